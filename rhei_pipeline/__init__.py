@@ -1,0 +1,1 @@
+"""Keep an analytical mirror of an operational database by change data capture."""

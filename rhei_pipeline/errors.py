@@ -1,0 +1,93 @@
+"""Everything that can go wrong, and what to do about it.
+
+    RheiError
+    |-- TransientError                 trying again, unchanged, may succeed
+    |   |-- SourceBusyError            the source is locked or cannot be reached
+    |   `-- MirrorBusyError            another process holds the mirror
+    `-- PermanentError                 something has to change first
+        |-- SettingsError              the declaration cannot be read or does not make sense
+        |-- SchemaError                a table cannot be mirrored as it stands
+        |   `-- SchemaDriftError       a table changed in a way that must be decided by a person
+        |-- SourceError                the source refused a statement or is damaged
+        |-- CaptureError               changes cannot be learned of
+        |   `-- PositionLostError      the source no longer holds the changes after the watermark
+        |-- MirrorError                the mirror refused a statement or is damaged
+        |-- QueryError                 a query cannot be run as asked
+        `-- MissingExtraError          an optional package is not installed
+
+A message names the thing first and never holds a row's values or a secret; the hint says what to
+do next. Whether to try again is said by the first fork alone.
+"""
+
+
+class RheiError(Exception):
+    """The root of all errors of this package.
+
+    Args:
+        message: What happened, lower case, the thing first.
+        table: The table it happened to, where there is one.
+        hint: One sentence: what to do next.
+    """
+
+    def __init__(self, message: str, *, table: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.table = table
+        self.hint = hint
+
+    def __str__(self) -> str:
+        named = f"table {self.table!r}: " if self.table is not None else ""
+        advice = f" ({self.hint})" if self.hint else ""
+        return f"{named}{self.message}{advice}"
+
+
+class TransientError(RheiError):
+    """Trying again, unchanged, may succeed."""
+
+
+class SourceBusyError(TransientError):
+    """The source is locked or cannot be reached."""
+
+
+class MirrorBusyError(TransientError):
+    """Another process holds the mirror."""
+
+
+class PermanentError(RheiError):
+    """Something has to change before a new try can succeed."""
+
+
+class SettingsError(PermanentError):
+    """The declaration cannot be read or does not make sense."""
+
+
+class SchemaError(PermanentError):
+    """A table cannot be mirrored as it stands."""
+
+
+class SchemaDriftError(SchemaError):
+    """A table changed in a way that must be decided by a person."""
+
+
+class SourceError(PermanentError):
+    """The source refused a statement or is damaged."""
+
+
+class CaptureError(PermanentError):
+    """Changes cannot be learned of."""
+
+
+class PositionLostError(CaptureError):
+    """The source no longer holds the changes that follow the watermark."""
+
+
+class MirrorError(PermanentError):
+    """The mirror refused a statement or is damaged."""
+
+
+class QueryError(PermanentError):
+    """A query cannot be run as asked."""
+
+
+class MissingExtraError(PermanentError):
+    """An optional package is not installed."""
