@@ -1,0 +1,1 @@
+"""How a change is learned of; each module holds one ChangeSource."""

@@ -1,0 +1,261 @@
+"""Change capture from SQLite by triggers into a log that lives in the same file.
+
+Writers in any process and language are captured, since the triggers are the database's own. The
+log says which keys were touched; what became of them is read from the tables themselves, in the
+same snapshot, so no stale image can reach the mirror.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from rhei_pipeline.capture.trigger_snapshot import TriggerSnapshot
+from rhei_pipeline.capture.trigger_sql import (
+    CLOCK,
+    CaptureSql,
+    capture_sql,
+    image_insert,
+    key_places,
+    log_table,
+    object_names,
+)
+from rhei_pipeline.errors import CaptureError, SchemaError
+from rhei_pipeline.events import Position
+from rhei_pipeline.oltp.sqlite import SqliteDatabase
+from rhei_pipeline.oltp.sqlite_schema import SqliteTable, read_table
+from rhei_pipeline.schema import Mode, Table, TableSchema
+from rhei_pipeline.sql import listed, literal, quote
+
+#: Rows of a log deleted in one transaction: a few milliseconds of the writer's lock.
+PRUNE_ROWS = 5_000
+#: A mirror unseen for so long no longer holds the log back; it re-syncs when it comes back.
+FORGET_MIRROR_AFTER = timedelta(days=7)
+
+_CONSUMERS = (
+    "create table if not exists _rhei_consumer("
+    "mirror text not null, tbl text not null, seq integer not null, seen_at integer not null,"
+    " primary key(mirror, tbl)) without rowid"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """What the declaration says of a table beyond its name and mode."""
+
+    columns: tuple[str, ...] | None = None
+    primary_key: tuple[str, ...] | None = None
+    types: Mapping[str, str] = field(default_factory=dict)
+
+
+class TriggerSource:
+    """A `ChangeSource` over one SQLite file.
+
+    Args:
+        database: The source.
+        mirror_id: Who reads: several mirrors may follow one source, each at its own pace.
+        options: Partial replication, chosen keys, given types, by table.
+
+    Not for several threads at once; the caller holds a lock around its work.
+    """
+
+    def __init__(
+        self,
+        database: SqliteDatabase,
+        mirror_id: str,
+        options: Mapping[str, TableOptions] | None = None,
+    ) -> None:
+        self._database = database
+        self._mirror_id = mirror_id
+        self._options = {name.lower(): chosen for name, chosen in (options or {}).items()}
+        self._connection = database.connect()
+        self._catalogue: dict[str, SqliteTable] = {}
+        self._catalogue_version = -1
+        with database.translated():
+            # Losing an acknowledgement in a power cut only means giving it again.
+            self._connection.execute("pragma synchronous = normal")
+            if self._connection.execute("pragma journal_mode").fetchone()[0] != "wal":
+                self._connection.execute("pragma journal_mode = wal")
+
+    def describe(self, name: str) -> TableSchema:
+        """Read a table's schema as it is now."""
+        return self._table(name).schema
+
+    def schema_version(self) -> int:
+        """Return SQLite's own count of schema changes."""
+        with self._database.translated():
+            return int(self._connection.execute("pragma schema_version").fetchone()[0])
+
+    def is_installed(self, table: Table) -> bool:
+        """Tell whether log and triggers stand as they were made."""
+        return self._standing(table) is not None
+
+    def install(self, table: Table, least: int) -> None:
+        """Create or mend the log and triggers of a table, in one transaction.
+
+        Where anything was missing, changes may have gone by unseen: the log starts anew, no
+        older position is proved by it any more, and so the table is copied again.
+        """
+        if self.is_installed(table):
+            return
+        source = self._table(table.name)
+        wanted = capture_sql(source, table.mode)
+        with self._writing():
+            least = max(least, self._newest(table.name))
+            self._drop_objects(table.name)
+            for text in wanted.tables.values():
+                self._connection.execute(text)
+            self._connection.execute(
+                f"insert into {quote(log_table(table.name))}(seq, at) values(?, {CLOCK})",
+                (least + 1,),
+            )
+            for text in wanted.triggers.values():
+                self._connection.execute(text)
+            self._connection.execute(_CONSUMERS)
+
+    def remove(self, name: str) -> None:
+        """Take the log and triggers of a table out of the source."""
+        with self._writing():
+            self._drop_objects(name)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[TriggerSnapshot]:
+        """Hold one committed state of the source."""
+        with self._database.translated():
+            self._connection.execute("begin")
+            try:
+                yield TriggerSnapshot(self._connection, self._table)
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("rollback")
+
+    def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
+        """Record how far this mirror has come, then forget what no mirror needs.
+
+        The entry at a watermark itself is kept: it proves, next time, that the log is the same.
+        """
+        with self._writing():
+            self._connection.executemany(
+                "insert into _rhei_consumer values(?, ?, ?, ?) on conflict do update set"
+                " seq = excluded.seq, seen_at = excluded.seen_at",
+                [
+                    (self._mirror_id, name, position.order, _now())
+                    for name, position in needed_from.items()
+                ],
+            )
+            self._connection.execute(
+                "delete from _rhei_consumer where seen_at < ?",
+                (_now() - FORGET_MIRROR_AFTER // timedelta(microseconds=1),),
+            )
+        return sum(self._prune(name) for name in needed_from) if prune else 0
+
+    def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
+        """Log keys as changed, in the form that the table's log has."""
+        source = self._table(table.name)
+        log, places = quote(log_table(table.name)), key_places(source)
+        marks = ", ".join("?" for _ in places)
+        if table.mode is Mode.TEMPORAL:
+            condition = " and ".join(f"{quote(name)} = ?" for name in source.schema.primary_key)
+            statement = f"{image_insert(source)} where {condition}"
+        else:
+            statement = f"insert into {log}(at, {', '.join(places)}) values({CLOCK}, {marks})"
+        with self._writing():
+            self._connection.executemany(statement, keys)
+
+    def forget_mirror(self) -> None:
+        """Let the source forget that this mirror exists."""
+        with self._writing():
+            if _exists(self._connection, "_rhei_consumer"):
+                self._connection.execute(
+                    "delete from _rhei_consumer where mirror = ?", (self._mirror_id,)
+                )
+
+    def close(self) -> None:
+        """Close the connection; safe to repeat."""
+        self._connection.close()
+
+    def _table(self, name: str) -> SqliteTable:
+        version = self.schema_version()
+        if version != self._catalogue_version:
+            self._catalogue.clear()
+            self._catalogue_version = version
+        if name not in self._catalogue:
+            options = self._options.get(name.lower(), TableOptions())
+            with self._database.translated():
+                self._catalogue[name] = read_table(
+                    self._connection,
+                    name,
+                    columns=options.columns,
+                    primary_key=options.primary_key,
+                    types=options.types,
+                )
+        return self._catalogue[name]
+
+    def _standing(self, table: Table) -> CaptureSql | None:
+        """Return the form in which capture of the table stands complete, if it does.
+
+        A log of images serves a destructive mirror too, so two mirrors can share it.
+        """
+        source = self._table(table.name)
+        modes = {table.mode, Mode.TEMPORAL}
+        tables, triggers = object_names(table.name)
+        names = ", ".join(literal(name) for name in [*tables, *triggers])
+        with self._database.translated():
+            rows = self._connection.execute(
+                f"select name, sql from sqlite_master where name in ({names})"  # noqa: S608
+            )
+            found = dict(rows.fetchall())
+        forms = (capture_sql(source, mode) for mode in modes)
+        return next((form for form in forms if form.objects == found), None)
+
+    def _newest(self, name: str) -> int:
+        """Return the newest entry's place, or 0: positions grow even over a log made anew."""
+        if not _exists(self._connection, log_table(name)):
+            return 0
+        found = self._connection.execute(f"select max(seq) from {quote(log_table(name))}")  # noqa: S608
+        return int(found.fetchone()[0] or 0)
+
+    def _drop_objects(self, name: str) -> None:
+        tables, triggers = object_names(name)
+        for trigger in triggers:
+            self._connection.execute(f"drop trigger if exists {quote(trigger)}")
+        for table in tables:
+            self._connection.execute(f"drop table if exists {quote(table)}")
+
+    def _prune(self, name: str) -> int:
+        log = quote(log_table(name))
+        with self._database.translated():
+            low, keep = self._connection.execute(
+                f"select (select min(seq) from {log}),"  # noqa: S608
+                " (select min(seq) from _rhei_consumer where tbl = ?)",
+                (name,),
+            ).fetchone()
+        forgotten = 0
+        while low is not None and low < keep:
+            low = min(low + PRUNE_ROWS, keep)
+            with self._writing():
+                cursor = self._connection.execute(f"delete from {log} where seq < ?", (low,))  # noqa: S608
+                forgotten += cursor.rowcount
+        return forgotten
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._database.translated():
+            self._connection.execute("begin immediate")
+            try:
+                yield
+                self._connection.execute("commit")
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("rollback")
+
+
+def _exists(connection: sqlite3.Connection, table: str) -> bool:
+    found = connection.execute("select 1 from sqlite_master where name = ?", (table,))
+    return found.fetchone() is not None
+
+
+def _now() -> int:
+    return int(datetime.now(UTC).timestamp() * 1_000_000)

@@ -1,0 +1,187 @@
+"""What capture hands to the core: change events in Arrow, positions, dead letters."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+import pyarrow as pa
+
+from rhei_pipeline.schema import INSTANT, TableSchema
+
+#: Where the event stands in the source's order.
+SEQUENCE = "_rhei_sequence"
+#: When the source's clock says the change was made.
+CHANGED_AT = "_rhei_changed_at"
+#: True: the row is as the columns say. False: the key has no row (a tombstone; values are null).
+LIVE = "_rhei_live"
+
+EVENT_FIELDS = (
+    pa.field(SEQUENCE, pa.int64(), nullable=False),
+    pa.field(CHANGED_AT, INSTANT, nullable=False),
+    pa.field(LIVE, pa.bool_(), nullable=False),
+)
+
+
+class Operation(StrEnum):
+    """What made a version: an insert, an update; `D` marks a version that a delete ended."""
+
+    INSERT = "I"
+    UPDATE = "U"
+    DELETE = "D"
+
+
+def event_schema(table: TableSchema) -> pa.Schema:
+    """Return the schema of a table's change events: our three fields, then its columns."""
+    return pa.schema([*EVENT_FIELDS, *table.arrow])
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the source's order, for one table.
+
+    Attributes:
+        order: Grows with the source's order; a watermark's order never goes back.
+        proof: What the source must still show at this place. A source that shows another proof
+            is not the one we read from (a restored backup), and nothing may be concluded.
+    """
+
+    order: int
+    proof: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A row that cannot be mirrored: which, where, why. Never the value itself.
+
+    Attributes:
+        key: The primary key as a JSON object; bytes appear as `{"hex": ...}`.
+        column: The column whose value does not fit.
+        reason: What was found and what was expected, as storage classes and types.
+        captured_at: The source's clock when the row was read.
+    """
+
+    table: str
+    key: str
+    column: str
+    reason: str
+    captured_at: datetime
+
+
+def key_text(key: Mapping[str, object]) -> str:
+    """Write a key as a JSON object, the same text for the same key wherever it is written."""
+    return json.dumps(dict(key), ensure_ascii=False, default=_json_part)
+
+
+def _json_part(value: object) -> object:
+    return {"hex": value.hex()} if isinstance(value, bytes) else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeBatch:
+    """Consecutive changes of one table.
+
+    Attributes:
+        events: In the source's order, with the schema `event_schema` gives.
+        count: How many events of the source these stand for (touches of one key count each).
+        net: True when `events` holds at most one event a key already.
+        rejected: Dead letters met while reading; their rows are not among `events`.
+    """
+
+    events: pa.Table
+    count: int
+    net: bool = False
+    rejected: tuple[DeadLetter, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """Rows of one table as one snapshot holds them, in key order.
+
+    Attributes:
+        rows: With the table's own Arrow schema.
+        resume: Opaque text from which a later snapshot reads on, behind the last row here.
+    """
+
+    rows: pa.Table
+    resume: str
+    rejected: tuple[DeadLetter, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NetChanges:
+    """One net change a key.
+
+    Attributes:
+        upserts: Rows as they are now, with the table's own Arrow schema.
+        tombstones: Keys that have no row any more, with the key's Arrow schema.
+    """
+
+    upserts: pa.Table
+    tombstones: pa.Table
+
+    @property
+    def keys(self) -> pa.Table:
+        """All keys that changed."""
+        names = self.tombstones.column_names
+        return pa.concat_tables([self.upserts.select(names), self.tombstones])
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """What a batch of events does to a temporal table.
+
+    Attributes:
+        closings: Open versions that end: the mirror's own locator column, `_rhei_valid_to`, and
+            `_rhei_deleted` (true when no version follows).
+        openings: Versions to append, with the mirror's columns; ended ones carry `_rhei_valid_to`.
+        inserted, updated, deleted: Rows that really changed.
+    """
+
+    closings: pa.Table
+    openings: pa.Table
+    inserted: int
+    updated: int
+    deleted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Rows that really changed in the mirror."""
+
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.inserted + other.inserted,
+            self.updated + other.updated,
+            self.deleted + other.deleted,
+        )
+
+    @property
+    def total(self) -> int:
+        """All rows that really changed."""
+        return self.inserted + self.updated + self.deleted
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How a table's mirror differs from its source, by key (the key's Arrow schema each).
+
+    Attributes:
+        missing: In the source and not in the mirror.
+        extra: In the mirror and not in the source.
+        different: In both, with other values.
+    """
+
+    missing: pa.Table
+    extra: pa.Table
+    different: pa.Table
+
+    @property
+    def equal(self) -> bool:
+        """Whether there is no difference."""
+        return not (self.missing.num_rows or self.extra.num_rows or self.different.num_rows)

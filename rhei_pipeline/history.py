@@ -1,0 +1,187 @@
+"""Many events, the versions they open and close (SCD 2)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.compaction import key_codes
+from rhei_pipeline.events import CHANGED_AT, LIVE, SEQUENCE, Operation, Versions
+from rhei_pipeline.schema import INSTANT, OPERATION, VALID_FROM, VALID_TO, TableSchema
+
+#: The mirror's own way to find an open version again: it hands it out and takes it back.
+LOCATOR = "_rhei_locator"
+#: The last instant a key's history already covers; a new version starts later.
+FLOOR = "_rhei_floor"
+#: In closings: true when nothing follows the version, because its row was deleted.
+DELETED = "_rhei_deleted"
+
+_BEFORE_ALL_EVENTS = -1
+
+
+@dataclass(frozen=True, slots=True)
+class _States:
+    """What each key was and became: its open version first, then its events, key after key."""
+
+    rows: pa.Table
+    key: np.ndarray
+    live: np.ndarray
+    base: np.ndarray
+
+    @property
+    def first(self) -> np.ndarray:
+        """Where a key begins."""
+        return np.concatenate([[True], self.key[1:] != self.key[:-1]])[: len(self.key)]
+
+    @property
+    def last(self) -> np.ndarray:
+        """Where a key ends."""
+        return np.concatenate([self.key[1:] != self.key[:-1], [True]])[: len(self.key)]
+
+    def take(self, kept: np.ndarray) -> "_States":
+        """Keep the rows where `kept` is true."""
+        return _States(
+            self.rows.filter(pa.array(kept)), self.key[kept], self.live[kept], self.base[kept]
+        )
+
+
+def supersede(
+    events: pa.Table, open_versions: pa.Table, floors: pa.Table, schema: TableSchema
+) -> Versions:
+    """Decide which versions end and which begin.
+
+    A key's versions are disjoint, never empty, and start at strictly growing instants: an event
+    whose clock ties with or lies behind the version before it moves on by one microsecond. An
+    event that changes nothing opens no version. Kimball, The Data Warehouse Toolkit, type 2.
+
+    Args:
+        events: One table's change events in the source's order (`event_schema`).
+        open_versions: The open versions of the keys touched: the table's columns,
+            `_rhei_valid_from`, and `_rhei_locator`.
+        floors: For touched keys without an open version but with a past: the key's columns and
+            `_rhei_floor`, the last instant their history covers.
+        schema: The table's schema.
+    """
+    states = _in_key_order(events, open_versions, schema)
+    states = states.take(_changes_something(states, schema))
+    starts = _strictly_growing(_instants(states, floors, schema), states.first)
+    return _versions(states, starts, schema)
+
+
+def _in_key_order(events: pa.Table, open_versions: pa.Table, schema: TableSchema) -> _States:
+    bases = open_versions.num_rows
+    rows = pa.concat_tables([_as_states(open_versions, schema), _with_locator(events, schema)])
+    codes = key_codes(rows.select(list(schema.primary_key)))
+    order = np.lexsort((rows[SEQUENCE].to_numpy(), codes))
+    rows = rows.take(pa.array(order))
+    live = rows[LIVE].to_numpy()
+    return _States(rows, codes[order], live, order < bases)
+
+
+def _as_states(open_versions: pa.Table, schema: TableSchema) -> pa.Table:
+    count = open_versions.num_rows
+    columns = {
+        SEQUENCE: pa.array(np.full(count, _BEFORE_ALL_EVENTS)),
+        CHANGED_AT: open_versions[VALID_FROM],
+        LIVE: pa.array(np.full(count, fill_value=True)),
+        **{name: open_versions[name] for name in schema.names},
+        LOCATOR: open_versions[LOCATOR],
+    }
+    return pa.table(columns)
+
+
+def _with_locator(events: pa.Table, schema: TableSchema) -> pa.Table:
+    columns = {name: events[name] for name in (SEQUENCE, CHANGED_AT, LIVE, *schema.names)}
+    return pa.table({**columns, LOCATOR: pa.nulls(events.num_rows, pa.int64())})
+
+
+def _changes_something(states: _States, schema: TableSchema) -> np.ndarray:
+    """Equality is transitive, so comparing each state with the one before it is enough."""
+    was_live = np.concatenate([[False], states.live[:-1]])[: len(states.live)] & ~states.first
+    repeated = states.live & was_live & _equals_previous(states.rows, schema)
+    return np.where(states.live, ~repeated, was_live)
+
+
+def _equals_previous(rows: pa.Table, schema: TableSchema) -> np.ndarray:
+    count = rows.num_rows
+    equal = np.ones(count, dtype=bool)
+    for column in schema.value_columns:
+        values = _bits(rows[column.name].combine_chunks())
+        later, earlier = values.slice(1), values.slice(0, max(count - 1, 0))
+        same = pc.fill_null(pc.equal(later, earlier), fill_value=False)
+        both_null = pc.and_(pc.is_null(later), pc.is_null(earlier))
+        equal[1:] &= pc.or_(same, both_null).to_numpy(zero_copy_only=False)
+    return equal
+
+
+def _bits(values: pa.Array) -> pa.Array:
+    """See doubles as their bits: 0.0 and -0.0 are two values to keep, not one."""
+    return values.view(pa.int64()) if pa.types.is_float64(values.type) else values
+
+
+def _instants(states: _States, floors: pa.Table, schema: TableSchema) -> np.ndarray:
+    """Return each state's own clock in microseconds, lifted above its key's past."""
+    instants: np.ndarray = states.rows[CHANGED_AT].cast(pa.int64()).to_numpy().copy()
+    if floors.num_rows == 0:
+        return instants
+    names = list(schema.primary_key)
+    keys = pa.concat_tables([floors.select(names), states.rows.select(names)])
+    codes = key_codes(keys)
+    lowest = np.full(int(codes.max()) + 1, np.iinfo(np.int64).min)
+    past = floors[FLOOR].cast(pa.int64()).to_numpy()
+    np.maximum.at(lowest, codes[: floors.num_rows], past + 1)
+    return np.maximum(instants, lowest[codes[floors.num_rows :]])
+
+
+def _strictly_growing(instants: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Within each key, make every instant later than the one before by at least one."""
+    if len(instants) == 0:
+        return instants
+    index = np.arange(len(instants))
+    group = np.cumsum(first) - 1
+    rank = index - np.maximum.accumulate(np.where(first, index, 0))
+    # A running maximum of (instant - rank), restarted at each key: its ordinals are small enough
+    # to carry the key's number in front without leaving 64 bits.
+    distinct, ordinal = np.unique(instants - rank, return_inverse=True)
+    offset = group * len(distinct)
+    grown: np.ndarray = distinct[np.maximum.accumulate(offset + ordinal) - offset] + rank
+    return grown
+
+
+def _versions(states: _States, starts: np.ndarray, schema: TableSchema) -> Versions:
+    count = len(starts)
+    first, last = states.first, states.last
+    was_live = np.concatenate([[False], states.live[:-1]])[:count] & ~first
+    ends = np.concatenate([starts[1:], [0]])[:count]
+    ended_by_delete = ~last & ~np.concatenate([states.live[1:], [True]])[:count]
+    opened = states.live & ~states.base
+    closed = states.base & ~last
+    operation = np.where(was_live, Operation.UPDATE.value, Operation.INSERT.value)
+    operation = np.where(ended_by_delete, Operation.DELETE.value, operation)
+    openings = pa.table(
+        {
+            **{name: states.rows[name].filter(pa.array(opened)) for name in schema.names},
+            VALID_FROM: _as_instants(starts[opened]),
+            VALID_TO: _as_instants(ends[opened], missing=last[opened]),
+            OPERATION: pa.array(operation[opened].tolist(), pa.string()),
+        }
+    )
+    closings = pa.table(
+        {
+            LOCATOR: states.rows[LOCATOR].filter(pa.array(closed)),
+            VALID_TO: _as_instants(ends[closed]),
+            DELETED: pa.array(ended_by_delete[closed]),
+        }
+    )
+    return Versions(
+        closings=closings,
+        openings=openings,
+        inserted=int((opened & ~was_live).sum()),
+        updated=int((opened & was_live).sum()),
+        deleted=int((~states.live).sum()),
+    )
+
+
+def _as_instants(microseconds: np.ndarray, missing: np.ndarray | None = None) -> pa.Array:
+    return pa.array(microseconds, pa.int64(), mask=missing).cast(INSTANT)

@@ -1,0 +1,191 @@
+"""One door: write, query, sync, copy, verify, look back."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, Self
+
+import pyarrow as pa
+
+from rhei_pipeline.background import BackgroundSync
+from rhei_pipeline.dead_letters import replay
+from rhei_pipeline.errors import QueryError, SchemaError
+from rhei_pipeline.initial_sync import OnProgress
+from rhei_pipeline.metrics import (
+    CopyReport,
+    RepairReport,
+    SyncReport,
+    SyncStatus,
+    VerifyReport,
+)
+from rhei_pipeline.oltp.sqlite_query import query as query_sqlite
+from rhei_pipeline.oltp.sqlite_schema import declaration
+from rhei_pipeline.pipeline import Declared, no_progress, no_step
+from rhei_pipeline.protocols import OnStep
+from rhei_pipeline.schema import VALID_FROM, VALID_TO, Mode
+from rhei_pipeline.settings import Settings
+from rhei_pipeline.sql import listed, quote
+from rhei_pipeline.wiring import open_engine
+
+Hint = Literal["auto", "oltp", "olap"]
+
+
+class HTAP:
+    """An operational database and its mirror, as one.
+
+    A context manager: leaving the block stops the background sync and closes everything, also
+    when an error ends the block. All calls are safe to repeat and to make from several threads.
+    """
+
+    def __init__(self, settings: Settings, *, on_step: OnStep = no_step) -> None:
+        self.settings = settings
+        self._engine = open_engine(settings, on_step)
+        self._background: BackgroundSync | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the background sync and close everything; safe to repeat."""
+        self.stop_sync()
+        self._engine.resources.close()
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
+        """Run one write in the source and commit it; return the rows affected."""
+        return self._engine.database.execute(sql, params)
+
+    def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> int:
+        """Run all statements in one transaction of the source, all or nothing."""
+        return self._engine.database.execute_batch(statements)
+
+    def query(self, sql: str, params: Sequence[Any] = (), hint: Hint = "auto") -> pa.Table:
+        """Run one reading statement.
+
+        `olap` asks the mirror, as of its last sync; `oltp` asks the source; `auto` asks the
+        source, whose answer is always current.
+
+        Raises:
+            QueryError: The statement does not read, or its side refuses it.
+        """
+        if hint == "olap":
+            return self._engine.mirror.query(sql, params)
+        if hint in {"auto", "oltp"}:
+            return query_sqlite(self._engine.database, sql, params)
+        raise QueryError(f"unknown hint {hint!r}", hint="use 'auto', 'oltp' or 'olap'")
+
+    def tables(self) -> list[str]:
+        """Return the names of the tables mirrored."""
+        return sorted(self._engine.pipeline.tables)
+
+    def register_table(self, name: str, mode: Mode | str | None = None) -> None:
+        """Capture a table from now on; on one that is captured, mend whatever is missing."""
+        known = {table.lower(): found for table, found in self._engine.pipeline.tables.items()}
+        standing = known.get(name.lower())
+        chosen = mode or (standing.mode if standing else self.settings.mode)
+        self._engine.pipeline.register(Declared(name, Mode(chosen)))
+
+    def initial_sync(self, table: str, on_progress: OnProgress = no_progress) -> CopyReport:
+        """Copy a table; repeated, bring the mirror to the same rows again by their difference."""
+        return self._engine.pipeline.copy(table, on_progress)
+
+    def initial_sync_all(self, on_progress: OnProgress = no_progress) -> list[CopyReport]:
+        """Copy every table."""
+        return [self.initial_sync(table, on_progress) for table in self.tables()]
+
+    def sync_now(self, on_progress: OnProgress = no_progress) -> SyncReport:
+        """Apply everything that is pending now; copies first what was never copied."""
+        return self._engine.pipeline.sync(on_progress)
+
+    def start_sync(self, interval_seconds: float | None = None) -> BackgroundSync:
+        """Sync in the background at an interval; does nothing more when that is running."""
+        if self._background is None or not self._background.running:
+            interval = interval_seconds or self.settings.sync.interval_seconds
+            self._background = BackgroundSync(self._engine.pipeline, interval)
+            self._background.start()
+        return self._background
+
+    def stop_sync(self) -> None:
+        """Stop the background sync after the cycle under way."""
+        if self._background is not None:
+            self._background.stop()
+
+    def sync_status(self) -> SyncStatus:
+        """Tell how every table stands."""
+        background = self._background
+        error = background.last_error if background else None
+        return SyncStatus(
+            running=background is not None and background.running,
+            tables=MappingProxyType(self._engine.pipeline.status()),
+            last_error=None if error is None else str(error),
+        )
+
+    def add_column(self, table: str, column: str, arrow_type: pa.DataType) -> None:
+        """Add a column to the source, unless it has it, and to the mirror."""
+        found = self._engine.pipeline.table(table)
+        if column.lower() not in map(str.lower, found.schema.names):
+            self.execute(
+                f"alter table {quote(found.name)} add column {quote(column)}"
+                f" {declaration(arrow_type)}"
+            )
+        self.sync_now()
+
+    def drop_column(self, table: str, column: str) -> None:
+        """Drop a column from the source and the mirror; a temporal mirror keeps its past."""
+        found = self._engine.pipeline.table(table)
+        if column.lower() in map(str.lower, found.schema.primary_key):
+            raise SchemaError(
+                f"column {column!r} is part of the primary key", table=found.name
+            )
+        if column.lower() in map(str.lower, found.schema.names):
+            self.execute(f"alter table {quote(found.name)} drop column {quote(column)}")
+        self.sync_now()
+
+    def as_of(self, table: str, instant: datetime) -> pa.Table:
+        """Return a temporal table's rows as they were at an instant, with the source's columns.
+
+        Raises:
+            QueryError: The table keeps no history, or the instant has no time zone.
+        """
+        found = self._engine.pipeline.table(table)
+        if found.mode is not Mode.TEMPORAL:
+            raise QueryError(
+                f"table {found.name!r} keeps no history", hint="declare it 'mode: temporal'"
+            )
+        if instant.tzinfo is None:
+            raise QueryError("the instant has no time zone", hint="give one, such as UTC")
+        return self._engine.mirror.query(
+            f"select {listed(found.schema.names)} from {quote(found.name)}"  # noqa: S608
+            f" where {VALID_FROM} <= $1 and ({VALID_TO} is null or {VALID_TO} > $1)",
+            [instant],
+        )
+
+    def verify(self, table: str | None = None) -> VerifyReport:
+        """Sync, then compare every row of source and mirror at one source state."""
+        return self._engine.pipeline.verify(table)
+
+    def repair(self, table: str) -> RepairReport:
+        """Make a table equal to its source again."""
+        return self._engine.pipeline.repair(table)
+
+    def dead_letters(self, table: str | None = None) -> pa.Table:
+        """Return the rows that cannot be mirrored: table_name, key, column_name, reason, ...."""
+        return self._engine.mirror.dead_letters(table)
+
+    def replay_dead_letters(self, table: str | None = None) -> SyncReport:
+        """Read the rows of the dead letters again, and sync."""
+        replay(self.dead_letters(table), self._engine.pipeline)
+        return self.sync_now()
+
+
+def open(source: Settings | str | Path) -> HTAP:  # noqa: A001  (rhei.open is the public name)
+    """Open what a declaration describes, given as a file or as settings."""
+    return HTAP(source if isinstance(source, Settings) else Settings.load(source))

@@ -1,0 +1,82 @@
+"""What "recorded" means: how far each table of a mirror has come."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from collections.abc import Mapping
+
+from rhei_pipeline.events import Position
+
+
+class TableState(StrEnum):
+    """The life of a mirrored table, derived from what the ledger holds about it.
+
+    NEW: declared, nothing recorded yet.
+    COPYING: a copy is under way beside the table; readers do not see it.
+    COPIED: the copy is complete; the next sync cycle puts it in the table's place.
+    READY: the table equals the source at its watermark.
+    """
+
+    NEW = "new"
+    COPYING = "copying"
+    COPIED = "copied"
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """The position up to and including which a table is durably applied.
+
+    Attributes:
+        recorded_at: When this was recorded, by the source's clock.
+    """
+
+    table: str
+    position: Position
+    recorded_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CopyProgress:
+    """How far a table's copy has come.
+
+    Attributes:
+        position: From here the copy has to be caught up: no row was read before it.
+        resume: Opaque place behind the last row copied; None before the first row.
+        complete: Every row has been copied; what is left is to catch up.
+        shape: Fingerprint of the schema the copy was begun with; another one cannot resume it.
+    """
+
+    table: str
+    position: Position
+    shape: str
+    resume: str | None = None
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Everything a mirror has recorded about progress, as one committed state."""
+
+    watermarks: Mapping[str, Watermark] = field(default_factory=lambda: MappingProxyType({}))
+    copies: Mapping[str, CopyProgress] = field(default_factory=lambda: MappingProxyType({}))
+
+    def state(self, table: str) -> TableState:
+        """Return where a table is in its life."""
+        if table in self.copies:
+            return TableState.COPIED if self.copies[table].complete else TableState.COPYING
+        return TableState.READY if table in self.watermarks else TableState.NEW
+
+    def needed_from(self, table: str) -> Position | None:
+        """Return the position after which the table needs its changes, if any is recorded.
+
+        Once a copy is begun only the copy can be caught up, so its position counts alone.
+        """
+        record = self.copies.get(table) or self.watermarks.get(table)
+        return None if record is None else record.position
+
+    def furthest(self, table: str) -> int:
+        """Return the highest order recorded for the table; 0 where there is none."""
+        records = (self.copies.get(table), self.watermarks.get(table))
+        return max((record.position.order for record in records if record), default=0)

@@ -1,0 +1,214 @@
+"""The numbers a sync reports: what changed, how far, how late."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from rhei_pipeline.events import Counts
+from rhei_pipeline.ledger import TableState
+
+
+@dataclass(frozen=True, slots=True)
+class TableReport:
+    """What one sync did to one table.
+
+    Attributes:
+        events: Events of the source that were consumed.
+        inserted, updated, deleted: Rows that really changed in the mirror.
+        dead_letters: Rows that could not be mirrored, met in this sync.
+        watermark: The position the table stands at; None when nothing is recorded yet.
+        lag_seconds: How old the oldest change was when it became visible; 0 without changes.
+        copied_rows: Rows read by an initial sync that was part of this one.
+        error: Why the table was left out, when it was.
+    """
+
+    table: str
+    events: int = 0
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    dead_letters: int = 0
+    watermark: int | None = None
+    lag_seconds: float = 0.0
+    copied_rows: int = 0
+    error: str | None = None
+
+    @property
+    def changed(self) -> int:
+        """All rows that really changed."""
+        return self.inserted + self.updated + self.deleted
+
+    @classmethod
+    def of(cls, table: str, counts: Counts, **others: Any) -> "TableReport":  # noqa: ANN401
+        """Report counts of one table."""
+        return cls(
+            table,
+            inserted=counts.inserted,
+            updated=counts.updated,
+            deleted=counts.deleted,
+            **others,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """What one sync did: one source state, applied in one mirror transaction.
+
+    The sums over all tables, and the same per table in `tables`. `watermark` is the sum of the
+    tables' positions: it grows by one for each event of the source.
+    """
+
+    tables: Mapping[str, TableReport] = field(default_factory=lambda: MappingProxyType({}))
+    duration_seconds: float = 0.0
+
+    @property
+    def events(self) -> int:
+        """Events of the source that were consumed."""
+        return sum(report.events for report in self.tables.values())
+
+    @property
+    def inserted(self) -> int:
+        """Rows inserted in the mirror."""
+        return sum(report.inserted for report in self.tables.values())
+
+    @property
+    def updated(self) -> int:
+        """Rows really changed in the mirror."""
+        return sum(report.updated for report in self.tables.values())
+
+    @property
+    def deleted(self) -> int:
+        """Rows deleted from the mirror."""
+        return sum(report.deleted for report in self.tables.values())
+
+    @property
+    def dead_letters(self) -> int:
+        """Rows that could not be mirrored, met in this sync."""
+        return sum(report.dead_letters for report in self.tables.values())
+
+    @property
+    def watermark(self) -> int:
+        """The sum of the tables' positions."""
+        return sum(report.watermark or 0 for report in self.tables.values())
+
+    @property
+    def lag_seconds(self) -> float:
+        """How old the oldest change was when it became visible."""
+        return max((report.lag_seconds for report in self.tables.values()), default=0.0)
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """The tables left out, each with the reason."""
+        return {name: report.error for name, report in self.tables.items() if report.error}
+
+
+@dataclass(frozen=True, slots=True)
+class CopyReport:
+    """What an initial sync did to one table.
+
+    Attributes:
+        rows: Rows read from the source by this call; a resumed copy reads only the rest.
+        resumed: Whether it went on where an earlier one had ended.
+        inserted, updated, deleted: Rows that really changed in the mirror.
+    """
+
+    table: str
+    rows: int
+    resumed: bool
+    inserted: int
+    updated: int
+    deleted: int
+    dead_letters: int
+    watermark: int
+    duration_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TableStatus:
+    """How one table stands.
+
+    Attributes:
+        lag_events: Events of the source that are not applied yet, exactly.
+        lag_seconds: How long the oldest of them has waited; 0 when there is none.
+        dead_letters: Open ones.
+    """
+
+    table: str
+    mode: str
+    state: TableState | None
+    watermark: int | None
+    lag_events: int
+    lag_seconds: float
+    dead_letters: int
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SyncStatus:
+    """How the pipeline stands.
+
+    Attributes:
+        running: Whether the background sync is running.
+        last_error: What the background sync last failed with; None since its last success.
+    """
+
+    running: bool
+    tables: Mapping[str, TableStatus]
+    last_error: str | None = None
+
+    @property
+    def lag_events(self) -> int:
+        """Events not applied yet, over all tables."""
+        return sum(status.lag_events for status in self.tables.values())
+
+    @property
+    def lag_seconds(self) -> float:
+        """How long the oldest of them has waited."""
+        return max((status.lag_seconds for status in self.tables.values()), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class TableVerification:
+    """How one table's mirror differs from its source, at one source state.
+
+    `missing`, `extra` and `different` count keys; `samples` holds the first few of each as JSON.
+    `dead_letters` counts the source's rows that cannot be mirrored.
+    """
+
+    table: str
+    rows: int
+    missing: int
+    extra: int
+    different: int
+    dead_letters: int
+    samples: Mapping[str, tuple[str, ...]]
+
+    @property
+    def equal(self) -> bool:
+        """Whether source and mirror hold the same rows, bit for bit."""
+        return not (self.missing or self.extra or self.different or self.dead_letters)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """How the mirror differs from the source, all tables at one source state."""
+
+    tables: Mapping[str, TableVerification]
+    duration_seconds: float
+
+    @property
+    def equal(self) -> bool:
+        """Whether every table is equal."""
+        return all(found.equal for found in self.tables.values())
+
+
+@dataclass(frozen=True, slots=True)
+class RepairReport:
+    """What a repair changed in one table's mirror."""
+
+    table: str
+    inserted: int
+    updated: int
+    deleted: int
+    duration_seconds: float

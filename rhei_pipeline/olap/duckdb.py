@@ -1,0 +1,216 @@
+"""A mirror in a DuckDB file, or in memory.
+
+Tables have no primary key on purpose: DELETE + INSERT on a plain table changes 10,000 random rows
+of a million in the time that an indexed upsert changes a hundred (see benchmarks/).
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from rhei_pipeline.errors import MirrorBusyError, MirrorError, QueryError, RheiError
+from rhei_pipeline.ledger import Ledger
+from rhei_pipeline.olap.duckdb_ledger import LEDGER_TABLES, read_ledger
+from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction, in_utc, table_exists
+from rhei_pipeline.schema import VALID_TO, Mode, Table
+from rhei_pipeline.sql import quote
+
+MEMORY = ":memory:"
+
+_CONFIG = {
+    # A query reads tables of the mirror; not files, not the network, not our Python variables.
+    "enable_external_access": "false",
+    "python_enable_replacements": "false",
+    # A checkpoint rewrites what changed; doing it every 16 MB would double the cost of a cycle.
+    "checkpoint_threshold": "256MB",
+}
+_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
+_LOCK_POLL_SECONDS = 0.2
+
+
+class DuckDBMirror:
+    """A `Mirror` in one DuckDB database.
+
+    Args:
+        path: The file, created when it is missing; `:memory:` for one that ends with the process.
+        lock_timeout_seconds: How long to wait while another process holds the file.
+
+    Raises:
+        MirrorBusyError: Another process held the file all that time.
+        MirrorError: The file cannot be opened, or is no DuckDB database.
+    """
+
+    def __init__(self, path: Path | str, *, lock_timeout_seconds: float = 30.0) -> None:
+        self.path = str(path)
+        self._connection = _open(self.path, lock_timeout_seconds)
+        self._lock = threading.Lock()
+        self._ledger: Ledger | None = None
+        self._prepare()
+
+    def _prepare(self) -> None:
+        with translated(self.path):
+            for statement in LEDGER_TABLES:
+                self._connection.execute(statement)
+            found = self._connection.execute("select id from _rhei_mirror").fetchall()
+            if not found:
+                found = [(uuid.uuid4().hex,)]
+                self._connection.execute("insert into _rhei_mirror values (?)", found[0])
+        self.mirror_id: str = found[0][0]
+
+    def ledger(self) -> Ledger:
+        """Return what is recorded, as last committed; nobody else can write to the file."""
+        ledger = self._ledger
+        if ledger is None:
+            with translated(self.path), self._cursor() as cursor:
+                self._ledger = ledger = read_ledger(cursor)
+        return ledger
+
+    @contextmanager
+    def transaction(self) -> Iterator[DuckDBTransaction]:
+        """Open the one writing transaction."""
+        with self._lock, translated(self.path):
+            self._connection.execute("begin transaction")
+            self._ledger = None
+            try:
+                yield DuckDBTransaction(self._connection)
+                self._connection.execute("commit")
+            except BaseException:
+                _roll_back(self._connection)
+                raise
+            finally:
+                self._ledger = None
+
+    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+        """Run one read-only statement on the last committed state.
+
+        Raises:
+            QueryError: Not one statement, not a reading one, or DuckDB refuses it.
+        """
+        with self._cursor() as cursor:
+            try:
+                _refuse_writing(cursor.extract_statements(sql))
+                cursor.execute("begin transaction read only")
+                result = cursor.sql(sql, params=list(params)) if params else cursor.sql(sql)
+                table = pa.table({}) if result is None else result.to_arrow_table()
+                return in_utc(table)
+            except duckdb.Error as error:
+                raise QueryError(
+                    f"DuckDB refused the query: {_first_line(error)}",
+                    hint="the mirror answers reading queries on mirrored tables",
+                ) from error
+
+    def exists(self, table: Table) -> bool:
+        """Tell whether the table stands in the mirror."""
+        with translated(self.path), self._cursor() as cursor:
+            return table_exists(cursor, table.name)
+
+    def count(self, table: Table) -> int:
+        """Count the rows that are valid now."""
+        condition = "" if table.mode is Mode.DESTRUCTIVE else f" where {VALID_TO} is null"
+        found = self.query(f"select count(*) as n from {quote(table.name)}{condition}")  # noqa: S608
+        return int(found["n"][0].as_py())
+
+    def dead_letters(self, table: str | None = None) -> pa.Table:
+        """Return open dead letters: table_name, key, column_name, reason, captured_at."""
+        return self.query(
+            "select * exclude (resolved_at) from _rhei_dead_letter where resolved_at is null"
+            " and (?::varchar is null or table_name = ?) order by captured_at, table_name, key",
+            [table, table],
+        )
+
+    def checkpoint(self) -> None:
+        """Fold the write-ahead log into the file; worth doing when nothing else is to be done."""
+        with self._lock, translated(self.path):
+            self._connection.execute("checkpoint")
+
+    def close(self) -> None:
+        """Close the file; safe to repeat."""
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        try:
+            cursor = self._connection.cursor()
+        except duckdb.ConnectionException as error:
+            raise MirrorError("the mirror is closed", hint="open it again") from error
+        try:
+            yield cursor
+        finally:
+            cursor.close()
+
+
+def _open(path: str, timeout: float) -> duckdb.DuckDBPyConnection:
+    if path != MEMORY:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return _retried(lambda: duckdb.connect(path, config=dict(_CONFIG)), path, timeout)
+
+
+def _retried(
+    connect: Callable[[], duckdb.DuckDBPyConnection], path: str, timeout: float
+) -> duckdb.DuckDBPyConnection:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            with translated(path):
+                return connect()
+        except MirrorBusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_LOCK_POLL_SECONDS)
+
+
+@contextmanager
+def translated(path: str) -> Iterator[None]:
+    """Turn the driver's errors into ours."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise _translate(error, path) from error
+
+
+def _translate(error: duckdb.Error, path: str) -> RheiError:
+    text = str(error)
+    if "Could not set lock" in text:
+        return MirrorBusyError(
+            f"mirror {path!r} is held by another process",
+            hint="one process writes a DuckDB file at a time: let the other one end first",
+        )
+    if "not a valid DuckDB database" in text:
+        return MirrorError(
+            f"{path!r} exists and is not a DuckDB database",
+            hint="correct mirror.path, or move the file away",
+        )
+    if "No space left" in text or "Out of disk" in text or "could not write all" in text.lower():
+        return MirrorError(f"the disk that holds {path!r} is full", hint="free space, try again")
+    return MirrorError(f"DuckDB failed on {path!r}: {_first_line(error)}")
+
+
+def _first_line(error: duckdb.Error) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _roll_back(connection: duckdb.DuckDBPyConnection) -> None:
+    try:
+        connection.execute("rollback")
+    except duckdb.Error:
+        # The failed statement ended the transaction already; its own error is the one to see.
+        return
+
+
+def _refuse_writing(statements: Sequence[duckdb.Statement]) -> None:
+    if len(statements) != 1:
+        raise QueryError(f"a query is one statement, and this is {len(statements)}")
+    kind = statements[0].type
+    if kind not in _READING:
+        raise QueryError(
+            f"{kind.name} is not a reading statement",
+            hint="use execute for writes: they go to the source, and reach the mirror by sync",
+        )

@@ -1,0 +1,119 @@
+"""How a DuckDB mirror writes down progress and dead letters, beside the rows they speak of."""
+
+from collections.abc import Iterable
+from types import MappingProxyType
+
+import duckdb
+import pyarrow as pa
+
+from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.events import DeadLetter, Position
+from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
+from rhei_pipeline.schema import INSTANT
+
+LEDGER_TABLES = (
+    "create table if not exists _rhei_mirror(id varchar)",
+    "create table if not exists _rhei_watermark(table_name varchar, position bigint,"
+    " proof varchar, recorded_at timestamptz)",
+    "create table if not exists _rhei_copy_progress(table_name varchar, position bigint,"
+    " proof varchar, shape varchar, resume varchar, complete boolean)",
+    "create table if not exists _rhei_dead_letter(table_name varchar, key varchar,"
+    " column_name varchar, reason varchar, captured_at timestamptz, resolved_at timestamptz)",
+)
+
+_LETTER = pa.schema(
+    [
+        ("table_name", pa.string()),
+        ("key", pa.string()),
+        ("column_name", pa.string()),
+        ("reason", pa.string()),
+        ("captured_at", INSTANT),
+    ]
+)
+
+
+def read_ledger(connection: duckdb.DuckDBPyConnection) -> Ledger:
+    """Read everything recorded, as one state."""
+    # Microseconds, since fetching an instant as Python's would need one more package.
+    watermarks = connection.execute(
+        "select table_name, position, proof, epoch_us(recorded_at) from _rhei_watermark"
+    ).fetchall()
+    copies = connection.execute(
+        "select table_name, position, proof, shape, resume, complete from _rhei_copy_progress"
+    ).fetchall()
+    return Ledger(
+        MappingProxyType({row[0]: _watermark(*row) for row in watermarks}),
+        MappingProxyType(
+            {row[0]: CopyProgress(row[0], Position(row[1], row[2]), *row[3:]) for row in copies}
+        ),
+    )
+
+
+def _watermark(table: str, order: int, proof: str, recorded_at: int) -> Watermark:
+    recorded = pa.scalar(recorded_at, pa.int64()).cast(INSTANT).as_py()
+    return Watermark(table, Position(order, proof), recorded)
+
+
+def write_watermark(connection: duckdb.DuckDBPyConnection, mark: Watermark) -> None:
+    """Put a watermark in the place of the table's earlier one; refuses to go back."""
+    earlier = connection.execute(
+        "select max(position) from _rhei_watermark where table_name = ?", [mark.table]
+    ).fetchall()[0][0]
+    if earlier is not None and earlier > mark.position.order:
+        raise MirrorError(
+            f"its watermark would go back from {earlier} to {mark.position.order}",
+            table=mark.table,
+            hint="another sync has recorded since; run this one again",
+        )
+    connection.execute("delete from _rhei_watermark where table_name = ?", [mark.table])
+    connection.execute(
+        "insert into _rhei_watermark values (?, ?, ?, ?)",
+        [mark.table, mark.position.order, mark.position.proof, mark.recorded_at],
+    )
+
+
+def write_copy(connection: duckdb.DuckDBPyConnection, progress: CopyProgress) -> None:
+    """Put a copy's progress in the place of the table's earlier one."""
+    forget_copy(connection, progress.table)
+    connection.execute(
+        "insert into _rhei_copy_progress values (?, ?, ?, ?, ?, ?)",
+        [
+            progress.table,
+            progress.position.order,
+            progress.position.proof,
+            progress.shape,
+            progress.resume,
+            progress.complete,
+        ],
+    )
+
+
+def forget_copy(connection: duckdb.DuckDBPyConnection, table: str) -> None:
+    """Forget that a copy was under way."""
+    connection.execute("delete from _rhei_copy_progress where table_name = ?", [table])
+
+
+def write_letters(connection: duckdb.DuckDBPyConnection, letters: Iterable[DeadLetter]) -> int:
+    """Keep dead letters, one per table, key and column; return how many these were."""
+    latest = {(letter.table, letter.key, letter.column): letter for letter in letters}
+    if not latest:
+        return 0
+    rows = pa.Table.from_pylist([_letter_row(letter) for letter in latest.values()], _LETTER)
+    connection.register("_rhei_letters", rows)
+    connection.execute(
+        "delete from _rhei_dead_letter d using _rhei_letters l where d.table_name = l.table_name"
+        " and d.key = l.key and d.column_name = l.column_name and d.resolved_at is null"
+    )
+    connection.execute("insert into _rhei_dead_letter select *, null from _rhei_letters")
+    connection.unregister("_rhei_letters")
+    return len(latest)
+
+
+def _letter_row(letter: DeadLetter) -> dict[str, object]:
+    return {
+        "table_name": letter.table,
+        "key": letter.key,
+        "column_name": letter.column,
+        "reason": letter.reason,
+        "captured_at": letter.captured_at,
+    }

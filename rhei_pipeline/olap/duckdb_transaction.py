@@ -1,0 +1,339 @@
+"""What one transaction of a DuckDB mirror may do."""
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+import duckdb
+import pyarrow as pa
+
+from rhei_pipeline.errors import SchemaDriftError
+from rhei_pipeline.events import Comparison, Counts, DeadLetter, NetChanges, Operation, Versions
+from rhei_pipeline.history import DELETED, FLOOR, LOCATOR
+from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
+from rhei_pipeline.olap.duckdb_ledger import (
+    forget_copy,
+    read_ledger,
+    write_copy,
+    write_letters,
+    write_watermark,
+)
+from rhei_pipeline.schema import INSTANT, OPERATION, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.sql import duckdb_type, listed, literal, matching, quote
+
+_STAGED = "temp._rhei_staged"
+_DIFFERENT = "temp._rhei_different"
+_ROW = "_rhei_row"
+_IS_GONE = "_rhei_is_gone"
+
+
+class DuckDBTransaction:
+    """A `MirrorTransaction` inside an open transaction of one connection."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+
+    def ledger(self) -> Ledger:
+        """Return what is recorded, as this transaction sees it."""
+        return read_ledger(self._connection)
+
+    def merge(self, table: Table, changes: NetChanges) -> Counts:
+        """Compare with the rows there, then delete and insert those that really changed."""
+        return self._merge(table, quote(table.name), changes)
+
+    def _merge(self, table: Table, target: str, changes: NetChanges) -> Counts:
+        inserted = updated = deleted = 0
+        if changes.upserts.num_rows:
+            with self._registered("_rhei_upserts", changes.upserts):
+                inserted, updated = self._upsert(table, target)
+        if changes.tombstones.num_rows:
+            with self._registered("_rhei_tombstones", changes.tombstones):
+                same = matching("t", "k", table.schema.primary_key)
+                deleted = self._changed(
+                    f"delete from {target} t using _rhei_tombstones k where {same}"  # noqa: S608
+                )
+        return Counts(inserted, updated, deleted)
+
+    def _upsert(self, table: Table, target: str) -> tuple[int, int]:
+        schema = table.schema
+        names = listed(schema.names)
+        self._connection.execute(
+            f"create or replace temp table _rhei_staged as"  # noqa: S608
+            f" select {listed(schema.names, 'u')}, t.rowid as {_ROW} from _rhei_upserts u"
+            f" left join {target} t on {matching('t', 'u', schema.primary_key)}"
+            f" where t.rowid is null or {_differs(table, 't', 'u')}"
+        )
+        replaced = self._changed(
+            f"delete from {target} where rowid in"  # noqa: S608
+            f" (select {_ROW} from {_STAGED} where {_ROW} is not null)"
+        )
+        written = self._changed(
+            f"insert into {target}({names}) select {names} from {_STAGED}"  # noqa: S608
+        )
+        return written - replaced, replaced
+
+    def open_versions(self, table: Table, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Look up the touched keys' open versions, then the past of keys that have none."""
+        name, key = quote(table.name), table.schema.primary_key
+        with self._registered("_rhei_keys", keys):
+            opened = self._arrow(
+                f"select {listed(table.schema.names, 't')}, t.{VALID_FROM},"  # noqa: S608
+                f" t.rowid as {LOCATOR} from {name} t"
+                f" semi join _rhei_keys k on {matching('t', 'k', key)} where t.{VALID_TO} is null"
+            )
+            with self._registered("_rhei_open", opened.select(list(key))):
+                floors = self._arrow(
+                    f"select {listed(key, 't')}, max(t.{VALID_TO}) as {FLOOR} from {name} t"  # noqa: S608
+                    f" semi join (select distinct * from _rhei_keys k anti join _rhei_open o"
+                    f" on {matching('k', 'o', key)}) k on {matching('t', 'k', key)}"
+                    f" group by {listed(key, 't')}"
+                )
+        return opened, floors
+
+    def supersede(self, table: Table, versions: Versions) -> None:
+        """Close by the rows' own places, then append."""
+        name = quote(table.name)
+        if versions.closings.num_rows:
+            with self._registered("_rhei_closings", versions.closings):
+                # Two statements: changing one column is cheaper, and most closings change one.
+                for deleted, also in (
+                    ("not", ""),
+                    ("", f", {OPERATION} = {literal(Operation.DELETE)}"),
+                ):
+                    self._connection.execute(
+                        f"update {name} as t set {VALID_TO} = c.{VALID_TO}{also}"  # noqa: S608
+                        f" from (select * from _rhei_closings where {deleted} {DELETED}) c"
+                        f" where t.rowid = c.{LOCATOR}"
+                    )
+        if versions.openings.num_rows:
+            names = listed(versions.openings.column_names)
+            with self._registered("_rhei_openings", versions.openings):
+                self._connection.execute(
+                    f"insert into {name}({names}) select {names} from _rhei_openings"  # noqa: S608
+                )
+
+    def record(self, watermark: Watermark) -> None:
+        """Record progress; refuses to go back."""
+        write_watermark(self._connection, watermark)
+
+    def quarantine(self, letters: Iterable[DeadLetter]) -> int:
+        """Keep dead letters; return how many."""
+        return write_letters(self._connection, letters)
+
+    def quarantined(self, table: Table) -> set[str]:
+        """Return the keys, as text, that have an open dead letter."""
+        found = self._connection.execute(
+            "select key from _rhei_dead_letter where table_name = ? and resolved_at is null",
+            [table.name],
+        ).fetchall()
+        return {key for (key,) in found}
+
+    def release(self, table: Table, keys: Collection[str], at: datetime) -> None:
+        """Resolve the dead letters of keys, given as text.
+
+        A temporal table keeps them as resolved: a version that its history lacks stays named.
+        """
+        chosen = "table_name = ? and list_contains(?, key) and resolved_at is null"
+        if table.mode is Mode.TEMPORAL:
+            self._connection.execute(
+                f"update _rhei_dead_letter set resolved_at = ? where {chosen}",  # noqa: S608
+                [at, table.name, list(keys)],
+            )
+        else:
+            self._connection.execute(
+                f"delete from _rhei_dead_letter where {chosen}",  # noqa: S608
+                [table.name, list(keys)],
+            )
+
+    def begin_copy(self, table: Table, progress: CopyProgress) -> None:
+        """Start an empty copy beside the table."""
+        self._connection.execute(f"drop table if exists {_copy(table)}")
+        self._create(_copy(table), table.schema.arrow)
+        write_copy(self._connection, progress)
+
+    def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
+        """Append rows to the copy and record how far it has come."""
+        if rows.num_rows:
+            with self._registered("_rhei_rows", rows):
+                self._connection.execute(f"insert into {_copy(table)} select * from _rhei_rows")  # noqa: S608
+        write_copy(self._connection, progress)
+
+    def heal_copy(self, table: Table, changes: NetChanges) -> None:
+        """Bring the copy up to a later state by net changes."""
+        self._merge(table, _copy(table), changes)
+
+    def adopt_copy(self, table: Table, at: datetime) -> int | None:
+        """Make the copy the table, if there is no table of its shape; return its rows, else None.
+
+        A temporal table's rows become baseline versions that are valid from `at`.
+
+        Raises:
+            SchemaDriftError: A temporal table's past cannot be kept under the new types.
+        """
+        if table_exists(self._connection, table.name) and not self._outgrown(table):
+            return None
+        self._connection.execute(f"drop table if exists {quote(table.name)}")
+        if table.mode is Mode.DESTRUCTIVE:
+            self._connection.execute(f"alter table {_copy(table)} rename to {quote(table.name)}")
+        else:
+            self._adopt_as_versions(table, at)
+        forget_copy(self._connection, table.name)
+        return self._count(f"select count(*) from {quote(table.name)}")  # noqa: S608
+
+    def _adopt_as_versions(self, table: Table, at: datetime) -> None:
+        self._create(quote(table.name), table.mirror_schema)
+        self._connection.execute(
+            f"insert into {quote(table.name)} select *, ?, null, ? from {_copy(table)}",  # noqa: S608
+            [at, Operation.INSERT.value],
+        )
+        self._connection.execute(f"drop table {_copy(table)}")
+
+    def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
+        """Yield what leads from the table's present rows to the copy's, then drop the copy."""
+        self._stage_differences(table)
+        self._connection.execute(f"drop table {_copy(table)}")
+        forget_copy(self._connection, table.name)
+        names, key = table.schema.names, table.schema.primary_key
+        for low in range(0, self._count(f"select count(*) from {_DIFFERENT}"), limit):
+            part = f"from {_DIFFERENT} where {_ROW} > {low} and {_ROW} <= {low + limit}"
+            yield NetChanges(
+                self._arrow(f"select {listed(names)} {part} and not {_IS_GONE}"),  # noqa: S608
+                self._arrow(f"select {listed(key)} {part} and {_IS_GONE}"),  # noqa: S608
+            )
+        self._connection.execute(f"drop table {_DIFFERENT}")
+
+    def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
+        """Stage the source's rows and compare them with the table's present ones, both ways."""
+        key = table.schema.primary_key
+        self._create("_rhei_source", table.schema.arrow, kind="temp table")
+        for part in rows:
+            with self._registered("_rhei_rows", part):
+                self._connection.execute("insert into temp._rhei_source select * from _rhei_rows")
+        same, present = matching("t", "s", key), _present(table)
+        missing = f"temp._rhei_source s anti join {present} t on {same}"
+        extra = f"{present} t anti join temp._rhei_source s on {same}"
+        different = f"temp._rhei_source s join {present} t on {same} where {_differs(table, 's', 't')}"
+        found = Comparison(
+            self._arrow(f"select {listed(key, 's')} from {missing}"),  # noqa: S608
+            self._arrow(f"select {listed(key, 't')} from {extra}"),  # noqa: S608
+            self._arrow(f"select {listed(key, 's')} from {different}"),  # noqa: S608
+        )
+        self._connection.execute("drop table temp._rhei_source")
+        return found
+
+    def _stage_differences(self, table: Table) -> None:
+        schema, current = table.schema, _present(table)
+        same = matching("t", "c", schema.primary_key)
+        self._connection.execute(
+            f"create or replace temp table _rhei_different as"  # noqa: S608
+            f" select *, row_number() over () as {_ROW} from ("
+            f" select {listed(schema.names, 'c')}, false as {_IS_GONE} from {_copy(table)} c"
+            f" left join {current} t on {same}"
+            f" where t.{quote(schema.primary_key[0])} is null or {_differs(table, 't', 'c')}"
+            f" union all"
+            f" select {listed(schema.names, 't')}, true from {current} t"
+            f" anti join {_copy(table)} c on {same})"
+        )
+
+    def _outgrown(self, table: Table) -> bool:
+        """Fit the standing table to the schema; tell whether it has to be made anew instead."""
+        standing = self._columns(table.name)
+        wanted = {field.name: duckdb_type(field.type) for field in table.mirror_schema}
+        if table.mode is Mode.DESTRUCTIVE or VALID_TO not in standing:
+            return list(standing) != list(wanted) or self._retyped(table, wanted) != []
+        for column in table.schema.value_columns:
+            if column.name not in standing:
+                self._connection.execute(
+                    f"alter table {quote(table.name)}"
+                    f" add column {quote(column.name)} {wanted[column.name]}"
+                )
+        self._retype(table, wanted)
+        return False
+
+    def _retype(self, table: Table, wanted: dict[str, str]) -> None:
+        for name in self._retyped(table, wanted):
+            try:
+                self._connection.execute(
+                    f"alter table {quote(table.name)}"
+                    f" alter column {quote(name)} set data type {wanted[name]}"
+                )
+            except duckdb.Error as error:
+                raise SchemaDriftError(
+                    f"column {name!r} became {wanted[name]}, which its past does not fit",
+                    table=table.name,
+                    hint="give the column its old type with 'types', or drop the mirror's table",
+                ) from error
+
+    def _retyped(self, table: Table, wanted: dict[str, str]) -> list[str]:
+        standing = self._columns(table.name)
+        fresh = self._connection.sql(
+            "select " + ", ".join(f"null::{kind} as {quote(n)}" for n, kind in wanted.items())
+        )
+        types = dict(zip(fresh.columns, map(str, fresh.types), strict=True))
+        return [name for name in wanted if name in standing and standing[name] != types[name]]
+
+    def _columns(self, name: str) -> dict[str, str]:
+        relation = self._connection.sql(f"select * from {quote(name)} limit 0")  # noqa: S608
+        return dict(zip(relation.columns, map(str, relation.types), strict=True))
+
+    def _create(self, target: str, schema: pa.Schema, kind: str = "table") -> None:
+        columns = ", ".join(f"{quote(field.name)} {duckdb_type(field.type)}" for field in schema)
+        self._connection.execute(f"create {kind} {target}({columns})")
+
+    @contextmanager
+    def _registered(self, name: str, rows: pa.Table) -> Iterator[None]:
+        self._connection.register(name, rows)
+        try:
+            yield
+        finally:
+            self._connection.unregister(name)
+
+    def _changed(self, sql: str) -> int:
+        """Run a writing statement; return how many rows it wrote."""
+        return int(self._connection.execute(sql).fetchall()[0][0])
+
+    _count = _changed
+
+    def _arrow(self, sql: str) -> pa.Table:
+        return in_utc(self._connection.sql(sql).to_arrow_table())
+
+
+def table_exists(connection: duckdb.DuckDBPyConnection, name: str) -> bool:
+    """Tell whether a table of that name stands in the mirror."""
+    found = connection.execute(
+        "select 1 from duckdb_tables() where schema_name = 'main' and table_name = ?"
+        " and database_name = current_database()",
+        [name],
+    ).fetchall()
+    return bool(found)
+
+
+def in_utc(table: pa.Table) -> pa.Table:
+    """Label instants UTC: DuckDB labels them with the machine's zone, the instants being equal."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type) and field.type.tz not in (None, "UTC"):
+            wanted = pa.timestamp(field.type.unit, INSTANT.tz)
+            table = table.set_column(place, field.name, table.column(place).cast(wanted))
+    return table
+
+
+def _copy(table: Table) -> str:
+    return quote(f"_rhei_copy_{table.name}")
+
+
+def _present(table: Table) -> str:
+    """Name the rows that are valid now."""
+    if table.mode is Mode.DESTRUCTIVE:
+        return quote(table.name)
+    return f"(select * from {quote(table.name)} where {VALID_TO} is null)"  # noqa: S608
+
+
+def _differs(table: Table, left: str, right: str) -> str:
+    """Compare the columns outside the key; doubles by their sign too, since 0.0 equals -0.0."""
+    tests = []
+    for column in table.schema.value_columns:
+        one, other = f"{left}.{quote(column.name)}", f"{right}.{quote(column.name)}"
+        tests.append(f"{one} is distinct from {other}")
+        if pa.types.is_float64(column.type):
+            tests.append(f"signbit({one}) is distinct from signbit({other})")
+    return f"({' or '.join(tests)})" if tests else "false"

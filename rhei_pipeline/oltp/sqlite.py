@@ -1,0 +1,200 @@
+"""An operational SQLite database: one writer, a pool of readers, each statement's error named.
+
+Only the standard library's `sqlite3` touches the file: two copies of SQLite in one process break
+each other's locks (sqlite.org/howtocorrupt.html, section 2.2.1).
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from rhei_pipeline.errors import (
+    PermanentError,
+    QueryError,
+    RheiError,
+    SourceBusyError,
+    SourceError,
+)
+
+_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_PRIMARY_CODE = 0xFF  # the low byte of an extended result code names its family
+
+_TRANSACTION_WORDS = {"begin", "commit", "end", "rollback", "savepoint", "release"}
+
+
+class SqliteDatabase:
+    """One SQLite file as an application uses it.
+
+    Args:
+        path: An existing database file.
+        busy_timeout_seconds: How long a statement waits for another process's lock.
+        read_pool: How many idle reading connections are kept open.
+
+    Raises:
+        SourceError: The file is missing, is no database, or cannot be opened.
+    """
+
+    def __init__(
+        self, path: Path, *, busy_timeout_seconds: float = 10.0, read_pool: int = 4
+    ) -> None:
+        self.path = path
+        self._timeout = busy_timeout_seconds
+        self._pool_size = read_pool
+        self._readers: SimpleQueue[sqlite3.Connection] = SimpleQueue()
+        self._write_lock = threading.RLock()
+        self._depth = 0
+        if not path.is_file():
+            raise SourceError(
+                f"source database {str(path)!r} does not exist",
+                hint="create it with your application first, or correct source.path",
+            )
+        self._writer = self.connect()
+        with self.translated():
+            prepare_writer(self._writer)
+
+    def connect(self, mode: str = "rw") -> sqlite3.Connection:
+        """Open one more connection, in autocommit, that waits for locks."""
+        uri = f"{self.path.resolve().as_uri()}?mode={mode}"
+        with self.translated():
+            return sqlite3.connect(
+                uri,
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
+                timeout=self._timeout,
+            )
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
+        """Run one statement and commit it; return how many rows it changed.
+
+        Raises:
+            QueryError: The statement is wrong, breaks a constraint, or opens a transaction.
+        """
+        if _first_word(sql) in _TRANSACTION_WORDS:
+            raise QueryError(
+                f"{_first_word(sql)} does not run as a statement of its own",
+                hint="give all statements of the transaction to execute_batch",
+            )
+        with self._write_lock, self.translated(), closing(self._writer.cursor()) as cursor:
+            cursor.execute(sql, params)
+            cursor.fetchall()
+            return max(cursor.rowcount, 0)
+
+    def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> int:
+        """Run all statements in one transaction, all or nothing; return the rows changed."""
+        with self.transaction():
+            return sum(self.execute(sql, params) for sql, params in statements)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Hold the writer for one transaction; other threads wait until it has ended."""
+        with self._write_lock:
+            if self._writer.in_transaction:
+                raise QueryError("a transaction is open already in this thread")
+            with self.translated():
+                self._writer.execute("begin immediate")
+            try:
+                yield
+                with self.translated():
+                    self._writer.execute("commit")
+            finally:
+                if self._writer.in_transaction:
+                    self._writer.execute("rollback")
+
+    @contextmanager
+    def reader(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection that refuses to write."""
+        connection = self._idle_reader()
+        try:
+            with self.translated():
+                yield connection
+        finally:
+            if connection.in_transaction:
+                connection.execute("rollback")
+            if self._readers.qsize() < self._pool_size:
+                self._readers.put(connection)
+            else:
+                connection.close()
+
+    def _idle_reader(self) -> sqlite3.Connection:
+        try:
+            return self._readers.get_nowait()
+        except Empty:
+            connection = self.connect(mode="ro")
+            # Another file, once attached, could be written.
+            connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+            return connection
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn the driver's errors into ours."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from error
+
+    def close(self) -> None:
+        """Close every connection; safe to repeat."""
+        with self._write_lock:
+            self._writer.close()
+        while not self._readers.empty():
+            self._readers.get().close()
+
+
+def prepare_writer(connection: sqlite3.Connection) -> None:
+    """Set what a writing connection needs, each pragma for its reason."""
+    # WAL: readers of ours never make the application wait, nor it them. Kept in the file.
+    if connection.execute("pragma journal_mode").fetchone()[0] != "wal":
+        connection.execute("pragma journal_mode = wal")
+    # FULL: a commit answered with success survives a power cut, so the mirror is never ahead.
+    connection.execute("pragma synchronous = full")
+    # Off by default for old applications' sake; a declared reference should hold.
+    connection.execute("pragma foreign_keys = on")
+
+
+def translate(error: sqlite3.Error, path: Path) -> RheiError:
+    """Name a driver's error by what can be done about it; never quotes a row's values."""
+    code = getattr(error, "sqlite_errorcode", None)
+    family = None if code is None else code & _PRIMARY_CODE
+    if family in _BUSY:
+        return SourceBusyError(
+            f"source database {path.name!r} is locked",
+            hint="another process holds a long write transaction; it will be tried again",
+        )
+    if family in _DAMAGED:
+        return SourceError(
+            f"{str(path)!r} is not a sound SQLite database",
+            hint="check the path, then run 'pragma integrity_check' in the sqlite3 shell",
+        )
+    return _environment_error(family, path) or QueryError(f"SQLite refused: {error}")
+
+
+def _environment_error(family: int | None, path: Path) -> PermanentError | None:
+    if family == sqlite3.SQLITE_FULL:
+        return SourceError(
+            f"the disk that holds {str(path)!r} is full", hint="free space, then try again"
+        )
+    if family in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}:
+        return SourceError(
+            f"source database {str(path)!r} cannot be opened for writing",
+            hint="capture installs triggers: give this user write access to the file and folder",
+        )
+    if family == sqlite3.SQLITE_IOERR:
+        return SourceError(
+            f"the disk failed to read or write {str(path)!r}", hint="check the disk and its mounts"
+        )
+    return None
+
+
+def _first_word(sql: str) -> str:
+    """Return the first word behind comments and white space, lower case."""
+    text = sql.lstrip()
+    while text.startswith(("--", "/*")):
+        end = text.find("\n") if text.startswith("--") else text.find("*/") + 1
+        text = text[end + 1 :].lstrip() if end > 0 else ""
+    return text.split(None, 1)[0].rstrip(";").lower() if text else ""

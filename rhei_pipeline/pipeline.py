@@ -1,0 +1,295 @@
+"""The declared tables of one source and one mirror: kept captured, copied, in sync, compared."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from rhei_pipeline.errors import (
+    PermanentError,
+    SchemaDriftError,
+    SchemaError,
+    SourceBusyError,
+)
+from rhei_pipeline.initial_sync import Copied, OnProgress, copy_table, needs_copy
+from rhei_pipeline.ledger import Ledger
+from rhei_pipeline.metrics import (
+    CopyReport,
+    RepairReport,
+    SyncReport,
+    TableReport,
+    TableStatus,
+    TableVerification,
+    VerifyReport,
+)
+from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourceSnapshot, Step
+from rhei_pipeline.reconciliation import verify_table
+from rhei_pipeline.registry import Registry
+from rhei_pipeline.schema import Mode, Table, difference, nearest
+from rhei_pipeline.sync import Pace, apply_pending, sync_cycle
+
+_log = logging.getLogger(__name__)
+
+#: A source whose schema changes between look and read this often in a row is given up for now.
+_LOOKS = 5
+
+
+def no_step(_step: Step) -> None:
+    """Pass a step by."""
+
+
+def no_progress(_table: str, _rows: int, _of: int) -> None:
+    """Pass progress by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A table as declared: its name in the source, and how its mirror treats the past."""
+
+    name: str
+    mode: Mode
+
+
+class Pipeline:
+    """Keeps a mirror equal to its source.
+
+    One piece of work at a time: a second caller waits. A table that fails for good is left out
+    and named in every report, and the others go on.
+
+    Args:
+        declared: The tables.
+        source, mirror, registry: Where changes come from, where they go, what they looked like.
+        pace: How much at once.
+        on_step: Called at each named step.
+
+    Raises:
+        SchemaError: A declared table cannot be mirrored as it stands.
+    """
+
+    def __init__(  # noqa: PLR0913  (the collaborators)
+        self,
+        declared: Collection[Declared],
+        source: ChangeSource,
+        mirror: Mirror,
+        registry: Registry,
+        pace: Pace,
+        on_step: OnStep = no_step,
+    ) -> None:
+        self._declared = {table.name: table for table in declared}
+        self._source = source
+        self._mirror = mirror
+        self._registry = registry
+        self._pace = pace
+        self._on_step = on_step
+        self._lock = threading.RLock()
+        self._tables: dict[str, Table] = {}
+        self._errors: dict[str, PermanentError] = {}
+        self._looked_at = -1
+        for table in declared:
+            self.register(table)
+
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        """The tables as they are captured now, by name."""
+        return MappingProxyType(self._tables)
+
+    def table(self, name: str) -> Table:
+        """Return a table by its name, in any case.
+
+        Raises:
+            SchemaError: It is not one of the pipeline's.
+        """
+        by_lower = {known.lower(): table for known, table in self._tables.items()}
+        found = by_lower.get(name.removeprefix("main.").lower())
+        if found is None:
+            raise SchemaError(
+                "it is not mirrored", table=name, hint=nearest(name, sorted(self._tables))
+            )
+        return found
+
+    def register(self, declared: Declared) -> Table:
+        """Capture a table from now on; safe to repeat, and mends what is missing."""
+        with self._lock:
+            schema = self._source.describe(declared.name)
+            self._declared[schema.name] = replace(declared, name=schema.name)
+            self._install(Table(schema, declared.mode))
+            return self._tables[schema.name]
+
+    def sync(self, on_progress: OnProgress = no_progress) -> SyncReport:
+        """Bring every table up to the source as it is now; copy first what was never copied."""
+        with self._lock:
+            started = time.monotonic()
+            copied: dict[str, Copied] = {}
+            for _ in range(_LOOKS):
+                self._keep_up()
+                copied |= self._copy_what_needs_it(on_progress)
+                reports = self._cycle()
+                if reports is not None:
+                    return self._report(reports, copied, started)
+            raise SourceBusyError(
+                "the source's schema keeps changing", hint="sync again once migrations are done"
+            )
+
+    def copy(self, name: str, on_progress: OnProgress = no_progress) -> CopyReport:
+        """Copy one table anew, or go on with a copy that was cut off, and put it in place."""
+        with self._lock:
+            started = time.monotonic()
+            self._keep_up()
+            table = self.table(name)
+            copied = self._copy(table, on_progress)
+            report = self.sync(on_progress).tables[table.name]
+            return CopyReport(
+                table.name,
+                rows=copied.rows,
+                resumed=copied.resumed,
+                inserted=report.inserted,
+                updated=report.updated,
+                deleted=report.deleted,
+                dead_letters=copied.dead_letters + report.dead_letters,
+                watermark=report.watermark or 0,
+                duration_seconds=time.monotonic() - started,
+            )
+
+    def verify(self, name: str | None = None) -> VerifyReport:
+        """Bring the mirror up to one source state and compare every row at that state."""
+        with self._lock:
+            started = time.monotonic()
+            chosen = list(self._tables.values()) if name is None else [self.table(name)]
+            self.sync()
+            with self._source.snapshot() as snapshot, self._mirror.transaction() as transaction:
+                for table in self._tables.values():
+                    apply_pending(table, snapshot, transaction, self._pace, self._on_step)
+                found: dict[str, TableVerification] = {
+                    table.name: verify_table(table, snapshot, transaction, self._pace.batch_rows)
+                    for table in chosen
+                }
+            return VerifyReport(MappingProxyType(found), time.monotonic() - started)
+
+    def repair(self, name: str) -> RepairReport:
+        """Make one table equal to its source again; history gets the difference as versions."""
+        report = self.copy(name)
+        return RepairReport(
+            report.table,
+            report.inserted,
+            report.updated,
+            report.deleted,
+            report.duration_seconds,
+        )
+
+    def status(self) -> dict[str, TableStatus]:
+        """Tell how every declared table stands; reads, and waits for a sync under way."""
+        with self._lock, self._source.snapshot() as snapshot:
+            ledger = self._mirror.ledger()
+            letters = self._mirror.dead_letters()["table_name"].to_pylist()
+            return {
+                name: self._table_status(name, snapshot, ledger, letters.count(name))
+                for name in self._declared
+            }
+
+    def lag_events(self) -> int:
+        """Count the events that are not applied yet, over all tables."""
+        return sum(status.lag_events for status in self.status().values())
+
+    def touch(self, name: str, keys: Collection[tuple[object, ...]]) -> None:
+        """Have the rows of these keys read again by the next sync."""
+        with self._lock:
+            self._source.touch(self.table(name), list(keys))
+
+    def _keep_up(self) -> None:
+        """Look at the source's schema again if it may have changed, and mend what it broke."""
+        version = self._source.schema_version()
+        if version == self._looked_at:
+            return
+        self._errors.clear()
+        for declared in self._declared.values():
+            self._trying(declared.name, lambda declared=declared: self._look_at(declared))
+        self._looked_at = self._source.schema_version()
+
+    def _look_at(self, declared: Declared) -> None:
+        self._install(Table(self._source.describe(declared.name), declared.mode))
+
+    def _install(self, table: Table) -> None:
+        known = self._registry.table(table.name)
+        if known is not None and known.schema != table.schema:
+            changes = difference(known.schema, table.schema).describe()
+            _log.warning("table %r: its source %s; it is copied again", table.name, changes)
+        self._source.install(table, self._mirror.ledger().furthest(table.name))
+        self._tables[table.name] = table
+        self._errors.pop(table.name, None)
+
+    def _cycle(self) -> dict[str, TableReport] | None:
+        try:
+            return sync_cycle(
+                list(self._tables.values()),
+                self._source,
+                self._mirror,
+                self._pace,
+                self._on_step,
+                schema_version=self._looked_at,
+            )
+        except SchemaDriftError as error:
+            self._leave_out(error.table or "", error)
+            return None
+
+    def _copy_what_needs_it(self, on_progress: OnProgress) -> dict[str, Copied]:
+        with self._source.snapshot() as snapshot:
+            if snapshot.schema_version != self._looked_at:
+                return {}
+            ledger = self._mirror.ledger()
+            due = [table for table in self._tables.values() if self._is_due(table, snapshot, ledger)]
+        return {table.name: self._copy(table, on_progress) for table in due}
+
+    def _is_due(self, table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> bool:
+        return needs_copy(table, snapshot, ledger) or self._registry.table(table.name) != table
+
+    def _copy(self, table: Table, on_progress: OnProgress) -> Copied:
+        return copy_table(
+            table, self._source, self._mirror, self._pace, self._on_step, on_progress
+        )
+
+    def _trying(self, name: str, work: Callable[[], None]) -> None:
+        """Leave a table out that fails for good; the others go on."""
+        try:
+            work()
+        except PermanentError as error:
+            self._leave_out(name, error)
+
+    def _leave_out(self, name: str, error: PermanentError) -> None:
+        _log.error("%s; the table is left out until this is mended", error)
+        self._errors[name] = error
+        self._tables.pop(name, None)
+
+    def _report(
+        self, reports: dict[str, TableReport], copied: dict[str, Copied], started: float
+    ) -> SyncReport:
+        for name in reports:
+            self._registry.save(self._tables[name])
+        for name, error in self._errors.items():
+            reports[name] = TableReport(name, error=str(error))
+        for name, copy in copied.items():
+            letters = reports[name].dead_letters + copy.dead_letters
+            reports[name] = replace(reports[name], copied_rows=copy.rows, dead_letters=letters)
+        return SyncReport(MappingProxyType(reports), time.monotonic() - started)
+
+    def _table_status(
+        self, name: str, snapshot: SourceSnapshot, ledger: Ledger, letters: int
+    ) -> TableStatus:
+        mark, table = ledger.watermarks.get(name), self._tables.get(name)
+        error = self._errors.get(name)
+        lag_events, lag_seconds = 0, 0.0
+        if table is not None and mark is not None:
+            lag_events = snapshot.pending(table, mark.position)
+            oldest = snapshot.oldest_pending(table, mark.position)
+            lag_seconds = 0.0 if oldest is None else (snapshot.clock - oldest).total_seconds()
+        return TableStatus(
+            name,
+            self._declared[name].mode.value,
+            ledger.state(name),
+            None if mark is None else mark.position.order,
+            lag_events,
+            max(lag_seconds, 0.0),
+            letters,
+            None if error is None else str(error),
+        )

@@ -1,0 +1,197 @@
+"""The seams: what a source of changes and a mirror promise each other, and nothing more."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from rhei_pipeline.events import (
+    ChangeBatch,
+    Comparison,
+    Counts,
+    DeadLetter,
+    NetChanges,
+    Position,
+    RowBatch,
+    Versions,
+)
+from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
+from rhei_pipeline.schema import Table, TableSchema
+
+
+class Step(StrEnum):
+    """The named steps of the way of the data, where a crash is tried in tests."""
+
+    SNAPSHOT = "snapshot"
+    CAPTURED = "captured"
+    APPLIED = "applied"
+    RECORDED = "recorded"
+    COMMITTED = "committed"
+    ACKNOWLEDGED = "acknowledged"
+    COPY_BEGUN = "copy_begun"
+    COPY_BATCH = "copy_batch"
+    COPY_COMPLETE = "copy_complete"
+    PROMOTED = "promoted"
+
+
+#: Called at each step; it may raise, and then the step is where the work ended.
+OnStep = Callable[[Step], None]
+
+
+class SourceSnapshot(Protocol):
+    """One committed state of the source, the same for all tables and calls."""
+
+    @property
+    def clock(self) -> datetime:
+        """The source's clock when the snapshot was taken."""
+
+    @property
+    def schema_version(self) -> int:
+        """The source's `schema_version` in this snapshot."""
+
+    def head(self, table: Table) -> Position:
+        """Return the position of the table's newest change in this snapshot."""
+
+    def proves(self, table: Table, position: Position) -> bool:
+        """Tell whether the source still holds every change after `position`, unbroken.
+
+        False when the log was cleared, or the source was put back to an older state.
+        """
+
+    def pending(self, table: Table, after: Position) -> int:
+        """Count the events after `position`, cheaply."""
+
+    def oldest_pending(self, table: Table, after: Position) -> datetime | None:
+        """Return when the first event after `position` was made; None when there is none."""
+
+    def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
+        """Read all changes after `after`, in batches of about `limit` rows.
+
+        Destructive tables: net changes, each key once over all batches. Temporal tables: every
+        version, in order.
+        """
+
+    def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
+        """Read the net changes after `after`, whatever the table's mode."""
+
+    def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
+        """Read the next rows behind `resume` in key order; None when there are no more."""
+
+    def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
+        """Name rows that no key tells apart, and that `rows` therefore leaves out."""
+
+    def count(self, table: Table) -> int:
+        """Count the table's rows."""
+
+
+class ChangeSource(Protocol):
+    """Where the facts are written, and how their changes are learned of."""
+
+    def describe(self, name: str) -> TableSchema:
+        """Read a table's schema as it is now.
+
+        Raises:
+            SchemaError: The table does not exist or cannot be captured; says the way out.
+        """
+
+    def install(self, table: Table, least: int) -> None:
+        """Make changes of the table visible from now on. Idempotent; mends what is missing.
+
+        `least`: new positions are greater than it, so that a watermark never has to go back.
+        """
+
+    def is_installed(self, table: Table) -> bool:
+        """Tell whether capture of the table is complete and fits its schema as it is now."""
+
+    def schema_version(self) -> int:
+        """Return a number that changes whenever the source's schema may have changed."""
+
+    def snapshot(self) -> AbstractContextManager[SourceSnapshot]:
+        """Hold one committed state of the source for the length of the block."""
+
+    def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
+        """Record from where on this mirror still needs each table's changes.
+
+        With `prune`, forget what no mirror needs. Returns how many events were forgotten. Safe
+        to repeat.
+        """
+
+    def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
+        """Report keys as changed, so that the next cycle reads their rows again."""
+
+
+class MirrorTransaction(Protocol):
+    """All that one transaction of the mirror may do; it commits as a whole or not at all."""
+
+    def ledger(self) -> Ledger:
+        """Return what is recorded, as this transaction sees it."""
+
+    def merge(self, table: Table, changes: NetChanges) -> Counts:
+        """Overwrite rows by key and remove tombstones; count what really changed."""
+
+    def open_versions(self, table: Table, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Return the open versions of those keys, and the floors of keys that only have a past.
+
+        Shapes as `history.supersede` takes them.
+        """
+
+    def supersede(self, table: Table, versions: Versions) -> None:
+        """Close and open versions of a temporal table."""
+
+    def record(self, watermark: Watermark) -> None:
+        """Record progress. Refuses to go back."""
+
+    def quarantine(self, letters: Iterable[DeadLetter]) -> int:
+        """Keep dead letters, one per table, key and column, the newest; return how many."""
+
+    def quarantined(self, table: Table) -> set[str]:
+        """Return the keys, as text, that have an open dead letter."""
+
+    def release(self, table: Table, keys: Collection[str], at: datetime) -> None:
+        """Resolve the dead letters of keys whose rows have been applied since."""
+
+    def begin_copy(self, table: Table, progress: CopyProgress) -> None:
+        """Start an empty copy beside the table."""
+
+    def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
+        """Append rows to the copy and record how far it has come."""
+
+    def heal_copy(self, table: Table, changes: NetChanges) -> None:
+        """Bring the copy up to a later state by net changes."""
+
+    def adopt_copy(self, table: Table, at: datetime) -> int | None:
+        """Make the copy the table where none of its shape stands; return its rows, else None.
+
+        A temporal table's rows become baseline versions that are valid from `at`.
+        """
+
+    def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
+        """Yield what leads from the table's present rows to the copy's, then drop the copy."""
+
+    def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
+        """Compare the table's present rows with all rows of the source; changes nothing."""
+
+
+class Mirror(Protocol):
+    """The analytical copy."""
+
+    def ledger(self) -> Ledger:
+        """Return what is recorded."""
+
+    def transaction(self) -> AbstractContextManager[MirrorTransaction]:
+        """Open the one writing transaction; leaving the block commits, an error rolls back."""
+
+    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+        """Run one read-only statement on the last committed state."""
+
+    def count(self, table: Table) -> int:
+        """Count the rows that are valid now."""
+
+    def dead_letters(self, table: str | None = None) -> pa.Table:
+        """Return the dead letters kept, of one table or of all."""
+
+    def close(self) -> None:
+        """Release the mirror; safe to repeat."""

@@ -1,0 +1,279 @@
+"""Columns, tables, and the difference of two schemas, in Arrow types."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import pyarrow as pa
+
+from rhei_pipeline.errors import SchemaError
+
+#: Tables and columns that begin so are ours; a source that uses the prefix is refused by name.
+RESERVED_PREFIX = "_rhei_"
+
+VALID_FROM = "_rhei_valid_from"
+VALID_TO = "_rhei_valid_to"
+OPERATION = "_rhei_operation"
+
+#: Instants are UTC with microseconds everywhere, as Python and DuckDB keep them.
+INSTANT = pa.timestamp("us", tz="UTC")
+
+#: The three columns a temporal mirror adds behind the source's own.
+HISTORY_FIELDS = (
+    pa.field(VALID_FROM, INSTANT, nullable=False),
+    pa.field(VALID_TO, INSTANT),
+    pa.field(OPERATION, pa.string(), nullable=False),
+)
+
+_NAMED_TYPES: dict[str, tuple[pa.DataType, str | None]] = {
+    "int64": (pa.int64(), None),
+    "float64": (pa.float64(), None),
+    "string": (pa.string(), None),
+    "binary": (pa.binary(), None),
+    "boolean": (pa.bool_(), None),
+    "date": (pa.date32(), None),
+    "time": (pa.time64("us"), None),
+    "timestamp": (pa.timestamp("us"), None),
+    "timestamptz": (INSTANT, None),
+    "timestamp_s": (INSTANT, "s"),
+    "timestamp_ms": (INSTANT, "ms"),
+    "timestamp_us": (INSTANT, "us"),
+}
+_DECIMAL = re.compile(r"decimal\((\d+),\s*(\d+)\)")
+_MAX_DECIMAL_DIGITS = 38
+
+
+class Mode(StrEnum):
+    """How a mirror treats a row's past: overwrite it (SCD 1) or keep it (SCD 2)."""
+
+    DESTRUCTIVE = "destructive"
+    TEMPORAL = "temporal"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table.
+
+    `epoch` is the unit (`s`, `ms`, `us`) of integers that count from 1970 where the source keeps
+    an instant so; None where it keeps the value in its own form.
+    """
+
+    name: str
+    type: pa.DataType
+    nullable: bool = True
+    epoch: str | None = None
+
+    @property
+    def field(self) -> pa.Field:
+        """The Arrow field of this column."""
+        return pa.field(self.name, self.type)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form the registry keeps."""
+        return {
+            "name": self.name,
+            "type": type_name(self.type, self.epoch),
+            "nullable": self.nullable,
+        }
+
+    @classmethod
+    def from_json(cls, form: dict[str, Any]) -> "Column":
+        """Read the form the registry keeps."""
+        arrow_type, epoch = parse_type(form["type"])
+        return cls(form["name"], arrow_type, form["nullable"], epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class TableSchema:
+    """A table's columns in order and its primary key."""
+
+    name: str
+    columns: tuple[Column, ...]
+    primary_key: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns' names, in order."""
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def key_columns(self) -> tuple[Column, ...]:
+        """The primary key's columns, in the key's order."""
+        by_name = {column.name: column for column in self.columns}
+        return tuple(by_name[name] for name in self.primary_key)
+
+    @property
+    def value_columns(self) -> tuple[Column, ...]:
+        """The columns outside the primary key, in order."""
+        return tuple(column for column in self.columns if column.name not in self.primary_key)
+
+    @property
+    def arrow(self) -> pa.Schema:
+        """The Arrow schema of the columns, in order."""
+        return pa.schema([column.field for column in self.columns])
+
+    @property
+    def arrow_key(self) -> pa.Schema:
+        """The Arrow schema of the primary key."""
+        return pa.schema([column.field for column in self.key_columns])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form the registry keeps."""
+        return {
+            "name": self.name,
+            "primary_key": list(self.primary_key),
+            "columns": [column.to_json() for column in self.columns],
+        }
+
+    @classmethod
+    def from_json(cls, form: dict[str, Any]) -> "TableSchema":
+        """Read the form the registry keeps."""
+        columns = tuple(Column.from_json(column) for column in form["columns"])
+        return cls(form["name"], columns, tuple(form["primary_key"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A declared table: what it looks like and how its mirror treats the past."""
+
+    schema: TableSchema
+    mode: Mode = Mode.DESTRUCTIVE
+
+    @property
+    def name(self) -> str:
+        """The table's name in the source and in the mirror."""
+        return self.schema.name
+
+    @property
+    def mirror_schema(self) -> pa.Schema:
+        """The Arrow schema of the mirror's table, history columns included."""
+        own = self.schema.arrow
+        if self.mode is Mode.DESTRUCTIVE:
+            return own
+        return pa.schema([*own, *HISTORY_FIELDS])
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaDifference:
+    """What changed from one schema of a table to the next; empty when nothing did."""
+
+    added: tuple[Column, ...] = ()
+    dropped: tuple[Column, ...] = ()
+    retyped: tuple[Column, ...] = ()
+    key_changed: bool = False
+    reordered: bool = field(default=False, compare=False)
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.dropped or self.retyped or self.key_changed)
+
+    def describe(self) -> str:
+        """Say in one clause what changed, names only."""
+        clauses = [
+            f"{verb} {', '.join(repr(column.name) for column in columns)}"
+            for verb, columns in (
+                ("added", self.added),
+                ("dropped", self.dropped),
+                ("changed the type of", self.retyped),
+            )
+            if columns
+        ]
+        if self.key_changed:
+            clauses.append("changed the primary key")
+        return " and ".join(clauses) or "changed nothing"
+
+
+def difference(old: TableSchema, new: TableSchema) -> SchemaDifference:
+    """Compare two schemas of one table by column name.
+
+    A rename shows as one column dropped and one added: names are all a catalogue gives.
+    """
+    before = {column.name: column for column in old.columns}
+    after = {column.name: column for column in new.columns}
+    return SchemaDifference(
+        added=tuple(column for column in new.columns if column.name not in before),
+        dropped=tuple(column for column in old.columns if column.name not in after),
+        retyped=tuple(
+            column
+            for column in new.columns
+            if column.name in before and not _same_type(before[column.name], column)
+        ),
+        key_changed=old.primary_key != new.primary_key,
+    )
+
+
+def _same_type(old: Column, new: Column) -> bool:
+    return bool(old.type.equals(new.type)) and old.epoch == new.epoch
+
+
+def parse_type(name: str) -> tuple[pa.DataType, str | None]:
+    """Read a type's name as settings and registry write it.
+
+    Returns:
+        The Arrow type, and the unit of integers counted from 1970 where the name implies one.
+
+    Raises:
+        SchemaError: The name is unknown; the hint lists the known ones.
+    """
+    text = name.strip().lower()
+    if text in _NAMED_TYPES:
+        return _NAMED_TYPES[text]
+    decimal = _DECIMAL.fullmatch(text)
+    if decimal:
+        return decimal_type(int(decimal[1]), int(decimal[2])), None
+    known = ", ".join([*_NAMED_TYPES, "decimal(p,s)"])
+    raise SchemaError(f"unknown type {name!r}", hint=f"use one of: {known}")
+
+
+def decimal_type(precision: int, scale: int) -> pa.DataType:
+    """Return the decimal of that precision and scale.
+
+    Raises:
+        SchemaError: Arrow and DuckDB keep at most 38 digits.
+    """
+    if not 1 <= precision <= _MAX_DECIMAL_DIGITS or scale > precision:
+        raise SchemaError(
+            f"decimal({precision},{scale}) cannot be kept",
+            hint=f"use at most {_MAX_DECIMAL_DIGITS} digits, and a scale within them",
+        )
+    return pa.decimal128(precision, scale)
+
+
+def type_name(arrow_type: pa.DataType, epoch: str | None = None) -> str:
+    """Return the name that `parse_type` reads back to the same type."""
+    if pa.types.is_decimal(arrow_type):
+        return f"decimal({arrow_type.precision},{arrow_type.scale})"
+    for name, (known, unit) in _NAMED_TYPES.items():
+        if known.equals(arrow_type) and unit == epoch:
+            return name
+    raise SchemaError(f"type {arrow_type} has no name in a registry")
+
+
+def refuse_reserved(table: str, columns: Iterable[str]) -> None:
+    """Refuse a table or column whose name starts with our prefix.
+
+    Raises:
+        SchemaError: Names the offender.
+    """
+    if table.lower().startswith(RESERVED_PREFIX):
+        raise SchemaError(
+            f"names that start with {RESERVED_PREFIX!r} are reserved",
+            table=table,
+            hint="rename the table in the source, or leave it out of 'tables'",
+        )
+    taken = [name for name in columns if name.lower().startswith(RESERVED_PREFIX)]
+    if taken:
+        raise SchemaError(
+            f"column {taken[0]!r} starts with the reserved prefix {RESERVED_PREFIX!r}",
+            table=table,
+            hint="rename the column, or leave it out with 'columns'",
+        )
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return `did you mean ...?` for the known name nearest to `name`, or a list of all known."""
+    from difflib import get_close_matches  # noqa: PLC0415  (only on the way to an error)
+
+    close = get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(known)}"

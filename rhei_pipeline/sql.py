@@ -1,0 +1,55 @@
+"""Text of SQL: quoting, lists, conditions, and the names of types in a dialect."""
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from rhei_pipeline.errors import SchemaError
+
+
+def quote(identifier: str) -> str:
+    """Quote any identifier for SQLite and DuckDB alike."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """Write a text literal; for names of ours and catalogue text, never for a row's values."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def listed(identifiers: Iterable[str], prefix: str = "") -> str:
+    """Write quoted identifiers with commas between, each behind `prefix.` where one is given."""
+    lead = f"{prefix}." if prefix else ""
+    return ", ".join(lead + quote(name) for name in identifiers)
+
+
+def matching(left: str, right: str, names: Iterable[str], operator: str = "=") -> str:
+    """Write `left.a = right.a and left.b = right.b ...`."""
+    return " and ".join(f"{left}.{quote(name)} {operator} {right}.{quote(name)}" for name in names)
+
+
+def duckdb_type(arrow_type: pa.DataType) -> str:
+    """Return DuckDB's name of an Arrow type.
+
+    Raises:
+        SchemaError: No column of ours has such a type.
+    """
+    if pa.types.is_decimal(arrow_type):
+        return f"decimal({arrow_type.precision}, {arrow_type.scale})"
+    for known, name in _DUCKDB_TYPES:
+        if known.equals(arrow_type):
+            return name
+    raise SchemaError(f"type {arrow_type} has no counterpart in DuckDB")
+
+
+_DUCKDB_TYPES = (
+    (pa.int64(), "bigint"),
+    (pa.float64(), "double"),
+    (pa.string(), "varchar"),
+    (pa.binary(), "blob"),
+    (pa.bool_(), "boolean"),
+    (pa.date32(), "date"),
+    (pa.time64("us"), "time"),
+    (pa.timestamp("us"), "timestamp"),
+    (pa.timestamp("us", tz="UTC"), "timestamptz"),
+)

@@ -1,0 +1,255 @@
+"""The way of the data: captured, compacted, applied, recorded, acknowledged."""
+
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from rhei_pipeline.compaction import compact
+from rhei_pipeline.events import (
+    CHANGED_AT,
+    LIVE,
+    SEQUENCE,
+    ChangeBatch,
+    Counts,
+    NetChanges,
+    Position,
+    event_schema,
+    key_text,
+)
+from rhei_pipeline.history import supersede
+from rhei_pipeline.ledger import Ledger, TableState, Watermark
+from rhei_pipeline.metrics import TableReport
+from rhei_pipeline.protocols import (
+    ChangeSource,
+    Mirror,
+    MirrorTransaction,
+    OnStep,
+    SourceSnapshot,
+    Step,
+)
+from rhei_pipeline.schema import INSTANT, Mode, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How much at once, and whether the source may forget.
+
+    Attributes:
+        batch_rows: About how many rows are held in memory; never a limit to what is atomic.
+        prune: Let the source forget what no mirror needs.
+    """
+
+    batch_rows: int = 50_000
+    prune: bool = True
+
+
+def sync_cycle(  # noqa: PLR0913  (the two seams and how to go between them)
+    tables: Collection[Table],
+    source: ChangeSource,
+    mirror: Mirror,
+    pace: Pace,
+    on_step: OnStep,
+    *,
+    schema_version: int,
+) -> dict[str, TableReport] | None:
+    """Bring every table up to one source state, in one mirror transaction.
+
+    Returns:
+        A report for each table; None when the source is no longer as it was looked at (another
+        schema, an older state put back), and nothing was done.
+    """
+    with source.snapshot() as snapshot:
+        on_step(Step.SNAPSHOT)
+        if snapshot.schema_version != schema_version:
+            return None
+        started = time.monotonic()
+        if not _all_proved(tables, snapshot, mirror.ledger()):
+            return None
+        due = _due(tables, snapshot, mirror.ledger())
+        if not due:
+            return _unchanged(tables, mirror.ledger(), {})
+        with mirror.transaction() as transaction:
+            reports = {
+                table.name: apply_pending(table, snapshot, transaction, pace, on_step)
+                for table in due
+            }
+            on_step(Step.RECORDED)
+    on_step(Step.COMMITTED)
+    acknowledge(source, mirror.ledger(), tables, prune=pace.prune)
+    on_step(Step.ACKNOWLEDGED)
+    waited = time.monotonic() - started
+    return _unchanged(tables, mirror.ledger(), {n: _later(r, waited) for n, r in reports.items()})
+
+
+def apply_pending(
+    table: Table,
+    snapshot: SourceSnapshot,
+    transaction: MirrorTransaction,
+    pace: Pace,
+    on_step: OnStep,
+) -> TableReport:
+    """Apply and record all of one table's changes up to the snapshot."""
+    ledger = transaction.ledger()
+    if ledger.state(table.name) is TableState.COPIED:
+        return _put_copy_in_place(table, snapshot, transaction, pace, on_step)
+    after = ledger.watermarks[table.name].position
+    counts, events, letters = Counts(), 0, 0
+    for batch in snapshot.changes(table, after, pace.batch_rows):
+        on_step(Step.CAPTURED)
+        if table.mode is Mode.DESTRUCTIVE:
+            counts += transaction.merge(table, compact(batch, table.schema))
+        else:
+            counts += keep_versions(table, batch.events, transaction)
+        letters += keep_letters(table, batch, snapshot, transaction)
+        events += batch.count
+        on_step(Step.APPLIED)
+    watermark = _record(table, snapshot, transaction)
+    return TableReport.of(
+        table.name,
+        counts,
+        events=events,
+        dead_letters=letters,
+        watermark=watermark,
+        lag_seconds=_age_of_oldest(table, snapshot, after),
+    )
+
+
+def keep_versions(table: Table, events: pa.Table, transaction: MirrorTransaction) -> Counts:
+    """Close and open the versions that a batch of events asks for."""
+    keys = events.select(list(table.schema.primary_key))
+    opened, floors = transaction.open_versions(table, keys)
+    versions = supersede(events, opened, floors, table.schema)
+    transaction.supersede(table, versions)
+    return Counts(versions.inserted, versions.updated, versions.deleted)
+
+
+def keep_letters(
+    table: Table, batch: ChangeBatch, snapshot: SourceSnapshot, transaction: MirrorTransaction
+) -> int:
+    """Keep the rows that cannot be mirrored as dead letters; resolve those that now can."""
+    open_keys = transaction.quarantined(table)
+    if open_keys:
+        keys = batch.events.select(list(table.schema.primary_key)).to_pylist()
+        mended = open_keys.intersection(map(key_text, keys))
+        transaction.release(table, mended, snapshot.clock)
+    return transaction.quarantine(batch.rejected)
+
+
+def acknowledge(
+    source: ChangeSource, ledger: Ledger, tables: Iterable[Table], *, prune: bool
+) -> None:
+    """Tell the source what this mirror still needs, and let it forget the rest."""
+    known = {table.name: ledger.needed_from(table.name) for table in tables}
+    source.acknowledge({name: place for name, place in known.items() if place}, prune=prune)
+
+
+def _all_proved(tables: Iterable[Table], snapshot: SourceSnapshot, ledger: Ledger) -> bool:
+    positions = ((table, ledger.needed_from(table.name)) for table in tables)
+    return all(place is None or snapshot.proves(table, place) for table, place in positions)
+
+
+def _due(
+    tables: Iterable[Table], snapshot: SourceSnapshot, ledger: Ledger
+) -> list[Table]:
+    """Return the tables with something to do: changes, or a complete copy to put in place."""
+    due = []
+    for table in tables:
+        state = ledger.state(table.name)
+        if state is TableState.COPIED or (
+            state is TableState.READY
+            and snapshot.pending(table, ledger.watermarks[table.name].position)
+        ):
+            due.append(table)
+    return due
+
+
+def _put_copy_in_place(
+    table: Table,
+    snapshot: SourceSnapshot,
+    transaction: MirrorTransaction,
+    pace: Pace,
+    on_step: OnStep,
+) -> TableReport:
+    """Catch the copy up to the snapshot, then make it the table, or apply what differs."""
+    after = transaction.ledger().copies[table.name].position
+    events = letters = 0
+    for batch in snapshot.net_changes(table, after, pace.batch_rows):
+        on_step(Step.CAPTURED)
+        transaction.heal_copy(table, compact(batch, table.schema))
+        letters += keep_letters(table, batch, snapshot, transaction)
+        events += batch.count
+    adopted = transaction.adopt_copy(table, snapshot.clock)
+    counts = Counts(inserted=adopted or 0)
+    if adopted is None:
+        for changes in transaction.copy_differences(table, pace.batch_rows):
+            counts += _apply_difference(table, changes, snapshot, transaction)
+    on_step(Step.PROMOTED)
+    watermark = _record(table, snapshot, transaction)
+    return TableReport.of(
+        table.name, counts, events=events, dead_letters=letters, watermark=watermark
+    )
+
+
+def _apply_difference(
+    table: Table, changes: NetChanges, snapshot: SourceSnapshot, transaction: MirrorTransaction
+) -> Counts:
+    if table.mode is Mode.DESTRUCTIVE:
+        return transaction.merge(table, changes)
+    events = pa.concat_tables(
+        [
+            _as_events(table, changes.upserts, snapshot, live=True),
+            _as_events(table, changes.tombstones, snapshot, live=False),
+        ]
+    )
+    return keep_versions(table, events, transaction)
+
+
+def _as_events(
+    table: Table, rows: pa.Table, snapshot: SourceSnapshot, *, live: bool
+) -> pa.Table:
+    """Date differences at the snapshot: when they came about, nobody saw."""
+    count, schema = rows.num_rows, event_schema(table.schema)
+    own = {
+        SEQUENCE: pa.repeat(pa.scalar(0, pa.int64()), count),
+        CHANGED_AT: pa.repeat(pa.scalar(snapshot.clock, INSTANT), count),
+        LIVE: pa.repeat(pa.scalar(live), count),
+    }
+    given = {name: rows[name] for name in rows.column_names}
+    columns = [
+        own.get(field.name, given.get(field.name, pa.nulls(count, field.type))) for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _record(table: Table, snapshot: SourceSnapshot, transaction: MirrorTransaction) -> int:
+    head = snapshot.head(table)
+    transaction.record(Watermark(table.name, head, snapshot.clock))
+    return head.order
+
+
+def _age_of_oldest(table: Table, snapshot: SourceSnapshot, after: Position) -> float:
+    oldest = snapshot.oldest_pending(table, after)
+    return 0.0 if oldest is None else max((snapshot.clock - oldest).total_seconds(), 0.0)
+
+
+def _later(report: TableReport, seconds: float) -> TableReport:
+    """Count the time from the snapshot to the commit into the lag of what was applied."""
+    return replace(report, lag_seconds=report.lag_seconds + seconds) if report.events else report
+
+
+def _unchanged(
+    tables: Iterable[Table], ledger: Ledger, reports: Mapping[str, TableReport]
+) -> dict[str, TableReport]:
+    """Report the tables without changes beside the others."""
+    return {
+        table.name: reports.get(table.name)
+        or TableReport(table.name, watermark=_order(ledger, table.name))
+        for table in tables
+    }
+
+
+def _order(ledger: Ledger, table: str) -> int | None:
+    mark = ledger.watermarks.get(table)
+    return None if mark is None else mark.position.order
