@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -14,7 +14,7 @@ from rhei_pipeline.errors import (
     SourceBusyError,
 )
 from rhei_pipeline.initial_sync import Copied, OnProgress, copy_table, needs_copy
-from rhei_pipeline.ledger import Ledger
+from rhei_pipeline.ledger import Ledger, TableState
 from rhei_pipeline.metrics import (
     CopyReport,
     RepairReport,
@@ -77,7 +77,7 @@ class Pipeline:
         pace: Pace,
         on_step: OnStep = no_step,
     ) -> None:
-        self._declared = {table.name: table for table in declared}
+        self._declared: dict[str, Declared] = {}
         self._source = source
         self._mirror = mirror
         self._registry = registry
@@ -88,7 +88,8 @@ class Pipeline:
         self._errors: dict[str, PermanentError] = {}
         self._looked_at = -1
         for table in declared:
-            self.register(table)
+            self.register(table, look=False)
+        self._keep_up()
 
     @property
     def tables(self) -> Mapping[str, Table]:
@@ -109,13 +110,18 @@ class Pipeline:
             )
         return found
 
-    def register(self, declared: Declared) -> Table:
-        """Capture a table from now on; safe to repeat, and mends what is missing."""
+    def register(self, declared: Declared, *, look: bool = True) -> None:
+        """Capture a table from now on; safe to repeat, and mends what is missing.
+
+        Raises:
+            SchemaError: It cannot be mirrored as it stands; says the way out.
+        """
         with self._lock:
-            schema = self._source.describe(declared.name)
-            self._declared[schema.name] = replace(declared, name=schema.name)
-            self._install(Table(schema, declared.mode))
-            return self._tables[schema.name]
+            name = self._source.describe(declared.name).name
+            self._declared[name] = replace(declared, name=name)
+            self._looked_at = -1
+            if look:
+                self._keep_up()
 
     def sync(self, on_progress: OnProgress = no_progress) -> SyncReport:
         """Bring every table up to the source as it is now; copy first what was never copied."""
@@ -125,7 +131,7 @@ class Pipeline:
             for _ in range(_LOOKS):
                 self._keep_up()
                 copied |= self._copy_what_needs_it(on_progress)
-                reports = self._cycle()
+                reports = self._cycle(self._tables.values(), self._looked_at)
                 if reports is not None:
                     return self._report(reports, copied, started)
             raise SourceBusyError(
@@ -202,32 +208,54 @@ class Pipeline:
         version = self._source.schema_version()
         if version == self._looked_at:
             return
+        self._drain(version)
         self._errors.clear()
         for declared in self._declared.values():
-            self._trying(declared.name, lambda declared=declared: self._look_at(declared))
+            self._look_at(declared)
         self._looked_at = self._source.schema_version()
 
-    def _look_at(self, declared: Declared) -> None:
-        self._install(Table(self._source.describe(declared.name), declared.mode))
+    def _drain(self, version: int) -> None:
+        """Apply what logs of images still hold, before they may have to be made anew.
 
-    def _install(self, table: Table) -> None:
+        They are read in the shape they were made in, so no version is lost to a migration.
+        """
+        ledger = self._mirror.ledger()
+        known = (self._registry.table(name) for name in self._declared)
+        standing = [
+            table
+            for table in known
+            if table is not None
+            and table.mode is Mode.TEMPORAL
+            and ledger.state(table.name) is TableState.READY
+        ]
+        if standing:
+            self._cycle(standing, version)
+
+    def _look_at(self, declared: Declared) -> None:
+        """Install capture for the table as it is now; one that cannot be captured is left out."""
+        try:
+            table = Table(self._source.describe(declared.name), declared.mode)
+            self._source.install(table, self._mirror.ledger().furthest(table.name))
+        except PermanentError as error:
+            self._leave_out(declared.name, error)
+            return
         known = self._registry.table(table.name)
         if known is not None and known.schema != table.schema:
             changes = difference(known.schema, table.schema).describe()
             _log.warning("table %r: its source %s; it is copied again", table.name, changes)
-        self._source.install(table, self._mirror.ledger().furthest(table.name))
         self._tables[table.name] = table
-        self._errors.pop(table.name, None)
 
-    def _cycle(self) -> dict[str, TableReport] | None:
+    def _cycle(
+        self, tables: Collection[Table], schema_version: int
+    ) -> dict[str, TableReport] | None:
         try:
             return sync_cycle(
-                list(self._tables.values()),
+                tables,
                 self._source,
                 self._mirror,
                 self._pace,
                 self._on_step,
-                schema_version=self._looked_at,
+                schema_version=schema_version,
             )
         except SchemaDriftError as error:
             self._leave_out(error.table or "", error)
@@ -248,13 +276,6 @@ class Pipeline:
         return copy_table(
             table, self._source, self._mirror, self._pace, self._on_step, on_progress
         )
-
-    def _trying(self, name: str, work: Callable[[], None]) -> None:
-        """Leave a table out that fails for good; the others go on."""
-        try:
-            work()
-        except PermanentError as error:
-            self._leave_out(name, error)
 
     def _leave_out(self, name: str, error: PermanentError) -> None:
         _log.error("%s; the table is left out until this is mended", error)

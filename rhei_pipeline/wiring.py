@@ -12,7 +12,7 @@ from rhei_pipeline.oltp.sqlite_schema import read_table, table_names
 from rhei_pipeline.pipeline import Declared, Pipeline, no_step
 from rhei_pipeline.protocols import OnStep
 from rhei_pipeline.registry import Registry
-from rhei_pipeline.schema import Mode, Table
+from rhei_pipeline.schema import Table
 from rhei_pipeline.settings import Settings
 from rhei_pipeline.sync import Pace
 
@@ -45,7 +45,7 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
             declared_tables(settings, database),
             source,
             mirror,
-            Registry(None if in_memory else Path(settings.registry.path)),
+            Registry(None if in_memory else settings.registry.path),
             Pace(settings.sync.batch_rows, settings.sync.prune),
             on_step,
         )
@@ -55,7 +55,7 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
 def open_source(settings: Settings) -> SqliteDatabase:
     """Open the operational database."""
     return SqliteDatabase(
-        Path(settings.source.path),
+        settings.source.path,
         busy_timeout_seconds=settings.source.busy_timeout_seconds,
         read_pool=settings.source.read_pool,
     )
@@ -71,7 +71,7 @@ def open_mirror(settings: Settings) -> DuckDBMirror:
 def declared_tables(settings: Settings, database: SqliteDatabase) -> list[Declared]:
     """Return the tables of the declaration; without any, all that have a primary key."""
     if settings.tables is not None:
-        return [Declared(table.name, Mode(table.mode or settings.mode)) for table in settings.tables]
+        return [Declared(table.name, table.mode or settings.mode) for table in settings.tables]
     with database.reader() as connection:
         names = table_names(connection)
     if not names:
@@ -79,7 +79,7 @@ def declared_tables(settings: Settings, database: SqliteDatabase) -> list[Declar
             f"source database {database.path.name!r} has no table with a primary key",
             hint="create one, or name tables and their 'primary_key' under 'tables'",
         )
-    return [Declared(name, Mode(settings.mode)) for name in names]
+    return [Declared(name, settings.mode) for name in names]
 
 
 def declared_schemas(settings: Settings) -> list[Table]:
@@ -98,7 +98,7 @@ def declared_schemas(settings: Settings) -> list[Table]:
                     primary_key=chosen.primary_key,
                     types=chosen.types,
                 )
-                tables.append(Table(found.schema, Mode(declared.mode)))
+                tables.append(Table(found.schema, declared.mode))
         return tables
     finally:
         database.close()

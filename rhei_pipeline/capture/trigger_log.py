@@ -154,7 +154,7 @@ class TriggerSource:
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
         """Log keys as changed, in the form that the table's log has."""
         source = self._table(table.name)
-        log, places = quote(log_table(table.name)), key_places(source)
+        log, places = quote(log_table(table.name)), key_places(source.schema)
         marks = ", ".join("?" for _ in places)
         if table.mode is Mode.TEMPORAL:
             condition = " and ".join(f"{quote(name)} = ?" for name in source.schema.primary_key)

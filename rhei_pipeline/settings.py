@@ -1,0 +1,296 @@
+"""The declaration: what is mirrored, from where, to where, and how. YAML, environment, Python."""
+
+import json
+import os
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as PydanticSettingsError
+
+from rhei_pipeline.errors import SchemaError, SettingsError
+from rhei_pipeline.schema import Mode, nearest, parse_type
+
+ENVIRONMENT_PREFIX = "RHEI__"
+_MEMORY = ":memory:"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceSettings(_Section):
+    """The operational database."""
+
+    kind: Literal["sqlite"] = Field("sqlite", description="What kind of database it is.")
+    path: Path = Field(description="The SQLite file. It must exist.")
+    busy_timeout_seconds: float = Field(
+        10.0, gt=0, description="How long to wait while another process holds the write lock."
+    )
+    read_pool: int = Field(4, ge=1, description="How many idle reading connections to keep.")
+
+
+class CaptureSettings(_Section):
+    """How changes are learned of."""
+
+    method: Literal["trigger"] = Field(
+        "trigger", description="trigger: triggers in the source log the keys that are touched."
+    )
+
+
+class MirrorSettings(_Section):
+    """The analytical copy."""
+
+    kind: Literal["duckdb"] = Field("duckdb", description="Which engine holds it.")
+    path: Path = Field(
+        description="The file, created when missing; ':memory:' is copied anew at each start."
+    )
+    lock_timeout_seconds: float = Field(
+        30.0, ge=0, description="How long to wait while another process holds the file."
+    )
+
+
+class TableSettings(_Section):
+    """One table to mirror."""
+
+    name: str = Field(min_length=1, description="Its name in the source.")
+    mode: Mode | None = Field(None, description="destructive or temporal; left out: the default.")
+    columns: list[str] | None = Field(
+        None, min_length=1, description="Mirror these columns only; the key must be among them."
+    )
+    primary_key: list[str] | None = Field(
+        None, min_length=1, description="Use this unique key; left out: the declared one."
+    )
+    types: dict[str, str] | None = Field(
+        None, description="Types that stand above the declared ones, by column."
+    )
+
+    @field_validator("types")
+    @classmethod
+    def _known_types(cls, types: dict[str, str] | None) -> dict[str, str] | None:
+        for name in (types or {}).values():
+            try:
+                parse_type(name)
+            except SchemaError as error:
+                raise ValueError(str(error)) from error
+        return types
+
+
+class SyncSettings(_Section):
+    """How a sync goes about its work."""
+
+    batch_rows: int = Field(
+        50_000, ge=1, description="About how many rows are in memory at once."
+    )
+    interval_seconds: float = Field(1.0, gt=0, description="Pause between background syncs.")
+    prune: bool = Field(True, description="Let the source forget changes no mirror needs.")
+
+
+class RegistrySettings(_Section):
+    """Where the schemas that the mirror was built with are kept."""
+
+    path: Path = Field(Path("data/registry.json"), description="The JSON file.")
+
+
+class ScheduleSettings(_Section):
+    """When things happen by themselves, under an orchestrator."""
+
+    session_seconds: float = Field(600.0, gt=0, description="Longest length of a sync session.")
+    idle_seconds: float = Field(
+        60.0, gt=0, description="A sync session without changes for so long ends."
+    )
+    report_seconds: float = Field(
+        15.0, gt=0, description="How often a session reports on each changed table."
+    )
+    max_lag_seconds: float = Field(60.0, gt=0, description="Lag above this fails the lag check.")
+    snapshots_from: date = Field(
+        date(2024, 1, 1), description="The first day of the daily snapshots, in UTC."
+    )
+    snapshot_hour: int = Field(
+        1, ge=0, le=23, description="The hour, in UTC, at which the day before is snapshotted."
+    )
+
+
+class Settings(BaseSettings):
+    """A whole declaration; frozen, and valid once it exists.
+
+    Environment variables `RHEI__SECTION__FIELD` stand above what the file or the caller gives.
+
+    Raises:
+        SettingsError: A field is unknown, missing, or does not make sense; names the field.
+    """
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__"
+    )
+
+    source: SourceSettings = Field(description="The operational database.")
+    capture: CaptureSettings = Field(
+        default_factory=CaptureSettings, description="How changes are learned of."
+    )
+    mirror: MirrorSettings = Field(description="The analytical copy.")
+    mode: Mode = Field(
+        Mode.DESTRUCTIVE,
+        description="Default of every table. destructive: overwrite; temporal: keep history.",
+    )
+    tables: list[TableSettings] | None = Field(
+        None, min_length=1, description="Left out: every table that has a primary key."
+    )
+    sync: SyncSettings = Field(default_factory=SyncSettings, description="How a sync works.")
+    registry: RegistrySettings = Field(
+        default_factory=RegistrySettings, description="Where known schemas are kept."
+    )
+    schedule: ScheduleSettings = Field(
+        default_factory=ScheduleSettings, description="When things happen by themselves."
+    )
+
+    def __init__(self, **values: Any) -> None:  # noqa: ANN401  (pydantic validates them)
+        _refuse_unknown_variables()
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(_describe(error)) from None  # its text would show the values
+        except PydanticSettingsError as error:
+            raise SettingsError(
+                f"an environment variable {ENVIRONMENT_PREFIX}... is not of its field's form",
+                hint="lists and mappings are written as JSON",
+            ) from error
+
+    @field_validator("tables")
+    @classmethod
+    def _unique_names(cls, tables: list[TableSettings] | None) -> list[TableSettings] | None:
+        seen: set[str] = set()
+        for table in tables or ():
+            if table.name.lower() in seen:
+                raise ValueError(f"table {table.name!r} is declared twice")
+            seen.add(table.name.lower())
+        return tables
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  (pydantic-settings' signature)
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the environment above what is given."""
+        return env_settings, init_settings
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a YAML file, with the environment above it.
+
+        Relative paths are taken from the project's directory: the parent of a directory named
+        `config` where the file lies in one, else the file's own.
+
+        Raises:
+            SettingsError: The file cannot be read, or a field does not make sense.
+        """
+        file = Path(path)
+        values = _read(file)
+        try:
+            settings = cls(**values)
+        except SettingsError as error:
+            raise SettingsError(f"{file}: {error.message}", hint=error.hint) from error
+        return settings.anchored(_project_directory(file))
+
+    def anchored(self, directory: Path) -> Self:
+        """Return the same settings with relative paths taken from a directory."""
+        mirror = self.mirror.path
+        in_memory = str(mirror) == _MEMORY
+        return self.model_copy(
+            update={
+                "source": self.source.model_copy(
+                    update={"path": directory / self.source.path}
+                ),
+                "mirror": self.mirror
+                if in_memory
+                else self.mirror.model_copy(update={"path": directory / mirror}),
+                "registry": self.registry.model_copy(
+                    update={"path": directory / self.registry.path}
+                ),
+            }
+        )
+
+
+def _project_directory(file: Path) -> Path:
+    directory = file.resolve().parent
+    return directory.parent if directory.name == "config" else directory
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(
+            f"{file}: the declaration cannot be read: {error.strerror}",
+            hint="give its path with --config, or start one with the README's ten lines",
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise SettingsError(f"{file}: this is not YAML{place}") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise SettingsError(f"{file}: a declaration is a mapping that begins with 'source:'")
+    return values
+
+
+def _refuse_unknown_variables() -> None:
+    known = list(Settings.model_fields)
+    for variable in os.environ:
+        if variable.upper().startswith(ENVIRONMENT_PREFIX):
+            section = variable[len(ENVIRONMENT_PREFIX) :].split("__")[0].lower()
+            if section not in known:
+                raise SettingsError(
+                    f"environment variable {variable}: unknown section {section!r}",
+                    hint=nearest(section, known),
+                )
+
+
+def _describe(error: ValidationError) -> str:
+    """Name every problem by its field's path; never by the value, which may be a secret."""
+    problems = error.errors(include_input=False, include_url=False, include_context=False)
+    return "; ".join(
+        _problem(tuple(problem["loc"]), problem["type"], problem["msg"]) for problem in problems
+    )
+
+
+def _problem(path: tuple[str | int, ...], kind: str, message: str) -> str:
+    dotted = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
+    if kind == "extra_forbidden":
+        return f"unknown field {dotted!r}; {nearest(str(path[-1]), _fields_beside(path))}"
+    if kind == "missing":
+        return f"field {dotted!r} is missing"
+    message = message.removeprefix("Value error, ")
+    return f"field {dotted!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _fields_beside(path: tuple[str | int, ...]) -> list[str]:
+    """Return the names of the fields that the model at this place of the path knows."""
+    model: type[BaseModel] = Settings
+    for part in path[:-1]:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    return list(model.model_fields)
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (_model_in(argument) for argument in get_args(annotation))
+    return next((model for model in inner if model), None)
+
+
+def schema_text() -> str:
+    """Return the JSON schema of a declaration, as `config/pipeline.schema.json` holds it."""
+    return json.dumps(Settings.model_json_schema(), indent=2) + "\n"
+
