@@ -1,0 +1,13 @@
+"""Fixtures live in `fix_*.py`, one noun each."""
+
+from hypothesis import HealthCheck, settings
+
+pytest_plugins = ["tests.fix_world"]
+
+settings.register_profile(
+    "suite",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    print_blob=True,
+)
+settings.load_profile("suite")
