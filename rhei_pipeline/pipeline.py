@@ -235,7 +235,7 @@ class Pipeline:
         """Install capture for the table as it is now; one that cannot be captured is left out."""
         try:
             table = Table(self._source.describe(declared.name), declared.mode)
-            self._source.install(table, self._mirror.ledger().furthest(table.name))
+            self._install(table)
         except PermanentError as error:
             self._leave_out(declared.name, error)
             return
@@ -244,6 +244,9 @@ class Pipeline:
             changes = difference(known.schema, table.schema).describe()
             _log.warning("table %r: its source %s; it is copied again", table.name, changes)
         self._tables[table.name] = table
+
+    def _install(self, table: Table) -> None:
+        self._source.install(table, self._mirror.ledger().furthest(table.name))
 
     def _cycle(
         self, tables: Collection[Table], schema_version: int
@@ -273,6 +276,7 @@ class Pipeline:
         return needs_copy(table, snapshot, ledger) or self._registry.table(table.name) != table
 
     def _copy(self, table: Table, on_progress: OnProgress) -> Copied:
+        self._install(table)
         return copy_table(
             table, self._source, self._mirror, self._pace, self._on_step, on_progress
         )

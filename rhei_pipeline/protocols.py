@@ -103,9 +103,6 @@ class ChangeSource(Protocol):
         `least`: new positions are greater than it, so that a watermark never has to go back.
         """
 
-    def is_installed(self, table: Table) -> bool:
-        """Tell whether capture of the table is complete and fits its schema as it is now."""
-
     def schema_version(self) -> int:
         """Return a number that changes whenever the source's schema may have changed."""
 

@@ -1,6 +1,6 @@
 """Fixtures live in `fix_*.py`, one noun each."""
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 pytest_plugins = ["tests.fix_world"]
 
@@ -9,5 +9,7 @@ settings.register_profile(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     print_blob=True,
+    # A failing history is short enough to read; shrinking one takes minutes.
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
 settings.load_profile("suite")

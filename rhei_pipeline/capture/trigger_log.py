@@ -15,7 +15,6 @@ from typing import Any
 from rhei_pipeline.capture.trigger_snapshot import TriggerSnapshot
 from rhei_pipeline.capture.trigger_sql import (
     CLOCK,
-    CaptureSql,
     capture_sql,
     image_insert,
     key_places,
@@ -88,17 +87,14 @@ class TriggerSource:
         with self._database.translated():
             return int(self._connection.execute("pragma schema_version").fetchone()[0])
 
-    def is_installed(self, table: Table) -> bool:
-        """Tell whether log and triggers stand as they were made."""
-        return self._standing(table) is not None
-
     def install(self, table: Table, least: int) -> None:
         """Create or mend the log and triggers of a table, in one transaction.
 
-        Where anything was missing, changes may have gone by unseen: the log starts anew, no
-        older position is proved by it any more, and so the table is copied again.
+        Where anything was missing, or the log ends before `least` (cleared, or an older state
+        put back), changes may have gone by unseen: the log starts anew, no older position is
+        proved by it any more, and so the table is copied again.
         """
-        if self.is_installed(table):
+        if self._stands(table) and self._newest(table.name) >= max(least, 1):
             return
         source = self._table(table.name)
         wanted = capture_sql(source, table.mode)
@@ -193,8 +189,8 @@ class TriggerSource:
                 )
         return self._catalogue[name]
 
-    def _standing(self, table: Table) -> CaptureSql | None:
-        """Return the form in which capture of the table stands complete, if it does.
+    def _stands(self, table: Table) -> bool:
+        """Tell whether log and triggers stand as they were made.
 
         A log of images serves a destructive mirror too, so two mirrors can share it.
         """
@@ -207,8 +203,7 @@ class TriggerSource:
                 f"select name, sql from sqlite_master where name in ({names})"  # noqa: S608
             )
             found = dict(rows.fetchall())
-        forms = (capture_sql(source, mode) for mode in modes)
-        return next((form for form in forms if form.objects == found), None)
+        return any(capture_sql(source, mode).objects == found for mode in modes)
 
     def _newest(self, name: str) -> int:
         """Return the newest entry's place, or 0: positions grow even over a log made anew."""

@@ -60,6 +60,8 @@ def _act(world: World, action: Any) -> None:
         # A column that a migration dropped.
         with suppress(sqlite3.OperationalError):
             action.run(world.app)
+        if world.app.in_transaction:
+            world.run("rollback")
     elif isinstance(action, Statement):
         with suppress(sqlite3.OperationalError):
             for sql in action.sql:

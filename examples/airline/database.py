@@ -1,0 +1,146 @@
+"""The airline's operational schema, and its past."""
+
+import sqlite3
+from collections.abc import Iterator
+from datetime import date, datetime, time, timedelta
+from pathlib import Path
+from typing import Any
+
+from examples.airline.data import flights_by_day, read
+
+SCHEMA = """
+create table airlines(carrier TEXT PRIMARY KEY NOT NULL, name TEXT NOT NULL);
+create table airports(
+    faa TEXT PRIMARY KEY NOT NULL, name TEXT NOT NULL, lat REAL, lon REAL, alt INTEGER,
+    tz INTEGER, dst TEXT, tzone TEXT);
+create table planes(
+    tailnum TEXT PRIMARY KEY NOT NULL, year INTEGER, type TEXT, manufacturer TEXT, model TEXT,
+    engines INTEGER, seats INTEGER, speed INTEGER, engine TEXT);
+create table weather(
+    origin TEXT NOT NULL, time_hour TEXT NOT NULL, temp REAL, humid REAL, wind_speed REAL,
+    precip REAL, visib REAL, PRIMARY KEY (origin, time_hour)) WITHOUT ROWID;
+create table flights(
+    flight_id INTEGER PRIMARY KEY, flight_date DATE NOT NULL,
+    carrier TEXT NOT NULL REFERENCES airlines, flight INTEGER NOT NULL, tailnum TEXT,
+    origin TEXT NOT NULL, dest TEXT NOT NULL, scheduled_departure TIMESTAMP NOT NULL,
+    departed_at TIMESTAMP, arrived_at TIMESTAMP, departure_delay INTEGER, arrival_delay INTEGER,
+    distance INTEGER, status TEXT NOT NULL, UNIQUE (flight_date, carrier, flight, origin));
+"""
+_COLUMNS = {
+    "airlines": ("carrier", "name"),
+    "airports": ("faa", "name", "lat", "lon", "alt", "tz", "dst", "tzone"),
+    "planes": (
+        "tailnum",
+        "year",
+        "type",
+        "manufacturer",
+        "model",
+        "engines",
+        "seats",
+        "speed",
+        "engine",
+    ),
+    "weather": ("origin", "time_hour", "temp", "humid", "wind_speed", "precip", "visib"),
+}
+#: How a new flight is entered, in the order of `scheduled`.
+SCHEDULE = (
+    "insert into flights(flight_date, carrier, flight, tailnum, origin, dest,"
+    " scheduled_departure, distance, status) values (?, ?, ?, ?, ?, ?, ?, ?, 'scheduled')"
+)
+_PAST = (
+    "insert into flights(flight_date, carrier, flight, tailnum, origin, dest,"
+    " scheduled_departure, distance, departed_at, arrived_at, departure_delay, arrival_delay,"
+    " status) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
+Row = dict[str, str | None]
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the database as the airline's application does."""
+    connection = sqlite3.connect(path, isolation_level=None, timeout=30.0)
+    connection.execute("pragma journal_mode = wal")
+    connection.execute("pragma synchronous = normal")
+    return connection
+
+
+def build(path: Path, until: date) -> int:
+    """Create the database with everything that had happened before a day; return its flights.
+
+    A cancelled flight is deleted by the application, so none of the past is there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = connect(path)
+    try:
+        connection.executescript(SCHEMA)
+        connection.execute("begin")
+        for table, columns in _COLUMNS.items():
+            marks = ", ".join("?" for _ in columns)
+            rows = (tuple(row[column] for column in columns) for row in read(table))
+            connection.executemany(f"insert into {table} values ({marks})", rows)
+        connection.executemany(_PAST, _past(until))
+        connection.execute("commit")
+        return int(connection.execute("select count(*) from flights").fetchone()[0])
+    finally:
+        connection.close()
+
+
+def _past(until: date) -> Iterator[tuple[Any, ...]]:
+    for day, rows in flights_by_day().items():
+        if day < until:
+            for row in rows:
+                if row["dep_time"] is not None:
+                    yield (*scheduled(day, row), *outcome(day, row))
+
+
+def scheduled(day: date, row: Row) -> tuple[Any, ...]:
+    """Return what is known of a flight when it is entered."""
+    return (
+        day.isoformat(),
+        row["carrier"],
+        int(row["flight"] or 0),
+        row["tailnum"],
+        row["origin"],
+        row["dest"],
+        str(at(day, row["sched_dep_time"])),
+        int(row["distance"] or 0),
+    )
+
+
+def outcome(day: date, row: Row) -> tuple[Any, ...]:
+    """Return departed_at, arrived_at, both delays and the last status."""
+    left = departure(day, row)
+    landed = arrival(day, row)
+    status = "arrived" if landed else "departed"
+    return (
+        str(left),
+        None if landed is None else str(landed),
+        number(row["dep_delay"]),
+        number(row["arr_delay"]),
+        status,
+    )
+
+
+def departure(day: date, row: Row) -> datetime:
+    """Return when it left."""
+    return at(day, row["sched_dep_time"]) + timedelta(minutes=number(row["dep_delay"]) or 0)
+
+
+def arrival(day: date, row: Row) -> datetime | None:
+    """Return when it landed, by the clock at its destination; None when that is not known."""
+    if row["arr_time"] is None:
+        return None
+    left, landed = departure(day, row), at(day, row["arr_time"])
+    # Flying west, a short flight may land before it left; a day later it did not.
+    return landed if landed > left - timedelta(hours=6) else landed + timedelta(days=1)
+
+
+def at(day: date, clock: str | None) -> datetime:
+    """Read a clock time as 517 for 05:17; 2400 is midnight at the day's end."""
+    hours, minutes = divmod(int(clock or 0), 100)
+    return datetime.combine(day, time()) + timedelta(hours=hours, minutes=minutes)
+
+
+def number(text: str | None) -> int | None:
+    """Read a number that may be missing."""
+    return None if text is None else int(text)
