@@ -19,7 +19,7 @@ class BackgroundSync:
     """Syncs at an interval in a thread of its own until it is stopped.
 
     A failed sync is tried again after a growing, jittered wait; the last failure is kept for
-    whoever asks. Reports are handed to `on_report`, in this thread.
+    whoever asks.
     """
 
     def __init__(self, pipeline: Pipeline, interval_seconds: float) -> None:

@@ -1,7 +1,7 @@
 """One door: write, query, sync, copy, verify, look back."""
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
@@ -15,6 +15,7 @@ from rhei_pipeline.initial_sync import OnProgress
 from rhei_pipeline.metrics import (
     CopyReport,
     RepairReport,
+    RowParity,
     SyncReport,
     SyncStatus,
     VerifyReport,
@@ -23,7 +24,7 @@ from rhei_pipeline.oltp.sqlite_query import query as query_sqlite
 from rhei_pipeline.oltp.sqlite_schema import declaration
 from rhei_pipeline.pipeline import Declared, no_progress, no_step
 from rhei_pipeline.protocols import OnStep
-from rhei_pipeline.schema import VALID_FROM, VALID_TO, Mode
+from rhei_pipeline.schema import VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.settings import Settings
 from rhei_pipeline.sql import listed, quote
 from rhei_pipeline.wiring import open_engine
@@ -155,11 +156,7 @@ class HTAP:
         Raises:
             QueryError: The table keeps no history, or the instant has no time zone.
         """
-        found = self._engine.pipeline.table(table)
-        if found.mode is not Mode.TEMPORAL:
-            raise QueryError(
-                f"table {found.name!r} keeps no history", hint="declare it 'mode: temporal'"
-            )
+        found = self._temporal(table)
         if instant.tzinfo is None:
             raise QueryError("the instant has no time zone", hint="give one, such as UTC")
         return self._engine.mirror.query(
@@ -171,6 +168,34 @@ class HTAP:
     def verify(self, table: str | None = None) -> VerifyReport:
         """Sync, then compare every row of source and mirror at one source state."""
         return self._engine.pipeline.verify(table)
+
+    def row_parity(self, table: str) -> RowParity:
+        """Sync, then count the rows of source and mirror at one source state."""
+        return self._engine.pipeline.parity(table)
+
+    def row_count(self, table: str) -> int:
+        """Count the mirror's rows that are valid now."""
+        return self._engine.mirror.count(self._engine.pipeline.table(table))
+
+    def snapshot(self, table: str, instants: Mapping[date, datetime]) -> dict[date, int]:
+        """Keep a temporal table's rows as of an instant for each day, in `snapshot.<table>`.
+
+        Days that are there already are written anew; all days are written in one transaction.
+
+        Returns:
+            How many rows each day's snapshot has.
+        """
+        found = self._temporal(table)
+        with self._engine.mirror.transaction() as transaction:
+            return transaction.write_snapshots(found, instants)
+
+    def _temporal(self, table: str) -> Table:
+        found = self._engine.pipeline.table(table)
+        if found.mode is not Mode.TEMPORAL:
+            raise QueryError(
+                f"table {found.name!r} keeps no history", hint="declare it 'mode: temporal'"
+            )
+        return found
 
     def repair(self, table: str) -> RepairReport:
         """Make a table equal to its source again."""

@@ -169,6 +169,21 @@ class SyncStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class RowParity:
+    """How many rows source and mirror hold at one watermark."""
+
+    table: str
+    source_rows: int
+    mirror_rows: int
+    watermark: int
+
+    @property
+    def equal(self) -> bool:
+        """Whether they are as many."""
+        return self.source_rows == self.mirror_rows
+
+
+@dataclass(frozen=True, slots=True)
 class TableVerification:
     """How one table's mirror differs from its source, at one source state.
 

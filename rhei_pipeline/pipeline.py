@@ -3,7 +3,8 @@
 import logging
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -18,14 +19,22 @@ from rhei_pipeline.ledger import Ledger, TableState
 from rhei_pipeline.metrics import (
     CopyReport,
     RepairReport,
+    RowParity,
     SyncReport,
     TableReport,
     TableStatus,
     TableVerification,
     VerifyReport,
 )
-from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourceSnapshot, Step
-from rhei_pipeline.reconciliation import verify_table
+from rhei_pipeline.protocols import (
+    ChangeSource,
+    Mirror,
+    MirrorTransaction,
+    OnStep,
+    SourceSnapshot,
+    Step,
+)
+from rhei_pipeline.reconciliation import count_rows, verify_table
 from rhei_pipeline.registry import Registry
 from rhei_pipeline.schema import Mode, Table, difference, nearest
 from rhei_pipeline.sync import Pace, apply_pending, sync_cycle
@@ -160,18 +169,27 @@ class Pipeline:
 
     def verify(self, name: str | None = None) -> VerifyReport:
         """Bring the mirror up to one source state and compare every row at that state."""
-        with self._lock:
-            started = time.monotonic()
+        started = time.monotonic()
+        with self._lock, self._at_one_state() as (snapshot, transaction):
             chosen = list(self._tables.values()) if name is None else [self.table(name)]
-            self.sync()
-            with self._source.snapshot() as snapshot, self._mirror.transaction() as transaction:
-                for table in self._tables.values():
-                    apply_pending(table, snapshot, transaction, self._pace, self._on_step)
-                found: dict[str, TableVerification] = {
-                    table.name: verify_table(table, snapshot, transaction, self._pace.batch_rows)
-                    for table in chosen
-                }
-            return VerifyReport(MappingProxyType(found), time.monotonic() - started)
+            found: dict[str, TableVerification] = {
+                table.name: verify_table(table, snapshot, transaction, self._pace.batch_rows)
+                for table in chosen
+            }
+        return VerifyReport(MappingProxyType(found), time.monotonic() - started)
+
+    def parity(self, name: str) -> RowParity:
+        """Bring the mirror up to one source state and count the rows of both at that state."""
+        with self._lock, self._at_one_state() as (snapshot, transaction):
+            return count_rows(self.table(name), snapshot, transaction)
+
+    @contextmanager
+    def _at_one_state(self) -> Iterator[tuple[SourceSnapshot, MirrorTransaction]]:
+        self.sync()
+        with self._source.snapshot() as snapshot, self._mirror.transaction() as transaction:
+            for table in self._tables.values():
+                apply_pending(table, snapshot, transaction, self._pace, self._on_step)
+            yield snapshot, transaction
 
     def repair(self, name: str) -> RepairReport:
         """Make one table equal to its source again; history gets the difference as versions."""
@@ -193,10 +211,6 @@ class Pipeline:
                 name: self._table_status(name, snapshot, ledger, letters.count(name))
                 for name in self._declared
             }
-
-    def lag_events(self) -> int:
-        """Count the events that are not applied yet, over all tables."""
-        return sum(status.lag_events for status in self.status().values())
 
     def touch(self, name: str, keys: Collection[tuple[object, ...]]) -> None:
         """Have the rows of these keys read again by the next sync."""

@@ -168,6 +168,9 @@ class MirrorTransaction(Protocol):
     def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
         """Yield what leads from the table's present rows to the copy's, then drop the copy."""
 
+    def count(self, table: Table) -> int:
+        """Count the rows that are valid now."""
+
     def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
         """Compare the table's present rows with all rows of the source; changes nothing."""
 

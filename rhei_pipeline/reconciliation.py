@@ -6,7 +6,7 @@ from types import MappingProxyType
 import pyarrow as pa
 
 from rhei_pipeline.events import DeadLetter, key_text
-from rhei_pipeline.metrics import TableVerification
+from rhei_pipeline.metrics import RowParity, TableVerification
 from rhei_pipeline.protocols import MirrorTransaction, SourceSnapshot
 from rhei_pipeline.schema import Table
 
@@ -32,6 +32,18 @@ def verify_table(
         different=found.different.num_rows,
         dead_letters=len({letter.key for letter in letters}),
         samples=MappingProxyType({kind: _samples(keys) for kind, keys in kinds.items()}),
+    )
+
+
+def count_rows(
+    table: Table, snapshot: SourceSnapshot, transaction: MirrorTransaction
+) -> RowParity:
+    """Count the rows of both sides at the snapshot to which the mirror has been brought."""
+    return RowParity(
+        table.name,
+        source_rows=snapshot.count(table),
+        mirror_rows=transaction.count(table),
+        watermark=snapshot.head(table).order,
     )
 
 

@@ -68,19 +68,27 @@ def sync_cycle(  # noqa: PLR0913  (the two seams and how to go between them)
         if not _all_proved(tables, snapshot, mirror.ledger()):
             return None
         due = _due(tables, snapshot, mirror.ledger())
-        if not due:
-            return _unchanged(tables, mirror.ledger(), {})
-        with mirror.transaction() as transaction:
-            reports = {
-                table.name: apply_pending(table, snapshot, transaction, pace, on_step)
-                for table in due
-            }
-            on_step(Step.RECORDED)
-    on_step(Step.COMMITTED)
+        reports = _apply_all(due, snapshot, mirror, pace, on_step) if due else {}
     acknowledge(source, mirror.ledger(), tables, prune=pace.prune)
     on_step(Step.ACKNOWLEDGED)
     waited = time.monotonic() - started
     return _unchanged(tables, mirror.ledger(), {n: _later(r, waited) for n, r in reports.items()})
+
+
+def _apply_all(
+    due: Iterable[Table],
+    snapshot: SourceSnapshot,
+    mirror: Mirror,
+    pace: Pace,
+    on_step: OnStep,
+) -> dict[str, TableReport]:
+    with mirror.transaction() as transaction:
+        reports = {
+            table.name: apply_pending(table, snapshot, transaction, pace, on_step) for table in due
+        }
+        on_step(Step.RECORDED)
+    on_step(Step.COMMITTED)
+    return reports
 
 
 def apply_pending(

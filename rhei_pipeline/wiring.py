@@ -4,14 +4,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from rhei_pipeline.capture.trigger_log import TableOptions, TriggerSource
+from rhei_pipeline.capture.trigger_log import TableOptions, TriggerSource, unacknowledged
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.olap.duckdb import MEMORY, DuckDBMirror
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
 from rhei_pipeline.oltp.sqlite_schema import read_table, table_names
 from rhei_pipeline.pipeline import Declared, Pipeline, no_step
 from rhei_pipeline.protocols import OnStep
-from rhei_pipeline.registry import Registry
+from rhei_pipeline.registry import Registry, mirror_id_of
 from rhei_pipeline.schema import Table
 from rhei_pipeline.settings import Settings
 from rhei_pipeline.sync import Pace
@@ -45,7 +45,7 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
             declared_tables(settings, database),
             source,
             mirror,
-            Registry(None if in_memory else settings.registry.path),
+            Registry(None if in_memory else settings.registry.path, mirror.mirror_id),
             Pace(settings.sync.batch_rows, settings.sync.prune),
             on_step,
         )
@@ -66,6 +66,21 @@ def open_mirror(settings: Settings) -> DuckDBMirror:
     return DuckDBMirror(
         settings.mirror.path, lock_timeout_seconds=settings.mirror.lock_timeout_seconds
     )
+
+
+def unseen_events(settings: Settings) -> int | None:
+    """Count the source's events that the mirror has not acknowledged, without opening it.
+
+    None when nothing was ever synced.
+    """
+    mirror_id = mirror_id_of(settings.registry.path)
+    if mirror_id is None:
+        return None
+    database = open_source(settings)
+    try:
+        return unacknowledged(database, mirror_id)
+    finally:
+        database.close()
 
 
 def declared_tables(settings: Settings, database: SqliteDatabase) -> list[Declared]:

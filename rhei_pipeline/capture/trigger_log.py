@@ -72,6 +72,7 @@ class TriggerSource:
         self._connection = database.connect()
         self._catalogue: dict[str, SqliteTable] = {}
         self._catalogue_version = -1
+        self._acknowledged: dict[str, Position] = {}
         with database.translated():
             # Losing an acknowledgement in a power cut only means giving it again.
             self._connection.execute("pragma synchronous = normal")
@@ -131,21 +132,30 @@ class TriggerSource:
         """Record how far this mirror has come, then forget what no mirror needs.
 
         The entry at a watermark itself is kept: it proves, next time, that the log is the same.
+        Saying the same again costs nothing.
         """
+        news = {
+            name: position
+            for name, position in needed_from.items()
+            if self._acknowledged.get(name) != position
+        }
+        if not news:
+            return 0
         with self._writing():
             self._connection.executemany(
                 "insert into _rhei_consumer values(?, ?, ?, ?) on conflict do update set"
                 " seq = excluded.seq, seen_at = excluded.seen_at",
                 [
                     (self._mirror_id, name, position.order, _now())
-                    for name, position in needed_from.items()
+                    for name, position in news.items()
                 ],
             )
             self._connection.execute(
                 "delete from _rhei_consumer where seen_at < ?",
                 (_now() - FORGET_MIRROR_AFTER // timedelta(microseconds=1),),
             )
-        return sum(self._prune(name) for name in needed_from) if prune else 0
+        self._acknowledged |= news
+        return sum(self._prune(name) for name in news) if prune else 0
 
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
         """Log keys as changed, in the form that the table's log has."""
@@ -245,6 +255,29 @@ class TriggerSource:
             finally:
                 if self._connection.in_transaction:
                     self._connection.execute("rollback")
+
+
+def unacknowledged(database: SqliteDatabase, mirror_id: str) -> int | None:
+    """Count the events that a mirror has not acknowledged, without opening the mirror.
+
+    None when the source does not know the mirror: everything is still to be done.
+    """
+    with database.reader() as connection:
+        if not _exists(connection, "_rhei_consumer"):
+            return None
+        positions = connection.execute(
+            "select tbl, seq from _rhei_consumer where mirror = ?", (mirror_id,)
+        ).fetchall()
+        if not positions:
+            return None
+        return sum(_behind(connection, name, place) for name, place in positions)
+
+
+def _behind(connection: sqlite3.Connection, name: str, place: int) -> int:
+    if not _exists(connection, log_table(name)):
+        return 1  # capture was lost: that, too, is something to see to
+    found = connection.execute(f"select max(seq) from {quote(log_table(name))}")
+    return abs(int(found.fetchone()[0] or 0) - place)
 
 
 def _exists(connection: sqlite3.Connection, table: str) -> bool:

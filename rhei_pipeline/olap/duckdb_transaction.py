@@ -1,8 +1,8 @@
 """What one transaction of a DuckDB mirror may do."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import date, datetime
 
 import duckdb
 import pyarrow as pa
@@ -145,6 +145,29 @@ class DuckDBTransaction:
                 [table.name, list(keys)],
             )
 
+    def write_snapshots(self, table: Table, instants: Mapping[date, datetime]) -> dict[date, int]:
+        """Keep a temporal table's rows as of each instant, under its day."""
+        target = f"snapshot.{quote(table.name)}"
+        names = listed(table.schema.names)
+        self._connection.execute("create schema if not exists snapshot")
+        self._connection.execute(f"create table if not exists {target}(snapshot_date date)")
+        for field in table.schema.arrow:
+            self._connection.execute(
+                f"alter table {target} add column if not exists"
+                f" {quote(field.name)} {duckdb_type(field.type)}"
+            )
+        written = {}
+        for day, instant in instants.items():
+            self._connection.execute(f"delete from {target} where snapshot_date = ?", [day])
+            counted = self._connection.execute(
+                f"insert into {target}(snapshot_date, {names}) select $1, {names}"
+                f" from {quote(table.name)} where {VALID_FROM} <= $2"
+                f" and ({VALID_TO} is null or {VALID_TO} > $2)",
+                [day, instant],
+            )
+            written[day] = int(counted.fetchall()[0][0])
+        return written
+
     def begin_copy(self, table: Table, progress: CopyProgress) -> None:
         """Start an empty copy beside the table."""
         self._connection.execute(f"drop table if exists {_copy(table)}")
@@ -201,6 +224,10 @@ class DuckDBTransaction:
                 self._arrow(f"select {listed(key)} {part} and {_IS_GONE}"),  # noqa: S608
             )
         self._connection.execute(f"drop table {_DIFFERENT}")
+
+    def count(self, table: Table) -> int:
+        """Count the rows that are valid now."""
+        return self._count(f"select count(*) from {_present(table)}")
 
     def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
         """Stage the source's rows and compare them with the table's present ones, both ways."""

@@ -1,0 +1,50 @@
+"""Checks of the mirrors: lag, dead letters, and every row compared."""
+
+from collections.abc import Sequence
+
+import dagster as dg
+
+from assets.initial_sync import WRITER_POOL
+from assets.mirrors import mirror_key
+from resources.olap import OlapResource
+from rhei_pipeline import Settings
+from rhei_pipeline.metrics import TableVerification
+from rhei_pipeline.schema import Table
+
+
+def lag_checks(tables: Sequence[Table], settings: Settings) -> Sequence[dg.AssetChecksDefinition]:
+    """Fail when the latest report of a mirror shows more lag than declared."""
+    return dg.build_metadata_bounds_checks(
+        assets=[mirror_key(table) for table in tables],
+        metadata_key="lag_ms_max",
+        max_value=settings.schedule.max_lag_seconds * 1000,
+    )
+
+
+def equality_check(table: Table) -> dg.AssetChecksDefinition:
+    """Make the check that compares every row of source and mirror at one source state."""
+
+    @dg.asset_check(
+        asset=mirror_key(table),
+        name="equals_source",
+        description="Every row of source and mirror is the same, bit for bit, at one source state.",
+        pool=WRITER_POOL,
+    )
+    def equals_source(olap: OlapResource) -> dg.AssetCheckResult:
+        with olap.open() as htap:
+            found = htap.verify(table.name).tables[table.name]
+        return dg.AssetCheckResult(passed=found.equal, metadata=_metadata(found))
+
+    return equals_source
+
+
+def _metadata(found: TableVerification) -> dict[str, object]:
+    samples = {kind: list(keys) for kind, keys in found.samples.items() if keys}
+    return {
+        "source_rows": found.rows,
+        "missing_keys": found.missing,
+        "extra_keys": found.extra,
+        "different_keys": found.different,
+        "dead_letters": found.dead_letters,
+        "examples": samples,
+    }

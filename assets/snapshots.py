@@ -1,0 +1,69 @@
+"""Temporal tables as of each day: re-derived from history, so any past day can be rebuilt."""
+
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+
+import dagster as dg
+
+from assets.initial_sync import WRITER_POOL
+from assets.mirrors import mirror_key
+from assets.sources import column_schema
+from resources.olap import OlapResource
+from rhei_pipeline import Settings
+from rhei_pipeline.schema import Table
+
+_TICK = timedelta(microseconds=1)
+
+
+def snapshot_key(table: Table) -> dg.AssetKey:
+    """Return the key of a table's daily snapshots."""
+    return dg.AssetKey(["snapshot", table.name])
+
+
+def daily_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
+    """Return the days there are snapshots of, today's unfinished one included."""
+    start = settings.schedule.snapshots_from.isoformat()
+    return dg.DailyPartitionsDefinition(start_date=start, end_offset=1)
+
+
+def snapshot_asset(table: Table, settings: Settings) -> dg.AssetsDefinition:
+    """Make the asset that keeps one table's daily snapshots."""
+
+    @dg.asset(
+        key=snapshot_key(table),
+        deps=[mirror_key(table)],
+        description=(
+            f"`{table.name}` as it was at the end of each day (UTC), in `snapshot.{table.name}`"
+            " under `snapshot_date`. Today's is as of now. Any day can be rebuilt from history."
+        ),
+        group_name="snapshot",
+        kinds={"duckdb", "table"},
+        partitions_def=daily_partitions(settings),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        pool=WRITER_POOL,
+        metadata={
+            "dagster/column_schema": column_schema(table, history=False),
+            "dagster/table_name": f"snapshot.{table.name}",
+        },
+    )
+    def snapshot(
+        context: dg.AssetExecutionContext, olap: OlapResource
+    ) -> Iterator[dg.MaterializeResult]:
+        days = [date.fromisoformat(key) for key in context.partition_keys]
+        with olap.open() as htap:
+            # A snapshot of today is as of now, so what is pending belongs into it.
+            htap.sync_now()
+            rows = htap.snapshot(table.name, {day: end_of(day) for day in days})
+        for day, count in rows.items():
+            context.add_asset_metadata(
+                {"dagster/partition_row_count": count}, partition_key=day.isoformat()
+            )
+        yield dg.MaterializeResult(metadata={"days": len(rows), "rows": sum(rows.values())})
+
+    return snapshot
+
+
+def end_of(day: date) -> datetime:
+    """Return the last instant of a day in UTC, or now while the day is not over."""
+    start = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    return min(start + timedelta(days=1) - _TICK, datetime.now(UTC))

@@ -1,0 +1,66 @@
+"""Source tables as external assets, and the stream of their changes: where lineage begins."""
+
+from collections.abc import Sequence
+
+import dagster as dg
+
+from rhei_pipeline import Settings
+from rhei_pipeline.schema import HISTORY_FIELDS, Mode, Table
+from rhei_pipeline.sql import duckdb_type
+
+CHANGES = dg.AssetKey(["cdc", "changes"])
+
+
+def source_key(table: Table) -> dg.AssetKey:
+    """Return the key of a table in the source."""
+    return dg.AssetKey(["oltp", table.name])
+
+
+def source_specs(tables: Sequence[Table], settings: Settings) -> list[dg.AssetSpec]:
+    """Describe the source's tables and the stream of their changes."""
+    specs = [
+        dg.AssetSpec(
+            source_key(table),
+            description=f"The table `{table.name}` of the operational database.",
+            group_name="oltp",
+            kinds={"sqlite", "table"},
+            metadata={
+                "dagster/column_schema": column_schema(table, history=False),
+                "dagster/table_name": f"main.{table.name}",
+                "dagster/uri": settings.source.path.resolve().as_uri(),
+                "primary_key": ", ".join(table.schema.primary_key),
+            },
+        )
+        for table in tables
+    ]
+    stream = dg.AssetSpec(
+        CHANGES,
+        deps=[spec.key for spec in specs],
+        description="Keys and images that triggers log, in the transaction of the change itself.",
+        group_name="cdc",
+        kinds={"sqlite", "stream"},
+        metadata={"capture_method": settings.capture.method},
+    )
+    return [*specs, stream]
+
+
+def column_schema(table: Table, *, history: bool) -> dg.TableSchema:
+    """Describe a table's columns as its mirror has them."""
+    key = table.schema.primary_key
+    columns = [
+        dg.TableColumn(
+            column.name,
+            duckdb_type(column.type),
+            constraints=dg.TableColumnConstraints(
+                nullable=column.nullable, unique=key == (column.name,)
+            ),
+            description="primary key" if column.name in key else None,
+        )
+        for column in table.schema.columns
+    ]
+    if history and table.mode is Mode.TEMPORAL:
+        columns += [
+            dg.TableColumn(field.name, duckdb_type(field.type), description="kept by Rhei")
+            for field in HISTORY_FIELDS
+        ]
+    return dg.TableSchema(columns)

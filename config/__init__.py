@@ -1,0 +1,1 @@
+"""The declaration: values in `pipeline.yaml`, its loading in `settings.py`."""

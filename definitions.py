@@ -1,0 +1,47 @@
+"""The code location: the declaration in, definitions out."""
+
+import dagster as dg
+
+from assets.checks import equality_check, lag_checks
+from assets.initial_sync import initial_sync_asset
+from assets.mirrors import mirrors_asset
+from assets.snapshots import snapshot_asset
+from assets.sources import source_specs
+from config.settings import load
+from resources.cdc import CdcResource
+from resources.olap import OlapResource
+from resources.oltp import OltpResource
+from rhei_pipeline import Settings
+from rhei_pipeline.schema import Mode
+from rhei_pipeline.wiring import declared_schemas
+from sensors.changes import changes_sensor, sync_job
+from sensors.schedules import snapshot_job, snapshot_schedule
+
+
+def build(settings: Settings) -> dg.Definitions:
+    """Derive everything from the declaration and the source's catalogue."""
+    tables = declared_schemas(settings)
+    temporal = [table for table in tables if table.mode is Mode.TEMPORAL]
+    sync, snapshots = sync_job(settings), snapshot_job()
+    oltp = OltpResource.of(settings)
+    cdc = CdcResource.of(settings, oltp)
+    return dg.Definitions(
+        assets=[
+            *source_specs(tables, settings),
+            *(initial_sync_asset(table) for table in tables),
+            mirrors_asset(tables, settings),
+            *(snapshot_asset(table, settings) for table in temporal),
+        ],
+        asset_checks=[*lag_checks(tables, settings), *map(equality_check, tables)],
+        jobs=[sync, *([snapshots] if temporal else [])],
+        sensors=[changes_sensor(sync, settings)],
+        schedules=[snapshot_schedule(snapshots, settings)] if temporal else [],
+        resources={"oltp": oltp, "cdc": cdc, "olap": OlapResource.of(settings, cdc)},
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """Load the declaration when the code location is loaded, not when this file is imported."""
+    return build(load())

@@ -1,0 +1,27 @@
+"""Where the demo keeps its things: the declaration's paths, and a Dagster home in `.dagster`."""
+
+import os
+import shutil
+from pathlib import Path
+
+from rhei_pipeline import Settings
+
+PROJECT = Path(__file__).resolve().parents[2]
+HOME = PROJECT / ".dagster"
+
+
+def prepare_home() -> None:
+    """Make the Dagster home and let this process and its children use it."""
+    HOME.mkdir(exist_ok=True)
+    shutil.copy(PROJECT / "dagster.yaml", HOME / "dagster.yaml")
+    os.environ["DAGSTER_HOME"] = str(HOME)
+    # Supersession notes of the orchestrator's own command line are not for its users.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+
+
+def remove_data(settings: Settings) -> None:
+    """Remove what an earlier demo left: its database, its mirror, its registry, its runs."""
+    for path in (settings.source.path, settings.mirror.path, settings.registry.path):
+        for suffix in ("", "-wal", "-shm", ".wal"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+    shutil.rmtree(HOME, ignore_errors=True)
