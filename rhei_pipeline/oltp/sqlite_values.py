@@ -65,7 +65,8 @@ def _fetch_tolerant(
     connection.text_factory = _tolerant_text
     try:
         cursor = connection.execute(sql, params)
-        cursor.fetchmany(skip)
+        if skip:  # the driver takes 0 for "all"
+            cursor.fetchmany(skip)
         yield from _lists(cursor, size)
     finally:
         connection.text_factory = ordinary
