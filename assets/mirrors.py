@@ -8,7 +8,7 @@ from statistics import median
 import dagster as dg
 
 from assets.initial_sync import WRITER_POOL, initial_sync_key
-from assets.sources import CHANGES, column_schema
+from assets.sources import CHANGES, column_schema, key_part
 from resources.olap import OlapResource
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import PermanentError
@@ -20,7 +20,7 @@ _LOOK_SECONDS = 0.5
 
 def mirror_key(table: Table) -> dg.AssetKey:
     """Return the key of a table's mirror."""
-    return dg.AssetKey(["mirror", table.name])
+    return dg.AssetKey(["mirror", key_part(table)])
 
 
 def mirror_specs(tables: Sequence[Table], settings: Settings) -> list[dg.AssetSpec]:

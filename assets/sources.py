@@ -1,5 +1,7 @@
 """Source tables as external assets, and the stream of their changes: where lineage begins."""
 
+import hashlib
+import re
 from collections.abc import Sequence
 
 import dagster as dg
@@ -11,9 +13,20 @@ from rhei_pipeline.sql import duckdb_type
 CHANGES = dg.AssetKey(["cdc", "changes"])
 
 
+def key_part(table: Table) -> str:
+    """Return a table's name as a part of an asset key, which takes letters, digits and `_` only.
+
+    Another name gets the characters of its own that fit, and a few digits to stay unique.
+    """
+    plain = re.sub(r"[^A-Za-z0-9_]", "_", table.name)
+    if plain == table.name:
+        return plain
+    return f"{plain}_{hashlib.sha256(table.name.encode()).hexdigest()[:4]}"
+
+
 def source_key(table: Table) -> dg.AssetKey:
     """Return the key of a table in the source."""
-    return dg.AssetKey(["oltp", table.name])
+    return dg.AssetKey(["oltp", key_part(table)])
 
 
 def source_specs(tables: Sequence[Table], settings: Settings) -> list[dg.AssetSpec]:

@@ -1,6 +1,8 @@
 """Answers of a SQLite source as Arrow, typed by what the values are."""
 
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +15,6 @@ from rhei_pipeline.schema import Column
 _FETCH_ROWS = 50_000
 
 _TYPES: tuple[tuple[set[type], pa.DataType], ...] = (
-    (set(), pa.null()),
     ({int}, pa.int64()),
     ({float}, pa.float64()),
     ({int, float}, pa.float64()),
@@ -31,7 +32,7 @@ def query(database: SqliteDatabase, sql: str, params: Sequence[Any] = ()) -> pa.
     Raises:
         QueryError: It is not a reading statement, SQLite refuses it, or a column mixes classes.
     """
-    with database.reader() as connection:
+    with _reading(database) as connection:
         cursor = connection.execute(sql, params)
         if cursor.description is None:
             raise QueryError("this is not a reading statement", hint="use execute for writes")
@@ -44,8 +45,21 @@ def query(database: SqliteDatabase, sql: str, params: Sequence[Any] = ()) -> pa.
     )
 
 
+@contextmanager
+def _reading(database: SqliteDatabase) -> Iterator[sqlite3.Connection]:
+    with database.reader() as connection:
+        try:
+            yield connection
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_READONLY:
+                raise QueryError("a query only reads", hint="use execute for writes") from error
+            raise
+
+
 def _array(name: str, values: Sequence[Any]) -> pa.Array:
     found = set(map(type, values)) - {type(None)}
+    if not found:
+        return pa.nulls(len(values))
     for kinds, arrow_type in _TYPES:
         if found == kinds:
             array, misfits = admit_column(values, Column(name, arrow_type))

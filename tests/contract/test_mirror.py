@@ -1,0 +1,171 @@
+"""What every mirror promises, whatever engine holds it."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from rhei_pipeline.errors import MirrorError, QueryError
+from rhei_pipeline.events import Counts, DeadLetter, NetChanges, Position
+from rhei_pipeline.ledger import CopyProgress, TableState, Watermark
+from rhei_pipeline.olap.duckdb import MEMORY, DuckDBMirror
+from rhei_pipeline.schema import Column, Mode, Table, TableSchema
+
+SCHEMA = TableSchema("t", (Column("k", pa.string()), Column("v", pa.float64())), ("k",))
+TABLE = Table(SCHEMA)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(params=["file", "memory"])
+def mirror(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DuckDBMirror]:
+    made = DuckDBMirror(MEMORY if request.param == "memory" else tmp_path / "m.duckdb")
+    with made.transaction() as transaction:
+        transaction.begin_copy(TABLE, CopyProgress("t", Position(1, "p"), "shape"))
+        transaction.adopt_copy(TABLE, NOW)
+    yield made
+    made.close()
+
+
+def rows(**values: float | None) -> pa.Table:
+    return pa.table({"k": list(values), "v": pa.array(values.values(), pa.float64())})
+
+
+def keys(*names: str) -> pa.Table:
+    return pa.table({"k": pa.array(names, pa.string())})
+
+
+def merge(mirror: DuckDBMirror, upserts: pa.Table, tombstones: pa.Table) -> Counts:
+    with mirror.transaction() as transaction:
+        return transaction.merge(TABLE, NetChanges(upserts, tombstones))
+
+
+def held(mirror: DuckDBMirror) -> dict[str, float | None]:
+    found = mirror.query("select * from t").to_pylist()
+    assert len({row["k"] for row in found}) == len(found)
+    return {row["k"]: row["v"] for row in found}
+
+
+def test_a_merge_counts_rows_that_really_changed(mirror: DuckDBMirror) -> None:
+    assert merge(mirror, rows(a=1.0, b=2.0), keys()) == Counts(2, 0, 0)
+    assert merge(mirror, rows(a=1.0, b=3.0, c=None), keys("x")) == Counts(1, 1, 0)
+    assert merge(mirror, rows(), keys("a", "x")) == Counts(0, 0, 1)
+    assert held(mirror) == {"b": 3.0, "c": None}
+
+
+def test_minus_zero_is_another_value_than_zero(mirror: DuckDBMirror) -> None:
+    merge(mirror, rows(a=0.0), keys())
+    assert merge(mirror, rows(a=-0.0), keys()).updated == 1
+    assert str(held(mirror)["a"]) == "-0.0"
+
+
+def test_null_and_a_value_differ_and_two_nulls_do_not(mirror: DuckDBMirror) -> None:
+    merge(mirror, rows(a=None), keys())
+    assert merge(mirror, rows(a=None), keys()).total == 0
+    assert merge(mirror, rows(a=0.0), keys()).updated == 1
+
+
+def test_rows_and_watermark_come_and_go_together(mirror: DuckDBMirror) -> None:
+    with pytest.raises(RuntimeError), mirror.transaction() as transaction:
+        transaction.merge(TABLE, NetChanges(rows(a=1.0), keys()))
+        transaction.record(Watermark("t", Position(5, "p"), NOW))
+        raise RuntimeError
+    assert held(mirror) == {}
+    assert mirror.ledger().state("t") is TableState.NEW
+
+
+def test_a_watermark_never_goes_back(mirror: DuckDBMirror) -> None:
+    with mirror.transaction() as transaction:
+        transaction.record(Watermark("t", Position(5, "p"), NOW))
+    with pytest.raises(MirrorError, match="would go back"), mirror.transaction() as transaction:
+        transaction.record(Watermark("t", Position(4, "q"), NOW))
+    assert mirror.ledger().watermarks["t"] == Watermark("t", Position(5, "p"), NOW)
+
+
+def test_a_copys_progress_is_recorded_with_its_rows(mirror: DuckDBMirror) -> None:
+    progress = CopyProgress("t", Position(3, "p"), "shape", resume="here")
+    with mirror.transaction() as transaction:
+        transaction.begin_copy(TABLE, progress)
+        transaction.append_copy(TABLE, rows(a=1.0), progress)
+    assert mirror.ledger().copies["t"] == progress
+    assert mirror.ledger().state("t") is TableState.COPYING
+    assert held(mirror) == {}
+
+
+def test_a_complete_copy_differs_by_its_net_changes(mirror: DuckDBMirror) -> None:
+    merge(mirror, rows(a=1.0, b=2.0, c=3.0), keys())
+    progress = CopyProgress("t", Position(3, "p"), "shape", complete=True)
+    with mirror.transaction() as transaction:
+        transaction.begin_copy(TABLE, progress)
+        transaction.append_copy(TABLE, rows(a=1.0, b=5.0, d=4.0), progress)
+        assert transaction.adopt_copy(TABLE, NOW) is None
+        found = list(transaction.copy_differences(TABLE, 2))
+    upserts = pa.concat_tables([part.upserts for part in found]).to_pylist()
+    assert sorted(row["k"] for row in upserts) == ["b", "d"]
+    assert pa.concat_tables([part.tombstones for part in found]).to_pylist() == [{"k": "c"}]
+
+
+def test_a_comparison_names_what_differs_and_changes_nothing(mirror: DuckDBMirror) -> None:
+    merge(mirror, rows(a=1.0, b=2.0, c=3.0), keys())
+    with mirror.transaction() as transaction:
+        found = transaction.compare(TABLE, [rows(a=1.0), rows(b=5.0, d=4.0)])
+    assert found.missing.to_pylist() == [{"k": "d"}]
+    assert found.extra.to_pylist() == [{"k": "c"}]
+    assert found.different.to_pylist() == [{"k": "b"}]
+    assert len(held(mirror)) == 3
+
+
+def test_a_dead_letter_is_kept_once_until_it_is_released(mirror: DuckDBMirror) -> None:
+    letter = DeadLetter("t", '{"k": "a"}', "v", "why", NOW)
+    for _ in range(2):
+        with mirror.transaction() as transaction:
+            transaction.quarantine([letter, letter])
+    assert mirror.dead_letters("t").num_rows == 1
+    assert mirror.dead_letters("other").num_rows == 0
+    with mirror.transaction() as transaction:
+        assert transaction.quarantined(TABLE) == {letter.key}
+        transaction.release(TABLE, {letter.key}, NOW)
+    assert mirror.dead_letters().num_rows == 0
+
+
+def test_a_temporal_table_keeps_what_it_lacked_as_resolved(mirror: DuckDBMirror) -> None:
+    letter = DeadLetter("t", '{"k": "a"}', "v", "why", NOW)
+    with mirror.transaction() as transaction:
+        transaction.quarantine([letter])
+        transaction.release(Table(SCHEMA, Mode.TEMPORAL), {letter.key}, NOW)
+    assert mirror.dead_letters().num_rows == 0
+    kept = mirror.query("select resolved_at is not null as resolved from _rhei_dead_letter")
+    assert kept["resolved"].to_pylist() == [True]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "delete from t",
+        "with gone as (delete from t returning *) select * from gone",
+        "create table x(a int)",
+        "drop table t",
+        "copy t to 'out.csv'",
+        "select * from read_csv('pyproject.toml')",
+        "select * from 'pyproject.toml'",
+        "attach 'other.duckdb' as other",
+        "install httpfs",
+        "set threads = 1",
+        "select 1; select 2",
+        "",
+        "select * from nowhere",
+        "selec 1",
+    ],
+)
+def test_a_query_only_reads_tables(mirror: DuckDBMirror, sql: str) -> None:
+    merge(mirror, rows(a=1.0), keys())
+    with pytest.raises(QueryError):
+        mirror.query(sql)
+    assert held(mirror) == {"a": 1.0}
+
+
+def test_queries_take_parameters_and_keep_types_when_empty(mirror: DuckDBMirror) -> None:
+    merge(mirror, rows(a=1.0, b=2.0), keys())
+    assert mirror.query("select v from t where k = ?", ["b"]).to_pylist() == [{"v": 2.0}]
+    assert mirror.query("select k, v from t where false").schema == SCHEMA.arrow

@@ -1,0 +1,239 @@
+"""The Dagster layer: it loads from anywhere, its graph is the architecture, and its runs move rows."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from definitions import build
+
+import rhei_pipeline as rhei
+from resources.cdc import CdcResource
+from resources.oltp import OltpResource
+from rhei_pipeline import Settings
+
+PROJECT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A declaration over a source of two tables, one of them temporal."""
+    connection = sqlite3.connect(tmp_path / "app.db")
+    connection.executescript(
+        "create table orders(id integer primary key, status text not null);"
+        'create table "odd name"(k text primary key, v real);'
+        "insert into orders values (1, 'new'), (2, 'new');"
+        "insert into \"odd name\" values ('a', 1.5);"
+    )
+    connection.close()
+    file = tmp_path / "pipeline.yaml"
+    today = (datetime.now(UTC) - timedelta(days=3)).date().isoformat()
+    file.write_text(
+        "source: {path: app.db}\nmirror: {path: mirror.duckdb, lock_timeout_seconds: 2}\n"
+        "registry: {path: registry.json}\nsync: {interval_seconds: 0.05}\n"
+        "tables: [{name: orders, mode: temporal}, {name: odd name}]\n"
+        f"schedule: {{idle_seconds: 1, report_seconds: 0.1, snapshots_from: {today}}}\n"
+    )
+    monkeypatch.setenv("RHEI_CONFIG", str(file))
+    return Settings.load(file)
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    (tmp_path / "home").mkdir()
+    with dg.instance_for_test(temp_dir=str(tmp_path / "home")) as made:
+        yield made
+
+
+def write(settings: Settings, *statements: str) -> None:
+    connection = sqlite3.connect(settings.source.path)
+    with connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
+def run(settings: Settings, instance: dg.DagsterInstance, *keys: str, **options: object) -> dg.ExecuteInProcessResult:
+    job = build(settings).resolve_implicit_global_asset_job_def()
+    chosen = [dg.AssetKey(key.split("/")) for key in keys]
+    return job.execute_in_process(asset_selection=chosen, instance=instance, **options)  # type: ignore[arg-type]
+
+
+def mirror(settings: Settings, sql: str) -> list[dict[str, object]]:
+    with rhei.open(settings) as htap:
+        found: list[dict[str, object]] = htap.query(sql, hint="olap").to_pylist()
+        return found
+
+
+def test_the_graph_is_the_architecture(settings: Settings) -> None:
+    graph = build(settings).resolve_asset_graph()
+    edges = {
+        key.to_user_string(): sorted(parent.to_user_string() for parent in graph.get(key).parent_keys)
+        for key in graph.get_all_asset_keys()
+    }
+    assert edges == {
+        "oltp/orders": [],
+        "oltp/odd_name_ef5b": [],
+        "cdc/changes": ["oltp/odd_name_ef5b", "oltp/orders"],
+        "initial_sync/orders": ["oltp/orders"],
+        "initial_sync/odd_name_ef5b": ["oltp/odd_name_ef5b"],
+        "mirror/orders": ["cdc/changes", "initial_sync/orders"],
+        "mirror/odd_name_ef5b": ["cdc/changes", "initial_sync/odd_name_ef5b"],
+        "snapshot/orders": ["mirror/orders"],
+    }
+
+
+def test_jobs_schedules_sensors_checks_and_groups(settings: Settings) -> None:
+    definitions = build(settings)
+    repository = definitions.get_repository_def()
+    assert {job.name for job in repository.get_all_jobs()} >= {"sync", "snapshots"}
+    assert [schedule.name for schedule in repository.schedule_defs] == ["daily_snapshot"]
+    assert [sensor.name for sensor in repository.sensor_defs] == ["pending_changes"]
+    graph = definitions.resolve_asset_graph()
+    groups = {graph.get(key).group_name for key in graph.get_all_asset_keys()}
+    assert groups == {"oltp", "cdc", "initial_sync", "mirror", "snapshot"}
+    checks = {f"{key.asset_key.to_user_string()}:{key.name}" for key in graph.asset_check_keys}
+    assert checks == {
+        "initial_sync/orders:row_parity",
+        "initial_sync/odd_name_ef5b:row_parity",
+        "mirror/orders:lag_ms_max_bounds_check",
+        "mirror/odd_name_ef5b:lag_ms_max_bounds_check",
+        "mirror/orders:equals_source",
+        "mirror/odd_name_ef5b:equals_source",
+    }
+    assert repository.get_top_level_resources().keys() == {"oltp", "cdc", "olap"}
+
+
+def test_the_workspace_loads_from_any_directory(settings: Settings, tmp_path: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "dagster", "definitions", "validate", "-w", str(PROJECT / "workspace.yaml")],
+        cwd=tmp_path,
+        env={**os.environ, "RHEI_CONFIG": str(tmp_path / "pipeline.yaml"), "DAGSTER_HOME": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+
+
+def test_an_initial_sync_copies_and_proves_parity(settings: Settings, instance: dg.DagsterInstance) -> None:
+    result = run(settings, instance, "initial_sync/orders", "initial_sync/odd_name_ef5b")
+    assert result.success
+    checks = result.get_asset_check_evaluations()
+    assert len(checks) == 2
+    assert all(check.passed for check in checks)
+    assert mirror(settings, "select id, status from orders order by id") == [
+        {"id": 1, "status": "new"},
+        {"id": 2, "status": "new"},
+    ]
+
+
+def test_a_session_moves_rows_and_reports_the_same_numbers_each_time(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    run(settings, instance, "initial_sync/orders", "initial_sync/odd_name_ef5b")
+    write(settings, "update orders set status = 'paid' where id = 1")
+    result = run(settings, instance, "mirror/orders", "mirror/odd_name_ef5b")
+    assert result.success
+    event = instance.get_latest_materialization_event(dg.AssetKey(["mirror", "orders"]))
+    assert event is not None
+    assert event.asset_materialization is not None
+    metadata = event.asset_materialization.metadata
+    assert {
+        "lag_ms_p50",
+        "lag_ms_max",
+        "rows_applied",
+        "pending_events",
+        "apply_ms",
+        "dagster/row_count",
+        "watermark",
+    } <= set(metadata)
+    assert metadata["dagster/row_count"].value == 2
+    found = mirror(settings, "select status from orders where id = 1 and _rhei_valid_to is null")
+    assert found == [{"status": "paid"}]
+
+
+def test_a_sensor_tick_opens_a_session_while_something_is_pending(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    definitions = build(settings)
+    repository = definitions.get_repository_def()
+    sensor = repository.get_sensor_def("pending_changes")
+
+    def tick() -> dg.RunRequest | dg.SkipReason:
+        cdc = CdcResource.of(settings, OltpResource.of(settings))
+        with dg.build_sensor_context(
+            instance=instance, repository_def=repository, resources={"cdc": cdc}
+        ) as context:
+            found = sensor.evaluate_tick(context)
+        if found.run_requests:
+            return found.run_requests[0]
+        return dg.SkipReason(found.skip_message)
+
+    first = tick()
+    assert isinstance(first, dg.RunRequest)
+    assert first.tags["rhei/reason"] == "never synced"
+    job = definitions.resolve_job_def("sync")
+    assert job.execute_in_process(instance=instance).success
+    assert "in step" in str(tick())
+    write(settings, "insert into orders values (3, 'new')")
+    again = tick()
+    assert isinstance(again, dg.RunRequest)
+    assert again.tags["rhei/reason"] == "1 changes pending"
+    assert job.execute_in_process(instance=instance).success
+    assert "in step" in str(tick())
+    assert len(mirror(settings, "select * from orders")) == 3
+
+
+def test_a_backfill_of_days_rebuilds_them_in_one_run(settings: Settings, instance: dg.DagsterInstance) -> None:
+    run(settings, instance, "initial_sync/orders")
+    days = [(datetime.now(UTC) - timedelta(days=back)).date() for back in (2, 1, 0)]
+    tags = {
+        "dagster/asset_partition_range_start": days[0].isoformat(),
+        "dagster/asset_partition_range_end": days[-1].isoformat(),
+    }
+    for _ in range(2):
+        result = run(settings, instance, "snapshot/orders", tags=tags)
+        assert result.success
+    found = mirror(settings, "select snapshot_date, count(*) as n from snapshot.orders group by 1")
+    # Nothing was known before today.
+    assert found == [{"snapshot_date": days[-1], "n": 2}]
+    done = instance.get_materialized_partitions(dg.AssetKey(["snapshot", "orders"]))
+    assert done == {day.isoformat() for day in days}
+
+
+def test_the_schedule_asks_for_the_day_before(settings: Settings, instance: dg.DagsterInstance) -> None:
+    repository = build(settings).get_repository_def()
+    schedule = repository.get_schedule_def("daily_snapshot")
+    at = datetime.now(UTC).replace(hour=1, minute=0, second=0, microsecond=0)
+    with dg.build_schedule_context(
+        instance=instance, scheduled_execution_time=at, repository_def=repository
+    ) as context:
+        (request,) = schedule.evaluate_tick(context).run_requests or ()
+    yesterday = (at - timedelta(days=1)).date().isoformat()
+    assert request.tags["dagster/partition"] == yesterday
+
+
+def test_a_broken_declaration_fails_the_load_by_name(settings: Settings) -> None:
+    broken = settings.model_copy(update={"tables": [settings.tables[0].model_copy(update={"name": "ordrs"})]})  # type: ignore[index]
+    with pytest.raises(rhei.RheiError, match="'ordrs'.*did you mean 'orders'"):
+        build(broken)
+
+
+def test_a_check_shows_what_differs(settings: Settings, instance: dg.DagsterInstance) -> None:
+    run(settings, instance, "initial_sync/orders", "initial_sync/odd_name_ef5b")
+    write(settings, "insert into \"odd name\" values ('b', 'no number')")
+    result = run(settings, instance, "mirror/odd_name_ef5b")
+    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    equals = checks["equals_source"]
+    assert not equals.passed
+    assert equals.metadata["dead_letters"].value == 1
+    assert json.loads(json.dumps(equals.metadata["examples"].value)) == {}

@@ -1,0 +1,170 @@
+"""The pure floor: compaction, versions, schemas, quoting."""
+
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rhei_pipeline.compaction import compact, key_codes
+from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.events import ChangeBatch, event_schema
+from rhei_pipeline.history import FLOOR, LOCATOR, supersede
+from rhei_pipeline.schema import (
+    INSTANT,
+    VALID_FROM,
+    VALID_TO,
+    Column,
+    TableSchema,
+    difference,
+    parse_type,
+    type_name,
+)
+from rhei_pipeline.sql import quote
+
+SCHEMA = TableSchema(
+    "t", (Column("a", pa.int64()), Column("b", pa.string()), Column("v", pa.float64())), ("a", "b")
+)
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+Event = tuple[int, str, float | None]
+events_of_keys = st.lists(
+    st.tuples(st.integers(-1, 2), st.sampled_from("xy"), st.none() | st.sampled_from([0.0, -0.0, 1.5])),
+    max_size=12,
+)
+
+
+def events(rows: list[Event], first: int = 1, clock: list[int] | None = None) -> pa.Table:
+    """Value None is a tombstone; the clock is in microseconds after START."""
+    instants = [START + timedelta(microseconds=c) for c in clock or range(len(rows))]
+    columns = [
+        pa.array(range(first, first + len(rows)), pa.int64()),
+        pa.array(instants, INSTANT),
+        pa.array([row[2] is not None for row in rows], pa.bool_()),
+        pa.array([row[0] for row in rows], pa.int64()),
+        pa.array([row[1] for row in rows], pa.string()),
+        pa.array([row[2] for row in rows], pa.float64()),
+    ]
+    return pa.table(columns, schema=event_schema(SCHEMA))
+
+
+def no_open() -> pa.Table:
+    return pa.schema([*SCHEMA.arrow, (VALID_FROM, INSTANT), (LOCATOR, pa.int64())]).empty_table()
+
+
+def no_floors() -> pa.Table:
+    return pa.schema([*SCHEMA.arrow_key, (FLOOR, INSTANT)]).empty_table()
+
+
+@given(events_of_keys)
+def test_compaction_keeps_each_keys_last_event(rows: list[Event]) -> None:
+    net = compact(ChangeBatch(events(rows), len(rows)), SCHEMA)
+    model = {(a, b): v for a, b, v in rows}
+    assert {(r["a"], r["b"]): repr(r["v"]) for r in net.upserts.to_pylist()} == {
+        key: repr(value) for key, value in model.items() if value is not None
+    }
+    assert {(r["a"], r["b"]) for r in net.tombstones.to_pylist()} == {
+        key for key, value in model.items() if value is None
+    }
+    assert net.keys.num_rows == len(model)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(-(2**63), 2**63 - 1), st.text(max_size=3), st.binary(max_size=2)),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_keys_have_one_number_each(keys: list[tuple[int, str, bytes]]) -> None:
+    doubled = keys + keys
+    table = pa.table([pa.array(part) for part in zip(*doubled, strict=True)], names=["a", "b", "c"])
+    codes = key_codes(table).tolist()
+    assert len(set(codes)) == len(set(keys))
+    assert all((codes[i] == codes[j]) == (doubled[i] == doubled[j]) for i in range(len(codes)) for j in range(i))
+
+
+@given(events_of_keys, st.lists(st.integers(-3, 3), min_size=12, max_size=12))
+def test_versions_are_disjoint_and_hold_every_change(rows: list[Event], ticks: list[int]) -> None:
+    clock = [sum(ticks[: place + 1]) for place in range(len(rows))]
+    made = supersede(events(rows, clock=clock), no_open(), no_floors(), SCHEMA)
+    by_key: dict[tuple[int, str], list[dict[str, object]]] = {}
+    for version in made.openings.to_pylist():
+        by_key.setdefault((version["a"], version["b"]), []).append(version)
+    for key, versions in by_key.items():
+        versions.sort(key=lambda version: str(version[VALID_FROM]))
+        starts = [version[VALID_FROM] for version in versions]
+        assert len(set(starts)) == len(starts)
+        for version in versions:
+            assert version[VALID_TO] is None or version[VALID_TO] > version[VALID_FROM]  # type: ignore[operator]
+        for earlier, later in zip(versions, versions[1:], strict=False):
+            assert earlier[VALID_TO] is not None
+            assert earlier[VALID_TO] <= later[VALID_FROM]  # type: ignore[operator]
+        changes = [v for a, b, v in rows if (a, b) == key]
+        states = [None, *changes]
+        kept = [v for before, v in zip(states, changes, strict=False) if repr(before) != repr(v)]
+        assert [repr(v["v"]) for v in versions] == [repr(v) for v in kept if v is not None]
+
+
+def test_an_open_version_is_closed_when_its_row_changes_and_left_when_it_does_not() -> None:
+    opened = pa.table(
+        {
+            "a": [1, 2, 3],
+            "b": ["x", "x", "x"],
+            "v": [1.0, 2.0, 3.0],
+            VALID_FROM: pa.array([START + timedelta(seconds=5)] * 3, INSTANT),
+            LOCATOR: [10, 20, 30],
+        }
+    )
+    made = supersede(events([(1, "x", 1.0), (2, "x", 9.0), (3, "x", None)]), opened, no_floors(), SCHEMA)
+    assert (made.inserted, made.updated, made.deleted) == (0, 1, 1)
+    closed = {row[LOCATOR]: (row[VALID_TO], row["_rhei_deleted"]) for row in made.closings.to_pylist()}
+    # Their clocks lie behind the open versions', so they move on.
+    moved = START + timedelta(seconds=5, microseconds=1)
+    assert closed == {20: (moved, False), 30: (moved, True)}
+
+
+def test_a_key_that_comes_back_starts_behind_its_past() -> None:
+    floor = START + timedelta(hours=1)
+    floors = pa.table({"a": [1], "b": ["x"], FLOOR: pa.array([floor], INSTANT)})
+    made = supersede(events([(1, "x", 1.0)]), no_open(), floors, SCHEMA)
+    assert made.openings[VALID_FROM].to_pylist() == [floor + timedelta(microseconds=1)]
+
+
+def test_nothing_comes_of_nothing() -> None:
+    made = supersede(events([]), no_open(), no_floors(), SCHEMA)
+    assert made.openings.num_rows == made.closings.num_rows == 0
+
+
+def test_the_difference_of_two_schemas() -> None:
+    other = TableSchema("t", (Column("a", pa.int64()), Column("v", pa.string()), Column("w", pa.int64())), ("a",))
+    found = difference(SCHEMA, other)
+    assert [c.name for c in found.added] == ["w"]
+    assert [c.name for c in found.dropped] == ["b"]
+    assert [c.name for c in found.retyped] == ["v"]
+    assert found.key_changed
+    assert not difference(SCHEMA, SCHEMA)
+    assert "added 'w' and dropped 'b'" in found.describe()
+
+
+@pytest.mark.parametrize(
+    "name", ["int64", "decimal(10,2)", "timestamp", "timestamptz", "timestamp_ms", "date", "binary"]
+)
+def test_a_types_name_is_read_back(name: str) -> None:
+    assert type_name(*parse_type(name)) == name
+
+
+@pytest.mark.parametrize("name", ["int3", "decimal(39,0)", "decimal(2,3)", ""])
+def test_an_unknown_type_is_refused(name: str) -> None:
+    with pytest.raises(SchemaError):
+        parse_type(name)
+
+
+@given(st.text(min_size=1))
+def test_quoting_keeps_any_identifier_whole(name: str) -> None:
+    assert quote(name)[1:-1].replace('""', '"') == name
+
+
+def test_a_schema_survives_its_json() -> None:
+    assert TableSchema.from_json(SCHEMA.to_json()) == SCHEMA

@@ -1,0 +1,93 @@
+"""A declaration is read whole, or refused by the field's name."""
+
+from pathlib import Path
+
+import pytest
+
+from rhei_pipeline.errors import SettingsError
+from rhei_pipeline.settings import Settings, schema_text
+
+MINIMAL = "source: {path: app.db}\nmirror: {path: m.duckdb}\n"
+
+
+def load(tmp_path: Path, text: str) -> Settings:
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(text, "utf-8")
+    return Settings.load(file)
+
+
+def test_defaults(tmp_path: Path) -> None:
+    settings = load(tmp_path, MINIMAL)
+    assert settings.tables is None
+    assert settings.sync.batch_rows == 50_000
+    assert settings.mode == "destructive"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL + "sync: {batchrows: 3}", "unknown field 'sync.batchrows'; did you mean 'batch_rows'"),
+        (MINIMAL + "sorce: {}", "unknown field 'sorce'; did you mean 'source'"),
+        (MINIMAL + "tables: [{nam: t}]", r"unknown field 'tables\[0\].nam'; did you mean 'name'"),
+        (MINIMAL + "tables: [{name: t}, {name: T}]", "table 'T' is declared twice"),
+        (MINIMAL + "tables: [{name: t, types: {a: int3}}]", "unknown type 'int3'"),
+        (MINIMAL + "mode: temporl", "field 'mode': input should be 'destructive' or 'temporal'"),
+        (MINIMAL + "sync: {batch_rows: 0}", "field 'sync.batch_rows'"),
+        ("source: {path: a, kind: oracle}\nmirror: {path: b}", "field 'source.kind'.*'sqlite'"),
+        ("mirror: {path: b}", "field 'source' is missing"),
+        ("source: [", "not YAML in line 1"),
+        ("- 1", "a declaration is a mapping"),
+        ("", "a declaration is a mapping"),
+    ],
+)
+def test_a_wrong_declaration_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load(tmp_path, text)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml.*No such file"):
+        Settings.load(tmp_path / "nowhere.yaml")
+
+
+def test_the_environment_stands_above_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RHEI__SYNC__BATCH_ROWS", "7")
+    monkeypatch.setenv("RHEI__SOURCE__PATH", "/elsewhere/x.db")
+    settings = load(tmp_path, MINIMAL + "sync: {prune: false}")
+    assert settings.sync.batch_rows == 7
+    assert settings.sync.prune is False
+    assert settings.source.path == Path("/elsewhere/x.db")
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("RHEI__SYNK__BATCH_ROWS", "unknown section 'synk'.*did you mean 'sync'"),
+        ("RHEI__SYNC__BATCH_ROW", "unknown field 'sync.batch_row'; did you mean 'batch_rows'"),
+    ],
+)
+def test_an_unknown_variable_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, "7")
+    with pytest.raises(SettingsError, match=message):
+        load(tmp_path, MINIMAL)
+
+
+def test_a_value_never_shows_in_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RHEI__SYNC__BATCH_ROWS", "hunter2")
+    with pytest.raises(SettingsError) as error:
+        load(tmp_path, MINIMAL)
+    assert "hunter2" not in str(error.value)
+
+
+def test_relative_paths_are_taken_from_the_project(tmp_path: Path) -> None:
+    assert load(tmp_path, MINIMAL).source.path == tmp_path / "app.db"
+    (tmp_path / "config").mkdir()
+    assert load(tmp_path / "config", MINIMAL).source.path == tmp_path / "app.db"
+    assert str(load(tmp_path, "source: {path: a}\nmirror: {path: ':memory:'}").mirror.path) == ":memory:"
+
+
+def test_the_schema_for_editors_is_current() -> None:
+    kept = Path(__file__).parents[2] / "config" / "pipeline.schema.json"
+    assert kept.read_text("utf-8") == schema_text(), "run 'make schema'"
