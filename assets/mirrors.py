@@ -192,9 +192,7 @@ def _report(context: dg.AssetExecutionContext, session: Session) -> None:
         context.log_event(dg.AssetMaterialization(mirror_key(table), metadata=values))
 
 
-def _results(
-    context: dg.AssetExecutionContext, session: Session
-) -> Iterator[dg.MaterializeResult]:
+def _results(context: dg.AssetExecutionContext, session: Session) -> Iterator[dg.MaterializeResult]:
     """Report every table once at the end, so that each session leaves a data version behind."""
     session.htap.sync_now()
     session.windows = {name: session.windows.get(name, Window()) for name in session.tables}

@@ -47,7 +47,6 @@ class CdcResource(dg.ConfigurableResource):
 def with_sections(settings: Settings, sections: dict[str, dict[str, Any]]) -> Settings:
     """Put resource fields into a declaration."""
     update = {
-        name: getattr(settings, name).model_copy(update=fields)
-        for name, fields in sections.items()
+        name: getattr(settings, name).model_copy(update=fields) for name, fields in sections.items()
     }
     return settings.model_copy(update=update)

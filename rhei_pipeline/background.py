@@ -68,7 +68,9 @@ class BackgroundSync:
             _log.warning("sync failed and will be tried again: %s", error)
             return
         self._failures, self.last_error = 0, None
-        if any(table.events or table.copied_rows or table.error for table in report.tables.values()):
+        if any(
+            table.events or table.copied_rows or table.error for table in report.tables.values()
+        ):
             with self._reports_lock:
                 self.reports.append(report)
 

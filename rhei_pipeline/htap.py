@@ -143,9 +143,7 @@ class HTAP:
         """Drop a column from the source and the mirror; a temporal mirror keeps its past."""
         found = self._engine.pipeline.table(table)
         if column.lower() in map(str.lower, found.schema.primary_key):
-            raise SchemaError(
-                f"column {column!r} is part of the primary key", table=found.name
-            )
+            raise SchemaError(f"column {column!r} is part of the primary key", table=found.name)
         if column.lower() in map(str.lower, found.schema.names):
             self.execute(f"alter table {quote(found.name)} drop column {quote(column)}")
         self.sync_now()
@@ -160,7 +158,7 @@ class HTAP:
         if instant.tzinfo is None:
             raise QueryError("the instant has no time zone", hint="give one, such as UTC")
         return self._engine.mirror.query(
-            f"select {listed(found.schema.names)} from {quote(found.name)}"  # noqa: S608
+            f"select {listed(found.schema.names)} from {quote(found.name)}"
             f" where {VALID_FROM} <= $1 and ({VALID_TO} is null or {VALID_TO} > $1)",
             [instant],
         )

@@ -41,7 +41,7 @@ def needs_copy(table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> bool:
     return not snapshot.proves(table, ledger.watermarks[table.name].position)
 
 
-def copy_table(  # noqa: PLR0913  (the two seams and how to go between them)
+def copy_table(
     table: Table,
     source: ChangeSource,
     mirror: Mirror,

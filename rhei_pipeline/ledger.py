@@ -1,10 +1,10 @@
 """What "recorded" means: how far each table of a mirror has come."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
-from collections.abc import Mapping
 
 from rhei_pipeline.events import Position
 

@@ -77,7 +77,7 @@ class Pipeline:
         SchemaError: A declared table cannot be mirrored as it stands.
     """
 
-    def __init__(  # noqa: PLR0913  (the collaborators)
+    def __init__(
         self,
         declared: Collection[Declared],
         source: ChangeSource,
@@ -283,7 +283,9 @@ class Pipeline:
             if snapshot.schema_version != self._looked_at:
                 return {}
             ledger = self._mirror.ledger()
-            due = [table for table in self._tables.values() if self._is_due(table, snapshot, ledger)]
+            due = [
+                table for table in self._tables.values() if self._is_due(table, snapshot, ledger)
+            ]
         return {table.name: self._copy(table, on_progress) for table in due}
 
     def _is_due(self, table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> bool:
@@ -291,9 +293,7 @@ class Pipeline:
 
     def _copy(self, table: Table, on_progress: OnProgress) -> Copied:
         self._install(table)
-        return copy_table(
-            table, self._source, self._mirror, self._pace, self._on_step, on_progress
-        )
+        return copy_table(table, self._source, self._mirror, self._pace, self._on_step, on_progress)
 
     def _leave_out(self, name: str, error: PermanentError) -> None:
         _log.error("%s; the table is left out until this is mended", error)

@@ -35,9 +35,7 @@ def verify_table(
     )
 
 
-def count_rows(
-    table: Table, snapshot: SourceSnapshot, transaction: MirrorTransaction
-) -> RowParity:
+def count_rows(table: Table, snapshot: SourceSnapshot, transaction: MirrorTransaction) -> RowParity:
     """Count the rows of both sides at the snapshot to which the mirror has been brought."""
     return RowParity(
         table.name,

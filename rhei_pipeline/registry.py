@@ -48,9 +48,7 @@ class Registry:
         self._versions[table.name] = self.version(table.name) + 1
         if self._path is not None:
             entries = {name: self._entry(name) for name in sorted(self._tables)}
-            _write(
-                self._path, {"format": _FORMAT, "mirror": self._mirror_id, "tables": entries}
-            )
+            _write(self._path, {"format": _FORMAT, "mirror": self._mirror_id, "tables": entries})
 
     def _entry(self, name: str) -> dict[str, Any]:
         table = self._tables[name]

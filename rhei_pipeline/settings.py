@@ -86,9 +86,7 @@ class TableSettings(_Section):
 class SyncSettings(_Section):
     """How a sync goes about its work."""
 
-    batch_rows: int = Field(
-        50_000, ge=1, description="About how many rows are in memory at once."
-    )
+    batch_rows: int = Field(50_000, ge=1, description="About how many rows are in memory at once.")
     interval_seconds: float = Field(1.0, gt=0, description="Pause between background syncs.")
     prune: bool = Field(True, description="Let the source forget changes no mirror needs.")
 
@@ -209,9 +207,7 @@ class Settings(BaseSettings):
         in_memory = str(mirror) == _MEMORY
         return self.model_copy(
             update={
-                "source": self.source.model_copy(
-                    update={"path": directory / self.source.path}
-                ),
+                "source": self.source.model_copy(update={"path": directory / self.source.path}),
                 "mirror": self.mirror
                 if in_memory
                 else self.mirror.model_copy(update={"path": directory / mirror}),
@@ -293,4 +289,3 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
 def schema_text() -> str:
     """Return the JSON schema of a declaration, as `config/pipeline.schema.json` holds it."""
     return json.dumps(Settings.model_json_schema(), indent=2) + "\n"
-

@@ -45,7 +45,7 @@ class Pace:
     prune: bool = True
 
 
-def sync_cycle(  # noqa: PLR0913  (the two seams and how to go between them)
+def sync_cycle(
     tables: Collection[Table],
     source: ChangeSource,
     mirror: Mirror,
@@ -158,9 +158,7 @@ def _all_proved(tables: Iterable[Table], snapshot: SourceSnapshot, ledger: Ledge
     return all(place is None or snapshot.proves(table, place) for table, place in positions)
 
 
-def _due(
-    tables: Iterable[Table], snapshot: SourceSnapshot, ledger: Ledger
-) -> list[Table]:
+def _due(tables: Iterable[Table], snapshot: SourceSnapshot, ledger: Ledger) -> list[Table]:
     """Return the tables with something to do: changes, or a complete copy to put in place."""
     due = []
     for table in tables:
@@ -214,9 +212,7 @@ def _apply_difference(
     return keep_versions(table, events, transaction)
 
 
-def _as_events(
-    table: Table, rows: pa.Table, snapshot: SourceSnapshot, *, live: bool
-) -> pa.Table:
+def _as_events(table: Table, rows: pa.Table, snapshot: SourceSnapshot, *, live: bool) -> pa.Table:
     """Date differences at the snapshot: when they came about, nobody saw."""
     count, schema = rows.num_rows, event_schema(table.schema)
     own = {

@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from rhei_pipeline.capture.trigger_log import TableOptions, TriggerSource, unacknowledged
 from rhei_pipeline.errors import SchemaError

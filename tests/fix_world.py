@@ -83,7 +83,9 @@ class World:
 
     def columns(self, table: str) -> list[str]:
         """Return the source's columns."""
-        rows = self.app.execute("select name from pragma_table_xinfo(?) where hidden <> 1", (table,))
+        rows = self.app.execute(
+            "select name from pragma_table_xinfo(?) where hidden <> 1", (table,)
+        )
         return [name for (name,) in rows]
 
     def assert_equal(self, *tables: str) -> None:

@@ -41,7 +41,11 @@ _ROWS = {
     ),
     "child": st.tuples(_IDS, st.sampled_from([None, 1, 2, 3])),
 }
-_COLUMNS = {"items": ["id", "code", "qty", "note"], "pairs": ["a", "b", "v", "w"], "child": ["id", "item"]}
+_COLUMNS = {
+    "items": ["id", "code", "qty", "note"],
+    "pairs": ["a", "b", "v", "w"],
+    "child": ["id", "item"],
+}
 _KEYS = {"items": ["id"], "pairs": ["a", "b"], "child": ["id"]}
 
 
@@ -123,10 +127,15 @@ def writes(draw: st.DrawFn) -> Write:
         return Write(sql, row)
     if kind == "update":
         place = draw(st.integers(len(key), len(columns) - 1))
-        return Write(f"{either} {table} set {columns[place]} = ? where {where}", (other[place], *row[: len(key)]))
+        return Write(
+            f"{either} {table} set {columns[place]} = ? where {where}",
+            (other[place], *row[: len(key)]),
+        )
     if kind == "move":
         sets = ", ".join(f"{name} = ?" for name in key)
-        return Write(f"{either} {table} set {sets} where {where}", (*other[: len(key)], *row[: len(key)]))
+        return Write(
+            f"{either} {table} set {sets} where {where}", (*other[: len(key)], *row[: len(key)])
+        )
     return Write(f"delete from {table} where {where}", row[: len(key)])
 
 
@@ -160,4 +169,6 @@ migrations = st.sampled_from(
 )
 
 calm = st.lists(transactions | writes() | syncs | harmless, min_size=3, max_size=25)
-stormy = st.lists(transactions | writes() | syncs | copies | harmless | migrations, min_size=3, max_size=25)
+stormy = st.lists(
+    transactions | writes() | syncs | copies | harmless | migrations, min_size=3, max_size=25
+)

@@ -71,7 +71,9 @@ def main() -> None:
     _say_what_next()
 
 
-def _replay(definitions: dg.Definitions, instance: dg.DagsterInstance, tables: list[str]) -> datetime:
+def _replay(
+    definitions: dg.Definitions, instance: dg.DagsterInstance, tables: list[str]
+) -> datetime:
     """Sync while another process writes; return an instant in the middle of it."""
     console.print(
         f"\n[bold]{DAYS} days of December[/], written by another process, synced by a session:"
@@ -201,7 +203,7 @@ def _say_what_next() -> None:
     for command, purpose in (
         ("make dev", "the Dagster UI on this demo, with the airline still flying"),
         (".venv/bin/rhei status", "how each table stands"),
-        (".venv/bin/rhei query \"select count(*) from flights\" --hint olap", "ask the mirror"),
+        ('.venv/bin/rhei query "select count(*) from flights" --hint olap', "ask the mirror"),
         ("config/pipeline.yaml", "the whole declaration: point it at your own database"),
     ):
         console.print(f"  {command:68} [dim]{purpose}[/]")

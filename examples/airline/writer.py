@@ -76,10 +76,14 @@ def _events_of(day: date, row: Row) -> Iterator[Event]:
         yield Event(planned, "cancelled", f"delete from flights where {_KEY}", key)
         return
     left, landed = departure(day, row), arrival(day, row)
-    sql = f"update flights set departed_at = ?, departure_delay = ?, status = 'departed' where {_KEY}"
+    sql = (
+        f"update flights set departed_at = ?, departure_delay = ?, status = 'departed' where {_KEY}"
+    )
     yield Event(left, "departed", sql, (str(left), number(row["dep_delay"]), *key))
     if landed is not None:
-        sql = f"update flights set arrived_at = ?, arrival_delay = ?, status = 'arrived' where {_KEY}"
+        sql = (
+            f"update flights set arrived_at = ?, arrival_delay = ?, status = 'arrived' where {_KEY}"
+        )
         # By the clock at its destination it may land before it left; it is written down after.
         done = max(landed, left + timedelta(minutes=1))
         yield Event(done, "arrived", sql, (str(landed), number(row["arr_delay"]), *key))

@@ -21,12 +21,11 @@ from rhei_pipeline.capture.trigger_sql import (
     log_table,
     object_names,
 )
-from rhei_pipeline.errors import CaptureError, SchemaError
 from rhei_pipeline.events import Position
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
 from rhei_pipeline.oltp.sqlite_schema import SqliteTable, read_table
 from rhei_pipeline.schema import Mode, Table, TableSchema
-from rhei_pipeline.sql import listed, literal, quote
+from rhei_pipeline.sql import literal, quote
 
 #: Rows of a log deleted in one transaction: a few milliseconds of the writer's lock.
 PRUNE_ROWS = 5_000
@@ -210,7 +209,7 @@ class TriggerSource:
         names = ", ".join(literal(name) for name in [*tables, *triggers])
         with self._database.translated():
             rows = self._connection.execute(
-                f"select name, sql from sqlite_master where name in ({names})"  # noqa: S608
+                f"select name, sql from sqlite_master where name in ({names})"
             )
             found = dict(rows.fetchall())
         return any(capture_sql(source, mode).objects == found for mode in modes)
@@ -219,7 +218,7 @@ class TriggerSource:
         """Return the newest entry's place, or 0: positions grow even over a log made anew."""
         if not _exists(self._connection, log_table(name)):
             return 0
-        found = self._connection.execute(f"select max(seq) from {quote(log_table(name))}")  # noqa: S608
+        found = self._connection.execute(f"select max(seq) from {quote(log_table(name))}")
         return int(found.fetchone()[0] or 0)
 
     def _drop_objects(self, name: str) -> None:
@@ -233,7 +232,7 @@ class TriggerSource:
         log = quote(log_table(name))
         with self._database.translated():
             low, keep = self._connection.execute(
-                f"select (select min(seq) from {log}),"  # noqa: S608
+                f"select (select min(seq) from {log}),"
                 " (select min(seq) from _rhei_consumer where tbl = ?)",
                 (name,),
             ).fetchone()
@@ -241,7 +240,7 @@ class TriggerSource:
         while low is not None and low < keep:
             low = min(low + PRUNE_ROWS, keep)
             with self._writing():
-                cursor = self._connection.execute(f"delete from {log} where seq < ?", (low,))  # noqa: S608
+                cursor = self._connection.execute(f"delete from {log} where seq < ?", (low,))
                 forgotten += cursor.rowcount
         return forgotten
 

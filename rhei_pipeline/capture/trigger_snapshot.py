@@ -52,7 +52,7 @@ class TriggerSnapshot:
     def head(self, table: Table) -> Position:
         """Return the newest entry's place and its time."""
         row = self._connection.execute(
-            f"select seq, at from {_log(table)} order by seq desc limit 1"  # noqa: S608
+            f"select seq, at from {_log(table)} order by seq desc limit 1"
         ).fetchone()
         return Position(row[0], str(row[1]))
 
@@ -61,14 +61,15 @@ class TriggerSnapshot:
         if not self._has_log(table):
             return False
         row = self._connection.execute(
-            f"select at from {_log(table)} where seq = ?",  # noqa: S608
+            f"select at from {_log(table)} where seq = ?",
             (position.order,),
         ).fetchone()
         return row is not None and str(row[0]) == position.proof
 
     def _has_log(self, table: Table) -> bool:
         found = self._connection.execute(
-            "select 1 from sqlite_master where type = 'table' and name = ?", (log_table(table.name),)
+            "select 1 from sqlite_master where type = 'table' and name = ?",
+            (log_table(table.name),),
         )
         return found.fetchone() is not None
 
@@ -79,7 +80,7 @@ class TriggerSnapshot:
     def oldest_pending(self, table: Table, after: Position) -> datetime | None:
         """Return the time of the first entry behind the position."""
         row = self._connection.execute(
-            f"select at from {_log(table)} where seq > ? order by seq limit 1",  # noqa: S608
+            f"select at from {_log(table)} where seq > ? order by seq limit 1",
             (after.order,),
         ).fetchone()
         return None if row is None else _instant(row[0])
@@ -91,7 +92,7 @@ class TriggerSnapshot:
             return
         # From the log alone, in the shape it was made in: the table may have changed since.
         places = ", ".join([*key_places(table.schema), *value_places(table.schema)])
-        sql = f"select seq, at, live, {places} from {_log(table)} where seq > ? order by seq"  # noqa: S608
+        sql = f"select seq, at, live, {places} from {_log(table)} where seq > ? order by seq"
         for rows in fetch(self._connection, sql, (after.order,), limit):
             yield self._versions(table.schema, rows)
 
@@ -125,13 +126,13 @@ class TriggerSnapshot:
             return ()
         condition = " or ".join(f"{quote(column.name)} is null" for column in nullable)
         (count,) = self._connection.execute(
-            f"select count(*) from {quote(table.name)} where {condition}"  # noqa: S608
+            f"select count(*) from {quote(table.name)} where {condition}"
         ).fetchone()
         return (self._keyless_letter(source, nullable[0]),) if count else ()
 
     def count(self, table: Table) -> int:
         """Count the table's rows."""
-        found = self._connection.execute(f"select count(*) from {quote(table.name)}")  # noqa: S608
+        found = self._connection.execute(f"select count(*) from {quote(table.name)}")
         return int(found.fetchone()[0])
 
     def _versions(self, schema: TableSchema, rows: list[tuple[Any, ...]]) -> ChangeBatch:
@@ -147,11 +148,9 @@ class TriggerSnapshot:
         live = pa.array([row[0] for row in rows], pa.int64()).cast(pa.bool_())
         now = pa.repeat(pa.scalar(self.clock, INSTANT), len(rows))
         own = [pa.array(np.zeros(len(rows), np.int64)), now, live]
-        return self._batch(
-            source.schema, own, rows, first=1, count=count, net=source.binary_key
-        )
+        return self._batch(source.schema, own, rows, first=1, count=count, net=source.binary_key)
 
-    def _batch(  # noqa: PLR0913  (one batch, put together in one place)
+    def _batch(
         self,
         schema: TableSchema,
         own: list[pa.Array],
@@ -223,7 +222,7 @@ def _net_sql(source: SqliteTable) -> str:
     logged = "" if source.binary_key else listed(key, "t")
     chosen = ", ".join(filter(None, [f"t.{quote(key[0])} is not null", keys, values, logged]))
     return (
-        f"select {chosen} from"  # noqa: S608
+        f"select {chosen} from"
         f" (select distinct {', '.join(places)} from {quote(log_table(schema.name))}"
         f" where seq > ?) k left join {quote(schema.name)} t on {joined}"
     )
@@ -267,7 +266,7 @@ def _rows_sql(source: SqliteTable, resume: str | None, limit: int) -> tuple[str,
         placeholders, params = decode_key(resume)
         conditions.append(f"({key}) > ({', '.join(placeholders)})")
     where = f" where {' and '.join(conditions)}" if conditions else ""
-    sql = f"select {listed(columns)} from {quote(schema.name)}{where} order by {key} limit ?"  # noqa: S608
+    sql = f"select {listed(columns)} from {quote(schema.name)}{where} order by {key} limit ?"
     return sql, [*params, limit]
 
 

@@ -275,9 +275,7 @@ def _parse_index(
         ) from error
     names = {column.lower(): column for column in _all_columns(table)}
     closing = _closing(tokens, opening)
-    terms = [
-        _expression(sql, part, names) for part in _split(tokens[opening + 1 : closing])
-    ]
+    terms = [_expression(sql, part, names) for part in _split(tokens[opening + 1 : closing])]
     where = tokens[closing + 2 :]  # behind `) where`
     return terms, _expression(sql, where, names) if where else None
 
@@ -317,9 +315,7 @@ def _expression(sql: str, tokens: Sequence[Token], names: dict[str, str]) -> _Ex
     start, end = tokens[0].start, tokens[-1].end + 1
     columns = []
     for place, token in enumerate(tokens):
-        called = (
-            place + 1 < len(tokens) and tokens[place + 1].token_type is TokenType.L_PAREN
-        )
+        called = place + 1 < len(tokens) and tokens[place + 1].token_type is TokenType.L_PAREN
         is_name = token.token_type is not TokenType.STRING and token.text.lower() in names
         if is_name and not called:
             columns.append((token.start - start, token.end + 1 - start, names[token.text.lower()]))

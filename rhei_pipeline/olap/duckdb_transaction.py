@@ -50,7 +50,7 @@ class DuckDBTransaction:
             with self._registered("_rhei_tombstones", changes.tombstones):
                 same = matching("t", "k", table.schema.primary_key)
                 deleted = self._changed(
-                    f"delete from {target} t using _rhei_tombstones k where {same}"  # noqa: S608
+                    f"delete from {target} t using _rhei_tombstones k where {same}"
                 )
         return Counts(inserted, updated, deleted)
 
@@ -58,17 +58,17 @@ class DuckDBTransaction:
         schema = table.schema
         names = listed(schema.names)
         self._connection.execute(
-            f"create or replace temp table _rhei_staged as"  # noqa: S608
+            f"create or replace temp table _rhei_staged as"
             f" select {listed(schema.names, 'u')}, t.rowid as {_ROW} from _rhei_upserts u"
             f" left join {target} t on {matching('t', 'u', schema.primary_key)}"
             f" where t.rowid is null or {_differs(table, 't', 'u')}"
         )
         replaced = self._changed(
-            f"delete from {target} where rowid in"  # noqa: S608
+            f"delete from {target} where rowid in"
             f" (select {_ROW} from {_STAGED} where {_ROW} is not null)"
         )
         written = self._changed(
-            f"insert into {target}({names}) select {names} from {_STAGED}"  # noqa: S608
+            f"insert into {target}({names}) select {names} from {_STAGED}"
         )
         return written - replaced, replaced
 
@@ -77,13 +77,13 @@ class DuckDBTransaction:
         name, key = quote(table.name), table.schema.primary_key
         with self._registered("_rhei_keys", keys):
             opened = self._arrow(
-                f"select {listed(table.schema.names, 't')}, t.{VALID_FROM},"  # noqa: S608
+                f"select {listed(table.schema.names, 't')}, t.{VALID_FROM},"
                 f" t.rowid as {LOCATOR} from {name} t"
                 f" semi join _rhei_keys k on {matching('t', 'k', key)} where t.{VALID_TO} is null"
             )
             with self._registered("_rhei_open", opened.select(list(key))):
                 floors = self._arrow(
-                    f"select {listed(key, 't')}, max(t.{VALID_TO}) as {FLOOR} from {name} t"  # noqa: S608
+                    f"select {listed(key, 't')}, max(t.{VALID_TO}) as {FLOOR} from {name} t"
                     f" semi join (select distinct * from _rhei_keys k anti join _rhei_open o"
                     f" on {matching('k', 'o', key)}) k on {matching('t', 'k', key)}"
                     f" group by {listed(key, 't')}"
@@ -101,7 +101,7 @@ class DuckDBTransaction:
                     ("", f", {OPERATION} = {literal(Operation.DELETE)}"),
                 ):
                     self._connection.execute(
-                        f"update {name} as t set {VALID_TO} = c.{VALID_TO}{also}"  # noqa: S608
+                        f"update {name} as t set {VALID_TO} = c.{VALID_TO}{also}"
                         f" from (select * from _rhei_closings where {deleted} {DELETED}) c"
                         f" where t.rowid = c.{LOCATOR}"
                     )
@@ -109,7 +109,7 @@ class DuckDBTransaction:
             names = listed(versions.openings.column_names)
             with self._registered("_rhei_openings", versions.openings):
                 self._connection.execute(
-                    f"insert into {name}({names}) select {names} from _rhei_openings"  # noqa: S608
+                    f"insert into {name}({names}) select {names} from _rhei_openings"
                 )
 
     def record(self, watermark: Watermark) -> None:
@@ -136,12 +136,12 @@ class DuckDBTransaction:
         chosen = "table_name = ? and list_contains(?, key) and resolved_at is null"
         if table.mode is Mode.TEMPORAL:
             self._connection.execute(
-                f"update _rhei_dead_letter set resolved_at = ? where {chosen}",  # noqa: S608
+                f"update _rhei_dead_letter set resolved_at = ? where {chosen}",
                 [at, table.name, list(keys)],
             )
         else:
             self._connection.execute(
-                f"delete from _rhei_dead_letter where {chosen}",  # noqa: S608
+                f"delete from _rhei_dead_letter where {chosen}",
                 [table.name, list(keys)],
             )
 
@@ -178,7 +178,7 @@ class DuckDBTransaction:
         """Append rows to the copy and record how far it has come."""
         if rows.num_rows:
             with self._registered("_rhei_rows", rows):
-                self._connection.execute(f"insert into {_copy(table)} select * from _rhei_rows")  # noqa: S608
+                self._connection.execute(f"insert into {_copy(table)} select * from _rhei_rows")
         write_copy(self._connection, progress)
 
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
@@ -201,12 +201,12 @@ class DuckDBTransaction:
         else:
             self._adopt_as_versions(table, at)
         forget_copy(self._connection, table.name)
-        return self._count(f"select count(*) from {quote(table.name)}")  # noqa: S608
+        return self._count(f"select count(*) from {quote(table.name)}")
 
     def _adopt_as_versions(self, table: Table, at: datetime) -> None:
         self._create(quote(table.name), table.mirror_schema)
         self._connection.execute(
-            f"insert into {quote(table.name)} select *, ?, null, ? from {_copy(table)}",  # noqa: S608
+            f"insert into {quote(table.name)} select *, ?, null, ? from {_copy(table)}",
             [at, Operation.INSERT.value],
         )
         self._connection.execute(f"drop table {_copy(table)}")
@@ -220,8 +220,8 @@ class DuckDBTransaction:
         for low in range(0, self._count(f"select count(*) from {_DIFFERENT}"), limit):
             part = f"from {_DIFFERENT} where {_ROW} > {low} and {_ROW} <= {low + limit}"
             yield NetChanges(
-                self._arrow(f"select {listed(names)} {part} and not {_IS_GONE}"),  # noqa: S608
-                self._arrow(f"select {listed(key)} {part} and {_IS_GONE}"),  # noqa: S608
+                self._arrow(f"select {listed(names)} {part} and not {_IS_GONE}"),
+                self._arrow(f"select {listed(key)} {part} and {_IS_GONE}"),
             )
         self._connection.execute(f"drop table {_DIFFERENT}")
 
@@ -239,11 +239,13 @@ class DuckDBTransaction:
         same, present = matching("t", "s", key), _present(table)
         missing = f"temp._rhei_source s anti join {present} t on {same}"
         extra = f"{present} t anti join temp._rhei_source s on {same}"
-        different = f"temp._rhei_source s join {present} t on {same} where {_differs(table, 's', 't')}"
+        different = (
+            f"temp._rhei_source s join {present} t on {same} where {_differs(table, 's', 't')}"
+        )
         found = Comparison(
-            self._arrow(f"select {listed(key, 's')} from {missing}"),  # noqa: S608
-            self._arrow(f"select {listed(key, 't')} from {extra}"),  # noqa: S608
-            self._arrow(f"select {listed(key, 's')} from {different}"),  # noqa: S608
+            self._arrow(f"select {listed(key, 's')} from {missing}"),
+            self._arrow(f"select {listed(key, 't')} from {extra}"),
+            self._arrow(f"select {listed(key, 's')} from {different}"),
         )
         self._connection.execute("drop table temp._rhei_source")
         return found
@@ -252,7 +254,7 @@ class DuckDBTransaction:
         schema, current = table.schema, _present(table)
         same = matching("t", "c", schema.primary_key)
         self._connection.execute(
-            f"create or replace temp table _rhei_different as"  # noqa: S608
+            f"create or replace temp table _rhei_different as"
             f" select *, row_number() over () as {_ROW} from ("
             f" select {listed(schema.names, 'c')}, false as {_IS_GONE} from {_copy(table)} c"
             f" left join {current} t on {same}"
@@ -300,7 +302,7 @@ class DuckDBTransaction:
         return [name for name in wanted if name in standing and standing[name] != types[name]]
 
     def _columns(self, name: str) -> dict[str, str]:
-        relation = self._connection.sql(f"select * from {quote(name)} limit 0")  # noqa: S608
+        relation = self._connection.sql(f"select * from {quote(name)} limit 0")
         return dict(zip(relation.columns, map(str, relation.types), strict=True))
 
     def _create(self, target: str, schema: pa.Schema, kind: str = "table") -> None:
@@ -352,7 +354,7 @@ def _present(table: Table) -> str:
     """Name the rows that are valid now."""
     if table.mode is Mode.DESTRUCTIVE:
         return quote(table.name)
-    return f"(select * from {quote(table.name)} where {VALID_TO} is null)"  # noqa: S608
+    return f"(select * from {quote(table.name)} where {VALID_TO} is null)"
 
 
 def _differs(table: Table, left: str, right: str) -> str:

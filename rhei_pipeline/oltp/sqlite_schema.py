@@ -235,9 +235,7 @@ def _with_rowid_alias(infos: list[_Info]) -> list[_Info]:
     return [replace(info, rowid_alias=True) if info is key[0] else info for info in infos]
 
 
-def _refuse_unknown(
-    table: str, setting: str, named: Sequence[str], known: Sequence[str]
-) -> None:
+def _refuse_unknown(table: str, setting: str, named: Sequence[str], known: Sequence[str]) -> None:
     lower = {name.lower() for name in known}
     for name in named:
         if name.lower() not in lower:
@@ -281,15 +279,13 @@ def _usable_key(
     key: tuple[str, ...], infos: Sequence[_Info], uniques: Sequence[UniqueIndex]
 ) -> bool:
     required = {info.name for info in infos if not info.nullable}
-    return set(key) <= required and any(
-        index.plain and index.terms == key for index in uniques
-    )
+    return set(key) <= required and any(index.plain and index.terms == key for index in uniques)
 
 
 def _uniques(connection: sqlite3.Connection, table: str) -> list[UniqueIndex]:
     rows = connection.execute(
-        'select l.name, l.partial, m.sql from pragma_index_list(?) l'
-        ' left join sqlite_master m on m.type = \'index\' and m.name = l.name where l."unique"',
+        "select l.name, l.partial, m.sql from pragma_index_list(?) l"
+        " left join sqlite_master m on m.type = 'index' and m.name = l.name where l.\"unique\"",
         (table,),
     ).fetchall()
     return [_unique(connection, *row) for row in rows]
@@ -358,7 +354,7 @@ def _observed_type(connection: sqlite3.Connection, table: str, column: str) -> p
     """Take the type from what the column holds: SQLite lets it hold anything."""
     name = quote(column)
     rows = connection.execute(
-        f"select distinct typeof({name}) from {quote(table)} where {name} is not null"  # noqa: S608
+        f"select distinct typeof({name}) from {quote(table)} where {name} is not null"
     )
     found = {kind for (kind,) in rows}
     if found == {"real"}:

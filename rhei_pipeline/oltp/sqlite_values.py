@@ -223,9 +223,7 @@ def _sift(values: Sequence[Any], column: Column) -> tuple[pa.Array, list[Rejecti
     return array, rejections + misfits
 
 
-def _halve(
-    values: Sequence[Any], column: Column, offset: int
-) -> tuple[pa.Array, list[Rejection]]:
+def _halve(values: Sequence[Any], column: Column, offset: int) -> tuple[pa.Array, list[Rejection]]:
     """Convert, and on failure convert each half: a few bad values cost a few conversions."""
     try:
         return _convert(values, column, set(map(type, values))), []

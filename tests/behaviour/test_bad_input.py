@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.fix_world import World
 
 import rhei_pipeline as rhei
 from rhei_pipeline.errors import (
@@ -18,6 +17,7 @@ from rhei_pipeline.errors import (
     SourceBusyError,
     SourceError,
 )
+from tests.fix_world import World
 
 MakeWorld = Callable[..., World]
 
@@ -87,7 +87,9 @@ def test_a_locked_source_is_told_and_nothing_is_lost(world: World) -> None:
     world.assert_equal("orders")
 
 
-@pytest.mark.parametrize("sql", ["begin", "COMMIT", " -- x\n rollback", "savepoint a", "/* x */ end"])
+@pytest.mark.parametrize(
+    "sql", ["begin", "COMMIT", " -- x\n rollback", "savepoint a", "/* x */ end"]
+)
 def test_a_transaction_is_no_statement(world: World, sql: str) -> None:
     with pytest.raises(QueryError, match="execute_batch"):
         world.htap.execute(sql)
@@ -149,7 +151,9 @@ def test_a_disk_that_fills_up_loses_nothing(make_world: MakeWorld) -> None:
     world.run("create table t(id integer primary key, v blob)")
     world.htap.sync_now()
     world.crash()
-    world.app.executemany("insert into t values (?, ?)", ((n, os.urandom(2000)) for n in range(3000)))
+    world.app.executemany(
+        "insert into t values (?, ?)", ((n, os.urandom(2000)) for n in range(3000))
+    )
     world.run("pragma wal_checkpoint(truncate)")
     size = world.path.stat().st_size
     for limit in (size // 4, size // 2, size * 4):

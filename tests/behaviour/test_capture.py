@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
+
 from tests.fix_world import World
 from tests.model import source_rows
 
@@ -55,7 +56,7 @@ def test_one_statement_of_any_shape(users: World, statement: str) -> None:
         "create unique index u on users(n) where n > 1",
         "create unique index u on users(n, email collate nocase desc)",
         "create unique index u on users(substr(email, 1, 1) collate nocase, n) where n is not null",
-        'create unique index u on users("n") where email like \'%\'',
+        "create unique index u on users(\"n\") where email like '%'",
     ],
 )
 def test_replace_evicts_through_any_unique_index(users: World, index: str) -> None:
@@ -67,7 +68,9 @@ def test_replace_evicts_through_any_unique_index(users: World, index: str) -> No
 
 
 @BOTH_MODES
-def test_a_cascade_reaches_the_children_of_an_evicted_parent(make_world: MakeWorld, mode: str) -> None:
+def test_a_cascade_reaches_the_children_of_an_evicted_parent(
+    make_world: MakeWorld, mode: str
+) -> None:
     world = make_world(mode=mode)
     world.run(
         "pragma foreign_keys = on",
@@ -98,7 +101,9 @@ def test_the_applications_own_trigger_has_the_last_word(users: World) -> None:
 @BOTH_MODES
 def test_a_rename_through_a_case_insensitive_key(make_world: MakeWorld, mode: str) -> None:
     world = make_world(mode=mode)
-    world.run("create table t(k text collate nocase primary key, v)", "insert into t values ('a', 1)")
+    world.run(
+        "create table t(k text collate nocase primary key, v)", "insert into t values ('a', 1)"
+    )
     world.htap.sync_now()
     world.run("update t set k = 'A'")
     world.htap.sync_now()
@@ -111,18 +116,31 @@ def test_a_rename_through_a_case_insensitive_key(make_world: MakeWorld, mode: st
 @BOTH_MODES
 @pytest.mark.parametrize(
     "name",
-    ["order", "two words", 'say "hi"', "Grüße", "CamelCase", "semi;colon", "it's", "a.b", "[x]", "1st"],
+    [
+        "order",
+        "two words",
+        'say "hi"',
+        "Grüße",
+        "CamelCase",
+        "semi;colon",
+        "it's",
+        "a.b",
+        "[x]",
+        "1st",
+    ],
 )
 def test_any_legal_identifier(make_world: MakeWorld, mode: str, name: str) -> None:
     quoted = '"' + name.replace('"', '""') + '"'
     world = make_world(mode=mode)
     world.run(
-        f"create table {quoted}({quoted} text primary key, \"select\" integer, \"from \"\"x\"\"\" real)",
-        f"create unique index u on {quoted}(\"select\")",
+        f'create table {quoted}({quoted} text primary key, "select" integer, "from ""x""" real)',
+        f'create unique index u on {quoted}("select")',
         f"insert into {quoted} values ('k', 1, 1.5)",
     )
     world.htap.sync_now()
-    world.run(f"replace into {quoted} values ('l', 1, 2.5)", f"insert into {quoted} values ('m', 2, 0)")
+    world.run(
+        f"replace into {quoted} values ('l', 1, 2.5)", f"insert into {quoted} values ('m', 2, 0)"
+    )
     world.htap.sync_now()
     found = world.htap.query(f"select * from {quoted}", hint="olap")
     assert found.column_names[:3] == [name, "select", 'from "x"']
@@ -141,7 +159,9 @@ def test_a_wide_table(make_world: MakeWorld, mode: str) -> None:
 
 
 @BOTH_MODES
-def test_without_rowid_composite_keys_and_generated_columns(make_world: MakeWorld, mode: str) -> None:
+def test_without_rowid_composite_keys_and_generated_columns(
+    make_world: MakeWorld, mode: str
+) -> None:
     world = make_world(mode=mode)
     world.run(
         "create table t(a text, b blob, n integer, twice integer generated always as (n * 2) stored,"
@@ -189,7 +209,9 @@ def test_counts_are_of_rows_that_really_changed(users: World) -> None:
 @BOTH_MODES
 def test_vacuum_does_not_move_rows(make_world: MakeWorld, mode: str) -> None:
     world = make_world(mode=mode)
-    world.run("create table t(k text primary key, v)", "insert into t values ('a', 1), ('b', 2), ('c', 3)")
+    world.run(
+        "create table t(k text primary key, v)", "insert into t values ('a', 1), ('b', 2), ('c', 3)"
+    )
     world.htap.sync_now()
     world.run("delete from t where k = 'b'", "vacuum", "update t set v = 9 where k = 'c'")
     world.htap.sync_now()
@@ -212,7 +234,9 @@ def test_a_unique_key_without_nulls_may_stand_in(make_world: MakeWorld) -> None:
     world.assert_equal("t")
 
 
-def test_partial_replication_still_sees_evictions_by_columns_left_out(make_world: MakeWorld) -> None:
+def test_partial_replication_still_sees_evictions_by_columns_left_out(
+    make_world: MakeWorld,
+) -> None:
     world = make_world(tables=[{"name": "t", "columns": ["id", "b"]}])
     world.run(
         "create table t(id integer primary key, a text unique, b int)",
@@ -231,7 +255,9 @@ def test_a_reserved_name_is_refused(make_world: MakeWorld) -> None:
         world.htap.sync_now()
 
 
-@pytest.mark.parametrize("statement", ["create view v as select 1 as id", "create virtual table v using fts5(a)"])
+@pytest.mark.parametrize(
+    "statement", ["create view v as select 1 as id", "create virtual table v using fts5(a)"]
+)
 def test_what_is_no_ordinary_table_is_refused(make_world: MakeWorld, statement: str) -> None:
     world = make_world(tables=[{"name": "v"}])
     world.run(statement)

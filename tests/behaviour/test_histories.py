@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings
+
 from tests.fix_world import World
 from tests.model import History, arrow_rows
 from tests.strategies import (
@@ -30,7 +31,9 @@ SOAK_EXAMPLES = 2_000
 
 def play(actions: Sequence[Any], mode: str, batch_rows: int, *, dated: bool) -> None:
     with TemporaryDirectory() as directory:
-        world = World(Path(directory), mode=mode, batch_rows=batch_rows, tables=[{"name": t} for t in TABLES])
+        world = World(
+            Path(directory), mode=mode, batch_rows=batch_rows, tables=[{"name": t} for t in TABLES]
+        )
         try:
             world.run("pragma foreign_keys = on", *SCHEMA)
             _play(world, actions, dated=dated)

@@ -4,15 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
+
+from rhei_pipeline.protocols import Step
 from tests.faults import Crash
 from tests.fix_world import World
 from tests.model import source_rows
-
-from rhei_pipeline.protocols import Step
 
 MakeWorld = Callable[..., World]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
@@ -66,7 +65,9 @@ def test_a_repeated_copy_repairs_the_mirror_and_keeps_its_history(
 
 
 @BOTH_MODES
-@pytest.mark.parametrize("step", [Step.COPY_BEGUN, Step.COPY_BATCH, Step.COPY_COMPLETE, Step.PROMOTED])
+@pytest.mark.parametrize(
+    "step", [Step.COPY_BEGUN, Step.COPY_BATCH, Step.COPY_COMPLETE, Step.PROMOTED]
+)
 def test_a_copy_that_was_cut_off_goes_on_where_it_ended(
     make_world: MakeWorld, mode: str, step: Step
 ) -> None:
@@ -123,7 +124,9 @@ def test_readers_of_the_mirror_never_see_half_a_copy(make_world: MakeWorld) -> N
 @BOTH_MODES
 def test_copies_while_another_process_writes(make_world: MakeWorld, mode: str) -> None:
     world = filled(make_world, mode)
-    writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(world.path)], stdout=subprocess.PIPE)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", _WRITER, str(world.path)], stdout=subprocess.PIPE
+    )
     assert writer.stdout is not None
     writer.stdout.readline()
     try:

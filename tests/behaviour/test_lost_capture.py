@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Callable
 
 import pytest
+
 from tests.fix_world import World
 
 MakeWorld = Callable[..., World]

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.fix_world import World
-from tests.model import arrow_rows, source_rows
 
 from rhei_pipeline import HTAP
 from rhei_pipeline.errors import MirrorBusyError
+from tests.fix_world import World
+from tests.model import arrow_rows, source_rows
 
 MakeWorld = Callable[..., World]
 
@@ -184,7 +184,9 @@ def kill_again_and_again(directory: Path, mode: str, kills: int) -> None:
     settings = world.settings.model_dump_json()
     random.seed(7)
     for _ in range(kills):
-        process = subprocess.Popen([sys.executable, "-c", _SYNC_FOR_EVER, settings], stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _SYNC_FOR_EVER, settings], stdout=subprocess.PIPE
+        )
         assert process.stdout is not None
         process.stdout.readline()
         until = time.monotonic() + random.random() * 0.3

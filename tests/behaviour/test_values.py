@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tests.fix_world import World
 
 MakeWorld = Callable[..., World]
@@ -19,7 +20,16 @@ EXACT = [
     ("integer", [2**63 - 1, -(2**63), 2**53 + 1, 0, None]),
     (
         "real",
-        [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, math.inf, -math.inf, 0.30000000000000004, None],
+        [
+            0.1,
+            1 / 3,
+            5e-324,
+            1.7976931348623157e308,
+            math.inf,
+            -math.inf,
+            0.30000000000000004,
+            None,
+        ],
     ),
     ("text", ["", "a\0b", "'", '"', "\\", "\n", "NULL", "é", "😀", "\u202e", "x" * 100_000, None]),
     ("blob", [b"", b"\0", b"\xff\xfe", b"abc", None]),
@@ -172,7 +182,9 @@ def test_keys_that_cannot_be_kept_are_named(make_world: MakeWorld, mode: str) ->
 
 def test_given_types_stand_above_declared_ones(make_world: MakeWorld) -> None:
     world = make_world(tables=[{"name": "t", "types": {"v": "timestamp_ms"}}])
-    world.run("create table t(id integer primary key, v timestamp)", "insert into t values (1, 1500)")
+    world.run(
+        "create table t(id integer primary key, v timestamp)", "insert into t values (1, 1500)"
+    )
     world.htap.sync_now()
     found = world.htap.query("select v from t", hint="olap")["v"].to_pylist()
     assert [value.isoformat() for value in found] == ["1970-01-01T00:00:01.500000+00:00"]
@@ -180,7 +192,9 @@ def test_given_types_stand_above_declared_ones(make_world: MakeWorld) -> None:
 
 def test_columns_without_a_type_take_it_from_what_they_hold(make_world: MakeWorld) -> None:
     world = make_world()
-    world.run("create table t(id integer primary key, v, w)", "insert into t values (1, x'00', 1.5)")
+    world.run(
+        "create table t(id integer primary key, v, w)", "insert into t values (1, x'00', 1.5)"
+    )
     world.htap.sync_now()
     found = world.htap.query("select v, w from t", hint="olap").to_pylist()
     assert found == [{"v": b"\0", "w": 1.5}]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from definitions import build
 
 import rhei_pipeline as rhei
+from definitions import build
 from resources.cdc import CdcResource
 from resources.oltp import OltpResource
 from rhei_pipeline import Settings
@@ -61,7 +61,9 @@ def write(settings: Settings, *statements: str) -> None:
     connection.close()
 
 
-def run(settings: Settings, instance: dg.DagsterInstance, *keys: str, **options: object) -> dg.ExecuteInProcessResult:
+def run(
+    settings: Settings, instance: dg.DagsterInstance, *keys: str, **options: object
+) -> dg.ExecuteInProcessResult:
     job = build(settings).resolve_implicit_global_asset_job_def()
     chosen = [dg.AssetKey(key.split("/")) for key in keys]
     return job.execute_in_process(asset_selection=chosen, instance=instance, **options)  # type: ignore[arg-type]
@@ -76,7 +78,9 @@ def mirror(settings: Settings, sql: str) -> list[dict[str, object]]:
 def test_the_graph_is_the_architecture(settings: Settings) -> None:
     graph = build(settings).resolve_asset_graph()
     edges = {
-        key.to_user_string(): sorted(parent.to_user_string() for parent in graph.get(key).parent_keys)
+        key.to_user_string(): sorted(
+            parent.to_user_string() for parent in graph.get(key).parent_keys
+        )
         for key in graph.get_all_asset_keys()
     }
     assert edges == {
@@ -114,7 +118,15 @@ def test_jobs_schedules_sensors_checks_and_groups(settings: Settings) -> None:
 
 def test_the_workspace_loads_from_any_directory(settings: Settings, tmp_path: Path) -> None:
     found = subprocess.run(
-        [sys.executable, "-m", "dagster", "definitions", "validate", "-w", str(PROJECT / "workspace.yaml")],
+        [
+            sys.executable,
+            "-m",
+            "dagster",
+            "definitions",
+            "validate",
+            "-w",
+            str(PROJECT / "workspace.yaml"),
+        ],
         cwd=tmp_path,
         env={**os.environ, "RHEI_CONFIG": str(tmp_path / "pipeline.yaml"), "DAGSTER_HOME": ""},
         capture_output=True,
@@ -124,7 +136,9 @@ def test_the_workspace_loads_from_any_directory(settings: Settings, tmp_path: Pa
     assert found.returncode == 0, found.stderr
 
 
-def test_an_initial_sync_copies_and_proves_parity(settings: Settings, instance: dg.DagsterInstance) -> None:
+def test_an_initial_sync_copies_and_proves_parity(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
     result = run(settings, instance, "initial_sync/orders", "initial_sync/odd_name_ef5b")
     assert result.success
     checks = result.get_asset_check_evaluations()
@@ -193,7 +207,9 @@ def test_a_sensor_tick_opens_a_session_while_something_is_pending(
     assert len(mirror(settings, "select * from orders")) == 3
 
 
-def test_a_backfill_of_days_rebuilds_them_in_one_run(settings: Settings, instance: dg.DagsterInstance) -> None:
+def test_a_backfill_of_days_rebuilds_them_in_one_run(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
     run(settings, instance, "initial_sync/orders")
     days = [(datetime.now(UTC) - timedelta(days=back)).date() for back in (2, 1, 0)]
     tags = {
@@ -210,7 +226,9 @@ def test_a_backfill_of_days_rebuilds_them_in_one_run(settings: Settings, instanc
     assert done == {day.isoformat() for day in days}
 
 
-def test_the_schedule_asks_for_the_day_before(settings: Settings, instance: dg.DagsterInstance) -> None:
+def test_the_schedule_asks_for_the_day_before(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
     repository = build(settings).get_repository_def()
     schedule = repository.get_schedule_def("daily_snapshot")
     at = datetime.now(UTC).replace(hour=1, minute=0, second=0, microsecond=0)
@@ -223,7 +241,9 @@ def test_the_schedule_asks_for_the_day_before(settings: Settings, instance: dg.D
 
 
 def test_a_broken_declaration_fails_the_load_by_name(settings: Settings) -> None:
-    broken = settings.model_copy(update={"tables": [settings.tables[0].model_copy(update={"name": "ordrs"})]})  # type: ignore[index]
+    broken = settings.model_copy(
+        update={"tables": [settings.tables[0].model_copy(update={"name": "ordrs"})]}
+    )  # type: ignore[index]
     with pytest.raises(rhei.RheiError, match="'ordrs'.*did you mean 'orders'"):
         build(broken)
 

@@ -30,7 +30,9 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 Event = tuple[int, str, float | None]
 events_of_keys = st.lists(
-    st.tuples(st.integers(-1, 2), st.sampled_from("xy"), st.none() | st.sampled_from([0.0, -0.0, 1.5])),
+    st.tuples(
+        st.integers(-1, 2), st.sampled_from("xy"), st.none() | st.sampled_from([0.0, -0.0, 1.5])
+    ),
     max_size=12,
 )
 
@@ -82,7 +84,11 @@ def test_keys_have_one_number_each(keys: list[tuple[int, str, bytes]]) -> None:
     table = pa.table([pa.array(part) for part in zip(*doubled, strict=True)], names=["a", "b", "c"])
     codes = key_codes(table).tolist()
     assert len(set(codes)) == len(set(keys))
-    assert all((codes[i] == codes[j]) == (doubled[i] == doubled[j]) for i in range(len(codes)) for j in range(i))
+    assert all(
+        (codes[i] == codes[j]) == (doubled[i] == doubled[j])
+        for i in range(len(codes))
+        for j in range(i)
+    )
 
 
 @given(events_of_keys, st.lists(st.integers(-3, 3), min_size=12, max_size=12))
@@ -117,9 +123,13 @@ def test_an_open_version_is_closed_when_its_row_changes_and_left_when_it_does_no
             LOCATOR: [10, 20, 30],
         }
     )
-    made = supersede(events([(1, "x", 1.0), (2, "x", 9.0), (3, "x", None)]), opened, no_floors(), SCHEMA)
+    made = supersede(
+        events([(1, "x", 1.0), (2, "x", 9.0), (3, "x", None)]), opened, no_floors(), SCHEMA
+    )
     assert (made.inserted, made.updated, made.deleted) == (0, 1, 1)
-    closed = {row[LOCATOR]: (row[VALID_TO], row["_rhei_deleted"]) for row in made.closings.to_pylist()}
+    closed = {
+        row[LOCATOR]: (row[VALID_TO], row["_rhei_deleted"]) for row in made.closings.to_pylist()
+    }
     # Their clocks lie behind the open versions', so they move on.
     moved = START + timedelta(seconds=5, microseconds=1)
     assert closed == {20: (moved, False), 30: (moved, True)}
@@ -138,7 +148,9 @@ def test_nothing_comes_of_nothing() -> None:
 
 
 def test_the_difference_of_two_schemas() -> None:
-    other = TableSchema("t", (Column("a", pa.int64()), Column("v", pa.string()), Column("w", pa.int64())), ("a",))
+    other = TableSchema(
+        "t", (Column("a", pa.int64()), Column("v", pa.string()), Column("w", pa.int64())), ("a",)
+    )
     found = difference(SCHEMA, other)
     assert [c.name for c in found.added] == ["w"]
     assert [c.name for c in found.dropped] == ["b"]

@@ -26,7 +26,10 @@ def test_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (MINIMAL + "sync: {batchrows: 3}", "unknown field 'sync.batchrows'; did you mean 'batch_rows'"),
+        (
+            MINIMAL + "sync: {batchrows: 3}",
+            "unknown field 'sync.batchrows'; did you mean 'batch_rows'",
+        ),
         (MINIMAL + "sorce: {}", "unknown field 'sorce'; did you mean 'source'"),
         (MINIMAL + "tables: [{nam: t}]", r"unknown field 'tables\[0\].nam'; did you mean 'name'"),
         (MINIMAL + "tables: [{name: t}, {name: T}]", "table 'T' is declared twice"),
@@ -50,7 +53,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         Settings.load(tmp_path / "nowhere.yaml")
 
 
-def test_the_environment_stands_above_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_stands_above_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RHEI__SYNC__BATCH_ROWS", "7")
     monkeypatch.setenv("RHEI__SOURCE__PATH", "/elsewhere/x.db")
     settings = load(tmp_path, MINIMAL + "sync: {prune: false}")
@@ -85,7 +90,10 @@ def test_relative_paths_are_taken_from_the_project(tmp_path: Path) -> None:
     assert load(tmp_path, MINIMAL).source.path == tmp_path / "app.db"
     (tmp_path / "config").mkdir()
     assert load(tmp_path / "config", MINIMAL).source.path == tmp_path / "app.db"
-    assert str(load(tmp_path, "source: {path: a}\nmirror: {path: ':memory:'}").mirror.path) == ":memory:"
+    assert (
+        str(load(tmp_path, "source: {path: a}\nmirror: {path: ':memory:'}").mirror.path)
+        == ":memory:"
+    )
 
 
 def test_the_schema_for_editors_is_current() -> None:
