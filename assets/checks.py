@@ -1,6 +1,7 @@
 """Checks of the mirrors: lag, dead letters, and every row compared."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import dagster as dg
 
@@ -38,7 +39,7 @@ def equality_check(table: Table) -> dg.AssetChecksDefinition:
     return equals_source
 
 
-def _metadata(found: TableVerification) -> dict[str, object]:
+def _metadata(found: TableVerification) -> dict[str, Any]:
     samples = {kind: list(keys) for kind, keys in found.samples.items() if keys}
     return {
         "source_rows": found.rows,

@@ -1,6 +1,7 @@
 """The first copy of each table, as an asset of its own: it can be repeated alone."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 
@@ -45,7 +46,7 @@ def initial_sync_asset(table: Table) -> dg.AssetsDefinition:
     )
     def initial_sync(
         context: dg.AssetExecutionContext, olap: OlapResource
-    ) -> Iterator[dg.MaterializeResult]:
+    ) -> Iterator[dg.MaterializeResult[None]]:
         with olap.open() as htap:
             report = htap.initial_sync(table.name, _progress(context))
             parity = htap.row_parity(table.name)
@@ -71,10 +72,10 @@ class Progress:
         """Log when enough rows more have been copied."""
         if rows >= self._next:
             self._next = rows + _PROGRESS_ROWS
-            self._context.log.info(f"{table}: {rows:,} of {total:,} rows copied")
+            self._context.log.info("%s: %s of %s rows copied", table, f"{rows:,}", f"{total:,}")
 
 
-def _metadata(report: CopyReport, parity: RowParity) -> dict[str, object]:
+def _metadata(report: CopyReport, parity: RowParity) -> dict[str, Any]:
     return {
         "dagster/row_count": parity.mirror_rows,
         "rows_copied": report.rows,

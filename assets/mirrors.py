@@ -67,7 +67,6 @@ class Window:
     lags: list[float] = field(default_factory=list)
     rows: int = 0
     apply_seconds: float = 0.0
-    dead_letters: int = 0
 
     def add(self, report: SyncReport, table: str) -> None:
         """Count one sync in."""
@@ -75,7 +74,6 @@ class Window:
         self.lags.append(found.lag_seconds)
         self.rows += found.changed
         self.apply_seconds += report.duration_seconds
-        self.dead_letters += found.dead_letters
 
 
 @dataclass
@@ -140,6 +138,7 @@ def numbers(window: Window, status: TableStatus, rows: int) -> dict[str, float |
         "rows_applied": window.rows,
         "pending_events": status.lag_events,
         "apply_ms": round(window.apply_seconds * 1000, 1),
+        "dead_letters": status.dead_letters,
         "dagster/row_count": rows,
         "watermark": status.watermark or 0,
     }
@@ -159,7 +158,7 @@ def mirrors_asset(tables: Sequence[Table], settings: Settings) -> dg.AssetsDefin
     )
     def sync_session(
         context: dg.AssetExecutionContext, config: SessionConfig, olap: OlapResource
-    ) -> Iterator[dg.MaterializeResult]:
+    ) -> Iterator[dg.MaterializeResult[None]]:
         schedule = olap.settings().schedule
         until = time.monotonic() + (config.session_seconds or schedule.session_seconds)
         chosen = {by_key[key]: by_name[by_key[key]] for key in context.selected_asset_keys}
@@ -192,12 +191,14 @@ def _report(context: dg.AssetExecutionContext, session: Session) -> None:
         context.log_event(dg.AssetMaterialization(mirror_key(table), metadata=values))
 
 
-def _results(context: dg.AssetExecutionContext, session: Session) -> Iterator[dg.MaterializeResult]:
+def _results(
+    context: dg.AssetExecutionContext, session: Session
+) -> Iterator[dg.MaterializeResult[None]]:
     """Report every table once at the end, so that each session leaves a data version behind."""
     session.htap.sync_now()
     session.windows = {name: session.windows.get(name, Window()) for name in session.tables}
     for name, error in session.errors().items():
-        context.log.error(f"table {name!r} is left out: {error}")
+        context.log.error("table %r is left out: %s", name, error)
     for table, values in session.reports():
         yield dg.MaterializeResult(
             asset_key=mirror_key(table),
@@ -211,4 +212,5 @@ def _writer_wanted(context: dg.AssetExecutionContext) -> bool:
     storage = context.instance.event_log_storage
     if not storage.supports_global_concurrency_limits:
         return False
-    return storage.get_concurrency_info(WRITER_POOL).pending_step_count > 0
+    waiting: int = storage.get_concurrency_info(WRITER_POOL).pending_step_count
+    return waiting > 0

@@ -48,7 +48,7 @@ def snapshot_asset(table: Table, settings: Settings) -> dg.AssetsDefinition:
     )
     def snapshot(
         context: dg.AssetExecutionContext, olap: OlapResource
-    ) -> Iterator[dg.MaterializeResult]:
+    ) -> Iterator[dg.MaterializeResult[None]]:
         days = [date.fromisoformat(key) for key in context.partition_keys]
         with olap.open() as htap:
             # A snapshot of today is as of now, so what is pending belongs into it.

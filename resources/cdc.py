@@ -10,13 +10,13 @@ from rhei_pipeline import Settings
 from rhei_pipeline.wiring import unseen_events
 
 
-class CdcResource(dg.ConfigurableResource):
+class CdcResource(dg.ConfigurableResource[Any]):
     """How changes of the operational database are learned of."""
 
     oltp: OltpResource
     method: str = Field("trigger", description="How changes are captured.")
     batch_rows: int = Field(50_000, description="About how many rows are in memory at once.")
-    prune: bool = Field(True, description="Let the source forget changes no mirror needs.")
+    prune: bool = Field(default=True, description="Let the source forget changes no mirror needs.")
 
     @classmethod
     def of(cls, settings: Settings, oltp: OltpResource) -> "CdcResource":

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
@@ -12,7 +13,7 @@ from resources.cdc import CdcResource, with_sections
 from rhei_pipeline import HTAP, Settings
 
 
-class OlapResource(dg.ConfigurableResource):
+class OlapResource(dg.ConfigurableResource[Any]):
     """Where the mirror lives, and whose changes it follows.
 
     A DuckDB file has one writing process. So it is opened inside a step, which holds the pool's

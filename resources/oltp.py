@@ -9,7 +9,7 @@ from pydantic import Field
 from rhei_pipeline import Settings
 
 
-class OltpResource(dg.ConfigurableResource):
+class OltpResource(dg.ConfigurableResource[Any]):
     """Where the facts are written. Any field may be a `dg.EnvVar`."""
 
     kind: str = Field("sqlite", description="What kind of database it is.")

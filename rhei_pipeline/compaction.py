@@ -33,7 +33,7 @@ def last_per_key(events: pa.Table, schema: TableSchema) -> np.ndarray:
 
 
 def key_codes(keys: pa.Table) -> np.ndarray:
-    """Number the distinct keys: equal keys get equal numbers, whatever the key's types.
+    """Give each distinct key a number: equal keys, whatever their types, get equal numbers.
 
     Shape: one int64 per row of `keys`. Keys hold no nulls.
     """

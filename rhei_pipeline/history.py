@@ -100,7 +100,8 @@ def _changes_something(states: _States, schema: TableSchema) -> np.ndarray:
     """Equality is transitive, so comparing each state with the one before it is enough."""
     was_live = np.concatenate([[False], states.live[:-1]])[: len(states.live)] & ~states.first
     repeated = states.live & was_live & _equals_previous(states.rows, schema)
-    return np.where(states.live, ~repeated, was_live)
+    changed: np.ndarray = np.where(states.live, ~repeated, was_live)
+    return changed
 
 
 def _equals_previous(rows: pa.Table, schema: TableSchema) -> np.ndarray:
@@ -131,7 +132,8 @@ def _instants(states: _States, floors: pa.Table, schema: TableSchema) -> np.ndar
     lowest = np.full(int(codes.max()) + 1, np.iinfo(np.int64).min)
     past = floors[FLOOR].cast(pa.int64()).to_numpy()
     np.maximum.at(lowest, codes[: floors.num_rows], past + 1)
-    return np.maximum(instants, lowest[codes[floors.num_rows :]])
+    lifted: np.ndarray = np.maximum(instants, lowest[codes[floors.num_rows :]])
+    return lifted
 
 
 def _strictly_growing(instants: np.ndarray, first: np.ndarray) -> np.ndarray:

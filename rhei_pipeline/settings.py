@@ -88,7 +88,7 @@ class SyncSettings(_Section):
 
     batch_rows: int = Field(50_000, ge=1, description="About how many rows are in memory at once.")
     interval_seconds: float = Field(1.0, gt=0, description="Pause between background syncs.")
-    prune: bool = Field(True, description="Let the source forget changes no mirror needs.")
+    prune: bool = Field(default=True, description="Let the source forget changes no mirror needs.")
 
 
 class RegistrySettings(_Section):
@@ -130,9 +130,7 @@ class Settings(BaseSettings):
     )
 
     source: SourceSettings = Field(description="The operational database.")
-    capture: CaptureSettings = Field(
-        default_factory=CaptureSettings, description="How changes are learned of."
-    )
+    capture: CaptureSettings = Field(CaptureSettings(), description="How changes are learned of.")
     mirror: MirrorSettings = Field(description="The analytical copy.")
     mode: Mode = Field(
         Mode.DESTRUCTIVE,
@@ -141,12 +139,12 @@ class Settings(BaseSettings):
     tables: list[TableSettings] | None = Field(
         None, min_length=1, description="Left out: every table that has a primary key."
     )
-    sync: SyncSettings = Field(default_factory=SyncSettings, description="How a sync works.")
+    sync: SyncSettings = Field(SyncSettings(), description="How a sync works.")
     registry: RegistrySettings = Field(
-        default_factory=RegistrySettings, description="Where known schemas are kept."
+        RegistrySettings(), description="Where known schemas are kept."
     )
     schedule: ScheduleSettings = Field(
-        default_factory=ScheduleSettings, description="When things happen by themselves."
+        ScheduleSettings(), description="When things happen by themselves."
     )
 
     def __init__(self, **values: Any) -> None:  # noqa: ANN401  (pydantic validates them)

@@ -121,7 +121,8 @@ def writes(draw: st.DrawFn) -> Write:
         if verb == "upsert":
             values = [name for name in columns if name not in key]
             sets = ", ".join(f"{name} = excluded.{name}" for name in values)
-            sql = f"insert into {table} values ({marks}) on conflict({', '.join(key)}) do update set {sets}"
+            target = ", ".join(key)
+            sql = f"insert into {table} values ({marks}) on conflict({target}) do update set {sets}"
         else:
             sql = f"{verb} into {table} values ({marks})"
         return Write(sql, row)

@@ -15,6 +15,7 @@ from rich.table import Table
 
 import rhei_pipeline as rhei
 from config.settings import load
+from definitions import build as build_definitions
 from examples.airline.database import build as build_database
 from examples.airline.home import PROJECT, prepare_home, remove_data
 
@@ -47,19 +48,15 @@ def main() -> None:
     with _step("The airline's past: every flight of 2013 up to November") as tell:
         tell(f"{build_database(settings.source.path, FIRST_DAY):,} flights in SQLite")
     with _step("Loading the Dagster definitions"):
-        from definitions import build
-
-        definitions = build(settings)
+        definitions = build_definitions(settings)
     instance = dg.DagsterInstance.get()
     tables = [table.name for table in settings.tables or ()]
     with _step("Initial sync: each table an asset, row parity a blocking check") as tell:
         started = time.monotonic()
         result = _materialize(definitions, instance, [["initial_sync", name] for name in tables])
+        events = result.get_asset_materialization_events()
         copied = sum(
-            int(event.metadata["rows_copied"].value or 0)
-            for step in result.all_events
-            if step.is_step_materialization
-            for event in [step.step_materialization_data.materialization]
+            int(str(event.materialization.metadata["rows_copied"].value)) for event in events
         )
         tell(f"{copied:,} rows, {copied / (time.monotonic() - started):,.0f} rows/s")
     halfway = _replay(definitions, instance, tables)
@@ -108,7 +105,7 @@ def _show_lag(instance: dg.DagsterInstance, tables: list[str]) -> None:
         records = instance.fetch_materializations(dg.AssetKey(["mirror", name]), limit=50).records
         seen = [record.asset_materialization for record in records]
         values = [
-            {key: float(entry.value) for key, entry in event.metadata.items()}
+            {key: float(str(entry.value)) for key, entry in event.metadata.items()}
             for event in seen
             if event is not None
         ]
@@ -131,16 +128,16 @@ def _prove(halfway: datetime) -> None:
             rows = sum(found.rows for found in report.tables.values())
             tell(f"{rows:,} rows, {'all equal' if report.equal else 'DIFFERENT'}")
         if not report.equal:
-            raise SystemExit("source and mirror differ: python -m rhei_pipeline.cli verify")
+            raise SystemExit("source and mirror differ; .venv/bin/rhei verify says where")
         started = time.monotonic()
         worst = htap.query(WORST_CARRIERS, hint="olap")
         took = (time.monotonic() - started) * 1000
-        _show(f"The latest airlines (a join in the mirror, {took:.0f} ms)", worst.to_pylist())
+        _show(f"Airlines by average delay, asked of the mirror in {took:.0f} ms", worst.to_pylist())
         then = htap.as_of("flights", halfway).group_by("status").aggregate([("status", "count")])
         now = htap.as_of("flights", datetime.now(UTC)).group_by("status")
         earlier = dict(zip(*then.to_pydict().values(), strict=True))
         later = dict(zip(*now.aggregate([("status", "count")]).to_pydict().values(), strict=True))
-        title = f"Flights by status as of {halfway:%H:%M:%S} UTC, in mid-replay, and now"
+        title = f"Flights by status as of {halfway:%H:%M:%S} UTC, and now"
         rows_shown = [
             {"status": status, "then": earlier.get(status, 0), "now": later.get(status, 0)}
             for status in sorted(earlier | later)
@@ -158,14 +155,13 @@ def _materialize(
 ) -> dg.ExecuteInProcessResult:
     chosen = [dg.AssetKey(key) for key in keys]
     # In this process, so that the demo shows what it does; the UI runs the same definitions.
-    result = definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+    return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
         asset_selection=chosen,
         instance=instance,
         partition_key=partition,
         run_config=config or _QUIET,
         raise_on_error=True,
     )
-    return result
 
 
 @contextmanager
@@ -201,12 +197,12 @@ def _show(title: str, rows: list[dict[str, object]]) -> None:
 def _say_what_next() -> None:
     console.print("\n[bold]What next[/]")
     for command, purpose in (
-        ("make dev", "the Dagster UI on this demo, with the airline still flying"),
-        (".venv/bin/rhei status", "how each table stands"),
-        ('.venv/bin/rhei query "select count(*) from flights" --hint olap', "ask the mirror"),
-        ("config/pipeline.yaml", "the whole declaration: point it at your own database"),
+        ("make dev", "Open the Dagster UI on this demo, with the airline still flying:"),
+        (".venv/bin/rhei status", "See how each table stands:"),
+        ('.venv/bin/rhei query "select count(*) from flights" --hint olap', "Ask the mirror:"),
+        ("config/pipeline.yaml", "Point it at your own database:"),
     ):
-        console.print(f"  {command:68} [dim]{purpose}[/]")
+        console.print(f"  {purpose}\n    [bold]{command}[/]")
 
 
 if __name__ == "__main__":

@@ -67,9 +67,7 @@ class DuckDBTransaction:
             f"delete from {target} where rowid in"
             f" (select {_ROW} from {_STAGED} where {_ROW} is not null)"
         )
-        written = self._changed(
-            f"insert into {target}({names}) select {names} from {_STAGED}"
-        )
+        written = self._changed(f"insert into {target}({names}) select {names} from {_STAGED}")
         return written - replaced, replaced
 
     def open_versions(self, table: Table, keys: pa.Table) -> tuple[pa.Table, pa.Table]:

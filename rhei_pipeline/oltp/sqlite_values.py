@@ -6,7 +6,7 @@ only when one does not convert is it searched for the rows to blame.
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -288,7 +288,7 @@ def decode_key(text: str) -> tuple[list[str], list[Any]]:
     return placeholders, values
 
 
-_DECODERS = {
+_DECODERS: dict[str, Callable[[Any], Any]] = {
     "real": float.fromhex,
     "blob": bytes.fromhex,
     "invalid": bytes.fromhex,

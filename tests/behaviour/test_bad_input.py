@@ -26,7 +26,7 @@ def test_a_missing_source(make_world: MakeWorld) -> None:
     world = make_world()
     world.app.close()
     world.path.unlink()
-    with pytest.raises(SourceError, match="does not exist.*source.path"):
+    with pytest.raises(SourceError, match=r"does not exist.*source.path"):
         world.htap  # noqa: B018
     assert not world.path.exists()
     world.app = sqlite3.connect(world.path)
@@ -49,14 +49,14 @@ def test_a_mirror_that_is_no_database(world: World) -> None:
 def test_a_table_that_does_not_exist_is_named_with_the_nearest(make_world: MakeWorld) -> None:
     world = make_world(tables=[{"name": "ordes"}])
     world.run("create table orders(id integer primary key)")
-    with pytest.raises(SchemaError, match="'ordes'.*no such table.*did you mean 'orders'"):
+    with pytest.raises(SchemaError, match=r"'ordes'.*no such table.*did you mean 'orders'"):
         world.htap  # noqa: B018
 
 
 def test_a_column_that_does_not_exist_is_named(make_world: MakeWorld) -> None:
     world = make_world(tables=[{"name": "orders", "columns": ["id", "amout"]}])
     world.run("create table orders(id integer primary key, amount real)")
-    with pytest.raises(SchemaError, match="'amout'.*did you mean 'amount'"):
+    with pytest.raises(SchemaError, match=r"'amout'.*did you mean 'amount'"):
         world.htap  # noqa: B018
 
 
@@ -67,7 +67,7 @@ def test_a_source_without_tables(make_world: MakeWorld) -> None:
 
 def test_a_damaged_registry(world: World) -> None:
     (world.directory / "registry.json").write_text("{")
-    with pytest.raises(SchemaError, match="registry .* cannot be read.*delete it"):
+    with pytest.raises(SchemaError, match=r"registry .* cannot be read.*delete it"):
         world.htap  # noqa: B018
 
 

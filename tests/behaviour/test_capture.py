@@ -164,7 +164,8 @@ def test_without_rowid_composite_keys_and_generated_columns(
 ) -> None:
     world = make_world(mode=mode)
     world.run(
-        "create table t(a text, b blob, n integer, twice integer generated always as (n * 2) stored,"
+        "create table t(a text, b blob, n integer,"
+        " twice integer generated always as (n * 2) stored,"
         " thrice integer as (n * 3), primary key (a, b)) without rowid",
         "insert into t(a, b, n) values ('x', x'00', 1), ('x', x'00ff', 2)",
     )
@@ -221,7 +222,7 @@ def test_vacuum_does_not_move_rows(make_world: MakeWorld, mode: str) -> None:
 def test_a_table_without_a_primary_key_is_refused_with_the_way_out(make_world: MakeWorld) -> None:
     world = make_world(tables=[{"name": "t"}])
     world.run("create table t(a, b)")
-    with pytest.raises(Exception, match="no primary key.*'primary_key'"):
+    with pytest.raises(Exception, match=r"no primary key.*'primary_key'"):
         world.htap.sync_now()
 
 

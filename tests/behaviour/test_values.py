@@ -85,8 +85,12 @@ def test_every_double(tmp_path_factory: pytest.TempPathFactory, values: list[flo
     ("declared", "value", "expected"),
     [
         ("date", "2020-02-29", date(2020, 2, 29)),
-        ("timestamp", "2020-02-29 10:11:12.123456", datetime(2020, 2, 29, 10, 11, 12, 123456)),
-        ("datetime", "2020-02-29T10:11:12", datetime(2020, 2, 29, 10, 11, 12)),
+        (
+            "timestamp",
+            "2020-02-29 10:11:12.123456",
+            datetime.fromisoformat("2020-02-29T10:11:12.123456"),
+        ),
+        ("datetime", "2020-02-29T10:11:12", datetime.fromisoformat("2020-02-29T10:11:12")),
         ("decimal(10, 2)", 12.3, Decimal("12.30")),
         ("numeric(38, 0)", 2**62, Decimal(2**62)),
         ("varchar(3)", "longer", "longer"),

@@ -1,4 +1,4 @@
-"""The Dagster layer: it loads from anywhere, its graph is the architecture, and its runs move rows."""
+"""The Dagster layer: it loads from anywhere, its graph is as meant, its runs move rows."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from definitions import build
 from resources.cdc import CdcResource
 from resources.oltp import OltpResource
 from rhei_pipeline import Settings
+from rhei_pipeline.settings import TableSettings
 
 PROJECT = Path(__file__).parents[2]
 
@@ -241,10 +242,8 @@ def test_the_schedule_asks_for_the_day_before(
 
 
 def test_a_broken_declaration_fails_the_load_by_name(settings: Settings) -> None:
-    broken = settings.model_copy(
-        update={"tables": [settings.tables[0].model_copy(update={"name": "ordrs"})]}
-    )  # type: ignore[index]
-    with pytest.raises(rhei.RheiError, match="'ordrs'.*did you mean 'orders'"):
+    broken = settings.model_copy(update={"tables": [TableSettings(name="ordrs")]})
+    with pytest.raises(rhei.RheiError, match=r"'ordrs'.*did you mean 'orders'"):
         build(broken)
 
 

@@ -1,6 +1,7 @@
 """The pure floor: compaction, versions, schemas, quoting."""
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pyarrow as pa
 import pytest
@@ -104,7 +105,7 @@ def test_versions_are_disjoint_and_hold_every_change(rows: list[Event], ticks: l
         assert len(set(starts)) == len(starts)
         for version in versions:
             assert version[VALID_TO] is None or version[VALID_TO] > version[VALID_FROM]  # type: ignore[operator]
-        for earlier, later in zip(versions, versions[1:], strict=False):
+        for earlier, later in pairwise(versions):
             assert earlier[VALID_TO] is not None
             assert earlier[VALID_TO] <= later[VALID_FROM]  # type: ignore[operator]
         changes = [v for a, b, v in rows if (a, b) == key]
