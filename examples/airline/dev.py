@@ -9,7 +9,7 @@ from pathlib import Path
 from config.settings import load
 from examples.airline.database import build, connect
 from examples.airline.demo import FIRST_DAY
-from examples.airline.home import PROJECT, prepare_home
+from examples.airline.home import PROJECT, prepare_home, refuse_other_data
 
 PORT = os.environ.get("PORT", "3000")
 #: A day of flights in so many seconds: about 50 changes a second.
@@ -19,6 +19,7 @@ SECONDS_PER_DAY = 60
 def main() -> None:
     """Run both until one ends or Ctrl-C is typed."""
     settings = load()
+    refuse_other_data(settings)
     prepare_home()
     path = settings.source.path
     if not path.exists():
@@ -39,7 +40,7 @@ def main() -> None:
     try:
         dagster = [str(Path(sys.executable).with_name("dagster")), "dev", "-w", "workspace.yaml"]
         subprocess.run([*dagster, "-p", PORT], cwd=PROJECT, check=False)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # the ordinary end
         pass
     finally:
         writer.terminate()

@@ -53,7 +53,6 @@ _DECLARATIONS = (
 )
 #: What a column without a telling declaration gets, by the storage classes it holds.
 _OBSERVED: tuple[tuple[set[str], pa.DataType], ...] = (
-    (set(), pa.string()),
     ({"text"}, pa.string()),
     ({"integer"}, pa.int64()),
     ({"integer", "real"}, pa.float64()),
@@ -328,7 +327,7 @@ def _column(
     if override is not None:
         arrow_type, epoch = parse_type(override)
         return Column(info.name, arrow_type, info.nullable, epoch)
-    arrow_type = declared_type(info.declared) or _observed_type(connection, table, info.name)
+    arrow_type = declared_type(info.declared) or _observed_type(connection, table, info)
     if key and (pa.types.is_timestamp(arrow_type) or pa.types.is_time(arrow_type)):
         # Two texts can name one instant: as text they stay the two keys that the source has.
         arrow_type = pa.string()
@@ -350,22 +349,25 @@ def declared_type(declared: str) -> pa.DataType | None:
     return None
 
 
-def _observed_type(connection: sqlite3.Connection, table: str, column: str) -> pa.DataType:
+def _observed_type(connection: sqlite3.Connection, table: str, info: _Info) -> pa.DataType:
     """Take the type from what the column holds: SQLite lets it hold anything."""
-    name = quote(column)
+    name = quote(info.name)
     rows = connection.execute(
         f"select distinct typeof({name}) from {quote(table)} where {name} is not null"
     )
     found = {kind for (kind,) in rows}
+    if not found:
+        # Any other declaration has NUMERIC affinity, which turns text that looks so into numbers.
+        return pa.float64() if info.declared else pa.string()
     if found == {"real"}:
         return pa.float64()
     for kinds, arrow_type in _OBSERVED:
         if found == kinds:
             return arrow_type
     raise SchemaError(
-        f"column {column!r} has no telling type and holds {' and '.join(sorted(found))}",
+        f"column {info.name!r} has no telling type and holds {' and '.join(sorted(found))}",
         table=table,
-        hint=f"declare one: 'types: {{{column}: string}}'; rows that do not fit are named",
+        hint=f"declare one: 'types: {{{info.name}: string}}'; rows that do not fit are named",
     )
 
 
