@@ -1,7 +1,7 @@
 """The numbers a sync reports: what changed, how far, how late."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -38,6 +38,18 @@ class TableReport:
     def changed(self) -> int:
         """All rows that really changed."""
         return self.inserted + self.updated + self.deleted
+
+    def after(self, earlier: "TableReport") -> "TableReport":
+        """Return the report of an earlier cycle and of this one together."""
+        return replace(
+            self,
+            events=earlier.events + self.events,
+            inserted=earlier.inserted + self.inserted,
+            updated=earlier.updated + self.updated,
+            deleted=earlier.deleted + self.deleted,
+            dead_letters=earlier.dead_letters + self.dead_letters,
+            lag_seconds=max(earlier.lag_seconds, self.lag_seconds),
+        )
 
     @classmethod
     def of(cls, table: str, counts: Counts, **others: Any) -> "TableReport":  # noqa: ANN401

@@ -95,6 +95,7 @@ class Pipeline:
         self._lock = threading.RLock()
         self._tables: dict[str, Table] = {}
         self._errors: dict[str, PermanentError] = {}
+        self._drained: list[TableReport] = []
         self._looked_at = -1
         for table in declared:
             self.register(table, look=False)
@@ -229,21 +230,28 @@ class Pipeline:
         self._looked_at = self._source.schema_version()
 
     def _drain(self, version: int) -> None:
-        """Apply what logs of images still hold, before they may have to be made anew.
+        """Apply what logs of images still hold, before they have to be made anew.
 
-        They are read in the shape they were made in, so no version is lost to a migration.
+        They are read in the shape they were made in, so no version is lost to a migration. The
+        tables that the migration left alone come along, so that the mirror stays one state.
         """
         ledger = self._mirror.ledger()
         known = (self._registry.table(name) for name in self._declared)
-        standing = [
-            table
-            for table in known
-            if table is not None
-            and table.mode is Mode.TEMPORAL
-            and ledger.state(table.name) is TableState.READY
-        ]
-        if standing:
-            self._cycle(standing, version)
+        ready = [table for table in known if table and ledger.state(table.name) is TableState.READY]
+        broken = {table.name for table in ready if not self._source.stands(table)}
+        if not any(table.mode is Mode.TEMPORAL for table in ready if table.name in broken):
+            return
+        with self._source.snapshot() as snapshot:
+            readable = [
+                table
+                for table in ready
+                if (table.mode is Mode.TEMPORAL or not self._has_drifted(table, broken))
+                and snapshot.proves(table, ledger.watermarks[table.name].position)
+            ]
+        self._drained += (self._cycle(readable, version) or {}).values()
+
+    def _has_drifted(self, table: Table, broken: Collection[str]) -> bool:
+        return table.name in broken or self._source.describe(table.name) != table.schema
 
     def _look_at(self, declared: Declared) -> None:
         """Install capture for the table as it is now; one that cannot be captured is left out."""
@@ -307,6 +315,9 @@ class Pipeline:
             self._registry.save(self._tables[name])
         for name, error in self._errors.items():
             reports[name] = TableReport(name, error=str(error))
+        drained, self._drained = self._drained, []
+        for earlier in drained:
+            reports[earlier.table] = reports[earlier.table].after(earlier)
         for name, copy in copied.items():
             letters = reports[name].dead_letters + copy.dead_letters
             reports[name] = replace(reports[name], copied_rows=copy.rows, dead_letters=letters)

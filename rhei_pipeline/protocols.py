@@ -103,6 +103,9 @@ class ChangeSource(Protocol):
         `least`: new positions are greater than it, so that a watermark never has to go back.
         """
 
+    def stands(self, table: Table) -> bool:
+        """Tell whether capture of the table is as `install` would make it now."""
+
     def schema_version(self) -> int:
         """Return a number that changes whenever the source's schema may have changed."""
 

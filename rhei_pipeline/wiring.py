@@ -34,9 +34,11 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
         stack.callback(database.close)
         mirror = open_mirror(settings)
         stack.callback(mirror.close)
-        source = TriggerSource(database, mirror.mirror_id, table_options(settings))
-        stack.callback(source.close)
         in_memory = mirror.path == MEMORY
+        registry = Registry(None if in_memory else settings.registry.path, mirror.mirror_id)
+        options = table_options(settings)
+        source = TriggerSource(database, mirror.mirror_id, options, registry.table)
+        stack.callback(source.close)
         if in_memory:
             # Nobody comes back for it, so the log must not be held for it either.
             stack.callback(source.forget_mirror)
@@ -44,7 +46,7 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
             declared_tables(settings, database),
             source,
             mirror,
-            Registry(None if in_memory else settings.registry.path, mirror.mirror_id),
+            registry,
             Pace(settings.sync.batch_rows, settings.sync.prune),
             on_step,
         )
@@ -100,17 +102,20 @@ def declared_schemas(settings: Settings) -> list[Table]:
     """Read the declared tables' schemas from the source, and open nothing else."""
     database = open_source(settings)
     try:
-        options = table_options(settings)
-        tables = []
+        options, tables = table_options(settings), []
+        mirror_id = mirror_id_of(settings.registry.path)
+        registry = Registry(settings.registry.path if mirror_id else None, mirror_id or "")
         with database.reader() as connection:
             for declared in declared_tables(settings, database):
                 chosen = options.get(declared.name, TableOptions())
+                known = registry.table(declared.name)
                 found = read_table(
                     connection,
                     declared.name,
                     columns=chosen.columns,
                     primary_key=chosen.primary_key,
                     types=chosen.types,
+                    known=known.schema if known else None,
                 )
                 tables.append(Table(found.schema, declared.mode))
         return tables

@@ -6,7 +6,7 @@ same snapshot, so no stale image can reach the mirror.
 """
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,6 +21,7 @@ from rhei_pipeline.capture.trigger_sql import (
     log_table,
     object_names,
 )
+from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import Position
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
 from rhei_pipeline.oltp.sqlite_schema import SqliteTable, read_table
@@ -48,6 +49,10 @@ class TableOptions:
     types: Mapping[str, str] = field(default_factory=dict)
 
 
+def _unknown(_name: str) -> None:
+    """Know no table yet."""
+
+
 class TriggerSource:
     """A `ChangeSource` over one SQLite file.
 
@@ -55,6 +60,7 @@ class TriggerSource:
         database: The source.
         mirror_id: Who reads: several mirrors may follow one source, each at its own pace.
         options: Partial replication, chosen keys, given types, by table.
+        known: Returns the table as it is mirrored, by name; None when it is not yet.
 
     Not for several threads at once; the caller holds a lock around its work.
     """
@@ -64,8 +70,10 @@ class TriggerSource:
         database: SqliteDatabase,
         mirror_id: str,
         options: Mapping[str, TableOptions] | None = None,
+        known: Callable[[str], Table | None] = _unknown,
     ) -> None:
         self._database = database
+        self._known = known
         self._mirror_id = mirror_id
         self._options = {name.lower(): chosen for name, chosen in (options or {}).items()}
         self._connection = database.connect()
@@ -94,7 +102,7 @@ class TriggerSource:
         put back), changes may have gone by unseen: the log starts anew, no older position is
         proved by it any more, and so the table is copied again.
         """
-        if self._stands(table) and self._newest(table.name) >= max(least, 1):
+        if self.stands(table) and self._newest(table.name) >= max(least, 1):
             return
         source = self._table(table.name)
         wanted = capture_sql(source, table.mode)
@@ -111,10 +119,24 @@ class TriggerSource:
                 self._connection.execute(text)
             self._connection.execute(_CONSUMERS)
 
-    def remove(self, name: str) -> None:
-        """Take the log and triggers of a table out of the source."""
-        with self._writing():
-            self._drop_objects(name)
+    def stands(self, table: Table) -> bool:
+        """Tell whether log and triggers stand as they would be made now.
+
+        A log of images serves a destructive mirror too, so two mirrors can share it.
+        """
+        try:
+            source = self._table(table.name)
+        except SchemaError:
+            return False
+        modes = {table.mode, Mode.TEMPORAL}
+        tables, triggers = object_names(table.name)
+        names = ", ".join(literal(name) for name in [*tables, *triggers])
+        with self._database.translated():
+            rows = self._connection.execute(
+                f"select name, sql from sqlite_master where name in ({names})"
+            )
+            found = dict(rows.fetchall())
+        return any(capture_sql(source, mode).objects == found for mode in modes)
 
     @contextmanager
     def snapshot(self) -> Iterator[TriggerSnapshot]:
@@ -188,6 +210,7 @@ class TriggerSource:
             self._catalogue_version = version
         if name not in self._catalogue:
             options = self._options.get(name.lower(), TableOptions())
+            known = self._known(name)
             with self._database.translated():
                 self._catalogue[name] = read_table(
                     self._connection,
@@ -195,24 +218,9 @@ class TriggerSource:
                     columns=options.columns,
                     primary_key=options.primary_key,
                     types=options.types,
+                    known=known.schema if known else None,
                 )
         return self._catalogue[name]
-
-    def _stands(self, table: Table) -> bool:
-        """Tell whether log and triggers stand as they were made.
-
-        A log of images serves a destructive mirror too, so two mirrors can share it.
-        """
-        source = self._table(table.name)
-        modes = {table.mode, Mode.TEMPORAL}
-        tables, triggers = object_names(table.name)
-        names = ", ".join(literal(name) for name in [*tables, *triggers])
-        with self._database.translated():
-            rows = self._connection.execute(
-                f"select name, sql from sqlite_master where name in ({names})"
-            )
-            found = dict(rows.fetchall())
-        return any(capture_sql(source, mode).objects == found for mode in modes)
 
     def _newest(self, name: str) -> int:
         """Return the newest entry's place, or 0: positions grow even over a log made anew."""

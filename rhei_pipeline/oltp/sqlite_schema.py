@@ -58,6 +58,13 @@ _OBSERVED: tuple[tuple[set[str], pa.DataType], ...] = (
     ({"integer", "real"}, pa.float64()),
     ({"blob"}, pa.binary()),
 )
+#: The storage classes whose values a column of observed type takes.
+_STORED_AS = {
+    pa.string(): {"text"},
+    pa.int64(): {"integer"},
+    pa.float64(): {"integer", "real"},
+    pa.binary(): {"blob"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +141,7 @@ def read_table(
     columns: Sequence[str] | None = None,
     primary_key: Sequence[str] | None = None,
     types: Mapping[str, str] | None = None,
+    known: TableSchema | None = None,
 ) -> SqliteTable:
     """Read a table's schema from the catalogue.
 
@@ -143,6 +151,8 @@ def read_table(
         columns: Mirror these columns only.
         primary_key: Use this key; it must be unique and without nulls in the source.
         types: Types that stand above the declared ones, by column.
+        known: The schema the table is mirrored with. A column whose declaration tells nothing
+            keeps its type while some of its values are of it.
 
     Raises:
         SchemaError: No such table, not an ordinary table, no usable key, a reserved name, an
@@ -154,12 +164,10 @@ def read_table(
     uniques = _uniques(connection, name)
     key = _key(name, infos, uniques, primary_key)
     _refuse_unknown(name, "types", list(types or ()), [info.name for info in infos])
+    given = _Given(types or {}, known)
     schema = TableSchema(
         name,
-        tuple(
-            _column(connection, name, info, key=info.name in key, given=(types or {}))
-            for info in infos
-        ),
+        tuple(_column(connection, name, info, key=info.name in key, given=given) for info in infos),
         key,
     )
     return _with_uniqueness(connection, schema, infos, uniques)
@@ -321,13 +329,15 @@ def _column(
     info: _Info,
     *,
     key: bool,
-    given: Mapping[str, str],
+    given: "_Given",
 ) -> Column:
-    override = {name.lower(): text for name, text in given.items()}.get(info.name.lower())
+    override = given.override(info.name)
     if override is not None:
         arrow_type, epoch = parse_type(override)
         return Column(info.name, arrow_type, info.nullable, epoch)
-    arrow_type = declared_type(info.declared) or _observed_type(connection, table, info)
+    arrow_type = declared_type(info.declared) or _observed_type(
+        connection, table, info, given.known_type(info.name)
+    )
     if key and (pa.types.is_timestamp(arrow_type) or pa.types.is_time(arrow_type)):
         # Two texts can name one instant: as text they stay the two keys that the source has.
         arrow_type = pa.string()
@@ -349,13 +359,34 @@ def declared_type(declared: str) -> pa.DataType | None:
     return None
 
 
-def _observed_type(connection: sqlite3.Connection, table: str, info: _Info) -> pa.DataType:
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What is known of columns beside the catalogue."""
+
+    types: Mapping[str, str]
+    known: TableSchema | None
+
+    def override(self, column: str) -> str | None:
+        by_lower = {name.lower(): text for name, text in self.types.items()}
+        return by_lower.get(column.lower())
+
+    def known_type(self, column: str) -> pa.DataType | None:
+        columns = self.known.columns if self.known else ()
+        return next((found.type for found in columns if found.name == column), None)
+
+
+def _observed_type(
+    connection: sqlite3.Connection, table: str, info: _Info, known: pa.DataType | None
+) -> pa.DataType:
     """Take the type from what the column holds: SQLite lets it hold anything."""
     name = quote(info.name)
     rows = connection.execute(
         f"select distinct typeof({name}) from {quote(table)} where {name} is not null"
     )
     found = {kind for (kind,) in rows}
+    if known is not None and found & _STORED_AS.get(known, set()):
+        # Else one odd value would make a mirrored column another, or leave its table out.
+        return known
     if not found:
         # Any other declaration has NUMERIC affinity, which turns text that looks so into numbers.
         return pa.float64() if info.declared else pa.string()

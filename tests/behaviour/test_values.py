@@ -211,3 +211,30 @@ def test_a_replayed_dead_letter_is_read_again(make_world: MakeWorld) -> None:
     report = world.htap.replay_dead_letters()
     assert report.dead_letters == 1
     assert world.htap.dead_letters().num_rows == 1
+
+
+@BOTH_MODES
+def test_a_column_of_no_declared_type_keeps_its_type_and_names_what_does_not_fit(
+    make_world: MakeWorld, mode: str
+) -> None:
+    world = make_world(mode=mode)
+    world.run("create table t(id integer primary key, v)", "insert into t values (1, 10)")
+    world.htap.sync_now()
+    world.run("insert into t values (2, 'odd'), (3, 30)")
+    world.htap.sync_now()
+    world.crash()
+    world.run("create table other(id integer primary key)")
+    assert not world.htap.sync_now().errors
+    assert mirror_values(world) == {1: 10, 3: 30}
+    assert world.htap.dead_letters()["key"].to_pylist() == ['{"id": 2}']
+
+
+def test_a_column_that_was_empty_takes_the_type_of_its_first_values(make_world: MakeWorld) -> None:
+    world = make_world()
+    world.run("create table t(id integer primary key, v)")
+    world.htap.sync_now()
+    world.run("insert into t values (1, 10)")
+    world.htap.sync_now()
+    world.crash()
+    world.htap.sync_now()
+    assert mirror_values(world) == {1: 10}

@@ -1,0 +1,144 @@
+"""The command line on a real source and mirror: what it prints, and how it exits."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from typer.testing import CliRunner, Result
+
+from rhei_pipeline.cli import app
+from tests.fix_world import World
+
+Rhei = Callable[..., Result]
+
+
+@pytest.fixture
+def rhei(world: World, tmp_path: Path) -> Rhei:
+    """Run a command on the fixture's source, with the library closed so that the file is free."""
+    settings = world.settings
+    world.mode = "temporal"
+    config = tmp_path / "pipeline.yaml"
+    config.write_text(
+        f"source: {{kind: sqlite, path: {settings.source.path}}}\n"
+        f"mirror: {{kind: duckdb, path: {settings.mirror.path}}}\n"
+        f"registry: {{path: {settings.registry.path}}}\n"
+        "tables: [{name: orders, mode: temporal}]\n"
+    )
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, [*arguments, "--config", str(config)], prog_name="rhei")
+
+    return run
+
+
+def answer(result: Result) -> Any:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_sync_reports_what_it_did(rhei: Rhei, world: World) -> None:
+    assert answer(rhei("sync", "--json"))["inserted"] == 3
+    world.run("update orders set status = 'sent' where id < 3", "delete from orders where id = 3")
+    report = answer(rhei("sync", "--json"))
+    assert (report["events"], report["updated"], report["deleted"]) == (3, 2, 1)
+    assert report["tables"]["orders"]["updated"] == 2
+    assert "orders" in rhei("sync").output
+
+
+def test_copy_status_check_verify_repair(rhei: Rhei) -> None:
+    (copied,) = answer(rhei("copy", "--table", "orders", "--json"))["tables"]
+    assert copied["rows"] == 3
+    for command in ("status", "check"):
+        assert answer(rhei(command, "--json"))["tables"]["orders"]["state"] == "ready"
+    verified = answer(rhei("verify", "--json"))
+    assert verified["equal"] is True
+    assert verified["tables"]["orders"]["rows"] == 3
+    assert answer(rhei("repair", "orders", "--json"))["inserted"] == 0
+
+
+def test_status_counts_what_is_pending_and_leaves_it_pending(rhei: Rhei, world: World) -> None:
+    rhei("sync")
+    world.run("update orders set status = 'sent'")
+    for _ in range(2):
+        assert answer(rhei("status", "--json"))["tables"]["orders"]["lag_events"] == 3
+
+
+def test_verify_fails_where_rows_differ(rhei: Rhei, world: World) -> None:
+    rhei("sync")
+    with duckdb.connect(str(world.settings.mirror.path)) as mirror:
+        mirror.execute("delete from orders where id = 2")
+    result = rhei("verify", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["tables"]["orders"]["missing"] == 1
+
+
+def test_queries_show_rows_as_they_are(rhei: Rhei) -> None:
+    rhei("sync")
+    for side in ("oltp", "olap"):
+        sql = "select id, amount from orders where id = 1"
+        assert answer(rhei("query", sql, "--hint", side, "--json")) == [{"id": 1, "amount": 1.5}]
+    wide = rhei("query", "select * from orders where id = 1", "--hint", "olap").output
+    assert "_rhei_valid_from" in wide
+    assert "no rows" in rhei("query", "select * from orders where id = 9").output
+
+
+def test_an_answer_that_json_cannot_hold_is_written_as_text(rhei: Rhei) -> None:
+    rhei("sync")
+    sql = (
+        "select 'nan'::double as n, '\\x00'::blob as b, 1.10::decimal(4, 2) as d,"
+        " date '2026-01-02' as t"
+    )
+    found = answer(rhei("query", sql, "--hint", "olap", "--json"))
+    assert found == [{"n": "nan", "b": {"hex": "00"}, "d": "1.10", "t": "2026-01-02"}]
+
+
+def test_as_of_looks_back(rhei: Rhei, world: World) -> None:
+    rhei("sync")
+    world.run("update orders set status = 'later' where id = 1")
+    rhei("sync")
+    (first, second) = world.versions("orders", "id, _rhei_valid_from")[:2]
+    world.crash()
+    for version in (first, second):
+        instant = version["_rhei_valid_from"].isoformat()
+        rows = answer(rhei("as-of", "orders", instant, "--json"))
+        assert [row["status"] for row in rows if row["id"] == 1] == [version["status"]]
+
+
+def test_dead_letters_fail_until_they_are_mended(rhei: Rhei, world: World) -> None:
+    world.run("update orders set amount = 'much' where id = 2")
+    rhei("sync")
+    listed = rhei("dead-letters", "--json")
+    assert listed.exit_code == 1
+    assert json.loads(listed.stdout)[0]["column_name"] == "amount"
+    assert "much" not in rhei("dead-letters").output
+    world.run("update orders set amount = 2 where id = 2")
+    assert answer(rhei("dead-letters", "--replay", "--json")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["query", "delete from orders"], "only reads"),
+        (["verify", "--table", "ordrs"], "'orders'"),
+        (["as-of", "orders", "2026-01-01T00:00:00"], "time zone"),
+    ],
+)
+def test_a_wrong_call_fails_with_a_sentence(rhei: Rhei, arguments: list[str], message: str) -> None:
+    result = rhei(*arguments)
+    assert result.exit_code == 1
+    assert message in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["query"], ["as-of", "orders", "yesterday"], ["query", "x", "--hint", "no"]]
+)
+def test_wrong_usage_exits_with_two(rhei: Rhei, arguments: list[str]) -> None:
+    assert rhei(*arguments).exit_code == 2
+
+
+def test_every_command_shows_an_example() -> None:
+    for command in app.registered_commands:
+        assert "Example:  rhei " in str(command.epilog)

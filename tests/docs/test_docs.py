@@ -1,0 +1,62 @@
+"""What the pages say is what the project does."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rhei_pipeline import Settings
+from rhei_pipeline.cli import app
+
+PROJECT = Path(__file__).parents[2]
+PAGES = [PROJECT / "README.md", PROJECT / "CHANGELOG.md", *sorted((PROJECT / "docs").glob("*.md"))]
+COMMANDS = {
+    command.name or (command.callback.__name__ if command.callback else "")
+    for command in app.registered_commands
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+def test_declarations_of_the_readme_are_valid() -> None:
+    (text,) = blocks(PROJECT / "README.md", "yaml")
+    found = Settings(**yaml.safe_load(text))
+    assert [table.name for table in found.tables or ()] == ["orders", "customers"]
+
+
+def test_declarations_that_ship_are_valid() -> None:
+    for path in (PROJECT / "config").glob("*.yaml"):
+        assert Settings.load(path).source.kind == "sqlite"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_of_the_pages_compiles(page: Path) -> None:
+    for text in blocks(page, "python"):
+        compile(text, str(page), "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_named_by_the_pages_exist(page: Path) -> None:
+    named = re.findall(r"(?:\.venv/bin/)?\brhei ([a-z-]+)", "".join(blocks(page, "console")))
+    assert set(named) <= COMMANDS
+
+
+def test_make_targets_named_by_the_readme_exist() -> None:
+    makefile = (PROJECT / "Makefile").read_text()
+    for name in set(re.findall(r"\$ make ([a-z]+)", (PROJECT / "README.md").read_text())):
+        assert f"\n{name}:" in makefile
+
+
+def test_every_command_is_documented() -> None:
+    pages = "".join(page.read_text() for page in PAGES)
+    for name in COMMANDS:
+        assert re.search(rf"rhei {name}\b|\| {name}\b", pages), name
