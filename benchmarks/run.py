@@ -1,0 +1,138 @@
+"""Measure and print: `make bench`, or `python -m benchmarks.run cycles copy idle triggers`."""
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.orders import Orders, orders
+from benchmarks.timing import timed
+
+MODES = ("destructive", "temporal")
+ROUNDS = 3
+
+Figure = tuple[str, str]
+
+
+def cycles() -> Iterator[Figure]:
+    """A whole cycle, poll to acknowledge."""
+    small: dict[tuple[str, int], float] = {}
+    for mode in MODES:
+        for rows in (100_000, 1_000_000):
+            with orders(rows) as table:
+                htap = table.open(mode)
+                htap.sync_now()
+                small[mode, rows] = _cycle(table, htap.sync_now, 10_000)[1]
+                if rows == 1_000_000:
+                    rate, seconds = _cycle(table, htap.sync_now, 100_000)
+                    yield (
+                        f"{mode}: 100,000 mixed changes on 1,000,000 rows",
+                        f"{rate:,.0f} changes/s CPU, {seconds * 1000:,.0f} ms",
+                    )
+                    if not htap.verify().equal:
+                        raise SystemExit(
+                            "source and mirror differ: these figures are worth nothing"
+                        )
+                htap.close()
+        fast, slow = small[mode, 100_000], small[mode, 1_000_000]
+        yield (
+            f"{mode}: 10,000 changes on 1,000,000 against 100,000 rows",
+            f"{slow * 1000:,.0f} ms against {fast * 1000:,.0f} ms: {slow / fast:.1f} x",
+        )
+
+
+def _cycle(table: Orders, sync: Callable[[], object], count: int) -> tuple[float, float]:
+    """Return changes per second of CPU and wall seconds, the medians of some rounds."""
+    rates, walls = [], []
+    for _ in range(ROUNDS):
+        table.change(count)
+        with timed() as timing:
+            sync()
+        rates.append(count / timing.cpu_seconds)
+        walls.append(timing.wall_seconds)
+    return statistics.median(rates), statistics.median(walls)
+
+
+def copy() -> Iterator[Figure]:
+    """The initial sync, in a process of its own so that its memory can be told."""
+    peaks = {}
+    for rows in (250_000, 1_000_000):
+        rate, before, peak = _in_a_process(f"copy_once({rows})")
+        peaks[rows] = peak - before
+        yield (
+            f"initial sync of {rows:,} rows",
+            f"{rate:,.0f} rows/s CPU, peak memory {peak - before:,.0f} MB above the start",
+        )
+    yield ("memory for 4 x the rows", f"{peaks[1_000_000] / peaks[250_000]:.1f} x")
+
+
+def copy_once(rows: int) -> None:
+    """Copy a table and print rows per second, memory before and its peak in megabytes."""
+    with orders(rows) as table, table.open() as htap:
+        before = _peak_megabytes()
+        with timed() as timing:
+            htap.sync_now()
+        print(rows / timing.cpu_seconds, before, _peak_megabytes())
+
+
+def _in_a_process(call: str) -> list[float]:
+    code = f"from benchmarks.run import *; {call}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return [float(part) for part in done.stdout.split()]
+
+
+def _peak_megabytes() -> float:
+    # Not getrusage: its peak is inherited from the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def idle() -> Iterator[Figure]:
+    """A cycle with nothing to do."""
+    with orders(100_000) as table, table.open() as htap:
+        htap.sync_now()
+        with timed() as timing:
+            for _ in range(1000):
+                htap.sync_now()
+        yield ("a cycle with nothing to do", f"{timing.cpu_seconds:.2f} ms")
+
+
+def triggers() -> Iterator[Figure]:
+    """Bulk inserts with capture against without."""
+    count = 300_000
+    seconds: dict[str, list[float]] = {name: [] for name in ("none", *MODES)}
+    for _ in range(ROUNDS):
+        for name, found in seconds.items():
+            with orders(1000) as table:
+                if name != "none":
+                    with table.open(name) as htap:
+                        htap.sync_now()
+                with timed() as timing:
+                    table.insert(count, first=10_000)
+                found.append(timing.cpu_seconds)
+    none = min(seconds["none"])
+    for name in MODES:
+        yield (
+            f"{name}: bulk inserts against no trigger",
+            f"{min(seconds[name]) / none:.2f} x ({count / none:,.0f} rows/s without)",
+        )
+
+
+def main() -> None:
+    """Run what is named, or all."""
+    chapters = {part.__name__: part for part in (cycles, copy, idle, triggers)}
+    shown = Table("measured", "figure")
+    console = Console()
+    for name in sys.argv[1:] or chapters:
+        with console.status(f"measuring {name} ..."):
+            for label, figure in chapters[name]():
+                shown.add_row(label, figure)
+    console.print(shown)
+
+
+if __name__ == "__main__":
+    main()

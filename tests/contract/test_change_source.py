@@ -1,0 +1,233 @@
+"""What every source of changes promises, however it learns of them."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from rhei_pipeline.capture.trigger_log import TriggerSource
+from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.events import LIVE, SEQUENCE, ChangeBatch, Position
+from rhei_pipeline.oltp.sqlite import SqliteDatabase
+from rhei_pipeline.protocols import ChangeSource, SourceSnapshot
+from rhei_pipeline.schema import Mode, Table
+
+CREATE = "create table t(k integer primary key, v text)"
+
+
+class Bench:
+    """A source, and its application's connection."""
+
+    def __init__(
+        self, source: ChangeSource, run: Callable[..., Any], close: Callable[[], None]
+    ) -> None:
+        self.source = source
+        self.run = run
+        self.close = close
+
+    def table(self, mode: Mode = Mode.DESTRUCTIVE) -> Table:
+        made = Table(self.source.describe("t"), mode)
+        self.source.install(made, 0)
+        return made
+
+    def head(self, table: Table) -> Position:
+        with self.source.snapshot() as snapshot:
+            return snapshot.head(table)
+
+
+def trigger_bench(directory: Path) -> Bench:
+    path = directory / "app.db"
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute(CREATE)
+    database = SqliteDatabase(path)
+    source = TriggerSource(database, "mirror")
+
+    def close() -> None:
+        source.close()
+        database.close()
+        connection.close()
+
+    return Bench(source, connection.execute, close)
+
+
+@pytest.fixture(params=[trigger_bench], ids=["trigger"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    made: Bench = request.param(tmp_path)
+    yield made
+    made.close()
+
+
+def batches(
+    snapshot: SourceSnapshot, table: Table, after: Position, limit: int = 100
+) -> list[ChangeBatch]:
+    return list(snapshot.changes(table, after, limit))
+
+
+def net(found: list[ChangeBatch]) -> dict[int, str | None]:
+    """Return what became of each key; each must come once."""
+    events = pa.concat_tables([batch.events for batch in found]) if found else None
+    rows = events.to_pylist() if events is not None else []
+    assert len({row["k"] for row in rows}) == len(rows)
+    return {row["k"]: row["v"] if row[LIVE] else "gone" for row in rows}
+
+
+def test_net_changes_are_what_keys_have_become(bench: Bench) -> None:
+    bench.run("insert into t values (1, 'a'), (2, 'b'), (3, 'c')")
+    table = bench.table()
+    after = bench.head(table)
+    bench.run("update t set v = 'x' where k = 1")
+    bench.run("update t set v = null where k = 1")
+    bench.run("delete from t where k = 2")
+    bench.run("insert into t values (4, 'd'), (5, 'e')")
+    bench.run("delete from t where k = 5")
+    bench.run("update t set k = 9 where k = 3")
+    with bench.source.snapshot() as snapshot:
+        found = net(batches(snapshot, table, after))
+        assert found == {1: None, 2: "gone", 4: "d", 5: "gone", 3: "gone", 9: "c"}
+        assert batches(snapshot, table, snapshot.head(table)) == []
+
+
+def test_batches_bound_rows_and_count_every_event_once(bench: Bench) -> None:
+    table = bench.table()
+    after = bench.head(table)
+    for key in range(25):
+        bench.run("insert into t values (?, 'v')", (key,))
+    with bench.source.snapshot() as snapshot:
+        found = batches(snapshot, table, after, limit=10)
+        assert max(batch.events.num_rows for batch in found) <= 10
+        assert sum(batch.count for batch in found) == snapshot.pending(table, after) == 25
+        assert len(net(found)) == 25
+
+
+def test_a_temporal_table_gets_every_version_in_order(bench: Bench) -> None:
+    table = bench.table(Mode.TEMPORAL)
+    after = bench.head(table)
+    bench.run("insert into t values (1, 'a')")
+    bench.run("update t set v = 'b'")
+    bench.run("delete from t")
+    bench.run("insert into t values (1, 'c')")
+    with bench.source.snapshot() as snapshot:
+        events = pa.concat_tables([batch.events for batch in batches(snapshot, table, after, 2)])
+    assert events["v"].to_pylist() == ["a", "b", None, "c"]
+    assert events[LIVE].to_pylist() == [True, True, False, True]
+    assert events[SEQUENCE].to_pylist() == sorted(set(events[SEQUENCE].to_pylist()))
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_what_is_rolled_back_never_shows(bench: Bench, mode: Mode) -> None:
+    table = bench.table(mode)
+    after = bench.head(table)
+    bench.run("begin")
+    bench.run("insert into t values (1, 'a')")
+    with bench.source.snapshot() as snapshot:
+        assert snapshot.pending(table, after) == 0
+    bench.run("rollback")
+    with bench.source.snapshot() as snapshot:
+        assert batches(snapshot, table, after) == []
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_snapshot_is_one_state(bench: Bench, mode: Mode) -> None:
+    table = bench.table(mode)
+    after = bench.head(table)
+    bench.run("insert into t values (1, 'a')")
+    with bench.source.snapshot() as snapshot:
+        head = snapshot.head(table)
+        bench.run("insert into t values (2, 'b')")
+        bench.run("update t set v = 'later' where k = 1")
+        assert snapshot.head(table) == head
+        assert snapshot.count(table) == 1
+        assert net(batches(snapshot, table, after)) == {1: "a"}
+        rows = snapshot.rows(table, None, 10)
+        assert rows is not None
+        assert rows.rows.to_pylist() == [{"k": 1, "v": "a"}]
+
+
+def test_rows_come_whole_and_resume_in_another_snapshot(bench: Bench) -> None:
+    for key in range(7):
+        bench.run("insert into t values (?, 'v')", (key,))
+    table = bench.table()
+    resume, seen = None, []
+    while True:
+        with bench.source.snapshot() as snapshot:
+            found = snapshot.rows(table, resume, 3)
+        if found is None:
+            break
+        seen += found.rows["k"].to_pylist()
+        resume = found.resume
+    assert seen == list(range(7))
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_position_is_proved_until_it_is_acknowledged_past(bench: Bench, mode: Mode) -> None:
+    table = bench.table(mode)
+    positions = [bench.head(table)]
+    for key in range(3):
+        bench.run("insert into t values (?, 'v')", (key,))
+        positions.append(bench.head(table))
+    with bench.source.snapshot() as snapshot:
+        assert all(snapshot.proves(table, place) for place in positions)
+    for _ in range(2):
+        bench.source.acknowledge({"t": positions[2]}, prune=True)
+        with bench.source.snapshot() as snapshot:
+            proved = [snapshot.proves(table, place) for place in positions]
+            assert proved == [False, False, True, True]
+            assert snapshot.pending(table, positions[2]) == 1
+
+
+def test_installing_again_keeps_what_is_pending(bench: Bench) -> None:
+    table = bench.table()
+    after = bench.head(table)
+    bench.run("insert into t values (1, 'a')")
+    assert bench.source.stands(table)
+    bench.source.install(table, after.order)
+    with bench.source.snapshot() as snapshot:
+        assert snapshot.proves(table, after)
+        assert net(batches(snapshot, table, after)) == {1: "a"}
+
+
+def test_positions_begin_behind_the_least(bench: Bench) -> None:
+    table = Table(bench.source.describe("t"))
+    bench.source.install(table, 1000)
+    assert bench.head(table).order > 1000
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_touched_keys_are_read_again(bench: Bench, mode: Mode) -> None:
+    bench.run("insert into t values (1, 'a'), (2, 'b')")
+    table = bench.table(mode)
+    after = bench.head(table)
+    bench.source.touch(table, [(2,)])
+    with bench.source.snapshot() as snapshot:
+        assert net(batches(snapshot, table, after)) == {2: "b"}
+
+
+def test_a_change_of_the_schema_shows_in_the_version(bench: Bench) -> None:
+    table = bench.table()
+    before = bench.source.schema_version()
+    with bench.source.snapshot() as snapshot:
+        assert snapshot.schema_version == before
+    bench.run("alter table t add column w text")
+    assert bench.source.schema_version() != before
+    assert bench.source.describe("t").names == ("k", "v", "w")
+    assert table.schema != bench.source.describe("t")
+
+
+def test_a_table_that_is_not_there_is_named(bench: Bench) -> None:
+    with pytest.raises(SchemaError, match="'nowhere'"):
+        bench.source.describe("nowhere")
+
+
+def test_age_of_the_oldest_pending_change(bench: Bench) -> None:
+    table = bench.table()
+    after = bench.head(table)
+    with bench.source.snapshot() as snapshot:
+        assert snapshot.oldest_pending(table, after) is None
+    bench.run("insert into t values (1, 'a')")
+    with bench.source.snapshot() as snapshot:
+        oldest = snapshot.oldest_pending(table, after)
+        assert oldest is not None
+        assert 0 <= (snapshot.clock - oldest).total_seconds() < 60
