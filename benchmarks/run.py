@@ -19,7 +19,7 @@ Figure = tuple[str, str]
 
 
 def cycles() -> Iterator[Figure]:
-    """A whole cycle, poll to acknowledge."""
+    """Measure whole cycles, poll to acknowledge."""
     small: dict[tuple[str, int], float] = {}
     for mode in MODES:
         for rows in (100_000, 1_000_000):
@@ -58,7 +58,7 @@ def _cycle(table: Orders, sync: Callable[[], object], count: int) -> tuple[float
 
 
 def copy() -> Iterator[Figure]:
-    """The initial sync, in a process of its own so that its memory can be told."""
+    """Measure the initial sync, in a process of its own so that its memory can be told."""
     peaks = {}
     for rows in (250_000, 1_000_000):
         rate, before, peak = _in_a_process(f"copy_once({rows})")
@@ -92,7 +92,7 @@ def _peak_megabytes() -> float:
 
 
 def idle() -> Iterator[Figure]:
-    """A cycle with nothing to do."""
+    """Measure a cycle with nothing to do."""
     with orders(100_000) as table, table.open() as htap:
         htap.sync_now()
         with timed() as timing:
@@ -102,7 +102,7 @@ def idle() -> Iterator[Figure]:
 
 
 def triggers() -> Iterator[Figure]:
-    """Bulk inserts with capture against without."""
+    """Measure bulk inserts with capture against without."""
     count = 300_000
     seconds: dict[str, list[float]] = {name: [] for name in ("none", *MODES)}
     for _ in range(ROUNDS):
