@@ -35,7 +35,7 @@ def mirror_specs(tables: Sequence[Table], settings: Settings) -> list[dg.AssetSp
             skippable=True,
             metadata={
                 "dagster/column_schema": column_schema(table, history=True),
-                "dagster/table_name": f"main.{table.name}",
+                "dagster/table_name": f"{settings.mirror.path.stem}.main.{table.name}",
                 "dagster/storage_kind": "duckdb",
                 "dagster/uri": settings.mirror.path.resolve().as_uri(),
             },
@@ -85,6 +85,7 @@ class Session:
     report_seconds: float
     idle_seconds: float
     windows: dict[str, Window] = field(default_factory=dict)
+    copied_rows: dict[str, int] = field(default_factory=dict)
     reported_at: float = field(default_factory=time.monotonic)
     active_at: float = field(default_factory=time.monotonic)
 
@@ -101,6 +102,8 @@ class Session:
                 found = report.tables.get(name)
                 if found and (found.events or found.copied_rows):
                     self.windows.setdefault(name, Window()).add(report, name)
+                if found and found.copied_rows:
+                    self.copied_rows[name] = found.copied_rows
         if isinstance(background.last_error, PermanentError):
             raise dg.Failure(str(background.last_error), allow_retries=False)
 
@@ -187,8 +190,17 @@ def _watch(context: dg.AssetExecutionContext, session: Session, until: float) ->
 
 
 def _report(context: dg.AssetExecutionContext, session: Session) -> None:
+    _report_copies(context, session)
     for table, values in session.reports():
         context.log_event(dg.AssetMaterialization(mirror_key(table), metadata=values))
+
+
+def _report_copies(context: dg.AssetExecutionContext, session: Session) -> None:
+    """Say of tables that were never copied before that this session has done so."""
+    copied, session.copied_rows = session.copied_rows, {}
+    for name, rows in copied.items():
+        key = initial_sync_key(session.tables[name])
+        context.log_event(dg.AssetMaterialization(key, metadata={"rows_copied": rows}))
 
 
 def _results(
@@ -196,6 +208,7 @@ def _results(
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Report every table once at the end, so that each session leaves a data version behind."""
     session.htap.sync_now()
+    _report_copies(context, session)
     session.windows = {name: session.windows.get(name, Window()) for name in session.tables}
     for name, error in session.errors().items():
         context.log.error("table %r is left out: %s", name, error)

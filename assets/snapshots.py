@@ -43,7 +43,7 @@ def snapshot_asset(table: Table, settings: Settings) -> dg.AssetsDefinition:
         pool=WRITER_POOL,
         metadata={
             "dagster/column_schema": column_schema(table, history=False),
-            "dagster/table_name": f"snapshot.{table.name}",
+            "dagster/table_name": f"{settings.mirror.path.stem}.snapshot.{table.name}",
         },
     )
     def snapshot(

@@ -39,7 +39,7 @@ def source_specs(tables: Sequence[Table], settings: Settings) -> list[dg.AssetSp
             kinds={"sqlite", "table"},
             metadata={
                 "dagster/column_schema": column_schema(table, history=False),
-                "dagster/table_name": f"main.{table.name}",
+                "dagster/table_name": f"{settings.source.path.stem}.main.{table.name}",
                 "dagster/uri": settings.source.path.resolve().as_uri(),
                 "primary_key": ", ".join(table.schema.primary_key),
             },
@@ -60,18 +60,19 @@ def source_specs(tables: Sequence[Table], settings: Settings) -> list[dg.AssetSp
 def column_schema(table: Table, *, history: bool) -> dg.TableSchema:
     """Describe a table's columns as its mirror has them."""
     key = table.schema.primary_key
+    versioned = history and table.mode is Mode.TEMPORAL
     columns = [
         dg.TableColumn(
             column.name,
             duckdb_type(column.type),
             constraints=dg.TableColumnConstraints(
-                nullable=column.nullable, unique=key == (column.name,)
+                nullable=column.nullable, unique=key == (column.name,) and not versioned
             ),
             description="primary key" if column.name in key else None,
         )
         for column in table.schema.columns
     ]
-    if history and table.mode is Mode.TEMPORAL:
+    if versioned:
         columns += [
             dg.TableColumn(field.name, duckdb_type(field.type), description="kept by Rhei")
             for field in HISTORY_FIELDS

@@ -7,7 +7,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import (
 
 from resources.cdc import CdcResource
 from rhei_pipeline import Settings
-from rhei_pipeline.errors import RheiError
+from rhei_pipeline.errors import TransientError
 
 _ACTIVE = [
     dg.DagsterRunStatus.QUEUED,
@@ -49,8 +49,9 @@ def changes_sensor(job: UnresolvedAssetJobDefinition, settings: Settings) -> dg.
             return dg.SkipReason("a sync session is open")
         try:
             pending = cdc.unseen(settings)
-        except RheiError as error:
-            return dg.SkipReason(f"the source cannot be asked: {error}")
+        except TransientError as error:
+            # Any other error fails the tick: it shows red until somebody has mended it.
+            return dg.SkipReason(f"the source cannot be asked now: {error}")
         if pending == 0:
             return dg.SkipReason("in step: the mirror has every change")
         reason = "never synced" if pending is None else f"{pending} changes pending"

@@ -31,8 +31,8 @@ _REGISTER_PLANE = (
     "insert into planes(tailnum, year, seats) values (?, ?, ?)"
     " on conflict(tailnum) do update set seats = excluded.seats"
 )
-#: One transaction in so many is rolled back.
-_ROLLED_BACK = 40
+#: One hour in so many is tried and rolled back before it is written.
+_ROLLED_BACK = 10
 _YEAR = 365
 
 

@@ -208,6 +208,22 @@ def test_a_sensor_tick_opens_a_session_while_something_is_pending(
     assert len(mirror(settings, "select * from orders")) == 3
 
 
+def test_a_sensor_whose_source_is_gone_fails_by_name(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    repository = build(settings).get_repository_def()
+    run(settings, instance, "initial_sync/orders")
+    settings.source.path.rename(settings.source.path.with_suffix(".away"))
+    cdc = CdcResource.of(settings, OltpResource.of(settings))
+    with (
+        dg.build_sensor_context(
+            instance=instance, repository_def=repository, resources={"cdc": cdc}
+        ) as context,
+        pytest.raises(rhei.RheiError, match="does not exist"),
+    ):
+        repository.get_sensor_def("pending_changes").evaluate_tick(context)
+
+
 def test_a_backfill_of_days_rebuilds_them_in_one_run(
     settings: Settings, instance: dg.DagsterInstance
 ) -> None:
@@ -256,3 +272,13 @@ def test_a_check_shows_what_differs(settings: Settings, instance: dg.DagsterInst
     assert not equals.passed
     assert equals.metadata["dead_letters"].value == 1
     assert json.loads(json.dumps(equals.metadata["examples"].value)) == {}
+
+
+def test_a_session_that_copies_says_so_of_the_initial_sync(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    assert run(settings, instance, "mirror/orders", "mirror/odd_name_ef5b").success
+    event = instance.get_latest_materialization_event(dg.AssetKey(["initial_sync", "orders"]))
+    assert event is not None
+    assert event.asset_materialization is not None
+    assert event.asset_materialization.metadata["rows_copied"].value == 2
