@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from types import MappingProxyType
 
 import pyarrow as pa
 
@@ -87,12 +88,17 @@ class ChangeBatch:
         count: How many events of the source these stand for (touches of one key count each).
         net: True when `events` holds at most one event a key already.
         rejected: Dead letters met while reading; their rows are not among `events`.
+        unchanged: By column, a mask of the events whose value the source did not send because
+            the change left it as it was.
+        former_keys: With `unchanged`: under which key each event's row stood before it.
     """
 
     events: pa.Table
     count: int
     net: bool = False
     rejected: tuple[DeadLetter, ...] = ()
+    unchanged: Mapping[str, pa.Array] = field(default_factory=lambda: MappingProxyType({}))
+    former_keys: pa.Table | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,11 @@ from rhei_pipeline.metrics import (
     SyncStatus,
     VerifyReport,
 )
-from rhei_pipeline.oltp.sqlite_query import query as query_sqlite
-from rhei_pipeline.oltp.sqlite_schema import declaration
 from rhei_pipeline.pipeline import Declared, no_progress, no_step
 from rhei_pipeline.protocols import OnStep
 from rhei_pipeline.schema import VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.settings import Settings
-from rhei_pipeline.sql import listed, quote
+from rhei_pipeline.sql import listed, mirror_table
 from rhei_pipeline.wiring import open_engine
 
 Hint = Literal["auto", "oltp", "olap"]
@@ -80,7 +78,7 @@ class HTAP:
         if hint == "olap":
             return self._engine.mirror.query(sql, params)
         if hint in {"auto", "oltp"}:
-            return query_sqlite(self._engine.database, sql, params)
+            return self._engine.database.query(sql, params)
         raise QueryError(f"unknown hint {hint!r}", hint="use 'auto', 'oltp' or 'olap'")
 
     def tables(self) -> list[str]:
@@ -133,10 +131,7 @@ class HTAP:
         """Add a column to the source, unless it has it, and to the mirror."""
         found = self._engine.pipeline.table(table)
         if column.lower() not in map(str.lower, found.schema.names):
-            self.execute(
-                f"alter table {quote(found.name)} add column {quote(column)}"
-                f" {declaration(arrow_type)}"
-            )
+            self._engine.database.add_column(found.schema, column, arrow_type)
         self.sync_now()
 
     def drop_column(self, table: str, column: str) -> None:
@@ -145,7 +140,7 @@ class HTAP:
         if column.lower() in map(str.lower, found.schema.primary_key):
             raise SchemaError(f"column {column!r} is part of the primary key", table=found.name)
         if column.lower() in map(str.lower, found.schema.names):
-            self.execute(f"alter table {quote(found.name)} drop column {quote(column)}")
+            self._engine.database.drop_column(found.schema, column)
         self.sync_now()
 
     def as_of(self, table: str, instant: datetime) -> pa.Table:
@@ -158,7 +153,7 @@ class HTAP:
         if instant.tzinfo is None:
             raise QueryError("the instant has no time zone", hint="give one, such as UTC")
         return self._engine.mirror.query(
-            f"select {listed(found.schema.names)} from {quote(found.name)}"
+            f"select {listed(found.schema.names)} from {mirror_table(found.schema)}"
             f" where {VALID_FROM} <= $1 and ({VALID_TO} is null or {VALID_TO} > $1)",
             [instant],
         )

@@ -62,7 +62,7 @@ def copy_table(
     acknowledge(source, mirror.ledger(), [table], prune=False)
     rows = letters = 0
     while not progress.complete:
-        with source.snapshot() as snapshot:
+        with source.snapshot(rows=True) as snapshot:
             total = snapshot.count(table)
             until = time.monotonic() + SNAPSHOT_SECONDS
             while not progress.complete and time.monotonic() < until:
@@ -83,7 +83,7 @@ def _resumable(table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> CopyPr
 
 
 def _begin(table: Table, snapshot: SourceSnapshot, mirror: Mirror) -> CopyProgress:
-    progress = CopyProgress(table.name, snapshot.head(table), fingerprint(table))
+    progress = CopyProgress(table.name, snapshot.origin(table), fingerprint(table))
     with mirror.transaction() as transaction:
         transaction.begin_copy(table, progress)
         # Every row is about to be read again, and what does not fit will be named again.

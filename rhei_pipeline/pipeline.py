@@ -187,7 +187,12 @@ class Pipeline:
     @contextmanager
     def _at_one_state(self) -> Iterator[tuple[SourceSnapshot, MirrorTransaction]]:
         self.sync()
-        with self._source.snapshot() as snapshot, self._mirror.transaction() as transaction:
+        # The mirror is only tried at the rows' state: what lies between there and the head is
+        # for a cycle to apply.
+        with (
+            self._source.snapshot(rows=True) as snapshot,
+            self._mirror.transaction(trial=True) as transaction,
+        ):
             for table in self._tables.values():
                 apply_pending(table, snapshot, transaction, self._pace, self._on_step)
             yield snapshot, transaction

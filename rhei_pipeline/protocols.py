@@ -41,6 +41,28 @@ class Step(StrEnum):
 OnStep = Callable[[Step], None]
 
 
+class Database(Protocol):
+    """The operational database, as its own application uses it."""
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
+        """Run one writing statement and commit it; return how many rows it changed."""
+
+    def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> int:
+        """Run all statements in one transaction, all or nothing; return the rows changed."""
+
+    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+        """Run one reading statement."""
+
+    def add_column(self, table: TableSchema, column: str, arrow_type: pa.DataType) -> None:
+        """Add a column that is declared so that it is read back as this type."""
+
+    def drop_column(self, table: TableSchema, column: str) -> None:
+        """Drop a column."""
+
+    def close(self) -> None:
+        """Close every connection; safe to repeat."""
+
+
 class SourceSnapshot(Protocol):
     """One committed state of the source, the same for all tables and calls."""
 
@@ -54,6 +76,12 @@ class SourceSnapshot(Protocol):
 
     def head(self, table: Table) -> Position:
         """Return the position of the table's newest change in this snapshot."""
+
+    def origin(self, table: Table) -> Position:
+        """Return a position no later than any change that this snapshot's rows may lack.
+
+        A copy whose first rows are read in this snapshot, or in a later one, is caught up from it.
+        """
 
     def proves(self, table: Table, position: Position) -> bool:
         """Tell whether the source still holds every change after `position`, unbroken.
@@ -109,8 +137,12 @@ class ChangeSource(Protocol):
     def schema_version(self) -> int:
         """Return a number that changes whenever the source's schema may have changed."""
 
-    def snapshot(self) -> AbstractContextManager[SourceSnapshot]:
-        """Hold one committed state of the source for the length of the block."""
+    def snapshot(self, *, rows: bool = False) -> AbstractContextManager[SourceSnapshot]:
+        """Hold one committed state of the source for the length of the block.
+
+        With `rows`, that state's rows can be read as well, and the changes end exactly where the
+        rows do; its head may then lie behind changes it does not show, and is not to be recorded.
+        """
 
     def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
         """Record from where on this mirror still needs each table's changes.
@@ -131,6 +163,12 @@ class MirrorTransaction(Protocol):
 
     def merge(self, table: Table, changes: NetChanges) -> Counts:
         """Overwrite rows by key and remove tombstones; count what really changed."""
+
+    def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
+        """Return the rows of those keys that are valid now, with the table's columns."""
+
+    def copied_rows(self, table: Table, keys: pa.Table) -> pa.Table:
+        """Return the rows of those keys in the copy, with the table's columns."""
 
     def open_versions(self, table: Table, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Return the open versions of those keys, and the floors of keys that only have a past.
@@ -184,8 +222,11 @@ class Mirror(Protocol):
     def ledger(self) -> Ledger:
         """Return what is recorded."""
 
-    def transaction(self) -> AbstractContextManager[MirrorTransaction]:
-        """Open the one writing transaction; leaving the block commits, an error rolls back."""
+    def transaction(self, *, trial: bool = False) -> AbstractContextManager[MirrorTransaction]:
+        """Open the one writing transaction; leaving the block commits, an error rolls back.
+
+        A trial is rolled back in any case.
+        """
 
     def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
         """Run one read-only statement on the last committed state."""

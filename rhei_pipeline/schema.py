@@ -87,11 +87,24 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class TableSchema:
-    """A table's columns in order and its primary key."""
+    """A table's columns in order and its primary key.
+
+    Attributes:
+        name: How settings, reports and records name it; `namespace.relation` where it has one
+            that has to be told.
+        namespace: The schema it is in, in the source and in the mirror; None where sources have
+            none.
+    """
 
     name: str
     columns: tuple[Column, ...]
     primary_key: tuple[str, ...]
+    namespace: str | None = None
+
+    @property
+    def relation(self) -> str:
+        """The table's own name, without the namespace it is in."""
+        return self.name.removeprefix(f"{self.namespace}.") if self.namespace else self.name
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,6 +136,7 @@ class TableSchema:
         """Return the form the registry keeps."""
         return {
             "name": self.name,
+            "namespace": self.namespace,
             "primary_key": list(self.primary_key),
             "columns": [column.to_json() for column in self.columns],
         }
@@ -131,7 +145,7 @@ class TableSchema:
     def from_json(cls, form: dict[str, Any]) -> "TableSchema":
         """Read the form the registry keeps."""
         columns = tuple(Column.from_json(column) for column in form["columns"])
-        return cls(form["name"], columns, tuple(form["primary_key"]))
+        return cls(form["name"], columns, tuple(form["primary_key"]), form.get("namespace"))
 
 
 @dataclass(frozen=True, slots=True)

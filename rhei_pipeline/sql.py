@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.schema import TableSchema
 
 
 def quote(identifier: str) -> str:
@@ -26,6 +27,12 @@ def listed(identifiers: Iterable[str], prefix: str = "") -> str:
 def matching(left: str, right: str, names: Iterable[str], operator: str = "=") -> str:
     """Write `left.a = right.a and left.b = right.b ...`."""
     return " and ".join(f"{left}.{quote(name)} {operator} {right}.{quote(name)}" for name in names)
+
+
+def mirror_table(schema: TableSchema, prefix: str = "") -> str:
+    """Write the name of a table's mirror, or of what stands beside it under a prefix of ours."""
+    relation = quote(prefix + schema.relation)
+    return f"{quote(schema.namespace)}.{relation}" if schema.namespace else relation
 
 
 def duckdb_type(arrow_type: pa.DataType) -> str:

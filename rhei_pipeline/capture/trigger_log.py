@@ -139,8 +139,8 @@ class TriggerSource:
         return any(capture_sql(source, mode).objects == found for mode in modes)
 
     @contextmanager
-    def snapshot(self) -> Iterator[TriggerSnapshot]:
-        """Hold one committed state of the source."""
+    def snapshot(self, *, rows: bool = False) -> Iterator[TriggerSnapshot]:  # noqa: ARG002
+        """Hold one committed state of the source; its rows can always be read."""
         with self._database.translated():
             self._connection.execute("begin")
             try:

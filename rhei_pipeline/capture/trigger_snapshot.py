@@ -56,6 +56,10 @@ class TriggerSnapshot:
         ).fetchone()
         return Position(row[0], str(row[1]))
 
+    def origin(self, table: Table) -> Position:
+        """Return the head: rows and log are one state."""
+        return self.head(table)
+
     def proves(self, table: Table, position: Position) -> bool:
         """Look for the entry at the position: it is kept, and it has the same time."""
         if not self._has_log(table):

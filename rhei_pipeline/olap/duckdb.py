@@ -20,7 +20,7 @@ from rhei_pipeline.ledger import Ledger
 from rhei_pipeline.olap.duckdb_ledger import LEDGER_TABLES, read_ledger
 from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction, in_utc, table_exists
 from rhei_pipeline.schema import VALID_TO, Mode, Table
-from rhei_pipeline.sql import quote
+from rhei_pipeline.sql import mirror_table
 
 MEMORY = ":memory:"
 
@@ -73,14 +73,14 @@ class DuckDBMirror:
         return ledger
 
     @contextmanager
-    def transaction(self) -> Iterator[DuckDBTransaction]:
-        """Open the one writing transaction."""
+    def transaction(self, *, trial: bool = False) -> Iterator[DuckDBTransaction]:
+        """Open the one writing transaction; a trial is rolled back at its end."""
         with self._lock, translated(self.path):
             self._connection.execute("begin transaction")
             self._ledger = None
             try:
                 yield DuckDBTransaction(self._connection)
-                self._connection.execute("commit")
+                self._connection.execute("rollback" if trial else "commit")
             except BaseException:
                 _roll_back(self._connection)
                 raise
@@ -109,12 +109,12 @@ class DuckDBMirror:
     def exists(self, table: Table) -> bool:
         """Tell whether the table stands in the mirror."""
         with translated(self.path), self._cursor() as cursor:
-            return table_exists(cursor, table.name)
+            return table_exists(cursor, table)
 
     def count(self, table: Table) -> int:
         """Count the rows that are valid now."""
         condition = "" if table.mode is Mode.DESTRUCTIVE else f" where {VALID_TO} is null"
-        found = self.query(f"select count(*) as n from {quote(table.name)}{condition}")
+        found = self.query(f"select count(*) as n from {mirror_table(table.schema)}{condition}")
         return int(found["n"][0].as_py())
 
     def dead_letters(self, table: str | None = None) -> pa.Table:

@@ -19,7 +19,7 @@ from rhei_pipeline.olap.duckdb_ledger import (
     write_watermark,
 )
 from rhei_pipeline.schema import INSTANT, OPERATION, VALID_FROM, VALID_TO, Mode, Table
-from rhei_pipeline.sql import duckdb_type, listed, literal, matching, quote
+from rhei_pipeline.sql import duckdb_type, listed, literal, matching, mirror_table, quote
 
 _STAGED = "temp._rhei_staged"
 _DIFFERENT = "temp._rhei_different"
@@ -39,7 +39,7 @@ class DuckDBTransaction:
 
     def merge(self, table: Table, changes: NetChanges) -> Counts:
         """Compare with the rows there, then delete and insert those that really changed."""
-        return self._merge(table, quote(table.name), changes)
+        return self._merge(table, mirror_table(table.schema), changes)
 
     def _merge(self, table: Table, target: str, changes: NetChanges) -> Counts:
         inserted = updated = deleted = 0
@@ -70,9 +70,24 @@ class DuckDBTransaction:
         written = self._changed(f"insert into {target}({names}) select {names} from {_STAGED}")
         return written - replaced, replaced
 
+    def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
+        """Return the rows of those keys that are valid now."""
+        return self._rows_of(table, _present(table), keys)
+
+    def copied_rows(self, table: Table, keys: pa.Table) -> pa.Table:
+        """Return the rows of those keys in the copy."""
+        return self._rows_of(table, _copy(table), keys)
+
+    def _rows_of(self, table: Table, rows: str, keys: pa.Table) -> pa.Table:
+        with self._registered("_rhei_keys", keys):
+            return self._arrow(
+                f"select {listed(table.schema.names, 't')} from {rows} t"
+                f" semi join _rhei_keys k on {matching('t', 'k', table.schema.primary_key)}"
+            )
+
     def open_versions(self, table: Table, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Look up the touched keys' open versions, then the past of keys that have none."""
-        name, key = quote(table.name), table.schema.primary_key
+        name, key = mirror_table(table.schema), table.schema.primary_key
         with self._registered("_rhei_keys", keys):
             opened = self._arrow(
                 f"select {listed(table.schema.names, 't')}, t.{VALID_FROM},"
@@ -90,7 +105,7 @@ class DuckDBTransaction:
 
     def supersede(self, table: Table, versions: Versions) -> None:
         """Close by the rows' own places, then append."""
-        name = quote(table.name)
+        name = mirror_table(table.schema)
         if versions.closings.num_rows:
             with self._registered("_rhei_closings", versions.closings):
                 # Two statements: changing one column is cheaper, and most closings change one.
@@ -159,7 +174,7 @@ class DuckDBTransaction:
             self._connection.execute(f"delete from {target} where snapshot_date = ?", [day])
             counted = self._connection.execute(
                 f"insert into {target}(snapshot_date, {names}) select $1, {names}"
-                f" from {quote(table.name)} where {VALID_FROM} <= $2"
+                f" from {mirror_table(table.schema)} where {VALID_FROM} <= $2"
                 f" and ({VALID_TO} is null or {VALID_TO} > $2)",
                 [day, instant],
             )
@@ -168,6 +183,9 @@ class DuckDBTransaction:
 
     def begin_copy(self, table: Table, progress: CopyProgress) -> None:
         """Start an empty copy beside the table."""
+        if table.schema.namespace:
+            name = quote(table.schema.namespace)
+            self._connection.execute(f"create schema if not exists {name}")
         self._connection.execute(f"drop table if exists {_copy(table)}")
         self._create(_copy(table), table.schema.arrow)
         write_copy(self._connection, progress)
@@ -191,20 +209,22 @@ class DuckDBTransaction:
         Raises:
             SchemaDriftError: A temporal table's past cannot be kept under the new types.
         """
-        if table_exists(self._connection, table.name) and not self._outgrown(table):
+        if table_exists(self._connection, table) and not self._outgrown(table):
             return None
-        self._connection.execute(f"drop table if exists {quote(table.name)}")
+        self._connection.execute(f"drop table if exists {mirror_table(table.schema)}")
         if table.mode is Mode.DESTRUCTIVE:
-            self._connection.execute(f"alter table {_copy(table)} rename to {quote(table.name)}")
+            self._connection.execute(
+                f"alter table {_copy(table)} rename to {quote(table.schema.relation)}"
+            )
         else:
             self._adopt_as_versions(table, at)
         forget_copy(self._connection, table.name)
-        return self._count(f"select count(*) from {quote(table.name)}")
+        return self._count(f"select count(*) from {mirror_table(table.schema)}")
 
     def _adopt_as_versions(self, table: Table, at: datetime) -> None:
-        self._create(quote(table.name), table.mirror_schema)
+        self._create(mirror_table(table.schema), table.mirror_schema)
         self._connection.execute(
-            f"insert into {quote(table.name)} select *, ?, null, ? from {_copy(table)}",
+            f"insert into {mirror_table(table.schema)} select *, ?, null, ? from {_copy(table)}",
             [at, Operation.INSERT.value],
         )
         self._connection.execute(f"drop table {_copy(table)}")
@@ -264,14 +284,14 @@ class DuckDBTransaction:
 
     def _outgrown(self, table: Table) -> bool:
         """Fit the standing table to the schema; tell whether it has to be made anew instead."""
-        standing = self._columns(table.name)
+        standing = self._columns(table)
         wanted = {field.name: duckdb_type(field.type) for field in table.mirror_schema}
         if table.mode is Mode.DESTRUCTIVE or VALID_TO not in standing:
             return list(standing) != list(wanted) or self._retyped(table, wanted) != []
         for column in table.schema.value_columns:
             if column.name not in standing:
                 self._connection.execute(
-                    f"alter table {quote(table.name)}"
+                    f"alter table {mirror_table(table.schema)}"
                     f" add column {quote(column.name)} {wanted[column.name]}"
                 )
         self._retype(table, wanted)
@@ -281,7 +301,7 @@ class DuckDBTransaction:
         for name in self._retyped(table, wanted):
             try:
                 self._connection.execute(
-                    f"alter table {quote(table.name)}"
+                    f"alter table {mirror_table(table.schema)}"
                     f" alter column {quote(name)} set data type {wanted[name]}"
                 )
             except duckdb.Error as error:
@@ -292,15 +312,15 @@ class DuckDBTransaction:
                 ) from error
 
     def _retyped(self, table: Table, wanted: dict[str, str]) -> list[str]:
-        standing = self._columns(table.name)
+        standing = self._columns(table)
         fresh = self._connection.sql(
             "select " + ", ".join(f"null::{kind} as {quote(n)}" for n, kind in wanted.items())
         )
         types = dict(zip(fresh.columns, map(str, fresh.types), strict=True))
         return [name for name in wanted if name in standing and standing[name] != types[name]]
 
-    def _columns(self, name: str) -> dict[str, str]:
-        relation = self._connection.sql(f"select * from {quote(name)} limit 0")
+    def _columns(self, table: Table) -> dict[str, str]:
+        relation = self._connection.sql(f"select * from {mirror_table(table.schema)} limit 0")
         return dict(zip(relation.columns, map(str, relation.types), strict=True))
 
     def _create(self, target: str, schema: pa.Schema, kind: str = "table") -> None:
@@ -325,12 +345,12 @@ class DuckDBTransaction:
         return in_utc(self._connection.sql(sql).to_arrow_table())
 
 
-def table_exists(connection: duckdb.DuckDBPyConnection, name: str) -> bool:
-    """Tell whether a table of that name stands in the mirror."""
+def table_exists(connection: duckdb.DuckDBPyConnection, table: Table) -> bool:
+    """Tell whether the table stands in the mirror."""
     found = connection.execute(
-        "select 1 from duckdb_tables() where schema_name = 'main' and table_name = ?"
+        "select 1 from duckdb_tables() where schema_name = ? and table_name = ?"
         " and database_name = current_database()",
-        [name],
+        [table.schema.namespace or "main", table.schema.relation],
     ).fetchall()
     return bool(found)
 
@@ -345,14 +365,14 @@ def in_utc(table: pa.Table) -> pa.Table:
 
 
 def _copy(table: Table) -> str:
-    return quote(f"_rhei_copy_{table.name}")
+    return mirror_table(table.schema, "_rhei_copy_")
 
 
 def _present(table: Table) -> str:
     """Name the rows that are valid now."""
     if table.mode is Mode.DESTRUCTIVE:
-        return quote(table.name)
-    return f"(select * from {quote(table.name)} where {VALID_TO} is null)"
+        return mirror_table(table.schema)
+    return f"(select * from {mirror_table(table.schema)} where {VALID_TO} is null)"
 
 
 def _differs(table: Table, left: str, right: str) -> str:

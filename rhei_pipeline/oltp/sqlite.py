@@ -12,6 +12,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import pyarrow as pa
+
 from rhei_pipeline.errors import (
     PermanentError,
     QueryError,
@@ -19,6 +21,10 @@ from rhei_pipeline.errors import (
     SourceBusyError,
     SourceError,
 )
+from rhei_pipeline.oltp import sqlite_query
+from rhei_pipeline.oltp.sqlite_schema import declaration
+from rhei_pipeline.schema import TableSchema
+from rhei_pipeline.sql import quote
 
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -89,6 +95,20 @@ class SqliteDatabase:
         """Run all statements in one transaction, all or nothing; return the rows changed."""
         with self.transaction():
             return sum(self.execute(sql, params) for sql, params in statements)
+
+    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+        """Run one reading statement; see `sqlite_query.query`."""
+        with self.reader() as connection:
+            return sqlite_query.query(connection, sql, params)
+
+    def add_column(self, table: TableSchema, column: str, arrow_type: pa.DataType) -> None:
+        """Add a column that is declared so that it is read back as this type."""
+        declared = f"{quote(column)} {declaration(arrow_type)}"
+        self.execute(f"alter table {quote(table.name)} add column {declared}")
+
+    def drop_column(self, table: TableSchema, column: str) -> None:
+        """Drop a column."""
+        self.execute(f"alter table {quote(table.name)} drop column {quote(column)}")
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 
 from rhei_pipeline.errors import QueryError
-from rhei_pipeline.oltp.sqlite import SqliteDatabase
 from rhei_pipeline.oltp.sqlite_values import admit_column, fetch
 from rhei_pipeline.schema import Column
 
@@ -23,8 +22,8 @@ _TYPES: tuple[tuple[set[type], pa.DataType], ...] = (
 )
 
 
-def query(database: SqliteDatabase, sql: str, params: Sequence[Any] = ()) -> pa.Table:
-    """Run one reading statement.
+def query(connection: sqlite3.Connection, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+    """Run one reading statement on a connection that refuses to write.
 
     Shape: one column for each of the statement's, in its order and with its names. SQLite types
     values, not columns: a column of integers and reals becomes float64, one without a value null.
@@ -32,7 +31,7 @@ def query(database: SqliteDatabase, sql: str, params: Sequence[Any] = ()) -> pa.
     Raises:
         QueryError: It is not a reading statement, SQLite refuses it, or a column mixes classes.
     """
-    with _reading(database) as connection:
+    with _reading():
         cursor = connection.execute(sql, params)
         if cursor.description is None:
             raise QueryError("this is not a reading statement", hint="use execute for writes")
@@ -46,14 +45,13 @@ def query(database: SqliteDatabase, sql: str, params: Sequence[Any] = ()) -> pa.
 
 
 @contextmanager
-def _reading(database: SqliteDatabase) -> Iterator[sqlite3.Connection]:
-    with database.reader() as connection:
-        try:
-            yield connection
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_READONLY:
-                raise QueryError("a query only reads", hint="use execute for writes") from error
-            raise
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_READONLY:
+            raise QueryError("a query only reads", hint="use execute for writes") from error
+        raise
 
 
 def _array(name: str, values: Sequence[Any]) -> pa.Array:
