@@ -1,12 +1,13 @@
 """The way of the data: captured, compacted, applied, recorded, acknowledged."""
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from rhei_pipeline.compaction import compact
+from rhei_pipeline.completion import complete, wanted_keys
 from rhei_pipeline.events import (
     CHANGED_AT,
     LIVE,
@@ -104,8 +105,9 @@ def apply_pending(
         return _put_copy_in_place(table, snapshot, transaction, pace, on_step)
     after = ledger.watermarks[table.name].position
     counts, events, letters = Counts(), 0, 0
-    for batch in snapshot.changes(table, after, pace.batch_rows):
+    for captured in snapshot.changes(table, after, pace.batch_rows):
         on_step(Step.CAPTURED)
+        batch = _completed(captured, table, transaction.present_rows)
         if table.mode is Mode.DESTRUCTIVE:
             counts += transaction.merge(table, compact(batch, table.schema))
         else:
@@ -122,6 +124,15 @@ def apply_pending(
         watermark=watermark,
         lag_seconds=_age_of_oldest(table, snapshot, after),
     )
+
+
+def _completed(
+    batch: ChangeBatch, table: Table, rows_of: Callable[[Table, pa.Table], pa.Table]
+) -> ChangeBatch:
+    if not batch.unchanged:
+        return batch
+    held = rows_of(table, wanted_keys(batch, table.schema))
+    return complete(batch, held, table.schema)
 
 
 def keep_versions(table: Table, events: pa.Table, transaction: MirrorTransaction) -> Counts:
@@ -181,8 +192,9 @@ def _put_copy_in_place(
     """Catch the copy up to the snapshot, then make it the table, or apply what differs."""
     after = transaction.ledger().copies[table.name].position
     events = letters = 0
-    for batch in snapshot.net_changes(table, after, pace.batch_rows):
+    for captured in snapshot.net_changes(table, after, pace.batch_rows):
         on_step(Step.CAPTURED)
+        batch = _completed(captured, table, transaction.copied_rows)
         transaction.heal_copy(table, compact(batch, table.schema))
         letters += keep_letters(table, batch, snapshot, transaction)
         events += batch.count

@@ -4,11 +4,13 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rhei_pipeline.compaction import compact, key_codes
+from rhei_pipeline.completion import complete, wanted_keys
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import ChangeBatch, event_schema
 from rhei_pipeline.history import FLOOR, LOCATOR, supersede
@@ -181,3 +183,78 @@ def test_quoting_keeps_any_identifier_whole(name: str) -> None:
 
 def test_a_schema_survives_its_json() -> None:
     assert TableSchema.from_json(SCHEMA.to_json()) == SCHEMA
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 2),  # the key
+            st.sampled_from(["put", "keep", "gone", "move"]),
+            st.integers(0, 2),  # where `move` takes it
+        ),
+        max_size=12,
+    ),
+    st.sets(st.integers(0, 2)),
+)
+def test_values_left_out_come_from_the_row_before(
+    story: list[tuple[int, str, int]], present: set[int]
+) -> None:
+    schema = TableSchema("t", (Column("k", pa.int64()), Column("v", pa.string())), ("k",))
+    state = {key: f"held {key}" for key in present}
+    held = pa.table({"k": pa.array(state, pa.int64()), "v": pa.array(state.values(), pa.string())})
+    events: list[tuple[int, bool, str | None, bool, int]] = []
+    expected: list[str | None] = []
+    for place, (key, kind, target) in enumerate(story):
+        if kind == "put":
+            state[key] = f"put {place}"
+            events.append((key, True, state[key], False, key))
+        elif key not in state or (kind == "move" and target in state):
+            continue
+        elif kind == "gone":
+            del state[key]
+            events.append((key, False, None, False, key))
+        elif kind == "keep":
+            events.append((key, True, None, True, key))
+        else:
+            events.append((key, False, None, False, key))
+            expected.append(None)
+            state[target] = state.pop(key)
+            events.append((target, True, None, True, key))
+            key = target  # noqa: PLW2901  (the state below is that key's)
+        expected.append(state.get(key))
+    count = len(events)
+    keys, live, values, masks, former = zip(*events, strict=True) if events else ((),) * 5
+    table = pa.table(
+        [
+            pa.array(range(count), pa.int64()),
+            pa.array([0] * count, INSTANT),
+            pa.array(live, pa.bool_()),
+            pa.array(keys, pa.int64()),
+            pa.array(values, pa.string()),
+        ],
+        schema=event_schema(schema),
+    )
+    batch = ChangeBatch(
+        table,
+        count,
+        unchanged={"v": pa.array(masks, pa.bool_())},
+        former_keys=pa.table({"k": pa.array(former, pa.int64())}),
+    )
+    wanted = wanted_keys(batch, schema)["k"].to_pylist()
+    assert (
+        complete(batch, held.filter(pc.is_in(held["k"], pa.array(wanted, pa.int64()))), schema)
+        .events["v"]
+        .to_pylist()
+        == expected
+    )
+
+
+def test_a_value_that_is_nowhere_is_a_dead_letter() -> None:
+    schema = TableSchema("t", (Column("k", pa.int64()), Column("v", pa.string())), ("k",))
+    row = {"_rhei_sequence": 0, "_rhei_changed_at": datetime(2026, 1, 1, tzinfo=UTC)}
+    rows = [{**row, "_rhei_live": True, "k": 7, "v": None}]
+    table = pa.Table.from_pylist(rows, schema=event_schema(schema))
+    batch = ChangeBatch(table, 1, unchanged={"v": pa.array([True])})
+    found = complete(batch, schema.arrow.empty_table(), schema)
+    assert found.events.num_rows == 0
+    assert [(letter.key, letter.column) for letter in found.rejected] == [('{"k": 7}', "v")]
