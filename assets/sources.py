@@ -12,6 +12,12 @@ from rhei_pipeline.sql import duckdb_type
 
 CHANGES = dg.AssetKey(["cdc", "changes"])
 
+_KINDS = {"sqlite": "sqlite", "postgres": "postgres"}
+_CAPTURED = {
+    "trigger": "Keys and images that triggers log, in the transaction of the change itself.",
+    "logical": "The server's own log, decoded from a replication slot.",
+}
+
 
 def key_part(table: Table) -> str:
     """Return a table's name as a part of an asset key, which takes letters, digits and `_` only.
@@ -36,11 +42,10 @@ def source_specs(tables: Sequence[Table], settings: Settings) -> list[dg.AssetSp
             source_key(table),
             description=f"The table `{table.name}` of the operational database.",
             group_name="oltp",
-            kinds={"sqlite", "table"},
+            kinds={_KINDS[settings.source.kind], "table"},
             metadata={
                 "dagster/column_schema": column_schema(table, history=False),
-                "dagster/table_name": f"{settings.source.path.stem}.main.{table.name}",
-                "dagster/uri": settings.source.path.resolve().as_uri(),
+                **_place(table, settings),
                 "primary_key": ", ".join(table.schema.primary_key),
             },
         )
@@ -49,12 +54,22 @@ def source_specs(tables: Sequence[Table], settings: Settings) -> list[dg.AssetSp
     stream = dg.AssetSpec(
         CHANGES,
         deps=[spec.key for spec in specs],
-        description="Keys and images that triggers log, in the transaction of the change itself.",
+        description=_CAPTURED[settings.capture_method],
         group_name="cdc",
-        kinds={"sqlite", "stream"},
-        metadata={"capture_method": settings.capture.method},
+        kinds={_KINDS[settings.source.kind], "stream"},
+        metadata={"capture_method": settings.capture_method},
     )
     return [*specs, stream]
+
+
+def _place(table: Table, settings: Settings) -> dict[str, str]:
+    """Say where the table is; a connection string stays unsaid."""
+    if settings.source.kind == "sqlite":
+        file = settings.sqlite_path
+        uri = file.resolve().as_uri()
+        return {"dagster/table_name": f"{file.stem}.main.{table.name}", "dagster/uri": uri}
+    namespace, relation = table.schema.namespace, table.schema.relation
+    return {"dagster/table_name": f"source.{namespace}.{relation}"}
 
 
 def column_schema(table: Table, *, history: bool) -> dg.TableSchema:

@@ -23,7 +23,7 @@ class CdcResource(dg.ConfigurableResource[Any]):
         """Take the fields from the declaration."""
         return cls(
             oltp=oltp,
-            method=settings.capture.method,
+            method=settings.capture_method,
             batch_rows=settings.sync.batch_rows,
             prune=settings.sync.prune,
         )

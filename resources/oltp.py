@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from rhei_pipeline import Settings
 
@@ -13,26 +13,18 @@ class OltpResource(dg.ConfigurableResource[Any]):
     """Where the facts are written. Any field may be a `dg.EnvVar`."""
 
     kind: str = Field("sqlite", description="What kind of database it is.")
-    path: str = Field(description="The SQLite file.")
-    busy_timeout_seconds: float = Field(10.0, description="How long to wait for its write lock.")
-    read_pool: int = Field(4, description="How many idle reading connections to keep.")
+    path: str = Field("", description="The SQLite file.")
+    dsn: str = Field("", description="PostgreSQL's connection string; empty: as declared.")
 
     @classmethod
     def of(cls, settings: Settings) -> "OltpResource":
         """Take the fields from the declaration."""
         source = settings.source
-        return cls(
-            kind=source.kind,
-            path=str(source.path),
-            busy_timeout_seconds=source.busy_timeout_seconds,
-            read_pool=source.read_pool,
-        )
+        # A connection string holds a secret: it stays where it was declared.
+        return cls(kind=source.kind, path=str(getattr(source, "path", "")), dsn="")
 
     def section(self) -> dict[str, Any]:
-        """Return the fields as the declaration's `source`."""
-        return {
-            "kind": self.kind,
-            "path": Path(self.path),
-            "busy_timeout_seconds": self.busy_timeout_seconds,
-            "read_pool": self.read_pool,
-        }
+        """Return the fields that stand above the declaration's `source`."""
+        if self.kind == "sqlite":
+            return {"path": Path(self.path)}
+        return {"dsn": SecretStr(self.dsn)} if self.dsn else {}

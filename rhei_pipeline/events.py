@@ -91,6 +91,8 @@ class ChangeBatch:
         unchanged: By column, a mask of the events whose value the source did not send because
             the change left it as it was.
         former_keys: With `unchanged`: under which key each event's row stood before it.
+        truncated_at: When all of the table's rows were removed at once; then this is one event,
+            and `events` is empty.
     """
 
     events: pa.Table
@@ -99,6 +101,7 @@ class ChangeBatch:
     rejected: tuple[DeadLetter, ...] = ()
     unchanged: Mapping[str, pa.Array] = field(default_factory=lambda: MappingProxyType({}))
     former_keys: pa.Table | None = None
+    truncated_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,9 @@ def _equals_previous(rows: pa.Table, schema: TableSchema) -> np.ndarray:
 
 def _bits(values: pa.Array) -> pa.Array:
     """See doubles as their bits: 0.0 and -0.0 are two values to keep, not one."""
-    return values.view(pa.int64()) if pa.types.is_float64(values.type) else values
+    if not pa.types.is_floating(values.type):
+        return values
+    return values.view(pa.int64() if pa.types.is_float64(values.type) else pa.int32())
 
 
 def _instants(states: _States, floors: pa.Table, schema: TableSchema) -> np.ndarray:

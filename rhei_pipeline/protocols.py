@@ -89,6 +89,9 @@ class SourceSnapshot(Protocol):
         False when the log was cleared, or the source was put back to an older state.
         """
 
+    def retains(self, position: Position) -> bool:
+        """Tell whether the source keeps much for this position alone, changes or not."""
+
     def pending(self, table: Table, after: Position) -> int:
         """Count the events after `position`, cheaply."""
 
@@ -98,8 +101,8 @@ class SourceSnapshot(Protocol):
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Read all changes after `after`, in batches of about `limit` rows.
 
-        Destructive tables: net changes, each key once over all batches. Temporal tables: every
-        version, in order.
+        Temporal tables: every version, in order. Destructive tables: the same, or what became of
+        each key, once over all batches, where the source can tell (`ChangeBatch.net`).
         """
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
@@ -163,6 +166,12 @@ class MirrorTransaction(Protocol):
 
     def merge(self, table: Table, changes: NetChanges) -> Counts:
         """Overwrite rows by key and remove tombstones; count what really changed."""
+
+    def present_keys(self, table: Table) -> pa.Table:
+        """Return the keys of all rows that are valid now."""
+
+    def copied_keys(self, table: Table) -> pa.Table:
+        """Return the keys of all rows in the copy."""
 
     def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the rows of those keys that are valid now, with the table's columns."""

@@ -1,7 +1,7 @@
 """Columns, tables, and the difference of two schemas, in Arrow types."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -28,7 +28,10 @@ HISTORY_FIELDS = (
 )
 
 _NAMED_TYPES: dict[str, tuple[pa.DataType, str | None]] = {
+    "int16": (pa.int16(), None),
+    "int32": (pa.int32(), None),
     "int64": (pa.int64(), None),
+    "float32": (pa.float32(), None),
     "float64": (pa.float64(), None),
     "string": (pa.string(), None),
     "binary": (pa.binary(), None),
@@ -167,6 +170,21 @@ class Table:
         if self.mode is Mode.DESTRUCTIVE:
             return own
         return pa.schema([*own, *HISTORY_FIELDS])
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """What the declaration says of a table beyond its name and mode.
+
+    Attributes:
+        columns: Mirror these only; None for all.
+        primary_key: Use this unique key; None for the declared one.
+        types: Types that stand above the declared ones, by column.
+    """
+
+    columns: tuple[str, ...] | None = None
+    primary_key: tuple[str, ...] | None = None
+    types: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

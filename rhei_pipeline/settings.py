@@ -4,10 +4,20 @@ import json
 import os
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SecretStr,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,14 +30,16 @@ from rhei_pipeline.schema import Mode, nearest, parse_type
 
 ENVIRONMENT_PREFIX = "RHEI__"
 _MEMORY = ":memory:"
+#: Ways to capture each kind of source; the first one is taken where none is declared.
+_METHODS = {"sqlite": ("trigger",), "postgres": ("logical",)}
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SourceSettings(_Section):
-    """The operational database."""
+class SqliteSettings(_Section):
+    """An SQLite file."""
 
     kind: Literal["sqlite"] = Field("sqlite", description="What kind of database it is.")
     path: Path = Field(description="The SQLite file. It must exist.")
@@ -37,11 +49,29 @@ class SourceSettings(_Section):
     read_pool: int = Field(4, ge=1, description="How many idle reading connections to keep.")
 
 
+class PostgresSettings(_Section):
+    """A PostgreSQL database."""
+
+    kind: Literal["postgres"] = Field(description="What kind of database it is.")
+    dsn: SecretStr = Field(
+        description="libpq's connection string, such as postgresql://user@host/db?sslmode=require."
+    )
+    pool_size: int = Field(4, ge=1, description="How many connections to keep for queries.")
+    statement_timeout_seconds: float = Field(
+        300.0, ge=0, description="The server ends an application's statement after so long."
+    )
+    connect_timeout_seconds: float = Field(
+        10.0, gt=0, description="How long to try to reach the server."
+    )
+
+
 class CaptureSettings(_Section):
     """How changes are learned of."""
 
-    method: Literal["trigger"] = Field(
-        "trigger", description="trigger: triggers in the source log the keys that are touched."
+    method: Literal["trigger", "logical"] | None = Field(
+        None,
+        description="trigger: triggers in the source log the keys that are touched (SQLite)."
+        " logical: the server's own log is read (PostgreSQL). Left out: what suits the source.",
     )
 
 
@@ -116,6 +146,12 @@ class ScheduleSettings(_Section):
     )
 
 
+def _source_kind(source: object) -> str:
+    """Tell sources apart; one that does not say its kind is an SQLite file."""
+    kind = source.get("kind") if isinstance(source, dict) else getattr(source, "kind", None)
+    return str(kind or "sqlite")
+
+
 class Settings(BaseSettings):
     """A whole declaration; frozen, and valid once it exists.
 
@@ -129,7 +165,10 @@ class Settings(BaseSettings):
         extra="forbid", frozen=True, env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__"
     )
 
-    source: SourceSettings = Field(description="The operational database.")
+    source: Annotated[
+        Annotated[SqliteSettings, Tag("sqlite")] | Annotated[PostgresSettings, Tag("postgres")],
+        Discriminator(_source_kind),
+    ] = Field(description="The operational database.")
     capture: CaptureSettings = Field(CaptureSettings(), description="How changes are learned of.")
     mirror: MirrorSettings = Field(description="The analytical copy.")
     mode: Mode = Field(
@@ -169,6 +208,32 @@ class Settings(BaseSettings):
             seen.add(table.name.lower())
         return tables
 
+    @model_validator(mode="after")
+    def _fitting_capture(self) -> Self:
+        fitting = _METHODS[self.source.kind]
+        if self.capture.method not in (None, *fitting):
+            raise ValueError(
+                f"capture.method {self.capture.method!r} does not suit a {self.source.kind} source:"
+                f" use {' or '.join(map(repr, fitting))}"
+            )
+        return self
+
+    @property
+    def capture_method(self) -> str:
+        """How changes are learned of: as declared, or what suits the source."""
+        return self.capture.method or _METHODS[self.source.kind][0]
+
+    @property
+    def sqlite_path(self) -> Path:
+        """The source's file.
+
+        Raises:
+            SettingsError: The source is no file.
+        """
+        if not isinstance(self.source, SqliteSettings):
+            raise SettingsError(f"a {self.source.kind} source has no file")
+        return self.source.path
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -201,11 +266,13 @@ class Settings(BaseSettings):
 
     def anchored(self, directory: Path) -> Self:
         """Return the same settings with relative paths taken from a directory."""
-        mirror = self.mirror.path
+        mirror, source = self.mirror.path, self.source
         in_memory = str(mirror) == _MEMORY
+        if isinstance(source, SqliteSettings):
+            source = source.model_copy(update={"path": directory / source.path})
         return self.model_copy(
             update={
-                "source": self.source.model_copy(update={"path": directory / self.source.path}),
+                "source": source,
                 "mirror": self.mirror
                 if in_memory
                 else self.mirror.model_copy(update={"path": directory / mirror}),
@@ -254,14 +321,22 @@ def _describe(error: ValidationError) -> str:
     """Name every problem by its field's path; never by the value, which may be a secret."""
     problems = error.errors(include_input=False, include_url=False, include_context=False)
     return "; ".join(
-        _problem(tuple(problem["loc"]), problem["type"], problem["msg"]) for problem in problems
+        _problem(_declared_path(tuple(problem["loc"])), problem["type"], problem["msg"])
+        for problem in problems
     )
+
+
+def _declared_path(path: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """Leave out which kind of source was tried: a declaration has no such level."""
+    return path[:1] + path[2:] if path[:1] == ("source",) and path[1:2] != () else path
 
 
 def _problem(path: tuple[str | int, ...], kind: str, message: str) -> str:
     dotted = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
     if kind == "extra_forbidden":
         return f"unknown field {dotted!r}; {nearest(str(path[-1]), _fields_beside(path))}"
+    if kind == "union_tag_invalid":
+        return f"field '{dotted}.kind': use {' or '.join(map(repr, _METHODS))}"
     if kind == "missing":
         return f"field {dotted!r} is missing"
     message = message.removeprefix("Value error, ")

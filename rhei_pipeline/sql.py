@@ -50,7 +50,10 @@ def duckdb_type(arrow_type: pa.DataType) -> str:
 
 
 _DUCKDB_TYPES = (
+    (pa.int16(), "smallint"),
+    (pa.int32(), "integer"),
     (pa.int64(), "bigint"),
+    (pa.float32(), "float"),
     (pa.float64(), "double"),
     (pa.string(), "varchar"),
     (pa.binary(), "blob"),

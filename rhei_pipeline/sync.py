@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import pyarrow as pa
 
@@ -107,7 +108,7 @@ def apply_pending(
     counts, events, letters = Counts(), 0, 0
     for captured in snapshot.changes(table, after, pace.batch_rows):
         on_step(Step.CAPTURED)
-        batch = _completed(captured, table, transaction.present_rows)
+        batch = _completed(captured, table, transaction.present_keys, transaction.present_rows)
         if table.mode is Mode.DESTRUCTIVE:
             counts += transaction.merge(table, compact(batch, table.schema))
         else:
@@ -127,8 +128,15 @@ def apply_pending(
 
 
 def _completed(
-    batch: ChangeBatch, table: Table, rows_of: Callable[[Table, pa.Table], pa.Table]
+    batch: ChangeBatch,
+    table: Table,
+    keys_of: Callable[[Table], pa.Table],
+    rows_of: Callable[[Table, pa.Table], pa.Table],
 ) -> ChangeBatch:
+    """Add what the source left to be known: the keys that were truncated, values left alone."""
+    if batch.truncated_at is not None:
+        events = _as_events(table, keys_of(table), batch.truncated_at, live=False)
+        return replace(batch, events=events, truncated_at=None)
     if not batch.unchanged:
         return batch
     held = rows_of(table, wanted_keys(batch, table.schema))
@@ -170,16 +178,19 @@ def _all_proved(tables: Iterable[Table], snapshot: SourceSnapshot, ledger: Ledge
 
 
 def _due(tables: Iterable[Table], snapshot: SourceSnapshot, ledger: Ledger) -> list[Table]:
-    """Return the tables with something to do: changes, or a complete copy to put in place."""
-    due = []
-    for table in tables:
-        state = ledger.state(table.name)
-        if state is TableState.COPIED or (
-            state is TableState.READY
-            and snapshot.pending(table, ledger.watermarks[table.name].position)
-        ):
-            due.append(table)
-    return due
+    """Return the tables with something to do, and with them those that can move on for free."""
+    states = {table.name: ledger.state(table.name) for table in tables}
+    marks = {name: mark.position for name, mark in ledger.watermarks.items()}
+    ready = [table for table in tables if states[table.name] is TableState.READY]
+    copied = [table for table in tables if states[table.name] is TableState.COPIED]
+    if not copied and not any(_has_work(table, marks[table.name], snapshot) for table in ready):
+        return []
+    # One transaction is paid for anyway, and a table that stays behind holds the source's log.
+    return copied + [table for table in ready if snapshot.head(table) != marks[table.name]]
+
+
+def _has_work(table: Table, position: Position, snapshot: SourceSnapshot) -> bool:
+    return snapshot.pending(table, position) > 0 or snapshot.retains(position)
 
 
 def _put_copy_in_place(
@@ -194,7 +205,7 @@ def _put_copy_in_place(
     events = letters = 0
     for captured in snapshot.net_changes(table, after, pace.batch_rows):
         on_step(Step.CAPTURED)
-        batch = _completed(captured, table, transaction.copied_rows)
+        batch = _completed(captured, table, transaction.copied_keys, transaction.copied_rows)
         transaction.heal_copy(table, compact(batch, table.schema))
         letters += keep_letters(table, batch, snapshot, transaction)
         events += batch.count
@@ -217,19 +228,20 @@ def _apply_difference(
         return transaction.merge(table, changes)
     events = pa.concat_tables(
         [
-            _as_events(table, changes.upserts, snapshot, live=True),
-            _as_events(table, changes.tombstones, snapshot, live=False),
+            # When they came about, nobody saw.
+            _as_events(table, changes.upserts, snapshot.clock, live=True),
+            _as_events(table, changes.tombstones, snapshot.clock, live=False),
         ]
     )
     return keep_versions(table, events, transaction)
 
 
-def _as_events(table: Table, rows: pa.Table, snapshot: SourceSnapshot, *, live: bool) -> pa.Table:
-    """Date differences at the snapshot: when they came about, nobody saw."""
+def _as_events(table: Table, rows: pa.Table, at: datetime, *, live: bool) -> pa.Table:
+    """Make one event of each row, or of each key that has none any more."""
     count, schema = rows.num_rows, event_schema(table.schema)
     own = {
         SEQUENCE: pa.repeat(pa.scalar(0, pa.int64()), count),
-        CHANGED_AT: pa.repeat(pa.scalar(snapshot.clock, INSTANT), count),
+        CHANGED_AT: pa.repeat(pa.scalar(at, INSTANT), count),
         LIVE: pa.repeat(pa.scalar(live), count),
     }
     given = {name: rows[name] for name in rows.column_names}

@@ -1,27 +1,51 @@
 """The one place where a name in the settings becomes an object."""
 
+import importlib
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Protocol
 
-from rhei_pipeline.capture.trigger_log import TableOptions, TriggerSource, unacknowledged
-from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.capture.trigger_log import TriggerSource, unacknowledged
+from rhei_pipeline.errors import MissingExtraError, SchemaError
 from rhei_pipeline.olap.duckdb import MEMORY, DuckDBMirror
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
-from rhei_pipeline.oltp.sqlite_schema import read_table, table_names
 from rhei_pipeline.pipeline import Declared, Pipeline, no_step
-from rhei_pipeline.protocols import OnStep
+from rhei_pipeline.protocols import ChangeSource, Database, OnStep
 from rhei_pipeline.registry import Registry, mirror_id_of
-from rhei_pipeline.schema import Table
-from rhei_pipeline.settings import Settings
+from rhei_pipeline.schema import Table, TableOptions, TableSchema
+from rhei_pipeline.settings import Settings, SqliteSettings
 from rhei_pipeline.sync import Pace
+
+
+class SourceDatabase(Database, Protocol):
+    """A source's database, and its catalogue."""
+
+    def table_names(self) -> list[str]:
+        """Return the names of all ordinary tables that have a primary key."""
+
+    def read_schema(
+        self, name: str, options: TableOptions, known: TableSchema | None
+    ) -> TableSchema:
+        """Read a table's schema; `known` is what it is mirrored with, if it is."""
+
+
+class Source(ChangeSource, Protocol):
+    """A source of changes that this process owns."""
+
+    def forget_mirror(self) -> None:
+        """Let the source forget that this mirror exists."""
+
+    def close(self) -> None:
+        """Close what it holds; safe to repeat."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
     """Everything open that one declaration asks for; `resources` closes it, last opened first."""
 
-    database: SqliteDatabase
-    source: TriggerSource
+    database: Database
+    source: Source
     mirror: DuckDBMirror
     pipeline: Pipeline
     resources: ExitStack
@@ -30,14 +54,13 @@ class Engine:
 def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
     """Open source, mirror and pipeline; on an error, close again what was opened."""
     with ExitStack() as stack:
-        database = open_source(settings)
+        database = open_database(settings)
         stack.callback(database.close)
         mirror = open_mirror(settings)
         stack.callback(mirror.close)
         in_memory = mirror.path == MEMORY
         registry = Registry(None if in_memory else settings.registry.path, mirror.mirror_id)
-        options = table_options(settings)
-        source = TriggerSource(database, mirror.mirror_id, options, registry.table)
+        source = _open_source(settings, database, mirror.mirror_id, registry)
         stack.callback(source.close)
         if in_memory:
             # Nobody comes back for it, so the log must not be held for it either.
@@ -53,13 +76,49 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
         return Engine(database, source, mirror, pipeline, stack.pop_all())
 
 
-def open_source(settings: Settings) -> SqliteDatabase:
+def _open_source(
+    settings: Settings, database: SourceDatabase, mirror_id: str, registry: Registry
+) -> Source:
+    options = table_options(settings)
+    if isinstance(database, SqliteDatabase):
+        return TriggerSource(database, mirror_id, options, registry.table)
+    source: Source = postgres().LogicalSource(database, mirror_id, options)
+    return source
+
+
+def open_database(settings: Settings) -> SourceDatabase:
     """Open the operational database."""
-    return SqliteDatabase(
-        settings.source.path,
-        busy_timeout_seconds=settings.source.busy_timeout_seconds,
-        read_pool=settings.source.read_pool,
+    source = settings.source
+    if isinstance(source, SqliteSettings):
+        return SqliteDatabase(
+            source.path,
+            busy_timeout_seconds=source.busy_timeout_seconds,
+            read_pool=source.read_pool,
+        )
+    database: SourceDatabase = postgres().PostgresDatabase(
+        source.dsn.get_secret_value(),
+        statement_timeout_seconds=source.statement_timeout_seconds,
+        pool_size=source.pool_size,
+        connect_timeout_seconds=source.connect_timeout_seconds,
     )
+    return database
+
+
+def postgres() -> ModuleType:
+    """Import what PostgreSQL needs, now that it is wanted.
+
+    Raises:
+        MissingExtraError: The driver is not installed.
+    """
+    try:
+        return importlib.import_module("rhei_pipeline.capture.logical_decoding")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("psycopg"):
+            raise
+        raise MissingExtraError(
+            f"a PostgreSQL source needs the package {error.name!r}",
+            hint="pip install 'rhei-pipeline[postgres]'",
+        ) from error
 
 
 def open_mirror(settings: Settings) -> DuckDBMirror:
@@ -77,22 +136,24 @@ def unseen_events(settings: Settings) -> int | None:
     mirror_id = mirror_id_of(settings.registry.path)
     if mirror_id is None:
         return None
-    database = open_source(settings)
+    database = open_database(settings)
     try:
-        return unacknowledged(database, mirror_id)
+        if isinstance(database, SqliteDatabase):
+            return unacknowledged(database, mirror_id)
+        found: int | None = postgres().unconfirmed(database, mirror_id)
+        return found
     finally:
         database.close()
 
 
-def declared_tables(settings: Settings, database: SqliteDatabase) -> list[Declared]:
+def declared_tables(settings: Settings, database: SourceDatabase) -> list[Declared]:
     """Return the tables of the declaration; without any, all that have a primary key."""
     if settings.tables is not None:
         return [Declared(table.name, table.mode or settings.mode) for table in settings.tables]
-    with database.reader() as connection:
-        names = table_names(connection)
+    names = database.table_names()
     if not names:
         raise SchemaError(
-            f"source database {database.path.name!r} has no table with a primary key",
+            "the source has no table with a primary key",
             hint="create one, or name tables and their 'primary_key' under 'tables'",
         )
     return [Declared(name, settings.mode) for name in names]
@@ -100,24 +161,17 @@ def declared_tables(settings: Settings, database: SqliteDatabase) -> list[Declar
 
 def declared_schemas(settings: Settings) -> list[Table]:
     """Read the declared tables' schemas from the source, and open nothing else."""
-    database = open_source(settings)
+    database = open_database(settings)
     try:
-        options, tables = table_options(settings), []
+        options = table_options(settings)
         mirror_id = mirror_id_of(settings.registry.path)
         registry = Registry(settings.registry.path if mirror_id else None, mirror_id or "")
-        with database.reader() as connection:
-            for declared in declared_tables(settings, database):
-                chosen = options.get(declared.name, TableOptions())
-                known = registry.table(declared.name)
-                found = read_table(
-                    connection,
-                    declared.name,
-                    columns=chosen.columns,
-                    primary_key=chosen.primary_key,
-                    types=chosen.types,
-                    known=known.schema if known else None,
-                )
-                tables.append(Table(found.schema, declared.mode))
+        tables = []
+        for declared in declared_tables(settings, database):
+            known = registry.table(declared.name)
+            chosen = options.get(declared.name, TableOptions())
+            schema = database.read_schema(declared.name, chosen, known.schema if known else None)
+            tables.append(Table(schema, declared.mode))
         return tables
     finally:
         database.close()

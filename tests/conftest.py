@@ -2,7 +2,7 @@
 
 from hypothesis import HealthCheck, Phase, settings
 
-pytest_plugins = ["tests.fix_world"]
+pytest_plugins = ["tests.fix_world", "tests.fix_postgres"]
 
 settings.register_profile(
     "suite",

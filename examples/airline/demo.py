@@ -46,7 +46,7 @@ def main() -> None:
     remove_data(settings)
     prepare_home()
     with _step("The airline's past, January to November 2013") as tell:
-        tell(f"{build_database(settings.source.path, FIRST_DAY):,} flights in SQLite")
+        tell(f"{build_database(settings.sqlite_path, FIRST_DAY):,} flights in SQLite")
     with _step("Loading the Dagster definitions"):
         definitions = build_definitions(settings)
     instance = dg.DagsterInstance.get()
@@ -80,7 +80,7 @@ def _replay(
             sys.executable,
             "-m",
             "examples.airline.writer",
-            *("--database", str(load().source.path), "--first", FIRST_DAY.isoformat()),
+            *("--database", str(load().sqlite_path), "--first", FIRST_DAY.isoformat()),
             *("--days", str(DAYS), "--seconds-per-day", str(SECONDS_PER_DAY)),
         ],
         cwd=PROJECT,

@@ -21,7 +21,7 @@ def main() -> None:
     settings = load()
     refuse_other_data(settings)
     prepare_home()
-    path = settings.source.path
+    path = settings.sqlite_path
     if not path.exists():
         print("Building the airline's past ...", flush=True)
         build(path, FIRST_DAY)

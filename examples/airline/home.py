@@ -22,12 +22,12 @@ def prepare_home() -> None:
 def refuse_other_data(settings: Settings) -> None:
     """End the demo where the declaration is no longer its own: it would overwrite real data."""
     own = PROJECT / "data"
-    paths = (settings.source.path, settings.mirror.path, settings.registry.path)
-    if settings.source.path.name != "airline.db" or any(
+    paths = (settings.sqlite_path, settings.mirror.path, settings.registry.path)
+    if settings.sqlite_path.name != "airline.db" or any(
         own not in path.resolve().parents for path in paths
     ):
         raise SystemExit(
-            f"The declaration names {settings.source.path}, which is not the demo's database"
+            f"The declaration names {settings.sqlite_path}, which is not the demo's database"
             " data/airline.db.\nThe demo deletes and rebuilds its database and mirror, so it does"
             " nothing here.\nPut the demo's config/pipeline.yaml back, or use 'rhei' and"
             " 'dagster dev -w workspace.yaml' on your own."
@@ -37,7 +37,7 @@ def refuse_other_data(settings: Settings) -> None:
 def remove_data(settings: Settings) -> None:
     """Remove what an earlier demo left: its database, its mirror, its registry, its runs."""
     refuse_other_data(settings)
-    for path in (settings.source.path, settings.mirror.path, settings.registry.path):
+    for path in (settings.sqlite_path, settings.mirror.path, settings.registry.path):
         for suffix in ("", "-wal", "-shm", ".wal"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
     shutil.rmtree(HOME, ignore_errors=True)

@@ -8,7 +8,6 @@ same snapshot, so no stale image can reach the mirror.
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,7 +24,7 @@ from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import Position
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
 from rhei_pipeline.oltp.sqlite_schema import SqliteTable, read_table
-from rhei_pipeline.schema import Mode, Table, TableSchema
+from rhei_pipeline.schema import Mode, Table, TableOptions, TableSchema
 from rhei_pipeline.sql import literal, quote
 
 #: Rows of a log deleted in one transaction: a few milliseconds of the writer's lock.
@@ -38,15 +37,6 @@ _CONSUMERS = (
     "mirror text not null, tbl text not null, seq integer not null, seen_at integer not null,"
     " primary key(mirror, tbl)) without rowid"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TableOptions:
-    """What the declaration says of a table beyond its name and mode."""
-
-    columns: tuple[str, ...] | None = None
-    primary_key: tuple[str, ...] | None = None
-    types: Mapping[str, str] = field(default_factory=dict)
 
 
 def _unknown(_name: str) -> None:
@@ -213,12 +203,7 @@ class TriggerSource:
             known = self._known(name)
             with self._database.translated():
                 self._catalogue[name] = read_table(
-                    self._connection,
-                    name,
-                    columns=options.columns,
-                    primary_key=options.primary_key,
-                    types=options.types,
-                    known=known.schema if known else None,
+                    self._connection, name, options, known.schema if known else None
                 )
         return self._catalogue[name]
 

@@ -18,16 +18,9 @@ from rhei_pipeline.events import (
     event_schema,
     key_text,
 )
+from rhei_pipeline.oltp.rejections import Rejection, without
 from rhei_pipeline.oltp.sqlite_schema import SqliteTable
-from rhei_pipeline.oltp.sqlite_values import (
-    Rejection,
-    admit,
-    decode_key,
-    encode_key,
-    fetch,
-    plain,
-    without,
-)
+from rhei_pipeline.oltp.sqlite_values import admit, decode_key, encode_key, fetch, plain
 from rhei_pipeline.schema import INSTANT, Column, Mode, Table, TableSchema
 from rhei_pipeline.sql import listed, quote
 
@@ -76,6 +69,10 @@ class TriggerSnapshot:
             (log_table(table.name),),
         )
         return found.fetchone() is not None
+
+    def retains(self, position: Position) -> bool:  # noqa: ARG002
+        """Keep nothing but what a table's own changes need."""
+        return False
 
     def pending(self, table: Table, after: Position) -> int:
         """Subtract: entries are numbered without gaps."""

@@ -52,6 +52,7 @@ class DuckDBMirror:
         self._connection = _open(self.path, lock_timeout_seconds)
         self._lock = threading.Lock()
         self._ledger: Ledger | None = None
+        self._default_namespace = False
         self._prepare()
 
     def _prepare(self) -> None:
@@ -96,6 +97,8 @@ class DuckDBMirror:
         with self._cursor() as cursor:
             try:
                 _refuse_writing(cursor.extract_statements(sql))
+                if self._has_default_namespace(cursor):
+                    cursor.execute("set search_path = 'main,public'")
                 cursor.execute("begin transaction read only")
                 result = cursor.sql(sql, params=list(params)) if params else cursor.sql(sql)
                 table = pa.table({}) if result is None else result.to_arrow_table()
@@ -105,6 +108,13 @@ class DuckDBMirror:
                     f"DuckDB refused the query: {_first_line(error)}",
                     hint="the mirror answers reading queries on mirrored tables",
                 ) from error
+
+    def _has_default_namespace(self, cursor: duckdb.DuckDBPyConnection) -> bool:
+        """Tell whether PostgreSQL's `public` is mirrored, whose tables need not be qualified."""
+        if not self._default_namespace:
+            found = cursor.execute("select 1 from duckdb_schemas() where schema_name = 'public'")
+            self._default_namespace = bool(found.fetchall())
+        return self._default_namespace
 
     def exists(self, table: Table) -> bool:
         """Tell whether the table stands in the mirror."""

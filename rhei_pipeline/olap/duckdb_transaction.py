@@ -78,6 +78,14 @@ class DuckDBTransaction:
         """Return the rows of those keys in the copy."""
         return self._rows_of(table, _copy(table), keys)
 
+    def present_keys(self, table: Table) -> pa.Table:
+        """Return the keys of all rows that are valid now."""
+        return self._arrow(f"select {listed(table.schema.primary_key)} from {_present(table)}")
+
+    def copied_keys(self, table: Table) -> pa.Table:
+        """Return the keys of all rows in the copy."""
+        return self._arrow(f"select {listed(table.schema.primary_key)} from {_copy(table)}")
+
     def _rows_of(self, table: Table, rows: str, keys: pa.Table) -> pa.Table:
         with self._registered("_rhei_keys", keys):
             return self._arrow(
@@ -381,6 +389,6 @@ def _differs(table: Table, left: str, right: str) -> str:
     for column in table.schema.value_columns:
         one, other = f"{left}.{quote(column.name)}", f"{right}.{quote(column.name)}"
         tests.append(f"{one} is distinct from {other}")
-        if pa.types.is_float64(column.type):
+        if pa.types.is_floating(column.type):
             tests.append(f"signbit({one}) is distinct from signbit({other})")
     return f"({' or '.join(tests)})" if tests else "false"

@@ -22,8 +22,8 @@ from rhei_pipeline.errors import (
     SourceError,
 )
 from rhei_pipeline.oltp import sqlite_query
-from rhei_pipeline.oltp.sqlite_schema import declaration
-from rhei_pipeline.schema import TableSchema
+from rhei_pipeline.oltp.sqlite_schema import declaration, read_table, table_names
+from rhei_pipeline.schema import TableOptions, TableSchema
 from rhei_pipeline.sql import quote
 
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
@@ -100,6 +100,18 @@ class SqliteDatabase:
         """Run one reading statement; see `sqlite_query.query`."""
         with self.reader() as connection:
             return sqlite_query.query(connection, sql, params)
+
+    def table_names(self) -> list[str]:
+        """Return the names of all ordinary tables that have a primary key."""
+        with self.reader() as connection:
+            return table_names(connection)
+
+    def read_schema(
+        self, name: str, options: TableOptions, known: TableSchema | None
+    ) -> TableSchema:
+        """Read a table's schema; see `sqlite_schema.read_table`."""
+        with self.reader() as connection:
+            return read_table(connection, name, options, known).schema
 
     def add_column(self, table: TableSchema, column: str, arrow_type: pa.DataType) -> None:
         """Add a column that is declared so that it is read back as this type."""

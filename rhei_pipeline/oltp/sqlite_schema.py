@@ -12,6 +12,7 @@ from rhei_pipeline.schema import (
     INSTANT,
     RESERVED_PREFIX,
     Column,
+    TableOptions,
     TableSchema,
     decimal_type,
     nearest,
@@ -21,6 +22,7 @@ from rhei_pipeline.schema import (
 from rhei_pipeline.sql import quote
 
 _BINARY = "BINARY"
+_NO_OPTIONS = TableOptions()
 _EXPRESSION = -2  # the column number that index_xinfo gives an expression
 _DECIMAL = re.compile(r"(?:DECIMAL|NUMERIC)\s*\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)")
 _BUILTIN_COLLATIONS = {"BINARY", "NOCASE", "RTRIM"}
@@ -137,10 +139,7 @@ def table_names(connection: sqlite3.Connection) -> list[str]:
 def read_table(
     connection: sqlite3.Connection,
     name: str,
-    *,
-    columns: Sequence[str] | None = None,
-    primary_key: Sequence[str] | None = None,
-    types: Mapping[str, str] | None = None,
+    options: TableOptions = _NO_OPTIONS,
     known: TableSchema | None = None,
 ) -> SqliteTable:
     """Read a table's schema from the catalogue.
@@ -148,9 +147,7 @@ def read_table(
     Args:
         connection: Open on the source.
         name: The table, as declared (SQLite compares names without ASCII case).
-        columns: Mirror these columns only.
-        primary_key: Use this key; it must be unique and without nulls in the source.
-        types: Types that stand above the declared ones, by column.
+        options: What the declaration says of it.
         known: The schema the table is mirrored with. A column whose declaration tells nothing
             keeps its type while some of its values are of it.
 
@@ -159,12 +156,12 @@ def read_table(
             unknown column; says the way out.
     """
     name = _ordinary_table(connection, name)
-    infos = _columns(connection, name, columns)
+    infos = _columns(connection, name, options.columns)
     refuse_reserved(name, [info.name for info in infos])
     uniques = _uniques(connection, name)
-    key = _key(name, infos, uniques, primary_key)
-    _refuse_unknown(name, "types", list(types or ()), [info.name for info in infos])
-    given = _Given(types or {}, known)
+    key = _key(name, infos, uniques, options.primary_key)
+    _refuse_unknown(name, "types", list(options.types), [info.name for info in infos])
+    given = _Given(options.types, known)
     schema = TableSchema(
         name,
         tuple(_column(connection, name, info, key=info.name in key, given=given) for info in infos),

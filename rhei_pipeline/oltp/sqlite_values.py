@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rhei_pipeline.oltp.rejections import Rejection
 from rhei_pipeline.schema import INSTANT, Column
 
 _NONE = type(None)
@@ -27,15 +27,6 @@ class InvalidText:
     """Text in the source that is not UTF-8."""
 
     raw: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """A row, by its number, and the column whose value does not fit."""
-
-    row: int
-    column: str
-    reason: str
 
 
 def fetch(
@@ -247,16 +238,6 @@ def _reason(value: object, column: Column) -> str:
         InvalidText: "text that is not UTF-8",
     }[type(value)]
     return f"found {found}, expected {_EXPECTED[_family(column)]}"
-
-
-def without(arrays: Sequence[pa.Array], rejections: Sequence[Rejection]) -> list[pa.Array]:
-    """Leave the rejected rows out."""
-    if not rejections:
-        return list(arrays)
-    kept = np.ones(len(arrays[0]), dtype=bool)
-    kept[[rejection.row for rejection in rejections]] = False
-    mask = pa.array(kept)
-    return [array.filter(mask) for array in arrays]
 
 
 def plain(value: object) -> object:

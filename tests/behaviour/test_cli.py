@@ -22,7 +22,7 @@ def rhei(world: World, tmp_path: Path) -> Rhei:
     world.mode = "temporal"
     config = tmp_path / "pipeline.yaml"
     config.write_text(
-        f"source: {{kind: sqlite, path: {settings.source.path}}}\n"
+        f"source: {{kind: sqlite, path: {settings.sqlite_path}}}\n"
         f"mirror: {{kind: duckdb, path: {settings.mirror.path}}}\n"
         f"registry: {{path: {settings.registry.path}}}\n"
         "tables: [{name: orders, mode: temporal}]\n"

@@ -14,6 +14,7 @@ import pytest
 
 from rhei_pipeline import HTAP
 from rhei_pipeline.errors import MirrorBusyError
+from rhei_pipeline.oltp.sqlite import SqliteDatabase
 from tests.fix_world import World
 from tests.model import arrow_rows, source_rows
 
@@ -124,6 +125,12 @@ def test_a_reader_sees_only_states_that_the_source_committed(make_world: MakeWor
     assert not wrong
 
 
+def sqlite(htap: HTAP) -> SqliteDatabase:
+    database = htap._engine.database
+    assert isinstance(database, SqliteDatabase)
+    return database
+
+
 def test_statements_of_threads_never_share_a_transaction(world: World) -> None:
     htap = world.htap
     inside, outside = threading.Event(), threading.Event()
@@ -135,7 +142,7 @@ def test_statements_of_threads_never_share_a_transaction(world: World) -> None:
 
     thread = threading.Thread(target=other)
     thread.start()
-    with pytest.raises(RuntimeError), htap._engine.database.transaction():
+    with pytest.raises(RuntimeError), sqlite(htap).transaction():
         htap.execute("insert into orders values (200, 'mine', 0)")
         inside.set()
         outside.wait()

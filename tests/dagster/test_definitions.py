@@ -55,7 +55,7 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 
 def write(settings: Settings, *statements: str) -> None:
-    connection = sqlite3.connect(settings.source.path)
+    connection = sqlite3.connect(settings.sqlite_path)
     with connection:
         for statement in statements:
             connection.execute(statement)
@@ -213,7 +213,7 @@ def test_a_sensor_whose_source_is_gone_fails_by_name(
 ) -> None:
     repository = build(settings).get_repository_def()
     run(settings, instance, "initial_sync/orders")
-    settings.source.path.rename(settings.source.path.with_suffix(".away"))
+    settings.sqlite_path.rename(settings.sqlite_path.with_suffix(".away"))
     cdc = CdcResource.of(settings, OltpResource.of(settings))
     with (
         dg.build_sensor_context(

@@ -61,7 +61,7 @@ def test_the_environment_stands_above_the_file(
     settings = load(tmp_path, MINIMAL + "sync: {prune: false}")
     assert settings.sync.batch_rows == 7
     assert settings.sync.prune is False
-    assert settings.source.path == Path("/elsewhere/x.db")
+    assert settings.sqlite_path == Path("/elsewhere/x.db")
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_a_value_never_shows_in_an_error(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_relative_paths_are_taken_from_the_project(tmp_path: Path) -> None:
-    assert load(tmp_path, MINIMAL).source.path == tmp_path / "app.db"
+    assert load(tmp_path, MINIMAL).sqlite_path == tmp_path / "app.db"
     (tmp_path / "config").mkdir()
-    assert load(tmp_path / "config", MINIMAL).source.path == tmp_path / "app.db"
+    assert load(tmp_path / "config", MINIMAL).sqlite_path == tmp_path / "app.db"
     assert (
         str(load(tmp_path, "source: {path: a}\nmirror: {path: ':memory:'}").mirror.path)
         == ":memory:"

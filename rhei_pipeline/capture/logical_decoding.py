@@ -1,0 +1,361 @@
+"""Change capture from PostgreSQL's own log, through a replication slot and SQL functions.
+
+No plugin is needed on the server: pgoutput is built in. The log is peeked up to where it stood
+when a cycle began, and the slot is moved on only once the mirror has committed: so a crash at any
+point leads to reading the same changes again, never to losing one. Source: postgresql.org/docs/18,
+chapters 47 (logical decoding) and 9.28.6 (replication management functions).
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from datetime import UTC
+from typing import Any
+
+from rhei_pipeline.capture.logical_snapshot import (
+    Followed,
+    LogicalSnapshot,
+    Moment,
+    RowView,
+    Slot,
+    Visible,
+    lsn_number,
+    lsn_text,
+)
+from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError
+from rhei_pipeline.events import Position
+from rhei_pipeline.oltp.postgres import PostgresDatabase
+from rhei_pipeline.oltp.postgres_schema import (
+    STORED_GENERATED_SINCE,
+    Connection,
+    PostgresTable,
+    qualified,
+    read_table,
+)
+from rhei_pipeline.schema import Table, TableOptions, TableSchema
+from rhei_pipeline.sql import quote
+
+_log = logging.getLogger(__name__)
+
+#: How long a copy waits for transactions that began before it, and a row snapshot for its log.
+SETTLE_SECONDS = 60.0
+_POLL_SECONDS = 0.01
+#: PostgreSQL's names have 63 bytes; so much of the mirror's id tells our slot from others'.
+_ID_DIGITS = 16
+_VERSION_DIGITS = 15  # of a hash in hexadecimal, so that the version fits 63 bits
+
+_FLUSHED = "select pg_current_wal_flush_lsn()::text"
+_INSERTED = "select pg_current_wal_insert_lsn()::text"
+_OLDEST_RUNNING = "select pg_snapshot_xmin(pg_current_snapshot())::text"
+_LONGEST = """
+select pid, xact_start at time zone 'UTC' from pg_stat_activity
+where backend_xid is not null and pid <> pg_backend_pid() order by xact_start limit 1
+"""
+_ANY_CHANGE = """
+select count(*) from (
+    select data from pg_logical_slot_peek_binary_changes(
+        %s, pg_current_wal_flush_lsn(), 1, 'proto_version', '1', 'publication_names', %s)
+) found where get_byte(data, 0) in (68, 73, 84, 85) limit 1
+"""
+
+_HEAD = """
+select pg_current_wal_flush_lsn()::text, clock_timestamp(), system_identifier::text,
+       substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8)
+from pg_control_system()
+"""
+_SLOT = """
+select confirmed_flush_lsn::text, wal_status = 'lost' or invalidation_reason is not null
+from pg_replication_slots where slot_name = %s and plugin = 'pgoutput'
+    and database = current_database()
+"""
+#: A table that is dropped and made again, or leaves the publication and returns, has other oids.
+_MEMBERS = """
+select r.prrelid::bigint, r.oid::bigint from pg_publication_rel r
+join pg_publication p on p.oid = r.prpubid where p.pubname = %s
+"""
+_SHAPES = """
+select coalesce(md5(string_agg(row(a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod,
+    a.attnotnull, a.attisdropped, a.attgenerated, c.relname, c.relnamespace, c.relreplident)::text,
+    '' order by a.attrelid, a.attnum)), '')
+from pg_attribute a join pg_class c on c.oid = a.attrelid
+where a.attrelid = any(%s::oid[]) and a.attnum > 0
+"""
+
+
+class LogicalSource:
+    """A `ChangeSource` over one PostgreSQL database.
+
+    Args:
+        database: The source.
+        mirror_id: Who reads: each mirror has a slot and a publication of its own.
+        options: Partial replication, chosen keys, given types, by table.
+
+    Raises:
+        CaptureError: The server's log cannot be read; says the way out.
+
+    Not for several threads at once; the caller holds a lock around its work.
+    """
+
+    def __init__(
+        self,
+        database: PostgresDatabase,
+        mirror_id: str,
+        options: Mapping[str, TableOptions] | None = None,
+    ) -> None:
+        self._database = database
+        self._name = slot_name(mirror_id)
+        self._options = options or {}
+        self._published: dict[str, PostgresTable] = {}
+        self._advanced = 0
+        self._reader: Connection | None = None
+        self._kept: Connection | None = None
+        self._refuse_unready()
+
+    def _refuse_unready(self) -> None:
+        level = _value(self._connection, "show wal_level")
+        if level != "logical":
+            self.close()
+            raise CaptureError(
+                f"the server's wal_level is {level!r}, and only with 'logical' can its log be read",
+                hint="run: alter system set wal_level = 'logical', and restart the server;"
+                " or use 'capture: {method: trigger}'",
+            )
+
+    @property
+    def _connection(self) -> Connection:
+        """The connection for everything but rows; a new one where the server ended the last."""
+        if self._kept is None or self._kept.closed:
+            self._kept = self._database.connect()
+        return self._kept
+
+    def describe(self, name: str) -> TableSchema:
+        """Read a table's schema as it is now."""
+        return self._table(name).schema
+
+    def schema_version(self) -> int:
+        """Return a number made of the catalogue's entries of all tables that are published."""
+        with self._database.translated():
+            return self._version()
+
+    def stands(self, table: Table) -> bool:
+        """Tell whether the table is published in this shape, and the slot is there."""
+        try:
+            known = self._table(table.name)
+        except SchemaError:
+            return False
+        with self._database.translated():
+            if known.oid not in self._members() or self._slot() is None:
+                return False
+        self._published[table.name] = known
+        return known.schema == table.schema
+
+    def install(self, table: Table, least: int) -> None:
+        """Publish the table, and create the slot where there is none.
+
+        A slot that is lost, or gone, is made anew. What it held back is gone, so no older
+        position is proved any more, and every table is copied again by its difference.
+        """
+        if self.stands(table) and not self._is_lost():
+            return
+        known = self._table(table.name)
+        with self._database.translated():
+            self._publish(known)
+            self._drop_lost_slot()
+            if self._slot() is None:
+                if least:
+                    _log.warning("slot %r is gone: made anew, all tables are copied", self._name)
+                self._run("select pg_create_logical_replication_slot(%s, 'pgoutput')", self._name)
+                self._advanced = 0
+        self._published[table.name] = known
+
+    @contextmanager
+    def snapshot(self, *, rows: bool = False) -> Iterator[LogicalSnapshot]:
+        """Hold one committed state: a place in the log, or exactly what a row snapshot sees."""
+        with ExitStack() as stack:
+            stack.enter_context(self._database.translated())
+            view = stack.enter_context(self._row_view()) if rows else None
+            snapshot = LogicalSnapshot(self._connection, self._moment(), self._settle, view)
+            stack.callback(snapshot.close)
+            yield snapshot
+
+    def _moment(self) -> Moment:
+        head, clock, system, timeline = _row(self._connection, _HEAD)
+        members = self._members()
+        tables = {
+            name: Followed(table, f"{system}:{timeline}:{table.oid}:{members[table.oid]}")
+            for name, table in self._published.items()
+            if table.oid in members
+        }
+        clock = clock.astimezone(UTC)
+        return Moment(lsn_number(head), clock, self._version(), self._slot(), tables)
+
+    @contextmanager
+    def _row_view(self) -> Iterator[RowView]:
+        if self._reader is None or self._reader.closed:
+            self._reader = self._database.connect()
+        with self._reader.transaction():
+            self._reader.execute("set transaction isolation level repeatable read read only")
+            text = _value(self._reader, "select pg_current_snapshot()::text")
+            # A commit can be seen before it is flushed, and is read from the log only after.
+            self._await_flush(lsn_number(_value(self._reader, _INSERTED)))
+            yield RowView(self._reader, Visible.parse(text))
+
+    def _settle(self) -> int:
+        """Wait for every transaction that is under way; return where the log stood before.
+
+        Their commits may stand in the log already though no snapshot sees them yet. Afterwards
+        what a snapshot does not see comes later in the log than the place returned.
+        """
+        start = lsn_number(_value(self._connection, _FLUSHED))
+        newest = int(
+            _value(self._connection, "select pg_snapshot_xmax(pg_current_snapshot())::text")
+        )
+
+        def ended() -> bool:
+            return int(_value(self._connection, _OLDEST_RUNNING)) >= newest
+
+        if not _await(ended, SETTLE_SECONDS):
+            found = self._connection.execute(_LONGEST).fetchone()
+            who = f"process {found[0]}, open since {found[1]:%H:%M:%S} UTC" if found else "one"
+            raise SourceBusyError(
+                f"a copy cannot begin while an older transaction is open: {who}",
+                hint="let it end, or end it; the copy is tried again",
+            )
+        return start
+
+    def _await_flush(self, position: int) -> None:
+        def flushed() -> bool:
+            return lsn_number(_value(self._connection, _FLUSHED)) >= position
+
+        if not _await(flushed, SETTLE_SECONDS):
+            raise SourceBusyError("the server does not write its log to disk")
+
+    def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
+        """Move the slot on to what every table of this mirror has; the server forgets the rest.
+
+        A copy, which speaks of its own table alone (without `prune`), holds what it needs by not
+        being applied yet.
+        """
+        if not prune or not needed_from:
+            return 0
+        target = min(position.order for position in needed_from.values())
+        if target <= self._advanced:
+            return 0
+        with self._database.translated():
+            slot = self._slot()
+            if slot is not None and not slot.lost and slot.confirmed < target:
+                self._run(
+                    "select pg_replication_slot_advance(%s, %s::pg_lsn)",
+                    self._name,
+                    lsn_text(target),
+                )
+        self._advanced = target
+        return 0
+
+    def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
+        """Write the rows of these keys again as they are, so that the log shows them."""
+        schema = self._table(table.name).schema
+        column = quote(schema.primary_key[0])
+        same = " and ".join(f"{quote(name)} = %s" for name in schema.primary_key)
+        with self._database.translated(), self._connection.cursor() as cursor:
+            cursor.executemany(
+                f"update {qualified(schema)} set {column} = {column} where {same}".encode(), keys
+            )
+
+    def forget_mirror(self) -> None:
+        """Drop the slot and the publication: nobody comes back for them."""
+        with self._database.translated():
+            if self._slot() is not None:
+                self._run("select pg_drop_replication_slot(%s)", self._name)
+            self._run(f"drop publication if exists {quote(self._name)}")
+
+    def close(self) -> None:
+        """Close the connections; safe to repeat."""
+        for connection in (self._kept, self._reader):
+            if connection is not None:
+                connection.close()
+
+    def _table(self, name: str) -> PostgresTable:
+        with self._database.translated():
+            return read_table(self._connection, name, self._options.get(name, TableOptions()))
+
+    def _version(self) -> int:
+        members = self._members()
+        shapes = _value(self._connection, _SHAPES, list(members))
+        text = f"{sorted(members.items())}{shapes}"
+        return int(hashlib.sha256(text.encode()).hexdigest()[:_VERSION_DIGITS], 16)
+
+    def _members(self) -> dict[int, int]:
+        return dict(self._connection.execute(_MEMBERS, (self._name,)).fetchall())
+
+    def _slot(self) -> Slot | None:
+        found = self._connection.execute(_SLOT, (self._name,)).fetchone()
+        if found is None:
+            return None
+        return Slot(self._name, lsn_number(found[0] or "0/0"), lost=bool(found[1]))
+
+    def _is_lost(self) -> bool:
+        slot = self._slot()
+        return slot is not None and slot.lost
+
+    def _drop_lost_slot(self) -> None:
+        if self._is_lost():
+            _log.warning("the server has thrown away what slot %r was to keep", self._name)
+            self._run("select pg_drop_replication_slot(%s)", self._name)
+
+    def _publish(self, table: PostgresTable) -> None:
+        name = quote(self._name)
+        if not _exists(self._connection, "pg_publication", "pubname", self._name):
+            options = "publish_via_partition_root = true"
+            if self._connection.info.server_version >= STORED_GENERATED_SINCE:
+                options += ", publish_generated_columns = stored"
+            self._run(f"create publication {name} with ({options})")
+        if table.oid not in self._members():
+            self._run(f"alter publication {name} add table {qualified(table.schema)}")
+
+    def _run(self, sql: str, *params: object) -> None:
+        self._connection.execute(sql.encode(), params or None)
+
+
+def slot_name(mirror_id: str) -> str:
+    """Return the name of a mirror's slot and publication."""
+    return f"rhei_{mirror_id[:_ID_DIGITS]}"
+
+
+def unconfirmed(database: PostgresDatabase, mirror_id: str) -> int | None:
+    """Tell whether changes wait behind our slot: 0 for none, 1 for some.
+
+    None when there is no slot: everything is still to be done.
+    """
+    name = slot_name(mirror_id)
+    with closing(database.connect()) as connection, database.translated():
+        if not _exists(connection, "pg_replication_slots", "slot_name", name):
+            return None
+        return int(_value(connection, _ANY_CHANGE, name, name))
+
+
+def _await(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _exists(connection: Connection, catalogue: str, column: str, name: str) -> bool:
+    statement = f"select 1 from {catalogue} where {column} = %s"
+    return connection.execute(statement.encode(), (name,)).fetchone() is not None
+
+
+def _row(connection: Connection, sql: str, *params: object) -> tuple[Any, ...]:
+    found = connection.execute(sql.encode(), params or None).fetchone()
+    if found is None:
+        raise CaptureError("the server's catalogue gave no answer")
+    return found
+
+
+def _value(connection: Connection, sql: str, *params: object) -> Any:  # noqa: ANN401
+    return _row(connection, sql, *params)[0]

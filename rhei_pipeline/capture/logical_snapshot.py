@@ -1,0 +1,472 @@
+"""One committed state of a PostgreSQL source, read from its log."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+from psycopg import sql as psql
+
+from rhei_pipeline.capture import pgoutput
+from rhei_pipeline.events import (
+    CHANGED_AT,
+    LIVE,
+    SEQUENCE,
+    ChangeBatch,
+    DeadLetter,
+    Position,
+    RowBatch,
+    event_schema,
+    key_text,
+)
+from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable, qualified
+from rhei_pipeline.oltp.postgres_values import admit_text
+from rhei_pipeline.oltp.rejections import Rejection
+from rhei_pipeline.schema import INSTANT, Table, TableSchema
+from rhei_pipeline.sql import listed
+
+#: Messages fetched, and decoded, at once.
+FETCH_MESSAGES = 50_000
+#: Messages beyond so many bytes wait in a temporary file instead of in memory.
+SPOOL_BYTES = 64 * 2**20
+#: An idle table's watermark is recorded once it holds back so much of the log.
+RETAINED_BYTES = 16 * 2**20
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_PEEK = """
+select data from pg_logical_slot_peek_binary_changes(
+    %s, %s::pg_lsn, null, 'proto_version', '1', 'publication_names', %s)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What the server says of our slot.
+
+    Attributes:
+        name: Its name, and that of our publication.
+        confirmed: Everything before this position may be forgotten by the server.
+        lost: The server has thrown away what follows it.
+    """
+
+    name: str
+    confirmed: int
+    lost: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A published table.
+
+    Attributes:
+        proof: What tells it from a table of that name that was dropped, left the publication, or
+            belongs to another server.
+    """
+
+    table: PostgresTable
+    proof: str
+
+
+@dataclass(frozen=True, slots=True)
+class Visible:
+    """Which transactions a row snapshot sees; as `pg_current_snapshot()` tells it."""
+
+    xmin: int
+    xmax: int
+    running: frozenset[int]
+
+    @classmethod
+    def parse(cls, text: str) -> "Visible":
+        """Read `xmin:xmax:running,running,...`."""
+        low, high, running = text.split(":")
+        return cls(int(low), int(high), frozenset(map(int, filter(None, running.split(",")))))
+
+    def sees(self, xids: np.ndarray) -> np.ndarray:
+        """Tell which transactions, by their 32-bit ids, had committed."""
+        # The nearest 64-bit id to xmax whose lower half it is: ids wrap around.
+        behind = (self.xmax - xids) & 0xFFFFFFFF
+        behind = np.where(behind >= 2**31, behind - 2**32, behind)
+        full = self.xmax - behind
+        return (full < self.xmax) & ~np.isin(full, list(self.running))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    runs: tuple[pgoutput.Run, ...]
+    start: int
+    length: int
+
+
+class _Spool:
+    """The messages of one read of the log, in chunks, in memory or in a temporary file."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115
+        self.chunks: list[_Chunk] = []
+
+    def add(self, messages: Sequence[bytes], first: int, context: pgoutput.Context) -> None:
+        buffer = b"".join(messages)
+        lengths = np.fromiter(map(len, messages), np.int64, len(messages))
+        start = self._file.seek(0, 2)
+        self._file.write(buffer)
+        runs = pgoutput.index(buffer, lengths, first, context)
+        self.chunks.append(_Chunk(tuple(runs), start, len(buffer)))
+
+    def read(self, chunk: _Chunk) -> bytes:
+        self._file.seek(chunk.start)
+        return self._file.read(chunk.length)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What the server showed when a snapshot was taken.
+
+    Attributes:
+        head: Where its log ended; what is read ends there, too.
+        slot: Our slot; None when there is none.
+        tables: The tables that are published, by name.
+    """
+
+    head: int
+    clock: datetime
+    schema_version: int
+    slot: Slot | None
+    tables: Mapping[str, Followed]
+
+
+@dataclass(frozen=True, slots=True)
+class RowView:
+    """A connection inside a REPEATABLE READ transaction, and what that transaction sees."""
+
+    connection: Connection
+    visible: Visible
+
+
+class LogicalSnapshot:
+    """A `SourceSnapshot` that ends at a place in the log, or exactly where a row view does.
+
+    Args:
+        log: A connection to read the log with.
+        moment: When it was taken.
+        settle: Waits for transactions under way; returns where the log stood before.
+        view: To read rows with; changes that it does not see are left out.
+    """
+
+    def __init__(
+        self,
+        log: Connection,
+        moment: Moment,
+        settle: Callable[[], int],
+        view: RowView | None = None,
+    ) -> None:
+        self._log = log
+        self._head = moment.head
+        self._slot = moment.slot
+        self._tables = moment.tables
+        self._settle = settle
+        self._view = view
+        self._spool: _Spool | None = None
+        self.clock = moment.clock
+        self.schema_version = moment.schema_version
+
+    def head(self, table: Table) -> Position:
+        """Return the end of what is read."""
+        return Position(self._head, self._proof(table))
+
+    def origin(self, table: Table) -> Position:
+        """Wait for the transactions under way; return where the log stood before."""
+        return Position(self._settle(), self._proof(table))
+
+    def _proof(self, table: Table) -> str:
+        followed = self._tables.get(table.name)
+        return followed.proof if followed else ""
+
+    def proves(self, table: Table, position: Position) -> bool:
+        """Tell whether the slot still holds everything after the position, of the same table."""
+        slot = self._slot
+        return (
+            slot is not None
+            and not slot.lost
+            and slot.confirmed <= position.order <= self._head
+            and self._proof(table) == position.proof != ""
+        )
+
+    def retains(self, position: Position) -> bool:
+        """Tell whether the server keeps much of its log for this position alone."""
+        return self._head - position.order > RETAINED_BYTES
+
+    def pending(self, table: Table, after: Position) -> int:
+        """Count the changes behind the position."""
+        return sum(len(run.order) for _, run in self._runs(table, after))
+
+    def oldest_pending(self, table: Table, after: Position) -> datetime | None:
+        """Return when the first change behind the position was committed."""
+        found = [int(run.committed_at.min()) for _, run in self._runs(table, after)]
+        return _EPOCH + timedelta(microseconds=min(found)) if found else None
+
+    def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
+        """Read every change, in commit order."""
+        schema = table.schema
+        for chunk, run in self._runs(table, after):
+            for start in range(0, len(run.order), limit):
+                part = run.take(np.arange(start, min(start + limit, len(run.order))))
+                yield self._batch(schema, self._loaded().read(chunk), part)
+
+    def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
+        """Read every change; the last one of a key is its net change."""
+        yield from self.changes(table, after, limit)
+
+    def _runs(self, table: Table, after: Position) -> Iterator[tuple[_Chunk, pgoutput.Run]]:
+        followed = self._tables.get(table.name)
+        for chunk in self._loaded().chunks:
+            for run in chunk.runs:
+                if followed is None or run.relation.oid != followed.table.oid:
+                    continue
+                wanted = run.lsn >= after.order
+                if self._view is not None:
+                    wanted &= self._view.visible.sees(run.xid)
+                if wanted.any():
+                    yield chunk, run.take(np.flatnonzero(wanted))
+
+    def _loaded(self) -> _Spool:
+        if self._spool is None:
+            self._spool = _Spool()
+            if self._slot is not None and not self._slot.lost:
+                self._load(self._slot, self._spool)
+        return self._spool
+
+    def _load(self, slot: Slot, spool: _Spool) -> None:
+        context, first = pgoutput.Context(), 0
+        with self._log.transaction(), closing(self._log.cursor("rhei_peek", binary=True)) as cursor:
+            cursor.execute(_PEEK, (slot.name, lsn_text(self._head), slot.name))
+            while rows := cursor.fetchmany(FETCH_MESSAGES):
+                spool.add([data for (data,) in rows], first, context)
+                first += len(rows)
+
+    def _batch(self, schema: TableSchema, buffer: bytes, run: pgoutput.Run) -> ChangeBatch:
+        if run.truncate:
+            at = _EPOCH + timedelta(microseconds=int(run.committed_at[0]))
+            return ChangeBatch(event_schema(schema).empty_table(), 1, truncated_at=at)
+        return _Rows(schema, pgoutput.decode(buffer, run), self.clock).batch()
+
+    def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
+        """Read the next rows in key order."""
+        schema = table.schema
+        texts = self._copied(schema, _rows_sql(schema, resume, limit))
+        if texts.num_rows == 0:
+            return None
+        arrays, rejections = _admit(schema, texts)
+        letters = _letters(schema, rejections, texts, self.clock)
+        found = _without(pa.table(arrays, schema.names), rejections)
+        last = [texts[name][texts.num_rows - 1].as_py() for name in schema.primary_key]
+        return RowBatch(found, json.dumps(last), letters)
+
+    def _copied(self, schema: TableSchema, query: psql.Composable) -> pa.Table:
+        """Run a query and return its columns as text."""
+        statement = psql.SQL("copy ({}) to stdout (format csv, null {}, header true)").format(
+            query, psql.Literal(_NULL)
+        )
+        with self._reader.cursor() as cursor, cursor.copy(statement) as copy:
+            data = b"".join(copy)
+        return pa_csv.read_csv(
+            pa.BufferReader(data),
+            # One block: a value may be longer than any block chosen beforehand.
+            read_options=pa_csv.ReadOptions(block_size=len(data)),
+            parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+            convert_options=pa_csv.ConvertOptions(
+                column_types={name: pa.large_string() for name in schema.names},
+                null_values=[_NULL],
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=False,
+            ),
+        ).select(list(schema.names))
+
+    @property
+    def _reader(self) -> Connection:
+        if self._view is None:
+            raise RuntimeError("this snapshot was not opened to read rows")
+        return self._view.connection
+
+    def keyless(self, table: Table) -> tuple[DeadLetter, ...]:  # noqa: ARG002
+        """Name no row: a primary key of PostgreSQL is never null."""
+        return ()
+
+    def count(self, table: Table) -> int:
+        """Count the table's rows."""
+        statement = psql.SQL(f"select count(*) from {qualified(table.schema)}")
+        found = self._reader.execute(statement).fetchone()
+        return int(found[0]) if found else 0
+
+    def close(self) -> None:
+        """Forget the messages read."""
+        if self._spool is not None:
+            self._spool.close()
+
+
+#: How a copy writes null; a text that reads so is quoted, and so stays a text.
+_NULL = "\\N"
+
+
+class _Rows:
+    """Decoded messages of one table as change events."""
+
+    def __init__(self, schema: TableSchema, changes: pgoutput.Changes, clock: datetime) -> None:
+        self._schema = schema
+        self._changes = changes
+        self._clock = clock
+        self._moved = self._moves()
+
+    def _moves(self) -> np.ndarray:
+        """Tell which updates changed the key."""
+        both = self._changes.has_old & self._changes.has_new
+        moved = np.zeros(len(both), dtype=bool)
+        for name in self._schema.primary_key:
+            new, old = self._changes.new.texts.get(name), self._changes.old.texts.get(name)
+            if new is not None and old is not None:
+                differs = pc.fill_null(pc.not_equal(new, old), fill_value=False)
+                moved |= differs.to_numpy(zero_copy_only=False)
+        moved &= both
+        return moved
+
+    def batch(self) -> ChangeBatch:
+        """Return the events in order: first the rows that ended, then those that are."""
+        run, has_new = self._changes.run, self._changes.has_new
+        ended = np.flatnonzero(~has_new | self._moved)
+        lives = np.flatnonzero(has_new)
+        sequence = np.concatenate([2 * run.order[ended], 2 * run.order[lives] + 1])
+        order = np.argsort(sequence, kind="stable")
+        texts, unchanged = self._texts(ended, lives, order)
+        arrays, rejections = _admit(self._schema, texts)
+        at = np.concatenate([run.committed_at[ended], run.committed_at[lives]])[order]
+        live = (np.arange(len(order)) >= len(ended))[order]
+        own = [pa.array(sequence[order]), pa.array(at, pa.int64()).cast(INSTANT), pa.array(live)]
+        events = pa.table([*own, *arrays], [SEQUENCE, CHANGED_AT, LIVE, *self._schema.names])
+        letters = _letters(self._schema, rejections, texts, self._clock)
+        kept = _without(events.cast(event_schema(self._schema)), rejections)
+        former = self._former(ended, lives, order) if unchanged else None
+        masks = {name: _mask(found, rejections) for name, found in unchanged.items()}
+        if former is not None:
+            former = _without(former, rejections)
+        return ChangeBatch(kept, len(run.order), False, letters, masks, former)  # noqa: FBT003
+
+    def _texts(
+        self, ended: np.ndarray, lives: np.ndarray, order: np.ndarray
+    ) -> tuple[pa.Table, dict[str, np.ndarray]]:
+        """Return each column's text in the events' order, and where values were left out."""
+        new, old = self._changes.new, self._changes.old
+        columns, unchanged = [], {}
+        for name in self._schema.names:
+            became, was = _column(new, name, self._changes), _column(old, name, self._changes)
+            if name in new.unchanged:
+                # With REPLICA IDENTITY FULL the old row has the value.
+                became = pc.if_else(pa.array(new.unchanged[name]), was, became)
+                left_out = new.unchanged[name] & became.is_null().to_numpy(zero_copy_only=False)
+                mask = np.concatenate([np.zeros(len(ended), bool), left_out[lives]])[order]
+                if mask.any():
+                    unchanged[name] = mask
+            gone = was.take(pa.array(ended))
+            if name not in self._schema.primary_key:
+                gone = pa.nulls(len(ended), pa.large_string())
+            both = pa.concat_arrays([gone, became.take(pa.array(lives))])
+            columns.append(both.take(pa.array(order)))
+        return pa.table(columns, list(self._schema.names)), unchanged
+
+    def _former(self, ended: np.ndarray, lives: np.ndarray, order: np.ndarray) -> pa.Table:
+        """Return under which key each event's row stood before it."""
+        columns = []
+        for column in self._schema.key_columns:
+            became = _column(self._changes.new, column.name, self._changes)
+            was = _column(self._changes.old, column.name, self._changes)
+            before = pc.if_else(pa.array(self._moved), was, became)
+            texts = pa.concat_arrays([was.take(pa.array(ended)), before.take(pa.array(lives))])
+            array, _ = admit_text(texts.take(pa.array(order)), column)
+            columns.append(array)
+        return pa.table(columns, list(self._schema.primary_key))
+
+
+def _column(tuples: pgoutput.Tuples, name: str, changes: pgoutput.Changes) -> pa.Array:
+    """Return a column's text; a shape without it has null there."""
+    found = tuples.texts.get(name)
+    return pa.nulls(len(changes.run.order), pa.large_string()) if found is None else found
+
+
+def _admit(schema: TableSchema, texts: pa.Table) -> tuple[list[pa.Array], list[Rejection]]:
+    arrays, rejections = [], []
+    for column in schema.columns:
+        values = texts[column.name]
+        if isinstance(values, pa.ChunkedArray):
+            values = values.combine_chunks()
+        array, misfits = admit_text(values, column)
+        arrays.append(array)
+        rejections += misfits
+    return arrays, rejections
+
+
+def _letters(
+    schema: TableSchema, rejections: Sequence[Rejection], texts: pa.Table, clock: datetime
+) -> tuple[DeadLetter, ...]:
+    letters = []
+    for misfit in rejections:
+        row = texts.select(list(schema.primary_key)).slice(misfit.row, 1)
+        admitted = {
+            column.name: admit_text(row[column.name].combine_chunks(), column)[0][0].as_py()
+            for column in schema.key_columns
+        }
+        letters.append(
+            DeadLetter(schema.name, key_text(admitted), misfit.column, misfit.reason, clock)
+        )
+    return tuple(letters)
+
+
+def _without(rows: pa.Table, rejections: Sequence[Rejection]) -> pa.Table:
+    if not rejections:
+        return rows
+    return rows.filter(_kept(rows.num_rows, rejections))
+
+
+def _mask(mask: np.ndarray, rejections: Sequence[Rejection]) -> pa.Array:
+    found = pa.array(mask)
+    return found.filter(_kept(len(mask), rejections)) if rejections else found
+
+
+def _kept(count: int, rejections: Sequence[Rejection]) -> pa.Array:
+    kept = np.ones(count, dtype=bool)
+    kept[[rejection.row for rejection in rejections]] = False
+    return pa.array(kept)
+
+
+def _rows_sql(schema: TableSchema, resume: str | None, limit: int) -> psql.Composable:
+    key = psql.SQL(listed(schema.primary_key))
+    where: psql.Composable = psql.SQL("")
+    if resume is not None:
+        # Untyped literals take the columns' own types.
+        values = psql.SQL(", ").join(psql.Literal(part) for part in json.loads(resume))
+        where = psql.SQL(" where ({}) > ({})").format(key, values)
+    return psql.SQL("select {} from {}{} order by {} limit {}").format(
+        psql.SQL(listed(schema.names)),
+        psql.SQL(qualified(schema)),
+        where,
+        key,
+        psql.Literal(limit),
+    )
+
+
+def lsn_text(position: int) -> str:
+    """Write a place in the log as PostgreSQL does."""
+    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
+
+
+def lsn_number(text: str) -> int:
+    """Read a place in the log."""
+    high, low = text.split("/")
+    return (int(high, 16) << 32) + int(low, 16)

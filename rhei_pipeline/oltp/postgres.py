@@ -1,0 +1,268 @@
+"""An operational PostgreSQL database: pooled connections, each statement's error named."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from rhei_pipeline.errors import (
+    QueryError,
+    RheiError,
+    SourceBusyError,
+    SourceError,
+)
+from rhei_pipeline.oltp.postgres_schema import (
+    Connection,
+    arrow_type,
+    declaration,
+    qualified,
+    read_table,
+    table_names,
+)
+from rhei_pipeline.oltp.postgres_values import SESSION_SETTINGS, admit_text
+from rhei_pipeline.schema import Column, TableOptions, TableSchema
+from rhei_pipeline.sql import quote
+
+_TRANSACTION_WORDS = {"begin", "commit", "end", "rollback", "savepoint", "release", "start"}
+_RETRIES = 5
+_FIRST_WAIT_SECONDS = 0.1
+
+
+class PostgresDatabase:
+    """One PostgreSQL database as an application uses it.
+
+    Args:
+        dsn: libpq's connection string; TLS is what its `sslmode` and `sslrootcert` say.
+        statement_timeout_seconds: The server ends an application's statement after so long.
+        pool_size: How many connections are kept.
+        connect_timeout_seconds: How long a connection may take to come about.
+
+    Raises:
+        SourceError: The server refuses us, or keeps text in another encoding than UTF-8.
+        SourceBusyError: The server cannot be reached, or has no connection free.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        statement_timeout_seconds: float = 300.0,
+        pool_size: int = 4,
+        connect_timeout_seconds: float = 10.0,
+    ) -> None:
+        self._dsn = dsn
+        self._statement_timeout = statement_timeout_seconds
+        self._connect_timeout = connect_timeout_seconds
+        self._write_lock = threading.RLock()
+        self._closed = False
+        with self.connect() as connection:
+            self._refuse_other_encodings(connection)
+        self._pool: ConnectionPool[Connection] = ConnectionPool(
+            dsn,
+            min_size=1,
+            max_size=pool_size,
+            timeout=connect_timeout_seconds,
+            kwargs={"autocommit": True, "options": self._options(statement_timeout_seconds)},
+            check=ConnectionPool.check_connection,
+            open=True,
+        )
+
+    def connect(self) -> Connection:
+        """Open one more connection, in autocommit, with no limit to a statement's time."""
+        with self.translated():
+            return self._retried(
+                lambda: psycopg.connect(
+                    self._dsn,
+                    autocommit=True,
+                    connect_timeout=max(int(self._connect_timeout), 2),
+                    options=self._options(0),
+                )
+            )
+
+    def _options(self, statement_timeout_seconds: float) -> str:
+        settings = {
+            **SESSION_SETTINGS,
+            "statement_timeout": str(int(statement_timeout_seconds * 1000)),
+            "application_name": "rhei",
+        }
+        escaped = {name: value.replace(" ", "\\ ") for name, value in settings.items()}
+        return " ".join(f"-c {name}={value}" for name, value in escaped.items())
+
+    def _retried(self, connect: Any) -> Connection:  # noqa: ANN401
+        """Try again, ever more slowly, while the server cannot be reached."""
+        wait = _FIRST_WAIT_SECONDS
+        deadline = time.monotonic() + self._connect_timeout
+        for _ in range(_RETRIES):
+            try:
+                return connect()  # type: ignore[no-any-return]
+            except psycopg.OperationalError as error:
+                if _is_refusal(error) or time.monotonic() + wait > deadline:
+                    raise
+            time.sleep(wait)
+            wait *= 2
+        return connect()  # type: ignore[no-any-return]
+
+    def _refuse_other_encodings(self, connection: Connection) -> None:
+        found = connection.execute("show server_encoding").fetchone()
+        if found is not None and found[0] != "UTF8":
+            connection.close()
+            raise SourceError(
+                f"the source database's encoding is {found[0]}, and only UTF8 can be mirrored",
+                hint="dump it and restore it into a database with encoding UTF8",
+            )
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
+        """Run one statement and commit it; return how many rows it changed.
+
+        Placeholders are `%s`.
+
+        Raises:
+            QueryError: The statement is wrong, breaks a constraint, or opens a transaction.
+        """
+        _refuse_transactions(sql)
+        with self._lent() as connection:
+            return _run(connection, sql, params)
+
+    def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> int:
+        """Run all statements in one transaction, all or nothing; return the rows changed."""
+        for sql, _ in statements:
+            _refuse_transactions(sql)
+        with self._lent() as connection, connection.transaction():
+            return sum(_run(connection, sql, params) for sql, params in statements)
+
+    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+        """Run one reading statement.
+
+        Shape: one column for each of the statement's, in its order and with its names and types.
+
+        Raises:
+            QueryError: It is not a reading statement, or the server refuses it.
+        """
+        with self._lent() as connection, connection.transaction():
+            connection.execute("set transaction read only")
+            cursor = connection.execute(sql, params or None)
+            result = cursor.pgresult
+            if cursor.description is None or result is None:
+                raise QueryError("this is not a reading statement", hint="use execute for writes")
+            names = [column.name for column in cursor.description]
+            arrays = [_array(result, place, name) for place, name in enumerate(names)]
+        return pa.table(arrays, names)
+
+    def table_names(self) -> list[str]:
+        """Return the names of all ordinary tables that have a primary key."""
+        with self._lent() as connection:
+            return table_names(connection)
+
+    def read_schema(
+        self,
+        name: str,
+        options: TableOptions,
+        known: TableSchema | None,  # noqa: ARG002  (PostgreSQL's columns are typed)
+    ) -> TableSchema:
+        """Read a table's schema; see `postgres_schema.read_table`."""
+        with self._lent() as connection:
+            return read_table(connection, name, options).schema
+
+    def add_column(self, table: TableSchema, column: str, arrow_type: pa.DataType) -> None:
+        """Add a column that is declared so that it is read back as this type."""
+        declared = f"{quote(column)} {declaration(arrow_type)}"
+        self.execute(f"alter table {qualified(table)} add column {declared}")
+
+    def drop_column(self, table: TableSchema, column: str) -> None:
+        """Drop a column."""
+        self.execute(f"alter table {qualified(table)} drop column {quote(column)}")
+
+    @contextmanager
+    def _lent(self) -> Iterator[Connection]:
+        with self.translated(), self._pool.connection() as connection:
+            yield connection
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn the driver's errors into ours."""
+        try:
+            yield
+        except PoolTimeout as error:
+            raise SourceBusyError(
+                "no connection to the source came free",
+                hint="it will be tried again; or raise source.pool_size",
+            ) from error
+        except psycopg.Error as error:
+            raise translate(error) from error
+
+    def close(self) -> None:
+        """Close every connection; safe to repeat."""
+        self._pool.close()
+
+
+def _array(result: psycopg.pq.abc.PGresult, place: int, name: str) -> pa.Array:
+    column = Column(name, arrow_type(result.ftype(place), result.fmod(place)))
+    values = [result.get_value(row, place) for row in range(result.ntuples)]
+    array, misfits = admit_text(pa.array(values, pa.binary()).cast(pa.string()), column)
+    if misfits:
+        raise QueryError(f"column {name!r}: {misfits[0].reason}", hint="cast it to text")
+    return array
+
+
+def _run(connection: Connection, sql: str, params: Sequence[Any]) -> int:
+    return max(connection.execute(sql, params or None).rowcount, 0)
+
+
+def _refuse_transactions(sql: str) -> None:
+    words = sql.split(None, 1)
+    word = words[0].rstrip(";").lower() if words else ""
+    if word in _TRANSACTION_WORDS:
+        raise QueryError(
+            f"{word} does not run as a statement of its own",
+            hint="give all statements of the transaction to execute_batch",
+        )
+
+
+def _is_refusal(error: psycopg.OperationalError) -> bool:
+    """Tell whether the server answered: then trying again changes nothing."""
+    text = str(error)
+    return any(part in text for part in ("authentication", "does not exist", "no pg_hba.conf"))
+
+
+def translate(error: psycopg.Error) -> RheiError:
+    """Name a driver's error by what can be done about it; never quotes a row's values."""
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        return QueryError("a query only reads", hint="use execute for writes")
+    if isinstance(error, psycopg.errors.ObjectInUse | psycopg.errors.LockNotAvailable):
+        return SourceBusyError(f"the source is in use: {error.diag.message_primary}")
+    if isinstance(error, psycopg.errors.QueryCanceled):
+        return SourceBusyError(
+            "the source's server ended the statement for its timeout",
+            hint="make it cheaper, or raise source.statement_timeout_seconds",
+        )
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return SourceError(
+            f"the source refuses: {error.diag.message_primary}",
+            hint="grant what is missing; 'rhei check' names the statements",
+        )
+    if isinstance(error, psycopg.OperationalError):
+        return _connection_error(error)
+    # The primary message names objects; the detail, which may quote values, stays out.
+    return QueryError(f"PostgreSQL refused: {error.diag.message_primary or 'the statement'}")
+
+
+def _connection_error(error: psycopg.OperationalError) -> RheiError:
+    if _is_refusal(error):
+        return SourceError(
+            f"the source refuses the connection: {_last_line(error)}",
+            hint="correct source.dsn, its user or its password",
+        )
+    return SourceBusyError(
+        f"the source cannot be reached: {_last_line(error)}",
+        hint="it will be tried again; see that the server is up",
+    )
+
+
+def _last_line(error: psycopg.Error) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

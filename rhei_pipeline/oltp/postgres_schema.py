@@ -1,0 +1,259 @@
+"""What a PostgreSQL catalogue says of a table: columns as Arrow types, keys, row identity."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+
+from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.schema import (
+    INSTANT,
+    Column,
+    TableOptions,
+    TableSchema,
+    nearest,
+    parse_type,
+    refuse_reserved,
+)
+from rhei_pipeline.sql import quote
+
+_log = logging.getLogger(__name__)
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+DEFAULT_NAMESPACE = "public"
+_NUMERIC = 1700
+_MAX_DECIMAL_DIGITS = 38
+#: The first server version that can log stored generated columns.
+STORED_GENERATED_SINCE = 180_000
+#: Built-in types by oid; every other type is kept as the text that PostgreSQL writes for it.
+_TYPES = {
+    16: pa.bool_(),
+    17: pa.binary(),
+    20: pa.int64(),
+    21: pa.int16(),
+    23: pa.int32(),
+    26: pa.int64(),
+    700: pa.float32(),
+    701: pa.float64(),
+    1082: pa.date32(),
+    1083: pa.time64("us"),
+    1114: pa.timestamp("us"),
+    1184: INSTANT,
+}
+_DECLARATIONS = {
+    pa.bool_(): "boolean",
+    pa.binary(): "bytea",
+    pa.int64(): "bigint",
+    pa.int32(): "integer",
+    pa.int16(): "smallint",
+    pa.float32(): "real",
+    pa.float64(): "double precision",
+    pa.string(): "text",
+    pa.date32(): "date",
+    pa.time64("us"): "time",
+    pa.timestamp("us"): "timestamp",
+    INSTANT: "timestamptz",
+}
+_KINDS = {"v": "view", "m": "materialized view", "f": "foreign table", "S": "sequence"}
+
+_SYSTEM = "n.nspname not in ('pg_catalog', 'information_schema') and n.nspname not like 'pg\\_%%'"
+_TABLES = f"""
+select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence = 'p' and {_SYSTEM}
+  and exists (select 1 from pg_index i where i.indrelid = c.oid and i.indisprimary)
+order by 1, 2
+"""
+_RELATION = """
+select c.oid::bigint, c.relkind::text, c.relpersistence::text, c.relreplident::text
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = %s and c.relname = %s
+"""
+_COLUMNS = """
+with recursive base(attnum, oid, modifier) as (
+    select a.attnum, a.atttypid, a.atttypmod from pg_attribute a
+    where a.attrelid = %s and a.attnum > 0 and not a.attisdropped
+    union all
+    select b.attnum, t.typbasetype, t.typtypmod from base b join pg_type t on t.oid = b.oid
+    where t.typtype = 'd'
+)
+select a.attname, a.attnotnull, a.attgenerated::text, b.oid::bigint, b.modifier
+from base b join pg_attribute a on a.attrelid = %s and a.attnum = b.attnum
+join pg_type t on t.oid = b.oid and t.typtype <> 'd'
+order by a.attnum
+"""
+_KEY = """
+select array_agg(a.attname::text order by k.place)
+from pg_index i cross join unnest(i.indkey) with ordinality as k(attnum, place)
+join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+where i.indrelid = %s and k.place <= i.indnkeyatts and {which}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresTable:
+    """A table as PostgreSQL's catalogue describes it.
+
+    Attributes:
+        oid: Its own, another one once it is dropped and made again.
+    """
+
+    schema: TableSchema
+    oid: int
+
+
+def table_names(connection: Connection) -> list[str]:
+    """Return the names of all ordinary tables that have a primary key."""
+    return [_name(*row) for row in connection.execute(_TABLES)]
+
+
+def read_table(connection: Connection, name: str, options: TableOptions) -> PostgresTable:
+    """Read a table's schema from the catalogue.
+
+    Raises:
+        SchemaError: No such table, not an ordinary one, no usable key, a reserved name, rows that
+            updates and deletes in the log could not name; says the way out.
+    """
+    namespace, relation = _parts(connection, name)
+    oid, identity = _ordinary_table(connection, namespace, relation)
+    shown = _name(namespace, relation)
+    columns = _columns(connection, oid, shown, options)
+    refuse_reserved(relation, [column.name for column in columns])
+    key = _key(connection, oid, shown, options)
+    _refuse_vague_identity(connection, oid, shown, identity, key)
+    _refuse_unknown(shown, "primary_key", key, [column.name for column in columns])
+    return PostgresTable(TableSchema(shown, tuple(columns), key, namespace), oid)
+
+
+def qualified(schema: TableSchema) -> str:
+    """Write a table's name for the source."""
+    return f"{quote(schema.namespace or DEFAULT_NAMESPACE)}.{quote(schema.relation)}"
+
+
+def arrow_type(oid: int, modifier: int) -> pa.DataType:
+    """Return the Arrow type of a built-in type; text for every other one.
+
+    A numeric of declared precision becomes a decimal; one without has no bound that a decimal
+    could keep, and stays exact as text.
+    """
+    if oid == _NUMERIC and modifier > 0:
+        precision, scale = (modifier - 4) >> 16, ((modifier - 4) & 0x7FF ^ 1024) - 1024
+        if precision <= _MAX_DECIMAL_DIGITS and 0 <= scale <= precision:
+            return pa.decimal128(precision, scale)
+    return _TYPES.get(oid, pa.string())
+
+
+def declaration(kind: pa.DataType) -> str:
+    """Return the declared type that is read back as this Arrow type.
+
+    Raises:
+        SchemaError: No declaration is.
+    """
+    if pa.types.is_decimal(kind):
+        return f"numeric({kind.precision}, {kind.scale})"
+    if kind in _DECLARATIONS:
+        return _DECLARATIONS[kind]
+    raise SchemaError(f"PostgreSQL has no column of type {kind}")
+
+
+def _name(namespace: str, relation: str) -> str:
+    if namespace == DEFAULT_NAMESPACE and "." not in relation:
+        return relation
+    return f"{namespace}.{relation}"
+
+
+def _parts(connection: Connection, name: str) -> tuple[str, str]:
+    """Find the table that a name means: `schema.table`, or a table in `public`."""
+    found = connection.execute(
+        "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+        " where (n.nspname || '.' || c.relname = %s or (n.nspname = %s and c.relname = %s))"
+        " and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') order by n.nspname = %s desc",
+        (name, DEFAULT_NAMESPACE, name, DEFAULT_NAMESPACE),
+    ).fetchone()
+    if found is None:
+        hint = nearest(name, table_names(connection))
+        raise SchemaError("no such table in the source", table=name, hint=hint)
+    return found[0], found[1]
+
+
+def _ordinary_table(connection: Connection, namespace: str, relation: str) -> tuple[int, str]:
+    found = connection.execute(_RELATION, (namespace, relation)).fetchone()
+    if found is None:
+        raise SchemaError("no such table in the source", table=_name(namespace, relation))
+    oid, kind, persistence, identity = found
+    if kind not in {"r", "p"} or persistence != "p":
+        what = _KINDS.get(kind, "table that PostgreSQL does not log")
+        raise SchemaError(
+            f"it is a {what}, and only ordinary tables can be captured",
+            table=_name(namespace, relation),
+            hint="mirror the tables it is made from, or make it a logged table",
+        )
+    return oid, identity
+
+
+def _columns(connection: Connection, oid: int, shown: str, options: TableOptions) -> list[Column]:
+    rows = connection.execute(_COLUMNS, (oid, oid)).fetchall()
+    names = [row[0] for row in rows]
+    _refuse_unknown(shown, "columns", options.columns or (), names)
+    _refuse_unknown(shown, "types", list(options.types), names)
+    columns = []
+    for name, not_null, generated, type_oid, modifier in rows:
+        if options.columns is not None and name not in options.columns:
+            continue
+        if not _is_logged(connection, generated):
+            _log.warning("table %r: generated column %r is in no log: left out", shown, name)
+            continue
+        kind, epoch = arrow_type(type_oid, modifier), None
+        if name in options.types:
+            kind, epoch = parse_type(options.types[name])
+        columns.append(Column(name, kind, not not_null, epoch))
+    return columns
+
+
+def _is_logged(connection: Connection, generated: str) -> bool:
+    if not generated:
+        return True
+    return generated == "s" and connection.info.server_version >= STORED_GENERATED_SINCE
+
+
+def _key(connection: Connection, oid: int, shown: str, options: TableOptions) -> tuple[str, ...]:
+    if options.primary_key is not None:
+        return tuple(options.primary_key)
+    found = connection.execute(_KEY.format(which="i.indisprimary"), (oid,)).fetchone()
+    if found is None or found[0] is None:
+        raise SchemaError(
+            "it has no primary key",
+            table=shown,
+            hint="add one, or name a unique key without nulls as 'primary_key'",
+        )
+    return tuple(found[0])
+
+
+def _refuse_vague_identity(
+    connection: Connection, oid: int, shown: str, identity: str, key: Sequence[str]
+) -> None:
+    """Refuse a table whose updates and deletes the log would not name by our key."""
+    if identity == "f":
+        return
+    which = {"d": "i.indisprimary", "i": "i.indisreplident"}.get(identity, "false")
+    found = connection.execute(_KEY.format(which=which), (oid,)).fetchone()
+    if found is None or set(found[0] or ()) != set(key):
+        raise SchemaError(
+            f"its replica identity does not name rows by {', '.join(key)}",
+            table=shown,
+            hint="run 'alter table ... replica identity default' (by primary key), 'using index'"
+            " (by another unique key) or 'full'",
+        )
+
+
+def _refuse_unknown(table: str, setting: str, named: Sequence[str], known: Sequence[str]) -> None:
+    for name in named:
+        if name not in known:
+            raise SchemaError(
+                f"{setting!r} names column {name!r}, which it does not have",
+                table=table,
+                hint=nearest(name, list(known)),
+            )

