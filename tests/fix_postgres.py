@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
@@ -71,11 +72,13 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server() -> Iterator[Server]:
     """Start a server for the whole session."""
-    made = Server(tmp_path_factory.mktemp("postgres"))
-    yield made
-    made.stop()
+    # Not in pytest's own directory: another session starting there shuts other users out of it.
+    with TemporaryDirectory(prefix="rhei-postgres-") as directory:
+        made = Server(Path(directory))
+        yield made
+        made.stop()
 
 
 @pytest.fixture

@@ -61,9 +61,8 @@ select count(*) from (
 """
 
 _HEAD = """
-select pg_current_wal_flush_lsn()::text, clock_timestamp(), system_identifier::text,
-       substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8)
-from pg_control_system()
+select lsn::text, clock_timestamp(), substr(pg_walfile_name(lsn), 1, 8)
+from pg_current_wal_flush_lsn() as lsn
 """
 _SLOT = """
 select confirmed_flush_lsn::text, wal_status = 'lost' or invalidation_reason is not null
@@ -111,6 +110,7 @@ class LogicalSource:
         self._advanced = 0
         self._reader: Connection | None = None
         self._kept: Connection | None = None
+        self._system = ""
         self._refuse_unready()
 
     def _refuse_unready(self) -> None:
@@ -128,6 +128,9 @@ class LogicalSource:
         """The connection for everything but rows; a new one where the server ended the last."""
         if self._kept is None or self._kept.closed:
             self._kept = self._database.connect()
+            self._system = _value(
+                self._kept, "select system_identifier::text from pg_control_system()"
+            )
         return self._kept
 
     def describe(self, name: str) -> TableSchema:
@@ -181,10 +184,10 @@ class LogicalSource:
             yield snapshot
 
     def _moment(self) -> Moment:
-        head, clock, system, timeline = _row(self._connection, _HEAD)
+        head, clock, timeline = _row(self._connection, _HEAD)
         members = self._members()
         tables = {
-            name: Followed(table, f"{system}:{timeline}:{table.oid}:{members[table.oid]}")
+            name: Followed(table, f"{self._system}:{timeline}:{table.oid}:{members[table.oid]}")
             for name, table in self._published.items()
             if table.oid in members
         }

@@ -1,0 +1,224 @@
+"""Random histories of an application on PostgreSQL, with another transaction open meanwhile."""
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from hypothesis import strategies as st
+
+from rhei_pipeline.protocols import Step
+from tests.fix_postgres import PostgresWorld
+from tests.model import arrow_rows, exact
+
+TABLES = ("items", "pairs", "sales.child")
+SCHEMA = (
+    "create schema if not exists sales",
+    "create table items(id int primary key, code text unique, qty float8, note text)",
+    "alter table items alter note set storage external",
+    "create table pairs(a text, b int, v bytea, w numeric(6, 2), primary key (a, b))"
+    " partition by list (b)",
+    "create table pairs_1 partition of pairs for values in (1)",
+    "create table pairs_2 partition of pairs default",
+    "create table sales.child(id int primary key,"
+    " item int references items(id) on delete cascade on update cascade)",
+)
+CLEAR = ("drop schema if exists sales cascade", "drop table if exists items, pairs cascade")
+LONG = "out of line " * 400
+
+_IDS = st.integers(1, 4)
+_CODES = st.sampled_from([None, "a", "b", "c"])
+_NOTES = st.sampled_from([None, "", "é", LONG])
+_QUANTITIES = st.sampled_from([None, 0.0, -0.0, 1.5, float("inf")])
+_PARTS = st.sampled_from(["k", "K", "ß"])
+_NUMBERS = st.integers(1, 3)
+_BLOBS = st.sampled_from([None, b"", b"\0\xff"])
+
+Statement = tuple[str, tuple[Any, ...]]
+statements = st.one_of(
+    st.tuples(
+        st.just(
+            "insert into items values (%s, %s, %s, %s) on conflict (id) do update"
+            " set qty = excluded.qty, note = excluded.note"
+        ),
+        st.tuples(_IDS, _CODES, _QUANTITIES, _NOTES),
+    ),
+    st.tuples(st.just("update items set qty = %s where id = %s"), st.tuples(_QUANTITIES, _IDS)),
+    st.tuples(st.just("update items set id = %s where id = %s"), st.tuples(_IDS, _IDS)),
+    st.tuples(st.just("update items set qty = qty + 1"), st.just(())),
+    st.tuples(st.just("delete from items where id = %s"), st.tuples(_IDS)),
+    st.tuples(
+        st.just("insert into pairs values (%s, %s, %s, %s) on conflict do nothing"),
+        st.tuples(_PARTS, _NUMBERS, _BLOBS, st.sampled_from([None, 1, 2.5])),
+    ),
+    st.tuples(st.just("update pairs set b = %s where b = %s"), st.tuples(_NUMBERS, _NUMBERS)),
+    st.tuples(st.just("delete from pairs where a = %s"), st.tuples(_PARTS)),
+    st.tuples(
+        st.just("insert into sales.child values (%s, %s) on conflict do nothing"),
+        st.tuples(_IDS, _IDS),
+    ),
+    st.tuples(st.just("truncate sales.child"), st.just(())),
+    st.tuples(st.just("truncate pairs"), st.just(())),
+)
+_MIGRATIONS = st.sampled_from(
+    [
+        "alter table items add column extra int default 7",
+        "alter table items drop column note",
+        "alter table items rename column note to remark",
+        "alter table pairs alter column w type numeric(8, 3)",
+        "alter table items replica identity full",
+        "alter table items replica identity default",
+        "vacuum full items",
+        "drop publication",
+        "drop slot",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Write:
+    """A transaction: some statements, some of them undone by a savepoint, then an end."""
+
+    done: tuple[Statement, ...]
+    undone: tuple[Statement, ...]
+    commits: bool
+    elsewhere: bool
+
+
+@dataclass(frozen=True)
+class Sync:
+    """A sync, or a repeated copy of a table, that crashes at a step or does not."""
+
+    table: str | None
+    crash_at: Step | None
+    occurrence: int
+
+
+@dataclass(frozen=True)
+class Migration:
+    """Something an administrator does."""
+
+    sql: str
+
+
+writes = st.builds(
+    Write,
+    st.lists(statements, min_size=1, max_size=4).map(tuple),
+    st.lists(statements, max_size=2).map(tuple),
+    st.sampled_from([True, True, True, False]),
+    st.sampled_from([False, False, True]),
+)
+_crashes = st.none() | st.sampled_from(list(Step))
+syncs = st.builds(Sync, st.none(), _crashes, st.integers(1, 3))
+copies = st.builds(Sync, st.sampled_from(TABLES), _crashes, st.integers(1, 3))
+
+calm = st.lists(writes | writes | syncs, min_size=3, max_size=20)
+stormy = st.lists(
+    writes | writes | syncs | copies | st.builds(Migration, _MIGRATIONS), min_size=3, max_size=20
+)
+
+
+@dataclass
+class Play:
+    """A history being played."""
+
+    world: PostgresWorld
+    dated: bool
+    other: psycopg.Connection[Any]
+    states: list[tuple[datetime, dict[str, frozenset[Any]]]] = field(default_factory=list)
+
+    def run(self, actions: list[Write | Sync | Migration]) -> None:
+        """Play all, then demand that mirror and source are equal."""
+        self.world.htap.sync_now()
+        self.note()
+        for action in actions:
+            self.world.faults.disarm()
+            if isinstance(action, Write):
+                self._write(action)
+            elif isinstance(action, Sync):
+                self._sync(action)
+            else:
+                self._migrate(action.sql)
+            if self.dated:
+                self.note()
+        self.other.rollback()
+        self.world.faults.disarm()
+        self._settled()
+        assert self.world.htap.verify().equal
+        for instant, state in self.states if self.dated else ():
+            for table in TABLES:
+                found = arrow_rows(self.world.htap.as_of(table, instant))
+                assert found == state[table], (instant, table)
+
+    def note(self) -> None:
+        """Date the present state, a moment behind the last commit."""
+        found = self.world.app.execute("select clock_timestamp() from pg_sleep(0.0005)").fetchone()
+        assert found is not None
+        state = {table: self._rows(table) for table in TABLES}
+        self.states.append((found[0].astimezone(UTC), state))
+
+    def _rows(self, table: str) -> frozenset[Any]:
+        return frozenset(map(exact, self.world.app.execute(f"select * from {table}".encode())))
+
+    def _write(self, action: Write) -> None:
+        # The other connection's transaction stays open until its next turn.
+        connection = self.other if action.elsewhere else self.world.app
+        connection.commit()
+        if not action.elsewhere:
+            connection.execute("begin")
+        for sql, params in action.done:
+            # Left open, it would lock every reader out, this oracle too.
+            if not (action.elsewhere and sql.startswith("truncate")):
+                self._statement(connection, sql, params)
+        connection.execute("savepoint undone")
+        for sql, params in () if action.elsewhere else action.undone:
+            self._statement(connection, sql, params)
+        connection.execute("rollback to undone")
+        if not action.elsewhere:
+            connection.execute("commit" if action.commits else "rollback")
+
+    def _statement(
+        self, connection: psycopg.Connection[Any], sql: str, params: tuple[Any, ...]
+    ) -> None:
+        connection.execute("savepoint statement")
+        # A broken constraint, a lock of the other one: the application's everyday life.
+        with suppress(psycopg.Error):
+            connection.execute(sql.encode(), params or None)
+            return
+        connection.execute("rollback to statement")
+
+    def _sync(self, action: Sync) -> None:
+        if action.crash_at:
+            self.world.faults.arm(action.crash_at, action.occurrence)
+        if not self.dated:
+            self.other.commit()  # a copy, which may be due, waits for older transactions
+        if not self.world.surviving(lambda: self._work(action.table)):
+            self._settled()
+
+    def _work(self, table: str | None) -> None:
+        if table is None:
+            self.world.htap.sync_now()
+        else:
+            self.world.htap.initial_sync(table)
+
+    def _settled(self) -> None:
+        self.world.faults.disarm()
+        self.world.htap.sync_now()
+        self.world.assert_equal(*TABLES)
+
+    def _migrate(self, sql: str) -> None:
+        self.other.commit()
+        app = self.world.app
+        if sql == "drop slot":
+            with suppress(psycopg.Error):
+                app.execute(
+                    "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
+                    " where database = current_database()"
+                )
+        elif sql == "drop publication":
+            for (name,) in app.execute("select pubname from pg_publication").fetchall():
+                app.execute(f"drop publication {name}".encode())
+        else:
+            with suppress(psycopg.Error):
+                app.execute(sql.encode())
