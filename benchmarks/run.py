@@ -1,4 +1,4 @@
-"""Measure and print: `make bench`, or `python -m benchmarks.run cycles copy idle triggers`."""
+"""Measure and print: `make bench`, or `python -m benchmarks.run cycles postgres`."""
 
 import statistics
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import postgres
 from benchmarks.orders import Orders, orders
 from benchmarks.timing import timed
 
@@ -125,6 +126,7 @@ def triggers() -> Iterator[Figure]:
 def main() -> None:
     """Run what is named, or all."""
     chapters = {part.__name__: part for part in (cycles, copy, idle, triggers)}
+    chapters["postgres"] = postgres.measure
     shown = Table("measured", "figure")
     console = Console()
     for name in sys.argv[1:] or chapters:

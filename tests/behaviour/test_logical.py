@@ -8,8 +8,9 @@ import psycopg
 import pyarrow as pa
 import pytest
 
+from examples.postgres_server import Server
 from rhei_pipeline.errors import QueryError, SchemaError, SourceBusyError, SourceError
-from tests.fix_postgres import PostgresWorld, Server
+from tests.fix_postgres import PostgresWorld
 
 MakeWorld = Callable[..., PostgresWorld]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])

@@ -1,0 +1,101 @@
+"""PostgreSQL to the mirror through the server's own log."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psycopg
+
+import rhei_pipeline as rhei
+from benchmarks.timing import timed
+from examples.postgres_server import Server
+
+ROWS, EVENTS, ROUNDS = 1_000_000, 100_000, 3
+
+_TABLE = """
+create table orders(
+    id int primary key, customer_id int not null, status text not null, amount float8 not null,
+    note text, created_at timestamptz not null, total numeric(12, 2)
+);
+insert into orders select i, i % 1000, 'paid', i / 100.0, 'note ' || i || ' of some length',
+    '2026-01-01'::timestamptz + i * interval '1 second', i from generate_series(1, 1000000) i;
+analyze orders;
+"""
+_CHANGES = """
+with chosen as (select (random() * 999999)::int + 1 as id from generate_series(1, {updates}))
+update orders o set amount = random() * 100, status = 'sent' from chosen where o.id = chosen.id;
+insert into orders select nextval('ids'), 7, 'new', 1.5, 'a new order', now(), 1
+    from generate_series(1, {inserts});
+delete from orders where id in
+    (select (random() * 999999)::int + 1 from generate_series(1, {deletes}));
+"""
+
+
+@contextmanager
+def orders() -> Iterator[tuple[psycopg.Connection[tuple[int]], str, Path]]:
+    """Make a server with a table of a million rows, removed at the end."""
+    with TemporaryDirectory(prefix="rhei-postgres-") as data, TemporaryDirectory() as directory:
+        server = Server(Path(data))
+        try:
+            with psycopg.connect(server.dsn(), autocommit=True) as connection:
+                connection.execute(_TABLE.encode())
+                connection.execute("create sequence ids start 2000000")
+                yield connection, server.dsn(), Path(directory)
+        finally:
+            server.stop()
+
+
+def settings(dsn: str, directory: Path, mode: str) -> rhei.Settings:
+    """Declare the pipeline."""
+    return rhei.Settings(
+        source={"kind": "postgres", "dsn": dsn},
+        mirror={"path": directory / f"{mode}.duckdb"},
+        registry={"path": directory / f"{mode}.json"},
+        tables=[{"name": "orders", "mode": mode}],
+    )
+
+
+def measure() -> Iterator[tuple[str, str]]:
+    """Measure the copy, cycles of many changes, of ten, and of none."""
+    with orders() as (connection, dsn, directory):
+        for mode in ("destructive", "temporal"):
+            with rhei.open(settings(dsn, directory, mode)) as htap:
+                with timed() as timing:
+                    htap.sync_now()
+                rate = ROWS / timing.cpu_seconds
+                yield f"PostgreSQL, {mode}: initial sync", f"{rate:,.0f} rows/s CPU"
+                yield f"PostgreSQL, {mode}: mixed changes", _many(connection, htap)
+                yield f"PostgreSQL, {mode}: cycle of ten changes", _few(connection, htap)
+                if not htap.verify().equal:
+                    raise SystemExit("source and mirror differ: these figures are worth nothing")
+
+
+def _many(connection: psycopg.Connection[tuple[int]], htap: rhei.HTAP) -> str:
+    rates, walls = [], []
+    sizes = {"updates": EVENTS // 2, "inserts": EVENTS * 35 // 100, "deletes": EVENTS * 15 // 100}
+    for _ in range(ROUNDS):
+        connection.execute(_CHANGES.format(**sizes).encode())
+        with timed() as timing:
+            report = htap.sync_now()
+        rates.append(report.events / timing.cpu_seconds)
+        walls.append(report.events / timing.wall_seconds)
+    cpu, wall = statistics.median(rates), statistics.median(walls)
+    return f"{cpu:,.0f} events/s CPU, {wall:,.0f} events/s with the server's part"
+
+
+def _few(connection: psycopg.Connection[tuple[int]], htap: rhei.HTAP) -> str:
+    def cycle(changes: int) -> float:
+        if changes:
+            connection.execute(
+                "update orders set amount = amount + 1 where id between 5000 and %s",
+                (4999 + changes,),
+            )
+        started = time.perf_counter()
+        htap.sync_now()
+        return (time.perf_counter() - started) * 1000
+
+    few, none = sorted(cycle(10) for _ in range(60)), sorted(cycle(0) for _ in range(60))
+    return f"p50 {few[30]:.1f} ms, p99 {few[59]:.1f} ms; without changes p50 {none[30]:.1f} ms"
