@@ -14,7 +14,10 @@ from rich.progress import Progress
 from rhei_pipeline.errors import RheiError
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.htap import open as open_htap
-from rhei_pipeline.terminal import err, show, show_rows, values
+from rhei_pipeline.metrics import Severity
+from rhei_pipeline.settings import Settings
+from rhei_pipeline.terminal import err, out, show, show_rows, values
+from rhei_pipeline.wiring import examine
 
 FAILED = 1
 
@@ -46,8 +49,20 @@ def example(text: str) -> str:
 
 @app.command(epilog=example("check"))
 def check(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
-    """Read the declaration, open both sides, install capture, and say how each table stands."""
-    status(config, json_)
+    """Examine the declaration and the source: what is wrong, why it matters, what mends it."""
+    findings = examine(Settings.load(config))
+    broken = any(found.severity is Severity.ERROR for found in findings)
+    rows = [values(found) for found in findings]
+    if findings or json_:
+        show(
+            {"ready": not broken, "findings": rows},
+            rows,
+            ("severity", "table", "what", "why", "remedy"),
+            as_json=json_,
+        )
+    if not broken and not json_:
+        out.print("ready to sync")
+    _exit_if(broken)
 
 
 @app.command(epilog=example("sync --json"))

@@ -2,11 +2,38 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
 from rhei_pipeline.events import Counts
 from rhei_pipeline.ledger import TableState
+
+
+class Severity(StrEnum):
+    """How much a finding matters: nothing syncs, something may go wrong, or it is only told."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What an examination of the source found.
+
+    Attributes:
+        what: What is so.
+        why: Why it matters.
+        remedy: The statement or command that mends it.
+        table: The table it is about, where it is about one.
+    """
+
+    severity: Severity
+    what: str
+    why: str
+    remedy: str
+    table: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The one place where a name in the settings becomes an object."""
 
 import importlib
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import ModuleType
@@ -8,6 +9,7 @@ from typing import Protocol
 
 from rhei_pipeline.capture.trigger_log import TriggerSource, unacknowledged
 from rhei_pipeline.errors import MissingExtraError, SchemaError
+from rhei_pipeline.metrics import Finding
 from rhei_pipeline.olap.duckdb import MEMORY, DuckDBMirror
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
 from rhei_pipeline.pipeline import Declared, Pipeline, no_step
@@ -28,6 +30,14 @@ class SourceDatabase(Database, Protocol):
         self, name: str, options: TableOptions, known: TableSchema | None
     ) -> TableSchema:
         """Read a table's schema; `known` is what it is mirrored with, if it is."""
+
+    def examine(
+        self,
+        tables: Sequence[str],
+        options: Callable[[str], TableOptions],
+        mirror_id: str | None,
+    ) -> list[Finding]:
+        """Say what stands in the way of capture, why, and what mends it."""
 
 
 class Source(ChangeSource, Protocol):
@@ -142,6 +152,18 @@ def unseen_events(settings: Settings) -> int | None:
             return unacknowledged(database, mirror_id)
         found: int | None = postgres().unconfirmed(database, mirror_id)
         return found
+    finally:
+        database.close()
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Say what stands in the way of mirroring the declared tables; changes nothing."""
+    database = open_database(settings)
+    try:
+        names = [declared.name for declared in declared_tables(settings, database)]
+        options = table_options(settings)
+        mirror_id = mirror_id_of(settings.registry.path)
+        return database.examine(names, lambda n: options.get(n, TableOptions()), mirror_id)
     finally:
         database.close()
 

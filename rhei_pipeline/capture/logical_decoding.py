@@ -36,6 +36,7 @@ from rhei_pipeline.oltp.postgres_schema import (
     PostgresTable,
     qualified,
     read_table,
+    slot_name,
 )
 from rhei_pipeline.schema import Table, TableOptions, TableSchema
 from rhei_pipeline.sql import quote
@@ -46,8 +47,6 @@ _log = logging.getLogger(__name__)
 SETTLE_SECONDS = 60.0
 _POLL_SECONDS = 0.01
 _NOTE_EVERY_BYTES = 2 * 2**20
-#: PostgreSQL's names have 63 bytes; so much of the mirror's id tells our slot from others'.
-_ID_DIGITS = 16
 _VERSION_DIGITS = 15  # of a hash in hexadecimal, so that the version fits 63 bits
 
 _FLUSHED = "select pg_current_wal_flush_lsn()::text"
@@ -349,11 +348,6 @@ class LogicalSource:
 
     def _run(self, sql: str, *params: object) -> None:
         self._connection.execute(sql.encode(), params or None)
-
-
-def slot_name(mirror_id: str) -> str:
-    """Return the name of a mirror's slot and publication."""
-    return f"rhei_{mirror_id[:_ID_DIGITS]}"
 
 
 def unconfirmed(database: PostgresDatabase, mirror_id: str) -> int | None:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,12 +16,15 @@ from rhei_pipeline.errors import (
     SourceBusyError,
     SourceError,
 )
+from rhei_pipeline.metrics import Finding
+from rhei_pipeline.oltp import postgres_doctor
 from rhei_pipeline.oltp.postgres_schema import (
     Connection,
     arrow_type,
     declaration,
     qualified,
     read_table,
+    slot_name,
     table_names,
 )
 from rhei_pipeline.oltp.postgres_values import SESSION_SETTINGS, admit_text
@@ -167,6 +170,17 @@ class PostgresDatabase:
         """Read a table's schema; see `postgres_schema.read_table`."""
         with self._lent() as connection:
             return read_table(connection, name, options).schema
+
+    def examine(
+        self,
+        tables: Sequence[str],
+        options: Callable[[str], TableOptions],
+        mirror_id: str | None,
+    ) -> list[Finding]:
+        """Say what stands in the way of capture; see `postgres_doctor.examine`."""
+        slot = slot_name(mirror_id) if mirror_id else None
+        with self._lent() as connection:
+            return list(postgres_doctor.examine(connection, tables, options, slot))
 
     def add_column(self, table: TableSchema, column: str, arrow_type: pa.DataType) -> None:
         """Add a column that is declared so that it is read back as this type."""

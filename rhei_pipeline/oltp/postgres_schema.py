@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 DEFAULT_NAMESPACE = "public"
+#: PostgreSQL's names have 63 bytes; so much of the mirror's id tells our slot from others'.
+_ID_DIGITS = 16
 _NUMERIC = 1700
 _MAX_DECIMAL_DIGITS = 38
 #: The first server version that can log stored generated columns.
@@ -126,6 +128,11 @@ def read_table(connection: Connection, name: str, options: TableOptions) -> Post
     _refuse_vague_identity(connection, oid, shown, identity, key)
     _refuse_unknown(shown, "primary_key", key, [column.name for column in columns])
     return PostgresTable(TableSchema(shown, tuple(columns), key, namespace), oid)
+
+
+def slot_name(mirror_id: str) -> str:
+    """Return the name of a mirror's slot and publication."""
+    return f"rhei_{mirror_id[:_ID_DIGITS]}"
 
 
 def qualified(schema: TableSchema) -> str:

@@ -6,7 +6,7 @@ each other's locks (sqlite.org/howtocorrupt.html, section 2.2.1).
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -21,7 +21,8 @@ from rhei_pipeline.errors import (
     SourceBusyError,
     SourceError,
 )
-from rhei_pipeline.oltp import sqlite_query
+from rhei_pipeline.metrics import Finding
+from rhei_pipeline.oltp import sqlite_doctor, sqlite_query
 from rhei_pipeline.oltp.sqlite_schema import declaration, read_table, table_names
 from rhei_pipeline.schema import TableOptions, TableSchema
 from rhei_pipeline.sql import quote
@@ -112,6 +113,16 @@ class SqliteDatabase:
         """Read a table's schema; see `sqlite_schema.read_table`."""
         with self.reader() as connection:
             return read_table(connection, name, options, known).schema
+
+    def examine(
+        self,
+        tables: Sequence[str],
+        options: Callable[[str], TableOptions],
+        mirror_id: str | None,  # noqa: ARG002  (triggers belong to all mirrors)
+    ) -> list[Finding]:
+        """Say what stands in the way of capture; see `sqlite_doctor.examine`."""
+        with self.reader() as connection:
+            return list(sqlite_doctor.examine(connection, tables, options))
 
     def add_column(self, table: TableSchema, column: str, arrow_type: pa.DataType) -> None:
         """Add a column that is declared so that it is read back as this type."""

@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 import psycopg
 import pyarrow as pa
 import pytest
+from pydantic import SecretStr
 
 from examples.postgres_server import Server
 from rhei_pipeline.errors import QueryError, SchemaError, SourceBusyError, SourceError
+from rhei_pipeline.wiring import examine
 from tests.fix_postgres import PostgresWorld
 
 MakeWorld = Callable[..., PostgresWorld]
@@ -352,3 +354,54 @@ def test_a_copy_while_writers_run_has_no_false_versions(make_postgres: MakeWorld
         stop.set()
         thread.join()
     synced(world, "facts")
+
+
+def test_the_doctor_names_each_obstacle_and_its_cure(make_postgres: MakeWorld) -> None:
+    world = make_postgres(tables=[{"name": "orders"}, {"name": "vague"}])
+    world.run(CREATE, "create table vague(id int primary key)")
+    assert examine(world.settings) == []
+    world.run(
+        "alter table vague replica identity nothing",
+        "drop role if exists poor",
+        "create role poor login",
+        "grant select on orders to poor",
+    )
+    poor = world.settings.model_copy(
+        update={
+            "source": world.settings.source.model_copy(
+                update={"dsn": SecretStr(world.dsn.replace("postgres:@", "poor@"))}
+            )
+        }
+    )
+    found = {finding.what: finding for finding in examine(poor)}
+    assert "alter role" in found["the user may not use replication slots"].remedy
+    assert "grant create" in found["the user may not create a publication"].remedy
+    (vague,) = [finding for finding in found.values() if finding.table == "vague"]
+    assert "replica identity" in vague.remedy
+
+
+def test_a_slot_the_server_gave_up_is_named_and_survived(
+    make_postgres: MakeWorld, server: Server
+) -> None:
+    world = make_postgres(mode="temporal")
+    world.run(CREATE, ROWS)
+    world.htap.sync_now()
+    world.run("alter system set max_slot_wal_keep_size = '1MB'", "select pg_reload_conf()")
+    try:
+        for _ in range(4):
+            world.run(
+                "insert into orders select i, repeat('x', 900), 1"
+                " from generate_series(1000, 20000) i on conflict (id) do update"
+                " set status = repeat('y', 900)",
+                "select pg_switch_wal()",
+                "checkpoint",
+            )
+        assert any("is lost" in finding.what for finding in examine(world.settings))
+        world.run("delete from orders where id = 1")
+        report = world.htap.sync_now()
+        assert report.tables["orders"].copied_rows > 0
+        synced(world)
+        assert len([v for v in world.versions("orders") if v["id"] == 1]) == 1
+        assert not any("is lost" in finding.what for finding in examine(world.settings))
+    finally:
+        world.run("alter system reset max_slot_wal_keep_size", "select pg_reload_conf()")

@@ -1,0 +1,120 @@
+"""What stands in the way of reading a PostgreSQL server's log, why, and what mends it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.metrics import Finding, Severity
+from rhei_pipeline.oltp.postgres_schema import Connection, read_table
+from rhei_pipeline.schema import TableOptions
+
+#: Free slots and senders below this leave no room for a second mirror or a replica.
+_SPARE_SLOTS = 1
+#: A slot that may keep so few more bytes before the server throws it away is in danger.
+_SAFE_BYTES = 256 * 2**20
+_LONG_SECONDS = 600
+
+_ROLE = "select rolreplication or rolsuper, rolsuper from pg_roles where rolname = current_user"
+_SLOTS = """
+select current_setting('max_replication_slots')::int - count(*)::int from pg_replication_slots
+"""
+_SLOT = """
+select wal_status, coalesce(safe_wal_size, 9223372036854775807)::bigint, invalidation_reason,
+    pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint
+from pg_replication_slots where slot_name = %s
+"""
+_LONGEST = """
+select pid, extract(epoch from clock_timestamp() - xact_start)::int from pg_stat_activity
+where datname = current_database() and backend_type = 'client backend'
+    and xact_start < clock_timestamp() - interval '1 second' * %s
+order by xact_start limit 1
+"""
+_CREATES = "select has_database_privilege(current_database(), 'create')"
+
+
+def examine(
+    connection: Connection,
+    tables: Sequence[str],
+    options: Callable[[str], TableOptions],
+    slot: str | None,
+) -> Iterator[Finding]:
+    """Examine the server and each table; `slot` is the mirror's own, once there is a mirror."""
+    yield from _server(connection)
+    yield from _slot(connection, slot)
+    for name in tables:
+        try:
+            read_table(connection, name, options(name))
+        except SchemaError as error:
+            why = "the table is left out until this is mended"
+            yield Finding(Severity.ERROR, error.message, why, error.hint or "", error.table or name)
+
+
+def _server(connection: Connection) -> Iterator[Finding]:
+    level = _one(connection, "show wal_level")[0]
+    if level != "logical":
+        yield Finding(
+            Severity.ERROR,
+            f"wal_level is {level!r}",
+            "the server's log holds row changes only with 'logical'",
+            "alter system set wal_level = 'logical'; then restart the server",
+        )
+    replicates, is_super = _one(connection, _ROLE)
+    if not replicates:
+        yield Finding(
+            Severity.ERROR,
+            "the user may not use replication slots",
+            "a slot keeps the log until the mirror has it",
+            "alter role <user> replication",
+        )
+    if not is_super and not _one(connection, _CREATES)[0]:
+        yield Finding(
+            Severity.ERROR,
+            "the user may not create a publication",
+            "a publication says which tables' changes are logged",
+            "grant create on database <database> to <user>",
+        )
+    if _one(connection, _SLOTS)[0] < _SPARE_SLOTS:
+        yield Finding(
+            Severity.WARNING,
+            "no replication slot is free",
+            "each mirror needs one",
+            "alter system set max_replication_slots = ...; then restart the server",
+        )
+    yield from _long_transaction(connection)
+
+
+def _long_transaction(connection: Connection) -> Iterator[Finding]:
+    found = connection.execute(_LONGEST, (_LONG_SECONDS,)).fetchone()
+    if found is not None:
+        yield Finding(
+            Severity.WARNING,
+            f"process {found[0]} has held a transaction open for {found[1] // 60} minutes",
+            "a first copy waits for it, and the server keeps its log meanwhile",
+            f"end it in its application, or: select pg_terminate_backend({found[0]})",
+        )
+
+
+def _slot(connection: Connection, slot: str | None) -> Iterator[Finding]:
+    found = connection.execute(_SLOT, (slot,)).fetchone() if slot else None
+    if found is None:
+        return
+    status, safe, invalidated, behind = found
+    if status == "lost" or invalidated:
+        yield Finding(
+            Severity.ERROR,
+            f"slot {slot!r} is lost",
+            "the server threw away changes before the mirror had them",
+            "rhei sync copies every table again by its difference; history is kept",
+        )
+    elif safe < _SAFE_BYTES:
+        yield Finding(
+            Severity.WARNING,
+            f"slot {slot!r} is {behind:,} bytes behind and may keep {safe:,} more",
+            "beyond that the server throws away changes the mirror does not have",
+            "sync now, or raise max_slot_wal_keep_size",
+        )
+
+
+def _one(connection: Connection, sql: str) -> tuple[Any, ...]:
+    found = connection.execute(sql.encode()).fetchone()
+    return found if found is not None else (None, None)
