@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.sources import key_part, source_key
+from assets.sources import key_parts, source_key
 from resources.olap import OlapResource
 from rhei_pipeline.metrics import CopyReport, RowParity
 from rhei_pipeline.schema import Table
@@ -18,7 +18,7 @@ _PROGRESS_ROWS = 250_000
 
 def initial_sync_key(table: Table) -> dg.AssetKey:
     """Return the key of a table's first copy."""
-    return dg.AssetKey(["initial_sync", key_part(table)])
+    return dg.AssetKey(["initial_sync", *key_parts(table)])
 
 
 def initial_sync_asset(table: Table) -> dg.AssetsDefinition:

@@ -8,7 +8,7 @@ from statistics import median
 import dagster as dg
 
 from assets.initial_sync import WRITER_POOL, initial_sync_key
-from assets.sources import CHANGES, column_schema, key_part
+from assets.sources import CHANGES, column_schema, key_parts
 from resources.olap import OlapResource
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import PermanentError
@@ -20,7 +20,7 @@ _LOOK_SECONDS = 0.5
 
 def mirror_key(table: Table) -> dg.AssetKey:
     """Return the key of a table's mirror."""
-    return dg.AssetKey(["mirror", key_part(table)])
+    return dg.AssetKey(["mirror", *key_parts(table)])
 
 
 def mirror_specs(tables: Sequence[Table], settings: Settings) -> list[dg.AssetSpec]:
@@ -35,13 +35,17 @@ def mirror_specs(tables: Sequence[Table], settings: Settings) -> list[dg.AssetSp
             skippable=True,
             metadata={
                 "dagster/column_schema": column_schema(table, history=True),
-                "dagster/table_name": f"{settings.mirror.path.stem}.main.{table.name}",
+                "dagster/table_name": f"{settings.mirror.path.stem}.{_place(table)}",
                 "dagster/storage_kind": "duckdb",
                 "dagster/uri": settings.mirror.path.resolve().as_uri(),
             },
         )
         for table in tables
     ]
+
+
+def _place(table: Table) -> str:
+    return f"{table.schema.namespace or 'main'}.{table.schema.relation}"
 
 
 def _description(table: Table) -> str:

@@ -7,7 +7,7 @@ import dagster as dg
 
 from assets.initial_sync import WRITER_POOL
 from assets.mirrors import mirror_key
-from assets.sources import column_schema, key_part
+from assets.sources import column_schema, key_parts
 from resources.olap import OlapResource
 from rhei_pipeline import Settings
 from rhei_pipeline.schema import Table
@@ -17,7 +17,7 @@ _TICK = timedelta(microseconds=1)
 
 def snapshot_key(table: Table) -> dg.AssetKey:
     """Return the key of a table's daily snapshots."""
-    return dg.AssetKey(["snapshot", key_part(table)])
+    return dg.AssetKey(["snapshot", *key_parts(table)])
 
 
 def daily_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:

@@ -19,20 +19,26 @@ _CAPTURED = {
 }
 
 
-def key_part(table: Table) -> str:
-    """Return a table's name as a part of an asset key, which takes letters, digits and `_` only.
+def key_parts(table: Table) -> list[str]:
+    """Return a table's name as parts of an asset key, its namespace first where it is told."""
+    schema = table.schema
+    told = schema.namespace is not None and schema.name != schema.relation
+    return [_key_part(name) for name in ([schema.namespace] if told else []) + [schema.relation]]
+
+
+def _key_part(name: str | None) -> str:
+    """Write a name with letters, digits and `_` only, as keys demand.
 
     Another name gets the characters of its own that fit, and a few digits to stay unique.
     """
-    plain = re.sub(r"[^A-Za-z0-9_]", "_", table.name)
-    if plain == table.name:
-        return plain
-    return f"{plain}_{hashlib.sha256(table.name.encode()).hexdigest()[:4]}"
+    name = name or ""
+    plain = re.sub(r"[^A-Za-z0-9_]", "_", name)
+    return plain if plain == name else f"{plain}_{hashlib.sha256(name.encode()).hexdigest()[:4]}"
 
 
 def source_key(table: Table) -> dg.AssetKey:
     """Return the key of a table in the source."""
-    return dg.AssetKey(["oltp", key_part(table)])
+    return dg.AssetKey(["oltp", *key_parts(table)])
 
 
 def source_specs(tables: Sequence[Table], settings: Settings) -> list[dg.AssetSpec]:

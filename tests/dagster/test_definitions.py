@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
+import psycopg
 import pytest
 
 import rhei_pipeline as rhei
@@ -282,3 +283,33 @@ def test_a_session_that_copies_says_so_of_the_initial_sync(
     assert event is not None
     assert event.asset_materialization is not None
     assert event.asset_materialization.metadata["rows_copied"].value == 2
+
+
+def test_a_postgres_source_syncs_and_wakes_the_sensor(
+    dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instance: dg.DagsterInstance
+) -> None:
+    monkeypatch.setenv("RHEI__SOURCE__DSN", dsn)
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(
+        "source: {kind: postgres}\nmirror: {path: mirror.duckdb}\nsync: {interval_seconds: 0.05}\n"
+        "registry: {path: registry.json}\nschedule: {idle_seconds: 0.5, report_seconds: 0.1}\n"
+        "tables: [{name: sales.orders, mode: temporal}]\n"
+    )
+    monkeypatch.setenv("RHEI_CONFIG", str(file))
+    settings = Settings.load(file)
+    with psycopg.connect(dsn, autocommit=True) as app:
+        app.execute("create schema sales")
+        app.execute("create table sales.orders(id int primary key, status text)")
+        app.execute("insert into sales.orders values (1, 'new')")
+        cdc = CdcResource.of(settings, OltpResource.of(settings))
+        assert cdc.unseen(settings) is None
+        assert run(settings, instance, "mirror/sales/orders").success
+        assert cdc.unseen(settings) == 0
+        app.execute("update sales.orders set status = 'paid'")
+        assert cdc.unseen(settings) == 1
+        assert run(settings, instance, "mirror/sales/orders").success
+        assert cdc.unseen(settings) == 0
+    found = mirror(settings, "select status from sales.orders order by _rhei_valid_from")
+    assert [row["status"] for row in found] == ["new", "paid"]
+    spec = build(settings).resolve_asset_graph().get(dg.AssetKey(["oltp", "sales", "orders"]))
+    assert dsn not in str(spec.metadata)
