@@ -3,16 +3,19 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from rhei_pipeline.capture.bridge import BridgeSource, Draining
+from rhei_pipeline.capture.change_log import ChangeLog, Limits
+from rhei_pipeline.capture.confirmation import unapplied_events
 from rhei_pipeline.capture.trigger_log import TableOptions, TriggerSource, unacknowledged
-from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.errors import SchemaError, SettingsError
 from rhei_pipeline.olap.duckdb import MEMORY, DuckDBMirror
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
 from rhei_pipeline.oltp.sqlite_schema import read_table, table_names
 from rhei_pipeline.pipeline import Declared, Pipeline, no_step
-from rhei_pipeline.protocols import OnStep
+from rhei_pipeline.protocols import ChangeSource, OnStep
 from rhei_pipeline.registry import Registry, mirror_id_of
 from rhei_pipeline.schema import Table
-from rhei_pipeline.settings import Settings
+from rhei_pipeline.settings import BufferSettings, Settings
 from rhei_pipeline.sync import Pace
 
 
@@ -21,7 +24,7 @@ class Engine:
     """Everything open that one declaration asks for; `resources` closes it, last opened first."""
 
     database: SqliteDatabase
-    source: TriggerSource
+    source: ChangeSource
     mirror: DuckDBMirror
     pipeline: Pipeline
     resources: ExitStack
@@ -36,14 +39,17 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
         stack.callback(mirror.close)
         in_memory = mirror.path == MEMORY
         registry = Registry(None if in_memory else settings.registry.path, mirror.mirror_id)
-        options = table_options(settings)
-        source = TriggerSource(database, mirror.mirror_id, options, registry.table)
-        stack.callback(source.close)
-        if in_memory:
+        declared = declared_tables(settings, database)
+        log = open_buffer(settings.capture.buffer, stack) if settings.capture.buffer else None
+        reader = mirror.mirror_id if log is None else log.log_id
+        inner = TriggerSource(database, reader, table_options(settings), registry.table)
+        stack.callback(inner.close)
+        if in_memory and log is None:
             # Nobody comes back for it, so the log must not be held for it either.
-            stack.callback(source.forget_mirror)
+            stack.callback(inner.forget_mirror)
+        source = inner if log is None else _bridged(settings, inner, log, declared, on_step)
         pipeline = Pipeline(
-            declared_tables(settings, database),
+            declared,
             source,
             mirror,
             registry,
@@ -69,19 +75,70 @@ def open_mirror(settings: Settings) -> DuckDBMirror:
     )
 
 
+def open_buffer(buffer: BufferSettings, stack: ExitStack) -> ChangeLog:
+    """Open the log that changes go through, alone among all processes."""
+    log = ChangeLog(buffer.path, Limits(buffer.max_bytes, buffer.max_age_seconds))
+    stack.callback(log.close)
+    return log
+
+
+def _bridged(
+    settings: Settings,
+    inner: ChangeSource,
+    log: ChangeLog,
+    declared: list[Declared],
+    on_step: OnStep = no_step,
+) -> BridgeSource:
+    draining = Draining(settings.sync.batch_rows, settings.sync.prune)
+    source = BridgeSource(inner, log, draining, on_step)
+    source.forget_all_but([table.name for table in declared])
+    return source
+
+
+def bridge(settings: Settings, on_step: OnStep = no_step) -> int:
+    """Take what is pending in the source into the buffer; the mirror is not opened.
+
+    Tables that were never synced are left alone: their copy will have what they hold.
+
+    Returns:
+        How many events were taken.
+
+    Raises:
+        SettingsError: The declaration has no buffer.
+        BufferFullError: The buffer has reached a limit.
+    """
+    buffer = settings.capture.buffer
+    if buffer is None:
+        raise SettingsError("there is no buffer", hint="declare one under 'capture.buffer'")
+    with ExitStack() as stack:
+        database = open_source(settings)
+        stack.callback(database.close)
+        log = open_buffer(buffer, stack)
+        mirror_id = mirror_id_of(settings.registry.path)
+        registry = Registry(settings.registry.path if mirror_id else None, mirror_id or "")
+        inner = TriggerSource(database, log.log_id, table_options(settings), registry.table)
+        stack.callback(inner.close)
+        return _bridged(settings, inner, log, declared_tables(settings, database), on_step).drain()
+
+
 def unseen_events(settings: Settings) -> int | None:
     """Count the source's events that the mirror has not acknowledged, without opening it.
 
     None when nothing was ever synced.
     """
     mirror_id = mirror_id_of(settings.registry.path)
-    if mirror_id is None:
+    buffer = settings.capture.buffer
+    # What was buffered is acknowledged to the source, and the mirror may still lack it.
+    reader = (mirror_id or "", 0) if buffer is None else unapplied_events(buffer.path)
+    if mirror_id is None or reader is None:
         return None
+    name, unapplied = reader
     database = open_source(settings)
     try:
-        return unacknowledged(database, mirror_id)
+        unread = unacknowledged(database, name)
     finally:
         database.close()
+    return None if unread is None else unread + unapplied
 
 
 def declared_tables(settings: Settings, database: SqliteDatabase) -> list[Declared]:

@@ -299,16 +299,19 @@ class ChangeLog:
                 )
 
     @contextmanager
-    def writing(self, on_part: Callable[[], None] = _no_part) -> Iterator["LogWriter"]:
+    def writing(
+        self, on_part: Callable[[], None] = _no_part, *, durably: bool = True
+    ) -> Iterator["LogWriter"]:
         """Gather a write; leaving the block makes it visible and durable, an error undoes it.
 
-        `on_part` is called when a part has been written ahead.
+        `on_part` is called when a part has been written ahead. Not `durably`: a power cut may
+        undo it, a killed process does not.
         """
         with self._lock:
             writer = LogWriter(self, on_part)
             try:
                 yield writer
-                writer.commit()
+                writer.commit(sync=durably)
             except BaseException:
                 if self._rocks.is_open:
                     self._sweep()
@@ -415,14 +418,14 @@ class LogWriter:
         else:
             self._batch.put(key, value)
 
-    def commit(self) -> None:
+    def commit(self, *, sync: bool) -> None:
         """Write what is left, and with it the new heads."""
         log = self._log
         heads = self._marks | {name: staged.extent() for name, staged in self._staged.items()}
         for stream, extent in heads.items():
             self._batch.put(_key(_EXTENT, stream, extent.end), _extent_value(extent))
         # Syncing a write makes the parts written ahead durable as well.
-        self._rocks.write(self._batch, sync=True)
+        self._rocks.write(self._batch, sync=sync)
         log._heads |= heads  # noqa: SLF001
         log._held_bytes += self._new_bytes - self._freed  # noqa: SLF001
 

@@ -27,12 +27,20 @@ from tests.strategies import (
 
 EXAMPLES = 60
 SOAK_EXAMPLES = 2_000
+#: Rows in a batch, and whether changes go through a buffer.
+WAYS = [(2, False), (50_000, False), (3, True)]
 
 
-def play(actions: Sequence[Any], mode: str, batch_rows: int, *, dated: bool) -> None:
+def play(
+    actions: Sequence[Any], mode: str, batch_rows: int, *, dated: bool, buffered: bool = False
+) -> None:
     with TemporaryDirectory() as directory:
         world = World(
-            Path(directory), mode=mode, batch_rows=batch_rows, tables=[{"name": t} for t in TABLES]
+            Path(directory),
+            mode=mode,
+            batch_rows=batch_rows,
+            tables=[{"name": t} for t in TABLES],
+            buffered=buffered,
         )
         try:
             world.run("pragma foreign_keys = on", *SCHEMA)
@@ -109,23 +117,23 @@ def _assert_versions_are_disjoint(world: World, table: str, key: tuple[str, ...]
         assert ends is None or ends > version["_rhei_valid_from"]
 
 
-@pytest.mark.parametrize("batch_rows", [2, 50_000])
+@pytest.mark.parametrize(("batch_rows", "buffered"), WAYS)
 @settings(max_examples=EXAMPLES)
 @given(actions=calm)
 def test_a_temporal_mirror_equals_the_source_at_every_instant(
-    actions: Sequence[Any], batch_rows: int
+    actions: Sequence[Any], batch_rows: int, buffered: bool
 ) -> None:
-    play(actions, "temporal", batch_rows, dated=True)
+    play(actions, "temporal", batch_rows, dated=True, buffered=buffered)
 
 
-@pytest.mark.parametrize("batch_rows", [2, 50_000])
+@pytest.mark.parametrize(("batch_rows", "buffered"), WAYS)
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @settings(max_examples=EXAMPLES)
 @given(actions=stormy)
 def test_a_mirror_equals_its_source_through_crashes_and_migrations(
-    actions: Sequence[Any], mode: str, batch_rows: int
+    actions: Sequence[Any], mode: str, batch_rows: int, buffered: bool
 ) -> None:
-    play(actions, mode, batch_rows, dated=False)
+    play(actions, mode, batch_rows, dated=False, buffered=buffered)
 
 
 @pytest.mark.soak

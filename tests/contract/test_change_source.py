@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from rhei_pipeline.capture.bridge import BridgeSource
+from rhei_pipeline.capture.change_log import ChangeLog
 from rhei_pipeline.capture.trigger_log import TriggerSource
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import LIVE, SEQUENCE, ChangeBatch, Position
@@ -53,7 +55,18 @@ def trigger_bench(directory: Path) -> Bench:
     return Bench(source, connection.execute, close)
 
 
-@pytest.fixture(params=[trigger_bench], ids=["trigger"])
+def bridge_bench(directory: Path) -> Bench:
+    inner = trigger_bench(directory)
+    log = ChangeLog(directory / "cdc")
+
+    def close() -> None:
+        log.close()
+        inner.close()
+
+    return Bench(BridgeSource(inner.source, log), inner.run, close)
+
+
+@pytest.fixture(params=[trigger_bench, bridge_bench], ids=["trigger", "bridge"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     made: Bench = request.param(tmp_path)
     yield made
