@@ -44,7 +44,7 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
         reader = mirror.mirror_id if log is None else log.log_id
         inner = TriggerSource(database, reader, table_options(settings), registry.table)
         stack.callback(inner.close)
-        if in_memory and log is None:
+        if in_memory:
             # Nobody comes back for it, so the log must not be held for it either.
             stack.callback(inner.forget_mirror)
         source = inner if log is None else _bridged(settings, inner, log, declared, on_step)

@@ -1,5 +1,6 @@
 """One RocksDB directory: open it alone, read it, write it, and say in our words what went wrong."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,10 @@ from rhei_pipeline.errors import (
     MissingExtraError,
     RheiError,
 )
+
+_log = logging.getLogger(__name__)
+#: What a full disk, a full quota and a file that may not grow are called.
+_FULL = ("No space left", "Disk quota exceeded", "File too large")
 
 
 class RocksDirectory:
@@ -37,9 +42,14 @@ class RocksDirectory:
 
     def close(self) -> None:
         """Let another process open it; safe to repeat."""
-        if self._database is not None:
-            self._database.close()
-            self._database = None
+        database, self._database = self._database, None
+        if database is None:
+            return
+        try:
+            database.close()
+        except Exception as error:  # noqa: BLE001  (RocksDB's errors have no class of their own)
+            # What was promised is on the disk already; an error before this one said what failed.
+            _log.warning("buffer %r: closing failed: %s", str(self.path), error)
 
     def get(self, key: bytes) -> bytes | None:
         """Return a key's value."""
@@ -130,7 +140,7 @@ class RocksDirectory:
                 f"buffer {path!r} is held by another process",
                 hint="one process opens a RocksDB directory at a time: let the other one end",
             )
-        if "No space left" in text:
+        if any(reason in text for reason in _FULL):
             return BufferFullError(f"the disk that holds {path!r} is full", hint="free space")
         return self.damaged(text.splitlines()[0] if text else "RocksDB failed")
 
