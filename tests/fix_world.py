@@ -24,6 +24,7 @@ class World:
     batch_rows: int = 50_000
     mirror_path: str | None = None
     buffered: bool = False
+    prune: bool = True
     limits: dict[str, Any] = field(default_factory=dict)
     faults: CrashAt = field(default_factory=CrashAt)
     _htap: HTAP | None = None
@@ -48,7 +49,7 @@ class World:
             registry={"path": self.directory / "registry.json"},
             tables=self.tables,
             mode=self.mode,
-            sync={"batch_rows": self.batch_rows},
+            sync={"batch_rows": self.batch_rows, "prune": self.prune},
         )
 
     @property

@@ -435,7 +435,7 @@ class LogWriter:
 
     def _write_ahead(self) -> None:
         self._rocks.write(self._batch, sync=False)
-        self._batch.clear()
+        self._batch = self._rocks.batch()
         self._on_part()
 
     def _refuse_too_much(self, more: int) -> None:
