@@ -17,7 +17,7 @@ from rhei_pipeline.htap import open as open_htap
 from rhei_pipeline.metrics import Severity
 from rhei_pipeline.settings import Settings
 from rhei_pipeline.terminal import err, out, show, show_rows, values
-from rhei_pipeline.wiring import examine
+from rhei_pipeline.wiring import bridge, examine
 
 FAILED = 1
 
@@ -78,6 +78,13 @@ def sync(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
         as_json=json_,
     )
     _exit_if(bool(report.errors))
+
+
+@app.command(name="bridge", epilog=example("bridge"))
+def bridge_command(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
+    """Take pending changes into the buffer, without the mirror: for when that is away."""
+    events = bridge(Settings.load(config))
+    show({"events": events}, [{"events": events}], ("events",), as_json=json_)
 
 
 @app.command(epilog=example("copy --table orders"))

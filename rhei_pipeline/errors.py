@@ -3,13 +3,16 @@
     RheiError
     |-- TransientError                 trying again, unchanged, may succeed
     |   |-- SourceBusyError            the source is locked or cannot be reached
-    |   `-- MirrorBusyError            another process holds the mirror
+    |   |-- MirrorBusyError            another process holds the mirror
+    |   |-- BufferBusyError            another process holds the buffer
+    |   `-- BufferFullError            the buffer takes no more until the mirror has caught up
     `-- PermanentError                 something has to change first
         |-- SettingsError              the declaration cannot be read or does not make sense
         |-- SchemaError                a table cannot be mirrored as it stands
         |   `-- SchemaDriftError       a table changed in a way that must be decided by a person
         |-- SourceError                the source refused a statement or is damaged
         |-- CaptureError               changes cannot be learned of
+        |   |-- BufferDamagedError     the buffer's files are damaged
         |   `-- PositionLostError      the source no longer holds the changes after the watermark
         |-- MirrorError                the mirror refused a statement or is damaged
         |-- QueryError                 a query cannot be run as asked
@@ -53,6 +56,14 @@ class MirrorBusyError(TransientError):
     """Another process holds the mirror."""
 
 
+class BufferBusyError(TransientError):
+    """Another process holds the buffer."""
+
+
+class BufferFullError(TransientError):
+    """The buffer takes no more until the mirror has caught up."""
+
+
 class PermanentError(RheiError):
     """Something has to change before a new try can succeed."""
 
@@ -75,6 +86,10 @@ class SourceError(PermanentError):
 
 class CaptureError(PermanentError):
     """Changes cannot be learned of."""
+
+
+class BufferDamagedError(CaptureError):
+    """The buffer's files are damaged, or are not a buffer's."""
 
 
 class PositionLostError(CaptureError):

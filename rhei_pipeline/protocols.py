@@ -35,6 +35,9 @@ class Step(StrEnum):
     COPY_BATCH = "copy_batch"
     COPY_COMPLETE = "copy_complete"
     PROMOTED = "promoted"
+    BUFFERING = "buffering"
+    BRIDGED = "bridged"
+    BRIDGE_ACKNOWLEDGED = "bridge_acknowledged"
 
 
 #: Called at each step; it may raise, and then the step is where the work ended.

@@ -65,6 +65,19 @@ class PostgresSettings(_Section):
     )
 
 
+class BufferSettings(_Section):
+    """Where changes rest between the source and the mirror."""
+
+    kind: Literal["rocksdb"] = Field("rocksdb", description="What kind of buffer it is.")
+    path: Path = Field(description="The directory, created when missing; one process opens it.")
+    max_bytes: int | None = Field(
+        10 * 1024**3, ge=1, description="The most it holds; null: as much as the disk allows."
+    )
+    max_age_seconds: float | None = Field(
+        None, gt=0, description="Without a mirror, changes that wait for longer stop the bridging."
+    )
+
+
 class CaptureSettings(_Section):
     """How changes are learned of."""
 
@@ -73,6 +86,16 @@ class CaptureSettings(_Section):
         description="trigger: triggers in the source log the keys that are touched (SQLite)."
         " logical: the server's own log is read (PostgreSQL). Left out: what suits the source.",
     )
+    buffer: BufferSettings | None = Field(
+        None, description="Take changes into a log of our own before the mirror gets them."
+    )
+
+    def anchored(self, directory: Path) -> Self:
+        """Return the same with relative paths taken from a directory."""
+        if self.buffer is None:
+            return self
+        moved = self.buffer.model_copy(update={"path": directory / self.buffer.path})
+        return self.model_copy(update={"buffer": moved})
 
 
 class MirrorSettings(_Section):
@@ -273,6 +296,7 @@ class Settings(BaseSettings):
         return self.model_copy(
             update={
                 "source": source,
+                "capture": self.capture.anchored(directory),
                 "mirror": self.mirror
                 if in_memory
                 else self.mirror.model_copy(update={"path": directory / mirror}),

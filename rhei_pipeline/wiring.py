@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol
 
+from rhei_pipeline.capture.bridge import BridgeSource, Draining
+from rhei_pipeline.capture.change_log import ChangeLog, Limits
+from rhei_pipeline.capture.confirmation import unapplied_events
 from rhei_pipeline.capture.trigger_log import TriggerSource, unacknowledged
-from rhei_pipeline.errors import MissingExtraError, SchemaError
+from rhei_pipeline.errors import MissingExtraError, SchemaError, SettingsError
 from rhei_pipeline.metrics import Finding
 from rhei_pipeline.olap.duckdb import MEMORY, DuckDBMirror
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
@@ -16,7 +19,7 @@ from rhei_pipeline.pipeline import Declared, Pipeline, no_step
 from rhei_pipeline.protocols import ChangeSource, Database, OnStep
 from rhei_pipeline.registry import Registry, mirror_id_of
 from rhei_pipeline.schema import Table, TableOptions, TableSchema
-from rhei_pipeline.settings import Settings, SqliteSettings
+from rhei_pipeline.settings import BufferSettings, Settings, SqliteSettings
 from rhei_pipeline.sync import Pace
 
 
@@ -55,7 +58,7 @@ class Engine:
     """Everything open that one declaration asks for; `resources` closes it, last opened first."""
 
     database: Database
-    source: Source
+    source: ChangeSource
     mirror: DuckDBMirror
     pipeline: Pipeline
     resources: ExitStack
@@ -70,13 +73,17 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
         stack.callback(mirror.close)
         in_memory = mirror.path == MEMORY
         registry = Registry(None if in_memory else settings.registry.path, mirror.mirror_id)
-        source = _open_source(settings, database, mirror.mirror_id, registry)
-        stack.callback(source.close)
+        declared = declared_tables(settings, database)
+        log = open_buffer(settings.capture.buffer, stack) if settings.capture.buffer else None
+        reader = mirror.mirror_id if log is None else log.log_id
+        inner = _open_source(settings, database, reader, registry)
+        stack.callback(inner.close)
         if in_memory:
             # Nobody comes back for it, so the log must not be held for it either.
-            stack.callback(source.forget_mirror)
+            stack.callback(inner.forget_mirror)
+        source = inner if log is None else _bridged(settings, inner, log, declared, on_step)
         pipeline = Pipeline(
-            declared_tables(settings, database),
+            declared,
             source,
             mirror,
             registry,
@@ -138,22 +145,77 @@ def open_mirror(settings: Settings) -> DuckDBMirror:
     )
 
 
+def open_buffer(buffer: BufferSettings, stack: ExitStack) -> ChangeLog:
+    """Open the log that changes go through, alone among all processes."""
+    log = ChangeLog(buffer.path, Limits(buffer.max_bytes, buffer.max_age_seconds))
+    stack.callback(log.close)
+    return log
+
+
+def _bridged(
+    settings: Settings,
+    inner: ChangeSource,
+    log: ChangeLog,
+    declared: list[Declared],
+    on_step: OnStep = no_step,
+) -> BridgeSource:
+    draining = Draining(settings.sync.batch_rows, settings.sync.prune)
+    source = BridgeSource(inner, log, draining, on_step)
+    source.forget_all_but([table.name for table in declared])
+    return source
+
+
+def bridge(settings: Settings, on_step: OnStep = no_step) -> int:
+    """Take what is pending in the source into the buffer; the mirror is not opened.
+
+    Tables that were never synced are left alone: their copy will have what they hold.
+
+    Returns:
+        How many events were taken.
+
+    Raises:
+        SettingsError: The declaration has no buffer.
+        BufferFullError: The buffer has reached a limit.
+    """
+    buffer = settings.capture.buffer
+    if buffer is None:
+        raise SettingsError("there is no buffer", hint="declare one under 'capture.buffer'")
+    with ExitStack() as stack:
+        database = open_database(settings)
+        stack.callback(database.close)
+        log = open_buffer(buffer, stack)
+        mirror_id = mirror_id_of(settings.registry.path)
+        registry = Registry(settings.registry.path if mirror_id else None, mirror_id or "")
+        inner = _open_source(settings, database, log.log_id, registry)
+        stack.callback(inner.close)
+        return _bridged(settings, inner, log, declared_tables(settings, database), on_step).drain()
+
+
 def unseen_events(settings: Settings) -> int | None:
     """Count the source's events that the mirror has not acknowledged, without opening it.
 
     None when nothing was ever synced.
     """
     mirror_id = mirror_id_of(settings.registry.path)
-    if mirror_id is None:
+    buffer = settings.capture.buffer
+    # What was buffered is acknowledged to the source, and the mirror may still lack it.
+    reader = (mirror_id or "", 0) if buffer is None else unapplied_events(buffer.path)
+    if mirror_id is None or reader is None:
         return None
+    name, unapplied = reader
     database = open_database(settings)
     try:
-        if isinstance(database, SqliteDatabase):
-            return unacknowledged(database, mirror_id)
-        found: int | None = postgres().unconfirmed(database, mirror_id)
-        return found
+        unread = _unread(database, name)
     finally:
         database.close()
+    return None if unread is None else unread + unapplied
+
+
+def _unread(database: SourceDatabase, reader: str) -> int | None:
+    if isinstance(database, SqliteDatabase):
+        return unacknowledged(database, reader)
+    found: int | None = postgres().unconfirmed(database, reader)
+    return found
 
 
 def examine(settings: Settings) -> list[Finding]:

@@ -23,12 +23,16 @@ class World:
     mode: str = "destructive"
     batch_rows: int = 50_000
     mirror_path: str | None = None
+    buffered: bool = False
+    prune: bool = True
+    limits: dict[str, Any] = field(default_factory=dict)
     faults: CrashAt = field(default_factory=CrashAt)
     _htap: HTAP | None = None
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.path = self.directory / "app.db"
+        self.buffer = self.directory / "cdc"
         self.app = sqlite3.connect(self.path, isolation_level=None)
         self.app.execute("pragma journal_mode = wal")
 
@@ -37,6 +41,7 @@ class World:
         """The declaration."""
         return Settings(
             source={"path": self.path},
+            capture={"buffer": {"path": self.buffer, **self.limits} if self.buffered else None},
             mirror={
                 "path": self.mirror_path or self.directory / "mirror.duckdb",
                 "lock_timeout_seconds": 0.5,
@@ -44,7 +49,7 @@ class World:
             registry={"path": self.directory / "registry.json"},
             tables=self.tables,
             mode=self.mode,
-            sync={"batch_rows": self.batch_rows},
+            sync={"batch_rows": self.batch_rows, "prune": self.prune},
         )
 
     @property

@@ -26,13 +26,20 @@ from tests.strategies import (
 )
 
 EXAMPLES = 60
+BUFFERED_EXAMPLES = 24
 SOAK_EXAMPLES = 2_000
 
 
-def play(actions: Sequence[Any], mode: str, batch_rows: int, *, dated: bool) -> None:
+def play(
+    actions: Sequence[Any], mode: str, batch_rows: int, *, dated: bool, buffered: bool = False
+) -> None:
     with TemporaryDirectory() as directory:
         world = World(
-            Path(directory), mode=mode, batch_rows=batch_rows, tables=[{"name": t} for t in TABLES]
+            Path(directory),
+            mode=mode,
+            batch_rows=batch_rows,
+            tables=[{"name": t} for t in TABLES],
+            buffered=buffered,
         )
         try:
             world.run("pragma foreign_keys = on", *SCHEMA)
@@ -128,20 +135,39 @@ def test_a_mirror_equals_its_source_through_crashes_and_migrations(
     play(actions, mode, batch_rows, dated=False)
 
 
+@settings(max_examples=BUFFERED_EXAMPLES)
+@given(actions=calm)
+def test_a_buffered_temporal_mirror_equals_the_source_at_every_instant(
+    actions: Sequence[Any],
+) -> None:
+    play(actions, "temporal", 3, dated=True, buffered=True)
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@settings(max_examples=BUFFERED_EXAMPLES)
+@given(actions=stormy)
+def test_a_buffered_mirror_equals_its_source_through_crashes_and_migrations(
+    actions: Sequence[Any], mode: str
+) -> None:
+    play(actions, mode, 3, dated=False, buffered=True)
+
+
 @pytest.mark.soak
+@pytest.mark.parametrize("way", ["direct", "buffered"])
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 @settings(max_examples=SOAK_EXAMPLES)
 @given(actions=stormy)
 def test_a_mirror_equals_its_source_through_thousands_of_histories(
-    actions: Sequence[Any], mode: str
+    actions: Sequence[Any], mode: str, way: str
 ) -> None:
-    play(actions, mode, 3, dated=False)
+    play(actions, mode, 3, dated=False, buffered=way == "buffered")
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("way", ["direct", "buffered"])
 @settings(max_examples=SOAK_EXAMPLES)
 @given(actions=calm)
 def test_a_temporal_mirror_equals_the_source_through_thousands_of_histories(
-    actions: Sequence[Any],
+    actions: Sequence[Any], way: str
 ) -> None:
-    play(actions, "temporal", 3, dated=True)
+    play(actions, "temporal", 3, dated=True, buffered=way == "buffered")

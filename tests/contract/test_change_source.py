@@ -10,6 +10,8 @@ import psycopg
 import pyarrow as pa
 import pytest
 
+from rhei_pipeline.capture.bridge import BridgeSource
+from rhei_pipeline.capture.change_log import ChangeLog
 from rhei_pipeline.capture.logical_decoding import LogicalSource
 from rhei_pipeline.capture.trigger_log import TriggerSource
 from rhei_pipeline.errors import SchemaError
@@ -74,12 +76,24 @@ def logical_bench(dsn: str) -> Bench:
     return Bench(source, run, close)
 
 
-@pytest.fixture(params=["trigger", "logical"])
+def bridge_bench(inner: Bench, directory: Path) -> Bench:
+    log = ChangeLog(directory / "cdc")
+
+    def close() -> None:
+        log.close()
+        inner.close()
+
+    return Bench(BridgeSource(inner.source, log), inner.run, close)
+
+
+@pytest.fixture(params=["trigger", "logical", "trigger-bridge", "logical-bridge"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    if request.param == "trigger":
+    if request.param.startswith("trigger"):
         made = trigger_bench(tmp_path)
     else:
         made = logical_bench(request.getfixturevalue("dsn"))
+    if request.param.endswith("bridge"):
+        made = bridge_bench(made, tmp_path)
     yield made
     made.close()
 

@@ -1,0 +1,55 @@
+"""A small file beside a buffer that says whether the mirror has all of it.
+
+RocksDB is opened by one process at a time, and a sensor must not take it from a sync. The file is
+written before the source may forget what was buffered, so it never says "in step" too early.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from rhei_pipeline.errors import BufferDamagedError
+
+
+class Confirmation:
+    """The file, as the one process that holds the buffer writes it."""
+
+    def __init__(self, buffer: Path, log_id: str) -> None:
+        self._path = file_of(buffer)
+        self._log_id = log_id
+        self._recorded: int | None = None
+
+    def record(self, unapplied: int) -> None:
+        """Say how many events wait for the mirror; on disk before this returns."""
+        if unapplied == self._recorded:
+            return
+        temporary = self._path.with_suffix(".new")
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump({"log": self._log_id, "unapplied": unapplied}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._path)
+        self._recorded = unapplied
+
+
+def unapplied_events(buffer: Path) -> tuple[str, int] | None:
+    """Return the log's name and how many of its events wait; None where nothing was buffered.
+
+    Raises:
+        BufferDamagedError: The file is not as it was written.
+    """
+    file = file_of(buffer)
+    if not file.exists():
+        return None
+    try:
+        form = json.loads(file.read_text("utf-8"))
+        return str(form["log"]), int(form["unapplied"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BufferDamagedError(
+            f"{str(file)!r} cannot be read", hint="delete it: the next sync writes it anew"
+        ) from error
+
+
+def file_of(buffer: Path) -> Path:
+    """Return the file that stands beside a buffer's directory."""
+    return buffer.with_name(f"{buffer.name}.confirmed.json")
