@@ -67,11 +67,13 @@ class Orders:
                 run("delete from orders where id = ?", (key,))
         run("commit")
 
-    def open(self, mode: str = "destructive") -> rhei.HTAP:
-        """Open the pipeline that mirrors the table."""
+    def open(self, mode: str = "destructive", *, buffered: bool = False) -> rhei.HTAP:
+        """Open the pipeline that mirrors the table, directly or through a buffer."""
+        buffer = {"path": self.directory / f"{mode}.cdc"} if buffered else None
         return rhei.open(
             rhei.Settings(
                 source={"path": self.path},
+                capture={"buffer": buffer},
                 mirror={"path": self.directory / f"{mode}.duckdb"},
                 registry={"path": self.directory / f"{mode}.json"},
                 tables=[{"name": "orders", "mode": mode}],

@@ -1,4 +1,4 @@
-"""Measure and print: `make bench`, or `python -m benchmarks.run cycles postgres`."""
+"""Measure and print: `make bench`, or `python -m benchmarks.run` and some chapters' names."""
 
 import statistics
 import subprocess
@@ -46,16 +46,47 @@ def cycles() -> Iterator[Figure]:
         )
 
 
-def _cycle(table: Orders, sync: Callable[[], object], count: int) -> tuple[float, float]:
+def _cycle(
+    table: Orders, sync: Callable[[], object], count: int, rounds: int = ROUNDS
+) -> tuple[float, float]:
     """Return changes per second of CPU and wall seconds, the medians of some rounds."""
     rates, walls = [], []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         table.change(count)
         with timed() as timing:
             sync()
         rates.append(count / timing.cpu_seconds)
         walls.append(timing.wall_seconds)
     return statistics.median(rates), statistics.median(walls)
+
+
+def buffer() -> Iterator[Figure]:
+    """Measure cycles through a buffer against direct ones, turn by turn."""
+    count = 100_000
+    for mode in MODES:
+        with orders(1_000_000) as direct, orders(1_000_000) as buffered:
+            tables = {"direct": direct, "buffered": buffered}
+            pipelines = {
+                name: table.open(mode, buffered=table is buffered) for name, table in tables.items()
+            }
+            for htap in pipelines.values():
+                htap.sync_now()
+            turns = [
+                {name: _cycle(tables[name], htap.sync_now, count, rounds=1) for name, htap in pair}
+                for pair in [pipelines.items()] * ROUNDS
+            ]
+            for htap in pipelines.values():
+                if not htap.verify().equal:
+                    raise SystemExit("source and mirror differ: these figures are worth nothing")
+                htap.close()
+        cpu = {name: statistics.median(turn[name][0] for turn in turns) for name in tables}
+        wall = {name: statistics.median(turn[name][1] for turn in turns) for name in tables}
+        yield (
+            f"{mode}: 100,000 changes on 1,000,000 rows, buffered against direct",
+            f"{cpu['buffered'] / cpu['direct']:.2f} x CPU throughput,"
+            f" {wall['direct'] / wall['buffered']:.2f} x by the clock"
+            f" ({cpu['buffered']:,.0f} changes/s CPU, {wall['buffered'] * 1000:,.0f} ms)",
+        )
 
 
 def copy() -> Iterator[Figure]:
@@ -125,7 +156,7 @@ def triggers() -> Iterator[Figure]:
 
 def main() -> None:
     """Run what is named, or all."""
-    chapters = {part.__name__: part for part in (cycles, copy, idle, triggers)}
+    chapters = {part.__name__: part for part in (cycles, buffer, copy, idle, triggers)}
     chapters["postgres"] = postgres.measure
     shown = Table("measured", "figure")
     console = Console()

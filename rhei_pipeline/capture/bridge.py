@@ -138,6 +138,8 @@ class BridgeSource:
         with self._inner.snapshot() as inner:
             count = self._drain(inner)
         self._release()
+        for name in self._drifted:
+            _log.warning("table %r: its shape changed; its changes wait in the source", name)
         return count
 
     def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
@@ -222,23 +224,25 @@ class BridgeSource:
         self._drifted.clear()
         self._releasable.clear()
         for name, bridged in self._bridged.items():
-            if bridged.inner is None:
+            after = bridged.inner
+            if after is None:
                 continue
             if not bridged.leads_on(inner):
                 lost.append(name)
                 continue
-            self._releasable[name] = bridged.inner
-            if inner.pending(bridged.table, bridged.inner) or inner.retains(bridged.inner):
-                if self._has_drifted(bridged.table):
-                    self._drifted.add(name)
-                else:
-                    due[name] = bridged.inner
+            self._releasable[name] = after
+            if not (inner.pending(bridged.table, after) or inner.retains(after)):
+                continue
+            if self._has_drifted(bridged.table):
+                self._drifted.add(name)
+            else:
+                due[name] = after
         return lost, due
 
     def _cut_off(self, bridged: Bridged, writer: LogWriter) -> Bridged:
         """Prove no place of a table any more: it is copied again once capture is mended."""
         name = bridged.table.name
-        _log.warning("table %r: the source lost changes; it is copied again", name)
+        _log.warning("table %r: changes after the buffered ones are lost; it is copied again", name)
         writer.restart(name, self._log.head(name).order + 1)
         return replace(bridged, inner=None)
 

@@ -195,12 +195,7 @@ class ChangeLog:
             PositionLostError: Some of them have been pruned.
         """
         last = self.head(stream).order if until is None else until
-        low = self.low(stream)
-        if after < low:
-            raise PositionLostError(
-                f"stream {stream!r}: the events {after + 1} to {low} have been pruned",
-                hint=f"replay from {low} on, or keep events longer with 'sync.prune: false'",
-            )
+        self._refuse_pruned(stream, after)
         for extent in self.extents(stream, after):
             if extent.base >= last:
                 return
@@ -235,10 +230,12 @@ class ChangeLog:
 
         Raises:
             BufferDamagedError: One of them is missing or damaged.
+            PositionLostError: They have been pruned since.
         """
         for part in range(extent.parts):
             value = self._rocks.get(_key(_PART, stream, extent.base, part))
             if value is None:
+                self._refuse_pruned(stream, extent.base)
                 raise self._rocks.damaged("a batch is missing")
             try:
                 with pa.ipc.open_stream(pa.py_buffer(value)) as reader:
@@ -336,6 +333,14 @@ class ChangeLog:
             first = _key(_PART, stream, _END)
             staged = _key(_PART, stream, self.head(stream).order, 0)
             self._rocks.delete_range(staged, first)
+
+    def _refuse_pruned(self, stream: str, after: int) -> None:
+        low = self.low(stream)
+        if after < low:
+            raise PositionLostError(
+                f"stream {stream!r}: the events {after + 1} to {low} have been pruned",
+                hint=f"replay from {low} on, or keep events longer with 'sync.prune: false'",
+            )
 
     def _extent(self, stream: str, end: int) -> Extent | None:
         if end < 0:

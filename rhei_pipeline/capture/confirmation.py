@@ -29,6 +29,7 @@ class Confirmation:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
+        _sync_directory(self._path.parent)
         self._recorded = unapplied
 
 
@@ -48,6 +49,15 @@ def unapplied_events(buffer: Path) -> tuple[str, int] | None:
         raise BufferDamagedError(
             f"{str(file)!r} cannot be read", hint="delete it: the next sync writes it anew"
         ) from error
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a renaming outlive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def file_of(buffer: Path) -> Path:

@@ -32,13 +32,23 @@ from tests.fix_world import World
 
 MakeWorld = Callable[..., World]
 
-KILLS = 5
+KILLS = 4
 APPENDERS_KILLED = 3
 
 
 @pytest.fixture(params=["destructive", "temporal"])
-def buffered(request: pytest.FixtureRequest, make_world: MakeWorld) -> World:
-    world = make_world(mode=request.param, buffered=True)
+def either(request: pytest.FixtureRequest, make_world: MakeWorld) -> World:
+    """A pipeline of any mode that goes through a buffer, synced and closed."""
+    return synced(make_world(mode=request.param, buffered=True))
+
+
+@pytest.fixture
+def buffered(make_world: MakeWorld) -> World:
+    """A pipeline that goes through a buffer, synced and closed."""
+    return synced(make_world(mode="temporal", buffered=True))
+
+
+def synced(world: World) -> World:
     world.run("create table t(id integer primary key, v integer, w blob)")
     world.run("create table u(id integer primary key, t integer)")
     world.run("insert into t values (1, 0, null)")
@@ -58,22 +68,22 @@ def values_of_row_one(world: World) -> list[int]:
 # An absent mirror
 
 
-def test_history_is_complete_though_the_mirror_was_away_for_days(buffered: World) -> None:
+def test_history_is_complete_though_the_mirror_was_away_for_days(either: World) -> None:
     for day in range(1, 6):
         for hour in range(10):
-            buffered.run(f"update t set v = {day * 100 + hour} where id = 1")
-        buffered.run(f"insert into u values ({day}, 1)", f"delete from u where id = {day - 1}")
-        assert bridge(buffered.settings) == (12 if day > 1 else 11)
-        assert source_log(buffered) == 1  # the source may forget at once
-        assert unseen_events(buffered.settings)
-    report = buffered.htap.sync_now()
+            either.run(f"update t set v = {day * 100 + hour} where id = 1")
+        either.run(f"insert into u values ({day}, 1)", f"delete from u where id = {day - 1}")
+        assert bridge(either.settings) == (12 if day > 1 else 11)
+        assert source_log(either) == 1  # the source may forget at once
+        assert unseen_events(either.settings)
+    report = either.htap.sync_now()
     assert report.tables["t"].copied_rows == 0
     assert report.tables["t"].events == 50
-    buffered.assert_equal("t", "u")
-    if buffered.mode == "temporal":
+    either.assert_equal("t", "u")
+    if either.mode == "temporal":
         wanted = [0, *(day * 100 + hour for day in range(1, 6) for hour in range(10))]
-        assert values_of_row_one(buffered) == wanted
-    assert unseen_events(buffered.settings) == 0
+        assert values_of_row_one(either) == wanted
+    assert unseen_events(either.settings) == 0
 
 
 def test_keys_touched_in_many_drains_are_merged_once(make_world: MakeWorld) -> None:
@@ -153,20 +163,20 @@ def fill(world: World, rows: int, first: int) -> None:
     world.app.executemany("insert into t values (?, ?, ?)", blobs)
 
 
-def test_a_buffer_takes_no_more_than_its_limit_and_the_mirror_makes_room(buffered: World) -> None:
-    buffered.limits = {"max_bytes": 150_000}
-    fill(buffered, 100, first=10)
-    bridge(buffered.settings)
-    fill(buffered, 100, first=200)
+def test_a_buffer_takes_no_more_than_its_limit_and_the_mirror_makes_room(either: World) -> None:
+    either.limits = {"max_bytes": 150_000}
+    fill(either, 100, first=10)
+    bridge(either.settings)
+    fill(either, 100, first=200)
     with pytest.raises(BufferFullError, match=r"max_bytes is 150,000 \(let the mirror catch up"):
-        bridge(buffered.settings)
-    assert source_log(buffered) == 101  # nothing was lost to the refusal
-    assert buffered.htap.sync_status().tables["t"].lag_events == 200
+        bridge(either.settings)
+    assert source_log(either) == 101  # nothing was lost to the refusal
+    assert either.htap.sync_status().tables["t"].lag_events == 200
     with pytest.raises(BufferFullError, match="sync again"):
-        buffered.htap.sync_now()
-    assert buffered.htap.row_count("t") == 101
-    buffered.htap.sync_now()
-    buffered.assert_equal("t")
+        either.htap.sync_now()
+    assert either.htap.row_count("t") == 101
+    either.htap.sync_now()
+    either.assert_equal("t")
 
 
 def test_changes_that_can_never_fit_are_refused_until_the_limit_is_raised(buffered: World) -> None:
@@ -231,22 +241,22 @@ while True:
 """
 
 
-def test_a_process_killed_while_bridging_loses_and_doubles_nothing(buffered: World) -> None:
+def test_a_process_killed_while_bridging_loses_and_doubles_nothing(either: World) -> None:
     random.seed(11)
     count = 0
     for _ in range(KILLS):
-        process = started(_BRIDGE_FOR_EVER, buffered.settings.model_dump_json())
+        process = started(_BRIDGE_FOR_EVER, either.settings.model_dump_json())
         until = time.monotonic() + 0.1 + random.random() * 0.3
         while time.monotonic() < until:
             count += 1
-            buffered.run("begin immediate", f"update t set v = {count} where id = 1")
-            buffered.run(f"replace into u values ({count % 50}, {count})", "commit")
+            either.run("begin immediate", f"update t set v = {count} where id = 1")
+            either.run(f"replace into u values ({count % 50}, {count})", "commit")
         kill(process)
-    buffered.htap.sync_now()
-    buffered.assert_equal("t", "u")
-    if buffered.mode == "temporal":
-        assert values_of_row_one(buffered) == list(range(count + 1))
-    assert buffered.htap.verify().equal
+    either.htap.sync_now()
+    either.assert_equal("t", "u")
+    if either.mode == "temporal":
+        assert values_of_row_one(either) == list(range(count + 1))
+    assert either.htap.verify().equal
 
 
 _DIE_AT_A_PART = """
@@ -263,18 +273,18 @@ bridge(Settings(**json.loads(sys.argv[1])), on_step)
 """
 
 
-def test_parts_of_a_drain_that_was_cut_off_never_show(buffered: World) -> None:
-    buffered.batch_rows = 20
-    with ChangeLog(buffered.buffer) as log:
+def test_parts_of_a_drain_that_was_cut_off_never_show(either: World) -> None:
+    either.batch_rows = 20
+    with ChangeLog(either.buffer) as log:
         head, held = log.head("t"), log.held_bytes
-    fill(buffered, 100, first=10)
-    assert died(_DIE_AT_A_PART, buffered) == 9
-    with ChangeLog(buffered.buffer) as log:
+    fill(either, 100, first=10)
+    assert died(_DIE_AT_A_PART, either) == 9
+    with ChangeLog(either.buffer) as log:
         assert (log.head("t"), log.held_bytes) == (head, held)
-    buffered.run("delete from t where id between 20 and 60")
-    buffered.htap.sync_now()
-    buffered.assert_equal("t")
-    assert buffered.htap.verify().equal
+    either.run("delete from t where id between 20 and 60")
+    either.htap.sync_now()
+    either.assert_equal("t")
+    assert either.htap.verify().equal
 
 
 def test_a_large_drain_comes_in_parts(buffered: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,13 +385,8 @@ def remove(pattern: str) -> Callable[[Path], None]:
     ],
 )
 def test_damaged_files_are_named_or_made_good(
-    make_world: MakeWorld, damage: Callable[[Path], None]
+    buffered: World, damage: Callable[[Path], None]
 ) -> None:
-    buffered = make_world(mode="temporal", buffered=True)
-    buffered.run("create table t(id integer primary key, v integer, w blob)")
-    buffered.run("create table u(id integer primary key, t integer)")
-    buffered.htap.sync_now()
-    buffered.crash()
     fill(buffered, 20, first=100)
     bridge(buffered.settings)  # closing puts it into *.sst
     fill(buffered, 20, first=200)
@@ -409,44 +414,44 @@ def test_a_file_in_its_place_is_named(buffered: World) -> None:
 
 
 @pytest.mark.parametrize("prune", [True, False])
-def test_an_older_buffer_put_back_is_noticed(buffered: World, *, prune: bool) -> None:
-    older = buffered.directory / "older"
-    shutil.copytree(buffered.buffer, older)
+def test_an_older_buffer_put_back_is_noticed(either: World, *, prune: bool) -> None:
+    older = either.directory / "older"
+    shutil.copytree(either.buffer, older)
     for turn in range(3):
-        buffered.run(f"update t set v = {turn + 1}", f"insert into u values ({turn}, 1)")
-        buffered.htap.sync_now()
-    buffered.crash()
+        either.run(f"update t set v = {turn + 1}", f"insert into u values ({turn}, 1)")
+        either.htap.sync_now()
+    either.crash()
     if prune:
-        buffered.run("update t set v = 50")
-    shutil.rmtree(buffered.buffer)
-    older.rename(buffered.buffer)
-    buffered.htap.sync_now()
-    buffered.assert_equal("t", "u")
-    assert buffered.htap.verify().equal
+        either.run("update t set v = 50")
+    shutil.rmtree(either.buffer)
+    older.rename(either.buffer)
+    either.htap.sync_now()
+    either.assert_equal("t", "u")
+    assert either.htap.verify().equal
 
 
-def test_changes_the_source_lost_before_they_were_bridged_are_copied(buffered: World) -> None:
-    buffered.run("update t set v = 1", "delete from _rhei_log_t", "update t set v = 2")
-    bridge(buffered.settings)
-    assert unseen_events(buffered.settings)
-    report = buffered.htap.sync_now()
+def test_changes_the_source_lost_before_they_were_bridged_are_copied(either: World) -> None:
+    either.run("update t set v = 1", "delete from _rhei_log_t", "update t set v = 2")
+    bridge(either.settings)
+    assert unseen_events(either.settings)
+    report = either.htap.sync_now()
     assert report.tables["t"].copied_rows == 1
     assert report.tables["u"].copied_rows == 0
-    buffered.assert_equal("t", "u")
+    either.assert_equal("t", "u")
 
 
-def test_a_migration_while_the_mirror_is_away(buffered: World) -> None:
-    buffered.run("update t set v = 1 where id = 1")
-    bridge(buffered.settings)
-    buffered.run("update t set v = 2 where id = 1", "alter table t add column x integer")
-    buffered.run("insert into u values (1, 1)")
-    bridge(buffered.settings)
-    buffered.run("update t set v = 3, x = 4 where id = 1")
-    bridge(buffered.settings)
-    buffered.htap.sync_now()
-    buffered.assert_equal("t", "u")
-    if buffered.mode == "temporal":
-        assert values_of_row_one(buffered)[:4] == [0, 1, 2, 3]
+def test_a_migration_while_the_mirror_is_away(either: World) -> None:
+    either.run("update t set v = 1 where id = 1")
+    bridge(either.settings)
+    either.run("update t set v = 2 where id = 1", "alter table t add column x integer")
+    either.run("insert into u values (1, 1)")
+    bridge(either.settings)
+    either.run("update t set v = 3, x = 4 where id = 1")
+    bridge(either.settings)
+    either.htap.sync_now()
+    either.assert_equal("t", "u")
+    if either.mode == "temporal":
+        assert values_of_row_one(either)[:4] == [0, 1, 2, 3]
 
 
 def test_a_table_no_longer_declared_fills_nothing(buffered: World) -> None:

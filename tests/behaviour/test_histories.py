@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
+from rhei_pipeline.capture import change_log
 from tests.fix_world import World
 from tests.model import History, arrow_rows
 from tests.strategies import (
@@ -33,7 +34,8 @@ SOAK_EXAMPLES = 2_000
 def play(
     actions: Sequence[Any], mode: str, batch_rows: int, *, dated: bool, buffered: bool = False
 ) -> None:
-    with TemporaryDirectory() as directory:
+    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(change_log, "PART_BYTES", 300)  # a drain comes in several parts
         world = World(
             Path(directory),
             mode=mode,
