@@ -28,7 +28,7 @@ def build(settings: Settings) -> dg.Definitions:
     return dg.Definitions(
         assets=[
             *source_specs(tables, settings),
-            *(initial_sync_asset(table) for table in tables),
+            *(initial_sync_asset(table, settings) for table in tables),
             mirrors_asset(tables, settings),
             *(snapshot_asset(table, settings) for table in temporal),
         ],

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -202,6 +202,12 @@ class MirrorTransaction(Protocol):
 
     def release(self, table: Table, keys: Collection[str], at: datetime) -> None:
         """Resolve the dead letters of keys whose rows have been applied since."""
+
+    def write_snapshots(self, table: Table, instants: Mapping[date, datetime]) -> dict[date, int]:
+        """Keep a temporal table's rows as of each instant, under its day; return their numbers.
+
+        They are the table of the same name in the schema `snapshot`; days there are written anew.
+        """
 
     def begin_copy(self, table: Table, progress: CopyProgress) -> None:
         """Start an empty copy beside the table."""

@@ -101,13 +101,39 @@ class CaptureSettings(_Section):
 class MirrorSettings(_Section):
     """The analytical copy."""
 
-    kind: Literal["duckdb"] = Field("duckdb", description="Which engine holds it.")
+    kind: Literal["duckdb", "datafusion"] = Field("duckdb", description="Which engine reads it.")
+    storage: Literal["memory", "ipc", "parquet"] | None = Field(
+        None,
+        description="datafusion: how it rests. memory: copied anew at each start; ipc: Arrow files,"
+        " mapped into memory; parquet: compressed files. Left out: parquet.",
+    )
     path: Path = Field(
-        description="The file, created when missing; ':memory:' is copied anew at each start."
+        Path(_MEMORY),
+        description="duckdb: the file; datafusion: the directory. Created when missing;"
+        " ':memory:' is copied anew at each start.",
     )
     lock_timeout_seconds: float = Field(
-        30.0, ge=0, description="How long to wait while another process holds the file."
+        30.0, ge=0, description="How long to wait while another process writes it."
     )
+    retained_manifests: int = Field(
+        3, ge=1, description="datafusion: how many committed states stay readable."
+    )
+
+    @model_validator(mode="after")
+    def _fitting_storage(self) -> Self:
+        if self.kind == "duckdb" and self.storage is not None:
+            raise ValueError("'storage' is for the kind 'datafusion'")
+        if "path" not in self.model_fields_set and self.storage != "memory":
+            raise ValueError("'path' is missing")
+        in_memory = str(self.path) == _MEMORY
+        if self.kind == "datafusion" and in_memory and self.storage not in (None, "memory"):
+            raise ValueError(f"storage {self.storage!r} needs a directory as its 'path'")
+        return self
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether it ends with the process."""
+        return self.storage == "memory" or str(self.path) == _MEMORY
 
 
 class TableSettings(_Section):
@@ -290,7 +316,6 @@ class Settings(BaseSettings):
     def anchored(self, directory: Path) -> Self:
         """Return the same settings with relative paths taken from a directory."""
         mirror, source = self.mirror.path, self.source
-        in_memory = str(mirror) == _MEMORY
         if isinstance(source, SqliteSettings):
             source = source.model_copy(update={"path": directory / source.path})
         return self.model_copy(
@@ -298,7 +323,7 @@ class Settings(BaseSettings):
                 "source": source,
                 "capture": self.capture.anchored(directory),
                 "mirror": self.mirror
-                if in_memory
+                if self.mirror.in_memory
                 else self.mirror.model_copy(update={"path": directory / mirror}),
                 "registry": self.registry.model_copy(
                     update={"path": directory / self.registry.path}

@@ -16,7 +16,7 @@ from rhei_pipeline.metrics import Finding
 from rhei_pipeline.olap.duckdb import MEMORY, DuckDBMirror
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
 from rhei_pipeline.pipeline import Declared, Pipeline, no_step
-from rhei_pipeline.protocols import ChangeSource, Database, OnStep
+from rhei_pipeline.protocols import ChangeSource, Database, Mirror, OnStep
 from rhei_pipeline.registry import Registry, mirror_id_of
 from rhei_pipeline.schema import Table, TableOptions, TableSchema
 from rhei_pipeline.settings import BufferSettings, Settings, SqliteSettings
@@ -53,13 +53,22 @@ class Source(ChangeSource, Protocol):
         """Close what it holds; safe to repeat."""
 
 
+class OwnedMirror(Mirror, Protocol):
+    """A mirror that this process owns."""
+
+    #: Tells this mirror from all others.
+    mirror_id: str
+    #: Where it rests; `:memory:` where it ends with the process.
+    path: str
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """Everything open that one declaration asks for; `resources` closes it, last opened first."""
 
     database: Database
     source: ChangeSource
-    mirror: DuckDBMirror
+    mirror: OwnedMirror
     pipeline: Pipeline
     resources: ExitStack
 
@@ -138,11 +147,35 @@ def postgres() -> ModuleType:
         ) from error
 
 
-def open_mirror(settings: Settings) -> DuckDBMirror:
-    """Open the mirror, alone among all processes."""
-    return DuckDBMirror(
-        settings.mirror.path, lock_timeout_seconds=settings.mirror.lock_timeout_seconds
+def open_mirror(settings: Settings) -> OwnedMirror:
+    """Open the mirror, alone among all processes that write."""
+    mirror = settings.mirror
+    if mirror.kind == "duckdb":
+        return DuckDBMirror(mirror.path, lock_timeout_seconds=mirror.lock_timeout_seconds)
+    opened: OwnedMirror = datafusion().DataFusionMirror(
+        "memory" if mirror.in_memory else mirror.storage or "parquet",
+        mirror.path,
+        lock_timeout_seconds=mirror.lock_timeout_seconds,
+        retained_manifests=mirror.retained_manifests,
     )
+    return opened
+
+
+def datafusion() -> ModuleType:
+    """Import what a DataFusion mirror needs, now that it is wanted.
+
+    Raises:
+        MissingExtraError: DataFusion is not installed.
+    """
+    try:
+        return importlib.import_module("rhei_pipeline.olap.datafusion")
+    except ModuleNotFoundError as error:
+        if error.name != "datafusion":
+            raise
+        raise MissingExtraError(
+            "a mirror of kind 'datafusion' needs the package 'datafusion'",
+            hint="pip install 'rhei-pipeline[datafusion]'",
+        ) from error
 
 
 def open_buffer(buffer: BufferSettings, stack: ExitStack) -> ChangeLog:

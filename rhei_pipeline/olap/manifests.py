@@ -1,0 +1,105 @@
+"""The manifests of a mirror: the newest is what it holds, a few older ones are kept, the rest goes.
+
+Files that no kept manifest names are orphans: of a writer that was killed, or of a past that
+nobody reads any more. They are deleted, and nothing else ever is.
+"""
+
+from collections.abc import Collection, Iterable
+
+from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.olap.files import Files
+from rhei_pipeline.olap.manifest import Manifest
+from rhei_pipeline.olap.segment_store import DATA, SegmentStore
+
+_FOLDER = "manifests"
+_SUFFIX = ".json"
+
+
+class Manifests:
+    """All manifests among some files.
+
+    Args:
+        retained: How many to keep, the newest among them; at least one.
+    """
+
+    def __init__(self, files: Files, store: SegmentStore, retained: int) -> None:
+        self._files = files
+        self._store = store
+        self._retained = retained
+        self._known: dict[int, Manifest] = {}
+
+    def newest(self) -> Manifest | None:
+        """Return what was committed last; None in a mirror that begins."""
+        versions = self.versions()
+        return self.read(versions[-1]) if versions else None
+
+    def versions(self) -> list[int]:
+        """Return the versions that can be read, in their order."""
+        names = self._files.names(_FOLDER)
+        return sorted(
+            int(name.rpartition("/")[2].removesuffix(_SUFFIX))
+            for name in names
+            if name.endswith(_SUFFIX)
+        )
+
+    def read(self, version: int) -> Manifest:
+        """Read one manifest.
+
+        Raises:
+            MirrorError: It is not kept any more, or damaged.
+        """
+        found = self._known.get(version)
+        if found is None:
+            found = Manifest.decode(self._files.get(_name(version)).to_pybytes())
+            self._known[version] = found
+        return found
+
+    def commit(self, manifest: Manifest) -> None:
+        """Make a state the newest one: from here on it counts, before here it does not exist.
+
+        Raises:
+            MirrorBusyError: Somebody else has committed since this state was begun.
+        """
+        self._files.settle()
+        self._files.create(_name(manifest.version), manifest.encode())
+        self._known[manifest.version] = manifest
+
+    def collect(self, in_use: Collection[int]) -> int:
+        """Drop manifests beyond those retained or in use, and the files only they name.
+
+        Returns:
+            How many files were deleted.
+        """
+        versions = self.versions()
+        kept = {*versions[-self._retained :], *in_use}
+        dropped = [version for version in versions if version not in kept]
+        if not dropped:
+            return 0
+        orphans = self._named(dropped) - self._named(v for v in versions if v in kept)
+        self._files.delete([_name(version) for version in dropped])
+        self._files.delete(orphans)
+        for version in dropped:
+            self._known.pop(version, None)
+        return len(orphans)
+
+    def collect_orphans(self) -> int:
+        """Delete files that no manifest names; only while nobody else may write."""
+        named = self._named(self.versions())
+        orphans = [name for name in self._files.names(DATA) if name not in named]
+        self._files.delete(orphans)
+        return len(orphans)
+
+    def _named(self, versions: Iterable[int]) -> set[str]:
+        found: set[str] = set()
+        for version in versions:
+            found.update(self._store.files_of(self.read(version)))
+        return found
+
+
+def _name(version: int) -> str:
+    return f"{_FOLDER}/{version:012d}{_SUFFIX}"
+
+
+def missing(path: str) -> MirrorError:
+    """Say that there is no mirror to read."""
+    return MirrorError(f"there is no mirror at {path!r}", hint="sync once, then read")
