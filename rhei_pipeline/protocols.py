@@ -19,6 +19,7 @@ from rhei_pipeline.events import (
     Versions,
 )
 from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
+from rhei_pipeline.metrics import MaintenanceReport
 from rhei_pipeline.schema import Table, TableSchema
 
 
@@ -254,6 +255,9 @@ class Mirror(Protocol):
 
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return the dead letters kept, of one table or of all."""
+
+    def maintain(self) -> MaintenanceReport:
+        """Bring the files into the form that reads fastest; safe at any time, bounded a call."""
 
     def close(self) -> None:
         """Release the mirror; safe to repeat."""

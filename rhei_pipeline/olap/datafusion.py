@@ -19,9 +19,10 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.ledger import Ledger
+from rhei_pipeline.metrics import MaintenanceReport
 from rhei_pipeline.olap.file_transaction import FileTransaction
 from rhei_pipeline.olap.files import Files, LocalFiles, MemoryFiles
-from rhei_pipeline.olap.folding import Folded, maintained
+from rhei_pipeline.olap.folding import maintained
 from rhei_pipeline.olap.formats import Format, Ipc, Parquet
 from rhei_pipeline.olap.letters import LETTERS, is_open
 from rhei_pipeline.olap.manifest import Manifest
@@ -37,7 +38,8 @@ RETAINED_MANIFESTS = 3
 #: Rows that one call of `maintain` writes at most, about; half a minute's work.
 MAINTENANCE_ROWS = 20_000_000
 
-_FORMATS: dict[str, type[Format]] = {"memory": Ipc, "ipc": Ipc, "parquet": Parquet}
+#: How rows are written, by storage.
+FORMATS: dict[str, type[Format]] = {"memory": Ipc, "ipc": Ipc, "parquet": Parquet}
 
 
 class DataFusionMirror:
@@ -66,8 +68,8 @@ class DataFusionMirror:
         self.path = MEMORY if storage == "memory" else str(path)
         files = _open(storage, path, lock_timeout_seconds)
         self._files = files
-        self._store = SegmentStore(files, _FORMATS[storage]())
-        self._manifests = Manifests(files, self._store, retained_manifests)
+        self._store = SegmentStore(files, FORMATS[storage]())
+        self._manifests = Manifests(files, retained_manifests)
         self._session = ReadingSession(self._store)
         self._lock = threading.Lock()
         self._glance = threading.Lock()
@@ -81,11 +83,16 @@ class DataFusionMirror:
         self.mirror_id = self._manifest.mirror_id
 
     def _begin(self) -> Manifest:
-        self._manifests.collect_orphans()
         found = self._manifests.newest()
         if found is None:
-            found = Manifest(1, uuid.uuid4().hex, datetime.now(UTC))
+            found = Manifest(1, uuid.uuid4().hex, self.storage, datetime.now(UTC))
             self._manifests.commit(found)
+        if found.storage != self.storage:
+            raise MirrorError(
+                f"mirror {self.path!r} rests as {found.storage!r}, not as {self.storage!r}",
+                hint="declare its storage, or give another path",
+            )
+        self._manifests.collect_orphans(self._store)
         return found
 
     def ledger(self) -> Ledger:
@@ -104,25 +111,23 @@ class DataFusionMirror:
             else:
                 self._commit(transaction.settle())
 
-    def maintain(self, max_rows: int = MAINTENANCE_ROWS) -> Folded:
+    def maintain(self, max_rows: int = MAINTENANCE_ROWS) -> MaintenanceReport:
         """Fold what a cycle leaves: small segments into large ones, and those that lost rows.
 
         Safe at any time and safe to repeat; readers notice nothing but the speed. Writes about
         `max_rows` rows at most; a call that reaches it says so, and the next one goes on.
         """
         with self._lock, self._undoing():
-            tables, folded = maintained(self._manifest.tables, self._store, max_rows)
-            if folded.rows_written:
-                following = self._manifest.version + 1
-                self._commit(
-                    replace(
-                        self._manifest,
-                        version=following,
-                        committed_at=datetime.now(UTC),
-                        tables=MappingProxyType(tables),
-                    )
+            tables, report = maintained(self._manifest.tables, self._store, max_rows)
+            if report.rows_written:
+                folded = replace(
+                    self._manifest,
+                    version=self._manifest.version + 1,
+                    committed_at=datetime.now(UTC),
+                    tables=MappingProxyType(tables),
                 )
-            return folded
+                self._commit(folded)
+            return report
 
     @contextmanager
     def _undoing(self) -> Iterator[None]:
@@ -143,9 +148,12 @@ class DataFusionMirror:
         self._manifests.commit(manifest)
         with self._glance:
             self._manifest = manifest
-            in_use = {*self._reading, *self._files.pinned()}
         self._store.keep(manifest)
-        self._manifests.collect(in_use)
+        self._manifests.collect(self._store, self._in_use)
+
+    def _in_use(self) -> set[int]:
+        with self._glance:
+            return {*self._reading, *self._files.pinned()}
 
     def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
         """Run one read-only statement on the last committed state.

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorBusyError, MirrorError, QueryError, RheiError
 from rhei_pipeline.ledger import Ledger
+from rhei_pipeline.metrics import MaintenanceReport
 from rhei_pipeline.olap.duckdb_ledger import LEDGER_TABLES, read_ledger
 from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction, in_utc, table_exists
 from rhei_pipeline.schema import VALID_TO, Mode, Table
@@ -135,10 +136,17 @@ class DuckDBMirror:
             [table, table],
         )
 
-    def checkpoint(self) -> None:
+    def maintain(self) -> MaintenanceReport:
         """Fold the write-ahead log into the file; worth doing when nothing else is to be done."""
         with self._lock, translated(self.path):
+            before = self._bytes()
             self._connection.execute("checkpoint")
+            return MaintenanceReport(1, 1, before, self._bytes())
+
+    def _bytes(self) -> int:
+        """Return what the file and its write-ahead log take; 0 in memory."""
+        files = (Path(self.path), Path(f"{self.path}.wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
 
     def close(self) -> None:
         """Close the file; safe to repeat."""

@@ -1,7 +1,7 @@
 """What one transaction of a mirror of files may do."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from types import MappingProxyType
 
@@ -65,13 +65,13 @@ class FileTransaction:
         kept = self.base.letters
         if self._letters_changed:
             kept = self.store.write_letters(self._kept()) if self._kept().num_rows else None
-        return Manifest(
-            self.base.version + 1,
-            self.base.mirror_id,
-            datetime.now(UTC),
-            MappingProxyType(tables),
-            self.ledger(),
-            kept,
+        return replace(
+            self.base,
+            version=self.base.version + 1,
+            committed_at=datetime.now(UTC),
+            tables=MappingProxyType(tables),
+            ledger=self.ledger(),
+            letters=kept,
         )
 
     def ledger(self) -> Ledger:

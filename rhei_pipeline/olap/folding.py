@@ -5,11 +5,12 @@ to a fixed number of rows. What is larger, or has lost many of its rows, waits f
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
+from rhei_pipeline.metrics import MaintenanceReport
 from rhei_pipeline.olap.digests import KeyHashes
 from rhei_pipeline.olap.key_index import KeyIndex
 from rhei_pipeline.olap.manifest import Segment, StoredTable
@@ -25,22 +26,6 @@ SEGMENT_ROWS = 4_000_000
 GONE_SHARE = 0.1
 
 Group = list[Segment]
-
-
-@dataclass(frozen=True, slots=True)
-class Folded:
-    """What maintenance did.
-
-    Attributes:
-        done: Nothing more is due; else the bound was reached, and another call goes on.
-    """
-
-    segments_before: int = 0
-    segments_after: int = 0
-    rows_written: int = 0
-    bytes_before: int = 0
-    bytes_after: int = 0
-    done: bool = True
 
 
 def due_in_a_cycle(segments: Sequence[Segment], limit: int = CYCLE_ROWS) -> list[Group]:
@@ -105,7 +90,7 @@ def fold(table: StoredTable, groups: Sequence[Group], store: SegmentStore) -> St
 
 def maintained(
     tables: Mapping[str, StoredTable], store: SegmentStore, max_rows: int
-) -> tuple[dict[str, StoredTable], Folded]:
+) -> tuple[dict[str, StoredTable], MaintenanceReport]:
     """Fold whatever is due, up to about `max_rows` rows."""
     result, rows, done = dict(tables), 0, True
     for name, table in tables.items():
@@ -117,16 +102,14 @@ def maintained(
             else:
                 done = False
         result[name] = fold(table, chosen, store) if chosen else table
-    before = [segment for table in tables.values() for segment in table.segments]
-    after = [segment for table in result.values() for segment in table.segments]
-    return result, Folded(
-        len(before),
-        len(after),
-        rows,
-        sum(segment.size_bytes for segment in before),
-        sum(segment.size_bytes for segment in after),
-        done=done,
+    before, after = _sizes(tables.values()), _sizes(result.values())
+    return result, MaintenanceReport(
+        len(before), len(after), sum(before), sum(after), rows_written=rows, done=done
     )
+
+
+def _sizes(tables: Iterable[StoredTable]) -> list[int]:
+    return [segment.size_bytes for table in tables for segment in table.segments]
 
 
 def _fold_group(schema: pa.Schema, group: Group, store: SegmentStore) -> Segment:

@@ -68,12 +68,14 @@ class Manifest:
 
     Attributes:
         version: Grows by one with each commit.
+        storage: How the rows rest.
         tables: By the quoted name that SQL gives them, `sql.mirror_table`.
         letters: The file that holds the dead letters; None while there are none.
     """
 
     version: int
     mirror_id: str
+    storage: str
     committed_at: datetime
     tables: Mapping[str, StoredTable] = field(default_factory=lambda: MappingProxyType({}))
     ledger: Ledger = field(default_factory=Ledger)
@@ -91,6 +93,7 @@ class Manifest:
                 "format": FORMAT,
                 "version": self.version,
                 "mirror": self.mirror_id,
+                "storage": self.storage,
                 "committed_at": self.committed_at.isoformat(),
                 "letters": self.letters,
                 "watermarks": [_watermark(mark) for mark in self.ledger.watermarks.values()],
@@ -118,6 +121,7 @@ class Manifest:
         return cls(
             form["version"],
             form["mirror"],
+            form["storage"],
             datetime.fromisoformat(form["committed_at"]),
             MappingProxyType({n: _read_table(table) for n, table in form["tables"].items()}),
             Ledger(

@@ -4,9 +4,8 @@ Files that no kept manifest names are orphans: of a writer that was killed, or o
 nobody reads any more. They are deleted, and nothing else ever is.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterable
 
-from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.olap.files import Files
 from rhei_pipeline.olap.manifest import Manifest
 from rhei_pipeline.olap.segment_store import DATA, SegmentStore
@@ -22,9 +21,8 @@ class Manifests:
         retained: How many to keep, the newest among them; at least one.
     """
 
-    def __init__(self, files: Files, store: SegmentStore, retained: int) -> None:
+    def __init__(self, files: Files, retained: int) -> None:
         self._files = files
-        self._store = store
         self._retained = retained
         self._known: dict[int, Manifest] = {}
 
@@ -64,42 +62,46 @@ class Manifests:
         self._files.create(_name(manifest.version), manifest.encode())
         self._known[manifest.version] = manifest
 
-    def collect(self, in_use: Collection[int]) -> int:
+    def collect(self, store: SegmentStore, in_use: Callable[[], set[int]]) -> int:
         """Drop manifests beyond those retained or in use, and the files only they name.
+
+        Args:
+            store: Knows the files that a manifest names.
+            in_use: Tells which versions somebody holds now.
 
         Returns:
             How many files were deleted.
         """
         versions = self.versions()
-        kept = {*versions[-self._retained :], *in_use}
+        kept = {*versions[-self._retained :], *in_use()}
         dropped = [version for version in versions if version not in kept]
         if not dropped:
             return 0
-        orphans = self._named(dropped) - self._named(v for v in versions if v in kept)
+        orphans = self._named(store, dropped) - self._named(store, set(versions) - set(dropped))
         self._files.delete([_name(version) for version in dropped])
+        # A reader that pinned one of them, and found it there, did so before it was deleted.
+        orphans -= self._named(store, in_use().intersection(dropped))
         self._files.delete(orphans)
         for version in dropped:
             self._known.pop(version, None)
         return len(orphans)
 
-    def collect_orphans(self) -> int:
+    def collect_orphans(self, store: SegmentStore) -> int:
         """Delete files that no manifest names; only while nobody else may write."""
-        named = self._named(self.versions())
+        versions = self.versions()
+        if not self._files.pinned().issubset(versions):
+            return 0  # somebody reads a state whose files nobody can name any more
+        named = self._named(store, versions)
         orphans = [name for name in self._files.names(DATA) if name not in named]
         self._files.delete(orphans)
         return len(orphans)
 
-    def _named(self, versions: Iterable[int]) -> set[str]:
+    def _named(self, store: SegmentStore, versions: Iterable[int]) -> set[str]:
         found: set[str] = set()
         for version in versions:
-            found.update(self._store.files_of(self.read(version)))
+            found.update(store.files_of(self.read(version)))
         return found
 
 
 def _name(version: int) -> str:
     return f"{_FOLDER}/{version:012d}{_SUFFIX}"
-
-
-def missing(path: str) -> MirrorError:
-    """Say that there is no mirror to read."""
-    return MirrorError(f"there is no mirror at {path!r}", hint="sync once, then read")

@@ -71,7 +71,10 @@ def _refusal(node: exp.Expr) -> QueryError:
 
 def numbered_placeholders(sql: str) -> str:
     """Write `?` as `$1`, `$2`, ...: the form that DataFusion binds values to."""
-    parts, end, number = [], 0, 0
+    # What follows `explain` would be one token, a text.
+    plan = _EXPLAIN.match(sql)
+    lead = plan.end() if plan else 0
+    sql, parts, end, number = sql[lead:], [sql[:lead]], 0, 0
     for token in sqlglot.tokenize(sql, read=_DIALECT):
         if token.token_type is TokenType.PLACEHOLDER:
             number += 1
