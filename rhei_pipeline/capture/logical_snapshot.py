@@ -29,6 +29,7 @@ from rhei_pipeline.events import (
 from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable, qualified
 from rhei_pipeline.oltp.postgres_values import admit_text
 from rhei_pipeline.oltp.rejections import Rejection
+from rhei_pipeline.protocols import Audit
 from rhei_pipeline.schema import INSTANT, Table, TableSchema
 from rhei_pipeline.sql import listed
 
@@ -314,6 +315,14 @@ class LogicalSnapshot:
         statement = psql.SQL(f"select count(*) from {qualified(table.schema)}")
         found = self._reader.execute(statement).fetchone()
         return int(found[0]) if found else 0
+
+    def audit(self, table: Table, after: Position) -> Audit:  # noqa: ARG002
+        """Ask for none: the server's log tells of every change."""
+        return Audit.NONE
+
+    def doubt(self, table: Table) -> str | None:  # noqa: ARG002
+        """Know of none."""
+        return None
 
     def close(self) -> None:
         """Forget the messages read."""

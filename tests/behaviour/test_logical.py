@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from examples.postgres_server import Server
 from rhei_pipeline.errors import QueryError, SchemaError, SourceBusyError, SourceError
-from rhei_pipeline.wiring import examine
+from rhei_pipeline.sources import examine
 from tests.fix_postgres import PostgresWorld
 
 MakeWorld = Callable[..., PostgresWorld]
