@@ -104,7 +104,7 @@ class Session:
             self.active_at = time.monotonic()
             for name in self.tables:
                 found = report.tables.get(name)
-                if found and (found.events or found.copied_rows):
+                if found and (found.events or found.changed or found.copied_rows):
                     self.windows.setdefault(name, Window()).add(report, name)
                 if found and found.copied_rows:
                     self.copied_rows[name] = found.copied_rows
