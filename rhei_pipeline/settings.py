@@ -88,6 +88,11 @@ class CaptureSettings(_Section):
         " logical: the server's own log is read (PostgreSQL). polling: the source is only read, by"
         " its rows' own timestamps. Left out: what suits the source.",
     )
+    streaming: bool = Field(
+        default=False,
+        description="logical: keep a connection open on which the server sends what is committed,"
+        " instead of asking it in every cycle.",
+    )
     buffer: BufferSettings | None = Field(
         None, description="Take changes into a log of our own before the mirror gets them."
     )
@@ -287,6 +292,8 @@ class Settings(BaseSettings):
                 f"capture.method {self.capture.method!r} does not suit a {self.source.kind} source:"
                 f" use {' or '.join(map(repr, fitting))}"
             )
+        if self.capture.streaming and self.capture_method != "logical":
+            raise ValueError("capture.streaming: only PostgreSQL's log can be streamed")
         if self.capture_method == "polling":
             self._refuse_lossy_buffer()
         elif self.local is not None:

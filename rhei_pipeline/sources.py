@@ -73,7 +73,8 @@ def open_source(
     """Open capture; the source knows the reader of its changes, a mirror or a buffer, by name."""
     options = table_options(settings)
     if not isinstance(database, SqliteDatabase):
-        source: Source = postgres().LogicalSource(database, reader, options)
+        streaming = settings.capture.streaming
+        source: Source = postgres().LogicalSource(database, reader, options, streaming=streaming)
         return source
     if settings.capture_method == "polling":
         return _open_polling(settings, database, registry, _notes_path(settings, reader))

@@ -3,7 +3,6 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import IO
@@ -33,18 +32,12 @@ from rhei_pipeline.protocols import Audit
 from rhei_pipeline.schema import INSTANT, Table, TableSchema
 from rhei_pipeline.sql import listed
 
-#: Messages fetched, and decoded, at once.
-FETCH_MESSAGES = 50_000
 #: Messages beyond so many bytes wait in a temporary file instead of in memory.
 SPOOL_BYTES = 64 * 2**20
 #: An idle table's watermark is recorded once it holds back so much of the log.
 RETAINED_BYTES = 16 * 2**20
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_PEEK = """
-select data from pg_logical_slot_peek_binary_changes(
-    %s, %s::pg_lsn, null, 'proto_version', '1', 'publication_names', %s)
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +148,15 @@ class RowView:
     visible: Visible
 
 
+#: Yields the messages behind a slot of all transactions that committed before a place.
+ReadLog = Callable[[Slot, int], Iterator[Sequence[bytes]]]
+
+
 class LogicalSnapshot:
     """A `SourceSnapshot` that ends at a place in the log, or exactly where a row view does.
 
     Args:
-        log: A connection to read the log with.
+        read: Yields the messages behind the slot, up to a place in the log, in batches.
         moment: When it was taken.
         settle: Waits for transactions under way; returns where the log stood before.
         view: To read rows with; changes that it does not see are left out.
@@ -167,12 +164,12 @@ class LogicalSnapshot:
 
     def __init__(
         self,
-        log: Connection,
+        read: ReadLog,
         moment: Moment,
         settle: Callable[[], int],
         view: RowView | None = None,
     ) -> None:
-        self._log = log
+        self._read = read
         self._head = moment.head
         self._slot = moment.slot
         self._tables = moment.tables
@@ -256,11 +253,9 @@ class LogicalSnapshot:
 
     def _load(self, slot: Slot, spool: _Spool) -> None:
         context, first = pgoutput.Context(), 0
-        with self._log.transaction(), closing(self._log.cursor("rhei_peek", binary=True)) as cursor:
-            cursor.execute(_PEEK, (slot.name, lsn_text(self._head), slot.name))
-            while rows := cursor.fetchmany(FETCH_MESSAGES):
-                spool.add([data for (data,) in rows], first, context)
-                first += len(rows)
+        for messages in self._read(slot, self._head):
+            spool.add(messages, first, context)
+            first += len(messages)
 
     def _batch(self, schema: TableSchema, buffer: bytes, run: pgoutput.Run) -> ChangeBatch:
         if run.truncate:
