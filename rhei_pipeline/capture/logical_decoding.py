@@ -224,7 +224,15 @@ class LogicalSource:
             text = _value(self._reader, "select pg_current_snapshot()::text")
             # A commit can be seen before it is flushed, and is read from the log only after.
             self._await_flush(lsn_number(_value(self._reader, _INSERTED)))
-            yield RowView(self._reader, Visible.parse(text))
+            exported = _value(self._reader, "select pg_export_snapshot()")
+            yield RowView(self._reader, Visible.parse(text), lambda: self._sharing(exported))
+
+    def _sharing(self, exported: str) -> Connection:
+        """Open a connection that sees what the exported snapshot does."""
+        connection = self._database.connect()
+        connection.execute("begin isolation level repeatable read read only")
+        connection.execute(f"set transaction snapshot '{exported}'".encode())
+        return connection
 
     def _settle(self) -> int:
         """Wait for every transaction that is under way; return where the log stood before.

@@ -3,13 +3,16 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from itertools import islice
 
 import psycopg
+from psycopg import sql as psql
 
 from rhei_pipeline.capture.logical_snapshot import Slot, lsn_text
 from rhei_pipeline.capture.logical_stream import LogicalStream
 from rhei_pipeline.capture.waiting import wait_until
 from rhei_pipeline.errors import SourceBusyError
+from rhei_pipeline.oltp.postgres_copy import copy_out_values
 from rhei_pipeline.oltp.postgres_schema import Connection
 
 _log = logging.getLogger(__name__)
@@ -22,7 +25,7 @@ _RELEASE_SECONDS = 10.0
 
 _PEEK = """
 select data from pg_logical_slot_peek_binary_changes(
-    %s, %s::pg_lsn, null, 'proto_version', '1', 'publication_names', %s)
+    {}, {}::pg_lsn, null, 'proto_version', '1', 'publication_names', {})
 """
 
 
@@ -106,10 +109,11 @@ class LogReader:
 
     def _peeked(self, slot: Slot, head: int) -> Iterator[Sequence[bytes]]:
         connection = self._connection()
-        with connection.transaction(), closing(connection.cursor("rhei", binary=True)) as cursor:
-            cursor.execute(_PEEK, (slot.name, lsn_text(head), slot.name))
-            while rows := cursor.fetchmany(FETCH_MESSAGES):
-                yield [data for (data,) in rows]
+        name, end = psql.Literal(slot.name), psql.Literal(lsn_text(head))
+        query = psql.SQL(_PEEK).format(name, end, name).as_bytes(connection)
+        with closing(copy_out_values(connection, query)) as values:
+            while messages := list(islice(values, FETCH_MESSAGES)):
+                yield messages
 
     def _await_release(self, slot: str) -> None:
         """Wait for the server to notice that nobody reads from the slot any more."""

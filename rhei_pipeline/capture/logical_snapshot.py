@@ -18,6 +18,7 @@ from rhei_pipeline.capture.postgres_rows import (
     letters_of,
     without_rows,
 )
+from rhei_pipeline.capture.read_ahead import ReadAhead
 from rhei_pipeline.events import (
     CHANGED_AT,
     LIVE,
@@ -39,6 +40,8 @@ SPOOL_BYTES = 64 * 2**20
 #: An idle table's watermark is recorded once it holds back so much of the log.
 RETAINED_BYTES = 16 * 2**20
 
+#: So many batches make a table large: its rows are read by several connections.
+_LARGE = 4
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -144,10 +147,15 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class RowView:
-    """A connection inside a REPEATABLE READ transaction, and what that transaction sees."""
+    """A connection inside a REPEATABLE READ transaction, and what that transaction sees.
+
+    Attributes:
+        share: Opens one more connection that sees the same.
+    """
 
     connection: Connection
     visible: Visible
+    share: Callable[[], Connection]
 
 
 #: Yields the messages behind a slot of all transactions that committed before a place.
@@ -179,6 +187,8 @@ class LogicalSnapshot:
         self._settle = settle
         self._view = view
         self._spool: _Spool | None = None
+        self._ahead: ReadAhead | None = None
+        self._counted: dict[str, int] = {}
         self.clock = moment.clock
         self.schema_version = moment.schema_version
 
@@ -266,8 +276,19 @@ class LogicalSnapshot:
         return _Rows(schema, pgoutput.decode(buffer, run), self.clock).batch()
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
-        """Read the next rows in key order."""
-        return self._reader(table).rows(resume, limit)
+        """Read the next rows in key order; those of a large table ahead of time."""
+        reader = self._reader(table)
+        if self._view is None or self._counted.get(table.name, 0) <= _LARGE * limit:
+            return reader.rows(resume, limit)
+        if self._ahead is None or not self._ahead.leads_on(table.name, resume, limit):
+            self._end_reading()
+            self._ahead = ReadAhead(reader, self._view.share, resume, limit)
+        return self._ahead.next()
+
+    def _end_reading(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def _reader(self, table: Table) -> RowReader:
         if self._view is None:
@@ -280,7 +301,8 @@ class LogicalSnapshot:
 
     def count(self, table: Table) -> int:
         """Count the table's rows."""
-        return self._reader(table).count()
+        self._counted[table.name] = self._reader(table).count()
+        return self._counted[table.name]
 
     def audit(self, table: Table, after: Position) -> Audit:  # noqa: ARG002
         """Ask for none: the server's log tells of every change."""
@@ -291,7 +313,8 @@ class LogicalSnapshot:
         return None
 
     def close(self) -> None:
-        """Forget the messages read."""
+        """Forget the messages read, and end what is read ahead."""
+        self._end_reading()
         if self._spool is not None:
             self._spool.close()
 

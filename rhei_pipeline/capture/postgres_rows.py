@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -12,11 +13,12 @@ import pyarrow.csv as pa_csv
 from psycopg import sql as psql
 
 from rhei_pipeline.events import DeadLetter, RowBatch, key_text
+from rhei_pipeline.oltp.postgres_copy import copy_out
 from rhei_pipeline.oltp.postgres_schema import Connection, qualified
 from rhei_pipeline.oltp.postgres_values import admit_text
 from rhei_pipeline.oltp.rejections import Rejection
 from rhei_pipeline.schema import TableSchema
-from rhei_pipeline.sql import listed
+from rhei_pipeline.sql import listed, quote
 
 #: How a copy writes null; a text that reads so is quoted, and so stays a text.
 _NULL = "\\N"
@@ -36,10 +38,13 @@ class RowReader:
     clock: datetime
     condition: str = "true"
 
-    def rows(self, resume: str | None, limit: int) -> RowBatch | None:
-        """Read the next rows in key order; None when there are no more."""
+    def rows(
+        self, resume: str | None, limit: int | None, until: str | None = None
+    ) -> RowBatch | None:
+        """Read the next rows in key order, so many or up to a key; None when there are none."""
         schema = self.schema
-        found = list(copied(self.connection, self._rows_sql(resume, limit), schema.names))
+        query = self._rows_sql(resume, limit, until)
+        found = list(copied(self.connection, query, schema.names))
         if not found:
             return None
         (texts,) = found
@@ -55,21 +60,43 @@ class RowReader:
         found = self.connection.execute(statement.encode()).fetchone()
         return int(found[0]) if found else 0
 
-    def _rows_sql(self, resume: str | None, limit: int) -> psql.Composable:
-        key = psql.SQL(listed(self.schema.primary_key))
-        behind: psql.Composable = psql.SQL("")
-        if resume is not None:
-            # Untyped literals take the columns' own types.
-            values = psql.SQL(", ").join(psql.Literal(part) for part in json.loads(resume))
-            behind = psql.SQL(" and ({}) > ({})").format(key, values)
-        return psql.SQL("select {} from {} where {}{} order by {} limit {}").format(
+    def end_of(self, resume: str | None, limit: int) -> str | None:
+        """Find the last key of the next so many rows; None when there are fewer."""
+        key = self.schema.primary_key
+        # Ordered within: the text of a key sorts otherwise than the key does.
+        query = psql.SQL(
+            "select {} from (select {} from {} where {} order by {} offset {} limit 1) last"
+        ).format(
+            psql.SQL(", ".join(f"{quote(name)}::text" for name in key)),
+            psql.SQL(listed(key)),
+            psql.SQL(qualified(self.schema)),
+            self._range(resume, None),
+            psql.SQL(listed(key)),
+            psql.Literal(limit - 1),
+        )
+        found = self.connection.execute(query).fetchone()
+        return None if found is None else json.dumps(found)
+
+    def _rows_sql(
+        self, resume: str | None, limit: int | None, until: str | None
+    ) -> psql.Composable:
+        return psql.SQL("select {} from {} where {} order by {} limit {}").format(
             psql.SQL(listed(self.schema.names)),
             psql.SQL(qualified(self.schema)),
-            psql.SQL(self.condition),
-            behind,
-            key,
+            self._range(resume, until),
+            psql.SQL(listed(self.schema.primary_key)),
             psql.Literal(limit),
         )
+
+    def _range(self, resume: str | None, until: str | None) -> psql.Composable:
+        key = psql.SQL(listed(self.schema.primary_key))
+        found: list[psql.Composable] = [psql.SQL(self.condition)]
+        for operator, place in ((">", resume), ("<=", until)):
+            if place is not None:
+                # Untyped literals take the columns' own types.
+                values = psql.SQL(", ").join(psql.Literal(part) for part in json.loads(place))
+                found.append(psql.SQL(f"({{}}) {operator} ({{}})").format(key, values))
+        return psql.SQL(" and ").join(found)
 
 
 def copied(
@@ -85,8 +112,7 @@ def copied(
     statement = psql.SQL("copy ({}) to stdout (format csv, null {})").format(
         query, psql.Literal(_NULL)
     )
-    with connection.cursor() as cursor, cursor.copy(statement) as copy:
-        lines = iter(copy)  # the server sends one message a row
+    with closing(copy_out(connection, statement.as_bytes(connection))) as lines:
         while data := b"".join(islice(lines, limit)):
             yield _parsed(data, names)
 
