@@ -22,7 +22,7 @@ from rhei_pipeline.metrics import (
     VerifyReport,
 )
 from rhei_pipeline.pipeline import Declared, no_progress, no_step
-from rhei_pipeline.protocols import OnStep
+from rhei_pipeline.protocols import Database, OnStep
 from rhei_pipeline.schema import VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.settings import Settings
 from rhei_pipeline.sql import listed, mirror_table
@@ -60,27 +60,47 @@ class HTAP:
         self._engine.resources.close()
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
-        """Run one write in the source and commit it; return the rows affected."""
-        return self._engine.database.execute(sql, params)
+        """Run one write in the source and commit it; return the rows affected.
+
+        Where the source is only polled, the write goes to the local database.
+
+        Raises:
+            QueryError: The source is only polled and no local database is declared.
+        """
+        return self._oltp().execute(sql, params)
 
     def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> int:
         """Run all statements in one transaction of the source, all or nothing."""
-        return self._engine.database.execute_batch(statements)
+        return self._oltp().execute_batch(statements)
 
     def query(self, sql: str, params: Sequence[Any] = (), hint: Hint = "auto") -> pa.Table:
         """Run one reading statement.
 
         `olap` asks the mirror, as of its last sync; `oltp` asks the source; `auto` asks the
-        source, whose answer is always current.
+        source, whose answer is always current. Beside a source that is only polled, `oltp` asks
+        the local database, and `auto` the mirror.
 
         Raises:
             QueryError: The statement does not read, or its side refuses it.
         """
-        if hint == "olap":
+        if hint == "olap" or (hint == "auto" and self._is_sidecar):
             return self._engine.mirror.query(sql, params)
         if hint in {"auto", "oltp"}:
-            return self._engine.database.query(sql, params)
+            return self._oltp().query(sql, params)
         raise QueryError(f"unknown hint {hint!r}", hint="use 'auto', 'oltp' or 'olap'")
+
+    @property
+    def _is_sidecar(self) -> bool:
+        """Whether the source belongs to others, and is only read."""
+        return self._engine.oltp is not self._engine.database
+
+    def _oltp(self) -> Database:
+        if self._engine.oltp is None:
+            raise QueryError(
+                "the source is only read: it is captured by polling",
+                hint="write with its own application, or declare a 'local' database beside it",
+            )
+        return self._engine.oltp
 
     def tables(self) -> list[str]:
         """Return the names of the tables mirrored."""
@@ -132,6 +152,7 @@ class HTAP:
         """Add a column to the source, unless it has it, and to the mirror."""
         found = self._engine.pipeline.table(table)
         if column.lower() not in map(str.lower, found.schema.names):
+            self._refuse_foreign_schema()
             self._engine.database.add_column(found.schema, column, arrow_type)
         self.sync_now()
 
@@ -141,8 +162,16 @@ class HTAP:
         if column.lower() in map(str.lower, found.schema.primary_key):
             raise SchemaError(f"column {column!r} is part of the primary key", table=found.name)
         if column.lower() in map(str.lower, found.schema.names):
+            self._refuse_foreign_schema()
             self._engine.database.drop_column(found.schema, column)
         self.sync_now()
+
+    def _refuse_foreign_schema(self) -> None:
+        if self._is_sidecar:
+            raise QueryError(
+                "the source is only read: its tables are changed by those who own it",
+                hint="once they have changed one, the next sync follows",
+            )
 
     def as_of(self, table: str, instant: datetime) -> pa.Table:
         """Return a temporal table's rows as they were at an instant, with the source's columns.

@@ -27,6 +27,8 @@ class World:
     buffered: bool = False
     prune: bool = True
     limits: dict[str, Any] = field(default_factory=dict)
+    method: str = "trigger"
+    local: dict[str, Any] | None = None
     faults: CrashAt = field(default_factory=CrashAt)
     _htap: HTAP | None = None
 
@@ -42,7 +44,10 @@ class World:
         """The declaration."""
         return Settings(
             source={"path": self.path},
-            capture={"buffer": {"path": self.buffer, **self.limits} if self.buffered else None},
+            capture={
+                "method": self.method,
+                "buffer": {"path": self.buffer, **self.limits} if self.buffered else None,
+            },
             mirror={
                 "kind": "datafusion" if self.storage else "duckdb",
                 "storage": self.storage,
@@ -50,6 +55,7 @@ class World:
                 "lock_timeout_seconds": 0.5,
             },
             registry={"path": self.directory / "registry.json"},
+            local=self.local,
             tables=self.tables,
             mode=self.mode,
             sync={"batch_rows": self.batch_rows, "prune": self.prune},

@@ -41,6 +41,22 @@ def compare(draft: Draft, table: Table, rows: Iterable[pa.Table]) -> Comparison:
     return Comparison(pa.concat_tables(missing), extra, pa.concat_tables(different))
 
 
+def compare_digests(
+    draft: Draft, schema: TableSchema, parts: Iterable[pa.Table]
+) -> tuple[list[int], pa.Table]:
+    """Compare a table's present rows with all rows of its source by the digests of its index."""
+    seen, stale = [_NONE], []
+    for number, part in enumerate(parts):
+        found = draft.find(key_hashes(part.select(list(schema.primary_key))))
+        seen.append(found.places)
+        equal = found.payloads == _digests(schema, part)[found.needles]
+        if not equal.all() or len(found.needles) < part.num_rows:
+            stale.append(number)
+    known = np.concatenate(seen)
+    extra = [places[~np.isin(places, known)] for _, _, places in draft.entries()]
+    return stale, draft.take(np.concatenate([_NONE, *extra]), schema.primary_key)
+
+
 def _fresh_index(draft: Draft, schema: TableSchema) -> tuple[KeyIndex, Numbers]:
     words, checks = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
     digests, places = [np.zeros(0, np.uint64)], [_NONE]

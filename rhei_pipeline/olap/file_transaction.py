@@ -14,7 +14,7 @@ from rhei_pipeline.events import Comparison, Counts, DeadLetter, NetChanges, Ope
 from rhei_pipeline.history import DELETED, FLOOR, LOCATOR
 from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
 from rhei_pipeline.olap import letters as dead
-from rhei_pipeline.olap.comparing import compare, differing
+from rhei_pipeline.olap.comparing import compare, compare_digests, differing
 from rhei_pipeline.olap.digests import key_hashes, row_digests
 from rhei_pipeline.olap.draft import Draft
 from rhei_pipeline.olap.folding import CYCLE_ROWS, SEGMENT_ROWS, due_in_a_cycle, fold
@@ -237,6 +237,12 @@ class FileTransaction:
     def count(self, table: Table) -> int:
         """Count the rows that are valid now."""
         return self._draft(table).count()
+
+    def compare_digests(
+        self, table: Table, parts: Iterable[pa.Table]
+    ) -> tuple[list[int], pa.Table]:
+        """Compare with the digests that the index holds; no row is read."""
+        return compare_digests(self._draft(table), table.schema, parts)
 
     def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
         """Compare the source's rows with the table's present ones, both ways.

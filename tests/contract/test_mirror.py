@@ -134,6 +134,15 @@ def test_a_comparison_names_what_differs_and_changes_nothing(mirror: Mirror) -> 
     assert len(held(mirror)) == 3
 
 
+def test_digests_name_the_parts_that_differ_and_the_keys_too_many(mirror: Mirror) -> None:
+    merge(mirror, rows(a=1.0, b=2.0, c=3.0, z=-0.0), keys())
+    with mirror.transaction() as transaction:
+        parts = [rows(a=1.0), rows(b=5.0), rows(z=0.0), rows(d=4.0), rows()]
+        stale, extra = transaction.compare_digests(TABLE, parts)
+    assert stale == [1, 2, 3]
+    assert extra.to_pylist() == [{"k": "c"}]
+
+
 def test_a_dead_letter_is_kept_once_until_it_is_released(mirror: Mirror) -> None:
     letter = DeadLetter("t", '{"k": "a"}', "v", "why", NOW)
     for _ in range(2):

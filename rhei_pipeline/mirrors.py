@@ -1,0 +1,50 @@
+"""Which mirror a declaration asks for, opened; what it needs is imported once it is wanted."""
+
+import importlib
+from types import ModuleType
+from typing import Protocol
+
+from rhei_pipeline.errors import MissingExtraError
+from rhei_pipeline.olap.duckdb import DuckDBMirror
+from rhei_pipeline.protocols import Mirror
+from rhei_pipeline.settings import Settings
+
+
+class OwnedMirror(Mirror, Protocol):
+    """A mirror that this process owns."""
+
+    #: Tells this mirror from all others.
+    mirror_id: str
+    #: Where it rests; `:memory:` where it ends with the process.
+    path: str
+
+
+def open_mirror(settings: Settings) -> OwnedMirror:
+    """Open the mirror, alone among all processes that write."""
+    mirror = settings.mirror
+    if mirror.kind == "duckdb":
+        return DuckDBMirror(mirror.path, lock_timeout_seconds=mirror.lock_timeout_seconds)
+    opened: OwnedMirror = datafusion().DataFusionMirror(
+        "memory" if mirror.in_memory else mirror.storage or "parquet",
+        mirror.path,
+        lock_timeout_seconds=mirror.lock_timeout_seconds,
+        retained_manifests=mirror.retained_manifests,
+    )
+    return opened
+
+
+def datafusion() -> ModuleType:
+    """Import what a DataFusion mirror needs, now that it is wanted.
+
+    Raises:
+        MissingExtraError: DataFusion is not installed.
+    """
+    try:
+        return importlib.import_module("rhei_pipeline.olap.datafusion")
+    except ModuleNotFoundError as error:
+        if error.name != "datafusion":
+            raise
+        raise MissingExtraError(
+            "a mirror of kind 'datafusion' needs the package 'datafusion'",
+            hint="pip install 'rhei-pipeline[datafusion]'",
+        ) from error
