@@ -240,6 +240,9 @@ class ScheduleSettings(_Section):
     snapshots_from: date = Field(
         date(2024, 1, 1), description="The first day of the daily snapshots, in UTC."
     )
+    maintenance_hour: int = Field(
+        3, ge=0, le=23, description="The hour, in UTC, at which a mirror's files are folded."
+    )
     snapshot_hour: int = Field(
         1, ge=0, le=23, description="The hour, in UTC, at which the day before is snapshotted."
     )
