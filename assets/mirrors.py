@@ -38,7 +38,7 @@ def mirror_specs(tables: Sequence[Table], settings: Settings) -> list[dg.AssetSp
                 "dagster/column_schema": column_schema(table, history=True),
                 "dagster/table_name": f"{settings.mirror.path.stem}.{_place(table)}",
                 "dagster/storage_kind": settings.mirror.kind,
-                "dagster/uri": settings.mirror.path.resolve().as_uri(),
+                "dagster/uri": settings.mirror.uri,
             },
         )
         for table in tables

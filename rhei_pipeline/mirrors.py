@@ -7,7 +7,7 @@ from typing import Protocol
 from rhei_pipeline.errors import MissingExtraError
 from rhei_pipeline.olap.duckdb import DuckDBMirror
 from rhei_pipeline.protocols import Mirror
-from rhei_pipeline.settings import Settings
+from rhei_pipeline.settings import MirrorSettings, Settings
 
 
 class OwnedMirror(Mirror, Protocol):
@@ -26,7 +26,8 @@ def open_mirror(settings: Settings) -> OwnedMirror:
         return DuckDBMirror(mirror.path, lock_timeout_seconds=mirror.lock_timeout_seconds)
     opened: OwnedMirror = datafusion().DataFusionMirror(
         "memory" if mirror.in_memory else mirror.storage or "parquet",
-        mirror.path,
+        mirror.url or mirror.path,
+        access=_access(mirror) if mirror.url else None,
         lock_timeout_seconds=mirror.lock_timeout_seconds,
         retained_manifests=mirror.retained_manifests,
     )
@@ -39,12 +40,28 @@ def datafusion() -> ModuleType:
     Raises:
         MissingExtraError: DataFusion is not installed.
     """
+    return _imported("rhei_pipeline.olap.datafusion", "datafusion")
+
+
+def _access(mirror: MirrorSettings) -> object:
+    store = mirror.object_store
+    return _imported("rhei_pipeline.olap.object_files", "obstore").Access(
+        endpoint=store.endpoint,
+        region=store.region,
+        allow_http=store.allow_http,
+        secrets=store.secrets,
+        timeout_seconds=store.timeout_seconds,
+        retry_seconds=store.retry_seconds,
+    )
+
+
+def _imported(module: str, package: str) -> ModuleType:
     try:
-        return importlib.import_module("rhei_pipeline.olap.datafusion")
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != "datafusion":
+        if error.name != package:
             raise
         raise MissingExtraError(
-            "a mirror of kind 'datafusion' needs the package 'datafusion'",
+            f"this mirror needs the package {package!r}",
             hint="pip install 'rhei-pipeline[datafusion]'",
         ) from error

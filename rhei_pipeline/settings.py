@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -31,6 +32,7 @@ from rhei_pipeline.schema import Mode, nearest, parse_type
 
 ENVIRONMENT_PREFIX = "RHEI__"
 _MEMORY = ":memory:"
+_OBJECT_URL = re.compile(r"(s3|gs):/+(.+)")
 #: Ways to capture each kind of source; the first one is taken where none is declared.
 _METHODS = {"sqlite": ("trigger", "polling"), "postgres": ("logical",)}
 
@@ -139,6 +141,27 @@ class PollingSettings(_Section):
         return PollOptions(self.updated_at, policy, deleted_at, self.clock, self.reconcile_seconds)
 
 
+class ObjectStoreSettings(_Section):
+    """How an object store is reached; what is left out is taken from the environment."""
+
+    endpoint: str | None = Field(None, description="The URL of a store that speaks S3's language.")
+    region: str | None = Field(None, description="The bucket's region.")
+    allow_http: bool = Field(default=False, description="Allow an endpoint without TLS.")
+    access_key_id: SecretStr | None = Field(None, description="S3: who asks.")
+    secret_access_key: SecretStr | None = Field(None, description="S3: what proves it.")
+    session_token: SecretStr | None = Field(None, description="S3: for keys lent for a while.")
+    service_account_path: SecretStr | None = Field(None, description="GCS: the key file.")
+    timeout_seconds: float = Field(30.0, gt=0, description="How long one request may take.")
+    retry_seconds: float = Field(60.0, ge=0, description="How long requests are tried again.")
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """Return the secrets that are given, by name."""
+        names = ("access_key_id", "secret_access_key", "session_token", "service_account_path")
+        found = {name: getattr(self, name) for name in names}
+        return {name: value.get_secret_value() for name, value in found.items() if value}
+
+
 class MirrorSettings(_Section):
     """The analytical copy."""
 
@@ -151,7 +174,8 @@ class MirrorSettings(_Section):
     path: Path = Field(
         Path(_MEMORY),
         description="duckdb: the file; datafusion: the directory. Created when missing;"
-        " ':memory:' is copied anew at each start.",
+        " ':memory:' is copied anew at each start. Parquet also rests at s3://bucket/place or"
+        " gs://bucket/place.",
     )
     lock_timeout_seconds: float = Field(
         30.0, ge=0, description="How long to wait while another process writes it."
@@ -160,8 +184,14 @@ class MirrorSettings(_Section):
         3, ge=1, description="datafusion: how many committed states stay readable."
     )
 
+    object_store: ObjectStoreSettings = Field(
+        ObjectStoreSettings(), description="How an object store is reached."
+    )
+
     @model_validator(mode="after")
     def _fitting_storage(self) -> Self:
+        if self.url and (self.kind, self.storage or "parquet") != ("datafusion", "parquet"):
+            raise ValueError("an object store holds a 'datafusion' mirror with storage 'parquet'")
         if self.kind == "duckdb" and self.storage is not None:
             raise ValueError("'storage' is for the kind 'datafusion'")
         if "path" not in self.model_fields_set and self.storage != "memory":
@@ -170,6 +200,18 @@ class MirrorSettings(_Section):
         if self.kind == "datafusion" and in_memory and self.storage not in (None, "memory"):
             raise ValueError(f"storage {self.storage!r} needs a directory as its 'path'")
         return self
+
+    @property
+    def url(self) -> str | None:
+        """The place in an object store; None where the path is one of files."""
+        # A path folds the two slashes behind the scheme into one.
+        found = _OBJECT_URL.fullmatch(self.path.as_posix())
+        return f"{found[1]}://{found[2]}" if found else None
+
+    @property
+    def uri(self) -> str:
+        """Where it rests, as a URI."""
+        return self.url or self.path.resolve().as_uri()
 
     @property
     def in_memory(self) -> bool:
@@ -395,7 +437,7 @@ class Settings(BaseSettings):
                 "source": source,
                 "capture": self.capture.anchored(directory),
                 "mirror": self.mirror
-                if self.mirror.in_memory
+                if self.mirror.in_memory or self.mirror.url
                 else self.mirror.model_copy(update={"path": directory / mirror}),
                 "local": self.local
                 and self.local.model_copy(update={"path": directory / self.local.path}),

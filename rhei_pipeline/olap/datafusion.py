@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -32,12 +32,17 @@ from rhei_pipeline.olap.session import ReadingSession
 from rhei_pipeline.schema import VALID_TO, Mode, Table
 from rhei_pipeline.sql import mirror_table
 
+if TYPE_CHECKING:
+    from rhei_pipeline.olap.object_files import Access
+
 MEMORY = ":memory:"
 #: Manifests kept by default: whoever reads one has two more commits to say so.
 RETAINED_MANIFESTS = 3
 #: Rows that one call of `maintain` writes at most, about; half a minute's work.
 MAINTENANCE_ROWS = 20_000_000
 
+#: How the URLs of object stores begin.
+URL_SCHEMES = ("s3://", "gs://")
 #: How rows are written, by storage.
 FORMATS: dict[str, type[Format]] = {"memory": Ipc, "ipc": Ipc, "parquet": Parquet}
 
@@ -47,7 +52,9 @@ class DataFusionMirror:
 
     Args:
         storage: `memory`, `ipc` or `parquet`.
-        path: The directory, created when it is missing; in memory, `:memory:`.
+        path: The directory, created when it is missing; a URL in an object store, for `parquet`;
+            in memory, `:memory:`.
+        access: How the object store is reached; left out: as the environment says.
         lock_timeout_seconds: How long to wait while another process writes the mirror.
         retained_manifests: How many committed states stay readable.
 
@@ -61,12 +68,13 @@ class DataFusionMirror:
         storage: str,
         path: Path | str = MEMORY,
         *,
+        access: "Access | None" = None,
         lock_timeout_seconds: float = 30.0,
         retained_manifests: int = RETAINED_MANIFESTS,
     ) -> None:
         self.storage = storage
         self.path = MEMORY if storage == "memory" else str(path)
-        files = _open(storage, path, lock_timeout_seconds)
+        files = open_files(storage, path, access, lock_timeout_seconds)
         self._files = files
         self._store = SegmentStore(files, FORMATS[storage]())
         self._manifests = Manifests(files, retained_manifests)
@@ -105,11 +113,16 @@ class DataFusionMirror:
         """Open the one writing transaction; a trial is rolled back at its end."""
         with self._lock, self._undoing():
             transaction = FileTransaction(self._manifest, self._store)
-            yield transaction
-            if trial:
+            try:
+                yield transaction
+                manifest = None if trial else transaction.settle()
+            except BaseException:
+                self._store.discard()
+                raise
+            if manifest is None:
                 self._store.discard()
             else:
-                self._commit(transaction.settle())
+                self._commit(manifest)
 
     def maintain(self, max_rows: int = MAINTENANCE_ROWS) -> MaintenanceReport:
         """Fold what a cycle leaves: small segments into large ones, and those that lost rows.
@@ -135,13 +148,11 @@ class DataFusionMirror:
         try:
             yield
         except BaseException:
-            # Whether the manifest had appeared already, only the files can tell.
+            # Whether the manifest has appeared, or yet will, only the files can tell.
+            self._store.leave()
             newest = self._manifests.newest()
             if newest is not None and newest.version > self._manifest.version:
                 self._manifest = newest
-                self._store.keep(newest)
-            else:
-                self._store.discard()
             raise
 
     def _commit(self, manifest: Manifest) -> None:
@@ -205,7 +216,18 @@ class DataFusionMirror:
             raise MirrorError("the mirror is closed", hint="open it again")
 
 
-def _open(storage: str, path: Path | str, timeout: float) -> Files:
+def open_files(
+    storage: str, path: Path | str, access: "Access | None" = None, timeout: float | None = None
+) -> Files:
+    """Open where a mirror's files rest: to write with a time to wait for the lock, else to read."""
     if storage == "memory":
         return MemoryFiles()
-    return LocalFiles(Path(path), lock_timeout_seconds=timeout)
+    if str(path).startswith(URL_SCHEMES):
+        from rhei_pipeline.olap.object_files import (  # noqa: PLC0415  (its package is optional)
+            Access,
+            ObjectFiles,
+        )
+
+        return ObjectFiles(str(path), access or Access())
+    writing = timeout is not None
+    return LocalFiles(Path(path), writing=writing, lock_timeout_seconds=timeout or 0)

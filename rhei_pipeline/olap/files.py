@@ -5,11 +5,12 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
+from datafusion import SessionContext
 
 from rhei_pipeline.errors import MirrorBusyError, MirrorError
 
@@ -52,6 +53,15 @@ class Files(Protocol):
     def delete(self, names: Iterable[str]) -> None:
         """Delete files; those that are gone already do not matter."""
 
+    def abandoned(self, folder: str) -> set[str]:
+        """Return a folder's files, except those that a commit under way may be about to name."""
+
+    def register(self, context: SessionContext) -> None:
+        """Let a session read files where they are."""
+
+    def pin(self, version: int) -> AbstractContextManager[None]:
+        """Hold a version's files for the length of the block, however the process may end."""
+
     def pinned(self) -> set[int]:
         """Return the versions that readers in other processes hold."""
 
@@ -92,6 +102,17 @@ class MemoryFiles:
         """Forget files."""
         for name in names:
             self._content.pop(name, None)
+
+    def abandoned(self, folder: str) -> set[str]:
+        """Return all files of a folder: nobody else writes here."""
+        return set(self.names(folder))
+
+    def register(self, context: SessionContext) -> None:
+        """Do nothing: a session is given the rows themselves."""
+
+    def pin(self, version: int) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Do nothing: nobody else deletes here."""
+        return nullcontext()
 
     def pinned(self) -> set[int]:
         """Nobody else reads here."""
@@ -157,10 +178,7 @@ class LocalFiles:
             try:
                 os.link(partial, file)
             except FileExistsError:
-                raise MirrorBusyError(
-                    f"mirror {self.root!r} was written by another process meanwhile",
-                    hint="one process writes a mirror at a time: open it again",
-                ) from None
+                raise committed_meanwhile(self.root) from None
             finally:
                 partial.unlink()
             _sync(file.parent)
@@ -201,6 +219,13 @@ class LocalFiles:
             pin.unlink(missing_ok=True)
             os.close(descriptor)
 
+    def abandoned(self, folder: str) -> set[str]:
+        """Return all files of a folder: who asks holds the lock."""
+        return set(self.names(folder))
+
+    def register(self, context: SessionContext) -> None:
+        """Do nothing: a session reads paths as they are."""
+
     def pinned(self) -> set[int]:
         """Return the versions that living readers hold; what dead ones left is swept away."""
         found = set()
@@ -230,6 +255,14 @@ class LocalFiles:
                 f"mirror {self.root!r} cannot be used: {error.strerror or error}",
                 hint="mend this, then try again; what was committed is not touched",
             ) from error
+
+
+def committed_meanwhile(root: str) -> MirrorBusyError:
+    """Say that somebody else committed since this process looked."""
+    return MirrorBusyError(
+        f"mirror {root!r} was written by another process meanwhile",
+        hint="one process writes a mirror at a time: end the other one, and sync again",
+    )
 
 
 def _is_held(pin: Path) -> bool:

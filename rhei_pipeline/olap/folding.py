@@ -22,6 +22,8 @@ FAN = 8
 CYCLE_ROWS = 1_000_000
 #: Rows of the largest segment that maintenance makes; a change rewrites none of them.
 SEGMENT_ROWS = 4_000_000
+#: A cycle rewrites one segment at most of half of `CYCLE_ROWS` rows that has lost as many.
+_HALF = 0.5
 #: Maintenance rewrites a segment that has lost this share of its rows.
 GONE_SHARE = 0.1
 
@@ -30,15 +32,23 @@ Group = list[Segment]
 
 def due_in_a_cycle(segments: Sequence[Segment], limit: int = CYCLE_ROWS) -> list[Group]:
     """Choose groups of small segments; none has more than `limit` rows."""
+    halved = [[segment] for segment in _foldable(segments) if _is_halved(segment, limit)][:1]
     tiers: dict[tuple[bool, int], Group] = {}
     for segment in _foldable(segments):
+        if [segment] in halved:
+            continue
         size = int(np.log(max(segment.present_rows, 1)) / np.log(FAN))
         tiers.setdefault((segment.past, size), []).append(segment)
-    return [
+    full = [
         group
         for group in tiers.values()
         if len(group) >= FAN and sum(s.present_rows for s in group) <= limit
     ]
+    return halved + full
+
+
+def _is_halved(segment: Segment, limit: int) -> bool:
+    return segment.present_rows < min(segment.rows, limit) * _HALF
 
 
 def due_in_maintenance(segments: Sequence[Segment]) -> list[Group]:

@@ -62,10 +62,17 @@ class KeyIndex:
         low = np.searchsorted(self.hashes.words, words)
         met = self.hashes.words[np.minimum(low, len(self.positions) - 1)] == words
         order, low = order[met], low[met]
-        high = np.searchsorted(self.hashes.words, words[met], side="right")
-        needles, entries = _spread(order, low, high - low)
+        counts = np.ones(len(low), dtype=np.int64)
+        if self._repeats(low, words[met]):
+            counts = np.searchsorted(self.hashes.words, words[met], side="right") - low
+        needles, entries = _spread(order, low, counts)
         certain = self.hashes.checks[entries] == sought.checks[needles]
         return needles[certain], entries[certain]
+
+    def _repeats(self, low: Numbers, words: Words) -> bool:
+        """Tell whether any of these words has a second entry; seldom, but in histories."""
+        following = np.minimum(low + 1, len(self.positions) - 1)
+        return bool(((self.hashes.words[following] == words) & (following > low)).any())
 
     def in_row_order(self) -> tuple[KeyHashes, Words]:
         """Return hashes and payloads in the order in which the rows stand."""

@@ -92,7 +92,7 @@ class Manifests:
         if not self._files.pinned().issubset(versions):
             return 0  # somebody reads a state whose files nobody can name any more
         named = self._named(store, versions)
-        orphans = [name for name in self._files.names(DATA) if name not in named]
+        orphans = self._files.abandoned(DATA) - named
         self._files.delete(orphans)
         return len(orphans)
 

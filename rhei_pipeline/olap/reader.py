@@ -4,18 +4,21 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.ledger import Ledger
-from rhei_pipeline.olap.datafusion import FORMATS, RETAINED_MANIFESTS
-from rhei_pipeline.olap.files import LocalFiles
+from rhei_pipeline.olap.datafusion import FORMATS, RETAINED_MANIFESTS, open_files
+from rhei_pipeline.olap.files import Files
 from rhei_pipeline.olap.manifest import Manifest
 from rhei_pipeline.olap.manifests import Manifests
 from rhei_pipeline.olap.segment_store import SegmentStore
 from rhei_pipeline.olap.session import ReadingSession
+
+if TYPE_CHECKING:
+    from rhei_pipeline.olap.object_files import Access
 
 _TRIES = 10
 
@@ -27,22 +30,27 @@ class MirrorReader:
     have committed. Any number of processes may read.
 
     Args:
-        path: The mirror's directory.
+        path: The mirror's directory, or its URL in an object store. There nobody can see who
+            reads: a state lasts as long as manifests are retained.
         version: A state that is still kept, for a look back; left out: the newest.
+        access: How the object store is reached; left out: as the environment says.
 
     Raises:
         MirrorError: There is no mirror, or it does not hold that state any more.
     """
 
-    def __init__(self, path: Path | str, version: int | None = None) -> None:
-        self._files = LocalFiles(Path(path), writing=False)
+    def __init__(
+        self, path: Path | str, version: int | None = None, *, access: "Access | None" = None
+    ) -> None:
+        self._files = open_files("parquet", path, access)
         self._pin = ExitStack()
-        newest = Manifests(self._files, RETAINED_MANIFESTS).newest()
-        if newest is None:
-            raise MirrorError(f"there is no mirror at {str(path)!r}", hint="sync once, then read")
-        self._store = SegmentStore(self._files, FORMATS[newest.storage]())
-        self._session = ReadingSession(self._store)
-        self._manifest = self._hold(version)
+        try:
+            self._store = SegmentStore(self._files, FORMATS[_storage(self._files, path)]())
+            self._session = ReadingSession(self._store)
+            self._manifest = self._hold(version)
+        except BaseException:
+            self._files.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -83,6 +91,7 @@ class MirrorReader:
     def close(self) -> None:
         """Let the state go; safe to repeat."""
         self._pin.close()
+        self._files.close()
 
     def _hold(self, wanted: int | None) -> Manifest:
         """Pin a version, then read it: a writer may have dropped it in between."""
@@ -100,3 +109,10 @@ class MirrorReader:
         raise MirrorError(
             f"the mirror does not hold version {wanted}", hint="read one that 'versions' names"
         )
+
+
+def _storage(files: Files, path: Path | str) -> str:
+    newest = Manifests(files, RETAINED_MANIFESTS).newest()
+    if newest is None:
+        raise MirrorError(f"there is no mirror at {str(path)!r}", hint="sync once, then read")
+    return newest.storage

@@ -153,6 +153,10 @@ class SegmentStore:
         self.files.delete(self._written)
         self._written.clear()
 
+    def leave(self) -> None:
+        """Leave the files written since the last commit alone: it may yet turn out to count."""
+        self._written.clear()
+
     def _put(self, name: str, content: pa.Buffer) -> None:
         self._written.add(name)
         self.files.put(name, content)

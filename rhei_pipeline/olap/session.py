@@ -60,6 +60,7 @@ class ReadingSession:
         self._segments: dict[str, Segment] = {}
         self._letters: str | None = ""
         self._create_schema(_SEGMENTS)
+        store.files.register(self._context)
 
     def query(self, sql: str, params: Sequence[Any], manifest: Manifest) -> pa.Table:
         """Run one reading statement on a committed state.
