@@ -6,6 +6,7 @@ from typing import Protocol
 
 from rhei_pipeline.errors import MissingExtraError
 from rhei_pipeline.olap.duckdb import DuckDBMirror
+from rhei_pipeline.olap.publishing import PublishedCopy
 from rhei_pipeline.protocols import Mirror
 from rhei_pipeline.settings import MirrorSettings, Settings
 
@@ -23,7 +24,12 @@ def open_mirror(settings: Settings) -> OwnedMirror:
     """Open the mirror, alone among all processes that write."""
     mirror = settings.mirror
     if mirror.kind == "duckdb":
-        return DuckDBMirror(mirror.path, lock_timeout_seconds=mirror.lock_timeout_seconds)
+        copy = mirror.published
+        return DuckDBMirror(
+            mirror.path,
+            lock_timeout_seconds=mirror.lock_timeout_seconds,
+            published=PublishedCopy(copy.path, copy.interval_seconds) if copy else None,
+        )
     opened: OwnedMirror = datafusion().DataFusionMirror(
         "memory" if mirror.in_memory else mirror.storage or "parquet",
         mirror.url or mirror.path,

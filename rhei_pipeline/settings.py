@@ -162,6 +162,15 @@ class ObjectStoreSettings(_Section):
         return {name: value.get_secret_value() for name, value in found.items() if value}
 
 
+class PublishedSettings(_Section):
+    """A copy of a DuckDB mirror for other processes to read."""
+
+    path: Path = Field(description="Where it stands; it is replaced whole.")
+    interval_seconds: float = Field(
+        60.0, ge=0, description="The least time between two copies, each of the whole file."
+    )
+
+
 class MirrorSettings(_Section):
     """The analytical copy."""
 
@@ -184,6 +193,9 @@ class MirrorSettings(_Section):
         3, ge=1, description="datafusion: how many committed states stay readable."
     )
 
+    published: PublishedSettings | None = Field(
+        None, description="duckdb: keep a copy that notebooks and BI tools open read-only."
+    )
     object_store: ObjectStoreSettings = Field(
         ObjectStoreSettings(), description="How an object store is reached."
     )
@@ -194,12 +206,24 @@ class MirrorSettings(_Section):
             raise ValueError("an object store holds a 'datafusion' mirror with storage 'parquet'")
         if self.kind == "duckdb" and self.storage is not None:
             raise ValueError("'storage' is for the kind 'datafusion'")
+        if self.published and (self.kind == "datafusion" or self.in_memory):
+            raise ValueError("'published' is for a DuckDB file; others are read as they are")
         if "path" not in self.model_fields_set and self.storage != "memory":
             raise ValueError("'path' is missing")
         in_memory = str(self.path) == _MEMORY
         if self.kind == "datafusion" and in_memory and self.storage not in (None, "memory"):
             raise ValueError(f"storage {self.storage!r} needs a directory as its 'path'")
         return self
+
+    def anchored(self, directory: Path) -> Self:
+        """Return the same with relative paths taken from a directory."""
+        update: dict[str, object] = {}
+        if not (self.in_memory or self.url):
+            update["path"] = directory / self.path
+        if self.published:
+            place = {"path": directory / self.published.path}
+            update["published"] = self.published.model_copy(update=place)
+        return self.model_copy(update=update)
 
     @property
     def url(self) -> str | None:
@@ -429,16 +453,14 @@ class Settings(BaseSettings):
 
     def anchored(self, directory: Path) -> Self:
         """Return the same settings with relative paths taken from a directory."""
-        mirror, source = self.mirror.path, self.source
+        source = self.source
         if isinstance(source, SqliteSettings):
             source = source.model_copy(update={"path": directory / source.path})
         return self.model_copy(
             update={
                 "source": source,
                 "capture": self.capture.anchored(directory),
-                "mirror": self.mirror
-                if self.mirror.in_memory or self.mirror.url
-                else self.mirror.model_copy(update={"path": directory / mirror}),
+                "mirror": self.mirror.anchored(directory),
                 "local": self.local
                 and self.local.model_copy(update={"path": directory / self.local.path}),
                 "registry": self.registry.model_copy(
