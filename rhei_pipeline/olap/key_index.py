@@ -1,6 +1,6 @@
 """Where each key's row stands in a segment: sorted hashes, searched without reading the rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,10 @@ from rhei_pipeline.olap.digests import KeyHashes, Words
 Numbers = npt.NDArray[np.int64]
 
 _BYTES_PER_ROW = 24
+#: A smaller index is mostly in the cache anyway.
+_DIRECTORY_FROM = 500_000
+#: About 2 to this many entries share a place in the directory.
+_BUCKET_BITS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,8 @@ class KeyIndex:
     hashes: KeyHashes
     payloads: Words
     positions: npt.NDArray[np.uint32]
+    #: Made once it is wanted: how far to shift a word, and where each number so got begins.
+    _starts: list[tuple[np.uint64, Numbers]] = field(default_factory=list, repr=False)
 
     @classmethod
     def build(cls, hashes: KeyHashes, payloads: Words) -> "KeyIndex":
@@ -59,7 +65,7 @@ class KeyIndex:
         # In ascending order, neighbours fall on the same pages of the file.
         order = np.argsort(sought.words)
         words = sought.words[order]
-        low = np.searchsorted(self.hashes.words, words)
+        low = self._lowest(words)
         met = self.hashes.words[np.minimum(low, len(self.positions) - 1)] == words
         order, low = order[met], low[met]
         counts = np.ones(len(low), dtype=np.int64)
@@ -68,6 +74,33 @@ class KeyIndex:
         needles, entries = _spread(order, low, counts)
         certain = self.hashes.checks[entries] == sought.checks[needles]
         return needles[certain], entries[certain]
+
+    def _lowest(self, words: Words) -> Numbers:
+        """Return where each word would be put, the first of its equals.
+
+        Hashes are even, so their leading bits tell about where; a directory of these stays in the
+        processor's cache, where a plain search misses it at nearly every step.
+        """
+        if len(self.positions) < _DIRECTORY_FROM:
+            return np.searchsorted(self.hashes.words, words)
+        shift, starts = self._directory()
+        bucket = words >> shift
+        low, high = starts[bucket], starts[bucket + np.uint64(1)]
+        for _ in range(int((high - low).max(initial=0)).bit_length()):
+            middle = (low + high) >> 1
+            after = (low < high) & (self.hashes.words[np.minimum(middle, high - 1)] < words)
+            low = np.where(after, middle + 1, low)
+            high = np.where(after, high, np.maximum(middle, low))
+        return low
+
+    def _directory(self) -> tuple[np.uint64, Numbers]:
+        if not self._starts:
+            bits = len(self.positions).bit_length() - _BUCKET_BITS
+            shift = np.uint64(64 - bits)
+            bounds = np.arange(1 << bits, dtype=np.uint64) << shift
+            starts = np.searchsorted(self.hashes.words, bounds)
+            self._starts.append((shift, np.append(starts, len(self.positions))))
+        return self._starts[0]
 
     def _repeats(self, low: Numbers, words: Words) -> bool:
         """Tell whether any of these words has a second entry; seldom, but in histories."""
