@@ -82,7 +82,8 @@ class KeyIndex:
         processor's cache, where a plain search misses it at nearly every step.
         """
         if len(self.positions) < _DIRECTORY_FROM:
-            return np.searchsorted(self.hashes.words, words)
+            found: Numbers = np.searchsorted(self.hashes.words, words)
+            return found
         shift, starts = self._directory()
         bucket = words >> shift
         low, high = starts[bucket], starts[bucket + np.uint64(1)]
