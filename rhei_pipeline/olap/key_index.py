@@ -86,7 +86,8 @@ class KeyIndex:
             return found
         shift, starts = self._directory()
         bucket = words >> shift
-        low, high = starts[bucket], starts[bucket + np.uint64(1)]
+        low: Numbers = starts[bucket]
+        high: Numbers = starts[bucket + np.uint64(1)]
         for _ in range(int((high - low).max(initial=0)).bit_length()):
             middle = (low + high) >> 1
             after = (low < high) & (self.hashes.words[np.minimum(middle, high - 1)] < words)

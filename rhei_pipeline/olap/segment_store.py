@@ -145,8 +145,10 @@ class SegmentStore:
         self._written.clear()
         places = {(s.gone.file, s.gone.offset) for s in manifest.segments if s.gone}
         names = {segment.name for segment in manifest.segments}
-        self._indexes = {name: kept for name, kept in self._indexes.items() if name in names}
-        self._bits = {place: kept for place, kept in self._bits.items() if place in places}
+        # Readers may add to either meanwhile; one that is lost is read again.
+        indexes, bits = list(self._indexes.items()), list(self._bits.items())
+        self._indexes = {name: kept for name, kept in indexes if name in names}
+        self._bits = {place: kept for place, kept in bits if place in places}
 
     def discard(self) -> None:
         """Delete the files written since the last commit."""

@@ -59,6 +59,7 @@ class ReadingSession:
         self._views: dict[str, StoredTable] = {}
         self._segments: dict[str, Segment] = {}
         self._letters: str | None = ""
+        self._shown: Manifest | None = None
         self._create_schema(_SEGMENTS)
         store.files.register(self._context)
 
@@ -81,6 +82,9 @@ class ReadingSession:
 
     def _show(self, manifest: Manifest) -> None:
         """Bring the views up to a state, by what differs from the one shown before."""
+        if manifest is self._shown:
+            return
+        self._shown = None
         wanted = dict(_views(manifest))
         for name in [shown for shown in self._views if shown not in wanted]:
             self._context.sql(f"drop view {name}")
@@ -94,6 +98,7 @@ class ReadingSession:
                 self._views[name] = table
         self._forget(manifest)
         self._show_letters(manifest)
+        self._shown = manifest
 
     def _create_schema(self, name: str) -> None:
         if name not in self._schemas:
