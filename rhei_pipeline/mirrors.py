@@ -34,6 +34,7 @@ def open_mirror(settings: Settings) -> OwnedMirror:
         "memory" if mirror.in_memory else mirror.storage or "parquet",
         mirror.url or mirror.path,
         access=_access(mirror) if mirror.url else None,
+        delta=_delta(mirror) if mirror.storage == "delta" else None,
         lock_timeout_seconds=mirror.lock_timeout_seconds,
         retained_manifests=mirror.retained_manifests,
     )
@@ -61,7 +62,13 @@ def _access(mirror: MirrorSettings) -> object:
     )
 
 
-def _imported(module: str, package: str) -> ModuleType:
+def _delta(mirror: MirrorSettings) -> object:
+    datafusion()  # the extra brings both; what is named first is what is missing
+    tables = _imported("rhei_pipeline.olap.delta_tables", "deltalake", "delta")
+    return tables.DeltaTables(mirror.delta.interval_seconds, mirror.delta.retention_hours)
+
+
+def _imported(module: str, package: str, extra: str = "datafusion") -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -69,5 +76,5 @@ def _imported(module: str, package: str) -> ModuleType:
             raise
         raise MissingExtraError(
             f"this mirror needs the package {package!r}",
-            hint="pip install 'rhei-pipeline[datafusion]'",
+            hint=f"pip install 'rhei-pipeline[{extra}]'",
         ) from error

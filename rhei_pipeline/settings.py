@@ -171,20 +171,32 @@ class PublishedSettings(_Section):
     )
 
 
+class DeltaSettings(_Section):
+    """Delta Lake tables for engines that are not ours."""
+
+    interval_seconds: float = Field(
+        300.0, ge=0, description="The least time between two publications while syncs go on."
+    )
+    retention_hours: int = Field(
+        1, ge=1, description="How long a table's former files stay for whoever reads them."
+    )
+
+
 class MirrorSettings(_Section):
     """The analytical copy."""
 
     kind: Literal["duckdb", "datafusion"] = Field("duckdb", description="Which engine reads it.")
-    storage: Literal["memory", "ipc", "parquet"] | None = Field(
+    storage: Literal["memory", "ipc", "parquet", "delta"] | None = Field(
         None,
         description="datafusion: how it rests. memory: copied anew at each start; ipc: Arrow files,"
-        " mapped into memory; parquet: compressed files. Left out: parquet.",
+        " mapped into memory; parquet: compressed files; delta: the same, and Delta Lake tables"
+        " for other engines. Left out: parquet.",
     )
     path: Path = Field(
         Path(_MEMORY),
         description="duckdb: the file; datafusion: the directory. Created when missing;"
-        " ':memory:' is copied anew at each start. Parquet also rests at s3://bucket/place or"
-        " gs://bucket/place.",
+        " ':memory:' is copied anew at each start. Parquet and delta also rest at"
+        " s3://bucket/place or gs://bucket/place.",
     )
     lock_timeout_seconds: float = Field(
         30.0, ge=0, description="How long to wait while another process writes it."
@@ -196,14 +208,21 @@ class MirrorSettings(_Section):
     published: PublishedSettings | None = Field(
         None, description="duckdb: keep a copy that notebooks and BI tools open read-only."
     )
+    delta: DeltaSettings = Field(
+        DeltaSettings(), description="storage delta: when tables are published, and kept how long."
+    )
     object_store: ObjectStoreSettings = Field(
         ObjectStoreSettings(), description="How an object store is reached."
     )
 
     @model_validator(mode="after")
     def _fitting_storage(self) -> Self:
-        if self.url and (self.kind, self.storage or "parquet") != ("datafusion", "parquet"):
-            raise ValueError("an object store holds a 'datafusion' mirror with storage 'parquet'")
+        if self.url and (self.kind != "datafusion" or self.storage in ("memory", "ipc")):
+            raise ValueError(
+                "an object store holds a 'datafusion' mirror with storage 'parquet' or 'delta'"
+            )
+        if "delta" in self.model_fields_set and self.storage != "delta":
+            raise ValueError("'delta' is for the storage 'delta'")
         if self.kind == "duckdb" and self.storage is not None:
             raise ValueError("'storage' is for the kind 'datafusion'")
         if self.published and (self.kind == "datafusion" or self.in_memory):

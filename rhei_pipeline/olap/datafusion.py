@@ -33,6 +33,7 @@ from rhei_pipeline.schema import VALID_TO, Mode, Table
 from rhei_pipeline.sql import mirror_table
 
 if TYPE_CHECKING:
+    from rhei_pipeline.olap.delta_tables import DeltaTables
     from rhei_pipeline.olap.object_files import Access
 
 MEMORY = ":memory:"
@@ -44,17 +45,23 @@ MAINTENANCE_ROWS = 20_000_000
 #: How the URLs of object stores begin.
 URL_SCHEMES = ("s3://", "gs://")
 #: How rows are written, by storage.
-FORMATS: dict[str, type[Format]] = {"memory": Ipc, "ipc": Ipc, "parquet": Parquet}
+FORMATS: dict[str, type[Format]] = {
+    "memory": Ipc,
+    "ipc": Ipc,
+    "parquet": Parquet,
+    "delta": Parquet,
+}
 
 
 class DataFusionMirror:
     """A `Mirror` in a directory of files, or in memory.
 
     Args:
-        storage: `memory`, `ipc` or `parquet`.
-        path: The directory, created when it is missing; a URL in an object store, for `parquet`;
-            in memory, `:memory:`.
+        storage: `memory`, `ipc`, `parquet` or `delta`.
+        path: The directory, created when it is missing; a URL in an object store, for `parquet`
+            and `delta`; in memory, `:memory:`.
         access: How the object store is reached; left out: as the environment says.
+        delta: The tables published for other engines, for `delta`.
         lock_timeout_seconds: How long to wait while another process writes the mirror.
         retained_manifests: How many committed states stay readable.
 
@@ -69,6 +76,7 @@ class DataFusionMirror:
         path: Path | str = MEMORY,
         *,
         access: "Access | None" = None,
+        delta: "DeltaTables | None" = None,
         lock_timeout_seconds: float = 30.0,
         retained_manifests: int = RETAINED_MANIFESTS,
     ) -> None:
@@ -82,6 +90,7 @@ class DataFusionMirror:
         self._lock = threading.Lock()
         self._glance = threading.Lock()
         self._reading: Counter[int] = Counter()
+        self._delta = delta or _delta_tables(storage)
         self._closed = False
         try:
             self._manifest = self._begin()
@@ -140,6 +149,8 @@ class DataFusionMirror:
                     tables=MappingProxyType(tables),
                 )
                 self._commit(folded)
+            if self._delta is not None and self._delta.pace.behind:
+                self._delta.publish(self._manifest, self._store)
             return report
 
     @contextmanager
@@ -161,6 +172,10 @@ class DataFusionMirror:
             self._manifest = manifest
         self._store.keep(manifest)
         self._manifests.collect(self._store, self._in_use)
+        if self._delta is not None:
+            self._delta.pace.note_change()
+            if self._delta.pace.due:
+                self._delta.publish(manifest, self._store)
 
     def _in_use(self) -> set[int]:
         with self._glance:
@@ -206,14 +221,28 @@ class DataFusionMirror:
         return kept.sort_by(order)
 
     def close(self) -> None:
-        """Let others write; safe to repeat."""
+        """Publish what is left to publish, and let others write; safe to repeat."""
         with self._lock:
-            self._closed = True
-            self._files.close()
+            try:
+                if self._delta is not None and self._delta.pace.behind and not self._closed:
+                    self._delta.publish(self._manifest, self._store)
+            finally:
+                self._closed = True
+                self._files.close()
 
     def _refuse_closed(self) -> None:
         if self._closed:
             raise MirrorError("the mirror is closed", hint="open it again")
+
+
+def _delta_tables(storage: str) -> "DeltaTables | None":
+    if storage != "delta":
+        return None
+    from rhei_pipeline.olap.delta_tables import (  # noqa: PLC0415  (its package is optional)
+        DeltaTables,
+    )
+
+    return DeltaTables()
 
 
 def open_files(

@@ -101,8 +101,8 @@ class DuckDBMirror:
             finally:
                 self._ledger = None
             if not trial and self._published is not None:
-                self._published.note_change()
-                if self._published.due:
+                self._published.pace.note_change()
+                if self._published.pace.due:
                     self._publish(self._published)
 
     def _publish(self, copy: PublishedCopy) -> None:
@@ -179,7 +179,7 @@ class DuckDBMirror:
         """Close the file, published as it ends; safe to repeat."""
         with self._lock:
             self._connection.close()
-            if self._published is not None and self._published.behind:
+            if self._published is not None and self._published.pace.behind:
                 # Closing has folded the write-ahead log into the file.
                 self._published.publish(Path(self.path))
 

@@ -5,9 +5,9 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import pyarrow as pa
 from datafusion import SessionContext
@@ -21,17 +21,27 @@ _PARTIAL = ".partial"
 
 
 class Files(Protocol):
-    """Files that are written once, whole, and then read or deleted. Names may hold one `/`."""
+    """Files that are written once, whole, and then read or deleted. Folders are parted by `/`."""
 
     @property
     def root(self) -> str | None:
         """The path that a file's name is added to; None where files have none."""
 
+    @property
+    def storage_options(self) -> dict[str, str]:
+        """How others reach the files: options by the names that object stores' clients know."""
+
     def put(self, name: str, content: pa.Buffer) -> None:
         """Write a file; it counts once `settle` has returned."""
 
+    def link(self, name: str, standing: str) -> None:
+        """Give a file a second name; it counts once `settle` has returned."""
+
     def settle(self) -> None:
         """Return once all files written are there to stay."""
+
+    def harden(self, folder: str) -> None:
+        """Return once what others wrote into a folder is there to stay."""
 
     def create(self, name: str, content: bytes) -> None:
         """Write a file at once and for good, unless it exists.
@@ -46,6 +56,9 @@ class Files(Protocol):
         Raises:
             MirrorError: It is not there, or cannot be read.
         """
+
+    def size(self, name: str) -> int:
+        """Return a file's bytes."""
 
     def names(self, folder: str) -> dict[str, int]:
         """Return the names of a folder's files, and their bytes."""
@@ -73,6 +86,7 @@ class MemoryFiles:
     """Files that end with the process."""
 
     root = None
+    storage_options: ClassVar[dict[str, str]] = {}
 
     def __init__(self) -> None:
         self._content: dict[str, pa.Buffer] = {}
@@ -81,8 +95,15 @@ class MemoryFiles:
         """Keep a file."""
         self._content[name] = content
 
+    def link(self, name: str, standing: str) -> None:
+        """Give a file a second name."""
+        self._content[name] = self._content[standing]
+
     def settle(self) -> None:
         """Nothing of it stays anyway."""
+
+    def harden(self, folder: str) -> None:
+        """Nobody else writes here."""
 
     def create(self, name: str, content: bytes) -> None:
         """Keep a file; nobody else writes here."""
@@ -91,6 +112,10 @@ class MemoryFiles:
     def get(self, name: str) -> pa.Buffer:
         """Return a file's content."""
         return self._content[name]
+
+    def size(self, name: str) -> int:
+        """Return a file's bytes."""
+        return int(self._content[name].size)
 
     def names(self, folder: str) -> dict[str, int]:
         """Return the names of a folder's files, and their bytes."""
@@ -136,6 +161,8 @@ class LocalFiles:
         MirrorError: The directory cannot be used.
     """
 
+    storage_options: ClassVar[dict[str, str]] = {}
+
     def __init__(
         self, path: Path, *, writing: bool = True, lock_timeout_seconds: float = 30.0
     ) -> None:
@@ -153,10 +180,19 @@ class LocalFiles:
         """Write a file; `settle` brings it to the disk."""
         file = self._path / name
         with self._translated():
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("wb", buffering=0) as opened:
                 _write_all(opened.fileno(), memoryview(content))
         self._unsynced.append(file)
+        self._touched.add(file.parent)
+
+    def link(self, name: str, standing: str) -> None:
+        """Give a file a second name; it takes no room."""
+        file = self._path / name
+        with self._translated():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                file.hardlink_to(self._path / standing)
         self._touched.add(file.parent)
 
     def settle(self) -> None:
@@ -166,6 +202,12 @@ class LocalFiles:
                 _sync(path)
         self._unsynced.clear()
         self._touched.clear()
+
+    def harden(self, folder: str) -> None:
+        """Bring a folder and its files to the disk."""
+        with self._translated():
+            for path in [*(self._path / folder).glob("*"), self._path / folder]:
+                _sync(path)
 
     def create(self, name: str, content: bytes) -> None:
         """Write beside, bring to the disk, then link: a name appears with its whole content."""
@@ -187,6 +229,11 @@ class LocalFiles:
         """Map a file into memory."""
         with self._translated(), pa.memory_map(str(self._path / name)) as mapped:
             return mapped.read_buffer()
+
+    def size(self, name: str) -> int:
+        """Return a file's bytes."""
+        with self._translated():
+            return (self._path / name).stat().st_size
 
     def names(self, folder: str) -> dict[str, int]:
         """Return the names of a folder's files, and their bytes."""

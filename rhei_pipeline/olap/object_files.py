@@ -69,13 +69,34 @@ class ObjectFiles:
         store = _reading_store(self._scheme, self._bucket, self._access)
         context.register_object_store(f"{self._scheme}://", store, self._bucket)
 
+    @property
+    def storage_options(self) -> dict[str, str]:
+        """How others reach the store; not to be printed."""
+        access = self._access
+        places = {"endpoint": access.endpoint, "region": access.region}
+        return {
+            **access.secrets,
+            **{name: value for name, value in places.items() if value is not None},
+            "allow_http": str(access.allow_http).lower(),
+            "timeout": f"{access.timeout_seconds}s",
+            "retry_timeout": f"{access.retry_seconds}s",
+        }
+
     def put(self, name: str, content: pa.Buffer) -> None:
         """Put a file; it is there once this returns."""
         self._ask(name, lambda: obstore.put(self._store, name, content.to_pybytes()))
-        self._keep(name, content)
+        if name.count("/") == 1:  # deeper ones are for others to read
+            self._keep(name, content)
+
+    def link(self, name: str, standing: str) -> None:
+        """Have the store copy a file."""
+        self._ask(name, lambda: obstore.copy(self._store, standing, name))
 
     def settle(self) -> None:
         """Do nothing: what was put is there already."""
+
+    def harden(self, folder: str) -> None:
+        """Do nothing: what others put is there already."""
 
     def create(self, name: str, content: bytes) -> None:
         """Put a file where none stands."""
@@ -93,6 +114,10 @@ class ObjectFiles:
             self._keep(name, pa.py_buffer(self._read(name)))
         with pa.memory_map(str(kept)) as mapped:
             return mapped.read_buffer()
+
+    def size(self, name: str) -> int:
+        """Return a file's bytes."""
+        return int(self._ask(name, lambda: obstore.head(self._store, name))["size"])
 
     def names(self, folder: str) -> dict[str, int]:
         """Return the names of a folder's files, and their bytes."""

@@ -12,15 +12,9 @@ _PARTIAL = ".partial"
 
 
 @dataclass(slots=True)
-class PublishedCopy:
-    """A file that is replaced whole: who has the old one open goes on reading it.
+class Pace:
+    """When to publish what a mirror holds: after a change, and not more often than asked."""
 
-    Attributes:
-        path: Where readers find it.
-        interval_seconds: The least time between two copies, each of which is of the whole file.
-    """
-
-    path: Path
     interval_seconds: float
     _published_at: float | None = field(default=None, init=False)
     _behind: bool = field(default=True, init=False)
@@ -34,12 +28,29 @@ class PublishedCopy:
 
     @property
     def behind(self) -> bool:
-        """Whether the mirror has changed since it was copied."""
+        """Whether the mirror has changed since it was published."""
         return self._behind
 
     def note_change(self) -> None:
-        """Remember that the mirror is not as it was copied."""
+        """Remember that the mirror is not as it was published."""
         self._behind = True
+
+    def note_publication(self) -> None:
+        """Remember that the mirror is published as it is."""
+        self._published_at, self._behind = time.monotonic(), False
+
+
+class PublishedCopy:
+    """A file that is replaced whole: who has the old one open goes on reading it.
+
+    Args:
+        path: Where readers find it.
+        interval_seconds: The least time between two copies, each of which is of the whole file.
+    """
+
+    def __init__(self, path: Path, interval_seconds: float) -> None:
+        self.path = path
+        self.pace = Pace(interval_seconds)
 
     def publish(self, source: Path) -> None:
         """Copy a database file that is checkpointed and at rest; the copy appears whole or not.
@@ -59,4 +70,4 @@ class PublishedCopy:
                 f"the published copy {str(self.path)!r} cannot be written: {error.strerror}",
                 hint="mend this, or leave out mirror.published; the mirror itself is in order",
             ) from error
-        self._published_at, self._behind = time.monotonic(), False
+        self.pace.note_publication()

@@ -33,6 +33,7 @@ KINDS = (
     "datafusion-memory",
     "datafusion-ipc",
     "datafusion-parquet",
+    "datafusion-delta",
 )
 
 

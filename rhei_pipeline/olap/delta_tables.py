@@ -1,0 +1,272 @@
+"""Publishes each table of a mirror as a Delta Lake table, for engines that are not ours.
+
+What a mirror holds is said by its manifest alone; the tables here are made from it, and can be
+deleted and made anew. A file is named by the segment it shows and by which of its rows and in
+which shape, so what is left to publish is a difference of names: a publication that was cut short
+is finished by the next one, and one that was made already changes nothing.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from deltalake import DeltaTable, Schema
+from deltalake.transaction import (
+    AddAction,
+    CommitProperties,
+    RemoveAction,
+    Transaction,
+    create_table_with_add_actions,
+)
+
+from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.olap.bitmaps import present
+from rhei_pipeline.olap.files import Files
+from rhei_pipeline.olap.formats import Parquet
+from rhei_pipeline.olap.manifest import Manifest, Segment, StoredTable
+from rhei_pipeline.olap.publishing import Pace
+from rhei_pipeline.olap.segment_store import SegmentStore, conform
+from rhei_pipeline.schema import RESERVED_PREFIX
+
+#: The folder of all Delta tables; in it, as in SQL, a folder for each namespace.
+DELTA = "delta"
+_MAIN = "main"
+_PUBLIC = "public"
+_LOG = "_delta_log"
+
+_Result = TypeVar("_Result")
+
+
+class DeltaTables:
+    """The Delta tables of one mirror; only the mirror's one writer publishes.
+
+    Args:
+        interval_seconds: The least time between two publications while the mirror is written.
+        retention_hours: How long files that a table does not name any more stay for its readers.
+    """
+
+    def __init__(self, interval_seconds: float = 300.0, retention_hours: int = 1) -> None:
+        self.pace = Pace(interval_seconds)
+        self._retention_hours = retention_hours
+        self._published: dict[str, StoredTable] = {}
+        kept = f"interval {max(retention_hours, 1)} hours"
+        self._configuration = {
+            "delta.deletedFileRetentionDuration": kept,
+            "delta.logRetentionDuration": kept,
+        }
+
+    def publish(self, manifest: Manifest, store: SegmentStore) -> None:
+        """Bring every table to a committed state; those that stand at it are left alone.
+
+        Raises:
+            MirrorError: A table cannot be published; the mirror itself is in order.
+        """
+        for table in manifest.tables.values():
+            folder = _folder(table)
+            if table.relation.startswith(RESERVED_PREFIX) or self._published.get(folder) is table:
+                continue
+            _translated(table, folder, lambda: self._publish(manifest, table, store))  # noqa: B023
+            self._published[folder] = table
+        self.pace.note_publication()
+
+    def _publish(self, manifest: Manifest, table: StoredTable, store: SegmentStore) -> None:
+        target = _Target(store.files, _folder(table), _shape(table))
+        wanted = {_file(table, segment): segment for segment in table.segments}
+        if target.shows(set(wanted)):
+            return
+        _refuse_going_back(manifest, table, target)
+        new = [name for name in wanted if name not in target.held]
+        added = [_add(store, table, wanted[name], f"{target.folder}/{name}") for name in new]
+        store.files.settle()
+        target.commit(added, set(wanted), _properties(manifest, table), self._configuration)
+        # What a process that was killed has left lies beside the log, and is looked for once.
+        target.vacuum(self._retention_hours, full=_folder(table) not in self._published)
+        store.files.harden(f"{target.folder}/{_LOG}")
+
+
+class _Target:
+    """A Delta table as it stands, and what is to be made of it."""
+
+    def __init__(self, files: Files, folder: str, shape: pa.Schema) -> None:
+        self.folder = folder
+        self._options = files.storage_options
+        self._uri = f"{files.root}/{folder}"
+        self._schema = Schema.from_arrow(shape)
+        self._table = self._load()
+        self._fits = self._table is not None and self._table.schema() == self._schema
+        self.held = dict(_active(self._table)) if self._table and self._fits else {}
+
+    def _load(self) -> DeltaTable | None:
+        if not DeltaTable.is_deltatable(self._uri, self._options):
+            return None
+        return DeltaTable(self._uri, storage_options=self._options)
+
+    def shows(self, wanted: set[str]) -> bool:
+        return self._fits and self.held.keys() == wanted
+
+    def version_of(self, application: str) -> int | None:
+        return None if self._table is None else self._table.transaction_version(application)
+
+    def commit(
+        self,
+        added: list[AddAction],
+        wanted: set[str],
+        properties: CommitProperties,
+        configuration: Mapping[str, str],
+    ) -> None:
+        """Make one version of the table that names exactly the files that are wanted."""
+        if self._table is None or not self._fits:
+            # Replaces the schema, what readers must be able to do, and all files at once.
+            create_table_with_add_actions(
+                self._uri,
+                self._schema,
+                added,
+                mode="overwrite",
+                configuration=configuration,
+                storage_options=self._options,
+                commit_properties=properties,
+            )
+            return
+        gone = [
+            RemoveAction(name, data_change=True, deletion_timestamp=_now(), size=size)
+            for name, size in self.held.items()
+            if name not in wanted
+        ]
+        self._table.create_write_transaction(
+            [*added, *gone], "append", self._schema, commit_properties=properties
+        )
+
+    def vacuum(self, retention_hours: int, *, full: bool) -> None:
+        """Delete files that no version younger than so many hours names; or none at all ever."""
+        if self._table is not None:
+            self._table.update_incremental()
+            self._table.vacuum(
+                retention_hours, dry_run=False, enforce_retention_duration=False, full=full
+            )
+
+
+def _active(table: DeltaTable) -> Iterator[tuple[str, int]]:
+    actions = pa.table(table.get_add_actions(flatten=True))
+    yield from zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True)
+
+
+def _folder(table: StoredTable) -> str:
+    return "/".join([DELTA, _plain(table.namespace or _MAIN), _plain(table.relation)])
+
+
+def _plain(name: str) -> str:
+    """Return a name that no file system and no URL takes for anything else."""
+    kept = (
+        char if char.isascii() and (char.isalnum() or char in "_-") else f"~{ord(char):x}~"
+        for char in name
+    )
+    return "".join(kept)
+
+
+def _shape(table: StoredTable) -> pa.Schema:
+    """Return the columns in types that Delta has; it has no time of day, so that is text."""
+    seen: set[str] = set()
+    for name in table.schema.names:
+        if name.lower() in seen:
+            raise MirrorError(
+                f"column {name!r} differs from another one by case only, which Delta cannot hold",
+                table=table.relation,
+                hint="leave it out by tables[].columns, or use storage: parquet",
+            )
+        seen.add(name.lower())
+    return pa.schema([pa.field(field.name, _kind(field.type)) for field in table.schema])
+
+
+def _kind(kind: pa.DataType) -> pa.DataType:
+    return pa.string() if pa.types.is_time(kind) else kind
+
+
+def _file(table: StoredTable, segment: Segment) -> str:
+    gone = segment.gone
+    holding = [
+        [[field.name, str(field.type)] for field in table.schema],
+        sorted(segment.constants.items()),
+        [gone.file, gone.offset] if gone else None,
+    ]
+    shown = hashlib.sha256(json.dumps(holding).encode()).hexdigest()[:16]
+    return f"{segment.name}-{shown}{Parquet.suffix}"
+
+
+def _add(store: SegmentStore, table: StoredTable, segment: Segment, name: str) -> AddAction:
+    if _is_shown_whole(table, segment):
+        store.files.link(name, store.place(segment.name))
+        size = store.files.size(name)
+    else:
+        content = store.form.encode(_shown_rows(store, table, segment))
+        store.files.put(name, content)
+        size = content.size
+    stats = json.dumps({"numRecords": segment.present_rows})
+    return AddAction(name.rpartition("/")[2], size, {}, _now(), data_change=True, stats=stats)
+
+
+def _is_shown_whole(table: StoredTable, segment: Segment) -> bool:
+    """Tell whether a reader of Delta makes of the segment's own file what we make of it."""
+    if segment.gone or segment.constants:
+        return False
+    wanted = {field.name: _kind(field.type) for field in table.schema}
+    return all(wanted.get(field.name, field.type) == field.type for field in segment.schema)
+
+
+def _shown_rows(store: SegmentStore, table: StoredTable, segment: Segment) -> pa.Table:
+    rows = store.form.read(store.content(segment), segment.schema.names)
+    bits = store.bits(segment)
+    if bits is not None:
+        rows = rows.filter(pa.array(present(bits, segment.rows)))
+    return conform(rows, table.schema, segment.constants).cast(_shape(table))
+
+
+def _properties(manifest: Manifest, table: StoredTable) -> CommitProperties:
+    told: dict[str, Any] = {
+        "rhei.version": manifest.version,
+        "rhei.committed_at": manifest.committed_at.isoformat(),
+    }
+    marks = manifest.ledger.watermarks
+    name = table.relation if table.namespace is None else f"{table.namespace}.{table.relation}"
+    mark = marks.get(name) or (marks.get(table.relation) if table.namespace == _PUBLIC else None)
+    if mark is not None:
+        told["rhei.watermark"] = mark.position.order
+        told["rhei.recorded_at"] = mark.recorded_at.isoformat()
+    applied = Transaction(_application(manifest), manifest.version, _now())
+    return CommitProperties(told, max_commit_retries=0, app_transactions=[applied])
+
+
+def _application(manifest: Manifest) -> str:
+    return f"rhei-{manifest.mirror_id}"
+
+
+def _refuse_going_back(manifest: Manifest, table: StoredTable, target: _Target) -> None:
+    """Delta itself would take an older state after a newer one, or one state twice."""
+    found = target.version_of(_application(manifest))
+    if found is not None and found >= manifest.version:
+        raise MirrorError(
+            f"its Delta table shows version {found}, and the mirror is at {manifest.version}",
+            table=table.relation,
+            hint=f"let no other process write the mirror; if the mirror's files were restored,"
+            f" delete {target.folder!r} among them: it is published anew",
+        )
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _translated(table: StoredTable, folder: str, publish: Callable[[], _Result]) -> _Result:
+    try:
+        return publish()
+    except MirrorError:
+        raise
+    except Exception as error:  # delta-rs raises types of many kinds
+        raise MirrorError(
+            f"its Delta table cannot be published ({type(error).__name__})",
+            table=table.relation,
+            hint=f"the mirror itself is in order; delete {folder!r} among its files if it is"
+            " damaged: it is published anew",
+        ) from error
