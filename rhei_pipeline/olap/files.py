@@ -169,7 +169,7 @@ class LocalFiles:
         self.root = str(path.resolve())
         self._path = path
         self._touched: set[Path] = set()
-        self._unsynced: list[Path] = []
+        self._unsynced: set[Path] = set()
         self._lock: int | None = None
         with self._translated():
             if writing:
@@ -183,7 +183,7 @@ class LocalFiles:
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("wb", buffering=0) as opened:
                 _write_all(opened.fileno(), memoryview(content))
-        self._unsynced.append(file)
+        self._unsynced.add(file)
         self._touched.add(file.parent)
 
     def link(self, name: str, standing: str) -> None:
@@ -251,6 +251,7 @@ class LocalFiles:
         with self._translated():
             for name in names:
                 (self._path / name).unlink(missing_ok=True)
+                self._unsynced.discard(self._path / name)
 
     @contextmanager
     def pin(self, version: int) -> Iterator[None]:

@@ -20,7 +20,7 @@ from rhei_pipeline.schema import Column, Mode, Table, TableSchema
 from tests.fix_world import World
 
 MakeWorld = Callable[..., World]
-STORAGES = ("ipc", "parquet")
+STORAGES = ("ipc", "parquet", "delta")
 TABLE = Table(TableSchema("t", (Column("k", pa.int64()), Column("v", pa.int64())), ("k",)))
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NOTHING = TABLE.schema.arrow_key.empty_table()
@@ -210,6 +210,7 @@ def test_orphans_are_collected_and_live_files_never(mirror: DataFusionMirror, st
         transaction.settle()
         raise RuntimeError
     assert data_files(Path(mirror.path)) == live
+    assert merge(mirror, {1: 3}).total == 0
     mirror.close()
     (Path(mirror.path) / "data" / "left-by-a-killed-writer.arrow").write_bytes(b"x")
     again = DataFusionMirror(storage, mirror.path)
