@@ -30,7 +30,7 @@ EXAMPLES = 60
 BUFFERED_EXAMPLES = 24
 STORAGE_EXAMPLES = 12
 SOAK_EXAMPLES = 2_000
-DURABLE = ("ipc", "parquet")
+DURABLE = ("ipc", "parquet", "delta")
 STORAGES = ("memory", *DURABLE)
 
 

@@ -234,7 +234,9 @@ def test_a_process_killed_at_any_instant(tmp_path: Path, mode: str) -> None:
     kill_again_and_again(tmp_path, mode, KILLS)
 
 
-@pytest.mark.parametrize(("mode", "storage"), [("destructive", "ipc"), ("temporal", "parquet")])
+@pytest.mark.parametrize(
+    ("mode", "storage"), [("destructive", "ipc"), ("temporal", "parquet"), ("temporal", "delta")]
+)
 def test_a_process_that_writes_files_killed_at_any_instant(
     tmp_path: Path, mode: str, storage: str
 ) -> None:
@@ -243,7 +245,7 @@ def test_a_process_that_writes_files_killed_at_any_instant(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
-@pytest.mark.parametrize("storage", ["ipc", "parquet"])
+@pytest.mark.parametrize("storage", ["ipc", "parquet", "delta"])
 def test_a_process_that_writes_files_killed_two_hundred_times(
     tmp_path: Path, mode: str, storage: str
 ) -> None:
