@@ -52,6 +52,11 @@ class Store:
         """The declaration's fields that are secrets."""
         return {"access_key_id": "somebody", "secret_access_key": "hush"}
 
+    @property
+    def storage_options(self) -> dict[str, str]:
+        """How others reach it."""
+        return {**self.keys, **self.settings, "allow_http": "true"}
+
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[int]:

@@ -149,8 +149,8 @@ class DataFusionMirror:
                     tables=MappingProxyType(tables),
                 )
                 self._commit(folded)
-            if self._delta is not None and self._delta.pace.behind:
-                self._delta.publish(self._manifest, self._store)
+            if self._delta is not None:
+                self._delta.catch_up(self._manifest, self._store)
             return report
 
     @contextmanager
@@ -173,9 +173,7 @@ class DataFusionMirror:
         self._store.keep(manifest)
         self._manifests.collect(self._store, self._in_use)
         if self._delta is not None:
-            self._delta.pace.note_change()
-            if self._delta.pace.due:
-                self._delta.publish(manifest, self._store)
+            self._delta.follow(manifest, self._store)
 
     def _in_use(self) -> set[int]:
         with self._glance:
@@ -224,8 +222,8 @@ class DataFusionMirror:
         """Publish what is left to publish, and let others write; safe to repeat."""
         with self._lock:
             try:
-                if self._delta is not None and self._delta.pace.behind and not self._closed:
-                    self._delta.publish(self._manifest, self._store)
+                if self._delta is not None and not self._closed:
+                    self._delta.catch_up(self._manifest, self._store)
             finally:
                 self._closed = True
                 self._files.close()

@@ -9,11 +9,13 @@ is finished by the next one, and one that was made already changes nothing.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
+from deltalake.exceptions import TableNotFoundError
 from deltalake.transaction import (
     AddAction,
     CommitProperties,
@@ -22,7 +24,7 @@ from deltalake.transaction import (
     create_table_with_add_actions,
 )
 
-from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.errors import MirrorError, RheiError
 from rhei_pipeline.olap.bitmaps import present
 from rhei_pipeline.olap.files import Files
 from rhei_pipeline.olap.formats import Parquet
@@ -37,8 +39,6 @@ _MAIN = "main"
 _PUBLIC = "public"
 _LOG = "_delta_log"
 
-_Result = TypeVar("_Result")
-
 
 class DeltaTables:
     """The Delta tables of one mirror; only the mirror's one writer publishes.
@@ -49,7 +49,7 @@ class DeltaTables:
     """
 
     def __init__(self, interval_seconds: float = 300.0, retention_hours: int = 1) -> None:
-        self.pace = Pace(interval_seconds)
+        self._pace = Pace(interval_seconds)
         self._retention_hours = retention_hours
         self._published: dict[str, StoredTable] = {}
         kept = f"interval {max(retention_hours, 1)} hours"
@@ -58,19 +58,29 @@ class DeltaTables:
             "delta.logRetentionDuration": kept,
         }
 
-    def publish(self, manifest: Manifest, store: SegmentStore) -> None:
+    def follow(self, manifest: Manifest, store: SegmentStore) -> None:
+        """Publish what was just committed if the time has come, or a table is new.
+
+        Raises:
+            MirrorError: A table cannot be published; the mirror itself is in order.
+        """
+        self._pace.note_change()
+        if self._pace.due or not self._published.keys() >= dict(_tables(manifest)).keys():
+            self.catch_up(manifest, store)
+
+    def catch_up(self, manifest: Manifest, store: SegmentStore) -> None:
         """Bring every table to a committed state; those that stand at it are left alone.
 
         Raises:
             MirrorError: A table cannot be published; the mirror itself is in order.
         """
-        for table in manifest.tables.values():
-            folder = _folder(table)
-            if table.relation.startswith(RESERVED_PREFIX) or self._published.get(folder) is table:
-                continue
-            _translated(table, folder, lambda: self._publish(manifest, table, store))  # noqa: B023
-            self._published[folder] = table
-        self.pace.note_publication()
+        if self._pace.behind:
+            for folder, table in _tables(manifest):
+                if self._published.get(folder) is not table:
+                    with _translated(table, folder):
+                        self._publish(manifest, table, store)
+                    self._published[folder] = table
+            self._pace.note_publication()
 
     def _publish(self, manifest: Manifest, table: StoredTable, store: SegmentStore) -> None:
         target = _Target(store.files, _folder(table), _shape(table))
@@ -100,9 +110,11 @@ class _Target:
         self.held = dict(_active(self._table)) if self._table and self._fits else {}
 
     def _load(self) -> DeltaTable | None:
-        if not DeltaTable.is_deltatable(self._uri, self._options):
+        # Asking first whether there is one would hold all threads up while a store answers.
+        try:
+            return DeltaTable(self._uri, storage_options=self._options)
+        except TableNotFoundError:
             return None
-        return DeltaTable(self._uri, storage_options=self._options)
 
     def shows(self, wanted: set[str]) -> bool:
         return self._fits and self.held.keys() == wanted
@@ -151,6 +163,13 @@ class _Target:
 def _active(table: DeltaTable) -> Iterator[tuple[str, int]]:
     actions = pa.table(table.get_add_actions(flatten=True))
     yield from zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True)
+
+
+def _tables(manifest: Manifest) -> Iterator[tuple[str, StoredTable]]:
+    """Name the folder of each table that is published."""
+    for table in manifest.tables.values():
+        if not table.relation.startswith(RESERVED_PREFIX):
+            yield _folder(table), table
 
 
 def _folder(table: StoredTable) -> str:
@@ -258,10 +277,11 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
-def _translated(table: StoredTable, folder: str, publish: Callable[[], _Result]) -> _Result:
+@contextmanager
+def _translated(table: StoredTable, folder: str) -> Iterator[None]:
     try:
-        return publish()
-    except MirrorError:
+        yield
+    except RheiError:
         raise
     except Exception as error:  # delta-rs raises types of many kinds
         raise MirrorError(

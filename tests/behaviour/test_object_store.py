@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import MirrorBusyError, MirrorError, MirrorUnreachableError
@@ -45,12 +46,15 @@ def held(mirror: DataFusionMirror | MirrorReader) -> dict[int, int]:
     return {row["k"]: row["v"] for row in mirror.query("select * from t").to_pylist()}
 
 
-def test_a_mirror_in_a_bucket_equals_its_source(s3: Store, make_world: MakeWorld) -> None:
+@pytest.mark.parametrize("storage", ["parquet", "delta"])
+def test_a_mirror_in_a_bucket_equals_its_source(
+    s3: Store, make_world: MakeWorld, storage: str
+) -> None:
     world = make_world()
     world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
     mirror = {
         "kind": "datafusion",
-        "storage": "parquet",
+        "storage": storage,
         "path": s3.url,
         "object_store": s3.settings | s3.keys,
     }
@@ -63,6 +67,9 @@ def test_a_mirror_in_a_bucket_equals_its_source(s3: Store, make_world: MakeWorld
             found = arrow_rows(htap.query("select * from t", hint="olap"))
             assert found == source_rows(world.app, "t")
             assert htap.verify().equal
+        if storage == "delta":
+            published = DeltaTable(f"{s3.url}/delta/main/t", storage_options=s3.storage_options)
+            assert arrow_rows(published.to_pyarrow_table()) == source_rows(world.app, "t")
 
 
 def test_failing_requests_are_tried_again(mirror: DataFusionMirror, s3: Store) -> None:
