@@ -30,11 +30,12 @@ def open_mirror(settings: Settings) -> OwnedMirror:
             lock_timeout_seconds=mirror.lock_timeout_seconds,
             published=PublishedCopy(copy.path, copy.interval_seconds) if copy else None,
         )
+    delta = _delta(mirror) if mirror.storage == "delta" else None
     opened: OwnedMirror = datafusion().DataFusionMirror(
         "memory" if mirror.in_memory else mirror.storage or "parquet",
         mirror.url or mirror.path,
         access=_access(mirror) if mirror.url else None,
-        delta=_delta(mirror) if mirror.storage == "delta" else None,
+        delta=delta,
         lock_timeout_seconds=mirror.lock_timeout_seconds,
         retained_manifests=mirror.retained_manifests,
     )
@@ -63,7 +64,7 @@ def _access(mirror: MirrorSettings) -> object:
 
 
 def _delta(mirror: MirrorSettings) -> object:
-    datafusion()  # the extra brings both; what is named first is what is missing
+    _imported("rhei_pipeline.olap.datafusion", "datafusion", "delta")
     tables = _imported("rhei_pipeline.olap.delta_tables", "deltalake", "delta")
     return tables.DeltaTables(mirror.delta.interval_seconds, mirror.delta.retention_hours)
 

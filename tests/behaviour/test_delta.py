@@ -284,7 +284,10 @@ def test_columns_that_differ_by_case_only_are_refused_by_name(tmp_path: Path) ->
     assert mirror.count(table) == 1
     with pytest.raises(MirrorError, match="by case only"):
         mirror.close()
-    DataFusionMirror("delta", tmp_path / "m", lock_timeout_seconds=0)
+    again = DataFusionMirror("delta", tmp_path / "m", lock_timeout_seconds=0)
+    assert again.count(table) == 1
+    with pytest.raises(MirrorError, match="by case only"):
+        again.close()
 
 
 def test_files_that_no_version_names_any_more_are_deleted(tmp_path: Path) -> None:

@@ -42,12 +42,16 @@ def test_defaults(tmp_path: Path) -> None:
         ("source: {path: a}\nmirror: {kind: duckbd, path: b}", "'duckdb' or 'datafusion'"),
         (
             "source: {path: a}\nmirror: {kind: datafusion, storage: parket, path: b}",
-            "field 'mirror.storage'.*'memory', 'ipc' or 'parquet'",
+            "field 'mirror.storage'.*'memory', 'ipc', 'parquet' or 'delta'",
         ),
         ("source: {path: a}\nmirror: {storage: ipc, path: b}", "'storage' is for the kind"),
         (
             "source: {path: a}\nmirror: {kind: datafusion, storage: ipc, path: 's3://b/c'}",
             "an object store holds",
+        ),
+        (
+            "source: {path: a}\nmirror: {kind: datafusion, path: b, delta: {retention_hours: 2}}",
+            "'delta' is for the storage 'delta'",
         ),
         (
             "source: {path: a}\nmirror: {kind: datafusion, path: b, published: {path: c}}",
