@@ -1,6 +1,5 @@
 """One committed state of a PostgreSQL source, read from its log."""
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -11,10 +10,15 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-from psycopg import sql as psql
 
 from rhei_pipeline.capture import pgoutput
+from rhei_pipeline.capture.postgres_rows import (
+    RowReader,
+    admit_rows,
+    kept,
+    letters_of,
+    without_rows,
+)
 from rhei_pipeline.events import (
     CHANGED_AT,
     LIVE,
@@ -24,14 +28,12 @@ from rhei_pipeline.events import (
     Position,
     RowBatch,
     event_schema,
-    key_text,
 )
-from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable, qualified
+from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable
 from rhei_pipeline.oltp.postgres_values import admit_text
 from rhei_pipeline.oltp.rejections import Rejection
 from rhei_pipeline.protocols import Audit
 from rhei_pipeline.schema import INSTANT, Table, TableSchema
-from rhei_pipeline.sql import listed
 
 #: Messages fetched, and decoded, at once.
 FETCH_MESSAGES = 50_000
@@ -270,41 +272,12 @@ class LogicalSnapshot:
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Read the next rows in key order."""
-        schema = table.schema
-        texts = self._copied(schema, _rows_sql(schema, resume, limit))
-        if texts.num_rows == 0:
-            return None
-        arrays, rejections = _admit(schema, texts)
-        letters = _letters(schema, rejections, texts, self.clock)
-        found = _without(pa.table(arrays, schema.names), rejections)
-        last = [texts[name][texts.num_rows - 1].as_py() for name in schema.primary_key]
-        return RowBatch(found, json.dumps(last), letters)
+        return self._reader(table).rows(resume, limit)
 
-    def _copied(self, schema: TableSchema, query: psql.Composable) -> pa.Table:
-        """Run a query and return its columns as text."""
-        statement = psql.SQL("copy ({}) to stdout (format csv, null {}, header true)").format(
-            query, psql.Literal(_NULL)
-        )
-        with self._reader.cursor() as cursor, cursor.copy(statement) as copy:
-            data = b"".join(copy)
-        return pa_csv.read_csv(
-            pa.BufferReader(data),
-            # One block: a value may be longer than any block chosen beforehand.
-            read_options=pa_csv.ReadOptions(block_size=len(data)),
-            parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-            convert_options=pa_csv.ConvertOptions(
-                column_types={name: pa.large_string() for name in schema.names},
-                null_values=[_NULL],
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-            ),
-        ).select(list(schema.names))
-
-    @property
-    def _reader(self) -> Connection:
+    def _reader(self, table: Table) -> RowReader:
         if self._view is None:
             raise RuntimeError("this snapshot was not opened to read rows")
-        return self._view.connection
+        return RowReader(self._view.connection, table.schema, self.clock)
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:  # noqa: ARG002
         """Name no row: a primary key of PostgreSQL is never null."""
@@ -312,9 +285,7 @@ class LogicalSnapshot:
 
     def count(self, table: Table) -> int:
         """Count the table's rows."""
-        statement = psql.SQL(f"select count(*) from {qualified(table.schema)}")
-        found = self._reader.execute(statement).fetchone()
-        return int(found[0]) if found else 0
+        return self._reader(table).count()
 
     def audit(self, table: Table, after: Position) -> Audit:  # noqa: ARG002
         """Ask for none: the server's log tells of every change."""
@@ -328,10 +299,6 @@ class LogicalSnapshot:
         """Forget the messages read."""
         if self._spool is not None:
             self._spool.close()
-
-
-#: How a copy writes null; a text that reads so is quoted, and so stays a text.
-_NULL = "\\N"
 
 
 class _Rows:
@@ -363,18 +330,18 @@ class _Rows:
         sequence = np.concatenate([2 * run.order[ended], 2 * run.order[lives] + 1])
         order = np.argsort(sequence, kind="stable")
         texts, unchanged = self._texts(ended, lives, order)
-        arrays, rejections = _admit(self._schema, texts)
+        arrays, rejections = admit_rows(self._schema, texts)
         at = np.concatenate([run.committed_at[ended], run.committed_at[lives]])[order]
         live = (np.arange(len(order)) >= len(ended))[order]
         own = [pa.array(sequence[order]), pa.array(at, pa.int64()).cast(INSTANT), pa.array(live)]
         events = pa.table([*own, *arrays], [SEQUENCE, CHANGED_AT, LIVE, *self._schema.names])
-        letters = _letters(self._schema, rejections, texts, self._clock)
-        kept = _without(events.cast(event_schema(self._schema)), rejections)
+        letters = letters_of(self._schema, rejections, texts, self._clock)
+        admitted = without_rows(events.cast(event_schema(self._schema)), rejections)
         former = self._former(ended, lives, order) if unchanged else None
         masks = {name: _mask(found, rejections) for name, found in unchanged.items()}
         if former is not None:
-            former = _without(former, rejections)
-        return ChangeBatch(kept, len(run.order), False, letters, masks, former)  # noqa: FBT003
+            former = without_rows(former, rejections)
+        return ChangeBatch(admitted, len(run.order), False, letters, masks, former)  # noqa: FBT003
 
     def _texts(
         self, ended: np.ndarray, lives: np.ndarray, order: np.ndarray
@@ -417,65 +384,9 @@ def _column(tuples: pgoutput.Tuples, name: str, changes: pgoutput.Changes) -> pa
     return pa.nulls(len(changes.run.order), pa.large_string()) if found is None else found
 
 
-def _admit(schema: TableSchema, texts: pa.Table) -> tuple[list[pa.Array], list[Rejection]]:
-    arrays, rejections = [], []
-    for column in schema.columns:
-        values = texts[column.name]
-        if isinstance(values, pa.ChunkedArray):
-            values = values.combine_chunks()
-        array, misfits = admit_text(values, column)
-        arrays.append(array)
-        rejections += misfits
-    return arrays, rejections
-
-
-def _letters(
-    schema: TableSchema, rejections: Sequence[Rejection], texts: pa.Table, clock: datetime
-) -> tuple[DeadLetter, ...]:
-    letters = []
-    for misfit in rejections:
-        row = texts.select(list(schema.primary_key)).slice(misfit.row, 1)
-        admitted = {
-            column.name: admit_text(row[column.name].combine_chunks(), column)[0][0].as_py()
-            for column in schema.key_columns
-        }
-        letters.append(
-            DeadLetter(schema.name, key_text(admitted), misfit.column, misfit.reason, clock)
-        )
-    return tuple(letters)
-
-
-def _without(rows: pa.Table, rejections: Sequence[Rejection]) -> pa.Table:
-    if not rejections:
-        return rows
-    return rows.filter(_kept(rows.num_rows, rejections))
-
-
 def _mask(mask: np.ndarray, rejections: Sequence[Rejection]) -> pa.Array:
     found = pa.array(mask)
-    return found.filter(_kept(len(mask), rejections)) if rejections else found
-
-
-def _kept(count: int, rejections: Sequence[Rejection]) -> pa.Array:
-    kept = np.ones(count, dtype=bool)
-    kept[[rejection.row for rejection in rejections]] = False
-    return pa.array(kept)
-
-
-def _rows_sql(schema: TableSchema, resume: str | None, limit: int) -> psql.Composable:
-    key = psql.SQL(listed(schema.primary_key))
-    where: psql.Composable = psql.SQL("")
-    if resume is not None:
-        # Untyped literals take the columns' own types.
-        values = psql.SQL(", ").join(psql.Literal(part) for part in json.loads(resume))
-        where = psql.SQL(" where ({}) > ({})").format(key, values)
-    return psql.SQL("select {} from {}{} order by {} limit {}").format(
-        psql.SQL(listed(schema.names)),
-        psql.SQL(qualified(schema)),
-        where,
-        key,
-        psql.Literal(limit),
-    )
+    return found.filter(kept(len(mask), rejections)) if rejections else found
 
 
 def lsn_text(position: int) -> str:
