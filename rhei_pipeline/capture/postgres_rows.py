@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-from psycopg import sql as psql
+from psycopg.sql import Literal
 
 from rhei_pipeline.events import DeadLetter, RowBatch, key_text
 from rhei_pipeline.oltp.postgres_schema import Connection, qualified
@@ -55,26 +55,24 @@ class RowReader:
         found = self.connection.execute(statement.encode()).fetchone()
         return int(found[0]) if found else 0
 
-    def _rows_sql(self, resume: str | None, limit: int) -> psql.Composable:
-        key = psql.SQL(listed(self.schema.primary_key))
-        behind: psql.Composable = psql.SQL("")
+    def _rows_sql(self, resume: str | None, limit: int) -> str:
+        key, behind = listed(self.schema.primary_key), ""
         if resume is not None:
-            # Untyped literals take the columns' own types.
-            values = psql.SQL(", ").join(psql.Literal(part) for part in json.loads(resume))
-            behind = psql.SQL(" and ({}) > ({})").format(key, values)
-        return psql.SQL("select {} from {} where {}{} order by {} limit {}").format(
-            psql.SQL(listed(self.schema.names)),
-            psql.SQL(qualified(self.schema)),
-            psql.SQL(self.condition),
-            behind,
-            key,
-            psql.Literal(limit),
+            behind = f" and ({key}) > ({', '.join(map(bare_literal, json.loads(resume)))})"
+        return (
+            f"select {listed(self.schema.names)} from {qualified(self.schema)}"
+            f" where {self.condition}{behind} order by {key} limit {limit}"
         )
+
+
+def bare_literal(value: object) -> str:
+    """Write a value where nothing can be bound; a text takes the type of what it stands beside."""
+    return Literal(value).as_string(None)
 
 
 def copied(
     connection: Connection,
-    query: psql.Composable,
+    query: str,
     names: Sequence[str],
     limit: int | None = None,
 ) -> Iterator[pa.Table]:
@@ -82,10 +80,8 @@ def copied(
 
     The connection is busy until the last table was taken.
     """
-    statement = psql.SQL("copy ({}) to stdout (format csv, null {})").format(
-        query, psql.Literal(_NULL)
-    )
-    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+    statement = f"copy ({query}) to stdout (format csv, null '{_NULL}')"
+    with connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
         lines = iter(copy)  # the server sends one message a row
         while data := b"".join(islice(lines, limit)):
             yield _parsed(data, names)

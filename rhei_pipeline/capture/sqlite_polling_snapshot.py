@@ -357,8 +357,7 @@ class PollingSnapshot:
             return wanted
         if self._memory.audited.get(table.name) == (keyset.audited, self._version):
             return Audit.NONE  # nothing was committed since
-        elapsed = self._now - keyset.audited
-        due = not 0 <= elapsed < options.reconcile_seconds * _SECOND
+        due = options.is_due(keyset.audited, self._now)
         return wanted if due or self._is_orphaned(table, after, keyset) else Audit.NONE
 
     def _wanted(self, table: Table, options: PollOptions) -> Audit:
