@@ -50,10 +50,10 @@ from pg_control_system() s, pg_control_checkpoint() c
 """
 _OIDS = "select to_regclass(name)::oid::bigint from unnest(%s::text[]) name"
 _GOES_BACK = """
-select bool_or(lead < at) from (
-    select hour at time zone %s as at, lead(hour at time zone %s) over (order by hour) as lead
-    from generate_series(now(), now() + interval '1 year', '1 hour') hour
-) hours
+select bool_or(next <= shown) from (
+    select at at time zone %s as shown, lead(at at time zone %s) over (order by at) as next
+    from generate_series(now(), now() + interval '1 year', '15 minutes') at
+) shown
 """
 _HAS_INDEX = """
 select exists (

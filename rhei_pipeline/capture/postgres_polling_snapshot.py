@@ -111,6 +111,7 @@ class Memory:
     Attributes:
         floors: New positions are above these.
         windows: Where the next look begins.
+        witnessed: The newest row of this proof was there in this state of the source.
         audited: The clock of the last audit, and the source's state then.
         doubts: Why changes may go by unseen, as found in a state of the source.
         touched: Keys to read again.
@@ -119,6 +120,7 @@ class Memory:
 
     floors: dict[str, int] = field(default_factory=dict)
     windows: dict[str, Window] = field(default_factory=dict)
+    witnessed: dict[str, tuple[str, str]] = field(default_factory=dict)
     audited: dict[str, tuple[int, str]] = field(default_factory=dict)
     doubts: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     touched: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
@@ -135,7 +137,7 @@ class Memory:
 
     def forget_states(self) -> None:
         """Forget what was tied to a connection to the server."""
-        for facts in (self.windows, self.audited, self.doubts):
+        for facts in (self.windows, self.witnessed, self.audited, self.doubts):
             facts.clear()
 
 
@@ -315,8 +317,6 @@ class PostgresPollingSnapshot:
     def proves(self, table: Table, position: Position) -> bool:
         """Look for signs that the source is not as it was: an older state, a clock put back."""
         self._remember(table, position)
-        if self._is_idle(table, position):
-            return True
         known = self._known(table, position)
         if known is None:
             return False
@@ -335,12 +335,21 @@ class PostgresPollingSnapshot:
             return "the source's clock went back"
         # Where it is compared whole anyway, a missing row only makes that due now.
         compares = poll.options.policy is DeletePolicy.RECONCILE
-        if not compares and not self._is_witnessed(poll, known):
+        if not compares and not self._is_witnessed(table, position):
             return "its newest row is gone or older (a restored backup, or a hard delete)"
         return None
 
-    def _is_witnessed(self, poll: Poll, known: Horizon) -> bool:
+    def _is_witnessed(self, table: Table, position: Position) -> bool:
         """Tell whether the newest row read before is there, as new as it was or newer."""
+        place = (position.proof, self._state)
+        if self._memory.witnessed.get(table.name) != place:
+            known = self._known(table, position)
+            if known is not None and not self._has_newest(self._polls(table.name), known):
+                return False
+            self._memory.witnessed[table.name] = place
+        return True
+
+    def _has_newest(self, poll: Poll, known: Horizon) -> bool:
         if known.newest is None:
             return True
         pairs = zip(poll.source.schema.primary_key, known.key, strict=True)
@@ -412,19 +421,14 @@ class PostgresPollingSnapshot:
             return wanted
         if self._memory.audited.get(table.name) == (known.audited, self._state):
             return Audit.NONE  # nothing was committed since
-        due = options.is_due(known.audited, self._now)
-        return wanted if due or self._is_orphaned(table, after, known) else Audit.NONE
+        due = options.is_due(known.audited, self._now) or not self._is_witnessed(table, after)
+        return wanted if due else Audit.NONE
 
     def _wanted(self, table: Table, options: PollOptions, known: Horizon | None) -> Audit:
         if options.policy is DeletePolicy.RECONCILE:
             return Audit.ALL
         doubted = self.doubt(table) is not None or (known is not None and known.doubted)
         return Audit.ROWS if doubted else Audit.NONE
-
-    def _is_orphaned(self, table: Table, after: Position, known: Horizon) -> bool:
-        if self._is_idle(table, after):
-            return False
-        return not self._is_witnessed(self._polls(table.name), known)
 
     def doubt(self, table: Table) -> str | None:
         """Say why a write may go by unseen: its stamp need not lie behind the horizon."""
