@@ -127,7 +127,9 @@ class Horizon:
         least: The newest stamp then, as the source writes it, where stamps need not follow its
             clock; the look begins there where that is earlier.
         newest, key: Stamp and key of the newest row: a source without it is not as it was.
-        seen: A digest of the row versions from `low` on, and of those without a stamp.
+        writers: The transactions that wrote the row versions from `low` on, and those without a
+            stamp; None where they are many.
+        seen: A digest of those versions.
         clock: The source's clock then, in microseconds.
         xid: The number of the server's next transaction then.
         audited: Its clock when the table was last compared whole; None: never.
@@ -140,6 +142,7 @@ class Horizon:
     least: str | None
     newest: str | None
     key: tuple[str, ...]
+    writers: tuple[str, ...] | None
     seen: str
     clock: int
     xid: int
@@ -156,7 +159,8 @@ class Horizon:
         found = _fields(proof)
         if _names(cls) != set(found) or found["column"] != column:
             return None
-        return cls(**{**found, "key": tuple(found["key"])})
+        writers = None if found["writers"] is None else tuple(found["writers"])
+        return cls(**{**found, "key": tuple(found["key"]), "writers": writers})
 
 
 def _fields(proof: str) -> dict[str, Any]:

@@ -49,6 +49,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = 1_000_000
 #: A stamp so far ahead of the source's clock was not made by it.
 _AHEAD_SECONDS = 2
+#: So many transactions a position names; more of them it only tells by a digest.
+_NAMED = 64
+#: Numbers of transactions in rows return after twice as many.
+_XIDS = 2**31
 #: Keys read again by one statement.
 _TOUCHED_ROWS = 500
 
@@ -143,7 +147,11 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What lies behind a position: rows by condition, how many, and keys to read again."""
+    """What lies behind a position: rows by condition, how many, and keys to read again.
+
+    Attributes:
+        since: The source's clock when none of them was there yet.
+    """
 
     condition: str = "false"
     rows: int = 0
@@ -236,6 +244,7 @@ class PostgresPollingSnapshot:
             least,
             newest=None if newest is None else newest[0],
             key=() if newest is None else newest[1:],
+            writers=read if len(read) <= _NAMED else None,
             seen=versions,
             clock=self._now,
             xid=self._xid,
@@ -372,11 +381,9 @@ class PostgresPollingSnapshot:
         found = self._row(
             f"select min({poll.stamp.instant_sql})::text from {poll.table} where {look.condition}"
         )
-        oldest: datetime = self._instants(poll, pa.array(found[:1], pa.large_string()))[0].as_py()
+        texts = pa.array(found[:1], pa.large_string())
+        oldest: datetime = poll.stamp.instants(texts, self._form(poll), self._now)[0].as_py()
         return max(oldest, _EPOCH + timedelta(microseconds=look.since))
-
-    def _instants(self, poll: Poll, texts: pa.Array) -> pa.Array:
-        return poll.stamp.instants(texts, self._form(poll), self._now)
 
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Read net changes: a poll sees what a row has become, not what it was in between."""
@@ -387,23 +394,23 @@ class PostgresPollingSnapshot:
         self._remember(table, after)
         poll, look = self._polls(table.name), self._look(table, after)
         if look.rows:
-            yield from self._batches(poll, _rows_sql(poll, look.condition), limit)
+            yield from self._batches(poll, _rows_sql(poll, look.condition), limit, look.since)
         for start in range(0, len(look.touched), _TOUCHED_ROWS):
             keys = look.touched[start : start + _TOUCHED_ROWS]
-            yield from self._batches(poll, _touched_sql(poll, keys), limit)
+            yield from self._batches(poll, _touched_sql(poll, keys), limit, look.since)
 
-    def _batches(self, poll: Poll, query: str, limit: int) -> Iterator[ChangeBatch]:
+    def _batches(self, poll: Poll, query: str, limit: int, since: int) -> Iterator[ChangeBatch]:
         names = [LIVE, CHANGED_AT, *poll.source.schema.names]
         self._form(poll)  # while rows are sent the connection is busy
         for texts in copied(self._connection, query, names, limit):
-            yield self._batch(poll, texts)
+            yield self._batch(poll, texts, since)
 
-    def _batch(self, poll: Poll, texts: pa.Table) -> ChangeBatch:
+    def _batch(self, poll: Poll, texts: pa.Table, since: int) -> ChangeBatch:
         schema, count = poll.source.schema, texts.num_rows
         stamps = texts[CHANGED_AT].combine_chunks()
         own = [
             pa.array(np.zeros(count, np.int64)),
-            self._instants(poll, stamps),
+            poll.stamp.instants(stamps, self._form(poll), self._now, since),
             pc.equal(texts[LIVE].combine_chunks(), "t"),
         ]
         arrays, rejections = admit_rows(schema, texts)
@@ -500,17 +507,22 @@ class PostgresPollingSnapshot:
         if known is None:
             return _Look("true", self._count(poll, "true"), touched)
         window = self._memory.windows.get(table.name)
-        if window is None or window.proof != after.proof:
-            condition, since = self._within(poll, known.low, known.least), known.clock
-            if self._versions(poll, condition)[0] == known.seen:
-                condition = "false"
-        else:
+        if window is not None and window.proof == after.proof:
             within = self._within(poll, window.low, window.least)
             condition, since = f"{within} and {_unread(window.read)}", window.clock
+        else:
+            condition, since = self._unseen(poll, known), known.clock
         rows = self._count(poll, condition) if condition != "false" else 0
         if not rows:
             self._move_window(table, after, known)
         return _Look(condition, rows, touched, since)
+
+    def _unseen(self, poll: Poll, known: Horizon) -> str:
+        """Write SQL of what was written since, as far as the position alone tells."""
+        within = self._within(poll, known.low, known.least)
+        if known.writers is not None and self._xid - known.xid < _XIDS:
+            return f"{within} and {_unread(known.writers)}"
+        return "false" if self._versions(poll, within)[0] == known.seen else within
 
     def _move_window(self, table: Table, after: Position, known: Horizon) -> None:
         """Have the next look begin at this snapshot's horizon: the mirror has all it shows."""

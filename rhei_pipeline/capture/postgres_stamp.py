@@ -15,8 +15,8 @@ from rhei_pipeline.sql import literal, quote
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = 1_000_000
 _UTC = {"UTC", "Etc/UTC", "GMT", "Etc/GMT"}
-#: Instants outside years 1 to 9999 are no stamps.
-_EARLIEST, _LATEST = -62_135_596_800 * _SECOND, 253_402_300_799 * _SECOND
+#: Instants before year 1 are no stamps.
+_EARLIEST = -62_135_596_800 * _SECOND
 #: No application stamps rows before 1990: smaller numbers count something else.
 _PLAUSIBLE = 631_152_000 * _SECOND
 
@@ -132,14 +132,19 @@ class StampColumn:
         moment = _EPOCH + timedelta(microseconds=micros)
         return literal(f"{moment:%Y-%m-%d{form.separator}%H:%M:%S}")
 
-    def instants(self, texts: pa.Array, form: Stamp | None, now: int) -> pa.Array:
-        """Turn stamps into instants; one of another form, or ahead of the clock, is dated now."""
+    def instants(
+        self, texts: pa.Array, form: Stamp | None, now: int, since: int = _EARLIEST
+    ) -> pa.Array:
+        """Turn stamps into instants; one of another form is dated now.
+
+        So is one that lies ahead of the clock, or no later than `since`, in microseconds both.
+        """
+        present = pa.scalar(now, pa.int64())
         if not self.family.is_written_alike and form is None:
-            return pa.repeat(pa.scalar(now, pa.int64()), len(texts)).cast(INSTANT)
+            return pa.repeat(present, len(texts)).cast(INSTANT)
         found = self._admitted(texts, form).cast(pa.int64())
-        plausible = pc.and_(pc.greater(found, _EARLIEST), pc.less(found, _LATEST))
-        found = pc.if_else(pc.fill_null(plausible, fill_value=False), found, now)
-        return pc.min_element_wise(found, now).cast(INSTANT)
+        dated = pc.and_(pc.greater(found, since), pc.less(found, present))
+        return pc.if_else(pc.fill_null(dated, fill_value=False), found, present).cast(INSTANT)
 
     def _admitted(self, texts: pa.Array, form: Stamp | None) -> pa.Array:
         if form is not None and form.kind is float:
