@@ -308,9 +308,10 @@ class PostgresPollingSnapshot:
         reached = self._bound(poll, self._now + _AHEAD_SECONDS * _SECOND)
         condition = f"<= {reached}" if reached else "is not null"
         key = ", ".join(f"{quote(name)}::text" for name in poll.source.schema.primary_key)
+        # Ordered outside: in the same select, the text's name would stand for it.
         found = self._row(
-            f"select {poll.stamp.sql}::text, {key} from {poll.table}"
-            f" where {poll.stamp.sql} {condition} order by {poll.stamp.sql} desc limit 1"
+            f"select {poll.stamp.sql}::text, {key} from (select * from {poll.table} where"
+            f" {poll.stamp.sql} {condition} order by {poll.stamp.sql} desc limit 1) newest"
         )
         return None if found[0] is None else found
 
