@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -15,10 +16,12 @@ import pytest
 from rhei_pipeline.capture.keyset import Clock, Horizon, PollOptions
 from rhei_pipeline.capture.postgres_polling import PostgresPollingSource
 from rhei_pipeline.errors import QueryError, SchemaError
+from rhei_pipeline.metrics import Severity
 from rhei_pipeline.oltp.postgres import PostgresDatabase
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.schema import Table
-from rhei_pipeline.wiring import unseen_events
+from rhei_pipeline.sources import examine
+from rhei_pipeline.wiring import bridge, unseen_events
 from tests.fix_postgres import PostgresWorld
 
 Make = Callable[..., PostgresWorld]
@@ -710,5 +713,69 @@ def test_nothing_is_lost_beside_a_busy_writer(make: Make) -> None:
     while not done.is_set():
         world.htap.sync_now()
     writer.join()
+    world.htap.sync_now()
+    world.assert_equal("t")
+
+
+def test_a_session_that_hides_its_transactions_makes_a_doubt_that_ends_with_a_comparison(
+    make: Make,
+) -> None:
+    world = make(reconcile_seconds=0)
+    put(world, 1, "a")
+    world.htap.sync_now()
+    assert horizon(world).doubted is False
+    with psycopg.connect(world.dsn) as other:
+        other.execute("set track_activities = off")
+        other.execute("insert into t values (2, 'hidden', now() - interval '1 hour')")
+        put(world, 3, "b")
+        world.htap.sync_now()
+        assert "track_activities" in str(world.htap.sync_status().tables["t"].doubt)
+        other.commit()
+    put(world, 4, "c")
+    world.htap.sync_now()
+    world.assert_equal("t")
+
+
+def test_what_polling_needs_is_examined(make: Make) -> None:
+    world = make(clock="application")
+    put(world, 1, "a")
+    found = {finding.what: finding for finding in examine(world.settings)}
+    (doubt,) = found
+    assert "application's clock" in doubt
+    world.run("drop index t_updated")
+    findings = examine(world.settings)
+    assert 'create index on "public"."t" ("updated_at", "id")' in [f.remedy for f in findings]
+    world.run("alter table t drop column updated_at")
+    (missing,) = examine(world.settings)
+    assert (missing.severity, missing.table) == (Severity.ERROR, "t")
+    assert "does not have" in missing.what
+
+
+def test_a_long_transaction_is_named(
+    make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhei_pipeline.capture.postgres_horizon.LONG_SECONDS", 0)
+    world = make()
+    with psycopg.connect(world.dsn) as other:
+        other.execute("select 1")
+        named = f"process {other.info.backend_pid} has held a transaction open"
+        for key in range(3):
+            put(world, key, "a")
+            world.htap.sync_now()
+    assert caplog.text.count(named) == 1
+
+
+def test_a_buffer_holds_what_is_polled(make: Make, tmp_path: Path) -> None:
+    world = make(mode="temporal")
+    world.capture = {"method": "polling", "buffer": {"path": tmp_path / "cdc"}}
+    put(world, 1, "a")
+    world.htap.sync_now()
+    with psycopg.connect(world.dsn) as other:
+        other.execute("insert into t values (2, 'late', now())")
+        put(world, 3, "b")
+        world.crash()
+        assert bridge(world.settings) == 1
+        other.commit()
+    assert bridge(world.settings) == 1
     world.htap.sync_now()
     world.assert_equal("t")
