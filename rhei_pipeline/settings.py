@@ -32,7 +32,7 @@ from rhei_pipeline.schema import Mode, nearest, parse_type
 ENVIRONMENT_PREFIX = "RHEI__"
 _MEMORY = ":memory:"
 #: Ways to capture each kind of source; the first one is taken where none is declared.
-_METHODS = {"sqlite": ("trigger", "polling"), "postgres": ("logical",)}
+_METHODS = {"sqlite": ("trigger", "polling"), "postgres": ("logical", "polling")}
 
 
 class _Section(BaseModel):
@@ -116,7 +116,7 @@ class PollingSettings(_Section):
     )
     clock: Clock = Field(
         Clock.APPLICATION,
-        description="database: SQLite's own clock stamps every write, so no change can go by"
+        description="database: the source's own clock stamps every write, so no change can go by"
         " unseen. application: another one does, and the table is compared whole at an interval.",
     )
     reconcile_seconds: float = Field(

@@ -114,12 +114,17 @@ _Condition = tuple[str, list[Any]]
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What lies behind a position: rows by condition, how many, and keys to read again."""
+    """What lies behind a position: rows by condition, how many, and keys to read again.
+
+    Attributes:
+        since: The source's clock when none of them was there yet.
+    """
 
     parts: tuple[_Condition, ...] = ()
     newer: int = 0
     others: int = 0
     touched: tuple[tuple[Any, ...], ...] = ()
+    since: int = 0
 
     @property
     def events(self) -> int:
@@ -316,10 +321,10 @@ class PollingSnapshot:
         for condition, params in look.parts:
             sql = f"{poll.select} where {condition}"
             for rows in fetch(self._connection, sql, params, limit):
-                yield self._batch(poll, rows)
+                yield self._batch(poll, rows, look.since)
         for start in range(0, len(look.touched), limit):
             keys = look.touched[start : start + limit]
-            yield self._batch(poll, list(self._rows_of(poll, keys)))
+            yield self._batch(poll, list(self._rows_of(poll, keys)), look.since)
 
     def _rows_of(self, poll: Poll, keys: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
         key = poll.source.schema.primary_key
@@ -329,15 +334,20 @@ class PollingSnapshot:
             rows = next(fetch(self._connection, f"{poll.select} where {condition}", values, 1), [])
             yield rows[0] if rows else (0, None, *values, *([None] * missing))
 
-    def _batch(self, poll: Poll, rows: list[tuple[Any, ...]]) -> ChangeBatch:
+    def _batch(self, poll: Poll, rows: list[tuple[Any, ...]], since: int) -> ChangeBatch:
         live, stamps = zip(*((row[0], row[1]) for row in rows), strict=True)
         own = [
             pa.array(np.zeros(len(rows), np.int64)),
-            self._instants(stamps),
+            self._dated(stamps, since),
             pa.array(live, pa.int64()).cast(pa.bool_()),
         ]
         batch = event_batch(poll.source.schema, own, [row[2:] for row in rows], self.clock)
         return replace(batch, net=True, seen_at=self.clock)
+
+    def _dated(self, stamps: Sequence[Any], since: int) -> pa.Array:
+        """Turn timestamps into instants; one of a time when its row was not there is dated now."""
+        found = self._instants(stamps).cast(pa.int64())
+        return pc.if_else(pc.greater(found, since), found, self._now).cast(INSTANT)
 
     def _instants(self, stamps: Sequence[Any]) -> pa.Array:
         """Turn timestamps into instants; one without a known form, or ahead, is dated now."""
@@ -357,8 +367,7 @@ class PollingSnapshot:
             return wanted
         if self._memory.audited.get(table.name) == (keyset.audited, self._version):
             return Audit.NONE  # nothing was committed since
-        elapsed = self._now - keyset.audited
-        due = not 0 <= elapsed < options.reconcile_seconds * _SECOND
+        due = options.is_due(keyset.audited, self._now)
         return wanted if due or self._is_orphaned(table, after, keyset) else Audit.NONE
 
     def _wanted(self, table: Table, options: PollOptions) -> Audit:
@@ -447,6 +456,7 @@ class PollingSnapshot:
             count,
             sum(n for _, n in counted),
             tuple(self._memory.touched.get(table.name, ())),
+            keyset.clock if keyset else 0,
         )
 
     def _has_changed_ties(self, poll: Poll, keyset: Keyset) -> bool:

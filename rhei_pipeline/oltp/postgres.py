@@ -46,6 +46,7 @@ class PostgresDatabase:
         statement_timeout_seconds: The server ends an application's statement after so long.
         pool_size: How many connections are kept.
         connect_timeout_seconds: How long a connection may take to come about.
+        read_only: Change nothing in it.
 
     Raises:
         SourceError: The server refuses us, or keeps text in another encoding than UTF-8.
@@ -59,8 +60,10 @@ class PostgresDatabase:
         statement_timeout_seconds: float = 300.0,
         pool_size: int = 4,
         connect_timeout_seconds: float = 10.0,
+        read_only: bool = False,
     ) -> None:
         self._dsn = dsn
+        self._read_only = read_only
         self._statement_timeout = statement_timeout_seconds
         self._connect_timeout = connect_timeout_seconds
         self._write_lock = threading.RLock()
@@ -99,6 +102,7 @@ class PostgresDatabase:
             **SESSION_SETTINGS,
             "statement_timeout": str(int(statement_timeout_seconds * 1000)),
             "application_name": "rhei",
+            "default_transaction_read_only": "on" if self._read_only else "off",
         }
         escaped = {name: value.replace(" ", "\\ ") for name, value in settings.items()}
         return " ".join(f"-c {name}={value}" for name, value in escaped.items())
@@ -163,6 +167,11 @@ class PostgresDatabase:
             arrays = [_array(result, place, name) for place, name in enumerate(names)]
         return pa.table(arrays, names)
 
+    def default_zone(self) -> str:
+        """Return the time zone of a session that chooses none."""
+        with self.translated(), psycopg.connect(self._dsn, autocommit=True) as connection:
+            return str(connection.execute("show timezone").fetchone()[0])  # type: ignore[index]
+
     def table_names(self) -> list[str]:
         """Return the names of all ordinary tables that have a primary key."""
         with self._lent() as connection:
@@ -176,7 +185,7 @@ class PostgresDatabase:
     ) -> TableSchema:
         """Read a table's schema; see `postgres_schema.read_table`."""
         with self._lent() as connection:
-            return read_table(connection, name, options).schema
+            return read_table(connection, name, options, polled=self._read_only).schema
 
     def examine(
         self,
