@@ -1,6 +1,6 @@
 """One polled table of PostgreSQL inside an open transaction: what polling asks of it, in SQL."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -67,6 +67,12 @@ class PolledTable:
         self.poll = poll
         self._now = now
         self._clock = _EPOCH + timedelta(microseconds=now)
+        self._reading: Generator[pa.Table, None, None] | None = None
+
+    def close(self) -> None:
+        """End a read that was left in its middle: until then the connection is busy."""
+        if self._reading is not None:
+            self._reading.close()
 
     @property
     def reader(self) -> RowReader:
@@ -160,7 +166,8 @@ class PolledTable:
 
     def _batches(self, query: str, since: int, limit: int) -> Iterator[ChangeBatch]:
         names, form = [LIVE, CHANGED_AT, *self.poll.source.schema.names], self._form
-        for texts in copied(self._connection, query, names, limit):
+        self._reading = copied(self._connection, query, names, limit)
+        for texts in self._reading:
             yield self._batch(texts, form, since)
 
     def _batch(self, texts: pa.Table, form: Stamp | None, since: int) -> ChangeBatch:

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +161,11 @@ class PostgresPollingSource:
             self._follow_clock(began, reading.clock)
             connection.execute("begin isolation level repeatable read read only")
             try:
-                yield PostgresPollingSnapshot(
+                snapshot = PostgresPollingSnapshot(
                     connection, self._poll, self._memory, reading, self._follow_schema
                 )
+                with closing(snapshot):
+                    yield snapshot
             finally:
                 if not connection.closed:
                     connection.rollback()

@@ -259,6 +259,11 @@ class PostgresPollingSnapshot:
         """Count the table's rows."""
         return self._table(table).reader.count()
 
+    def close(self) -> None:
+        """End every read that was left in its middle."""
+        for polled in self._tables.values():
+            polled.close()
+
     def _remember(self, table: Table, position: Position) -> None:
         self._after[table.name] = position
         self._memory.note(table.name, position.order)

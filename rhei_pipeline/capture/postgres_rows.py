@@ -1,7 +1,7 @@
 """Rows of a PostgreSQL table as text, and as batches: read alike by every way to capture."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -99,10 +99,10 @@ def copied(
     query: str,
     names: Sequence[str],
     limit: int | None = None,
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table, None, None]:
     """Run a query and yield its columns as text, in tables of so many rows; none where it is empty.
 
-    The connection is busy until the last table was taken.
+    The connection is busy until the last table was taken, or the generator is closed.
     """
     statement = f"copy ({query}) to stdout (format csv, null '{_NULL}')"
     with closing(copy_out(connection, statement.encode())) as lines:

@@ -14,7 +14,8 @@ from typing import Any
 
 from rhei_pipeline.capture.keyset import PollOptions
 from rhei_pipeline.capture.polling_notes import Notes
-from rhei_pipeline.capture.sqlite_polling_snapshot import Memory, Poll, PollingSnapshot
+from rhei_pipeline.capture.sqlite_polled_table import Poll
+from rhei_pipeline.capture.sqlite_polling_snapshot import Memory, PollingSnapshot
 from rhei_pipeline.capture.trigger_sql import CLOCK
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import Position

@@ -16,6 +16,7 @@ import pytest
 from rhei_pipeline.capture.keyset import Clock, Horizon, PollOptions
 from rhei_pipeline.capture.postgres_polling import PostgresPollingSource
 from rhei_pipeline.errors import QueryError, SchemaError
+from rhei_pipeline.events import Position
 from rhei_pipeline.metrics import Severity
 from rhei_pipeline.oltp.postgres import PostgresDatabase
 from rhei_pipeline.protocols import Step
@@ -779,3 +780,21 @@ def test_a_buffer_holds_what_is_polled(make: Make, tmp_path: Path) -> None:
     assert bridge(world.settings) == 1
     world.htap.sync_now()
     world.assert_equal("t")
+
+
+def test_a_read_that_is_left_in_its_middle_spoils_nothing(make: Make) -> None:
+    world = make()
+    world.run("insert into t select g, repeat('x', 1000), now() from generate_series(1, 5000) g")
+    database = PostgresDatabase(world.dsn, read_only=True)
+    source = PostgresPollingSource(database, {"t": PollOptions(clock=Clock.DATABASE)})
+    table = Table(source.describe("t"))
+    nowhere = Position(0, "")
+    held = []
+    with pytest.raises(KeyError), source.snapshot() as snapshot:
+        held.append(snapshot.changes(table, nowhere, 10))
+        next(held[0])
+        raise KeyError
+    with source.snapshot() as snapshot:
+        assert sum(batch.count for batch in snapshot.changes(table, nowhere, 10)) == 5000
+    source.close()
+    database.close()
