@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from rhei_pipeline.background import BackgroundSync
 from rhei_pipeline.dead_letters import replay
+from rhei_pipeline.door import Written
 from rhei_pipeline.errors import QueryError, SchemaError
 from rhei_pipeline.initial_sync import OnProgress
 from rhei_pipeline.metrics import (
@@ -22,10 +23,11 @@ from rhei_pipeline.metrics import (
 )
 from rhei_pipeline.pipeline import Declared, no_progress, no_step
 from rhei_pipeline.protocols import OnStep
+from rhei_pipeline.routing import Route
 from rhei_pipeline.schema import VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.settings import Settings
 from rhei_pipeline.sql import listed, mirror_table
-from rhei_pipeline.wiring import open_engine
+from rhei_pipeline.wiring import open_door, open_engine
 
 Hint = Literal["auto", "oltp", "olap"]
 
@@ -40,6 +42,7 @@ class HTAP:
     def __init__(self, settings: Settings, *, on_step: OnStep = no_step) -> None:
         self.settings = settings
         self._engine = open_engine(settings, on_step)
+        self._door = open_door(settings, self._engine)
         self._background: BackgroundSync | None = None
 
     def __enter__(self) -> Self:
@@ -58,28 +61,51 @@ class HTAP:
         self.stop_sync()
         self._engine.resources.close()
 
-    def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> Written:
         """Run one write in the source and commit it; return the rows affected."""
-        return self._engine.database.execute(sql, params)
+        return self._door.wrote(self._engine.database.execute(sql, params))
 
-    def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> int:
+    def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> Written:
         """Run all statements in one transaction of the source, all or nothing."""
-        return self._engine.database.execute_batch(statements)
+        return self._door.wrote(self._engine.database.execute_batch(statements))
 
-    def query(self, sql: str, params: Sequence[Any] = (), hint: Hint = "auto") -> pa.Table:
-        """Run one reading statement.
+    def query(
+        self,
+        sql: str,
+        params: Sequence[Any] = (),
+        hint: Hint = "auto",
+        max_staleness: float | None = None,
+        after: Written | None = None,
+    ) -> pa.Table:
+        """Run one reading statement, in the source's SQL.
 
-        `olap` asks the mirror, as of its last sync; `oltp` asks the source; `auto` asks the
-        source, whose answer is always current.
+        Args:
+            sql: The statement. With `olap` it is in the mirror's SQL.
+            params: Values for its placeholders: `?` for SQLite and the mirror, `%s` for
+                PostgreSQL.
+            hint: `auto` asks the side that suits, and sees every write made by this object;
+                `oltp` asks the source; `olap` asks the mirror as it is.
+            max_staleness: The most seconds that the mirror's answer may lie behind the source.
+            after: What `execute` returned, here or in another process of this machine: the
+                answer shows that write.
+
+        Returns:
+            The answer. Its schema's metadata tell the side, the reason and the watermark.
 
         Raises:
             QueryError: The statement does not read, or its side refuses it.
         """
+        if hint == "auto":
+            return self._door.ask(sql, params, max_staleness=max_staleness, after=after)
         if hint == "olap":
-            return self._engine.mirror.query(sql, params)
-        if hint in {"auto", "oltp"}:
-            return self._engine.database.query(sql, params)
+            return self._door.ask_mirror(sql, params, max_staleness, after)
+        if hint == "oltp":
+            return self._door.ask_source(sql, params, "asked for")
         raise QueryError(f"unknown hint {hint!r}", hint="use 'auto', 'oltp' or 'olap'")
+
+    def explain_route(self, sql: str, params: Sequence[Any] = ()) -> Route:
+        """Tell which side would answer a statement now, and why."""
+        return self._door.route(sql, params)
 
     def tables(self) -> list[str]:
         """Return the names of the tables mirrored."""

@@ -19,7 +19,8 @@ from rhei_pipeline.events import (
     Versions,
 )
 from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
-from rhei_pipeline.schema import Table, TableSchema
+from rhei_pipeline.schema import Column, Table, TableOptions, TableSchema
+from rhei_pipeline.translation.meaning import MirroredTable
 
 
 class Step(StrEnum):
@@ -53,8 +54,21 @@ class Database(Protocol):
     def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> int:
         """Run all statements in one transaction, all or nothing; return the rows changed."""
 
-    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
-        """Run one reading statement."""
+    def query(
+        self,
+        sql: str,
+        params: Sequence[Any] = (),
+        columns: Sequence[Column | None] | None = None,
+    ) -> pa.Table:
+        """Run one reading statement; `columns` is what is known of the answer's columns."""
+
+    def meanings(
+        self, tables: Iterable[Table], options: Callable[[str], TableOptions]
+    ) -> list[MirroredTable]:
+        """Describe tables for translation: how their columns behave in queries."""
+
+    def finds_public(self) -> bool:
+        """Tell whether a table's name without its schema is sure to mean the default one."""
 
     def add_column(self, table: TableSchema, column: str, arrow_type: pa.DataType) -> None:
         """Add a column that is declared so that it is read back as this type."""
@@ -240,8 +254,8 @@ class Mirror(Protocol):
         A trial is rolled back in any case.
         """
 
-    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
-        """Run one read-only statement on the last committed state."""
+    def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
+        """Run one read-only statement on the last committed state; parameters by place or name."""
 
     def count(self, table: Table) -> int:
         """Count the rows that are valid now."""

@@ -11,6 +11,7 @@ from rhei_pipeline.capture.bridge import BridgeSource, Draining
 from rhei_pipeline.capture.change_log import ChangeLog, Limits
 from rhei_pipeline.capture.confirmation import unapplied_events
 from rhei_pipeline.capture.trigger_log import TriggerSource, unacknowledged
+from rhei_pipeline.door import Door, Freshness
 from rhei_pipeline.errors import MissingExtraError, SchemaError, SettingsError
 from rhei_pipeline.metrics import Finding
 from rhei_pipeline.olap.duckdb import MEMORY, DuckDBMirror
@@ -91,6 +92,14 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
             on_step,
         )
         return Engine(database, source, mirror, pipeline, stack.pop_all())
+
+
+def open_door(settings: Settings, engine: Engine) -> Door:
+    """Open what answers queries."""
+    freshness = Freshness(settings.queries.when_stale, settings.queries.wait_seconds)
+    dialects = (settings.source.kind, settings.mirror.kind)
+    options = table_options(settings)
+    return Door(engine.database, engine.mirror, engine.pipeline, options, dialects, freshness)
 
 
 def _open_source(

@@ -7,7 +7,7 @@ of a million in the time that an indexed upsert changes a hundred (see benchmark
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rhei_pipeline.errors import MirrorBusyError, MirrorError, QueryError, RheiE
 from rhei_pipeline.ledger import Ledger
 from rhei_pipeline.olap.duckdb_ledger import LEDGER_TABLES, read_ledger
 from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction, in_utc, table_exists
+from rhei_pipeline.reading import refuse_writing
 from rhei_pipeline.schema import VALID_TO, Mode, Table
 from rhei_pipeline.sql import mirror_table
 
@@ -88,19 +89,21 @@ class DuckDBMirror:
             finally:
                 self._ledger = None
 
-    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
-        """Run one read-only statement on the last committed state.
+    def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
+        """Run one read-only statement on the last committed state; parameters by place or name.
 
         Raises:
             QueryError: Not one statement, not a reading one, or DuckDB refuses it.
         """
+        refuse_writing(sql, "duckdb")
+        bound = dict(params) if isinstance(params, Mapping) else list(params)
         with self._cursor() as cursor:
             try:
                 _refuse_writing(cursor.extract_statements(sql))
                 if self._has_default_namespace(cursor):
                     cursor.execute("set search_path = 'main,public'")
                 cursor.execute("begin transaction read only")
-                result = cursor.sql(sql, params=list(params)) if params else cursor.sql(sql)
+                result = cursor.sql(sql, params=bound) if bound else cursor.sql(sql)
                 table = pa.table({}) if result is None else result.to_arrow_table()
                 return in_utc(table)
             except duckdb.Error as error:

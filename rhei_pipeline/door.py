@@ -1,0 +1,273 @@
+"""The reading side of the door: a query goes to the side that suits, as fresh as it has to be."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from rhei_pipeline.errors import QueryError, TransientError
+from rhei_pipeline.ledger import Ledger
+from rhei_pipeline.pipeline import Pipeline
+from rhei_pipeline.protocols import Database, Mirror
+from rhei_pipeline.routing import Plan, Route, Router, unanswered
+from rhei_pipeline.schema import TableOptions
+from rhei_pipeline.translation.meaning import Catalog, MirroredTable
+
+WhenStale = Literal["sync", "wait", "oltp"]
+_NANOSECONDS = 1_000_000_000
+_LOOK_SECONDS = 0.005
+
+
+class Written(int):
+    """How many rows a write changed, and when it was committed.
+
+    An integer in every respect. Given to a query as `after`, it makes sure that the query sees
+    the write.
+
+    Attributes:
+        committed_at: By `time.monotonic_ns`, which all processes of a machine share.
+    """
+
+    committed_at: int
+
+    def __new__(cls, rows: int, committed_at: int) -> "Written":
+        """Make one."""
+        made = super().__new__(cls, rows)
+        made.committed_at = committed_at
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """What a query that needs newer data than the mirror has does.
+
+    Attributes:
+        when_stale: sync: bring the mirror up to date first. wait: let the background sync do so.
+            oltp: ask the source, as far as the query may.
+        wait_seconds: How long `wait` waits before it syncs.
+    """
+
+    when_stale: WhenStale = "sync"
+    wait_seconds: float = 5.0
+
+
+class Door:
+    """Answers queries from the source or the mirror.
+
+    Args:
+        database, mirror, pipeline: The sides, and what keeps one like the other.
+        options: What the declaration says of a table.
+        dialects: The source's and the mirror's.
+        freshness: What to do when the mirror is not fresh enough.
+        on_route: Called with the side of every query that was answered.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917
+        self,
+        database: Database,
+        mirror: Mirror,
+        pipeline: Pipeline,
+        options: Mapping[str, TableOptions],
+        dialects: tuple[str, str],
+        freshness: Freshness,
+    ) -> None:
+        self._database = database
+        self._mirror = mirror
+        self._pipeline = pipeline
+        self._options = options
+        self._dialects = dialects
+        self._freshness = freshness
+        self._lock = threading.Lock()
+        self._router: tuple[int, Router] | None = None
+        self._doubted: tuple[Ledger, frozenset[str]] | None = None
+        self._last_write = 0
+
+    def wrote(self, rows: int) -> Written:
+        """Note that a write has been committed; later queries of `auto` see it."""
+        now = time.monotonic_ns()
+        self._last_write = now
+        return Written(rows, now)
+
+    def route(self, sql: str, params: Sequence[Any] = ()) -> Route:
+        """Tell which side suits a statement, and why.
+
+        Where the mirror does not hold all of the tables yet, an answer comes from the source all
+        the same; its metadata say so.
+        """
+        return self._plan(sql, params).route
+
+    def ask(
+        self,
+        sql: str,
+        params: Sequence[Any] = (),
+        *,
+        max_staleness: float | None = None,
+        after: Written | None = None,
+    ) -> pa.Table:
+        """Answer a query from the side that suits it; the answer says which, and how fresh."""
+        plan = self._plan(sql, params)
+        if not plan.reads:
+            raise QueryError(
+                f"a query only reads, and {plan.route.reason.removeprefix('it ')}",
+                hint="use execute for writes: they go to the source, and reach the mirror by sync",
+            )
+        if plan.route.engine == "oltp":
+            return self.ask_source(sql, params, plan.route.reason, plan)
+        needed = self._needed(max_staleness, max(self._last_write, after.committed_at if after else 0))
+        if not self._is_fresh(needed) and not self._freshen(needed, may_leave=not plan.history):
+            return self.ask_source(sql, params, "the mirror is not as fresh as asked", plan)
+        if plan.history:
+            return self._ask_history(sql, params, plan)
+        doubt = self._doubt(plan)
+        if doubt is None:
+            answer = self._ask_mirror(plan, params)
+            if answer is not None:
+                return answer
+            doubt = "the mirror cannot answer it exactly for the rows there are"
+        return self.ask_source(sql, params, f"{plan.route.reason}, but {doubt}", plan)
+
+    def ask_source(
+        self, sql: str, params: Sequence[Any], reason: str, plan: Plan | None = None
+    ) -> pa.Table:
+        """Answer a query from the source."""
+        known = plan or self._plan(sql, params)
+        found = self._database.query(sql, params, known.columns)
+        return _labelled(found, Route("oltp", reason), None)
+
+    def ask_mirror(
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any],
+        max_staleness: float | None = None,
+        after: Written | None = None,
+    ) -> pa.Table:
+        """Answer a query, written for the mirror, from the mirror."""
+        needed = self._needed(max_staleness, after.committed_at if after else 0)
+        if not self._is_fresh(needed):
+            self._freshen(needed, may_leave=False)
+        ledger = self._mirror.ledger()
+        found = self._mirror.query(sql, params)
+        return _labelled(found, Route("olap", "asked for"), ledger, self._pipeline.synced_from)
+
+    def _ask_history(self, sql: str, params: Sequence[Any], plan: Plan) -> pa.Table:
+        ledger = self._mirror.ledger()
+        found = self._mirror.query(sql, params)
+        return _labelled(found, plan.route, ledger, self._pipeline.synced_from)
+
+    def _ask_mirror(self, plan: Plan, params: Sequence[Any]) -> pa.Table | None:
+        """Answer a translated query; None where only the source can tell."""
+        if plan.query is None:
+            return None
+        # Read first: the answer is then at least as new as what it says.
+        ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
+        bound = {f"p{place}": params[place - 1] for place in plan.bound}
+        with suppress(QueryError):
+            found = self._mirror.query(plan.query.sql, bound)
+            if unanswered(found, plan.query):
+                return None
+            if plan.query.limit is not None:
+                found = found.slice(0, plan.query.limit)
+            return _labelled(_shaped(found, plan), plan.route, ledger, synced_from)
+        return None
+
+    def _plan(self, sql: str, params: Sequence[Any]) -> Plan:
+        looks = self._pipeline.looks
+        router = self._router
+        if router is None or router[0] != looks:
+            with self._lock:
+                router = self._router = (looks, Router(self._catalog()))
+        return router[1].plan(sql, params)
+
+    def _catalog(self) -> Catalog:
+        tables = list(self._pipeline.tables.values())
+        found = self._database.meanings(tables, lambda name: self._options.get(name, TableOptions()))
+        fold: Callable[[MirroredTable], str] = (
+            (lambda table: table.schema.name.lower())
+            if self._dialects[0] == "sqlite"
+            else (lambda table: table.schema.name)
+        )
+        return Catalog(
+            *self._dialects, {fold(table): table for table in found}, self._database.finds_public()
+        )
+
+    def _doubt(self, plan: Plan) -> str | None:
+        """Say why the mirror does not hold all that a query needs; None when it does."""
+        ledger = self._mirror.ledger()
+        waiting = [name for name in sorted(plan.tables) if not self._pipeline.holds(name, ledger)]
+        if waiting:
+            return f"table {waiting[0]!r} is not copied yet in its present shape"
+        lacking = sorted(plan.tables & self._with_dead_letters(ledger))
+        if lacking:
+            return f"table {lacking[0]!r} has rows that cannot be mirrored"
+        return None
+
+    def _with_dead_letters(self, ledger: Ledger) -> frozenset[str]:
+        known = self._doubted
+        if known is None or known[0] is not ledger:
+            names = frozenset(self._mirror.dead_letters()["table_name"].to_pylist())
+            known = self._doubted = (ledger, names)
+        return known[1]
+
+    def _needed(self, max_staleness: float | None, written: int) -> int:
+        """Return the moment, by the monotonic clock, whose state the answer must show."""
+        if max_staleness is None:
+            return written
+        if max_staleness < 0:
+            raise QueryError("max_staleness is negative", hint="give seconds, 0 for the present")
+        now = time.monotonic_ns()
+        return max(written, now - int(max_staleness * _NANOSECONDS))
+
+    def _is_fresh(self, needed: int) -> bool:
+        return not needed or (self._pipeline.synced_from or 0) >= needed
+
+    def _freshen(self, needed: int, *, may_leave: bool) -> bool:
+        """Bring the mirror to the state that is needed; False where the source is to be asked."""
+        if self._freshness.when_stale == "oltp" and may_leave:
+            return False
+        if self._freshness.when_stale == "wait":
+            deadline = time.monotonic() + self._freshness.wait_seconds
+            while time.monotonic() < deadline:
+                if self._is_fresh(needed):
+                    return True
+                time.sleep(_LOOK_SECONDS)
+        try:
+            self._pipeline.sync()
+        except TransientError:
+            if not may_leave:
+                raise
+            return False
+        return True
+
+
+def _shaped(found: pa.Table, plan: Plan) -> pa.Table:
+    """Give the mirror's answer the source's column names and types."""
+    columns = plan.columns or ()
+    types = [column.type if column is not None else None for column in columns]
+    arrays = []
+    for place, kept in enumerate(types):
+        array = found.column(place)
+        arrays.append(array if kept is None or array.type.equals(kept) else array.cast(kept))
+    return pa.table(arrays, list(plan.names))
+
+
+def _labelled(
+    found: pa.Table, route: Route, ledger: Ledger | None, synced_from: int | None = None
+) -> pa.Table:
+    """Write into an answer's schema which side it is from, why, and how fresh it is.
+
+    `rhei.engine`, `rhei.reason`; for the mirror, `rhei.watermark` (JSON, the position of each
+    table, at least) and `rhei.staleness_seconds`, since the sync began that the answer shows.
+    """
+    labels = {"rhei.engine": route.engine, "rhei.reason": route.reason}
+    if ledger is not None:
+        marks = {name: mark.position.order for name, mark in ledger.watermarks.items()}
+        labels["rhei.watermark"] = json.dumps(marks)
+    if synced_from is not None:
+        age = (time.monotonic_ns() - synced_from) / _NANOSECONDS
+        labels["rhei.staleness_seconds"] = f"{age:.3f}"
+    return found.replace_schema_metadata({**(found.schema.metadata or {}), **labels})

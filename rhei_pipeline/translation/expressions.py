@@ -1,0 +1,493 @@
+"""Operators, conditions, CASE and casts: each with the source's meaning, in the mirror's words."""
+
+from collections.abc import Callable
+
+import pyarrow as pa
+from sqlglot import exp
+
+from rhei_pipeline.schema import decimal_type
+from rhei_pipeline.sql import literal
+from rhei_pipeline.translation import functions
+from rhei_pipeline.translation.meaning import (
+    NUMERIC,
+    TEMPORAL,
+    Kind,
+    StaysError,
+    Typed,
+    derived,
+)
+from rhei_pipeline.translation.scope import Context, Scope, resolve
+from rhei_pipeline.translation.values import (
+    NULL,
+    as_double,
+    as_truth,
+    as_value,
+    cast,
+    exact_text,
+    guarded,
+    number,
+    settle,
+    unify,
+)
+
+_COMPARISONS = {
+    exp.EQ: "=",
+    exp.NEQ: "<>",
+    exp.LT: "<",
+    exp.LTE: "<=",
+    exp.GT: ">",
+    exp.GTE: ">=",
+    exp.NullSafeEQ: "is not distinct from",
+    exp.NullSafeNEQ: "is distinct from",
+}
+_EQUALITIES = {"=", "<>", "is not distinct from", "is distinct from"}
+#: Dialects bind these differently against each other, so an operand of that sort needs brackets.
+_LOOSE = (
+    *_COMPARISONS,
+    exp.Not,
+    exp.And,
+    exp.Or,
+    exp.Is,
+    exp.In,
+    exp.Between,
+    exp.Like,
+    exp.ILike,
+    exp.Escape,
+)
+_ARITHMETIC = {exp.Add: "+", exp.Sub: "-", exp.Mul: "*", exp.Div: "/", exp.Mod: "%"}
+#: Upper- and lower-case letters as SQLite knows them.
+UPPER, LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
+
+
+def express(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+    """Translate one expression.
+
+    Raises:
+        StaysError: The mirror has no expression of which the same answer is certain.
+    """
+    rule = _RULES.get(type(node))
+    found = rule(node, scope, context) if rule else functions.call(node, scope, context, express)
+    if scope.groups is not None and found.sql in scope.groups:
+        return derived(found.sql, found.kind, found.type, column=found.column)
+    return found
+
+
+def condition(node: exp.Expression, scope: Scope, context: Context) -> str:
+    """Translate what WHERE, ON, HAVING or FILTER holds."""
+    return as_truth(express(node, scope, context), sqlite=context.sqlite)
+
+
+def _operand(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+    if isinstance(node, _LOOSE):
+        raise StaysError("its operators need brackets to mean the same everywhere")
+    return as_value(express(node, scope, context), sqlite=context.sqlite)
+
+
+def _literal(node: exp.Expression, _scope: Scope, context: Context) -> Typed:
+    text: str = node.this
+    if not node.args.get("is_string"):
+        return number(text, sqlite=context.sqlite)
+    if "\0" in text:
+        raise StaysError("a text has a NUL character")
+    if context.sqlite:
+        return Typed(literal(text), Kind.TEXT, pa.string(), text=text)
+    return Typed(literal(text), Kind.UNKNOWN, pa.string(), text=text)
+
+
+def _boolean(node: exp.Expression, _scope: Scope, _context: Context) -> Typed:
+    return Typed("true" if node.this else "false", Kind.TRUTH, pa.bool_())
+
+
+def _blob(node: exp.Expression, _scope: Scope, context: Context) -> Typed:
+    if not context.sqlite:
+        raise StaysError("a bit string is compared")
+    return Typed(f"unhex({literal(node.this)})", Kind.BLOB, pa.binary())
+
+
+def _parameter(node: exp.Expression, _scope: Scope, context: Context) -> Typed:
+    name = node.this.name if isinstance(node.this, exp.Expression) else str(node.this or "")
+    place = name.removeprefix("rhei_")
+    if not place.isdigit() or not 0 < int(place) <= len(context.parameters):
+        raise StaysError("a parameter has a name, or no value")
+    found = context.parameters[int(place) - 1]
+    if found.kind is not Kind.NULL:
+        context.bound.add(int(place))
+    return found
+
+
+def _paren(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+    return express(node.this, scope, context)
+
+
+def _not(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+    inner = express(node.this, scope, context)
+    return _truth(f"(not {as_truth(inner, sqlite=context.sqlite)})", inner)
+
+
+def _truth(sql: str, *parts: Typed) -> Typed:
+    return derived(sql, Kind.TRUTH, pa.bool_(), *parts, collated=False)
+
+
+def _connective(word: str) -> Callable[[exp.Expression, Scope, Context], Typed]:
+    def connect(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+        parts = [express(part, scope, context) for part in (node.this, node.expression)]
+        texts = [as_truth(part, sqlite=context.sqlite) for part in parts]
+        return _truth(f"({f' {word} '.join(texts)})", *parts)
+
+    return connect
+
+
+def _comparison(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+    left = _operand(node.this, scope, context)
+    right = _operand(node.expression, scope, context)
+    return compare(_COMPARISONS[type(node)], left, right, context)
+
+
+def compare(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
+    """Compare two values as the source does.
+
+    Raises:
+        StaysError: They are of different kinds, or the source compares them in its own way.
+    """
+    left, right = settle(left, right.kind), settle(right, left.kind)
+    if left.inexact or right.inexact:
+        raise StaysError("it compares sums of reals, whose last digits depend on the order of rows")
+    texts = _comparable(left, right, exactly=context.sqlite)
+    if operator not in _EQUALITIES and (left.collated or right.collated):
+        raise StaysError("the source orders text by a collation of its own")
+    return _truth(f"({texts[0]} {operator} {texts[1]})", left, right)
+
+
+def _comparable(left: Typed, right: Typed, *, exactly: bool) -> tuple[str, str]:
+    kinds = {left.kind, right.kind} - {Kind.NULL}
+    if Kind.OPAQUE in kinds:
+        raise StaysError(
+            "it compares a column that the mirror keeps in another form, or in another order"
+        )
+    if len(kinds) <= 1 and kinds != {Kind.NUMBER}:
+        return left.sql, right.sql
+    if kinds <= {Kind.INT, Kind.DECIMAL}:
+        return left.sql, right.sql
+    if not kinds <= NUMERIC:
+        raise StaysError(f"it compares {' with '.join(sorted(kinds))}")
+    first, second = (
+        part.sql if part.kind is Kind.NULL else as_double(part, exactly=exactly)
+        for part in (left, right)
+    )
+    return first, second
+
+
+def _is(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+    left = express(node.this, scope, context)
+    if isinstance(node.this, _LOOSE):
+        raise StaysError("its operators need brackets to mean the same everywhere")
+    if isinstance(node.expression, exp.Null):
+        return _truth(f"({left.sql} is null)", left)
+    if isinstance(node.expression, exp.Boolean) and left.kind is Kind.TRUTH:
+        word = "true" if node.expression.this else "false"
+        return _truth(f"({left.sql} is {word})", left)
+    right = _operand(node.expression, scope, context)
+    left = as_value(left, sqlite=context.sqlite)
+    return compare("is not distinct from", left, right, context)
+
+
+def _between(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+    value = _operand(node.this, scope, context)
+    low = _operand(node.args["low"], scope, context)
+    high = _operand(node.args["high"], scope, context)
+    if node.args.get("symmetric"):
+        raise StaysError("it is BETWEEN SYMMETRIC")
+    parts = compare(">=", value, low, context), compare("<=", value, high, context)
+    return _truth(f"({parts[0].sql} and {parts[1].sql})", *parts)
+
+
+def _in(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+    value = _operand(node.this, scope, context)
+    query = node.args.get("query")
+    if query is not None:
+        return _in_query(value, query, scope, context)
+    members = node.expressions
+    if not members or node.args.get("field") or node.args.get("unnest"):
+        raise StaysError("its IN names a table, or nothing")
+    parts = [compare("=", value, _operand(part, scope, context), context) for part in members]
+    return _truth(f"({' or '.join(part.sql for part in parts)})", *parts)
+
+
+def _in_query(value: Typed, query: exp.Expression, scope: Scope, context: Context) -> Typed:
+    text, columns = _subselect(query, scope, context)
+    if len(columns) != 1:
+        raise StaysError("its IN compares rows")
+    other = columns[0][1]
+    if {value.kind, other.kind} - {Kind.NULL} == {Kind.INT, Kind.REAL} or Kind.NUMBER in {
+        value.kind,
+        other.kind,
+    }:
+        raise StaysError("its IN compares integers with reals")
+    settled = settle(value, other.kind)
+    compare("=", settled, other, context)
+    return _truth(f"({settled.sql} in ({text}))", settled, _outer(text, columns, scope))
+
+
+def _outer(text: str, columns: tuple[tuple[str | None, Typed], ...], scope: Scope) -> Typed:
+    """Return what a subquery takes from the rows around it."""
+    around: Scope | None = scope
+    known: set[str] = set()
+    while around is not None:
+        known |= around.own
+        around = around.parent
+    loose = frozenset(sql for sql in known if sql in text)
+    return Typed(text, Kind.NULL, pa.null(), loose=loose) if columns else NULL
+
+
+def _exists(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+    text, columns = _subselect(node.this, scope, context)
+    return _truth(f"(exists ({text}))", _outer(text, columns, scope))
+
+
+def _scalar(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+    text, columns = _subselect(node, scope, context)
+    if len(columns) != 1:
+        raise StaysError("a subquery in a value's place has several columns")
+    found = columns[0][1]
+    outer = _outer(text, columns, scope)
+    return derived(f"({text})", found.kind, found.type, found, outer, loose=outer.loose)
+
+
+def _subselect(
+    node: exp.Expression, scope: Scope, context: Context
+) -> tuple[str, tuple[tuple[str | None, Typed], ...]]:
+    if context.subquery is None:
+        raise StaysError("it has a subquery")
+    return context.subquery(node.this if isinstance(node, exp.Subquery) else node, scope)
+
+
+def _like(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+    escape = None
+    if isinstance(node, exp.Escape):
+        escape, node = node.expression.name, node.this
+        if len(escape) != 1 or not isinstance(node, exp.Like | exp.ILike):
+            raise StaysError("its ESCAPE is no single character")
+    parts = [settle(_operand(each, scope, context), Kind.TEXT) for each in _sides(node)]
+    if any(part.kind not in {Kind.TEXT, Kind.NULL} for part in parts):
+        raise StaysError("it is LIKE on something other than text")
+    if isinstance(node, exp.ILike):
+        raise StaysError("ILIKE folds letters by the source's locale")
+    return _truth(_like_text(parts, escape, context), *parts)
+
+
+def _sides(node: exp.Expression) -> tuple[exp.Expression, exp.Expression]:
+    if node.args.get("negate"):
+        raise StaysError("a negated LIKE is read in an unknown form")
+    return node.this, node.expression
+
+
+def _like_text(parts: list[Typed], escape: str | None, context: Context) -> str:
+    if not context.sqlite:
+        # A backslash escapes in PostgreSQL also where no ESCAPE says so.
+        return f"({parts[0].sql} like {parts[1].sql} escape {literal(escape or chr(92))})"
+    if escape is not None and escape.upper() != escape.lower():
+        raise StaysError("its ESCAPE is a letter")
+    folded = [
+        f"translate({exact_text(part, sqlite=True)}, '{UPPER}', '{LOWER}')" for part in parts
+    ]
+    behind = f" escape {literal(escape)}" if escape else ""
+    return f"({folded[0]} like {folded[1]}{behind})"
+
+
+def _arithmetic(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+    sides = (node.this, node.expression)
+    if any(isinstance(side, exp.DPipe) for side in sides):
+        raise StaysError("its operators need brackets to mean the same everywhere")
+    left, right = (_operand(side, scope, context) for side in sides)
+    left, right = settle(left, right.kind), settle(right, left.kind)
+    operator = _ARITHMETIC[type(node)]
+    kinds = {left.kind, right.kind} - {Kind.NULL}
+    if not kinds or not kinds <= NUMERIC:
+        raise StaysError(f"it computes with {' and '.join(sorted(kinds)) or 'nulls'}")
+    if kinds == {Kind.INT}:
+        return _integers(operator, left, right, context)
+    if Kind.REAL not in kinds and Kind.NUMBER not in kinds:
+        return _decimals(operator, left, right)
+    return _reals(operator, left, right, context)
+
+
+def _integers(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
+    widths = [part.type for part in (left, right) if part.kind is Kind.INT]
+    kept = max(widths, key=lambda width: width.bit_width)
+    first, second = cast(left, kept), cast(right, kept)
+    if operator in {"/", "%"}:
+        word = "//" if operator == "/" else "%"
+        divided = f"({first} {word} nullif({second}, 0))"
+        if not context.sqlite:
+            divided = guarded(f"{second} = 0", divided)
+        # The smallest integer by -1 overflows in its own way on each engine.
+        text = guarded(f"{second} = -1 and {first} = {_smallest(kept)}", divided)
+    else:
+        text = f"({first} {operator} {second})"
+    return derived(f"cast({text} as {_name(kept)})", Kind.INT, kept, left, right)
+
+
+def _smallest(kept: pa.DataType) -> str:
+    return f"(-{2 ** (kept.bit_width - 1) - 1} - 1)"
+
+
+def _name(kept: pa.DataType) -> str:
+    return {16: "smallint", 32: "integer", 64: "bigint"}[kept.bit_width]
+
+
+def _decimals(operator: str, left: Typed, right: Typed) -> Typed:
+    if operator not in {"+", "-", "*"}:
+        raise StaysError("it divides numerics, whose digits the source chooses")
+    scales = [part.type.scale if part.kind is Kind.DECIMAL else 0 for part in (left, right)]
+    scale = sum(scales) if operator == "*" else max(scales)
+    kept = decimal_type(38, min(scale, 38))
+    text = f"cast(({left.sql} {operator} {right.sql}) as decimal(38, {kept.scale}))"
+    return derived(text, Kind.DECIMAL, kept, left, right)
+
+
+def _reals(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
+    if operator == "%":
+        raise StaysError("it takes a remainder of reals")
+    first, second = (
+        "cast(null as double)" if part.kind is Kind.NULL else as_double(part, exactly=False)
+        for part in (left, right)
+    )
+    real = {left.kind, right.kind} & {Kind.REAL}
+    if operator == "/":
+        if not real:
+            raise StaysError("it divides numbers that are integers in some rows")
+        divided = f"({first} / nullif({second}, 0))"
+        text = divided if context.sqlite else guarded(f"{second} = 0", divided)
+    else:
+        text = f"({first} {operator} {second})"
+    if context.sqlite:
+        # SQLite has no NaN: what is none is null.
+        text = f"nullif({text}, 'nan'::double)"
+    else:
+        text = guarded(f"not isfinite({text})", text)
+    kind = Kind.REAL if real else Kind.NUMBER
+    return derived(text, kind, pa.float64(), left, right)
+
+
+def _neg(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+    if isinstance(node.this, exp.Literal) and not node.this.args.get("is_string"):
+        text = node.this.this
+        found = number(text, sqlite=context.sqlite)
+        negated = f"(-{found.sql})"
+        return derived(negated, found.kind, found.type, text=f"-{text}")
+    value = _operand(node.this, scope, context)
+    if isinstance(node.this, exp.DPipe) or value.kind not in NUMERIC:
+        raise StaysError(f"it negates a {value.kind}")
+    kept = value.type if value.kind is not Kind.NUMBER else pa.float64()
+    source = as_double(value, exactly=False) if value.kind is Kind.NUMBER else value.sql
+    return derived(f"(-({source}))", value.kind, kept, value)
+
+
+def _concatenation(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+    parts = []
+    for side in (node.this, node.expression):
+        if isinstance(side, (*_ARITHMETIC, exp.Neg)):
+            raise StaysError("its operators need brackets to mean the same everywhere")
+        parts.append(_as_text(settle(_operand(side, scope, context), Kind.TEXT)))
+    return derived(f"({parts[0].sql} || {parts[1].sql})", Kind.TEXT, pa.string(), *parts)
+
+
+def _as_text(value: Typed) -> Typed:
+    if value.kind in {Kind.TEXT, Kind.NULL}:
+        return derived(f"cast({value.sql} as varchar)", Kind.TEXT, pa.string(), value)
+    if value.kind is Kind.INT:
+        return derived(f"cast({value.sql} as varchar)", Kind.TEXT, pa.string(), value)
+    raise StaysError(f"it writes a {value.kind} as text, each engine in its way")
+
+
+def _case(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+    subject = _operand(node.this, scope, context) if node.this is not None else None
+    tests, values = [], []
+    for branch in node.args["ifs"]:
+        if subject is None:
+            tested = express(branch.this, scope, context)
+            tests.append(_truth(as_truth(tested, sqlite=context.sqlite), tested))
+        else:
+            tests.append(compare("=", subject, _operand(branch.this, scope, context), context))
+        values.append(express(branch.args["true"], scope, context))
+    default = node.args.get("default")
+    values.append(express(default, scope, context) if default is not None else NULL)
+    return choose(tests, values, context)
+
+
+def choose(tests: list[Typed], values: list[Typed], context: Context) -> Typed:
+    """Write a CASE; one value more than tests."""
+    kind, kept, texts = unify(values, sqlite=context.sqlite)
+    pairs = zip(tests, texts, strict=False)
+    branches = " ".join(f"when {test.sql} then {text}" for test, text in pairs)
+    return derived(
+        f"(case {branches} else {texts[-1]} end)", kind, kept, *tests, *values
+    )
+
+
+def _cast(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+    value = _operand(node.this, scope, context)
+    target = node.args["to"].sql(dialect=context.catalog.source).lower()
+    if value.kind is Kind.UNKNOWN:
+        kinds = {"date": Kind.DATE, "timestamp": Kind.TIMESTAMP, "text": Kind.TEXT}
+        if target in kinds:
+            return settle(value, kinds[target])
+    if target in {"text", "varchar"}:
+        return _as_text(value)
+    if context.sqlite and target in {"real", "double", "float"} and value.kind in {
+        Kind.INT,
+        Kind.REAL,
+        Kind.NUMBER,
+    }:
+        return derived(as_double(value, exactly=False), Kind.REAL, pa.float64(), value)
+    if context.sqlite and target in {"integer", "int", "bigint"} and value.kind is Kind.INT:
+        return derived(value.sql, Kind.INT, pa.int64(), value)
+    if not context.sqlite and value.kind in {Kind.INT, Kind.DECIMAL} | TEMPORAL:
+        return _postgres_cast(value, target)
+    raise StaysError(f"it casts a {value.kind} to {target}")
+
+
+def _postgres_cast(value: Typed, target: str) -> Typed:
+    numbers = {"bigint": pa.int64(), "int": pa.int32(), "integer": pa.int32()}
+    if value.kind is Kind.INT and target in numbers:
+        return derived(cast(value, numbers[target]), Kind.INT, numbers[target], value)
+    if value.kind in {Kind.INT, Kind.DECIMAL} and target == "double precision":
+        return derived(cast(value, pa.float64()), Kind.REAL, pa.float64(), value)
+    if value.kind is Kind.TIMESTAMP and target == "date":
+        return derived(cast(value, pa.date32()), Kind.DATE, pa.date32(), value)
+    raise StaysError(f"it casts a {value.kind} to {target}")
+
+
+def _column(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+    if not isinstance(node, exp.Column) or isinstance(node.this, exp.Star):
+        raise StaysError("a star stands where a value does")
+    return resolve(node, scope, context)
+
+
+_RULES: dict[type[exp.Expression], Callable[[exp.Expression, Scope, Context], Typed]] = {
+    exp.Literal: _literal,
+    exp.Null: lambda _node, _scope, _context: NULL,
+    exp.Boolean: _boolean,
+    exp.HexString: _blob,
+    exp.Placeholder: _parameter,
+    exp.Parameter: _parameter,
+    exp.Column: _column,
+    exp.Paren: _paren,
+    exp.Not: _not,
+    exp.And: _connective("and"),
+    exp.Or: _connective("or"),
+    exp.Is: _is,
+    exp.Between: _between,
+    exp.In: _in,
+    exp.Exists: _exists,
+    exp.Subquery: _scalar,
+    exp.Like: _like,
+    exp.ILike: _like,
+    exp.Escape: _like,
+    exp.Neg: _neg,
+    exp.DPipe: _concatenation,
+    exp.Case: _case,
+    exp.Cast: _cast,
+    **dict.fromkeys(_COMPARISONS, _comparison),
+    **dict.fromkeys(_ARITHMETIC, _arithmetic),
+}
