@@ -3,10 +3,10 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 
@@ -35,7 +35,7 @@ class Written(int):
 
     committed_at: int
 
-    def __new__(cls, rows: int, committed_at: int) -> "Written":
+    def __new__(cls, rows: int, committed_at: int) -> Self:
         """Make one."""
         made = super().__new__(cls, rows)
         made.committed_at = committed_at
@@ -64,10 +64,9 @@ class Door:
         options: What the declaration says of a table.
         dialects: The source's and the mirror's.
         freshness: What to do when the mirror is not fresh enough.
-        on_route: Called with the side of every query that was answered.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917
+    def __init__(
         self,
         database: Database,
         mirror: Mirror,
@@ -86,6 +85,11 @@ class Door:
         self._router: tuple[int, Router] | None = None
         self._doubted: tuple[Ledger, frozenset[str]] | None = None
         self._last_write = 0
+        self._watchers: list[Callable[[str, float], None]] = []
+
+    def watch(self, watcher: Callable[[str, float], None]) -> None:
+        """Have the side of every query that was answered told, and its seconds."""
+        self._watchers.append(watcher)
 
     def wrote(self, rows: int) -> Written:
         """Note that a write has been committed; later queries of `auto` see it."""
@@ -118,7 +122,9 @@ class Door:
             )
         if plan.route.engine == "oltp":
             return self.ask_source(sql, params, plan.route.reason, plan)
-        needed = self._needed(max_staleness, max(self._last_write, after.committed_at if after else 0))
+        needed = self._needed(
+            max_staleness, max(self._last_write, after.committed_at if after else 0)
+        )
         if not self._is_fresh(needed) and not self._freshen(needed, may_leave=not plan.history):
             return self.ask_source(sql, params, "the mirror is not as fresh as asked", plan)
         if plan.history:
@@ -136,8 +142,16 @@ class Door:
     ) -> pa.Table:
         """Answer a query from the source."""
         known = plan or self._plan(sql, params)
-        found = self._database.query(sql, params, known.columns)
+        with self._told("oltp"):
+            found = self._database.query(sql, params, known.columns)
         return _labelled(found, Route("oltp", reason), None)
+
+    @contextmanager
+    def _told(self, engine: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        for watcher in self._watchers:
+            watcher(engine, time.monotonic() - started)
 
     def ask_mirror(
         self,
@@ -151,12 +165,14 @@ class Door:
         if not self._is_fresh(needed):
             self._freshen(needed, may_leave=False)
         ledger = self._mirror.ledger()
-        found = self._mirror.query(sql, params)
+        with self._told("olap"):
+            found = self._mirror.query(sql, params)
         return _labelled(found, Route("olap", "asked for"), ledger, self._pipeline.synced_from)
 
     def _ask_history(self, sql: str, params: Sequence[Any], plan: Plan) -> pa.Table:
         ledger = self._mirror.ledger()
-        found = self._mirror.query(sql, params)
+        with self._told("olap"):
+            found = self._mirror.query(sql, params)
         return _labelled(found, plan.route, ledger, self._pipeline.synced_from)
 
     def _ask_mirror(self, plan: Plan, params: Sequence[Any]) -> pa.Table | None:
@@ -167,7 +183,8 @@ class Door:
         ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
         bound = {f"p{place}": params[place - 1] for place in plan.bound}
         with suppress(QueryError):
-            found = self._mirror.query(plan.query.sql, bound)
+            with self._told("olap"):
+                found = self._mirror.query(plan.query.sql, bound)
             if unanswered(found, plan.query):
                 return None
             if plan.query.limit is not None:
@@ -185,7 +202,9 @@ class Door:
 
     def _catalog(self) -> Catalog:
         tables = list(self._pipeline.tables.values())
-        found = self._database.meanings(tables, lambda name: self._options.get(name, TableOptions()))
+        found = self._database.meanings(
+            tables, lambda name: self._options.get(name, TableOptions())
+        )
         fold: Callable[[MirroredTable], str] = (
             (lambda table: table.schema.name.lower())
             if self._dialects[0] == "sqlite"

@@ -1,6 +1,6 @@
 """One door: write, query, sync, copy, verify, look back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -152,6 +152,19 @@ class HTAP:
             tables=MappingProxyType(self._engine.pipeline.status()),
             last_error=None if error is None else str(error),
         )
+
+    def watch(
+        self,
+        on_sync: Callable[[SyncReport], None],
+        on_query: Callable[[str, float], None],
+    ) -> None:
+        """Have every sync's report told, and every answered query's side and seconds."""
+        self._engine.pipeline.watch(on_sync)
+        self._door.watch(on_query)
+
+    def table_schemas(self) -> dict[str, Table]:
+        """Return the mirrored tables as they are captured now, by name."""
+        return dict(self._engine.pipeline.tables)
 
     def add_column(self, table: str, column: str, arrow_type: pa.DataType) -> None:
         """Add a column to the source, unless it has it, and to the mirror."""

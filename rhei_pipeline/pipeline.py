@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -99,6 +99,7 @@ class Pipeline:
         self._looked_at = -1
         self._looks = 0
         self._synced_from: int | None = None
+        self._watchers: list[Callable[[SyncReport], None]] = []
         for table in declared:
             self.register(table, look=False)
         self._keep_up()
@@ -120,6 +121,10 @@ class Pipeline:
         The mirror has what was committed in the source until then. None before the first one.
         """
         return self._synced_from
+
+    def watch(self, watcher: Callable[[SyncReport], None]) -> None:
+        """Have every report of a sync told, in the thread that synced."""
+        self._watchers.append(watcher)
 
     def holds(self, name: str, ledger: Ledger) -> bool:
         """Tell whether the mirror has a table in the shape that the source gives it."""
@@ -166,7 +171,10 @@ class Pipeline:
                 reports = self._cycle(self._tables.values(), self._looked_at)
                 if reports is not None:
                     self._synced_from = begun
-                    return self._report(reports, copied, started)
+                    report = self._report(reports, copied, started)
+                    for watcher in self._watchers:
+                        watcher(report)
+                    return report
             raise SourceBusyError(
                 "the source's schema keeps changing", hint="sync again once migrations are done"
             )

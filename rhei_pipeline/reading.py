@@ -8,11 +8,12 @@ names the refused thing and the way out.
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
-from sqlglot.tokens import Token, TokenType
+from sqlglot.tokenizer_core import Token, TokenType
 
 from rhei_pipeline.errors import QueryError
 
@@ -200,7 +201,7 @@ def _refuse_changes(tokens: Sequence[Token]) -> None:
 
 def _refuse_functions(tokens: Sequence[Token], dialect: str) -> None:
     refused = _REFUSED_FUNCTIONS[dialect]
-    for token, after in zip(tokens, tokens[1:], strict=False):
+    for token, after in pairwise(tokens):
         if after.text != "(" or token.token_type is TokenType.STRING:
             continue
         if refused.fullmatch(token.text.lower()):
@@ -212,15 +213,18 @@ def _refuse_functions(tokens: Sequence[Token], dialect: str) -> None:
 
 def _refuse_files(sql: str, tokens: Sequence[Token], dialect: str) -> None:
     """Refuse a file's name in a table's place, which DuckDB would read as a table."""
-    for token, after in zip(tokens, tokens[1:], strict=False):
-        follows = token.text.lower() in {"from", "join"}
-        if follows and after.token_type is TokenType.STRING:
-            raise _file_refused()
     try:
         parsed = sqlglot.parse_one(sql, dialect=_read_as(dialect))
     except SqlglotError:
-        return  # the engine reads its own dialect best, in a session that opens no files
-    if any(_FILE_LIKE.search(table.name) for table in parsed.find_all(exp.Table)):
+        # The engine reads its own dialect best, in a session that opens no files anyway.
+        before = [token.text.lower() for token in tokens]
+        named = any(
+            word in {"from", "join"} and after.token_type is TokenType.STRING
+            for word, after in zip(before, tokens[1:], strict=False)
+        )
+    else:
+        named = any(_FILE_LIKE.search(table.name) for table in parsed.find_all(exp.Table))
+    if named:
         raise _file_refused()
 
 

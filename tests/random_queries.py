@@ -75,7 +75,11 @@ class Queries:
         def inner(of: str) -> str:
             return self.value(of, alias, depth - 1)
 
-        operator = self.pick("+", "-", "*", "/", "%" if self.sqlite else "%%") if kind == "int" else self.pick("+", "-", "*")
+        operator = (
+            self.pick("+", "-", "*", "/", "%" if self.sqlite else "%%")
+            if kind == "int"
+            else self.pick("+", "-", "*")
+        )
         common = [
             f"coalesce({inner(kind)}, {inner(kind)})",
             f"case when {self.test(alias, depth - 1)} then {inner(kind)} else {inner(kind)} end",
@@ -157,7 +161,9 @@ class Queries:
         found = [self.aggregate("x") for _ in range(self.random.randint(1, 3))]
         where = self.where("x")
         having = f" having count(*) > {self.random.randint(0, 3)}" if self.chance() else ""
-        named = [f"{each} as c{place}" if self.chance() else each for place, each in enumerate(found)]
+        named = [
+            f"{each} as c{place}" if self.chance() else each for place, each in enumerate(found)
+        ]
         order, places = self.order(len(keys)) if self.sqlite else ("", ())
         by = ", ".join(str(place + 1) for place in range(len(keys)))
         return (
@@ -184,13 +190,17 @@ class Queries:
             return f"select x.id, y.id from a x, b y where x.id = y.a_id and {self.test('y')}", ()
         if kind == "using":
             return f"select n, count(*) as c from a {join} b using (n) group by n", ()
-        return f"select {', '.join(shown)} from a x {join} b y on {on}{self.where('y')}{order}", places
+        return (
+            f"select {', '.join(shown)} from a x {join} b y on {on}{self.where('y')}{order}",
+            places,
+        )
 
     def combined(self) -> tuple[str, tuple[int, ...]]:
         word = self.pick("union", "union all", "intersect", "except")
         kinds = [self.pick("int", "text", "real") for _ in range(2)]
         sides = [
-            f"select {', '.join(self.column(kind, 'x') for kind in kinds)} from {table} x{self.where('x')}"
+            f"select {', '.join(self.column(kind, 'x') for kind in kinds)} from {table} x"
+            f"{self.where('x')}"
             for table in "ab"
         ]
         order, places = self.order(2) if self.sqlite else ("", ())
@@ -206,10 +216,10 @@ class Queries:
     def nested(self) -> tuple[str, tuple[int, ...]]:
         choices = [
             f"select x.id from a x where x.n in (select y.n from b y{self.where('y')})",
-            f"select x.id from a x where x.n not in (select y.n from b y where y.n is not null)",
-            f"select x.id from a x where exists (select 1 from b y where y.a_id = x.id)",
-            f"select x.id, (select max(y.n) from b y where y.a_id = x.id) as most from a x",
-            f"select s.n, s.c from (select n, count(*) as c from a group by n) s where s.c > 1",
+            "select x.id from a x where x.n not in (select y.n from b y where y.n is not null)",
+            "select x.id from a x where exists (select 1 from b y where y.a_id = x.id)",
+            "select x.id, (select max(y.n) from b y where y.a_id = x.id) as most from a x",
+            "select s.n, s.c from (select n, count(*) as c from a group by n) s where s.c > 1",
             f"with s as (select n, sum(m) as c from a x{self.where('x')} group by n)"
             " select s.n, s.c, b.id from s join b on b.n = s.n",
             f"with s(p, q) as (select id, {self.value('int', 'x', 1)} from a x)"

@@ -241,9 +241,7 @@ class PostgresDatabase:
         self._pool.close()
 
 
-def _array(
-    result: psycopg.pq.abc.PGresult, place: int, name: str, told: Column | None
-) -> pa.Array:
+def _array(result: psycopg.pq.abc.PGresult, place: int, name: str, told: Column | None) -> pa.Array:
     column = Column(name, arrow_type(result.ftype(place), result.fmod(place)))
     if told is not None and result.ftype(place) == NUMERIC and pa.types.is_decimal(told.type):
         # A sum of numerics has no declared digits, so the server leaves them out.

@@ -1,6 +1,7 @@
 """Operators, conditions, CASE and casts: each with the source's meaning, in the mirror's words."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pyarrow as pa
 from sqlglot import exp
@@ -30,7 +31,7 @@ from rhei_pipeline.translation.values import (
     unify,
 )
 
-_COMPARISONS = {
+_COMPARISONS: dict[type[exp.Expr], str] = {
     exp.EQ: "=",
     exp.NEQ: "<>",
     exp.LT: "<",
@@ -54,12 +55,18 @@ _LOOSE = (
     exp.ILike,
     exp.Escape,
 )
-_ARITHMETIC = {exp.Add: "+", exp.Sub: "-", exp.Mul: "*", exp.Div: "/", exp.Mod: "%"}
+_ARITHMETIC: dict[type[exp.Expr], str] = {
+    exp.Add: "+",
+    exp.Sub: "-",
+    exp.Mul: "*",
+    exp.Div: "/",
+    exp.Mod: "%",
+}
 #: Upper- and lower-case letters as SQLite knows them.
 UPPER, LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
 
 
-def express(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def express(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     """Translate one expression.
 
     Raises:
@@ -67,23 +74,39 @@ def express(node: exp.Expression, scope: Scope, context: Context) -> Typed:
     """
     rule = _RULES.get(type(node))
     found = rule(node, scope, context) if rule else functions.call(node, scope, context, express)
+    refuse_unread(node)
+    if _is_negated(node):
+        found = _truth(f"(not {as_truth(found, sqlite=context.sqlite)})", found)
     if scope.groups is not None and found.sql in scope.groups:
-        return derived(found.sql, found.kind, found.type, column=found.column)
+        return replace(found, aggregate=False, loose=frozenset())
     return found
 
 
-def condition(node: exp.Expression, scope: Scope, context: Context) -> str:
+def refuse_unread(node: exp.Expr) -> None:
+    """Refuse a node that says more than the rules read of it: a parser may learn new words."""
+    known = _READ | _READ_OF.get(type(node), set())
+    unread = [name for name, value in node.args.items() if value and name not in known]
+    if unread:
+        raise StaysError(f"its {node.key} has a part {unread[0]!r} that is not translated")
+
+
+def _is_negated(node: exp.Expr) -> bool:
+    inner = node.this if isinstance(node, exp.Escape) else node
+    return isinstance(inner, exp.Expr) and bool(inner.args.get("negate"))
+
+
+def condition(node: exp.Expr, scope: Scope, context: Context) -> str:
     """Translate what WHERE, ON, HAVING or FILTER holds."""
     return as_truth(express(node, scope, context), sqlite=context.sqlite)
 
 
-def _operand(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _operand(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     if isinstance(node, _LOOSE):
         raise StaysError("its operators need brackets to mean the same everywhere")
     return as_value(express(node, scope, context), sqlite=context.sqlite)
 
 
-def _literal(node: exp.Expression, _scope: Scope, context: Context) -> Typed:
+def _literal(node: exp.Expr, _scope: Scope, context: Context) -> Typed:
     text: str = node.this
     if not node.args.get("is_string"):
         return number(text, sqlite=context.sqlite)
@@ -94,18 +117,18 @@ def _literal(node: exp.Expression, _scope: Scope, context: Context) -> Typed:
     return Typed(literal(text), Kind.UNKNOWN, pa.string(), text=text)
 
 
-def _boolean(node: exp.Expression, _scope: Scope, _context: Context) -> Typed:
+def _boolean(node: exp.Expr, _scope: Scope, _context: Context) -> Typed:
     return Typed("true" if node.this else "false", Kind.TRUTH, pa.bool_())
 
 
-def _blob(node: exp.Expression, _scope: Scope, context: Context) -> Typed:
+def _blob(node: exp.Expr, _scope: Scope, context: Context) -> Typed:
     if not context.sqlite:
         raise StaysError("a bit string is compared")
     return Typed(f"unhex({literal(node.this)})", Kind.BLOB, pa.binary())
 
 
-def _parameter(node: exp.Expression, _scope: Scope, context: Context) -> Typed:
-    name = node.this.name if isinstance(node.this, exp.Expression) else str(node.this or "")
+def _parameter(node: exp.Expr, _scope: Scope, context: Context) -> Typed:
+    name = node.this.name if isinstance(node.this, exp.Expr) else str(node.this or "")
     place = name.removeprefix("rhei_")
     if not place.isdigit() or not 0 < int(place) <= len(context.parameters):
         raise StaysError("a parameter has a name, or no value")
@@ -115,11 +138,11 @@ def _parameter(node: exp.Expression, _scope: Scope, context: Context) -> Typed:
     return found
 
 
-def _paren(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _paren(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     return express(node.this, scope, context)
 
 
-def _not(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _not(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     inner = express(node.this, scope, context)
     return _truth(f"(not {as_truth(inner, sqlite=context.sqlite)})", inner)
 
@@ -128,8 +151,8 @@ def _truth(sql: str, *parts: Typed) -> Typed:
     return derived(sql, Kind.TRUTH, pa.bool_(), *parts, collated=False)
 
 
-def _connective(word: str) -> Callable[[exp.Expression, Scope, Context], Typed]:
-    def connect(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _connective(word: str) -> Callable[[exp.Expr, Scope, Context], Typed]:
+    def connect(node: exp.Expr, scope: Scope, context: Context) -> Typed:
         parts = [express(part, scope, context) for part in (node.this, node.expression)]
         texts = [as_truth(part, sqlite=context.sqlite) for part in parts]
         return _truth(f"({f' {word} '.join(texts)})", *parts)
@@ -137,7 +160,7 @@ def _connective(word: str) -> Callable[[exp.Expression, Scope, Context], Typed]:
     return connect
 
 
-def _comparison(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _comparison(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     left = _operand(node.this, scope, context)
     right = _operand(node.expression, scope, context)
     return compare(_COMPARISONS[type(node)], left, right, context)
@@ -177,7 +200,7 @@ def _comparable(left: Typed, right: Typed, *, exactly: bool) -> tuple[str, str]:
     return first, second
 
 
-def _is(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _is(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     left = express(node.this, scope, context)
     if isinstance(node.this, _LOOSE):
         raise StaysError("its operators need brackets to mean the same everywhere")
@@ -191,7 +214,7 @@ def _is(node: exp.Expression, scope: Scope, context: Context) -> Typed:
     return compare("is not distinct from", left, right, context)
 
 
-def _between(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _between(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     value = _operand(node.this, scope, context)
     low = _operand(node.args["low"], scope, context)
     high = _operand(node.args["high"], scope, context)
@@ -201,7 +224,7 @@ def _between(node: exp.Expression, scope: Scope, context: Context) -> Typed:
     return _truth(f"({parts[0].sql} and {parts[1].sql})", *parts)
 
 
-def _in(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _in(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     value = _operand(node.this, scope, context)
     query = node.args.get("query")
     if query is not None:
@@ -213,7 +236,7 @@ def _in(node: exp.Expression, scope: Scope, context: Context) -> Typed:
     return _truth(f"({' or '.join(part.sql for part in parts)})", *parts)
 
 
-def _in_query(value: Typed, query: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _in_query(value: Typed, query: exp.Expr, scope: Scope, context: Context) -> Typed:
     text, columns = _subselect(query, scope, context)
     if len(columns) != 1:
         raise StaysError("its IN compares rows")
@@ -239,12 +262,12 @@ def _outer(text: str, columns: tuple[tuple[str | None, Typed], ...], scope: Scop
     return Typed(text, Kind.NULL, pa.null(), loose=loose) if columns else NULL
 
 
-def _exists(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _exists(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     text, columns = _subselect(node.this, scope, context)
     return _truth(f"(exists ({text}))", _outer(text, columns, scope))
 
 
-def _scalar(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _scalar(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     text, columns = _subselect(node, scope, context)
     if len(columns) != 1:
         raise StaysError("a subquery in a value's place has several columns")
@@ -254,14 +277,14 @@ def _scalar(node: exp.Expression, scope: Scope, context: Context) -> Typed:
 
 
 def _subselect(
-    node: exp.Expression, scope: Scope, context: Context
+    node: exp.Expr, scope: Scope, context: Context
 ) -> tuple[str, tuple[tuple[str | None, Typed], ...]]:
     if context.subquery is None:
         raise StaysError("it has a subquery")
     return context.subquery(node.this if isinstance(node, exp.Subquery) else node, scope)
 
 
-def _like(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _like(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     escape = None
     if isinstance(node, exp.Escape):
         escape, node = node.expression.name, node.this
@@ -275,9 +298,7 @@ def _like(node: exp.Expression, scope: Scope, context: Context) -> Typed:
     return _truth(_like_text(parts, escape, context), *parts)
 
 
-def _sides(node: exp.Expression) -> tuple[exp.Expression, exp.Expression]:
-    if node.args.get("negate"):
-        raise StaysError("a negated LIKE is read in an unknown form")
+def _sides(node: exp.Expr) -> tuple[exp.Expr, exp.Expr]:
     return node.this, node.expression
 
 
@@ -287,14 +308,12 @@ def _like_text(parts: list[Typed], escape: str | None, context: Context) -> str:
         return f"({parts[0].sql} like {parts[1].sql} escape {literal(escape or chr(92))})"
     if escape is not None and escape.upper() != escape.lower():
         raise StaysError("its ESCAPE is a letter")
-    folded = [
-        f"translate({exact_text(part, sqlite=True)}, '{UPPER}', '{LOWER}')" for part in parts
-    ]
+    folded = [f"translate({exact_text(part, sqlite=True)}, '{UPPER}', '{LOWER}')" for part in parts]
     behind = f" escape {literal(escape)}" if escape else ""
     return f"({folded[0]} like {folded[1]}{behind})"
 
 
-def _arithmetic(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _arithmetic(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     sides = (node.this, node.expression)
     if any(isinstance(side, exp.DPipe) for side in sides):
         raise StaysError("its operators need brackets to mean the same everywhere")
@@ -369,7 +388,7 @@ def _reals(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
     return derived(text, kind, pa.float64(), left, right)
 
 
-def _neg(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _neg(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     if isinstance(node.this, exp.Literal) and not node.this.args.get("is_string"):
         text = node.this.this
         found = number(text, sqlite=context.sqlite)
@@ -383,7 +402,7 @@ def _neg(node: exp.Expression, scope: Scope, context: Context) -> Typed:
     return derived(f"(-({source}))", value.kind, kept, value)
 
 
-def _concatenation(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _concatenation(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     parts = []
     for side in (node.this, node.expression):
         if isinstance(side, (*_ARITHMETIC, exp.Neg)):
@@ -400,7 +419,7 @@ def _as_text(value: Typed) -> Typed:
     raise StaysError(f"it writes a {value.kind} as text, each engine in its way")
 
 
-def _case(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _case(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     subject = _operand(node.this, scope, context) if node.this is not None else None
     tests, values = [], []
     for branch in node.args["ifs"]:
@@ -420,12 +439,10 @@ def choose(tests: list[Typed], values: list[Typed], context: Context) -> Typed:
     kind, kept, texts = unify(values, sqlite=context.sqlite)
     pairs = zip(tests, texts, strict=False)
     branches = " ".join(f"when {test.sql} then {text}" for test, text in pairs)
-    return derived(
-        f"(case {branches} else {texts[-1]} end)", kind, kept, *tests, *values
-    )
+    return derived(f"(case {branches} else {texts[-1]} end)", kind, kept, *tests, *values)
 
 
-def _cast(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _cast(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     value = _operand(node.this, scope, context)
     target = node.args["to"].sql(dialect=context.catalog.source).lower()
     if value.kind is Kind.UNKNOWN:
@@ -434,11 +451,16 @@ def _cast(node: exp.Expression, scope: Scope, context: Context) -> Typed:
             return settle(value, kinds[target])
     if target in {"text", "varchar"}:
         return _as_text(value)
-    if context.sqlite and target in {"real", "double", "float"} and value.kind in {
-        Kind.INT,
-        Kind.REAL,
-        Kind.NUMBER,
-    }:
+    if (
+        context.sqlite
+        and target in {"real", "double", "float"}
+        and value.kind
+        in {
+            Kind.INT,
+            Kind.REAL,
+            Kind.NUMBER,
+        }
+    ):
         return derived(as_double(value, exactly=False), Kind.REAL, pa.float64(), value)
     if context.sqlite and target in {"integer", "int", "bigint"} and value.kind is Kind.INT:
         return derived(value.sql, Kind.INT, pa.int64(), value)
@@ -458,13 +480,41 @@ def _postgres_cast(value: Typed, target: str) -> Typed:
     raise StaysError(f"it casts a {value.kind} to {target}")
 
 
-def _column(node: exp.Expression, scope: Scope, context: Context) -> Typed:
+def _column(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     if not isinstance(node, exp.Column) or isinstance(node.this, exp.Star):
         raise StaysError("a star stands where a value does")
     return resolve(node, scope, context)
 
 
-_RULES: dict[type[exp.Expression], Callable[[exp.Expression, Scope, Context], Typed]] = {
+#: What the rules read of every node, or what says nothing of its meaning.
+_READ = {"this", "expression", "expressions", "_type", "type"}
+_READ_OF: dict[type[exp.Expr], set[str]] = {
+    exp.Literal: {"is_string"},
+    exp.Column: {"table", "db", "catalog"},
+    exp.Is: {"negate"},
+    exp.In: {"negate", "query", "field", "unnest"},
+    exp.Between: {"negate", "low", "high", "symmetric"},
+    exp.Like: {"negate"},
+    exp.ILike: {"negate"},
+    exp.Div: {"typed", "safe"},
+    exp.DPipe: {"safe"},
+    exp.Case: {"ifs", "default"},
+    exp.If: {"true", "false"},
+    exp.Cast: {"to"},
+    exp.Count: {"big_int"},
+    exp.Window: {"partition_by", "order", "over", "spec", "alias", "first"},
+    exp.Substring: {"start", "length"},
+    exp.Trim: {"position", "collation"},
+    exp.Replace: {"replacement"},
+    exp.StrPosition: {"substr", "position", "occurrence"},
+    exp.Least: {"ignore_nulls"},
+    exp.Greatest: {"ignore_nulls"},
+    exp.Ordered: {"desc", "nulls_first", "with_fill"},
+    exp.Table: {"db", "catalog", "alias"},
+    exp.Subquery: {"alias"},
+    exp.Upper: set(),
+}
+_RULES: dict[type[exp.Expr], Callable[[exp.Expr, Scope, Context], Typed]] = {
     exp.Literal: _literal,
     exp.Null: lambda _node, _scope, _context: NULL,
     exp.Boolean: _boolean,

@@ -21,14 +21,14 @@ from rhei_pipeline.translation.values import (
     unify,
 )
 
-Express = Callable[[exp.Expression, Scope, Context], Typed]
+Express = Callable[[exp.Expr, Scope, Context], Typed]
 _UPPER, _LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
 _RANKS = {exp.Rank: "rank", exp.DenseRank: "dense_rank"}
 #: An aggregate's place in which FILTER goes; replaced once, when it is known.
 _UNORDERED = {Kind.OPAQUE, Kind.UNKNOWN}
 
 
-def call(node: exp.Expression, scope: Scope, context: Context, express: Express) -> Typed:
+def call(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
     """Translate a function's call.
 
     Raises:
@@ -50,7 +50,7 @@ def call(node: exp.Expression, scope: Scope, context: Context, express: Express)
     return rule(node, scope, context, express)
 
 
-def _named(node: exp.Expression) -> str:
+def _named(node: exp.Expr) -> str:
     if isinstance(node, exp.Anonymous):
         return f"function {str(node.this).lower()}()"
     if isinstance(node, exp.Func):
@@ -61,7 +61,7 @@ def _named(node: exp.Expression) -> str:
 _AGGREGATES = (exp.Count, exp.Sum, exp.Avg, exp.Min, exp.Max)
 
 
-def _is_total(node: exp.Expression, context: Context) -> bool:
+def _is_total(node: exp.Expr, context: Context) -> bool:
     return (
         context.sqlite
         and isinstance(node, exp.Anonymous)
@@ -71,7 +71,7 @@ def _is_total(node: exp.Expression, context: Context) -> bool:
 
 
 def _aggregate(
-    node: exp.Expression,
+    node: exp.Expr,
     scope: Scope,
     context: Context,
     express: Express,
@@ -98,9 +98,7 @@ def _aggregate(
     return _aggregated(found, parts, scope, windowed=bool(over))
 
 
-def _aggregated(
-    found: Typed, parts: Sequence[Typed], scope: Scope, *, windowed: bool
-) -> Typed:
+def _aggregated(found: Typed, parts: Sequence[Typed], scope: Scope, *, windowed: bool) -> Typed:
     if any(part.aggregate for part in parts) and not windowed:
         raise StaysError("an aggregate stands inside an aggregate")
     loose = frozenset().union(*(part.loose for part in parts))
@@ -118,9 +116,7 @@ def _aggregated(
     )
 
 
-def _of_one(
-    node: exp.Expression, value: Typed, distinct: str, behind: str, context: Context
-) -> Typed:
+def _of_one(node: exp.Expr, value: Typed, distinct: str, behind: str, context: Context) -> Typed:
     if isinstance(node, exp.Count):
         if distinct and (value.kind is Kind.OPAQUE or value.inexact):
             raise StaysError("it tells apart values that the mirror keeps in another form")
@@ -134,7 +130,7 @@ def _of_one(
     return _added(node, value, distinct, behind, context)
 
 
-def _extreme(node: exp.Expression, value: Typed, behind: str) -> Typed:
+def _extreme(node: exp.Expr, value: Typed, behind: str) -> Typed:
     if value.collated:
         raise StaysError("the source orders text by a collation of its own")
     if value.inexact or value.kind is Kind.TRUTH:
@@ -143,9 +139,7 @@ def _extreme(node: exp.Expression, value: Typed, behind: str) -> Typed:
     return derived(f"{word}({value.sql}){behind}", value.kind, value.type)
 
 
-def _added(
-    node: exp.Expression, value: Typed, distinct: str, behind: str, context: Context
-) -> Typed:
+def _added(node: exp.Expr, value: Typed, distinct: str, behind: str, context: Context) -> Typed:
     whole = value.kind is Kind.INT
     inner = f"{distinct}{value.sql}"
     if isinstance(node, exp.Sum) and whole:
@@ -166,7 +160,7 @@ def _added(
     raise StaysError("it averages exact numbers, whose digits the source chooses")
 
 
-def _real_of_integers(node: exp.Expression, inner: str, value: Typed, behind: str) -> Typed:
+def _real_of_integers(node: exp.Expr, inner: str, value: Typed, behind: str) -> Typed:
     """Add integers as doubles: exact, while no sum on the way can pass what doubles hold."""
     total = f"cast(sum({inner}){behind} as double)"
     text = (
@@ -178,7 +172,7 @@ def _real_of_integers(node: exp.Expression, inner: str, value: Typed, behind: st
     return Typed(f"({guarded(beyond, text)})", Kind.REAL, pa.float64())
 
 
-def _real(node: exp.Expression, inner: str, behind: str) -> Typed:
+def _real(node: exp.Expr, inner: str, behind: str) -> Typed:
     """Add reals; compensated, so that the order in which rows come hardly shows."""
     if isinstance(node, exp.Avg):
         text = f"favg({inner}){behind}"
@@ -189,14 +183,16 @@ def _real(node: exp.Expression, inner: str, behind: str) -> Typed:
     return Typed(text, Kind.REAL, pa.float64(), inexact=True)
 
 
-def _window(node: exp.Expression, scope: Scope, context: Context, express: Express) -> Typed:
+def _window(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
     if node.args.get("spec") or node.args.get("alias") or node.args.get("first") is not None:
         raise StaysError("its window has a frame or a name")
     parts = [express(part, scope, context) for part in node.args.get("partition_by") or ()]
     if any(part.kind is Kind.OPAQUE or part.inexact for part in parts):
         raise StaysError("its window is cut by a column that the mirror keeps in another form")
     order = node.args.get("order")
-    ordered = [ordering(part, scope, context, express) for part in (order.expressions if order else ())]
+    ordered = [
+        ordering(part, scope, context, express) for part in (order.expressions if order else ())
+    ]
     if any(part.inexact for _, part in ordered):
         raise StaysError("its window is ordered by sums of reals")
     pieces = []
@@ -210,14 +206,14 @@ def _window(node: exp.Expression, scope: Scope, context: Context, express: Expre
 
 
 def _over(
-    node: exp.Expression,
+    node: exp.Expr,
     over: str,
     around: Sequence[Typed],
     scope: Scope,
     context: Context,
     express: Express,
 ) -> Typed:
-    word = _RANKS.get(type(node))
+    word = next((word for kind, word in _RANKS.items() if isinstance(node, kind)), None)
     if word is None and isinstance(node, exp.RowNumber) and decides(around, scope):
         word = "row_number"
     if word is not None:
@@ -227,9 +223,7 @@ def _over(
     if isinstance(node.this, exp.Distinct):
         raise StaysError("its window counts distinct values")
     found = _aggregate(node, scope, context, express, None, over)
-    return derived(
-        found.sql, found.kind, found.type, found, *around, inexact=found.inexact
-    )
+    return derived(found.sql, found.kind, found.type, found, *around, inexact=found.inexact)
 
 
 def decides(keys: Sequence[Typed], scope: Scope) -> bool:
@@ -242,9 +236,7 @@ def decides(keys: Sequence[Typed], scope: Scope) -> bool:
     return bool(scope.relations)
 
 
-def ordering(
-    node: exp.Expression, scope: Scope, context: Context, express: Express
-) -> tuple[str, Typed]:
+def ordering(node: exp.Expr, scope: Scope, context: Context, express: Express) -> tuple[str, Typed]:
     """Translate one ORDER BY term: its text with NULLs where the source puts them, and its key."""
     key = as_value(express(node.this, scope, context), sqlite=context.sqlite)
     return order_text(node, key.sql, context), orderable(key)
@@ -263,7 +255,7 @@ def orderable(key: Typed) -> Typed:
     return key
 
 
-def order_text(node: exp.Expression, sql: str, context: Context) -> str:
+def order_text(node: exp.Expr, sql: str, context: Context) -> str:
     """Write an ORDER BY term, NULLs where the source puts them."""
     if node.args.get("with_fill"):
         raise StaysError("it orders in a way of its own")
@@ -273,7 +265,7 @@ def order_text(node: exp.Expression, sql: str, context: Context) -> str:
     return f"{sql} {'desc' if descending else 'asc'} nulls {'first' if first else 'last'}"
 
 
-def _extreme_of(node: exp.Expression, scope: Scope, context: Context, express: Express) -> Typed:
+def _extreme_of(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
     """Translate SQLite's min and max of several arguments: null where one of them is."""
     if not context.sqlite:
         raise StaysError("a min or max of several values")
@@ -281,7 +273,7 @@ def _extreme_of(node: exp.Expression, scope: Scope, context: Context, express: E
     return _greatest(parts, "least" if isinstance(node, exp.Min) else "greatest", context)
 
 
-def _least(node: exp.Expression, scope: Scope, context: Context, express: Express) -> Typed:
+def _least(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
     parts = [express(part, scope, context) for part in (node.this, *node.expressions)]
     return _greatest(parts, "least" if isinstance(node, exp.Least) else "greatest", context)
 
@@ -297,22 +289,24 @@ def _greatest(parts: Sequence[Typed], word: str, context: Context) -> Typed:
     return derived(text, kind, kept, *parts)
 
 
-def _coalesce(node: exp.Expression, scope: Scope, context: Context, express: Express) -> Typed:
+def _coalesce(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
     parts = [express(part, scope, context) for part in (node.this, *node.expressions)]
     kind, kept, texts = unify(parts, sqlite=context.sqlite)
     return derived(f"coalesce({', '.join(texts)})", kind, kept, *parts)
 
 
-def _nullif(node: exp.Expression, scope: Scope, context: Context, express: Express) -> Typed:
+def _nullif(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
     parts = [express(part, scope, context) for part in (node.this, node.expression)]
-    kind, kept, texts = unify(parts, sqlite=context.sqlite)
+    kind, _, texts = unify(parts, sqlite=context.sqlite)
     first = as_value(parts[0], sqlite=context.sqlite)
     if first.kind is not kind or first.kind is Kind.NUMBER or first.inexact:
         raise StaysError("its NULLIF compares values of several kinds")
-    return derived(f"nullif({', '.join(texts)})", kind, kept, *parts)
+    # The answer is the first value, so it has the first value's type.
+    text = f"cast(nullif({', '.join(texts)}) as {_kept(first)})"
+    return derived(text, kind, first.type, *parts)
 
 
-def _if(node: exp.Expression, scope: Scope, context: Context, express: Express) -> Typed:
+def _if(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
     tested = express(node.this, scope, context)
     default = node.args.get("false")
     values = [
@@ -325,7 +319,7 @@ def _if(node: exp.Expression, scope: Scope, context: Context, express: Express) 
     return derived(text, kind, kept, tested, *values)
 
 
-def _abs(node: exp.Expression, scope: Scope, context: Context, express: Express) -> Typed:
+def _abs(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
     value = as_value(express(node.this, scope, context), sqlite=context.sqlite)
     if value.kind not in {Kind.INT, Kind.REAL, Kind.DECIMAL}:
         raise StaysError(f"it takes an absolute {value.kind}")
@@ -337,7 +331,7 @@ def _kept(value: Typed) -> str:
 
 
 def _texts(
-    nodes: Sequence[exp.Expression], scope: Scope, context: Context, express: Express
+    nodes: Sequence[exp.Expr], scope: Scope, context: Context, express: Express
 ) -> list[Typed]:
     values = [settle(express(node, scope, context), Kind.TEXT) for node in nodes]
     if any(value.kind not in {Kind.TEXT, Kind.NULL} for value in values):
@@ -345,7 +339,7 @@ def _texts(
     return values
 
 
-def _letters(node: exp.Expression, scope: Scope, context: Context, express: Express) -> Typed:
+def _letters(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
     if not context.sqlite:
         raise StaysError("the source folds letters by its locale")
     (value,) = _texts([node.this], scope, context, express)
@@ -354,14 +348,13 @@ def _letters(node: exp.Expression, scope: Scope, context: Context, express: Expr
     return derived(f"translate({text}, '{pair[0]}', '{pair[1]}')", Kind.TEXT, pa.string(), value)
 
 
-def _length(node: exp.Expression, scope: Scope, context: Context, express: Express) -> Typed:
+def _length(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
     (value,) = _texts([node.this], scope, context, express)
-    kept = pa.int64() if context.sqlite else pa.int32()
-    text = f"cast(length({exact_text(value, sqlite=context.sqlite)}) as {'bigint' if context.sqlite else 'integer'})"
-    return derived(text, Kind.INT, kept, value, collated=False)
+    text = f"length({exact_text(value, sqlite=context.sqlite)})"
+    return _counted(text, context, value)
 
 
-def _substring(node: exp.Expression, scope: Scope, context: Context, express: Express) -> Typed:
+def _substring(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
     (value,) = _texts([node.this], scope, context, express)
     bounds = [node.args.get("start"), node.args.get("length")]
     if not all(_is_counting(bound) for bound in bounds if bound is not None) or bounds[0] is None:
@@ -371,11 +364,11 @@ def _substring(node: exp.Expression, scope: Scope, context: Context, express: Ex
     return derived(text, Kind.TEXT, pa.string(), value)
 
 
-def _is_counting(node: exp.Expression) -> bool:
+def _is_counting(node: exp.Expr) -> bool:
     return isinstance(node, exp.Literal) and node.this.isdigit() and 0 < int(node.this) < EXACT
 
 
-def _trim(node: exp.Expression, scope: Scope, context: Context, express: Express) -> Typed:
+def _trim(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
     if node.args.get("expression") is not None or node.args.get("collation"):
         raise StaysError("its TRIM takes other characters than spaces")
     (value,) = _texts([node.this], scope, context, express)
@@ -384,7 +377,7 @@ def _trim(node: exp.Expression, scope: Scope, context: Context, express: Express
     return derived(text, Kind.TEXT, pa.string(), value)
 
 
-def _replace(node: exp.Expression, scope: Scope, context: Context, express: Express) -> Typed:
+def _replace(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
     given = [node.this, node.expression, node.args["replacement"]]
     values = _texts(given, scope, context, express)
     if not values[1].text or values[2].text is None:
@@ -393,19 +386,21 @@ def _replace(node: exp.Expression, scope: Scope, context: Context, express: Expr
     return derived(f"replace({texts})", Kind.TEXT, pa.string(), *values)
 
 
-def _position(node: exp.Expression, scope: Scope, context: Context, express: Express) -> Typed:
+def _position(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
     values = _texts([node.this, node.args["substr"]], scope, context, express)
     if node.args.get("position") or node.args.get("occurrence") or not values[1].text:
         raise StaysError("it looks for something that is not fixed")
     text = f"instr({exact_text(values[0], sqlite=context.sqlite)}, {values[1].sql})"
-    kept = pa.int64() if context.sqlite else pa.int32()
-    name = "bigint" if context.sqlite else "integer"
-    return derived(f"cast({text} as {name})", Kind.INT, kept, *values, collated=False)
+    return _counted(text, context, *values)
 
 
-_SCALARS: dict[
-    type[exp.Expression], Callable[[exp.Expression, Scope, Context, Express], Typed]
-] = {
+def _counted(text: str, context: Context, *parts: Typed) -> Typed:
+    """Write a count of characters with the width that the source gives it."""
+    name, kept = ("bigint", pa.int64()) if context.sqlite else ("integer", pa.int32())
+    return derived(f"cast({text} as {name})", Kind.INT, kept, *parts, collated=False)
+
+
+_SCALARS: dict[type[exp.Expr], Callable[[exp.Expr, Scope, Context, Express], Typed]] = {
     exp.Coalesce: _coalesce,
     exp.Nullif: _nullif,
     exp.If: _if,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sqlglot import exp
-from sqlglot.tokens import Token, TokenType
+from sqlglot.tokenizer_core import Token, TokenType
 
 from rhei_pipeline.translation.meaning import StaysError
 
@@ -20,7 +20,7 @@ _ENDS = {
     TokenType.EXCEPT,
     TokenType.WINDOW,
 }
-_NAMED_FOR_THEMSELVES: dict[type[exp.Expression], str] = {
+_NAMED_FOR_THEMSELVES: dict[type[exp.Expr], str] = {
     exp.Count: "count",
     exp.Sum: "sum",
     exp.Avg: "avg",
@@ -64,13 +64,13 @@ def written(sql: str, tokens: Sequence[Token]) -> list[str]:
     return [] if begin is None else [*pieces, sql[begin:].strip()]
 
 
-def sqlite_name(node: exp.Expression, text: str) -> str:
+def sqlite_name(node: exp.Expr, text: str) -> str:
     """Return the name SQLite gives an expression without an alias: its text."""
     _refuse_unsure(node, text)
     return text
 
 
-def postgres_name(node: exp.Expression, text: str) -> str:
+def postgres_name(node: exp.Expr, text: str) -> str:
     """Return the name PostgreSQL gives an expression without an alias.
 
     Source: FigureColnameInternal in src/backend/parser/parse_target.c.
@@ -97,7 +97,7 @@ def postgres_name(node: exp.Expression, text: str) -> str:
     raise StaysError("an output column has no alias, and a name that only the source knows")
 
 
-def _refuse_unsure(node: exp.Expression, text: str) -> None:
+def _refuse_unsure(node: exp.Expr, text: str) -> None:
     if "--" in text or "/*" in text:
         raise StaysError("an output column without an alias holds a comment")
     if isinstance(node.unnest(), exp.Column) and "+" in text:

@@ -52,7 +52,7 @@ class Query:
     ordering: tuple[Typed, ...] = ()
 
 
-def translate(node: exp.Expression, scope: Scope | None, context: Context) -> Query:
+def translate(node: exp.Expr, scope: Scope | None, context: Context) -> Query:
     """Translate a query.
 
     Raises:
@@ -79,7 +79,7 @@ def _plain(query: Query) -> tuple[str, Columns]:
     return query.sql, query.columns
 
 
-def _ctes(node: exp.Expression | None, context: Context) -> str:
+def _ctes(node: exp.Expr | None, context: Context) -> str:
     if node is None:
         return ""
     if node.args.get("recursive"):
@@ -104,7 +104,7 @@ def _with_names(columns: Columns, names: Sequence[str]) -> Columns:
     return tuple((name, typed) for name, (_, typed) in zip(names, columns, strict=True))
 
 
-def _refuse_other(node: exp.Expression, known: set[str]) -> None:
+def _refuse_other(node: exp.Expr, known: set[str]) -> None:
     other = sorted(name for name, value in node.args.items() if value and name not in known)
     if other:
         raise StaysError(f"its {other[0].rstrip('_')} clause is beyond what is translated")
@@ -126,8 +126,13 @@ def _select(node: exp.Select, parent: Scope | None, context: Context) -> Query:
     having = node.args.get("having")
     tested = express(having.this, scope, context) if having is not None else None
     order = _order(node, outputs, scope, context)
-    grouped = bool(keys) or tested is not None or any(
-        part.aggregate for part in [*(typed for _, typed in outputs), *(key for _, key in order)]
+    grouped = (
+        bool(keys)
+        or tested is not None
+        or any(
+            part.aggregate
+            for part in [*(typed for _, typed in outputs), *(key for _, key in order)]
+        )
     )
     if grouped:
         _refuse_loose([*(typed for _, typed in outputs), *(key for _, key in order)], scope)
@@ -135,13 +140,15 @@ def _select(node: exp.Select, parent: Scope | None, context: Context) -> Query:
     if having is not None:
         behind += f" having {condition(having.this, scope, context)}"
         _refuse_loose([tested] if tested else [], scope)
-    return _assembled(node, outputs, order, from_ + filtered + behind, scope, context, grouped, keys)
+    return _assembled(
+        node, outputs, order, from_ + filtered + behind, scope, context, grouped, keys
+    )
 
 
 def _assembled(  # noqa: PLR0913, PLR0917
     node: exp.Select,
     outputs: Columns,
-    order: list[tuple[exp.Expression, Typed]],
+    order: list[tuple[exp.Expr, Typed]],
     body: str,
     scope: Scope,
     context: Context,
@@ -178,12 +185,10 @@ def _as_column(typed: Typed, place: int) -> Typed:
 
 
 def _shown(typed: Typed) -> str:
-    if pa.types.is_null(typed.type):
-        return "null"
-    return f"cast({typed.sql} as {duckdb_type(typed.type)})"
+    return _cast_to(typed.sql, typed)
 
 
-def _rowwise(node: exp.Expression, scope: Scope, context: Context) -> str:
+def _rowwise(node: exp.Expr, scope: Scope, context: Context) -> str:
     found = express(node, scope, context)
     if found.aggregate:
         raise StaysError("an aggregate stands where single rows are chosen")
@@ -196,7 +201,7 @@ def _refuse_loose(parts: Sequence[Typed], scope: Scope) -> None:
 
 
 def _refuse_vague(
-    distinct: exp.Expression, outputs: Columns, order: list[tuple[exp.Expression, Typed]]
+    distinct: exp.Expr, outputs: Columns, order: list[tuple[exp.Expr, Typed]]
 ) -> None:
     if distinct.args.get("on"):
         raise StaysError("it is DISTINCT ON")
@@ -211,7 +216,7 @@ def _from(node: exp.Select, scope: Scope, context: Context) -> str:
     first = node.args.get("from_")
     if first is None:
         return ""
-    relation = _relation(first.this, scope, context)
+    relation = _relation(first.this, context)
     scope.relations.append(relation)
     text = f" from {relation.sql}"
     joins = node.args.get("joins") or []
@@ -228,12 +233,12 @@ def _join(join: exp.Join, side: str, scope: Scope, context: Context) -> str:
     kind = str(join.args.get("kind") or "").upper()
     if kind not in {"", "INNER", "OUTER", "CROSS"} or side not in _OUTER | {""}:
         raise StaysError(f"it is a {kind or side} join")
-    relation = _relation(join.this, scope, context)
+    relation = _relation(join.this, context)
     names = _shared_names(join, relation, scope, context)
     if names:
         if side in {"RIGHT", "FULL"}:
             raise StaysError("a RIGHT or FULL join merges columns")
-        matched, relation = _merged(names, relation, scope, context)
+        matched, relation = _merged(names, relation, scope)
         scope.relations.append(relation)
         return f" {side or 'inner'} join {relation.sql} on {matched}"
     scope.relations.append(relation)
@@ -244,9 +249,7 @@ def _join(join: exp.Join, side: str, scope: Scope, context: Context) -> str:
     return f" {side or 'inner'} join {relation.sql} on {matched}"
 
 
-def _shared_names(
-    join: exp.Join, relation: Relation, scope: Scope, context: Context
-) -> list[str]:
+def _shared_names(join: exp.Join, relation: Relation, scope: Scope, context: Context) -> list[str]:
     if join.args.get("using"):
         return [folded(found, context) for found in join.args["using"]]
     method = str(join.args.get("method") or "").upper()
@@ -262,9 +265,7 @@ def _shared_names(
     return shared
 
 
-def _merged(
-    names: Sequence[str], relation: Relation, scope: Scope, context: Context
-) -> tuple[str, Relation]:
+def _merged(names: Sequence[str], relation: Relation, scope: Scope) -> tuple[str, Relation]:
     if len(scope.relations) > 1:
         raise StaysError("it merges columns of more than two tables")
     tests = []
@@ -281,7 +282,7 @@ def _merged(
     return " and ".join(tests), replace(relation, merged=frozenset(names))
 
 
-def _relation(node: exp.Expression, scope: Scope, context: Context) -> Relation:
+def _relation(node: exp.Expr, context: Context) -> Relation:
     if isinstance(node, exp.Table):
         return base_relation(node, context)
     if not isinstance(node, exp.Subquery) or node.args.get("joins"):
@@ -293,7 +294,10 @@ def _relation(node: exp.Expression, scope: Scope, context: Context) -> Relation:
     shown = folded(alias.this, context) if alias is not None and alias.this is not None else ""
     unique = context.alias()
     own = tuple(
-        (name, replace(typed, sql=f"{unique}.{typed.sql}", loose=frozenset({f"{unique}.{typed.sql}"})))
+        (
+            name,
+            replace(typed, sql=f"{unique}.{typed.sql}", loose=frozenset({f"{unique}.{typed.sql}"})),
+        )
         for name, typed in named
     )
     return Relation(shown, f"({text}) as {unique}", own)
@@ -328,8 +332,8 @@ def _group_keys(node: exp.Select, scope: Scope, context: Context) -> list[Typed]
 
 
 def _column_or_alias(
-    term: exp.Column, aliases: dict[str, exp.Expression], scope: Scope, context: Context
-) -> exp.Expression:
+    term: exp.Column, aliases: dict[str, exp.Expr], scope: Scope, context: Context
+) -> exp.Expr:
     """Return what a name in GROUP BY means: a column, and only else an output column."""
     try:
         express(term, scope, context)
@@ -353,7 +357,7 @@ def _outputs(node: exp.Select, scope: Scope, context: Context) -> Columns:
     return tuple(outputs)
 
 
-def _alias(node: exp.Expression, scope: Scope, context: Context) -> str | None:
+def _alias(node: exp.Expr, scope: Scope, context: Context) -> str | None:
     """Return an output's name where the query or a table gives it one."""
     if isinstance(node, exp.Alias):
         identifier = node.args["alias"]
@@ -366,14 +370,14 @@ def _alias(node: exp.Expression, scope: Scope, context: Context) -> str | None:
     around: Scope | None = scope
     while around is not None:
         for relation in around.relations:
-            for name, typed in relation.columns:
+            for known, typed in relation.columns:
                 if typed.sql == wanted.sql:
-                    return name
+                    return known
         around = around.parent
     return None
 
 
-def _star(node: exp.Expression, scope: Scope, context: Context) -> list[tuple[str | None, Typed]]:
+def _star(node: exp.Expr, scope: Scope, context: Context) -> list[tuple[str | None, Typed]]:
     star = node.this if isinstance(node, exp.Column) else node
     if any(star.args.get(extra) for extra in ("except_", "replace", "rename", "except")):
         raise StaysError("its star leaves columns out")
@@ -396,8 +400,8 @@ def _star(node: exp.Expression, scope: Scope, context: Context) -> list[tuple[st
 
 
 def _order(
-    node: exp.Expression, outputs: Columns, scope: Scope, context: Context
-) -> list[tuple[exp.Expression, Typed]]:
+    node: exp.Expr, outputs: Columns, scope: Scope, context: Context
+) -> list[tuple[exp.Expr, Typed]]:
     order = node.args.get("order")
     if order is None:
         return []
@@ -407,14 +411,12 @@ def _order(
     ]
 
 
-def _order_key(
-    node: exp.Expression, outputs: Columns, scope: Scope, context: Context
-) -> Typed:
+def _order_key(node: exp.Expr, outputs: Columns, scope: Scope, context: Context) -> Typed:
     named = _output_named(node, outputs, context)
     return express(node, scope, context) if named is None else named
 
 
-def _output_named(node: exp.Expression, outputs: Columns, context: Context) -> Typed | None:
+def _output_named(node: exp.Expr, outputs: Columns, context: Context) -> Typed | None:
     """Return the output column that an ORDER BY term means by its place or its name."""
     if isinstance(node, exp.Literal):
         if node.args.get("is_string") or not node.this.isdigit():
@@ -435,7 +437,7 @@ def _output_named(node: exp.Expression, outputs: Columns, context: Context) -> T
     return None
 
 
-def _limit(node: exp.Expression, context: Context) -> str:
+def _limit(node: exp.Expr, context: Context) -> str:
     text = ""
     for part in ("limit", "offset"):
         found = node.args.get(part)
@@ -469,7 +471,7 @@ def _decided(
 
 
 def _hidden(
-    node: exp.Expression,
+    node: exp.Expr,
     order: Sequence[Typed],
     distinct: bool,  # noqa: FBT001
 ) -> tuple[Typed, ...]:
@@ -498,9 +500,7 @@ def _set_operation(node: exp.SetOperation, parent: Scope | None, context: Contex
     outputs = _combined(left[1], right[1], context, distinct=distinct)
     word = {exp.Union: "union", exp.Intersect: "intersect", exp.Except: "except"}[type(node)]
     unique = context.alias()
-    texts = [
-        _casted(side, outputs, context) for side in (left, right)
-    ]
+    texts = [_casted(side, outputs, context) for side in (left, right)]
     both = f"{texts[0]} {word}{'' if distinct else ' all'} {texts[1]}"
     shown = ", ".join(f'{unique}."_{place}"' for place in range(len(outputs)))
     sql = f"select {shown} from ({both}) as {unique}"
@@ -522,7 +522,7 @@ def _ordered_set(
     return Query(sql + limit, outputs)
 
 
-def _inside(node: exp.Expression) -> exp.Expression:
+def _inside(node: exp.Expr) -> exp.Expr:
     return node.this if isinstance(node, exp.Subquery) else node
 
 
@@ -544,9 +544,15 @@ def _combined(left: Columns, right: Columns, context: Context, *, distinct: bool
 
 def _casted(side: tuple[str, Columns], outputs: Columns, context: Context) -> str:
     unique = context.alias()
+    pairs = zip(side[1], outputs, strict=True)
     texts = [
-        f"{'null' if pa.types.is_null(kept.type) else f'cast({unique}.{typed.sql} as {duckdb_type(kept.type)})'}"
-        f" as {kept.sql}"
-        for (_, typed), (_, kept) in zip(side[1], outputs, strict=True)
+        f"{_cast_to(f'{unique}.{typed.sql}', kept)} as {kept.sql}"
+        for (_, typed), (_, kept) in pairs
     ]
     return f"(select {', '.join(texts)} from ({side[0]}) as {unique})"
+
+
+def _cast_to(text: str, kept: Typed) -> str:
+    if pa.types.is_null(kept.type):
+        return "null"
+    return f"cast({text} as {duckdb_type(kept.type)})"

@@ -51,7 +51,7 @@ class Scope:
         return frozenset(found.sql for each in self.relations for _, found in each.columns)
 
 
-Subquery = Callable[[exp.Expression, Scope], tuple[str, tuple[tuple[str | None, Typed], ...]]]
+Subquery = Callable[[exp.Expr, Scope], tuple[str, tuple[tuple[str | None, Typed], ...]]]
 
 
 @dataclass
@@ -151,7 +151,8 @@ def resolve(node: exp.Column, scope: Scope, context: Context) -> Typed:
             for relation in around.relations
             if qualifier is None or relation.name == qualifier
             for name, typed in relation.columns
-            if name is not None and (name.lower() if context.sqlite else name) == wanted
+            if name is not None
+            and (name.lower() if context.sqlite else name) == wanted
             and (qualifier is not None or wanted not in relation.merged)
         ]
         if len(found) == 1:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from rhei_pipeline import HTAP
+from rhei_pipeline.errors import QueryError
 from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
 from tests.random_queries import TEXTS, Asked, Queries
@@ -157,8 +158,6 @@ def check_postgres(world: PostgresWorld, seed: int, count: int) -> Counter[str]:
 
 
 def compare_postgres(htap: HTAP, seed: int, count: int) -> Counter[str]:
-    from rhei_pipeline.errors import QueryError
-
     queries = Queries(seed, "postgres")
     sides: Counter[str] = Counter()
     while sides["olap"] + sides["oltp"] < count:
@@ -166,9 +165,8 @@ def compare_postgres(htap: HTAP, seed: int, count: int) -> Counter[str]:
         try:
             htap.query(asked.sql, asked.params, hint="oltp")
         except QueryError:
+            # Whether a division by zero is met depends on the order in which conditions are tried.
             sides["refused"] += 1
-            with pytest.raises(QueryError):
-                htap.query(asked.sql, asked.params)
             continue
         try:
             mirrored = assert_same(htap, asked)
