@@ -13,7 +13,7 @@ import pyarrow as pa
 from rhei_pipeline.errors import QueryError, TransientError
 from rhei_pipeline.ledger import Ledger
 from rhei_pipeline.pipeline import Pipeline
-from rhei_pipeline.protocols import Database, Mirror
+from rhei_pipeline.protocols import Database, Mirror, Streamed
 from rhei_pipeline.routing import Plan, Route, Router, unanswered
 from rhei_pipeline.schema import TableOptions
 from rhei_pipeline.translation.meaning import Catalog, MirroredTable
@@ -105,6 +105,17 @@ class Door:
         """
         return self._plan(sql, params).route
 
+    def reads(self, sql: str) -> bool:
+        """Tell whether a statement is a query, as far as its text tells."""
+        return self._plan(sql, ()).reads
+
+    def describe(self, sql: str) -> pa.Schema | None:
+        """Return the schema of a query's answer; None where only a run can tell."""
+        plan = self._plan(sql, ())
+        if plan.columns is None or None in plan.columns or not plan.names:
+            return None
+        return _empty(plan).schema
+
     def ask(
         self,
         sql: str,
@@ -115,27 +126,58 @@ class Door:
     ) -> pa.Table:
         """Answer a query from the side that suits it; the answer says which, and how fresh."""
         plan = self._plan(sql, params)
+        reason = self._reason_to_leave(plan, max_staleness, after)
+        if reason is not None:
+            return self.ask_source(sql, params, reason, plan)
+        if plan.history:
+            return self._ask_history(sql, params, plan)
+        answer = self._ask_mirror(plan, params)
+        if answer is not None:
+            return answer
+        reason = f"{plan.route.reason}, but the mirror cannot answer it exactly for these rows"
+        return self.ask_source(sql, params, reason, plan)
+
+    def stream(self, sql: str, params: Sequence[Any], rows: int) -> Streamed:
+        """Answer a query in batches of about so many rows.
+
+        What the mirror answers is never in memory whole. Where it turns out on the way that only
+        the source answers exactly, the stream ends in an error, and what was sent is not to be
+        used.
+        """
+        plan = self._plan(sql, params)
+        query = plan.query
+        if (
+            query is None
+            or query.limit is not None
+            or self._reason_to_leave(plan, None, None) is not None
+        ):
+            found = self.ask(sql, params)
+            return Streamed(found.schema, iter(found.to_batches(max_chunksize=rows)))
+        ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
+        streamed = self._mirror.stream(query.sql, _bound(plan, params), rows)
+        for watcher in self._watchers:
+            watcher("olap", 0.0)
+        shape = _labelled(_empty(plan), plan.route, ledger, synced_from).schema
+        batches = (_batch(batch, shape) for batch in streamed.batches)
+        return Streamed(shape, batches, streamed.cancel)
+
+    def _reason_to_leave(
+        self, plan: Plan, max_staleness: float | None, after: Written | None
+    ) -> str | None:
+        """Bring the mirror up to what is asked; say why the source answers, where it does."""
         if not plan.reads:
             raise QueryError(
                 f"a query only reads, and {plan.route.reason.removeprefix('it ')}",
                 hint="use execute for writes: they go to the source, and reach the mirror by sync",
             )
         if plan.route.engine == "oltp":
-            return self.ask_source(sql, params, plan.route.reason, plan)
-        needed = self._needed(
-            max_staleness, max(self._last_write, after.committed_at if after else 0)
-        )
+            return plan.route.reason
+        written = max(self._last_write, after.committed_at if after else 0)
+        needed = self._needed(max_staleness, written)
         if not self._is_fresh(needed) and not self._freshen(needed, may_leave=not plan.history):
-            return self.ask_source(sql, params, "the mirror is not as fresh as asked", plan)
-        if plan.history:
-            return self._ask_history(sql, params, plan)
-        doubt = self._doubt(plan)
-        if doubt is None:
-            answer = self._ask_mirror(plan, params)
-            if answer is not None:
-                return answer
-            doubt = "the mirror cannot answer it exactly for the rows there are"
-        return self.ask_source(sql, params, f"{plan.route.reason}, but {doubt}", plan)
+            return f"{plan.route.reason}, but the mirror is not as fresh as asked"
+        doubt = None if plan.history else self._doubt(plan)
+        return f"{plan.route.reason}, but {doubt}" if doubt else None
 
     def ask_source(
         self, sql: str, params: Sequence[Any], reason: str, plan: Plan | None = None
@@ -181,7 +223,7 @@ class Door:
             return None
         # Read first: the answer is then at least as new as what it says.
         ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
-        bound = {f"p{place}": params[place - 1] for place in plan.bound}
+        bound = _bound(plan, params)
         with suppress(QueryError):
             with self._told("olap"):
                 found = self._mirror.query(plan.query.sql, bound)
@@ -261,6 +303,24 @@ class Door:
                 raise
             return False
         return True
+
+
+def _bound(plan: Plan, params: Sequence[Any]) -> dict[str, Any]:
+    return {f"p{place}": params[place - 1] for place in plan.bound}
+
+
+def _empty(plan: Plan) -> pa.Table:
+    """Return an answer's columns without a row."""
+    kinds = [column.type if column is not None else pa.null() for column in plan.columns or ()]
+    return pa.table([pa.array([], kind) for kind in kinds], list(plan.names))
+
+
+def _batch(batch: pa.RecordBatch, shape: pa.Schema) -> pa.RecordBatch:
+    arrays = [
+        column if column.type.equals(field.type) else column.cast(field.type)
+        for column, field in zip(batch.columns, shape, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=shape)
 
 
 def _shaped(found: pa.Table, plan: Plan) -> pa.Table:

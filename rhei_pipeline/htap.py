@@ -22,7 +22,7 @@ from rhei_pipeline.metrics import (
     VerifyReport,
 )
 from rhei_pipeline.pipeline import Declared, no_progress, no_step
-from rhei_pipeline.protocols import OnStep
+from rhei_pipeline.protocols import OnStep, Streamed
 from rhei_pipeline.routing import Route
 from rhei_pipeline.schema import VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.settings import Settings
@@ -102,6 +102,18 @@ class HTAP:
         if hint == "oltp":
             return self._door.ask_source(sql, params, "asked for")
         raise QueryError(f"unknown hint {hint!r}", hint="use 'auto', 'oltp' or 'olap'")
+
+    def stream(self, sql: str, params: Sequence[Any] = (), rows: int = 50_000) -> Streamed:
+        """Run one reading statement as `auto`, and return its answer in batches."""
+        return self._door.stream(sql, params, rows)
+
+    def reads(self, sql: str) -> bool:
+        """Tell whether a statement is a query, as far as its text tells."""
+        return self._door.reads(sql)
+
+    def describe(self, sql: str) -> pa.Schema | None:
+        """Return the schema of a query's answer without running it; None where it takes a run."""
+        return self._door.describe(sql)
 
     def explain_route(self, sql: str, params: Sequence[Any] = ()) -> Route:
         """Tell which side would answer a statement now, and why."""

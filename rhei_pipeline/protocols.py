@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
@@ -242,6 +243,24 @@ class MirrorTransaction(Protocol):
         """Compare the table's present rows with all rows of the source; changes nothing."""
 
 
+def _nothing_to_cancel() -> None:
+    return
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """An answer in batches.
+
+    Attributes:
+        batches: Each can be had once; closing the iterator lets go of what it holds.
+        cancel: Ends the query, from any thread; the next batch is then an error.
+    """
+
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+    cancel: Callable[[], None] = _nothing_to_cancel
+
+
 class Mirror(Protocol):
     """The analytical copy."""
 
@@ -256,6 +275,9 @@ class Mirror(Protocol):
 
     def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
         """Run one read-only statement on the last committed state; parameters by place or name."""
+
+    def stream(self, sql: str, params: Mapping[str, Any], rows: int) -> Streamed:
+        """Run one read-only statement, and return its rows as they come, all of one state."""
 
     def count(self, table: Table) -> int:
         """Count the rows that are valid now."""

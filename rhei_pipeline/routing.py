@@ -158,10 +158,11 @@ def _plan_query(parsed: exp.Query, sql: str, params: Sequence[Any], catalog: Cat
     if analytical is None:
         return Plan(
             Route("oltp", "it reads rows of one table, which the source has as they are now"),
+            names=made.names,
             columns=made.columns,
         )
     if not made.tables:
-        return Plan(Route("oltp", "it reads no table"), columns=made.columns)
+        return Plan(Route("oltp", "it reads no table"), names=made.names, columns=made.columns)
     return made
 
 
