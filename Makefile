@@ -14,17 +14,20 @@ help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1|/' | \
 		awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
 
+# What the demo runs on: sqlite or postgres (a server from a wheel; nothing to install).
+SOURCE ?= sqlite
+
 demo: $(DEMO_READY) ## mirror a year of real flights, prove it equal, in about a minute
-	@$(BIN)/python -m examples.airline.demo
+	@SOURCE=$(SOURCE) $(BIN)/python -m examples.airline.demo
 
 dev: $(DEMO_READY) ## open the Dagster UI on the demo, with a writer going
-	@$(BIN)/python -m examples.airline.dev
+	@SOURCE=$(SOURCE) $(BIN)/python -m examples.airline.dev
 
 test: $(DEMO_READY) ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m tests
 
 soak: $(DEMO_READY) ## run the long tests: thousands of crashes
-	@$(BIN)/python -m pytest -m soak
+	@$(BIN)/python -m tests -m soak
 
 lint: $(READY) ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -13,7 +13,7 @@ from resources.olap import OlapResource
 from resources.oltp import OltpResource
 from rhei_pipeline import Settings
 from rhei_pipeline.schema import Mode
-from rhei_pipeline.wiring import declared_schemas
+from rhei_pipeline.sources import declared_schemas
 from sensors.changes import changes_sensor, sync_job
 from sensors.schedules import snapshot_job, snapshot_schedule
 

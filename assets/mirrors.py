@@ -104,7 +104,7 @@ class Session:
             self.active_at = time.monotonic()
             for name in self.tables:
                 found = report.tables.get(name)
-                if found and (found.events or found.copied_rows):
+                if found and (found.events or found.changed or found.copied_rows):
                     self.windows.setdefault(name, Window()).add(report, name)
                 if found and found.copied_rows:
                     self.copied_rows[name] = found.copied_rows
@@ -121,7 +121,7 @@ class Session:
         """Whether it is time to report."""
         return bool(self.windows) and time.monotonic() - self.reported_at > self.report_seconds
 
-    def reports(self) -> Iterator[tuple[Table, dict[str, float | int]]]:
+    def reports(self) -> Iterator[tuple[Table, dict[str, float | int | str]]]:
         """Yield the numbers of each table that changed, and begin new windows."""
         status = self.htap.sync_status()
         windows, self.windows = self.windows, {}
@@ -137,7 +137,7 @@ class Session:
         return {name: found.error for name, found in tables.items() if found.error}
 
 
-def numbers(window: Window, status: TableStatus, rows: int) -> dict[str, float | int]:
+def numbers(window: Window, status: TableStatus, rows: int) -> dict[str, float | int | str]:
     """Return the same plotted numbers each time, and the watermark."""
     return {
         "lag_ms_p50": round(median(window.lags) * 1000, 1) if window.lags else 0.0,
@@ -148,6 +148,7 @@ def numbers(window: Window, status: TableStatus, rows: int) -> dict[str, float |
         "dead_letters": status.dead_letters,
         "dagster/row_count": rows,
         "watermark": status.watermark or 0,
+        "proof": status.proof if status.doubt is None else f"unproved: {status.doubt}",
     }
 
 

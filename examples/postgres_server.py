@@ -21,8 +21,12 @@ _SETTINGS = {
 class Server:
     """One server: started, configured, killed and started again."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, port: int | None = None) -> None:
+        """Start it; with a port, it listens on loopback as well as in its directory."""
         self._directory = directory
+        self._where = f"-h '' -k {directory}"
+        if port is not None:
+            self._where = f"-h 127.0.0.1 -p {port} -k {directory}"
         self._server = get_server(directory, cleanup_mode=None)
         with psycopg.connect(self.dsn(), autocommit=True) as connection:
             for name, value in _SETTINGS.items():
@@ -50,7 +54,7 @@ class Server:
                 "-w",
                 *arguments,
                 "-o",
-                f"-h '' -k {self._directory}",
+                self._where,
                 "-l",
                 self._directory / "log",
             ],

@@ -16,8 +16,9 @@ from rhei_pipeline.htap import HTAP
 from rhei_pipeline.htap import open as open_htap
 from rhei_pipeline.metrics import Severity
 from rhei_pipeline.settings import Settings
+from rhei_pipeline.sources import examine
 from rhei_pipeline.terminal import err, out, show, show_rows, values
-from rhei_pipeline.wiring import bridge, examine
+from rhei_pipeline.wiring import bridge
 
 FAILED = 1
 
@@ -103,20 +104,22 @@ def copy(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json = 
 
 @app.command(epilog=example("status"))
 def status(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
-    """Say how each table stands: mode, state, watermark, lag, dead letters."""
+    """Say how each table stands: mode, state, proof, watermark, lag, dead letters."""
     with _opened(config) as htap:
         found = htap.sync_status()
     show(
         values(found),
-        [values(table) for table in found.tables.values()],
+        [{**values(table), "proof": table.proof} for table in found.tables.values()],
         (
             "table",
             "mode",
             "state",
+            "proof",
             "watermark",
             "lag_events",
             "lag_seconds",
             "dead_letters",
+            "doubt",
             "error",
         ),
         as_json=json_,

@@ -18,6 +18,7 @@ from rhei_pipeline.routing import Plan, Route, Router, unanswered
 from rhei_pipeline.schema import TableOptions
 from rhei_pipeline.translation.meaning import Catalog, MirroredTable
 
+_ONLY_READ = "the source is only read, so that its mirror answers, in the mirror's SQL"
 WhenStale = Literal["sync", "wait", "oltp"]
 _NANOSECONDS = 1_000_000_000
 _LOOK_SECONDS = 0.005
@@ -56,30 +57,45 @@ class Freshness:
     wait_seconds: float = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What a door stands between.
+
+    Attributes:
+        source: The database that is mirrored.
+        oltp: Where `oltp` is answered: the source, a local database beside a source that is only
+            read, or nowhere.
+        dialects: The source's and the mirror's.
+    """
+
+    source: Database
+    oltp: Database | None
+    mirror: Mirror
+    pipeline: Pipeline
+    dialects: tuple[str, str]
+
+    @property
+    def is_sidecar(self) -> bool:
+        """Whether the source belongs to others, and is only read."""
+        return self.oltp is not self.source
+
+
 class Door:
     """Answers queries from the source or the mirror.
 
     Args:
-        database, mirror, pipeline: The sides, and what keeps one like the other.
+        sides: What can be asked.
         options: What the declaration says of a table.
-        dialects: The source's and the mirror's.
         freshness: What to do when the mirror is not fresh enough.
     """
 
     def __init__(
-        self,
-        database: Database,
-        mirror: Mirror,
-        pipeline: Pipeline,
-        options: Mapping[str, TableOptions],
-        dialects: tuple[str, str],
-        freshness: Freshness,
+        self, sides: Sides, options: Mapping[str, TableOptions], freshness: Freshness
     ) -> None:
-        self._database = database
-        self._mirror = mirror
-        self._pipeline = pipeline
+        self._sides = sides
+        self._mirror = sides.mirror
+        self._pipeline = sides.pipeline
         self._options = options
-        self._dialects = dialects
         self._freshness = freshness
         self._lock = threading.Lock()
         self._router: tuple[int, Router] | None = None
@@ -103,7 +119,10 @@ class Door:
         Where the mirror does not hold all of the tables yet, an answer comes from the source all
         the same; its metadata say so.
         """
-        return self._plan(sql, params).route
+        plan = self._plan(sql, params)
+        if self._sides.is_sidecar and plan.reads:
+            return Route("olap", _ONLY_READ)
+        return plan.route
 
     def reads(self, sql: str) -> bool:
         """Tell whether a statement is a query, as far as its text tells."""
@@ -125,6 +144,8 @@ class Door:
         after: Written | None = None,
     ) -> pa.Table:
         """Answer a query from the side that suits it; the answer says which, and how fresh."""
+        if self._sides.is_sidecar:
+            return self.ask_mirror(sql, params, max_staleness, after)
         plan = self._plan(sql, params)
         reason = self._reason_to_leave(plan, max_staleness, after)
         if reason is not None:
@@ -148,6 +169,7 @@ class Door:
         query = plan.query
         if (
             query is None
+            or self._sides.is_sidecar
             or query.limit is not None
             or self._reason_to_leave(plan, None, None) is not None
         ):
@@ -183,9 +205,16 @@ class Door:
         self, sql: str, params: Sequence[Any], reason: str, plan: Plan | None = None
     ) -> pa.Table:
         """Answer a query from the source."""
-        known = plan or self._plan(sql, params)
+        if self._sides.oltp is None:
+            raise QueryError(
+                "the source is only read: it is captured by polling",
+                hint="ask the mirror, or declare a 'local' database beside it",
+            )
+        columns = None
+        if not self._sides.is_sidecar:
+            columns = (plan or self._plan(sql, params)).columns
         with self._told("oltp"):
-            found = self._database.query(sql, params, known.columns)
+            found = self._sides.oltp.query(sql, params, columns)
         return _labelled(found, Route("oltp", reason), None)
 
     @contextmanager
@@ -244,16 +273,18 @@ class Door:
 
     def _catalog(self) -> Catalog:
         tables = list(self._pipeline.tables.values())
-        found = self._database.meanings(
+        found = self._sides.source.meanings(
             tables, lambda name: self._options.get(name, TableOptions())
         )
         fold: Callable[[MirroredTable], str] = (
             (lambda table: table.schema.name.lower())
-            if self._dialects[0] == "sqlite"
+            if self._sides.dialects[0] == "sqlite"
             else (lambda table: table.schema.name)
         )
         return Catalog(
-            *self._dialects, {fold(table): table for table in found}, self._database.finds_public()
+            *self._sides.dialects,
+            {fold(table): table for table in found},
+            self._sides.source.finds_public(),
         )
 
     def _doubt(self, plan: Plan) -> str | None:

@@ -93,6 +93,8 @@ class ChangeBatch:
         former_keys: With `unchanged`: under which key each event's row stood before it.
         truncated_at: When all of the table's rows were removed at once; then this is one event,
             and `events` is empty.
+        seen_at: When the source was read, where rows date themselves: an event dated before what
+            the mirror knows of its key was made later than it says, and counts as of now.
     """
 
     events: pa.Table
@@ -102,6 +104,7 @@ class ChangeBatch:
     unchanged: Mapping[str, pa.Array] = field(default_factory=lambda: MappingProxyType({}))
     former_keys: pa.Table | None = None
     truncated_at: datetime | None = None
+    seen_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Many events, the versions they open and close (SCD 2)."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +48,11 @@ class _States:
 
 
 def supersede(
-    events: pa.Table, open_versions: pa.Table, floors: pa.Table, schema: TableSchema
+    events: pa.Table,
+    open_versions: pa.Table,
+    floors: pa.Table,
+    schema: TableSchema,
+    seen_at: datetime | None = None,
 ) -> Versions:
     """Decide which versions end and which begin.
 
@@ -62,10 +67,13 @@ def supersede(
         floors: For touched keys without an open version but with a past: the key's columns and
             `_rhei_floor`, the last instant their history covers.
         schema: The table's schema.
+        seen_at: Where given, an event dated no later than the version before it is dated by this.
     """
     states = _in_key_order(events, open_versions, schema)
     states = states.take(_changes_something(states, schema))
-    starts = _strictly_growing(_instants(states, floors, schema), states.first)
+    lowest = _floors(states, floors, schema)
+    instants = _seen(_instants(states), lowest, states, seen_at)
+    starts = _strictly_growing(np.maximum(instants, lowest), states.first)
     return _versions(states, starts, schema)
 
 
@@ -123,19 +131,38 @@ def _bits(values: pa.Array) -> pa.Array:
     return values.view(pa.int64() if pa.types.is_float64(values.type) else pa.int32())
 
 
-def _instants(states: _States, floors: pa.Table, schema: TableSchema) -> np.ndarray:
-    """Return each state's own clock in microseconds, lifted above its key's past."""
+def _instants(states: _States) -> np.ndarray:
+    """Return each state's own clock in microseconds."""
     instants: np.ndarray = states.rows[CHANGED_AT].cast(pa.int64()).to_numpy().copy()
-    if floors.num_rows == 0:
-        return instants
+    return instants
+
+
+def _floors(states: _States, floors: pa.Table, schema: TableSchema) -> np.ndarray:
+    """Return, for each state, the first instant behind its key's past."""
+    lowest = np.full(len(states.key), np.iinfo(np.int64).min)
+    if floors.num_rows == 0 or len(lowest) == 0:
+        return lowest
     names = list(schema.primary_key)
     keys = pa.concat_tables([floors.select(names), states.rows.select(names)])
     codes = key_codes(keys)
-    lowest = np.full(int(codes.max()) + 1, np.iinfo(np.int64).min)
+    by_key = np.full(int(codes.max()) + 1, np.iinfo(np.int64).min)
     past = floors[FLOOR].cast(pa.int64()).to_numpy()
-    np.maximum.at(lowest, codes[: floors.num_rows], past + 1)
-    lifted: np.ndarray = np.maximum(instants, lowest[codes[floors.num_rows :]])
-    return lifted
+    np.maximum.at(by_key, codes[: floors.num_rows], past + 1)
+    found: np.ndarray = by_key[codes[floors.num_rows :]]
+    return found
+
+
+def _seen(
+    instants: np.ndarray, lowest: np.ndarray, states: _States, seen_at: datetime | None
+) -> np.ndarray:
+    """Date what claims to be older than the state before it by when it was seen."""
+    if seen_at is None or len(instants) == 0:
+        return instants
+    before = np.concatenate([[0], instants[:-1]])
+    late = (instants < lowest) | (~states.first & (instants <= before))
+    now = pa.scalar(seen_at, INSTANT).cast(pa.int64()).as_py()
+    dated: np.ndarray = np.where(late & ~states.base, now, instants)
+    return dated
 
 
 def _strictly_growing(instants: np.ndarray, first: np.ndarray) -> np.ndarray:

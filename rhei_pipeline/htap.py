@@ -22,7 +22,7 @@ from rhei_pipeline.metrics import (
     VerifyReport,
 )
 from rhei_pipeline.pipeline import Declared, no_progress, no_step
-from rhei_pipeline.protocols import OnStep, Streamed
+from rhei_pipeline.protocols import Database, OnStep, Streamed
 from rhei_pipeline.routing import Route
 from rhei_pipeline.schema import VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.settings import Settings
@@ -62,12 +62,18 @@ class HTAP:
         self._engine.resources.close()
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Written:
-        """Run one write in the source and commit it; return the rows affected."""
-        return self._door.wrote(self._engine.database.execute(sql, params))
+        """Run one write in the source and commit it; return the rows affected.
+
+        Where the source is only polled, the write goes to the local database.
+
+        Raises:
+            QueryError: The source is only polled and no local database is declared.
+        """
+        return self._door.wrote(self._oltp().execute(sql, params))
 
     def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> Written:
         """Run all statements in one transaction of the source, all or nothing."""
-        return self._door.wrote(self._engine.database.execute_batch(statements))
+        return self._door.wrote(self._oltp().execute_batch(statements))
 
     def query(
         self,
@@ -84,7 +90,8 @@ class HTAP:
             params: Values for its placeholders: `?` for SQLite and the mirror, `%s` for
                 PostgreSQL.
             hint: `auto` asks the side that suits, and sees every write made by this object;
-                `oltp` asks the source; `olap` asks the mirror as it is.
+                `oltp` asks the source; `olap` asks the mirror as it is. Beside a source that is
+                only polled, `oltp` asks the local database, and `auto` the mirror, in its SQL.
             max_staleness: The most seconds that the mirror's answer may lie behind the source.
             after: What `execute` returned, here or in another process of this machine: the
                 answer shows that write.
@@ -118,6 +125,19 @@ class HTAP:
     def explain_route(self, sql: str, params: Sequence[Any] = ()) -> Route:
         """Tell which side would answer a statement now, and why."""
         return self._door.route(sql, params)
+
+    @property
+    def _is_sidecar(self) -> bool:
+        """Whether the source belongs to others, and is only read."""
+        return self._engine.oltp is not self._engine.database
+
+    def _oltp(self) -> Database:
+        if self._engine.oltp is None:
+            raise QueryError(
+                "the source is only read: it is captured by polling",
+                hint="write with its own application, or declare a 'local' database beside it",
+            )
+        return self._engine.oltp
 
     def tables(self) -> list[str]:
         """Return the names of the tables mirrored."""
@@ -182,6 +202,7 @@ class HTAP:
         """Add a column to the source, unless it has it, and to the mirror."""
         found = self._engine.pipeline.table(table)
         if column.lower() not in map(str.lower, found.schema.names):
+            self._refuse_foreign_schema()
             self._engine.database.add_column(found.schema, column, arrow_type)
         self.sync_now()
 
@@ -191,8 +212,16 @@ class HTAP:
         if column.lower() in map(str.lower, found.schema.primary_key):
             raise SchemaError(f"column {column!r} is part of the primary key", table=found.name)
         if column.lower() in map(str.lower, found.schema.names):
+            self._refuse_foreign_schema()
             self._engine.database.drop_column(found.schema, column)
         self.sync_now()
+
+    def _refuse_foreign_schema(self) -> None:
+        if self._is_sidecar:
+            raise QueryError(
+                "the source is only read: its tables are changed by those who own it",
+                hint="once they have changed one, the next sync follows",
+            )
 
     def as_of(self, table: str, instant: datetime) -> pa.Table:
         """Return a temporal table's rows as they were at an instant, with the source's columns.

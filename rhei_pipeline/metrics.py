@@ -171,6 +171,7 @@ class TableStatus:
         lag_events: Events of the source that are not applied yet, exactly.
         lag_seconds: How long the oldest of them has waited; 0 when there is none.
         dead_letters: Open ones.
+        doubt: Why changes may go by unseen until the next audit; None where none can.
     """
 
     table: str
@@ -181,6 +182,12 @@ class TableStatus:
     lag_seconds: float
     dead_letters: int
     error: str | None = None
+    doubt: str | None = None
+
+    @property
+    def proof(self) -> str:
+        """`proved` where no change can go by unseen, else `unproved`."""
+        return "unproved" if self.doubt else "proved"
 
 
 @dataclass(frozen=True, slots=True)

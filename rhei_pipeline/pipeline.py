@@ -380,4 +380,5 @@ class Pipeline:
             max(lag_seconds, 0.0),
             letters,
             None if error is None else str(error),
+            None if table is None else snapshot.doubt(table),
         )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -33,6 +33,7 @@ class Step(StrEnum):
     RECORDED = "recorded"
     COMMITTED = "committed"
     ACKNOWLEDGED = "acknowledged"
+    AUDITED = "audited"
     COPY_BEGUN = "copy_begun"
     COPY_BATCH = "copy_batch"
     COPY_COMPLETE = "copy_complete"
@@ -40,6 +41,17 @@ class Step(StrEnum):
     BUFFERING = "buffering"
     BRIDGED = "bridged"
     BRIDGE_ACKNOWLEDGED = "bridge_acknowledged"
+
+
+class Audit(Enum):
+    """What a whole comparison is asked for, by a source that cannot see every change.
+
+    ROWS: rows the mirror lacks or has otherwise. ALL: also keys the source has no more.
+    """
+
+    NONE = "none"
+    ROWS = "rows"
+    ALL = "all"
 
 
 #: Called at each step; it may raise, and then the step is where the work ended.
@@ -119,8 +131,9 @@ class SourceSnapshot(Protocol):
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Read all changes after `after`, in batches of about `limit` rows.
 
-        Temporal tables: every version, in order. Destructive tables: the same, or what became of
-        each key, once over all batches, where the source can tell (`ChangeBatch.net`).
+        Temporal tables: every version that the source tells of, in order. Destructive tables: the
+        same, or what became of each key, once over all batches, where the source can tell
+        (`ChangeBatch.net`).
         """
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
@@ -134,6 +147,15 @@ class SourceSnapshot(Protocol):
 
     def count(self, table: Table) -> int:
         """Count the table's rows."""
+
+    def audit(self, table: Table, after: Position) -> Audit:
+        """Tell whether the table is due to be compared whole within this snapshot.
+
+        The caller then does so before it records the head, which says that it was done.
+        """
+
+    def doubt(self, table: Table) -> str | None:
+        """Say why changes may go by unseen until the next audit; None where that is proved."""
 
 
 class ChangeSource(Protocol):
@@ -238,6 +260,16 @@ class MirrorTransaction(Protocol):
 
     def count(self, table: Table) -> int:
         """Count the rows that are valid now."""
+
+    def compare_digests(
+        self, table: Table, parts: Iterable[pa.Table]
+    ) -> tuple[list[int], pa.Table]:
+        """Compare the table's present rows with all rows of the source by digests; cheaply.
+
+        Returns:
+            The numbers of the parts that hold a row the table lacks or has otherwise, and the keys
+            of the table's rows that are in no part.
+        """
 
     def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
         """Compare the table's present rows with all rows of the source; changes nothing."""

@@ -25,13 +25,14 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as PydanticSettingsError
 
+from rhei_pipeline.capture.keyset import Clock, PollOptions, parse_deletes
 from rhei_pipeline.errors import SchemaError, SettingsError
 from rhei_pipeline.schema import Mode, nearest, parse_type
 
 ENVIRONMENT_PREFIX = "RHEI__"
 _MEMORY = ":memory:"
 #: Ways to capture each kind of source; the first one is taken where none is declared.
-_METHODS = {"sqlite": ("trigger",), "postgres": ("logical",)}
+_METHODS = {"sqlite": ("trigger", "polling"), "postgres": ("logical",)}
 
 
 class _Section(BaseModel):
@@ -81,10 +82,16 @@ class BufferSettings(_Section):
 class CaptureSettings(_Section):
     """How changes are learned of."""
 
-    method: Literal["trigger", "logical"] | None = Field(
+    method: Literal["trigger", "polling", "logical"] | None = Field(
         None,
         description="trigger: triggers in the source log the keys that are touched (SQLite)."
-        " logical: the server's own log is read (PostgreSQL). Left out: what suits the source.",
+        " logical: the server's own log is read (PostgreSQL). polling: the source is only read, by"
+        " its rows' own timestamps. Left out: what suits the source.",
+    )
+    streaming: bool = Field(
+        default=False,
+        description="logical: keep a connection open on which the server sends what is committed,"
+        " instead of asking it in every cycle.",
     )
     buffer: BufferSettings | None = Field(
         None, description="Take changes into a log of our own before the mirror gets them."
@@ -96,6 +103,40 @@ class CaptureSettings(_Section):
             return self
         moved = self.buffer.model_copy(update={"path": directory / self.buffer.path})
         return self.model_copy(update={"buffer": moved})
+
+
+class PollingSettings(_Section):
+    """How a table is polled."""
+
+    updated_at: str = Field("updated_at", description="The column that every write stamps.")
+    deletes: str = Field(
+        "disabled",
+        description="disabled; soft_delete:<column>, which is not null once a row is deleted; or"
+        " reconcile: compare the table whole at an interval.",
+    )
+    clock: Clock = Field(
+        Clock.APPLICATION,
+        description="database: SQLite's own clock stamps every write, so no change can go by"
+        " unseen. application: another one does, and the table is compared whole at an interval.",
+    )
+    reconcile_seconds: float = Field(
+        3600.0, ge=0, description="How often a table is compared whole; 0: at every change."
+    )
+
+    @field_validator("deletes")
+    @classmethod
+    def _known_policy(cls, deletes: str) -> str:
+        try:
+            parse_deletes(deletes)
+        except SettingsError as error:
+            raise ValueError(str(error)) from error
+        return deletes
+
+    @property
+    def options(self) -> PollOptions:
+        """The same, as capture takes it."""
+        policy, deleted_at = parse_deletes(self.deletes)
+        return PollOptions(self.updated_at, policy, deleted_at, self.clock, self.reconcile_seconds)
 
 
 class MirrorSettings(_Section):
@@ -124,6 +165,9 @@ class TableSettings(_Section):
     types: dict[str, str] | None = Field(
         None, description="Types that stand above the declared ones, by column."
     )
+    polling: PollingSettings = Field(
+        PollingSettings(), description="How it is polled, where capture polls."
+    )
 
     @field_validator("types")
     @classmethod
@@ -134,6 +178,12 @@ class TableSettings(_Section):
             except SchemaError as error:
                 raise ValueError(str(error)) from error
         return types
+
+
+class LocalSettings(_Section):
+    """A database of your own beside a source that is only read."""
+
+    path: Path = Field(description="The SQLite file, created when missing.")
 
 
 class SyncSettings(_Section):
@@ -205,6 +255,9 @@ class Settings(BaseSettings):
     ] = Field(description="The operational database.")
     capture: CaptureSettings = Field(CaptureSettings(), description="How changes are learned of.")
     mirror: MirrorSettings = Field(description="The analytical copy.")
+    local: LocalSettings | None = Field(
+        None, description="Where writes go while the source is polled; left out: they are refused."
+    )
     mode: Mode = Field(
         Mode.DESTRUCTIVE,
         description="Default of every table. destructive: overwrite; temporal: keep history.",
@@ -251,7 +304,23 @@ class Settings(BaseSettings):
                 f"capture.method {self.capture.method!r} does not suit a {self.source.kind} source:"
                 f" use {' or '.join(map(repr, fitting))}"
             )
+        if self.capture.streaming and self.capture_method != "logical":
+            raise ValueError("capture.streaming: only PostgreSQL's log can be streamed")
+        if self.capture_method == "polling":
+            self._refuse_lossy_buffer()
+        elif self.local is not None:
+            raise ValueError("local: a local database stands beside a source that is polled")
         return self
+
+    def _refuse_lossy_buffer(self) -> None:
+        polls = [(t.name, t.polling.options) for t in self.tables or ()] or [("", PollOptions())]
+        compared = [name for name, options in polls if options.is_compared]
+        if self.capture.buffer and compared:
+            raise ValueError(
+                f"capture.buffer: table {compared[0]!r} needs whole comparisons with the mirror,"
+                " which a buffer cannot hold: use 'clock: database' and no 'reconcile', or no"
+                " buffer"
+            )
 
     @property
     def capture_method(self) -> str:
@@ -312,6 +381,8 @@ class Settings(BaseSettings):
                 "mirror": self.mirror
                 if in_memory
                 else self.mirror.model_copy(update={"path": directory / mirror}),
+                "local": self.local
+                and self.local.model_copy(update={"path": directory / self.local.path}),
                 "registry": self.registry.model_copy(
                     update={"path": directory / self.registry.path}
                 ),

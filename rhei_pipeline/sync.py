@@ -7,6 +7,7 @@ from datetime import datetime
 
 import pyarrow as pa
 
+from rhei_pipeline.audit import find_drift
 from rhei_pipeline.compaction import compact
 from rhei_pipeline.completion import complete, wanted_keys
 from rhei_pipeline.events import (
@@ -24,6 +25,7 @@ from rhei_pipeline.history import supersede
 from rhei_pipeline.ledger import Ledger, TableState, Watermark
 from rhei_pipeline.metrics import TableReport
 from rhei_pipeline.protocols import (
+    Audit,
     ChangeSource,
     Mirror,
     MirrorTransaction,
@@ -112,10 +114,11 @@ def apply_pending(
         if table.mode is Mode.DESTRUCTIVE:
             counts += transaction.merge(table, compact(batch, table.schema))
         else:
-            counts += keep_versions(table, batch.events, transaction)
+            counts += keep_versions(table, batch.events, transaction, batch.seen_at)
         letters += keep_letters(table, batch, snapshot, transaction)
         events += batch.count
         on_step(Step.APPLIED)
+    counts += _audit(table, snapshot, transaction, after, on_step)
     watermark = _record(table, snapshot, transaction)
     return TableReport.of(
         table.name,
@@ -143,11 +146,16 @@ def _completed(
     return complete(batch, held, table.schema)
 
 
-def keep_versions(table: Table, events: pa.Table, transaction: MirrorTransaction) -> Counts:
+def keep_versions(
+    table: Table,
+    events: pa.Table,
+    transaction: MirrorTransaction,
+    seen_at: datetime | None = None,
+) -> Counts:
     """Close and open the versions that a batch of events asks for."""
     keys = events.select(list(table.schema.primary_key))
     opened, floors = transaction.open_versions(table, keys)
-    versions = supersede(events, opened, floors, table.schema)
+    versions = supersede(events, opened, floors, table.schema, seen_at)
     transaction.supersede(table, versions)
     return Counts(versions.inserted, versions.updated, versions.deleted)
 
@@ -183,14 +191,35 @@ def _due(tables: Iterable[Table], snapshot: SourceSnapshot, ledger: Ledger) -> l
     marks = {name: mark.position for name, mark in ledger.watermarks.items()}
     ready = [table for table in tables if states[table.name] is TableState.READY]
     copied = [table for table in tables if states[table.name] is TableState.COPIED]
-    if not copied and not any(_has_work(table, marks[table.name], snapshot) for table in ready):
+    if not copied and not any(_has_work(table, snapshot, marks[table.name]) for table in ready):
         return []
     # One transaction is paid for anyway, and a table that stays behind holds the source's log.
     return copied + [table for table in ready if snapshot.head(table) != marks[table.name]]
 
 
-def _has_work(table: Table, position: Position, snapshot: SourceSnapshot) -> bool:
-    return snapshot.pending(table, position) > 0 or snapshot.retains(position)
+def _has_work(table: Table, snapshot: SourceSnapshot, after: Position) -> bool:
+    return (
+        snapshot.pending(table, after) > 0
+        or snapshot.retains(after)
+        or snapshot.audit(table, after) is not Audit.NONE
+    )
+
+
+def _audit(
+    table: Table,
+    snapshot: SourceSnapshot,
+    transaction: MirrorTransaction,
+    after: Position,
+    on_step: OnStep,
+) -> Counts:
+    """Where it is due, compare the table whole and apply what no change told of."""
+    counts, due = Counts(), snapshot.audit(table, after)
+    if due is Audit.NONE:
+        return counts
+    for changes in find_drift(table, snapshot, transaction, deletes=due is Audit.ALL):
+        counts += _apply_difference(table, changes, snapshot, transaction)
+    on_step(Step.AUDITED)
+    return counts
 
 
 def _put_copy_in_place(
@@ -215,6 +244,7 @@ def _put_copy_in_place(
         for changes in transaction.copy_differences(table, pace.batch_rows):
             counts += _apply_difference(table, changes, snapshot, transaction)
     on_step(Step.PROMOTED)
+    counts += _audit(table, snapshot, transaction, after, on_step)
     watermark = _record(table, snapshot, transaction)
     return TableReport.of(
         table.name, counts, events=events, dead_letters=letters, watermark=watermark

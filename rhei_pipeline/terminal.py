@@ -16,6 +16,8 @@ from rich.table import Table as Shown
 
 #: So many rows of an answer are shown to a person; machines get them all.
 SHOWN_ROWS = 40
+#: Columns shown where there is something to say.
+_RARE = {"error", "doubt"}
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -47,7 +49,7 @@ def show(
     if as_json:
         _write_json(whole)
         return
-    wanted = [name for name in columns if name != "error" or any(row.get(name) for row in rows)]
+    wanted = [name for name in columns if name not in _RARE or any(row.get(name) for row in rows)]
     cells = [[_cell(row.get(name)) for name in wanted] for row in rows]
     numeric = [any(_is_number(row.get(name)) for row in rows) for name in wanted]
     out.print(_table([name.replace("_", " ") for name in wanted], cells, numeric))

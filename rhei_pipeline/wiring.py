@@ -1,64 +1,42 @@
 """The one place where a name in the settings becomes an object."""
 
-import importlib
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Protocol
 
 from rhei_pipeline.capture.bridge import BridgeSource, Draining
 from rhei_pipeline.capture.change_log import ChangeLog, Limits
 from rhei_pipeline.capture.confirmation import unapplied_events
-from rhei_pipeline.capture.trigger_log import TriggerSource, unacknowledged
-from rhei_pipeline.door import Door, Freshness
-from rhei_pipeline.errors import MissingExtraError, SchemaError, SettingsError
-from rhei_pipeline.metrics import Finding
+from rhei_pipeline.door import Door, Freshness, Sides
+from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.olap.duckdb import MEMORY, DuckDBMirror
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
 from rhei_pipeline.pipeline import Declared, Pipeline, no_step
 from rhei_pipeline.protocols import ChangeSource, Database, OnStep
 from rhei_pipeline.registry import Registry, mirror_id_of
-from rhei_pipeline.schema import Table, TableOptions, TableSchema
-from rhei_pipeline.settings import BufferSettings, Settings, SqliteSettings
+from rhei_pipeline.settings import BufferSettings, Settings
+from rhei_pipeline.sources import (
+    SourceDatabase,
+    declared_tables,
+    open_database,
+    open_source,
+    table_options,
+    unread,
+)
 from rhei_pipeline.sync import Pace
-
-
-class SourceDatabase(Database, Protocol):
-    """A source's database, and its catalogue."""
-
-    def table_names(self) -> list[str]:
-        """Return the names of all ordinary tables that have a primary key."""
-
-    def read_schema(
-        self, name: str, options: TableOptions, known: TableSchema | None
-    ) -> TableSchema:
-        """Read a table's schema; `known` is what it is mirrored with, if it is."""
-
-    def examine(
-        self,
-        tables: Sequence[str],
-        options: Callable[[str], TableOptions],
-        mirror_id: str | None,
-    ) -> list[Finding]:
-        """Say what stands in the way of capture, why, and what mends it."""
-
-
-class Source(ChangeSource, Protocol):
-    """A source of changes that this process owns."""
-
-    def forget_mirror(self) -> None:
-        """Let the source forget that this mirror exists."""
-
-    def close(self) -> None:
-        """Close what it holds; safe to repeat."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Everything open that one declaration asks for; `resources` closes it, last opened first."""
+    """Everything open that one declaration asks for; `resources` closes it, last opened first.
+
+    Attributes:
+        database: The source.
+        oltp: Where the application writes through us: the source, a local database beside a
+            source that is only read, or nowhere.
+    """
 
     database: Database
+    oltp: Database | None
     source: ChangeSource
     mirror: DuckDBMirror
     pipeline: Pipeline
@@ -74,10 +52,11 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
         stack.callback(mirror.close)
         in_memory = mirror.path == MEMORY
         registry = Registry(None if in_memory else settings.registry.path, mirror.mirror_id)
+        oltp = open_oltp(settings, database, stack)
         declared = declared_tables(settings, database)
         log = open_buffer(settings.capture.buffer, stack) if settings.capture.buffer else None
         reader = mirror.mirror_id if log is None else log.log_id
-        inner = _open_source(settings, database, reader, registry)
+        inner = open_source(settings, database, reader, registry)
         stack.callback(inner.close)
         if in_memory:
             # Nobody comes back for it, so the log must not be held for it either.
@@ -91,60 +70,20 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
             Pace(settings.sync.batch_rows, settings.sync.prune),
             on_step,
         )
-        return Engine(database, source, mirror, pipeline, stack.pop_all())
+        return Engine(database, oltp, source, mirror, pipeline, stack.pop_all())
 
 
 def open_door(settings: Settings, engine: Engine) -> Door:
     """Open what answers queries."""
     freshness = Freshness(settings.queries.when_stale, settings.queries.wait_seconds)
-    dialects = (settings.source.kind, settings.mirror.kind)
-    options = table_options(settings)
-    return Door(engine.database, engine.mirror, engine.pipeline, options, dialects, freshness)
-
-
-def _open_source(
-    settings: Settings, database: SourceDatabase, mirror_id: str, registry: Registry
-) -> Source:
-    options = table_options(settings)
-    if isinstance(database, SqliteDatabase):
-        return TriggerSource(database, mirror_id, options, registry.table)
-    source: Source = postgres().LogicalSource(database, mirror_id, options)
-    return source
-
-
-def open_database(settings: Settings) -> SourceDatabase:
-    """Open the operational database."""
-    source = settings.source
-    if isinstance(source, SqliteSettings):
-        return SqliteDatabase(
-            source.path,
-            busy_timeout_seconds=source.busy_timeout_seconds,
-            read_pool=source.read_pool,
-        )
-    database: SourceDatabase = postgres().PostgresDatabase(
-        source.dsn.get_secret_value(),
-        statement_timeout_seconds=source.statement_timeout_seconds,
-        pool_size=source.pool_size,
-        connect_timeout_seconds=source.connect_timeout_seconds,
+    sides = Sides(
+        engine.database,
+        engine.oltp,
+        engine.mirror,
+        engine.pipeline,
+        (settings.source.kind, settings.mirror.kind),
     )
-    return database
-
-
-def postgres() -> ModuleType:
-    """Import what PostgreSQL needs, now that it is wanted.
-
-    Raises:
-        MissingExtraError: The driver is not installed.
-    """
-    try:
-        return importlib.import_module("rhei_pipeline.capture.logical_decoding")
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("psycopg"):
-            raise
-        raise MissingExtraError(
-            f"a PostgreSQL source needs the package {error.name!r}",
-            hint="pip install 'rhei-pipeline[postgres]'",
-        ) from error
+    return Door(sides, table_options(settings), freshness)
 
 
 def open_mirror(settings: Settings) -> DuckDBMirror:
@@ -152,6 +91,19 @@ def open_mirror(settings: Settings) -> DuckDBMirror:
     return DuckDBMirror(
         settings.mirror.path, lock_timeout_seconds=settings.mirror.lock_timeout_seconds
     )
+
+
+def open_oltp(settings: Settings, source: SourceDatabase, stack: ExitStack) -> Database | None:
+    """Return where writes go: the source; a local database where the source is only read."""
+    if settings.capture_method != "polling":
+        return source
+    if settings.local is None:
+        return None
+    settings.local.path.parent.mkdir(parents=True, exist_ok=True)
+    settings.local.path.touch()
+    local = SqliteDatabase(settings.local.path)
+    stack.callback(local.close)
+    return local
 
 
 def open_buffer(buffer: BufferSettings, stack: ExitStack) -> ChangeLog:
@@ -195,7 +147,7 @@ def bridge(settings: Settings, on_step: OnStep = no_step) -> int:
         log = open_buffer(buffer, stack)
         mirror_id = mirror_id_of(settings.registry.path)
         registry = Registry(settings.registry.path if mirror_id else None, mirror_id or "")
-        inner = _open_source(settings, database, log.log_id, registry)
+        inner = open_source(settings, database, log.log_id, registry)
         stack.callback(inner.close)
         return _bridged(settings, inner, log, declared_tables(settings, database), on_step).drain()
 
@@ -212,71 +164,5 @@ def unseen_events(settings: Settings) -> int | None:
     if mirror_id is None or reader is None:
         return None
     name, unapplied = reader
-    database = open_database(settings)
-    try:
-        unread = _unread(database, name)
-    finally:
-        database.close()
-    return None if unread is None else unread + unapplied
-
-
-def _unread(database: SourceDatabase, reader: str) -> int | None:
-    if isinstance(database, SqliteDatabase):
-        return unacknowledged(database, reader)
-    found: int | None = postgres().unconfirmed(database, reader)
-    return found
-
-
-def examine(settings: Settings) -> list[Finding]:
-    """Say what stands in the way of mirroring the declared tables; changes nothing."""
-    database = open_database(settings)
-    try:
-        names = [declared.name for declared in declared_tables(settings, database)]
-        options = table_options(settings)
-        mirror_id = mirror_id_of(settings.registry.path)
-        return database.examine(names, lambda n: options.get(n, TableOptions()), mirror_id)
-    finally:
-        database.close()
-
-
-def declared_tables(settings: Settings, database: SourceDatabase) -> list[Declared]:
-    """Return the tables of the declaration; without any, all that have a primary key."""
-    if settings.tables is not None:
-        return [Declared(table.name, table.mode or settings.mode) for table in settings.tables]
-    names = database.table_names()
-    if not names:
-        raise SchemaError(
-            "the source has no table with a primary key",
-            hint="create one, or name tables and their 'primary_key' under 'tables'",
-        )
-    return [Declared(name, settings.mode) for name in names]
-
-
-def declared_schemas(settings: Settings) -> list[Table]:
-    """Read the declared tables' schemas from the source, and open nothing else."""
-    database = open_database(settings)
-    try:
-        options = table_options(settings)
-        mirror_id = mirror_id_of(settings.registry.path)
-        registry = Registry(settings.registry.path if mirror_id else None, mirror_id or "")
-        tables = []
-        for declared in declared_tables(settings, database):
-            known = registry.table(declared.name)
-            chosen = options.get(declared.name, TableOptions())
-            schema = database.read_schema(declared.name, chosen, known.schema if known else None)
-            tables.append(Table(schema, declared.mode))
-        return tables
-    finally:
-        database.close()
-
-
-def table_options(settings: Settings) -> dict[str, TableOptions]:
-    """Return what the declaration says of single tables."""
-    return {
-        table.name: TableOptions(
-            columns=None if table.columns is None else tuple(table.columns),
-            primary_key=None if table.primary_key is None else tuple(table.primary_key),
-            types=dict(table.types or {}),
-        )
-        for table in settings.tables or ()
-    }
+    behind = unread(settings, name)
+    return None if behind is None else behind + unapplied

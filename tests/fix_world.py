@@ -26,6 +26,8 @@ class World:
     buffered: bool = False
     prune: bool = True
     limits: dict[str, Any] = field(default_factory=dict)
+    method: str = "trigger"
+    local: dict[str, Any] | None = None
     faults: CrashAt = field(default_factory=CrashAt)
     _htap: HTAP | None = None
 
@@ -41,12 +43,16 @@ class World:
         """The declaration."""
         return Settings(
             source={"path": self.path},
-            capture={"buffer": {"path": self.buffer, **self.limits} if self.buffered else None},
+            capture={
+                "method": self.method,
+                "buffer": {"path": self.buffer, **self.limits} if self.buffered else None,
+            },
             mirror={
                 "path": self.mirror_path or self.directory / "mirror.duckdb",
                 "lock_timeout_seconds": 0.5,
             },
             registry={"path": self.directory / "registry.json"},
+            local=self.local,
             tables=self.tables,
             mode=self.mode,
             sync={"batch_rows": self.batch_rows, "prune": self.prune},

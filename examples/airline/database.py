@@ -1,31 +1,12 @@
-"""The airline's operational schema, and its past."""
+"""The airline's past, and what is known of a flight."""
 
-import sqlite3
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
-from pathlib import Path
 from typing import Any
 
+from examples.airline.application import connect
 from examples.airline.data import flights_by_day, read
 
-SCHEMA = """
-create table airlines(carrier TEXT PRIMARY KEY NOT NULL, name TEXT NOT NULL);
-create table airports(
-    faa TEXT PRIMARY KEY NOT NULL, name TEXT NOT NULL, lat REAL, lon REAL, alt INTEGER,
-    tz INTEGER, dst TEXT, tzone TEXT);
-create table planes(
-    tailnum TEXT PRIMARY KEY NOT NULL, year INTEGER, type TEXT, manufacturer TEXT, model TEXT,
-    engines INTEGER, seats INTEGER, speed INTEGER, engine TEXT);
-create table weather(
-    origin TEXT NOT NULL, time_hour TEXT NOT NULL, temp REAL, humid REAL, wind_speed REAL,
-    precip REAL, visib REAL, PRIMARY KEY (origin, time_hour)) WITHOUT ROWID;
-create table flights(
-    flight_id INTEGER PRIMARY KEY, flight_date DATE NOT NULL,
-    carrier TEXT NOT NULL REFERENCES airlines, flight INTEGER NOT NULL, tailnum TEXT,
-    origin TEXT NOT NULL, dest TEXT NOT NULL, scheduled_departure TIMESTAMP NOT NULL,
-    departed_at TIMESTAMP, arrived_at TIMESTAMP, departure_delay INTEGER, arrival_delay INTEGER,
-    distance INTEGER, status TEXT NOT NULL, UNIQUE (flight_date, carrier, flight, origin));
-"""
 _COLUMNS = {
     "airlines": ("carrier", "name"),
     "airports": ("faa", "name", "lat", "lon", "alt", "tz", "dst", "tzone"),
@@ -48,41 +29,39 @@ SCHEDULE = (
     " scheduled_departure, distance, status) values (?, ?, ?, ?, ?, ?, ?, ?, 'scheduled')"
 )
 _PAST = (
-    "insert into flights(flight_date, carrier, flight, tailnum, origin, dest,"
-    " scheduled_departure, distance, departed_at, arrived_at, departure_delay, arrival_delay,"
-    " status) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "flight_date",
+    "carrier",
+    "flight",
+    "tailnum",
+    "origin",
+    "dest",
+    "scheduled_departure",
+    "distance",
+    "departed_at",
+    "arrived_at",
+    "departure_delay",
+    "arrival_delay",
+    "status",
 )
 
 Row = dict[str, str | None]
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """Open the database as the airline's application does."""
-    connection = sqlite3.connect(path, isolation_level=None, timeout=30.0)
-    connection.execute("pragma journal_mode = wal")
-    connection.execute("pragma synchronous = normal")
-    return connection
-
-
-def build(path: Path, until: date) -> int:
-    """Create the database with everything that had happened before a day; return its flights.
+def build(database: str, until: date) -> int:
+    """Fill an empty database with everything that had happened before a day; return its flights.
 
     A cancelled flight is deleted by the application, so none of the past is there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = connect(path)
+    application = connect(database)
     try:
-        connection.executescript(SCHEMA)
-        connection.execute("begin")
+        application.create()
         for table, columns in _COLUMNS.items():
-            marks = ", ".join("?" for _ in columns)
             rows = (tuple(row[column] for column in columns) for row in read(table))
-            connection.executemany(f"insert into {table} values ({marks})", rows)
-        connection.executemany(_PAST, _past(until))
-        connection.execute("commit")
-        return int(connection.execute("select count(*) from flights").fetchone()[0])
+            application.load(table, columns, rows)
+        application.load("flights", _PAST, _past(until))
+        return int(application.value("select count(*) from flights"))
     finally:
-        connection.close()
+        application.close()
 
 
 def _past(until: date) -> Iterator[tuple[Any, ...]]:

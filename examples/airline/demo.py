@@ -8,22 +8,32 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 import dagster as dg
 from rich.console import Console
 from rich.table import Table
 
 import rhei_pipeline as rhei
-from config.settings import load
 from definitions import build as build_definitions
 from examples.airline.database import build as build_database
-from examples.airline.home import PROJECT, prepare_home, remove_data
+from examples.airline.home import (
+    DECLARATIONS,
+    PROJECT,
+    address,
+    choose_declaration,
+    database_server,
+    prepare_home,
+    remove_data,
+)
 
 FIRST_DAY = date(2013, 12, 1)
 DAYS = 8
 SECONDS_PER_DAY = 1.5
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-_SESSION = {"session_seconds": 120.0, "idle_seconds": 3.0}
+_PLOTTED = {"dagster/row_count", "rows_applied", "lag_ms_p50", "lag_ms_max", "apply_ms"}
+_KINDS = {"sqlite": "SQLite", "postgres": "PostgreSQL"}
+_SESSION = {"session_seconds": 120.0, "idle_seconds": 5.0}
 
 console = Console(highlight=False)
 
@@ -41,12 +51,20 @@ def main() -> None:
     logging.disable(logging.WARNING)
     # Notes of the orchestrator to its own developers.
     warnings.simplefilter("ignore")
-    settings = load()
-    console.print("[bold]Rhei Pipeline[/]: an airline's SQLite database, mirrored in DuckDB\n")
-    remove_data(settings)
-    prepare_home()
+    declaration = choose_declaration()
+    settings = rhei.Settings.load(declaration)
+    kind = _KINDS[settings.source.kind]
+    console.print(f"[bold]Rhei Pipeline[/]: an airline's {kind} database, mirrored in DuckDB\n")
+    with database_server(settings):
+        remove_data(settings)
+        prepare_home()
+        _play(settings, kind)
+    _say_what_next(declaration)
+
+
+def _play(settings: rhei.Settings, kind: str) -> None:
     with _step("The airline's past, January to November 2013") as tell:
-        tell(f"{build_database(settings.sqlite_path, FIRST_DAY):,} flights in SQLite")
+        tell(f"{build_database(address(settings), FIRST_DAY):,} flights in {kind}")
     with _step("Loading the Dagster definitions"):
         definitions = build_definitions(settings)
     instance = dg.DagsterInstance.get()
@@ -59,17 +77,16 @@ def main() -> None:
             int(str(event.materialization.metadata["rows_copied"].value)) for event in events
         )
         tell(f"{copied:,} rows, {copied / (time.monotonic() - started):,.0f} rows/s")
-    halfway = _replay(definitions, instance, tables)
+    halfway = _replay(definitions, instance, settings)
     with _step("Daily snapshot") as tell:
         today = datetime.now(UTC).date().isoformat()
         _materialize(definitions, instance, [["snapshot", "flights"]], partition=today)
         tell(f"snapshot.flights, {today}")
-    _prove(halfway)
-    _say_what_next()
+    _prove(settings, halfway)
 
 
 def _replay(
-    definitions: dg.Definitions, instance: dg.DagsterInstance, tables: list[str]
+    definitions: dg.Definitions, instance: dg.DagsterInstance, settings: rhei.Settings
 ) -> datetime:
     """Sync while another process writes; return an instant in the middle of it."""
     console.print(
@@ -80,7 +97,7 @@ def _replay(
             sys.executable,
             "-m",
             "examples.airline.writer",
-            *("--database", str(load().sqlite_path), "--first", FIRST_DAY.isoformat()),
+            *("--database", address(settings), "--first", FIRST_DAY.isoformat()),
             *("--days", str(DAYS), "--seconds-per-day", str(SECONDS_PER_DAY)),
         ],
         cwd=PROJECT,
@@ -88,6 +105,7 @@ def _replay(
     halfway = datetime.fromtimestamp(time.time() + DAYS * SECONDS_PER_DAY / 2 + 1, UTC)
     try:
         config = {"ops": {"sync_session": {"config": _SESSION}}, **_QUIET}
+        tables = [table.name for table in settings.tables or ()]
         keys = [["mirror", name] for name in tables]
         _materialize(definitions, instance, keys, config=config)
     finally:
@@ -106,7 +124,11 @@ def _show_lag(instance: dg.DagsterInstance, tables: list[str]) -> None:
         records = instance.fetch_materializations(dg.AssetKey(["mirror", name]), limit=50).records
         seen = [record.asset_materialization for record in records]
         values = [
-            {key: float(str(entry.value)) for key, entry in event.metadata.items()}
+            {
+                key: float(str(entry.value))
+                for key, entry in event.metadata.items()
+                if key in _PLOTTED
+            }
             for event in seen
             if event is not None
         ]
@@ -122,8 +144,8 @@ def _show_lag(instance: dg.DagsterInstance, tables: list[str]) -> None:
     console.print(shown)
 
 
-def _prove(halfway: datetime) -> None:
-    with rhei.open(PROJECT / "config" / "pipeline.yaml") as htap:
+def _prove(settings: rhei.Settings, halfway: datetime) -> None:
+    with rhei.open(settings) as htap:
         with _step("Comparing every row, both ways") as tell:
             report = htap.verify()
             rows = sum(found.rows for found in report.tables.values())
@@ -196,13 +218,19 @@ def _show(title: str, rows: list[dict[str, object]]) -> None:
     console.print(shown)
 
 
-def _say_what_next() -> None:
+def _say_what_next(declaration: Path) -> None:
     console.print("\n[bold]What next[/]")
+    own = declaration.name == DECLARATIONS["sqlite"]
+    where, source = ("", "") if own else (f" --config config/{declaration.name}", "postgres")
+    dev = f"make dev SOURCE={source}" if source else "make dev"
+    ask = f'.venv/bin/rhei query "select count(*) from flights" --hint olap{where}'
+    # Where the database is a server of the demo's own, it runs while the UI does.
+    meanwhile = " (while the UI runs)" if source else ""
     for command, purpose in (
-        ("make dev", "Open the Dagster UI on this demo, with the airline still flying:"),
-        (".venv/bin/rhei status", "See how each table stands:"),
-        ('.venv/bin/rhei query "select count(*) from flights" --hint olap', "Ask the mirror:"),
-        ("config/pipeline.yaml", "Point it at your own database:"),
+        (dev, "Open the Dagster UI on this demo, with the airline still flying:"),
+        (f".venv/bin/rhei status{where}", f"See how each table stands{meanwhile}:"),
+        (ask, f"Ask the mirror{meanwhile}:"),
+        (f"config/{declaration.name}", "Point it at your own database:"),
     ):
         console.print(f"  {purpose}\n    [bold]{command}[/]")
 

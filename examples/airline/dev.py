@@ -1,15 +1,26 @@
 """The Dagster UI on the demo, with the airline's application writing without end."""
 
 import os
+import signal
 import subprocess
 import sys
 from datetime import date, timedelta
 from pathlib import Path
 
-from config.settings import load
-from examples.airline.database import build, connect
+from examples.airline.application import connect
+from examples.airline.database import build
 from examples.airline.demo import FIRST_DAY
-from examples.airline.home import PROJECT, prepare_home, refuse_other_data
+from examples.airline.home import (
+    PROJECT,
+    address,
+    choose_declaration,
+    database_server,
+    is_built,
+    prepare_home,
+    refuse_other_data,
+    remove_data,
+)
+from rhei_pipeline import Settings
 
 PORT = os.environ.get("PORT", "3000")
 #: A day of flights in so many seconds: about 50 changes a second.
@@ -18,19 +29,25 @@ SECONDS_PER_DAY = 60
 
 def main() -> None:
     """Run both until one ends or Ctrl-C is typed."""
-    settings = load()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    settings = Settings.load(choose_declaration())
     refuse_other_data(settings)
-    prepare_home()
-    path = settings.sqlite_path
-    if not path.exists():
-        print("Building the airline's past ...", flush=True)
-        build(path, FIRST_DAY)
+    with database_server(settings):
+        if not is_built(settings):
+            print("Building the airline's past ...", flush=True)
+            remove_data(settings)
+            build(address(settings), FIRST_DAY)
+        prepare_home()
+        _run(address(settings))
+
+
+def _run(database: str) -> None:
     writer = subprocess.Popen(
         [
             sys.executable,
             "-m",
             "examples.airline.writer",
-            *("--database", str(path), "--first", _next_day(path).isoformat()),
+            *("--database", database, "--first", _next_day(database).isoformat()),
             *("--endless", "--seconds-per-day", str(SECONDS_PER_DAY)),
         ],
         cwd=PROJECT,
@@ -47,13 +64,13 @@ def main() -> None:
         writer.wait()
 
 
-def _next_day(path: Path) -> date:
-    connection = connect(path)
+def _next_day(database: str) -> date:
+    airline = connect(database)
     try:
-        (last,) = connection.execute("select max(flight_date) from flights").fetchone()
-        return date.fromisoformat(last) + timedelta(days=1)
+        last = airline.value("select max(flight_date) from flights")
+        return date.fromisoformat(str(last)) + timedelta(days=1)
     finally:
-        connection.close()
+        airline.close()
 
 
 if __name__ == "__main__":

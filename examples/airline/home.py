@@ -1,13 +1,38 @@
-"""Where the demo keeps its things: the declaration's paths, and a Dagster home in `.dagster`."""
+"""Where the demo keeps its things: a Dagster home in `.dagster`, and databases in `data`."""
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
+
+from examples.postgres_server import Server
 from rhei_pipeline import Settings
+from rhei_pipeline.settings import SqliteSettings
 
 PROJECT = Path(__file__).resolve().parents[2]
 HOME = PROJECT / ".dagster"
+DATA = PROJECT / "data"
+#: The declaration of each kind of source, as `SOURCE` names it.
+DECLARATIONS = {"sqlite": "pipeline.yaml", "postgres": "postgres.yaml"}
+#: Where the demo's own PostgreSQL listens, as its declaration has it.
+POSTGRES_PORT = 54329
+_DATABASE = "airline"
+
+
+def choose_declaration() -> Path:
+    """Let this process and its children use the declaration that `SOURCE` asks for.
+
+    Raises:
+        SystemExit: There is none of that name.
+    """
+    source = os.environ.get("SOURCE", "sqlite")
+    if source not in DECLARATIONS:
+        raise SystemExit(f"SOURCE is {source!r}; it can be {' or '.join(DECLARATIONS)}.")
+    chosen = PROJECT / "config" / DECLARATIONS[source]
+    return Path(os.environ.setdefault("RHEI_CONFIG", str(chosen)))
 
 
 def prepare_home() -> None:
@@ -21,15 +46,17 @@ def prepare_home() -> None:
 
 def refuse_other_data(settings: Settings) -> None:
     """End the demo where the declaration is no longer its own: it would overwrite real data."""
-    own = PROJECT / "data"
-    paths = (settings.sqlite_path, settings.mirror.path, settings.registry.path)
-    if settings.sqlite_path.name != "airline.db" or any(
-        own not in path.resolve().parents for path in paths
-    ):
+    paths = [settings.mirror.path, settings.registry.path]
+    if isinstance(settings.source, SqliteSettings):
+        paths.append(settings.source.path)
+        shown, own = str(settings.source.path), settings.source.path.name == f"{_DATABASE}.db"
+    else:
+        shown, own = "another server", address(settings) == _own_address()
+    if not own or any(DATA not in path.resolve().parents for path in paths):
         raise SystemExit(
-            f"The declaration names {settings.sqlite_path}, which is not the demo's database"
-            " data/airline.db.\nThe demo deletes and rebuilds its database and mirror, so it does"
-            " nothing here.\nPut the demo's config/pipeline.yaml back, or use 'rhei' and"
+            f"The declaration names {shown}, its mirror {settings.mirror.path}: not what the demo"
+            " made.\nThe demo deletes and rebuilds its database and mirror, so it does nothing."
+            "\nPut the demo's declaration back, or use 'rhei' and"
             " 'dagster dev -w workspace.yaml' on your own."
         )
 
@@ -37,7 +64,63 @@ def refuse_other_data(settings: Settings) -> None:
 def remove_data(settings: Settings) -> None:
     """Remove what an earlier demo left: its database, its mirror, its registry, its runs."""
     refuse_other_data(settings)
-    for path in (settings.sqlite_path, settings.mirror.path, settings.registry.path):
+    paths = [settings.mirror.path, settings.registry.path]
+    if isinstance(settings.source, SqliteSettings):
+        paths.append(settings.source.path)
+    else:
+        _create_database()
+    for path in paths:
         for suffix in ("", "-wal", "-shm", ".wal"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
     shutil.rmtree(HOME, ignore_errors=True)
+
+
+def address(settings: Settings) -> str:
+    """Return the declared source as the application opens it: a path or an address."""
+    source = settings.source
+    return str(source.path) if isinstance(source, SqliteSettings) else source.dsn.get_secret_value()
+
+
+@contextmanager
+def database_server(settings: Settings) -> Iterator[None]:
+    """Run the demo's own PostgreSQL for the length of a block, where the source asks for it."""
+    if isinstance(settings.source, SqliteSettings):
+        yield
+        return
+    refuse_other_data(settings)
+    directory = DATA / "postgres" / "server"
+    directory.mkdir(parents=True, exist_ok=True)
+    server = Server(directory, port=POSTGRES_PORT)
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+def is_built(settings: Settings) -> bool:
+    """Tell whether the airline's database is there."""
+    if isinstance(settings.source, SqliteSettings):
+        return settings.source.path.exists()
+    return _has_database()
+
+
+def _own_address(database: str = _DATABASE) -> str:
+    return f"postgresql://postgres@127.0.0.1:{POSTGRES_PORT}/{database}"
+
+
+def _has_database() -> bool:
+    with psycopg.connect(_own_address("postgres"), autocommit=True) as connection:
+        query = "select 1 from pg_database where datname = %s"
+        return connection.execute(query, (_DATABASE,)).fetchone() is not None
+
+
+def _create_database() -> None:
+    """Make the database anew; a slot would hold the old one."""
+    with psycopg.connect(_own_address("postgres"), autocommit=True) as connection:
+        connection.execute(
+            "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
+            " where database = %s",
+            (_DATABASE,),
+        )
+        connection.execute(f"drop database if exists {_DATABASE} with (force)")
+        connection.execute(f"create database {_DATABASE}")

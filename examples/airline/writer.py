@@ -5,28 +5,23 @@
 
 Flights are entered as inserts, departures and arrivals are updates, cancellations are deletes,
 each hour in a few transactions. Now and then one is rolled back, a weather reading is corrected
-with REPLACE, and a plane is registered again with an upsert.
+(with REPLACE on SQLite), and a plane is registered again with an upsert.
 """
 
 import argparse
 import signal
-import sqlite3
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from itertools import count, groupby
-from pathlib import Path
 
+from examples.airline.application import Application, connect
 from examples.airline.data import flights_by_day
-from examples.airline.database import SCHEDULE, Row, arrival, connect, departure, number, scheduled
+from examples.airline.database import SCHEDULE, Row, arrival, departure, number, scheduled
 
 _KEY = "flight_date = ? and carrier = ? and flight = ? and origin = ?"
-_CORRECT_WEATHER = (
-    "replace into weather select origin, time_hour, temp + 0.1, humid, wind_speed, precip, visib"
-    " from weather where origin = ? limit 1 offset ?"
-)
 _REGISTER_PLANE = (
     "insert into planes(tailnum, year, seats) values (?, ?, ?)"
     " on conflict(tailnum) do update set seats = excluded.seats"
@@ -89,38 +84,32 @@ def _events_of(day: date, row: Row) -> Iterator[Event]:
         yield Event(done, "arrived", sql, (str(landed), number(row["arr_delay"]), *key))
 
 
-def play_day(
-    connection: sqlite3.Connection, day: date, rows: list[Row], seconds: float = 0.0
-) -> Day:
+def play_day(airline: Application, day: date, rows: list[Row], seconds: float = 0.0) -> Day:
     """Write one day; with `seconds`, spread over so long."""
     written = Day()
     hours = groupby(events(day, rows), key=lambda event: event.at.replace(minute=0))
     started = time.monotonic()
     for place, (hour, happening) in enumerate(hours):
-        _write_hour(connection, list(happening), place, written)
-        _correct_something(connection, hour)
+        _write_hour(airline, list(happening), place, written)
+        _correct_something(airline, hour)
         _pace(started, seconds * (place + 1) / 30)
     return written
 
 
-def _write_hour(
-    connection: sqlite3.Connection, happening: list[Event], place: int, written: Day
-) -> None:
+def _write_hour(airline: Application, happening: list[Event], place: int, written: Day) -> None:
     if place % _ROLLED_BACK == _ROLLED_BACK - 1:
-        connection.execute("begin immediate")
+        with airline.transaction(kept=False):
+            for event in happening:
+                airline.run(event.sql, event.params)
+    with airline.transaction():
         for event in happening:
-            connection.execute(event.sql, event.params)
-        connection.execute("rollback")
-    connection.execute("begin immediate")
-    for event in happening:
-        rows = connection.execute(event.sql, event.params).rowcount
-        setattr(written, event.kind, getattr(written, event.kind) + rows)
-    connection.execute("commit")
+            rows = airline.run(event.sql, event.params)
+            setattr(written, event.kind, getattr(written, event.kind) + rows)
 
 
-def _correct_something(connection: sqlite3.Connection, hour: datetime) -> None:
-    connection.execute(_CORRECT_WEATHER, ("JFK", hour.timetuple().tm_yday))
-    connection.execute(_REGISTER_PLANE, (f"N{hour.day:03d}RP", hour.year, 100 + hour.hour))
+def _correct_something(airline: Application, hour: datetime) -> None:
+    airline.run(airline.correct_weather, ("JFK", hour.timetuple().tm_yday))
+    airline.run(_REGISTER_PLANE, (f"N{hour.day:03d}RP", hour.year, 100 + hour.hour))
 
 
 def _pace(started: float, due: float) -> None:
@@ -142,12 +131,12 @@ def main() -> None:
     arguments = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     known = flights_by_day()
-    connection = connect(arguments.database)
+    airline = connect(arguments.database)
     try:
         for place, (day, source) in enumerate(days_from(arguments.first, max(known))):
             if not arguments.endless and place == arguments.days:
                 break
-            written = play_day(connection, day, known.get(source, []), arguments.seconds_per_day)
+            written = play_day(airline, day, known.get(source, []), arguments.seconds_per_day)
             print(
                 f"{day}  {written.scheduled:5d} scheduled  {written.departed:5d} departed "
                 f" {written.arrived:5d} arrived  {written.cancelled:4d} cancelled",
@@ -156,12 +145,12 @@ def main() -> None:
     except KeyboardInterrupt:
         pass
     finally:
-        connection.close()
+        airline.close()
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Write flights as an airline would.")
-    parser.add_argument("--database", type=Path, required=True)
+    parser.add_argument("--database", required=True, help="a SQLite file, or postgresql://...")
     parser.add_argument("--first", type=date.fromisoformat, default=date(2013, 12, 1))
     parser.add_argument("--days", type=int, default=7)
     parser.add_argument("--seconds-per-day", type=float, default=0.0)

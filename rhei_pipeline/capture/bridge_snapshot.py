@@ -12,7 +12,7 @@ from rhei_pipeline.capture.envelope import in_size, unseal
 from rhei_pipeline.compaction import last_per_key
 from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.events import ChangeBatch, DeadLetter, Position, RowBatch
-from rhei_pipeline.protocols import SourceSnapshot
+from rhei_pipeline.protocols import Audit, SourceSnapshot
 from rhei_pipeline.schema import Mode, Table
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -125,6 +125,14 @@ class BridgeSnapshot:
     def count(self, table: Table) -> int:
         """Ask the source."""
         return self._inner.count(table)
+
+    def audit(self, table: Table, after: Position) -> Audit:  # noqa: ARG002
+        """Ask for none: a source whose changes need one is not read through a log."""
+        return Audit.NONE
+
+    def doubt(self, table: Table) -> str | None:
+        """Ask the source."""
+        return self._inner.doubt(table)
 
     def _held(self, table: Table, after: Position) -> list[Extent]:
         return [e for e in self._log.extents(table.name, after.order) if e.parts]

@@ -8,8 +8,7 @@ chapters 47 (logical decoding) and 9.28.6 (replication management functions).
 
 import hashlib
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import UTC
@@ -17,6 +16,7 @@ from typing import Any
 
 import psycopg
 
+from rhei_pipeline.capture.logical_log import LogReader
 from rhei_pipeline.capture.logical_snapshot import (
     Followed,
     LogicalSnapshot,
@@ -25,8 +25,8 @@ from rhei_pipeline.capture.logical_snapshot import (
     Slot,
     Visible,
     lsn_number,
-    lsn_text,
 )
+from rhei_pipeline.capture.waiting import wait_until
 from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError
 from rhei_pipeline.events import Position
 from rhei_pipeline.oltp.postgres import PostgresDatabase
@@ -45,7 +45,6 @@ _log = logging.getLogger(__name__)
 
 #: How long a copy waits for transactions that began before it, and a row snapshot for its log.
 SETTLE_SECONDS = 60.0
-_POLL_SECONDS = 0.01
 _NOTE_EVERY_BYTES = 2 * 2**20
 _VERSION_DIGITS = 15  # of a hash in hexadecimal, so that the version fits 63 bits
 
@@ -93,6 +92,7 @@ class LogicalSource:
         database: The source.
         mirror_id: Who reads: each mirror has a slot and a publication of its own.
         options: Partial replication, chosen keys, given types, by table.
+        streaming: Keep a replication connection open, on which the server sends what is committed.
 
     Raises:
         CaptureError: The server's log cannot be read; says the way out.
@@ -105,9 +105,16 @@ class LogicalSource:
         database: PostgresDatabase,
         mirror_id: str,
         options: Mapping[str, TableOptions] | None = None,
+        *,
+        streaming: bool = False,
     ) -> None:
         self._database = database
         self._name = slot_name(mirror_id)
+        self._log = LogReader(
+            lambda: self._connection,
+            lambda: database.connect(replication=True),
+            streaming=streaming,
+        )
         self._options = options or {}
         self._published: dict[str, PostgresTable] = {}
         self._advanced = self._noted = 0
@@ -169,6 +176,7 @@ class LogicalSource:
             return
         known = self._table(table.name)
         with self._database.translated():
+            self._log.end_stream()
             self._publish(known)
             self._drop_lost_slot()
             if self._slot() is None:
@@ -186,7 +194,7 @@ class LogicalSource:
             view = stack.enter_context(self._row_view()) if rows else None
             moment = self._moment()
             snapshot = LogicalSnapshot(
-                self._connection,
+                self._log.read,
                 replace(moment, silent=moment.head == self._silent_until),
                 self._settle,
                 view,
@@ -216,7 +224,15 @@ class LogicalSource:
             text = _value(self._reader, "select pg_current_snapshot()::text")
             # A commit can be seen before it is flushed, and is read from the log only after.
             self._await_flush(lsn_number(_value(self._reader, _INSERTED)))
-            yield RowView(self._reader, Visible.parse(text))
+            exported = _value(self._reader, "select pg_export_snapshot()")
+            yield RowView(self._reader, Visible.parse(text), lambda: self._sharing(exported))
+
+    def _sharing(self, exported: str) -> Connection:
+        """Open a connection that sees what the exported snapshot does."""
+        connection = self._database.connect()
+        connection.execute("begin isolation level repeatable read read only")
+        connection.execute(f"set transaction snapshot '{exported}'".encode())
+        return connection
 
     def _settle(self) -> int:
         """Wait for every transaction that is under way; return where the log stood before.
@@ -232,7 +248,7 @@ class LogicalSource:
         def ended() -> bool:
             return int(_value(self._connection, _OLDEST_RUNNING)) >= newest
 
-        if not _await(ended, SETTLE_SECONDS):
+        if not wait_until(ended, SETTLE_SECONDS):
             found = self._connection.execute(_LONGEST).fetchone()
             who = f"process {found[0]}, open since {found[1]:%H:%M:%S} UTC" if found else "one"
             raise SourceBusyError(
@@ -245,7 +261,7 @@ class LogicalSource:
         def flushed() -> bool:
             return lsn_number(_value(self._connection, _FLUSHED)) >= position
 
-        if not _await(flushed, SETTLE_SECONDS):
+        if not wait_until(flushed, SETTLE_SECONDS):
             raise SourceBusyError("the server does not write its log to disk")
 
     def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
@@ -262,11 +278,7 @@ class LogicalSource:
         with self._database.translated():
             slot = self._slot()
             if slot is not None and not slot.lost and slot.confirmed < target:
-                self._run(
-                    "select pg_replication_slot_advance(%s, %s::pg_lsn)",
-                    self._name,
-                    lsn_text(target),
-                )
+                self._log.confirm(slot, target)
                 self._let_forget(target)
         self._advanced = target
         return 0
@@ -298,12 +310,14 @@ class LogicalSource:
     def forget_mirror(self) -> None:
         """Drop the slot and the publication: nobody comes back for them."""
         with self._database.translated():
+            self._log.end_stream()
             if self._slot() is not None:
                 self._run("select pg_drop_replication_slot(%s)", self._name)
             self._run(f"drop publication if exists {quote(self._name)}")
 
     def close(self) -> None:
         """Close the connections; safe to repeat."""
+        self._log.close()
         for connection in (self._kept, self._reader):
             if connection is not None:
                 connection.close()
@@ -359,16 +373,10 @@ def unconfirmed(database: PostgresDatabase, mirror_id: str) -> int | None:
     with closing(database.connect()) as connection, database.translated():
         if not _exists(connection, "pg_replication_slots", "slot_name", name):
             return None
-        return int(_value(connection, _ANY_CHANGE, name, name))
-
-
-def _await(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_POLL_SECONDS)
-    return True
+        try:
+            return int(_value(connection, _ANY_CHANGE, name, name))
+        except psycopg.errors.ObjectInUse:  # somebody is reading it just now
+            return 0
 
 
 def _exists(connection: Connection, catalogue: str, column: str, name: str) -> bool:

@@ -1,9 +1,7 @@
 """One committed state of a PostgreSQL source, read from its log."""
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import IO
@@ -11,10 +9,16 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-from psycopg import sql as psql
 
 from rhei_pipeline.capture import pgoutput
+from rhei_pipeline.capture.postgres_rows import (
+    RowReader,
+    admit_rows,
+    kept,
+    letters_of,
+    without_rows,
+)
+from rhei_pipeline.capture.read_ahead import ReadAhead
 from rhei_pipeline.events import (
     CHANGED_AT,
     LIVE,
@@ -24,26 +28,21 @@ from rhei_pipeline.events import (
     Position,
     RowBatch,
     event_schema,
-    key_text,
 )
-from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable, qualified
+from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable
 from rhei_pipeline.oltp.postgres_values import admit_text
 from rhei_pipeline.oltp.rejections import Rejection
+from rhei_pipeline.protocols import Audit
 from rhei_pipeline.schema import INSTANT, Table, TableSchema
-from rhei_pipeline.sql import listed
 
-#: Messages fetched, and decoded, at once.
-FETCH_MESSAGES = 50_000
 #: Messages beyond so many bytes wait in a temporary file instead of in memory.
 SPOOL_BYTES = 64 * 2**20
 #: An idle table's watermark is recorded once it holds back so much of the log.
 RETAINED_BYTES = 16 * 2**20
 
+#: So many batches make a table large: its rows are read by several connections.
+_LARGE = 4
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_PEEK = """
-select data from pg_logical_slot_peek_binary_changes(
-    %s, %s::pg_lsn, null, 'proto_version', '1', 'publication_names', %s)
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +147,26 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class RowView:
-    """A connection inside a REPEATABLE READ transaction, and what that transaction sees."""
+    """A connection inside a REPEATABLE READ transaction, and what that transaction sees.
+
+    Attributes:
+        share: Opens one more connection that sees the same.
+    """
 
     connection: Connection
     visible: Visible
+    share: Callable[[], Connection]
+
+
+#: Yields the messages behind a slot of all transactions that committed before a place.
+ReadLog = Callable[[Slot, int], Iterator[Sequence[bytes]]]
 
 
 class LogicalSnapshot:
     """A `SourceSnapshot` that ends at a place in the log, or exactly where a row view does.
 
     Args:
-        log: A connection to read the log with.
+        read: Yields the messages behind the slot, up to a place in the log, in batches.
         moment: When it was taken.
         settle: Waits for transactions under way; returns where the log stood before.
         view: To read rows with; changes that it does not see are left out.
@@ -166,12 +174,12 @@ class LogicalSnapshot:
 
     def __init__(
         self,
-        log: Connection,
+        read: ReadLog,
         moment: Moment,
         settle: Callable[[], int],
         view: RowView | None = None,
     ) -> None:
-        self._log = log
+        self._read = read
         self._head = moment.head
         self._slot = moment.slot
         self._tables = moment.tables
@@ -179,6 +187,8 @@ class LogicalSnapshot:
         self._settle = settle
         self._view = view
         self._spool: _Spool | None = None
+        self._ahead: ReadAhead | None = None
+        self._counted: dict[str, int] = {}
         self.clock = moment.clock
         self.schema_version = moment.schema_version
 
@@ -255,11 +265,9 @@ class LogicalSnapshot:
 
     def _load(self, slot: Slot, spool: _Spool) -> None:
         context, first = pgoutput.Context(), 0
-        with self._log.transaction(), closing(self._log.cursor("rhei_peek", binary=True)) as cursor:
-            cursor.execute(_PEEK, (slot.name, lsn_text(self._head), slot.name))
-            while rows := cursor.fetchmany(FETCH_MESSAGES):
-                spool.add([data for (data,) in rows], first, context)
-                first += len(rows)
+        for messages in self._read(slot, self._head):
+            spool.add(messages, first, context)
+            first += len(messages)
 
     def _batch(self, schema: TableSchema, buffer: bytes, run: pgoutput.Run) -> ChangeBatch:
         if run.truncate:
@@ -268,42 +276,24 @@ class LogicalSnapshot:
         return _Rows(schema, pgoutput.decode(buffer, run), self.clock).batch()
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
-        """Read the next rows in key order."""
-        schema = table.schema
-        texts = self._copied(schema, _rows_sql(schema, resume, limit))
-        if texts.num_rows == 0:
-            return None
-        arrays, rejections = _admit(schema, texts)
-        letters = _letters(schema, rejections, texts, self.clock)
-        found = _without(pa.table(arrays, schema.names), rejections)
-        last = [texts[name][texts.num_rows - 1].as_py() for name in schema.primary_key]
-        return RowBatch(found, json.dumps(last), letters)
+        """Read the next rows in key order; those of a large table ahead of time."""
+        reader = self._reader(table)
+        if self._view is None or self._counted.get(table.name, 0) <= _LARGE * limit:
+            return reader.rows(resume, limit)
+        if self._ahead is None or not self._ahead.leads_on(table.name, resume, limit):
+            self._end_reading()
+            self._ahead = ReadAhead(reader, self._view.share, resume, limit)
+        return self._ahead.next()
 
-    def _copied(self, schema: TableSchema, query: psql.Composable) -> pa.Table:
-        """Run a query and return its columns as text."""
-        statement = psql.SQL("copy ({}) to stdout (format csv, null {}, header true)").format(
-            query, psql.Literal(_NULL)
-        )
-        with self._reader.cursor() as cursor, cursor.copy(statement) as copy:
-            data = b"".join(copy)
-        return pa_csv.read_csv(
-            pa.BufferReader(data),
-            # One block: a value may be longer than any block chosen beforehand.
-            read_options=pa_csv.ReadOptions(block_size=len(data)),
-            parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-            convert_options=pa_csv.ConvertOptions(
-                column_types={name: pa.large_string() for name in schema.names},
-                null_values=[_NULL],
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-            ),
-        ).select(list(schema.names))
+    def _end_reading(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
-    @property
-    def _reader(self) -> Connection:
+    def _reader(self, table: Table) -> RowReader:
         if self._view is None:
             raise RuntimeError("this snapshot was not opened to read rows")
-        return self._view.connection
+        return RowReader(self._view.connection, table.schema, self.clock)
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:  # noqa: ARG002
         """Name no row: a primary key of PostgreSQL is never null."""
@@ -311,18 +301,22 @@ class LogicalSnapshot:
 
     def count(self, table: Table) -> int:
         """Count the table's rows."""
-        statement = psql.SQL(f"select count(*) from {qualified(table.schema)}")
-        found = self._reader.execute(statement).fetchone()
-        return int(found[0]) if found else 0
+        self._counted[table.name] = self._reader(table).count()
+        return self._counted[table.name]
+
+    def audit(self, table: Table, after: Position) -> Audit:  # noqa: ARG002
+        """Ask for none: the server's log tells of every change."""
+        return Audit.NONE
+
+    def doubt(self, table: Table) -> str | None:  # noqa: ARG002
+        """Know of none."""
+        return None
 
     def close(self) -> None:
-        """Forget the messages read."""
+        """Forget the messages read, and end what is read ahead."""
+        self._end_reading()
         if self._spool is not None:
             self._spool.close()
-
-
-#: How a copy writes null; a text that reads so is quoted, and so stays a text.
-_NULL = "\\N"
 
 
 class _Rows:
@@ -354,18 +348,18 @@ class _Rows:
         sequence = np.concatenate([2 * run.order[ended], 2 * run.order[lives] + 1])
         order = np.argsort(sequence, kind="stable")
         texts, unchanged = self._texts(ended, lives, order)
-        arrays, rejections = _admit(self._schema, texts)
+        arrays, rejections = admit_rows(self._schema, texts)
         at = np.concatenate([run.committed_at[ended], run.committed_at[lives]])[order]
         live = (np.arange(len(order)) >= len(ended))[order]
         own = [pa.array(sequence[order]), pa.array(at, pa.int64()).cast(INSTANT), pa.array(live)]
         events = pa.table([*own, *arrays], [SEQUENCE, CHANGED_AT, LIVE, *self._schema.names])
-        letters = _letters(self._schema, rejections, texts, self._clock)
-        kept = _without(events.cast(event_schema(self._schema)), rejections)
+        letters = letters_of(self._schema, rejections, texts, self._clock)
+        admitted = without_rows(events.cast(event_schema(self._schema)), rejections)
         former = self._former(ended, lives, order) if unchanged else None
         masks = {name: _mask(found, rejections) for name, found in unchanged.items()}
         if former is not None:
-            former = _without(former, rejections)
-        return ChangeBatch(kept, len(run.order), False, letters, masks, former)  # noqa: FBT003
+            former = without_rows(former, rejections)
+        return ChangeBatch(admitted, len(run.order), False, letters, masks, former)  # noqa: FBT003
 
     def _texts(
         self, ended: np.ndarray, lives: np.ndarray, order: np.ndarray
@@ -408,65 +402,9 @@ def _column(tuples: pgoutput.Tuples, name: str, changes: pgoutput.Changes) -> pa
     return pa.nulls(len(changes.run.order), pa.large_string()) if found is None else found
 
 
-def _admit(schema: TableSchema, texts: pa.Table) -> tuple[list[pa.Array], list[Rejection]]:
-    arrays, rejections = [], []
-    for column in schema.columns:
-        values = texts[column.name]
-        if isinstance(values, pa.ChunkedArray):
-            values = values.combine_chunks()
-        array, misfits = admit_text(values, column)
-        arrays.append(array)
-        rejections += misfits
-    return arrays, rejections
-
-
-def _letters(
-    schema: TableSchema, rejections: Sequence[Rejection], texts: pa.Table, clock: datetime
-) -> tuple[DeadLetter, ...]:
-    letters = []
-    for misfit in rejections:
-        row = texts.select(list(schema.primary_key)).slice(misfit.row, 1)
-        admitted = {
-            column.name: admit_text(row[column.name].combine_chunks(), column)[0][0].as_py()
-            for column in schema.key_columns
-        }
-        letters.append(
-            DeadLetter(schema.name, key_text(admitted), misfit.column, misfit.reason, clock)
-        )
-    return tuple(letters)
-
-
-def _without(rows: pa.Table, rejections: Sequence[Rejection]) -> pa.Table:
-    if not rejections:
-        return rows
-    return rows.filter(_kept(rows.num_rows, rejections))
-
-
 def _mask(mask: np.ndarray, rejections: Sequence[Rejection]) -> pa.Array:
     found = pa.array(mask)
-    return found.filter(_kept(len(mask), rejections)) if rejections else found
-
-
-def _kept(count: int, rejections: Sequence[Rejection]) -> pa.Array:
-    kept = np.ones(count, dtype=bool)
-    kept[[rejection.row for rejection in rejections]] = False
-    return pa.array(kept)
-
-
-def _rows_sql(schema: TableSchema, resume: str | None, limit: int) -> psql.Composable:
-    key = psql.SQL(listed(schema.primary_key))
-    where: psql.Composable = psql.SQL("")
-    if resume is not None:
-        # Untyped literals take the columns' own types.
-        values = psql.SQL(", ").join(psql.Literal(part) for part in json.loads(resume))
-        where = psql.SQL(" where ({}) > ({})").format(key, values)
-    return psql.SQL("select {} from {}{} order by {} limit {}").format(
-        psql.SQL(listed(schema.names)),
-        psql.SQL(qualified(schema)),
-        where,
-        key,
-        psql.Literal(limit),
-    )
+    return found.filter(kept(len(mask), rejections)) if rejections else found
 
 
 def lsn_text(position: int) -> str:

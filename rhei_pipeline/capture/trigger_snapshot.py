@@ -1,31 +1,24 @@
 """One committed state of a SQLite source, read through its logs."""
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from rhei_pipeline.capture.sqlite_rows import RowReader, event_batch
 from rhei_pipeline.capture.trigger_sql import CLOCK, key_places, log_table, value_places
-from rhei_pipeline.events import (
-    EVENT_FIELDS,
-    ChangeBatch,
-    DeadLetter,
-    Position,
-    RowBatch,
-    event_schema,
-    key_text,
-)
-from rhei_pipeline.oltp.rejections import Rejection, without
+from rhei_pipeline.events import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.oltp.sqlite_schema import SqliteTable
-from rhei_pipeline.oltp.sqlite_values import admit, decode_key, encode_key, fetch, plain
-from rhei_pipeline.schema import INSTANT, Column, Mode, Table, TableSchema
+from rhei_pipeline.oltp.sqlite_values import fetch
+from rhei_pipeline.protocols import Audit
+from rhei_pipeline.schema import INSTANT, Mode, Table, TableSchema
 from rhei_pipeline.sql import listed, quote
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NULL_KEY = "its primary key is null, so the row cannot be told from others"
 
 
 class TriggerSnapshot:
@@ -107,39 +100,31 @@ class TriggerSnapshot:
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Read the next rows in key order."""
-        source = self._catalogue(table.name)
-        sql, params = _rows_sql(source, resume, limit)
-        rows = next(fetch(self._connection, sql, params, limit), None)
-        if rows is None:
-            return None
-        columns = _key_first(source.schema)
-        arrays, rejections = admit(rows, columns)
-        letters = self._letters(source.schema, rejections, arrays, rows, first=0)
-        found = pa.table(without(arrays, rejections), [column.name for column in columns])
-        resume = encode_key(rows[-1][: len(source.schema.primary_key)])
-        return RowBatch(found.select(list(source.schema.names)), resume, letters)
+        return self._reader(table).rows(resume, limit)
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
-        """Name the rows whose key is null: SQLite allows them, and nothing can tell them apart."""
-        source = self._catalogue(table.name)
-        nullable = [column for column in source.schema.key_columns if column.nullable]
-        if not nullable:
-            return ()
-        condition = " or ".join(f"{quote(column.name)} is null" for column in nullable)
-        (count,) = self._connection.execute(
-            f"select count(*) from {quote(table.name)} where {condition}"
-        ).fetchone()
-        return (self._keyless_letter(source, nullable[0]),) if count else ()
+        """Name the rows whose key is null."""
+        return self._reader(table).keyless()
 
     def count(self, table: Table) -> int:
         """Count the table's rows."""
-        found = self._connection.execute(f"select count(*) from {quote(table.name)}")
-        return int(found.fetchone()[0])
+        return self._reader(table).count()
+
+    def audit(self, table: Table, after: Position) -> Audit:  # noqa: ARG002
+        """Ask for none: a trigger sees every change."""
+        return Audit.NONE
+
+    def doubt(self, table: Table) -> None:
+        """Have none: a trigger sees every change."""
+
+    def _reader(self, table: Table) -> RowReader:
+        return RowReader(self._connection, self._catalogue(table.name), self.clock)
 
     def _versions(self, schema: TableSchema, rows: list[tuple[Any, ...]]) -> ChangeBatch:
         sequence, at, live = (pa.array(values) for values in list(zip(*rows, strict=True))[:3])
         own = [sequence, at.cast(INSTANT), live.cast(pa.bool_())]
-        return self._batch(schema, own, rows, first=len(own), count=len(rows), net=False)
+        values = [row[len(own) :] for row in rows]
+        return event_batch(schema, own, values, self.clock)
 
     def _net_batch(
         self, source: SqliteTable, rows: list[tuple[Any, ...]], count: int
@@ -149,58 +134,8 @@ class TriggerSnapshot:
         live = pa.array([row[0] for row in rows], pa.int64()).cast(pa.bool_())
         now = pa.repeat(pa.scalar(self.clock, INSTANT), len(rows))
         own = [pa.array(np.zeros(len(rows), np.int64)), now, live]
-        return self._batch(source.schema, own, rows, first=1, count=count, net=source.binary_key)
-
-    def _batch(
-        self,
-        schema: TableSchema,
-        own: list[pa.Array],
-        rows: list[tuple[Any, ...]],
-        *,
-        first: int,
-        count: int,
-        net: bool,
-    ) -> ChangeBatch:
-        columns = _key_first(schema)
-        arrays, rejections = admit(rows, columns, first)
-        rejections += _null_keys(arrays, schema.key_columns)
-        letters = self._letters(schema, rejections, arrays, rows, first)
-        names = [*(field.name for field in EVENT_FIELDS), *(column.name for column in columns)]
-        events = pa.table(without([*own, *arrays], rejections), names)
-        wanted = event_schema(schema)
-        return ChangeBatch(events.select(wanted.names).cast(wanted), count, net, letters)
-
-    def _letters(
-        self,
-        schema: TableSchema,
-        rejections: Sequence[Rejection],
-        arrays: Sequence[pa.Array],
-        rows: Sequence[tuple[Any, ...]],
-        first: int,
-    ) -> tuple[DeadLetter, ...]:
-        names = schema.primary_key
-
-        def key(row: int) -> dict[str, object]:
-            # As admitted where it was, so that the key reads the same once its row is accepted.
-            admitted = (array[row].as_py() for array in arrays)
-            raw = (plain(value) for value in rows[row][first:])
-            parts = zip(names, admitted, raw, strict=False)
-            return {name: given if value is None else value for name, value, given in parts}
-
-        return tuple(
-            DeadLetter(
-                schema.name, key_text(key(misfit.row)), misfit.column, misfit.reason, self.clock
-            )
-            for misfit in rejections
-        )
-
-    def _keyless_letter(self, source: SqliteTable, column: Column) -> DeadLetter:
-        key = key_text(dict.fromkeys(source.schema.primary_key))
-        return DeadLetter(source.schema.name, key, column.name, _NULL_KEY, self.clock)
-
-
-def _key_first(schema: TableSchema) -> list[Column]:
-    return [*schema.key_columns, *schema.value_columns]
+        batch = event_batch(source.schema, own, [row[1:] for row in rows], self.clock)
+        return replace(batch, count=count, net=source.binary_key)
 
 
 def _log(table: Table) -> str:
@@ -244,31 +179,6 @@ def _split_by_collation(rows: list[tuple[Any, ...]], width: int) -> list[tuple[A
         else:
             split.append(row[:-width])
     return split
-
-
-def _null_keys(arrays: Sequence[pa.Array], key: Sequence[Column]) -> list[Rejection]:
-    return [
-        Rejection(int(row), column.name, _NULL_KEY)
-        for column, array in zip(key, arrays, strict=False)
-        if array.null_count and column.nullable
-        for row in np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))
-    ]
-
-
-def _rows_sql(source: SqliteTable, resume: str | None, limit: int) -> tuple[str, list[Any]]:
-    schema = source.schema
-    key = listed(schema.primary_key)
-    columns = [*schema.primary_key, *(column.name for column in schema.value_columns)]
-    conditions = [
-        f"{quote(column.name)} is not null" for column in schema.key_columns if column.nullable
-    ]
-    params: list[Any] = []
-    if resume is not None:
-        placeholders, params = decode_key(resume)
-        conditions.append(f"({key}) > ({', '.join(placeholders)})")
-    where = f" where {' and '.join(conditions)}" if conditions else ""
-    sql = f"select {listed(columns)} from {quote(schema.name)}{where} order by {key} limit ?"
-    return sql, [*params, limit]
 
 
 def _instant(microseconds: int) -> datetime:

@@ -45,8 +45,8 @@ class Terms:
         tls: Certificate and key as PEM.
     """
 
-    access: Access = Access()
-    limits: Limits = Limits()
+    access: Access = field(default_factory=Access)
+    limits: Limits = field(default_factory=Limits)
     writes: bool = False
     tls: tuple[bytes, bytes] | None = field(default=None, repr=False)
 

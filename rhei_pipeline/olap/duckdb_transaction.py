@@ -24,6 +24,8 @@ from rhei_pipeline.sql import duckdb_type, listed, literal, matching, mirror_tab
 _STAGED = "temp._rhei_staged"
 _DIFFERENT = "temp._rhei_different"
 _ROW = "_rhei_row"
+_PART = "_rhei_part"
+_DIGEST = "_rhei_digest"
 _IS_GONE = "_rhei_is_gone"
 
 
@@ -255,6 +257,31 @@ class DuckDBTransaction:
         """Count the rows that are valid now."""
         return self._count(f"select count(*) from {_present(table)}")
 
+    def compare_digests(
+        self, table: Table, parts: Iterable[pa.Table]
+    ) -> tuple[list[int], pa.Table]:
+        """Stage each source row's key, digest and part; join them with the present rows' own."""
+        key = table.schema.primary_key
+        fields = [*table.schema.arrow_key, pa.field(_PART, pa.int64())]
+        self._create("_rhei_digests", pa.schema(fields), kind="temp table")
+        self._connection.execute(f"alter table temp._rhei_digests add column {_DIGEST} ubigint")
+        for number, part in enumerate(parts):
+            with self._registered("_rhei_rows", part):
+                self._connection.execute(
+                    f"insert into temp._rhei_digests select {listed(key, 'r')}, {number},"
+                    f" {_digest(table, 'r')} from _rhei_rows r"
+                )
+        same, present = matching("t", "s", key), _present(table)
+        stale = self._connection.execute(
+            f"select distinct s.{_PART} from temp._rhei_digests s left join {present} t on {same}"
+            f" where t.{quote(key[0])} is null or s.{_DIGEST} <> {_digest(table, 't')} order by 1"
+        ).fetchall()
+        extra = self._arrow(
+            f"select {listed(key, 't')} from {present} t anti join temp._rhei_digests s on {same}"
+        )
+        self._connection.execute("drop table temp._rhei_digests")
+        return [number for (number,) in stale], extra
+
     def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
         """Stage the source's rows and compare them with the table's present ones, both ways."""
         key = table.schema.primary_key
@@ -392,3 +419,14 @@ def _differs(table: Table, left: str, right: str) -> str:
         if pa.types.is_floating(column.type):
             tests.append(f"signbit({one}) is distinct from signbit({other})")
     return f"({' or '.join(tests)})" if tests else "false"
+
+
+def _digest(table: Table, row: str) -> str:
+    """Fold the columns outside the key into 64 bits; doubles with their sign, as `_differs`."""
+    terms = ["0"]
+    for column in table.schema.value_columns:
+        name = f"{row}.{quote(column.name)}"
+        terms.append(name)
+        if pa.types.is_float64(column.type):
+            terms.append(f"signbit({name})")
+    return f"hash({', '.join(terms)})"

@@ -38,6 +38,8 @@ from rhei_pipeline.translation.meaning import MirroredTable
 _TRANSACTION_WORDS = {"begin", "commit", "end", "rollback", "savepoint", "release", "start"}
 _RETRIES = 5
 _FIRST_WAIT_SECONDS = 0.1
+#: The server ends a replication connection that is silent, as ours is while nothing is written.
+_PATIENT = " -c wal_sender_timeout=0"
 
 
 class PostgresDatabase:
@@ -79,15 +81,20 @@ class PostgresDatabase:
             open=True,
         )
 
-    def connect(self) -> Connection:
-        """Open one more connection, in autocommit, with no limit to a statement's time."""
+    def connect(self, *, replication: bool = False) -> Connection:
+        """Open one more connection, in autocommit, with no limit to a statement's time.
+
+        With `replication`, the server takes replication commands on it as well.
+        """
+        more: dict[str, Any] = {"replication": "database"} if replication else {}
         with self.translated():
             return self._retried(
                 lambda: psycopg.connect(
                     self._dsn,
                     autocommit=True,
                     connect_timeout=max(int(self._connect_timeout), 2),
-                    options=self._options(0),
+                    options=f"{self._options(0)}{_PATIENT if replication else ''}",
+                    **more,
                 )
             )
 

@@ -31,6 +31,7 @@ from rhei_pipeline.translation.meaning import MirroredTable
 
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_SHUT = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
 _PRIMARY_CODE = 0xFF  # the low byte of an extended result code names its family
 
 _TRANSACTION_WORDS = {"begin", "commit", "end", "rollback", "savepoint", "release"}
@@ -43,13 +44,19 @@ class SqliteDatabase:
         path: An existing database file.
         busy_timeout_seconds: How long a statement waits for another process's lock.
         read_pool: How many idle reading connections are kept open.
+        read_only: Never open it for writing, and change nothing in it, not even a pragma.
 
     Raises:
         SourceError: The file is missing, is no database, or cannot be opened.
     """
 
     def __init__(
-        self, path: Path, *, busy_timeout_seconds: float = 10.0, read_pool: int = 4
+        self,
+        path: Path,
+        *,
+        busy_timeout_seconds: float = 10.0,
+        read_pool: int = 4,
+        read_only: bool = False,
     ) -> None:
         self.path = path
         self._timeout = busy_timeout_seconds
@@ -63,9 +70,11 @@ class SqliteDatabase:
                 f"source database {str(path)!r} does not exist",
                 hint="create it with your application first, or correct source.path",
             )
-        self._writer = self.connect()
-        with self.translated():
-            prepare_writer(self._writer)
+        self._read_only = read_only
+        self._writer = self.connect(mode="ro" if read_only else "rw")
+        if not read_only:
+            with self.translated():
+                prepare_writer(self._writer)
 
     def connect(self, mode: str = "rw") -> sqlite3.Connection:
         """Open one more connection, in autocommit, that waits for locks."""
@@ -213,7 +222,7 @@ class SqliteDatabase:
         try:
             yield
         except sqlite3.Error as error:
-            raise translate(error, self.path) from error
+            raise translate(error, self.path, read_only=self._read_only) from error
 
     def close(self) -> None:
         """Close every connection; safe to repeat."""
@@ -235,7 +244,7 @@ def prepare_writer(connection: sqlite3.Connection) -> None:
     connection.execute("pragma foreign_keys = on")
 
 
-def translate(error: sqlite3.Error, path: Path) -> RheiError:
+def translate(error: sqlite3.Error, path: Path, *, read_only: bool = False) -> RheiError:
     """Name a driver's error by what can be done about it; never quotes a row's values."""
     code = getattr(error, "sqlite_errorcode", None)
     family = None if code is None else code & _PRIMARY_CODE
@@ -249,6 +258,12 @@ def translate(error: sqlite3.Error, path: Path) -> RheiError:
             f"{str(path)!r} is not a sound SQLite database",
             hint="check the path, then run 'pragma integrity_check' in the sqlite3 shell",
         )
+    if read_only and family in _SHUT:
+        return SourceError(
+            f"source database {str(path)!r} cannot be opened for reading",
+            hint="give this user read access; a database in WAL mode also needs its -shm and -wal"
+            " files, which only exist while it is open, or write access to their folder",
+        )
     return _environment_error(family, path) or QueryError(f"SQLite refused: {error}")
 
 
@@ -257,7 +272,7 @@ def _environment_error(family: int | None, path: Path) -> PermanentError | None:
         return SourceError(
             f"the disk that holds {str(path)!r} is full", hint="free space, then try again"
         )
-    if family in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}:
+    if family in _SHUT:
         return SourceError(
             f"source database {str(path)!r} cannot be opened for writing",
             hint="capture installs triggers: give this user write access to the file and folder",

@@ -9,29 +9,61 @@ import pytest
 
 from config.settings import load
 from examples.airline.database import build
-from examples.airline.home import PROJECT, refuse_other_data, remove_data
+from examples.airline.home import (
+    DECLARATIONS,
+    PROJECT,
+    address,
+    choose_declaration,
+    refuse_other_data,
+    remove_data,
+)
 from rhei_pipeline import HTAP
 
 DAYS = 2
 
 
+@pytest.mark.parametrize("source", DECLARATIONS)
 def test_days_of_flights_are_mirrored_while_they_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RHEI__SOURCE__PATH", str(tmp_path / "airline.db"))
+    monkeypatch.setenv("SOURCE", source)
+    monkeypatch.setenv("RHEI_CONFIG", str(PROJECT / "config" / DECLARATIONS[source]))
     monkeypatch.setenv("RHEI__MIRROR__PATH", str(tmp_path / "mirror.duckdb"))
     monkeypatch.setenv("RHEI__REGISTRY__PATH", str(tmp_path / "registry.json"))
-    past = build(tmp_path / "airline.db", date(2013, 1, 3))
+    if source == "postgres":
+        monkeypatch.setenv("RHEI__SOURCE__DSN", request.getfixturevalue("dsn"))
+    else:
+        monkeypatch.setenv("RHEI__SOURCE__PATH", str(tmp_path / "airline.db"))
+    past = build(address(load()), date(2013, 1, 3))
     with HTAP(load()) as htap:
         assert htap.sync_now().tables["flights"].inserted == past
         command = [sys.executable, "-m", "examples.airline.writer", "--first", "2013-01-03"]
-        database = ["--database", str(tmp_path / "airline.db"), "--days", str(DAYS)]
+        database = ["--database", address(load()), "--days", str(DAYS)]
         with subprocess.Popen([*command, *database], cwd=PROJECT, stdout=subprocess.PIPE) as writer:
             while writer.poll() is None:
                 htap.sync_now()
+        assert writer.returncode == 0
         assert htap.verify().equal
         ended = htap.query("select distinct _rhei_operation as o from flights", hint="olap")
     assert set(ended["o"].to_pylist()) == {"I", "U", "D"}
+
+
+def test_a_source_the_demo_does_not_know_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE", "oracle")
+    with pytest.raises(SystemExit, match="SOURCE is 'oracle'; it can be sqlite or postgres"):
+        choose_declaration()
+
+
+@pytest.mark.parametrize("dsn", ["postgresql://127.0.0.1/shop", "host=/run user=me"])
+def test_the_demo_never_drops_a_database_that_is_not_its_own(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RHEI_CONFIG", str(PROJECT / "config" / DECLARATIONS["postgres"]))
+    refuse_other_data(load())
+    monkeypatch.setenv("RHEI__SOURCE__DSN", dsn)
+    with pytest.raises(SystemExit, match=r"(?s)names another server.*does nothing") as ended:
+        remove_data(load())
+    assert dsn not in str(ended.value)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +76,6 @@ def test_the_demo_never_deletes_what_is_not_its_own(
     precious.write_text("precious")
     refuse_other_data(load())
     monkeypatch.setenv(variable, str(precious))
-    with pytest.raises(SystemExit, match="does nothing here"):
+    with pytest.raises(SystemExit, match="does nothing"):
         remove_data(load())
     assert precious.read_text() == "precious"

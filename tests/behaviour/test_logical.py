@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from examples.postgres_server import Server
 from rhei_pipeline.errors import QueryError, SchemaError, SourceBusyError, SourceError
-from rhei_pipeline.wiring import examine
+from rhei_pipeline.sources import examine
 from tests.fix_postgres import PostgresWorld
 
 MakeWorld = Callable[..., PostgresWorld]
@@ -23,7 +23,7 @@ ROWS = "insert into orders values (1, 'new', 1.5), (2, 'new', 2.5), (3, 'paid', 
 
 @pytest.fixture(params=["destructive", "temporal"])
 def world(request: pytest.FixtureRequest, make_postgres: MakeWorld) -> PostgresWorld:
-    made = make_postgres(mode=request.param)
+    made = make_postgres(mode=request.param, capture={"streaming": request.param == "temporal"})
     made.run(CREATE, ROWS)
     made.htap.sync_now()
     return made
@@ -199,6 +199,7 @@ def test_a_table_dropped_and_made_again(world: PostgresWorld) -> None:
 
 
 def test_a_slot_that_is_gone_leads_to_a_copy_by_difference(world: PostgresWorld) -> None:
+    world.crash()  # a slot that is read cannot be dropped
     world.run(
         "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
         " where database = current_database()"

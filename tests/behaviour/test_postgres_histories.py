@@ -16,14 +16,24 @@ EXAMPLES = 12
 SOAK_EXAMPLES = 400
 
 MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
-BATCHES = pytest.mark.parametrize("batch_rows", [2, 50_000])
+WAYS = pytest.mark.parametrize(("batch_rows", "streaming"), [(2, True), (50_000, False)])
+STREAMING = pytest.mark.parametrize("streaming", [False, True])
 
 
-def play(dsn: str, actions: Sequence[Any], mode: str, batch_rows: int, *, dated: bool) -> None:
+def play(
+    dsn: str,
+    actions: Sequence[Any],
+    mode: str,
+    batch_rows: int,
+    *,
+    dated: bool,
+    streaming: bool,
+) -> None:
     tables = [{"name": name} for name in TABLES]
     with TemporaryDirectory() as directory, psycopg.connect(dsn) as other:
         other.execute("set lock_timeout = '5ms'")
-        world = PostgresWorld(dsn, Path(directory), tables, mode, batch_rows)
+        capture = {"streaming": streaming}
+        world = PostgresWorld(dsn, Path(directory), tables, mode, batch_rows, capture)
         try:
             world.run("set lock_timeout = '5ms'", *CLEAR, *SCHEMA)
             Play(world, dated, other).run(list(actions))
@@ -36,35 +46,39 @@ def play(dsn: str, actions: Sequence[Any], mode: str, batch_rows: int, *, dated:
             )
 
 
-@BATCHES
+@WAYS
 @settings(max_examples=EXAMPLES)
 @given(actions=calm)
 def test_a_temporal_mirror_equals_the_source_at_every_instant(
-    dsn: str, actions: Sequence[Any], batch_rows: int
+    dsn: str, actions: Sequence[Any], batch_rows: int, *, streaming: bool
 ) -> None:
-    play(dsn, actions, "temporal", batch_rows, dated=True)
+    play(dsn, actions, "temporal", batch_rows, dated=True, streaming=streaming)
 
 
 @MODES
-@BATCHES
+@WAYS
 @settings(max_examples=EXAMPLES)
 @given(actions=stormy)
 def test_a_mirror_survives_crashes_migrations_and_lost_slots(
-    dsn: str, actions: Sequence[Any], mode: str, batch_rows: int
+    dsn: str, actions: Sequence[Any], mode: str, batch_rows: int, *, streaming: bool
 ) -> None:
-    play(dsn, actions, mode, batch_rows, dated=False)
+    play(dsn, actions, mode, batch_rows, dated=False, streaming=streaming)
 
 
 @pytest.mark.soak
+@STREAMING
 @MODES
 @settings(max_examples=SOAK_EXAMPLES)
 @given(actions=stormy)
-def test_many_stormy_histories(dsn: str, actions: Sequence[Any], mode: str) -> None:
-    play(dsn, actions, mode, 3, dated=False)
+def test_many_stormy_histories(
+    dsn: str, actions: Sequence[Any], mode: str, *, streaming: bool
+) -> None:
+    play(dsn, actions, mode, 3, dated=False, streaming=streaming)
 
 
 @pytest.mark.soak
+@STREAMING
 @settings(max_examples=SOAK_EXAMPLES)
 @given(actions=calm)
-def test_many_dated_histories(dsn: str, actions: Sequence[Any]) -> None:
-    play(dsn, actions, "temporal", 3, dated=True)
+def test_many_dated_histories(dsn: str, actions: Sequence[Any], *, streaming: bool) -> None:
+    play(dsn, actions, "temporal", 3, dated=True, streaming=streaming)

@@ -59,11 +59,11 @@ def trigger_bench(directory: Path) -> Bench:
     return Bench(source, connection.execute, close)
 
 
-def logical_bench(dsn: str) -> Bench:
+def logical_bench(dsn: str, *, streaming: bool = False) -> Bench:
     connection = psycopg.connect(dsn, autocommit=True)
     connection.execute(CREATE)
     database = PostgresDatabase(dsn)
-    source = LogicalSource(database, uuid.uuid4().hex)
+    source = LogicalSource(database, uuid.uuid4().hex, streaming=streaming)
 
     def run(sql: str, params: tuple[object, ...] = ()) -> None:
         connection.execute(sql.replace("?", "%s").encode(), params or None)
@@ -86,12 +86,16 @@ def bridge_bench(inner: Bench, directory: Path) -> Bench:
     return Bench(BridgeSource(inner.source, log), inner.run, close)
 
 
-@pytest.fixture(params=["trigger", "logical", "trigger-bridge", "logical-bridge"])
+KINDS = ["trigger", "logical", "logical-stream", "trigger-bridge", "logical-bridge"]
+
+
+@pytest.fixture(params=KINDS)
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     if request.param.startswith("trigger"):
         made = trigger_bench(tmp_path)
     else:
-        made = logical_bench(request.getfixturevalue("dsn"))
+        streaming = request.param.endswith("stream")
+        made = logical_bench(request.getfixturevalue("dsn"), streaming=streaming)
     if request.param.endswith("bridge"):
         made = bridge_bench(made, tmp_path)
     yield made

@@ -11,6 +11,7 @@ from rhei_pipeline.cli import app
 
 PROJECT = Path(__file__).parents[2]
 PAGES = [PROJECT / "README.md", PROJECT / "CHANGELOG.md", *sorted((PROJECT / "docs").glob("*.md"))]
+DECLARATIONS = (PROJECT / "config").glob("*.yaml")
 COMMANDS = {
     command.name or (command.callback.__name__ if command.callback else "")
     for command in app.registered_commands
@@ -28,8 +29,8 @@ def test_declarations_of_the_readme_are_valid() -> None:
 
 
 def test_declarations_that_ship_are_valid() -> None:
-    for path in (PROJECT / "config").glob("*.yaml"):
-        assert Settings.load(path).source.kind == "sqlite"
+    kinds = {path.stem: Settings.load(path).source.kind for path in DECLARATIONS}
+    assert kinds == {"pipeline": "sqlite", "production": "sqlite", "postgres": "postgres"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

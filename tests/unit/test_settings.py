@@ -99,3 +99,8 @@ def test_relative_paths_are_taken_from_the_project(tmp_path: Path) -> None:
 def test_the_schema_for_editors_is_current() -> None:
     kept = Path(__file__).parents[2] / "config" / "pipeline.schema.json"
     assert kept.read_text("utf-8") == schema_text(), "run 'make schema'"
+
+
+def test_only_the_log_of_postgres_can_be_streamed() -> None:
+    with pytest.raises(SettingsError, match=r"capture\.streaming: only PostgreSQL's log"):
+        Settings(source={"path": "app.db"}, mirror={"path": "m"}, capture={"streaming": True})

@@ -1,0 +1,67 @@
+"""A whole comparison within a sync: finds what a source that is only asked cannot tell.
+
+Both sides are read once, as digests; rows are read again only in the ranges of keys that differ.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from rhei_pipeline.events import DeadLetter, NetChanges, RowBatch, key_text
+from rhei_pipeline.protocols import MirrorTransaction, SourceSnapshot
+from rhei_pipeline.schema import Table
+
+#: Rows of one range: one that differs is read again whole.
+RANGE_ROWS = 10_000
+
+
+@dataclass
+class _Ranges:
+    """A table's rows in ranges of keys, each of which can be read again."""
+
+    table: Table
+    snapshot: SourceSnapshot
+    begins: list[str | None] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
+
+    def read(self) -> Iterator[pa.Table]:
+        resume = None
+        while batch := self._at(resume):
+            self.begins.append(resume)
+            self.letters.extend(batch.rejected)
+            yield batch.rows
+            resume = batch.resume
+
+    def again(self, number: int) -> pa.Table:
+        batch = self._at(self.begins[number])
+        return batch.rows if batch else self.table.schema.arrow.empty_table()
+
+    def _at(self, resume: str | None) -> RowBatch | None:
+        return self.snapshot.rows(self.table, resume, RANGE_ROWS)
+
+
+def find_drift(
+    table: Table, snapshot: SourceSnapshot, transaction: MirrorTransaction, *, deletes: bool
+) -> Iterator[NetChanges]:
+    """Yield what leads from the mirror's present rows to the snapshot's, a range at a time.
+
+    Ranges that differ come whole: what equals the mirror's rows changes nothing there. Keys the
+    source has no more come as tombstones where `deletes` asks for them, but never a key whose row
+    is there and cannot be mirrored: that one is a dead letter.
+    """
+    ranges = _Ranges(table, snapshot)
+    stale, extra = transaction.compare_digests(table, ranges.read())
+    transaction.quarantine(ranges.letters)
+    nothing = table.schema.arrow.empty_table()
+    for number in stale:
+        yield NetChanges(ranges.again(number), table.schema.arrow_key.empty_table())
+    if deletes and extra.num_rows:
+        yield NetChanges(nothing, _without(extra, {letter.key for letter in ranges.letters}))
+
+
+def _without(keys: pa.Table, texts: set[str]) -> pa.Table:
+    if not texts:
+        return keys
+    kept = [key_text(key) not in texts for key in keys.to_pylist()]
+    return keys.filter(pa.array(kept))

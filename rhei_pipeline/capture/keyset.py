@@ -1,0 +1,170 @@
+"""What polling knows: how far a table was polled, and what its timestamps mean. Pure values.
+
+Nothing here is about one kind of database: a source writes values as texts of its own, and its
+clock as microseconds since 1970.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Self
+
+from rhei_pipeline.errors import SettingsError
+
+_SOFT_DELETE = "soft_delete:"
+_ISO = re.compile(r"\d{4}-\d\d-\d\d([ T])\d\d:\d\d:\d\d(\.\d{1,9})?(Z|\+00:00|\+00)?")
+_SECOND = 1_000_000
+#: Integers below these count seconds, milliseconds, microseconds: each bound is past year 5000.
+_UNITS = ((10**11, "s", 1), (10**14, "ms", 1_000), (10**17, "us", _SECOND))
+_JULIAN_BELOW = 10**7  # a Julian day; as Unix seconds it would lie in April 1970
+_JULIAN_EPOCH = 2440587.5
+_DAY_SECONDS = 86_400
+
+
+class Clock(StrEnum):
+    """Who stamps rows: only the database's own clock follows the order of commits."""
+
+    DATABASE = "database"
+    APPLICATION = "application"
+
+
+class DeletePolicy(StrEnum):
+    """How deletes are learned of."""
+
+    DISABLED = "disabled"
+    SOFT_DELETE = "soft_delete"
+    RECONCILE = "reconcile"
+
+
+@dataclass(frozen=True, slots=True)
+class PollOptions:
+    """How one table is polled.
+
+    Attributes:
+        updated_at: The column that every write stamps.
+        policy, deleted_at: How deletes are learned of; the column that marks a deleted row.
+        clock: Who stamps, as declared.
+        reconcile_seconds: How often the table is compared whole, where that is asked for.
+    """
+
+    updated_at: str = "updated_at"
+    policy: DeletePolicy = DeletePolicy.DISABLED
+    deleted_at: str | None = None
+    clock: Clock = Clock.APPLICATION
+    reconcile_seconds: float = 3600.0
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether the table has to be compared whole at an interval."""
+        return self.clock is Clock.APPLICATION or self.policy is DeletePolicy.RECONCILE
+
+
+def parse_deletes(text: str) -> tuple[DeletePolicy, str | None]:
+    """Read `disabled`, `reconcile` or `soft_delete:<column>`.
+
+    Raises:
+        SettingsError: It is none of them.
+    """
+    if text.startswith(_SOFT_DELETE) and text != _SOFT_DELETE:
+        return DeletePolicy.SOFT_DELETE, text.removeprefix(_SOFT_DELETE)
+    if text in {DeletePolicy.DISABLED, DeletePolicy.RECONCILE}:
+        return DeletePolicy(text), None
+    raise SettingsError(
+        f"deletes {text!r} is unknown", hint="use disabled, reconcile or soft_delete:<column>"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Keyset:
+    """How far a table has been polled; as text it is the proof of a position.
+
+    Attributes:
+        column: The timestamp's column; another one makes the rest meaningless.
+        at: The newest timestamp read that the source's clock had reached, exactly, as the source
+            encodes it. Rows before it are settled. None: no row had one.
+        key: The key of a row that carried it: a source without it is not as it was.
+        ties, ahead, blank: Digests of the rows that carry `at`, a later one, or none at all. Such
+            rows can change again without moving on, so they are looked at again.
+        clock: The source's clock then, in microseconds.
+        audited: Its clock when the table was last compared whole; None: never.
+    """
+
+    column: str
+    at: str | None
+    key: str | None
+    ties: str
+    ahead: str
+    blank: str
+    clock: int
+    audited: int | None = None
+
+    def text(self) -> str:
+        """Write it as a position's proof."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def read(cls, proof: str, column: str) -> Self | None:
+        """Read a position's proof; None when it is not one of polling by this column."""
+        try:
+            found = cls(**json.loads(proof))
+        except (ValueError, TypeError):
+            return None
+        return found if found.column == column else None
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """How a column writes an instant.
+
+    Attributes:
+        epoch: Unit of integers since 1970.
+        separator, digits, zone: The form of ISO text; digits of the fraction, zone as written.
+        julian: Reals are Julian days rather than seconds since 1970.
+    """
+
+    kind: type
+    epoch: str | None = None
+    separator: str = " "
+    digits: int = 0
+    zone: str = ""
+    julian: bool = False
+
+    @classmethod
+    def of(cls, value: object) -> "Stamp | None":
+        """Tell from a value; None when its form is not known."""
+        if isinstance(value, float):
+            return cls(float, julian=abs(value) < _JULIAN_BELOW)
+        if isinstance(value, int):
+            unit = next((name for bound, name, _ in _UNITS if abs(value) < bound), None)
+            return cls(int, unit) if unit else None
+        found = _ISO.fullmatch(value) if isinstance(value, str) else None
+        if found is None:
+            return None
+        separator, fraction, zone = found.groups(default="")
+        return cls(str, separator=separator, digits=max(len(fraction) - 1, 0), zone=zone)
+
+    def newest(self, clock: int, precision: int) -> Any:  # noqa: ANN401  (of the column's kind)
+        """Return the largest value whose instant the clock may have shown by now.
+
+        Args:
+            clock: Microseconds since 1970.
+            precision: How many microseconds the source's clock lets pass between two readings.
+        """
+        latest = clock + precision - 1
+        if self.kind is int:
+            return latest * next(per for _, name, per in _UNITS if name == self.epoch) // _SECOND
+        if self.kind is float:
+            seconds = latest / _SECOND
+            return seconds / _DAY_SECONDS + _JULIAN_EPOCH if self.julian else seconds
+        moment = datetime.fromtimestamp(latest // _SECOND, UTC)
+        fraction = f".{latest % _SECOND:06d}000"[: self.digits + 1] if self.digits else ""
+        return f"{moment:%Y-%m-%d{self.separator}%H:%M:%S}{fraction}{self.zone}"
+
+    @property
+    def real_scale(self) -> tuple[float, float]:
+        """What to subtract from a real, then by what to multiply it, to get microseconds."""
+        if self.julian:
+            return _JULIAN_EPOCH, float(_DAY_SECONDS * _SECOND)
+        return 0.0, float(_SECOND)

@@ -1,0 +1,248 @@
+"""Change capture from SQLite by polling timestamps: for a file that may be read and no more.
+
+Nothing is created in the source. How far a table was polled is known by the mirror's watermark
+alone; what this source remembers beside it only saves reads.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rhei_pipeline.capture.keyset import PollOptions
+from rhei_pipeline.capture.sqlite_polling_snapshot import Memory, Poll, PollingSnapshot
+from rhei_pipeline.capture.trigger_sql import CLOCK
+from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.events import Position
+from rhei_pipeline.oltp.sqlite import SqliteDatabase
+from rhei_pipeline.oltp.sqlite_schema import read_table
+from rhei_pipeline.protocols import Audit
+from rhei_pipeline.schema import Mode, Table, TableOptions, TableSchema, nearest
+from rhei_pipeline.sql import listed, quote
+
+_log = logging.getLogger(__name__)
+
+#: SQLite's clock and the monotonic one, read side by side, differ by less while both go forward.
+_STEP_SECONDS = 0.002
+
+
+def _unknown(_name: str) -> None:
+    """Know no table yet."""
+
+
+class PollingSource:
+    """A `ChangeSource` over one SQLite file that it only reads.
+
+    Args:
+        database: The source.
+        polls: How each table is polled, by name.
+        options: Partial replication, chosen keys, given types, by table.
+        known: Returns the table as it is mirrored, by name; None when it is not yet.
+        notes: A file that tells others how far this mirror has come; never relied on here.
+        monotonic: A clock that never goes back, in seconds.
+
+    Not for several threads at once; the caller holds a lock around its work.
+    """
+
+    def __init__(
+        self,
+        database: SqliteDatabase,
+        polls: Mapping[str, PollOptions] | None = None,
+        options: Mapping[str, TableOptions] | None = None,
+        known: Callable[[str], Table | None] = _unknown,
+        notes: Path | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._polls = {name.lower(): chosen for name, chosen in (polls or {}).items()}
+        self._options = {name.lower(): chosen for name, chosen in (options or {}).items()}
+        self._known = known
+        self._notes = notes
+        self._monotonic = monotonic
+        self._memory = Memory()
+        self._catalogue: dict[str, Poll] = {}
+        self._catalogue_version = -1
+        self._noted: dict[str, Position] = {}
+        self._warned: set[str] = set()
+        self._clocks: tuple[float, float] | None = None
+        self._connection = database.connect(mode="ro")
+        self._inode = _inode(database.path)
+
+    def describe(self, name: str) -> TableSchema:
+        """Read a table's schema as it is now."""
+        return self._poll(name).source.schema
+
+    def schema_version(self) -> int:
+        """Return SQLite's own count of schema changes."""
+        self._follow_the_file()
+        with self._database.translated():
+            return int(self._connection.execute("pragma schema_version").fetchone()[0])
+
+    def install(self, table: Table, least: int) -> None:
+        """Take note of where positions begin; create nothing. Warns of a missing index."""
+        poll = self._poll(table.name)
+        self._memory.note(table.name, least)
+        if table.name not in self._warned and not self._has_index(poll):
+            self._warned.add(table.name)
+            key = listed([poll.options.updated_at, *poll.source.schema.primary_key])
+            _log.warning(
+                "table %r: no index begins with %r, so every poll that follows a commit reads the"
+                " whole table; create index on %s(%s)",
+                table.name,
+                poll.options.updated_at,
+                quote(table.name),
+                key,
+            )
+
+    def stands(self, table: Table) -> bool:  # noqa: ARG002
+        """Say yes: there is nothing in the source that could fall."""
+        return True
+
+    @contextmanager
+    def snapshot(self, *, rows: bool = False) -> Iterator[PollingSnapshot]:  # noqa: ARG002
+        """Hold one committed state of the source; its rows can always be read."""
+        self._follow_the_file()
+        with self._database.translated():
+            clock = self._clock()
+            self._connection.execute("begin")
+            try:
+                yield PollingSnapshot(self._connection, self._poll, self._memory, clock)
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("rollback")
+
+    def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:  # noqa: ARG002
+        """Forget the keys that were to be read again; the source itself keeps nothing for us."""
+        for name, position in needed_from.items():
+            self._memory.note(name, position.order)
+            self._memory.touched.pop(name, None)
+        if self._notes and any(self._noted.get(name) != at for name, at in needed_from.items()):
+            self._noted |= needed_from
+            _write_notes(self._notes, self._noted)
+        return 0
+
+    def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
+        """Remember keys to read again."""
+        self._memory.touched.setdefault(table.name, []).extend(keys)
+
+    def forget_mirror(self) -> None:
+        """Leave no note behind."""
+        if self._notes:
+            self._notes.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the connection; safe to repeat."""
+        self._connection.close()
+
+    def _clock(self) -> int:
+        """Read the source's clock in microseconds; a step back makes older positions void."""
+        before = self._monotonic()
+        (now,) = self._connection.execute(f"select {CLOCK}").fetchone()
+        if self._clocks is not None:
+            wall, monotonic = self._clocks
+            if now / 1e6 - wall < before - monotonic - _STEP_SECONDS:
+                self._memory.distrust()
+        self._clocks = (now / 1e6, self._monotonic())
+        return int(now)
+
+    def _follow_the_file(self) -> None:
+        """Open the file anew when another one was put in its place."""
+        inode = _inode(self._database.path)
+        if inode != self._inode:
+            self._connection.close()
+            self._connection = self._database.connect(mode="ro")
+            self._inode = inode
+            self._memory.forget_versions()
+            self._catalogue_version = -1
+
+    def _poll(self, name: str) -> Poll:
+        with self._database.translated():
+            version = self._connection.execute("pragma schema_version").fetchone()[0]
+            if version != self._catalogue_version:
+                self._catalogue.clear()
+                self._catalogue_version = version
+            if name not in self._catalogue:
+                self._catalogue[name] = self._read(name)
+        return self._catalogue[name]
+
+    def _read(self, name: str) -> Poll:
+        chosen, known = self._options.get(name.lower(), TableOptions()), self._known(name)
+        source = read_table(self._connection, name, chosen, known.schema if known else None)
+        return Poll(source, self._spelled(source.schema.name))
+
+    def _spelled(self, table: str) -> PollOptions:
+        """Return the table's options with its columns' names as the table has them."""
+        options = self._polls.get(table.lower(), PollOptions())
+        rows = self._connection.execute("select name from pragma_table_xinfo(?)", (table,))
+        columns = {name.lower(): name for (name,) in rows}
+        updated_at = _column(table, columns, "updated_at", options.updated_at)
+        if options.deleted_at is None:
+            return replace(options, updated_at=updated_at)
+        deleted_at = _column(table, columns, "deletes", options.deleted_at)
+        return replace(options, updated_at=updated_at, deleted_at=deleted_at)
+
+    def _has_index(self, poll: Poll) -> bool:
+        found = self._connection.execute(
+            "select 1 from pragma_index_list(?) l, pragma_index_xinfo(l.name) x"
+            " where x.seqno = 0 and x.name = ? and not l.partial",
+            (poll.source.schema.name, poll.options.updated_at),
+        )
+        return found.fetchone() is not None
+
+
+def unseen(source: PollingSource, tables: Mapping[str, Mode], notes: Path) -> int | None:
+    """Count what a mirror has not seen, by the notes it left; None when it left none."""
+    positions = _read_notes(notes)
+    if not positions:
+        return None
+    with source.snapshot() as snapshot:
+        return sum(
+            _behind(snapshot, Table(source.describe(name), mode), positions.get(name))
+            for name, mode in tables.items()
+        )
+
+
+def _behind(snapshot: PollingSnapshot, table: Table, position: Position | None) -> int:
+    if position is None or not snapshot.proves(table, position):
+        return 1
+    due = snapshot.audit(table, position) is not Audit.NONE
+    return snapshot.pending(table, position) + int(due)
+
+
+def _column(table: str, columns: Mapping[str, str], setting: str, name: str) -> str:
+    if name.lower() not in columns:
+        raise SchemaError(
+            f"'polling.{setting}' names column {name!r}, which the source does not have",
+            table=table,
+            hint=nearest(name, sorted(columns.values())),
+        )
+    return columns[name.lower()]
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _write_notes(path: Path, positions: Mapping[str, Position]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    form = {name: [position.order, position.proof] for name, position in positions.items()}
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(form), "utf-8")
+    beside.replace(path)
+
+
+def _read_notes(path: Path) -> dict[str, Position]:
+    try:
+        form = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: Position(order, proof) for name, (order, proof) in form.items()}

@@ -1,0 +1,154 @@
+"""Rows of a SQLite table as batches: what every way to capture from SQLite reads the same way."""
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rhei_pipeline.events import (
+    EVENT_FIELDS,
+    ChangeBatch,
+    DeadLetter,
+    RowBatch,
+    event_schema,
+    key_text,
+)
+from rhei_pipeline.oltp.rejections import Rejection, without
+from rhei_pipeline.oltp.sqlite_schema import SqliteTable
+from rhei_pipeline.oltp.sqlite_values import (
+    admit,
+    decode_key,
+    encode_key,
+    fetch,
+    plain,
+)
+from rhei_pipeline.schema import Column, TableSchema
+from rhei_pipeline.sql import listed, quote
+
+_NULL_KEY = "its primary key is null, so the row cannot be told from others"
+
+
+@dataclass(frozen=True, slots=True)
+class RowReader:
+    """Reads whole rows of one table within an open read transaction.
+
+    Attributes:
+        clock: The source's clock; dead letters are dated by it.
+        condition: SQL that a row must meet to count as one; empty for all rows.
+    """
+
+    connection: sqlite3.Connection
+    source: SqliteTable
+    clock: datetime
+    condition: str = ""
+
+    def rows(self, resume: str | None, limit: int) -> RowBatch | None:
+        """Read the next rows in key order; None when there are no more."""
+        schema = self.source.schema
+        sql, params = self._rows_sql(resume, limit)
+        rows = next(fetch(self.connection, sql, params, limit), None)
+        if rows is None:
+            return None
+        columns = key_first(schema)
+        arrays, rejections = admit(rows, columns)
+        letters = _letters(schema, rejections, arrays, rows, self.clock)
+        found = pa.table(without(arrays, rejections), [column.name for column in columns])
+        resume = encode_key(rows[-1][: len(schema.primary_key)])
+        return RowBatch(found.select(list(schema.names)), resume, letters)
+
+    def keyless(self) -> tuple[DeadLetter, ...]:
+        """Name the rows whose key is null: SQLite allows them, and nothing can tell them apart."""
+        schema = self.source.schema
+        nullable = [column for column in schema.key_columns if column.nullable]
+        if not nullable:
+            return ()
+        unknown = " or ".join(f"{quote(column.name)} is null" for column in nullable)
+        if not self._count(f"({unknown})"):
+            return ()
+        key = key_text(dict.fromkeys(schema.primary_key))
+        return (DeadLetter(schema.name, key, nullable[0].name, _NULL_KEY, self.clock),)
+
+    def count(self) -> int:
+        """Count the rows."""
+        return self._count("true")
+
+    def _count(self, condition: str) -> int:
+        also = f" and {self.condition}" if self.condition else ""
+        found = self.connection.execute(
+            f"select count(*) from {quote(self.source.schema.name)} where {condition}{also}"
+        )
+        return int(found.fetchone()[0])
+
+    def _rows_sql(self, resume: str | None, limit: int) -> tuple[str, list[Any]]:
+        schema = self.source.schema
+        key = listed(schema.primary_key)
+        columns = [column.name for column in key_first(schema)]
+        conditions = [
+            f"{quote(column.name)} is not null" for column in schema.key_columns if column.nullable
+        ]
+        params: list[Any] = []
+        if resume is not None:
+            placeholders, params = decode_key(resume)
+            conditions.append(f"({key}) > ({', '.join(placeholders)})")
+        if self.condition:
+            conditions.append(self.condition)
+        where = f" where {' and '.join(conditions)}" if conditions else ""
+        sql = f"select {listed(columns)} from {quote(schema.name)}{where} order by {key} limit ?"
+        return sql, [*params, limit]
+
+
+def key_first(schema: TableSchema) -> list[Column]:
+    """Return the columns, those of the key first."""
+    return [*schema.key_columns, *schema.value_columns]
+
+
+def event_batch(
+    schema: TableSchema, own: list[pa.Array], rows: list[tuple[Any, ...]], clock: datetime
+) -> ChangeBatch:
+    """Turn rows, key first, into a batch of events; those that do not fit become dead letters.
+
+    `own` are the event's fields of ours, one array each; every row counts as one event.
+    """
+    columns = key_first(schema)
+    arrays, rejections = admit(rows, columns)
+    rejections += _null_keys(arrays, schema.key_columns)
+    letters = _letters(schema, rejections, arrays, rows, clock)
+    names = [*(field.name for field in EVENT_FIELDS), *(column.name for column in columns)]
+    events = pa.table(without([*own, *arrays], rejections), names)
+    wanted = event_schema(schema)
+    return ChangeBatch(events.select(wanted.names).cast(wanted), len(rows), rejected=letters)
+
+
+def _letters(
+    schema: TableSchema,
+    rejections: Sequence[Rejection],
+    arrays: Sequence[pa.Array],
+    rows: Sequence[tuple[Any, ...]],
+    clock: datetime,
+) -> tuple[DeadLetter, ...]:
+    names = schema.primary_key
+
+    def key(row: int) -> dict[str, object]:
+        # As admitted where it was, so that the key reads the same once its row is accepted.
+        admitted = (array[row].as_py() for array in arrays)
+        raw = (plain(value) for value in rows[row])
+        parts = zip(names, admitted, raw, strict=False)
+        return {name: given if value is None else value for name, value, given in parts}
+
+    return tuple(
+        DeadLetter(schema.name, key_text(key(misfit.row)), misfit.column, misfit.reason, clock)
+        for misfit in rejections
+    )
+
+
+def _null_keys(arrays: Sequence[pa.Array], key: Sequence[Column]) -> list[Rejection]:
+    return [
+        Rejection(int(row), column.name, _NULL_KEY)
+        for column, array in zip(key, arrays, strict=False)
+        if array.null_count and column.nullable
+        for row in np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))
+    ]

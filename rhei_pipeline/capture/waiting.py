@@ -1,0 +1,16 @@
+"""Waiting for the server to get somewhere."""
+
+import time
+from collections.abc import Callable
+
+_POLL_SECONDS = 0.01
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Ask again and again; return whether it came true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True

@@ -1,0 +1,190 @@
+"""Which source, and how its changes are learned of: the only place that knows every adapter."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+from rhei_pipeline.capture.sqlite_polling import PollingSource, unseen
+from rhei_pipeline.capture.trigger_log import TriggerSource, unacknowledged
+from rhei_pipeline.errors import MissingExtraError, SchemaError
+from rhei_pipeline.metrics import Finding
+from rhei_pipeline.oltp.sqlite import SqliteDatabase
+from rhei_pipeline.pipeline import Declared
+from rhei_pipeline.protocols import ChangeSource, Database
+from rhei_pipeline.registry import Registry, mirror_id_of
+from rhei_pipeline.schema import Table, TableOptions, TableSchema
+from rhei_pipeline.settings import Settings, SqliteSettings
+
+
+class SourceDatabase(Database, Protocol):
+    """A source's database, and its catalogue."""
+
+    def table_names(self) -> list[str]:
+        """Return the names of all ordinary tables that have a primary key."""
+
+    def read_schema(
+        self, name: str, options: TableOptions, known: TableSchema | None
+    ) -> TableSchema:
+        """Read a table's schema; `known` is what it is mirrored with, if it is."""
+
+    def examine(
+        self,
+        tables: Sequence[str],
+        options: Callable[[str], TableOptions],
+        mirror_id: str | None,
+    ) -> list[Finding]:
+        """Say what stands in the way of capture, why, and what mends it."""
+
+
+class Source(ChangeSource, Protocol):
+    """A source of changes that this process owns."""
+
+    def forget_mirror(self) -> None:
+        """Let the source forget that this mirror exists."""
+
+    def close(self) -> None:
+        """Close what it holds; safe to repeat."""
+
+
+def open_database(settings: Settings) -> SourceDatabase:
+    """Open the operational database; one that is polled is never opened for writing."""
+    source = settings.source
+    if isinstance(source, SqliteSettings):
+        return SqliteDatabase(
+            source.path,
+            busy_timeout_seconds=source.busy_timeout_seconds,
+            read_pool=source.read_pool,
+            read_only=settings.capture_method == "polling",
+        )
+    database: SourceDatabase = postgres().PostgresDatabase(
+        source.dsn.get_secret_value(),
+        statement_timeout_seconds=source.statement_timeout_seconds,
+        pool_size=source.pool_size,
+        connect_timeout_seconds=source.connect_timeout_seconds,
+    )
+    return database
+
+
+def open_source(
+    settings: Settings, database: SourceDatabase, reader: str, registry: Registry
+) -> Source:
+    """Open capture; the source knows the reader of its changes, a mirror or a buffer, by name."""
+    options = table_options(settings)
+    if not isinstance(database, SqliteDatabase):
+        streaming = settings.capture.streaming
+        source: Source = postgres().LogicalSource(database, reader, options, streaming=streaming)
+        return source
+    if settings.capture_method == "polling":
+        return _open_polling(settings, database, registry, _notes_path(settings, reader))
+    return TriggerSource(database, reader, options, registry.table)
+
+
+def unread(settings: Settings, reader: str) -> int | None:
+    """Count the source's events that a reader has not acknowledged; None: it never came."""
+    database = open_database(settings)
+    try:
+        if not isinstance(database, SqliteDatabase):
+            found: int | None = postgres().unconfirmed(database, reader)
+            return found
+        if settings.capture_method == "polling":
+            return _unpolled(settings, database, reader)
+        return unacknowledged(database, reader)
+    finally:
+        database.close()
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Say what stands in the way of mirroring the declared tables; changes nothing."""
+    database = open_database(settings)
+    try:
+        names = [declared.name for declared in declared_tables(settings, database)]
+        options = table_options(settings)
+        mirror_id = mirror_id_of(settings.registry.path)
+        return database.examine(names, lambda n: options.get(n, TableOptions()), mirror_id)
+    finally:
+        database.close()
+
+
+def declared_tables(settings: Settings, database: SourceDatabase) -> list[Declared]:
+    """Return the tables of the declaration; without any, all that have a primary key."""
+    if settings.tables is not None:
+        return [Declared(table.name, table.mode or settings.mode) for table in settings.tables]
+    names = database.table_names()
+    if not names:
+        raise SchemaError(
+            "the source has no table with a primary key",
+            hint="create one, or name tables and their 'primary_key' under 'tables'",
+        )
+    return [Declared(name, settings.mode) for name in names]
+
+
+def declared_schemas(settings: Settings) -> list[Table]:
+    """Read the declared tables' schemas from the source, and open nothing else."""
+    database = open_database(settings)
+    try:
+        options = table_options(settings)
+        mirror_id = mirror_id_of(settings.registry.path)
+        registry = Registry(settings.registry.path if mirror_id else None, mirror_id or "")
+        tables = []
+        for declared in declared_tables(settings, database):
+            known = registry.table(declared.name)
+            chosen = options.get(declared.name, TableOptions())
+            schema = database.read_schema(declared.name, chosen, known.schema if known else None)
+            tables.append(Table(schema, declared.mode))
+        return tables
+    finally:
+        database.close()
+
+
+def table_options(settings: Settings) -> dict[str, TableOptions]:
+    """Return what the declaration says of single tables."""
+    return {
+        table.name: TableOptions(
+            columns=None if table.columns is None else tuple(table.columns),
+            primary_key=None if table.primary_key is None else tuple(table.primary_key),
+            types=dict(table.types or {}),
+        )
+        for table in settings.tables or ()
+    }
+
+
+def postgres() -> ModuleType:
+    """Import what PostgreSQL needs, now that it is wanted.
+
+    Raises:
+        MissingExtraError: The driver is not installed.
+    """
+    try:
+        return importlib.import_module("rhei_pipeline.capture.logical_decoding")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("psycopg"):
+            raise
+        raise MissingExtraError(
+            f"a PostgreSQL source needs the package {error.name!r}",
+            hint="pip install 'rhei-pipeline[postgres]'",
+        ) from error
+
+
+def _open_polling(
+    settings: Settings, database: SqliteDatabase, registry: Registry, notes: Path | None
+) -> PollingSource:
+    polls = {table.name: table.polling.options for table in settings.tables or ()}
+    return PollingSource(database, polls, table_options(settings), registry.table, notes)
+
+
+def _notes_path(settings: Settings, reader: str) -> Path:
+    """Return where a reader that polls notes how far it has come; nothing may be in the source."""
+    return settings.registry.path.with_name(f"{reader}.polled.json")
+
+
+def _unpolled(settings: Settings, database: SqliteDatabase, reader: str) -> int | None:
+    mirror_id = mirror_id_of(settings.registry.path)
+    registry = Registry(settings.registry.path if mirror_id else None, mirror_id or "")
+    source = _open_polling(settings, database, registry, None)
+    try:
+        modes = {table.name: table.mode for table in declared_tables(settings, database)}
+        return unseen(source, modes, _notes_path(settings, reader))
+    finally:
+        source.close()
