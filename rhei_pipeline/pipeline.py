@@ -16,6 +16,7 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.initial_sync import Copied, OnProgress, copy_table, needs_copy
 from rhei_pipeline.ledger import Ledger, TableState
+from rhei_pipeline.logs import one_cycle
 from rhei_pipeline.metrics import (
     CopyReport,
     RepairReport,
@@ -161,7 +162,7 @@ class Pipeline:
 
     def sync(self, on_progress: OnProgress = no_progress) -> SyncReport:
         """Bring every table up to the source as it is now; copy first what was never copied."""
-        with self._lock:
+        with self._lock, one_cycle():
             started = time.monotonic()
             copied: dict[str, Copied] = {}
             for _ in range(_LOOKS):
@@ -172,6 +173,7 @@ class Pipeline:
                 if reports is not None:
                     self._synced_from = begun
                     report = self._report(reports, copied, started)
+                    _log.debug("synced %d events", report.events)
                     for watcher in self._watchers:
                         watcher(report)
                     return report
