@@ -161,6 +161,8 @@ def query(
     json_: Json = False,
 ) -> None:
     """Ask the source or the mirror; without a statement, open a shell."""
+    if sql is None and not sys.stdin.isatty():
+        raise typer.BadParameter("give a statement, or a terminal to ask for them")
     with _opened(config) as htap:
         if sql is None:
             with line_editing(htap):
