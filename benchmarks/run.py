@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import postgres
+from benchmarks import door, postgres
 from benchmarks.orders import Orders, orders
 from benchmarks.timing import timed
 
@@ -158,6 +158,7 @@ def main() -> None:
     """Run what is named, or all."""
     chapters = {part.__name__: part for part in (cycles, buffer, copy, idle, triggers)}
     chapters["postgres"] = postgres.measure
+    chapters["door"] = door.measure
     shown = Table("measured", "figure")
     console = Console()
     for name in sys.argv[1:] or chapters:

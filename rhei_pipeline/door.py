@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import pyarrow as pa
@@ -163,9 +163,11 @@ class Door:
 
         What the mirror answers is never in memory whole. Where it turns out on the way that only
         the source answers exactly, the stream ends in an error, and what was sent is not to be
-        used.
+        used. What reads a table otherwise than by key is answered by the mirror, too.
         """
         plan = self._plan(sql, params)
+        if plan.scans:
+            plan = replace(plan, route=Route("olap", "it reads many rows"))
         query = plan.query
         if (
             query is None

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -69,6 +69,8 @@ class Plan:
         bound: Places of the parameters that the mirror's statement takes, from 1; it calls them
             `$p1`, `$p2`, ....
         reads: Whether it is a query at all.
+        history: Whether it asks for history, in the mirror's SQL.
+        scans: Whether it reads one table otherwise than by key, and the mirror could answer.
     """
 
     route: Route
@@ -79,6 +81,7 @@ class Plan:
     bound: tuple[int, ...] = ()
     reads: bool = True
     history: bool = False
+    scans: bool = False
 
 
 class Router:
@@ -156,14 +159,28 @@ def _plan_query(parsed: exp.Query, sql: str, params: Sequence[Any], catalog: Cat
         columns = _columns_alone(parsed, params, catalog)
         return Plan(Route("oltp", lead + reason), columns=columns)
     if analytical is None:
-        return Plan(
-            Route("oltp", "it reads rows of one table, which the source has as they are now"),
-            names=made.names,
-            columns=made.columns,
-        )
+        route = Route("oltp", "it reads rows of one table, which the source has as they are now")
+        scans = bool(made.tables) and not _names_keys(parsed, made.tables, catalog)
+        return replace(made, route=route, scans=scans)
     if not made.tables:
         return Plan(Route("oltp", "it reads no table"), names=made.names, columns=made.columns)
     return made
+
+
+def _names_keys(parsed: exp.Query, tables: frozenset[str], catalog: Catalog) -> bool:
+    """Tell whether a condition equates a column of a primary key, so that few rows are read."""
+    keys = {
+        name.lower()
+        for table in catalog.tables.values()
+        if table.schema.name in tables
+        for name in table.schema.primary_key
+    }
+    compared = [
+        side
+        for found in parsed.find_all(exp.EQ, exp.In)
+        for side in (found.this, found.args.get("expression"))
+    ]
+    return any(isinstance(side, exp.Column) and side.name.lower() in keys for side in compared)
 
 
 def _analytical(parsed: exp.Query) -> str | None:

@@ -45,16 +45,27 @@ def query(
     """
     refuse_writing(sql, "sqlite")
     with _reading():
-        cursor = connection.execute(sql, params)
-        if cursor.description is None:
-            raise QueryError("this is not a reading statement", hint="use execute for writes")
-        names = [column[0] for column in cursor.description]
-        cursor.close()
-        rows = [row for part in fetch(connection, sql, params, _FETCH_ROWS) for row in part]
+        names, rows = _rows(connection, sql, params)
     found = list(zip(*rows, strict=True)) or [()] * len(names)
     told = columns if columns is not None and len(columns) == len(names) else [None] * len(names)
     arrays = [_typed(*each) for each in zip(names, found, told, strict=True)]
     return pa.table(arrays, names)
+
+
+def _rows(
+    connection: sqlite3.Connection, sql: str, params: Sequence[Any]
+) -> tuple[list[str], list[tuple[Any, ...]]]:
+    cursor = connection.execute(sql, params)
+    if cursor.description is None:
+        raise QueryError("this is not a reading statement", hint="use execute for writes")
+    names = [column[0] for column in cursor.description]
+    try:
+        return names, cursor.fetchall()
+    except sqlite3.OperationalError as error:
+        if "UTF-8" not in str(error):
+            raise
+    cursor.close()
+    return names, [row for part in fetch(connection, sql, params, _FETCH_ROWS) for row in part]
 
 
 def lock_down(connection: sqlite3.Connection) -> None:
