@@ -6,9 +6,10 @@ from dataclasses import replace
 import pyarrow as pa
 from sqlglot import exp
 
-from rhei_pipeline.schema import decimal_type
 from rhei_pipeline.sql import literal
 from rhei_pipeline.translation import functions
+from rhei_pipeline.translation.arithmetic import compute
+from rhei_pipeline.translation.comparisons import compare, like_text, truth
 from rhei_pipeline.translation.meaning import (
     NUMERIC,
     TEMPORAL,
@@ -24,8 +25,6 @@ from rhei_pipeline.translation.values import (
     as_truth,
     as_value,
     cast,
-    exact_text,
-    guarded,
     number,
     settle,
     unify,
@@ -41,7 +40,6 @@ _COMPARISONS: dict[type[exp.Expr], str] = {
     exp.NullSafeEQ: "is not distinct from",
     exp.NullSafeNEQ: "is distinct from",
 }
-_EQUALITIES = {"=", "<>", "is not distinct from", "is distinct from"}
 #: Dialects bind these differently against each other, so an operand of that sort needs brackets.
 _LOOSE = (
     *_COMPARISONS,
@@ -62,8 +60,6 @@ _ARITHMETIC: dict[type[exp.Expr], str] = {
     exp.Div: "/",
     exp.Mod: "%",
 }
-#: Upper- and lower-case letters as SQLite knows them.
-UPPER, LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
 
 
 def express(node: exp.Expr, scope: Scope, context: Context) -> Typed:
@@ -76,7 +72,7 @@ def express(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     found = rule(node, scope, context) if rule else functions.call(node, scope, context, express)
     refuse_unread(node)
     if _is_negated(node):
-        found = _truth(f"(not {as_truth(found, sqlite=context.sqlite)})", found)
+        found = truth(f"(not {as_truth(found, sqlite=context.sqlite)})", found)
     if scope.groups is not None and found.sql in scope.groups:
         return replace(found, aggregate=False, loose=frozenset())
     return found
@@ -144,18 +140,14 @@ def _paren(node: exp.Expr, scope: Scope, context: Context) -> Typed:
 
 def _not(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     inner = express(node.this, scope, context)
-    return _truth(f"(not {as_truth(inner, sqlite=context.sqlite)})", inner)
-
-
-def _truth(sql: str, *parts: Typed) -> Typed:
-    return derived(sql, Kind.TRUTH, pa.bool_(), *parts, collated=False)
+    return truth(f"(not {as_truth(inner, sqlite=context.sqlite)})", inner)
 
 
 def _connective(word: str) -> Callable[[exp.Expr, Scope, Context], Typed]:
     def connect(node: exp.Expr, scope: Scope, context: Context) -> Typed:
         parts = [express(part, scope, context) for part in (node.this, node.expression)]
         texts = [as_truth(part, sqlite=context.sqlite) for part in parts]
-        return _truth(f"({f' {word} '.join(texts)})", *parts)
+        return truth(f"({f' {word} '.join(texts)})", *parts)
 
     return connect
 
@@ -166,49 +158,15 @@ def _comparison(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     return compare(_COMPARISONS[type(node)], left, right, context)
 
 
-def compare(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
-    """Compare two values as the source does.
-
-    Raises:
-        StaysError: They are of different kinds, or the source compares them in its own way.
-    """
-    left, right = settle(left, right.kind), settle(right, left.kind)
-    if left.inexact or right.inexact:
-        raise StaysError("it compares sums of reals, whose last digits depend on the order of rows")
-    texts = _comparable(left, right, exactly=context.sqlite)
-    if operator not in _EQUALITIES and (left.collated or right.collated):
-        raise StaysError("the source orders text by a collation of its own")
-    return _truth(f"({texts[0]} {operator} {texts[1]})", left, right)
-
-
-def _comparable(left: Typed, right: Typed, *, exactly: bool) -> tuple[str, str]:
-    kinds = {left.kind, right.kind} - {Kind.NULL}
-    if Kind.OPAQUE in kinds:
-        raise StaysError(
-            "it compares a column that the mirror keeps in another form, or in another order"
-        )
-    if len(kinds) <= 1 and kinds != {Kind.NUMBER}:
-        return left.sql, right.sql
-    if kinds <= {Kind.INT, Kind.DECIMAL}:
-        return left.sql, right.sql
-    if not kinds <= NUMERIC:
-        raise StaysError(f"it compares {' with '.join(sorted(kinds))}")
-    first, second = (
-        part.sql if part.kind is Kind.NULL else as_double(part, exactly=exactly)
-        for part in (left, right)
-    )
-    return first, second
-
-
 def _is(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     left = express(node.this, scope, context)
     if isinstance(node.this, _LOOSE):
         raise StaysError("its operators need brackets to mean the same everywhere")
     if isinstance(node.expression, exp.Null):
-        return _truth(f"({left.sql} is null)", left)
+        return truth(f"({left.sql} is null)", left)
     if isinstance(node.expression, exp.Boolean) and left.kind is Kind.TRUTH:
         word = "true" if node.expression.this else "false"
-        return _truth(f"({left.sql} is {word})", left)
+        return truth(f"({left.sql} is {word})", left)
     right = _operand(node.expression, scope, context)
     left = as_value(left, sqlite=context.sqlite)
     return compare("is not distinct from", left, right, context)
@@ -221,7 +179,7 @@ def _between(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     if node.args.get("symmetric"):
         raise StaysError("it is BETWEEN SYMMETRIC")
     parts = compare(">=", value, low, context), compare("<=", value, high, context)
-    return _truth(f"({parts[0].sql} and {parts[1].sql})", *parts)
+    return truth(f"({parts[0].sql} and {parts[1].sql})", *parts)
 
 
 def _in(node: exp.Expr, scope: Scope, context: Context) -> Typed:
@@ -233,7 +191,7 @@ def _in(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     if not members or node.args.get("field") or node.args.get("unnest"):
         raise StaysError("its IN names a table, or nothing")
     parts = [compare("=", value, _operand(part, scope, context), context) for part in members]
-    return _truth(f"({' or '.join(part.sql for part in parts)})", *parts)
+    return truth(f"({' or '.join(part.sql for part in parts)})", *parts)
 
 
 def _in_query(value: Typed, query: exp.Expr, scope: Scope, context: Context) -> Typed:
@@ -248,7 +206,7 @@ def _in_query(value: Typed, query: exp.Expr, scope: Scope, context: Context) -> 
         raise StaysError("its IN compares integers with reals")
     settled = settle(value, other.kind)
     compare("=", settled, other, context)
-    return _truth(f"({settled.sql} in ({text}))", settled, _outer(text, columns, scope))
+    return truth(f"({settled.sql} in ({text}))", settled, _outer(text, columns, scope))
 
 
 def _outer(text: str, columns: tuple[tuple[str | None, Typed], ...], scope: Scope) -> Typed:
@@ -264,7 +222,7 @@ def _outer(text: str, columns: tuple[tuple[str | None, Typed], ...], scope: Scop
 
 def _exists(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     text, columns = _subselect(node.this, scope, context)
-    return _truth(f"(exists ({text}))", _outer(text, columns, scope))
+    return truth(f"(exists ({text}))", _outer(text, columns, scope))
 
 
 def _scalar(node: exp.Expr, scope: Scope, context: Context) -> Typed:
@@ -295,22 +253,11 @@ def _like(node: exp.Expr, scope: Scope, context: Context) -> Typed:
         raise StaysError("it is LIKE on something other than text")
     if isinstance(node, exp.ILike):
         raise StaysError("ILIKE folds letters by the source's locale")
-    return _truth(_like_text(parts, escape, context), *parts)
+    return truth(like_text(parts, escape, context), *parts)
 
 
 def _sides(node: exp.Expr) -> tuple[exp.Expr, exp.Expr]:
     return node.this, node.expression
-
-
-def _like_text(parts: list[Typed], escape: str | None, context: Context) -> str:
-    if not context.sqlite:
-        # A backslash escapes in PostgreSQL also where no ESCAPE says so.
-        return f"({parts[0].sql} like {parts[1].sql} escape {literal(escape or chr(92))})"
-    if escape is not None and escape.upper() != escape.lower():
-        raise StaysError("its ESCAPE is a letter")
-    folded = [f"translate({exact_text(part, sqlite=True)}, '{UPPER}', '{LOWER}')" for part in parts]
-    behind = f" escape {literal(escape)}" if escape else ""
-    return f"({folded[0]} like {folded[1]}{behind})"
 
 
 def _arithmetic(node: exp.Expr, scope: Scope, context: Context) -> Typed:
@@ -319,73 +266,7 @@ def _arithmetic(node: exp.Expr, scope: Scope, context: Context) -> Typed:
         raise StaysError("its operators need brackets to mean the same everywhere")
     left, right = (_operand(side, scope, context) for side in sides)
     left, right = settle(left, right.kind), settle(right, left.kind)
-    operator = _ARITHMETIC[type(node)]
-    kinds = {left.kind, right.kind} - {Kind.NULL}
-    if not kinds or not kinds <= NUMERIC:
-        raise StaysError(f"it computes with {' and '.join(sorted(kinds)) or 'nulls'}")
-    if kinds == {Kind.INT}:
-        return _integers(operator, left, right, context)
-    if Kind.REAL not in kinds and Kind.NUMBER not in kinds:
-        return _decimals(operator, left, right)
-    return _reals(operator, left, right, context)
-
-
-def _integers(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
-    widths = [part.type for part in (left, right) if part.kind is Kind.INT]
-    kept = max(widths, key=lambda width: width.bit_width)
-    first, second = cast(left, kept), cast(right, kept)
-    if operator in {"/", "%"}:
-        word = "//" if operator == "/" else "%"
-        divided = f"({first} {word} nullif({second}, 0))"
-        if not context.sqlite:
-            divided = guarded(f"{second} = 0", divided)
-        # The smallest integer by -1 overflows in its own way on each engine.
-        text = guarded(f"{second} = -1 and {first} = {_smallest(kept)}", divided)
-    else:
-        text = f"({first} {operator} {second})"
-    return derived(f"cast({text} as {_name(kept)})", Kind.INT, kept, left, right)
-
-
-def _smallest(kept: pa.DataType) -> str:
-    return f"(-{2 ** (kept.bit_width - 1) - 1} - 1)"
-
-
-def _name(kept: pa.DataType) -> str:
-    return {16: "smallint", 32: "integer", 64: "bigint"}[kept.bit_width]
-
-
-def _decimals(operator: str, left: Typed, right: Typed) -> Typed:
-    if operator not in {"+", "-", "*"}:
-        raise StaysError("it divides numerics, whose digits the source chooses")
-    scales = [part.type.scale if part.kind is Kind.DECIMAL else 0 for part in (left, right)]
-    scale = sum(scales) if operator == "*" else max(scales)
-    kept = decimal_type(38, min(scale, 38))
-    text = f"cast(({left.sql} {operator} {right.sql}) as decimal(38, {kept.scale}))"
-    return derived(text, Kind.DECIMAL, kept, left, right)
-
-
-def _reals(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
-    if operator == "%":
-        raise StaysError("it takes a remainder of reals")
-    first, second = (
-        "cast(null as double)" if part.kind is Kind.NULL else as_double(part, exactly=False)
-        for part in (left, right)
-    )
-    real = {left.kind, right.kind} & {Kind.REAL}
-    if operator == "/":
-        if not real:
-            raise StaysError("it divides numbers that are integers in some rows")
-        divided = f"({first} / nullif({second}, 0))"
-        text = divided if context.sqlite else guarded(f"{second} = 0", divided)
-    else:
-        text = f"({first} {operator} {second})"
-    if context.sqlite:
-        # SQLite has no NaN: what is none is null.
-        text = f"nullif({text}, 'nan'::double)"
-    else:
-        text = guarded(f"not isfinite({text})", text)
-    kind = Kind.REAL if real else Kind.NUMBER
-    return derived(text, kind, pa.float64(), left, right)
+    return compute(_ARITHMETIC[type(node)], left, right, context)
 
 
 def _neg(node: exp.Expr, scope: Scope, context: Context) -> Typed:
@@ -425,7 +306,7 @@ def _case(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     for branch in node.args["ifs"]:
         if subject is None:
             tested = express(branch.this, scope, context)
-            tests.append(_truth(as_truth(tested, sqlite=context.sqlite), tested))
+            tests.append(truth(as_truth(tested, sqlite=context.sqlite), tested))
         else:
             tests.append(compare("=", subject, _operand(branch.this, scope, context), context))
         values.append(express(branch.args["true"], scope, context))

@@ -7,19 +7,14 @@ import pyarrow as pa
 from sqlglot import exp
 
 from rhei_pipeline.sql import duckdb_type
+from rhei_pipeline.translation.aggregates import order_text
 from rhei_pipeline.translation.expressions import condition, express
-from rhei_pipeline.translation.functions import decides, order_text, orderable
+from rhei_pipeline.translation.joins import from_clause, refuse_other, rowwise, with_names
+from rhei_pipeline.translation.limits import decided, hidden_keys, limit_text, order_keys
 from rhei_pipeline.translation.meaning import Kind, StaysError, Typed
-from rhei_pipeline.translation.scope import (
-    Context,
-    Relation,
-    Scope,
-    base_relation,
-    folded,
-)
+from rhei_pipeline.translation.scope import Columns, Context, Relation, Scope, folded
 from rhei_pipeline.translation.values import as_value, settle, unify
 
-Columns = tuple[tuple[str | None, Typed], ...]
 _SELECT_PARTS = {
     "with_",
     "expressions",
@@ -34,7 +29,6 @@ _SELECT_PARTS = {
     "distinct",
 }
 _SET_PARTS = {"with_", "this", "expression", "distinct", "order", "limit", "offset"}
-_OUTER = {"LEFT", "RIGHT", "FULL"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,33 +83,19 @@ def _ctes(node: exp.Expr | None, context: Context) -> str:
         text, columns = _plain(translate(cte.this, None, context))
         names = [folded(name, context) for name in cte.args["alias"].args.get("columns") or ()]
         alias = context.alias()
-        named = _with_names(columns, names)
+        named = with_names(columns, names)
         name = folded(cte.args["alias"].this, context)
         context.ctes = {**context.ctes, name: Relation(name, alias, named)}
         texts.append(f"{alias} as ({text})")
     return f"with {', '.join(texts)} "
 
 
-def _with_names(columns: Columns, names: Sequence[str]) -> Columns:
-    if not names:
-        return columns
-    if len(names) != len(columns):
-        raise StaysError("a list of column names has another length than its query")
-    return tuple((name, typed) for name, (_, typed) in zip(names, columns, strict=True))
-
-
-def _refuse_other(node: exp.Expr, known: set[str]) -> None:
-    other = sorted(name for name, value in node.args.items() if value and name not in known)
-    if other:
-        raise StaysError(f"its {other[0].rstrip('_')} clause is beyond what is translated")
-
-
 def _select(node: exp.Select, parent: Scope | None, context: Context) -> Query:
-    _refuse_other(node, _SELECT_PARTS)
+    refuse_other(node, _SELECT_PARTS)
     scope = Scope(parent=parent)
-    from_ = _from(node, scope, context)
+    from_ = from_clause(node, scope, context)
     where = node.args.get("where")
-    filtered = f" where {_rowwise(where.this, scope, context)}" if where is not None else ""
+    filtered = f" where {rowwise(where.this, scope, context)}" if where is not None else ""
     keys = _group_keys(node, scope, context)
     if keys:
         scope.groups = frozenset(key.sql for key in keys)
@@ -125,7 +105,7 @@ def _select(node: exp.Select, parent: Scope | None, context: Context) -> Query:
     }
     having = node.args.get("having")
     tested = express(having.this, scope, context) if having is not None else None
-    order = _order(node, outputs, scope, context)
+    order = order_keys(node, outputs, scope, context)
     grouped = (
         bool(keys)
         or tested is not None
@@ -159,10 +139,10 @@ def _assembled(  # noqa: PLR0913, PLR0917
     if distinct is not None:
         _refuse_vague(distinct, outputs, order)
     hidden: tuple[Typed, ...] = ()
-    limit = _limit(node, context)
+    limit = limit_text(node, context)
     sorted_by = [key for _, key in order]
-    if limit and not _decided(sorted_by, outputs, scope, grouped, keys):
-        hidden = _hidden(node, sorted_by, distinct is not None)
+    if limit and not decided(sorted_by, outputs, scope, grouped, keys):
+        hidden = hidden_keys(node, sorted_by, distinct is not None)
     texts = [f'{_shown(typed)} as "_{place}"' for place, (_, typed) in enumerate(outputs)]
     texts += [f'{key.sql} as "_key{place}"' for place, key in enumerate(hidden)]
     sql = f"select {'distinct ' if distinct is not None else ''}{', '.join(texts)}{body}"
@@ -188,13 +168,6 @@ def _shown(typed: Typed) -> str:
     return _cast_to(typed.sql, typed)
 
 
-def _rowwise(node: exp.Expr, scope: Scope, context: Context) -> str:
-    found = express(node, scope, context)
-    if found.aggregate:
-        raise StaysError("an aggregate stands where single rows are chosen")
-    return condition(node, scope, context)
-
-
 def _refuse_loose(parts: Sequence[Typed], scope: Scope) -> None:
     if any(part.loose & scope.own for part in parts):
         raise StaysError("it shows columns that are not grouped, of a row that the source chooses")
@@ -212,102 +185,11 @@ def _refuse_vague(
         raise StaysError("it is DISTINCT, and ordered by what it does not show")
 
 
-def _from(node: exp.Select, scope: Scope, context: Context) -> str:
-    first = node.args.get("from_")
-    if first is None:
-        return ""
-    relation = _relation(first.this, context)
-    scope.relations.append(relation)
-    text = f" from {relation.sql}"
-    joins = node.args.get("joins") or []
-    sides = [str(join.args.get("side") or "").upper() for join in joins]
-    if {"RIGHT", "FULL"} & set(sides) and len(joins) > 1:
-        raise StaysError("it joins more than two tables, one of them RIGHT or FULL")
-    for join, side in zip(joins, sides, strict=True):
-        text += _join(join, side, scope, context)
-    return text
-
-
-def _join(join: exp.Join, side: str, scope: Scope, context: Context) -> str:
-    _refuse_other(join, {"this", "on", "using", "side", "kind", "method"})
-    kind = str(join.args.get("kind") or "").upper()
-    if kind not in {"", "INNER", "OUTER", "CROSS"} or side not in _OUTER | {""}:
-        raise StaysError(f"it is a {kind or side} join")
-    relation = _relation(join.this, context)
-    names = _shared_names(join, relation, scope, context)
-    if names:
-        if side in {"RIGHT", "FULL"}:
-            raise StaysError("a RIGHT or FULL join merges columns")
-        matched, relation = _merged(names, relation, scope)
-        scope.relations.append(relation)
-        return f" {side or 'inner'} join {relation.sql} on {matched}"
-    scope.relations.append(relation)
-    on = join.args.get("on")
-    if on is None and side:
-        raise StaysError("an outer join has no condition")
-    matched = _rowwise(on, scope, context) if on is not None else "true"
-    return f" {side or 'inner'} join {relation.sql} on {matched}"
-
-
-def _shared_names(join: exp.Join, relation: Relation, scope: Scope, context: Context) -> list[str]:
-    if join.args.get("using"):
-        return [folded(found, context) for found in join.args["using"]]
-    method = str(join.args.get("method") or "").upper()
-    if method not in {"", "NATURAL"}:
-        raise StaysError(f"it is a {method} join")
-    if not method:
-        return []
-    lower = [name.lower() for name, _ in relation.columns if name is not None]
-    before = {name.lower() for each in scope.relations for name, _ in each.columns if name}
-    shared = [name for name in lower if name in before]
-    if not shared or not relation.whole or not all(each.whole for each in scope.relations):
-        raise StaysError("a natural join's columns are not all mirrored")
-    return shared
-
-
-def _merged(names: Sequence[str], relation: Relation, scope: Scope) -> tuple[str, Relation]:
-    if len(scope.relations) > 1:
-        raise StaysError("it merges columns of more than two tables")
-    tests = []
-    for name in names:
-        sides = []
-        for each in (scope.relations[0], relation):
-            found = [typed for known, typed in each.columns if known and known.lower() == name]
-            if len(found) != 1:
-                raise StaysError(f"column {name!r} is not mirrored")
-            sides.append(found[0])
-        if sides[0].kind is not sides[1].kind or sides[0].kind in {Kind.OPAQUE, Kind.NUMBER}:
-            raise StaysError("it joins columns that the engines compare in their own ways")
-        tests.append(f"{sides[0].sql} = {sides[1].sql}")
-    return " and ".join(tests), replace(relation, merged=frozenset(names))
-
-
-def _relation(node: exp.Expr, context: Context) -> Relation:
-    if isinstance(node, exp.Table):
-        return base_relation(node, context)
-    if not isinstance(node, exp.Subquery) or node.args.get("joins"):
-        raise StaysError(f"it reads from {node.key}")
-    alias = node.args.get("alias")
-    text, columns = _plain(translate(node.this, None, context))
-    names = alias.args.get("columns") if alias is not None else None
-    named = _with_names(columns, [folded(name, context) for name in names or ()])
-    shown = folded(alias.this, context) if alias is not None and alias.this is not None else ""
-    unique = context.alias()
-    own = tuple(
-        (
-            name,
-            replace(typed, sql=f"{unique}.{typed.sql}", loose=frozenset({f"{unique}.{typed.sql}"})),
-        )
-        for name, typed in named
-    )
-    return Relation(shown, f"({text}) as {unique}", own)
-
-
 def _group_keys(node: exp.Select, scope: Scope, context: Context) -> list[Typed]:
     group = node.args.get("group")
     if group is None:
         return []
-    _refuse_other(group, {"expressions"})
+    refuse_other(group, {"expressions"})
     aliases = {
         folded(each.args["alias"], context): each.this
         for each in node.expressions
@@ -399,94 +281,8 @@ def _star(node: exp.Expr, scope: Scope, context: Context) -> list[tuple[str | No
     return found
 
 
-def _order(
-    node: exp.Expr, outputs: Columns, scope: Scope, context: Context
-) -> list[tuple[exp.Expr, Typed]]:
-    order = node.args.get("order")
-    if order is None:
-        return []
-    return [
-        (term, orderable(_order_key(term.this, outputs, scope, context)))
-        for term in order.expressions
-    ]
-
-
-def _order_key(node: exp.Expr, outputs: Columns, scope: Scope, context: Context) -> Typed:
-    named = _output_named(node, outputs, context)
-    return express(node, scope, context) if named is None else named
-
-
-def _output_named(node: exp.Expr, outputs: Columns, context: Context) -> Typed | None:
-    """Return the output column that an ORDER BY term means by its place or its name."""
-    if isinstance(node, exp.Literal):
-        if node.args.get("is_string") or not node.this.isdigit():
-            raise StaysError("it orders by a constant")
-        if not 0 < int(node.this) <= len(outputs):
-            raise StaysError("it orders by a column that it does not have")
-        return outputs[int(node.this) - 1][1]
-    if isinstance(node, exp.Column) and not node.table and isinstance(node.this, exp.Identifier):
-        wanted = folded(node.this, context)
-        found = {
-            typed.sql: typed
-            for name, typed in outputs
-            if name is not None and (name.lower() if context.sqlite else name) == wanted
-        }
-        if len(found) > 1:
-            raise StaysError(f"column {node.name!r} is ambiguous")
-        return next(iter(found.values()), None)
-    return None
-
-
-def _limit(node: exp.Expr, context: Context) -> str:
-    text = ""
-    for part in ("limit", "offset"):
-        found = node.args.get(part)
-        if found is None:
-            continue
-        if not isinstance(found, exp.Limit | exp.Offset) or found.args.get("expressions"):
-            raise StaysError(f"its {part.upper()} is beyond what is translated")
-        value = found.expression
-        fixed = isinstance(value, exp.Literal) and value.this.isdigit()
-        typed = express(value, Scope(), context)
-        if not fixed and (typed.kind is not Kind.INT or not typed.sql.startswith("cast($")):
-            raise StaysError(f"its {part.upper()} is not a fixed number")
-        text += f" {part} {value.this if fixed else typed.sql}"
-    return text
-
-
-def _decided(
-    order: Sequence[Typed],
-    outputs: Columns,
-    scope: Scope,
-    grouped: bool,  # noqa: FBT001
-    keys: Sequence[Typed],
-) -> bool:
-    """Tell whether ORDER BY leaves no choice of which rows a LIMIT keeps."""
-    by = {key.sql for key in order}
-    if grouped and {key.sql for key in keys} <= by:
-        return True
-    if order and {typed.sql for _, typed in outputs} <= by and not any(k.inexact for k in order):
-        return True
-    return not grouped and decides(order, scope)
-
-
-def _hidden(
-    node: exp.Expr,
-    order: Sequence[Typed],
-    distinct: bool,  # noqa: FBT001
-) -> tuple[Typed, ...]:
-    """Return the keys by which it is seen afterwards whether a LIMIT cut between equal rows."""
-    if not order:
-        raise StaysError("its LIMIT has no ORDER BY, so that the source chooses the rows")
-    limit = node.args.get("limit")
-    fixed = limit is not None and isinstance(limit.expression, exp.Literal)
-    if not fixed or node.args.get("offset") is not None or distinct:
-        raise StaysError("its ORDER BY does not decide between equal rows: add a key to it")
-    return tuple(order)
-
-
 def _set_operation(node: exp.SetOperation, parent: Scope | None, context: Context) -> Query:
-    _refuse_other(node, _SET_PARTS)
+    refuse_other(node, _SET_PARTS)
     distinct = node.args.get("distinct") is not False
     for side in (node.this, node.expression):
         if isinstance(side, exp.SetOperation) and (
@@ -511,8 +307,8 @@ def _ordered_set(
     node: exp.SetOperation, sql: str, outputs: Columns, unique: str, context: Context
 ) -> Query:
     own = tuple((name, replace(typed, sql=f"{unique}.{typed.sql}")) for name, typed in outputs)
-    order = _order(node, own, Scope(), context)
-    limit = _limit(node, context)
+    order = order_keys(node, own, Scope(), context)
+    limit = limit_text(node, context)
     by = {key.sql for _, key in order}
     if limit and not {typed.sql for _, typed in own} <= by:
         raise StaysError("its ORDER BY does not decide between equal rows: add a key to it")

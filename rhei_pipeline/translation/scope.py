@@ -51,7 +51,9 @@ class Scope:
         return frozenset(found.sql for each in self.relations for _, found in each.columns)
 
 
-Subquery = Callable[[exp.Expr, Scope], tuple[str, tuple[tuple[str | None, Typed], ...]]]
+#: The columns of a query: what each is called, where that is known, and what it is.
+Columns = tuple[tuple[str | None, Typed], ...]
+Subquery = Callable[[exp.Expr, Scope | None], tuple[str, Columns]]
 
 
 @dataclass
