@@ -153,6 +153,10 @@ def _connective(word: str) -> Callable[[exp.Expr, Scope, Context], Typed]:
 
 
 def _comparison(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    if isinstance(node, exp.NullSafeEQ | exp.NullSafeNEQ) and isinstance(
+        node.expression, exp.Boolean
+    ):
+        raise StaysError("IS TRUE asks for truth, not for a value")
     left = _operand(node.this, scope, context)
     right = _operand(node.expression, scope, context)
     return compare(_COMPARISONS[type(node)], left, right, context)
@@ -167,6 +171,8 @@ def _is(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     if isinstance(node.expression, exp.Boolean) and left.kind is Kind.TRUTH:
         word = "true" if node.expression.this else "false"
         return truth(f"({left.sql} is {word})", left)
+    if isinstance(node.expression, exp.Boolean):
+        raise StaysError("IS TRUE asks for truth, not for a value")
     right = _operand(node.expression, scope, context)
     left = as_value(left, sqlite=context.sqlite)
     return compare("is not distinct from", left, right, context)

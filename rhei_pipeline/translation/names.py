@@ -88,7 +88,8 @@ def postgres_name(node: exp.Expr, text: str) -> str:
         name: str = node.this.this
         return name if node.this.args.get("quoted") else name.lower()
     for kind, named in _NAMED_FOR_THEMSELVES.items():
-        if isinstance(node, kind):
+        # Synonyms are parsed alike, and PostgreSQL names a column for the one that was written.
+        if isinstance(node, kind) and text.lower().lstrip("( ").startswith(named):
             return named
     if isinstance(node, _WITHOUT_NAME) and not isinstance(node, exp.Func):
         return "?column?"

@@ -79,13 +79,17 @@ def _ctes(node: exp.Expr | None, context: Context) -> str:
     if node.args.get("recursive"):
         raise StaysError("it is recursive")
     texts = []
-    for cte in node.expressions:
+    names = [folded(cte.args["alias"].this, context) for cte in node.expressions]
+    for place, cte in enumerate(node.expressions):
+        named = {table.name.lower() for table in cte.this.find_all(exp.Table)}
+        if named & {name.lower() for name in names[place:]}:
+            raise StaysError("a CTE names itself, or one that follows")
         text, columns = _plain(translate(cte.this, None, context))
-        names = [folded(name, context) for name in cte.args["alias"].args.get("columns") or ()]
+        given = [folded(name, context) for name in cte.args["alias"].args.get("columns") or ()]
         alias = context.alias()
-        named = with_names(columns, names)
-        name = folded(cte.args["alias"].this, context)
-        context.ctes = {**context.ctes, name: Relation(name, alias, named)}
+        shown = with_names(columns, given)
+        name = names[place]
+        context.ctes = {**context.ctes, name: Relation(name, alias, shown)}
         texts.append(f"{alias} as ({text})")
     return f"with {', '.join(texts)} "
 
@@ -235,6 +239,8 @@ def _outputs(node: exp.Select, scope: Scope, context: Context) -> Columns:
         typed = express(each.unalias(), scope, context)
         if typed.column is None:
             typed = as_value(settle(typed, Kind.TEXT), sqlite=context.sqlite)
+        if scope.groups is not None and typed.sql in scope.groups:
+            typed = replace(typed, aggregate=False, loose=frozenset())
         outputs.append((_alias(each, scope, context), typed))
     return tuple(outputs)
 
