@@ -1,8 +1,11 @@
 """The Flight SQL server under the real ADBC driver."""
 
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import adbc_driver_flightsql.dbapi as flight_sql
@@ -176,6 +179,40 @@ def test_a_query_under_way_can_be_cancelled(world: World, serve: Serve) -> None:
         with pytest.raises(flight.FlightCancelledError):
             while True:
                 reader.read_chunk()
+
+
+def test_a_query_that_takes_too_long_is_ended(world: World, serve: Serve) -> None:
+    world.run(
+        "with recursive n(i) as (select 10 union all select i + 1 from n where i < 5000)"
+        " insert into orders select i, 'bulk', i from n"
+    )
+    world.htap.sync_now()
+    server = serve(limits=Limits(seconds=0.05, batch_rows=2048))
+    with (
+        connect(server) as connection,
+        pytest.raises((OSError, adbc_driver_manager.Error), match="longer than"),
+    ):
+        ask(connection, "select a.id, b.id as other from orders a cross join orders b")
+    with connect(serve()) as connection:
+        assert ask(connection, "select count(*) as n from orders").num_rows == 1
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_what_is_sent_can_be_encrypted(serve: Serve, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    made += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out"]
+    subprocess.run([*made, str(certificate)], check=True, capture_output=True)
+    server = serve(tls=(certificate.read_bytes(), key.read_bytes()))
+    trusted = {DatabaseOptions.TLS_ROOT_CERTS.value: certificate.read_text()}
+    address = f"grpc+tls://localhost:{server.port}"
+    with flight_sql.connect(address, db_kwargs=trusted, autocommit=True) as connection:
+        assert ask(connection, "select count(*) as n from orders").to_pylist() == [{"n": 3}]
+    with (
+        pytest.raises(adbc_driver_manager.Error),
+        flight_sql.connect(address, autocommit=True) as connection,
+    ):
+        ask(connection, "select count(*) as n from orders")
 
 
 def test_many_clients_read_whole_states_while_syncs_run(world: World, serve: Serve) -> None:
