@@ -39,13 +39,20 @@ where n.nspname = %s and c.relname = %s and a.attnum > 0 and not a.attisdropped
 order by a.attnum
 """
 
+#: A query of a parent shows its children's rows; policies hide rows from some users.
+_ROWS = """
+select c.relrowsecurity,
+       exists (select 1 from pg_inherits i where i.inhparent = c.oid) and c.relkind = 'r'
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = %s and c.relname = %s
+"""
+
 
 def meaning(connection: Connection, table: Table, options: TableOptions) -> MirroredTable:
     """Describe a table for translation; domains and other types of users stay OPAQUE."""
     schema = table.schema
-    rows = connection.execute(
-        _COLUMNS, (schema.namespace or DEFAULT_NAMESPACE, schema.relation)
-    ).fetchall()
+    name_parts = (schema.namespace or DEFAULT_NAMESPACE, schema.relation)
+    rows = connection.execute(_COLUMNS, name_parts).fetchall()
     by_name = {column.name: column for column in schema.columns}
     kinds: dict[str, Kind] = {}
     collated = set()
@@ -57,7 +64,17 @@ def meaning(connection: Connection, table: Table, options: TableOptions) -> Mirr
         if not by_bytes:
             collated.add(name)
     names = tuple(row[0] for row in rows)
-    return MirroredTable(schema, table.mode, kinds, frozenset(collated), names)
+    doubt = _doubt(connection, name_parts)
+    return MirroredTable(schema, table.mode, kinds, frozenset(collated), names, doubt)
+
+
+def _doubt(connection: Connection, name_parts: tuple[str, str]) -> str | None:
+    found = connection.execute(_ROWS, name_parts).fetchone()
+    if found is None:
+        return "is gone"
+    if found[0]:
+        return "hides rows by policies"
+    return "has children that inherit from it" if found[1] else None
 
 
 def _kind(column: Column, oid: int, modifier: int) -> Kind:

@@ -91,6 +91,7 @@ class MirroredTable:
         kinds: How each column behaves, by name; a column left out is OPAQUE.
         collated: Columns of text that the source orders otherwise than by bytes.
         all_columns: All columns of the source's table, in its order.
+        doubt: Why the source may show other rows of it than the mirror has.
     """
 
     schema: TableSchema
@@ -98,6 +99,7 @@ class MirroredTable:
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     collated: frozenset[str] = frozenset()
     all_columns: tuple[str, ...] = ()
+    doubt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,8 @@ class Catalog:
         if found is None:
             what = "a system table" if _is_system(name, namespace) else "not mirrored"
             raise StaysError(f"table {name!r} is {what}")
+        if found.doubt is not None:
+            raise StaysError(f"table {name!r} {found.doubt}")
         return found
 
 

@@ -186,6 +186,28 @@ def test_random_queries_have_the_answers_of_postgres(
     assert sides["olap"] > 60
 
 
+def test_tables_of_which_postgres_shows_other_rows_are_left_to_it(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    world = make_postgres(tables=[{"name": "parent"}, {"name": "hidden"}, {"name": "parted"}])
+    world.run(
+        "create table parent (id integer primary key)",
+        "create table child () inherits (parent)",
+        "insert into parent values (1)",
+        "insert into child values (2)",
+        "create table hidden (id integer primary key)",
+        "alter table hidden enable row level security",
+        "create table parted (id integer primary key) partition by range (id)",
+        "create table part partition of parted for values from (0) to (9)",
+        "insert into parted values (3)",
+    )
+    world.htap.sync_now()
+    expected = (("parent", b"oltp", 2), ("hidden", b"oltp", 0), ("parted", b"olap", 1))
+    for table, side, count in expected:
+        found = world.htap.query(f"select count(*) as n from {table}")
+        assert (found.schema.metadata[b"rhei.engine"], found["n"].to_pylist()) == (side, [count])
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(5))
 def test_many_random_queries_have_the_answers_of_postgres(
