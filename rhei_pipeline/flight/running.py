@@ -25,7 +25,7 @@ class Limits:
 
     queries: int = 64
     seconds: float = 300.0
-    batch_rows: int = 16_384
+    batch_rows: int = 65_536
 
 
 class Running:
