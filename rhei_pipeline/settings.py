@@ -194,6 +194,17 @@ class SyncSettings(_Section):
     prune: bool = Field(default=True, description="Let the source forget changes no mirror needs.")
 
 
+class QuerySettings(_Section):
+    """How queries are answered."""
+
+    when_stale: Literal["sync", "wait", "oltp"] = Field(
+        "sync",
+        description="When the mirror is older than a query allows. sync: sync first."
+        " wait: let the background sync come first. oltp: ask the source.",
+    )
+    wait_seconds: float = Field(5.0, ge=0, description="How long 'wait' waits before it syncs.")
+
+
 class RegistrySettings(_Section):
     """Where the schemas that the mirror was built with are kept."""
 
@@ -255,6 +266,7 @@ class Settings(BaseSettings):
         None, min_length=1, description="Left out: every table that has a primary key."
     )
     sync: SyncSettings = Field(SyncSettings(), description="How a sync works.")
+    queries: QuerySettings = Field(QuerySettings(), description="How queries are answered.")
     registry: RegistrySettings = Field(
         RegistrySettings(), description="Where known schemas are kept."
     )

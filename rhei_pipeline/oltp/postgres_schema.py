@@ -27,7 +27,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 DEFAULT_NAMESPACE = "public"
 #: PostgreSQL's names have 63 bytes; so much of the mirror's id tells our slot from others'.
 _ID_DIGITS = 16
-_NUMERIC = 1700
+NUMERIC = 1700
 _MAX_DECIMAL_DIGITS = 38
 #: The first server version that can log stored generated columns.
 STORED_GENERATED_SINCE = 180_000
@@ -192,7 +192,7 @@ def arrow_type(oid: int, modifier: int) -> pa.DataType:
     A numeric of declared precision becomes a decimal; one without has no bound that a decimal
     could keep, and stays exact as text.
     """
-    if oid == _NUMERIC and modifier > 0:
+    if oid == NUMERIC and modifier > 0:
         precision, scale = (modifier - 4) >> 16, ((modifier - 4) & 0x7FF ^ 1024) - 1024
         if precision <= _MAX_DECIMAL_DIGITS and 0 <= scale <= precision:
             return pa.decimal128(precision, scale)
