@@ -15,6 +15,7 @@ from rhei_pipeline import Settings
 from rhei_pipeline.schema import Mode
 from rhei_pipeline.sources import declared_schemas
 from sensors.changes import changes_sensor, sync_job
+from sensors.maintenance import maintenance_job, maintenance_schedule, needs_maintenance
 from sensors.schedules import snapshot_job, snapshot_schedule
 
 
@@ -23,19 +24,23 @@ def build(settings: Settings) -> dg.Definitions:
     tables = declared_schemas(settings)
     temporal = [table for table in tables if table.mode is Mode.TEMPORAL]
     sync, snapshots = sync_job(settings), snapshot_job()
+    fold = [maintenance_job()] if needs_maintenance(settings) else []
     oltp = OltpResource.of(settings)
     cdc = CdcResource.of(settings, oltp)
     return dg.Definitions(
         assets=[
             *source_specs(tables, settings),
-            *(initial_sync_asset(table) for table in tables),
+            *(initial_sync_asset(table, settings) for table in tables),
             mirrors_asset(tables, settings),
             *(snapshot_asset(table, settings) for table in temporal),
         ],
         asset_checks=[*lag_checks(tables, settings), *map(equality_check, tables)],
-        jobs=[sync, *([snapshots] if temporal else [])],
+        jobs=[sync, *([snapshots] if temporal else []), *fold],
         sensors=[changes_sensor(sync, settings)],
-        schedules=[snapshot_schedule(snapshots, settings)] if temporal else [],
+        schedules=[
+            *([snapshot_schedule(snapshots, settings)] if temporal else []),
+            *(maintenance_schedule(job, settings) for job in fold),
+        ],
         resources={"oltp": oltp, "cdc": cdc, "olap": OlapResource.of(settings, cdc)},
         executor=dg.in_process_executor,
     )

@@ -7,6 +7,7 @@ import dagster as dg
 
 from assets.sources import key_parts, source_key
 from resources.olap import OlapResource
+from rhei_pipeline import Settings
 from rhei_pipeline.metrics import CopyReport, RowParity
 from rhei_pipeline.schema import Table
 
@@ -21,7 +22,7 @@ def initial_sync_key(table: Table) -> dg.AssetKey:
     return dg.AssetKey(["initial_sync", *key_parts(table)])
 
 
-def initial_sync_asset(table: Table) -> dg.AssetsDefinition:
+def initial_sync_asset(table: Table, settings: Settings) -> dg.AssetsDefinition:
     """Make the asset that copies one table."""
 
     @dg.asset(
@@ -33,7 +34,7 @@ def initial_sync_asset(table: Table) -> dg.AssetsDefinition:
             " so history is kept."
         ),
         group_name="initial_sync",
-        kinds={"duckdb"},
+        kinds={settings.mirror.kind},
         pool=WRITER_POOL,
         check_specs=[
             dg.AssetCheckSpec(

@@ -31,13 +31,14 @@ def mirror_specs(tables: Sequence[Table], settings: Settings) -> list[dg.AssetSp
             deps=[CHANGES, initial_sync_key(table)],
             description=_description(table),
             group_name="mirror",
-            kinds={"duckdb", "table"} | ({"scd2"} if table.mode is Mode.TEMPORAL else set()),
+            kinds={settings.mirror.kind, "table"}
+            | ({"scd2"} if table.mode is Mode.TEMPORAL else set()),
             skippable=True,
             metadata={
                 "dagster/column_schema": column_schema(table, history=True),
                 "dagster/table_name": f"{settings.mirror.path.stem}.{_place(table)}",
-                "dagster/storage_kind": "duckdb",
-                "dagster/uri": settings.mirror.path.resolve().as_uri(),
+                "dagster/storage_kind": settings.mirror.kind,
+                "dagster/uri": settings.mirror.uri,
             },
         )
         for table in tables

@@ -37,7 +37,7 @@ def snapshot_asset(table: Table, settings: Settings) -> dg.AssetsDefinition:
             " under `snapshot_date`. Today's is as of now. Any day can be rebuilt from history."
         ),
         group_name="snapshot",
-        kinds={"duckdb", "table"},
+        kinds={settings.mirror.kind, "table"},
         partitions_def=daily_partitions(settings),
         backfill_policy=dg.BackfillPolicy.single_run(),
         pool=WRITER_POOL,

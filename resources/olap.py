@@ -16,13 +16,14 @@ from rhei_pipeline import HTAP, Settings
 class OlapResource(dg.ConfigurableResource[Any]):
     """Where the mirror lives, and whose changes it follows.
 
-    A DuckDB file has one writing process. So it is opened inside a step, which holds the pool's
-    slot by then, and never when resources are set up.
+    A mirror has one writing process. So it is opened inside a step, which holds the pool's slot by
+    then, and never when resources are set up.
     """
 
     cdc: CdcResource
     kind: str = Field("duckdb", description="Which engine holds the mirror.")
-    path: str = Field(description="The DuckDB file.")
+    storage: str | None = Field(None, description="How a DataFusion mirror rests.")
+    path: str = Field(description="The DuckDB file, or the DataFusion mirror's directory.")
     lock_timeout_seconds: float = Field(30.0, description="How long to wait for another process.")
 
     @classmethod
@@ -32,6 +33,7 @@ class OlapResource(dg.ConfigurableResource[Any]):
         return cls(
             cdc=cdc,
             kind=mirror.kind,
+            storage=mirror.storage,
             path=str(mirror.path),
             lock_timeout_seconds=mirror.lock_timeout_seconds,
         )
@@ -40,6 +42,7 @@ class OlapResource(dg.ConfigurableResource[Any]):
         """Return the declaration with the resources' fields in it."""
         mirror = {
             "kind": self.kind,
+            "storage": self.storage,
             "path": Path(self.path),
             "lock_timeout_seconds": self.lock_timeout_seconds,
         }

@@ -221,6 +221,14 @@ def serve(
             wait_for_signal()
 
 
+@app.command(epilog=example("maintain"))
+def maintain(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
+    """Fold the mirror's small files into large ones; a schedule does it each night."""
+    with _opened(config) as htap:
+        report = values(htap.maintain())
+    show(report, [report], tuple(report), as_json=json_)
+
+
 @app.command(epilog=example("verify --table orders"))
 def verify(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json = False) -> None:
     """Sync, then compare every row of source and mirror, both ways."""

@@ -4,6 +4,7 @@
     |-- TransientError                 trying again, unchanged, may succeed
     |   |-- SourceBusyError            the source is locked or cannot be reached
     |   |-- MirrorBusyError            another process holds the mirror
+    |   |-- MirrorUnreachableError       the store that holds the mirror does not answer
     |   |-- BufferBusyError            another process holds the buffer
     |   `-- BufferFullError            the buffer takes no more until the mirror has caught up
     `-- PermanentError                 something has to change first
@@ -54,6 +55,10 @@ class SourceBusyError(TransientError):
 
 class MirrorBusyError(TransientError):
     """Another process holds the mirror."""
+
+
+class MirrorUnreachableError(TransientError):
+    """The object store that holds the mirror does not answer."""
 
 
 class BufferBusyError(TransientError):

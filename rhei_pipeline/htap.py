@@ -15,6 +15,7 @@ from rhei_pipeline.errors import QueryError, SchemaError
 from rhei_pipeline.initial_sync import OnProgress
 from rhei_pipeline.metrics import (
     CopyReport,
+    MaintenanceReport,
     RepairReport,
     RowParity,
     SyncReport,
@@ -269,6 +270,10 @@ class HTAP:
                 f"table {found.name!r} keeps no history", hint="declare it 'mode: temporal'"
             )
         return found
+
+    def maintain(self) -> MaintenanceReport:
+        """Bring the mirror's files into the form that reads fastest; until done, call again."""
+        return self._engine.mirror.maintain()
 
     def repair(self, table: str) -> RepairReport:
         """Make a table equal to its source again."""

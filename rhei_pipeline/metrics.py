@@ -37,6 +37,25 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class MaintenanceReport:
+    """What maintenance made of a mirror's files.
+
+    Attributes:
+        files_before, files_after: Files that hold rows.
+        bytes_before, bytes_after: What these take.
+        rows_written: Rows that were written anew.
+        done: Nothing more is due; else the bound was reached, and another call goes on.
+    """
+
+    files_before: int = 0
+    files_after: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    rows_written: int = 0
+    done: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class TableReport:
     """What one sync did to one table.
 

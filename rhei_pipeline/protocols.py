@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from enum import Enum, StrEnum
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from rhei_pipeline.events import (
     Versions,
 )
 from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
+from rhei_pipeline.metrics import MaintenanceReport
 from rhei_pipeline.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.translation.meaning import MirroredTable
 
@@ -240,6 +241,12 @@ class MirrorTransaction(Protocol):
     def release(self, table: Table, keys: Collection[str], at: datetime) -> None:
         """Resolve the dead letters of keys whose rows have been applied since."""
 
+    def write_snapshots(self, table: Table, instants: Mapping[date, datetime]) -> dict[date, int]:
+        """Keep a temporal table's rows as of each instant, under its day; return their numbers.
+
+        They are the table of the same name in the schema `snapshot`; days there are written anew.
+        """
+
     def begin_copy(self, table: Table, progress: CopyProgress) -> None:
         """Start an empty copy beside the table."""
 
@@ -316,6 +323,9 @@ class Mirror(Protocol):
 
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return the dead letters kept, of one table or of all."""
+
+    def maintain(self) -> MaintenanceReport:
+        """Bring the files into the form that reads fastest; safe at any time, bounded a call."""
 
     def close(self) -> None:
         """Release the mirror; safe to repeat."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -31,6 +32,7 @@ from rhei_pipeline.schema import Mode, nearest, parse_type
 
 ENVIRONMENT_PREFIX = "RHEI__"
 _MEMORY = ":memory:"
+_OBJECT_URL = re.compile(r"(s3|gs):/+(.+)")
 #: Ways to capture each kind of source; the first one is taken where none is declared.
 _METHODS = {"sqlite": ("trigger", "polling"), "postgres": ("logical", "polling")}
 
@@ -139,16 +141,106 @@ class PollingSettings(_Section):
         return PollOptions(self.updated_at, policy, deleted_at, self.clock, self.reconcile_seconds)
 
 
+class ObjectStoreSettings(_Section):
+    """How an object store is reached; what is left out is taken from the environment."""
+
+    endpoint: str | None = Field(None, description="The URL of a store that speaks S3's language.")
+    region: str | None = Field(None, description="The bucket's region.")
+    allow_http: bool = Field(default=False, description="Allow an endpoint without TLS.")
+    access_key_id: SecretStr | None = Field(None, description="S3: who asks.")
+    secret_access_key: SecretStr | None = Field(None, description="S3: what proves it.")
+    session_token: SecretStr | None = Field(None, description="S3: for keys lent for a while.")
+    service_account_path: SecretStr | None = Field(None, description="GCS: the key file.")
+    timeout_seconds: float = Field(30.0, gt=0, description="How long one request may take.")
+    retry_seconds: float = Field(60.0, ge=0, description="How long requests are tried again.")
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """Return the secrets that are given, by name."""
+        names = ("access_key_id", "secret_access_key", "session_token", "service_account_path")
+        found = {name: getattr(self, name) for name in names}
+        return {name: value.get_secret_value() for name, value in found.items() if value}
+
+
+class PublishedSettings(_Section):
+    """A copy of a DuckDB mirror for other processes to read."""
+
+    path: Path = Field(description="Where it stands; it is replaced whole.")
+    interval_seconds: float = Field(
+        60.0, ge=0, description="The least time between two copies, each of the whole file."
+    )
+
+
 class MirrorSettings(_Section):
     """The analytical copy."""
 
-    kind: Literal["duckdb"] = Field("duckdb", description="Which engine holds it.")
+    kind: Literal["duckdb", "datafusion"] = Field("duckdb", description="Which engine reads it.")
+    storage: Literal["memory", "ipc", "parquet"] | None = Field(
+        None,
+        description="datafusion: how it rests. memory: copied anew at each start; ipc: Arrow files,"
+        " mapped into memory; parquet: compressed files. Left out: parquet.",
+    )
     path: Path = Field(
-        description="The file, created when missing; ':memory:' is copied anew at each start."
+        Path(_MEMORY),
+        description="duckdb: the file; datafusion: the directory. Created when missing;"
+        " ':memory:' is copied anew at each start. Parquet also rests at s3://bucket/place or"
+        " gs://bucket/place.",
     )
     lock_timeout_seconds: float = Field(
-        30.0, ge=0, description="How long to wait while another process holds the file."
+        30.0, ge=0, description="How long to wait while another process writes it."
     )
+    retained_manifests: int = Field(
+        3, ge=1, description="datafusion: how many committed states stay readable."
+    )
+
+    published: PublishedSettings | None = Field(
+        None, description="duckdb: keep a copy that notebooks and BI tools open read-only."
+    )
+    object_store: ObjectStoreSettings = Field(
+        ObjectStoreSettings(), description="How an object store is reached."
+    )
+
+    @model_validator(mode="after")
+    def _fitting_storage(self) -> Self:
+        if self.url and (self.kind, self.storage or "parquet") != ("datafusion", "parquet"):
+            raise ValueError("an object store holds a 'datafusion' mirror with storage 'parquet'")
+        if self.kind == "duckdb" and self.storage is not None:
+            raise ValueError("'storage' is for the kind 'datafusion'")
+        if self.published and (self.kind == "datafusion" or self.in_memory):
+            raise ValueError("'published' is for a DuckDB file; others are read as they are")
+        if "path" not in self.model_fields_set and self.storage != "memory":
+            raise ValueError("'path' is missing")
+        in_memory = str(self.path) == _MEMORY
+        if self.kind == "datafusion" and in_memory and self.storage not in (None, "memory"):
+            raise ValueError(f"storage {self.storage!r} needs a directory as its 'path'")
+        return self
+
+    def anchored(self, directory: Path) -> Self:
+        """Return the same with relative paths taken from a directory."""
+        update: dict[str, object] = {}
+        if not (self.in_memory or self.url):
+            update["path"] = directory / self.path
+        if self.published:
+            place = {"path": directory / self.published.path}
+            update["published"] = self.published.model_copy(update=place)
+        return self.model_copy(update=update)
+
+    @property
+    def url(self) -> str | None:
+        """The place in an object store; None where the path is one of files."""
+        # A path folds the two slashes behind the scheme into one.
+        found = _OBJECT_URL.fullmatch(self.path.as_posix())
+        return f"{found[1]}://{found[2]}" if found else None
+
+    @property
+    def uri(self) -> str:
+        """Where it rests, as a URI."""
+        return self.url or self.path.resolve().as_uri()
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether it ends with the process."""
+        return self.storage == "memory" or str(self.path) == _MEMORY
 
 
 class TableSettings(_Section):
@@ -224,6 +316,9 @@ class ScheduleSettings(_Section):
     max_lag_seconds: float = Field(60.0, gt=0, description="Lag above this fails the lag check.")
     snapshots_from: date = Field(
         date(2024, 1, 1), description="The first day of the daily snapshots, in UTC."
+    )
+    maintenance_hour: int = Field(
+        3, ge=0, le=23, description="The hour, in UTC, at which a mirror's files are folded."
     )
     snapshot_hour: int = Field(
         1, ge=0, le=23, description="The hour, in UTC, at which the day before is snapshotted."
@@ -370,17 +465,14 @@ class Settings(BaseSettings):
 
     def anchored(self, directory: Path) -> Self:
         """Return the same settings with relative paths taken from a directory."""
-        mirror, source = self.mirror.path, self.source
-        in_memory = str(mirror) == _MEMORY
+        source = self.source
         if isinstance(source, SqliteSettings):
             source = source.model_copy(update={"path": directory / source.path})
         return self.model_copy(
             update={
                 "source": source,
                 "capture": self.capture.anchored(directory),
-                "mirror": self.mirror
-                if in_memory
-                else self.mirror.model_copy(update={"path": directory / mirror}),
+                "mirror": self.mirror.anchored(directory),
                 "local": self.local
                 and self.local.model_copy(update={"path": directory / self.local.path}),
                 "registry": self.registry.model_copy(

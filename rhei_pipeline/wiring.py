@@ -8,7 +8,7 @@ from rhei_pipeline.capture.change_log import ChangeLog, Limits
 from rhei_pipeline.capture.confirmation import unapplied_events
 from rhei_pipeline.door import Door, Freshness, Sides
 from rhei_pipeline.errors import SettingsError
-from rhei_pipeline.olap.duckdb import MEMORY, DuckDBMirror
+from rhei_pipeline.mirrors import OwnedMirror, open_mirror
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
 from rhei_pipeline.pipeline import Declared, Pipeline, no_step
 from rhei_pipeline.protocols import ChangeSource, Database, OnStep
@@ -38,7 +38,7 @@ class Engine:
     database: Database
     oltp: Database | None
     source: ChangeSource
-    mirror: DuckDBMirror
+    mirror: OwnedMirror
     pipeline: Pipeline
     resources: ExitStack
 
@@ -50,7 +50,7 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
         stack.callback(database.close)
         mirror = open_mirror(settings)
         stack.callback(mirror.close)
-        in_memory = mirror.path == MEMORY
+        in_memory = settings.mirror.in_memory
         registry = Registry(None if in_memory else settings.registry.path, mirror.mirror_id)
         oltp = open_oltp(settings, database, stack)
         declared = declared_tables(settings, database)
@@ -84,13 +84,6 @@ def open_door(settings: Settings, engine: Engine) -> Door:
         (settings.source.kind, settings.mirror.kind),
     )
     return Door(sides, table_options(settings), freshness)
-
-
-def open_mirror(settings: Settings) -> DuckDBMirror:
-    """Open the mirror, alone among all processes."""
-    return DuckDBMirror(
-        settings.mirror.path, lock_timeout_seconds=settings.mirror.lock_timeout_seconds
-    )
 
 
 def open_oltp(settings: Settings, source: SourceDatabase, stack: ExitStack) -> Database | None:

@@ -23,6 +23,7 @@ class World:
     mode: str = "destructive"
     batch_rows: int = 50_000
     mirror_path: str | None = None
+    storage: str | None = None
     buffered: bool = False
     prune: bool = True
     limits: dict[str, Any] = field(default_factory=dict)
@@ -48,7 +49,9 @@ class World:
                 "buffer": {"path": self.buffer, **self.limits} if self.buffered else None,
             },
             mirror={
-                "path": self.mirror_path or self.directory / "mirror.duckdb",
+                "kind": "datafusion" if self.storage else "duckdb",
+                "storage": self.storage,
+                "path": self.mirror_path or self.directory / (self.storage or "mirror.duckdb"),
                 "lock_timeout_seconds": 0.5,
             },
             registry={"path": self.directory / "registry.json"},

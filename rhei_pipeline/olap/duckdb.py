@@ -4,6 +4,7 @@ Tables have no primary key on purpose: DELETE + INSERT on a plain table changes 
 of a million in the time that an indexed upsert changes a hundred (see benchmarks/).
 """
 
+import logging
 import threading
 import time
 import uuid
@@ -17,12 +18,16 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorBusyError, MirrorError, QueryError, RheiError
 from rhei_pipeline.ledger import Ledger
+from rhei_pipeline.metrics import MaintenanceReport
 from rhei_pipeline.olap.duckdb_ledger import LEDGER_TABLES, read_ledger
 from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction, in_utc, table_exists
+from rhei_pipeline.olap.publishing import PublishedCopy
 from rhei_pipeline.protocols import Streamed
 from rhei_pipeline.reading import refuse_writing
 from rhei_pipeline.schema import VALID_TO, Mode, Table
 from rhei_pipeline.sql import mirror_table
+
+_log = logging.getLogger(__name__)
 
 MEMORY = ":memory:"
 
@@ -42,6 +47,7 @@ class DuckDBMirror:
 
     Args:
         path: The file, created when it is missing; `:memory:` for one that ends with the process.
+        published: A copy to keep for other processes to read, written after commits.
         lock_timeout_seconds: How long to wait while another process holds the file.
 
     Raises:
@@ -49,8 +55,15 @@ class DuckDBMirror:
         MirrorError: The file cannot be opened, or is no DuckDB database.
     """
 
-    def __init__(self, path: Path | str, *, lock_timeout_seconds: float = 30.0) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        lock_timeout_seconds: float = 30.0,
+        published: PublishedCopy | None = None,
+    ) -> None:
         self.path = str(path)
+        self._published = published
         self._connection = _open(self.path, lock_timeout_seconds)
         self._lock = threading.Lock()
         self._ledger: Ledger | None = None
@@ -89,6 +102,21 @@ class DuckDBMirror:
                 raise
             finally:
                 self._ledger = None
+            if not trial and self._published is not None:
+                self._published.note_change()
+                if self._published.due:
+                    self._publish(self._published)
+
+    def _publish(self, copy: PublishedCopy) -> None:
+        """Bring the file to rest and copy it; with the lock held, nothing writes meanwhile."""
+        if read_ledger(self._connection).copies:
+            return  # half a table beside the others is nothing to read
+        try:
+            self._connection.execute("checkpoint")
+        except duckdb.TransactionException as error:
+            _log.info("published copy: put off while a query runs (%s)", _first_line(error))
+        else:
+            copy.publish(Path(self.path))
 
     def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
         """Run one read-only statement on the last committed state; parameters by place or name.
@@ -153,15 +181,25 @@ class DuckDBMirror:
             [table, table],
         )
 
-    def checkpoint(self) -> None:
+    def maintain(self) -> MaintenanceReport:
         """Fold the write-ahead log into the file; worth doing when nothing else is to be done."""
         with self._lock, translated(self.path):
+            before = self._bytes()
             self._connection.execute("checkpoint")
+            return MaintenanceReport(1, 1, before, self._bytes())
+
+    def _bytes(self) -> int:
+        """Return what the file and its write-ahead log take; 0 in memory."""
+        files = (Path(self.path), Path(f"{self.path}.wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
 
     def close(self) -> None:
-        """Close the file; safe to repeat."""
+        """Close the file, published as it ends; safe to repeat."""
         with self._lock:
             self._connection.close()
+            if self._published is not None and self._published.behind:
+                # Closing has folded the write-ahead log into the file.
+                self._published.publish(Path(self.path))
 
     @contextmanager
     def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:

@@ -28,11 +28,20 @@ from tests.strategies import (
 
 EXAMPLES = 60
 BUFFERED_EXAMPLES = 24
+STORAGE_EXAMPLES = 12
 SOAK_EXAMPLES = 2_000
+DURABLE = ("ipc", "parquet")
+STORAGES = ("memory", *DURABLE)
 
 
 def play(
-    actions: Sequence[Any], mode: str, batch_rows: int, *, dated: bool, buffered: bool = False
+    actions: Sequence[Any],
+    mode: str,
+    batch_rows: int,
+    *,
+    dated: bool,
+    buffered: bool = False,
+    storage: str | None = None,
 ) -> None:
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(change_log, "PART_BYTES", 300)  # a drain comes in several parts
@@ -42,6 +51,7 @@ def play(
             batch_rows=batch_rows,
             tables=[{"name": t} for t in TABLES],
             buffered=buffered,
+            storage=storage,
         )
         try:
             world.run("pragma foreign_keys = on", *SCHEMA)
@@ -152,6 +162,36 @@ def test_a_buffered_mirror_equals_its_source_through_crashes_and_migrations(
     actions: Sequence[Any], mode: str
 ) -> None:
     play(actions, mode, 3, dated=False, buffered=True)
+
+
+@pytest.mark.parametrize("storage", DURABLE)
+@settings(max_examples=STORAGE_EXAMPLES)
+@given(actions=calm)
+def test_a_temporal_mirror_in_files_equals_the_source_at_every_instant(
+    actions: Sequence[Any], storage: str
+) -> None:
+    play(actions, "temporal", 3, dated=True, storage=storage)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@settings(max_examples=STORAGE_EXAMPLES)
+@given(actions=stormy)
+def test_a_mirror_in_files_equals_its_source_through_crashes_and_migrations(
+    actions: Sequence[Any], mode: str, storage: str
+) -> None:
+    play(actions, mode, 3, dated=False, storage=storage)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@settings(max_examples=SOAK_EXAMPLES)
+@given(actions=stormy)
+def test_a_mirror_in_files_equals_its_source_through_thousands_of_histories(
+    actions: Sequence[Any], mode: str, storage: str
+) -> None:
+    play(actions, mode, 3, dated=False, storage=storage)
 
 
 @pytest.mark.soak

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction
 from rhei_pipeline.protocols import Step
 from tests.faults import Crash
 from tests.fix_world import World
@@ -53,6 +54,7 @@ def test_a_repeated_copy_repairs_the_mirror_and_keeps_its_history(
     world = filled(make_world, mode)
     world.htap.sync_now()
     with world.htap._engine.mirror.transaction() as transaction:
+        assert isinstance(transaction, DuckDBTransaction)
         transaction._connection.execute("delete from t where b < 10")
         transaction._connection.execute("update t set v = 'wrong' where b = 20")
     assert not world.htap.verify().equal

@@ -18,6 +18,7 @@ from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.capture.keyset import Clock, PollOptions
 from rhei_pipeline.capture.sqlite_polling import PollingSource
 from rhei_pipeline.errors import QueryError, SchemaError, SettingsError, SourceError
+from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.schema import Table
@@ -410,6 +411,7 @@ def _rewrite_proof(world: World, **changes: Callable[[Any], Any]) -> None:
     proof = _keyset(world)
     proof |= {name: change(proof[name]) for name, change in changes.items()}
     with world.htap._engine.mirror.transaction() as transaction:
+        assert isinstance(transaction, DuckDBTransaction)
         transaction._connection.execute(
             "update _rhei_watermark set proof = ?", [json.dumps(proof, separators=(",", ":"))]
         )

@@ -18,6 +18,7 @@ from rhei_pipeline.capture.postgres_polling import PostgresPollingSource
 from rhei_pipeline.errors import QueryError, SchemaError
 from rhei_pipeline.events import Position
 from rhei_pipeline.metrics import Severity
+from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction
 from rhei_pipeline.oltp.postgres import PostgresDatabase
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.schema import Table
@@ -404,6 +405,7 @@ def test_signs_of_another_server_are_seen(
     ((name, changed),) = change.items()
     proof = replace(found, **{name: changed(getattr(found, name))}).text()
     with world.htap._engine.mirror.transaction() as transaction:
+        assert isinstance(transaction, DuckDBTransaction)
         transaction._connection.execute("update _rhei_watermark set proof = ?", [proof])
     world.crash()
     put(world, 2, "b", "'2020-01-01'")

@@ -184,8 +184,10 @@ def test_background_sync_keeps_up_and_stops(world: World) -> None:
     assert not world.htap.sync_status().running
 
 
-def kill_again_and_again(directory: Path, mode: str, kills: int) -> None:
-    world = World(directory, mode=mode, batch_rows=20)
+def kill_again_and_again(
+    directory: Path, mode: str, kills: int, storage: str | None = None
+) -> None:
+    world = World(directory, mode=mode, batch_rows=20, storage=storage)
     world.run("create table t(id integer primary key, v int)")
     world.run("create table u(k text primary key, t int unique)")
     settings = world.settings.model_dump_json()
@@ -230,6 +232,22 @@ with HTAP(Settings(**__import__("json").loads(sys.argv[1]))) as htap:
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
 def test_a_process_killed_at_any_instant(tmp_path: Path, mode: str) -> None:
     kill_again_and_again(tmp_path, mode, KILLS)
+
+
+@pytest.mark.parametrize(("mode", "storage"), [("destructive", "ipc"), ("temporal", "parquet")])
+def test_a_process_that_writes_files_killed_at_any_instant(
+    tmp_path: Path, mode: str, storage: str
+) -> None:
+    kill_again_and_again(tmp_path, mode, KILLS, storage)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("storage", ["ipc", "parquet"])
+def test_a_process_that_writes_files_killed_two_hundred_times(
+    tmp_path: Path, mode: str, storage: str
+) -> None:
+    kill_again_and_again(tmp_path, mode, 200, storage)
 
 
 @pytest.mark.soak

@@ -10,7 +10,9 @@ import pytest
 from rhei_pipeline.errors import MirrorError, QueryError
 from rhei_pipeline.events import Counts, DeadLetter, NetChanges, Position
 from rhei_pipeline.ledger import CopyProgress, TableState, Watermark
+from rhei_pipeline.olap.datafusion import DataFusionMirror
 from rhei_pipeline.olap.duckdb import MEMORY, DuckDBMirror
+from rhei_pipeline.protocols import Mirror
 from rhei_pipeline.schema import Column, Mode, Table, TableSchema
 
 SCHEMA = TableSchema("t", (Column("k", pa.string()), Column("v", pa.float64())), ("k",))
@@ -18,9 +20,25 @@ TABLE = Table(SCHEMA)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-@pytest.fixture(params=["file", "memory"])
-def mirror(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DuckDBMirror]:
-    made = DuckDBMirror(MEMORY if request.param == "memory" else tmp_path / "m.duckdb")
+def open_mirror(kind: str, directory: Path) -> Mirror:
+    engine, _, storage = kind.partition("-")
+    if engine == "datafusion":
+        return DataFusionMirror(storage, directory / storage)
+    return DuckDBMirror(MEMORY if storage == "memory" else directory / "m.duckdb")
+
+
+KINDS = (
+    "duckdb-file",
+    "duckdb-memory",
+    "datafusion-memory",
+    "datafusion-ipc",
+    "datafusion-parquet",
+)
+
+
+@pytest.fixture(params=KINDS)
+def mirror(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mirror]:
+    made = open_mirror(request.param, tmp_path)
     with made.transaction() as transaction:
         transaction.begin_copy(TABLE, CopyProgress("t", Position(1, "p"), "shape"))
         transaction.adopt_copy(TABLE, NOW)
@@ -36,37 +54,37 @@ def keys(*names: str) -> pa.Table:
     return pa.table({"k": pa.array(names, pa.string())})
 
 
-def merge(mirror: DuckDBMirror, upserts: pa.Table, tombstones: pa.Table) -> Counts:
+def merge(mirror: Mirror, upserts: pa.Table, tombstones: pa.Table) -> Counts:
     with mirror.transaction() as transaction:
         return transaction.merge(TABLE, NetChanges(upserts, tombstones))
 
 
-def held(mirror: DuckDBMirror) -> dict[str, float | None]:
+def held(mirror: Mirror) -> dict[str, float | None]:
     found = mirror.query("select * from t").to_pylist()
     assert len({row["k"] for row in found}) == len(found)
     return {row["k"]: row["v"] for row in found}
 
 
-def test_a_merge_counts_rows_that_really_changed(mirror: DuckDBMirror) -> None:
+def test_a_merge_counts_rows_that_really_changed(mirror: Mirror) -> None:
     assert merge(mirror, rows(a=1.0, b=2.0), keys()) == Counts(2, 0, 0)
     assert merge(mirror, rows(a=1.0, b=3.0, c=None), keys("x")) == Counts(1, 1, 0)
     assert merge(mirror, rows(), keys("a", "x")) == Counts(0, 0, 1)
     assert held(mirror) == {"b": 3.0, "c": None}
 
 
-def test_minus_zero_is_another_value_than_zero(mirror: DuckDBMirror) -> None:
+def test_minus_zero_is_another_value_than_zero(mirror: Mirror) -> None:
     merge(mirror, rows(a=0.0), keys())
     assert merge(mirror, rows(a=-0.0), keys()).updated == 1
     assert str(held(mirror)["a"]) == "-0.0"
 
 
-def test_null_and_a_value_differ_and_two_nulls_do_not(mirror: DuckDBMirror) -> None:
+def test_null_and_a_value_differ_and_two_nulls_do_not(mirror: Mirror) -> None:
     merge(mirror, rows(a=None), keys())
     assert merge(mirror, rows(a=None), keys()).total == 0
     assert merge(mirror, rows(a=0.0), keys()).updated == 1
 
 
-def test_rows_and_watermark_come_and_go_together(mirror: DuckDBMirror) -> None:
+def test_rows_and_watermark_come_and_go_together(mirror: Mirror) -> None:
     with pytest.raises(RuntimeError), mirror.transaction() as transaction:
         transaction.merge(TABLE, NetChanges(rows(a=1.0), keys()))
         transaction.record(Watermark("t", Position(5, "p"), NOW))
@@ -75,7 +93,7 @@ def test_rows_and_watermark_come_and_go_together(mirror: DuckDBMirror) -> None:
     assert mirror.ledger().state("t") is TableState.NEW
 
 
-def test_a_watermark_never_goes_back(mirror: DuckDBMirror) -> None:
+def test_a_watermark_never_goes_back(mirror: Mirror) -> None:
     with mirror.transaction() as transaction:
         transaction.record(Watermark("t", Position(5, "p"), NOW))
     with pytest.raises(MirrorError, match="would go back"), mirror.transaction() as transaction:
@@ -83,7 +101,7 @@ def test_a_watermark_never_goes_back(mirror: DuckDBMirror) -> None:
     assert mirror.ledger().watermarks["t"] == Watermark("t", Position(5, "p"), NOW)
 
 
-def test_a_copys_progress_is_recorded_with_its_rows(mirror: DuckDBMirror) -> None:
+def test_a_copys_progress_is_recorded_with_its_rows(mirror: Mirror) -> None:
     progress = CopyProgress("t", Position(3, "p"), "shape", resume="here")
     with mirror.transaction() as transaction:
         transaction.begin_copy(TABLE, progress)
@@ -93,7 +111,7 @@ def test_a_copys_progress_is_recorded_with_its_rows(mirror: DuckDBMirror) -> Non
     assert held(mirror) == {}
 
 
-def test_a_complete_copy_differs_by_its_net_changes(mirror: DuckDBMirror) -> None:
+def test_a_complete_copy_differs_by_its_net_changes(mirror: Mirror) -> None:
     merge(mirror, rows(a=1.0, b=2.0, c=3.0), keys())
     progress = CopyProgress("t", Position(3, "p"), "shape", complete=True)
     with mirror.transaction() as transaction:
@@ -106,7 +124,7 @@ def test_a_complete_copy_differs_by_its_net_changes(mirror: DuckDBMirror) -> Non
     assert pa.concat_tables([part.tombstones for part in found]).to_pylist() == [{"k": "c"}]
 
 
-def test_a_comparison_names_what_differs_and_changes_nothing(mirror: DuckDBMirror) -> None:
+def test_a_comparison_names_what_differs_and_changes_nothing(mirror: Mirror) -> None:
     merge(mirror, rows(a=1.0, b=2.0, c=3.0), keys())
     with mirror.transaction() as transaction:
         found = transaction.compare(TABLE, [rows(a=1.0), rows(b=5.0, d=4.0)])
@@ -116,7 +134,16 @@ def test_a_comparison_names_what_differs_and_changes_nothing(mirror: DuckDBMirro
     assert len(held(mirror)) == 3
 
 
-def test_a_dead_letter_is_kept_once_until_it_is_released(mirror: DuckDBMirror) -> None:
+def test_digests_name_the_parts_that_differ_and_the_keys_too_many(mirror: Mirror) -> None:
+    merge(mirror, rows(a=1.0, b=2.0, c=3.0, z=-0.0), keys())
+    with mirror.transaction() as transaction:
+        parts = [rows(a=1.0), rows(b=5.0), rows(z=0.0), rows(d=4.0), rows()]
+        stale, extra = transaction.compare_digests(TABLE, parts)
+    assert stale == [1, 2, 3]
+    assert extra.to_pylist() == [{"k": "c"}]
+
+
+def test_a_dead_letter_is_kept_once_until_it_is_released(mirror: Mirror) -> None:
     letter = DeadLetter("t", '{"k": "a"}', "v", "why", NOW)
     for _ in range(2):
         with mirror.transaction() as transaction:
@@ -129,7 +156,7 @@ def test_a_dead_letter_is_kept_once_until_it_is_released(mirror: DuckDBMirror) -
     assert mirror.dead_letters().num_rows == 0
 
 
-def test_a_temporal_table_keeps_what_it_lacked_as_resolved(mirror: DuckDBMirror) -> None:
+def test_a_temporal_table_keeps_what_it_lacked_as_resolved(mirror: Mirror) -> None:
     letter = DeadLetter("t", '{"k": "a"}', "v", "why", NOW)
     with mirror.transaction() as transaction:
         transaction.quarantine([letter])
@@ -158,14 +185,42 @@ def test_a_temporal_table_keeps_what_it_lacked_as_resolved(mirror: DuckDBMirror)
         "selec 1",
     ],
 )
-def test_a_query_only_reads_tables(mirror: DuckDBMirror, sql: str) -> None:
+def test_a_query_only_reads_tables(mirror: Mirror, sql: str) -> None:
     merge(mirror, rows(a=1.0), keys())
     with pytest.raises(QueryError):
         mirror.query(sql)
     assert held(mirror) == {"a": 1.0}
 
 
-def test_queries_take_parameters_and_keep_types_when_empty(mirror: DuckDBMirror) -> None:
+def test_queries_take_parameters_and_keep_types_when_empty(mirror: Mirror) -> None:
     merge(mirror, rows(a=1.0, b=2.0), keys())
     assert mirror.query("select v from t where k = ?", ["b"]).to_pylist() == [{"v": 2.0}]
     assert mirror.query("select k, v from t where false").schema == SCHEMA.arrow
+
+
+def test_streamed_rows_are_of_the_state_they_began_with(mirror: Mirror) -> None:
+    merge(mirror, rows(**{f"k{number}": float(number) for number in range(1000)}), keys())
+    streamed = mirror.stream("select k, v from t where v >= $least", {"least": 10.0}, 100)
+    for _ in range(5):  # more commits than states are retained
+        merge(mirror, rows(k500=-1.0), keys("k20"))
+        merge(mirror, rows(k500=-2.0, k20=-3.0), keys("k30"))
+    batches = list(streamed.batches)
+    assert {batch.schema for batch in batches} == {streamed.schema}
+    found = pa.Table.from_batches(batches).sort_by("v")
+    assert found["v"].to_pylist() == [float(number) for number in range(10, 1000)]
+
+
+def test_a_stream_that_is_cancelled_ends_in_an_error(mirror: Mirror) -> None:
+    many = 300_000
+    values = pa.array(range(many), pa.float64())
+    merge(mirror, pa.table({"k": values.cast(pa.string()), "v": values}), keys())
+    streamed = mirror.stream("select a.k from t a cross join t b", {}, 100)
+    next(streamed.batches)
+    streamed.cancel()
+    with pytest.raises(QueryError):
+        list(streamed.batches)
+
+
+def test_a_stream_only_reads(mirror: Mirror) -> None:
+    with pytest.raises(QueryError, match="DELETE"):
+        mirror.stream("delete from t", {}, 100)

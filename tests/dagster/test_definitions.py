@@ -48,6 +48,27 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings.load(file)
 
 
+def test_a_mirror_in_files_is_kept_in_sync_and_folded_at_night(
+    settings: Settings, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    file = Path(os.environ["RHEI_CONFIG"])
+    declared = file.read_text().replace(
+        "mirror: {path: mirror.duckdb,", "mirror: {kind: datafusion, storage: ipc, path: mirror,"
+    )
+    file.write_text(declared)
+    settings = Settings.load(file)
+    found = build(settings)
+    assert run(settings, instance, "initial_sync/orders").success
+    write(settings, "update orders set status = 'sent'")
+    result = found.resolve_job_def("maintenance").execute_in_process(instance=instance)
+    assert result.success
+    names = {schedule.name for schedule in found.schedules or ()}
+    assert names == {"daily_snapshot", "nightly_maintenance"}
+    with rhei.open(settings) as htap:
+        htap.sync_now()
+        assert htap.verify().equal
+
+
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     (tmp_path / "home").mkdir()

@@ -38,6 +38,21 @@ def test_defaults(tmp_path: Path) -> None:
         (MINIMAL + "sync: {batch_rows: 0}", "field 'sync.batch_rows'"),
         ("source: {path: a, kind: oracle}\nmirror: {path: b}", "field 'source.kind'.*'sqlite'"),
         ("mirror: {path: b}", "field 'source' is missing"),
+        ("source: {path: a}\nmirror: {kind: duckdb}", "'path' is missing"),
+        ("source: {path: a}\nmirror: {kind: duckbd, path: b}", "'duckdb' or 'datafusion'"),
+        (
+            "source: {path: a}\nmirror: {kind: datafusion, storage: parket, path: b}",
+            "field 'mirror.storage'.*'memory', 'ipc' or 'parquet'",
+        ),
+        ("source: {path: a}\nmirror: {storage: ipc, path: b}", "'storage' is for the kind"),
+        (
+            "source: {path: a}\nmirror: {kind: datafusion, storage: ipc, path: 's3://b/c'}",
+            "an object store holds",
+        ),
+        (
+            "source: {path: a}\nmirror: {kind: datafusion, path: b, published: {path: c}}",
+            "'published' is for a DuckDB file",
+        ),
         ("source: [", "not YAML in line 1"),
         ("- 1", "a declaration is a mapping"),
         ("", "a declaration is a mapping"),
@@ -46,6 +61,15 @@ def test_defaults(tmp_path: Path) -> None:
 def test_a_wrong_declaration_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         load(tmp_path, text)
+
+
+def test_a_mirror_in_an_object_store_keeps_its_url(tmp_path: Path) -> None:
+    place = "{kind: datafusion, path: 's3://bucket/some/mirror'}"
+    settings = load(tmp_path, f"source: {{path: app.db}}\nmirror: {place}\n")
+    assert settings.mirror.url == "s3://bucket/some/mirror"
+    assert settings.mirror.uri == "s3://bucket/some/mirror"
+    settings = load(tmp_path, "source: {path: a}\nmirror: {kind: datafusion, storage: memory}\n")
+    assert settings.mirror.in_memory
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

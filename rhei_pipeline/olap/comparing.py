@@ -1,0 +1,77 @@
+"""What two tables differ in, by digests; what differs is found without holding all rows."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from rhei_pipeline.events import Comparison
+from rhei_pipeline.olap.digests import KeyHashes, key_hashes, row_digests
+from rhei_pipeline.olap.draft import Draft
+from rhei_pipeline.olap.key_index import KeyIndex, Numbers
+from rhei_pipeline.schema import Table, TableSchema
+
+
+def differing(standing: Draft, copy: Draft) -> tuple[Numbers, Numbers]:
+    """Return the copy's places that the table lacks or has otherwise, and the table's too many."""
+    changed, extra = [_NONE], [_NONE]
+    for hashes, digests, places in copy.entries():
+        found = standing.find(hashes)
+        same = found.payloads == digests[found.needles]
+        changed.append(np.delete(places, found.needles[same]))
+    for hashes, _, places in standing.entries():
+        extra.append(np.delete(places, copy.find(hashes).needles))
+    return np.concatenate(changed), np.concatenate(extra)
+
+
+def compare(draft: Draft, table: Table, rows: Iterable[pa.Table]) -> Comparison:
+    """Compare a table's present rows, digested anew, with all rows of its source."""
+    schema = table.schema
+    index, places = _fresh_index(draft, schema)
+    seen = np.zeros(len(places), dtype=bool)
+    missing, different = [schema.arrow_key.empty_table()], [schema.arrow_key.empty_table()]
+    for part in rows:
+        keys = part.select(list(schema.primary_key))
+        needles, entries = index.find(key_hashes(keys))
+        seen[index.positions[entries]] = True
+        unequal = index.payloads[entries] != _digests(schema, part)[needles]
+        missing.append(keys.take(pa.array(np.delete(np.arange(keys.num_rows), needles))))
+        different.append(keys.take(pa.array(needles[unequal])))
+    extra = draft.take(places[~seen], schema.primary_key)
+    return Comparison(pa.concat_tables(missing), extra, pa.concat_tables(different))
+
+
+def compare_digests(
+    draft: Draft, schema: TableSchema, parts: Iterable[pa.Table]
+) -> tuple[list[int], pa.Table]:
+    """Compare a table's present rows with all rows of its source by the digests of its index."""
+    seen, stale = [_NONE], []
+    for number, part in enumerate(parts):
+        found = draft.find(key_hashes(part.select(list(schema.primary_key))))
+        seen.append(found.places)
+        equal = found.payloads == _digests(schema, part)[found.needles]
+        if not equal.all() or len(found.needles) < part.num_rows:
+            stale.append(number)
+    known = np.concatenate(seen)
+    extra = [places[~np.isin(places, known)] for _, _, places in draft.entries()]
+    return stale, draft.take(np.concatenate([_NONE, *extra]), schema.primary_key)
+
+
+def _fresh_index(draft: Draft, schema: TableSchema) -> tuple[KeyIndex, Numbers]:
+    words, checks = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
+    digests, places = [np.zeros(0, np.uint64)], [_NONE]
+    for rows, where in draft.scan(schema.names):
+        hashes = key_hashes(rows.select(list(schema.primary_key)))
+        words.append(hashes.words)
+        checks.append(hashes.checks)
+        digests.append(_digests(schema, rows))
+        places.append(where)
+    merged = KeyHashes(np.concatenate(words), np.concatenate(checks))
+    return KeyIndex.build(merged, np.concatenate(digests)), np.concatenate(places)
+
+
+def _digests(schema: TableSchema, rows: pa.Table) -> np.ndarray:
+    return row_digests(rows.select([column.name for column in schema.value_columns]))
+
+
+_NONE = np.zeros(0, dtype=np.int64)

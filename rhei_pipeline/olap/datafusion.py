@@ -1,0 +1,267 @@
+"""A mirror in files that DataFusion reads: immutable segments, and a manifest that names them.
+
+A commit is the one moment at which a new manifest appears. Rows and watermark of all tables are
+in it together, and whoever opened an earlier one goes on reading the files it names.
+"""
+
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from rhei_pipeline.errors import MirrorError, QueryError
+from rhei_pipeline.ledger import Ledger
+from rhei_pipeline.metrics import MaintenanceReport
+from rhei_pipeline.olap.file_transaction import FileTransaction
+from rhei_pipeline.olap.files import Files, LocalFiles, MemoryFiles
+from rhei_pipeline.olap.folding import maintained
+from rhei_pipeline.olap.formats import Format, Ipc, Parquet
+from rhei_pipeline.olap.letters import LETTERS, is_open
+from rhei_pipeline.olap.manifest import Manifest
+from rhei_pipeline.olap.manifests import Manifests
+from rhei_pipeline.olap.segment_store import SegmentStore
+from rhei_pipeline.olap.session import Params, ReadingSession
+from rhei_pipeline.protocols import Streamed
+from rhei_pipeline.schema import VALID_TO, Mode, Table
+from rhei_pipeline.sql import mirror_table
+
+if TYPE_CHECKING:
+    from rhei_pipeline.olap.object_files import Access
+
+MEMORY = ":memory:"
+#: Manifests kept by default: whoever reads one has two more commits to say so.
+RETAINED_MANIFESTS = 3
+#: Rows that one call of `maintain` writes at most, about; half a minute's work.
+MAINTENANCE_ROWS = 20_000_000
+
+#: How the URLs of object stores begin.
+URL_SCHEMES = ("s3://", "gs://")
+#: How rows are written, by storage.
+FORMATS: dict[str, type[Format]] = {"memory": Ipc, "ipc": Ipc, "parquet": Parquet}
+
+
+class DataFusionMirror:
+    """A `Mirror` in a directory of files, or in memory.
+
+    Args:
+        storage: `memory`, `ipc` or `parquet`.
+        path: The directory, created when it is missing; a URL in an object store, for `parquet`;
+            in memory, `:memory:`.
+        access: How the object store is reached; left out: as the environment says.
+        lock_timeout_seconds: How long to wait while another process writes the mirror.
+        retained_manifests: How many committed states stay readable.
+
+    Raises:
+        MirrorBusyError: Another process held the mirror all that time.
+        MirrorError: The directory cannot be used, or a manifest is damaged.
+    """
+
+    def __init__(
+        self,
+        storage: str,
+        path: Path | str = MEMORY,
+        *,
+        access: "Access | None" = None,
+        lock_timeout_seconds: float = 30.0,
+        retained_manifests: int = RETAINED_MANIFESTS,
+    ) -> None:
+        self.storage = storage
+        self.path = MEMORY if storage == "memory" else str(path)
+        files = open_files(storage, path, access, lock_timeout_seconds)
+        self._files = files
+        self._store = SegmentStore(files, FORMATS[storage]())
+        self._manifests = Manifests(files, retained_manifests)
+        self._session = ReadingSession(self._store)
+        self._lock = threading.Lock()
+        self._glance = threading.Lock()
+        self._reading: Counter[int] = Counter()
+        self._closed = False
+        try:
+            self._manifest = self._begin()
+        except BaseException:
+            files.close()
+            raise
+        self.mirror_id = self._manifest.mirror_id
+
+    def _begin(self) -> Manifest:
+        found = self._manifests.newest()
+        if found is None:
+            found = Manifest(1, uuid.uuid4().hex, self.storage, datetime.now(UTC))
+            self._manifests.commit(found)
+        if found.storage != self.storage:
+            raise MirrorError(
+                f"mirror {self.path!r} rests as {found.storage!r}, not as {self.storage!r}",
+                hint="declare its storage, or give another path",
+            )
+        self._manifests.collect_orphans(self._store)
+        return found
+
+    def ledger(self) -> Ledger:
+        """Return what is recorded, as last committed; nobody else can write."""
+        self._refuse_closed()
+        return self._manifest.ledger
+
+    @contextmanager
+    def transaction(self, *, trial: bool = False) -> Iterator[FileTransaction]:
+        """Open the one writing transaction; a trial is rolled back at its end."""
+        with self._lock, self._undoing():
+            transaction = FileTransaction(self._manifest, self._store)
+            try:
+                yield transaction
+                manifest = None if trial else transaction.settle()
+            except BaseException:
+                self._store.discard()
+                raise
+            if manifest is None:
+                self._store.discard()
+            else:
+                self._commit(manifest)
+
+    def maintain(self, max_rows: int = MAINTENANCE_ROWS) -> MaintenanceReport:
+        """Fold what a cycle leaves: small segments into large ones, and those that lost rows.
+
+        Safe at any time and safe to repeat; readers notice nothing but the speed. Writes about
+        `max_rows` rows at most; a call that reaches it says so, and the next one goes on.
+        """
+        with self._lock, self._undoing():
+            tables, report = maintained(self._manifest.tables, self._store, max_rows)
+            if report.rows_written:
+                folded = replace(
+                    self._manifest,
+                    version=self._manifest.version + 1,
+                    committed_at=datetime.now(UTC),
+                    tables=MappingProxyType(tables),
+                )
+                self._commit(folded)
+            return report
+
+    @contextmanager
+    def _undoing(self) -> Iterator[None]:
+        self._refuse_closed()
+        try:
+            yield
+        except BaseException:
+            # Whether the manifest has appeared, or yet will, only the files can tell.
+            self._store.leave()
+            newest = self._manifests.newest()
+            if newest is not None and newest.version > self._manifest.version:
+                self._manifest = newest
+            raise
+
+    def _commit(self, manifest: Manifest) -> None:
+        self._manifests.commit(manifest)
+        with self._glance:
+            self._manifest = manifest
+        self._store.keep(manifest)
+        self._manifests.collect(self._store, self._in_use)
+
+    def _in_use(self) -> set[int]:
+        with self._glance:
+            return {*self._reading, *self._files.pinned()}
+
+    def query(self, sql: str, params: Params = ()) -> pa.Table:
+        """Run one read-only statement on the last committed state; parameters by place or name.
+
+        Raises:
+            QueryError: Not one statement, not a reading one, or DataFusion refuses it.
+        """
+        self._refuse_closed()
+        with self._held() as manifest:
+            return self._session.query(sql, params, manifest)
+
+    def stream(self, sql: str, params: Mapping[str, Any], rows: int) -> Streamed:
+        """Run one read-only statement, and return its rows as they come, all of one state.
+
+        Raises:
+            QueryError: It is not one reading statement, or DataFusion refuses it.
+        """
+        self._refuse_closed()
+        with ExitStack() as held:
+            manifest = held.enter_context(self._held())
+            schema, batches = self._session.stream(sql, params, manifest)
+            cancelled = threading.Event()
+            gathered = _gathered(batches, rows, cancelled, held.pop_all())
+        next(gathered)  # begun, it lets go of its files even where nobody takes a row
+        return Streamed(schema, gathered, cancelled.set)
+
+    @contextmanager
+    def _held(self) -> Iterator[Manifest]:
+        """Keep the files of the present state for the length of the block."""
+        with self._glance:
+            manifest = self._manifest
+            self._reading[manifest.version] += 1
+        try:
+            yield manifest
+        finally:
+            with self._glance:
+                self._reading.subtract([manifest.version])
+                self._reading = +self._reading
+
+    def count(self, table: Table) -> int:
+        """Count the rows that are valid now."""
+        condition = "" if table.mode is Mode.DESTRUCTIVE else f" where {VALID_TO} is null"
+        found = self.query(f"select count(*) as n from {mirror_table(table.schema)}{condition}")
+        return int(found["n"][0].as_py())
+
+    def dead_letters(self, table: str | None = None) -> pa.Table:
+        """Return open dead letters: table_name, key, column_name, reason, captured_at."""
+        self._refuse_closed()
+        with self._held() as manifest:
+            name = manifest.letters
+            kept = self._store.letters(name) if name else LETTERS.empty_table()
+        kept = kept.filter(is_open(kept, table)).drop_columns(["resolved_at"])
+        order = [(column, "ascending") for column in ("captured_at", "table_name", "key")]
+        return kept.sort_by(order)
+
+    def close(self) -> None:
+        """Let others write; safe to repeat."""
+        with self._lock:
+            self._closed = True
+            self._files.close()
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise MirrorError("the mirror is closed", hint="open it again")
+
+
+def _gathered(
+    batches: Iterator[pa.RecordBatch], rows: int, cancelled: threading.Event, held: ExitStack
+) -> Iterator[pa.RecordBatch]:
+    """Yield an empty batch, then batches of about so many rows; DataFusion's own are small."""
+    gathered: list[pa.RecordBatch] = []
+    with held:
+        yield pa.record_batch({})
+        for batch in batches:
+            if cancelled.is_set():
+                raise QueryError("the query was cancelled")
+            gathered.append(batch)
+            if sum(map(len, gathered)) >= rows:
+                yield pa.concat_batches(gathered)
+                gathered = []
+        if gathered:
+            yield pa.concat_batches(gathered)
+
+
+def open_files(
+    storage: str, path: Path | str, access: "Access | None" = None, timeout: float | None = None
+) -> Files:
+    """Open where a mirror's files rest: to write with a time to wait for the lock, else to read."""
+    if storage == "memory":
+        return MemoryFiles()
+    if str(path).startswith(URL_SCHEMES):
+        from rhei_pipeline.olap.object_files import (  # noqa: PLC0415  (its package is optional)
+            Access,
+            ObjectFiles,
+        )
+
+        return ObjectFiles(str(path), access or Access())
+    writing = timeout is not None
+    return LocalFiles(Path(path), writing=writing, lock_timeout_seconds=timeout or 0)

@@ -1,0 +1,342 @@
+"""What one transaction of a mirror of files may do."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
+from types import MappingProxyType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.events import Comparison, Counts, DeadLetter, NetChanges, Operation, Versions
+from rhei_pipeline.history import DELETED, FLOOR, LOCATOR
+from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
+from rhei_pipeline.olap import letters as dead
+from rhei_pipeline.olap.comparing import compare, compare_digests, differing
+from rhei_pipeline.olap.digests import key_hashes, row_digests
+from rhei_pipeline.olap.draft import Draft
+from rhei_pipeline.olap.folding import CYCLE_ROWS, SEGMENT_ROWS, due_in_a_cycle, fold
+from rhei_pipeline.olap.manifest import Manifest, StoredTable
+from rhei_pipeline.olap.reshaping import outgrown
+from rhei_pipeline.olap.segment_store import SegmentStore, conform
+from rhei_pipeline.schema import INSTANT, OPERATION, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.sql import mirror_table, quote
+
+_COPY = "_rhei_copy_"
+_SNAPSHOTS = "snapshot"
+_DAY = pa.field("snapshot_date", pa.date32())
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """Open versions that were handed out, whole, in the order of their places."""
+
+    places: np.ndarray
+    rows: pa.Table
+
+
+@dataclass(slots=True)
+class FileTransaction:
+    """A `MirrorTransaction` on one committed state; `settle` says what it makes of it."""
+
+    base: Manifest
+    store: SegmentStore
+    _tables: dict[str, Draft] = field(default_factory=dict)
+    _dropped: set[str] = field(default_factory=set)
+    _watermarks: dict[str, Watermark] = field(default_factory=dict)
+    _copies: dict[str, CopyProgress] = field(default_factory=dict)
+    _letters: pa.Table | None = None
+    _letters_changed: bool = False
+    _opened: dict[str, _Opened] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._watermarks = dict(self.base.ledger.watermarks)
+        self._copies = dict(self.base.ledger.copies)
+
+    def settle(self) -> Manifest:
+        """Write everything that is new, and return the state to commit."""
+        tables = {n: t for n, t in self.base.tables.items() if n not in self._dropped}
+        for name, draft in self._tables.items():
+            table = draft.settle()
+            limit = SEGMENT_ROWS if table.relation.startswith(_COPY) else CYCLE_ROWS
+            tables[name] = fold(table, due_in_a_cycle(table.segments, limit), self.store)
+        kept = self.base.letters
+        if self._letters_changed:
+            kept = self.store.write_letters(self._kept()) if self._kept().num_rows else None
+        return replace(
+            self.base,
+            version=self.base.version + 1,
+            committed_at=datetime.now(UTC),
+            tables=MappingProxyType(tables),
+            ledger=self.ledger(),
+            letters=kept,
+        )
+
+    def ledger(self) -> Ledger:
+        """Return what is recorded, as this transaction sees it."""
+        return Ledger(
+            MappingProxyType(dict(self._watermarks)), MappingProxyType(dict(self._copies))
+        )
+
+    def merge(self, table: Table, changes: NetChanges) -> Counts:
+        """Compare with the digests of the rows there; remove and append what really changed."""
+        return _merge(self._draft(table), table, changes)
+
+    def present_keys(self, table: Table) -> pa.Table:
+        """Return the keys of all rows that are valid now."""
+        return _all_keys(self._draft(table), table)
+
+    def copied_keys(self, table: Table) -> pa.Table:
+        """Return the keys of all rows in the copy."""
+        return _all_keys(self._draft(table, _COPY), table)
+
+    def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
+        """Return the rows of those keys that are valid now."""
+        return _rows_of(self._draft(table), table, keys)
+
+    def copied_rows(self, table: Table, keys: pa.Table) -> pa.Table:
+        """Return the rows of those keys in the copy."""
+        return _rows_of(self._draft(table, _COPY), table, keys)
+
+    def open_versions(self, table: Table, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Look up the touched keys' open versions, then the past of keys that have none."""
+        draft, own = self._draft(table), list(table.schema.primary_key)
+        distinct = keys.select(own).group_by(own).aggregate([]).select(own)
+        sought = key_hashes(distinct)
+        found = draft.find(sought)
+        rows = draft.take(found.places, draft.schema.names)
+        order = np.argsort(found.places)
+        self._opened[table.name] = _Opened(found.places[order], rows.take(pa.array(order)))
+        opened = rows.select([*table.schema.names, VALID_FROM])
+        opened = opened.append_column(LOCATOR, pa.array(found.places))
+        pastless = np.setdiff1d(np.arange(distinct.num_rows), found.needles)
+        past = draft.find(sought.take(pastless), past=True)
+        floors = np.full(len(pastless), np.iinfo(np.int64).min)
+        np.maximum.at(floors, past.needles, past.payloads.view(np.int64))
+        having = np.unique(past.needles)
+        named = distinct.take(pa.array(pastless[having]))
+        return opened, named.append_column(FLOOR, pa.array(floors[having]).cast(INSTANT))
+
+    def supersede(self, table: Table, versions: Versions) -> None:
+        """Put each closed version among the past ones, then append what opens."""
+        draft = self._draft(table)
+        if versions.closings.num_rows:
+            self._close(draft, table, versions.closings)
+        ended = pc.is_valid(versions.openings[VALID_TO])
+        for past, rows in (
+            (True, versions.openings.filter(ended)),
+            (False, versions.openings.filter(pc.invert(ended))),
+        ):
+            _append_versions(draft, table, rows, past=past)
+
+    def _close(self, draft: Draft, table: Table, closings: pa.Table) -> None:
+        opened, places = self._opened[table.name], closings[LOCATOR].to_numpy()
+        rows = opened.rows.take(pa.array(np.searchsorted(opened.places, places)))
+        place = rows.schema.get_field_index
+        operation = pc.if_else(closings[DELETED], Operation.DELETE.value, rows[OPERATION])
+        rows = rows.set_column(place(VALID_TO), VALID_TO, closings[VALID_TO])
+        rows = rows.set_column(place(OPERATION), OPERATION, operation)
+        draft.remove(places)
+        _append_versions(draft, table, rows, past=True)
+
+    def record(self, watermark: Watermark) -> None:
+        """Record progress; refuses to go back."""
+        earlier = self._watermarks.get(watermark.table)
+        if earlier is not None and earlier.position.order > watermark.position.order:
+            raise MirrorError(
+                f"its watermark would go back from {earlier.position.order}"
+                f" to {watermark.position.order}",
+                table=watermark.table,
+                hint="another sync has recorded since; run this one again",
+            )
+        self._watermarks[watermark.table] = watermark
+
+    def quarantine(self, letters: Iterable[DeadLetter]) -> int:
+        """Keep dead letters; return how many."""
+        self._letters, count = dead.keep(self._kept(), letters)
+        self._letters_changed |= count > 0
+        return count
+
+    def quarantined(self, table: Table) -> set[str]:
+        """Return the keys, as text, that have an open dead letter."""
+        kept = self._kept()
+        return set(kept["key"].filter(dead.is_open(kept, table.name)).to_pylist())
+
+    def release(self, table: Table, keys: Collection[str], at: datetime) -> None:
+        """Resolve the dead letters of keys; a temporal table keeps them as resolved."""
+        if keys:
+            dated = at if table.mode is Mode.TEMPORAL else None
+            self._letters = dead.release(self._kept(), table.name, keys, dated)
+            self._letters_changed = True
+
+    def write_snapshots(self, table: Table, instants: Mapping[date, datetime]) -> dict[date, int]:
+        """Keep a temporal table's rows as of each instant, under its day."""
+        name, draft = f"{_SNAPSHOTS}.{quote(table.name)}", self._draft(table)
+        if name not in self._tables and name not in self.base.tables:
+            empty = StoredTable(_SNAPSHOTS, table.name, pa.schema([_DAY]))
+            self._tables[name] = Draft(empty, self.store)
+        target = self._named(name, table)
+        new = [f for f in table.schema.arrow if f.name not in target.schema.names]
+        target.reshape(pa.schema([*target.schema, *new]))
+        written = {}
+        for day, instant in instants.items():
+            rows = _rows_as_of(draft, table, instant)
+            dated = rows.add_column(0, _DAY, pa.repeat(pa.scalar(day), rows.num_rows))
+            target.append_tagged(dated, day.isoformat())
+            written[day] = rows.num_rows
+        return written
+
+    def begin_copy(self, table: Table, progress: CopyProgress) -> None:
+        """Start an empty copy beside the table."""
+        self._put(table, table.schema.arrow, _COPY)
+        self._copies[table.name] = progress
+
+    def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
+        """Append rows to the copy and record how far it has come."""
+        if rows.num_rows:
+            _append(self._draft(table, _COPY), table, rows)
+        self._copies[table.name] = progress
+
+    def heal_copy(self, table: Table, changes: NetChanges) -> None:
+        """Bring the copy up to a later state by net changes."""
+        _merge(self._draft(table, _COPY), table, changes)
+
+    def adopt_copy(self, table: Table, at: datetime) -> int | None:
+        """Make the copy the table, if there is no table of its shape; return its rows, else None.
+
+        A temporal table's rows become baseline versions that are valid from `at`.
+
+        Raises:
+            SchemaDriftError: A temporal table's past cannot be kept under the new types.
+        """
+        name = mirror_table(table.schema)
+        standing = name in self._tables or name in self.base.tables
+        if standing and not outgrown(self._draft(table), table):
+            return None
+        copy = self._drop_copy(table)
+        copy.move(table.schema.namespace, table.schema.relation)
+        if table.mode is Mode.TEMPORAL:
+            copy.reshape(table.mirror_schema)
+            since = pa.scalar(at, INSTANT).cast(pa.int64()).as_py()
+            copy.fix({VALID_FROM: since, OPERATION: Operation.INSERT.value})
+        self._tables[name] = copy
+        return copy.count()
+
+    def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
+        """Yield what leads from the table's present rows to the copy's, then drop the copy."""
+        standing, copy = self._draft(table), self._drop_copy(table)
+        differing_places, gone_places = differing(standing, copy)
+        names, key = table.schema.names, table.schema.primary_key
+        gone = standing.take(gone_places, key)
+        for low in range(0, max(len(differing_places), len(gone_places)), limit):
+            rows = copy.take(differing_places[low : low + limit], names)
+            yield NetChanges(rows, gone.slice(low, limit))
+
+    def count(self, table: Table) -> int:
+        """Count the rows that are valid now."""
+        return self._draft(table).count()
+
+    def compare_digests(
+        self, table: Table, parts: Iterable[pa.Table]
+    ) -> tuple[list[int], pa.Table]:
+        """Compare with the digests that the index holds; no row is read."""
+        return compare_digests(self._draft(table), table.schema, parts)
+
+    def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
+        """Compare the source's rows with the table's present ones, both ways.
+
+        What is compared is read and digested anew; the index's own digests are not believed.
+        """
+        return compare(self._draft(table), table, rows)
+
+    def _draft(self, table: Table, prefix: str = "") -> Draft:
+        return self._named(mirror_table(table.schema, prefix), table)
+
+    def _named(self, name: str, table: Table) -> Draft:
+        found = self._tables.get(name)
+        if found is None:
+            stored = self.base.tables.get(name)
+            if stored is None or name in self._dropped:
+                raise MirrorError(
+                    "it does not stand in the mirror", table=table.name, hint="copy it first"
+                )
+            found = self._tables[name] = Draft(stored, self.store)
+        return found
+
+    def _put(self, table: Table, schema: pa.Schema, prefix: str) -> None:
+        stored = StoredTable(table.schema.namespace, prefix + table.schema.relation, schema)
+        self._tables[mirror_table(table.schema, prefix)] = Draft(stored, self.store)
+
+    def _drop_copy(self, table: Table) -> Draft:
+        copy, name = self._draft(table, _COPY), mirror_table(table.schema, _COPY)
+        del self._tables[name], self._copies[table.name]
+        self._dropped.add(name)
+        return copy
+
+    def _kept(self) -> pa.Table:
+        if self._letters is None:
+            name = self.base.letters
+            self._letters = self.store.letters(name) if name else dead.LETTERS.empty_table()
+        return self._letters
+
+
+def _merge(draft: Draft, table: Table, changes: NetChanges) -> Counts:
+    key = list(table.schema.primary_key)
+    inserted = updated = deleted = 0
+    upserts = changes.upserts
+    if upserts.num_rows:
+        hashes, digests = key_hashes(upserts.select(key)), _digests(table, upserts)
+        found = draft.find(hashes)
+        same = found.payloads == digests[found.needles]
+        changed = np.ones(upserts.num_rows, dtype=bool)
+        changed[found.needles[same]] = False
+        draft.remove(found.places[~same])
+        updated = int((~same).sum())
+        inserted = upserts.num_rows - len(found.needles)
+        draft.append(upserts.filter(pa.array(changed)), hashes.take(changed), digests[changed])
+    if changes.tombstones.num_rows:
+        ended = draft.find(key_hashes(changes.tombstones.select(key))).places
+        draft.remove(ended)
+        deleted = len(ended)
+    return Counts(inserted, updated, deleted)
+
+
+def _digests(table: Table, rows: pa.Table) -> np.ndarray:
+    return row_digests(rows.select([column.name for column in table.schema.value_columns]))
+
+
+def _append(draft: Draft, table: Table, rows: pa.Table) -> None:
+    hashes = key_hashes(rows.select(list(table.schema.primary_key)))
+    draft.append(rows, hashes, _digests(table, rows))
+
+
+def _append_versions(draft: Draft, table: Table, rows: pa.Table, *, past: bool) -> None:
+    hashes = key_hashes(rows.select(list(table.schema.primary_key)))
+    if past:
+        payloads = rows[VALID_TO].cast(pa.int64()).to_numpy().view(np.uint64)
+    else:
+        payloads = _digests(table, rows)
+    draft.append(rows, hashes, payloads, past=past)
+
+
+def _all_keys(draft: Draft, table: Table) -> pa.Table:
+    parts = [keys for keys, _ in draft.scan(table.schema.primary_key)]
+    return pa.concat_tables([table.schema.arrow_key.empty_table(), *parts])
+
+
+def _rows_of(draft: Draft, table: Table, keys: pa.Table) -> pa.Table:
+    key = list(table.schema.primary_key)
+    found = draft.find(key_hashes(keys.select(key)))
+    return conform(draft.take(np.unique(found.places), table.schema.names), table.schema.arrow)
+
+
+def _rows_as_of(draft: Draft, table: Table, instant: datetime) -> pa.Table:
+    at, found = pa.scalar(instant, INSTANT), [table.schema.arrow.empty_table()]
+    for past in (False, True):
+        for rows, _ in draft.scan([*table.schema.names, VALID_FROM, VALID_TO], past=past):
+            still = pc.fill_null(pc.greater(rows[VALID_TO], at), fill_value=True)
+            alive = pc.and_(pc.less_equal(rows[VALID_FROM], at), still)
+            found.append(rows.filter(alive).select(list(table.schema.names)))
+    return pa.concat_tables(found)

@@ -1,0 +1,136 @@
+"""Which segments are to be folded into one, and the folding: what keeps reads fast and disks small.
+
+A cycle folds little and often: eight segments of about one size become one of the next size, up
+to a fixed number of rows. What is larger, or has lost many of its rows, waits for maintenance.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from rhei_pipeline.metrics import MaintenanceReport
+from rhei_pipeline.olap.digests import KeyHashes
+from rhei_pipeline.olap.key_index import KeyIndex
+from rhei_pipeline.olap.manifest import Segment, StoredTable
+from rhei_pipeline.olap.segment_store import SegmentStore, conform
+
+#: So many segments of one size are folded into one of the next.
+FAN = 8
+#: Rows of the largest segment that a cycle makes: about a second's work, once in 64 cycles.
+CYCLE_ROWS = 1_000_000
+#: Rows of the largest segment that maintenance makes; a change rewrites none of them.
+SEGMENT_ROWS = 4_000_000
+#: A cycle rewrites one segment at most that has less than this share of its rows left: what is
+#: gone is still read, and with half of it the aggregate after 100 syncs takes twice as long.
+_KEPT_SHARE = 0.65
+#: Maintenance rewrites a segment that has lost this share of its rows.
+GONE_SHARE = 0.1
+
+Group = list[Segment]
+
+
+def due_in_a_cycle(segments: Sequence[Segment], limit: int = CYCLE_ROWS) -> list[Group]:
+    """Choose groups of small segments; none has more than `limit` rows."""
+    worn = [[segment] for segment in _foldable(segments) if _is_worn(segment, limit)][:1]
+    tiers: dict[tuple[bool, int], Group] = {}
+    for segment in _foldable(segments):
+        if [segment] in worn:
+            continue
+        size = int(np.log(max(segment.present_rows, 1)) / np.log(FAN))
+        tiers.setdefault((segment.past, size), []).append(segment)
+    full = [
+        group
+        for group in tiers.values()
+        if len(group) >= FAN and sum(s.present_rows for s in group) <= limit
+    ]
+    return worn + full
+
+
+def _is_worn(segment: Segment, limit: int) -> bool:
+    return segment.present_rows < min(segment.rows, limit) * _KEPT_SHARE
+
+
+def due_in_maintenance(segments: Sequence[Segment]) -> list[Group]:
+    """Choose groups so that no segment is small that need not be, and few rows are gone."""
+    groups: list[Group] = []
+    for past in (False, True):
+        chosen = [s for s in _foldable(segments) if s.past is past and _is_worth_it(s)]
+        groups += _packed(chosen)
+    return [group for group in groups if len(group) > 1 or _has_holes(group[0])]
+
+
+def _foldable(segments: Iterable[Segment]) -> Iterator[Segment]:
+    return (segment for segment in segments if not segment.tag)
+
+
+def _is_worth_it(segment: Segment) -> bool:
+    return segment.present_rows < SEGMENT_ROWS // 2 or _has_holes(segment)
+
+
+def _has_holes(segment: Segment) -> bool:
+    return segment.rows - segment.present_rows > segment.rows * GONE_SHARE
+
+
+def _packed(segments: Sequence[Segment]) -> list[Group]:
+    groups: list[Group] = []
+    room = 0
+    for segment in segments:
+        if not groups or segment.present_rows > room:
+            groups.append([])
+            room = SEGMENT_ROWS
+        groups[-1].append(segment)
+        room -= segment.present_rows
+    return groups
+
+
+def fold(table: StoredTable, groups: Sequence[Group], store: SegmentStore) -> StoredTable:
+    """Write each group as one segment of the table's present shape, without rows that are gone."""
+    folded = {segment.name: number for number, group in enumerate(groups) for segment in group}
+    made = [_fold_group(table.schema, group, store) for group in groups]
+    # A folded segment stands where the first of its group stood.
+    first = {group[0].name: segment for group, segment in zip(groups, made, strict=True)}
+    segments = [
+        first.get(segment.name, segment)
+        for segment in table.segments
+        if segment.name not in folded or segment.name in first
+    ]
+    return replace(table, segments=tuple(segments))
+
+
+def maintained(
+    tables: Mapping[str, StoredTable], store: SegmentStore, max_rows: int
+) -> tuple[dict[str, StoredTable], MaintenanceReport]:
+    """Fold whatever is due, up to about `max_rows` rows."""
+    result, rows, done = dict(tables), 0, True
+    for name, table in tables.items():
+        chosen = []
+        for group in due_in_maintenance(table.segments):
+            if rows < max_rows:
+                chosen.append(group)
+                rows += sum(segment.present_rows for segment in group)
+            else:
+                done = False
+        result[name] = fold(table, chosen, store) if chosen else table
+    before, after = _sizes(tables.values()), _sizes(result.values())
+    return result, MaintenanceReport(
+        len(before), len(after), sum(before), sum(after), rows_written=rows, done=done
+    )
+
+
+def _sizes(tables: Iterable[StoredTable]) -> list[int]:
+    return [segment.size_bytes for table in tables for segment in table.segments]
+
+
+def _fold_group(schema: pa.Schema, group: Group, store: SegmentStore) -> Segment:
+    rows, words, checks, payloads = [], [], [], []
+    for segment in group:
+        found, hashes, own = store.rows(segment)
+        rows.append(conform(found, schema, segment.constants))
+        words.append(hashes.words)
+        checks.append(hashes.checks)
+        payloads.append(own)
+    merged = KeyHashes(np.concatenate(words), np.concatenate(checks))
+    index = KeyIndex.build(merged, np.concatenate(payloads))
+    return store.write(pa.concat_tables(rows), index, past=group[0].past)

@@ -1,0 +1,66 @@
+"""The dead letters of a mirror of files, as one Arrow table."""
+
+from collections.abc import Collection, Iterable
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.events import DeadLetter
+from rhei_pipeline.schema import INSTANT
+
+LETTERS = pa.schema(
+    [
+        ("table_name", pa.string()),
+        ("key", pa.string()),
+        ("column_name", pa.string()),
+        ("reason", pa.string()),
+        ("captured_at", INSTANT),
+        ("resolved_at", INSTANT),
+    ]
+)
+
+
+def keep(kept: pa.Table, letters: Iterable[DeadLetter]) -> tuple[pa.Table, int]:
+    """Put letters in the place of open ones of the same table, key and column.
+
+    Returns:
+        All letters, and how many these were.
+    """
+    latest = {(letter.table, letter.key, letter.column): letter for letter in letters}
+    if not latest:
+        return kept, 0
+    open_ones = pc.is_null(kept["resolved_at"]).to_pylist()
+    names = zip(*(kept[name].to_pylist() for name in LETTERS.names[:3]), strict=True)
+    replaced = [is_open and name in latest for is_open, name in zip(open_ones, names, strict=True)]
+    rows = pa.Table.from_pylist([_row(letter) for letter in latest.values()], LETTERS)
+    stay = kept.filter(pc.invert(pa.array(replaced, pa.bool_())))
+    return pa.concat_tables([stay, rows]), len(latest)
+
+
+def _row(letter: DeadLetter) -> dict[str, object]:
+    return {
+        "table_name": letter.table,
+        "key": letter.key,
+        "column_name": letter.column,
+        "reason": letter.reason,
+        "captured_at": letter.captured_at,
+        "resolved_at": None,
+    }
+
+
+def is_open(kept: pa.Table, table: str | None = None) -> pa.ChunkedArray:
+    """Return a mask of the letters that are not resolved, of one table or of all."""
+    unresolved = pc.is_null(kept["resolved_at"])
+    if table is None:
+        return unresolved
+    return pc.and_(unresolved, pc.equal(kept["table_name"], table))
+
+
+def release(kept: pa.Table, table: str, keys: Collection[str], at: datetime | None) -> pa.Table:
+    """Resolve the open letters of these keys: date them, or drop them where `at` is None."""
+    chosen = pc.and_(is_open(kept, table), pc.is_in(kept["key"], pa.array(keys, pa.string())))
+    if at is None:
+        return kept.filter(pc.invert(chosen))
+    dated = pc.if_else(chosen, pa.scalar(at, INSTANT), kept["resolved_at"])
+    return kept.set_column(LETTERS.get_field_index("resolved_at"), "resolved_at", dated)

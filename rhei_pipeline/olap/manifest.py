@@ -1,0 +1,200 @@
+"""One committed state of a mirror of files: which segments make up each table, and the ledger."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any
+
+import pyarrow as pa
+
+from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.events import Position
+from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
+from rhei_pipeline.schema import parse_type, type_name
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Where the bitmap of a segment's removed rows stands: a part of a file of such bitmaps."""
+
+    file: str
+    offset: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """An immutable file of rows, with an index of its keys beside it.
+
+    Attributes:
+        schema: The columns in the file, without the row number that each segment has.
+        constants: Columns that are not in the file and have one value, as a number or a text.
+        past: The rows are versions that have ended.
+        tag: Segments with different tags are never folded into one.
+    """
+
+    name: str
+    rows: int
+    size_bytes: int
+    schema: pa.Schema
+    constants: Mapping[str, int | str] = field(default_factory=lambda: MappingProxyType({}))
+    past: bool = False
+    tag: str = ""
+    gone: Gone | None = None
+
+    @property
+    def present_rows(self) -> int:
+        """How many rows have not been removed."""
+        return self.rows - (self.gone.rows if self.gone else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTable:
+    """A table: the columns a reader sees, and the segments that hold its rows."""
+
+    namespace: str | None
+    relation: str
+    schema: pa.Schema
+    segments: tuple[Segment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything a mirror holds, as one committed state.
+
+    Attributes:
+        version: Grows by one with each commit.
+        storage: How the rows rest.
+        tables: By the quoted name that SQL gives them, `sql.mirror_table`.
+        letters: The file that holds the dead letters; None while there are none.
+    """
+
+    version: int
+    mirror_id: str
+    storage: str
+    committed_at: datetime
+    tables: Mapping[str, StoredTable] = field(default_factory=lambda: MappingProxyType({}))
+    ledger: Ledger = field(default_factory=Ledger)
+    letters: str | None = None
+
+    @property
+    def segments(self) -> list[Segment]:
+        """All segments of all tables."""
+        return [segment for table in self.tables.values() for segment in table.segments]
+
+    def encode(self) -> bytes:
+        """Write it as JSON."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "version": self.version,
+                "mirror": self.mirror_id,
+                "storage": self.storage,
+                "committed_at": self.committed_at.isoformat(),
+                "letters": self.letters,
+                "watermarks": [_watermark(mark) for mark in self.ledger.watermarks.values()],
+                "copies": [_copy(copy) for copy in self.ledger.copies.values()],
+                "tables": {name: _table(table) for name, table in self.tables.items()},
+            }
+        ).encode()
+
+    @classmethod
+    def decode(cls, text: bytes) -> "Manifest":
+        """Read what `encode` wrote.
+
+        Raises:
+            MirrorError: It is no manifest, or a newer version of this package wrote it.
+        """
+        try:
+            form = json.loads(text)
+            found = form["format"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise MirrorError("a manifest is damaged", hint="restore the mirror's files") from error
+        if found != FORMAT:
+            raise MirrorError(f"its format is {found}, not {FORMAT}", hint="use a newer version")
+        marks = [_read_watermark(mark) for mark in form["watermarks"]]
+        copies = [_read_copy(copy) for copy in form["copies"]]
+        return cls(
+            form["version"],
+            form["mirror"],
+            form["storage"],
+            datetime.fromisoformat(form["committed_at"]),
+            MappingProxyType({n: _read_table(table) for n, table in form["tables"].items()}),
+            Ledger(
+                MappingProxyType({mark.table: mark for mark in marks}),
+                MappingProxyType({copy.table: copy for copy in copies}),
+            ),
+            form["letters"],
+        )
+
+
+def _watermark(mark: Watermark) -> list[Any]:
+    position = mark.position
+    return [mark.table, position.order, position.proof, mark.recorded_at.isoformat()]
+
+
+def _read_watermark(form: list[Any]) -> Watermark:
+    return Watermark(form[0], Position(form[1], form[2]), datetime.fromisoformat(form[3]))
+
+
+def _copy(copy: CopyProgress) -> list[Any]:
+    position = copy.position
+    place = [copy.table, position.order, position.proof]
+    return [*place, copy.shape, copy.resume, copy.complete]
+
+
+def _read_copy(form: list[Any]) -> CopyProgress:
+    return CopyProgress(form[0], Position(form[1], form[2]), *form[3:])
+
+
+def _schema(schema: pa.Schema) -> list[list[str]]:
+    return [[column.name, type_name(column.type)] for column in schema]
+
+
+def _read_schema(form: list[list[str]]) -> pa.Schema:
+    return pa.schema([(name, parse_type(kind)[0]) for name, kind in form])
+
+
+def _table(table: StoredTable) -> dict[str, Any]:
+    return {
+        "namespace": table.namespace,
+        "relation": table.relation,
+        "columns": _schema(table.schema),
+        "segments": [_segment(segment) for segment in table.segments],
+    }
+
+
+def _read_table(form: dict[str, Any]) -> StoredTable:
+    segments = tuple(map(_read_segment, form["segments"]))
+    return StoredTable(form["namespace"], form["relation"], _read_schema(form["columns"]), segments)
+
+
+def _segment(segment: Segment) -> dict[str, Any]:
+    gone = segment.gone
+    return {
+        "name": segment.name,
+        "rows": segment.rows,
+        "bytes": segment.size_bytes,
+        "columns": _schema(segment.schema),
+        "constants": dict(segment.constants),
+        "past": segment.past,
+        "tag": segment.tag,
+        "gone": [gone.file, gone.offset, gone.rows] if gone else None,
+    }
+
+
+def _read_segment(form: dict[str, Any]) -> Segment:
+    return Segment(
+        form["name"],
+        form["rows"],
+        form["bytes"],
+        _read_schema(form["columns"]),
+        MappingProxyType(form["constants"]),
+        past=form["past"],
+        tag=form["tag"],
+        gone=Gone(*form["gone"]) if form["gone"] else None,
+    )

@@ -1,0 +1,189 @@
+"""Writes segments and finds them again: their rows, their key index, which of their rows are gone.
+
+A name is used once, so whatever is known of a segment stays true for as long as it is needed.
+"""
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datafusion import SessionContext
+
+from rhei_pipeline.olap.bitmaps import Bits, none_gone, present
+from rhei_pipeline.olap.digests import KeyHashes, Words
+from rhei_pipeline.olap.files import Files
+from rhei_pipeline.olap.formats import ROW, Format, Parquet
+from rhei_pipeline.olap.key_index import KeyIndex, Numbers
+from rhei_pipeline.olap.manifest import Manifest, Segment
+
+DATA = "data"
+_INDEX = ".index"
+_GONE = ".gone"
+_LETTERS = ".letters"
+
+
+class SegmentStore:
+    """The segments of one mirror, in one format, among some files."""
+
+    def __init__(self, files: Files, form: Format) -> None:
+        self.files = files
+        self.form = form
+        self._indexes: dict[str, KeyIndex] = {}
+        self._bits: dict[tuple[str, int], Bits] = {}
+        self._written: set[str] = set()
+
+    def write(
+        self,
+        rows: pa.Table,
+        index: KeyIndex | None,
+        *,
+        past: bool = False,
+        tag: str = "",
+        constants: Mapping[str, int | str] | None = None,
+    ) -> Segment:
+        """Write rows as a new segment; without an index where no key will be looked for."""
+        name = uuid.uuid4().hex
+        numbered = rows.append_column(
+            pa.field(ROW, pa.uint32()), pa.array(np.arange(rows.num_rows, dtype=np.uint32))
+        )
+        content = self.form.encode(numbered)
+        self._put(self.place(name), content)
+        size = content.size
+        if index is not None:
+            encoded = index.encode()
+            self._put(f"{DATA}/{name}{_INDEX}", encoded)
+            self._indexes[name] = index
+            size += encoded.size
+        return Segment(name, rows.num_rows, size, rows.schema, constants or {}, past=past, tag=tag)
+
+    def place(self, name: str) -> str:
+        """Return the name of the file that holds a segment's rows."""
+        return f"{DATA}/{name}{self.form.suffix}"
+
+    def write_bits(self, bitmaps: Sequence[Bits]) -> list[tuple[str, int]]:
+        """Write bitmaps of removed rows into one file; return where each begins."""
+        file = f"{DATA}/{uuid.uuid4().hex}{_GONE}"
+        self._put(file, pa.py_buffer(b"".join(bits.tobytes() for bits in bitmaps)))
+        ends = np.cumsum([len(bits) for bits in bitmaps])
+        places = [(file, int(end) - len(bits)) for bits, end in zip(bitmaps, ends, strict=True)]
+        self._bits.update(zip(places, bitmaps, strict=True))
+        return places
+
+    def write_letters(self, letters: pa.Table) -> str:
+        """Write the dead letters as a file of their own."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, letters.schema) as writer:
+            writer.write_table(letters)
+        name = f"{DATA}/{uuid.uuid4().hex}{_LETTERS}"
+        self._put(name, sink.getvalue())
+        return name
+
+    def letters(self, name: str) -> pa.Table:
+        """Read dead letters."""
+        return pa.ipc.open_file(self.files.get(name)).read_all()
+
+    def index(self, segment: Segment) -> KeyIndex:
+        """Return a segment's key index, mapped or kept."""
+        found = self._indexes.get(segment.name)
+        if found is None:
+            found = KeyIndex.decode(self.files.get(f"{DATA}/{segment.name}{_INDEX}"))
+            self._indexes[segment.name] = found
+        return found
+
+    def bits(self, segment: Segment) -> Bits | None:
+        """Return which rows are gone; None when none is. Not to be written to."""
+        gone = segment.gone
+        if gone is None:
+            return None
+        found = self._bits.get((gone.file, gone.offset))
+        if found is None:
+            length = len(none_gone(segment.rows))
+            found = np.frombuffer(self.files.get(gone.file), np.uint8, length, gone.offset)
+            self._bits[gone.file, gone.offset] = found
+        return found
+
+    def content(self, segment: Segment) -> pa.Buffer:
+        """Return the file that holds a segment's rows."""
+        return self.files.get(self.place(segment.name))
+
+    def register(self, segment: Segment, context: SessionContext, name: str) -> None:
+        """Make a segment readable in a session under a name."""
+        if self.files.root is not None and isinstance(self.form, Parquet):
+            path = f"{self.files.root}/{self.place(segment.name)}"
+            context.register_parquet(name, path, file_extension=self.form.suffix)
+        else:
+            columns = [*segment.schema.names, ROW]
+            rows = self.form.read(self.content(segment), columns)
+            context.register_record_batches(name, [rows.to_batches()])
+
+    def rows(self, segment: Segment) -> tuple[pa.Table, KeyHashes, Words]:
+        """Return a segment's present rows, with what its index knows of each."""
+        rows = self.form.read(self.content(segment), segment.schema.names)
+        hashes, payloads = self.index(segment).in_row_order()
+        bits = self.bits(segment)
+        if bits is None:
+            return rows, hashes, payloads
+        mask = present(bits, segment.rows)
+        return rows.filter(pa.array(mask)), hashes.take(mask), payloads[mask]
+
+    def files_of(self, manifest: Manifest) -> Iterator[str]:
+        """Name every file that a manifest speaks of."""
+        for segment in manifest.segments:
+            yield self.place(segment.name)
+            yield f"{DATA}/{segment.name}{_INDEX}"
+            if segment.gone:
+                yield segment.gone.file
+        if manifest.letters:
+            yield manifest.letters
+
+    def keep(self, manifest: Manifest) -> None:
+        """Keep what a commit names of the files written since the last one; delete the rest."""
+        named = set(self.files_of(manifest))
+        self.files.delete(self._written - named)
+        self._written.clear()
+        places = {(s.gone.file, s.gone.offset) for s in manifest.segments if s.gone}
+        names = {segment.name for segment in manifest.segments}
+        # Readers may add to either meanwhile; one that is lost is read again.
+        indexes, bits = list(self._indexes.items()), list(self._bits.items())
+        self._indexes = {name: kept for name, kept in indexes if name in names}
+        self._bits = {place: kept for place, kept in bits if place in places}
+
+    def discard(self) -> None:
+        """Delete the files written since the last commit."""
+        self.files.delete(self._written)
+        self._written.clear()
+
+    def leave(self) -> None:
+        """Leave the files written since the last commit alone: it may yet turn out to count."""
+        self._written.clear()
+
+    def _put(self, name: str, content: pa.Buffer) -> None:
+        self._written.add(name)
+        self.files.put(name, content)
+
+
+def conform(
+    rows: pa.Table, schema: pa.Schema, constants: Mapping[str, Any] | None = None
+) -> pa.Table:
+    """Give rows a table's columns: constants and nulls for those they lack, wider types."""
+    constants = constants or {}
+    columns = []
+    for field in schema:
+        if field.name in rows.column_names:
+            columns.append(rows[field.name].cast(field.type))
+        elif field.name in constants:
+            value = pa.scalar(constants[field.name]).cast(field.type)
+            columns.append(pa.repeat(value, rows.num_rows))
+        else:
+            columns.append(pa.nulls(rows.num_rows, field.type))
+    return pa.table(columns, schema=schema)
+
+
+def ascending(positions: Numbers) -> tuple[Numbers, Numbers]:
+    """Sort positions; return them, and how to bring what is found back into their own order."""
+    order = np.argsort(positions, kind="stable")
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return positions[order], back

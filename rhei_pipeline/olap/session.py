@@ -1,0 +1,302 @@
+"""Reads a mirror of files through DataFusion: each table a view over the segments it is made of.
+
+A view leaves out the removed rows by their numbers, so that DataFusion still pushes projections
+and filters down to the segments, and leaves out parts of Parquet files by their statistics.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from datafusion import DataFrame, SessionConfig, SessionContext, SQLOptions, udf
+from datafusion.catalog import Schema
+
+from rhei_pipeline.errors import QueryError
+from rhei_pipeline.olap import bitmaps
+from rhei_pipeline.olap.formats import ROW
+from rhei_pipeline.olap.letters import LETTERS
+from rhei_pipeline.olap.manifest import Manifest, Segment, StoredTable
+from rhei_pipeline.olap.placeholders import numbered_placeholders
+from rhei_pipeline.olap.segment_store import SegmentStore
+from rhei_pipeline.reading import refuse_writing, statement_tokens
+from rhei_pipeline.schema import RESERVED_PREFIX
+from rhei_pipeline.sql import literal, quote
+
+_CATALOGUE = "rhei"
+_MAIN = "main"
+_SEGMENTS = "_rhei_segments"
+_LETTERS = "_rhei_dead_letter"
+#: A schema of PostgreSQL's whose tables need not be qualified, as in the source.
+_UNQUALIFIED = "public"
+
+_SETTINGS = {
+    # Arrow's plain types in, the same types out.
+    "datafusion.execution.parquet.schema_force_view_types": "false",
+    "datafusion.sql_parser.map_string_types_to_utf8view": "false",
+    "datafusion.execution.time_zone": "UTC",
+}
+#: A query reads; the session itself refuses the rest too, whatever the text may look like.
+_READING = (
+    SQLOptions()
+    .with_allow_ddl(allow=False)
+    .with_allow_dml(allow=False)
+    .with_allow_statements(allow=False)
+)
+
+_Result = TypeVar("_Result")
+#: Values of a statement, by place or by name.
+Params = Sequence[Any] | Mapping[str, Any]
+
+
+class ReadingSession:
+    """A DataFusion session that shows one committed state at a time, of all tables together."""
+
+    def __init__(self, store: SegmentStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        config = SessionConfig(_SETTINGS).with_default_catalog_and_schema(_CATALOGUE, _MAIN)
+        self._context = SessionContext(config.with_information_schema(enabled=False))
+        self._schemas = {_MAIN}
+        self._views: dict[str, StoredTable] = {}
+        self._segments: dict[str, Segment] = {}
+        self._letters: str | None = ""
+        self._shown: Manifest | None = None
+        self._create_schema(_SEGMENTS)
+        store.files.register(self._context)
+
+    def query(self, sql: str, params: Params, manifest: Manifest) -> pa.Table:
+        """Run one reading statement on a committed state; parameters by place or name.
+
+        Raises:
+            QueryError: Not one statement, not a reading one, or DataFusion refuses it.
+        """
+        return plain(_translated(self._planned(sql, params, manifest).to_arrow_table))
+
+    def stream(
+        self, sql: str, params: Params, manifest: Manifest
+    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        """Run one reading statement on a committed state, and return its rows as they come.
+
+        Raises:
+            QueryError: As of `query`; also while the rows are taken.
+        """
+        frame = self._planned(sql, params, manifest)
+        schema = _plain_schema(frame.schema())
+        return schema, _streamed(frame, schema)
+
+    def _planned(self, sql: str, params: Params, manifest: Manifest) -> DataFrame:
+        refuse_writing(sql, "datafusion")
+        _refuse_hidden(sql)
+        bound = numbered_placeholders(sql)
+        values = (
+            dict(params)
+            if isinstance(params, Mapping)
+            else {str(place): value for place, value in enumerate(params, start=1)}
+        )
+        with self._lock:
+            self._show(manifest)
+            # Planning binds the tables; what is shown later does not touch this query.
+            return _translated(
+                lambda: self._context.sql_with_options(bound, _READING, param_values=values)
+            )
+
+    def _show(self, manifest: Manifest) -> None:
+        """Bring the views up to a state, by what differs from the one shown before."""
+        if manifest is self._shown:
+            return
+        self._shown = None
+        wanted = dict(_views(manifest))
+        for name in [shown for shown in self._views if shown not in wanted]:
+            self._context.sql(f"drop view {name}")
+            del self._views[name]
+        for name, table in wanted.items():
+            if self._views.get(name) is not table:
+                self._create_schema(name.split(".", 1)[0].strip('"'))
+                for segment in table.segments:
+                    self._register(segment)
+                self._context.sql(f"create or replace view {name} as {_view(table)}")
+                self._views[name] = table
+        self._forget(manifest)
+        self._show_letters(manifest)
+        self._shown = manifest
+
+    def _create_schema(self, name: str) -> None:
+        if name not in self._schemas:
+            self._context.catalog(_CATALOGUE).register_schema(name, Schema.memory_schema())
+            self._schemas.add(name)
+
+    def _register(self, segment: Segment) -> None:
+        known = self._segments.get(segment.name)
+        if known is None:
+            self._store.register(segment, self._context, _place(segment))
+        bits = self._store.bits(segment)
+        if bits is not None and (known is None or known.gone != segment.gone):
+            present = udf(
+                _is_present(bitmaps.as_arrow(bits, segment.rows)),
+                [pa.uint32()],
+                pa.bool_(),
+                "immutable",
+                _test(segment),
+            )
+            self._context.register_udf(present)
+        self._segments[segment.name] = segment
+
+    def _forget(self, manifest: Manifest) -> None:
+        names = {segment.name for segment in manifest.segments}
+        for name in [known for known in self._segments if known not in names]:
+            segment = self._segments.pop(name)
+            self._context.deregister_table(_place(segment))
+            if segment.gone:
+                self._context.deregister_udf(_test(segment))
+
+    def _show_letters(self, manifest: Manifest) -> None:
+        if manifest.letters != self._letters:
+            name = manifest.letters
+            letters = self._store.letters(name) if name else LETTERS.empty_table()
+            if self._letters != "":
+                self._context.deregister_table(_LETTERS)
+            self._context.register_record_batches(_LETTERS, [_batches(letters)])
+            self._letters = name
+
+
+def _translated(call: Callable[[], _Result]) -> _Result:
+    try:
+        return call()
+    except Exception as error:  # DataFusion's errors have no type of their own
+        raise QueryError(
+            f"DataFusion refused the query: {str(error).strip().splitlines()[0]}",
+            hint="the mirror answers reading queries on mirrored tables",
+        ) from error
+
+
+def _refuse_hidden(sql: str) -> None:
+    """Refuse the files' own tables, which hold rows that were removed since."""
+    if any(token.text.lower() == _SEGMENTS for token in statement_tokens(sql, "duckdb")):
+        raise QueryError(f"schema {_SEGMENTS!r} is not for reading", hint="read the tables")
+
+
+def _streamed(frame: DataFrame, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    stream = iter(_translated(frame.execute_stream))
+    while (batch := _translated(lambda: next(stream, None))) is not None:
+        yield batch.to_pyarrow().cast(schema)
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """Return a result with Arrow's plain types, any column of which may hold nulls."""
+    return table.cast(_plain_schema(table.schema))
+
+
+def _plain_schema(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([pa.field(field.name, _PLAIN.get(field.type, field.type)) for field in schema])
+
+
+def _batches(table: pa.Table) -> list[pa.RecordBatch]:
+    empty = pa.RecordBatch.from_pylist([], schema=table.schema)
+    return table.to_batches() or [empty]
+
+
+def _views(manifest: Manifest) -> Iterator[tuple[str, StoredTable]]:
+    """Name the views that a state has; a name that is qualified goes before one that is not."""
+    shown = [
+        table
+        for table in manifest.tables.values()
+        if not table.relation.startswith(RESERVED_PREFIX)
+    ]
+    taken = {(table.namespace or _MAIN, table.relation) for table in shown}
+    for table in shown:
+        for place in _places(table):
+            if place == (table.namespace or _MAIN, table.relation) or place not in taken:
+                yield f"{quote(place[0])}.{quote(place[1])}", table
+
+
+def _places(table: StoredTable) -> set[tuple[str, str]]:
+    """Return the names by which a table is found; unquoted ones reach DataFusion in lower case."""
+    namespaces = {table.namespace or _MAIN}
+    if table.namespace == _UNQUALIFIED:
+        namespaces.add(_MAIN)
+    return {
+        (name, form) for name in namespaces for form in (table.relation, table.relation.lower())
+    }
+
+
+def _place(segment: Segment) -> str:
+    return f"{_SEGMENTS}.s{segment.name}"
+
+
+def _test(segment: Segment) -> str:
+    return f"_rhei_present_{segment.name}"
+
+
+def _view(table: StoredTable) -> str:
+    if not table.segments:
+        columns = ", ".join(
+            f"{_cast('null', field)} as {quote(field.name)}" for field in table.schema
+        )
+        return f"select {columns} where false"
+    return " union all ".join(_select(table, segment) for segment in table.segments)
+
+
+def _select(table: StoredTable, segment: Segment) -> str:
+    columns = ", ".join(
+        f"{_value(segment, field)} as {quote(field.name)}" for field in table.schema
+    )
+    condition = f" where {_test(segment)}({ROW})" if segment.gone else ""
+    return f"select {columns} from {_place(segment)}{condition}"
+
+
+def _value(segment: Segment, wanted: pa.Field) -> str:
+    if wanted.name in segment.schema.names:
+        standing = segment.schema.field(wanted.name).type
+        own = quote(wanted.name)
+        return own if standing.equals(wanted.type) else _cast(own, wanted)
+    constant = segment.constants.get(wanted.name)
+    if constant is None:
+        return _cast("null", wanted)
+    return literal(constant) if isinstance(constant, str) else _cast(str(constant), wanted)
+
+
+def _cast(value: str, field: pa.Field) -> str:
+    return f"arrow_cast({value}, {literal(_arrow_name(field.type))})"
+
+
+def _arrow_name(kind: pa.DataType) -> str:
+    """Return DataFusion's name of an Arrow type."""
+    if pa.types.is_decimal(kind):
+        return f"Decimal128({kind.precision}, {kind.scale})"
+    return _ARROW_NAMES[kind]
+
+
+def _is_present(present: pa.BooleanArray) -> Callable[[pa.Array], pa.Array]:
+    def test(numbers: pa.Array) -> pa.Array:
+        rows = numbers.to_numpy()
+        first, count = int(rows[0]) if len(rows) else 0, len(rows)
+        # Most batches are rows that stand together, and of those a slice is free.
+        if np.array_equal(rows, np.arange(first, first + count, dtype=np.uint32)):
+            return present.slice(first, count)
+        return present.take(numbers)
+
+    return test
+
+
+_PLAIN = {
+    pa.string_view(): pa.string(),
+    pa.large_string(): pa.string(),
+    pa.binary_view(): pa.binary(),
+    pa.large_binary(): pa.binary(),
+}
+_ARROW_NAMES = {
+    pa.int16(): "Int16",
+    pa.int32(): "Int32",
+    pa.int64(): "Int64",
+    pa.float32(): "Float32",
+    pa.float64(): "Float64",
+    pa.string(): "Utf8",
+    pa.binary(): "Binary",
+    pa.bool_(): "Boolean",
+    pa.date32(): "Date32",
+    pa.time64("us"): "Time64(Microsecond)",
+    pa.timestamp("us"): "Timestamp(Microsecond, None)",
+    pa.timestamp("us", tz="UTC"): 'Timestamp(Microsecond, Some("UTC"))',
+}

@@ -1,0 +1,136 @@
+"""A mirror in an object store: exact while requests fail, and never written by two."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pytest
+
+from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.errors import MirrorBusyError, MirrorError, MirrorUnreachableError
+from rhei_pipeline.events import NetChanges, Position
+from rhei_pipeline.ledger import CopyProgress, Watermark
+from rhei_pipeline.olap.datafusion import DataFusionMirror
+from rhei_pipeline.olap.object_files import Access
+from rhei_pipeline.olap.reader import MirrorReader
+from rhei_pipeline.schema import Column, Table, TableSchema
+from tests.fix_s3 import Store
+from tests.fix_world import World
+from tests.model import arrow_rows, source_rows
+
+MakeWorld = Callable[..., World]
+TABLE = Table(TableSchema("t", (Column("k", pa.int64()), Column("v", pa.int64())), ("k",)))
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def mirror(s3: Store) -> Iterator[DataFusionMirror]:
+    made = DataFusionMirror("parquet", s3.url, access=s3.access)
+    with made.transaction() as transaction:
+        transaction.begin_copy(TABLE, CopyProgress("t", Position(1, "p"), "shape"))
+        transaction.adopt_copy(TABLE, NOW)
+    yield made
+    made.close()
+
+
+def merge(mirror: DataFusionMirror, order: int, **values: int) -> None:
+    rows = pa.table({"k": [int(key[1:]) for key in values], "v": list(values.values())})
+    nothing = TABLE.schema.arrow_key.empty_table()
+    with mirror.transaction() as transaction:
+        transaction.merge(TABLE, NetChanges(rows.cast(TABLE.schema.arrow), nothing))
+        transaction.record(Watermark("t", Position(order, "p"), NOW))
+
+
+def held(mirror: DataFusionMirror | MirrorReader) -> dict[int, int]:
+    return {row["k"]: row["v"] for row in mirror.query("select * from t").to_pylist()}
+
+
+def test_a_mirror_in_a_bucket_equals_its_source(s3: Store, make_world: MakeWorld) -> None:
+    world = make_world()
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    mirror = {
+        "kind": "datafusion",
+        "storage": "parquet",
+        "path": s3.url,
+        "object_store": s3.settings | s3.keys,
+    }
+    settings = Settings(**{**world.settings.model_dump(), "mirror": mirror})
+    assert "hush" not in repr(settings)
+    for turn in range(3):
+        world.run(f"insert into t values ({turn + 2}, 'b')", f"update t set v = '{turn}'")
+        with HTAP(settings) as htap:
+            htap.sync_now()
+            found = arrow_rows(htap.query("select * from t", hint="olap"))
+            assert found == source_rows(world.app, "t")
+            assert htap.verify().equal
+
+
+def test_failing_requests_are_tried_again(mirror: DataFusionMirror, s3: Store) -> None:
+    s3.failing = {"PUT": ["503", "", "503", "503"], "GET": ["503"], "DELETE": ["503"]}
+    for turn in range(5):
+        merge(mirror, turn + 2, k1=turn, k2=turn)
+    s3.failing = {"GET": ["503", "503"]}
+    assert held(mirror) == {1: 4, 2: 4}
+    assert mirror.ledger().watermarks["t"].position.order == 6
+
+
+def test_slow_requests_are_given_up_and_made_anew(mirror: DataFusionMirror, s3: Store) -> None:
+    s3.failing = {"PUT": ["slow"]}
+    merge(mirror, 2, k1=1)
+    s3.released.set()
+    assert held(mirror) == {1: 1}
+
+
+def test_a_manifest_that_arrived_without_an_answer_counts_once(
+    mirror: DataFusionMirror, s3: Store
+) -> None:
+    before = mirror._manifest.version
+    for lost in range(6):
+        s3.failing = {"PUT": [""] * lost + ["lost"]}
+        merge(mirror, lost + 2, k1=lost)
+    assert mirror._manifest.version == before + 6
+    assert held(mirror) == {1: 5}
+    with MirrorReader(s3.url, access=s3.access) as reader:
+        assert held(reader) == {1: 5}
+
+
+def test_a_store_that_does_not_answer_is_named_and_nothing_is_lost(
+    mirror: DataFusionMirror, s3: Store
+) -> None:
+    merge(mirror, 2, k1=1)
+    s3.failing = {"PUT": ["503"] * 1000, "GET": ["503"] * 1000}
+    with pytest.raises(MirrorUnreachableError, match="did not answer") as error:
+        merge(mirror, 3, k1=2)
+    assert "hush" not in str(error.value)
+    s3.failing = {}
+    assert held(mirror) == {1: 1}
+    merge(mirror, 3, k1=3)
+    assert held(mirror) == {1: 3}
+
+
+def test_of_two_writers_the_second_to_commit_is_told(mirror: DataFusionMirror, s3: Store) -> None:
+    other = DataFusionMirror("parquet", s3.url, access=s3.access)
+    merge(mirror, 2, k1=1)
+    with pytest.raises(MirrorBusyError, match="written by another process"):
+        merge(other, 2, k1=2)
+    assert held(mirror) == {1: 1}
+    merge(mirror, 3, k2=2)
+    assert held(mirror) == {1: 1, 2: 2}
+    assert held(other) == {1: 1}
+    other.close()
+
+
+def test_a_reader_elsewhere_keeps_its_state(mirror: DataFusionMirror, s3: Store) -> None:
+    merge(mirror, 2, k1=1)
+    with MirrorReader(s3.url, access=s3.access) as reader:
+        merge(mirror, 3, k1=2)
+        mirror.maintain()
+        assert held(reader) == {1: 1}
+        reader.refresh()
+        assert held(reader) == {1: 2}
+
+
+def test_a_bucket_that_is_not_there_is_named(s3: Store) -> None:
+    with pytest.raises((MirrorError, MirrorUnreachableError), match="s3://nowhere"):
+        DataFusionMirror("parquet", "s3://nowhere/x", access=s3.access)
+    assert "hush" not in repr(Access(secrets=s3.keys))
