@@ -32,6 +32,13 @@ class BackgroundSync:
         self.last_error: RheiError | None = None
         self.reports: list[SyncReport] = []
         self._reports_lock = threading.Lock()
+        self._cycle_since: float | None = None
+
+    @property
+    def cycle_seconds(self) -> float:
+        """How long the sync under way has lasted; 0 while it waits for the next."""
+        since = self._cycle_since
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def running(self) -> bool:
@@ -56,8 +63,9 @@ class BackgroundSync:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            started = time.monotonic()
+            started = self._cycle_since = time.monotonic()
             self._sync_once()
+            self._cycle_since = None
             self._stopping.wait(max(self._wait() - (time.monotonic() - started), 0.0))
 
     def _sync_once(self) -> None:
