@@ -26,6 +26,7 @@ from rhei_pipeline.shell import Shell, line_editing
 from rhei_pipeline.sources import examine
 from rhei_pipeline.starter import starter
 from rhei_pipeline.terminal import err, out, show, show_rows, values
+from rhei_pipeline.tour import BY_COUNTRY, declaration, tour
 from rhei_pipeline.wiring import bridge
 
 FAILED = 1
@@ -187,6 +188,29 @@ def init(
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text)
     out.print(f"wrote {output}: read it, then run 'rhei check --config {output}'", markup=False)
+
+
+@app.command(epilog=example("demo --directory shop"))
+def demo(
+    directory: Annotated[Path, typer.Option(help="Where to make it.")] = Path("rhei-demo"),
+    json_: Json = False,
+) -> None:
+    """Make a small shop, mirror it, trade and compare; it stays there to be tried on."""
+    chapters = []
+    for chapter in tour(directory):
+        chapters.append({"title": chapter.title, "seconds": chapter.seconds})
+        if json_:
+            continue
+        out.print(f"[green]done[/] {chapter.title} ({chapter.seconds:.1f} s)", soft_wrap=True)
+        if chapter.answer is not None:
+            show_rows(chapter.answer, as_json=False)
+    if json_:
+        show({"chapters": chapters}, [], (), as_json=True)
+        return
+    config = declaration(directory)
+    out.print(f"\nNow write to {directory / 'shop.db'} as you like, and then:", markup=False)
+    for command in ("sync", f'query "{BY_COUNTRY}"', "status", "check", "query", "serve"):
+        out.print(f"  rhei {command} --config {config}", markup=False, soft_wrap=True)
 
 
 @app.command(epilog=example("serve --port 31337 --metrics-port 9464"))
