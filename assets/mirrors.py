@@ -101,6 +101,8 @@ class Session:
             Failure: The engine met an error that trying again does not cure.
         """
         background = self.htap.start_sync()
+        if background.cycle_seconds > _LOOK_SECONDS:
+            self.active_at = time.monotonic()  # longer than a cycle that finds nothing
         for report in background.take_reports():
             self.active_at = time.monotonic()
             for name in self.tables:
@@ -185,8 +187,10 @@ def mirrors_asset(tables: Sequence[Table], settings: Settings) -> dg.AssetsDefin
 
 def _watch(context: dg.AssetExecutionContext, session: Session, until: float) -> None:
     """Report while the engine syncs, until there is a reason to end."""
-    while time.monotonic() < until and not session.idle:
+    while time.monotonic() < until:
         session.collect()
+        if session.idle:
+            return
         if session.due:
             _report(context, session)
         if _writer_wanted(context):

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import mirrors, postgres
+from benchmarks import capture, door, mirrors, postgres
 from benchmarks.orders import Orders, orders
 from benchmarks.timing import timed
 
@@ -157,8 +157,10 @@ def triggers() -> Iterator[Figure]:
 def main() -> None:
     """Run what is named, or all."""
     chapters = {part.__name__: part for part in (cycles, buffer, copy, idle, triggers)}
-    chapters["mirrors"] = mirrors.measure
-    chapters["postgres"] = postgres.measure
+    chapters |= {
+        part.__name__.rpartition(".")[2]: part.measure
+        for part in (mirrors, postgres, capture, door)
+    }
     shown = Table("measured", "figure")
     console = Console()
     for name in sys.argv[1:] or chapters:

@@ -6,6 +6,7 @@ import threading
 import time
 
 from rhei_pipeline.errors import RheiError
+from rhei_pipeline.logs import one_cycle
 from rhei_pipeline.metrics import SyncReport
 from rhei_pipeline.pipeline import Pipeline
 
@@ -31,6 +32,13 @@ class BackgroundSync:
         self.last_error: RheiError | None = None
         self.reports: list[SyncReport] = []
         self._reports_lock = threading.Lock()
+        self._cycle_since: float | None = None
+
+    @property
+    def cycle_seconds(self) -> float:
+        """How long the sync under way has lasted; 0 while it waits for the next."""
+        since = self._cycle_since
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def running(self) -> bool:
@@ -55,24 +63,34 @@ class BackgroundSync:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            started = time.monotonic()
+            started = self._cycle_since = time.monotonic()
             self._sync_once()
+            self._cycle_since = None
             self._stopping.wait(max(self._wait() - (time.monotonic() - started), 0.0))
 
     def _sync_once(self) -> None:
-        try:
-            report = self._pipeline.sync()
-        except RheiError as error:
-            self._failures += 1
-            self.last_error = error
-            _log.warning("sync failed and will be tried again: %s", error)
-            return
+        with one_cycle():
+            try:
+                report = self._pipeline.sync()
+            except RheiError as error:
+                self._failed(error)
+                return
+            except Exception as error:  # noqa: BLE001
+                # Nobody waits for this thread: what ends it must not end it unseen. The text of
+                # an unknown error may quote a row, so only its type is told.
+                self._failed(RheiError(f"sync failed unexpectedly: {type(error).__name__}"))
+                return
         self._failures, self.last_error = 0, None
         if any(
             table.events or table.copied_rows or table.error for table in report.tables.values()
         ):
             with self._reports_lock:
                 self.reports.append(report)
+
+    def _failed(self, error: RheiError) -> None:
+        self._failures += 1
+        self.last_error = error
+        _log.warning("sync failed and will be tried again: %s", error)
 
     def _wait(self) -> float:
         if not self._failures:

@@ -1,8 +1,9 @@
 """The command line: every call of the library that an operator needs."""
 
 import sys
+import time as time_
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, time
 from enum import StrEnum
 from pathlib import Path
@@ -12,12 +13,20 @@ import typer
 from rich.progress import Progress
 
 from rhei_pipeline.errors import RheiError
+from rhei_pipeline.flight.access import refuse_open_server
+from rhei_pipeline.flight.running import Limits
+from rhei_pipeline.flight.server import Terms
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.htap import open as open_htap
-from rhei_pipeline.metrics import Severity
+from rhei_pipeline.logs import log_to_stderr
+from rhei_pipeline.metrics import Severity, SyncStatus
+from rhei_pipeline.serving import Addresses, access_from, serving, tls_from, wait_for_signal
 from rhei_pipeline.settings import Settings
+from rhei_pipeline.shell import Shell, line_editing
 from rhei_pipeline.sources import examine
+from rhei_pipeline.starter import starter
 from rhei_pipeline.terminal import err, out, show, show_rows, values
+from rhei_pipeline.tour import BY_COUNTRY, declaration, tour
 from rhei_pipeline.wiring import bridge
 
 FAILED = 1
@@ -102,11 +111,27 @@ def copy(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json = 
     )
 
 
-@app.command(epilog=example("status"))
-def status(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
-    """Say how each table stands: mode, state, proof, watermark, lag, dead letters."""
-    with _opened(config) as htap:
+@app.command(epilog=example("status --watch 2"))
+def status(
+    config: Config = DEFAULT_CONFIG,
+    watch: Annotated[
+        float | None, typer.Option(min=0.1, help="Show it anew every so many seconds.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Say how each table stands: mode, state, watermark, lag, dead letters."""
+    with _opened(config) as htap, suppress(KeyboardInterrupt):
         found = htap.sync_status()
+        while watch is not None:
+            out.clear()
+            _show_status(found, as_json=json_)
+            time_.sleep(watch)
+            found = htap.sync_status()
+    _show_status(found, as_json=json_)
+    _exit_if(any(table.error for table in found.tables.values()))
+
+
+def _show_status(found: SyncStatus, *, as_json: bool) -> None:
     show(
         values(found),
         [{**values(table), "proof": table.proof} for table in found.tables.values()],
@@ -122,21 +147,102 @@ def status(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
             "doubt",
             "error",
         ),
-        as_json=json_,
+        as_json=as_json,
     )
-    _exit_if(any(table.error for table in found.tables.values()))
 
 
 @app.command(epilog=example('query "select count(*) from orders" --hint olap'))
 def query(
-    sql: Annotated[str, typer.Argument(help="One reading statement.")],
+    sql: Annotated[
+        str | None, typer.Argument(help="One reading statement; left out: a shell.")
+    ] = None,
     config: Config = DEFAULT_CONFIG,
     hint: Annotated[Side, typer.Option(help="Which side answers.")] = Side.AUTO,
+    explain: Annotated[bool, typer.Option("--explain", help="Say which side, and why.")] = False,
     json_: Json = False,
 ) -> None:
-    """Ask the source or the mirror."""
+    """Ask the source or the mirror; without a statement, open a shell."""
+    if sql is None and not sys.stdin.isatty():
+        raise typer.BadParameter("give a statement, or a terminal to ask for them")
     with _opened(config) as htap:
-        show_rows(htap.query(sql, hint=hint.value), as_json=json_)
+        if sql is None:
+            with line_editing(htap):
+                Shell(htap).run()
+        elif explain:
+            route = values(htap.explain_route(sql))
+            show(route, [route], tuple(route), as_json=json_)
+        else:
+            show_rows(htap.query(sql, hint=hint.value), as_json=json_)
+
+
+@app.command(epilog=example("init app.db --output config/pipeline.yaml"))
+def init(
+    source: Annotated[str, typer.Argument(help="A SQLite file, or a postgresql:// URL.")],
+    output: Annotated[Path, typer.Option("--output", help="Where to write.")] = DEFAULT_CONFIG,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Write a first declaration from a live source, each choice explained."""
+    if output.exists() and not force:
+        raise typer.BadParameter(f"{str(output)!r} exists: --force overwrites it")
+    text = starter(source)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text)
+    out.print(f"wrote {output}: read it, then run 'rhei check --config {output}'", markup=False)
+
+
+@app.command(epilog=example("demo --directory shop"))
+def demo(
+    directory: Annotated[Path, typer.Option(help="Where to make it.")] = Path("rhei-demo"),
+    json_: Json = False,
+) -> None:
+    """Make a small shop, mirror it, trade and compare; it stays there to be tried on."""
+    chapters = []
+    for chapter in tour(directory):
+        chapters.append({"title": chapter.title, "seconds": chapter.seconds})
+        if json_:
+            continue
+        out.print(f"[green]done[/] {chapter.title} ({chapter.seconds:.1f} s)", soft_wrap=True)
+        if chapter.answer is not None:
+            show_rows(chapter.answer, as_json=False)
+    if json_:
+        show({"chapters": chapters}, [], (), as_json=True)
+        return
+    config = declaration(directory)
+    out.print(f"\nNow write to {directory / 'shop.db'} as you like, and then:", markup=False)
+    for command in ("sync", f'query "{BY_COUNTRY}"', "status", "check", "query", "serve"):
+        out.print(f"  rhei {command} --config {config}", markup=False, soft_wrap=True)
+
+
+@app.command(epilog=example("serve --port 31337 --metrics-port 9464"))
+def serve(
+    config: Config = DEFAULT_CONFIG,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Flight SQL's port; 0 for any.")] = 31337,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve /metrics, /healthz and /readyz there.")
+    ] = None,
+    writes: Annotated[bool, typer.Option("--writes", help="Run writes, too.")] = False,
+    tls_certificate: Annotated[Path | None, typer.Option(help="A PEM file.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="A PEM file.")] = None,
+    queries: Annotated[int, typer.Option(min=1, help="Queries under way at once.")] = 64,
+    seconds: Annotated[float, typer.Option(min=0.1, help="The longest a query takes.")] = 300.0,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines.")] = False,
+) -> None:
+    """Sync in the background and answer Flight SQL clients, until told to end.
+
+    Callers have to know RHEI_SERVE_TOKEN, or RHEI_SERVE_USER and RHEI_SERVE_PASSWORD, where those
+    are set; on an address that other machines reach, they have to be.
+    """
+    log_to_stderr(as_json=log_json)
+    limits = Limits(queries=queries, seconds=seconds)
+    terms = Terms(access_from(), limits, writes, tls_from(tls_certificate, tls_key))
+    refuse_open_server(host, terms.access)
+    with _opened(config) as htap:
+        addresses = Addresses(host, port, metrics_port)
+        with serving(htap, addresses, terms) as (flight_port, _):
+            scheme = "grpc+tls" if terms.tls else "grpc"
+            out.print(f"serving {scheme}://{host}:{flight_port}", markup=False)
+            wait_for_signal()
 
 
 @app.command(epilog=example("maintain"))

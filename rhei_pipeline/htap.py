@@ -1,6 +1,6 @@
 """One door: write, query, sync, copy, verify, look back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from rhei_pipeline.background import BackgroundSync
 from rhei_pipeline.dead_letters import replay
+from rhei_pipeline.door import Written
 from rhei_pipeline.errors import QueryError, SchemaError
 from rhei_pipeline.initial_sync import OnProgress
 from rhei_pipeline.metrics import (
@@ -22,11 +23,12 @@ from rhei_pipeline.metrics import (
     VerifyReport,
 )
 from rhei_pipeline.pipeline import Declared, no_progress, no_step
-from rhei_pipeline.protocols import Database, OnStep
+from rhei_pipeline.protocols import Database, OnStep, Streamed
+from rhei_pipeline.routing import Route
 from rhei_pipeline.schema import VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.settings import Settings
 from rhei_pipeline.sql import listed, mirror_table
-from rhei_pipeline.wiring import open_engine
+from rhei_pipeline.wiring import open_door, open_engine
 
 Hint = Literal["auto", "oltp", "olap"]
 
@@ -41,6 +43,7 @@ class HTAP:
     def __init__(self, settings: Settings, *, on_step: OnStep = no_step) -> None:
         self.settings = settings
         self._engine = open_engine(settings, on_step)
+        self._door = open_door(settings, self._engine)
         self._background: BackgroundSync | None = None
 
     def __enter__(self) -> Self:
@@ -59,7 +62,7 @@ class HTAP:
         self.stop_sync()
         self._engine.resources.close()
 
-    def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> Written:
         """Run one write in the source and commit it; return the rows affected.
 
         Where the source is only polled, the write goes to the local database.
@@ -67,27 +70,62 @@ class HTAP:
         Raises:
             QueryError: The source is only polled and no local database is declared.
         """
-        return self._oltp().execute(sql, params)
+        return self._door.wrote(self._oltp().execute(sql, params))
 
-    def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> int:
+    def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> Written:
         """Run all statements in one transaction of the source, all or nothing."""
-        return self._oltp().execute_batch(statements)
+        return self._door.wrote(self._oltp().execute_batch(statements))
 
-    def query(self, sql: str, params: Sequence[Any] = (), hint: Hint = "auto") -> pa.Table:
-        """Run one reading statement.
+    def query(
+        self,
+        sql: str,
+        params: Sequence[Any] = (),
+        hint: Hint = "auto",
+        max_staleness: float | None = None,
+        after: Written | None = None,
+    ) -> pa.Table:
+        """Run one reading statement, in the source's SQL.
 
-        `olap` asks the mirror, as of its last sync; `oltp` asks the source; `auto` asks the
-        source, whose answer is always current. Beside a source that is only polled, `oltp` asks
-        the local database, and `auto` the mirror.
+        Args:
+            sql: The statement. With `olap` it is in the mirror's SQL.
+            params: Values for its placeholders: `?` for SQLite and the mirror, `%s` for
+                PostgreSQL.
+            hint: `auto` asks the side that suits, and sees every write made by this object;
+                `oltp` asks the source; `olap` asks the mirror as it is. Beside a source that is
+                only polled, `oltp` asks the local database, and `auto` the mirror, in its SQL.
+            max_staleness: The most seconds that the mirror's answer may lie behind the source.
+            after: What `execute` returned, here or in another process of this machine: the
+                answer shows that write.
+
+        Returns:
+            The answer. Its schema's metadata tell the side, the reason and the watermark.
 
         Raises:
             QueryError: The statement does not read, or its side refuses it.
         """
-        if hint == "olap" or (hint == "auto" and self._is_sidecar):
-            return self._engine.mirror.query(sql, params)
-        if hint in {"auto", "oltp"}:
-            return self._oltp().query(sql, params)
+        if hint == "auto":
+            return self._door.ask(sql, params, max_staleness=max_staleness, after=after)
+        if hint == "olap":
+            return self._door.ask_mirror(sql, params, max_staleness, after)
+        if hint == "oltp":
+            return self._door.ask_source(sql, params, "asked for")
         raise QueryError(f"unknown hint {hint!r}", hint="use 'auto', 'oltp' or 'olap'")
+
+    def stream(self, sql: str, params: Sequence[Any] = (), rows: int = 50_000) -> Streamed:
+        """Run one reading statement as `auto`, and return its answer in batches."""
+        return self._door.stream(sql, params, rows)
+
+    def reads(self, sql: str) -> bool:
+        """Tell whether a statement is a query, as far as its text tells."""
+        return self._door.reads(sql)
+
+    def describe(self, sql: str) -> pa.Schema | None:
+        """Return the schema of a query's answer without running it; None where it takes a run."""
+        return self._door.describe(sql)
+
+    def explain_route(self, sql: str, params: Sequence[Any] = ()) -> Route:
+        """Tell which side would answer a statement now, and why."""
+        return self._door.route(sql, params)
 
     @property
     def _is_sidecar(self) -> bool:
@@ -147,6 +185,19 @@ class HTAP:
             tables=MappingProxyType(self._engine.pipeline.status()),
             last_error=None if error is None else str(error),
         )
+
+    def watch(
+        self,
+        on_sync: Callable[[SyncReport], None],
+        on_query: Callable[[str, float], None],
+    ) -> None:
+        """Have every sync's report told, and every answered query's side and seconds."""
+        self._engine.pipeline.watch(on_sync)
+        self._door.watch(on_query)
+
+    def table_schemas(self) -> dict[str, Table]:
+        """Return the mirrored tables as they are captured now, by name."""
+        return dict(self._engine.pipeline.tables)
 
     def add_column(self, table: str, column: str, arrow_type: pa.DataType) -> None:
         """Add a column to the source, unless it has it, and to the mirror."""

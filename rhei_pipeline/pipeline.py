@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.initial_sync import Copied, OnProgress, copy_table, needs_copy
 from rhei_pipeline.ledger import Ledger, TableState
+from rhei_pipeline.logs import one_cycle
 from rhei_pipeline.metrics import (
     CopyReport,
     RepairReport,
@@ -97,6 +98,9 @@ class Pipeline:
         self._errors: dict[str, PermanentError] = {}
         self._drained: list[TableReport] = []
         self._looked_at = -1
+        self._looks = 0
+        self._synced_from: int | None = None
+        self._watchers: list[Callable[[SyncReport], None]] = []
         for table in declared:
             self.register(table, look=False)
         self._keep_up()
@@ -105,6 +109,29 @@ class Pipeline:
     def tables(self) -> Mapping[str, Table]:
         """The tables as they are captured now, by name."""
         return MappingProxyType(self._tables)
+
+    @property
+    def looks(self) -> int:
+        """How often the source's schema was looked at; tables change only when it grows."""
+        return self._looks
+
+    @property
+    def synced_from(self) -> int | None:
+        """When the last successful sync began, by `time.monotonic_ns`.
+
+        The mirror has what was committed in the source until then. None before the first one.
+        """
+        return self._synced_from
+
+    def watch(self, watcher: Callable[[SyncReport], None]) -> None:
+        """Have every report of a sync told, in the thread that synced."""
+        self._watchers.append(watcher)
+
+    def holds(self, name: str, ledger: Ledger) -> bool:
+        """Tell whether the mirror has a table in the shape that the source gives it."""
+        table = self._tables.get(name)
+        ready = ledger.state(name) is TableState.READY
+        return table is not None and ready and self._registry.table(name) == table
 
     def table(self, name: str) -> Table:
         """Return a table by its name, in any case.
@@ -135,15 +162,21 @@ class Pipeline:
 
     def sync(self, on_progress: OnProgress = no_progress) -> SyncReport:
         """Bring every table up to the source as it is now; copy first what was never copied."""
-        with self._lock:
+        with self._lock, one_cycle():
             started = time.monotonic()
             copied: dict[str, Copied] = {}
             for _ in range(_LOOKS):
+                begun = time.monotonic_ns()
                 self._keep_up()
                 copied |= self._copy_what_needs_it(on_progress)
                 reports = self._cycle(self._tables.values(), self._looked_at)
                 if reports is not None:
-                    return self._report(reports, copied, started)
+                    self._synced_from = begun
+                    report = self._report(reports, copied, started)
+                    _log.debug("synced %d events", report.events)
+                    for watcher in self._watchers:
+                        watcher(report)
+                    return report
             raise SourceBusyError(
                 "the source's schema keeps changing", hint="sync again once migrations are done"
             )
@@ -230,6 +263,7 @@ class Pipeline:
             return
         self._drain(version)
         self._errors.clear()
+        self._looks += 1
         for declared in self._declared.values():
             self._look_at(declared)
         self._looked_at = self._source.schema_version()
@@ -312,6 +346,7 @@ class Pipeline:
         _log.error("%s; the table is left out until this is mended", error)
         self._errors[name] = error
         self._tables.pop(name, None)
+        self._looks += 1
 
     def _report(
         self, reports: dict[str, TableReport], copied: dict[str, Copied], started: float

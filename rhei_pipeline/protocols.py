@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import date, datetime
 from enum import Enum, StrEnum
 from typing import Any, Protocol
@@ -20,7 +21,8 @@ from rhei_pipeline.events import (
 )
 from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
 from rhei_pipeline.metrics import MaintenanceReport
-from rhei_pipeline.schema import Table, TableSchema
+from rhei_pipeline.schema import Column, Table, TableOptions, TableSchema
+from rhei_pipeline.translation.meaning import MirroredTable
 
 
 class Step(StrEnum):
@@ -66,8 +68,21 @@ class Database(Protocol):
     def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> int:
         """Run all statements in one transaction, all or nothing; return the rows changed."""
 
-    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
-        """Run one reading statement."""
+    def query(
+        self,
+        sql: str,
+        params: Sequence[Any] = (),
+        columns: Sequence[Column | None] | None = None,
+    ) -> pa.Table:
+        """Run one reading statement; `columns` is what is known of the answer's columns."""
+
+    def meanings(
+        self, tables: Iterable[Table], options: Callable[[str], TableOptions]
+    ) -> list[MirroredTable]:
+        """Describe tables for translation: how their columns behave in queries."""
+
+    def finds_public(self) -> bool:
+        """Tell whether a table's name without its schema is sure to mean the default one."""
 
     def add_column(self, table: TableSchema, column: str, arrow_type: pa.DataType) -> None:
         """Add a column that is declared so that it is read back as this type."""
@@ -267,6 +282,24 @@ class MirrorTransaction(Protocol):
         """Compare the table's present rows with all rows of the source; changes nothing."""
 
 
+def _nothing_to_cancel() -> None:
+    return
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """An answer in batches.
+
+    Attributes:
+        batches: Each can be had once; closing the iterator lets go of what it holds.
+        cancel: Ends the query, from any thread; the next batch is then an error.
+    """
+
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+    cancel: Callable[[], None] = _nothing_to_cancel
+
+
 class Mirror(Protocol):
     """The analytical copy."""
 
@@ -279,8 +312,11 @@ class Mirror(Protocol):
         A trial is rolled back in any case.
         """
 
-    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
-        """Run one read-only statement on the last committed state."""
+    def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
+        """Run one read-only statement on the last committed state; parameters by place or name."""
+
+    def stream(self, sql: str, params: Mapping[str, Any], rows: int) -> Streamed:
+        """Run one read-only statement, and return its rows as they come, all of one state."""
 
     def count(self, table: Table) -> int:
         """Count the rows that are valid now."""

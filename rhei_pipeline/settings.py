@@ -34,7 +34,7 @@ ENVIRONMENT_PREFIX = "RHEI__"
 _MEMORY = ":memory:"
 _OBJECT_URL = re.compile(r"(s3|gs):/+(.+)")
 #: Ways to capture each kind of source; the first one is taken where none is declared.
-_METHODS = {"sqlite": ("trigger", "polling"), "postgres": ("logical",)}
+_METHODS = {"sqlite": ("trigger", "polling"), "postgres": ("logical", "polling")}
 
 
 class _Section(BaseModel):
@@ -118,7 +118,7 @@ class PollingSettings(_Section):
     )
     clock: Clock = Field(
         Clock.APPLICATION,
-        description="database: SQLite's own clock stamps every write, so no change can go by"
+        description="database: the source's own clock stamps every write, so no change can go by"
         " unseen. application: another one does, and the table is compared whole at an interval.",
     )
     reconcile_seconds: float = Field(
@@ -305,6 +305,17 @@ class SyncSettings(_Section):
     prune: bool = Field(default=True, description="Let the source forget changes no mirror needs.")
 
 
+class QuerySettings(_Section):
+    """How queries are answered."""
+
+    when_stale: Literal["sync", "wait", "oltp"] = Field(
+        "sync",
+        description="When the mirror is older than a query allows. sync: sync first."
+        " wait: let the background sync come first. oltp: ask the source.",
+    )
+    wait_seconds: float = Field(5.0, ge=0, description="How long 'wait' waits before it syncs.")
+
+
 class RegistrySettings(_Section):
     """Where the schemas that the mirror was built with are kept."""
 
@@ -369,6 +380,7 @@ class Settings(BaseSettings):
         None, min_length=1, description="Left out: every table that has a primary key."
     )
     sync: SyncSettings = Field(SyncSettings(), description="How a sync works.")
+    queries: QuerySettings = Field(QuerySettings(), description="How queries are answered.")
     registry: RegistrySettings = Field(
         RegistrySettings(), description="Where known schemas are kept."
     )

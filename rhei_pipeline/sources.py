@@ -6,7 +6,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-from rhei_pipeline.capture.sqlite_polling import PollingSource, unseen
+from rhei_pipeline.capture import polling_doctor
+from rhei_pipeline.capture.polling_notes import unseen
+from rhei_pipeline.capture.sqlite_polling import PollingSource
 from rhei_pipeline.capture.trigger_log import TriggerSource, unacknowledged
 from rhei_pipeline.errors import MissingExtraError, SchemaError
 from rhei_pipeline.metrics import Finding
@@ -48,6 +50,10 @@ class Source(ChangeSource, Protocol):
         """Close what it holds; safe to repeat."""
 
 
+class Polled(Source, polling_doctor.Polled, Protocol):
+    """A source that is only read."""
+
+
 def open_database(settings: Settings) -> SourceDatabase:
     """Open the operational database; one that is polled is never opened for writing."""
     source = settings.source
@@ -58,11 +64,12 @@ def open_database(settings: Settings) -> SourceDatabase:
             read_pool=source.read_pool,
             read_only=settings.capture_method == "polling",
         )
-    database: SourceDatabase = postgres().PostgresDatabase(
+    database: SourceDatabase = postgres("logical_decoding").PostgresDatabase(
         source.dsn.get_secret_value(),
         statement_timeout_seconds=source.statement_timeout_seconds,
         pool_size=source.pool_size,
         connect_timeout_seconds=source.connect_timeout_seconds,
+        read_only=settings.capture_method == "polling",
     )
     return database
 
@@ -72,12 +79,12 @@ def open_source(
 ) -> Source:
     """Open capture; the source knows the reader of its changes, a mirror or a buffer, by name."""
     options = table_options(settings)
-    if not isinstance(database, SqliteDatabase):
-        streaming = settings.capture.streaming
-        source: Source = postgres().LogicalSource(database, reader, options, streaming=streaming)
-        return source
     if settings.capture_method == "polling":
         return _open_polling(settings, database, registry, _notes_path(settings, reader))
+    if not isinstance(database, SqliteDatabase):
+        module, streaming = postgres("logical_decoding"), settings.capture.streaming
+        source: Source = module.LogicalSource(database, reader, options, streaming=streaming)
+        return source
     return TriggerSource(database, reader, options, registry.table)
 
 
@@ -85,11 +92,11 @@ def unread(settings: Settings, reader: str) -> int | None:
     """Count the source's events that a reader has not acknowledged; None: it never came."""
     database = open_database(settings)
     try:
-        if not isinstance(database, SqliteDatabase):
-            found: int | None = postgres().unconfirmed(database, reader)
-            return found
         if settings.capture_method == "polling":
             return _unpolled(settings, database, reader)
+        if not isinstance(database, SqliteDatabase):
+            found: int | None = postgres("logical_decoding").unconfirmed(database, reader)
+            return found
         return unacknowledged(database, reader)
     finally:
         database.close()
@@ -100,6 +107,8 @@ def examine(settings: Settings) -> list[Finding]:
     database = open_database(settings)
     try:
         names = [declared.name for declared in declared_tables(settings, database)]
+        if settings.capture_method == "polling":
+            return _examine_polling(settings, database, names)
         options = table_options(settings)
         mirror_id = mirror_id_of(settings.registry.path)
         return database.examine(names, lambda n: options.get(n, TableOptions()), mirror_id)
@@ -150,14 +159,14 @@ def table_options(settings: Settings) -> dict[str, TableOptions]:
     }
 
 
-def postgres() -> ModuleType:
-    """Import what PostgreSQL needs, now that it is wanted.
+def postgres(module: str) -> ModuleType:
+    """Import what a way to capture from PostgreSQL needs, now that it is wanted.
 
     Raises:
         MissingExtraError: The driver is not installed.
     """
     try:
-        return importlib.import_module("rhei_pipeline.capture.logical_decoding")
+        return importlib.import_module(f"rhei_pipeline.capture.{module}")
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("psycopg"):
             raise
@@ -168,10 +177,15 @@ def postgres() -> ModuleType:
 
 
 def _open_polling(
-    settings: Settings, database: SqliteDatabase, registry: Registry, notes: Path | None
-) -> PollingSource:
+    settings: Settings, database: SourceDatabase, registry: Registry, notes: Path | None
+) -> Polled:
     polls = {table.name: table.polling.options for table in settings.tables or ()}
-    return PollingSource(database, polls, table_options(settings), registry.table, notes)
+    options = table_options(settings)
+    if isinstance(database, SqliteDatabase):
+        return PollingSource(database, polls, options, registry.table, notes)
+    module = postgres("postgres_polling")
+    source: Polled = module.PostgresPollingSource(database, polls, options, notes)
+    return source
 
 
 def _notes_path(settings: Settings, reader: str) -> Path:
@@ -179,7 +193,17 @@ def _notes_path(settings: Settings, reader: str) -> Path:
     return settings.registry.path.with_name(f"{reader}.polled.json")
 
 
-def _unpolled(settings: Settings, database: SqliteDatabase, reader: str) -> int | None:
+def _examine_polling(
+    settings: Settings, database: SourceDatabase, names: Sequence[str]
+) -> list[Finding]:
+    source = _open_polling(settings, database, Registry(None, ""), None)
+    try:
+        return list(polling_doctor.examine(source, names))
+    finally:
+        source.close()
+
+
+def _unpolled(settings: Settings, database: SourceDatabase, reader: str) -> int | None:
     mirror_id = mirror_id_of(settings.registry.path)
     registry = Registry(settings.registry.path if mirror_id else None, mirror_id or "")
     source = _open_polling(settings, database, registry, None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rhei_pipeline.capture.bridge import BridgeSource, Draining
 from rhei_pipeline.capture.change_log import ChangeLog, Limits
 from rhei_pipeline.capture.confirmation import unapplied_events
+from rhei_pipeline.door import Door, Freshness, Sides
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.mirrors import OwnedMirror, open_mirror
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
@@ -18,6 +19,7 @@ from rhei_pipeline.sources import (
     declared_tables,
     open_database,
     open_source,
+    table_options,
     unread,
 )
 from rhei_pipeline.sync import Pace
@@ -69,6 +71,19 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
             on_step,
         )
         return Engine(database, oltp, source, mirror, pipeline, stack.pop_all())
+
+
+def open_door(settings: Settings, engine: Engine) -> Door:
+    """Open what answers queries."""
+    freshness = Freshness(settings.queries.when_stale, settings.queries.wait_seconds)
+    sides = Sides(
+        engine.database,
+        engine.oltp,
+        engine.mirror,
+        engine.pipeline,
+        (settings.source.kind, settings.mirror.kind),
+    )
+    return Door(sides, table_options(settings), freshness)
 
 
 def open_oltp(settings: Settings, source: SourceDatabase, stack: ExitStack) -> Database | None:

@@ -17,7 +17,13 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def exact(row: Iterable[Any]) -> Row:
     """Write values so that equal texts mean equal bits: 1 is not 1.0, 0.0 is not -0.0."""
-    return tuple(repr(value) for value in row)
+    return tuple(map(_exact, row))
+
+
+def _exact(value: Any) -> str:
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        value = value.astimezone(UTC)  # an instant is the same in every zone
+    return repr(value)
 
 
 def source_rows(connection: sqlite3.Connection, table: str) -> frozenset[Row]:

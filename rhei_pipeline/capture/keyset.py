@@ -60,6 +60,10 @@ class PollOptions:
         """Whether the table has to be compared whole at an interval."""
         return self.clock is Clock.APPLICATION or self.policy is DeletePolicy.RECONCILE
 
+    def is_due(self, audited: int, clock: int) -> bool:
+        """Tell whether so much time has passed since the last audit; microseconds both."""
+        return not 0 <= clock - audited < self.reconcile_seconds * _SECOND
+
 
 def parse_deletes(text: str) -> tuple[DeletePolicy, str | None]:
     """Read `disabled`, `reconcile` or `soft_delete:<column>`.
@@ -107,11 +111,68 @@ class Keyset:
     @classmethod
     def read(cls, proof: str, column: str) -> Self | None:
         """Read a position's proof; None when it is not one of polling by this column."""
-        try:
-            found = cls(**json.loads(proof))
-        except (ValueError, TypeError):
+        found = _fields(proof)
+        return cls(**found) if _names(cls) == set(found) and found["column"] == column else None
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """How far a table of PostgreSQL has been polled; as text it is the proof of a position.
+
+    Attributes:
+        column: The timestamp's column; another one makes the rest meaningless.
+        origin: The server, its timeline and the table, each as the server numbers it.
+        low: Microseconds since 1970. What was not committed yet when the table was read is stamped
+            no earlier; rows from here on are looked at again. None: all rows have to be.
+        least: The newest stamp then, as the source writes it, where stamps need not follow its
+            clock; the look begins there where that is earlier.
+        newest, key: Stamp and key of the newest row: a source without it is not as it was.
+        writers: The transactions that wrote the row versions from `low` on, and those without a
+            stamp; None where they are many.
+        seen: A digest of those versions.
+        clock: The source's clock then, in microseconds.
+        xid: The number of the server's next transaction then.
+        audited: Its clock when the table was last compared whole; None: never.
+        doubted: A change may have gone by unseen since.
+    """
+
+    column: str
+    origin: str
+    low: int | None
+    least: str | None
+    newest: str | None
+    key: tuple[str, ...]
+    writers: tuple[str, ...] | None
+    seen: str
+    clock: int
+    xid: int
+    audited: int | None = None
+    doubted: bool = False
+
+    def text(self) -> str:
+        """Write it as a position's proof."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def read(cls, proof: str, column: str) -> Self | None:
+        """Read a position's proof; None when it is not one of polling by this column."""
+        found = _fields(proof)
+        if _names(cls) != set(found) or found["column"] != column:
             return None
-        return found if found.column == column else None
+        writers = None if found["writers"] is None else tuple(found["writers"])
+        return cls(**{**found, "key": tuple(found["key"]), "writers": writers})
+
+
+def _fields(proof: str) -> dict[str, Any]:
+    try:
+        found = json.loads(proof)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _names(kind: type) -> set[str]:
+    return set(kind.__dataclass_fields__)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +215,17 @@ class Stamp:
         """
         latest = clock + precision - 1
         if self.kind is int:
-            return latest * next(per for _, name, per in _UNITS if name == self.epoch) // _SECOND
+            return self.floor(latest)
         if self.kind is float:
             seconds = latest / _SECOND
             return seconds / _DAY_SECONDS + _JULIAN_EPOCH if self.julian else seconds
         moment = datetime.fromtimestamp(latest // _SECOND, UTC)
         fraction = f".{latest % _SECOND:06d}000"[: self.digits + 1] if self.digits else ""
         return f"{moment:%Y-%m-%d{self.separator}%H:%M:%S}{fraction}{self.zone}"
+
+    def floor(self, clock: int) -> int:
+        """Return an integer's count at an instant in microseconds, without the part begun."""
+        return clock * next(per for _, name, per in _UNITS if name == self.epoch) // _SECOND
 
     @property
     def real_scale(self) -> tuple[float, float]:

@@ -36,6 +36,7 @@ from rhei_pipeline.oltp.postgres_schema import (
     PostgresTable,
     qualified,
     read_table,
+    shapes,
     slot_name,
 )
 from rhei_pipeline.schema import Table, TableOptions, TableSchema
@@ -75,13 +76,6 @@ from pg_replication_slots where slot_name = %s and plugin = 'pgoutput'
 _MEMBERS = """
 select r.prrelid::bigint, r.oid::bigint from pg_publication_rel r
 join pg_publication p on p.oid = r.prpubid where p.pubname = %s
-"""
-_SHAPES = """
-select coalesce(md5(string_agg(row(a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod,
-    a.attnotnull, a.attisdropped, a.attgenerated, c.relname, c.relnamespace, c.relreplident)::text,
-    '' order by a.attrelid, a.attnum)), '')
-from pg_attribute a join pg_class c on c.oid = a.attrelid
-where a.attrelid = any(%s::oid[]) and a.attnum > 0
 """
 
 
@@ -328,8 +322,7 @@ class LogicalSource:
 
     def _version(self) -> int:
         members = self._members()
-        shapes = _value(self._connection, _SHAPES, list(members))
-        text = f"{sorted(members.items())}{shapes}"
+        text = f"{sorted(members.items())}{shapes(self._connection, members)}"
         return int(hashlib.sha256(text.encode()).hexdigest()[:_VERSION_DIGITS], 16)
 
     def _members(self) -> dict[int, int]:

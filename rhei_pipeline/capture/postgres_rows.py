@@ -1,7 +1,7 @@
 """Rows of a PostgreSQL table as text, and as batches: read alike by every way to capture."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-from psycopg import sql as psql
+from psycopg.sql import Literal
 
 from rhei_pipeline.events import DeadLetter, RowBatch, key_text
 from rhei_pipeline.oltp.postgres_copy import copy_out
@@ -64,55 +64,48 @@ class RowReader:
         """Find the last key of the next so many rows; None when there are fewer."""
         key = self.schema.primary_key
         # Ordered within: the text of a key sorts otherwise than the key does.
-        query = psql.SQL(
-            "select {} from (select {} from {} where {} order by {} offset {} limit 1) last"
-        ).format(
-            psql.SQL(", ".join(f"{quote(name)}::text" for name in key)),
-            psql.SQL(listed(key)),
-            psql.SQL(qualified(self.schema)),
-            self._range(resume, None),
-            psql.SQL(listed(key)),
-            psql.Literal(limit - 1),
+        query = (
+            f"select {', '.join(f'{quote(name)}::text' for name in key)} from ("
+            f"select {listed(key)} from {qualified(self.schema)} where {self._range(resume, None)}"
+            f" order by {listed(key)} offset {limit - 1} limit 1) last"
         )
-        found = self.connection.execute(query).fetchone()
+        found = self.connection.execute(query.encode()).fetchone()
         return None if found is None else json.dumps(found)
 
-    def _rows_sql(
-        self, resume: str | None, limit: int | None, until: str | None
-    ) -> psql.Composable:
-        return psql.SQL("select {} from {} where {} order by {} limit {}").format(
-            psql.SQL(listed(self.schema.names)),
-            psql.SQL(qualified(self.schema)),
-            self._range(resume, until),
-            psql.SQL(listed(self.schema.primary_key)),
-            psql.Literal(limit),
+    def _rows_sql(self, resume: str | None, limit: int | None, until: str | None) -> str:
+        most = "" if limit is None else f" limit {limit}"
+        return (
+            f"select {listed(self.schema.names)} from {qualified(self.schema)}"
+            f" where {self._range(resume, until)}"
+            f" order by {listed(self.schema.primary_key)}{most}"
         )
 
-    def _range(self, resume: str | None, until: str | None) -> psql.Composable:
-        key = psql.SQL(listed(self.schema.primary_key))
-        found: list[psql.Composable] = [psql.SQL(self.condition)]
+    def _range(self, resume: str | None, until: str | None) -> str:
+        key, found = listed(self.schema.primary_key), self.condition
         for operator, place in ((">", resume), ("<=", until)):
             if place is not None:
-                # Untyped literals take the columns' own types.
-                values = psql.SQL(", ").join(psql.Literal(part) for part in json.loads(place))
-                found.append(psql.SQL(f"({{}}) {operator} ({{}})").format(key, values))
-        return psql.SQL(" and ").join(found)
+                values = ", ".join(map(bare_literal, json.loads(place)))
+                found += f" and ({key}) {operator} ({values})"
+        return found
+
+
+def bare_literal(value: object) -> str:
+    """Write a value where nothing can be bound; a text takes the type of what it stands beside."""
+    return Literal(value).as_string(None)
 
 
 def copied(
     connection: Connection,
-    query: psql.Composable,
+    query: str,
     names: Sequence[str],
     limit: int | None = None,
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table, None, None]:
     """Run a query and yield its columns as text, in tables of so many rows; none where it is empty.
 
-    The connection is busy until the last table was taken.
+    The connection is busy until the last table was taken, or the generator is closed.
     """
-    statement = psql.SQL("copy ({}) to stdout (format csv, null {})").format(
-        query, psql.Literal(_NULL)
-    )
-    with closing(copy_out(connection, statement.as_bytes(connection))) as lines:
+    statement = f"copy ({query}) to stdout (format csv, null '{_NULL}')"
+    with closing(copy_out(connection, statement.encode())) as lines:
         while data := b"".join(islice(lines, limit)):
             yield _parsed(data, names)
 

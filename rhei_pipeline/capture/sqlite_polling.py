@@ -4,9 +4,7 @@ Nothing is created in the source. How far a table was polled is known by the mir
 alone; what this source remembers beside it only saves reads.
 """
 
-import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from rhei_pipeline.capture.keyset import PollOptions
-from rhei_pipeline.capture.sqlite_polling_snapshot import Memory, Poll, PollingSnapshot
+from rhei_pipeline.capture.polling_notes import Notes
+from rhei_pipeline.capture.sqlite_polled_table import Poll
+from rhei_pipeline.capture.sqlite_polling_snapshot import Memory, PollingSnapshot
 from rhei_pipeline.capture.trigger_sql import CLOCK
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import Position
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
 from rhei_pipeline.oltp.sqlite_schema import read_table
-from rhei_pipeline.protocols import Audit
-from rhei_pipeline.schema import Mode, Table, TableOptions, TableSchema, nearest
+from rhei_pipeline.schema import Table, TableOptions, TableSchema, nearest
 from rhei_pipeline.sql import listed, quote
 
 _log = logging.getLogger(__name__)
@@ -62,12 +61,11 @@ class PollingSource:
         self._polls = {name.lower(): chosen for name, chosen in (polls or {}).items()}
         self._options = {name.lower(): chosen for name, chosen in (options or {}).items()}
         self._known = known
-        self._notes = notes
+        self._notes = Notes(notes)
         self._monotonic = monotonic
         self._memory = Memory()
         self._catalogue: dict[str, Poll] = {}
         self._catalogue_version = -1
-        self._noted: dict[str, Position] = {}
         self._warned: set[str] = set()
         self._clocks: tuple[float, float] | None = None
         self._connection = database.connect(mode="ro")
@@ -85,19 +83,32 @@ class PollingSource:
 
     def install(self, table: Table, least: int) -> None:
         """Take note of where positions begin; create nothing. Warns of a missing index."""
-        poll = self._poll(table.name)
         self._memory.note(table.name, least)
-        if table.name not in self._warned and not self._has_index(poll):
+        mending = self.missing_index(table.name)
+        if mending and table.name not in self._warned:
             self._warned.add(table.name)
-            key = listed([poll.options.updated_at, *poll.source.schema.primary_key])
             _log.warning(
                 "table %r: no index begins with %r, so every poll that follows a commit reads the"
-                " whole table; create index on %s(%s)",
+                " whole table; %s",
                 table.name,
-                poll.options.updated_at,
-                quote(table.name),
-                key,
+                self._poll(table.name).options.updated_at,
+                mending,
             )
+
+    def missing_index(self, name: str) -> str | None:
+        """Return the statement that creates the index a poll needs; None where there is one."""
+        poll = self._poll(name)
+        column, schema = poll.options.updated_at, poll.source.schema
+        found = self._connection.execute(
+            "select 1 from pragma_index_list(?) l, pragma_index_xinfo(l.name) x"
+            " where x.seqno = 0 and x.name = ? and not l.partial",
+            (schema.name, column),
+        )
+        if found.fetchone() is not None:
+            return None
+        index = quote(f"{schema.name}_{column}")
+        columns = listed([column, *schema.primary_key])
+        return f"create index {index} on {quote(schema.name)}({columns})"
 
     def stands(self, table: Table) -> bool:  # noqa: ARG002
         """Say yes: there is nothing in the source that could fall."""
@@ -121,9 +132,7 @@ class PollingSource:
         for name, position in needed_from.items():
             self._memory.note(name, position.order)
             self._memory.touched.pop(name, None)
-        if self._notes and any(self._noted.get(name) != at for name, at in needed_from.items()):
-            self._noted |= needed_from
-            _write_notes(self._notes, self._noted)
+        self._notes.write(needed_from)
         return 0
 
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
@@ -132,8 +141,7 @@ class PollingSource:
 
     def forget_mirror(self) -> None:
         """Leave no note behind."""
-        if self._notes:
-            self._notes.unlink(missing_ok=True)
+        self._notes.forget()
 
     def close(self) -> None:
         """Close the connection; safe to repeat."""
@@ -186,33 +194,6 @@ class PollingSource:
         deleted_at = _column(table, columns, "deletes", options.deleted_at)
         return replace(options, updated_at=updated_at, deleted_at=deleted_at)
 
-    def _has_index(self, poll: Poll) -> bool:
-        found = self._connection.execute(
-            "select 1 from pragma_index_list(?) l, pragma_index_xinfo(l.name) x"
-            " where x.seqno = 0 and x.name = ? and not l.partial",
-            (poll.source.schema.name, poll.options.updated_at),
-        )
-        return found.fetchone() is not None
-
-
-def unseen(source: PollingSource, tables: Mapping[str, Mode], notes: Path) -> int | None:
-    """Count what a mirror has not seen, by the notes it left; None when it left none."""
-    positions = _read_notes(notes)
-    if not positions:
-        return None
-    with source.snapshot() as snapshot:
-        return sum(
-            _behind(snapshot, Table(source.describe(name), mode), positions.get(name))
-            for name, mode in tables.items()
-        )
-
-
-def _behind(snapshot: PollingSnapshot, table: Table, position: Position | None) -> int:
-    if position is None or not snapshot.proves(table, position):
-        return 1
-    due = snapshot.audit(table, position) is not Audit.NONE
-    return snapshot.pending(table, position) + int(due)
-
 
 def _column(table: str, columns: Mapping[str, str], setting: str, name: str) -> str:
     if name.lower() not in columns:
@@ -230,19 +211,3 @@ def _inode(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _write_notes(path: Path, positions: Mapping[str, Position]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    form = {name: [position.order, position.proof] for name, position in positions.items()}
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(form), "utf-8")
-    beside.replace(path)
-
-
-def _read_notes(path: Path) -> dict[str, Position]:
-    try:
-        form = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {name: Position(order, proof) for name, (order, proof) in form.items()}

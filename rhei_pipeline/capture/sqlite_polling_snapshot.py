@@ -5,36 +5,23 @@ older than the newest one seen can no longer appear. Rows that carry the newest 
 and can change again within its tick, so they are looked at again, by a digest, until it is closed.
 """
 
-import hashlib
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from rhei_pipeline.capture.keyset import Clock, DeletePolicy, Keyset, PollOptions, Stamp
-from rhei_pipeline.capture.sqlite_rows import RowReader, event_batch, key_first
+from rhei_pipeline.capture.keyset import DeletePolicy, Keyset, PollOptions, Stamp
+from rhei_pipeline.capture.sqlite_polled_table import Condition, Poll, PolledTable
 from rhei_pipeline.events import ChangeBatch, DeadLetter, Position, RowBatch
-from rhei_pipeline.oltp.sqlite_schema import SqliteTable
-from rhei_pipeline.oltp.sqlite_values import admit_column, decode_key, encode_key, fetch
+from rhei_pipeline.oltp.sqlite_values import decode_key, encode_key
 from rhei_pipeline.protocols import Audit
-from rhei_pipeline.schema import INSTANT, Column, Table
-from rhei_pipeline.sql import listed, quote
+from rhei_pipeline.schema import Table
 
 _log = logging.getLogger(__name__)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_SECOND = 1_000_000
-#: SQLite's clock shows milliseconds.
-_CLOCK_PRECISION = 1_000
-#: A stamp so far ahead of the source's clock was not made by it.
-_AHEAD_SECONDS = 2
-_DIGEST_ROWS = 10_000
 #: Data versions after which the one transaction that was open at a snapshot has surely ended: its
 #: own commit is one, and its restart of the write-ahead log may have shown as another before.
 _CLOSING_VERSIONS = 2
@@ -83,43 +70,18 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Poll:
-    """What is known of a polled table: its catalogue entry, and the columns that polling uses."""
-
-    source: SqliteTable
-    options: PollOptions
-
-    @property
-    def stamp(self) -> str:
-        """The timestamp's column, quoted."""
-        return quote(self.options.updated_at)
-
-    @property
-    def live(self) -> str:
-        """SQL that tells whether a row counts as one."""
-        if self.options.deleted_at is None:
-            return "true"
-        return f"coalesce({quote(self.options.deleted_at)}, 0) = 0"
-
-    @property
-    def select(self) -> str:
-        """Select rows: live, timestamp, then the columns, the key's first."""
-        columns = listed(column.name for column in key_first(self.source.schema))
-        return f"select {self.live}, {self.stamp}, {columns} from {quote(self.source.schema.name)}"
-
-
-#: A condition on rows, and the values it binds.
-_Condition = tuple[str, list[Any]]
-
-
-@dataclass(frozen=True, slots=True)
 class _Look:
-    """What lies behind a position: rows by condition, how many, and keys to read again."""
+    """What lies behind a position: rows by condition, how many, and keys to read again.
 
-    parts: tuple[_Condition, ...] = ()
+    Attributes:
+        since: The source's clock when none of them was there yet.
+    """
+
+    parts: tuple[Condition, ...] = ()
     newer: int = 0
     others: int = 0
     touched: tuple[tuple[Any, ...], ...] = ()
+    since: int = 0
 
     @property
     def events(self) -> int:
@@ -155,6 +117,7 @@ class PollingSnapshot:
         self._after: dict[str, Position] = {}
         self._heads: dict[str, Position] = {}
         self._looks: dict[tuple[str, str], _Look] = {}
+        self._tables: dict[str, PolledTable] = {}
 
     def head(self, table: Table) -> Position:
         """Return the place of all that this snapshot shows; the one asked about where it is it."""
@@ -190,16 +153,16 @@ class PollingSnapshot:
 
     def _keyset(self, table: Table, audited: int | None) -> Keyset:
         """Describe what this snapshot shows, never past what the source's clock has reached."""
-        poll = self._polls(table.name)
-        newest = self._newest(poll)
+        polled, poll = self._table(table), self._table(table).poll
+        newest = polled.newest()
         at = None if newest is None else encode_key([newest[0]])
         keyset = Keyset(
             poll.options.updated_at,
             at,
             key=None if newest is None else encode_key(newest[1:]),
-            ties="" if at is None else self._digest(poll, _at(poll, "=", at)),
-            ahead=self._digest(poll, _at(poll, ">", at)),
-            blank=self._digest(poll, _blank(poll)),
+            ties="" if at is None else polled.digest(poll.at("=", at)),
+            ahead=polled.digest(poll.at(">", at)),
+            blank=polled.digest(poll.blank()),
             clock=self._now,
             audited=audited,
         )
@@ -207,25 +170,6 @@ class PollingSnapshot:
         self._memory.drained[table.name] = self._memory.idle[table.name] = place
         self._close(poll, keyset)
         return keyset
-
-    def _newest(self, poll: Poll) -> tuple[Any, ...] | None:
-        """Return timestamp and key of a row with the newest stamp that the clock has reached."""
-        stamp = Stamp.of(self._extreme(poll, "max"))
-        bound: list[Any] = [stamp.newest(self._now, _CLOCK_PRECISION)] if stamp else []
-        reached = f"{poll.stamp} <= ?" if stamp else f"{poll.stamp} is not null"
-        row = self._connection.execute(
-            f"select {poll.stamp}, {listed(poll.source.schema.primary_key)}"
-            f" from {quote(poll.source.schema.name)} where {reached}"
-            f" order by {poll.stamp} desc limit 1",
-            bound,
-        ).fetchone()
-        return None if row is None else tuple(row)
-
-    def _extreme(self, poll: Poll, which: str) -> Any:  # noqa: ANN401  (as the source holds it)
-        name = quote(poll.source.schema.name)
-        sql = f"select {which}({poll.stamp}) from {name}"
-        rows = next(fetch(self._connection, sql, (), 1))
-        return rows[0][0]
 
     def _close(self, poll: Poll, keyset: Keyset) -> None:
         """Note when the newest tick has ended, and when its rows are final.
@@ -268,23 +212,9 @@ class PollingSnapshot:
         poll = self._polls(table.name)
         # Where it is compared whole anyway, a missing row only makes that due now.
         compares = poll.options.policy is DeletePolicy.RECONCILE
-        if not compares and not self._is_witnessed(poll, keyset):
+        if not compares and not self._table(table).has_newest(keyset):
             return "its newest row is gone or older (a restored backup, or a hard delete)"
         return None
-
-    def _is_witnessed(self, poll: Poll, keyset: Keyset) -> bool:
-        """Tell whether the newest row read before is there, as new as it was or newer."""
-        if keyset.at is None or keyset.key is None:
-            return True
-        places, key = decode_key(keyset.key)
-        names = listed(poll.source.schema.primary_key)
-        condition, params = _at(poll, ">=", keyset.at)
-        found = self._connection.execute(
-            f"select 1 from {quote(poll.source.schema.name)}"
-            f" where ({names}) = ({', '.join(places)}) and {condition}",
-            [*key, *params],
-        )
-        return found.fetchone() is not None
 
     def pending(self, table: Table, after: Position) -> int:
         """Count the rows stamped since, and those that changed in the tick it ended in."""
@@ -298,12 +228,7 @@ class PollingSnapshot:
             return None
         if not look.newer:
             return self.clock
-        poll, (condition, params) = self._polls(table.name), look.parts[0]
-        (oldest,) = self._connection.execute(
-            f"select min({poll.stamp}) from {quote(table.name)} where {condition}", params
-        ).fetchone()
-        found: datetime = self._instants([oldest])[0].as_py()
-        return found
+        return self._table(table).oldest(look.parts[0])
 
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Read net changes: a poll sees what a row has become, not what it was in between."""
@@ -312,41 +237,10 @@ class PollingSnapshot:
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Read the new rows, the rows that changed within their tick, and the keys touched."""
         self._remember(table, after)
-        poll, look = self._polls(table.name), self._look(table, after)
-        for condition, params in look.parts:
-            sql = f"{poll.select} where {condition}"
-            for rows in fetch(self._connection, sql, params, limit):
-                yield self._batch(poll, rows)
-        for start in range(0, len(look.touched), limit):
-            keys = look.touched[start : start + limit]
-            yield self._batch(poll, list(self._rows_of(poll, keys)))
-
-    def _rows_of(self, poll: Poll, keys: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-        key = poll.source.schema.primary_key
-        condition = " and ".join(f"{quote(name)} = ?" for name in key)
-        missing = len(poll.source.schema.value_columns)
-        for values in keys:
-            rows = next(fetch(self._connection, f"{poll.select} where {condition}", values, 1), [])
-            yield rows[0] if rows else (0, None, *values, *([None] * missing))
-
-    def _batch(self, poll: Poll, rows: list[tuple[Any, ...]]) -> ChangeBatch:
-        live, stamps = zip(*((row[0], row[1]) for row in rows), strict=True)
-        own = [
-            pa.array(np.zeros(len(rows), np.int64)),
-            self._instants(stamps),
-            pa.array(live, pa.int64()).cast(pa.bool_()),
-        ]
-        batch = event_batch(poll.source.schema, own, [row[2:] for row in rows], self.clock)
-        return replace(batch, net=True, seen_at=self.clock)
-
-    def _instants(self, stamps: Sequence[Any]) -> pa.Array:
-        """Turn timestamps into instants; one without a known form, or ahead, is dated now."""
-        form = next((found for found in map(Stamp.of, stamps) if found), None)
-        now = pa.scalar(self.clock, INSTANT)
-        if form is None:
-            return pa.repeat(now, len(stamps))
-        found = pc.fill_null(_admitted(form, stamps), now).cast(pa.int64())
-        return pc.min_element_wise(found, self._now).cast(INSTANT)
+        polled, look = self._table(table), self._look(table, after)
+        for condition in look.parts:
+            yield from polled.changed_rows(condition, look.since, limit)
+        yield from polled.touched_rows(look.touched, look.since, limit)
 
     def audit(self, table: Table, after: Position) -> Audit:
         """Ask for one at an interval, and when the newest row read before is gone."""
@@ -357,8 +251,7 @@ class PollingSnapshot:
             return wanted
         if self._memory.audited.get(table.name) == (keyset.audited, self._version):
             return Audit.NONE  # nothing was committed since
-        elapsed = self._now - keyset.audited
-        due = not 0 <= elapsed < options.reconcile_seconds * _SECOND
+        due = options.is_due(keyset.audited, self._now)
         return wanted if due or self._is_orphaned(table, after, keyset) else Audit.NONE
 
     def _wanted(self, table: Table, options: PollOptions) -> Audit:
@@ -369,45 +262,33 @@ class PollingSnapshot:
     def _is_orphaned(self, table: Table, after: Position, keyset: Keyset) -> bool:
         if self._is_drained(table, after):
             return False
-        return not self._is_witnessed(self._polls(table.name), keyset)
+        return not self._table(table).has_newest(keyset)
 
     def doubt(self, table: Table) -> str | None:
         """Say why a write may go by unseen: its stamp need not follow the order of commits."""
         version, reason = self._memory.doubts.get(table.name, (None, None))
         if version != self._version:
-            reason = self._doubt(self._polls(table.name))
+            reason = self._table(table).doubt()
             self._memory.doubts[table.name] = (self._version, reason)
         return reason
 
-    def _doubt(self, poll: Poll) -> str | None:
-        name = repr(poll.options.updated_at)
-        if poll.options.clock is Clock.APPLICATION:
-            return f"{name} is stamped by the application's clock"
-        newest, oldest = self._extreme(poll, "max"), self._extreme(poll, "min")
-        form = Stamp.of(newest)
-        if newest is not None and (form is None or Stamp.of(oldest) != form):
-            return f"{name} holds values of unknown or several forms"
-        ahead = self._now + _AHEAD_SECONDS * _SECOND
-        if form is not None and newest > form.newest(ahead, _CLOCK_PRECISION):
-            return f"{name} lies ahead of the database's clock"
-        return None
-
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Read the next rows in key order."""
-        return self._reader(table).rows(resume, limit)
+        return self._table(table).reader.rows(resume, limit)
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
         """Name the rows whose key is null."""
-        return self._reader(table).keyless()
+        return self._table(table).reader.keyless()
 
     def count(self, table: Table) -> int:
         """Count the table's rows."""
-        return self._reader(table).count()
+        return self._table(table).reader.count()
 
-    def _reader(self, table: Table) -> RowReader:
-        poll = self._polls(table.name)
-        condition = "" if poll.options.deleted_at is None else poll.live
-        return RowReader(self._connection, poll.source, self.clock, condition)
+    def _table(self, table: Table) -> PolledTable:
+        if table.name not in self._tables:
+            poll = self._polls(table.name)
+            self._tables[table.name] = PolledTable(self._connection, poll, self._now)
+        return self._tables[table.name]
 
     def _remember(self, table: Table, position: Position) -> None:
         self._after[table.name] = position
@@ -432,70 +313,30 @@ class PollingSnapshot:
         return self._looks[place]
 
     def _look_behind(self, table: Table, keyset: Keyset | None) -> _Look:
-        poll = self._polls(table.name)
-        newer, others = _at(poll, ">", keyset.at if keyset else None), []
-        count = self._count(poll, newer)
-        if keyset and keyset.ahead and keyset.ahead == self._digest(poll, newer):
+        polled, poll = self._table(table), self._table(table).poll
+        newer, others = poll.at(">", keyset.at if keyset else None), []
+        count = polled.count(newer)
+        if keyset and keyset.ahead and keyset.ahead == polled.digest(newer):
             count = 0
-        if keyset and self._has_changed_ties(poll, keyset):
-            others.append(_at(poll, "=", keyset.at))
-        if keyset is None or keyset.blank != self._digest(poll, _blank(poll)):
-            others.append(_blank(poll))
-        counted = [(part, self._count(poll, part)) for part in others]
+        if keyset and self._has_changed_ties(polled, keyset):
+            others.append(poll.at("=", keyset.at))
+        if keyset is None or keyset.blank != polled.digest(poll.blank()):
+            others.append(poll.blank())
+        counted = [(part, polled.count(part)) for part in others]
         return _Look(
             tuple(filter(None, [newer if count else None, *(part for part, n in counted if n)])),
             count,
             sum(n for _, n in counted),
             tuple(self._memory.touched.get(table.name, ())),
+            keyset.clock if keyset else 0,
         )
 
-    def _has_changed_ties(self, poll: Poll, keyset: Keyset) -> bool:
+    def _has_changed_ties(self, polled: PolledTable, keyset: Keyset) -> bool:
         if keyset.at is None:
             return False
-        if self._memory.closed.get(poll.source.schema.name) == (keyset.at, keyset.ties):
+        if self._memory.closed.get(polled.poll.source.schema.name) == (keyset.at, keyset.ties):
             return False
-        changed = keyset.ties != self._digest(poll, _at(poll, "=", keyset.at))
+        changed = keyset.ties != polled.digest(polled.poll.at("=", keyset.at))
         if not changed:
-            self._close(poll, keyset)
+            self._close(polled.poll, keyset)
         return changed
-
-    def _count(self, poll: Poll, condition: _Condition) -> int:
-        found = self._connection.execute(
-            f"select count(*) from {quote(poll.source.schema.name)} where {condition[0]}",
-            condition[1],
-        )
-        return int(found.fetchone()[0])
-
-    def _digest(self, poll: Poll, condition: _Condition) -> str:
-        """Fold rows into a few characters; none where there is no row."""
-        digest, seen = hashlib.blake2b(digest_size=12), False
-        sql = f"{poll.select} where {condition[0]}"
-        for rows in fetch(self._connection, sql, condition[1], _DIGEST_ROWS):
-            digest.update(repr(rows).encode())
-            seen = True
-        return digest.hexdigest() if seen else ""
-
-
-def _at(poll: Poll, operator: str, at: str | None) -> _Condition:
-    """Compare the timestamp with an encoded one; without one, every timestamp lies behind it."""
-    if at is None:
-        return f"{poll.stamp} is not null", []
-    places, values = decode_key(at)
-    return f"{poll.stamp} {operator} {places[0]}", values
-
-
-def _blank(poll: Poll) -> _Condition:
-    return f"{poll.stamp} is null", []
-
-
-def _admitted(form: Stamp, stamps: Sequence[Any]) -> pa.Array:
-    """Turn stamps of one form into instants, null where one is of another form."""
-    if form.kind is float:
-        reals, _ = admit_column(stamps, Column("", pa.float64()))
-        start, scale = form.real_scale
-        micros = pc.round(pc.multiply(pc.subtract(reals, start), scale))
-        return micros.cast(pa.int64()).cast(INSTANT)
-    if form.kind is int:
-        return admit_column(stamps, Column("", INSTANT, epoch=form.epoch))[0]
-    kind = INSTANT if form.zone else pa.timestamp("us")
-    return admit_column(stamps, Column("", kind))[0].cast(INSTANT)

@@ -7,8 +7,8 @@ in it together, and whoever opened an earlier one goes on reading the files it n
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.errors import MirrorError, QueryError
 from rhei_pipeline.ledger import Ledger
 from rhei_pipeline.metrics import MaintenanceReport
 from rhei_pipeline.olap.file_transaction import FileTransaction
@@ -28,7 +28,8 @@ from rhei_pipeline.olap.letters import LETTERS, is_open
 from rhei_pipeline.olap.manifest import Manifest
 from rhei_pipeline.olap.manifests import Manifests
 from rhei_pipeline.olap.segment_store import SegmentStore
-from rhei_pipeline.olap.session import ReadingSession
+from rhei_pipeline.olap.session import Params, ReadingSession
+from rhei_pipeline.protocols import Streamed
 from rhei_pipeline.schema import VALID_TO, Mode, Table
 from rhei_pipeline.sql import mirror_table
 
@@ -179,8 +180,8 @@ class DataFusionMirror:
         with self._glance:
             return {*self._reading, *self._files.pinned()}
 
-    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
-        """Run one read-only statement on the last committed state.
+    def query(self, sql: str, params: Params = ()) -> pa.Table:
+        """Run one read-only statement on the last committed state; parameters by place or name.
 
         Raises:
             QueryError: Not one statement, not a reading one, or DataFusion refuses it.
@@ -188,6 +189,21 @@ class DataFusionMirror:
         self._refuse_closed()
         with self._held() as manifest:
             return self._session.query(sql, params, manifest)
+
+    def stream(self, sql: str, params: Mapping[str, Any], rows: int) -> Streamed:
+        """Run one read-only statement, and return its rows as they come, all of one state.
+
+        Raises:
+            QueryError: It is not one reading statement, or DataFusion refuses it.
+        """
+        self._refuse_closed()
+        with ExitStack() as held:
+            manifest = held.enter_context(self._held())
+            schema, batches = self._session.stream(sql, params, manifest)
+            cancelled = threading.Event()
+            gathered = _gathered(batches, rows, cancelled, held.pop_all())
+        next(gathered)  # begun, it lets go of its files even where nobody takes a row
+        return Streamed(schema, gathered, cancelled.set)
 
     @contextmanager
     def _held(self) -> Iterator[Manifest]:
@@ -241,6 +257,24 @@ def _delta_tables(storage: str) -> "DeltaTables | None":
     )
 
     return DeltaTables()
+
+
+def _gathered(
+    batches: Iterator[pa.RecordBatch], rows: int, cancelled: threading.Event, held: ExitStack
+) -> Iterator[pa.RecordBatch]:
+    """Yield an empty batch, then batches of about so many rows; DataFusion's own are small."""
+    gathered: list[pa.RecordBatch] = []
+    with held:
+        yield pa.record_batch({})
+        for batch in batches:
+            if cancelled.is_set():
+                raise QueryError("the query was cancelled")
+            gathered.append(batch)
+            if sum(map(len, gathered)) >= rows:
+                yield pa.concat_batches(gathered)
+                gathered = []
+        if gathered:
+            yield pa.concat_batches(gathered)
 
 
 def open_files(

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from rhei_pipeline.metrics import MaintenanceReport
 from rhei_pipeline.olap.duckdb_ledger import LEDGER_TABLES, read_ledger
 from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction, in_utc, table_exists
 from rhei_pipeline.olap.publishing import PublishedCopy
+from rhei_pipeline.protocols import Streamed
+from rhei_pipeline.reading import refuse_writing
 from rhei_pipeline.schema import VALID_TO, Mode, Table
 from rhei_pipeline.sql import mirror_table
 
@@ -116,26 +118,42 @@ class DuckDBMirror:
         else:
             copy.publish(Path(self.path))
 
-    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
-        """Run one read-only statement on the last committed state.
+    def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
+        """Run one read-only statement on the last committed state; parameters by place or name.
 
         Raises:
             QueryError: Not one statement, not a reading one, or DuckDB refuses it.
         """
+        refuse_writing(sql, "duckdb")
+        bound = dict(params) if isinstance(params, Mapping) else list(params)
         with self._cursor() as cursor:
             try:
                 _refuse_writing(cursor.extract_statements(sql))
                 if self._has_default_namespace(cursor):
                     cursor.execute("set search_path = 'main,public'")
                 cursor.execute("begin transaction read only")
-                result = cursor.sql(sql, params=list(params)) if params else cursor.sql(sql)
+                result = cursor.sql(sql, params=bound) if bound else cursor.sql(sql)
                 table = pa.table({}) if result is None else result.to_arrow_table()
                 return in_utc(table)
             except duckdb.Error as error:
-                raise QueryError(
-                    f"DuckDB refused the query: {_first_line(error)}",
-                    hint="the mirror answers reading queries on mirrored tables",
-                ) from error
+                raise _refused(error) from error
+
+    def stream(self, sql: str, params: Mapping[str, Any], rows: int) -> Streamed:
+        """Run one read-only statement, and return its rows as they come, all of one state.
+
+        Raises:
+            QueryError: It is not one reading statement, or DuckDB refuses it.
+        """
+        refuse_writing(sql, "duckdb")
+        cursor = self._connection.cursor()
+        try:
+            cursor.execute("begin transaction read only")
+            result = cursor.sql(sql, params=dict(params)) if params else cursor.sql(sql)
+            reader = result.to_arrow_reader(rows)
+        except duckdb.Error as error:
+            cursor.close()
+            raise _refused(error) from error
+        return Streamed(reader.schema, _batches(cursor, reader), cursor.interrupt)
 
     def _has_default_namespace(self, cursor: duckdb.DuckDBPyConnection) -> bool:
         """Tell whether PostgreSQL's `public` is mirrored, whose tables need not be qualified."""
@@ -195,6 +213,24 @@ class DuckDBMirror:
             cursor.close()
 
 
+def _batches(
+    cursor: duckdb.DuckDBPyConnection, reader: pa.RecordBatchReader
+) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from reader
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise _refused(error) from error
+    finally:
+        cursor.close()
+
+
+def _refused(error: Exception) -> QueryError:
+    return QueryError(
+        f"DuckDB refused the query: {_first_line(error)}",
+        hint="the mirror answers reading queries on mirrored tables",
+    )
+
+
 def _open(path: str, timeout: float) -> duckdb.DuckDBPyConnection:
     if path != MEMORY:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -241,8 +277,8 @@ def _translate(error: duckdb.Error, path: str) -> RheiError:
     return MirrorError(f"DuckDB failed on {path!r}: {_first_line(error)}")
 
 
-def _first_line(error: duckdb.Error) -> str:
-    return str(error).strip().splitlines()[0]
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _roll_back(connection: duckdb.DuckDBPyConnection) -> None:

@@ -1,10 +1,9 @@
 """Reads a mirror of files from any process, while another one writes it."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import pyarrow as pa
 
@@ -15,7 +14,7 @@ from rhei_pipeline.olap.files import Files
 from rhei_pipeline.olap.manifest import Manifest
 from rhei_pipeline.olap.manifests import Manifests
 from rhei_pipeline.olap.segment_store import SegmentStore
-from rhei_pipeline.olap.session import ReadingSession
+from rhei_pipeline.olap.session import Params, ReadingSession
 
 if TYPE_CHECKING:
     from rhei_pipeline.olap.object_files import Access
@@ -76,8 +75,8 @@ class MirrorReader:
         """Return what this state has recorded."""
         return self._manifest.ledger
 
-    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
-        """Run one read-only statement on this state.
+    def query(self, sql: str, params: Params = ()) -> pa.Table:
+        """Run one read-only statement on this state; parameters by place or name.
 
         Raises:
             QueryError: Not one statement, not a reading one, or DataFusion refuses it.

@@ -5,12 +5,12 @@ and filters down to the segments, and leaves out parts of Parquet files by their
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from datafusion import SessionConfig, SessionContext, SQLOptions, udf
+from datafusion import DataFrame, SessionConfig, SessionContext, SQLOptions, udf
 from datafusion.catalog import Schema
 
 from rhei_pipeline.errors import QueryError
@@ -18,8 +18,9 @@ from rhei_pipeline.olap import bitmaps
 from rhei_pipeline.olap.formats import ROW
 from rhei_pipeline.olap.letters import LETTERS
 from rhei_pipeline.olap.manifest import Manifest, Segment, StoredTable
-from rhei_pipeline.olap.reading_only import numbered_placeholders, refuse_writing
+from rhei_pipeline.olap.placeholders import numbered_placeholders
 from rhei_pipeline.olap.segment_store import SegmentStore
+from rhei_pipeline.reading import refuse_writing, statement_tokens
 from rhei_pipeline.schema import RESERVED_PREFIX
 from rhei_pipeline.sql import literal, quote
 
@@ -45,6 +46,8 @@ _READING = (
 )
 
 _Result = TypeVar("_Result")
+#: Values of a statement, by place or by name.
+Params = Sequence[Any] | Mapping[str, Any]
 
 
 class ReadingSession:
@@ -63,22 +66,41 @@ class ReadingSession:
         self._create_schema(_SEGMENTS)
         store.files.register(self._context)
 
-    def query(self, sql: str, params: Sequence[Any], manifest: Manifest) -> pa.Table:
-        """Run one reading statement on a committed state.
+    def query(self, sql: str, params: Params, manifest: Manifest) -> pa.Table:
+        """Run one reading statement on a committed state; parameters by place or name.
 
         Raises:
             QueryError: Not one statement, not a reading one, or DataFusion refuses it.
         """
-        refuse_writing(sql, {_SEGMENTS})
+        return plain(_translated(self._planned(sql, params, manifest).to_arrow_table))
+
+    def stream(
+        self, sql: str, params: Params, manifest: Manifest
+    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        """Run one reading statement on a committed state, and return its rows as they come.
+
+        Raises:
+            QueryError: As of `query`; also while the rows are taken.
+        """
+        frame = self._planned(sql, params, manifest)
+        schema = _plain_schema(frame.schema())
+        return schema, _streamed(frame, schema)
+
+    def _planned(self, sql: str, params: Params, manifest: Manifest) -> DataFrame:
+        refuse_writing(sql, "datafusion")
+        _refuse_hidden(sql)
         bound = numbered_placeholders(sql)
-        values = {str(place): value for place, value in enumerate(params, start=1)}
+        values = (
+            dict(params)
+            if isinstance(params, Mapping)
+            else {str(place): value for place, value in enumerate(params, start=1)}
+        )
         with self._lock:
             self._show(manifest)
             # Planning binds the tables; what is shown later does not touch this query.
-            frame = _translated(
+            return _translated(
                 lambda: self._context.sql_with_options(bound, _READING, param_values=values)
             )
-        return plain(_translated(frame.to_arrow_table))
 
     def _show(self, manifest: Manifest) -> None:
         """Bring the views up to a state, by what differs from the one shown before."""
@@ -149,10 +171,25 @@ def _translated(call: Callable[[], _Result]) -> _Result:
         ) from error
 
 
+def _refuse_hidden(sql: str) -> None:
+    """Refuse the files' own tables, which hold rows that were removed since."""
+    if any(token.text.lower() == _SEGMENTS for token in statement_tokens(sql, "duckdb")):
+        raise QueryError(f"schema {_SEGMENTS!r} is not for reading", hint="read the tables")
+
+
+def _streamed(frame: DataFrame, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    stream = iter(_translated(frame.execute_stream))
+    while (batch := _translated(lambda: next(stream, None))) is not None:
+        yield batch.to_pyarrow().cast(schema)
+
+
 def plain(table: pa.Table) -> pa.Table:
     """Return a result with Arrow's plain types, any column of which may hold nulls."""
-    fields = [pa.field(field.name, _PLAIN.get(field.type, field.type)) for field in table.schema]
-    return table.cast(pa.schema(fields))
+    return table.cast(_plain_schema(table.schema))
+
+
+def _plain_schema(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([pa.field(field.name, _PLAIN.get(field.type, field.type)) for field in schema])
 
 
 def _batches(table: pa.Table) -> list[pa.RecordBatch]:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,9 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.metrics import Finding
 from rhei_pipeline.oltp import postgres_doctor
+from rhei_pipeline.oltp.postgres_meaning import finds_public, meaning
 from rhei_pipeline.oltp.postgres_schema import (
+    NUMERIC,
     Connection,
     arrow_type,
     declaration,
@@ -28,8 +30,10 @@ from rhei_pipeline.oltp.postgres_schema import (
     table_names,
 )
 from rhei_pipeline.oltp.postgres_values import SESSION_SETTINGS, admit_text
-from rhei_pipeline.schema import Column, TableOptions, TableSchema
+from rhei_pipeline.reading import refuse_writing
+from rhei_pipeline.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.sql import quote
+from rhei_pipeline.translation.meaning import MirroredTable
 
 _TRANSACTION_WORDS = {"begin", "commit", "end", "rollback", "savepoint", "release", "start"}
 _RETRIES = 5
@@ -46,6 +50,7 @@ class PostgresDatabase:
         statement_timeout_seconds: The server ends an application's statement after so long.
         pool_size: How many connections are kept.
         connect_timeout_seconds: How long a connection may take to come about.
+        read_only: Change nothing in it.
 
     Raises:
         SourceError: The server refuses us, or keeps text in another encoding than UTF-8.
@@ -59,8 +64,10 @@ class PostgresDatabase:
         statement_timeout_seconds: float = 300.0,
         pool_size: int = 4,
         connect_timeout_seconds: float = 10.0,
+        read_only: bool = False,
     ) -> None:
         self._dsn = dsn
+        self._read_only = read_only
         self._statement_timeout = statement_timeout_seconds
         self._connect_timeout = connect_timeout_seconds
         self._write_lock = threading.RLock()
@@ -99,6 +106,7 @@ class PostgresDatabase:
             **SESSION_SETTINGS,
             "statement_timeout": str(int(statement_timeout_seconds * 1000)),
             "application_name": "rhei",
+            "default_transaction_read_only": "on" if self._read_only else "off",
         }
         escaped = {name: value.replace(" ", "\\ ") for name, value in settings.items()}
         return " ".join(f"-c {name}={value}" for name, value in escaped.items())
@@ -145,14 +153,21 @@ class PostgresDatabase:
         with self._lent() as connection, connection.transaction():
             return sum(_run(connection, sql, params) for sql, params in statements)
 
-    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+    def query(
+        self,
+        sql: str,
+        params: Sequence[Any] = (),
+        columns: Sequence[Column | None] | None = None,
+    ) -> pa.Table:
         """Run one reading statement.
 
-        Shape: one column for each of the statement's, in its order and with its names and types.
+        Shape: one column for each of the statement's, in its order and with its names and types;
+        what `columns` tells of a column is its type, where the server tells less.
 
         Raises:
             QueryError: It is not a reading statement, or the server refuses it.
         """
+        refuse_writing(sql, "postgres")
         with self._lent() as connection, connection.transaction():
             connection.execute("set transaction read only")
             cursor = connection.execute(sql, params or None)
@@ -160,8 +175,29 @@ class PostgresDatabase:
             if cursor.description is None or result is None:
                 raise QueryError("this is not a reading statement", hint="use execute for writes")
             names = [column.name for column in cursor.description]
-            arrays = [_array(result, place, name) for place, name in enumerate(names)]
+            told = columns if columns is not None and len(columns) == len(names) else None
+            arrays = [
+                _array(result, place, name, told[place] if told else None)
+                for place, name in enumerate(names)
+            ]
         return pa.table(arrays, names)
+
+    def default_zone(self) -> str:
+        """Return the time zone of a session that chooses none."""
+        with self.translated(), psycopg.connect(self._dsn, autocommit=True) as connection:
+            return str(connection.execute("show timezone").fetchone()[0])  # type: ignore[index]
+
+    def meanings(
+        self, tables: Iterable[Table], options: Callable[[str], TableOptions]
+    ) -> list[MirroredTable]:
+        """Describe tables for translation; see `postgres_meaning.meaning`."""
+        with self._lent() as connection:
+            return [meaning(connection, table, options(table.name)) for table in tables]
+
+    def finds_public(self) -> bool:
+        """Tell whether a table's name without its schema can only mean one in `public`."""
+        with self._lent() as connection:
+            return finds_public(connection)
 
     def table_names(self) -> list[str]:
         """Return the names of all ordinary tables that have a primary key."""
@@ -176,7 +212,7 @@ class PostgresDatabase:
     ) -> TableSchema:
         """Read a table's schema; see `postgres_schema.read_table`."""
         with self._lent() as connection:
-            return read_table(connection, name, options).schema
+            return read_table(connection, name, options, polled=self._read_only).schema
 
     def examine(
         self,
@@ -221,8 +257,11 @@ class PostgresDatabase:
         self._pool.close()
 
 
-def _array(result: psycopg.pq.abc.PGresult, place: int, name: str) -> pa.Array:
+def _array(result: psycopg.pq.abc.PGresult, place: int, name: str, told: Column | None) -> pa.Array:
     column = Column(name, arrow_type(result.ftype(place), result.fmod(place)))
+    if told is not None and result.ftype(place) == NUMERIC and pa.types.is_decimal(told.type):
+        # A sum of numerics has no declared digits, so the server leaves them out.
+        column = Column(name, told.type)
     values = [result.get_value(row, place) for row in range(result.ntuples)]
     array, misfits = admit_text(pa.array(values, pa.binary()).cast(pa.string()), column)
     if misfits:

@@ -30,6 +30,8 @@ def copy_out(connection: Connection, statement: bytes) -> Generator[bytes]:
         yield from _messages(connection)
     except GeneratorExit:
         pgconn.get_cancel().cancel()
+        for _ in _messages(connection):
+            pass  # what was under way: until it is taken, libpq gives no other result
         _drain(connection)
         raise
     _refuse(_next_result(connection), pq.ExecStatus.COMMAND_OK, connection)

@@ -1,7 +1,7 @@
 """What a PostgreSQL catalogue says of a table: columns as Arrow types, keys, row identity."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 DEFAULT_NAMESPACE = "public"
 #: PostgreSQL's names have 63 bytes; so much of the mirror's id tells our slot from others'.
 _ID_DIGITS = 16
-_NUMERIC = 1700
+NUMERIC = 1700
 _MAX_DECIMAL_DIGITS = 38
 #: The first server version that can log stored generated columns.
 STORED_GENERATED_SINCE = 180_000
@@ -93,6 +93,20 @@ from pg_index i cross join unnest(i.indkey) with ordinality as k(attnum, place)
 join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
 where i.indrelid = %s and k.place <= i.indnkeyatts and {which}
 """
+_UNIQUE = """
+select array_agg(a.attname::text)
+from pg_index i join pg_attribute a on a.attrelid = i.indrelid
+    and array_position(i.indkey::int2[], a.attnum) < i.indnkeyatts
+where i.indrelid = %s and i.indisunique and i.indpred is null and i.indexprs is null
+group by i.indexrelid having bool_and(a.attnotnull)
+"""
+_SHAPES = """
+select coalesce(md5(string_agg(row(a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod,
+    a.attnotnull, a.attisdropped, a.attgenerated, c.relname, c.relnamespace, c.relreplident)::text,
+    '' order by a.attrelid, a.attnum)), '')
+from pg_attribute a join pg_class c on c.oid = a.attrelid
+where a.attrelid = any(%s::oid[]) and a.attnum > 0
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,27 +121,59 @@ class PostgresTable:
     oid: int
 
 
+@dataclass(frozen=True, slots=True)
+class StoredColumn:
+    """A column as the server keeps it, mirrored or not.
+
+    Attributes:
+        oid: Its type's; that of the type a domain is made of.
+    """
+
+    name: str
+    oid: int
+    not_null: bool
+
+
 def table_names(connection: Connection) -> list[str]:
     """Return the names of all ordinary tables that have a primary key."""
     return [_name(*row) for row in connection.execute(_TABLES)]
 
 
-def read_table(connection: Connection, name: str, options: TableOptions) -> PostgresTable:
+def read_table(
+    connection: Connection, name: str, options: TableOptions, *, polled: bool = False
+) -> PostgresTable:
     """Read a table's schema from the catalogue.
+
+    One that is `polled` may hold what no log tells of, and needs a key without nulls.
 
     Raises:
         SchemaError: No such table, not an ordinary one, no usable key, a reserved name, rows that
             updates and deletes in the log could not name; says the way out.
     """
     namespace, relation = _parts(connection, name)
-    oid, identity = _ordinary_table(connection, namespace, relation)
+    oid, identity = _ordinary_table(connection, namespace, relation, polled=polled)
     shown = _name(namespace, relation)
-    columns = _columns(connection, oid, shown, options)
+    columns = _columns(connection, oid, shown, options, polled=polled)
     refuse_reserved(relation, [column.name for column in columns])
     key = _key(connection, oid, shown, options)
-    _refuse_vague_identity(connection, oid, shown, identity, key)
+    if polled:
+        _refuse_loose_key(connection, oid, shown, key)
+    else:
+        _refuse_vague_identity(connection, oid, shown, identity, key)
     _refuse_unknown(shown, "primary_key", key, [column.name for column in columns])
     return PostgresTable(TableSchema(shown, tuple(columns), key, namespace), oid)
+
+
+def stored_columns(connection: Connection, oid: int) -> list[StoredColumn]:
+    """Return all columns of a table, in order."""
+    rows = connection.execute(_COLUMNS, (oid, oid))
+    return [StoredColumn(name, type_oid, not_null) for name, not_null, _, type_oid, _ in rows]
+
+
+def shapes(connection: Connection, oids: Collection[int]) -> str:
+    """Fold the catalogue's entries of tables into a text that changes whenever they do."""
+    found = connection.execute(_SHAPES, (list(oids),)).fetchone()
+    return str(found[0]) if found else ""
 
 
 def slot_name(mirror_id: str) -> str:
@@ -146,7 +192,7 @@ def arrow_type(oid: int, modifier: int) -> pa.DataType:
     A numeric of declared precision becomes a decimal; one without has no bound that a decimal
     could keep, and stays exact as text.
     """
-    if oid == _NUMERIC and modifier > 0:
+    if oid == NUMERIC and modifier > 0:
         precision, scale = (modifier - 4) >> 16, ((modifier - 4) & 0x7FF ^ 1024) - 1024
         if precision <= _MAX_DECIMAL_DIGITS and 0 <= scale <= precision:
             return pa.decimal128(precision, scale)
@@ -186,12 +232,14 @@ def _parts(connection: Connection, name: str) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def _ordinary_table(connection: Connection, namespace: str, relation: str) -> tuple[int, str]:
+def _ordinary_table(
+    connection: Connection, namespace: str, relation: str, *, polled: bool
+) -> tuple[int, str]:
     found = connection.execute(_RELATION, (namespace, relation)).fetchone()
     if found is None:
         raise SchemaError("no such table in the source", table=_name(namespace, relation))
     oid, kind, persistence, identity = found
-    if kind not in {"r", "p"} or persistence != "p":
+    if kind not in {"r", "p"} or persistence not in ({"p", "u"} if polled else {"p"}):
         what = _KINDS.get(kind, "table that PostgreSQL does not log")
         raise SchemaError(
             f"it is a {what}, and only ordinary tables can be captured",
@@ -201,7 +249,9 @@ def _ordinary_table(connection: Connection, namespace: str, relation: str) -> tu
     return oid, identity
 
 
-def _columns(connection: Connection, oid: int, shown: str, options: TableOptions) -> list[Column]:
+def _columns(
+    connection: Connection, oid: int, shown: str, options: TableOptions, *, polled: bool
+) -> list[Column]:
     rows = connection.execute(_COLUMNS, (oid, oid)).fetchall()
     names = [row[0] for row in rows]
     _refuse_unknown(shown, "columns", options.columns or (), names)
@@ -210,7 +260,7 @@ def _columns(connection: Connection, oid: int, shown: str, options: TableOptions
     for name, not_null, generated, type_oid, modifier in rows:
         if options.columns is not None and name not in options.columns:
             continue
-        if not _is_logged(connection, generated):
+        if not polled and not _is_logged(connection, generated):
             _log.warning("table %r: generated column %r is in no log: left out", shown, name)
             continue
         kind, epoch = arrow_type(type_oid, modifier), None
@@ -254,6 +304,18 @@ def _refuse_vague_identity(
             hint="run 'alter table ... replica identity default' (by primary key), 'using index'"
             " (by another unique key) or 'full'",
         )
+
+
+def _refuse_loose_key(connection: Connection, oid: int, shown: str, key: Sequence[str]) -> None:
+    """Refuse a key that would not tell all rows apart."""
+    for (names,) in connection.execute(_UNIQUE, (oid,)):
+        if set(names) <= set(key):
+            return
+    raise SchemaError(
+        f"no unique index without nulls is on {', '.join(key)}",
+        table=shown,
+        hint="name a unique key whose columns are 'not null' as 'primary_key'",
+    )
 
 
 def _refuse_unknown(table: str, setting: str, named: Sequence[str], known: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ each other's locks (sqlite.org/howtocorrupt.html, section 2.2.1).
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -23,9 +23,11 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.metrics import Finding
 from rhei_pipeline.oltp import sqlite_doctor, sqlite_query
+from rhei_pipeline.oltp.sqlite_meaning import meaning
 from rhei_pipeline.oltp.sqlite_schema import declaration, read_table, table_names
-from rhei_pipeline.schema import TableOptions, TableSchema
+from rhei_pipeline.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.sql import quote
+from rhei_pipeline.translation.meaning import MirroredTable
 
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -60,6 +62,7 @@ class SqliteDatabase:
         self._timeout = busy_timeout_seconds
         self._pool_size = read_pool
         self._readers: SimpleQueue[sqlite3.Connection] = SimpleQueue()
+        self._askers: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         self._write_lock = threading.RLock()
         self._depth = 0
         if not path.is_file():
@@ -106,10 +109,26 @@ class SqliteDatabase:
         with self.transaction():
             return sum(self.execute(sql, params) for sql, params in statements)
 
-    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+    def query(
+        self,
+        sql: str,
+        params: Sequence[Any] = (),
+        columns: Sequence[Column | None] | None = None,
+    ) -> pa.Table:
         """Run one reading statement; see `sqlite_query.query`."""
+        with self._lent(self._askers, sqlite_query.lock_down) as connection:
+            return sqlite_query.query(connection, sql, params, columns)
+
+    def meanings(
+        self, tables: Iterable[Table], options: Callable[[str], TableOptions]
+    ) -> list[MirroredTable]:
+        """Describe tables for translation; see `sqlite_meaning.meaning`."""
         with self.reader() as connection:
-            return sqlite_query.query(connection, sql, params)
+            return [meaning(connection, table, options(table.name)) for table in tables]
+
+    def finds_public(self) -> bool:
+        """Tell whether names without a schema are found; here they have none."""
+        return True
 
     def table_names(self) -> list[str]:
         """Return the names of all ordinary tables that have a primary key."""
@@ -161,25 +180,40 @@ class SqliteDatabase:
     @contextmanager
     def reader(self) -> Iterator[sqlite3.Connection]:
         """Lend a connection that refuses to write."""
-        connection = self._idle_reader()
+        with self._lent(self._readers) as connection:
+            yield connection
+
+    @contextmanager
+    def _lent(
+        self,
+        idle: "SimpleQueue[sqlite3.Connection]",
+        prepare: Callable[[sqlite3.Connection], None] | None = None,
+    ) -> Iterator[sqlite3.Connection]:
+        connection = self._reading_connection(idle, prepare)
         try:
             with self.translated():
                 yield connection
         finally:
             if connection.in_transaction:
                 connection.execute("rollback")
-            if self._readers.qsize() < self._pool_size:
-                self._readers.put(connection)
+            if idle.qsize() < self._pool_size:
+                idle.put(connection)
             else:
                 connection.close()
 
-    def _idle_reader(self) -> sqlite3.Connection:
+    def _reading_connection(
+        self,
+        idle: "SimpleQueue[sqlite3.Connection]",
+        prepare: Callable[[sqlite3.Connection], None] | None,
+    ) -> sqlite3.Connection:
         try:
-            return self._readers.get_nowait()
+            return idle.get_nowait()
         except Empty:
             connection = self.connect(mode="ro")
             # Another file, once attached, could be written.
             connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+            if prepare is not None:
+                prepare(connection)
             return connection
 
     @contextmanager
@@ -194,8 +228,9 @@ class SqliteDatabase:
         """Close every connection; safe to repeat."""
         with self._write_lock:
             self._writer.close()
-        while not self._readers.empty():
-            self._readers.get().close()
+        for idle in (self._readers, self._askers):
+            while not idle.empty():
+                idle.get().close()
 
 
 def prepare_writer(connection: sqlite3.Connection) -> None:

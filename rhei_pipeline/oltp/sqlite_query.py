@@ -9,9 +9,14 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.oltp.sqlite_values import admit_column, fetch
+from rhei_pipeline.reading import READ_PRAGMAS, refuse_writing
 from rhei_pipeline.schema import Column
 
 _FETCH_ROWS = 50_000
+
+_READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
+_DENIED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_AUTH}
+_DENIED_FUNCTIONS = {"load_extension", "writefile", "edit", "fts3_tokenizer"}
 
 _TYPES: tuple[tuple[set[type], pa.DataType], ...] = (
     ({int}, pa.int64()),
@@ -22,34 +27,75 @@ _TYPES: tuple[tuple[set[type], pa.DataType], ...] = (
 )
 
 
-def query(connection: sqlite3.Connection, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+def query(
+    connection: sqlite3.Connection,
+    sql: str,
+    params: Sequence[Any] = (),
+    columns: Sequence[Column | None] | None = None,
+) -> pa.Table:
     """Run one reading statement on a connection that refuses to write.
 
     Shape: one column for each of the statement's, in its order and with its names. SQLite types
-    values, not columns: a column of integers and reals becomes float64, one without a value null.
+    values, not columns. What `columns` tells of a column is its type, also without a value in it;
+    untold, or where values do not fit, a column of integers and reals becomes float64, one
+    without a value null.
 
     Raises:
         QueryError: It is not a reading statement, SQLite refuses it, or a column mixes classes.
     """
+    refuse_writing(sql, "sqlite")
     with _reading():
-        cursor = connection.execute(sql, params)
-        if cursor.description is None:
-            raise QueryError("this is not a reading statement", hint="use execute for writes")
-        names = [column[0] for column in cursor.description]
-        cursor.close()
-        rows = [row for part in fetch(connection, sql, params, _FETCH_ROWS) for row in part]
-    columns = list(zip(*rows, strict=True)) or [()] * len(names)
-    return pa.table(
-        [_array(name, values) for name, values in zip(names, columns, strict=True)], names
-    )
+        names, rows = _rows(connection, sql, params)
+    found = list(zip(*rows, strict=True)) or [()] * len(names)
+    told = columns if columns is not None and len(columns) == len(names) else [None] * len(names)
+    arrays = [_typed(*each) for each in zip(names, found, told, strict=True)]
+    return pa.table(arrays, names)
+
+
+def _rows(
+    connection: sqlite3.Connection, sql: str, params: Sequence[Any]
+) -> tuple[list[str], list[tuple[Any, ...]]]:
+    cursor = connection.execute(sql, params)
+    if cursor.description is None:
+        raise QueryError("this is not a reading statement", hint="use execute for writes")
+    names = [column[0] for column in cursor.description]
+    try:
+        return names, cursor.fetchall()
+    except sqlite3.OperationalError as error:
+        if "UTF-8" not in str(error):
+            raise
+    cursor.close()
+    return names, [row for part in fetch(connection, sql, params, _FETCH_ROWS) for row in part]
+
+
+def lock_down(connection: sqlite3.Connection) -> None:
+    """Let a connection compile nothing but reads, whatever the text."""
+
+    def allow(action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        if action in _READS or (action == sqlite3.SQLITE_PRAGMA and first in READ_PRAGMAS):
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_FUNCTION and second not in _DENIED_FUNCTIONS:
+            return sqlite3.SQLITE_OK
+        return sqlite3.SQLITE_DENY
+
+    connection.set_authorizer(allow)
+
+
+def _typed(name: str, values: Sequence[Any], column: Column | None) -> pa.Array:
+    if column is None or pa.types.is_null(column.type):
+        return _array(name, values)
+    if not values:
+        return pa.array([], column.type)
+    array, misfits = admit_column(values, column)
+    return _array(name, values) if misfits else array
 
 
 @contextmanager
 def _reading() -> Iterator[None]:
     try:
         yield
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_READONLY:
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", None) in _DENIED:
             raise QueryError("a query only reads", hint="use execute for writes") from error
         raise
 

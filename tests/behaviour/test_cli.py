@@ -170,3 +170,18 @@ def test_wrong_usage_exits_with_two(rhei: Rhei, arguments: list[str]) -> None:
 def test_every_command_shows_an_example() -> None:
     for command in app.registered_commands:
         assert "Example:  rhei " in str(command.epilog)
+
+
+def test_the_demo_leaves_a_mirror_to_try_on(tmp_path: Path) -> None:
+    place = tmp_path / "shop"
+    told = CliRunner().invoke(app, ["demo", "--directory", str(place), "--json"])
+    assert told.exit_code == 0, told.output
+    titles = " ".join(chapter["title"] for chapter in json.loads(told.stdout)["chapters"])
+    assert "52,000 rows" in titles
+    assert "all equal" in titles
+    asked = ["query", "select count(*) as n from orders", "--json", "--config"]
+    found = CliRunner().invoke(app, [*asked, str(place / "pipeline.yaml")])
+    assert json.loads(found.stdout) == [{"n": 50_400}]
+    again = CliRunner().invoke(app, ["demo", "--directory", str(place)])
+    assert again.exit_code == 1
+    assert "not empty" in str(again.exception)

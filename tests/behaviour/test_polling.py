@@ -652,7 +652,7 @@ def test_a_missing_index_is_named_once(make: Make, caplog: pytest.LogCaptureFixt
         put(world, 2, "b")
         world.htap.sync_now()
         world.htap.sync_now()
-    assert caplog.text.count('create index on "t"("updated_at", "id")') == 1
+    assert caplog.text.count('create index "t_updated_at" on "t"("updated_at", "id")') == 1
 
 
 def test_a_timestamp_that_is_not_there_is_named(make: Make) -> None:

@@ -1,8 +1,10 @@
 """What every source of changes promises, however it learns of them."""
 
 import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +14,55 @@ import pytest
 
 from rhei_pipeline.capture.bridge import BridgeSource
 from rhei_pipeline.capture.change_log import ChangeLog
+from rhei_pipeline.capture.keyset import Clock, DeletePolicy, PollOptions
 from rhei_pipeline.capture.logical_decoding import LogicalSource
+from rhei_pipeline.capture.postgres_polling import PostgresPollingSource
+from rhei_pipeline.capture.sqlite_polling import PollingSource
 from rhei_pipeline.capture.trigger_log import TriggerSource
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import LIVE, SEQUENCE, ChangeBatch, Position
 from rhei_pipeline.oltp.postgres import PostgresDatabase
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
-from rhei_pipeline.protocols import ChangeSource, SourceSnapshot
+from rhei_pipeline.protocols import Audit, ChangeSource, SourceSnapshot
 from rhei_pipeline.schema import Mode, Table
 
 CREATE = "create table t(k integer primary key, v text)"
+#: The application of a source that is polled stamps its rows itself.
+STAMPED = "create table t(k integer primary key, v text, at {kind})"
+_SQLITE_NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
+SQLITE_STAMPS = tuple(
+    f"create trigger {verb}_stamp after {event} on t begin"
+    f" update t set at = {_SQLITE_NOW} where k = new.k; end"
+    for verb, event in (("insert", "insert"), ("update", "update of k, v"))
+)
+POSTGRES_STAMPS = (
+    "create function stamp() returns trigger language plpgsql as"
+    " 'begin new.at := now(); return new; end'",
+    "create trigger stamp before insert or update on t for each row execute function stamp()",
+)
+POLLS = {"t": PollOptions("at", DeletePolicy.RECONCILE, clock=Clock.DATABASE, reconcile_seconds=0)}
 
 
 class Bench:
-    """A source, and its application's connection."""
+    """A source, and its application's connection.
+
+    A source that `logs` tells of every version and of deletes, and may forget what it told. One
+    that is polled tells of what rows have become, asks for an audit to find deletes, and forgets
+    nothing.
+    """
 
     def __init__(
-        self, source: ChangeSource, run: Callable[..., Any], close: Callable[[], None]
+        self,
+        source: ChangeSource,
+        run: Callable[..., Any],
+        close: Callable[[], None],
+        *,
+        logs: bool = True,
     ) -> None:
         self.source = source
         self.run = run
         self.close = close
+        self.logs = logs
 
     def table(self, mode: Mode = Mode.DESTRUCTIVE) -> Table:
         made = Table(self.source.describe("t"), mode)
@@ -76,6 +106,45 @@ def logical_bench(dsn: str, *, streaming: bool = False) -> Bench:
     return Bench(source, run, close)
 
 
+def polling_bench(directory: Path) -> Bench:
+    path = directory / "app.db"
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("pragma journal_mode = wal")
+    for statement in (STAMPED.format(kind="text"), *SQLITE_STAMPS):
+        connection.execute(statement)
+    database = SqliteDatabase(path, read_only=True)
+    source = PollingSource(database, POLLS)
+
+    def run(sql: str, params: tuple[object, ...] = ()) -> None:
+        time.sleep(0.002)  # the clock's tick
+        connection.execute(sql, params)
+
+    def close() -> None:
+        source.close()
+        database.close()
+        connection.close()
+
+    return Bench(source, run, close, logs=False)
+
+
+def postgres_polling_bench(dsn: str) -> Bench:
+    connection = psycopg.connect(dsn, autocommit=True)
+    for statement in (STAMPED.format(kind="timestamptz"), *POSTGRES_STAMPS):
+        connection.execute(statement.encode())
+    database = PostgresDatabase(dsn, read_only=True)
+    source = PostgresPollingSource(database, POLLS)
+
+    def run(sql: str, params: tuple[object, ...] = ()) -> None:
+        connection.execute(sql.replace("?", "%s").encode(), params or None)
+
+    def close() -> None:
+        source.close()
+        database.close()
+        connection.close()
+
+    return Bench(source, run, close, logs=False)
+
+
 def bridge_bench(inner: Bench, directory: Path) -> Bench:
     log = ChangeLog(directory / "cdc")
 
@@ -86,16 +155,29 @@ def bridge_bench(inner: Bench, directory: Path) -> Bench:
     return Bench(BridgeSource(inner.source, log), inner.run, close)
 
 
-KINDS = ["trigger", "logical", "logical-stream", "trigger-bridge", "logical-bridge"]
+KINDS = [
+    "trigger",
+    "logical",
+    "logical-stream",
+    "polling",
+    "postgres-polling",
+    "trigger-bridge",
+    "logical-bridge",
+]
 
 
 @pytest.fixture(params=KINDS)
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    if request.param.startswith("trigger"):
-        made = trigger_bench(tmp_path)
+    kind = request.param.removesuffix("-bridge")
+    if kind in {"trigger", "polling"}:
+        made = {"trigger": trigger_bench, "polling": polling_bench}[kind](tmp_path)
     else:
-        streaming = request.param.endswith("stream")
-        made = logical_bench(request.getfixturevalue("dsn"), streaming=streaming)
+        makers: dict[str, Callable[[str], Bench]] = {
+            "logical": logical_bench,
+            "logical-stream": partial(logical_bench, streaming=True),
+            "postgres-polling": postgres_polling_bench,
+        }
+        made = makers[kind](request.getfixturevalue("dsn"))
     if request.param.endswith("bridge"):
         made = bridge_bench(made, tmp_path)
     yield made
@@ -118,18 +200,20 @@ def net(found: list[ChangeBatch]) -> dict[int, str | None]:
 
 
 def test_net_changes_are_what_keys_have_become(bench: Bench) -> None:
-    bench.run("insert into t values (1, 'a'), (2, 'b'), (3, 'c')")
+    bench.run("insert into t(k, v) values (1, 'a'), (2, 'b'), (3, 'c')")
     table = bench.table()
     after = bench.head(table)
     bench.run("update t set v = 'x' where k = 1")
     bench.run("update t set v = null where k = 1")
     bench.run("delete from t where k = 2")
-    bench.run("insert into t values (4, 'd'), (5, 'e')")
+    bench.run("insert into t(k, v) values (4, 'd'), (5, 'e')")
     bench.run("delete from t where k = 5")
     bench.run("update t set k = 9 where k = 3")
     with bench.source.snapshot() as snapshot:
         found = net(batches(snapshot, table, after))
-        assert found == {1: None, 2: "gone", 4: "d", 5: "gone", 3: "gone", 9: "c"}
+        gone = {2: "gone", 5: "gone", 3: "gone"} if bench.logs else {}
+        assert found == {1: None, 4: "d", 9: "c", **gone}
+        assert snapshot.audit(table, after) is (Audit.NONE if bench.logs else Audit.ALL)
         assert batches(snapshot, table, snapshot.head(table)) == []
 
 
@@ -137,7 +221,7 @@ def test_batches_bound_rows_and_count_every_event_once(bench: Bench) -> None:
     table = bench.table()
     after = bench.head(table)
     for key in range(25):
-        bench.run("insert into t values (?, 'v')", (key,))
+        bench.run("insert into t(k, v) values (?, 'v')", (key,))
     with bench.source.snapshot() as snapshot:
         found = batches(snapshot, table, after, limit=10)
         assert max(batch.events.num_rows for batch in found) <= 10
@@ -148,14 +232,15 @@ def test_batches_bound_rows_and_count_every_event_once(bench: Bench) -> None:
 def test_a_temporal_table_gets_every_version_in_order(bench: Bench) -> None:
     table = bench.table(Mode.TEMPORAL)
     after = bench.head(table)
-    bench.run("insert into t values (1, 'a')")
+    bench.run("insert into t(k, v) values (1, 'a')")
     bench.run("update t set v = 'b'")
     bench.run("delete from t")
-    bench.run("insert into t values (1, 'c')")
+    bench.run("insert into t(k, v) values (1, 'c')")
     with bench.source.snapshot() as snapshot:
         events = pa.concat_tables([batch.events for batch in batches(snapshot, table, after, 2)])
-    assert events["v"].to_pylist() == ["a", "b", None, "c"]
-    assert events[LIVE].to_pylist() == [True, True, False, True]
+    versions = ["a", "b", None, "c"] if bench.logs else ["c"]
+    assert events["v"].to_pylist() == versions
+    assert events[LIVE].to_pylist() == [version is not None for version in versions]
     assert events[SEQUENCE].to_pylist() == sorted(set(events[SEQUENCE].to_pylist()))
 
 
@@ -164,7 +249,7 @@ def test_what_is_rolled_back_never_shows(bench: Bench, mode: Mode) -> None:
     table = bench.table(mode)
     after = bench.head(table)
     bench.run("begin")
-    bench.run("insert into t values (1, 'a')")
+    bench.run("insert into t(k, v) values (1, 'a')")
     with bench.source.snapshot() as snapshot:
         assert snapshot.pending(table, after) == 0
     bench.run("rollback")
@@ -176,22 +261,22 @@ def test_what_is_rolled_back_never_shows(bench: Bench, mode: Mode) -> None:
 def test_a_snapshot_is_one_state(bench: Bench, mode: Mode) -> None:
     table = bench.table(mode)
     after = bench.head(table)
-    bench.run("insert into t values (1, 'a')")
+    bench.run("insert into t(k, v) values (1, 'a')")
     with bench.source.snapshot(rows=True) as snapshot:
         head = snapshot.head(table)
-        bench.run("insert into t values (2, 'b')")
+        bench.run("insert into t(k, v) values (2, 'b')")
         bench.run("update t set v = 'later' where k = 1")
         assert snapshot.head(table) == head
         assert snapshot.count(table) == 1
         assert net(batches(snapshot, table, after)) == {1: "a"}
         rows = snapshot.rows(table, None, 10)
         assert rows is not None
-        assert rows.rows.to_pylist() == [{"k": 1, "v": "a"}]
+        assert rows.rows.select(["k", "v"]).to_pylist() == [{"k": 1, "v": "a"}]
 
 
 def test_rows_come_whole_and_resume_in_another_snapshot(bench: Bench) -> None:
     for key in range(7):
-        bench.run("insert into t values (?, 'v')", (key,))
+        bench.run("insert into t(k, v) values (?, 'v')", (key,))
     table = bench.table()
     resume, seen = None, []
     while True:
@@ -209,7 +294,7 @@ def test_a_position_is_proved_until_it_is_acknowledged_past(bench: Bench, mode: 
     table = bench.table(mode)
     positions = [bench.head(table)]
     for key in range(3):
-        bench.run("insert into t values (?, 'v')", (key,))
+        bench.run("insert into t(k, v) values (?, 'v')", (key,))
         positions.append(bench.head(table))
     with bench.source.snapshot() as snapshot:
         assert all(snapshot.proves(table, place) for place in positions)
@@ -217,14 +302,15 @@ def test_a_position_is_proved_until_it_is_acknowledged_past(bench: Bench, mode: 
         bench.source.acknowledge({"t": positions[2]}, prune=True)
         with bench.source.snapshot() as snapshot:
             proved = [snapshot.proves(table, place) for place in positions]
-            assert proved == [False, False, True, True]
+            forgotten = bench.logs
+            assert proved == [not forgotten, not forgotten, True, True]
             assert snapshot.pending(table, positions[2]) == 1
 
 
 def test_installing_again_keeps_what_is_pending(bench: Bench) -> None:
     table = bench.table()
     after = bench.head(table)
-    bench.run("insert into t values (1, 'a')")
+    bench.run("insert into t(k, v) values (1, 'a')")
     assert bench.source.stands(table)
     bench.source.install(table, after.order)
     with bench.source.snapshot() as snapshot:
@@ -240,7 +326,7 @@ def test_positions_begin_behind_the_least(bench: Bench) -> None:
 
 @pytest.mark.parametrize("mode", list(Mode))
 def test_touched_keys_are_read_again(bench: Bench, mode: Mode) -> None:
-    bench.run("insert into t values (1, 'a'), (2, 'b')")
+    bench.run("insert into t(k, v) values (1, 'a'), (2, 'b')")
     table = bench.table(mode)
     after = bench.head(table)
     bench.source.touch(table, [(2,)])
@@ -255,7 +341,7 @@ def test_a_change_of_the_schema_shows_in_the_version(bench: Bench) -> None:
         assert snapshot.schema_version == before
     bench.run("alter table t add column w text")
     assert bench.source.schema_version() != before
-    assert bench.source.describe("t").names == ("k", "v", "w")
+    assert bench.source.describe("t").names == (*table.schema.names, "w")
     assert table.schema != bench.source.describe("t")
 
 
@@ -264,12 +350,19 @@ def test_a_table_that_is_not_there_is_named(bench: Bench) -> None:
         bench.source.describe("nowhere")
 
 
+def test_doubts_are_named_or_there_are_none(bench: Bench) -> None:
+    table = bench.table()
+    bench.run("insert into t(k, v) values (1, 'a')")
+    with bench.source.snapshot() as snapshot:
+        assert snapshot.doubt(table) is None
+
+
 def test_age_of_the_oldest_pending_change(bench: Bench) -> None:
     table = bench.table()
     after = bench.head(table)
     with bench.source.snapshot() as snapshot:
         assert snapshot.oldest_pending(table, after) is None
-    bench.run("insert into t values (1, 'a')")
+    bench.run("insert into t(k, v) values (1, 'a')")
     with bench.source.snapshot() as snapshot:
         oldest = snapshot.oldest_pending(table, after)
         assert oldest is not None

@@ -197,3 +197,31 @@ def test_queries_take_parameters_and_keep_types_when_empty(mirror: Mirror) -> No
     merge(mirror, rows(a=1.0, b=2.0), keys())
     assert mirror.query("select v from t where k = ?", ["b"]).to_pylist() == [{"v": 2.0}]
     assert mirror.query("select k, v from t where false").schema == SCHEMA.arrow
+
+
+def test_streamed_rows_are_of_the_state_they_began_with(mirror: Mirror) -> None:
+    merge(mirror, rows(**{f"k{number}": float(number) for number in range(1000)}), keys())
+    streamed = mirror.stream("select k, v from t where v >= $least", {"least": 10.0}, 100)
+    for _ in range(5):  # more commits than states are retained
+        merge(mirror, rows(k500=-1.0), keys("k20"))
+        merge(mirror, rows(k500=-2.0, k20=-3.0), keys("k30"))
+    batches = list(streamed.batches)
+    assert {batch.schema for batch in batches} == {streamed.schema}
+    found = pa.Table.from_batches(batches).sort_by("v")
+    assert found["v"].to_pylist() == [float(number) for number in range(10, 1000)]
+
+
+def test_a_stream_that_is_cancelled_ends_in_an_error(mirror: Mirror) -> None:
+    many = 300_000
+    values = pa.array(range(many), pa.float64())
+    merge(mirror, pa.table({"k": values.cast(pa.string()), "v": values}), keys())
+    streamed = mirror.stream("select a.k from t a cross join t b", {}, 100)
+    next(streamed.batches)
+    streamed.cancel()
+    with pytest.raises(QueryError):
+        list(streamed.batches)
+
+
+def test_a_stream_only_reads(mirror: Mirror) -> None:
+    with pytest.raises(QueryError, match="DELETE"):
+        mirror.stream("delete from t", {}, 100)

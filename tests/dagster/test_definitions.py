@@ -5,6 +5,8 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,10 +16,12 @@ import psycopg
 import pytest
 
 import rhei_pipeline as rhei
+from assets.mirrors import Session
 from definitions import build
 from resources.cdc import CdcResource
 from resources.oltp import OltpResource
-from rhei_pipeline import Settings
+from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.protocols import Step
 from rhei_pipeline.settings import TableSettings
 
 PROJECT = Path(__file__).parents[2]
@@ -304,6 +308,27 @@ def test_a_session_that_copies_says_so_of_the_initial_sync(
     assert event is not None
     assert event.asset_materialization is not None
     assert event.asset_materialization.metadata["rows_copied"].value == 2
+
+
+def test_a_session_does_not_end_while_a_cycle_is_under_way(settings: Settings) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    def wait(step: Step) -> None:
+        if step is Step.COPY_COMPLETE and not go_on.is_set():
+            reached.set()
+            go_on.wait(60)
+
+    with HTAP(settings, on_step=wait) as htap:
+        session = Session(htap, {}, report_seconds=60, idle_seconds=0.2)
+        session.collect()
+        assert reached.wait(60)
+        time.sleep(0.8)
+        session.collect()
+        assert not session.idle
+        go_on.set()
+        while not session.idle:  # as it does once there is nothing more to do
+            session.collect()
+            time.sleep(0.05)
 
 
 def test_a_postgres_source_syncs_and_wakes_the_sensor(

@@ -1,0 +1,52 @@
+"""Logs as JSON, one object a line, with a number that tells a sync's lines together."""
+
+import json
+import logging
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+
+_cycle: ContextVar[str | None] = ContextVar("rhei_cycle", default=None)
+
+
+@contextmanager
+def one_cycle() -> Iterator[None]:
+    """Give everything that is logged inside the same `cycle`; one inside another keeps its own."""
+    if _cycle.get() is not None:
+        yield
+        return
+    token = _cycle.set(uuid.uuid4().hex[:12])
+    try:
+        yield
+    finally:
+        _cycle.reset(token)
+
+
+class JsonLines(logging.Formatter):
+    """Writes a record as JSON: at, level, logger, message, cycle, and the error's type."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line."""
+        line = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if _cycle.get() is not None:
+            line["cycle"] = str(_cycle.get())
+        if record.exc_info and record.exc_info[0] is not None:
+            line["error"] = record.exc_info[0].__name__
+        return json.dumps(line)
+
+
+def log_to_stderr(*, as_json: bool) -> None:
+    """Send the log of this package to standard error."""
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonLines() if as_json else plain)
+    logger = logging.getLogger("rhei_pipeline")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)

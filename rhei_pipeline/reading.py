@@ -1,0 +1,235 @@
+"""The gate before every query: one statement, and one that only reads.
+
+The text is judged by its tokens, in the dialect of the side that would run it, so that comments,
+quotes and casing hide nothing. The engines' sessions are locked down as well; this gate is what
+names the refused thing and the way out.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+from sqlglot.tokenizer_core import Token, TokenType
+
+from rhei_pipeline.errors import QueryError
+
+#: How many texts are remembered as harmless; an application repeats its few.
+_REMEMBERED = 1024
+
+_WRITING = "use execute for writes: they go to the source, and reach the mirror by sync"
+_READING_WORDS = {"select", "with", "values", "("}
+_MORE_READING_WORDS = {
+    "sqlite": set[str](),
+    "postgres": {"table", "show"},
+    "duckdb": {"table", "from", "describe", "show", "summarize"},
+    "datafusion": {"table", "describe", "show"},
+}
+_CHANGES = {"insert", "update", "delete", "merge", "replace", "truncate"}
+#: Pragmas of SQLite that only read, as long as they are given nothing to set.
+READ_PRAGMAS = {
+    "collation_list",
+    "compile_options",
+    "database_list",
+    "encoding",
+    "foreign_key_check",
+    "foreign_key_list",
+    "freelist_count",
+    "function_list",
+    "index_info",
+    "index_list",
+    "index_xinfo",
+    "integrity_check",
+    "journal_mode",
+    "page_count",
+    "page_size",
+    "quick_check",
+    "schema_version",
+    "table_info",
+    "table_list",
+    "table_xinfo",
+    "user_version",
+}
+#: Of these, the argument is a value to set, not a table to look at.
+_SETTING_PRAGMAS = {"encoding", "journal_mode", "page_size", "schema_version", "user_version"}
+
+#: Functions that read files or the network, write, or change the session, by dialect.
+_REFUSED_FUNCTIONS = {
+    "sqlite": re.compile(r"load_extension|readfile|writefile|edit|fts3_tokenizer"),
+    "postgres": re.compile(
+        r"pg_(read|ls|stat)_(binary_)?(file|dir|.*dir)|lo_\w+|dblink\w*|set_config|setval|nextval"
+        r"|pg_(try_)?advisory_\w+|pg_(terminate|cancel)_backend|pg_reload_conf|pg_rotate_logfile\w*"
+        r"|pg_(create|drop|advance|copy)_\w+|pg_replication_\w+|pg_logical_\w+|pg_promote"
+        r"|pg_switch_wal|pg_(backup|wal_replay)_\w+|pg_notify|pg_import_\w+|pg_export_snapshot"
+        r"|query_to_xml\w*|table_to_xml\w*|cursor_to_xml\w*|database_to_xml\w*|schema_to_xml\w*"
+    ),
+    "duckdb": re.compile(
+        r"read_\w+|parquet_\w+|glob|sniff_csv|query|query_table|\w+_scan|\w+_attach"
+        r"|\w+_query|\w+_execute|getenv|nextval|(force_)?checkpoint|enable_\w+|disable_\w+"
+        r"|truncate_duckdb_logs|write_log|which_secret|duckdb_secrets|json_execute_serialized_sql"
+        r"|from_substrait\w*|add_parquet_key|load_\w+|copy_\w+|import_\w+|export_\w+|http_\w+"
+    ),
+    "datafusion": re.compile(r"read_\w+|parquet_\w+|glob|metadata_cache|statistics_cache"),
+}
+_EXPLAIN_OPTIONS = re.compile(
+    r"\s*(query\s+plan\b|\((?!\s*(select|with|values|\())[^()]*\)|((analyze|verbose)\b\s*)*)",
+    re.IGNORECASE,
+)
+_FILE_LIKE = re.compile(
+    r"[/\\*]|^[a-z0-9]+:|\.(csv|tsv|txt|json|jsonl|ndjson|parquet|arrow|ipc|feather|avro|orc"
+    r"|xlsx|db|duckdb|sqlite|gz|zst)$",
+    re.IGNORECASE,
+)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def refuse_writing(sql: str, dialect: str) -> None:
+    """Refuse everything but one reading statement.
+
+    Args:
+        sql: As the caller gave it.
+        dialect: Whose text it is: sqlite, postgres, duckdb or datafusion.
+
+    Raises:
+        QueryError: Names what is refused, and the way out.
+    """
+    inner = explained(sql, dialect)
+    if inner is not None:
+        refuse_writing(inner, dialect)
+        return
+    body = statement_tokens(sql, dialect)
+    word = body[0].text.lower()
+    if word == "pragma":
+        _refuse_setting_pragma(body, dialect)
+        return
+    if word not in _READING_WORDS | _MORE_READING_WORDS[dialect]:
+        raise QueryError(f"{word.upper()} is not a reading statement", hint=_way_out(word))
+    _refuse_changes(body)
+    _refuse_functions(body, dialect)
+    if dialect in {"duckdb", "datafusion"}:
+        _refuse_files(sql, body, dialect)
+
+
+def statement_tokens(sql: str, dialect: str) -> list[Token]:
+    """Return the tokens of one statement, without the semicolon that may end it.
+
+    Raises:
+        QueryError: It is no statement, or more than one, or cannot be read as tokens.
+    """
+    try:
+        tokens = sqlglot.tokenize(sql, dialect=_read_as(dialect))
+    except SqlglotError as error:
+        raise QueryError(
+            "the statement cannot be read: a quote or comment has no end", hint="close it"
+        ) from error
+    while tokens and tokens[-1].token_type is TokenType.SEMICOLON:
+        tokens.pop()
+    if not tokens:
+        raise QueryError("a query is one statement, and this is none")
+    pieces = sum(token.token_type is TokenType.SEMICOLON for token in tokens) + 1
+    if pieces > 1:
+        raise QueryError(
+            f"a query is one statement, and this is {pieces}", hint="run them one by one"
+        )
+    return tokens
+
+
+def _read_as(dialect: str) -> str:
+    # sqlglot has no DataFusion; its SQL is closest to PostgreSQL's.
+    return "postgres" if dialect == "datafusion" else dialect
+
+
+def explained(sql: str, dialect: str) -> str | None:
+    """Return the statement that an EXPLAIN explains; None when it is none.
+
+    EXPLAIN ANALYZE runs what it explains, and a plain EXPLAIN reads alike: both have to pass.
+    """
+    first = statement_tokens(sql, dialect)[0]
+    if first.text.lower() != "explain":
+        return None
+    return _EXPLAIN_OPTIONS.sub("", sql[first.end + 1 :], count=1)
+
+
+def _way_out(word: str) -> str:
+    if word in {"begin", "commit", "rollback", "savepoint", "start", "end", "release"}:
+        return "give all statements of a transaction to execute_batch"
+    if word in {"set", "reset", "attach", "detach", "install", "load", "copy", "use", "call"}:
+        return "a query only reads mirrored tables; settings belong in the declaration"
+    return _WRITING
+
+
+def _refuse_setting_pragma(tokens: Sequence[Token], dialect: str) -> None:
+    if dialect != "sqlite":
+        raise QueryError("PRAGMA is not a reading statement here", hint=_way_out("set"))
+    texts = [token.text.lower() for token in tokens[1:]]
+    if texts[1:2] == ["."]:
+        texts = texts[2:]
+    name = texts[0] if texts else ""
+    sets = "=" in texts or (name in _SETTING_PRAGMAS and len(texts) > 1)
+    if name not in READ_PRAGMAS or sets:
+        raise QueryError(
+            f"PRAGMA {name} changes the session or the database, or does not only read",
+            hint="the application that owns the database sets its pragmas",
+        )
+
+
+def _refuse_changes(tokens: Sequence[Token]) -> None:
+    """Refuse changes in a CTE or behind one, SELECT INTO, and row locks."""
+    depth = 0
+    before = ""
+    for place, token in enumerate(tokens):
+        word = token.text.lower()
+        after = tokens[place + 1].text.lower() if place + 1 < len(tokens) else ""
+        if token.token_type in {TokenType.STRING, TokenType.IDENTIFIER}:
+            before = ""
+            continue
+        depth += (word == "(") - (word == ")")
+        starts = before == "(" or (depth == 0 and before == ")")
+        if word in _CHANGES and starts and after not in {"(", ",", ")", "."}:
+            raise QueryError(f"the query changes data by {word.upper()}", hint=_WRITING)
+        if word == "into":
+            raise QueryError("SELECT INTO makes a table", hint=_WRITING)
+        if word == "for" and after in {"update", "share", "no", "key"}:
+            raise QueryError(
+                f"FOR {after.upper()} locks rows", hint="lock them in execute_batch's transaction"
+            )
+        before = word
+
+
+def _refuse_functions(tokens: Sequence[Token], dialect: str) -> None:
+    refused = _REFUSED_FUNCTIONS[dialect]
+    for token, after in pairwise(tokens):
+        if after.text != "(" or token.token_type is TokenType.STRING:
+            continue
+        if refused.fullmatch(token.text.lower()):
+            raise QueryError(
+                f"function {token.text.lower()!r} reaches beyond the tables, or changes something",
+                hint="a query reads tables only",
+            )
+
+
+def _refuse_files(sql: str, tokens: Sequence[Token], dialect: str) -> None:
+    """Refuse a file's name in a table's place, which DuckDB would read as a table."""
+    try:
+        parsed = sqlglot.parse_one(sql, dialect=_read_as(dialect))
+    except SqlglotError:
+        # The engine reads its own dialect best, in a session that opens no files anyway.
+        before = [token.text.lower() for token in tokens]
+        named = any(
+            word in {"from", "join"} and after.token_type is TokenType.STRING
+            for word, after in zip(before, tokens[1:], strict=False)
+        )
+    else:
+        named = any(_FILE_LIKE.search(table.name) for table in parsed.find_all(exp.Table))
+    if named:
+        raise _file_refused()
+
+
+def _file_refused() -> QueryError:
+    return QueryError(
+        "the query names a file in a table's place",
+        hint="a query reads tables only: load the file into the source, or use another DuckDB",
+    )

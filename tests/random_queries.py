@@ -1,0 +1,247 @@
+"""Random read queries over two tables, in the SQL that SQLite and PostgreSQL share or own."""
+
+import random
+import re
+from dataclasses import dataclass
+
+#: Columns of both tables by kind. `price` is a decimal, `made` a timestamp.
+KINDS = {
+    "id": "int",
+    "n": "int",
+    "m": "int",
+    "r": "real",
+    "t": "text",
+    "u": "text",
+    "ok": "bool",
+    "price": "decimal",
+    "made": "time",
+}
+TEXTS = ["", "a", "A", "ab", "AB", "aB_c", "50%", "é", "É", " x ", "O'Brien", "zz", "10", "-1"]
+_MARK = re.compile(r"<<(\d+)>>")
+COMPARISONS = ["=", "<>", "<", "<=", ">", ">="]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query, its parameters, and which output columns it is ordered by."""
+
+    sql: str
+    params: list[object]
+    ordered_by: tuple[int, ...] = ()
+
+
+class Queries:
+    """Makes queries; the same ones for the same seed."""
+
+    def __init__(self, seed: int, dialect: str) -> None:
+        self.random = random.Random(seed)
+        self.sqlite = dialect == "sqlite"
+        self.params: list[object] = []
+
+    def make(self) -> Asked:
+        """Make one query."""
+        self.params = []
+        shapes = [self.grouped, self.grouped, self.totals, self.joined, self.combined]
+        shapes += [self.windowed, self.nested, self.listed, self.plain, self.limited]
+        sql, ordered = self.random.choice(shapes)()
+        # Much that is made is not chosen: only the parameters that are left count.
+        used = [self.params[int(place)] for place in _MARK.findall(sql)]
+        sql = _MARK.sub("?" if self.sqlite else "%s", sql)
+        return Asked(sql if used else sql.replace("%%", "%"), used, ordered)
+
+    def pick(self, *choices: str) -> str:
+        return self.random.choice(choices)
+
+    def column(self, kind: str, alias: str) -> str:
+        names = [name for name, found in KINDS.items() if found == kind]
+        return f"{alias}.{self.random.choice(names)}"
+
+    def literal(self, kind: str) -> str:
+        value: object = self.random.randint(-5, 20)
+        if kind == "real":
+            value = self.random.choice([0.5, -1.25, 3.0, 0.1, 1e6])
+        if kind == "text":
+            value = self.random.choice(TEXTS)
+        if self.random.random() < 0.2 and (self.sqlite or kind == "int"):
+            self.params.append(value)
+            return f"<<{len(self.params) - 1}>>"
+        text = str(value).replace("'", "''")
+        return f"'{text if self.sqlite else text.replace('%', '%%')}'" if kind == "text" else text
+
+    def value(self, kind: str, alias: str, depth: int = 2) -> str:
+        if depth == 0 or self.random.random() < 0.4:
+            return self.column(kind, alias) if self.random.random() < 0.75 else self.literal(kind)
+
+        def inner(of: str) -> str:
+            return self.value(of, alias, depth - 1)
+
+        operator = (
+            self.pick("+", "-", "*", "/", "%" if self.sqlite else "%%")
+            if kind == "int"
+            else self.pick("+", "-", "*")
+        )
+        common = [
+            f"coalesce({inner(kind)}, {inner(kind)})",
+            f"case when {self.test(alias, depth - 1)} then {inner(kind)} else {inner(kind)} end",
+            f"nullif({inner(kind)}, {inner(kind)})",
+        ]
+        if kind == "text":
+            common += [f"({inner('text')} || {inner('text')})", f"trim({inner('text')})"]
+            common += [f"upper({inner('text')})", f"lower({inner('text')})"]
+            common += [f"substr({inner('text')}, {self.random.randint(1, 3)}, 2)"]
+        else:
+            common += [f"({inner(kind)} {operator} {inner(kind)})"] * 3
+            common += [f"(-{self.column(kind, alias)})", f"abs({inner(kind)})"]
+        if kind == "int":
+            common += [f"length({inner('text')})"]
+        if kind == "real" and self.sqlite:
+            common += [f"({inner('real')} / {inner('int')})"]
+        return self.random.choice(common)
+
+    def test(self, alias: str, depth: int = 2) -> str:
+        kind = self.pick("int", "int", "real", "text", "decimal")
+        if kind == "decimal":
+            return f"{alias}.price {self.pick(*COMPARISONS)} {self.random.randint(-50, 90) / 4}"
+        left = self.value(kind, alias, min(depth, 1))
+        choices = [
+            f"{left} {self.pick(*COMPARISONS)} {self.value(kind, alias, min(depth, 1))}",
+            f"{left} is {self.pick('', 'not ')}null",
+            f"{left} in ({self.literal(kind)}, {self.literal(kind)})",
+            f"{left} between {self.literal(kind)} and {self.literal(kind)}",
+            f"{alias}.ok",
+        ]
+        if kind == "text":
+            pattern = self.pick("a%", "%B%", "_", "%\\_%", "É", "%0%")
+            if not self.sqlite:
+                pattern = pattern.replace("%", "%%")
+            choices += [f"{left} {self.pick('', 'not ')}like '{pattern}'"] * 3
+        if depth > 0:
+            a, b = self.test(alias, depth - 1), self.test(alias, depth - 1)
+            choices += [f"({a} {self.pick('and', 'or')} {b})", f"not ({a})"]
+        return self.random.choice(choices)
+
+    def aggregate(self, alias: str) -> str:
+        kind = self.pick("int", "real")
+        choices = [
+            "count(*)",
+            f"count({self.value(self.pick('int', 'text', 'real'), alias, 1)})",
+            f"count(distinct {self.column(self.pick('int', 'text'), alias)})",
+            f"sum({self.value('int', alias, 1)})",
+            f"sum({self.column('real', alias)})",
+            f"{self.pick('min', 'max')}({self.value(kind, alias, 1)})",
+            f"{self.pick('min', 'max')}({alias}.price)",
+            f"avg({self.column(kind, alias)})",
+            f"coalesce(max({self.column('int', alias)}), 0)",
+            f"sum({alias}.price)",
+            f"count({alias}.made)",
+        ]
+        if self.sqlite:
+            choices += [f"total({self.column(kind, alias)})", f"sum({alias}.ok)"]
+            choices += [f"max({self.column('text', alias)})"]
+        return self.random.choice(choices)
+
+    def where(self, alias: str) -> str:
+        return f" where {self.test(alias)}" if self.random.random() < 0.7 else ""
+
+    def order(self, width: int) -> tuple[str, tuple[int, ...]]:
+        if self.random.random() < 0.4:
+            return "", ()
+        places = self.random.sample(range(width), self.random.randint(1, width))
+        terms = [f"{place + 1}{self.pick('', ' asc', ' desc')}" for place in places]
+        return f" order by {', '.join(terms)}", tuple(places)
+
+    def grouped(self) -> tuple[str, tuple[int, ...]]:
+        keys = [
+            self.pick(*(f"x.{name}" for name in ("n", "t", "u", "ok", "m")))
+            if self.random.random() < 0.7
+            else self.value(self.pick("int", "text"), "x", 1)
+            for _ in range(self.random.randint(1, 2))
+        ]
+        keys = [key if "<<" not in key else "x.n" for key in keys]
+        found = [self.aggregate("x") for _ in range(self.random.randint(1, 3))]
+        where = self.where("x")
+        having = f" having count(*) > {self.random.randint(0, 3)}" if self.chance() else ""
+        named = [
+            f"{each} as c{place}" if self.chance() else each for place, each in enumerate(found)
+        ]
+        order, places = self.order(len(keys)) if self.sqlite else ("", ())
+        by = ", ".join(str(place + 1) for place in range(len(keys)))
+        return (
+            f"select {', '.join([*keys, *named])} from a x{where} group by {by}{having}{order}",
+            places,
+        )
+
+    def chance(self) -> bool:
+        return self.random.random() < 0.4
+
+    def totals(self) -> tuple[str, tuple[int, ...]]:
+        found = ", ".join(self.aggregate("x") for _ in range(self.random.randint(1, 4)))
+        return f"select {found} from a as x{self.where('x')}", ()
+
+    def joined(self) -> tuple[str, tuple[int, ...]]:
+        join = self.pick("join", "left join", "inner join")
+        on = self.pick("x.id = y.a_id", "x.n = y.n", "x.t = y.t", "x.id = y.a_id and x.n < y.m")
+        shown = ["x.id", "y.id", self.value("int", "x", 1), self.column("text", "y")]
+        order, places = self.order(2)
+        kind = self.pick("rows", "count", "comma", "using")
+        if kind == "count":
+            return f"select count(*), sum(y.n) from a x {join} b y on {on}{self.where('x')}", ()
+        if kind == "comma":
+            return f"select x.id, y.id from a x, b y where x.id = y.a_id and {self.test('y')}", ()
+        if kind == "using":
+            return f"select n, count(*) as c from a {join} b using (n) group by n", ()
+        return (
+            f"select {', '.join(shown)} from a x {join} b y on {on}{self.where('y')}{order}",
+            places,
+        )
+
+    def combined(self) -> tuple[str, tuple[int, ...]]:
+        word = self.pick("union", "union all", "intersect", "except")
+        kinds = [self.pick("int", "text", "real") for _ in range(2)]
+        sides = [
+            f"select {', '.join(self.column(kind, 'x') for kind in kinds)} from {table} x"
+            f"{self.where('x')}"
+            for table in "ab"
+        ]
+        order, places = self.order(2) if self.sqlite else ("", ())
+        return f"{sides[0]} {word} {sides[1]}{order}", places
+
+    def windowed(self) -> tuple[str, tuple[int, ...]]:
+        word = self.pick("rank()", "dense_rank()", "count(*)", "sum(x.n)", "max(x.m)")
+        over = f"partition by {self.pick('x.t', 'x.n', 'x.ok')} order by {self.pick('x.m', 'x.id')}"
+        if self.chance():
+            word, over = "row_number()", f"order by x.n {self.pick('asc', 'desc')}, x.id"
+        return f"select x.id, {word} over ({over}) as w from a x{self.where('x')}", ()
+
+    def nested(self) -> tuple[str, tuple[int, ...]]:
+        choices = [
+            f"select x.id from a x where x.n in (select y.n from b y{self.where('y')})",
+            "select x.id from a x where x.n not in (select y.n from b y where y.n is not null)",
+            "select x.id from a x where exists (select 1 from b y where y.a_id = x.id)",
+            "select x.id, (select max(y.n) from b y where y.a_id = x.id) as most from a x",
+            "select s.n, s.c from (select n, count(*) as c from a group by n) s where s.c > 1",
+            f"with s as (select n, sum(m) as c from a x{self.where('x')} group by n)"
+            " select s.n, s.c, b.id from s join b on b.n = s.n",
+            f"with s(p, q) as (select id, {self.value('int', 'x', 1)} from a x)"
+            " select count(*), max(s.q) as q from s",
+        ]
+        return self.random.choice(choices), ()
+
+    def listed(self) -> tuple[str, tuple[int, ...]]:
+        return self.pick(
+            "select * from a join b on a.id = b.a_id",
+            "select b.* from a left join b on a.id = b.a_id",
+            "select a.*, b.t from b join a on a.id = b.a_id where a.n > 3",
+            "select * from a natural join b",
+        ), ()
+
+    def plain(self) -> tuple[str, tuple[int, ...]]:
+        order, places = self.order(2)
+        shown = f"x.id, x.r, x.price, x.made, {self.value('text', 'x', 1)} as v"
+        return f"select {shown} from a x{self.where('x')}{order}", places
+
+    def limited(self) -> tuple[str, tuple[int, ...]]:
+        limit = self.random.randint(1, 5)
+        by = self.pick("2 desc, 1", "2, 1", "2 desc", "1")
+        found = f"select x.n, count(*) as c from a x{self.where('x')} group by x.n"
+        return f"{found} order by {by} limit {limit}", (1, 0) if by[0] == "2" and "1" in by else ()

@@ -1,0 +1,54 @@
+"""The loop that syncs by itself: it goes on after failures, ever more slowly, and says why."""
+
+import threading
+from typing import Any
+
+from rhei_pipeline.background import MAX_BACKOFF_SECONDS, BackgroundSync
+from rhei_pipeline.errors import RheiError, SourceBusyError
+from rhei_pipeline.metrics import SyncReport
+
+
+class Failing:
+    """Fails as it is told to, then succeeds; tells when it has been called so often."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.succeeded = threading.Event()
+
+    def sync(self) -> SyncReport:
+        if self.failures:
+            raise self.failures.pop(0)
+        self.succeeded.set()
+        return SyncReport()
+
+
+def made(pipeline: Failing, interval: float = 0.001) -> BackgroundSync:
+    stand_in: Any = pipeline
+    return BackgroundSync(stand_in, interval)
+
+
+def test_it_goes_on_after_failures_and_forgets_them_after_a_success() -> None:
+    pipeline = Failing(SourceBusyError("locked"), ValueError("private"), SourceBusyError("locked"))
+    background = made(pipeline)
+    background.start()
+    assert pipeline.succeeded.wait(60)
+    background.stop()
+    assert not background.running
+    assert background.last_error is None
+
+
+def test_a_failure_is_kept_without_what_it_may_quote() -> None:
+    background = made(Failing(ValueError("a row's value")))
+    background._sync_once()
+    assert isinstance(background.last_error, RheiError)
+    assert "ValueError" in str(background.last_error)
+    assert "a row's value" not in str(background.last_error)
+
+
+def test_waits_grow_with_jitter_up_to_a_limit() -> None:
+    background = made(Failing(*[SourceBusyError("locked")] * 12), interval=1.0)
+    for failures in range(1, 12):
+        background._sync_once()
+        longest = min(2.0**failures, MAX_BACKOFF_SECONDS)
+        assert longest / 2 <= background._wait() <= longest
+    assert len({background._wait() for _ in range(5)}) > 1

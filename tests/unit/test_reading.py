@@ -1,0 +1,85 @@
+"""The gate: what only reads passes, everything else is refused by name."""
+
+import pytest
+
+from rhei_pipeline.errors import QueryError
+from rhei_pipeline.reading import refuse_writing
+
+READS = [
+    ("sqlite", "select replace(a, 'insert into', 'x') from t;"),
+    ("sqlite", 'select "update", [delete] from t -- drop table t'),
+    ("sqlite", "with x as (select 1) select * from x"),
+    ("sqlite", "pragma table_info(t)"),
+    ("sqlite", "explain query plan select 1"),
+    ("postgres", "table t"),
+    ("postgres", "show search_path"),
+    ("postgres", "explain (analyze, verbose) select 1"),
+    ("postgres", "select a from t where b = 'for update'"),
+    ("duckdb", "from t select a"),
+    ("duckdb", "describe t"),
+    ("duckdb", "select unnest(range(3))"),
+    ("datafusion", "select 1"),
+]
+REFUSED = [
+    ("sqlite", "insert into t values (1)", "INSERT"),
+    ("sqlite", "/* select */ delete from t", "DELETE"),
+    ("sqlite", "with x as (select 1) delete from t", "DELETE"),
+    ("sqlite", "with x(a) as (select 1) insert into t select * from x", "INSERT"),
+    ("sqlite", "replace into t values (1)", "REPLACE"),
+    ("sqlite", "pragma journal_mode = delete", "journal_mode"),
+    ("sqlite", "pragma journal_mode(delete)", "journal_mode"),
+    ("sqlite", "pragma main.writable_schema = 1", "writable_schema"),
+    ("sqlite", "attach 'x' as y", "ATTACH"),
+    ("sqlite", "select load_extension('x')", "load_extension"),
+    ("sqlite", "explain delete from t", "DELETE"),
+    ("sqlite", "select 1; delete from t", "2"),
+    ("sqlite", "begin", "BEGIN"),
+    ("sqlite", "vacuum", "VACUUM"),
+    ("sqlite", "select 'open", "quote"),
+    ("sqlite", "", "none"),
+    ("postgres", "with d as (delete from t returning *) select * from d", "DELETE"),
+    ("postgres", "select * from (update t set a = 1 returning a) x", "UPDATE"),
+    ("postgres", "select * into x from t", "INTO"),
+    ("postgres", "select * from t for no key update", "FOR NO"),
+    ("postgres", "copy t to program 'sh'", "COPY"),
+    ("postgres", "do $$ begin end $$", "DO"),
+    ("postgres", "set role postgres", "SET"),
+    ("postgres", "call f()", "CALL"),
+    ("postgres", "select set_config('a', 'b', false)", "set_config"),
+    ("postgres", "select pg_read_file('x')", "pg_read_file"),
+    ("postgres", "select pg_catalog.pg_ls_dir('x')", "pg_ls_dir"),
+    ("postgres", "select \"pg_drop_replication_slot\"('x')", "pg_drop_replication_slot"),
+    ("postgres", "select * from pg_logical_slot_get_changes('x', null, null)", "get_changes"),
+    ("postgres", "explain analyze delete from t", "DELETE"),
+    ("duckdb", "copy t to 'x.csv'", "COPY"),
+    ("duckdb", "install httpfs", "INSTALL"),
+    ("duckdb", "load httpfs", "LOAD"),
+    ("duckdb", "set threads = 1", "SET"),
+    ("duckdb", "pragma database_size", "PRAGMA"),
+    ("duckdb", "attach 'x.db'", "ATTACH"),
+    ("duckdb", "select * from read_csv('x.csv')", "read_csv"),
+    ("duckdb", "select * from READ_PARQUET ('x')", "read_parquet"),
+    ("duckdb", "select * from glob('*')", "glob"),
+    ("duckdb", "select * from 'x.csv'", "file"),
+    ("duckdb", 'from "a/b.parquet"', "file"),
+    ("duckdb", "select * from t, 'x.json'", "file"),
+    ("duckdb", "select * from t where a in (select a from 's3://b/x')", "file"),
+    ("duckdb", "create table x as select 1", "CREATE"),
+    ("duckdb", "truncate t", "TRUNCATE"),
+    ("datafusion", "create external table t stored as csv location 'x'", "CREATE"),
+    ("datafusion", "copy t to 'x'", "COPY"),
+    ("datafusion", "insert into t values (1)", "INSERT"),
+    ("datafusion", "select * from 'x.parquet'", "file"),
+]
+
+
+@pytest.mark.parametrize(("dialect", "sql"), READS)
+def test_reads_pass(dialect: str, sql: str) -> None:
+    refuse_writing(sql, dialect)
+
+
+@pytest.mark.parametrize(("dialect", "sql", "named"), REFUSED)
+def test_everything_else_is_refused_by_name(dialect: str, sql: str, named: str) -> None:
+    with pytest.raises(QueryError) as caught:
+        refuse_writing(sql, dialect)
+    assert named in caught.value.message
