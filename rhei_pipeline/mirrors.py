@@ -8,7 +8,7 @@ from rhei_pipeline.errors import MissingExtraError
 from rhei_pipeline.olap.duckdb import DuckDBMirror
 from rhei_pipeline.olap.publishing import PublishedCopy
 from rhei_pipeline.protocols import Mirror
-from rhei_pipeline.settings import MirrorSettings, Settings
+from rhei_pipeline.settings import DeltaSettings, MirrorSettings, Settings
 
 
 class OwnedMirror(Mirror, Protocol):
@@ -66,7 +66,8 @@ def _access(mirror: MirrorSettings) -> object:
 def _delta(mirror: MirrorSettings) -> object:
     _imported("rhei_pipeline.olap.datafusion", "datafusion", "delta")
     tables = _imported("rhei_pipeline.olap.delta_tables", "deltalake", "delta")
-    return tables.DeltaTables(mirror.delta.interval_seconds, mirror.delta.retention_hours)
+    chosen = mirror.delta or DeltaSettings()
+    return tables.DeltaTables(chosen.interval_seconds, chosen.retention_hours)
 
 
 def _imported(module: str, package: str, extra: str = "datafusion") -> ModuleType:

@@ -208,8 +208,8 @@ class MirrorSettings(_Section):
     published: PublishedSettings | None = Field(
         None, description="duckdb: keep a copy that notebooks and BI tools open read-only."
     )
-    delta: DeltaSettings = Field(
-        DeltaSettings(), description="storage delta: when tables are published, and kept how long."
+    delta: DeltaSettings | None = Field(
+        None, description="storage delta: when tables are published, and kept how long."
     )
     object_store: ObjectStoreSettings = Field(
         ObjectStoreSettings(), description="How an object store is reached."
@@ -221,7 +221,7 @@ class MirrorSettings(_Section):
             raise ValueError(
                 "an object store holds a 'datafusion' mirror with storage 'parquet' or 'delta'"
             )
-        if "delta" in self.model_fields_set and self.storage != "delta":
+        if self.delta and self.storage != "delta":
             raise ValueError("'delta' is for the storage 'delta'")
         if self.kind == "duckdb" and self.storage is not None:
             raise ValueError("'storage' is for the kind 'datafusion'")
