@@ -27,7 +27,7 @@ test: $(DEMO_READY) ## run the tests
 	@$(BIN)/python -m tests
 
 soak: $(DEMO_READY) ## run the long tests: thousands of crashes
-	@$(BIN)/python -m tests -m soak
+	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0
 
 lint: $(READY) ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

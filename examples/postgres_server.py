@@ -1,6 +1,7 @@
 """A PostgreSQL server made from a wheel: for the demo, tests and benchmarks, nothing installed."""
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import psycopg
@@ -21,7 +22,9 @@ _SETTINGS = {
 class Server:
     """One server: started, configured, killed and started again."""
 
-    def __init__(self, directory: Path, port: int | None = None) -> None:
+    def __init__(
+        self, directory: Path, port: int | None = None, settings: Mapping[str, str] | None = None
+    ) -> None:
         """Start it; with a port, it listens on loopback as well as in its directory."""
         self._directory = directory
         self._where = f"-h '' -k {directory}"
@@ -29,7 +32,7 @@ class Server:
             self._where = f"-h 127.0.0.1 -p {port} -k {directory}"
         self._server = get_server(directory, cleanup_mode=None)
         with psycopg.connect(self.dsn(), autocommit=True) as connection:
-            for name, value in _SETTINGS.items():
+            for name, value in {**_SETTINGS, **(settings or {})}.items():
                 connection.execute(f"alter system set {name} = '{value}'".encode())
         self._control("restart", "-m", "fast")
 

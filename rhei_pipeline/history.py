@@ -1,5 +1,6 @@
 """Many events, the versions they open and close (SCD 2)."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.compaction import key_codes
+from rhei_pipeline.errors import SchemaDriftError
 from rhei_pipeline.events import CHANGED_AT, LIVE, SEQUENCE, Operation, Versions
 from rhei_pipeline.schema import INSTANT, OPERATION, VALID_FROM, VALID_TO, TableSchema
 
@@ -19,6 +21,22 @@ FLOOR = "_rhei_floor"
 DELETED = "_rhei_deleted"
 
 _BEFORE_ALL_EVENTS = -1
+
+
+def refuse_unknown_key(schema: TableSchema, past: Collection[str]) -> None:
+    """Refuse a key that a temporal table's past, of these columns, does not have.
+
+    Raises:
+        SchemaDriftError: Which version belongs to which row, only a person can say.
+    """
+    unknown = [name for name in schema.primary_key if name not in past]
+    if unknown:
+        raise SchemaDriftError(
+            f"its key is now {', '.join(schema.primary_key)}, and its past has no {unknown[0]!r}",
+            table=schema.name,
+            hint="name a key that its past has as 'primary_key', or rename the column in the"
+            " mirror as well, or drop the mirror's table: its history then begins anew",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ ENVIRONMENT_PREFIX = "RHEI__"
 _MEMORY = ":memory:"
 _OBJECT_URL = re.compile(r"(s3|gs):/+(.+)")
 #: Ways to capture each kind of source; the first one is taken where none is declared.
-_METHODS = {"sqlite": ("trigger", "polling"), "postgres": ("logical", "polling")}
+_METHODS = {"sqlite": ("trigger", "polling"), "postgres": ("logical", "polling", "trigger")}
 
 
 class _Section(BaseModel):
@@ -86,9 +86,9 @@ class CaptureSettings(_Section):
 
     method: Literal["trigger", "polling", "logical"] | None = Field(
         None,
-        description="trigger: triggers in the source log the keys that are touched (SQLite)."
-        " logical: the server's own log is read (PostgreSQL). polling: the source is only read, by"
-        " its rows' own timestamps. Left out: what suits the source.",
+        description="trigger: triggers in the source log the keys that are touched. logical: the"
+        " server's own log is read (PostgreSQL). polling: the source is only read, by its rows'"
+        " own timestamps. Left out: trigger for SQLite, logical for PostgreSQL.",
     )
     streaming: bool = Field(
         default=False,

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
@@ -70,6 +71,7 @@ def open_database(settings: Settings) -> SourceDatabase:
         pool_size=source.pool_size,
         connect_timeout_seconds=source.connect_timeout_seconds,
         read_only=settings.capture_method == "polling",
+        reread=settings.capture_method != "logical",
     )
     return database
 
@@ -81,11 +83,15 @@ def open_source(
     options = table_options(settings)
     if settings.capture_method == "polling":
         return _open_polling(settings, database, registry, _notes_path(settings, reader))
-    if not isinstance(database, SqliteDatabase):
+    if isinstance(database, SqliteDatabase):
+        return TriggerSource(database, reader, options, registry.table)
+    source: Source
+    if settings.capture_method == "trigger":
+        source = postgres("postgres_triggers").PostgresTriggerSource(database, reader, options)
+    else:
         module, streaming = postgres("logical_decoding"), settings.capture.streaming
-        source: Source = module.LogicalSource(database, reader, options, streaming=streaming)
-        return source
-    return TriggerSource(database, reader, options, registry.table)
+        source = module.LogicalSource(database, reader, options, streaming=streaming)
+    return source
 
 
 def unread(settings: Settings, reader: str) -> int | None:
@@ -94,10 +100,14 @@ def unread(settings: Settings, reader: str) -> int | None:
     try:
         if settings.capture_method == "polling":
             return _unpolled(settings, database, reader)
-        if not isinstance(database, SqliteDatabase):
-            found: int | None = postgres("logical_decoding").unconfirmed(database, reader)
-            return found
-        return unacknowledged(database, reader)
+        if isinstance(database, SqliteDatabase):
+            return unacknowledged(database, reader)
+        found: int | None
+        if settings.capture_method == "trigger":
+            found = postgres("postgres_triggers").unacknowledged(database, reader)
+        else:
+            found = postgres("logical_decoding").unconfirmed(database, reader)
+        return found
     finally:
         database.close()
 
@@ -111,6 +121,11 @@ def examine(settings: Settings) -> list[Finding]:
             return _examine_polling(settings, database, names)
         options = table_options(settings)
         mirror_id = mirror_id_of(settings.registry.path)
+        if not isinstance(database, SqliteDatabase) and settings.capture_method == "trigger":
+            module = postgres("postgres_triggers")
+            source = module.PostgresTriggerSource(database, mirror_id or "", options)
+            with closing(source):
+                return list(source.examine(names))
         return database.examine(names, lambda n: options.get(n, TableOptions()), mirror_id)
     finally:
         database.close()

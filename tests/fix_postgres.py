@@ -27,9 +27,28 @@ def server() -> Iterator[Server]:
         made.stop()
 
 
+@pytest.fixture(scope="session")
+def dating_server() -> Iterator[Server]:
+    """Start a server that keeps when transactions were committed."""
+    with TemporaryDirectory(prefix="rhei-postgres-") as directory:
+        made = Server(Path(directory), settings={"track_commit_timestamp": "on"})
+        yield made
+        made.stop()
+
+
 @pytest.fixture
 def dsn(server: Server) -> Iterator[str]:
     """Make an empty database; drop it, and the slots in it, at the end."""
+    yield from _database(server)
+
+
+@pytest.fixture
+def dating_dsn(dating_server: Server) -> Iterator[str]:
+    """Make an empty database on the server that keeps when transactions were committed."""
+    yield from _database(dating_server)
+
+
+def _database(server: Server) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"create database {name}".encode())

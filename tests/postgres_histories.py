@@ -17,14 +17,30 @@ SCHEMA = (
     "create schema if not exists sales",
     "create table items(id int primary key, code text unique, qty float8, note text)",
     "alter table items alter note set storage external",
-    "create table pairs(a text, b int, v bytea, w numeric(6, 2), primary key (a, b))"
-    " partition by list (b)",
-    "create table pairs_1 partition of pairs for values in (1)",
-    "create table pairs_2 partition of pairs default",
     "create table sales.child(id int primary key,"
     " item int references items(id) on delete cascade on update cascade)",
 )
-CLEAR = ("drop schema if exists sales cascade", "drop table if exists items, pairs cascade")
+_PAIRS = "create table pairs(a text, b int, v bytea, w numeric(6, 2), primary key (a, b))"
+PARTITIONED = (
+    f"{_PAIRS} partition by list (b)",
+    "create table pairs_1 partition of pairs for values in (1)",
+    "create table pairs_2 partition of pairs default",
+)
+#: An application's own triggers: one touches a row again, one undoes an insert.
+BUSY = (
+    _PAIRS,
+    "create or replace function again() returns trigger language plpgsql as $$ begin"
+    " update pairs set w = coalesce(w, 0) + 1 where a = new.a and b = new.b; return null; end $$",
+    "create trigger again after insert on pairs for each row execute function again()",
+    "create or replace function undo() returns trigger language plpgsql as $$ begin"
+    " delete from items where id = new.id; return null; end $$",
+    "create trigger undo after insert on items for each row when (new.note = '')"
+    " execute function undo()",
+)
+CLEAR = (
+    "drop schema if exists sales, _rhei cascade",
+    "drop table if exists items, pairs cascade",
+)
 LONG = "out of line " * 400
 
 _IDS = st.integers(1, 4)
@@ -67,11 +83,27 @@ _MIGRATIONS = st.sampled_from(
         "alter table items drop column note",
         "alter table items rename column note to remark",
         "alter table pairs alter column w type numeric(8, 3)",
+        "vacuum full items",
+    ]
+)
+_LOG_MIGRATIONS = st.sampled_from(
+    [
         "alter table items replica identity full",
         "alter table items replica identity default",
-        "vacuum full items",
         "drop publication",
         "drop slot",
+    ]
+)
+_TRIGGER_MIGRATIONS = st.sampled_from(
+    [
+        "alter table items disable trigger all",
+        # Nothing shows afterwards but what the triggers noted meanwhile.
+        "alter table pairs rename column b to c; update pairs set c = c + 10;"
+        " alter table pairs rename column c to b",
+        "drop trigger if exists _rhei_update on items",
+        "delete from _rhei.consumer",
+        "drop schema _rhei cascade",
+        "drop log",
     ]
 )
 
@@ -114,9 +146,15 @@ syncs = st.builds(Sync, st.none(), _crashes, st.integers(1, 3))
 copies = st.builds(Sync, st.sampled_from(TABLES), _crashes, st.integers(1, 3))
 
 calm = st.lists(writes | writes | syncs, min_size=3, max_size=20)
-stormy = st.lists(
-    writes | writes | syncs | copies | st.builds(Migration, _MIGRATIONS), min_size=3, max_size=20
-)
+
+
+def _stormy(*migrations: st.SearchStrategy[str]) -> st.SearchStrategy[list[Any]]:
+    administered = st.builds(Migration, st.one_of(_MIGRATIONS, *migrations))
+    return st.lists(writes | writes | syncs | copies | administered, min_size=3, max_size=20)
+
+
+stormy = _stormy(_LOG_MIGRATIONS)
+triggers_stormy = _stormy(_TRIGGER_MIGRATIONS)
 
 
 @dataclass
@@ -219,6 +257,10 @@ class Play:
         elif sql == "drop publication":
             for (name,) in app.execute("select pubname from pg_publication").fetchall():
                 app.execute(f"drop publication {name}".encode())
+        elif sql == "drop log":
+            with suppress(psycopg.Error):
+                relation = app.execute("select 'items'::regclass::oid").fetchone()
+                app.execute(f"drop table _rhei.log_{relation and relation[0]}".encode())
         else:
             with suppress(psycopg.Error):
                 app.execute(sql.encode())

@@ -6,7 +6,6 @@ point leads to reading the same changes again, never to losing one. Source: post
 chapters 47 (logical decoding) and 9.28.6 (replication management functions).
 """
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -30,6 +29,7 @@ from rhei_pipeline.capture.waiting import wait_until
 from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError
 from rhei_pipeline.events import Position
 from rhei_pipeline.oltp.postgres import PostgresDatabase
+from rhei_pipeline.oltp.postgres_identity import version_of
 from rhei_pipeline.oltp.postgres_schema import (
     STORED_GENERATED_SINCE,
     Connection,
@@ -47,7 +47,6 @@ _log = logging.getLogger(__name__)
 #: How long a copy waits for transactions that began before it, and a row snapshot for its log.
 SETTLE_SECONDS = 60.0
 _NOTE_EVERY_BYTES = 2 * 2**20
-_VERSION_DIGITS = 15  # of a hash in hexadecimal, so that the version fits 63 bits
 
 _FLUSHED = "select pg_current_wal_flush_lsn()::text"
 _INSERTED = "select pg_current_wal_insert_lsn()::text"
@@ -322,8 +321,7 @@ class LogicalSource:
 
     def _version(self) -> int:
         members = self._members()
-        text = f"{sorted(members.items())}{shapes(self._connection, members)}"
-        return int(hashlib.sha256(text.encode()).hexdigest()[:_VERSION_DIGITS], 16)
+        return version_of(f"{sorted(members.items())}{shapes(self._connection, members)}")
 
     def _members(self) -> dict[int, int]:
         return dict(self._connection.execute(_MEMBERS, (self._name,)).fetchall())

@@ -20,7 +20,6 @@ from rhei_pipeline.capture.postgres_rows import (
     without_rows,
 )
 from rhei_pipeline.capture.postgres_stamp import StampColumn
-from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.events import CHANGED_AT, LIVE, SEQUENCE, ChangeBatch, event_schema
 from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable, qualified
 from rhei_pipeline.sql import listed, matching, quote
@@ -31,11 +30,6 @@ _SECOND = 1_000_000
 _AHEAD_SECONDS = 2
 #: Keys read again by one statement.
 _TOUCHED_ROWS = 500
-
-_REWRITTEN = """
-select bool_or(pg_relation_filenode(c.oid) is distinct from nullif(c.relfilenode, 0))
-from pg_class c where c.oid in (select relid from pg_partition_tree(%s))
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,18 +133,6 @@ class PolledTable:
         texts = pa.array(found[:1], pa.large_string())
         oldest: datetime = poll.stamp.instants(texts, self._form, self._now)[0].as_py()
         return oldest
-
-    def refuse_rewritten(self) -> None:
-        """Refuse what was rewritten behind the snapshot's back: to it, such a table looks empty.
-
-        Raises:
-            SourceBusyError: It was; the next snapshot sees it whole.
-        """
-        if self._row(_REWRITTEN, self.poll.source.oid)[0]:
-            raise SourceBusyError(
-                f"table {self.poll.source.schema.name!r} was rewritten while it was read",
-                hint="it is tried again",
-            )
 
     def changed_rows(self, condition: str, since: int, limit: int) -> Iterator[ChangeBatch]:
         """Read rows as they are now; `since`: they were not so before, by the source's clock."""

@@ -4,7 +4,6 @@ Nothing is created in the source. How far a table was polled is known by the mir
 alone; what this source remembers beside it only saves reads.
 """
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from rhei_pipeline.capture.postgres_stamp import FAMILIES, StampColumn, Zone
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import Position
 from rhei_pipeline.oltp.postgres import PostgresDatabase
+from rhei_pipeline.oltp.postgres_identity import oids_of, origin, version_of
 from rhei_pipeline.oltp.postgres_schema import (
     Connection,
     StoredColumn,
@@ -39,14 +39,7 @@ _log = logging.getLogger(__name__)
 _STEP_SECONDS, _SLEW = 0.002, 0.001
 #: Oids of types whose value, not only its presence, tells whether a row is deleted.
 _BOOLEAN, _NUMBERS = 16, {20, 21, 23, 700, 701, 1700}
-_VERSION_DIGITS = 15  # of a hash in hexadecimal, so that the version fits 63 bits
 
-_ORIGIN = """
-select s.system_identifier::text || ':' || case when pg_is_in_recovery() then c.timeline_id::text
-    else substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end
-from pg_control_system() s, pg_control_checkpoint() c
-"""
-_OIDS = "select to_regclass(name)::oid::bigint from unnest(%s::text[]) name"
 _GOES_BACK = """
 select bool_or(next <= shown) from (
     select at at time zone %s as shown, lead(at at time zone %s) over (order by at) as next
@@ -110,7 +103,7 @@ class PostgresPollingSource:
             self._memory.forget_states()
             self._horizon = HorizonReader()
             self._catalogue_version = -1
-            self._origin = str(_value(self._kept, _ORIGIN))
+            self._origin = origin(self._kept)
         return self._kept
 
     def describe(self, name: str) -> TableSchema:
@@ -211,10 +204,8 @@ class PostgresPollingSource:
 
     def _version(self) -> int:
         names = sorted(self._followed)
-        rows = self._connection.execute(_OIDS, (names,)).fetchall()
-        oids = [oid for (oid,) in rows if oid is not None]
-        text = f"{names}{oids}{shapes(self._connection, oids)}"
-        return int(hashlib.sha256(text.encode()).hexdigest()[:_VERSION_DIGITS], 16)
+        oids = oids_of(self._connection, names)
+        return version_of(f"{names}{oids}{shapes(self._connection, oids)}")
 
     def _poll(self, name: str) -> Poll:
         if name not in self._catalogue:
@@ -228,7 +219,7 @@ class PostgresPollingSource:
 
     def _read(self, name: str) -> Poll:
         chosen = self._options.get(_plain(name), TableOptions())
-        source = read_table(self._connection, name, chosen, polled=True)
+        source = read_table(self._connection, name, chosen, reread=True)
         columns = {found.name: found for found in stored_columns(self._connection, source.oid)}
         shown = source.schema.name
         options = self._polls.get(_plain(name), PollOptions())

@@ -18,6 +18,7 @@ from rhei_pipeline.capture.postgres_polled_table import Poll, PolledTable, unrea
 from rhei_pipeline.capture.postgres_polling_memory import Memory, Window
 from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.events import ChangeBatch, DeadLetter, Position, RowBatch
+from rhei_pipeline.oltp.postgres_identity import refuse_rewritten
 from rhei_pipeline.oltp.postgres_schema import Connection
 from rhei_pipeline.protocols import Audit
 from rhei_pipeline.schema import Table
@@ -129,7 +130,7 @@ class PostgresPollingSnapshot:
     def _horizon(self, table: Table, known: Horizon | None, audited: int | None) -> Horizon:
         """Note what this snapshot shows, and where the next look has to begin."""
         polled = self._table(table)
-        polled.refuse_rewritten()
+        refuse_rewritten(self._connection, polled.poll.source)
         newest = polled.newest()
         low, least = self._begin(table, known)
         versions, read = polled.versions(polled.within(low, least))

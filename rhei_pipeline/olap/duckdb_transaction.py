@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaDriftError
 from rhei_pipeline.events import Comparison, Counts, DeadLetter, NetChanges, Operation, Versions
-from rhei_pipeline.history import DELETED, FLOOR, LOCATOR
+from rhei_pipeline.history import DELETED, FLOOR, LOCATOR, refuse_unknown_key
 from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
 from rhei_pipeline.olap.duckdb_ledger import (
     forget_copy,
@@ -323,6 +323,7 @@ class DuckDBTransaction:
         wanted = {field.name: duckdb_type(field.type) for field in table.mirror_schema}
         if table.mode is Mode.DESTRUCTIVE or VALID_TO not in standing:
             return list(standing) != list(wanted) or self._retyped(table, wanted) != []
+        refuse_unknown_key(table.schema, standing)
         for column in table.schema.value_columns:
             if column.name not in standing:
                 self._connection.execute(

@@ -3,6 +3,7 @@
 import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaDriftError
+from rhei_pipeline.history import refuse_unknown_key
 from rhei_pipeline.olap.draft import Draft
 from rhei_pipeline.schema import VALID_TO, Mode, Table, type_name
 
@@ -13,11 +14,12 @@ def outgrown(draft: Draft, table: Table) -> bool:
     """Fit the standing table to the schema; tell whether it has to be made anew instead.
 
     Raises:
-        SchemaDriftError: A temporal table's past does not fit the new types.
+        SchemaDriftError: A temporal table's past does not fit the new types, or the new key.
     """
     standing, wanted = draft.schema, table.mirror_schema
     if table.mode is Mode.DESTRUCTIVE or VALID_TO not in standing.names:
         return not _equal(standing, wanted)
+    refuse_unknown_key(table.schema, standing.names)
     retyped = [f for f in wanted if f.name in standing.names and not _kept(standing, f)]
     _fit(draft, table, [f for f in retyped if not _widens(standing.field(f.name).type, f.type)])
     types = {field.name: field for field in retyped}

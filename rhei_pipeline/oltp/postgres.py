@@ -51,6 +51,7 @@ class PostgresDatabase:
         pool_size: How many connections are kept.
         connect_timeout_seconds: How long a connection may take to come about.
         read_only: Change nothing in it.
+        reread: Changes are learned of without the server's log; see `postgres_schema.read_table`.
 
     Raises:
         SourceError: The server refuses us, or keeps text in another encoding than UTF-8.
@@ -65,9 +66,11 @@ class PostgresDatabase:
         pool_size: int = 4,
         connect_timeout_seconds: float = 10.0,
         read_only: bool = False,
+        reread: bool = False,
     ) -> None:
         self._dsn = dsn
         self._read_only = read_only
+        self._reread = reread
         self._statement_timeout = statement_timeout_seconds
         self._connect_timeout = connect_timeout_seconds
         self._write_lock = threading.RLock()
@@ -212,7 +215,7 @@ class PostgresDatabase:
     ) -> TableSchema:
         """Read a table's schema; see `postgres_schema.read_table`."""
         with self._lent() as connection:
-            return read_table(connection, name, options, polled=self._read_only).schema
+            return read_table(connection, name, options, reread=self._reread).schema
 
     def examine(
         self,

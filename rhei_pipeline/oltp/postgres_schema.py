@@ -140,23 +140,23 @@ def table_names(connection: Connection) -> list[str]:
 
 
 def read_table(
-    connection: Connection, name: str, options: TableOptions, *, polled: bool = False
+    connection: Connection, name: str, options: TableOptions, *, reread: bool = False
 ) -> PostgresTable:
     """Read a table's schema from the catalogue.
 
-    One that is `polled` may hold what no log tells of, and needs a key without nulls.
+    One whose rows are `reread` may hold what no log tells of, and needs a key without nulls.
 
     Raises:
         SchemaError: No such table, not an ordinary one, no usable key, a reserved name, rows that
             updates and deletes in the log could not name; says the way out.
     """
     namespace, relation = _parts(connection, name)
-    oid, identity = _ordinary_table(connection, namespace, relation, polled=polled)
+    oid, identity = _ordinary_table(connection, namespace, relation, reread=reread)
     shown = _name(namespace, relation)
-    columns = _columns(connection, oid, shown, options, polled=polled)
+    columns = _columns(connection, oid, shown, options, reread=reread)
     refuse_reserved(relation, [column.name for column in columns])
     key = _key(connection, oid, shown, options)
-    if polled:
+    if reread:
         _refuse_loose_key(connection, oid, shown, key)
     else:
         _refuse_vague_identity(connection, oid, shown, identity, key)
@@ -233,13 +233,13 @@ def _parts(connection: Connection, name: str) -> tuple[str, str]:
 
 
 def _ordinary_table(
-    connection: Connection, namespace: str, relation: str, *, polled: bool
+    connection: Connection, namespace: str, relation: str, *, reread: bool
 ) -> tuple[int, str]:
     found = connection.execute(_RELATION, (namespace, relation)).fetchone()
     if found is None:
         raise SchemaError("no such table in the source", table=_name(namespace, relation))
     oid, kind, persistence, identity = found
-    if kind not in {"r", "p"} or persistence not in ({"p", "u"} if polled else {"p"}):
+    if kind not in {"r", "p"} or persistence not in ({"p", "u"} if reread else {"p"}):
         what = _KINDS.get(kind, "table that PostgreSQL does not log")
         raise SchemaError(
             f"it is a {what}, and only ordinary tables can be captured",
@@ -250,7 +250,7 @@ def _ordinary_table(
 
 
 def _columns(
-    connection: Connection, oid: int, shown: str, options: TableOptions, *, polled: bool
+    connection: Connection, oid: int, shown: str, options: TableOptions, *, reread: bool
 ) -> list[Column]:
     rows = connection.execute(_COLUMNS, (oid, oid)).fetchall()
     names = [row[0] for row in rows]
@@ -260,7 +260,7 @@ def _columns(
     for name, not_null, generated, type_oid, modifier in rows:
         if options.columns is not None and name not in options.columns:
             continue
-        if not polled and not _is_logged(connection, generated):
+        if not reread and not _is_logged(connection, generated):
             _log.warning("table %r: generated column %r is in no log: left out", shown, name)
             continue
         kind, epoch = arrow_type(type_oid, modifier), None

@@ -17,6 +17,7 @@ from rhei_pipeline.capture.change_log import ChangeLog
 from rhei_pipeline.capture.keyset import Clock, DeletePolicy, PollOptions
 from rhei_pipeline.capture.logical_decoding import LogicalSource
 from rhei_pipeline.capture.postgres_polling import PostgresPollingSource
+from rhei_pipeline.capture.postgres_triggers import PostgresTriggerSource
 from rhei_pipeline.capture.sqlite_polling import PollingSource
 from rhei_pipeline.capture.trigger_log import TriggerSource
 from rhei_pipeline.errors import SchemaError
@@ -106,6 +107,23 @@ def logical_bench(dsn: str, *, streaming: bool = False) -> Bench:
     return Bench(source, run, close)
 
 
+def postgres_trigger_bench(dsn: str) -> Bench:
+    connection = psycopg.connect(dsn, autocommit=True)
+    connection.execute(CREATE)
+    database = PostgresDatabase(dsn, reread=True)
+    source = PostgresTriggerSource(database, "mirror")
+
+    def run(sql: str, params: tuple[object, ...] = ()) -> None:
+        connection.execute(sql.replace("?", "%s").encode(), params or None)
+
+    def close() -> None:
+        source.close()
+        database.close()
+        connection.close()
+
+    return Bench(source, run, close)
+
+
 def polling_bench(directory: Path) -> Bench:
     path = directory / "app.db"
     connection = sqlite3.connect(path, isolation_level=None)
@@ -161,8 +179,10 @@ KINDS = [
     "logical-stream",
     "polling",
     "postgres-polling",
+    "postgres-trigger",
     "trigger-bridge",
     "logical-bridge",
+    "postgres-trigger-bridge",
 ]
 
 
@@ -176,6 +196,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
             "logical": logical_bench,
             "logical-stream": partial(logical_bench, streaming=True),
             "postgres-polling": postgres_polling_bench,
+            "postgres-trigger": postgres_trigger_bench,
         }
         made = makers[kind](request.getfixturevalue("dsn"))
     if request.param.endswith("bridge"):

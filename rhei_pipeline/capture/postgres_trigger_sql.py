@@ -1,0 +1,353 @@
+"""The text of PostgreSQL capture by triggers: a typed log a table, and statement-level triggers.
+
+Whatever becomes of a table, its application's statements must not fail for us: nothing here makes
+the server refuse to drop or alter a column or a type, and a trigger that does not find the table
+as it was made for says so in a table of ours, and does nothing else.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from rhei_pipeline.oltp.postgres_schema import (
+    DEFAULT_NAMESPACE,
+    Connection,
+    PostgresTable,
+    qualified,
+)
+from rhei_pipeline.oltp.postgres_values import SESSION_SETTINGS
+from rhei_pipeline.sql import listed, literal, quote
+
+#: What the log says: a key was touched; a row as it is; a key without a row; the table was
+#: truncated; and a first entry, which tells this log from one before it.
+TOUCHED, ROW, GONE, TRUNCATED, BEGUN = "k", "r", "d", "t", "m"
+
+#: When an entry was made: by its statement, or by its transaction's commit where that is kept.
+STATEMENT, COMMIT = "at", "coalesce(pg_xact_commit_timestamp(xid::xid), at)"
+
+SCHEMA = "_rhei"
+#: What is captured, who reads it, and which table was met otherwise than its trigger knows it.
+OWN_TABLES = (
+    "create table if not exists _rhei.capture(relation oid primary key, columns text[] not null,"
+    " key text[] not null, images boolean not null, wanted text not null, base bigint not null,"
+    " pruned bigint not null, identity text)",
+    "create table if not exists _rhei.consumer(mirror text not null, relation oid not null,"
+    " snapshot pg_snapshot not null, position bigint not null, marker bigint not null,"
+    " seen_at timestamptz not null default now(), primary key (mirror, relation))",
+    "create table if not exists _rhei.broken(relation oid not null)",
+)
+
+#: Built-in types, by oid, of which two equal values are one: true of few, false of 1.0 and 1.00.
+_EXACT = {16, 17, 20, 21, 23, 25, 26, 1043, 1082, 1114, 1184, 2950}
+_EVENTS = {
+    "insert": "referencing new table as _rhei_new",
+    "update": "referencing old table as _rhei_old new table as _rhei_new",
+    "delete": "referencing old table as _rhei_old",
+    "truncate": "",
+}
+#: A plan is made once a session, for one row or for a million: the way that suits both.
+_BY_HASH = ("enable_nestloop = off", "enable_mergejoin = off")
+_BY_INDEX = ("enable_hashjoin = off", "enable_mergejoin = off", "enable_seqscan = off")
+
+_COLUMNS = """
+with recursive base(attnum, oid) as (
+    select attnum, atttypid from pg_attribute
+    where attrelid = %(oid)s and attnum > 0 and not attisdropped
+    union all
+    select b.attnum, t.typbasetype from base b join pg_type t on t.oid = b.oid
+    where t.typtype = 'd'
+), operator(attnum, name) as (
+    select k.attnum, min(format('operator(%%I.%%s)', n.nspname, o.oprname))
+    from pg_index i cross join unnest(i.indkey::int2[], i.indclass::oid[]) k(attnum, class)
+    join pg_opclass c on c.oid = k.class
+    join pg_am m on m.oid = c.opcmethod and m.amname = 'btree'
+    join pg_amop p on p.amopfamily = c.opcfamily and p.amopstrategy = 3
+        and p.amoplefttype = c.opcintype and p.amoprighttype = c.opcintype
+    join pg_operator o on o.oid = p.amopopr join pg_namespace n on n.oid = o.oprnamespace
+    where i.indrelid = %(oid)s and i.indisunique group by k.attnum
+)
+select a.attname::text, a.atttypid::bigint, b.oid::bigint, format_type(b.oid, -1),
+    (select quote_ident(n.nspname) || '.' || quote_ident(l.collname) from pg_collation l
+     join pg_namespace n on n.oid = l.collnamespace
+     where l.oid = a.attcollation and l.collprovider <> 'd'),
+    coalesce(o.name, 'operator(pg_catalog.=)')
+from base b join pg_attribute a on a.attrelid = %(oid)s and a.attnum = b.attnum
+join pg_type t on t.oid = b.oid and t.typtype <> 'd' left join operator o on o.attnum = a.attnum
+order by a.attnum
+"""
+#: Types that come with the server have oids below this; no application can drop them.
+_FIRST_OWN_OID = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedColumn:
+    """A column as its table has it, and as the log keeps it.
+
+    Attributes:
+        declared: Its type's oid.
+        base: The oid of the type a domain is made of, else the same.
+        type: That type's name.
+        collation: Where it is not the database's own.
+        equals: The operator by which the key's index finds it.
+    """
+
+    name: str
+    declared: int
+    base: int
+    type: str
+    collation: str | None
+    equals: str
+
+    @property
+    def stored(self) -> str:
+        """The type in the log; text for one that an application may want to drop."""
+        return self.type if self.base < _FIRST_OWN_OID else "text"
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether two values that the index calls equal are the same."""
+        return self.base in _EXACT and self.collation is None
+
+    @property
+    def is_exact_in_log(self) -> bool:
+        """Whether two values that the log calls equal are the same."""
+        return self.stored == "text" or self.base in _EXACT
+
+    def logged(self, value: str) -> str:
+        """Write a value of the table for the log."""
+        return value if self.base < _FIRST_OWN_OID else f"{value}::text"
+
+    def native(self, value: str) -> str:
+        """Write a value of the log so that the table's index finds it."""
+        typed = value if self.base < _FIRST_OWN_OID else f"{value}::{self.type}"
+        return f"({typed} collate {self.collation})" if self.collation else typed
+
+    def same(self, left: str, right: str) -> str:
+        """Compare two values of the column's type: equal, and the same."""
+        equal = f"{left} {self.equals} {right}"
+        return equal if self.is_exact else f"{equal} and {_bytes(left)} = {_bytes(right)}"
+
+
+def columns_of(connection: Connection, table: PostgresTable) -> dict[str, LoggedColumn]:
+    """Read all columns of a table, by name."""
+    rows = connection.execute(_COLUMNS, {"oid": table.oid})
+    return {row[0]: LoggedColumn(*row) for row in rows}
+
+
+@dataclass(frozen=True)
+class TableLog:
+    """The log of one table: which columns it keeps, and of what.
+
+    Attributes:
+        columns: In their order in the log.
+        images: Whether it keeps rows as they are, or only the keys that were touched.
+    """
+
+    source: PostgresTable
+    key: tuple[str, ...]
+    columns: tuple[LoggedColumn, ...]
+    images: bool
+
+    @property
+    def name(self) -> str:
+        """The log's table."""
+        return log_name(self.source.oid)
+
+    @property
+    def table(self) -> str:
+        """The table whose log it is."""
+        return qualified(self.source.schema)
+
+    @cached_property
+    def places(self) -> dict[str, str]:
+        """The log's names of the columns."""
+        return {column.name: f"c{place}" for place, column in enumerate(self.columns)}
+
+    @cached_property
+    def key_columns(self) -> tuple[LoggedColumn, ...]:
+        """The columns that tell rows apart."""
+        by_name = {column.name: column for column in self.columns}
+        return tuple(by_name[name] for name in self.key)
+
+    @cached_property
+    def wanted(self) -> str:
+        """A digest of all that capture of this table is made of."""
+        return hashlib.sha256("\n".join([*self.tables(), *self.triggers()]).encode()).hexdigest()
+
+    def tables(self) -> list[str]:
+        """Write the statements that create the log."""
+        kept = "".join(f", {self.places[c.name]} {c.stored}" for c in self.columns)
+        return [
+            f"create table {self.name}(seq bigint generated always as identity primary key,"
+            " xid xid8 not null default pg_current_xact_id(),"
+            f' at timestamptz not null default clock_timestamp(), kind "char" not null{kept})',
+            f"create index on {self.name}(xid)",
+        ]
+
+    def triggers(self) -> Iterator[str]:
+        """Write the statements that create the triggers, or mend them."""
+        settings = ["search_path = pg_catalog, pg_temp", *(_BY_INDEX if self.images else _BY_HASH)]
+        if any(column.base >= _FIRST_OWN_OID for column in self.columns):
+            # A type's text depends on them.
+            settings += [
+                f"{name} = {literal(value)}"
+                for name, value in SESSION_SETTINGS.items()
+                if name != "client_encoding"
+            ]
+        yield (
+            f"create or replace function {self._function}() returns trigger language plpgsql"
+            f" security definer {' '.join(f'set {setting}' for setting in settings)}"
+            f" as {literal(self._body())}"
+        )
+        for event, referencing in _EVENTS.items():
+            trigger = quote(f"_rhei_{event}")
+            yield (
+                f"create or replace trigger {trigger} after {event} on {self.table} {referencing}"
+                f" for each statement execute function {self._function}()"
+            )
+            # Replication and bulk loads turn other triggers off.
+            yield f"alter table {self.table} enable always trigger {trigger}"
+
+    @property
+    def _function(self) -> str:
+        return f"{SCHEMA}.capture_{self.source.oid}"
+
+    def _body(self) -> str:
+        bodies = {
+            "INSERT": self._inserted(),
+            "UPDATE": self._updated(),
+            "DELETE": self._deleted(),
+            "TRUNCATE": [f"insert into {self.name}(kind) values ({literal(TRUNCATED)})"],
+        }
+        branches = " els".join(
+            f"if tg_op = {literal(event)} then {' '.join(f'{text};' for text in statements)}"
+            for event, statements in bodies.items()
+        )
+        return f"begin {self._guard()} {branches} end if; return null; end"
+
+    def _guard(self) -> str:
+        """Write the statements that leave the table alone where it is not as it was."""
+        schema = self.source.schema
+        known = sorted((column.name, column.declared) for column in self._named)
+        names = ", ".join(literal(name) for name, _ in known)
+        said = literal(" ".join(f"{name} {oid}" for name, oid in known))
+        return (
+            f"if to_regclass({literal(self.name)}) is null then return null; end if;"
+            f" if tg_table_schema <> {literal(schema.namespace or DEFAULT_NAMESPACE)}"
+            f" or tg_table_name <> {literal(schema.relation)} or {said} is distinct from ("
+            "select string_agg(attname || ' ' || atttypid, ' ' order by attname collate \"C\")"
+            f" from pg_attribute where attrelid = tg_relid and attname = any(array[{names}])) then"
+            f" insert into {SCHEMA}.broken select tg_relid where not exists"
+            f" (select from {SCHEMA}.broken where relation = tg_relid); return null; end if;"
+        )
+
+    @property
+    def _named(self) -> Sequence[LoggedColumn]:
+        """The columns that the triggers name."""
+        return self.columns if self.images else self.key_columns
+
+    def _inserted(self) -> list[str]:
+        return [self._image() if self.images else self._touch("_rhei_new")]
+
+    def _updated(self) -> list[str]:
+        if self.images:
+            return [*self._deleted(), self._image()]
+        moved = f"not exists (select from _rhei_new n where {self._same('n', 'o')})"
+        return [self._touch("_rhei_new"), f"{self._touch('_rhei_old')} where {moved}"]
+
+    def _deleted(self) -> list[str]:
+        if not self.images:
+            return [self._touch("_rhei_old")]
+        gone = f"not exists (select from {self.table} t where {self._same('t', 'o')})"
+        return [f"{self._keys(GONE, '_rhei_old')} where {gone}"]
+
+    def _touch(self, rows: str) -> str:
+        return self._keys(TOUCHED, rows)
+
+    def _keys(self, kind: str, rows: str) -> str:
+        places = ", ".join(self.places[name] for name in self.key)
+        values = ", ".join(c.logged(f"o.{quote(c.name)}") for c in self.key_columns)
+        return (
+            f"insert into {self.name}(kind, {places})"
+            f" select {literal(kind)}, {values} from {rows} o"
+        )
+
+    def _image(self) -> str:
+        """Log rows as the table has them now: its own triggers may have touched them again."""
+        return f"{self.image_insert()} join _rhei_new n on {self._same('t', 'n')}"
+
+    def image_insert(self) -> str:
+        """Write the statement that logs rows as they are now; a condition may follow it."""
+        places = ", ".join(self.places.values())
+        values = ", ".join(column.logged(f"t.{quote(column.name)}") for column in self.columns)
+        return (
+            f"insert into {self.name}(kind, {places}) select {literal(ROW)}, {values}"
+            f" from {self.table} t"
+        )
+
+    def touch_insert(self, keys: str) -> str:
+        """Write the statement that logs keys, given as rows of SQL, as touched or with their rows.
+
+        The first of those rows gives the types of the key's columns.
+        """
+        typed = f"select {listed(self.key)} from {self.table} where false"
+        asked = f"({typed} union all {keys})"
+        if not self.images:
+            return self._touch(asked)
+        gone = f"not exists (select from {self.table} t where {self._same('t', 'o')})"
+        return (
+            f"with rows as ({self.image_insert()} join {asked} n on {self._same('t', 'n')})"
+            f" {self._keys(GONE, asked)} where {gone}"
+        )
+
+    def net_sql(self, names: Sequence[str], condition: str) -> str:
+        """Select `live` and columns of every key in the log: what became of each, once a key."""
+        keys = [(column, self.places[column.name]) for column in self.key_columns]
+        apart = [place if c.is_exact_in_log else f"{place}, {_bytes(place)}" for c, place in keys]
+        on = " and ".join(
+            column.same(f"t.{quote(column.name)}", column.native(f"k.{place}"))
+            for column, place in keys
+        )
+        shown = ", ".join(
+            f"k.{self.places[name]}" if name in self.key else f"t.{quote(name)}" for name in names
+        )
+        return (
+            f"select t.{quote(self.key[0])} is not null, {shown} from ("
+            f"select {', '.join(place for _, place in keys)} from {self.name}"
+            f" where {condition} and kind in ('{TOUCHED}', '{ROW}', '{GONE}')"
+            f" group by {', '.join(apart)}) k left join {self.table} t on {on}"
+        )
+
+    def versions_sql(self, names: Sequence[str], instant: str, condition: str) -> str:
+        """Select place, instant in microseconds, `live` and columns of every entry, in order."""
+        shown = ", ".join(self.places[name] for name in names)
+        micros = f"(extract(epoch from {instant}) * 1000000)::bigint"
+        return (
+            f"select seq, {micros}, kind = '{ROW}', {shown}"
+            f" from {self.name} where {condition} and kind in ('{ROW}', '{GONE}') order by seq"
+        )
+
+    def _same(self, left: str, right: str) -> str:
+        """Compare the keys of two rows of the table."""
+        return " and ".join(
+            column.same(f"{left}.{quote(column.name)}", f"{right}.{quote(column.name)}")
+            for column in self.key_columns
+        )
+
+
+def log_name(relation: int) -> str:
+    """Return the name of a table's log."""
+    return f"{SCHEMA}.log_{relation}"
+
+
+def remains(relation: int) -> Iterable[str]:
+    """Write the statements that remove the capture of a table that is no more."""
+    yield f"drop table if exists {log_name(relation)}"
+    yield f"drop function if exists {SCHEMA}.capture_{relation}"
+    for table in ("capture", "consumer", "broken"):
+        yield f"delete from {SCHEMA}.{table} where relation = {relation}"
+
+
+def _bytes(value: str) -> str:
+    return f'({value}::text collate "C")'

@@ -1,0 +1,558 @@
+"""Change capture from PostgreSQL by triggers: for a server whose log may not be read.
+
+Writers in any process and language are captured, since the triggers are the database's own and
+fire for every statement, those of bulk loads as well. Of a plain mirror only the touched keys are
+logged, and their rows read when they are needed.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rhei_pipeline.capture import postgres_trigger_doctor
+from rhei_pipeline.capture.postgres_rows import bare_literal
+from rhei_pipeline.capture.postgres_trigger_snapshot import (
+    Captured,
+    Memory,
+    Moment,
+    PostgresTriggerSnapshot,
+    Proof,
+    Visible,
+    unseen,
+)
+from rhei_pipeline.capture.postgres_trigger_sql import (
+    BEGUN,
+    COMMIT,
+    OWN_TABLES,
+    SCHEMA,
+    STATEMENT,
+    LoggedColumn,
+    TableLog,
+    columns_of,
+    remains,
+)
+from rhei_pipeline.errors import SchemaError, SourceBusyError
+from rhei_pipeline.events import Position
+from rhei_pipeline.metrics import Finding
+from rhei_pipeline.oltp.postgres import PostgresDatabase
+from rhei_pipeline.oltp.postgres_identity import oids_of, origin, version_of
+from rhei_pipeline.oltp.postgres_schema import (
+    Connection,
+    PostgresTable,
+    qualified,
+    read_table,
+    shapes,
+)
+from rhei_pipeline.schema import Mode, Table, TableOptions, TableSchema
+
+#: A mirror unseen for so long no longer holds a log back; it re-syncs when it comes back.
+FORGET_MIRROR_AFTER = "7 days"
+#: Who waits for the lock that creating a trigger takes has all later writers wait behind it.
+_LOCK_TIMEOUT = "1s"
+_LOCK_ATTEMPTS, _PAUSE_SECONDS = 5, 0.3
+#: Keys logged by one statement.
+_TOUCHED_ROWS = 500
+
+#: Changes whenever a trigger is turned off, even for a moment, or a part is made anew.
+_IDENTITY = f"""
+md5(concat_ws(':', %(origin)s::text, c.relation, to_regclass('{SCHEMA}.log_' || c.relation)::oid,
+    (select p.xmin from pg_proc p where p.oid = to_regproc('{SCHEMA}.capture_' || c.relation)),
+    (select string_agg(concat_ws(' ', t.tgname, t.tgenabled, t.tgfoid, t.xmin), ',' order by tgname)
+     from pg_trigger t where t.tgrelid = c.relation and t.tgname like '\\_rhei\\_%%')))
+"""
+_CAPTURES = f"""
+select c.relation::bigint, c.columns, c.key, c.images, c.wanted, c.base, c.pruned, c.identity,
+    to_regclass('{SCHEMA}.log_' || c.relation) is not null,
+    c.identity = {_IDENTITY}
+    and not exists (select from {SCHEMA}.broken b where b.relation = c.relation)
+    and not exists (select from pg_subscription_rel s where s.srrelid = c.relation)
+from {SCHEMA}.capture c where c.relation = any(%(oids)s::oid[])
+"""
+_UNFIT = """
+select c.relkind = 'p' or c.relispartition
+        or exists (select from pg_inherits where c.oid in (inhrelid, inhparent)),
+    c.relpersistence <> 'p', row_security_active(c.oid),
+    exists (select from pg_subscription_rel where srrelid = c.oid)
+from pg_class c where c.oid = %s
+"""
+_REASONS = (
+    (
+        "it is partitioned or inherited, and statements on its parts fire no triggers of the whole",
+        "capture it by 'logical' or 'polling'",
+    ),
+    ("the server empties it after a crash, and fires no trigger", "make it a logged table"),
+    ("row security hides rows from this user", "grant the user 'bypassrls'"),
+    (
+        "a subscription fills it, and replication fires no triggers of statements",
+        "capture from the server that publishes it, or use 'polling'",
+    ),
+)
+_MOMENT = """
+select clock_timestamp(), pg_current_snapshot()::text,
+    current_setting('track_commit_timestamp')::boolean
+"""
+_STANDING = f"""
+select relation::bigint from {SCHEMA}.capture
+where to_regclass('{SCHEMA}.log_' || relation) is not null
+"""
+_ACKNOWLEDGE = f"""
+insert into {SCHEMA}.consumer values (%s, %s, %s, %s, %s) on conflict (mirror, relation) do update
+set snapshot = excluded.snapshot, position = excluded.position, marker = excluded.marker,
+    seen_at = excluded.seen_at
+"""
+_LEAST = f"""
+select snapshot::text, position from {SCHEMA}.consumer where relation = %s order by position limit 1
+"""
+
+
+def _unknown(_name: str) -> None:
+    """Know no table yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A table as the catalogue describes it, and all of its columns."""
+
+    source: PostgresTable
+    columns: Mapping[str, LoggedColumn]
+
+
+@dataclass(frozen=True, slots=True)
+class _Registered:
+    """What the source notes of a table's capture, and whether it is still so.
+
+    Attributes:
+        intact: Log and triggers are those that were made, were never off, and met their table.
+    """
+
+    relation: int
+    columns: tuple[str, ...]
+    key: tuple[str, ...]
+    images: bool
+    wanted: str
+    base: int
+    pruned: int
+    identity: str
+    has_log: bool
+    intact: bool
+
+    @classmethod
+    def of(cls, row: tuple[Any, ...]) -> "_Registered":
+        relation, columns, key, *rest = row
+        return cls(relation, tuple(columns), tuple(key), *rest)
+
+
+class PostgresTriggerSource:
+    """A `ChangeSource` over one PostgreSQL database.
+
+    Args:
+        database: The source.
+        mirror_id: Who reads: several mirrors may follow one source, each at its own pace.
+        options: Partial replication, chosen keys, given types, by table.
+
+    Not for several threads at once; the caller holds a lock around its work.
+    """
+
+    def __init__(
+        self,
+        database: PostgresDatabase,
+        mirror_id: str,
+        options: Mapping[str, TableOptions] | None = None,
+    ) -> None:
+        self._database = database
+        self._mirror_id = mirror_id
+        self._options = {_plain(name): chosen for name, chosen in (options or {}).items()}
+        self._memory = Memory()
+        self._catalogue: dict[str, _Entry] = {}
+        self._catalogue_version = -1
+        self._followed: set[str] = set()
+        self._registered: dict[int, _Registered] = {}
+        self._acknowledged: dict[str, Position] = {}
+        self._kept: Connection | None = None
+        self._origin = ""
+
+    @property
+    def _connection(self) -> Connection:
+        """The connection; a new one where the server ended the last."""
+        if self._kept is None or self._kept.closed:
+            self._kept = self._database.connect()
+            # Every name is then written with its schema, ours and the catalogue's alike.
+            self._kept.execute("set search_path = pg_catalog")
+            # Losing an acknowledgement in a power cut only means giving it again.
+            self._kept.execute("set synchronous_commit = off")
+            self._catalogue_version = -1
+            self._acknowledged.clear()
+            self._origin = origin(self._kept)
+        return self._kept
+
+    def describe(self, name: str) -> TableSchema:
+        """Read a table's schema as it is now."""
+        self.schema_version()
+        return self._entry(name).source.schema
+
+    def schema_version(self) -> int:
+        """Return a number made of what the catalogue says of all tables that were described.
+
+        It changes as well when a trigger is turned off or meets a table that is not its own.
+        """
+        with self._database.translated():
+            return self._follow_schema()
+
+    def install(self, table: Table, least: int) -> None:
+        """Create or mend the log and triggers of a table, in one transaction.
+
+        Where anything was missing, or this server has not come as far as `least`, changes may
+        have gone by unseen: the log starts anew, no older position is proved by it any more, and
+        so the table is copied again.
+
+        Raises:
+            SourceBusyError: Somebody writes the table all the time in long transactions.
+        """
+        self.schema_version()
+        if self.stands(table) and self._order(table) >= max(least, 1):
+            return
+        for attempt in range(1, _LOCK_ATTEMPTS + 1):
+            try:
+                with self._writing(lasting=True) as connection:
+                    connection.execute(f"set local lock_timeout = '{_LOCK_TIMEOUT}'".encode())
+                    self._install(connection, table, least)
+                    return
+            except SourceBusyError:
+                if attempt == _LOCK_ATTEMPTS:
+                    raise
+                time.sleep(_PAUSE_SECONDS)
+
+    def stands(self, table: Table) -> bool:
+        """Tell whether log and triggers stand as they would be made now, or log more."""
+        try:
+            entry = self._entry(table.name)
+        except SchemaError:
+            return False
+        found = self._registered.get(entry.source.oid)
+        if found is None or not found.intact or not _is_enough(found, table, entry):
+            return False
+        return found.wanted == _log_of(found, entry).wanted
+
+    @contextmanager
+    def snapshot(self, *, rows: bool = False) -> Iterator[PostgresTriggerSnapshot]:  # noqa: ARG002
+        """Hold one committed state of the source; its rows can always be read."""
+        with self._database.translated():
+            connection = self._connection
+            connection.execute("begin isolation level repeatable read read only")
+            try:
+                moment = self._moment()
+                snapshot = PostgresTriggerSnapshot(connection, moment, self._captured, self._memory)
+                with closing(snapshot):
+                    yield snapshot
+            finally:
+                if not connection.closed:
+                    connection.rollback()
+
+    def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
+        """Record how far this mirror has come, then forget what no mirror needs.
+
+        The newest entry seen at a watermark is kept: it proves, next time, that the log is the
+        same. Saying the same again costs nothing.
+        """
+        news = {
+            name: position
+            for name, position in needed_from.items()
+            if self._acknowledged.get(name) != position
+        }
+        if not news:
+            return 0
+        with self._writing() as connection:
+            forgotten = [
+                self._acknowledge(connection, name, position, prune=prune)
+                for name, position in news.items()
+            ]
+            connection.execute(
+                f"delete from {SCHEMA}.consumer"
+                f" where seen_at < now() - interval '{FORGET_MIRROR_AFTER}'".encode()
+            )
+        self._acknowledged |= news
+        return sum(forgotten)
+
+    def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
+        """Log keys as changed, in the form that the table's log has."""
+        found = self._captured(table.name)
+        if found is None:
+            return
+        with self._writing(lasting=True) as connection:
+            for start in range(0, len(keys), _TOUCHED_ROWS):
+                rows = " union all ".join(
+                    f"select {', '.join(map(bare_literal, key))}"
+                    for key in keys[start : start + _TOUCHED_ROWS]
+                )
+                connection.execute(found.log.touch_insert(rows).encode())
+
+    def examine(self, tables: Sequence[str]) -> Iterator[Finding]:
+        """Say what stands in the way of capture; see `postgres_trigger_doctor.examine`."""
+        self.schema_version()
+        described: list[tuple[str, PostgresTable | SchemaError]] = []
+        for name in tables:
+            try:
+                described.append((name, self._entry(name).source))
+            except SchemaError as error:
+                described.append((name, error))
+        with self._database.translated():
+            yield from postgres_trigger_doctor.examine(self, self._connection, described)
+
+    def forget_mirror(self) -> None:
+        """Let the source forget that this mirror exists."""
+        with self._writing(lasting=True) as connection:
+            if _is_prepared(connection):
+                connection.execute(
+                    f"delete from {SCHEMA}.consumer where mirror = %s".encode(), (self._mirror_id,)
+                )
+
+    def close(self) -> None:
+        """Close the connection; safe to repeat."""
+        if self._kept is not None:
+            self._kept.close()
+
+    def _moment(self) -> Moment:
+        clock, text, dates = _row(self._connection, _MOMENT)
+        visible, version = Visible.parse(text), self._follow_schema()
+        return Moment(clock, visible, version, COMMIT if dates else STATEMENT)
+
+    def _follow_schema(self) -> int:
+        """Forget what is known of tables when one of them, or its capture, is not as it was."""
+        version = self._look()
+        if version != self._catalogue_version:
+            self._catalogue.clear()
+            self._catalogue_version = version
+        return version
+
+    def _look(self) -> int:
+        connection, names = self._connection, sorted(self._followed)
+        oids = oids_of(connection, names)
+        rows = _registered(connection, self._origin, oids)
+        self._registered = {found.relation: found for found in rows}
+        states = sorted((found.relation, found.identity, found.intact) for found in rows)
+        return version_of(f"{names}{oids}{shapes(connection, oids)}{states}")
+
+    def _entry(self, name: str) -> _Entry:
+        if name not in self._catalogue:
+            with self._database.translated():
+                options = self._options.get(_plain(name), TableOptions())
+                source = read_table(self._connection, name, options, reread=True)
+                _refuse_unfit(self._connection, source)
+                entry = _Entry(source, columns_of(self._connection, source))
+                self._catalogue[name] = self._catalogue[source.schema.name] = entry
+                table = qualified(source.schema)
+                if table not in self._followed:
+                    self._followed.add(table)
+                    self._catalogue_version = self._look()
+        return self._catalogue[name]
+
+    def _captured(self, name: str) -> Captured | None:
+        """Return a table's log in the shape it was made in; None where there is none."""
+        try:
+            entry = self._entry(name)
+        except SchemaError:
+            return None
+        found = self._registered.get(entry.source.oid)
+        if found is None or not found.has_log:
+            return None
+        return Captured(_log_of(found, entry), found.base, found.pruned, found.identity)
+
+    def _order(self, table: Table) -> int:
+        with self.snapshot() as snapshot:
+            return snapshot.head(table).order
+
+    def _install(self, connection: Connection, table: Table, least: int) -> None:
+        if not _is_prepared(connection):
+            _prepare(connection)
+        entry = self._entry(table.name)
+        relation = entry.source.oid
+        name = qualified(entry.source.schema)
+        # From here on nobody writes the table, and who did has ended.
+        connection.execute(f"lock table {name} in share row exclusive mode".encode())
+        connection.execute(f"lock table {SCHEMA}.capture in exclusive mode".encode())
+        self._follow_schema()
+        before = self._registered.get(relation)
+        log = self._wanted(connection, table, self._entry(table.name), before)
+        _remove_remains(connection)
+        connection.execute(f"drop table if exists {log.name}".encode())
+        for statement in (*log.tables(), *log.triggers()):
+            connection.execute(statement.encode())
+        connection.execute(f"delete from {SCHEMA}.broken where relation = %s".encode(), (relation,))
+        connection.execute(f"insert into {log.name}(kind) values ('{BEGUN}')".encode())
+        order = Visible.parse(_row(connection, "select pg_current_snapshot()::text")[0]).order
+        reached = before.base + order if before else 0
+        base = max(least, reached) + 1 - order
+        # Of this log every mirror has yet to see all; none may be held up by where it once was.
+        connection.execute(
+            f"update {SCHEMA}.consumer set snapshot = pg_current_snapshot(), position = %s,"
+            " marker = 0 where relation = %s".encode(),
+            (base + order, relation),
+        )
+        connection.execute(
+            f"insert into {SCHEMA}.capture as c values (%s, %s, %s, %s, %s, %s, %s)"
+            " on conflict (relation) do update set columns = excluded.columns, key = excluded.key,"
+            " images = excluded.images, wanted = excluded.wanted, base = excluded.base,"
+            " pruned = excluded.pruned".encode(),
+            (
+                relation,
+                [column.name for column in log.columns],
+                list(log.key),
+                log.images,
+                log.wanted,
+                base,
+                base + order,
+            ),
+        )
+        connection.execute(
+            f"update {SCHEMA}.capture c set identity = {_IDENTITY}"
+            " where relation = %(relation)s".encode(),
+            {"origin": self._origin, "relation": relation},
+        )
+
+    def _wanted(
+        self, connection: Connection, table: Table, entry: _Entry, before: _Registered | None
+    ) -> TableLog:
+        """Return the log to make; one that others read goes on logging what they need."""
+        images = table.mode is Mode.TEMPORAL
+        key = entry.source.schema.primary_key
+        names = list(entry.source.schema.names if images else key)
+        if before is not None and self._has_others(connection, entry.source.oid):
+            if set(before.key) != set(key) and set(before.key) <= entry.columns.keys():
+                raise SchemaError(
+                    "another mirror follows it by another key",
+                    table=table.name,
+                    hint=f"use 'primary_key: [{', '.join(before.key)}]' here as well",
+                )
+            images = images or before.images
+            names += [name for name in before.columns if name in entry.columns]
+        columns = tuple(entry.columns[name] for name in dict.fromkeys(names))
+        return TableLog(entry.source, key, columns, images)
+
+    def _has_others(self, connection: Connection, relation: int) -> bool:
+        found = _row(
+            connection,
+            f"select exists (select from {SCHEMA}.consumer where relation = %s and mirror <> %s"
+            f" and seen_at > now() - interval '{FORGET_MIRROR_AFTER}')",
+            relation,
+            self._mirror_id,
+        )
+        return bool(found[0])
+
+    def _acknowledge(
+        self, connection: Connection, name: str, position: Position, *, prune: bool
+    ) -> int:
+        found, proof = self._captured(name), Proof.parse(position.proof)
+        if found is None or proof is None or found.identity != proof.identity:
+            return 0
+        relation = found.log.source.oid
+        params = (self._mirror_id, relation, proof.snapshot, position.order, proof.marker)
+        connection.execute(_ACKNOWLEDGE.encode(), params)
+        if not prune:
+            return 0
+        snapshot, order = _row(connection, _LEAST, relation)
+        seen = "xid < pg_snapshot_xmax(%s::pg_snapshot) and pg_visible_in_snapshot(xid, %s)"
+        cursor = connection.execute(
+            f"delete from {found.log.name} where {seen} and seq not in"
+            f" (select marker from {SCHEMA}.consumer where relation = %s)".encode(),
+            (snapshot, snapshot, relation),
+        )
+        if order > found.pruned:
+            connection.execute(
+                f"update {SCHEMA}.capture set pruned = %s where relation = %s".encode(),
+                (order, relation),
+            )
+        return cursor.rowcount
+
+    @contextmanager
+    def _writing(self, *, lasting: bool = False) -> Iterator[Connection]:
+        """Run a transaction; one that is lasting is on the disk when it returns."""
+        with self._database.translated(), self._connection.transaction():
+            if lasting:
+                self._connection.execute("set local synchronous_commit = on")
+            yield self._connection
+
+
+def unacknowledged(database: PostgresDatabase, mirror_id: str) -> int | None:
+    """Count the events that a mirror has not acknowledged, without opening the mirror.
+
+    None when the source does not know the mirror: everything is still to be done.
+    """
+    with database.translated(), database.connect() as connection:
+        if not _is_prepared(connection):
+            return None
+        rows = connection.execute(
+            f"select relation::bigint, snapshot::text from {SCHEMA}.consumer"
+            " where mirror = %s".encode(),
+            (mirror_id,),
+        ).fetchall()
+        standing = [relation for (relation,) in connection.execute(_STANDING.encode())]
+        return unseen(connection, dict(rows), standing) if rows else None
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("public.")
+
+
+def _refuse_unfit(connection: Connection, table: PostgresTable) -> None:
+    """Refuse a table whose triggers would not see every change."""
+    found = _row(connection, _UNFIT, table.oid)
+    for is_so, (reason, hint) in zip(found, _REASONS, strict=True):
+        if is_so:
+            raise SchemaError(reason, table=table.schema.name, hint=hint)
+
+
+def _is_prepared(connection: Connection) -> bool:
+    return bool(_row(connection, f"select to_regclass('{SCHEMA}.capture') is not null")[0])
+
+
+def _prepare(connection: Connection) -> None:
+    # Asked first: who may not create schemas may still use one that an administrator made.
+    if not _row(connection, f"select to_regnamespace('{SCHEMA}') is not null")[0]:
+        connection.execute(f"create schema {SCHEMA}".encode())
+    for statement in OWN_TABLES:
+        connection.execute(statement.encode())
+
+
+def _remove_remains(connection: Connection) -> None:
+    """Remove the capture of tables that were dropped."""
+    gone = connection.execute(
+        f"select relation::bigint from {SCHEMA}.capture c"
+        " where not exists (select from pg_class where oid = c.relation)".encode()
+    ).fetchall()
+    for (relation,) in gone:
+        for statement in remains(relation):
+            connection.execute(statement.encode())
+
+
+def _registered(connection: Connection, server: str, oids: Sequence[int]) -> list[_Registered]:
+    if not oids or not _is_prepared(connection):
+        return []
+    params = {"origin": server, "oids": list(oids)}
+    return [_Registered.of(row) for row in connection.execute(_CAPTURES.encode(), params)]
+
+
+def _is_enough(found: _Registered, table: Table, entry: _Entry) -> bool:
+    """Tell whether a log keeps what a table's mirror needs."""
+    schema = entry.source.schema
+    if table.mode is Mode.TEMPORAL:
+        return (
+            found.images and found.key == schema.primary_key and {*schema.names} <= {*found.columns}
+        )
+    return found.key == schema.primary_key
+
+
+def _log_of(found: _Registered, entry: _Entry) -> TableLog:
+    """Return a log in the shape it was made in; of a column that is no more, its name is known."""
+    columns = tuple(entry.columns.get(name) or _dropped(name) for name in found.columns)
+    return TableLog(entry.source, found.key, columns, found.images)
+
+
+def _dropped(name: str) -> LoggedColumn:
+    return LoggedColumn(name, 0, 0, "text", None, "operator(pg_catalog.=)")
+
+
+def _row(connection: Connection, sql: str, *params: object) -> tuple[Any, ...]:
+    found = connection.execute(sql.encode(), params or None).fetchone()
+    return found if found is not None else (None, None)

@@ -1,0 +1,53 @@
+"""What tells one state of one PostgreSQL server from another server's, or from an older one."""
+
+import hashlib
+from collections.abc import Iterable
+
+from rhei_pipeline.errors import SourceBusyError
+from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable
+
+_VERSION_DIGITS = 15  # of a hash in hexadecimal, so that the version fits 63 bits
+
+_ORIGIN = """
+select s.system_identifier::text || ':' || case when pg_is_in_recovery() then c.timeline_id::text
+    else substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end
+from pg_control_system() s, pg_control_checkpoint() c
+"""
+_OIDS = "select to_regclass(name)::oid::bigint from unnest(%s::text[]) name"
+_REWRITTEN = """
+select bool_or(pg_relation_filenode(c.oid) is distinct from nullif(c.relfilenode, 0))
+from pg_class c where c.oid = %(oid)s or c.oid in (select relid from pg_partition_tree(%(oid)s))
+"""
+
+
+def origin(connection: Connection) -> str:
+    """Name the server and its timeline: another one after a promotion or a restored backup."""
+    found = connection.execute(_ORIGIN.encode()).fetchone()
+    return str(found[0]) if found else ""
+
+
+def oids_of(connection: Connection, tables: Iterable[str]) -> list[int]:
+    """Return the oids of those tables, written with their schema, that there are."""
+    rows = connection.execute(_OIDS, (list(tables),)).fetchall()
+    return [oid for (oid,) in rows if oid is not None]
+
+
+def refuse_rewritten(connection: Connection, table: PostgresTable) -> None:
+    """Refuse a table that was rewritten since this transaction's snapshot was taken.
+
+    To that snapshot it looks empty: TRUNCATE and ALTER TABLE do not keep the rows that it should
+    see. To be called once the table was read, or locked: from then on it cannot be rewritten.
+
+    Raises:
+        SourceBusyError: It was; the next snapshot sees it whole.
+    """
+    found = connection.execute(_REWRITTEN, {"oid": table.oid}).fetchone()
+    if found and found[0]:
+        raise SourceBusyError(
+            f"table {table.schema.name!r} was rewritten while it was read", hint="it is tried again"
+        )
+
+
+def version_of(text: str) -> int:
+    """Fold what is known of a catalogue into a number."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:_VERSION_DIGITS], 16)
