@@ -1,15 +1,34 @@
 """What stands in the way of capturing a PostgreSQL database by triggers, why, and what mends it."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from rhei_pipeline.capture.postgres_trigger_sql import SCHEMA
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.metrics import Finding, Severity
+from rhei_pipeline.oltp.postgres_identity import one
 from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable
 from rhei_pipeline.protocols import ChangeSource
 from rhei_pipeline.schema import Table
 
+_UNFIT = """
+select c.relkind = 'p' or c.relispartition
+        or exists (select from pg_inherits where c.oid in (inhrelid, inhparent)),
+    c.relpersistence <> 'p', row_security_active(c.oid),
+    exists (select from pg_subscription_rel where srrelid = c.oid)
+from pg_class c where c.oid = %s
+"""
+_REASONS = (
+    (
+        "it is partitioned or inherited, and statements on its parts fire no triggers of the whole",
+        "capture it by 'logical' or 'polling'",
+    ),
+    ("the server empties it after a crash, and fires no trigger", "make it a logged table"),
+    ("row security hides rows from this user", "grant the user 'bypassrls'"),
+    (
+        "a subscription fills it, and replication fires no triggers of statements",
+        "capture from the server that publishes it, or use 'polling'",
+    ),
+)
 _LEFT_OUT = "the table is left out until this is mended"
 _CREATES = f"""
 select to_regnamespace('{SCHEMA}') is not null
@@ -26,13 +45,24 @@ select to_regclass('{SCHEMA}.capture') is not null
 """
 
 
+def refuse_unfit(connection: Connection, table: PostgresTable) -> None:
+    """Refuse a table whose triggers would not see every change.
+
+    Raises:
+        SchemaError: Says why, and the way out.
+    """
+    for is_so, (reason, hint) in zip(one(connection, _UNFIT, table.oid), _REASONS, strict=True):
+        if is_so:
+            raise SchemaError(reason, table=table.schema.name, hint=hint)
+
+
 def examine(
     source: ChangeSource,
     connection: Connection,
     tables: Sequence[tuple[str, PostgresTable | SchemaError]],
 ) -> Iterator[Finding]:
     """Examine the database and each table: what may be created, what stands, who owns it."""
-    if not _one(connection, _CREATES)[0]:
+    if not one(connection, _CREATES)[0]:
         yield Finding(
             Severity.ERROR,
             f"the user may not create anything in the schema {SCHEMA!r}",
@@ -46,7 +76,7 @@ def examine(
             yield Finding(Severity.ERROR, found.message, _LEFT_OUT, hint, where)
             continue
         shown = found.schema.name
-        owns, owner = _one(connection, _OWNS, found.oid)
+        owns, owner = one(connection, _OWNS, found.oid)
         if not owns:
             yield Finding(
                 Severity.ERROR,
@@ -55,7 +85,7 @@ def examine(
                 f'grant "{owner}" to <user>',
                 shown,
             )
-        elif _one(connection, _HAS_LOG, found.oid)[0] and not source.stands(Table(found.schema)):
+        elif one(connection, _HAS_LOG, found.oid)[0] and not source.stands(Table(found.schema)):
             yield Finding(
                 Severity.WARNING,
                 "its triggers were off, or are not as they were made",
@@ -63,8 +93,3 @@ def examine(
                 "rhei sync makes them anew, and copies the table by its difference",
                 shown,
             )
-
-
-def _one(connection: Connection, sql: str, *params: object) -> tuple[Any, ...]:
-    found = connection.execute(sql.encode(), params or None).fetchone()
-    return found if found is not None else (None, None)

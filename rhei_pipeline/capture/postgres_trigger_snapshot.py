@@ -6,7 +6,7 @@ one did not, whole transactions at a time.
 """
 
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -329,7 +329,7 @@ class PostgresTriggerSnapshot:
         return ChangeBatch(admitted, count, rejected=letters)
 
 
-def unseen(connection: Connection, positions: Mapping[int, str], standing: Sequence[int]) -> int:
+def unseen(connection: Connection, positions: Mapping[int, str], standing: Collection[int]) -> int:
     """Count the entries of logs, by table, that snapshots do not see; a log that is gone is one."""
     found = 0
     for relation, snapshot in positions.items():

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rhei_pipeline.capture import postgres_trigger_doctor
+from rhei_pipeline.capture import postgres_trigger_registry as registry
 from rhei_pipeline.capture.postgres_rows import bare_literal
+from rhei_pipeline.capture.postgres_trigger_registry import Registered
 from rhei_pipeline.capture.postgres_trigger_snapshot import (
     Captured,
     Memory,
@@ -25,19 +27,17 @@ from rhei_pipeline.capture.postgres_trigger_snapshot import (
 from rhei_pipeline.capture.postgres_trigger_sql import (
     BEGUN,
     COMMIT,
-    OWN_TABLES,
     SCHEMA,
     STATEMENT,
     LoggedColumn,
     TableLog,
     columns_of,
-    remains,
 )
 from rhei_pipeline.errors import SchemaError, SourceBusyError
 from rhei_pipeline.events import Position
 from rhei_pipeline.metrics import Finding
 from rhei_pipeline.oltp.postgres import PostgresDatabase
-from rhei_pipeline.oltp.postgres_identity import oids_of, origin, version_of
+from rhei_pipeline.oltp.postgres_identity import oids_of, one, origin, version_of
 from rhei_pipeline.oltp.postgres_schema import (
     Connection,
     PostgresTable,
@@ -47,68 +47,16 @@ from rhei_pipeline.oltp.postgres_schema import (
 )
 from rhei_pipeline.schema import Mode, Table, TableOptions, TableSchema
 
-#: A mirror unseen for so long no longer holds a log back; it re-syncs when it comes back.
-FORGET_MIRROR_AFTER = "7 days"
 #: Who waits for the lock that creating a trigger takes has all later writers wait behind it.
 _LOCK_TIMEOUT = "1s"
 _LOCK_ATTEMPTS, _PAUSE_SECONDS = 5, 0.3
 #: Keys logged by one statement.
 _TOUCHED_ROWS = 500
 
-#: Changes whenever a trigger is turned off, even for a moment, or a part is made anew.
-_IDENTITY = f"""
-md5(concat_ws(':', %(origin)s::text, c.relation, to_regclass('{SCHEMA}.log_' || c.relation)::oid,
-    (select p.xmin from pg_proc p where p.oid = to_regproc('{SCHEMA}.capture_' || c.relation)),
-    (select string_agg(concat_ws(' ', t.tgname, t.tgenabled, t.tgfoid, t.xmin), ',' order by tgname)
-     from pg_trigger t where t.tgrelid = c.relation and t.tgname like '\\_rhei\\_%%')))
-"""
-_CAPTURES = f"""
-select c.relation::bigint, c.columns, c.key, c.images, c.wanted, c.base, c.pruned, c.identity,
-    to_regclass('{SCHEMA}.log_' || c.relation) is not null,
-    c.identity = {_IDENTITY}
-    and not exists (select from {SCHEMA}.broken b where b.relation = c.relation)
-    and not exists (select from pg_subscription_rel s where s.srrelid = c.relation)
-from {SCHEMA}.capture c where c.relation = any(%(oids)s::oid[])
-"""
-_UNFIT = """
-select c.relkind = 'p' or c.relispartition
-        or exists (select from pg_inherits where c.oid in (inhrelid, inhparent)),
-    c.relpersistence <> 'p', row_security_active(c.oid),
-    exists (select from pg_subscription_rel where srrelid = c.oid)
-from pg_class c where c.oid = %s
-"""
-_REASONS = (
-    (
-        "it is partitioned or inherited, and statements on its parts fire no triggers of the whole",
-        "capture it by 'logical' or 'polling'",
-    ),
-    ("the server empties it after a crash, and fires no trigger", "make it a logged table"),
-    ("row security hides rows from this user", "grant the user 'bypassrls'"),
-    (
-        "a subscription fills it, and replication fires no triggers of statements",
-        "capture from the server that publishes it, or use 'polling'",
-    ),
-)
 _MOMENT = """
 select clock_timestamp(), pg_current_snapshot()::text,
     current_setting('track_commit_timestamp')::boolean
 """
-_STANDING = f"""
-select relation::bigint from {SCHEMA}.capture
-where to_regclass('{SCHEMA}.log_' || relation) is not null
-"""
-_ACKNOWLEDGE = f"""
-insert into {SCHEMA}.consumer values (%s, %s, %s, %s, %s) on conflict (mirror, relation) do update
-set snapshot = excluded.snapshot, position = excluded.position, marker = excluded.marker,
-    seen_at = excluded.seen_at
-"""
-_LEAST = f"""
-select snapshot::text, position from {SCHEMA}.consumer where relation = %s order by position limit 1
-"""
-
-
-def _unknown(_name: str) -> None:
-    """Know no table yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,31 +65,6 @@ class _Entry:
 
     source: PostgresTable
     columns: Mapping[str, LoggedColumn]
-
-
-@dataclass(frozen=True, slots=True)
-class _Registered:
-    """What the source notes of a table's capture, and whether it is still so.
-
-    Attributes:
-        intact: Log and triggers are those that were made, were never off, and met their table.
-    """
-
-    relation: int
-    columns: tuple[str, ...]
-    key: tuple[str, ...]
-    images: bool
-    wanted: str
-    base: int
-    pruned: int
-    identity: str
-    has_log: bool
-    intact: bool
-
-    @classmethod
-    def of(cls, row: tuple[Any, ...]) -> "_Registered":
-        relation, columns, key, *rest = row
-        return cls(relation, tuple(columns), tuple(key), *rest)
 
 
 class PostgresTriggerSource:
@@ -168,7 +91,7 @@ class PostgresTriggerSource:
         self._catalogue: dict[str, _Entry] = {}
         self._catalogue_version = -1
         self._followed: set[str] = set()
-        self._registered: dict[int, _Registered] = {}
+        self._registered: dict[int, Registered] = {}
         self._acknowledged: dict[str, Position] = {}
         self._kept: Connection | None = None
         self._origin = ""
@@ -268,10 +191,7 @@ class PostgresTriggerSource:
                 self._acknowledge(connection, name, position, prune=prune)
                 for name, position in news.items()
             ]
-            connection.execute(
-                f"delete from {SCHEMA}.consumer"
-                f" where seen_at < now() - interval '{FORGET_MIRROR_AFTER}'".encode()
-            )
+            registry.forget_the_absent(connection)
         self._acknowledged |= news
         return sum(forgotten)
 
@@ -303,10 +223,7 @@ class PostgresTriggerSource:
     def forget_mirror(self) -> None:
         """Let the source forget that this mirror exists."""
         with self._writing(lasting=True) as connection:
-            if _is_prepared(connection):
-                connection.execute(
-                    f"delete from {SCHEMA}.consumer where mirror = %s".encode(), (self._mirror_id,)
-                )
+            registry.forget(connection, self._mirror_id)
 
     def close(self) -> None:
         """Close the connection; safe to repeat."""
@@ -314,7 +231,7 @@ class PostgresTriggerSource:
             self._kept.close()
 
     def _moment(self) -> Moment:
-        clock, text, dates = _row(self._connection, _MOMENT)
+        clock, text, dates = one(self._connection, _MOMENT)
         visible, version = Visible.parse(text), self._follow_schema()
         return Moment(clock, visible, version, COMMIT if dates else STATEMENT)
 
@@ -329,7 +246,7 @@ class PostgresTriggerSource:
     def _look(self) -> int:
         connection, names = self._connection, sorted(self._followed)
         oids = oids_of(connection, names)
-        rows = _registered(connection, self._origin, oids)
+        rows = registry.registered(connection, self._origin, oids)
         self._registered = {found.relation: found for found in rows}
         states = sorted((found.relation, found.identity, found.intact) for found in rows)
         return version_of(f"{names}{oids}{shapes(connection, oids)}{states}")
@@ -339,7 +256,7 @@ class PostgresTriggerSource:
             with self._database.translated():
                 options = self._options.get(_plain(name), TableOptions())
                 source = read_table(self._connection, name, options, reread=True)
-                _refuse_unfit(self._connection, source)
+                postgres_trigger_doctor.refuse_unfit(self._connection, source)
                 entry = _Entry(source, columns_of(self._connection, source))
                 self._catalogue[name] = self._catalogue[source.schema.name] = entry
                 table = qualified(source.schema)
@@ -364,8 +281,7 @@ class PostgresTriggerSource:
             return snapshot.head(table).order
 
     def _install(self, connection: Connection, table: Table, least: int) -> None:
-        if not _is_prepared(connection):
-            _prepare(connection)
+        registry.prepare(connection)
         entry = self._entry(table.name)
         relation = entry.source.oid
         name = qualified(entry.source.schema)
@@ -375,50 +291,24 @@ class PostgresTriggerSource:
         self._follow_schema()
         before = self._registered.get(relation)
         log = self._wanted(connection, table, self._entry(table.name), before)
-        _remove_remains(connection)
+        registry.remove_remains(connection)
         connection.execute(f"drop table if exists {log.name}".encode())
         for statement in (*log.tables(), *log.triggers()):
             connection.execute(statement.encode())
         connection.execute(f"delete from {SCHEMA}.broken where relation = %s".encode(), (relation,))
         connection.execute(f"insert into {log.name}(kind) values ('{BEGUN}')".encode())
-        order = Visible.parse(_row(connection, "select pg_current_snapshot()::text")[0]).order
-        reached = before.base + order if before else 0
-        base = max(least, reached) + 1 - order
-        # Of this log every mirror has yet to see all; none may be held up by where it once was.
-        connection.execute(
-            f"update {SCHEMA}.consumer set snapshot = pg_current_snapshot(), position = %s,"
-            " marker = 0 where relation = %s".encode(),
-            (base + order, relation),
-        )
-        connection.execute(
-            f"insert into {SCHEMA}.capture as c values (%s, %s, %s, %s, %s, %s, %s)"
-            " on conflict (relation) do update set columns = excluded.columns, key = excluded.key,"
-            " images = excluded.images, wanted = excluded.wanted, base = excluded.base,"
-            " pruned = excluded.pruned".encode(),
-            (
-                relation,
-                [column.name for column in log.columns],
-                list(log.key),
-                log.images,
-                log.wanted,
-                base,
-                base + order,
-            ),
-        )
-        connection.execute(
-            f"update {SCHEMA}.capture c set identity = {_IDENTITY}"
-            " where relation = %(relation)s".encode(),
-            {"origin": self._origin, "relation": relation},
-        )
+        registry.enter(connection, log, self._origin, least, before)
 
     def _wanted(
-        self, connection: Connection, table: Table, entry: _Entry, before: _Registered | None
+        self, connection: Connection, table: Table, entry: _Entry, before: Registered | None
     ) -> TableLog:
         """Return the log to make; one that others read goes on logging what they need."""
         images = table.mode is Mode.TEMPORAL
         key = entry.source.schema.primary_key
         names = list(entry.source.schema.names if images else key)
-        if before is not None and self._has_others(connection, entry.source.oid):
+        if before is not None and registry.has_others(
+            connection, entry.source.oid, self._mirror_id
+        ):
             if set(before.key) != set(key) and set(before.key) <= entry.columns.keys():
                 raise SchemaError(
                     "another mirror follows it by another key",
@@ -430,16 +320,6 @@ class PostgresTriggerSource:
         columns = tuple(entry.columns[name] for name in dict.fromkeys(names))
         return TableLog(entry.source, key, columns, images)
 
-    def _has_others(self, connection: Connection, relation: int) -> bool:
-        found = _row(
-            connection,
-            f"select exists (select from {SCHEMA}.consumer where relation = %s and mirror <> %s"
-            f" and seen_at > now() - interval '{FORGET_MIRROR_AFTER}')",
-            relation,
-            self._mirror_id,
-        )
-        return bool(found[0])
-
     def _acknowledge(
         self, connection: Connection, name: str, position: Position, *, prune: bool
     ) -> int:
@@ -447,23 +327,10 @@ class PostgresTriggerSource:
         if found is None or proof is None or found.identity != proof.identity:
             return 0
         relation = found.log.source.oid
-        params = (self._mirror_id, relation, proof.snapshot, position.order, proof.marker)
-        connection.execute(_ACKNOWLEDGE.encode(), params)
-        if not prune:
-            return 0
-        snapshot, order = _row(connection, _LEAST, relation)
-        seen = "xid < pg_snapshot_xmax(%s::pg_snapshot) and pg_visible_in_snapshot(xid, %s)"
-        cursor = connection.execute(
-            f"delete from {found.log.name} where {seen} and seq not in"
-            f" (select marker from {SCHEMA}.consumer where relation = %s)".encode(),
-            (snapshot, snapshot, relation),
+        registry.acknowledge(
+            connection, self._mirror_id, relation, proof.snapshot, position.order, proof.marker
         )
-        if order > found.pruned:
-            connection.execute(
-                f"update {SCHEMA}.capture set pruned = %s where relation = %s".encode(),
-                (order, relation),
-            )
-        return cursor.rowcount
+        return registry.prune(connection, relation, found.pruned) if prune else 0
 
     @contextmanager
     def _writing(self, *, lasting: bool = False) -> Iterator[Connection]:
@@ -480,70 +347,23 @@ def unacknowledged(database: PostgresDatabase, mirror_id: str) -> int | None:
     None when the source does not know the mirror: everything is still to be done.
     """
     with database.translated(), database.connect() as connection:
-        if not _is_prepared(connection):
-            return None
-        rows = connection.execute(
-            f"select relation::bigint, snapshot::text from {SCHEMA}.consumer"
-            " where mirror = %s".encode(),
-            (mirror_id,),
-        ).fetchall()
-        standing = [relation for (relation,) in connection.execute(_STANDING.encode())]
-        return unseen(connection, dict(rows), standing) if rows else None
+        positions = registry.positions(connection, mirror_id)
+        standing = registry.standing(connection) if positions else set()
+        return unseen(connection, positions, standing) if positions else None
 
 
 def _plain(name: str) -> str:
     return name.removeprefix("public.")
 
 
-def _refuse_unfit(connection: Connection, table: PostgresTable) -> None:
-    """Refuse a table whose triggers would not see every change."""
-    found = _row(connection, _UNFIT, table.oid)
-    for is_so, (reason, hint) in zip(found, _REASONS, strict=True):
-        if is_so:
-            raise SchemaError(reason, table=table.schema.name, hint=hint)
-
-
-def _is_prepared(connection: Connection) -> bool:
-    return bool(_row(connection, f"select to_regclass('{SCHEMA}.capture') is not null")[0])
-
-
-def _prepare(connection: Connection) -> None:
-    # Asked first: who may not create schemas may still use one that an administrator made.
-    if not _row(connection, f"select to_regnamespace('{SCHEMA}') is not null")[0]:
-        connection.execute(f"create schema {SCHEMA}".encode())
-    for statement in OWN_TABLES:
-        connection.execute(statement.encode())
-
-
-def _remove_remains(connection: Connection) -> None:
-    """Remove the capture of tables that were dropped."""
-    gone = connection.execute(
-        f"select relation::bigint from {SCHEMA}.capture c"
-        " where not exists (select from pg_class where oid = c.relation)".encode()
-    ).fetchall()
-    for (relation,) in gone:
-        for statement in remains(relation):
-            connection.execute(statement.encode())
-
-
-def _registered(connection: Connection, server: str, oids: Sequence[int]) -> list[_Registered]:
-    if not oids or not _is_prepared(connection):
-        return []
-    params = {"origin": server, "oids": list(oids)}
-    return [_Registered.of(row) for row in connection.execute(_CAPTURES.encode(), params)]
-
-
-def _is_enough(found: _Registered, table: Table, entry: _Entry) -> bool:
+def _is_enough(found: Registered, table: Table, entry: _Entry) -> bool:
     """Tell whether a log keeps what a table's mirror needs."""
     schema = entry.source.schema
-    if table.mode is Mode.TEMPORAL:
-        return (
-            found.images and found.key == schema.primary_key and {*schema.names} <= {*found.columns}
-        )
-    return found.key == schema.primary_key
+    keeps_rows = found.images and {*schema.names} <= {*found.columns}
+    return found.key == schema.primary_key and (keeps_rows or table.mode is Mode.DESTRUCTIVE)
 
 
-def _log_of(found: _Registered, entry: _Entry) -> TableLog:
+def _log_of(found: Registered, entry: _Entry) -> TableLog:
     """Return a log in the shape it was made in; of a column that is no more, its name is known."""
     columns = tuple(entry.columns.get(name) or _dropped(name) for name in found.columns)
     return TableLog(entry.source, found.key, columns, found.images)
@@ -551,8 +371,3 @@ def _log_of(found: _Registered, entry: _Entry) -> TableLog:
 
 def _dropped(name: str) -> LoggedColumn:
     return LoggedColumn(name, 0, 0, "text", None, "operator(pg_catalog.=)")
-
-
-def _row(connection: Connection, sql: str, *params: object) -> tuple[Any, ...]:
-    found = connection.execute(sql.encode(), params or None).fetchone()
-    return found if found is not None else (None, None)

@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
-from rhei_pipeline.errors import SourceBusyError
+from rhei_pipeline.errors import CaptureError, SourceBusyError
 from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable
 
 _VERSION_DIGITS = 15  # of a hash in hexadecimal, so that the version fits 63 bits
@@ -22,8 +23,7 @@ from pg_class c where c.oid = %(oid)s or c.oid in (select relid from pg_partitio
 
 def origin(connection: Connection) -> str:
     """Name the server and its timeline: another one after a promotion or a restored backup."""
-    found = connection.execute(_ORIGIN.encode()).fetchone()
-    return str(found[0]) if found else ""
+    return str(one(connection, _ORIGIN)[0])
 
 
 def oids_of(connection: Connection, tables: Iterable[str]) -> list[int]:
@@ -41,8 +41,7 @@ def refuse_rewritten(connection: Connection, table: PostgresTable) -> None:
     Raises:
         SourceBusyError: It was; the next snapshot sees it whole.
     """
-    found = connection.execute(_REWRITTEN, {"oid": table.oid}).fetchone()
-    if found and found[0]:
+    if connection.execute(_REWRITTEN, {"oid": table.oid}).fetchall() == [(True,)]:
         raise SourceBusyError(
             f"table {table.schema.name!r} was rewritten while it was read", hint="it is tried again"
         )
@@ -51,3 +50,11 @@ def refuse_rewritten(connection: Connection, table: PostgresTable) -> None:
 def version_of(text: str) -> int:
     """Fold what is known of a catalogue into a number."""
     return int(hashlib.sha256(text.encode()).hexdigest()[:_VERSION_DIGITS], 16)
+
+
+def one(connection: Connection, sql: str, *params: object) -> tuple[Any, ...]:
+    """Run a statement that returns one row."""
+    found = connection.execute(sql.encode(), params or None).fetchone()
+    if found is None:
+        raise CaptureError("the server's catalogue does not answer")
+    return found
