@@ -15,7 +15,7 @@ import pytest
 
 from rhei_pipeline.capture.keyset import Clock, Horizon, PollOptions
 from rhei_pipeline.capture.postgres_polling import PostgresPollingSource
-from rhei_pipeline.errors import QueryError, SchemaError
+from rhei_pipeline.errors import QueryError, SchemaError, SourceBusyError
 from rhei_pipeline.events import Position
 from rhei_pipeline.metrics import Severity
 from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction
@@ -447,6 +447,32 @@ def test_a_table_made_again_is_found(make: Make) -> None:
     )
     world.htap.sync_now()
     world.assert_equal("t")
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_a_table_that_is_truncated_while_it_is_read_is_read_again(
+    make: Make, *, partitioned: bool
+) -> None:
+    """The truncation is not in the snapshot, yet takes the rows that the snapshot should see."""
+    world = make(deletes="reconcile", reconcile_seconds=0)
+    if partitioned:
+        world.run(
+            "drop table t",
+            "create table t(id int primary key, v text, updated_at timestamptz, deleted_at text)"
+            " partition by range (id)",
+            "create table t_all partition of t default",
+            "create index on t(updated_at, id)",
+        )
+    put(world, 1, "a")
+    world.htap.sync_now()
+    table = world.htap._engine.pipeline.table("t")
+    with world.htap._engine.source.snapshot() as snapshot:
+        world.run("truncate t")
+        with pytest.raises(SourceBusyError, match="rewritten while it was read"):
+            snapshot.head(table)
+    world.htap.sync_now()
+    world.assert_equal("t")
+    assert mirrored(world) == {}
 
 
 @pytest.mark.parametrize("deletes", ["disabled", "reconcile"])
