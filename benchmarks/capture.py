@@ -135,6 +135,7 @@ WAYS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("SQLite, triggers and buffer", "sqlite", {"method": "trigger", "buffer": {"path": "cdc"}}),
     ("SQLite, polling", "sqlite", {"method": "polling"}),
     ("PostgreSQL, its log", "postgres", {"method": "logical"}),
+    ("PostgreSQL, triggers", "postgres", {"method": "trigger"}),
     ("PostgreSQL, polling", "postgres", {"method": "polling"}),
 )
 

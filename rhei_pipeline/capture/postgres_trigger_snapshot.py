@@ -8,7 +8,7 @@ one did not, whole transactions at a time.
 import json
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -78,16 +78,22 @@ class Visible:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A position's proof: which log, what was seen of it, and the newest entry seen; 0: none."""
+    """A position's proof: which log, what was seen of it, and one of the newest entries seen.
+
+    Attributes:
+        marker: That entry's number; 0 where there was none.
+        marked_by, marked_at: Its transaction and its time.
+    """
 
     identity: str
     snapshot: str
     marker: int
+    marked_by: str
     marked_at: str
 
     def text(self) -> str:
         """Write it for a position."""
-        return json.dumps([self.identity, self.snapshot, self.marker, self.marked_at])
+        return json.dumps(list(astuple(self)))
 
     @classmethod
     def parse(cls, text: str) -> "Proof | None":
@@ -161,17 +167,16 @@ class PostgresTriggerSnapshot:
         self.schema_version = moment.schema_version
 
     def head(self, table: Table) -> Position:
-        """Return the place of all that this snapshot sees, and its newest entry as the proof."""
+        """Return the place of all that this snapshot sees, and one of its newest entries."""
         if table.name not in self._heads:
             found = self._known(table)
             newest = self._connection.execute(
-                f"select seq, at::text from {found.log.name} order by seq desc limit 1".encode()
+                f"select seq, xid::text, at::text from {found.log.name}"
+                " order by xid desc limit 1".encode()
             ).fetchone()
-            marker, at = newest or (0, "")
-            proof = Proof(found.identity, self._moment.visible.text, marker, at)
-            self._heads[table.name] = Position(
-                found.base + self._moment.visible.order, proof.text()
-            )
+            seen = self._moment.visible
+            proof = Proof(found.identity, seen.text, *(newest or (0, "", "")))
+            self._heads[table.name] = Position(found.base + seen.order, proof.text())
         return self._heads[table.name]
 
     def origin(self, table: Table) -> Position:
@@ -179,7 +184,7 @@ class PostgresTriggerSnapshot:
         return self.head(table)
 
     def proves(self, table: Table, position: Position) -> bool:
-        """Look for the newest entry seen there: it is kept, and it has the same time."""
+        """Look for the entry that was noted there: it is kept, and it has the same time."""
         return self._look(table, position).proved
 
     def retains(self, position: Position) -> bool:  # noqa: ARG002
@@ -294,11 +299,14 @@ class PostgresTriggerSnapshot:
             return _Look(proved=False)
         if not found.pruned <= after.order <= found.base + self._moment.visible.order:
             return _Look(proved=False)
-        marked = f"exists (select from {found.log.name} where seq = %s and at::text = %s)"
+        marked = (
+            f"exists (select from {found.log.name}"
+            " where xid = nullif(%s, '')::xid8 and seq = %s and at::text = %s)"
+        )
         row = self._connection.execute(
             f"select %s = 0 or {marked}, count(*), min({self._moment.instant})"
             f" from {found.log.name} where {_window(after)} and kind <> '{BEGUN}'".encode(),
-            (proof.marker, proof.marker, proof.marked_at),
+            (proof.marker, proof.marked_by, proof.marker, proof.marked_at),
         ).fetchone()
         proved, entries, oldest = row or (False, 0, None)
         if proved and not entries:

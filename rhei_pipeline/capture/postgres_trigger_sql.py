@@ -178,8 +178,9 @@ class TableLog:
     def tables(self) -> list[str]:
         """Write the statements that create the log."""
         kept = "".join(f", {self.places[c.name]} {c.stored}" for c in self.columns)
+        # One index, in which all rows of a statement stand together: others cost the application.
         return [
-            f"create table {self.name}(seq bigint generated always as identity primary key,"
+            f"create table {self.name}(seq bigint generated always as identity,"
             " xid xid8 not null default pg_current_xact_id(),"
             f' at timestamptz not null default clock_timestamp(), kind "char" not null{kept})',
             f"create index on {self.name}(xid)",

@@ -123,7 +123,7 @@ def _lose(world: PostgresWorld, rows: int) -> None:
     if world.capture["method"] != "polling":
         # Every increment is a version, and no two show the same number.
         found = world.htap.query("select id, n from hot order by id, n", hint="olap").to_pylist()
-        most = dict(world.app.execute("select id, n from hot").fetchall())
+        most: dict[int, int] = dict(world.app.execute("select id, n from hot").fetchall())
         assert found == [{"id": key, "n": n} for key in sorted(most) for n in range(most[key] + 1)]
     for reader in naive:
         lost = len(keys - set(reader.keys))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from rhei_pipeline.errors import MirrorError, QueryError
+from rhei_pipeline.errors import MirrorError, QueryError, SchemaDriftError
 from rhei_pipeline.events import Counts, DeadLetter, NetChanges, Position
 from rhei_pipeline.ledger import CopyProgress, TableState, Watermark
 from rhei_pipeline.olap.datafusion import DataFusionMirror
@@ -123,6 +123,26 @@ def test_a_complete_copy_differs_by_its_net_changes(mirror: Mirror) -> None:
     upserts = pa.concat_tables([part.upserts for part in found]).to_pylist()
     assert sorted(row["k"] for row in upserts) == ["b", "d"]
     assert pa.concat_tables([part.tombstones for part in found]).to_pylist() == [{"k": "c"}]
+
+
+def test_a_key_that_the_past_does_not_have_is_refused_and_nothing_is_lost(mirror: Mirror) -> None:
+    past, renamed = (
+        Table(TableSchema("h", (Column(key, pa.string()),), (key,)), Mode.TEMPORAL)
+        for key in ("k", "other")
+    )
+    progress = CopyProgress("h", Position(1, "p"), "shape", complete=True)
+
+    def copy(table: Table, values: list[str]) -> None:
+        with mirror.transaction() as transaction:
+            transaction.begin_copy(table, progress)
+            rows = pa.table({table.schema.primary_key[0]: values})
+            transaction.append_copy(table, rows, progress)
+            transaction.adopt_copy(table, NOW)
+
+    copy(past, ["a", "b"])
+    with pytest.raises(SchemaDriftError, match="its past has no 'other'"):
+        copy(renamed, ["a"])
+    assert mirror.count(past) == 2
 
 
 def test_a_comparison_names_what_differs_and_changes_nothing(mirror: Mirror) -> None:
