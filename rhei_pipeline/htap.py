@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Literal, Self
 
 import pyarrow as pa
@@ -176,14 +176,23 @@ class HTAP:
         if self._background is not None:
             self._background.stop()
 
-    def sync_status(self) -> SyncStatus:
-        """Tell how every table stands."""
+    def sync_status(self, patience_seconds: float | None = None) -> SyncStatus:
+        """Tell how every table stands.
+
+        Args:
+            patience_seconds: How long to wait for a sync under way, then to tell what was known
+                before it; left out, until it ends.
+        """
         background = self._background
         error = background.last_error if background else None
+        standing = self._engine.pipeline.status(patience_seconds)
         return SyncStatus(
             running=background is not None and background.running,
-            tables=MappingProxyType(self._engine.pipeline.status()),
+            tables=standing.tables,
             last_error=None if error is None else str(error),
+            copying=self._engine.pipeline.copying,
+            held_bytes=standing.held_bytes,
+            age_seconds=standing.age_seconds,
         )
 
     def watch(

@@ -210,17 +210,45 @@ class TableStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyStatus:
+    """How far a copy under way has come; `of` is what the source had when it began."""
+
+    rows: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How the tables stand, and how long ago that was asked of source and mirror.
+
+    Attributes:
+        held_bytes: What is kept until this mirror has it, by what keeps it: `slot`, `log`,
+            `buffer`.
+    """
+
+    tables: Mapping[str, TableStatus]
+    held_bytes: Mapping[str, int]
+    age_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class SyncStatus:
     """How the pipeline stands.
 
     Attributes:
         running: Whether the background sync is running.
         last_error: What the background sync last failed with; None since its last success.
+        copying: The copies under way, by table.
+        held_bytes: See `Standing`.
+        age_seconds: How old these figures are; more than nothing where a sync was not waited for.
     """
 
     running: bool
     tables: Mapping[str, TableStatus]
     last_error: str | None = None
+    copying: Mapping[str, CopyStatus] = field(default_factory=lambda: MappingProxyType({}))
+    held_bytes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    age_seconds: float = 0.0
 
     @property
     def lag_events(self) -> int:

@@ -17,6 +17,8 @@ from rhei_pipeline.metrics import SyncReport, SyncStatus
 
 #: From a routed point read to a copy's hours.
 _SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600, 3600)
+#: A scrape waits so long for a sync under way, then tells what was known before it.
+_PATIENCE_SECONDS = 1.0
 _TEXT = "text/plain; charset=utf-8"
 
 
@@ -71,9 +73,11 @@ class Monitoring:
     def readiness(self) -> str | None:
         """Say why queries should not be sent here yet; None when they may."""
         try:
-            found = self._htap.sync_status()
+            found = self._htap.sync_status(_PATIENCE_SECONDS)
         except RheiError as error:
             return str(error)
+        if not found.tables:  # the first sync is under way, and nothing was known before it
+            return f"not copied yet: {', '.join(sorted(found.copying)) or 'any table'}"
         waiting = [name for name, table in found.tables.items() if not _is_ready(table.state)]
         if waiting:
             return f"not copied yet: {', '.join(sorted(waiting))}"
@@ -94,7 +98,7 @@ class _Standing(Collector):
         """Yield the gauges; only `rhei_up` 0 while source or mirror cannot be read."""
         up = GaugeMetricFamily("rhei_up", "Whether source and mirror can be read.")
         try:
-            status = self._htap.sync_status()
+            status = self._htap.sync_status(_PATIENCE_SECONDS)
         except RheiError:
             up.add_metric([], 0)
             yield up
@@ -111,6 +115,32 @@ def _gauges(status: SyncStatus) -> Iterator[Metric]:
     failing = GaugeMetricFamily("rhei_sync_failing", "Whether its last sync failed.")
     failing.add_metric([], status.last_error is not None)
     yield failing
+    age = GaugeMetricFamily("rhei_status_age_seconds", "How old the figures of the tables are.")
+    age.add_metric([], status.age_seconds)
+    yield age
+    held = GaugeMetricFamily(
+        "rhei_capture_held_bytes", "Bytes kept until the mirror has them.", labels=["keeper"]
+    )
+    for keeper, size in status.held_bytes.items():
+        held.add_metric([keeper], size)
+    yield held
+    yield from _copies(status)
+    yield from _tables(status)
+
+
+def _copies(status: SyncStatus) -> Iterator[Metric]:
+    rows = GaugeMetricFamily("rhei_copy_rows", "Rows copied so far.", labels=["table"])
+    whole = GaugeMetricFamily(
+        "rhei_copy_expected_rows", "Rows that the copy will have, about.", labels=["table"]
+    )
+    for name, copy in status.copying.items():
+        rows.add_metric([name], copy.rows)
+        whole.add_metric([name], copy.of)
+    yield rows
+    yield whole
+
+
+def _tables(status: SyncStatus) -> Iterator[Metric]:
     gauges = {
         name: GaugeMetricFamily(name, help_, labels=["table"])
         for name, help_ in (

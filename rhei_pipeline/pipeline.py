@@ -19,11 +19,12 @@ from rhei_pipeline.ledger import Ledger, TableState
 from rhei_pipeline.logs import one_cycle
 from rhei_pipeline.metrics import (
     CopyReport,
+    CopyStatus,
     RepairReport,
     RowParity,
+    Standing,
     SyncReport,
     TableReport,
-    TableStatus,
     TableVerification,
     VerifyReport,
 )
@@ -38,6 +39,7 @@ from rhei_pipeline.protocols import (
 from rhei_pipeline.reconciliation import count_rows, verify_table
 from rhei_pipeline.registry import Registry
 from rhei_pipeline.schema import Mode, Table, difference, nearest
+from rhei_pipeline.standing import take_stock
 from rhei_pipeline.sync import Pace, apply_pending, sync_cycle
 
 _log = logging.getLogger(__name__)
@@ -100,6 +102,8 @@ class Pipeline:
         self._looked_at = -1
         self._looks = 0
         self._synced_from: int | None = None
+        self._copying: dict[str, CopyStatus] = {}
+        self._known, self._known_at = Standing(MappingProxyType({}), {}), time.monotonic()
         self._watchers: list[Callable[[SyncReport], None]] = []
         for table in declared:
             self.register(table, look=False)
@@ -241,15 +245,25 @@ class Pipeline:
             report.duration_seconds,
         )
 
-    def status(self) -> dict[str, TableStatus]:
-        """Tell how every declared table stands; reads, and waits for a sync under way."""
-        with self._lock, self._source.snapshot() as snapshot:
-            ledger = self._mirror.ledger()
-            letters = self._mirror.dead_letters()["table_name"].to_pylist()
-            return {
-                name: self._table_status(name, snapshot, ledger, letters.count(name))
-                for name in self._declared
-            }
+    def status(self, patience_seconds: float | None = None) -> Standing:
+        """Tell how every declared table stands; reads, and waits for a sync under way.
+
+        Where that takes longer than the patience given, tells what was last known.
+        """
+        if not self._lock.acquire(timeout=-1 if patience_seconds is None else patience_seconds):
+            return replace(self._known, age_seconds=time.monotonic() - self._known_at)
+        try:
+            modes = {name: declared.mode for name, declared in self._declared.items()}
+            self._known = take_stock(modes, self._tables, self._errors, self._source, self._mirror)
+            self._known_at = time.monotonic()
+            return self._known
+        finally:
+            self._lock.release()
+
+    @property
+    def copying(self) -> Mapping[str, CopyStatus]:
+        """The copies under way; never waits."""
+        return MappingProxyType(dict(self._copying))
 
     def touch(self, name: str, keys: Collection[tuple[object, ...]]) -> None:
         """Have the rows of these keys read again by the next sync."""
@@ -339,8 +353,15 @@ class Pipeline:
         return needs_copy(table, snapshot, ledger) or self._registry.table(table.name) != table
 
     def _copy(self, table: Table, on_progress: OnProgress) -> Copied:
+        def note(name: str, rows: int, of: int) -> None:
+            self._copying[name] = CopyStatus(rows, of)
+            on_progress(name, rows, of)
+
         self._install(table)
-        return copy_table(table, self._source, self._mirror, self._pace, self._on_step, on_progress)
+        try:
+            return copy_table(table, self._source, self._mirror, self._pace, self._on_step, note)
+        finally:
+            self._copying.pop(table.name, None)
 
     def _leave_out(self, name: str, error: PermanentError) -> None:
         _log.error("%s; the table is left out until this is mended", error)
@@ -362,25 +383,3 @@ class Pipeline:
             letters = reports[name].dead_letters + copy.dead_letters
             reports[name] = replace(reports[name], copied_rows=copy.rows, dead_letters=letters)
         return SyncReport(MappingProxyType(reports), time.monotonic() - started)
-
-    def _table_status(
-        self, name: str, snapshot: SourceSnapshot, ledger: Ledger, letters: int
-    ) -> TableStatus:
-        mark, table = ledger.watermarks.get(name), self._tables.get(name)
-        error = self._errors.get(name)
-        lag_events, lag_seconds = 0, 0.0
-        if table is not None and mark is not None:
-            lag_events = snapshot.pending(table, mark.position)
-            oldest = snapshot.oldest_pending(table, mark.position)
-            lag_seconds = 0.0 if oldest is None else (snapshot.clock - oldest).total_seconds()
-        return TableStatus(
-            name,
-            self._declared[name].mode.value,
-            ledger.state(name),
-            None if mark is None else mark.position.order,
-            lag_events,
-            max(lag_seconds, 0.0),
-            letters,
-            None if error is None else str(error),
-            None if table is None else snapshot.doubt(table),
-        )

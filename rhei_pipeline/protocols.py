@@ -198,6 +198,12 @@ class ChangeSource(Protocol):
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
         """Report keys as changed, so that the next cycle reads their rows again."""
 
+    def held_bytes(self) -> Mapping[str, int]:
+        """Return how many bytes are kept until this mirror has them, by what keeps them.
+
+        Without what cannot be told cheaply.
+        """
+
 
 class MirrorTransaction(Protocol):
     """All that one transaction of the mirror may do; it commits as a whole or not at all."""

@@ -168,6 +168,10 @@ class BridgeSource:
         """Have the source report keys as changed."""
         self._inner.touch(table, keys)
 
+    def held_bytes(self) -> dict[str, int]:
+        """Return the bytes of the buffer, and of what the source keeps until it is there."""
+        return {"buffer": self._log.held_bytes, **self._inner.held_bytes()}
+
     def forget_all_but(self, names: Sequence[str]) -> None:
         """Forget the tables that are no longer declared, so that they fill nothing."""
         kept = {name.lower() for name in names}

@@ -71,6 +71,10 @@ select confirmed_flush_lsn::text, wal_status = 'lost' or invalidation_reason is 
 from pg_replication_slots where slot_name = %s and plugin = 'pgoutput'
     and database = current_database()
 """
+_RETAINED = """
+select greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint
+from pg_replication_slots where slot_name = %s and restart_lsn is not null
+"""
 #: A table that is dropped and made again, or leaves the publication and returns, has other oids.
 _MEMBERS = """
 select r.prrelid::bigint, r.oid::bigint from pg_publication_rel r
@@ -299,6 +303,12 @@ class LogicalSource:
             cursor.executemany(
                 f"update {qualified(schema)} set {column} = {column} where {same}".encode(), keys
             )
+
+    def held_bytes(self) -> dict[str, int]:
+        """Return the bytes of its log that the server keeps for our slot."""
+        with self._database.translated():
+            found = self._connection.execute(_RETAINED.encode(), (self._name,)).fetchone()
+        return {} if found is None else {"slot": int(found[0])}
 
     def forget_mirror(self) -> None:
         """Drop the slot and the publication: nobody comes back for them."""

@@ -37,6 +37,10 @@ _STANDING = f"""
 select relation::bigint from {SCHEMA}.capture
 where to_regclass('{SCHEMA}.log_' || relation) is not null
 """
+_LOG_BYTES = """
+select coalesce(sum(pg_total_relation_size(to_regclass(name))), 0)::bigint
+from unnest(%s::text[]) name where to_regclass(name) is not null
+"""
 _ENTER = f"""
 insert into {SCHEMA}.capture values (%s, %s, %s, %s, %s, %s, %s) on conflict (relation) do update
 set columns = excluded.columns, key = excluded.key, images = excluded.images,
@@ -187,6 +191,12 @@ def positions(connection: Connection, mirror: str) -> dict[int, str]:
 def standing(connection: Connection) -> set[int]:
     """Return the tables whose logs exist."""
     return {relation for (relation,) in connection.execute(_STANDING.encode())}
+
+
+def log_bytes(connection: Connection, relations: Sequence[int]) -> int:
+    """Return how much room the logs of tables take."""
+    names = [log_name(relation) for relation in relations]
+    return int(one(connection, _LOG_BYTES, names)[0])
 
 
 def remove_remains(connection: Connection) -> None:

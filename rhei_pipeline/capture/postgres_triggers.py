@@ -220,6 +220,11 @@ class PostgresTriggerSource:
         with self._database.translated():
             yield from postgres_trigger_doctor.examine(self, self._connection, described)
 
+    def held_bytes(self) -> dict[str, int]:
+        """Return the bytes of the tables' logs; mirrors of one table share its log."""
+        with self._database.translated():
+            return {"log": registry.log_bytes(self._connection, list(self._registered))}
+
     def forget_mirror(self) -> None:
         """Let the source forget that this mirror exists."""
         with self._writing(lasting=True) as connection:

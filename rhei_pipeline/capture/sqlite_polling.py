@@ -139,6 +139,10 @@ class PollingSource:
         """Remember keys to read again."""
         self._memory.touched.setdefault(table.name, []).extend(keys)
 
+    def held_bytes(self) -> dict[str, int]:
+        """Tell nothing: the source keeps nothing for us."""
+        return {}
+
     def forget_mirror(self) -> None:
         """Leave no note behind."""
         self._notes.forget()

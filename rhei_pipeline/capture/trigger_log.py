@@ -181,6 +181,10 @@ class TriggerSource:
         with self._writing():
             self._connection.executemany(statement, keys)
 
+    def held_bytes(self) -> dict[str, int]:
+        """Tell nothing: SQLite knows the size of its file only."""
+        return {}
+
     def forget_mirror(self) -> None:
         """Let the source forget that this mirror exists."""
         with self._writing():

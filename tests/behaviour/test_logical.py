@@ -215,6 +215,12 @@ def test_a_slot_that_is_gone_leads_to_a_copy_by_difference(world: PostgresWorld)
         assert len(world.versions("orders")) == 5
 
 
+def test_the_slots_bytes_are_told(world: PostgresWorld) -> None:
+    before = world.htap.sync_status().held_bytes["slot"]
+    world.run("insert into orders select i, repeat('x', 1000) from generate_series(10, 2000) i")
+    assert world.htap.sync_status().held_bytes["slot"] > before + 2_000_000
+
+
 def test_the_slot_moves_on_and_idle_tables_do_not_hold_it(world: PostgresWorld) -> None:
     world.run("create table idle(id int primary key)")
     world.htap.register_table("idle")

@@ -1,13 +1,15 @@
 """The numbers that Prometheus reads, over real HTTP."""
 
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from rhei_pipeline.monitoring import Monitoring, MonitoringServer
+from rhei_pipeline.wiring import bridge
 from tests.fix_world import World
 
 
@@ -70,3 +72,45 @@ def test_a_closed_engine_is_neither_up_nor_ready(world: World, server: Monitorin
     world.htap.close()
     assert get(server, "/readyz")[0] == 503
     assert "rhei_up 0.0" in get(server, "/metrics")[1]
+
+
+def test_a_scrape_during_a_long_copy_tells_how_far_it_has_come(
+    make_world: Callable[..., World],
+) -> None:
+    """Prometheus waits for nobody: what holds up a sync must not hold up what is told of it."""
+    world = make_world(batch_rows=2)
+    world.run(
+        "create table t(id integer primary key, v text)",
+        "insert into t values (1, 'a'), (2, 'b'), (3, 'c'), (4, 'd')",
+    )
+    reached, go_on = threading.Event(), threading.Event()
+
+    def pause(_table: str, rows: int, _of: int) -> None:
+        if rows == 2:
+            reached.set()
+            assert go_on.wait(60)
+
+    with MonitoringServer(Monitoring(world.htap), port=0) as server:
+        copy = threading.Thread(target=world.htap.sync_now, args=(pause,))
+        copy.start()
+        assert reached.wait(60)
+        accepted = "application/openmetrics-text; version=1.0.0"
+        found = samples(get(server, "/metrics", accepted)[1])
+        assert (found["rhei_copy_rows", "t"], found["rhei_copy_expected_rows", "t"]) == (2, 4)
+        assert found["rhei_status_age_seconds", ""] >= 0
+        assert get(server, "/readyz") == (503, "not copied yet: t\n")
+        go_on.set()
+        copy.join()
+        assert get(server, "/readyz") == (200, "ready\n")
+        assert ("rhei_copy_rows", "t") not in samples(get(server, "/metrics", accepted)[1])
+
+
+def test_what_is_kept_until_the_mirror_has_it_is_told(make_world: Callable[..., World]) -> None:
+    world = make_world(buffered=True)
+    world.run("create table t(id integer primary key)", "insert into t values (1)")
+    world.htap.sync_now()
+    empty = world.htap.sync_status().held_bytes["buffer"]
+    world.crash()
+    world.app.executemany("insert into t values (?)", ((key,) for key in range(10, 5000)))
+    bridge(world.settings)
+    assert world.htap.sync_status().held_bytes["buffer"] > empty
