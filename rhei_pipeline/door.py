@@ -161,27 +161,39 @@ class Door:
     def stream(self, sql: str, params: Sequence[Any], rows: int) -> Streamed:
         """Answer a query in batches of about so many rows.
 
-        What the mirror answers is never in memory whole. Where it turns out on the way that only
-        the source answers exactly, the stream ends in an error, and what was sent is not to be
-        used. What reads a table otherwise than by key is answered by the mirror, too.
+        The answer is never in memory whole, unless its types show in its whole only. Where it
+        turns out on the way that only the source answers exactly, the stream ends in an error,
+        and what was sent is not to be used. What reads a table otherwise than by key is answered
+        by the mirror, too.
         """
         plan = self._plan(sql, params)
         if plan.scans:
             plan = replace(plan, route=Route("olap", "it reads many rows"))
+        reason = None if self._sides.is_sidecar else self._reason_to_leave(plan, None, None)
+        if reason is not None:
+            return self._stream_source(sql, params, reason, plan, rows)
         query = plan.query
-        if (
-            query is None
-            or self._sides.is_sidecar
-            or query.limit is not None
-            or self._reason_to_leave(plan, None, None) is not None
-        ):
-            found = self.ask(sql, params)
-            return Streamed(found.schema, iter(found.to_batches(max_chunksize=rows)))
+        if query is None or self._sides.is_sidecar or query.limit is not None:
+            return _in_batches(self.ask(sql, params), rows)
         ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
         streamed = self._mirror.stream(query.sql, _bound(plan, params), rows)
         for watcher in self._watchers:
             watcher("olap", 0.0)
         shape = _labelled(_empty(plan), plan.route, ledger, synced_from).schema
+        batches = (_batch(batch, shape) for batch in streamed.batches)
+        return Streamed(shape, batches, streamed.cancel)
+
+    def _stream_source(
+        self, sql: str, params: Sequence[Any], reason: str, plan: Plan, rows: int
+    ) -> Streamed:
+        oltp = self._sides.oltp
+        streamed = oltp.stream(sql, params, plan.columns, rows) if oltp else None
+        if streamed is None:
+            return _in_batches(self.ask_source(sql, params, reason, plan), rows)
+        for watcher in self._watchers:
+            watcher("oltp", 0.0)
+        empty = streamed.schema.empty_table()
+        shape = _labelled(empty, Route("oltp", reason), None).schema
         batches = (_batch(batch, shape) for batch in streamed.batches)
         return Streamed(shape, batches, streamed.cancel)
 
@@ -336,6 +348,10 @@ class Door:
                 raise
             return False
         return True
+
+
+def _in_batches(found: pa.Table, rows: int) -> Streamed:
+    return Streamed(found.schema, iter(found.to_batches(max_chunksize=rows)))
 
 
 def _bound(plan: Plan, params: Sequence[Any]) -> dict[str, Any]:

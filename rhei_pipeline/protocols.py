@@ -59,6 +59,24 @@ class Audit(Enum):
 OnStep = Callable[[Step], None]
 
 
+def _nothing_to_cancel() -> None:
+    return
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """An answer in batches.
+
+    Attributes:
+        batches: Each can be had once; closing the iterator lets go of what it holds.
+        cancel: Ends the query, from any thread; the next batch is then an error.
+    """
+
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+    cancel: Callable[[], None] = _nothing_to_cancel
+
+
 class Database(Protocol):
     """The operational database, as its own application uses it."""
 
@@ -75,6 +93,14 @@ class Database(Protocol):
         columns: Sequence[Column | None] | None = None,
     ) -> pa.Table:
         """Run one reading statement; `columns` is what is known of the answer's columns."""
+
+    def stream(
+        self, sql: str, params: Sequence[Any], columns: Sequence[Column | None] | None, rows: int
+    ) -> Streamed | None:
+        """Run one reading statement and return its answer in batches of at most so many rows.
+
+        None where the types of its columns show in its whole answer only; nothing was run then.
+        """
 
     def meanings(
         self, tables: Iterable[Table], options: Callable[[str], TableOptions]
@@ -286,24 +312,6 @@ class MirrorTransaction(Protocol):
 
     def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
         """Compare the table's present rows with all rows of the source; changes nothing."""
-
-
-def _nothing_to_cancel() -> None:
-    return
-
-
-@dataclass(frozen=True, slots=True)
-class Streamed:
-    """An answer in batches.
-
-    Attributes:
-        batches: Each can be had once; closing the iterator lets go of what it holds.
-        cancel: Ends the query, from any thread; the next batch is then an error.
-    """
-
-    schema: pa.Schema
-    batches: Iterator[pa.RecordBatch]
-    cancel: Callable[[], None] = _nothing_to_cancel
 
 
 class Mirror(Protocol):

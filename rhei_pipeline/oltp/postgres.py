@@ -1,5 +1,6 @@
 """An operational PostgreSQL database: pooled connections, each statement's error named."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.metrics import Finding
 from rhei_pipeline.oltp import postgres_doctor
+from rhei_pipeline.oltp.cancelling import Cancel
 from rhei_pipeline.oltp.postgres_meaning import finds_public, meaning
 from rhei_pipeline.oltp.postgres_schema import (
     NUMERIC,
@@ -30,12 +32,15 @@ from rhei_pipeline.oltp.postgres_schema import (
     table_names,
 )
 from rhei_pipeline.oltp.postgres_values import SESSION_SETTINGS, admit_text
+from rhei_pipeline.protocols import Streamed
 from rhei_pipeline.reading import refuse_writing
 from rhei_pipeline.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.sql import quote
 from rhei_pipeline.translation.meaning import MirroredTable
 
 _TRANSACTION_WORDS = {"begin", "commit", "end", "rollback", "savepoint", "release", "start"}
+#: What a cursor can fetch from; a plan or a setting is short, and read whole.
+_FETCHED = re.compile(r"\s*(select|with|values|table|\()", re.IGNORECASE)
 _RETRIES = 5
 _FIRST_WAIT_SECONDS = 0.1
 #: The server ends a replication connection that is silent, as ours is while nothing is written.
@@ -173,17 +178,47 @@ class PostgresDatabase:
         refuse_writing(sql, "postgres")
         with self._lent() as connection, connection.transaction():
             connection.execute("set transaction read only")
-            cursor = connection.execute(sql, params or None)
-            result = cursor.pgresult
-            if cursor.description is None or result is None:
-                raise QueryError("this is not a reading statement", hint="use execute for writes")
-            names = [column.name for column in cursor.description]
-            told = columns if columns is not None and len(columns) == len(names) else None
-            arrays = [
-                _array(result, place, name, told[place] if told else None)
-                for place, name in enumerate(names)
-            ]
-        return pa.table(arrays, names)
+            return pa.Table.from_batches([_batch(connection.execute(sql, params or None), columns)])
+
+    def stream(
+        self,
+        sql: str,
+        params: Sequence[Any],
+        columns: Sequence[Column | None] | None,
+        rows: int,
+    ) -> Streamed | None:
+        """Run one reading statement and return its answer in batches; see `Database.stream`."""
+        refuse_writing(sql, "postgres")
+        if not _FETCHED.match(sql):
+            return None
+        cancel = Cancel()
+        batches = self._streamed(sql, params, columns, rows, cancel)
+        return Streamed(next(batches).schema, batches, cancel)
+
+    def _streamed(
+        self,
+        sql: str,
+        params: Sequence[Any],
+        columns: Sequence[Column | None] | None,
+        rows: int,
+        cancel: Cancel,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield an empty batch, then the rows as the server has them."""
+        declared = f"declare rhei_stream no scroll cursor for {sql.strip().rstrip(';')}"
+        fetch = f"fetch forward {rows} from rhei_stream".encode()
+        with (
+            self._lent() as connection,
+            connection.transaction(),
+            cancel.ending_by(connection.cancel_safe),
+        ):
+            connection.execute("set transaction read only")
+            connection.execute(declared.encode(), params or None)
+            found = _batch(connection.execute(fetch), columns)
+            yield found.slice(0, 0)
+            while found.num_rows:
+                yield found
+                cancel.refuse_cancelled()
+                found = _batch(connection.execute(fetch), columns)
 
     def default_zone(self) -> str:
         """Return the time zone of a session that chooses none."""
@@ -258,6 +293,21 @@ class PostgresDatabase:
     def close(self) -> None:
         """Close every connection; safe to repeat."""
         self._pool.close()
+
+
+def _batch(
+    cursor: psycopg.Cursor[tuple[Any, ...]], columns: Sequence[Column | None] | None
+) -> pa.RecordBatch:
+    result = cursor.pgresult
+    if cursor.description is None or result is None:
+        raise QueryError("this is not a reading statement", hint="use execute for writes")
+    names = [column.name for column in cursor.description]
+    told = columns if columns is not None and len(columns) == len(names) else None
+    arrays = [
+        _array(result, place, name, told[place] if told else None)
+        for place, name in enumerate(names)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, names)
 
 
 def _array(result: psycopg.pq.abc.PGresult, place: int, name: str, told: Column | None) -> pa.Array:

@@ -23,8 +23,10 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.metrics import Finding
 from rhei_pipeline.oltp import sqlite_doctor, sqlite_query
+from rhei_pipeline.oltp.cancelling import Cancel
 from rhei_pipeline.oltp.sqlite_meaning import meaning
 from rhei_pipeline.oltp.sqlite_schema import declaration, read_table, table_names
+from rhei_pipeline.protocols import Streamed
 from rhei_pipeline.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.sql import quote
 from rhei_pipeline.translation.meaning import MirroredTable
@@ -118,6 +120,29 @@ class SqliteDatabase:
         """Run one reading statement; see `sqlite_query.query`."""
         with self._lent(self._askers, sqlite_query.lock_down) as connection:
             return sqlite_query.query(connection, sql, params, columns)
+
+    def stream(
+        self, sql: str, params: Sequence[Any], columns: Sequence[Column | None] | None, rows: int
+    ) -> Streamed | None:
+        """Run one reading statement and return its answer in batches; see `Database.stream`."""
+        known = [c for c in columns or () if c is not None and not pa.types.is_null(c.type)]
+        if not known or len(known) != len(columns or ()):
+            return None
+        cancel = Cancel()
+        batches = self._streamed(sql, params, known, rows, cancel)
+        return Streamed(next(batches).schema, batches, cancel)
+
+    def _streamed(
+        self, sql: str, params: Sequence[Any], columns: Sequence[Column], rows: int, cancel: Cancel
+    ) -> Iterator[pa.RecordBatch]:
+        with (
+            self._lent(self._askers, sqlite_query.lock_down) as connection,
+            cancel.ending_by(connection.interrupt),
+            closing(sqlite_query.stream(connection, sql, params, columns, rows)) as batches,
+        ):
+            for batch in batches:
+                yield batch
+                cancel.refuse_cancelled()
 
     def meanings(
         self, tables: Iterable[Table], options: Callable[[str], TableOptions]

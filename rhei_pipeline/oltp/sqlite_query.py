@@ -1,7 +1,7 @@
 """Answers of a SQLite source as Arrow, typed by what the values are."""
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,6 +68,42 @@ def _rows(
     return names, [row for part in fetch(connection, sql, params, _FETCH_ROWS) for row in part]
 
 
+def stream(
+    connection: sqlite3.Connection,
+    sql: str,
+    params: Sequence[Any],
+    columns: Sequence[Column],
+    rows: int,
+) -> Generator[pa.RecordBatch, None, None]:
+    """Run one reading statement whose columns are known: an empty batch first, then its rows.
+
+    Raises:
+        QueryError: As `query`; or a value does not fit its column, after others were yielded.
+    """
+    refuse_writing(sql, "sqlite")
+    with _reading():
+        cursor = connection.execute(sql, params)
+        names = [column[0] for column in cursor.description]
+        kept = [Column(name, known.type) for name, known in zip(names, columns, strict=True)]
+        schema = pa.schema([(column.name, column.type) for column in kept])
+        yield pa.RecordBatch.from_pylist([], schema)
+        while found := cursor.fetchmany(rows):
+            arrays = [
+                _admitted(values, column)
+                for values, column in zip(zip(*found, strict=True), kept, strict=True)
+            ]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _admitted(values: Sequence[Any], column: Column) -> pa.Array:
+    array, misfits = admit_column(values, column)
+    if misfits:
+        raise QueryError(
+            f"column {column.name!r}: {misfits[0].reason}", hint="cast it to one type in the query"
+        )
+    return array
+
+
 def lock_down(connection: sqlite3.Connection) -> None:
     """Let a connection compile nothing but reads, whatever the text."""
 
@@ -97,6 +133,9 @@ def _reading() -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", None) in _DENIED:
             raise QueryError("a query only reads", hint="use execute for writes") from error
+        if "UTF-8" in str(error):
+            hint = "cast the column to blob in the query"
+            raise QueryError("a text of the answer is not UTF-8", hint=hint) from error
         raise
 
 

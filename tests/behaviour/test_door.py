@@ -245,3 +245,13 @@ def test_a_write_made_elsewhere_is_seen_by_its_token(world: World) -> None:
     world.run("insert into orders values (4, 'new', 1)")
     written = Written(1, time.monotonic_ns())
     assert values(world.htap.query("select count(*) from orders", after=written)) == [(4,)]
+
+
+def test_what_the_source_answers_is_streamed_too(world: World) -> None:
+    world.htap.sync_now()
+    world.run("insert into orders values (8, 'late', x'00')")  # a value that cannot be mirrored
+    world.htap.sync_now()
+    world.run("delete from orders where id = 8")
+    streamed = world.htap.stream("select id, status from orders where id > 0 order by id", (), 2)
+    assert (streamed.schema.metadata or {})[b"rhei.engine"] == b"oltp"
+    assert [batch.num_rows for batch in streamed.batches] == [2, 1]
