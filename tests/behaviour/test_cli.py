@@ -185,3 +185,23 @@ def test_the_demo_leaves_a_mirror_to_try_on(tmp_path: Path) -> None:
     again = CliRunner().invoke(app, ["demo", "--directory", str(place)])
     assert again.exit_code == 1
     assert "not empty" in str(again.exception)
+
+
+def test_status_is_shown_again_until_it_is_interrupted(
+    rhei: Rhei, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rhei("sync")
+    turns = iter(range(2))
+
+    def sleep(seconds: float) -> None:
+        assert seconds == 0.5
+        world.run("update orders set status = 'sent'")
+        if next(turns, None) is None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("rhei_pipeline.cli.time_.sleep", sleep)
+    found = rhei("status", "--watch", "0.5", "--json")
+    shown = [json.loads(line) for line in found.stdout.splitlines()]
+    lags = [status["tables"]["orders"]["lag_events"] for status in shown]
+    assert found.exit_code == 0
+    assert lags[:3] == [0, 3, 6]

@@ -1,12 +1,14 @@
 """A mirror in files: who may write, what readers see, what is kept and what is collected."""
 
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
+from time import sleep
 
 import pyarrow as pa
 import pytest
@@ -368,3 +370,28 @@ def test_snapshots_of_days_are_kept_and_written_anew(make_world: MakeWorld, stor
     ]
     assert world.htap.maintain().done
     assert world.htap.verify().equal
+
+
+@pytest.mark.parametrize("storage", ["parquet", "delta"])
+def test_a_look_back_leaves_out_the_files_of_other_times(
+    make_world: MakeWorld, storage: str
+) -> None:
+    world = make_world(mode="temporal", storage=storage)
+    world.run("create table t(k integer primary key, v int)")
+    world.app.executemany("insert into t values (?, 0)", ((key,) for key in range(500)))
+    world.htap.sync_now()
+    instants = []
+    for _ in range(24):
+        world.run("update t set v = v + 1")
+        world.htap.sync_now()
+        sleep(0.002)  # SQLite's clock has milliseconds
+        instants.append(datetime.now(UTC))
+        sleep(0.002)
+    at = instants[10]
+    assert set(world.htap.as_of("t", at)["v"].to_pylist()) == {11}
+    since, until = f"_rhei_valid_from <= '{at.isoformat()}'", f"_rhei_valid_to > '{at.isoformat()}'"
+    condition = f"{since} and (_rhei_valid_to is null or {until})"
+    sql = f"explain analyze select * from t where {condition}"
+    plan = world.htap.query(sql, hint="olap")["plan"][0].as_py()
+    opened = re.findall(r"files_ranges_pruned_statistics=1 total → (\d) matched", plan)
+    assert opened.count("0") >= 2  # of four or so; folding decides how many there are
