@@ -29,6 +29,7 @@ def open_mirror(settings: Settings) -> OwnedMirror:
             mirror.path,
             lock_timeout_seconds=mirror.lock_timeout_seconds,
             published=PublishedCopy(copy.path, copy.interval_seconds) if copy else None,
+            memory_limit_bytes=mirror.memory_limit,
         )
     delta = _delta(mirror) if mirror.storage == "delta" else None
     opened: OwnedMirror = datafusion().DataFusionMirror(
@@ -38,6 +39,7 @@ def open_mirror(settings: Settings) -> OwnedMirror:
         delta=delta,
         lock_timeout_seconds=mirror.lock_timeout_seconds,
         retained_manifests=mirror.retained_manifests,
+        memory_limit_bytes=mirror.memory_limit,
     )
     return opened
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import (
     BaseModel,
+    ByteSize,
     ConfigDict,
     Discriminator,
     Field,
@@ -205,6 +206,12 @@ class MirrorSettings(_Section):
         3, ge=1, description="datafusion: how many committed states stay readable."
     )
 
+    memory_limit: ByteSize | None = Field(
+        None,
+        ge=2**26,
+        description="The most memory that queries and syncs of it may take together, such as 2GB;"
+        " what needs more goes to disk where that helps, or fails. Left out: most of the machine.",
+    )
     published: PublishedSettings | None = Field(
         None, description="duckdb: keep a copy that notebooks and BI tools open read-only."
     )

@@ -65,13 +65,14 @@ class DataFusionMirror:
         delta: The tables published for other engines, for `delta`.
         lock_timeout_seconds: How long to wait while another process writes the mirror.
         retained_manifests: How many committed states stay readable.
+        memory_limit_bytes: The most that queries take together.
 
     Raises:
         MirrorBusyError: Another process held the mirror all that time.
         MirrorError: The directory cannot be used, or a manifest is damaged.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (each is a setting of its own)
         self,
         storage: str,
         path: Path | str = MEMORY,
@@ -80,6 +81,7 @@ class DataFusionMirror:
         delta: "DeltaTables | None" = None,
         lock_timeout_seconds: float = 30.0,
         retained_manifests: int = RETAINED_MANIFESTS,
+        memory_limit_bytes: int | None = None,
     ) -> None:
         self.storage = storage
         self.path = MEMORY if storage == "memory" else str(path)
@@ -87,7 +89,7 @@ class DataFusionMirror:
         self._files = files
         self._store = SegmentStore(files, FORMATS[storage]())
         self._manifests = Manifests(files, retained_manifests)
-        self._session = ReadingSession(self._store)
+        self._session = ReadingSession(self._store, memory_limit_bytes)
         self._lock = threading.Lock()
         self._glance = threading.Lock()
         self._reading: Counter[int] = Counter()

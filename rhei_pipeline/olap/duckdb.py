@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 MEMORY = ":memory:"
 
-_CONFIG = {
+_CONFIG: dict[str, str | bool | int | float | list[str]] = {
     # A query reads tables of the mirror; not files, not the network, not our Python variables.
     "enable_external_access": "false",
     "python_enable_replacements": "false",
@@ -49,6 +49,7 @@ class DuckDBMirror:
         path: The file, created when it is missing; `:memory:` for one that ends with the process.
         published: A copy to keep for other processes to read, written after commits.
         lock_timeout_seconds: How long to wait while another process holds the file.
+        memory_limit_bytes: The most that queries and transactions take together.
 
     Raises:
         MirrorBusyError: Another process held the file all that time.
@@ -61,10 +62,14 @@ class DuckDBMirror:
         *,
         lock_timeout_seconds: float = 30.0,
         published: PublishedCopy | None = None,
+        memory_limit_bytes: int | None = None,
     ) -> None:
         self.path = str(path)
         self._published = published
-        self._connection = _open(self.path, lock_timeout_seconds)
+        config = dict(_CONFIG)
+        if memory_limit_bytes is not None:
+            config["memory_limit"] = f"{memory_limit_bytes} B"
+        self._connection = _open(self.path, config, lock_timeout_seconds)
         self._lock = threading.Lock()
         self._ledger: Ledger | None = None
         self._default_namespace = False
@@ -224,17 +229,29 @@ def _batches(
         cursor.close()
 
 
-def _refused(error: Exception) -> QueryError:
+def _too_large() -> MirrorError:
+    # No QueryError, after which the source would be asked for as much.
+    return MirrorError(
+        "DuckDB has reached its memory limit",
+        hint="ask for less at once, or raise mirror.memory_limit",
+    )
+
+
+def _refused(error: Exception) -> RheiError:
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return _too_large()
     return QueryError(
         f"DuckDB refused the query: {_first_line(error)}",
         hint="the mirror answers reading queries on mirrored tables",
     )
 
 
-def _open(path: str, timeout: float) -> duckdb.DuckDBPyConnection:
+def _open(
+    path: str, config: dict[str, str | bool | int | float | list[str]], timeout: float
+) -> duckdb.DuckDBPyConnection:
     if path != MEMORY:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return _retried(lambda: duckdb.connect(path, config=dict(_CONFIG)), path, timeout)
+    return _retried(lambda: duckdb.connect(path, config=config), path, timeout)
 
 
 def _retried(
@@ -262,6 +279,8 @@ def translated(path: str) -> Iterator[None]:
 
 def _translate(error: duckdb.Error, path: str) -> RheiError:
     text = str(error)
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return _too_large()
     if "Could not set lock" in text:
         return MirrorBusyError(
             f"mirror {path!r} is held by another process",

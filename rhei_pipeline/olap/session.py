@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from datafusion import DataFrame, SessionConfig, SessionContext, SQLOptions, udf
+from datafusion import DataFrame, RuntimeEnvBuilder, SessionConfig, SessionContext, SQLOptions, udf
 from datafusion.catalog import Schema
 
-from rhei_pipeline.errors import QueryError
+from rhei_pipeline.errors import MirrorError, QueryError
 from rhei_pipeline.olap import bitmaps
 from rhei_pipeline.olap.formats import ROW
 from rhei_pipeline.olap.letters import LETTERS
@@ -53,11 +53,14 @@ Params = Sequence[Any] | Mapping[str, Any]
 class ReadingSession:
     """A DataFusion session that shows one committed state at a time, of all tables together."""
 
-    def __init__(self, store: SegmentStore) -> None:
+    def __init__(self, store: SegmentStore, memory_limit_bytes: int | None = None) -> None:
         self._store = store
         self._lock = threading.Lock()
         config = SessionConfig(_SETTINGS).with_default_catalog_and_schema(_CATALOGUE, _MAIN)
-        self._context = SessionContext(config.with_information_schema(enabled=False))
+        runtime = RuntimeEnvBuilder().with_disk_manager_os()
+        if memory_limit_bytes is not None:
+            runtime = runtime.with_fair_spill_pool(memory_limit_bytes)
+        self._context = SessionContext(config.with_information_schema(enabled=False), runtime)
         self._schemas = {_MAIN}
         self._views: dict[str, StoredTable] = {}
         self._segments: dict[str, Segment] = {}
@@ -165,6 +168,11 @@ def _translated(call: Callable[[], _Result]) -> _Result:
     try:
         return call()
     except Exception as error:  # DataFusion's errors have no type of their own
+        if "Resources exhausted" in str(error):
+            raise MirrorError(
+                "DataFusion has reached its memory limit",
+                hint="ask for less at once, or raise mirror.memory_limit",
+            ) from error
         raise QueryError(
             f"DataFusion refused the query: {str(error).strip().splitlines()[0]}",
             hint="the mirror answers reading queries on mirrored tables",

@@ -245,3 +245,23 @@ def test_a_stream_that_is_cancelled_ends_in_an_error(mirror: Mirror) -> None:
 def test_a_stream_only_reads(mirror: Mirror) -> None:
     with pytest.raises(QueryError, match="DELETE"):
         mirror.stream("delete from t", {}, 100)
+
+
+@pytest.mark.parametrize("engine", ["duckdb", "datafusion"])
+def test_a_query_that_needs_too_much_memory_fails_alone(engine: str, tmp_path: Path) -> None:
+    limit = 2**26
+    made: Mirror
+    if engine == "duckdb":
+        made = DuckDBMirror(tmp_path / "m.duckdb", memory_limit_bytes=limit)
+    else:
+        made = DataFusionMirror("ipc", tmp_path / "m", memory_limit_bytes=limit)
+    with made.transaction() as transaction:
+        transaction.begin_copy(TABLE, CopyProgress("t", Position(1, "p"), "shape"))
+        transaction.adopt_copy(TABLE, NOW)
+    merge(made, rows(**{f"a key of some length {n}": float(n) for n in range(4000)}), keys())
+    with pytest.raises(MirrorError, match=r"memory limit.*mirror\.memory_limit"):
+        made.query("select array_agg(a.k) as l from t a cross join t b")
+    ordered = made.query("select k from t order by v desc")["k"].to_pylist()
+    assert ordered[0] == "a key of some length 3999"
+    assert merge(made, rows(z=1.0), keys()).inserted == 1
+    made.close()
