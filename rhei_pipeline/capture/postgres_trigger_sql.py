@@ -201,6 +201,8 @@ class TableLog:
             f" security definer {' '.join(f'set {setting}' for setting in settings)}"
             f" as {literal(self._body())}"
         )
+        # Nobody is to write to the log from a table of his own.
+        yield f"revoke all on function {self._function}() from public"
         for event, referencing in _EVENTS.items():
             trigger = quote(f"_rhei_{event}")
             yield (

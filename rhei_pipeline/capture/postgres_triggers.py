@@ -33,7 +33,7 @@ from rhei_pipeline.capture.postgres_trigger_sql import (
     TableLog,
     columns_of,
 )
-from rhei_pipeline.errors import SchemaError, SourceBusyError
+from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError
 from rhei_pipeline.events import Position
 from rhei_pipeline.metrics import Finding
 from rhei_pipeline.oltp.postgres import PostgresDatabase
@@ -50,6 +50,8 @@ from rhei_pipeline.schema import Mode, Table, TableOptions, TableSchema
 #: Who waits for the lock that creating a trigger takes has all later writers wait behind it.
 _LOCK_TIMEOUT = "1s"
 _LOCK_ATTEMPTS, _PAUSE_SECONDS = 5, 0.3
+#: The first version with `create or replace trigger`.
+_OLDEST = 140_000
 #: Keys logged by one statement.
 _TOUCHED_ROWS = 500
 
@@ -101,6 +103,7 @@ class PostgresTriggerSource:
         """The connection; a new one where the server ended the last."""
         if self._kept is None or self._kept.closed:
             self._kept = self._database.connect()
+            _refuse_old(self._kept)
             # Every name is then written with its schema, ours and the catalogue's alike.
             self._kept.execute("set search_path = pg_catalog")
             # Losing an acknowledgement in a power cut only means giving it again.
@@ -355,6 +358,15 @@ def unacknowledged(database: PostgresDatabase, mirror_id: str) -> int | None:
         positions = registry.positions(connection, mirror_id)
         standing = registry.standing(connection) if positions else set()
         return unseen(connection, positions, standing) if positions else None
+
+
+def _refuse_old(connection: Connection) -> None:
+    if connection.info.server_version < _OLDEST:
+        connection.close()
+        raise CaptureError(
+            "the server is older than PostgreSQL 14, whose triggers can be mended in place",
+            hint="upgrade it, or use 'capture: {method: logical}' or 'polling'",
+        )
 
 
 def _plain(name: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from rhei_pipeline import HTAP
-from rhei_pipeline.errors import SchemaError, SourceBusyError
+from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError
 from rhei_pipeline.sources import examine, unread
 from tests.fix_postgres import PostgresWorld
 from tests.model import exact
@@ -308,8 +308,15 @@ def test_what_the_application_may_do_it_still_may(world: PostgresWorld, dsn: str
         clerk.execute("insert into orders values (4, 'clerk', 1)")
         clerk.execute("update orders set id = 5 where id = 4")
         clerk.execute("delete from orders where id = 1")
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            clerk.execute(f"select * from {log_of(world)}".encode())
+        relation = log_of(world).removeprefix("_rhei.log_")
+        for intrusion in (
+            f"select * from {log_of(world)}",
+            "create temp table orders_too(id int);"
+            " create trigger own after insert on orders_too for each statement"
+            f" execute function _rhei.capture_{relation}()",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                clerk.execute(intrusion.encode())
     synced(world)
     with psycopg.connect(dsn, user="clerk", autocommit=True) as clerk:
         clerk.execute("truncate orders")
@@ -416,6 +423,15 @@ def test_what_the_user_lacks_is_named_with_the_statement(make: MakeWorld, dsn: s
     with HTAP(settings) as htap:
         assert htap.sync_now().inserted == 3
     world.run("drop owned by poor cascade", "drop role poor")
+
+
+def test_a_server_that_is_too_old_is_named(
+    make: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhei_pipeline.capture.postgres_triggers._OLDEST", 990_000)
+    world = make(CREATE)
+    with pytest.raises(CaptureError, match="older than PostgreSQL"):
+        world.htap.sync_now()
 
 
 def test_what_is_pending_is_known_without_the_mirror(world: PostgresWorld) -> None:
