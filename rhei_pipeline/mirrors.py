@@ -4,11 +4,12 @@ import importlib
 from types import ModuleType
 from typing import Protocol
 
+from rhei_pipeline.declaration import DeltaSettings, MirrorSettings
 from rhei_pipeline.errors import MissingExtraError
 from rhei_pipeline.olap.duckdb import DuckDBMirror
 from rhei_pipeline.olap.publishing import PublishedCopy
 from rhei_pipeline.protocols import Mirror
-from rhei_pipeline.settings import DeltaSettings, MirrorSettings, Settings
+from rhei_pipeline.settings import Settings
 
 
 class OwnedMirror(Mirror, Protocol):

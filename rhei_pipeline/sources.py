@@ -11,6 +11,7 @@ from rhei_pipeline.capture import polling_doctor
 from rhei_pipeline.capture.polling_notes import unseen
 from rhei_pipeline.capture.sqlite_polling import PollingSource
 from rhei_pipeline.capture.trigger_log import TriggerSource, unacknowledged
+from rhei_pipeline.declaration import SqliteSettings
 from rhei_pipeline.errors import MissingExtraError, SchemaError
 from rhei_pipeline.metrics import Finding
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
@@ -18,7 +19,7 @@ from rhei_pipeline.pipeline import Declared
 from rhei_pipeline.protocols import ChangeSource, Database
 from rhei_pipeline.registry import Registry, mirror_id_of
 from rhei_pipeline.schema import Table, TableOptions, TableSchema
-from rhei_pipeline.settings import Settings, SqliteSettings
+from rhei_pipeline.settings import Settings
 
 
 class SourceDatabase(Database, Protocol):
