@@ -4,12 +4,13 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 from hypothesis import strategies as st
 
+from rhei_pipeline.capture.keyset import Horizon, Keyset
 from rhei_pipeline.protocols import Step
 from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
@@ -19,6 +20,7 @@ TABLES = ("items", "pairs")
 SQLITE_NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
 POSTGRES_NOW = "now()"
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _IDS = st.integers(1, 4)
 _NOTES = st.sampled_from(["", "a", "b", "é"])
 _PARTS = st.sampled_from(["k", "l"])
@@ -126,6 +128,16 @@ drawn = st.sampled_from(["reconcile", "soft_delete:deleted_at"]).flatmap(
 )
 
 
+@dataclass(frozen=True)
+class State:
+    """What a table was as of an instant; after a restart, that is only sure where it lasts."""
+
+    instant: datetime
+    table: str
+    rows: frozenset[Row]
+    lasting: bool
+
+
 @dataclass
 class Play:
     """A history being played, by two connections of the application and the engine."""
@@ -134,7 +146,7 @@ class Play:
     policy: str
     now: str
     other: Any
-    states: list[tuple[datetime, str, frozenset[Row]]] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
     _prepared: bool = False
 
     def run(self, actions: Sequence[Write | Sync]) -> None:
@@ -153,9 +165,9 @@ class Play:
         self._settled()
         assert self.world.htap.verify().equal
         if self.world.mode == "temporal":
-            for instant, table, state in self.states:
-                found = arrow_rows(self.world.htap.as_of(table, instant))
-                assert found == state, (instant, table)
+            for state in self.states:
+                found = arrow_rows(self.world.htap.as_of(state.table, state.instant))
+                assert found == state.rows, (state.instant, state.table)
 
     def _write(self, action: Write) -> None:
         app = self.world.app
@@ -218,7 +230,9 @@ class Play:
     def _sync(self, action: Sync) -> None:
         if action.crash_at:
             self.world.faults.arm(action.crash_at, action.occurrence)
-        if not self.world.surviving(lambda: self._work(action.table)):
+        if self.world.surviving(lambda: self._work(action.table)):
+            self.states = [state for state in self.states if state.lasting]
+        else:
             self._settled()
 
     def _work(self, table: str | None) -> None:
@@ -235,7 +249,11 @@ class Play:
             state = self._alive(table)
             assert self.world.mirror_rows(table) == state, table
             mark = self.world.htap._engine.mirror.ledger().watermarks[table]
-            self.states.append((mark.recorded_at, table, state))
+            form = Keyset if self._is_sqlite else Horizon
+            known = form.read(mark.position.proof, "updated_at")
+            assert known is not None
+            lasting = mark.recorded_at == _EPOCH + timedelta(microseconds=known.clock)
+            self.states.append(State(mark.recorded_at, table, state, lasting))
 
     def _alive(self, table: str) -> frozenset[Row]:
         where = "" if self.policy == "reconcile" else " where deleted_at is null"

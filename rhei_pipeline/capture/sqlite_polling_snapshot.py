@@ -35,6 +35,7 @@ class Memory:
         floors: New positions are above these.
         drained: This proof was made at this data version, and so all that it says still holds.
         idle: Nothing was pending behind this proof at this data version.
+        quiet: Nothing was pending behind this proof at this time, so what follows is later.
         ended: The tick of this timestamp had ended at this data version.
         closed: No row can join or leave the ties (timestamp, digest) any more unseen.
         audited: The clock of the last audit, and its data version.
@@ -46,6 +47,7 @@ class Memory:
     floors: dict[str, int] = field(default_factory=dict)
     drained: dict[str, tuple[str, int]] = field(default_factory=dict)
     idle: dict[str, tuple[str, int]] = field(default_factory=dict)
+    quiet: dict[str, tuple[str, int]] = field(default_factory=dict)
     ended: dict[str, tuple[str, int]] = field(default_factory=dict)
     closed: dict[str, tuple[str, str]] = field(default_factory=dict)
     audited: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -304,15 +306,19 @@ class PollingSnapshot:
     def _look(self, table: Table, after: Position) -> _Look:
         touched = self._memory.touched.get(table.name)
         if self._memory.idle.get(table.name) == (after.proof, self._version) and not touched:
+            self._memory.quiet[table.name] = (after.proof, self._now)
             return _Look()
         place = (table.name, after.proof)
         if place not in self._looks:
-            look = self._looks[place] = self._look_behind(table, self._known(table, after))
+            look = self._looks[place] = self._look_behind(table, after)
             if not look.events:
                 self._memory.idle[table.name] = (after.proof, self._version)
+                self._memory.quiet[table.name] = (after.proof, self._now)
         return self._looks[place]
 
-    def _look_behind(self, table: Table, keyset: Keyset | None) -> _Look:
+    def _look_behind(self, table: Table, after: Position) -> _Look:
+        keyset = self._known(table, after)
+        proof, quiet = self._memory.quiet.get(table.name, ("", 0))
         polled, poll = self._table(table), self._table(table).poll
         newer, others = poll.at(">", keyset.at if keyset else None), []
         count = polled.count(newer)
@@ -328,7 +334,7 @@ class PollingSnapshot:
             count,
             sum(n for _, n in counted),
             tuple(self._memory.touched.get(table.name, ())),
-            keyset.clock if keyset else 0,
+            max(keyset.clock, quiet if proof == after.proof else 0) if keyset else 0,
         )
 
     def _has_changed_ties(self, polled: PolledTable, keyset: Keyset) -> bool:

@@ -8,7 +8,8 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -670,6 +671,29 @@ def test_an_unknown_delete_policy_is_named(make: Make) -> None:
 def test_a_database_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="does not exist"):
         SqliteDatabase(tmp_path / "none.db", read_only=True)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_a_sync_showed_stays_though_an_older_transaction_commits_later(
+    make: Make, *, copied: bool
+) -> None:
+    world = make(mode="temporal")
+    put(world, 1, "a")
+    world.htap.sync_now()
+    with closing(sqlite3.connect(world.path, isolation_level=None)) as other:
+        other.execute("begin immediate")
+        other.execute(f"update t set v = 'late', updated_at = {NOW}")
+        time.sleep(0.01)
+        if copied:
+            world.htap.initial_sync("t")
+        world.htap.sync_now()
+        time.sleep(0.002)
+        shown = datetime.now(UTC) - timedelta(milliseconds=2)
+        other.execute("commit")
+    time.sleep(0.01)
+    world.htap.sync_now()
+    assert world.htap.as_of("t", shown)["v"].to_pylist() == ["a"]
+    assert mirrored(world) != {}
 
 
 def test_versions_are_dated_by_their_stamp_where_it_is_later(make: Make) -> None:
