@@ -2,7 +2,7 @@
 
 from hypothesis import HealthCheck, Phase, settings
 
-pytest_plugins = ["tests.fix_s3", "tests.fix_world", "tests.fix_postgres"]
+pytest_plugins = ["tests.fix_object_store", "tests.fix_world", "tests.fix_postgres"]
 
 settings.register_profile(
     "suite",

@@ -15,7 +15,7 @@ from rhei_pipeline.olap.datafusion import DataFusionMirror
 from rhei_pipeline.olap.object_files import Access
 from rhei_pipeline.olap.reader import MirrorReader
 from rhei_pipeline.schema import Column, Table, TableSchema
-from tests.fix_s3 import Store
+from tests.fix_object_store import Store
 from tests.fix_world import World
 from tests.model import arrow_rows, source_rows
 
@@ -25,8 +25,8 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def mirror(s3: Store) -> Iterator[DataFusionMirror]:
-    made = DataFusionMirror("parquet", s3.url, access=s3.access)
+def mirror(bucket: Store) -> Iterator[DataFusionMirror]:
+    made = DataFusionMirror("parquet", bucket.url, access=bucket.access)
     with made.transaction() as transaction:
         transaction.begin_copy(TABLE, CopyProgress("t", Position(1, "p"), "shape"))
         transaction.adopt_copy(TABLE, NOW)
@@ -48,15 +48,15 @@ def held(mirror: DataFusionMirror | MirrorReader) -> dict[int, int]:
 
 @pytest.mark.parametrize("storage", ["parquet", "delta"])
 def test_a_mirror_in_a_bucket_equals_its_source(
-    s3: Store, make_world: MakeWorld, storage: str
+    bucket: Store, make_world: MakeWorld, storage: str
 ) -> None:
     world = make_world()
     world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
     mirror = {
         "kind": "datafusion",
         "storage": storage,
-        "path": s3.url,
-        "object_store": s3.settings | s3.keys,
+        "path": bucket.url,
+        "object_store": bucket.settings | bucket.keys,
     }
     settings = Settings(**{**world.settings.model_dump(), "mirror": mirror})
     assert "hush" not in repr(settings)
@@ -68,55 +68,59 @@ def test_a_mirror_in_a_bucket_equals_its_source(
             assert found == source_rows(world.app, "t")
             assert htap.verify().equal
         if storage == "delta":
-            published = DeltaTable(f"{s3.url}/delta/main/t", storage_options=s3.storage_options)
+            published = DeltaTable(
+                f"{bucket.url}/delta/main/t", storage_options=bucket.storage_options
+            )
             assert arrow_rows(published.to_pyarrow_table()) == source_rows(world.app, "t")
 
 
-def test_failing_requests_are_tried_again(mirror: DataFusionMirror, s3: Store) -> None:
-    s3.failing = {"PUT": ["503", "", "503", "503"], "GET": ["503"], "DELETE": ["503"]}
+def test_failing_requests_are_tried_again(mirror: DataFusionMirror, bucket: Store) -> None:
+    bucket.failing = {"PUT": ["503", "", "503", "503"], "GET": ["503"], "DELETE": ["503"]}
     for turn in range(5):
         merge(mirror, turn + 2, k1=turn, k2=turn)
-    s3.failing = {"GET": ["503", "503"]}
+    bucket.failing = {"GET": ["503", "503"]}
     assert held(mirror) == {1: 4, 2: 4}
     assert mirror.ledger().watermarks["t"].position.order == 6
 
 
-def test_slow_requests_are_given_up_and_made_anew(mirror: DataFusionMirror, s3: Store) -> None:
-    s3.failing = {"PUT": ["slow"]}
+def test_slow_requests_are_given_up_and_made_anew(mirror: DataFusionMirror, bucket: Store) -> None:
+    bucket.failing = {"PUT": ["slow"]}
     merge(mirror, 2, k1=1)
-    s3.released.set()
+    bucket.released.set()
     assert held(mirror) == {1: 1}
 
 
 def test_a_manifest_that_arrived_without_an_answer_counts_once(
-    mirror: DataFusionMirror, s3: Store
+    mirror: DataFusionMirror, bucket: Store
 ) -> None:
     before = mirror._manifest.version
     for lost in range(6):
-        s3.failing = {"PUT": [""] * lost + ["lost"]}
+        bucket.failing = {"PUT": [""] * lost + ["lost"]}
         merge(mirror, lost + 2, k1=lost)
     assert mirror._manifest.version == before + 6
     assert held(mirror) == {1: 5}
-    with MirrorReader(s3.url, access=s3.access) as reader:
+    with MirrorReader(bucket.url, access=bucket.access) as reader:
         assert held(reader) == {1: 5}
 
 
 def test_a_store_that_does_not_answer_is_named_and_nothing_is_lost(
-    mirror: DataFusionMirror, s3: Store
+    mirror: DataFusionMirror, bucket: Store
 ) -> None:
     merge(mirror, 2, k1=1)
-    s3.failing = {"PUT": ["503"] * 1000, "GET": ["503"] * 1000}
+    bucket.failing = {"PUT": ["503"] * 1000, "GET": ["503"] * 1000}
     with pytest.raises(MirrorUnreachableError, match="did not answer") as error:
         merge(mirror, 3, k1=2)
     assert "hush" not in str(error.value)
-    s3.failing = {}
+    bucket.failing = {}
     assert held(mirror) == {1: 1}
     merge(mirror, 3, k1=3)
     assert held(mirror) == {1: 3}
 
 
-def test_of_two_writers_the_second_to_commit_is_told(mirror: DataFusionMirror, s3: Store) -> None:
-    other = DataFusionMirror("parquet", s3.url, access=s3.access)
+def test_of_two_writers_the_second_to_commit_is_told(
+    mirror: DataFusionMirror, bucket: Store
+) -> None:
+    other = DataFusionMirror("parquet", bucket.url, access=bucket.access)
     merge(mirror, 2, k1=1)
     with pytest.raises(MirrorBusyError, match="written by another process"):
         merge(other, 2, k1=2)
@@ -127,9 +131,9 @@ def test_of_two_writers_the_second_to_commit_is_told(mirror: DataFusionMirror, s
     other.close()
 
 
-def test_a_reader_elsewhere_keeps_its_state(mirror: DataFusionMirror, s3: Store) -> None:
+def test_a_reader_elsewhere_keeps_its_state(mirror: DataFusionMirror, bucket: Store) -> None:
     merge(mirror, 2, k1=1)
-    with MirrorReader(s3.url, access=s3.access) as reader:
+    with MirrorReader(bucket.url, access=bucket.access) as reader:
         merge(mirror, 3, k1=2)
         mirror.maintain()
         assert held(reader) == {1: 1}
@@ -137,7 +141,7 @@ def test_a_reader_elsewhere_keeps_its_state(mirror: DataFusionMirror, s3: Store)
         assert held(reader) == {1: 2}
 
 
-def test_a_bucket_that_is_not_there_is_named(s3: Store) -> None:
-    with pytest.raises((MirrorError, MirrorUnreachableError), match="s3://nowhere"):
-        DataFusionMirror("parquet", "s3://nowhere/x", access=s3.access)
-    assert "hush" not in repr(Access(secrets=s3.keys))
+def test_a_bucket_that_is_not_there_is_named(bucket: Store) -> None:
+    with pytest.raises((MirrorError, MirrorUnreachableError), match="://nowhere"):
+        DataFusionMirror("parquet", f"{bucket.scheme}://nowhere/x", access=bucket.access)
+    assert "hush" not in repr(Access(secrets=bucket.keys))

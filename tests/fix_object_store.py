@@ -1,12 +1,18 @@
-"""A real S3-compatible server on this machine, and a way to it that fails or is slow on demand."""
+"""A real S3-compatible server on this machine, and a way to it that fails or is slow on demand.
+
+The way also speaks Google's dialect, as far as the two differ: the names of headers, and how to say
+that nothing may stand where a file is put.
+"""
 
 import http.client
+import json
 import threading
 import urllib.request
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,8 +31,10 @@ class Store:
         seen: The requests, as method and path.
     """
 
+    scheme: str
     bucket: str
     port: int
+    key_file: Path
     failing: dict[str, list[str]] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
@@ -34,7 +42,7 @@ class Store:
     @property
     def url(self) -> str:
         """Where a mirror may rest."""
-        return f"s3://{self.bucket}/some/mirror"
+        return f"{self.scheme}://{self.bucket}/some/mirror"
 
     @property
     def access(self) -> Access:
@@ -44,12 +52,20 @@ class Store:
     @property
     def settings(self) -> dict[str, Any]:
         """The declaration's fields that are no secrets."""
-        endpoint = f"http://127.0.0.1:{self.port}"
-        return {"endpoint": endpoint, "region": "us-east-1", "allow_http": True}
+        if self.scheme == "gs":
+            return {"allow_http": True}  # the key file says where it is
+        return {"endpoint": self.endpoint, "region": "us-east-1", "allow_http": True}
+
+    @property
+    def endpoint(self) -> str:
+        """Where the proxy listens."""
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def keys(self) -> dict[str, str]:
         """The declaration's fields that are secrets."""
+        if self.scheme == "gs":
+            return {"service_account_path": str(self.key_file)}
         return {"access_key_id": "somebody", "secret_access_key": "hush"}
 
     @property
@@ -69,15 +85,18 @@ def s3_server() -> Iterator[int]:
     server.stop()
 
 
-@pytest.fixture
-def s3(s3_server: int) -> Iterator[Store]:
+@pytest.fixture(params=["s3", "gs"])
+def bucket(request: pytest.FixtureRequest, s3_server: int, tmp_path: Path) -> Iterator[Store]:
     """Make a bucket, and a proxy in front of the server."""
-    bucket = f"b{uuid.uuid4().hex}"
-    request = urllib.request.Request(f"http://127.0.0.1:{s3_server}/{bucket}", method="PUT")
-    urllib.request.urlopen(request).close()  # noqa: S310  (our own server)
-    store = Store(bucket, 0)
+    name = f"b{uuid.uuid4().hex}"
+    making = urllib.request.Request(f"http://127.0.0.1:{s3_server}/{name}", method="PUT")
+    urllib.request.urlopen(making).close()  # noqa: S310  (our own server)
+    store = Store(request.param, name, 0, tmp_path / "hush.json")
     proxy = ThreadingHTTPServer(("127.0.0.1", 0), _handler(store, s3_server))
     store.port = proxy.server_address[1]
+    unused = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+    account = {"gcs_base_url": store.endpoint, "disable_oauth": True, **unused}
+    store.key_file.write_text(json.dumps(account))
     thread = threading.Thread(target=proxy.serve_forever)
     thread.start()
     yield store
@@ -101,7 +120,10 @@ def _handler(store: Store, upstream: int) -> type[BaseHTTPRequestHandler]:  # no
                 self._answer(503, {}, b"")
                 return
             connection = http.client.HTTPConnection("127.0.0.1", upstream)
-            connection.request(self.command, self.path, body, dict(self.headers))
+            headers = dict(self.headers)
+            if store.scheme == "gs":
+                headers = _in_amazons_words(headers)
+            connection.request(self.command, self.path, body, headers)
             found = connection.getresponse()
             content = found.read()
             if fault == "lost":
@@ -127,3 +149,15 @@ def _handler(store: Store, upstream: int) -> type[BaseHTTPRequestHandler]:  # no
             pass
 
     return Handler
+
+
+def _in_amazons_words(headers: dict[str, str]) -> dict[str, str]:
+    """Translate a request to Google's XML interface; the server takes any signature."""
+    said = {name.lower().replace("x-goog-", "x-amz-"): value for name, value in headers.items()}
+    if said.pop("x-amz-if-generation-match", None) == "0":
+        said["if-none-match"] = "*"
+    said["authorization"] = (
+        "AWS4-HMAC-SHA256 Credential=somebody/20260101/us-east-1/s3/aws4_request,"
+        " SignedHeaders=host, Signature=none"
+    )
+    return said
