@@ -1,5 +1,6 @@
 """The door: what routing costs, a point read, an aggregate, and a full scan over Flight SQL."""
 
+import sqlite3
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,11 @@ def measure() -> Iterator[tuple[str, str]]:
             "point read against the bare driver (bar: 2 x)",
             f"{ours * 1e6:.0f} us against {bare * 1e6:.0f} us: {ours / bare:.1f} x",
         )
+        arrow = _median(lambda: _as_arrow(table.connection.execute(_POINT, (777,))), 5000)
+        yield (
+            "point read against the bare driver and a plain Arrow table of its row",
+            f"{ours * 1e6:.0f} us against {arrow * 1e6:.0f} us: {ours / arrow:.1f} x",
+        )
         source = _median(lambda: htap.query(_GROUPED, hint="oltp"), 3)
         mirror = _median(lambda: htap.query(_GROUPED), 10)
         yield (
@@ -50,6 +56,12 @@ def measure() -> Iterator[tuple[str, str]]:
 
 
 _count = iter(range(1_000_000))
+
+
+def _as_arrow(cursor: sqlite3.Cursor) -> pa.Table:
+    names = [column[0] for column in cursor.description]
+    columns = list(zip(*cursor.fetchall(), strict=True))
+    return pa.table([pa.array(values) for values in columns], names)
 
 
 def _median(act: Callable[[], object], times: int) -> float:
