@@ -24,7 +24,7 @@ dev: $(DEMO_READY) ## open the Dagster UI on the demo, with a writer going
 	@SOURCE=$(SOURCE) $(BIN)/python -m examples.airline.dev
 
 test: $(DEMO_READY) ## run the tests
-	@$(BIN)/python -m tests
+	@$(BIN)/python -m tests -n auto --maxprocesses 4 --dist worksteal
 
 soak: $(DEMO_READY) ## run the long tests: thousands of crashes
 	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0

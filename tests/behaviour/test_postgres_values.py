@@ -284,7 +284,7 @@ def _write(
                 (key, v, w),
             )
         elif kind == "move":
-            connection.execute("update t set k = k + 100 where k = %s", (key,))
+            connection.execute("update t set k = k + %s where k = %s", (100 * (place + 1), key))
         elif kind == "gone":
             connection.execute("delete from t where k = %s", (key,))
         else:
