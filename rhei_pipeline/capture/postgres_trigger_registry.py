@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rhei_pipeline.capture.postgres_trigger_snapshot import Visible
+from rhei_pipeline.capture.postgres_trigger_snapshot import Proof, Visible
 from rhei_pipeline.capture.postgres_trigger_sql import (
     OWN_TABLES,
     SCHEMA,
@@ -47,12 +47,14 @@ set columns = excluded.columns, key = excluded.key, images = excluded.images,
     wanted = excluded.wanted, base = excluded.base, pruned = excluded.pruned
 """
 _ACKNOWLEDGE = f"""
-insert into {SCHEMA}.consumer values (%s, %s, %s, %s, %s) on conflict (mirror, relation) do update
-set snapshot = excluded.snapshot, position = excluded.position, marker = excluded.marker,
-    seen_at = excluded.seen_at
+insert into {SCHEMA}.consumer values (%s, %s, %s, %s, %s, %s) on conflict (mirror, relation)
+do update set snapshot = excluded.snapshot, position = excluded.position,
+    marker = excluded.marker, marked_by = excluded.marked_by, seen_at = excluded.seen_at
 """
 _LEAST = f"""
-select snapshot::text, position from {SCHEMA}.consumer where relation = %s order by position limit 1
+select snapshot::text, position, least(pg_snapshot_xmin(snapshot), (
+    select min(marked_by) from {SCHEMA}.consumer m where m.relation = c.relation))::text
+from {SCHEMA}.consumer c where relation = %s order by position limit 1
 """
 
 
@@ -112,7 +114,7 @@ def enter(
     # Of this log every mirror has yet to see all; none may be held up by where it once was.
     connection.execute(
         f"update {SCHEMA}.consumer set snapshot = pg_current_snapshot(), position = %s,"
-        " marker = 0 where relation = %s".encode(),
+        " marker = 0, marked_by = null where relation = %s".encode(),
         (base + order, relation),
     )
     names = [column.name for column in log.columns]
@@ -139,27 +141,38 @@ def has_others(connection: Connection, relation: int, mirror: str) -> bool:
 
 
 def acknowledge(
-    connection: Connection, mirror: str, relation: int, snapshot: str, order: int, marker: int
+    connection: Connection, mirror: str, relation: int, order: int, proof: Proof
 ) -> None:
-    """Note that a mirror has what a snapshot sees of a log; its newest entry there is kept."""
-    connection.execute(_ACKNOWLEDGE.encode(), (mirror, relation, snapshot, order, marker))
+    """Note that a mirror has what a snapshot sees of a log; the entry it noted there is kept."""
+    marked_by = proof.marked_by or None
+    connection.execute(
+        _ACKNOWLEDGE.encode(),
+        (mirror, relation, proof.snapshot, order, proof.marker, marked_by),
+    )
 
 
-def prune(connection: Connection, relation: int, pruned: int) -> int:
-    """Delete the entries that every mirror has; return how many. `pruned`: as it is noted."""
-    snapshot, order = one(connection, _LEAST, relation)
+def prune(connection: Connection, relation: int, pruned: int, since: str | None) -> tuple[int, str]:
+    """Delete the entries that every mirror has; `pruned` is up to where that is noted as done.
+
+    Given what the last call returned as `since`, what is left of older transactions in the index
+    is not looked through again: their entries are gone.
+
+    Returns:
+        How many, and the oldest transaction of which an entry may be left.
+    """
+    snapshot, order, oldest = one(connection, _LEAST, relation)
     seen = "xid < pg_snapshot_xmax(%s::pg_snapshot) and pg_visible_in_snapshot(xid, %s)"
     cursor = connection.execute(
-        f"delete from {log_name(relation)} where {seen} and seq not in"
+        f"delete from {log_name(relation)} where xid >= %s::xid8 and {seen} and seq not in"
         f" (select marker from {SCHEMA}.consumer where relation = %s)".encode(),
-        (snapshot, snapshot, relation),
+        (since or "0", snapshot, snapshot, relation),
     )
     if order > pruned:
         connection.execute(
             f"update {SCHEMA}.capture set pruned = %s where relation = %s".encode(),
             (order, relation),
         )
-    return cursor.rowcount
+    return cursor.rowcount, oldest
 
 
 def forget(connection: Connection, mirror: str) -> None:

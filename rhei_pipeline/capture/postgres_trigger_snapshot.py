@@ -171,8 +171,8 @@ class PostgresTriggerSnapshot:
         if table.name not in self._heads:
             found = self._known(table)
             newest = self._connection.execute(
-                f"select seq, xid::text, at::text from {found.log.name}"
-                " order by xid desc limit 1".encode()
+                f"select l.seq, l.xid::text, l.at::text from {found.log.name} l"
+                " order by l.xid desc limit 1".encode()
             ).fetchone()
             seen = self._moment.visible
             proof = Proof(found.identity, seen.text, *(newest or (0, "", "")))
@@ -224,6 +224,7 @@ class PostgresTriggerSnapshot:
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Join the touched keys to the rows they have now."""
         found, count = self._known(table), self.pending(table, after)
+        entries = count
         condition = _window(after)
         truncations = self._truncations(found, after)
         if truncations:
@@ -231,7 +232,7 @@ class PostgresTriggerSnapshot:
             yield _truncation(table.schema, at, count)
             count, condition = 0, f"{condition} and seq > {place}"
         self._hold(found)
-        sql = found.log.net_sql(table.schema.names, condition)
+        sql = found.log.net_sql(table.schema.names, condition, entries)
         for texts in self._copied(sql, [LIVE], table.schema, limit):
             size = texts.num_rows
             now = pa.repeat(pa.scalar(self.clock, INSTANT), size)

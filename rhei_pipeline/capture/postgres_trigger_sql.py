@@ -34,7 +34,7 @@ OWN_TABLES = (
     " pruned bigint not null, identity text)",
     "create table if not exists _rhei.consumer(mirror text not null, relation oid not null,"
     " snapshot pg_snapshot not null, position bigint not null, marker bigint not null,"
-    " seen_at timestamptz not null default now(), primary key (mirror, relation))",
+    " marked_by xid8, seen_at timestamptz not null default now(), primary key (mirror, relation))",
     "create table if not exists _rhei.broken(relation oid not null)",
 )
 
@@ -304,8 +304,12 @@ class TableLog:
             f" {self._keys(GONE, asked)} where {gone}"
         )
 
-    def net_sql(self, names: Sequence[str], condition: str) -> str:
-        """Select `live` and columns of every key in the log: what became of each, once a key."""
+    def net_sql(self, names: Sequence[str], condition: str, entries: int) -> str:
+        """Select `live` and columns of every key in the log: what became of each, once a key.
+
+        Told how many entries there are, the server looks few keys up by the table's index; by
+        itself it knows nothing of a log that is pruned all the time.
+        """
         keys = [(column, self.places[column.name]) for column in self.key_columns]
         apart = [place if c.is_exact_in_log else f"{place}, {_bytes(place)}" for c, place in keys]
         on = " and ".join(
@@ -319,7 +323,7 @@ class TableLog:
             f"select t.{quote(self.key[0])} is not null, {shown} from ("
             f"select {', '.join(place for _, place in keys)} from {self.name}"
             f" where {condition} and kind in ('{TOUCHED}', '{ROW}', '{GONE}')"
-            f" group by {', '.join(apart)}) k left join {self.table} t on {on}"
+            f" group by {', '.join(apart)} limit {entries}) k left join {self.table} t on {on}"
         )
 
     def versions_sql(self, names: Sequence[str], instant: str, condition: str) -> str:

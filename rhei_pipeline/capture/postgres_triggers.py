@@ -95,6 +95,7 @@ class PostgresTriggerSource:
         self._followed: set[str] = set()
         self._registered: dict[int, Registered] = {}
         self._acknowledged: dict[str, Position] = {}
+        self._pruned_since: dict[str, str] = {}
         self._kept: Connection | None = None
         self._origin = ""
 
@@ -110,6 +111,7 @@ class PostgresTriggerSource:
             self._kept.execute("set synchronous_commit = off")
             self._catalogue_version = -1
             self._acknowledged.clear()
+            self._pruned_since.clear()
             self._origin = origin(self._kept)
         return self._kept
 
@@ -335,10 +337,13 @@ class PostgresTriggerSource:
         if found is None or proof is None or found.identity != proof.identity:
             return 0
         relation = found.log.source.oid
-        registry.acknowledge(
-            connection, self._mirror_id, relation, proof.snapshot, position.order, proof.marker
-        )
-        return registry.prune(connection, relation, found.pruned) if prune else 0
+        registry.acknowledge(connection, self._mirror_id, relation, position.order, proof)
+        if not prune:
+            return 0
+        since = self._pruned_since.get(found.identity)
+        forgotten, oldest = registry.prune(connection, relation, found.pruned, since)
+        self._pruned_since[found.identity] = oldest
+        return forgotten
 
     @contextmanager
     def _writing(self, *, lasting: bool = False) -> Iterator[Connection]:
