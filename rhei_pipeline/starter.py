@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rhei_pipeline.errors import SchemaError, SettingsError
+from rhei_pipeline.metrics import Severity
 from rhei_pipeline.schema import TableOptions, TableSchema
 from rhei_pipeline.settings import Settings
-from rhei_pipeline.sources import SourceDatabase, open_database
+from rhei_pipeline.sources import SourceDatabase, examine, open_database
 
 #: Columns whose past values people ask for.
 _WORTH_KEEPING = {"status", "state", "price", "balance", "plan", "tier", "stage", "owner_id"}
@@ -48,8 +49,14 @@ def _head(settings: Settings, source: str) -> Iterator[str]:
         yield "# PostgreSQL. Its connection string may hold a password: the environment gives it."
         yield "#   export RHEI__SOURCE__DSN='postgresql://...'"
         yield "source: {kind: postgres}"
-        yield "# The server's own log is read: it needs wal_level = logical; 'rhei check' looks."
-        yield "capture: {method: logical}"
+        obstacle = _obstacle(settings)
+        if obstacle is None:
+            yield "# The server's own log is read, through a replication slot."
+            yield "capture: {method: logical}"
+        else:
+            yield f"# The server's own log cannot be read: {obstacle}. So triggers"
+            yield "# note what is touched; one that may only be read is captured by 'polling'."
+            yield "capture: {method: trigger}"
     else:
         yield "# The application's SQLite file."
         yield f"source: {{kind: sqlite, path: {json.dumps(str(Path(source).resolve()))}}}"
@@ -63,6 +70,12 @@ def _head(settings: Settings, source: str) -> Iterator[str]:
     yield "# destructive: the mirror is what the source is now. temporal: it keeps every version;"
     yield "# 'rhei as-of' looks back. Leave a table out, and it is not mirrored."
     yield "tables:"
+
+
+def _obstacle(settings: Settings) -> str | None:
+    """Say what of the server stands in the way of the way to capture that suits best."""
+    found = (f for f in examine(settings) if f.severity is Severity.ERROR and not f.table)
+    return next((finding.what for finding in found), None)
 
 
 def _tables(database: SourceDatabase) -> Iterator[str]:

@@ -29,9 +29,11 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def dating_server() -> Iterator[Server]:
-    """Start a server that keeps when transactions were committed."""
+    """Start a server that keeps when transactions were committed, and logs no row changes."""
     with TemporaryDirectory(prefix="rhei-postgres-") as directory:
-        made = Server(Path(directory), settings={"track_commit_timestamp": "on"})
+        made = Server(
+            Path(directory), settings={"track_commit_timestamp": "on", "wal_level": "replica"}
+        )
         yield made
         made.stop()
 

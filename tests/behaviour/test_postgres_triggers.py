@@ -6,11 +6,13 @@ from typing import Any
 
 import psycopg
 import pytest
+import yaml
 from pydantic import SecretStr
 
-from rhei_pipeline import HTAP
+from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError
 from rhei_pipeline.sources import examine, unread
+from rhei_pipeline.starter import starter
 from tests.fix_postgres import PostgresWorld
 from tests.model import exact
 
@@ -493,3 +495,23 @@ def test_changes_wait_in_a_buffer(make: MakeWorld, tmp_path: Path) -> None:
     world.run("update orders set status = 'x'", "truncate orders", ROWS)
     synced(world)
     assert len(world.versions("orders")) == 9
+
+
+def test_a_first_declaration_suits_a_server_whose_log_cannot_be_read(
+    dsn: str, dating_dsn: str, tmp_path: Path
+) -> None:
+    for place in (dsn, dating_dsn):
+        with psycopg.connect(place, autocommit=True) as connection:
+            connection.execute(CREATE.encode())
+            connection.execute(ROWS.encode())
+    assert "capture: {method: logical}" in starter(dsn)
+    text = starter(dating_dsn)
+    assert "wal_level is 'replica'" in text
+    declared = yaml.safe_load(text) | {
+        "source": {"kind": "postgres", "dsn": dating_dsn},
+        "registry": {"path": tmp_path / "registry.json"},
+        "mirror": {"path": tmp_path / "mirror.duckdb"},
+    }
+    with HTAP(Settings(**declared)) as htap:
+        assert htap.settings.capture_method == "trigger"
+        assert htap.sync_now().inserted == 3
