@@ -21,7 +21,7 @@ from rhei_pipeline.capture.postgres_stamp import FAMILIES, StampColumn, Zone
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import Position
 from rhei_pipeline.oltp.postgres import PostgresDatabase
-from rhei_pipeline.oltp.postgres_identity import oids_of, origin, version_of
+from rhei_pipeline.oltp.postgres_identity import oids_of, one, origin, version_of
 from rhei_pipeline.oltp.postgres_schema import (
     Connection,
     StoredColumn,
@@ -135,7 +135,7 @@ class PostgresPollingSource:
         poll = self._poll(name)
         column = poll.options.updated_at
         with self._database.translated():
-            if _value(self._connection, _HAS_INDEX, poll.source.oid, column):
+            if one(self._connection, _HAS_INDEX, poll.source.oid, column)[0]:
                 return None
         columns = listed([column, *poll.source.schema.primary_key])
         return f"create index on {poll.table} ({columns})"
@@ -249,7 +249,7 @@ class PostgresPollingSource:
         """Return the time zone that a session of the application has unless it chooses another."""
         if self._zone is None:
             name = self._database.default_zone()
-            self._zone = Zone(name, bool(_value(self._connection, _GOES_BACK, name, name)))
+            self._zone = Zone(name, bool(one(self._connection, _GOES_BACK, name, name)[0]))
         return self._zone
 
 
@@ -275,8 +275,3 @@ def _live(column: StoredColumn) -> str:
     if column.oid == _BOOLEAN:
         return f"(not coalesce({name}, false))"
     return f"(coalesce({name}, 0) = 0)" if column.oid in _NUMBERS else f"({name} is null)"
-
-
-def _value(connection: Connection, sql: str, *params: object) -> Any:  # noqa: ANN401
-    found = connection.execute(sql.encode(), params or None).fetchone()
-    return None if found is None else found[0]

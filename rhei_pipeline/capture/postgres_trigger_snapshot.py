@@ -269,11 +269,7 @@ class PostgresTriggerSnapshot:
     def _known(self, table: Table) -> Captured:
         found = self._captured(table.name)
         if found is None:
-            raise CaptureError(
-                "its log is gone from the source",
-                table=table.name,
-                hint="sync again: it is made anew, and the table copied by its difference",
-            )
+            raise log_is_gone(table.name)
         return found
 
     def _reader(self, table: Table) -> RowReader:
@@ -293,11 +289,11 @@ class PostgresTriggerSnapshot:
         return self._looks[place]
 
     def _look_behind(self, table: Table, after: Position) -> _Look:
-        if self._memory.quiet.get(table.name) == (after.proof, self._moment.visible.text):
-            return _Look(proved=True)
         found, proof = self._captured(table.name), Proof.parse(after.proof)
         if found is None or proof is None or proof.identity != found.identity:
             return _Look(proved=False)
+        if self._memory.quiet.get(table.name) == (after.proof, self._moment.visible.text):
+            return _Look(proved=True)
         if not found.pruned <= after.order <= found.base + self._moment.visible.order:
             return _Look(proved=False)
         marked = (
@@ -336,6 +332,15 @@ class PostgresTriggerSnapshot:
         letters = letters_of(schema, rejections, texts, self.clock)
         admitted = without_rows(events.cast(event_schema(schema)), rejections)
         return ChangeBatch(admitted, count, rejected=letters)
+
+
+def log_is_gone(table: str) -> CaptureError:
+    """Return the error of a table whose log was dropped."""
+    return CaptureError(
+        "its log is gone from the source",
+        table=table,
+        hint="sync again: it is made anew, and the table copied by its difference",
+    )
 
 
 def unseen(connection: Connection, positions: Mapping[int, str], standing: Collection[int]) -> int:

@@ -22,6 +22,7 @@ from rhei_pipeline.capture.postgres_trigger_snapshot import (
     PostgresTriggerSnapshot,
     Proof,
     Visible,
+    log_is_gone,
     unseen,
 )
 from rhei_pipeline.capture.postgres_trigger_sql import (
@@ -204,7 +205,7 @@ class PostgresTriggerSource:
         """Log keys as changed, in the form that the table's log has."""
         found = self._captured(table.name)
         if found is None:
-            return
+            raise log_is_gone(table.name)
         with self._writing(lasting=True) as connection:
             for start in range(0, len(keys), _TOUCHED_ROWS):
                 rows = " union all ".join(

@@ -1,10 +1,10 @@
 """What stands in the way of reading a PostgreSQL server's log, why, and what mends it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.metrics import Finding, Severity
+from rhei_pipeline.oltp.postgres_identity import one
 from rhei_pipeline.oltp.postgres_schema import Connection, read_table
 from rhei_pipeline.schema import TableOptions
 
@@ -50,7 +50,7 @@ def examine(
 
 
 def _server(connection: Connection) -> Iterator[Finding]:
-    level = _one(connection, "show wal_level")[0]
+    level = one(connection, "show wal_level")[0]
     if level != "logical":
         yield Finding(
             Severity.ERROR,
@@ -58,7 +58,7 @@ def _server(connection: Connection) -> Iterator[Finding]:
             "the server's log holds row changes only with 'logical'",
             "alter system set wal_level = 'logical'; then restart the server",
         )
-    replicates, is_super = _one(connection, _ROLE)
+    replicates, is_super = one(connection, _ROLE)
     if not replicates:
         yield Finding(
             Severity.ERROR,
@@ -66,14 +66,14 @@ def _server(connection: Connection) -> Iterator[Finding]:
             "a slot keeps the log until the mirror has it",
             "alter role <user> replication",
         )
-    if not is_super and not _one(connection, _CREATES)[0]:
+    if not is_super and not one(connection, _CREATES)[0]:
         yield Finding(
             Severity.ERROR,
             "the user may not create a publication",
             "a publication says which tables' changes are logged",
             "grant create on database <database> to <user>",
         )
-    if _one(connection, _SLOTS)[0] < _SPARE_SLOTS:
+    if one(connection, _SLOTS)[0] < _SPARE_SLOTS:
         yield Finding(
             Severity.WARNING,
             "no replication slot is free",
@@ -113,8 +113,3 @@ def _slot(connection: Connection, slot: str | None) -> Iterator[Finding]:
             "beyond that the server throws away changes the mirror does not have",
             "sync now, or raise max_slot_wal_keep_size",
         )
-
-
-def _one(connection: Connection, sql: str) -> tuple[Any, ...]:
-    found = connection.execute(sql.encode()).fetchone()
-    return found if found is not None else (None, None)
