@@ -18,7 +18,6 @@ from rhei_pipeline.translation.meaning import Catalog, StaysError, Typed
 from rhei_pipeline.translation.names import postgres_name, sqlite_name, written
 from rhei_pipeline.translation.queries import Query, translate
 from rhei_pipeline.translation.scope import Context
-from rhei_pipeline.translation.values import parameters
 
 Side = Literal["oltp", "olap"]
 
@@ -210,10 +209,7 @@ def _aggregates(node: exp.Expr) -> bool:
 
 
 def _translated(parsed: exp.Query, sql: str, params: Sequence[Any], catalog: Catalog) -> Plan:
-    if catalog.mirror != "duckdb":
-        raise StaysError(f"queries are not translated for {catalog.mirror}")
-    sqlite = catalog.source == "sqlite"
-    context = Context(catalog, parameters(params, sqlite=sqlite))
+    context = Context(catalog, params)
     query = translate(parsed, None, context)
     names = _names(parsed, sql, query, catalog)
     columns = tuple(_column(typed) for _, typed in query.columns)
@@ -286,10 +282,8 @@ def _columns_alone(
 def _columns_of(
     select: exp.Select, params: Sequence[Any], catalog: Catalog
 ) -> tuple[Column, ...] | None:
-    context = Context(catalog, parameters([], sqlite=catalog.source == "sqlite"))
     try:
-        context.parameters = parameters(params, sqlite=catalog.source == "sqlite")
-        query = translate(select, None, context)
+        query = translate(select, None, Context(catalog, params))
     except _UNFORESEEN:
         return None
     return tuple(_column(typed) for _, typed in query.columns)

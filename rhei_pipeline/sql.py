@@ -49,6 +49,20 @@ def duckdb_type(arrow_type: pa.DataType) -> str:
     raise SchemaError(f"type {arrow_type} has no counterpart in DuckDB")
 
 
+def datafusion_type(arrow_type: pa.DataType) -> str:
+    """Return DataFusion's name of an Arrow type, as `arrow_cast` takes it.
+
+    Raises:
+        SchemaError: No column of ours has such a type.
+    """
+    if pa.types.is_decimal(arrow_type):
+        return f"Decimal128({arrow_type.precision}, {arrow_type.scale})"
+    for known, name in _DATAFUSION_TYPES:
+        if known.equals(arrow_type):
+            return name
+    raise SchemaError(f"type {arrow_type} has no counterpart in DataFusion")
+
+
 _DUCKDB_TYPES = (
     (pa.int16(), "smallint"),
     (pa.int32(), "integer"),
@@ -62,4 +76,18 @@ _DUCKDB_TYPES = (
     (pa.time64("us"), "time"),
     (pa.timestamp("us"), "timestamp"),
     (pa.timestamp("us", tz="UTC"), "timestamptz"),
+)
+_DATAFUSION_TYPES = (
+    (pa.int16(), "Int16"),
+    (pa.int32(), "Int32"),
+    (pa.int64(), "Int64"),
+    (pa.float32(), "Float32"),
+    (pa.float64(), "Float64"),
+    (pa.string(), "Utf8"),
+    (pa.binary(), "Binary"),
+    (pa.bool_(), "Boolean"),
+    (pa.date32(), "Date32"),
+    (pa.time64("us"), "Time64(Microsecond)"),
+    (pa.timestamp("us"), "Timestamp(Microsecond, None)"),
+    (pa.timestamp("us", tz="UTC"), 'Timestamp(Microsecond, Some("UTC"))'),
 )

@@ -75,6 +75,7 @@ class PostgresWorld:
     batch_rows: int = 50_000
     capture: dict[str, Any] = field(default_factory=dict)
     faults: CrashAt = field(default_factory=CrashAt)
+    storage: str | None = None
     _htap: HTAP | None = None
 
     def __post_init__(self) -> None:
@@ -86,7 +87,12 @@ class PostgresWorld:
         return Settings(
             source={"kind": "postgres", "dsn": self.dsn},
             capture=self.capture,
-            mirror={"path": self.directory / "mirror.duckdb", "lock_timeout_seconds": 0.5},
+            mirror={
+                "kind": "datafusion" if self.storage else "duckdb",
+                "storage": self.storage,
+                "path": self.directory / (self.storage or "mirror.duckdb"),
+                "lock_timeout_seconds": 0.5,
+            },
             registry={"path": self.directory / "registry.json"},
             tables=self.tables,
             mode=self.mode,

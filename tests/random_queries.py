@@ -17,6 +17,7 @@ KINDS = {
     "made": "time",
 }
 TEXTS = ["", "a", "A", "ab", "AB", "aB_c", "50%", "é", "É", " x ", "O'Brien", "zz", "10", "-1"]
+TEXTS += ["a\\b", "_B\n%", "e\u0301a", "A\\", "\t"]
 _MARK = re.compile(r"<<(\d+)>>")
 COMPARISONS = ["=", "<>", "<", "<=", ">", ">="]
 
@@ -111,10 +112,11 @@ class Queries:
             f"{alias}.ok",
         ]
         if kind == "text":
-            pattern = self.pick("a%", "%B%", "_", "%\\_%", "É", "%0%")
+            pattern = self.pick("a%", "%B%", "_", "%\\_%", "É", "%0%", "%\\\\%", "a\\b", "_!_%")
             if not self.sqlite:
                 pattern = pattern.replace("%", "%%")
-            choices += [f"{left} {self.pick('', 'not ')}like '{pattern}'"] * 3
+            escape = " escape '!'" if self.chance() and self.chance() else ""
+            choices += [f"{left} {self.pick('', 'not ')}like '{pattern}'{escape}"] * 3
         if depth > 0:
             a, b = self.test(alias, depth - 1), self.test(alias, depth - 1)
             choices += [f"({a} {self.pick('and', 'or')} {b})", f"not ({a})"]
@@ -219,6 +221,12 @@ class Queries:
             "select x.id from a x where x.n not in (select y.n from b y where y.n is not null)",
             "select x.id from a x where exists (select 1 from b y where y.a_id = x.id)",
             "select x.id, (select max(y.n) from b y where y.a_id = x.id) as most from a x",
+            f"select x.id, (select count(*) from b y where y.n = x.n and {self.test('y', 1)}) as c"
+            " from a x",
+            f"select count(*) from a x where not exists (select 1 from b y where y.n > x.n and"
+            f" {self.test('y', 1)})",
+            f"select x.id from a x where x.n {self.pick('', 'not ')}in (select y.n from b y)",
+            f"select x.id from a x where x.r > (select {self.pick('min', 'max')}(y.r) from b y)",
             "select s.n, s.c from (select n, count(*) as c from a group by n) s where s.c > 1",
             f"with s as (select n, sum(m) as c from a x{self.where('x')} group by n)"
             " select s.n, s.c, b.id from s join b on b.n = s.n",

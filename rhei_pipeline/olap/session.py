@@ -14,7 +14,7 @@ from datafusion import DataFrame, RuntimeEnvBuilder, SessionConfig, SessionConte
 from datafusion.catalog import Schema
 
 from rhei_pipeline.errors import MirrorError, QueryError
-from rhei_pipeline.olap import bitmaps
+from rhei_pipeline.olap import bitmaps, refusals
 from rhei_pipeline.olap.formats import ROW
 from rhei_pipeline.olap.letters import LETTERS
 from rhei_pipeline.olap.manifest import Manifest, Segment, StoredTable
@@ -22,7 +22,7 @@ from rhei_pipeline.olap.placeholders import numbered_placeholders
 from rhei_pipeline.olap.segment_store import SegmentStore
 from rhei_pipeline.reading import refuse_writing, statement_tokens
 from rhei_pipeline.schema import RESERVED_PREFIX
-from rhei_pipeline.sql import literal, quote
+from rhei_pipeline.sql import datafusion_type, literal, quote
 
 _CATALOGUE = "rhei"
 _MAIN = "main"
@@ -67,6 +67,7 @@ class ReadingSession:
         self._letters: str | None = ""
         self._shown: Manifest | None = None
         self._create_schema(_SEGMENTS)
+        refusals.register(self._context)
         store.files.register(self._context)
 
     def query(self, sql: str, params: Params, manifest: Manifest) -> pa.Table:
@@ -266,14 +267,7 @@ def _value(segment: Segment, wanted: pa.Field) -> str:
 
 
 def _cast(value: str, field: pa.Field) -> str:
-    return f"arrow_cast({value}, {literal(_arrow_name(field.type))})"
-
-
-def _arrow_name(kind: pa.DataType) -> str:
-    """Return DataFusion's name of an Arrow type."""
-    if pa.types.is_decimal(kind):
-        return f"Decimal128({kind.precision}, {kind.scale})"
-    return _ARROW_NAMES[kind]
+    return f"arrow_cast({value}, {literal(datafusion_type(field.type))})"
 
 
 def _is_present(present: pa.BooleanArray) -> Callable[[pa.Array], pa.Array]:
@@ -293,18 +287,4 @@ _PLAIN = {
     pa.large_string(): pa.string(),
     pa.binary_view(): pa.binary(),
     pa.large_binary(): pa.binary(),
-}
-_ARROW_NAMES = {
-    pa.int16(): "Int16",
-    pa.int32(): "Int32",
-    pa.int64(): "Int64",
-    pa.float32(): "Float32",
-    pa.float64(): "Float64",
-    pa.string(): "Utf8",
-    pa.binary(): "Binary",
-    pa.bool_(): "Boolean",
-    pa.date32(): "Date32",
-    pa.time64("us"): "Time64(Microsecond)",
-    pa.timestamp("us"): "Timestamp(Microsecond, None)",
-    pa.timestamp("us", tz="UTC"): 'Timestamp(Microsecond, Some("UTC"))',
 }

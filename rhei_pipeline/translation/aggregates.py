@@ -8,7 +8,7 @@ from sqlglot import exp
 from rhei_pipeline.schema import decimal_type
 from rhei_pipeline.translation.meaning import NUMERIC, Kind, StaysError, Typed, derived
 from rhei_pipeline.translation.scope import Context, Scope
-from rhei_pipeline.translation.values import EXACT, as_double, as_value, guarded
+from rhei_pipeline.translation.values import EXACT, as_double, as_value, cast
 
 Express = Callable[[exp.Expr, Scope, Context], Typed]
 _RANKS = {exp.Rank: "rank", exp.DenseRank: "dense_rank"}
@@ -37,7 +37,7 @@ def aggregate(
         parts: tuple[Typed, ...] = ()
     else:
         inner = Scope(scope.relations, scope.parent, None, scope.aliases)
-        value = as_value(express(argument, inner, context), sqlite=context.sqlite)
+        value = as_value(express(argument, inner, context), context)
         parts = (value,)
         found = _of_one(node, value, distinct, behind, context)
     if kept is not None:
@@ -71,63 +71,63 @@ def _of_one(node: exp.Expr, value: Typed, distinct: str, behind: str, context: C
     if value.kind in _UNORDERED or value.kind is Kind.NULL:
         raise StaysError("it aggregates a column that the mirror keeps in another form")
     if isinstance(node, exp.Min | exp.Max):
-        return _extreme(node, value, behind)
+        return _extreme(node, value, behind, context)
     if value.kind not in NUMERIC:
         raise StaysError(f"it adds up {value.kind}")
     return _added(node, value, distinct, behind, context)
 
 
-def _extreme(node: exp.Expr, value: Typed, behind: str) -> Typed:
+def _extreme(node: exp.Expr, value: Typed, behind: str, context: Context) -> Typed:
     if value.collated:
         raise StaysError("the source orders text by a collation of its own")
     if value.inexact or value.kind is Kind.TRUTH:
         raise StaysError(f"it takes an extreme of a {value.kind}")
     word = "min" if isinstance(node, exp.Min) else "max"
-    return derived(f"{word}({value.sql}){behind}", value.kind, value.type)
+    text = context.words.compared(value.sql, value.type)
+    return derived(f"{word}({text}){behind}", value.kind, value.type)
 
 
 def _added(node: exp.Expr, value: Typed, distinct: str, behind: str, context: Context) -> Typed:
     whole = value.kind is Kind.INT
-    inner = f"{distinct}{value.sql}"
-    if isinstance(node, exp.Sum) and whole:
-        if context.sqlite:
-            return Typed(f"cast(sum({inner}){behind} as bigint)", Kind.INT, pa.int64())
-        if value.type.bit_width < 64:  # noqa: PLR2004
-            return Typed(f"cast(sum({inner}){behind} as bigint)", Kind.INT, pa.int64())
-        kept = decimal_type(38, 0)
-        return Typed(f"cast(sum({inner}){behind} as decimal(38, 0))", Kind.DECIMAL, kept)
-    if isinstance(node, exp.Sum) and value.kind is Kind.DECIMAL:
-        kept = decimal_type(38, value.type.scale)
-        text = f"cast(sum({inner}){behind} as decimal(38, {kept.scale}))"
-        return Typed(text, Kind.DECIMAL, kept)
+    if isinstance(node, exp.Sum) and (whole or value.kind is Kind.DECIMAL):
+        total = context.words.sum_of_exact(value.sql, value.type, distinct, behind)
+        if whole and (context.sqlite or value.type.bit_width < 64):  # noqa: PLR2004
+            return Typed(context.words.cast(total, pa.int64()), Kind.INT, pa.int64())
+        kept = decimal_type(38, 0 if whole else value.type.scale)
+        return Typed(context.words.cast(total, kept), Kind.DECIMAL, kept)
     if whole and context.sqlite:
-        return _real_of_integers(node, inner, value, behind)
+        return _real_of_integers(node, value, distinct, behind, context)
     if value.kind in {Kind.REAL, Kind.NUMBER}:
-        return _real(node, f"{distinct}{as_double(value, exactly=False)}", behind)
+        return _real(node, as_double(value, context), distinct, behind, context)
     raise StaysError("it averages exact numbers, whose digits the source chooses")
 
 
-def _real_of_integers(node: exp.Expr, inner: str, value: Typed, behind: str) -> Typed:
+def _real_of_integers(
+    node: exp.Expr, value: Typed, distinct: str, behind: str, context: Context
+) -> Typed:
     """Add integers as doubles: exact, while no sum on the way can pass what doubles hold."""
-    total = f"cast(sum({inner}){behind} as double)"
+    exact = context.words.sum_of_exact(value.sql, value.type, distinct, behind)
+    total = context.words.cast(exact, pa.float64())
     text = (
-        f"{total} / nullif(count({inner}){behind}, 0)"
+        f"{total} / nullif(count({distinct}{value.sql}){behind}, 0)"
         if isinstance(node, exp.Avg)
         else f"coalesce({total}, cast(0 as double))"
     )
-    beyond = f"sum(abs(cast({value.sql} as hugeint))){behind} > {EXACT}"
-    return Typed(f"({guarded(beyond, text)})", Kind.REAL, pa.float64())
+    # Half of what doubles hold, since the magnitudes are added as doubles themselves.
+    beyond = f"sum(abs({cast(value, pa.float64(), context)})){behind} > {EXACT // 2}"
+    return Typed(f"({context.words.guarded(beyond, text)})", Kind.REAL, pa.float64())
 
 
-def _real(node: exp.Expr, inner: str, behind: str) -> Typed:
-    """Add reals; compensated, so that the order in which rows come hardly shows."""
+def _real(node: exp.Expr, text: str, distinct: str, behind: str, context: Context) -> Typed:
+    """Add reals, such that the order in which rows come hardly shows."""
     if isinstance(node, exp.Avg):
-        text = f"favg({inner}){behind}"
-    elif isinstance(node, exp.Sum):
-        text = f"fsum({inner}){behind}"
+        found = context.words.average_of_reals(text, distinct, behind)
     else:
-        text = f"coalesce(fsum({inner}){behind}, cast(0 as double))"
-    return Typed(text, Kind.REAL, pa.float64(), inexact=True)
+        found = context.words.sum_of_reals(text, distinct, behind)
+    found = context.words.finite(found)
+    if not isinstance(node, exp.Avg | exp.Sum):
+        found = f"coalesce({found}, cast(0 as double))"
+    return Typed(f"({found})", Kind.REAL, pa.float64(), inexact=True)
 
 
 def window(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
@@ -186,8 +186,8 @@ def decides(keys: Sequence[Typed], scope: Scope) -> bool:
 
 def ordering(node: exp.Expr, scope: Scope, context: Context, express: Express) -> tuple[str, Typed]:
     """Translate one ORDER BY term: its text with NULLs where the source puts them, and its key."""
-    key = as_value(express(node.this, scope, context), sqlite=context.sqlite)
-    return order_text(node, key.sql, context), orderable(key)
+    key = as_value(express(node.this, scope, context), context)
+    return order_text(node, key, context), orderable(key)
 
 
 def orderable(key: Typed) -> Typed:
@@ -203,8 +203,9 @@ def orderable(key: Typed) -> Typed:
     return key
 
 
-def order_text(node: exp.Expr, sql: str, context: Context) -> str:
+def order_text(node: exp.Expr, key: Typed, context: Context) -> str:
     """Write an ORDER BY term, NULLs where the source puts them."""
+    sql = context.words.order_key(key.sql, key.kind)
     if node.args.get("with_fill"):
         raise StaysError("it orders in a way of its own")
     descending = bool(node.args.get("desc"))

@@ -5,7 +5,7 @@ import pyarrow as pa
 from rhei_pipeline.schema import decimal_type
 from rhei_pipeline.translation.meaning import NUMERIC, Kind, StaysError, Typed, derived
 from rhei_pipeline.translation.scope import Context
-from rhei_pipeline.translation.values import as_double, cast, guarded
+from rhei_pipeline.translation.values import as_double, cast
 
 
 def compute(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
@@ -20,41 +20,38 @@ def compute(operator: str, left: Typed, right: Typed, context: Context) -> Typed
     if kinds == {Kind.INT}:
         return _integers(operator, left, right, context)
     if Kind.REAL not in kinds and Kind.NUMBER not in kinds:
-        return _decimals(operator, left, right)
+        return _decimals(operator, left, right, context)
     return _reals(operator, left, right, context)
 
 
 def _integers(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
     widths = [part.type for part in (left, right) if part.kind is Kind.INT]
     kept = max(widths, key=lambda width: width.bit_width)
-    first, second = cast(left, kept), cast(right, kept)
+    first, second = cast(left, kept, context), cast(right, kept, context)
     if operator in {"/", "%"}:
-        word = "//" if operator == "/" else "%"
-        divided = f"({first} {word} nullif({second}, 0))"
+        by = f"nullif({second}, 0)"
+        divided = context.words.quotient(first, by) if operator == "/" else f"({first} % {by})"
         if not context.sqlite:
-            divided = guarded(f"{second} = 0", divided)
+            divided = context.words.guarded(f"{second} = 0", divided)
         # The smallest integer by -1 overflows in its own way on each engine.
-        text = guarded(f"{second} = -1 and {first} = {_smallest(kept)}", divided)
+        least = f"{second} = -1 and {first} = {_smallest(kept)}"
+        text = context.words.cast(context.words.guarded(least, divided), kept)
     else:
-        text = f"({first} {operator} {second})"
-    return derived(f"cast({text} as {_name(kept)})", Kind.INT, kept, left, right)
+        text = context.words.whole(operator, first, second, kept)
+    return derived(text, Kind.INT, kept, left, right)
 
 
 def _smallest(kept: pa.DataType) -> str:
     return f"(-{2 ** (kept.bit_width - 1) - 1} - 1)"
 
 
-def _name(kept: pa.DataType) -> str:
-    return {16: "smallint", 32: "integer", 64: "bigint"}[kept.bit_width]
-
-
-def _decimals(operator: str, left: Typed, right: Typed) -> Typed:
+def _decimals(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
     if operator not in {"+", "-", "*"}:
         raise StaysError("it divides numerics, whose digits the source chooses")
     scales = [part.type.scale if part.kind is Kind.DECIMAL else 0 for part in (left, right)]
     scale = sum(scales) if operator == "*" else max(scales)
     kept = decimal_type(38, min(scale, 38))
-    text = f"cast(({left.sql} {operator} {right.sql}) as decimal(38, {kept.scale}))"
+    text = context.words.cast(f"({left.sql} {operator} {right.sql})", kept)
     return derived(text, Kind.DECIMAL, kept, left, right)
 
 
@@ -62,7 +59,7 @@ def _reals(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
     if operator == "%":
         raise StaysError("it takes a remainder of reals")
     first, second = (
-        "cast(null as double)" if part.kind is Kind.NULL else as_double(part, exactly=False)
+        "cast(null as double)" if part.kind is Kind.NULL else as_double(part, context)
         for part in (left, right)
     )
     real = {left.kind, right.kind} & {Kind.REAL}
@@ -70,13 +67,10 @@ def _reals(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
         if not real:
             raise StaysError("it divides numbers that are integers in some rows")
         divided = f"({first} / nullif({second}, 0))"
-        text = divided if context.sqlite else guarded(f"{second} = 0", divided)
+        text = divided if context.sqlite else context.words.guarded(f"{second} = 0", divided)
     else:
         text = f"({first} {operator} {second})"
-    if context.sqlite:
-        # SQLite has no NaN: what is none is null.
-        text = f"nullif({text}, 'nan'::double)"
-    else:
-        text = guarded(f"not isfinite({text})", text)
+    # SQLite has no NaN: what is none is null.
+    text = context.words.without_nan(text) if context.sqlite else context.words.finite(text)
     kind = Kind.REAL if real else Kind.NUMBER
     return derived(text, kind, pa.float64(), left, right)

@@ -2,7 +2,6 @@
 
 import pyarrow as pa
 
-from rhei_pipeline.sql import literal
 from rhei_pipeline.translation.meaning import NUMERIC, Kind, StaysError, Typed, derived
 from rhei_pipeline.translation.scope import Context
 from rhei_pipeline.translation.values import as_double, exact_text, settle
@@ -18,16 +17,16 @@ def compare(operator: str, left: Typed, right: Typed, context: Context) -> Typed
     Raises:
         StaysError: They are of different kinds, or the source compares them in its own way.
     """
-    left, right = settle(left, right.kind), settle(right, left.kind)
+    left, right = settle(left, right.kind, context), settle(right, left.kind, context)
     if left.inexact or right.inexact:
         raise StaysError("it compares sums of reals, whose last digits depend on the order of rows")
-    texts = _comparable(left, right, exactly=context.sqlite)
+    texts = _comparable(left, right, context)
     if operator not in _EQUALITIES and (left.collated or right.collated):
         raise StaysError("the source orders text by a collation of its own")
     return truth(f"({texts[0]} {operator} {texts[1]})", left, right)
 
 
-def _comparable(left: Typed, right: Typed, *, exactly: bool) -> tuple[str, str]:
+def _comparable(left: Typed, right: Typed, context: Context) -> tuple[str, str]:
     kinds = {left.kind, right.kind} - {Kind.NULL}
     if Kind.OPAQUE in kinds:
         raise StaysError(
@@ -40,7 +39,7 @@ def _comparable(left: Typed, right: Typed, *, exactly: bool) -> tuple[str, str]:
     if not kinds <= NUMERIC:
         raise StaysError(f"it compares {' with '.join(sorted(kinds))}")
     first, second = (
-        part.sql if part.kind is Kind.NULL else as_double(part, exactly=exactly)
+        part.sql if part.kind is Kind.NULL else as_double(part, context, exactly=context.sqlite)
         for part in (left, right)
     )
     return first, second
@@ -55,9 +54,11 @@ def like_text(parts: list[Typed], escape: str | None, context: Context) -> str:
     """Write a LIKE of a text and a pattern, with the letters that the source holds for equal."""
     if not context.sqlite:
         # A backslash escapes in PostgreSQL also where no ESCAPE says so.
-        return f"({parts[0].sql} like {parts[1].sql} escape {literal(escape or chr(92))})"
+        return context.words.like(parts[0].sql, parts[1].sql, parts[1].text, escape or "\\")
     if escape is not None and escape.upper() != escape.lower():
         raise StaysError("its ESCAPE is a letter")
-    folded = [f"translate({exact_text(part, sqlite=True)}, '{UPPER}', '{LOWER}')" for part in parts]
-    behind = f" escape {literal(escape)}" if escape else ""
-    return f"({folded[0]} like {folded[1]}{behind})"
+    folded = [f"translate({exact_text(part, context)}, '{UPPER}', '{LOWER}')" for part in parts]
+    fixed = parts[1].text
+    if fixed is not None:
+        fixed = fixed.translate(str.maketrans(UPPER, LOWER))
+    return context.words.like(folded[0], folded[1], fixed, escape)

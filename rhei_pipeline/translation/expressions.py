@@ -26,6 +26,7 @@ from rhei_pipeline.translation.values import (
     as_value,
     cast,
     number,
+    parameter,
     settle,
     unify,
 )
@@ -72,7 +73,7 @@ def express(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     found = rule(node, scope, context) if rule else functions.call(node, scope, context, express)
     refuse_unread(node)
     if _is_negated(node):
-        found = truth(f"(not {as_truth(found, sqlite=context.sqlite)})", found)
+        found = truth(f"(not {as_truth(found, context)})", found)
     if scope.groups is not None and found.sql in scope.groups:
         return replace(found, aggregate=False, loose=frozenset())
     return found
@@ -93,19 +94,19 @@ def _is_negated(node: exp.Expr) -> bool:
 
 def condition(node: exp.Expr, scope: Scope, context: Context) -> str:
     """Translate what WHERE, ON, HAVING or FILTER holds."""
-    return as_truth(express(node, scope, context), sqlite=context.sqlite)
+    return as_truth(express(node, scope, context), context)
 
 
 def _operand(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     if isinstance(node, _LOOSE):
         raise StaysError("its operators need brackets to mean the same everywhere")
-    return as_value(express(node, scope, context), sqlite=context.sqlite)
+    return as_value(express(node, scope, context), context)
 
 
 def _literal(node: exp.Expr, _scope: Scope, context: Context) -> Typed:
     text: str = node.this
     if not node.args.get("is_string"):
-        return number(text, sqlite=context.sqlite)
+        return number(text, context)
     if "\0" in text:
         raise StaysError("a text has a NUL character")
     if context.sqlite:
@@ -120,7 +121,7 @@ def _boolean(node: exp.Expr, _scope: Scope, _context: Context) -> Typed:
 def _blob(node: exp.Expr, _scope: Scope, context: Context) -> Typed:
     if not context.sqlite:
         raise StaysError("a bit string is compared")
-    return Typed(f"unhex({literal(node.this)})", Kind.BLOB, pa.binary())
+    return Typed(context.words.blob(node.this), Kind.BLOB, pa.binary())
 
 
 def _parameter(node: exp.Expr, _scope: Scope, context: Context) -> Typed:
@@ -128,10 +129,7 @@ def _parameter(node: exp.Expr, _scope: Scope, context: Context) -> Typed:
     place = name.removeprefix("rhei_")
     if not place.isdigit() or not 0 < int(place) <= len(context.parameters):
         raise StaysError("a parameter has a name, or no value")
-    found = context.parameters[int(place) - 1]
-    if found.kind is not Kind.NULL:
-        context.bound.add(int(place))
-    return found
+    return parameter(int(place), context)
 
 
 def _paren(node: exp.Expr, scope: Scope, context: Context) -> Typed:
@@ -140,13 +138,13 @@ def _paren(node: exp.Expr, scope: Scope, context: Context) -> Typed:
 
 def _not(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     inner = express(node.this, scope, context)
-    return truth(f"(not {as_truth(inner, sqlite=context.sqlite)})", inner)
+    return truth(f"(not {as_truth(inner, context)})", inner)
 
 
 def _connective(word: str) -> Callable[[exp.Expr, Scope, Context], Typed]:
     def connect(node: exp.Expr, scope: Scope, context: Context) -> Typed:
         parts = [express(part, scope, context) for part in (node.this, node.expression)]
-        texts = [as_truth(part, sqlite=context.sqlite) for part in parts]
+        texts = [as_truth(part, context) for part in parts]
         return truth(f"({f' {word} '.join(texts)})", *parts)
 
     return connect
@@ -174,7 +172,7 @@ def _is(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     if isinstance(node.expression, exp.Boolean):
         raise StaysError("IS TRUE asks for truth, not for a value")
     right = _operand(node.expression, scope, context)
-    left = as_value(left, sqlite=context.sqlite)
+    left = as_value(left, context)
     return compare("is not distinct from", left, right, context)
 
 
@@ -210,7 +208,7 @@ def _in_query(value: Typed, query: exp.Expr, scope: Scope, context: Context) -> 
         other.kind,
     }:
         raise StaysError("its IN compares integers with reals")
-    settled = settle(value, other.kind)
+    settled = settle(value, other.kind, context)
     compare("=", settled, other, context)
     return truth(f"({settled.sql} in ({text}))", settled, _outer(text, columns, scope))
 
@@ -254,7 +252,7 @@ def _like(node: exp.Expr, scope: Scope, context: Context) -> Typed:
         escape, node = node.expression.name, node.this
         if len(escape) != 1 or not isinstance(node, exp.Like | exp.ILike):
             raise StaysError("its ESCAPE is no single character")
-    parts = [settle(_operand(each, scope, context), Kind.TEXT) for each in _sides(node)]
+    parts = [settle(_operand(each, scope, context), Kind.TEXT, context) for each in _sides(node)]
     if any(part.kind not in {Kind.TEXT, Kind.NULL} for part in parts):
         raise StaysError("it is LIKE on something other than text")
     if isinstance(node, exp.ILike):
@@ -271,21 +269,26 @@ def _arithmetic(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     if any(isinstance(side, exp.DPipe) for side in sides):
         raise StaysError("its operators need brackets to mean the same everywhere")
     left, right = (_operand(side, scope, context) for side in sides)
-    left, right = settle(left, right.kind), settle(right, left.kind)
+    left, right = settle(left, right.kind, context), settle(right, left.kind, context)
     return compute(_ARITHMETIC[type(node)], left, right, context)
 
 
 def _neg(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     if isinstance(node.this, exp.Literal) and not node.this.args.get("is_string"):
         text = node.this.this
-        found = number(text, sqlite=context.sqlite)
+        found = number(text, context)
         negated = f"(-{found.sql})"
         return derived(negated, found.kind, found.type, text=f"-{text}")
     value = _operand(node.this, scope, context)
     if isinstance(node.this, exp.DPipe) or value.kind not in NUMERIC:
         raise StaysError(f"it negates a {value.kind}")
+    if value.kind is Kind.INT:
+        zero = context.words.cast("0", value.type)
+        return derived(
+            context.words.whole("-", zero, value.sql, value.type), Kind.INT, value.type, value
+        )
     kept = value.type if value.kind is not Kind.NUMBER else pa.float64()
-    source = as_double(value, exactly=False) if value.kind is Kind.NUMBER else value.sql
+    source = as_double(value, context) if value.kind is Kind.NUMBER else value.sql
     return derived(f"(-({source}))", value.kind, kept, value)
 
 
@@ -294,15 +297,13 @@ def _concatenation(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     for side in (node.this, node.expression):
         if isinstance(side, (*_ARITHMETIC, exp.Neg)):
             raise StaysError("its operators need brackets to mean the same everywhere")
-        parts.append(_as_text(settle(_operand(side, scope, context), Kind.TEXT)))
+        parts.append(_as_text(settle(_operand(side, scope, context), Kind.TEXT, context), context))
     return derived(f"({parts[0].sql} || {parts[1].sql})", Kind.TEXT, pa.string(), *parts)
 
 
-def _as_text(value: Typed) -> Typed:
-    if value.kind in {Kind.TEXT, Kind.NULL}:
-        return derived(f"cast({value.sql} as varchar)", Kind.TEXT, pa.string(), value)
-    if value.kind is Kind.INT:
-        return derived(f"cast({value.sql} as varchar)", Kind.TEXT, pa.string(), value)
+def _as_text(value: Typed, context: Context) -> Typed:
+    if value.kind in {Kind.TEXT, Kind.INT, Kind.NULL}:
+        return derived(cast(value, pa.string(), context), Kind.TEXT, pa.string(), value)
     raise StaysError(f"it writes a {value.kind} as text, each engine in its way")
 
 
@@ -312,7 +313,7 @@ def _case(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     for branch in node.args["ifs"]:
         if subject is None:
             tested = express(branch.this, scope, context)
-            tests.append(truth(as_truth(tested, sqlite=context.sqlite), tested))
+            tests.append(truth(as_truth(tested, context), tested))
         else:
             tests.append(compare("=", subject, _operand(branch.this, scope, context), context))
         values.append(express(branch.args["true"], scope, context))
@@ -323,7 +324,7 @@ def _case(node: exp.Expr, scope: Scope, context: Context) -> Typed:
 
 def choose(tests: list[Typed], values: list[Typed], context: Context) -> Typed:
     """Write a CASE; one value more than tests."""
-    kind, kept, texts = unify(values, sqlite=context.sqlite)
+    kind, kept, texts = unify(values, context)
     pairs = zip(tests, texts, strict=False)
     branches = " ".join(f"when {test.sql} then {text}" for test, text in pairs)
     return derived(f"(case {branches} else {texts[-1]} end)", kind, kept, *tests, *values)
@@ -335,9 +336,9 @@ def _cast(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     if value.kind is Kind.UNKNOWN:
         kinds = {"date": Kind.DATE, "timestamp": Kind.TIMESTAMP, "text": Kind.TEXT}
         if target in kinds:
-            return settle(value, kinds[target])
+            return settle(value, kinds[target], context)
     if target in {"text", "varchar"}:
-        return _as_text(value)
+        return _as_text(value, context)
     if (
         context.sqlite
         and target in {"real", "double", "float"}
@@ -348,22 +349,22 @@ def _cast(node: exp.Expr, scope: Scope, context: Context) -> Typed:
             Kind.NUMBER,
         }
     ):
-        return derived(as_double(value, exactly=False), Kind.REAL, pa.float64(), value)
+        return derived(as_double(value, context), Kind.REAL, pa.float64(), value)
     if context.sqlite and target in {"integer", "int", "bigint"} and value.kind is Kind.INT:
         return derived(value.sql, Kind.INT, pa.int64(), value)
     if not context.sqlite and value.kind in {Kind.INT, Kind.DECIMAL} | TEMPORAL:
-        return _postgres_cast(value, target)
+        return _postgres_cast(value, target, context)
     raise StaysError(f"it casts a {value.kind} to {target}")
 
 
-def _postgres_cast(value: Typed, target: str) -> Typed:
+def _postgres_cast(value: Typed, target: str, context: Context) -> Typed:
     numbers = {"bigint": pa.int64(), "int": pa.int32(), "integer": pa.int32()}
     if value.kind is Kind.INT and target in numbers:
-        return derived(cast(value, numbers[target]), Kind.INT, numbers[target], value)
+        return derived(cast(value, numbers[target], context), Kind.INT, numbers[target], value)
     if value.kind in {Kind.INT, Kind.DECIMAL} and target == "double precision":
-        return derived(cast(value, pa.float64()), Kind.REAL, pa.float64(), value)
+        return derived(as_double(value, context), Kind.REAL, pa.float64(), value)
     if value.kind is Kind.TIMESTAMP and target == "date":
-        return derived(cast(value, pa.date32()), Kind.DATE, pa.date32(), value)
+        return derived(cast(value, pa.date32(), context), Kind.DATE, pa.date32(), value)
     raise StaysError(f"it casts a {value.kind} to {target}")
 
 

@@ -13,7 +13,6 @@ from rhei_pipeline.translation.values import (
     NULL,
     as_truth,
     as_value,
-    cast,
     exact_text,
     settle,
     unify,
@@ -32,7 +31,7 @@ def call(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Ty
         return window(node, scope, context, express)
     if isinstance(node, exp.Filter):
         kept = express(node.expression.this, scope, context)
-        text = as_truth(kept, sqlite=context.sqlite)
+        text = as_truth(kept, context)
         return aggregate(node.this, scope, context, express, (text, kept))
     if isinstance(node, AGGREGATES) or _is_total(node, context):
         if isinstance(node, exp.Max | exp.Min) and node.expressions:
@@ -75,7 +74,7 @@ def _least(node: exp.Expr, scope: Scope, context: Context, express: Express) -> 
 
 
 def _greatest(parts: Sequence[Typed], word: str, context: Context) -> Typed:
-    kind, kept, texts = unify(parts, sqlite=context.sqlite)
+    kind, kept, texts = unify(parts, context)
     if any(part.collated or part.inexact for part in parts):
         raise StaysError("it compares what the source orders in its own way")
     text = f"{word}({', '.join(texts)})"
@@ -87,18 +86,18 @@ def _greatest(parts: Sequence[Typed], word: str, context: Context) -> Typed:
 
 def _coalesce(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
     parts = [express(part, scope, context) for part in (node.this, *node.expressions)]
-    kind, kept, texts = unify(parts, sqlite=context.sqlite)
+    kind, kept, texts = unify(parts, context)
     return derived(f"coalesce({', '.join(texts)})", kind, kept, *parts)
 
 
 def _nullif(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
     parts = [express(part, scope, context) for part in (node.this, node.expression)]
-    kind, _, texts = unify(parts, sqlite=context.sqlite)
-    first = as_value(parts[0], sqlite=context.sqlite)
+    kind, _, texts = unify(parts, context)
+    first = as_value(parts[0], context)
     if first.kind is not kind or first.kind is Kind.NUMBER or first.inexact:
         raise StaysError("its NULLIF compares values of several kinds")
     # The answer is the first value, so it has the first value's type.
-    text = f"cast(nullif({', '.join(texts)}) as {_kept(first)})"
+    text = context.words.cast(f"nullif({', '.join(texts)})", first.type)
     return derived(text, kind, first.type, *parts)
 
 
@@ -109,27 +108,25 @@ def _if(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typ
         express(node.args["true"], scope, context),
         express(default, scope, context) if default is not None else NULL,
     ]
-    kind, kept, texts = unify(values, sqlite=context.sqlite)
-    test = as_truth(tested, sqlite=context.sqlite)
+    kind, kept, texts = unify(values, context)
+    test = as_truth(tested, context)
     text = f"(case when {test} then {texts[0]} else {texts[1]} end)"
     return derived(text, kind, kept, tested, *values)
 
 
 def _abs(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
-    value = as_value(express(node.this, scope, context), sqlite=context.sqlite)
+    value = as_value(express(node.this, scope, context), context)
     if value.kind not in {Kind.INT, Kind.REAL, Kind.DECIMAL}:
         raise StaysError(f"it takes an absolute {value.kind}")
-    return derived(f"cast(abs({value.sql}) as {_kept(value)})", value.kind, value.type, value)
-
-
-def _kept(value: Typed) -> str:
-    return cast(value, value.type).rpartition(" as ")[2].removesuffix(")")
+    return derived(
+        context.words.cast(f"abs({value.sql})", value.type), value.kind, value.type, value
+    )
 
 
 def _texts(
     nodes: Sequence[exp.Expr], scope: Scope, context: Context, express: Express
 ) -> list[Typed]:
-    values = [settle(express(node, scope, context), Kind.TEXT) for node in nodes]
+    values = [settle(express(node, scope, context), Kind.TEXT, context) for node in nodes]
     if any(value.kind not in {Kind.TEXT, Kind.NULL} for value in values):
         raise StaysError("a function of text is given something else")
     return values
@@ -140,13 +137,13 @@ def _letters(node: exp.Expr, scope: Scope, context: Context, express: Express) -
         raise StaysError("the source folds letters by its locale")
     (value,) = _texts([node.this], scope, context, express)
     pair = (_LOWER, _UPPER) if isinstance(node, exp.Upper) else (_UPPER, _LOWER)
-    text = exact_text(value, sqlite=True)
+    text = exact_text(value, context)
     return derived(f"translate({text}, '{pair[0]}', '{pair[1]}')", Kind.TEXT, pa.string(), value)
 
 
 def _length(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
     (value,) = _texts([node.this], scope, context, express)
-    text = f"length({exact_text(value, sqlite=context.sqlite)})"
+    text = f"length({exact_text(value, context)})"
     return _counted(text, context, value)
 
 
@@ -156,7 +153,7 @@ def _substring(node: exp.Expr, scope: Scope, context: Context, express: Express)
     if not all(_is_counting(bound) for bound in bounds if bound is not None) or bounds[0] is None:
         raise StaysError("its SUBSTR counts from elsewhere than a fixed place")
     places = ", ".join(bound.this for bound in bounds if bound is not None)
-    text = f"substr({exact_text(value, sqlite=context.sqlite)}, {places})"
+    text = f"substr({exact_text(value, context)}, {places})"
     return derived(text, Kind.TEXT, pa.string(), value)
 
 
@@ -169,7 +166,7 @@ def _trim(node: exp.Expr, scope: Scope, context: Context, express: Express) -> T
         raise StaysError("its TRIM takes other characters than spaces")
     (value,) = _texts([node.this], scope, context, express)
     word = {"LEADING": "ltrim", "TRAILING": "rtrim"}.get(str(node.args.get("position")), "trim")
-    text = f"{word}({exact_text(value, sqlite=context.sqlite)}, ' ')"
+    text = f"{word}({exact_text(value, context)}, ' ')"
     return derived(text, Kind.TEXT, pa.string(), value)
 
 
@@ -178,7 +175,7 @@ def _replace(node: exp.Expr, scope: Scope, context: Context, express: Express) -
     values = _texts(given, scope, context, express)
     if not values[1].text or values[2].text is None:
         raise StaysError("its REPLACE looks for something that is not fixed")
-    texts = ", ".join(exact_text(value, sqlite=context.sqlite) for value in values)
+    texts = ", ".join(exact_text(value, context) for value in values)
     return derived(f"replace({texts})", Kind.TEXT, pa.string(), *values)
 
 
@@ -186,14 +183,14 @@ def _position(node: exp.Expr, scope: Scope, context: Context, express: Express) 
     values = _texts([node.this, node.args["substr"]], scope, context, express)
     if node.args.get("position") or node.args.get("occurrence") or not values[1].text:
         raise StaysError("it looks for something that is not fixed")
-    text = f"instr({exact_text(values[0], sqlite=context.sqlite)}, {values[1].sql})"
+    text = f"strpos({exact_text(values[0], context)}, {values[1].sql})"
     return _counted(text, context, *values)
 
 
 def _counted(text: str, context: Context, *parts: Typed) -> Typed:
     """Write a count of characters with the width that the source gives it."""
-    name, kept = ("bigint", pa.int64()) if context.sqlite else ("integer", pa.int32())
-    return derived(f"cast({text} as {name})", Kind.INT, kept, *parts, collated=False)
+    kept = pa.int64() if context.sqlite else pa.int32()
+    return derived(context.words.cast(text, kept), Kind.INT, kept, *parts, collated=False)
 
 
 _SCALARS: dict[type[exp.Expr], Callable[[exp.Expr, Scope, Context, Express], Typed]] = {

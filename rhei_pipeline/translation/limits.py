@@ -61,7 +61,7 @@ def limit_text(node: exp.Expr, context: Context) -> str:
         value = found.expression
         fixed = isinstance(value, exp.Literal) and value.this.isdigit()
         typed = express(value, Scope(), context)
-        if not fixed and (typed.kind is not Kind.INT or not typed.sql.startswith("cast($")):
+        if not fixed and (typed.kind is not Kind.INT or "($p" not in typed.sql):
             raise StaysError(f"its {part.upper()} is not a fixed number")
         text += f" {part} {value.this if fixed else typed.sql}"
     return text

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 from sqlglot import exp
 
-from rhei_pipeline.sql import duckdb_type
 from rhei_pipeline.translation.aggregates import order_text
 from rhei_pipeline.translation.expressions import condition, express
 from rhei_pipeline.translation.joins import from_clause, refuse_other, rowwise, with_names
@@ -147,13 +146,18 @@ def _assembled(  # noqa: PLR0913, PLR0917
     sorted_by = [key for _, key in order]
     if limit and not decided(sorted_by, outputs, scope, grouped, keys):
         hidden = hidden_keys(node, sorted_by, distinct is not None)
-    texts = [f'{_shown(typed)} as "_{place}"' for place, (_, typed) in enumerate(outputs)]
+    texts = [
+        f'{_cast_to(typed.sql, typed, context)} as "_{place}"'
+        for place, (_, typed) in enumerate(outputs)
+    ]
     texts += [f'{key.sql} as "_key{place}"' for place, key in enumerate(hidden)]
     sql = f"select {'distinct ' if distinct is not None else ''}{', '.join(texts)}{body}"
     if order:
         by_sql = {typed.sql: f'"_{place}"' for place, (_, typed) in enumerate(outputs)}
         terms = [
-            order_text(term, by_sql.get(key.sql, key.sql) if distinct else key.sql, context)
+            order_text(
+                term, replace(key, sql=by_sql[key.sql]) if distinct is not None else key, context
+            )
             for term, key in order
         ]
         sql += f" order by {', '.join(terms)}"
@@ -166,10 +170,6 @@ def _assembled(  # noqa: PLR0913, PLR0917
 def _as_column(typed: Typed, place: int) -> Typed:
     """Return an output as the queries around it see it."""
     return replace(typed, sql=f'"_{place}"', aggregate=False, loose=frozenset(), text=None)
-
-
-def _shown(typed: Typed) -> str:
-    return _cast_to(typed.sql, typed)
 
 
 def _refuse_loose(parts: Sequence[Typed], scope: Scope) -> None:
@@ -210,7 +210,7 @@ def _group_keys(node: exp.Select, scope: Scope, context: Context) -> list[Typed]
             expression = _column_or_alias(term, aliases, scope, context)
         key = express(expression, scope, context)
         if key.column is None:
-            key = as_value(settle(key, Kind.TEXT), sqlite=context.sqlite)
+            key = as_value(settle(key, Kind.TEXT, context), context)
         if key.kind is Kind.OPAQUE or key.inexact or key.aggregate:
             raise StaysError("it groups by a column that the mirror keeps in another form")
         keys.append(key)
@@ -238,7 +238,7 @@ def _outputs(node: exp.Select, scope: Scope, context: Context) -> Columns:
             continue
         typed = express(each.unalias(), scope, context)
         if typed.column is None:
-            typed = as_value(settle(typed, Kind.TEXT), sqlite=context.sqlite)
+            typed = as_value(settle(typed, Kind.TEXT, context), context)
         if scope.groups is not None and typed.sql in scope.groups:
             typed = replace(typed, aggregate=False, loose=frozenset())
         outputs.append((_alias(each, scope, context), typed))
@@ -290,6 +290,8 @@ def _star(node: exp.Expr, scope: Scope, context: Context) -> list[tuple[str | No
 def _set_operation(node: exp.SetOperation, parent: Scope | None, context: Context) -> Query:
     refuse_other(node, _SET_PARTS)
     distinct = node.args.get("distinct") is not False
+    if not (distinct or isinstance(node, exp.Union) or context.words.multisets):
+        raise StaysError("it counts equal rows of two sides")
     for side in (node.this, node.expression):
         if isinstance(side, exp.SetOperation) and (
             type(side) is not type(node)
@@ -319,7 +321,7 @@ def _ordered_set(
     if limit and not {typed.sql for _, typed in own} <= by:
         raise StaysError("its ORDER BY does not decide between equal rows: add a key to it")
     if order:
-        terms = [order_text(term, key.sql, context) for term, key in order]
+        terms = [order_text(term, key, context) for term, key in order]
         sql += f" order by {', '.join(terms)}"
     return Query(sql + limit, outputs)
 
@@ -333,7 +335,7 @@ def _combined(left: Columns, right: Columns, context: Context, *, distinct: bool
         raise StaysError("its sides have different numbers of columns")
     outputs: list[tuple[str | None, Typed]] = []
     for place, ((name, first), (_, second)) in enumerate(zip(left, right, strict=True)):
-        kind, kept, _ = unify([first, second], sqlite=context.sqlite)
+        kind, kept, _ = unify([first, second], context)
         kinds = {first.kind, second.kind} - {Kind.NULL}
         if len(kinds) > 1 or (distinct and (first.inexact or second.inexact)):
             raise StaysError("its sides have columns of several kinds")
@@ -348,13 +350,11 @@ def _casted(side: tuple[str, Columns], outputs: Columns, context: Context) -> st
     unique = context.alias()
     pairs = zip(side[1], outputs, strict=True)
     texts = [
-        f"{_cast_to(f'{unique}.{typed.sql}', kept)} as {kept.sql}"
+        f"{_cast_to(f'{unique}.{typed.sql}', kept, context)} as {kept.sql}"
         for (_, typed), (_, kept) in pairs
     ]
     return f"(select {', '.join(texts)} from ({side[0]}) as {unique})"
 
 
-def _cast_to(text: str, kept: Typed) -> str:
-    if pa.types.is_null(kept.type):
-        return "null"
-    return f"cast({text} as {duckdb_type(kept.type)})"
+def _cast_to(text: str, kept: Typed, context: Context) -> str:
+    return "null" if pa.types.is_null(kept.type) else context.words.cast(text, kept.type)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sqlglot import exp
 
 from rhei_pipeline.schema import VALID_TO, Column, Mode
 from rhei_pipeline.sql import listed, mirror_table, quote
 from rhei_pipeline.translation.meaning import Catalog, Kind, MirroredTable, StaysError, Typed
+from rhei_pipeline.translation.words import WORDS, Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,14 @@ Subquery = Callable[[exp.Expr, Scope | None], tuple[str, Columns]]
 
 @dataclass
 class Context:
-    """One translation: what it knows, and what it has used up."""
+    """One translation: what it knows, and what it has used up.
+
+    Attributes:
+        parameters: The values that will be bound; of each, the type alone counts.
+    """
 
     catalog: Catalog
-    parameters: Sequence[Typed]
+    parameters: Sequence[Any]
     ctes: Mapping[str, Relation] = field(default_factory=dict)
     subquery: Subquery | None = None
     used: set[str] = field(default_factory=set)
@@ -72,6 +78,11 @@ class Context:
     def sqlite(self) -> bool:
         """Whether the source is SQLite."""
         return self.catalog.source == "sqlite"
+
+    @property
+    def words(self) -> Words:
+        """What the mirror calls a thing."""
+        return WORDS[self.catalog.mirror]
 
     def alias(self) -> str:
         """Return a relation name that nothing else in the statement has."""

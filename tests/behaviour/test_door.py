@@ -22,11 +22,12 @@ def values(found: pa.Table) -> list[tuple[Any, ...]]:
     return [tuple(row.values()) for row in found.to_pylist()]
 
 
-@pytest.fixture
-def odd(make_world: Callable[..., World]) -> World:
+@pytest.fixture(params=[None, "memory"], ids=["duckdb", "datafusion"])
+def odd(make_world: Callable[..., World], request: pytest.FixtureRequest) -> World:
     """Values on which engines differ, if left to themselves."""
     world = make_world(
-        tables=[{"name": "t"}, {"name": "c"}, {"name": "o", "types": {"v": "string"}}]
+        storage=request.param,
+        tables=[{"name": "t"}, {"name": "c"}, {"name": "o", "types": {"v": "string"}}],
     )
     world.run(
         "create table t(id integer primary key, n integer, x text, r real, d decimal(8, 2),"
@@ -43,6 +44,14 @@ def odd(make_world: Callable[..., World]) -> World:
     )
     world.htap.sync_now()
     return world
+
+
+#: It looks at rows that another condition leaves out; its sums of reals do not bear cancelling.
+LEFT_BY_DATAFUSION = {
+    "select max(n) from t where n > r and id < 4",
+    "select count(*) from t where n between -7 and 0.5 and id < 4",
+    "select sum(r / 0), sum(r * 2) from t where id < 4",
+}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +108,8 @@ def odd(make_world: Callable[..., World]) -> World:
 )
 def test_both_sides_answer_alike(odd: World, sql: str, side: str) -> None:
     found, expected = odd.htap.query(sql), odd.htap.query(sql, hint="oltp")
-    assert engine(found) == side, found.schema.metadata
+    left = odd.storage is not None and sql in LEFT_BY_DATAFUSION
+    assert engine(found) == ("oltp" if left else side), found.schema.metadata
     assert found.schema.remove_metadata() == expected.schema.remove_metadata()
     if "order by" in sql:
         assert values(found) == values(expected)
