@@ -13,6 +13,9 @@ from rhei_pipeline.translation.values import EXACT, as_double, as_value, cast
 Express = Callable[[exp.Expr, Scope, Context], Typed]
 _RANKS = {exp.Rank: "rank", exp.DenseRank: "dense_rank"}
 _UNORDERED = {Kind.OPAQUE, Kind.UNKNOWN}
+#: How many times smaller than the sum of their magnitudes a sum of reals may be. Beyond it,
+#: what doubles round away on the way, on either side, may show in the first nine digits.
+_CANCELLED = 1024
 AGGREGATES = (exp.Count, exp.Sum, exp.Avg, exp.Min, exp.Max)
 
 
@@ -119,12 +122,12 @@ def _real_of_integers(
 
 
 def _real(node: exp.Expr, text: str, distinct: str, behind: str, context: Context) -> Typed:
-    """Add reals, such that the order in which rows come hardly shows."""
-    if isinstance(node, exp.Avg):
-        found = context.words.average_of_reals(text, distinct, behind)
-    else:
-        found = context.words.sum_of_reals(text, distinct, behind)
-    found = context.words.finite(found)
+    """Add reals, such that the order in which rows come shows in the last digits only."""
+    words = context.words
+    total = words.sum_of_reals(text, distinct, behind)
+    found = words.average_of_reals(text, distinct, behind) if isinstance(node, exp.Avg) else total
+    magnitude = f"sum({distinct}abs({text})){behind}"
+    found = words.finite(words.guarded(f"abs({total}) * {_CANCELLED} < {magnitude}", found))
     if not isinstance(node, exp.Avg | exp.Sum):
         found = f"coalesce({found}, cast(0 as double))"
     return Typed(f"({found})", Kind.REAL, pa.float64(), inexact=True)

@@ -14,9 +14,6 @@ ONLY_SOURCE = "_rhei_only_source"
 FINITE = "_rhei_finite"
 #: Precision up to which DataFusion adds any number of decimals without a wrap-around.
 _ADDED_DIGITS = 28
-#: How much smaller than the sum of its magnitudes a sum may be, added in any order: beyond it,
-#: what doubles round away on the way may show in the first nine digits.
-_CANCELLED = 1024
 
 
 class Words(ABC):
@@ -68,11 +65,11 @@ class Words(ABC):
 
     @abstractmethod
     def sum_of_reals(self, text: str, distinct: str, behind: str) -> str:
-        """Add doubles, so that the order in which rows come hardly shows."""
+        """Add doubles."""
 
     @abstractmethod
     def average_of_reals(self, text: str, distinct: str, behind: str) -> str:
-        """Average doubles, so that the order in which rows come hardly shows."""
+        """Average doubles."""
 
     def compared(self, text: str, kept: pa.DataType) -> str:
         """Write a value of which MIN or MAX is taken."""
@@ -86,7 +83,7 @@ class Words(ABC):
 
 
 class DuckDBWords(Words):
-    """DuckDB's: arithmetic that fails on overflow, compensated sums."""
+    """DuckDB's: its arithmetic fails on overflow, and it has compensated sums."""
 
     def cast(self, text: str, kept: pa.DataType) -> str:  # noqa: D102
         return f"cast({text} as {duckdb_type(kept)})"
@@ -186,16 +183,10 @@ class DataFusionWords(Words):
         return self.guarded(f"{magnitude} > 1e{37 - kept.scale}", total)
 
     def sum_of_reals(self, text: str, distinct: str, behind: str) -> str:  # noqa: D102
-        return self._uncancelled(f"sum({distinct}{text}){behind}", text, distinct, behind)
+        return f"sum({distinct}{text}){behind}"
 
     def average_of_reals(self, text: str, distinct: str, behind: str) -> str:  # noqa: D102
-        return self._uncancelled(f"avg({distinct}{text}){behind}", text, distinct, behind)
-
-    def _uncancelled(self, found: str, text: str, distinct: str, behind: str) -> str:
-        """Refuse a sum in which large numbers cancel out: its plain addition shows in it."""
-        total = f"sum({distinct}{text}){behind}"
-        magnitude = f"sum({distinct}abs({text})){behind}"
-        return f"({self.guarded(f'abs({total}) * {_CANCELLED} < {magnitude}', found)})"
+        return f"avg({distinct}{text}){behind}"
 
     def compared(self, text: str, kept: pa.DataType) -> str:
         """Write a value of which MIN or MAX is taken; both go wrong on NaN and infinity."""
