@@ -1,15 +1,14 @@
 """The door: what routing costs, a point read, an aggregate, and a full scan over Flight SQL."""
 
 import sqlite3
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import adbc_driver_flightsql.dbapi as flight_sql
 import pyarrow as pa
 from pyarrow import flight
 
 from benchmarks.orders import orders
+from benchmarks.timing import median
 from rhei_pipeline.flight.server import FlightSqlServer
 
 _ROWS = 1_000_000
@@ -21,32 +20,33 @@ def measure() -> Iterator[tuple[str, str]]:
     """Measure the door against the bare drivers."""
     with orders(_ROWS) as table, table.open() as htap:
         htap.sync_now()
-        cold = _median(
+        cold = median(
             lambda: htap.explain_route(f"{_GROUPED} having count(*) > {next(_count)}"), 200
         )
-        warm = _median(lambda: htap.explain_route(_GROUPED), 5000)
+        warm = median(lambda: htap.explain_route(_GROUPED), 5000)
         yield "routing, p50: a new statement", f"{cold * 1000:.2f} ms"
         yield "routing, p50: a known statement (bar: 0.3 ms)", f"{warm * 1000:.4f} ms"
-        bare = _median(lambda: table.connection.execute(_POINT, (777,)).fetchall(), 5000)
-        ours = _median(lambda: htap.query(_POINT, (777,)), 5000)
+        bare = median(lambda: table.connection.execute(_POINT, (777,)).fetchall(), 5000)
+        ours = median(lambda: htap.query(_POINT, (777,)), 5000)
         yield (
             "point read against the bare driver (bar: 2 x)",
             f"{ours * 1e6:.0f} us against {bare * 1e6:.0f} us: {ours / bare:.1f} x",
         )
-        arrow = _median(lambda: _as_arrow(table.connection.execute(_POINT, (777,))), 5000)
+        arrow = median(lambda: _as_arrow(table.connection.execute(_POINT, (777,))), 5000)
         yield (
             "point read against the bare driver and a plain Arrow table of its row",
             f"{ours * 1e6:.0f} us against {arrow * 1e6:.0f} us: {ours / arrow:.1f} x",
         )
-        source = _median(lambda: htap.query(_GROUPED, hint="oltp"), 3)
-        mirror = _median(lambda: htap.query(_GROUPED), 10)
+        source = median(lambda: htap.query(_GROUPED, hint="oltp"), 3)
+        mirror = median(lambda: htap.query(_GROUPED), 10)
         yield (
             f"grouping {_ROWS:,} rows: mirror against source",
             f"{mirror * 1000:.0f} ms against {source * 1000:.0f} ms",
         )
         whole = htap.query("select * from orders", hint="olap")
         server = FlightSqlServer(htap)
-        seconds = _median(lambda: _scan(server.port), 5)
+        with flight_sql.connect(f"grpc://127.0.0.1:{server.port}", autocommit=True) as connection:
+            seconds = median(lambda: _scan(connection), 9)
         server.shutdown()
         bare = _bare_scan(whole)
         yield (
@@ -64,21 +64,8 @@ def _as_arrow(cursor: sqlite3.Cursor) -> pa.Table:
     return pa.table([pa.array(values) for values in columns], names)
 
 
-def _median(act: Callable[[], object], times: int) -> float:
-    act()
-    found = []
-    for _ in range(times):
-        started = time.perf_counter()
-        act()
-        found.append(time.perf_counter() - started)
-    return statistics.median(found)
-
-
-def _scan(port: int) -> None:
-    with (
-        flight_sql.connect(f"grpc://127.0.0.1:{port}", autocommit=True) as connection,
-        connection.cursor() as cursor,
-    ):
+def _scan(connection: flight_sql.Connection) -> None:
+    with connection.cursor() as cursor:
         cursor.execute("select * from orders")
         if cursor.fetch_arrow_table().num_rows != _ROWS:
             raise SystemExit("rows are missing: these figures are worth nothing")
@@ -97,6 +84,6 @@ class _Bare(flight.FlightServerBase):  # type: ignore[misc]
 def _bare_scan(table: pa.Table) -> float:
     server = _Bare(table)
     with flight.FlightClient(f"grpc://127.0.0.1:{server.port}") as client:
-        seconds = _median(lambda: client.do_get(flight.Ticket(b"")).read_all(), 5)
+        seconds = median(lambda: client.do_get(flight.Ticket(b"")).read_all(), 9)
     server.shutdown()
     return seconds

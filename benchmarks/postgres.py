@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import psycopg
 
 import rhei_pipeline as rhei
-from benchmarks.timing import timed
+from benchmarks.timing import median, timed
 from examples.postgres_server import Server
 
 ROWS, EVENTS, ROUNDS = 1_000_000, 100_000, 3
@@ -59,7 +59,7 @@ def settings(dsn: str, directory: Path, mode: str) -> rhei.Settings:
 
 
 def measure() -> Iterator[tuple[str, str]]:
-    """Measure the copy, cycles of many changes, of ten, and of none."""
+    """Measure the copy, cycles of many changes, of ten, and of none, and a point read."""
     with orders() as (connection, dsn, directory):
         for mode in ("destructive", "temporal"):
             with rhei.open(settings(dsn, directory, mode)) as htap:
@@ -69,8 +69,20 @@ def measure() -> Iterator[tuple[str, str]]:
                 yield f"PostgreSQL, {mode}: initial sync", f"{rate:,.0f} rows/s CPU"
                 yield f"PostgreSQL, {mode}: mixed changes", _many(connection, htap)
                 yield f"PostgreSQL, {mode}: cycle of ten changes", _few(connection, htap)
+                if mode == "destructive":
+                    yield (
+                        "PostgreSQL: point read against the bare driver (bar: 2 x)",
+                        _point(connection, htap),
+                    )
                 if not htap.verify().equal:
                     raise SystemExit("source and mirror differ: these figures are worth nothing")
+
+
+def _point(connection: psycopg.Connection[tuple[int]], htap: rhei.HTAP) -> str:
+    sql, key = "select * from orders where id = %s", (777,)
+    bare = median(lambda: connection.execute(sql.encode(), key).fetchall(), 3000)
+    ours = median(lambda: htap.query(sql, key), 3000)
+    return f"{ours * 1e6:.0f} us against {bare * 1e6:.0f} us: {ours / bare:.1f} x"
 
 
 def _many(connection: psycopg.Connection[tuple[int]], htap: rhei.HTAP) -> str:

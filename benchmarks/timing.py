@@ -1,7 +1,8 @@
-"""Process CPU time and wall time of a block: the machine may be shared, CPU time is ours alone."""
+"""How long things take: CPU time is ours alone, also where the machine is shared."""
 
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,3 +23,14 @@ def timed() -> Iterator[Timing]:
     yield timing
     timing.cpu_seconds = time.process_time() - cpu
     timing.wall_seconds = time.perf_counter() - wall
+
+
+def median(act: Callable[[], object], times: int) -> float:
+    """Return the median seconds of so many calls, after one that does not count."""
+    act()
+    found = []
+    for _ in range(times):
+        started = time.perf_counter()
+        act()
+        found.append(time.perf_counter() - started)
+    return statistics.median(found)

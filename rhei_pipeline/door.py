@@ -1,6 +1,5 @@
 """The reading side of the door: a query goes to the side that suits, as fresh as it has to be."""
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,14 +9,17 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
+from rhei_pipeline import answers
 from rhei_pipeline.errors import QueryError, TransientError
 from rhei_pipeline.ledger import Ledger
 from rhei_pipeline.pipeline import Pipeline
-from rhei_pipeline.protocols import Database, Mirror, Streamed
+from rhei_pipeline.protocols import Begun, Database, Mirror, Streamed
 from rhei_pipeline.routing import Plan, Route, Router, unanswered
 from rhei_pipeline.schema import TableOptions
 from rhei_pipeline.translation.meaning import Catalog, MirroredTable
+from rhei_pipeline.translation.queries import Query
 
+_INEXACT = "the mirror cannot answer it exactly for these rows"
 _ONLY_READ = "the source is only read, so that its mirror answers, in the mirror's SQL"
 WhenStale = Literal["sync", "wait", "oltp"]
 _NANOSECONDS = 1_000_000_000
@@ -80,6 +82,16 @@ class Sides:
         return self.oltp is not self.source
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An answer in batches of so many rows; `begun` is given what ends the query."""
+
+    sql: str
+    params: Sequence[Any]
+    rows: int
+    begun: Begun | None
+
+
 class Door:
     """Answers queries from the source or the mirror.
 
@@ -133,7 +145,7 @@ class Door:
         plan = self._plan(sql, ())
         if plan.columns is None or None in plan.columns or not plan.names:
             return None
-        return _empty(plan).schema
+        return answers.empty(plan).schema
 
     def ask(
         self,
@@ -155,47 +167,82 @@ class Door:
         answer = self._ask_mirror(plan, params)
         if answer is not None:
             return answer
-        reason = f"{plan.route.reason}, but the mirror cannot answer it exactly for these rows"
-        return self.ask_source(sql, params, reason, plan)
+        return self.ask_source(sql, params, f"{plan.route.reason}, but {_INEXACT}", plan)
 
-    def stream(self, sql: str, params: Sequence[Any], rows: int) -> Streamed:
-        """Answer a query in batches of about so many rows.
+    def stream(
+        self, sql: str, params: Sequence[Any], rows: int, begun: Begun | None = None
+    ) -> Streamed:
+        """Answer a query in batches of about so many rows; returns when the first is there.
 
-        The answer is never in memory whole, unless its types show in its whole only. Where it
-        turns out on the way that only the source answers exactly, the stream ends in an error,
-        and what was sent is not to be used. What reads a table otherwise than by key is answered
-        by the mirror, too.
+        The answer is never in memory whole, unless its types, or which rows a LIMIT keeps, show
+        in its whole only. Where it turns out behind the first batch that only the source answers
+        exactly, the stream ends in an error, and what was sent is not to be used. What reads a
+        table otherwise than by key is answered by the mirror, too. `begun` is given what cancels
+        the query, from any thread, as soon as it runs.
         """
         plan = self._plan(sql, params)
         if plan.scans:
             plan = replace(plan, route=Route("olap", "it reads many rows"))
         reason = None if self._sides.is_sidecar else self._reason_to_leave(plan, None, None)
+        wanted = _Wanted(sql, params, rows, begun)
         if reason is not None:
-            return self._stream_source(sql, params, reason, plan, rows)
-        query = plan.query
-        if query is None or self._sides.is_sidecar or query.limit is not None:
-            return _in_batches(self.ask(sql, params), rows)
+            return self._stream_source(wanted, reason, plan)
+        if plan.query is None or self._sides.is_sidecar:
+            return self._stream_as_it_is(wanted, plan)
+        answer = self._stream_mirror(wanted, plan, plan.query)
+        if answer is not None:
+            return answer
+        return self._stream_source(wanted, f"{plan.route.reason}, but {_INEXACT}", plan)
+
+    def _stream_mirror(self, wanted: "_Wanted", plan: Plan, query: Query) -> Streamed | None:
+        """Stream a translated query's answer; None where only the source can tell."""
         ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
-        streamed = self._mirror.stream(query.sql, _bound(plan, params), rows)
+        ended = threading.Event()
+        begun = None if wanted.begun is None else _also(wanted.begun, ended.set)
+        try:
+            bound = answers.bound(plan, wanted.params)
+            streamed = self._mirror.stream(query.sql, bound, wanted.rows, begun)
+            if query.limit is not None:
+                whole = pa.Table.from_batches(streamed.batches, streamed.schema)
+                if unanswered(whole, query):
+                    return None
+                kept = whole.slice(0, query.limit).select(range(len(query.columns)))
+                streamed = replace(streamed, batches=iter(kept.to_batches(wanted.rows)))
+            first = next(streamed.batches, None)
+        except QueryError:
+            if ended.is_set():
+                raise
+            return None
         for watcher in self._watchers:
             watcher("olap", 0.0)
-        shape = _labelled(_empty(plan), plan.route, ledger, synced_from).schema
-        batches = (_batch(batch, shape) for batch in streamed.batches)
-        return Streamed(shape, batches, streamed.cancel)
+        shape = answers.labelled(answers.empty(plan), plan.route, ledger, _age(synced_from)).schema
+        return Streamed(shape, answers.shown(first, streamed.batches, shape), streamed.cancel)
 
-    def _stream_source(
-        self, sql: str, params: Sequence[Any], reason: str, plan: Plan, rows: int
-    ) -> Streamed:
-        oltp = self._sides.oltp
-        streamed = oltp.stream(sql, params, plan.columns, rows) if oltp else None
+    def _stream_as_it_is(self, wanted: "_Wanted", plan: Plan) -> Streamed:
+        """Stream the answer to a query that is written for the mirror."""
+        route = Route("olap", _ONLY_READ) if self._sides.is_sidecar else plan.route
+        ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
+        streamed = self._mirror.stream(wanted.sql, wanted.params, wanted.rows, wanted.begun)
+        first = next(streamed.batches, None)
+        for watcher in self._watchers:
+            watcher("olap", 0.0)
+        empty = streamed.schema.empty_table()
+        shape = answers.labelled(empty, route, ledger, _age(synced_from)).schema
+        return Streamed(shape, answers.shown(first, streamed.batches, shape), streamed.cancel)
+
+    def _stream_source(self, wanted: "_Wanted", reason: str, plan: Plan) -> Streamed:
+        oltp, sql, params = self._sides.oltp, wanted.sql, wanted.params
+        streamed = None
+        if oltp is not None:
+            streamed = oltp.stream(sql, params, plan.columns, wanted.rows, wanted.begun)
         if streamed is None:
-            return _in_batches(self.ask_source(sql, params, reason, plan), rows)
+            found = self.ask_source(sql, params, reason, plan, wanted.begun)
+            return Streamed(found.schema, iter(found.to_batches(wanted.rows)))
         for watcher in self._watchers:
             watcher("oltp", 0.0)
         empty = streamed.schema.empty_table()
-        shape = _labelled(empty, Route("oltp", reason), None).schema
-        batches = (_batch(batch, shape) for batch in streamed.batches)
-        return Streamed(shape, batches, streamed.cancel)
+        shape = answers.labelled(empty, Route("oltp", reason), None).schema
+        return Streamed(shape, answers.shown(None, streamed.batches, shape), streamed.cancel)
 
     def _reason_to_leave(
         self, plan: Plan, max_staleness: float | None, after: Written | None
@@ -216,7 +263,12 @@ class Door:
         return f"{plan.route.reason}, but {doubt}" if doubt else None
 
     def ask_source(
-        self, sql: str, params: Sequence[Any], reason: str, plan: Plan | None = None
+        self,
+        sql: str,
+        params: Sequence[Any],
+        reason: str,
+        plan: Plan | None = None,
+        begun: Begun | None = None,
     ) -> pa.Table:
         """Answer a query from the source."""
         if self._sides.oltp is None:
@@ -228,8 +280,8 @@ class Door:
         if not self._sides.is_sidecar:
             columns = (plan or self._plan(sql, params)).columns
         with self._told("oltp"):
-            found = self._sides.oltp.query(sql, params, columns)
-        return _labelled(found, Route("oltp", reason), None)
+            found = self._sides.oltp.query(sql, params, columns, begun)
+        return answers.labelled(found, Route("oltp", reason), None)
 
     @contextmanager
     def _told(self, engine: str) -> Iterator[None]:
@@ -252,13 +304,15 @@ class Door:
         ledger = self._mirror.ledger()
         with self._told("olap"):
             found = self._mirror.query(sql, params)
-        return _labelled(found, Route("olap", "asked for"), ledger, self._pipeline.synced_from)
+        return answers.labelled(
+            found, Route("olap", "asked for"), ledger, _age(self._pipeline.synced_from)
+        )
 
     def _ask_history(self, sql: str, params: Sequence[Any], plan: Plan) -> pa.Table:
         ledger = self._mirror.ledger()
         with self._told("olap"):
             found = self._mirror.query(sql, params)
-        return _labelled(found, plan.route, ledger, self._pipeline.synced_from)
+        return answers.labelled(found, plan.route, ledger, _age(self._pipeline.synced_from))
 
     def _ask_mirror(self, plan: Plan, params: Sequence[Any]) -> pa.Table | None:
         """Answer a translated query; None where only the source can tell."""
@@ -266,7 +320,7 @@ class Door:
             return None
         # Read first: the answer is then at least as new as what it says.
         ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
-        bound = _bound(plan, params)
+        bound = answers.bound(plan, params)
         with suppress(QueryError):
             with self._told("olap"):
                 found = self._mirror.query(plan.query.sql, bound)
@@ -274,7 +328,9 @@ class Door:
                 return None
             if plan.query.limit is not None:
                 found = found.slice(0, plan.query.limit)
-            return _labelled(_shaped(found, plan), plan.route, ledger, synced_from)
+            return answers.labelled(
+                answers.shaped(found, plan), plan.route, ledger, _age(synced_from)
+            )
         return None
 
     def _plan(self, sql: str, params: Sequence[Any]) -> Plan:
@@ -350,52 +406,19 @@ class Door:
         return True
 
 
-def _in_batches(found: pa.Table, rows: int) -> Streamed:
-    return Streamed(found.schema, iter(found.to_batches(max_chunksize=rows)))
+def _age(synced_from: int | None) -> float | None:
+    """Return the seconds since the sync began that an answer shows."""
+    return None if synced_from is None else (time.monotonic_ns() - synced_from) / _NANOSECONDS
 
 
-def _bound(plan: Plan, params: Sequence[Any]) -> dict[str, Any]:
-    return {f"p{place}": params[place - 1] for place in plan.bound}
+def _also(begun: Begun, note: Callable[[], None]) -> Begun:
+    """Have it noted, too, when what a query's asker was given is called."""
 
+    def given(cancel: Callable[[], None]) -> None:
+        def call() -> None:
+            note()
+            cancel()
 
-def _empty(plan: Plan) -> pa.Table:
-    """Return an answer's columns without a row."""
-    kinds = [column.type if column is not None else pa.null() for column in plan.columns or ()]
-    return pa.table([pa.array([], kind) for kind in kinds], list(plan.names))
+        begun(call)
 
-
-def _batch(batch: pa.RecordBatch, shape: pa.Schema) -> pa.RecordBatch:
-    arrays = [
-        column if column.type.equals(field.type) else column.cast(field.type)
-        for column, field in zip(batch.columns, shape, strict=True)
-    ]
-    return pa.RecordBatch.from_arrays(arrays, schema=shape)
-
-
-def _shaped(found: pa.Table, plan: Plan) -> pa.Table:
-    """Give the mirror's answer the source's column names and types."""
-    columns = plan.columns or ()
-    types = [column.type if column is not None else None for column in columns]
-    arrays = []
-    for place, kept in enumerate(types):
-        array = found.column(place)
-        arrays.append(array if kept is None or array.type.equals(kept) else array.cast(kept))
-    return pa.table(arrays, list(plan.names))
-
-
-def _labelled(
-    found: pa.Table, route: Route, ledger: Ledger | None, synced_from: int | None = None
-) -> pa.Table:
-    """Write into an answer's schema which side it is from, why, and how fresh it is.
-
-    `rhei.engine`, `rhei.reason`; for the mirror, `rhei.watermark` (JSON, the position of each
-    table, at least) and `rhei.staleness_seconds`, since the sync began that the answer shows.
-    """
-    labels = {"rhei.engine": route.engine, "rhei.reason": route.reason}
-    if ledger is not None:
-        marks = {name: mark.position.order for name, mark in ledger.watermarks.items()}
-        labels["rhei.watermark"] = json.dumps(marks)
-    if synced_from is not None:
-        age = (time.monotonic_ns() - synced_from) / _NANOSECONDS
-        labels["rhei.staleness_seconds"] = f"{age:.3f}"
-    return found.replace_schema_metadata({**(found.schema.metadata or {}), **labels})
+    return given

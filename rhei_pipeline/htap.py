@@ -23,7 +23,7 @@ from rhei_pipeline.metrics import (
     VerifyReport,
 )
 from rhei_pipeline.pipeline import Declared, no_progress, no_step
-from rhei_pipeline.protocols import Database, OnStep, Streamed
+from rhei_pipeline.protocols import Begun, Database, OnStep, Streamed
 from rhei_pipeline.routing import Route
 from rhei_pipeline.schema import VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.settings import Settings
@@ -111,9 +111,22 @@ class HTAP:
             return self._door.ask_source(sql, params, "asked for")
         raise QueryError(f"unknown hint {hint!r}", hint="use 'auto', 'oltp' or 'olap'")
 
-    def stream(self, sql: str, params: Sequence[Any] = (), rows: int = 50_000) -> Streamed:
-        """Run one reading statement as `auto`, and return its answer in batches."""
-        return self._door.stream(sql, params, rows)
+    def stream(
+        self,
+        sql: str,
+        params: Sequence[Any] = (),
+        rows: int = 50_000,
+        begun: Begun | None = None,
+    ) -> Streamed:
+        """Run one reading statement as `auto`, and return its answer in batches.
+
+        Args:
+            sql: The statement, in the source's SQL.
+            params: Values for its placeholders.
+            rows: How many rows a batch has, about.
+            begun: Is given what cancels the query, from any thread, before the first batch.
+        """
+        return self._door.stream(sql, params, rows, begun)
 
     def reads(self, sql: str) -> bool:
         """Tell whether a statement is a query, as far as its text tells."""

@@ -77,6 +77,10 @@ class Streamed:
     cancel: Callable[[], None] = _nothing_to_cancel
 
 
+#: Is given what ends a query, as soon as it may be ended, from any thread.
+Begun = Callable[[Callable[[], None]], None]
+
+
 class Database(Protocol):
     """The operational database, as its own application uses it."""
 
@@ -91,11 +95,17 @@ class Database(Protocol):
         sql: str,
         params: Sequence[Any] = (),
         columns: Sequence[Column | None] | None = None,
+        begun: Begun | None = None,
     ) -> pa.Table:
         """Run one reading statement; `columns` is what is known of the answer's columns."""
 
     def stream(
-        self, sql: str, params: Sequence[Any], columns: Sequence[Column | None] | None, rows: int
+        self,
+        sql: str,
+        params: Sequence[Any],
+        columns: Sequence[Column | None] | None,
+        rows: int,
+        begun: Begun | None = None,
     ) -> Streamed | None:
         """Run one reading statement and return its answer in batches of at most so many rows.
 
@@ -329,7 +339,13 @@ class Mirror(Protocol):
     def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
         """Run one read-only statement on the last committed state; parameters by place or name."""
 
-    def stream(self, sql: str, params: Mapping[str, Any], rows: int) -> Streamed:
+    def stream(
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any],
+        rows: int,
+        begun: Begun | None = None,
+    ) -> Streamed:
         """Run one read-only statement, and return its rows as they come, all of one state."""
 
     def count(self, table: Table) -> int:

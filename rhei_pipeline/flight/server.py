@@ -17,7 +17,7 @@ from rhei_pipeline.flight.access import Access, Gate, NoHandshake, refuse_open_s
 from rhei_pipeline.flight.messages import MalformedError, Message, encode, fields, pack, unpack
 from rhei_pipeline.flight.running import Limits, Running, translated
 from rhei_pipeline.htap import HTAP
-from rhei_pipeline.protocols import Streamed
+from rhei_pipeline.protocols import Begun, Streamed
 
 #: Prepared statements that are kept; the one unused for longest goes first.
 _MAX_PREPARED = 4096
@@ -144,10 +144,10 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         sql: str,
         params: tuple[Any, ...],
     ) -> flight.FlightDataStream:
-        def ask() -> Streamed:
+        def ask(begun: Begun) -> Streamed:
             if self._writes and not self._htap.reads(sql):
                 return _affected(self._htap.execute(sql, params))
-            return self._htap.stream(sql, params, self._running.limits.batch_rows)
+            return self._htap.stream(sql, params, self._running.limits.batch_rows, begun)
 
         schema, batches = self._running.send(handle, ask, context.is_cancelled)
         return flight.GeneratorStream(schema, batches)

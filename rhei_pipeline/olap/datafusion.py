@@ -7,17 +7,18 @@ in it together, and whoever opened an earlier one goes on reading the files it n
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from rhei_pipeline.errors import MirrorError, QueryError
+from rhei_pipeline.cancelling import Cancel
+from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.ledger import Ledger
 from rhei_pipeline.metrics import MaintenanceReport
 from rhei_pipeline.olap.file_transaction import FileTransaction
@@ -28,8 +29,14 @@ from rhei_pipeline.olap.letters import LETTERS, is_open
 from rhei_pipeline.olap.manifest import Manifest
 from rhei_pipeline.olap.manifests import Manifests
 from rhei_pipeline.olap.segment_store import SegmentStore
-from rhei_pipeline.olap.session import Params, ReadingSession
-from rhei_pipeline.protocols import Streamed
+from rhei_pipeline.olap.session import (
+    Params,
+    ReadingSession,
+    interruptible,
+    plain_schema,
+    streamed,
+)
+from rhei_pipeline.protocols import Begun, Streamed
 from rhei_pipeline.schema import VALID_TO, Mode, Table
 from rhei_pipeline.sql import mirror_table
 
@@ -192,20 +199,21 @@ class DataFusionMirror:
         with self._held() as manifest:
             return self._session.query(sql, params, manifest)
 
-    def stream(self, sql: str, params: Mapping[str, Any], rows: int) -> Streamed:
+    def stream(self, sql: str, params: Params, rows: int, begun: Begun | None = None) -> Streamed:
         """Run one read-only statement, and return its rows as they come, all of one state.
 
         Raises:
             QueryError: It is not one reading statement, or DataFusion refuses it.
         """
         self._refuse_closed()
+        cancel = Cancel.given(begun)
         with ExitStack() as held:
             manifest = held.enter_context(self._held())
-            schema, batches = self._session.stream(sql, params, manifest)
-            cancelled = threading.Event()
-            gathered = _gathered(batches, rows, cancelled, held.pop_all())
+            frame = self._session.plan(sql, params, manifest)
+            batches = streamed(frame, cancel) if begun is None else interruptible(frame, cancel)
+            gathered = _gathered(batches, rows, held.pop_all())
         next(gathered)  # begun, it lets go of its files even where nobody takes a row
-        return Streamed(schema, gathered, cancelled.set)
+        return Streamed(plain_schema(frame), gathered, cancel)
 
     @contextmanager
     def _held(self) -> Iterator[Manifest]:
@@ -262,15 +270,13 @@ def _delta_tables(storage: str) -> "DeltaTables | None":
 
 
 def _gathered(
-    batches: Iterator[pa.RecordBatch], rows: int, cancelled: threading.Event, held: ExitStack
+    batches: Iterator[pa.RecordBatch], rows: int, held: ExitStack
 ) -> Iterator[pa.RecordBatch]:
     """Yield an empty batch, then batches of about so many rows; DataFusion's own are small."""
     gathered: list[pa.RecordBatch] = []
     with held:
         yield pa.record_batch({})
         for batch in batches:
-            if cancelled.is_set():
-                raise QueryError("the query was cancelled")
             gathered.append(batch)
             if sum(map(len, gathered)) >= rows:
                 yield pa.concat_batches(gathered)

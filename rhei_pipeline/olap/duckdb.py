@@ -16,13 +16,14 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from rhei_pipeline.cancelling import Cancel
 from rhei_pipeline.errors import MirrorBusyError, MirrorError, QueryError, RheiError
 from rhei_pipeline.ledger import Ledger
 from rhei_pipeline.metrics import MaintenanceReport
 from rhei_pipeline.olap.duckdb_ledger import LEDGER_TABLES, read_ledger
 from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction, in_utc, table_exists
 from rhei_pipeline.olap.publishing import PublishedCopy
-from rhei_pipeline.protocols import Streamed
+from rhei_pipeline.protocols import Begun, Streamed
 from rhei_pipeline.reading import refuse_writing
 from rhei_pipeline.schema import VALID_TO, Mode, Table
 from rhei_pipeline.sql import mirror_table
@@ -130,35 +131,62 @@ class DuckDBMirror:
             QueryError: Not one statement, not a reading one, or DuckDB refuses it.
         """
         refuse_writing(sql, "duckdb")
-        bound = dict(params) if isinstance(params, Mapping) else list(params)
         with self._cursor() as cursor:
             try:
-                _refuse_writing(cursor.extract_statements(sql))
-                if self._has_default_namespace(cursor):
-                    cursor.execute("set search_path = 'main,public'")
-                cursor.execute("begin transaction read only")
-                result = cursor.sql(sql, params=bound) if bound else cursor.sql(sql)
+                result = self._asked(cursor, sql, params)
                 table = pa.table({}) if result is None else result.to_arrow_table()
                 return in_utc(table)
             except duckdb.Error as error:
                 raise _refused(error) from error
 
-    def stream(self, sql: str, params: Mapping[str, Any], rows: int) -> Streamed:
+    def stream(
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any],
+        rows: int,
+        begun: Begun | None = None,
+    ) -> Streamed:
         """Run one read-only statement, and return its rows as they come, all of one state.
 
         Raises:
             QueryError: It is not one reading statement, or DuckDB refuses it.
         """
         refuse_writing(sql, "duckdb")
-        cursor = self._connection.cursor()
-        try:
-            cursor.execute("begin transaction read only")
-            result = cursor.sql(sql, params=dict(params)) if params else cursor.sql(sql)
-            reader = result.to_arrow_reader(rows)
-        except duckdb.Error as error:
-            cursor.close()
-            raise _refused(error) from error
-        return Streamed(reader.schema, _batches(cursor, reader), cursor.interrupt)
+        cancel = Cancel.given(begun)
+        batches = self._streamed(sql, params, rows, cancel)
+        # DuckDB works up to the first rows before it says what columns there are.
+        return Streamed(next(batches).schema, batches, cancel)
+
+    def _streamed(
+        self, sql: str, params: Sequence[Any] | Mapping[str, Any], rows: int, cancel: Cancel
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield an empty batch, then the rows."""
+        with self._cursor() as cursor, cancel.ending_by(cursor.interrupt):
+            try:
+                result = self._asked(cursor, sql, params)
+                if result is None:
+                    raise QueryError("the statement has no answer")
+                reader = result.to_arrow_reader(rows)
+                shape = in_utc(reader.schema.empty_table()).schema
+                yield pa.RecordBatch.from_pylist([], shape)
+                for batch in reader:
+                    yield batch if batch.schema.equals(shape) else batch.cast(shape)
+                    cancel.refuse_cancelled()
+            except (duckdb.Error, pa.ArrowException, OSError) as error:
+                raise _refused(error) from error
+
+    def _asked(
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any],
+    ) -> duckdb.DuckDBPyRelation | None:
+        _refuse_writing(cursor.extract_statements(sql))
+        if self._has_default_namespace(cursor):
+            cursor.execute("set search_path = 'main,public'")
+        cursor.execute("begin transaction read only")
+        bound = dict(params) if isinstance(params, Mapping) else list(params)
+        return cursor.sql(sql, params=bound) if bound else cursor.sql(sql)
 
     def _has_default_namespace(self, cursor: duckdb.DuckDBPyConnection) -> bool:
         """Tell whether PostgreSQL's `public` is mirrored, whose tables need not be qualified."""
@@ -216,17 +244,6 @@ class DuckDBMirror:
             yield cursor
         finally:
             cursor.close()
-
-
-def _batches(
-    cursor: duckdb.DuckDBPyConnection, reader: pa.RecordBatchReader
-) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from reader
-    except (duckdb.Error, pa.ArrowException, OSError) as error:
-        raise _refused(error) from error
-    finally:
-        cursor.close()
 
 
 def _too_large() -> MirrorError:

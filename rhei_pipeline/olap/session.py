@@ -4,15 +4,19 @@ A view leaves out the removed rows by their numbers, so that DataFusion still pu
 and filters down to the segments, and leaves out parts of Parquet files by their statistics.
 """
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from datafusion import DataFrame, RuntimeEnvBuilder, SessionConfig, SessionContext, SQLOptions, udf
 from datafusion.catalog import Schema
+from datafusion.record_batch import RecordBatch
 
+from rhei_pipeline.cancelling import Cancel
 from rhei_pipeline.errors import MirrorError, QueryError
 from rhei_pipeline.olap import bitmaps, refusals
 from rhei_pipeline.olap.formats import ROW
@@ -76,21 +80,14 @@ class ReadingSession:
         Raises:
             QueryError: Not one statement, not a reading one, or DataFusion refuses it.
         """
-        return plain(_translated(self._planned(sql, params, manifest).to_arrow_table))
+        return plain(_translated(self.plan(sql, params, manifest).to_arrow_table))
 
-    def stream(
-        self, sql: str, params: Params, manifest: Manifest
-    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        """Run one reading statement on a committed state, and return its rows as they come.
+    def plan(self, sql: str, params: Params, manifest: Manifest) -> DataFrame:
+        """Plan one reading statement on a committed state; see `streamed`.
 
         Raises:
-            QueryError: As of `query`; also while the rows are taken.
+            QueryError: As of `query`.
         """
-        frame = self._planned(sql, params, manifest)
-        schema = _plain_schema(frame.schema())
-        return schema, _streamed(frame, schema)
-
-    def _planned(self, sql: str, params: Params, manifest: Manifest) -> DataFrame:
         refuse_writing(sql, "datafusion")
         _refuse_hidden(sql)
         bound = numbered_placeholders(sql)
@@ -168,6 +165,10 @@ class ReadingSession:
 def _translated(call: Callable[[], _Result]) -> _Result:
     try:
         return call()
+    except asyncio.CancelledError as error:
+        raise QueryError("the query was cancelled") from error
+    except QueryError:
+        raise
     except Exception as error:  # DataFusion's errors have no type of their own
         if "Resources exhausted" in str(error):
             raise MirrorError(
@@ -186,18 +187,55 @@ def _refuse_hidden(sql: str) -> None:
         raise QueryError(f"schema {_SEGMENTS!r} is not for reading", hint="read the tables")
 
 
-def _streamed(frame: DataFrame, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def streamed(frame: DataFrame, cancel: Cancel) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a planned query as they come; cancelled, it ends at the next batch.
+
+    Raises:
+        QueryError: DataFusion refuses it, or it was cancelled.
+    """
+    schema = plain_schema(frame)
     stream = iter(_translated(frame.execute_stream))
     while (batch := _translated(lambda: next(stream, None))) is not None:
+        cancel.refuse_cancelled()
         yield batch.to_pyarrow().cast(schema)
+
+
+def interruptible(frame: DataFrame, cancel: Cancel) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a planned query; cancelled, it ends at once, and its work with it.
+
+    Not for a thread that runs an event loop: DataFusion lets go only of what is awaited.
+
+    Raises:
+        QueryError: DataFusion refuses it, or it was cancelled.
+    """
+    schema = plain_schema(frame)
+    stream = aiter(_translated(frame.execute_stream))
+    with closing(asyncio.new_event_loop()) as loop:
+
+        def following() -> RecordBatch | None:
+            awaited = loop.create_task(_following(stream))
+            with cancel.ending_by(lambda: loop.call_soon_threadsafe(awaited.cancel)):
+                return loop.run_until_complete(awaited)
+
+        while (batch := _translated(following)) is not None:
+            yield batch.to_pyarrow().cast(schema)
+
+
+async def _following(stream: AsyncIterator[RecordBatch]) -> RecordBatch | None:
+    return await anext(stream, None)
 
 
 def plain(table: pa.Table) -> pa.Table:
     """Return a result with Arrow's plain types, any column of which may hold nulls."""
-    return table.cast(_plain_schema(table.schema))
+    return table.cast(_plain(table.schema))
 
 
-def _plain_schema(schema: pa.Schema) -> pa.Schema:
+def plain_schema(frame: DataFrame) -> pa.Schema:
+    """Return the schema of a planned query's answer, in Arrow's plain types."""
+    return _plain(frame.schema())
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
     return pa.schema([pa.field(field.name, _PLAIN.get(field.type, field.type)) for field in schema])
 
 

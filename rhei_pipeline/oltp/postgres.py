@@ -1,16 +1,19 @@
 """An operational PostgreSQL database: pooled connections, each statement's error named."""
 
 import re
+import select
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import psycopg
 import pyarrow as pa
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from rhei_pipeline.cancelling import Cancel
 from rhei_pipeline.errors import (
     QueryError,
     RheiError,
@@ -19,7 +22,6 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.metrics import Finding
 from rhei_pipeline.oltp import postgres_doctor
-from rhei_pipeline.oltp.cancelling import Cancel
 from rhei_pipeline.oltp.postgres_meaning import finds_public, meaning
 from rhei_pipeline.oltp.postgres_schema import (
     NUMERIC,
@@ -31,8 +33,8 @@ from rhei_pipeline.oltp.postgres_schema import (
     slot_name,
     table_names,
 )
-from rhei_pipeline.oltp.postgres_values import SESSION_SETTINGS, admit_text
-from rhei_pipeline.protocols import Streamed
+from rhei_pipeline.oltp.postgres_values import SESSION_SETTINGS, RowShape, admit_text, row_shape
+from rhei_pipeline.protocols import Begun, Streamed
 from rhei_pipeline.reading import refuse_writing
 from rhei_pipeline.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.sql import quote
@@ -42,6 +44,8 @@ _TRANSACTION_WORDS = {"begin", "commit", "end", "rollback", "savepoint", "releas
 #: What a cursor can fetch from; a plan or a setting is short, and read whole.
 _FETCHED = re.compile(r"\s*(select|with|values|table|\()", re.IGNORECASE)
 _RETRIES = 5
+#: How long a connection that rested is taken to stand: a look would cost as much as a point read.
+_TRUSTED_SECONDS = 1.0
 _FIRST_WAIT_SECONDS = 0.1
 #: The server ends a replication connection that is silent, as ours is while nothing is written.
 _PATIENT = " -c wal_sender_timeout=0"
@@ -82,13 +86,14 @@ class PostgresDatabase:
         self._closed = False
         with self.connect() as connection:
             self._refuse_other_encodings(connection)
-        self._pool: ConnectionPool[Connection] = ConnectionPool(
+        self._pool: ConnectionPool[_Pooled] = ConnectionPool(
             dsn,
+            connection_class=_Pooled,
             min_size=1,
             max_size=pool_size,
             timeout=connect_timeout_seconds,
             kwargs={"autocommit": True, "options": self._options(statement_timeout_seconds)},
-            check=ConnectionPool.check_connection,
+            check=_Pooled.check,
             open=True,
         )
 
@@ -166,6 +171,7 @@ class PostgresDatabase:
         sql: str,
         params: Sequence[Any] = (),
         columns: Sequence[Column | None] | None = None,
+        begun: Begun | None = None,
     ) -> pa.Table:
         """Run one reading statement.
 
@@ -176,9 +182,11 @@ class PostgresDatabase:
             QueryError: It is not a reading statement, or the server refuses it.
         """
         refuse_writing(sql, "postgres")
-        with self._lent() as connection, connection.transaction():
-            connection.execute("set transaction read only")
-            return pa.Table.from_batches([_batch(connection.execute(sql, params or None), columns)])
+        with self._lent() as connection:
+            if begun is None:
+                return _asked(connection, sql, params, columns)
+            with Cancel.given(begun).ending_by(connection.cancel_safe):
+                return _asked(connection, sql, params, columns)
 
     def stream(
         self,
@@ -186,12 +194,13 @@ class PostgresDatabase:
         params: Sequence[Any],
         columns: Sequence[Column | None] | None,
         rows: int,
+        begun: Begun | None = None,
     ) -> Streamed | None:
         """Run one reading statement and return its answer in batches; see `Database.stream`."""
         refuse_writing(sql, "postgres")
         if not _FETCHED.match(sql):
             return None
-        cancel = Cancel()
+        cancel = Cancel.given(begun)
         batches = self._streamed(sql, params, columns, rows, cancel)
         return Streamed(next(batches).schema, batches, cancel)
 
@@ -275,7 +284,10 @@ class PostgresDatabase:
     @contextmanager
     def _lent(self) -> Iterator[Connection]:
         with self.translated(), self._pool.connection() as connection:
-            yield connection
+            try:
+                yield connection
+            finally:
+                connection.rested_from = time.monotonic()
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -295,30 +307,72 @@ class PostgresDatabase:
         self._pool.close()
 
 
+class _Pooled(Connection):
+    """A connection that is asked whether it still stands only where that may be in doubt."""
+
+    rested_from = 0.0
+
+    def check(self) -> None:
+        # A server that went away has closed the socket, which is then ready to be read.
+        rested = time.monotonic() - self.rested_from
+        if rested > _TRUSTED_SECONDS or select.select([self.fileno()], [], [], 0)[0]:
+            ConnectionPool.check_connection(self)
+
+
+def _asked(
+    connection: Connection,
+    sql: str,
+    params: Sequence[Any],
+    columns: Sequence[Column | None] | None,
+) -> pa.Table:
+    # All three are sent at once: a point read waits for the server once, not four times.
+    with connection.pipeline():
+        connection.execute("begin read only")
+        cursor = connection.execute(sql, params or None)
+        connection.execute("commit")
+    return pa.Table.from_batches([_batch(cursor, columns)])
+
+
 def _batch(
     cursor: psycopg.Cursor[tuple[Any, ...]], columns: Sequence[Column | None] | None
 ) -> pa.RecordBatch:
     result = cursor.pgresult
-    if cursor.description is None or result is None:
+    if result is None or result.status != psycopg.pq.ExecStatus.TUPLES_OK:
         raise QueryError("this is not a reading statement", hint="use execute for writes")
-    names = [column.name for column in cursor.description]
-    told = columns if columns is not None and len(columns) == len(names) else None
-    arrays = [
-        _array(result, place, name, told[place] if told else None)
-        for place, name in enumerate(names)
-    ]
-    return pa.RecordBatch.from_arrays(arrays, names)
+    places = range(result.nfields)
+    told = columns if columns is not None and len(columns) == len(places) else None
+    known, shape = _columns(
+        tuple([(result.fname(at), result.ftype(at), result.fmod(at)) for at in places]),
+        tuple(told) if told is not None else (None,) * len(places),
+    )
+    if result.ntuples == 1 and shape is not None:
+        single = shape.read([result.get_value(0, at) for at in places])
+        if single is not None:
+            return single
+    arrays = [_array(result, place, column) for place, column in enumerate(known)]
+    return pa.RecordBatch.from_arrays(arrays, [column.name for column in known])
 
 
-def _array(result: psycopg.pq.abc.PGresult, place: int, name: str, told: Column | None) -> pa.Array:
-    column = Column(name, arrow_type(result.ftype(place), result.fmod(place)))
-    if told is not None and result.ftype(place) == NUMERIC and pa.types.is_decimal(told.type):
-        # A sum of numerics has no declared digits, so the server leaves them out.
-        column = Column(name, told.type)
+@lru_cache(maxsize=1024)
+def _columns(
+    described: tuple[tuple[bytes | None, int, int], ...], told: tuple[Column | None, ...]
+) -> tuple[tuple[Column, ...], RowShape | None]:
+    """Return an answer's columns, and how a single row of them is read."""
+    found = []
+    for (name, oid, modifier), known in zip(described, told, strict=True):
+        kept = arrow_type(oid, modifier)
+        if known is not None and oid == NUMERIC and pa.types.is_decimal(known.type):
+            # A sum of numerics has no declared digits, so the server leaves them out.
+            kept = known.type
+        found.append(Column((name or b"").decode(), kept))
+    return tuple(found), row_shape(found)
+
+
+def _array(result: psycopg.pq.abc.PGresult, place: int, column: Column) -> pa.Array:
     values = [result.get_value(row, place) for row in range(result.ntuples)]
     array, misfits = admit_text(pa.array(values, pa.binary()).cast(pa.string()), column)
     if misfits:
-        raise QueryError(f"column {name!r}: {misfits[0].reason}", hint="cast it to text")
+        raise QueryError(f"column {column.name!r}: {misfits[0].reason}", hint="cast it to text")
     return array
 
 

@@ -4,7 +4,10 @@ Copies and the log both arrive as text, under the same session settings, and bot
 here: so a value is the same in the mirror whichever way it came.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +39,35 @@ def admit_text(texts: pa.Array, column: Column) -> tuple[pa.Array, list[Rejectio
         return _convert(texts, column), []
     except pa.ArrowInvalid:
         return _halve(texts, column, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class RowShape:
+    """How a single row becomes Arrow in one step, at a fraction of what a step a column costs."""
+
+    struct: pa.StructType
+    readers: tuple[Callable[[str], object], ...]
+
+    def read(self, texts: Sequence[bytes | None]) -> pa.RecordBatch | None:
+        """Turn a row's text into a batch; None where a value takes the way by columns."""
+        pairs = zip(texts, self.readers, strict=True)
+        try:
+            row = tuple([None if text is None else read(text.decode()) for text, read in pairs])
+            return pa.RecordBatch.from_struct_array(pa.array([row], self.struct))
+        except (ValueError, ArithmeticError):
+            return None
+
+
+def row_shape(columns: Sequence[Column]) -> RowShape | None:
+    """Return how a row of these columns is read; None where a type takes the way by columns."""
+    readers = [
+        Decimal if pa.types.is_decimal(column.type) else _READERS.get(column.type)
+        for column in columns
+    ]
+    known = tuple(reader for reader in readers if reader is not None)
+    if len(known) < len(columns) or any(column.epoch is not None for column in columns):
+        return None
+    return RowShape(pa.struct([(column.name, column.type) for column in columns]), known)
 
 
 def _halve(texts: pa.Array, column: Column, offset: int) -> tuple[pa.Array, list[Rejection]]:
@@ -126,6 +158,18 @@ def _times(texts: pa.Array) -> pa.Array:
     return whole.cast(pa.timestamp("us")).cast(pa.time64("us"))
 
 
+#: How a single value is read; what these refuse, such as a year before Christ, goes by columns.
+_READERS: dict[pa.DataType, Callable[[str], object]] = {
+    pa.int16(): int,
+    pa.int32(): int,
+    pa.int64(): int,
+    pa.float64(): float,
+    pa.string(): str,
+    pa.bool_(): "t".__eq__,
+    pa.date32(): date.fromisoformat,
+    pa.timestamp("us"): datetime.fromisoformat,
+    INSTANT: datetime.fromisoformat,
+}
 _CONVERSIONS: tuple[tuple[pa.DataType, Callable[[pa.Array], pa.Array]], ...] = (
     (pa.bool_(), _booleans),
     (pa.binary(), _blobs),

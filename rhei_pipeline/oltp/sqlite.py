@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rhei_pipeline.cancelling import Cancel
 from rhei_pipeline.errors import (
     PermanentError,
     QueryError,
@@ -23,10 +24,9 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.metrics import Finding
 from rhei_pipeline.oltp import sqlite_doctor, sqlite_query
-from rhei_pipeline.oltp.cancelling import Cancel
 from rhei_pipeline.oltp.sqlite_meaning import meaning
 from rhei_pipeline.oltp.sqlite_schema import declaration, read_table, table_names
-from rhei_pipeline.protocols import Streamed
+from rhei_pipeline.protocols import Begun, Streamed
 from rhei_pipeline.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.sql import quote
 from rhei_pipeline.translation.meaning import MirroredTable
@@ -116,19 +116,28 @@ class SqliteDatabase:
         sql: str,
         params: Sequence[Any] = (),
         columns: Sequence[Column | None] | None = None,
+        begun: Begun | None = None,
     ) -> pa.Table:
         """Run one reading statement; see `sqlite_query.query`."""
         with self._lent(self._askers, sqlite_query.lock_down) as connection:
-            return sqlite_query.query(connection, sql, params, columns)
+            if begun is None:
+                return sqlite_query.query(connection, sql, params, columns)
+            with Cancel.given(begun).ending_by(connection.interrupt):
+                return sqlite_query.query(connection, sql, params, columns)
 
     def stream(
-        self, sql: str, params: Sequence[Any], columns: Sequence[Column | None] | None, rows: int
+        self,
+        sql: str,
+        params: Sequence[Any],
+        columns: Sequence[Column | None] | None,
+        rows: int,
+        begun: Begun | None = None,
     ) -> Streamed | None:
         """Run one reading statement and return its answer in batches; see `Database.stream`."""
         known = [c for c in columns or () if c is not None and not pa.types.is_null(c.type)]
         if not known or len(known) != len(columns or ()):
             return None
-        cancel = Cancel()
+        cancel = Cancel.given(begun)
         batches = self._streamed(sql, params, known, rows, cancel)
         return Streamed(next(batches).schema, batches, cancel)
 

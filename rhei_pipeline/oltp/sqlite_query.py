@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,8 @@ _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 _DENIED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_AUTH}
 _DENIED_FUNCTIONS = {"load_extension", "writefile", "edit", "fts3_tokenizer"}
 
+#: Types that values of one class become as they are.
+_STRUCT_TYPES = {pa.int64(): int, pa.float64(): float, pa.string(): str, pa.binary(): bytes}
 _TYPES: tuple[tuple[set[type], pa.DataType], ...] = (
     ({int}, pa.int64()),
     ({float}, pa.float64()),
@@ -46,10 +49,32 @@ def query(
     refuse_writing(sql, "sqlite")
     with _reading():
         names, rows = _rows(connection, sql, params)
-    found = list(zip(*rows, strict=True)) or [()] * len(names)
     told = columns if columns is not None and len(columns) == len(names) else [None] * len(names)
+    if len(rows) == 1:
+        shape = _plain_shape(tuple(names), tuple(told), tuple(map(type, rows[0])))
+        if shape is not None:
+            return pa.Table.from_struct_array(pa.array(rows, shape))
+    found = list(zip(*rows, strict=True)) or [()] * len(names)
     arrays = [_typed(*each) for each in zip(names, found, told, strict=True)]
     return pa.table(arrays, names)
+
+
+@lru_cache(maxsize=1024)
+def _plain_shape(
+    names: tuple[str, ...], columns: tuple[Column | None, ...], kinds: tuple[type, ...]
+) -> pa.StructType | None:
+    """Return how a row of these classes is one struct as it is; None where it takes a closer look.
+
+    A point read's row becomes Arrow in one step that way, for a third of what a step a column
+    costs.
+    """
+    fields = []
+    for name, column, kind in zip(names, columns, kinds, strict=True):
+        plain = column is not None and column.epoch is None and column.type in _STRUCT_TYPES
+        if column is None or not plain or kind not in {_STRUCT_TYPES[column.type], type(None)}:
+            return None
+        fields.append((name, column.type))
+    return pa.struct(fields)
 
 
 def _rows(

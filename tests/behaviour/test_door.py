@@ -1,6 +1,7 @@
 """Queries through the door: the same answer from either side, as fresh as it has to be."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.door import Written
-from rhei_pipeline.errors import QueryError
+from rhei_pipeline.errors import QueryError, RheiError
 from tests.fix_world import World
 
 
@@ -265,3 +266,38 @@ def test_what_the_source_answers_is_streamed_too(world: World) -> None:
     streamed = world.htap.stream("select id, status from orders where id > 0 order by id", (), 2)
     assert (streamed.schema.metadata or {})[b"rhei.engine"] == b"oltp"
     assert [batch.num_rows for batch in streamed.batches] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("sql", "side"),
+    [
+        ("select sum(amount) as s from orders where status = 'pair'", b"oltp"),
+        ("select status, count(*) as n from orders group by 1 order by n desc limit 1", b"oltp"),
+        ("select status, count(*) as n from orders group by 1 order by n limit 1", b"olap"),
+        ("select status, count(*) as n from orders group by 1 order by 1", b"olap"),
+        ("select id from orders where id < 0 union select id from orders where id < 0", b"olap"),
+    ],
+)
+def test_a_stream_is_the_answer_whatever_side_gives_it(world: World, sql: str, side: bytes) -> None:
+    world.run("insert into orders values (10, 'pair', 1.5), (11, 'pair', -1.5)")
+    world.htap.sync_now()
+    streamed = world.htap.stream(sql, (), 1)
+    found = pa.Table.from_batches(streamed.batches, streamed.schema)
+    expected = world.htap.query(sql, hint="oltp")
+    assert found.schema.remove_metadata() == expected.schema.remove_metadata()
+    assert values(found) == values(expected)
+    assert (found.schema.metadata or {})[b"rhei.engine"] == side
+
+
+@pytest.mark.parametrize("hint", ["mirror", "source"])
+def test_a_stream_is_cancelled_before_its_first_row(world: World, hint: str) -> None:
+    world.run(
+        "with recursive n(i) as (select 10 union all select i + 1 from n where i < 5000)"
+        " insert into orders select i, 'bulk', i from n"
+    )
+    world.htap.sync_now()
+    compared = "a.id * b.id % c.id" if hint == "mirror" else "(a.id * b.id % c.id) & 3"
+    sql = f"select max({compared}) as n from orders a, orders b, orders c where c.id > 0"
+    with pytest.raises(RheiError, match=r"cancelled|ended|nterrupt"):
+        # The timer's thread ends what this one waits for.
+        world.htap.stream(sql, begun=lambda cancel: threading.Timer(0.2, cancel).start())

@@ -181,7 +181,14 @@ def test_a_query_under_way_can_be_cancelled(world: World, serve: Serve) -> None:
                 reader.read_chunk()
 
 
-def test_a_query_that_takes_too_long_is_ended(world: World, serve: Serve) -> None:
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select a.id, b.id as other from orders a cross join orders b",
+        "select max(a.id * b.id % c.id) as n from orders a, orders b, orders c",
+    ],
+)
+def test_a_query_that_takes_too_long_is_ended(world: World, serve: Serve, sql: str) -> None:
     world.run(
         "with recursive n(i) as (select 10 union all select i + 1 from n where i < 5000)"
         " insert into orders select i, 'bulk', i from n"
@@ -192,9 +199,17 @@ def test_a_query_that_takes_too_long_is_ended(world: World, serve: Serve) -> Non
         connect(server) as connection,
         pytest.raises((OSError, adbc_driver_manager.Error), match="longer than"),
     ):
-        ask(connection, "select a.id, b.id as other from orders a cross join orders b")
+        ask(connection, sql)
     with connect(serve()) as connection:
         assert ask(connection, "select count(*) as n from orders").num_rows == 1
+
+
+def test_what_only_the_source_knows_reaches_a_client_from_there(world: World, serve: Serve) -> None:
+    world.run("insert into orders values (10, 'pair', 1.5), (11, 'pair', -1.5)")
+    world.htap.sync_now()
+    with connect(serve()) as connection:
+        found = ask(connection, "select sum(amount) as s from orders where status = 'pair'")
+    assert found.to_pylist() == [{"s": 0.0}]
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")

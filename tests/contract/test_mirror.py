@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Timer
 
 import pyarrow as pa
 import pytest
@@ -240,6 +241,16 @@ def test_a_stream_that_is_cancelled_ends_in_an_error(mirror: Mirror) -> None:
     streamed.cancel()
     with pytest.raises(QueryError):
         list(streamed.batches)
+
+
+def test_a_stream_is_cancelled_before_its_first_row(mirror: Mirror) -> None:
+    values = pa.array(range(5000), pa.float64())
+    merge(mirror, pa.table({"k": values.cast(pa.string()), "v": values}), keys())
+    sql = "select max(a.v * b.v - c.v) as n from t a cross join t b cross join t c"
+    with pytest.raises(QueryError):
+        # The timer's thread ends what this one waits for.
+        next(mirror.stream(sql, {}, 100, lambda cancel: Timer(0.3, cancel).start()).batches)
+    assert mirror.query("select count(*) as n from t")["n"].to_pylist() == [5000]
 
 
 def test_a_stream_only_reads(mirror: Mirror) -> None:

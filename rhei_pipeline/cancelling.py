@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rhei_pipeline.errors import QueryError
+from rhei_pipeline.protocols import Begun
 
 
 class Cancel:
@@ -15,6 +16,14 @@ class Cancel:
         self._asked = False
         self._end: Callable[[], object] | None = None
 
+    @classmethod
+    def given(cls, begun: Begun | None) -> "Cancel":
+        """Make one, and give it to whom it is for, if anybody."""
+        made = cls()
+        if begun is not None:
+            begun(made)
+        return made
+
     def __call__(self) -> None:
         """End the query, from any thread; its next batch is then an error."""
         with self._lock:
@@ -24,9 +33,14 @@ class Cancel:
 
     @contextmanager
     def ending_by(self, end: Callable[[], object]) -> Iterator[None]:
-        """Within the block, have the query ended by this call."""
+        """Within the block, have the query ended by this call.
+
+        Raises:
+            QueryError: It was ended before.
+        """
         with self._lock:
             self._end = end
+            self.refuse_cancelled()
         try:
             yield
         finally:
