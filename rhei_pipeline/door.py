@@ -12,11 +12,10 @@ import pyarrow as pa
 from rhei_pipeline import answers
 from rhei_pipeline.errors import QueryError, TransientError
 from rhei_pipeline.ledger import Ledger
-from rhei_pipeline.pipeline import Pipeline
-from rhei_pipeline.protocols import Begun, Database, Mirror, Streamed
-from rhei_pipeline.routing import Plan, Route, Router, unanswered
+from rhei_pipeline.planning import Planner, Sides
+from rhei_pipeline.protocols import Begun, Streamed
+from rhei_pipeline.routing import Plan, Route, unanswered
 from rhei_pipeline.schema import TableOptions
-from rhei_pipeline.translation.meaning import Catalog, MirroredTable
 from rhei_pipeline.translation.queries import Query
 
 _INEXACT = "the mirror cannot answer it exactly for these rows"
@@ -60,29 +59,6 @@ class Freshness:
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
-    """What a door stands between.
-
-    Attributes:
-        source: The database that is mirrored.
-        oltp: Where `oltp` is answered: the source, a local database beside a source that is only
-            read, or nowhere.
-        dialects: The source's and the mirror's.
-    """
-
-    source: Database
-    oltp: Database | None
-    mirror: Mirror
-    pipeline: Pipeline
-    dialects: tuple[str, str]
-
-    @property
-    def is_sidecar(self) -> bool:
-        """Whether the source belongs to others, and is only read."""
-        return self.oltp is not self.source
-
-
-@dataclass(frozen=True, slots=True)
 class _Wanted:
     """An answer in batches of so many rows; `begun` is given what ends the query."""
 
@@ -105,12 +81,10 @@ class Door:
         self, sides: Sides, options: Mapping[str, TableOptions], freshness: Freshness
     ) -> None:
         self._sides = sides
+        self.planner = Planner(sides, options)
         self._mirror = sides.mirror
         self._pipeline = sides.pipeline
-        self._options = options
         self._freshness = freshness
-        self._lock = threading.Lock()
-        self._router: tuple[int, Router] | None = None
         self._doubted: tuple[Ledger, frozenset[str]] | None = None
         self._last_write = 0
         self._watchers: list[Callable[[str, float], None]] = []
@@ -131,21 +105,10 @@ class Door:
         Where the mirror does not hold all of the tables yet, an answer comes from the source all
         the same; its metadata say so.
         """
-        plan = self._plan(sql, params)
+        plan = self.planner.plan(sql, params)
         if self._sides.is_sidecar and plan.reads:
             return Route("olap", _ONLY_READ)
         return plan.route
-
-    def reads(self, sql: str) -> bool:
-        """Tell whether a statement is a query, as far as its text tells."""
-        return self._plan(sql, ()).reads
-
-    def describe(self, sql: str) -> pa.Schema | None:
-        """Return the schema of a query's answer; None where only a run can tell."""
-        plan = self._plan(sql, ())
-        if plan.columns is None or None in plan.columns or not plan.names:
-            return None
-        return answers.empty(plan).schema
 
     def ask(
         self,
@@ -158,7 +121,7 @@ class Door:
         """Answer a query from the side that suits it; the answer says which, and how fresh."""
         if self._sides.is_sidecar:
             return self.ask_mirror(sql, params, max_staleness, after)
-        plan = self._plan(sql, params)
+        plan = self.planner.plan(sql, params)
         reason = self._reason_to_leave(plan, max_staleness, after)
         if reason is not None:
             return self.ask_source(sql, params, reason, plan)
@@ -180,7 +143,7 @@ class Door:
         table otherwise than by key is answered by the mirror, too. `begun` is given what cancels
         the query, from any thread, as soon as it runs.
         """
-        plan = self._plan(sql, params)
+        plan = self.planner.plan(sql, params)
         if plan.scans:
             plan = replace(plan, route=Route("olap", "it reads many rows"))
         reason = None if self._sides.is_sidecar else self._reason_to_leave(plan, None, None)
@@ -278,7 +241,7 @@ class Door:
             )
         columns = None
         if not self._sides.is_sidecar:
-            columns = (plan or self._plan(sql, params)).columns
+            columns = (plan or self.planner.plan(sql, params)).columns
         with self._told("oltp"):
             found = self._sides.oltp.query(sql, params, columns, begun)
         return answers.labelled(found, Route("oltp", reason), None)
@@ -332,30 +295,6 @@ class Door:
                 answers.shaped(found, plan), plan.route, ledger, _age(synced_from)
             )
         return None
-
-    def _plan(self, sql: str, params: Sequence[Any]) -> Plan:
-        looks = self._pipeline.looks
-        router = self._router
-        if router is None or router[0] != looks:
-            with self._lock:
-                router = self._router = (looks, Router(self._catalog()))
-        return router[1].plan(sql, params)
-
-    def _catalog(self) -> Catalog:
-        tables = list(self._pipeline.tables.values())
-        found = self._sides.source.meanings(
-            tables, lambda name: self._options.get(name, TableOptions())
-        )
-        fold: Callable[[MirroredTable], str] = (
-            (lambda table: table.schema.name.lower())
-            if self._sides.dialects[0] == "sqlite"
-            else (lambda table: table.schema.name)
-        )
-        return Catalog(
-            *self._sides.dialects,
-            {fold(table): table for table in found},
-            self._sides.source.finds_public(),
-        )
 
     def _doubt(self, plan: Plan) -> str | None:
         """Say why the mirror does not hold all that a query needs; None when it does."""

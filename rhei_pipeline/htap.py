@@ -23,6 +23,7 @@ from rhei_pipeline.metrics import (
     VerifyReport,
 )
 from rhei_pipeline.pipeline import Declared, no_progress, no_step
+from rhei_pipeline.planning import Prepared
 from rhei_pipeline.protocols import Begun, Database, OnStep, Streamed
 from rhei_pipeline.routing import Route
 from rhei_pipeline.schema import VALID_FROM, VALID_TO, Mode, Table
@@ -130,11 +131,15 @@ class HTAP:
 
     def reads(self, sql: str) -> bool:
         """Tell whether a statement is a query, as far as its text tells."""
-        return self._door.reads(sql)
+        return self._door.planner.reads(sql)
 
-    def describe(self, sql: str) -> pa.Schema | None:
+    def describe(self, sql: str, params: Sequence[Any] = ()) -> pa.Schema | None:
         """Return the schema of a query's answer without running it; None where it takes a run."""
-        return self._door.describe(sql)
+        return self._door.planner.describe(sql, params)
+
+    def prepare(self, sql: str) -> Prepared:
+        """Tell what can be told of a statement before its parameters are bound."""
+        return self._door.planner.prepare(sql)
 
     def explain_route(self, sql: str, params: Sequence[Any] = ()) -> Route:
         """Tell which side would answer a statement now, and why."""

@@ -16,6 +16,7 @@ from rhei_pipeline.reading import statement_tokens
 from rhei_pipeline.schema import HISTORY_FIELDS, Column
 from rhei_pipeline.translation.meaning import Catalog, StaysError, Typed
 from rhei_pipeline.translation.names import postgres_name, sqlite_name, written
+from rhei_pipeline.translation.placeholders import parameter_types
 from rhei_pipeline.translation.queries import Query, translate
 from rhei_pipeline.translation.scope import Context
 
@@ -105,6 +106,16 @@ class Router:
             while len(self._plans) > self._remembered:
                 self._plans.popitem(last=False)
         return known
+
+    def parameter_types(self, sql: str) -> list[pa.DataType]:
+        """Return the likely types of a statement's parameters; see `parameter_types`."""
+        source = self.catalog.source
+        try:
+            text = _with_places(sql, statement_tokens(sql, source), (None,), source)
+            parsed = sqlglot.parse_one(text, dialect=source)
+        except (QueryError, SqlglotError, RecursionError):
+            return []
+        return parameter_types(parsed, self.catalog)
 
 
 def _class_of(value: object) -> object:

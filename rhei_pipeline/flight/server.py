@@ -4,7 +4,6 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +98,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         elif message.name == "CommandPreparedStatementQuery":
             found = self._find(message)
             self._refuse_writing(found.sql)
+            schema = self._schema(found.sql, found.params[0] if found.params else ())
         else:
             _refuse_unknown(message)
             schema = catalog.schema_of(message)
@@ -113,7 +113,8 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         if message.name == "CommandStatementQuery":
             return flight.SchemaResult(self._schema(message.text(1) or "") or _NOTHING)
         if message.name == "CommandPreparedStatementQuery":
-            return flight.SchemaResult(self._schema(self._find(message).sql) or _NOTHING)
+            known = self._htap.prepare(self._find(message).sql).schema
+            return flight.SchemaResult(known or _NOTHING)
         _refuse_unknown(message)
         return flight.SchemaResult(catalog.schema_of(message))
 
@@ -215,17 +216,19 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
 
     def _prepare(self, message: Message) -> bytes:
         sql, handle = message.text(1) or "", secrets.token_bytes(16)
-        # A statement of which nothing is known until it has parameters has no schema yet.
-        schema: pa.Schema | None = None
-        with suppress(flight.FlightError):
-            schema = self._schema(sql)
+        with translated():
+            known = self._htap.prepare(sql)
         with self._lock:
             self._prepared[handle] = _Prepared(sql)
             while len(self._prepared) > _MAX_PREPARED:
                 self._prepared.popitem(last=False)
         answered: list[tuple[int, bytes | int]] = [(1, handle)]
-        if schema is not None:
-            answered.append((2, schema.serialize().to_pybytes()))
+        # JDBC takes a statement without a schema for a write, and binds what it is told of.
+        if known.schema is not None:
+            answered.append((2, known.schema.serialize().to_pybytes()))
+        if len(known.parameters):
+            answered.append((3, known.parameters.serialize().to_pybytes()))
+        answered.append((4, int(not known.reads)))
         return pack("ActionCreatePreparedStatementResult", answered)
 
     def _find(self, message: Message) -> _Prepared:
@@ -236,9 +239,9 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             self._prepared.move_to_end(message.blob(1) or b"")
             return found
 
-    def _schema(self, sql: str) -> pa.Schema | None:
+    def _schema(self, sql: str, params: tuple[Any, ...] = ()) -> pa.Schema | None:
         with translated():
-            return self._htap.describe(sql)
+            return self._htap.describe(sql, params)
 
     def _cancel(self, body: bytes) -> int:
         request = Message("CancelFlightInfoRequest", fields(body))
