@@ -58,17 +58,18 @@ class FileTransaction:
     def settle(self) -> Manifest:
         """Write everything that is new, and return the state to commit."""
         tables = {n: t for n, t in self.base.tables.items() if n not in self._dropped}
+        now = datetime.now(UTC)
         for name, draft in self._tables.items():
             table = draft.settle()
             limit = SEGMENT_ROWS if table.relation.startswith(_COPY) else CYCLE_ROWS
-            tables[name] = fold(table, due_in_a_cycle(table.segments, limit), self.store)
+            tables[name] = fold(table, due_in_a_cycle(table.segments, now, limit), self.store)
         kept = self.base.letters
         if self._letters_changed:
             kept = self.store.write_letters(self._kept()) if self._kept().num_rows else None
         return replace(
             self.base,
             version=self.base.version + 1,
-            committed_at=datetime.now(UTC),
+            committed_at=now,
             tables=MappingProxyType(tables),
             ledger=self.ledger(),
             letters=kept,

@@ -1,11 +1,13 @@
 """Which segments are to be folded into one, and the folding: what keeps reads fast and disks small.
 
 A cycle folds little and often: eight segments of about one size become one of the next size, up
-to a fixed number of rows. What is larger, or has lost many of its rows, waits for maintenance.
+to a fixed number of rows; fewer than eight, once they have stood for an hour. What is larger, or
+has lost many of its rows, waits for maintenance.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +27,17 @@ SEGMENT_ROWS = 4_000_000
 #: A cycle rewrites one segment at most that has less than this share of its rows left: what is
 #: gone is still read, and with half of it the aggregate after 100 syncs takes twice as long.
 _KEPT_SHARE = 0.65
+#: A cycle that has nothing else to fold takes segments that have stood for so long.
+AGE = timedelta(hours=1)
 #: Maintenance rewrites a segment that has lost this share of its rows.
 GONE_SHARE = 0.1
 
 Group = list[Segment]
 
 
-def due_in_a_cycle(segments: Sequence[Segment], limit: int = CYCLE_ROWS) -> list[Group]:
+def due_in_a_cycle(
+    segments: Sequence[Segment], now: datetime, limit: int = CYCLE_ROWS
+) -> list[Group]:
     """Choose groups of small segments; none has more than `limit` rows."""
     worn = [[segment] for segment in _foldable(segments) if _is_worn(segment, limit)][:1]
     tiers: dict[tuple[bool, int], Group] = {}
@@ -45,7 +51,25 @@ def due_in_a_cycle(segments: Sequence[Segment], limit: int = CYCLE_ROWS) -> list
         for group in tiers.values()
         if len(group) >= FAN and sum(s.present_rows for s in group) <= limit
     ]
-    return worn + full
+    return worn + full or _aged(segments, now, limit)
+
+
+def _aged(segments: Sequence[Segment], now: datetime, limit: int) -> list[Group]:
+    """Choose old segments of one kind, none much larger than all before it together."""
+    for past in (False, True):
+        group: Group = []
+        rows = 0
+        for segment in sorted(_foldable(segments), key=lambda each: each.present_rows):
+            written = segment.written_at
+            if segment.past is not past or written is None or now - written < AGE:
+                continue
+            if rows + segment.present_rows > limit or (group and segment.present_rows > FAN * rows):
+                break
+            group.append(segment)
+            rows += segment.present_rows
+        if len(group) > 1:
+            return [group]
+    return []
 
 
 def _is_worn(segment: Segment, limit: int) -> bool:

@@ -35,6 +35,7 @@ class Segment:
         constants: Columns that are not in the file and have one value, as a number or a text.
         past: The rows are versions that have ended.
         tag: Segments with different tags are never folded into one.
+        written_at: When it was written; None for one of before this was kept.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Segment:
     past: bool = False
     tag: str = ""
     gone: Gone | None = None
+    written_at: datetime | None = None
 
     @property
     def present_rows(self) -> int:
@@ -184,6 +186,7 @@ def _segment(segment: Segment) -> dict[str, Any]:
         "past": segment.past,
         "tag": segment.tag,
         "gone": [gone.file, gone.offset, gone.rows] if gone else None,
+        "written_at": segment.written_at.isoformat() if segment.written_at else None,
     }
 
 
@@ -197,4 +200,5 @@ def _read_segment(form: dict[str, Any]) -> Segment:
         past=form["past"],
         tag=form["tag"],
         gone=Gone(*form["gone"]) if form["gone"] else None,
+        written_at=datetime.fromisoformat(written) if (written := form.get("written_at")) else None,
     )

@@ -5,6 +5,7 @@ A name is used once, so whatever is known of a segment stays true for as long as
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,16 @@ class SegmentStore:
             self._put(f"{DATA}/{name}{_INDEX}", encoded)
             self._indexes[name] = index
             size += encoded.size
-        return Segment(name, rows.num_rows, size, rows.schema, constants or {}, past=past, tag=tag)
+        return Segment(
+            name,
+            rows.num_rows,
+            size,
+            rows.schema,
+            constants or {},
+            past=past,
+            tag=tag,
+            written_at=datetime.now(UTC),
+        )
 
     def place(self, name: str) -> str:
         """Return the name of the file that holds a segment's rows."""
