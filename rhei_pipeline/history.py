@@ -15,12 +15,15 @@ from rhei_pipeline.schema import INSTANT, OPERATION, VALID_FROM, VALID_TO, Table
 
 #: The mirror's own way to find an open version again: it hands it out and takes it back.
 LOCATOR = "_rhei_locator"
+#: In open versions: true where the first event of the key says what the version holds already.
+REPEATED = "_rhei_repeated"
 #: The last instant a key's history already covers; a new version starts later.
 FLOOR = "_rhei_floor"
 #: In closings: true when nothing follows the version, because its row was deleted.
 DELETED = "_rhei_deleted"
 
 _BEFORE_ALL_EVENTS = -1
+_STATE = [SEQUENCE, CHANGED_AT, LIVE, LOCATOR, REPEATED]
 
 
 def refuse_unknown_key(schema: TableSchema, past: Collection[str]) -> None:
@@ -80,8 +83,8 @@ def supersede(
 
     Args:
         events: One table's change events in the source's order (`event_schema`).
-        open_versions: The open versions of the keys touched: the table's columns,
-            `_rhei_valid_from`, and `_rhei_locator`.
+        open_versions: The open versions of the keys touched: the key's columns,
+            `_rhei_valid_from`, `_rhei_locator`, and `_rhei_repeated`.
         floors: For touched keys without an open version but with a past: the key's columns and
             `_rhei_floor`, the last instant their history covers.
         schema: The table's schema.
@@ -95,11 +98,28 @@ def supersede(
     return _versions(states, starts, schema)
 
 
+def repeated(rows: pa.Table, events: pa.Table, schema: TableSchema) -> pa.BooleanArray:
+    """Tell of each open version, given whole, whether the first event of its key repeats it."""
+    own = rows.append_column(SEQUENCE, pa.array(np.full(rows.num_rows, _BEFORE_ALL_EVENTS)))
+    names = [SEQUENCE, *schema.names]
+    both = pa.concat_tables(pa.table({n: part[n] for n in names}) for part in (own, events))
+    order, codes = _key_order(both, schema)
+    ordered, codes = both.take(pa.array(order)), codes[order]
+    follows = np.flatnonzero((order[:-1] < rows.num_rows) & (codes[1:] == codes[:-1]))
+    found = np.zeros(rows.num_rows, dtype=bool)
+    found[order[follows]] = _equals_previous(ordered, schema)[follows + 1]
+    return pa.array(found)
+
+
+def _key_order(rows: pa.Table, schema: TableSchema) -> tuple[np.ndarray, np.ndarray]:
+    codes = key_codes(rows.select(list(schema.primary_key)))
+    return np.lexsort((rows[SEQUENCE].to_numpy(), codes)), codes
+
+
 def _in_key_order(events: pa.Table, open_versions: pa.Table, schema: TableSchema) -> _States:
     bases = open_versions.num_rows
     rows = pa.concat_tables([_as_states(open_versions, schema), _with_locator(events, schema)])
-    codes = key_codes(rows.select(list(schema.primary_key)))
-    order = np.lexsort((rows[SEQUENCE].to_numpy(), codes))
+    order, codes = _key_order(rows, schema)
     rows = rows.take(pa.array(order))
     live = rows[LIVE].to_numpy()
     return _States(rows, codes[order], live, order < bases)
@@ -111,22 +131,32 @@ def _as_states(open_versions: pa.Table, schema: TableSchema) -> pa.Table:
         SEQUENCE: pa.array(np.full(count, _BEFORE_ALL_EVENTS)),
         CHANGED_AT: open_versions[VALID_FROM],
         LIVE: pa.array(np.full(count, fill_value=True)),
-        **{name: open_versions[name] for name in schema.names},
+        **{name: open_versions[name] for name in schema.primary_key},
+        **{column.name: pa.nulls(count, column.type) for column in schema.value_columns},
         LOCATOR: open_versions[LOCATOR],
+        REPEATED: open_versions[REPEATED],
     }
-    return pa.table(columns)
+    return pa.table(columns).select(_STATE + list(schema.names))
 
 
 def _with_locator(events: pa.Table, schema: TableSchema) -> pa.Table:
     columns = {name: events[name] for name in (SEQUENCE, CHANGED_AT, LIVE, *schema.names)}
-    return pa.table({**columns, LOCATOR: pa.nulls(events.num_rows, pa.int64())})
+    count = events.num_rows
+    told = {LOCATOR: pa.nulls(count, pa.int64()), REPEATED: pa.nulls(count, pa.bool_())}
+    return pa.table({**columns, **told}).select(_STATE + list(schema.names))
 
 
 def _changes_something(states: _States, schema: TableSchema) -> np.ndarray:
-    """Equality is transitive, so comparing each state with the one before it is enough."""
+    """Equality is transitive, so comparing each state with the one before it is enough.
+
+    Of an open version, it is told instead: not all mirrors read its row to know.
+    """
     was_live = np.concatenate([[False], states.live[:-1]])[: len(states.live)] & ~states.first
-    repeated = states.live & was_live & _equals_previous(states.rows, schema)
-    changed: np.ndarray = np.where(states.live, ~repeated, was_live)
+    told = pc.fill_null(states.rows[REPEATED], fill_value=False).to_numpy()
+    after_base = np.concatenate([[False], states.base[:-1]])[: len(states.base)]
+    told_before = np.concatenate([[False], told[:-1]])[: len(told)]
+    equal = np.where(after_base, told_before, _equals_previous(states.rows, schema))
+    changed: np.ndarray = np.where(states.live, ~(states.live & was_live & equal), was_live)
     return changed
 
 

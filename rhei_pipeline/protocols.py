@@ -262,8 +262,8 @@ class MirrorTransaction(Protocol):
     def copied_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the rows of those keys in the copy, with the table's columns."""
 
-    def open_versions(self, table: Table, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Return the open versions of those keys, and the floors of keys that only have a past.
+    def open_versions(self, table: Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Return the open versions of the events' keys, and the floors of keys with a past only.
 
         Shapes as `history.supersede` takes them.
         """

@@ -153,8 +153,7 @@ def keep_versions(
     seen_at: datetime | None = None,
 ) -> Counts:
     """Close and open the versions that a batch of events asks for."""
-    keys = events.select(list(table.schema.primary_key))
-    opened, floors = transaction.open_versions(table, keys)
+    opened, floors = transaction.open_versions(table, events)
     versions = supersede(events, opened, floors, table.schema, seen_at)
     transaction.supersede(table, versions)
     return Counts(versions.inserted, versions.updated, versions.deleted)

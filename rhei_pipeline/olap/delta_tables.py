@@ -209,6 +209,7 @@ def _file(table: StoredTable, segment: Segment) -> str:
         [[field.name, str(field.type)] for field in table.schema],
         sorted(segment.constants.items()),
         [gone.file, gone.offset] if gone else None,
+        [[part.file, part.offset] for part in segment.ended],
     ]
     shown = hashlib.sha256(json.dumps(holding).encode()).hexdigest()[:16]
     return f"{segment.name}-{shown}{Parquet.suffix}"
@@ -222,7 +223,7 @@ def _add(store: SegmentStore, table: StoredTable, segment: Segment, name: str) -
         content = store.form.encode(_shown_rows(store, table, segment))
         store.files.put(name, content)
         size = content.size
-    stats = json.dumps({"numRecords": segment.present_rows})
+    stats = json.dumps({"numRecords": segment.present_rows + segment.ended_rows})
     return AddAction(name.rpartition("/")[2], size, {}, _now(), data_change=True, stats=stats)
 
 
@@ -239,7 +240,10 @@ def _shown_rows(store: SegmentStore, table: StoredTable, segment: Segment) -> pa
     bits = store.bits(segment)
     if bits is not None:
         rows = rows.filter(pa.array(present(bits, segment.rows)))
-    return conform(rows, table.schema, segment.constants).cast(_shape(table))
+    shown = [conform(rows, table.schema, segment.constants)]
+    if segment.ended:
+        shown.append(store.ended_rows(segment, table.schema)[0])
+    return pa.concat_tables(shown).cast(_shape(table))
 
 
 def _properties(manifest: Manifest, table: StoredTable) -> CommitProperties:

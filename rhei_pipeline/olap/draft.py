@@ -10,14 +10,19 @@ import pyarrow as pa
 
 from rhei_pipeline.olap.bitmaps import Bits, are_gone, none_gone, present, remove
 from rhei_pipeline.olap.digests import KeyHashes, Words
+from rhei_pipeline.olap.endings import Endings
 from rhei_pipeline.olap.key_index import KeyIndex, Numbers
-from rhei_pipeline.olap.manifest import Gone, Segment, StoredTable
+from rhei_pipeline.olap.manifest import Ended, Gone, Segment, StoredTable
 from rhei_pipeline.olap.segment_store import SegmentStore, ascending, conform
+from rhei_pipeline.schema import HISTORY_FIELDS, Column
 
 #: A place is the number of a part in its table, and a row's position in that part.
 _POSITION_BITS = 32
 _POSITION = (1 << _POSITION_BITS) - 1
+_TOLD = {found.name for found in HISTORY_FIELDS}
 
+#: So many files of endings of about one size are made one.
+_HAND = 8
 #: Rows that a transaction holds in memory before it writes them; readers see them at its end.
 SPILL_ROWS = 1_000_000
 
@@ -50,6 +55,9 @@ class _Staged:
     def index(self) -> KeyIndex:
         return self._index
 
+    def digests(self, _columns: Sequence[Column]) -> bool:
+        return True
+
     def take(self, columns: Sequence[str], positions: Numbers) -> pa.Table:
         return self.rows.select(list(columns)).take(pa.array(positions))
 
@@ -67,6 +75,14 @@ class _Written:
     def index(self) -> KeyIndex:
         return self._store.index(self.segment)
 
+    def digests(self, columns: Sequence[Column]) -> bool:
+        known = {column.name: column.type for column in columns}
+        return all(
+            field.name in known and _digest_alike(field.type, known[field.name])
+            for field in self.segment.schema
+            if field.name not in _TOLD
+        )
+
     def take(self, columns: Sequence[str], positions: Numbers) -> pa.Table:
         ordered, back = ascending(positions)
         names, content = self._own(columns), self._store.content(self.segment)
@@ -82,6 +98,14 @@ class _Written:
         return [name for name in columns if name in self.segment.schema.names]
 
 
+def _digest_alike(old: pa.DataType, new: pa.DataType) -> bool:
+    return bool(
+        old.equals(new)
+        or (pa.types.is_integer(old) and pa.types.is_integer(new))
+        or (pa.types.is_floating(old) and pa.types.is_floating(new))
+    )
+
+
 class _Part:
     """Rows, and which of them are gone."""
 
@@ -89,8 +113,11 @@ class _Part:
         self.rows = rows
         self._bits = bits
         self.constants: Mapping[str, int | str] = MappingProxyType({})
+        self.ended: tuple[Ended, ...] = ()
+        self.ending: list[Endings] = []
         if isinstance(rows, _Written):
             self.constants = rows.segment.constants
+            self.ended = rows.segment.ended
         self.changed = False
 
     @property
@@ -176,7 +203,42 @@ class Draft:
             needles.append(which[there])
             places.append(positions[there] | (number << _POSITION_BITS))
             payloads.append(index.payloads[entries[there]])
+        for number, part, endings in self._with_endings() if past else ():
+            which, entries = part.rows.index().find(sought)
+            positions = part.rows.index().positions[entries].astype(np.int64)
+            for some in endings:
+                met, where = some.find(positions)
+                needles.append(which[met])
+                places.append(positions[met] | (number << _POSITION_BITS))
+                payloads.append(some.ends[where].view(np.uint64))
         return Found(np.concatenate(needles), np.concatenate(places), np.concatenate(payloads))
+
+    def end(
+        self, places: Numbers, ends: Numbers, deleted: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.bool_]:
+        """Have versions end where their rows stand.
+
+        Returns:
+            Which of them did; the others' rows are in memory only, and are to be moved.
+        """
+        done = np.zeros(len(places), dtype=bool)
+        for number, positions, where in self._by_part(places):
+            part = self._parts[number]
+            if isinstance(part.rows, _Written):
+                part.remove(positions)
+                part.ending.append(Endings.of(positions, ends[where], deleted[where]))
+                done[where] = True
+        return done
+
+    def digests_hold(self, places: Numbers, columns: Sequence[Column]) -> npt.NDArray[np.bool_]:
+        """Tell of which rows the index's digest covers these columns, in types that digest alike.
+
+        A column that was dropped since is still in the digests of the rows that had it.
+        """
+        held = np.zeros(len(places), dtype=bool)
+        for number, _, where in self._by_part(places):
+            held[where] = self._parts[number].rows.digests(columns)
+        return held
 
     def remove(self, places: Numbers) -> None:
         """Remove rows."""
@@ -215,6 +277,14 @@ class Draft:
                     whole = whole.take(pa.array(kept))
                 yield whole, (kept + low) | (number << _POSITION_BITS)
                 low += rows.num_rows
+        for number, part, endings in self._with_endings() if past else ():
+            low, all_of_it = 0, Endings.merged(endings)
+            for rows in part.rows.parts(self._own(part, columns)):
+                some = all_of_it.within(low, low + rows.num_rows)
+                positions = some.positions.astype(np.int64)
+                whole = conform(rows.take(pa.array(positions - low)), schema, part.constants)
+                yield some.written_into(whole), positions | (number << _POSITION_BITS)
+                low += rows.num_rows
 
     def count(self) -> int:
         """Count present rows."""
@@ -234,15 +304,32 @@ class Draft:
         places = dict(
             zip(map(id, changed), self._store.write_bits(bitmaps) if bitmaps else [], strict=True)
         )
+        ended = self._settle_endings()
         segments = []
         for part in self._parts:
             assert isinstance(part.rows, _Written)  # noqa: S101  (gathered just above)
             segment = replace(part.rows.segment, constants=part.constants)
             if part.changed:
                 segment = replace(segment, gone=Gone(*places[id(part)], part.gone()))
-            if segment.present_rows:
+            segment = replace(segment, ended=ended.get(id(part), part.ended))
+            if segment.present_rows or segment.ended:
                 segments.append(segment)
         return replace(self.table, segments=tuple(segments))
+
+    def _settle_endings(self) -> dict[int, tuple[Ended, ...]]:
+        """Write what ended; return by part where all of its endings now stand."""
+        ending = [part for part in self._parts if part.ending]
+        kept: list[tuple[Ended, ...]] = []
+        merged = []
+        for part in ending:
+            mine = Endings.merged(part.ending)
+            full = _full_hand(part.ended, len(mine.positions))
+            kept.append(tuple(place for place in part.ended if place not in full))
+            merged.append(Endings.merged([mine, *self._store.endings(full)]))
+        places = self._store.write_endings(merged)
+        return {
+            id(part): (*stay, place) for part, stay, place in zip(ending, kept, places, strict=True)
+        }
 
     def _gather(self) -> None:
         """Write the staged rows that are left as one segment of each kind."""
@@ -292,6 +379,12 @@ class Draft:
             if part.rows.past is past and not part.rows.tag:
                 yield number, part
 
+    def _with_endings(self) -> Iterator[tuple[int, _Part, list[Endings]]]:
+        for number, part in self._numbered(past=False):
+            endings = [*self._store.endings(part.ended), *part.ending]
+            if endings:
+                yield number, part, endings
+
     def _by_part(self, places: Numbers) -> Iterator[tuple[int, Numbers, Numbers]]:
         numbers = places >> _POSITION_BITS
         for number in np.unique(numbers):
@@ -302,6 +395,16 @@ class Draft:
         if isinstance(part.rows, _Staged):
             return [name for name in columns if name in part.rows.rows.column_names]
         return list(columns)
+
+
+def _full_hand(places: Sequence[Ended], rows: int) -> list[Ended]:
+    """Return the endings that are to be made one with so many new ones: of each size, few stay."""
+    hand: list[Ended] = []
+    for place in sorted(places, key=lambda each: each.rows):
+        if place.rows > _HAND * max(rows + sum(each.rows for each in hand), 1):
+            break
+        hand.append(place)
+    return hand if len(hand) >= _HAND else []
 
 
 _NONE = np.zeros(0, dtype=np.int64)

@@ -8,8 +8,22 @@ import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaDriftError
-from rhei_pipeline.events import Comparison, Counts, DeadLetter, NetChanges, Operation, Versions
-from rhei_pipeline.history import DELETED, FLOOR, LOCATOR, refuse_unknown_key
+from rhei_pipeline.events import (
+    Comparison,
+    Counts,
+    DeadLetter,
+    NetChanges,
+    Operation,
+    Versions,
+)
+from rhei_pipeline.history import (
+    DELETED,
+    FLOOR,
+    LOCATOR,
+    REPEATED,
+    refuse_unknown_key,
+    repeated,
+)
 from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
 from rhei_pipeline.olap.duckdb_ledger import (
     forget_copy,
@@ -95,10 +109,10 @@ class DuckDBTransaction:
                 f" semi join _rhei_keys k on {matching('t', 'k', table.schema.primary_key)}"
             )
 
-    def open_versions(self, table: Table, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
+    def open_versions(self, table: Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Look up the touched keys' open versions, then the past of keys that have none."""
         name, key = mirror_table(table.schema), table.schema.primary_key
-        with self._registered("_rhei_keys", keys):
+        with self._registered("_rhei_keys", events.select(list(key))):
             opened = self._arrow(
                 f"select {listed(table.schema.names, 't')}, t.{VALID_FROM},"
                 f" t.rowid as {LOCATOR} from {name} t"
@@ -111,7 +125,9 @@ class DuckDBTransaction:
                     f" on {matching('k', 'o', key)}) k on {matching('t', 'k', key)}"
                     f" group by {listed(key, 't')}"
                 )
-        return opened, floors
+        same = repeated(opened, events, table.schema)
+        told = opened.select([*key, VALID_FROM, LOCATOR]).append_column(REPEATED, same)
+        return told, floors
 
     def supersede(self, table: Table, versions: Versions) -> None:
         """Close by the rows' own places, then append."""

@@ -9,14 +9,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rhei_pipeline.compaction import key_codes
 from rhei_pipeline.errors import MirrorError
-from rhei_pipeline.events import Comparison, Counts, DeadLetter, NetChanges, Operation, Versions
-from rhei_pipeline.history import DELETED, FLOOR, LOCATOR
+from rhei_pipeline.events import (
+    SEQUENCE,
+    Comparison,
+    Counts,
+    DeadLetter,
+    NetChanges,
+    Operation,
+    Versions,
+)
+from rhei_pipeline.history import DELETED, FLOOR, LOCATOR, REPEATED, repeated
 from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
 from rhei_pipeline.olap import letters as dead
 from rhei_pipeline.olap.comparing import compare, compare_digests, differing
 from rhei_pipeline.olap.digests import key_hashes, row_digests
-from rhei_pipeline.olap.draft import Draft
+from rhei_pipeline.olap.draft import Draft, Found
+from rhei_pipeline.olap.endings import Endings
 from rhei_pipeline.olap.folding import CYCLE_ROWS, SEGMENT_ROWS, due_in_a_cycle, fold
 from rhei_pipeline.olap.manifest import Manifest, StoredTable
 from rhei_pipeline.olap.reshaping import outgrown
@@ -27,14 +37,6 @@ from rhei_pipeline.sql import mirror_table, quote
 _COPY = "_rhei_copy_"
 _SNAPSHOTS = "snapshot"
 _DAY = pa.field("snapshot_date", pa.date32())
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """Open versions that were handed out, whole, in the order of their places."""
-
-    places: np.ndarray
-    rows: pa.Table
 
 
 @dataclass(slots=True)
@@ -49,7 +51,6 @@ class FileTransaction:
     _copies: dict[str, CopyProgress] = field(default_factory=dict)
     _letters: pa.Table | None = None
     _letters_changed: bool = False
-    _opened: dict[str, _Opened] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._watermarks = dict(self.base.ledger.watermarks)
@@ -101,17 +102,19 @@ class FileTransaction:
         """Return the rows of those keys in the copy."""
         return _rows_of(self._draft(table, _COPY), table, keys)
 
-    def open_versions(self, table: Table, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
+    def open_versions(self, table: Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Look up the touched keys' open versions, then the past of keys that have none."""
         draft, own = self._draft(table), list(table.schema.primary_key)
-        distinct = keys.select(own).group_by(own).aggregate([]).select(own)
+        ordered = events.sort_by(SEQUENCE)
+        firsts = ordered.take(_first_of_each(ordered, table))
+        distinct = firsts.select(own)
         sought = key_hashes(distinct)
         found = draft.find(sought)
-        rows = draft.take(found.places, draft.schema.names)
-        order = np.argsort(found.places)
-        self._opened[table.name] = _Opened(found.places[order], rows.take(pa.array(order)))
-        opened = rows.select([*table.schema.names, VALID_FROM])
+        opened = distinct.take(pa.array(found.needles))
+        since = draft.take(found.places, [VALID_FROM])[VALID_FROM]
+        opened = opened.append_column(VALID_FROM, since)
         opened = opened.append_column(LOCATOR, pa.array(found.places))
+        opened = opened.append_column(REPEATED, _repeated(draft, table, firsts, found))
         pastless = np.setdiff1d(np.arange(distinct.num_rows), found.needles)
         past = draft.find(sought.take(pastless), past=True)
         floors = np.full(len(pastless), np.iinfo(np.int64).min)
@@ -121,26 +124,16 @@ class FileTransaction:
         return opened, named.append_column(FLOOR, pa.array(floors[having]).cast(INSTANT))
 
     def supersede(self, table: Table, versions: Versions) -> None:
-        """Put each closed version among the past ones, then append what opens."""
+        """Have versions end, then append what opens."""
         draft = self._draft(table)
         if versions.closings.num_rows:
-            self._close(draft, table, versions.closings)
+            _close(draft, table, versions.closings)
         ended = pc.is_valid(versions.openings[VALID_TO])
         for past, rows in (
             (True, versions.openings.filter(ended)),
             (False, versions.openings.filter(pc.invert(ended))),
         ):
             _append_versions(draft, table, rows, past=past)
-
-    def _close(self, draft: Draft, table: Table, closings: pa.Table) -> None:
-        opened, places = self._opened[table.name], closings[LOCATOR].to_numpy()
-        rows = opened.rows.take(pa.array(np.searchsorted(opened.places, places)))
-        place = rows.schema.get_field_index
-        operation = pc.if_else(closings[DELETED], Operation.DELETE.value, rows[OPERATION])
-        rows = rows.set_column(place(VALID_TO), VALID_TO, closings[VALID_TO])
-        rows = rows.set_column(place(OPERATION), OPERATION, operation)
-        draft.remove(places)
-        _append_versions(draft, table, rows, past=True)
 
     def record(self, watermark: Watermark) -> None:
         """Record progress; refuses to go back."""
@@ -311,6 +304,39 @@ def _digests(table: Table, rows: pa.Table) -> np.ndarray:
 def _append(draft: Draft, table: Table, rows: pa.Table) -> None:
     hashes = key_hashes(rows.select(list(table.schema.primary_key)))
     draft.append(rows, hashes, _digests(table, rows))
+
+
+def _first_of_each(events: pa.Table, table: Table) -> pa.Array:
+    """Return where the first event of each key stands, of events in their order."""
+    _, first = np.unique(
+        key_codes(events.select(list(table.schema.primary_key))), return_index=True
+    )
+    return pa.array(first)
+
+
+def _repeated(draft: Draft, table: Table, firsts: pa.Table, found: Found) -> pa.Array:
+    """Tell of each open version whether the first event of its key repeats it, by its digest.
+
+    Its row is read only where the digest is not of the columns there are now.
+    """
+    same = found.payloads == _digests(table, firsts)[found.needles]
+    unsure = np.flatnonzero(~draft.digests_hold(found.places, table.schema.columns))
+    if len(unsure):
+        rows = conform(draft.take(found.places[unsure], table.schema.names), table.schema.arrow)
+        same[unsure] = repeated(rows, firsts, table.schema).to_numpy(zero_copy_only=False)
+    return pa.array(same)
+
+
+def _close(draft: Draft, table: Table, closings: pa.Table) -> None:
+    places, deleted = closings[LOCATOR].to_numpy(), closings[DELETED].to_numpy()
+    ends = closings[VALID_TO].cast(pa.int64()).to_numpy()
+    left = np.flatnonzero(~draft.end(places, ends, deleted))
+    if len(left):
+        # Opened by this transaction, and not yet written: moved instead.
+        endings = Endings(np.arange(len(left), dtype=np.uint32), ends[left], deleted[left])
+        rows = endings.written_into(draft.take(places[left], draft.schema.names))
+        draft.remove(places[left])
+        _append_versions(draft, table, rows, past=True)
 
 
 def _append_versions(draft: Draft, table: Table, rows: pa.Table, *, past: bool) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.metrics import MaintenanceReport
-from rhei_pipeline.olap.digests import KeyHashes
+from rhei_pipeline.olap.digests import KeyHashes, Words
 from rhei_pipeline.olap.key_index import KeyIndex
 from rhei_pipeline.olap.manifest import Segment, StoredTable
 from rhei_pipeline.olap.segment_store import SegmentStore, conform
@@ -33,6 +33,7 @@ AGE = timedelta(hours=1)
 GONE_SHARE = 0.1
 
 Group = list[Segment]
+_Rows = tuple[pa.Table, KeyHashes, Words]
 
 
 def due_in_a_cycle(
@@ -110,15 +111,19 @@ def _packed(segments: Sequence[Segment]) -> list[Group]:
 
 
 def fold(table: StoredTable, groups: Sequence[Group], store: SegmentStore) -> StoredTable:
-    """Write each group as one segment of the table's present shape, without rows that are gone."""
+    """Write each group as one segment of the table's present shape, without rows that are gone.
+
+    Versions that have ended become a segment of their own.
+    """
     folded = {segment.name: number for number, group in enumerate(groups) for segment in group}
     made = [_fold_group(table.schema, group, store) for group in groups]
     # A folded segment stands where the first of its group stood.
-    first = {group[0].name: segment for group, segment in zip(groups, made, strict=True)}
+    first = {group[0].name: segments for group, segments in zip(groups, made, strict=True)}
     segments = [
-        first.get(segment.name, segment)
+        standing
         for segment in table.segments
         if segment.name not in folded or segment.name in first
+        for standing in first.get(segment.name, [segment])
     ]
     return replace(table, segments=tuple(segments))
 
@@ -147,14 +152,24 @@ def _sizes(tables: Iterable[StoredTable]) -> list[int]:
     return [segment.size_bytes for table in tables for segment in table.segments]
 
 
-def _fold_group(schema: pa.Schema, group: Group, store: SegmentStore) -> Segment:
-    rows, words, checks, payloads = [], [], [], []
-    for segment in group:
-        found, hashes, own = store.rows(segment)
-        rows.append(conform(found, schema, segment.constants))
-        words.append(hashes.words)
-        checks.append(hashes.checks)
-        payloads.append(own)
-    merged = KeyHashes(np.concatenate(words), np.concatenate(checks))
-    index = KeyIndex.build(merged, np.concatenate(payloads))
-    return store.write(pa.concat_tables(rows), index, past=group[0].past)
+def _fold_group(schema: pa.Schema, group: Group, store: SegmentStore) -> list[Segment]:
+    standing = [_conformed(schema, segment, store) for segment in group if segment.present_rows]
+    ended = [store.ended_rows(segment, schema) for segment in group if segment.ended]
+    return [
+        _written(parts, store, past=past)
+        for parts, past in ((standing, group[0].past), (ended, True))
+        if parts
+    ]
+
+
+def _conformed(schema: pa.Schema, segment: Segment, store: SegmentStore) -> _Rows:
+    rows, hashes, payloads = store.rows(segment)
+    return conform(rows, schema, segment.constants), hashes, payloads
+
+
+def _written(parts: Sequence[_Rows], store: SegmentStore, *, past: bool) -> Segment:
+    words = np.concatenate([hashes.words for _, hashes, _ in parts])
+    checks = np.concatenate([hashes.checks for _, hashes, _ in parts])
+    payloads = np.concatenate([own for _, _, own in parts])
+    index = KeyIndex.build(KeyHashes(words, checks), payloads)
+    return store.write(pa.concat_tables([rows for rows, _, _ in parts]), index, past=past)

@@ -14,12 +14,23 @@ from rhei_pipeline.events import Position
 from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
 from rhei_pipeline.schema import parse_type, type_name
 
-FORMAT = 1
+FORMAT = 2
+#: Before, no version ended where its row stood.
+_READ = {1, FORMAT}
 
 
 @dataclass(frozen=True, slots=True)
 class Gone:
     """Where the bitmap of a segment's removed rows stands: a part of a file of such bitmaps."""
+
+    file: str
+    offset: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Where some of a segment's endings stand: a part of a file of such parts."""
 
     file: str
     offset: int
@@ -35,6 +46,8 @@ class Segment:
         constants: Columns that are not in the file and have one value, as a number or a text.
         past: The rows are versions that have ended.
         tag: Segments with different tags are never folded into one.
+        gone: The rows that have been removed, or whose versions have ended.
+        ended: The versions that have ended, of those that are gone.
         written_at: When it was written; None for one of before this was kept.
     """
 
@@ -46,11 +59,17 @@ class Segment:
     past: bool = False
     tag: str = ""
     gone: Gone | None = None
+    ended: tuple[Ended, ...] = ()
     written_at: datetime | None = None
 
     @property
+    def ended_rows(self) -> int:
+        """How many rows are of versions that have ended."""
+        return sum(part.rows for part in self.ended)
+
+    @property
     def present_rows(self) -> int:
-        """How many rows have not been removed."""
+        """How many rows are valid now."""
         return self.rows - (self.gone.rows if self.gone else 0)
 
 
@@ -116,7 +135,7 @@ class Manifest:
             found = form["format"]
         except (ValueError, TypeError, KeyError) as error:
             raise MirrorError("a manifest is damaged", hint="restore the mirror's files") from error
-        if found != FORMAT:
+        if found not in _READ:
             raise MirrorError(f"its format is {found}, not {FORMAT}", hint="use a newer version")
         marks = [_read_watermark(mark) for mark in form["watermarks"]]
         copies = [_read_copy(copy) for copy in form["copies"]]
@@ -186,6 +205,7 @@ def _segment(segment: Segment) -> dict[str, Any]:
         "past": segment.past,
         "tag": segment.tag,
         "gone": [gone.file, gone.offset, gone.rows] if gone else None,
+        "ended": [[part.file, part.offset, part.rows] for part in segment.ended],
         "written_at": segment.written_at.isoformat() if segment.written_at else None,
     }
 
@@ -200,5 +220,6 @@ def _read_segment(form: dict[str, Any]) -> Segment:
         past=form["past"],
         tag=form["tag"],
         gone=Gone(*form["gone"]) if form["gone"] else None,
+        ended=tuple(Ended(*part) for part in form.get("ended", ())),
         written_at=datetime.fromisoformat(written) if (written := form.get("written_at")) else None,
     )

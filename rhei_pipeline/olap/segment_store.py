@@ -14,14 +14,16 @@ from datafusion import SessionContext
 
 from rhei_pipeline.olap.bitmaps import Bits, none_gone, present
 from rhei_pipeline.olap.digests import KeyHashes, Words
+from rhei_pipeline.olap.endings import Endings
 from rhei_pipeline.olap.files import Files
 from rhei_pipeline.olap.formats import ROW, Format, Parquet
 from rhei_pipeline.olap.key_index import KeyIndex, Numbers
-from rhei_pipeline.olap.manifest import Manifest, Segment
+from rhei_pipeline.olap.manifest import Ended, Manifest, Segment
 
 DATA = "data"
 _INDEX = ".index"
 _GONE = ".gone"
+_ENDED = ".ended"
 _LETTERS = ".letters"
 
 
@@ -33,6 +35,7 @@ class SegmentStore:
         self.form = form
         self._indexes: dict[str, KeyIndex] = {}
         self._bits: dict[tuple[str, int], Bits] = {}
+        self._endings: dict[Ended, Endings] = {}
         self._written: set[str] = set()
 
     def write(
@@ -80,6 +83,32 @@ class SegmentStore:
         places = [(file, int(end) - len(bits)) for bits, end in zip(bitmaps, ends, strict=True)]
         self._bits.update(zip(places, bitmaps, strict=True))
         return places
+
+    def write_endings(self, endings: Sequence[Endings]) -> list[Ended]:
+        """Write endings into one file; return where each begins."""
+        if not endings:
+            return []
+        file = f"{DATA}/{uuid.uuid4().hex}{_ENDED}"
+        encoded = [part.encode() for part in endings]
+        self._put(file, pa.py_buffer(b"".join(encoded)))
+        starts = np.cumsum([0, *map(len, encoded)])
+        places = [
+            Ended(file, int(start), len(part.positions))
+            for start, part in zip(starts, endings, strict=False)
+        ]
+        self._endings.update(zip(places, endings, strict=True))
+        return places
+
+    def endings(self, places: Sequence[Ended]) -> list[Endings]:
+        """Read endings, mapped or kept."""
+        found = []
+        for place in places:
+            kept = self._endings.get(place)
+            if kept is None:
+                kept = Endings.decode(self.files.get(place.file), place.offset, place.rows)
+                self._endings[place] = kept
+            found.append(kept)
+        return found
 
     def write_letters(self, letters: pa.Table) -> str:
         """Write the dead letters as a file of their own."""
@@ -138,6 +167,16 @@ class SegmentStore:
         mask = present(bits, segment.rows)
         return rows.filter(pa.array(mask)), hashes.take(mask), payloads[mask]
 
+    def ended_rows(self, segment: Segment, schema: pa.Schema) -> tuple[pa.Table, KeyHashes, Words]:
+        """Return the rows of versions that have ended, in a table's shape, as `rows` does."""
+        endings = Endings.merged(self.endings(segment.ended))
+        names = [name for name in schema.names if name in segment.schema.names]
+        positions = endings.positions.astype(np.int64)
+        rows = self.form.take(self.content(segment), names, positions)
+        hashes, _ = self.index(segment).in_row_order()
+        whole = endings.written_into(conform(rows, schema, segment.constants))
+        return whole, hashes.take(positions), endings.ends.view(np.uint64)
+
     def files_of(self, manifest: Manifest) -> Iterator[str]:
         """Name every file that a manifest speaks of."""
         for segment in manifest.segments:
@@ -145,6 +184,8 @@ class SegmentStore:
             yield f"{DATA}/{segment.name}{_INDEX}"
             if segment.gone:
                 yield segment.gone.file
+            for part in segment.ended:
+                yield part.file
         if manifest.letters:
             yield manifest.letters
 
@@ -157,6 +198,9 @@ class SegmentStore:
         names = {segment.name for segment in manifest.segments}
         # Readers may add to either meanwhile; one that is lost is read again.
         indexes, bits = list(self._indexes.items()), list(self._bits.items())
+        ended = {part for segment in manifest.segments for part in segment.ended}
+        endings = list(self._endings.items())
+        self._endings = {place: kept for place, kept in endings if place in ended}
         self._indexes = {name: kept for name, kept in indexes if name in names}
         self._bits = {place: kept for place, kept in bits if place in places}
 

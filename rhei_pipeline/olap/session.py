@@ -12,20 +12,23 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datafusion import DataFrame, RuntimeEnvBuilder, SessionConfig, SessionContext, SQLOptions, udf
 from datafusion.catalog import Schema
 from datafusion.record_batch import RecordBatch
 
 from rhei_pipeline.cancelling import Cancel
 from rhei_pipeline.errors import MirrorError, QueryError
+from rhei_pipeline.events import Operation
 from rhei_pipeline.olap import bitmaps, refusals
+from rhei_pipeline.olap.endings import Endings
 from rhei_pipeline.olap.formats import ROW
 from rhei_pipeline.olap.letters import LETTERS
 from rhei_pipeline.olap.manifest import Manifest, Segment, StoredTable
 from rhei_pipeline.olap.placeholders import numbered_placeholders
 from rhei_pipeline.olap.segment_store import SegmentStore
 from rhei_pipeline.reading import refuse_writing, statement_tokens
-from rhei_pipeline.schema import RESERVED_PREFIX
+from rhei_pipeline.schema import INSTANT, OPERATION, RESERVED_PREFIX, VALID_TO
 from rhei_pipeline.sql import datafusion_type, literal, quote
 
 _CATALOGUE = "rhei"
@@ -134,15 +137,19 @@ class ReadingSession:
             self._store.register(segment, self._context, _place(segment))
         bits = self._store.bits(segment)
         if bits is not None and (known is None or known.gone != segment.gone):
-            present = udf(
-                _is_present(bitmaps.as_arrow(bits, segment.rows)),
-                [pa.uint32()],
-                pa.bool_(),
-                "immutable",
-                _test(segment),
-            )
-            self._context.register_udf(present)
+            endings = self._store.endings(segment.ended)
+            shown = bitmaps.as_arrow(_without(bits, endings), segment.rows)
+            self._look_up(_test(segment), shown)
+            if endings:
+                ends, last = _dense(endings, segment.rows)
+                self._look_up(_end(segment), ends)
+                self._look_up(_last(segment), last)
         self._segments[segment.name] = segment
+
+    def _look_up(self, name: str, values: pa.Array) -> None:
+        """Register a function of a row's number."""
+        found = udf(_by_number(values), [pa.uint32()], values.type, "immutable", name)
+        self._context.register_udf(found)
 
     def _forget(self, manifest: Manifest) -> None:
         names = {segment.name for segment in manifest.segments}
@@ -151,6 +158,9 @@ class ReadingSession:
             self._context.deregister_table(_place(segment))
             if segment.gone:
                 self._context.deregister_udf(_test(segment))
+            if segment.ended:
+                self._context.deregister_udf(_end(segment))
+                self._context.deregister_udf(_last(segment))
 
     def _show_letters(self, manifest: Manifest) -> None:
         if manifest.letters != self._letters:
@@ -276,6 +286,14 @@ def _test(segment: Segment) -> str:
     return f"_rhei_present_{segment.name}"
 
 
+def _end(segment: Segment) -> str:
+    return f"_rhei_end_{segment.name}"
+
+
+def _last(segment: Segment) -> str:
+    return f"_rhei_last_{segment.name}"
+
+
 def _view(table: StoredTable) -> str:
     if not table.segments:
         columns = ", ".join(
@@ -289,11 +307,20 @@ def _select(table: StoredTable, segment: Segment) -> str:
     columns = ", ".join(
         f"{_value(segment, field)} as {quote(field.name)}" for field in table.schema
     )
-    condition = f" where {_test(segment)}({ROW})" if segment.gone else ""
+    hidden = segment.rows - segment.present_rows - segment.ended_rows
+    condition = f" where {_test(segment)}({ROW})" if hidden else ""
     return f"select {columns} from {_place(segment)}{condition}"
 
 
 def _value(segment: Segment, wanted: pa.Field) -> str:
+    if segment.ended and wanted.name == VALID_TO:
+        return f"{_end(segment)}({ROW})"
+    if segment.ended and wanted.name == OPERATION:
+        return f"coalesce({_last(segment)}({ROW}), {_standing(segment, wanted)})"
+    return _standing(segment, wanted)
+
+
+def _standing(segment: Segment, wanted: pa.Field) -> str:
     if wanted.name in segment.schema.names:
         standing = segment.schema.field(wanted.name).type
         own = quote(wanted.name)
@@ -308,16 +335,37 @@ def _cast(value: str, field: pa.Field) -> str:
     return f"arrow_cast({value}, {literal(datafusion_type(field.type))})"
 
 
-def _is_present(present: pa.BooleanArray) -> Callable[[pa.Array], pa.Array]:
-    def test(numbers: pa.Array) -> pa.Array:
+def _without(bits: bitmaps.Bits, endings: Sequence[Endings]) -> bitmaps.Bits:
+    """Return which rows are gone for good: versions that have ended are still to be seen."""
+    if not endings:
+        return bits
+    shown = np.unpackbits(bits, bitorder="little")
+    for some in endings:
+        shown[some.positions] = 0
+    return np.packbits(shown, bitorder="little")
+
+
+def _dense(endings: Sequence[Endings], rows: int) -> tuple[pa.Array, pa.Array]:
+    """Return for each row when its version ended, and its operation where it was deleted."""
+    ends, standing = np.zeros(rows, dtype=np.int64), np.ones(rows, dtype=bool)
+    deleted = np.zeros(rows, dtype=bool)
+    for some in endings:
+        ends[some.positions], standing[some.positions] = some.ends, False
+        deleted[some.positions] = some.deleted
+    last = pc.if_else(pa.array(deleted), Operation.DELETE.value, pa.scalar(None, pa.string()))
+    return pa.array(ends, mask=standing).cast(INSTANT), last
+
+
+def _by_number(values: pa.Array) -> Callable[[pa.Array], pa.Array]:
+    def look_up(numbers: pa.Array) -> pa.Array:
         rows = numbers.to_numpy()
         first, count = int(rows[0]) if len(rows) else 0, len(rows)
         # Most batches are rows that stand together, and of those a slice is free.
         if np.array_equal(rows, np.arange(first, first + count, dtype=np.uint32)):
-            return present.slice(first, count)
-        return present.take(numbers)
+            return values.slice(first, count)
+        return values.take(numbers)
 
-    return test
+    return look_up
 
 
 _PLAIN = {

@@ -13,7 +13,7 @@ from rhei_pipeline.compaction import compact, key_codes
 from rhei_pipeline.completion import complete, wanted_keys
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import ChangeBatch, event_schema
-from rhei_pipeline.history import FLOOR, LOCATOR, supersede
+from rhei_pipeline.history import FLOOR, LOCATOR, REPEATED, repeated, supersede
 from rhei_pipeline.schema import (
     INSTANT,
     VALID_FROM,
@@ -55,7 +55,8 @@ def events(rows: list[Event], first: int = 1, clock: list[int] | None = None) ->
 
 
 def no_open() -> pa.Table:
-    return pa.schema([*SCHEMA.arrow, (VALID_FROM, INSTANT), (LOCATOR, pa.int64())]).empty_table()
+    told = [(VALID_FROM, INSTANT), (LOCATOR, pa.int64()), (REPEATED, pa.bool_())]
+    return pa.schema([*SCHEMA.arrow_key, *told]).empty_table()
 
 
 def no_floors() -> pa.Table:
@@ -126,9 +127,11 @@ def test_an_open_version_is_closed_when_its_row_changes_and_left_when_it_does_no
             LOCATOR: [10, 20, 30],
         }
     )
-    made = supersede(
-        events([(1, "x", 1.0), (2, "x", 9.0), (3, "x", None)]), opened, no_floors(), SCHEMA
-    )
+    happened = events([(1, "x", 1.0), (2, "x", 9.0), (3, "x", None)])
+    same = repeated(opened, happened, SCHEMA)
+    assert same.to_pylist() == [True, False, False]
+    told = opened.drop_columns(["v"]).append_column(REPEATED, same)
+    made = supersede(happened, told, no_floors(), SCHEMA)
     assert (made.inserted, made.updated, made.deleted) == (0, 1, 1)
     closed = {
         row[LOCATOR]: (row[VALID_TO], row["_rhei_deleted"]) for row in made.closings.to_pylist()
