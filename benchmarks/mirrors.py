@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.timing import Timing, timed
-from rhei_pipeline.events import NetChanges, Position
+from rhei_pipeline.events import NetChanges, Position, event_schema
+from rhei_pipeline.history import supersede
 from rhei_pipeline.ledger import CopyProgress
 from rhei_pipeline.olap.datafusion import DataFusionMirror
-from rhei_pipeline.schema import Column, Table, TableSchema
+from rhei_pipeline.schema import INSTANT, Column, Mode, Table, TableSchema
 
 STORAGES = ("memory", "ipc", "parquet")
 SMALL, LARGE = 1_000_000, 10_000_000
@@ -31,6 +32,7 @@ _COLUMNS = {
 }
 SCHEMA = TableSchema("orders", tuple(Column(n, kind) for n, kind in _COLUMNS.items()), ("id",))
 TABLE = Table(SCHEMA)
+TEMPORAL = Table(SCHEMA, Mode.TEMPORAL)
 AGGREGATE = "select status, count(*), sum(amount) from orders group by status"
 
 Figure = tuple[str, str]
@@ -40,6 +42,8 @@ def measure() -> Iterator[Figure]:
     """Measure what the issue asks for, storage by storage."""
     for storage in STORAGES:
         yield from _upserts(storage)
+    for storage in ("ipc", "parquet"):
+        yield from _versions(storage)
     for storage in ("memory", "parquet"):
         yield from _inserts(storage)
     for storage in ("ipc", "parquet"):
@@ -67,6 +71,21 @@ def _upserts(storage: str) -> Iterator[Figure]:
     small, large = walls[SMALL], walls[LARGE]
     yield (
         f"{storage}: {CHANGES:,} random upserts on {LARGE:,} against {SMALL:,} rows",
+        f"{large * 1000:,.0f} ms against {small * 1000:,.0f} ms: {large / small:.1f} x",
+    )
+
+
+def _versions(storage: str) -> Iterator[Figure]:
+    walls = {}
+    for count in (SMALL, LARGE):
+        with TemporaryDirectory() as directory:
+            mirror = _filled(storage, Path(directory), count, TEMPORAL)
+            timings = [_supersede(mirror, count, seed) for seed in range(SYNCS)]
+            walls[count] = statistics.median(timing.wall_seconds for timing in timings)
+            mirror.close()
+    small, large = walls[SMALL], walls[LARGE]
+    yield (
+        f"{storage}, temporal: {CHANGES:,} random updates on {LARGE:,} against {SMALL:,} rows",
         f"{large * 1000:,.0f} ms against {small * 1000:,.0f} ms: {large / small:.1f} x",
     )
 
@@ -110,17 +129,17 @@ def _bytes(directory: Path) -> int:
     return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
 
-def _filled(storage: str, directory: Path, count: int) -> DataFusionMirror:
+def _filled(storage: str, directory: Path, count: int, table: Table = TABLE) -> DataFusionMirror:
     mirror = DataFusionMirror(storage, directory / "mirror")
     progress = CopyProgress("orders", Position(1, ""), "")
     with mirror.transaction() as transaction:
-        transaction.begin_copy(TABLE, progress)
+        transaction.begin_copy(table, progress)
     for low in range(0, count, 250_000):
         rows = _rows(np.arange(low, min(low + 250_000, count)), low)
         with mirror.transaction() as transaction:
-            transaction.append_copy(TABLE, rows, progress)
+            transaction.append_copy(table, rows, progress)
     with mirror.transaction() as transaction:
-        transaction.adopt_copy(TABLE, datetime.now(UTC))
+        transaction.adopt_copy(table, datetime.now(UTC))
     return mirror
 
 
@@ -150,6 +169,21 @@ def _merge(mirror: DataFusionMirror, rows: pa.Table) -> None:
         found = transaction.merge(TABLE, NetChanges(rows, SCHEMA.arrow_key.empty_table()))
     if found.total != rows.num_rows:
         raise SystemExit("the mirror missed changes: these figures are worth nothing")
+
+
+def _supersede(mirror: DataFusionMirror, count: int, seed: int) -> Timing:
+    chosen = np.random.default_rng(seed).choice(count, CHANGES, replace=False)
+    rows = _rows(chosen.astype(np.int64), count + seed)
+    now = pa.scalar(datetime.now(UTC), INSTANT)
+    told = [pa.array(range(CHANGES)), pa.repeat(now, CHANGES), pa.repeat(True, CHANGES)]  # noqa: FBT003
+    events = pa.table([*told, *rows.columns], schema=event_schema(SCHEMA))
+    with timed() as timing, mirror.transaction() as transaction:
+        opened, floors = transaction.open_versions(TEMPORAL, events)
+        versions = supersede(events, opened, floors, SCHEMA)
+        transaction.supersede(TEMPORAL, versions)
+    if versions.updated != CHANGES:
+        raise SystemExit("the mirror missed changes: these figures are worth nothing")
+    return timing
 
 
 def _query(mirror: DataFusionMirror) -> float:
