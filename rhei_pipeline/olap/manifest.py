@@ -68,6 +68,11 @@ class Segment:
         return sum(part.rows for part in self.ended)
 
     @property
+    def hidden_rows(self) -> int:
+        """How many rows no reader is to see."""
+        return self.rows - self.present_rows - self.ended_rows
+
+    @property
     def present_rows(self) -> int:
         """How many rows are valid now."""
         return self.rows - (self.gone.rows if self.gone else 0)

@@ -10,18 +10,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datafusion import DataFrame, RuntimeEnvBuilder, SessionConfig, SessionContext, SQLOptions, udf
 from datafusion.catalog import Schema
 from datafusion.record_batch import RecordBatch
 
 from rhei_pipeline.cancelling import Cancel
 from rhei_pipeline.errors import MirrorError, QueryError
-from rhei_pipeline.events import Operation
-from rhei_pipeline.olap import bitmaps, refusals
-from rhei_pipeline.olap.endings import Endings
+from rhei_pipeline.olap import bitmaps, refusals, row_functions
 from rhei_pipeline.olap.formats import ROW
 from rhei_pipeline.olap.letters import LETTERS
 from rhei_pipeline.olap.manifest import Manifest, Segment, StoredTable
@@ -138,29 +134,29 @@ class ReadingSession:
         bits = self._store.bits(segment)
         if bits is not None and (known is None or known.gone != segment.gone):
             endings = self._store.endings(segment.ended)
-            shown = bitmaps.as_arrow(_without(bits, endings), segment.rows)
-            self._look_up(_test(segment), shown)
+            if segment.hidden_rows:
+                hidden = row_functions.hidden(bits, endings)
+                shown = bitmaps.as_arrow(hidden, segment.rows)
+                self._tell(_test(segment), pa.bool_(), row_functions.presence(shown))
             if endings:
-                ends, last = _dense(endings, segment.rows)
-                self._look_up(_end(segment), ends)
-                self._look_up(_last(segment), last)
+                self._tell(_end(segment), INSTANT, row_functions.ends(endings))
+                self._tell(_operation(segment), pa.string(), row_functions.operations(endings))
         self._segments[segment.name] = segment
 
-    def _look_up(self, name: str, values: pa.Array) -> None:
+    def _tell(self, name: str, kind: pa.DataType, look_up: Callable[[pa.Array], pa.Array]) -> None:
         """Register a function of a row's number."""
-        found = udf(_by_number(values), [pa.uint32()], values.type, "immutable", name)
-        self._context.register_udf(found)
+        self._context.register_udf(udf(look_up, [pa.uint32()], kind, "immutable", name))
 
     def _forget(self, manifest: Manifest) -> None:
         names = {segment.name for segment in manifest.segments}
         for name in [known for known in self._segments if known not in names]:
             segment = self._segments.pop(name)
             self._context.deregister_table(_place(segment))
-            if segment.gone:
+            if segment.hidden_rows:
                 self._context.deregister_udf(_test(segment))
             if segment.ended:
                 self._context.deregister_udf(_end(segment))
-                self._context.deregister_udf(_last(segment))
+                self._context.deregister_udf(_operation(segment))
 
     def _show_letters(self, manifest: Manifest) -> None:
         if manifest.letters != self._letters:
@@ -290,8 +286,8 @@ def _end(segment: Segment) -> str:
     return f"_rhei_end_{segment.name}"
 
 
-def _last(segment: Segment) -> str:
-    return f"_rhei_last_{segment.name}"
+def _operation(segment: Segment) -> str:
+    return f"_rhei_operation_{segment.name}"
 
 
 def _view(table: StoredTable) -> str:
@@ -307,8 +303,7 @@ def _select(table: StoredTable, segment: Segment) -> str:
     columns = ", ".join(
         f"{_value(segment, field)} as {quote(field.name)}" for field in table.schema
     )
-    hidden = segment.rows - segment.present_rows - segment.ended_rows
-    condition = f" where {_test(segment)}({ROW})" if hidden else ""
+    condition = f" where {_test(segment)}({ROW})" if segment.hidden_rows else ""
     return f"select {columns} from {_place(segment)}{condition}"
 
 
@@ -316,7 +311,7 @@ def _value(segment: Segment, wanted: pa.Field) -> str:
     if segment.ended and wanted.name == VALID_TO:
         return f"{_end(segment)}({ROW})"
     if segment.ended and wanted.name == OPERATION:
-        return f"coalesce({_last(segment)}({ROW}), {_standing(segment, wanted)})"
+        return f"coalesce({_operation(segment)}({ROW}), {_standing(segment, wanted)})"
     return _standing(segment, wanted)
 
 
@@ -333,39 +328,6 @@ def _standing(segment: Segment, wanted: pa.Field) -> str:
 
 def _cast(value: str, field: pa.Field) -> str:
     return f"arrow_cast({value}, {literal(datafusion_type(field.type))})"
-
-
-def _without(bits: bitmaps.Bits, endings: Sequence[Endings]) -> bitmaps.Bits:
-    """Return which rows are gone for good: versions that have ended are still to be seen."""
-    if not endings:
-        return bits
-    shown = np.unpackbits(bits, bitorder="little")
-    for some in endings:
-        shown[some.positions] = 0
-    return np.packbits(shown, bitorder="little")
-
-
-def _dense(endings: Sequence[Endings], rows: int) -> tuple[pa.Array, pa.Array]:
-    """Return for each row when its version ended, and its operation where it was deleted."""
-    ends, standing = np.zeros(rows, dtype=np.int64), np.ones(rows, dtype=bool)
-    deleted = np.zeros(rows, dtype=bool)
-    for some in endings:
-        ends[some.positions], standing[some.positions] = some.ends, False
-        deleted[some.positions] = some.deleted
-    last = pc.if_else(pa.array(deleted), Operation.DELETE.value, pa.scalar(None, pa.string()))
-    return pa.array(ends, mask=standing).cast(INSTANT), last
-
-
-def _by_number(values: pa.Array) -> Callable[[pa.Array], pa.Array]:
-    def look_up(numbers: pa.Array) -> pa.Array:
-        rows = numbers.to_numpy()
-        first, count = int(rows[0]) if len(rows) else 0, len(rows)
-        # Most batches are rows that stand together, and of those a slice is free.
-        if np.array_equal(rows, np.arange(first, first + count, dtype=np.uint32)):
-            return values.slice(first, count)
-        return values.take(numbers)
-
-    return look_up
 
 
 _PLAIN = {
