@@ -9,8 +9,8 @@ from typing import Protocol
 
 from rhei_pipeline.capture import polling_doctor
 from rhei_pipeline.capture.polling_notes import unseen
-from rhei_pipeline.capture.sqlite_polling import PollingSource
-from rhei_pipeline.capture.trigger_log import TriggerSource, unacknowledged
+from rhei_pipeline.capture.sqlite.polling import PollingSource
+from rhei_pipeline.capture.sqlite.trigger_log import TriggerSource, unacknowledged
 from rhei_pipeline.declaration import SqliteSettings
 from rhei_pipeline.errors import MissingExtraError, SchemaError
 from rhei_pipeline.metrics import Finding
@@ -88,7 +88,7 @@ def open_source(
         return TriggerSource(database, reader, options, registry.table)
     source: Source
     if settings.capture_method == "trigger":
-        source = postgres("postgres_triggers").PostgresTriggerSource(database, reader, options)
+        source = postgres("triggers").PostgresTriggerSource(database, reader, options)
     else:
         module, streaming = postgres("logical_decoding"), settings.capture.streaming
         source = module.LogicalSource(database, reader, options, streaming=streaming)
@@ -105,7 +105,7 @@ def unread(settings: Settings, reader: str) -> int | None:
             return unacknowledged(database, reader)
         found: int | None
         if settings.capture_method == "trigger":
-            found = postgres("postgres_triggers").unacknowledged(database, reader)
+            found = postgres("triggers").unacknowledged(database, reader)
         else:
             found = postgres("logical_decoding").unconfirmed(database, reader)
         return found
@@ -123,7 +123,7 @@ def examine(settings: Settings) -> list[Finding]:
         options = table_options(settings)
         mirror_id = mirror_id_of(settings.registry.path)
         if not isinstance(database, SqliteDatabase) and settings.capture_method == "trigger":
-            module = postgres("postgres_triggers")
+            module = postgres("triggers")
             source = module.PostgresTriggerSource(database, mirror_id or "", options)
             with closing(source):
                 return list(source.examine(names))
@@ -182,7 +182,7 @@ def postgres(module: str) -> ModuleType:
         MissingExtraError: The driver is not installed.
     """
     try:
-        return importlib.import_module(f"rhei_pipeline.capture.{module}")
+        return importlib.import_module(f"rhei_pipeline.capture.postgres.{module}")
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("psycopg"):
             raise
@@ -199,7 +199,7 @@ def _open_polling(
     options = table_options(settings)
     if isinstance(database, SqliteDatabase):
         return PollingSource(database, polls, options, registry.table, notes)
-    module = postgres("postgres_polling")
+    module = postgres("polling")
     source: Polled = module.PostgresPollingSource(database, polls, options, notes)
     return source
 

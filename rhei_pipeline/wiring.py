@@ -3,9 +3,9 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from rhei_pipeline.capture.bridge import BridgeSource, Draining
-from rhei_pipeline.capture.change_log import ChangeLog, Limits
-from rhei_pipeline.capture.confirmation import unapplied_events
+from rhei_pipeline.capture.buffer.bridge import BridgeSource, Draining
+from rhei_pipeline.capture.buffer.change_log import ChangeLog, Limits
+from rhei_pipeline.capture.buffer.confirmation import unapplied_events
 from rhei_pipeline.declaration import BufferSettings
 from rhei_pipeline.door import Door, Freshness
 from rhei_pipeline.errors import SettingsError

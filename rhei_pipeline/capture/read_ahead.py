@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from queue import SimpleQueue
 
-from rhei_pipeline.capture.postgres_rows import RowReader
+from rhei_pipeline.capture.postgres.rows import RowReader
 from rhei_pipeline.events import RowBatch
 from rhei_pipeline.oltp.postgres_schema import Connection
 

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from rhei_pipeline.capture import change_log
-from rhei_pipeline.capture.change_log import ChangeLog, Limits
+from rhei_pipeline.capture.buffer import change_log
+from rhei_pipeline.capture.buffer.change_log import ChangeLog, Limits
 from rhei_pipeline.errors import (
     BufferBusyError,
     BufferDamagedError,
@@ -262,7 +262,7 @@ def test_a_process_killed_while_bridging_loses_and_doubles_nothing(either: World
 _DIE_AT_A_PART = """
 import json, os, sys
 from rhei_pipeline import Settings
-from rhei_pipeline.capture import change_log
+from rhei_pipeline.capture.buffer import change_log
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.wiring import bridge
 change_log.PART_BYTES = 10_000
@@ -319,7 +319,7 @@ def test_a_buffer_opens_once(buffered: World) -> None:
 
 _HOLD = """
 import sys
-from rhei_pipeline.capture.change_log import ChangeLog
+from rhei_pipeline.capture.buffer.change_log import ChangeLog
 log = ChangeLog(sys.argv[1])
 print("going", flush=True)
 sys.stdin.read()
@@ -530,7 +530,7 @@ def test_a_range_of_a_buffer_that_keeps_all_is_replayed(buffered: World) -> None
 _APPEND_FOR_EVER = """
 import sys
 import pyarrow as pa
-from rhei_pipeline.capture.change_log import ChangeLog
+from rhei_pipeline.capture.buffer.change_log import ChangeLog
 log = ChangeLog(sys.argv[1])
 print("going", flush=True)
 n = log.head().order

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from rhei_pipeline.capture import change_log
+from rhei_pipeline.capture.buffer import change_log
 from tests.fix_world import World
 from tests.model import History, arrow_rows
 from tests.strategies import (

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from examples.postgres_server import Server
-from rhei_pipeline.capture import logical_log, logical_stream
+from rhei_pipeline.capture.postgres import logical_log, logical_stream
 from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.wiring import unseen_events
 from tests.fix_postgres import PostgresWorld

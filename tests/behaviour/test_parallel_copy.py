@@ -38,7 +38,7 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
             super().__init__(reader, noted, *rest)
 
-    monkeypatch.setattr("rhei_pipeline.capture.logical_snapshot.ReadAhead", Noted)
+    monkeypatch.setattr("rhei_pipeline.capture.postgres.logical_snapshot.ReadAhead", Noted)
     return opened
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.capture.keyset import Clock, PollOptions
-from rhei_pipeline.capture.sqlite_polling import PollingSource
+from rhei_pipeline.capture.sqlite.polling import PollingSource
 from rhei_pipeline.errors import QueryError, SchemaError, SettingsError, SourceError
 from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction
 from rhei_pipeline.oltp.sqlite import SqliteDatabase

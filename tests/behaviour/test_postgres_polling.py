@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from rhei_pipeline.capture.keyset import Clock, Horizon, PollOptions
-from rhei_pipeline.capture.postgres_polling import PostgresPollingSource
+from rhei_pipeline.capture.postgres.polling import PostgresPollingSource
 from rhei_pipeline.errors import QueryError, SchemaError, SourceBusyError
 from rhei_pipeline.events import Position
 from rhei_pipeline.metrics import Severity
@@ -783,7 +783,7 @@ def test_what_polling_needs_is_examined(make: Make) -> None:
 def test_a_long_transaction_is_named(
     make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhei_pipeline.capture.postgres_horizon.LONG_SECONDS", 0)
+    monkeypatch.setattr("rhei_pipeline.capture.postgres.horizon.LONG_SECONDS", 0)
     world = make()
     with psycopg.connect(world.dsn) as other:
         other.execute("select 1")

@@ -446,7 +446,7 @@ def test_what_the_user_lacks_is_named_with_the_statement(make: MakeWorld, dsn: s
 def test_a_server_that_is_too_old_is_named(
     make: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhei_pipeline.capture.postgres_triggers._OLDEST", 990_000)
+    monkeypatch.setattr("rhei_pipeline.capture.postgres.triggers._OLDEST", 990_000)
     world = make(CREATE)
     with pytest.raises(CaptureError, match="older than PostgreSQL"):
         world.htap.sync_now()
@@ -488,8 +488,8 @@ def test_a_long_transaction_holds_no_other_back(world: PostgresWorld, dsn: str) 
 def test_a_table_that_is_always_written_is_named_as_busy(
     make: MakeWorld, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhei_pipeline.capture.postgres_triggers._LOCK_ATTEMPTS", 1)
-    monkeypatch.setattr("rhei_pipeline.capture.postgres_triggers._LOCK_TIMEOUT", "20ms")
+    monkeypatch.setattr("rhei_pipeline.capture.postgres.triggers._LOCK_ATTEMPTS", 1)
+    monkeypatch.setattr("rhei_pipeline.capture.postgres.triggers._LOCK_TIMEOUT", "20ms")
     world = make(CREATE, ROWS)
     with psycopg.connect(dsn) as other:
         other.execute("update orders set status = 'long'")

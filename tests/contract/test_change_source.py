@@ -12,14 +12,14 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from rhei_pipeline.capture.bridge import BridgeSource
-from rhei_pipeline.capture.change_log import ChangeLog
+from rhei_pipeline.capture.buffer.bridge import BridgeSource
+from rhei_pipeline.capture.buffer.change_log import ChangeLog
 from rhei_pipeline.capture.keyset import Clock, DeletePolicy, PollOptions
-from rhei_pipeline.capture.logical_decoding import LogicalSource
-from rhei_pipeline.capture.postgres_polling import PostgresPollingSource
-from rhei_pipeline.capture.postgres_triggers import PostgresTriggerSource
-from rhei_pipeline.capture.sqlite_polling import PollingSource
-from rhei_pipeline.capture.trigger_log import TriggerSource
+from rhei_pipeline.capture.postgres.logical_decoding import LogicalSource
+from rhei_pipeline.capture.postgres.polling import PostgresPollingSource
+from rhei_pipeline.capture.postgres.triggers import PostgresTriggerSource
+from rhei_pipeline.capture.sqlite.polling import PollingSource
+from rhei_pipeline.capture.sqlite.trigger_log import TriggerSource
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import LIVE, SEQUENCE, ChangeBatch, Position
 from rhei_pipeline.oltp.postgres import PostgresDatabase

@@ -8,8 +8,8 @@ from itertools import islice
 import psycopg
 from psycopg import sql as psql
 
-from rhei_pipeline.capture.logical_snapshot import Slot, lsn_text
-from rhei_pipeline.capture.logical_stream import LogicalStream
+from rhei_pipeline.capture.postgres.logical_snapshot import Slot, lsn_text
+from rhei_pipeline.capture.postgres.logical_stream import LogicalStream
 from rhei_pipeline.capture.waiting import wait_until
 from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.oltp.postgres_copy import copy_out_values

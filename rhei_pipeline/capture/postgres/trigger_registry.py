@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rhei_pipeline.capture.postgres_trigger_snapshot import Proof, Visible
-from rhei_pipeline.capture.postgres_trigger_sql import (
+from rhei_pipeline.capture.postgres.trigger_snapshot import Proof, Visible
+from rhei_pipeline.capture.postgres.trigger_sql import (
     OWN_TABLES,
     SCHEMA,
     TableLog,

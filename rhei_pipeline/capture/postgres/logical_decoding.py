@@ -15,8 +15,8 @@ from typing import Any
 
 import psycopg
 
-from rhei_pipeline.capture.logical_log import LogReader
-from rhei_pipeline.capture.logical_snapshot import (
+from rhei_pipeline.capture.postgres.logical_log import LogReader
+from rhei_pipeline.capture.postgres.logical_snapshot import (
     Followed,
     LogicalSnapshot,
     Moment,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from rhei_pipeline.capture.postgres_trigger_sql import SCHEMA
+from rhei_pipeline.capture.postgres.trigger_sql import SCHEMA
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.metrics import Finding, Severity
 from rhei_pipeline.oltp.postgres_identity import one

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.capture.keyset import Clock, Keyset, PollOptions, Stamp
-from rhei_pipeline.capture.sqlite_rows import RowReader, event_batch, key_first
+from rhei_pipeline.capture.sqlite.rows import RowReader, event_batch, key_first
 from rhei_pipeline.events import ChangeBatch
 from rhei_pipeline.oltp.sqlite_schema import SqliteTable
 from rhei_pipeline.oltp.sqlite_values import admit_column, decode_key, fetch

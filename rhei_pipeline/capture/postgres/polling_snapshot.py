@@ -13,9 +13,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rhei_pipeline.capture.keyset import DeletePolicy, Horizon, PollOptions
-from rhei_pipeline.capture.postgres_horizon import Reading
-from rhei_pipeline.capture.postgres_polled_table import Poll, PolledTable, unread
-from rhei_pipeline.capture.postgres_polling_memory import Memory, Window
+from rhei_pipeline.capture.postgres.horizon import Reading
+from rhei_pipeline.capture.postgres.polled_table import Poll, PolledTable, unread
+from rhei_pipeline.capture.postgres.polling_memory import Memory, Window
 from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.events import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.oltp.postgres_identity import refuse_rewritten

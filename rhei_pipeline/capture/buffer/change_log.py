@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rhei_pipeline.capture.rocks import RocksDirectory
+from rhei_pipeline.capture.buffer.rocks import RocksDirectory
 from rhei_pipeline.errors import BufferFullError, PositionLostError
 from rhei_pipeline.events import SEQUENCE, Position
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from rhei_pipeline.capture.keyset import PollOptions
 from rhei_pipeline.capture.polling_notes import Notes
-from rhei_pipeline.capture.sqlite_polled_table import Poll
-from rhei_pipeline.capture.sqlite_polling_snapshot import Memory, PollingSnapshot
-from rhei_pipeline.capture.trigger_sql import CLOCK
+from rhei_pipeline.capture.sqlite.polled_table import Poll
+from rhei_pipeline.capture.sqlite.polling_snapshot import Memory, PollingSnapshot
+from rhei_pipeline.capture.sqlite.trigger_sql import CLOCK
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import Position
 from rhei_pipeline.oltp.sqlite import SqliteDatabase

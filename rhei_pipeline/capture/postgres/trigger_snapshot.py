@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rhei_pipeline.capture.postgres_rows import (
+from rhei_pipeline.capture.postgres.rows import (
     RowReader,
     admit_rows,
     copied,
     letters_of,
     without_rows,
 )
-from rhei_pipeline.capture.postgres_trigger_sql import BEGUN, TRUNCATED, TableLog, log_name
+from rhei_pipeline.capture.postgres.trigger_sql import BEGUN, TRUNCATED, TableLog, log_name
 from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.events import (
     CHANGED_AT,

@@ -13,11 +13,11 @@ from typing import Any
 
 from rhei_pipeline.capture.keyset import PollOptions
 from rhei_pipeline.capture.polling_notes import Notes
-from rhei_pipeline.capture.postgres_horizon import HorizonReader
-from rhei_pipeline.capture.postgres_polled_table import Poll
-from rhei_pipeline.capture.postgres_polling_memory import Memory
-from rhei_pipeline.capture.postgres_polling_snapshot import PostgresPollingSnapshot
-from rhei_pipeline.capture.postgres_stamp import FAMILIES, StampColumn, Zone
+from rhei_pipeline.capture.postgres.horizon import HorizonReader
+from rhei_pipeline.capture.postgres.polled_table import Poll
+from rhei_pipeline.capture.postgres.polling_memory import Memory
+from rhei_pipeline.capture.postgres.polling_snapshot import PostgresPollingSnapshot
+from rhei_pipeline.capture.postgres.stamp import FAMILIES, StampColumn, Zone
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import Position
 from rhei_pipeline.oltp.postgres import PostgresDatabase

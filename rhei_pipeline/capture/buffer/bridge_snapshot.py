@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pyarrow as pa
 
-from rhei_pipeline.capture.change_log import ChangeLog, Extent
-from rhei_pipeline.capture.envelope import in_size, unseal
+from rhei_pipeline.capture.buffer.change_log import ChangeLog, Extent
+from rhei_pipeline.capture.buffer.envelope import in_size, unseal
 from rhei_pipeline.compaction import last_per_key
 from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.events import ChangeBatch, DeadLetter, Position, RowBatch

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rhei_pipeline.capture.keyset import DeletePolicy, Keyset, PollOptions, Stamp
-from rhei_pipeline.capture.sqlite_polled_table import Condition, Poll, PolledTable
+from rhei_pipeline.capture.sqlite.polled_table import Condition, Poll, PolledTable
 from rhei_pipeline.events import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.oltp.sqlite_values import decode_key, encode_key
 from rhei_pipeline.protocols import Audit

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rhei_pipeline.capture import pgoutput
-from rhei_pipeline.capture.postgres_rows import (
+from rhei_pipeline.capture.postgres import pgoutput
+from rhei_pipeline.capture.postgres.rows import (
     RowReader,
     admit_rows,
     kept,

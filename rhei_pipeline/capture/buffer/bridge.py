@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rhei_pipeline.capture.bridge_snapshot import Bridged, BridgeSnapshot
-from rhei_pipeline.capture.change_log import ChangeLog, LogWriter
-from rhei_pipeline.capture.confirmation import Confirmation
-from rhei_pipeline.capture.envelope import seal
+from rhei_pipeline.capture.buffer.bridge_snapshot import Bridged, BridgeSnapshot
+from rhei_pipeline.capture.buffer.change_log import ChangeLog, LogWriter
+from rhei_pipeline.capture.buffer.confirmation import Confirmation
+from rhei_pipeline.capture.buffer.envelope import seal
 from rhei_pipeline.errors import BufferFullError, SchemaError
 from rhei_pipeline.events import Position
 from rhei_pipeline.protocols import ChangeSource, OnStep, SourceSnapshot, Step

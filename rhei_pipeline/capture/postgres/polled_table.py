@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.capture.keyset import Clock, Horizon, PollOptions, Stamp
-from rhei_pipeline.capture.postgres_rows import (
+from rhei_pipeline.capture.postgres.rows import (
     RowReader,
     admit_rows,
     bare_literal,
@@ -19,7 +19,7 @@ from rhei_pipeline.capture.postgres_rows import (
     letters_of,
     without_rows,
 )
-from rhei_pipeline.capture.postgres_stamp import StampColumn
+from rhei_pipeline.capture.postgres.stamp import StampColumn
 from rhei_pipeline.events import CHANGED_AT, LIVE, SEQUENCE, ChangeBatch, event_schema
 from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable, qualified
 from rhei_pipeline.sql import listed, matching, quote

@@ -11,11 +11,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rhei_pipeline.capture import postgres_trigger_doctor
-from rhei_pipeline.capture import postgres_trigger_registry as registry
-from rhei_pipeline.capture.postgres_rows import bare_literal
-from rhei_pipeline.capture.postgres_trigger_registry import Registered
-from rhei_pipeline.capture.postgres_trigger_snapshot import (
+from rhei_pipeline.capture.postgres import trigger_doctor as postgres_trigger_doctor
+from rhei_pipeline.capture.postgres import trigger_registry as registry
+from rhei_pipeline.capture.postgres.rows import bare_literal
+from rhei_pipeline.capture.postgres.trigger_registry import Registered
+from rhei_pipeline.capture.postgres.trigger_snapshot import (
     Captured,
     Memory,
     Moment,
@@ -25,7 +25,7 @@ from rhei_pipeline.capture.postgres_trigger_snapshot import (
     log_is_gone,
     unseen,
 )
-from rhei_pipeline.capture.postgres_trigger_sql import (
+from rhei_pipeline.capture.postgres.trigger_sql import (
     BEGUN,
     COMMIT,
     SCHEMA,

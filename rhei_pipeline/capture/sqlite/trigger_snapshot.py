@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rhei_pipeline.capture.sqlite_rows import RowReader, event_batch
-from rhei_pipeline.capture.trigger_sql import CLOCK, key_places, log_table, value_places
+from rhei_pipeline.capture.sqlite.rows import RowReader, event_batch
+from rhei_pipeline.capture.sqlite.trigger_sql import CLOCK, key_places, log_table, value_places
 from rhei_pipeline.events import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.oltp.sqlite_schema import SqliteTable
 from rhei_pipeline.oltp.sqlite_values import fetch

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from rhei_pipeline.capture.trigger_snapshot import TriggerSnapshot
-from rhei_pipeline.capture.trigger_sql import (
+from rhei_pipeline.capture.sqlite.trigger_snapshot import TriggerSnapshot
+from rhei_pipeline.capture.sqlite.trigger_sql import (
     CLOCK,
     capture_sql,
     image_insert,

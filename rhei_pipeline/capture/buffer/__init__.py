@@ -1,0 +1,1 @@
+"""Changes kept on disk between a source and its mirrors."""

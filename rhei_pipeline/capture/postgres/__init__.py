@@ -1,0 +1,1 @@
+"""Capture from PostgreSQL: from its log, by triggers, and by polling."""
