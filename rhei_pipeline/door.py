@@ -213,7 +213,7 @@ class Door:
         """Bring the mirror up to what is asked; say why the source answers, where it does."""
         if not plan.reads:
             raise QueryError(
-                f"a query only reads, and {plan.route.reason.removeprefix('it ')}",
+                f"a query only reads: {plan.route.reason}",
                 hint="use execute for writes: they go to the source, and reach the mirror by sync",
             )
         if plan.route.engine == "oltp":
