@@ -314,8 +314,10 @@ class _Pooled(Connection):
 
     def check(self) -> None:
         # A server that went away has closed the socket, which is then ready to be read.
+        waiting = select.poll()
+        waiting.register(self.fileno(), select.POLLIN)
         rested = time.monotonic() - self.rested_from
-        if rested > _TRUSTED_SECONDS or select.select([self.fileno()], [], [], 0)[0]:
+        if rested > _TRUSTED_SECONDS or waiting.poll(0):
             ConnectionPool.check_connection(self)
 
 
