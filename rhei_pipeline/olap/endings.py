@@ -77,10 +77,10 @@ class Endings:
 
     def written_into(self, rows: pa.Table) -> pa.Table:
         """Write when and how each row's version ended into rows that have columns for it."""
-        for place, name in enumerate(rows.column_names):
-            if name == VALID_TO:
-                rows = rows.set_column(place, name, pa.array(self.ends).cast(INSTANT))
-            if name == OPERATION:
-                last = pc.if_else(pa.array(self.deleted), Operation.DELETE.value, rows[name])
-                rows = rows.set_column(place, name, last)
+        for place, field in enumerate(rows.schema):
+            if field.name == VALID_TO:
+                rows = rows.set_column(place, field, pa.array(self.ends).cast(INSTANT))
+            if field.name == OPERATION:
+                last = pc.if_else(pa.array(self.deleted), Operation.DELETE.value, rows[place])
+                rows = rows.set_column(place, field, last)
         return rows

@@ -308,3 +308,19 @@ def test_files_that_no_version_names_any_more_are_deleted(tmp_path: Path) -> Non
         assert there - {"left-behind.parquet"} == named
         assert opening == 0 or there == named
         mirror.close()
+
+
+def test_versions_that_ended_in_place_are_published_with_their_ends(make_world: MakeWorld) -> None:
+    world = make_world(mode="temporal", storage="delta")
+    world.run("create table t(k integer primary key, v int)")
+    world.app.executemany("insert into t values (?, 0)", ((key,) for key in range(50)))
+    with HTAP(settings(world)) as htap:
+        htap.sync_now()
+        world.run("alter table t add column w text", "insert into t(k, v) values (60, 0)")
+        htap.sync_now()
+        world.run("update t set v = 1 where k < 3", "delete from t where k = 9")
+        htap.sync_now()
+    found = delta(world, "t").to_pyarrow_table().to_pylist()
+    ended = {row["k"]: row["_rhei_operation"] for row in found if row["_rhei_valid_to"]}
+    assert ended == {0: "I", 1: "I", 2: "I", 9: "D"}
+    assert len(found) == 54
