@@ -39,6 +39,7 @@ class _Query:
         self._ended = threading.Event()
         self._cancel: Callable[[], None] | None = None
         self._over = False
+        self._timer: threading.Timer | None = None
         self._arm(seconds)
 
     def begun(self, cancel: Callable[[], None]) -> None:
@@ -55,7 +56,8 @@ class _Query:
     def over(self) -> None:
         """Note that it is over."""
         self._over = True
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -82,6 +84,8 @@ class _Query:
             self._arm(_AGAIN_SECONDS)
 
     def _arm(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = threading.Timer(seconds, self._interrupt)
         self._timer.daemon = True
         self._timer.start()

@@ -6,6 +6,7 @@ import pyarrow as pa
 from sqlglot import exp
 
 from rhei_pipeline.translation.aggregates import AGGREGATES, Express, aggregate, window
+from rhei_pipeline.translation.comparisons import LOWER, UPPER
 from rhei_pipeline.translation.meaning import Kind, StaysError, Typed, derived
 from rhei_pipeline.translation.scope import Context, Scope
 from rhei_pipeline.translation.values import (
@@ -17,8 +18,6 @@ from rhei_pipeline.translation.values import (
     settle,
     unify,
 )
-
-_UPPER, _LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
 
 
 def call(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
@@ -136,7 +135,7 @@ def _letters(node: exp.Expr, scope: Scope, context: Context, express: Express) -
     if not context.sqlite:
         raise StaysError("the source folds letters by its locale")
     (value,) = _texts([node.this], scope, context, express)
-    pair = (_LOWER, _UPPER) if isinstance(node, exp.Upper) else (_UPPER, _LOWER)
+    pair = (LOWER, UPPER) if isinstance(node, exp.Upper) else (UPPER, LOWER)
     text = exact_text(value, context)
     return derived(f"translate({text}, '{pair[0]}', '{pair[1]}')", Kind.TEXT, pa.string(), value)
 
