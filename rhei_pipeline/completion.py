@@ -4,7 +4,9 @@ PostgreSQL does not send an out-of-line (TOAST) value that an update did not tou
 was has it: it is looked for in the key's earlier event of the batch, then in the mirror.
 """
 
+from dataclasses import replace
 from functools import reduce
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +49,13 @@ def complete(batch: ChangeBatch, held: pa.Table, schema: TableSchema) -> ChangeB
         lost |= nowhere
         events = _fill(events, held, column, source)
     kept = events.filter(pa.array(~lost))
-    return ChangeBatch(kept, batch.count, batch.net, (*batch.rejected, *letters))
+    return replace(
+        batch,
+        events=kept,
+        rejected=(*batch.rejected, *letters),
+        unchanged=MappingProxyType({}),
+        former_keys=None,
+    )
 
 
 def _former_keys(batch: ChangeBatch, schema: TableSchema) -> pa.Table:

@@ -95,6 +95,8 @@ class ChangeBatch:
             and `events` is empty.
         seen_at: When the source was read, where rows date themselves: an event dated before what
             the mirror knows of its key was made later than it says, and counts as of now.
+        whole_transactions: Events that share an instant are of one transaction, and an event of
+            another transaction never shares it.
     """
 
     events: pa.Table
@@ -105,6 +107,7 @@ class ChangeBatch:
     former_keys: pa.Table | None = None
     truncated_at: datetime | None = None
     seen_at: datetime | None = None
+    whole_transactions: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ FLOOR = "_rhei_floor"
 DELETED = "_rhei_deleted"
 
 _BEFORE_ALL_EVENTS = -1
+_BEFORE_ALL_INSTANTS = np.iinfo(np.int64).min
 _STATE = [SEQUENCE, CHANGED_AT, LIVE, LOCATOR, REPEATED]
 
 
@@ -73,13 +74,19 @@ def supersede(
     open_versions: pa.Table,
     floors: pa.Table,
     schema: TableSchema,
+    *,
     seen_at: datetime | None = None,
+    whole_transactions: bool = False,
 ) -> Versions:
     """Decide which versions end and which begin.
 
-    A key's versions are disjoint, never empty, and start at strictly growing instants: an event
-    whose clock ties with or lies behind the version before it moves on by one microsecond. An
-    event that changes nothing opens no version. Kimball, The Data Warehouse Toolkit, type 2.
+    A key's versions are disjoint and start at strictly growing instants: an event whose clock
+    ties with or lies behind the version before it moves on by one microsecond. An event that
+    changes nothing opens no version. Kimball, The Data Warehouse Toolkit, type 2.
+
+    With `whole_transactions`, the events of one transaction keep one instant instead: a version
+    that its own transaction ended is empty (it ends where it starts). It stays in the history,
+    in its order, and no instant shows it, since no other session ever saw it.
 
     Args:
         events: One table's change events in the source's order (`event_schema`).
@@ -89,12 +96,15 @@ def supersede(
             `_rhei_floor`, the last instant their history covers.
         schema: The table's schema.
         seen_at: Where given, an event dated no later than the version before it is dated by this.
+        whole_transactions: Events that share an instant are of one transaction.
     """
     states = _in_key_order(events, open_versions, schema)
     states = states.take(_changes_something(states, schema))
-    lowest = _floors(states, floors, schema)
-    instants = _seen(_instants(states), lowest, states, seen_at)
-    starts = _strictly_growing(np.maximum(instants, lowest), states.first)
+    past, instants = _floors(states, floors, schema), _instants(states)
+    lowest = np.where(whole_transactions & (instants == past), past, past + 1)
+    instants = _seen(instants, lowest, states, seen_at)
+    parted = _parted(instants, states.first, whole_transactions=whole_transactions)
+    starts = _strictly_growing(np.maximum(instants, lowest), states.first, parted)
     return _versions(states, starts, schema)
 
 
@@ -186,16 +196,16 @@ def _instants(states: _States) -> np.ndarray:
 
 
 def _floors(states: _States, floors: pa.Table, schema: TableSchema) -> np.ndarray:
-    """Return, for each state, the first instant behind its key's past."""
-    lowest = np.full(len(states.key), np.iinfo(np.int64).min)
+    """Return, for each state, the last instant of its key's past."""
+    lowest = np.full(len(states.key), _BEFORE_ALL_INSTANTS)
     if floors.num_rows == 0 or len(lowest) == 0:
         return lowest
     names = list(schema.primary_key)
     keys = pa.concat_tables([floors.select(names), states.rows.select(names)])
     codes = key_codes(keys)
-    by_key = np.full(int(codes.max()) + 1, np.iinfo(np.int64).min)
+    by_key = np.full(int(codes.max()) + 1, _BEFORE_ALL_INSTANTS)
     past = floors[FLOOR].cast(pa.int64()).to_numpy()
-    np.maximum.at(by_key, codes[: floors.num_rows], past + 1)
+    np.maximum.at(by_key, codes[: floors.num_rows], past)
     found: np.ndarray = by_key[codes[floors.num_rows :]]
     return found
 
@@ -213,13 +223,22 @@ def _seen(
     return dated
 
 
-def _strictly_growing(instants: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Within each key, make every instant later than the one before by at least one."""
+def _parted(instants: np.ndarray, first: np.ndarray, *, whole_transactions: bool) -> np.ndarray:
+    """Mark the states that start later than the one before: all, or one a transaction."""
+    if not whole_transactions:
+        return np.ones(len(instants), dtype=bool)
+    before = np.concatenate([[0], instants[:-1]])[: len(instants)]
+    parted: np.ndarray = first | (instants != before)
+    return parted
+
+
+def _strictly_growing(instants: np.ndarray, first: np.ndarray, parted: np.ndarray) -> np.ndarray:
+    """Within each key, make every instant that is parted later than the one before, by one."""
     if len(instants) == 0:
         return instants
-    index = np.arange(len(instants))
+    count = np.cumsum(parted)
     group = np.cumsum(first) - 1
-    rank = index - np.maximum.accumulate(np.where(first, index, 0))
+    rank = count - np.maximum.accumulate(np.where(first, count, 0))
     # A running maximum of (instant - rank), restarted at each key: its ordinals are small enough
     # to carry the key's number in front without leaving 64 bits.
     distinct, ordinal = np.unique(instants - rank, return_inverse=True)

@@ -114,7 +114,7 @@ def apply_pending(
         if table.mode is Mode.DESTRUCTIVE:
             counts += transaction.merge(table, compact(batch, table.schema))
         else:
-            counts += keep_versions(table, batch.events, transaction, batch.seen_at)
+            counts += keep_versions(table, batch, transaction)
         letters += keep_letters(table, batch, snapshot, transaction)
         events += batch.count
         on_step(Step.APPLIED)
@@ -146,15 +146,17 @@ def _completed(
     return complete(batch, held, table.schema)
 
 
-def keep_versions(
-    table: Table,
-    events: pa.Table,
-    transaction: MirrorTransaction,
-    seen_at: datetime | None = None,
-) -> Counts:
+def keep_versions(table: Table, batch: ChangeBatch, transaction: MirrorTransaction) -> Counts:
     """Close and open the versions that a batch of events asks for."""
-    opened, floors = transaction.open_versions(table, events)
-    versions = supersede(events, opened, floors, table.schema, seen_at)
+    opened, floors = transaction.open_versions(table, batch.events)
+    versions = supersede(
+        batch.events,
+        opened,
+        floors,
+        table.schema,
+        seen_at=batch.seen_at,
+        whole_transactions=batch.whole_transactions,
+    )
     transaction.supersede(table, versions)
     return Counts(versions.inserted, versions.updated, versions.deleted)
 
@@ -262,7 +264,7 @@ def _apply_difference(
             _as_events(table, changes.tombstones, snapshot.clock, live=False),
         ]
     )
-    return keep_versions(table, events, transaction)
+    return keep_versions(table, ChangeBatch(events, events.num_rows), transaction)
 
 
 def _as_events(table: Table, rows: pa.Table, at: datetime, *, live: bool) -> pa.Table:

@@ -117,6 +117,48 @@ def test_versions_are_disjoint_and_hold_every_change(rows: list[Event], ticks: l
         assert [repr(v["v"]) for v in versions] == [repr(v) for v in kept if v is not None]
 
 
+@given(events_of_keys, st.lists(st.booleans(), min_size=12, max_size=12))
+def test_no_instant_shows_what_a_transaction_had_not_finished(
+    rows: list[Event], ends: list[bool]
+) -> None:
+    """Each transaction's last state of a key is the only one that an instant shows."""
+    clock = [sum(ends[:place]) for place in range(len(rows))]
+    made = supersede(
+        events(rows, clock=clock), no_open(), no_floors(), SCHEMA, whole_transactions=True
+    )
+    versions = made.openings.to_pylist()
+    for tick in range(sum(ends) + 1):
+        instant = START + timedelta(microseconds=tick)
+        shown = {
+            (v["a"], v["b"]): repr(v["v"])
+            for v in versions
+            if v[VALID_FROM] <= instant and (v[VALID_TO] is None or v[VALID_TO] > instant)
+        }
+        last = {(a, b): v for (a, b, v), at in zip(rows, clock, strict=True) if at <= tick}
+        assert shown == {key: repr(v) for key, v in last.items() if v is not None}
+
+
+def test_a_transaction_read_in_two_parts_keeps_one_instant() -> None:
+    opened = pa.table(
+        {
+            "a": [1],
+            "b": ["x"],
+            VALID_FROM: pa.array([START], INSTANT),
+            LOCATOR: [10],
+            REPEATED: [False],
+        }
+    )
+    gone = pa.table({"a": [2], "b": ["x"], FLOOR: pa.array([START], INSTANT)})
+    happened = events([(1, "x", 2.0), (2, "x", 3.0)], clock=[0, 0])
+    made = supersede(happened, opened, gone, SCHEMA, whole_transactions=True)
+    assert made.closings[VALID_TO].to_pylist() == [START]
+    assert made.openings[VALID_FROM].to_pylist() == [START, START]
+    later = supersede(
+        events([(2, "x", 3.0)], clock=[-1]), no_open(), gone, SCHEMA, whole_transactions=True
+    )
+    assert later.openings[VALID_FROM].to_pylist() == [START + timedelta(microseconds=1)]
+
+
 def test_an_open_version_is_closed_when_its_row_changes_and_left_when_it_does_not() -> None:
     opened = pa.table(
         {
