@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from rhei_pipeline.events import DeadLetter, NetChanges, RowBatch, key_text
+from rhei_pipeline.events import DeadLetter, NetChanges, RowBatch, without_keys
 from rhei_pipeline.protocols import MirrorTransaction, SourceSnapshot
 from rhei_pipeline.schema import Table
 
@@ -52,16 +52,24 @@ def find_drift(
     """
     ranges = _Ranges(table, snapshot)
     stale, extra = transaction.compare_digests(table, ranges.read())
-    transaction.quarantine(ranges.letters)
+    unknown = _keep_letters(ranges, snapshot, transaction)
     nothing = table.schema.arrow.empty_table()
     for number in stale:
         yield NetChanges(ranges.again(number), table.schema.arrow_key.empty_table())
     if deletes and extra.num_rows:
-        yield NetChanges(nothing, _without(extra, {letter.key for letter in ranges.letters}))
+        yield NetChanges(nothing, without_keys(extra, unknown))
 
 
-def _without(keys: pa.Table, texts: set[str]) -> pa.Table:
-    if not texts:
-        return keys
-    kept = [key_text(key) not in texts for key in keys.to_pylist()]
-    return keys.filter(pa.array(kept))
+def _keep_letters(
+    ranges: _Ranges, snapshot: SourceSnapshot, transaction: MirrorTransaction
+) -> set[str]:
+    """Keep the dead letters met, and resolve all others: every row was read.
+
+    Returns:
+        The keys, as text, of the rows that are there and cannot be mirrored.
+    """
+    table, letters = ranges.table, [*snapshot.keyless(ranges.table), *ranges.letters]
+    met = {letter.key for letter in letters}
+    transaction.release(table, transaction.quarantined(table) - met, snapshot.clock)
+    transaction.quarantine(letters)
+    return met

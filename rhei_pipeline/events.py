@@ -1,11 +1,12 @@
 """What capture hands to the core: change events in Arrow, positions, dead letters."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Any
 
 import pyarrow as pa
 
@@ -77,6 +78,38 @@ def key_text(key: Mapping[str, object]) -> str:
 
 def _json_part(value: object) -> object:
     return {"hex": value.hex()} if isinstance(value, bytes) else str(value)
+
+
+def read_keys(texts: Iterable[str], schema: TableSchema) -> pa.Table:
+    """Read keys that `key_text` wrote, with the key's Arrow schema.
+
+    Left out are those that no row of the table can have: a part is null or of another type.
+    """
+    keys = [_read_key(json.loads(text), schema.arrow_key) for text in texts]
+    return pa.Table.from_pylist([key for key in keys if key is not None], schema.arrow_key)
+
+
+def _read_key(parts: dict[str, Any], schema: pa.Schema) -> dict[str, Any] | None:
+    try:
+        key = {field.name: _typed(parts[field.name], field.type) for field in schema}
+    except (KeyError, ValueError, pa.ArrowException):
+        return None
+    return None if None in key.values() else key
+
+
+def _typed(part: object, kind: pa.DataType) -> object:
+    if isinstance(part, Mapping):
+        return bytes.fromhex(part["hex"])
+    written_as_text = isinstance(part, str) and not pa.types.is_string(kind)
+    value = pa.scalar(part).cast(kind) if written_as_text else pa.scalar(part, kind)
+    return value.as_py()
+
+
+def without_keys(keys: pa.Table, texts: Collection[str]) -> pa.Table:
+    """Leave out the keys that these texts write."""
+    if not texts or not keys.num_rows:
+        return keys
+    return keys.filter(pa.array([key_text(key) not in texts for key in keys.to_pylist()]))
 
 
 @dataclass(frozen=True, slots=True)

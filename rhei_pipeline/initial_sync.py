@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from rhei_pipeline.events import RowBatch
+from rhei_pipeline.events import Position, RowBatch
 from rhei_pipeline.ledger import CopyProgress, Ledger, TableState
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourceSnapshot, Step
-from rhei_pipeline.schema import Table
+from rhei_pipeline.schema import Mode, Table
 from rhei_pipeline.sync import Pace, acknowledge
 
 #: How long one read transaction of a copy may last, about: the source's WAL grows meanwhile.
@@ -41,22 +41,25 @@ def needs_copy(table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> bool:
     return not snapshot.proves(table, ledger.watermarks[table.name].position)
 
 
-def copy_table(
+def copy_table(  # noqa: PLR0913  (the seams, the pace, and who is told)
     table: Table,
     source: ChangeSource,
     mirror: Mirror,
     pace: Pace,
     on_step: OnStep,
     on_progress: OnProgress,
+    *,
+    same_shape: bool = False,
 ) -> Copied:
     """Copy all rows beside the table; a copy that was cut off goes on where it ended.
 
     Afterwards the table is in state COPIED and the next sync cycle puts the copy in place.
+    `same_shape`: the mirror's table has the columns and the key that its source has now.
     """
     with source.snapshot() as snapshot:
         progress = _resumable(table, snapshot, mirror.ledger())
         resumed = progress is not None
-        progress = progress or _begin(table, snapshot, mirror)
+        progress = progress or _begin(table, snapshot, mirror, same_shape=same_shape)
     on_step(Step.COPY_BEGUN)
     # From now on no other mirror's sync may let the source forget what this copy needs.
     acknowledge(source, mirror.ledger(), [table], prune=False)
@@ -82,14 +85,25 @@ def _resumable(table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> CopyPr
     return progress if snapshot.proves(table, progress.position) else None
 
 
-def _begin(table: Table, snapshot: SourceSnapshot, mirror: Mirror) -> CopyProgress:
-    progress = CopyProgress(table.name, snapshot.origin(table), fingerprint(table))
+def _begin(
+    table: Table, snapshot: SourceSnapshot, mirror: Mirror, *, same_shape: bool
+) -> CopyProgress:
+    told = _watermark(table, snapshot, mirror.ledger()) if same_shape else None
+    progress = CopyProgress(table.name, told or snapshot.origin(table), fingerprint(table))
     with mirror.transaction() as transaction:
         transaction.begin_copy(table, progress)
         # Every row is about to be read again, and what does not fit will be named again.
         transaction.release(table, transaction.quarantined(table), snapshot.clock)
         transaction.quarantine(snapshot.keyless(table))
     return progress
+
+
+def _watermark(table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> Position | None:
+    """Return where a history goes on, so that no version between there and the copy is lost."""
+    mark = ledger.watermarks.get(table.name)
+    if table.mode is Mode.DESTRUCTIVE or mark is None:
+        return None
+    return mark.position if snapshot.proves(table, mark.position) else None
 
 
 def _append(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from rhei_pipeline.errors import (
+    MirrorError,
     PermanentError,
     SchemaDriftError,
     SchemaError,
@@ -142,9 +143,12 @@ class Pipeline:
 
         Raises:
             SchemaError: It is not one of the pipeline's.
+            PermanentError: It is left out; why.
         """
         by_lower = {known.lower(): table for known, table in self._tables.items()}
         found = by_lower.get(name.removeprefix("main.").lower())
+        if found is None and name in self._errors:
+            raise self._errors[name]
         if found is None:
             raise SchemaError(
                 "it is not mirrored", table=name, hint=nearest(name, sorted(self._tables))
@@ -166,7 +170,12 @@ class Pipeline:
 
     def sync(self, on_progress: OnProgress = no_progress) -> SyncReport:
         """Bring every table up to the source as it is now; copy first what was never copied."""
-        with self._lock, one_cycle():
+        with self._lock:
+            return self._synced(on_progress)[0]
+
+    def _synced(self, on_progress: OnProgress) -> tuple[SyncReport, dict[str, Copied]]:
+        """Sync; return the report, and what the tables that were copied first took."""
+        with one_cycle():
             started = time.monotonic()
             copied: dict[str, Copied] = {}
             for _ in range(_LOOKS):
@@ -180,30 +189,41 @@ class Pipeline:
                     _log.debug("synced %d events", report.events)
                     for watcher in self._watchers:
                         watcher(report)
-                    return report
+                    return report, copied
             raise SourceBusyError(
                 "the source's schema keeps changing", hint="sync again once migrations are done"
             )
 
     def copy(self, name: str, on_progress: OnProgress = no_progress) -> CopyReport:
-        """Copy one table anew, or go on with a copy that was cut off, and put it in place."""
+        """Copy one table anew, or go on with a copy that was cut off, and put it in place.
+
+        A history first gets every version that the source tells of; the copy then adds what no
+        event told.
+        """
         with self._lock:
             started = time.monotonic()
             self._keep_up()
+            caught_up, copied = self._caught_up(self.table(name), on_progress)
             table = self.table(name)
-            copied = self._copy(table, on_progress)
-            report = self.sync(on_progress).tables[table.name]
-            return CopyReport(
-                table.name,
-                rows=copied.rows,
-                resumed=copied.resumed,
-                inserted=report.inserted,
-                updated=report.updated,
-                deleted=report.deleted,
-                dead_letters=copied.dead_letters + report.dead_letters,
-                watermark=report.watermark or 0,
-                duration_seconds=time.monotonic() - started,
-            )
+            if caught_up is not None and table.name in copied:
+                report = caught_up.tables[table.name]
+                return _copy_report(copied[table.name], report, started)
+            found = self._copy(table, on_progress, same_shape=caught_up is not None)
+            report = self._synced(on_progress)[0].tables[table.name]
+            letters = report.dead_letters + found.dead_letters
+            return _copy_report(found, replace(report, dead_letters=letters), started)
+
+    def _caught_up(
+        self, table: Table, on_progress: OnProgress
+    ) -> tuple[SyncReport | None, dict[str, Copied]]:
+        """Sync before a history is copied; None where the mirror is in no state to be synced."""
+        if table.mode is Mode.DESTRUCTIVE:
+            return None, {}
+        try:
+            return self._synced(on_progress)
+        except MirrorError as error:
+            _log.warning("table %r: copied without what is pending: %s", table.name, error)
+            return None, {}
 
     def verify(self, name: str | None = None) -> VerifyReport:
         """Bring the mirror up to one source state and compare every row at that state."""
@@ -352,14 +372,22 @@ class Pipeline:
     def _is_due(self, table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> bool:
         return needs_copy(table, snapshot, ledger) or self._registry.table(table.name) != table
 
-    def _copy(self, table: Table, on_progress: OnProgress) -> Copied:
+    def _copy(self, table: Table, on_progress: OnProgress, *, same_shape: bool = False) -> Copied:
         def note(name: str, rows: int, of: int) -> None:
             self._copying[name] = CopyStatus(rows, of)
             on_progress(name, rows, of)
 
         self._install(table)
         try:
-            return copy_table(table, self._source, self._mirror, self._pace, self._on_step, note)
+            return copy_table(
+                table,
+                self._source,
+                self._mirror,
+                self._pace,
+                self._on_step,
+                note,
+                same_shape=same_shape,
+            )
         finally:
             self._copying.pop(table.name, None)
 
@@ -383,3 +411,17 @@ class Pipeline:
             letters = reports[name].dead_letters + copy.dead_letters
             reports[name] = replace(reports[name], copied_rows=copy.rows, dead_letters=letters)
         return SyncReport(MappingProxyType(reports), time.monotonic() - started)
+
+
+def _copy_report(copied: Copied, report: TableReport, started: float) -> CopyReport:
+    return CopyReport(
+        report.table,
+        rows=copied.rows,
+        resumed=copied.resumed,
+        inserted=report.inserted,
+        updated=report.updated,
+        deleted=report.deleted,
+        dead_letters=report.dead_letters,
+        watermark=report.watermark or 0,
+        duration_seconds=time.monotonic() - started,
+    )

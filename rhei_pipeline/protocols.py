@@ -298,6 +298,13 @@ class MirrorTransaction(Protocol):
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
         """Bring the copy up to a later state by net changes."""
 
+    def keep_unknown(self, table: Table, keys: pa.Table) -> None:
+        """Give the copy the table's present rows of keys that the copy could not read.
+
+        These rows are the last good ones, so that putting the copy in place changes nothing about
+        them. In the copy's columns; what the table does not have, or has otherwise, is null.
+        """
+
     def adopt_copy(self, table: Table, at: datetime) -> int | None:
         """Make the copy the table where none of its shape stands; return its rows, else None.
 

@@ -20,6 +20,7 @@ from rhei_pipeline.events import (
     Position,
     event_schema,
     key_text,
+    read_keys,
 )
 from rhei_pipeline.history import supersede
 from rhei_pipeline.ledger import Ledger, TableState, Watermark
@@ -239,9 +240,11 @@ def _put_copy_in_place(
         transaction.heal_copy(table, compact(batch, table.schema))
         letters += keep_letters(table, batch, snapshot, transaction)
         events += batch.count
+    transaction.keep_unknown(table, read_keys(transaction.quarantined(table), table.schema))
     adopted = transaction.adopt_copy(table, snapshot.clock)
     counts = Counts(inserted=adopted or 0)
     if adopted is None:
+        counts += _apply_versions(table, snapshot, transaction, pace)
         for changes in transaction.copy_differences(table, pace.batch_rows):
             counts += _apply_difference(table, changes, snapshot, transaction)
     on_step(Step.PROMOTED)
@@ -250,6 +253,21 @@ def _put_copy_in_place(
     return TableReport.of(
         table.name, counts, events=events, dead_letters=letters, watermark=watermark
     )
+
+
+def _apply_versions(
+    table: Table, snapshot: SourceSnapshot, transaction: MirrorTransaction, pace: Pace
+) -> Counts:
+    """Give a temporal table each version that events tell of since the copy began.
+
+    A copy knows the last of them only; its difference then adds what no event told.
+    """
+    counts, after = Counts(), transaction.ledger().copies[table.name].position
+    if table.mode is Mode.TEMPORAL:
+        for captured in snapshot.changes(table, after, pace.batch_rows):
+            batch = _completed(captured, table, transaction.present_keys, transaction.present_rows)
+            counts += keep_versions(table, batch, transaction)
+    return counts
 
 
 def _apply_difference(

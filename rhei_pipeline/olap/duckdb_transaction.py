@@ -32,7 +32,7 @@ from rhei_pipeline.olap.duckdb_ledger import (
     write_letters,
     write_watermark,
 )
-from rhei_pipeline.schema import INSTANT, OPERATION, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.schema import INSTANT, OPERATION, VALID_FROM, VALID_TO, Column, Mode, Table
 from rhei_pipeline.sql import duckdb_type, listed, literal, matching, mirror_table, quote
 
 _STAGED = "temp._rhei_staged"
@@ -227,6 +227,23 @@ class DuckDBTransaction:
         """Bring the copy up to a later state by net changes."""
         self._merge(table, _copy(table), changes)
 
+    def keep_unknown(self, table: Table, keys: pa.Table) -> None:
+        """Give the copy the table's present rows of keys that the copy could not read."""
+        if not keys.num_rows or not table_exists(self._connection, table):
+            return
+        standing, key = self._columns(table), table.schema.primary_key
+        if not set(key) <= set(standing):
+            return
+        present = f" and t.{VALID_TO} is null" if VALID_TO in standing else ""
+        kept = [_fitting(column, standing) for column in table.schema.columns]
+        with self._registered("_rhei_keys", keys):
+            self._connection.execute(
+                f"insert into {_copy(table)} select {', '.join(kept)}"
+                f" from {mirror_table(table.schema)} t"
+                f" semi join _rhei_keys k on {matching('t', 'k', key)}"
+                f" anti join {_copy(table)} c on {matching('t', 'c', key)} where true{present}"
+            )
+
     def adopt_copy(self, table: Table, at: datetime) -> int | None:
         """Make the copy the table, if there is no table of its shape; return its rows, else None.
 
@@ -418,6 +435,16 @@ def in_utc(table: pa.Table) -> pa.Table:
 
 def _copy(table: Table) -> str:
     return mirror_table(table.schema, "_rhei_copy_")
+
+
+def _fitting(column: Column, standing: Mapping[str, str]) -> str:
+    """Select a column in its new type; null where that would be another value."""
+    name, kind = f"t.{quote(column.name)}", duckdb_type(column.type)
+    if column.name not in standing:
+        return f"null::{kind}"
+    cast = f"try_cast({name} as {kind})"
+    back = f"try_cast({cast} as {standing[column.name]})"
+    return f"case when {back} is not distinct from {name} then {cast} end"
 
 
 def _present(table: Table) -> str:

@@ -29,7 +29,7 @@ from rhei_pipeline.olap.draft import Draft, Found
 from rhei_pipeline.olap.endings import Endings
 from rhei_pipeline.olap.folding import CYCLE_ROWS, SEGMENT_ROWS, due_in_a_cycle, fold
 from rhei_pipeline.olap.manifest import Manifest, StoredTable
-from rhei_pipeline.olap.reshaping import outgrown
+from rhei_pipeline.olap.reshaping import last_good_rows, outgrown
 from rhei_pipeline.olap.segment_store import SegmentStore, conform
 from rhei_pipeline.schema import INSTANT, OPERATION, VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.sql import mirror_table, quote
@@ -196,6 +196,16 @@ class FileTransaction:
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
         """Bring the copy up to a later state by net changes."""
         _merge(self._draft(table, _COPY), table, changes)
+
+    def keep_unknown(self, table: Table, keys: pa.Table) -> None:
+        """Give the copy the table's present rows of keys that the copy could not read."""
+        name = mirror_table(table.schema)
+        if keys.num_rows and (name in self._tables or name in self.base.tables):
+            rows = last_good_rows(self._draft(table), table, keys)
+            copy = self._draft(table, _COPY)
+            held = copy.find(key_hashes(rows.select(list(table.schema.primary_key)))).needles
+            lacking = np.setdiff1d(np.arange(rows.num_rows), held)
+            _append(copy, table, rows.take(pa.array(lacking)))
 
     def adopt_copy(self, table: Table, at: datetime) -> int | None:
         """Make the copy the table, if there is no table of its shape; return its rows, else None.

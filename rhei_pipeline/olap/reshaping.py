@@ -1,10 +1,13 @@
 """How a standing table takes on another shape: without a row rewritten, wherever types widen."""
 
+import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaDriftError
 from rhei_pipeline.history import refuse_unknown_key
+from rhei_pipeline.olap.digests import key_hashes
 from rhei_pipeline.olap.draft import Draft
+from rhei_pipeline.olap.segment_store import conform
 from rhei_pipeline.schema import VALID_TO, Mode, Table, type_name
 
 _INTEGERS = (pa.int16(), pa.int32(), pa.int64())
@@ -26,6 +29,36 @@ def outgrown(draft: Draft, table: Table) -> bool:
     added = [field for field in wanted if field.name not in standing.names]
     draft.reshape(pa.schema([*(types.get(f.name, f) for f in standing), *added]))
     return False
+
+
+def last_good_rows(standing: Draft, table: Table, keys: pa.Table) -> pa.Table:
+    """Return a table's present rows of these keys in its new columns.
+
+    Null where the table does not have a column, or where the new type has no such value.
+    """
+    wanted, key = table.schema.arrow, list(table.schema.primary_key)
+    if not set(key) <= set(standing.schema.names):
+        return wanted.empty_table()
+    former = pa.schema([standing.schema.field(name) for name in key])
+    found = standing.find(key_hashes(keys.select(key).cast(former)))
+    held = [name for name in wanted.names if name in standing.schema.names]
+    rows = standing.take(np.unique(found.places), held)
+    fitted = {name: _fitting(rows[name], wanted.field(name).type) for name in held}
+    return conform(pa.table(fitted), wanted)
+
+
+def _fitting(values: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
+    """Cast the values that the type has exactly; the others become null."""
+    fitted = [_fitted(value, kind) for value in values]
+    return pa.array(fitted, kind)
+
+
+def _fitted(value: pa.Scalar, kind: pa.DataType) -> object:
+    try:
+        cast = value.cast(kind)
+        return cast.as_py() if cast.cast(value.type).equals(value) else None
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
 
 
 def _equal(standing: pa.Schema, wanted: pa.Schema) -> bool:

@@ -132,7 +132,7 @@ def test_copies_while_another_process_writes(make_world: MakeWorld, mode: str) -
     assert writer.stdout is not None
     writer.stdout.readline()
     try:
-        for _ in range(10):
+        for _ in range(5):
             world.htap.initial_sync("t")
             world.htap.sync_now()
     finally:
@@ -158,7 +158,7 @@ while True:
         if random.random() < 0.3:
             c.execute("delete from t where b = ?", (random.randint(0, 1500),))
     c.execute("commit" if random.random() < 0.9 else "rollback")
-    time.sleep(0.001)
+    time.sleep(0.005)
 """
 
 
