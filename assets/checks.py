@@ -46,6 +46,8 @@ def _metadata(found: TableVerification) -> dict[str, Any]:
         "missing_keys": found.missing,
         "extra_keys": found.extra,
         "different_keys": found.different,
+        "duplicate_keys": found.duplicate,
+        "broken_histories": found.broken_history,
         "dead_letters": found.dead_letters,
         "examples": samples,
     }

@@ -19,7 +19,7 @@ from rhei_pipeline.flight.server import Terms
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.htap import open as open_htap
 from rhei_pipeline.logs import log_to_stderr
-from rhei_pipeline.metrics import Severity, SyncStatus
+from rhei_pipeline.metrics import Severity, SyncStatus, TableVerification
 from rhei_pipeline.serving import Addresses, access_from, serving, tls_from, wait_for_signal
 from rhei_pipeline.settings import Settings
 from rhei_pipeline.shell import Shell, line_editing
@@ -264,7 +264,26 @@ def verify(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json 
         ("table", "equal", "rows", "missing", "extra", "different", "dead_letters"),
         as_json=json_,
     )
+    for found in report.tables.values():
+        _name_contradictions(found)
     _exit_if(not report.equal)
+
+
+def _name_contradictions(found: TableVerification) -> None:
+    if found.duplicate:
+        typer.echo(
+            f"table {found.table!r}: {found.duplicate} keys have more than one row in the mirror,"
+            f" such as {found.samples['duplicate'][0]}; 'rhei repair {found.table}' leaves one",
+            err=True,
+        )
+    if found.broken_history:
+        typer.echo(
+            f"table {found.table!r}: the history of {found.broken_history} keys contradicts"
+            f" itself, such as {found.samples['broken_history'][0]}; 'rhei repair {found.table}'"
+            " ends versions that overlap, and 'rhei drop-table' with --keep-as sets aside a"
+            " history that it cannot mend",
+            err=True,
+        )
 
 
 @app.command(epilog=example("repair orders"))

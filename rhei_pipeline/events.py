@@ -223,13 +223,16 @@ class Comparison:
         missing: In the source and not in the mirror.
         extra: In the mirror and not in the source.
         different: In both, with other values.
+        duplicate: In the mirror more than once.
     """
 
     missing: pa.Table
     extra: pa.Table
     different: pa.Table
+    duplicate: pa.Table
 
     @property
     def equal(self) -> bool:
         """Whether there is no difference."""
-        return not (self.missing.num_rows or self.extra.num_rows or self.different.num_rows)
+        found = (self.missing, self.extra, self.different, self.duplicate)
+        return not any(keys.num_rows for keys in found)

@@ -280,8 +280,10 @@ class RowParity:
 class TableVerification:
     """How one table's mirror differs from its source, at one source state.
 
-    `missing`, `extra` and `different` count keys; `samples` holds the first few of each as JSON.
-    `dead_letters` counts the source's rows that cannot be mirrored.
+    `missing`, `extra`, `different` and `duplicate` count keys; `samples` holds the first few of
+    each as JSON. `dead_letters` counts the source's rows that cannot be mirrored.
+    `broken_history` counts keys of a temporal table whose versions contradict each other: two are
+    valid at once, one ends before it begins, or one ends without a successor or a delete.
     """
 
     table: str
@@ -291,11 +293,14 @@ class TableVerification:
     different: int
     dead_letters: int
     samples: Mapping[str, tuple[str, ...]]
+    duplicate: int = 0
+    broken_history: int = 0
 
     @property
     def equal(self) -> bool:
-        """Whether source and mirror hold the same rows, bit for bit."""
-        return not (self.missing or self.extra or self.different or self.dead_letters)
+        """Whether source and mirror hold the same rows, bit for bit, and its history is sound."""
+        differ = self.missing or self.extra or self.different or self.duplicate
+        return not (differ or self.broken_history or self.dead_letters)
 
 
 @dataclass(frozen=True, slots=True)

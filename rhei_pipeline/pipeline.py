@@ -37,7 +37,7 @@ from rhei_pipeline.protocols import (
     SourceSnapshot,
     Step,
 )
-from rhei_pipeline.reconciliation import count_rows, verify_table
+from rhei_pipeline.reconciliation import broken_histories, count_rows, verify_table
 from rhei_pipeline.registry import Registry
 from rhei_pipeline.schema import Mode, Table, difference, nearest
 from rhei_pipeline.standing import take_stock
@@ -231,7 +231,13 @@ class Pipeline:
         with self._lock, self._at_one_state() as (snapshot, transaction):
             chosen = list(self._tables.values()) if name is None else [self.table(name)]
             found: dict[str, TableVerification] = {
-                table.name: verify_table(table, snapshot, transaction, self._pace.batch_rows)
+                table.name: verify_table(
+                    table,
+                    snapshot,
+                    transaction,
+                    self._pace.batch_rows,
+                    broken_histories(table, self._mirror),
+                )
                 for table in chosen
             }
         return VerifyReport(MappingProxyType(found), time.monotonic() - started)

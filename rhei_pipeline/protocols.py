@@ -311,6 +311,13 @@ class MirrorTransaction(Protocol):
         A temporal table's rows become baseline versions that are valid from `at`.
         """
 
+    def mend_keys(self, table: Table, at: datetime) -> Counts:
+        """Leave one present row a key and none whose key is null; count what ended.
+
+        Of a temporal table's versions that are valid at once, each ends where the next one begins;
+        one without a key ends at `at`. Rows of a destructive table are removed.
+        """
+
     def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
         """Yield what leads from the table's present rows to the copy's, then drop the copy."""
 

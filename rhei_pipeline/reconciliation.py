@@ -5,36 +5,64 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from rhei_pipeline.events import DeadLetter, key_text, without_keys
+from rhei_pipeline.events import DeadLetter, Operation, key_text, without_keys
 from rhei_pipeline.metrics import RowParity, TableVerification
-from rhei_pipeline.protocols import MirrorTransaction, SourceSnapshot
-from rhei_pipeline.schema import Table
+from rhei_pipeline.protocols import Mirror, MirrorTransaction, SourceSnapshot
+from rhei_pipeline.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.sql import listed, literal, mirror_table
 
 #: How many keys of each kind of difference are named; the counts are always whole.
 SAMPLE_KEYS = 20
 
 
 def verify_table(
-    table: Table, snapshot: SourceSnapshot, transaction: MirrorTransaction, batch_rows: int
+    table: Table,
+    snapshot: SourceSnapshot,
+    transaction: MirrorTransaction,
+    batch_rows: int,
+    broken: pa.Table,
 ) -> TableVerification:
     """Compare all rows, both ways, at the snapshot to which the mirror has been brought.
 
     A row that cannot be mirrored is counted among `dead_letters`; the mirror is not equal then.
     What the mirror keeps of such a row, its last good version, is not counted as a difference.
+    `broken` is what `broken_histories` found.
     """
     letters = list(snapshot.keyless(table))
     found = transaction.compare(table, _all_rows(table, snapshot, batch_rows, letters))
     unknown = {letter.key for letter in letters}
     extra = without_keys(found.extra, unknown)
-    kinds = {"missing": found.missing, "extra": extra, "different": found.different}
+    kinds = {
+        "missing": found.missing,
+        "extra": extra,
+        "different": found.different,
+        "duplicate": found.duplicate,
+        "broken_history": broken,
+    }
     return TableVerification(
         table.name,
         rows=snapshot.count(table),
-        missing=found.missing.num_rows,
-        extra=extra.num_rows,
-        different=found.different.num_rows,
+        **{kind: keys.num_rows for kind, keys in kinds.items()},
         dead_letters=len(unknown),
         samples=MappingProxyType({kind: _samples(keys) for kind, keys in kinds.items()}),
+    )
+
+
+def broken_histories(table: Table, mirror: Mirror) -> pa.Table:
+    """Return the keys whose versions contradict each other, in the mirror as last committed.
+
+    Versions of one key follow each other: each ends where the next one begins, or with a delete,
+    and the last one may be valid still. One that its own transaction ended is empty.
+    """
+    if table.mode is Mode.DESTRUCTIVE:
+        return table.schema.arrow_key.empty_table()
+    key, name = listed(table.schema.primary_key), mirror_table(table.schema)
+    return mirror.query(
+        f"select distinct {key} from (select {key}, {VALID_FROM} as f, {VALID_TO} as t,"
+        f" {OPERATION} as o, lead({VALID_FROM}) over (partition by {key}"
+        f" order by {VALID_FROM}, {VALID_TO} nulls last) as n from {name}) as versions"
+        f" where (t is null and n is not null) or t < f or n < t"
+        f" or (t is not null and o <> {literal(Operation.DELETE)} and (n is null or n <> t))"
     )
 
 

@@ -244,6 +244,7 @@ def _put_copy_in_place(
     adopted = transaction.adopt_copy(table, snapshot.clock)
     counts = Counts(inserted=adopted or 0)
     if adopted is None:
+        counts += transaction.mend_keys(table, snapshot.clock)
         counts += _apply_versions(table, snapshot, transaction, pace)
         for changes in transaction.copy_differences(table, pace.batch_rows):
             counts += _apply_difference(table, changes, snapshot, transaction)

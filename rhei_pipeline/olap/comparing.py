@@ -38,7 +38,42 @@ def compare(draft: Draft, table: Table, rows: Iterable[pa.Table]) -> Comparison:
         missing.append(keys.take(pa.array(np.delete(np.arange(keys.num_rows), needles))))
         different.append(keys.take(pa.array(needles[unequal])))
     extra = draft.take(places[~seen], schema.primary_key)
-    return Comparison(pa.concat_tables(missing), extra, pa.concat_tables(different))
+    unequal_keys = pa.concat_tables(different)
+    repeated, _ = repeats(index.hashes)
+    duplicate = draft.take(places[index.positions[repeated]], schema.primary_key)
+    return Comparison(
+        pa.concat_tables(missing), extra, _distinct(unequal_keys), _distinct(duplicate)
+    )
+
+
+def repeats(hashes: KeyHashes) -> tuple[Numbers, Numbers]:
+    """Return which entries share their key with another entry, key by key, and their keys' numbers.
+
+    Shape: two arrays of one length; entries of one key stand beside each other.
+    """
+    order = np.lexsort((hashes.checks, hashes.words))
+    words, checks = hashes.words[order], hashes.checks[order]
+    same = (words[1:] == words[:-1]) & (checks[1:] == checks[:-1])
+    begins = np.concatenate([[True], ~same])[: len(order)]
+    number = np.cumsum(begins) - 1
+    met = np.bincount(number, minlength=1)[number] > 1 if len(order) else begins
+    return order[met], number[met]
+
+
+def present_repeats(draft: Draft) -> tuple[Numbers, Numbers]:
+    """Return the places of present rows that share their key, key by key, and the keys' numbers."""
+    words, checks = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
+    places = [_NONE]
+    for hashes, _, where in draft.entries():
+        words.append(hashes.words)
+        checks.append(hashes.checks)
+        places.append(where)
+    met, number = repeats(KeyHashes(np.concatenate(words), np.concatenate(checks)))
+    return np.concatenate(places)[met], number
+
+
+def _distinct(keys: pa.Table) -> pa.Table:
+    return keys.group_by(keys.column_names).aggregate([])
 
 
 def compare_digests(

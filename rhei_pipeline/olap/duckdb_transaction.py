@@ -272,6 +272,35 @@ class DuckDBTransaction:
         )
         self._connection.execute(f"drop table {_copy(table)}")
 
+    def mend_keys(self, table: Table, at: datetime) -> Counts:
+        """Leave one present row a key and none whose key is null; count what ended."""
+        name, key = mirror_table(table.schema), table.schema.primary_key
+        keyless = " or ".join(f"{quote(column)} is null" for column in key)
+        if table.mode is Mode.DESTRUCTIVE:
+            once = f"select min(rowid) from {name} group by {listed(key)} having count(*) > 1"
+            again = f"select {listed(key)} from {name} group by {listed(key)} having count(*) > 1"
+            return Counts(
+                deleted=self._changed(
+                    f"delete from {name} where {keyless} or (rowid not in ({once})"
+                    f" and ({listed(key)}) in ({again}))"
+                )
+            )
+        ended = self._changed(
+            f"update {name} set {VALID_TO} = $at, {OPERATION} = {literal(Operation.DELETE)}"
+            f" where ({keyless}) and {VALID_TO} is null",
+            {"at": at},
+        )
+        return Counts(deleted=ended + self._end_overlapping(name, key))
+
+    def _end_overlapping(self, name: str, key: Collection[str]) -> int:
+        """Have each version end where the next one of its key begins, if it does not before."""
+        order = f"order by {VALID_FROM}, {VALID_TO} nulls last, rowid"
+        return self._changed(
+            f"update {name} as t set {VALID_TO} = n.began from (select rowid as place,"
+            f" lead({VALID_FROM}) over (partition by {listed(key)} {order}) as began from {name}) n"
+            f" where n.place = t.rowid and n.began < coalesce(t.{VALID_TO}, 'infinity')"
+        )
+
     def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
         """Yield what leads from the table's present rows to the copy's, then drop the copy."""
         self._stage_differences(table)
@@ -332,6 +361,9 @@ class DuckDBTransaction:
             self._arrow(f"select {listed(key, 's')} from {missing}"),
             self._arrow(f"select {listed(key, 't')} from {extra}"),
             self._arrow(f"select {listed(key, 's')} from {different}"),
+            self._arrow(
+                f"select {listed(key)} from {present} group by {listed(key)} having count(*) > 1"
+            ),
         )
         self._connection.execute("drop table temp._rhei_source")
         return found
@@ -404,9 +436,9 @@ class DuckDBTransaction:
         finally:
             self._connection.unregister(name)
 
-    def _changed(self, sql: str) -> int:
+    def _changed(self, sql: str, params: Mapping[str, object] | None = None) -> int:
         """Run a writing statement; return how many rows it wrote."""
-        return int(self._connection.execute(sql).fetchall()[0][0])
+        return int(self._connection.execute(sql, params).fetchall()[0][0])
 
     _count = _changed
 

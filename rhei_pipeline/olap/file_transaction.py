@@ -23,7 +23,7 @@ from rhei_pipeline.events import (
 from rhei_pipeline.history import DELETED, FLOOR, LOCATOR, REPEATED, repeated
 from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
 from rhei_pipeline.olap import letters as dead
-from rhei_pipeline.olap.comparing import compare, compare_digests, differing
+from rhei_pipeline.olap.comparing import compare, compare_digests, differing, present_repeats
 from rhei_pipeline.olap.digests import key_hashes, row_digests
 from rhei_pipeline.olap.draft import Draft, Found
 from rhei_pipeline.olap.endings import Endings
@@ -228,6 +228,16 @@ class FileTransaction:
         self._tables[name] = copy
         return copy.count()
 
+    def mend_keys(self, table: Table, at: datetime) -> Counts:  # noqa: ARG002
+        """Leave one present row a key; one without a key is found as a difference."""
+        draft = self._draft(table)
+        places, keys = present_repeats(draft)
+        if table.mode is Mode.DESTRUCTIVE:
+            too_many = places[1:][keys[1:] == keys[:-1]]
+            draft.remove(too_many)
+            return Counts(deleted=len(too_many))
+        return Counts(deleted=_end_overlapping(draft, table, places, keys))
+
     def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
         """Yield what leads from the table's present rows to the copy's, then drop the copy."""
         standing, copy = self._draft(table), self._drop_copy(table)
@@ -347,6 +357,21 @@ def _close(draft: Draft, table: Table, closings: pa.Table) -> None:
         rows = endings.written_into(draft.take(places[left], draft.schema.names))
         draft.remove(places[left])
         _append_versions(draft, table, rows, past=True)
+
+
+def _end_overlapping(draft: Draft, table: Table, places: np.ndarray, keys: np.ndarray) -> int:
+    """Have each of a key's open versions end where the next one begins; return how many ended."""
+    since = draft.take(places, [VALID_FROM])[VALID_FROM].cast(pa.int64()).to_numpy()
+    order = np.lexsort((since, keys))
+    ends = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+    if len(ends):
+        closings = {
+            LOCATOR: pa.array(places[order][ends]),
+            VALID_TO: pa.array(since[order][ends + 1]).cast(INSTANT),
+            DELETED: pa.array(np.zeros(len(ends), dtype=bool)),
+        }
+        _close(draft, table, pa.table(closings))
+    return len(ends)
 
 
 def _append_versions(draft: Draft, table: Table, rows: pa.Table, *, past: bool) -> None:
