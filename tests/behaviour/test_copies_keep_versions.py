@@ -160,3 +160,27 @@ def _write_wide(world: World) -> None:
     for value in (2, 3, 4):
         world.run(f"update t set a = {value} where id = 1")
     world.run("insert into t values (9, 90, 'y')", "delete from t where id = 9")
+
+
+@MIRRORS
+@pytest.mark.parametrize("buffered", [False, True])
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        ["alter table t rename column a to value"],
+        # The key: the table is left out, since its past does not have it, but loses nothing.
+        ["alter table t rename column id to ident"],
+    ],
+)
+def test_a_renamed_column_takes_no_pending_version_along(
+    make_world: MakeWorld, storage: str | None, renamed: list[str], *, buffered: bool
+) -> None:
+    world = make_world(mode="temporal", storage=storage, buffered=buffered)
+    world.run("create table t(id integer primary key, a integer)", "insert into t values (1, 1)")
+    world.htap.sync_now()
+    _write(world)
+    world.run(*renamed)
+    world.htap.sync_now()
+    mirror = world.htap._engine.mirror
+    told = mirror.query("select id, a, _rhei_operation as o from t where a is not null")
+    assert {tuple(row.values()) for row in told.to_pylist()} >= set(ALL_TOLD)

@@ -110,13 +110,16 @@ class TriggerSource:
             self._connection.execute(_CONSUMERS)
 
     def stands(self, table: Table) -> bool:
-        """Tell whether log and triggers stand as they would be made now.
+        """Return whether log and triggers are as they would be made now, for a table of this shape.
 
-        A log of images serves a destructive mirror too, so two mirrors can share it.
+        A log of images serves a destructive mirror too, so two mirrors can share it. SQLite itself
+        rewrites triggers when a column is renamed, so they may fit a table that has changed.
         """
         try:
             source = self._table(table.name)
         except SchemaError:
+            return False
+        if source.schema != table.schema:
             return False
         modes = {table.mode, Mode.TEMPORAL}
         tables, triggers = object_names(table.name)
