@@ -219,6 +219,8 @@ class MirrorSettings(_Section):
             raise ValueError("'storage' is for the kind 'datafusion'")
         if self.published and (self.kind == "datafusion" or self.in_memory):
             raise ValueError("'published' is for a DuckDB file; others are read as they are")
+        if self.published and self.published.path.resolve() == self.path.resolve():
+            raise ValueError("'published' needs a path of its own, beside the mirror's")
         if "path" not in self.model_fields_set and self.storage != "memory":
             raise ValueError("'path' is missing")
         in_memory = str(self.path) == _MEMORY

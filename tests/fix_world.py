@@ -29,6 +29,7 @@ class World:
     limits: dict[str, Any] = field(default_factory=dict)
     method: str = "trigger"
     local: dict[str, Any] | None = None
+    published: dict[str, Any] | None = None
     faults: CrashAt = field(default_factory=CrashAt)
     _htap: HTAP | None = None
 
@@ -53,6 +54,7 @@ class World:
                 "storage": self.storage,
                 "path": self.mirror_path or self.directory / (self.storage or "mirror.duckdb"),
                 "lock_timeout_seconds": 0.5,
+                "published": self.published,
             },
             registry={"path": self.directory / "registry.json"},
             local=self.local,

@@ -7,9 +7,8 @@ of a million in the time that an indexed upsert changes a hundred (see benchmark
 import logging
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from rhei_pipeline.cancelling import Cancel
 from rhei_pipeline.errors import MirrorBusyError, MirrorError, QueryError, RheiError
 from rhei_pipeline.ledger import Ledger
 from rhei_pipeline.metrics import MaintenanceReport
-from rhei_pipeline.olap.duckdb_ledger import LEDGER_TABLES, read_ledger
+from rhei_pipeline.olap.duckdb_ledger import prepare, read_ledger
 from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction, in_utc, table_exists
+from rhei_pipeline.olap.locking import WriterLock
 from rhei_pipeline.olap.publishing import PublishedCopy
 from rhei_pipeline.protocols import Begun, Streamed
 from rhei_pipeline.reading import refuse_writing
@@ -53,8 +53,8 @@ class DuckDBMirror:
         memory_limit_bytes: The most that queries and transactions take together.
 
     Raises:
-        MirrorBusyError: Another process held the file all that time.
-        MirrorError: The file cannot be opened, or is no DuckDB database.
+        MirrorBusyError: Another process held the file all that time, or this one has it open.
+        MirrorError: The file cannot be opened, is no DuckDB database, or of a newer version.
     """
 
     def __init__(
@@ -70,21 +70,35 @@ class DuckDBMirror:
         config = dict(_CONFIG)
         if memory_limit_bytes is not None:
             config["memory_limit"] = f"{memory_limit_bytes} B"
-        self._connection = _open(self.path, config, lock_timeout_seconds)
         self._lock = threading.Lock()
         self._ledger: Ledger | None = None
         self._default_namespace = False
-        self._prepare()
+        self._closed = False
+        with ExitStack() as opened:
+            deadline = time.monotonic() + lock_timeout_seconds
+            self._hold(opened, lock_timeout_seconds)
+            self._connection = _connect(self.path, config, deadline)
+            opened.callback(self._connection.close)
+            with translated(self.path):
+                self.mirror_id = prepare(self._connection, self.path)
+            self._opened = opened.pop_all()
 
-    def _prepare(self) -> None:
-        with translated(self.path):
-            for statement in LEDGER_TABLES:
-                self._connection.execute(statement)
-            found = self._connection.execute("select id from _rhei_mirror").fetchall()
-            if not found:
-                found = [(uuid.uuid4().hex,)]
-                self._connection.execute("insert into _rhei_mirror values (?)", found[0])
-        self.mirror_id: str = found[0][0]
+    def _hold(self, opened: ExitStack, timeout_seconds: float) -> None:
+        """Hold a lock of our own besides DuckDB's, which anybody's closing of the file gives up."""
+        if self.path == MEMORY:
+            return
+        file = Path(self.path).resolve()
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = WriterLock(file.with_name(f"{file.name}.lock"), self.path, timeout_seconds)
+        except OSError as error:
+            raise MirrorError(
+                f"mirror {self.path!r} cannot be used: {error.strerror or error}",
+                hint="give this user write access to its folder, or correct mirror.path",
+            ) from error
+        opened.callback(lock.release)
+        if self._published is not None:
+            self._published.look_up(file)
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as last committed; nobody else can write to the file."""
@@ -110,19 +124,19 @@ class DuckDBMirror:
                 self._ledger = None
             if not trial and self._published is not None:
                 self._published.pace.note_change()
-                if self._published.pace.due:
-                    self._publish(self._published)
+                self._publish(self._published)
 
     def _publish(self, copy: PublishedCopy) -> None:
         """Bring the file to rest and copy it; with the lock held, nothing writes meanwhile."""
-        if read_ledger(self._connection).copies:
-            return  # half a table beside the others is nothing to read
+        ledger = read_ledger(self._connection) if copy.pace.due else Ledger()
+        if not ledger.watermarks:
+            return  # it is not due, or the first tables are being copied
         try:
             self._connection.execute("checkpoint")
         except duckdb.TransactionException as error:
             _log.info("published copy: put off while a query runs (%s)", _first_line(error))
         else:
-            copy.publish(Path(self.path))
+            copy.publish(Path(self.path), unfinished=bool(ledger.copies))
 
     def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
         """Run one read-only statement on the last committed state; parameters by place or name.
@@ -227,12 +241,11 @@ class DuckDBMirror:
         return sum(file.stat().st_size for file in files if file.exists())
 
     def close(self) -> None:
-        """Close the file, published as it ends; safe to repeat."""
-        with self._lock:
-            self._connection.close()
-            if self._published is not None and self._published.pace.behind:
-                # Closing has folded the write-ahead log into the file.
-                self._published.publish(Path(self.path))
+        """Close the file, published before if that is due; safe to repeat."""
+        with self._lock, self._opened, translated(self.path):
+            if self._published is not None and not self._closed:
+                self._publish(self._published)
+            self._closed = True
 
     @contextmanager
     def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -263,22 +276,14 @@ def _refused(error: Exception) -> RheiError:
     )
 
 
-def _open(
-    path: str, config: dict[str, str | bool | int | float | list[str]], timeout: float
+def _connect(
+    path: str, config: dict[str, str | bool | int | float | list[str]], deadline: float
 ) -> duckdb.DuckDBPyConnection:
-    if path != MEMORY:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return _retried(lambda: duckdb.connect(path, config=config), path, timeout)
-
-
-def _retried(
-    connect: Callable[[], duckdb.DuckDBPyConnection], path: str, timeout: float
-) -> duckdb.DuckDBPyConnection:
-    deadline = time.monotonic() + timeout
+    """Open the file; whoever has it open without our lock is waited for as well."""
     while True:
         try:
             with translated(path):
-                return connect()
+                return duckdb.connect(path, config=config)
         except MirrorBusyError:
             if time.monotonic() > deadline:
                 raise

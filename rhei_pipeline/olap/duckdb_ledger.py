@@ -1,5 +1,6 @@
 """How a DuckDB mirror writes down progress and dead letters, beside the rows they speak of."""
 
+import uuid
 from collections.abc import Iterable
 from types import MappingProxyType
 
@@ -10,16 +11,27 @@ from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.events import DeadLetter, Position
 from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
 from rhei_pipeline.schema import INSTANT
+from rhei_pipeline.sql import quote
 
-LEDGER_TABLES = (
+#: How the names of tables begin that hold a copy under way.
+COPY_PREFIX = "_rhei_copy_"
+
+#: What this version writes and reads; an older one is brought up to it when it is opened.
+FORMAT = 1
+
+_TABLES = (
     "create table if not exists _rhei_mirror(id varchar)",
+    "alter table _rhei_mirror add column if not exists format bigint",
+    "alter table _rhei_mirror add column if not exists owner varchar",
     "create table if not exists _rhei_watermark(table_name varchar, position bigint,"
     " proof varchar, recorded_at timestamptz)",
-    "create table if not exists _rhei_copy_progress(table_name varchar, position bigint,"
+    "create table if not exists _rhei_copies(table_name varchar, position bigint,"
     " proof varchar, shape varchar, resume varchar, complete boolean)",
     "create table if not exists _rhei_dead_letter(table_name varchar, key varchar,"
     " column_name varchar, reason varchar, captured_at timestamptz, resolved_at timestamptz)",
 )
+#: Its name could be that of a copy under way, of a table named `progress`.
+_FORMER_COPIES = "_rhei_copy_progress"
 
 _LETTER = pa.schema(
     [
@@ -32,6 +44,45 @@ _LETTER = pa.schema(
 )
 
 
+def prepare(connection: duckdb.DuckDBPyConnection, path: str) -> str:
+    """Make our tables in a file that begins, bring older ones up to date; return the mirror's id.
+
+    Raises:
+        MirrorError: A newer version of this package wrote the file; nothing is changed then.
+    """
+    found = connection.execute("select table_name from duckdb_tables()").fetchall()
+    tables = {name for (name,) in found}
+    written = _format(connection) if "_rhei_mirror" in tables else FORMAT
+    if written is not None and written > FORMAT:
+        raise MirrorError(
+            f"mirror {path!r} has format {written}, and this version knows {FORMAT} at most",
+            hint="use the newer version of rhei-pipeline that wrote it, or give another path",
+        )
+    if written is None and _FORMER_COPIES in tables:
+        connection.execute(f"alter table {_FORMER_COPIES} rename to _rhei_copies")
+    for statement in _TABLES:
+        connection.execute(statement)
+    return _mirror_id(connection)
+
+
+def _format(connection: duckdb.DuckDBPyConnection) -> int | None:
+    """Return the format of a mirror; None for one of before it was recorded."""
+    if "format" not in connection.sql("select * from _rhei_mirror").columns:
+        return None
+    found = connection.execute("select format from _rhei_mirror").fetchone()
+    return None if found is None else found[0]
+
+
+def _mirror_id(connection: duckdb.DuckDBPyConnection) -> str:
+    found = connection.execute("select id, format from _rhei_mirror").fetchone()
+    if found is None:
+        found = (uuid.uuid4().hex, None)
+        connection.execute("insert into _rhei_mirror(id) values (?)", [found[0]])
+    if found[1] is None:
+        connection.execute("update _rhei_mirror set format = ?", [FORMAT])
+    return str(found[0])
+
+
 def read_ledger(connection: duckdb.DuckDBPyConnection) -> Ledger:
     """Read everything recorded, as one state."""
     # Microseconds, since fetching an instant as Python's would need one more package.
@@ -39,7 +90,7 @@ def read_ledger(connection: duckdb.DuckDBPyConnection) -> Ledger:
         "select table_name, position, proof, epoch_us(recorded_at) from _rhei_watermark"
     ).fetchall()
     copies = connection.execute(
-        "select table_name, position, proof, shape, resume, complete from _rhei_copy_progress"
+        "select table_name, position, proof, shape, resume, complete from _rhei_copies"
     ).fetchall()
     return Ledger(
         MappingProxyType({row[0]: _watermark(*row) for row in watermarks}),
@@ -76,7 +127,7 @@ def write_copy(connection: duckdb.DuckDBPyConnection, progress: CopyProgress) ->
     """Put a copy's progress in the place of the table's earlier one."""
     forget_copy(connection, progress.table)
     connection.execute(
-        "insert into _rhei_copy_progress values (?, ?, ?, ?, ?, ?)",
+        "insert into _rhei_copies values (?, ?, ?, ?, ?, ?)",
         [
             progress.table,
             progress.position.order,
@@ -90,7 +141,19 @@ def write_copy(connection: duckdb.DuckDBPyConnection, progress: CopyProgress) ->
 
 def forget_copy(connection: duckdb.DuckDBPyConnection, table: str) -> None:
     """Forget that a copy was under way."""
-    connection.execute("delete from _rhei_copy_progress where table_name = ?", [table])
+    connection.execute("delete from _rhei_copies where table_name = ?", [table])
+
+
+def drop_copies(connection: duckdb.DuckDBPyConnection) -> None:
+    """Drop every copy that is under way."""
+    found = connection.execute(
+        "select schema_name, table_name from duckdb_tables() where starts_with(table_name, ?)"
+        " and database_name = current_database()",
+        [COPY_PREFIX],
+    ).fetchall()
+    for namespace, name in found:
+        connection.execute(f"drop table {quote(namespace)}.{quote(name)}")
+    connection.execute("delete from _rhei_copies")
 
 
 def write_letters(connection: duckdb.DuckDBPyConnection, letters: Iterable[DeadLetter]) -> int:

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -13,8 +12,8 @@ import pyarrow as pa
 from datafusion import SessionContext
 
 from rhei_pipeline.errors import MirrorBusyError, MirrorError
+from rhei_pipeline.olap.locking import WriterLock
 
-_LOCK_POLL_SECONDS = 0.05
 _LOCK = "lock"
 _PINS = "pins"
 _PARTIAL = ".partial"
@@ -157,7 +156,7 @@ class LocalFiles:
         lock_timeout_seconds: How long to wait for it.
 
     Raises:
-        MirrorBusyError: Another process held the lock all that time.
+        MirrorBusyError: Another process held the lock all that time, or this one holds it.
         MirrorError: The directory cannot be used.
     """
 
@@ -170,11 +169,11 @@ class LocalFiles:
         self._path = path
         self._touched: set[Path] = set()
         self._unsynced: set[Path] = set()
-        self._lock: int | None = None
+        self._lock: WriterLock | None = None
         with self._translated():
             if writing:
                 path.mkdir(parents=True, exist_ok=True)
-                self._lock = _locked(path / _LOCK, lock_timeout_seconds)
+                self._lock = WriterLock(path / _LOCK, str(path), lock_timeout_seconds)
 
     def put(self, name: str, content: pa.Buffer) -> None:
         """Write a file; `settle` brings it to the disk."""
@@ -287,8 +286,7 @@ class LocalFiles:
     def close(self) -> None:
         """Let go of the lock."""
         if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+            self._lock.release()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -340,21 +338,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _locked(path: Path, timeout: float) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(descriptor)
-                raise MirrorBusyError(
-                    f"mirror {str(path.parent)!r} is held by another process",
-                    hint="one process writes a mirror at a time: let the other one end first",
-                ) from None
-            time.sleep(_LOCK_POLL_SECONDS)
-        else:
-            return descriptor

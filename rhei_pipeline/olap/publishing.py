@@ -1,43 +1,50 @@
 """A copy of a DuckDB mirror that anybody may open read-only while the mirror is written."""
 
-import os
-import shutil
+import glob
+import subprocess
+import sys
 import time
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import duckdb
+
 from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.olap import copying
+from rhei_pipeline.olap.duckdb_ledger import drop_copies
 
 _PARTIAL = ".partial"
 
 
 @dataclass(slots=True)
 class Pace:
-    """When to publish what a mirror holds: after a change, and not more often than asked."""
+    """When to publish what a mirror holds: after a change, and not more often than asked.
+
+    Attributes:
+        interval_seconds: The least time between two publications.
+        behind: Whether the mirror has changed since it was published.
+    """
 
     interval_seconds: float
+    behind: bool = True
     _published_at: float | None = field(default=None, init=False)
-    _behind: bool = field(default=True, init=False)
 
     @property
     def due(self) -> bool:
         """Whether there is something new, and the time has come."""
-        if not self._behind or self._published_at is None:
-            return self._behind
+        if not self.behind or self._published_at is None:
+            return self.behind
         return time.monotonic() - self._published_at >= self.interval_seconds
-
-    @property
-    def behind(self) -> bool:
-        """Whether the mirror has changed since it was published."""
-        return self._behind
 
     def note_change(self) -> None:
         """Remember that the mirror is not as it was published."""
-        self._behind = True
+        self.behind = True
 
-    def note_publication(self) -> None:
-        """Remember that the mirror is published as it is."""
-        self._published_at, self._behind = time.monotonic(), False
+    def note_publication(self, age_seconds: float = 0.0) -> None:
+        """Remember that the mirror was published as it is, so long ago."""
+        self._published_at, self.behind = time.monotonic() - age_seconds, False
 
 
 class PublishedCopy:
@@ -52,22 +59,61 @@ class PublishedCopy:
         self.path = path
         self.pace = Pace(interval_seconds)
 
-    def publish(self, source: Path) -> None:
+    def look_up(self, source: Path) -> None:
+        """Count the interval from the copy that an earlier process has left, if there is one."""
+        if not self.path.exists():
+            return
+        copied_at = self.path.stat().st_mtime
+        # A clock that was put back must not hold up publishing until it has caught up.
+        self.pace.note_publication(max(time.time() - copied_at, 0.0))
+        changed = [file for file in (source, Path(f"{source}.wal")) if file.exists()]
+        self.pace.behind = any(file.stat().st_mtime > copied_at for file in changed)
+
+    def publish(self, source: Path, *, unfinished: bool) -> None:
         """Copy a database file that is checkpointed and at rest; the copy appears whole or not.
+
+        Args:
+            source: The mirror's file, which this process may have open.
+            unfinished: It holds copies of tables that are under way; they are not published.
 
         Raises:
             MirrorError: The copy cannot be written.
         """
-        partial = self.path.with_name(self.path.name + _PARTIAL)
+        partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}{_PARTIAL}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, partial)
-            with partial.open("rb") as copied:
-                os.fsync(copied.fileno())
+            self._sweep()
+            _copy(source, partial)
+            if unfinished:
+                _leave_out_copies(partial)
             partial.replace(self.path)
-        except OSError as error:
+        except (OSError, duckdb.Error) as error:
+            with suppress(OSError):
+                partial.unlink()
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             raise MirrorError(
-                f"the published copy {str(self.path)!r} cannot be written: {error.strerror}",
+                f"the published copy {str(self.path)!r} cannot be written: {reason}",
                 hint="mend this, or leave out mirror.published; the mirror itself is in order",
             ) from error
         self.pace.note_publication()
+
+    def _sweep(self) -> None:
+        """Delete what processes that were killed have left; only the mirror's writer publishes."""
+        for left in self.path.parent.glob(f"{glob.escape(self.path.name)}.*{_PARTIAL}*"):
+            left.unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy in a process of its own; see `copying`."""
+    # Isolated and without packages: it starts in milliseconds, whatever the environment says.
+    command = [sys.executable, "-I", "-S", copying.__file__, str(source), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise OSError(said[-1] if said else f"copying ended with {done.returncode}")
+
+
+def _leave_out_copies(path: Path) -> None:
+    """Drop the copies of tables that are under way; nobody else knows of this file yet."""
+    with duckdb.connect(str(path)) as opened:
+        drop_copies(opened)

@@ -127,7 +127,7 @@ def test_every_row_deleted_leaves_a_table_without_rows(mirror: DataFusionMirror)
 def test_a_second_writer_is_told_and_the_first_one_goes_on(
     mirror: DataFusionMirror, storage: str
 ) -> None:
-    with pytest.raises(MirrorBusyError, match="held by another process"):
+    with pytest.raises(MirrorBusyError, match="open in this process already"):
         DataFusionMirror(storage, mirror.path, lock_timeout_seconds=0)
     assert merge(mirror, {1: 1}).inserted == 1
 
