@@ -29,6 +29,7 @@ from rhei_pipeline.protocols import Step
 from rhei_pipeline.wiring import bridge, unseen_events
 from tests.faults import Crash, CrashAt
 from tests.fix_world import World
+from tests.other_process import copy
 
 MakeWorld = Callable[..., World]
 
@@ -416,7 +417,7 @@ def test_a_file_in_its_place_is_named(buffered: World) -> None:
 @pytest.mark.parametrize("prune", [True, False])
 def test_an_older_buffer_put_back_is_noticed(either: World, *, prune: bool) -> None:
     older = either.directory / "older"
-    shutil.copytree(either.buffer, older)
+    copy(either.buffer, older)
     for turn in range(3):
         either.run(f"update t set v = {turn + 1}", f"insert into u values ({turn}, 1)")
         either.htap.sync_now()

@@ -17,12 +17,23 @@ from rhei_pipeline.errors import MirrorBusyError
 from rhei_pipeline.flight.access import Access
 from rhei_pipeline.flight.server import Terms
 from rhei_pipeline.olap.duckdb import DuckDBMirror
-from rhei_pipeline.schema import Mode
 from rhei_pipeline.serving import Addresses, serving
 from tests.fix_world import World
 from tests.locks import assert_held, file_locks, record_locks
 
 MakeWorld = Callable[..., World]
+
+
+def serve(htap: HTAP) -> None:
+    with serving(htap, Addresses("127.0.0.1", 0, 0), Terms(Access())):
+        pass
+
+
+def refused(htap: HTAP) -> None:
+    with pytest.raises(MirrorBusyError, match="open in this process already"):
+        HTAP(htap.settings)
+
+
 CALLS: dict[str, Callable[[HTAP], object]] = {
     "sync_now": lambda htap: htap.sync_now(),
     "initial_sync_all": lambda htap: htap.initial_sync_all(),
@@ -36,25 +47,13 @@ CALLS: dict[str, Callable[[HTAP], object]] = {
     "query the source": lambda htap: htap.query("select * from orders", hint="oltp"),
     "stream": lambda htap: list(htap.stream("select count(*) from orders").batches),
     "as_of": lambda htap: htap.as_of("orders", datetime.now(UTC)),
-    "snapshot": lambda htap: htap.snapshot(
-        "orders", {datetime.now(UTC).date(): datetime.now(UTC)}
-    ),
+    "snapshot": lambda htap: htap.snapshot("orders", {datetime.now(UTC).date(): datetime.now(UTC)}),
     "dead_letters": lambda htap: htap.replay_dead_letters(),
     "register_table": lambda htap: htap.register_table("orders"),
     "drop_column": lambda htap: htap.drop_column("orders", "amount"),
-    "serve": lambda htap: serve(htap),
-    "another mirror's opening": lambda htap: refused(htap),
+    "serve": serve,
+    "another mirror's opening": refused,
 }
-
-
-def serve(htap: HTAP) -> None:
-    with serving(htap, Addresses("127.0.0.1", 0, 0), Terms(Access())):
-        pass
-
-
-def refused(htap: HTAP) -> None:
-    with pytest.raises(MirrorBusyError, match="open in this process already"):
-        HTAP(htap.settings)
 
 
 @pytest.fixture
@@ -125,10 +124,15 @@ def test_syncs_beside_a_mirror_that_publishes_are_all_refused(published: World) 
         assert "is held by another process" in done.stderr
 
 
+def lose_lock_of(file: Path) -> None:
+    """Do what no code of ours does."""
+    file.open("rb").close()
+
+
 def test_our_own_lock_refuses_where_duckdbs_is_lost(world: World) -> None:
     world.htap.sync_now()
     mirror = world.directory / "mirror.duckdb"
-    mirror.open("rb").close()  # what no code of ours does: it gives up DuckDB's lock
+    lose_lock_of(mirror)
     assert not record_locks(mirror)
     done = subprocess.run(
         [sys.executable, "-c", _SYNC, world.settings.model_dump_json()],

@@ -1,12 +1,12 @@
 """Whatever happens to the source behind our back is noticed, named, and made good."""
 
-import shutil
 import sqlite3
 from collections.abc import Callable
 
 import pytest
 
 from tests.fix_world import World
+from tests.other_process import copy
 
 MakeWorld = Callable[..., World]
 
@@ -112,14 +112,14 @@ def restore(world: World, write_before_sync: int) -> None:
     world.crash()
     world.run("pragma wal_checkpoint(truncate)")
     backup = world.directory / "backup.db"
-    shutil.copy(world.path, backup)
+    copy(world.path, backup)
     world.run("update orders set status = 'lost'", "insert into orders values (7, 'lost')")
     world.htap.sync_now()
     world.crash()
     world.app.close()
     for suffix in ("-wal", "-shm"):
         world.path.with_name(world.path.name + suffix).unlink(missing_ok=True)
-    shutil.copy(backup, world.path)
+    copy(backup, world.path)
     world.app = sqlite3.connect(world.path, isolation_level=None)
     for turn in range(write_before_sync):
         world.run(f"update orders set status = 'other life {turn}' where id = 1")
@@ -147,11 +147,11 @@ def test_a_deleted_mirror_is_made_anew(orders: World) -> None:
 def test_an_older_mirror_put_back(orders: World) -> None:
     orders.crash()
     mirror = orders.directory / "mirror.duckdb"
-    shutil.copy(mirror, orders.directory / "old.duckdb")
+    copy(mirror, orders.directory / "old.duckdb")
     orders.run("update orders set status = 'x'", "delete from orders where id = 2")
     orders.htap.sync_now()
     orders.crash()
-    shutil.copy(orders.directory / "old.duckdb", mirror)
+    copy(orders.directory / "old.duckdb", mirror)
     orders.htap.sync_now()
     orders.assert_equal("orders")
 

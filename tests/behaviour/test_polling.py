@@ -1,6 +1,5 @@
 """Polling by timestamps: nothing is written to the source, nothing is lost where proved."""
 
-import hashlib
 import json
 import logging
 import re
@@ -26,6 +25,7 @@ from rhei_pipeline.schema import Table
 from rhei_pipeline.wiring import unseen_events
 from tests.fix_world import World
 from tests.model import source_rows
+from tests.other_process import digest
 
 NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
 HOUR = 3600.0
@@ -579,21 +579,17 @@ def test_a_crash_at_any_step_loses_nothing(make: Make, step: Step, deletes: str)
     assert crashed or (step is Step.AUDITED and deletes == "disabled")
 
 
-def _state(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 @pytest.mark.parametrize("journal", ["wal", "delete"])
 def test_nothing_is_created_in_the_source(make: Make, journal: str) -> None:
     world = make(deletes="reconcile", reconcile_seconds=0)
     world.run(f"pragma journal_mode = {journal}")
     put(world, 1, "a")
     world.run("pragma wal_checkpoint(truncate)")
-    before = _state(world.path), list(world.app.execute("select * from sqlite_master"))
+    before = digest(world.path), list(world.app.execute("select * from sqlite_master"))
     world.htap.sync_now()
     world.htap.initial_sync("t")
     world.htap.verify()
-    assert before == (_state(world.path), list(world.app.execute("select * from sqlite_master")))
+    assert before == (digest(world.path), list(world.app.execute("select * from sqlite_master")))
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         polling(world)._connection.execute("delete from t")
 

@@ -1,0 +1,101 @@
+"""Nothing of ours opens a database file that this process may have open through an engine.
+
+Closing any descriptor of a file gives up all POSIX record locks that the process has on it, those
+of SQLite, DuckDB and RocksDB among them (`man 2 fcntl`; sqlite.org/howtocorrupt.html, 2.2). So
+every call that opens a file's bytes is either in this list, with the reason why its file is no
+open database, or done by a process of its own. Asking for a size or a time opens nothing.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
+ROOMS = ("rhei_pipeline", "assets", "resources", "sensors", "config", "examples", "tests")
+ROOMS = (*ROOMS, "benchmarks")
+#: What opens a file's bytes. Text is no database, so `read_text` and `write_text` are left out.
+OPENING = {
+    *("open", "fdopen", "read_bytes", "write_bytes", "touch", "truncate", "mkstemp", "FileIO"),
+    *("memory_map", "OSFile", "memmap", "fromfile", "sendfile", "ZipFile", "TarFile"),
+}
+COPYING = {"copy", "copy2", "copyfile", "copytree", "copyfileobj", "move"}
+#: Their `open` is an engine's, and their `touch` reports a key.
+ENGINES = {"rhei", "olap", "table", "source", "pipeline", "_source", "_inner"}
+
+FILES = "files of a DataFusion mirror; no engine locks them"
+OWN = "a file that this module alone writes, and no engine"
+BEFORE = "nothing has it open yet"
+ALLOWED = {
+    "rhei_pipeline/capture/buffer/confirmation.py": OWN,
+    "rhei_pipeline/registry.py": OWN,
+    "rhei_pipeline/olap/copying.py": "a program of its own that has nothing else open",
+    "rhei_pipeline/olap/files.py": FILES,
+    "rhei_pipeline/olap/object_files.py": FILES,
+    "rhei_pipeline/olap/locking.py": "a lock's file, held by flock, which closing leaves alone",
+    "rhei_pipeline/serving.py": "a certificate and its key",
+    "rhei_pipeline/wiring.py:open_oltp": "it opens no file that exists",
+    "examples/airline/data.py": "the example's rows, as they are shipped",
+    "examples/airline/home.py": "a file of settings",
+    "tests/behaviour/test_bad_input.py": BEFORE,
+    "tests/behaviour/test_buffer.py:damage": "the process that had the buffer open has died",
+    "tests/behaviour/test_delta.py": FILES,
+    "tests/behaviour/test_files.py": FILES,
+    "tests/behaviour/test_flight.py": "a certificate and its key",
+    "tests/behaviour/test_locks.py:lose_lock_of": "it does the harm on purpose",
+    "tests/contract/test_database.py:database": BEFORE,
+}
+
+
+def opened(tree: ast.AST, inside: str = "") -> Iterator[tuple[str, int]]:
+    """Yield the function and the line of each call that opens a file's bytes."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Call) and opens(node.func):
+            yield inside, node.lineno
+        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        yield from opened(node, node.name if is_function else inside)
+
+
+def opens(called: ast.expr) -> bool:
+    owner, _, name = ast.unparse(called).rpartition(".")
+    owner = owner.rpartition(".")[2]
+    return (owner == "shutil" and name in COPYING) or (name in OPENING and owner not in ENGINES)
+
+
+def test_nothing_opens_a_database_file_that_an_engine_may_have_open() -> None:
+    found = {
+        (str(path.relative_to(PROJECT)), function, line)
+        for room in ROOMS
+        for path in sorted((PROJECT / room).rglob("*.py"))
+        for function, line in opened(ast.parse(path.read_text()))
+    }
+    unknown = [
+        f"{file}:{line} in {function or 'the module'}"
+        for file, function, line in sorted(found)
+        if not {file, f"{file}:{function}"} & ALLOWED.keys()
+    ]
+    assert not unknown, "give a reason in ALLOWED, or have another process open it"
+    used = {name for file, function, _ in found for name in (file, f"{file}:{function}")}
+    assert ALLOWED.keys() <= used, "what is not needed any more is taken out"
+
+
+def test_the_search_finds_every_way_to_open_a_file() -> None:
+    code = """
+def f(path):
+    open(path); path.open("rb"); os.open(path, 0); path.read_bytes(); shutil.copyfile(path, "x")
+    with pa.memory_map(path): shutil.copy2(path, "x")
+    rhei.open(path); olap.open(); numbers.copy(); path.stat()
+"""
+    assert [line for _, line in opened(ast.parse(code))] == [3] * 5 + [4] * 2
+
+
+def test_no_module_but_the_engines_own_opens_duckdb_or_sqlite() -> None:
+    """Two of one library in a process break each other's locks; here, one module opens each."""
+    engines = {"sqlite3": "rhei_pipeline/oltp/sqlite.py", "duckdb": "rhei_pipeline/olap/duckdb.py"}
+    others = {"rhei_pipeline/tour.py": "the demo's application", **dict.fromkeys(engines.values())}
+    others["rhei_pipeline/olap/publishing.py"] = "a copy that nobody else knows of yet"
+    for path in (PROJECT / "rhei_pipeline").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                owner, _, name = ast.unparse(node.func).rpartition(".")
+                opening = owner in engines and name == "connect"
+                assert not opening or str(path.relative_to(PROJECT)) in others, path
