@@ -64,6 +64,9 @@ def snapshot_asset(table: Table, settings: Settings) -> dg.AssetsDefinition:
 
 
 def end_of(day: date) -> datetime:
-    """Return the last instant of a day in UTC, or now while the day is not over."""
+    """Return the last instant of a day in UTC; while the day is not over, that shows the present.
+
+    Never this machine's present: the source's clock, which dates versions, may be ahead of it.
+    """
     start = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    return min(start + timedelta(days=1) - _TICK, datetime.now(UTC))
+    return start + timedelta(days=1) - _TICK

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
+from rhei_pipeline import lookback
 from rhei_pipeline.background import BackgroundSync
 from rhei_pipeline.dead_letters import replay
 from rhei_pipeline.door import Written
@@ -26,9 +27,8 @@ from rhei_pipeline.pipeline import Declared, no_progress, no_step
 from rhei_pipeline.planning import Prepared
 from rhei_pipeline.protocols import Begun, Database, OnStep, Streamed
 from rhei_pipeline.routing import Route
-from rhei_pipeline.schema import VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.schema import Mode, Table
 from rhei_pipeline.settings import Settings
-from rhei_pipeline.sql import listed, mirror_table
 from rhei_pipeline.wiring import open_door, open_engine
 
 Hint = Literal["auto", "oltp", "olap"]
@@ -252,19 +252,15 @@ class HTAP:
             )
 
     def as_of(self, table: str, instant: datetime) -> pa.Table:
-        """Return a temporal table's rows as they were at an instant, with the source's columns.
+        """Return a temporal table's rows as they were at an instant, with the columns it had.
 
         Raises:
-            QueryError: The table keeps no history, or the instant has no time zone.
+            QueryError: The table keeps no history, its history begins later, or the instant has
+                no time zone.
         """
-        found = self._temporal(table)
         if instant.tzinfo is None:
             raise QueryError("the instant has no time zone", hint="give one, such as UTC")
-        return self._engine.mirror.query(
-            f"select {listed(found.schema.names)} from {mirror_table(found.schema)}"
-            f" where {VALID_FROM} <= $1 and ({VALID_TO} is null or {VALID_TO} > $1)",
-            [instant],
-        )
+        return lookback.as_of(self._engine.pipeline.table(table), instant, self._engine.mirror)
 
     def verify(self, table: str | None = None) -> VerifyReport:
         """Sync, then compare every row of source and mirror at one source state."""
@@ -285,18 +281,12 @@ class HTAP:
 
         Returns:
             How many rows each day's snapshot has.
-        """
-        found = self._temporal(table)
-        with self._engine.mirror.transaction() as transaction:
-            return transaction.write_snapshots(found, instants)
 
-    def _temporal(self, table: str) -> Table:
+        Raises:
+            QueryError: The table keeps no history, or of one of the days nothing is known.
+        """
         found = self._engine.pipeline.table(table)
-        if found.mode is not Mode.TEMPORAL:
-            raise QueryError(
-                f"table {found.name!r} keeps no history", hint="declare it 'mode: temporal'"
-            )
-        return found
+        return lookback.snapshot(found, instants, self._engine.mirror)
 
     def maintain(self) -> MaintenanceReport:
         """Bring the mirror's files into the form that reads fastest; until done, call again."""

@@ -56,6 +56,31 @@ class CopyProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class Past:
+    """What a mirror has recorded of a temporal table's past, beside its versions.
+
+    Attributes:
+        begins_at: When the table was copied first: what was before is unknown. None in a mirror
+            of before this was recorded.
+        left: The columns that the source has no more, and when that was noticed; None where it
+            was not recorded.
+        recorded_at: When the table was synced last.
+    """
+
+    begins_at: datetime | None
+    left: Mapping[str, datetime | None]
+    recorded_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AsOf:
+    """An instant, and the columns that a table had at it."""
+
+    instant: datetime
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Ledger:
     """Everything a mirror has recorded about progress, as one committed state."""
 

@@ -19,7 +19,7 @@ from rhei_pipeline.events import (
     RowBatch,
     Versions,
 )
-from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
+from rhei_pipeline.ledger import AsOf, CopyProgress, Ledger, Past, Watermark
 from rhei_pipeline.metrics import MaintenanceReport
 from rhei_pipeline.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.translation.meaning import MirroredTable
@@ -283,8 +283,8 @@ class MirrorTransaction(Protocol):
     def release(self, table: Table, keys: Collection[str], at: datetime) -> None:
         """Resolve the dead letters of keys whose rows have been applied since."""
 
-    def write_snapshots(self, table: Table, instants: Mapping[date, datetime]) -> dict[date, int]:
-        """Keep a temporal table's rows as of each instant, under its day; return their numbers.
+    def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:
+        """Keep a temporal table's rows as of each day's instant; return their numbers.
 
         They are the table of the same name in the schema `snapshot`; days there are written anew.
         """
@@ -364,6 +364,9 @@ class Mirror(Protocol):
 
     def count(self, table: Table) -> int:
         """Count the rows that are valid now."""
+
+    def past(self, table: Table) -> Past | None:
+        """Return what is recorded of a temporal table's past; None where it is not mirrored yet."""
 
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return the dead letters kept, of one table or of all."""

@@ -19,8 +19,9 @@ import pyarrow as pa
 
 from rhei_pipeline.cancelling import Cancel
 from rhei_pipeline.errors import MirrorError
-from rhei_pipeline.ledger import Ledger
+from rhei_pipeline.ledger import Ledger, Past
 from rhei_pipeline.metrics import MaintenanceReport
+from rhei_pipeline.olap.file_past import past_of
 from rhei_pipeline.olap.file_transaction import FileTransaction
 from rhei_pipeline.olap.files import Files, LocalFiles, MemoryFiles
 from rhei_pipeline.olap.folding import maintained
@@ -233,6 +234,11 @@ class DataFusionMirror:
         condition = "" if table.mode is Mode.DESTRUCTIVE else f" where {VALID_TO} is null"
         found = self.query(f"select count(*) as n from {mirror_table(table.schema)}{condition}")
         return int(found["n"][0].as_py())
+
+    def past(self, table: Table) -> Past | None:
+        """Return what is recorded of a temporal table's past; None where it is not mirrored yet."""
+        self._refuse_closed()
+        return past_of(self._manifest, table)
 
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return open dead letters: table_name, key, column_name, reason, captured_at."""

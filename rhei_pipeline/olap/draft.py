@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from types import MappingProxyType
 
 import numpy as np
@@ -171,6 +172,10 @@ class Draft:
     def move(self, namespace: str | None, relation: str) -> None:
         """Give the table another name."""
         self.table = replace(self.table, namespace=namespace, relation=relation)
+
+    def date(self, begins_at: datetime | None, left: Mapping[str, datetime]) -> None:
+        """Record when its history begins, and when columns of it left the source."""
+        self.table = replace(self.table, begins_at=begins_at, left=MappingProxyType(dict(left)))
 
     def append(
         self, rows: pa.Table, hashes: KeyHashes, payloads: Words, *, past: bool = False

@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from rhei_pipeline.cancelling import Cancel
 from rhei_pipeline.errors import MirrorBusyError, MirrorError, QueryError, RheiError
-from rhei_pipeline.ledger import Ledger
+from rhei_pipeline.ledger import Ledger, Past
 from rhei_pipeline.metrics import MaintenanceReport
 from rhei_pipeline.olap.duckdb_ledger import prepare, read_ledger
+from rhei_pipeline.olap.duckdb_past import read_past
 from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction, in_utc, table_exists
 from rhei_pipeline.olap.locking import WriterLock
 from rhei_pipeline.olap.publishing import PublishedCopy
@@ -219,6 +220,11 @@ class DuckDBMirror:
         condition = "" if table.mode is Mode.DESTRUCTIVE else f" where {VALID_TO} is null"
         found = self.query(f"select count(*) as n from {mirror_table(table.schema)}{condition}")
         return int(found["n"][0].as_py())
+
+    def past(self, table: Table) -> Past | None:
+        """Return what is recorded of a temporal table's past; None where it is not mirrored yet."""
+        with translated(self.path), self._cursor() as cursor:
+            return read_past(cursor, table) if table_exists(cursor, table) else None
 
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return open dead letters: table_name, key, column_name, reason, captured_at."""

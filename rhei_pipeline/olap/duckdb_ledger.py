@@ -29,6 +29,9 @@ _TABLES = (
     " proof varchar, shape varchar, resume varchar, complete boolean)",
     "create table if not exists _rhei_dead_letter(table_name varchar, key varchar,"
     " column_name varchar, reason varchar, captured_at timestamptz, resolved_at timestamptz)",
+    # Without a column: when the table's history begins. With one: when the source lost it.
+    "create table if not exists _rhei_history(table_name varchar, column_name varchar,"
+    " noted_at timestamptz)",
 )
 #: Its name could be that of a copy under way, of a table named `progress`.
 _FORMER_COPIES = "_rhei_copy_progress"

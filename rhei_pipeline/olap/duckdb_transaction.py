@@ -24,7 +24,7 @@ from rhei_pipeline.history import (
     refuse_unknown_key,
     repeated,
 )
-from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
+from rhei_pipeline.ledger import AsOf, CopyProgress, Ledger, Watermark
 from rhei_pipeline.olap.duckdb_ledger import (
     forget_copy,
     read_ledger,
@@ -32,6 +32,7 @@ from rhei_pipeline.olap.duckdb_ledger import (
     write_letters,
     write_watermark,
 )
+from rhei_pipeline.olap.duckdb_past import note_beginning, note_columns, write_snapshots
 from rhei_pipeline.schema import INSTANT, OPERATION, VALID_FROM, VALID_TO, Column, Mode, Table
 from rhei_pipeline.sql import duckdb_type, listed, literal, matching, mirror_table, quote
 
@@ -184,28 +185,9 @@ class DuckDBTransaction:
                 [table.name, list(keys)],
             )
 
-    def write_snapshots(self, table: Table, instants: Mapping[date, datetime]) -> dict[date, int]:
-        """Keep a temporal table's rows as of each instant, under its day."""
-        target = f"snapshot.{quote(table.name)}"
-        names = listed(table.schema.names)
-        self._connection.execute("create schema if not exists snapshot")
-        self._connection.execute(f"create table if not exists {target}(snapshot_date date)")
-        for field in table.schema.arrow:
-            self._connection.execute(
-                f"alter table {target} add column if not exists"
-                f" {quote(field.name)} {duckdb_type(field.type)}"
-            )
-        written = {}
-        for day, instant in instants.items():
-            self._connection.execute(f"delete from {target} where snapshot_date = ?", [day])
-            counted = self._connection.execute(
-                f"insert into {target}(snapshot_date, {names}) select $1, {names}"
-                f" from {mirror_table(table.schema)} where {VALID_FROM} <= $2"
-                f" and ({VALID_TO} is null or {VALID_TO} > $2)",
-                [day, instant],
-            )
-            written[day] = int(counted.fetchall()[0][0])
-        return written
+    def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:
+        """Keep a temporal table's rows as of each day's instant, under the day."""
+        return write_snapshots(self._connection, table, days)
 
     def begin_copy(self, table: Table, progress: CopyProgress) -> None:
         """Start an empty copy beside the table."""
@@ -253,6 +235,7 @@ class DuckDBTransaction:
             SchemaDriftError: A temporal table's past cannot be kept under the new types.
         """
         if table_exists(self._connection, table) and not self._outgrown(table):
+            note_columns(self._connection, table, at)
             return None
         self._connection.execute(f"drop table if exists {mirror_table(table.schema)}")
         if table.mode is Mode.DESTRUCTIVE:
@@ -261,6 +244,7 @@ class DuckDBTransaction:
             )
         else:
             self._adopt_as_versions(table, at)
+        note_beginning(self._connection, table, at)
         forget_copy(self._connection, table.name)
         return self._count(f"select count(*) from {mirror_table(table.schema)}")
 

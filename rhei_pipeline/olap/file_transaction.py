@@ -21,12 +21,13 @@ from rhei_pipeline.events import (
     Versions,
 )
 from rhei_pipeline.history import DELETED, FLOOR, LOCATOR, REPEATED, repeated
-from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
+from rhei_pipeline.ledger import AsOf, CopyProgress, Ledger, Watermark
 from rhei_pipeline.olap import letters as dead
 from rhei_pipeline.olap.comparing import compare, compare_digests, differing, present_repeats
 from rhei_pipeline.olap.digests import key_hashes, row_digests
 from rhei_pipeline.olap.draft import Draft, Found
 from rhei_pipeline.olap.endings import Endings
+from rhei_pipeline.olap.file_past import note_columns
 from rhei_pipeline.olap.folding import CYCLE_ROWS, SEGMENT_ROWS, due_in_a_cycle, fold
 from rhei_pipeline.olap.manifest import Manifest, StoredTable
 from rhei_pipeline.olap.reshaping import last_good_rows, outgrown
@@ -165,18 +166,19 @@ class FileTransaction:
             self._letters = dead.release(self._kept(), table.name, keys, dated)
             self._letters_changed = True
 
-    def write_snapshots(self, table: Table, instants: Mapping[date, datetime]) -> dict[date, int]:
-        """Keep a temporal table's rows as of each instant, under its day."""
+    def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:
+        """Keep a temporal table's rows as of each day's instant, under the day."""
         name, draft = f"{_SNAPSHOTS}.{quote(table.name)}", self._draft(table)
         if name not in self._tables and name not in self.base.tables:
             empty = StoredTable(_SNAPSHOTS, table.name, pa.schema([_DAY]))
             self._tables[name] = Draft(empty, self.store)
         target = self._named(name, table)
-        new = [f for f in table.schema.arrow if f.name not in target.schema.names]
+        asked = dict.fromkeys(column for day in days.values() for column in day.columns)
+        new = [draft.schema.field(n) for n in asked if n not in target.schema.names]
         target.reshape(pa.schema([*target.schema, *new]))
         written = {}
-        for day, instant in instants.items():
-            rows = _rows_as_of(draft, table, instant)
+        for day, then in days.items():
+            rows = _rows_as_of(draft, then)
             dated = rows.add_column(0, _DAY, pa.repeat(pa.scalar(day), rows.num_rows))
             target.append_tagged(dated, day.isoformat())
             written[day] = rows.num_rows
@@ -218,6 +220,7 @@ class FileTransaction:
         name = mirror_table(table.schema)
         standing = name in self._tables or name in self.base.tables
         if standing and not outgrown(self._draft(table), table):
+            note_columns(self._draft(table), table, at)
             return None
         copy = self._drop_copy(table)
         copy.move(table.schema.namespace, table.schema.relation)
@@ -225,6 +228,7 @@ class FileTransaction:
             copy.reshape(table.mirror_schema)
             since = pa.scalar(at, INSTANT).cast(pa.int64()).as_py()
             copy.fix({VALID_FROM: since, OPERATION: Operation.INSERT.value})
+            copy.date(at, {})
         self._tables[name] = copy
         return copy.count()
 
@@ -394,11 +398,13 @@ def _rows_of(draft: Draft, table: Table, keys: pa.Table) -> pa.Table:
     return conform(draft.take(np.unique(found.places), table.schema.names), table.schema.arrow)
 
 
-def _rows_as_of(draft: Draft, table: Table, instant: datetime) -> pa.Table:
-    at, found = pa.scalar(instant, INSTANT), [table.schema.arrow.empty_table()]
+def _rows_as_of(draft: Draft, then: AsOf) -> pa.Table:
+    names = list(then.columns)
+    found = [pa.schema([draft.schema.field(name) for name in names]).empty_table()]
+    at = pa.scalar(then.instant, INSTANT)
     for past in (False, True):
-        for rows, _ in draft.scan([*table.schema.names, VALID_FROM, VALID_TO], past=past):
+        for rows, _ in draft.scan([*names, VALID_FROM, VALID_TO], past=past):
             still = pc.fill_null(pc.greater(rows[VALID_TO], at), fill_value=True)
             alive = pc.and_(pc.less_equal(rows[VALID_FROM], at), still)
-            found.append(rows.filter(alive).select(list(table.schema.names)))
+            found.append(rows.filter(alive).select(names))
     return pa.concat_tables(found)

@@ -80,12 +80,19 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class StoredTable:
-    """A table: the columns a reader sees, and the segments that hold its rows."""
+    """A table: the columns a reader sees, and the segments that hold its rows.
+
+    Attributes:
+        begins_at: When its history begins, where it keeps one and this is known.
+        left: Columns that the source has no more, and when that was noticed.
+    """
 
     namespace: str | None
     relation: str
     schema: pa.Schema
     segments: tuple[Segment, ...] = ()
+    begins_at: datetime | None = None
+    left: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,12 +198,21 @@ def _table(table: StoredTable) -> dict[str, Any]:
         "relation": table.relation,
         "columns": _schema(table.schema),
         "segments": [_segment(segment) for segment in table.segments],
+        "begins_at": table.begins_at.isoformat() if table.begins_at else None,
+        "left": {name: at.isoformat() for name, at in table.left.items()},
     }
 
 
 def _read_table(form: dict[str, Any]) -> StoredTable:
-    segments = tuple(map(_read_segment, form["segments"]))
-    return StoredTable(form["namespace"], form["relation"], _read_schema(form["columns"]), segments)
+    left = form.get("left", {})
+    return StoredTable(
+        form["namespace"],
+        form["relation"],
+        _read_schema(form["columns"]),
+        tuple(map(_read_segment, form["segments"])),
+        datetime.fromisoformat(begun) if (begun := form.get("begins_at")) else None,
+        MappingProxyType({name: datetime.fromisoformat(at) for name, at in left.items()}),
+    )
 
 
 def _segment(segment: Segment) -> dict[str, Any]:

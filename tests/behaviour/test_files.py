@@ -357,14 +357,19 @@ def test_snapshots_of_days_are_kept_and_written_anew(make_world: MakeWorld, stor
     world = make_world(mode="temporal", storage=storage)
     world.run("create table t(id integer primary key, v int)", "insert into t values (1, 1)")
     world.htap.sync_now()
+    sleep(0.002)  # SQLite's clock has milliseconds
+    early = datetime.now(UTC)
+    sleep(0.002)
     world.run("insert into t values (2, 2)")
     world.htap.sync_now()
-    late, early = datetime.now(UTC), datetime(2000, 1, 1, tzinfo=UTC)
+    late = datetime.now(UTC)
     for _ in range(2):
         written = world.htap.snapshot("t", {date(2000, 1, 1): early, date(2001, 1, 1): late})
-        assert written == {date(2000, 1, 1): 0, date(2001, 1, 1): 2}
-    found = world.htap.query("select snapshot_date, id from snapshot.t order by id", hint="olap")
+        assert written == {date(2000, 1, 1): 1, date(2001, 1, 1): 2}
+    sql = "select snapshot_date, id from snapshot.t order by snapshot_date, id"
+    found = world.htap.query(sql, hint="olap")
     assert found.to_pylist() == [
+        {"snapshot_date": date(2000, 1, 1), "id": 1},
         {"snapshot_date": date(2001, 1, 1), "id": 1},
         {"snapshot_date": date(2001, 1, 1), "id": 2},
     ]
