@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
+from rhei_pipeline.adoption import adopt
 from rhei_pipeline.errors import RheiError
 from rhei_pipeline.flight.access import refuse_open_server
 from rhei_pipeline.flight.running import Limits
@@ -296,6 +297,17 @@ def repair(
     with _opened(config) as htap:
         report = values(htap.repair(table))
     show(report, [report], tuple(report), as_json=json_)
+
+
+@app.command("adopt", epilog=example("adopt"))
+def adopt_command(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
+    """Make the mirror follow the declared source, where that was moved or the pipeline renamed.
+
+    The next sync compares every table whole with the source; a temporal table keeps its past.
+    """
+    before, now = adopt(Settings.load(config))
+    rows = [{"was": str(before.source) if before else None, "is": str(now.source)}]
+    show(rows[0], rows, ("was", "is"), as_json=json_)
 
 
 @app.command("as-of", epilog=example("as-of orders 2026-11-01T12:00:00+00:00"))

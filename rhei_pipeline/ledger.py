@@ -1,10 +1,11 @@
 """What "recorded" means: how far each table of a mirror has come."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
+from typing import TypeVar
 
 from rhei_pipeline.events import Position
 
@@ -87,6 +88,13 @@ class Ledger:
     watermarks: Mapping[str, Watermark] = field(default_factory=lambda: MappingProxyType({}))
     copies: Mapping[str, CopyProgress] = field(default_factory=lambda: MappingProxyType({}))
 
+    def unproved(self) -> "Ledger":
+        """Return the same places without what proves them to a source."""
+        return Ledger(
+            MappingProxyType({n: _unproved(mark) for n, mark in self.watermarks.items()}),
+            MappingProxyType({n: _unproved(copy) for n, copy in self.copies.items()}),
+        )
+
     def state(self, table: str) -> TableState:
         """Return where a table is in its life."""
         if table in self.copies:
@@ -105,3 +113,10 @@ class Ledger:
         """Return the highest order recorded for the table; 0 where there is none."""
         records = (self.copies.get(table), self.watermarks.get(table))
         return max((record.position.order for record in records if record), default=0)
+
+
+_Record = TypeVar("_Record", Watermark, CopyProgress)
+
+
+def _unproved(record: _Record) -> _Record:
+    return replace(record, position=replace(record.position, proof=""))

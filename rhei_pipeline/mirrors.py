@@ -20,6 +20,13 @@ class OwnedMirror(Mirror, Protocol):
     #: Where it rests; `:memory:` where it ends with the process.
     path: str
 
+    @property
+    def owner(self) -> str | None:
+        """Whose it is, as `ownership.Owner` writes it; None where that was never recorded."""
+
+    def claim(self, owner: str, *, anew: bool) -> None:
+        """Record whose it is; with `anew`, no position counts any more: tables are copied again."""
+
 
 def open_mirror(settings: Settings) -> OwnedMirror:
     """Open the mirror, alone among all processes that write."""

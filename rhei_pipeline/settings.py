@@ -62,6 +62,12 @@ class Settings(BaseSettings):
         extra="forbid", frozen=True, env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__"
     )
 
+    name: str | None = Field(
+        None,
+        min_length=1,
+        description="What this pipeline is called; its mirror then refuses pipelines of another"
+        " name.",
+    )
     source: Annotated[
         Annotated[SqliteSettings, Tag("sqlite")] | Annotated[PostgresSettings, Tag("postgres")],
         Discriminator(_source_kind),

@@ -15,6 +15,7 @@ from rhei_pipeline.declaration import SqliteSettings
 from rhei_pipeline.errors import MissingExtraError, SchemaError
 from rhei_pipeline.metrics import Finding
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
+from rhei_pipeline.ownership import SourceIdentity
 from rhei_pipeline.pipeline import Declared
 from rhei_pipeline.protocols import ChangeSource, Database
 from rhei_pipeline.registry import Registry, mirror_id_of
@@ -24,6 +25,9 @@ from rhei_pipeline.settings import Settings
 
 class SourceDatabase(Database, Protocol):
     """A source's database, and its catalogue."""
+
+    def identity(self, *, mark: bool = False) -> SourceIdentity:
+        """Tell this source from all others; with `mark`, write an id into it where it lacks one."""
 
     def table_names(self) -> list[str]:
         """Return the names of all ordinary tables that have a primary key."""
@@ -93,6 +97,12 @@ def open_source(
         module, streaming = postgres("logical_decoding"), settings.capture.streaming
         source = module.LogicalSource(database, reader, options, streaming=streaming)
     return source
+
+
+def forget_elsewhere(settings: Settings, database: SourceDatabase, reader: str) -> None:
+    """Let a server forget a reader that followed another one of its databases."""
+    if settings.capture_method == "logical":
+        postgres("slots").drop_elsewhere(database, reader)
 
 
 def unread(settings: Settings, reader: str) -> int | None:

@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from rhei_pipeline.adoption import claim
 from rhei_pipeline.capture.buffer.bridge import BridgeSource, Draining
 from rhei_pipeline.capture.buffer.change_log import ChangeLog, Limits
 from rhei_pipeline.capture.buffer.confirmation import unapplied_events
@@ -52,6 +53,7 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
         stack.callback(database.close)
         mirror = open_mirror(settings)
         stack.callback(mirror.close)
+        claim(settings, database, mirror)
         in_memory = settings.mirror.in_memory
         registry = Registry(None if in_memory else settings.registry.path, mirror.mirror_id)
         oltp = open_oltp(settings, database, stack)

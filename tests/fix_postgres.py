@@ -41,16 +41,17 @@ def dating_server() -> Iterator[Server]:
 @pytest.fixture
 def dsn(server: Server) -> Iterator[str]:
     """Make an empty database; drop it, and the slots in it, at the end."""
-    yield from _database(server)
+    yield from database(server)
 
 
 @pytest.fixture
 def dating_dsn(dating_server: Server) -> Iterator[str]:
     """Make an empty database on the server that keeps when transactions were committed."""
-    yield from _database(dating_server)
+    yield from database(dating_server)
 
 
-def _database(server: Server) -> Iterator[str]:
+def database(server: Server) -> Iterator[str]:
+    """Make an empty database; drop it, and the slots in it, once it was used."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"create database {name}".encode())

@@ -123,6 +123,24 @@ class DataFusionMirror:
         self._manifests.collect_orphans(self._store)
         return found
 
+    @property
+    def owner(self) -> str | None:
+        """Whose it is, as recorded."""
+        return self._manifest.owner
+
+    def claim(self, owner: str, *, anew: bool) -> None:
+        """Record whose it is; with `anew`, no position counts any more: tables are copied again."""
+        with self._lock, self._undoing():
+            base = self._manifest
+            claimed = replace(
+                base,
+                version=base.version + 1,
+                committed_at=datetime.now(UTC),
+                ledger=base.ledger.unproved() if anew else base.ledger,
+                owner=owner,
+            )
+            self._commit(claimed)
+
     def ledger(self) -> Ledger:
         """Return what is recorded, as last committed; nobody else can write."""
         self._refuse_closed()

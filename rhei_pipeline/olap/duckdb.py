@@ -19,7 +19,12 @@ from rhei_pipeline.cancelling import Cancel
 from rhei_pipeline.errors import MirrorBusyError, MirrorError, QueryError, RheiError
 from rhei_pipeline.ledger import Ledger, Past
 from rhei_pipeline.metrics import MaintenanceReport
-from rhei_pipeline.olap.duckdb_ledger import prepare, read_ledger
+from rhei_pipeline.olap.duckdb_ledger import (
+    prepare,
+    read_ledger,
+    read_owner,
+    write_owner,
+)
 from rhei_pipeline.olap.duckdb_past import read_past
 from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction, in_utc, table_exists
 from rhei_pipeline.olap.locking import WriterLock
@@ -100,6 +105,17 @@ class DuckDBMirror:
         opened.callback(lock.release)
         if self._published is not None:
             self._published.look_up(file)
+
+    @property
+    def owner(self) -> str | None:
+        """Whose it is, as recorded."""
+        with translated(self.path), self._cursor() as cursor:
+            return read_owner(cursor)
+
+    def claim(self, owner: str, *, anew: bool) -> None:
+        """Record whose it is; with `anew`, no position counts any more: tables are copied again."""
+        with self.transaction():
+            write_owner(self._connection, owner, anew=anew)
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as last committed; nobody else can write to the file."""

@@ -86,6 +86,20 @@ def _mirror_id(connection: duckdb.DuckDBPyConnection) -> str:
     return str(found[0])
 
 
+def read_owner(connection: duckdb.DuckDBPyConnection) -> str | None:
+    """Return whose the mirror is; None where that was never recorded."""
+    found = connection.execute("select owner from _rhei_mirror").fetchone()
+    return None if found is None else found[0]
+
+
+def write_owner(connection: duckdb.DuckDBPyConnection, owner: str, *, anew: bool) -> None:
+    """Record whose the mirror is; with `anew`, no recorded position is proved any more."""
+    connection.execute("update _rhei_mirror set owner = ?", [owner])
+    if anew:
+        connection.execute("update _rhei_watermark set proof = ''")
+        connection.execute("update _rhei_copies set proof = ''")
+
+
 def read_ledger(connection: duckdb.DuckDBPyConnection) -> Ledger:
     """Read everything recorded, as one state."""
     # Microseconds, since fetching an instant as Python's would need one more package.

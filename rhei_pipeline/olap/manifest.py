@@ -14,6 +14,7 @@ from rhei_pipeline.events import Position
 from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
 from rhei_pipeline.schema import parse_type, type_name
 
+MEMORY = ":memory:"
 FORMAT = 2
 #: Before, no version ended where its row stood.
 _READ = {1, FORMAT}
@@ -104,6 +105,7 @@ class Manifest:
         storage: How the rows rest.
         tables: By the quoted name that SQL gives them, `sql.mirror_table`.
         letters: The file that holds the dead letters; None while there are none.
+        owner: Whose it is; None where that was never recorded.
     """
 
     version: int
@@ -113,6 +115,7 @@ class Manifest:
     tables: Mapping[str, StoredTable] = field(default_factory=lambda: MappingProxyType({}))
     ledger: Ledger = field(default_factory=Ledger)
     letters: str | None = None
+    owner: str | None = None
 
     @property
     def segments(self) -> list[Segment]:
@@ -129,6 +132,7 @@ class Manifest:
                 "storage": self.storage,
                 "committed_at": self.committed_at.isoformat(),
                 "letters": self.letters,
+                "owner": self.owner,
                 "watermarks": [_watermark(mark) for mark in self.ledger.watermarks.values()],
                 "copies": [_copy(copy) for copy in self.ledger.copies.values()],
                 "tables": {name: _table(table) for name, table in self.tables.items()},
@@ -136,7 +140,7 @@ class Manifest:
         ).encode()
 
     @classmethod
-    def decode(cls, text: bytes) -> "Manifest":
+    def decode(cls, text: bytes, mirror: str = MEMORY) -> "Manifest":
         """Read what `encode` wrote.
 
         Raises:
@@ -148,7 +152,10 @@ class Manifest:
         except (ValueError, TypeError, KeyError) as error:
             raise MirrorError("a manifest is damaged", hint="restore the mirror's files") from error
         if found not in _READ:
-            raise MirrorError(f"its format is {found}, not {FORMAT}", hint="use a newer version")
+            raise MirrorError(
+                f"mirror {mirror!r} has format {found}, and this version knows {FORMAT} at most",
+                hint="use the newer version of rhei-pipeline that wrote it, or give another path",
+            )
         marks = [_read_watermark(mark) for mark in form["watermarks"]]
         copies = [_read_copy(copy) for copy in form["copies"]]
         return cls(
@@ -162,6 +169,7 @@ class Manifest:
                 MappingProxyType({copy.table: copy for copy in copies}),
             ),
             form["letters"],
+            form.get("owner"),
         )
 
 

@@ -7,7 +7,7 @@ nobody reads any more. They are deleted, and nothing else ever is.
 from collections.abc import Callable, Iterable
 
 from rhei_pipeline.olap.files import Files
-from rhei_pipeline.olap.manifest import Manifest
+from rhei_pipeline.olap.manifest import MEMORY, Manifest
 from rhei_pipeline.olap.segment_store import DATA, SegmentStore
 
 _FOLDER = "manifests"
@@ -48,7 +48,8 @@ class Manifests:
         """
         found = self._known.get(version)
         if found is None:
-            found = Manifest.decode(self._files.get(_name(version)).to_pybytes())
+            content = self._files.get(_name(version)).to_pybytes()
+            found = Manifest.decode(content, self._files.root or MEMORY)
             self._known[version] = found
         return found
 

@@ -22,6 +22,7 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.metrics import Finding
 from rhei_pipeline.oltp import postgres_doctor
+from rhei_pipeline.oltp.postgres_identity import identity
 from rhei_pipeline.oltp.postgres_meaning import finds_public, meaning
 from rhei_pipeline.oltp.postgres_schema import (
     NUMERIC,
@@ -34,6 +35,7 @@ from rhei_pipeline.oltp.postgres_schema import (
     table_names,
 )
 from rhei_pipeline.oltp.postgres_values import SESSION_SETTINGS, RowShape, admit_text, row_shape
+from rhei_pipeline.ownership import SourceIdentity
 from rhei_pipeline.protocols import Begun, Streamed
 from rhei_pipeline.reading import refuse_writing
 from rhei_pipeline.schema import Column, Table, TableOptions, TableSchema
@@ -271,6 +273,11 @@ class PostgresDatabase:
         slot = slot_name(mirror_id) if mirror_id else None
         with self._lent() as connection:
             return list(postgres_doctor.examine(connection, tables, options, slot))
+
+    def identity(self, *, mark: bool = False) -> SourceIdentity:  # noqa: ARG002
+        """Tell this database from all others; the server has a mark of its own."""
+        with self._lent() as connection:
+            return identity(connection)
 
     def add_column(self, table: TableSchema, column: str, arrow_type: pa.DataType) -> None:
         """Add a column that is declared so that it is read back as this type."""

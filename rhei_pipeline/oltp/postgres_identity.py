@@ -6,6 +6,7 @@ from typing import Any
 
 from rhei_pipeline.errors import CaptureError, SourceBusyError
 from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable
+from rhei_pipeline.ownership import SourceIdentity
 
 _VERSION_DIGITS = 15  # of a hash in hexadecimal, so that the version fits 63 bits
 
@@ -14,6 +15,8 @@ select s.system_identifier::text || ':' || case when pg_is_in_recovery() then c.
     else substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end
 from pg_control_system() s, pg_control_checkpoint() c
 """
+_SERVER = "select system_identifier::text from pg_control_system()"
+_DATABASE = "select oid::text, datname from pg_database where datname = current_database()"
 _OIDS = "select to_regclass(name)::oid::bigint from unnest(%s::text[]) name"
 _REWRITTEN = """
 select bool_or(pg_relation_filenode(c.oid) is distinct from nullif(c.relfilenode, 0))
@@ -24,6 +27,14 @@ from pg_class c where c.oid = %(oid)s or c.oid in (select relid from pg_partitio
 def origin(connection: Connection) -> str:
     """Name the server and its timeline: another one after a promotion or a restored backup."""
     return str(one(connection, _ORIGIN)[0])
+
+
+def identity(connection: Connection) -> SourceIdentity:
+    """Tell a database of a server from all others, whatever became of its timeline."""
+    (may_ask,) = one(connection, "select has_function_privilege('pg_control_system()', 'execute')")
+    server = one(connection, _SERVER)[0] if may_ask else ""
+    oid, name = one(connection, _DATABASE)
+    return SourceIdentity("postgres", f"{name} of server {server}", f"{oid} of server {server}")
 
 
 def oids_of(connection: Connection, tables: Iterable[str]) -> list[int]:

@@ -24,8 +24,10 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.metrics import Finding
 from rhei_pipeline.oltp import sqlite_doctor, sqlite_query
+from rhei_pipeline.oltp.sqlite_identity import read_mark, write_mark
 from rhei_pipeline.oltp.sqlite_meaning import meaning
 from rhei_pipeline.oltp.sqlite_schema import declaration, read_table, table_names
+from rhei_pipeline.ownership import SourceIdentity
 from rhei_pipeline.protocols import Begun, Streamed
 from rhei_pipeline.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.sql import quote
@@ -185,6 +187,15 @@ class SqliteDatabase:
         """Say what stands in the way of capture; see `sqlite_doctor.examine`."""
         with self.reader() as connection:
             return list(sqlite_doctor.examine(connection, tables, options))
+
+    def identity(self, *, mark: bool = False) -> SourceIdentity:
+        """Tell this file from all others; see `sqlite_identity`."""
+        with self.reader() as connection:
+            found = read_mark(connection)
+        if mark and not found:
+            with self.transaction(), self.translated():
+                found = write_mark(self._writer)
+        return SourceIdentity("sqlite", str(self.path.resolve()), found)
 
     def add_column(self, table: TableSchema, column: str, arrow_type: pa.DataType) -> None:
         """Add a column that is declared so that it is read back as this type."""
