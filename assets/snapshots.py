@@ -41,6 +41,7 @@ def snapshot_asset(table: Table, settings: Settings) -> dg.AssetsDefinition:
         partitions_def=daily_partitions(settings),
         backfill_policy=dg.BackfillPolicy.single_run(),
         pool=WRITER_POOL,
+        output_required=False,
         metadata={
             "dagster/column_schema": column_schema(table, history=False),
             "dagster/table_name": f"{settings.mirror.path.stem}.snapshot.{table.name}",
@@ -48,12 +49,18 @@ def snapshot_asset(table: Table, settings: Settings) -> dg.AssetsDefinition:
     )
     def snapshot(
         context: dg.AssetExecutionContext, olap: OlapResource
-    ) -> Iterator[dg.MaterializeResult[None]]:
-        days = [date.fromisoformat(key) for key in context.partition_keys]
+    ) -> Iterator[dg.MaterializeResult[None] | dg.AssetMaterialization]:
+        ends = {day: end_of(day) for day in map(date.fromisoformat, context.partition_keys)}
         with olap.open() as htap:
             # A snapshot of today is as of now, so what is pending belongs into it.
             htap.sync_now()
-            rows = htap.snapshot(table.name, {day: end_of(day) for day in days})
+            begins = htap.known_since(table.name)
+            known = {day: end for day, end in ends.items() if end >= begins}
+            # Where no day is known, the error says from when on days are.
+            rows = htap.snapshot(table.name, known or ends)
+        if len(rows) < len(ends):
+            yield from _of_known_days(context, rows, begins)
+            return
         for day, count in rows.items():
             context.add_asset_metadata(
                 {"dagster/partition_row_count": count}, partition_key=day.isoformat()
@@ -61,6 +68,28 @@ def snapshot_asset(table: Table, settings: Settings) -> dg.AssetsDefinition:
         yield dg.MaterializeResult(metadata={"days": len(rows), "rows": sum(rows.values())})
 
     return snapshot
+
+
+def _of_known_days(
+    context: dg.AssetExecutionContext, rows: dict[date, int], begins: datetime
+) -> Iterator[dg.AssetMaterialization]:
+    """Report the days there is a snapshot of; the others stay unmaterialized."""
+    asked = len(context.partition_keys)
+    context.log.warning(
+        "history is known from %s on: %d of the %d days ended before, and have no snapshot",
+        begins.isoformat(),
+        asked - len(rows),
+        asked,
+    )
+    for day, count in rows.items():
+        yield dg.AssetMaterialization(
+            context.asset_key,
+            partition=day.isoformat(),
+            metadata={
+                "dagster/partition_row_count": count,
+                "history_known_from": begins.isoformat(),
+            },
+        )
 
 
 def end_of(day: date) -> datetime:

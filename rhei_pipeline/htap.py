@@ -262,6 +262,10 @@ class HTAP:
             raise QueryError("the instant has no time zone", hint="give one, such as UTC")
         return lookback.as_of(self._engine.pipeline.table(table), instant, self._engine.mirror)
 
+    def known_since(self, table: str) -> datetime:
+        """Return when a temporal table's history begins: what was before is unknown."""
+        return lookback.known_since(self._engine.pipeline.table(table), self._engine.mirror)
+
     def verify(self, table: str | None = None) -> VerifyReport:
         """Sync, then compare every row of source and mirror at one source state."""
         return self._engine.pipeline.verify(table)

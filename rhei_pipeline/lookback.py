@@ -35,6 +35,15 @@ def as_of(table: Table, instant: datetime, mirror: Mirror) -> pa.Table:
     )
 
 
+def known_since(table: Table, mirror: Mirror) -> datetime:
+    """Return when a table's history begins.
+
+    Raises:
+        QueryError: The table keeps no history, or was never copied.
+    """
+    return _known(table, mirror).begins_at
+
+
 def snapshot(table: Table, instants: Mapping[date, datetime], mirror: Mirror) -> dict[date, int]:
     """Keep a table's rows as of an instant for each day, all in one transaction.
 

@@ -263,10 +263,22 @@ def test_a_backfill_of_days_rebuilds_them_in_one_run(
         result = run(settings, instance, "snapshot/orders", tags=tags)
         assert result.success
     found = mirror(settings, "select snapshot_date, count(*) as n from snapshot.orders group by 1")
-    # Nothing was known before today.
     assert found == [{"snapshot_date": days[-1], "n": 2}]
+    # Nothing was known before today: those days are not said to be done.
     done = instance.get_materialized_partitions(dg.AssetKey(["snapshot", "orders"]))
-    assert done == {day.isoformat() for day in days}
+    assert done == {days[-1].isoformat()}
+
+
+def test_a_day_before_the_first_copy_fails_and_says_from_when_on_days_are_known(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    run(settings, instance, "initial_sync/orders")
+    today = datetime.now(UTC).date()
+    unknown = (today - timedelta(days=2)).isoformat()
+    with pytest.raises(rhei.RheiError, match=f"choose days from {today} on"):
+        run(settings, instance, "snapshot/orders", partition_key=unknown)
+    assert not instance.get_materialized_partitions(dg.AssetKey(["snapshot", "orders"]))
+    assert run(settings, instance, "snapshot/orders", partition_key=today.isoformat()).success
 
 
 def test_the_schedule_asks_for_the_day_before(

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
-ROOMS = ("rhei_pipeline", "assets", "resources", "sensors", "config", "examples", "tests")
-ROOMS = (*ROOMS, "benchmarks")
+ROOMS = (
+    *("rhei_pipeline", "assets", "resources", "sensors", "config"),
+    *("examples", "tests", "benchmarks"),
+)
 #: What opens a file's bytes. Text is no database, so `read_text` and `write_text` are left out.
 OPENING = {
     *("open", "fdopen", "read_bytes", "write_bytes", "touch", "truncate", "mkstemp", "FileIO"),
@@ -51,8 +53,8 @@ def opened(tree: ast.AST, inside: str = "") -> Iterator[tuple[str, int]]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Call) and opens(node.func):
             yield inside, node.lineno
-        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        yield from opened(node, node.name if is_function else inside)
+        name = node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else inside
+        yield from opened(node, name)
 
 
 def opens(called: ast.expr) -> bool:
