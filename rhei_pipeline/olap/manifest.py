@@ -169,7 +169,7 @@ class Manifest:
                 MappingProxyType({copy.table: copy for copy in copies}),
             ),
             form["letters"],
-            form.get("owner"),
+            owner=form.get("owner"),
         )
 
 
@@ -218,8 +218,8 @@ def _read_table(form: dict[str, Any]) -> StoredTable:
         form["relation"],
         _read_schema(form["columns"]),
         tuple(map(_read_segment, form["segments"])),
-        datetime.fromisoformat(begun) if (begun := form.get("begins_at")) else None,
-        MappingProxyType({name: datetime.fromisoformat(at) for name, at in left.items()}),
+        begins_at=datetime.fromisoformat(begun) if (begun := form.get("begins_at")) else None,
+        left=MappingProxyType({name: datetime.fromisoformat(at) for name, at in left.items()}),
     )
 
 
