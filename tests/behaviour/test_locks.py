@@ -83,7 +83,7 @@ COMMANDS = [
     ["repair", "orders"],
     ["maintain"],
     ["dead-letters"],
-    ["as-of", "orders", datetime.now(UTC).replace(year=2999).isoformat()],
+    ["as-of", "orders", "2999-01-01"],
     ["check"],
 ]
 
