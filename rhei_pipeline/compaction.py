@@ -1,5 +1,7 @@
 """Many events, one net change a key."""
 
+import math
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -39,12 +41,23 @@ def key_codes(keys: pa.Table) -> np.ndarray:
     """
     codes = np.zeros(keys.num_rows, dtype=np.int64)
     for column in keys.columns:
-        part, width = _column_codes(column)
+        part, width = _column_codes(one_form(column))
         codes = codes * width + part
         # Renumber after each column, or a few wide keys would run out of 64 bits.
         if keys.num_columns > 1:
             codes = np.unique(codes, return_inverse=True)[1]
     return codes
+
+
+def one_form(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a key's column with the same bits for what every database holds equal.
+
+    Zero and minus zero are one key, and so are all NaNs.
+    """
+    if not pa.types.is_floating(column.type):
+        return column
+    unsigned = pc.add(column, 0.0)
+    return pc.if_else(pc.is_nan(unsigned), math.nan, unsigned)
 
 
 def _column_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, int]:

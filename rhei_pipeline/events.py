@@ -73,7 +73,13 @@ class DeadLetter:
 
 def key_text(key: Mapping[str, object]) -> str:
     """Write a key as a JSON object, the same text for the same key wherever it is written."""
-    return json.dumps(dict(key), ensure_ascii=False, default=_json_part)
+    parts = {name: _one_zero(part) for name, part in key.items()}
+    return json.dumps(parts, ensure_ascii=False, default=_json_part)
+
+
+def _one_zero(value: object) -> object:
+    """Return 0.0 for -0.0: they are one key."""
+    return value + 0.0 if isinstance(value, float) else value
 
 
 def _json_part(value: object) -> object:

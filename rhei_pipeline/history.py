@@ -173,7 +173,8 @@ def _changes_something(states: _States, schema: TableSchema) -> np.ndarray:
 def _equals_previous(rows: pa.Table, schema: TableSchema) -> np.ndarray:
     count = rows.num_rows
     equal = np.ones(count, dtype=bool)
-    for column in schema.value_columns:
+    floating_keys = [c for c in schema.key_columns if pa.types.is_floating(c.type)]
+    for column in [*schema.value_columns, *floating_keys]:
         values = _bits(rows[column.name].combine_chunks())
         later, earlier = values.slice(1), values.slice(0, max(count - 1, 0))
         same = pc.fill_null(pc.equal(later, earlier), fill_value=False)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.events import Comparison
-from rhei_pipeline.olap.digests import KeyHashes, key_hashes, row_digests
+from rhei_pipeline.olap.digests import KeyHashes, key_hashes, table_digests
 from rhei_pipeline.olap.draft import Draft
 from rhei_pipeline.olap.key_index import KeyIndex, Numbers
 from rhei_pipeline.schema import Table, TableSchema
@@ -34,7 +34,7 @@ def compare(draft: Draft, table: Table, rows: Iterable[pa.Table]) -> Comparison:
         keys = part.select(list(schema.primary_key))
         needles, entries = index.find(key_hashes(keys))
         seen[index.positions[entries]] = True
-        unequal = index.payloads[entries] != _digests(schema, part)[needles]
+        unequal = index.payloads[entries] != table_digests(part, schema)[needles]
         missing.append(keys.take(pa.array(np.delete(np.arange(keys.num_rows), needles))))
         different.append(keys.take(pa.array(needles[unequal])))
     extra = draft.take(places[~seen], schema.primary_key)
@@ -84,7 +84,7 @@ def compare_digests(
     for number, part in enumerate(parts):
         found = draft.find(key_hashes(part.select(list(schema.primary_key))))
         seen.append(found.places)
-        equal = found.payloads == _digests(schema, part)[found.needles]
+        equal = found.payloads == table_digests(part, schema)[found.needles]
         if not equal.all() or len(found.needles) < part.num_rows:
             stale.append(number)
     known = np.concatenate(seen)
@@ -99,14 +99,10 @@ def _fresh_index(draft: Draft, schema: TableSchema) -> tuple[KeyIndex, Numbers]:
         hashes = key_hashes(rows.select(list(schema.primary_key)))
         words.append(hashes.words)
         checks.append(hashes.checks)
-        digests.append(_digests(schema, rows))
+        digests.append(table_digests(rows, schema))
         places.append(where)
     merged = KeyHashes(np.concatenate(words), np.concatenate(checks))
     return KeyIndex.build(merged, np.concatenate(digests)), np.concatenate(places)
-
-
-def _digests(schema: TableSchema, rows: pa.Table) -> np.ndarray:
-    return row_digests(rows.select([column.name for column in schema.value_columns]))
 
 
 _NONE = np.zeros(0, dtype=np.int64)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from rhei_pipeline.compaction import one_form
+from rhei_pipeline.schema import TableSchema
 
 Words = npt.NDArray[np.uint64]
 
@@ -42,11 +44,23 @@ def key_hashes(keys: pa.Table) -> KeyHashes:
     words = np.full(keys.num_rows, _KEY_SEED)
     checks = np.full(keys.num_rows, _CHECK_SEED)
     for column in keys.columns:
-        # Zero and minus zero are one key, as they are to every database.
-        part = pc.add(column, 0.0) if pa.types.is_floating(column.type) else column
+        part = one_form(column)
         words = _mix(words * _GOLDEN + _column(part, _KEY_SEED))
         checks = _mix(checks * _GOLDEN + _column(part, _CHECK_SEED))
     return KeyHashes(words, (checks >> np.uint64(32)).astype(np.uint32))
+
+
+def table_digests(rows: pa.Table, schema: TableSchema) -> Words:
+    """Digest the columns outside the key, and of a floating key whether it is minus zero.
+
+    The key finds its row in either form; its form is a value to keep.
+    """
+    digests = row_digests(rows.select([column.name for column in schema.value_columns]))
+    for column in schema.key_columns:
+        if pa.types.is_floating(column.type):
+            values = rows[column.name].to_numpy()
+            digests[(values == 0) & np.signbit(values)] += _seed(column.name)
+    return digests
 
 
 def row_digests(rows: pa.Table) -> Words:

@@ -471,22 +471,23 @@ def _present(table: Table) -> str:
 
 
 def _differs(table: Table, left: str, right: str) -> str:
-    """Compare the columns outside the key; doubles by their sign too, since 0.0 equals -0.0."""
-    tests = []
-    for column in table.schema.value_columns:
-        one, other = f"{left}.{quote(column.name)}", f"{right}.{quote(column.name)}"
-        tests.append(f"{one} is distinct from {other}")
-        if pa.types.is_floating(column.type):
-            tests.append(f"signbit({one}) is distinct from signbit({other})")
+    """Compare the columns outside the key, and floats by their sign too, since 0.0 equals -0.0."""
+    names = [quote(column.name) for column in table.schema.value_columns]
+    tests = [f"{left}.{name} is distinct from {right}.{name}" for name in names]
+    tests += [
+        f"signbit({left}.{n}) is distinct from signbit({right}.{n})" for n in _floating(table)
+    ]
     return f"({' or '.join(tests)})" if tests else "false"
 
 
 def _digest(table: Table, row: str) -> str:
-    """Fold the columns outside the key into 64 bits; doubles with their sign, as `_differs`."""
-    terms = ["0"]
-    for column in table.schema.value_columns:
-        name = f"{row}.{quote(column.name)}"
-        terms.append(name)
-        if pa.types.is_float64(column.type):
-            terms.append(f"signbit({name})")
+    """Fold the columns outside the key into 64 bits, and the signs of floats, as `_differs`."""
+    values = [f"{row}.{quote(column.name)}" for column in table.schema.value_columns]
+    signs = [f"signbit({row}.{name})" for name in _floating(table)]
+    terms = ["0", *values, *signs]
     return f"hash({', '.join(terms)})"
+
+
+def _floating(table: Table) -> list[str]:
+    """Return the quoted names of floating columns, the key's included."""
+    return [quote(c.name) for c in table.schema.columns if pa.types.is_floating(c.type)]

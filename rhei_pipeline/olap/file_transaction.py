@@ -24,7 +24,7 @@ from rhei_pipeline.history import DELETED, FLOOR, LOCATOR, REPEATED, repeated
 from rhei_pipeline.ledger import AsOf, CopyProgress, Ledger, Watermark
 from rhei_pipeline.olap import letters as dead
 from rhei_pipeline.olap.comparing import compare, compare_digests, differing, present_repeats
-from rhei_pipeline.olap.digests import key_hashes, row_digests
+from rhei_pipeline.olap.digests import key_hashes, table_digests
 from rhei_pipeline.olap.draft import Draft, Found
 from rhei_pipeline.olap.endings import Endings
 from rhei_pipeline.olap.file_past import note_columns
@@ -305,7 +305,7 @@ def _merge(draft: Draft, table: Table, changes: NetChanges) -> Counts:
     inserted = updated = deleted = 0
     upserts = changes.upserts
     if upserts.num_rows:
-        hashes, digests = key_hashes(upserts.select(key)), _digests(table, upserts)
+        hashes, digests = key_hashes(upserts.select(key)), table_digests(upserts, table.schema)
         found = draft.find(hashes)
         same = found.payloads == digests[found.needles]
         changed = np.ones(upserts.num_rows, dtype=bool)
@@ -321,13 +321,9 @@ def _merge(draft: Draft, table: Table, changes: NetChanges) -> Counts:
     return Counts(inserted, updated, deleted)
 
 
-def _digests(table: Table, rows: pa.Table) -> np.ndarray:
-    return row_digests(rows.select([column.name for column in table.schema.value_columns]))
-
-
 def _append(draft: Draft, table: Table, rows: pa.Table) -> None:
     hashes = key_hashes(rows.select(list(table.schema.primary_key)))
-    draft.append(rows, hashes, _digests(table, rows))
+    draft.append(rows, hashes, table_digests(rows, table.schema))
 
 
 def _first_of_each(events: pa.Table, table: Table) -> pa.Array:
@@ -343,7 +339,7 @@ def _repeated(draft: Draft, table: Table, firsts: pa.Table, found: Found) -> pa.
 
     Its row is read only where the digest is not of the columns there are now.
     """
-    same = found.payloads == _digests(table, firsts)[found.needles]
+    same = found.payloads == table_digests(firsts, table.schema)[found.needles]
     unsure = np.flatnonzero(~draft.digests_hold(found.places, table.schema.columns))
     if len(unsure):
         rows = conform(draft.take(found.places[unsure], table.schema.names), table.schema.arrow)
@@ -383,7 +379,7 @@ def _append_versions(draft: Draft, table: Table, rows: pa.Table, *, past: bool) 
     if past:
         payloads = rows[VALID_TO].cast(pa.int64()).to_numpy().view(np.uint64)
     else:
-        payloads = _digests(table, rows)
+        payloads = table_digests(rows, table.schema)
     draft.append(rows, hashes, payloads, past=past)
 
 

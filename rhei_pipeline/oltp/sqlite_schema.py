@@ -98,17 +98,20 @@ class SqliteTable:
     Attributes:
         uniques: What else is unique, beside the key itself.
         unmirrored: Columns that the settings leave out.
+        free_key: Whether a column of the key takes numbers as they come, so that 0.0 and -0.0,
+            or 1 and 1.0, can be written in turn for one key.
     """
 
     schema: TableSchema
     uniques: tuple[UniqueIndex, ...]
     key_collations: tuple[str, ...]
     unmirrored: tuple[str, ...] = ()
+    free_key: bool = False
 
     @property
     def binary_key(self) -> bool:
         """Whether keys are equal only when they are the same, byte for byte."""
-        return all(collation == _BINARY for collation in self.key_collations)
+        return not self.free_key and all(name == _BINARY for name in self.key_collations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,15 @@ def _with_uniqueness(
         others += _rowid_alias(connection, schema.name)
     everything = [info.name for info in _columns(connection, schema.name, None)]
     unmirrored = tuple(name for name in everything if name not in schema.names)
-    return SqliteTable(schema, others, collations, unmirrored)
+    free_key = any(_takes_any_number(info.declared) for info in infos if info.name in key)
+    return SqliteTable(schema, others, collations, unmirrored, free_key)
+
+
+def _takes_any_number(declared: str) -> bool:
+    """Tell whether SQLite keeps a number as it is given (sqlite.org/datatype3.html, 3.1)."""
+    text = declared.upper()
+    converts = any(part in text for parts, _ in _AFFINITIES[:2] for part in parts)
+    return not text or text == "ANY" or ("BLOB" in text and not converts)
 
 
 def _ordinary_table(connection: sqlite3.Connection, name: str) -> str:

@@ -40,6 +40,8 @@ OWN_TABLES = (
 
 #: Built-in types, by oid, of which two equal values are one: true of few, false of 1.0 and 1.00.
 _EXACT = {16, 17, 20, 21, 23, 25, 26, 1043, 1082, 1114, 1184, 2950}
+#: real and double precision: 0.0 and -0.0 are one key to the mirror, as they are to the index.
+_FLOATING = {700, 701}
 _EVENTS = {
     "insert": "referencing new table as _rhei_new",
     "update": "referencing old table as _rhei_old new table as _rhei_new",
@@ -106,13 +108,18 @@ class LoggedColumn:
 
     @property
     def is_exact(self) -> bool:
-        """Whether two values that the index calls equal are the same."""
-        return self.base in _EXACT and self.collation is None
+        """Whether two values that the index calls equal are one key."""
+        return self.base in _EXACT | _FLOATING and self.collation is None
 
     @property
     def is_exact_in_log(self) -> bool:
-        """Whether two values that the log calls equal are the same."""
-        return self.stored == "text" or self.base in _EXACT
+        """Whether two values that the log calls equal are one key."""
+        return self.stored == "text" or self.base in _EXACT | _FLOATING
+
+    def shown(self, place: str) -> str:
+        """Write the key of a logged entry; where it has several forms, as its row has it now."""
+        logged = f"k.{place}"
+        return f"coalesce(t.{quote(self.name)}, {logged})" if self.base in _FLOATING else logged
 
     def logged(self, value: str) -> str:
         """Write a value of the table for the log."""
@@ -124,7 +131,7 @@ class LoggedColumn:
         return f"({typed} collate {self.collation})" if self.collation else typed
 
     def same(self, left: str, right: str) -> str:
-        """Compare two values of the column's type: equal, and the same."""
+        """Compare two values of the column's type: equal, and one key."""
         equal = f"{left} {self.equals} {right}"
         return equal if self.is_exact else f"{equal} and {_bytes(left)} = {_bytes(right)}"
 
@@ -316,9 +323,8 @@ class TableLog:
             column.same(f"t.{quote(column.name)}", column.native(f"k.{place}"))
             for column, place in keys
         )
-        shown = ", ".join(
-            f"k.{self.places[name]}" if name in self.key else f"t.{quote(name)}" for name in names
-        )
+        shown_keys = {column.name: column.shown(place) for column, place in keys}
+        shown = ", ".join(shown_keys.get(name, f"t.{quote(name)}") for name in names)
         return (
             f"select t.{quote(self.key[0])} is not null, {shown} from ("
             f"select {', '.join(place for _, place in keys)} from {self.name}"

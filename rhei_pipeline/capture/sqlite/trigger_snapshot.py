@@ -167,7 +167,8 @@ def _net_sql(source: SqliteTable) -> str:
 def _split_by_collation(rows: list[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
     """Where a touched key met a row of another spelling, the touched spelling has no row.
 
-    Each row is (live, key as logged, values, key of the row met).
+    Each row is (live, key as logged, values, key of the row met). Spellings that are one key to
+    the mirror as well, as 0.0 and -0.0, are told as the row has them now.
     """
     split = []
     for row in rows:
@@ -175,9 +176,7 @@ def _split_by_collation(rows: list[tuple[Any, ...]], width: int) -> list[tuple[A
         values = row[1 + width : -width]
         if row[0] and logged != met:
             split.append((0, *logged, *(None for _ in values)))
-            split.append((1, *met, *values))
-        else:
-            split.append(row[:-width])
+        split.append((1, *met, *values) if row[0] else row[:-width])
     return split
 
 
