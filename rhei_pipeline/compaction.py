@@ -37,7 +37,7 @@ def last_per_key(events: pa.Table, schema: TableSchema) -> np.ndarray:
 def key_codes(keys: pa.Table) -> np.ndarray:
     """Give each distinct key a number: equal keys, whatever their types, get equal numbers.
 
-    Shape: one int64 per row of `keys`. Keys hold no nulls.
+    Shape: one int64 per row of `keys`. Nulls are equal.
     """
     codes = np.zeros(keys.num_rows, dtype=np.int64)
     for column in keys.columns:
@@ -65,7 +65,7 @@ def _column_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, int]:
         values = column.to_numpy()
         if len(values) and int(values.max()) - int(values.min()) < 2**31:
             return values - values.min(), int(values.max()) - int(values.min()) + 1
-    encoded = column.combine_chunks().dictionary_encode()
+    encoded = column.combine_chunks().dictionary_encode("encode")
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
     return encoded.indices.to_numpy().astype(np.int64), max(len(encoded.dictionary), 1)

@@ -127,6 +127,7 @@ class ChangeBatch:
         count: How many events of the source these stand for (touches of one key count each).
         net: True when `events` holds at most one event a key already.
         rejected: Dead letters met while reading; their rows are not among `events`.
+        resolved: Keys, as text, that no event can have, and that no row has any more.
         unchanged: By column, a mask of the events whose value the source did not send because
             the change left it as it was.
         former_keys: With `unchanged`: under which key each event's row stood before it.
@@ -147,6 +148,7 @@ class ChangeBatch:
     truncated_at: datetime | None = None
     seen_at: datetime | None = None
     whole_transactions: bool = False
+    resolved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from rhei_pipeline.events import (
     read_keys,
 )
 from rhei_pipeline.history import supersede
+from rhei_pipeline.keyless import is_keyless, without_keyless
 from rhei_pipeline.ledger import Ledger, TableState, Watermark
 from rhei_pipeline.metrics import TableReport
 from rhei_pipeline.protocols import (
@@ -137,7 +138,11 @@ def _completed(
     keys_of: Callable[[Table], pa.Table],
     rows_of: Callable[[Table, pa.Table], pa.Table],
 ) -> ChangeBatch:
-    """Add what the source left to be known: the keys that were truncated, values left alone."""
+    """Add what the source left to be known: the keys that were truncated, values left alone.
+
+    Rows that no key tells apart are taken out and become dead letters.
+    """
+    batch = without_keyless(batch, table.schema)
     if batch.truncated_at is not None:
         events = _as_events(table, keys_of(table), batch.truncated_at, live=False)
         return replace(batch, events=events, truncated_at=None)
@@ -165,13 +170,29 @@ def keep_versions(table: Table, batch: ChangeBatch, transaction: MirrorTransacti
 def keep_letters(
     table: Table, batch: ChangeBatch, snapshot: SourceSnapshot, transaction: MirrorTransaction
 ) -> int:
-    """Keep the rows that cannot be mirrored as dead letters; resolve those that now can."""
+    """Keep the rows that cannot be mirrored as dead letters; resolve those that now can.
+
+    And those of rows that are no more, which have no event where no key tells of them.
+    """
     open_keys = transaction.quarantined(table)
     if open_keys:
         keys = batch.events.select(list(table.schema.primary_key)).to_pylist()
         mended = open_keys.intersection(map(key_text, keys))
         transaction.release(table, mended, snapshot.clock)
-    return transaction.quarantine(batch.rejected)
+    count = transaction.quarantine(batch.rejected)
+    gone = set(batch.resolved)
+    if batch.seen_at is not None:
+        # Who asks for rows is not told that one has got a key.
+        gone |= _no_longer_keyless(open_keys, table, snapshot)
+    if gone:
+        transaction.release(table, gone, snapshot.clock)
+    return count
+
+
+def _no_longer_keyless(keys: Iterable[str], table: Table, snapshot: SourceSnapshot) -> set[str]:
+    """Return those of the keys that are null in part or whole and have no row any more."""
+    keyless = {key for key in keys if is_keyless(key)}
+    return keyless - {letter.key for letter in snapshot.keyless(table)} if keyless else set()
 
 
 def acknowledge(

@@ -156,7 +156,7 @@ def read_table(
     columns = _columns(connection, oid, shown, options, reread=reread)
     refuse_reserved(relation, [column.name for column in columns])
     key = _key(connection, oid, shown, options)
-    if reread:
+    if reread or identity == "f":  # a full identity names rows by all they hold, unique or not
         _refuse_loose_key(connection, oid, shown, key)
     else:
         _refuse_vague_identity(connection, oid, shown, identity, key)
@@ -293,8 +293,6 @@ def _refuse_vague_identity(
     connection: Connection, oid: int, shown: str, identity: str, key: Sequence[str]
 ) -> None:
     """Refuse a table whose updates and deletes the log would not name by our key."""
-    if identity == "f":
-        return
     which = {"d": "i.indisprimary", "i": "i.indisreplident"}.get(identity, "false")
     found = connection.execute(_KEY.format(which=which), (oid,)).fetchone()
     if found is None or set(found[0] or ()) != set(key):

@@ -109,6 +109,11 @@ class SqliteTable:
     free_key: bool = False
 
     @property
+    def nullable_key(self) -> tuple[str, ...]:
+        """The columns of the key that may be null."""
+        return tuple(column.name for column in self.schema.key_columns if column.nullable)
+
+    @property
     def binary_key(self) -> bool:
         """Whether keys are equal only when they are the same, byte for byte."""
         return not self.free_key and all(name == _BINARY for name in self.key_collations)

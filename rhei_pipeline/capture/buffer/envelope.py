@@ -28,6 +28,7 @@ def seal(batch: ChangeBatch) -> pa.Table:
         "net": batch.net,
         "rejected": [_letter_form(letter) for letter in batch.rejected],
         "truncated_at": batch.truncated_at.isoformat() if batch.truncated_at else None,
+        "resolved": batch.resolved,
     }
     return table.replace_schema_metadata({_METADATA: json.dumps(form).encode()})
 
@@ -45,6 +46,7 @@ def unseal(table: pa.Table) -> ChangeBatch:
         {name: masks[name].combine_chunks() for name in masks.column_names},
         former if former.num_columns else None,
         datetime.fromisoformat(form["truncated_at"]) if form["truncated_at"] else None,
+        resolved=tuple(form.get("resolved", ())),
     )
 
 
@@ -62,7 +64,11 @@ def in_size(batches: Iterator[ChangeBatch], limit: int) -> Iterator[ChangeBatch]
             gathered = []
             continue
         gathered.append(batch)
-        if batch.rejected or sum(part.events.num_rows for part in gathered) >= limit:
+        if (
+            batch.rejected
+            or batch.resolved
+            or sum(part.events.num_rows for part in gathered) >= limit
+        ):
             yield from _joined(gathered, limit)
             gathered = []
     yield from _joined(gathered, limit)
@@ -76,6 +82,7 @@ def _joined(batches: Sequence[ChangeBatch], limit: int) -> Iterator[ChangeBatch]
         sum(batch.count for batch in batches),
         all(batch.net for batch in batches),
         tuple(letter for batch in batches for letter in batch.rejected),
+        resolved=tuple(key for batch in batches for key in batch.resolved),
     )
     for start in range(0, whole.events.num_rows, limit) or [0]:
         last = start + limit >= whole.events.num_rows
@@ -84,6 +91,7 @@ def _joined(batches: Sequence[ChangeBatch], limit: int) -> Iterator[ChangeBatch]
             events=whole.events.slice(start, limit),
             count=whole.count if start == 0 else 0,
             rejected=whole.rejected if last else (),
+            resolved=whole.resolved if last else (),
         )
 
 

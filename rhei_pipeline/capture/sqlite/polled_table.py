@@ -168,7 +168,10 @@ class PolledTable:
 
     def _rows_of(self, keys: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
         schema, select = self.poll.source.schema, self.poll.select
-        condition = " and ".join(f"{quote(name)} = ?" for name in schema.primary_key)
+        nullable = self.poll.source.nullable_key
+        condition = " and ".join(
+            f"{quote(name)} {'is' if name in nullable else '='} ?" for name in schema.primary_key
+        )
         missing = len(schema.value_columns)
         for values in keys:
             rows = next(fetch(self._connection, f"{select} where {condition}", values, 1), [])

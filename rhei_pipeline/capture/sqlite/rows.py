@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.events import (
@@ -17,6 +16,7 @@ from rhei_pipeline.events import (
     event_schema,
     key_text,
 )
+from rhei_pipeline.keyless import NULL_KEY
 from rhei_pipeline.oltp.rejections import Rejection, without
 from rhei_pipeline.oltp.sqlite_schema import SqliteTable
 from rhei_pipeline.oltp.sqlite_values import (
@@ -29,7 +29,7 @@ from rhei_pipeline.oltp.sqlite_values import (
 from rhei_pipeline.schema import Column, TableSchema
 from rhei_pipeline.sql import listed, quote
 
-_NULL_KEY = "its primary key is null, so the row cannot be told from others"
+_KEYS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +61,32 @@ class RowReader:
         return RowBatch(found.select(list(schema.names)), resume, letters)
 
     def keyless(self) -> tuple[DeadLetter, ...]:
-        """Name the rows whose key is null: SQLite allows them, and nothing can tell them apart."""
+        """Name the keys that are null in part or whole: nothing can tell their rows apart."""
         schema = self.source.schema
-        nullable = [column for column in schema.key_columns if column.nullable]
+        nullable = self.source.nullable_key
         if not nullable:
             return ()
-        unknown = " or ".join(f"{quote(column.name)} is null" for column in nullable)
-        if not self._count(f"({unknown})"):
-            return ()
-        key = key_text(dict.fromkeys(schema.primary_key))
-        return (DeadLetter(schema.name, key, nullable[0].name, _NULL_KEY, self.clock),)
+        unknown = " or ".join(f"{quote(name)} is null" for name in nullable)
+        also = f" and {self.condition}" if self.condition else ""
+        sql = (
+            f"select distinct {listed(schema.primary_key)} from {quote(schema.name)}"
+            f" where ({unknown}){also}"
+        )
+        letters: list[DeadLetter] = []
+        for rows in fetch(self.connection, sql, (), _KEYS):
+            arrays, _ = admit(rows, schema.key_columns)
+            missing = [
+                Rejection(number, schema.primary_key[row.index(None)], NULL_KEY)
+                for number, row in enumerate(rows)
+            ]
+            letters += _letters(schema, missing, arrays, rows, self.clock)
+        return tuple(letters)
 
     def count(self) -> int:
         """Count the rows."""
-        return self._count("true")
-
-    def _count(self, condition: str) -> int:
-        also = f" and {self.condition}" if self.condition else ""
+        where = f" where {self.condition}" if self.condition else ""
         found = self.connection.execute(
-            f"select count(*) from {quote(self.source.schema.name)} where {condition}{also}"
+            f"select count(*) from {quote(self.source.schema.name)}{where}"
         )
         return int(found.fetchone()[0])
 
@@ -87,9 +94,7 @@ class RowReader:
         schema = self.source.schema
         key = listed(schema.primary_key)
         columns = [column.name for column in key_first(schema)]
-        conditions = [
-            f"{quote(column.name)} is not null" for column in schema.key_columns if column.nullable
-        ]
+        conditions = [f"{quote(name)} is not null" for name in self.source.nullable_key]
         params: list[Any] = []
         if resume is not None:
             placeholders, params = decode_key(resume)
@@ -111,16 +116,31 @@ def event_batch(
 ) -> ChangeBatch:
     """Turn rows, key first, into a batch of events; those that do not fit become dead letters.
 
-    `own` are the event's fields of ours, one array each; every row counts as one event.
+    `own` are the event's fields of ours, one array each, the last of them whether the row is there;
+    every row counts as one event. Keys that are null stay among the events.
     """
     columns = key_first(schema)
     arrays, rejections = admit(rows, columns)
-    rejections += _null_keys(arrays, schema.key_columns)
     letters = _letters(schema, rejections, arrays, rows, clock)
+    rejected, resolved = _present_and_gone(rejections, letters, own[-1])
     names = [*(field.name for field in EVENT_FIELDS), *(column.name for column in columns)]
     events = pa.table(without([*own, *arrays], rejections), names)
     wanted = event_schema(schema)
-    return ChangeBatch(events.select(wanted.names).cast(wanted), len(rows), rejected=letters)
+    admitted = events.select(wanted.names).cast(wanted)
+    return ChangeBatch(admitted, len(rows), rejected=rejected, resolved=resolved)
+
+
+def _present_and_gone(
+    rejections: Sequence[Rejection], letters: Sequence[DeadLetter], live: pa.Array
+) -> tuple[tuple[DeadLetter, ...], tuple[str, ...]]:
+    """Return the letters of rows that were there, and the keys that have no row in the end."""
+    pairs = sorted(zip(rejections, letters, strict=True), key=lambda pair: pair[0].row)
+    there = [live[rejection.row].as_py() for rejection, _ in pairs]
+    last = {letter.key: alive for (_, letter), alive in zip(pairs, there, strict=True)}
+    return (
+        tuple(letter for (_, letter), alive in zip(pairs, there, strict=True) if alive),
+        tuple(key for key, alive in last.items() if not alive),
+    )
 
 
 def _letters(
@@ -143,12 +163,3 @@ def _letters(
         DeadLetter(schema.name, key_text(key(misfit.row)), misfit.column, misfit.reason, clock)
         for misfit in rejections
     )
-
-
-def _null_keys(arrays: Sequence[pa.Array], key: Sequence[Column]) -> list[Rejection]:
-    return [
-        Rejection(int(row), column.name, _NULL_KEY)
-        for column, array in zip(key, arrays, strict=False)
-        if array.null_count and column.nullable
-        for row in np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))
-    ]

@@ -17,6 +17,7 @@ from rhei_pipeline.capture.sqlite.trigger_sql import (
     capture_sql,
     image_insert,
     key_places,
+    keyless_insert,
     log_table,
     object_names,
 )
@@ -176,13 +177,19 @@ class TriggerSource:
         source = self._table(table.name)
         log, places = quote(log_table(table.name)), key_places(source.schema)
         marks = ", ".join("?" for _ in places)
+        statements = [f"insert into {log}(at, {', '.join(places)}) values({CLOCK}, {marks})"]
         if table.mode is Mode.TEMPORAL:
-            condition = " and ".join(f"{quote(name)} = ?" for name in source.schema.primary_key)
-            statement = f"{image_insert(source)} where {condition}"
-        else:
-            statement = f"insert into {log}(at, {', '.join(places)}) values({CLOCK}, {marks})"
+            parts = [f"?{number}" for number, _ in enumerate(places, 1)]
+            same = " and ".join(
+                f"{quote(name)} = {part}"
+                for name, part in zip(source.schema.primary_key, parts, strict=True)
+            )
+            statements = [f"{image_insert(source)} where {same}"]
+            if source.nullable_key:
+                statements.append(keyless_insert(source, parts))
         with self._writing():
-            self._connection.executemany(statement, keys)
+            for statement in statements:
+                self._connection.executemany(statement, keys)
 
     def held_bytes(self) -> dict[str, int]:
         """Tell nothing: SQLite knows the size of its file only."""

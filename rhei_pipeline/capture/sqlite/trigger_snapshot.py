@@ -10,7 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.capture.sqlite.rows import RowReader, event_batch
-from rhei_pipeline.capture.sqlite.trigger_sql import CLOCK, key_places, log_table, value_places
+from rhei_pipeline.capture.sqlite.trigger_sql import (
+    CLOCK,
+    has_key,
+    key_places,
+    log_table,
+    value_places,
+)
 from rhei_pipeline.events import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.oltp.sqlite_schema import SqliteTable
 from rhei_pipeline.oltp.sqlite_values import fetch
@@ -156,11 +162,25 @@ def _net_sql(source: SqliteTable) -> str:
     keys = ", ".join(f"k.{place}" for place in places)
     values = listed([column.name for column in schema.value_columns], "t")
     logged = "" if source.binary_key else listed(key, "t")
-    chosen = ", ".join(filter(None, [f"t.{quote(key[0])} is not null", keys, values, logged]))
+    chosen = ", ".join(filter(None, [_live_sql(source), keys, values, logged]))
     return (
         f"select {chosen} from"
         f" (select distinct {', '.join(places)} from {quote(log_table(schema.name))}"
         f" where seq > ?) k left join {quote(schema.name)} t on {joined}"
+    )
+
+
+def _live_sql(source: SqliteTable) -> str:
+    """Tell whether the touched key `k` has a row; one that is null in part meets none in a join."""
+    live = f"t.{quote(source.schema.primary_key[0])} is not null"
+    if not source.nullable_key:
+        return live
+    places = dict(zip(source.schema.primary_key, key_places(source.schema), strict=True))
+    unknown = " or ".join(f"k.{places[name]} is null" for name in source.nullable_key)
+    same = has_key(source, "r", [f"k.{place}" for place in places.values()])
+    return (
+        f"{live} or (({unknown})"
+        f" and exists (select 1 from {quote(source.schema.name)} r where {same}))"
     )
 
 
@@ -174,9 +194,12 @@ def _split_by_collation(rows: list[tuple[Any, ...]], width: int) -> list[tuple[A
     for row in rows:
         logged, met = row[1 : 1 + width], row[-width:]
         values = row[1 + width : -width]
-        if row[0] and logged != met:
+        if not row[0] or None in logged:
+            split.append(row[:-width])
+            continue
+        if logged != met:
             split.append((0, *logged, *(None for _ in values)))
-        split.append((1, *met, *values) if row[0] else row[:-width])
+        split.append((1, *met, *values))
     return split
 
 

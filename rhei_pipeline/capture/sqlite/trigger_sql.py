@@ -155,13 +155,13 @@ class _ImageLog(_KeyLog):
         return f"insert into {self._victims}({self.places}) select {select}"
 
     def after_insert(self) -> list[str]:
-        return [*self._log_victims(), self._image()]
+        return [*self._log_victims(), *self._images()]
 
     def after_update(self) -> list[str]:
         moved = f"not {_same_key(self.key, 'old', 'new')} and {self._is_gone('old', self.key)}"
         return [
             *self._log_victims(),
-            self._image(),
+            *self._images(),
             f"insert into {self.log_name}(at, live, {self.places})"
             f" select {CLOCK}, 0, {listed(self.key, 'old')} where {moved}",
         ]
@@ -176,8 +176,11 @@ class _ImageLog(_KeyLog):
     def _victims(self) -> str:
         return quote(_victim_table(self.table.schema.name))
 
-    def _image(self) -> str:
-        return f"{image_insert(self.table)} where {_equal_key(self.name, self.key, 'new')}"
+    def _images(self) -> list[str]:
+        image = f"{image_insert(self.table)} where {_equal_key(self.name, self.key, 'new')}"
+        if not self.table.nullable_key:
+            return [image]
+        return [image, keyless_insert(self.table, [f"new.{quote(name)}" for name in self.key])]
 
     def _log_victims(self) -> list[str]:
         if not self.table.uniques:
@@ -191,13 +194,8 @@ class _ImageLog(_KeyLog):
         ]
 
     def _is_gone(self, row: str, names: Sequence[str]) -> str:
-        # Both comparisons: the first one can use the key's index, the second one is exact.
-        found = " and ".join(
-            f"{self.name}.{quote(column)} = {row}.{quote(name)}"
-            f" and {self.name}.{quote(column)} = {row}.{quote(name)} collate binary"
-            for column, name in zip(self.key, names, strict=True)
-        )
-        return f"not exists (select 1 from {self.name} where {found})"
+        values = [f"{row}.{quote(name)}" for name in names]
+        return f"not {_has_row(self.table, values)}"
 
 
 def image_insert(table: SqliteTable) -> str:
@@ -211,6 +209,39 @@ def image_insert(table: SqliteTable) -> str:
     return (
         f"insert into {quote(log_table(schema.name))}(at, live, {places})"
         f" select {CLOCK}, 1, {chosen} from {name}{join}"
+    )
+
+
+def keyless_insert(table: SqliteTable, key: Sequence[str]) -> str:
+    """Write the statement that logs a row without its values, because its key is null in part.
+
+    `key` is the SQL of each part. Nothing is logged where no row has that key.
+    """
+    schema = table.schema
+    unknown = " or ".join(
+        f"{part} is null"
+        for name, part in zip(schema.primary_key, key, strict=True)
+        if name in table.nullable_key
+    )
+    return (
+        f"insert into {quote(log_table(schema.name))}(at, live, {', '.join(key_places(schema))})"
+        f" select {CLOCK}, 1, {', '.join(key)} where ({unknown}) and {_has_row(table, key)}"
+    )
+
+
+def _has_row(table: SqliteTable, key: Sequence[str]) -> str:
+    name = quote(table.schema.name)
+    return f"exists (select 1 from {name} where {has_key(table, name, key)})"
+
+
+def has_key(table: SqliteTable, rows: str, key: Sequence[str]) -> str:
+    """Compare the key of rows, byte for byte, with the SQL of each part of a key."""
+    # Both comparisons: the first one can use the key's index, the second one is exact.
+    return " and ".join(
+        f"{rows}.{quote(name)} {operator} {part}"
+        f" and {rows}.{quote(name)} {operator} {part} collate binary"
+        for name, part in zip(table.schema.primary_key, key, strict=True)
+        for operator in ["is" if name in table.nullable_key else "="]
     )
 
 
