@@ -217,7 +217,12 @@ def _due(tables: Iterable[Table], snapshot: SourceSnapshot, ledger: Ledger) -> l
     if not copied and not any(_has_work(table, snapshot, marks[table.name]) for table in ready):
         return []
     # One transaction is paid for anyway, and a table that stays behind holds the source's log.
-    return copied + [table for table in ready if snapshot.head(table) != marks[table.name]]
+    return copied + [
+        table
+        for table in ready
+        if snapshot.head(table) != marks[table.name]
+        or snapshot.audit(table, marks[table.name]) is not Audit.NONE
+    ]
 
 
 def _has_work(table: Table, snapshot: SourceSnapshot, after: Position) -> bool:

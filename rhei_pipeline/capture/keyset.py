@@ -93,6 +93,7 @@ class Keyset:
             rows can change again without moving on, so they are looked at again.
         clock: The source's clock then, in microseconds.
         audited: Its clock when the table was last compared whole; None: never.
+        schema: The source's count of schema changes then.
     """
 
     column: str
@@ -103,6 +104,7 @@ class Keyset:
     blank: str
     clock: int
     audited: int | None = None
+    schema: int | None = None
 
     def text(self) -> str:
         """Write it as a position's proof."""

@@ -38,6 +38,10 @@ _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _SHUT = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
 _PRIMARY_CODE = 0xFF  # the low byte of an extended result code names its family
 
+#: Device and inode.
+FileId = tuple[int, int] | None
+_Idle = SimpleQueue[tuple[FileId, sqlite3.Connection]]
+
 _TRANSACTION_WORDS = {"begin", "commit", "end", "rollback", "savepoint", "release"}
 
 
@@ -65,8 +69,8 @@ class SqliteDatabase:
         self.path = path
         self._timeout = busy_timeout_seconds
         self._pool_size = read_pool
-        self._readers: SimpleQueue[sqlite3.Connection] = SimpleQueue()
-        self._askers: SimpleQueue[sqlite3.Connection] = SimpleQueue()
+        self._readers: _Idle = SimpleQueue()
+        self._askers: _Idle = SimpleQueue()
         self._write_lock = threading.RLock()
         self._depth = 0
         if not path.is_file():
@@ -75,10 +79,7 @@ class SqliteDatabase:
                 hint="create it with your application first, or correct source.path",
             )
         self._read_only = read_only
-        self._writer = self.connect(mode="ro" if read_only else "rw")
-        if not read_only:
-            with self.translated():
-                prepare_writer(self._writer)
+        self._writer, self._writer_file = self._open_writer()
 
     def connect(self, mode: str = "rw") -> sqlite3.Connection:
         """Open one more connection, in autocommit, that waits for locks."""
@@ -92,6 +93,29 @@ class SqliteDatabase:
                 timeout=self._timeout,
             )
 
+    def file_id(self) -> FileId:
+        """Return what the path names now: another file once one was put in its place."""
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _open_writer(self) -> tuple[sqlite3.Connection, FileId]:
+        file = self.file_id()
+        connection = self.connect(mode="ro" if self._read_only else "rw")
+        if not self._read_only:
+            with self.translated():
+                prepare_writer(connection)
+        return connection, file
+
+    def _follow_the_file(self) -> None:
+        """Open the writer anew when another file was put in the place of its own."""
+        if not self._writer.in_transaction and self.file_id() != self._writer_file:
+            former, opened = self._writer, self._open_writer()
+            self._writer, self._writer_file = opened
+            former.close()
+
     def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
         """Run one statement and commit it; return how many rows it changed.
 
@@ -103,10 +127,12 @@ class SqliteDatabase:
                 f"{_first_word(sql)} does not run as a statement of its own",
                 hint="give all statements of the transaction to execute_batch",
             )
-        with self._write_lock, self.translated(), closing(self._writer.cursor()) as cursor:
-            cursor.execute(sql, params)
-            cursor.fetchall()
-            return max(cursor.rowcount, 0)
+        with self._write_lock:
+            self._follow_the_file()
+            with self.translated(), closing(self._writer.cursor()) as cursor:
+                cursor.execute(sql, params)
+                cursor.fetchall()
+                return max(cursor.rowcount, 0)
 
     def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> int:
         """Run all statements in one transaction, all or nothing; return the rows changed."""
@@ -212,6 +238,7 @@ class SqliteDatabase:
         with self._write_lock:
             if self._writer.in_transaction:
                 raise QueryError("a transaction is open already in this thread")
+            self._follow_the_file()
             with self.translated():
                 self._writer.execute("begin immediate")
             try:
@@ -231,10 +258,10 @@ class SqliteDatabase:
     @contextmanager
     def _lent(
         self,
-        idle: "SimpleQueue[sqlite3.Connection]",
+        idle: "_Idle",
         prepare: Callable[[sqlite3.Connection], None] | None = None,
     ) -> Iterator[sqlite3.Connection]:
-        connection = self._reading_connection(idle, prepare)
+        file, connection = self._reading_connection(idle, prepare)
         try:
             with self.translated():
                 yield connection
@@ -242,24 +269,25 @@ class SqliteDatabase:
             if connection.in_transaction:
                 connection.execute("rollback")
             if idle.qsize() < self._pool_size:
-                idle.put(connection)
+                idle.put((file, connection))
             else:
                 connection.close()
 
     def _reading_connection(
-        self,
-        idle: "SimpleQueue[sqlite3.Connection]",
-        prepare: Callable[[sqlite3.Connection], None] | None,
-    ) -> sqlite3.Connection:
+        self, idle: "_Idle", prepare: Callable[[sqlite3.Connection], None] | None
+    ) -> tuple[FileId, sqlite3.Connection]:
+        file = self.file_id()
         try:
-            return idle.get_nowait()
+            while (kept := idle.get_nowait())[0] != file:
+                kept[1].close()
         except Empty:
             connection = self.connect(mode="ro")
             # Another file, once attached, could be written.
             connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
             if prepare is not None:
                 prepare(connection)
-            return connection
+            return file, connection
+        return kept
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -275,7 +303,7 @@ class SqliteDatabase:
             self._writer.close()
         for idle in (self._readers, self._askers):
             while not idle.empty():
-                idle.get().close()
+                idle.get()[1].close()
 
 
 def prepare_writer(connection: sqlite3.Connection) -> None:

@@ -18,7 +18,7 @@ from rhei_pipeline.capture.buffer.confirmation import Confirmation
 from rhei_pipeline.capture.buffer.envelope import seal
 from rhei_pipeline.errors import BufferFullError, SchemaError
 from rhei_pipeline.events import Position
-from rhei_pipeline.protocols import ChangeSource, OnStep, SourceSnapshot, Step
+from rhei_pipeline.protocols import Audit, ChangeSource, OnStep, SourceSnapshot, Step
 from rhei_pipeline.schema import Mode, Table, TableSchema
 
 _log = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class BridgeSource:
         self._confirmed = {name: log.watermark(_MIRROR + name) for name in self._bridged}
         self._confirmation = Confirmation(log.path, log.log_id)
         self._drifted: set[str] = set()
+        self._audited: set[str] = set()
         self._releasable: dict[str, Position] = {}
         self._full: BufferFullError | None = None
 
@@ -122,9 +123,11 @@ class BridgeSource:
             if not rows:
                 self._drain_if_room(inner)
             drifted = frozenset() if rows else frozenset(self._drifted)
-            yield BridgeSnapshot(
+            snapshot = BridgeSnapshot(
                 inner, self._log, dict(self._bridged), passes_on=rows, drifted=drifted
             )
+            yield snapshot
+        self._audited = snapshot.audited
         self._release()
 
     def drain(self) -> int:
@@ -155,6 +158,7 @@ class BridgeSource:
                 for name, position in news.items():
                     writer.set_watermark(_MIRROR + name, position)
             self._confirmed |= news
+        self._forget_audits(needed_from)
         forgotten = self._prune(needed_from) if prune else 0
         self._confirm()
         if self._full is not None and not self._unapplied():
@@ -163,6 +167,15 @@ class BridgeSource:
                 full.message, hint="what it held is applied now: sync again to take in the rest"
             )
         return forgotten
+
+    def _forget_audits(self, applied: Mapping[str, Position]) -> None:
+        """Note that the mirror has compared the tables it was asked to, and committed that."""
+        done = {n for n in self._audited if self._log.head(n) == applied.get(n)}
+        self._audited -= done
+        for name in done:
+            self._bridged[name] = replace(self._bridged[name], audit=False)
+            with self._log.writing() as writer:
+                writer.set_fact(_TABLES + name, _form(self._bridged[name]))
 
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
         """Have the source report keys as changed."""
@@ -213,7 +226,7 @@ class BridgeSource:
             for name in lost:
                 moved[name] = self._cut_off(self._bridged[name], writer)
             for name, after in due.items():
-                moved[name] = self._drain_table(self._bridged[name].table, after, inner, writer)
+                moved[name] = self._drain_table(self._bridged[name], after, inner, writer)
             for name, bridged in moved.items():
                 writer.set_fact(_TABLES + name, _form(bridged))
         self._bridged |= moved
@@ -251,8 +264,10 @@ class BridgeSource:
         return replace(bridged, inner=None)
 
     def _drain_table(
-        self, table: Table, after: Position, inner: SourceSnapshot, writer: LogWriter
+        self, bridged: Bridged, after: Position, inner: SourceSnapshot, writer: LogWriter
     ) -> Bridged:
+        table = bridged.table
+        audit = bridged.audit or inner.audit(table, after) is not Audit.NONE
         head = inner.head(table)
         oldest = inner.oldest_pending(table, after)
         oldest_us = 0 if oldest is None else int(oldest.timestamp() * 1_000_000)
@@ -264,7 +279,7 @@ class BridgeSource:
                 oldest_us=oldest_us,
                 source_order=head.order,
             )
-        return Bridged(table, head, head.order)
+        return Bridged(table, head, head.order, audit)
 
     def _has_drifted(self, table: Table) -> bool:
         """Tell whether rows no longer fit the table's shape; images logged in it always do."""
@@ -316,6 +331,7 @@ def _form(bridged: Bridged) -> bytes:
             "mode": bridged.table.mode.value,
             "inner": None if inner is None else [inner.order, inner.proof],
             "read_to": bridged.read_to,
+            "audit": bridged.audit,
         }
     ).encode()
 
@@ -324,4 +340,4 @@ def _bridged(value: bytes) -> Bridged:
     form = json.loads(value)
     table = Table(TableSchema.from_json(form["schema"]), Mode(form["mode"]))
     inner = None if form["inner"] is None else Position(*form["inner"])
-    return Bridged(table, inner, form["read_to"])
+    return Bridged(table, inner, form["read_to"], form.get("audit", False))

@@ -26,11 +26,13 @@ class Bridged:
         table: Its shape when capture was installed; what the log holds is of this shape.
         inner: Up to where the source has been drained; None once the source lost changes.
         read_to: The highest order ever drained; the source's positions have to lie behind it.
+        audit: Whether the source asked for a whole comparison that the mirror has not made yet.
     """
 
     table: Table
     inner: Position | None
     read_to: int
+    audit: bool = False
 
     def leads_on(self, snapshot: SourceSnapshot) -> bool:
         """Tell whether the source still holds all that follows what was drained."""
@@ -45,6 +47,9 @@ class BridgeSnapshot:
         log, bridged: What was drained.
         passes_on: Whether changes go on behind the log with what the source has not yet given.
         drifted: Tables that could not be drained, because they are of another shape by now.
+
+    Attributes:
+        audited: The tables for which a whole comparison was asked for here.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class BridgeSnapshot:
         self._bridged = bridged
         self._passes_on = passes_on
         self._drifted = drifted
+        self.audited: set[str] = set()
         self.clock = inner.clock
         self.schema_version = inner.schema_version
 
@@ -127,8 +133,13 @@ class BridgeSnapshot:
         return self._inner.count(table)
 
     def audit(self, table: Table, after: Position) -> Audit:  # noqa: ARG002
-        """Ask for none: a source whose changes need one is not read through a log."""
-        return Audit.NONE
+        """Ask for one that the source asked for, once the log holds all that the rows show."""
+        bridged = self._bridged.get(table.name)
+        asked = bridged is not None and bridged.audit
+        if not asked or self._passes_on or self._undrained(table):
+            return Audit.NONE
+        self.audited.add(table.name)
+        return Audit.ALL
 
     def doubt(self, table: Table) -> str | None:
         """Ask the source."""

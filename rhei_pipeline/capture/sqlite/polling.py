@@ -69,7 +69,7 @@ class PollingSource:
         self._warned: set[str] = set()
         self._clocks: tuple[float, float] | None = None
         self._connection = database.connect(mode="ro")
-        self._inode = _inode(database.path)
+        self._file = database.file_id()
 
     def describe(self, name: str) -> TableSchema:
         """Read a table's schema as it is now."""
@@ -164,11 +164,11 @@ class PollingSource:
 
     def _follow_the_file(self) -> None:
         """Open the file anew when another one was put in its place."""
-        inode = _inode(self._database.path)
-        if inode != self._inode:
-            self._connection.close()
-            self._connection = self._database.connect(mode="ro")
-            self._inode = inode
+        file = self._database.file_id()
+        if file != self._file:
+            former, opened = self._connection, self._database.connect(mode="ro")
+            self._connection, self._file = opened, file
+            former.close()
             self._memory.forget_versions()
             self._catalogue_version = -1
 
@@ -207,11 +207,3 @@ def _column(table: str, columns: Mapping[str, str], setting: str, name: str) -> 
             hint=nearest(name, sorted(columns.values())),
         )
     return columns[name.lower()]
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino

@@ -15,6 +15,7 @@ from typing import Any
 from rhei_pipeline.capture.keyset import DeletePolicy, Keyset, PollOptions, Stamp
 from rhei_pipeline.capture.sqlite.polled_table import Condition, Poll, PolledTable
 from rhei_pipeline.events import ChangeBatch, DeadLetter, Position, RowBatch
+from rhei_pipeline.oltp.sqlite_objects import SchemaState
 from rhei_pipeline.oltp.sqlite_values import decode_key, encode_key
 from rhei_pipeline.protocols import Audit
 from rhei_pipeline.schema import Table
@@ -25,6 +26,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Data versions after which the one transaction that was open at a snapshot has surely ended: its
 #: own commit is one, and its restart of the write-ahead log may have shown as another before.
 _CLOSING_VERSIONS = 2
+#: A table whose position is older than so many schema changes is compared whole.
+_SCHEMAS = 16
 
 
 @dataclass
@@ -42,6 +45,8 @@ class Memory:
         doubts: Why changes may go by unseen, as found at a data version.
         touched: Keys to read again.
         distrusted: Positions up to here are not to be relied on: the clock went back behind them.
+        schemas: The schema at each of the latest counts of its changes.
+        unseen: Tables whose rows may have changed unseen since such a count.
     """
 
     floors: dict[str, int] = field(default_factory=dict)
@@ -54,6 +59,8 @@ class Memory:
     doubts: dict[str, tuple[int, str | None]] = field(default_factory=dict)
     touched: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
     distrusted: dict[str, int] = field(default_factory=dict)
+    schemas: dict[int, SchemaState] = field(default_factory=dict)
+    unseen: dict[int, set[str]] = field(default_factory=dict)
 
     def note(self, table: str, order: int) -> None:
         """Learn of a position that exists."""
@@ -69,6 +76,25 @@ class Memory:
         """Forget what was tied to a connection's data versions."""
         for facts in (self.drained, self.idle, self.ended, self.audited, self.doubts):
             facts.clear()
+        self.schemas.clear()
+        self.unseen.clear()
+
+    def note_schema(self, connection: sqlite3.Connection, version: int) -> None:
+        """Remember the schema as a transaction sees it, where its count is new."""
+        if version in self.schemas:
+            return
+        state, former = SchemaState.read(connection), next(reversed(self.schemas), None)
+        if former is not None:
+            tables = {name for kind, name in state.objects if kind == "table"}
+            changed = state.changed_unseen(self.schemas[former], tables)
+            self.unseen = {since: found | changed for since, found in self.unseen.items()}
+        self.schemas[version], self.unseen[version] = state, set()
+        for old in list(self.schemas)[:-_SCHEMAS]:
+            del self.schemas[old], self.unseen[old]
+
+    def may_have_changed(self, table: str, since: int | None) -> bool:
+        """Tell whether schema changes since a count may have changed a table's rows unseen."""
+        return since not in self.unseen or table in self.unseen[since]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +142,7 @@ class PollingSnapshot:
         connection.execute("select 1 from sqlite_master").fetchone()
         self.schema_version = int(connection.execute("pragma schema_version").fetchone()[0])
         self._version = int(connection.execute("pragma data_version").fetchone()[0])
+        memory.note_schema(connection, self.schema_version)
         self._after: dict[str, Position] = {}
         self._heads: dict[str, Position] = {}
         self._looks: dict[tuple[str, str], _Look] = {}
@@ -167,6 +194,7 @@ class PollingSnapshot:
             blank=polled.digest(poll.blank()),
             clock=self._now,
             audited=audited,
+            schema=self.schema_version,
         )
         place = (keyset.text(), self._version)
         self._memory.drained[table.name] = self._memory.idle[table.name] = place
@@ -245,9 +273,11 @@ class PollingSnapshot:
         yield from polled.touched_rows(look.touched, look.since, limit)
 
     def audit(self, table: Table, after: Position) -> Audit:
-        """Ask for one at an interval, and when the newest row read before is gone."""
+        """Ask for one at an interval, when the newest row read before is gone, and behind DDL."""
         self._remember(table, after)
         options, keyset = self._polls(table.name).options, self._known(table, after)
+        if keyset is not None and self._may_be_rewritten(table, keyset):
+            return Audit.ALL
         wanted = self._wanted(table, options)
         if wanted is Audit.NONE or keyset is None or keyset.audited is None:
             return wanted
@@ -260,6 +290,10 @@ class PollingSnapshot:
         if options.policy is DeletePolicy.RECONCILE:
             return Audit.ALL
         return Audit.ROWS if self.doubt(table) else Audit.NONE
+
+    def _may_be_rewritten(self, table: Table, keyset: Keyset) -> bool:
+        """Tell whether schema changes may have changed rows and left their stamps alone."""
+        return self._memory.may_have_changed(table.name, keyset.schema)
 
     def _is_orphaned(self, table: Table, after: Position, keyset: Keyset) -> bool:
         if self._is_drained(table, after):

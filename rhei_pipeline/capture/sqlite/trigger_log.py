@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from rhei_pipeline.capture.sqlite import schema_watch
 from rhei_pipeline.capture.sqlite.trigger_snapshot import TriggerSnapshot
 from rhei_pipeline.capture.sqlite.trigger_sql import (
     CLOCK,
@@ -67,15 +68,12 @@ class TriggerSource:
         self._known = known
         self._mirror_id = mirror_id
         self._options = {name.lower(): chosen for name, chosen in (options or {}).items()}
-        self._connection = database.connect()
         self._catalogue: dict[str, SqliteTable] = {}
         self._catalogue_version = -1
         self._acknowledged: dict[str, Position] = {}
-        with database.translated():
-            # Losing an acknowledgement in a power cut only means giving it again.
-            self._connection.execute("pragma synchronous = normal")
-            if self._connection.execute("pragma journal_mode").fetchone()[0] != "wal":
-                self._connection.execute("pragma journal_mode = wal")
+        self._marks: Mapping[str, int] = {}
+        self._file = database.file_id()
+        self._connection = _connected(database)
 
     def describe(self, name: str) -> TableSchema:
         """Read a table's schema as it is now."""
@@ -83,6 +81,7 @@ class TriggerSource:
 
     def schema_version(self) -> int:
         """Return SQLite's own count of schema changes."""
+        self._follow_the_file()
         with self._database.translated():
             return int(self._connection.execute("pragma schema_version").fetchone()[0])
 
@@ -91,24 +90,31 @@ class TriggerSource:
 
         Where anything was missing, or the log ends before `least` (cleared, or an older state
         put back), changes may have gone by unseen: the log starts anew, no older position is
-        proved by it any more, and so the table is copied again.
+        proved by it any more, and so the table is copied again. Where only the schema changed in
+        a way that no difference shows, all logged tables are marked to be compared whole.
         """
-        if self.stands(table) and self._newest(table.name) >= max(least, 1):
-            return
-        source = self._table(table.name)
-        wanted = capture_sql(source, table.mode)
-        with self._writing():
-            least = max(least, self._newest(table.name))
-            self._drop_objects(table.name)
-            for text in wanted.tables.values():
-                self._connection.execute(text)
-            self._connection.execute(
-                f"insert into {quote(log_table(table.name))}(seq, at) values(?, {CLOCK})",
-                (least + 1,),
-            )
-            for text in wanted.triggers.values():
-                self._connection.execute(text)
-            self._connection.execute(_CONSUMERS)
+        installed = self.stands(table) and self._newest(table.name) >= max(least, 1)
+        if not installed or not schema_watch.is_noted(self._connection):
+            with self._writing():
+                schema_watch.mark_changed(self._connection)
+                if not installed:
+                    self._make_anew(table, least)
+                schema_watch.note(self._connection)
+        self._marks = schema_watch.marks(self._connection)
+
+    def _make_anew(self, table: Table, least: int) -> None:
+        wanted = capture_sql(self._table(table.name), table.mode)
+        least = max(least, self._newest(table.name))
+        self._drop_objects(table.name)
+        for text in wanted.tables.values():
+            self._connection.execute(text)
+        self._connection.execute(
+            f"insert into {quote(log_table(table.name))}(seq, at) values(?, {CLOCK})",
+            (least + 1,),
+        )
+        for text in wanted.triggers.values():
+            self._connection.execute(text)
+        self._connection.execute(_CONSUMERS)
 
     def stands(self, table: Table) -> bool:
         """Return whether log and triggers are as they would be made now, for a table of this shape.
@@ -135,10 +141,11 @@ class TriggerSource:
     @contextmanager
     def snapshot(self, *, rows: bool = False) -> Iterator[TriggerSnapshot]:  # noqa: ARG002
         """Hold one committed state of the source; its rows can always be read."""
+        self._follow_the_file()
         with self._database.translated():
             self._connection.execute("begin")
             try:
-                yield TriggerSnapshot(self._connection, self._table)
+                yield TriggerSnapshot(self._connection, self._table, self._marks)
             finally:
                 if self._connection.in_transaction:
                     self._connection.execute("rollback")
@@ -207,6 +214,17 @@ class TriggerSource:
         """Close the connection; safe to repeat."""
         self._connection.close()
 
+    def _follow_the_file(self) -> None:
+        """Open the file anew when another one was put in its place."""
+        file = self._database.file_id()
+        if file != self._file and not self._connection.in_transaction:
+            former, opened = self._connection, _connected(self._database)
+            self._connection, self._file = opened, file
+            former.close()
+            self._catalogue_version = -1
+            self._acknowledged.clear()
+            self._marks = schema_watch.marks(self._connection)
+
     def _table(self, name: str) -> SqliteTable:
         version = self.schema_version()
         if version != self._catalogue_version:
@@ -261,6 +279,16 @@ class TriggerSource:
             finally:
                 if self._connection.in_transaction:
                     self._connection.execute("rollback")
+
+
+def _connected(database: SqliteDatabase) -> sqlite3.Connection:
+    connection = database.connect()
+    with database.translated():
+        # Losing an acknowledgement in a power cut only means giving it again.
+        connection.execute("pragma synchronous = normal")
+        if connection.execute("pragma journal_mode").fetchone()[0] != "wal":
+            connection.execute("pragma journal_mode = wal")
+    return connection
 
 
 def unacknowledged(database: SqliteDatabase, mirror_id: str) -> int | None:

@@ -1,7 +1,7 @@
 """One committed state of a SQLite source, read through its logs."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -28,13 +28,23 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class TriggerSnapshot:
-    """A `SourceSnapshot` inside an open read transaction."""
+    """A `SourceSnapshot` inside an open read transaction.
+
+    Args:
+        connection: In that transaction.
+        catalogue: Returns what is known of a table.
+        marks: By table, the entry of its log at which its rows are to be compared whole.
+    """
 
     def __init__(
-        self, connection: sqlite3.Connection, catalogue: Callable[[str], SqliteTable]
+        self,
+        connection: sqlite3.Connection,
+        catalogue: Callable[[str], SqliteTable],
+        marks: Mapping[str, int],
     ) -> None:
         self._connection = connection
         self._catalogue = catalogue
+        self._marks = marks
         # The first read fixes the snapshot; DEFERRED transactions have none before it.
         connection.execute("select 1 from sqlite_master").fetchone()
         (now,) = connection.execute(f"select {CLOCK}").fetchone()
@@ -92,7 +102,10 @@ class TriggerSnapshot:
             return
         # From the log alone, in the shape it was made in: the table may have changed since.
         places = ", ".join([*key_places(table.schema), *value_places(table.schema)])
-        sql = f"select seq, at, live, {places} from {_log(table)} where seq > ? order by seq"
+        sql = (
+            f"select seq, at, live, {places} from {_log(table)}"
+            " where seq > ? and live is not null order by seq"
+        )
         for rows in fetch(self._connection, sql, (after.order,), limit):
             yield self._versions(table.schema, rows)
 
@@ -116,9 +129,9 @@ class TriggerSnapshot:
         """Count the table's rows."""
         return self._reader(table).count()
 
-    def audit(self, table: Table, after: Position) -> Audit:  # noqa: ARG002
-        """Ask for none: a trigger sees every change."""
-        return Audit.NONE
+    def audit(self, table: Table, after: Position) -> Audit:
+        """Ask for one behind a schema change; a trigger sees every other change."""
+        return Audit.ALL if after.order < self._marks.get(table.name, 0) else Audit.NONE
 
     def doubt(self, table: Table) -> None:
         """Have none: a trigger sees every change."""
@@ -162,11 +175,12 @@ def _net_sql(source: SqliteTable) -> str:
     keys = ", ".join(f"k.{place}" for place in places)
     values = listed([column.name for column in schema.value_columns], "t")
     logged = "" if source.binary_key else listed(key, "t")
+    told = "" if source.nullable_key else f" and {places[0]} is not null"
     chosen = ", ".join(filter(None, [_live_sql(source), keys, values, logged]))
     return (
         f"select {chosen} from"
         f" (select distinct {', '.join(places)} from {quote(log_table(schema.name))}"
-        f" where seq > ?) k left join {quote(schema.name)} t on {joined}"
+        f" where seq > ?{told}) k left join {quote(schema.name)} t on {joined}"
     )
 
 

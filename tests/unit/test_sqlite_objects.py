@@ -1,0 +1,91 @@
+"""Which schema changes of SQLite are explained by the difference they leave."""
+
+import contextlib
+import sqlite3
+from contextlib import closing
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rhei_pipeline.oltp.sqlite_objects import SchemaState
+
+_BASE = (
+    "create table t(id integer primary key, c text)",
+    "create table a(id integer primary key, x text unique)",
+    "create table b(id integer primary key, a_id integer references a(id))",
+    "create index b_a on b(a_id)",
+    "create view w as select id, x from a",
+    "create trigger g after insert on a begin select new.x; end",
+)
+_STATEMENTS = (
+    "alter table a rename column x to y",
+    "alter table a rename column y to x",
+    "alter table a rename column id to id2",
+    "alter table a rename to a2",
+    "alter table a2 rename to a",
+    "alter table b add column n integer",
+    "alter table b add column r integer references a(id)",
+    "alter table b drop column n",
+    "drop table b",
+    "drop table a",
+    "create table b(id integer primary key)",
+    "create table n(id integer primary key autoincrement, x)",
+    "drop table n",
+    "create index i on n(x)",
+    "drop index i",
+    "drop index b_a",
+    "create index b_a on b(id)",
+    "drop view w",
+    "create view w as select 1",
+    "drop trigger g",
+    "create trigger g after delete on a begin select 1; end",
+    "create virtual table f using fts5(x)",
+    "drop table f",
+    "create table f_own(x)",
+    "create virtual table r using rtree(id, low, high)",
+    "drop table r",
+    "analyze",
+    "vacuum",
+)
+_HIDDEN = ("drop table t", _BASE[0])
+
+
+def changed_unseen(statements: list[str], hidden_at: int | None) -> set[str]:
+    """Run statements; hide a pair that leaves no difference at a place among them."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for text in _BASE:
+            connection.execute(text)
+        before = SchemaState.read(connection)
+        before = SchemaState.parse(before.version, before.text())
+        for place in range(len(statements) + 1):
+            if place == hidden_at:
+                for text in _HIDDEN:
+                    connection.execute(text)
+            if place < len(statements):
+                # One that does not fit where it comes changes nothing.
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute(statements[place])
+        return SchemaState.read(connection).changed_unseen(before, {"t"})
+
+
+@given(st.lists(st.sampled_from(_STATEMENTS), max_size=8), st.integers(0, 8))
+def test_a_pair_that_leaves_no_difference_never_hides_behind_others(
+    statements: list[str], place: int
+) -> None:
+    assert changed_unseen(statements, min(place, len(statements))) == {"t"}
+
+
+def test_a_migration_of_other_tables_is_explained() -> None:
+    for statements in (
+        [],
+        ["vacuum"],
+        ["analyze"],
+        ["alter table a rename column x to y", "create index i on a(y)"],
+        ["alter table a rename to a2"],
+        ["alter table b add column n integer", "drop index b_a"],
+        ["drop table b", "drop view w", "drop trigger g"],
+        ["drop table a"],
+        ["create virtual table f using fts5(x)"],
+        ["create table n(id integer primary key autoincrement, x)", "create index i on n(x)"],
+    ):
+        assert changed_unseen(statements, None) == set(), statements
