@@ -9,8 +9,8 @@ import pyarrow as pa
 from rhei_pipeline.events import DeadLetter, Operation, key_text, without_keys
 from rhei_pipeline.metrics import RowParity, TableVerification
 from rhei_pipeline.protocols import Mirror, MirrorTransaction, SourceSnapshot
-from rhei_pipeline.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table
-from rhei_pipeline.sql import listed, literal, mirror_table
+from rhei_pipeline.schema import OPERATION, VALID_FROM, VALID_TO, Column, Mode, Table
+from rhei_pipeline.sql import listed, literal, mirror_table, quote
 
 #: How many keys of each kind of difference are named; the counts are always whole.
 SAMPLE_KEYS = 20
@@ -61,13 +61,22 @@ def broken_histories(table: Table, mirror: Mirror) -> pa.Table:
     if table.mode is Mode.DESTRUCTIVE:
         return table.schema.arrow_key.empty_table()
     key, name = listed(table.schema.primary_key), mirror_table(table.schema)
+    # In a window, 0.0 and -0.0 are apart; they are one key.
+    parts = [_one_zero(column) for column in table.schema.key_columns]
+    start, end, follows = VALID_FROM, VALID_TO, "_rhei_follows"
+    went_on = f"{end} is not null and {OPERATION} <> {literal(Operation.DELETE)}"
     return mirror.query(
-        f"select distinct {key} from (select {key}, {VALID_FROM} as f, {VALID_TO} as t,"
-        f" {OPERATION} as o, lead({VALID_FROM}) over (partition by {key}"
-        f" order by {VALID_FROM}, {VALID_TO} nulls last) as n from {name}) as versions"
-        f" where (t is null and n is not null) or t < f or n < t"
-        f" or (t is not null and o <> {literal(Operation.DELETE)} and (n is null or n <> t))"
+        f"select distinct {key} from (select {key}, {start}, {end}, {OPERATION},"
+        f" lead({start}) over (partition by {key} order by {start}, {end} nulls last) as {follows}"
+        f" from (select {', '.join(parts)}, {start}, {end}, {OPERATION} from {name}) as versions)"
+        f" as followed where ({end} is null and {follows} is not null) or {end} < {start}"
+        f" or {follows} < {end} or ({went_on} and ({follows} is null or {follows} <> {end}))"
     )
+
+
+def _one_zero(column: Column) -> str:
+    name = quote(column.name)
+    return f"{name} + 0.0 as {name}" if pa.types.is_floating(column.type) else name
 
 
 def count_rows(table: Table, snapshot: SourceSnapshot, transaction: MirrorTransaction) -> RowParity:
