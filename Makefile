@@ -8,7 +8,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev test soak lint types arrows check fix bench schema clean
+.PHONY: help demo dev test soak damage lint types arrows check fix bench schema clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1|/' | \
@@ -28,6 +28,9 @@ test: $(DEMO_READY) ## run the tests
 
 soak: $(DEMO_READY) ## run the long tests: thousands of crashes
 	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0
+
+damage: $(DEMO_READY) ## damage every file of every mirror in every way, and print what came of it
+	@$(BIN)/python -m tests -m soak -s -o faulthandler_timeout=0 tests/behaviour/test_damage.py
 
 lint: $(READY) ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -26,7 +26,7 @@ from rhei_pipeline.settings import Settings
 from rhei_pipeline.shell import Shell, line_editing
 from rhei_pipeline.sources import examine
 from rhei_pipeline.starter import starter
-from rhei_pipeline.terminal import err, out, show, show_rows, values
+from rhei_pipeline.terminal import err, out, say, show, show_rows, values
 from rhei_pipeline.tour import BY_COUNTRY, declaration, tour
 from rhei_pipeline.wiring import bridge
 
@@ -251,7 +251,10 @@ def maintain(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     """Fold the mirror's small files into large ones; a schedule does it each night."""
     with _opened(config) as htap:
         report = values(htap.maintain())
-    show(report, [report], tuple(report), as_json=json_)
+    show(report, [report], tuple(n for n in report if n != "damaged"), as_json=json_)
+    if not json_:
+        say(report["damaged"])
+    _exit_if(bool(report["damaged"]))
 
 
 @app.command(epilog=example("verify --table orders"))
@@ -267,6 +270,8 @@ def verify(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json 
     )
     for found in report.tables.values():
         _name_contradictions(found)
+    if not json_:
+        say(found.damage for found in report.tables.values() if found.damage)
     _exit_if(not report.equal)
 
 
@@ -296,7 +301,9 @@ def repair(
     """Make a table equal to its source again; history gets the difference."""
     with _opened(config) as htap:
         report = values(htap.repair(table))
-    show(report, [report], tuple(report), as_json=json_)
+    show(report, [report], tuple(n for n in report if n != "damaged"), as_json=json_)
+    if not json_:
+        say(f"{found['file']}: {found['outcome']}" for found in report["damaged"])
 
 
 @app.command("adopt", epilog=example("adopt"))

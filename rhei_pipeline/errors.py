@@ -15,7 +15,8 @@
         |-- CaptureError               changes cannot be learned of
         |   |-- BufferDamagedError     the buffer's files are damaged
         |   `-- PositionLostError      the source no longer holds the changes after the watermark
-        |-- MirrorError                the mirror refused a statement or is damaged
+        |-- MirrorError                the mirror refused a statement or cannot be used
+        |   `-- MirrorDamagedError     a file of the mirror is damaged or missing
         |-- QueryError                 a query cannot be run as asked
         `-- MissingExtraError          an optional package is not installed
 
@@ -102,7 +103,24 @@ class PositionLostError(CaptureError):
 
 
 class MirrorError(PermanentError):
-    """The mirror refused a statement or is damaged."""
+    """The mirror refused a statement or cannot be used."""
+
+
+class MirrorDamagedError(MirrorError):
+    """A file of the mirror is damaged or missing; nothing of it was used.
+
+    Args:
+        message: What is wrong with it.
+        file: The file's name; in a mirror of files, within its directory.
+        table: The table whose rows it holds; None where it is the whole mirror's.
+        hint: What to do next.
+    """
+
+    def __init__(
+        self, message: str, *, file: str, table: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, table=table, hint=hint)
+        self.file = file
 
 
 class QueryError(PermanentError):

@@ -45,6 +45,7 @@ class MaintenanceReport:
         bytes_before, bytes_after: What these take.
         rows_written: Rows that were written anew.
         done: Nothing more is due; else the bound was reached, and another call goes on.
+        damaged: What is wrong with which file, and the way out; its table was left as it is.
     """
 
     files_before: int = 0
@@ -53,6 +54,7 @@ class MaintenanceReport:
     bytes_after: int = 0
     rows_written: int = 0
     done: bool = True
+    damaged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +286,8 @@ class TableVerification:
     each as JSON. `dead_letters` counts the source's rows that cannot be mirrored.
     `broken_history` counts keys of a temporal table whose versions contradict each other: two are
     valid at once, one ends before it begins, or one ends without a successor or a delete.
+    `damage` names a file of the mirror that could not be read, and the way out; then no row was
+    compared.
     """
 
     table: str
@@ -295,12 +299,18 @@ class TableVerification:
     samples: Mapping[str, tuple[str, ...]]
     duplicate: int = 0
     broken_history: int = 0
+    damage: str | None = None
+
+    @classmethod
+    def of_damaged(cls, table: str, error: Exception) -> "TableVerification":
+        """Return what there is to say of a table whose files cannot be read."""
+        return cls(table, 0, 0, 0, 0, 0, {}, damage=str(error))
 
     @property
     def equal(self) -> bool:
         """Whether source and mirror hold the same rows, bit for bit, and its history is sound."""
         differ = self.missing or self.extra or self.different or self.duplicate
-        return not (differ or self.broken_history or self.dead_letters)
+        return not (differ or self.broken_history or self.dead_letters or self.damage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,11 +327,20 @@ class VerifyReport:
 
 
 @dataclass(frozen=True, slots=True)
+class DamagedFile:
+    """A file of the mirror that a repair set aside, and what became of what it held."""
+
+    file: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
 class RepairReport:
-    """What a repair changed in one table's mirror."""
+    """What a repair changed in one table's mirror, and which of its files were damaged."""
 
     table: str
     inserted: int
     updated: int
     deleted: int
     duration_seconds: float
+    damaged: tuple[DamagedFile, ...] = ()

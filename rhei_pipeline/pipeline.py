@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from rhei_pipeline.errors import (
+    MirrorDamagedError,
     MirrorError,
     PermanentError,
     SchemaDriftError,
@@ -21,6 +22,7 @@ from rhei_pipeline.logs import one_cycle
 from rhei_pipeline.metrics import (
     CopyReport,
     CopyStatus,
+    DamagedFile,
     RepairReport,
     RowParity,
     Standing,
@@ -178,6 +180,8 @@ class Pipeline:
         with one_cycle():
             started = time.monotonic()
             copied: dict[str, Copied] = {}
+            if any(isinstance(error, MirrorDamagedError) for error in self._errors.values()):
+                self._looked_at = -1  # the file may have been restored since
             for _ in range(_LOOKS):
                 begun = time.monotonic_ns()
                 self._keep_up()
@@ -240,6 +244,12 @@ class Pipeline:
                 )
                 for table in chosen
             }
+            if name is None:
+                found |= {
+                    left_out: TableVerification.of_damaged(left_out, error)
+                    for left_out, error in self._errors.items()
+                    if isinstance(error, MirrorDamagedError)
+                }
         return VerifyReport(MappingProxyType(found), time.monotonic() - started)
 
     def parity(self, name: str) -> RowParity:
@@ -262,14 +272,31 @@ class Pipeline:
 
     def repair(self, name: str) -> RepairReport:
         """Make one table equal to its source again; history gets the difference as versions."""
-        report = self.copy(name)
+        with self._lock:
+            damaged = self._heal(name)
+            report = self.copy(name)
         return RepairReport(
             report.table,
             report.inserted,
             report.updated,
             report.deleted,
             report.duration_seconds,
+            damaged,
         )
+
+    def _heal(self, name: str) -> tuple[DamagedFile, ...]:
+        """Have the mirror leave out a table's damaged files, and take the table in again."""
+        known = {table.name.lower(): table for table in self._known_tables()}
+        table = known.get(name.removeprefix("main.").lower())
+        damaged = self._mirror.heal(table) if table else ()
+        if damaged:
+            self._looked_at = -1
+        return damaged
+
+    def _known_tables(self) -> Iterator[Table]:
+        """Yield all tables that are mirrored, or were before they were left out."""
+        yield from (table for name in self._declared if (table := self._registry.table(name)))
+        yield from self._tables.values()
 
     def status(self, patience_seconds: float | None = None) -> Standing:
         """Tell how every declared table stands; reads, and waits for a sync under way.
@@ -314,7 +341,10 @@ class Pipeline:
         They are read in the shape they were made in, so no version is lost to a migration. The
         tables that the migration left alone come along, so that the mirror stays one state.
         """
-        ledger = self._mirror.ledger()
+        try:
+            ledger = self._mirror.ledger()
+        except MirrorDamagedError:
+            return  # every table is about to be left out with this error
         known = (self._registry.table(name) for name in self._declared)
         ready = [table for table in known if table and ledger.state(table.name) is TableState.READY]
         broken = {table.name for table in ready if not self._source.stands(table)}
@@ -361,8 +391,10 @@ class Pipeline:
                 self._on_step,
                 schema_version=schema_version,
             )
-        except SchemaDriftError as error:
-            self._leave_out(error.table or "", error)
+        except (SchemaDriftError, MirrorDamagedError) as error:
+            if error.table not in {table.name for table in tables}:
+                raise
+            self._leave_out(error.table, error)
             return None
 
     def _copy_what_needs_it(self, on_progress: OnProgress) -> dict[str, Copied]:
@@ -373,7 +405,15 @@ class Pipeline:
             due = [
                 table for table in self._tables.values() if self._is_due(table, snapshot, ledger)
             ]
-        return {table.name: self._copy(table, on_progress) for table in due}
+        copied = {}
+        for table in due:
+            try:
+                copied[table.name] = self._copy(table, on_progress)
+            except MirrorDamagedError as error:
+                if error.table != table.name:
+                    raise
+                self._leave_out(table.name, error)
+        return copied
 
     def _is_due(self, table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> bool:
         return needs_copy(table, snapshot, ledger) or self._registry.table(table.name) != table

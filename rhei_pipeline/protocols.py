@@ -20,7 +20,7 @@ from rhei_pipeline.events import (
     Versions,
 )
 from rhei_pipeline.ledger import AsOf, CopyProgress, Ledger, Past, Watermark
-from rhei_pipeline.metrics import MaintenanceReport
+from rhei_pipeline.metrics import DamagedFile, MaintenanceReport
 from rhei_pipeline.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.translation.meaning import MirroredTable
 
@@ -370,6 +370,13 @@ class Mirror(Protocol):
 
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return the dead letters kept, of one table or of all."""
+
+    def heal(self, table: Table) -> tuple[DamagedFile, ...]:
+        """Check all files of a table; leave out what is damaged, so that a copy can mend it.
+
+        Nothing is deleted: damaged files are set aside. Returns what was damaged and what became
+        of it; nothing where all files are whole.
+        """
 
     def maintain(self) -> MaintenanceReport:
         """Bring the files into the form that reads fastest; safe at any time, bounded a call."""

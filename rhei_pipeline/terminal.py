@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, time
 from enum import Enum
 from typing import Any
@@ -35,6 +35,8 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
         return values(value)
     if isinstance(value, Mapping):
         return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
     return value
 
 
@@ -53,6 +55,12 @@ def show(
     cells = [[_cell(row.get(name)) for name in wanted] for row in rows]
     numeric = [any(_is_number(row.get(name)) for row in rows) for name in wanted]
     out.print(_table([name.replace("_", " ") for name in wanted], cells, numeric))
+
+
+def say(lines: Iterable[str]) -> None:
+    """Print lines that are not to be cut, whatever the terminal's width."""
+    for line in lines:
+        out.print(line, soft_wrap=True, markup=False)
 
 
 def show_rows(table: pa.Table, *, as_json: bool) -> None:

@@ -24,7 +24,9 @@ def maintenance_job() -> dg.JobDefinition:
             while not report.done:
                 context.log.info("%d rows folded, and more to go", report.rows_written)
                 report = htap.maintain()
-        context.add_output_metadata(asdict(report))
+        context.add_output_metadata({**asdict(report), "damaged": list(report.damaged)})
+        if report.damaged:
+            raise dg.Failure(" ".join(report.damaged), allow_retries=False)
 
     @dg.job(
         name="maintenance",

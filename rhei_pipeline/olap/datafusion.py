@@ -4,6 +4,7 @@ A commit is the one moment at which a new manifest appears. Rows and watermark o
 in it together, and whoever opened an earlier one goes on reading the files it names.
 """
 
+import logging
 import threading
 import uuid
 from collections import Counter
@@ -18,18 +19,20 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from rhei_pipeline.cancelling import Cancel
-from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError
 from rhei_pipeline.ledger import Ledger, Past
-from rhei_pipeline.metrics import MaintenanceReport
+from rhei_pipeline.metrics import DamagedFile, MaintenanceReport
 from rhei_pipeline.olap.file_past import past_of
 from rhei_pipeline.olap.file_transaction import FileTransaction
-from rhei_pipeline.olap.files import Files, LocalFiles, MemoryFiles
+from rhei_pipeline.olap.files import Files, MemoryFiles, aside
 from rhei_pipeline.olap.folding import maintained
 from rhei_pipeline.olap.formats import Format, Ipc, Parquet
+from rhei_pipeline.olap.healing import Healing
 from rhei_pipeline.olap.letters import LETTERS, is_open
+from rhei_pipeline.olap.local_files import LocalFiles
 from rhei_pipeline.olap.manifest import Manifest
 from rhei_pipeline.olap.manifests import Manifests
-from rhei_pipeline.olap.segment_store import SegmentStore
+from rhei_pipeline.olap.segment_store import DATA, SegmentStore
 from rhei_pipeline.olap.session import (
     Params,
     ReadingSession,
@@ -44,6 +47,8 @@ from rhei_pipeline.sql import mirror_table
 if TYPE_CHECKING:
     from rhei_pipeline.olap.delta_tables import DeltaTables
     from rhei_pipeline.olap.object_files import Access
+
+_log = logging.getLogger(__name__)
 
 MEMORY = ":memory:"
 #: Manifests kept by default: whoever reads one has two more commits to say so.
@@ -103,6 +108,7 @@ class DataFusionMirror:
         self._reading: Counter[int] = Counter()
         self._delta = delta or _delta_tables(storage)
         self._closed = False
+        self._damage: MirrorDamagedError | None = None
         try:
             self._manifest = self._begin()
         except BaseException:
@@ -111,8 +117,10 @@ class DataFusionMirror:
         self.mirror_id = self._manifest.mirror_id
 
     def _begin(self) -> Manifest:
-        found = self._manifests.newest()
+        found, self._damage = self._manifests.newest_whole()
         if found is None:
+            if self._damage is not None:
+                raise self._damage
             found = Manifest(1, uuid.uuid4().hex, self.storage, datetime.now(UTC))
             self._manifests.commit(found)
         if found.storage != self.storage:
@@ -120,7 +128,10 @@ class DataFusionMirror:
                 f"mirror {self.path!r} rests as {found.storage!r}, not as {self.storage!r}",
                 hint="declare its storage, or give another path",
             )
-        self._manifests.collect_orphans(self._store)
+        self._store.learn(found)
+        self._look_at_sizes(found)
+        if self._damage is None:
+            self._manifests.collect_orphans(self._store)
         return found
 
     @property
@@ -141,16 +152,26 @@ class DataFusionMirror:
             )
             self._commit(claimed)
 
+    def _look_at_sizes(self, manifest: Manifest) -> None:
+        """Compare all files with what was written, as far as a listing tells."""
+        named = list(self._store.files_of(manifest))
+        if named and self._files.root is not None:
+            for file in self._store.checked.compare_sizes(self._files.names(DATA), named):
+                _log.error("mirror %r: file %r is damaged or missing", self.path, file)
+
     def ledger(self) -> Ledger:
         """Return what is recorded, as last committed; nobody else can write."""
-        self._refuse_closed()
+        self._refuse_unusable()
         return self._manifest.ledger
 
     @contextmanager
     def transaction(self, *, trial: bool = False) -> Iterator[FileTransaction]:
         """Open the one writing transaction; a trial is rolled back at its end."""
         with self._lock, self._undoing():
-            transaction = FileTransaction(self._manifest, self._store)
+            base = self._manifest
+            transaction = FileTransaction(
+                base, self._store, lambda sql: self._session.query(sql, (), base)
+            )
             try:
                 yield transaction
                 manifest = None if trial else transaction.settle()
@@ -170,7 +191,10 @@ class DataFusionMirror:
         """
         with self._lock, self._undoing():
             tables, report = maintained(self._manifest.tables, self._store, max_rows)
-            if report.rows_written:
+            report = replace(report, damaged=(*report.damaged, *self._damaged_letters()))
+            for damage in report.damaged:
+                _log.error("%s", damage)
+            if any(tables[name] is not kept for name, kept in self._manifest.tables.items()):
                 folded = replace(
                     self._manifest,
                     version=self._manifest.version + 1,
@@ -182,20 +206,67 @@ class DataFusionMirror:
                 self._delta.catch_up(self._manifest, self._store)
             return report
 
+    def _damaged_letters(self) -> list[str]:
+        try:
+            self._store.check_anew([self._manifest.letters] if self._manifest.letters else [])
+        except MirrorDamagedError as error:
+            return [str(error)]
+        return []
+
+    def heal(self, table: Table) -> tuple[DamagedFile, ...]:
+        """Check all files of a table; leave out what is damaged, so that a copy can mend it."""
+        with self._lock, self._undoing(despite_damage=True):
+            base, healing = self._manifest, Healing(table, self._store)
+            if self._damage is not None:
+                base = self._without_damaged_manifest(self._damage, healing)
+            healed = healing.of(base)
+            if healing.found:
+                self._set_aside(healing)
+                self._commit(
+                    replace(healed, version=base.version + 1, committed_at=datetime.now(UTC))
+                )
+                self._damage = None
+            if self._delta is not None:
+                name = mirror_table(table.schema)
+                healing.found += self._delta.heal(self._manifest, name, self._store)
+                self._delta.catch_up(self._manifest, self._store)
+        for damaged in healing.found:
+            _log.error("mirror %r: file %r: %s", self.path, damaged.file, damaged.outcome)
+        return tuple(healing.found)
+
+    def _without_damaged_manifest(self, damage: MirrorDamagedError, healing: Healing) -> Manifest:
+        base = self._manifest
+        outcome = (
+            f"the mirror goes back to its state of {base.committed_at:%Y-%m-%d %H:%M:%S} UTC;"
+            " what the source still holds of the changes since is applied again"
+        )
+        healing.found.append(DamagedFile(damage.file, outcome))
+        return replace(base, version=self._manifests.set_aside_after(base.version))
+
+    def _set_aside(self, healing: Healing) -> None:
+        for name in healing.spared - healing.aside:
+            self._files.link(aside(name), name)
+        self._files.settle()
+        self._files.set_aside(healing.aside)
+        self._store.forget(healing.aside)
+
     @contextmanager
-    def _undoing(self) -> Iterator[None]:
+    def _undoing(self, *, despite_damage: bool = False) -> Iterator[None]:
         self._refuse_closed()
+        if not despite_damage:
+            self._refuse_unusable()
         try:
             yield
         except BaseException:
             # Whether the manifest has appeared, or yet will, only the files can tell.
             self._store.leave()
-            newest = self._manifests.newest()
+            newest, _ = self._manifests.newest_whole()
             if newest is not None and newest.version > self._manifest.version:
                 self._manifest = newest
             raise
 
-    def _commit(self, manifest: Manifest) -> None:
+    def _commit(self, drafted: Manifest) -> None:
+        manifest = self._store.sealed(drafted)
         self._manifests.commit(manifest)
         with self._glance:
             self._manifest = manifest
@@ -214,7 +285,7 @@ class DataFusionMirror:
         Raises:
             QueryError: Not one statement, not a reading one, or DataFusion refuses it.
         """
-        self._refuse_closed()
+        self._refuse_unusable()
         with self._held() as manifest:
             return self._session.query(sql, params, manifest)
 
@@ -224,7 +295,7 @@ class DataFusionMirror:
         Raises:
             QueryError: It is not one reading statement, or DataFusion refuses it.
         """
-        self._refuse_closed()
+        self._refuse_unusable()
         cancel = Cancel.given(begun)
         with ExitStack() as held:
             manifest = held.enter_context(self._held())
@@ -260,7 +331,7 @@ class DataFusionMirror:
 
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return open dead letters: table_name, key, column_name, reason, captured_at."""
-        self._refuse_closed()
+        self._refuse_unusable()
         with self._held() as manifest:
             name = manifest.letters
             kept = self._store.letters(name) if name else LETTERS.empty_table()
@@ -272,7 +343,7 @@ class DataFusionMirror:
         """Publish what is left to publish, and let others write; safe to repeat."""
         with self._lock:
             try:
-                if self._delta is not None and not self._closed:
+                if self._delta is not None and not self._closed and self._damage is None:
                     self._delta.catch_up(self._manifest, self._store)
             finally:
                 self._closed = True
@@ -281,6 +352,11 @@ class DataFusionMirror:
     def _refuse_closed(self) -> None:
         if self._closed:
             raise MirrorError("the mirror is closed", hint="open it again")
+
+    def _refuse_unusable(self) -> None:
+        self._refuse_closed()
+        if self._damage is not None:
+            raise self._damage
 
 
 def _delta_tables(storage: str) -> "DeltaTables | None":

@@ -25,6 +25,7 @@ from deltalake.transaction import (
 )
 
 from rhei_pipeline.errors import MirrorError, RheiError
+from rhei_pipeline.metrics import DamagedFile
 from rhei_pipeline.olap.bitmaps import present
 from rhei_pipeline.olap.files import Files
 from rhei_pipeline.olap.formats import Parquet
@@ -74,13 +75,37 @@ class DeltaTables:
         Raises:
             MirrorError: A table cannot be published; the mirror itself is in order.
         """
-        if self._pace.behind:
-            for folder, table in _tables(manifest):
-                if self._published.get(folder) is not table:
+        if not self._pace.behind:
+            return
+        failed: list[RheiError] = []
+        for folder, table in _tables(manifest):
+            if self._published.get(folder) is not table:
+                try:
                     with _translated(table, folder):
                         self._publish(manifest, table, store)
                     self._published[folder] = table
-            self._pace.note_publication()
+                except RheiError as error:
+                    failed.append(error)  # the other tables are published all the same
+        if failed:
+            raise failed[0]
+        self._pace.note_publication()
+
+    def heal(self, manifest: Manifest, name: str, store: SegmentStore) -> tuple[DamagedFile, ...]:
+        """Compare a Delta table's files with what the mirror holds; delete one that differs.
+
+        It is a copy, and the next publication makes it anew. `name` is the table's in the manifest.
+        """
+        table = manifest.tables.get(name)
+        if table is None:
+            return ()
+        folder = _folder(table)
+        found = sorted(_damaged_files(table, store))
+        if found:
+            log = f"{folder}/{_LOG}"
+            store.files.delete([*store.files.names(log), *store.files.names(folder)])
+            self._published.pop(folder, None)
+            self._pace.note_change()
+        return tuple(DamagedFile(file, "the Delta table is made anew") for file in found)
 
     def _publish(self, manifest: Manifest, table: StoredTable, store: SegmentStore) -> None:
         target = _Target(store.files, _folder(table), _shape(table))
@@ -227,6 +252,29 @@ def _add(store: SegmentStore, table: StoredTable, segment: Segment, name: str) -
     return AddAction(name.rpartition("/")[2], size, {}, _now(), data_change=True, stats=stats)
 
 
+def _damaged_files(table: StoredTable, store: SegmentStore) -> Iterator[str]:
+    """Name the files of a Delta table that are not what would be published now."""
+    folder = _folder(table)
+    try:
+        target = _Target(store.files, folder, _shape(table))
+    except Exception:  # noqa: BLE001  (delta-rs raises types of many kinds)
+        yield f"{folder}/{_LOG}"
+        return
+    segments = {_file(table, segment): segment for segment in table.segments}
+    for name in target.held.keys() & segments.keys():
+        mark = store.files.mark(f"{folder}/{name}")
+        if mark is None or not store.files.get(f"{folder}/{name}").equals(
+            _content(store, table, segments[name])
+        ):
+            yield f"{folder}/{name}"
+
+
+def _content(store: SegmentStore, table: StoredTable, segment: Segment) -> pa.Buffer:
+    if _is_shown_whole(table, segment):
+        return store.content(segment)
+    return store.form.encode(_shown_rows(store, table, segment))
+
+
 def _is_shown_whole(table: StoredTable, segment: Segment) -> bool:
     """Tell whether a reader of Delta makes of the segment's own file what we make of it."""
     if segment.gone or segment.constants:
@@ -289,8 +337,8 @@ def _translated(table: StoredTable, folder: str) -> Iterator[None]:
         raise
     except Exception as error:  # delta-rs raises types of many kinds
         raise MirrorError(
-            f"its Delta table cannot be published ({type(error).__name__})",
+            f"its Delta table {folder!r} cannot be published ({type(error).__name__})",
             table=table.relation,
-            hint=f"the mirror itself is in order; delete {folder!r} among its files if it is"
-            " damaged: it is published anew",
+            hint=f"the mirror itself is in order; if {folder!r} is damaged, run"
+            f" 'rhei repair {table.relation}': it is published anew",
         ) from error

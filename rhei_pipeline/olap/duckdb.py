@@ -16,9 +16,16 @@ import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.cancelling import Cancel
-from rhei_pipeline.errors import MirrorBusyError, MirrorError, QueryError, RheiError
+from rhei_pipeline.errors import (
+    MirrorBusyError,
+    MirrorDamagedError,
+    MirrorError,
+    QueryError,
+    RheiError,
+)
 from rhei_pipeline.ledger import Ledger, Past
-from rhei_pipeline.metrics import MaintenanceReport
+from rhei_pipeline.metrics import DamagedFile, MaintenanceReport
+from rhei_pipeline.olap.duckdb_damage import cause, damage_of, first_line, is_damage
 from rhei_pipeline.olap.duckdb_ledger import (
     prepare,
     read_ledger,
@@ -27,6 +34,7 @@ from rhei_pipeline.olap.duckdb_ledger import (
 )
 from rhei_pipeline.olap.duckdb_past import read_past
 from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction, in_utc, table_exists
+from rhei_pipeline.olap.last_commit import LastCommit
 from rhei_pipeline.olap.locking import WriterLock
 from rhei_pipeline.olap.publishing import PublishedCopy
 from rhei_pipeline.protocols import Begun, Streamed
@@ -87,7 +95,20 @@ class DuckDBMirror:
             opened.callback(self._connection.close)
             with translated(self.path):
                 self.mirror_id = prepare(self._connection, self.path)
+            self._last = self._look_back(opened)
             self._opened = opened.pop_all()
+
+    def _look_back(self, opened: ExitStack) -> LastCommit | None:
+        """Notice whether the file is older than it was when it was used last."""
+        self._older: MirrorDamagedError | None = None
+        if self.path == MEMORY:
+            return None
+        last = LastCommit(self.path)
+        opened.callback(last.close)
+        self._older = last.lost(self.mirror_id, self.ledger())
+        if self._older is not None:
+            _log.warning("%s", self._older)
+        return last
 
     def _hold(self, opened: ExitStack, timeout_seconds: float) -> None:
         """Hold a lock of our own besides DuckDB's, which anybody's closing of the file gives up."""
@@ -133,12 +154,18 @@ class DuckDBMirror:
             self._ledger = None
             try:
                 yield DuckDBTransaction(self._connection)
+                if not trial and self._last is not None:
+                    self._last.blank()
                 self._connection.execute("rollback" if trial else "commit")
             except BaseException:
                 _roll_back(self._connection)
                 raise
             finally:
                 self._ledger = None
+            if not trial:
+                self._older = None
+                if self._last is not None:
+                    self._last.note(self.mirror_id, self.ledger())
             if not trial and self._published is not None:
                 self._published.pace.note_change()
                 self._publish(self._published)
@@ -151,7 +178,7 @@ class DuckDBMirror:
         try:
             self._connection.execute("checkpoint")
         except duckdb.TransactionException as error:
-            _log.info("published copy: put off while a query runs (%s)", _first_line(error))
+            _log.info("published copy: put off while a query runs (%s)", first_line(error))
         else:
             copy.publish(Path(self.path), unfinished=bool(ledger.copies))
 
@@ -162,13 +189,15 @@ class DuckDBMirror:
             QueryError: Not one statement, not a reading one, or DuckDB refuses it.
         """
         refuse_writing(sql, "duckdb")
+        if self._older is not None:
+            raise self._older
         with self._cursor() as cursor:
             try:
                 result = self._asked(cursor, sql, params)
                 table = pa.table({}) if result is None else result.to_arrow_table()
                 return in_utc(table)
             except duckdb.Error as error:
-                raise _refused(error) from error
+                raise _refused(error, self.path, is_empty=not self.ledger().watermarks) from error
 
     def stream(
         self,
@@ -183,6 +212,8 @@ class DuckDBMirror:
             QueryError: It is not one reading statement, or DuckDB refuses it.
         """
         refuse_writing(sql, "duckdb")
+        if self._older is not None:
+            raise self._older
         cancel = Cancel.given(begun)
         batches = self._streamed(sql, params, rows, cancel)
         # DuckDB works up to the first rows before it says what columns there are.
@@ -204,7 +235,7 @@ class DuckDBMirror:
                     yield batch if batch.schema.equals(shape) else batch.cast(shape)
                     cancel.refuse_cancelled()
             except (duckdb.Error, pa.ArrowException, OSError) as error:
-                raise _refused(error) from error
+                raise _refused(error, self.path, is_empty=not self.ledger().watermarks) from error
 
     def _asked(
         self,
@@ -250,6 +281,10 @@ class DuckDBMirror:
             [table, table],
         )
 
+    def heal(self, table: Table) -> tuple[DamagedFile, ...]:  # noqa: ARG002
+        """Do nothing: DuckDB's file is whole, or refused as a whole."""
+        return ()
+
     def maintain(self) -> MaintenanceReport:
         """Fold the write-ahead log into the file; worth doing when nothing else is to be done."""
         with self._lock, translated(self.path):
@@ -289,13 +324,15 @@ def _too_large() -> MirrorError:
     )
 
 
-def _refused(error: Exception) -> RheiError:
+def _refused(error: Exception, path: str, *, is_empty: bool) -> RheiError:
     if isinstance(error, duckdb.OutOfMemoryException):
         return _too_large()
-    return QueryError(
-        f"DuckDB refused the query: {_first_line(error)}",
-        hint="the mirror answers reading queries on mirrored tables",
-    )
+    if is_damage(error):
+        return damage_of(error, path)
+    hint = "the mirror answers reading queries on mirrored tables"
+    if is_empty:
+        hint = f"mirror {path!r} holds no table yet: run 'rhei sync' first"
+    return QueryError(f"DuckDB refused the query: {first_line(error)}", hint=hint)
 
 
 def _connect(
@@ -318,7 +355,7 @@ def translated(path: str) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        raise _translate(error, path) from error
+        raise _translate(cause(error), path) from error
 
 
 def _translate(error: duckdb.Error, path: str) -> RheiError:
@@ -330,18 +367,17 @@ def _translate(error: duckdb.Error, path: str) -> RheiError:
             f"mirror {path!r} is held by another process",
             hint="one process writes a DuckDB file at a time: let the other one end first",
         )
+    if is_damage(error):
+        return damage_of(error, path)
     if "not a valid DuckDB database" in text:
         return MirrorError(
             f"{path!r} exists and is not a DuckDB database",
-            hint="correct mirror.path, or move the file away",
+            hint=f"correct mirror.path, or move {path!r} away, and '{path}.wal' with it where there"
+            " is one",
         )
     if "No space left" in text or "Out of disk" in text or "could not write all" in text.lower():
         return MirrorError(f"the disk that holds {path!r} is full", hint="free space, try again")
-    return MirrorError(f"DuckDB failed on {path!r}: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return MirrorError(f"DuckDB failed on {path!r}: {first_line(error)}")
 
 
 def _roll_back(connection: duckdb.DuckDBPyConnection) -> None:

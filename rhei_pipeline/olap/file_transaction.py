@@ -1,6 +1,6 @@
 """What one transaction of a mirror of files may do."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from types import MappingProxyType
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.compaction import key_codes
-from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError
 from rhei_pipeline.events import (
     SEQUENCE,
     Comparison,
@@ -29,14 +29,13 @@ from rhei_pipeline.olap.draft import Draft, Found
 from rhei_pipeline.olap.endings import Endings
 from rhei_pipeline.olap.file_past import note_columns
 from rhei_pipeline.olap.folding import CYCLE_ROWS, SEGMENT_ROWS, due_in_a_cycle, fold
-from rhei_pipeline.olap.manifest import Manifest, StoredTable
+from rhei_pipeline.olap.manifest import COPY_PREFIX, SNAPSHOTS, Manifest, StoredTable
+from rhei_pipeline.olap.query_proof import misread_columns
 from rhei_pipeline.olap.reshaping import last_good_rows, outgrown
-from rhei_pipeline.olap.segment_store import SegmentStore, conform
+from rhei_pipeline.olap.segment_store import DATA, SegmentStore, conform
 from rhei_pipeline.schema import INSTANT, OPERATION, VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.sql import mirror_table, quote
 
-_COPY = "_rhei_copy_"
-_SNAPSHOTS = "snapshot"
 _DAY = pa.field("snapshot_date", pa.date32())
 
 
@@ -46,6 +45,8 @@ class FileTransaction:
 
     base: Manifest
     store: SegmentStore
+    #: Runs a query on the committed state; None where nobody is to ask.
+    ask: Callable[[str], pa.Table] | None = None
     _tables: dict[str, Draft] = field(default_factory=dict)
     _dropped: set[str] = field(default_factory=set)
     _watermarks: dict[str, Watermark] = field(default_factory=dict)
@@ -63,7 +64,7 @@ class FileTransaction:
         now = datetime.now(UTC)
         for name, draft in self._tables.items():
             table = draft.settle()
-            limit = SEGMENT_ROWS if table.relation.startswith(_COPY) else CYCLE_ROWS
+            limit = SEGMENT_ROWS if table.relation.startswith(COPY_PREFIX) else CYCLE_ROWS
             tables[name] = fold(table, due_in_a_cycle(table.segments, now, limit), self.store)
         kept = self.base.letters
         if self._letters_changed:
@@ -93,7 +94,7 @@ class FileTransaction:
 
     def copied_keys(self, table: Table) -> pa.Table:
         """Return the keys of all rows in the copy."""
-        return _all_keys(self._draft(table, _COPY), table)
+        return _all_keys(self._draft(table, COPY_PREFIX), table)
 
     def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the rows of those keys that are valid now."""
@@ -101,7 +102,7 @@ class FileTransaction:
 
     def copied_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the rows of those keys in the copy."""
-        return _rows_of(self._draft(table, _COPY), table, keys)
+        return _rows_of(self._draft(table, COPY_PREFIX), table, keys)
 
     def open_versions(self, table: Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Look up the touched keys' open versions, then the past of keys that have none."""
@@ -168,9 +169,9 @@ class FileTransaction:
 
     def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:
         """Keep a temporal table's rows as of each day's instant, under the day."""
-        name, draft = f"{_SNAPSHOTS}.{quote(table.name)}", self._draft(table)
+        name, draft = f"{SNAPSHOTS}.{quote(table.name)}", self._draft(table)
         if name not in self._tables and name not in self.base.tables:
-            empty = StoredTable(_SNAPSHOTS, table.name, pa.schema([_DAY]))
+            empty = StoredTable(SNAPSHOTS, table.name, pa.schema([_DAY]))
             self._tables[name] = Draft(empty, self.store)
         target = self._named(name, table)
         asked = dict.fromkeys(column for day in days.values() for column in day.columns)
@@ -186,25 +187,25 @@ class FileTransaction:
 
     def begin_copy(self, table: Table, progress: CopyProgress) -> None:
         """Start an empty copy beside the table."""
-        self._put(table, table.schema.arrow, _COPY)
+        self._put(table, table.schema.arrow, COPY_PREFIX)
         self._copies[table.name] = progress
 
     def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
         """Append rows to the copy and record how far it has come."""
         if rows.num_rows:
-            _append(self._draft(table, _COPY), table, rows)
+            _append(self._draft(table, COPY_PREFIX), table, rows)
         self._copies[table.name] = progress
 
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
         """Bring the copy up to a later state by net changes."""
-        _merge(self._draft(table, _COPY), table, changes)
+        _merge(self._draft(table, COPY_PREFIX), table, changes)
 
     def keep_unknown(self, table: Table, keys: pa.Table) -> None:
         """Give the copy the table's present rows of keys that the copy could not read."""
         name = mirror_table(table.schema)
         if keys.num_rows and (name in self._tables or name in self.base.tables):
             rows = last_good_rows(self._draft(table), table, keys)
-            copy = self._draft(table, _COPY)
+            copy = self._draft(table, COPY_PREFIX)
             held = copy.find(key_hashes(rows.select(list(table.schema.primary_key)))).needles
             lacking = np.setdiff1d(np.arange(rows.num_rows), held)
             _append(copy, table, rows.take(pa.array(lacking)))
@@ -265,9 +266,28 @@ class FileTransaction:
     def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
         """Compare the source's rows with the table's present ones, both ways.
 
-        What is compared is read and digested anew; the index's own digests are not believed.
+        All files are checked, and what is compared is read and digested anew; the index's own
+        digests are not believed. Queries have to find what the files hold.
         """
+        stored = self.base.tables.get(mirror_table(table.schema))
+        if stored is not None:
+            self.store.check_anew(self.store.table_files(stored))
+            self._prove_queries(table, stored)
         return compare(self._draft(table), table, rows)
+
+    def _prove_queries(self, table: Table, stored: StoredTable) -> None:
+        if self.ask is None:
+            return
+        draft, columns = Draft(stored, self.store), stored.schema.names
+        parts = (rows for past in (False, True) for rows, _ in draft.scan(columns, past=past))
+        misread = misread_columns(stored.schema, mirror_table(table.schema), parts, self.ask)
+        if misread:
+            raise MirrorDamagedError(
+                f"queries do not find in column {misread[0]!r} what the files hold",
+                file=DATA,
+                table=table.name,
+                hint="run 'rhei maintain', which writes files of an earlier format anew",
+            )
 
     def _draft(self, table: Table, prefix: str = "") -> Draft:
         return self._named(mirror_table(table.schema, prefix), table)
@@ -280,6 +300,7 @@ class FileTransaction:
                 raise MirrorError(
                     "it does not stand in the mirror", table=table.name, hint="copy it first"
                 )
+            self.store.refuse_damaged(stored)
             found = self._tables[name] = Draft(stored, self.store)
         return found
 
@@ -288,7 +309,7 @@ class FileTransaction:
         self._tables[mirror_table(table.schema, prefix)] = Draft(stored, self.store)
 
     def _drop_copy(self, table: Table) -> Draft:
-        copy, name = self._draft(table, _COPY), mirror_table(table.schema, _COPY)
+        copy, name = self._draft(table, COPY_PREFIX), mirror_table(table.schema, COPY_PREFIX)
         del self._tables[name], self._copies[table.name]
         self._dropped.add(name)
         return copy

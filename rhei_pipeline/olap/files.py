@@ -1,26 +1,39 @@
-"""Where a mirror's files rest: in memory, or in a directory of one file system."""
+"""Where a mirror's files rest, and the way to keep them in memory."""
 
-import fcntl
-import os
-import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from pathlib import Path
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import pyarrow as pa
 from datafusion import SessionContext
 
-from rhei_pipeline.errors import MirrorBusyError, MirrorError
-from rhei_pipeline.olap.locking import WriterLock
+from rhei_pipeline.errors import MirrorBusyError, MirrorDamagedError
 
-_LOCK = "lock"
-_PINS = "pins"
-_PARTIAL = ".partial"
+_SET_ASIDE = "set-aside"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What stands under a file's name, as far as that can be had without reading it.
+
+    Attributes:
+        tag: Changes whenever the file is written again.
+    """
+
+    size: int
+    tag: str
 
 
 class Files(Protocol):
-    """Files that are written once, whole, and then read or deleted. Folders are parted by `/`."""
+    """Files that are written once, whole, and then read or deleted. Folders are parted by `/`.
+
+    Attributes:
+        remote: Asking for a file's mark is a request over the network, and its tag outlives this
+            process.
+    """
+
+    remote: ClassVar[bool]
 
     @property
     def root(self) -> str | None:
@@ -30,8 +43,24 @@ class Files(Protocol):
     def storage_options(self) -> dict[str, str]:
         """How others reach the files: options by the names that object stores' clients know."""
 
-    def put(self, name: str, content: pa.Buffer) -> None:
-        """Write a file; it counts once `settle` has returned."""
+    def put(self, name: str, content: pa.Buffer) -> Mark | None:
+        """Write a file; it counts once `settle` has returned.
+
+        Returns:
+            What stands there now; None where files cannot be damaged.
+        """
+
+    def mark(self, name: str) -> Mark | None:
+        """Return what stands under a name; None where nothing does."""
+
+    def set_aside(self, names: Iterable[str]) -> None:
+        """Move files where no reader looks; those that are missing do not matter."""
+
+    def remember(self, version: int) -> None:
+        """Keep the number of the newest manifest apart from the manifests; cheap, never fails."""
+
+    def remembered(self) -> int:
+        """Return the number that was kept last; 0 where none can be read."""
 
     def link(self, name: str, standing: str) -> None:
         """Give a file a second name; it counts once `settle` has returned."""
@@ -53,7 +82,8 @@ class Files(Protocol):
         """Return a file's content.
 
         Raises:
-            MirrorError: It is not there, or cannot be read.
+            MirrorDamagedError: It is not there.
+            MirrorError: It cannot be read.
         """
 
     def size(self, name: str) -> int:
@@ -85,6 +115,7 @@ class MemoryFiles:
     """Files that end with the process."""
 
     root = None
+    remote: ClassVar[bool] = False
     storage_options: ClassVar[dict[str, str]] = {}
 
     def __init__(self) -> None:
@@ -93,6 +124,22 @@ class MemoryFiles:
     def put(self, name: str, content: pa.Buffer) -> None:
         """Keep a file."""
         self._content[name] = content
+
+    def mark(self, name: str) -> Mark | None:
+        """Return a file's bytes."""
+        found = self._content.get(name)
+        return None if found is None else Mark(found.size, "")
+
+    def set_aside(self, names: Iterable[str]) -> None:
+        """Forget files."""
+        self.delete(names)
+
+    def remember(self, version: int) -> None:
+        """Nothing of it stays anyway."""
+
+    def remembered(self) -> int:
+        """Nothing was kept."""
+        return 0
 
     def link(self, name: str, standing: str) -> None:
         """Give a file a second name."""
@@ -147,160 +194,18 @@ class MemoryFiles:
         self._content.clear()
 
 
-class LocalFiles:
-    """Files in a directory.
+def aside(name: str) -> str:
+    """Return the name that a file has once it is set aside."""
+    return f"{_SET_ASIDE}/{name.replace('/', '-')}"
 
-    Args:
-        path: The directory, created when it is missing.
-        writing: Hold the lock that makes this process the one writer.
-        lock_timeout_seconds: How long to wait for it.
 
-    Raises:
-        MirrorBusyError: Another process held the lock all that time, or this one holds it.
-        MirrorError: The directory cannot be used.
-    """
-
-    storage_options: ClassVar[dict[str, str]] = {}
-
-    def __init__(
-        self, path: Path, *, writing: bool = True, lock_timeout_seconds: float = 30.0
-    ) -> None:
-        self.root = str(path.resolve())
-        self._path = path
-        self._touched: set[Path] = set()
-        self._unsynced: set[Path] = set()
-        self._lock: WriterLock | None = None
-        with self._translated():
-            if writing:
-                path.mkdir(parents=True, exist_ok=True)
-                self._lock = WriterLock(path / _LOCK, str(path), lock_timeout_seconds)
-
-    def put(self, name: str, content: pa.Buffer) -> None:
-        """Write a file; `settle` brings it to the disk."""
-        file = self._path / name
-        with self._translated():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("wb", buffering=0) as opened:
-                _write_all(opened.fileno(), memoryview(content))
-        self._unsynced.add(file)
-        self._touched.add(file.parent)
-
-    def link(self, name: str, standing: str) -> None:
-        """Give a file a second name; it takes no room."""
-        file = self._path / name
-        with self._translated():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError):
-                file.hardlink_to(self._path / standing)
-        self._touched.add(file.parent)
-
-    def settle(self) -> None:
-        """Bring all files and the folders that name them to the disk."""
-        with self._translated():
-            for path in [*self._unsynced, *self._touched]:
-                _sync(path)
-        self._unsynced.clear()
-        self._touched.clear()
-
-    def harden(self, folder: str) -> None:
-        """Bring a folder and its files to the disk."""
-        with self._translated():
-            for path in [*(self._path / folder).glob("*"), self._path / folder]:
-                _sync(path)
-
-    def create(self, name: str, content: bytes) -> None:
-        """Write beside, bring to the disk, then link: a name appears with its whole content."""
-        file = self._path / name
-        partial = file.with_name(file.name + _PARTIAL)
-        with self._translated():
-            file.parent.mkdir(exist_ok=True)
-            partial.write_bytes(content)
-            _sync(partial)
-            try:
-                os.link(partial, file)
-            except FileExistsError:
-                raise committed_meanwhile(self.root) from None
-            finally:
-                partial.unlink()
-            _sync(file.parent)
-
-    def get(self, name: str) -> pa.Buffer:
-        """Map a file into memory."""
-        with self._translated(), pa.memory_map(str(self._path / name)) as mapped:
-            return mapped.read_buffer()
-
-    def size(self, name: str) -> int:
-        """Return a file's bytes."""
-        with self._translated():
-            return (self._path / name).stat().st_size
-
-    def names(self, folder: str) -> dict[str, int]:
-        """Return the names of a folder's files, and their bytes."""
-        found = {}
-        with self._translated():
-            for entry in (self._path / folder).glob("*"):
-                try:
-                    found[f"{folder}/{entry.name}"] = entry.stat().st_size
-                except FileNotFoundError:
-                    continue  # the writer collected it while we looked
-        return found
-
-    def delete(self, names: Iterable[str]) -> None:
-        """Delete files; what is mapped or open stays readable until it is let go."""
-        with self._translated():
-            for name in names:
-                (self._path / name).unlink(missing_ok=True)
-                self._unsynced.discard(self._path / name)
-
-    @contextmanager
-    def pin(self, version: int) -> Iterator[None]:
-        """Hold a version's files for the length of the block, however the process may end."""
-        pin = self._path / _PINS / f"{version}-{uuid.uuid4().hex}"
-        with self._translated():
-            pin.parent.mkdir(exist_ok=True)
-            descriptor = os.open(pin, os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-        try:
-            yield
-        finally:
-            pin.unlink(missing_ok=True)
-            os.close(descriptor)
-
-    def abandoned(self, folder: str) -> set[str]:
-        """Return all files of a folder: who asks holds the lock."""
-        return set(self.names(folder))
-
-    def register(self, context: SessionContext) -> None:
-        """Do nothing: a session reads paths as they are."""
-
-    def pinned(self) -> set[int]:
-        """Return the versions that living readers hold; what dead ones left is swept away."""
-        found = set()
-        for pin in (self._path / _PINS).glob("*"):
-            if _is_held(pin):
-                found.add(int(pin.name.partition("-")[0]))
-            else:
-                pin.unlink(missing_ok=True)
-        return found
-
-    def close(self) -> None:
-        """Let go of the lock."""
-        if self._lock is not None:
-            self._lock.release()
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise MirrorError(
-                f"mirror {self.root!r} lacks a file", hint="restore its files, or copy it anew"
-            ) from error
-        except OSError as error:
-            raise MirrorError(
-                f"mirror {self.root!r} cannot be used: {error.strerror or error}",
-                hint="mend this, then try again; what was committed is not touched",
-            ) from error
+def missing(root: str, name: str) -> MirrorDamagedError:
+    """Return the error for a file that is not there."""
+    return MirrorDamagedError(
+        f"mirror {root!r} lacks its file {name!r}",
+        file=name,
+        hint="restore it, or run 'rhei repair' with the table that needs it",
+    )
 
 
 def committed_meanwhile(root: str) -> MirrorBusyError:
@@ -309,32 +214,3 @@ def committed_meanwhile(root: str) -> MirrorBusyError:
         f"mirror {root!r} was written by another process meanwhile",
         hint="one process writes a mirror at a time: end the other one, and sync again",
     )
-
-
-def _is_held(pin: Path) -> bool:
-    try:
-        descriptor = os.open(pin, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, content: memoryview) -> None:
-    content = content.cast("B")
-    while content:
-        content = content[os.write(descriptor, content) :]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,13 +5,14 @@ to a fixed number of rows; fewer than eight, once they have stood for an hour. W
 has lost many of its rows, waits for maintenance.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
 
+from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.metrics import MaintenanceReport
 from rhei_pipeline.olap.digests import KeyHashes, Words
 from rhei_pipeline.olap.key_index import KeyIndex
@@ -77,13 +78,22 @@ def _is_worn(segment: Segment, limit: int) -> bool:
     return segment.present_rows < min(segment.rows, limit) * _KEPT_SHARE
 
 
-def due_in_maintenance(segments: Sequence[Segment]) -> list[Group]:
-    """Choose groups so that no segment is small that need not be, and few rows are gone."""
+def due_in_maintenance(
+    segments: Sequence[Segment], is_outdated: Callable[[Segment], bool] = lambda _: False
+) -> list[Group]:
+    """Choose groups so that no segment is small that need not be, and few rows are gone.
+
+    What is outdated, in a format of before, is written anew in any case.
+    """
     groups: list[Group] = []
     for past in (False, True):
-        chosen = [s for s in _foldable(segments) if s.past is past and _is_worth_it(s)]
+        chosen = [
+            s for s in _foldable(segments) if s.past is past and (_is_worth_it(s) or is_outdated(s))
+        ]
         groups += _packed(chosen)
-    return [group for group in groups if len(group) > 1 or _has_holes(group[0])]
+    return [
+        group for group in groups if len(group) > 1 or _has_holes(group[0]) or is_outdated(group[0])
+    ]
 
 
 def _foldable(segments: Iterable[Segment]) -> Iterator[Segment]:
@@ -131,21 +141,53 @@ def fold(table: StoredTable, groups: Sequence[Group], store: SegmentStore) -> St
 def maintained(
     tables: Mapping[str, StoredTable], store: SegmentStore, max_rows: int
 ) -> tuple[dict[str, StoredTable], MaintenanceReport]:
-    """Fold whatever is due, up to about `max_rows` rows."""
-    result, rows, done = dict(tables), 0, True
+    """Check every file, then fold whatever is due, up to about `max_rows` rows.
+
+    A table with a damaged file is left as it is and named.
+    """
+    result, rows, done, damaged = dict(tables), 0, True, []
     for name, table in tables.items():
         chosen = []
-        for group in due_in_maintenance(table.segments):
-            if rows < max_rows:
-                chosen.append(group)
-                rows += sum(segment.present_rows for segment in group)
-            else:
-                done = False
-        result[name] = fold(table, chosen, store) if chosen else table
+        try:
+            store.check_anew(store.table_files(table))
+            for group in due_in_maintenance(table.segments, store.is_unchecked):
+                if rows < max_rows:
+                    chosen.append(group)
+                    rows += sum(segment.present_rows for segment in group)
+                else:
+                    done = False
+            result[name] = _tagged_anew(fold(table, chosen, store) if chosen else table, store)
+        except MirrorDamagedError as error:
+            damaged.append(str(error))
     before, after = _sizes(tables.values()), _sizes(result.values())
     return result, MaintenanceReport(
-        len(before), len(after), sum(before), sum(after), rows_written=rows, done=done
+        len(before),
+        len(after),
+        sum(before),
+        sum(after),
+        rows_written=rows,
+        done=done,
+        damaged=tuple(damaged),
     )
+
+
+def _tagged_anew(table: StoredTable, store: SegmentStore) -> StoredTable:
+    """Write segments of snapshots anew that are of before files had checksums."""
+    if not any(segment.tag and store.is_unchecked(segment) for segment in table.segments):
+        return table
+    segments = [
+        store.write(
+            store.form.read(store.content(segment), segment.schema.names),
+            None,
+            past=segment.past,
+            tag=segment.tag,
+            constants=segment.constants,
+        )
+        if segment.tag and store.is_unchecked(segment)
+        else segment
+        for segment in table.segments
+    ]
+    return replace(table, segments=tuple(segments))
 
 
 def _sizes(tables: Iterable[StoredTable]) -> list[int]:

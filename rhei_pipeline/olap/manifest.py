@@ -1,6 +1,7 @@
 """One committed state of a mirror of files: which segments make up each table, and the ledger."""
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -9,15 +10,25 @@ from typing import Any
 
 import pyarrow as pa
 
-from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError
 from rhei_pipeline.events import Position
 from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
+from rhei_pipeline.olap.checksums import Checksum
 from rhei_pipeline.schema import parse_type, type_name
 
 MEMORY = ":memory:"
-FORMAT = 2
-#: Before, no version ended where its row stood.
-_READ = {1, FORMAT}
+FORMAT = 3
+#: In the first format no version ended where its row stood; before the third, nothing had a
+#: checksum, and Parquet files had statistics that leave NaN out.
+_READ = {1, 2, FORMAT}
+_CHECKED_FROM = 3
+#: What a manifest ends with: the checksum of all that stands before.
+_SEAL = b', "crc32": "%08x"}'
+
+#: A table's rows while they are copied beside it are in a table whose name begins so.
+COPY_PREFIX = "_rhei_copy_"
+#: The schema of the snapshots of temporal tables.
+SNAPSHOTS = "snapshot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +117,7 @@ class Manifest:
         tables: By the quoted name that SQL gives them, `sql.mirror_table`.
         letters: The file that holds the dead letters; None while there are none.
         owner: Whose it is; None where that was never recorded.
+        files: The checksum of every file named, but for those of an earlier format.
     """
 
     version: int
@@ -116,6 +128,16 @@ class Manifest:
     ledger: Ledger = field(default_factory=Ledger)
     letters: str | None = None
     owner: str | None = None
+    files: Mapping[str, Checksum] = field(default_factory=lambda: MappingProxyType({}))
+
+    def name_of(self, table: StoredTable) -> str:
+        """Return the name by which a pipeline knows a table, or the one it was made from."""
+        relation = table.relation.removeprefix(COPY_PREFIX)
+        if table.namespace is None or table.namespace == SNAPSHOTS:
+            return relation
+        name = f"{table.namespace}.{relation}"
+        known = {**self.ledger.watermarks, **self.ledger.copies}
+        return relation if relation in known and name not in known else name
 
     @property
     def segments(self) -> list[Segment]:
@@ -123,8 +145,8 @@ class Manifest:
         return [segment for table in self.tables.values() for segment in table.segments]
 
     def encode(self) -> bytes:
-        """Write it as JSON."""
-        return json.dumps(
+        """Write it as JSON, which its own checksum ends."""
+        content = json.dumps(
             {
                 "format": FORMAT,
                 "version": self.version,
@@ -136,28 +158,38 @@ class Manifest:
                 "watermarks": [_watermark(mark) for mark in self.ledger.watermarks.values()],
                 "copies": [_copy(copy) for copy in self.ledger.copies.values()],
                 "tables": {name: _table(table) for name, table in self.tables.items()},
+                "files": {name: checksum.to_json() for name, checksum in self.files.items()},
             }
         ).encode()
+        return content[:-1] + _SEAL % zlib.crc32(content)
 
     @classmethod
-    def decode(cls, text: bytes, mirror: str = MEMORY) -> "Manifest":
+    def decode(cls, text: bytes, file: str, mirror: str = MEMORY) -> "Manifest":
         """Read what `encode` wrote.
 
         Raises:
-            MirrorError: It is no manifest, or a newer version of this package wrote it.
+            MirrorDamagedError: It is not what was written.
+            MirrorError: A newer version of this package wrote it.
         """
         try:
-            form = json.loads(text)
-            found = form["format"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise MirrorError("a manifest is damaged", hint="restore the mirror's files") from error
-        if found not in _READ:
-            raise MirrorError(
-                f"mirror {mirror!r} has format {found}, and this version knows {FORMAT} at most",
-                hint="use the newer version of rhei-pipeline that wrote it, or give another path",
-            )
+            form = json.loads(_unsealed(text))
+            if form["format"] in _READ:
+                return cls._of(form)
+        except (ValueError, TypeError, LookupError, AttributeError, pa.ArrowException) as error:
+            raise MirrorDamagedError(
+                f"mirror {mirror!r}: its manifest {file!r} is damaged", file=file
+            ) from error
+        raise MirrorError(
+            f"mirror {mirror!r} has format {form['format']}, and this version knows {FORMAT} at"
+            " most",
+            hint="use the newer version of rhei-pipeline that wrote it, or give another path",
+        )
+
+    @classmethod
+    def _of(cls, form: dict[str, Any]) -> "Manifest":
         marks = [_read_watermark(mark) for mark in form["watermarks"]]
         copies = [_read_copy(copy) for copy in form["copies"]]
+        files = form.get("files", {}).items()
         return cls(
             form["version"],
             form["mirror"],
@@ -170,7 +202,18 @@ class Manifest:
             ),
             form["letters"],
             owner=form.get("owner"),
+            files=MappingProxyType({name: Checksum.from_json(kept) for name, kept in files}),
         )
+
+
+def _unsealed(text: bytes) -> bytes:
+    """Return the JSON without its checksum, which has to be right; earlier formats have none."""
+    content = text[: -len(_SEAL % 0)] + b"}"
+    if text == content[:-1] + _SEAL % zlib.crc32(content):
+        return content
+    if json.loads(text)["format"] >= _CHECKED_FROM or b'"crc32"' in text[-len(_SEAL % 0) :]:
+        raise ValueError("its checksum is not the one it was written with")
+    return text
 
 
 def _watermark(mark: Watermark) -> list[Any]:

@@ -4,14 +4,18 @@ Files that no kept manifest names are orphans: of a writer that was killed, or o
 nobody reads any more. They are deleted, and nothing else ever is.
 """
 
+import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
+from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.olap.files import Files
 from rhei_pipeline.olap.manifest import MEMORY, Manifest
 from rhei_pipeline.olap.segment_store import DATA, SegmentStore
 
 _FOLDER = "manifests"
 _SUFFIX = ".json"
+_NAME = re.compile(rf"{_FOLDER}/(\d+)\.json")
 
 
 class Manifests:
@@ -27,31 +31,58 @@ class Manifests:
         self._known: dict[int, Manifest] = {}
 
     def newest(self) -> Manifest | None:
-        """Return what was committed last; None in a mirror that begins."""
+        """Return what was committed last; None in a mirror that begins.
+
+        Raises:
+            MirrorDamagedError: It is damaged or missing.
+        """
+        found, damage = self.newest_whole()
+        if damage is not None:
+            raise damage
+        return found
+
+    def newest_whole(self) -> tuple[Manifest | None, MirrorDamagedError | None]:
+        """Return the newest state that can be read, and what is wrong if it is not the last one."""
+        last, damage = self._files.remembered(), None
         versions = self.versions()
-        return self.read(versions[-1]) if versions else None
+        if last > (versions[-1] if versions else 0):
+            damage = self._lost(_name(last), "is missing")
+        for version in reversed(versions):
+            try:
+                return self.read(version), damage
+            except MirrorDamagedError:
+                damage = damage or self._lost(_name(version), "is damaged")
+        return None, damage
 
     def versions(self) -> list[int]:
-        """Return the versions that can be read, in their order."""
-        names = self._files.names(_FOLDER)
-        return sorted(
-            int(name.rpartition("/")[2].removesuffix(_SUFFIX))
-            for name in names
-            if name.endswith(_SUFFIX)
-        )
+        """Return the versions that are kept, in their order."""
+        found = (_NAME.fullmatch(name) for name in self._files.names(_FOLDER))
+        return sorted(int(match[1]) for match in found if match)
 
     def read(self, version: int) -> Manifest:
         """Read one manifest.
 
         Raises:
-            MirrorError: It is not kept any more, or damaged.
+            MirrorDamagedError: It is not kept any more, or damaged.
+            MirrorError: A newer version of this package wrote it.
         """
         found = self._known.get(version)
         if found is None:
-            content = self._files.get(_name(version)).to_pybytes()
-            found = Manifest.decode(content, self._files.root or MEMORY)
+            name = _name(version)
+            content = self._files.get(name).to_pybytes()
+            found = Manifest.decode(content, name, self._files.root or MEMORY)
             self._known[version] = found
         return found
+
+    def set_aside_after(self, version: int) -> int:
+        """Move all manifests newer than a version out of the way.
+
+        Returns:
+            The number that no later manifest may go below.
+        """
+        newer = [found for found in self.versions() if found > version]
+        self._files.set_aside([_name(found) for found in newer])
+        return max([version, self._files.remembered(), *newer])
 
     def commit(self, manifest: Manifest) -> None:
         """Make a state the newest one: from here on it counts, before here it does not exist.
@@ -61,6 +92,7 @@ class Manifests:
         """
         self._files.settle()
         self._files.create(_name(manifest.version), manifest.encode())
+        self._files.remember(manifest.version)
         self._known[manifest.version] = manifest
 
     def collect(self, store: SegmentStore, in_use: Callable[[], set[int]]) -> int:
@@ -83,6 +115,7 @@ class Manifests:
         # A reader that pinned one of them, and found it there, did so before it was deleted.
         orphans -= self._named(store, in_use().intersection(dropped))
         self._files.delete(orphans)
+        store.forget(orphans)
         for version in dropped:
             self._known.pop(version, None)
         return len(orphans)
@@ -100,8 +133,18 @@ class Manifests:
     def _named(self, store: SegmentStore, versions: Iterable[int]) -> set[str]:
         found: set[str] = set()
         for version in versions:
-            found.update(store.files_of(self.read(version)))
+            # What only a damaged manifest names, nobody can find any more.
+            with suppress(MirrorDamagedError):
+                found.update(store.files_of(self.read(version)))
         return found
+
+    def _lost(self, name: str, fault: str) -> MirrorDamagedError:
+        return MirrorDamagedError(
+            f"mirror {self._files.root!r}: its newest manifest {name!r} {fault}",
+            file=name,
+            hint="restore it, or run 'rhei repair' with any table: the mirror then goes back to the"
+            " state before, and the next sync brings it up to its source",
+        )
 
 
 def _name(version: int) -> str:

@@ -6,11 +6,11 @@ who comes second is told so, and has changed nothing.
 
 import tempfile
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
@@ -21,10 +21,13 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import GCSStore, S3Store
 
 from rhei_pipeline.errors import MirrorError, MirrorUnreachableError
-from rhei_pipeline.olap.files import committed_meanwhile
+from rhei_pipeline.olap.files import Mark, aside, committed_meanwhile, missing
 
 #: A file that no manifest names may belong to a commit under way, unless it is older than this.
 ORPHAN_AGE = timedelta(hours=1)
+
+#: Holds the number of the newest manifest.
+_NEWEST = "newest"
 
 _Result = TypeVar("_Result")
 
@@ -56,6 +59,8 @@ class ObjectFiles:
         MirrorError: The store refused, or holds no such file.
     """
 
+    remote: ClassVar[bool] = True
+
     def __init__(self, url: str, access: Access) -> None:
         parts = urlsplit(url)
         self.root = url.rstrip("/")
@@ -63,6 +68,7 @@ class ObjectFiles:
         self._access = access
         self._store = _store(parts.scheme, parts.netloc, parts.path.strip("/"), access)
         self._cache = tempfile.TemporaryDirectory(prefix="rhei-")
+        self._newest: int | None = None
 
     def register(self, context: SessionContext) -> None:
         """Let a session read these files by their URLs."""
@@ -82,11 +88,39 @@ class ObjectFiles:
             "retry_timeout": f"{access.retry_seconds}s",
         }
 
-    def put(self, name: str, content: pa.Buffer) -> None:
+    def put(self, name: str, content: pa.Buffer) -> Mark:
         """Put a file; it is there once this returns."""
-        self._ask(name, lambda: obstore.put(self._store, name, content.to_pybytes()))
+        put = self._ask(name, lambda: obstore.put(self._store, name, content.to_pybytes()))
         if name.count("/") == 1:  # deeper ones are for others to read
             self._keep(name, content)
+        return Mark(content.size, put.get("e_tag") or "")
+
+    def mark(self, name: str) -> Mark | None:
+        """Ask the store."""
+        try:
+            found = self._ask(name, lambda: obstore.head(self._store, name))
+        except FileNotFoundError:
+            return None
+        return Mark(int(found["size"]), found.get("e_tag") or "")
+
+    def set_aside(self, names: Iterable[str]) -> None:
+        """Have the store copy files, and delete them where they were."""
+        for name in names:
+            with suppress(FileNotFoundError):
+                self.link(aside(name), name)
+            self.delete([name])
+
+    def remember(self, version: int) -> None:
+        """Keep it until this is closed: one more request for each commit would be too many."""
+        self._newest = version
+
+    def remembered(self) -> int:
+        """Ask the store for what was kept when the mirror was closed last."""
+        try:
+            found = self._ask(_NEWEST, lambda: obstore.get(self._store, _NEWEST).bytes())
+            return int(bytes(found))
+        except (FileNotFoundError, ValueError):
+            return 0
 
     def link(self, name: str, standing: str) -> None:
         """Have the store copy a file."""
@@ -148,8 +182,12 @@ class ObjectFiles:
         return set()
 
     def close(self) -> None:
-        """Remove the local directory."""
+        """Remove the local directory; keep the number of the newest manifest."""
         self._cache.cleanup()
+        newest, self._newest = self._newest, None
+        if newest is not None:
+            with suppress(MirrorError, MirrorUnreachableError):
+                self._ask(_NEWEST, lambda: obstore.put(self._store, _NEWEST, b"%d" % newest))
 
     def _keep(self, name: str, content: pa.Buffer) -> None:
         kept = Path(self._cache.name) / name
@@ -160,9 +198,7 @@ class ObjectFiles:
         try:
             return self._ask(name, lambda: bytes(obstore.get(self._store, name).bytes()))
         except FileNotFoundError as error:
-            raise MirrorError(
-                f"mirror {self.root!r} lacks a file", hint="restore its files, or copy it anew"
-            ) from error
+            raise missing(self.root, name) from error
 
     def _entries(self, folder: str) -> list[Any]:
         return self._ask(

@@ -102,7 +102,10 @@ class MirrorReader:
                 if version in manifests.versions():
                     self._pin.close()
                     self._pin = pin.pop_all()
-                    return manifests.read(version)
+                    manifest = manifests.newest() if wanted is None else manifests.read(version)
+                    if manifest is not None and manifest.version == version:
+                        self._store.learn(manifest)
+                        return manifest
             if wanted is not None:
                 break
         raise MirrorError(

@@ -4,24 +4,29 @@ A name is used once, so whatever is known of a segment stays true for as long as
 """
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datafusion import SessionContext
 
+from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.olap.bitmaps import Bits, none_gone, present
+from rhei_pipeline.olap.checksums import CheckedFiles
 from rhei_pipeline.olap.digests import KeyHashes, Words
 from rhei_pipeline.olap.endings import Endings
 from rhei_pipeline.olap.files import Files
 from rhei_pipeline.olap.formats import ROW, Format, Parquet
 from rhei_pipeline.olap.key_index import KeyIndex, Numbers
-from rhei_pipeline.olap.manifest import Ended, Manifest, Segment
+from rhei_pipeline.olap.manifest import Ended, Manifest, Segment, StoredTable
 
 DATA = "data"
-_INDEX = ".index"
+INDEX = ".index"
 _GONE = ".gone"
 _ENDED = ".ended"
 _LETTERS = ".letters"
@@ -32,7 +37,9 @@ class SegmentStore:
 
     def __init__(self, files: Files, form: Format) -> None:
         self.files = files
+        self.checked = CheckedFiles(files)
         self.form = form
+        self._manifest: Manifest | None = None
         self._indexes: dict[str, KeyIndex] = {}
         self._bits: dict[tuple[str, int], Bits] = {}
         self._endings: dict[Ended, Endings] = {}
@@ -57,7 +64,7 @@ class SegmentStore:
         size = content.size
         if index is not None:
             encoded = index.encode()
-            self._put(f"{DATA}/{name}{_INDEX}", encoded)
+            self._put(f"{DATA}/{name}{INDEX}", encoded)
             self._indexes[name] = index
             size += encoded.size
         return Segment(
@@ -104,8 +111,10 @@ class SegmentStore:
         found = []
         for place in places:
             kept = self._endings.get(place)
-            if kept is None:
-                kept = Endings.decode(self.files.get(place.file), place.offset, place.rows)
+            if kept is not None:
+                self.check([place.file])  # mapped, as an index may be
+            else:
+                kept = Endings.decode(self._get(place.file), place.offset, place.rows)
                 self._endings[place] = kept
             found.append(kept)
         return found
@@ -121,14 +130,18 @@ class SegmentStore:
 
     def letters(self, name: str) -> pa.Table:
         """Read dead letters."""
-        return pa.ipc.open_file(self.files.get(name)).read_all()
+        return pa.ipc.open_file(self._get(name)).read_all()
 
     def index(self, segment: Segment) -> KeyIndex:
         """Return a segment's key index, mapped or kept."""
+        name = index_place(segment)
         found = self._indexes.get(segment.name)
         if found is None:
-            found = KeyIndex.decode(self.files.get(f"{DATA}/{segment.name}{_INDEX}"))
+            found = KeyIndex.decode(self._get(name))
             self._indexes[segment.name] = found
+        else:
+            # It may be mapped: a page of a file that was cut off since would end the process.
+            self.check([name])
         return found
 
     def bits(self, segment: Segment) -> Bits | None:
@@ -139,23 +152,36 @@ class SegmentStore:
         found = self._bits.get((gone.file, gone.offset))
         if found is None:
             length = len(none_gone(segment.rows))
-            found = np.frombuffer(self.files.get(gone.file), np.uint8, length, gone.offset)
+            found = np.frombuffer(self._get(gone.file), np.uint8, length, gone.offset).copy()
             self._bits[gone.file, gone.offset] = found
         return found
 
     def content(self, segment: Segment) -> pa.Buffer:
         """Return the file that holds a segment's rows."""
-        return self.files.get(self.place(segment.name))
+        return self._get(self.place(segment.name))
 
     def register(self, segment: Segment, context: SessionContext, name: str) -> None:
         """Make a segment readable in a session under a name."""
-        if self.files.root is not None and isinstance(self.form, Parquet):
+        self.check([self.place(segment.name)])
+        if self.files.root is not None and self._is_for_engines(segment):
             path = f"{self.files.root}/{self.place(segment.name)}"
             context.register_parquet(name, path, file_extension=self.form.suffix)
         else:
             columns = [*segment.schema.names, ROW]
             rows = self.form.read(self.content(segment), columns)
             context.register_record_batches(name, [rows.to_batches()])
+
+    def _is_for_engines(self, segment: Segment) -> bool:
+        """Return whether DataFusion may read a segment's file by itself."""
+        form = self.form
+        if not isinstance(form, Parquet):
+            return False
+        return not (self.is_unchecked(segment) and form.misleads(self.content(segment)))
+
+    def is_unchecked(self, segment: Segment) -> bool:
+        """Return whether a segment is of before files had checksums."""
+        place = self.place(segment.name)
+        return self.files.root is not None and not self.checked.sums_of([place])
 
     def rows(self, segment: Segment) -> tuple[pa.Table, KeyHashes, Words]:
         """Return a segment's present rows, with what its index knows of each."""
@@ -180,20 +206,102 @@ class SegmentStore:
     def files_of(self, manifest: Manifest) -> Iterator[str]:
         """Name every file that a manifest speaks of."""
         for segment in manifest.segments:
-            yield self.place(segment.name)
-            yield f"{DATA}/{segment.name}{_INDEX}"
-            if segment.gone:
-                yield segment.gone.file
-            for part in segment.ended:
-                yield part.file
+            yield from self.segment_files(segment)
         if manifest.letters:
             yield manifest.letters
 
+    def segment_files(self, segment: Segment, *, indexes: bool = True) -> Iterator[str]:
+        """Name every file that a segment needs; without indexes, those that a query reads."""
+        yield self.place(segment.name)
+        if indexes and not segment.tag:
+            yield index_place(segment)
+        if segment.gone:
+            yield segment.gone.file
+        for part in segment.ended:
+            yield part.file
+
+    def table_files(self, table: StoredTable, *, indexes: bool = True) -> Iterator[str]:
+        """Name every file that a table needs, as `segment_files` does."""
+        for segment in table.segments:
+            yield from self.segment_files(segment, indexes=indexes)
+
+    def learn(self, manifest: Manifest) -> None:
+        """Learn what the files of a committed state have to be."""
+        self.checked.learn(manifest.files)
+        self._manifest = manifest
+
+    def sealed(self, manifest: Manifest) -> Manifest:
+        """Return a state with the checksums of all the files it names."""
+        sums = self.checked.sums_of(self.files_of(manifest))
+        return replace(manifest, files=MappingProxyType(sums))
+
+    def check(self, names: Iterable[str]) -> None:
+        """Check files that were not checked before.
+
+        Raises:
+            MirrorDamagedError: One is damaged or missing.
+        """
+        with self._named():
+            for name in names:
+                self.checked.check(name)
+
+    def check_anew(self, names: Iterable[str]) -> None:
+        """Read and check files whether or not that was done before.
+
+        Raises:
+            MirrorDamagedError: One is damaged or missing.
+        """
+        with self._named():
+            for name in names:
+                self.checked.check_anew(name)
+
+    def refuse_damaged(self, table: StoredTable, *, indexes: bool = True) -> None:
+        """Refuse a table of which a file was found damaged before; no other file is read.
+
+        Raises:
+            MirrorDamagedError: One is.
+        """
+        with self._named():
+            self.checked.refuse_damaged(self.table_files(table, indexes=indexes))
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Forget files that are deleted or set aside."""
+        self.checked.forget(names)
+
+    def _get(self, name: str) -> pa.Buffer:
+        with self._named():
+            return self.checked.get(name)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Add to the error which table has the damaged file, and the way out."""
+        try:
+            yield
+        except MirrorDamagedError as error:
+            raise self._with_table(error) from None
+
+    def _with_table(self, error: MirrorDamagedError) -> MirrorDamagedError:
+        name = error.table or self._owner_of(error.file) or None
+        way = (
+            f"run 'rhei repair {name}': it reads the rows again from the source"
+            if name
+            else "run 'rhei repair' with any table: it sets the file aside"
+        )
+        message = f"mirror {self.files.root!r}: {error.message}"
+        return MirrorDamagedError(message, file=error.file, table=name, hint=way)
+
+    def _owner_of(self, file: str) -> str | None:
+        manifest = self._manifest
+        for table in manifest.tables.values() if manifest else ():
+            if manifest and file in self.table_files(table):
+                return manifest.name_of(table)
+        return None
+
     def keep(self, manifest: Manifest) -> None:
         """Keep what a commit names of the files written since the last one; delete the rest."""
+        self._manifest = manifest
         named = set(self.files_of(manifest))
-        self.files.delete(self._written - named)
-        self._written.clear()
+        self._delete(self._written - named)
         places = {(s.gone.file, s.gone.offset) for s in manifest.segments if s.gone}
         names = {segment.name for segment in manifest.segments}
         # Readers may add to either meanwhile; one that is lost is read again.
@@ -206,16 +314,25 @@ class SegmentStore:
 
     def discard(self) -> None:
         """Delete the files written since the last commit."""
-        self.files.delete(self._written)
-        self._written.clear()
+        self._delete(self._written)
 
     def leave(self) -> None:
         """Leave the files written since the last commit alone: it may yet turn out to count."""
         self._written.clear()
 
+    def _delete(self, names: set[str]) -> None:
+        self.files.delete(names)
+        self.checked.forget(names)
+        self._written.clear()
+
     def _put(self, name: str, content: pa.Buffer) -> None:
         self._written.add(name)
-        self.files.put(name, content)
+        self.checked.put(name, content)
+
+
+def index_place(segment: Segment) -> str:
+    """Return the name of the file that holds a segment's index."""
+    return f"{DATA}/{segment.name}{INDEX}"
 
 
 def conform(

@@ -16,7 +16,7 @@ from datafusion.catalog import Schema
 from datafusion.record_batch import RecordBatch
 
 from rhei_pipeline.cancelling import Cancel
-from rhei_pipeline.errors import MirrorError, QueryError
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError, QueryError
 from rhei_pipeline.olap import bitmaps, refusals, row_functions
 from rhei_pipeline.olap.formats import ROW
 from rhei_pipeline.olap.letters import LETTERS
@@ -69,6 +69,8 @@ class ReadingSession:
         self._segments: dict[str, Segment] = {}
         self._letters: str | None = ""
         self._shown: Manifest | None = None
+        self._wanted: dict[str, StoredTable] = {}
+        self._damaged: dict[str, MirrorDamagedError] = {}
         self._create_schema(_SEGMENTS)
         refusals.register(self._context)
         store.files.register(self._context)
@@ -96,31 +98,62 @@ class ReadingSession:
             else {str(place): value for place, value in enumerate(params, start=1)}
         )
         with self._lock:
-            self._show(manifest)
-            # Planning binds the tables; what is shown later does not touch this query.
-            return _translated(
-                lambda: self._context.sql_with_options(bound, _READING, param_values=values)
-            )
+            self._show(manifest, _words(sql))
+            try:
+                return self._bound(bound, values)
+            except QueryError as error:
+                if not self._damaged and "not found" not in str(error):
+                    raise
+                # Its tables may be named where no token shows them, as in an 'explain'; or one
+                # may be damaged, and not shown for that.
+                self._show(manifest, None)
+                if self._damaged:
+                    raise next(iter(self._damaged.values())) from None
+                return self._bound(bound, values)
 
-    def _show(self, manifest: Manifest) -> None:
-        """Bring the views up to a state, by what differs from the one shown before."""
-        if manifest is self._shown:
-            return
-        self._shown = None
-        wanted = dict(_views(manifest))
-        for name in [shown for shown in self._views if shown not in wanted]:
-            self._context.sql(f"drop view {name}")
-            del self._views[name]
-        for name, table in wanted.items():
-            if self._views.get(name) is not table:
+    def _bound(self, sql: str, values: dict[str, Any]) -> DataFrame:
+        """Plan a statement; planning binds the tables, and what is shown later changes nothing."""
+        return _translated(
+            lambda: self._context.sql_with_options(sql, _READING, param_values=values)
+        )
+
+    def _show(self, manifest: Manifest, words: set[str] | None) -> None:
+        """Bring the views of the tables that a statement names, or of all, up to a state.
+
+        A table's files are checked before they are shown, and again where one changed since.
+        """
+        self._damaged = {}
+        if manifest is not self._shown:
+            self._wanted = dict(_views(manifest))
+            stale = [n for n, table in self._views.items() if self._wanted.get(n) is not table]
+            for name in stale:
+                self._drop(name)
+            self._forget(manifest)
+            self._shown = manifest
+        for name, table in self._wanted.items():
+            if words is None or table.relation.lower() in words:
+                self._show_table(name, table)
+        if words is None or _LETTERS in words:
+            self._show_letters(manifest)
+
+    def _show_table(self, name: str, table: StoredTable) -> None:
+        try:
+            self._store.check(self._store.table_files(table, indexes=False))
+            if name not in self._views:
                 self._create_schema(name.split(".", 1)[0].strip('"'))
                 for segment in table.segments:
                     self._register(segment)
                 self._context.sql(f"create or replace view {name} as {_view(table)}")
                 self._views[name] = table
-        self._forget(manifest)
-        self._show_letters(manifest)
-        self._shown = manifest
+        except MirrorDamagedError as error:
+            # The other tables of the query may be in order, and this one's name a column's.
+            self._damaged[name] = error
+            if name in self._views:
+                self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        self._context.sql(f"drop view {name}")
+        del self._views[name]
 
     def _create_schema(self, name: str) -> None:
         if name not in self._schemas:
@@ -185,6 +218,11 @@ def _translated(call: Callable[[], _Result]) -> _Result:
             f"DataFusion refused the query: {str(error).strip().splitlines()[0]}",
             hint="the mirror answers reading queries on mirrored tables",
         ) from error
+
+
+def _words(sql: str) -> set[str]:
+    """Return all words of a statement in lower case: every table that it names is among them."""
+    return {token.text.lower() for token in statement_tokens(sql, "duckdb")}
 
 
 def _refuse_hidden(sql: str) -> None:

@@ -1,0 +1,52 @@
+"""What DuckDB says when its file or its log is damaged, in our words."""
+
+import duckdb
+
+from rhei_pipeline.errors import MirrorDamagedError
+
+#: What DuckDB says where a block's checksum is wrong, the file is too short, or its log is damaged.
+_SIGNS = (
+    "Corrupt database file",
+    "Could not read enough bytes",
+    "replaying WAL",
+    "WAL file",
+    "Failed to deserialize",
+)
+
+
+def is_damage(error: Exception) -> bool:
+    """Return whether an error is about a damaged file."""
+    if isinstance(error, duckdb.ProgrammingError | duckdb.DataError):
+        return False  # it quotes the statement, or a value
+    return any(sign in str(error) for sign in _SIGNS)
+
+
+def cause(error: duckdb.Error) -> duckdb.Error:
+    """Return the error that aborted the transaction, where all that followed says only that."""
+    while "transaction is aborted" in str(error) and isinstance(error.__context__, duckdb.Error):
+        error = error.__context__
+    return error
+
+
+def damage_of(error: Exception, path: str) -> MirrorDamagedError:
+    """Return the error that names the damaged file, and the way out."""
+    text, log = str(error), f"{path}.wal"
+    if "WAL" in text and "database file" not in text:
+        return MirrorDamagedError(
+            f"mirror {path!r}: its log {log!r} is damaged: {first_line(error)}",
+            file=log,
+            hint=f"move {log!r} away: the mirror goes back to its last checkpoint, and 'rhei sync'"
+            " brings it up to its source",
+        )
+    return MirrorDamagedError(
+        f"mirror {path!r} is damaged: {first_line(error)}",
+        file=path,
+        hint=f"put a backup or the published copy in its place, or move {path!r} away, and"
+        f" {log!r} with it where there is one: 'rhei sync' then makes a new mirror, without the"
+        " history",
+    )
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
