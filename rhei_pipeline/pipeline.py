@@ -235,14 +235,7 @@ class Pipeline:
         with self._lock, self._at_one_state() as (snapshot, transaction):
             chosen = list(self._tables.values()) if name is None else [self.table(name)]
             found: dict[str, TableVerification] = {
-                table.name: verify_table(
-                    table,
-                    snapshot,
-                    transaction,
-                    self._pace.batch_rows,
-                    broken_histories(table, self._mirror),
-                )
-                for table in chosen
+                table.name: self._verified(table, snapshot, transaction) for table in chosen
             }
             if name is None:
                 found |= {
@@ -251,6 +244,17 @@ class Pipeline:
                     if isinstance(error, MirrorDamagedError)
                 }
         return VerifyReport(MappingProxyType(found), time.monotonic() - started)
+
+    def _verified(
+        self, table: Table, snapshot: SourceSnapshot, transaction: MirrorTransaction
+    ) -> TableVerification:
+        try:
+            broken = broken_histories(table, self._mirror)
+            return verify_table(table, snapshot, transaction, self._pace.batch_rows, broken)
+        except MirrorDamagedError as error:
+            if error.table != table.name:
+                raise
+            return TableVerification.of_damaged(table.name, error)
 
     def parity(self, name: str) -> RowParity:
         """Bring the mirror up to one source state and count the rows of both at that state."""

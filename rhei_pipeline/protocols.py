@@ -378,6 +378,9 @@ class Mirror(Protocol):
         of it; nothing where all files are whole.
         """
 
+    def gaps_until(self, table: Table) -> datetime | None:
+        """Return until when a repair has left gaps in a history, and said so; None: it is whole."""
+
     def maintain(self) -> MaintenanceReport:
         """Bring the files into the form that reads fastest; safe at any time, bounded a call."""
 

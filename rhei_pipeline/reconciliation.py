@@ -56,7 +56,8 @@ def broken_histories(table: Table, mirror: Mirror) -> pa.Table:
     """Return the keys whose versions contradict each other, in the mirror as last committed.
 
     Versions of one key follow each other: each ends where the next one begins, or with a delete,
-    and the last one may be valid still. One that its own transaction ended is empty.
+    and the last one may be valid still. One that its own transaction ended is empty. Successors
+    that a repair has named as lost with a damaged file are not missed again.
     """
     if table.mode is Mode.DESTRUCTIVE:
         return table.schema.arrow_key.empty_table()
@@ -65,6 +66,9 @@ def broken_histories(table: Table, mirror: Mirror) -> pa.Table:
     parts = [_one_zero(column) for column in table.schema.key_columns]
     start, end, follows = VALID_FROM, VALID_TO, "_rhei_follows"
     went_on = f"{end} is not null and {OPERATION} <> {literal(Operation.DELETE)}"
+    gaps = mirror.gaps_until(table)
+    if gaps is not None:
+        went_on += f" and {end} >= timestamp {literal(f'{gaps:%Y-%m-%d %H:%M:%S.%f}')}"
     return mirror.query(
         f"select distinct {key} from (select {key}, {start}, {end}, {OPERATION},"
         f" lead({start}) over (partition by {key} order by {start}, {end} nulls last) as {follows}"

@@ -234,6 +234,11 @@ class DataFusionMirror:
             _log.error("mirror %r: file %r: %s", self.path, damaged.file, damaged.outcome)
         return tuple(healing.found)
 
+    def gaps_until(self, table: Table) -> datetime | None:
+        """Return until when a repair has left gaps in a history."""
+        stored = self._manifest.tables.get(mirror_table(table.schema))
+        return stored.gaps_until if stored else None
+
     def _without_damaged_manifest(self, damage: MirrorDamagedError, healing: Healing) -> Manifest:
         base = self._manifest
         outcome = (

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,10 @@ class DuckDBMirror:
     def heal(self, table: Table) -> tuple[DamagedFile, ...]:  # noqa: ARG002
         """Do nothing: DuckDB's file is whole, or refused as a whole."""
         return ()
+
+    def gaps_until(self, table: Table) -> datetime | None:  # noqa: ARG002
+        """Return None: nothing of a history is ever left out."""
+        return None
 
     def maintain(self) -> MaintenanceReport:
         """Fold the write-ahead log into the file; worth doing when nothing else is to be done."""

@@ -7,6 +7,7 @@ then brings back what is valid now. Of a temporal table's past, what was in a da
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from types import MappingProxyType
 
 import numpy as np
@@ -49,7 +50,7 @@ class Healing:
         tables = dict(manifest.tables)
         for name in (mirror_table(self.table.schema), f"{SNAPSHOTS}.{quote(self.table.name)}"):
             if name in tables:
-                tables[name] = self._healed(tables[name])
+                tables[name] = self._healed(tables[name], manifest)
         copies = dict(manifest.ledger.copies)
         copy = mirror_table(self.table.schema, COPY_PREFIX)
         if copy in tables and self._damaged(self.store.table_files(tables[copy])):
@@ -62,9 +63,18 @@ class Healing:
             letters=self._healed_letters(manifest.letters),
         )
 
-    def _healed(self, stored: StoredTable) -> StoredTable:
-        healed = (self._healed_segment(stored, segment) for segment in stored.segments)
-        return replace(stored, segments=tuple(segment for segment in healed if segment))
+    def _healed(self, stored: StoredTable, manifest: Manifest) -> StoredTable:
+        healed = [self._healed_segment(stored, segment) for segment in stored.segments]
+        segments = tuple(segment for segment in healed if segment)
+        lost = len(segments) < len(healed) or any(
+            new.ended != old.ended for new, old in zip(segments, stored.segments, strict=False)
+        )
+        gaps = stored.gaps_until
+        if lost and self.table.mode is Mode.TEMPORAL and stored.namespace != SNAPSHOTS:
+            mark = manifest.ledger.watermarks.get(self.table.name)
+            now = datetime.now(UTC)
+            gaps = max(now, mark.recorded_at) if mark else now
+        return replace(stored, segments=segments, gaps_until=gaps)
 
     def _healed_segment(self, stored: StoredTable, segment: Segment) -> Segment | None:
         store = self.store

@@ -97,6 +97,7 @@ class StoredTable:
     Attributes:
         begins_at: When its history begins, where it keeps one and this is known.
         left: Columns that the source has no more, and when that was noticed.
+        gaps_until: Versions that ended before this may lack their successors: files were lost.
     """
 
     namespace: str | None
@@ -105,6 +106,7 @@ class StoredTable:
     segments: tuple[Segment, ...] = ()
     begins_at: datetime | None = None
     left: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
+    gaps_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +253,7 @@ def _table(table: StoredTable) -> dict[str, Any]:
         "segments": [_segment(segment) for segment in table.segments],
         "begins_at": table.begins_at.isoformat() if table.begins_at else None,
         "left": {name: at.isoformat() for name, at in table.left.items()},
+        "gaps_until": table.gaps_until.isoformat() if table.gaps_until else None,
     }
 
 
@@ -263,6 +266,7 @@ def _read_table(form: dict[str, Any]) -> StoredTable:
         tuple(map(_read_segment, form["segments"])),
         begins_at=datetime.fromisoformat(begun) if (begun := form.get("begins_at")) else None,
         left=MappingProxyType({name: datetime.fromisoformat(at) for name, at in left.items()}),
+        gaps_until=datetime.fromisoformat(until) if (until := form.get("gaps_until")) else None,
     )
 
 
