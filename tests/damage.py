@@ -289,10 +289,10 @@ def _version(row: str) -> str:
 
 def main(given: dict[str, Any]) -> None:
     """Make trials and print a line before and after each."""
-    template, work = Path(given["template"]), Path(given["work"])
+    template, world = Path(given["template"]), Path(given["world"])
     for file, kind in given["trials"]:
         print(json.dumps(["begin", file, kind]), flush=True)  # noqa: T201
-        world = work / "world"
+        # A mirror belongs to the database at one path, so each trial is made where it was built.
         shutil.rmtree(world, ignore_errors=True)
         shutil.copytree(template, world)
         outcome = "cannot be done"

@@ -6,6 +6,7 @@ works. Trials run in processes of their own, a batch in each (see `tests/damage.
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,8 +35,9 @@ def run(
 ) -> dict[tuple[str, str], str]:
     """Damage files of one world, one after the other; return what came of each."""
     storage = None if mirror == "duckdb" else mirror
-    template = directory / "template"
-    damage.build(template, storage, mode, buffered=buffered)
+    world, template = directory / "world", directory / "template"
+    damage.build(world, storage, mode, buffered=buffered)
+    shutil.copytree(world, template)
     names = [n for n in damage.files_of(template) if not buffered or n.startswith("cdc")]
     trials = [(name, kind) for name in names for kind in damage.KINDS]
     if sample is not None:
@@ -48,7 +50,7 @@ def run(
     while len(outcomes) < len(trials):
         given = {
             "template": str(template),
-            "work": str(directory / "work"),
+            "world": str(world),
             "storage": storage,
             "mode": mode,
             "buffered": buffered,
