@@ -1,7 +1,8 @@
 """Answers: the mirror's in the source's names and types, and what each says of itself."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -64,4 +65,16 @@ def labelled(
         labels["rhei.watermark"] = json.dumps(marks)
     if age_seconds is not None:
         labels["rhei.staleness_seconds"] = f"{age_seconds:.3f}"
+    return found.replace_schema_metadata({**(found.schema.metadata or {}), **labels})
+
+
+def dated(found: pa.Table, not_followed: Mapping[str, datetime]) -> pa.Table:
+    """Write into an answer's schema which of its tables no sync brings up to date, since when.
+
+    `rhei.not_followed` (JSON, an instant for each table); left out where there is none.
+    """
+    if not not_followed:
+        return found
+    told = json.dumps({name: since.isoformat() for name, since in not_followed.items()})
+    labels = {"rhei.not_followed": told}
     return found.replace_schema_metadata({**(found.schema.metadata or {}), **labels})

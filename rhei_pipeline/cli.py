@@ -26,7 +26,16 @@ from rhei_pipeline.settings import Settings
 from rhei_pipeline.shell import Shell, line_editing
 from rhei_pipeline.sources import examine
 from rhei_pipeline.starter import starter
-from rhei_pipeline.terminal import err, out, say, show, show_rows, values
+from rhei_pipeline.terminal import (
+    err,
+    name_errors,
+    name_not_followed,
+    out,
+    say,
+    show,
+    show_rows,
+    values,
+)
 from rhei_pipeline.tour import BY_COUNTRY, declaration, tour
 from rhei_pipeline.wiring import bridge
 
@@ -88,6 +97,7 @@ def sync(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
         ("table", "events", "inserted", "updated", "deleted", "dead_letters", "watermark", "error"),
         as_json=json_,
     )
+    name_not_followed(report.not_followed, report.errors)
     _exit_if(bool(report.errors))
 
 
@@ -150,6 +160,7 @@ def _show_status(found: SyncStatus, *, as_json: bool) -> None:
         ),
         as_json=as_json,
     )
+    name_not_followed(found.not_followed, [t.table for t in found.tables.values() if t.error])
 
 
 @app.command(epilog=example('query "select count(*) from orders" --hint olap'))
@@ -272,6 +283,8 @@ def verify(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json 
         _name_contradictions(found)
     if not json_:
         say(found.damage for found in report.tables.values() if found.damage)
+    name_errors(report.errors)
+    name_not_followed(report.not_followed, report.errors)
     _exit_if(not report.equal)
 
 
@@ -315,6 +328,34 @@ def adopt_command(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     before, now = adopt(Settings.load(config))
     rows = [{"was": str(before.source) if before else None, "is": str(now.source)}]
     show(rows[0], rows, ("was", "is"), as_json=json_)
+
+
+@app.command("drop-table", epilog=example("drop-table orders --keep-as orders_2025"))
+def drop_table(
+    table: Annotated[str, typer.Argument(help="A table of the mirror, still followed or not.")],
+    config: Config = DEFAULT_CONFIG,
+    keep_as: Annotated[
+        str | None, typer.Option("--keep-as", help="Keep rows and history under this name.")
+    ] = None,
+    discard_history: Annotated[
+        bool, typer.Option("--discard-history", help="Lose a temporal table's history for good.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json_: Json = False,
+) -> None:
+    """Drop a table from the mirror, or set it aside; the source is left alone.
+
+    Its snapshots, watermark and dead letters go with it. The next sync copies a table that is
+    declared anew.
+    """
+    if keep_as is not None and discard_history:
+        raise typer.BadParameter("give '--keep-as' or '--discard-history', not both")
+    with _opened(config) as htap:
+        if sys.stdin.isatty() and not yes:
+            what = "lose the rows" if keep_as is None else f"keep the rows as {keep_as!r}"
+            typer.confirm(f"drop {table!r} from the mirror and {what}?", abort=True, err=True)
+        report = values(htap.drop_table(table, keep_as, discard_history=discard_history))
+    show(report, [report], tuple(report), as_json=json_)
 
 
 @app.command("as-of", epilog=example("as-of orders 2026-11-01T12:00:00+00:00"))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Literal, Self
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from rhei_pipeline.errors import QueryError, TransientError
 from rhei_pipeline.ledger import Ledger
 from rhei_pipeline.planning import Planner, Sides
 from rhei_pipeline.protocols import Begun, Streamed
-from rhei_pipeline.routing import Plan, Route, unanswered
+from rhei_pipeline.routing import Plan, Route, tables_read, unanswered
 from rhei_pipeline.schema import TableOptions
 from rhei_pipeline.translation.queries import Query
 
@@ -120,12 +121,14 @@ class Door:
     ) -> pa.Table:
         """Answer a query from the side that suits it; the answer says which, and how fresh."""
         if self._sides.is_sidecar:
+            self._refuse_not_followed(sql)
             return self.ask_mirror(sql, params, max_staleness, after)
         plan = self.planner.plan(sql, params)
         reason = self._reason_to_leave(plan, max_staleness, after)
         if reason is not None:
             return self.ask_source(sql, params, reason, plan)
         if plan.history:
+            self._refuse_not_followed(sql)
             return self._ask_history(sql, params, plan)
         answer = self._ask_mirror(plan, params)
         if answer is not None:
@@ -151,6 +154,7 @@ class Door:
         if reason is not None:
             return self._stream_source(wanted, reason, plan)
         if plan.query is None or self._sides.is_sidecar:
+            self._refuse_not_followed(sql)
             return self._stream_as_it_is(wanted, plan)
         answer = self._stream_mirror(wanted, plan, plan.query)
         if answer is not None:
@@ -267,9 +271,26 @@ class Door:
         ledger = self._mirror.ledger()
         with self._told("olap"):
             found = self._mirror.query(sql, params)
-        return answers.labelled(
+        labelled = answers.labelled(
             found, Route("olap", "asked for"), ledger, _age(self._pipeline.synced_from)
         )
+        return answers.dated(labelled, self._not_followed_in(sql))
+
+    def _not_followed_in(self, sql: str) -> dict[str, datetime]:
+        """Return the tables of a statement for the mirror that no sync brings up to date."""
+        known = self._pipeline.not_followed
+        read = tables_read(sql, self._sides.dialects[1]) if known else frozenset()
+        return {name: since for name, since in known.items() if name.lower() in read}
+
+    def _refuse_not_followed(self, sql: str) -> None:
+        """Refuse to answer by itself from tables that have left the declaration or the source."""
+        for name, since in self._not_followed_in(sql).items():
+            if not self._pipeline.is_left_out(name):
+                raise QueryError(
+                    f"table {name!r} is no longer followed since {since.isoformat()}",
+                    hint="ask for 'olap' to read what its mirror still holds, declare it again,"
+                    f" or drop it from the mirror with 'rhei drop-table {name}'",
+                )
 
     def _ask_history(self, sql: str, params: Sequence[Any], plan: Plan) -> pa.Table:
         ledger = self._mirror.ledger()

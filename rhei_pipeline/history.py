@@ -11,7 +11,15 @@ import pyarrow.compute as pc
 from rhei_pipeline.compaction import key_codes
 from rhei_pipeline.errors import SchemaDriftError
 from rhei_pipeline.events import CHANGED_AT, LIVE, SEQUENCE, Operation, Versions
-from rhei_pipeline.schema import INSTANT, OPERATION, VALID_FROM, VALID_TO, TableSchema
+from rhei_pipeline.schema import (
+    INSTANT,
+    OPERATION,
+    VALID_FROM,
+    VALID_TO,
+    Mode,
+    Table,
+    TableSchema,
+)
 
 #: The mirror's own way to find an open version again: it hands it out and takes it back.
 LOCATOR = "_rhei_locator"
@@ -27,6 +35,21 @@ _BEFORE_ALL_INSTANTS = np.iinfo(np.int64).min
 _STATE = [SEQUENCE, CHANGED_AT, LIVE, LOCATOR, REPEATED]
 
 
+def refuse_lost_history(table: Table) -> None:
+    """Refuse that a table whose mirror has history is mirrored without it.
+
+    Raises:
+        SchemaDriftError: The table is declared destructive.
+    """
+    if table.mode is Mode.DESTRUCTIVE:
+        raise SchemaDriftError(
+            "it is declared 'destructive', and its mirror has history, which would be lost",
+            table=table.name,
+            hint=f"declare 'mode: temporal', or let the history go with 'rhei drop-table"
+            f" {table.name}' and '--keep-as NAME', which sets it aside, or '--discard-history'",
+        )
+
+
 def refuse_unknown_key(schema: TableSchema, past: Collection[str]) -> None:
     """Refuse a key that a temporal table's past, of these columns, does not have.
 
@@ -38,8 +61,8 @@ def refuse_unknown_key(schema: TableSchema, past: Collection[str]) -> None:
         raise SchemaDriftError(
             f"its key is now {', '.join(schema.primary_key)}, and its past has no {unknown[0]!r}",
             table=schema.name,
-            hint="name a key that its past has as 'primary_key', or rename the column in the"
-            " mirror as well, or drop the mirror's table: its history then begins anew",
+            hint="name a key that its past has as 'primary_key', or begin anew: 'rhei drop-table"
+            f" {schema.name} --keep-as NAME' sets the history aside",
         )
 
 

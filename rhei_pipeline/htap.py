@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 
 from rhei_pipeline import lookback
+from rhei_pipeline.answers import dated
 from rhei_pipeline.background import BackgroundSync
 from rhei_pipeline.dead_letters import replay
 from rhei_pipeline.door import Written
@@ -16,6 +17,7 @@ from rhei_pipeline.errors import QueryError, SchemaError
 from rhei_pipeline.initial_sync import OnProgress
 from rhei_pipeline.metrics import (
     CopyReport,
+    DropReport,
     MaintenanceReport,
     RepairReport,
     RowParity,
@@ -23,7 +25,8 @@ from rhei_pipeline.metrics import (
     SyncStatus,
     VerifyReport,
 )
-from rhei_pipeline.pipeline import Declared, no_progress, no_step
+from rhei_pipeline.past import Declared
+from rhei_pipeline.pipeline import no_progress, no_step
 from rhei_pipeline.planning import Prepared
 from rhei_pipeline.protocols import Begun, Database, OnStep, Streamed
 from rhei_pipeline.routing import Route
@@ -167,7 +170,26 @@ class HTAP:
         known = {table.lower(): found for table, found in self._engine.pipeline.tables.items()}
         standing = known.get(name.lower())
         chosen = mode or (standing.mode if standing else self.settings.mode)
-        self._engine.pipeline.register(Declared(name, Mode(chosen)))
+        declared = Declared(name, Mode(chosen), explicit=mode is not None)
+        self._engine.pipeline.register(declared)
+
+    def drop_table(
+        self, table: str, keep_as: str | None = None, *, discard_history: bool = False
+    ) -> DropReport:
+        """Drop a table of the mirror with its snapshots and all that is recorded of it.
+
+        The source is left alone, and the next sync copies a table that is declared anew.
+
+        Args:
+            table: A table of the mirror, whether it is still followed or not.
+            keep_as: The name under which its rows, history and snapshots stay, to be queried.
+            discard_history: Let the history of a temporal table go for good.
+
+        Raises:
+            SchemaError: It is not in the mirror; it has history, and neither was said; or the name
+                to keep it as is taken.
+        """
+        return self._engine.pipeline.drop_table(table, keep_as, discard_history=discard_history)
 
     def initial_sync(self, table: str, on_progress: OnProgress = no_progress) -> CopyReport:
         """Copy a table; repeated, bring the mirror to the same rows again by their difference."""
@@ -211,6 +233,7 @@ class HTAP:
             copying=self._engine.pipeline.copying,
             held_bytes=standing.held_bytes,
             age_seconds=standing.age_seconds,
+            not_followed=standing.not_followed,
         )
 
     def watch(
@@ -260,11 +283,14 @@ class HTAP:
         """
         if instant.tzinfo is None:
             raise QueryError("the instant has no time zone", hint="give one, such as UTC")
-        return lookback.as_of(self._engine.pipeline.table(table), instant, self._engine.mirror)
+        found = self._engine.pipeline.mirrored(table)
+        rows = lookback.as_of(found, instant, self._engine.mirror)
+        left = self._engine.pipeline.not_followed
+        return dated(rows, {name: left[name] for name in [found.name] if name in left})
 
     def known_since(self, table: str) -> datetime:
         """Return when a temporal table's history begins: what was before is unknown."""
-        return lookback.known_since(self._engine.pipeline.table(table), self._engine.mirror)
+        return lookback.known_since(self._engine.pipeline.mirrored(table), self._engine.mirror)
 
     def verify(self, table: str | None = None) -> VerifyReport:
         """Sync, then compare every row of source and mirror at one source state."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
@@ -116,11 +117,13 @@ class SyncReport:
     """What one sync did: one source state, applied in one mirror transaction.
 
     The sums over all tables, and the same per table in `tables`. `watermark` is the sum of the
-    tables' positions: it grows by one for each event of the source.
+    tables' positions: it grows by one for each event of the source. `not_followed` names tables
+    of the mirror that no sync brings up to date any more, and since when.
     """
 
     tables: Mapping[str, TableReport] = field(default_factory=lambda: MappingProxyType({}))
     duration_seconds: float = 0.0
+    not_followed: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def events(self) -> int:
@@ -226,11 +229,13 @@ class Standing:
     Attributes:
         held_bytes: What is kept until this mirror has it, by what keeps it: `slot`, `log`,
             `buffer`.
+        not_followed: Tables of the mirror that no sync brings up to date any more, and since when.
     """
 
     tables: Mapping[str, TableStatus]
     held_bytes: Mapping[str, int]
     age_seconds: float = 0.0
+    not_followed: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +248,7 @@ class SyncStatus:
         copying: The copies under way, by table.
         held_bytes: See `Standing`.
         age_seconds: How old these figures are; more than nothing where a sync was not waited for.
+        not_followed: See `Standing`.
     """
 
     running: bool
@@ -251,6 +257,7 @@ class SyncStatus:
     copying: Mapping[str, CopyStatus] = field(default_factory=lambda: MappingProxyType({}))
     held_bytes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     age_seconds: float = 0.0
+    not_followed: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def lag_events(self) -> int:
@@ -315,15 +322,36 @@ class TableVerification:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """How the mirror differs from the source, all tables at one source state."""
+    """How the mirror differs from the source, all tables at one source state.
+
+    Attributes:
+        errors: The tables left out, each with the reason.
+        not_followed: Tables of the mirror that no sync brings up to date any more, and since when.
+    """
 
     tables: Mapping[str, TableVerification]
     duration_seconds: float
+    errors: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    not_followed: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def equal(self) -> bool:
-        """Whether every table is equal."""
-        return all(found.equal for found in self.tables.values())
+        """Whether every table is equal, and none was left out."""
+        return not self.errors and all(found.equal for found in self.tables.values())
+
+
+@dataclass(frozen=True, slots=True)
+class DropReport:
+    """What dropping a table of the mirror did.
+
+    Attributes:
+        rows: The rows, or versions, it had.
+        kept_as: The name under which they stay; None where they are gone.
+    """
+
+    table: str
+    rows: int
+    kept_as: str | None
 
 
 @dataclass(frozen=True, slots=True)

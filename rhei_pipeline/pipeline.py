@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from datetime import datetime
 from types import MappingProxyType
 
 from rhei_pipeline.errors import (
@@ -23,6 +24,7 @@ from rhei_pipeline.metrics import (
     CopyReport,
     CopyStatus,
     DamagedFile,
+    DropReport,
     RepairReport,
     RowParity,
     Standing,
@@ -30,6 +32,16 @@ from rhei_pipeline.metrics import (
     TableReport,
     TableVerification,
     VerifyReport,
+)
+from rhei_pipeline.past import (
+    Declared,
+    Dropping,
+    drop_table,
+    find_droppable,
+    find_mirrored,
+    in_kept_mode,
+    not_followed,
+    record_keys,
 )
 from rhei_pipeline.protocols import (
     ChangeSource,
@@ -57,14 +69,6 @@ def no_step(_step: Step) -> None:
 
 def no_progress(_table: str, _rows: int, _of: int) -> None:
     """Pass progress by."""
-
-
-@dataclass(frozen=True, slots=True)
-class Declared:
-    """A table as declared: its name in the source, and how its mirror treats the past."""
-
-    name: str
-    mode: Mode
 
 
 class Pipeline:
@@ -108,6 +112,7 @@ class Pipeline:
         self._copying: dict[str, CopyStatus] = {}
         self._known, self._known_at = Standing(MappingProxyType({}), {}), time.monotonic()
         self._watchers: list[Callable[[SyncReport], None]] = []
+        record_keys(mirror, registry)
         for table in declared:
             self.register(table, look=False)
         self._keep_up()
@@ -157,6 +162,46 @@ class Pipeline:
             )
         return found
 
+    @property
+    def not_followed(self) -> Mapping[str, datetime]:
+        """The tables of the mirror that no sync brings up to date any more, and since when."""
+        return not_followed(self._mirror.ledger(), self._tables)
+
+    def is_left_out(self, name: str) -> bool:
+        """Return whether a table is declared, and left out for an error."""
+        return name in self._errors
+
+    def mirrored(self, name: str) -> Table:
+        """Return a table of the mirror; one that is not followed is as the mirror has it.
+
+        Raises:
+            SchemaError: It is not in the mirror either.
+        """
+        try:
+            return self.table(name)
+        except SchemaError:
+            found = find_mirrored(name, self._mirror)
+            if found is None:
+                raise
+            return found
+
+    def drop_table(
+        self, name: str, keep_as: str | None = None, *, discard_history: bool = False
+    ) -> DropReport:
+        """Drop a table of the mirror, or set it aside; one that is declared is copied anew.
+
+        Raises:
+            SchemaError: It is not in the mirror; it has history, and neither was said; or the name
+                to keep it as is taken.
+        """
+        with self._lock:
+            table = find_droppable(name, self._mirror, self._registry)
+            going = Dropping(table, keep_as, discard_history)
+            report = drop_table(going, self._mirror, self._registry, self._declared)
+            self._tables.pop(table.name, None)
+            self._looked_at, self._looks = -1, self._looks + 1
+            return report
+
     def register(self, declared: Declared, *, look: bool = True) -> None:
         """Capture a table from now on; safe to repeat, and mends what is missing.
 
@@ -164,8 +209,10 @@ class Pipeline:
             SchemaError: It cannot be mirrored as it stands; says the way out.
         """
         with self._lock:
-            name = self._source.describe(declared.name).name
-            self._declared[name] = replace(declared, name=name)
+            schema = self._source.describe(declared.name)
+            if look:
+                in_kept_mode(schema, declared, self._mirror.tables())
+            self._declared[schema.name] = replace(declared, name=schema.name)
             self._looked_at = -1
             if look:
                 self._keep_up()
@@ -243,7 +290,13 @@ class Pipeline:
                     for left_out, error in self._errors.items()
                     if isinstance(error, MirrorDamagedError)
                 }
-        return VerifyReport(MappingProxyType(found), time.monotonic() - started)
+        errors = {} if name else {left: str(error) for left, error in self._errors.items()}
+        return VerifyReport(
+            MappingProxyType(found),
+            time.monotonic() - started,
+            MappingProxyType(errors),
+            self.not_followed,
+        )
 
     def _verified(
         self, table: Table, snapshot: SourceSnapshot, transaction: MirrorTransaction
@@ -311,7 +364,9 @@ class Pipeline:
             return replace(self._known, age_seconds=time.monotonic() - self._known_at)
         try:
             modes = {name: declared.mode for name, declared in self._declared.items()}
-            self._known = take_stock(modes, self._tables, self._errors, self._source, self._mirror)
+            modes |= {name: table.mode for name, table in self._tables.items()}
+            found = take_stock(modes, self._tables, self._errors, self._source, self._mirror)
+            self._known = replace(found, not_followed=self.not_followed)
             self._known_at = time.monotonic()
             return self._known
         finally:
@@ -335,8 +390,9 @@ class Pipeline:
         self._drain(version)
         self._errors.clear()
         self._looks += 1
+        standing = self._mirror.tables()
         for declared in self._declared.values():
-            self._look_at(declared)
+            self._look_at(declared, standing)
         self._looked_at = self._source.schema_version()
 
     def _drain(self, version: int) -> None:
@@ -366,10 +422,10 @@ class Pipeline:
     def _has_drifted(self, table: Table, broken: Collection[str]) -> bool:
         return table.name in broken or self._source.describe(table.name) != table.schema
 
-    def _look_at(self, declared: Declared) -> None:
+    def _look_at(self, declared: Declared, standing: Mapping[str, Table]) -> None:
         """Install capture for the table as it is now; one that cannot be captured is left out."""
         try:
-            table = Table(self._source.describe(declared.name), declared.mode)
+            table = in_kept_mode(self._source.describe(declared.name), declared, standing)
             self._install(table)
         except PermanentError as error:
             self._leave_out(declared.name, error)
@@ -460,7 +516,9 @@ class Pipeline:
         for name, copy in copied.items():
             letters = reports[name].dead_letters + copy.dead_letters
             reports[name] = replace(reports[name], copied_rows=copy.rows, dead_letters=letters)
-        return SyncReport(MappingProxyType(reports), time.monotonic() - started)
+        self._registry.note_not_followed(self.not_followed)
+        seconds = time.monotonic() - started
+        return SyncReport(MappingProxyType(reports), seconds, self.not_followed)
 
 
 def _copy_report(copied: Copied, report: TableReport, started: float) -> CopyReport:

@@ -308,7 +308,30 @@ class MirrorTransaction(Protocol):
     def adopt_copy(self, table: Table, at: datetime) -> int | None:
         """Make the copy the table where none of its shape stands; return its rows, else None.
 
-        A temporal table's rows become baseline versions that are valid from `at`.
+        The shape is the columns, their types and the key. A temporal table's rows become baseline
+        versions that are valid from `at`. A standing table that has history is never replaced:
+        it takes on the shape of the schema, if that changes nothing of its past.
+
+        Raises:
+            SchemaDriftError: The table is to have no history any more, or its past does not fit
+                the new types or the new key.
+        """
+
+    def record_key(self, table: Table) -> None:
+        """Record the key that a table was built for, of one of before this was recorded."""
+
+    def drop_table(self, table: Table, keep_as: str | None = None) -> int:
+        """Drop a table with its snapshots, and all that is recorded of it.
+
+        With `keep_as`, table and snapshots stay as ordinary tables of that name, which follow no
+        source table; the name is one of its own, without a schema. Safe for one that is not there.
+        Nothing else of a mirror drops a table that has history.
+
+        Returns:
+            How many rows, or versions, it had.
+
+        Raises:
+            SchemaError: The name is taken; nothing was done.
         """
 
     def mend_keys(self, table: Table, at: datetime) -> Counts:
@@ -361,6 +384,13 @@ class Mirror(Protocol):
         begun: Begun | None = None,
     ) -> Streamed:
         """Run one read-only statement, and return its rows as they come, all of one state."""
+
+    def tables(self) -> Mapping[str, Table]:
+        """Return the tables that are in the mirror, as they are there, by `sql.mirror_table`.
+
+        A table with history is temporal, whatever is declared; its key is empty where it was not
+        recorded. Tables that were set aside are among them; snapshots and copies are not.
+        """
 
     def count(self, table: Table) -> int:
         """Count the rows that are valid now."""

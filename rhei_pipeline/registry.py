@@ -4,13 +4,16 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.schema import Mode, Table, TableSchema
 
 _FORMAT = 1
+_NOT_FOLLOWED = "not_followed_since"
 
 
 class Registry:
@@ -29,8 +32,9 @@ class Registry:
         self._mirror_id = mirror_id
         self._tables: dict[str, Table] = {}
         self._versions: dict[str, int] = {}
+        self._not_followed: dict[str, datetime] = {}
         if path is not None and mirror_id_of(path) == mirror_id:
-            self._tables, self._versions = _read(path)
+            self._tables, self._versions, self._not_followed = _read(path)
 
     def table(self, name: str) -> Table | None:
         """Return the table as it was last saved; None when it never was."""
@@ -40,23 +44,52 @@ class Registry:
         """Return how often the table has been saved with a change."""
         return self._versions.get(name, 0)
 
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        """All tables as they were last saved, by name."""
+        return MappingProxyType(self._tables)
+
+    @property
+    def not_followed(self) -> Mapping[str, datetime]:
+        """The tables that no sync brings up to date any more, and since when."""
+        return MappingProxyType(self._not_followed)
+
     def save(self, table: Table) -> None:
         """Keep a table; written to disk, whole and atomically, before this returns."""
-        if self.table(table.name) == table:
+        if self.table(table.name) == table and table.name not in self._not_followed:
             return
+        if self.table(table.name) != table:
+            self._versions[table.name] = self.version(table.name) + 1
         self._tables[table.name] = table
-        self._versions[table.name] = self.version(table.name) + 1
+        self._not_followed.pop(table.name, None)
+        self._save()
+
+    def note_not_followed(self, names: Mapping[str, datetime]) -> None:
+        """Keep which of the tables are not followed any more."""
+        known = {name: since for name, since in names.items() if name in self._tables}
+        if known != self._not_followed:
+            self._not_followed = known
+            self._save()
+
+    def forget(self, name: str) -> None:
+        """Forget a table, as if it had never been saved."""
+        if self._tables.pop(name, None) is not None:
+            self._not_followed.pop(name, None)
+            self._save()
+
+    def _save(self) -> None:
         if self._path is not None:
             entries = {name: self._entry(name) for name in sorted(self._tables)}
             _write(self._path, {"format": _FORMAT, "mirror": self._mirror_id, "tables": entries})
 
     def _entry(self, name: str) -> dict[str, Any]:
-        table = self._tables[name]
-        return {
+        table, since = self._tables[name], self._not_followed.get(name)
+        entry = {
             "version": self._versions[name],
             "mode": table.mode.value,
             "schema": table.schema.to_json(),
         }
+        return entry if since is None else {**entry, _NOT_FOLLOWED: since.isoformat()}
 
 
 def mirror_id_of(path: Path) -> str | None:
@@ -64,16 +97,22 @@ def mirror_id_of(path: Path) -> str | None:
     return str(_load(path)["mirror"]) if path.exists() else None
 
 
-def _read(path: Path) -> tuple[dict[str, Table], dict[str, int]]:
+def _read(path: Path) -> tuple[dict[str, Table], dict[str, int], dict[str, datetime]]:
     entries = _load(path)["tables"]
     try:
         tables = {
             name: Table(TableSchema.from_json(entry["schema"]), Mode(entry["mode"]))
             for name, entry in entries.items()
         }
-        return tables, {name: int(entry["version"]) for name, entry in entries.items()}
+        not_followed = {
+            name: datetime.fromisoformat(entry[_NOT_FOLLOWED])
+            for name, entry in entries.items()
+            if _NOT_FOLLOWED in entry
+        }
+        versions = {name: int(entry["version"]) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, SchemaError) as error:
         raise _unreadable(path) from error
+    return tables, versions, not_followed
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ _DDL = {"create", "alter", "drop", "comment", "reindex", "analyze", "vacuum", "g
 _TRANSACTIONS = {"begin", "start", "commit", "end", "rollback", "savepoint", "release", "abort"}
 _SESSION = {"pragma", "attach", "detach", "set", "reset", "show", "listen", "notify", "lock"}
 _CHANGES = (exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.Into, exp.DDL)
+_DEFAULT_SCHEMAS = {"", "main", "public"}
 _HISTORY = {found.name for found in HISTORY_FIELDS}
 #: The parser's trees have more shapes than the rules expect, and each new version has others: a
 #: tree that a rule trips over is one that is not translated.
@@ -149,6 +150,20 @@ def plan(sql: str, params: Sequence[Any], catalog: Catalog) -> Plan:
     if not isinstance(parsed, exp.Query):
         return _to_source(f"a statement of kind {parsed.key.upper()} is the source's")
     return _plan_query(parsed, text, params, catalog)
+
+
+def tables_read(sql: str, dialect: str) -> frozenset[str]:
+    """Return the tables that a statement names, in lower case, with and without their schemas.
+
+    None where it cannot be parsed.
+    """
+    try:
+        parsed = sqlglot.parse_one(sql, dialect="duckdb" if dialect == "datafusion" else dialect)
+    except (SqlglotError, RecursionError):
+        return frozenset()
+    named = [(table.db.lower(), table.name.lower()) for table in parsed.find_all(exp.Table)]
+    full = {f"{schema}.{name}" if schema else f"public.{name}" for schema, name in named}
+    return frozenset(full | {name for schema, name in named if schema in _DEFAULT_SCHEMAS})
 
 
 def _to_source(reason: str, *, reads: bool = True) -> Plan:

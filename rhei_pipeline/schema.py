@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -60,13 +60,15 @@ class Column:
     """One column of a table.
 
     `epoch` is the unit (`s`, `ms`, `us`) of integers that count from 1970 where the source keeps
-    an instant so; None where it keeps the value in its own form.
+    an instant so; None where it keeps the value in its own form. `overridden`: the declaration
+    gives the type, so that a value of another type counts where it is exactly one of this type.
     """
 
     name: str
     type: pa.DataType
     nullable: bool = True
     epoch: str | None = None
+    overridden: bool = False
 
     @property
     def field(self) -> pa.Field:
@@ -75,17 +77,19 @@ class Column:
 
     def to_json(self) -> dict[str, Any]:
         """Return the form the registry keeps."""
-        return {
+        form = {
             "name": self.name,
             "type": type_name(self.type, self.epoch),
             "nullable": self.nullable,
         }
+        return {**form, "overridden": True} if self.overridden else form
 
     @classmethod
     def from_json(cls, form: dict[str, Any]) -> "Column":
         """Read the form the registry keeps."""
         arrow_type, epoch = parse_type(form["type"])
-        return cls(form["name"], arrow_type, form["nullable"], epoch)
+        overridden = form.get("overridden", False)
+        return cls(form["name"], arrow_type, form["nullable"], epoch, overridden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,12 @@ class TableSchema:
         """Read the form the registry keeps."""
         columns = tuple(Column.from_json(column) for column in form["columns"])
         return cls(form["name"], columns, tuple(form["primary_key"]), form.get("namespace"))
+
+
+def renamed(schema: TableSchema, relation: str) -> TableSchema:
+    """Return the schema of the same table under another name of its own."""
+    qualified = schema.namespace is not None and schema.name != schema.relation
+    return replace(schema, name=f"{schema.namespace}.{relation}" if qualified else relation)
 
 
 @dataclass(frozen=True, slots=True)

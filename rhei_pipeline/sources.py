@@ -1,7 +1,7 @@
 """Which source, and how its changes are learned of: the only place that knows every adapter."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -13,13 +13,13 @@ from rhei_pipeline.capture.sqlite.polling import PollingSource
 from rhei_pipeline.capture.sqlite.trigger_log import TriggerSource, unacknowledged
 from rhei_pipeline.declaration import SqliteSettings
 from rhei_pipeline.errors import MissingExtraError, SchemaError
-from rhei_pipeline.metrics import Finding
+from rhei_pipeline.metrics import Finding, Severity
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
 from rhei_pipeline.ownership import SourceIdentity
-from rhei_pipeline.pipeline import Declared
+from rhei_pipeline.past import Declared
 from rhei_pipeline.protocols import ChangeSource, Database
 from rhei_pipeline.registry import Registry, mirror_id_of
-from rhei_pipeline.schema import Table, TableOptions, TableSchema
+from rhei_pipeline.schema import Mode, Table, TableOptions, TableSchema
 from rhei_pipeline.settings import Settings
 
 
@@ -128,31 +128,57 @@ def examine(settings: Settings) -> list[Finding]:
     database = open_database(settings)
     try:
         names = [declared.name for declared in declared_tables(settings, database)]
-        if settings.capture_method == "polling":
-            return _examine_polling(settings, database, names)
-        options = table_options(settings)
-        mirror_id = mirror_id_of(settings.registry.path)
-        if not isinstance(database, SqliteDatabase) and settings.capture_method == "trigger":
-            module = postgres("triggers")
-            source = module.PostgresTriggerSource(database, mirror_id or "", options)
-            with closing(source):
-                return list(source.examine(names))
-        return database.examine(names, lambda n: options.get(n, TableOptions()), mirror_id)
+        return [*_examine(settings, database, names), *_examine_registry(settings, names)]
     finally:
         database.close()
 
 
+def _examine(settings: Settings, database: SourceDatabase, names: Sequence[str]) -> list[Finding]:
+    if settings.capture_method == "polling":
+        return _examine_polling(settings, database, names)
+    options = table_options(settings)
+    mirror_id = mirror_id_of(settings.registry.path)
+    if not isinstance(database, SqliteDatabase) and settings.capture_method == "trigger":
+        module = postgres("triggers")
+        source = module.PostgresTriggerSource(database, mirror_id or "", options)
+        with closing(source):
+            return list(source.examine(names))
+    return database.examine(names, lambda n: options.get(n, TableOptions()), mirror_id)
+
+
+def _examine_registry(settings: Settings, names: Sequence[str]) -> Iterator[Finding]:
+    """Name the tables that were mirrored once and are not followed any more."""
+    mirror_id = mirror_id_of(settings.registry.path)
+    registry = Registry(settings.registry.path if mirror_id else None, mirror_id or "")
+    followed = {name.lower() for name in names}
+    for name, table in registry.tables.items():
+        known = {name.lower(), f"{table.schema.namespace}.{table.schema.relation}".lower()}
+        if known.isdisjoint(followed):
+            since = registry.not_followed.get(name)
+            yield Finding(
+                Severity.WARNING,
+                "it is no longer followed" + (f" since {since.isoformat()}" if since else ""),
+                "its mirror still holds the rows of then, and no sync changes them",
+                f"declare it again, or drop it from the mirror: rhei drop-table {name}",
+                name,
+            )
+
+
 def declared_tables(settings: Settings, database: SourceDatabase) -> list[Declared]:
     """Return the tables of the declaration; without any, all that have a primary key."""
+    explicit = "mode" in settings.model_fields_set
     if settings.tables is not None:
-        return [Declared(table.name, table.mode or settings.mode) for table in settings.tables]
+        return [
+            Declared(table.name, table.mode or settings.mode, explicit or table.mode is not None)
+            for table in settings.tables
+        ]
     names = database.table_names()
     if not names:
         raise SchemaError(
             "the source has no table with a primary key",
             hint="create one, or name tables and their 'primary_key' under 'tables'",
         )
-    return [Declared(name, settings.mode) for name in names]
+    return [Declared(name, settings.mode, explicit) for name in names]
 
 
 def declared_schemas(settings: Settings) -> list[Table]:
@@ -167,7 +193,8 @@ def declared_schemas(settings: Settings) -> list[Table]:
             known = registry.table(declared.name)
             chosen = options.get(declared.name, TableOptions())
             schema = database.read_schema(declared.name, chosen, known.schema if known else None)
-            tables.append(Table(schema, declared.mode))
+            kept = known is not None and known.mode is Mode.TEMPORAL and not declared.explicit
+            tables.append(Table(schema, Mode.TEMPORAL if kept else declared.mode))
         return tables
     finally:
         database.close()

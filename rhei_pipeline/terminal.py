@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime, time
 from enum import Enum
 from typing import Any
@@ -74,6 +74,23 @@ def show_rows(table: pa.Table, *, as_json: bool) -> None:
     _print_rows(table.slice(0, SHOWN_ROWS))
     if table.num_rows > SHOWN_ROWS:
         out.print(f"{SHOWN_ROWS} of {table.num_rows:,} rows; --json prints all")
+
+
+def name_errors(errors: Mapping[str, str]) -> None:
+    """Name the tables that were left out, beside a report."""
+    for error in errors.values():
+        err.print(f"[red]error[/] {escape(error)}", soft_wrap=True)
+
+
+def name_not_followed(tables: Mapping[str, datetime], told: Collection[str]) -> None:
+    """Name the tables of the mirror that are not followed any more, without those told already."""
+    for name, since in tables.items():
+        if name not in told:
+            text = (
+                f"table {name!r} is no longer followed since {since.isoformat()}: declare it"
+                f" again, or drop it from the mirror with 'rhei drop-table {name}'"
+            )
+            err.print(f"[yellow]note[/] {escape(text)}", soft_wrap=True)
 
 
 def _print_rows(table: pa.Table) -> None:

@@ -12,7 +12,8 @@ from rhei_pipeline.door import Door, Freshness
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.mirrors import OwnedMirror, open_mirror
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
-from rhei_pipeline.pipeline import Declared, Pipeline, no_step
+from rhei_pipeline.past import Declared
+from rhei_pipeline.pipeline import Pipeline, no_step
 from rhei_pipeline.planning import Sides
 from rhei_pipeline.protocols import ChangeSource, Database, OnStep
 from rhei_pipeline.registry import Registry, mirror_id_of

@@ -20,7 +20,7 @@ class World:
 
     directory: Path
     tables: list[dict[str, Any]] | None = None
-    mode: str = "destructive"
+    mode: str | None = "destructive"
     batch_rows: int = 50_000
     mirror_path: str | None = None
     storage: str | None = None
@@ -59,7 +59,7 @@ class World:
             registry={"path": self.directory / "registry.json"},
             local=self.local,
             tables=self.tables,
-            mode=self.mode,
+            **({} if self.mode is None else {"mode": self.mode}),
             sync={"batch_rows": self.batch_rows, "prune": self.prune},
         )
 

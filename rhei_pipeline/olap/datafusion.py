@@ -271,6 +271,7 @@ class DataFusionMirror:
             raise
 
     def _commit(self, drafted: Manifest) -> None:
+        before = self._manifest
         manifest = self._store.sealed(drafted)
         self._manifests.commit(manifest)
         with self._glance:
@@ -278,6 +279,8 @@ class DataFusionMirror:
         self._store.keep(manifest)
         self._manifests.collect(self._store, self._in_use)
         if self._delta is not None:
+            gone = before.tables.keys() - manifest.tables.keys()
+            self._delta.remove([before.tables[name] for name in gone], self._store)
             self._delta.follow(manifest, self._store)
 
     def _in_use(self) -> set[int]:
@@ -322,6 +325,15 @@ class DataFusionMirror:
             with self._glance:
                 self._reading.subtract([manifest.version])
                 self._reading = +self._reading
+
+    def tables(self) -> dict[str, Table]:
+        """Return the tables that are in the mirror, as they are there, by their quoted names."""
+        self._refuse_closed()
+        return {
+            name: table.as_mirrored()
+            for name, table in self._manifest.tables.items()
+            if table.is_mirrored
+        }
 
     def count(self, table: Table) -> int:
         """Count the rows that are valid now."""

@@ -9,7 +9,7 @@ is finished by the next one, and one that was made already changes nothing.
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -106,6 +106,17 @@ class DeltaTables:
             self._published.pop(folder, None)
             self._pace.note_change()
         return tuple(DamagedFile(file, "the Delta table is made anew") for file in found)
+
+    def remove(self, gone: Iterable[StoredTable], store: SegmentStore) -> None:
+        """Delete the Delta tables of tables that have left the mirror, or have another name."""
+        for table in gone:
+            if table.relation.startswith(RESERVED_PREFIX):
+                continue  # a copy, which was never published
+            folder = _folder(table)
+            self._published.pop(folder, None)
+            # The log goes first: without it there is no table.
+            for files in (store.files.names(f"{folder}/{_LOG}"), store.files.names(folder)):
+                store.files.delete(name for name in files if not name.endswith(_LOG))
 
     def _publish(self, manifest: Manifest, table: StoredTable, store: SegmentStore) -> None:
         target = _Target(store.files, _folder(table), _shape(table))

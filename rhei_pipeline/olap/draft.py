@@ -13,7 +13,7 @@ from rhei_pipeline.olap.bitmaps import Bits, are_gone, none_gone, present, remov
 from rhei_pipeline.olap.digests import KeyHashes, Words
 from rhei_pipeline.olap.endings import Endings
 from rhei_pipeline.olap.key_index import KeyIndex, Numbers
-from rhei_pipeline.olap.manifest import Ended, Gone, Segment, StoredTable
+from rhei_pipeline.olap.manifest import Built, Ended, Gone, Segment, StoredTable
 from rhei_pipeline.olap.segment_store import SegmentStore, ascending, conform
 from rhei_pipeline.schema import HISTORY_FIELDS, Column
 
@@ -168,6 +168,10 @@ class Draft:
     def reshape(self, schema: pa.Schema) -> None:
         """Give the table other columns; no row is written."""
         self.table = replace(self.table, schema=schema)
+
+    def build_for(self, built: Built) -> None:
+        """Record what the table is built for."""
+        self.table = replace(self.table, built=built)
 
     def move(self, namespace: str | None, relation: str) -> None:
         """Give the table another name."""

@@ -34,7 +34,8 @@ from rhei_pipeline.olap.duckdb_ledger import (
     write_owner,
 )
 from rhei_pipeline.olap.duckdb_past import read_past
-from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction, in_utc, table_exists
+from rhei_pipeline.olap.duckdb_tables import in_utc, read_tables, table_exists
+from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction
 from rhei_pipeline.olap.last_commit import LastCommit
 from rhei_pipeline.olap.locking import WriterLock
 from rhei_pipeline.olap.publishing import PublishedCopy
@@ -257,6 +258,11 @@ class DuckDBMirror:
             found = cursor.execute("select 1 from duckdb_schemas() where schema_name = 'public'")
             self._default_namespace = bool(found.fetchall())
         return self._default_namespace
+
+    def tables(self) -> dict[str, Table]:
+        """Return the tables that are in the mirror, as they are there, by their quoted names."""
+        with translated(self.path), self._cursor() as cursor:
+            return read_tables(cursor)
 
     def exists(self, table: Table) -> bool:
         """Tell whether the table stands in the mirror."""

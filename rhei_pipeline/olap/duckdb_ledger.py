@@ -32,6 +32,8 @@ _TABLES = (
     # Without a column: when the table's history begins. With one: when the source lost it.
     "create table if not exists _rhei_history(table_name varchar, column_name varchar,"
     " noted_at timestamptz)",
+    "create table if not exists _rhei_table(table_name varchar, namespace varchar,"
+    " relation varchar, primary_key varchar, set_aside boolean)",
 )
 #: Its name could be that of a copy under way, of a table named `progress`.
 _FORMER_COPIES = "_rhei_copy_progress"
@@ -171,6 +173,27 @@ def drop_copies(connection: duckdb.DuckDBPyConnection) -> None:
     for namespace, name in found:
         connection.execute(f"drop table {quote(namespace)}.{quote(name)}")
     connection.execute("delete from _rhei_copies")
+
+
+def rename_records(connection: duckdb.DuckDBPyConnection, old: str, new: str) -> None:
+    """Have what is recorded of a table's past be another name's; it is copied anew under that."""
+    connection.execute(
+        "update _rhei_dead_letter set table_name = ? where table_name = ?", [new, old]
+    )
+    rename_history(connection, old, new)
+    connection.execute("delete from _rhei_watermark where table_name = ?", [old])
+    forget_copy(connection, old)
+
+
+def rename_history(connection: duckdb.DuckDBPyConnection, old: str, new: str) -> None:
+    """Have what is recorded of a table's history be another name's."""
+    connection.execute("update _rhei_history set table_name = ? where table_name = ?", [new, old])
+
+
+def forget_table(connection: duckdb.DuckDBPyConnection, table: str) -> None:
+    """Forget all that is recorded of a table."""
+    for record in ("_rhei_watermark", "_rhei_copies", "_rhei_dead_letter", "_rhei_history"):
+        connection.execute(f"delete from {record} where table_name = ?", [table])
 
 
 def write_letters(connection: duckdb.DuckDBPyConnection, letters: Iterable[DeadLetter]) -> int:

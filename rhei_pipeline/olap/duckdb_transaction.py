@@ -7,7 +7,6 @@ from datetime import date, datetime
 import duckdb
 import pyarrow as pa
 
-from rhei_pipeline.errors import SchemaDriftError
 from rhei_pipeline.events import (
     Comparison,
     Counts,
@@ -21,10 +20,11 @@ from rhei_pipeline.history import (
     FLOOR,
     LOCATOR,
     REPEATED,
-    refuse_unknown_key,
     repeated,
 )
 from rhei_pipeline.ledger import AsOf, CopyProgress, Ledger, Watermark
+from rhei_pipeline.olap.duckdb_adoption import adopt_copy, keep_unknown
+from rhei_pipeline.olap.duckdb_dropping import drop_table
 from rhei_pipeline.olap.duckdb_ledger import (
     forget_copy,
     read_ledger,
@@ -32,9 +32,10 @@ from rhei_pipeline.olap.duckdb_ledger import (
     write_letters,
     write_watermark,
 )
-from rhei_pipeline.olap.duckdb_past import note_beginning, note_columns, write_snapshots
-from rhei_pipeline.schema import INSTANT, OPERATION, VALID_FROM, VALID_TO, Column, Mode, Table
-from rhei_pipeline.sql import duckdb_type, listed, literal, matching, mirror_table, quote
+from rhei_pipeline.olap.duckdb_past import write_snapshots
+from rhei_pipeline.olap.duckdb_tables import copy_name, create, in_utc, write_built
+from rhei_pipeline.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.sql import listed, literal, matching, mirror_table, quote
 
 _STAGED = "temp._rhei_staged"
 _DIFFERENT = "temp._rhei_different"
@@ -93,7 +94,7 @@ class DuckDBTransaction:
 
     def copied_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the rows of those keys in the copy."""
-        return self._rows_of(table, _copy(table), keys)
+        return self._rows_of(table, copy_name(table.schema), keys)
 
     def present_keys(self, table: Table) -> pa.Table:
         """Return the keys of all rows that are valid now."""
@@ -101,7 +102,9 @@ class DuckDBTransaction:
 
     def copied_keys(self, table: Table) -> pa.Table:
         """Return the keys of all rows in the copy."""
-        return self._arrow(f"select {listed(table.schema.primary_key)} from {_copy(table)}")
+        return self._arrow(
+            f"select {listed(table.schema.primary_key)} from {copy_name(table.schema)}"
+        )
 
     def _rows_of(self, table: Table, rows: str, keys: pa.Table) -> pa.Table:
         with self._registered("_rhei_keys", keys):
@@ -194,37 +197,28 @@ class DuckDBTransaction:
         if table.schema.namespace:
             name = quote(table.schema.namespace)
             self._connection.execute(f"create schema if not exists {name}")
-        self._connection.execute(f"drop table if exists {_copy(table)}")
-        self._create(_copy(table), table.schema.arrow)
+        self._connection.execute(f"drop table if exists {copy_name(table.schema)}")
+        create(self._connection, copy_name(table.schema), table.schema.arrow)
         write_copy(self._connection, progress)
 
     def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
         """Append rows to the copy and record how far it has come."""
         if rows.num_rows:
             with self._registered("_rhei_rows", rows):
-                self._connection.execute(f"insert into {_copy(table)} select * from _rhei_rows")
+                self._connection.execute(
+                    f"insert into {copy_name(table.schema)} select * from _rhei_rows"
+                )
         write_copy(self._connection, progress)
 
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
         """Bring the copy up to a later state by net changes."""
-        self._merge(table, _copy(table), changes)
+        self._merge(table, copy_name(table.schema), changes)
 
     def keep_unknown(self, table: Table, keys: pa.Table) -> None:
         """Give the copy the table's present rows of keys that the copy could not read."""
-        if not keys.num_rows or not table_exists(self._connection, table):
-            return
-        standing, key = self._columns(table), table.schema.primary_key
-        if not set(key) <= set(standing):
-            return
-        present = f" and t.{VALID_TO} is null" if VALID_TO in standing else ""
-        kept = [_fitting(column, standing) for column in table.schema.columns]
-        with self._registered("_rhei_keys", keys):
-            self._connection.execute(
-                f"insert into {_copy(table)} select {', '.join(kept)}"
-                f" from {mirror_table(table.schema)} t"
-                f" semi join _rhei_keys k on {matching('t', 'k', key)}"
-                f" anti join {_copy(table)} c on {matching('t', 'c', key)} where true{present}"
-            )
+        if keys.num_rows:
+            with self._registered("_rhei_keys", keys):
+                keep_unknown(self._connection, table)
 
     def adopt_copy(self, table: Table, at: datetime) -> int | None:
         """Make the copy the table, if there is no table of its shape; return its rows, else None.
@@ -232,29 +226,9 @@ class DuckDBTransaction:
         A temporal table's rows become baseline versions that are valid from `at`.
 
         Raises:
-            SchemaDriftError: A temporal table's past cannot be kept under the new types.
+            SchemaDriftError: History would be lost, or does not fit the new shape.
         """
-        if table_exists(self._connection, table) and not self._outgrown(table):
-            note_columns(self._connection, table, at)
-            return None
-        self._connection.execute(f"drop table if exists {mirror_table(table.schema)}")
-        if table.mode is Mode.DESTRUCTIVE:
-            self._connection.execute(
-                f"alter table {_copy(table)} rename to {quote(table.schema.relation)}"
-            )
-        else:
-            self._adopt_as_versions(table, at)
-        note_beginning(self._connection, table, at)
-        forget_copy(self._connection, table.name)
-        return self._count(f"select count(*) from {mirror_table(table.schema)}")
-
-    def _adopt_as_versions(self, table: Table, at: datetime) -> None:
-        self._create(mirror_table(table.schema), table.mirror_schema)
-        self._connection.execute(
-            f"insert into {mirror_table(table.schema)} select *, ?, null, ? from {_copy(table)}",
-            [at, Operation.INSERT.value],
-        )
-        self._connection.execute(f"drop table {_copy(table)}")
+        return adopt_copy(self._connection, table, at)
 
     def mend_keys(self, table: Table, at: datetime) -> Counts:
         """Leave one present row a key and none whose key is null; count what ended."""
@@ -288,7 +262,7 @@ class DuckDBTransaction:
     def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
         """Yield what leads from the table's present rows to the copy's, then drop the copy."""
         self._stage_differences(table)
-        self._connection.execute(f"drop table {_copy(table)}")
+        self._connection.execute(f"drop table {copy_name(table.schema)}")
         forget_copy(self._connection, table.name)
         names, key = table.schema.names, table.schema.primary_key
         for low in range(0, self._count(f"select count(*) from {_DIFFERENT}"), limit):
@@ -298,6 +272,14 @@ class DuckDBTransaction:
                 self._arrow(f"select {listed(key)} {part} and {_IS_GONE}"),
             )
         self._connection.execute(f"drop table {_DIFFERENT}")
+
+    def record_key(self, table: Table) -> None:
+        """Record the key that the table was built for."""
+        write_built(self._connection, table.schema)
+
+    def drop_table(self, table: Table, keep_as: str | None = None) -> int:
+        """Drop a table and all that is recorded of it; return the rows or versions it had."""
+        return drop_table(self._connection, table, keep_as)
 
     def count(self, table: Table) -> int:
         """Count the rows that are valid now."""
@@ -309,7 +291,7 @@ class DuckDBTransaction:
         """Stage each source row's key, digest and part; join them with the present rows' own."""
         key = table.schema.primary_key
         fields = [*table.schema.arrow_key, pa.field(_PART, pa.int64())]
-        self._create("_rhei_digests", pa.schema(fields), kind="temp table")
+        create(self._connection, "_rhei_digests", pa.schema(fields), kind="temp table")
         self._connection.execute(f"alter table temp._rhei_digests add column {_DIGEST} ubigint")
         for number, part in enumerate(parts):
             with self._registered("_rhei_rows", part):
@@ -331,7 +313,7 @@ class DuckDBTransaction:
     def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
         """Stage the source's rows and compare them with the table's present ones, both ways."""
         key = table.schema.primary_key
-        self._create("_rhei_source", table.schema.arrow, kind="temp table")
+        create(self._connection, "_rhei_source", table.schema.arrow, kind="temp table")
         for part in rows:
             with self._registered("_rhei_rows", part):
                 self._connection.execute("insert into temp._rhei_source select * from _rhei_rows")
@@ -353,64 +335,18 @@ class DuckDBTransaction:
         return found
 
     def _stage_differences(self, table: Table) -> None:
-        schema, current = table.schema, _present(table)
+        schema, current, copy = table.schema, _present(table), copy_name(table.schema)
         same = matching("t", "c", schema.primary_key)
         self._connection.execute(
             f"create or replace temp table _rhei_different as"
             f" select *, row_number() over () as {_ROW} from ("
-            f" select {listed(schema.names, 'c')}, false as {_IS_GONE} from {_copy(table)} c"
+            f" select {listed(schema.names, 'c')}, false as {_IS_GONE} from {copy} c"
             f" left join {current} t on {same}"
             f" where t.{quote(schema.primary_key[0])} is null or {_differs(table, 't', 'c')}"
             f" union all"
             f" select {listed(schema.names, 't')}, true from {current} t"
-            f" anti join {_copy(table)} c on {same})"
+            f" anti join {copy} c on {same})"
         )
-
-    def _outgrown(self, table: Table) -> bool:
-        """Fit the standing table to the schema; tell whether it has to be made anew instead."""
-        standing = self._columns(table)
-        wanted = {field.name: duckdb_type(field.type) for field in table.mirror_schema}
-        if table.mode is Mode.DESTRUCTIVE or VALID_TO not in standing:
-            return list(standing) != list(wanted) or self._retyped(table, wanted) != []
-        refuse_unknown_key(table.schema, standing)
-        for column in table.schema.value_columns:
-            if column.name not in standing:
-                self._connection.execute(
-                    f"alter table {mirror_table(table.schema)}"
-                    f" add column {quote(column.name)} {wanted[column.name]}"
-                )
-        self._retype(table, wanted)
-        return False
-
-    def _retype(self, table: Table, wanted: dict[str, str]) -> None:
-        for name in self._retyped(table, wanted):
-            try:
-                self._connection.execute(
-                    f"alter table {mirror_table(table.schema)}"
-                    f" alter column {quote(name)} set data type {wanted[name]}"
-                )
-            except duckdb.Error as error:
-                raise SchemaDriftError(
-                    f"column {name!r} became {wanted[name]}, which its past does not fit",
-                    table=table.name,
-                    hint="give the column its old type with 'types', or drop the mirror's table",
-                ) from error
-
-    def _retyped(self, table: Table, wanted: dict[str, str]) -> list[str]:
-        standing = self._columns(table)
-        fresh = self._connection.sql(
-            "select " + ", ".join(f"null::{kind} as {quote(n)}" for n, kind in wanted.items())
-        )
-        types = dict(zip(fresh.columns, map(str, fresh.types), strict=True))
-        return [name for name in wanted if name in standing and standing[name] != types[name]]
-
-    def _columns(self, table: Table) -> dict[str, str]:
-        relation = self._connection.sql(f"select * from {mirror_table(table.schema)} limit 0")
-        return dict(zip(relation.columns, map(str, relation.types), strict=True))
-
-    def _create(self, target: str, schema: pa.Schema, kind: str = "table") -> None:
-        columns = ", ".join(f"{quote(field.name)} {duckdb_type(field.type)}" for field in schema)
-        self._connection.execute(f"create {kind} {target}({columns})")
 
     @contextmanager
     def _registered(self, name: str, rows: pa.Table) -> Iterator[None]:
@@ -428,39 +364,6 @@ class DuckDBTransaction:
 
     def _arrow(self, sql: str) -> pa.Table:
         return in_utc(self._connection.sql(sql).to_arrow_table())
-
-
-def table_exists(connection: duckdb.DuckDBPyConnection, table: Table) -> bool:
-    """Tell whether the table stands in the mirror."""
-    found = connection.execute(
-        "select 1 from duckdb_tables() where schema_name = ? and table_name = ?"
-        " and database_name = current_database()",
-        [table.schema.namespace or "main", table.schema.relation],
-    ).fetchall()
-    return bool(found)
-
-
-def in_utc(table: pa.Table) -> pa.Table:
-    """Label instants UTC: DuckDB labels them with the machine's zone, the instants being equal."""
-    for place, field in enumerate(table.schema):
-        if pa.types.is_timestamp(field.type) and field.type.tz not in (None, "UTC"):
-            wanted = pa.timestamp(field.type.unit, INSTANT.tz)
-            table = table.set_column(place, field.name, table.column(place).cast(wanted))
-    return table
-
-
-def _copy(table: Table) -> str:
-    return mirror_table(table.schema, "_rhei_copy_")
-
-
-def _fitting(column: Column, standing: Mapping[str, str]) -> str:
-    """Select a column in its new type; null where that would be another value."""
-    name, kind = f"t.{quote(column.name)}", duckdb_type(column.type)
-    if column.name not in standing:
-        return f"null::{kind}"
-    cast = f"try_cast({name} as {kind})"
-    back = f"try_cast({cast} as {standing[column.name]})"
-    return f"case when {back} is not distinct from {name} then {cast} end"
 
 
 def _present(table: Table) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.compaction import key_codes
-from rhei_pipeline.errors import MirrorDamagedError, MirrorError
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError, SchemaError
 from rhei_pipeline.events import (
     SEQUENCE,
     Comparison,
@@ -29,11 +29,20 @@ from rhei_pipeline.olap.draft import Draft, Found
 from rhei_pipeline.olap.endings import Endings
 from rhei_pipeline.olap.file_past import note_columns
 from rhei_pipeline.olap.folding import CYCLE_ROWS, SEGMENT_ROWS, due_in_a_cycle, fold
-from rhei_pipeline.olap.manifest import COPY_PREFIX, SNAPSHOTS, Manifest, StoredTable
+from rhei_pipeline.olap.manifest import COPY_PREFIX, SNAPSHOTS, Built, Manifest, StoredTable
 from rhei_pipeline.olap.query_proof import misread_columns
-from rhei_pipeline.olap.reshaping import last_good_rows, outgrown
+from rhei_pipeline.olap.reshaping import fit, last_good_rows, outgrown
 from rhei_pipeline.olap.segment_store import DATA, SegmentStore, conform
-from rhei_pipeline.schema import INSTANT, OPERATION, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.schema import (
+    INSTANT,
+    OPERATION,
+    VALID_FROM,
+    VALID_TO,
+    Mode,
+    Table,
+    TableSchema,
+    renamed,
+)
 from rhei_pipeline.sql import mirror_table, quote
 
 _DAY = pa.field("snapshot_date", pa.date32())
@@ -135,7 +144,7 @@ class FileTransaction:
             (True, versions.openings.filter(ended)),
             (False, versions.openings.filter(pc.invert(ended))),
         ):
-            _append_versions(draft, table, rows, past=past)
+            _append_versions(draft, table, rows, past)
 
     def record(self, watermark: Watermark) -> None:
         """Record progress; refuses to go back."""
@@ -169,8 +178,8 @@ class FileTransaction:
 
     def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:
         """Keep a temporal table's rows as of each day's instant, under the day."""
-        name, draft = f"{SNAPSHOTS}.{quote(table.name)}", self._draft(table)
-        if name not in self._tables and name not in self.base.tables:
+        name, draft = _snapshots(table.schema), self._draft(table)
+        if not self._stands(name):
             empty = StoredTable(SNAPSHOTS, table.name, pa.schema([_DAY]))
             self._tables[name] = Draft(empty, self.store)
         target = self._named(name, table)
@@ -202,8 +211,7 @@ class FileTransaction:
 
     def keep_unknown(self, table: Table, keys: pa.Table) -> None:
         """Give the copy the table's present rows of keys that the copy could not read."""
-        name = mirror_table(table.schema)
-        if keys.num_rows and (name in self._tables or name in self.base.tables):
+        if keys.num_rows and self._stands(mirror_table(table.schema)):
             rows = last_good_rows(self._draft(table), table, keys)
             copy = self._draft(table, COPY_PREFIX)
             held = copy.find(key_hashes(rows.select(list(table.schema.primary_key)))).needles
@@ -219,10 +227,13 @@ class FileTransaction:
             SchemaDriftError: A temporal table's past cannot be kept under the new types.
         """
         name = mirror_table(table.schema)
-        standing = name in self._tables or name in self.base.tables
-        if standing and not outgrown(self._draft(table), table):
-            note_columns(self._draft(table), table, at)
-            return None
+        self._follow_case(table.schema)
+        if self._stands(name):
+            standing = self._draft(table)
+            if not outgrown(standing, table):
+                self._tables[name] = fit(standing, table, self.store, _append_versions)
+                note_columns(self._tables[name], table, at)
+                return None
         copy = self._drop_copy(table)
         copy.move(table.schema.namespace, table.schema.relation)
         if table.mode is Mode.TEMPORAL:
@@ -230,6 +241,7 @@ class FileTransaction:
             since = pa.scalar(at, INSTANT).cast(pa.int64()).as_py()
             copy.fix({VALID_FROM: since, OPERATION: Operation.INSERT.value})
             copy.date(at, {})
+        copy.build_for(Built(table.name, table.schema.primary_key))
         self._tables[name] = copy
         return copy.count()
 
@@ -242,6 +254,58 @@ class FileTransaction:
             draft.remove(too_many)
             return Counts(deleted=len(too_many))
         return Counts(deleted=_end_overlapping(draft, table, places, keys))
+
+    def _follow_case(self, schema: TableSchema) -> None:
+        """Take over a name that changed its case; without schemas, a source has one of both."""
+        for old, stored in self.base.tables.items():
+            alike = stored.relation.lower() == schema.relation.lower()
+            if alike and stored.is_mirrored and stored.relation != schema.relation:
+                if schema.namespace or stored.namespace or old in self._dropped:
+                    continue
+                draft = self._tables.pop(old, None) or Draft(stored, self.store)
+                draft.move(None, schema.relation)
+                self._tables[mirror_table(schema)] = draft
+                self._dropped.add(old)
+                self._watermarks.pop(stored.relation, None)
+                self._copies.pop(stored.relation, None)
+                self._letters = dead.rename(self._kept(), stored.relation, schema.name)
+                self._letters_changed = True
+
+    def record_key(self, table: Table) -> None:
+        """Record the key that the table was built for."""
+        self._draft(table).build_for(Built(table.name, table.schema.primary_key))
+
+    def drop_table(self, table: Table, keep_as: str | None = None) -> int:
+        """Drop a table and all that is recorded of it; return the rows or versions it had."""
+        schema, kept = table.schema, renamed(table.schema, keep_as) if keep_as else None
+        standing = self.base.tables.get(mirror_table(schema))
+        rows = sum(s.present_rows + s.ended_rows for s in standing.segments) if standing else 0
+        if kept is not None:
+            self._set_aside(mirror_table(schema), mirror_table(kept), table, kept)
+            days = replace(kept, namespace=SNAPSHOTS)
+            self._set_aside(_snapshots(schema), _snapshots(kept), table, days)
+        for name in (mirror_table(schema), _snapshots(schema), mirror_table(schema, COPY_PREFIX)):
+            self._tables.pop(name, None)
+            self._dropped.add(name)
+        self._watermarks.pop(table.name, None)
+        self._copies.pop(table.name, None)
+        self._letters, self._letters_changed = dead.forget(self._kept(), table.name), True
+        return rows
+
+    def _set_aside(self, old: str, new: str, table: Table, kept: TableSchema) -> None:
+        if self._stands(new):
+            raise SchemaError(
+                f"the mirror has a table {kept.name!r} already",
+                table=table.name,
+                hint="give another name after '--keep-as'",
+            )
+        if self._stands(old):
+            draft = self._tables[new] = self._named(old, table)
+            draft.move(kept.namespace, kept.relation)
+            draft.build_for(Built(kept.name, table.schema.primary_key, set_aside=True))
+
+    def _stands(self, name: str) -> bool:
+        return name in self._tables or (name in self.base.tables and name not in self._dropped)
 
     def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
         """Yield what leads from the table's present rows to the copy's, then drop the copy."""
@@ -296,7 +360,7 @@ class FileTransaction:
         found = self._tables.get(name)
         if found is None:
             stored = self.base.tables.get(name)
-            if stored is None or name in self._dropped:
+            if stored is None or not self._stands(name):
                 raise MirrorError(
                     "it does not stand in the mirror", table=table.name, hint="copy it first"
                 )
@@ -319,6 +383,10 @@ class FileTransaction:
             name = self.base.letters
             self._letters = self.store.letters(name) if name else dead.LETTERS.empty_table()
         return self._letters
+
+
+def _snapshots(schema: TableSchema) -> str:
+    return f"{SNAPSHOTS}.{quote(schema.name)}"
 
 
 def _merge(draft: Draft, table: Table, changes: NetChanges) -> Counts:
@@ -377,7 +445,7 @@ def _close(draft: Draft, table: Table, closings: pa.Table) -> None:
         endings = Endings(np.arange(len(left), dtype=np.uint32), ends[left], deleted[left])
         rows = endings.written_into(draft.take(places[left], draft.schema.names))
         draft.remove(places[left])
-        _append_versions(draft, table, rows, past=True)
+        _append_versions(draft, table, rows, True)  # noqa: FBT003
 
 
 def _end_overlapping(draft: Draft, table: Table, places: np.ndarray, keys: np.ndarray) -> int:
@@ -395,7 +463,7 @@ def _end_overlapping(draft: Draft, table: Table, places: np.ndarray, keys: np.nd
     return len(ends)
 
 
-def _append_versions(draft: Draft, table: Table, rows: pa.Table, *, past: bool) -> None:
+def _append_versions(draft: Draft, table: Table, rows: pa.Table, past: bool) -> None:  # noqa: FBT001
     hashes = key_hashes(rows.select(list(table.schema.primary_key)))
     if past:
         payloads = rows[VALID_TO].cast(pa.int64()).to_numpy().view(np.uint64)

@@ -64,3 +64,14 @@ def release(kept: pa.Table, table: str, keys: Collection[str], at: datetime | No
         return kept.filter(pc.invert(chosen))
     dated = pc.if_else(chosen, pa.scalar(at, INSTANT), kept["resolved_at"])
     return kept.set_column(LETTERS.get_field_index("resolved_at"), "resolved_at", dated)
+
+
+def forget(kept: pa.Table, table: str) -> pa.Table:
+    """Drop all letters of a table."""
+    return kept.filter(pc.not_equal(kept["table_name"], table))
+
+
+def rename(kept: pa.Table, old: str, new: str) -> pa.Table:
+    """Have the letters of a table be those of its new name."""
+    names = pc.if_else(pc.equal(kept["table_name"], old), new, kept["table_name"])
+    return kept.set_column(LETTERS.get_field_index("table_name"), "table_name", names)

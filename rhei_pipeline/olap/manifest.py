@@ -14,7 +14,17 @@ from rhei_pipeline.errors import MirrorDamagedError, MirrorError
 from rhei_pipeline.events import Position
 from rhei_pipeline.ledger import CopyProgress, Ledger, Watermark
 from rhei_pipeline.olap.checksums import Checksum
-from rhei_pipeline.schema import parse_type, type_name
+from rhei_pipeline.schema import (
+    HISTORY_FIELDS,
+    RESERVED_PREFIX,
+    VALID_TO,
+    Column,
+    Mode,
+    Table,
+    TableSchema,
+    parse_type,
+    type_name,
+)
 
 MEMORY = ":memory:"
 FORMAT = 3
@@ -29,6 +39,7 @@ _SEAL = b', "crc32": "%08x"}'
 COPY_PREFIX = "_rhei_copy_"
 #: The schema of the snapshots of temporal tables.
 SNAPSHOTS = "snapshot"
+_HISTORY = {field.name for field in HISTORY_FIELDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +102,21 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Built:
+    """What a table was built for.
+
+    Attributes:
+        name: The source table's name.
+        primary_key: The key by which its index finds rows.
+        set_aside: It is a history that is kept under this name, and follows no source table.
+    """
+
+    name: str
+    primary_key: tuple[str, ...]
+    set_aside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class StoredTable:
     """A table: the columns a reader sees, and the segments that hold its rows.
 
@@ -98,6 +124,7 @@ class StoredTable:
         begins_at: When its history begins, where it keeps one and this is known.
         left: Columns that the source has no more, and when that was noticed.
         gaps_until: Versions that ended before this may lack their successors: files were lost.
+        built: What it was built for; None for one of before this was recorded.
     """
 
     namespace: str | None
@@ -107,6 +134,21 @@ class StoredTable:
     begins_at: datetime | None = None
     left: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
     gaps_until: datetime | None = None
+    built: Built | None = None
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether it holds rows of a source table; not a copy under way, nor snapshots."""
+        return self.namespace != SNAPSHOTS and not self.relation.startswith(RESERVED_PREFIX)
+
+    def as_mirrored(self) -> Table:
+        """Return it as a table of the source; the key is empty where it was not recorded."""
+        prefix = f"{self.namespace}." if self.namespace else ""
+        built = self.built or Built(prefix + self.relation, ())
+        own = [field for field in self.schema if field.name not in _HISTORY]
+        columns = tuple(Column(field.name, field.type) for field in own)
+        mode = Mode.TEMPORAL if VALID_TO in self.schema.names else Mode.DESTRUCTIVE
+        return Table(TableSchema(built.name, columns, built.primary_key, self.namespace), mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +296,16 @@ def _table(table: StoredTable) -> dict[str, Any]:
         "begins_at": table.begins_at.isoformat() if table.begins_at else None,
         "left": {name: at.isoformat() for name, at in table.left.items()},
         "gaps_until": table.gaps_until.isoformat() if table.gaps_until else None,
+        "built": _built(table.built),
     }
+
+
+def _built(built: Built | None) -> list[Any] | None:
+    return [built.name, list(built.primary_key), built.set_aside] if built else None
+
+
+def _read_built(form: list[Any] | None) -> Built | None:
+    return Built(form[0], tuple(form[1]), form[2]) if form else None
 
 
 def _read_table(form: dict[str, Any]) -> StoredTable:
@@ -267,6 +318,7 @@ def _read_table(form: dict[str, Any]) -> StoredTable:
         begins_at=datetime.fromisoformat(begun) if (begun := form.get("begins_at")) else None,
         left=MappingProxyType({name: datetime.fromisoformat(at) for name, at in left.items()}),
         gaps_until=datetime.fromisoformat(until) if (until := form.get("gaps_until")) else None,
+        built=_read_built(form.get("built")),
     )
 
 

@@ -98,15 +98,29 @@ def _convert(texts: pa.Array, column: Column) -> pa.Array:
 
 
 def _booleans(texts: pa.Array) -> pa.Array:
-    return pc.equal(texts, "t")
+    place = pc.index_in(texts, pa.array(["f", "t"], texts.type))
+    if place.null_count > texts.null_count:
+        raise pa.ArrowInvalid
+    return place.cast(pa.bool_())
+
+
+def _boolean(text: str) -> bool:
+    if text not in {"t", "f"}:
+        raise ValueError(text)
+    return text == "t"
 
 
 def _blobs(texts: pa.Array) -> pa.Array:
     r"""Read `\x0a0b`: all digits of the column at once, cut where each value ends."""
+    if pc.all(pc.starts_with(texts, r"\x")).as_py() is False:
+        raise pa.ArrowInvalid
     digits = pc.fill_null(pc.utf8_slice_codeunits(texts.cast(pa.large_string()), 2), "")
     _, offsets, characters = digits.buffers()
     ends = np.frombuffer(offsets, np.int64)[digits.offset : digits.offset + len(digits) + 1]
-    data = bytes.fromhex(bytes(characters or b"")[ends[0] : ends[-1]].decode())
+    try:
+        data = bytes.fromhex(bytes(characters or b"")[ends[0] : ends[-1]].decode())
+    except ValueError as error:
+        raise pa.ArrowInvalid from error
     cuts = pa.py_buffer((ends - ends[0]) // 2)
     found = pa.Array.from_buffers(
         pa.large_binary(), len(digits), [None, cuts, pa.py_buffer(data)]
@@ -165,7 +179,7 @@ _READERS: dict[pa.DataType, Callable[[str], object]] = {
     pa.int64(): int,
     pa.float64(): float,
     pa.string(): str,
-    pa.bool_(): "t".__eq__,
+    pa.bool_(): _boolean,
     pa.date32(): date.fromisoformat,
     pa.timestamp("us"): datetime.fromisoformat,
     INSTANT: datetime.fromisoformat,

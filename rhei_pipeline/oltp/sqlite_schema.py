@@ -347,7 +347,8 @@ def _column(
     override = given.override(info.name)
     if override is not None:
         arrow_type, epoch = parse_type(override)
-        return Column(info.name, arrow_type, info.nullable, epoch)
+        # Not in a key: two values of the source could become one key.
+        return Column(info.name, arrow_type, info.nullable, epoch, overridden=not key)
     arrow_type = declared_type(info.declared) or _observed_type(
         connection, table, info, given.known_type(info.name)
     )

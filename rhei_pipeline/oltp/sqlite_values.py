@@ -5,6 +5,7 @@ only when one does not convert is it searched for the rows to blame.
 """
 
 import json
+import math
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -111,7 +112,9 @@ def admit_column(values: Sequence[Any], column: Column) -> tuple[pa.Array, list[
 
 
 def _accepted(column: Column) -> set[type]:
-    return _STORAGE_CLASSES[_family(column)] | {_NONE}
+    family = _family(column)
+    also = _EXACT_TOO.get(family, set()) if column.overridden else set()
+    return _STORAGE_CLASSES[family] | also | {_NONE}
 
 
 def _family(column: Column) -> str:
@@ -137,6 +140,12 @@ _STORAGE_CLASSES: dict[str, set[type]] = {
     "epoch": {int},
     "decimal": {int, float},
 }
+#: What a column whose type is declared above the source's takes as well, where it is exact.
+_EXACT_TOO: dict[str, set[type]] = {
+    "int64": {float},
+    "string": {int, float},
+    "binary": {str},
+}
 _EXPECTED = {
     "int64": "an integer",
     "double": "a real, or an integer that a double can hold",
@@ -154,8 +163,9 @@ _EXPECTED = {
 
 def _convert(values: Sequence[Any], column: Column, kinds: set[type]) -> pa.Array:
     family = _family(column)
-    if family in {"int64", "string", "binary"}:
-        return pa.array(values, column.type)
+    if family in _EXACT_TOO:
+        native = _STORAGE_CLASSES[family] | {_NONE}
+        return pa.array(values if kinds <= native else map(_AS[family], values), column.type)
     if family == "double":
         return _doubles(values, kinds)
     if family == "bool":
@@ -166,6 +176,27 @@ def _convert(values: Sequence[Any], column: Column, kinds: set[type]) -> pa.Arra
         return _decimals(values, column)
     texts = pa.array(values, pa.string())
     return _times(texts) if family == "time64[us]" else texts.cast(column.type)
+
+
+def _integer(value: object) -> object:
+    """Return a real as the integer that it is; it may be no -0.0, which no integer is."""
+    if not isinstance(value, float):
+        return value
+    if not value.is_integer() or (value == 0 and math.copysign(1, value) < 0):
+        raise pa.ArrowInvalid
+    return int(value)
+
+
+def _text(value: object) -> object:
+    """Return a number as its text, the shortest that is read back to the same number."""
+    return repr(value) if isinstance(value, int | float) else value
+
+
+def _bytes(value: object) -> object:
+    return value.encode() if isinstance(value, str) else value
+
+
+_AS: dict[str, Callable[[object], object]] = {"int64": _integer, "string": _text, "binary": _bytes}
 
 
 def _times(texts: pa.Array) -> pa.Array:
