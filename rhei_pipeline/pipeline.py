@@ -209,13 +209,23 @@ class Pipeline:
             SchemaError: It cannot be mirrored as it stands; says the way out.
         """
         with self._lock:
-            schema = self._source.describe(declared.name)
-            if look:
-                in_kept_mode(schema, declared, self._mirror.tables())
-            self._declared[schema.name] = replace(declared, name=schema.name)
+            name = self._name_of(declared, look=look)
+            self._declared[name] = replace(declared, name=name)
             self._looked_at = -1
             if look:
                 self._keep_up()
+
+    def _name_of(self, declared: Declared, *, look: bool) -> str:
+        """Return a table's name; one that was mirrored keeps it when the source has it no more."""
+        try:
+            schema = self._source.describe(declared.name)
+        except PermanentError:
+            if look or self._registry.table(declared.name) is None:
+                raise
+            return declared.name
+        if look:
+            in_kept_mode(schema, declared, self._mirror.tables())
+        return schema.name
 
     def sync(self, on_progress: OnProgress = no_progress) -> SyncReport:
         """Bring every table up to the source as it is now; copy first what was never copied."""
@@ -384,10 +394,12 @@ class Pipeline:
 
     def _keep_up(self) -> None:
         """Look at the source's schema again if it may have changed, and mend what it broke."""
-        version = self._source.schema_version()
-        if version == self._looked_at:
-            return
-        self._drain(version)
+        for _ in range(_LOOKS):
+            version = self._source.schema_version()
+            if version == self._looked_at:
+                return
+            if self._drain(version):
+                break
         self._errors.clear()
         self._looks += 1
         standing = self._mirror.tables()
@@ -395,8 +407,10 @@ class Pipeline:
             self._look_at(declared, standing)
         self._looked_at = self._source.schema_version()
 
-    def _drain(self, version: int) -> None:
+    def _drain(self, version: int) -> bool:
         """Apply what logs of images still hold, before they have to be made anew.
+
+        False where the source was migrated meanwhile: nothing was applied then.
 
         They are read in the shape they were made in, so no version is lost to a migration. The
         tables that the migration left alone come along, so that the mirror stays one state.
@@ -404,20 +418,32 @@ class Pipeline:
         try:
             ledger = self._mirror.ledger()
         except MirrorDamagedError:
-            return  # every table is about to be left out with this error
+            return True  # every table is about to be left out with this error
         known = (self._registry.table(name) for name in self._declared)
         ready = [table for table in known if table and ledger.state(table.name) is TableState.READY]
         broken = {table.name for table in ready if not self._source.stands(table)}
-        if not any(table.mode is Mode.TEMPORAL for table in ready if table.name in broken):
-            return
+        if not any(self._is_read_first(table) for table in ready if table.name in broken):
+            return True
         with self._source.snapshot() as snapshot:
             readable = [
                 table
                 for table in ready
-                if (table.mode is Mode.TEMPORAL or not self._has_drifted(table, broken))
+                if (self._is_read_first(table) or not self._has_drifted(table, broken))
                 and snapshot.proves(table, ledger.watermarks[table.name].position)
             ]
-        self._drained += (self._cycle(readable, version) or {}).values()
+        reports = self._cycle(readable, version)
+        self._drained += (reports or {}).values()
+        return reports is not None
+
+    def _is_read_first(self, table: Table) -> bool:
+        """Tell whether what its log holds can be applied, and would be lost otherwise."""
+        if table.mode is Mode.TEMPORAL:
+            return True
+        try:
+            self._source.describe(table.name)
+        except SchemaError:
+            return self._source.logs_rows
+        return False
 
     def _has_drifted(self, table: Table, broken: Collection[str]) -> bool:
         return table.name in broken or self._source.describe(table.name) != table.schema

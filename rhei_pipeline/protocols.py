@@ -217,6 +217,10 @@ class ChangeSource(Protocol):
     def schema_version(self) -> int:
         """Return a number that changes whenever the source's schema may have changed."""
 
+    @property
+    def logs_rows(self) -> bool:
+        """Whether changes hold rows whole for every mode, so that no table has to be there."""
+
     def snapshot(self, *, rows: bool = False) -> AbstractContextManager[SourceSnapshot]:
         """Hold one committed state of the source for the length of the block.
 

@@ -62,6 +62,8 @@ class Column:
     `epoch` is the unit (`s`, `ms`, `us`) of integers that count from 1970 where the source keeps
     an instant so; None where it keeps the value in its own form. `overridden`: the declaration
     gives the type, so that a value of another type counts where it is exactly one of this type.
+    `mark` changes whenever DDL may have changed the column's values; empty where the source's
+    catalogue does not show that.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Column:
     nullable: bool = True
     epoch: str | None = None
     overridden: bool = False
+    mark: str = ""
 
     @property
     def field(self) -> pa.Field:
@@ -81,6 +84,7 @@ class Column:
             "name": self.name,
             "type": type_name(self.type, self.epoch),
             "nullable": self.nullable,
+            **({"mark": self.mark} if self.mark else {}),
         }
         return {**form, "overridden": True} if self.overridden else form
 
@@ -88,8 +92,14 @@ class Column:
     def from_json(cls, form: dict[str, Any]) -> "Column":
         """Read the form the registry keeps."""
         arrow_type, epoch = parse_type(form["type"])
-        overridden = form.get("overridden", False)
-        return cls(form["name"], arrow_type, form["nullable"], epoch, overridden)
+        return cls(
+            form["name"],
+            arrow_type,
+            form["nullable"],
+            epoch,
+            overridden=form.get("overridden", False),
+            mark=form.get("mark", ""),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +111,15 @@ class TableSchema:
             that has to be told.
         namespace: The schema it is in, in the source and in the mirror; None where sources have
             none.
+        mark: Changes whenever other rows may stand behind the name: the table was made anew, or
+            its parts are others. Empty where the source's catalogue does not show that.
     """
 
     name: str
     columns: tuple[Column, ...]
     primary_key: tuple[str, ...]
     namespace: str | None = None
+    mark: str = ""
 
     @property
     def relation(self) -> str:
@@ -146,13 +159,15 @@ class TableSchema:
             "namespace": self.namespace,
             "primary_key": list(self.primary_key),
             "columns": [column.to_json() for column in self.columns],
+            **({"mark": self.mark} if self.mark else {}),
         }
 
     @classmethod
     def from_json(cls, form: dict[str, Any]) -> "TableSchema":
         """Read the form the registry keeps."""
         columns = tuple(Column.from_json(column) for column in form["columns"])
-        return cls(form["name"], columns, tuple(form["primary_key"]), form.get("namespace"))
+        key, namespace = tuple(form["primary_key"]), form.get("namespace")
+        return cls(form["name"], columns, key, namespace, form.get("mark", ""))
 
 
 def renamed(schema: TableSchema, relation: str) -> TableSchema:
@@ -204,11 +219,14 @@ class SchemaDifference:
     added: tuple[Column, ...] = ()
     dropped: tuple[Column, ...] = ()
     retyped: tuple[Column, ...] = ()
+    rewritten: tuple[Column, ...] = ()
+    replaced: bool = False
     key_changed: bool = False
     reordered: bool = field(default=False, compare=False)
 
     def __bool__(self) -> bool:
-        return bool(self.added or self.dropped or self.retyped or self.key_changed)
+        columns = self.added or self.dropped or self.retyped or self.rewritten
+        return bool(columns or self.replaced or self.key_changed)
 
     def describe(self) -> str:
         """Say in one clause what changed, names only."""
@@ -218,9 +236,12 @@ class SchemaDifference:
                 ("added", self.added),
                 ("dropped", self.dropped),
                 ("changed the type of", self.retyped),
+                ("redefined", self.rewritten),
             )
             if columns
         ]
+        if self.replaced:
+            clauses.append("is another table, or has other parts")
         if self.key_changed:
             clauses.append("changed the primary key")
         return " and ".join(clauses) or "changed nothing"
@@ -241,6 +262,14 @@ def difference(old: TableSchema, new: TableSchema) -> SchemaDifference:
             for column in new.columns
             if column.name in before and not _same_type(before[column.name], column)
         ),
+        rewritten=tuple(
+            column
+            for column in new.columns
+            if column.name in before
+            and _same_type(before[column.name], column)
+            and before[column.name].mark != column.mark
+        ),
+        replaced=old.mark != new.mark,
         key_changed=old.primary_key != new.primary_key,
     )
 

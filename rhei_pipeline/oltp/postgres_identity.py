@@ -1,11 +1,12 @@
 """What tells one state of one PostgreSQL server from another server's, or from an older one."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from rhei_pipeline.errors import CaptureError, SourceBusyError
-from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable
+from rhei_pipeline.oltp.postgres_marks import STATE, shapes
+from rhei_pipeline.oltp.postgres_schema import DEFAULT_NAMESPACE, Connection, PostgresTable
 from rhei_pipeline.ownership import SourceIdentity
 
 _VERSION_DIGITS = 15  # of a hash in hexadecimal, so that the version fits 63 bits
@@ -17,7 +18,11 @@ from pg_control_system() s, pg_control_checkpoint() c
 """
 _SERVER = "select system_identifier::text from pg_control_system()"
 _DATABASE = "select oid::text, datname from pg_database where datname = current_database()"
-_OIDS = "select to_regclass(name)::oid::bigint from unnest(%s::text[]) name"
+_OIDS = """
+select c.oid::bigint from unnest(%s::text[], %s::text[]) as t(namespace, relation)
+join pg_namespace n on n.nspname = t.namespace
+join pg_class c on c.relname = t.relation and c.relnamespace = n.oid order by 1
+"""
 _REWRITTEN = """
 select bool_or(pg_relation_filenode(c.oid) is distinct from nullif(c.relfilenode, 0))
 from pg_class c where c.oid = %(oid)s or c.oid in (select relid from pg_partition_tree(%(oid)s))
@@ -37,12 +42,6 @@ def identity(connection: Connection) -> SourceIdentity:
     return SourceIdentity("postgres", f"{name} of server {server}", f"{oid} of server {server}")
 
 
-def oids_of(connection: Connection, tables: Iterable[str]) -> list[int]:
-    """Return the oids of those tables, written with their schema, that there are."""
-    rows = connection.execute(_OIDS, (list(tables),)).fetchall()
-    return [oid for (oid,) in rows if oid is not None]
-
-
 def refuse_rewritten(connection: Connection, table: PostgresTable) -> None:
     """Refuse a table that was rewritten since this transaction's snapshot was taken.
 
@@ -56,6 +55,60 @@ def refuse_rewritten(connection: Connection, table: PostgresTable) -> None:
         raise SourceBusyError(
             f"table {table.schema.name!r} was rewritten while it was read", hint="it is tried again"
         )
+
+
+class Catalogue:
+    """A number that changes whenever what the catalogue says of tables that are followed does.
+
+    A table is followed by its name: also while there is none of that name, or none that can be
+    captured. While nothing is committed, the catalogue is not read again.
+
+    Args:
+        more: Reads what else the number is made of; given the tables' oids.
+    """
+
+    def __init__(self, more: Callable[[Connection, list[int]], object]) -> None:
+        self._more = more
+        self._names: set[tuple[str, str]] = set()
+        self._state: tuple[object, ...] | None = None
+        self._version = -1
+
+    def follow(self, connection: Connection, name: str) -> bool:
+        """Follow a table of this name, too, which may have its schema in it.
+
+        Returns whether all others are as they were when the number was last asked for.
+        """
+        before = self._state
+        self._add(name)
+        self.version(connection)
+        return before is not None and self._state is not None and before[0] == self._state[0]
+
+    def _add(self, name: str) -> None:
+        parts = name.split(".")
+        self._names.add((DEFAULT_NAMESPACE, name))
+        for cut in range(1, len(parts)):
+            self._names.add((".".join(parts[:cut]), ".".join(parts[cut:])))
+
+    def forget(self) -> None:
+        """Read the catalogue again, on another connection."""
+        self._state = None
+
+    def version(self, connection: Connection) -> int:
+        """Return the number, as the connection's transaction sees the catalogue."""
+        state = (*one(connection, f"select {STATE}"), len(self._names))
+        if state != self._state:
+            names = sorted(self._names)
+            oids = _oids(connection, names)
+            more = self._more(connection, oids)
+            self._version = version_of(f"{names}{oids}{shapes(connection, oids)}{more}")
+            self._state = state
+        return self._version
+
+
+def _oids(connection: Connection, names: Collection[tuple[str, str]]) -> list[int]:
+    """Return the oids of those tables, by schema and name, that there are."""
+    schemas, relations = map(list, zip(*names, strict=True)) if names else ([], [])
+    return [oid for (oid,) in connection.execute(_OIDS.encode(), (schemas, relations))]
 
 
 def version_of(text: str) -> int:

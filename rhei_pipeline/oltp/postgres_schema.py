@@ -1,7 +1,7 @@
 """What a PostgreSQL catalogue says of a table: columns as Arrow types, keys, row identity."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import psycopg
 import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.oltp.postgres_marks import Marks, read_marks
 from rhei_pipeline.schema import (
     INSTANT,
     Column,
@@ -25,6 +26,8 @@ _log = logging.getLogger(__name__)
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 DEFAULT_NAMESPACE = "public"
+#: Where capture by triggers keeps what is ours.
+OWN_NAMESPACE = "_rhei"
 #: PostgreSQL's names have 63 bytes; so much of the mirror's id tells our slot from others'.
 _ID_DIGITS = 16
 NUMERIC = 1700
@@ -62,15 +65,21 @@ _DECLARATIONS = {
 }
 _KINDS = {"v": "view", "m": "materialized view", "f": "foreign table", "S": "sequence"}
 
-_SYSTEM = "n.nspname not in ('pg_catalog', 'information_schema') and n.nspname not like 'pg\\_%%'"
+_SYSTEM = (
+    f"n.nspname not in ('pg_catalog', 'information_schema', '{OWN_NAMESPACE}')"
+    " and n.nspname not like 'pg\\_%%'"
+)
 _TABLES = f"""
 select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence = 'p' and {_SYSTEM}
+  and c.relname not like '\\_rhei\\_%'
   and exists (select 1 from pg_index i where i.indrelid = c.oid and i.indisprimary)
 order by 1, 2
 """
 _RELATION = """
-select c.oid::bigint, c.relkind::text, c.relpersistence::text, c.relreplident::text
+select c.oid::bigint, c.relkind::text, c.relpersistence::text, c.relreplident::text,
+    row_security_active(c.oid),
+    c.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = c.oid)
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = %s and c.relname = %s
 """
@@ -99,13 +108,6 @@ from pg_index i join pg_attribute a on a.attrelid = i.indrelid
     and array_position(i.indkey::int2[], a.attnum) < i.indnkeyatts
 where i.indrelid = %s and i.indisunique and i.indpred is null and i.indexprs is null
 group by i.indexrelid having bool_and(a.attnotnull)
-"""
-_SHAPES = """
-select coalesce(md5(string_agg(row(a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod,
-    a.attnotnull, a.attisdropped, a.attgenerated, c.relname, c.relnamespace, c.relreplident)::text,
-    '' order by a.attrelid, a.attnum)), '')
-from pg_attribute a join pg_class c on c.oid = a.attrelid
-where a.attrelid = any(%s::oid[]) and a.attnum > 0
 """
 
 
@@ -151,9 +153,12 @@ def read_table(
             updates and deletes in the log could not name; says the way out.
     """
     namespace, relation = _parts(connection, name)
-    oid, identity = _ordinary_table(connection, namespace, relation, reread=reread)
     shown = _name(namespace, relation)
-    columns = _columns(connection, oid, shown, options, reread=reread)
+    _refuse_own(namespace, shown)
+    oid, identity = _ordinary_table(connection, namespace, relation, reread=reread)
+    # Read first: what changes while the columns are read has the marks be others next time.
+    marks = read_marks(connection, oid)
+    columns = _columns(connection, oid, shown, options, marks, reread=reread)
     refuse_reserved(relation, [column.name for column in columns])
     key = _key(connection, oid, shown, options)
     if reread or identity == "f":  # a full identity names rows by all they hold, unique or not
@@ -161,19 +166,13 @@ def read_table(
     else:
         _refuse_vague_identity(connection, oid, shown, identity, key)
     _refuse_unknown(shown, "primary_key", key, [column.name for column in columns])
-    return PostgresTable(TableSchema(shown, tuple(columns), key, namespace), oid)
+    return PostgresTable(TableSchema(shown, tuple(columns), key, namespace, marks.table), oid)
 
 
 def stored_columns(connection: Connection, oid: int) -> list[StoredColumn]:
     """Return all columns of a table, in order."""
     rows = connection.execute(_COLUMNS, (oid, oid))
     return [StoredColumn(name, type_oid, not_null) for name, not_null, _, type_oid, _ in rows]
-
-
-def shapes(connection: Connection, oids: Collection[int]) -> str:
-    """Fold the catalogue's entries of tables into a text that changes whenever they do."""
-    found = connection.execute(_SHAPES, (list(oids),)).fetchone()
-    return str(found[0]) if found else ""
 
 
 def slot_name(mirror_id: str) -> str:
@@ -232,13 +231,22 @@ def _parts(connection: Connection, name: str) -> tuple[str, str]:
     return found[0], found[1]
 
 
+def _refuse_own(namespace: str, shown: str) -> None:
+    if namespace == OWN_NAMESPACE:
+        raise SchemaError(
+            f"the schema {OWN_NAMESPACE!r} holds what capture itself keeps",
+            table=shown,
+            hint="leave it out of 'tables'",
+        )
+
+
 def _ordinary_table(
     connection: Connection, namespace: str, relation: str, *, reread: bool
 ) -> tuple[int, str]:
     found = connection.execute(_RELATION, (namespace, relation)).fetchone()
     if found is None:
         raise SchemaError("no such table in the source", table=_name(namespace, relation))
-    oid, kind, persistence, identity = found
+    oid, kind, persistence, identity, hides_rows, has_heirs = found
     if kind not in {"r", "p"} or persistence not in ({"p", "u"} if reread else {"p"}):
         what = _KINDS.get(kind, "table that PostgreSQL does not log")
         raise SchemaError(
@@ -246,11 +254,30 @@ def _ordinary_table(
             table=_name(namespace, relation),
             hint="mirror the tables it is made from, or make it a logged table",
         )
+    if hides_rows:
+        raise SchemaError(
+            "row security hides rows from this user",
+            table=_name(namespace, relation),
+            hint="run 'alter role <user> bypassrls', or connect as a user whom no policy binds",
+        )
+    if has_heirs:
+        raise SchemaError(
+            "tables inherit from it, and no key tells its rows and theirs apart",
+            table=_name(namespace, relation),
+            hint="mirror those tables by their own names and leave this one out of 'tables', or"
+            " make it a partitioned table",
+        )
     return oid, identity
 
 
 def _columns(
-    connection: Connection, oid: int, shown: str, options: TableOptions, *, reread: bool
+    connection: Connection,
+    oid: int,
+    shown: str,
+    options: TableOptions,
+    marks: Marks,
+    *,
+    reread: bool,
 ) -> list[Column]:
     rows = connection.execute(_COLUMNS, (oid, oid)).fetchall()
     names = [row[0] for row in rows]
@@ -266,7 +293,8 @@ def _columns(
         kind, epoch = arrow_type(type_oid, modifier), None
         if name in options.types:
             kind, epoch = parse_type(options.types[name])
-        columns.append(Column(name, kind, not not_null, epoch))
+        mark = marks.columns.get(name, "")
+        columns.append(Column(name, kind, not not_null, epoch, mark=mark))
     return columns
 
 

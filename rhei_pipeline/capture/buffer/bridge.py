@@ -100,6 +100,11 @@ class BridgeSource:
             ):
                 self._start_anew(table, snapshot.origin(table), least)
 
+    @property
+    def logs_rows(self) -> bool:
+        """As the source."""
+        return self._inner.logs_rows
+
     def stands(self, table: Table) -> bool:
         """Tell whether the source captures the table and the log follows it."""
         known = self._bridged.get(table.name)
@@ -288,7 +293,7 @@ class BridgeSource:
         try:
             return self._inner.describe(table.name) != table.schema
         except SchemaError:
-            return True
+            return not self._inner.logs_rows
 
     def _release(self) -> None:
         """Let the source forget what the log holds; say first that the mirror may not have it."""

@@ -29,6 +29,7 @@ def seal(batch: ChangeBatch) -> pa.Table:
         "rejected": [_letter_form(letter) for letter in batch.rejected],
         "truncated_at": batch.truncated_at.isoformat() if batch.truncated_at else None,
         "resolved": batch.resolved,
+        "whole_transactions": batch.whole_transactions,
     }
     return table.replace_schema_metadata({_METADATA: json.dumps(form).encode()})
 
@@ -47,6 +48,7 @@ def unseal(table: pa.Table) -> ChangeBatch:
         former if former.num_columns else None,
         datetime.fromisoformat(form["truncated_at"]) if form["truncated_at"] else None,
         resolved=tuple(form.get("resolved", ())),
+        whole_transactions=form.get("whole_transactions", False),
     )
 
 
@@ -83,6 +85,7 @@ def _joined(batches: Sequence[ChangeBatch], limit: int) -> Iterator[ChangeBatch]
         all(batch.net for batch in batches),
         tuple(letter for batch in batches for letter in batch.rejected),
         resolved=tuple(key for batch in batches for key in batch.resolved),
+        whole_transactions=all(batch.whole_transactions for batch in batches),
     )
     for start in range(0, whole.events.num_rows, limit) or [0]:
         last = start + limit >= whole.events.num_rows

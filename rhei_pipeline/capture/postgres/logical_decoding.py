@@ -16,27 +16,25 @@ from typing import Any
 import psycopg
 
 from rhei_pipeline.capture.postgres.logical_log import LogReader
-from rhei_pipeline.capture.postgres.logical_snapshot import (
-    Followed,
-    LogicalSnapshot,
+from rhei_pipeline.capture.postgres.logical_moment import (
     Moment,
     RowView,
     Slot,
     Visible,
     lsn_number,
 )
+from rhei_pipeline.capture.postgres.logical_publication import Publication
+from rhei_pipeline.capture.postgres.logical_snapshot import LogicalSnapshot
 from rhei_pipeline.capture.waiting import wait_until
 from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError
 from rhei_pipeline.events import Position
 from rhei_pipeline.oltp.postgres import PostgresDatabase
-from rhei_pipeline.oltp.postgres_identity import version_of
+from rhei_pipeline.oltp.postgres_identity import Catalogue
 from rhei_pipeline.oltp.postgres_schema import (
-    STORED_GENERATED_SINCE,
     Connection,
     PostgresTable,
     qualified,
     read_table,
-    shapes,
     slot_name,
 )
 from rhei_pipeline.schema import Table, TableOptions, TableSchema
@@ -75,11 +73,6 @@ _RETAINED = """
 select greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint
 from pg_replication_slots where slot_name = %s and restart_lsn is not null
 """
-#: A table that is dropped and made again, or leaves the publication and returns, has other oids.
-_MEMBERS = """
-select r.prrelid::bigint, r.oid::bigint from pg_publication_rel r
-join pg_publication p on p.oid = r.prpubid where p.pubname = %s
-"""
 
 
 class LogicalSource:
@@ -113,7 +106,9 @@ class LogicalSource:
             streaming=streaming,
         )
         self._options = options or {}
-        self._published: dict[str, PostgresTable] = {}
+        self._publication = Publication(lambda: self._connection, self._name)
+        self._catalogue = Catalogue(lambda *_: sorted(self._publication.members().items()))
+        self._installed: dict[str, PostgresTable] = {}
         self._advanced = self._noted = 0
         self._may_note = True
         self._silent_until = -1
@@ -137,6 +132,7 @@ class LogicalSource:
         """The connection for everything but rows; a new one where the server ended the last."""
         if self._kept is None or self._kept.closed:
             self._kept = self._database.connect()
+            self._catalogue.forget()
             self._system = _value(
                 self._kept, "select system_identifier::text from pg_control_system()"
             )
@@ -147,21 +143,27 @@ class LogicalSource:
         return self._table(name).schema
 
     def schema_version(self) -> int:
-        """Return a number made of the catalogue's entries of all tables that are published."""
+        """Return a number made of what the catalogue says of all tables that were described."""
         with self._database.translated():
-            return self._version()
+            return self._catalogue.version(self._connection)
+
+    @property
+    def logs_rows(self) -> bool:
+        """True: the server logs rows whole."""
+        return True
 
     def stands(self, table: Table) -> bool:
-        """Tell whether the table is published in this shape, and the slot is there."""
+        """Tell whether the table is published whole in this shape, and the slot is there."""
         try:
             known = self._table(table.name)
         except SchemaError:
             return False
+        return known.schema == table.schema and self._is_captured(known)
+
+    def _is_captured(self, table: PostgresTable) -> bool:
         with self._database.translated():
-            if known.oid not in self._members() or self._slot() is None:
-                return False
-        self._published[table.name] = known
-        return known.schema == table.schema
+            slot = self._slot()
+            return table.oid in self._publication.members() and slot is not None and not slot.lost
 
     def install(self, table: Table, least: int) -> None:
         """Publish the table, and create the slot where there is none.
@@ -169,19 +171,21 @@ class LogicalSource:
         A slot that is lost, or gone, is made anew. What it held back is gone, so no older
         position is proved any more, and every table is copied again by its difference.
         """
-        if self.stands(table) and not self._is_lost():
-            return
         known = self._table(table.name)
+        if not self._is_captured(known):
+            self._capture(known, least)
+        self._installed[table.name] = known
+
+    def _capture(self, table: PostgresTable, least: int) -> None:
         with self._database.translated():
             self._log.end_stream()
-            self._publish(known)
+            self._publication.add(table)
             self._drop_lost_slot()
             if self._slot() is None:
                 if least:
                     _log.warning("slot %r is gone: made anew, all tables are copied", self._name)
                 self._run("select pg_create_logical_replication_slot(%s, 'pgoutput')", self._name)
                 self._advanced = 0
-        self._published[table.name] = known
 
     @contextmanager
     def snapshot(self, *, rows: bool = False) -> Iterator[LogicalSnapshot]:
@@ -203,14 +207,14 @@ class LogicalSource:
 
     def _moment(self) -> Moment:
         head, clock, timeline = _row(self._connection, _HEAD)
-        members = self._members()
-        tables = {
-            name: Followed(table, f"{self._system}:{timeline}:{table.oid}:{members[table.oid]}")
-            for name, table in self._published.items()
+        members, server = self._publication.members(), f"{self._system}:{timeline}"
+        proofs = {
+            name: f"{server}:{table.oid}:{members[table.oid]}"
+            for name, table in self._installed.items()
             if table.oid in members
         }
-        clock = clock.astimezone(UTC)
-        return Moment(lsn_number(head), clock, self._version(), self._slot(), tables)
+        version, clock = self._catalogue.version(self._connection), clock.astimezone(UTC)
+        return Moment(lsn_number(head), clock, version, self._slot(), server, proofs)
 
     @contextmanager
     def _row_view(self) -> Iterator[RowView]:
@@ -316,7 +320,7 @@ class LogicalSource:
             self._log.end_stream()
             if self._slot() is not None:
                 self._run("select pg_drop_replication_slot(%s)", self._name)
-            self._run(f"drop publication if exists {quote(self._name)}")
+            self._publication.drop()
 
     def close(self) -> None:
         """Close the connections; safe to repeat."""
@@ -327,14 +331,8 @@ class LogicalSource:
 
     def _table(self, name: str) -> PostgresTable:
         with self._database.translated():
+            self._catalogue.follow(self._connection, name)
             return read_table(self._connection, name, self._options.get(name, TableOptions()))
-
-    def _version(self) -> int:
-        members = self._members()
-        return version_of(f"{sorted(members.items())}{shapes(self._connection, members)}")
-
-    def _members(self) -> dict[int, int]:
-        return dict(self._connection.execute(_MEMBERS, (self._name,)).fetchall())
 
     def _slot(self) -> Slot | None:
         found = self._connection.execute(_SLOT, (self._name,)).fetchone()
@@ -350,16 +348,6 @@ class LogicalSource:
         if self._is_lost():
             _log.warning("the server has thrown away what slot %r was to keep", self._name)
             self._run("select pg_drop_replication_slot(%s)", self._name)
-
-    def _publish(self, table: PostgresTable) -> None:
-        name = quote(self._name)
-        if not _exists(self._connection, "pg_publication", "pubname", self._name):
-            options = "publish_via_partition_root = true"
-            if self._connection.info.server_version >= STORED_GENERATED_SINCE:
-                options += ", publish_generated_columns = stored"
-            self._run(f"create publication {name} with ({options})")
-        if table.oid not in self._members():
-            self._run(f"alter publication {name} add table {qualified(table.schema)}")
 
     def _run(self, sql: str, *params: object) -> None:
         self._connection.execute(sql.encode(), params or None)

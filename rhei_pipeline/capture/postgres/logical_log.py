@@ -8,7 +8,7 @@ from itertools import islice
 import psycopg
 from psycopg import sql as psql
 
-from rhei_pipeline.capture.postgres.logical_snapshot import Slot, lsn_text
+from rhei_pipeline.capture.postgres.logical_moment import Slot, lsn_text
 from rhei_pipeline.capture.postgres.logical_stream import LogicalStream
 from rhei_pipeline.capture.waiting import wait_until
 from rhei_pipeline.errors import SourceBusyError

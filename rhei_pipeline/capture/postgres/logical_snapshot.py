@@ -1,7 +1,7 @@
 """One committed state of a PostgreSQL source, read from its log."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import IO
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.capture.postgres import pgoutput
+from rhei_pipeline.capture.postgres.logical_moment import Moment, RowView, Slot
 from rhei_pipeline.capture.postgres.rows import (
     RowReader,
     admit_rows,
@@ -29,7 +30,6 @@ from rhei_pipeline.events import (
     RowBatch,
     event_schema,
 )
-from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable
 from rhei_pipeline.oltp.postgres_values import admit_text
 from rhei_pipeline.oltp.rejections import Rejection
 from rhei_pipeline.protocols import Audit
@@ -43,57 +43,6 @@ RETAINED_BYTES = 16 * 2**20
 #: So many batches make a table large: its rows are read by several connections.
 _LARGE = 4
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """What the server says of our slot.
-
-    Attributes:
-        name: Its name, and that of our publication.
-        confirmed: Everything before this position may be forgotten by the server.
-        lost: The server has thrown away what follows it.
-    """
-
-    name: str
-    confirmed: int
-    lost: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Followed:
-    """A published table.
-
-    Attributes:
-        proof: What tells it from a table of that name that was dropped, left the publication, or
-            belongs to another server.
-    """
-
-    table: PostgresTable
-    proof: str
-
-
-@dataclass(frozen=True, slots=True)
-class Visible:
-    """Which transactions a row snapshot sees; as `pg_current_snapshot()` tells it."""
-
-    xmin: int
-    xmax: int
-    running: frozenset[int]
-
-    @classmethod
-    def parse(cls, text: str) -> "Visible":
-        """Read `xmin:xmax:running,running,...`."""
-        low, high, running = text.split(":")
-        return cls(int(low), int(high), frozenset(map(int, filter(None, running.split(",")))))
-
-    def sees(self, xids: np.ndarray) -> np.ndarray:
-        """Tell which transactions, by their 32-bit ids, had committed."""
-        # The nearest 64-bit id to xmax whose lower half it is: ids wrap around.
-        behind = (self.xmax - xids) & 0xFFFFFFFF
-        behind = np.where(behind >= 2**31, behind - 2**32, behind)
-        full = self.xmax - behind
-        return (full < self.xmax) & ~np.isin(full, list(self.running))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,38 +75,6 @@ class _Spool:
         self._file.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """What the server showed when a snapshot was taken.
-
-    Attributes:
-        head: Where its log ended; what is read ends there, too.
-        slot: Our slot; None when there is none.
-        tables: The tables that are published, by name.
-        silent: Whether it is known that nothing waits behind the slot.
-    """
-
-    head: int
-    clock: datetime
-    schema_version: int
-    slot: Slot | None
-    tables: Mapping[str, Followed]
-    silent: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RowView:
-    """A connection inside a REPEATABLE READ transaction, and what that transaction sees.
-
-    Attributes:
-        share: Opens one more connection that sees the same.
-    """
-
-    connection: Connection
-    visible: Visible
-    share: Callable[[], Connection]
-
-
 #: Yields the messages behind a slot of all transactions that committed before a place.
 ReadLog = Callable[[Slot, int], Iterator[Sequence[bytes]]]
 
@@ -182,7 +99,8 @@ class LogicalSnapshot:
         self._read = read
         self._head = moment.head
         self._slot = moment.slot
-        self._tables = moment.tables
+        self._server = moment.server
+        self._proofs = dict(moment.proofs)
         self._silent = moment.silent
         self._settle = settle
         self._view = view
@@ -206,12 +124,17 @@ class LogicalSnapshot:
         return Position(self._settle(), self._proof(table))
 
     def _proof(self, table: Table) -> str:
-        followed = self._tables.get(table.name)
-        return followed.proof if followed else ""
+        return self._proofs.get(table.name, "")
 
     def proves(self, table: Table, position: Position) -> bool:
-        """Tell whether the slot still holds everything after the position, of the same table."""
+        """Tell whether the slot still holds everything after the position, of the same table.
+
+        Until capture of the name is made anew, that is the table that the position was recorded
+        of, though it was dropped or renamed since: what the log holds of it is still to be read.
+        """
         slot = self._slot
+        if table.name not in self._proofs and _relation_of(position, self._server) is not None:
+            self._proofs[table.name] = position.proof
         return (
             slot is not None
             and not slot.lost
@@ -223,19 +146,19 @@ class LogicalSnapshot:
         """Tell whether the server keeps much of its log for this position alone."""
         return self._head - position.order > RETAINED_BYTES
 
-    def pending(self, table: Table, after: Position) -> int:
+    def pending(self, table: Table, after: Position) -> int:  # noqa: ARG002
         """Count the changes behind the position."""
-        return sum(len(run.order) for _, run in self._runs(table, after))
+        return sum(len(run.order) for _, run in self._runs(after))
 
-    def oldest_pending(self, table: Table, after: Position) -> datetime | None:
+    def oldest_pending(self, table: Table, after: Position) -> datetime | None:  # noqa: ARG002
         """Return when the first change behind the position was committed."""
-        found = [int(run.committed_at.min()) for _, run in self._runs(table, after)]
+        found = [int(run.committed_at.min()) for _, run in self._runs(after)]
         return _EPOCH + timedelta(microseconds=min(found)) if found else None
 
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Read every change, in commit order."""
         schema = table.schema
-        for chunk, run in self._runs(table, after):
+        for chunk, run in self._runs(after):
             for start in range(0, len(run.order), limit):
                 part = run.take(np.arange(start, min(start + limit, len(run.order))))
                 yield self._batch(schema, self._loaded().read(chunk), part)
@@ -244,11 +167,11 @@ class LogicalSnapshot:
         """Read every change; the last one of a key is its net change."""
         yield from self.changes(table, after, limit)
 
-    def _runs(self, table: Table, after: Position) -> Iterator[tuple[_Chunk, pgoutput.Run]]:
-        followed = self._tables.get(table.name)
+    def _runs(self, after: Position) -> Iterator[tuple[_Chunk, pgoutput.Run]]:
+        relation = _relation_of(after, self._server)
         for chunk in self._loaded().chunks:
             for run in chunk.runs:
-                if followed is None or run.relation.oid != followed.table.oid:
+                if run.relation.oid != relation:
                     continue
                 wanted = run.lsn >= after.order
                 if self._view is not None:
@@ -272,7 +195,8 @@ class LogicalSnapshot:
     def _batch(self, schema: TableSchema, buffer: bytes, run: pgoutput.Run) -> ChangeBatch:
         if run.truncate:
             at = _EPOCH + timedelta(microseconds=int(run.committed_at[0]))
-            return ChangeBatch(event_schema(schema).empty_table(), 1, truncated_at=at)
+            empty = event_schema(schema).empty_table()
+            return ChangeBatch(empty, 1, truncated_at=at, whole_transactions=True)
         return _Rows(schema, pgoutput.decode(buffer, run), self.clock).batch()
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
@@ -359,7 +283,14 @@ class _Rows:
         masks = {name: _mask(found, rejections) for name, found in unchanged.items()}
         if former is not None:
             former = without_rows(former, rejections)
-        return ChangeBatch(admitted, len(run.order), False, letters, masks, former)  # noqa: FBT003
+        return ChangeBatch(
+            admitted,
+            len(run.order),
+            rejected=letters,
+            unchanged=masks,
+            former_keys=former,
+            whole_transactions=True,
+        )
 
     def _texts(
         self, ended: np.ndarray, lives: np.ndarray, order: np.ndarray
@@ -396,6 +327,14 @@ class _Rows:
         return pa.table(columns, list(self._schema.primary_key))
 
 
+def _relation_of(position: Position, server: str) -> int | None:
+    """Return the oid of the table that a position was recorded of; None for another server's."""
+    if not position.proof.startswith(f"{server}:"):
+        return None
+    oid = position.proof.removeprefix(f"{server}:").partition(":")[0]
+    return int(oid) if oid.isdecimal() else None
+
+
 def _column(tuples: pgoutput.Tuples, name: str, changes: pgoutput.Changes) -> pa.Array:
     """Return a column's text; a shape without it has null there."""
     found = tuples.texts.get(name)
@@ -405,14 +344,3 @@ def _column(tuples: pgoutput.Tuples, name: str, changes: pgoutput.Changes) -> pa
 def _mask(mask: np.ndarray, rejections: Sequence[Rejection]) -> pa.Array:
     found = pa.array(mask)
     return found.filter(kept(len(mask), rejections)) if rejections else found
-
-
-def lsn_text(position: int) -> str:
-    """Write a place in the log as PostgreSQL does."""
-    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
-
-
-def lsn_number(text: str) -> int:
-    """Read a place in the log."""
-    high, low = text.split("/")
-    return (int(high, 16) << 32) + int(low, 16)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
+from rhei_pipeline.capture.postgres.instants import apart
+
 #: From 1970 to PostgreSQL's own epoch, 2000, in microseconds.
 _EPOCH_MICROSECONDS = 946_684_800_000_000
 
@@ -36,6 +38,7 @@ class Context:
     committed_at: int = 0
     xid: int = 0
     relations: dict[int, Relation] = field(default_factory=dict)
+    instants: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,8 @@ class Run:
         places: Where each message starts in the buffer.
         order: Each message's number in the stream.
         lsn: Where the commit record of each message's transaction starts.
-        committed_at: When that transaction committed, in microseconds since 1970.
+        committed_at: When that transaction committed, in microseconds since 1970; no other one
+            of the stream has the same.
         xid: Its id, 32 bits.
         truncate: Whether this is one Truncate message.
     """
@@ -156,7 +160,8 @@ def _transactions(
     begins = np.flatnonzero(kinds == _BEGIN)
     at = places[begins]
     lsn = np.concatenate([[context.lsn], _number(data, at + 1, 8)])
-    committed_at = _number(data, at + 9, 8) + _EPOCH_MICROSECONDS
+    committed_at = apart(_number(data, at + 9, 8) + _EPOCH_MICROSECONDS, context.instants)
+    context.instants = np.concatenate([context.instants, committed_at])
     committed_at = np.concatenate([[context.committed_at], committed_at])
     xid = np.concatenate([[context.xid], _number(data, at + 17, 4)])
     which = np.searchsorted(begins, np.arange(len(places)), side="right")

@@ -21,12 +21,11 @@ from rhei_pipeline.capture.postgres.stamp import FAMILIES, StampColumn, Zone
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import Position
 from rhei_pipeline.oltp.postgres import PostgresDatabase
-from rhei_pipeline.oltp.postgres_identity import oids_of, one, origin, version_of
+from rhei_pipeline.oltp.postgres_identity import Catalogue, one, origin
 from rhei_pipeline.oltp.postgres_schema import (
     Connection,
     StoredColumn,
     read_table,
-    shapes,
     stored_columns,
 )
 from rhei_pipeline.schema import Table, TableOptions, TableSchema, nearest
@@ -86,9 +85,9 @@ class PostgresPollingSource:
         self._monotonic = monotonic
         self._memory = Memory()
         self._horizon = HorizonReader()
-        self._catalogue: dict[str, Poll] = {}
-        self._catalogue_version = -1
-        self._followed: set[str] = set()
+        self._catalogue = Catalogue(lambda *_: None)
+        self._known: dict[str, Poll] = {}
+        self._known_at = -1
         self._warned: set[str] = set()
         self._clocks: tuple[float, float] | None = None
         self._kept: Connection | None = None
@@ -102,7 +101,8 @@ class PostgresPollingSource:
             self._kept = self._database.connect()
             self._memory.forget_states()
             self._horizon = HorizonReader()
-            self._catalogue_version = -1
+            self._catalogue.forget()
+            self._known_at = -1
             self._origin = origin(self._kept)
         return self._kept
 
@@ -139,6 +139,11 @@ class PostgresPollingSource:
                 return None
         columns = listed([column, *poll.source.schema.primary_key])
         return f"create index on {poll.table} ({columns})"
+
+    @property
+    def logs_rows(self) -> bool:
+        """False: changes are read from the table."""
+        return False
 
     def stands(self, table: Table) -> bool:  # noqa: ARG002
         """Say yes: there is nothing in the source that could fall."""
@@ -200,26 +205,22 @@ class PostgresPollingSource:
 
     def _follow_schema(self) -> int:
         """Forget what is known of tables when one of them is not as it was."""
-        version = self._version()
-        if version != self._catalogue_version:
-            self._catalogue.clear()
-            self._catalogue_version = version
+        version = self._catalogue.version(self._connection)
+        if version != self._known_at:
+            self._known.clear()
+            self._known_at = version
         return version
 
-    def _version(self) -> int:
-        names = sorted(self._followed)
-        oids = oids_of(self._connection, names)
-        return version_of(f"{names}{oids}{shapes(self._connection, oids)}")
-
     def _poll(self, name: str) -> Poll:
-        if name not in self._catalogue:
+        if name not in self._known:
             with self._database.translated():
+                self._follow_schema()
+                if not self._catalogue.follow(self._connection, name):
+                    self._known.clear()
+                self._known_at = self._catalogue.version(self._connection)
                 poll = self._read(name)
-                self._catalogue[name] = self._catalogue[poll.source.schema.name] = poll
-                if poll.table not in self._followed:
-                    self._followed.add(poll.table)
-                    self._catalogue_version = self._version()
-        return self._catalogue[name]
+            self._known[name] = self._known[poll.source.schema.name] = poll
+        return self._known[name]
 
     def _read(self, name: str) -> Poll:
         chosen = self._options.get(_plain(name), TableOptions())

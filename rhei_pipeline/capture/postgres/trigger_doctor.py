@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from rhei_pipeline.capture.postgres.trigger_sql import SCHEMA
-from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.errors import CaptureError, SchemaError
 from rhei_pipeline.metrics import Finding, Severity
 from rhei_pipeline.oltp.postgres_identity import one
 from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable
@@ -13,7 +13,7 @@ from rhei_pipeline.schema import Table
 _UNFIT = """
 select c.relkind = 'p' or c.relispartition
         or exists (select from pg_inherits where c.oid in (inhrelid, inhparent)),
-    c.relpersistence <> 'p', row_security_active(c.oid),
+    c.relpersistence <> 'p',
     exists (select from pg_subscription_rel where srrelid = c.oid)
 from pg_class c where c.oid = %s
 """
@@ -23,12 +23,13 @@ _REASONS = (
         "capture it by 'logical' or 'polling'",
     ),
     ("the server empties it after a crash, and fires no trigger", "make it a logged table"),
-    ("row security hides rows from this user", "grant the user 'bypassrls'"),
     (
         "a subscription fills it, and replication fires no triggers of statements",
         "capture from the server that publishes it, or use 'polling'",
     ),
 )
+#: The first version with `create or replace trigger`.
+_OLDEST = 140_000
 _LEFT_OUT = "the table is left out until this is mended"
 _CREATES = f"""
 select to_regnamespace('{SCHEMA}') is not null
@@ -54,6 +55,20 @@ def refuse_unfit(connection: Connection, table: PostgresTable) -> None:
     for is_so, (reason, hint) in zip(one(connection, _UNFIT, table.oid), _REASONS, strict=True):
         if is_so:
             raise SchemaError(reason, table=table.schema.name, hint=hint)
+
+
+def refuse_old(connection: Connection) -> None:
+    """Refuse a server that has no triggers as ours are.
+
+    Raises:
+        CaptureError: Says the way out.
+    """
+    if connection.info.server_version < _OLDEST:
+        connection.close()
+        raise CaptureError(
+            "the server is older than PostgreSQL 14, whose triggers can be mended in place",
+            hint="upgrade it, or use 'capture: {method: logical}' or 'polling'",
+        )
 
 
 def examine(

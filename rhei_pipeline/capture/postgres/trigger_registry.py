@@ -6,6 +6,7 @@ from typing import Any
 
 from rhei_pipeline.capture.postgres.trigger_snapshot import Proof, Visible
 from rhei_pipeline.capture.postgres.trigger_sql import (
+    BEGUN,
     OWN_TABLES,
     SCHEMA,
     TableLog,
@@ -32,10 +33,22 @@ select c.relation::bigint, c.columns, c.key, c.images, c.wanted, c.base, c.prune
     and not exists (select from {SCHEMA}.broken b where b.relation = c.relation)
     and not exists (select from pg_subscription_rel s where s.srrelid = c.relation)
 from {SCHEMA}.capture c where c.relation = any(%(oids)s::oid[])
+    or exists (select from {SCHEMA}.consumer m
+               where m.mirror = %(mirror)s and m.relation = c.relation)
 """
 _STANDING = f"""
 select relation::bigint from {SCHEMA}.capture
 where to_regclass('{SCHEMA}.log_' || relation) is not null
+"""
+#: Of a table that is no more, keys without rows tell nothing.
+_POSITIONS = f"""
+select m.relation::bigint, m.snapshot::text from {SCHEMA}.consumer m where m.mirror = %s
+    and (exists (select from pg_class where oid = m.relation)
+         or exists (select from {SCHEMA}.capture c where c.relation = m.relation and c.images))
+"""
+_GONE = f"""
+select c.relation::bigint, c.images and to_regclass('{SCHEMA}.log_' || c.relation) is not null
+from {SCHEMA}.capture c where not exists (select from pg_class where oid = c.relation)
 """
 _LOG_BYTES = """
 select coalesce(sum(pg_total_relation_size(to_regclass(name))), 0)::bigint
@@ -95,11 +108,16 @@ def prepare(connection: Connection) -> None:
         connection.execute(statement.encode())
 
 
-def registered(connection: Connection, server: str, oids: Sequence[int]) -> list[Registered]:
-    """Read what is noted of tables, and compare it with what stands on this server."""
-    if not oids or not _is_prepared(connection):
+def registered(
+    connection: Connection, server: str, oids: Sequence[int], mirror: str
+) -> list[Registered]:
+    """Read what is noted of tables, and compare it with what stands on this server.
+
+    Tables that a mirror has read are among them though they were dropped or renamed since.
+    """
+    if not _is_prepared(connection):
         return []
-    params = {"origin": server, "oids": list(oids)}
+    params = {"origin": server, "oids": list(oids), "mirror": mirror}
     return [Registered.of(row) for row in connection.execute(_CAPTURES.encode(), params)]
 
 
@@ -193,12 +211,7 @@ def positions(connection: Connection, mirror: str) -> dict[int, str]:
     """Return the snapshot up to which a mirror has each table's changes."""
     if not _is_prepared(connection):
         return {}
-    rows = connection.execute(
-        f"select relation::bigint, snapshot::text from {SCHEMA}.consumer"
-        " where mirror = %s".encode(),
-        (mirror,),
-    )
-    return dict(rows.fetchall())
+    return dict(connection.execute(_POSITIONS.encode(), (mirror,)).fetchall())
 
 
 def standing(connection: Connection) -> set[int]:
@@ -213,14 +226,24 @@ def log_bytes(connection: Connection, relations: Sequence[int]) -> int:
 
 
 def remove_remains(connection: Connection) -> None:
-    """Remove the capture of tables that were dropped."""
-    gone = connection.execute(
-        f"select relation::bigint from {SCHEMA}.capture c"
-        " where not exists (select from pg_class where oid = c.relation)".encode()
-    ).fetchall()
-    for (relation,) in gone:
+    """Remove the capture of tables that were dropped, once every mirror has what its log tells."""
+    for relation, tells in connection.execute(_GONE.encode()).fetchall():
+        if tells and _is_awaited(connection, relation):
+            continue
         for statement in remains(relation):
             connection.execute(statement.encode())
+
+
+def _is_awaited(connection: Connection, relation: int) -> bool:
+    """Tell whether a mirror lacks an entry of a log that is written no more."""
+    seen = "l.xid < pg_snapshot_xmax(c.snapshot) and pg_visible_in_snapshot(l.xid, c.snapshot)"
+    found = one(
+        connection,
+        f"select exists (select from {SCHEMA}.consumer c, {log_name(relation)} l"
+        f" where c.relation = %s and l.kind <> '{BEGUN}' and not ({seen}))",
+        relation,
+    )
+    return bool(found[0])
 
 
 def _is_prepared(connection: Connection) -> bool:

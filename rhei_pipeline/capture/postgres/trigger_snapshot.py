@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rhei_pipeline.capture.postgres.instants import XID, CommitInstants
 from rhei_pipeline.capture.postgres.rows import (
     RowReader,
     admit_rows,
@@ -144,7 +145,8 @@ class PostgresTriggerSnapshot:
     Args:
         connection: In that transaction.
         moment: When it began.
-        captured: Returns what there is of a table's capture; None where there is none.
+        captured: Returns what there is of a table's capture, given the identity of a position's
+            log; None where there is none.
         memory: What earlier snapshots found out.
     """
 
@@ -152,7 +154,7 @@ class PostgresTriggerSnapshot:
         self,
         connection: Connection,
         moment: Moment,
-        captured: Callable[[str], Captured | None],
+        captured: Callable[[Table, str | None], Captured | None],
         memory: Memory,
     ) -> None:
         self._connection = connection
@@ -162,6 +164,9 @@ class PostgresTriggerSnapshot:
         self._heads: dict[str, Position] = {}
         self._looks: dict[tuple[str, str], _Look] = {}
         self._held: set[str] = set()
+        self._identities: dict[str, str] = {}
+        self._entries: dict[str, str] = {}
+        self._dated: dict[tuple[str, ...], CommitInstants] = {}
         self._reading: Generator[pa.Table, None, None] | None = None
         self.clock = moment.clock
         self.schema_version = moment.schema_version
@@ -205,20 +210,23 @@ class PostgresTriggerSnapshot:
         if table.mode is not Mode.TEMPORAL:
             yield from self.net_changes(table, after, limit)
             return
-        low = 0
-        for place, at in [*self._truncations(found, after), (None, None)]:
+        self._look(table, after)
+        low, instants = 0, self._instants()
+        for place, xid in [*self._truncations(found, after), (None, None)]:
             upper = "" if place is None else f" and seq < {place}"
             condition = f"{_window(after)} and seq > {low}{upper}"
             # In the shape the log was made in: the table may have changed since.
-            sql = found.log.versions_sql(table.schema.names, self._moment.instant, condition)
-            for texts in self._copied(sql, [SEQUENCE, CHANGED_AT, LIVE], table.schema, limit):
+            sql = found.log.versions_sql(table.schema.names, condition)
+            for texts in self._copied(sql, [SEQUENCE, XID, LIVE], table.schema, limit):
                 own = [
                     texts[SEQUENCE].combine_chunks().cast(pa.int64()),
-                    texts[CHANGED_AT].combine_chunks().cast(pa.int64()).cast(INSTANT),
+                    instants.of(texts[XID].combine_chunks().cast(pa.int64()).to_numpy()),
                 ]
-                yield self._batch(table.schema, own, texts, texts.num_rows)
-            if place is not None and at is not None:
-                yield _truncation(table.schema, at, 1)
+                batch = self._batch(table.schema, own, texts, texts.num_rows)
+                yield replace(batch, whole_transactions=True)
+            if place is not None and xid is not None:
+                at = instants.of(np.array([xid]))[0].as_py()
+                yield replace(_truncation(table.schema, at, 1), whole_transactions=True)
                 low = place
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
@@ -228,8 +236,8 @@ class PostgresTriggerSnapshot:
         condition = _window(after)
         truncations = self._truncations(found, after)
         if truncations:
-            place, at = truncations[-1]
-            yield _truncation(table.schema, at, count)
+            place, _ = truncations[-1]
+            yield _truncation(table.schema, self.clock, count)
             count, condition = 0, f"{condition} and seq > {place}"
         self._hold(found)
         sql = found.log.net_sql(table.schema.names, condition, entries)
@@ -267,7 +275,7 @@ class PostgresTriggerSnapshot:
             self._reading.close()
 
     def _known(self, table: Table) -> Captured:
-        found = self._captured(table.name)
+        found = self._captured(table, self._identities.get(table.name))
         if found is None:
             raise log_is_gone(table.name)
         return found
@@ -289,9 +297,11 @@ class PostgresTriggerSnapshot:
         return self._looks[place]
 
     def _look_behind(self, table: Table, after: Position) -> _Look:
-        found, proof = self._captured(table.name), Proof.parse(after.proof)
+        proof = Proof.parse(after.proof)
+        found = None if proof is None else self._captured(table, proof.identity)
         if found is None or proof is None or proof.identity != found.identity:
             return _Look(proved=False)
+        self._identities[table.name] = proof.identity
         if self._memory.quiet.get(table.name) == (after.proof, self._moment.visible.text):
             return _Look(proved=True)
         if not found.pruned <= after.order <= found.base + self._moment.visible.order:
@@ -306,16 +316,33 @@ class PostgresTriggerSnapshot:
             (proof.marker, proof.marked_by, proof.marker, proof.marked_at),
         ).fetchone()
         proved, entries, oldest = row or (False, 0, None)
+        if entries:
+            self._entries[table.name] = (
+                f"select xid, {self._moment.instant} as at from {found.log.name}"
+                f" where {_window(after)} and kind <> '{BEGUN}'"
+            )
         if proved and not entries:
             self._memory.quiet[table.name] = (after.proof, self._moment.visible.text)
         return _Look(proved, entries, oldest)
 
-    def _truncations(self, found: Captured, after: Position) -> list[tuple[int, datetime]]:
+    def _truncations(self, found: Captured, after: Position) -> list[tuple[int, int]]:
         sql = (
-            f"select seq, {self._moment.instant} from {found.log.name}"
+            f"select seq, xid::text::bigint from {found.log.name}"
             f" where {_window(after)} and kind = '{TRUNCATED}' order by seq"
         )
         return self._connection.execute(sql.encode()).fetchall()
+
+    def _instants(self) -> CommitInstants:
+        """Date the transactions behind all positions looked at, one alike in every table."""
+        logs = tuple(self._entries.values())
+        if logs not in self._dated:
+            sql = (
+                "select xid, (extract(epoch from max(at)) * 1000000)::bigint"
+                f" from ({' union all '.join(logs)}) entry group by xid order by max(at), xid"
+            )
+            texts = next(copied(self._connection, sql, [XID, CHANGED_AT]), None) if logs else None
+            self._dated[logs] = CommitInstants.read(texts)
+        return self._dated[logs]
 
     def _copied(
         self, sql: str, own: Sequence[str], schema: TableSchema, limit: int

@@ -332,12 +332,11 @@ class TableLog:
             f" group by {', '.join(apart)} limit {entries}) k left join {self.table} t on {on}"
         )
 
-    def versions_sql(self, names: Sequence[str], instant: str, condition: str) -> str:
-        """Select place, instant in microseconds, `live` and columns of every entry, in order."""
+    def versions_sql(self, names: Sequence[str], condition: str) -> str:
+        """Select place, transaction, `live` and columns of every entry, in order."""
         shown = ", ".join(self.places[name] for name in names)
-        micros = f"(extract(epoch from {instant}) * 1000000)::bigint"
         return (
-            f"select seq, {micros}, kind = '{ROW}', {shown}"
+            f"select seq, xid, kind = '{ROW}', {shown}"
             f" from {self.name} where {condition} and kind in ('{ROW}', '{GONE}') order by seq"
         )
 

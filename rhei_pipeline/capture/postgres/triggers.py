@@ -8,12 +8,17 @@ logged, and their rows read when they are needed.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from rhei_pipeline.capture.postgres import trigger_doctor as postgres_trigger_doctor
 from rhei_pipeline.capture.postgres import trigger_registry as registry
 from rhei_pipeline.capture.postgres.rows import bare_literal
+from rhei_pipeline.capture.postgres.trigger_entry import (
+    Entry,
+    is_captured,
+    log_of,
+    log_of_the_gone,
+)
 from rhei_pipeline.capture.postgres.trigger_registry import Registered
 from rhei_pipeline.capture.postgres.trigger_snapshot import (
     Captured,
@@ -30,29 +35,25 @@ from rhei_pipeline.capture.postgres.trigger_sql import (
     COMMIT,
     SCHEMA,
     STATEMENT,
-    LoggedColumn,
     TableLog,
     columns_of,
 )
-from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError
+from rhei_pipeline.errors import SchemaError, SourceBusyError
 from rhei_pipeline.events import Position
 from rhei_pipeline.metrics import Finding
 from rhei_pipeline.oltp.postgres import PostgresDatabase
-from rhei_pipeline.oltp.postgres_identity import oids_of, one, origin, version_of
+from rhei_pipeline.oltp.postgres_identity import Catalogue, one, origin
 from rhei_pipeline.oltp.postgres_schema import (
     Connection,
     PostgresTable,
     qualified,
     read_table,
-    shapes,
 )
 from rhei_pipeline.schema import Mode, Table, TableOptions, TableSchema
 
 #: Who waits for the lock that creating a trigger takes has all later writers wait behind it.
 _LOCK_TIMEOUT = "1s"
 _LOCK_ATTEMPTS, _PAUSE_SECONDS = 5, 0.3
-#: The first version with `create or replace trigger`.
-_OLDEST = 140_000
 #: Keys logged by one statement.
 _TOUCHED_ROWS = 500
 
@@ -60,14 +61,6 @@ _MOMENT = """
 select clock_timestamp(), pg_current_snapshot()::text,
     current_setting('track_commit_timestamp')::boolean
 """
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A table as the catalogue describes it, and all of its columns."""
-
-    source: PostgresTable
-    columns: Mapping[str, LoggedColumn]
 
 
 class PostgresTriggerSource:
@@ -91,10 +84,11 @@ class PostgresTriggerSource:
         self._mirror_id = mirror_id
         self._options = {_plain(name): chosen for name, chosen in (options or {}).items()}
         self._memory = Memory()
-        self._catalogue: dict[str, _Entry] = {}
-        self._catalogue_version = -1
-        self._followed: set[str] = set()
+        self._catalogue = Catalogue(self._look)
+        self._entries: dict[str, Entry] = {}
+        self._entries_at = -1
         self._registered: dict[int, Registered] = {}
+        self._installed: dict[str, int] = {}
         self._acknowledged: dict[str, Position] = {}
         self._pruned_since: dict[str, str] = {}
         self._kept: Connection | None = None
@@ -105,12 +99,13 @@ class PostgresTriggerSource:
         """The connection; a new one where the server ended the last."""
         if self._kept is None or self._kept.closed:
             self._kept = self._database.connect()
-            _refuse_old(self._kept)
+            postgres_trigger_doctor.refuse_old(self._kept)
             # Every name is then written with its schema, ours and the catalogue's alike.
             self._kept.execute("set search_path = pg_catalog")
             # Losing an acknowledgement in a power cut only means giving it again.
             self._kept.execute("set synchronous_commit = off")
-            self._catalogue_version = -1
+            self._catalogue.forget()
+            self._entries_at = -1
             self._acknowledged.clear()
             self._pruned_since.clear()
             self._origin = origin(self._kept)
@@ -140,8 +135,12 @@ class PostgresTriggerSource:
             SourceBusyError: Somebody writes the table all the time in long transactions.
         """
         self.schema_version()
-        if self.stands(table) and self._order(table) >= max(least, 1):
-            return
+        entry = self._entry(table.name)
+        if not (self._is_captured(table, entry) and self._order(entry) >= max(least, 1)):
+            self._install_soon(table, least)
+        self._installed[table.name] = entry.source.oid
+
+    def _install_soon(self, table: Table, least: int) -> None:
         for attempt in range(1, _LOCK_ATTEMPTS + 1):
             try:
                 with self._writing(lasting=True) as connection:
@@ -153,16 +152,21 @@ class PostgresTriggerSource:
                     raise
                 time.sleep(_PAUSE_SECONDS)
 
+    @property
+    def logs_rows(self) -> bool:
+        """False: a plain mirror's log holds keys, and rows are read from the table."""
+        return False
+
     def stands(self, table: Table) -> bool:
-        """Tell whether log and triggers stand as they would be made now, or log more."""
+        """Tell whether the table has this shape, and log and triggers as they would be made now."""
         try:
             entry = self._entry(table.name)
         except SchemaError:
             return False
-        found = self._registered.get(entry.source.oid)
-        if found is None or not found.intact or not _is_enough(found, table, entry):
-            return False
-        return found.wanted == _log_of(found, entry).wanted
+        return entry.source.schema == table.schema and self._is_captured(table, entry)
+
+    def _is_captured(self, table: Table, entry: Entry) -> bool:
+        return is_captured(self._registered.get(entry.source.oid), table, entry)
 
     @contextmanager
     def snapshot(self, *, rows: bool = False) -> Iterator[PostgresTriggerSnapshot]:  # noqa: ARG002
@@ -194,8 +198,7 @@ class PostgresTriggerSource:
             return 0
         with self._writing() as connection:
             forgotten = [
-                self._acknowledge(connection, name, position, prune=prune)
-                for name, position in news.items()
+                self._acknowledge(connection, position, prune=prune) for position in news.values()
             ]
             registry.forget_the_absent(connection)
         self._acknowledged |= news
@@ -203,7 +206,7 @@ class PostgresTriggerSource:
 
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
         """Log keys as changed, in the form that the table's log has."""
-        found = self._captured(table.name)
+        found = self._captured(table)
         if found is None:
             raise log_is_gone(table.name)
         with self._writing(lasting=True) as connection:
@@ -248,48 +251,64 @@ class PostgresTriggerSource:
 
     def _follow_schema(self) -> int:
         """Forget what is known of tables when one of them, or its capture, is not as it was."""
-        version = self._look()
-        if version != self._catalogue_version:
-            self._catalogue.clear()
-            self._catalogue_version = version
+        version = self._catalogue.version(self._connection)
+        if version != self._entries_at:
+            self._entries.clear()
+            self._entries_at = version
         return version
 
-    def _look(self) -> int:
-        connection, names = self._connection, sorted(self._followed)
-        oids = oids_of(connection, names)
-        rows = registry.registered(connection, self._origin, oids)
+    def _look(self, connection: Connection, oids: Sequence[int]) -> object:
+        rows = registry.registered(connection, self._origin, oids, self._mirror_id)
         self._registered = {found.relation: found for found in rows}
-        states = sorted((found.relation, found.identity, found.intact) for found in rows)
-        return version_of(f"{names}{oids}{shapes(connection, oids)}{states}")
+        return sorted((found.relation, found.identity, found.intact) for found in rows)
 
-    def _entry(self, name: str) -> _Entry:
-        if name not in self._catalogue:
+    def _entry(self, name: str) -> Entry:
+        if name not in self._entries:
             with self._database.translated():
+                self._follow_schema()
+                if not self._catalogue.follow(self._connection, name):
+                    self._entries.clear()
+                self._entries_at = self._catalogue.version(self._connection)
                 options = self._options.get(_plain(name), TableOptions())
                 source = read_table(self._connection, name, options, reread=True)
                 postgres_trigger_doctor.refuse_unfit(self._connection, source)
-                entry = _Entry(source, columns_of(self._connection, source))
-                self._catalogue[name] = self._catalogue[source.schema.name] = entry
-                table = qualified(source.schema)
-                if table not in self._followed:
-                    self._followed.add(table)
-                    self._catalogue_version = self._look()
-        return self._catalogue[name]
+                entry = Entry(source, columns_of(self._connection, source))
+            self._entries[name] = self._entries[source.schema.name] = entry
+        return self._entries[name]
 
-    def _captured(self, name: str) -> Captured | None:
-        """Return a table's log in the shape it was made in; None where there is none."""
-        try:
-            entry = self._entry(name)
-        except SchemaError:
-            return None
-        found = self._registered.get(entry.source.oid)
+    def _captured(self, table: Table, identity: str | None = None) -> Captured | None:
+        """Return a table's log in the shape it was made in; None where there is none.
+
+        Until capture of the name is made anew, that is the log of this identity, though its table
+        was dropped or renamed since: the images in it are still to be read.
+        """
+        entry = self._entry_of(table.name)
+        relation = self._installed.get(table.name)
+        if relation is None and identity is None and entry is not None:
+            relation = entry.source.oid
+        found = self._registered.get(relation or 0) or next(
+            (one for one in self._registered.values() if one.identity == identity), None
+        )
         if found is None or not found.has_log:
             return None
-        return Captured(_log_of(found, entry), found.base, found.pruned, found.identity)
+        if entry is not None and entry.source.oid == found.relation:
+            log = log_of(found, entry)
+        elif found.images:
+            log = log_of_the_gone(found, table.schema)
+        else:
+            return None
+        return Captured(log, found.base, found.pruned, found.identity)
 
-    def _order(self, table: Table) -> int:
-        with self.snapshot() as snapshot:
-            return snapshot.head(table).order
+    def _entry_of(self, name: str) -> Entry | None:
+        try:
+            return self._entry(name)
+        except SchemaError:
+            return None
+
+    def _order(self, entry: Entry) -> int:
+        with self._database.translated():
+            text = one(self._connection, "select pg_current_snapshot()::text")[0]
+        return self._registered[entry.source.oid].base + Visible.parse(text).order
 
     def _install(self, connection: Connection, table: Table, least: int) -> None:
         registry.prepare(connection)
@@ -311,7 +330,7 @@ class PostgresTriggerSource:
         registry.enter(connection, log, self._origin, least, before)
 
     def _wanted(
-        self, connection: Connection, table: Table, entry: _Entry, before: Registered | None
+        self, connection: Connection, table: Table, entry: Entry, before: Registered | None
     ) -> TableLog:
         """Return the log to make; one that others read goes on logging what they need."""
         images = table.mode is Mode.TEMPORAL
@@ -331,13 +350,15 @@ class PostgresTriggerSource:
         columns = tuple(entry.columns[name] for name in dict.fromkeys(names))
         return TableLog(entry.source, key, columns, images)
 
-    def _acknowledge(
-        self, connection: Connection, name: str, position: Position, *, prune: bool
-    ) -> int:
-        found, proof = self._captured(name), Proof.parse(position.proof)
-        if found is None or proof is None or found.identity != proof.identity:
+    def _acknowledge(self, connection: Connection, position: Position, *, prune: bool) -> int:
+        proof = Proof.parse(position.proof)
+        found = next(
+            (log for log in self._registered.values() if proof and log.identity == proof.identity),
+            None,
+        )
+        if found is None or proof is None or not found.has_log:
             return 0
-        relation = found.log.source.oid
+        relation = found.relation
         registry.acknowledge(connection, self._mirror_id, relation, position.order, proof)
         if not prune:
             return 0
@@ -366,31 +387,5 @@ def unacknowledged(database: PostgresDatabase, mirror_id: str) -> int | None:
         return unseen(connection, positions, standing) if positions else None
 
 
-def _refuse_old(connection: Connection) -> None:
-    if connection.info.server_version < _OLDEST:
-        connection.close()
-        raise CaptureError(
-            "the server is older than PostgreSQL 14, whose triggers can be mended in place",
-            hint="upgrade it, or use 'capture: {method: logical}' or 'polling'",
-        )
-
-
 def _plain(name: str) -> str:
     return name.removeprefix("public.")
-
-
-def _is_enough(found: Registered, table: Table, entry: _Entry) -> bool:
-    """Tell whether a log keeps what a table's mirror needs."""
-    schema = entry.source.schema
-    keeps_rows = found.images and {*schema.names} <= {*found.columns}
-    return found.key == schema.primary_key and (keeps_rows or table.mode is Mode.DESTRUCTIVE)
-
-
-def _log_of(found: Registered, entry: _Entry) -> TableLog:
-    """Return a log in the shape it was made in; of a column that is no more, its name is known."""
-    columns = tuple(entry.columns.get(name) or _dropped(name) for name in found.columns)
-    return TableLog(entry.source, found.key, columns, found.images)
-
-
-def _dropped(name: str) -> LoggedColumn:
-    return LoggedColumn(name, 0, 0, "text", None, "operator(pg_catalog.=)")

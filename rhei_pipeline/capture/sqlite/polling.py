@@ -110,6 +110,11 @@ class PollingSource:
         columns = listed([column, *schema.primary_key])
         return f"create index {index} on {quote(schema.name)}({columns})"
 
+    @property
+    def logs_rows(self) -> bool:
+        """False: changes are read from the table."""
+        return False
+
     def stands(self, table: Table) -> bool:  # noqa: ARG002
         """Say yes: there is nothing in the source that could fall."""
         return True

@@ -116,6 +116,11 @@ class TriggerSource:
             self._connection.execute(text)
         self._connection.execute(_CONSUMERS)
 
+    @property
+    def logs_rows(self) -> bool:
+        """False: a plain mirror's log holds keys, and rows are read from the table."""
+        return False
+
     def stands(self, table: Table) -> bool:
         """Return whether log and triggers are as they would be made now, for a table of this shape.
 
