@@ -105,6 +105,7 @@ class Pipeline:
         self._lock = threading.RLock()
         self._tables: dict[str, Table] = {}
         self._errors: dict[str, PermanentError] = {}
+        self._said: dict[str, str] = {}
         self._drained: list[TableReport] = []
         self._looked_at = -1
         self._looks = 0
@@ -179,7 +180,7 @@ class Pipeline:
         """
         try:
             return self.table(name)
-        except SchemaError:
+        except PermanentError:
             found = find_mirrored(name, self._mirror)
             if found is None:
                 raise
@@ -393,19 +394,24 @@ class Pipeline:
             self._source.touch(self.table(name), list(keys))
 
     def _keep_up(self) -> None:
-        """Look at the source's schema again if it may have changed, and mend what it broke."""
+        """Look at the source's schema again if it may have changed, and mend what it broke.
+
+        Until it stays as it is: installing capture changes it, and so may others meanwhile.
+        """
         for _ in range(_LOOKS):
             version = self._source.schema_version()
             if version == self._looked_at:
                 return
             if self._drain(version):
-                break
+                self._look(version)
+
+    def _look(self, version: int) -> None:
         self._errors.clear()
         self._looks += 1
         standing = self._mirror.tables()
         for declared in self._declared.values():
             self._look_at(declared, standing)
-        self._looked_at = self._source.schema_version()
+        self._looked_at = version
 
     def _drain(self, version: int) -> bool:
         """Apply what logs of images still hold, before they have to be made anew.
@@ -457,7 +463,8 @@ class Pipeline:
             self._leave_out(declared.name, error)
             return
         known = self._registry.table(table.name)
-        if known is not None and known.schema != table.schema:
+        is_news = self._tables.get(table.name) != table
+        if is_news and known is not None and known.schema != table.schema:
             changes = difference(known.schema, table.schema).describe()
             _log.warning("table %r: its source %s; it is copied again", table.name, changes)
         self._tables[table.name] = table
@@ -524,7 +531,9 @@ class Pipeline:
             self._copying.pop(table.name, None)
 
     def _leave_out(self, name: str, error: PermanentError) -> None:
-        _log.error("%s; the table is left out until this is mended", error)
+        if self._said.get(name) != str(error):
+            _log.error("%s; the table is left out until this is mended", error)
+        self._said[name] = str(error)
         self._errors[name] = error
         self._tables.pop(name, None)
         self._looks += 1
