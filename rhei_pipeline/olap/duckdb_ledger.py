@@ -63,11 +63,15 @@ def prepare(connection: duckdb.DuckDBPyConnection, path: str) -> str:
             f"mirror {path!r} has format {written}, and this version knows {FORMAT} at most",
             hint="use the newer version of rhei-pipeline that wrote it, or give another path",
         )
+    # One transaction: a file is brought up to date whole, and to the disk once.
+    connection.execute("begin transaction")
     if written is None and _FORMER_COPIES in tables:
         connection.execute(f"alter table {_FORMER_COPIES} rename to _rhei_copies")
     for statement in _TABLES:
         connection.execute(statement)
-    return _mirror_id(connection)
+    mirror_id = _mirror_id(connection)
+    connection.execute("commit")
+    return mirror_id
 
 
 def _format(connection: duckdb.DuckDBPyConnection) -> int | None:

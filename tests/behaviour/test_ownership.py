@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -226,8 +227,10 @@ def test_a_mirror_of_files_of_before_owners_were_recorded_is_adopted(
 def rewrite_manifest(world: World, change: Callable[[dict[str, Any]], object]) -> None:
     for file in (world.settings.mirror.path / "manifests").glob("*.json"):
         form = json.loads(file.read_text())
+        del form["crc32"]
         change(form)
-        file.write_text(json.dumps(form))
+        content = json.dumps(form).encode()
+        file.write_bytes(content[:-1] + b', "crc32": "%08x"}' % zlib.crc32(content))
 
 
 @pytest.mark.parametrize("storage", ["ipc", "parquet", "delta"])
