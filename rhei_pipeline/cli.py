@@ -1,5 +1,6 @@
 """The command line: every call of the library that an operator needs."""
 
+import logging
 import sys
 import time as time_
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
+from rhei_pipeline import pipeline
 from rhei_pipeline.adoption import adopt
 from rhei_pipeline.errors import RheiError
 from rhei_pipeline.flight.access import refuse_open_server
@@ -20,7 +22,7 @@ from rhei_pipeline.flight.server import Terms
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.htap import open as open_htap
 from rhei_pipeline.logs import log_to_stderr
-from rhei_pipeline.metrics import Severity, SyncStatus, TableVerification
+from rhei_pipeline.metrics import Severity, SyncStatus, TableStatus, TableVerification
 from rhei_pipeline.serving import Addresses, access_from, serving, tls_from, wait_for_signal
 from rhei_pipeline.settings import Settings
 from rhei_pipeline.shell import Shell, line_editing
@@ -40,6 +42,8 @@ from rhei_pipeline.tour import BY_COUNTRY, declaration, tour
 from rhei_pipeline.wiring import bridge
 
 FAILED = 1
+#: Done, but tables are left out.
+LEFT_OUT = 3
 
 app = typer.Typer(
     help="Keep an analytical mirror of an operational database by change data capture.",
@@ -88,17 +92,18 @@ def check(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
 @app.command(epilog=example("sync --json"))
 def sync(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     """Apply everything that is pending; copies first what was never copied."""
-    with _opened(config) as htap, _progress(json_) as progress:
+    with _errors_at_the_end(), _opened(config) as htap, _progress(json_) as progress:
         report = htap.sync_now(progress)
     sums = ("events", "inserted", "updated", "deleted", "dead_letters", "watermark", "lag_seconds")
     show(
         {**values(report), **{name: getattr(report, name) for name in sums}},
-        [values(table) for table in report.tables.values()],
-        ("table", "events", "inserted", "updated", "deleted", "dead_letters", "watermark", "error"),
+        [values(table) for table in report.tables.values() if not table.error],
+        ("table", "events", "inserted", "updated", "deleted", "dead_letters", "watermark"),
         as_json=json_,
     )
+    name_errors(report.errors)
     name_not_followed(report.not_followed, report.errors)
-    _exit_if(bool(report.errors))
+    _exit_if(bool(report.errors), LEFT_OUT)
 
 
 @app.command(name="bridge", epilog=example("bridge"))
@@ -131,7 +136,7 @@ def status(
     json_: Json = False,
 ) -> None:
     """Say how each table stands: mode, state, watermark, lag, dead letters."""
-    with _opened(config) as htap, suppress(KeyboardInterrupt):
+    with _errors_at_the_end(), _opened(config) as htap, suppress(KeyboardInterrupt):
         found = htap.sync_status()
         while watch is not None:
             out.clear()
@@ -139,13 +144,18 @@ def status(
             time_.sleep(watch)
             found = htap.sync_status()
     _show_status(found, as_json=json_)
-    _exit_if(any(table.error for table in found.tables.values()))
+    _exit_if(any(table.error for table in found.tables.values()), LEFT_OUT)
+
+
+def _status_row(table: TableStatus) -> dict[str, Any]:
+    row = {**values(table), "proof": table.proof}
+    return {**row, "state": "left out", "proof": None} if table.error else row
 
 
 def _show_status(found: SyncStatus, *, as_json: bool) -> None:
     show(
         values(found),
-        [{**values(table), "proof": table.proof} for table in found.tables.values()],
+        [_status_row(table) for table in found.tables.values()],
         (
             "table",
             "mode",
@@ -156,11 +166,12 @@ def _show_status(found: SyncStatus, *, as_json: bool) -> None:
             "lag_seconds",
             "dead_letters",
             "doubt",
-            "error",
         ),
         as_json=as_json,
     )
-    name_not_followed(found.not_followed, [t.table for t in found.tables.values() if t.error])
+    errors = {name: table.error for name, table in found.tables.items() if table.error}
+    name_errors(errors)
+    name_not_followed(found.not_followed, errors)
 
 
 @app.command(epilog=example('query "select count(*) from orders" --hint olap'))
@@ -271,7 +282,7 @@ def maintain(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
 @app.command(epilog=example("verify --table orders"))
 def verify(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json = False) -> None:
     """Sync, then compare every row of source and mirror, both ways."""
-    with _opened(config) as htap:
+    with _errors_at_the_end(), _opened(config) as htap:
         report = htap.verify(table)
     show(
         {**values(report), "equal": report.equal},
@@ -397,6 +408,21 @@ def main() -> None:
 
 
 @contextmanager
+def _errors_at_the_end() -> Iterator[None]:
+    """Keep errors that leave a table out from being logged: the command names them itself."""
+    logger = logging.getLogger(pipeline.__name__)
+
+    def is_no_error(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
+
+    logger.addFilter(is_no_error)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_error)
+
+
+@contextmanager
 def _opened(config: Path) -> Iterator[HTAP]:
     with open_htap(config) as htap:
         yield htap
@@ -424,9 +450,9 @@ def _instant(text: str) -> datetime:
         raise typer.BadParameter(f"{text!r} is no instant such as 2026-11-01T12:00Z") from error
 
 
-def _exit_if(failed: bool) -> None:  # noqa: FBT001
+def _exit_if(failed: bool, code: int = FAILED) -> None:  # noqa: FBT001
     if failed:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(code)
 
 
 if __name__ == "__main__":

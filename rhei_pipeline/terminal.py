@@ -17,7 +17,7 @@ from rich.table import Table as Shown
 #: So many rows of an answer are shown to a person; machines get them all.
 SHOWN_ROWS = 40
 #: Columns shown where there is something to say.
-_RARE = {"error", "doubt"}
+_RARE = {"doubt"}
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
