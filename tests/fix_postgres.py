@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
+import pyarrow as pa
 import pytest
 
 from examples.postgres_server import Server
@@ -134,10 +135,18 @@ class PostgresWorld:
 
     def mirror_rows(self, table: str) -> frozenset[Row]:
         """Return the mirror's rows that are valid now, with the source's columns."""
+        return arrow_rows(self._present(table))
+
+    def present(self, table: str) -> list[dict[str, Any]]:
+        """Return the same, each row by its columns' names, and twice what stands twice."""
+        rows: list[dict[str, Any]] = self._present(table).to_pylist()
+        return rows
+
+    def _present(self, table: str) -> pa.Table:
         known = self.htap._engine.pipeline.table(table)
         columns = ", ".join(f'"{name}"' for name in known.schema.names)
         where = " where _rhei_valid_to is null" if known.mode is Mode.TEMPORAL else ""
-        return arrow_rows(self.htap.query(f"select {columns} from {table}{where}", hint="olap"))
+        return self.htap.query(f"select {columns} from {table}{where}", hint="olap")
 
     def assert_equal(self, *tables: str) -> None:
         """The mirror holds what the source holds."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from rhei_pipeline import HTAP, Settings
@@ -92,10 +93,18 @@ class World:
 
     def mirror_rows(self, table: str) -> frozenset[Row]:
         """Return the mirror's rows that are valid now, with the source's columns."""
+        return arrow_rows(self._present(table))
+
+    def present(self, table: str) -> list[dict[str, Any]]:
+        """Return the same, each row by its columns' names, and twice what stands twice."""
+        rows: list[dict[str, Any]] = self._present(table).to_pylist()
+        return rows
+
+    def _present(self, table: str) -> pa.Table:
         columns = ", ".join(f'"{name}"' for name in self.columns(table))
         temporal = self.htap._engine.pipeline.table(table).mode is Mode.TEMPORAL
         where = " where _rhei_valid_to is null" if temporal else ""
-        return arrow_rows(self.htap.query(f'select {columns} from "{table}"{where}', hint="olap"))
+        return self.htap.query(f'select {columns} from "{table}"{where}', hint="olap")
 
     def columns(self, table: str) -> list[str]:
         """Return the source's columns."""

@@ -1,5 +1,6 @@
 """Random histories of an application on PostgreSQL, with another transaction open meanwhile."""
 
+import json
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -8,14 +9,17 @@ from typing import Any
 import psycopg
 from hypothesis import strategies as st
 
+from rhei_pipeline.metrics import VerifyReport
 from rhei_pipeline.protocols import Step
 from tests.fix_postgres import PostgresWorld
-from tests.model import arrow_rows, exact
+from tests.model import Dated, Expected, State, by_key
 
 TABLES = ("items", "pairs", "sales.child")
+KEYS = {"items": ("id",), "pairs": ("a", "b"), "sales.child": ("id",)}
 SCHEMA = (
     "create schema if not exists sales",
-    "create table items(id int primary key, code text unique, qty float8, note text)",
+    "create table items(id int primary key, code text unique, qty float8, note text,"
+    " price numeric(4, 1) default 1)",
     "alter table items alter note set storage external",
     "create table sales.child(id int primary key,"
     " item int references items(id) on delete cascade on update cascade)",
@@ -119,10 +123,21 @@ class Write:
 
 
 @dataclass(frozen=True)
-class Sync:
-    """A sync, or a repeated copy of a table, that crashes at a step or does not."""
+class Spoiling:
+    """One statement that gives a row a value which the mirror cannot keep, or one that it can."""
 
-    table: str | None
+    statement: Statement
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of the pipeline's work, which crashes at a step, or does not.
+
+    It is one of `sync`, `copy`, `repair`, `verify`, `replay` (the dead letters) and `reopen`.
+    """
+
+    kind: str
+    table: str
     crash_at: Step | None
     occurrence: int
 
@@ -142,15 +157,32 @@ writes = st.builds(
     st.sampled_from([False, False, True]),
 )
 _crashes = st.none() | st.sampled_from(list(Step))
-syncs = st.builds(Sync, st.none(), _crashes, st.integers(1, 3))
-copies = st.builds(Sync, st.sampled_from(TABLES), _crashes, st.integers(1, 3))
+_table = st.sampled_from(TABLES)
+syncs = st.builds(Work, st.just("sync"), _table, _crashes, st.integers(1, 3))
+works = st.builds(
+    Work,
+    st.sampled_from(["copy", "repair", "repair", "verify", "replay", "reopen"]),
+    _table,
+    _crashes,
+    st.integers(1, 2),
+)
+_prices = st.sampled_from(["NaN", "NaN", "2.5"])
+spoilings = st.builds(
+    Spoiling,
+    st.tuples(
+        st.just("update pairs set w = %s where a = %s and b = %s"),
+        st.tuples(_prices, _PARTS, _NUMBERS),
+    )
+    | st.tuples(st.just("update items set price = %s where id = %s"), st.tuples(_prices, _IDS)),
+)
+_done = writes | writes | spoilings | syncs | works
 
-calm = st.lists(writes | writes | syncs, min_size=3, max_size=20)
+calm = st.lists(_done, min_size=3, max_size=20)
 
 
 def _stormy(*migrations: st.SearchStrategy[str]) -> st.SearchStrategy[list[Any]]:
     administered = st.builds(Migration, st.one_of(_MIGRATIONS, *migrations))
-    return st.lists(writes | writes | syncs | copies | administered, min_size=3, max_size=20)
+    return st.lists(_done | administered, min_size=3, max_size=20)
 
 
 stormy = _stormy(_LOG_MIGRATIONS)
@@ -164,45 +196,57 @@ class Play:
     world: PostgresWorld
     dated: bool
     other: psycopg.Connection[Any]
-    states: list[tuple[datetime, dict[str, frozenset[Any]]]] = field(default_factory=list)
+    expected: dict[str, Expected] = field(default_factory=lambda: {t: Expected() for t in TABLES})
+    states: list[tuple[datetime, dict[str, Dated]]] = field(default_factory=list)
 
-    def run(self, actions: list[Write | Sync | Migration]) -> None:
-        """Play all, then demand that mirror and source are equal."""
-        self.world.htap.sync_now()
+    def run(self, actions: list[Write | Spoiling | Work | Migration]) -> None:
+        """Play all; the mirror is as expected after each piece of work, and in the end."""
+        self._work(_SYNC)
         self.note()
         for action in actions:
             self.world.faults.disarm()
             if isinstance(action, Write):
                 self._write(action)
-            elif isinstance(action, Sync):
-                self._sync(action)
+            elif isinstance(action, Spoiling):
+                self._spoil(*action.statement)
+            elif isinstance(action, Work):
+                self._work(action)
             else:
                 self._migrate(action.sql)
             if self.dated:
                 self.note()
         self.other.rollback()
-        self.world.faults.disarm()
-        self._settled()
-        assert self.world.htap.verify().equal
+        self._work(_SYNC)
+        self._check_verification(self.world.htap.verify())
         for instant, state in self.states if self.dated else ():
-            for table in TABLES:
-                found = arrow_rows(self.world.htap.as_of(table, instant))
-                assert found == state[table], (instant, table)
+            for table, dated in state.items():
+                found = self.world.htap.as_of(table, instant).to_pylist()
+                dated.check(by_key(found, KEYS[table]))
 
     def note(self) -> None:
         """Date the present state, a moment behind the last commit."""
         found = self.world.app.execute("select clock_timestamp() from pg_sleep(0.0005)").fetchone()
         assert found is not None
-        state = {table: self._rows(table) for table in TABLES}
+        self._saw()
+        state = {table: Dated.of(expected) for table, expected in self.expected.items()}
         self.states.append((found[0].astimezone(UTC), state))
 
-    def _rows(self, table: str) -> frozenset[Any]:
-        return frozenset(map(exact, self.world.app.execute(f"select * from {table}".encode())))
+    def _saw(self, *, whole: bool = False) -> None:
+        for table, expected in self.expected.items():
+            expected.saw(self._state(table), whole=whole)
+
+    def _state(self, table: str) -> State:
+        fit = _FITS.get(table, "true")
+        found = self.world.app.execute(f"select *, {fit} as fits from {table}".encode())
+        names = [column.name for column in found.description or ()]
+        rows = by_key((dict(zip(names, row, strict=True)) for row in found), KEYS[table])
+        unfit = {key for key, row in rows.items() if not row.pop("fits")}
+        return State(rows, unfit)
 
     def _write(self, action: Write) -> None:
         # The other connection's transaction stays open until its next turn.
         connection = self.other if action.elsewhere else self.world.app
-        connection.commit()
+        self._commit(connection)
         if not action.elsewhere:
             connection.execute("begin")
         for sql, params in action.done:
@@ -215,6 +259,16 @@ class Play:
         connection.execute("rollback to undone")
         if not action.elsewhere:
             connection.execute("commit" if action.commits else "rollback")
+            self._saw()
+
+    def _spoil(self, sql: str, params: tuple[Any, ...]) -> None:
+        with suppress(psycopg.Error):  # the other one may hold the row
+            self.world.app.execute(sql.encode(), params)
+        self._saw(whole=True)
+
+    def _commit(self, connection: psycopg.Connection[Any]) -> None:
+        connection.commit()
+        self._saw()
 
     def _statement(
         self, connection: psycopg.Connection[Any], sql: str, params: tuple[Any, ...]
@@ -226,27 +280,51 @@ class Play:
             return
         connection.execute("rollback to statement")
 
-    def _sync(self, action: Sync) -> None:
-        if action.crash_at:
-            self.world.faults.arm(action.crash_at, action.occurrence)
-        if not self.dated:
-            self.other.commit()  # a copy, which may be due, waits for older transactions
-        if not self.world.surviving(lambda: self._work(action.table)):
-            self._settled()
-
-    def _work(self, table: str | None) -> None:
-        if table is None:
-            self.world.htap.sync_now()
-        else:
-            self.world.htap.initial_sync(table)
-
-    def _settled(self) -> None:
+    def _work(self, work: Work) -> None:
         self.world.faults.disarm()
-        self.world.htap.sync_now()
-        self.world.assert_equal(*TABLES)
+        if work.crash_at:
+            self.world.faults.arm(work.crash_at, work.occurrence)
+        if not self.dated or work.kind in {"copy", "repair"}:
+            self._commit(self.other)  # a copy, which may be due, waits for older transactions
+        if not self.world.surviving(lambda: self._do(work)):
+            self.world.faults.disarm()
+            self._check()
+
+    def _do(self, work: Work) -> None:
+        if work.kind == "reopen":
+            self.world.crash()
+        htap = self.world.htap
+        if work.kind == "copy":
+            htap.initial_sync(work.table)
+        elif work.kind == "repair":
+            htap.repair(work.table)
+        elif work.kind == "verify":
+            self._check_verification(htap.verify())
+        elif work.kind == "replay":
+            htap.replay_dead_letters(work.table)
+        htap.sync_now()
+
+    def _check(self) -> None:
+        """The mirror holds what is expected, and has named each row that does not fit."""
+        letters = self.world.htap.dead_letters().to_pylist()
+        for table, expected in self.expected.items():
+            expected.check(by_key(self.world.present(table), KEYS[table]))
+            named = {
+                tuple(json.loads(letter["key"]).values())
+                for letter in letters
+                if letter["table_name"] == table
+            }
+            assert named == set(expected.now.unfit), (table, named)
+
+    def _check_verification(self, report: VerifyReport) -> None:
+        """Nothing differs but what does not fit."""
+        for table, found in report.tables.items():
+            unfit = len(self.expected[table].now.unfit)
+            told = (found.missing, found.extra, found.different, found.dead_letters)
+            assert told == (0, 0, 0, unfit), (table, told, unfit)
 
     def _migrate(self, sql: str) -> None:
-        self.other.commit()
+        self._commit(self.other)
         app = self.world.app
         if sql == "drop slot":
             with suppress(psycopg.Error):
@@ -264,3 +342,9 @@ class Play:
         else:
             with suppress(psycopg.Error):
                 app.execute(sql.encode())
+        self._saw()
+
+
+_SYNC = Work("sync", TABLES[0], None, 1)
+#: What the mirror can keep.
+_FITS = {"items": "price is distinct from 'NaN'", "pairs": "w is distinct from 'NaN'"}

@@ -23,6 +23,15 @@ SCHEMA = (
     " on delete cascade on update cascade)",
 )
 TABLES = ("items", "pairs", "child")
+KEYS = {"items": ("id",), "pairs": ("a", "b"), "child": ("id",)}
+#: The classes that the mirror keeps values of, where others than these are taken by the source.
+FITTING: dict[str, tuple[type, ...]] = {
+    "qty": (float,),
+    "note": (str,),
+    "remark": (str,),
+    "v": (bytes,),
+    "w": (int,),
+}
 
 _VERBS = ("insert", "insert or replace", "insert or ignore", "upsert")
 _IDS = st.integers(1, 4)
@@ -46,7 +55,6 @@ _COLUMNS = {
     "pairs": ["a", "b", "v", "w"],
     "child": ["id", "item"],
 }
-_KEYS = {"items": ["id"], "pairs": ["a", "b"], "child": ["id"]}
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,11 @@ class Write:
         """Run it; a broken constraint is the application's everyday life."""
         with suppress(sqlite3.IntegrityError):
             connection.execute(self.sql, self.params)
+
+
+@dataclass(frozen=True)
+class Spoiling(Write):
+    """One statement after which a row does not fit its columns."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +96,16 @@ class Transaction:
 
 
 @dataclass(frozen=True)
-class Sync:
-    """A sync that crashes at a step, or does not."""
+class Work:
+    """A piece of the pipeline's work, which crashes at a step, or does not.
 
-    crash_at: Step | None
-    occurrence: int = 1
+    It is one of `sync`, `copy`, `repair`, `verify`, `replay` (the dead letters) and `reopen`.
+    """
 
-
-@dataclass(frozen=True)
-class Copy:
-    """A repeated copy of a table, which crashes at a step, or does not."""
-
+    kind: str
     table: str
     crash_at: Step | None
+    occurrence: int = 1
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ def writes(draw: st.DrawFn) -> Write:
     table = draw(st.sampled_from(TABLES))
     kind = draw(st.sampled_from(["put", "put", "update", "move", "delete"]))
     row = draw(_ROWS[table])
-    columns, key = _COLUMNS[table], _KEYS[table]
+    columns, key = _COLUMNS[table], KEYS[table]
     where = " and ".join(f"{name} = ?" for name in key)
     other = draw(_ROWS[table])
     marks = ", ".join("?" for _ in columns)
@@ -140,14 +150,41 @@ def writes(draw: st.DrawFn) -> Write:
     return Write(f"delete from {table} where {where}", row[: len(key)])
 
 
+#: Values that SQLite keeps in columns which are declared to hold others.
+_UNFIT = {
+    "items": ("qty = 'n/a'", "note = x'00'"),
+    "pairs": ("w = 'many'", "v = 'text'"),
+}
+
+
+@st.composite
+def spoilings(draw: st.DrawFn) -> Spoiling:
+    """Draw a statement that gives one row a value that does not fit."""
+    table = draw(st.sampled_from(sorted(_UNFIT)))
+    row, key = draw(_ROWS[table]), KEYS[table]
+    where = " and ".join(f"{name} = ?" for name in key)
+    return Spoiling(
+        f"update {table} set {draw(st.sampled_from(_UNFIT[table]))} where {where}",
+        row[: len(key)],
+    )
+
+
 transactions = st.builds(
     Transaction,
     st.lists(writes(), min_size=1, max_size=4).map(tuple),
     st.lists(writes(), max_size=2).map(tuple),
     st.sampled_from([True, True, True, False]),
 )
-syncs = st.builds(Sync, st.none() | st.sampled_from(list(Step)), st.integers(1, 3))
-copies = st.builds(Copy, st.sampled_from(TABLES), st.none() | st.sampled_from(list(Step)))
+_STEPS = st.none() | st.sampled_from(list(Step))
+_TABLE = st.sampled_from(TABLES)
+syncs = st.builds(Work, st.just("sync"), _TABLE, _STEPS, st.integers(1, 3))
+works = st.builds(
+    Work,
+    st.sampled_from(["copy", "repair", "repair", "verify", "replay", "reopen"]),
+    _TABLE,
+    _STEPS,
+    st.integers(1, 2),
+)
 #: What does not touch a row, and what rebuilds a table behind everybody's back.
 harmless = st.sampled_from([Statement(("vacuum",)), Statement(("analyze",))])
 migrations = st.sampled_from(
@@ -169,7 +206,6 @@ migrations = st.sampled_from(
     ]
 )
 
-calm = st.lists(transactions | writes() | syncs | harmless, min_size=3, max_size=25)
-stormy = st.lists(
-    transactions | writes() | syncs | copies | harmless | migrations, min_size=3, max_size=25
-)
+_done = transactions | writes() | spoilings() | syncs | works | harmless
+calm = st.lists(_done, min_size=3, max_size=25)
+stormy = st.lists(_done | migrations, min_size=3, max_size=25)
