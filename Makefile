@@ -8,7 +8,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev test soak damage lint types arrows check fix bench schema clean
+.PHONY: help demo dev test soak damage drift lint types arrows check fix bench schema clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1|/' | \
@@ -31,6 +31,11 @@ soak: $(DEMO_READY) ## run the long tests: thousands of crashes
 
 damage: $(DEMO_READY) ## damage every file of every mirror in every way, and print what came of it
 	@$(BIN)/python -m tests -m soak -s -o faulthandler_timeout=0 tests/behaviour/test_damage.py
+
+# Some cells only: make drift ARGS="-k 'rename and temporal and not polling'"
+drift: $(DEMO_READY) ## do to tables whatever can be done to them, and print how each mirror fares
+	@$(BIN)/python -m tests tests/behaviour/test_drift.py -m soak -p tests.drift_table --tb=no \
+		-n auto --maxprocesses 4 --dist worksteal -o faulthandler_timeout=0 $(ARGS)
 
 lint: $(READY) ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
