@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
@@ -53,7 +53,7 @@ from rhei_pipeline.protocols import (
 )
 from rhei_pipeline.reconciliation import broken_histories, count_rows, verify_table
 from rhei_pipeline.registry import Registry
-from rhei_pipeline.schema import Mode, Table, difference, nearest
+from rhei_pipeline.schema import Mode, Table, TableSchema, difference, nearest
 from rhei_pipeline.standing import take_stock
 from rhei_pipeline.sync import Pace, apply_pending, sync_cycle
 
@@ -106,6 +106,7 @@ class Pipeline:
         self._tables: dict[str, Table] = {}
         self._errors: dict[str, PermanentError] = {}
         self._said: dict[str, str] = {}
+        self._undescribed: set[str] = set()
         self._drained: list[TableReport] = []
         self._looked_at = -1
         self._looks = 0
@@ -400,7 +401,7 @@ class Pipeline:
         """
         for _ in range(_LOOKS):
             version = self._source.schema_version()
-            if version == self._looked_at:
+            if version == self._looked_at and not self._is_mended():
                 return
             if self._drain(version):
                 self._look(version)
@@ -412,6 +413,14 @@ class Pipeline:
         for declared in self._declared.values():
             self._look_at(declared, standing)
         self._looked_at = version
+
+    def _is_mended(self) -> bool:
+        """Tell whether a table can be described again: a source's version tells of the others."""
+        for name in self._undescribed:
+            with suppress(PermanentError):
+                self._source.describe(name)
+                return True
+        return False
 
     def _drain(self, version: int) -> bool:
         """Apply what logs of images still hold, before they have to be made anew.
@@ -457,7 +466,7 @@ class Pipeline:
     def _look_at(self, declared: Declared, standing: Mapping[str, Table]) -> None:
         """Install capture for the table as it is now; one that cannot be captured is left out."""
         try:
-            table = in_kept_mode(self._source.describe(declared.name), declared, standing)
+            table = in_kept_mode(self._describe(declared.name), declared, standing)
             self._install(table)
         except PermanentError as error:
             self._leave_out(declared.name, error)
@@ -468,6 +477,12 @@ class Pipeline:
             changes = difference(known.schema, table.schema).describe()
             _log.warning("table %r: its source %s; it is copied again", table.name, changes)
         self._tables[table.name] = table
+
+    def _describe(self, name: str) -> TableSchema:
+        self._undescribed.add(name)
+        schema = self._source.describe(name)
+        self._undescribed.discard(name)
+        return schema
 
     def _install(self, table: Table) -> None:
         self._source.install(table, self._mirror.ledger().furthest(table.name))
