@@ -127,12 +127,13 @@ class ChangeBatch:
         count: How many events of the source these stand for (touches of one key count each).
         net: True when `events` holds at most one event a key already.
         rejected: Dead letters met while reading; their rows are not among `events`.
-        resolved: Keys, as text, that no event can have, and that no row has any more.
+        resolved: Keys, as text, whose dead letters are none any more: of rows that no event can
+            tell of and that are gone, and of rows that fitted again within the batch.
         unchanged: By column, a mask of the events whose value the source did not send because
             the change left it as it was.
         former_keys: With `unchanged`: under which key each event's row stood before it.
         truncated_at: When all of the table's rows were removed at once; then this is one event,
-            and `events` is empty.
+            and `events` is empty until the keys that the mirror held are put there.
         seen_at: When the source was read, where rows date themselves: an event dated before what
             the mirror knows of its key was made later than it says, and counts as of now.
         whole_transactions: Events that share an instant are of one transaction, and an event of

@@ -145,7 +145,7 @@ def _completed(
     batch = without_keyless(batch, table.schema)
     if batch.truncated_at is not None:
         events = _as_events(table, keys_of(table), batch.truncated_at, live=False)
-        return replace(batch, events=events, truncated_at=None)
+        return replace(batch, events=events)
     if not batch.unchanged:
         return batch
     held = rows_of(table, wanted_keys(batch, table.schema))
@@ -180,7 +180,7 @@ def keep_letters(
         mended = open_keys.intersection(map(key_text, keys))
         transaction.release(table, mended, snapshot.clock)
     count = transaction.quarantine(batch.rejected)
-    gone = set(batch.resolved)
+    gone = set(batch.resolved if batch.truncated_at is None else open_keys)
     if batch.seen_at is not None:
         # Who asks for rows is not told that one has got a key.
         gone |= _no_longer_keyless(open_keys, table, snapshot)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rhei_pipeline.capture.mending import mended
 from rhei_pipeline.capture.postgres import pgoutput
 from rhei_pipeline.capture.postgres.logical_moment import Moment, RowView, Slot
 from rhei_pipeline.capture.postgres.rows import (
@@ -283,10 +284,12 @@ class _Rows:
         masks = {name: _mask(found, rejections) for name, found in unchanged.items()}
         if former is not None:
             former = without_rows(former, rejections)
+        resolved = mended(events.select(list(self._schema.primary_key)), rejections, letters)
         return ChangeBatch(
             admitted,
             len(run.order),
             rejected=letters,
+            resolved=resolved,
             unchanged=masks,
             former_keys=former,
             whole_transactions=True,

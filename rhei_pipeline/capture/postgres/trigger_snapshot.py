@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rhei_pipeline.capture.mending import mended
 from rhei_pipeline.capture.postgres.instants import XID, CommitInstants
 from rhei_pipeline.capture.postgres.rows import (
     RowReader,
@@ -358,7 +359,8 @@ class PostgresTriggerSnapshot:
         events = pa.table([*own, live, *arrays], [SEQUENCE, CHANGED_AT, LIVE, *schema.names])
         letters = letters_of(schema, rejections, texts, self.clock)
         admitted = without_rows(events.cast(event_schema(schema)), rejections)
-        return ChangeBatch(admitted, count, rejected=letters)
+        resolved = mended(events.select(list(schema.primary_key)), rejections, letters)
+        return ChangeBatch(admitted, count, rejected=letters, resolved=resolved)
 
 
 def log_is_gone(table: str) -> CaptureError:

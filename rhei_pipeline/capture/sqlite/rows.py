@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rhei_pipeline.capture.mending import mended
 from rhei_pipeline.events import (
     EVENT_FIELDS,
     ChangeBatch,
@@ -127,6 +128,8 @@ def event_batch(
     events = pa.table(without([*own, *arrays], rejections), names)
     wanted = event_schema(schema)
     admitted = events.select(wanted.names).cast(wanted)
+    keys = pa.table(arrays[: len(schema.primary_key)], list(schema.primary_key))
+    resolved += mended(keys, rejections, letters)
     return ChangeBatch(admitted, len(rows), rejected=rejected, resolved=resolved)
 
 
