@@ -132,7 +132,7 @@ def _keyed(columns: str, key: str) -> tuple[str, ...]:
 _LOOSE = _COLUMNS.replace(" primary key", " not null")
 _ALL = "id, code, qty, cost"
 _REST = "note, updated_at, tail"
-_DROPS_HISTORY = Way("drop the mirror's table", begins_anew=True)
+_DROPS_HISTORY = Way("rhei drop-table", begins_anew=True)
 _TYPED = Way("'types'", declared={"types": {"price": "decimal(6,2)"}})
 _KEPT = {"temporal": EITHER}
 _TWICE = "alter table t add column twice {int} generated always as (qty * 2) {kept}"
@@ -260,7 +260,7 @@ DRIFTS = (
             "delete from t where ident = 3",
         ),
         ends_in=_KEPT,
-        ways=(Way("'primary_key'", sql=("alter table t rename column ident to id",)),),
+        ways=(_DROPS_HISTORY, Way("'primary_key'", declared={"primary_key": ["code"]})),
     ),
     Drift(
         "key_lost",
