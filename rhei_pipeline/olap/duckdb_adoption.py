@@ -121,6 +121,8 @@ def _refuse_other_table(connection: duckdb.DuckDBPyConnection, table: Table) -> 
 def _is_outgrown(connection: duckdb.DuckDBPyConnection, table: Table, built: Built | None) -> bool:
     """Fit the standing table to the schema; return whether it has to be made anew instead."""
     standing = _types(connection, table)
+    if VALID_TO in standing:
+        standing = _renamed_by_case(connection, table, standing)
     wanted = {field.name: field.type for field in table.mirror_schema}
     other_key = built is not None and built.primary_key != table.schema.primary_key
     if VALID_TO not in standing:
@@ -145,6 +147,23 @@ def _types(connection: duckdb.DuckDBPyConnection, table: Table) -> Mapping[str, 
         name: pa.null() if kind is None else kind
         for name, kind in zip(found.columns, types, strict=True)
     }
+
+
+def _renamed_by_case(
+    connection: duckdb.DuckDBPyConnection, table: Table, standing: Mapping[str, pa.DataType]
+) -> Mapping[str, pa.DataType]:
+    """Follow columns whose names changed their case: to DuckDB they are the same ones."""
+    known = {name.lower(): name for name in standing}
+    renamed = {
+        known[name.lower()]: name
+        for name in table.schema.names
+        if name not in standing and name.lower() in known
+    }
+    for old, new in renamed.items():
+        connection.execute(
+            f"alter table {mirror_table(table.schema)} rename {quote(old)} to {quote(new)}"
+        )
+    return {renamed.get(name, name): kind for name, kind in standing.items()}
 
 
 def _versions(connection: duckdb.DuckDBPyConnection, table: Table) -> pa.Table:
