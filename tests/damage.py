@@ -17,6 +17,7 @@ from typing import Any
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import RheiError
 from rhei_pipeline.schema import Mode
+from tests.other_process import copy
 
 #: What is done to a file, by name.
 KINDS: dict[str, Callable[[bytes], bytes | None]] = {
@@ -117,7 +118,7 @@ def build(world: Path, storage: str | None, mode: str, *, buffered: bool = False
         # Copied while it is open, DuckDB's file has its log beside it.
         (world / "open").mkdir()
         for file in world.glob("mirror.duckdb*"):
-            shutil.copy(file, world / "open" / file.name)
+            copy(file, world / "open" / file.name)
         htap.close()
         for file in (world / "open").iterdir():
             shutil.copy(file, world / file.name)
