@@ -5,7 +5,9 @@ and filters down to the segments, and leaves out parts of Parquet files by their
 """
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, TypeVar
@@ -33,6 +35,9 @@ _SEGMENTS = "_rhei_segments"
 _LETTERS = "_rhei_dead_letter"
 #: A schema of PostgreSQL's whose tables need not be qualified, as in the source.
 _UNQUALIFIED = "public"
+
+#: How soon after one query has failed for its memory another may fail for the same memory.
+_RELEASE_SECONDS = 0.5
 
 _SETTINGS = {
     # Arrow's plain types in, the same types out.
@@ -69,6 +74,7 @@ class ReadingSession:
         self._segments: dict[str, Segment] = {}
         self._letters: str | None = ""
         self._shown: Manifest | None = None
+        self._exhausted_at = -math.inf
         self._wanted: dict[str, StoredTable] = {}
         self._damaged: dict[str, MirrorDamagedError] = {}
         self._create_schema(_SEGMENTS)
@@ -81,6 +87,14 @@ class ReadingSession:
         Raises:
             QueryError: Not one statement, not a reading one, or DataFusion refuses it.
         """
+        try:
+            return plain(_translated(self.plan(sql, params, manifest).to_arrow_table))
+        except _MemoryLimitError:
+            # One that failed just before lets go of its memory only after it has been told so.
+            before, self._exhausted_at = self._exhausted_at, time.monotonic()
+            if self._exhausted_at - before > _RELEASE_SECONDS:
+                raise
+        time.sleep(_RELEASE_SECONDS)
         return plain(_translated(self.plan(sql, params, manifest).to_arrow_table))
 
     def plan(self, sql: str, params: Params, manifest: Manifest) -> DataFrame:
@@ -201,6 +215,10 @@ class ReadingSession:
             self._letters = name
 
 
+class _MemoryLimitError(MirrorError):
+    """The engine has no memory left for a query."""
+
+
 def _translated(call: Callable[[], _Result]) -> _Result:
     try:
         return call()
@@ -210,7 +228,7 @@ def _translated(call: Callable[[], _Result]) -> _Result:
         raise
     except Exception as error:  # DataFusion's errors have no type of their own
         if "Resources exhausted" in str(error):
-            raise MirrorError(
+            raise _MemoryLimitError(
                 "DataFusion has reached its memory limit",
                 hint="ask for less at once, or raise mirror.memory_limit",
             ) from error
