@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -276,11 +276,22 @@ def interruptible(frame: DataFrame, cancel: Cancel) -> Iterator[pa.RecordBatch]:
 
         def following() -> RecordBatch | None:
             awaited = loop.create_task(_following(stream))
-            with cancel.ending_by(lambda: loop.call_soon_threadsafe(awaited.cancel)):
-                return loop.run_until_complete(awaited)
+            try:
+                with cancel.ending_by(lambda: loop.call_soon_threadsafe(awaited.cancel)):
+                    return loop.run_until_complete(awaited)
+            finally:
+                _end_task(loop, awaited)
 
         while (batch := _translated(following)) is not None:
             yield batch.to_pyarrow().cast(schema)
+
+
+def _end_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    """End a task that was cancelled before it began."""
+    if not task.done():
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(task)
 
 
 async def _following(stream: AsyncIterator[RecordBatch]) -> RecordBatch | None:

@@ -253,6 +253,13 @@ def test_a_stream_is_cancelled_before_its_first_row(mirror: Mirror) -> None:
     assert mirror.query("select count(*) as n from t")["n"].to_pylist() == [5000]
 
 
+def test_a_stream_that_was_cancelled_before_it_began_is_an_error(mirror: Mirror) -> None:
+    merge(mirror, rows(a=1.0), keys())
+    with pytest.raises(QueryError, match="cancelled"):
+        next(mirror.stream("select k from t", {}, 100, lambda cancel: cancel()).batches)
+    assert mirror.query("select count(*) as n from t")["n"].to_pylist() == [1]
+
+
 def test_a_stream_only_reads(mirror: Mirror) -> None:
     with pytest.raises(QueryError, match="DELETE"):
         mirror.stream("delete from t", {}, 100)
