@@ -10,7 +10,8 @@
     `-- PermanentError                 something has to change first
         |-- SettingsError              the declaration cannot be read or does not make sense
         |-- SchemaError                a table cannot be mirrored as it stands
-        |   `-- SchemaDriftError       a table changed in a way that must be decided by a person
+        |   |-- SchemaDriftError       a table changed in a way that must be decided by a person
+        |   `-- HiddenRowsError        capture cannot see all rows that the table shows to others
         |-- SourceError                the source refused a statement or is damaged
         |-- CaptureError               changes cannot be learned of
         |   |-- BufferDamagedError     the buffer's files are damaged
@@ -84,6 +85,10 @@ class SchemaError(PermanentError):
 
 class SchemaDriftError(SchemaError):
     """A table changed in a way that must be decided by a person."""
+
+
+class HiddenRowsError(SchemaError):
+    """Capture cannot see all rows that the table shows to others."""
 
 
 class SourceError(PermanentError):

@@ -105,7 +105,9 @@ def _read_key(parts: dict[str, Any], schema: pa.Schema) -> dict[str, Any] | None
 
 def _typed(part: object, kind: pa.DataType) -> object:
     if isinstance(part, Mapping):
-        return bytes.fromhex(part["hex"])
+        part = bytes.fromhex(part["hex"])
+        if not pa.types.is_binary(kind):
+            raise ValueError(f"a key of {kind} has no bytes")
     written_as_text = isinstance(part, str) and not pa.types.is_string(kind)
     value = pa.scalar(part).cast(kind) if written_as_text else pa.scalar(part, kind)
     return value.as_py()

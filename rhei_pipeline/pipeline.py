@@ -10,6 +10,7 @@ from datetime import datetime
 from types import MappingProxyType
 
 from rhei_pipeline.errors import (
+    HiddenRowsError,
     MirrorDamagedError,
     MirrorError,
     PermanentError,
@@ -218,11 +219,15 @@ class Pipeline:
                 self._keep_up()
 
     def _name_of(self, declared: Declared, *, look: bool) -> str:
-        """Return a table's name; one that was mirrored keeps it when the source has it no more."""
+        """Return a table's name; one that was mirrored keeps it when the source has it no more.
+
+        One that is there and cannot be captured is left out, and keeps no process from starting.
+        """
         try:
             schema = self._source.describe(declared.name)
-        except PermanentError:
-            if look or self._registry.table(declared.name) is None:
+        except PermanentError as error:
+            is_known = self._registry.table(declared.name) is not None
+            if look or not (is_known or isinstance(error, HiddenRowsError)):
                 raise
             return declared.name
         if look:

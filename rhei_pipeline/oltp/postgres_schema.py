@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pyarrow as pa
 
-from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.errors import HiddenRowsError, SchemaError
 from rhei_pipeline.oltp.postgres_marks import Marks, read_marks
 from rhei_pipeline.schema import (
     INSTANT,
@@ -255,13 +255,13 @@ def _ordinary_table(
             hint="mirror the tables it is made from, or make it a logged table",
         )
     if hides_rows:
-        raise SchemaError(
+        raise HiddenRowsError(
             "row security hides rows from this user",
             table=_name(namespace, relation),
             hint="run 'alter role <user> bypassrls', or connect as a user whom no policy binds",
         )
     if has_heirs:
-        raise SchemaError(
+        raise HiddenRowsError(
             "tables inherit from it, and no key tells its rows and theirs apart",
             table=_name(namespace, relation),
             hint="mirror those tables by their own names and leave this one out of 'tables', or"

@@ -28,8 +28,6 @@ _REASONS = (
         "capture from the server that publishes it, or use 'polling'",
     ),
 )
-#: The first version with `create or replace trigger`.
-_OLDEST = 140_000
 _LEFT_OUT = "the table is left out until this is mended"
 _CREATES = f"""
 select to_regnamespace('{SCHEMA}') is not null
@@ -57,13 +55,13 @@ def refuse_unfit(connection: Connection, table: PostgresTable) -> None:
             raise SchemaError(reason, table=table.schema.name, hint=hint)
 
 
-def refuse_old(connection: Connection) -> None:
+def refuse_old(connection: Connection, oldest: int) -> None:
     """Refuse a server that has no triggers as ours are.
 
     Raises:
         CaptureError: Says the way out.
     """
-    if connection.info.server_version < _OLDEST:
+    if connection.info.server_version < oldest:
         connection.close()
         raise CaptureError(
             "the server is older than PostgreSQL 14, whose triggers can be mended in place",

@@ -51,6 +51,8 @@ from rhei_pipeline.oltp.postgres_schema import (
 )
 from rhei_pipeline.schema import Mode, Table, TableOptions, TableSchema
 
+#: The first version with `create or replace trigger`.
+_OLDEST = 140_000
 #: Who waits for the lock that creating a trigger takes has all later writers wait behind it.
 _LOCK_TIMEOUT = "1s"
 _LOCK_ATTEMPTS, _PAUSE_SECONDS = 5, 0.3
@@ -99,7 +101,7 @@ class PostgresTriggerSource:
         """The connection; a new one where the server ended the last."""
         if self._kept is None or self._kept.closed:
             self._kept = self._database.connect()
-            postgres_trigger_doctor.refuse_old(self._kept)
+            postgres_trigger_doctor.refuse_old(self._kept, _OLDEST)
             # Every name is then written with its schema, ours and the catalogue's alike.
             self._kept.execute("set search_path = pg_catalog")
             # Losing an acknowledgement in a power cut only means giving it again.
