@@ -108,7 +108,8 @@ def apply_pending(
     ledger = transaction.ledger()
     if ledger.state(table.name) is TableState.COPIED:
         return _put_copy_in_place(table, snapshot, transaction, pace, on_step)
-    after = ledger.watermarks[table.name].position
+    mark = ledger.watermarks[table.name]
+    after = mark.position
     counts, events, letters = Counts(), 0, 0
     for captured in snapshot.changes(table, after, pace.batch_rows):
         on_step(Step.CAPTURED)
@@ -121,7 +122,7 @@ def apply_pending(
         events += batch.count
         on_step(Step.APPLIED)
     counts += _audit(table, snapshot, transaction, after, on_step)
-    watermark = _record(table, snapshot, transaction)
+    watermark = _record(table, snapshot, transaction, mark)
     return TableReport.of(
         table.name,
         counts,
@@ -258,7 +259,8 @@ def _put_copy_in_place(
     on_step: OnStep,
 ) -> TableReport:
     """Catch the copy up to the snapshot, then make it the table, or apply what differs."""
-    after = transaction.ledger().copies[table.name].position
+    ledger = transaction.ledger()
+    after = ledger.copies[table.name].position
     events = letters = 0
     for captured in snapshot.net_changes(table, after, pace.batch_rows):
         on_step(Step.CAPTURED)
@@ -271,25 +273,29 @@ def _put_copy_in_place(
     counts = Counts(inserted=adopted or 0)
     if adopted is None:
         counts += transaction.mend_keys(table, snapshot.clock)
-        counts += _apply_versions(table, snapshot, transaction, pace)
+        counts += _apply_versions(table, after, snapshot, transaction, pace)
         for changes in transaction.copy_differences(table, pace.batch_rows):
             counts += _apply_difference(table, changes, snapshot, transaction)
     on_step(Step.PROMOTED)
     counts += _audit(table, snapshot, transaction, after, on_step)
-    watermark = _record(table, snapshot, transaction)
+    watermark = _record(table, snapshot, transaction, ledger.watermarks.get(table.name))
     return TableReport.of(
         table.name, counts, events=events, dead_letters=letters, watermark=watermark
     )
 
 
 def _apply_versions(
-    table: Table, snapshot: SourceSnapshot, transaction: MirrorTransaction, pace: Pace
+    table: Table,
+    after: Position,
+    snapshot: SourceSnapshot,
+    transaction: MirrorTransaction,
+    pace: Pace,
 ) -> Counts:
     """Give a temporal table each version that events tell of since the copy began.
 
     A copy knows the last of them only; its difference then adds what no event told.
     """
-    counts, after = Counts(), transaction.ledger().copies[table.name].position
+    counts = Counts()
     if table.mode is Mode.TEMPORAL:
         for captured in snapshot.changes(table, after, pace.batch_rows):
             batch = _completed(captured, table, transaction.present_keys, transaction.present_rows)
@@ -327,9 +333,16 @@ def _as_events(table: Table, rows: pa.Table, at: datetime, *, live: bool) -> pa.
     return pa.table(columns, schema=schema)
 
 
-def _record(table: Table, snapshot: SourceSnapshot, transaction: MirrorTransaction) -> int:
+def _record(
+    table: Table,
+    snapshot: SourceSnapshot,
+    transaction: MirrorTransaction,
+    mark: Watermark | None,
+) -> int:
     head = snapshot.head(table)
-    transaction.record(Watermark(table.name, head, snapshot.clock))
+    # What a source reads nothing for, it does not move on: the head is still as of then.
+    if mark is None or mark.position != head:
+        transaction.record(Watermark(table.name, head, snapshot.clock))
     return head.order
 
 
