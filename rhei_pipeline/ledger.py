@@ -101,6 +101,11 @@ class Ledger:
             return TableState.COPIED if self.copies[table].complete else TableState.COPYING
         return TableState.READY if table in self.watermarks else TableState.NEW
 
+    def goes_on(self, table: str) -> bool:
+        """Return whether a copy is under way that goes on where the table itself has come to."""
+        copy, mark = self.copies.get(table), self.watermarks.get(table)
+        return copy is not None and mark is not None and copy.position == mark.position
+
     def needed_from(self, table: str) -> Position | None:
         """Return the position after which the table needs its changes, if any is recorded.
 

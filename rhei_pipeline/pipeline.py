@@ -439,8 +439,9 @@ class Pipeline:
             ledger = self._mirror.ledger()
         except MirrorDamagedError:
             return True  # every table is about to be left out with this error
-        known = (self._registry.table(name) for name in self._declared)
-        ready = [table for table in known if table and ledger.state(table.name) is TableState.READY]
+        known = [table for name in self._declared if (table := self._registry.table(name))]
+        ledger = self._without_overtaken_copies(known, ledger)
+        ready = [table for table in known if ledger.state(table.name) is TableState.READY]
         broken = {table.name for table in ready if not self._source.stands(table)}
         if not any(self._is_read_first(table) for table in ready if table.name in broken):
             return True
@@ -454,6 +455,26 @@ class Pipeline:
         reports = self._cycle(readable, version)
         self._drained += (reports or {}).values()
         return reports is not None
+
+    def _without_overtaken_copies(self, known: Collection[Table], ledger: Ledger) -> Ledger:
+        """Drop copies of histories that a migration overtook; return what is recorded then.
+
+        Such a copy has to be begun anew in any case. Without it, its table goes on where it was,
+        in the shape in which the log still holds the versions of before the migration.
+        """
+        overtaken = [
+            table
+            for table in known
+            if table.mode is Mode.TEMPORAL
+            and ledger.goes_on(table.name)
+            and not self._source.stands(table)
+        ]
+        if not overtaken:
+            return ledger
+        with self._mirror.transaction() as transaction:
+            for table in overtaken:
+                transaction.drop_copy(table)
+        return self._mirror.ledger()
 
     def _is_read_first(self, table: Table) -> bool:
         """Tell whether what its log holds can be applied, and would be lost otherwise."""

@@ -299,6 +299,9 @@ class MirrorTransaction(Protocol):
     def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
         """Append rows to the copy and record how far it has come."""
 
+    def drop_copy(self, table: Table) -> None:
+        """Drop the copy under way; the table beside it stays as it was last recorded."""
+
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
         """Bring the copy up to a later state by net changes."""
 

@@ -210,6 +210,11 @@ class DuckDBTransaction:
                 )
         write_copy(self._connection, progress)
 
+    def drop_copy(self, table: Table) -> None:
+        """Drop the copy under way; the table beside it stays as it was last recorded."""
+        self._connection.execute(f"drop table if exists {copy_name(table.schema)}")
+        forget_copy(self._connection, table.name)
+
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
         """Bring the copy up to a later state by net changes."""
         self._merge(table, copy_name(table.schema), changes)

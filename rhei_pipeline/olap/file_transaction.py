@@ -205,6 +205,13 @@ class FileTransaction:
             _append(self._draft(table, COPY_PREFIX), table, rows)
         self._copies[table.name] = progress
 
+    def drop_copy(self, table: Table) -> None:
+        """Drop the copy under way; the table beside it stays as it was last recorded."""
+        name = mirror_table(table.schema, COPY_PREFIX)
+        self._tables.pop(name, None)
+        self._copies.pop(table.name, None)
+        self._dropped.add(name)
+
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
         """Bring the copy up to a later state by net changes."""
         _merge(self._draft(table, COPY_PREFIX), table, changes)

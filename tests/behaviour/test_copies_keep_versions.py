@@ -184,3 +184,51 @@ def test_a_renamed_column_takes_no_pending_version_along(
     mirror = world.htap._engine.mirror
     told = mirror.query("select id, a, _rhei_operation as o from t where a is not null")
     assert {tuple(row.values()) for row in told.to_pylist()} >= set(ALL_TOLD)
+
+
+MIGRATIONS = pytest.mark.parametrize(
+    "migration",
+    [
+        "alter table t rename column b to c",
+        "alter table t add column c text",
+        "alter table t drop column b",
+    ],
+)
+CUT_OFF = pytest.mark.parametrize("step", [Step.COPY_BEGUN, Step.COPY_COMPLETE])
+
+
+def _migrate_after_a_copy_was_cut_off(
+    world: World | PostgresWorld, step: Step, migration: str
+) -> None:
+    world.run("create table t(id int primary key, a int, b text)")
+    world.run("insert into t values (1, 1, 'b')")
+    world.htap.sync_now()
+    world.faults.arm(step)
+    with pytest.raises(Crash):
+        world.htap.initial_sync("t")
+    world.crash()
+    world.run("update t set a = 2", "update t set a = 3", migration, "update t set a = 4")
+    world.htap.sync_now()
+    assert list(dict.fromkeys(value for _, value, _ in _told(world))) == [1, 2, 3, 4]
+    assert world.htap.verify().equal
+
+
+@MIRRORS
+@MIGRATIONS
+@CUT_OFF
+@pytest.mark.parametrize("buffered", [False, True])
+def test_a_migration_that_overtakes_a_copy_takes_no_version_along(
+    make_world: MakeWorld, storage: str | None, step: Step, migration: str, *, buffered: bool
+) -> None:
+    world = make_world(mode="temporal", storage=storage, buffered=buffered)
+    _migrate_after_a_copy_was_cut_off(world, step, migration)
+
+
+@MIGRATIONS
+@CUT_OFF
+@pytest.mark.parametrize("method", ["logical", "trigger"])
+def test_nor_does_it_on_postgres(
+    make_postgres: MakePostgres, step: Step, migration: str, method: str
+) -> None:
+    world = make_postgres(mode="temporal", capture={"method": method})
+    _migrate_after_a_copy_was_cut_off(world, step, migration)
