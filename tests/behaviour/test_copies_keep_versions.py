@@ -1,6 +1,7 @@
 """What copies or repairs a history first gets every version that the source tells of."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -232,3 +233,22 @@ def test_nor_does_it_on_postgres(
 ) -> None:
     world = make_postgres(mode="temporal", capture={"method": method})
     _migrate_after_a_copy_was_cut_off(world, step, migration)
+
+
+@pytest.mark.parametrize("method", ["logical", "trigger"])
+def test_a_second_migration_after_a_crash_does_not_read_the_buffer_in_a_shape_it_has_not(
+    make_postgres: MakePostgres, tmp_path: Path, method: str
+) -> None:
+    capture = {"method": method, "buffer": {"path": tmp_path / "cdc"}}
+    world = make_postgres(mode="temporal", capture=capture)
+    world.run("create table t(id int primary key, a int, b text)")
+    world.run("insert into t values (1, 1, 'b')")
+    world.htap.sync_now()
+    world.run("update t set a = 2", "alter table t drop column b")
+    world.faults.arm(Step.ACKNOWLEDGED, 2)
+    with pytest.raises(Crash):
+        world.htap.sync_now()
+    world.crash()
+    world.run("update t set a = 3", "alter table t add column c text")
+    assert not world.htap.sync_now().errors
+    assert world.htap.verify().equal

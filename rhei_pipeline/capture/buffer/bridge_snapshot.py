@@ -85,7 +85,10 @@ class BridgeSnapshot:
         return (early or extents)[-1 if early else 0].position
 
     def proves(self, table: Table, position: Position) -> bool:
-        """Look for the place in the log."""
+        """Look for the place in the log, which is of the table's shape when it was made."""
+        bridged = self._bridged.get(table.name)
+        if bridged is not None and bridged.table.schema != table.schema:
+            return False
         return self._log.holds(table.name, position)
 
     def retains(self, position: Position) -> bool:  # noqa: ARG002
