@@ -129,6 +129,7 @@ class Door:
             return self.ask_source(sql, params, reason, plan)
         if plan.history:
             self._refuse_not_followed(sql)
+            self._refuse_bound(sql, max_staleness, after)
             return self._ask_history(sql, params, plan)
         answer = self._ask_mirror(plan, params)
         if answer is not None:
@@ -268,6 +269,7 @@ class Door:
         needed = self._needed(max_staleness, after.committed_at if after else 0)
         if not self._is_fresh(needed):
             self._freshen(needed, may_leave=False)
+        self._refuse_bound(sql, max_staleness, after)
         ledger = self._mirror.ledger()
         with self._told("olap"):
             found = self._mirror.query(sql, params)
@@ -292,11 +294,23 @@ class Door:
                     f" or drop it from the mirror with 'rhei drop-table {name}'",
                 )
 
+    def _refuse_bound(self, sql: str, max_staleness: float | None, after: Written | None) -> None:
+        """Refuse to call an answer fresh that reads tables which no sync brings up to date."""
+        stale = {} if max_staleness is None and after is None else self._not_followed_in(sql)
+        for name, since in stale.items():
+            raise QueryError(
+                f"table {name!r} is not followed since {since.isoformat()}, and its mirror is older"
+                " than was asked for",
+                hint="leave out 'max_staleness' and 'after' to read what the mirror holds; 'rhei"
+                " sync' names what keeps the table from being followed",
+            )
+
     def _ask_history(self, sql: str, params: Sequence[Any], plan: Plan) -> pa.Table:
         ledger = self._mirror.ledger()
         with self._told("olap"):
             found = self._mirror.query(sql, params)
-        return answers.labelled(found, plan.route, ledger, _age(self._pipeline.synced_from))
+        labelled = answers.labelled(found, plan.route, ledger, _age(self._pipeline.synced_from))
+        return answers.dated(labelled, self._not_followed_in(sql))
 
     def _ask_mirror(self, plan: Plan, params: Sequence[Any]) -> pa.Table | None:
         """Answer a translated query; None where only the source can tell."""

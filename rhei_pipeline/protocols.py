@@ -415,6 +415,9 @@ class Mirror(Protocol):
         of it; nothing where all files are whole.
         """
 
+    def confirm(self) -> None:
+        """Take what is held as newest: a sync compared its positions and had nothing to apply."""
+
     def gaps_until(self, table: Table) -> datetime | None:
         """Return until when a repair has left gaps in a history, and said so; None: it is whole."""
 

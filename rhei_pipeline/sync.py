@@ -75,6 +75,8 @@ def sync_cycle(
             return None
         due = _due(tables, snapshot, mirror.ledger())
         reports = _apply_all(due, snapshot, mirror, pace, on_step) if due else {}
+        if not due:
+            mirror.confirm()
     acknowledge(source, mirror.ledger(), tables, prune=pace.prune)
     on_step(Step.ACKNOWLEDGED)
     waited = time.monotonic() - started

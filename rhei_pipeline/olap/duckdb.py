@@ -292,6 +292,12 @@ class DuckDBMirror:
         """Do nothing: DuckDB's file is whole, or refused as a whole."""
         return ()
 
+    def confirm(self) -> None:
+        """Answer queries again where the file was thought to be older than it was."""
+        if self._older is not None:
+            with self.transaction():
+                pass  # an empty commit notes the state
+
     def gaps_until(self, table: Table) -> datetime | None:  # noqa: ARG002
         """Return None: nothing of a history is ever left out."""
         return None

@@ -8,7 +8,7 @@ import json
 import os
 from contextlib import suppress
 
-from rhei_pipeline.errors import MirrorDamagedError
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError
 from rhei_pipeline.ledger import Ledger
 
 _SUFFIX = ".last"
@@ -19,12 +19,22 @@ class LastCommit:
     """A note of a few bytes, which is not waited for: a lost note is no loss.
 
     Args:
-        path: The DuckDB file's.
+        path: The DuckDB file's; one note belongs to the file, whatever links lead to it.
+
+    Raises:
+        MirrorError: The note cannot be opened.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._file = os.open(path + _SUFFIX, os.O_RDWR | os.O_CREAT, 0o644)
+        note = os.path.realpath(path) + _SUFFIX
+        try:
+            self._file = os.open(note, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise MirrorError(
+                f"mirror {path!r} cannot be used: its file {note!r}: {error.strerror or error}",
+                hint=f"give this user write access to {note!r}, or delete it",
+            ) from error
 
     def blank(self) -> None:
         """Forget: a commit is about to be made, and may be the last thing this process does."""
