@@ -1,14 +1,17 @@
 """Answers: the mirror's in the source's names and types, and what each says of itself."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 
+from rhei_pipeline.errors import QueryError
 from rhei_pipeline.ledger import Ledger
 from rhei_pipeline.routing import Plan, Route
+from rhei_pipeline.schema import Table
 
 
 def bound(plan: Plan, params: Sequence[Any]) -> dict[str, Any]:
@@ -66,6 +69,23 @@ def labelled(
     if age_seconds is not None:
         labels["rhei.staleness_seconds"] = f"{age_seconds:.3f}"
     return found.replace_schema_metadata({**(found.schema.metadata or {}), **labels})
+
+
+@contextmanager
+def pointing(
+    read: Callable[[], Collection[str]],
+    mirrored: Callable[[], Mapping[str, Table]],
+    followed: Collection[str],
+) -> Iterator[None]:
+    """Add to the source's refusal of a query which of its tables stands in the mirror alone."""
+    try:
+        yield
+    except QueryError as error:
+        apart = {table.name for table in mirrored().values()} - set(followed)
+        name = next((name for name in sorted(apart) if name.lower() in read()), None)
+        if name is not None and error.hint is None:
+            error.hint = f"table {name!r} stands in the mirror alone: ask it with '--hint olap'"
+        raise
 
 
 def dated(found: pa.Table, not_followed: Mapping[str, datetime]) -> pa.Table:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal, Self
 
 import pyarrow as pa
@@ -247,7 +248,9 @@ class Door:
         columns = None
         if not self._sides.is_sidecar:
             columns = (plan or self.planner.plan(sql, params)).columns
-        with self._told("oltp"):
+        read = partial(tables_read, sql, self._sides.dialects[0])
+        pointing = answers.pointing(read, self._mirror.tables, self._pipeline.tables)
+        with self._told("oltp"), pointing:
             found = self._sides.oltp.query(sql, params, columns, begun)
         return answers.labelled(found, Route("oltp", reason), None)
 
@@ -301,8 +304,7 @@ class Door:
             raise QueryError(
                 f"table {name!r} is not followed since {since.isoformat()}, and its mirror is older"
                 " than was asked for",
-                hint="leave out 'max_staleness' and 'after' to read what the mirror holds; 'rhei"
-                " sync' names what keeps the table from being followed",
+                hint="ask without 'max_staleness' and 'after'; 'rhei sync' names the way out",
             )
 
     def _ask_history(self, sql: str, params: Sequence[Any], plan: Plan) -> pa.Table:
