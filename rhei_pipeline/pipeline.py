@@ -542,7 +542,8 @@ class Pipeline:
         copied = {}
         for table in due:
             try:
-                copied[table.name] = self._copy(table, on_progress)
+                # What was pending in another shape has been drained: the history goes on.
+                copied[table.name] = self._copy(table, on_progress, same_shape=True)
             except MirrorDamagedError as error:
                 if error.table != table.name:
                     raise

@@ -31,8 +31,8 @@ from tests.strategies import (
     stormy,
 )
 
-EXAMPLES = 60
-BUFFERED_EXAMPLES = 24
+EXAMPLES = 20
+BUFFERED_EXAMPLES = 10
 STORAGE_EXAMPLES = 12
 SOAK_EXAMPLES = 2_000
 DURABLE = ("ipc", "parquet", "delta")
