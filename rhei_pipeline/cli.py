@@ -135,7 +135,7 @@ def status(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Say how each table stands: mode, state, watermark, lag, dead letters."""
+    """Show the state of each table: mode, watermark, lag, dead letters."""
     with _errors_at_the_end(), _opened(config) as htap, suppress(KeyboardInterrupt):
         found = htap.sync_status()
         while watch is not None:

@@ -26,7 +26,7 @@ def as_of(table: Table, instant: datetime, mirror: Mirror) -> pa.Table:
         raise QueryError(
             f"its history is known from {known.begins_at.isoformat()} on",
             table=table.name,
-            hint="ask for an instant from then on; what was before, no copy can tell",
+            hint="give a later instant; earlier states were never recorded",
         )
     return mirror.query(
         f"select {listed(known.columns(instant))} from {mirror_table(table.schema)}"

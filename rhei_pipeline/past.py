@@ -1,5 +1,6 @@
 """What a mirror holds from before: modes that stay, tables no longer followed, tables to drop."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,8 +12,10 @@ from rhei_pipeline.ledger import Ledger
 from rhei_pipeline.metrics import DropReport
 from rhei_pipeline.protocols import Mirror
 from rhei_pipeline.registry import Registry
-from rhei_pipeline.schema import Mode, Table, TableSchema, nearest, refuse_reserved
+from rhei_pipeline.schema import RESERVED_PREFIX, Mode, Table, TableSchema, nearest
 from rhei_pipeline.sql import mirror_table
+
+_PLAIN_NAME = re.compile(r"\w[\w -]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +153,16 @@ def _refuse_unsaid(going: Dropping) -> None:
 
 
 def _refuse_name(name: str, declared: Collection[str]) -> None:
-    refuse_reserved(name, [])
-    if not name.strip() or name.lower() in map(str.lower, declared):
+    if name.lower().startswith(RESERVED_PREFIX) or name.lower() in map(str.lower, declared):
         raise SchemaError(
-            f"{name!r} is a declared table's name, or none",
+            f"the name {name!r} is taken by a declared table, or reserved",
             hint="give another name after '--keep-as'",
+        )
+    # A dot or a slash would name a schema or a file in every later query.
+    if not _PLAIN_NAME.fullmatch(name):
+        raise SchemaError(
+            f"{name!r} is no name that a query can use for a table",
+            hint="use letters, digits, '_' and '-' after '--keep-as'",
         )
 
 

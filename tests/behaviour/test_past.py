@@ -330,7 +330,7 @@ def test_history_is_dropped_only_when_it_is_said(
         world.htap.drop_table("p")
     with pytest.raises(SchemaError, match="not both"):
         world.htap.drop_table("p", keep_as="x", discard_history=True)
-    for name in ("q", "_rhei_x", "", "P"):
+    for name in ("q", "_rhei_x", "", "P", "a.b", "../x", "a/b", "nul\0x"):
         with pytest.raises(SchemaError):
             world.htap.drop_table("p", keep_as=name)
     with pytest.raises(SchemaError, match="did you mean 'p'"):
