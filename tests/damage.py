@@ -280,8 +280,11 @@ def _prove_past(htap: HTAP, before: dict[str, Any], *, whole: bool) -> None:
         raise WrongError("versions are lost, and nothing said so")
 
 
-def _began(row: str) -> str:
-    return row.partition("'_rhei_valid_from': ")[2].partition(", tzinfo")[0]
+def _began(row: str) -> list[int]:
+    """Return the parts of the instant at which a version began, the year first."""
+    text = row.partition("'_rhei_valid_from': datetime.datetime(")[2].partition(", tzinfo")[0]
+    parts = list(map(int, text.split(", ")))
+    return parts + [0] * (7 - len(parts))
 
 
 def _version(row: str) -> str:

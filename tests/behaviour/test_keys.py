@@ -143,9 +143,8 @@ def test_texts_that_a_collation_holds_equal_follow_the_source(
         assert world.htap.verify().equal
 
 
-@BOTH_MODES
 @pytest.mark.parametrize("way", POSTGRES_WAYS)
-@pytest.mark.parametrize("storage", [None, "parquet"])
+@pytest.mark.parametrize(("mode", "storage"), [("destructive", "parquet"), ("temporal", None)])
 def test_postgres_keys_that_are_equal_follow_the_source(
     make_postgres: MakePostgres, mode: str, way: str, storage: str | None, tmp_path: Any
 ) -> None:

@@ -14,7 +14,7 @@ from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
 from tests.polled_histories import POSTGRES_NOW, SQLITE_NOW, TABLES, Play, drawn, schema
 
-EXAMPLES = 10
+EXAMPLES = 6
 SOAK_EXAMPLES = 250
 
 MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])

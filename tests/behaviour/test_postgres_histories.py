@@ -23,7 +23,7 @@ from tests.postgres_histories import (
     triggers_stormy,
 )
 
-EXAMPLES = 12
+EXAMPLES = 6
 SOAK_EXAMPLES = 400
 TRIGGERS = {"method": "trigger"}
 

@@ -20,7 +20,7 @@ from tests.model import arrow_rows, source_rows
 
 MakeWorld = Callable[..., World]
 
-KILLS = 8
+KILLS = 4
 SOAK_KILLS = 1_000
 
 
