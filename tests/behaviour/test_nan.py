@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -92,11 +93,10 @@ def test_a_delta_table_keeps_no_statistics_of_floating_columns(tmp_path: Path) -
 
 
 def test_polars_sees_a_nan_in_the_files(mirror: DataFusionMirror) -> None:
-    polars = pytest.importorskip("polars", reason="Polars is not one of this project's packages")
     mirror.close()
     for file in (Path(mirror.path) / "data").glob("*.parquet"):
-        frame = polars.scan_parquet(file)
-        assert frame.filter(polars.col("x").is_nan()).collect().height == 1
+        frame = pl.scan_parquet(file)
+        assert frame.filter(pl.col("x").is_nan()).collect().height == 1
 
 
 def test_verify_notices_statistics_that_mislead_queries(
