@@ -252,3 +252,23 @@ def test_a_second_migration_after_a_crash_does_not_read_the_buffer_in_a_shape_it
     world.run("update t set a = 3", "alter table t add column c text")
     assert not world.htap.sync_now().errors
     assert world.htap.verify().equal
+
+
+@pytest.mark.parametrize("step", [Step.ACKNOWLEDGED, Step.COPY_BEGUN])
+def test_versions_written_beside_a_migration_are_kept_by_the_log_of_postgres(
+    make_postgres: MakePostgres, step: Step
+) -> None:
+    world = make_postgres(mode="temporal", capture={"method": "logical"})
+    world.run("create table t(id int primary key, a int)", "insert into t values (1, 1)")
+    world.htap.sync_now()
+    world.run("update t set a = 2", "alter table t add column c text")
+    _at(world, step, lambda: world.run("update t set a = 3", "update t set a = 4"))
+    world.htap.sync_now()
+    world.htap.sync_now()
+    values = [value for _, value, _ in _told(world)]
+    assert [value for place, value in enumerate(values) if value not in values[:place]] == [
+        1,
+        2,
+        3,
+        4,
+    ]
