@@ -32,6 +32,7 @@ from rhei_pipeline.terminal import (
     err,
     name_errors,
     name_not_followed,
+    name_not_published,
     out,
     say,
     show,
@@ -103,7 +104,8 @@ def sync(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     )
     name_errors(report.errors)
     name_not_followed(report.not_followed, report.errors)
-    _exit_if(bool(report.errors), LEFT_OUT)
+    name_not_published(report.not_published)
+    _exit_if(bool(report.errors or report.not_published), LEFT_OUT)
 
 
 @app.command(name="bridge", epilog=example("bridge"))
@@ -144,7 +146,8 @@ def status(
             time_.sleep(watch)
             found = htap.sync_status()
     _show_status(found, as_json=json_)
-    _exit_if(any(table.error for table in found.tables.values()), LEFT_OUT)
+    left_out = any(table.error for table in found.tables.values())
+    _exit_if(left_out or bool(found.not_published), LEFT_OUT)
 
 
 def _status_row(table: TableStatus) -> dict[str, Any]:
@@ -172,6 +175,7 @@ def _show_status(found: SyncStatus, *, as_json: bool) -> None:
     errors = {name: table.error for name, table in found.tables.items() if table.error}
     name_errors(errors)
     name_not_followed(found.not_followed, errors)
+    name_not_published(found.not_published)
 
 
 @app.command(epilog=example('query "select count(*) from orders" --hint olap'))

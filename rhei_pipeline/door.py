@@ -1,5 +1,6 @@
 """The reading side of the door: a query goes to the side that suits, as fresh as it has to be."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,13 +26,15 @@ _ONLY_READ = "the source is only read, so that its mirror answers, in the mirror
 WhenStale = Literal["sync", "wait", "oltp"]
 _NANOSECONDS = 1_000_000_000
 _LOOK_SECONDS = 0.005
+_TOKEN = re.compile(r"(\d+)@(\d+)", re.ASCII)
 
 
 class Written(int):
     """How many rows a write changed, and when it was committed.
 
     An integer in every respect. Given to a query as `after`, it makes sure that the query sees
-    the write.
+    the write. Pickled or copied it keeps its moment; JSON would keep the number alone, so send
+    `token` instead.
 
     Attributes:
         committed_at: By `time.monotonic_ns`, which all processes of a machine share.
@@ -44,6 +47,49 @@ class Written(int):
         made = super().__new__(cls, rows)
         made.committed_at = committed_at
         return made
+
+    def __reduce__(self) -> tuple[type[Self], tuple[int, int]]:
+        """Return what a copy is made of."""
+        return type(self), (int(self), self.committed_at)
+
+    @property
+    def token(self) -> str:
+        """The write as a short text, such as `2@81234567890`; a query's `after` takes it."""
+        return f"{int(self)}@{self.committed_at}"
+
+    @classmethod
+    def parse(cls, token: str) -> Self:
+        """Read a token.
+
+        Raises:
+            QueryError: It is not one.
+        """
+        found = _TOKEN.fullmatch(token)
+        if found is None:
+            raise _no_write()
+        return cls(int(found[1]), int(found[2]))
+
+
+def moment_of(after: Written | str | None) -> int:
+    """Return when a write was committed, by the monotonic clock; 0 for none.
+
+    Raises:
+        QueryError: It is neither what a write returned nor its token.
+    """
+    if after is None:
+        return 0
+    written = Written.parse(after) if isinstance(after, str) else after
+    if not isinstance(written, Written):
+        raise _no_write()
+    # One of before the machine was started anew lies in the past, whatever its number.
+    return min(written.committed_at, time.monotonic_ns())
+
+
+def _no_write() -> QueryError:
+    return QueryError(
+        "'after' is not a write",
+        hint="give what execute returned, or its 'token': a number alone has no moment",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +135,7 @@ class Door:
         self._freshness = freshness
         self._doubted: tuple[Ledger, frozenset[str]] | None = None
         self._last_write = 0
+        self._writes = threading.Lock()
         self._watchers: list[Callable[[str, float], None]] = []
 
     def watch(self, watcher: Callable[[str, float], None]) -> None:
@@ -98,7 +145,8 @@ class Door:
     def wrote(self, rows: int) -> Written:
         """Note that a write has been committed; later queries of `auto` see it."""
         now = time.monotonic_ns()
-        self._last_write = now
+        with self._writes:  # a write that was committed earlier may be noted later
+            self._last_write = max(self._last_write, now)
         return Written(rows, now)
 
     def route(self, sql: str, params: Sequence[Any] = ()) -> Route:
@@ -118,7 +166,7 @@ class Door:
         params: Sequence[Any] = (),
         *,
         max_staleness: float | None = None,
-        after: Written | None = None,
+        after: Written | str | None = None,
     ) -> pa.Table:
         """Answer a query from the side that suits it; the answer says which, and how fresh."""
         if self._sides.is_sidecar:
@@ -214,7 +262,7 @@ class Door:
         return Streamed(shape, answers.shown(None, streamed.batches, shape), streamed.cancel)
 
     def _reason_to_leave(
-        self, plan: Plan, max_staleness: float | None, after: Written | None
+        self, plan: Plan, max_staleness: float | None, after: Written | str | None
     ) -> str | None:
         """Bring the mirror up to what is asked; say why the source answers, where it does."""
         if not plan.reads:
@@ -224,7 +272,7 @@ class Door:
             )
         if plan.route.engine == "oltp":
             return plan.route.reason
-        written = max(self._last_write, after.committed_at if after else 0)
+        written = max(self._last_write, moment_of(after))
         needed = self._needed(max_staleness, written)
         if not self._is_fresh(needed) and not self._freshen(needed, may_leave=not plan.history):
             return f"{plan.route.reason}, but the mirror is not as fresh as asked"
@@ -266,10 +314,10 @@ class Door:
         sql: str,
         params: Sequence[Any] | Mapping[str, Any],
         max_staleness: float | None = None,
-        after: Written | None = None,
+        after: Written | str | None = None,
     ) -> pa.Table:
         """Answer a query, written for the mirror, from the mirror."""
-        needed = self._needed(max_staleness, after.committed_at if after else 0)
+        needed = self._needed(max_staleness, moment_of(after))
         if not self._is_fresh(needed):
             self._freshen(needed, may_leave=False)
         self._refuse_bound(sql, max_staleness, after)
@@ -297,7 +345,9 @@ class Door:
                     f" or drop it from the mirror with 'rhei drop-table {name}'",
                 )
 
-    def _refuse_bound(self, sql: str, max_staleness: float | None, after: Written | None) -> None:
+    def _refuse_bound(
+        self, sql: str, max_staleness: float | None, after: Written | str | None
+    ) -> None:
         """Refuse to call an answer fresh that reads tables which no sync brings up to date."""
         stale = {} if max_staleness is None and after is None else self._not_followed_in(sql)
         for name, since in stale.items():

@@ -68,7 +68,16 @@ class BufferBusyError(TransientError):
 
 
 class BufferFullError(TransientError):
-    """The buffer takes no more until the mirror has caught up."""
+    """The buffer takes no more until the mirror has caught up.
+
+    Args:
+        message, hint: See `RheiError`.
+        made_room: Whether the mirror has caught up by now, so that another cycle goes on.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, made_room: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.made_room = made_room
 
 
 class PermanentError(RheiError):

@@ -86,7 +86,7 @@ class HTAP:
         params: Sequence[Any] = (),
         hint: Hint = "auto",
         max_staleness: float | None = None,
-        after: Written | None = None,
+        after: Written | str | None = None,
     ) -> pa.Table:
         """Run one reading statement, in the source's SQL.
 
@@ -98,8 +98,8 @@ class HTAP:
                 `oltp` asks the source; `olap` asks the mirror as it is. Beside a source that is
                 only polled, `oltp` asks the local database, and `auto` the mirror, in its SQL.
             max_staleness: The most seconds that the mirror's answer may lie behind the source.
-            after: What `execute` returned, here or in another process of this machine: the
-                answer shows that write.
+            after: What `execute` returned, or its `token`, here or in another process of this
+                machine: the answer shows that write.
 
         Returns:
             The answer. Its schema's metadata tell the side, the reason and the watermark.
@@ -220,8 +220,9 @@ class HTAP:
         """Tell how every table stands.
 
         Args:
-            patience_seconds: How long to wait for a sync under way, then to tell what was known
-                before it; left out, until it ends.
+            patience_seconds: How long to wait for a sync under way, before what was known before
+                it is returned; the same where source or mirror cannot be read, with the reason in
+                `unreadable`. Left out: until it ends, and what cannot be read is an error.
         """
         background = self._background
         error = background.last_error if background else None
@@ -234,6 +235,8 @@ class HTAP:
             held_bytes=standing.held_bytes,
             age_seconds=standing.age_seconds,
             not_followed=standing.not_followed,
+            not_published=standing.not_published,
+            unreadable=standing.unreadable,
         )
 
     def watch(

@@ -118,12 +118,14 @@ class SyncReport:
 
     The sums over all tables, and the same per table in `tables`. `watermark` is the sum of the
     tables' positions: it grows by one for each event of the source. `not_followed` names tables
-    of the mirror that no sync brings up to date any more, and since when.
+    of the mirror that no sync brings up to date any more, and since when. `not_published` says why
+    what others read beside the mirror (the published copy, Delta tables) is older than the mirror.
     """
 
     tables: Mapping[str, TableReport] = field(default_factory=lambda: MappingProxyType({}))
     duration_seconds: float = 0.0
     not_followed: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
+    not_published: str | None = None
 
     @property
     def events(self) -> int:
@@ -230,12 +232,17 @@ class Standing:
         held_bytes: What is kept until this mirror has it, by what keeps it: `slot`, `log`,
             `buffer`.
         not_followed: Tables of the mirror that no sync brings up to date any more, and since when.
+        not_published: See `SyncReport`.
+        unreadable: Why source or mirror could not be read when that was last tried; the figures
+            are older then.
     """
 
     tables: Mapping[str, TableStatus]
     held_bytes: Mapping[str, int]
     age_seconds: float = 0.0
     not_followed: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
+    not_published: str | None = None
+    unreadable: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +255,7 @@ class SyncStatus:
         copying: The copies under way, by table.
         held_bytes: See `Standing`.
         age_seconds: How old these figures are; more than nothing where a sync was not waited for.
-        not_followed: See `Standing`.
+        not_followed, not_published, unreadable: See `Standing`.
     """
 
     running: bool
@@ -258,6 +265,8 @@ class SyncStatus:
     held_bytes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     age_seconds: float = 0.0
     not_followed: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
+    not_published: str | None = None
+    unreadable: str | None = None
 
     @property
     def lag_events(self) -> int:

@@ -10,7 +10,6 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from rhei_pipeline.errors import RheiError
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.ledger import TableState
 from rhei_pipeline.metrics import SyncReport, SyncStatus
@@ -72,10 +71,9 @@ class Monitoring:
 
     def readiness(self) -> str | None:
         """Say why queries should not be sent here yet; None when they may."""
-        try:
-            found = self._htap.sync_status(_PATIENCE_SECONDS)
-        except RheiError as error:
-            return str(error)
+        found = self._htap.sync_status(_PATIENCE_SECONDS)
+        if found.unreadable is not None:
+            return found.unreadable
         if not found.tables:  # the first sync is under way, and nothing was known before it
             return f"not copied yet: {', '.join(sorted(found.copying)) or 'any table'}"
         waiting = [name for name, table in found.tables.items() if not _is_ready(table.state)]
@@ -95,15 +93,10 @@ class _Standing(Collector):
         self._htap = htap
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the gauges; only `rhei_up` 0 while source or mirror cannot be read."""
+        """Yield the gauges: what was last known while source or mirror cannot be read."""
+        status = self._htap.sync_status(_PATIENCE_SECONDS)
         up = GaugeMetricFamily("rhei_up", "Whether source and mirror can be read.")
-        try:
-            status = self._htap.sync_status(_PATIENCE_SECONDS)
-        except RheiError:
-            up.add_metric([], 0)
-            yield up
-            return
-        up.add_metric([], 1)
+        up.add_metric([], status.unreadable is None)
         yield up
         yield from _gauges(status)
 
@@ -118,6 +111,11 @@ def _gauges(status: SyncStatus) -> Iterator[Metric]:
     age = GaugeMetricFamily("rhei_status_age_seconds", "How old the figures of the tables are.")
     age.add_metric([], status.age_seconds)
     yield age
+    behind = GaugeMetricFamily(
+        "rhei_publishing_failing", "Whether the published copy or a Delta table is out of date."
+    )
+    behind.add_metric([], status.not_published is not None)
+    yield behind
     held = GaugeMetricFamily(
         "rhei_capture_held_bytes", "Bytes kept until the mirror has them.", labels=["keeper"]
     )

@@ -14,6 +14,7 @@ from rhei_pipeline.errors import (
     MirrorDamagedError,
     MirrorError,
     PermanentError,
+    RheiError,
     SchemaDriftError,
     SchemaError,
     SourceBusyError,
@@ -55,7 +56,7 @@ from rhei_pipeline.protocols import (
 from rhei_pipeline.reconciliation import broken_histories, count_rows, verify_table
 from rhei_pipeline.registry import Registry
 from rhei_pipeline.schema import Mode, Table, TableSchema, difference, nearest
-from rhei_pipeline.standing import take_stock
+from rhei_pipeline.standing import StatusCache, take_stock
 from rhei_pipeline.sync import Pace, apply_pending, sync_cycle
 
 _log = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class Pipeline:
         self._looks = 0
         self._synced_from: int | None = None
         self._copying: dict[str, CopyStatus] = {}
-        self._known, self._known_at = Standing(MappingProxyType({}), {}), time.monotonic()
+        self._status = StatusCache()
         self._watchers: list[Callable[[SyncReport], None]] = []
         record_keys(mirror, registry)
         for table in declared:
@@ -253,6 +254,7 @@ class Pipeline:
                 reports = self._cycle(self._tables.values(), self._looked_at)
                 if reports is not None:
                     self._synced_from = begun
+                    self._status.note_readable()
                     report = self._report(reports, copied, started)
                     _log.debug("synced %d events", report.events)
                     for watcher in self._watchers:
@@ -373,19 +375,23 @@ class Pipeline:
         yield from self._tables.values()
 
     def status(self, patience_seconds: float | None = None) -> Standing:
-        """Tell how every declared table stands; reads, and waits for a sync under way.
+        """Return how every declared table stands; reads, and waits for a sync under way.
 
-        Where that takes longer than the patience given, tells what was last known.
+        With a patience given, returns what was last known where waiting takes longer, and where
+        source or mirror cannot be read.
         """
         if not self._lock.acquire(timeout=-1 if patience_seconds is None else patience_seconds):
-            return replace(self._known, age_seconds=time.monotonic() - self._known_at)
+            return self._status.last()
         try:
             modes = {name: declared.mode for name, declared in self._declared.items()}
             modes |= {name: table.mode for name, table in self._tables.items()}
             found = take_stock(modes, self._tables, self._errors, self._source, self._mirror)
-            self._known = replace(found, not_followed=self.not_followed)
-            self._known_at = time.monotonic()
-            return self._known
+            return self._status.keep(replace(found, not_followed=self.not_followed))
+        except RheiError as error:
+            self._status.note_unreadable(error)
+            if patience_seconds is None:
+                raise
+            return self._status.last()
         finally:
             self._lock.release()
 
@@ -556,6 +562,7 @@ class Pipeline:
     def _copy(self, table: Table, on_progress: OnProgress, *, same_shape: bool = False) -> Copied:
         def note(name: str, rows: int, of: int) -> None:
             self._copying[name] = CopyStatus(rows, of)
+            self._status.note_readable()
             on_progress(name, rows, of)
 
         self._install(table)
@@ -595,7 +602,13 @@ class Pipeline:
             reports[name] = replace(reports[name], copied_rows=copy.rows, dead_letters=letters)
         self._registry.note_not_followed(self.not_followed)
         seconds = time.monotonic() - started
-        return SyncReport(MappingProxyType(reports), seconds, self.not_followed)
+        unpublished = self._mirror.not_published
+        return SyncReport(
+            MappingProxyType(reports),
+            seconds,
+            self.not_followed,
+            None if unpublished is None else str(unpublished),
+        )
 
 
 def _copy_report(copied: Copied, report: TableReport, started: float) -> CopyReport:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from rhei_pipeline.errors import RheiError
 from rhei_pipeline.events import (
     ChangeBatch,
     Comparison,
@@ -417,6 +418,10 @@ class Mirror(Protocol):
 
     def confirm(self) -> None:
         """Take what is held as newest: a sync compared its positions and had nothing to apply."""
+
+    @property
+    def not_published(self) -> RheiError | None:
+        """Why what others read beside the mirror is older than the mirror; None where it is not."""
 
     def gaps_until(self, table: Table) -> datetime | None:
         """Return until when a repair has left gaps in a history, and said so; None: it is whole."""

@@ -30,15 +30,21 @@ def access_from(environment: Mapping[str, str] | None = None) -> Access:
     """Read what callers have to know from RHEI_SERVE_TOKEN, RHEI_SERVE_USER, RHEI_SERVE_PASSWORD.
 
     Raises:
-        SettingsError: There is a user without a password, or the other way round.
+        SettingsError: One of them is empty, or there is a user without a password or the other
+            way round.
     """
     known = os.environ if environment is None else environment
+    for name in ("RHEI_SERVE_TOKEN", "RHEI_SERVE_USER", "RHEI_SERVE_PASSWORD"):
+        if not known.get(name, name).strip():
+            raise SettingsError(
+                f"{name} is empty: anybody could call", hint="give it a value, or unset it"
+            )
     user, password = known.get("RHEI_SERVE_USER"), known.get("RHEI_SERVE_PASSWORD")
     if (user is None) != (password is None):
         raise SettingsError(
             "RHEI_SERVE_USER and RHEI_SERVE_PASSWORD belong together", hint="set both, or neither"
         )
-    return Access(known.get("RHEI_SERVE_TOKEN") or None, user, password or None)
+    return Access(known.get("RHEI_SERVE_TOKEN"), user, password)
 
 
 def tls_from(certificate: Path | None, key: Path | None) -> tuple[bytes, bytes] | None:

@@ -1,5 +1,6 @@
 """How every declared table stands, as source and mirror tell it now."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -9,6 +10,32 @@ from rhei_pipeline.ledger import Ledger
 from rhei_pipeline.metrics import Standing, TableStatus
 from rhei_pipeline.protocols import ChangeSource, Mirror, SourceSnapshot
 from rhei_pipeline.schema import Mode, Table
+
+
+class StatusCache:
+    """What was last known of the tables, for those who do not wait, or cannot look now."""
+
+    def __init__(self) -> None:
+        self._known = Standing(MappingProxyType({}), MappingProxyType({}))
+        self._known_at = time.monotonic()
+
+    def keep(self, found: Standing) -> Standing:
+        """Keep what was just read, and return it."""
+        self._known, self._known_at = found, time.monotonic()
+        return found
+
+    def last(self) -> Standing:
+        """Return what was last read, with its age."""
+        return replace(self._known, age_seconds=time.monotonic() - self._known_at)
+
+    def note_unreadable(self, error: RheiError) -> None:
+        """Remember why source or mirror could not be read."""
+        self._known = replace(self._known, unreadable=str(error))
+
+    def note_readable(self) -> None:
+        """Remember that both were read by a sync or a copy."""
+        if self._known.unreadable is not None:
+            self._known = replace(self._known, unreadable=None)
 
 
 def take_stock(
@@ -33,7 +60,12 @@ def take_stock(
         name: replace(status, error=str(errors[name])) if name in errors else status
         for name, status in found.items()
     }
-    return Standing(MappingProxyType(told), MappingProxyType(dict(source.held_bytes())))
+    unpublished = mirror.not_published
+    return Standing(
+        MappingProxyType(told),
+        MappingProxyType(dict(source.held_bytes())),
+        not_published=None if unpublished is None else str(unpublished),
+    )
 
 
 def _status(

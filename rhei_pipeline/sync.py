@@ -10,6 +10,7 @@ import pyarrow as pa
 from rhei_pipeline.audit import find_drift
 from rhei_pipeline.compaction import compact
 from rhei_pipeline.completion import complete, wanted_keys
+from rhei_pipeline.errors import BufferFullError
 from rhei_pipeline.events import (
     CHANGED_AT,
     LIVE,
@@ -65,7 +66,34 @@ def sync_cycle(
     Returns:
         A report for each table; None when the source is no longer as it was looked at (another
         schema, an older state put back), and nothing was done.
+
+    Raises:
+        BufferFullError: The source has more than a buffer can take.
     """
+    reports = _apply_one_state(tables, source, mirror, pace, on_step, schema_version=schema_version)
+    if reports is None:
+        return None
+    try:
+        acknowledge(source, mirror.ledger(), tables, prune=pace.prune)
+    except BufferFullError as error:
+        if not error.made_room:
+            raise
+        later = sync_cycle(tables, source, mirror, pace, on_step, schema_version=schema_version)
+        # Where the source has changed meanwhile, the rest waits for the next sync.
+        return {n: r.after(reports[n]) for n, r in later.items()} if later else reports
+    on_step(Step.ACKNOWLEDGED)
+    return reports
+
+
+def _apply_one_state(
+    tables: Collection[Table],
+    source: ChangeSource,
+    mirror: Mirror,
+    pace: Pace,
+    on_step: OnStep,
+    *,
+    schema_version: int,
+) -> dict[str, TableReport] | None:
     with source.snapshot() as snapshot:
         on_step(Step.SNAPSHOT)
         if snapshot.schema_version != schema_version:
@@ -77,8 +105,6 @@ def sync_cycle(
         reports = _apply_all(due, snapshot, mirror, pace, on_step) if due else {}
         if not due:
             mirror.confirm()
-    acknowledge(source, mirror.ledger(), tables, prune=pace.prune)
-    on_step(Step.ACKNOWLEDGED)
     waited = time.monotonic() - started
     return _unchanged(tables, mirror.ledger(), {n: _later(r, waited) for n, r in reports.items()})
 

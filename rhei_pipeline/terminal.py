@@ -93,6 +93,12 @@ def name_not_followed(tables: Mapping[str, datetime], told: Collection[str]) -> 
             err.print(f"[yellow]note[/] {escape(text)}", soft_wrap=True)
 
 
+def name_not_published(reason: str | None) -> None:
+    """Say why what others read beside the mirror is out of date, where it is."""
+    if reason is not None:
+        err.print(f"[red]error[/] {escape(reason)}", soft_wrap=True)
+
+
 def _print_rows(table: pa.Table) -> None:
     # A table's columns may share a name, so they are taken by place.
     columns = [[_exact(value) for value in column.to_pylist()] for column in table.columns]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from rhei_pipeline.cancelling import Cancel
-from rhei_pipeline.errors import MirrorDamagedError, MirrorError
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError, RheiError
 from rhei_pipeline.ledger import Ledger, Past
 from rhei_pipeline.metrics import DamagedFile, MaintenanceReport
 from rhei_pipeline.olap.file_past import past_of
@@ -235,7 +235,16 @@ class DataFusionMirror:
         return tuple(healing.found)
 
     def confirm(self) -> None:
-        """Do nothing: the newest manifest is known by its number."""
+        """Publish what is due; the newest manifest is known by its number."""
+        if self._delta is not None and self._delta.pace.due:
+            with self._lock:
+                self._refuse_unusable()
+                self._delta.catch_up(self._manifest, self._store)
+
+    @property
+    def not_published(self) -> RheiError | None:
+        """Why a Delta table could not be published; None where all were, or there are none."""
+        return self._delta.pace.trouble if self._delta else None
 
     def gaps_until(self, table: Table) -> datetime | None:
         """Return until when a repair has left gaps in a history."""
@@ -283,8 +292,7 @@ class DataFusionMirror:
         self._manifests.collect(self._store, self._in_use)
         if self._delta is not None:
             gone = before.tables.keys() - manifest.tables.keys()
-            self._delta.remove([before.tables[name] for name in gone], self._store)
-            self._delta.follow(manifest, self._store)
+            self._delta.follow(manifest, [before.tables[name] for name in gone], self._store)
 
     def _in_use(self) -> set[int]:
         with self._glance:

@@ -50,33 +50,38 @@ class DeltaTables:
     """
 
     def __init__(self, interval_seconds: float = 300.0, retention_hours: int = 1) -> None:
-        self._pace = Pace(interval_seconds)
+        self.pace = Pace(interval_seconds)
         self._retention_hours = retention_hours
         self._published: dict[str, StoredTable] = {}
+        self._gone: list[StoredTable] = []
         kept = f"interval {max(retention_hours, 1)} hours"
         self._configuration = {
             "delta.deletedFileRetentionDuration": kept,
             "delta.logRetentionDuration": kept,
         }
 
-    def follow(self, manifest: Manifest, store: SegmentStore) -> None:
-        """Publish what was just committed if the time has come, or a table is new.
+    def follow(self, manifest: Manifest, gone: Iterable[StoredTable], store: SegmentStore) -> None:
+        """Publish what was just committed if the time has come, or tables have come or gone.
 
-        Raises:
-            MirrorError: A table cannot be published; the mirror itself is in order.
+        Those gone have left the mirror, or have another name: their Delta tables are deleted.
         """
-        self._pace.note_change()
-        if self._pace.due or not self._published.keys() >= dict(_tables(manifest)).keys():
+        self.pace.note_change()
+        self._gone += gone
+        is_new = not self._published.keys() >= dict(_tables(manifest)).keys()
+        if self.pace.due or self._gone or is_new:
             self.catch_up(manifest, store)
 
     def catch_up(self, manifest: Manifest, store: SegmentStore) -> None:
         """Bring every table to a committed state; those that stand at it are left alone.
 
-        Raises:
-            MirrorError: A table cannot be published; the mirror itself is in order.
+        A table that cannot be published is named in `pace.trouble`; the others are published.
         """
-        if not self._pace.behind:
-            return
+        if self.pace.behind:
+            with self.pace.noting_trouble():
+                self._publish_all(manifest, store)
+
+    def _publish_all(self, manifest: Manifest, store: SegmentStore) -> None:
+        self._remove_gone(store)
         failed: list[RheiError] = []
         for folder, table in _tables(manifest):
             if self._published.get(folder) is not table:
@@ -88,7 +93,7 @@ class DeltaTables:
                     failed.append(error)  # the other tables are published all the same
         if failed:
             raise failed[0]
-        self._pace.note_publication()
+        self.pace.note_publication()
 
     def heal(self, manifest: Manifest, name: str, store: SegmentStore) -> tuple[DamagedFile, ...]:
         """Compare a Delta table's files with what the mirror holds; delete one that differs.
@@ -104,16 +109,20 @@ class DeltaTables:
             log = f"{folder}/{_LOG}"
             store.files.delete([*store.files.names(log), *store.files.names(folder)])
             self._published.pop(folder, None)
-            self._pace.note_change()
+            self.pace.note_change()
         return tuple(DamagedFile(file, "the Delta table is made anew") for file in found)
 
-    def remove(self, gone: Iterable[StoredTable], store: SegmentStore) -> None:
-        """Delete the Delta tables of tables that have left the mirror, or have another name."""
-        for table in gone:
-            if table.relation.startswith(RESERVED_PREFIX):
-                continue  # a copy, which was never published
-            folder = _folder(table)
-            self._published.pop(folder, None)
+    def _remove_gone(self, store: SegmentStore) -> None:
+        while self._gone:
+            self._remove(self._gone[-1], store)
+            self._gone.pop()
+
+    def _remove(self, table: StoredTable, store: SegmentStore) -> None:
+        if table.relation.startswith(RESERVED_PREFIX):
+            return  # a copy, which was never published
+        folder = _folder(table)
+        self._published.pop(folder, None)
+        with _translated(table, folder):
             # The log goes first: without it there is no table.
             for files in (store.files.names(f"{folder}/{_LOG}"), store.files.names(folder)):
                 store.files.delete(name for name in files if not name.endswith(_LOG))

@@ -182,7 +182,13 @@ class DuckDBMirror:
         except duckdb.TransactionException as error:
             _log.info("published copy: put off while a query runs (%s)", first_line(error))
         else:
-            copy.publish(Path(self.path), unfinished=bool(ledger.copies))
+            with copy.pace.noting_trouble():
+                copy.publish(Path(self.path), unfinished=bool(ledger.copies))
+
+    @property
+    def not_published(self) -> RheiError | None:
+        """Why the published copy could not be written; None where it was, or there is none."""
+        return self._published.pace.trouble if self._published else None
 
     def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
         """Run one read-only statement on the last committed state; parameters by place or name.
@@ -293,10 +299,13 @@ class DuckDBMirror:
         return ()
 
     def confirm(self) -> None:
-        """Answer queries again where the file was thought to be older than it was."""
+        """Answer queries again where the file was thought to be older; publish what is due."""
         if self._older is not None:
             with self.transaction():
                 pass  # an empty commit notes the state
+        elif self._published is not None and self._published.pace.due:
+            with self._lock, translated(self.path):
+                self._publish(self._published)
 
     def gaps_until(self, table: Table) -> datetime | None:  # noqa: ARG002
         """Return None: nothing of a history is ever left out."""

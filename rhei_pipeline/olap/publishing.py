@@ -1,21 +1,25 @@
 """A copy of a DuckDB mirror that anybody may open read-only while the mirror is written."""
 
 import glob
+import logging
 import subprocess
 import sys
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
 
-from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.errors import MirrorError, RheiError
 from rhei_pipeline.olap import copying
 from rhei_pipeline.olap.duckdb_ledger import drop_copies
 
 _PARTIAL = ".partial"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -25,10 +29,12 @@ class Pace:
     Attributes:
         interval_seconds: The least time between two publications.
         behind: Whether the mirror has changed since it was published.
+        trouble: Why the last publication failed; None once one has succeeded.
     """
 
     interval_seconds: float
     behind: bool = True
+    trouble: RheiError | None = field(default=None, init=False)
     _published_at: float | None = field(default=None, init=False)
 
     @property
@@ -41,6 +47,18 @@ class Pace:
     def note_change(self) -> None:
         """Remember that the mirror is not as it was published."""
         self.behind = True
+
+    @contextmanager
+    def noting_trouble(self) -> Iterator[None]:
+        """Keep and log what hinders a publication: what was committed before it stays committed."""
+        try:
+            yield
+        except RheiError as error:
+            if str(error) != str(self.trouble):
+                _log.error("%s", error)
+            self.trouble = error
+        else:
+            self.trouble = None
 
     def note_publication(self, age_seconds: float = 0.0) -> None:
         """Remember that the mirror was published as it is, so long ago."""

@@ -1,6 +1,7 @@
 """Delta Lake tables made from a mirror: read by another engine's reader, and never half a state."""
 
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from deltalake import DeltaTable, QueryBuilder
 from deltalake.transaction import CommitProperties, Transaction
 
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.events import NetChanges, Position
 from rhei_pipeline.ledger import CopyProgress
 from rhei_pipeline.olap.datafusion import DataFusionMirror
@@ -181,8 +181,8 @@ def test_a_table_that_is_ahead_of_the_mirror_is_named(world: World) -> None:
         told = CommitProperties(app_transactions=[ahead])
         table.create_write_transaction([], "append", table.schema(), commit_properties=told)
         world.run("insert into t values (2, 2)")
-        with pytest.raises(MirrorError, match=r"shows version 1000.*delete 'delta/main/t'"):
-            htap.sync_now()
+        refused = str(htap.sync_now().not_published)
+        assert re.search(r"shows version 1000.*delete 'delta/main/t'", refused)
         assert htap.verify().equal
         subprocess.run(["rm", "-r", table.table_uri.removeprefix("file://")], check=True)  # noqa: S607
     assert present(world, "t") == source_rows(world.app, "t")
@@ -279,15 +279,14 @@ def test_columns_that_differ_by_case_only_are_refused_by_name(tmp_path: Path) ->
     mirror = DataFusionMirror("delta", tmp_path / "m", delta=DeltaTables(0))
     table = declared("t", k=pa.int64(), K=pa.int64())
     rows = pa.table([[1], [2]], schema=table.schema.arrow)
-    with pytest.raises(MirrorError, match="column 'K' differs from another one by case only"):
-        adopt(mirror, table, rows)
+    adopt(mirror, table, rows)
+    assert "column 'K' differs from another one by case only" in str(mirror.not_published)
     assert mirror.count(table) == 1
-    with pytest.raises(MirrorError, match="by case only"):
-        mirror.close()
+    mirror.close()
     again = DataFusionMirror("delta", tmp_path / "m", lock_timeout_seconds=0)
     assert again.count(table) == 1
-    with pytest.raises(MirrorError, match="by case only"):
-        again.close()
+    again.close()
+    assert "by case only" in str(again.not_published)
 
 
 def test_files_that_no_version_names_any_more_are_deleted(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Queries through the door: the same answer from either side, as fresh as it has to be."""
 
+import copy
 import json
+import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -256,6 +258,46 @@ def test_a_write_made_elsewhere_is_seen_by_its_token(world: World) -> None:
     world.run("insert into orders values (4, 'new', 1)")
     written = Written(1, time.monotonic_ns())
     assert values(world.htap.query("select count(*) from orders", after=written)) == [(4,)]
+
+
+def test_a_write_keeps_its_moment_on_the_way_to_another_process(world: World) -> None:
+    world.htap.sync_now()
+    written = world.htap.execute("insert into orders values (4, 'new', 1), (5, 'new', 1)")
+    pickled = pickle.loads(pickle.dumps(written))  # noqa: S301
+    for same in (copy.copy(written), copy.deepcopy(written), pickled):
+        assert (same, same.committed_at) == (2, written.committed_at)
+    token = json.loads(json.dumps({"after": written.token}))["after"]
+    assert Written.parse(token).committed_at == written.committed_at
+    assert Written.parse(token) == 2
+    world.crash()
+    with opened(world, when_stale="oltp") as other:
+        found = other.query("select count(*) from orders", after=token)
+        assert (engine(found), values(found)) == ("oltp", [(5,)])
+        other.sync_now()
+        found = other.query("select count(*) from orders", after=token)
+        assert (engine(found), values(found)) == ("olap", [(5,)])
+        # What a machine gave out before it was started anew cannot hold up anybody.
+        assert values(other.query("select count(*) from orders", after=f"1@{10**19}")) == [(5,)]
+
+
+@pytest.mark.parametrize("after", [3, "3", "3@", "@3", "3@-1", "3@1 ", "٣@٣", 3.0])
+def test_what_is_no_write_is_refused_as_one(world: World, after: Any) -> None:
+    world.htap.sync_now()
+    for hint in ("auto", "olap"):
+        with pytest.raises(
+            QueryError, match=r"'after' is not a write \(give what execute returned"
+        ):
+            world.htap.query("select count(*) from orders", hint=hint, after=after)
+
+
+def test_a_write_noted_late_does_not_hide_a_later_one(world: World) -> None:
+    world.htap.sync_now()
+    door, clock = world.htap._door, time.monotonic_ns
+    later = door.wrote(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "monotonic_ns", lambda: later.committed_at - 1)
+        assert door.wrote(1).committed_at < later.committed_at
+    assert door._last_write == later.committed_at <= clock()
 
 
 def test_what_the_source_answers_is_streamed_too(world: World) -> None:

@@ -1,20 +1,26 @@
 """The numbers that Prometheus reads, over real HTTP."""
 
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import psycopg
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from psycopg.conninfo import conninfo_to_dict
 
+from examples.postgres_server import Server
 from rhei_pipeline.monitoring import Monitoring, MonitoringServer
 from rhei_pipeline.wiring import bridge
+from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
 
 
-@pytest.fixture
-def server(world: World) -> Iterator[MonitoringServer]:
+@pytest.fixture(name="metrics")
+def metrics_of(world: World) -> Iterator[MonitoringServer]:
     with MonitoringServer(Monitoring(world.htap), port=0) as made:
         yield made
 
@@ -40,7 +46,7 @@ def samples(text: str) -> dict[tuple[str, str], float]:
 
 
 def test_metrics_are_valid_openmetrics_and_count_what_happened(
-    world: World, server: MonitoringServer
+    world: World, metrics: MonitoringServer
 ) -> None:
     world.htap.sync_now()
     world.run("insert into orders values (4, 'new', 1)", "delete from orders where id = 1")
@@ -48,7 +54,7 @@ def test_metrics_are_valid_openmetrics_and_count_what_happened(
     world.run("update orders set status = 'x' where id = 2")
     world.htap.query("select count(*) from orders")
     world.htap.query("select * from orders where id = 2")
-    status, text = get(server, "/metrics", "application/openmetrics-text; version=1.0.0")
+    status, text = get(metrics, "/metrics", "application/openmetrics-text; version=1.0.0")
     found = samples(text)
     assert status == 200
     assert found["rhei_query_routed_total", "olap"] == 1
@@ -60,18 +66,76 @@ def test_metrics_are_valid_openmetrics_and_count_what_happened(
     assert found["rhei_up", ""] == 1
 
 
-def test_readiness_waits_for_the_first_copy(world: World, server: MonitoringServer) -> None:
-    assert get(server, "/healthz") == (200, "alive\n")
-    assert get(server, "/readyz") == (503, "not copied yet: orders\n")
+def test_readiness_waits_for_the_first_copy(world: World, metrics: MonitoringServer) -> None:
+    assert get(metrics, "/healthz") == (200, "alive\n")
+    assert get(metrics, "/readyz") == (503, "not copied yet: orders\n")
     world.htap.sync_now()
-    assert get(server, "/readyz") == (200, "ready\n")
-    assert get(server, "/else")[0] == 404
+    assert get(metrics, "/readyz") == (200, "ready\n")
+    assert get(metrics, "/else")[0] == 404
 
 
-def test_a_closed_engine_is_neither_up_nor_ready(world: World, server: MonitoringServer) -> None:
+def test_a_closed_engine_is_neither_up_nor_ready(world: World, metrics: MonitoringServer) -> None:
     world.htap.close()
-    assert get(server, "/readyz")[0] == 503
-    assert "rhei_up 0.0" in get(server, "/metrics")[1]
+    assert get(metrics, "/readyz")[0] == 503
+    assert "rhei_up 0.0" in get(metrics, "/metrics")[1]
+
+
+def scrape(server: MonitoringServer) -> dict[tuple[str, str], float]:
+    return samples(get(server, "/metrics", "application/openmetrics-text; version=1.0.0")[1])
+
+
+@contextmanager
+def away(server: Server, dsn: str) -> Iterator[None]:
+    """Have a database refuse everybody."""
+    name = conninfo_to_dict(dsn)["dbname"]
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        admin.execute(f"alter database {name} allow_connections false".encode())
+        admin.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,)
+        )
+        yield
+        admin.execute(f"alter database {name} allow_connections true".encode())
+
+
+def test_while_the_source_is_away_every_series_stays_and_nothing_flaps(
+    make_postgres: Callable[..., PostgresWorld], server: Server
+) -> None:
+    world = make_postgres(capture={"method": "trigger"})
+    world.run("create table t(id int primary key)", "insert into t values (1)")
+    world.htap.sync_now()
+    with MonitoringServer(Monitoring(world.htap), port=0) as metrics:
+        world.run("insert into t values (2)")
+        known = scrape(metrics)
+        assert known["rhei_sync_cdc_lag_events", "t"] == 1
+        with away(server, world.dsn):
+            world.htap.start_sync(0.01)
+            background = world.htap._background
+            assert background is not None
+            found = eventually(lambda: scrape(metrics), lambda s: s["rhei_sync_failing", ""] == 1)
+            for _ in range(4):
+                found = scrape(metrics)
+                assert (found["rhei_up", ""], found["rhei_sync_failing", ""]) == (0, 1)
+                with world.htap._engine.pipeline._lock:  # as a sync that waits for the source does
+                    found = scrape(metrics)
+                assert found["rhei_up", ""] == 0
+            assert found.keys() >= known.keys()
+            assert found["rhei_sync_cdc_lag_events", "t"] == 1
+            assert found["rhei_status_age_seconds", ""] > 0
+            assert get(metrics, "/readyz")[0] == 503
+        found = eventually(lambda: scrape(metrics), lambda s: s["rhei_up", ""] == 1)
+        found = eventually(lambda: scrape(metrics), lambda s: s["rhei_sync_failing", ""] == 0)
+        assert found["rhei_sync_cdc_lag_events", "t"] == 0
+
+
+def eventually(
+    read: Callable[[], dict[tuple[str, str], float]],
+    holds: Callable[[dict[tuple[str, str], float]], bool],
+) -> dict[tuple[str, str], float]:
+    """Read until it holds."""
+    until = time.monotonic() + 60
+    while not holds(found := read()):
+        assert time.monotonic() < until, found
+    return found
 
 
 def test_a_scrape_during_a_long_copy_tells_how_far_it_has_come(

@@ -125,6 +125,11 @@ def test_what_belongs_together_is_asked_for_together(tmp_path: Path) -> None:
         tls_from(tmp_path / "a.pem", None)
     with pytest.raises(SettingsError, match="cannot be read"):
         tls_from(tmp_path / "a.pem", tmp_path / "b.pem")
+    secret = {"RHEI_SERVE_TOKEN": "t", "RHEI_SERVE_USER": "ann", "RHEI_SERVE_PASSWORD": "p"}
+    for name in secret:
+        for nothing in ("", " "):
+            with pytest.raises(SettingsError, match=f"{name} is empty: anybody could call"):
+                access_from({**secret, name: nothing})
     assert access_from({}).is_open
     assert "secret" not in repr(access_from({"RHEI_SERVE_TOKEN": "secret"}))
 

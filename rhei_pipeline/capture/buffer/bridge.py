@@ -74,6 +74,7 @@ class BridgeSource:
         self._audited: set[str] = set()
         self._releasable: dict[str, Position] = {}
         self._full: BufferFullError | None = None
+        self._lifted = False
 
     def describe(self, name: str) -> TableSchema:
         """Read a table's schema as it is now."""
@@ -120,8 +121,8 @@ class BridgeSource:
         """Drain the source into the log, then hold that state.
 
         With `rows`, nothing is drained: changes end where the rows do, the last of them read from
-        the source. The same where the log is full and the mirror can still make room in it: then
-        the changes end where the log does, until `acknowledge` says so.
+        the source. Where the log is full, the changes end where the log does, and `acknowledge`
+        says so.
         """
         self._release()
         with self._inner.snapshot(rows=rows) as inner:
@@ -154,7 +155,8 @@ class BridgeSource:
         """Record how far the mirror has come; forget what it has.
 
         Raises:
-            BufferFullError: The mirror has all that the log held, and the source has more.
+            BufferFullError: The source has more than the log had room for. With `made_room`, the
+                next snapshot takes all of it, whatever the limit: the mirror is there to apply it.
         """
         news = {n: p for n, p in needed_from.items() if self._confirmed.get(n) != p}
         if news:
@@ -166,12 +168,18 @@ class BridgeSource:
         self._forget_audits(needed_from)
         forgotten = self._prune(needed_from) if prune else 0
         self._confirm()
-        if self._full is not None and not self._unapplied():
-            full, self._full = self._full, None
-            raise BufferFullError(
-                full.message, hint="what it held is applied now: sync again to take in the rest"
-            )
+        if prune or not self._draining.prune:
+            self._go_on_after_full()
         return forgotten
+
+    def _go_on_after_full(self) -> None:
+        full, self._full = self._full, None
+        self._lifted = full is not None and self._draining.prune and not self._lifted
+        if self._lifted and full is not None:
+            hint = "what it held is applied now: sync again to take in the rest"
+            raise BufferFullError(full.message, hint=hint, made_room=True)
+        if full is not None:
+            raise full
 
     def _forget_audits(self, applied: Mapping[str, Position]) -> None:
         """Note that the mirror has compared the tables it was asked to, and committed that."""
@@ -212,22 +220,20 @@ class BridgeSource:
         """Drain; where the log is full, leave that until the mirror has made room."""
         self._full = None
         try:
-            self._drain(inner)
+            self._drain(inner, limited=not self._lifted)
         except BufferFullError as error:
             if self._draining.prune and self._prune(self._known_confirmed()):
                 self._drain_if_room(inner)
                 return
-            if not self._unapplied():
-                raise
             self._full = error
 
-    def _drain(self, inner: SourceSnapshot) -> int:
+    def _drain(self, inner: SourceSnapshot, *, limited: bool = True) -> int:
         lost, due = self._look_at(inner)
         if not lost and not due:
             return 0
         before = {name: self._log.head(name).order for name in due}
         moved: dict[str, Bridged] = {}
-        with self._log.writing(self._on_part) as writer:
+        with self._log.writing(self._on_part, limited=limited) as writer:
             for name in lost:
                 moved[name] = self._cut_off(self._bridged[name], writer)
             for name, after in due.items():

@@ -297,15 +297,20 @@ class ChangeLog:
 
     @contextmanager
     def writing(
-        self, on_part: Callable[[], None] = _no_part, *, durably: bool = True
+        self,
+        on_part: Callable[[], None] = _no_part,
+        *,
+        durably: bool = True,
+        limited: bool = True,
     ) -> Iterator["LogWriter"]:
         """Gather a write; leaving the block makes it visible and durable, an error undoes it.
 
         `on_part` is called when a part has been written ahead. Not `durably`: a power cut may
-        undo it, a killed process does not.
+        undo it, a killed process does not. Not `limited`: it may take more than `max_bytes`, but
+        never the disk's last room.
         """
         with self._lock:
-            writer = LogWriter(self, on_part)
+            writer = LogWriter(self, on_part, self.limits.max_bytes if limited else None)
             try:
                 yield writer
                 writer.commit(sync=durably)
@@ -338,7 +343,8 @@ class ChangeLog:
         low = self.low(stream)
         if after < low:
             raise PositionLostError(
-                f"stream {stream!r}: the events {after + 1} to {low} have been pruned",
+                f"buffer {str(self.path)!r}: the events {after + 1} to {low} have been pruned",
+                table=stream or None,
                 hint=f"replay from {low} on, or keep events longer with 'sync.prune: false'",
             )
 
@@ -369,9 +375,10 @@ class ChangeLog:
 class LogWriter:
     """What one write holds; made by `ChangeLog.writing`."""
 
-    def __init__(self, log: ChangeLog, on_part: Callable[[], None]) -> None:
+    def __init__(self, log: ChangeLog, on_part: Callable[[], None], max_bytes: int | None) -> None:
         self._log = log
         self._on_part = on_part
+        self._max_bytes = max_bytes
         self._rocks = log._rocks  # noqa: SLF001  (one noun in two parts)
         self._batch = self._rocks.batch()
         self._staged: dict[str, _Staged] = {}
@@ -444,7 +451,7 @@ class LogWriter:
         self._on_part()
 
     def _refuse_too_much(self, more: int) -> None:
-        log, limit = self._log, self._log.limits.max_bytes
+        log, limit = self._log, self._max_bytes
         total = log.held_bytes + self._new_bytes - self._freed
         if limit is not None and total > limit:
             raise BufferFullError(
