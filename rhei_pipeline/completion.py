@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from rhei_pipeline.compaction import key_codes
 from rhei_pipeline.events import CHANGED_AT, LIVE, ChangeBatch, DeadLetter, key_text
+from rhei_pipeline.plain_values import plain_rows
 from rhei_pipeline.schema import TableSchema
 
 _REASON = "the source left its value out as unchanged, and the mirror has no earlier row"
@@ -113,7 +114,7 @@ def _letters(
     events: pa.Table, schema: TableSchema, column: str, rows: np.ndarray
 ) -> list[DeadLetter]:
     found = events.take(pa.array(rows))
-    keys = found.select(list(schema.primary_key)).to_pylist()
+    keys = plain_rows(found.select(list(schema.primary_key)))
     times = found[CHANGED_AT].to_pylist()
     return [
         DeadLetter(schema.name, key_text(key), column, _REASON, at)

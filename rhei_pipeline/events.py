@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -10,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rhei_pipeline.plain_values import instant_of, plain_rows
 from rhei_pipeline.schema import INSTANT, TableSchema
 
 #: Where the event stands in the source's order.
@@ -92,32 +94,39 @@ def read_keys(texts: Iterable[str], schema: TableSchema) -> pa.Table:
     Left out are those that no row of the table can have: a part is null or of another type.
     """
     keys = [_read_key(json.loads(text), schema.arrow_key) for text in texts]
-    return pa.Table.from_pylist([key for key in keys if key is not None], schema.arrow_key)
+    columns = zip(*(key for key in keys if key is not None), strict=True)
+    kinds = [field.type for field in schema.arrow_key]
+    arrays = [pa.array(parts, kind) for parts, kind in zip(columns, kinds, strict=False)]
+    return pa.table(arrays, schema=schema.arrow_key) if arrays else schema.arrow_key.empty_table()
 
 
-def _read_key(parts: dict[str, Any], schema: pa.Schema) -> dict[str, Any] | None:
+def _read_key(parts: dict[str, Any], schema: pa.Schema) -> list[pa.Scalar] | None:
     try:
-        key = {field.name: _typed(parts[field.name], field.type) for field in schema}
+        key = [_typed(parts[field.name], field.type) for field in schema]
     except (KeyError, ValueError, pa.ArrowException):
         return None
-    return None if None in key.values() else key
+    return key if all(part.is_valid for part in key) else None
 
 
-def _typed(part: object, kind: pa.DataType) -> object:
+def _typed(part: object, kind: pa.DataType) -> pa.Scalar:
     if isinstance(part, Mapping):
         part = bytes.fromhex(part["hex"])
         if not pa.types.is_binary(kind):
             raise ValueError(f"a key of {kind} has no bytes")
-    written_as_text = isinstance(part, str) and not pa.types.is_string(kind)
-    value = pa.scalar(part).cast(kind) if written_as_text else pa.scalar(part, kind)
-    return value.as_py()
+    if not isinstance(part, str) or pa.types.is_string(kind):
+        return pa.scalar(part, kind)
+    if pa.types.is_temporal(kind):
+        with suppress(pa.ArrowInvalid):
+            return pa.scalar(part).cast(kind)
+        return instant_of(part, kind)
+    return pa.scalar(part).cast(kind)
 
 
 def without_keys(keys: pa.Table, texts: Collection[str]) -> pa.Table:
     """Leave out the keys that these texts write."""
     if not texts or not keys.num_rows:
         return keys
-    return keys.filter(pa.array([key_text(key) not in texts for key in keys.to_pylist()]))
+    return keys.filter(pa.array([key_text(key) not in texts for key in plain_rows(keys)]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from functools import reduce
 import pyarrow.compute as pc
 
 from rhei_pipeline.events import CHANGED_AT, LIVE, ChangeBatch, DeadLetter, key_text
+from rhei_pipeline.plain_values import plain_rows
 from rhei_pipeline.schema import TableSchema
 
 NULL_KEY = "its primary key is null, so the row cannot be told from others"
@@ -28,7 +29,7 @@ def without_keyless(batch: ChangeBatch, schema: TableSchema) -> ChangeBatch:
         return batch
     keyless = reduce(pc.or_, [pc.is_null(events[name]) for name in names])
     found = events.filter(keyless)
-    keys, live = found.select(names).to_pylist(), found[LIVE].to_pylist()
+    keys, live = plain_rows(found.select(names)), found[LIVE].to_pylist()
     told = list(zip(keys, live, found[CHANGED_AT].to_pylist(), strict=True))
     letters = [
         DeadLetter(schema.name, key_text(key), _missing(key), NULL_KEY, at)

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from rhei_pipeline.events import DeadLetter, Operation, key_text, without_keys
 from rhei_pipeline.metrics import RowParity, TableVerification
+from rhei_pipeline.plain_values import plain_rows
 from rhei_pipeline.protocols import Mirror, MirrorTransaction, SourceSnapshot
 from rhei_pipeline.schema import OPERATION, VALID_FROM, VALID_TO, Column, Mode, Table
 from rhei_pipeline.sql import listed, literal, mirror_table, quote
@@ -110,4 +111,4 @@ def _counted(parts: Iterable[pa.Table], name: str, counts: Counter[str]) -> Iter
 
 
 def _samples(keys: pa.Table) -> tuple[str, ...]:
-    return tuple(map(key_text, keys.slice(0, SAMPLE_KEYS).to_pylist()))
+    return tuple(map(key_text, plain_rows(keys.slice(0, SAMPLE_KEYS))))

@@ -27,6 +27,7 @@ from rhei_pipeline.history import supersede
 from rhei_pipeline.keyless import is_keyless, without_keyless
 from rhei_pipeline.ledger import Ledger, TableState, Watermark
 from rhei_pipeline.metrics import TableReport
+from rhei_pipeline.plain_values import plain_rows
 from rhei_pipeline.protocols import (
     Audit,
     ChangeSource,
@@ -205,7 +206,7 @@ def keep_letters(
     """
     open_keys = transaction.quarantined(table)
     if open_keys:
-        keys = batch.events.select(list(table.schema.primary_key)).to_pylist()
+        keys = plain_rows(batch.events.select(list(table.schema.primary_key)))
         mended = open_keys.intersection(map(key_text, keys))
         transaction.release(table, mended, snapshot.clock)
     count = transaction.quarantine(batch.rejected)

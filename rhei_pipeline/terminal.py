@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Shown
 
+from rhei_pipeline.plain_values import plain_rows, plain_values
+
 #: So many rows of an answer are shown to a person; machines get them all.
 SHOWN_ROWS = 40
 #: Columns shown where there is something to say.
@@ -66,7 +68,7 @@ def say(lines: Iterable[str]) -> None:
 def show_rows(table: pa.Table, *, as_json: bool) -> None:
     """Print an answer's rows: all as JSON, or the first as a table, one below another if wide."""
     if as_json:
-        _write_json(table.to_pylist())
+        _write_json(plain_rows(table))
         return
     if table.num_rows == 0:
         out.print("no rows")
@@ -101,7 +103,7 @@ def name_not_published(reason: str | None) -> None:
 
 def _print_rows(table: pa.Table) -> None:
     # A table's columns may share a name, so they are taken by place.
-    columns = [[_exact(value) for value in column.to_pylist()] for column in table.columns]
+    columns = [[_exact(value) for value in plain_values(column)] for column in table.columns]
     names = [escape(name) for name in table.column_names]
     rows = [list(cells) for cells in zip(*columns, strict=True)]
     if _width(names, rows) <= out.width:

@@ -35,7 +35,9 @@ from rhei_pipeline.oltp.postgres_schema import (
     table_names,
 )
 from rhei_pipeline.oltp.postgres_values import SESSION_SETTINGS, RowShape, admit_text, row_shape
+from rhei_pipeline.oltp.rejections import Rejection
 from rhei_pipeline.ownership import SourceIdentity
+from rhei_pipeline.plain_values import instant_of
 from rhei_pipeline.protocols import Begun, Streamed
 from rhei_pipeline.reading import refuse_writing
 from rhei_pipeline.schema import Column, Table, TableOptions, TableSchema
@@ -379,10 +381,27 @@ def _columns(
 
 def _array(result: psycopg.pq.abc.PGresult, place: int, column: Column) -> pa.Array:
     values = [result.get_value(row, place) for row in range(result.ntuples)]
-    array, misfits = admit_text(pa.array(values, pa.binary()).cast(pa.string()), column)
+    texts = pa.array(values, pa.binary()).cast(pa.string())
+    array, misfits = admit_text(texts, column)
+    if misfits and pa.types.is_temporal(column.type):
+        array, misfits = _with_distant_instants(array, texts, misfits)
     if misfits:
         raise QueryError(f"column {column.name!r}: {misfits[0].reason}", hint="cast it to text")
     return array
+
+
+def _with_distant_instants(
+    array: pa.Array, texts: pa.Array, misfits: list[Rejection]
+) -> tuple[pa.Array, list[Rejection]]:
+    """Fill in the years before Christ and behind 9999, which an answer holds though no mirror."""
+    left, found = [], {}
+    for misfit in misfits:
+        try:
+            found[misfit.row] = instant_of(texts[misfit.row].as_py(), array.type)
+        except ValueError:
+            left.append(misfit)
+    scalars = [found.get(row, scalar) for row, scalar in enumerate(array)]
+    return pa.array(scalars, array.type), left
 
 
 def _run(connection: Connection, sql: str, params: Sequence[Any]) -> int:

@@ -1,5 +1,6 @@
 """Every type of PostgreSQL, by copy and by the log, to equal values in the mirror."""
 
+import json
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -9,10 +10,13 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import psycopg
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from rhei_pipeline.capture.postgres import pgoutput
+from rhei_pipeline.cli import app
 from tests.fix_postgres import PostgresWorld
 
 MakeWorld = Callable[..., PostgresWorld]
@@ -315,3 +319,67 @@ def _values(tuples: pgoutput.Tuples, run: pgoutput.Run, row: int) -> list[Any]:
         else tuples.texts[name][row].as_py()
         for name in run.relation.columns
     ]
+
+
+#: A day, an instant, a moment; and whether the mirror holds the row, or it is a dead letter.
+BEYOND = [
+    ("infinity", "-infinity", "infinity", True),
+    ("-infinity", "infinity", "-infinity", True),
+    ("0044-03-15 BC", "10000-01-01 00:00:00+00", "2024-01-01 00:00:00", False),
+    ("10000-01-01", "0044-03-15 12:00:00.5+00 BC", "0001-12-31 23:59:59.999999 BC", False),
+]
+
+
+@pytest.mark.parametrize("storage", [None, "parquet"])
+def test_days_beyond_pythons_are_shown_as_the_source_writes_them(
+    make_postgres: MakeWorld, storage: str | None
+) -> None:
+    world = make_postgres(storage=storage, capture={"method": "trigger"})
+    world.run("create table t(id int primary key, d date, z timestamptz, w timestamp)")
+    for key, (day, instant, moment, _) in enumerate(BEYOND):
+        world.run(f"insert into t values ({key}, '{day}', '{instant}', '{moment}')")
+    assert world.htap.sync_now().dead_letters == 5
+    declaration = world.directory / "pipeline.yaml"
+    declared = yaml.safe_dump(world.settings.model_dump(mode="json"))
+    # Of the settings only the address is kept from being written.
+    declaration.write_text(declared.replace("'**********'", json.dumps(world.dsn)))
+    world.crash()
+    for hint in ("olap", "oltp", "auto"):
+        sql = "select d, z, w from t order by id"
+        asked = ["query", sql, "--config", str(declaration), "--hint", hint]
+        shown = CliRunner().invoke(app, [*asked, "--json"])
+        assert shown.exit_code == 0, shown.output
+        expected = [row[:3] for row in BEYOND if row[3] or hint != "olap"]
+        found = [(row["d"], row["z"], row["w"]) for row in json.loads(shown.stdout)]
+        assert [(d, z, w.replace("T", " ")) for d, z, w in found] == expected
+        table = CliRunner().invoke(app, asked)
+        assert table.exit_code == 0
+        assert "infinity" in table.stdout
+    asked = ["query", "select max(d) as m from t where id > 1", "--config", str(declaration)]
+    assert "10000-01-01" in CliRunner().invoke(app, asked).stdout
+
+
+def test_rows_whose_keys_are_such_days_become_dead_letters_and_are_mended(
+    make_postgres: MakeWorld,
+) -> None:
+    days = ("infinity", "-infinity", "2024-01-01")
+    tables = [{"name": "t", "types": {"v": "int64"}}]
+    world = make_postgres(mode="temporal", tables=tables, capture={"method": "trigger"})
+    world.run("create table t(d date primary key, v text)")
+    world.run(*(f"insert into t values ('{day}', '1')" for day in days))
+    world.htap.sync_now()
+    world.run("update t set v = 'many'")
+    world.htap.sync_now()
+    letters = [json.loads(key)["d"] for key in world.htap.dead_letters()["key"].to_pylist()]
+    assert sorted(letters) == sorted(days)
+    assert world.htap.initial_sync("t").deleted == 0  # a copy keeps what is not known
+    assert world.htap.query("select sum(v) as n from t", hint="olap")["n"].to_pylist() == [3]
+    world.run("update t set v = '2'")
+    world.htap.sync_now()
+    assert world.htap.dead_letters().num_rows == 0
+    found = world.htap.query("select sum(v) as n from t where _rhei_valid_to is null", hint="olap")
+    assert found["n"].to_pylist() == [6]
+    world.htap._engine.mirror._connection.execute("delete from public.t")  # type: ignore[attr-defined]
+    assert set(world.htap.verify("t").tables["t"].samples["missing"]) == {
+        json.dumps({"d": day}) for day in days
+    }

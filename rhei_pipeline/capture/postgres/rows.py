@@ -17,6 +17,7 @@ from rhei_pipeline.oltp.postgres_copy import copy_out
 from rhei_pipeline.oltp.postgres_schema import Connection, qualified
 from rhei_pipeline.oltp.postgres_values import admit_text
 from rhei_pipeline.oltp.rejections import Rejection
+from rhei_pipeline.plain_values import plain_value
 from rhei_pipeline.schema import TableSchema
 from rhei_pipeline.sql import listed, quote
 
@@ -146,7 +147,7 @@ def letters_of(
     for misfit in rejections:
         row = texts.select(list(schema.primary_key)).slice(misfit.row, 1)
         admitted = {
-            column.name: admit_text(row[column.name].combine_chunks(), column)[0][0].as_py()
+            column.name: plain_value(admit_text(row[column.name].combine_chunks(), column)[0][0])
             for column in schema.key_columns
         }
         letters.append(

@@ -27,6 +27,7 @@ from rhei_pipeline.oltp.sqlite_values import (
     fetch,
     plain,
 )
+from rhei_pipeline.plain_values import plain_value
 from rhei_pipeline.schema import Column, TableSchema
 from rhei_pipeline.sql import listed, quote
 
@@ -157,7 +158,7 @@ def _letters(
 
     def key(row: int) -> dict[str, object]:
         # As admitted where it was, so that the key reads the same once its row is accepted.
-        admitted = (array[row].as_py() for array in arrays)
+        admitted = (plain_value(array[row]) for array in arrays)
         raw = (plain(value) for value in rows[row])
         parts = zip(names, admitted, raw, strict=False)
         return {name: given if value is None else value for name, value, given in parts}
