@@ -11,11 +11,13 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from rhei_pipeline.events import Position, RowBatch
 from rhei_pipeline.ledger import CopyProgress, Ledger, TableState
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourceSnapshot, Step
 from rhei_pipeline.schema import Mode, Table
+from rhei_pipeline.sql import mirror_table
 from rhei_pipeline.sync import Pace, acknowledge
 
 #: How long one read transaction of a copy may last, about: the source's WAL grows meanwhile.
@@ -76,6 +78,22 @@ def copy_table(  # noqa: PLR0913  (the seams, the pace, and who is told)
                 on_progress(table.name, rows, total)
                 on_step(Step.COPY_COMPLETE if progress.complete else Step.COPY_BATCH)
     return Copied(rows, letters, resumed)
+
+
+def take_on_shape(table: Table, mirror: Mirror, at: datetime) -> None:
+    """Give a history the columns and the key that its source had once, and change no row of it.
+
+    Raises:
+        SchemaDriftError: Its past does not fit them.
+    """
+    standing = mirror.tables().get(mirror_table(table.schema))
+    if standing is None or standing.mode is Mode.DESTRUCTIVE:
+        return
+    position = mirror.ledger().watermarks[table.name].position
+    with mirror.transaction() as transaction:
+        transaction.begin_copy(table, CopyProgress(table.name, position, fingerprint(table)))
+        transaction.adopt_copy(table, at)
+        transaction.drop_copy(table)
 
 
 def _resumable(table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> CopyProgress | None:

@@ -19,7 +19,13 @@ from rhei_pipeline.errors import (
     SchemaError,
     SourceBusyError,
 )
-from rhei_pipeline.initial_sync import Copied, OnProgress, copy_table, needs_copy
+from rhei_pipeline.initial_sync import (
+    Copied,
+    OnProgress,
+    copy_table,
+    needs_copy,
+    take_on_shape,
+)
 from rhei_pipeline.ledger import Ledger, TableState
 from rhei_pipeline.logs import one_cycle
 from rhei_pipeline.metrics import (
@@ -281,6 +287,8 @@ class Pipeline:
             found = self._copy(table, on_progress, same_shape=caught_up is not None)
             report = self._synced(on_progress)[0].tables[table.name]
             letters = report.dead_letters + found.dead_letters
+            if caught_up is not None:
+                report = report.after(caught_up.tables[table.name])
             return _copy_report(found, replace(report, dead_letters=letters), started)
 
     def _caught_up(
@@ -460,7 +468,35 @@ class Pipeline:
             ]
         reports = self._cycle(readable, version)
         self._drained += (reports or {}).values()
+        if reports is not None and self._take_on_next_shapes(readable):
+            return self._drain(self._source.schema_version())
         return reports is not None
+
+    def _take_on_next_shapes(self, tables: Collection[Table]) -> bool:
+        """Give histories the shape in which their logs go on, where that is not today's.
+
+        Returns whether there is more to read now.
+        """
+        marks = self._mirror.ledger().watermarks
+        with self._source.snapshot() as snapshot:
+            found = [
+                Table(schema, table.mode)
+                for table in tables
+                if (schema := snapshot.next_shape(table, marks[table.name].position))
+            ]
+        taken = [table for table in found if self._takes_on(table, snapshot.clock)]
+        for table in taken:
+            self._registry.save(table)
+        return bool(taken)
+
+    def _takes_on(self, table: Table, at: datetime) -> bool:
+        try:
+            take_on_shape(table, self._mirror, at)
+        except (SchemaDriftError, MirrorDamagedError) as error:
+            # What today's shape asks of the mirror is asked next, and named where it fails.
+            _log.warning("%s; versions of a shape in between are read by today's columns", error)
+            return False
+        return True
 
     def _without_overtaken_copies(self, known: Collection[Table], ledger: Ledger) -> Ledger:
         """Drop copies of histories that a migration overtook; return what is recorded then.

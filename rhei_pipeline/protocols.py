@@ -177,6 +177,13 @@ class SourceSnapshot(Protocol):
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Read the net changes after `after`, whatever the table's mode."""
 
+    def next_shape(self, table: Table, after: Position) -> TableSchema | None:
+        """Return the table in the shape in which the changes behind `after` were made.
+
+        None where they are in the given table's own, or in the one the source has now. Before it
+        are all changes in the given shape.
+        """
+
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Read the next rows behind `resume` in key order; None when there are no more."""
 

@@ -346,9 +346,7 @@ def _column(
 ) -> Column:
     override = given.override(info.name)
     if override is not None:
-        arrow_type, epoch = parse_type(override)
-        # Not in a key: two values of the source could become one key.
-        return Column(info.name, arrow_type, info.nullable, epoch, overridden=not key)
+        return _overridden(info.name, override, nullable=info.nullable, key=key)
     arrow_type = declared_type(info.declared) or _observed_type(
         connection, table, info, given.known_type(info.name)
     )
@@ -356,6 +354,26 @@ def _column(
         # Two texts can name one instant: as text they stay the two keys that the source has.
         arrow_type = pa.string()
     return Column(info.name, arrow_type, info.nullable)
+
+
+def in_given_types(schema: TableSchema, options: TableOptions) -> TableSchema:
+    """Return a schema with the types that the declaration gives; as `read_table` applies them."""
+    given = _Given(options.types, None)
+    columns = [
+        _overridden(
+            column.name, text, nullable=column.nullable, key=column.name in schema.primary_key
+        )
+        if (text := given.override(column.name)) is not None
+        else column
+        for column in schema.columns
+    ]
+    return replace(schema, columns=tuple(columns))
+
+
+def _overridden(name: str, text: str, *, nullable: bool, key: bool) -> Column:
+    arrow_type, epoch = parse_type(text)
+    # Not in a key: two values of the source could become one key.
+    return Column(name, arrow_type, nullable, epoch, overridden=not key)
 
 
 def declared_type(declared: str) -> pa.DataType | None:

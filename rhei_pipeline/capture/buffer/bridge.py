@@ -71,6 +71,7 @@ class BridgeSource:
         self._confirmed = {name: log.watermark(_MIRROR + name) for name in self._bridged}
         self._confirmation = Confirmation(log.path, log.log_id)
         self._drifted: set[str] = set()
+        self._waited_at: dict[str, int] = {}
         self._audited: set[str] = set()
         self._releasable: dict[str, Position] = {}
         self._full: BufferFullError | None = None
@@ -88,18 +89,51 @@ class BridgeSource:
         """Have the source capture the table, and the log follow it.
 
         Where the log does not lead on from what the source holds, or ends before `least`, it
-        starts anew: no older place is proved, and so the table is copied again.
+        starts anew: no older place is proved, and so the table is copied again. A table of another
+        shape than before is first to be drained in that one.
         """
         known = self._bridged.get(table.name)
         self._inner.install(table, known.read_to if known else 0)
         with self._inner.snapshot() as snapshot:
             if (
                 known is None
-                or known.table != table
                 or self._log.head(table.name).order < least
                 or not known.leads_on(snapshot)
             ):
                 self._start_anew(table, snapshot.origin(table), least)
+            elif known.table != table:
+                self._change_shape(known, table, snapshot, least)
+
+    def _change_shape(
+        self, known: Bridged, table: Table, snapshot: SourceSnapshot, least: int
+    ) -> None:
+        """Go on in another shape, once the mirror has all that is of the former one."""
+        name, after = table.name, known.inner
+        is_history = table.mode is known.table.mode is Mode.TEMPORAL
+        if after is None or not is_history:
+            self._start_anew(table, snapshot.origin(table), least)
+            return
+        reached = self._log.head(name).order
+        waits = reached != self._confirmed_order(name)
+        if not waits and snapshot.proves(table, after):
+            self._follow(replace(known, table=table), reached)
+            return
+        waits = waits or snapshot.pending(known.table, after) > 0
+        if waits and self._waited_at.get(name) != reached:
+            # The next drain takes in what is of the former shape, and the mirror applies it.
+            self._waited_at[name] = reached
+            return
+        self._start_anew(table, snapshot.origin(table), least)
+
+    def _follow(self, bridged: Bridged, reached: int) -> None:
+        """Follow a table in its new shape behind the place that the mirror has reached."""
+        name = bridged.table.name
+        # No place of the former shape is to be read as one of this.
+        self._log.prune(reached, stream=name)
+        with self._log.writing() as writer:
+            writer.set_fact(_TABLES + name, _form(bridged))
+        self._bridged[name] = bridged
+        self._waited_at.pop(name, None)
 
     @property
     def logs_rows(self) -> bool:
@@ -214,6 +248,7 @@ class BridgeSource:
             writer.restart(table.name, order, source_order=inner.order)
             writer.set_fact(_TABLES + table.name, _form(bridged))
         self._bridged[table.name] = bridged
+        self._waited_at.pop(table.name, None)
         self._confirm()
 
     def _drain_if_room(self, inner: SourceSnapshot) -> None:

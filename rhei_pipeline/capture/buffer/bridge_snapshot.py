@@ -13,7 +13,7 @@ from rhei_pipeline.compaction import last_per_key
 from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.events import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.protocols import Audit, SourceSnapshot
-from rhei_pipeline.schema import Mode, Table
+from rhei_pipeline.schema import Mode, Table, TableSchema
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -122,6 +122,10 @@ class BridgeSnapshot:
         held = self._readable(table, after)
         yield from in_size(self._net(table, held), limit)
         yield from self._passed_on(table, limit)
+
+    def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
+        """Name none: the buffer holds one shape at a time."""
+        return None
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Read rows of the source."""

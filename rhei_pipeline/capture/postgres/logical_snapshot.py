@@ -200,6 +200,10 @@ class LogicalSnapshot:
             return ChangeBatch(empty, 1, truncated_at=at, whole_transactions=True)
         return _Rows(schema, pgoutput.decode(buffer, run), self.clock).batch()
 
+    def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
+        """Name none: each change is read in the table's own shape."""
+        return None
+
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Read the next rows in key order; those of a large table ahead of time."""
         reader = self._reader(table)

@@ -21,7 +21,7 @@ from rhei_pipeline.events import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.oltp.postgres_identity import refuse_rewritten
 from rhei_pipeline.oltp.postgres_schema import Connection
 from rhei_pipeline.protocols import Audit
-from rhei_pipeline.schema import Table
+from rhei_pipeline.schema import Table, TableSchema
 
 _log = logging.getLogger(__name__)
 
@@ -247,6 +247,10 @@ class PostgresPollingSnapshot:
             self._memory.doubts[table.name] = (self._state, reason)
         # Who is connected changes without a commit.
         return reason or self._reading.doubt
+
+    def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
+        """Name none: rows are as they are now."""
+        return None
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Read the next rows in key order."""

@@ -249,6 +249,10 @@ class PostgresTriggerSnapshot:
             yield replace(self._batch(table.schema, own, texts, count), net=True)
             count = 0
 
+    def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
+        """Name none: the log is read in the table's own shape."""
+        return None
+
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Read the next rows in key order."""
         self._hold(self._known(table))

@@ -18,7 +18,7 @@ from rhei_pipeline.events import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.oltp.sqlite_objects import SchemaState
 from rhei_pipeline.oltp.sqlite_values import decode_key, encode_key
 from rhei_pipeline.protocols import Audit
-from rhei_pipeline.schema import Table
+from rhei_pipeline.schema import Table, TableSchema
 
 _log = logging.getLogger(__name__)
 
@@ -307,6 +307,10 @@ class PollingSnapshot:
             reason = self._table(table).doubt()
             self._memory.doubts[table.name] = (self._version, reason)
         return reason
+
+    def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
+        """Name none: rows are as they are now."""
+        return None
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Read the next rows in key order."""

@@ -47,11 +47,15 @@ def mark_changed(connection: sqlite3.Connection) -> None:
             "table %r: a schema change may have changed rows unseen; they are compared", name
         )
         log = quote(log_table(name))
-        connection.execute(_TABLES[1])
         connection.execute(f"insert into {log}(at) values({CLOCK})")
-        connection.execute(
-            f"insert or replace into {_RESCANS} select ?, max(seq) from {log}", (name,)
-        )
+        (newest,) = connection.execute(f"select max(seq) from {log}").fetchone()
+        mark(connection, name, newest)
+
+
+def mark(connection: sqlite3.Connection, table: str, entry: int) -> None:
+    """Have each mirror that has not come to an entry of a log compare the table's rows whole."""
+    connection.execute(_TABLES[1])
+    connection.execute(f"insert or replace into {_RESCANS} values(?, ?)", (table, entry))
 
 
 def note(connection: sqlite3.Connection) -> None:

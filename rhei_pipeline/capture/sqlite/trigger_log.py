@@ -8,10 +8,12 @@ same snapshot, so no stale image can reach the mirror.
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from rhei_pipeline.capture.sqlite import schema_watch
+from rhei_pipeline.capture.sqlite import log_chain, schema_watch
+from rhei_pipeline.capture.sqlite.log_chain import Log, exists, newest_entry
 from rhei_pipeline.capture.sqlite.trigger_snapshot import TriggerSnapshot
 from rhei_pipeline.capture.sqlite.trigger_sql import (
     CLOCK,
@@ -25,7 +27,7 @@ from rhei_pipeline.capture.sqlite.trigger_sql import (
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import Position
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
-from rhei_pipeline.oltp.sqlite_schema import SqliteTable, read_table
+from rhei_pipeline.oltp.sqlite_schema import SqliteTable, in_given_types, read_table
 from rhei_pipeline.schema import Mode, Table, TableOptions, TableSchema
 from rhei_pipeline.sql import literal, quote
 
@@ -89,32 +91,65 @@ class TriggerSource:
         """Create or mend the log and triggers of a table, in one transaction.
 
         Where anything was missing, or the log ends before `least` (cleared, or an older state
-        put back), changes may have gone by unseen: the log starts anew, no older position is
-        proved by it any more, and so the table is copied again. Where only the schema changed in
-        a way that no difference shows, all logged tables are marked to be compared whole.
+        put back), changes may have gone by unseen: a new log is begun, and the table is copied
+        again or compared whole. The old log is kept while a mirror may want to read it. Where only
+        the schema changed in a way that no difference shows, all logged tables are marked to be
+        compared whole.
         """
-        installed = self.stands(table) and self._newest(table.name) >= max(least, 1)
-        if not installed or not schema_watch.is_noted(self._connection):
+        if not self._is_installed(table, least) or not schema_watch.is_noted(self._connection):
             with self._writing():
                 schema_watch.mark_changed(self._connection)
-                if not installed:
+                # Another mirror may have done it since.
+                if not self._is_installed(table, least):
                     self._make_anew(table, least)
                 schema_watch.note(self._connection)
         self._marks = schema_watch.marks(self._connection)
 
+    def _is_installed(self, table: Table, least: int) -> bool:
+        return self.stands(table) and self._newest(table.name) >= max(least, 1)
+
     def _make_anew(self, table: Table, least: int) -> None:
-        wanted = capture_sql(self._table(table.name), table.mode)
-        least = max(least, self._newest(table.name))
-        self._drop_objects(table.name)
+        """Retire the log and begin another one, in a writing transaction.
+
+        Nothing is written into the table meanwhile: what the old triggers logged is all in the
+        old log, and the first entry of the new one is where it ends.
+        """
+        connection = self._connection
+        connection.execute(_CONSUMERS)
+        source, known = self._table(table.name), self._known(table.name)
+        wanted = capture_sql(source, self._mode_of_log(table))
+        first = max(least, self._furthest(table.name)) + 1
+        self._drop_triggers(table.name)
+        log_chain.retire(connection, table.name, known.schema if known else None)
+        self._drop_tables(table.name)
         for text in wanted.tables.values():
-            self._connection.execute(text)
-        self._connection.execute(
-            f"insert into {quote(log_table(table.name))}(seq, at) values(?, {CLOCK})",
-            (least + 1,),
+            connection.execute(text)
+        connection.execute(
+            f"insert into {quote(log_table(table.name))}(seq, at) values(?, {CLOCK})", (first,)
         )
+        log_chain.note_log(connection, source.schema, first)
+        schema_watch.mark(connection, table.name, first)
         for text in wanted.triggers.values():
-            self._connection.execute(text)
-        self._connection.execute(_CONSUMERS)
+            connection.execute(text)
+
+    def _mode_of_log(self, table: Table) -> Mode:
+        """Return the mode to log for: another mirror's versions do not end with a plain one."""
+        others = self._connection.execute(
+            "select 1 from _rhei_consumer where tbl = ? collate nocase and mirror <> ?",
+            (table.name, self._mirror_id),
+        )
+        log = log_table(table.name)
+        shared = others.fetchone() is not None and log_chain.holds_images(self._connection, log)
+        return Mode.TEMPORAL if shared else table.mode
+
+    def _furthest(self, name: str) -> int:
+        """Return the highest number that any log of a table gave, or any mirror has read."""
+        logs = log_chain.find_logs(self._connection, name)
+        ends = [max(log.first, newest_entry(self._connection, log.name)) for log in logs]
+        read = self._connection.execute(
+            "select max(seq) from _rhei_consumer where tbl = ? collate nocase", (name,)
+        )
+        return max([0, *ends, int(read.fetchone()[0] or 0)])
 
     @property
     def logs_rows(self) -> bool:
@@ -150,7 +185,7 @@ class TriggerSource:
         with self._database.translated():
             self._connection.execute("begin")
             try:
-                yield TriggerSnapshot(self._connection, self._table, self._marks)
+                yield TriggerSnapshot(self._connection, self._table, self._marks, self._as_given)
             finally:
                 if self._connection.in_transaction:
                     self._connection.execute("rollback")
@@ -177,12 +212,22 @@ class TriggerSource:
                     for name, position in news.items()
                 ],
             )
+            self._connection.executemany(
+                "delete from _rhei_consumer where mirror = ? and tbl = ? collate nocase"
+                " and tbl <> ?",
+                [(self._mirror_id, name, name) for name in news],
+            )
             self._connection.execute(
                 "delete from _rhei_consumer where seen_at < ?",
                 (_now() - FORGET_MIRROR_AFTER // timedelta(microseconds=1),),
             )
         self._acknowledged |= news
-        return sum(self._prune(name) for name in news) if prune else 0
+        return sum(self._prune(name) for name in self._prunable(news)) if prune else 0
+
+    def _prunable(self, news: Mapping[str, Position]) -> set[str]:
+        """Return the tables with news, and those that may be gone, and whose old logs may go."""
+        with self._database.translated():
+            return {*news, *log_chain.tables_with_retired_logs(self._connection)}
 
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
         """Log keys as changed, in the form that the table's log has."""
@@ -210,7 +255,7 @@ class TriggerSource:
     def forget_mirror(self) -> None:
         """Let the source forget that this mirror exists."""
         with self._writing():
-            if _exists(self._connection, "_rhei_consumer"):
+            if exists(self._connection, "_rhei_consumer"):
                 self._connection.execute(
                     "delete from _rhei_consumer where mirror = ?", (self._mirror_id,)
                 )
@@ -244,34 +289,53 @@ class TriggerSource:
                 )
         return self._catalogue[name]
 
+    def _as_given(self, schema: TableSchema, name: str) -> TableSchema:
+        """Return the shape of a log with the name and the types that this mirror knows it by."""
+        return in_given_types(
+            replace(schema, name=name), self._options.get(name.lower(), TableOptions())
+        )
+
     def _newest(self, name: str) -> int:
         """Return the newest entry's place, or 0: positions grow even over a log made anew."""
-        if not _exists(self._connection, log_table(name)):
-            return 0
-        found = self._connection.execute(f"select max(seq) from {quote(log_table(name))}")
-        return int(found.fetchone()[0] or 0)
+        log = log_table(name)
+        return newest_entry(self._connection, log) if exists(self._connection, log) else 0
 
-    def _drop_objects(self, name: str) -> None:
-        tables, triggers = object_names(name)
-        for trigger in triggers:
+    def _drop_triggers(self, name: str) -> None:
+        for trigger in object_names(name)[1]:
             self._connection.execute(f"drop trigger if exists {quote(trigger)}")
-        for table in tables:
+
+    def _drop_tables(self, name: str) -> None:
+        for table in object_names(name)[0]:
             self._connection.execute(f"drop table if exists {quote(table)}")
 
     def _prune(self, name: str) -> int:
-        log = quote(log_table(name))
+        """Forget what every mirror has read; a retired log goes with its last entry."""
         with self._database.translated():
-            low, keep = self._connection.execute(
-                f"select (select min(seq) from {log}),"
-                " (select min(seq) from _rhei_consumer where tbl = ?)",
-                (name,),
+            (keep,) = self._connection.execute(
+                "select min(seq) from _rhei_consumer where tbl = ? collate nocase", (name,)
             ).fetchone()
-        forgotten = 0
-        while low is not None and low < keep:
-            low = min(low + PRUNE_ROWS, keep)
+            logs = log_chain.find_logs(self._connection, name)
+        return sum(self._forget(log, keep) for log in logs)
+
+    def _forget(self, log: Log, keep: int | None) -> int:
+        name = quote(log.name)
+        with self._database.translated():
+            low, newest = self._connection.execute(
+                f"select min(seq), max(seq) from {name}"
+            ).fetchone()
+        if keep is None:  # no mirror reads it
+            keep = newest + 1 if log.retired and low is not None else low
+        end, forgotten = low, 0
+        while end is not None and end < min(keep, newest + 1):
+            end = min(end + PRUNE_ROWS, keep)
             with self._writing():
-                cursor = self._connection.execute(f"delete from {log} where seq < ?", (low,))
+                cursor = self._connection.execute(f"delete from {name} where seq < ?", (end,))
                 forgotten += cursor.rowcount
+        if log.retired and (newest is None or newest < keep):
+            with self._writing():
+                schema_watch.mark_changed(self._connection)
+                log_chain.drop_retired(self._connection, log)
+                schema_watch.note(self._connection)
         return forgotten
 
     @contextmanager
@@ -289,6 +353,8 @@ class TriggerSource:
 def _connected(database: SqliteDatabase) -> sqlite3.Connection:
     connection = database.connect()
     with database.translated():
+        # Else a view of the application that is broken keeps any table from being renamed.
+        connection.execute("pragma legacy_alter_table = on")
         # Losing an acknowledgement in a power cut only means giving it again.
         connection.execute("pragma synchronous = normal")
         if connection.execute("pragma journal_mode").fetchone()[0] != "wal":
@@ -302,7 +368,7 @@ def unacknowledged(database: SqliteDatabase, mirror_id: str) -> int | None:
     None when the source does not know the mirror: everything is still to be done.
     """
     with database.reader() as connection:
-        if not _exists(connection, "_rhei_consumer"):
+        if not exists(connection, "_rhei_consumer"):
             return None
         positions = connection.execute(
             "select tbl, seq from _rhei_consumer where mirror = ?", (mirror_id,)
@@ -313,15 +379,10 @@ def unacknowledged(database: SqliteDatabase, mirror_id: str) -> int | None:
 
 
 def _behind(connection: sqlite3.Connection, name: str, place: int) -> int:
-    if not _exists(connection, log_table(name)):
+    if not exists(connection, log_table(name)):
         return 1  # capture was lost: that, too, is something to see to
     found = connection.execute(f"select max(seq) from {quote(log_table(name))}")
     return abs(int(found.fetchone()[0] or 0) - place)
-
-
-def _exists(connection: sqlite3.Connection, table: str) -> bool:
-    found = connection.execute("select 1 from sqlite_master where name = ?", (table,))
-    return found.fetchone() is not None
 
 
 def _now() -> int:
