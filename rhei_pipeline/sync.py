@@ -302,7 +302,8 @@ def _put_copy_in_place(
     counts = Counts(inserted=adopted or 0)
     if adopted is None:
         counts += transaction.mend_keys(table, snapshot.clock)
-        counts += _apply_versions(table, after, snapshot, transaction, pace)
+        versions, unfit = _apply_versions(table, after, snapshot, transaction, pace)
+        counts, letters = counts + versions, letters + unfit
         for changes in transaction.copy_differences(table, pace.batch_rows):
             counts += _apply_difference(table, changes, snapshot, transaction)
     on_step(Step.PROMOTED)
@@ -319,17 +320,25 @@ def _apply_versions(
     snapshot: SourceSnapshot,
     transaction: MirrorTransaction,
     pace: Pace,
-) -> Counts:
+) -> tuple[Counts, int]:
     """Give a temporal table each version that events tell of since the copy began.
 
-    A copy knows the last of them only; its difference then adds what no event told.
+    A copy knows the last of them only; its difference then adds what no event told. A version that
+    does not fit is named by a dead letter, which is resolved where the row that is there now fits;
+    these are counted as well.
     """
-    counts = Counts()
+    counts, letters = Counts(), 0
     if table.mode is Mode.TEMPORAL:
+        unknown = transaction.quarantined(table)
         for captured in snapshot.changes(table, after, pace.batch_rows):
             batch = _completed(captured, table, transaction.present_keys, transaction.present_rows)
             counts += keep_versions(table, batch, transaction)
-    return counts
+            transaction.quarantine(batch.rejected)
+            mended = {letter.key for letter in batch.rejected} - unknown
+            if mended:
+                transaction.release(table, mended, snapshot.clock)
+            letters += len(mended)
+    return counts, letters
 
 
 def _apply_difference(

@@ -95,7 +95,9 @@ class BridgeSource:
         known = self._bridged.get(table.name)
         self._inner.install(table, known.read_to if known else 0)
         with self._inner.snapshot() as snapshot:
-            if (
+            if known is not None and self._may_go_on(known, table, least, snapshot):
+                self._go_on(replace(known, table=table))
+            elif (
                 known is None
                 or self._log.head(table.name).order < least
                 or not known.leads_on(snapshot)
@@ -134,6 +136,27 @@ class BridgeSource:
             writer.set_fact(_TABLES + name, _form(bridged))
         self._bridged[name] = bridged
         self._waited_at.pop(name, None)
+
+    def _may_go_on(
+        self, known: Bridged, table: Table, least: int, snapshot: SourceSnapshot
+    ) -> bool:
+        """Tell whether the log of a history goes on in another shape.
+
+        The mirror has all that the log holds, so nothing is read in a shape that it has not; and
+        what the source holds since then can be read in the new one.
+        """
+        return (
+            known.table != table
+            and known.table.mode is table.mode is Mode.TEMPORAL
+            and known.inner is not None
+            and self._log.head(table.name).order == least
+            and snapshot.proves(table, known.inner)
+        )
+
+    def _go_on(self, bridged: Bridged) -> None:
+        with self._log.writing() as writer:
+            writer.set_fact(_TABLES + bridged.table.name, _form(bridged))
+        self._bridged[bridged.table.name] = bridged
 
     @property
     def logs_rows(self) -> bool:

@@ -2,13 +2,13 @@
 
 Numbers are given out in another order than transactions commit in, so no number says how far a
 log was read. A position is a snapshot: what lies behind it is what this snapshot sees and that
-one did not, whole transactions at a time.
+one did not, whole transactions at a time. It leads on through the logs that took the place of the
+one it was found in.
 """
 
-import json
+import logging
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -24,8 +24,11 @@ from rhei_pipeline.capture.postgres.rows import (
     letters_of,
     without_rows,
 )
-from rhei_pipeline.capture.postgres.trigger_sql import BEGUN, TRUNCATED, TableLog, log_name
-from rhei_pipeline.errors import CaptureError
+from rhei_pipeline.capture.postgres.trigger_logs import Captured, Generation, Part
+from rhei_pipeline.capture.postgres.trigger_misfit import OTHER_KINDS, OTHER_TRUNCATED
+from rhei_pipeline.capture.postgres.trigger_position import Proof, Visible, outside, shape_of
+from rhei_pipeline.capture.postgres.trigger_sql import BEGUN, TRUNCATED, log_name
+from rhei_pipeline.errors import CaptureError, SourceBusyError
 from rhei_pipeline.events import (
     CHANGED_AT,
     LIVE,
@@ -38,71 +41,17 @@ from rhei_pipeline.events import (
 )
 from rhei_pipeline.oltp.postgres_identity import refuse_rewritten
 from rhei_pipeline.oltp.postgres_schema import Connection
+from rhei_pipeline.oltp.rejections import Rejection
 from rhei_pipeline.protocols import Audit
 from rhei_pipeline.schema import INSTANT, Mode, Table, TableSchema
 from rhei_pipeline.sql import literal
 
+_log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, slots=True)
-class Captured:
-    """What the source says of a table's log.
-
-    Attributes:
-        log: As it was made.
-        base: What is added to a snapshot's own order.
-        pruned: Behind positions before this one, entries are forgotten.
-        identity: What tells this log and its triggers from others, and from what became of them.
-    """
-
-    log: TableLog
-    base: int
-    pruned: int
-    identity: str
-
-
-@dataclass(frozen=True, slots=True)
-class Visible:
-    """What a snapshot of the server sees, as its text.
-
-    Attributes:
-        order: How many transactions it sees; grows whenever one ends.
-    """
-
-    text: str
-    order: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Visible":
-        """Read `xmin:xmax:running,running,...`."""
-        _, high, running = text.split(":")
-        return cls(text, int(high) - len(running.split(",")) if running else int(high))
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """A position's proof: which log, what was seen of it, and one of the newest entries seen.
-
-    Attributes:
-        marker: That entry's number; 0 where there was none.
-        marked_by, marked_at: Its transaction and its time.
-    """
-
-    identity: str
-    snapshot: str
-    marker: int
-    marked_by: str
-    marked_at: str
-
-    def text(self) -> str:
-        """Write it for a position."""
-        return json.dumps(list(astuple(self)))
-
-    @classmethod
-    def parse(cls, text: str) -> "Proof | None":
-        """Read what `text` wrote; None where it is another source's."""
-        with suppress(ValueError, TypeError):
-            return cls(*json.loads(text))
-        return None
+#: Columns of an entry whose values are none that the table's columns have now.
+_UNFIT = "_rhei_unfit"
+#: What parts their names; no name of a column has it.
+_APART = "\x1f"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +95,8 @@ class PostgresTriggerSnapshot:
     Args:
         connection: In that transaction.
         moment: When it began.
-        captured: Returns what there is of a table's capture, given the identity of a position's
-            log; None where there is none.
+        captured: Returns what there is of a table's capture, given a position's proof; None where
+            there is none.
         memory: What earlier snapshots found out.
     """
 
@@ -155,7 +104,7 @@ class PostgresTriggerSnapshot:
         self,
         connection: Connection,
         moment: Moment,
-        captured: Callable[[Table, str | None], Captured | None],
+        captured: Callable[[Table, Proof | None], Captured | None],
         memory: Memory,
     ) -> None:
         self._connection = connection
@@ -165,7 +114,8 @@ class PostgresTriggerSnapshot:
         self._heads: dict[str, Position] = {}
         self._looks: dict[tuple[str, str], _Look] = {}
         self._held: set[str] = set()
-        self._identities: dict[str, str] = {}
+        self._proofs: dict[str, Proof] = {}
+        self._reads: dict[tuple[str, str], list[tuple[Part, str]]] = {}
         self._entries: dict[str, str] = {}
         self._dated: dict[tuple[str, ...], CommitInstants] = {}
         self._reading: Generator[pa.Table, None, None] | None = None
@@ -175,15 +125,25 @@ class PostgresTriggerSnapshot:
     def head(self, table: Table) -> Position:
         """Return the place of all that this snapshot sees, and one of its newest entries."""
         if table.name not in self._heads:
-            found = self._known(table)
-            newest = self._connection.execute(
-                f"select l.seq, l.xid::text, l.at::text from {found.log.name} l"
-                " order by l.xid desc limit 1".encode()
-            ).fetchone()
-            seen = self._moment.visible
-            proof = Proof(found.identity, seen.text, *(newest or (0, "", "")))
-            self._heads[table.name] = Position(found.base + seen.order, proof.text())
+            self._heads[table.name] = self._head(table)
         return self._heads[table.name]
+
+    def _head(self, table: Table) -> Position:
+        found, seen = self._known(table), self._moment.visible
+        own, before = found.parts[-1].generation, self._proofs.get(table.name)
+        order = own.base + seen.order
+        if not found.is_now and before is not None:
+            # What was done to the table in another shape is left, and with it the entry noted.
+            late, shape = before.late or before.snapshot, shape_of(table)
+            proof = replace(before, snapshot=seen.text, late=late, shape=shape)
+            return Position(order, proof.text())
+        newest = self._connection.execute(
+            f"select l.seq, l.xid::text, l.at::text from {own.name} l"
+            " order by l.xid desc limit 1".encode()
+        ).fetchone()
+        marker, by, at = newest or (0, "", "")
+        proof = Proof(own.identity, seen.text, marker, by, at, shape=shape_of(table))
+        return Position(order, proof.text())
 
     def origin(self, table: Table) -> Position:
         """Return the head: rows and log are one state."""
@@ -207,18 +167,15 @@ class PostgresTriggerSnapshot:
 
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Read versions where the log has images, else what the touched keys have become."""
-        found = self._known(table)
         if table.mode is not Mode.TEMPORAL:
             yield from self.net_changes(table, after, limit)
             return
         self._look(table, after)
+        self._name_incomplete(table, after)
         low, instants = 0, self._instants()
-        for place, xid in [*self._truncations(found, after), (None, None)]:
-            upper = "" if place is None else f" and seq < {place}"
-            condition = f"{_window(after)} and seq > {low}{upper}"
-            # In the shape the log was made in: the table may have changed since.
-            sql = found.log.versions_sql(table.schema.names, condition)
-            for texts in self._copied(sql, [SEQUENCE, XID, LIVE], table.schema, limit):
+        for place, xid in [*self._truncations(table, after), (None, None)]:
+            between = f"seq > {low}" if place is None else f"seq > {low} and seq < {place}"
+            for texts in self._versions(table, after, between, limit):
                 own = [
                     texts[SEQUENCE].combine_chunks().cast(pa.int64()),
                     instants.of(texts[XID].combine_chunks().cast(pa.int64()).to_numpy()),
@@ -230,18 +187,49 @@ class PostgresTriggerSnapshot:
                 yield replace(_truncation(table.schema, at, 1), whole_transactions=True)
                 low = place
 
+    def _name_incomplete(self, table: Table, after: Position) -> None:
+        queries = [part.incomplete(window) for part, window in self._windows(table, after)]
+        count = sum(
+            row[0]
+            for sql in queries
+            if sql is not None
+            for row in self._connection.execute(sql.encode()).fetchall()
+        )
+        if count:
+            _log.warning(
+                "table %r: %d versions lack a value of a column that was dropped before it could be"
+                " read: they were written between two migrations",
+                table.name,
+                count,
+            )
+
+    def _versions(
+        self, table: Table, after: Position, between: str, limit: int
+    ) -> Iterator[pa.Table]:
+        """Read the entries between two truncations, log after log."""
+        for part, window in self._windows(table, after):
+            for sql in part.versions(f"{window} and {between}"):
+                for texts in self._copied(sql, [SEQUENCE, XID, LIVE, _UNFIT], table.schema, limit):
+                    yield _without_other_keys(table, texts)
+
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Join the touched keys to the rows they have now."""
         found, count = self._known(table), self.pending(table, after)
-        entries = count
-        condition = _window(after)
-        truncations = self._truncations(found, after)
+        entries, low = count, 0
+        truncations = self._truncations(table, after)
         if truncations:
-            place, _ = truncations[-1]
+            low, _ = truncations[-1]
             yield _truncation(table.schema, self.clock, count)
-            count, condition = 0, f"{condition} and seq > {place}"
+            count = 0
         self._hold(found)
-        sql = found.log.net_sql(table.schema.names, condition, entries)
+        touched = [
+            sql
+            for part, window in self._windows(table, after)
+            for sql in part.touched(f"{window} and seq > {low}", found.log)
+        ]
+        if not touched:
+            return
+        sql = found.log.net_sql(table.schema.names, " union all ".join(touched), entries)
         for texts in self._copied(sql, [LIVE], table.schema, limit):
             size = texts.num_rows
             now = pa.repeat(pa.scalar(self.clock, INSTANT), size)
@@ -280,8 +268,8 @@ class PostgresTriggerSnapshot:
             self._reading.close()
 
     def _known(self, table: Table) -> Captured:
-        found = self._captured(table, self._identities.get(table.name))
-        if found is None:
+        found = self._captured(table, self._proofs.get(table.name))
+        if found is None or not found.parts:
             raise log_is_gone(table.name)
         return found
 
@@ -303,39 +291,95 @@ class PostgresTriggerSnapshot:
 
     def _look_behind(self, table: Table, after: Position) -> _Look:
         proof = Proof.parse(after.proof)
-        found = None if proof is None else self._captured(table, proof.identity)
-        if found is None or proof is None or proof.identity != found.identity:
+        found = None if proof is None else self._captured(table, proof)
+        if found is None or proof is None or not found.parts:
             return _Look(proved=False)
-        self._identities[table.name] = proof.identity
-        if self._memory.quiet.get(table.name) == (after.proof, self._moment.visible.text):
+        self._proofs[table.name] = proof
+        quiet = (after.proof, f"{self._moment.visible.text} {found.is_now}")
+        if self._memory.quiet.get(table.name) == quiet:
             return _Look(proved=True)
-        if not found.pruned <= after.order <= found.base + self._moment.visible.order:
+        first = found.parts[0].generation
+        if not first.pruned <= after.order <= first.base + self._moment.visible.order:
             return _Look(proved=False)
+        looks = [
+            self._look_into(part.generation, window, proof)
+            for part, window in self._windows(table, after)
+        ]
+        entries = sum(look.entries for look in looks)
+        oldest = min((look.oldest for look in looks if look.oldest), default=None)
+        if entries:
+            self._entries[table.name] = " union all ".join(
+                f"select xid, {self._moment.instant} as at from {part.generation.name}"
+                f" where {window} and kind <> '{BEGUN}'"
+                for part, window in self._windows(table, after)
+            )
+        if looks[0].proved and not entries:
+            self._memory.quiet[table.name] = quiet
+        return _Look(looks[0].proved, entries, oldest)
+
+    def _look_into(self, log: Generation, window: str, proof: Proof) -> _Look:
+        """Count entries of a log, and look for the one that was noted where it is the log's."""
+        is_marked = proof.identity == log.identity and proof.marker
         marked = (
-            f"exists (select from {found.log.name}"
+            f"exists (select from {log.name}"
             " where xid = nullif(%s, '')::xid8 and seq = %s and at::text = %s)"
         )
         row = self._connection.execute(
-            f"select %s = 0 or {marked}, count(*), min({self._moment.instant})"
-            f" from {found.log.name} where {_window(after)} and kind <> '{BEGUN}'".encode(),
-            (proof.marker, proof.marked_by, proof.marker, proof.marked_at),
+            f"select not %s or {marked}, count(*), min({self._moment.instant}),"
+            f" {literal(log.name)}::regclass::oid::bigint"
+            f" from {log.name} where {window} and kind <> '{BEGUN}'".encode(),
+            (bool(is_marked), proof.marked_by, proof.marker, proof.marked_at),
         ).fetchone()
-        proved, entries, oldest = row or (False, 0, None)
-        if entries:
-            self._entries[table.name] = (
-                f"select xid, {self._moment.instant} as at from {found.log.name}"
-                f" where {_window(after)} and kind <> '{BEGUN}'"
-            )
-        if proved and not entries:
-            self._memory.quiet[table.name] = (after.proof, self._moment.visible.text)
+        proved, entries, oldest, oid = row or (False, 0, None, None)
+        if log.log not in (None, oid):
+            # Tables are found by what is committed now, their rows as they were.
+            raise SourceBusyError("a log was made anew while it was read", hint="it is tried again")
         return _Look(proved, entries, oldest)
 
-    def _truncations(self, found: Captured, after: Position) -> list[tuple[int, int]]:
-        sql = (
-            f"select seq, xid::text::bigint from {found.log.name}"
-            f" where {_window(after)} and kind = '{TRUNCATED}' order by seq"
-        )
-        return self._connection.execute(sql.encode()).fetchall()
+    def _windows(self, table: Table, after: Position) -> list[tuple[Part, str]]:
+        """Return the logs behind a position, and SQL of the entries in each."""
+        place = (table.name, after.proof)
+        if place not in self._reads:
+            proof = Proof.parse(after.proof)
+            found = self._captured(table, proof)
+            cut = [self._with_cut(part) for part in found.parts] if found else []
+            self._reads[place] = [
+                (part, f"{self._unseen(part, proof)} and {part.limits()}") for part in cut
+            ]
+        return self._reads[place]
+
+    def _with_cut(self, part: Part) -> Part:
+        """Find from where on the table was not as its triggers knew it."""
+        generation = part.generation
+        if not generation.is_cut:
+            return part
+        row = self._connection.execute(
+            f"select min(seq) from {generation.name} where kind in ({OTHER_KINDS})".encode()
+        ).fetchone()
+        return replace(part, generation=replace(generation, cut=row[0] if row else None))
+
+    def _unseen(self, part: Part, proof: Proof | None) -> str:
+        """Write SQL of the entries of a log that lie behind a position."""
+        generation = part.generation
+        if proof is None:
+            return "false"
+        if proof.identity != generation.identity:
+            return "true"  # a log that was made since
+        seen = outside(proof.snapshot)
+        if not proof.late or generation.cut is None:
+            return seen
+        cut, late = generation.cut, outside(proof.late)
+        return f"(seq < {cut} and {seen} or seq >= {cut} and {late})"
+
+    def _truncations(self, table: Table, after: Position) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        for part, window in self._windows(table, after):
+            sql = (
+                f"select seq, xid::text::bigint from {part.generation.name}"
+                f" where {window} and kind in ('{TRUNCATED}', '{OTHER_TRUNCATED}') order by seq"
+            )
+            found += self._connection.execute(sql.encode()).fetchall()
+        return found
 
     def _instants(self) -> CommitInstants:
         """Date the transactions behind all positions looked at, one alike in every table."""
@@ -360,11 +404,44 @@ class PostgresTriggerSnapshot:
     ) -> ChangeBatch:
         live = pc.equal(texts[LIVE].combine_chunks(), "t")
         arrays, rejections = admit_rows(schema, texts)
+        rejections += _of_another_type(texts, rejections)
         events = pa.table([*own, live, *arrays], [SEQUENCE, CHANGED_AT, LIVE, *schema.names])
         letters = letters_of(schema, rejections, texts, self.clock)
         admitted = without_rows(events.cast(event_schema(schema)), rejections)
         resolved = mended(events.select(list(schema.primary_key)), rejections, letters)
         return ChangeBatch(admitted, count, rejected=letters, resolved=resolved)
+
+
+def _of_another_type(texts: pa.Table, known: Sequence[Rejection]) -> list[Rejection]:
+    """Reject what was logged when its column had a type that does not fit into today's exactly."""
+    if _UNFIT not in texts.column_names:
+        return []
+    rows = np.flatnonzero(pc.not_equal(texts[_UNFIT], "").to_numpy())
+    named = {(rejection.row, rejection.column) for rejection in known}
+    reason = "it was written when the column had another type, and is not exactly one of this type"
+    return [
+        Rejection(row, name, reason)
+        for row in rows.tolist()
+        for name in texts[_UNFIT][row].as_py().split(_APART)
+        if (row, name) not in named
+    ]
+
+
+def _without_other_keys(table: Table, texts: pa.Table) -> pa.Table:
+    """Leave out entries whose keys are none of the table's key any more; say how many."""
+    rows = np.flatnonzero(pc.not_equal(texts[_UNFIT], "").to_numpy())
+    key = {*table.schema.primary_key}
+    other = [row for row in rows.tolist() if key & {*texts[_UNFIT][row].as_py().split(_APART)}]
+    if not other:
+        return texts
+    _log.warning(
+        "table %r: %d changes are left out, which were made under a key of another type",
+        table.name,
+        len(other),
+    )
+    kept = np.ones(texts.num_rows, dtype=bool)
+    kept[other] = False
+    return texts.filter(pa.array(kept))
 
 
 def log_is_gone(table: str) -> CaptureError:
@@ -376,30 +453,25 @@ def log_is_gone(table: str) -> CaptureError:
     )
 
 
-def unseen(connection: Connection, positions: Mapping[int, str], standing: Collection[int]) -> int:
+def unseen(
+    connection: Connection,
+    positions: Mapping[int, str],
+    standing: Collection[int],
+    formers: Mapping[int, Sequence[str]],
+) -> int:
     """Count the entries of logs, by table, that snapshots do not see; a log that is gone is one."""
     found = 0
     for relation, snapshot in positions.items():
         if relation not in standing:
             found += 1  # capture was lost: that, too, is something to see to
             continue
-        row = connection.execute(
-            f"select count(*) from {log_name(relation)} where {_outside(snapshot)}"
-            f" and kind <> '{BEGUN}'".encode()
-        ).fetchone()
-        found += row[0] if row else 0
+        for log in (log_name(relation), *formers.get(relation, ())):
+            row = connection.execute(
+                f"select count(*) from {log} where {outside(snapshot)}"
+                f" and kind <> '{BEGUN}'".encode()
+            ).fetchone()
+            found += row[0] if row else 0
     return found
-
-
-def _window(after: Position) -> str:
-    """Write SQL of the entries that the snapshot of a position does not see."""
-    proof = Proof.parse(after.proof)
-    return "false" if proof is None else _outside(proof.snapshot)
-
-
-def _outside(snapshot: str) -> str:
-    text = f"{literal(snapshot)}::pg_snapshot"
-    return f"xid >= pg_snapshot_xmin({text}) and not pg_visible_in_snapshot(xid, {text})"
 
 
 def _truncation(schema: TableSchema, at: datetime, count: int) -> ChangeBatch:

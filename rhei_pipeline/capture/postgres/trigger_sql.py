@@ -1,8 +1,8 @@
 """The text of PostgreSQL capture by triggers: a typed log a table, and statement-level triggers.
 
 Whatever becomes of a table, its application's statements must not fail for us: nothing here makes
-the server refuse to drop or alter a column or a type, and a trigger that does not find the table
-as it was made for says so in a table of ours, and does nothing else.
+the server refuse to drop or alter a column or a type. A trigger that does not find the table as it
+was made for says so in a table of ours, and logs what it finds in another form.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from rhei_pipeline.capture.postgres.trigger_misfit import FUNCTIONS, log_misfit, note_misfit
 from rhei_pipeline.oltp.postgres_schema import (
     DEFAULT_NAMESPACE,
     Connection,
@@ -27,7 +28,8 @@ TOUCHED, ROW, GONE, TRUNCATED, BEGUN = "k", "r", "d", "t", "m"
 STATEMENT, COMMIT = "at", "coalesce(pg_xact_commit_timestamp(xid::xid), at)"
 
 SCHEMA = "_rhei"
-#: What is captured, who reads it, and which table was met otherwise than its trigger knows it.
+#: What is captured, who reads it, which table was met otherwise than its trigger knows it, and the
+#: logs that others took the place of while a mirror had yet to read them.
 OWN_TABLES = (
     "create table if not exists _rhei.capture(relation oid primary key, columns text[] not null,"
     " key text[] not null, images boolean not null, wanted text not null, base bigint not null,"
@@ -36,6 +38,17 @@ OWN_TABLES = (
     " snapshot pg_snapshot not null, position bigint not null, marker bigint not null,"
     " marked_by xid8, seen_at timestamptz not null default now(), primary key (mirror, relation))",
     "create table if not exists _rhei.broken(relation oid not null)",
+    # Made by what came before this was known, the tables lack it.
+    "alter table _rhei.broken add column if not exists lost boolean not null default true",
+    "alter table _rhei.capture add column if not exists attributes smallint[],"
+    " add column if not exists types oid[], add column if not exists log oid,"
+    " add column if not exists whole boolean",
+    *FUNCTIONS,
+    "create table if not exists _rhei.former(log oid primary key, relation oid not null,"
+    " columns text[] not null, key text[] not null, base bigint not null, pruned bigint not null,"
+    " identity text not null, attributes smallint[] not null, types oid[] not null,"
+    " ended bigint not null, cut bigint, leads_on boolean not null,"
+    " whole boolean not null)",
 )
 
 #: Built-in types, by oid, of which two equal values are one: true of few, false of 1.0 and 1.00.
@@ -73,11 +86,12 @@ select a.attname::text, a.atttypid::bigint, b.oid::bigint, format_type(b.oid, -1
     (select quote_ident(n.nspname) || '.' || quote_ident(l.collname) from pg_collation l
      join pg_namespace n on n.oid = l.collnamespace
      where l.oid = a.attcollation and l.collprovider <> 'd'),
-    coalesce(o.name, 'operator(pg_catalog.=)')
+    coalesce(o.name, 'operator(pg_catalog.=)'), a.attnum::int
 from base b join pg_attribute a on a.attrelid = %(oid)s and a.attnum = b.attnum
 join pg_type t on t.oid = b.oid and t.typtype <> 'd' left join operator o on o.attnum = a.attnum
 order by a.attnum
 """
+_PRIMARY = "select indkey::text from pg_index where indrelid = %s and indisprimary"
 #: Types that come with the server have oids below this; no application can drop them.
 _FIRST_OWN_OID = 16_384
 
@@ -92,6 +106,7 @@ class LoggedColumn:
         type: That type's name.
         collation: Where it is not the database's own.
         equals: The operator by which the key's index finds it.
+        attribute: Its number, which no other column of the table ever gets; 0 where it is gone.
     """
 
     name: str
@@ -100,6 +115,7 @@ class LoggedColumn:
     type: str
     collation: str | None
     equals: str
+    attribute: int
 
     @property
     def stored(self) -> str:
@@ -142,6 +158,12 @@ def columns_of(connection: Connection, table: PostgresTable) -> dict[str, Logged
     return {row[0]: LoggedColumn(*row) for row in rows}
 
 
+def primary_of(connection: Connection, table: PostgresTable) -> str:
+    """Read the columns of a table's primary key, as the catalogue writes them."""
+    found = connection.execute(_PRIMARY, (table.oid,)).fetchone()
+    return str(found[0]) if found else ""
+
+
 @dataclass(frozen=True)
 class TableLog:
     """The log of one table: which columns it keeps, and of what.
@@ -149,12 +171,16 @@ class TableLog:
     Attributes:
         columns: In their order in the log.
         images: Whether it keeps rows as they are, or only the keys that were touched.
+        whole: Whether these are all columns of the table.
+        primary: The table's primary key as the catalogue writes it, where that is the key.
     """
 
     source: PostgresTable
     key: tuple[str, ...]
     columns: tuple[LoggedColumn, ...]
     images: bool
+    whole: bool = False
+    primary: str | None = None
 
     @property
     def name(self) -> str:
@@ -185,6 +211,7 @@ class TableLog:
     def tables(self) -> list[str]:
         """Write the statements that create the log."""
         kept = "".join(f", {self.places[c.name]} {c.stored}" for c in self.columns)
+        kept += ", misfit jsonb" if self.images else ""
         # One index, in which all rows of a statement stand together: others cost the application.
         return [
             f"create table {self.name}(seq bigint generated always as identity,"
@@ -234,23 +261,71 @@ class TableLog:
             f"if tg_op = {literal(event)} then {' '.join(f'{text};' for text in statements)}"
             for event, statements in bodies.items()
         )
-        return f"begin {self._guard()} {branches} end if; return null; end"
+        return (
+            f"declare sentence text; begin {self._guard()} {self._with_old_catalogue(branches)}"
+            f" {branches} end if; return null; end"
+        )
+
+    def _with_old_catalogue(self, branches: str) -> str:
+        """Write the statements for a transaction that may be older than the table's last change.
+
+        It sees the catalogue as it was when it began, and the table as it is.
+        """
+        names = sorted(column.name for column in self.columns)
+        found = (
+            'select array_agg(key order by key collate "C") from (select jsonb_object_keys('
+            "to_jsonb(one)) as key from (select * from {0} limit 1) one) found"
+        )
+        checks = " els".join(
+            f"if tg_op {events} then if ({found.format(rows)}) <> array[{_literals(names)}]"
+            " then raise undefined_column; end if;"
+            for events, rows in (
+                ("in ('INSERT', 'UPDATE')", "_rhei_new"),
+                ("= 'DELETE'", "_rhei_old"),
+            )
+        )
+        check = f"{checks} end if;" if self.images and self.whole else ""
+        return (
+            "if current_setting('transaction_isolation') in ('repeatable read', 'serializable')"
+            f" then begin {check} {branches} end if;"
+            f" exception when syntax_error_or_access_rule_violation then {_lost()} end;"
+            " return null; end if;"
+        )
 
     def _guard(self) -> str:
-        """Write the statements that leave the table alone where it is not as it was."""
+        """Write the statements that log in another form where the table is not as it was."""
         schema = self.source.schema
-        known = sorted((column.name, column.declared) for column in self._named)
-        names = ", ".join(literal(name) for name, _ in known)
-        said = literal(" ".join(f"{name} {oid}" for name, oid in known))
         return (
             f"if to_regclass({literal(self.name)}) is null then return null; end if;"
             f" if tg_table_schema <> {literal(schema.namespace or DEFAULT_NAMESPACE)}"
-            f" or tg_table_name <> {literal(schema.relation)} or {said} is distinct from ("
-            "select string_agg(attname || ' ' || atttypid, ' ' order by attname collate \"C\")"
-            f" from pg_attribute where attrelid = tg_relid and attname = any(array[{names}])) then"
-            f" insert into {SCHEMA}.broken select tg_relid where not exists"
-            f" (select from {SCHEMA}.broken where relation = tg_relid); return null; end if;"
+            f" or tg_table_name <> {literal(schema.relation)} or {self._is_otherwise()}"
+            f" then {self._misfit()} return null; end if;"
         )
+
+    def _is_otherwise(self) -> str:
+        """Write the condition under which columns or key are not as they were."""
+        known = sorted(self._named, key=lambda column: column.attribute)
+        said = literal(" ".join(f"{c.name} {c.attribute} {c.declared}" for c in known))
+        names = _literals([column.name for column in known])
+        # Of a row that is kept whole, a column that it does not have yet is a part as well.
+        chosen = "" if self.images and self.whole else f" and attname = any(array[{names}])"
+        changed = (
+            f"{said} is distinct from (select string_agg(concat_ws(' ', attname, attnum, atttypid),"
+            " ' ' order by attnum) from pg_attribute where attrelid = tg_relid and attnum > 0"
+            f" and not attisdropped{chosen})"
+        )
+        if not self.images or self.primary is None:
+            return changed
+        return (
+            f"{changed} or {literal(self.primary)} is distinct from"
+            " (select indkey::text from pg_index where indrelid = tg_relid and indisprimary)"
+        )
+
+    def _misfit(self) -> str:
+        if not self.images:
+            return _lost()
+        key = ",".join(str(column.attribute) for column in self.key_columns)
+        return log_misfit("tg_relid", self.name, f"{{{key}}}", otherwise=_lost())
 
     @property
     def _named(self) -> Sequence[LoggedColumn]:
@@ -311,8 +386,8 @@ class TableLog:
             f" {self._keys(GONE, asked)} where {gone}"
         )
 
-    def net_sql(self, names: Sequence[str], condition: str, entries: int) -> str:
-        """Select `live` and columns of every key in the log: what became of each, once a key.
+    def net_sql(self, names: Sequence[str], touched: str, entries: int) -> str:
+        """Select `live` and columns of every key that was touched: what became of it, once a key.
 
         Told how many entries there are, the server looks few keys up by the table's index; by
         itself it knows nothing of a log that is pruned all the time.
@@ -327,17 +402,8 @@ class TableLog:
         shown = ", ".join(shown_keys.get(name, f"t.{quote(name)}") for name in names)
         return (
             f"select t.{quote(self.key[0])} is not null, {shown} from ("
-            f"select {', '.join(place for _, place in keys)} from {self.name}"
-            f" where {condition} and kind in ('{TOUCHED}', '{ROW}', '{GONE}')"
+            f"select {', '.join(place for _, place in keys)} from ({touched}) touched"
             f" group by {', '.join(apart)} limit {entries}) k left join {self.table} t on {on}"
-        )
-
-    def versions_sql(self, names: Sequence[str], condition: str) -> str:
-        """Select place, transaction, `live` and columns of every entry, in order."""
-        shown = ", ".join(self.places[name] for name in names)
-        return (
-            f"select seq, xid, kind = '{ROW}', {shown}"
-            f" from {self.name} where {condition} and kind in ('{ROW}', '{GONE}') order by seq"
         )
 
     def _same(self, left: str, right: str) -> str:
@@ -359,6 +425,15 @@ def remains(relation: int) -> Iterable[str]:
     yield f"drop function if exists {SCHEMA}.capture_{relation}"
     for table in ("capture", "consumer", "broken"):
         yield f"delete from {SCHEMA}.{table} where relation = {relation}"
+
+
+def _lost() -> str:
+    """Write the statements that note that something was done to a table that no log tells of."""
+    return f"begin {note_misfit('tg_relid', lost=True)}; exception when others then null; end;"
+
+
+def _literals(texts: Iterable[str]) -> str:
+    return ", ".join(map(literal, texts))
 
 
 def _bytes(value: str) -> str:

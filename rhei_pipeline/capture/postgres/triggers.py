@@ -18,15 +18,16 @@ from rhei_pipeline.capture.postgres.trigger_entry import (
     is_captured,
     log_of,
     log_of_the_gone,
+    parts_of,
 )
+from rhei_pipeline.capture.postgres.trigger_formers import drop_passed
+from rhei_pipeline.capture.postgres.trigger_logs import Captured
+from rhei_pipeline.capture.postgres.trigger_position import Proof, Visible
 from rhei_pipeline.capture.postgres.trigger_registry import Registered
 from rhei_pipeline.capture.postgres.trigger_snapshot import (
-    Captured,
     Memory,
     Moment,
     PostgresTriggerSnapshot,
-    Proof,
-    Visible,
     log_is_gone,
     unseen,
 )
@@ -37,6 +38,7 @@ from rhei_pipeline.capture.postgres.trigger_sql import (
     STATEMENT,
     TableLog,
     columns_of,
+    primary_of,
 )
 from rhei_pipeline.errors import SchemaError, SourceBusyError
 from rhei_pipeline.events import Position
@@ -274,32 +276,33 @@ class PostgresTriggerSource:
                 options = self._options.get(_plain(name), TableOptions())
                 source = read_table(self._connection, name, options, reread=True)
                 postgres_trigger_doctor.refuse_unfit(self._connection, source)
-                entry = Entry(source, columns_of(self._connection, source))
+                columns = columns_of(self._connection, source)
+                entry = Entry(source, columns, primary_of(self._connection, source))
             self._entries[name] = self._entries[source.schema.name] = entry
         return self._entries[name]
 
-    def _captured(self, table: Table, identity: str | None = None) -> Captured | None:
-        """Return a table's log in the shape it was made in; None where there is none.
+    def _captured(self, table: Table, proof: Proof | None = None) -> Captured | None:
+        """Return a table's logs from a position on; None where there is none.
 
-        Until capture of the name is made anew, that is the log of this identity, though its table
-        was dropped or renamed since: the images in it are still to be read.
+        Until capture of the name is made anew, those are the logs that lead on from the position,
+        though its table was dropped or renamed since: the images in them are still to be read.
         """
         entry = self._entry_of(table.name)
         relation = self._installed.get(table.name)
-        if relation is None and identity is None and entry is not None:
+        if relation is None and proof is None and entry is not None:
             relation = entry.source.oid
         found = self._registered.get(relation or 0) or next(
-            (one for one in self._registered.values() if one.identity == identity), None
+            (one for one in self._registered.values() if proof and one.has(proof.identity)), None
         )
         if found is None or not found.has_log:
             return None
         if entry is not None and entry.source.oid == found.relation:
             log = log_of(found, entry)
         elif found.images:
-            log = log_of_the_gone(found, table.schema)
+            log, entry = log_of_the_gone(found, table.schema), None
         else:
             return None
-        return Captured(log, found.base, found.pruned, found.identity)
+        return Captured(log, *parts_of(found, table, entry, proof))
 
     def _entry_of(self, name: str) -> Entry | None:
         try:
@@ -324,12 +327,15 @@ class PostgresTriggerSource:
         before = self._registered.get(relation)
         log = self._wanted(connection, table, self._entry(table.name), before)
         registry.remove_remains(connection)
+        retired = registry.retire(connection, before, log)
         connection.execute(f"drop table if exists {log.name}".encode())
         for statement in (*log.tables(), *log.triggers()):
             connection.execute(statement.encode())
+        if retired is not None:
+            registry.go_on_numbering(connection, retired, log)
         connection.execute(f"delete from {SCHEMA}.broken where relation = %s".encode(), (relation,))
         connection.execute(f"insert into {log.name}(kind) values ('{BEGUN}')".encode())
-        registry.enter(connection, log, self._origin, least, before)
+        registry.enter(connection, log, self._origin, least, before, retired)
 
     def _wanted(
         self, connection: Connection, table: Table, entry: Entry, before: Registered | None
@@ -341,28 +347,35 @@ class PostgresTriggerSource:
         if before is not None and registry.has_others(
             connection, entry.source.oid, self._mirror_id
         ):
-            if set(before.key) != set(key) and set(before.key) <= entry.columns.keys():
+            if set(before.key) != set(key) and registry.is_key(
+                connection, entry.source.oid, before.key
+            ):
                 raise SchemaError(
                     "another mirror follows it by another key",
                     table=table.name,
                     hint=f"use 'primary_key: [{', '.join(before.key)}]' here as well",
                 )
             images = images or before.images
-            names += [name for name in before.columns if name in entry.columns]
-        columns = tuple(entry.columns[name] for name in dict.fromkeys(names))
-        return TableLog(entry.source, key, columns, images)
+            names += before.needed_of(entry.columns)
+        return entry.log(key, list(dict.fromkeys(names)), images=images)
 
     def _acknowledge(self, connection: Connection, position: Position, *, prune: bool) -> int:
         proof = Proof.parse(position.proof)
         found = next(
-            (log for log in self._registered.values() if proof and log.identity == proof.identity),
-            None,
+            (log for log in self._registered.values() if proof and log.has(proof.identity)), None
         )
         if found is None or proof is None or not found.has_log:
             return 0
         relation = found.relation
+        if proof.late:
+            # Something before this place is still to be read, in another shape.
+            registry.note_seen(connection, self._mirror_id, relation)
+            return 0
         registry.acknowledge(connection, self._mirror_id, relation, position.order, proof)
         if not prune:
+            return 0
+        drop_passed(connection, found.formers)
+        if found.identity != proof.identity:
             return 0
         since = self._pruned_since.get(found.identity)
         forgotten, oldest = registry.prune(connection, relation, found.pruned, since)
@@ -386,7 +399,8 @@ def unacknowledged(database: PostgresDatabase, mirror_id: str) -> int | None:
     with database.translated(), database.connect() as connection:
         positions = registry.positions(connection, mirror_id)
         standing = registry.standing(connection) if positions else set()
-        return unseen(connection, positions, standing) if positions else None
+        formers = registry.formers_of(connection, list(positions)) if positions else {}
+        return unseen(connection, positions, standing, formers) if positions else None
 
 
 def _plain(name: str) -> str:
