@@ -10,6 +10,7 @@ import yaml
 from pydantic import SecretStr
 
 from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.capture import acknowledged
 from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError
 from rhei_pipeline.sources import examine, unread
 from rhei_pipeline.starter import starter
@@ -525,3 +526,23 @@ def test_a_first_declaration_suits_a_server_whose_log_cannot_be_read(
     with HTAP(Settings(**declared)) as htap:
         assert htap.settings.capture_method == "trigger"
         assert htap.sync_now().inserted == 3
+
+
+def test_a_mirror_with_nothing_to_do_says_daily_that_it_is_there(
+    make: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make(mode="temporal")
+    world.run("create table t(id int primary key)", "insert into t values (1)")
+    world.htap.sync_now()
+
+    def is_seen_after_a_sync() -> bool:
+        world.run("update _rhei.consumer set seen_at = now() - interval '1 day'")
+        world.htap.sync_now()
+        found = world.app.execute(
+            "select min(seen_at) > now() - interval '1 hour' from _rhei.consumer"
+        ).fetchone()
+        return found == (True,)
+
+    assert not is_seen_after_a_sync()
+    monkeypatch.setattr(acknowledged, "SAY_AGAIN_SECONDS", 0.0)
+    assert is_seen_after_a_sync()

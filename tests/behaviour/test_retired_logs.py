@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rhei_pipeline.capture import acknowledged
 from rhei_pipeline.capture.sqlite.trigger_log import TriggerSource
 from rhei_pipeline.errors import RheiError
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
@@ -325,6 +326,25 @@ def test_a_mirror_that_was_away_for_a_week_holds_no_log_back(make_world: MakeWor
     assert retired(first) == []
     late.htap.sync_now()
     late.assert_equal("t")
+
+
+def test_a_mirror_with_nothing_to_do_says_daily_that_it_is_there(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(mode="temporal")
+    start(world)
+    world.htap.sync_now()
+
+    def seen_after_a_sync() -> int:
+        world.run("update _rhei_consumer set seen_at = 1")
+        world.htap.sync_now()
+        return int(world.app.execute("select min(seen_at) from _rhei_consumer").fetchone()[0])
+
+    assert seen_after_a_sync() == 1
+    monkeypatch.setattr(acknowledged, "SAY_AGAIN_SECONDS", 0.0)
+    assert seen_after_a_sync() > 1
+    monkeypatch.undo()
+    assert seen_after_a_sync() == 1
 
 
 def test_a_broken_view_of_the_application_keeps_no_log_from_being_retired(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
+from rhei_pipeline.capture.acknowledged import Acknowledged
 from rhei_pipeline.capture.postgres import trigger_doctor as postgres_trigger_doctor
 from rhei_pipeline.capture.postgres import trigger_registry as registry
 from rhei_pipeline.capture.postgres.rows import bare_literal
@@ -93,7 +94,7 @@ class PostgresTriggerSource:
         self._entries_at = -1
         self._registered: dict[int, Registered] = {}
         self._installed: dict[str, int] = {}
-        self._acknowledged: dict[str, Position] = {}
+        self._acknowledged = Acknowledged()
         self._pruned_since: dict[str, str] = {}
         self._kept: Connection | None = None
         self._origin = ""
@@ -193,11 +194,7 @@ class PostgresTriggerSource:
         The newest entry seen at a watermark is kept: it proves, next time, that the log is the
         same. Saying the same again costs nothing.
         """
-        news = {
-            name: position
-            for name, position in needed_from.items()
-            if self._acknowledged.get(name) != position
-        }
+        news = self._acknowledged.news(needed_from)
         if not news:
             return 0
         with self._writing() as connection:
@@ -205,7 +202,7 @@ class PostgresTriggerSource:
                 self._acknowledge(connection, position, prune=prune) for position in news.values()
             ]
             registry.forget_the_absent(connection)
-        self._acknowledged |= news
+        self._acknowledged.note(news)
         return sum(forgotten)
 
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:

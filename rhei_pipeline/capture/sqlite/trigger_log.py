@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from rhei_pipeline.capture.acknowledged import Acknowledged
 from rhei_pipeline.capture.sqlite import log_chain, schema_watch
 from rhei_pipeline.capture.sqlite.log_chain import Log, exists, newest_entry
 from rhei_pipeline.capture.sqlite.trigger_snapshot import TriggerSnapshot
@@ -72,7 +73,7 @@ class TriggerSource:
         self._options = {name.lower(): chosen for name, chosen in (options or {}).items()}
         self._catalogue: dict[str, SqliteTable] = {}
         self._catalogue_version = -1
-        self._acknowledged: dict[str, Position] = {}
+        self._acknowledged = Acknowledged()
         self._marks: Mapping[str, int] = {}
         self._file = database.file_id()
         self._connection = _connected(database)
@@ -196,11 +197,7 @@ class TriggerSource:
         The entry at a watermark itself is kept: it proves, next time, that the log is the same.
         Saying the same again costs nothing.
         """
-        news = {
-            name: position
-            for name, position in needed_from.items()
-            if self._acknowledged.get(name) != position
-        }
+        news = self._acknowledged.news(needed_from)
         if not news:
             return 0
         with self._writing():
@@ -221,7 +218,7 @@ class TriggerSource:
                 "delete from _rhei_consumer where seen_at < ?",
                 (_now() - FORGET_MIRROR_AFTER // timedelta(microseconds=1),),
             )
-        self._acknowledged |= news
+        self._acknowledged.note(news)
         return sum(self._prune(name) for name in self._prunable(news)) if prune else 0
 
     def _prunable(self, news: Mapping[str, Position]) -> set[str]:
