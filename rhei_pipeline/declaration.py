@@ -45,6 +45,11 @@ class PostgresSettings(_Section):
     dsn: SecretStr = Field(
         description="libpq's connection string, such as postgresql://user@host/db?sslmode=require."
     )
+    direct_dsn: SecretStr | None = Field(
+        None,
+        description="Where dsn leads to a pooler: the server itself, for capture, which then may"
+        " stream the log and copy on several connections.",
+    )
     pool_size: int = Field(4, ge=1, description="How many connections to keep for queries.")
     statement_timeout_seconds: float = Field(
         300.0, ge=0, description="The server ends an application's statement after so long."

@@ -72,6 +72,7 @@ def open_database(settings: Settings) -> SourceDatabase:
         )
     database: SourceDatabase = postgres("logical_decoding").PostgresDatabase(
         source.dsn.get_secret_value(),
+        direct_dsn=source.direct_dsn.get_secret_value() if source.direct_dsn else None,
         statement_timeout_seconds=source.statement_timeout_seconds,
         pool_size=source.pool_size,
         connect_timeout_seconds=source.connect_timeout_seconds,

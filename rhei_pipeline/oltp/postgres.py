@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import pyarrow as pa
+from psycopg import errors
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from rhei_pipeline.cancelling import Cancel
 from rhei_pipeline.errors import (
+    CaptureError,
     QueryError,
     RheiError,
     SourceBusyError,
@@ -22,6 +24,7 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.metrics import Finding
 from rhei_pipeline.oltp import postgres_doctor
+from rhei_pipeline.oltp.postgres_connection import set_config
 from rhei_pipeline.oltp.postgres_identity import identity
 from rhei_pipeline.oltp.postgres_meaning import finds_public, meaning
 from rhei_pipeline.oltp.postgres_schema import (
@@ -44,6 +47,8 @@ from rhei_pipeline.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.sql import quote
 from rhei_pipeline.translation.meaning import MirroredTable
 
+_Opened = TypeVar("_Opened")
+
 _TRANSACTION_WORDS = {"begin", "commit", "end", "rollback", "savepoint", "release", "start"}
 #: What a cursor can fetch from; a plan or a setting is short, and read whole.
 _FETCHED = re.compile(r"\s*(select|with|values|table|\()", re.IGNORECASE)
@@ -52,7 +57,9 @@ _RETRIES = 5
 _TRUSTED_SECONDS = 1.0
 _FIRST_WAIT_SECONDS = 0.1
 #: The server ends a replication connection that is silent, as ours is while nothing is written.
-_PATIENT = " -c wal_sender_timeout=0"
+_PATIENT = {"wal_sender_timeout": "0"}
+#: A copy takes as long as it takes, and its connection may wait for the mirror meanwhile.
+_UNLIMITED = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
 
 
 class PostgresDatabase:
@@ -60,6 +67,7 @@ class PostgresDatabase:
 
     Args:
         dsn: libpq's connection string; TLS is what its `sslmode` and `sslrootcert` say.
+        direct_dsn: Another one for capture, where `dsn` leads to a pooler.
         statement_timeout_seconds: The server ends an application's statement after so long.
         pool_size: How many connections are kept.
         connect_timeout_seconds: How long a connection may take to come about.
@@ -71,10 +79,11 @@ class PostgresDatabase:
         SourceBusyError: The server cannot be reached, or has no connection free.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (each is a setting of its own)
         self,
         dsn: str,
         *,
+        direct_dsn: str | None = None,
         statement_timeout_seconds: float = 300.0,
         pool_size: int = 4,
         connect_timeout_seconds: float = 10.0,
@@ -82,9 +91,12 @@ class PostgresDatabase:
         reread: bool = False,
     ) -> None:
         self._dsn = dsn
-        self._read_only = read_only
+        self._direct_dsn = direct_dsn or dsn
+        self._more = {"transaction_read_only": "on"} if read_only else {}
+        timeout = str(int(statement_timeout_seconds * 1000))
+        #: For an application's statements, which find names as its own sessions do.
+        self._asking = {**SESSION_SETTINGS, "statement_timeout": timeout, **self._more}
         self._reread = reread
-        self._statement_timeout = statement_timeout_seconds
         self._connect_timeout = connect_timeout_seconds
         self._write_lock = threading.RLock()
         self._closed = False
@@ -96,51 +108,68 @@ class PostgresDatabase:
             min_size=1,
             max_size=pool_size,
             timeout=connect_timeout_seconds,
-            kwargs={"autocommit": True, "options": self._options(statement_timeout_seconds)},
+            kwargs={"autocommit": True, "fallback_application_name": "rhei"},
+            configure=self._configure,
             check=_Pooled.check,
             open=True,
         )
 
-    def connect(self, *, replication: bool = False) -> Connection:
-        """Open one more connection, in autocommit, with no limit to a statement's time.
+    def _configure(self, connection: Connection) -> None:
+        connection.settings = self._asking
+        connection.look_around()
 
-        With `replication`, the server takes replication commands on it as well.
+    def connect(self) -> Connection:
+        """Open one more connection, in autocommit, with no limit to a statement's time."""
+        with self.translated():
+            connection = self._retried(lambda: Connection.connect(self._direct_dsn, **self._how))
+            connection.settings = {**SESSION_SETTINGS, **_UNLIMITED, **self._more}
+            try:
+                connection.look_around()
+            except psycopg.Error:
+                connection.close()
+                raise
+            return connection
+
+    def connect_replicating(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """Open a connection on which the server takes replication commands; a session of its own.
+
+        Raises:
+            CaptureError: A pooler stands between us and the server.
         """
-        more: dict[str, Any] = {"replication": "database"} if replication else {}
+        with self.connect() as connection:
+            refuse_shared_sessions(connection, "'capture.streaming'")
+            path = connection.settings["search_path"]
+        settings = {**SESSION_SETTINGS, **_PATIENT, "search_path": path}
+        escaped = {name: re.sub(r"([ \\])", r"\\\1", value) for name, value in settings.items()}
+        options = " ".join(f"-c {name}={value}" for name, value in escaped.items())
         with self.translated():
             return self._retried(
                 lambda: psycopg.connect(
-                    self._dsn,
-                    autocommit=True,
-                    connect_timeout=max(int(self._connect_timeout), 2),
-                    options=f"{self._options(0)}{_PATIENT if replication else ''}",
-                    **more,
+                    self._direct_dsn, options=options, replication="database", **self._how
                 )
             )
 
-    def _options(self, statement_timeout_seconds: float) -> str:
-        settings = {
-            **SESSION_SETTINGS,
-            "statement_timeout": str(int(statement_timeout_seconds * 1000)),
-            "application_name": "rhei",
-            "default_transaction_read_only": "on" if self._read_only else "off",
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {
+            "autocommit": True,
+            "connect_timeout": max(int(self._connect_timeout), 2),
+            "fallback_application_name": "rhei",
         }
-        escaped = {name: value.replace(" ", "\\ ") for name, value in settings.items()}
-        return " ".join(f"-c {name}={value}" for name, value in escaped.items())
 
-    def _retried(self, connect: Any) -> Connection:  # noqa: ANN401
+    def _retried(self, connect: Callable[[], _Opened]) -> _Opened:
         """Try again, ever more slowly, while the server cannot be reached."""
         wait = _FIRST_WAIT_SECONDS
         deadline = time.monotonic() + self._connect_timeout
         for _ in range(_RETRIES):
             try:
-                return connect()  # type: ignore[no-any-return]
+                return connect()
             except psycopg.OperationalError as error:
                 if _is_refusal(error) or time.monotonic() + wait > deadline:
                     raise
             time.sleep(wait)
             wait *= 2
-        return connect()  # type: ignore[no-any-return]
+        return connect()
 
     def _refuse_other_encodings(self, connection: Connection) -> None:
         found = connection.execute("show server_encoding").fetchone()
@@ -161,13 +190,20 @@ class PostgresDatabase:
         """
         _refuse_transactions(sql)
         with self._lent() as connection:
-            return _run(connection, sql, params)
+            try:
+                with connection.atomic(settings=self._asking):
+                    return _run(connection, sql, params)
+            except (errors.ActiveSqlTransaction, errors.InvalidTransactionTermination):
+                if self._more:
+                    raise
+                # `vacuum`, or a procedure that commits: the server has undone all of it.
+                return max(connection.execute_alone(sql, params or None).rowcount, 0)
 
     def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> int:
         """Run all statements in one transaction, all or nothing; return the rows changed."""
         for sql, _ in statements:
             _refuse_transactions(sql)
-        with self._lent() as connection, connection.transaction():
+        with self._lent() as connection, connection.atomic(settings=self._asking):
             return sum(_run(connection, sql, params) for sql, params in statements)
 
     def query(
@@ -188,9 +224,9 @@ class PostgresDatabase:
         refuse_writing(sql, "postgres")
         with self._lent() as connection:
             if begun is None:
-                return _asked(connection, sql, params, columns)
+                return self._asked(connection, sql, params, columns)
             with Cancel.given(begun).ending_by(connection.cancel_safe):
-                return _asked(connection, sql, params, columns)
+                return self._asked(connection, sql, params, columns)
 
     def stream(
         self,
@@ -221,10 +257,9 @@ class PostgresDatabase:
         fetch = f"fetch forward {rows} from rhei_stream".encode()
         with (
             self._lent() as connection,
-            connection.transaction(),
+            connection.atomic("read only", self._asking),
             cancel.ending_by(connection.cancel_safe),
         ):
-            connection.execute("set transaction read only")
             connection.execute(declared.encode(), params or None)
             found = _batch(connection.execute(fetch), columns)
             yield found.slice(0, 0)
@@ -232,6 +267,21 @@ class PostgresDatabase:
                 yield found
                 cancel.refuse_cancelled()
                 found = _batch(connection.execute(fetch), columns)
+
+    def _asked(
+        self,
+        connection: Connection,
+        sql: str,
+        params: Sequence[Any],
+        columns: Sequence[Column | None] | None,
+    ) -> pa.Table:
+        # All four are sent at once: a point read waits for the server once, not five times.
+        with connection.pipeline():
+            connection.execute("begin read only")
+            connection.execute(set_config(self._asking))
+            cursor = connection.execute(sql, params or None)
+            connection.execute("commit")
+        return pa.Table.from_batches([_batch(cursor, columns)])
 
     def default_zone(self) -> str:
         """Return the time zone of a session that chooses none."""
@@ -247,7 +297,7 @@ class PostgresDatabase:
 
     def finds_public(self) -> bool:
         """Tell whether a table's name without its schema can only mean one in `public`."""
-        with self._lent() as connection:
+        with self._lent() as connection, connection.atomic(settings=self._asking):
             return finds_public(connection)
 
     def table_names(self) -> list[str]:
@@ -330,20 +380,6 @@ class _Pooled(Connection):
             ConnectionPool.check_connection(self)
 
 
-def _asked(
-    connection: Connection,
-    sql: str,
-    params: Sequence[Any],
-    columns: Sequence[Column | None] | None,
-) -> pa.Table:
-    # All three are sent at once: a point read waits for the server once, not four times.
-    with connection.pipeline():
-        connection.execute("begin read only")
-        cursor = connection.execute(sql, params or None)
-        connection.execute("commit")
-    return pa.Table.from_batches([_batch(cursor, columns)])
-
-
 def _batch(
     cursor: psycopg.Cursor[tuple[Any, ...]], columns: Sequence[Column | None] | None
 ) -> pa.RecordBatch:
@@ -418,6 +454,19 @@ def _refuse_transactions(sql: str) -> None:
         )
 
 
+def refuse_shared_sessions(connection: Connection, what: str) -> None:
+    """Refuse what needs a session of its own where a pooler gives none.
+
+    Raises:
+        CaptureError: It does; says the way out.
+    """
+    if connection.is_pooled:
+        raise CaptureError(
+            f"{what} needs a session of its own at the server, and a pooler stands between",
+            hint="name the server itself as 'source.direct_dsn', or leave it out",
+        )
+
+
 def _is_refusal(error: psycopg.OperationalError) -> bool:
     """Tell whether the server answered: then trying again changes nothing."""
     text = str(error)
@@ -426,16 +475,16 @@ def _is_refusal(error: psycopg.OperationalError) -> bool:
 
 def translate(error: psycopg.Error) -> RheiError:
     """Name a driver's error by what can be done about it; never quotes a row's values."""
-    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+    if isinstance(error, errors.ReadOnlySqlTransaction):
         return QueryError("a query only reads", hint="use execute for writes")
-    if isinstance(error, psycopg.errors.ObjectInUse | psycopg.errors.LockNotAvailable):
+    if isinstance(error, errors.ObjectInUse | errors.LockNotAvailable):
         return SourceBusyError(f"the source is in use: {error.diag.message_primary}")
-    if isinstance(error, psycopg.errors.QueryCanceled):
+    if isinstance(error, errors.QueryCanceled):
         return SourceBusyError(
             "the source's server ended the statement for its timeout",
             hint="make it cheaper, or raise source.statement_timeout_seconds",
         )
-    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+    if isinstance(error, errors.InsufficientPrivilege):
         return SourceError(
             f"the source refuses: {error.diag.message_primary}",
             hint="grant what is missing; 'rhei check' names the statements",

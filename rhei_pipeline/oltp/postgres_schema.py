@@ -3,12 +3,11 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import psycopg
 import pyarrow as pa
 
 from rhei_pipeline.errors import HiddenRowsError, SchemaError
+from rhei_pipeline.oltp import postgres_connection
 from rhei_pipeline.oltp.postgres_marks import Marks, read_marks
 from rhei_pipeline.schema import (
     INSTANT,
@@ -23,7 +22,7 @@ from rhei_pipeline.sql import quote
 
 _log = logging.getLogger(__name__)
 
-Connection = psycopg.Connection[tuple[Any, ...]]
+Connection = postgres_connection.Connection
 
 DEFAULT_NAMESPACE = "public"
 #: Where capture by triggers keeps what is ours.

@@ -507,7 +507,7 @@ def test_nothing_is_created_in_the_source(make: Make) -> None:
     source = world.htap._engine.source
     assert isinstance(source, PostgresPollingSource)
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
-        source._connection.execute("delete from t")
+        source._connection.execute("delete from public.t")
     with pytest.raises(QueryError, match="source is only read"):
         world.htap.execute("delete from t")
 
@@ -516,13 +516,13 @@ def test_nothing_is_created_in_the_source(make: Make) -> None:
 def statements(make: Make, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record what the source's connection runs."""
     seen: list[str] = []
-    execute = psycopg.Connection.execute
+    execute = psycopg.Cursor.execute
 
     def recorded(self: Any, query: Any, *args: Any, **more: Any) -> Any:
         seen.append(query.decode() if isinstance(query, bytes) else str(query))
         return execute(self, query, *args, **more)
 
-    monkeypatch.setattr(psycopg.Connection, "execute", recorded)
+    monkeypatch.setattr(psycopg.Cursor, "execute", recorded)
     return seen
 
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -50,7 +50,7 @@ _FLUSHED = "select pg_current_wal_flush_lsn()::text"
 _INSERTED = "select pg_current_wal_insert_lsn()::text"
 _OLDEST_RUNNING = "select pg_snapshot_xmin(pg_current_snapshot())::text"
 _LONGEST = """
-select pid, xact_start at time zone 'UTC' from pg_stat_activity
+select pid, to_char(xact_start at time zone 'UTC', 'HH24:MI:SS') from pg_stat_activity
 where backend_xid is not null and pid <> pg_backend_pid() order by xact_start limit 1
 """
 _ANY_CHANGE = """
@@ -61,7 +61,7 @@ select count(*) from (
 """
 
 _HEAD = """
-select lsn::text, clock_timestamp(), substr(pg_walfile_name(lsn), 1, 8)
+select lsn::text, extract(epoch from clock_timestamp())::float8, substr(pg_walfile_name(lsn), 1, 8)
 from pg_current_wal_flush_lsn() as lsn
 """
 _SLOT = """
@@ -102,7 +102,7 @@ class LogicalSource:
         self._name = slot_name(mirror_id)
         self._log = LogReader(
             lambda: self._connection,
-            lambda: database.connect(replication=True),
+            database.connect_replicating,
             streaming=streaming,
         )
         self._options = options or {}
@@ -206,22 +206,22 @@ class LogicalSource:
                 self._silent_until = moment.head
 
     def _moment(self) -> Moment:
-        head, clock, timeline = _row(self._connection, _HEAD)
+        head, seconds, timeline = _row(self._connection, _HEAD)
         members, server = self._publication.members(), f"{self._system}:{timeline}"
         proofs = {
             name: f"{server}:{table.oid}:{members[table.oid]}"
             for name, table in self._installed.items()
             if table.oid in members
         }
-        version, clock = self._catalogue.version(self._connection), clock.astimezone(UTC)
+        version = self._catalogue.version(self._connection)
+        clock = datetime.fromtimestamp(seconds, UTC)
         return Moment(lsn_number(head), clock, version, self._slot(), server, proofs)
 
     @contextmanager
     def _row_view(self) -> Iterator[RowView]:
         if self._reader is None or self._reader.closed:
             self._reader = self._database.connect()
-        with self._reader.transaction():
-            self._reader.execute("set transaction isolation level repeatable read read only")
+        with self._reader.atomic("isolation level repeatable read read only"):
             text = _value(self._reader, "select pg_current_snapshot()::text")
             # A commit can be seen before it is flushed, and is read from the log only after.
             self._await_flush(lsn_number(_value(self._reader, _INSERTED)))
@@ -231,7 +231,7 @@ class LogicalSource:
     def _sharing(self, exported: str) -> Connection:
         """Open a connection that sees what the exported snapshot does."""
         connection = self._database.connect()
-        connection.execute("begin isolation level repeatable read read only")
+        connection.begin("isolation level repeatable read read only")
         connection.execute(f"set transaction snapshot '{exported}'".encode())
         return connection
 
@@ -251,7 +251,7 @@ class LogicalSource:
 
         if not wait_until(ended, SETTLE_SECONDS):
             found = self._connection.execute(_LONGEST).fetchone()
-            who = f"process {found[0]}, open since {found[1]:%H:%M:%S} UTC" if found else "one"
+            who = f"process {found[0]}, open since {found[1]} UTC" if found else "one"
             raise SourceBusyError(
                 f"a copy cannot begin while an older transaction is open: {who}",
                 hint="let it end, or end it; the copy is tried again",
@@ -303,8 +303,8 @@ class LogicalSource:
         schema = self._table(table.name).schema
         column = quote(schema.primary_key[0])
         same = " and ".join(f"{quote(name)} = %s" for name in schema.primary_key)
-        with self._database.translated(), self._connection.cursor() as cursor:
-            cursor.executemany(
+        with self._database.translated(), self._connection.atomic() as connection:
+            connection.cursor().executemany(
                 f"update {qualified(schema)} set {column} = {column} where {same}".encode(), keys
             )
 

@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql as psql
 
 from rhei_pipeline.capture.postgres.logical_moment import Slot, lsn_text
-from rhei_pipeline.capture.postgres.logical_stream import LogicalStream
+from rhei_pipeline.capture.postgres.logical_stream import LogicalStream, Replicating
 from rhei_pipeline.capture.waiting import wait_until
 from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.oltp.postgres_copy import copy_out_values
@@ -43,7 +43,7 @@ class LogReader:
     def __init__(
         self,
         connection: Callable[[], Connection],
-        connect: Callable[[], Connection],
+        connect: Callable[[], Replicating],
         *,
         streaming: bool = False,
     ) -> None:
@@ -111,7 +111,7 @@ class LogReader:
         connection = self._connection()
         name, end = psql.Literal(slot.name), psql.Literal(lsn_text(head))
         query = psql.SQL(_PEEK).format(name, end, name).as_bytes(connection)
-        with closing(copy_out_values(connection, query)) as values:
+        with connection.atomic(), closing(copy_out_values(connection, query)) as values:
             while messages := list(islice(values, FETCH_MESSAGES)):
                 yield messages
 

@@ -9,12 +9,14 @@ import select
 import struct
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import psycopg
 
 from rhei_pipeline.errors import SourceBusyError
-from rhei_pipeline.oltp.postgres_schema import Connection
 from rhei_pipeline.sql import quote
+
+Replicating = psycopg.Connection[tuple[Any, ...]]
 
 _XLOG_DATA, _KEEPALIVE = b"w", b"k"
 _BEGIN, _RELATION, _TYPE = b"B", b"R", b"Y"
@@ -45,7 +47,7 @@ class LogicalStream:
     Not for several threads at once.
     """
 
-    def __init__(self, connection: Connection, slot: str) -> None:
+    def __init__(self, connection: Replicating, slot: str) -> None:
         self.slot = slot
         self._connection = connection
         # From 0/0: the server begins where it was confirmed.

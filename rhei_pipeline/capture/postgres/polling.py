@@ -157,7 +157,7 @@ class PostgresPollingSource:
             began = self._monotonic()
             reading = self._horizon.read(connection)
             self._follow_clock(began, reading.clock)
-            connection.execute("begin isolation level repeatable read read only")
+            connection.begin("isolation level repeatable read read only")
             try:
                 snapshot = PostgresPollingSnapshot(
                     connection, self._poll, self._memory, reading, self._follow_schema

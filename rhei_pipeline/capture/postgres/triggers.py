@@ -105,10 +105,8 @@ class PostgresTriggerSource:
         if self._kept is None or self._kept.closed:
             self._kept = self._database.connect()
             postgres_trigger_doctor.refuse_old(self._kept, _OLDEST)
-            # Every name is then written with its schema, ours and the catalogue's alike.
-            self._kept.execute("set search_path = pg_catalog")
             # Losing an acknowledgement in a power cut only means giving it again.
-            self._kept.execute("set synchronous_commit = off")
+            self._kept.settings = {**self._kept.settings, "synchronous_commit": "off"}
             self._catalogue.forget()
             self._entries_at = -1
             self._acknowledged.clear()
@@ -178,7 +176,7 @@ class PostgresTriggerSource:
         """Hold one committed state of the source; its rows can always be read."""
         with self._database.translated():
             connection = self._connection
-            connection.execute("begin isolation level repeatable read read only")
+            connection.begin("isolation level repeatable read read only")
             try:
                 moment = self._moment()
                 snapshot = PostgresTriggerSnapshot(connection, moment, self._captured, self._memory)
@@ -382,7 +380,7 @@ class PostgresTriggerSource:
     @contextmanager
     def _writing(self, *, lasting: bool = False) -> Iterator[Connection]:
         """Run a transaction; one that is lasting is on the disk when it returns."""
-        with self._database.translated(), self._connection.transaction():
+        with self._database.translated(), self._connection.atomic():
             if lasting:
                 self._connection.execute("set local synchronous_commit = on")
             yield self._connection
