@@ -1,10 +1,13 @@
-"""A real PostgreSQL server, made from a wheel, with a database for each test."""
+"""Real PostgreSQL servers, from a wheel or as installed, with a database for each test."""
 
+import os
+import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import psycopg
@@ -15,43 +18,100 @@ from examples.postgres_server import Server
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.schema import Mode
 from tests.faults import Crash, CrashAt
+from tests.installed_postgres import InstalledServer, Pooler, binaries, missing
 from tests.model import Row, arrow_rows, exact
 
+#: The version whose installed programs all tests use: `make test-postgres PG=15`.
+CHOSEN = os.environ.get("RHEI_TEST_POSTGRES")
+#: The version that tests of older servers use where it is installed.
+INSTALLED = CHOSEN or "15"
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    """Start a server for the whole session."""
+AnyServer = Server | InstalledServer
+
+
+@contextmanager
+def started(
+    version: str | None, settings: Mapping[str, str] | None = None, **how: Any
+) -> Iterator[AnyServer]:
+    """Start a server of an installed version; without one, of the wheel's."""
     # Not in pytest's own directory: another session starting there shuts other users out of it.
     with TemporaryDirectory(prefix="rhei-postgres-") as directory:
-        made = Server(Path(directory))
-        yield made
-        made.stop()
+        if version is None:
+            made: AnyServer = Server(Path(directory), settings=settings)
+        else:
+            made = InstalledServer(version, Path(directory), settings, **how)
+        try:
+            yield made
+        finally:
+            made.stop()
+
+
+def skip_without(*programs: Path | str) -> None:
+    """Skip a test whose programs are not installed; say which."""
+    absent = missing(*programs)
+    if absent:
+        pytest.skip(f"{', '.join(absent)} not installed")
 
 
 @pytest.fixture(scope="session")
-def dating_server() -> Iterator[Server]:
-    """Start a server that keeps when transactions were committed, and logs no row changes."""
-    with TemporaryDirectory(prefix="rhei-postgres-") as directory:
-        made = Server(
-            Path(directory), settings={"track_commit_timestamp": "on", "wal_level": "replica"}
-        )
+def server() -> Iterator[AnyServer]:
+    """Start a server for the whole session."""
+    with started(CHOSEN) as made:
         yield made
-        made.stop()
+
+
+@pytest.fixture(scope="session")
+def installed_server() -> Iterator[AnyServer]:
+    """Start an older server than the wheel's for the whole session."""
+    skip_without(binaries(INSTALLED) / "initdb")
+    with started(INSTALLED) as made:
+        yield made
 
 
 @pytest.fixture
-def dsn(server: Server) -> Iterator[str]:
+def installed_dsn(installed_server: AnyServer) -> Iterator[str]:
+    """Make an empty database on the older server."""
+    yield from database(installed_server)
+
+
+@pytest.fixture
+def make_pooler(installed_dsn: str) -> Iterator[Callable[..., Pooler]]:
+    """Make poolers before an empty database on the older server."""
+    skip_without("pgbouncer")
+    poolers: list[Pooler] = []
+
+    def make(mode: str, size: int = 12) -> Pooler:
+        # Its user reads there, and pytest lets no other one in.
+        directory = Path(mkdtemp(prefix="rhei-pooler-"))
+        poolers.append(Pooler(directory, installed_dsn, mode, size))
+        return poolers[-1]
+
+    yield make
+    for pooler in poolers:
+        pooler.stop()
+        shutil.rmtree(pooler.directory)
+
+
+@pytest.fixture(scope="session")
+def dating_server() -> Iterator[AnyServer]:
+    """Start a server that keeps when transactions were committed, and logs no row changes."""
+    with started(CHOSEN, {"track_commit_timestamp": "on", "wal_level": "replica"}) as made:
+        yield made
+
+
+@pytest.fixture
+def dsn(server: AnyServer) -> Iterator[str]:
     """Make an empty database; drop it, and the slots in it, at the end."""
     yield from database(server)
 
 
 @pytest.fixture
-def dating_dsn(dating_server: Server) -> Iterator[str]:
+def dating_dsn(dating_server: AnyServer) -> Iterator[str]:
     """Make an empty database on the server that keeps when transactions were committed."""
     yield from database(dating_server)
 
 
-def database(server: Server) -> Iterator[str]:
+def database(server: AnyServer) -> Iterator[str]:
     """Make an empty database; drop it, and the slots in it, once it was used."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
@@ -78,16 +138,18 @@ class PostgresWorld:
     capture: dict[str, Any] = field(default_factory=dict)
     faults: CrashAt = field(default_factory=CrashAt)
     storage: str | None = None
+    source: dict[str, Any] = field(default_factory=dict)
     _htap: HTAP | None = None
 
     def __post_init__(self) -> None:
-        self.app = psycopg.connect(self.dsn, autocommit=True)
+        # Nothing prepared: the application may stand behind a pooler.
+        self.app = psycopg.connect(self.dsn, autocommit=True, prepare_threshold=None)
 
     @property
     def settings(self) -> Settings:
         """The declaration."""
         return Settings(
-            source={"kind": "postgres", "dsn": self.dsn},
+            source={"kind": "postgres", "dsn": self.dsn, **self.source},
             capture=self.capture,
             mirror={
                 "kind": "datafusion" if self.storage else "duckdb",
@@ -169,12 +231,22 @@ class PostgresWorld:
 @pytest.fixture
 def make_postgres(dsn: str, tmp_path: Path) -> Iterator[Callable[..., PostgresWorld]]:
     """Make worlds over one database that are closed at the end."""
+    yield from _worlds(dsn, tmp_path)
+
+
+@pytest.fixture
+def make_installed(installed_dsn: str, tmp_path: Path) -> Iterator[Callable[..., PostgresWorld]]:
+    """Make worlds over one database of the older server."""
+    yield from _worlds(installed_dsn, tmp_path)
+
+
+def _worlds(dsn: str, tmp_path: Path) -> Iterator[Callable[..., PostgresWorld]]:
     worlds: list[PostgresWorld] = []
 
     def make(**options: Any) -> PostgresWorld:
         directory = tmp_path / f"world{len(worlds)}"
         directory.mkdir()
-        worlds.append(PostgresWorld(dsn, directory, **options))
+        worlds.append(PostgresWorld(options.pop("dsn", dsn), directory, **options))
         return worlds[-1]
 
     yield make

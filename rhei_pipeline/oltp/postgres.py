@@ -19,6 +19,7 @@ from rhei_pipeline.errors import (
     CaptureError,
     QueryError,
     RheiError,
+    SettingsError,
     SourceBusyError,
     SourceError,
 )
@@ -39,6 +40,7 @@ from rhei_pipeline.oltp.postgres_schema import (
 )
 from rhei_pipeline.oltp.postgres_values import SESSION_SETTINGS, RowShape, admit_text, row_shape
 from rhei_pipeline.oltp.rejections import Rejection
+from rhei_pipeline.oltp.postgres_versions import refuse_older
 from rhei_pipeline.ownership import SourceIdentity
 from rhei_pipeline.plain_values import instant_of
 from rhei_pipeline.protocols import Begun, Streamed
@@ -101,7 +103,10 @@ class PostgresDatabase:
         self._write_lock = threading.RLock()
         self._closed = False
         with self.connect() as connection:
+            refuse_older(connection)
             self._refuse_other_encodings(connection)
+            if direct_dsn is not None:
+                self._refuse_other_database(connection)
         self._pool: ConnectionPool[_Pooled] = ConnectionPool(
             dsn,
             connection_class=_Pooled,
@@ -120,8 +125,11 @@ class PostgresDatabase:
 
     def connect(self) -> Connection:
         """Open one more connection, in autocommit, with no limit to a statement's time."""
+        return self._connected(self._direct_dsn)
+
+    def _connected(self, dsn: str) -> Connection:
         with self.translated():
-            connection = self._retried(lambda: Connection.connect(self._direct_dsn, **self._how))
+            connection = self._retried(lambda: Connection.connect(dsn, **self._how))
             connection.settings = {**SESSION_SETTINGS, **_UNLIMITED, **self._more}
             try:
                 connection.look_around()
@@ -179,6 +187,14 @@ class PostgresDatabase:
                 f"the source database's encoding is {found[0]}, and only UTF8 can be mirrored",
                 hint="dump it and restore it into a database with encoding UTF8",
             )
+
+    def _refuse_other_database(self, direct: Connection) -> None:
+        with self._connected(self._dsn) as connection:
+            if identity(connection) != identity(direct):
+                raise SettingsError(
+                    "source.direct_dsn leads to another database than source.dsn",
+                    hint="let it name the server and database behind the pooler",
+                )
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
         """Run one statement and commit it; return how many rows it changed.
@@ -496,6 +512,13 @@ def translate(error: psycopg.Error) -> RheiError:
 
 
 def _connection_error(error: psycopg.OperationalError) -> RheiError:
+    if "statement pooling mode" in str(error):
+        return SourceError(
+            "the pooler before the source gives each statement another session, so no two of them"
+            " see one state",
+            hint="pool whole transactions ('pool_mode = transaction'), or let source.dsn name the"
+            " server itself",
+        )
     if _is_refusal(error):
         return SourceError(
             f"the source refuses the connection: {_last_line(error)}",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.metrics import Finding, Severity
-from rhei_pipeline.oltp.postgres_identity import one
+from rhei_pipeline.oltp.postgres_identity import lost_slot, one
 from rhei_pipeline.oltp.postgres_schema import Connection, read_table
 from rhei_pipeline.schema import TableOptions
 
@@ -19,7 +19,7 @@ _SLOTS = """
 select current_setting('max_replication_slots')::int - count(*)::int from pg_replication_slots
 """
 _SLOT = """
-select wal_status, coalesce(safe_wal_size, 9223372036854775807)::bigint, invalidation_reason,
+select {lost}, coalesce(safe_wal_size, 9223372036854775807)::bigint,
     pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint
 from pg_replication_slots where slot_name = %s
 """
@@ -95,11 +95,12 @@ def _long_transaction(connection: Connection) -> Iterator[Finding]:
 
 
 def _slot(connection: Connection, slot: str | None) -> Iterator[Finding]:
-    found = connection.execute(_SLOT, (slot,)).fetchone() if slot else None
+    statement = _SLOT.format(lost=lost_slot(connection))
+    found = connection.execute(statement, (slot,)).fetchone() if slot else None
     if found is None:
         return
-    status, safe, invalidated, behind = found
-    if status == "lost" or invalidated:
+    lost, safe, behind = found
+    if lost:
         yield Finding(
             Severity.ERROR,
             f"slot {slot!r} is lost",

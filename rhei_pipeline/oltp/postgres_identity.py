@@ -7,6 +7,7 @@ from typing import Any
 from rhei_pipeline.errors import CaptureError, SourceBusyError
 from rhei_pipeline.oltp.postgres_marks import STATE, shapes
 from rhei_pipeline.oltp.postgres_schema import DEFAULT_NAMESPACE, Connection, PostgresTable
+from rhei_pipeline.oltp.postgres_versions import Since, where
 from rhei_pipeline.ownership import SourceIdentity
 
 _VERSION_DIGITS = 15  # of a hash in hexadecimal, so that the version fits 63 bits
@@ -34,12 +35,32 @@ def origin(connection: Connection) -> str:
     return str(one(connection, _ORIGIN)[0])
 
 
+def refuse_other_server(connection: Connection, known: str) -> None:
+    """Refuse what a pooler asks another server, or one that was promoted, in the known one's place.
+
+    Raises:
+        SourceBusyError: It does; the connection is closed, and the next one begins anew.
+    """
+    if connection.is_pooled and origin(connection) != known:
+        connection.close()
+        raise SourceBusyError(
+            "behind the pooler another server answers, or one that was promoted",
+            hint="it is tried again",
+        )
+
+
 def identity(connection: Connection) -> SourceIdentity:
     """Tell a database of a server from all others, whatever became of its timeline."""
     (may_ask,) = one(connection, "select has_function_privilege('pg_control_system()', 'execute')")
     server = one(connection, _SERVER)[0] if may_ask else ""
     oid, name = one(connection, _DATABASE)
     return SourceIdentity("postgres", f"{name} of server {server}", f"{oid} of server {server}")
+
+
+def lost_slot(connection: Connection) -> str:
+    """Write SQL that tells whether the server has thrown away what a slot was to keep."""
+    told = where(connection, Since.INVALIDATION_REASON, " or invalidation_reason is not null")
+    return f"(wal_status = 'lost' or restart_lsn is null{told})"
 
 
 def refuse_rewritten(connection: Connection, table: PostgresTable) -> None:

@@ -7,16 +7,20 @@ neither the server's log nor a trigger says so. A mark is a text that changes wh
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import psycopg
+from rhei_pipeline.oltp.postgres_connection import Connection
+from rhei_pipeline.oltp.postgres_versions import Since, where
 
 #: Types that come with the server have oids below this, and never change.
 FIRST_OWN_OID = 16_384
 
+
 #: `whole`: each table and all tables whose rows it shows. `needed`: each type of an application,
 #: and all that its text is made of. `kinds`: a digest of each.
-_PARTS = f"""
+def _parts(connection: Connection) -> str:
+    of_multirange = "select r.rngtypid from pg_range r where r.rngmultitypid = t.oid"
+    more = where(connection, Since.MULTIRANGES, f"union all {of_multirange}")
+    return f"""
 with recursive whole(root, oid, link) as (
     select c.oid, c.oid, ''::text from pg_class c where c.oid = any(%(oids)s::oid[])
     union all
@@ -28,7 +32,7 @@ with recursive whole(root, oid, link) as (
     select n.root, part.oid from needed n join pg_type t on t.oid = n.oid cross join lateral (
         select t.typbasetype union all select t.typelem
         union all select r.rngsubtype from pg_range r where r.rngtypid = t.oid
-        union all select r.rngtypid from pg_range r where r.rngmultitypid = t.oid
+        {more}
         union all select b.atttypid from pg_attribute b
         where b.attrelid = t.typrelid and b.attnum > 0 and not b.attisdropped
     ) part(oid) where part.oid >= {FIRST_OWN_OID}
@@ -42,6 +46,8 @@ with recursive whole(root, oid, link) as (
     from needed n join pg_type t on t.oid = n.oid group by n.root
 )
 """
+
+
 #: A row of the catalogue is written anew by whatever changes it, and `xmin` says by which
 #: transaction. Of the parts of a table, also where their rows are: TRUNCATE of a single part is
 #: told to nobody who follows the whole.
@@ -50,7 +56,6 @@ select md5(string_agg(concat_ws(' ', w.oid, w.link, case when w.oid <> w.root th
     end), ',' order by w.oid, w.link)) from whole w join pg_class c on c.oid = w.oid
 """
 _MARKS = f"""
-{_PARTS}
 select null, ({_TABLE_MARK})
 union all
 select a.attname::text, md5(concat_ws(' ', a.attnum, a.xmin, k.mark))
@@ -58,7 +63,6 @@ from pg_attribute a left join kinds k on k.oid = a.atttypid
 where a.attrelid = any(%(oids)s::oid[]) and a.attnum > 0 and not a.attisdropped
 """
 _SHAPES = f"""
-{_PARTS}
 select md5(concat_ws(';', ({_TABLE_MARK}), (select string_agg(mark, ',' order by oid) from kinds), (
     select string_agg(concat_ws(' ', a.attrelid, a.attnum, a.xmin), ',' order by attrelid, attnum)
     from pg_attribute a where a.attrelid = any(%(oids)s::oid[]) and a.attnum > 0
@@ -84,13 +88,17 @@ class Marks:
     columns: Mapping[str, str]
 
 
-def read_marks(connection: psycopg.Connection[tuple[Any, ...]], oid: int) -> Marks:
+def read_marks(connection: Connection, oid: int) -> Marks:
     """Read the marks of one table."""
-    found = dict(connection.execute(_MARKS.encode(), {"oids": [oid]}).fetchall())
+    found = dict(
+        connection.execute(f"{_parts(connection)}{_MARKS}".encode(), {"oids": [oid]}).fetchall()
+    )
     return Marks(found.pop(None), found)
 
 
-def shapes(connection: psycopg.Connection[tuple[Any, ...]], oids: Collection[int]) -> str:
+def shapes(connection: Connection, oids: Collection[int]) -> str:
     """Fold the catalogue's entries of tables into a text that changes whenever they do."""
-    found = connection.execute(_SHAPES.encode(), {"oids": list(oids)}).fetchone()
+    found = connection.execute(
+        f"{_parts(connection)}{_SHAPES}".encode(), {"oids": list(oids)}
+    ).fetchone()
     return str(found[0]) if found else ""

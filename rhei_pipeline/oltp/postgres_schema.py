@@ -9,6 +9,7 @@ import pyarrow as pa
 from rhei_pipeline.errors import HiddenRowsError, SchemaError
 from rhei_pipeline.oltp import postgres_connection
 from rhei_pipeline.oltp.postgres_marks import Marks, read_marks
+from rhei_pipeline.oltp.postgres_versions import Since, has
 from rhei_pipeline.schema import (
     INSTANT,
     Column,
@@ -31,8 +32,6 @@ OWN_NAMESPACE = "_rhei"
 _ID_DIGITS = 16
 NUMERIC = 1700
 _MAX_DECIMAL_DIGITS = 38
-#: The first server version that can log stored generated columns.
-STORED_GENERATED_SINCE = 180_000
 #: Built-in types by oid; every other type is kept as the text that PostgreSQL writes for it.
 _TYPES = {
     16: pa.bool_(),
@@ -300,7 +299,7 @@ def _columns(
 def _is_logged(connection: Connection, generated: str) -> bool:
     if not generated:
         return True
-    return generated == "s" and connection.info.server_version >= STORED_GENERATED_SINCE
+    return generated == "s" and has(connection, Since.GENERATED_PUBLISHED)
 
 
 def _key(connection: Connection, oid: int, shown: str, options: TableOptions) -> tuple[str, ...]:

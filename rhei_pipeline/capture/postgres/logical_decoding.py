@@ -7,7 +7,7 @@ chapters 47 (logical decoding) and 9.28.6 (replication management functions).
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ from rhei_pipeline.capture.waiting import wait_until
 from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError
 from rhei_pipeline.events import Position
 from rhei_pipeline.oltp.postgres import PostgresDatabase
-from rhei_pipeline.oltp.postgres_identity import Catalogue
+from rhei_pipeline.oltp.postgres_identity import Catalogue, lost_slot
 from rhei_pipeline.oltp.postgres_schema import (
     Connection,
     PostgresTable,
@@ -37,6 +37,7 @@ from rhei_pipeline.oltp.postgres_schema import (
     read_table,
     slot_name,
 )
+from rhei_pipeline.oltp.postgres_versions import Since, has
 from rhei_pipeline.schema import Table, TableOptions, TableSchema
 from rhei_pipeline.sql import quote
 
@@ -46,6 +47,7 @@ _log = logging.getLogger(__name__)
 SETTLE_SECONDS = 60.0
 _NOTE_EVERY_BYTES = 2 * 2**20
 
+_SYSTEM = "select system_identifier::text from pg_control_system()"
 _FLUSHED = "select pg_current_wal_flush_lsn()::text"
 _INSERTED = "select pg_current_wal_insert_lsn()::text"
 _OLDEST_RUNNING = "select pg_snapshot_xmin(pg_current_snapshot())::text"
@@ -65,7 +67,7 @@ select lsn::text, extract(epoch from clock_timestamp())::float8, substr(pg_walfi
 from pg_current_wal_flush_lsn() as lsn
 """
 _SLOT = """
-select confirmed_flush_lsn::text, wal_status = 'lost' or invalidation_reason is not null
+select confirmed_flush_lsn::text, {lost}
 from pg_replication_slots where slot_name = %s and plugin = 'pgoutput'
     and database = current_database()
 """
@@ -133,9 +135,7 @@ class LogicalSource:
         if self._kept is None or self._kept.closed:
             self._kept = self._database.connect()
             self._catalogue.forget()
-            self._system = _value(
-                self._kept, "select system_identifier::text from pg_control_system()"
-            )
+            self._system = _value(self._kept, _SYSTEM)
         return self._kept
 
     def describe(self, name: str) -> TableSchema:
@@ -206,6 +206,8 @@ class LogicalSource:
                 self._silent_until = moment.head
 
     def _moment(self) -> Moment:
+        if self._connection.is_pooled:
+            self._system = _value(self._connection, _SYSTEM)
         head, seconds, timeline = _row(self._connection, _HEAD)
         members, server = self._publication.members(), f"{self._system}:{timeline}"
         proofs = {
@@ -225,8 +227,13 @@ class LogicalSource:
             text = _value(self._reader, "select pg_current_snapshot()::text")
             # A commit can be seen before it is flushed, and is read from the log only after.
             self._await_flush(lsn_number(_value(self._reader, _INSERTED)))
-            exported = _value(self._reader, "select pg_export_snapshot()")
-            yield RowView(self._reader, Visible.parse(text), lambda: self._sharing(exported))
+            yield RowView(self._reader, Visible.parse(text), self._share(self._reader))
+
+    def _share(self, reader: Connection) -> Callable[[], Connection] | None:
+        if reader.is_pooled:  # each more would wait for a session that others may need as well
+            return None
+        exported = _value(reader, "select pg_export_snapshot()")
+        return lambda: self._sharing(exported)
 
     def _sharing(self, exported: str) -> Connection:
         """Open a connection that sees what the exported snapshot does."""
@@ -292,10 +299,12 @@ class LogicalSource:
         """
         if target - self._noted < _NOTE_EVERY_BYTES or not self._may_note:
             return
+        if not has(self._connection, Since.SNAPSHOTS_LOGGED):
+            return
         try:
             self._run("select pg_log_standby_snapshot()")
             self._noted = target
-        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction):
+        except psycopg.errors.InsufficientPrivilege:
             self._may_note = False
 
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
@@ -335,7 +344,8 @@ class LogicalSource:
             return read_table(self._connection, name, self._options.get(name, TableOptions()))
 
     def _slot(self) -> Slot | None:
-        found = self._connection.execute(_SLOT, (self._name,)).fetchone()
+        statement = _SLOT.format(lost=lost_slot(self._connection))
+        found = self._connection.execute(statement, (self._name,)).fetchone()
         if found is None:
             return None
         return Slot(self._name, lsn_number(found[0] or "0/0"), lost=bool(found[1]))

@@ -74,12 +74,12 @@ class RowView:
     """A connection inside a REPEATABLE READ transaction, and what that transaction sees.
 
     Attributes:
-        share: Opens one more connection that sees the same.
+        share: Opens one more connection that sees the same; None where a pooler may have no more.
     """
 
     connection: Connection
     visible: Visible
-    share: Callable[[], Connection]
+    share: Callable[[], Connection] | None
 
 
 def lsn_text(position: int) -> str:

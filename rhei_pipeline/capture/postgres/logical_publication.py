@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 from rhei_pipeline.oltp.postgres_schema import (
-    STORED_GENERATED_SINCE,
     Connection,
     PostgresTable,
     qualified,
 )
+from rhei_pipeline.oltp.postgres_versions import Since, has
 from rhei_pipeline.sql import quote
 
 #: The tables that are published whole. A table that is dropped and made again, or leaves the
@@ -47,7 +47,7 @@ class Publication:
         """Publish every change of a table, also where somebody else altered the publication."""
         name, shown = quote(self._name), qualified(table.schema)
         options = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
-        if self._connection().info.server_version >= STORED_GENERATED_SINCE:
+        if has(self._connection(), Since.GENERATED_PUBLISHED):
             options += ", publish_generated_columns = stored"
         is_there, of_all, names_it = self._stands(table)
         if of_all:  # then no table can be added to it

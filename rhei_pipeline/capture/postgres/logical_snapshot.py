@@ -206,12 +206,12 @@ class LogicalSnapshot:
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Read the next rows in key order; those of a large table ahead of time."""
-        reader = self._reader(table)
-        if self._view is None or self._counted.get(table.name, 0) <= _LARGE * limit:
+        reader, share = self._reader(table), self._view.share if self._view else None
+        if share is None or self._counted.get(table.name, 0) <= _LARGE * limit:
             return reader.rows(resume, limit)
         if self._ahead is None or not self._ahead.leads_on(table.name, resume, limit):
             self._end_reading()
-            self._ahead = ReadAhead(reader, self._view.share, resume, limit)
+            self._ahead = ReadAhead(reader, share, resume, limit)
         return self._ahead.next()
 
     def _end_reading(self) -> None:

@@ -21,7 +21,7 @@ from rhei_pipeline.capture.postgres.stamp import FAMILIES, StampColumn, Zone
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import Position
 from rhei_pipeline.oltp.postgres import PostgresDatabase
-from rhei_pipeline.oltp.postgres_identity import Catalogue, one, origin
+from rhei_pipeline.oltp.postgres_identity import Catalogue, one, origin, refuse_other_server
 from rhei_pipeline.oltp.postgres_schema import (
     Connection,
     StoredColumn,
@@ -159,6 +159,7 @@ class PostgresPollingSource:
             self._follow_clock(began, reading.clock)
             connection.begin("isolation level repeatable read read only")
             try:
+                refuse_other_server(connection, self._origin)
                 snapshot = PostgresPollingSnapshot(
                     connection, self._poll, self._memory, reading, self._follow_schema
                 )

@@ -7,6 +7,7 @@ from rhei_pipeline.errors import CaptureError, SchemaError
 from rhei_pipeline.metrics import Finding, Severity
 from rhei_pipeline.oltp.postgres_identity import one
 from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable
+from rhei_pipeline.oltp.postgres_versions import Since, has
 from rhei_pipeline.protocols import ChangeSource
 from rhei_pipeline.schema import Table
 
@@ -55,13 +56,13 @@ def refuse_unfit(connection: Connection, table: PostgresTable) -> None:
             raise SchemaError(reason, table=table.schema.name, hint=hint)
 
 
-def refuse_old(connection: Connection, oldest: int) -> None:
+def refuse_old(connection: Connection) -> None:
     """Refuse a server that has no triggers as ours are.
 
     Raises:
         CaptureError: Says the way out.
     """
-    if connection.info.server_version < oldest:
+    if not has(connection, Since.TRIGGERS_REPLACED):
         connection.close()
         raise CaptureError(
             "the server is older than PostgreSQL 14, whose triggers can be mended in place",

@@ -45,7 +45,7 @@ from rhei_pipeline.errors import SchemaError, SourceBusyError
 from rhei_pipeline.events import Position
 from rhei_pipeline.metrics import Finding
 from rhei_pipeline.oltp.postgres import PostgresDatabase
-from rhei_pipeline.oltp.postgres_identity import Catalogue, one, origin
+from rhei_pipeline.oltp.postgres_identity import Catalogue, one, origin, refuse_other_server
 from rhei_pipeline.oltp.postgres_schema import (
     Connection,
     PostgresTable,
@@ -54,8 +54,6 @@ from rhei_pipeline.oltp.postgres_schema import (
 )
 from rhei_pipeline.schema import Mode, Table, TableOptions, TableSchema
 
-#: The first version with `create or replace trigger`.
-_OLDEST = 140_000
 #: Who waits for the lock that creating a trigger takes has all later writers wait behind it.
 _LOCK_TIMEOUT = "1s"
 _LOCK_ATTEMPTS, _PAUSE_SECONDS = 5, 0.3
@@ -104,7 +102,7 @@ class PostgresTriggerSource:
         """The connection; a new one where the server ended the last."""
         if self._kept is None or self._kept.closed:
             self._kept = self._database.connect()
-            postgres_trigger_doctor.refuse_old(self._kept, _OLDEST)
+            postgres_trigger_doctor.refuse_old(self._kept)
             # Losing an acknowledgement in a power cut only means giving it again.
             self._kept.settings = {**self._kept.settings, "synchronous_commit": "off"}
             self._catalogue.forget()
@@ -178,6 +176,7 @@ class PostgresTriggerSource:
             connection = self._connection
             connection.begin("isolation level repeatable read read only")
             try:
+                refuse_other_server(connection, self._origin)
                 moment = self._moment()
                 snapshot = PostgresTriggerSnapshot(connection, moment, self._captured, self._memory)
                 with closing(snapshot):
