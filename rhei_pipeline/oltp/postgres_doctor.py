@@ -104,7 +104,8 @@ def _slot(connection: Connection, slot: str | None) -> Iterator[Finding]:
         yield Finding(
             Severity.ERROR,
             f"slot {slot!r} is lost",
-            "the server threw away changes before the mirror had them",
+            "the server threw away changes before the mirror had them, or its publication was"
+            " made anew",
             "rhei sync copies every table again by its difference; history is kept",
         )
     elif safe < _SAFE_BYTES:

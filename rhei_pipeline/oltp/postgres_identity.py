@@ -19,6 +19,12 @@ from pg_control_system() s, pg_control_checkpoint() c
 """
 _SERVER = "select system_identifier::text from pg_control_system()"
 _DATABASE = "select oid::text, datname from pg_database where datname = current_database()"
+#: The comment on a publication that was there before its slot was.
+BEGUN_WITH = "rhei: its slot has begun with it"
+_STANDS = f"""
+select from pg_publication p where p.pubname = slot_name
+    and obj_description(p.oid, 'pg_publication') = '{BEGUN_WITH}'
+"""
 _OIDS = """
 select c.oid::bigint from unnest(%s::text[], %s::text[]) as t(namespace, relation)
 join pg_namespace n on n.nspname = t.namespace
@@ -58,9 +64,14 @@ def identity(connection: Connection) -> SourceIdentity:
 
 
 def lost_slot(connection: Connection) -> str:
-    """Write SQL that tells whether the server has thrown away what a slot was to keep."""
+    """Write SQL that tells whether nobody can read from a slot any more what it was to keep.
+
+    An older server reads no stretch of its log in which the publication was not there. Which of
+    its publications a slot began with is told by a comment on it, that goes when it is dropped.
+    """
     told = where(connection, Since.INVALIDATION_REASON, " or invalidation_reason is not null")
-    return f"(wal_status = 'lost' or restart_lsn is null{told})"
+    made_later = where(connection, Since.PUBLICATIONS_MISSED, "", f" or not exists ({_STANDS})")
+    return f"(wal_status = 'lost' or restart_lsn is null{told}{made_later})"
 
 
 def refuse_rewritten(connection: Connection, table: PostgresTable) -> None:

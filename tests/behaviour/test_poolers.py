@@ -214,7 +214,12 @@ def test_what_needs_a_session_names_the_way_round_the_pooler(
     world.source = {"direct_dsn": installed_dsn}
     shared: list[object] = []
     share = LogicalSource._sharing
-    monkeypatch.setattr(LogicalSource, "_sharing", lambda *how: shared.append(how) or share(*how))
+
+    def counted(*how: Any) -> Any:
+        shared.append(how)
+        return share(*how)
+
+    monkeypatch.setattr(LogicalSource, "_sharing", counted)
     world.htap.sync_now()
     world.htap.initial_sync("orders")
     assert shared  # a large copy reads on several connections again

@@ -185,6 +185,7 @@ class LogicalSource:
                 if least:
                     _log.warning("slot %r is gone: made anew, all tables are copied", self._name)
                 self._run("select pg_create_logical_replication_slot(%s, 'pgoutput')", self._name)
+                self._publication.note_begun()
                 self._advanced = 0
 
     @contextmanager
@@ -356,7 +357,7 @@ class LogicalSource:
 
     def _drop_lost_slot(self) -> None:
         if self._is_lost():
-            _log.warning("the server has thrown away what slot %r was to keep", self._name)
+            _log.warning("what slot %r was to keep is thrown away, or cannot be read", self._name)
             self._run("select pg_drop_replication_slot(%s)", self._name)
 
     def _run(self, sql: str, *params: object) -> None:

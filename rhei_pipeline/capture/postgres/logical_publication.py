@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
+from rhei_pipeline.oltp.postgres_identity import BEGUN_WITH
 from rhei_pipeline.oltp.postgres_schema import (
     Connection,
     PostgresTable,
     qualified,
 )
 from rhei_pipeline.oltp.postgres_versions import Since, has
-from rhei_pipeline.sql import quote
+from rhei_pipeline.sql import literal, quote
 
 #: The tables that are published whole. A table that is dropped and made again, or leaves the
 #: publication and returns, has other oids; a publication that was altered has another `xmin`. Read
@@ -60,6 +61,11 @@ class Publication:
                 self._run(f"alter publication {name} drop table {shown}")
         if table.oid not in self.members():
             self._run(f"alter publication {name} add table {shown}")
+
+    def note_begun(self) -> None:
+        """Note at it that its slot was made just now: older servers need to know."""
+        if not has(self._connection(), Since.PUBLICATIONS_MISSED):
+            self._run(f"comment on publication {quote(self._name)} is {literal(BEGUN_WITH)}")
 
     def drop(self) -> None:
         """Drop it; safe to repeat."""
