@@ -86,6 +86,12 @@ class CaptureSettings(_Section):
         description="logical: keep a connection open on which the server sends what is committed,"
         " instead of asking it in every cycle.",
     )
+    publication: str | None = Field(
+        None,
+        min_length=1,
+        description="logical: a publication that somebody else keeps, where the user may make none."
+        " Left out: the mirror keeps one of its own.",
+    )
     buffer: BufferSettings | None = Field(
         None, description="Take changes into a log of our own before the mirror gets them."
     )

@@ -125,6 +125,8 @@ class Settings(BaseSettings):
             )
         if self.capture.streaming and self.capture_method != "logical":
             raise ValueError("capture.streaming: only PostgreSQL's log can be streamed")
+        if self.capture.publication and self.capture_method != "logical":
+            raise ValueError("capture.publication: only PostgreSQL's log knows publications")
         if self.capture_method == "polling":
             self._refuse_lossy_buffer()
         elif self.local is not None:

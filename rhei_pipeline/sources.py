@@ -1,7 +1,7 @@
 """Which source, and how its changes are learned of: the only place that knows every adapter."""
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -36,14 +36,6 @@ class SourceDatabase(Database, Protocol):
         self, name: str, options: TableOptions, known: TableSchema | None
     ) -> TableSchema:
         """Read a table's schema; `known` is what it is mirrored with, if it is."""
-
-    def examine(
-        self,
-        tables: Sequence[str],
-        options: Callable[[str], TableOptions],
-        mirror_id: str | None,
-    ) -> list[Finding]:
-        """Say what stands in the way of capture, why, and what mends it."""
 
 
 class Source(ChangeSource, Protocol):
@@ -95,8 +87,14 @@ def open_source(
     if settings.capture_method == "trigger":
         source = postgres("triggers").PostgresTriggerSource(database, reader, options)
     else:
-        module, streaming = postgres("logical_decoding"), settings.capture.streaming
-        source = module.LogicalSource(database, reader, options, streaming=streaming)
+        module, chosen = postgres("logical_decoding"), settings.capture
+        source = module.LogicalSource(
+            database,
+            reader,
+            options,
+            streaming=chosen.streaming,
+            publication=chosen.publication,
+        )
     return source
 
 
@@ -118,7 +116,8 @@ def unread(settings: Settings, reader: str) -> int | None:
         if settings.capture_method == "trigger":
             found = postgres("triggers").unacknowledged(database, reader)
         else:
-            found = postgres("logical_decoding").unconfirmed(database, reader)
+            module = postgres("logical_decoding")
+            found = module.unconfirmed(database, reader, settings.capture.publication)
         return found
     finally:
         database.close()
@@ -139,12 +138,21 @@ def _examine(settings: Settings, database: SourceDatabase, names: Sequence[str])
         return _examine_polling(settings, database, names)
     options = table_options(settings)
     mirror_id = mirror_id_of(settings.registry.path)
-    if not isinstance(database, SqliteDatabase) and settings.capture_method == "trigger":
+
+    def chosen(name: str) -> TableOptions:
+        return options.get(name, TableOptions())
+
+    if isinstance(database, SqliteDatabase):
+        return database.examine(names, chosen, mirror_id)
+    if settings.capture_method == "trigger":
         module = postgres("triggers")
         source = module.PostgresTriggerSource(database, mirror_id or "", options)
         with closing(source):
             return list(source.examine(names))
-    return database.examine(names, lambda n: options.get(n, TableOptions()), mirror_id)
+    findings: list[Finding] = postgres("logical_doctor").examine(
+        database, names, chosen, mirror_id, settings.capture.publication
+    )
+    return findings
 
 
 def _examine_registry(settings: Settings, names: Sequence[str]) -> Iterator[Finding]:

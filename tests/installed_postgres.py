@@ -67,7 +67,7 @@ class InstalledServer:
 
     def dsn(self, database: str = "postgres", user: str = "postgres") -> str:
         """Return how to connect to a database."""
-        return f"postgresql://{user}@/{database}?host={_LOOPBACK}&port={self.port}"
+        return f"postgresql://{user}:@/{database}?host={_LOOPBACK}&port={self.port}"
 
     def kill(self) -> None:
         """Stop it as a power cut would, and start it again."""
@@ -136,7 +136,7 @@ class Pooler:
     @property
     def dsn(self) -> str:
         """How to connect through it."""
-        return f"postgresql://{self._user}@/{self._database}?host={_LOOPBACK}&port={self.port}"
+        return f"postgresql://{self._user}:@/{self._database}?host={_LOOPBACK}&port={self.port}"
 
     def stop(self) -> None:
         """End it."""

@@ -11,7 +11,6 @@ from rhei_pipeline.schema import Table
 _LEFT_OUT = "the table is left out until this is mended"
 _UNPROVED = "a change may go by unseen until the table is compared whole again"
 _STAMP = "let a default and a trigger stamp rows with the database's clock: 'clock: database'"
-_GRANT = "grant pg_read_all_stats to <user>"
 
 
 class Polled(ChangeSource, Protocol):
@@ -20,6 +19,12 @@ class Polled(ChangeSource, Protocol):
     def missing_index(self, name: str) -> str | None:
         """Return the statement that creates the index a poll needs; None where there is one."""
 
+    def lacking(self, name: str) -> Sequence[Finding]:
+        """Name what the user lacks to read a table."""
+
+    def grant_against(self, doubt: str) -> str | None:
+        """Return the grant that ends a doubt; None where no grant does."""
+
 
 def examine(source: Polled, tables: Sequence[str]) -> Iterator[Finding]:
     """Examine each table: its columns, its index, and whether its stamps can be relied on."""
@@ -27,6 +32,10 @@ def examine(source: Polled, tables: Sequence[str]) -> Iterator[Finding]:
     for name in tables:
         try:
             table = Table(source.describe(name))
+            lacking = source.lacking(table.name)
+            yield from lacking
+            if lacking:
+                continue
             found.append(table)
             mending = source.missing_index(table.name)
         except SchemaError as error:
@@ -41,5 +50,5 @@ def examine(source: Polled, tables: Sequence[str]) -> Iterator[Finding]:
         for table in found:
             doubt = snapshot.doubt(table)
             if doubt:
-                remedy = _GRANT if "pg_read_all_stats" in doubt else _STAMP
+                remedy = source.grant_against(doubt) or _STAMP
                 yield Finding(Severity.WARNING, doubt, _UNPROVED, remedy, table.name)

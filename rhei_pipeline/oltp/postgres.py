@@ -23,8 +23,6 @@ from rhei_pipeline.errors import (
     SourceBusyError,
     SourceError,
 )
-from rhei_pipeline.metrics import Finding
-from rhei_pipeline.oltp import postgres_doctor
 from rhei_pipeline.oltp.postgres_connection import set_config
 from rhei_pipeline.oltp.postgres_identity import identity
 from rhei_pipeline.oltp.postgres_meaning import finds_public, meaning
@@ -35,7 +33,6 @@ from rhei_pipeline.oltp.postgres_schema import (
     declaration,
     qualified,
     read_table,
-    slot_name,
     table_names,
 )
 from rhei_pipeline.oltp.postgres_values import SESSION_SETTINGS, RowShape, admit_text, row_shape
@@ -330,17 +327,6 @@ class PostgresDatabase:
         """Read a table's schema; see `postgres_schema.read_table`."""
         with self._lent() as connection:
             return read_table(connection, name, options, reread=self._reread).schema
-
-    def examine(
-        self,
-        tables: Sequence[str],
-        options: Callable[[str], TableOptions],
-        mirror_id: str | None,
-    ) -> list[Finding]:
-        """Say what stands in the way of capture; see `postgres_doctor.examine`."""
-        slot = slot_name(mirror_id) if mirror_id else None
-        with self._lent() as connection:
-            return list(postgres_doctor.examine(connection, tables, options, slot))
 
     def identity(self, *, mark: bool = False) -> SourceIdentity:  # noqa: ARG002
         """Tell this database from all others; the server has a mark of its own."""

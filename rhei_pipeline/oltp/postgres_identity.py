@@ -63,14 +63,16 @@ def identity(connection: Connection) -> SourceIdentity:
     return SourceIdentity("postgres", f"{name} of server {server}", f"{oid} of server {server}")
 
 
-def lost_slot(connection: Connection) -> str:
+def lost_slot(connection: Connection, *, is_ours: bool = True) -> str:
     """Write SQL that tells whether nobody can read from a slot any more what it was to keep.
 
     An older server reads no stretch of its log in which the publication was not there. Which of
-    its publications a slot began with is told by a comment on it, that goes when it is dropped.
+    its publications a slot began with is told by a comment on it, that goes when it is dropped;
+    on one that somebody else keeps, there is none.
     """
     told = where(connection, Since.INVALIDATION_REASON, " or invalidation_reason is not null")
     made_later = where(connection, Since.PUBLICATIONS_MISSED, "", f" or not exists ({_STANDS})")
+    made_later = made_later if is_ours else ""
     return f"(wal_status = 'lost' or restart_lsn is null{told}{made_later})"
 
 

@@ -19,6 +19,7 @@ class Since(IntEnum):
     # Members of one value would be one member: the version is told by the tens.
     MULTIRANGES = 14_01  # pg_range.rngmultitypid
     TRIGGERS_REPLACED = 14_02  # create or replace trigger
+    FILTERED_PUBLICATIONS = 15_02  # of rows and columns, and publications of schemas
     LOCALE_PROVIDERS = 15_01  # pg_database.datlocprovider
     SNAPSHOTS_LOGGED = 16_01  # pg_log_standby_snapshot()
     INVALIDATION_REASON = 17_01  # pg_replication_slots.invalidation_reason

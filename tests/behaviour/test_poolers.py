@@ -67,7 +67,7 @@ def leaving_nothing(pooler: Pooler, server: str) -> Iterator[None]:
 def _world(
     make_installed: Callable[..., PostgresWorld], dsn: str, method: str, **options: Any
 ) -> PostgresWorld:
-    table = {"name": "orders", "mode": "temporal"}
+    table: dict[str, Any] = {"name": "orders", "mode": "temporal"}
     if method == "polling":
         table = {"name": "orders", "polling": {"clock": "database"}}
     world = make_installed(dsn=dsn, capture={"method": method}, tables=[table], **options)

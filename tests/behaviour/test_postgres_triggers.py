@@ -447,7 +447,7 @@ def test_what_the_user_lacks_is_named_with_the_statement(make: MakeWorld, dsn: s
 def test_a_server_that_is_too_old_is_named(
     make: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhei_pipeline.capture.postgres.triggers._OLDEST", 990_000)
+    monkeypatch.setattr("rhei_pipeline.oltp.postgres_versions.version", lambda _: 13)
     world = make(CREATE)
     with pytest.raises(CaptureError, match="older than PostgreSQL"):
         world.htap.sync_now()

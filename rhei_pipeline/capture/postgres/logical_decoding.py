@@ -85,6 +85,7 @@ class LogicalSource:
         mirror_id: Who reads: each mirror has a slot and a publication of its own.
         options: Partial replication, chosen keys, given types, by table.
         streaming: Keep a replication connection open, on which the server sends what is committed.
+        publication: One that somebody else keeps; None: the mirror has one of its own.
 
     Raises:
         CaptureError: The server's log cannot be read; says the way out.
@@ -99,6 +100,7 @@ class LogicalSource:
         options: Mapping[str, TableOptions] | None = None,
         *,
         streaming: bool = False,
+        publication: str | None = None,
     ) -> None:
         self._database = database
         self._name = slot_name(mirror_id)
@@ -106,9 +108,13 @@ class LogicalSource:
             lambda: self._connection,
             database.connect_replicating,
             streaming=streaming,
+            publication=publication,
         )
         self._options = options or {}
-        self._publication = Publication(lambda: self._connection, self._name)
+        self._is_own = publication is None
+        self._publication = Publication(
+            lambda: self._connection, publication or self._name, is_ours=self._is_own
+        )
         self._catalogue = Catalogue(lambda *_: sorted(self._publication.members().items()))
         self._installed: dict[str, PostgresTable] = {}
         self._advanced = self._noted = 0
@@ -196,7 +202,7 @@ class LogicalSource:
             view = stack.enter_context(self._row_view()) if rows else None
             moment = self._moment()
             snapshot = LogicalSnapshot(
-                self._log.read,
+                self._read,
                 replace(moment, silent=moment.head == self._silent_until),
                 self._settle,
                 view,
@@ -205,6 +211,17 @@ class LogicalSource:
             yield snapshot
             if snapshot.is_silent and view is None:
                 self._silent_until = moment.head
+
+    def _read(self, slot: Slot, head: int) -> Iterator[Sequence[bytes]]:
+        try:
+            yield from self._log.read(slot, head)
+        except psycopg.errors.UndefinedObject as error:
+            raise CaptureError(
+                f"publication {self._publication.name!r} was not there while rows were written, and"
+                " no server before PostgreSQL 18 reads beyond that",
+                hint=f"run: select pg_drop_replication_slot('{self._name}'); the next sync makes"
+                " the slot anew, and copies tables by their difference",
+            ) from error
 
     def _moment(self) -> Moment:
         if self._connection.is_pooled:
@@ -345,7 +362,7 @@ class LogicalSource:
             return read_table(self._connection, name, self._options.get(name, TableOptions()))
 
     def _slot(self) -> Slot | None:
-        statement = _SLOT.format(lost=lost_slot(self._connection))
+        statement = _SLOT.format(lost=lost_slot(self._connection, is_ours=self._is_own))
         found = self._connection.execute(statement, (self._name,)).fetchone()
         if found is None:
             return None
@@ -364,7 +381,9 @@ class LogicalSource:
         self._connection.execute(sql.encode(), params or None)
 
 
-def unconfirmed(database: PostgresDatabase, mirror_id: str) -> int | None:
+def unconfirmed(
+    database: PostgresDatabase, mirror_id: str, publication: str | None = None
+) -> int | None:
     """Tell whether changes wait behind our slot: 0 for none, 1 for some.
 
     None when there is no slot: everything is still to be done.
@@ -374,7 +393,7 @@ def unconfirmed(database: PostgresDatabase, mirror_id: str) -> int | None:
         if not _exists(connection, "pg_replication_slots", "slot_name", name):
             return None
         try:
-            return int(_value(connection, _ANY_CHANGE, name, name))
+            return int(_value(connection, _ANY_CHANGE, name, quote(publication or name)))
         except psycopg.errors.ObjectInUse:  # somebody is reading it just now
             return 0
 

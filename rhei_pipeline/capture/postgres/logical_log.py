@@ -14,6 +14,7 @@ from rhei_pipeline.capture.waiting import wait_until
 from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.oltp.postgres_copy import copy_out_values
 from rhei_pipeline.oltp.postgres_schema import Connection
+from rhei_pipeline.sql import quote
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class LogReader:
         connection: Returns an open connection.
         connect: Opens one for replication.
         streaming: Keep a stream open while little is behind the slot.
+        publication: Where it has not the slot's name.
 
     Not for several threads at once.
     """
@@ -46,10 +48,12 @@ class LogReader:
         connect: Callable[[], Replicating],
         *,
         streaming: bool = False,
+        publication: str | None = None,
     ) -> None:
         self._connection = connection
         self._connect = connect
         self._streaming = streaming
+        self._publication = publication
         self._stream: LogicalStream | None = None
 
     def read(self, slot: Slot, head: int) -> Iterator[Sequence[bytes]]:
@@ -97,7 +101,9 @@ class LogReader:
             return None
         try:
             if self._stream is None:
-                self._stream = LogicalStream(self._connect(), slot.name)
+                self._stream = LogicalStream(
+                    self._connect(), slot.name, self._publication or slot.name
+                )
             messages = self._stream.messages(head)
         except psycopg.OperationalError as error:
             _log.warning("the stream of slot %r broke off: %s", slot.name, type(error).__name__)
@@ -110,7 +116,8 @@ class LogReader:
     def _peeked(self, slot: Slot, head: int) -> Iterator[Sequence[bytes]]:
         connection = self._connection()
         name, end = psql.Literal(slot.name), psql.Literal(lsn_text(head))
-        query = psql.SQL(_PEEK).format(name, end, name).as_bytes(connection)
+        published = psql.Literal(quote(self._publication or slot.name))
+        query = psql.SQL(_PEEK).format(name, end, published).as_bytes(connection)
         with connection.atomic(), closing(copy_out_values(connection, query)) as values:
             while messages := list(islice(values, FETCH_MESSAGES)):
                 yield messages

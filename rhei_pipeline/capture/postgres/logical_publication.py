@@ -2,24 +2,43 @@
 
 from collections.abc import Callable
 
+from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.oltp.postgres_identity import BEGUN_WITH
-from rhei_pipeline.oltp.postgres_schema import (
-    Connection,
-    PostgresTable,
-    qualified,
-)
-from rhei_pipeline.oltp.postgres_versions import Since, has
+from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable, qualified
+from rhei_pipeline.oltp.postgres_versions import Since, has, where
 from rhei_pipeline.sql import literal, quote
 
 #: The tables that are published whole. A table that is dropped and made again, or leaves the
-#: publication and returns, has other oids; a publication that was altered has another `xmin`. Read
-#: as JSON: servers before 15 know of no filters, and those before 18 of no generated columns.
+#: publication and returns, has other oids; a publication that was altered has another `xmin`.
 _MEMBERS = """
-select r.prrelid::bigint, concat_ws('.', r.oid, p.oid, p.xmin) from pg_publication_rel r
-join pg_publication p on p.oid = r.prpubid
-where p.pubname = %s and p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate
-    and p.pubviaroot and coalesce(to_jsonb(p) ->> 'pubgencols', 's') = 's'
-    and coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') is null
+select c.oid::bigint, concat_ws('.', r.oid, p.oid, p.xmin) from pg_publication_rel r
+join pg_publication p on p.oid = r.prpubid join pg_class c on c.oid = r.prrelid
+where p.pubname = %s and {whole} {unfiltered}
+"""
+#: The same of one that somebody else keeps: it may be of schemas, or of all tables.
+_FOREIGN_MEMBERS = """
+select c.oid::bigint, concat_ws('.', r.oid, {of_schema} p.oid, p.xmin)
+from pg_publication_tables t join pg_publication p on p.pubname = t.pubname
+join pg_namespace n on n.nspname = t.schemaname
+join pg_class c on c.relnamespace = n.oid and c.relname = t.tablename
+left join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid
+where t.pubname = %s and {whole} {unfiltered}
+"""
+_WHOLE = (
+    "p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate"
+    " and (p.pubviaroot or c.relkind <> 'p')"
+)
+_WITH_GENERATED = (
+    " and (p.pubgencols = 's' or not exists (select from pg_attribute a"
+    " where a.attrelid = c.oid and a.attgenerated = 's' and not a.attisdropped))"
+)
+_ALL_COLUMNS = """
+and t.rowfilter is null and not exists (
+    select from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+    and a.attgenerated = '' and a.attname <> all(t.attnames))
+"""
+_OF_SCHEMA = """
+(select s.oid from pg_publication_namespace s where s.pnpubid = p.oid and s.pnnspid = n.oid),
 """
 _PUBLISHED = """
 select p.puballtables, exists (
@@ -29,27 +48,41 @@ from pg_publication p where p.pubname = %s
 
 
 class Publication:
-    """One publication, owned by its mirror; others may alter it, and that shows.
+    """One publication; others may alter it, and that shows.
 
     Args:
         connection: Returns an open connection.
         name: Its name.
+        is_ours: Whether its mirror makes and mends it; else somebody else does.
     """
 
-    def __init__(self, connection: Callable[[], Connection], name: str) -> None:
+    def __init__(
+        self, connection: Callable[[], Connection], name: str, *, is_ours: bool = True
+    ) -> None:
         self._connection = connection
-        self._name = name
+        self.name = name
+        self._is_ours = is_ours
 
     def members(self) -> dict[int, str]:
         """Return the tables that are published whole; the text changes once one was not."""
-        return dict(self._connection().execute(_MEMBERS.encode(), (self._name,)).fetchall())
+        return published(self._connection(), self.name, is_ours=self._is_ours)
 
     def add(self, table: PostgresTable) -> None:
-        """Publish every change of a table, also where somebody else altered the publication."""
-        name, shown = quote(self._name), qualified(table.schema)
-        options = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
-        if has(self._connection(), Since.GENERATED_PUBLISHED):
-            options += ", publish_generated_columns = stored"
+        """Publish every change of a table, also where somebody else altered the publication.
+
+        Raises:
+            CaptureError: Another keeps the publication, and the table is not in it whole.
+        """
+        if not self._is_ours:
+            if table.oid not in self.members():
+                raise CaptureError(
+                    f"publication {self.name!r} does not publish it whole",
+                    table=table.schema.name,
+                    hint=f"have its owner run: {addition(self._connection(), self.name, table)}",
+                )
+            return
+        name, shown = quote(self.name), qualified(table.schema)
+        options = whole_options(self._connection())
         is_there, of_all, names_it = self._stands(table)
         if of_all:  # then no table can be added to it
             self.drop()
@@ -64,17 +97,47 @@ class Publication:
 
     def note_begun(self) -> None:
         """Note at it that its slot was made just now: older servers need to know."""
-        if not has(self._connection(), Since.PUBLICATIONS_MISSED):
-            self._run(f"comment on publication {quote(self._name)} is {literal(BEGUN_WITH)}")
+        if self._is_ours and not has(self._connection(), Since.PUBLICATIONS_MISSED):
+            self._run(f"comment on publication {quote(self.name)} is {literal(BEGUN_WITH)}")
 
     def drop(self) -> None:
-        """Drop it; safe to repeat."""
-        self._run(f"drop publication if exists {quote(self._name)}")
+        """Drop it, where it is ours; safe to repeat."""
+        if self._is_ours:
+            self._run(f"drop publication if exists {quote(self.name)}")
 
     def _stands(self, table: PostgresTable) -> tuple[bool, bool, bool]:
         """Tell whether it is there, is of all tables, and names this one."""
-        found = self._connection().execute(_PUBLISHED.encode(), (table.oid, self._name)).fetchone()
+        found = self._connection().execute(_PUBLISHED.encode(), (table.oid, self.name)).fetchone()
         return (False, False, False) if found is None else (True, bool(found[0]), bool(found[1]))
 
     def _run(self, sql: str) -> None:
         self._connection().execute(sql.encode())
+
+
+def published(connection: Connection, name: str, *, is_ours: bool) -> dict[int, str]:
+    """Return the tables, by oid, that a publication publishes whole."""
+    generated = where(connection, Since.GENERATED_PUBLISHED, _WITH_GENERATED)
+    filters = "and r.prqual is null and r.prattrs is null" if is_ours else _ALL_COLUMNS
+    statement = (_MEMBERS if is_ours else _FOREIGN_MEMBERS).format(
+        whole=f"{_WHOLE}{generated}",
+        unfiltered=where(connection, Since.FILTERED_PUBLICATIONS, filters),
+        of_schema=where(connection, Since.FILTERED_PUBLICATIONS, _OF_SCHEMA),
+    )
+    return dict(connection.execute(statement.encode(), (name,)).fetchall())
+
+
+def addition(connection: Connection, name: str, table: PostgresTable) -> str:
+    """Write the statement by which its owner has a publication publish a table whole."""
+    found = connection.execute(b"select from pg_publication where pubname = %s", (name,)).fetchone()
+    shown = qualified(table.schema)
+    if found is not None:
+        return f"alter publication {quote(name)} add table {shown}"
+    return f"create publication {quote(name)} for table {shown} with ({whole_options(connection)})"
+
+
+def whole_options(connection: Connection) -> str:
+    """Write the options of a publication that leaves nothing out."""
+    options = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
+    return options + where(
+        connection, Since.GENERATED_PUBLISHED, ", publish_generated_columns = stored"
+    )

@@ -42,18 +42,19 @@ class LogicalStream:
 
     Args:
         connection: Opened for replication; the stream owns it.
-        slot: The slot's name, and that of the publication.
+        slot: The slot's name.
+        publication: The publication's.
 
     Not for several threads at once.
     """
 
-    def __init__(self, connection: Replicating, slot: str) -> None:
+    def __init__(self, connection: Replicating, slot: str, publication: str) -> None:
         self.slot = slot
         self._connection = connection
         # From 0/0: the server begins where it was confirmed.
         connection.execute(
             f"START_REPLICATION SLOT {quote(slot)} LOGICAL 0/0"
-            f" (proto_version '1', publication_names '{quote(slot)}')".encode()
+            f" (proto_version '1', publication_names '{quote(publication)}')".encode()
         )
         self._reached = self._confirmed = self._held = 0
         self._waiting: list[_Transaction] = []

@@ -20,6 +20,8 @@ from rhei_pipeline.capture.postgres.polling_snapshot import PostgresPollingSnaps
 from rhei_pipeline.capture.postgres.stamp import FAMILIES, StampColumn, Zone
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import Position
+from rhei_pipeline.metrics import Finding
+from rhei_pipeline.oltp import postgres_grants as grants
 from rhei_pipeline.oltp.postgres import PostgresDatabase
 from rhei_pipeline.oltp.postgres_identity import Catalogue, one, origin, refuse_other_server
 from rhei_pipeline.oltp.postgres_schema import (
@@ -38,6 +40,9 @@ _log = logging.getLogger(__name__)
 _STEP_SECONDS, _SLEW = 0.002, 0.001
 #: Oids of types whose value, not only its presence, tells whether a row is deleted.
 _BOOLEAN, _NUMBERS = 16, {20, 21, 23, 700, 701, 1700}
+
+#: The role whose members see when others' transactions began.
+_SEES_ALL = "pg_read_all_stats"
 
 _GOES_BACK = """
 select bool_or(next <= shown) from (
@@ -139,6 +144,20 @@ class PostgresPollingSource:
                 return None
         columns = listed([column, *poll.source.schema.primary_key])
         return f"create index on {poll.table} ({columns})"
+
+    def lacking(self, name: str) -> list[Finding]:
+        """Name what the user lacks to read a table."""
+        poll = self._poll(name)
+        with self._database.translated():
+            return list(grants.reading(self._connection, poll.source))
+
+    def grant_against(self, doubt: str) -> str | None:
+        """Return the grant that ends a doubt; None where no grant does."""
+        if _SEES_ALL not in doubt:
+            return None
+        with self._database.translated():
+            (user,) = one(self._connection, "select quote_ident(current_user)")
+        return f"grant {_SEES_ALL} to {user}"
 
     @property
     def logs_rows(self) -> bool:

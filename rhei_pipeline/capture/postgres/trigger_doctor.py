@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from rhei_pipeline.capture.postgres.trigger_sql import SCHEMA
 from rhei_pipeline.errors import CaptureError, SchemaError
 from rhei_pipeline.metrics import Finding, Severity
+from rhei_pipeline.oltp import postgres_grants as grants
 from rhei_pipeline.oltp.postgres_identity import one
 from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable
 from rhei_pipeline.oltp.postgres_versions import Since, has
@@ -29,15 +30,12 @@ _REASONS = (
         "capture from the server that publishes it, or use 'polling'",
     ),
 )
-_LEFT_OUT = "the table is left out until this is mended"
 _CREATES = f"""
 select to_regnamespace('{SCHEMA}') is not null
         and has_schema_privilege(to_regnamespace('{SCHEMA}')::oid, 'create')
+        and has_schema_privilege(to_regnamespace('{SCHEMA}')::oid, 'usage')
     or to_regnamespace('{SCHEMA}') is null
         and has_database_privilege(current_database(), 'create')
-"""
-_OWNS = """
-select pg_has_role(relowner, 'usage'), pg_get_userbyid(relowner)::text from pg_class where oid = %s
 """
 _HAS_LOG = f"""
 select to_regclass('{SCHEMA}.capture') is not null
@@ -77,29 +75,29 @@ def examine(
 ) -> Iterator[Finding]:
     """Examine the database and each table: what may be created, what stands, who owns it."""
     if not one(connection, _CREATES)[0]:
+        (user,) = one(connection, "select quote_ident(current_user)")
         yield Finding(
             Severity.ERROR,
             f"the user may not create anything in the schema {SCHEMA!r}",
             "the logs of what is touched are kept there",
-            f"create schema {SCHEMA} authorization <user>; or: grant create on database <database>"
-            " to <user>",
+            f"grant usage, create on schema {SCHEMA} to {user}"
+            if one(connection, f"select to_regnamespace('{SCHEMA}') is not null")[0]
+            else f"create schema {SCHEMA} authorization {user}",
         )
     for name, found in tables:
         if isinstance(found, SchemaError):
             hint, where = found.hint or "", found.table or name
-            yield Finding(Severity.ERROR, found.message, _LEFT_OUT, hint, where)
+            yield Finding(Severity.ERROR, found.message, grants.LEFT_OUT, hint, where)
             continue
         shown = found.schema.name
-        owns, owner = one(connection, _OWNS, found.oid)
-        if not owns:
-            yield Finding(
-                Severity.ERROR,
-                "the user does not own it",
-                f"only its owner may have triggers fire always; {_LEFT_OUT}",
-                f'grant "{owner}" to <user>',
-                shown,
-            )
-        elif one(connection, _HAS_LOG, found.oid)[0] and not source.stands(Table(found.schema)):
+        lacking = [
+            *grants.reading(connection, found),
+            *grants.owning(connection, found, "only its owner may have triggers fire always"),
+        ]
+        yield from lacking
+        if lacking or not one(connection, _HAS_LOG, found.oid)[0]:
+            continue
+        if not source.stands(Table(found.schema)):
             yield Finding(
                 Severity.WARNING,
                 "its triggers were off, or are not as they were made",

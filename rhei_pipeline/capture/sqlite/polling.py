@@ -19,6 +19,7 @@ from rhei_pipeline.capture.sqlite.polling_snapshot import Memory, PollingSnapsho
 from rhei_pipeline.capture.sqlite.trigger_sql import CLOCK
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import Position
+from rhei_pipeline.metrics import Finding
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
 from rhei_pipeline.oltp.sqlite_schema import read_table
 from rhei_pipeline.schema import Table, TableOptions, TableSchema, nearest
@@ -109,6 +110,13 @@ class PollingSource:
         index = quote(f"{schema.name}_{column}")
         columns = listed([column, *schema.primary_key])
         return f"create index {index} on {quote(schema.name)}({columns})"
+
+    def lacking(self, name: str) -> Sequence[Finding]:  # noqa: ARG002
+        """Name nothing: who can open the file can read all of it."""
+        return ()
+
+    def grant_against(self, doubt: str) -> None:
+        """Know none: a file has no users."""
 
     @property
     def logs_rows(self) -> bool:

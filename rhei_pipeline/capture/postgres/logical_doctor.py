@@ -1,11 +1,16 @@
 """What stands in the way of reading a PostgreSQL server's log, why, and what mends it."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 
+from rhei_pipeline.capture.postgres.logical_publication import addition, published
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.metrics import Finding, Severity
+from rhei_pipeline.oltp import postgres_grants as grants
+from rhei_pipeline.oltp.postgres import PostgresDatabase
 from rhei_pipeline.oltp.postgres_identity import lost_slot, one
-from rhei_pipeline.oltp.postgres_schema import Connection, read_table
+from rhei_pipeline.oltp.postgres_schema import Connection, read_table, slot_name
 from rhei_pipeline.schema import TableOptions
 
 #: Free slots and senders below this leave no room for a second mirror or a replica.
@@ -14,7 +19,6 @@ _SPARE_SLOTS = 1
 _SAFE_BYTES = 256 * 2**20
 _LONG_SECONDS = 600
 
-_ROLE = "select rolreplication or rolsuper, rolsuper from pg_roles where rolname = current_user"
 _SLOTS = """
 select current_setting('max_replication_slots')::int - count(*)::int from pg_replication_slots
 """
@@ -29,24 +33,68 @@ where datname = current_database() and backend_type = 'client backend'
     and xact_start < clock_timestamp() - interval '1 second' * %s
 order by xact_start limit 1
 """
-_CREATES = "select has_database_privilege(current_database(), 'create')"
 
 
 def examine(
-    connection: Connection,
+    database: PostgresDatabase,
     tables: Sequence[str],
     options: Callable[[str], TableOptions],
-    slot: str | None,
-) -> Iterator[Finding]:
-    """Examine the server and each table; `slot` is the mirror's own, once there is a mirror."""
+    mirror_id: str | None,
+    publication: str | None = None,
+) -> list[Finding]:
+    """Examine the server and each table.
+
+    Args:
+        database: The source.
+        tables: Names of the tables to mirror.
+        options: Returns what the declaration says of one.
+        mirror_id: The mirror's, once there is one: its slot is examined as well.
+        publication: One that somebody else keeps; None: the mirror has one of its own.
+    """
+    slot = slot_name(mirror_id) if mirror_id else None
+    known = _Known(options, slot, publication)
+    with closing(database.connect()) as connection, database.translated():
+        return list(_examined(connection, tables, known))
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    options: Callable[[str], TableOptions]
+    slot: str | None
+    foreign: str | None
+
+
+def _examined(connection: Connection, tables: Sequence[str], known: _Known) -> Iterator[Finding]:
     yield from _server(connection)
-    yield from _slot(connection, slot)
-    for name in tables:
+    if known.foreign is None:
+        yield from grants.creation(
+            connection,
+            "the user may not create a publication",
+            "a publication says which tables' changes are logged",
+        )
+    yield from _slot(connection, known)
+    name = known.foreign or known.slot or ""
+    members = published(connection, name, is_ours=known.foreign is None)
+    for declared in tables:
         try:
-            read_table(connection, name, options(name))
+            table = read_table(connection, declared, known.options(declared))
         except SchemaError as error:
-            why = "the table is left out until this is mended"
-            yield Finding(Severity.ERROR, error.message, why, error.hint or "", error.table or name)
+            hint, where = error.hint or "", error.table or declared
+            yield Finding(Severity.ERROR, error.message, grants.LEFT_OUT, hint, where)
+            continue
+        yield from grants.reading(connection, table)
+        if table.oid in members:
+            continue
+        if known.foreign is None:
+            yield from grants.owning(connection, table, "only its owner may publish it")
+        else:
+            yield Finding(
+                Severity.ERROR,
+                f"publication {known.foreign!r} does not publish it whole",
+                f"its changes are not logged for us; {grants.LEFT_OUT}",
+                addition(connection, known.foreign, table),
+                table.schema.name,
+            )
 
 
 def _server(connection: Connection) -> Iterator[Finding]:
@@ -58,21 +106,7 @@ def _server(connection: Connection) -> Iterator[Finding]:
             "the server's log holds row changes only with 'logical'",
             "alter system set wal_level = 'logical'; then restart the server",
         )
-    replicates, is_super = one(connection, _ROLE)
-    if not replicates:
-        yield Finding(
-            Severity.ERROR,
-            "the user may not use replication slots",
-            "a slot keeps the log until the mirror has it",
-            "alter role <user> replication",
-        )
-    if not is_super and not one(connection, _CREATES)[0]:
-        yield Finding(
-            Severity.ERROR,
-            "the user may not create a publication",
-            "a publication says which tables' changes are logged",
-            "grant create on database <database> to <user>",
-        )
+    yield from grants.replication(connection)
     if one(connection, _SLOTS)[0] < _SPARE_SLOTS:
         yield Finding(
             Severity.WARNING,
@@ -94,8 +128,9 @@ def _long_transaction(connection: Connection) -> Iterator[Finding]:
         )
 
 
-def _slot(connection: Connection, slot: str | None) -> Iterator[Finding]:
-    statement = _SLOT.format(lost=lost_slot(connection))
+def _slot(connection: Connection, known: _Known) -> Iterator[Finding]:
+    slot = known.slot
+    statement = _SLOT.format(lost=lost_slot(connection, is_ours=known.foreign is None))
     found = connection.execute(statement, (slot,)).fetchone() if slot else None
     if found is None:
         return
