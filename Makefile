@@ -8,11 +8,11 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev test soak damage drift lint types arrows check fix bench schema clean
+.PHONY: help demo dev test test-postgres soak damage drift lint types arrows check fix bench schema clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1|/' | \
-		awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | \
+		awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
 
 # What the demo runs on: sqlite or postgres (a server from a wheel; nothing to install).
 SOURCE ?= sqlite
@@ -25,6 +25,13 @@ dev: $(DEMO_READY) ## open the Dagster UI on the demo, with a writer going
 
 test: $(DEMO_READY) ## run the tests
 	@$(BIN)/python -m tests -n auto --maxprocesses 4 --dist worksteal
+
+# The version whose installed programs are used instead of the package's server: Debian's paths.
+PG ?= 15
+
+test-postgres: $(DEMO_READY) ## run PostgreSQL's tests on an installed server: make test-postgres PG=15
+	@RHEI_TEST_POSTGRES=$(PG) $(BIN)/python -m tests -n auto --maxprocesses 4 --dist worksteal \
+		$(ARGS) $$(grep -lE 'dsn|PostgresWorld' tests/behaviour/*.py) tests/contract
 
 soak: $(DEMO_READY) ## run the long tests: thousands of crashes
 	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0

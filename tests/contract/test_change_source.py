@@ -183,12 +183,16 @@ KINDS = [
     "trigger-bridge",
     "logical-bridge",
     "postgres-trigger-bridge",
+    "installed-logical",
+    "installed-postgres-polling",
+    "installed-postgres-trigger",
 ]
 
 
 @pytest.fixture(params=KINDS)
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    kind = request.param.removesuffix("-bridge")
+    kind = request.param.removesuffix("-bridge").removeprefix("installed-")
+    server = "installed_dsn" if request.param.startswith("installed") else "dsn"
     if kind in {"trigger", "polling"}:
         made = {"trigger": trigger_bench, "polling": polling_bench}[kind](tmp_path)
     else:
@@ -198,7 +202,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
             "postgres-polling": postgres_polling_bench,
             "postgres-trigger": postgres_trigger_bench,
         }
-        made = makers[kind](request.getfixturevalue("dsn"))
+        made = makers[kind](request.getfixturevalue(server))
     if request.param.endswith("bridge"):
         made = bridge_bench(made, tmp_path)
     yield made

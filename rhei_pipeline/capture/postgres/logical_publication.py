@@ -40,6 +40,11 @@ and t.rowfilter is null and not exists (
 _OF_SCHEMA = """
 (select s.oid from pg_publication_namespace s where s.pnpubid = p.oid and s.pnnspid = n.oid),
 """
+_STANDS = """
+select p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate and p.pubviaroot, exists (
+    select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = %s)
+from pg_publication p where p.pubname = %s
+"""
 _PUBLISHED = """
 select p.puballtables, exists (
     select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = %s)
@@ -128,11 +133,15 @@ def published(connection: Connection, name: str, *, is_ours: bool) -> dict[int, 
 
 def addition(connection: Connection, name: str, table: PostgresTable) -> str:
     """Write the statement by which its owner has a publication publish a table whole."""
-    found = connection.execute(b"select from pg_publication where pubname = %s", (name,)).fetchone()
-    shown = qualified(table.schema)
-    if found is not None:
-        return f"alter publication {quote(name)} add table {shown}"
-    return f"create publication {quote(name)} for table {shown} with ({whole_options(connection)})"
+    found = connection.execute(_STANDS.encode(), (table.oid, name)).fetchone()
+    shown, options = qualified(table.schema), whole_options(connection)
+    if found is None:
+        return f"create publication {quote(name)} for table {shown} with ({options})"
+    is_whole, names_it = found
+    if not is_whole:
+        return f"alter publication {quote(name)} set ({options})"
+    added = f"alter publication {quote(name)} add table {shown}"
+    return f"alter publication {quote(name)} drop table {shown}; {added}" if names_it else added
 
 
 def whole_options(connection: Connection) -> str:
