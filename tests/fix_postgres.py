@@ -4,7 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -111,11 +111,12 @@ def dating_dsn(dating_server: AnyServer) -> Iterator[str]:
     yield from database(dating_server)
 
 
-def database(server: AnyServer) -> Iterator[str]:
+def database(server: AnyServer, locale: str = "") -> Iterator[str]:
     """Make an empty database; drop it, and the slots in it, once it was used."""
+    template = f"template template0 {locale}" if locale else ""
     name = f"test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
-        connection.execute(f"create database {name}".encode())
+        connection.execute(f"create database {name} {template}".encode())
     yield server.dsn(name)
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(
@@ -238,6 +239,13 @@ def make_postgres(dsn: str, tmp_path: Path) -> Iterator[Callable[..., PostgresWo
 def make_installed(installed_dsn: str, tmp_path: Path) -> Iterator[Callable[..., PostgresWorld]]:
     """Make worlds over one database of the older server."""
     yield from _worlds(installed_dsn, tmp_path)
+
+
+@pytest.fixture
+def make_worlds(tmp_path: Path) -> Iterator[Callable[[str], Callable[..., PostgresWorld]]]:
+    """Return what makes worlds over a database."""
+    with ExitStack() as stack:
+        yield lambda dsn: stack.enter_context(contextmanager(_worlds)(dsn, tmp_path))
 
 
 def _worlds(dsn: str, tmp_path: Path) -> Iterator[Callable[..., PostgresWorld]]:

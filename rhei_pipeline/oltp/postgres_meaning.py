@@ -8,6 +8,7 @@ from rhei_pipeline.oltp.postgres_schema import (
     Connection,
     arrow_type,
 )
+from rhei_pipeline.oltp.postgres_versions import Since, where
 from rhei_pipeline.schema import Column, Table, TableOptions
 from rhei_pipeline.translation.meaning import Kind, MirroredTable
 
@@ -29,8 +30,9 @@ _KINDS = {
 _COLUMNS = """
 select a.attname, a.atttypid::bigint, a.atttypmod,
        coalesce(l.collisdeterministic, true),
-       coalesce(l.collname in ('C', 'POSIX', 'ucs_basic')
-                or (l.collname = 'default' and d.datcollate in ('C', 'POSIX')), true)
+       coalesce(l.collnamespace = 'pg_catalog'::regnamespace and (
+                l.collname in ('C', 'POSIX', 'ucs_basic')
+                or l.collname = 'default' and {by_bytes}), true)
 from pg_attribute a
 join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
 join pg_database d on d.datname = current_database()
@@ -39,6 +41,9 @@ where n.nspname = %s and c.relname = %s and a.attnum > 0 and not a.attisdropped
 order by a.attnum
 """
 
+#: ICU compares by its own locale, whatever the C library's is; what is built in, by code points.
+_BY_BYTES = "d.datcollate in ('C', 'POSIX')"
+_BY_BYTES_OF_PROVIDER = f"(d.datlocprovider = 'b' or d.datlocprovider = 'c' and {_BY_BYTES})"
 #: A query of a parent shows its children's rows; policies hide rows from some users.
 _ROWS = """
 select c.relrowsecurity,
@@ -52,16 +57,17 @@ def meaning(connection: Connection, table: Table, options: TableOptions) -> Mirr
     """Describe a table for translation; domains and other types of users stay OPAQUE."""
     schema = table.schema
     name_parts = (schema.namespace or DEFAULT_NAMESPACE, schema.relation)
-    rows = connection.execute(_COLUMNS, name_parts).fetchall()
+    by_bytes = where(connection, Since.LOCALE_PROVIDERS, _BY_BYTES_OF_PROVIDER, _BY_BYTES)
+    rows = connection.execute(_COLUMNS.format(by_bytes=by_bytes), name_parts).fetchall()
     by_name = {column.name: column for column in schema.columns}
     kinds: dict[str, Kind] = {}
     collated = set()
-    for name, oid, modifier, plain, by_bytes in rows:
+    for name, oid, modifier, plain, is_by_bytes in rows:
         column = by_name.get(name)
         if column is None or name in options.types or not plain:
             continue
         kinds[name] = _kind(column, oid, modifier)
-        if not by_bytes:
+        if not is_by_bytes:
             collated.add(name)
     names = tuple(row[0] for row in rows)
     doubt = _doubt(connection, name_parts)

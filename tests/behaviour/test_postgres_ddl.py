@@ -65,12 +65,15 @@ def test_rows_that_ddl_alone_changes_are_read_again(
     make_postgres: MakeWorld, capture: dict[str, Any], mode: str, storage: str | None
 ) -> None:
     world = made(make_postgres, capture, mode, storage)
+    # Older servers log no generated columns, and give them no new expression.
+    is_new = world.app.info.server_version >= 180_000
+    generated = "g int generated always as (id * 2) stored, " if is_new else ""
     world.run(
         "create type mood as enum ('sad', 'ok')",
         "create domain feeling as mood",
         "create type pair as (a int, b mood)",
         "create table t(id int primary key, cents int, m feeling, u text, p pair[],"
-        f" g int generated always as (id * 2) stored, {STAMPED})",
+        f" {generated}{STAMPED})",
         "insert into t values (1, 5, 'sad', 'x', array[(1, 'sad')::pair]), (2, 6, 'ok', 'y', null)",
     )
     synced(world)
@@ -80,7 +83,7 @@ def test_rows_that_ddl_alone_changes_are_read_again(
         ["alter table t drop column u", "alter table t add column u text default 'fresh'"],
         ["alter table t alter u type varchar(5) using upper(u)"],
         ["alter type pair add attribute c int cascade"],
-        ["alter table t alter g set expression as (id * 3)"],
+        ["alter table t alter g set expression as (id * 3)"] if is_new else [],
     ):
         world.run(*statements)
         synced(world)

@@ -168,6 +168,8 @@ def test_what_the_mirror_cannot_hold_is_a_dead_letter(make_postgres: MakeWorld, 
 
 def test_generated_columns(make_postgres: MakeWorld) -> None:
     world = make_postgres()
+    if world.app.info.server_version < 180_000:
+        pytest.skip("servers before version 18 log no generated columns, and have no virtual ones")
     world.run(
         "create table t(id int primary key, n int, twice int generated always as (n * 2) stored,"
         " thrice int generated always as (n * 3) virtual)",
