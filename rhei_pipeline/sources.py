@@ -150,7 +150,12 @@ def _examine(settings: Settings, database: SourceDatabase, names: Sequence[str])
         with closing(source):
             return list(source.examine(names))
     findings: list[Finding] = postgres("logical_doctor").examine(
-        database, names, chosen, mirror_id, settings.capture.publication
+        database,
+        names,
+        chosen,
+        mirror_id,
+        settings.capture.publication,
+        streaming=settings.capture.streaming,
     )
     return findings
 

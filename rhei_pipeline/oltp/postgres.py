@@ -36,8 +36,8 @@ from rhei_pipeline.oltp.postgres_schema import (
     table_names,
 )
 from rhei_pipeline.oltp.postgres_values import SESSION_SETTINGS, RowShape, admit_text, row_shape
+from rhei_pipeline.oltp.postgres_versions import Since, has, refuse_older
 from rhei_pipeline.oltp.rejections import Rejection
-from rhei_pipeline.oltp.postgres_versions import refuse_older
 from rhei_pipeline.ownership import SourceIdentity
 from rhei_pipeline.plain_values import instant_of
 from rhei_pipeline.protocols import Begun, Streamed
@@ -49,6 +49,8 @@ from rhei_pipeline.translation.meaning import MirroredTable
 _Opened = TypeVar("_Opened")
 
 _TRANSACTION_WORDS = {"begin", "commit", "end", "rollback", "savepoint", "release", "start"}
+#: What these do would stay in a session, and ours are shared by all statements.
+_SESSION_WORDS = {"set", "reset", "discard", "listen", "unlisten", "prepare", "deallocate", "load"}
 #: What a cursor can fetch from; a plan or a setting is short, and read whole.
 _FETCHED = re.compile(r"\s*(select|with|values|table|\()", re.IGNORECASE)
 _RETRIES = 5
@@ -58,7 +60,8 @@ _FIRST_WAIT_SECONDS = 0.1
 #: The server ends a replication connection that is silent, as ours is while nothing is written.
 _PATIENT = {"wal_sender_timeout": "0"}
 #: A copy takes as long as it takes, and its connection may wait for the mirror meanwhile.
-_UNLIMITED = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
+_UNLIMITED_BEFORE = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
+_UNLIMITED = {**_UNLIMITED_BEFORE, "transaction_timeout": "0"}
 
 
 class PostgresDatabase:
@@ -127,7 +130,10 @@ class PostgresDatabase:
     def _connected(self, dsn: str) -> Connection:
         with self.translated():
             connection = self._retried(lambda: Connection.connect(dsn, **self._how))
-            connection.settings = {**SESSION_SETTINGS, **_UNLIMITED, **self._more}
+            unlimited = (
+                _UNLIMITED if has(connection, Since.TRANSACTION_TIMEOUT) else _UNLIMITED_BEFORE
+            )
+            connection.settings = {**SESSION_SETTINGS, **unlimited, **self._more}
             try:
                 connection.look_around()
             except psycopg.Error:
@@ -136,13 +142,8 @@ class PostgresDatabase:
             return connection
 
     def connect_replicating(self) -> psycopg.Connection[tuple[Any, ...]]:
-        """Open a connection on which the server takes replication commands; a session of its own.
-
-        Raises:
-            CaptureError: A pooler stands between us and the server.
-        """
+        """Open a connection on which the server takes replication commands."""
         with self.connect() as connection:
-            refuse_shared_sessions(connection, "'capture.streaming'")
             path = connection.settings["search_path"]
         settings = {**SESSION_SETTINGS, **_PATIENT, "search_path": path}
         escaped = {name: re.sub(r"([ \\])", r"\\\1", value) for name, value in settings.items()}
@@ -447,26 +448,25 @@ def _run(connection: Connection, sql: str, params: Sequence[Any]) -> int:
 
 
 def _refuse_transactions(sql: str) -> None:
-    words = sql.split(None, 1)
-    word = words[0].rstrip(";").lower() if words else ""
-    if word in _TRANSACTION_WORDS:
+    words = [word.rstrip(";").lower() for word in sql.split(None, 2)[:2]] or [""]
+    if words[0] in _TRANSACTION_WORDS:
         raise QueryError(
-            f"{word} does not run as a statement of its own",
+            f"{words[0]} does not run as a statement of its own",
             hint="give all statements of the transaction to execute_batch",
         )
-
-
-def refuse_shared_sessions(connection: Connection, what: str) -> None:
-    """Refuse what needs a session of its own where a pooler gives none.
-
-    Raises:
-        CaptureError: It does; says the way out.
-    """
-    if connection.is_pooled:
-        raise CaptureError(
-            f"{what} needs a session of its own at the server, and a pooler stands between",
-            hint="name the server itself as 'source.direct_dsn', or leave it out",
+    if words[0] in _SESSION_WORDS and words != ["set", "local"]:
+        raise QueryError(
+            f"{words[0]} is for a session, and no statement has one of its own",
+            hint="use 'set local' as the first statement of execute_batch",
         )
+
+
+def pooled_stream() -> CaptureError:
+    """Return the error of a stream of the log where a pooler gives no session to keep."""
+    return CaptureError(
+        "'capture.streaming' needs a session of its own at the server, and a pooler stands between",
+        hint="name the server itself as 'source.direct_dsn', or leave it out",
+    )
 
 
 def _is_refusal(error: psycopg.OperationalError) -> bool:

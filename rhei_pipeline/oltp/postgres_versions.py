@@ -22,6 +22,7 @@ class Since(IntEnum):
     FILTERED_PUBLICATIONS = 15_02  # of rows and columns, and publications of schemas
     LOCALE_PROVIDERS = 15_01  # pg_database.datlocprovider
     SNAPSHOTS_LOGGED = 16_01  # pg_log_standby_snapshot()
+    TRANSACTION_TIMEOUT = 17_02  # the setting
     INVALIDATION_REASON = 17_01  # pg_replication_slots.invalidation_reason
     GENERATED_PUBLISHED = 18_01  # publish_generated_columns, of stored ones
     PUBLICATIONS_MISSED = 18_02  # a log is decoded though its publication was dropped

@@ -10,7 +10,13 @@ import psycopg
 import pytest
 
 from rhei_pipeline.capture.postgres.logical_decoding import LogicalSource
-from rhei_pipeline.errors import CaptureError, SettingsError, SourceError
+from rhei_pipeline.errors import (
+    CaptureError,
+    QueryError,
+    SettingsError,
+    SourceBusyError,
+    SourceError,
+)
 from rhei_pipeline.sources import examine
 from rhei_pipeline.starter import starter
 from rhei_pipeline.wiring import unseen_events
@@ -209,8 +215,8 @@ def test_what_needs_a_session_names_the_way_round_the_pooler(
     world.capture = {"method": "logical", "streaming": True}
     with pytest.raises(CaptureError, match=r"capture.streaming.*source\.direct_dsn"):
         world.htap.sync_now()
-        world.htap.sync_now()
-    world.crash()
+    (named,) = examine(world.settings)
+    assert "source.direct_dsn" in named.remedy
     world.source = {"direct_dsn": installed_dsn}
     shared: list[object] = []
     share = LogicalSource._sharing
@@ -227,6 +233,7 @@ def test_what_needs_a_session_names_the_way_round_the_pooler(
     assert world.htap.sync_now().updated == 1
     assert world.htap._engine.source._log._stream is not None  # type: ignore[attr-defined]
     world.assert_equal("orders")
+    assert examine(world.settings) == []
     assert installed_dsn not in repr(world.settings)
 
 
@@ -237,3 +244,31 @@ def test_a_direct_way_to_another_database_is_refused(
         world = make_installed(source={"direct_dsn": other})
         with pytest.raises(SettingsError, match="direct_dsn leads to another database"):
             world.htap.sync_now()
+
+
+def test_what_would_stay_in_a_shared_session_is_refused(
+    make_installed: Callable[..., PostgresWorld],
+) -> None:
+    world = _world(make_installed, make_installed().dsn, "logical")
+    for statement in ("set search_path = x", "listen changes", "discard all"):
+        with pytest.raises(QueryError, match=r"is for a session.*set local"):
+            world.htap.execute(statement)
+    insert = ("insert into orders(writer) select extract(hour from '10:00+00'::timetz)", ())
+    assert world.htap.execute_batch([("set local timezone = 'Asia/Tokyo'", ()), insert]) == 1
+
+
+@pytest.mark.parametrize("method", ["trigger", "polling"])
+def test_another_server_behind_the_pooler_is_noticed(
+    method: str,
+    make_installed: Callable[..., PostgresWorld],
+    make_pooler: Callable[..., Pooler],
+) -> None:
+    world = _world(make_installed, make_pooler("transaction").dsn, method)
+    world.htap.sync_now()
+    source: Any = world.htap._engine.source
+    source._origin = f"{source._origin}0"  # as if it had been another one, or before a promotion
+    with pytest.raises(SourceBusyError, match="behind the pooler another server answers"):
+        world.htap.sync_now()
+    world.run("insert into orders(writer) values (1)")
+    world.htap.sync_now()
+    world.assert_equal("orders")

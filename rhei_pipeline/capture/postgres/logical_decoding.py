@@ -28,7 +28,7 @@ from rhei_pipeline.capture.postgres.logical_snapshot import LogicalSnapshot
 from rhei_pipeline.capture.waiting import wait_until
 from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError
 from rhei_pipeline.events import Position
-from rhei_pipeline.oltp.postgres import PostgresDatabase
+from rhei_pipeline.oltp.postgres import PostgresDatabase, pooled_stream
 from rhei_pipeline.oltp.postgres_identity import Catalogue, lost_slot
 from rhei_pipeline.oltp.postgres_schema import (
     Connection,
@@ -123,9 +123,9 @@ class LogicalSource:
         self._reader: Connection | None = None
         self._kept: Connection | None = None
         self._system = ""
-        self._refuse_unready()
+        self._refuse_unready(streaming=streaming)
 
-    def _refuse_unready(self) -> None:
+    def _refuse_unready(self, *, streaming: bool) -> None:
         level = _value(self._connection, "show wal_level")
         if level != "logical":
             self.close()
@@ -134,6 +134,9 @@ class LogicalSource:
                 hint="run: alter system set wal_level = 'logical', and restart the server;"
                 " or use 'capture: {method: trigger}'",
             )
+        if streaming and self._connection.is_pooled:
+            self.close()
+            raise pooled_stream()
 
     @property
     def _connection(self) -> Connection:

@@ -8,7 +8,7 @@ from rhei_pipeline.capture.postgres.logical_publication import addition, publish
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.metrics import Finding, Severity
 from rhei_pipeline.oltp import postgres_grants as grants
-from rhei_pipeline.oltp.postgres import PostgresDatabase
+from rhei_pipeline.oltp.postgres import PostgresDatabase, pooled_stream
 from rhei_pipeline.oltp.postgres_identity import lost_slot, one
 from rhei_pipeline.oltp.postgres_schema import Connection, read_table, slot_name
 from rhei_pipeline.schema import TableOptions
@@ -41,6 +41,8 @@ def examine(
     options: Callable[[str], TableOptions],
     mirror_id: str | None,
     publication: str | None = None,
+    *,
+    streaming: bool = False,
 ) -> list[Finding]:
     """Examine the server and each table.
 
@@ -50,11 +52,17 @@ def examine(
         options: Returns what the declaration says of one.
         mirror_id: The mirror's, once there is one: its slot is examined as well.
         publication: One that somebody else keeps; None: the mirror has one of its own.
+        streaming: The log is to be streamed.
     """
     slot = slot_name(mirror_id) if mirror_id else None
     known = _Known(options, slot, publication)
     with closing(database.connect()) as connection, database.translated():
-        return list(_examined(connection, tables, known))
+        found = list(_examined(connection, tables, known))
+        if streaming and connection.is_pooled:
+            error = pooled_stream()
+            why = "a stream of the log lasts as long as its session"
+            found.append(Finding(Severity.ERROR, error.message, why, error.hint or ""))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
