@@ -115,7 +115,8 @@ class LogicalSource:
         self._publication = Publication(
             lambda: self._connection, publication or self._name, is_ours=self._is_own
         )
-        self._catalogue = Catalogue(lambda *_: sorted(self._publication.members().items()))
+        self._catalogue = Catalogue(lambda *_: sorted(self._look().items()))
+        self._members: dict[int, str] = {}
         self._installed: dict[str, PostgresTable] = {}
         self._advanced = self._noted = 0
         self._may_note = True
@@ -146,6 +147,11 @@ class LogicalSource:
             self._catalogue.forget()
             self._system = _value(self._kept, _SYSTEM)
         return self._kept
+
+    def _look(self) -> dict[int, str]:
+        """Read what is published; it is the same while the catalogue's version is."""
+        self._members = self._publication.members()
+        return self._members
 
     def describe(self, name: str) -> TableSchema:
         """Read a table's schema as it is now."""
@@ -230,13 +236,14 @@ class LogicalSource:
         if self._connection.is_pooled:
             self._system = _value(self._connection, _SYSTEM)
         head, seconds, timeline = _row(self._connection, _HEAD)
-        members, server = self._publication.members(), f"{self._system}:{timeline}"
+        # Asked behind the head: what was published at it and is no more, shows.
+        version = self._catalogue.version(self._connection)
+        members, server = self._members, f"{self._system}:{timeline}"
         proofs = {
             name: f"{server}:{table.oid}:{members[table.oid]}"
             for name, table in self._installed.items()
             if table.oid in members
         }
-        version = self._catalogue.version(self._connection)
         clock = datetime.fromtimestamp(seconds, UTC)
         return Moment(lsn_number(head), clock, version, self._slot(), server, proofs)
 
