@@ -18,7 +18,8 @@ from rhei_pipeline.sql import literal, quote
 #: Whose operators compare keys: only a superuser makes operator classes. The catalogue's first, and
 #: temporary objects last, so that no table or function of somebody else stands for one of these.
 _NAMESPACES = """
-select pg_catalog.pg_backend_pid(), array(
+select pg_catalog.pg_backend_pid(),
+    pg_catalog.current_setting('default_transaction_read_only')::boolean, array(
     select distinct n.nspname::text from pg_catalog.pg_opclass c
     join pg_catalog.pg_amop a on a.amopfamily = c.opcfamily
     join pg_catalog.pg_operator o on o.oid = a.amopopr
@@ -39,6 +40,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
     settings: Mapping[str, str] = SESSION_SETTINGS
     is_pooled = False
+    _reads_by_default = False
 
     def execute(  # type: ignore[override]
         self,
@@ -52,7 +54,11 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             return super().execute(query, params, **options)
         text = query.encode() if isinstance(query, str) else query
         cursor = psycopg.ClientCursor(self)
-        cursor.execute(_set_local(self.settings) + text, params)
+        chosen = self.settings
+        if self._reads_by_default:
+            # What the server's administrator chose for others; ours say themselves what they do.
+            chosen = {"transaction_read_only": "off", **chosen}
+        cursor.execute(_set_local(chosen) + text, params)
         while cursor.nextset():
             pass
         return cursor
@@ -64,6 +70,9 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     def begin(self, words: str = "", settings: Mapping[str, str] | None = None) -> None:
         """Begin a transaction, and set what it needs before it has read anything."""
         chosen = self.settings if settings is None else settings
+        reads = "read only" in words or chosen.get("transaction_read_only") == "on"
+        if self._reads_by_default and not reads:
+            words = f"{words} read write"
         super().execute(f"begin {words}; ".encode() + _set_local(chosen))
 
     @contextmanager
@@ -84,7 +93,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         A pooler gives its clients a process number of its own, that nobody at the server has.
         """
         with self.atomic():  # a pooler that has no transactions refuses here
-            pid, namespaces = self.execute(_NAMESPACES.encode()).fetchone() or (0, [])
+            found = self.execute(_NAMESPACES.encode()).fetchone()
+        pid, self._reads_by_default, namespaces = found or (0, False, [])
         self.is_pooled = pid != self.info.backend_pid
         if self.is_pooled:
             self.prepare_threshold = None

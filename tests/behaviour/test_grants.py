@@ -115,6 +115,47 @@ def test_exactly_the_documented_grants_are_enough(way: str, world: PostgresWorld
     _works(world)
 
 
+#: What an administrator may have set for a role, each of which changes what a session reads.
+_ODD = {
+    "search_path": "nowhere",
+    "datestyle": "German",
+    "intervalstyle": "sql_standard",
+    "timezone": "Asia/Tokyo",
+    "extra_float_digits": "-5",
+    "bytea_output": "escape",
+    "default_transaction_read_only": "on",
+    "statement_timeout": "1min",
+}
+
+
+@pytest.mark.parametrize("way", ["logical", "trigger", "polling"])
+def test_what_is_set_for_the_role_changes_nothing_that_is_mirrored(
+    way: str, world: PostgresWorld
+) -> None:
+    world.run(*_granted(way, world.dsn))
+    world.run(*(f"alter role rhei set {name} = '{value}'" for name, value in _ODD.items()))
+    world.run(
+        "alter table orders add m timestamptz default '2024-03-31 23:30:00+00', add f float8"
+        " default 0.1234567890123456, add b bytea default '\\x00ff', add d date"
+        " default '2024-02-01', add i interval default '1 day 02:03:04'"
+    )
+    _as_rhei(world, way)
+    world.htap.sync_now()
+    world.run("insert into orders values (3, 'c')", "update orders set updated_at = now()")
+    world.htap.sync_now()
+    columns = "id, v, updated_at, m, f, b, d, i"
+    asked = f"select {columns} from public.orders order by id"
+    found = world.htap.query(asked.replace("public.", ""), hint="olap")
+    with psycopg.connect(world.dsn) as plain:  # as written by the one form that is promised
+        plain.execute("set timezone = 'UTC'")
+        plain.execute("set intervalstyle = 'iso_8601'")
+        rows = plain.execute(asked.replace(" i ", " i::text ").encode()).fetchall()
+    assert [tuple(row.values()) for row in found.to_pylist()] == rows
+    if way != "polling":
+        assert world.htap.query(asked, hint="oltp").to_pylist() == found.to_pylist()
+        assert world.htap.execute("delete from public.orders where id = 1") == 1
+
+
 def _doubts(world: PostgresWorld, way: str) -> list[Finding]:
     if way != "polling" or _errors(world):
         return []
