@@ -57,6 +57,12 @@ _RETRIES = 5
 #: How long a connection that rested is taken to stand: a look would cost as much as a point read.
 _TRUSTED_SECONDS = 1.0
 _FIRST_WAIT_SECONDS = 0.1
+#: What a connection starts with; poolers know both parameters, and keep them apart by client.
+_STARTED_WITH: dict[str, Any] = {
+    "autocommit": True,
+    "client_encoding": "UTF8",
+    "fallback_application_name": "rhei",
+}
 #: The server ends a replication connection that is silent, as ours is while nothing is written.
 _PATIENT = {"wal_sender_timeout": "0"}
 #: A copy takes as long as it takes, and its connection may wait for the mirror meanwhile.
@@ -113,7 +119,7 @@ class PostgresDatabase:
             min_size=1,
             max_size=pool_size,
             timeout=connect_timeout_seconds,
-            kwargs={"autocommit": True, "fallback_application_name": "rhei"},
+            kwargs=_STARTED_WITH,
             configure=self._configure,
             check=_Pooled.check,
             open=True,
@@ -158,9 +164,8 @@ class PostgresDatabase:
     @property
     def _how(self) -> dict[str, Any]:
         return {
-            "autocommit": True,
+            **_STARTED_WITH,
             "connect_timeout": max(int(self._connect_timeout), 2),
-            "fallback_application_name": "rhei",
         }
 
     def _retried(self, connect: Callable[[], _Opened]) -> _Opened:

@@ -115,6 +115,27 @@ def test_exactly_the_documented_grants_are_enough(way: str, world: PostgresWorld
     _works(world)
 
 
+def test_what_another_user_keeps_for_triggers_is_shared_by_a_grant(world: PostgresWorld) -> None:
+    _as_rhei(world, "trigger")
+    world.run(*_granted("trigger", world.dsn))
+    world.htap.sync_now()
+    world.crash()
+    world.run("drop role if exists second", "create role second login", "grant app to second")
+    world.source = {"dsn": f"{world.dsn}&user=second"}
+    world.directory = world.directory / "second"
+    world.directory.mkdir()
+    try:
+        for _ in range(3):
+            found = _errors(world)
+            if found:
+                world.run(found[0].remedy)
+        assert _errors(world) == []
+        _works(world)
+        world.crash()
+    finally:
+        world.run("drop owned by second cascade", "drop role second")
+
+
 #: What an administrator may have set for a role, each of which changes what a session reads.
 _ODD = {
     "search_path": "nowhere",
@@ -124,6 +145,7 @@ _ODD = {
     "extra_float_digits": "-5",
     "bytea_output": "escape",
     "default_transaction_read_only": "on",
+    "client_encoding": "LATIN1",
     "statement_timeout": "1min",
 }
 
@@ -141,7 +163,7 @@ def test_what_is_set_for_the_role_changes_nothing_that_is_mirrored(
     )
     _as_rhei(world, way)
     world.htap.sync_now()
-    world.run("insert into orders values (3, 'c')", "update orders set updated_at = now()")
+    world.run("insert into orders values (3, 'é☃')", "update orders set updated_at = now()")
     world.htap.sync_now()
     columns = "id, v, updated_at, m, f, b, d, i"
     asked = f"select {columns} from public.orders order by id"

@@ -406,6 +406,8 @@ def unconfirmed(
             return int(_value(connection, _ANY_CHANGE, name, quote(publication or name)))
         except psycopg.errors.ObjectInUse:  # somebody is reading it just now
             return 0
+        except psycopg.errors.UndefinedObject:  # its publication is gone: to be seen to as well
+            return 1
 
 
 def _exists(connection: Connection, catalogue: str, column: str, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from rhei_pipeline.capture.postgres.trigger_registry import PREPARED
 from rhei_pipeline.capture.postgres.trigger_sql import SCHEMA
 from rhei_pipeline.errors import CaptureError, SchemaError
 from rhei_pipeline.metrics import Finding, Severity
@@ -11,6 +12,7 @@ from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable
 from rhei_pipeline.oltp.postgres_versions import Since, has
 from rhei_pipeline.protocols import ChangeSource
 from rhei_pipeline.schema import Table
+from rhei_pipeline.sql import quote
 
 _UNFIT = """
 select c.relkind = 'p' or c.relispartition
@@ -38,8 +40,16 @@ select to_regnamespace('{SCHEMA}') is not null
         and has_database_privilege(current_database(), 'create')
 """
 _HAS_LOG = f"""
-select to_regclass('{SCHEMA}.capture') is not null
-    and to_regclass('{SCHEMA}.log_' || %s) is not null
+select exists ({PREPARED}) and exists (
+    select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where n.nspname = '{SCHEMA}' and c.relname = 'log_' || %s)
+"""
+_SHARES = f"""
+select coalesce(bool_and(has_table_privilege(c.oid, 'select')
+    and has_table_privilege(c.oid, 'insert') and has_table_privilege(c.oid, 'update')
+    and has_table_privilege(c.oid, 'delete')), true), min(pg_get_userbyid(c.relowner)::text)
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = '{SCHEMA}' and c.relkind = 'r'
 """
 
 
@@ -83,6 +93,15 @@ def examine(
             f"grant usage, create on schema {SCHEMA} to {user}"
             if one(connection, f"select to_regnamespace('{SCHEMA}') is not null")[0]
             else f"create schema {SCHEMA} authorization {user}",
+        )
+    shares, maker = one(connection, _SHARES)
+    if not shares:
+        (user,) = one(connection, "select quote_ident(current_user)")
+        yield Finding(
+            Severity.ERROR,
+            f"the user may not use what another one keeps in the schema {SCHEMA!r}",
+            "mirrors of one source share its logs",
+            f"grant {quote(maker)} to {user}",
         )
     for name, found in tables:
         if isinstance(found, SchemaError):

@@ -29,6 +29,12 @@ from rhei_pipeline.oltp.postgres_schema import Connection
 #: A mirror unseen for so long no longer holds a log back; it re-syncs when it comes back.
 FORGET_MIRROR_AFTER = "7 days"
 
+#: Whoever may not look into the schema would be refused by `to_regclass`.
+PREPARED = f"""
+select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = '{SCHEMA}' and c.relname = 'capture'
+    and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')
+"""
 #: Changes whenever a trigger is turned off, even for a moment, or a part is made anew.
 _IDENTITY = f"""
 md5(concat_ws(':', %(origin)s::text, c.relation, to_regclass('{SCHEMA}.log_' || c.relation)::oid,
@@ -427,7 +433,7 @@ def _is_awaited(connection: Connection, relation: int, log: str) -> bool:
 
 
 def _is_prepared(connection: Connection) -> bool:
-    return bool(one(connection, f"select to_regclass('{SCHEMA}.capture') is not null")[0])
+    return bool(one(connection, f"select exists ({PREPARED})")[0])
 
 
 def _is_current(connection: Connection) -> bool:
