@@ -80,10 +80,10 @@ def make_pooler(installed_dsn: str) -> Iterator[Callable[..., Pooler]]:
     skip_without("pgbouncer")
     poolers: list[Pooler] = []
 
-    def make(mode: str, size: int = 12) -> Pooler:
+    def make(mode: str, size: int = 12, wait: int = 20) -> Pooler:
         # Its user reads there, and pytest lets no other one in.
         directory = Path(mkdtemp(prefix="rhei-pooler-"))
-        poolers.append(Pooler(directory, installed_dsn, mode, size))
+        poolers.append(Pooler(directory, installed_dsn, mode, size, wait))
         return poolers[-1]
 
     yield make

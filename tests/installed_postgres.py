@@ -97,8 +97,8 @@ class InstalledServer:
 class Pooler:
     """pgbouncer before one database of a server, whose sessions its clients share."""
 
-    def __init__(self, directory: Path, dsn: str, mode: str, size: int) -> None:
-        """Start it; every client is given one of `size` connections to the server."""
+    def __init__(self, directory: Path, dsn: str, mode: str, size: int, wait: int) -> None:
+        """Start it; clients share `size` sessions of the server, and wait so long for one."""
         self.port, self.directory = free_port(), directory
         server = psycopg.conninfo.conninfo_to_dict(dsn)
         self._database, self._user = server["dbname"], server.get("user", "postgres")
@@ -110,7 +110,7 @@ class Pooler:
             f"[databases]\n{self._database} = {target} dbname={self._database}\n"
             f"[pgbouncer]\nlisten_addr = {_LOOPBACK}\nlisten_port = {self.port}\n"
             f"unix_socket_dir =\nauth_type = trust\nauth_file = {users}\npool_mode = {mode}\n"
-            f"default_pool_size = {size}\nquery_wait_timeout = 20\n"
+            f"default_pool_size = {size}\nquery_wait_timeout = {wait}\n"
         )
         for path in (directory, users, file):
             give(path)

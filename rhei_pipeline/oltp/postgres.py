@@ -510,6 +510,12 @@ def _connection_error(error: psycopg.OperationalError) -> RheiError:
             hint="pool whole transactions ('pool_mode = transaction'), or let source.dsn name the"
             " server itself",
         )
+    if "query_wait_timeout" in str(error):
+        return SourceBusyError(
+            "the pooler before the source lent no session in time",
+            hint="it will be tried again; let its pool hold two sessions for a sync beside those of"
+            " the application, or name the server itself as source.direct_dsn",
+        )
     if _is_refusal(error):
         return SourceError(
             f"the source refuses the connection: {_last_line(error)}",

@@ -272,3 +272,18 @@ def test_another_server_behind_the_pooler_is_noticed(
     world.run("insert into orders(writer) values (1)")
     world.htap.sync_now()
     world.assert_equal("orders")
+
+
+def test_a_pool_without_room_for_a_sync_is_named_with_its_way_out(
+    make_installed: Callable[..., PostgresWorld],
+    make_pooler: Callable[..., Pooler],
+    installed_dsn: str,
+) -> None:
+    pooler = make_pooler("transaction", size=1, wait=1)
+    world = _world(make_installed, pooler.dsn, "logical")
+    with pytest.raises(SourceBusyError, match=r"lent no session in time.*source\.direct_dsn"):
+        world.htap.sync_now()
+    world.crash()
+    world.source = {"direct_dsn": installed_dsn}
+    world.run("insert into orders(writer) values (1)")
+    assert world.htap.sync_now().inserted == 1
