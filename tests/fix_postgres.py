@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -119,12 +120,26 @@ def database(server: AnyServer, locale: str = "") -> Iterator[str]:
         connection.execute(f"create database {name} {template}".encode())
     yield server.dsn(name)
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
-        connection.execute(
-            "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
-            " where database = %s",
-            (name,),
-        )
+        drop_slots(connection, name)
         connection.execute(f"drop database {name} with (force)".encode())
+
+
+def drop_slots(connection: psycopg.Connection, name: str) -> None:
+    """Drop a database's slots; a server may need a moment to see that a stream was closed."""
+    until = time.monotonic() + 30
+    while True:
+        try:
+            connection.execute(
+                "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
+                " where database = %s",
+                (name,),
+            )
+        except psycopg.errors.ObjectInUse:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 @dataclass
