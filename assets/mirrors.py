@@ -104,7 +104,8 @@ class Session:
         if background.cycle_seconds > _LOOK_SECONDS:
             self.active_at = time.monotonic()  # longer than a cycle that finds nothing
         for report in background.take_reports():
-            self.active_at = time.monotonic()
+            if report.events or any(found.copied_rows for found in report.tables.values()):
+                self.active_at = time.monotonic()  # a table that is left out keeps none open
             for name in self.tables:
                 found = report.tables.get(name)
                 if found and (found.events or found.changed or found.copied_rows):

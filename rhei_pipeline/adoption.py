@@ -4,6 +4,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rhei_pipeline.capture.buffer.confirmation import unapplied_events
+from rhei_pipeline.errors import MirrorBusyError, MirrorError
+from rhei_pipeline.metrics import Finding, Severity
 from rhei_pipeline.mirrors import OwnedMirror, open_mirror
 from rhei_pipeline.ownership import Owner, SourceIdentity, is_same, refuse_other
 from rhei_pipeline.settings import Settings
@@ -22,6 +24,31 @@ def claim(settings: Settings, database: SourceDatabase, mirror: OwnedMirror) -> 
     if recorded is not None:
         refuse_other(recorded, found, mirror.path, _is_gone)
     _record(settings, database, mirror, anew=False)
+
+
+def examine_owner(settings: Settings) -> list[Finding]:
+    """Find a mirror of another source or pipeline; makes none, and waits for none."""
+    path = settings.mirror.path
+    if settings.mirror.in_memory or settings.mirror.url or not path.exists():
+        return []
+    patience = settings.mirror.model_copy(update={"lock_timeout_seconds": 0.0, "published": None})
+    with ExitStack() as stack:
+        database = open_database(settings)
+        stack.callback(database.close)
+        try:
+            mirror = open_mirror(settings.model_copy(update={"mirror": patience}))
+            stack.callback(mirror.close)
+            recorded = _recorded(mirror)
+            if recorded is not None:
+                found = Owner(database.identity(), settings.name)
+                refuse_other(recorded, found, mirror.path, _is_gone)
+        except MirrorBusyError:
+            return []  # whoever holds it has looked
+        except MirrorError as error:
+            return [
+                Finding(Severity.ERROR, error.message, "it cannot be written to", error.hint or "")
+            ]
+    return []
 
 
 def adopt(settings: Settings) -> tuple[Owner | None, Owner]:

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
-from rhei_pipeline import pipeline
-from rhei_pipeline.adoption import adopt
+from rhei_pipeline import left_out
+from rhei_pipeline.adoption import adopt, examine_owner
 from rhei_pipeline.errors import RheiError
 from rhei_pipeline.flight.access import refuse_open_server
 from rhei_pipeline.flight.running import Limits
@@ -75,7 +75,8 @@ def example(text: str) -> str:
 @app.command(epilog=example("check"))
 def check(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     """Examine the declaration and the source: what is wrong, why it matters, what mends it."""
-    findings = examine(Settings.load(config))
+    settings = Settings.load(config)
+    findings = [*examine(settings), *examine_owner(settings)]
     broken = any(found.severity is Severity.ERROR for found in findings)
     rows = [values(found) for found in findings]
     if findings or json_:
@@ -118,15 +119,18 @@ def bridge_command(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None
 @app.command(epilog=example("copy --table orders"))
 def copy(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json = False) -> None:
     """Copy a table anew, or all; what was cut off goes on, and history is kept."""
-    with _opened(config) as htap, _progress(json_) as progress:
-        names = [table] if table else htap.tables()
-        reports = [values(htap.initial_sync(name, progress)) for name in names]
+    with _errors_at_the_end(), _opened(config) as htap, _progress(json_) as progress:
+        copied = [htap.initial_sync(table, progress)] if table else htap.initial_sync_all(progress)
+        reports = [values(report) for report in copied]
+        left_out = {} if table else htap.left_out
     show(
         {"tables": reports},
         reports,
         ("table", "rows", "resumed", "inserted", "updated", "deleted", "duration_seconds"),
         as_json=json_,
     )
+    name_errors(left_out)
+    _exit_if(bool(left_out), LEFT_OUT)
 
 
 @app.command(epilog=example("status --watch 2"))
@@ -148,6 +152,7 @@ def status(
     _show_status(found, as_json=json_)
     left_out = any(table.error for table in found.tables.values())
     _exit_if(left_out or bool(found.not_published), LEFT_OUT)
+    _exit_if(not found.tables)
 
 
 def _status_row(table: TableStatus) -> dict[str, Any]:
@@ -174,6 +179,8 @@ def _show_status(found: SyncStatus, *, as_json: bool) -> None:
     )
     errors = {name: table.error for name, table in found.tables.items() if table.error}
     name_errors(errors)
+    if not found.tables and found.last_error:
+        name_errors({"": found.last_error})
     name_not_followed(found.not_followed, errors)
     name_not_published(found.not_published)
 
@@ -211,9 +218,11 @@ def init(
     """Write a first declaration from a live source, each choice explained."""
     if output.exists() and not force:
         raise typer.BadParameter(f"{str(output)!r} exists: --force overwrites it")
-    text = starter(source)
+    written = starter(source)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text)
+    output.write_text(written.text)
+    for name, why in written.left_out.items():
+        out.print(f"left out {name}: {why}", markup=False, soft_wrap=True)
     out.print(f"wrote {output}: read it, then run 'rhei check --config {output}'", markup=False)
 
 
@@ -300,7 +309,8 @@ def verify(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json 
         say(found.damage for found in report.tables.values() if found.damage)
     name_errors(report.errors)
     name_not_followed(report.not_followed, report.errors)
-    _exit_if(not report.equal)
+    _exit_if(not all(found.equal for found in report.tables.values()))
+    _exit_if(bool(report.errors), LEFT_OUT)
 
 
 def _name_contradictions(found: TableVerification) -> None:
@@ -414,7 +424,7 @@ def main() -> None:
 @contextmanager
 def _errors_at_the_end() -> Iterator[None]:
     """Keep errors that leave a table out from being logged: the command names them itself."""
-    logger = logging.getLogger(pipeline.__name__)
+    logger = logging.getLogger(left_out.__name__)
 
     def is_no_error(record: logging.LogRecord) -> bool:
         return record.levelno < logging.ERROR

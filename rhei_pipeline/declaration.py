@@ -272,6 +272,11 @@ class TableSettings(_Section):
 
     name: str = Field(min_length=1, description="Its name in the source.")
     mode: Mode | None = Field(None, description="destructive or temporal; left out: the default.")
+    mirror_name: str | None = Field(
+        None,
+        min_length=1,
+        description="Its own name in the mirror, without a schema; left out: as in the source.",
+    )
     columns: list[str] | None = Field(
         None, min_length=1, description="Mirror these columns only; the key must be among them."
     )

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 
 from rhei_pipeline import answers
-from rhei_pipeline.errors import QueryError, TransientError
+from rhei_pipeline.errors import MirrorError, MirrorMemoryError, QueryError, TransientError
 from rhei_pipeline.ledger import Ledger
 from rhei_pipeline.planning import Planner, Sides
 from rhei_pipeline.protocols import Begun, Streamed
@@ -180,10 +180,15 @@ class Door:
             self._refuse_not_followed(sql)
             self._refuse_bound(sql, max_staleness, after)
             return self._ask_history(sql, params, plan)
-        answer = self._ask_mirror(plan, params)
+        try:
+            answer = self._ask_mirror(plan, params)
+        except MirrorError as error:
+            answer, why = None, _failure(error)
+        else:
+            why = _INEXACT
         if answer is not None:
             return answer
-        return self.ask_source(sql, params, f"{plan.route.reason}, but {_INEXACT}", plan)
+        return self.ask_source(sql, params, f"{plan.route.reason}, but {why}", plan)
 
     def stream(
         self, sql: str, params: Sequence[Any], rows: int, begun: Begun | None = None
@@ -226,7 +231,9 @@ class Door:
                 kept = whole.slice(0, query.limit).select(range(len(query.columns)))
                 streamed = replace(streamed, batches=iter(kept.to_batches(wanted.rows)))
             first = next(streamed.batches, None)
-        except QueryError:
+        except MirrorMemoryError:
+            raise
+        except (QueryError, MirrorError):
             if ended.is_set():
                 raise
             return None
@@ -274,7 +281,13 @@ class Door:
             return plan.route.reason
         written = max(self._last_write, moment_of(after))
         needed = self._needed(max_staleness, written)
-        if not self._is_fresh(needed) and not self._freshen(needed, may_leave=not plan.history):
+        try:
+            is_fresh = self._is_fresh(needed) or self._freshen(needed, may_leave=not plan.history)
+        except MirrorError as error:
+            if plan.history:
+                raise
+            return f"{plan.route.reason}, but {_failure(error)}"
+        if not is_fresh:
             return f"{plan.route.reason}, but the mirror is not as fresh as asked"
         doubt = None if plan.history else self._doubt(plan)
         return f"{plan.route.reason}, but {doubt}" if doubt else None
@@ -338,7 +351,7 @@ class Door:
     def _refuse_not_followed(self, sql: str) -> None:
         """Refuse to answer by itself from tables that have left the declaration or the source."""
         for name, since in self._not_followed_in(sql).items():
-            if not self._pipeline.is_left_out(name):
+            if name not in self._pipeline.left_out:
                 raise QueryError(
                     f"table {name!r} is no longer followed since {since.isoformat()}",
                     hint="ask for 'olap' to read what its mirror still holds, declare it again,"
@@ -385,6 +398,12 @@ class Door:
 
     def _doubt(self, plan: Plan) -> str | None:
         """Say why the mirror does not hold all that a query needs; None when it does."""
+        try:
+            return self._lack(plan)
+        except MirrorError as error:
+            return _failure(error)
+
+    def _lack(self, plan: Plan) -> str | None:
         ledger = self._mirror.ledger()
         waiting = [name for name in sorted(plan.tables) if not self._pipeline.holds(name, ledger)]
         if waiting:
@@ -430,6 +449,17 @@ class Door:
                 raise
             return False
         return True
+
+
+def _failure(error: MirrorError) -> str:
+    """Return why the source answers in the place of a mirror that fails for good.
+
+    Raises:
+        MirrorMemoryError: The source would have to work through as much.
+    """
+    if isinstance(error, MirrorMemoryError):
+        raise error
+    return f"the mirror fails: {error}"
 
 
 def _age(synced_from: int | None) -> float | None:

@@ -3,6 +3,7 @@
     RheiError
     |-- TransientError                 trying again, unchanged, may succeed
     |   |-- SourceBusyError            the source is locked or cannot be reached
+    |   |   `-- SourceUnreachableError   no connection to it stands, or comes about
     |   |-- MirrorBusyError            another process holds the mirror
     |   |-- MirrorUnreachableError       the store that holds the mirror does not answer
     |   |-- BufferBusyError            another process holds the buffer
@@ -17,7 +18,9 @@
         |   |-- BufferDamagedError     the buffer's files are damaged
         |   `-- PositionLostError      the source no longer holds the changes after the watermark
         |-- MirrorError                the mirror refused a statement or cannot be used
+        |   |-- MirrorMemoryError      its engine has reached its memory limit
         |   `-- MirrorDamagedError     a file of the mirror is damaged or missing
+        |-- TableFailedError           a table could not be read or applied, for no known reason
         |-- QueryError                 a query cannot be run as asked
         `-- MissingExtraError          an optional package is not installed
 
@@ -53,6 +56,10 @@ class TransientError(RheiError):
 
 class SourceBusyError(TransientError):
     """The source is locked or cannot be reached."""
+
+
+class SourceUnreachableError(SourceBusyError):
+    """No connection to the source stands, or comes about."""
 
 
 class MirrorBusyError(TransientError):
@@ -120,6 +127,10 @@ class MirrorError(PermanentError):
     """The mirror refused a statement or cannot be used."""
 
 
+class MirrorMemoryError(MirrorError):
+    """The mirror's engine has reached its memory limit."""
+
+
 class MirrorDamagedError(MirrorError):
     """A file of the mirror is damaged or missing; nothing of it was used.
 
@@ -135,6 +146,10 @@ class MirrorDamagedError(MirrorError):
     ) -> None:
         super().__init__(message, table=table, hint=hint)
         self.file = file
+
+
+class TableFailedError(PermanentError):
+    """A table could not be read or applied, for a reason that no other error knows."""
 
 
 class QueryError(PermanentError):

@@ -13,7 +13,7 @@ from rhei_pipeline.answers import dated
 from rhei_pipeline.background import BackgroundSync
 from rhei_pipeline.dead_letters import replay
 from rhei_pipeline.door import Written
-from rhei_pipeline.errors import QueryError, SchemaError
+from rhei_pipeline.errors import PermanentError, QueryError, SchemaError
 from rhei_pipeline.initial_sync import OnProgress
 from rhei_pipeline.metrics import (
     CopyReport,
@@ -165,6 +165,11 @@ class HTAP:
         """Return the names of the tables mirrored."""
         return sorted(self._engine.pipeline.tables)
 
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The tables that are left out for an error, each with it and the way out."""
+        return {name: str(error) for name, error in self._engine.pipeline.left_out.items()}
+
     def register_table(self, name: str, mode: Mode | str | None = None) -> None:
         """Capture a table from now on; on one that is captured, mend whatever is missing."""
         known = {table.lower(): found for table, found in self._engine.pipeline.tables.items()}
@@ -196,8 +201,15 @@ class HTAP:
         return self._engine.pipeline.copy(table, on_progress)
 
     def initial_sync_all(self, on_progress: OnProgress = no_progress) -> list[CopyReport]:
-        """Copy every table."""
-        return [self.initial_sync(table, on_progress) for table in self.tables()]
+        """Copy every table that is not left out."""
+        reports = []
+        for table in self.tables():
+            try:
+                reports.append(self.initial_sync(table, on_progress))
+            except PermanentError:
+                if table not in self.left_out:
+                    raise
+        return reports
 
     def sync_now(self, on_progress: OnProgress = no_progress) -> SyncReport:
         """Apply everything that is pending now; copies first what was never copied."""
@@ -226,6 +238,7 @@ class HTAP:
         """
         background = self._background
         error = background.last_error if background else None
+        error = error or self._engine.pipeline.emptiness
         standing = self._engine.pipeline.status(patience_seconds)
         return SyncStatus(
             running=background is not None and background.running,
@@ -318,7 +331,7 @@ class HTAP:
         Raises:
             QueryError: The table keeps no history, or of one of the days nothing is known.
         """
-        found = self._engine.pipeline.table(table)
+        found = self._engine.pipeline.mirrored(table)
         return lookback.snapshot(found, instants, self._engine.mirror)
 
     def maintain(self) -> MaintenanceReport:

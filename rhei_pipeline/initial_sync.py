@@ -15,6 +15,7 @@ from datetime import datetime
 
 from rhei_pipeline.events import Position, RowBatch
 from rhei_pipeline.ledger import CopyProgress, Ledger, TableState
+from rhei_pipeline.metrics import CopyReport, TableReport
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourceSnapshot, Step
 from rhei_pipeline.schema import Mode, Table
 from rhei_pipeline.sql import mirror_table
@@ -64,7 +65,7 @@ def copy_table(  # noqa: PLR0913  (the seams, the pace, and who is told)
         progress = progress or _begin(table, snapshot, mirror, same_shape=same_shape)
     on_step(Step.COPY_BEGUN)
     # From now on no other mirror's sync may let the source forget what this copy needs.
-    acknowledge(source, mirror.ledger(), [table], prune=False)
+    acknowledge(source, mirror.ledger(), [table.name], prune=False)
     rows = letters = 0
     while not progress.complete:
         with source.snapshot(rows=True) as snapshot:
@@ -94,6 +95,21 @@ def take_on_shape(table: Table, mirror: Mirror, at: datetime) -> None:
         transaction.begin_copy(table, CopyProgress(table.name, position, fingerprint(table)))
         transaction.adopt_copy(table, at)
         transaction.drop_copy(table)
+
+
+def copy_report(copied: Copied, report: TableReport, started: float) -> CopyReport:
+    """Report a copy together with the sync that put it in place."""
+    return CopyReport(
+        report.table,
+        rows=copied.rows,
+        resumed=copied.resumed,
+        inserted=report.inserted,
+        updated=report.updated,
+        deleted=report.deleted,
+        dead_letters=report.dead_letters,
+        watermark=report.watermark or 0,
+        duration_seconds=time.monotonic() - started,
+    )
 
 
 def _resumable(table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> CopyProgress | None:

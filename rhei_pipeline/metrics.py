@@ -251,7 +251,8 @@ class SyncStatus:
 
     Attributes:
         running: Whether the background sync is running.
-        last_error: What the background sync last failed with; None since its last success.
+        last_error: What the background sync last failed with, or that there is nothing to mirror;
+            None since its last success.
         copying: The copies under way, by table.
         held_bytes: See `Standing`.
         age_seconds: How old these figures are; more than nothing where a sync was not waited for.

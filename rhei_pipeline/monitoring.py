@@ -76,7 +76,12 @@ class Monitoring:
             return found.unreadable
         if not found.tables:  # the first sync is under way, and nothing was known before it
             return f"not copied yet: {', '.join(sorted(found.copying)) or 'any table'}"
-        waiting = [name for name, table in found.tables.items() if not _is_ready(table.state)]
+        waiting = [
+            name
+            for name, table in found.tables.items()
+            # One that is left out keeps nobody waiting: queries of it go to the source.
+            if not _is_ready(table.state) and table.error is None
+        ]
         if waiting:
             return f"not copied yet: {', '.join(sorted(waiting))}"
         return f"the background sync fails: {found.last_error}" if found.last_error else None

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import MappingProxyType
 
@@ -25,11 +25,13 @@ class Declared:
     Attributes:
         explicit: The mode was asked for; otherwise it is the default, and a mirror that has
             history keeps it.
+        mirror_name: Its own name in the mirror; left out: as in the source.
     """
 
     name: str
     mode: Mode
     explicit: bool = True
+    mirror_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,9 @@ def _names(schema: TableSchema) -> set[str]:
     names = {schema.name.lower()}
     if schema.namespace:
         names.add(f"{schema.namespace}.{schema.relation}".lower())
-    if schema.namespace == "public":
-        names.add(schema.relation.lower())
+        names.add(f"{schema.namespace}.{schema.mirror_relation}".lower())
+    if schema.namespace in (None, "public"):
+        names.update((schema.relation.lower(), schema.mirror_relation.lower()))
     return names
 
 
@@ -114,7 +117,9 @@ def find_droppable(name: str, mirror: Mirror, registry: Registry) -> Table:
 
 def _named(table: Table, name: str) -> Table:
     schema = table.schema
-    own = TableSchema(name, schema.columns, schema.primary_key, schema.namespace)
+    own = replace(schema, name=name)
+    if own.mirror_relation != schema.mirror_relation:
+        own = replace(own, mirror_name=schema.mirror_relation)
     return Table(own, table.mode)
 
 

@@ -3,28 +3,28 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
 
+from rhei_pipeline.draining import find_pending, take_on_next_shapes
 from rhei_pipeline.errors import (
-    HiddenRowsError,
     MirrorDamagedError,
-    MirrorError,
     PermanentError,
     RheiError,
-    SchemaDriftError,
     SchemaError,
     SourceBusyError,
 )
+from rhei_pipeline.faults import own_fault
 from rhei_pipeline.initial_sync import (
     Copied,
     OnProgress,
+    copy_report,
     copy_table,
     needs_copy,
-    take_on_shape,
 )
 from rhei_pipeline.ledger import Ledger, TableState
 from rhei_pipeline.logs import one_cycle
@@ -41,6 +41,13 @@ from rhei_pipeline.metrics import (
     TableVerification,
     VerifyReport,
 )
+from rhei_pipeline.naming import (
+    declared_twice,
+    nothing_declared,
+    refuse_like_columns,
+    refuse_taken_name,
+)
+from rhei_pipeline.participants import Participants
 from rhei_pipeline.past import (
     Declared,
     Dropping,
@@ -59,9 +66,16 @@ from rhei_pipeline.protocols import (
     SourceSnapshot,
     Step,
 )
-from rhei_pipeline.reconciliation import broken_histories, count_rows, verify_table
+from rhei_pipeline.reconciliation import count_rows, verify_tables
 from rhei_pipeline.registry import Registry
-from rhei_pipeline.schema import Mode, Table, TableSchema, difference, nearest
+from rhei_pipeline.schema import (
+    Mode,
+    Table,
+    TableSchema,
+    difference,
+    nearest,
+    refuse_reserved,
+)
 from rhei_pipeline.standing import StatusCache, take_stock
 from rhei_pipeline.sync import Pace, apply_pending, sync_cycle
 
@@ -86,45 +100,42 @@ class Pipeline:
     and named in every report, and the others go on.
 
     Args:
-        declared: The tables.
+        find: Returns the tables to mirror, as the declaration or the source has them now.
         source, mirror, registry: Where changes come from, where they go, what they looked like.
         pace: How much at once.
         on_step: Called at each named step.
-
-    Raises:
-        SchemaError: A declared table cannot be mirrored as it stands.
     """
 
     def __init__(
         self,
-        declared: Collection[Declared],
+        find: Callable[[], Collection[Declared]],
         source: ChangeSource,
         mirror: Mirror,
         registry: Registry,
         pace: Pace,
         on_step: OnStep = no_step,
     ) -> None:
+        self._find = find
+        self._found: dict[str, str] = {}
         self._declared: dict[str, Declared] = {}
+        self._unclear: dict[str, SchemaError] = {}
         self._source = source
         self._mirror = mirror
         self._registry = registry
         self._pace = pace
         self._on_step = on_step
         self._lock = threading.RLock()
-        self._tables: dict[str, Table] = {}
-        self._errors: dict[str, PermanentError] = {}
-        self._said: dict[str, str] = {}
+        self._parts = Participants()
+        self._tables, self._left_out = self._parts.tables, self._parts.left_out
+        self._blame = self._parts.blame
         self._undescribed: set[str] = set()
         self._drained: list[TableReport] = []
         self._looked_at = -1
-        self._looks = 0
         self._synced_from: int | None = None
         self._copying: dict[str, CopyStatus] = {}
         self._status = StatusCache()
         self._watchers: list[Callable[[SyncReport], None]] = []
         record_keys(mirror, registry)
-        for table in declared:
-            self.register(table, look=False)
         self._keep_up()
 
     @property
@@ -135,7 +146,7 @@ class Pipeline:
     @property
     def looks(self) -> int:
         """How often the source's schema was looked at; tables change only when it grows."""
-        return self._looks
+        return self._parts.looks
 
     @property
     def synced_from(self) -> int | None:
@@ -164,8 +175,9 @@ class Pipeline:
         """
         by_lower = {known.lower(): table for known, table in self._tables.items()}
         found = by_lower.get(name.removeprefix("main.").lower())
-        if found is None and name in self._errors:
-            raise self._errors[name]
+        errors = self._left_out.errors
+        if found is None and name in errors:
+            raise errors[name]
         if found is None:
             raise SchemaError(
                 "it is not mirrored", table=name, hint=nearest(name, sorted(self._tables))
@@ -177,9 +189,15 @@ class Pipeline:
         """The tables of the mirror that no sync brings up to date any more, and since when."""
         return not_followed(self._mirror.ledger(), self._tables)
 
-    def is_left_out(self, name: str) -> bool:
-        """Return whether a table is declared, and left out for an error."""
-        return name in self._errors
+    @property
+    def emptiness(self) -> SchemaError | None:
+        """What to say where there is nothing to mirror at all."""
+        return None if self._declared else nothing_declared()
+
+    @property
+    def left_out(self) -> Mapping[str, PermanentError]:
+        """The declared tables that are left out for an error, each with it."""
+        return self._left_out.errors
 
     def mirrored(self, name: str) -> Table:
         """Return a table of the mirror; one that is not followed is as the mirror has it.
@@ -209,37 +227,50 @@ class Pipeline:
             going = Dropping(table, keep_as, discard_history)
             report = drop_table(going, self._mirror, self._registry, self._declared)
             self._tables.pop(table.name, None)
-            self._looked_at, self._looks = -1, self._looks + 1
+            self._looked_at, self._parts.looks = -1, self._parts.looks + 1
             return report
 
-    def register(self, declared: Declared, *, look: bool = True) -> None:
+    def register(self, declared: Declared) -> None:
         """Capture a table from now on; safe to repeat, and mends what is missing.
 
         Raises:
-            SchemaError: It cannot be mirrored as it stands; says the way out.
+            PermanentError: It cannot be mirrored as it stands; says the way out.
         """
         with self._lock:
-            name = self._name_of(declared, look=look)
-            self._declared[name] = replace(declared, name=name)
-            self._looked_at = -1
-            if look:
-                self._keep_up()
-
-    def _name_of(self, declared: Declared, *, look: bool) -> str:
-        """Return a table's name; one that was mirrored keeps it when the source has it no more.
-
-        One that is there and cannot be captured is left out, and keeps no process from starting.
-        """
-        try:
             schema = self._source.describe(declared.name)
-        except PermanentError as error:
-            is_known = self._registry.table(declared.name) is not None
-            if look or not (is_known or isinstance(error, HiddenRowsError)):
+            in_kept_mode(schema, declared, self._mirror.tables())
+            self._found |= {declared.name: schema.name, schema.name: schema.name}
+            self._declare(replace(declared, name=schema.name))
+            self._keep_up()
+            self.table(schema.name)
+
+    def _discover(self) -> None:
+        """Take in the tables that are to be mirrored and are not yet."""
+        found = self._find()
+        if not found and not self._declared:
+            return
+        spellings = Counter(declared.name for declared in found)
+        for declared in found:
+            if declared.name in self._found:
+                continue
+            name = self._found[declared.name] = self._name_of(declared)
+            if name in self._declared or spellings[declared.name] > 1:
+                self._unclear[name] = declared_twice(name)
+            self._declare(replace(declared, name=name))
+
+    def _declare(self, declared: Declared) -> None:
+        self._declared[declared.name] = declared
+        self._looked_at = -1
+
+    def _name_of(self, declared: Declared) -> str:
+        """Return a table's name as the source has it; as declared where it cannot be described."""
+        try:
+            with self._blame.of(declared.name):
+                return self._source.describe(declared.name).name
+        except Exception as error:
+            if own_fault(error, self._blame.table) is None:
                 raise
             return declared.name
-        if look:
-            in_kept_mode(schema, declared, self._mirror.tables())
-        return schema.name
 
     def sync(self, on_progress: OnProgress = no_progress) -> SyncReport:
         """Bring every table up to the source as it is now; copy first what was never copied."""
@@ -251,14 +282,14 @@ class Pipeline:
         with one_cycle():
             started = time.monotonic()
             copied: dict[str, Copied] = {}
-            if any(isinstance(error, MirrorDamagedError) for error in self._errors.values()):
-                self._looked_at = -1  # the file may have been restored since
+            self._try_again()
             for _ in range(_LOOKS):
                 begun = time.monotonic_ns()
                 self._keep_up()
                 copied |= self._copy_what_needs_it(on_progress)
                 reports = self._cycle(self._tables.values(), self._looked_at)
                 if reports is not None:
+                    self._refuse_failure_of_all(reports)
                     self._synced_from = begun
                     self._status.note_readable()
                     report = self._report(reports, copied, started)
@@ -270,6 +301,13 @@ class Pipeline:
                 "the source's schema keeps changing", hint="sync again once migrations are done"
             )
 
+    def _refuse_failure_of_all(self, reports: Collection[str]) -> None:
+        """Raise what the tables failed with, where none is left: it may be no fault of theirs."""
+        if not reports and (unknown := self._left_out.unknown):
+            raise unknown[0]
+        if self.emptiness is not None:
+            raise self.emptiness
+
     def copy(self, name: str, on_progress: OnProgress = no_progress) -> CopyReport:
         """Copy one table anew, or go on with a copy that was cut off, and put it in place.
 
@@ -278,81 +316,109 @@ class Pipeline:
         """
         with self._lock:
             started = time.monotonic()
+            self._try_again()
             self._keep_up()
+            if name in self._left_out.undrained:
+                self._give_up_pending(name)
             caught_up, copied = self._caught_up(self.table(name), on_progress)
             table = self.table(name)
             if caught_up is not None and table.name in copied:
                 report = caught_up.tables[table.name]
-                return _copy_report(copied[table.name], report, started)
-            found = self._copy(table, on_progress, same_shape=caught_up is not None)
+                return copy_report(copied[table.name], report, started)
+            found = self._copied(table, on_progress, same_shape=caught_up is not None)
             report = self._synced(on_progress)[0].tables[table.name]
+            self.table(name)  # raises what it was left out for
             letters = report.dead_letters + found.dead_letters
             if caught_up is not None:
                 report = report.after(caught_up.tables[table.name])
-            return _copy_report(found, replace(report, dead_letters=letters), started)
+            return copy_report(found, replace(report, dead_letters=letters), started)
 
     def _caught_up(
         self, table: Table, on_progress: OnProgress
     ) -> tuple[SyncReport | None, dict[str, Copied]]:
-        """Sync before a history is copied; None where the mirror is in no state to be synced."""
+        """Sync before a history is copied; None where what is pending cannot be applied."""
         if table.mode is Mode.DESTRUCTIVE:
             return None, {}
         try:
-            return self._synced(on_progress)
-        except MirrorError as error:
-            _log.warning("table %r: copied without what is pending: %s", table.name, error)
-            return None, {}
+            caught_up, copied = self._synced(on_progress)
+            error = self._left_out.errors.get(table.name)
+        except PermanentError as failure:
+            error = failure
+        if error is None:
+            return caught_up, copied
+        self._give_up_pending(table.name)
+        return None, {}
+
+    def _give_up_pending(self, name: str) -> None:
+        """Take a table in again though what its log holds cannot be applied."""
+        _log.warning("table %r: it is copied without what is pending", name)
+        self._left_out.take_in(name)
+        self._look_at(self._declared[name], self._mirror.tables())
+
+    def _copied(self, table: Table, on_progress: OnProgress, *, same_shape: bool) -> Copied:
+        """Copy a table; an error is its own, and leaves it out until the next sync."""
+        try:
+            with self._blame.of(table.name):
+                return self._copy(table, on_progress, same_shape=same_shape)
+        except Exception as error:
+            self._parts.leave_out(error, [table.name])
+            fault = self._left_out.errors[table.name]
+            if fault is error:
+                raise
+            raise fault from error
 
     def verify(self, name: str | None = None) -> VerifyReport:
         """Bring the mirror up to one source state and compare every row at that state."""
         started = time.monotonic()
-        with self._lock, self._at_one_state() as (snapshot, transaction):
+        with self._lock:
+            self.sync()
             chosen = list(self._tables.values()) if name is None else [self.table(name)]
-            found: dict[str, TableVerification] = {
-                table.name: self._verified(table, snapshot, transaction) for table in chosen
+            found = self._parts.without_failing(chosen, self._compared)
+            if name is not None:
+                self.table(name)  # raises what it was left out for
+            damaged = {
+                left_out: TableVerification.of_damaged(left_out, error)
+                for left_out, error in self._left_out.errors.items()
+                if isinstance(error, MirrorDamagedError) and name is None
             }
-            if name is None:
-                found |= {
-                    left_out: TableVerification.of_damaged(left_out, error)
-                    for left_out, error in self._errors.items()
-                    if isinstance(error, MirrorDamagedError)
-                }
-        errors = {} if name else {left: str(error) for left, error in self._errors.items()}
+        errors = {} if name else self._told_errors()
         return VerifyReport(
-            MappingProxyType(found),
+            MappingProxyType(found | damaged),
             time.monotonic() - started,
             MappingProxyType(errors),
             self.not_followed,
         )
 
-    def _verified(
-        self, table: Table, snapshot: SourceSnapshot, transaction: MirrorTransaction
-    ) -> TableVerification:
-        try:
-            broken = broken_histories(table, self._mirror)
-            return verify_table(table, snapshot, transaction, self._pace.batch_rows, broken)
-        except MirrorDamagedError as error:
-            if error.table != table.name:
-                raise
-            return TableVerification.of_damaged(table.name, error)
-
-    def parity(self, name: str) -> RowParity:
-        """Bring the mirror up to one source state and count the rows of both at that state."""
-        with self._lock, self._at_one_state() as (snapshot, transaction):
-            return count_rows(self.table(name), snapshot, transaction)
+    def _compared(self, tables: Sequence[Table]) -> dict[str, TableVerification]:
+        with self._at_rows_of(tables) as (snapshot, transaction):
+            rows, blame = self._pace.batch_rows, self._blame
+            return verify_tables(tables, snapshot, transaction, self._mirror, rows, blame)
 
     @contextmanager
-    def _at_one_state(self) -> Iterator[tuple[SourceSnapshot, MirrorTransaction]]:
-        self.sync()
-        # The mirror is only tried at the rows' state: what lies between there and the head is
-        # for a cycle to apply.
+    def _at_rows_of(
+        self, tables: Iterable[Table]
+    ) -> Iterator[tuple[SourceSnapshot, MirrorTransaction]]:
+        """Hold one source state with its rows, and the mirror as it would be at that state.
+
+        The mirror is only tried there: what lies between there and the head is for a cycle to
+        apply.
+        """
         with (
             self._source.snapshot(rows=True) as snapshot,
             self._mirror.transaction(trial=True) as transaction,
         ):
-            for table in self._tables.values():
-                apply_pending(table, snapshot, transaction, self._pace, self._on_step)
+            for table in tables:
+                with self._blame.of(table.name):
+                    apply_pending(table, snapshot, transaction, self._pace, self._on_step)
             yield snapshot, transaction
+
+    def parity(self, name: str) -> RowParity:
+        """Bring the mirror up to one source state and count the rows of both at that state."""
+        with self._lock:
+            self.sync()
+            table = self.table(name)
+            with self._at_rows_of([table]) as (snapshot, transaction):
+                return count_rows(table, snapshot, transaction)
 
     def repair(self, name: str) -> RepairReport:
         """Make one table equal to its source again; history gets the difference as versions."""
@@ -393,7 +459,9 @@ class Pipeline:
         try:
             modes = {name: declared.mode for name, declared in self._declared.items()}
             modes |= {name: table.mode for name, table in self._tables.items()}
-            found = take_stock(modes, self._tables, self._errors, self._source, self._mirror)
+            found = self._parts.without_failing(
+                list(self._tables.values()), lambda tables: self._take_stock(modes, tables)
+            )
             return self._status.keep(replace(found, not_followed=self.not_followed))
         except RheiError as error:
             self._status.note_unreadable(error)
@@ -402,6 +470,10 @@ class Pipeline:
             return self._status.last()
         finally:
             self._lock.release()
+
+    def _take_stock(self, modes: Mapping[str, Mode], tables: Collection[Table]) -> Standing:
+        by_name, errors = {table.name: table for table in tables}, self._left_out.errors
+        return take_stock(modes, by_name, errors, self._source, self._mirror, self._blame)
 
     @property
     def copying(self) -> Mapping[str, CopyStatus]:
@@ -419,126 +491,96 @@ class Pipeline:
         Until it stays as it is: installing capture changes it, and so may others meanwhile.
         """
         for _ in range(_LOOKS):
-            version = self._source.schema_version()
+            version = self._parts.without_failing((), lambda _: self._source.schema_version())
+            self._discover()
             if version == self._looked_at and not self._is_mended():
                 return
             if self._drain(version):
                 self._look(version)
 
     def _look(self, version: int) -> None:
-        self._errors.clear()
-        self._looks += 1
+        self._left_out.clear()
+        self._parts.looks += 1
         standing = self._mirror.tables()
-        for declared in self._declared.values():
-            self._look_at(declared, standing)
+        for declared in list(self._declared.values()):
+            if declared.name not in self._left_out.undrained:
+                self._look_at(declared, standing)
         self._looked_at = version
 
     def _is_mended(self) -> bool:
-        """Tell whether a table can be described again: a source's version tells of the others."""
+        """Return whether a table can be described again: a source's version tells of the others."""
         for name in self._undescribed:
-            with suppress(PermanentError):
+            with suppress(Exception):
                 self._source.describe(name)
                 return True
         return False
 
+    def _try_again(self) -> None:
+        """Take in again what failed when it was captured, read or applied last."""
+        if self._left_out.asks_for_a_look:
+            self._looked_at = -1  # a file may have been restored since, or a log be readable
+            return
+        failed = self._left_out.failed & self._declared.keys()
+        standing = self._mirror.tables() if failed else {}
+        for name in failed:
+            self._left_out.take_in(name)
+            self._look_at(self._declared[name], standing)
+
     def _drain(self, version: int) -> bool:
         """Apply what logs of images still hold, before they have to be made anew.
 
-        False where the source was migrated meanwhile: nothing was applied then.
-
-        They are read in the shape they were made in, so no version is lost to a migration. The
-        tables that the migration left alone come along, so that the mirror stays one state.
+        False where the source was migrated meanwhile: nothing was applied then. A table whose log
+        could not be read waits, so that nothing of it is lost, until it can or is copied anew.
         """
+        known = [table for name in self._declared if (table := self._registry.table(name))]
+        failing: set[str] = set()
         try:
-            ledger = self._mirror.ledger()
+            pending = self._parts.without_failing(known, self._find_pending, failing)
+            reports = self._cycle(pending, version, failing) if pending else {}
         except MirrorDamagedError:
             return True  # every table is about to be left out with this error
-        known = [table for name in self._declared if (table := self._registry.table(name))]
-        ledger = self._without_overtaken_copies(known, ledger)
-        ready = [table for table in known if ledger.state(table.name) is TableState.READY]
-        broken = {table.name for table in ready if not self._source.stands(table)}
-        if not any(self._is_read_first(table) for table in ready if table.name in broken):
-            return True
-        with self._source.snapshot() as snapshot:
-            readable = [
-                table
-                for table in ready
-                if (self._is_read_first(table) or not self._has_drifted(table, broken))
-                and snapshot.proves(table, ledger.watermarks[table.name].position)
-            ]
-        reports = self._cycle(readable, version)
+        self._left_out.undrained = failing
         self._drained += (reports or {}).values()
-        if reports is not None and self._take_on_next_shapes(readable):
+        if reports is not None and self._take_on_next_shapes(
+            [t for t in pending if t.name in reports]
+        ):
             return self._drain(self._source.schema_version())
         return reports is not None
 
-    def _take_on_next_shapes(self, tables: Collection[Table]) -> bool:
-        """Give histories the shape in which their logs go on, where that is not today's.
-
-        Returns whether there is more to read now.
-        """
-        marks = self._mirror.ledger().watermarks
-        with self._source.snapshot() as snapshot:
-            found = [
-                Table(schema, table.mode)
-                for table in tables
-                if (schema := snapshot.next_shape(table, marks[table.name].position))
-            ]
-        taken = [table for table in found if self._takes_on(table, snapshot.clock)]
+    def _take_on_next_shapes(self, tables: Sequence[Table]) -> bool:
+        """Give histories the shape in which their logs go on; return whether more is to be read."""
+        if not tables:
+            return False
+        taken = self._parts.without_failing(
+            tables,
+            lambda rest: take_on_next_shapes(rest, self._source, self._mirror, self._blame),
+            self._left_out.undrained,
+        )
         for table in taken:
             self._registry.save(table)
         return bool(taken)
 
-    def _takes_on(self, table: Table, at: datetime) -> bool:
-        try:
-            take_on_shape(table, self._mirror, at)
-        except (SchemaDriftError, MirrorDamagedError) as error:
-            # What today's shape asks of the mirror is asked next, and named where it fails.
-            _log.warning("%s; versions of a shape in between are read by today's columns", error)
-            return False
-        return True
-
-    def _without_overtaken_copies(self, known: Collection[Table], ledger: Ledger) -> Ledger:
-        """Drop copies of histories that a migration overtook; return what is recorded then.
-
-        Such a copy has to be begun anew in any case. Without it, its table goes on where it was,
-        in the shape in which the log still holds the versions of before the migration.
-        """
-        overtaken = [
-            table
-            for table in known
-            if table.mode is Mode.TEMPORAL
-            and ledger.goes_on(table.name)
-            and not self._source.stands(table)
-        ]
-        if not overtaken:
-            return ledger
-        with self._mirror.transaction() as transaction:
-            for table in overtaken:
-                transaction.drop_copy(table)
-        return self._mirror.ledger()
-
-    def _is_read_first(self, table: Table) -> bool:
-        """Tell whether what its log holds can be applied, and would be lost otherwise."""
-        if table.mode is Mode.TEMPORAL:
-            return True
-        try:
-            self._source.describe(table.name)
-        except SchemaError:
-            return self._source.logs_rows
-        return False
-
-    def _has_drifted(self, table: Table, broken: Collection[str]) -> bool:
-        return table.name in broken or self._source.describe(table.name) != table.schema
+    def _find_pending(self, tables: Collection[Table]) -> list[Table]:
+        return find_pending(tables, self._source, self._mirror, self._blame)
 
     def _look_at(self, declared: Declared, standing: Mapping[str, Table]) -> None:
         """Install capture for the table as it is now; one that cannot be captured is left out."""
+        is_described = False
         try:
-            table = in_kept_mode(self._describe(declared.name), declared, standing)
-            self._install(table)
-        except PermanentError as error:
-            self._leave_out(declared.name, error)
+            table = self._wanted(declared, standing)
+            is_described = True
+            with self._blame.of(declared.name):
+                self._install(table)
+        except Exception as error:
+            fault = error if isinstance(error, PermanentError) else own_fault(error, declared.name)
+            if fault is None:
+                raise
+            self._parts.drop(declared.name, fault, failed=is_described)
             return
+        if table.name != declared.name:
+            # It was not there, or had another spelling, when its name was looked up.
+            del self._declared[declared.name]
+            self._declared.setdefault(table.name, replace(declared, name=table.name))
         known = self._registry.table(table.name)
         is_news = self._tables.get(table.name) != table
         if is_news and known is not None and known.schema != table.schema:
@@ -546,9 +588,23 @@ class Pipeline:
             _log.warning("table %r: its source %s; it is copied again", table.name, changes)
         self._tables[table.name] = table
 
+    def _wanted(self, declared: Declared, standing: Mapping[str, Table]) -> Table:
+        """Return a table as it is to be mirrored now."""
+        if declared.name in self._unclear:
+            raise self._unclear[declared.name]
+        schema = replace(self._describe(declared.name), mirror_name=declared.mirror_name)
+        refuse_reserved(schema.mirror_relation, ())
+        folds = self._mirror.folds_names
+        if folds:
+            refuse_like_columns(schema)
+        others = [table for table in self._tables.values() if table.name != schema.name]
+        refuse_taken_name(schema, others, standing, self._declared, folds=folds)
+        return in_kept_mode(schema, declared, standing)
+
     def _describe(self, name: str) -> TableSchema:
         self._undescribed.add(name)
-        schema = self._source.describe(name)
+        with self._blame.of(name):
+            schema = self._source.describe(name)
         self._undescribed.discard(name)
         return schema
 
@@ -556,41 +612,46 @@ class Pipeline:
         self._source.install(table, self._mirror.ledger().furthest(table.name))
 
     def _cycle(
-        self, tables: Collection[Table], schema_version: int
+        self, tables: Collection[Table], schema_version: int, failing: set[str] | None = None
     ) -> dict[str, TableReport] | None:
-        try:
-            return sync_cycle(
-                tables,
+        """Sync the tables but for those that fail, which are left out."""
+        return self._parts.without_failing(
+            # What failed before fails before the others have done their work.
+            sorted(tables, key=lambda table: table.name not in self._left_out.suspects),
+            lambda rest: sync_cycle(
+                rest,
                 self._source,
                 self._mirror,
                 self._pace,
                 self._on_step,
                 schema_version=schema_version,
-            )
-        except (SchemaDriftError, MirrorDamagedError) as error:
-            if error.table not in {table.name for table in tables}:
-                raise
-            self._leave_out(error.table, error)
-            return None
+                blame=self._blame,
+                held=self._left_out.failed,
+            ),
+            failing,
+        )
 
     def _copy_what_needs_it(self, on_progress: OnProgress) -> dict[str, Copied]:
-        with self._source.snapshot() as snapshot:
-            if snapshot.schema_version != self._looked_at:
-                return {}
-            ledger = self._mirror.ledger()
-            due = [
-                table for table in self._tables.values() if self._is_due(table, snapshot, ledger)
-            ]
         copied = {}
-        for table in due:
+        for table in self._parts.without_failing(list(self._tables.values()), self._find_due):
             try:
                 # What was pending in another shape has been drained: the history goes on.
-                copied[table.name] = self._copy(table, on_progress, same_shape=True)
-            except MirrorDamagedError as error:
-                if error.table != table.name:
+                copied[table.name] = self._copied(table, on_progress, same_shape=True)
+            except PermanentError:
+                if table.name not in self._left_out.errors:
                     raise
-                self._leave_out(table.name, error)
         return copied
+
+    def _find_due(self, tables: Sequence[Table]) -> list[Table]:
+        with self._source.snapshot() as snapshot:
+            if snapshot.schema_version != self._looked_at:
+                return []
+            ledger, due = self._mirror.ledger(), []
+            for table in tables:
+                with self._blame.of(table.name):
+                    if self._is_due(table, snapshot, ledger):
+                        due.append(table)
+            return due
 
     def _is_due(self, table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> bool:
         return needs_copy(table, snapshot, ledger) or self._registry.table(table.name) != table
@@ -615,21 +676,17 @@ class Pipeline:
         finally:
             self._copying.pop(table.name, None)
 
-    def _leave_out(self, name: str, error: PermanentError) -> None:
-        if self._said.get(name) != str(error):
-            _log.error("%s; the table is left out until this is mended", error)
-        self._said[name] = str(error)
-        self._errors[name] = error
-        self._tables.pop(name, None)
-        self._looks += 1
+    def _told_errors(self) -> dict[str, str]:
+        return {name: str(error) for name, error in self._left_out.errors.items()}
 
     def _report(
         self, reports: dict[str, TableReport], copied: dict[str, Copied], started: float
     ) -> SyncReport:
         for name in reports:
             self._registry.save(self._tables[name])
-        for name, error in self._errors.items():
-            reports[name] = TableReport(name, error=str(error))
+            self._left_out.went_well(name)
+        for name, error in self._told_errors().items():
+            reports[name] = TableReport(name, error=error)
         drained, self._drained = self._drained, []
         for earlier in drained:
             reports[earlier.table] = reports[earlier.table].after(earlier)
@@ -645,17 +702,3 @@ class Pipeline:
             self.not_followed,
             None if unpublished is None else str(unpublished),
         )
-
-
-def _copy_report(copied: Copied, report: TableReport, started: float) -> CopyReport:
-    return CopyReport(
-        report.table,
-        rows=copied.rows,
-        resumed=copied.resumed,
-        inserted=report.inserted,
-        updated=report.updated,
-        deleted=report.deleted,
-        dead_letters=report.dead_letters,
-        watermark=report.watermark or 0,
-        duration_seconds=time.monotonic() - started,
-    )

@@ -379,6 +379,10 @@ class MirrorTransaction(Protocol):
 class Mirror(Protocol):
     """The analytical copy."""
 
+    @property
+    def folds_names(self) -> bool:
+        """Whether names that differ by case only are one name."""
+
     def ledger(self) -> Ledger:
         """Return what is recorded."""
 

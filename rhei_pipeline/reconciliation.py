@@ -6,7 +6,9 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
+from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.events import DeadLetter, Operation, key_text, without_keys
+from rhei_pipeline.faults import Blame
 from rhei_pipeline.metrics import RowParity, TableVerification
 from rhei_pipeline.plain_values import plain_rows
 from rhei_pipeline.protocols import Mirror, MirrorTransaction, SourceSnapshot
@@ -15,6 +17,32 @@ from rhei_pipeline.sql import listed, literal, mirror_table, quote
 
 #: How many keys of each kind of difference are named; the counts are always whole.
 SAMPLE_KEYS = 20
+
+
+def verify_tables(
+    tables: Iterable[Table],
+    snapshot: SourceSnapshot,
+    transaction: MirrorTransaction,
+    mirror: Mirror,
+    batch_rows: int,
+    blame: Blame,
+) -> dict[str, TableVerification]:
+    """Compare tables with the snapshot to which the mirror has been brought.
+
+    `blame` is left with the table at which an error came up.
+    """
+    found = {}
+    for table in tables:
+        with blame.of(table.name):
+            try:
+                broken = broken_histories(table, mirror)
+                verified = verify_table(table, snapshot, transaction, batch_rows, broken)
+            except MirrorDamagedError as error:
+                if error.table != table.name:
+                    raise
+                verified = TableVerification.of_damaged(table.name, error)
+            found[table.name] = verified
+    return found
 
 
 def verify_table(

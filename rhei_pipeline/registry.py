@@ -1,6 +1,7 @@
 """The schemas that the mirror was last built with, kept as JSON beside it."""
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from typing import Any
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.schema import Mode, Table, TableSchema
+
+_log = logging.getLogger(__name__)
 
 _FORMAT = 1
 _NOT_FOLLOWED = "not_followed_since"
@@ -33,6 +36,7 @@ class Registry:
         self._tables: dict[str, Table] = {}
         self._versions: dict[str, int] = {}
         self._not_followed: dict[str, datetime] = {}
+        self._is_unwritten = False
         if path is not None and mirror_id_of(path) == mirror_id:
             self._tables, self._versions, self._not_followed = _read(path)
 
@@ -55,8 +59,12 @@ class Registry:
         return MappingProxyType(self._not_followed)
 
     def save(self, table: Table) -> None:
-        """Keep a table; written to disk, whole and atomically, before this returns."""
+        """Keep a table; written to disk, whole and atomically, before this returns.
+
+        Where the file cannot be written, that is logged, and tried again at the next call.
+        """
         if self.table(table.name) == table and table.name not in self._not_followed:
+            self._save_again()
             return
         if self.table(table.name) != table:
             self._versions[table.name] = self.version(table.name) + 1
@@ -78,9 +86,26 @@ class Registry:
             self._save()
 
     def _save(self) -> None:
-        if self._path is not None:
-            entries = {name: self._entry(name) for name in sorted(self._tables)}
+        if self._path is None:
+            return
+        entries = {name: self._entry(name) for name in sorted(self._tables)}
+        was_unwritten, self._is_unwritten = self._is_unwritten, True
+        try:
             _write(self._path, {"format": _FORMAT, "mirror": self._mirror_id, "tables": entries})
+        except OSError as error:
+            if not was_unwritten:
+                _log.error(
+                    "registry %r cannot be written: %s; the rows are in the mirror, and every sync"
+                    " tries again: give this user write access there, or correct registry.path",
+                    str(self._path),
+                    error.strerror or error,
+                )
+            return
+        self._is_unwritten = False
+
+    def _save_again(self) -> None:
+        if self._is_unwritten:
+            self._save()
 
     def _entry(self, name: str) -> dict[str, Any]:
         table, since = self._tables[name], self._not_followed.get(name)

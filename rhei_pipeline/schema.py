@@ -113,6 +113,7 @@ class TableSchema:
             none.
         mark: Changes whenever other rows may stand behind the name: the table was made anew, or
             its parts are others. Empty where the source's catalogue does not show that.
+        mirror_name: Its own name in the mirror, where that is another one than in the source.
     """
 
     name: str
@@ -120,6 +121,17 @@ class TableSchema:
     primary_key: tuple[str, ...]
     namespace: str | None = None
     mark: str = ""
+    mirror_name: str = field(default="", compare=False)
+
+    @property
+    def mirror_relation(self) -> str:
+        """The table's own name in the mirror."""
+        return self.mirror_name or self.relation
+
+    @property
+    def snapshot_name(self) -> str:
+        """The name of its snapshots among those of all tables."""
+        return renamed(self, self.mirror_name).name if self.mirror_name else self.name
 
     @property
     def relation(self) -> str:
@@ -160,6 +172,7 @@ class TableSchema:
             "primary_key": list(self.primary_key),
             "columns": [column.to_json() for column in self.columns],
             **({"mark": self.mark} if self.mark else {}),
+            **({"mirror_name": self.mirror_name} if self.mirror_name else {}),
         }
 
     @classmethod
@@ -167,13 +180,15 @@ class TableSchema:
         """Read the form the registry keeps."""
         columns = tuple(Column.from_json(column) for column in form["columns"])
         key, namespace = tuple(form["primary_key"]), form.get("namespace")
-        return cls(form["name"], columns, key, namespace, form.get("mark", ""))
+        mark, mirror_name = form.get("mark", ""), form.get("mirror_name", "")
+        return cls(form["name"], columns, key, namespace, mark, mirror_name)
 
 
 def renamed(schema: TableSchema, relation: str) -> TableSchema:
     """Return the schema of the same table under another name of its own."""
     qualified = schema.namespace is not None and schema.name != schema.relation
-    return replace(schema, name=f"{schema.namespace}.{relation}" if qualified else relation)
+    name = f"{schema.namespace}.{relation}" if qualified else relation
+    return replace(schema, name=name, mirror_name="")
 
 
 @dataclass(frozen=True, slots=True)

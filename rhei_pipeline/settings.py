@@ -12,7 +12,6 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
-    field_validator,
     model_validator,
 )
 from pydantic_settings import (
@@ -104,16 +103,6 @@ class Settings(BaseSettings):
                 f"an environment variable {ENVIRONMENT_PREFIX}... is not of its field's form",
                 hint="lists and mappings are written as JSON",
             ) from error
-
-    @field_validator("tables")
-    @classmethod
-    def _unique_names(cls, tables: list[TableSettings] | None) -> list[TableSettings] | None:
-        seen: set[str] = set()
-        for table in tables or ():
-            if table.name.lower() in seen:
-                raise ValueError(f"table {table.name!r} is declared twice")
-            seen.add(table.name.lower())
-        return tables
 
     @model_validator(mode="after")
     def _fitting_capture(self) -> Self:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rhei_pipeline.errors import QueryError, RheiError
 from rhei_pipeline.htap import HTAP, Hint
-from rhei_pipeline.terminal import err, out, show_rows
+from rhei_pipeline.terminal import err, name_errors, out, show_rows
 
 HISTORY = Path.home() / ".rhei_history"
 _HELP = """\
@@ -87,6 +87,7 @@ class Shell:
         elif word == "sync":
             report = self._htap.sync_now()
             out.print(f"{report.events:,} events in {report.duration_seconds:.3f} s")
+            name_errors(report.errors)
         elif word == "?":
             out.print(_HELP, markup=False)
         else:
@@ -97,8 +98,11 @@ class Shell:
         if not name:
             for each in sorted(tables):
                 out.print(each)
+            name_errors(self._htap.left_out)
             return
         found = tables.get(name)
+        if name in self._htap.left_out:
+            raise QueryError(self._htap.left_out[name])
         if found is None:
             raise QueryError(f"table {name!r} is not mirrored", hint="\\d lists the tables")
         for column in found.schema.columns:

@@ -1,7 +1,7 @@
 """Which source, and how its changes are learned of: the only place that knows every adapter."""
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -12,11 +12,12 @@ from rhei_pipeline.capture.polling_notes import unseen
 from rhei_pipeline.capture.sqlite.polling import PollingSource
 from rhei_pipeline.capture.sqlite.trigger_log import TriggerSource, unacknowledged
 from rhei_pipeline.declaration import SqliteSettings
-from rhei_pipeline.errors import MissingExtraError, SchemaError
+from rhei_pipeline.discovery import declared_tables
+from rhei_pipeline.errors import MissingExtraError
+from rhei_pipeline.faults import own_fault
 from rhei_pipeline.metrics import Finding, Severity
 from rhei_pipeline.oltp.sqlite import SqliteDatabase
 from rhei_pipeline.ownership import SourceIdentity
-from rhei_pipeline.past import Declared
 from rhei_pipeline.protocols import ChangeSource, Database
 from rhei_pipeline.registry import Registry, mirror_id_of
 from rhei_pipeline.schema import Mode, Table, TableOptions, TableSchema
@@ -31,6 +32,9 @@ class SourceDatabase(Database, Protocol):
 
     def table_names(self) -> list[str]:
         """Return the names of all ordinary tables that have a primary key."""
+
+    def other_names(self) -> Mapping[str, str]:
+        """Return the names of all other tables and views, each with what it is or lacks."""
 
     def read_schema(
         self, name: str, options: TableOptions, known: TableSchema | None
@@ -127,8 +131,9 @@ def examine(settings: Settings) -> list[Finding]:
     """Say what stands in the way of mirroring the declared tables; changes nothing."""
     database = open_database(settings)
     try:
-        names = [declared.name for declared in declared_tables(settings, database)]
-        return [*_examine(settings, database, names), *_examine_registry(settings, names)]
+        registry = known_tables(settings)
+        names = [declared.name for declared in declared_tables(settings, database, registry)]
+        return [*_examine(settings, database, names), *_examine_registry(registry, names)]
     finally:
         database.close()
 
@@ -160,10 +165,14 @@ def _examine(settings: Settings, database: SourceDatabase, names: Sequence[str])
     return findings
 
 
-def _examine_registry(settings: Settings, names: Sequence[str]) -> Iterator[Finding]:
-    """Name the tables that were mirrored once and are not followed any more."""
+def known_tables(settings: Settings) -> Registry:
+    """Return what the registry knows of the mirror, which is not opened."""
     mirror_id = mirror_id_of(settings.registry.path)
-    registry = Registry(settings.registry.path if mirror_id else None, mirror_id or "")
+    return Registry(settings.registry.path if mirror_id else None, mirror_id or "")
+
+
+def _examine_registry(registry: Registry, names: Sequence[str]) -> Iterator[Finding]:
+    """Name the tables that were mirrored once and are not followed any more."""
     followed = {name.lower() for name in names}
     for name, table in registry.tables.items():
         known = {name.lower(), f"{table.schema.namespace}.{table.schema.relation}".lower()}
@@ -178,38 +187,33 @@ def _examine_registry(settings: Settings, names: Sequence[str]) -> Iterator[Find
             )
 
 
-def declared_tables(settings: Settings, database: SourceDatabase) -> list[Declared]:
-    """Return the tables of the declaration; without any, all that have a primary key."""
-    explicit = "mode" in settings.model_fields_set
-    if settings.tables is not None:
-        return [
-            Declared(table.name, table.mode or settings.mode, explicit or table.mode is not None)
-            for table in settings.tables
-        ]
-    names = database.table_names()
-    if not names:
-        raise SchemaError(
-            "the source has no table with a primary key",
-            hint="create one, or name tables and their 'primary_key' under 'tables'",
-        )
-    return [Declared(name, settings.mode, explicit) for name in names]
+def declared_schemas(settings: Settings) -> tuple[list[Table], dict[str, str]]:
+    """Read the declared tables' schemas from the source, and open nothing else.
 
-
-def declared_schemas(settings: Settings) -> list[Table]:
-    """Read the declared tables' schemas from the source, and open nothing else."""
+    Returns:
+        The tables, those that are left out as they were mirrored last; and why these are.
+    """
     database = open_database(settings)
     try:
         options = table_options(settings)
-        mirror_id = mirror_id_of(settings.registry.path)
-        registry = Registry(settings.registry.path if mirror_id else None, mirror_id or "")
-        tables = []
-        for declared in declared_tables(settings, database):
+        registry, faults = known_tables(settings), dict[str, str]()
+        tables: dict[str, Table] = {}
+        for declared in declared_tables(settings, database, registry):
             known = registry.table(declared.name)
-            chosen = options.get(declared.name, TableOptions())
-            schema = database.read_schema(declared.name, chosen, known.schema if known else None)
             kept = known is not None and known.mode is Mode.TEMPORAL and not declared.explicit
-            tables.append(Table(schema, Mode.TEMPORAL if kept else declared.mode))
-        return tables
+            chosen = options.get(declared.name, TableOptions())
+            schema = known.schema if known else None
+            try:
+                schema = database.read_schema(declared.name, chosen, schema)
+            except Exception as error:
+                fault = own_fault(error, declared.name)
+                if fault is None:
+                    raise
+                faults[declared.name] = str(fault)
+            if schema is not None:
+                table = Table(schema, Mode.TEMPORAL if kept else declared.mode)
+                tables.setdefault(table.name, table)
+        return list(tables.values()), faults
     finally:
         database.close()
 
@@ -271,11 +275,10 @@ def _examine_polling(
 
 
 def _unpolled(settings: Settings, database: SourceDatabase, reader: str) -> int | None:
-    mirror_id = mirror_id_of(settings.registry.path)
-    registry = Registry(settings.registry.path if mirror_id else None, mirror_id or "")
+    registry = known_tables(settings)
     source = _open_polling(settings, database, registry, None)
     try:
-        modes = {table.name: table.mode for table in declared_tables(settings, database)}
+        modes = {table.name: table.mode for table in declared_tables(settings, database, registry)}
         return unseen(source, modes, _notes_path(settings, reader))
     finally:
         source.close()

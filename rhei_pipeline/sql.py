@@ -31,7 +31,7 @@ def matching(left: str, right: str, names: Iterable[str], operator: str = "=") -
 
 def mirror_table(schema: TableSchema, prefix: str = "") -> str:
     """Write the name of a table's mirror, or of what stands beside it under a prefix of ours."""
-    relation = quote(prefix + schema.relation)
+    relation = quote(prefix + schema.mirror_relation)
     return f"{quote(schema.namespace)}.{relation}" if schema.namespace else relation
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from rhei_pipeline.errors import RheiError
+from rhei_pipeline.faults import Blame
 from rhei_pipeline.ledger import Ledger
 from rhei_pipeline.metrics import Standing, TableStatus
 from rhei_pipeline.protocols import ChangeSource, Mirror, SourceSnapshot
@@ -44,18 +45,21 @@ def take_stock(
     errors: Mapping[str, RheiError],
     source: ChangeSource,
     mirror: Mirror,
+    blame: Blame,
 ) -> Standing:
     """Look at one state of the source and at the mirror; changes nothing.
 
     Of the tables declared, with their modes, some are captured and others left out for an error.
+    `blame` is left with the table at which another error came up.
     """
     with source.snapshot() as snapshot:
         ledger = mirror.ledger()
         letters = mirror.dead_letters()["table_name"].to_pylist()
-        found = {
-            name: _status(name, mode, tables.get(name), snapshot, ledger, letters.count(name))
-            for name, mode in declared.items()
-        }
+        found = {}
+        for name, mode in declared.items():
+            with blame.of(name):
+                table, waiting = tables.get(name), letters.count(name)
+                found[name] = _status(name, mode, table, snapshot, ledger, waiting)
     told = {
         name: replace(status, error=str(errors[name])) if name in errors else status
         for name, status in found.items()

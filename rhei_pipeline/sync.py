@@ -23,6 +23,7 @@ from rhei_pipeline.events import (
     key_text,
     read_keys,
 )
+from rhei_pipeline.faults import Blame
 from rhei_pipeline.history import supersede
 from rhei_pipeline.keyless import is_keyless, without_keyless
 from rhei_pipeline.ledger import Ledger, TableState, Watermark
@@ -53,7 +54,7 @@ class Pace:
     prune: bool = True
 
 
-def sync_cycle(
+def sync_cycle(  # noqa: PLR0913  (the seams, the pace, and who is told)
     tables: Collection[Table],
     source: ChangeSource,
     mirror: Mirror,
@@ -61,8 +62,14 @@ def sync_cycle(
     on_step: OnStep,
     *,
     schema_version: int,
+    blame: Blame,
+    held: Collection[str] = (),
 ) -> dict[str, TableReport] | None:
     """Bring every table up to one source state, in one mirror transaction.
+
+    `schema_version` is that in which the source was looked at. `blame` is left with the table
+    whose work an error ended, if it was one table's. Of the tables `held`, which take no part now,
+    the source keeps what they need.
 
     Returns:
         A report for each table; None when the source is no longer as it was looked at (another
@@ -71,22 +78,24 @@ def sync_cycle(
     Raises:
         BufferFullError: The source has more than a buffer can take.
     """
-    reports = _apply_one_state(tables, source, mirror, pace, on_step, schema_version=schema_version)
+    seams = (tables, source, mirror, pace, on_step)
+    reports = _apply_one_state(*seams, schema_version=schema_version, blame=blame)
     if reports is None:
         return None
     try:
-        acknowledge(source, mirror.ledger(), tables, prune=pace.prune)
+        names = {*(table.name for table in tables), *held}
+        acknowledge(source, mirror.ledger(), names, prune=pace.prune)
     except BufferFullError as error:
         if not error.made_room:
             raise
-        later = sync_cycle(tables, source, mirror, pace, on_step, schema_version=schema_version)
+        later = sync_cycle(*seams, schema_version=schema_version, blame=blame, held=held)
         # Where the source has changed meanwhile, the rest waits for the next sync.
         return {n: r.after(reports[n]) for n, r in later.items()} if later else reports
     on_step(Step.ACKNOWLEDGED)
     return reports
 
 
-def _apply_one_state(
+def _apply_one_state(  # noqa: PLR0913  (the seams, the pace, and who is told)
     tables: Collection[Table],
     source: ChangeSource,
     mirror: Mirror,
@@ -94,18 +103,25 @@ def _apply_one_state(
     on_step: OnStep,
     *,
     schema_version: int,
+    blame: Blame,
 ) -> dict[str, TableReport] | None:
     with source.snapshot() as snapshot:
         on_step(Step.SNAPSHOT)
         if snapshot.schema_version != schema_version:
             return None
         started = time.monotonic()
-        if not _all_proved(tables, snapshot, mirror.ledger()):
+        if not _all_proved(tables, snapshot, mirror.ledger(), blame):
             return None
-        due = _due(tables, snapshot, mirror.ledger())
-        reports = _apply_all(due, snapshot, mirror, pace, on_step) if due else {}
-        if not due:
-            mirror.confirm()
+        due = _due(tables, snapshot, mirror.ledger(), blame)
+        if due:
+            with mirror.transaction() as transaction:
+                reports = _apply_all(due, snapshot, transaction, pace, on_step, blame)
+                on_step(Step.RECORDED)
+            on_step(Step.COMMITTED)
+        else:
+            reports = {}
+            if tables:
+                mirror.confirm()
     waited = time.monotonic() - started
     return _unchanged(tables, mirror.ledger(), {n: _later(r, waited) for n, r in reports.items()})
 
@@ -113,16 +129,15 @@ def _apply_one_state(
 def _apply_all(
     due: Iterable[Table],
     snapshot: SourceSnapshot,
-    mirror: Mirror,
+    transaction: MirrorTransaction,
     pace: Pace,
     on_step: OnStep,
+    blame: Blame,
 ) -> dict[str, TableReport]:
-    with mirror.transaction() as transaction:
-        reports = {
-            table.name: apply_pending(table, snapshot, transaction, pace, on_step) for table in due
-        }
-        on_step(Step.RECORDED)
-    on_step(Step.COMMITTED)
+    reports = {}
+    for table in due:
+        with blame.of(table.name):
+            reports[table.name] = apply_pending(table, snapshot, transaction, pace, on_step)
     return reports
 
 
@@ -226,33 +241,41 @@ def _no_longer_keyless(keys: Iterable[str], table: Table, snapshot: SourceSnapsh
 
 
 def acknowledge(
-    source: ChangeSource, ledger: Ledger, tables: Iterable[Table], *, prune: bool
+    source: ChangeSource, ledger: Ledger, tables: Iterable[str], *, prune: bool
 ) -> None:
     """Tell the source what this mirror still needs, and let it forget the rest."""
-    known = {table.name: ledger.needed_from(table.name) for table in tables}
+    known = {name: ledger.needed_from(name) for name in tables}
     source.acknowledge({name: place for name, place in known.items() if place}, prune=prune)
 
 
-def _all_proved(tables: Iterable[Table], snapshot: SourceSnapshot, ledger: Ledger) -> bool:
-    positions = ((table, ledger.needed_from(table.name)) for table in tables)
-    return all(place is None or snapshot.proves(table, place) for table, place in positions)
+def _all_proved(
+    tables: Iterable[Table], snapshot: SourceSnapshot, ledger: Ledger, blame: Blame
+) -> bool:
+    proved = True
+    for table in tables:
+        place = ledger.needed_from(table.name)
+        with blame.of(table.name):
+            proved = proved and (place is None or snapshot.proves(table, place))
+    return proved
 
 
-def _due(tables: Iterable[Table], snapshot: SourceSnapshot, ledger: Ledger) -> list[Table]:
+def _due(
+    tables: Iterable[Table], snapshot: SourceSnapshot, ledger: Ledger, blame: Blame
+) -> list[Table]:
     """Return the tables with something to do, and with them those that can move on for free."""
-    states = {table.name: ledger.state(table.name) for table in tables}
     marks = {name: mark.position for name, mark in ledger.watermarks.items()}
-    ready = [table for table in tables if states[table.name] is TableState.READY]
-    copied = [table for table in tables if states[table.name] is TableState.COPIED]
-    if not copied and not any(_has_work(table, snapshot, marks[table.name]) for table in ready):
-        return []
+    ready = [table for table in tables if ledger.state(table.name) is TableState.READY]
+    copied = [table for table in tables if ledger.state(table.name) is TableState.COPIED]
+    works, behind = bool(copied), []
+    for table in ready:
+        place = marks[table.name]
+        with blame.of(table.name):
+            works = works or _has_work(table, snapshot, place)
+            audited = snapshot.audit(table, place) is not Audit.NONE
+            if snapshot.head(table) != place or audited:
+                behind.append(table)
     # One transaction is paid for anyway, and a table that stays behind holds the source's log.
-    return copied + [
-        table
-        for table in ready
-        if snapshot.head(table) != marks[table.name]
-        or snapshot.audit(table, marks[table.name]) is not Audit.NONE
-    ]
+    return copied + behind if works else []
 
 
 def _has_work(table: Table, snapshot: SourceSnapshot, after: Position) -> bool:

@@ -2,12 +2,14 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from rhei_pipeline.adoption import claim
 from rhei_pipeline.capture.buffer.bridge import BridgeSource, Draining
 from rhei_pipeline.capture.buffer.change_log import ChangeLog, Limits
 from rhei_pipeline.capture.buffer.confirmation import unapplied_events
 from rhei_pipeline.declaration import BufferSettings
+from rhei_pipeline.discovery import declared_tables
 from rhei_pipeline.door import Door, Freshness
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.mirrors import OwnedMirror, open_mirror
@@ -20,7 +22,6 @@ from rhei_pipeline.registry import Registry, mirror_id_of
 from rhei_pipeline.settings import Settings
 from rhei_pipeline.sources import (
     SourceDatabase,
-    declared_tables,
     open_database,
     open_source,
     table_options,
@@ -58,7 +59,7 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
         in_memory = settings.mirror.in_memory
         registry = Registry(None if in_memory else settings.registry.path, mirror.mirror_id)
         oltp = open_oltp(settings, database, stack)
-        declared = declared_tables(settings, database)
+        find = partial(declared_tables, settings, database, registry)
         log = open_buffer(settings.capture.buffer, stack) if settings.capture.buffer else None
         reader = mirror.mirror_id if log is None else log.log_id
         inner = open_source(settings, database, reader, registry)
@@ -66,9 +67,9 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
         if in_memory:
             # Nobody comes back for it, so the log must not be held for it either.
             stack.callback(inner.forget_mirror)
-        source = inner if log is None else _bridged(settings, inner, log, declared, on_step)
+        source = inner if log is None else _bridged(settings, inner, log, find(), on_step)
         pipeline = Pipeline(
-            declared,
+            find,
             source,
             mirror,
             registry,
@@ -147,7 +148,8 @@ def bridge(settings: Settings, on_step: OnStep = no_step) -> int:
         registry = Registry(settings.registry.path if mirror_id else None, mirror_id or "")
         inner = open_source(settings, database, log.log_id, registry)
         stack.callback(inner.close)
-        return _bridged(settings, inner, log, declared_tables(settings, database), on_step).drain()
+        declared = declared_tables(settings, database, registry)
+        return _bridged(settings, inner, log, declared, on_step).drain()
 
 
 def unseen_events(settings: Settings) -> int | None:

@@ -1,5 +1,9 @@
 """Scripted faults: the work ends at a named step, as if the process had died there."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from rhei_pipeline.protocols import Step
 
 
@@ -30,3 +34,57 @@ class CrashAt:
             if self._left == 0:
                 self._step = None
                 raise Crash(step)
+
+
+class FaultIn:
+    """Raises an error while one table is worked on: at a named step, or at the n-th piece of work.
+
+    Patched into `Blame.of`, which surrounds each piece of work on one table, and passed as
+    `on_step`.
+    """
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+        self.fired = 0
+        self._at: Step | int | None = None
+        self._error: Callable[[], Exception] = RuntimeError
+        self.pieces = 0
+        self._is_at_work = False
+
+    def arm(self, at: Step | int, error: Callable[[], Exception]) -> None:
+        """Fail from now on: at a step, or from the n-th piece of work of each sync on."""
+        self._at, self._error, self.pieces, self.fired = at, error, 0, 0
+
+    def disarm(self) -> None:
+        """Fail no more."""
+        self._at = None
+
+    def begin(self) -> None:
+        """Count pieces of work anew."""
+        self.pieces = 0
+
+    def patched(self, of: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what stands in the place of `Blame.of`."""
+
+        @contextmanager
+        def faulty(blame: object, table: str) -> Iterator[None]:
+            with of(blame, table):
+                self._is_at_work = table == self.table
+                try:
+                    if self._is_at_work:
+                        self.pieces += 1
+                        if isinstance(self._at, int) and self.pieces >= self._at:
+                            self._raise()
+                    yield
+                finally:
+                    self._is_at_work = False
+
+        return faulty
+
+    def __call__(self, step: Step) -> None:
+        if self._is_at_work and step is self._at:
+            self._raise()
+
+    def _raise(self) -> None:
+        self.fired += 1
+        raise self._error()

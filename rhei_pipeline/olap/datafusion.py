@@ -135,6 +135,11 @@ class DataFusionMirror:
         return found
 
     @property
+    def folds_names(self) -> bool:
+        """False: a name is found as it is written, or in lower case."""
+        return False
+
+    @property
     def owner(self) -> str | None:
         """Whose it is, as recorded."""
         return self._manifest.owner

@@ -21,6 +21,7 @@ from rhei_pipeline.errors import (
     MirrorBusyError,
     MirrorDamagedError,
     MirrorError,
+    MirrorMemoryError,
     QueryError,
     RheiError,
 )
@@ -130,6 +131,11 @@ class DuckDBMirror:
             self._published.look_up(file)
 
     @property
+    def folds_names(self) -> bool:
+        """True: DuckDB does not tell names apart that differ by case only."""
+        return True
+
+    @property
     def owner(self) -> str | None:
         """Whose it is, as recorded."""
         with translated(self.path), self._cursor() as cursor:
@@ -199,7 +205,7 @@ class DuckDBMirror:
         refuse_writing(sql, "duckdb")
         if self._older is not None:
             raise self._older
-        with self._cursor() as cursor:
+        with _keys_of_the_user(), self._cursor() as cursor:
             try:
                 result = self._asked(cursor, sql, params)
                 table = pa.table({}) if result is None else result.to_arrow_table()
@@ -231,7 +237,11 @@ class DuckDBMirror:
         self, sql: str, params: Sequence[Any] | Mapping[str, Any], rows: int, cancel: Cancel
     ) -> Iterator[pa.RecordBatch]:
         """Yield an empty batch, then the rows."""
-        with self._cursor() as cursor, cancel.ending_by(cursor.interrupt):
+        with (
+            _keys_of_the_user(),
+            self._cursor() as cursor,
+            cancel.ending_by(cursor.interrupt),
+        ):
             try:
                 result = self._asked(cursor, sql, params)
                 if result is None:
@@ -342,9 +352,9 @@ class DuckDBMirror:
             cursor.close()
 
 
-def _too_large() -> MirrorError:
+def _too_large() -> MirrorMemoryError:
     # No QueryError, after which the source would be asked for as much.
-    return MirrorError(
+    return MirrorMemoryError(
         "DuckDB has reached its memory limit",
         hint="ask for less at once, or raise mirror.memory_limit",
     )
@@ -378,10 +388,24 @@ def _connect(
 @contextmanager
 def translated(path: str) -> Iterator[None]:
     """Turn the driver's errors into ours."""
+    with _keys_of_the_user():
+        try:
+            yield
+        except duckdb.InterruptException as error:
+            raise KeyboardInterrupt from error
+        except duckdb.Error as error:
+            raise _translate(cause(error), path) from error
+
+
+@contextmanager
+def _keys_of_the_user() -> Iterator[None]:
+    """Raise what Ctrl-C means: DuckDB, which sees it first, calls it an error of its own."""
     try:
         yield
-    except duckdb.Error as error:
-        raise _translate(cause(error), path) from error
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":
+            raise
+        raise KeyboardInterrupt from error
 
 
 def _translate(error: duckdb.Error, path: str) -> RheiError:
@@ -403,7 +427,9 @@ def _translate(error: duckdb.Error, path: str) -> RheiError:
         )
     if "No space left" in text or "Out of disk" in text or "could not write all" in text.lower():
         return MirrorError(f"the disk that holds {path!r} is full", hint="free space, try again")
-    return MirrorError(f"DuckDB failed on {path!r}: {first_line(error)}")
+    quotes_values = isinstance(error, duckdb.DataError | duckdb.IntegrityError)
+    what = type(error).__name__ if quotes_values else first_line(error)
+    return MirrorError(f"DuckDB failed on {path!r}: {what}")
 
 
 def _roll_back(connection: duckdb.DuckDBPyConnection) -> None:

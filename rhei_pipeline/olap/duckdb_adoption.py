@@ -54,7 +54,7 @@ def adopt_copy(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime
         connection.execute(f"drop table {target}")
     if table.mode is Mode.DESTRUCTIVE:
         connection.execute(
-            f"alter table {copy_name(table.schema)} rename to {quote(table.schema.relation)}"
+            f"alter table {copy_name(table.schema)} rename to {quote(table.schema.mirror_relation)}"
         )
     else:
         _adopt_as_versions(connection, table, at)
@@ -104,8 +104,8 @@ def _refuse_other_table(connection: duckdb.DuckDBPyConnection, table: Table) -> 
     In a source without schemas, two names that differ by case only are one table's, renamed.
     """
     schema, built = table.schema, read_built(connection, table.schema)
-    standing = standing_name(connection, schema) or schema.relation
-    renamed = standing != schema.relation
+    standing = standing_name(connection, schema) or schema.mirror_relation
+    renamed = standing != schema.mirror_relation
     if (built is not None and built.set_aside) or (renamed and schema.namespace):
         raise SchemaDriftError(
             f"the mirror has another table of this name, {standing!r}",
@@ -113,7 +113,9 @@ def _refuse_other_table(connection: duckdb.DuckDBPyConnection, table: Table) -> 
             hint=f"move that one away with 'rhei drop-table {standing} --keep-as NAME'",
         )
     if renamed:
-        connection.execute(f"alter table {quote(standing)} rename to {quote(schema.relation)}")
+        connection.execute(
+            f"alter table {quote(standing)} rename to {quote(schema.mirror_relation)}"
+        )
         rename_records(connection, standing, schema.name)
     return built
 

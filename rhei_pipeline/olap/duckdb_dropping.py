@@ -46,7 +46,7 @@ def _rows(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> int:
 
 
 def _snapshots(schema: TableSchema) -> TableSchema:
-    return replace(schema, namespace=SNAPSHOTS)
+    return replace(schema, name=schema.snapshot_name, namespace=SNAPSHOTS, mirror_name="")
 
 
 def _leave(

@@ -57,7 +57,7 @@ def write_snapshots(
     connection: duckdb.DuckDBPyConnection, table: Table, days: Mapping[date, AsOf]
 ) -> dict[date, int]:
     """Keep a table's rows as of each day's instant, under the day."""
-    target, types = f"snapshot.{quote(table.name)}", _types(connection, table)
+    target, types = f"snapshot.{quote(table.schema.snapshot_name)}", _types(connection, table)
     connection.execute("create schema if not exists snapshot")
     connection.execute(f"create table if not exists {target}(snapshot_date date)")
     for name in dict.fromkeys(name for asked in days.values() for name in asked.columns):

@@ -6,7 +6,7 @@ DuckDB does not tell names apart that differ by case only.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import duckdb
 import pyarrow as pa
@@ -68,7 +68,7 @@ def standing_name(connection: duckdb.DuckDBPyConnection, schema: TableSchema) ->
     found = connection.execute(
         "select table_name from duckdb_tables() where lower(schema_name) = lower(?)"
         " and lower(table_name) = lower(?) and database_name = current_database()",
-        [schema.namespace or MAIN, schema.relation],
+        [schema.namespace or MAIN, schema.mirror_relation],
     ).fetchall()
     return str(found[0][0]) if found else None
 
@@ -95,15 +95,20 @@ def read_tables(connection: duckdb.DuckDBPyConnection) -> dict[str, Table]:
         found = built.get((own, relation), unrecorded)
         types = list(map(arrow_type, kinds))
         if None not in types:
-            table = _table(found, own, dict(zip(names, types, strict=True)))
+            table = _table(found, own, relation, dict(zip(names, types, strict=True)))
             tables[mirror_table(table.schema)] = table
     return tables
 
 
-def _table(built: Built, namespace: str | None, types: Mapping[str, pa.DataType]) -> Table:
+def _table(
+    built: Built, namespace: str | None, relation: str, types: Mapping[str, pa.DataType]
+) -> Table:
     own = tuple(Column(name, kind) for name, kind in types.items() if name not in _HISTORY)
     mode = Mode.TEMPORAL if VALID_TO in types else Mode.DESTRUCTIVE
-    return Table(TableSchema(built.name, own, built.primary_key, namespace), mode)
+    schema = TableSchema(built.name, own, built.primary_key, namespace)
+    if schema.relation.lower() != relation.lower():
+        schema = replace(schema, mirror_name=relation)
+    return Table(schema, mode)
 
 
 def read_built(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> Built | None:
@@ -111,7 +116,7 @@ def read_built(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> Bu
     found = connection.execute(
         "select table_name, primary_key, set_aside from _rhei_table"
         " where namespace is not distinct from ? and lower(relation) = lower(?)",
-        [schema.namespace, schema.relation],
+        [schema.namespace, schema.mirror_relation],
     ).fetchall()
     return Built(found[0][0], tuple(json.loads(found[0][1])), found[0][2]) if found else None
 
@@ -126,7 +131,7 @@ def write_built(
         [
             schema.name,
             schema.namespace,
-            schema.relation,
+            schema.mirror_relation,
             json.dumps(schema.primary_key),
             set_aside,
         ],
@@ -138,7 +143,7 @@ def forget_built(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> 
     connection.execute(
         "delete from _rhei_table"
         " where namespace is not distinct from ? and lower(relation) = lower(?)",
-        [schema.namespace, schema.relation],
+        [schema.namespace, schema.mirror_relation],
     )
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.compaction import key_codes
-from rhei_pipeline.errors import MirrorDamagedError, MirrorError, SchemaError
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError, RheiError, SchemaError
 from rhei_pipeline.events import (
     SEQUENCE,
     Comparison,
@@ -20,6 +20,7 @@ from rhei_pipeline.events import (
     Operation,
     Versions,
 )
+from rhei_pipeline.faults import own_fault
 from rhei_pipeline.history import DELETED, FLOOR, LOCATOR, REPEATED, repeated
 from rhei_pipeline.ledger import AsOf, CopyProgress, Ledger, Watermark
 from rhei_pipeline.olap import letters as dead
@@ -72,7 +73,7 @@ class FileTransaction:
         tables = {n: t for n, t in self.base.tables.items() if n not in self._dropped}
         now = datetime.now(UTC)
         for name, draft in self._tables.items():
-            table = draft.settle()
+            table = self._settled(draft)
             limit = SEGMENT_ROWS if table.relation.startswith(COPY_PREFIX) else CYCLE_ROWS
             tables[name] = fold(table, due_in_a_cycle(table.segments, now, limit), self.store)
         kept = self.base.letters
@@ -86,6 +87,18 @@ class FileTransaction:
             ledger=self.ledger(),
             letters=kept,
         )
+
+    def _settled(self, draft: Draft) -> StoredTable:
+        """Write one table; an unknown error at that is its own."""
+        try:
+            return draft.settle()
+        except (RheiError, OSError):
+            raise
+        except Exception as error:
+            built = draft.table.built
+            name = built.name if built else self.base.name_of(draft.table)
+            fault = own_fault(error, name)
+            raise fault if fault is not None else error from error
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as this transaction sees it."""
@@ -180,7 +193,7 @@ class FileTransaction:
         """Keep a temporal table's rows as of each day's instant, under the day."""
         name, draft = _snapshots(table.schema), self._draft(table)
         if not self._stands(name):
-            empty = StoredTable(SNAPSHOTS, table.name, pa.schema([_DAY]))
+            empty = StoredTable(SNAPSHOTS, table.schema.snapshot_name, pa.schema([_DAY]))
             self._tables[name] = Draft(empty, self.store)
         target = self._named(name, table)
         asked = dict.fromkeys(column for day in days.values() for column in day.columns)
@@ -242,7 +255,7 @@ class FileTransaction:
                 note_columns(self._tables[name], table, at)
                 return None
         copy = self._drop_copy(table)
-        copy.move(table.schema.namespace, table.schema.relation)
+        copy.move(table.schema.namespace, table.schema.mirror_relation)
         if table.mode is Mode.TEMPORAL:
             copy.reshape(table.mirror_schema)
             since = pa.scalar(at, INSTANT).cast(pa.int64()).as_py()
@@ -265,12 +278,12 @@ class FileTransaction:
     def _follow_case(self, schema: TableSchema) -> None:
         """Take over a name that changed its case; without schemas, a source has one of both."""
         for old, stored in self.base.tables.items():
-            alike = stored.relation.lower() == schema.relation.lower()
-            if alike and stored.is_mirrored and stored.relation != schema.relation:
+            alike = stored.relation.lower() == schema.mirror_relation.lower()
+            if alike and stored.is_mirrored and stored.relation != schema.mirror_relation:
                 if schema.namespace or stored.namespace or old in self._dropped:
                     continue
                 draft = self._tables.pop(old, None) or Draft(stored, self.store)
-                draft.move(None, schema.relation)
+                draft.move(None, schema.mirror_relation)
                 self._tables[mirror_table(schema)] = draft
                 self._dropped.add(old)
                 self._watermarks.pop(stored.relation, None)
@@ -376,7 +389,7 @@ class FileTransaction:
         return found
 
     def _put(self, table: Table, schema: pa.Schema, prefix: str) -> None:
-        stored = StoredTable(table.schema.namespace, prefix + table.schema.relation, schema)
+        stored = StoredTable(table.schema.namespace, prefix + table.schema.mirror_relation, schema)
         self._tables[mirror_table(table.schema, prefix)] = Draft(stored, self.store)
 
     def _drop_copy(self, table: Table) -> Draft:
@@ -393,7 +406,7 @@ class FileTransaction:
 
 
 def _snapshots(schema: TableSchema) -> str:
-    return f"{SNAPSHOTS}.{quote(schema.name)}"
+    return f"{SNAPSHOTS}.{quote(schema.snapshot_name)}"
 
 
 def _merge(draft: Draft, table: Table, changes: NetChanges) -> Counts:

@@ -48,7 +48,10 @@ class Healing:
     def of(self, manifest: Manifest) -> Manifest:
         """Return the state without what is damaged; the caller commits it."""
         tables = dict(manifest.tables)
-        for name in (mirror_table(self.table.schema), f"{SNAPSHOTS}.{quote(self.table.name)}"):
+        for name in (
+            mirror_table(self.table.schema),
+            f"{SNAPSHOTS}.{quote(self.table.schema.snapshot_name)}",
+        ):
             if name in tables:
                 tables[name] = self._healed(tables[name], manifest)
         copies = dict(manifest.ledger.copies)

@@ -3,7 +3,7 @@
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -148,7 +148,10 @@ class StoredTable:
         own = [field for field in self.schema if field.name not in _HISTORY]
         columns = tuple(Column(field.name, field.type) for field in own)
         mode = Mode.TEMPORAL if VALID_TO in self.schema.names else Mode.DESTRUCTIVE
-        return Table(TableSchema(built.name, columns, built.primary_key, self.namespace), mode)
+        schema = TableSchema(built.name, columns, built.primary_key, self.namespace)
+        if schema.relation != self.relation:
+            schema = replace(schema, mirror_name=self.relation)
+        return Table(schema, mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +180,8 @@ class Manifest:
     def name_of(self, table: StoredTable) -> str:
         """Return the name by which a pipeline knows a table, or the one it was made from."""
         relation = table.relation.removeprefix(COPY_PREFIX)
+        if table.built is not None and table.is_mirrored:
+            return table.built.name
         if table.namespace is None or table.namespace == SNAPSHOTS:
             return relation
         name = f"{table.namespace}.{relation}"

@@ -22,6 +22,7 @@ from rhei_pipeline.errors import (
     SettingsError,
     SourceBusyError,
     SourceError,
+    SourceUnreachableError,
 )
 from rhei_pipeline.oltp.postgres_connection import set_config
 from rhei_pipeline.oltp.postgres_identity import identity
@@ -31,6 +32,7 @@ from rhei_pipeline.oltp.postgres_schema import (
     Connection,
     arrow_type,
     declaration,
+    other_names,
     qualified,
     read_table,
     table_names,
@@ -324,6 +326,11 @@ class PostgresDatabase:
         with self._lent() as connection:
             return table_names(connection)
 
+    def other_names(self) -> dict[str, str]:
+        """Return the names of all other tables and views, each with what it is or lacks."""
+        with self._lent() as connection:
+            return other_names(connection)
+
     def read_schema(
         self,
         name: str,
@@ -521,7 +528,7 @@ def _connection_error(error: psycopg.OperationalError) -> RheiError:
             f"the source refuses the connection: {_last_line(error)}",
             hint="correct source.dsn, its user or its password",
         )
-    return SourceBusyError(
+    return SourceUnreachableError(
         f"the source cannot be reached: {_last_line(error)}",
         hint="it will be tried again; see that the server is up",
     )

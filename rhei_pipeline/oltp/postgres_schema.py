@@ -74,6 +74,15 @@ where c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence = 'p
   and exists (select 1 from pg_index i where i.indrelid = c.oid and i.indisprimary)
 order by 1, 2
 """
+_OTHERS = f"""
+select n.nspname, c.relname, c.relkind::text, c.relpersistence::text
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where c.relkind in ('r', 'p', 'v', 'm', 'f') and not c.relispartition
+  and c.relpersistence <> 't' and {_SYSTEM} and c.relname not like '\\_rhei\\_%'
+  and not (c.relkind in ('r', 'p') and c.relpersistence = 'p'
+    and exists (select 1 from pg_index i where i.indrelid = c.oid and i.indisprimary))
+order by 1, 2
+"""
 _RELATION = """
 select c.oid::bigint, c.relkind::text, c.relpersistence::text, c.relreplident::text,
     row_security_active(c.oid),
@@ -137,6 +146,21 @@ class StoredColumn:
 def table_names(connection: Connection) -> list[str]:
     """Return the names of all ordinary tables that have a primary key."""
     return [_name(*row) for row in connection.execute(_TABLES)]
+
+
+def other_names(connection: Connection) -> dict[str, str]:
+    """Return the names of all other tables and views, each with what it is or lacks.
+
+    The parts of a partitioned table are mirrored with the whole, and left out here.
+    """
+    return {
+        _name(namespace, relation): f"it is a {_KINDS[kind]}"
+        if kind in _KINDS
+        else "the server does not log it"
+        if persistence != "p"
+        else "it has no primary key"
+        for namespace, relation, kind, persistence in connection.execute(_OTHERS)
+    }
 
 
 def read_table(

@@ -26,7 +26,12 @@ from rhei_pipeline.metrics import Finding
 from rhei_pipeline.oltp import sqlite_doctor, sqlite_query
 from rhei_pipeline.oltp.sqlite_identity import read_mark, write_mark
 from rhei_pipeline.oltp.sqlite_meaning import meaning
-from rhei_pipeline.oltp.sqlite_schema import declaration, read_table, table_names
+from rhei_pipeline.oltp.sqlite_schema import (
+    declaration,
+    other_names,
+    read_table,
+    table_names,
+)
 from rhei_pipeline.ownership import SourceIdentity
 from rhei_pipeline.protocols import Begun, Streamed
 from rhei_pipeline.schema import Column, Table, TableOptions, TableSchema
@@ -196,6 +201,11 @@ class SqliteDatabase:
         """Return the names of all ordinary tables that have a primary key."""
         with self.reader() as connection:
             return table_names(connection)
+
+    def other_names(self) -> dict[str, str]:
+        """Return the names of all other tables and views, each with what it is or lacks."""
+        with self.reader() as connection:
+            return other_names(connection)
 
     def read_schema(
         self, name: str, options: TableOptions, known: TableSchema | None

@@ -42,6 +42,7 @@ _AFFINITIES = (
     (("BLOB",), pa.binary()),
     (("REAL", "FLOA", "DOUB"), pa.float64()),
 )
+_OTHERS = {"table": "it has no primary key", "view": "it is a view"}
 _DECLARATIONS = (
     "INTEGER",
     "REAL",
@@ -142,6 +143,17 @@ def table_names(connection: sqlite3.Connection) -> list[str]:
         " order by name"
     )
     return [name for (name,) in rows]
+
+
+def other_names(connection: sqlite3.Connection) -> dict[str, str]:
+    """Return the names of all other tables and views, each with what it is or lacks."""
+    rows = connection.execute(
+        "select name, type from pragma_table_list where schema = 'main' and type <> 'shadow'"
+        " and name not like 'sqlite\\_%' escape '\\' and name not like '\\_rhei\\_%' escape '\\'"
+        " and not (type = 'table' and exists"
+        " (select 1 from pragma_table_info(pragma_table_list.name) where pk > 0)) order by name"
+    )
+    return {name: _OTHERS.get(kind, f"it is a {kind} table") for name, kind in rows}
 
 
 def read_table(

@@ -57,7 +57,7 @@ def test_the_shell_completes_tables_columns_and_keywords(world: World) -> None:
 
 def test_a_first_declaration_of_sqlite_works_as_it_is(world: World) -> None:
     world.run("create table loose(a, b)", "create table plain(k text primary key, v int)")
-    text = starter(str(world.path))
+    text = starter(str(world.path)).text
     found = Settings(**yaml.safe_load(text))
     tables = {table.name: (table.mode, table.primary_key) for table in found.tables or ()}
     assert tables == {"orders": ("temporal", ["id"]), "plain": ("destructive", ["k"])}
@@ -69,7 +69,7 @@ def test_a_first_declaration_of_postgres_keeps_the_password_out(
 ) -> None:
     world = make_postgres()
     world.run("create table o (id integer primary key, v text)")
-    text = starter(f"{world.dsn} password=hidden" if "://" not in world.dsn else world.dsn)
+    text = starter(f"{world.dsn} password=hidden" if "://" not in world.dsn else world.dsn).text
     assert world.dsn not in text
     assert yaml.safe_load(text)["tables"][0]["name"] == "o"
 

@@ -371,3 +371,23 @@ def test_a_postgres_source_syncs_and_wakes_the_sensor(
     assert [row["status"] for row in found] == ["new", "paid"]
     spec = build(settings).resolve_asset_graph().get(dg.AssetKey(["oltp", "sales", "orders"]))
     assert dsn not in str(spec.metadata)
+
+
+def test_the_definitions_load_whatever_the_source_looks_like(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    """A table that was mirrored keeps its assets, one that never was has none; both are named."""
+    with rhei.open(settings) as htap:
+        htap.sync_now()
+    write(settings, 'drop table "odd name"')
+    declared = [*(settings.tables or ()), TableSettings(name="none"), TableSettings(name="orders")]
+    found = build(settings.model_copy(update={"tables": declared}))
+    keys = {key.to_user_string() for key in found.resolve_asset_graph().get_all_asset_keys()}
+    assert len([key for key in keys if key.startswith(("mirror/orders", "mirror/odd_name"))]) == 2
+    assert not any("none" in key for key in keys)
+    assert sorted(found.metadata or {}) == ["left out: none", "left out: odd name"]
+    empty = build(settings.model_copy(update={"tables": [TableSettings(name="none")]}))
+    assert not empty.resolve_asset_graph().get_all_asset_keys()
+    # The session ends when the others are idle, though a table is left out for good.
+    assert build(settings).resolve_job_def("sync").execute_in_process(instance=instance).success
+    assert len(mirror(settings, "select * from orders")) == 2

@@ -32,7 +32,6 @@ def test_defaults(tmp_path: Path) -> None:
         ),
         (MINIMAL + "sorce: {}", "unknown field 'sorce'; did you mean 'source'"),
         (MINIMAL + "tables: [{nam: t}]", r"unknown field 'tables\[0\].nam'; did you mean 'name'"),
-        (MINIMAL + "tables: [{name: t}, {name: T}]", "table 'T' is declared twice"),
         (MINIMAL + "tables: [{name: t, types: {a: int3}}]", "unknown type 'int3'"),
         (MINIMAL + "mode: temporl", "field 'mode': input should be 'destructive' or 'temporal'"),
         (MINIMAL + "sync: {batch_rows: 0}", "field 'sync.batch_rows'"),

@@ -7,7 +7,7 @@ drained, so that changes and rows agree.
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,8 +16,15 @@ from rhei_pipeline.capture.buffer.bridge_snapshot import Bridged, BridgeSnapshot
 from rhei_pipeline.capture.buffer.change_log import ChangeLog, LogWriter
 from rhei_pipeline.capture.buffer.confirmation import Confirmation
 from rhei_pipeline.capture.buffer.envelope import seal
-from rhei_pipeline.errors import BufferFullError, SchemaError
+from rhei_pipeline.errors import (
+    BufferFullError,
+    PermanentError,
+    RheiError,
+    SchemaError,
+    SourceBusyError,
+)
 from rhei_pipeline.events import Position
+from rhei_pipeline.faults import Blame, own_fault
 from rhei_pipeline.protocols import Audit, ChangeSource, OnStep, SourceSnapshot, Step
 from rhei_pipeline.schema import Mode, Table, TableSchema
 
@@ -76,6 +83,8 @@ class BridgeSource:
         self._releasable: dict[str, Position] = {}
         self._full: BufferFullError | None = None
         self._lifted = False
+        self._failing: dict[str, PermanentError] = {}
+        self._blame = Blame()
 
     def describe(self, name: str) -> TableSchema:
         """Read a table's schema as it is now."""
@@ -182,16 +191,36 @@ class BridgeSource:
         says so.
         """
         self._release()
-        with self._inner.snapshot(rows=rows) as inner:
-            if not rows:
-                self._drain_if_room(inner)
-            drifted = frozenset() if rows else frozenset(self._drifted)
-            snapshot = BridgeSnapshot(
-                inner, self._log, dict(self._bridged), passes_on=rows, drifted=drifted
-            )
-            yield snapshot
+        self._failing.clear()
+        while True:
+            try:
+                with self._inner.snapshot(rows=rows) as inner:
+                    if not rows:
+                        self._drain_if_room(inner)
+                    snapshot = self._over(inner, passes_on=rows)
+                    yield snapshot
+                break
+            except Exception as error:  # noqa: BLE001  (one table's, or raised again)
+                self._note_failing(error)
         self._audited = snapshot.audited
         self._release()
+
+    def _over(self, inner: SourceSnapshot, *, passes_on: bool) -> BridgeSnapshot:
+        unreadable = {} if passes_on else {**self._failing, **_drifted(self._drifted)}
+        bridged = dict(self._bridged)
+        return BridgeSnapshot(inner, self._log, bridged, passes_on=passes_on, unreadable=unreadable)
+
+    def _note_failing(self, error: Exception) -> None:
+        """Leave the table undrained that failed at it; raise what is no fault of one table's.
+
+        The next snapshot is another one of the source's: an error may have spoilt the last.
+        """
+        name = self._blame.table
+        fault = own_fault(error, name) if name is not None else None
+        self._blame.clear()
+        if name is None or fault is None:
+            raise error
+        self._failing[name] = fault
 
     def drain(self) -> int:
         """Take what is pending into the log, with no mirror at hand; return how many events.
@@ -201,9 +230,17 @@ class BridgeSource:
         """
         self._log.check_age({name: self._confirmed_order(name) for name in self._bridged})
         self._release()
-        with self._inner.snapshot() as inner:
-            count = self._drain(inner)
+        self._failing.clear()
+        while True:
+            try:
+                with self._inner.snapshot() as inner:
+                    count = self._drain(inner)
+                break
+            except Exception as error:  # noqa: BLE001  (one table's, or raised again)
+                self._note_failing(error)
         self._release()
+        for failure in self._failing.values():
+            _log.error("%s; its changes wait in the source", failure)
         for name in self._drifted:
             _log.warning("table %r: its shape changed; its changes wait in the source", name)
         return count
@@ -295,7 +332,8 @@ class BridgeSource:
             for name in lost:
                 moved[name] = self._cut_off(self._bridged[name], writer)
             for name, after in due.items():
-                moved[name] = self._drain_table(self._bridged[name], after, inner, writer)
+                with self._blame.of(name):
+                    moved[name] = self._drain_table(self._bridged[name], after, inner, writer)
             for name, bridged in moved.items():
                 writer.set_fact(_TABLES + name, _form(bridged))
         self._bridged |= moved
@@ -313,16 +351,20 @@ class BridgeSource:
             after = bridged.inner
             if after is None:
                 continue
-            if not bridged.leads_on(inner):
-                lost.append(name)
+            if name in self._failing:
+                self._releasable[name] = after
                 continue
-            self._releasable[name] = after
-            if not (inner.pending(bridged.table, after) or inner.retains(after)):
-                continue
-            if self._has_drifted(bridged.table):
-                self._drifted.add(name)
-            else:
-                due[name] = after
+            with self._blame.of(name):
+                if not bridged.leads_on(inner):
+                    lost.append(name)
+                    continue
+                self._releasable[name] = after
+                if not (inner.pending(bridged.table, after) or inner.retains(after)):
+                    continue
+                if self._has_drifted(bridged.table):
+                    self._drifted.add(name)
+                else:
+                    due[name] = after
         return lost, due
 
     def _cut_off(self, bridged: Bridged, writer: LogWriter) -> Bridged:
@@ -390,6 +432,14 @@ class BridgeSource:
 
     def _on_part(self) -> None:
         self._on_step(Step.BUFFERING)
+
+
+def _drifted(names: Iterable[str]) -> dict[str, RheiError]:
+    """Return what to say of tables that could not be drained for their shape."""
+    return {
+        name: SourceBusyError("its shape changed while it was read", table=name, hint="sync again")
+        for name in names
+    }
 
 
 def _form(bridged: Bridged) -> bytes:

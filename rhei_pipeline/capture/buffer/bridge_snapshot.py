@@ -10,7 +10,7 @@ import pyarrow as pa
 from rhei_pipeline.capture.buffer.change_log import ChangeLog, Extent
 from rhei_pipeline.capture.buffer.envelope import in_size, unseal
 from rhei_pipeline.compaction import last_per_key
-from rhei_pipeline.errors import SourceBusyError
+from rhei_pipeline.errors import PermanentError, RheiError
 from rhei_pipeline.events import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.protocols import Audit, SourceSnapshot
 from rhei_pipeline.schema import Mode, Table, TableSchema
@@ -46,7 +46,7 @@ class BridgeSnapshot:
         inner: The source's snapshot: rows and clock.
         log, bridged: What was drained.
         passes_on: Whether changes go on behind the log with what the source has not yet given.
-        drifted: Tables that could not be drained, because they are of another shape by now.
+        unreadable: Why tables could not be drained: they are of another shape by now, or failed.
 
     Attributes:
         audited: The tables for which a whole comparison was asked for here.
@@ -59,13 +59,13 @@ class BridgeSnapshot:
         bridged: Mapping[str, Bridged],
         *,
         passes_on: bool,
-        drifted: frozenset[str],
+        unreadable: Mapping[str, RheiError],
     ) -> None:
         self._inner = inner
         self._log = log
         self._bridged = bridged
         self._passes_on = passes_on
-        self._drifted = drifted
+        self._unreadable = unreadable
         self.audited: set[str] = set()
         self.clock = inner.clock
         self.schema_version = inner.schema_version
@@ -86,6 +86,8 @@ class BridgeSnapshot:
 
     def proves(self, table: Table, position: Position) -> bool:
         """Look for the place in the log, which is of the table's shape when it was made."""
+        if isinstance(failure := self._unreadable.get(table.name), PermanentError):
+            raise failure
         bridged = self._bridged.get(table.name)
         if bridged is not None and bridged.table.schema != table.schema:
             return False
@@ -156,10 +158,8 @@ class BridgeSnapshot:
         return [e for e in self._log.extents(table.name, after.order) if e.parts]
 
     def _readable(self, table: Table, after: Position) -> list[Extent]:
-        if table.name in self._drifted:
-            raise SourceBusyError(
-                "its shape changed while it was read", table=table.name, hint="sync again"
-            )
+        if table.name in self._unreadable:
+            raise self._unreadable[table.name]
         return self._held(table, after)
 
     def _batches(self, table: Table, extents: list[Extent]) -> Iterator[ChangeBatch]:
