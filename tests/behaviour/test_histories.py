@@ -31,9 +31,9 @@ from tests.strategies import (
     stormy,
 )
 
-EXAMPLES = 20
-BUFFERED_EXAMPLES = 10
-STORAGE_EXAMPLES = 12
+EXAMPLES = 14
+BUFFERED_EXAMPLES = 7
+STORAGE_EXAMPLES = 8
 SOAK_EXAMPLES = 2_000
 DURABLE = ("ipc", "parquet", "delta")
 STORAGES = ("memory", *DURABLE)

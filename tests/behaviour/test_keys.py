@@ -200,7 +200,7 @@ def test_postgres_keys_that_are_equal_follow_the_source(
         world.run(*statements)
         world.htap.sync_now()
         assert copies(world, names) == {name: rows_as_text(world, name) for name in names}
-        assert world.htap.verify().equal
+    assert world.htap.verify().equal
 
 
 def copies(world: PostgresWorld, names: list[str]) -> dict[str, list[tuple[str, ...]]]:

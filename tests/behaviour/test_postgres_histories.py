@@ -23,7 +23,7 @@ from tests.postgres_histories import (
     triggers_stormy,
 )
 
-EXAMPLES = 6
+EXAMPLES = 4
 SOAK_EXAMPLES = 400
 TRIGGERS = {"method": "trigger"}
 
