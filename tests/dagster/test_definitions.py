@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -295,10 +296,14 @@ def test_the_schedule_asks_for_the_day_before(
     assert request.tags["dagster/partition"] == yesterday
 
 
-def test_a_broken_declaration_fails_the_load_by_name(settings: Settings) -> None:
-    broken = settings.model_copy(update={"tables": [TableSettings(name="ordrs")]})
-    with pytest.raises(rhei.RheiError, match=r"'ordrs'.*did you mean 'orders'"):
-        build(broken)
+def test_a_table_that_is_not_there_is_named_and_the_others_load(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    declared = [TableSettings(name="ordrs"), TableSettings(name="orders")]
+    defs = build(settings.model_copy(update={"tables": declared}))
+    assert re.search(r"'ordrs'.*did you mean 'orders'", caplog.text)
+    keys = {key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()}
+    assert "mirror/orders" in keys
 
 
 def test_a_check_shows_what_differs(settings: Settings, instance: dg.DagsterInstance) -> None:

@@ -52,6 +52,7 @@ ALLOWED = {
     "tests/behaviour/test_ownership.py:rewrite_manifest": FILES,
     "tests/contract/test_database.py:database": BEFORE,
     "tests/damage.py": AFTER,
+    "tests/installed_postgres.py": "a server's settings, before it starts",
 }
 
 
