@@ -7,6 +7,9 @@ import pyarrow as pa
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.schema import TableSchema
 
+#: Conditions in a row before they are grouped.
+_CHAIN = 50
+
 
 def quote(identifier: str) -> str:
     """Quote any identifier for SQLite and DuckDB alike."""
@@ -27,6 +30,26 @@ def listed(identifiers: Iterable[str], prefix: str = "") -> str:
 def matching(left: str, right: str, names: Iterable[str], operator: str = "=") -> str:
     """Write `left.a = right.a and left.b = right.b ...`."""
     return " and ".join(f"{left}.{quote(name)} {operator} {right}.{quote(name)}" for name in names)
+
+
+def conjunction(conditions: Iterable[str]) -> str:
+    """Write conditions that must all hold; many of them as a tree, which no engine finds too deep.
+
+    SQLite may refuse an expression of more than 1000 levels, and a chain has one a condition.
+    """
+    return _tree("and", list(conditions))
+
+
+def disjunction(conditions: Iterable[str]) -> str:
+    """Write conditions of which one must hold; see `conjunction`."""
+    return _tree("or", list(conditions))
+
+
+def _tree(operator: str, conditions: list[str]) -> str:
+    if len(conditions) > _CHAIN:
+        groups = (conditions[i : i + _CHAIN] for i in range(0, len(conditions), _CHAIN))
+        return _tree(operator, [f"({_tree(operator, group)})" for group in groups])
+    return f" {operator} ".join(conditions)
 
 
 def mirror_table(schema: TableSchema, prefix: str = "") -> str:

@@ -9,6 +9,7 @@ import math
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +22,8 @@ _NONE = type(None)
 _EXACT_INTEGER = 2**53  # beyond it not every integer is a double
 _MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _LONG = 2**63
+#: Columns that one select can return (SQLITE_MAX_COLUMN).
+MOST_CHOSEN = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,31 @@ def fetch(
         if "UTF-8" not in str(error):
             raise
         yield from _fetch_tolerant(connection, sql, params, size, skip=seen)
+
+
+def fetch_wide(
+    connection: sqlite3.Connection,
+    chosen: Sequence[str],
+    source: str,
+    params: Sequence[Any],
+    size: int,
+) -> Iterator[list[tuple[Any, ...]]]:
+    """Run `select chosen` + `source` as `fetch` does, however many columns are chosen.
+
+    More than one select can return are read by several side by side, so `source` must then give
+    its rows in one order.
+    """
+    parts = [chosen[i : i + MOST_CHOSEN] for i in range(0, len(chosen), MOST_CHOSEN)]
+    streams = [
+        fetch(connection, f"select {', '.join(part)}{source}", params, size) for part in parts
+    ]
+    if len(streams) == 1:
+        yield from streams[0]
+        return
+    flat = (chain.from_iterable(stream) for stream in streams)
+    whole = (tuple(chain.from_iterable(pieces)) for pieces in zip(*flat, strict=True))
+    while rows := list(islice(whole, size)):
+        yield rows
 
 
 def _fetch_tolerant(

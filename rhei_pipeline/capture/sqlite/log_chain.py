@@ -9,7 +9,12 @@ import json
 import sqlite3
 from dataclasses import dataclass
 
-from rhei_pipeline.capture.sqlite.trigger_sql import key_places, log_table, value_places
+from rhei_pipeline.capture.sqlite.trigger_sql import (
+    CONTINUED,
+    key_places,
+    log_table,
+    value_places,
+)
 from rhei_pipeline.schema import TableSchema
 from rhei_pipeline.sql import quote
 
@@ -45,10 +50,21 @@ class Log:
         """Return where it keeps a table's columns, the key's first; `null` for one it lacks."""
         made_for = self.schema or schema
         names = [*made_for.primary_key, *(column.name for column in made_for.value_columns)]
-        kept = [*key_places(made_for), *value_places(made_for)]
+        parts = value_places(made_for)
+        rows = ["entry"] + ["rest"] * (len(parts) - 1)
+        kept = [f"entry.{place}" for place in key_places(made_for)]
+        kept += [f"{row}.{place}" for row, part in zip(rows, parts, strict=False) for place in part]
         at = dict(zip(names, kept, strict=True))
         wanted = [*schema.primary_key, *(column.name for column in schema.value_columns)]
         return [at.get(name, "null") for name in wanted]
+
+    def entries(self, schema: TableSchema) -> str:
+        """Write where its places are read from: each entry, and what continues it."""
+        log = quote(self.name)
+        if len(value_places(self.schema or schema)) <= 1:
+            return f"{log} entry"
+        continued = f"rest.seq = entry.seq + 1 and rest.live = {CONTINUED}"
+        return f"{log} entry left join {log} rest on {continued}"
 
 
 def find_logs(connection: sqlite3.Connection, table: str) -> list[Log]:

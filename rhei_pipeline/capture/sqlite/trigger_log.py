@@ -13,13 +13,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rhei_pipeline.capture.acknowledged import Acknowledged
-from rhei_pipeline.capture.sqlite import log_chain, schema_watch
+from rhei_pipeline.capture.sqlite import log_chain, schema_watch, trial
 from rhei_pipeline.capture.sqlite.log_chain import Log, exists, newest_entry
 from rhei_pipeline.capture.sqlite.trigger_snapshot import TriggerSnapshot
 from rhei_pipeline.capture.sqlite.trigger_sql import (
     CLOCK,
     capture_sql,
-    image_insert,
+    image_inserts,
     key_places,
     keyless_insert,
     log_table,
@@ -98,13 +98,26 @@ class TriggerSource:
         compared whole.
         """
         if not self._is_installed(table, least) or not schema_watch.is_noted(self._connection):
-            with self._writing():
-                schema_watch.mark_changed(self._connection)
-                # Another mirror may have done it since.
-                if not self._is_installed(table, least):
-                    self._make_anew(table, least)
-                schema_watch.note(self._connection)
+            try:
+                with self._writing():
+                    schema_watch.mark_changed(self._connection)
+                    # Another mirror may have done it since.
+                    if not self._is_installed(table, least):
+                        self._make_anew(table, least)
+                    schema_watch.note(self._connection)
+            except SchemaError:
+                self._lift_harm(table.name)
+                raise
         self._marks = schema_watch.marks(self._connection)
+
+    def _lift_harm(self, name: str) -> None:
+        """Drop triggers of before that keep the application from writing."""
+        with self._writing():
+            before = trial.passing(self._connection, name)
+            self._connection.execute("savepoint with_triggers")
+            self._drop_triggers(name)
+            if trial.passing(self._connection, name) == before:
+                self._connection.execute("rollback to with_triggers")
 
     def _is_installed(self, table: Table, least: int) -> bool:
         return self.stands(table) and self._newest(table.name) >= max(least, 1)
@@ -123,15 +136,16 @@ class TriggerSource:
         self._drop_triggers(table.name)
         log_chain.retire(connection, table.name, known.schema if known else None)
         self._drop_tables(table.name)
-        for text in wanted.tables.values():
-            connection.execute(text)
-        connection.execute(
-            f"insert into {quote(log_table(table.name))}(seq, at) values(?, {CLOCK})", (first,)
-        )
-        log_chain.note_log(connection, source.schema, first)
-        schema_watch.mark(connection, table.name, first)
-        for text in wanted.triggers.values():
-            connection.execute(text)
+        with trial.writes_go_on(connection, table.name):
+            for text in wanted.tables.values():
+                connection.execute(text)
+            connection.execute(
+                f"insert into {quote(log_table(table.name))}(seq, at) values(?, {CLOCK})", (first,)
+            )
+            log_chain.note_log(connection, source.schema, first)
+            schema_watch.mark(connection, table.name, first)
+            for text in wanted.triggers.values():
+                connection.execute(text)
 
     def _mode_of_log(self, table: Table) -> Mode:
         """Return the mode to log for: another mirror's versions do not end with a plain one."""
@@ -234,16 +248,13 @@ class TriggerSource:
         statements = [f"insert into {log}(at, {', '.join(places)}) values({CLOCK}, {marks})"]
         if table.mode is Mode.TEMPORAL:
             parts = [f"?{number}" for number, _ in enumerate(places, 1)]
-            same = " and ".join(
-                f"{quote(name)} = {part}"
-                for name, part in zip(source.schema.primary_key, parts, strict=True)
-            )
-            statements = [f"{image_insert(source)} where {same}"]
+            statements = image_inserts(source, parts)
             if source.nullable_key:
                 statements.append(keyless_insert(source, parts))
         with self._writing():
-            for statement in statements:
-                self._connection.executemany(statement, keys)
+            for key in keys:
+                for statement in statements:
+                    self._connection.execute(statement, key)
 
     def held_bytes(self) -> dict[str, int]:
         """Tell nothing: SQLite knows the size of its file only."""

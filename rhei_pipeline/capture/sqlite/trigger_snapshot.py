@@ -13,6 +13,7 @@ from rhei_pipeline.capture.sqlite.log_chain import Log, find_logs, holds_images
 from rhei_pipeline.capture.sqlite.rows import RowReader, event_batch
 from rhei_pipeline.capture.sqlite.trigger_sql import (
     CLOCK,
+    CONTINUED,
     has_key,
     key_places,
     log_table,
@@ -20,10 +21,10 @@ from rhei_pipeline.capture.sqlite.trigger_sql import (
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.oltp.sqlite_schema import SqliteTable
-from rhei_pipeline.oltp.sqlite_values import fetch
+from rhei_pipeline.oltp.sqlite_values import MOST_CHOSEN, fetch_wide
 from rhei_pipeline.protocols import Audit
 from rhei_pipeline.schema import INSTANT, Mode, Table, TableSchema
-from rhei_pipeline.sql import listed, quote
+from rhei_pipeline.sql import conjunction, disjunction, quote
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -127,19 +128,20 @@ class TriggerSnapshot:
             return
         # From the logs alone, in the shape they were made in: the table may have changed since.
         for log in self._logs_behind(table, after):
-            sql = (
-                f"select seq, at, live, {', '.join(log.places(table.schema))}"
-                f" from {quote(log.name)} where seq > ? and live is not null order by seq"
+            chosen = ["entry.seq", "entry.at", "entry.live", *log.places(table.schema)]
+            entries = (
+                f" from {log.entries(table.schema)} where entry.seq > ?1 and entry.live is not null"
+                f" and entry.live <> {CONTINUED} order by entry.seq"
             )
-            for rows in fetch(self._connection, sql, (after.order,), limit):
+            for rows in fetch_wide(self._connection, chosen, entries, (after.order,), limit):
                 yield self._versions(table.schema, rows)
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Join the touched keys to the rows they have now."""
         source = self._catalogue(table.name)
         count = self.pending(table, after)
-        sql = _net_sql(source, self._logs_behind(table, after))
-        for rows in fetch(self._connection, sql, (after.order,), limit):
+        chosen, touched = _net_sql(source, self._logs_behind(table, after))
+        for rows in fetch_wide(self._connection, chosen, touched, (after.order,), limit):
             yield self._net_batch(source, rows, count)
             count = 0
 
@@ -282,26 +284,26 @@ def _order_of_columns(schema: TableSchema) -> list[str]:
     return [*schema.primary_key, *(column.name for column in schema.value_columns)]
 
 
-def _net_sql(source: SqliteTable, logs: Sequence[Log]) -> str:
-    """Select `live`, the key (as logged where there is no row), then the other columns.
+def _net_sql(source: SqliteTable, logs: Sequence[Log]) -> tuple[list[str], str]:
+    """Write what to select, and from where: `live`, the key as logged, then the other columns.
 
-    Where the key's collation lets two spellings meet, the key as logged stands behind them all.
+    Where the key's collation lets two spellings meet, the key of the row stands behind them all.
     """
     schema = source.schema
     places = key_places(schema)
     key = schema.primary_key
-    joined = " and ".join(
+    joined = conjunction(
         f"t.{quote(name)} = k.{place}" for name, place in zip(key, places, strict=True)
     )
-    keys = ", ".join(f"k.{place}" for place in places)
-    values = listed([column.name for column in schema.value_columns], "t")
-    logged = "" if source.binary_key else listed(key, "t")
+    values = [*(column.name for column in schema.value_columns)]
+    values += () if source.binary_key else key
+    chosen = [_live_sql(source), *(f"k.{place}" for place in places)]
+    chosen += [f"t.{quote(name)}" for name in values]
     told = "" if source.nullable_key else f" and {places[0]} is not null"
     touched = " union all ".join(_touched_sql(log, schema) for log in logs)
-    chosen = ", ".join(filter(None, [_live_sql(source), keys, values, logged]))
-    return (
-        f"select {chosen} from"
-        f" (select distinct {', '.join(places)} from ({touched}) where true{told}) k"
+    order = f" order by {', '.join(places)}" if len(chosen) > MOST_CHOSEN else ""
+    return chosen, (
+        f" from (select distinct {', '.join(places)} from ({touched}) where true{told}{order}) k"
         f" left join {quote(schema.name)} t on {joined}"
     )
 
@@ -309,7 +311,7 @@ def _net_sql(source: SqliteTable, logs: Sequence[Log]) -> str:
 def _touched_sql(log: Log, schema: TableSchema) -> str:
     kept = zip(log.places(schema), key_places(schema), strict=False)
     keys = ", ".join(f"{place} as {name}" for place, name in kept)
-    return f"select {keys} from {quote(log.name)} where seq > ?1"
+    return f"select {keys} from {quote(log.name)} entry where entry.seq > ?1"
 
 
 def _live_sql(source: SqliteTable) -> str:
@@ -318,7 +320,7 @@ def _live_sql(source: SqliteTable) -> str:
     if not source.nullable_key:
         return live
     places = dict(zip(source.schema.primary_key, key_places(source.schema), strict=True))
-    unknown = " or ".join(f"k.{places[name]} is null" for name in source.nullable_key)
+    unknown = disjunction(f"k.{places[name]} is null" for name in source.nullable_key)
     same = has_key(source, "r", [f"k.{place}" for place in places.values()])
     return (
         f"{live} or (({unknown})"

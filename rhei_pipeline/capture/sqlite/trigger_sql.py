@@ -16,12 +16,22 @@ from sqlglot.tokenizer_core import Token, TokenType
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.oltp.sqlite_schema import SqliteTable, UniqueIndex
 from rhei_pipeline.schema import Mode, TableSchema
-from rhei_pipeline.sql import listed, quote
+from rhei_pipeline.sql import conjunction, disjunction, listed, quote
 
 #: Microseconds since 1970 by SQLite's clock, which has milliseconds; fixed within a statement.
 CLOCK = "cast((julianday('now') - 2440587.5) * 86400000.0 + 0.5 as integer) * 1000"
 
+#: What `live` says of an entry that holds the rest of the row whose entry is the one before it.
+CONTINUED = 2
+
 _EVENTS = ("before_insert", "before_update", "insert", "update", "delete")
+
+#: Columns that one join names: each deepens an expression, and the application's SQLite may allow
+#: 1000 levels (SQLITE_MAX_EXPR_DEPTH), or fewer where it was built so.
+_JOINED = 250
+#: Columns of a table (SQLITE_MAX_COLUMN), and those of a log that are not the table's.
+_MOST_COLUMNS = 2_000
+_OWN_COLUMNS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +63,15 @@ def key_places(schema: TableSchema) -> list[str]:
     return [f"k{place}" for place in range(len(schema.primary_key))]
 
 
-def value_places(schema: TableSchema) -> list[str]:
-    """Return the log's names for the columns outside the key."""
-    return [f"c{place}" for place in range(len(schema.value_columns))]
+def value_places(schema: TableSchema) -> list[list[str]]:
+    """Return the log's names for the columns outside the key, by the entries that hold a row.
+
+    There is one entry a row, and two where a log would have more columns than a table can have.
+    """
+    count = len(schema.value_columns)
+    fits = _OWN_COLUMNS + len(schema.primary_key) + count <= _MOST_COLUMNS
+    first = count if fits else (count + 1) // 2
+    return [[f"c{place}" for place in range(part)] for part in (first, count - first) if part]
 
 
 def capture_sql(table: SqliteTable, mode: Mode) -> CaptureSql:
@@ -143,7 +159,8 @@ class _ImageLog(_KeyLog):
     """Statements that log each row as it is once the change is made, or that it is gone."""
 
     def log(self) -> str:
-        places = ", ".join([*key_places(self.table.schema), *value_places(self.table.schema)])
+        values = next(iter(value_places(self.table.schema)), [])
+        places = ", ".join([*key_places(self.table.schema), *values])
         return f"CREATE TABLE {self.log_name}(seq integer primary key, at integer, live, {places})"
 
     def victims(self) -> dict[str, str]:
@@ -177,10 +194,11 @@ class _ImageLog(_KeyLog):
         return quote(_victim_table(self.table.schema.name))
 
     def _images(self) -> list[str]:
-        image = f"{image_insert(self.table)} where {_equal_key(self.name, self.key, 'new')}"
+        key = [f"new.{quote(name)}" for name in self.key]
+        images = image_inserts(self.table, key)
         if not self.table.nullable_key:
-            return [image]
-        return [image, keyless_insert(self.table, [f"new.{quote(name)}" for name in self.key])]
+            return images
+        return [*images, keyless_insert(self.table, key)]
 
     def _log_victims(self) -> list[str]:
         if not self.table.uniques:
@@ -198,18 +216,63 @@ class _ImageLog(_KeyLog):
         return f"not {_has_row(self.table, values)}"
 
 
-def image_insert(table: SqliteTable) -> str:
-    """Write the statement that logs rows as they are now; a condition may follow it."""
+def image_inserts(table: SqliteTable, key: Sequence[str]) -> list[str]:
+    """Write the statements that log a row as it is now, one for each entry that it takes.
+
+    `key` is the SQL of each part. They run one behind the other; nothing is logged where no row
+    has that key.
+    """
     schema = table.schema
-    values = [column.name for column in schema.value_columns]
-    places = ", ".join([*key_places(schema), *value_places(schema)])
+    names = [column.name for column in schema.value_columns]
+    statements = []
+    for number, places in enumerate(value_places(schema) or [[]]):
+        chosen, names = names[: len(places)], names[len(places) :]
+        live = CONTINUED if number else 1
+        statements.append(
+            f"insert into {quote(log_table(schema.name))}"
+            f"(at, live, {', '.join([*key_places(schema), *places])})"
+            f" select {CLOCK}, {live}, {_image(schema, key, chosen, places)}"
+        )
+    return statements
+
+
+def _image(
+    schema: TableSchema, key: Sequence[str], names: Sequence[str], places: Sequence[str]
+) -> str:
+    """Select a row's key and columns."""
     name = quote(schema.name)
-    chosen = ", ".join(filter(None, [listed(schema.primary_key, name), listed(values)]))
-    join = f" natural left join {quote(_shape_table(schema.name))}" if values else ""
-    return (
-        f"insert into {quote(log_table(schema.name))}(at, live, {places})"
-        f" select {CLOCK}, 1, {chosen} from {name}{join}"
+    own = listed(schema.primary_key, name)
+    parts = zip(schema.primary_key, key, strict=True)
+    where = f"where {conjunction(f'{name}.{quote(column)} = {part}' for column, part in parts)}"
+    if len(names) <= _JOINED:
+        join = _joined_shape(schema.name, names) if names else ""
+        return f"{', '.join(filter(None, [own, listed(names)]))} from {name}{join} {where}"
+    # The row is joined to itself, with some of its columns each time. `limit` keeps SQLite from
+    # merging these joins into one deep expression.
+    keys = key_places(schema)
+    named = ", ".join(
+        f"{name}.{quote(c)} as {k}" for c, k in zip(schema.primary_key, keys, strict=True)
     )
+    joins = [f"(select {named} from {name} {where} limit 1)"]
+    for start in range(0, len(names), _JOINED):
+        some = names[start : start + _JOINED]
+        named = ", ".join(
+            f"{quote(column)} as {place}"
+            for column, place in zip(some, places[start:], strict=False)
+        )
+        shape = _joined_shape(schema.name, some, only=True)
+        joins.append(f"(select {named} from {name}{shape} {where} limit 1)")
+    return f"{', '.join([*keys, *places])} from {', '.join(joins)}"
+
+
+def _joined_shape(table: str, names: Sequence[str], *, only: bool = False) -> str:
+    """Join the columns of these names that the table has lost, always null.
+
+    With `only`, no others, of which there may be too many for one expression.
+    """
+    shape = quote(_shape_table(table))
+    shape = f"(select {listed(names)} from {shape})" if only else shape
+    return f" natural left join {shape}"
 
 
 def keyless_insert(table: SqliteTable, key: Sequence[str]) -> str:
@@ -218,7 +281,7 @@ def keyless_insert(table: SqliteTable, key: Sequence[str]) -> str:
     `key` is the SQL of each part. Nothing is logged where no row has that key.
     """
     schema = table.schema
-    unknown = " or ".join(
+    unknown = disjunction(
         f"{part} is null"
         for name, part in zip(schema.primary_key, key, strict=True)
         if name in table.nullable_key
@@ -237,7 +300,7 @@ def _has_row(table: SqliteTable, key: Sequence[str]) -> str:
 def has_key(table: SqliteTable, rows: str, key: Sequence[str]) -> str:
     """Compare the key of rows, byte for byte, with the SQL of each part of a key."""
     # Both comparisons: the first one can use the key's index, the second one is exact.
-    return " and ".join(
+    return conjunction(
         f"{rows}.{quote(name)} {operator} {part}"
         f" and {rows}.{quote(name)} {operator} {part} collate binary"
         for name, part in zip(table.schema.primary_key, key, strict=True)
@@ -259,9 +322,22 @@ def _rivals(table: SqliteTable, index: UniqueIndex, *, updating: bool) -> str:
         conditions.append(f"not {_same_key(key, name, 'old')}")
     # In `(select new."c")` the name is looked up outwards: the row's column if there is one,
     # else the joined shape's, here called `new` as well.
-    join = f" natural left join {quote(_shape_table(table.schema.name))} as new"
+    # Where the shape has too many columns for one join, those that the index names are enough.
+    named, many = _named_in(table, index), len(table.schema.columns) > _JOINED
+    join = f"{_joined_shape(table.schema.name, named, only=many)} as new"
     source = f"{name}{join}" if _shape_columns(table, Mode.DESTRUCTIVE) else name
-    return f"{listed(key, name)} from {source} where {' and '.join(conditions)}"
+    return f"{listed(key, name)} from {source} where {conjunction(conditions)}"
+
+
+def _named_in(table: SqliteTable, index: UniqueIndex) -> list[str]:
+    """Return the columns outside the key that an index names."""
+    if index.plain:
+        named = {term for term in index.terms if term is not None}
+    else:
+        expressions, condition = _parse_index(table, index)
+        parts = [*expressions, *([] if condition is None else [condition])]
+        named = {column for part in parts for _, _, column in part.columns}
+    return sorted(named - set(table.schema.primary_key))
 
 
 def _conflict(table: SqliteTable, index: UniqueIndex) -> Iterator[str]:
@@ -377,11 +453,7 @@ def _trigger(event: str, table: str) -> str:
 
 def _same_key(key: Sequence[str], left: str, right: str) -> str:
     """Compare keys byte for byte, whatever the collation of the columns."""
-    same = " and ".join(
+    same = conjunction(
         f"{left}.{quote(name)} is {right}.{quote(name)} collate binary" for name in key
     )
     return f"({same})"
-
-
-def _equal_key(name: str, key: Sequence[str], row: str) -> str:
-    return " and ".join(f"{name}.{quote(column)} = {row}.{quote(column)}" for column in key)
