@@ -117,6 +117,18 @@ where i.indrelid = %s and i.indisunique and i.indpred is null and i.indexprs is 
 group by i.indexrelid having bool_and(a.attnotnull)
 """
 
+#: Of a row `named` of pg_class: no replica identity names its rows. The server refuses updates and
+#: deletes of such a table while it is published. Keep docs/postgres.md alike.
+NAMELESS = """
+named.relkind = 'r' and named.relreplident <> 'f' and not exists (
+    select from pg_index i where i.indrelid = named.oid and i.indimmediate and case
+        named.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end)
+"""
+_NAMELESS_PART = f"""
+select named.oid::regclass::text from pg_partition_tree(%s) part
+join pg_class named on named.oid = part.relid where {NAMELESS} order by 1 limit 1
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class PostgresTable:
@@ -187,6 +199,8 @@ def read_table(
         _refuse_loose_key(connection, oid, shown, key)
     else:
         _refuse_vague_identity(connection, oid, shown, identity, key)
+    if not reread:
+        _refuse_nameless_part(connection, oid, shown)
     _refuse_unknown(shown, "primary_key", key, [column.name for column in columns])
     return PostgresTable(TableSchema(shown, tuple(columns), key, namespace, marks.table), oid)
 
@@ -343,7 +357,10 @@ def _refuse_vague_identity(
     connection: Connection, oid: int, shown: str, identity: str, key: Sequence[str]
 ) -> None:
     """Refuse a table whose updates and deletes the log would not name by our key."""
-    which = {"d": "i.indisprimary", "i": "i.indisreplident"}.get(identity, "false")
+    # The server does not name rows by a key that is checked at commit only.
+    which = {"d": "i.indisprimary and i.indimmediate", "i": "i.indisreplident"}.get(
+        identity, "false"
+    )
     found = connection.execute(_KEY.format(which=which), (oid,)).fetchone()
     if found is None or set(found[0] or ()) != set(key):
         raise SchemaError(
@@ -351,6 +368,17 @@ def _refuse_vague_identity(
             table=shown,
             hint="run 'alter table ... replica identity default' (by primary key), 'using index'"
             " (by another unique key) or 'full'",
+        )
+
+
+def _refuse_nameless_part(connection: Connection, oid: int, shown: str) -> None:
+    found = connection.execute(_NAMELESS_PART.encode(), (oid,)).fetchone()
+    if found is not None:
+        raise SchemaError(
+            f"the replica identity of {found[0]} does not name rows",
+            table=shown,
+            hint=f"run 'alter table {found[0]} replica identity default' (by primary key), or"
+            " 'full'",
         )
 
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import psycopg
 import pyarrow as pa
@@ -110,6 +111,62 @@ def test_unchanged_toast_values_are_kept(world: PostgresWorld) -> None:
     synced(world, "docs")
     assert world.htap.dead_letters().num_rows == 0
     assert world.htap.verify("docs").equal
+
+
+LOST_IDENTITY = {
+    "nothing": ("alter table t replica identity nothing", "alter table t replica identity default"),
+    "no key": ("alter table t drop constraint t_pkey", "alter table t add primary key (id)"),
+    "deferrable": (
+        "alter table t drop constraint t_pkey, add primary key (id) deferrable",
+        "alter table t drop constraint t_pkey, add primary key (id)",
+    ),
+    "a partition": (
+        "alter table part replica identity nothing",
+        "alter table part replica identity default",
+    ),
+}
+
+
+@pytest.mark.parametrize("lost", LOST_IDENTITY)
+def test_a_table_that_lost_its_identity_can_be_updated_from_the_next_cycle_on(
+    make_postgres: MakeWorld, lost: str
+) -> None:
+    world = make_postgres(mode="temporal", tables=[{"name": "t"}, {"name": "good"}])
+    world.run(
+        "create table good(id int primary key, v int)",
+        "create table t(id int constraint t_pkey primary key, v int)"
+        + (" partition by range (id)" if lost == "a partition" else ""),
+    )
+    if lost == "a partition":
+        world.run("create table part partition of t for values from (0) to (10)")
+    world.run("insert into t values (1, 1), (2, 2)", "insert into good values (1, 1)")
+    world.htap.sync_now()
+    losing, mending = LOST_IDENTITY[lost]
+    world.run(losing)
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+        world.run("update t set v = 3 where id = 1")
+    world.run("update good set v = 2")
+    world.htap.sync_now()
+    world.run("update t set v = 3 where id = 1", "delete from t where id = 2")
+    world.assert_equal("good")
+    world.run(mending)
+    synced(world, "t", "good")
+
+
+def test_the_event_trigger_of_the_docs_leaves_no_moment_without_updates(
+    make_postgres: MakeWorld,
+) -> None:
+    page = Path("docs/postgres.md").read_text()
+    statements = next(block for block in page.split("```sql\n") if "event_trigger" in block)
+    world = make_postgres(tables=[{"name": "t"}])
+    world.run("create table t(id int constraint t_pkey primary key, v int)")
+    world.run("insert into t values (1, 1)")
+    world.htap.sync_now()
+    world.run(statements.split("```")[0])
+    world.run("alter table t drop constraint t_pkey", "update t set v = 2")
+    assert world.htap.sync_now().errors
+    world.run("alter table t add primary key (id)")
+    synced(world, "t")
 
 
 @pytest.mark.parametrize("identity", ["default", "full"])

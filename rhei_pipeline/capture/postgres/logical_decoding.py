@@ -150,6 +150,7 @@ class LogicalSource:
 
     def _look(self) -> dict[int, str]:
         """Read what is published; it is the same while the catalogue's version is."""
+        self._publication.withdraw_vague()
         self._members = self._publication.members()
         return self._members
 

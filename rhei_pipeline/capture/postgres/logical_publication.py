@@ -1,12 +1,15 @@
 """A mirror's publication: which tables the server's log tells of, and that it tells all of them."""
 
+import logging
 from collections.abc import Callable
 
 from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.oltp.postgres_identity import BEGUN_WITH
-from rhei_pipeline.oltp.postgres_schema import Connection, PostgresTable, qualified
+from rhei_pipeline.oltp.postgres_schema import NAMELESS, Connection, PostgresTable, qualified
 from rhei_pipeline.oltp.postgres_versions import Since, has, where
 from rhei_pipeline.sql import literal, quote
+
+_log = logging.getLogger(__name__)
 
 #: The tables that are published whole. A table that is dropped and made again, or leaves the
 #: publication and returns, has other oids; a publication that was altered has another `xmin`.
@@ -49,6 +52,15 @@ _PUBLISHED = """
 select p.puballtables, exists (
     select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = %s)
 from pg_publication p where p.pubname = %s
+"""
+#: Tables that the server lets nobody update while they are published.
+_VAGUE = f"""
+select distinct n.nspname, c.relname from pg_publication p
+join pg_publication_rel r on r.prpubid = p.oid join pg_class c on c.oid = r.prrelid
+join pg_namespace n on n.oid = c.relnamespace
+cross join lateral (select c.oid as oid union select relid from pg_partition_tree(c.oid)) part
+join pg_class named on named.oid = part.oid
+where p.pubname = %s and {NAMELESS}
 """
 
 
@@ -99,6 +111,23 @@ class Publication:
                 self._run(f"alter publication {name} drop table {shown}")
         if table.oid not in self.members():
             self._run(f"alter publication {name} add table {shown}")
+
+    def withdraw_vague(self) -> None:
+        """Publish no more what makes the application's own updates fail.
+
+        Without a replica identity the server refuses an update that is to be published. A table
+        that has one again is published again, and copied by its difference.
+        """
+        if not self._is_ours:
+            return
+        for namespace, relation in self._connection().execute(_VAGUE.encode(), (self.name,)):
+            shown = f"{quote(namespace)}.{quote(relation)}"
+            self._run(f"alter publication {quote(self.name)} drop table {shown}")
+            _log.warning(
+                "table %s has no replica identity: it is published no more, so that it can be"
+                " updated",
+                shown,
+            )
 
     def note_begun(self) -> None:
         """Note at it that its slot was made just now: older servers need to know."""
