@@ -73,19 +73,23 @@ class DuckDBTransaction:
         return Counts(inserted, updated, deleted)
 
     def _upsert(self, table: Table, target: str) -> tuple[int, int]:
-        schema = table.schema
+        schema, key = table.schema, table.schema.primary_key
         names = listed(schema.names)
+        # Keys alone: until it commits, a transaction holds in memory all that it ever staged.
         self._connection.execute(
             f"create or replace temp table _rhei_staged as"
-            f" select {listed(schema.names, 'u')}, t.rowid as {_ROW} from _rhei_upserts u"
-            f" left join {target} t on {matching('t', 'u', schema.primary_key)}"
+            f" select {listed(key, 'u')}, t.rowid as {_ROW} from _rhei_upserts u"
+            f" left join {target} t on {matching('t', 'u', key)}"
             f" where t.rowid is null or {_differs(table, 't', 'u')}"
         )
         replaced = self._changed(
             f"delete from {target} where rowid in"
             f" (select {_ROW} from {_STAGED} where {_ROW} is not null)"
         )
-        written = self._changed(f"insert into {target}({names}) select {names} from {_STAGED}")
+        written = self._changed(
+            f"insert into {target}({names}) select {names} from _rhei_upserts u"
+            f" semi join {_STAGED} s on {matching('u', 's', key)}"
+        )
         return written - replaced, replaced
 
     def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:

@@ -10,12 +10,14 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from sys import getsizeof
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.oltp.rejections import Rejection
+from rhei_pipeline.portions import portions
 from rhei_pipeline.schema import INSTANT, Column
 
 _NONE = type(None)
@@ -36,7 +38,7 @@ class InvalidText:
 def fetch(
     connection: sqlite3.Connection, sql: str, params: Sequence[Any], size: int
 ) -> Iterator[list[tuple[Any, ...]]]:
-    """Run a query and yield its rows in lists of `size`.
+    """Run a query and yield its rows in lists of at most `size`, and of bounded bytes.
 
     Text that is not UTF-8 makes the driver fail in mid-row. The query is then run again from its
     start with a reader that keeps such text as `InvalidText`; inside one snapshot it meets the
@@ -45,8 +47,9 @@ def fetch(
     seen = 0
     try:
         for rows in _lists(connection.execute(sql, params), size):
-            yield rows
             seen += len(rows)
+            yield rows
+            del rows
     except sqlite3.OperationalError as error:
         if "UTF-8" not in str(error):
             raise
@@ -100,8 +103,11 @@ def _tolerant_text(raw: bytes) -> str | InvalidText:
 
 
 def _lists(cursor: sqlite3.Cursor, size: int) -> Iterator[list[tuple[Any, ...]]]:
-    while rows := cursor.fetchmany(size):
-        yield rows
+    yield from portions(cursor.fetchmany, _size_of, size)
+
+
+def _size_of(rows: Sequence[tuple[Any, ...]]) -> int:
+    return sum(map(getsizeof, chain.from_iterable(rows)))
 
 
 def admit(

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from rhei_pipeline.events import ChangeBatch, DeadLetter
+from rhei_pipeline.portions import PORTION_BYTES
 
 _UNCHANGED = "_rhei_unchanged_"
 _FORMER = "_rhei_former_"
@@ -70,6 +71,7 @@ def in_size(batches: Iterator[ChangeBatch], limit: int) -> Iterator[ChangeBatch]
             batch.rejected
             or batch.resolved
             or sum(part.events.num_rows for part in gathered) >= limit
+            or sum(part.events.nbytes for part in gathered) >= PORTION_BYTES
         ):
             yield from _joined(gathered, limit)
             gathered = []

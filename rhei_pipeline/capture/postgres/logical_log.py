@@ -14,6 +14,7 @@ from rhei_pipeline.capture.waiting import wait_until
 from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.oltp.postgres_copy import copy_out_values
 from rhei_pipeline.oltp.postgres_schema import Connection
+from rhei_pipeline.portions import portions
 from rhei_pipeline.sql import quote
 
 _log = logging.getLogger(__name__)
@@ -119,8 +120,11 @@ class LogReader:
         published = psql.Literal(quote(self._publication or slot.name))
         query = psql.SQL(_PEEK).format(name, end, published).as_bytes(connection)
         with connection.atomic(), closing(copy_out_values(connection, query)) as values:
-            while messages := list(islice(values, FETCH_MESSAGES)):
-                yield messages
+            yield from portions(
+                lambda count: list(islice(values, count)),
+                lambda messages: sum(map(len, messages)),
+                FETCH_MESSAGES,
+            )
 
     def _await_release(self, slot: str) -> None:
         """Wait for the server to notice that nobody reads from the slot any more."""

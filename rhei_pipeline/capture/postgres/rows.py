@@ -18,6 +18,7 @@ from rhei_pipeline.oltp.postgres_schema import Connection, qualified
 from rhei_pipeline.oltp.postgres_values import admit_text
 from rhei_pipeline.oltp.rejections import Rejection
 from rhei_pipeline.plain_values import plain_value
+from rhei_pipeline.portions import portions
 from rhei_pipeline.schema import TableSchema
 from rhei_pipeline.sql import listed, quote
 
@@ -103,12 +104,22 @@ def copied(
 ) -> Generator[pa.Table, None, None]:
     """Run a query and yield its columns as text, in tables of so many rows; none where it is empty.
 
-    The connection is busy until the last table was taken, or the generator is closed.
+    With a limit, tables are bounded by their bytes as well. The connection is busy until the last
+    table was taken, or the generator is closed.
     """
     statement = f"copy ({query}) to stdout (format csv, null '{_NULL}')"
     with closing(copy_out(connection, statement.encode())) as lines:
-        while data := b"".join(islice(lines, limit)):
+        if limit is None:
+            if data := b"".join(lines):
+                yield _parsed(data, names)
+            return
+        for portion in portions(
+            lambda count: list(islice(lines, count)), lambda taken: sum(map(len, taken)), limit
+        ):
+            data = b"".join(portion)
+            portion.clear()
             yield _parsed(data, names)
+            del data
 
 
 def _parsed(data: bytes, names: Sequence[str]) -> pa.Table:

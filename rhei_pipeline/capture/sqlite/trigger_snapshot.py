@@ -134,7 +134,9 @@ class TriggerSnapshot:
                 f" and entry.live <> {CONTINUED} order by entry.seq"
             )
             for rows in fetch_wide(self._connection, chosen, entries, (after.order,), limit):
-                yield self._versions(table.schema, rows)
+                batch = self._versions(table.schema, rows)
+                rows.clear()  # they are in Arrow now, and may be large
+                yield batch
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Join the touched keys to the rows they have now."""
@@ -142,8 +144,9 @@ class TriggerSnapshot:
         count = self.pending(table, after)
         chosen, touched = _net_sql(source, self._logs_behind(table, after))
         for rows in fetch_wide(self._connection, chosen, touched, (after.order,), limit):
-            yield self._net_batch(source, rows, count)
-            count = 0
+            batch, count = self._net_batch(source, rows, count), 0
+            rows.clear()  # they are in Arrow now, and may be large
+            yield batch
 
     def next_shape(self, table: Table, after: Position) -> TableSchema | None:
         """Return the shape of the log behind the one that was read to its end."""

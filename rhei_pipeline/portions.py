@@ -1,0 +1,41 @@
+"""Rows gathered in portions that are bounded by their number and by their bytes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+#: Bytes after which a portion is given on, however few rows it has. What becomes of it on its way
+#: into the mirror takes several times as much.
+PORTION_BYTES = 32 * 2**20
+#: Rows asked for before their size is looked at.
+_STEP = 256
+
+
+def portions(
+    take: Callable[[int], Sequence[Item]],
+    size_of: Callable[[Sequence[Item]], int],
+    most: int | None,
+) -> Iterator[list[Item]]:
+    """Gather what is taken piece by piece, until there is no more.
+
+    Args:
+        take: Returns the next items, at most so many; none at the end.
+        size_of: Returns about how many bytes they hold in memory.
+        most: Items in a portion; None: bytes alone are the bound.
+    """
+    portion: list[Item] = []
+    held, step = 0, 1
+    while items := take(step):
+        count, size = len(items), size_of(items)
+        portion += items
+        del items
+        held += size
+        if len(portion) == most or held >= PORTION_BYTES:
+            yield portion
+            portion, held = [], 0  # let go of it before the next one is read
+        by_size = (PORTION_BYTES - held) * count // max(size, 1)
+        left = _STEP if most is None else most - len(portion)
+        step = max(1, min(2 * step, _STEP, left, by_size))
+    if portion:
+        yield portion
