@@ -156,8 +156,10 @@ def status(
 
 
 def _status_row(table: TableStatus) -> dict[str, Any]:
-    row = {**values(table), "proof": table.proof}
-    return {**row, "state": "left out", "proof": None} if table.error else row
+    # Only a table that is not proved says so: the screen is narrow.
+    proof = None if table.error or table.proof == "proved" else table.proof
+    state = {"state": "left out"} if table.error else {}
+    return {**values(table), "proof": proof, **state}
 
 
 def _show_status(found: SyncStatus, *, as_json: bool) -> None:
@@ -176,6 +178,7 @@ def _show_status(found: SyncStatus, *, as_json: bool) -> None:
             "doubt",
         ),
         as_json=as_json,
+        rare=("proof", "dead_letters", "doubt"),
     )
     errors = {name: table.error for name, table in found.tables.items() if table.error}
     name_errors(errors)

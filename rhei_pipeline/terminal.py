@@ -18,8 +18,6 @@ from rhei_pipeline.plain_values import plain_rows, plain_values
 
 #: So many rows of an answer are shown to a person; machines get them all.
 SHOWN_ROWS = 40
-#: Columns shown where there is something to say.
-_RARE = {"doubt"}
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -48,12 +46,16 @@ def show(
     columns: Sequence[str],
     *,
     as_json: bool,
+    rare: Collection[str] = (),
 ) -> None:
-    """Print a report: all of it as JSON, or these columns of its rows as a table."""
+    """Print a report: all of it as JSON, or these columns of its rows as a table.
+
+    Of the columns, the rare ones are shown where there is something to say.
+    """
     if as_json:
         _write_json(whole)
         return
-    wanted = [name for name in columns if name not in _RARE or any(row.get(name) for row in rows)]
+    wanted = [name for name in columns if name not in rare or any(row.get(name) for row in rows)]
     cells = [[_cell(row.get(name)) for name in wanted] for row in rows]
     numeric = [any(_is_number(row.get(name)) for row in rows) for name in wanted]
     out.print(_table([name.replace("_", " ") for name in wanted], cells, numeric))

@@ -10,6 +10,7 @@ import duckdb
 import pytest
 from typer.testing import CliRunner
 
+from rhei_pipeline import terminal
 from rhei_pipeline.cli import app
 from tests.fix_world import World
 
@@ -205,3 +206,16 @@ def test_status_is_shown_again_until_it_is_interrupted(
     lags = [status["tables"]["orders"]["lag_events"] for status in shown]
     assert found.exit_code == 0
     assert lags[:3] == [0, 3, 6]
+
+
+def test_the_status_of_an_ordinary_table_fits_a_narrow_screen(
+    rhei: Rhei, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal.out, "width", 80)
+    for letters, value in enumerate(("1", "'no number'")):
+        world.run(f"update orders set amount = {value} where id = 1")
+        assert "…" not in rhei("sync").stdout
+        shown = rhei("status").stdout
+        assert "…" not in shown
+        assert "lag" in shown
+        assert ("letters" in shown) == bool(letters)
