@@ -18,6 +18,7 @@ from examples.postgres_server import Server
 from rhei_pipeline import HTAP, Settings
 from tests import drifts
 from tests.drift_matrix import Cell
+from tests.fix_postgres import drop_slots
 
 Row = dict[str, Any]
 
@@ -190,11 +191,7 @@ def _database(server: Server) -> Iterator[str]:
         try:
             yield name
         finally:
-            admin.execute(
-                "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
-                " where database = %s",
-                (name,),
-            )
+            drop_slots(admin, name)
             admin.execute(f"drop database {name} with (force)".encode())
 
 

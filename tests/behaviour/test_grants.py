@@ -11,7 +11,7 @@ import pytest
 from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.metrics import Finding, Severity
 from rhei_pipeline.sources import examine
-from tests.fix_postgres import PostgresWorld
+from tests.fix_postgres import PostgresWorld, drop_slots
 
 _PAGE = Path(__file__).parents[2] / "docs" / "postgres-servers.md"
 _BLOCK = re.compile(r"<!-- grants: (\w+) -->\n```sql\n(.*?)```", re.DOTALL)
@@ -40,10 +40,7 @@ def world(make_postgres: Callable[..., PostgresWorld]) -> Iterator[PostgresWorld
     made.run("drop role if exists rhei, app, rds_replication", *_SOURCE)
     yield made
     made.crash()
-    made.run(
-        "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
-        " where database = current_database()"
-    )
+    drop_slots(made.app, made.app.info.dbname)
     made.run("drop schema if exists _rhei cascade")
     for role in ("rhei", "app"):
         made.run(f"drop owned by {role} cascade", f"drop role {role}")

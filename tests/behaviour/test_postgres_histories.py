@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from hypothesis import given, settings
 
-from tests.fix_postgres import PostgresWorld
+from tests.fix_postgres import PostgresWorld, drop_slots
 from tests.postgres_histories import (
     BUSY,
     CLEAR,
@@ -52,10 +52,7 @@ def play(
         finally:
             world.close()
             other.rollback()
-            other.execute(
-                "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
-                " where database = current_database()"
-            )
+            drop_slots(other, other.info.dbname)
 
 
 def by_log(*, streaming: bool) -> dict[str, Any]:
