@@ -211,6 +211,8 @@ class PostgresDatabase:
         """
         _refuse_transactions(sql)
         with self._lent() as connection:
+            if not connection.is_pooled:
+                return _run_alone(connection, sql, params)
             try:
                 with connection.atomic(settings=self._asking):
                     return _run(connection, sql, params)
@@ -218,7 +220,7 @@ class PostgresDatabase:
                 if self._more:
                     raise
                 # `vacuum`, or a procedure that commits: the server has undone all of it.
-                return max(connection.execute_alone(sql, params or None).rowcount, 0)
+                return _run_alone(connection, sql, params)
 
     def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> int:
         """Run all statements in one transaction, all or nothing; return the rows changed."""
@@ -296,12 +298,15 @@ class PostgresDatabase:
         params: Sequence[Any],
         columns: Sequence[Column | None] | None,
     ) -> pa.Table:
-        # All four are sent at once: a point read waits for the server once, not five times.
+        wanted = connection.lacking(self._asking)
+        # All are sent at once: a point read waits for the server once, not five times.
         with connection.pipeline():
             connection.execute("begin read only")
-            connection.execute(set_config(self._asking))
+            if wanted:
+                connection.execute(set_config(wanted))
             cursor = connection.execute(sql, params or None)
-            connection.execute("commit")
+            # With it goes what a function may have set for the session.
+            connection.execute("rollback")
         return pa.Table.from_batches([_batch(cursor, columns)])
 
     def default_zone(self) -> str:
@@ -384,6 +389,7 @@ class PostgresDatabase:
 class _Pooled(Connection):
     """A connection that is asked whether it still stands only where that may be in doubt."""
 
+    keeps_path = False
     rested_from = 0.0
 
     def check(self) -> None:
@@ -457,6 +463,11 @@ def _with_distant_instants(
 
 def _run(connection: Connection, sql: str, params: Sequence[Any]) -> int:
     return max(connection.execute(sql, params or None).rowcount, 0)
+
+
+def _run_alone(connection: Connection, sql: str, params: Sequence[Any]) -> int:
+    """Run a statement as the session is: nothing is set for it, and it may end transactions."""
+    return max(connection.execute_alone(sql, params or None).rowcount, 0)
 
 
 def _refuse_transactions(sql: str) -> None:

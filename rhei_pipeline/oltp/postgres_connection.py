@@ -1,12 +1,14 @@
 """A connection that leaves nothing behind: behind a pooler, the next who uses it is somebody else.
 
 What a statement of ours needs is set for its transaction alone, and nothing is prepared where the
-server's sessions are shared. So a pooler may give every transaction another session.
+server's sessions are shared. So a pooler may give every transaction another session. Only once it
+is known that the server itself answers is a session our own: then most is set once, for all of it.
 Source: pgbouncer.org/features.html (what breaks with transactions pooled).
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Self
 
 import psycopg
@@ -29,18 +31,23 @@ select pg_catalog.pg_backend_pid(),
 
 
 class Connection(psycopg.Connection[tuple[Any, ...]]):
-    """A connection in autocommit whose settings last for a transaction.
+    """A connection in autocommit whose settings last for a transaction, or for a session of ours.
 
-    A statement outside a transaction is sent together with its settings, as one transaction.
+    A statement outside a transaction is sent together with what it needs and its session has not,
+    as one transaction.
 
     Attributes:
-        settings: What every transaction sets, unless it is told otherwise.
+        settings: What holds in every transaction, unless it is told otherwise.
         is_pooled: Whether a pooler stands between us and the server.
+        keeps_path: Whether a session of ours keeps the path on which our statements find names;
+            an application's statements find theirs as its own sessions do.
     """
 
     settings: Mapping[str, str] = SESSION_SETTINGS
     is_pooled = False
+    keeps_path = True
     _reads_by_default = False
+    _held: Mapping[str, str] = MappingProxyType({})
 
     def execute(  # type: ignore[override]
         self,
@@ -52,9 +59,11 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         outside = self.pgconn.transaction_status == TransactionStatus.IDLE
         if not outside or self.pgconn.pipeline_status != PipelineStatus.OFF:
             return super().execute(query, params, **options)
+        chosen = self.lacking(self.settings)
+        if self._held and not chosen:
+            return super().execute(query, params, **options)
         text = query.encode() if isinstance(query, str) else query
         cursor = psycopg.ClientCursor(self)
-        chosen = self.settings
         if self._reads_by_default:
             # What the server's administrator chose for others; ours say themselves what they do.
             chosen = {"transaction_read_only": "off", **chosen}
@@ -73,7 +82,27 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         reads = "read only" in words or chosen.get("transaction_read_only") == "on"
         if self._reads_by_default and not reads:
             words = f"{words} read write"
-        super().execute(f"begin {words}; ".encode() + _set_local(chosen))
+        super().execute(f"begin {words}; ".encode() + _set_local(self.lacking(chosen)))
+
+    def lacking(self, settings: Mapping[str, str]) -> Mapping[str, str]:
+        """Return which of the settings the session has not."""
+        return {name: value for name, value in settings.items() if self._held.get(name) != value}
+
+    def also_set(self, settings: Mapping[str, str]) -> None:
+        """Have more settings hold in every transaction."""
+        self.settings = {**self.settings, **settings}
+        if not self.is_pooled:
+            self._hold(settings)
+
+    def _hold(self, settings: Mapping[str, str]) -> None:
+        """Set for the whole session, which is ours; also that its transactions may write."""
+        chosen = {**settings, "default_transaction_read_only": "off"}
+        if chosen.pop("transaction_read_only", "off") == "on":
+            chosen["default_transaction_read_only"] = "on"
+        assignments = (f"set {name} = {_value(name, value)}; " for name, value in chosen.items())
+        super().execute("".join(assignments).encode())
+        self._held = {**self._held, **settings}
+        self._reads_by_default = False
 
     @contextmanager
     def atomic(self, words: str = "", settings: Mapping[str, str] | None = None) -> Iterator[Self]:
@@ -98,8 +127,10 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         self.is_pooled = pid != self.info.backend_pid
         if self.is_pooled:
             self.prepare_threshold = None
-        path = ", ".join(map(quote, ["pg_catalog", *namespaces, "pg_temp"]))
-        self.settings = {**self.settings, "search_path": path}
+        path = {"search_path": ", ".join(map(quote, ["pg_catalog", *namespaces, "pg_temp"]))}
+        if not self.is_pooled:
+            self._hold({**self.settings, **path} if self.keeps_path else self.settings)
+        self.settings = {**self.settings, **path}
 
 
 def set_config(settings: Mapping[str, str]) -> bytes:

@@ -104,7 +104,7 @@ class PostgresTriggerSource:
             self._kept = self._database.connect()
             postgres_trigger_doctor.refuse_old(self._kept)
             # Losing an acknowledgement in a power cut only means giving it again.
-            self._kept.settings = {**self._kept.settings, "synchronous_commit": "off"}
+            self._kept.also_set({"synchronous_commit": "off"})
             self._catalogue.forget()
             self._entries_at = -1
             self._acknowledged.clear()
