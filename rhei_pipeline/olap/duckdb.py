@@ -32,9 +32,9 @@ from rhei_pipeline.olap.duckdb_ledger import (
     prepare,
     read_ledger,
     read_owner,
-    write_owner,
 )
 from rhei_pipeline.olap.duckdb_past import read_past
+from rhei_pipeline.olap.duckdb_records import Records
 from rhei_pipeline.olap.duckdb_tables import in_utc, read_tables, table_exists
 from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction
 from rhei_pipeline.olap.last_commit import LastCommit
@@ -143,8 +143,8 @@ class DuckDBMirror:
 
     def claim(self, owner: str, *, anew: bool) -> None:
         """Record whose it is; with `anew`, no position counts any more: tables are copied again."""
-        with self.transaction():
-            write_owner(self._connection, owner, anew=anew)
+        with self.transaction() as transaction:
+            transaction.claim(owner, anew=anew)
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as last committed; nobody else can write to the file."""
@@ -159,18 +159,21 @@ class DuckDBMirror:
         """Open the one writing transaction; a trial is rolled back at its end."""
         with self._lock, translated(self.path):
             self._connection.execute("begin transaction")
-            self._ledger = None
+            records = Records(self._connection, self._ledger)
             try:
-                yield DuckDBTransaction(self._connection)
-                if not trial and self._last is not None:
-                    self._last.blank()
+                yield DuckDBTransaction(self._connection, records)
+                if not trial:
+                    records.write()
+                    committed = records.ledger()
+                    if self._last is not None:
+                        self._last.blank()
                 self._connection.execute("rollback" if trial else "commit")
             except BaseException:
+                self._ledger = None
                 _roll_back(self._connection)
                 raise
-            finally:
-                self._ledger = None
             if not trial:
+                self._ledger = committed
                 self._older = None
                 if self._last is not None:
                     self._last.note(self.mirror_id, self.ledger())

@@ -9,7 +9,7 @@ import pyarrow as pa
 from rhei_pipeline.errors import SchemaDriftError
 from rhei_pipeline.events import Operation
 from rhei_pipeline.history import refuse_lost_history, refuse_unknown_key
-from rhei_pipeline.olap.duckdb_ledger import forget_copy, rename_records
+from rhei_pipeline.olap.duckdb_ledger import rename_records
 from rhei_pipeline.olap.duckdb_past import note_beginning, note_columns
 from rhei_pipeline.olap.duckdb_tables import (
     Built,
@@ -59,7 +59,6 @@ def adopt_copy(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime
     else:
         _adopt_as_versions(connection, table, at)
     note_beginning(connection, table, at)
-    forget_copy(connection, table.name)
     write_built(connection, table.schema)
     return int(connection.execute(f"select count(*) from {target}").fetchall()[0][0])
 

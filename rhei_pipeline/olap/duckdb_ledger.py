@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
 import duckdb
@@ -38,6 +39,15 @@ _TABLES = (
 #: Its name could be that of a copy under way, of a table named `progress`.
 _FORMER_COPIES = "_rhei_copy_progress"
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MARK = pa.schema(
+    [
+        ("table_name", pa.string()),
+        ("position", pa.int64()),
+        ("proof", pa.string()),
+        ("recorded_at", INSTANT),
+    ]
+)
 _LETTER = pa.schema(
     [
         ("table_name", pa.string()),
@@ -124,26 +134,28 @@ def read_ledger(connection: duckdb.DuckDBPyConnection) -> Ledger:
 
 
 def _watermark(table: str, order: int, proof: str, recorded_at: int) -> Watermark:
-    recorded = pa.scalar(recorded_at, pa.int64()).cast(INSTANT).as_py()
+    recorded = _EPOCH + timedelta(microseconds=recorded_at)
     return Watermark(table, Position(order, proof), recorded)
 
 
-def write_watermark(connection: duckdb.DuckDBPyConnection, mark: Watermark) -> None:
-    """Put a watermark in the place of the table's earlier one; refuses to go back."""
-    earlier = connection.execute(
-        "select max(position) from _rhei_watermark where table_name = ?", [mark.table]
-    ).fetchall()[0][0]
-    if earlier is not None and earlier > mark.position.order:
-        raise MirrorError(
-            f"its watermark would go back from {earlier} to {mark.position.order}",
-            table=mark.table,
-            hint="another sync has recorded since; run this one again",
-        )
-    connection.execute("delete from _rhei_watermark where table_name = ?", [mark.table])
+def write_watermarks(connection: duckdb.DuckDBPyConnection, marks: Iterable[Watermark]) -> None:
+    """Put watermarks in the place of their tables' earlier ones."""
+    rows = pa.Table.from_pylist([_mark_row(mark) for mark in marks], _MARK)
+    connection.register("_rhei_marks", rows)
     connection.execute(
-        "insert into _rhei_watermark values (?, ?, ?, ?)",
-        [mark.table, mark.position.order, mark.position.proof, mark.recorded_at],
+        "delete from _rhei_watermark w using _rhei_marks m where w.table_name = m.table_name"
     )
+    connection.execute("insert into _rhei_watermark select * from _rhei_marks")
+    connection.unregister("_rhei_marks")
+
+
+def _mark_row(mark: Watermark) -> dict[str, object]:
+    return {
+        "table_name": mark.table,
+        "position": mark.position.order,
+        "proof": mark.position.proof,
+        "recorded_at": mark.recorded_at,
+    }
 
 
 def write_copy(connection: duckdb.DuckDBPyConnection, progress: CopyProgress) -> None:

@@ -26,13 +26,11 @@ from rhei_pipeline.ledger import AsOf, CopyProgress, Ledger, Watermark
 from rhei_pipeline.olap.duckdb_adoption import adopt_copy, keep_unknown
 from rhei_pipeline.olap.duckdb_dropping import drop_table
 from rhei_pipeline.olap.duckdb_ledger import (
-    forget_copy,
-    read_ledger,
-    write_copy,
     write_letters,
-    write_watermark,
+    write_owner,
 )
 from rhei_pipeline.olap.duckdb_past import write_snapshots
+from rhei_pipeline.olap.duckdb_records import Records
 from rhei_pipeline.olap.duckdb_tables import copy_name, create, in_utc, write_built
 from rhei_pipeline.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.sql import listed, literal, matching, mirror_table, quote
@@ -46,14 +44,25 @@ _IS_GONE = "_rhei_is_gone"
 
 
 class DuckDBTransaction:
-    """A `MirrorTransaction` inside an open transaction of one connection."""
+    """A `MirrorTransaction` inside an open transaction of one connection.
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+    Args:
+        connection: In that transaction.
+        records: What is recorded; to be written before the transaction commits.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, records: Records) -> None:
         self._connection = connection
+        self._records = records
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as this transaction sees it."""
-        return read_ledger(self._connection)
+        return self._records.ledger()
+
+    def claim(self, owner: str, *, anew: bool) -> None:
+        """Record whose the mirror is; with `anew`, no position is proved any more."""
+        self._records.read_anew()
+        write_owner(self._connection, owner, anew=anew)
 
     def merge(self, table: Table, changes: NetChanges) -> Counts:
         """Compare with the rows there, then delete and insert those that really changed."""
@@ -161,7 +170,7 @@ class DuckDBTransaction:
 
     def record(self, watermark: Watermark) -> None:
         """Record progress; refuses to go back."""
-        write_watermark(self._connection, watermark)
+        self._records.move(watermark)
 
     def quarantine(self, letters: Iterable[DeadLetter]) -> int:
         """Keep dead letters; return how many."""
@@ -203,7 +212,7 @@ class DuckDBTransaction:
             self._connection.execute(f"create schema if not exists {name}")
         self._connection.execute(f"drop table if exists {copy_name(table.schema)}")
         create(self._connection, copy_name(table.schema), table.schema.arrow)
-        write_copy(self._connection, progress)
+        self._records.note_copy(progress)
 
     def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
         """Append rows to the copy and record how far it has come."""
@@ -212,12 +221,12 @@ class DuckDBTransaction:
                 self._connection.execute(
                     f"insert into {copy_name(table.schema)} select * from _rhei_rows"
                 )
-        write_copy(self._connection, progress)
+        self._records.note_copy(progress)
 
     def drop_copy(self, table: Table) -> None:
         """Drop the copy under way; the table beside it stays as it was last recorded."""
         self._connection.execute(f"drop table if exists {copy_name(table.schema)}")
-        forget_copy(self._connection, table.name)
+        self._records.forget_copy(table.name)
 
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
         """Bring the copy up to a later state by net changes."""
@@ -237,7 +246,17 @@ class DuckDBTransaction:
         Raises:
             SchemaDriftError: History would be lost, or does not fit the new shape.
         """
-        return adopt_copy(self._connection, table, at)
+        if self._has_another_spelling(table.name):
+            self._records.read_anew()  # what is recorded of that name becomes this one's
+        adopted = adopt_copy(self._connection, table, at)
+        if adopted is not None:
+            self._records.forget_copy(table.name)
+        return adopted
+
+    def _has_another_spelling(self, name: str) -> bool:
+        lower = name.lower()
+        known = self._records.ledger().watermarks
+        return any(other != name and other.lower() == lower for other in known)
 
     def mend_keys(self, table: Table, at: datetime) -> Counts:
         """Leave one present row a key and none whose key is null; count what ended."""
@@ -272,7 +291,7 @@ class DuckDBTransaction:
         """Yield what leads from the table's present rows to the copy's, then drop the copy."""
         self._stage_differences(table)
         self._connection.execute(f"drop table {copy_name(table.schema)}")
-        forget_copy(self._connection, table.name)
+        self._records.forget_copy(table.name)
         names, key = table.schema.names, table.schema.primary_key
         for low in range(0, self._count(f"select count(*) from {_DIFFERENT}"), limit):
             part = f"from {_DIFFERENT} where {_ROW} > {low} and {_ROW} <= {low + limit}"
@@ -288,6 +307,7 @@ class DuckDBTransaction:
 
     def drop_table(self, table: Table, keep_as: str | None = None) -> int:
         """Drop a table and all that is recorded of it; return the rows or versions it had."""
+        self._records.read_anew()
         return drop_table(self._connection, table, keep_as)
 
     def count(self, table: Table) -> int:

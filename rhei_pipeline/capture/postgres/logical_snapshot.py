@@ -48,7 +48,6 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    runs: tuple[pgoutput.Run, ...]
     start: int
     length: int
 
@@ -58,15 +57,25 @@ class _Spool:
 
     def __init__(self) -> None:
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115
-        self.chunks: list[_Chunk] = []
+        self._parts: dict[int, list[tuple[_Chunk, pgoutput.Run]]] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no message tells of a change."""
+        return not self._parts
+
+    def of(self, relation: int | None) -> Sequence[tuple[_Chunk, pgoutput.Run]]:
+        """Return where the changes of one table are."""
+        return self._parts.get(relation, ()) if relation is not None else ()
 
     def add(self, messages: Sequence[bytes], first: int, context: pgoutput.Context) -> None:
         buffer = b"".join(messages)
         lengths = np.fromiter(map(len, messages), np.int64, len(messages))
         start = self._file.seek(0, 2)
         self._file.write(buffer)
-        runs = pgoutput.index(buffer, lengths, first, context)
-        self.chunks.append(_Chunk(tuple(runs), start, len(buffer)))
+        chunk = _Chunk(start, len(buffer))
+        for run in pgoutput.index(buffer, lengths, first, context):
+            self._parts.setdefault(run.relation.oid, []).append((chunk, run))
 
     def read(self, chunk: _Chunk) -> bytes:
         self._file.seek(chunk.start)
@@ -114,7 +123,7 @@ class LogicalSnapshot:
     @property
     def is_silent(self) -> bool:
         """Whether the log was read and held no change at all."""
-        return self._spool is not None and not any(chunk.runs for chunk in self._spool.chunks)
+        return self._spool is not None and self._spool.is_empty
 
     def head(self, table: Table) -> Position:
         """Return the end of what is read."""
@@ -170,15 +179,12 @@ class LogicalSnapshot:
 
     def _runs(self, after: Position) -> Iterator[tuple[_Chunk, pgoutput.Run]]:
         relation = _relation_of(after, self._server)
-        for chunk in self._loaded().chunks:
-            for run in chunk.runs:
-                if run.relation.oid != relation:
-                    continue
-                wanted = run.lsn >= after.order
-                if self._view is not None:
-                    wanted &= self._view.visible.sees(run.xid)
-                if wanted.any():
-                    yield chunk, run.take(np.flatnonzero(wanted))
+        for chunk, run in self._loaded().of(relation):
+            wanted = run.lsn >= after.order
+            if self._view is not None:
+                wanted &= self._view.visible.sees(run.xid)
+            if wanted.any():
+                yield chunk, run.take(np.flatnonzero(wanted))
 
     def _loaded(self) -> _Spool:
         if self._spool is None:
