@@ -53,6 +53,8 @@ _Opened = TypeVar("_Opened")
 _TRANSACTION_WORDS = {"begin", "commit", "end", "rollback", "savepoint", "release", "start"}
 #: What these do would stay in a session, and ours are shared by all statements.
 _SESSION_WORDS = {"set", "reset", "discard", "listen", "unlisten", "prepare", "deallocate", "load"}
+#: Statements that write rows, and set nothing for a session.
+_ROW_WORDS = {"insert", "update", "delete", "merge"}
 #: What a cursor can fetch from; a plan or a setting is short, and read whole.
 _FETCHED = re.compile(r"\s*(select|with|values|table|\()", re.IGNORECASE)
 _RETRIES = 5
@@ -212,7 +214,8 @@ class PostgresDatabase:
         _refuse_transactions(sql)
         with self._lent() as connection:
             if not connection.is_pooled:
-                return _run_alone(connection, sql, params)
+                with _holding(connection, sql):
+                    return _run_alone(connection, sql, params)
             try:
                 with connection.atomic(settings=self._asking):
                     return _run(connection, sql, params)
@@ -226,7 +229,12 @@ class PostgresDatabase:
         """Run all statements in one transaction, all or nothing; return the rows changed."""
         for sql, _ in statements:
             _refuse_transactions(sql)
-        with self._lent() as connection, connection.atomic(settings=self._asking):
+        every = [sql for sql, _ in statements]
+        with (
+            self._lent() as connection,
+            _holding(connection, *every),
+            connection.atomic(settings=self._asking),
+        ):
             return sum(_run(connection, sql, params) for sql, params in statements)
 
     def query(
@@ -290,6 +298,7 @@ class PostgresDatabase:
                 yield found
                 cancel.refuse_cancelled()
                 found = _batch(connection.execute(fetch), columns)
+            connection.rollback()  # with it goes what a function may have set for the session
 
     def _asked(
         self,
@@ -463,6 +472,14 @@ def _with_distant_instants(
 
 def _run(connection: Connection, sql: str, params: Sequence[Any]) -> int:
     return max(connection.execute(sql, params or None).rowcount, 0)
+
+
+@contextmanager
+def _holding(connection: Connection, *statements: str) -> Iterator[None]:
+    """Have the session as it was after statements that may set something for it, as calls do."""
+    yield
+    if not all(sql.split(None, 1)[0].lower() in _ROW_WORDS for sql in statements if sql.strip()):
+        connection.hold_again()
 
 
 def _run_alone(connection: Connection, sql: str, params: Sequence[Any]) -> int:

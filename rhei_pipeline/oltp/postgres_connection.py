@@ -94,6 +94,11 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         if not self.is_pooled:
             self._hold(settings)
 
+    def hold_again(self) -> None:
+        """Set for the session what was set before: a statement may have set it otherwise."""
+        if self._held:
+            self._hold(self._held)
+
     def _hold(self, settings: Mapping[str, str]) -> None:
         """Set for the whole session, which is ours; also that its transactions may write."""
         chosen = {**settings, "default_transaction_read_only": "off"}

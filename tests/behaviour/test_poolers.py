@@ -3,7 +3,7 @@
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import psycopg
@@ -17,6 +17,7 @@ from rhei_pipeline.errors import (
     SourceBusyError,
     SourceError,
 )
+from rhei_pipeline.oltp.postgres import PostgresDatabase
 from rhei_pipeline.sources import examine
 from rhei_pipeline.starter import starter
 from rhei_pipeline.wiring import unseen_events
@@ -287,3 +288,28 @@ def test_a_pool_without_room_for_a_sync_is_named_with_its_way_out(
     world.source = {"direct_dsn": installed_dsn}
     world.run("insert into orders(writer) values (1)")
     assert world.htap.sync_now().inserted == 1
+
+
+def test_what_a_statement_sets_is_not_there_for_the_next(dsn: str) -> None:
+    asked = "select date '2026-01-02' as day, decode('ff', 'hex') as bytes"
+    with closing(PostgresDatabase(dsn, pool_size=1)) as database:
+        database.execute(
+            "create function change() returns text language sql as $$"
+            " select set_config('DateStyle', 'German', false);"
+            " select set_config('bytea_output', 'escape', false) $$"
+        )
+        wanted = database.query(asked)
+        for act in (
+            lambda: database.execute("select change()"),
+            lambda: database.execute_batch([("select change()", ())]),
+            lambda: database.query("select change()"),
+            lambda: list(_streamed(database, "select change()")),
+        ):
+            act()
+            assert database.query(asked) == wanted
+
+
+def _streamed(database: PostgresDatabase, sql: str) -> Iterator[Any]:
+    streamed = database.stream(sql, (), None, 10)
+    assert streamed is not None
+    return streamed.batches
