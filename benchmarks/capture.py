@@ -224,14 +224,19 @@ def _contenders() -> Iterator[list[Contender]]:
         yield found
 
 
-def _application(kind: str, directory: Path, server: Server, name: str) -> Application:
-    made: SqliteApplication | PostgresApplication
+def new_application(
+    kind: str, directory: Path, server: Server, name: str
+) -> SqliteApplication | PostgresApplication:
+    """Make an application with an empty database."""
     if kind == "sqlite":
-        made = SqliteApplication(directory / "app.db")
-    else:
-        with psycopg.connect(server.dsn(), autocommit=True) as connection:
-            connection.execute(f"create database {name}".encode())
-        made = PostgresApplication(server.dsn(name))
+        return SqliteApplication(directory / "app.db")
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(f"create database {name}".encode())
+    return PostgresApplication(server.dsn(name))
+
+
+def _application(kind: str, directory: Path, server: Server, name: str) -> Application:
+    made = new_application(kind, directory, server, name)
     made.run(f"create table orders({_COLUMNS.format(**made.TYPES)})")
     made.run("create index orders_updated on orders(updated_at, id)")
     made.run(_FILL.replace("{series}", made.series(1, ROWS)))

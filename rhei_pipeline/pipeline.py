@@ -556,8 +556,7 @@ class Pipeline:
             lambda rest: take_on_next_shapes(rest, self._source, self._mirror, self._blame),
             self._left_out.undrained,
         )
-        for table in taken:
-            self._registry.save(table)
+        self._registry.save(*taken)
         return bool(taken)
 
     def _find_pending(self, tables: Collection[Table]) -> list[Table]:
@@ -682,8 +681,8 @@ class Pipeline:
     def _report(
         self, reports: dict[str, TableReport], copied: dict[str, Copied], started: float
     ) -> SyncReport:
+        self._registry.save(*(self._tables[name] for name in reports))
         for name in reports:
-            self._registry.save(self._tables[name])
             self._left_out.went_well(name)
         for name, error in self._told_errors().items():
             reports[name] = TableReport(name, error=error)

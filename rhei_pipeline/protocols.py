@@ -142,6 +142,13 @@ class SourceSnapshot(Protocol):
     def schema_version(self) -> int:
         """The source's `schema_version` in this snapshot."""
 
+    @property
+    def shares_log(self) -> bool:
+        """Whether all tables have one log, so that one left behind holds the changes of all.
+
+        Where each has a log of its own, one without changes stays where it is and costs nothing.
+        """
+
     def head(self, table: Table) -> Position:
         """Return the position of the table's newest change in this snapshot."""
 

@@ -58,19 +58,25 @@ class Registry:
         """The tables that no sync brings up to date any more, and since when."""
         return MappingProxyType(self._not_followed)
 
-    def save(self, table: Table) -> None:
-        """Keep a table; written to disk, whole and atomically, before this returns.
+    def save(self, *tables: Table) -> None:
+        """Keep tables; written to disk at once, whole and atomically, before this returns.
 
         Where the file cannot be written, that is logged, and tried again at the next call.
         """
-        if self.table(table.name) == table and table.name not in self._not_followed:
-            self._save_again()
-            return
-        if self.table(table.name) != table:
+        news = [table for table in tables if self._take_in(table)]
+        if news or self._is_unwritten:
+            self._save()
+
+    def _take_in(self, table: Table) -> bool:
+        """Take a table over; return whether anything about it is new."""
+        known = self.table(table.name)
+        if known == table and table.name not in self._not_followed:
+            return False
+        if known != table:
             self._versions[table.name] = self.version(table.name) + 1
         self._tables[table.name] = table
         self._not_followed.pop(table.name, None)
-        self._save()
+        return True
 
     def note_not_followed(self, names: Mapping[str, datetime]) -> None:
         """Keep which of the tables are not followed any more."""
@@ -102,10 +108,6 @@ class Registry:
                 )
             return
         self._is_unwritten = False
-
-    def _save_again(self) -> None:
-        if self._is_unwritten:
-            self._save()
 
     def _entry(self, name: str) -> dict[str, Any]:
         table, since = self._tables[name], self._not_followed.get(name)

@@ -268,17 +268,15 @@ def _due(
     """Return the tables with something to do, and with them those that can move on for free."""
     marks = {name: mark.position for name, mark in ledger.watermarks.items()}
     ready = [table for table in tables if ledger.state(table.name) is TableState.READY]
-    copied = [table for table in tables if ledger.state(table.name) is TableState.COPIED]
-    works, behind = bool(copied), []
+    due = [table for table in tables if ledger.state(table.name) is TableState.COPIED]
+    others: list[Table] = []
     for table in ready:
-        place = marks[table.name]
         with blame.of(table.name):
-            works = works or _has_work(table, snapshot, place)
-            audited = snapshot.audit(table, place) is not Audit.NONE
-            if snapshot.head(table) != place or audited:
-                behind.append(table)
+            (due if _has_work(table, snapshot, marks[table.name]) else others).append(table)
+    if not due or not snapshot.shares_log:
+        return due
     # One transaction is paid for anyway, and a table that stays behind holds the source's log.
-    return copied + behind if works else []
+    return due + [table for table in others if snapshot.head(table) != marks[table.name]]
 
 
 def _has_work(table: Table, snapshot: SourceSnapshot, after: Position) -> bool:

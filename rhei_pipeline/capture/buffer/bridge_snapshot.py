@@ -52,6 +52,8 @@ class BridgeSnapshot:
         audited: The tables for which a whole comparison was asked for here.
     """
 
+    shares_log = False
+
     def __init__(
         self,
         inner: SourceSnapshot,

@@ -99,6 +99,8 @@ class LogicalSnapshot:
         view: To read rows with; changes that it does not see are left out.
     """
 
+    shares_log = True
+
     def __init__(
         self,
         read: ReadLog,

@@ -67,6 +67,8 @@ class PostgresPollingSnapshot:
         version: Returns the schema's version as the transaction sees it.
     """
 
+    shares_log = False
+
     def __init__(
         self,
         connection: Connection,

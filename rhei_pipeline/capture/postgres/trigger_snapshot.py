@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
+import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -28,7 +29,7 @@ from rhei_pipeline.capture.postgres.trigger_logs import Captured, Generation, Pa
 from rhei_pipeline.capture.postgres.trigger_misfit import OTHER_KINDS, OTHER_TRUNCATED
 from rhei_pipeline.capture.postgres.trigger_position import Proof, Visible, outside, shape_of
 from rhei_pipeline.capture.postgres.trigger_sql import BEGUN, TRUNCATED, log_name
-from rhei_pipeline.errors import CaptureError, SourceBusyError
+from rhei_pipeline.errors import CaptureError, RheiError, SourceBusyError
 from rhei_pipeline.events import (
     CHANGED_AT,
     LIVE,
@@ -52,6 +53,8 @@ _log = logging.getLogger(__name__)
 _UNFIT = "_rhei_unfit"
 #: What parts their names; no name of a column has it.
 _APART = "\x1f"
+#: So many logs are looked into by one statement, which stays short enough to be planned quickly.
+_LOOKS_AT_ONCE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +71,12 @@ class Memory:
 
     Attributes:
         quiet: By table, a position's proof, and a snapshot in which nothing lay behind it.
+        asked: By table, the position that was asked about last.
     """
 
     def __init__(self) -> None:
         self.quiet: dict[str, tuple[str, str]] = {}
+        self.asked: dict[str, tuple[Table, Position]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,8 @@ class PostgresTriggerSnapshot:
         memory: What earlier snapshots found out.
     """
 
+    shares_log = False
+
     def __init__(
         self,
         connection: Connection,
@@ -113,6 +120,7 @@ class PostgresTriggerSnapshot:
         self._memory = memory
         self._heads: dict[str, Position] = {}
         self._looks: dict[tuple[str, str], _Look] = {}
+        self._has_looked_ahead = False
         self._held: set[str] = set()
         self._proofs: dict[str, Proof] = {}
         self._reads: dict[tuple[str, str], list[tuple[Part, str]]] = {}
@@ -286,8 +294,54 @@ class PostgresTriggerSnapshot:
     def _look(self, table: Table, after: Position) -> _Look:
         place = (table.name, after.proof)
         if place not in self._looks:
+            self._memory.asked[table.name] = (table, after)
             self._looks[place] = self._look_behind(table, after)
         return self._looks[place]
+
+    def _look_ahead(self) -> None:
+        """Look behind the positions asked about last, by few statements however many there are.
+
+        Most tables have no changes in most cycles. Where that cannot be told of all at once, each
+        is looked at by itself, and an error is then its own.
+        """
+        self._connection.execute("savepoint rhei_ahead")
+        try:
+            asked = list(self._memory.asked.values())
+            for start in range(0, len(asked), _LOOKS_AT_ONCE):
+                self._look_for_quiet(asked[start : start + _LOOKS_AT_ONCE])
+            self._connection.execute("release savepoint rhei_ahead")
+        except (psycopg.Error, RheiError):
+            self._connection.execute("rollback to savepoint rhei_ahead")
+
+    def _look_for_quiet(self, asked: Sequence[tuple[Table, Position]]) -> None:
+        """Note the tables with nothing behind their positions."""
+        looks: dict[str, tuple[str, tuple[str, str], Generation]] = {}
+        for table, after in asked:
+            proof = Proof.parse(after.proof)
+            found = None if proof is None else self._captured(table, proof)
+            if found is None or proof is None or len(found.parts) != 1:
+                continue
+            log = found.parts[0].generation
+            quiet = self._quiet(after, found)
+            is_known = self._memory.quiet.get(table.name) == quiet
+            if log.is_cut or is_known or not self._is_within(after, log):
+                continue
+            ((_, window),) = self._windows(table, after)
+            sql = _quiet_sql(table.name, log, window, proof)
+            looks[table.name] = (sql, quiet, log)
+        if not looks:
+            return
+        statement = " union all ".join(sql for sql, _, _ in looks.values())
+        for name, oid in self._connection.execute(statement.encode()).fetchall():
+            _, quiet, log = looks[name]
+            if log.log in (None, oid):
+                self._memory.quiet[name] = quiet
+
+    def _quiet(self, after: Position, found: Captured) -> tuple[str, str]:
+        return after.proof, f"{self._moment.visible.text} {found.is_now}"
+
+    def _is_within(self, after: Position, log: Generation) -> bool:
+        return log.pruned <= after.order <= log.base + self._moment.visible.order
 
     def _look_behind(self, table: Table, after: Position) -> _Look:
         proof = Proof.parse(after.proof)
@@ -295,11 +349,13 @@ class PostgresTriggerSnapshot:
         if found is None or proof is None or not found.parts:
             return _Look(proved=False)
         self._proofs[table.name] = proof
-        quiet = (after.proof, f"{self._moment.visible.text} {found.is_now}")
+        quiet = self._quiet(after, found)
+        if self._memory.quiet.get(table.name) != quiet and not self._has_looked_ahead:
+            self._has_looked_ahead = True
+            self._look_ahead()
         if self._memory.quiet.get(table.name) == quiet:
             return _Look(proved=True)
-        first = found.parts[0].generation
-        if not first.pruned <= after.order <= first.base + self._moment.visible.order:
+        if not self._is_within(after, found.parts[0].generation):
             return _Look(proved=False)
         looks = [
             self._look_into(part.generation, window, proof)
@@ -442,6 +498,20 @@ def _without_other_keys(table: Table, texts: pa.Table) -> pa.Table:
     kept = np.ones(texts.num_rows, dtype=bool)
     kept[other] = False
     return texts.filter(pa.array(kept))
+
+
+def _quiet_sql(table: str, log: Generation, window: str, proof: Proof) -> str:
+    """Write a query of one row, where a log has the entry that was noted and none behind it."""
+    noted = (
+        f"exists (select from {log.name} where xid = {literal(proof.marked_by)}::xid8"
+        f" and seq = {int(proof.marker)} and at::text = {literal(proof.marked_at)})"
+    )
+    is_marked = proof.identity == log.identity and proof.marker
+    return (
+        f"select {literal(table)}, {literal(log.name)}::regclass::oid::bigint"
+        f" where {noted if is_marked else 'true'} and not exists"
+        f" (select from {log.name} where {window} and kind <> '{BEGUN}')"
+    )
 
 
 def log_is_gone(table: str) -> CaptureError:

@@ -127,6 +127,8 @@ class PollingSnapshot:
             a transaction not seen here stamps from now on is not older.
     """
 
+    shares_log = False
+
     def __init__(
         self,
         connection: sqlite3.Connection,

@@ -54,6 +54,8 @@ class TriggerSnapshot:
         as_given: Returns the shape of a log as this mirror would know a table of that name.
     """
 
+    shares_log = False
+
     def __init__(
         self,
         connection: sqlite3.Connection,
