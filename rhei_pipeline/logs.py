@@ -2,11 +2,13 @@
 
 import json
 import logging
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import TextIO
 
 _cycle: ContextVar[str | None] = ContextVar("rhei_cycle", default=None)
 
@@ -42,9 +44,18 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what standard error is by then: it may have been another when this was made."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def log_to_stderr(*, as_json: bool) -> None:
     """Send the log of this package to standard error."""
-    handler = logging.StreamHandler()
+    handler = _StandardError()
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonLines() if as_json else plain)
     logger = logging.getLogger("rhei_pipeline")

@@ -7,7 +7,6 @@ import pytest
 
 from examples.postgres_server import Server
 from rhei_pipeline.capture.postgres import logical_log, logical_stream
-from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.wiring import unseen_events
 from tests.fix_postgres import PostgresWorld
 
@@ -110,8 +109,6 @@ def test_a_server_killed_while_it_streams(world: PostgresWorld, server: Server) 
     server.kill()
     world.app = psycopg.connect(world.dsn, autocommit=True)
     world.run("update t set v = 'after'")
-    with pytest.raises(SourceBusyError):
-        world.htap.sync_now()
-    world.htap.sync_now()
+    world.htap.sync_now()  # on connections of its own making: those that were kept have ended
     world.assert_equal("t")
     assert [row["v"] for row in world.versions("t")] == ["a", "b", "before", "after"]
