@@ -13,10 +13,11 @@ from types import MappingProxyType
 from rhei_pipeline.draining import find_pending, take_on_next_shapes
 from rhei_pipeline.errors import (
     MirrorDamagedError,
+    MirrorUnreachableError,
     PermanentError,
-    RheiError,
     SchemaError,
     SourceBusyError,
+    SourceUnreachableError,
 )
 from rhei_pipeline.faults import own_fault
 from rhei_pipeline.initial_sync import (
@@ -275,7 +276,11 @@ class Pipeline:
     def sync(self, on_progress: OnProgress = no_progress) -> SyncReport:
         """Bring every table up to the source as it is now; copy first what was never copied."""
         with self._lock:
-            return self._synced(on_progress)[0]
+            try:
+                return self._synced(on_progress)[0]
+            except (SourceUnreachableError, MirrorUnreachableError) as error:
+                self._status.note_unreadable(error)
+                raise
 
     def _synced(self, on_progress: OnProgress) -> tuple[SyncReport, dict[str, Copied]]:
         """Sync; return the report, and what the tables that were copied first took."""
@@ -454,22 +459,18 @@ class Pipeline:
         With a patience given, returns what was last known where waiting takes longer, and where
         source or mirror cannot be read.
         """
-        if not self._lock.acquire(timeout=-1 if patience_seconds is None else patience_seconds):
-            return self._status.last()
-        try:
+        if patience_seconds is not None:
+            return self._status.within(patience_seconds, self._read_status)
+        return self._read_status()
+
+    def _read_status(self) -> Standing:
+        with self._lock:
             modes = {name: declared.mode for name, declared in self._declared.items()}
             modes |= {name: table.mode for name, table in self._tables.items()}
             found = self._parts.without_failing(
                 list(self._tables.values()), lambda tables: self._take_stock(modes, tables)
             )
             return self._status.keep(replace(found, not_followed=self.not_followed))
-        except RheiError as error:
-            self._status.note_unreadable(error)
-            if patience_seconds is None:
-                raise
-            return self._status.last()
-        finally:
-            self._lock.release()
 
     def _take_stock(self, modes: Mapping[str, Mode], tables: Collection[Table]) -> Standing:
         by_name, errors = {table.name: table for table in tables}, self._left_out.errors

@@ -1,8 +1,10 @@
 """How every declared table stands, as source and mirror tell it now."""
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 
 from rhei_pipeline.errors import RheiError
@@ -19,6 +21,29 @@ class StatusCache:
     def __init__(self) -> None:
         self._known = Standing(MappingProxyType({}), MappingProxyType({}))
         self._known_at = time.monotonic()
+        self._starting = threading.Lock()
+        self._look: threading.Thread | None = None
+
+    def within(self, seconds: float, look: Callable[[], object]) -> Standing:
+        """Return what a look finds; where it takes longer, what was last known.
+
+        The look goes on then, and who asks meanwhile waits for the same one.
+        """
+        with self._starting:
+            if self._look is None or not self._look.is_alive():
+                work = partial(self._noting_errors, look)
+                self._look = threading.Thread(target=work, name="rhei-status", daemon=True)
+                self._look.start()
+            look_under_way = self._look
+        look_under_way.join(seconds)
+        is_news = not look_under_way.is_alive() and self._known.unreadable is None
+        return self._known if is_news else self.last()
+
+    def _noting_errors(self, look: Callable[[], object]) -> None:
+        try:
+            look()
+        except RheiError as error:
+            self.note_unreadable(error)
 
     def keep(self, found: Standing) -> Standing:
         """Keep what was just read, and return it."""
