@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.events import Position, RowBatch
 from rhei_pipeline.ledger import CopyProgress, Ledger, TableState
 from rhei_pipeline.metrics import CopyReport, TableReport
@@ -36,6 +37,13 @@ class Copied:
     dead_letters: int
     resumed: bool
 
+    def after(self, earlier: "Copied | None") -> "Copied":
+        """Return both as one, where this one went on where the earlier ended."""
+        if earlier is None or not self.resumed:
+            return self
+        letters = earlier.dead_letters + self.dead_letters
+        return Copied(earlier.rows + self.rows, letters, earlier.resumed)
+
 
 def needs_copy(table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> bool:
     """Tell whether only a copy can make the table equal to its source again."""
@@ -53,13 +61,19 @@ def copy_table(  # noqa: PLR0913  (the seams, the pace, and who is told)
     on_progress: OnProgress,
     *,
     same_shape: bool = False,
-) -> Copied:
+) -> Copied | None:
     """Copy all rows beside the table; a copy that was cut off goes on where it ended.
 
     Afterwards the table is in state COPIED and the next sync cycle puts the copy in place.
     `same_shape`: the mirror's table has the columns and the key that its source has now.
+
+    Returns:
+        What was read; None where the source gave the table another shape meanwhile. What is copied
+        by then is of no use: the copy is to be begun anew, in that shape.
     """
     with source.snapshot() as snapshot:
+        if not has_shape(table, source):
+            return None
         progress = _resumable(table, snapshot, mirror.ledger())
         resumed = progress is not None
         progress = progress or _begin(table, snapshot, mirror, same_shape=same_shape)
@@ -69,6 +83,8 @@ def copy_table(  # noqa: PLR0913  (the seams, the pace, and who is told)
     rows = letters = 0
     while not progress.complete:
         with source.snapshot(rows=True) as snapshot:
+            if not has_shape(table, source):
+                return None
             total = snapshot.count(table)
             until = time.monotonic() + SNAPSHOT_SECONDS
             while not progress.complete and time.monotonic() < until:
@@ -79,6 +95,14 @@ def copy_table(  # noqa: PLR0913  (the seams, the pace, and who is told)
                 on_progress(table.name, rows, total)
                 on_step(Step.COPY_COMPLETE if progress.complete else Step.COPY_BATCH)
     return Copied(rows, letters, resumed)
+
+
+def has_shape(table: Table, source: ChangeSource) -> bool:
+    """Return whether a table's source still has it, in this shape."""
+    try:
+        return source.describe(table.name) == table.schema
+    except SchemaError:
+        return False
 
 
 def take_on_shape(table: Table, mirror: Mirror, at: datetime) -> None:

@@ -25,6 +25,7 @@ from rhei_pipeline.initial_sync import (
     OnProgress,
     copy_report,
     copy_table,
+    has_shape,
     needs_copy,
 )
 from rhei_pipeline.ledger import Ledger, TableState
@@ -92,6 +93,12 @@ def no_step(_step: Step) -> None:
 
 def no_progress(_table: str, _rows: int, _of: int) -> None:
     """Pass progress by."""
+
+
+def _keeps_changing() -> SourceBusyError:
+    return SourceBusyError(
+        "the source's schema keeps changing", hint="sync again once migrations are done"
+    )
 
 
 class Pipeline:
@@ -291,7 +298,8 @@ class Pipeline:
             for _ in range(_LOOKS):
                 begun = time.monotonic_ns()
                 self._keep_up()
-                copied |= self._copy_what_needs_it(on_progress)
+                found = self._copy_what_needs_it(on_progress)
+                copied |= {name: copy.after(copied.get(name)) for name, copy in found.items()}
                 reports = self._cycle(self._tables.values(), self._looked_at)
                 if reports is not None:
                     self._refuse_failure_of_all(reports)
@@ -302,9 +310,7 @@ class Pipeline:
                     for watcher in self._watchers:
                         watcher(report)
                     return report, copied
-            raise SourceBusyError(
-                "the source's schema keeps changing", hint="sync again once migrations are done"
-            )
+            raise _keeps_changing()
 
     def _refuse_failure_of_all(self, reports: Collection[str]) -> None:
         """Raise what the tables failed with, where none is left: it may be no fault of theirs."""
@@ -331,9 +337,16 @@ class Pipeline:
                 report = caught_up.tables[table.name]
                 return copy_report(copied[table.name], report, started)
             found = self._copied(table, on_progress, same_shape=caught_up is not None)
-            report = self._synced(on_progress)[0].tables[table.name]
-            self.table(name)  # raises what it was left out for
+            synced, gone_on = self._synced(on_progress)
+            table = self.table(name)  # raises what it was left out for
+            report, again = synced.tables[table.name], gone_on.get(table.name)
+            if again is not None:
+                found = again.after(found)
+            elif found is None:  # it was given back the shape that it had
+                raise _keeps_changing()
+            # The report tells of those that were met since.
             letters = report.dead_letters + found.dead_letters
+            letters -= again.dead_letters if again else 0
             if caught_up is not None:
                 report = report.after(caught_up.tables[table.name])
             return copy_report(found, replace(report, dead_letters=letters), started)
@@ -360,17 +373,31 @@ class Pipeline:
         self._left_out.take_in(name)
         self._look_at(self._declared[name], self._mirror.tables())
 
-    def _copied(self, table: Table, on_progress: OnProgress, *, same_shape: bool) -> Copied:
-        """Copy a table; an error is its own, and leaves it out until the next sync."""
+    def _copied(self, table: Table, on_progress: OnProgress, *, same_shape: bool) -> Copied | None:
+        """Copy a table; an error is its own, and leaves it out until the next sync.
+
+        None where a migration came between: the source is to be looked at again.
+        """
+        copied = None
         try:
             with self._blame.of(table.name):
-                return self._copy(table, on_progress, same_shape=same_shape)
+                copied = self._copy(table, on_progress, same_shape=same_shape)
         except Exception as error:
-            self._parts.leave_out(error, [table.name])
-            fault = self._left_out.errors[table.name]
-            if fault is error:
-                raise
-            raise fault from error
+            # What reading or capture failed with may only say that the table is another by now.
+            if not self._is_migrated(table, error):
+                self._parts.leave_out(error, [table.name])
+                fault = self._left_out.errors[table.name]
+                if fault is error:
+                    raise
+                raise fault from error
+        if copied is None:
+            _log.warning("table %r: it was migrated while it was copied", table.name)
+            self._looked_at = -1
+        return copied
+
+    def _is_migrated(self, table: Table, error: Exception) -> bool:
+        is_own = own_fault(error, table.name) is not None
+        return is_own and not has_shape(table, self._source)
 
     def verify(self, name: str | None = None) -> VerifyReport:
         """Bring the mirror up to one source state and compare every row at that state."""
@@ -636,7 +663,9 @@ class Pipeline:
         for table in self._parts.without_failing(list(self._tables.values()), self._find_due):
             try:
                 # What was pending in another shape has been drained: the history goes on.
-                copied[table.name] = self._copied(table, on_progress, same_shape=True)
+                found = self._copied(table, on_progress, same_shape=True)
+                if found is not None:
+                    copied[table.name] = found
             except PermanentError:
                 if table.name not in self._left_out.errors:
                     raise
@@ -656,7 +685,9 @@ class Pipeline:
     def _is_due(self, table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> bool:
         return needs_copy(table, snapshot, ledger) or self._registry.table(table.name) != table
 
-    def _copy(self, table: Table, on_progress: OnProgress, *, same_shape: bool = False) -> Copied:
+    def _copy(
+        self, table: Table, on_progress: OnProgress, *, same_shape: bool = False
+    ) -> Copied | None:
         def note(name: str, rows: int, of: int) -> None:
             self._copying[name] = CopyStatus(rows, of)
             self._status.note_readable()
