@@ -77,6 +77,7 @@ from rhei_pipeline.schema import (
     difference,
     nearest,
     refuse_reserved,
+    spelled,
 )
 from rhei_pipeline.standing import StatusCache, take_stock
 from rhei_pipeline.sync import Pace, apply_pending, sync_cycle
@@ -560,7 +561,8 @@ class Pipeline:
         False where the source was migrated meanwhile: nothing was applied then. A table whose log
         could not be read waits, so that nothing of it is lost, until it can or is copied anew.
         """
-        known = [table for name in self._declared if (table := self._registry.table(name))]
+        recorded = filter(None, map(self._registry.table, self._declared))
+        known = list({table.name: table for table in recorded}.values())
         failing: set[str] = set()
         try:
             pending = self._parts.without_failing(known, self._find_pending, failing)
@@ -607,11 +609,14 @@ class Pipeline:
         if table.name != declared.name:
             # It was not there, or had another spelling, when its name was looked up.
             del self._declared[declared.name]
+            self._tables.pop(declared.name, None)
             self._declared.setdefault(table.name, replace(declared, name=table.name))
         known = self._registry.table(table.name)
         is_news = self._tables.get(table.name) != table
         if is_news and known is not None and known.schema != table.schema:
             changes = difference(known.schema, table.schema).describe()
+            if known.name != table.name:
+                changes = f"called it {known.name!r} before"
             _log.warning("table %r: its source %s; it is copied again", table.name, changes)
         self._tables[table.name] = table
 
@@ -720,7 +725,8 @@ class Pipeline:
             reports[name] = TableReport(name, error=error)
         drained, self._drained = self._drained, []
         for earlier in drained:
-            reports[earlier.table] = reports[earlier.table].after(earlier)
+            name = spelled(earlier.table, reports)  # renamed by case, it goes on
+            reports[name] = reports[name].after(earlier)
         for name, copy in copied.items():
             letters = reports[name].dead_letters + copy.dead_letters
             reports[name] = replace(reports[name], copied_rows=copy.rows, dead_letters=letters)

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rhei_pipeline.errors import SchemaError
-from rhei_pipeline.schema import Mode, Table, TableSchema
+from rhei_pipeline.schema import Mode, Table, TableSchema, spelled
 
 _log = logging.getLogger(__name__)
 
@@ -41,8 +41,15 @@ class Registry:
             self._tables, self._versions, self._not_followed = _read(path)
 
     def table(self, name: str) -> Table | None:
-        """Return the table as it was last saved; None when it never was."""
-        return self._tables.get(name)
+        """Return the table as it was last saved; None when it never was.
+
+        One whose name had another case then, where its source ignores case, is the same table.
+        """
+        found = self._tables.get(name)
+        if found is None:
+            found = self._tables.get(spelled(name, self._tables))
+            found = found if found is not None and found.schema.namespace is None else None
+        return found
 
     def version(self, name: str) -> int:
         """Return how often the table has been saved with a change."""
@@ -73,7 +80,9 @@ class Registry:
         if known == table and table.name not in self._not_followed:
             return False
         if known != table:
-            self._versions[table.name] = self.version(table.name) + 1
+            former = table.name if known is None else known.name
+            self._versions[table.name] = self.version(former) + 1
+            self._tables.pop(former, None)
         self._tables[table.name] = table
         self._not_followed.pop(table.name, None)
         return True

@@ -357,6 +357,16 @@ def refuse_reserved(table: str, columns: Iterable[str]) -> None:
         )
 
 
+def spelled(name: str, among: Iterable[str]) -> str:
+    """Return a name as it is among others: in another case where it is not there as given."""
+    by_lower: dict[str, str] = {}
+    for other in among:
+        if other == name:
+            return name
+        by_lower[other.lower()] = other
+    return by_lower.get(name.lower(), name)
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """Return `did you mean ...?` for the known name nearest to `name`, or a list of all known."""
     from difflib import get_close_matches  # noqa: PLC0415  (only on the way to an error)
