@@ -69,7 +69,7 @@ def _keep_letters(
         The keys, as text, of the rows that are there and cannot be mirrored.
     """
     table, letters = ranges.table, [*snapshot.keyless(ranges.table), *ranges.letters]
-    met = {letter.key for letter in letters}
+    met = {letter.name for letter in letters}
     transaction.release(table, transaction.quarantined(table) - met, snapshot.clock)
     transaction.quarantine(letters)
-    return met
+    return {key for key, _ in met}

@@ -55,6 +55,10 @@ class Position:
     proof: str
 
 
+#: A dead letter among those of its table: the row's key as text, and the column.
+LetterName = tuple[str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A row that cannot be mirrored: which, where, why. Never the value itself.
@@ -71,6 +75,11 @@ class DeadLetter:
     column: str
     reason: str
     captured_at: datetime
+
+    @property
+    def name(self) -> LetterName:
+        """Which one it is among those of its table."""
+        return self.key, self.column
 
 
 def key_text(key: Mapping[str, object]) -> str:
@@ -139,7 +148,8 @@ class ChangeBatch:
         net: True when `events` holds at most one event a key already.
         rejected: Dead letters met while reading; their rows are not among `events`.
         resolved: Keys, as text, whose dead letters are none any more: of rows that no event can
-            tell of and that are gone, and of rows that fitted again within the batch.
+            tell of and that are gone, and of rows that fitted again within the batch. With a
+            column where another one of the row still does not fit, else with None.
         unchanged: By column, a mask of the events whose value the source did not send because
             the change left it as it was.
         former_keys: With `unchanged`: under which key each event's row stood before it.
@@ -160,7 +170,7 @@ class ChangeBatch:
     truncated_at: datetime | None = None
     seen_at: datetime | None = None
     whole_transactions: bool = False
-    resolved: tuple[str, ...] = ()
+    resolved: tuple[tuple[str, str | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

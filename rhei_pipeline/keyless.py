@@ -37,12 +37,13 @@ def without_keyless(batch: ChangeBatch, schema: TableSchema) -> ChangeBatch:
         if is_there
     ]
     last = {key_text(key): is_there for key, is_there, _ in told}
+    gone = [(key, None) for key, is_there in last.items() if not is_there]
     kept, former = pc.invert(keyless), batch.former_keys
     return replace(
         batch,
         events=events.filter(kept),
         rejected=(*batch.rejected, *letters),
-        resolved=(*batch.resolved, *(key for key, is_there in last.items() if not is_there)),
+        resolved=(*batch.resolved, *gone),
         unchanged={
             name: mask.filter(kept.combine_chunks()) for name, mask in batch.unchanged.items()
         },

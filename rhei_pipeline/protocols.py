@@ -15,6 +15,7 @@ from rhei_pipeline.events import (
     Comparison,
     Counts,
     DeadLetter,
+    LetterName,
     NetChanges,
     Position,
     RowBatch,
@@ -296,11 +297,11 @@ class MirrorTransaction(Protocol):
     def quarantine(self, letters: Iterable[DeadLetter]) -> int:
         """Keep dead letters, one per table, key and column, the newest; return how many."""
 
-    def quarantined(self, table: Table) -> set[str]:
-        """Return the keys, as text, that have an open dead letter."""
+    def quarantined(self, table: Table) -> set[LetterName]:
+        """Name the open dead letters of a table."""
 
-    def release(self, table: Table, keys: Collection[str], at: datetime) -> None:
-        """Resolve the dead letters of keys whose rows have been applied since."""
+    def release(self, table: Table, letters: Collection[LetterName], at: datetime) -> None:
+        """Resolve dead letters of values that fit by now, or of rows that are gone."""
 
     def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:
         """Keep a temporal table's rows as of each day's instant; return their numbers.

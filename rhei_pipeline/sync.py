@@ -17,6 +17,7 @@ from rhei_pipeline.events import (
     SEQUENCE,
     ChangeBatch,
     Counts,
+    LetterName,
     NetChanges,
     Position,
     event_schema,
@@ -222,25 +223,50 @@ def keep_letters(
 
     And those of rows that are no more, which have no event where no key tells of them.
     """
-    open_keys = transaction.quarantined(table)
-    if open_keys:
-        keys = plain_rows(batch.events.select(list(table.schema.primary_key)))
-        mended = open_keys.intersection(map(key_text, keys))
-        transaction.release(table, mended, snapshot.clock)
+    known = transaction.quarantined(table)
+    if known:
+        rows = plain_rows(batch.events.select(list(table.schema.primary_key)))
+        keys = set(map(key_text, rows))
+        transaction.release(table, {name for name in known if name[0] in keys}, snapshot.clock)
     count = transaction.quarantine(batch.rejected)
-    gone = set(batch.resolved if batch.truncated_at is None else open_keys)
+    gone = _fitting_by_now(known, batch) if batch.truncated_at is None else known
     if batch.seen_at is not None:
         # Who asks for rows is not told that one has got a key.
-        gone |= _no_longer_keyless(open_keys, table, snapshot)
+        gone |= _no_longer_keyless(known, table, snapshot)
     if gone:
         transaction.release(table, gone, snapshot.clock)
     return count
 
 
-def _no_longer_keyless(keys: Iterable[str], table: Table, snapshot: SourceSnapshot) -> set[str]:
-    """Return those of the keys that are null in part or whole and have no row any more."""
-    keyless = {key for key in keys if is_keyless(key)}
-    return keyless - {letter.key for letter in snapshot.keyless(table)} if keyless else set()
+def _fitting_by_now(known: set[LetterName], batch: ChangeBatch) -> set[LetterName]:
+    """Return which letters, known or of the batch, are none behind it.
+
+    A row that does not fit names all of its columns that do not: the others fit by now.
+    """
+    # Of a value that the source did not send, nothing is known.
+    resolved = {name for name in batch.resolved if name[1] not in batch.unchanged}
+    found = _names(batch)
+    valid = {(key, column) for key, column in found if not {(key, None), (key, column)} & resolved}
+    # Rows that no key tells apart share their letters.
+    misfits = {key for key, _ in valid if not is_keyless(key)}
+    whole = {key for key, column in resolved if column is None}
+    in_part = {(key, c) for key, c in known | found if key in misfits and c not in batch.unchanged}
+    return (in_part | {name for name in known | found if name[0] in whole}) - valid
+
+
+def _names(batch: ChangeBatch) -> set[LetterName]:
+    return {letter.name for letter in batch.rejected}
+
+
+def _no_longer_keyless(
+    letters: Iterable[LetterName], table: Table, snapshot: SourceSnapshot
+) -> set[LetterName]:
+    """Return those whose keys are null in part or whole and have no row any more."""
+    keyless = {name for name in letters if is_keyless(name[0])}
+    if not keyless:
+        return set()
+    there = {letter.key for letter in snapshot.keyless(table)}
+    return {name for name in keyless if name[0] not in there}
 
 
 def acknowledge(
@@ -321,7 +347,7 @@ def _put_copy_in_place(
         transaction.heal_copy(table, compact(batch, table.schema))
         letters += keep_letters(table, batch, snapshot, transaction)
         events += batch.count
-    transaction.keep_unknown(table, read_keys(transaction.quarantined(table), table.schema))
+    transaction.keep_unknown(table, _unknown_keys(table, transaction))
     adopted = transaction.adopt_copy(table, snapshot.clock)
     counts = Counts(inserted=adopted or 0)
     if adopted is None:
@@ -336,6 +362,10 @@ def _put_copy_in_place(
     return TableReport.of(
         table.name, counts, events=events, dead_letters=letters, watermark=watermark
     )
+
+
+def _unknown_keys(table: Table, transaction: MirrorTransaction) -> pa.Table:
+    return read_keys({key for key, _ in transaction.quarantined(table)}, table.schema)
 
 
 def _apply_versions(
@@ -358,7 +388,7 @@ def _apply_versions(
             batch = _completed(captured, table, transaction.present_keys, transaction.present_rows)
             counts += keep_versions(table, batch, transaction)
             transaction.quarantine(batch.rejected)
-            mended = {letter.key for letter in batch.rejected} - unknown
+            mended = _names(batch) - unknown
             if mended:
                 transaction.release(table, mended, snapshot.clock)
             letters += len(mended)

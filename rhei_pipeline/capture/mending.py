@@ -12,8 +12,10 @@ from rhei_pipeline.oltp.rejections import Rejection
 
 def mended(
     keys: pa.Table, rejections: Sequence[Rejection], letters: Sequence[DeadLetter]
-) -> tuple[str, ...]:
-    """Return the keys whose last event in a batch fits, though an earlier one did not.
+) -> tuple[tuple[str, str | None], ...]:
+    """Return the keys of which the last event in a batch fits, though an earlier one did not.
+
+    With the column where it is that one alone which fits in the end, else with None.
 
     Args:
         keys: The keys of all events in order, those that were rejected among them.
@@ -25,10 +27,14 @@ def mended(
     _, codes = np.unique(key_codes(keys), return_inverse=True)
     last = np.zeros(len(codes), dtype=np.int64)
     np.maximum.at(last, codes, np.arange(len(codes)))
-    unfit = {rejection.row for rejection in rejections}
-    found = (
-        letter.key
-        for rejection, letter in zip(rejections, letters, strict=True)
-        if last[codes[rejection.row]] not in unfit
-    )
-    return tuple(dict.fromkeys(found))
+    unfit: dict[int, set[str]] = {}
+    for rejection in rejections:
+        unfit.setdefault(rejection.row, set()).add(rejection.column)
+    found: dict[tuple[str, str | None], None] = {}
+    for rejection, letter in zip(rejections, letters, strict=True):
+        columns = unfit.get(int(last[codes[rejection.row]]))
+        if columns is None:
+            found[letter.key, None] = None
+        elif letter.column not in columns:
+            found[letter.key, letter.column] = None
+    return tuple(found)

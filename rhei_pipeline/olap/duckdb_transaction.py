@@ -11,6 +11,7 @@ from rhei_pipeline.events import (
     Comparison,
     Counts,
     DeadLetter,
+    LetterName,
     NetChanges,
     Operation,
     Versions,
@@ -176,30 +177,35 @@ class DuckDBTransaction:
         """Keep dead letters; return how many."""
         return write_letters(self._connection, letters)
 
-    def quarantined(self, table: Table) -> set[str]:
-        """Return the keys, as text, that have an open dead letter."""
+    def quarantined(self, table: Table) -> set[LetterName]:
+        """Name the open dead letters of a table."""
         found = self._connection.execute(
-            "select key from _rhei_dead_letter where table_name = ? and resolved_at is null",
+            "select key, column_name from _rhei_dead_letter"
+            " where table_name = ? and resolved_at is null",
             [table.name],
         ).fetchall()
-        return {key for (key,) in found}
+        return {(key, column) for key, column in found}
 
-    def release(self, table: Table, keys: Collection[str], at: datetime) -> None:
-        """Resolve the dead letters of keys, given as text.
+    def release(self, table: Table, letters: Collection[LetterName], at: datetime) -> None:
+        """Resolve dead letters.
 
         A temporal table keeps them as resolved: a version that its history lacks stays named.
         """
-        chosen = "table_name = ? and list_contains(?, key) and resolved_at is null"
+        if not letters:
+            return
+        keys, columns = zip(*letters, strict=True)
+        named = [table.name, list(keys), list(columns)]
+        chosen = (
+            "d.table_name = ? and d.resolved_at is null and exists (select 1 from"
+            " (select unnest(?::varchar[]) as key, unnest(?::varchar[]) as column_name) l"
+            " where l.key = d.key and l.column_name = d.column_name)"
+        )
         if table.mode is Mode.TEMPORAL:
             self._connection.execute(
-                f"update _rhei_dead_letter set resolved_at = ? where {chosen}",
-                [at, table.name, list(keys)],
+                f"update _rhei_dead_letter d set resolved_at = ? where {chosen}", [at, *named]
             )
         else:
-            self._connection.execute(
-                f"delete from _rhei_dead_letter where {chosen}",
-                [table.name, list(keys)],
-            )
+            self._connection.execute(f"delete from _rhei_dead_letter d where {chosen}", named)
 
     def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:
         """Keep a temporal table's rows as of each day's instant, under the day."""

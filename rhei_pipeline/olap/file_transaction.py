@@ -16,6 +16,7 @@ from rhei_pipeline.events import (
     Comparison,
     Counts,
     DeadLetter,
+    LetterName,
     NetChanges,
     Operation,
     Versions,
@@ -177,16 +178,15 @@ class FileTransaction:
         self._letters_changed |= count > 0
         return count
 
-    def quarantined(self, table: Table) -> set[str]:
-        """Return the keys, as text, that have an open dead letter."""
-        kept = self._kept()
-        return set(kept["key"].filter(dead.is_open(kept, table.name)).to_pylist())
+    def quarantined(self, table: Table) -> set[LetterName]:
+        """Name the open dead letters of a table."""
+        return dead.open_names(self._kept(), table.name)
 
-    def release(self, table: Table, keys: Collection[str], at: datetime) -> None:
-        """Resolve the dead letters of keys; a temporal table keeps them as resolved."""
-        if keys:
+    def release(self, table: Table, letters: Collection[LetterName], at: datetime) -> None:
+        """Resolve dead letters; a temporal table keeps them as resolved."""
+        if letters:
             dated = at if table.mode is Mode.TEMPORAL else None
-            self._letters = dead.release(self._kept(), table.name, keys, dated)
+            self._letters = dead.release(self._kept(), table.name, letters, dated)
             self._letters_changed = True
 
     def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:

@@ -6,7 +6,7 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rhei_pipeline.events import DeadLetter
+from rhei_pipeline.events import DeadLetter, LetterName
 from rhei_pipeline.schema import INSTANT
 
 LETTERS = pa.schema(
@@ -57,9 +57,20 @@ def is_open(kept: pa.Table, table: str | None = None) -> pa.ChunkedArray:
     return pc.and_(unresolved, pc.equal(kept["table_name"], table))
 
 
-def release(kept: pa.Table, table: str, keys: Collection[str], at: datetime | None) -> pa.Table:
-    """Resolve the open letters of these keys: date them, or drop them where `at` is None."""
-    chosen = pc.and_(is_open(kept, table), pc.is_in(kept["key"], pa.array(keys, pa.string())))
+def open_names(kept: pa.Table, table: str) -> set[LetterName]:
+    """Name the letters of a table that are not resolved."""
+    found = kept.filter(is_open(kept, table))
+    return set(zip(found["key"].to_pylist(), found["column_name"].to_pylist(), strict=True))
+
+
+def release(
+    kept: pa.Table, table: str, letters: Collection[LetterName], at: datetime | None
+) -> pa.Table:
+    """Resolve these open letters: date them, or drop them where `at` is None."""
+    wanted = set(letters)
+    names = zip(kept["key"].to_pylist(), kept["column_name"].to_pylist(), strict=True)
+    named = pa.array([name in wanted for name in names], pa.bool_())
+    chosen = pc.and_(is_open(kept, table), named)
     if at is None:
         return kept.filter(pc.invert(chosen))
     dated = pc.if_else(chosen, pa.scalar(at, INSTANT), kept["resolved_at"])

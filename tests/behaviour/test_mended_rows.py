@@ -1,6 +1,7 @@
 """A row that did not fit, and does again or is gone, is a dead letter no more."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -65,3 +66,78 @@ def test_a_row_that_stopped_fitting_again_stays_a_letter(make_world: MakeWorld, 
         world.run(f"update t set n = {value}")
     world.htap.sync_now()
     assert world.htap.dead_letters().num_rows == 1
+
+
+def letters(world: World | PostgresWorld) -> list[str]:
+    """Return the columns that are named by open letters."""
+    return sorted(world.htap.dead_letters()["column_name"].to_pylist())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mode": "temporal"},
+        {"storage": "parquet"},
+        {"storage": "parquet", "mode": "temporal"},
+        {"buffered": True, "mode": "temporal"},
+    ],
+)
+def test_each_column_of_a_row_of_sqlite_is_mended_by_itself(
+    make_world: MakeWorld, options: dict[str, Any]
+) -> None:
+    world = make_world(**options)
+    world.run("create table t(id integer primary key, a integer, b integer, c integer)")
+    world.run("insert into t values (1, 1, 1, 1), (2, 1, 1, 1)")
+    world.htap.sync_now()
+    world.run("update t set a = 'x', b = 'x'")
+    world.htap.sync_now()
+    assert letters(world) == ["a", "a", "b", "b"]
+    world.run("update t set a = 2 where id = 1")
+    world.htap.sync_now()
+    assert letters(world) == ["a", "b", "b"]
+    # Of several changes the last one counts, in either order.
+    world.run("update t set a = 'y', b = 2, c = 'y' where id = 1")
+    world.run("update t set a = 3 where id = 1")
+    world.htap.sync_now()
+    assert letters(world) == ["a", "b", "c"]
+    world.htap.repair("t")
+    assert letters(world) == ["a", "b", "c"]
+    world.run("update t set c = 2 where id = 1", "update t set a = 2, b = 2 where id = 2")
+    world.htap.sync_now()
+    assert letters(world) == []
+    world.assert_equal("t")
+    assert world.htap.verify().equal
+
+
+@pytest.mark.parametrize(
+    ("method", "storage"), [("logical", None), ("trigger", "parquet"), ("polling", None)]
+)
+def test_each_column_of_a_row_of_postgres_is_mended_by_itself(
+    make_postgres: MakePostgres, method: str, storage: str | None
+) -> None:
+    polling = {"updated_at": "at", "deletes": "reconcile"}
+    world = make_postgres(
+        mode="temporal",
+        capture={"method": method},
+        storage=storage,
+        tables=[{"name": "t", **({"polling": polling} if method == "polling" else {})}],
+    )
+    world.run(
+        "create table t(id int primary key, a numeric(6, 2), b numeric(6, 2),"
+        " at timestamptz not null default clock_timestamp())",
+        "insert into t values (1, 1, 1), (2, 2, 2)",
+    )
+    world.htap.sync_now()
+    now = "at = clock_timestamp() where id = 1"
+    steps = {
+        "a = 'NaN', b = 'NaN'": ["a", "b"],
+        "a = 1": ["b"],
+        "a = 'NaN', b = 1": ["a"],
+        "a = 2": [],
+    }
+    for change, expected in steps.items():
+        world.run(f"update t set {change}, {now}")
+        world.htap.sync_now()
+        assert letters(world) == expected
+    world.assert_equal("t")

@@ -173,8 +173,8 @@ def test_a_dead_letter_is_kept_once_until_it_is_released(mirror: Mirror) -> None
     assert mirror.dead_letters("t").num_rows == 1
     assert mirror.dead_letters("other").num_rows == 0
     with mirror.transaction() as transaction:
-        assert transaction.quarantined(TABLE) == {letter.key}
-        transaction.release(TABLE, {letter.key}, NOW)
+        assert transaction.quarantined(TABLE) == {letter.name}
+        transaction.release(TABLE, {letter.name}, NOW)
     assert mirror.dead_letters().num_rows == 0
 
 
@@ -182,7 +182,7 @@ def test_a_temporal_table_keeps_what_it_lacked_as_resolved(mirror: Mirror) -> No
     letter = DeadLetter("t", '{"k": "a"}', "v", "why", NOW)
     with mirror.transaction() as transaction:
         transaction.quarantine([letter])
-        transaction.release(Table(SCHEMA, Mode.TEMPORAL), {letter.key}, NOW)
+        transaction.release(Table(SCHEMA, Mode.TEMPORAL), {letter.name}, NOW)
     assert mirror.dead_letters().num_rows == 0
     kept = mirror.query("select resolved_at is not null as resolved from _rhei_dead_letter")
     assert kept["resolved"].to_pylist() == [True]

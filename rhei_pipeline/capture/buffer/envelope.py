@@ -48,7 +48,7 @@ def unseal(table: pa.Table) -> ChangeBatch:
         {name: masks[name].combine_chunks() for name in masks.column_names},
         former if former.num_columns else None,
         datetime.fromisoformat(form["truncated_at"]) if form["truncated_at"] else None,
-        resolved=tuple(form.get("resolved", ())),
+        resolved=tuple(map(_resolved, form.get("resolved", ()))),
         whole_transactions=form.get("whole_transactions", False),
     )
 
@@ -86,7 +86,7 @@ def _joined(batches: Sequence[ChangeBatch], limit: int) -> Iterator[ChangeBatch]
         sum(batch.count for batch in batches),
         all(batch.net for batch in batches),
         tuple(letter for batch in batches for letter in batch.rejected),
-        resolved=tuple(key for batch in batches for key in batch.resolved),
+        resolved=tuple(found for batch in batches for found in batch.resolved),
         whole_transactions=all(batch.whole_transactions for batch in batches),
     )
     for start in range(0, whole.events.num_rows, limit) or [0]:
@@ -107,6 +107,11 @@ def _with_prefix(table: pa.Table, prefix: str) -> pa.Table:
         .select(names)
         .rename_columns([name.removeprefix(prefix) for name in names])
     )
+
+
+def _resolved(form: str | Sequence[Any]) -> tuple[str, str | None]:
+    # Buffers of before hold keys alone.
+    return (form, None) if isinstance(form, str) else (form[0], form[1])
 
 
 def _letter_form(letter: DeadLetter) -> list[str]:

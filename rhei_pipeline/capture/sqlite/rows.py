@@ -124,26 +124,26 @@ def event_batch(
     columns = key_first(schema)
     arrays, rejections = admit(rows, columns)
     letters = _letters(schema, rejections, arrays, rows, clock)
-    rejected, resolved = _present_and_gone(rejections, letters, own[-1])
+    rejected, gone = _present_and_gone(rejections, letters, own[-1])
     names = [*(field.name for field in EVENT_FIELDS), *(column.name for column in columns)]
     events = pa.table(without([*own, *arrays], rejections), names)
     wanted = event_schema(schema)
     admitted = events.select(wanted.names).cast(wanted)
     keys = pa.table(arrays[: len(schema.primary_key)], list(schema.primary_key))
-    resolved += mended(keys, rejections, letters)
+    resolved = (*gone, *mended(keys, rejections, letters))
     return ChangeBatch(admitted, len(rows), rejected=rejected, resolved=resolved)
 
 
 def _present_and_gone(
     rejections: Sequence[Rejection], letters: Sequence[DeadLetter], live: pa.Array
-) -> tuple[tuple[DeadLetter, ...], tuple[str, ...]]:
+) -> tuple[tuple[DeadLetter, ...], tuple[tuple[str, None], ...]]:
     """Return the letters of rows that were there, and the keys that have no row in the end."""
     pairs = sorted(zip(rejections, letters, strict=True), key=lambda pair: pair[0].row)
     there = [live[rejection.row].as_py() for rejection, _ in pairs]
     last = {letter.key: alive for (_, letter), alive in zip(pairs, there, strict=True)}
     return (
         tuple(letter for (_, letter), alive in zip(pairs, there, strict=True) if alive),
-        tuple(key for key, alive in last.items() if not alive),
+        tuple((key, None) for key, alive in last.items() if not alive),
     )
 
 
