@@ -82,7 +82,8 @@ def test_a_command_that_is_interrupted_ends_as_such(world: World) -> None:
         "import signal, sys; from rhei_pipeline.cli import main;"
         "signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT));"
         "from rhei_pipeline.htap import HTAP; query = HTAP.query;"
-        "HTAP.query = lambda *a, **k: (signal.setitimer(signal.ITIMER_REAL, 0.3, 20), query(*a, **k))[1];"
+        "begin = lambda: signal.setitimer(signal.ITIMER_REAL, 0.3, 20);"
+        "HTAP.query = lambda *a, **k: (begin(), query(*a, **k))[1];"
         f"sys.argv = ['rhei', 'query', {long!r}, '--hint', 'olap', '--config', {str(file)!r}];"
         "main()"
     )
