@@ -1,5 +1,6 @@
 """How every declared table stands, as source and mirror tell it now."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,8 @@ from rhei_pipeline.ledger import Ledger
 from rhei_pipeline.metrics import Standing, TableStatus
 from rhei_pipeline.protocols import ChangeSource, Mirror, SourceSnapshot
 from rhei_pipeline.schema import Mode, Table
+
+_log = logging.getLogger(__name__)
 
 
 class StatusCache:
@@ -44,6 +47,10 @@ class StatusCache:
             look()
         except RheiError as error:
             self.note_unreadable(error)
+        except Exception as error:  # noqa: BLE001  (told, and logged)
+            # Nobody waits for this thread; its text may quote a row, so the type has to do.
+            _log.error("the status could not be read: %s", type(error).__name__)
+            self.note_unreadable(RheiError(f"reading failed with {type(error).__name__}"))
 
     def keep(self, found: Standing) -> Standing:
         """Keep what was just read, and return it."""

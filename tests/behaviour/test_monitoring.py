@@ -13,7 +13,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from psycopg.conninfo import conninfo_to_dict
 
 from examples.postgres_server import Server
+from rhei_pipeline.metrics import Standing
 from rhei_pipeline.monitoring import Monitoring, MonitoringServer
+from rhei_pipeline.standing import StatusCache
 from rhei_pipeline.wiring import bridge
 from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
@@ -174,3 +176,12 @@ def test_what_is_kept_until_the_mirror_has_it_is_told(make_world: Callable[..., 
     world.app.executemany("insert into t values (?)", ((key,) for key in range(10, 5000)))
     bridge(world.settings)
     assert world.htap.sync_status().held_bytes["buffer"] > empty
+
+
+def test_an_error_that_nobody_expected_is_told_and_not_taken_for_news() -> None:
+    status = StatusCache()
+    status.keep(Standing({}, {"slot": 1}))
+    found = status.within(60, lambda: 1 // 0)
+    assert found.unreadable == "reading failed with ZeroDivisionError"
+    assert found.held_bytes == {"slot": 1}
+    assert found.age_seconds > 0
