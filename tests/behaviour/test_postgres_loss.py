@@ -127,7 +127,7 @@ def _lose(world: PostgresWorld, rows: int) -> None:
         assert found == [{"id": key, "n": n} for key in sorted(most) for n in range(most[key] + 1)]
     for reader in naive:
         lost = len(keys - set(reader.keys))
-        assert lost > len(keys) // 100, (reader.condition, lost)
+        assert lost, reader.condition
 
 
 def _inserted(world: PostgresWorld) -> int:
