@@ -12,8 +12,8 @@ from assets.sources import CHANGES, column_schema, key_parts
 from resources.olap import OlapResource
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import PermanentError
-from rhei_pipeline.metrics import SyncReport, TableStatus
-from rhei_pipeline.schema import Mode, Table
+from rhei_pipeline.model.reports import SyncReport, TableStatus
+from rhei_pipeline.model.schema import Mode, Table
 
 _LOOK_SECONDS = 0.5
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import dagster as dg
 
 from rhei_pipeline import Settings
-from rhei_pipeline.schema import HISTORY_FIELDS, Mode, Table
-from rhei_pipeline.sql import duckdb_type
+from rhei_pipeline.model.schema import HISTORY_FIELDS, Mode, Table
+from rhei_pipeline.sql.text import duckdb_type
 
 CHANGES = dg.AssetKey(["cdc", "changes"])
 

@@ -9,7 +9,7 @@ from pyarrow import flight
 
 from benchmarks.orders import orders
 from benchmarks.timing import median
-from rhei_pipeline.flight.server import FlightSqlServer
+from rhei_pipeline.server.flight.server import FlightSqlServer
 
 _ROWS = 1_000_000
 _POINT = "select * from orders where id = ?"

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.timing import Timing, timed
-from rhei_pipeline.events import NetChanges, Position, event_schema
-from rhei_pipeline.history import supersede
-from rhei_pipeline.ledger import CopyProgress
-from rhei_pipeline.olap.datafusion import DataFusionMirror
-from rhei_pipeline.schema import INSTANT, Column, Mode, Table, TableSchema
+from rhei_pipeline.changes.scd2 import supersede
+from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
+from rhei_pipeline.model.changes import NetChanges, Position, event_schema
+from rhei_pipeline.model.progress import CopyProgress
+from rhei_pipeline.model.schema import INSTANT, Column, Mode, Table, TableSchema
 
 STORAGES = ("memory", "ipc", "parquet")
 SMALL, LARGE = 1_000_000, 10_000_000

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from resources.oltp import OltpResource
 from rhei_pipeline import Settings
-from rhei_pipeline.wiring import unseen_events
+from rhei_pipeline.wiring.engine import unseen_events
 
 
 class CdcResource(dg.ConfigurableResource[Any]):

@@ -2,6 +2,6 @@
 
 from rhei_pipeline.errors import RheiError
 from rhei_pipeline.htap import HTAP, open  # noqa: A004  (rhei.open is the public name)
-from rhei_pipeline.settings import Settings
+from rhei_pipeline.settings.model import Settings
 
 __all__ = ["HTAP", "RheiError", "Settings", "open"]

@@ -28,6 +28,9 @@ A message names the thing first and never holds a row's values or a secret; the 
 do next. Whether to try again is said by the first fork alone.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RheiError(Exception):
     """The root of all errors of this package.
@@ -158,3 +161,31 @@ class QueryError(PermanentError):
 
 class MissingExtraError(PermanentError):
     """An optional package is not installed."""
+
+
+#: The packages that each optional extra brings.
+_EXTRAS = {
+    "postgres": {"pglast", "psycopg", "psycopg_pool"},
+    "datafusion": {"datafusion", "obstore"},
+    "delta": {"datafusion", "deltalake", "obstore"},
+    "metrics": {"prometheus_client"},
+    "rocksdb": {"rocksdict"},
+}
+
+
+@contextmanager
+def needs_extra(extra: str, what: str) -> Iterator[None]:
+    """Import what an optional extra brings within the block; `what` is the thing that needs it.
+
+    Raises:
+        MissingExtraError: One of its packages is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS[extra]:
+            raise
+        raise MissingExtraError(
+            f"{what} needs the package {package!r}", hint=f"pip install 'rhei-pipeline[{extra}]'"
+        ) from error

@@ -8,14 +8,8 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
-from rhei_pipeline import lookback
-from rhei_pipeline.answers import dated
-from rhei_pipeline.background import BackgroundSync
-from rhei_pipeline.dead_letters import replay
-from rhei_pipeline.door import Written
 from rhei_pipeline.errors import PermanentError, QueryError, SchemaError
-from rhei_pipeline.initial_sync import OnProgress
-from rhei_pipeline.metrics import (
+from rhei_pipeline.model.reports import (
     CopyReport,
     DropReport,
     MaintenanceReport,
@@ -25,14 +19,21 @@ from rhei_pipeline.metrics import (
     SyncStatus,
     VerifyReport,
 )
-from rhei_pipeline.past import Declared
-from rhei_pipeline.pipeline import no_progress, no_step
-from rhei_pipeline.planning import Prepared
-from rhei_pipeline.protocols import Begun, Database, OnStep, Streamed
-from rhei_pipeline.routing import Route
-from rhei_pipeline.schema import Mode, Table
-from rhei_pipeline.settings import Settings
-from rhei_pipeline.wiring import open_door, open_engine
+from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.model.streaming import Begun, Streamed
+from rhei_pipeline.protocols import Database, OnStep
+from rhei_pipeline.query import time_travel
+from rhei_pipeline.query.planner import Prepared
+from rhei_pipeline.query.results import dated
+from rhei_pipeline.query.router import Route
+from rhei_pipeline.query.service import Written
+from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.sync.background import BackgroundSync
+from rhei_pipeline.sync.dead_letters import replay
+from rhei_pipeline.sync.initial_sync import OnProgress
+from rhei_pipeline.sync.kept_history import Declared
+from rhei_pipeline.sync.pipeline import no_progress, no_step
+from rhei_pipeline.wiring.engine import open_door, open_engine
 
 Hint = Literal["auto", "oltp", "olap"]
 
@@ -300,13 +301,13 @@ class HTAP:
         if instant.tzinfo is None:
             raise QueryError("the instant has no time zone", hint="give one, such as UTC")
         found = self._engine.pipeline.mirrored(table)
-        rows = lookback.as_of(found, instant, self._engine.mirror)
+        rows = time_travel.as_of(found, instant, self._engine.mirror)
         left = self._engine.pipeline.not_followed
         return dated(rows, {name: left[name] for name in [found.name] if name in left})
 
     def known_since(self, table: str) -> datetime:
         """Return when a temporal table's history begins: what was before is unknown."""
-        return lookback.known_since(self._engine.pipeline.mirrored(table), self._engine.mirror)
+        return time_travel.known_since(self._engine.pipeline.mirrored(table), self._engine.mirror)
 
     def verify(self, table: str | None = None) -> VerifyReport:
         """Sync, then compare every row of source and mirror at one source state."""
@@ -332,7 +333,7 @@ class HTAP:
             QueryError: The table keeps no history, or of one of the days nothing is known.
         """
         found = self._engine.pipeline.mirrored(table)
-        return lookback.snapshot(found, instants, self._engine.mirror)
+        return time_travel.snapshot(found, instants, self._engine.mirror)
 
     def maintain(self) -> MaintenanceReport:
         """Bring the mirror's files into the form that reads fastest; until done, call again."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import date, datetime
 from enum import Enum, StrEnum
 from typing import Any, Protocol
@@ -10,7 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from rhei_pipeline.errors import RheiError
-from rhei_pipeline.events import (
+from rhei_pipeline.model.changes import (
     ChangeBatch,
     Comparison,
     Counts,
@@ -21,10 +20,11 @@ from rhei_pipeline.events import (
     RowBatch,
     Versions,
 )
-from rhei_pipeline.ledger import AsOf, CopyProgress, Ledger, Past, Watermark
-from rhei_pipeline.metrics import DamagedFile, MaintenanceReport
-from rhei_pipeline.schema import Column, Table, TableOptions, TableSchema
-from rhei_pipeline.translation.meaning import MirroredTable
+from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Past, Watermark
+from rhei_pipeline.model.reports import DamagedFile, MaintenanceReport
+from rhei_pipeline.model.schema import Column, Table, TableOptions, TableSchema
+from rhei_pipeline.model.semantics import MirroredTable
+from rhei_pipeline.model.streaming import Begun, Streamed
 
 
 class Step(StrEnum):
@@ -59,28 +59,6 @@ class Audit(Enum):
 
 #: Called at each step; it may raise, and then the step is where the work ended.
 OnStep = Callable[[Step], None]
-
-
-def _nothing_to_cancel() -> None:
-    return
-
-
-@dataclass(frozen=True, slots=True)
-class Streamed:
-    """An answer in batches.
-
-    Attributes:
-        batches: Each can be had once; closing the iterator lets go of what it holds.
-        cancel: Ends the query, from any thread; the next batch is then an error.
-    """
-
-    schema: pa.Schema
-    batches: Iterator[pa.RecordBatch]
-    cancel: Callable[[], None] = _nothing_to_cancel
-
-
-#: Is given what ends a query, as soon as it may be ended, from any thread.
-Begun = Callable[[Callable[[], None]], None]
 
 
 class Database(Protocol):

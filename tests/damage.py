@@ -16,7 +16,7 @@ from typing import Any
 
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import RheiError
-from rhei_pipeline.schema import Mode
+from rhei_pipeline.model.schema import Mode
 from tests.other_process import copy
 
 #: What is done to a file, by name.
@@ -109,7 +109,7 @@ def build(world: Path, storage: str | None, mode: str, *, buffered: bool = False
     htap.sync_now()
     (world / "before.json").write_text(json.dumps(_answers(htap, mode)))
     if buffered:
-        from rhei_pipeline.wiring import bridge  # noqa: PLC0415
+        from rhei_pipeline.wiring.engine import bridge  # noqa: PLC0415
 
         htap.close()
         app.execute("update t set b = b + 1 where id < 20")

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from rhei_pipeline.olap.object_files import Access
+from rhei_pipeline.mirrors.datafusion.object_store import Access
 
 
 @dataclass

@@ -17,7 +17,7 @@ import pytest
 
 from examples.postgres_server import Server
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.schema import Mode
+from rhei_pipeline.model.schema import Mode
 from tests.faults import Crash, CrashAt
 from tests.installed_postgres import InstalledServer, Pooler, binaries, missing
 from tests.model import Row, arrow_rows, exact

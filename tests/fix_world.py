@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.schema import Mode
+from rhei_pipeline.model.schema import Mode
 from tests.faults import Crash, CrashAt
 from tests.model import Row, arrow_rows, source_rows
 

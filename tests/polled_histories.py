@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from hypothesis import strategies as st
 
-from rhei_pipeline.capture.keyset import Horizon, Keyset
+from rhei_pipeline.model.polling import Horizon, Keyset
 from rhei_pipeline.protocols import Step
 from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World

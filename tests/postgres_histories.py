@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 from hypothesis import strategies as st
 
-from rhei_pipeline.metrics import VerifyReport
+from rhei_pipeline.model.reports import VerifyReport
 from rhei_pipeline.protocols import Step
 from tests.fix_postgres import PostgresWorld
 from tests.model import Dated, Expected, State, by_key

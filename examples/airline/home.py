@@ -10,7 +10,7 @@ import psycopg
 
 from examples.postgres_server import Server
 from rhei_pipeline import Settings
-from rhei_pipeline.declaration import SqliteSettings
+from rhei_pipeline.settings.sections import SqliteSettings
 
 PROJECT = Path(__file__).resolve().parents[2]
 HOME = PROJECT / ".dagster"

@@ -10,13 +10,7 @@ from pathlib import Path
 import pytest
 
 import rhei_pipeline as rhei
-from rhei_pipeline.errors import (
-    MirrorError,
-    QueryError,
-    SchemaError,
-    SourceBusyError,
-    SourceError,
-)
+from rhei_pipeline.errors import MirrorError, QueryError, SchemaError, SourceBusyError, SourceError
 from tests.fix_world import World
 from tests.left_out import assert_left_out
 
@@ -179,7 +173,14 @@ def test_a_disk_that_fills_up_loses_nothing(make_world: MakeWorld) -> None:
 
 def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:
     found = subprocess.run(
-        [sys.executable, "-m", "rhei_pipeline.cli", "sync", "--config", str(tmp_path / "no.yaml")],
+        [
+            sys.executable,
+            "-m",
+            "rhei_pipeline.cli.main",
+            "sync",
+            "--config",
+            str(tmp_path / "no.yaml"),
+        ],
         capture_output=True,
         text=True,
         check=False,

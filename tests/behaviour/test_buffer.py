@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from rhei_pipeline.capture.buffer import change_log
-from rhei_pipeline.capture.buffer.change_log import ChangeLog, Limits
+from rhei_pipeline.buffer import log as change_log
+from rhei_pipeline.buffer.log import ChangeLog, Limits
 from rhei_pipeline.errors import (
     BufferBusyError,
     BufferDamagedError,
@@ -24,9 +24,9 @@ from rhei_pipeline.errors import (
     RheiError,
     SettingsError,
 )
-from rhei_pipeline.events import SEQUENCE
+from rhei_pipeline.model.changes import SEQUENCE
 from rhei_pipeline.protocols import Step
-from rhei_pipeline.wiring import bridge, unseen_events
+from rhei_pipeline.wiring.engine import bridge, unseen_events
 from tests.faults import Crash, CrashAt
 from tests.fix_world import World
 from tests.other_process import copy
@@ -253,7 +253,7 @@ def test_what_the_mirror_has_makes_room(buffered: World) -> None:
 _BRIDGE_FOR_EVER = """
 import json, sys
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.wiring import bridge
+from rhei_pipeline.wiring.engine import bridge
 settings = Settings(**json.loads(sys.argv[1]))
 print("going", flush=True)
 while True:
@@ -285,9 +285,9 @@ def test_a_process_killed_while_bridging_loses_and_doubles_nothing(either: World
 _DIE_AT_A_PART = """
 import json, os, sys
 from rhei_pipeline import Settings
-from rhei_pipeline.capture.buffer import change_log
+from rhei_pipeline.buffer import log as change_log
 from rhei_pipeline.protocols import Step
-from rhei_pipeline.wiring import bridge
+from rhei_pipeline.wiring.engine import bridge
 change_log.PART_BYTES = 10_000
 def on_step(step):
     if step is Step.BUFFERING:
@@ -342,7 +342,7 @@ def test_a_buffer_opens_once(buffered: World) -> None:
 
 _HOLD = """
 import sys
-from rhei_pipeline.capture.buffer.change_log import ChangeLog
+from rhei_pipeline.buffer.log import ChangeLog
 log = ChangeLog(sys.argv[1])
 print("going", flush=True)
 sys.stdin.read()
@@ -353,7 +353,7 @@ _BRIDGE_AND_DIE = """
 import json, os, sys
 from rhei_pipeline import Settings
 from rhei_pipeline.protocols import Step
-from rhei_pipeline.wiring import bridge
+from rhei_pipeline.wiring.engine import bridge
 seen = []
 def on_step(step):
     seen.append(step)
@@ -553,7 +553,7 @@ def test_a_range_of_a_buffer_that_keeps_all_is_replayed(buffered: World) -> None
 _APPEND_FOR_EVER = """
 import sys
 import pyarrow as pa
-from rhei_pipeline.capture.buffer.change_log import ChangeLog
+from rhei_pipeline.buffer.log import ChangeLog
 log = ChangeLog(sys.argv[1])
 print("going", flush=True)
 n = log.head().order

@@ -10,8 +10,8 @@ import duckdb
 import pytest
 from typer.testing import CliRunner
 
-from rhei_pipeline import terminal
-from rhei_pipeline.cli import app
+from rhei_pipeline.cli import output as terminal
+from rhei_pipeline.cli.main import app
 from tests.fix_world import World
 
 
@@ -200,7 +200,7 @@ def test_status_is_shown_again_until_it_is_interrupted(
         if next(turns, None) is None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("rhei_pipeline.cli.time_.sleep", sleep)
+    monkeypatch.setattr("rhei_pipeline.cli.main.time_.sleep", sleep)
     found = rhei("status", "--watch", "0.5", "--json")
     shown = [json.loads(line) for line in found.stdout.splitlines()]
     lags = [status["tables"]["orders"]["lag_events"] for status in shown]

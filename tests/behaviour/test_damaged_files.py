@@ -12,14 +12,14 @@ import pytest
 from deltalake import DeltaTable
 from typer.testing import CliRunner
 
-from rhei_pipeline.cli import app
+from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import MirrorDamagedError
-from rhei_pipeline.events import NetChanges, Position
-from rhei_pipeline.ledger import CopyProgress
-from rhei_pipeline.olap.datafusion import DataFusionMirror
-from rhei_pipeline.olap.duckdb import DuckDBMirror
-from rhei_pipeline.olap.reader import MirrorReader
-from rhei_pipeline.schema import Column, Table, TableSchema
+from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
+from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
+from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
+from rhei_pipeline.model.changes import NetChanges, Position
+from rhei_pipeline.model.progress import CopyProgress
+from rhei_pipeline.model.schema import Column, Table, TableSchema
 from tests.damage import damage
 from tests.fix_object_store import Store
 from tests.fix_world import World
@@ -146,8 +146,8 @@ _MAPPED = """
 import sys
 from pathlib import Path
 from rhei_pipeline.errors import MirrorDamagedError
-from rhei_pipeline.events import NetChanges
-from rhei_pipeline.olap.datafusion import DataFusionMirror
+from rhei_pipeline.model.changes import NetChanges
+from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 sys.path.insert(0, ".")
 from tests.behaviour.test_damaged_files import *
 mirror = DataFusionMirror("ipc", sys.argv[1])

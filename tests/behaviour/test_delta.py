@@ -17,11 +17,11 @@ from deltalake import DeltaTable, QueryBuilder
 from deltalake.transaction import CommitProperties, Transaction
 
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.events import NetChanges, Position
-from rhei_pipeline.ledger import CopyProgress
-from rhei_pipeline.olap.datafusion import DataFusionMirror
-from rhei_pipeline.olap.delta_tables import DeltaTables
-from rhei_pipeline.schema import Column, Mode, Table, TableSchema
+from rhei_pipeline.mirrors.datafusion.delta import DeltaTables
+from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
+from rhei_pipeline.model.changes import NetChanges, Position
+from rhei_pipeline.model.progress import CopyProgress
+from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
 from tests.fix_world import World
 from tests.model import Row, arrow_rows, source_rows
 
@@ -129,7 +129,7 @@ def test_tables_that_were_deleted_are_published_anew(world: World) -> None:
 _SYNC_AND_DIE = """
 import json, os, signal, sys
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.olap import delta_tables
+from rhei_pipeline.mirrors.datafusion import delta as delta_tables
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)

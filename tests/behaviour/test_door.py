@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.door import Written
 from rhei_pipeline.errors import QueryError, RheiError
+from rhei_pipeline.query.service import Written
 from tests.fix_world import World
 
 

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pytest
 
 from rhei_pipeline.errors import MirrorBusyError, MirrorError, QueryError, SchemaDriftError
-from rhei_pipeline.events import Counts, NetChanges, Position
-from rhei_pipeline.ledger import CopyProgress, Watermark
-from rhei_pipeline.olap.datafusion import DataFusionMirror
-from rhei_pipeline.olap.reader import MirrorReader
-from rhei_pipeline.schema import Column, Mode, Table, TableSchema
+from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
+from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
+from rhei_pipeline.model.changes import Counts, NetChanges, Position
+from rhei_pipeline.model.progress import CopyProgress, Watermark
+from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
 from tests.fix_world import World
 
 MakeWorld = Callable[..., World]
@@ -153,7 +153,7 @@ def test_a_reader_keeps_its_state_while_the_mirror_goes_on(mirror: DataFusionMir
 
 _READ = """
 import sys
-from rhei_pipeline.olap.reader import MirrorReader
+from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
 with MirrorReader(sys.argv[1]) as reader:
     print("open", flush=True)
     sys.stdin.readline()

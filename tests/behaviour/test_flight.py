@@ -16,10 +16,10 @@ from adbc_driver_flightsql import DatabaseOptions
 from pyarrow import flight
 
 from rhei_pipeline.errors import SettingsError
-from rhei_pipeline.flight.access import Access
-from rhei_pipeline.flight.messages import encode, fields, pack, unpack
-from rhei_pipeline.flight.running import Limits
-from rhei_pipeline.flight.server import FlightSqlServer, Terms
+from rhei_pipeline.server.flight.access import Access
+from rhei_pipeline.server.flight.messages import encode, fields, pack, unpack
+from rhei_pipeline.server.flight.running import Limits
+from rhei_pipeline.server.flight.server import FlightSqlServer, Terms
 from tests.fix_world import World
 
 Serve = Callable[..., FlightSqlServer]

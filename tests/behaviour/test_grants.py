@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from rhei_pipeline.errors import CaptureError
-from rhei_pipeline.metrics import Finding, Severity
-from rhei_pipeline.sources import examine
+from rhei_pipeline.model.reports import Finding, Severity
+from rhei_pipeline.wiring.source import examine
 from tests.fix_postgres import PostgresWorld, drop_slots
 
 _PAGE = Path(__file__).parents[2] / "docs" / "postgres-servers.md"

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from rhei_pipeline.capture.buffer import change_log
-from rhei_pipeline.metrics import VerifyReport
+from rhei_pipeline.buffer import log as change_log
+from rhei_pipeline.model.reports import VerifyReport
 from tests.fix_world import World
 from tests.model import Expected, History, State, by_key
 from tests.strategies import (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction
+from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from rhei_pipeline.protocols import Step
 from tests.faults import Crash
 from tests.fix_world import World

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rhei_pipeline import portions
-from rhei_pipeline.portions import PORTION_BYTES
+from rhei_pipeline.model import portions
+from rhei_pipeline.model.portions import PORTION_BYTES
 
 VALUE_BYTES = 6 * 2**20
 VALUES = 20

@@ -12,12 +12,12 @@ import yaml
 from typer.testing import CliRunner
 
 from rhei_pipeline import HTAP
-from rhei_pipeline.cli import app
+from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import MirrorBusyError
-from rhei_pipeline.flight.access import Access
-from rhei_pipeline.flight.server import Terms
-from rhei_pipeline.olap.duckdb import DuckDBMirror
-from rhei_pipeline.serving import Addresses, serving
+from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
+from rhei_pipeline.server.flight.access import Access
+from rhei_pipeline.server.flight.server import Terms
+from rhei_pipeline.server.serve import Addresses, serving
 from tests.fix_world import World
 from tests.locks import assert_held, file_locks, record_locks
 

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from examples.postgres_server import Server
 from rhei_pipeline.errors import QueryError, SourceError
-from rhei_pipeline.sources import examine
+from rhei_pipeline.wiring.source import examine
 from tests.fix_postgres import PostgresWorld, drop_slots
 from tests.left_out import assert_left_out
 

@@ -6,8 +6,9 @@ import psycopg
 import pytest
 
 from examples.postgres_server import Server
-from rhei_pipeline.capture.postgres import logical_log, logical_stream
-from rhei_pipeline.wiring import unseen_events
+from rhei_pipeline.sources.postgres.logical import reader as logical_log
+from rhei_pipeline.sources.postgres.logical import stream as logical_stream
+from rhei_pipeline.wiring.engine import unseen_events
 from tests.fix_postgres import PostgresWorld
 
 MakeWorld = Callable[..., PostgresWorld]

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from rhei_pipeline.cli import app
+from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import QueryError
-from rhei_pipeline.olap.duckdb import DuckDBMirror
+from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
 from tests.other_process import run

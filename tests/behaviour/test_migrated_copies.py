@@ -9,11 +9,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from rhei_pipeline import initial_sync
-from rhei_pipeline.capture.waiting import wait_until
 from rhei_pipeline.errors import SourceBusyError
-from rhei_pipeline.metrics import SyncReport
+from rhei_pipeline.model.reports import SyncReport
 from rhei_pipeline.protocols import Step
+from rhei_pipeline.sources.waiting import wait_until
+from rhei_pipeline.sync import initial_sync
 from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
 

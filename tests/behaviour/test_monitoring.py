@@ -13,10 +13,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from psycopg.conninfo import conninfo_to_dict
 
 from examples.postgres_server import Server
-from rhei_pipeline.metrics import Standing
-from rhei_pipeline.monitoring import Monitoring, MonitoringServer
-from rhei_pipeline.standing import StatusCache
-from rhei_pipeline.wiring import bridge
+from rhei_pipeline.model.reports import Standing
+from rhei_pipeline.server.metrics import Monitoring, MonitoringServer
+from rhei_pipeline.sync.status import StatusCache
+from rhei_pipeline.wiring.engine import bridge
 from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
 

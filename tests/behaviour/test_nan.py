@@ -14,13 +14,13 @@ from datafusion import SessionContext
 from deltalake import DeltaTable
 
 from rhei_pipeline.errors import MirrorDamagedError
-from rhei_pipeline.events import NetChanges, Position
-from rhei_pipeline.ledger import CopyProgress
-from rhei_pipeline.olap.datafusion import DataFusionMirror
-from rhei_pipeline.olap.formats import Parquet
-from rhei_pipeline.olap.manifest import FORMAT
-from rhei_pipeline.olap.reader import MirrorReader
-from rhei_pipeline.schema import Column, Mode, Table, TableSchema
+from rhei_pipeline.mirrors.datafusion.formats import Parquet
+from rhei_pipeline.mirrors.datafusion.manifest import FORMAT
+from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
+from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
+from rhei_pipeline.model.changes import NetChanges, Position
+from rhei_pipeline.model.progress import CopyProgress
+from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 COLUMNS = (Column("k", pa.int64()), Column("x", pa.float64()), Column("f", pa.float32()))

@@ -9,12 +9,12 @@ from deltalake import DeltaTable
 
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import MirrorBusyError, MirrorError, MirrorUnreachableError
-from rhei_pipeline.events import NetChanges, Position
-from rhei_pipeline.ledger import CopyProgress, Watermark
-from rhei_pipeline.olap.datafusion import DataFusionMirror
-from rhei_pipeline.olap.object_files import Access
-from rhei_pipeline.olap.reader import MirrorReader
-from rhei_pipeline.schema import Column, Table, TableSchema
+from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
+from rhei_pipeline.mirrors.datafusion.object_store import Access
+from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
+from rhei_pipeline.model.changes import NetChanges, Position
+from rhei_pipeline.model.progress import CopyProgress, Watermark
+from rhei_pipeline.model.schema import Column, Table, TableSchema
 from tests.fix_object_store import Store
 from tests.fix_world import World
 from tests.model import arrow_rows, source_rows

@@ -8,16 +8,11 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from rhei_pipeline.errors import (
-    CaptureError,
-    MirrorError,
-    SourceBusyError,
-    TableFailedError,
-)
-from rhei_pipeline.faults import Blame
-from rhei_pipeline.metrics import SyncReport
-from rhei_pipeline.olap.draft import Draft
-from rhei_pipeline.olap.manifest import StoredTable
+from rhei_pipeline.errors import CaptureError, MirrorError, SourceBusyError, TableFailedError
+from rhei_pipeline.mirrors.datafusion.manifest import StoredTable
+from rhei_pipeline.mirrors.datafusion.write_buffer import Draft
+from rhei_pipeline.model.blame import Blame
+from rhei_pipeline.model.reports import SyncReport
 from rhei_pipeline.protocols import Step
 from tests.faults import FaultIn
 from tests.fix_postgres import PostgresWorld

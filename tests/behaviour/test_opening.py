@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 import rhei_pipeline as rhei
 from rhei_pipeline import Settings
-from rhei_pipeline.cli import app
+from rhei_pipeline.cli.main import app
+from rhei_pipeline.cli.repl import Shell
 from rhei_pipeline.errors import PermanentError, SchemaError
-from rhei_pipeline.monitoring import Monitoring
-from rhei_pipeline.shell import Shell
+from rhei_pipeline.server.metrics import Monitoring
 from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
 

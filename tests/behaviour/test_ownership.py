@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from examples.postgres_server import Server
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.adoption import adopt
-from rhei_pipeline.cli import app
+from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.protocols import Step
+from rhei_pipeline.wiring.adoption import adopt
 from tests.fix_postgres import PostgresWorld, database
 from tests.fix_world import World
 from tests.model import arrow_rows, source_rows

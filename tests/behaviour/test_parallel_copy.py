@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from rhei_pipeline.capture import read_ahead
 from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.protocols import Step
+from rhei_pipeline.sources.postgres import read_ahead
 from tests.fix_postgres import PostgresWorld
 
 MakeWorld = Callable[..., PostgresWorld]
@@ -38,7 +38,7 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
             super().__init__(reader, noted, *rest)
 
-    monkeypatch.setattr("rhei_pipeline.capture.postgres.logical_snapshot.ReadAhead", Noted)
+    monkeypatch.setattr("rhei_pipeline.sources.postgres.logical.snapshot.ReadAhead", Noted)
     return opened
 
 

@@ -435,7 +435,7 @@ def test_an_integer_is_exact_in_a_column_overridden_as_text(
 def test_the_command_explains_asks_and_drops(make_world: MakeWorld, tmp_path: Path) -> None:
     from typer.testing import CliRunner  # noqa: PLC0415
 
-    from rhei_pipeline.cli import app  # noqa: PLC0415
+    from rhei_pipeline.cli.main import app  # noqa: PLC0415
 
     world = a_table(make_world(mode="temporal"))
     world.crash()

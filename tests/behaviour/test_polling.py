@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.capture.keyset import Clock, PollOptions
-from rhei_pipeline.capture.sqlite.polling import PollingSource
 from rhei_pipeline.errors import QueryError, SettingsError, SourceError
-from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction
-from rhei_pipeline.oltp.sqlite import SqliteDatabase
+from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
+from rhei_pipeline.model.polling import Clock, PollOptions
+from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import Step
-from rhei_pipeline.schema import Table
-from rhei_pipeline.wiring import unseen_events
+from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.sources.sqlite.polling.source import PollingSource
+from rhei_pipeline.wiring.engine import unseen_events
 from tests.fix_world import World
 from tests.left_out import assert_left_out
 from tests.model import source_rows
@@ -412,7 +412,7 @@ def _rewrite_proof(world: World, **changes: Callable[[Any], Any]) -> None:
 def test_reconciliation_reads_again_only_the_ranges_that_differ(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhei_pipeline.audit.RANGE_ROWS", 10)
+    monkeypatch.setattr("rhei_pipeline.sync.rescan.RANGE_ROWS", 10)
     world = make(deletes="reconcile", reconcile_seconds=0)
     for key in range(100):
         put(world, key, "a")

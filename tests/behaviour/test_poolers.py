@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from rhei_pipeline.capture.postgres.logical_decoding import LogicalSource
+from rhei_pipeline.cli.init import starter
 from rhei_pipeline.errors import (
     CaptureError,
     QueryError,
@@ -17,10 +17,10 @@ from rhei_pipeline.errors import (
     SourceBusyError,
     SourceError,
 )
-from rhei_pipeline.oltp.postgres import PostgresDatabase
-from rhei_pipeline.sources import examine
-from rhei_pipeline.starter import starter
-from rhei_pipeline.wiring import unseen_events
+from rhei_pipeline.sources.postgres.database import PostgresDatabase
+from rhei_pipeline.sources.postgres.logical.source import LogicalSource
+from rhei_pipeline.wiring.engine import unseen_events
+from rhei_pipeline.wiring.source import examine
 from tests.fix_postgres import AnyServer, PostgresWorld, database
 from tests.installed_postgres import Pooler
 

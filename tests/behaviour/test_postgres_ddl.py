@@ -6,8 +6,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from rhei_pipeline.sources import examine
-from rhei_pipeline.starter import starter
+from rhei_pipeline.cli.init import starter
+from rhei_pipeline.wiring.source import examine
 from tests.fix_postgres import PostgresWorld
 from tests.left_out import assert_left_out
 

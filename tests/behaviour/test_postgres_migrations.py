@@ -9,9 +9,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from rhei_pipeline.capture.postgres import trigger_registry
 from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.protocols import Step
+from rhei_pipeline.sources.postgres.triggers import registry as trigger_registry
 from tests.faults import Crash
 from tests.fix_postgres import PostgresWorld
 

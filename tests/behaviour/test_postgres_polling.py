@@ -13,17 +13,17 @@ from typing import Any
 import psycopg
 import pytest
 
-from rhei_pipeline.capture.keyset import Clock, Horizon, PollOptions
-from rhei_pipeline.capture.postgres.polling import PostgresPollingSource
 from rhei_pipeline.errors import QueryError, SourceBusyError
-from rhei_pipeline.events import Position
-from rhei_pipeline.metrics import Severity
-from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction
-from rhei_pipeline.oltp.postgres import PostgresDatabase
+from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
+from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.polling import Clock, Horizon, PollOptions
+from rhei_pipeline.model.reports import Severity
+from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import Step
-from rhei_pipeline.schema import Table
-from rhei_pipeline.sources import examine
-from rhei_pipeline.wiring import bridge, unseen_events
+from rhei_pipeline.sources.postgres.database import PostgresDatabase
+from rhei_pipeline.sources.postgres.polling.source import PostgresPollingSource
+from rhei_pipeline.wiring.engine import bridge, unseen_events
+from rhei_pipeline.wiring.source import examine
 from tests.fix_postgres import PostgresWorld
 from tests.left_out import assert_left_out
 
@@ -789,7 +789,7 @@ def test_what_polling_needs_is_examined(make: Make) -> None:
 def test_a_long_transaction_is_named(
     make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhei_pipeline.capture.postgres.horizon.LONG_SECONDS", 0)
+    monkeypatch.setattr("rhei_pipeline.sources.postgres.polling.horizon.LONG_SECONDS", 0)
     world = make()
     with psycopg.connect(world.dsn) as other:
         other.execute("select 1")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rhei_pipeline.capture.postgres.instants import apart
+from rhei_pipeline.sources.postgres.instants import apart
 from tests.fix_postgres import PostgresWorld
 
 MakeWorld = Callable[..., PostgresWorld]

@@ -10,10 +10,10 @@ import yaml
 from pydantic import SecretStr
 
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.capture import acknowledged
+from rhei_pipeline.cli.init import starter
 from rhei_pipeline.errors import CaptureError, SourceBusyError
-from rhei_pipeline.sources import examine, unread
-from rhei_pipeline.starter import starter
+from rhei_pipeline.sources import acknowledged
+from rhei_pipeline.wiring.source import examine, unread
 from tests.fix_postgres import PostgresWorld
 from tests.left_out import assert_left_out
 from tests.model import exact
@@ -447,7 +447,7 @@ def test_what_the_user_lacks_is_named_with_the_statement(make: MakeWorld, dsn: s
 def test_a_server_that_is_too_old_is_named(
     make: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhei_pipeline.oltp.postgres_versions.version", lambda _: 13)
+    monkeypatch.setattr("rhei_pipeline.sources.postgres.versions.version", lambda _: 13)
     world = make(CREATE)
     with pytest.raises(CaptureError, match="older than PostgreSQL"):
         world.htap.sync_now()
@@ -489,8 +489,8 @@ def test_a_long_transaction_holds_no_other_back(world: PostgresWorld, dsn: str) 
 def test_a_table_that_is_always_written_is_named_as_busy(
     make: MakeWorld, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhei_pipeline.capture.postgres.triggers._LOCK_ATTEMPTS", 1)
-    monkeypatch.setattr("rhei_pipeline.capture.postgres.triggers._LOCK_TIMEOUT", "20ms")
+    monkeypatch.setattr("rhei_pipeline.sources.postgres.triggers.source._LOCK_ATTEMPTS", 1)
+    monkeypatch.setattr("rhei_pipeline.sources.postgres.triggers.source._LOCK_TIMEOUT", "20ms")
     world = make(CREATE, ROWS)
     with psycopg.connect(dsn) as other:
         other.execute("update orders set status = 'long'")

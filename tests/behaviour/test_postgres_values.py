@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from rhei_pipeline.capture.postgres import pgoutput
-from rhei_pipeline.cli import app
+from rhei_pipeline.cli.main import app
+from rhei_pipeline.sources.postgres.logical import pgoutput
 from tests.fix_postgres import PostgresWorld
 
 MakeWorld = Callable[..., PostgresWorld]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 
 from rhei_pipeline.errors import CaptureError, SourceError
-from rhei_pipeline.oltp import postgres_copy
-from rhei_pipeline.sources import examine
-from rhei_pipeline.wiring import unseen_events
+from rhei_pipeline.sources.postgres import copy as postgres_copy
+from rhei_pipeline.wiring.engine import unseen_events
+from rhei_pipeline.wiring.source import examine
 from tests.behaviour.test_postgres_histories import TRIGGERS, by_log, play
 from tests.fix_postgres import PostgresWorld
 from tests.postgres_histories import calm, triggers_stormy
@@ -176,7 +176,7 @@ def test_statements_name_only_what_the_version_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A newer server answers what an older one is asked, so it stands for those not to be had."""
-    monkeypatch.setattr("rhei_pipeline.oltp.postgres_versions.version", lambda _: version)
+    monkeypatch.setattr("rhei_pipeline.sources.postgres.versions.version", lambda _: version)
     # What came after 14 tells of slots and publications alone.
     for method in _CAPTURES if version <= 14 else _CAPTURES[:1]:
         if method == "trigger" and version < 14:
@@ -228,7 +228,7 @@ def test_the_table_of_columns_holds_on_an_installed_server(installed_dsn: str) -
 def test_a_server_older_than_all_we_know_is_refused_by_name(
     make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhei_pipeline.oltp.postgres_versions.version", lambda _: 12)
+    monkeypatch.setattr("rhei_pipeline.sources.postgres.versions.version", lambda _: 12)
     with pytest.raises(SourceError, match=r"PostgreSQL 12 \(upgrade it to 13"):
         make_postgres().htap.sync_now()
 

@@ -14,7 +14,7 @@ import pytest
 
 from rhei_pipeline import HTAP
 from rhei_pipeline.errors import MirrorBusyError
-from rhei_pipeline.oltp.sqlite import SqliteDatabase
+from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from tests.fix_world import World
 from tests.model import arrow_rows, source_rows
 

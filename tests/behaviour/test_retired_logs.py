@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from rhei_pipeline.capture import acknowledged
-from rhei_pipeline.capture.sqlite.trigger_log import TriggerSource
 from rhei_pipeline.errors import RheiError
-from rhei_pipeline.oltp.sqlite import SqliteDatabase
+from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import Step
-from rhei_pipeline.schema import Mode, Table
+from rhei_pipeline.sources import acknowledged
+from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.sources.sqlite.triggers.source import TriggerSource
 from tests.fix_world import World
 
 MakeWorld = Callable[..., World]

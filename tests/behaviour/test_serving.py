@@ -15,12 +15,12 @@ import yaml
 from typer.testing import CliRunner
 
 from rhei_pipeline import Settings
-from rhei_pipeline.cli import app
+from rhei_pipeline.cli.init import starter
+from rhei_pipeline.cli.main import app
+from rhei_pipeline.cli.repl import Shell, words_of
 from rhei_pipeline.errors import SettingsError
-from rhei_pipeline.logs import JsonLines, one_cycle
-from rhei_pipeline.serving import access_from, tls_from
-from rhei_pipeline.shell import Shell, words_of
-from rhei_pipeline.starter import starter
+from rhei_pipeline.model.log_context import JsonLines, one_cycle
+from rhei_pipeline.server.serve import access_from, tls_from
 from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
 
@@ -89,7 +89,7 @@ def test_serving_is_a_process_that_syncs_answers_and_ends(world: World, tmp_path
         f"source: {{path: {world.path}}}\nmirror: {{path: {tmp_path / 'm.duckdb'}}}\n"
         f"registry: {{path: {tmp_path / 'r.json'}}}\n"
     )
-    command = [sys.executable, "-m", "rhei_pipeline.cli", "serve", "--config", str(config)]
+    command = [sys.executable, "-m", "rhei_pipeline.cli.main", "serve", "--config", str(config)]
     with subprocess.Popen(
         [*command, "--port", "0", "--metrics-port", "0", "--log-json"],
         stdout=subprocess.PIPE,

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from rhei_pipeline.cli import app
-from rhei_pipeline.metrics import TableVerification
-from rhei_pipeline.olap.duckdb_transaction import DuckDBTransaction
-from rhei_pipeline.olap.file_transaction import FileTransaction, _append, _append_versions
-from rhei_pipeline.schema import OPERATION, VALID_FROM, VALID_TO
+from rhei_pipeline.cli.main import app
+from rhei_pipeline.mirrors.datafusion.transaction import FileTransaction, _append, _append_versions
+from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
+from rhei_pipeline.model.reports import TableVerification
+from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO
 from tests.fix_world import World
 
 MakeWorld = Callable[..., World]

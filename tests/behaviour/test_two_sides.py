@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from rhei_pipeline import HTAP
-from rhei_pipeline.adoption import examine_owner
+from rhei_pipeline.wiring.adoption import examine_owner
 from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
 
@@ -79,7 +79,7 @@ def test_a_command_that_is_interrupted_ends_as_such(world: World) -> None:
     file.write_text("source: {path: app.db}\nmirror: {path: mirror.duckdb}\n")
     long = "select count(*) from range(9000000) a, range(9000000) b where a.range < b.range"
     code = (
-        "import signal, sys; from rhei_pipeline.cli import main;"
+        "import signal, sys; from rhei_pipeline.cli.main import main;"
         "signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT));"
         "from rhei_pipeline.htap import HTAP; query = HTAP.query;"
         "begin = lambda: signal.setitimer(signal.ITIMER_REAL, 0.3, 20);"

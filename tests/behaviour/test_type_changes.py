@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 
 from rhei_pipeline.errors import SchemaDriftError
-from rhei_pipeline.events import Position
-from rhei_pipeline.ledger import CopyProgress
-from rhei_pipeline.olap.datafusion import DataFusionMirror
-from rhei_pipeline.olap.duckdb import DuckDBMirror
+from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
+from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
+from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.progress import CopyProgress
+from rhei_pipeline.model.schema import INSTANT, Column, Mode, Table, TableSchema
 from rhei_pipeline.protocols import Mirror
-from rhei_pipeline.schema import INSTANT, Column, Mode, Table, TableSchema
 from tests.fix_world import World
 
 MakeWorld = Callable[..., World]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from rhei_pipeline.capture.sqlite.trigger_log import TriggerSource
-from rhei_pipeline.oltp.sqlite import SqliteDatabase
-from rhei_pipeline.schema import Mode, Table
+from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.sources.sqlite.triggers.source import TriggerSource
 from tests.fix_world import World
 
 MakeWorld = Callable[..., World]

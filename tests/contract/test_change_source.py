@@ -12,20 +12,20 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from rhei_pipeline.capture.buffer.bridge import BridgeSource
-from rhei_pipeline.capture.buffer.change_log import ChangeLog
-from rhei_pipeline.capture.keyset import Clock, DeletePolicy, PollOptions
-from rhei_pipeline.capture.postgres.logical_decoding import LogicalSource
-from rhei_pipeline.capture.postgres.polling import PostgresPollingSource
-from rhei_pipeline.capture.postgres.triggers import PostgresTriggerSource
-from rhei_pipeline.capture.sqlite.polling import PollingSource
-from rhei_pipeline.capture.sqlite.trigger_log import TriggerSource
+from rhei_pipeline.buffer.log import ChangeLog
+from rhei_pipeline.buffer.source import BridgeSource
 from rhei_pipeline.errors import SchemaError
-from rhei_pipeline.events import LIVE, SEQUENCE, ChangeBatch, Position
-from rhei_pipeline.oltp.postgres import PostgresDatabase
-from rhei_pipeline.oltp.sqlite import SqliteDatabase
+from rhei_pipeline.model.changes import LIVE, SEQUENCE, ChangeBatch, Position
+from rhei_pipeline.model.polling import Clock, DeletePolicy, PollOptions
+from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import Audit, ChangeSource, SourceSnapshot
-from rhei_pipeline.schema import Mode, Table
+from rhei_pipeline.sources.postgres.database import PostgresDatabase
+from rhei_pipeline.sources.postgres.logical.source import LogicalSource
+from rhei_pipeline.sources.postgres.polling.source import PostgresPollingSource
+from rhei_pipeline.sources.postgres.triggers.source import PostgresTriggerSource
+from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.sources.sqlite.polling.source import PollingSource
+from rhei_pipeline.sources.sqlite.triggers.source import TriggerSource
 
 CREATE = "create table t(k integer primary key, v text)"
 #: The application of a source that is polled stamps its rows itself.

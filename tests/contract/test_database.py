@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 
 from rhei_pipeline.errors import QueryError, RheiError
-from rhei_pipeline.oltp.postgres import PostgresDatabase
-from rhei_pipeline.oltp.sqlite import SqliteDatabase
+from rhei_pipeline.model.schema import Column
 from rhei_pipeline.protocols import Database
-from rhei_pipeline.schema import Column
+from rhei_pipeline.sources.postgres.database import PostgresDatabase
+from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 
 COLUMNS = [Column("k", pa.int64()), Column("v", pa.string())]
 ROWS = [(key, None if key % 7 == 0 else f"v{key}") for key in range(1, 2501)]

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 
 from rhei_pipeline.errors import MirrorError, QueryError, SchemaDriftError
-from rhei_pipeline.events import Counts, DeadLetter, NetChanges, Position
-from rhei_pipeline.ledger import CopyProgress, TableState, Watermark
-from rhei_pipeline.olap.datafusion import DataFusionMirror
-from rhei_pipeline.olap.duckdb import MEMORY, DuckDBMirror
+from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
+from rhei_pipeline.mirrors.duckdb.mirror import MEMORY, DuckDBMirror
+from rhei_pipeline.model.changes import Counts, DeadLetter, NetChanges, Position
+from rhei_pipeline.model.progress import CopyProgress, TableState, Watermark
+from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
 from rhei_pipeline.protocols import Mirror
-from rhei_pipeline.schema import Column, Mode, Table, TableSchema
 
 SCHEMA = TableSchema("t", (Column("k", pa.string()), Column("v", pa.float64())), ("k",))
 TABLE = Table(SCHEMA)

@@ -22,8 +22,8 @@ from definitions import build
 from resources.cdc import CdcResource
 from resources.oltp import OltpResource
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.declaration import TableSettings
 from rhei_pipeline.protocols import Step
+from rhei_pipeline.settings.sections import TableSettings
 
 PROJECT = Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from rhei_pipeline import Settings
-from rhei_pipeline.cli import app
+from rhei_pipeline.cli.main import app
 
 PROJECT = Path(__file__).parents[2]
 PAGES = [PROJECT / "README.md", PROJECT / "CHANGELOG.md", *sorted((PROJECT / "docs").glob("*.md"))]

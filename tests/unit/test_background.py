@@ -3,9 +3,9 @@
 import threading
 from typing import Any
 
-from rhei_pipeline.background import MAX_BACKOFF_SECONDS, BackgroundSync
 from rhei_pipeline.errors import RheiError, SourceBusyError
-from rhei_pipeline.metrics import SyncReport
+from rhei_pipeline.model.reports import SyncReport
+from rhei_pipeline.sync.background import MAX_BACKOFF_SECONDS, BackgroundSync
 
 
 class Failing:

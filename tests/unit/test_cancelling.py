@@ -2,8 +2,8 @@
 
 import pytest
 
-from rhei_pipeline.cancelling import Cancel
 from rhei_pipeline.errors import QueryError
+from rhei_pipeline.model.cancellation import Cancel
 
 
 def test_a_query_that_has_ended_is_not_ended_again() -> None:

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhei_pipeline.compaction import compact, key_codes
-from rhei_pipeline.completion import complete, wanted_keys
+from rhei_pipeline.changes.compaction import compact, key_codes
+from rhei_pipeline.changes.scd2 import FLOOR, LOCATOR, REPEATED, repeated, supersede
+from rhei_pipeline.changes.toast import complete, wanted_keys
 from rhei_pipeline.errors import SchemaError
-from rhei_pipeline.events import ChangeBatch, event_schema
-from rhei_pipeline.history import FLOOR, LOCATOR, REPEATED, repeated, supersede
-from rhei_pipeline.schema import (
+from rhei_pipeline.model.changes import ChangeBatch, event_schema
+from rhei_pipeline.model.schema import (
     INSTANT,
     VALID_FROM,
     VALID_TO,
@@ -24,7 +24,7 @@ from rhei_pipeline.schema import (
     parse_type,
     type_name,
 )
-from rhei_pipeline.sql import quote
+from rhei_pipeline.sql.text import quote
 
 SCHEMA = TableSchema(
     "t", (Column("a", pa.int64()), Column("b", pa.string()), Column("v", pa.float64())), ("a", "b")

@@ -29,15 +29,15 @@ OWN = "a file that this module alone writes, and no engine"
 BEFORE = "nothing has it open yet"
 AFTER = "the mirror is closed"
 ALLOWED = {
-    "rhei_pipeline/capture/buffer/confirmation.py": OWN,
-    "rhei_pipeline/registry.py": OWN,
-    "rhei_pipeline/olap/copying.py": "a program of its own that has nothing else open",
-    "rhei_pipeline/olap/last_commit.py": OWN,
-    "rhei_pipeline/olap/local_files.py": FILES,
-    "rhei_pipeline/olap/object_files.py": FILES,
-    "rhei_pipeline/olap/locking.py": "a lock's file, held by flock, which closing leaves alone",
-    "rhei_pipeline/serving.py": "a certificate and its key",
-    "rhei_pipeline/wiring.py:open_oltp": "it opens no file that exists",
+    "rhei_pipeline/buffer/confirmation.py": OWN,
+    "rhei_pipeline/sync/schema_registry.py": OWN,
+    "rhei_pipeline/mirrors/duckdb/copy_program.py": "a program that has nothing else open",
+    "rhei_pipeline/mirrors/duckdb/last_commit.py": OWN,
+    "rhei_pipeline/mirrors/datafusion/local_files.py": FILES,
+    "rhei_pipeline/mirrors/datafusion/object_store.py": FILES,
+    "rhei_pipeline/mirrors/locking.py": "a lock's file, held by flock, which closing leaves alone",
+    "rhei_pipeline/server/serve.py": "a certificate and its key",
+    "rhei_pipeline/wiring/engine.py:open_oltp": "it opens no file that exists",
     "examples/airline/data.py": "the example's rows, as they are shipped",
     "examples/airline/home.py": "a file of settings",
     "tests/behaviour/test_bad_input.py": BEFORE,
@@ -100,9 +100,17 @@ def f(path):
 
 def test_no_module_but_the_engines_own_opens_duckdb_or_sqlite() -> None:
     """Two of one library in a process break each other's locks; here, one module opens each."""
-    engines = {"sqlite3": "rhei_pipeline/oltp/sqlite.py", "duckdb": "rhei_pipeline/olap/duckdb.py"}
-    others = {"rhei_pipeline/tour.py": "the demo's application", **dict.fromkeys(engines.values())}
-    others["rhei_pipeline/olap/publishing.py"] = "a copy that nobody else knows of yet"
+    engines = {
+        "sqlite3": "rhei_pipeline/sources/sqlite/database.py",
+        "duckdb": "rhei_pipeline/mirrors/duckdb/mirror.py",
+    }
+    others = {
+        "rhei_pipeline/cli/demo.py": "the demo's application",
+        **dict.fromkeys(engines.values()),
+    }
+    others["rhei_pipeline/mirrors/duckdb/published_copy.py"] = (
+        "a copy that nobody else knows of yet"
+    )
     for path in (PROJECT / "rhei_pipeline").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):

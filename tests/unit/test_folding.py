@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 
-from rhei_pipeline.olap.folding import AGE, CYCLE_ROWS, FAN, due_in_a_cycle
-from rhei_pipeline.olap.manifest import Gone, Segment
+from rhei_pipeline.mirrors.datafusion.manifest import Gone, Segment
+from rhei_pipeline.mirrors.datafusion.segment_merge import AGE, CYCLE_ROWS, FAN, due_in_a_cycle
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 OLD = NOW - AGE - timedelta(seconds=1)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rhei_pipeline.olap.digests import KeyHashes
-from rhei_pipeline.olap.key_index import KeyIndex
+from rhei_pipeline.mirrors.datafusion.digests import KeyHashes
+from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 1_000, 600_000])

@@ -7,7 +7,7 @@ import pytest
 
 from rhei_pipeline import Settings
 from rhei_pipeline.errors import MissingExtraError
-from rhei_pipeline.mirrors import open_mirror
+from rhei_pipeline.wiring.mirror import open_mirror
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_a_package_that_is_not_installed_is_named_with_the_command(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in [known for known in sys.modules if known.startswith("rhei_pipeline.olap.")]:
+    for name in [known for known in sys.modules if known.startswith("rhei_pipeline.mirrors.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.chdir(tmp_path)

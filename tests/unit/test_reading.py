@@ -3,7 +3,7 @@
 import pytest
 
 from rhei_pipeline.errors import QueryError
-from rhei_pipeline.reading import refuse_writing
+from rhei_pipeline.sql.read_only import refuse_writing
 
 READS = [
     ("sqlite", "select replace(a, 'insert into', 'x') from t;"),

@@ -3,9 +3,10 @@
 import pyarrow as pa
 import pytest
 
-from rhei_pipeline.routing import Plan, Router, plan
-from rhei_pipeline.schema import Column, Mode, TableSchema
-from rhei_pipeline.translation.meaning import Catalog, Kind, MirroredTable
+from rhei_pipeline.model.schema import Column, Mode, TableSchema
+from rhei_pipeline.model.semantics import Kind, MirroredTable
+from rhei_pipeline.query.router import Plan, Router, plan
+from rhei_pipeline.query.translation.meaning import Catalog
 
 ORDERS = TableSchema(
     "orders",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rhei_pipeline.errors import SettingsError
-from rhei_pipeline.settings import Settings, schema_text
+from rhei_pipeline.settings.model import Settings, schema_text
 
 MINIMAL = "source: {path: app.db}\nmirror: {path: m.duckdb}\n"
 

@@ -7,7 +7,7 @@ from contextlib import closing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhei_pipeline.oltp.sqlite_objects import SchemaState
+from rhei_pipeline.sources.sqlite.schema_objects import SchemaState
 
 _BASE = (
     "create table t(id integer primary key, c text)",

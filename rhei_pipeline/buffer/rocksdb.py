@@ -1,0 +1,151 @@
+"""One RocksDB directory: open it alone, read it, write it, and say in our words what went wrong."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rhei_pipeline.errors import (
+    BufferBusyError,
+    BufferDamagedError,
+    BufferFullError,
+    RheiError,
+    needs_extra,
+)
+
+_log = logging.getLogger(__name__)
+#: What a full disk, a full quota and a file that may not grow are called.
+_FULL = ("No space left", "Disk quota exceeded", "File too large")
+
+
+class RocksDirectory:
+    """Keys and values as bytes, in the keys' order.
+
+    Raises:
+        MissingExtraError: RocksDB's package is not installed.
+        BufferBusyError: Another process holds the directory.
+        BufferDamagedError: Its files are damaged, or are not RocksDB's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rocks = _package()
+        self._database: Any = None
+        with self._translated():
+            self._database = self._open()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not been closed yet."""
+        return self._database is not None
+
+    def close(self) -> None:
+        """Let another process open it; safe to repeat."""
+        database, self._database = self._database, None
+        if database is None:
+            return
+        try:
+            database.close()
+        except Exception as error:  # noqa: BLE001  (RocksDB's errors have no class of their own)
+            # What was promised is on the disk already; an error before this one said what failed.
+            _log.warning("buffer %r: closing failed: %s", str(self.path), error)
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return a key's value."""
+        with self._translated():
+            value: bytes | None = self._opened().get(key)
+            return value
+
+    def scan(
+        self, first: bytes, prefix: bytes, limit: int | None = None
+    ) -> list[tuple[bytes, bytes]]:
+        """Return entries from a key on, as long as their keys begin with a prefix."""
+        found: list[tuple[bytes, bytes]] = []
+        # An iterator that lives on would keep the directory locked: it ends with this call.
+        with self._translated():
+            for key, value in self._opened().items(from_key=first):
+                if not key.startswith(prefix) or len(found) == limit:
+                    break
+                found.append((key, value))
+        return found
+
+    def batch(self) -> Any:  # noqa: ANN401  (the package is not there at import)
+        """Return an empty write batch: `put`, `delete`, `delete_range`, `size_in_bytes`."""
+        return self._rocks.WriteBatch(raw_mode=True)
+
+    def write(self, batch: Any, *, sync: bool) -> None:  # noqa: ANN401
+        """Write a batch whole or not at all.
+
+        With `sync` it is on the disk before this returns, and so are all writes before it.
+        """
+        options = self._rocks.WriteOptions()
+        options.sync = sync
+        with self._translated():
+            self._opened().write(batch, options)
+
+    def delete_range(self, first: bytes, end: bytes) -> None:
+        """Delete the keys from `first` to before `end`."""
+        with self._translated():
+            self._opened().delete_range(first, end)
+
+    def compact(self) -> None:
+        """Give back the room of what was deleted."""
+        with self._translated():
+            self._opened().compact_range(None, None)
+
+    def damaged(self, reason: str) -> BufferDamagedError:
+        """Make the error that says that the directory cannot be relied on."""
+        return BufferDamagedError(
+            f"buffer {str(self.path)!r} cannot be read: {reason}",
+            hint="restore it, or move it away: its tables are then copied again",
+        )
+
+    def _opened(self) -> Any:  # noqa: ANN401
+        if self._database is None:
+            raise BufferBusyError(f"buffer {str(self.path)!r} is closed", hint="open it again")
+        return self._database
+
+    def _open(self) -> Any:  # noqa: ANN401
+        if self.path.exists() and not self.path.is_dir():
+            raise self.damaged("it is a file, not a directory")
+        if any(self.path.glob("MANIFEST-*")) and not (self.path / "CURRENT").exists():
+            # RocksDB would begin anew over what is there.
+            raise self.damaged("its file CURRENT is missing")
+        self.path.mkdir(parents=True, exist_ok=True)
+        rocks = self._rocks
+        options = rocks.Options(raw_mode=True)
+        options.create_if_missing(create_if_missing=True)
+        options.set_paranoid_checks(enabled=True)
+        # A write cut off at the end was never promised; damage anywhere else is an error.
+        options.set_wal_recovery_mode(rocks.DBRecoveryMode.tolerate_corrupted_tail_records())
+        options.set_compression_type(rocks.DBCompressionType.none())  # batches come compressed
+        options.set_keep_log_file_num(4)
+        return rocks.Rdict(str(self.path), options)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn RocksDB's errors, which have no class of their own, into ours."""
+        try:
+            yield
+        except RheiError:
+            raise
+        except Exception as error:
+            raise self._translate(str(error)) from error
+
+    def _translate(self, text: str) -> RheiError:
+        path = str(self.path)
+        if "lock hold by" in text or "While lock file" in text:
+            return BufferBusyError(
+                f"buffer {path!r} is held by another process",
+                hint="one process opens a RocksDB directory at a time: let the other one end",
+            )
+        if any(reason in text for reason in _FULL):
+            return BufferFullError(f"the disk that holds {path!r} is full", hint="free space")
+        return self.damaged(text.splitlines()[0] if text else "RocksDB failed")
+
+
+def _package() -> Any:  # noqa: ANN401
+    with needs_extra("rocksdb", "a buffer"):
+        import rocksdict  # noqa: PLC0415  (an extra: only who buffers needs it)
+    return rocksdict

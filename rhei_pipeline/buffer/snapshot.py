@@ -1,0 +1,206 @@
+"""One state of a source, its changes read from the log they were drained into."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+
+from rhei_pipeline.buffer.codec import in_size, unseal
+from rhei_pipeline.buffer.log import ChangeLog, Extent
+from rhei_pipeline.changes.compaction import last_per_key
+from rhei_pipeline.errors import PermanentError, RheiError
+from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
+from rhei_pipeline.model.schema import Mode, Table, TableSchema
+from rhei_pipeline.protocols import Audit, SourceSnapshot
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Bridged:
+    """A table that the log follows.
+
+    Attributes:
+        table: Its shape when capture was installed; what the log holds is of this shape.
+        inner: Up to where the source has been drained; None once the source lost changes.
+        read_to: The highest order ever drained; the source's positions have to lie behind it.
+        audit: Whether the source asked for a whole comparison that the mirror has not made yet.
+    """
+
+    table: Table
+    inner: Position | None
+    read_to: int
+    audit: bool = False
+
+    def leads_on(self, snapshot: SourceSnapshot) -> bool:
+        """Tell whether the source still holds all that follows what was drained."""
+        return self.inner is not None and snapshot.proves(self.table, self.inner)
+
+
+class BridgeSnapshot:
+    """A `SourceSnapshot` over an open one of the source.
+
+    Args:
+        inner: The source's snapshot: rows and clock.
+        log, bridged: What was drained.
+        passes_on: Whether changes go on behind the log with what the source has not yet given.
+        unreadable: Why tables could not be drained: they are of another shape by now, or failed.
+
+    Attributes:
+        audited: The tables for which a whole comparison was asked for here.
+    """
+
+    shares_log = False
+
+    def __init__(
+        self,
+        inner: SourceSnapshot,
+        log: ChangeLog,
+        bridged: Mapping[str, Bridged],
+        *,
+        passes_on: bool,
+        unreadable: Mapping[str, RheiError],
+    ) -> None:
+        self._inner = inner
+        self._log = log
+        self._bridged = bridged
+        self._passes_on = passes_on
+        self._unreadable = unreadable
+        self.audited: set[str] = set()
+        self.clock = inner.clock
+        self.schema_version = inner.schema_version
+
+    def head(self, table: Table) -> Position:
+        """Return the log's newest place."""
+        return self._log.head(table.name)
+
+    def origin(self, table: Table) -> Position:
+        """Return the newest place that the log had reached when the rows were as they are."""
+        reached = self._inner.origin(table).order
+        bridged = self._bridged.get(table.name)
+        if bridged is None or bridged.inner is None or bridged.inner.order <= reached:
+            return self.head(table)
+        extents = self._log.extents(table.name, -1)
+        early = [extent for extent in extents if extent.source_order <= reached]
+        return (early or extents)[-1 if early else 0].position
+
+    def proves(self, table: Table, position: Position) -> bool:
+        """Look for the place in the log, which is of the table's shape when it was made."""
+        if isinstance(failure := self._unreadable.get(table.name), PermanentError):
+            raise failure
+        bridged = self._bridged.get(table.name)
+        if bridged is not None and bridged.table.schema != table.schema:
+            return False
+        return self._log.holds(table.name, position)
+
+    def retains(self, position: Position) -> bool:  # noqa: ARG002
+        """Keep nothing in the source for the mirror: the log has it."""
+        return False
+
+    def pending(self, table: Table, after: Position) -> int:
+        """Count what the log holds, and what the source has that was not drained."""
+        return self.head(table).order - after.order + self._undrained(table)
+
+    def oldest_pending(self, table: Table, after: Position) -> datetime | None:
+        """Return when the first event behind the position was made."""
+        held = self._held(table, after)
+        if held:
+            return _EPOCH + timedelta(microseconds=held[0].oldest_us)
+        position = self._drained_to(table)
+        return None if position is None else self._inner.oldest_pending(table, position)
+
+    def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
+        """Read versions of a temporal table in order, net changes of a destructive one."""
+        held = self._readable(table, after)
+        if table.mode is Mode.TEMPORAL or len(held) == 1:
+            found = self._batches(table, held)
+        else:
+            found = self._net(table, held)
+        yield from in_size(found, limit)
+        yield from self._passed_on(table, limit)
+
+    def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
+        """Read the last change of each key."""
+        held = self._readable(table, after)
+        yield from in_size(self._net(table, held), limit)
+        yield from self._passed_on(table, limit)
+
+    def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
+        """Name none: the buffer holds one shape at a time."""
+        return None
+
+    def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
+        """Read rows of the source."""
+        return self._inner.rows(table, resume, limit)
+
+    def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
+        """Ask the source."""
+        return self._inner.keyless(table)
+
+    def count(self, table: Table) -> int:
+        """Ask the source."""
+        return self._inner.count(table)
+
+    def audit(self, table: Table, after: Position) -> Audit:  # noqa: ARG002
+        """Ask for one that the source asked for, once the log holds all that the rows show."""
+        bridged = self._bridged.get(table.name)
+        asked = bridged is not None and bridged.audit
+        if not asked or self._passes_on or self._undrained(table):
+            return Audit.NONE
+        self.audited.add(table.name)
+        return Audit.ALL
+
+    def doubt(self, table: Table) -> str | None:
+        """Ask the source."""
+        return self._inner.doubt(table)
+
+    def _held(self, table: Table, after: Position) -> list[Extent]:
+        return [e for e in self._log.extents(table.name, after.order) if e.parts]
+
+    def _readable(self, table: Table, after: Position) -> list[Extent]:
+        if table.name in self._unreadable:
+            raise self._unreadable[table.name]
+        return self._held(table, after)
+
+    def _batches(self, table: Table, extents: list[Extent]) -> Iterator[ChangeBatch]:
+        for extent in extents:
+            for part in self._log.parts(table.name, extent):
+                yield unseal(part)
+
+    def _net(self, table: Table, extents: list[Extent]) -> Iterator[ChangeBatch]:
+        """Leave out events that a later one of the same key overtakes.
+
+        Only keys are held in memory. Where an event leaves values out, the earlier one that has
+        them is needed, and nothing is left out.
+        """
+        keys, whole = [], True
+        for batch in self._batches(table, extents):
+            keys.append(batch.events.select(list(table.schema.primary_key)))
+            whole = whole and not batch.unchanged and batch.truncated_at is None
+        if not keys or not whole:
+            yield from self._batches(table, extents)
+            return
+        joined = pa.concat_tables(keys)
+        last = np.zeros(joined.num_rows, dtype=bool)
+        last[last_per_key(joined, table.schema)] = True
+        start = 0
+        for batch in self._batches(table, extents):
+            kept = last[start : start + batch.events.num_rows]
+            start += len(kept)
+            yield replace(batch, events=batch.events.filter(pa.array(kept)), net=True)
+
+    def _passed_on(self, table: Table, limit: int) -> Iterator[ChangeBatch]:
+        """Read on in the source, where nothing of it is to be recorded."""
+        position = self._drained_to(table)
+        if self._passes_on and position is not None and self._inner.pending(table, position):
+            yield from self._inner.changes(table, position, limit)
+
+    def _undrained(self, table: Table) -> int:
+        position = self._drained_to(table)
+        return 0 if position is None else self._inner.pending(table, position)
+
+    def _drained_to(self, table: Table) -> Position | None:
+        bridged = self._bridged.get(table.name)
+        return bridged.inner if bridged and bridged.leads_on(self._inner) else None

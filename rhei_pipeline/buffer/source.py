@@ -1,0 +1,462 @@
+"""Changes go from any source into a log of our own first; the source may forget them then.
+
+A drain takes what is pending in all tables from one state of the source, and is one write of the
+log: each place in the log is one state of the source. Rows are read in the snapshot that was
+drained, so that changes and rows agree.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rhei_pipeline.buffer.codec import seal
+from rhei_pipeline.buffer.confirmation import Confirmation
+from rhei_pipeline.buffer.log import ChangeLog, LogWriter
+from rhei_pipeline.buffer.snapshot import Bridged, BridgeSnapshot
+from rhei_pipeline.errors import (
+    BufferFullError,
+    PermanentError,
+    RheiError,
+    SchemaError,
+    SourceBusyError,
+)
+from rhei_pipeline.model.blame import Blame, own_fault
+from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.schema import Mode, Table, TableSchema
+from rhei_pipeline.protocols import Audit, ChangeSource, OnStep, SourceSnapshot, Step
+
+_log = logging.getLogger(__name__)
+
+_TABLES = "bridge/"
+_MIRROR = "mirror/"
+
+
+def _no_step(_step: Step) -> None:
+    """Pass a step by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """How the log is filled and emptied.
+
+    Attributes:
+        batch_rows: About how many rows are held in memory.
+        prune: Let source and log forget what is no longer needed.
+    """
+
+    batch_rows: int = 50_000
+    prune: bool = True
+
+
+class BridgeSource:
+    """A `ChangeSource` that reads another one through a `ChangeLog`.
+
+    Args:
+        inner: The source; the log is its only reader under its name.
+        log: Where changes rest until the mirror has them.
+        draining: How much at once.
+        on_step: Called at each named step.
+
+    Not for several threads at once; the caller holds a lock around its work.
+    """
+
+    def __init__(
+        self,
+        inner: ChangeSource,
+        log: ChangeLog,
+        draining: Draining | None = None,
+        on_step: OnStep = _no_step,
+    ) -> None:
+        self._inner = inner
+        self._log = log
+        self._draining = draining or Draining()
+        self._on_step = on_step
+        self._bridged = {name: _bridged(form) for name, form in log.facts(_TABLES).items()}
+        self._confirmed = {name: log.watermark(_MIRROR + name) for name in self._bridged}
+        self._confirmation = Confirmation(log.path, log.log_id)
+        self._drifted: set[str] = set()
+        self._waited_at: dict[str, int] = {}
+        self._audited: set[str] = set()
+        self._releasable: dict[str, Position] = {}
+        self._full: BufferFullError | None = None
+        self._lifted = False
+        self._failing: dict[str, PermanentError] = {}
+        self._blame = Blame()
+
+    def describe(self, name: str) -> TableSchema:
+        """Read a table's schema as it is now."""
+        return self._inner.describe(name)
+
+    def schema_version(self) -> int:
+        """Return the source's own."""
+        return self._inner.schema_version()
+
+    def install(self, table: Table, least: int) -> None:
+        """Have the source capture the table, and the log follow it.
+
+        Where the log does not lead on from what the source holds, or ends before `least`, it
+        starts anew: no older place is proved, and so the table is copied again. A table of another
+        shape than before is first to be drained in that one.
+        """
+        known = self._bridged.get(table.name)
+        self._inner.install(table, known.read_to if known else 0)
+        with self._inner.snapshot() as snapshot:
+            if known is not None and self._may_go_on(known, table, least, snapshot):
+                self._go_on(replace(known, table=table))
+            elif (
+                known is None
+                or self._log.head(table.name).order < least
+                or not known.leads_on(snapshot)
+            ):
+                self._start_anew(table, snapshot.origin(table), least)
+            elif known.table != table:
+                self._change_shape(known, table, snapshot, least)
+
+    def _change_shape(
+        self, known: Bridged, table: Table, snapshot: SourceSnapshot, least: int
+    ) -> None:
+        """Go on in another shape, once the mirror has all that is of the former one."""
+        name, after = table.name, known.inner
+        is_history = table.mode is known.table.mode is Mode.TEMPORAL
+        if after is None or not is_history:
+            self._start_anew(table, snapshot.origin(table), least)
+            return
+        reached = self._log.head(name).order
+        waits = reached != self._confirmed_order(name)
+        if not waits and snapshot.proves(table, after):
+            self._follow(replace(known, table=table), reached)
+            return
+        waits = waits or snapshot.pending(known.table, after) > 0
+        if waits and self._waited_at.get(name) != reached:
+            # The next drain takes in what is of the former shape, and the mirror applies it.
+            self._waited_at[name] = reached
+            return
+        self._start_anew(table, snapshot.origin(table), least)
+
+    def _follow(self, bridged: Bridged, reached: int) -> None:
+        """Follow a table in its new shape behind the place that the mirror has reached."""
+        name = bridged.table.name
+        # No place of the former shape is to be read as one of this.
+        self._log.prune(reached, stream=name)
+        with self._log.writing() as writer:
+            writer.set_fact(_TABLES + name, _form(bridged))
+        self._bridged[name] = bridged
+        self._waited_at.pop(name, None)
+
+    def _may_go_on(
+        self, known: Bridged, table: Table, least: int, snapshot: SourceSnapshot
+    ) -> bool:
+        """Tell whether the log of a history goes on in another shape.
+
+        The mirror has all that the log holds, so nothing is read in a shape that it has not; and
+        what the source holds since then can be read in the new one.
+        """
+        return (
+            known.table != table
+            and known.table.mode is table.mode is Mode.TEMPORAL
+            and known.inner is not None
+            and self._log.head(table.name).order == least
+            and snapshot.proves(table, known.inner)
+        )
+
+    def _go_on(self, bridged: Bridged) -> None:
+        with self._log.writing() as writer:
+            writer.set_fact(_TABLES + bridged.table.name, _form(bridged))
+        self._bridged[bridged.table.name] = bridged
+
+    @property
+    def logs_rows(self) -> bool:
+        """As the source."""
+        return self._inner.logs_rows
+
+    def stands(self, table: Table) -> bool:
+        """Tell whether the source captures the table and the log follows it."""
+        known = self._bridged.get(table.name)
+        return (
+            known is not None
+            and known.table == table
+            and known.inner is not None
+            and self._inner.stands(table)
+        )
+
+    @contextmanager
+    def snapshot(self, *, rows: bool = False) -> Iterator[BridgeSnapshot]:
+        """Drain the source into the log, then hold that state.
+
+        With `rows`, nothing is drained: changes end where the rows do, the last of them read from
+        the source. Where the log is full, the changes end where the log does, and `acknowledge`
+        says so.
+        """
+        self._release()
+        self._failing.clear()
+        while True:
+            try:
+                with self._inner.snapshot(rows=rows) as inner:
+                    if not rows:
+                        self._drain_if_room(inner)
+                    snapshot = self._over(inner, passes_on=rows)
+                    yield snapshot
+                break
+            except Exception as error:  # noqa: BLE001  (one table's, or raised again)
+                self._note_failing(error)
+        self._audited = snapshot.audited
+        self._release()
+
+    def _over(self, inner: SourceSnapshot, *, passes_on: bool) -> BridgeSnapshot:
+        unreadable = {} if passes_on else {**self._failing, **_drifted(self._drifted)}
+        bridged = dict(self._bridged)
+        return BridgeSnapshot(inner, self._log, bridged, passes_on=passes_on, unreadable=unreadable)
+
+    def _note_failing(self, error: Exception) -> None:
+        """Leave the table undrained that failed at it; raise what is no fault of one table's.
+
+        The next snapshot is another one of the source's: an error may have spoilt the last.
+        """
+        name = self._blame.table
+        fault = own_fault(error, name) if name is not None else None
+        self._blame.clear()
+        if name is None or fault is None:
+            raise error
+        self._failing[name] = fault
+
+    def drain(self) -> int:
+        """Take what is pending into the log, with no mirror at hand; return how many events.
+
+        Raises:
+            BufferFullError: The log has reached a limit, in bytes or in age.
+        """
+        self._log.check_age({name: self._confirmed_order(name) for name in self._bridged})
+        self._release()
+        self._failing.clear()
+        while True:
+            try:
+                with self._inner.snapshot() as inner:
+                    count = self._drain(inner)
+                break
+            except Exception as error:  # noqa: BLE001  (one table's, or raised again)
+                self._note_failing(error)
+        self._release()
+        for failure in self._failing.values():
+            _log.error("%s; its changes wait in the source", failure)
+        for name in self._drifted:
+            _log.warning("table %r: its shape changed; its changes wait in the source", name)
+        return count
+
+    def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
+        """Record how far the mirror has come; forget what it has.
+
+        Raises:
+            BufferFullError: The source has more than the log had room for. With `made_room`, the
+                next snapshot takes all of it, whatever the limit: the mirror is there to apply it.
+        """
+        news = {n: p for n, p in needed_from.items() if self._confirmed.get(n) != p}
+        if news:
+            # Lost in a power cut, it is only said again.
+            with self._log.writing(durably=False) as writer:
+                for name, position in news.items():
+                    writer.set_watermark(_MIRROR + name, position)
+            self._confirmed |= news
+        self._forget_audits(needed_from)
+        forgotten = self._prune(needed_from) if prune else 0
+        self._confirm()
+        if prune or not self._draining.prune:
+            self._go_on_after_full()
+        return forgotten
+
+    def _go_on_after_full(self) -> None:
+        full, self._full = self._full, None
+        self._lifted = full is not None and self._draining.prune and not self._lifted
+        if self._lifted and full is not None:
+            hint = "what it held is applied now: sync again to take in the rest"
+            raise BufferFullError(full.message, hint=hint, made_room=True)
+        if full is not None:
+            raise full
+
+    def _forget_audits(self, applied: Mapping[str, Position]) -> None:
+        """Note that the mirror has compared the tables it was asked to, and committed that."""
+        done = {n for n in self._audited if self._log.head(n) == applied.get(n)}
+        self._audited -= done
+        for name in done:
+            self._bridged[name] = replace(self._bridged[name], audit=False)
+            with self._log.writing() as writer:
+                writer.set_fact(_TABLES + name, _form(self._bridged[name]))
+
+    def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
+        """Have the source report keys as changed."""
+        self._inner.touch(table, keys)
+
+    def held_bytes(self) -> dict[str, int]:
+        """Return the bytes of the buffer, and of what the source keeps until it is there."""
+        return {"buffer": self._log.held_bytes, **self._inner.held_bytes()}
+
+    def forget_all_but(self, names: Sequence[str]) -> None:
+        """Forget the tables that are no longer declared, so that they fill nothing."""
+        kept = {name.lower() for name in names}
+        for name in [name for name in self._bridged if name.lower() not in kept]:
+            with self._log.writing() as writer:
+                writer.restart(name, self._log.head(name).order + 1)
+                writer.set_fact(_TABLES + name, None)
+            del self._bridged[name]
+
+    def _start_anew(self, table: Table, inner: Position, least: int) -> None:
+        order = max(self._log.head(table.name).order, least) + 1
+        bridged = Bridged(table, inner, inner.order)
+        with self._log.writing() as writer:
+            writer.restart(table.name, order, source_order=inner.order)
+            writer.set_fact(_TABLES + table.name, _form(bridged))
+        self._bridged[table.name] = bridged
+        self._waited_at.pop(table.name, None)
+        self._confirm()
+
+    def _drain_if_room(self, inner: SourceSnapshot) -> None:
+        """Drain; where the log is full, leave that until the mirror has made room."""
+        self._full = None
+        try:
+            self._drain(inner, limited=not self._lifted)
+        except BufferFullError as error:
+            if self._draining.prune and self._prune(self._known_confirmed()):
+                self._drain_if_room(inner)
+                return
+            self._full = error
+
+    def _drain(self, inner: SourceSnapshot, *, limited: bool = True) -> int:
+        lost, due = self._look_at(inner)
+        if not lost and not due:
+            return 0
+        before = {name: self._log.head(name).order for name in due}
+        moved: dict[str, Bridged] = {}
+        with self._log.writing(self._on_part, limited=limited) as writer:
+            for name in lost:
+                moved[name] = self._cut_off(self._bridged[name], writer)
+            for name, after in due.items():
+                with self._blame.of(name):
+                    moved[name] = self._drain_table(self._bridged[name], after, inner, writer)
+            for name, bridged in moved.items():
+                writer.set_fact(_TABLES + name, _form(bridged))
+        self._bridged |= moved
+        self._releasable |= {name: moved[name].inner or after for name, after in due.items()}
+        self._on_step(Step.BRIDGED)
+        return sum(self._log.head(name).order - order for name, order in before.items())
+
+    def _look_at(self, inner: SourceSnapshot) -> tuple[list[str], dict[str, Position]]:
+        """Return the tables whose changes were lost, and from where others have some."""
+        lost: list[str] = []
+        due: dict[str, Position] = {}
+        self._drifted.clear()
+        self._releasable.clear()
+        for name, bridged in self._bridged.items():
+            after = bridged.inner
+            if after is None:
+                continue
+            if name in self._failing:
+                self._releasable[name] = after
+                continue
+            with self._blame.of(name):
+                if not bridged.leads_on(inner):
+                    lost.append(name)
+                    continue
+                self._releasable[name] = after
+                if not (inner.pending(bridged.table, after) or inner.retains(after)):
+                    continue
+                if self._has_drifted(bridged.table):
+                    self._drifted.add(name)
+                else:
+                    due[name] = after
+        return lost, due
+
+    def _cut_off(self, bridged: Bridged, writer: LogWriter) -> Bridged:
+        """Prove no place of a table any more: it is copied again once capture is mended."""
+        name = bridged.table.name
+        _log.warning("table %r: changes after the buffered ones are lost; it is copied again", name)
+        writer.restart(name, self._log.head(name).order + 1)
+        return replace(bridged, inner=None)
+
+    def _drain_table(
+        self, bridged: Bridged, after: Position, inner: SourceSnapshot, writer: LogWriter
+    ) -> Bridged:
+        table = bridged.table
+        audit = bridged.audit or inner.audit(table, after) is not Audit.NONE
+        head = inner.head(table)
+        oldest = inner.oldest_pending(table, after)
+        oldest_us = 0 if oldest is None else int(oldest.timestamp() * 1_000_000)
+        for batch in inner.changes(table, after, self._draining.batch_rows):
+            writer.put(
+                table.name,
+                seal(batch),
+                batch.count,
+                oldest_us=oldest_us,
+                source_order=head.order,
+            )
+        return Bridged(table, head, head.order, audit)
+
+    def _has_drifted(self, table: Table) -> bool:
+        """Tell whether rows no longer fit the table's shape; images logged in it always do."""
+        if table.mode is Mode.TEMPORAL:
+            return False
+        try:
+            return self._inner.describe(table.name) != table.schema
+        except SchemaError:
+            return not self._inner.logs_rows
+
+    def _release(self) -> None:
+        """Let the source forget what the log holds; say first that the mirror may not have it."""
+        self._confirm()
+        self._inner.acknowledge(self._releasable, prune=self._draining.prune)
+        self._on_step(Step.BRIDGE_ACKNOWLEDGED)
+
+    def _confirm(self) -> None:
+        self._confirmation.record(self._unapplied())
+
+    def _unapplied(self) -> int:
+        """Count the events in the log that the mirror is not known to have."""
+        return sum(
+            self._log.head(name).order - position.order
+            for name, position in self._known_confirmed().items()
+        )
+
+    def _known_confirmed(self) -> dict[str, Position]:
+        found = ((name, self._confirmed.get(name)) for name in self._bridged)
+        return {name: position for name, position in found if position is not None}
+
+    def _confirmed_order(self, name: str) -> int:
+        position = self._confirmed.get(name)
+        return 0 if position is None else position.order
+
+    def _prune(self, positions: Mapping[str, Position]) -> int:
+        return sum(
+            self._log.prune(position.order, stream=name) for name, position in positions.items()
+        )
+
+    def _on_part(self) -> None:
+        self._on_step(Step.BUFFERING)
+
+
+def _drifted(names: Iterable[str]) -> dict[str, RheiError]:
+    """Return what to say of tables that could not be drained for their shape."""
+    return {
+        name: SourceBusyError("its shape changed while it was read", table=name, hint="sync again")
+        for name in names
+    }
+
+
+def _form(bridged: Bridged) -> bytes:
+    inner = bridged.inner
+    return json.dumps(
+        {
+            "schema": bridged.table.schema.to_json(),
+            "mode": bridged.table.mode.value,
+            "inner": None if inner is None else [inner.order, inner.proof],
+            "read_to": bridged.read_to,
+            "audit": bridged.audit,
+        }
+    ).encode()
+
+
+def _bridged(value: bytes) -> Bridged:
+    form = json.loads(value)
+    table = Table(TableSchema.from_json(form["schema"]), Mode(form["mode"]))
+    inner = None if form["inner"] is None else Position(*form["inner"])
+    return Bridged(table, inner, form["read_to"], form.get("audit", False))

@@ -1,1 +1,0 @@
-"""How a change is learned of; each module holds one ChangeSource."""

@@ -1,1 +1,0 @@
-"""Capture from PostgreSQL: from its log, by triggers, and by polling."""

@@ -1,1 +1,0 @@
-"""Capture from SQLite: by triggers, and by polling."""

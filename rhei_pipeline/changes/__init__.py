@@ -1,0 +1,1 @@
+"""Pure functions from many change events to what a mirror applies."""

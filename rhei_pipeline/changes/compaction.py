@@ -1,0 +1,71 @@
+"""Many events, one net change a key."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.model.changes import LIVE, ChangeBatch, NetChanges
+from rhei_pipeline.model.schema import TableSchema
+
+
+def compact(batch: ChangeBatch, schema: TableSchema) -> NetChanges:
+    """Keep each key's last event and part rows from tombstones.
+
+    Idempotent, and the same whether done over a whole history or over a split of it with the
+    later part winning.
+    """
+    events = batch.events
+    if not batch.net:
+        events = events.take(pa.array(last_per_key(events, schema)))
+    live = events[LIVE]
+    return NetChanges(
+        upserts=events.filter(live).select(list(schema.names)),
+        tombstones=events.filter(pc.invert(live)).select(list(schema.primary_key)),
+    )
+
+
+def last_per_key(events: pa.Table, schema: TableSchema) -> np.ndarray:
+    """Return the row numbers of each key's last event, in the events' order."""
+    codes = key_codes(events.select(list(schema.primary_key)))
+    # np.unique gives first occurrences, so look from the end.
+    _, from_end = np.unique(codes[::-1], return_index=True)
+    return np.sort(len(codes) - 1 - from_end)
+
+
+def key_codes(keys: pa.Table) -> np.ndarray:
+    """Give each distinct key a number: equal keys, whatever their types, get equal numbers.
+
+    Shape: one int64 per row of `keys`. Nulls are equal.
+    """
+    codes = np.zeros(keys.num_rows, dtype=np.int64)
+    for column in keys.columns:
+        part, width = _column_codes(one_form(column))
+        codes = codes * width + part
+        # Renumber after each column, or a few wide keys would run out of 64 bits.
+        if keys.num_columns > 1:
+            codes = np.unique(codes, return_inverse=True)[1]
+    return codes
+
+
+def one_form(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a key's column with the same bits for what every database holds equal.
+
+    Zero and minus zero are one key, and so are all NaNs.
+    """
+    if not pa.types.is_floating(column.type):
+        return column
+    unsigned = pc.add(column, 0.0)
+    return pc.if_else(pc.is_nan(unsigned), math.nan, unsigned)
+
+
+def _column_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, int]:
+    if pa.types.is_integer(column.type) and column.null_count == 0:
+        values = column.to_numpy()
+        if len(values) and int(values.max()) - int(values.min()) < 2**31:
+            return values - values.min(), int(values.max()) - int(values.min()) + 1
+    encoded = column.combine_chunks().dictionary_encode("encode")
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    return encoded.indices.to_numpy().astype(np.int64), max(len(encoded.dictionary), 1)

@@ -1,0 +1,184 @@
+"""What the command line prints: tables for people, JSON for machines."""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import date, datetime, time
+from enum import Enum
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as Shown
+
+from rhei_pipeline.model.plain_values import plain_rows, plain_values
+
+#: So many rows of an answer are shown to a person; machines get them all.
+SHOWN_ROWS = 40
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def values(report: Any) -> dict[str, Any]:  # noqa: ANN401  (any of the reports)
+    """Return a report's fields as plain values."""
+    return {field.name: _plain(getattr(report, field.name)) for field in dataclasses.fields(report)}
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, Enum):
+        return value.value
+    if dataclasses.is_dataclass(value):
+        return values(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return value
+
+
+def show(
+    whole: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    *,
+    as_json: bool,
+    rare: Collection[str] = (),
+) -> None:
+    """Print a report: all of it as JSON, or these columns of its rows as a table.
+
+    Of the columns, the rare ones are shown where there is something to say.
+    """
+    if as_json:
+        _write_json(whole)
+        return
+    wanted = [name for name in columns if name not in rare or any(row.get(name) for row in rows)]
+    cells = [[_cell(row.get(name)) for name in wanted] for row in rows]
+    numeric = [any(_is_number(row.get(name)) for row in rows) for name in wanted]
+    out.print(_table([name.replace("_", " ") for name in wanted], cells, numeric))
+
+
+def say(lines: Iterable[str]) -> None:
+    """Print lines that are not to be cut, whatever the terminal's width."""
+    for line in lines:
+        out.print(line, soft_wrap=True, markup=False)
+
+
+def show_rows(table: pa.Table, *, as_json: bool) -> None:
+    """Print an answer's rows: all as JSON, or the first as a table, one below another if wide."""
+    if as_json:
+        _write_json(plain_rows(table))
+        return
+    if table.num_rows == 0:
+        out.print("no rows")
+        return
+    _print_rows(table.slice(0, SHOWN_ROWS))
+    if table.num_rows > SHOWN_ROWS:
+        out.print(f"{SHOWN_ROWS} of {table.num_rows:,} rows; --json prints all")
+
+
+def name_errors(errors: Mapping[str, str]) -> None:
+    """Name the tables that were left out, beside a report."""
+    for error in errors.values():
+        err.print(f"[red]error[/] {escape(error)}", soft_wrap=True)
+
+
+def name_not_followed(tables: Mapping[str, datetime], told: Collection[str]) -> None:
+    """Name the tables of the mirror that are not followed any more, without those told already."""
+    for name, since in tables.items():
+        if name not in told:
+            text = (
+                f"table {name!r} is no longer followed since {since.isoformat()}: declare it"
+                f" again, or drop it from the mirror with 'rhei drop-table {name}'"
+            )
+            err.print(f"[yellow]note[/] {escape(text)}", soft_wrap=True)
+
+
+def name_not_published(reason: str | None) -> None:
+    """Say why what others read beside the mirror is out of date, where it is."""
+    if reason is not None:
+        err.print(f"[red]error[/] {escape(reason)}", soft_wrap=True)
+
+
+def _print_rows(table: pa.Table) -> None:
+    # A table's columns may share a name, so they are taken by place.
+    columns = [[_exact(value) for value in plain_values(column)] for column in table.columns]
+    names = [escape(name) for name in table.column_names]
+    rows = [list(cells) for cells in zip(*columns, strict=True)]
+    if _width(names, rows) <= out.width:
+        out.print(_table(names, rows, [_is_numeric(column.type) for column in table.columns]))
+        return
+    for row in rows:
+        record = Shown(show_header=False)
+        for name, cell in zip(names, row, strict=True):
+            record.add_row(name, cell)
+        out.print(record)
+
+
+def _width(names: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    cells = [[name, *column] for name, column in zip(names, zip(*rows, strict=True), strict=True)]
+    return sum(max(map(len, column)) + 3 for column in cells) + 1
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> Shown:
+    shown = Shown()
+    for name, is_numeric in zip(names, numeric, strict=True):
+        shown.add_column(name, justify="right" if is_numeric else "left")
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    )
+
+
+def _cell(value: object) -> str:
+    """Write a report's value for reading."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.3f}"
+    return _exact(value)
+
+
+def _exact(value: object) -> str:
+    """Write a row's value as it is."""
+    return "[dim]null[/]" if value is None else escape(str(value))
+
+
+def _write_json(value: object) -> None:
+    sys.stdout.write(json.dumps(_json(value)) + "\n")
+
+
+def _json(value: object) -> object:
+    """Return what JSON can hold; what it cannot is written as text, never left out."""
+    if isinstance(value, Mapping):
+        return {str(name): _json(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(part) for part in value]
+    return _json_scalar(value)
+
+
+def _json_scalar(value: object) -> object:
+    match value:
+        case bytes():
+            return {"hex": value.hex()}
+        case datetime() | date() | time():
+            return value.isoformat()
+        case str() | int() | None:
+            return value
+        case float() if math.isfinite(value):
+            return value
+    return str(value)

@@ -1,0 +1,1 @@
+"""Where the mirror lives; each folder holds one engine."""

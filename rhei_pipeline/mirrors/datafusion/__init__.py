@@ -1,0 +1,1 @@
+"""A mirror in files that DataFusion reads: immutable segments under one manifest."""

@@ -1,0 +1,160 @@
+"""Files that are believed after their checksum: written with one, checked before they are read.
+
+CRC-32 finds every flipped bit, every two, and every damaged stretch of up to 32 bits for certain;
+it misses other damage once in four thousand million times. Of the checksums at hand it costs
+least: 3.8 GB a second, against 0.8 of BLAKE2b (on the machine that the benchmarks name).
+"""
+
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from rhei_pipeline.errors import MirrorDamagedError
+from rhei_pipeline.mirrors.datafusion.files import Files, Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """What a file has to be.
+
+    Attributes:
+        tag: What an object store called the content when it was put; empty elsewhere.
+    """
+
+    size: int
+    crc32: int
+    tag: str = ""
+
+    @classmethod
+    def of(cls, content: pa.Buffer, tag: str = "") -> "Checksum":
+        """Compute it of bytes in memory."""
+        return cls(content.size, zlib.crc32(content), tag)
+
+    def to_json(self) -> list[Any]:
+        """Write it as a list."""
+        return [self.size, f"{self.crc32:08x}", self.tag]
+
+    @classmethod
+    def from_json(cls, form: list[Any]) -> "Checksum":
+        """Read what `to_json` wrote."""
+        return cls(form[0], int(form[1], 16), form[2])
+
+
+class CheckedFiles:
+    """Reads and writes files, and remembers which of them were checked in this process.
+
+    A file is never written twice, so one check is enough for as long as its size, its time of
+    modification and its inode stay. Of files without a checksum, which earlier versions of this
+    package wrote, it is only known whether they are there.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self._sums: dict[str, Checksum] = {}
+        self._checked: dict[str, Mark] = {}
+        self._damaged: set[str] = set()
+
+    def put(self, name: str, content: pa.Buffer) -> None:
+        """Write a file and keep its checksum."""
+        mark = self.files.put(name, content)
+        if mark is not None:
+            self._sums[name] = Checksum.of(content, mark.tag if self.files.remote else "")
+            self._checked[name] = mark
+
+    def get(self, name: str) -> pa.Buffer:
+        """Return a file's content, checked.
+
+        Raises:
+            MirrorDamagedError: The file is missing, or is not what was written.
+        """
+        self.check(name)
+        return self.files.get(name)
+
+    def check(self, name: str) -> None:
+        """Check a file unless it was checked before and stands as it stood then.
+
+        Raises:
+            MirrorDamagedError: As of `get`.
+        """
+        expected, known = self._sums.get(name), self._checked.get(name)
+        if expected is None:
+            if known is None:
+                self._look_for(name)
+            return
+        if known is not None and (self.files.remote or known == self.files.mark(name)):
+            return
+        self._check(name, expected)
+
+    def check_anew(self, name: str) -> None:
+        """Check a file whether or not it was checked before.
+
+        Raises:
+            MirrorDamagedError: As of `get`.
+        """
+        self._checked.pop(name, None)
+        self.check(name)
+
+    def compare_sizes(self, sizes: Mapping[str, int], names: Iterable[str]) -> list[str]:
+        """Return which files are missing or have another size than written, by a listing."""
+        known = ((name, self._sums.get(name)) for name in names)
+        wrong = [name for name, sum_ in known if sum_ and sizes.get(name) != sum_.size]
+        self._damaged.update(wrong)
+        return wrong
+
+    def refuse_damaged(self, names: Iterable[str]) -> None:
+        """Refuse files that were found damaged before, and still are; reads no others.
+
+        Raises:
+            MirrorDamagedError: One of them is.
+        """
+        for name in names if self._damaged else ():
+            if name in self._damaged:
+                self.check(name)
+
+    def sums_of(self, names: Iterable[str]) -> dict[str, Checksum]:
+        """Return the checksums of those files that have one."""
+        return {name: self._sums[name] for name in names if name in self._sums}
+
+    def learn(self, sums: Mapping[str, Checksum]) -> None:
+        """Learn what files have to be."""
+        self._sums.update(sums)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Forget files that are deleted or set aside."""
+        for name in names:
+            self._sums.pop(name, None)
+            self._checked.pop(name, None)
+            self._damaged.discard(name)
+
+    def _check(self, name: str, expected: Checksum) -> None:
+        mark = self.files.mark(name)
+        if mark is None or mark.size != expected.size:
+            raise self._damage(name, _size_fault(mark.size if mark else None, expected))
+        # An object store that answers with the tag of old vouches for the content itself.
+        vouched = expected.tag and mark.tag == expected.tag
+        if not vouched and zlib.crc32(self.files.get(name)) != expected.crc32:
+            raise self._damage(name, "is damaged: it is not what was written")
+        self._damaged.discard(name)
+        self._checked[name] = mark
+
+    def _look_for(self, name: str) -> None:
+        """Look whether a file is there of which nothing else is known."""
+        mark = self.files.mark(name)
+        if mark is None:
+            raise self._damage(name, _size_fault(None, None))
+        self._damaged.discard(name)
+        self._checked[name] = mark
+
+    def _damage(self, name: str, fault: str) -> MirrorDamagedError:
+        self._damaged.add(name)
+        self._checked.pop(name, None)
+        return MirrorDamagedError(f"its file {name!r} {fault}", file=name)
+
+
+def _size_fault(size: int | None, expected: Checksum | None) -> str:
+    if size is None or expected is None:
+        return "is missing"
+    return f"is damaged: it has {size:,} bytes, and was written with {expected.size:,}"

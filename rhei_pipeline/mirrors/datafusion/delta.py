@@ -1,0 +1,364 @@
+"""Publishes each table of a mirror as a Delta Lake table, for engines that are not ours.
+
+What a mirror holds is said by its manifest alone; the tables here are made from it, and can be
+deleted and made anew. A file is named by the segment it shows and by which of its rows and in
+which shape, so what is left to publish is a difference of names: a publication that was cut short
+is finished by the next one, and one that was made already changes nothing.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+from deltalake import DeltaTable, Schema
+from deltalake.exceptions import TableNotFoundError
+from deltalake.transaction import (
+    AddAction,
+    CommitProperties,
+    RemoveAction,
+    Transaction,
+    create_table_with_add_actions,
+)
+
+from rhei_pipeline.errors import MirrorError, RheiError
+from rhei_pipeline.mirrors.datafusion.deletion_vectors import present
+from rhei_pipeline.mirrors.datafusion.files import Files
+from rhei_pipeline.mirrors.datafusion.formats import Parquet
+from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredTable
+from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
+from rhei_pipeline.mirrors.publishing import Pace
+from rhei_pipeline.model.reports import DamagedFile
+from rhei_pipeline.model.schema import RESERVED_PREFIX
+
+#: The folder of all Delta tables; in it, as in SQL, a folder for each namespace.
+DELTA = "delta"
+_MAIN = "main"
+_PUBLIC = "public"
+_LOG = "_delta_log"
+
+
+class DeltaTables:
+    """The Delta tables of one mirror; only the mirror's one writer publishes.
+
+    Args:
+        interval_seconds: The least time between two publications while the mirror is written.
+        retention_hours: How long files that a table does not name any more stay for its readers.
+    """
+
+    def __init__(self, interval_seconds: float = 300.0, retention_hours: int = 1) -> None:
+        self.pace = Pace(interval_seconds)
+        self._retention_hours = retention_hours
+        self._published: dict[str, StoredTable] = {}
+        self._gone: list[StoredTable] = []
+        kept = f"interval {max(retention_hours, 1)} hours"
+        self._configuration = {
+            "delta.deletedFileRetentionDuration": kept,
+            "delta.logRetentionDuration": kept,
+        }
+
+    def follow(self, manifest: Manifest, gone: Iterable[StoredTable], store: SegmentStore) -> None:
+        """Publish what was just committed if the time has come, or tables have come or gone.
+
+        Those gone have left the mirror, or have another name: their Delta tables are deleted.
+        """
+        self.pace.note_change()
+        self._gone += gone
+        is_new = not self._published.keys() >= dict(_tables(manifest)).keys()
+        if self.pace.due or self._gone or is_new:
+            self.catch_up(manifest, store)
+
+    def catch_up(self, manifest: Manifest, store: SegmentStore) -> None:
+        """Bring every table to a committed state; those that stand at it are left alone.
+
+        A table that cannot be published is named in `pace.trouble`; the others are published.
+        """
+        if self.pace.behind:
+            with self.pace.noting_trouble():
+                self._publish_all(manifest, store)
+
+    def _publish_all(self, manifest: Manifest, store: SegmentStore) -> None:
+        self._remove_gone(store)
+        failed: list[RheiError] = []
+        for folder, table in _tables(manifest):
+            if self._published.get(folder) is not table:
+                try:
+                    with _translated(table, folder):
+                        self._publish(manifest, table, store)
+                    self._published[folder] = table
+                except RheiError as error:
+                    failed.append(error)  # the other tables are published all the same
+        if failed:
+            raise failed[0]
+        self.pace.note_publication()
+
+    def heal(self, manifest: Manifest, name: str, store: SegmentStore) -> tuple[DamagedFile, ...]:
+        """Compare a Delta table's files with what the mirror holds; delete one that differs.
+
+        It is a copy, and the next publication makes it anew. `name` is the table's in the manifest.
+        """
+        table = manifest.tables.get(name)
+        if table is None:
+            return ()
+        folder = _folder(table)
+        found = sorted(_damaged_files(table, store))
+        if found:
+            log = f"{folder}/{_LOG}"
+            store.files.delete([*store.files.names(log), *store.files.names(folder)])
+            self._published.pop(folder, None)
+            self.pace.note_change()
+        return tuple(DamagedFile(file, "the Delta table is made anew") for file in found)
+
+    def _remove_gone(self, store: SegmentStore) -> None:
+        while self._gone:
+            self._remove(self._gone[-1], store)
+            self._gone.pop()
+
+    def _remove(self, table: StoredTable, store: SegmentStore) -> None:
+        if table.relation.startswith(RESERVED_PREFIX):
+            return  # a copy, which was never published
+        folder = _folder(table)
+        self._published.pop(folder, None)
+        with _translated(table, folder):
+            # The log goes first: without it there is no table.
+            for files in (store.files.names(f"{folder}/{_LOG}"), store.files.names(folder)):
+                store.files.delete(name for name in files if not name.endswith(_LOG))
+
+    def _publish(self, manifest: Manifest, table: StoredTable, store: SegmentStore) -> None:
+        target = _Target(store.files, _folder(table), _shape(table))
+        wanted = {_file(table, segment): segment for segment in table.segments}
+        if target.shows(set(wanted)):
+            return
+        _refuse_going_back(manifest, table, target)
+        new = [name for name in wanted if name not in target.held]
+        added = [_add(store, table, wanted[name], f"{target.folder}/{name}") for name in new]
+        store.files.settle()
+        target.commit(added, set(wanted), _properties(manifest, table), self._configuration)
+        # What a process that was killed has left lies beside the log, and is looked for once.
+        target.vacuum(self._retention_hours, full=_folder(table) not in self._published)
+        store.files.harden(f"{target.folder}/{_LOG}")
+
+
+class _Target:
+    """A Delta table as it stands, and what is to be made of it."""
+
+    def __init__(self, files: Files, folder: str, shape: pa.Schema) -> None:
+        self.folder = folder
+        self._options = files.storage_options
+        self._uri = f"{files.root}/{folder}"
+        self._schema = Schema.from_arrow(shape)
+        self._table = self._load()
+        self._fits = self._table is not None and self._table.schema() == self._schema
+        self.held = dict(_active(self._table)) if self._table and self._fits else {}
+
+    def _load(self) -> DeltaTable | None:
+        # Asking first whether there is one would hold all threads up while a store answers.
+        try:
+            return DeltaTable(self._uri, storage_options=self._options)
+        except TableNotFoundError:
+            return None
+
+    def shows(self, wanted: set[str]) -> bool:
+        return self._fits and self.held.keys() == wanted
+
+    def version_of(self, application: str) -> int | None:
+        return None if self._table is None else self._table.transaction_version(application)
+
+    def commit(
+        self,
+        added: list[AddAction],
+        wanted: set[str],
+        properties: CommitProperties,
+        configuration: Mapping[str, str],
+    ) -> None:
+        """Make one version of the table that names exactly the files that are wanted."""
+        if self._table is None or not self._fits:
+            # Replaces the schema, what readers must be able to do, and all files at once.
+            create_table_with_add_actions(
+                self._uri,
+                self._schema,
+                added,
+                mode="overwrite",
+                configuration=configuration,
+                storage_options=self._options,
+                commit_properties=properties,
+            )
+            return
+        gone = [
+            RemoveAction(name, data_change=True, deletion_timestamp=_now(), size=size)
+            for name, size in self.held.items()
+            if name not in wanted
+        ]
+        self._table.create_write_transaction(
+            [*added, *gone], "append", self._schema, commit_properties=properties
+        )
+
+    def vacuum(self, retention_hours: int, *, full: bool) -> None:
+        """Delete files that no version younger than so many hours names; or none at all ever."""
+        if self._table is not None:
+            self._table.update_incremental()
+            self._table.vacuum(
+                retention_hours, dry_run=False, enforce_retention_duration=False, full=full
+            )
+
+
+def _active(table: DeltaTable) -> Iterator[tuple[str, int]]:
+    actions = pa.table(table.get_add_actions(flatten=True))
+    yield from zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True)
+
+
+def _tables(manifest: Manifest) -> Iterator[tuple[str, StoredTable]]:
+    """Name the folder of each table that is published."""
+    for table in manifest.tables.values():
+        if not table.relation.startswith(RESERVED_PREFIX):
+            yield _folder(table), table
+
+
+def _folder(table: StoredTable) -> str:
+    return "/".join([DELTA, _plain(table.namespace or _MAIN), _plain(table.relation)])
+
+
+def _plain(name: str) -> str:
+    """Return a name that no file system and no URL takes for anything else."""
+    kept = (
+        char if char.isascii() and (char.isalnum() or char in "_-") else f"~{ord(char):x}~"
+        for char in name
+    )
+    return "".join(kept)
+
+
+def _shape(table: StoredTable) -> pa.Schema:
+    """Return the columns in types that Delta has; it has no time of day, so that is text."""
+    seen: set[str] = set()
+    for name in table.schema.names:
+        if name.lower() in seen:
+            raise MirrorError(
+                f"column {name!r} differs from another one by case only, which Delta cannot hold",
+                table=table.relation,
+                hint="leave it out by tables[].columns, or use storage: parquet",
+            )
+        seen.add(name.lower())
+    return pa.schema([pa.field(field.name, _kind(field.type)) for field in table.schema])
+
+
+def _kind(kind: pa.DataType) -> pa.DataType:
+    return pa.string() if pa.types.is_time(kind) else kind
+
+
+def _file(table: StoredTable, segment: Segment) -> str:
+    gone = segment.gone
+    holding = [
+        [[field.name, str(field.type)] for field in table.schema],
+        sorted(segment.constants.items()),
+        [gone.file, gone.offset] if gone else None,
+        [[part.file, part.offset] for part in segment.ended],
+    ]
+    shown = hashlib.sha256(json.dumps(holding).encode()).hexdigest()[:16]
+    return f"{segment.name}-{shown}{Parquet.suffix}"
+
+
+def _add(store: SegmentStore, table: StoredTable, segment: Segment, name: str) -> AddAction:
+    if _is_shown_whole(table, segment):
+        store.files.link(name, store.place(segment.name))
+        size = store.files.size(name)
+    else:
+        content = store.form.encode(_shown_rows(store, table, segment))
+        store.files.put(name, content)
+        size = content.size
+    stats = json.dumps({"numRecords": segment.present_rows + segment.ended_rows})
+    return AddAction(name.rpartition("/")[2], size, {}, _now(), data_change=True, stats=stats)
+
+
+def _damaged_files(table: StoredTable, store: SegmentStore) -> Iterator[str]:
+    """Name the files of a Delta table that are not what would be published now."""
+    folder = _folder(table)
+    try:
+        target = _Target(store.files, folder, _shape(table))
+    except Exception:  # noqa: BLE001  (delta-rs raises types of many kinds)
+        yield f"{folder}/{_LOG}"
+        return
+    segments = {_file(table, segment): segment for segment in table.segments}
+    for name in target.held.keys() & segments.keys():
+        mark = store.files.mark(f"{folder}/{name}")
+        if mark is None or not store.files.get(f"{folder}/{name}").equals(
+            _content(store, table, segments[name])
+        ):
+            yield f"{folder}/{name}"
+
+
+def _content(store: SegmentStore, table: StoredTable, segment: Segment) -> pa.Buffer:
+    if _is_shown_whole(table, segment):
+        return store.content(segment)
+    return store.form.encode(_shown_rows(store, table, segment))
+
+
+def _is_shown_whole(table: StoredTable, segment: Segment) -> bool:
+    """Tell whether a reader of Delta makes of the segment's own file what we make of it."""
+    if segment.gone or segment.constants:
+        return False
+    wanted = {field.name: _kind(field.type) for field in table.schema}
+    return all(wanted.get(field.name, field.type) == field.type for field in segment.schema)
+
+
+def _shown_rows(store: SegmentStore, table: StoredTable, segment: Segment) -> pa.Table:
+    rows = store.form.read(store.content(segment), segment.schema.names)
+    bits = store.bits(segment)
+    if bits is not None:
+        rows = rows.filter(pa.array(present(bits, segment.rows)))
+    shown = [conform(rows, table.schema, segment.constants)]
+    if segment.ended:
+        shown.append(store.ended_rows(segment, table.schema)[0])
+    return pa.concat_tables(shown).cast(_shape(table))
+
+
+def _properties(manifest: Manifest, table: StoredTable) -> CommitProperties:
+    told: dict[str, Any] = {
+        "rhei.version": manifest.version,
+        "rhei.committed_at": manifest.committed_at.isoformat(),
+    }
+    marks = manifest.ledger.watermarks
+    name = table.relation if table.namespace is None else f"{table.namespace}.{table.relation}"
+    mark = marks.get(name) or (marks.get(table.relation) if table.namespace == _PUBLIC else None)
+    if mark is not None:
+        told["rhei.watermark"] = mark.position.order
+        told["rhei.recorded_at"] = mark.recorded_at.isoformat()
+    applied = Transaction(_application(manifest), manifest.version, _now())
+    return CommitProperties(told, max_commit_retries=0, app_transactions=[applied])
+
+
+def _application(manifest: Manifest) -> str:
+    return f"rhei-{manifest.mirror_id}"
+
+
+def _refuse_going_back(manifest: Manifest, table: StoredTable, target: _Target) -> None:
+    """Delta itself would take an older state after a newer one, or one state twice."""
+    found = target.version_of(_application(manifest))
+    if found is not None and found >= manifest.version:
+        raise MirrorError(
+            f"its Delta table shows version {found}, and the mirror is at {manifest.version}",
+            table=table.relation,
+            hint=f"let no other process write the mirror; if the mirror's files were restored,"
+            f" delete {target.folder!r} among them: it is published anew",
+        )
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+@contextmanager
+def _translated(table: StoredTable, folder: str) -> Iterator[None]:
+    try:
+        yield
+    except RheiError:
+        raise
+    except Exception as error:  # delta-rs raises types of many kinds
+        raise MirrorError(
+            f"its Delta table {folder!r} cannot be published ({type(error).__name__})",
+            table=table.relation,
+            hint=f"the mirror itself is in order; if {folder!r} is damaged, run"
+            f" 'rhei repair {table.relation}': it is published anew",
+        ) from error

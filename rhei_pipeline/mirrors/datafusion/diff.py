@@ -1,0 +1,108 @@
+"""What two tables differ in, by digests; what differs is found without holding all rows."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, key_hashes, table_digests
+from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex, Numbers
+from rhei_pipeline.mirrors.datafusion.write_buffer import Draft
+from rhei_pipeline.model.changes import Comparison
+from rhei_pipeline.model.schema import Table, TableSchema
+
+
+def differing(standing: Draft, copy: Draft) -> tuple[Numbers, Numbers]:
+    """Return the copy's places that the table lacks or has otherwise, and the table's too many."""
+    changed, extra = [_NONE], [_NONE]
+    for hashes, digests, places in copy.entries():
+        found = standing.find(hashes)
+        same = found.payloads == digests[found.needles]
+        changed.append(np.delete(places, found.needles[same]))
+    for hashes, _, places in standing.entries():
+        extra.append(np.delete(places, copy.find(hashes).needles))
+    return np.concatenate(changed), np.concatenate(extra)
+
+
+def compare(draft: Draft, table: Table, rows: Iterable[pa.Table]) -> Comparison:
+    """Compare a table's present rows, digested anew, with all rows of its source."""
+    schema = table.schema
+    index, places = _fresh_index(draft, schema)
+    seen = np.zeros(len(places), dtype=bool)
+    missing, different = [schema.arrow_key.empty_table()], [schema.arrow_key.empty_table()]
+    for part in rows:
+        keys = part.select(list(schema.primary_key))
+        needles, entries = index.find(key_hashes(keys))
+        seen[index.positions[entries]] = True
+        unequal = index.payloads[entries] != table_digests(part, schema)[needles]
+        missing.append(keys.take(pa.array(np.delete(np.arange(keys.num_rows), needles))))
+        different.append(keys.take(pa.array(needles[unequal])))
+    extra = draft.take(places[~seen], schema.primary_key)
+    unequal_keys = pa.concat_tables(different)
+    repeated, _ = repeats(index.hashes)
+    duplicate = draft.take(places[index.positions[repeated]], schema.primary_key)
+    return Comparison(
+        pa.concat_tables(missing), extra, _distinct(unequal_keys), _distinct(duplicate)
+    )
+
+
+def repeats(hashes: KeyHashes) -> tuple[Numbers, Numbers]:
+    """Return which entries share their key with another entry, key by key, and their keys' numbers.
+
+    Shape: two arrays of one length; entries of one key stand beside each other.
+    """
+    order = np.lexsort((hashes.checks, hashes.words))
+    words, checks = hashes.words[order], hashes.checks[order]
+    same = (words[1:] == words[:-1]) & (checks[1:] == checks[:-1])
+    begins = np.concatenate([[True], ~same])[: len(order)]
+    number = np.cumsum(begins) - 1
+    met = np.bincount(number, minlength=1)[number] > 1 if len(order) else begins
+    return order[met], number[met]
+
+
+def present_repeats(draft: Draft) -> tuple[Numbers, Numbers]:
+    """Return the places of present rows that share their key, key by key, and the keys' numbers."""
+    words, checks = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
+    places = [_NONE]
+    for hashes, _, where in draft.entries():
+        words.append(hashes.words)
+        checks.append(hashes.checks)
+        places.append(where)
+    met, number = repeats(KeyHashes(np.concatenate(words), np.concatenate(checks)))
+    return np.concatenate(places)[met], number
+
+
+def _distinct(keys: pa.Table) -> pa.Table:
+    return keys.group_by(keys.column_names).aggregate([])
+
+
+def compare_digests(
+    draft: Draft, schema: TableSchema, parts: Iterable[pa.Table]
+) -> tuple[list[int], pa.Table]:
+    """Compare a table's present rows with all rows of its source by the digests of its index."""
+    seen, stale = [_NONE], []
+    for number, part in enumerate(parts):
+        found = draft.find(key_hashes(part.select(list(schema.primary_key))))
+        seen.append(found.places)
+        equal = found.payloads == table_digests(part, schema)[found.needles]
+        if not equal.all() or len(found.needles) < part.num_rows:
+            stale.append(number)
+    known = np.concatenate(seen)
+    extra = [places[~np.isin(places, known)] for _, _, places in draft.entries()]
+    return stale, draft.take(np.concatenate([_NONE, *extra]), schema.primary_key)
+
+
+def _fresh_index(draft: Draft, schema: TableSchema) -> tuple[KeyIndex, Numbers]:
+    words, checks = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
+    digests, places = [np.zeros(0, np.uint64)], [_NONE]
+    for rows, where in draft.scan(schema.names):
+        hashes = key_hashes(rows.select(list(schema.primary_key)))
+        words.append(hashes.words)
+        checks.append(hashes.checks)
+        digests.append(table_digests(rows, schema))
+        places.append(where)
+    merged = KeyHashes(np.concatenate(words), np.concatenate(checks))
+    return KeyIndex.build(merged, np.concatenate(digests)), np.concatenate(places)
+
+
+_NONE = np.zeros(0, dtype=np.int64)

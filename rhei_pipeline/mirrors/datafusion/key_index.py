@@ -1,0 +1,128 @@
+"""Where each key's row stands in a segment: sorted hashes, searched without reading the rows."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, Words
+
+Numbers = npt.NDArray[np.int64]
+
+_BYTES_PER_ROW = 24
+#: A smaller index is mostly in the cache anyway.
+_DIRECTORY_FROM = 500_000
+#: About 2 to this many entries share a place in the directory.
+_BUCKET_BITS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class KeyIndex:
+    """One entry a row of a segment, in the order of the hashes.
+
+    Attributes:
+        hashes: The keys' hashes; `words` ascend.
+        payloads: The row's digest; for a version that has ended, its end in microseconds.
+        positions: Where the row stands in the segment.
+    """
+
+    hashes: KeyHashes
+    payloads: Words
+    positions: npt.NDArray[np.uint32]
+    #: Made once it is wanted: how far to shift a word, and where each number so got begins.
+    _starts: list[tuple[np.uint64, Numbers]] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def build(cls, hashes: KeyHashes, payloads: Words) -> "KeyIndex":
+        """Index rows, given in the order they stand in."""
+        order = np.argsort(hashes.words, kind="stable")
+        return cls(hashes.take(order), payloads[order], order.astype(np.uint32))
+
+    @classmethod
+    def decode(cls, buffer: pa.Buffer) -> "KeyIndex":
+        """Read what `encode` wrote, without copying."""
+        rows = buffer.size // _BYTES_PER_ROW
+        words = np.frombuffer(buffer, np.uint64, rows)
+        payloads = np.frombuffer(buffer, np.uint64, rows, 8 * rows)
+        positions = np.frombuffer(buffer, np.uint32, rows, 16 * rows)
+        checks = np.frombuffer(buffer, np.uint32, rows, 20 * rows)
+        return cls(KeyHashes(words, checks), payloads, positions)
+
+    def encode(self) -> pa.Buffer:
+        """Write the columns one after the other, without a header."""
+        parts = (self.hashes.words, self.payloads, self.positions, self.hashes.checks)
+        return pa.py_buffer(b"".join(part.tobytes() for part in parts))
+
+    def find(self, sought: KeyHashes) -> tuple[Numbers, Numbers]:
+        """Find keys; the cost follows the number sought.
+
+        Returns:
+            For each match: which of the keys sought, and which entry of this index.
+        """
+        if not len(self.positions) or not len(sought.words):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        # In ascending order, neighbours fall on the same pages of the file.
+        order = np.argsort(sought.words)
+        words = sought.words[order]
+        low = self._lowest(words)
+        met = self.hashes.words[np.minimum(low, len(self.positions) - 1)] == words
+        order, low = order[met], low[met]
+        counts = np.ones(len(low), dtype=np.int64)
+        if self._repeats(low, words[met]):
+            counts = np.searchsorted(self.hashes.words, words[met], side="right") - low
+        needles, entries = _spread(order, low, counts)
+        certain = self.hashes.checks[entries] == sought.checks[needles]
+        return needles[certain], entries[certain]
+
+    def _lowest(self, words: Words) -> Numbers:
+        """Return where each word would be put, the first of its equals.
+
+        Hashes are even, so their leading bits tell about where; a directory of these stays in the
+        processor's cache, where a plain search misses it at nearly every step.
+        """
+        if len(self.positions) < _DIRECTORY_FROM:
+            found: Numbers = np.searchsorted(self.hashes.words, words)
+            return found
+        shift, starts = self._directory()
+        bucket = words >> shift
+        low: Numbers = starts[bucket]
+        high: Numbers = starts[bucket + np.uint64(1)]
+        for _ in range(int((high - low).max(initial=0)).bit_length()):
+            middle = (low + high) >> 1
+            after = (low < high) & (self.hashes.words[np.minimum(middle, high - 1)] < words)
+            low = np.where(after, middle + 1, low)
+            high = np.where(after, high, np.maximum(middle, low))
+        return low
+
+    def _directory(self) -> tuple[np.uint64, Numbers]:
+        if not self._starts:
+            bits = len(self.positions).bit_length() - _BUCKET_BITS
+            shift = np.uint64(64 - bits)
+            bounds = np.arange(1 << bits, dtype=np.uint64) << shift
+            starts = np.searchsorted(self.hashes.words, bounds)
+            self._starts.append((shift, np.append(starts, len(self.positions))))
+        return self._starts[0]
+
+    def _repeats(self, low: Numbers, words: Words) -> bool:
+        """Tell whether any of these words has a second entry; seldom, but in histories."""
+        following = np.minimum(low + 1, len(self.positions) - 1)
+        return bool(((self.hashes.words[following] == words) & (following > low)).any())
+
+    def in_row_order(self) -> tuple[KeyHashes, Words]:
+        """Return hashes and payloads in the order in which the rows stand."""
+        words, payloads = np.empty_like(self.hashes.words), np.empty_like(self.payloads)
+        checks = np.empty_like(self.hashes.checks)
+        words[self.positions] = self.hashes.words
+        payloads[self.positions] = self.payloads
+        checks[self.positions] = self.hashes.checks
+        return KeyHashes(words, checks), payloads
+
+
+def _spread(needles: Numbers, low: Numbers, counts: Numbers) -> tuple[Numbers, Numbers]:
+    """Give each needle one row for each of its entries, which begin at `low`."""
+    total = int(counts.sum())
+    if total == len(needles):
+        return needles, low
+    within = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(needles, counts), np.repeat(low, counts) + within

@@ -1,0 +1,260 @@
+"""A mirror's files in a directory of one file system."""
+
+import fcntl
+import os
+import stat
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import ClassVar
+
+import pyarrow as pa
+from datafusion import SessionContext
+
+from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.mirrors.datafusion.files import Mark, aside, committed_meanwhile, missing
+from rhei_pipeline.mirrors.locking import WriterLock
+
+_LOCK = "lock"
+#: Holds the number of the newest manifest.
+_NEWEST = "newest"
+_REMEMBERED = b"%012d %010d\n"
+_PINS = "pins"
+_PARTIAL = ".partial"
+
+
+class LocalFiles:
+    """Files in a directory.
+
+    Args:
+        path: The directory, created when it is missing.
+        writing: Hold the lock that makes this process the one writer.
+        lock_timeout_seconds: How long to wait for it.
+
+    Raises:
+        MirrorBusyError: Another process held the lock all that time.
+        MirrorError: The directory cannot be used.
+    """
+
+    remote: ClassVar[bool] = False
+    storage_options: ClassVar[dict[str, str]] = {}
+
+    def __init__(
+        self, path: Path, *, writing: bool = True, lock_timeout_seconds: float = 30.0
+    ) -> None:
+        self.root = str(path.resolve())
+        self._path = path
+        self._touched: set[Path] = set()
+        self._unsynced: set[Path] = set()
+        self._lock: WriterLock | None = None
+        with self._translated():
+            if writing:
+                path.mkdir(parents=True, exist_ok=True)
+                self._lock = WriterLock(path / _LOCK, str(path), lock_timeout_seconds)
+
+    def put(self, name: str, content: pa.Buffer) -> Mark:
+        """Write a file; `settle` brings it to the disk."""
+        file = self._path / name
+        with self._translated():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("wb", buffering=0) as opened:
+                _write_all(opened.fileno(), memoryview(content))
+                mark = _mark(os.fstat(opened.fileno()))
+        self._unsynced.add(file)
+        self._touched.add(file.parent)
+        return mark
+
+    def mark(self, name: str) -> Mark | None:
+        """Ask the file system."""
+        with self._translated():
+            try:
+                return _mark((self._path / name).stat())
+            except FileNotFoundError:
+                return None
+
+    def set_aside(self, names: Iterable[str]) -> None:
+        """Rename files into a folder of their own."""
+        with self._translated():
+            for name in names:
+                target = self._path / aside(name)
+                target.parent.mkdir(exist_ok=True)
+                with suppress(FileNotFoundError):
+                    (self._path / name).rename(target)
+                self._unsynced.discard(self._path / name)
+
+    def remember(self, version: int) -> None:
+        """Write it into a small file, without waiting for the disk."""
+        with suppress(OSError):
+            descriptor = os.open(self._path / _NEWEST, os.O_WRONLY | os.O_CREAT, 0o644)
+            try:
+                os.pwrite(descriptor, _REMEMBERED % (version, _proof(version)), 0)
+            finally:
+                os.close(descriptor)
+
+    def remembered(self) -> int:
+        """Read that file."""
+        try:
+            found = (self._path / _NEWEST).read_bytes().split()
+            version, proof = int(found[0]), int(found[1])
+        except (OSError, ValueError, IndexError):
+            return 0
+        return version if proof == _proof(version) else 0
+
+    def link(self, name: str, standing: str) -> None:
+        """Give a file a second name; it takes no room."""
+        file = self._path / name
+        with self._translated():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                file.hardlink_to(self._path / standing)
+        self._touched.add(file.parent)
+
+    def settle(self) -> None:
+        """Bring all files and the folders that name them to the disk."""
+        with self._translated():
+            for path in [*self._unsynced, *self._touched]:
+                _sync(path)
+        self._unsynced.clear()
+        self._touched.clear()
+
+    def harden(self, folder: str) -> None:
+        """Bring a folder and its files to the disk."""
+        with self._translated():
+            for path in [*(self._path / folder).glob("*"), self._path / folder]:
+                _sync(path)
+
+    def create(self, name: str, content: bytes) -> None:
+        """Write beside, bring to the disk, then link: a name appears with its whole content."""
+        file = self._path / name
+        partial = file.with_name(file.name + _PARTIAL)
+        with self._translated():
+            file.parent.mkdir(exist_ok=True)
+            partial.write_bytes(content)
+            _sync(partial)
+            try:
+                os.link(partial, file)
+            except FileExistsError:
+                raise committed_meanwhile(self.root) from None
+            finally:
+                partial.unlink()
+            _sync(file.parent)
+
+    def get(self, name: str) -> pa.Buffer:
+        """Map a file into memory."""
+        with self._translated():
+            if not (self._path / name).stat().st_size:
+                return pa.py_buffer(b"")
+            with pa.memory_map(str(self._path / name)) as mapped:
+                return mapped.read_buffer()
+
+    def size(self, name: str) -> int:
+        """Return a file's bytes."""
+        with self._translated():
+            return (self._path / name).stat().st_size
+
+    def names(self, folder: str) -> dict[str, int]:
+        """Return the names of a folder's files, and their bytes."""
+        found = {}
+        with self._translated():
+            for entry in (self._path / folder).glob("*"):
+                try:
+                    standing = entry.stat()
+                except FileNotFoundError:
+                    continue  # the writer collected it while we looked
+                if stat.S_ISREG(standing.st_mode):
+                    found[f"{folder}/{entry.name}"] = standing.st_size
+        return found
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete files; what is mapped or open stays readable until it is let go."""
+        with self._translated():
+            for name in names:
+                (self._path / name).unlink(missing_ok=True)
+                self._unsynced.discard(self._path / name)
+
+    @contextmanager
+    def pin(self, version: int) -> Iterator[None]:
+        """Hold a version's files for the length of the block, however the process may end."""
+        pin = self._path / _PINS / f"{version}-{uuid.uuid4().hex}"
+        with self._translated():
+            pin.parent.mkdir(exist_ok=True)
+            descriptor = os.open(pin, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            pin.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    def abandoned(self, folder: str) -> set[str]:
+        """Return all files of a folder: who asks holds the lock."""
+        return set(self.names(folder))
+
+    def register(self, context: SessionContext) -> None:
+        """Do nothing: a session reads paths as they are."""
+
+    def pinned(self) -> set[int]:
+        """Return the versions that living readers hold; what dead ones left is swept away."""
+        found = set()
+        for pin in (self._path / _PINS).glob("*"):
+            if _is_held(pin):
+                found.add(int(pin.name.partition("-")[0]))
+            else:
+                pin.unlink(missing_ok=True)
+        return found
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        if self._lock is not None:
+            self._lock.release()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise missing(self.root, os.path.relpath(str(error.filename), self.root)) from error
+        except OSError as error:
+            raise MirrorError(
+                f"mirror {self.root!r} cannot be used: {error.strerror or error}",
+                hint="mend this, then try again; what was committed is not touched",
+            ) from error
+
+
+def _mark(found: os.stat_result) -> Mark:
+    return Mark(found.st_size, f"{found.st_ino}-{found.st_mtime_ns}")
+
+
+def _proof(version: int) -> int:
+    return zlib.crc32(str(version).encode())
+
+
+def _is_held(pin: Path) -> bool:
+    try:
+        descriptor = os.open(pin, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, content: memoryview) -> None:
+    content = content.cast("B")
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,358 @@
+"""One committed state of a mirror of files: which segments make up each table, and the ledger."""
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any
+
+import pyarrow as pa
+
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError
+from rhei_pipeline.mirrors.datafusion.checksums import Checksum
+from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
+from rhei_pipeline.model.schema import (
+    HISTORY_FIELDS,
+    RESERVED_PREFIX,
+    VALID_TO,
+    Column,
+    Mode,
+    Table,
+    TableSchema,
+    parse_type,
+    type_name,
+)
+
+MEMORY = ":memory:"
+FORMAT = 3
+#: In the first format no version ended where its row stood; before the third, nothing had a
+#: checksum, and Parquet files had statistics that leave NaN out.
+_READ = {1, 2, FORMAT}
+_CHECKED_FROM = 3
+#: What a manifest ends with: the checksum of all that stands before.
+_SEAL = b', "crc32": "%08x"}'
+
+#: A table's rows while they are copied beside it are in a table whose name begins so.
+COPY_PREFIX = "_rhei_copy_"
+#: The schema of the snapshots of temporal tables.
+SNAPSHOTS = "snapshot"
+_HISTORY = {field.name for field in HISTORY_FIELDS}
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Where the bitmap of a segment's removed rows stands: a part of a file of such bitmaps."""
+
+    file: str
+    offset: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Where some of a segment's endings stand: a part of a file of such parts."""
+
+    file: str
+    offset: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """An immutable file of rows, with an index of its keys beside it.
+
+    Attributes:
+        schema: The columns in the file, without the row number that each segment has.
+        constants: Columns that are not in the file and have one value, as a number or a text.
+        past: The rows are versions that have ended.
+        tag: Segments with different tags are never folded into one.
+        gone: The rows that have been removed, or whose versions have ended.
+        ended: The versions that have ended, of those that are gone.
+        written_at: When it was written; None for one of before this was kept.
+    """
+
+    name: str
+    rows: int
+    size_bytes: int
+    schema: pa.Schema
+    constants: Mapping[str, int | str] = field(default_factory=lambda: MappingProxyType({}))
+    past: bool = False
+    tag: str = ""
+    gone: Gone | None = None
+    ended: tuple[Ended, ...] = ()
+    written_at: datetime | None = None
+
+    @property
+    def ended_rows(self) -> int:
+        """How many rows are of versions that have ended."""
+        return sum(part.rows for part in self.ended)
+
+    @property
+    def hidden_rows(self) -> int:
+        """How many rows no reader is to see."""
+        return self.rows - self.present_rows - self.ended_rows
+
+    @property
+    def present_rows(self) -> int:
+        """How many rows are valid now."""
+        return self.rows - (self.gone.rows if self.gone else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a table was built for.
+
+    Attributes:
+        name: The source table's name.
+        primary_key: The key by which its index finds rows.
+        set_aside: It is a history that is kept under this name, and follows no source table.
+    """
+
+    name: str
+    primary_key: tuple[str, ...]
+    set_aside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTable:
+    """A table: the columns a reader sees, and the segments that hold its rows.
+
+    Attributes:
+        begins_at: When its history begins, where it keeps one and this is known.
+        left: Columns that the source has no more, and when that was noticed.
+        gaps_until: Versions that ended before this may lack their successors: files were lost.
+        built: What it was built for; None for one of before this was recorded.
+    """
+
+    namespace: str | None
+    relation: str
+    schema: pa.Schema
+    segments: tuple[Segment, ...] = ()
+    begins_at: datetime | None = None
+    left: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
+    gaps_until: datetime | None = None
+    built: Built | None = None
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether it holds rows of a source table; not a copy under way, nor snapshots."""
+        return self.namespace != SNAPSHOTS and not self.relation.startswith(RESERVED_PREFIX)
+
+    def as_mirrored(self) -> Table:
+        """Return it as a table of the source; the key is empty where it was not recorded."""
+        prefix = f"{self.namespace}." if self.namespace else ""
+        built = self.built or Built(prefix + self.relation, ())
+        own = [field for field in self.schema if field.name not in _HISTORY]
+        columns = tuple(Column(field.name, field.type) for field in own)
+        mode = Mode.TEMPORAL if VALID_TO in self.schema.names else Mode.DESTRUCTIVE
+        schema = TableSchema(built.name, columns, built.primary_key, self.namespace)
+        if schema.relation != self.relation:
+            schema = replace(schema, mirror_name=self.relation)
+        return Table(schema, mode)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything a mirror holds, as one committed state.
+
+    Attributes:
+        version: Grows by one with each commit.
+        storage: How the rows rest.
+        tables: By the quoted name that SQL gives them, `sql.mirror_table`.
+        letters: The file that holds the dead letters; None while there are none.
+        owner: Whose it is; None where that was never recorded.
+        files: The checksum of every file named, but for those of an earlier format.
+    """
+
+    version: int
+    mirror_id: str
+    storage: str
+    committed_at: datetime
+    tables: Mapping[str, StoredTable] = field(default_factory=lambda: MappingProxyType({}))
+    ledger: Ledger = field(default_factory=Ledger)
+    letters: str | None = None
+    owner: str | None = None
+    files: Mapping[str, Checksum] = field(default_factory=lambda: MappingProxyType({}))
+
+    def name_of(self, table: StoredTable) -> str:
+        """Return the name by which a pipeline knows a table, or the one it was made from."""
+        relation = table.relation.removeprefix(COPY_PREFIX)
+        if table.built is not None and table.is_mirrored:
+            return table.built.name
+        if table.namespace is None or table.namespace == SNAPSHOTS:
+            return relation
+        name = f"{table.namespace}.{relation}"
+        known = {**self.ledger.watermarks, **self.ledger.copies}
+        return relation if relation in known and name not in known else name
+
+    @property
+    def segments(self) -> list[Segment]:
+        """All segments of all tables."""
+        return [segment for table in self.tables.values() for segment in table.segments]
+
+    def encode(self) -> bytes:
+        """Write it as JSON, which its own checksum ends."""
+        content = json.dumps(
+            {
+                "format": FORMAT,
+                "version": self.version,
+                "mirror": self.mirror_id,
+                "storage": self.storage,
+                "committed_at": self.committed_at.isoformat(),
+                "letters": self.letters,
+                "owner": self.owner,
+                "watermarks": [_watermark(mark) for mark in self.ledger.watermarks.values()],
+                "copies": [_copy(copy) for copy in self.ledger.copies.values()],
+                "tables": {name: _table(table) for name, table in self.tables.items()},
+                "files": {name: checksum.to_json() for name, checksum in self.files.items()},
+            }
+        ).encode()
+        return content[:-1] + _SEAL % zlib.crc32(content)
+
+    @classmethod
+    def decode(cls, text: bytes, file: str, mirror: str = MEMORY) -> "Manifest":
+        """Read what `encode` wrote.
+
+        Raises:
+            MirrorDamagedError: It is not what was written.
+            MirrorError: A newer version of this package wrote it.
+        """
+        try:
+            form = json.loads(_unsealed(text))
+            if form["format"] in _READ:
+                return cls._of(form)
+        except (ValueError, TypeError, LookupError, AttributeError, pa.ArrowException) as error:
+            raise MirrorDamagedError(
+                f"mirror {mirror!r}: its manifest {file!r} is damaged", file=file
+            ) from error
+        raise MirrorError(
+            f"mirror {mirror!r} has format {form['format']}, and this version knows {FORMAT} at"
+            " most",
+            hint="use the newer version of rhei-pipeline that wrote it, or give another path",
+        )
+
+    @classmethod
+    def _of(cls, form: dict[str, Any]) -> "Manifest":
+        marks = [_read_watermark(mark) for mark in form["watermarks"]]
+        copies = [_read_copy(copy) for copy in form["copies"]]
+        files = form.get("files", {}).items()
+        return cls(
+            form["version"],
+            form["mirror"],
+            form["storage"],
+            datetime.fromisoformat(form["committed_at"]),
+            MappingProxyType({n: _read_table(table) for n, table in form["tables"].items()}),
+            Ledger(
+                MappingProxyType({mark.table: mark for mark in marks}),
+                MappingProxyType({copy.table: copy for copy in copies}),
+            ),
+            form["letters"],
+            owner=form.get("owner"),
+            files=MappingProxyType({name: Checksum.from_json(kept) for name, kept in files}),
+        )
+
+
+def _unsealed(text: bytes) -> bytes:
+    """Return the JSON without its checksum, which has to be right; earlier formats have none."""
+    content = text[: -len(_SEAL % 0)] + b"}"
+    if text == content[:-1] + _SEAL % zlib.crc32(content):
+        return content
+    if json.loads(text)["format"] >= _CHECKED_FROM or b'"crc32"' in text[-len(_SEAL % 0) :]:
+        raise ValueError("its checksum is not the one it was written with")
+    return text
+
+
+def _watermark(mark: Watermark) -> list[Any]:
+    position = mark.position
+    return [mark.table, position.order, position.proof, mark.recorded_at.isoformat()]
+
+
+def _read_watermark(form: list[Any]) -> Watermark:
+    return Watermark(form[0], Position(form[1], form[2]), datetime.fromisoformat(form[3]))
+
+
+def _copy(copy: CopyProgress) -> list[Any]:
+    position = copy.position
+    place = [copy.table, position.order, position.proof]
+    return [*place, copy.shape, copy.resume, copy.complete]
+
+
+def _read_copy(form: list[Any]) -> CopyProgress:
+    return CopyProgress(form[0], Position(form[1], form[2]), *form[3:])
+
+
+def _schema(schema: pa.Schema) -> list[list[str]]:
+    return [[column.name, type_name(column.type)] for column in schema]
+
+
+def _read_schema(form: list[list[str]]) -> pa.Schema:
+    return pa.schema([(name, parse_type(kind)[0]) for name, kind in form])
+
+
+def _table(table: StoredTable) -> dict[str, Any]:
+    return {
+        "namespace": table.namespace,
+        "relation": table.relation,
+        "columns": _schema(table.schema),
+        "segments": [_segment(segment) for segment in table.segments],
+        "begins_at": table.begins_at.isoformat() if table.begins_at else None,
+        "left": {name: at.isoformat() for name, at in table.left.items()},
+        "gaps_until": table.gaps_until.isoformat() if table.gaps_until else None,
+        "built": _built(table.built),
+    }
+
+
+def _built(built: Built | None) -> list[Any] | None:
+    return [built.name, list(built.primary_key), built.set_aside] if built else None
+
+
+def _read_built(form: list[Any] | None) -> Built | None:
+    return Built(form[0], tuple(form[1]), form[2]) if form else None
+
+
+def _read_table(form: dict[str, Any]) -> StoredTable:
+    left = form.get("left", {})
+    return StoredTable(
+        form["namespace"],
+        form["relation"],
+        _read_schema(form["columns"]),
+        tuple(map(_read_segment, form["segments"])),
+        begins_at=datetime.fromisoformat(begun) if (begun := form.get("begins_at")) else None,
+        left=MappingProxyType({name: datetime.fromisoformat(at) for name, at in left.items()}),
+        gaps_until=datetime.fromisoformat(until) if (until := form.get("gaps_until")) else None,
+        built=_read_built(form.get("built")),
+    )
+
+
+def _segment(segment: Segment) -> dict[str, Any]:
+    gone = segment.gone
+    return {
+        "name": segment.name,
+        "rows": segment.rows,
+        "bytes": segment.size_bytes,
+        "columns": _schema(segment.schema),
+        "constants": dict(segment.constants),
+        "past": segment.past,
+        "tag": segment.tag,
+        "gone": [gone.file, gone.offset, gone.rows] if gone else None,
+        "ended": [[part.file, part.offset, part.rows] for part in segment.ended],
+        "written_at": segment.written_at.isoformat() if segment.written_at else None,
+    }
+
+
+def _read_segment(form: dict[str, Any]) -> Segment:
+    return Segment(
+        form["name"],
+        form["rows"],
+        form["bytes"],
+        _read_schema(form["columns"]),
+        MappingProxyType(form["constants"]),
+        past=form["past"],
+        tag=form["tag"],
+        gone=Gone(*form["gone"]) if form["gone"] else None,
+        ended=tuple(Ended(*part) for part in form.get("ended", ())),
+        written_at=datetime.fromisoformat(written) if (written := form.get("written_at")) else None,
+    )

@@ -1,0 +1,151 @@
+"""The manifests of a mirror: the newest is what it holds, a few older ones are kept, the rest goes.
+
+Files that no kept manifest names are orphans: of a writer that was killed, or of a past that
+nobody reads any more. They are deleted, and nothing else ever is.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from rhei_pipeline.errors import MirrorDamagedError
+from rhei_pipeline.mirrors.datafusion.files import Files
+from rhei_pipeline.mirrors.datafusion.manifest import MEMORY, Manifest
+from rhei_pipeline.mirrors.datafusion.segment_store import DATA, SegmentStore
+
+_FOLDER = "manifests"
+_SUFFIX = ".json"
+_NAME = re.compile(rf"{_FOLDER}/(\d+)\.json")
+
+
+class Manifests:
+    """All manifests among some files.
+
+    Args:
+        retained: How many to keep, the newest among them; at least one.
+    """
+
+    def __init__(self, files: Files, retained: int) -> None:
+        self._files = files
+        self._retained = retained
+        self._known: dict[int, Manifest] = {}
+
+    def newest(self) -> Manifest | None:
+        """Return what was committed last; None in a mirror that begins.
+
+        Raises:
+            MirrorDamagedError: It is damaged or missing.
+        """
+        found, damage = self.newest_whole()
+        if damage is not None:
+            raise damage
+        return found
+
+    def newest_whole(self) -> tuple[Manifest | None, MirrorDamagedError | None]:
+        """Return the newest state that can be read, and what is wrong if it is not the last one."""
+        last, damage = self._files.remembered(), None
+        versions = self.versions()
+        if last > (versions[-1] if versions else 0):
+            damage = self._lost(_name(last), "is missing")
+        for version in reversed(versions):
+            try:
+                return self.read(version), damage
+            except MirrorDamagedError:
+                damage = damage or self._lost(_name(version), "is damaged")
+        return None, damage
+
+    def versions(self) -> list[int]:
+        """Return the versions that are kept, in their order."""
+        found = (_NAME.fullmatch(name) for name in self._files.names(_FOLDER))
+        return sorted(int(match[1]) for match in found if match)
+
+    def read(self, version: int) -> Manifest:
+        """Read one manifest.
+
+        Raises:
+            MirrorDamagedError: It is not kept any more, or damaged.
+            MirrorError: A newer version of this package wrote it.
+        """
+        found = self._known.get(version)
+        if found is None:
+            name = _name(version)
+            content = self._files.get(name).to_pybytes()
+            found = Manifest.decode(content, name, self._files.root or MEMORY)
+            self._known[version] = found
+        return found
+
+    def set_aside_after(self, version: int) -> int:
+        """Move all manifests newer than a version out of the way.
+
+        Returns:
+            The number that no later manifest may go below.
+        """
+        newer = [found for found in self.versions() if found > version]
+        self._files.set_aside([_name(found) for found in newer])
+        return max([version, self._files.remembered(), *newer])
+
+    def commit(self, manifest: Manifest) -> None:
+        """Make a state the newest one: from here on it counts, before here it does not exist.
+
+        Raises:
+            MirrorBusyError: Somebody else has committed since this state was begun.
+        """
+        self._files.settle()
+        self._files.create(_name(manifest.version), manifest.encode())
+        self._files.remember(manifest.version)
+        self._known[manifest.version] = manifest
+
+    def collect(self, store: SegmentStore, in_use: Callable[[], set[int]]) -> int:
+        """Drop manifests beyond those retained or in use, and the files only they name.
+
+        Args:
+            store: Knows the files that a manifest names.
+            in_use: Tells which versions somebody holds now.
+
+        Returns:
+            How many files were deleted.
+        """
+        versions = self.versions()
+        kept = {*versions[-self._retained :], *in_use()}
+        dropped = [version for version in versions if version not in kept]
+        if not dropped:
+            return 0
+        orphans = self._named(store, dropped) - self._named(store, set(versions) - set(dropped))
+        self._files.delete([_name(version) for version in dropped])
+        # A reader that pinned one of them, and found it there, did so before it was deleted.
+        orphans -= self._named(store, in_use().intersection(dropped))
+        self._files.delete(orphans)
+        store.forget(orphans)
+        for version in dropped:
+            self._known.pop(version, None)
+        return len(orphans)
+
+    def collect_orphans(self, store: SegmentStore) -> int:
+        """Delete files that no manifest names; only while nobody else may write."""
+        versions = self.versions()
+        if not self._files.pinned().issubset(versions):
+            return 0  # somebody reads a state whose files nobody can name any more
+        named = self._named(store, versions)
+        orphans = self._files.abandoned(DATA) - named
+        self._files.delete(orphans)
+        return len(orphans)
+
+    def _named(self, store: SegmentStore, versions: Iterable[int]) -> set[str]:
+        found: set[str] = set()
+        for version in versions:
+            # What only a damaged manifest names, nobody can find any more.
+            with suppress(MirrorDamagedError):
+                found.update(store.files_of(self.read(version)))
+        return found
+
+    def _lost(self, name: str, fault: str) -> MirrorDamagedError:
+        return MirrorDamagedError(
+            f"mirror {self._files.root!r}: its newest manifest {name!r} {fault}",
+            file=name,
+            hint="restore it, or run 'rhei repair' with any table: the mirror then goes back to the"
+            " state before, and the next sync brings it up to its source",
+        )
+
+
+def _name(version: int) -> str:
+    return f"{_FOLDER}/{version:012d}{_SUFFIX}"

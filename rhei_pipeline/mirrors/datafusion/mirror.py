@@ -1,0 +1,435 @@
+"""A mirror in files that DataFusion reads: immutable segments, and a manifest that names them.
+
+A commit is the one moment at which a new manifest appears. Rows and watermark of all tables are
+in it together, and whoever opened an earlier one goes on reading the files it names.
+"""
+
+import logging
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError, RheiError
+from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS, is_open
+from rhei_pipeline.mirrors.datafusion.files import Files, MemoryFiles, aside
+from rhei_pipeline.mirrors.datafusion.formats import Format, Ipc, Parquet
+from rhei_pipeline.mirrors.datafusion.local_files import LocalFiles
+from rhei_pipeline.mirrors.datafusion.manifest import Manifest
+from rhei_pipeline.mirrors.datafusion.manifest_store import Manifests
+from rhei_pipeline.mirrors.datafusion.past import past_of
+from rhei_pipeline.mirrors.datafusion.repair import Healing
+from rhei_pipeline.mirrors.datafusion.segment_merge import maintained
+from rhei_pipeline.mirrors.datafusion.segment_store import DATA, SegmentStore
+from rhei_pipeline.mirrors.datafusion.session import (
+    Params,
+    ReadingSession,
+    interruptible,
+    plain_schema,
+    streamed,
+)
+from rhei_pipeline.mirrors.datafusion.transaction import FileTransaction
+from rhei_pipeline.model.cancellation import Cancel
+from rhei_pipeline.model.progress import Ledger, Past
+from rhei_pipeline.model.reports import DamagedFile, MaintenanceReport
+from rhei_pipeline.model.schema import VALID_TO, Mode, Table
+from rhei_pipeline.model.streaming import Begun, Streamed
+from rhei_pipeline.sql.text import mirror_table
+
+if TYPE_CHECKING:
+    from rhei_pipeline.mirrors.datafusion.delta import DeltaTables
+    from rhei_pipeline.mirrors.datafusion.object_store import Access
+
+_log = logging.getLogger(__name__)
+
+MEMORY = ":memory:"
+#: Manifests kept by default: whoever reads one has two more commits to say so.
+RETAINED_MANIFESTS = 3
+#: Rows that one call of `maintain` writes at most, about; half a minute's work.
+MAINTENANCE_ROWS = 20_000_000
+
+#: How the URLs of object stores begin.
+URL_SCHEMES = ("s3://", "gs://")
+#: How rows are written, by storage.
+FORMATS: dict[str, type[Format]] = {
+    "memory": Ipc,
+    "ipc": Ipc,
+    "parquet": Parquet,
+    "delta": Parquet,
+}
+
+
+class DataFusionMirror:
+    """A `Mirror` in a directory of files, or in memory.
+
+    Args:
+        storage: `memory`, `ipc`, `parquet` or `delta`.
+        path: The directory, created when it is missing; a URL in an object store, for `parquet`
+            and `delta`; in memory, `:memory:`.
+        access: How the object store is reached; left out: as the environment says.
+        delta: The tables published for other engines, for `delta`.
+        lock_timeout_seconds: How long to wait while another process writes the mirror.
+        retained_manifests: How many committed states stay readable.
+        memory_limit_bytes: The most that queries take together.
+
+    Raises:
+        MirrorBusyError: Another process held the mirror all that time.
+        MirrorError: The directory cannot be used, or a manifest is damaged.
+    """
+
+    def __init__(  # noqa: PLR0913  (each is a setting of its own)
+        self,
+        storage: str,
+        path: Path | str = MEMORY,
+        *,
+        access: "Access | None" = None,
+        delta: "DeltaTables | None" = None,
+        lock_timeout_seconds: float = 30.0,
+        retained_manifests: int = RETAINED_MANIFESTS,
+        memory_limit_bytes: int | None = None,
+    ) -> None:
+        self.storage = storage
+        self.path = MEMORY if storage == "memory" else str(path)
+        files = open_files(storage, path, access, lock_timeout_seconds)
+        self._files = files
+        self._store = SegmentStore(files, FORMATS[storage]())
+        self._manifests = Manifests(files, retained_manifests)
+        self._session = ReadingSession(self._store, memory_limit_bytes)
+        self._lock = threading.Lock()
+        self._glance = threading.Lock()
+        self._reading: Counter[int] = Counter()
+        self._delta = delta or _delta_tables(storage)
+        self._closed = False
+        self._damage: MirrorDamagedError | None = None
+        try:
+            self._manifest = self._begin()
+        except BaseException:
+            files.close()
+            raise
+        self.mirror_id = self._manifest.mirror_id
+
+    def _begin(self) -> Manifest:
+        found, self._damage = self._manifests.newest_whole()
+        if found is None:
+            if self._damage is not None:
+                raise self._damage
+            found = Manifest(1, uuid.uuid4().hex, self.storage, datetime.now(UTC))
+            self._manifests.commit(found)
+        if found.storage != self.storage:
+            raise MirrorError(
+                f"mirror {self.path!r} rests as {found.storage!r}, not as {self.storage!r}",
+                hint="declare its storage, or give another path",
+            )
+        self._store.learn(found)
+        self._look_at_sizes(found)
+        if self._damage is None:
+            self._manifests.collect_orphans(self._store)
+        return found
+
+    @property
+    def folds_names(self) -> bool:
+        """False: a name is found as it is written, or in lower case."""
+        return False
+
+    @property
+    def owner(self) -> str | None:
+        """Whose it is, as recorded."""
+        return self._manifest.owner
+
+    def claim(self, owner: str, *, anew: bool) -> None:
+        """Record whose it is; with `anew`, no position counts any more: tables are copied again."""
+        with self._lock, self._undoing():
+            base = self._manifest
+            claimed = replace(
+                base,
+                version=base.version + 1,
+                committed_at=datetime.now(UTC),
+                ledger=base.ledger.unproved() if anew else base.ledger,
+                owner=owner,
+            )
+            self._commit(claimed)
+
+    def _look_at_sizes(self, manifest: Manifest) -> None:
+        """Compare all files with what was written, as far as a listing tells."""
+        named = list(self._store.files_of(manifest))
+        if named and self._files.root is not None:
+            for file in self._store.checked.compare_sizes(self._files.names(DATA), named):
+                _log.error("mirror %r: file %r is damaged or missing", self.path, file)
+
+    def ledger(self) -> Ledger:
+        """Return what is recorded, as last committed; nobody else can write."""
+        self._refuse_unusable()
+        return self._manifest.ledger
+
+    @contextmanager
+    def transaction(self, *, trial: bool = False) -> Iterator[FileTransaction]:
+        """Open the one writing transaction; a trial is rolled back at its end."""
+        with self._lock, self._undoing():
+            base = self._manifest
+            transaction = FileTransaction(
+                base, self._store, lambda sql: self._session.query(sql, (), base)
+            )
+            try:
+                yield transaction
+                manifest = None if trial else transaction.settle()
+            except BaseException:
+                self._store.discard()
+                raise
+            if manifest is None:
+                self._store.discard()
+            else:
+                self._commit(manifest)
+
+    def maintain(self, max_rows: int = MAINTENANCE_ROWS) -> MaintenanceReport:
+        """Fold what a cycle leaves: small segments into large ones, and those that lost rows.
+
+        Safe at any time and safe to repeat; readers notice nothing but the speed. Writes about
+        `max_rows` rows at most; a call that reaches it says so, and the next one goes on.
+        """
+        with self._lock, self._undoing():
+            tables, report = maintained(self._manifest.tables, self._store, max_rows)
+            report = replace(report, damaged=(*report.damaged, *self._damaged_letters()))
+            for damage in report.damaged:
+                _log.error("%s", damage)
+            if any(tables[name] is not kept for name, kept in self._manifest.tables.items()):
+                folded = replace(
+                    self._manifest,
+                    version=self._manifest.version + 1,
+                    committed_at=datetime.now(UTC),
+                    tables=MappingProxyType(tables),
+                )
+                self._commit(folded)
+            if self._delta is not None:
+                self._delta.catch_up(self._manifest, self._store)
+            return report
+
+    def _damaged_letters(self) -> list[str]:
+        try:
+            self._store.check_anew([self._manifest.letters] if self._manifest.letters else [])
+        except MirrorDamagedError as error:
+            return [str(error)]
+        return []
+
+    def heal(self, table: Table) -> tuple[DamagedFile, ...]:
+        """Check all files of a table; leave out what is damaged, so that a copy can mend it."""
+        with self._lock, self._undoing(despite_damage=True):
+            base, healing = self._manifest, Healing(table, self._store)
+            if self._damage is not None:
+                base = self._without_damaged_manifest(self._damage, healing)
+            healed = healing.of(base)
+            if healing.found:
+                self._set_aside(healing)
+                self._commit(
+                    replace(healed, version=base.version + 1, committed_at=datetime.now(UTC))
+                )
+                self._damage = None
+            if self._delta is not None:
+                name = mirror_table(table.schema)
+                healing.found += self._delta.heal(self._manifest, name, self._store)
+                self._delta.catch_up(self._manifest, self._store)
+        for damaged in healing.found:
+            _log.error("mirror %r: file %r: %s", self.path, damaged.file, damaged.outcome)
+        return tuple(healing.found)
+
+    def confirm(self) -> None:
+        """Publish what is due; the newest manifest is known by its number."""
+        if self._delta is not None and self._delta.pace.due:
+            with self._lock:
+                self._refuse_unusable()
+                self._delta.catch_up(self._manifest, self._store)
+
+    @property
+    def not_published(self) -> RheiError | None:
+        """Why a Delta table could not be published; None where all were, or there are none."""
+        return self._delta.pace.trouble if self._delta else None
+
+    def gaps_until(self, table: Table) -> datetime | None:
+        """Return until when a repair has left gaps in a history."""
+        stored = self._manifest.tables.get(mirror_table(table.schema))
+        return stored.gaps_until if stored else None
+
+    def _without_damaged_manifest(self, damage: MirrorDamagedError, healing: Healing) -> Manifest:
+        base = self._manifest
+        outcome = (
+            f"the mirror goes back to its state of {base.committed_at:%Y-%m-%d %H:%M:%S} UTC;"
+            " what the source still holds of the changes since is applied again"
+        )
+        healing.found.append(DamagedFile(damage.file, outcome))
+        return replace(base, version=self._manifests.set_aside_after(base.version))
+
+    def _set_aside(self, healing: Healing) -> None:
+        for name in healing.spared - healing.aside:
+            self._files.link(aside(name), name)
+        self._files.settle()
+        self._files.set_aside(healing.aside)
+        self._store.forget(healing.aside)
+
+    @contextmanager
+    def _undoing(self, *, despite_damage: bool = False) -> Iterator[None]:
+        self._refuse_closed()
+        if not despite_damage:
+            self._refuse_unusable()
+        try:
+            yield
+        except BaseException:
+            # Whether the manifest has appeared, or yet will, only the files can tell.
+            self._store.leave()
+            newest, _ = self._manifests.newest_whole()
+            if newest is not None and newest.version > self._manifest.version:
+                self._manifest = newest
+            raise
+
+    def _commit(self, drafted: Manifest) -> None:
+        before = self._manifest
+        manifest = self._store.sealed(drafted)
+        self._manifests.commit(manifest)
+        with self._glance:
+            self._manifest = manifest
+        self._store.keep(manifest)
+        self._manifests.collect(self._store, self._in_use)
+        if self._delta is not None:
+            gone = before.tables.keys() - manifest.tables.keys()
+            self._delta.follow(manifest, [before.tables[name] for name in gone], self._store)
+
+    def _in_use(self) -> set[int]:
+        with self._glance:
+            return {*self._reading, *self._files.pinned()}
+
+    def query(self, sql: str, params: Params = ()) -> pa.Table:
+        """Run one read-only statement on the last committed state; parameters by place or name.
+
+        Raises:
+            QueryError: Not one statement, not a reading one, or DataFusion refuses it.
+        """
+        self._refuse_unusable()
+        with self._held() as manifest:
+            return self._session.query(sql, params, manifest)
+
+    def stream(self, sql: str, params: Params, rows: int, begun: Begun | None = None) -> Streamed:
+        """Run one read-only statement, and return its rows as they come, all of one state.
+
+        Raises:
+            QueryError: It is not one reading statement, or DataFusion refuses it.
+        """
+        self._refuse_unusable()
+        cancel = Cancel.given(begun)
+        with ExitStack() as held:
+            manifest = held.enter_context(self._held())
+            frame = self._session.plan(sql, params, manifest)
+            batches = streamed(frame, cancel) if begun is None else interruptible(frame, cancel)
+            gathered = _gathered(batches, rows, held.pop_all())
+        next(gathered)  # begun, it lets go of its files even where nobody takes a row
+        return Streamed(plain_schema(frame), gathered, cancel)
+
+    @contextmanager
+    def _held(self) -> Iterator[Manifest]:
+        """Keep the files of the present state for the length of the block."""
+        with self._glance:
+            manifest = self._manifest
+            self._reading[manifest.version] += 1
+        try:
+            yield manifest
+        finally:
+            with self._glance:
+                self._reading.subtract([manifest.version])
+                self._reading = +self._reading
+
+    def tables(self) -> dict[str, Table]:
+        """Return the tables that are in the mirror, as they are there, by their quoted names."""
+        self._refuse_closed()
+        return {
+            name: table.as_mirrored()
+            for name, table in self._manifest.tables.items()
+            if table.is_mirrored
+        }
+
+    def count(self, table: Table) -> int:
+        """Count the rows that are valid now."""
+        condition = "" if table.mode is Mode.DESTRUCTIVE else f" where {VALID_TO} is null"
+        found = self.query(f"select count(*) as n from {mirror_table(table.schema)}{condition}")
+        return int(found["n"][0].as_py())
+
+    def past(self, table: Table) -> Past | None:
+        """Return what is recorded of a temporal table's past; None where it is not mirrored yet."""
+        self._refuse_closed()
+        return past_of(self._manifest, table)
+
+    def dead_letters(self, table: str | None = None) -> pa.Table:
+        """Return open dead letters: table_name, key, column_name, reason, captured_at."""
+        self._refuse_unusable()
+        with self._held() as manifest:
+            name = manifest.letters
+            kept = self._store.letters(name) if name else LETTERS.empty_table()
+        kept = kept.filter(is_open(kept, table)).drop_columns(["resolved_at"])
+        order = [(column, "ascending") for column in ("captured_at", "table_name", "key")]
+        return kept.sort_by(order)
+
+    def close(self) -> None:
+        """Publish what is left to publish, and let others write; safe to repeat."""
+        with self._lock:
+            try:
+                if self._delta is not None and not self._closed and self._damage is None:
+                    self._delta.catch_up(self._manifest, self._store)
+            finally:
+                self._closed = True
+                self._files.close()
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise MirrorError("the mirror is closed", hint="open it again")
+
+    def _refuse_unusable(self) -> None:
+        self._refuse_closed()
+        if self._damage is not None:
+            raise self._damage
+
+
+def _delta_tables(storage: str) -> "DeltaTables | None":
+    if storage != "delta":
+        return None
+    from rhei_pipeline.mirrors.datafusion.delta import (  # noqa: PLC0415  (its package is optional)
+        DeltaTables,
+    )
+
+    return DeltaTables()
+
+
+def _gathered(
+    batches: Iterator[pa.RecordBatch], rows: int, held: ExitStack
+) -> Iterator[pa.RecordBatch]:
+    """Yield an empty batch, then batches of about so many rows; DataFusion's own are small."""
+    gathered: list[pa.RecordBatch] = []
+    with held:
+        yield pa.record_batch({})
+        for batch in batches:
+            gathered.append(batch)
+            if sum(map(len, gathered)) >= rows:
+                yield pa.concat_batches(gathered)
+                gathered = []
+        if gathered:
+            yield pa.concat_batches(gathered)
+
+
+def open_files(
+    storage: str, path: Path | str, access: "Access | None" = None, timeout: float | None = None
+) -> Files:
+    """Open where a mirror's files rest: to write with a time to wait for the lock, else to read."""
+    if storage == "memory":
+        return MemoryFiles()
+    if str(path).startswith(URL_SCHEMES):
+        from rhei_pipeline.mirrors.datafusion.object_store import (  # noqa: PLC0415  (its package is optional)
+            Access,
+            ObjectFiles,
+        )
+
+        return ObjectFiles(str(path), access or Access())
+    writing = timeout is not None
+    return LocalFiles(Path(path), writing=writing, lock_timeout_seconds=timeout or 0)

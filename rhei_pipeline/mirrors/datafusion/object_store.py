@@ -1,0 +1,254 @@
+"""A mirror's files in an object store: S3 and what speaks its language, or Google Cloud Storage.
+
+There is no lock. What makes one writer of two is that a manifest is put only where none stands;
+who comes second is told so, and has changed nothing.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
+
+import obstore
+import pyarrow as pa
+from datafusion import SessionContext
+from datafusion.object_store import AmazonS3, GoogleCloud
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import GCSStore, S3Store
+
+from rhei_pipeline.errors import MirrorError, MirrorUnreachableError
+from rhei_pipeline.mirrors.datafusion.files import Mark, aside, committed_meanwhile, missing
+
+#: A file that no manifest names may belong to a commit under way, unless it is older than this.
+ORPHAN_AGE = timedelta(hours=1)
+
+#: Holds the number of the newest manifest.
+_NEWEST = "newest"
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a store is reached; what is left out is taken from the environment.
+
+    Attributes:
+        secrets: Keys and tokens, by the names that the store's own variables have; never printed.
+        timeout_seconds: How long one request may take; it is tried again within `retry_seconds`.
+    """
+
+    endpoint: str | None = None
+    region: str | None = None
+    allow_http: bool = False
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    timeout_seconds: float = 30.0
+    retry_seconds: float = 60.0
+
+
+class ObjectFiles:
+    """Files under a URL such as `s3://bucket/mirror` or `gs://bucket/mirror`.
+
+    What was written or read once is kept in a local directory until this is closed.
+
+    Raises:
+        MirrorUnreachableError: The store did not answer in time; trying again may help.
+        MirrorError: The store refused, or holds no such file.
+    """
+
+    remote: ClassVar[bool] = True
+
+    def __init__(self, url: str, access: Access) -> None:
+        parts = urlsplit(url)
+        self.root = url.rstrip("/")
+        self._scheme, self._bucket = parts.scheme, parts.netloc
+        self._access = access
+        self._store = _store(parts.scheme, parts.netloc, parts.path.strip("/"), access)
+        self._cache = tempfile.TemporaryDirectory(prefix="rhei-")
+        self._newest: int | None = None
+
+    def register(self, context: SessionContext) -> None:
+        """Let a session read these files by their URLs."""
+        store = _reading_store(self._scheme, self._bucket, self._access)
+        context.register_object_store(f"{self._scheme}://", store, self._bucket)
+
+    @property
+    def storage_options(self) -> dict[str, str]:
+        """How others reach the store; not to be printed."""
+        access = self._access
+        places = {"endpoint": access.endpoint, "region": access.region}
+        return {
+            **access.secrets,
+            **{name: value for name, value in places.items() if value is not None},
+            "allow_http": str(access.allow_http).lower(),
+            "timeout": f"{access.timeout_seconds}s",
+            "retry_timeout": f"{access.retry_seconds}s",
+        }
+
+    def put(self, name: str, content: pa.Buffer) -> Mark:
+        """Put a file; it is there once this returns."""
+        put = self._ask(name, lambda: obstore.put(self._store, name, content.to_pybytes()))
+        if name.count("/") == 1:  # deeper ones are for others to read
+            self._keep(name, content)
+        return Mark(content.size, put.get("e_tag") or "")
+
+    def mark(self, name: str) -> Mark | None:
+        """Ask the store."""
+        try:
+            found = self._ask(name, lambda: obstore.head(self._store, name))
+        except FileNotFoundError:
+            return None
+        return Mark(int(found["size"]), found.get("e_tag") or "")
+
+    def set_aside(self, names: Iterable[str]) -> None:
+        """Have the store copy files, and delete them where they were."""
+        for name in names:
+            with suppress(FileNotFoundError):
+                self.link(aside(name), name)
+            self.delete([name])
+
+    def remember(self, version: int) -> None:
+        """Keep it until this is closed: one more request for each commit would be too many."""
+        self._newest = version
+
+    def remembered(self) -> int:
+        """Ask the store for what was kept when the mirror was closed last."""
+        try:
+            found = self._ask(_NEWEST, lambda: obstore.get(self._store, _NEWEST).bytes())
+            return int(bytes(found))
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def link(self, name: str, standing: str) -> None:
+        """Have the store copy a file."""
+        self._ask(name, lambda: obstore.copy(self._store, standing, name))
+
+    def settle(self) -> None:
+        """Do nothing: what was put is there already."""
+
+    def harden(self, folder: str) -> None:
+        """Do nothing: what others put is there already."""
+
+    def create(self, name: str, content: bytes) -> None:
+        """Put a file where none stands."""
+        try:
+            self._ask(name, lambda: obstore.put(self._store, name, content, mode="create"))
+        except AlreadyExistsError:
+            # A first try may have arrived though its answer did not.
+            if self._read(name) != content:
+                raise committed_meanwhile(self.root) from None
+
+    def get(self, name: str) -> pa.Buffer:
+        """Return a file's content, from the local directory where it has been seen before."""
+        kept = Path(self._cache.name) / name
+        if not kept.exists():
+            self._keep(name, pa.py_buffer(self._read(name)))
+        with pa.memory_map(str(kept)) as mapped:
+            return mapped.read_buffer()
+
+    def size(self, name: str) -> int:
+        """Return a file's bytes."""
+        return int(self._ask(name, lambda: obstore.head(self._store, name))["size"])
+
+    def names(self, folder: str) -> dict[str, int]:
+        """Return the names of a folder's files, and their bytes."""
+        return {entry["path"]: entry["size"] for entry in self._entries(folder)}
+
+    def abandoned(self, folder: str) -> set[str]:
+        """Return the files that can belong to no commit under way."""
+        before = datetime.now(UTC) - ORPHAN_AGE
+        found = self._entries(folder)
+        return {entry["path"] for entry in found if entry["last_modified"] < before}
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete files."""
+        for name in names:
+            try:
+                self._ask(name, lambda name=name: obstore.delete(self._store, name))  # type: ignore[misc]
+            except FileNotFoundError:
+                continue
+            finally:
+                (Path(self._cache.name) / name).unlink(missing_ok=True)
+
+    def pin(self, version: int) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Do nothing: nobody could see it."""
+        return nullcontext()
+
+    def pinned(self) -> set[int]:
+        """Readers cannot be seen here; they have as long as manifests are retained."""
+        return set()
+
+    def close(self) -> None:
+        """Remove the local directory; keep the number of the newest manifest."""
+        self._cache.cleanup()
+        newest, self._newest = self._newest, None
+        if newest is not None:
+            with suppress(MirrorError, MirrorUnreachableError):
+                self._ask(_NEWEST, lambda: obstore.put(self._store, _NEWEST, b"%d" % newest))
+
+    def _keep(self, name: str, content: pa.Buffer) -> None:
+        kept = Path(self._cache.name) / name
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_bytes(memoryview(content))
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return self._ask(name, lambda: bytes(obstore.get(self._store, name).bytes()))
+        except FileNotFoundError as error:
+            raise missing(self.root, name) from error
+
+    def _entries(self, folder: str) -> list[Any]:
+        return self._ask(
+            folder, lambda: [entry for part in obstore.list(self._store, folder) for entry in part]
+        )
+
+    def _ask(self, name: str, request: Callable[[], _Result]) -> _Result:
+        try:
+            return request()
+        except (AlreadyExistsError, FileNotFoundError):
+            raise
+        except PermissionError as error:
+            raise MirrorError(
+                f"mirror {self.root!r}: the store refused {name.split('/', maxsplit=1)[0]!r}",
+                hint="give credentials that may read, write, list and delete there",
+            ) from error
+        except (BaseError, OSError) as error:
+            # Its text may quote the request, and with it what is signed.
+            raise MirrorUnreachableError(
+                f"mirror {self.root!r}: the store did not answer ({type(error).__name__})",
+                hint="trying again may help; what was committed is not touched",
+            ) from None
+
+
+def _store(scheme: str, bucket: str, prefix: str, access: Access) -> S3Store | GCSStore:
+    shared: dict[str, Any] = {
+        "prefix": prefix or None,
+        "client_options": {
+            "allow_http": access.allow_http,
+            "timeout": timedelta(seconds=access.timeout_seconds),
+        },
+        "retry_config": {"retry_timeout": timedelta(seconds=access.retry_seconds)},
+        **access.secrets,
+    }
+    if scheme == "gs":
+        return GCSStore(bucket, **shared)
+    places = {"endpoint": access.endpoint, "region": access.region}
+    given = {name: value for name, value in places.items() if value is not None}
+    return S3Store(bucket, **{**shared, **given})
+
+
+def _reading_store(scheme: str, bucket: str, access: Access) -> object:
+    secrets: dict[str, Any] = dict(access.secrets)
+    if scheme == "gs":
+        path = secrets.get("service_account_path")
+        return GoogleCloud(bucket, service_account_path=path)
+    return AmazonS3(
+        bucket,
+        region=access.region,
+        endpoint=access.endpoint,
+        allow_http=access.allow_http,
+        **secrets,
+    )

@@ -1,0 +1,33 @@
+"""What a mirror of files records of a temporal table's past beside its versions."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from rhei_pipeline.mirrors.datafusion.manifest import Manifest, StoredTable
+from rhei_pipeline.mirrors.datafusion.write_buffer import Draft
+from rhei_pipeline.model.progress import Past
+from rhei_pipeline.model.schema import HISTORY_FIELDS, Mode, Table
+from rhei_pipeline.sql.text import mirror_table
+
+_TOLD = {field.name for field in HISTORY_FIELDS}
+
+
+def past_of(manifest: Manifest, table: Table) -> Past | None:
+    """Return what a state records of a table's past; None where it does not have the table."""
+    stored = manifest.tables.get(mirror_table(table.schema))
+    if stored is None:
+        return None
+    mark = manifest.ledger.watermarks.get(table.name)
+    return Past(stored.begins_at, _left(stored, table), mark.recorded_at if mark else None)
+
+
+def note_columns(draft: Draft, table: Table, at: datetime) -> None:
+    """Record which of a temporal table's columns the source has no more, and since when."""
+    if table.mode is Mode.TEMPORAL:
+        left = _left(draft.table, table)
+        draft.date(draft.table.begins_at, {name: since or at for name, since in left.items()})
+
+
+def _left(stored: StoredTable, table: Table) -> Mapping[str, datetime | None]:
+    known = {*table.schema.names, *_TOLD}
+    return {name: stored.left.get(name) for name in stored.schema.names if name not in known}

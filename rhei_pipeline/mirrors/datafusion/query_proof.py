@@ -1,0 +1,84 @@
+"""Do queries find what the files hold? Aggregates through the engine against the rows themselves.
+
+An engine may answer from a file's statistics instead of its rows, and leave parts out by them: so
+comparing rows alone would not notice statistics that mislead.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.sql.text import quote
+
+#: Columns that one query asks about.
+_COLUMNS = 50
+
+_Summary = Mapping[str, pa.Scalar]
+
+
+def misread_columns(
+    schema: pa.Schema,
+    name: str,
+    parts: Iterable[pa.Table],
+    ask: Callable[[str], pa.Table],
+) -> list[str]:
+    """Return the columns of which queries find other values than the table's rows have.
+
+    Args:
+        schema: The table's columns.
+        name: How a query names the table.
+        parts: All rows of the table, read without its engine.
+        ask: Runs a query.
+    """
+    held = _summary(schema, parts)
+    found: dict[str, pa.Scalar] = {}
+    for first in range(0, len(schema), _COLUMNS):
+        asked = [schema.field(place) for place in range(first, len(schema))[:_COLUMNS]]
+        answer = ask(f"select {', '.join(t for f in asked for t in _terms(f))} from {name}")
+        found |= {term: answer[term][0] for term in answer.column_names}
+    return [field.name for field in schema if not _agree(field, held, found)]
+
+
+def _terms(field: pa.Field) -> Iterator[str]:
+    own, floating = quote(field.name), pa.types.is_floating(field.type)
+    numbers = f" filter (where not isnan({own}))" if floating else ""
+    yield f"count({own}) as {quote(_key(field, 'count'))}"
+    yield f"min({own}){numbers} as {quote(_key(field, 'min'))}"
+    yield f"max({own}){numbers} as {quote(_key(field, 'max'))}"
+    if floating:
+        yield f"count(*) filter (where isnan({own})) as {quote(_key(field, 'nan'))}"
+
+
+def _agree(field: pa.Field, held: _Summary, found: _Summary) -> bool:
+    keys = [key for key in held if key.rpartition("/")[0] == field.name]
+    return all(held[key].equals(found[key].cast(held[key].type)) for key in keys)
+
+
+def _summary(schema: pa.Schema, parts: Iterable[pa.Table]) -> _Summary:
+    """Summarize each part, and merge: as Arrow's values, which may lie beyond Python's."""
+    gathered: dict[str, list[pa.Scalar]] = {}
+    for rows in [schema.empty_table(), *parts]:
+        for field, column in zip(schema, rows.columns, strict=True):
+            for kind, value in _summary_of(column).items():
+                gathered.setdefault(_key(field, kind), []).append(value)
+    return {key: _merged(key, values) for key, values in gathered.items()}
+
+
+def _summary_of(column: pa.ChunkedArray) -> dict[str, pa.Scalar]:
+    counted = {"count": pa.scalar(len(column) - column.null_count)}
+    if pa.types.is_floating(column.type):
+        unreal = pc.fill_null(pc.is_nan(column), fill_value=False)
+        counted["nan"] = pa.scalar(pc.sum(unreal, min_count=0).as_py())
+        column = column.filter(pc.invert(unreal))
+    bounds = pc.min_max(column)
+    return {**counted, "min": bounds["min"], "max": bounds["max"]}
+
+
+def _merged(key: str, values: list[pa.Scalar]) -> pa.Scalar:
+    merge = {"min": pc.min, "max": pc.max}.get(key.rpartition("/")[2], pc.sum)
+    return merge(pa.array(values, values[0].type))
+
+
+def _key(field: pa.Field, kind: str) -> str:
+    return f"{field.name}/{kind}"

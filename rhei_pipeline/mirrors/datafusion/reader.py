@@ -1,0 +1,120 @@
+"""Reads a mirror of files from any process, while another one writes it."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import pyarrow as pa
+
+from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.mirrors.datafusion.files import Files
+from rhei_pipeline.mirrors.datafusion.manifest import Manifest
+from rhei_pipeline.mirrors.datafusion.manifest_store import Manifests
+from rhei_pipeline.mirrors.datafusion.mirror import FORMATS, RETAINED_MANIFESTS, open_files
+from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
+from rhei_pipeline.mirrors.datafusion.session import Params, ReadingSession
+from rhei_pipeline.model.progress import Ledger
+
+if TYPE_CHECKING:
+    from rhei_pipeline.mirrors.datafusion.object_store import Access
+
+_TRIES = 10
+
+
+class MirrorReader:
+    """One committed state of a mirror, for as long as this is open; a context manager.
+
+    Syncs and maintenance go on meanwhile and change nothing here; `refresh` moves on to what they
+    have committed. Any number of processes may read.
+
+    Args:
+        path: The mirror's directory, or its URL in an object store. There nobody can see who
+            reads: a state lasts as long as manifests are retained.
+        version: A state that is still kept, for a look back; left out: the newest.
+        access: How the object store is reached; left out: as the environment says.
+
+    Raises:
+        MirrorError: There is no mirror, or it does not hold that state any more.
+    """
+
+    def __init__(
+        self, path: Path | str, version: int | None = None, *, access: "Access | None" = None
+    ) -> None:
+        self._files = open_files("parquet", path, access)
+        self._pin = ExitStack()
+        try:
+            self._store = SegmentStore(self._files, FORMATS[_storage(self._files, path)]())
+            self._session = ReadingSession(self._store)
+            self._manifest = self._hold(version)
+        except BaseException:
+            self._files.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def version(self) -> int:
+        """The version of the state that is read."""
+        return self._manifest.version
+
+    def versions(self) -> list[int]:
+        """Return the versions that can be read now, the newest last."""
+        return Manifests(self._files, RETAINED_MANIFESTS).versions()
+
+    def ledger(self) -> Ledger:
+        """Return what this state has recorded."""
+        return self._manifest.ledger
+
+    def query(self, sql: str, params: Params = ()) -> pa.Table:
+        """Run one read-only statement on this state; parameters by place or name.
+
+        Raises:
+            QueryError: Not one statement, not a reading one, or DataFusion refuses it.
+        """
+        return self._session.query(sql, params, self._manifest)
+
+    def refresh(self) -> None:
+        """Move on to the newest state."""
+        self._manifest = self._hold(None)
+
+    def close(self) -> None:
+        """Let the state go; safe to repeat."""
+        self._pin.close()
+        self._files.close()
+
+    def _hold(self, wanted: int | None) -> Manifest:
+        """Pin a version, then read it: a writer may have dropped it in between."""
+        for _ in range(_TRIES):
+            manifests = Manifests(self._files, RETAINED_MANIFESTS)
+            version = manifests.versions()[-1] if wanted is None else wanted
+            with ExitStack() as pin:
+                pin.enter_context(self._files.pin(version))
+                if version in manifests.versions():
+                    self._pin.close()
+                    self._pin = pin.pop_all()
+                    manifest = manifests.newest() if wanted is None else manifests.read(version)
+                    if manifest is not None and manifest.version == version:
+                        self._store.learn(manifest)
+                        return manifest
+            if wanted is not None:
+                break
+        raise MirrorError(
+            f"the mirror does not hold version {wanted}", hint="read one that 'versions' names"
+        )
+
+
+def _storage(files: Files, path: Path | str) -> str:
+    newest = Manifests(files, RETAINED_MANIFESTS).newest()
+    if newest is None:
+        raise MirrorError(f"there is no mirror at {str(path)!r}", hint="sync once, then read")
+    return newest.storage

@@ -1,0 +1,149 @@
+"""How a standing table takes on another shape: without a row rewritten, wherever types widen."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from rhei_pipeline.changes.scd2 import refuse_lost_history, refuse_unknown_key
+from rhei_pipeline.errors import SchemaDriftError
+from rhei_pipeline.mirrors.datafusion.digests import key_hashes
+from rhei_pipeline.mirrors.datafusion.manifest import Built
+from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
+from rhei_pipeline.mirrors.datafusion.write_buffer import Draft
+from rhei_pipeline.mirrors.exact_casts import (
+    InexactError,
+    cast_exactly,
+    in_other_types,
+    past_does_not_fit,
+)
+from rhei_pipeline.mirrors.key_change import refuse_unfit_key
+from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Table
+
+_INTEGERS = (pa.int16(), pa.int32(), pa.int64())
+#: Appends versions of a table, that have ended or have not, to a draft of it.
+Append = Callable[[Draft, Table, pa.Table, bool], None]
+
+
+def outgrown(draft: Draft, table: Table) -> bool:
+    """Return whether a standing table is to be made anew: one without history, of another shape.
+
+    Raises:
+        SchemaDriftError: It has history, which would be lost; or another table has its name.
+    """
+    standing, built = draft.schema, draft.table.built
+    if built is not None and built.set_aside:
+        raise SchemaDriftError(
+            f"the mirror has another table of this name, {draft.table.relation!r}",
+            table=table.name,
+            hint=f"move that one away with 'rhei drop-table {built.name} --keep-as NAME'",
+        )
+    if VALID_TO not in standing.names:
+        return not _equal(standing, table.mirror_schema) or _has_other_key(draft, table)
+    refuse_lost_history(table)
+    return False
+
+
+def fit(draft: Draft, table: Table, store: SegmentStore, append: Append) -> Draft:
+    """Return a standing table in the schema's shape: itself where reading can cast its rows.
+
+    It is written anew where its index found rows by another key, or where values become others.
+
+    Raises:
+        SchemaDriftError: Its past does not fit the new types, or the new key.
+    """
+    if VALID_TO not in draft.schema.names:
+        draft.build_for(_built(table))
+        return draft
+    refuse_unknown_key(table.schema, draft.schema.names)
+    built = draft.table.built
+    if built is not None and _has_other_key(draft, table):
+        refuse_unfit_key(table.schema, built.primary_key, _versions(draft, table))
+    shape = _reshaped(draft.schema, table)
+    if not _has_other_key(draft, table) and _is_readable_as(draft.schema, shape, table):
+        draft.reshape(shape)
+        draft.build_for(_built(table))
+        return draft
+    fresh = Draft(replace(draft.table, schema=shape, segments=(), built=_built(table)), store)
+    for past in (True, False):
+        for rows, _ in draft.scan(draft.schema.names, past=past):
+            append(fresh, table, _in_shape(rows, shape, table.name), past)
+    return fresh
+
+
+def _built(table: Table) -> Built:
+    return Built(table.name, table.schema.primary_key)
+
+
+def _is_readable_as(standing: pa.Schema, shape: pa.Schema, table: Table) -> bool:
+    key = table.schema.primary_key
+    return all(_reads_as(f.type, shape.field(f.name).type, key=f.name in key) for f in standing)
+
+
+def _reshaped(standing: pa.Schema, table: Table) -> pa.Schema:
+    wanted = table.mirror_schema
+    added = [field for field in wanted if field.name not in standing.names]
+    kept = (wanted.field(f.name) if f.name in wanted.names else f for f in standing)
+    return pa.schema([*kept, *added])
+
+
+def _in_shape(rows: pa.Table, shape: pa.Schema, table: str) -> pa.Table:
+    columns = []
+    for field in shape:
+        if field.name not in rows.column_names:
+            columns.append(pa.nulls(rows.num_rows, field.type))
+            continue
+        old = rows[field.name].type
+        try:
+            chunks = [cast_exactly(chunk, field.type) for chunk in rows[field.name].chunks]
+        except InexactError as error:
+            raise past_does_not_fit(table, field.name, old, field.type) from error
+        columns.append(pa.chunked_array(chunks, field.type))
+    return pa.table(columns, schema=shape)
+
+
+def last_good_rows(standing: Draft, table: Table, keys: pa.Table) -> pa.Table:
+    """Return a table's present rows of these keys in its new columns.
+
+    Null where the table does not have a column, or where the new type has no such value.
+    """
+    wanted, key = table.schema.arrow, list(table.schema.primary_key)
+    if not set(key) <= set(standing.schema.names):
+        return wanted.empty_table()
+    former = pa.schema([standing.schema.field(name) for name in key])
+    found = standing.find(key_hashes(keys.select(key).cast(former)))
+    held = [name for name in wanted.names if name in standing.schema.names]
+    rows = standing.take(np.unique(found.places), held)
+    return conform(in_other_types(rows, wanted), wanted)
+
+
+def _equal(standing: pa.Schema, wanted: pa.Schema) -> bool:
+    return bool(standing.names == wanted.names and standing.types == wanted.types)
+
+
+def _has_other_key(draft: Draft, table: Table) -> bool:
+    built = draft.table.built
+    return built is not None and built.primary_key != table.schema.primary_key
+
+
+def _versions(draft: Draft, table: Table) -> pa.Table:
+    names = [*table.schema.primary_key, VALID_FROM, VALID_TO, OPERATION]
+    fields = [draft.schema.field(name) for name in names]
+    parts = [rows for past in (True, False) for rows, _ in draft.scan(names, past=past)]
+    return pa.concat_tables([pa.schema(fields).empty_table(), *parts])
+
+
+def _reads_as(old: pa.DataType, new: pa.DataType, *, key: bool = False) -> bool:
+    """Return whether reading casts every value of the old type to the same one of the new type.
+
+    A key's values must also be found by the same hash.
+    """
+    if old.equals(new):
+        return True
+    if old in _INTEGERS and new in _INTEGERS:
+        return _INTEGERS.index(old) <= _INTEGERS.index(new)
+    if pa.types.is_decimal(old) and pa.types.is_decimal(new) and not key:
+        whole = (old.precision - old.scale, new.precision - new.scale)
+        return bool(whole[0] <= whole[1] and old.scale <= new.scale)
+    return bool(old.equals(pa.float32()) and new.equals(pa.float64()))

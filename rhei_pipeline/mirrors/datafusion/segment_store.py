@@ -1,0 +1,360 @@
+"""Writes segments and finds them again: their rows, their key index, which of their rows are gone.
+
+A name is used once, so whatever is known of a segment stays true for as long as it is needed.
+"""
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datafusion import SessionContext
+
+from rhei_pipeline.errors import MirrorDamagedError
+from rhei_pipeline.mirrors.datafusion.checksums import CheckedFiles
+from rhei_pipeline.mirrors.datafusion.deletion_vectors import Bits, none_gone, present
+from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, Words
+from rhei_pipeline.mirrors.datafusion.files import Files
+from rhei_pipeline.mirrors.datafusion.formats import ROW, Format, Parquet
+from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex, Numbers
+from rhei_pipeline.mirrors.datafusion.manifest import Ended, Manifest, Segment, StoredTable
+from rhei_pipeline.mirrors.datafusion.version_ends import Endings
+
+DATA = "data"
+INDEX = ".index"
+_GONE = ".gone"
+_ENDED = ".ended"
+_LETTERS = ".letters"
+
+
+class SegmentStore:
+    """The segments of one mirror, in one format, among some files."""
+
+    def __init__(self, files: Files, form: Format) -> None:
+        self.files = files
+        self.checked = CheckedFiles(files)
+        self.form = form
+        self._manifest: Manifest | None = None
+        self._indexes: dict[str, KeyIndex] = {}
+        self._bits: dict[tuple[str, int], Bits] = {}
+        self._endings: dict[Ended, Endings] = {}
+        self._written: set[str] = set()
+
+    def write(
+        self,
+        rows: pa.Table,
+        index: KeyIndex | None,
+        *,
+        past: bool = False,
+        tag: str = "",
+        constants: Mapping[str, int | str] | None = None,
+    ) -> Segment:
+        """Write rows as a new segment; without an index where no key will be looked for."""
+        name = uuid.uuid4().hex
+        numbered = rows.append_column(
+            pa.field(ROW, pa.uint32()), pa.array(np.arange(rows.num_rows, dtype=np.uint32))
+        )
+        content = self.form.encode(numbered)
+        self._put(self.place(name), content)
+        size = content.size
+        if index is not None:
+            encoded = index.encode()
+            self._put(f"{DATA}/{name}{INDEX}", encoded)
+            self._indexes[name] = index
+            size += encoded.size
+        return Segment(
+            name,
+            rows.num_rows,
+            size,
+            rows.schema,
+            constants or {},
+            past=past,
+            tag=tag,
+            written_at=datetime.now(UTC),
+        )
+
+    def place(self, name: str) -> str:
+        """Return the name of the file that holds a segment's rows."""
+        return f"{DATA}/{name}{self.form.suffix}"
+
+    def write_bits(self, bitmaps: Sequence[Bits]) -> list[tuple[str, int]]:
+        """Write bitmaps of removed rows into one file; return where each begins."""
+        file = f"{DATA}/{uuid.uuid4().hex}{_GONE}"
+        self._put(file, pa.py_buffer(b"".join(bits.tobytes() for bits in bitmaps)))
+        ends = np.cumsum([len(bits) for bits in bitmaps])
+        places = [(file, int(end) - len(bits)) for bits, end in zip(bitmaps, ends, strict=True)]
+        self._bits.update(zip(places, bitmaps, strict=True))
+        return places
+
+    def write_endings(self, endings: Sequence[Endings]) -> list[Ended]:
+        """Write endings into one file; return where each begins."""
+        if not endings:
+            return []
+        file = f"{DATA}/{uuid.uuid4().hex}{_ENDED}"
+        encoded = [part.encode() for part in endings]
+        self._put(file, pa.py_buffer(b"".join(encoded)))
+        starts = np.cumsum([0, *map(len, encoded)])
+        places = [
+            Ended(file, int(start), len(part.positions))
+            for start, part in zip(starts, endings, strict=False)
+        ]
+        self._endings.update(zip(places, endings, strict=True))
+        return places
+
+    def endings(self, places: Sequence[Ended]) -> list[Endings]:
+        """Read endings, mapped or kept."""
+        found = []
+        for place in places:
+            kept = self._endings.get(place)
+            if kept is not None:
+                self.check([place.file])  # mapped, as an index may be
+            else:
+                kept = Endings.decode(self._get(place.file), place.offset, place.rows)
+                self._endings[place] = kept
+            found.append(kept)
+        return found
+
+    def write_letters(self, letters: pa.Table) -> str:
+        """Write the dead letters as a file of their own."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, letters.schema) as writer:
+            writer.write_table(letters)
+        name = f"{DATA}/{uuid.uuid4().hex}{_LETTERS}"
+        self._put(name, sink.getvalue())
+        return name
+
+    def letters(self, name: str) -> pa.Table:
+        """Read dead letters."""
+        return pa.ipc.open_file(self._get(name)).read_all()
+
+    def index(self, segment: Segment) -> KeyIndex:
+        """Return a segment's key index, mapped or kept."""
+        name = index_place(segment)
+        found = self._indexes.get(segment.name)
+        if found is None:
+            found = KeyIndex.decode(self._get(name))
+            self._indexes[segment.name] = found
+        else:
+            # It may be mapped: a page of a file that was cut off since would end the process.
+            self.check([name])
+        return found
+
+    def bits(self, segment: Segment) -> Bits | None:
+        """Return which rows are gone; None when none is. Not to be written to."""
+        gone = segment.gone
+        if gone is None:
+            return None
+        found = self._bits.get((gone.file, gone.offset))
+        if found is None:
+            length = len(none_gone(segment.rows))
+            found = np.frombuffer(self._get(gone.file), np.uint8, length, gone.offset).copy()
+            self._bits[gone.file, gone.offset] = found
+        return found
+
+    def content(self, segment: Segment) -> pa.Buffer:
+        """Return the file that holds a segment's rows."""
+        return self._get(self.place(segment.name))
+
+    def register(self, segment: Segment, context: SessionContext, name: str) -> None:
+        """Make a segment readable in a session under a name."""
+        self.check([self.place(segment.name)])
+        if self.files.root is not None and self._is_for_engines(segment):
+            path = f"{self.files.root}/{self.place(segment.name)}"
+            context.register_parquet(name, path, file_extension=self.form.suffix)
+        else:
+            columns = [*segment.schema.names, ROW]
+            rows = self.form.read(self.content(segment), columns)
+            context.register_record_batches(name, [rows.to_batches()])
+
+    def _is_for_engines(self, segment: Segment) -> bool:
+        """Return whether DataFusion may read a segment's file by itself."""
+        form = self.form
+        if not isinstance(form, Parquet):
+            return False
+        return not (self.is_unchecked(segment) and form.misleads(self.content(segment)))
+
+    def is_unchecked(self, segment: Segment) -> bool:
+        """Return whether a segment is of before files had checksums."""
+        place = self.place(segment.name)
+        return self.files.root is not None and not self.checked.sums_of([place])
+
+    def rows(self, segment: Segment) -> tuple[pa.Table, KeyHashes, Words]:
+        """Return a segment's present rows, with what its index knows of each."""
+        rows = self.form.read(self.content(segment), segment.schema.names)
+        hashes, payloads = self.index(segment).in_row_order()
+        bits = self.bits(segment)
+        if bits is None:
+            return rows, hashes, payloads
+        mask = present(bits, segment.rows)
+        return rows.filter(pa.array(mask)), hashes.take(mask), payloads[mask]
+
+    def ended_rows(self, segment: Segment, schema: pa.Schema) -> tuple[pa.Table, KeyHashes, Words]:
+        """Return the rows of versions that have ended, in a table's shape, as `rows` does."""
+        endings = Endings.merged(self.endings(segment.ended))
+        names = [name for name in schema.names if name in segment.schema.names]
+        positions = endings.positions.astype(np.int64)
+        rows = self.form.take(self.content(segment), names, positions)
+        hashes, _ = self.index(segment).in_row_order()
+        whole = endings.written_into(conform(rows, schema, segment.constants))
+        return whole, hashes.take(positions), endings.ends.view(np.uint64)
+
+    def files_of(self, manifest: Manifest) -> Iterator[str]:
+        """Name every file that a manifest speaks of."""
+        for segment in manifest.segments:
+            yield from self.segment_files(segment)
+        if manifest.letters:
+            yield manifest.letters
+
+    def segment_files(self, segment: Segment, *, indexes: bool = True) -> Iterator[str]:
+        """Name every file that a segment needs; without indexes, those that a query reads."""
+        yield self.place(segment.name)
+        if indexes and not segment.tag:
+            yield index_place(segment)
+        if segment.gone:
+            yield segment.gone.file
+        for part in segment.ended:
+            yield part.file
+
+    def table_files(self, table: StoredTable, *, indexes: bool = True) -> Iterator[str]:
+        """Name every file that a table needs, as `segment_files` does."""
+        for segment in table.segments:
+            yield from self.segment_files(segment, indexes=indexes)
+
+    def learn(self, manifest: Manifest) -> None:
+        """Learn what the files of a committed state have to be."""
+        self.checked.learn(manifest.files)
+        self._manifest = manifest
+
+    def sealed(self, manifest: Manifest) -> Manifest:
+        """Return a state with the checksums of all the files it names."""
+        sums = self.checked.sums_of(self.files_of(manifest))
+        return replace(manifest, files=MappingProxyType(sums))
+
+    def check(self, names: Iterable[str]) -> None:
+        """Check files that were not checked before.
+
+        Raises:
+            MirrorDamagedError: One is damaged or missing.
+        """
+        with self._named():
+            for name in names:
+                self.checked.check(name)
+
+    def check_anew(self, names: Iterable[str]) -> None:
+        """Read and check files whether or not that was done before.
+
+        Raises:
+            MirrorDamagedError: One is damaged or missing.
+        """
+        with self._named():
+            for name in names:
+                self.checked.check_anew(name)
+
+    def refuse_damaged(self, table: StoredTable, *, indexes: bool = True) -> None:
+        """Refuse a table of which a file was found damaged before; no other file is read.
+
+        Raises:
+            MirrorDamagedError: One is.
+        """
+        with self._named():
+            self.checked.refuse_damaged(self.table_files(table, indexes=indexes))
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Forget files that are deleted or set aside."""
+        self.checked.forget(names)
+
+    def _get(self, name: str) -> pa.Buffer:
+        with self._named():
+            return self.checked.get(name)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Add to the error which table has the damaged file, and the way out."""
+        try:
+            yield
+        except MirrorDamagedError as error:
+            raise self._with_table(error) from None
+
+    def _with_table(self, error: MirrorDamagedError) -> MirrorDamagedError:
+        name = error.table or self._owner_of(error.file) or None
+        way = (
+            f"run 'rhei repair {name}': it reads the rows again from the source"
+            if name
+            else "run 'rhei repair' with any table: it sets the file aside"
+        )
+        message = f"mirror {self.files.root!r}: {error.message}"
+        return MirrorDamagedError(message, file=error.file, table=name, hint=way)
+
+    def _owner_of(self, file: str) -> str | None:
+        manifest = self._manifest
+        for table in manifest.tables.values() if manifest else ():
+            if manifest and file in self.table_files(table):
+                return manifest.name_of(table)
+        return None
+
+    def keep(self, manifest: Manifest) -> None:
+        """Keep what a commit names of the files written since the last one; delete the rest."""
+        self._manifest = manifest
+        named = set(self.files_of(manifest))
+        self._delete(self._written - named)
+        places = {(s.gone.file, s.gone.offset) for s in manifest.segments if s.gone}
+        names = {segment.name for segment in manifest.segments}
+        # Readers may add to either meanwhile; one that is lost is read again.
+        indexes, bits = list(self._indexes.items()), list(self._bits.items())
+        ended = {part for segment in manifest.segments for part in segment.ended}
+        endings = list(self._endings.items())
+        self._endings = {place: kept for place, kept in endings if place in ended}
+        self._indexes = {name: kept for name, kept in indexes if name in names}
+        self._bits = {place: kept for place, kept in bits if place in places}
+
+    def discard(self) -> None:
+        """Delete the files written since the last commit."""
+        self._delete(self._written)
+
+    def leave(self) -> None:
+        """Leave the files written since the last commit alone: it may yet turn out to count."""
+        self._written.clear()
+
+    def _delete(self, names: set[str]) -> None:
+        self.files.delete(names)
+        self.checked.forget(names)
+        self._written.clear()
+
+    def _put(self, name: str, content: pa.Buffer) -> None:
+        self._written.add(name)
+        self.checked.put(name, content)
+
+
+def index_place(segment: Segment) -> str:
+    """Return the name of the file that holds a segment's index."""
+    return f"{DATA}/{segment.name}{INDEX}"
+
+
+def conform(
+    rows: pa.Table, schema: pa.Schema, constants: Mapping[str, Any] | None = None
+) -> pa.Table:
+    """Give rows a table's columns: constants and nulls for those they lack, wider types."""
+    constants = constants or {}
+    columns = []
+    for field in schema:
+        if field.name in rows.column_names:
+            columns.append(rows[field.name].cast(field.type))
+        elif field.name in constants:
+            value = pa.scalar(constants[field.name]).cast(field.type)
+            columns.append(pa.repeat(value, rows.num_rows))
+        else:
+            columns.append(pa.nulls(rows.num_rows, field.type))
+    return pa.table(columns, schema=schema)
+
+
+def ascending(positions: Numbers) -> tuple[Numbers, Numbers]:
+    """Sort positions; return them, and how to bring what is found back into their own order."""
+    order = np.argsort(positions, kind="stable")
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return positions[order], back

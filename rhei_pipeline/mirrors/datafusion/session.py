@@ -1,0 +1,413 @@
+"""Reads a mirror of files through DataFusion: each table a view over the segments it is made of.
+
+A view leaves out the removed rows by their numbers, so that DataFusion still pushes projections
+and filters down to the segments, and leaves out parts of Parquet files by their statistics.
+"""
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from datafusion import DataFrame, RuntimeEnvBuilder, SessionConfig, SessionContext, SQLOptions, udf
+from datafusion.catalog import Schema
+from datafusion.record_batch import RecordBatch
+
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError, QueryError
+from rhei_pipeline.mirrors.datafusion import (
+    deletion_vectors as bitmaps,
+)
+from rhei_pipeline.mirrors.datafusion import (
+    guard_udfs as refusals,
+)
+from rhei_pipeline.mirrors.datafusion import (
+    visibility_udfs as row_functions,
+)
+from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS
+from rhei_pipeline.mirrors.datafusion.formats import ROW
+from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredTable
+from rhei_pipeline.mirrors.datafusion.parameters import numbered_placeholders
+from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
+from rhei_pipeline.model.cancellation import Cancel
+from rhei_pipeline.model.schema import INSTANT, OPERATION, RESERVED_PREFIX, VALID_TO
+from rhei_pipeline.sql.read_only import refuse_writing, statement_tokens
+from rhei_pipeline.sql.text import datafusion_type, literal, quote
+
+_CATALOGUE = "rhei"
+_MAIN = "main"
+_SEGMENTS = "_rhei_segments"
+_LETTERS = "_rhei_dead_letter"
+#: A schema of PostgreSQL's whose tables need not be qualified, as in the source.
+_UNQUALIFIED = "public"
+
+#: How soon after one query has failed for its memory another may fail for the same memory.
+_RELEASE_SECONDS = 0.5
+
+_SETTINGS = {
+    # Arrow's plain types in, the same types out.
+    "datafusion.execution.parquet.schema_force_view_types": "false",
+    "datafusion.sql_parser.map_string_types_to_utf8view": "false",
+    "datafusion.execution.time_zone": "UTC",
+}
+#: A query reads; the session itself refuses the rest too, whatever the text may look like.
+_READING = (
+    SQLOptions()
+    .with_allow_ddl(allow=False)
+    .with_allow_dml(allow=False)
+    .with_allow_statements(allow=False)
+)
+
+_Result = TypeVar("_Result")
+#: Values of a statement, by place or by name.
+Params = Sequence[Any] | Mapping[str, Any]
+
+
+class ReadingSession:
+    """A DataFusion session that shows one committed state at a time, of all tables together."""
+
+    def __init__(self, store: SegmentStore, memory_limit_bytes: int | None = None) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        config = SessionConfig(_SETTINGS).with_default_catalog_and_schema(_CATALOGUE, _MAIN)
+        runtime = RuntimeEnvBuilder().with_disk_manager_os()
+        if memory_limit_bytes is not None:
+            runtime = runtime.with_fair_spill_pool(memory_limit_bytes)
+        self._context = SessionContext(config.with_information_schema(enabled=False), runtime)
+        self._schemas = {_MAIN}
+        self._views: dict[str, StoredTable] = {}
+        self._segments: dict[str, Segment] = {}
+        self._letters: str | None = ""
+        self._shown: Manifest | None = None
+        self._exhausted_at = -math.inf
+        self._wanted: dict[str, StoredTable] = {}
+        self._damaged: dict[str, MirrorDamagedError] = {}
+        self._create_schema(_SEGMENTS)
+        refusals.register(self._context)
+        store.files.register(self._context)
+
+    def query(self, sql: str, params: Params, manifest: Manifest) -> pa.Table:
+        """Run one reading statement on a committed state; parameters by place or name.
+
+        Raises:
+            QueryError: Not one statement, not a reading one, or DataFusion refuses it.
+        """
+        try:
+            return plain(_translated(self.plan(sql, params, manifest).to_arrow_table))
+        except _MemoryLimitError:
+            # One that failed just before lets go of its memory only after it has been told so.
+            before, self._exhausted_at = self._exhausted_at, time.monotonic()
+            if self._exhausted_at - before > _RELEASE_SECONDS:
+                raise
+        time.sleep(_RELEASE_SECONDS)
+        return plain(_translated(self.plan(sql, params, manifest).to_arrow_table))
+
+    def plan(self, sql: str, params: Params, manifest: Manifest) -> DataFrame:
+        """Plan one reading statement on a committed state; see `streamed`.
+
+        Raises:
+            QueryError: As of `query`.
+        """
+        refuse_writing(sql, "datafusion")
+        _refuse_hidden(sql)
+        bound = numbered_placeholders(sql)
+        values = (
+            dict(params)
+            if isinstance(params, Mapping)
+            else {str(place): value for place, value in enumerate(params, start=1)}
+        )
+        with self._lock:
+            self._show(manifest, _words(sql))
+            try:
+                return self._bound(bound, values)
+            except QueryError as error:
+                if not self._damaged and "not found" not in str(error):
+                    raise
+                # Its tables may be named where no token shows them, as in an 'explain'; or one
+                # may be damaged, and not shown for that.
+                self._show(manifest, None)
+                if self._damaged:
+                    raise next(iter(self._damaged.values())) from None
+                return self._bound(bound, values)
+
+    def _bound(self, sql: str, values: dict[str, Any]) -> DataFrame:
+        """Plan a statement; planning binds the tables, and what is shown later changes nothing."""
+        return _translated(
+            lambda: self._context.sql_with_options(sql, _READING, param_values=values)
+        )
+
+    def _show(self, manifest: Manifest, words: set[str] | None) -> None:
+        """Bring the views of the tables that a statement names, or of all, up to a state.
+
+        A table's files are checked before they are shown, and again where one changed since.
+        """
+        self._damaged = {}
+        if manifest is not self._shown:
+            self._wanted = dict(_views(manifest))
+            stale = [n for n, table in self._views.items() if self._wanted.get(n) is not table]
+            for name in stale:
+                self._drop(name)
+            self._forget(manifest)
+            self._shown = manifest
+        for name, table in self._wanted.items():
+            if words is None or table.relation.lower() in words:
+                self._show_table(name, table)
+        if words is None or _LETTERS in words:
+            self._show_letters(manifest)
+
+    def _show_table(self, name: str, table: StoredTable) -> None:
+        try:
+            self._store.check(self._store.table_files(table, indexes=False))
+            if name not in self._views:
+                self._create_schema(name.split(".", 1)[0].strip('"'))
+                for segment in table.segments:
+                    self._register(segment)
+                self._context.sql(f"create or replace view {name} as {_view(table)}")
+                self._views[name] = table
+        except MirrorDamagedError as error:
+            # The other tables of the query may be in order, and this one's name a column's.
+            self._damaged[name] = error
+            if name in self._views:
+                self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        self._context.sql(f"drop view {name}")
+        del self._views[name]
+
+    def _create_schema(self, name: str) -> None:
+        if name not in self._schemas:
+            self._context.catalog(_CATALOGUE).register_schema(name, Schema.memory_schema())
+            self._schemas.add(name)
+
+    def _register(self, segment: Segment) -> None:
+        known = self._segments.get(segment.name)
+        if known is None:
+            self._store.register(segment, self._context, _place(segment))
+        bits = self._store.bits(segment)
+        if bits is not None and (known is None or known.gone != segment.gone):
+            endings = self._store.endings(segment.ended)
+            if segment.hidden_rows:
+                hidden = row_functions.hidden(bits, endings)
+                shown = bitmaps.as_arrow(hidden, segment.rows)
+                self._tell(_test(segment), pa.bool_(), row_functions.presence(shown))
+            if endings:
+                self._tell(_end(segment), INSTANT, row_functions.ends(endings))
+                self._tell(_operation(segment), pa.string(), row_functions.operations(endings))
+        self._segments[segment.name] = segment
+
+    def _tell(self, name: str, kind: pa.DataType, look_up: Callable[[pa.Array], pa.Array]) -> None:
+        """Register a function of a row's number."""
+        self._context.register_udf(udf(look_up, [pa.uint32()], kind, "immutable", name))
+
+    def _forget(self, manifest: Manifest) -> None:
+        names = {segment.name for segment in manifest.segments}
+        for name in [known for known in self._segments if known not in names]:
+            segment = self._segments.pop(name)
+            self._context.deregister_table(_place(segment))
+            if segment.hidden_rows:
+                self._context.deregister_udf(_test(segment))
+            if segment.ended:
+                self._context.deregister_udf(_end(segment))
+                self._context.deregister_udf(_operation(segment))
+
+    def _show_letters(self, manifest: Manifest) -> None:
+        if manifest.letters != self._letters:
+            name = manifest.letters
+            letters = self._store.letters(name) if name else LETTERS.empty_table()
+            if self._letters != "":
+                self._context.deregister_table(_LETTERS)
+            self._context.register_record_batches(_LETTERS, [_batches(letters)])
+            self._letters = name
+
+
+class _MemoryLimitError(MirrorError):
+    """The engine has no memory left for a query."""
+
+
+def _translated(call: Callable[[], _Result]) -> _Result:
+    try:
+        return call()
+    except asyncio.CancelledError as error:
+        raise QueryError("the query was cancelled") from error
+    except QueryError:
+        raise
+    except Exception as error:  # DataFusion's errors have no type of their own
+        if "Resources exhausted" in str(error):
+            raise _MemoryLimitError(
+                "DataFusion has reached its memory limit",
+                hint="ask for less at once, or raise mirror.memory_limit",
+            ) from error
+        raise QueryError(
+            f"DataFusion refused the query: {str(error).strip().splitlines()[0]}",
+            hint="the mirror answers reading queries on mirrored tables",
+        ) from error
+
+
+def _words(sql: str) -> set[str]:
+    """Return all words of a statement in lower case: every table that it names is among them."""
+    return {token.text.lower() for token in statement_tokens(sql, "duckdb")}
+
+
+def _refuse_hidden(sql: str) -> None:
+    """Refuse the files' own tables, which hold rows that were removed since."""
+    if any(token.text.lower() == _SEGMENTS for token in statement_tokens(sql, "duckdb")):
+        raise QueryError(f"schema {_SEGMENTS!r} is not for reading", hint="read the tables")
+
+
+def streamed(frame: DataFrame, cancel: Cancel) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a planned query as they come; cancelled, it ends at the next batch.
+
+    Raises:
+        QueryError: DataFusion refuses it, or it was cancelled.
+    """
+    schema = plain_schema(frame)
+    stream = iter(_translated(frame.execute_stream))
+    while (batch := _translated(lambda: next(stream, None))) is not None:
+        cancel.refuse_cancelled()
+        yield batch.to_pyarrow().cast(schema)
+
+
+def interruptible(frame: DataFrame, cancel: Cancel) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a planned query; cancelled, it ends at once, and its work with it.
+
+    Not for a thread that runs an event loop: DataFusion lets go only of what is awaited.
+
+    Raises:
+        QueryError: DataFusion refuses it, or it was cancelled.
+    """
+    schema = plain_schema(frame)
+    stream = aiter(_translated(frame.execute_stream))
+    with closing(asyncio.new_event_loop()) as loop:
+
+        def following() -> RecordBatch | None:
+            awaited = loop.create_task(_following(stream))
+            try:
+                with cancel.ending_by(lambda: loop.call_soon_threadsafe(awaited.cancel)):
+                    return loop.run_until_complete(awaited)
+            finally:
+                _end_task(loop, awaited)
+
+        while (batch := _translated(following)) is not None:
+            yield batch.to_pyarrow().cast(schema)
+
+
+def _end_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    """End a task that was cancelled before it began."""
+    if not task.done():
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(task)
+
+
+async def _following(stream: AsyncIterator[RecordBatch]) -> RecordBatch | None:
+    return await anext(stream, None)
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """Return a result with Arrow's plain types, any column of which may hold nulls."""
+    return table.cast(_plain(table.schema))
+
+
+def plain_schema(frame: DataFrame) -> pa.Schema:
+    """Return the schema of a planned query's answer, in Arrow's plain types."""
+    return _plain(frame.schema())
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([pa.field(field.name, _PLAIN.get(field.type, field.type)) for field in schema])
+
+
+def _batches(table: pa.Table) -> list[pa.RecordBatch]:
+    empty = pa.RecordBatch.from_pylist([], schema=table.schema)
+    return table.to_batches() or [empty]
+
+
+def _views(manifest: Manifest) -> Iterator[tuple[str, StoredTable]]:
+    """Name the views that a state has; a name that is qualified goes before one that is not."""
+    shown = [
+        table
+        for table in manifest.tables.values()
+        if not table.relation.startswith(RESERVED_PREFIX)
+    ]
+    taken = {(table.namespace or _MAIN, table.relation) for table in shown}
+    for table in shown:
+        for place in _places(table):
+            if place == (table.namespace or _MAIN, table.relation) or place not in taken:
+                yield f"{quote(place[0])}.{quote(place[1])}", table
+
+
+def _places(table: StoredTable) -> set[tuple[str, str]]:
+    """Return the names by which a table is found; unquoted ones reach DataFusion in lower case."""
+    namespaces = {table.namespace or _MAIN}
+    if table.namespace == _UNQUALIFIED:
+        namespaces.add(_MAIN)
+    return {
+        (name, form) for name in namespaces for form in (table.relation, table.relation.lower())
+    }
+
+
+def _place(segment: Segment) -> str:
+    return f"{_SEGMENTS}.s{segment.name}"
+
+
+def _test(segment: Segment) -> str:
+    return f"_rhei_present_{segment.name}"
+
+
+def _end(segment: Segment) -> str:
+    return f"_rhei_end_{segment.name}"
+
+
+def _operation(segment: Segment) -> str:
+    return f"_rhei_operation_{segment.name}"
+
+
+def _view(table: StoredTable) -> str:
+    if not table.segments:
+        columns = ", ".join(
+            f"{_cast('null', field)} as {quote(field.name)}" for field in table.schema
+        )
+        return f"select {columns} where false"
+    return " union all ".join(_select(table, segment) for segment in table.segments)
+
+
+def _select(table: StoredTable, segment: Segment) -> str:
+    columns = ", ".join(
+        f"{_value(segment, field)} as {quote(field.name)}" for field in table.schema
+    )
+    condition = f" where {_test(segment)}({ROW})" if segment.hidden_rows else ""
+    return f"select {columns} from {_place(segment)}{condition}"
+
+
+def _value(segment: Segment, wanted: pa.Field) -> str:
+    if segment.ended and wanted.name == VALID_TO:
+        return f"{_end(segment)}({ROW})"
+    if segment.ended and wanted.name == OPERATION:
+        return f"coalesce({_operation(segment)}({ROW}), {_standing(segment, wanted)})"
+    return _standing(segment, wanted)
+
+
+def _standing(segment: Segment, wanted: pa.Field) -> str:
+    if wanted.name in segment.schema.names:
+        standing = segment.schema.field(wanted.name).type
+        own = quote(wanted.name)
+        return own if standing.equals(wanted.type) else _cast(own, wanted)
+    constant = segment.constants.get(wanted.name)
+    if constant is None:
+        return _cast("null", wanted)
+    return literal(constant) if isinstance(constant, str) else _cast(str(constant), wanted)
+
+
+def _cast(value: str, field: pa.Field) -> str:
+    return f"arrow_cast({value}, {literal(datafusion_type(field.type))})"
+
+
+_PLAIN = {
+    pa.string_view(): pa.string(),
+    pa.large_string(): pa.string(),
+    pa.binary_view(): pa.binary(),
+    pa.large_binary(): pa.binary(),
+}

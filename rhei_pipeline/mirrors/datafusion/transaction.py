@@ -1,0 +1,531 @@
+"""What one transaction of a mirror of files may do."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
+from types import MappingProxyType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.changes.compaction import key_codes
+from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeated
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError, RheiError, SchemaError
+from rhei_pipeline.mirrors.datafusion import dead_letters as dead
+from rhei_pipeline.mirrors.datafusion.diff import (
+    compare,
+    compare_digests,
+    differing,
+    present_repeats,
+)
+from rhei_pipeline.mirrors.datafusion.digests import key_hashes, table_digests
+from rhei_pipeline.mirrors.datafusion.manifest import (
+    COPY_PREFIX,
+    SNAPSHOTS,
+    Built,
+    Manifest,
+    StoredTable,
+)
+from rhei_pipeline.mirrors.datafusion.past import note_columns
+from rhei_pipeline.mirrors.datafusion.query_proof import misread_columns
+from rhei_pipeline.mirrors.datafusion.schema_evolution import fit, last_good_rows, outgrown
+from rhei_pipeline.mirrors.datafusion.segment_merge import (
+    CYCLE_ROWS,
+    SEGMENT_ROWS,
+    due_in_a_cycle,
+    fold,
+)
+from rhei_pipeline.mirrors.datafusion.segment_store import DATA, SegmentStore, conform
+from rhei_pipeline.mirrors.datafusion.version_ends import Endings
+from rhei_pipeline.mirrors.datafusion.write_buffer import Draft, Found
+from rhei_pipeline.model.blame import own_fault
+from rhei_pipeline.model.changes import (
+    SEQUENCE,
+    Comparison,
+    Counts,
+    DeadLetter,
+    LetterName,
+    NetChanges,
+    Operation,
+    Versions,
+)
+from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
+from rhei_pipeline.model.schema import (
+    INSTANT,
+    OPERATION,
+    VALID_FROM,
+    VALID_TO,
+    Mode,
+    Table,
+    TableSchema,
+    renamed,
+)
+from rhei_pipeline.sql.text import mirror_table, quote
+
+_DAY = pa.field("snapshot_date", pa.date32())
+
+
+@dataclass(slots=True)
+class FileTransaction:
+    """A `MirrorTransaction` on one committed state; `settle` says what it makes of it."""
+
+    base: Manifest
+    store: SegmentStore
+    #: Runs a query on the committed state; None where nobody is to ask.
+    ask: Callable[[str], pa.Table] | None = None
+    _tables: dict[str, Draft] = field(default_factory=dict)
+    _dropped: set[str] = field(default_factory=set)
+    _watermarks: dict[str, Watermark] = field(default_factory=dict)
+    _copies: dict[str, CopyProgress] = field(default_factory=dict)
+    _letters: pa.Table | None = None
+    _letters_changed: bool = False
+
+    def __post_init__(self) -> None:
+        self._watermarks = dict(self.base.ledger.watermarks)
+        self._copies = dict(self.base.ledger.copies)
+
+    def settle(self) -> Manifest:
+        """Write everything that is new, and return the state to commit."""
+        tables = {n: t for n, t in self.base.tables.items() if n not in self._dropped}
+        now = datetime.now(UTC)
+        for name, draft in self._tables.items():
+            table = self._settled(draft)
+            limit = SEGMENT_ROWS if table.relation.startswith(COPY_PREFIX) else CYCLE_ROWS
+            tables[name] = fold(table, due_in_a_cycle(table.segments, now, limit), self.store)
+        kept = self.base.letters
+        if self._letters_changed:
+            kept = self.store.write_letters(self._kept()) if self._kept().num_rows else None
+        return replace(
+            self.base,
+            version=self.base.version + 1,
+            committed_at=now,
+            tables=MappingProxyType(tables),
+            ledger=self.ledger(),
+            letters=kept,
+        )
+
+    def _settled(self, draft: Draft) -> StoredTable:
+        """Write one table; an unknown error at that is its own."""
+        try:
+            return draft.settle()
+        except (RheiError, OSError):
+            raise
+        except Exception as error:
+            built = draft.table.built
+            name = built.name if built else self.base.name_of(draft.table)
+            fault = own_fault(error, name)
+            raise fault if fault is not None else error from error
+
+    def ledger(self) -> Ledger:
+        """Return what is recorded, as this transaction sees it."""
+        return Ledger(
+            MappingProxyType(dict(self._watermarks)), MappingProxyType(dict(self._copies))
+        )
+
+    def merge(self, table: Table, changes: NetChanges) -> Counts:
+        """Compare with the digests of the rows there; remove and append what really changed."""
+        return _merge(self._draft(table), table, changes)
+
+    def present_keys(self, table: Table) -> pa.Table:
+        """Return the keys of all rows that are valid now."""
+        return _all_keys(self._draft(table), table)
+
+    def copied_keys(self, table: Table) -> pa.Table:
+        """Return the keys of all rows in the copy."""
+        return _all_keys(self._draft(table, COPY_PREFIX), table)
+
+    def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
+        """Return the rows of those keys that are valid now."""
+        return _rows_of(self._draft(table), table, keys)
+
+    def copied_rows(self, table: Table, keys: pa.Table) -> pa.Table:
+        """Return the rows of those keys in the copy."""
+        return _rows_of(self._draft(table, COPY_PREFIX), table, keys)
+
+    def open_versions(self, table: Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Look up the touched keys' open versions, then the past of keys that have none."""
+        draft, own = self._draft(table), list(table.schema.primary_key)
+        ordered = events.sort_by(SEQUENCE)
+        firsts = ordered.take(_first_of_each(ordered, table))
+        distinct = firsts.select(own)
+        sought = key_hashes(distinct)
+        found = draft.find(sought)
+        opened = distinct.take(pa.array(found.needles))
+        since = draft.take(found.places, [VALID_FROM])[VALID_FROM]
+        opened = opened.append_column(VALID_FROM, since)
+        opened = opened.append_column(LOCATOR, pa.array(found.places))
+        opened = opened.append_column(REPEATED, _repeated(draft, table, firsts, found))
+        pastless = np.setdiff1d(np.arange(distinct.num_rows), found.needles)
+        past = draft.find(sought.take(pastless), past=True)
+        floors = np.full(len(pastless), np.iinfo(np.int64).min)
+        np.maximum.at(floors, past.needles, past.payloads.view(np.int64))
+        having = np.unique(past.needles)
+        named = distinct.take(pa.array(pastless[having]))
+        return opened, named.append_column(FLOOR, pa.array(floors[having]).cast(INSTANT))
+
+    def supersede(self, table: Table, versions: Versions) -> None:
+        """Have versions end, then append what opens."""
+        draft = self._draft(table)
+        if versions.closings.num_rows:
+            _close(draft, table, versions.closings)
+        ended = pc.is_valid(versions.openings[VALID_TO])
+        for past, rows in (
+            (True, versions.openings.filter(ended)),
+            (False, versions.openings.filter(pc.invert(ended))),
+        ):
+            _append_versions(draft, table, rows, past)
+
+    def record(self, watermark: Watermark) -> None:
+        """Record progress; refuses to go back."""
+        earlier = self._watermarks.get(watermark.table)
+        if earlier is not None and earlier.position.order > watermark.position.order:
+            raise MirrorError(
+                f"its watermark would go back from {earlier.position.order}"
+                f" to {watermark.position.order}",
+                table=watermark.table,
+                hint="another sync has recorded since; run this one again",
+            )
+        self._watermarks[watermark.table] = watermark
+
+    def quarantine(self, letters: Iterable[DeadLetter]) -> int:
+        """Keep dead letters; return how many."""
+        self._letters, count = dead.keep(self._kept(), letters)
+        self._letters_changed |= count > 0
+        return count
+
+    def quarantined(self, table: Table) -> set[LetterName]:
+        """Name the open dead letters of a table."""
+        return dead.open_names(self._kept(), table.name)
+
+    def release(self, table: Table, letters: Collection[LetterName], at: datetime) -> None:
+        """Resolve dead letters; a temporal table keeps them as resolved."""
+        if letters:
+            dated = at if table.mode is Mode.TEMPORAL else None
+            self._letters = dead.release(self._kept(), table.name, letters, dated)
+            self._letters_changed = True
+
+    def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:
+        """Keep a temporal table's rows as of each day's instant, under the day."""
+        name, draft = _snapshots(table.schema), self._draft(table)
+        if not self._stands(name):
+            empty = StoredTable(SNAPSHOTS, table.schema.snapshot_name, pa.schema([_DAY]))
+            self._tables[name] = Draft(empty, self.store)
+        target = self._named(name, table)
+        asked = dict.fromkeys(column for day in days.values() for column in day.columns)
+        new = [draft.schema.field(n) for n in asked if n not in target.schema.names]
+        target.reshape(pa.schema([*target.schema, *new]))
+        written = {}
+        for day, then in days.items():
+            rows = _rows_as_of(draft, then)
+            dated = rows.add_column(0, _DAY, pa.repeat(pa.scalar(day), rows.num_rows))
+            target.append_tagged(dated, day.isoformat())
+            written[day] = rows.num_rows
+        return written
+
+    def begin_copy(self, table: Table, progress: CopyProgress) -> None:
+        """Start an empty copy beside the table."""
+        self._put(table, table.schema.arrow, COPY_PREFIX)
+        self._copies[table.name] = progress
+
+    def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
+        """Append rows to the copy and record how far it has come."""
+        if rows.num_rows:
+            _append(self._draft(table, COPY_PREFIX), table, rows)
+        self._copies[table.name] = progress
+
+    def drop_copy(self, table: Table) -> None:
+        """Drop the copy under way; the table beside it stays as it was last recorded."""
+        name = mirror_table(table.schema, COPY_PREFIX)
+        self._tables.pop(name, None)
+        self._copies.pop(table.name, None)
+        self._dropped.add(name)
+
+    def heal_copy(self, table: Table, changes: NetChanges) -> None:
+        """Bring the copy up to a later state by net changes."""
+        _merge(self._draft(table, COPY_PREFIX), table, changes)
+
+    def keep_unknown(self, table: Table, keys: pa.Table) -> None:
+        """Give the copy the table's present rows of keys that the copy could not read."""
+        if keys.num_rows and self._stands(mirror_table(table.schema)):
+            rows = last_good_rows(self._draft(table), table, keys)
+            copy = self._draft(table, COPY_PREFIX)
+            held = copy.find(key_hashes(rows.select(list(table.schema.primary_key)))).needles
+            lacking = np.setdiff1d(np.arange(rows.num_rows), held)
+            _append(copy, table, rows.take(pa.array(lacking)))
+
+    def adopt_copy(self, table: Table, at: datetime) -> int | None:
+        """Make the copy the table, if there is no table of its shape; return its rows, else None.
+
+        A temporal table's rows become baseline versions that are valid from `at`.
+
+        Raises:
+            SchemaDriftError: A temporal table's past cannot be kept under the new types.
+        """
+        name = mirror_table(table.schema)
+        self._follow_case(table.schema)
+        if self._stands(name):
+            standing = self._draft(table)
+            if not outgrown(standing, table):
+                self._tables[name] = fit(standing, table, self.store, _append_versions)
+                note_columns(self._tables[name], table, at)
+                return None
+        copy = self._drop_copy(table)
+        copy.move(table.schema.namespace, table.schema.mirror_relation)
+        if table.mode is Mode.TEMPORAL:
+            copy.reshape(table.mirror_schema)
+            since = pa.scalar(at, INSTANT).cast(pa.int64()).as_py()
+            copy.fix({VALID_FROM: since, OPERATION: Operation.INSERT.value})
+            copy.date(at, {})
+        copy.build_for(Built(table.name, table.schema.primary_key))
+        self._tables[name] = copy
+        return copy.count()
+
+    def mend_keys(self, table: Table, at: datetime) -> Counts:  # noqa: ARG002
+        """Leave one present row a key; one without a key is found as a difference."""
+        draft = self._draft(table)
+        places, keys = present_repeats(draft)
+        if table.mode is Mode.DESTRUCTIVE:
+            too_many = places[1:][keys[1:] == keys[:-1]]
+            draft.remove(too_many)
+            return Counts(deleted=len(too_many))
+        return Counts(deleted=_end_overlapping(draft, table, places, keys))
+
+    def _follow_case(self, schema: TableSchema) -> None:
+        """Take over a name that changed its case; without schemas, a source has one of both."""
+        for old, stored in self.base.tables.items():
+            alike = stored.relation.lower() == schema.mirror_relation.lower()
+            if alike and stored.is_mirrored and stored.relation != schema.mirror_relation:
+                if schema.namespace or stored.namespace or old in self._dropped:
+                    continue
+                draft = self._tables.pop(old, None) or Draft(stored, self.store)
+                draft.move(None, schema.mirror_relation)
+                self._tables[mirror_table(schema)] = draft
+                self._dropped.add(old)
+                self._watermarks.pop(stored.relation, None)
+                self._copies.pop(stored.relation, None)
+                self._letters = dead.rename(self._kept(), stored.relation, schema.name)
+                self._letters_changed = True
+
+    def record_key(self, table: Table) -> None:
+        """Record the key that the table was built for."""
+        self._draft(table).build_for(Built(table.name, table.schema.primary_key))
+
+    def drop_table(self, table: Table, keep_as: str | None = None) -> int:
+        """Drop a table and all that is recorded of it; return the rows or versions it had."""
+        schema, kept = table.schema, renamed(table.schema, keep_as) if keep_as else None
+        standing = self.base.tables.get(mirror_table(schema))
+        rows = sum(s.present_rows + s.ended_rows for s in standing.segments) if standing else 0
+        if kept is not None:
+            self._set_aside(mirror_table(schema), mirror_table(kept), table, kept)
+            days = replace(kept, namespace=SNAPSHOTS)
+            self._set_aside(_snapshots(schema), _snapshots(kept), table, days)
+        for name in (mirror_table(schema), _snapshots(schema), mirror_table(schema, COPY_PREFIX)):
+            self._tables.pop(name, None)
+            self._dropped.add(name)
+        self._watermarks.pop(table.name, None)
+        self._copies.pop(table.name, None)
+        self._letters, self._letters_changed = dead.forget(self._kept(), table.name), True
+        return rows
+
+    def _set_aside(self, old: str, new: str, table: Table, kept: TableSchema) -> None:
+        if self._stands(new):
+            raise SchemaError(
+                f"the mirror has a table {kept.name!r} already",
+                table=table.name,
+                hint="give another name after '--keep-as'",
+            )
+        if self._stands(old):
+            draft = self._tables[new] = self._named(old, table)
+            draft.move(kept.namespace, kept.relation)
+            draft.build_for(Built(kept.name, table.schema.primary_key, set_aside=True))
+
+    def _stands(self, name: str) -> bool:
+        return name in self._tables or (name in self.base.tables and name not in self._dropped)
+
+    def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
+        """Yield what leads from the table's present rows to the copy's, then drop the copy."""
+        standing, copy = self._draft(table), self._drop_copy(table)
+        differing_places, gone_places = differing(standing, copy)
+        names, key = table.schema.names, table.schema.primary_key
+        gone = standing.take(gone_places, key)
+        for low in range(0, max(len(differing_places), len(gone_places)), limit):
+            rows = copy.take(differing_places[low : low + limit], names)
+            yield NetChanges(rows, gone.slice(low, limit))
+
+    def count(self, table: Table) -> int:
+        """Count the rows that are valid now."""
+        return self._draft(table).count()
+
+    def compare_digests(
+        self, table: Table, parts: Iterable[pa.Table]
+    ) -> tuple[list[int], pa.Table]:
+        """Compare with the digests that the index holds; no row is read."""
+        return compare_digests(self._draft(table), table.schema, parts)
+
+    def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
+        """Compare the source's rows with the table's present ones, both ways.
+
+        All files are checked, and what is compared is read and digested anew; the index's own
+        digests are not believed. Queries have to find what the files hold.
+        """
+        stored = self.base.tables.get(mirror_table(table.schema))
+        if stored is not None:
+            self.store.check_anew(self.store.table_files(stored))
+            self._prove_queries(table, stored)
+        return compare(self._draft(table), table, rows)
+
+    def _prove_queries(self, table: Table, stored: StoredTable) -> None:
+        if self.ask is None:
+            return
+        draft, columns = Draft(stored, self.store), stored.schema.names
+        parts = (rows for past in (False, True) for rows, _ in draft.scan(columns, past=past))
+        misread = misread_columns(stored.schema, mirror_table(table.schema), parts, self.ask)
+        if misread:
+            raise MirrorDamagedError(
+                f"queries do not find in column {misread[0]!r} what the files hold",
+                file=DATA,
+                table=table.name,
+                hint="run 'rhei maintain', which writes files of an earlier format anew",
+            )
+
+    def _draft(self, table: Table, prefix: str = "") -> Draft:
+        return self._named(mirror_table(table.schema, prefix), table)
+
+    def _named(self, name: str, table: Table) -> Draft:
+        found = self._tables.get(name)
+        if found is None:
+            stored = self.base.tables.get(name)
+            if stored is None or not self._stands(name):
+                raise MirrorError(
+                    "it does not stand in the mirror", table=table.name, hint="copy it first"
+                )
+            self.store.refuse_damaged(stored)
+            found = self._tables[name] = Draft(stored, self.store)
+        return found
+
+    def _put(self, table: Table, schema: pa.Schema, prefix: str) -> None:
+        stored = StoredTable(table.schema.namespace, prefix + table.schema.mirror_relation, schema)
+        self._tables[mirror_table(table.schema, prefix)] = Draft(stored, self.store)
+
+    def _drop_copy(self, table: Table) -> Draft:
+        copy, name = self._draft(table, COPY_PREFIX), mirror_table(table.schema, COPY_PREFIX)
+        del self._tables[name], self._copies[table.name]
+        self._dropped.add(name)
+        return copy
+
+    def _kept(self) -> pa.Table:
+        if self._letters is None:
+            name = self.base.letters
+            self._letters = self.store.letters(name) if name else dead.LETTERS.empty_table()
+        return self._letters
+
+
+def _snapshots(schema: TableSchema) -> str:
+    return f"{SNAPSHOTS}.{quote(schema.snapshot_name)}"
+
+
+def _merge(draft: Draft, table: Table, changes: NetChanges) -> Counts:
+    key = list(table.schema.primary_key)
+    inserted = updated = deleted = 0
+    upserts = changes.upserts
+    if upserts.num_rows:
+        hashes, digests = key_hashes(upserts.select(key)), table_digests(upserts, table.schema)
+        found = draft.find(hashes)
+        same = found.payloads == digests[found.needles]
+        changed = np.ones(upserts.num_rows, dtype=bool)
+        changed[found.needles[same]] = False
+        draft.remove(found.places[~same])
+        updated = int((~same).sum())
+        inserted = upserts.num_rows - len(found.needles)
+        draft.append(upserts.filter(pa.array(changed)), hashes.take(changed), digests[changed])
+    if changes.tombstones.num_rows:
+        ended = draft.find(key_hashes(changes.tombstones.select(key))).places
+        draft.remove(ended)
+        deleted = len(ended)
+    return Counts(inserted, updated, deleted)
+
+
+def _append(draft: Draft, table: Table, rows: pa.Table) -> None:
+    hashes = key_hashes(rows.select(list(table.schema.primary_key)))
+    draft.append(rows, hashes, table_digests(rows, table.schema))
+
+
+def _first_of_each(events: pa.Table, table: Table) -> pa.Array:
+    """Return where the first event of each key stands, of events in their order."""
+    _, first = np.unique(
+        key_codes(events.select(list(table.schema.primary_key))), return_index=True
+    )
+    return pa.array(first)
+
+
+def _repeated(draft: Draft, table: Table, firsts: pa.Table, found: Found) -> pa.Array:
+    """Tell of each open version whether the first event of its key repeats it, by its digest.
+
+    Its row is read only where the digest is not of the columns there are now.
+    """
+    same = found.payloads == table_digests(firsts, table.schema)[found.needles]
+    unsure = np.flatnonzero(~draft.digests_hold(found.places, table.schema.columns))
+    if len(unsure):
+        rows = conform(draft.take(found.places[unsure], table.schema.names), table.schema.arrow)
+        same[unsure] = repeated(rows, firsts, table.schema).to_numpy(zero_copy_only=False)
+    return pa.array(same)
+
+
+def _close(draft: Draft, table: Table, closings: pa.Table) -> None:
+    places, deleted = closings[LOCATOR].to_numpy(), closings[DELETED].to_numpy()
+    ends = closings[VALID_TO].cast(pa.int64()).to_numpy()
+    left = np.flatnonzero(~draft.end(places, ends, deleted))
+    if len(left):
+        # Opened by this transaction, and not yet written: moved instead.
+        endings = Endings(np.arange(len(left), dtype=np.uint32), ends[left], deleted[left])
+        rows = endings.written_into(draft.take(places[left], draft.schema.names))
+        draft.remove(places[left])
+        _append_versions(draft, table, rows, True)  # noqa: FBT003
+
+
+def _end_overlapping(draft: Draft, table: Table, places: np.ndarray, keys: np.ndarray) -> int:
+    """Have each of a key's open versions end where the next one begins; return how many ended."""
+    since = draft.take(places, [VALID_FROM])[VALID_FROM].cast(pa.int64()).to_numpy()
+    order = np.lexsort((since, keys))
+    ends = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+    if len(ends):
+        closings = {
+            LOCATOR: pa.array(places[order][ends]),
+            VALID_TO: pa.array(since[order][ends + 1]).cast(INSTANT),
+            DELETED: pa.array(np.zeros(len(ends), dtype=bool)),
+        }
+        _close(draft, table, pa.table(closings))
+    return len(ends)
+
+
+def _append_versions(draft: Draft, table: Table, rows: pa.Table, past: bool) -> None:  # noqa: FBT001
+    hashes = key_hashes(rows.select(list(table.schema.primary_key)))
+    if past:
+        payloads = rows[VALID_TO].cast(pa.int64()).to_numpy().view(np.uint64)
+    else:
+        payloads = table_digests(rows, table.schema)
+    draft.append(rows, hashes, payloads, past=past)
+
+
+def _all_keys(draft: Draft, table: Table) -> pa.Table:
+    parts = [keys for keys, _ in draft.scan(table.schema.primary_key)]
+    return pa.concat_tables([table.schema.arrow_key.empty_table(), *parts])
+
+
+def _rows_of(draft: Draft, table: Table, keys: pa.Table) -> pa.Table:
+    key = list(table.schema.primary_key)
+    found = draft.find(key_hashes(keys.select(key)))
+    return conform(draft.take(np.unique(found.places), table.schema.names), table.schema.arrow)
+
+
+def _rows_as_of(draft: Draft, then: AsOf) -> pa.Table:
+    names = list(then.columns)
+    found = [pa.schema([draft.schema.field(name) for name in names]).empty_table()]
+    at = pa.scalar(then.instant, INSTANT)
+    for past in (False, True):
+        for rows, _ in draft.scan([*names, VALID_FROM, VALID_TO], past=past):
+            still = pc.fill_null(pc.greater(rows[VALID_TO], at), fill_value=True)
+            alive = pc.and_(pc.less_equal(rows[VALID_FROM], at), still)
+            found.append(rows.filter(alive).select(names))
+    return pa.concat_tables(found)

@@ -1,0 +1,86 @@
+"""Which versions of a segment have ended, when and how: their rows stay where they are.
+
+A change to a temporal table costs what it ends, not the rows around it; folding moves the rows of
+ended versions into segments of their own, later and many at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.mirrors.datafusion.key_index import Numbers
+from rhei_pipeline.model.changes import Operation
+from rhei_pipeline.model.schema import INSTANT, OPERATION, VALID_TO
+
+_BYTES_PER_ROW = 13
+
+
+@dataclass(frozen=True, slots=True)
+class Endings:
+    """Some of a segment's versions that have ended.
+
+    Attributes:
+        positions: Where their rows stand in the segment; they ascend.
+        ends: When each ended, in microseconds.
+        deleted: Whether nothing followed it, because its row was deleted.
+    """
+
+    positions: npt.NDArray[np.uint32]
+    ends: Numbers
+    deleted: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, positions: Numbers, ends: Numbers, deleted: npt.NDArray[np.bool_]) -> "Endings":
+        """Bring endings into order."""
+        order = np.argsort(positions)
+        return cls(positions[order].astype(np.uint32), ends[order], deleted[order])
+
+    @classmethod
+    def merged(cls, parts: Sequence["Endings"]) -> "Endings":
+        """Make one of several."""
+        return cls.of(
+            np.concatenate([part.positions for part in parts]).astype(np.int64),
+            np.concatenate([part.ends for part in parts]),
+            np.concatenate([part.deleted for part in parts]),
+        )
+
+    @classmethod
+    def decode(cls, buffer: pa.Buffer, offset: int, rows: int) -> "Endings":
+        """Read what `encode` wrote at this place, without copying."""
+        ends = np.frombuffer(buffer, np.int64, rows, offset)
+        positions = np.frombuffer(buffer, np.uint32, rows, offset + 8 * rows)
+        deleted = np.frombuffer(buffer, np.bool_, rows, offset + 12 * rows)
+        return cls(positions, ends, deleted)
+
+    def encode(self) -> bytes:
+        """Write the columns one after the other, without a header; a multiple of eight bytes."""
+        parts = (self.ends, self.positions, self.deleted)
+        content = b"".join(part.tobytes() for part in parts)
+        return content.ljust(-(-len(content) // 8) * 8, b"\0")
+
+    def find(self, positions: Numbers) -> tuple[npt.NDArray[np.bool_], Numbers]:
+        """Tell which of these positions have ended here, and where each of those stands."""
+        if not len(self.positions):
+            return np.zeros(len(positions), dtype=bool), np.zeros(0, dtype=np.int64)
+        place = np.searchsorted(self.positions, positions)
+        met = self.positions[np.minimum(place, len(self.positions) - 1)] == positions
+        return met, place[met]
+
+    def within(self, low: int, high: int) -> "Endings":
+        """Return those from one position to before another."""
+        first, last = np.searchsorted(self.positions, [low, high])
+        return Endings(self.positions[first:last], self.ends[first:last], self.deleted[first:last])
+
+    def written_into(self, rows: pa.Table) -> pa.Table:
+        """Write when and how each row's version ended into rows that have columns for it."""
+        for place, field in enumerate(rows.schema):
+            if field.name == VALID_TO:
+                rows = rows.set_column(place, field, pa.array(self.ends).cast(INSTANT))
+            if field.name == OPERATION:
+                last = pc.if_else(pa.array(self.deleted), Operation.DELETE.value, rows[place])
+                rows = rows.set_column(place, field, last)
+        return rows

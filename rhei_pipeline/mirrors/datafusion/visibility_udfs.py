@@ -1,0 +1,83 @@
+"""Functions of a row's number in its segment: whether it is shown, and how its version ended."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.mirrors.datafusion.deletion_vectors import Bits
+from rhei_pipeline.mirrors.datafusion.version_ends import Endings
+from rhei_pipeline.model.changes import Operation
+from rhei_pipeline.model.schema import INSTANT
+
+#: What DataFusion calls with the numbers of a batch's rows.
+OfNumbers = Callable[[pa.Array], pa.Array]
+
+
+def hidden(bits: Bits, endings: Sequence[Endings]) -> Bits:
+    """Return which rows are gone for good: versions that have ended are still to be seen."""
+    if not endings:
+        return bits
+    gone = np.unpackbits(bits, bitorder="little")
+    for some in endings:
+        gone[some.positions] = 0
+    return np.packbits(gone, bitorder="little")
+
+
+def ends(endings: Sequence[Endings]) -> OfNumbers:
+    """Tell of rows by their numbers when their version ended; null for one that is valid."""
+
+    def look_up(numbers: pa.Array) -> pa.Array:
+        ended, standing = np.zeros(len(numbers), np.int64), np.ones(len(numbers), dtype=bool)
+        for some, met, where in _met(endings, numbers):
+            ended[met], standing[met] = some.ends[where], False
+        return pa.array(ended, mask=standing).cast(INSTANT)
+
+    return look_up
+
+
+def operations(endings: Sequence[Endings]) -> OfNumbers:
+    """Tell of rows by their numbers the operation that ended them, where it was a delete."""
+
+    def look_up(numbers: pa.Array) -> pa.Array:
+        deleted = np.zeros(len(numbers), dtype=bool)
+        for some, met, where in _met(endings, numbers):
+            deleted[met] = some.deleted[where]
+        none = pa.scalar(None, pa.string())
+        return pc.if_else(pa.array(deleted), Operation.DELETE.value, none)
+
+    return look_up
+
+
+def _met(
+    endings: Sequence[Endings], numbers: pa.Array
+) -> Iterator[tuple[Endings, np.ndarray, np.ndarray | slice]]:
+    """Yield endings, which of the rows have ended there, and where each of those stands."""
+    rows = numbers.to_numpy()
+    together = _stand_together(rows)
+    for some in endings:
+        if together:
+            first, last = np.searchsorted(some.positions, [rows[0], rows[0] + len(rows)])
+            if first < last:
+                yield some, some.positions[first:last] - rows[0], slice(first, last)
+        else:
+            found, where = some.find(rows)
+            yield some, np.flatnonzero(found), where
+
+
+def _stand_together(rows: np.ndarray) -> bool:
+    return len(rows) > 0 and bool((np.diff(rows) == 1).all())
+
+
+def presence(present: pa.BooleanArray) -> OfNumbers:
+    """Tell of rows by their numbers whether they are shown."""
+
+    def test(numbers: pa.Array) -> pa.Array:
+        rows = numbers.to_numpy()
+        # Most batches are rows that stand together, and of those a slice is free.
+        if _stand_together(rows):
+            return present.slice(int(rows[0]), len(rows))
+        return present.take(numbers)
+
+    return test

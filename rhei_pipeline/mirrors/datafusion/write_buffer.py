@@ -1,0 +1,425 @@
+"""A table as one transaction sees it: the segments committed before, and rows of its own."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rhei_pipeline.mirrors.datafusion.deletion_vectors import (
+    Bits,
+    are_gone,
+    none_gone,
+    present,
+    remove,
+)
+from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, Words
+from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex, Numbers
+from rhei_pipeline.mirrors.datafusion.manifest import Built, Ended, Gone, Segment, StoredTable
+from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, ascending, conform
+from rhei_pipeline.mirrors.datafusion.version_ends import Endings
+from rhei_pipeline.model.schema import HISTORY_FIELDS, Column
+
+#: A place is the number of a part in its table, and a row's position in that part.
+_POSITION_BITS = 32
+_POSITION = (1 << _POSITION_BITS) - 1
+_TOLD = {found.name for found in HISTORY_FIELDS}
+
+#: So many files of endings of about one size are made one.
+_HAND = 8
+#: Rows that a transaction holds in memory before it writes them; readers see them at its end.
+SPILL_ROWS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Rows found by their keys.
+
+    Attributes:
+        needles: Which of the keys sought each row has.
+        places: Where each row stands.
+        payloads: What the index keeps of each row.
+    """
+
+    needles: Numbers
+    places: Numbers
+    payloads: Words
+
+
+class _Staged:
+    """Rows that are in memory only."""
+
+    def __init__(
+        self, rows: pa.Table, index: KeyIndex, *, past: bool = False, tag: str = ""
+    ) -> None:
+        self.rows = rows.combine_chunks()
+        self.past, self.tag, self.count = past, tag, rows.num_rows
+        self._index = index
+
+    def index(self) -> KeyIndex:
+        return self._index
+
+    def digests(self, _columns: Sequence[Column]) -> bool:
+        return True
+
+    def take(self, columns: Sequence[str], positions: Numbers) -> pa.Table:
+        return self.rows.select(list(columns)).take(pa.array(positions))
+
+    def parts(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        yield self.rows.select(list(columns))
+
+
+class _Written:
+    """Rows of a segment."""
+
+    def __init__(self, segment: Segment, store: SegmentStore) -> None:
+        self.segment, self._store = segment, store
+        self.past, self.tag, self.count = segment.past, segment.tag, segment.rows
+
+    def index(self) -> KeyIndex:
+        return self._store.index(self.segment)
+
+    def digests(self, columns: Sequence[Column]) -> bool:
+        known = {column.name: column.type for column in columns}
+        return all(
+            field.name in known and _digest_alike(field.type, known[field.name])
+            for field in self.segment.schema
+            if field.name not in _TOLD
+        )
+
+    def take(self, columns: Sequence[str], positions: Numbers) -> pa.Table:
+        ordered, back = ascending(positions)
+        names, content = self._own(columns), self._store.content(self.segment)
+        if not names:
+            return pa.table({"": pa.nulls(len(positions))})
+        return self._store.form.take(content, names, ordered).take(pa.array(back))
+
+    def parts(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        names = self._own(columns) or self.segment.schema.names[:1]
+        return self._store.form.parts(self._store.content(self.segment), names)
+
+    def _own(self, columns: Sequence[str]) -> list[str]:
+        return [name for name in columns if name in self.segment.schema.names]
+
+
+def _digest_alike(old: pa.DataType, new: pa.DataType) -> bool:
+    return bool(
+        old.equals(new)
+        or (pa.types.is_integer(old) and pa.types.is_integer(new))
+        or (pa.types.is_floating(old) and pa.types.is_floating(new))
+    )
+
+
+class _Part:
+    """Rows, and which of them are gone."""
+
+    def __init__(self, rows: _Staged | _Written, bits: Bits | None = None) -> None:
+        self.rows = rows
+        self._bits = bits
+        self.constants: Mapping[str, int | str] = MappingProxyType({})
+        self.ended: tuple[Ended, ...] = ()
+        self.ending: list[Endings] = []
+        if isinstance(rows, _Written):
+            self.constants = rows.segment.constants
+            self.ended = rows.segment.ended
+        self.changed = False
+
+    @property
+    def bits(self) -> Bits | None:
+        return self._bits
+
+    def remove(self, positions: Numbers) -> None:
+        if not self.changed:
+            # What was committed belongs to readers too.
+            self._bits = none_gone(self.rows.count) if self._bits is None else self._bits.copy()
+            self.changed = True
+        assert self._bits is not None  # noqa: S101  (made just above)
+        remove(self._bits, positions)
+
+    def there(self, positions: Numbers) -> npt.NDArray[np.bool_]:
+        if self._bits is None:
+            return np.ones(len(positions), dtype=bool)
+        return ~are_gone(self._bits, positions)
+
+    def mask(self) -> npt.NDArray[np.bool_]:
+        if self._bits is None:
+            return np.ones(self.rows.count, dtype=bool)
+        return present(self._bits, self.rows.count)
+
+    def gone(self) -> int:
+        return 0 if self._bits is None else int(np.bitwise_count(self._bits).sum())
+
+
+class Draft:
+    """A table that a transaction may change; nothing of it counts before the commit.
+
+    Args:
+        table: What was committed before; empty for a table that begins.
+    """
+
+    def __init__(self, table: StoredTable, store: SegmentStore) -> None:
+        self.table = table
+        self._store = store
+        self._parts = [_Part(_Written(s, store), store.bits(s)) for s in table.segments]
+        self._staged = 0
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns, as a reader sees them."""
+        return self.table.schema
+
+    def reshape(self, schema: pa.Schema) -> None:
+        """Give the table other columns; no row is written."""
+        self.table = replace(self.table, schema=schema)
+
+    def build_for(self, built: Built) -> None:
+        """Record what the table is built for."""
+        self.table = replace(self.table, built=built)
+
+    def move(self, namespace: str | None, relation: str) -> None:
+        """Give the table another name."""
+        self.table = replace(self.table, namespace=namespace, relation=relation)
+
+    def date(self, begins_at: datetime | None, left: Mapping[str, datetime]) -> None:
+        """Record when its history begins, and when columns of it left the source."""
+        self.table = replace(self.table, begins_at=begins_at, left=MappingProxyType(dict(left)))
+
+    def append(
+        self, rows: pa.Table, hashes: KeyHashes, payloads: Words, *, past: bool = False
+    ) -> None:
+        """Add rows; none of their keys may have a row that is present."""
+        if not rows.num_rows:
+            return
+        wanted = pa.schema([f for f in self.schema if f.name in rows.column_names])
+        staged = _Staged(conform(rows, wanted), KeyIndex.build(hashes, payloads), past=past)
+        self._parts.append(_Part(staged))
+        self._staged += rows.num_rows
+        if self._staged > SPILL_ROWS:
+            self._spill()
+
+    def append_tagged(self, rows: pa.Table, tag: str) -> None:
+        """Add rows that no key is looked for in, in the place of all that have their tag."""
+        self._parts = [part for part in self._parts if part.rows.tag != tag]
+        nothing = KeyHashes(np.zeros(0, np.uint64), np.zeros(0, np.uint32))
+        index = KeyIndex.build(nothing, np.zeros(0, np.uint64))
+        self._parts.append(_Part(_Staged(conform(rows, self.schema), index, tag=tag)))
+
+    def find(self, sought: KeyHashes, *, past: bool = False) -> Found:
+        """Find present rows by their keys, or versions that have ended."""
+        needles, places, payloads = [_NONE], [_NONE], [_NONE.astype(np.uint64)]
+        for number, part in self._numbered(past=past):
+            index = part.rows.index()
+            which, entries = index.find(sought)
+            positions = index.positions[entries].astype(np.int64)
+            there = part.there(positions)
+            needles.append(which[there])
+            places.append(positions[there] | (number << _POSITION_BITS))
+            payloads.append(index.payloads[entries[there]])
+        for number, part, endings in self._with_endings() if past else ():
+            which, entries = part.rows.index().find(sought)
+            positions = part.rows.index().positions[entries].astype(np.int64)
+            for some in endings:
+                met, where = some.find(positions)
+                needles.append(which[met])
+                places.append(positions[met] | (number << _POSITION_BITS))
+                payloads.append(some.ends[where].view(np.uint64))
+        return Found(np.concatenate(needles), np.concatenate(places), np.concatenate(payloads))
+
+    def end(
+        self, places: Numbers, ends: Numbers, deleted: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.bool_]:
+        """Have versions end where their rows stand.
+
+        Returns:
+            Which of them did; the others' rows are in memory only, and are to be moved.
+        """
+        done = np.zeros(len(places), dtype=bool)
+        for number, positions, where in self._by_part(places):
+            part = self._parts[number]
+            if isinstance(part.rows, _Written):
+                part.remove(positions)
+                part.ending.append(Endings.of(positions, ends[where], deleted[where]))
+                done[where] = True
+        return done
+
+    def digests_hold(self, places: Numbers, columns: Sequence[Column]) -> npt.NDArray[np.bool_]:
+        """Tell of which rows the index's digest covers these columns, in types that digest alike.
+
+        A column that was dropped since is still in the digests of the rows that had it.
+        """
+        held = np.zeros(len(places), dtype=bool)
+        for number, _, where in self._by_part(places):
+            held[where] = self._parts[number].rows.digests(columns)
+        return held
+
+    def remove(self, places: Numbers) -> None:
+        """Remove rows."""
+        for number, positions, _ in self._by_part(places):
+            self._parts[number].remove(positions)
+
+    def take(self, places: Numbers, columns: Sequence[str]) -> pa.Table:
+        """Return the rows at these places, in their order, with these of the table's columns."""
+        schema = pa.schema([self.schema.field(name) for name in columns])
+        taken, order = [schema.empty_table()], [_NONE]
+        for number, positions, where in self._by_part(places):
+            part = self._parts[number]
+            rows = part.rows.take(self._own(part, columns), positions)
+            taken.append(conform(rows, schema, part.constants))
+            order.append(where)
+        return pa.concat_tables(taken).take(pa.array(np.argsort(np.concatenate(order))))
+
+    def entries(self) -> Iterator[tuple[KeyHashes, Words, Numbers]]:
+        """Yield hashes, payloads and places of all present rows, part by part."""
+        for number, part in self._numbered(past=False):
+            hashes, payloads = part.rows.index().in_row_order()
+            kept = np.flatnonzero(part.mask())
+            yield hashes.take(kept), payloads[kept], kept | (number << _POSITION_BITS)
+
+    def scan(
+        self, columns: Sequence[str], *, past: bool = False
+    ) -> Iterator[tuple[pa.Table, Numbers]]:
+        """Yield all present rows with their places, a part at a time."""
+        schema = pa.schema([self.schema.field(name) for name in columns])
+        for number, part in self._numbered(past=past):
+            mask, low = part.mask(), 0
+            for rows in part.rows.parts(self._own(part, columns)):
+                kept = np.flatnonzero(mask[low : low + rows.num_rows])
+                whole = conform(rows, schema, part.constants)
+                if len(kept) < rows.num_rows:
+                    whole = whole.take(pa.array(kept))
+                yield whole, (kept + low) | (number << _POSITION_BITS)
+                low += rows.num_rows
+        for number, part, endings in self._with_endings() if past else ():
+            low, all_of_it = 0, Endings.merged(endings)
+            for rows in part.rows.parts(self._own(part, columns)):
+                some = all_of_it.within(low, low + rows.num_rows)
+                positions = some.positions.astype(np.int64)
+                whole = conform(rows.take(pa.array(positions - low)), schema, part.constants)
+                yield some.written_into(whole), positions | (number << _POSITION_BITS)
+                low += rows.num_rows
+
+    def count(self) -> int:
+        """Count present rows."""
+        return sum(p.rows.count - p.gone() for _, p in self._numbered(past=False))
+
+    def fix(self, constants: Mapping[str, int | str]) -> None:
+        """Give columns that no row has yet one value in all rows."""
+        self._spill()
+        for part in self._parts:
+            part.constants = MappingProxyType({**part.constants, **constants})
+
+    def settle(self) -> StoredTable:
+        """Write what is in memory; return the table as it is to be committed."""
+        self._gather()
+        changed = [part for part in self._parts if part.changed]
+        bitmaps = [part.bits for part in changed if part.bits is not None]
+        places = dict(
+            zip(map(id, changed), self._store.write_bits(bitmaps) if bitmaps else [], strict=True)
+        )
+        ended = self._settle_endings()
+        segments = []
+        for part in self._parts:
+            assert isinstance(part.rows, _Written)  # noqa: S101  (gathered just above)
+            segment = replace(part.rows.segment, constants=part.constants)
+            if part.changed:
+                segment = replace(segment, gone=Gone(*places[id(part)], part.gone()))
+            segment = replace(segment, ended=ended.get(id(part), part.ended))
+            if segment.present_rows or segment.ended:
+                segments.append(segment)
+        return replace(self.table, segments=tuple(segments))
+
+    def _settle_endings(self) -> dict[int, tuple[Ended, ...]]:
+        """Write what ended; return by part where all of its endings now stand."""
+        ending = [part for part in self._parts if part.ending]
+        kept: list[tuple[Ended, ...]] = []
+        merged = []
+        for part in ending:
+            mine = Endings.merged(part.ending)
+            full = _full_hand(part.ended, len(mine.positions))
+            kept.append(tuple(place for place in part.ended if place not in full))
+            merged.append(Endings.merged([mine, *self._store.endings(full)]))
+        places = self._store.write_endings(merged)
+        return {
+            id(part): (*stay, place) for part, stay, place in zip(ending, kept, places, strict=True)
+        }
+
+    def _gather(self) -> None:
+        """Write the staged rows that are left as one segment of each kind."""
+        staged = [part for part in self._parts if isinstance(part.rows, _Staged)]
+        self._parts = [part for part in self._parts if isinstance(part.rows, _Written)]
+        kinds = {(part.rows.past, part.rows.tag): None for part in staged}
+        for past, tag in kinds:
+            chosen = [p for p in staged if (p.rows.past, p.rows.tag) == (past, tag)]
+            segment = self._write(chosen, past=past, tag=tag)
+            if segment is not None:
+                self._parts.append(_Part(_Written(segment, self._store)))
+        self._staged = 0
+
+    def _write(self, parts: list[_Part], *, past: bool, tag: str) -> Segment | None:
+        kept: list[pa.Table] = []
+        words, checks, payloads = [], [], []
+        for part in parts:
+            mask = part.mask()
+            assert isinstance(part.rows, _Staged)  # noqa: S101  (chosen by the caller)
+            kept.append(part.rows.rows.filter(pa.array(mask)))
+            if not tag:
+                hashes, own = part.rows.index().in_row_order()
+                words.append(hashes.words[mask])
+                checks.append(hashes.checks[mask])
+                payloads.append(own[mask])
+        rows = pa.concat_tables(kept, promote_options="permissive")
+        if not rows.num_rows:
+            return None
+        if tag:
+            return self._store.write(rows, None, past=past, tag=tag)
+        merged = KeyHashes(np.concatenate(words), np.concatenate(checks))
+        index = KeyIndex.build(merged, np.concatenate(payloads))
+        return self._store.write(rows, index, past=past)
+
+    def _spill(self) -> None:
+        """Write each staged part where it is, so that places stay true."""
+        for part in self._parts:
+            rows = part.rows
+            if isinstance(rows, _Staged):
+                index = None if rows.tag else rows.index()
+                segment = self._store.write(rows.rows, index, past=rows.past, tag=rows.tag)
+                part.rows = _Written(segment, self._store)
+        self._staged = 0
+
+    def _numbered(self, *, past: bool) -> Iterator[tuple[int, _Part]]:
+        for number, part in enumerate(self._parts):
+            if part.rows.past is past and not part.rows.tag:
+                yield number, part
+
+    def _with_endings(self) -> Iterator[tuple[int, _Part, list[Endings]]]:
+        for number, part in self._numbered(past=False):
+            endings = [*self._store.endings(part.ended), *part.ending]
+            if endings:
+                yield number, part, endings
+
+    def _by_part(self, places: Numbers) -> Iterator[tuple[int, Numbers, Numbers]]:
+        numbers = places >> _POSITION_BITS
+        for number in np.unique(numbers):
+            where = np.flatnonzero(numbers == number)
+            yield int(number), places[where] & _POSITION, where
+
+    def _own(self, part: _Part, columns: Sequence[str]) -> list[str]:
+        if isinstance(part.rows, _Staged):
+            return [name for name in columns if name in part.rows.rows.column_names]
+        return list(columns)
+
+
+def _full_hand(places: Sequence[Ended], rows: int) -> list[Ended]:
+    """Return the endings that are to be made one with so many new ones: of each size, few stay."""
+    hand: list[Ended] = []
+    for place in sorted(places, key=lambda each: each.rows):
+        if place.rows > _HAND * max(rows + sum(each.rows for each in hand), 1):
+            break
+        hand.append(place)
+    return hand if len(hand) >= _HAND else []
+
+
+_NONE = np.zeros(0, dtype=np.int64)

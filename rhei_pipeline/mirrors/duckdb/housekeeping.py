@@ -1,0 +1,238 @@
+"""How a DuckDB mirror writes down progress and dead letters, beside the rows they speak of."""
+
+import uuid
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
+
+import duckdb
+import pyarrow as pa
+
+from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.model.changes import DeadLetter, Position
+from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
+from rhei_pipeline.model.schema import INSTANT
+from rhei_pipeline.sql.text import quote
+
+#: How the names of tables begin that hold a copy under way.
+COPY_PREFIX = "_rhei_copy_"
+
+#: What this version writes and reads; an older one is brought up to it when it is opened.
+FORMAT = 1
+
+_TABLES = (
+    "create table if not exists _rhei_mirror(id varchar)",
+    "alter table _rhei_mirror add column if not exists format bigint",
+    "alter table _rhei_mirror add column if not exists owner varchar",
+    "create table if not exists _rhei_watermark(table_name varchar, position bigint,"
+    " proof varchar, recorded_at timestamptz)",
+    "create table if not exists _rhei_copies(table_name varchar, position bigint,"
+    " proof varchar, shape varchar, resume varchar, complete boolean)",
+    "create table if not exists _rhei_dead_letter(table_name varchar, key varchar,"
+    " column_name varchar, reason varchar, captured_at timestamptz, resolved_at timestamptz)",
+    # Without a column: when the table's history begins. With one: when the source lost it.
+    "create table if not exists _rhei_history(table_name varchar, column_name varchar,"
+    " noted_at timestamptz)",
+    "create table if not exists _rhei_table(table_name varchar, namespace varchar,"
+    " relation varchar, primary_key varchar, set_aside boolean)",
+)
+#: Its name could be that of a copy under way, of a table named `progress`.
+_FORMER_COPIES = "_rhei_copy_progress"
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MARK = pa.schema(
+    [
+        ("table_name", pa.string()),
+        ("position", pa.int64()),
+        ("proof", pa.string()),
+        ("recorded_at", INSTANT),
+    ]
+)
+_LETTER = pa.schema(
+    [
+        ("table_name", pa.string()),
+        ("key", pa.string()),
+        ("column_name", pa.string()),
+        ("reason", pa.string()),
+        ("captured_at", INSTANT),
+    ]
+)
+
+
+def prepare(connection: duckdb.DuckDBPyConnection, path: str) -> str:
+    """Make our tables in a file that begins, bring older ones up to date; return the mirror's id.
+
+    Raises:
+        MirrorError: A newer version of this package wrote the file; nothing is changed then.
+    """
+    found = connection.execute("select table_name from duckdb_tables()").fetchall()
+    tables = {name for (name,) in found}
+    written = _format(connection) if "_rhei_mirror" in tables else FORMAT
+    if written is not None and written > FORMAT:
+        raise MirrorError(
+            f"mirror {path!r} has format {written}, and this version knows {FORMAT} at most",
+            hint="use the newer version of rhei-pipeline that wrote it, or give another path",
+        )
+    # One transaction: a file is brought up to date whole, and to the disk once.
+    connection.execute("begin transaction")
+    if written is None and _FORMER_COPIES in tables:
+        connection.execute(f"alter table {_FORMER_COPIES} rename to _rhei_copies")
+    for statement in _TABLES:
+        connection.execute(statement)
+    mirror_id = _mirror_id(connection)
+    connection.execute("commit")
+    return mirror_id
+
+
+def _format(connection: duckdb.DuckDBPyConnection) -> int | None:
+    """Return the format of a mirror; None for one of before it was recorded."""
+    if "format" not in connection.sql("select * from _rhei_mirror").columns:
+        return None
+    found = connection.execute("select format from _rhei_mirror").fetchone()
+    return None if found is None else found[0]
+
+
+def _mirror_id(connection: duckdb.DuckDBPyConnection) -> str:
+    found = connection.execute("select id, format from _rhei_mirror").fetchone()
+    if found is None:
+        found = (uuid.uuid4().hex, None)
+        connection.execute("insert into _rhei_mirror(id) values (?)", [found[0]])
+    if found[1] is None:
+        connection.execute("update _rhei_mirror set format = ?", [FORMAT])
+    return str(found[0])
+
+
+def read_owner(connection: duckdb.DuckDBPyConnection) -> str | None:
+    """Return whose the mirror is; None where that was never recorded."""
+    found = connection.execute("select owner from _rhei_mirror").fetchone()
+    return None if found is None else found[0]
+
+
+def write_owner(connection: duckdb.DuckDBPyConnection, owner: str, *, anew: bool) -> None:
+    """Record whose the mirror is; with `anew`, no recorded position is proved any more."""
+    connection.execute("update _rhei_mirror set owner = ?", [owner])
+    if anew:
+        connection.execute("update _rhei_watermark set proof = ''")
+        connection.execute("update _rhei_copies set proof = ''")
+
+
+def read_ledger(connection: duckdb.DuckDBPyConnection) -> Ledger:
+    """Read everything recorded, as one state."""
+    # Microseconds, since fetching an instant as Python's would need one more package.
+    watermarks = connection.execute(
+        "select table_name, position, proof, epoch_us(recorded_at) from _rhei_watermark"
+    ).fetchall()
+    copies = connection.execute(
+        "select table_name, position, proof, shape, resume, complete from _rhei_copies"
+    ).fetchall()
+    return Ledger(
+        MappingProxyType({row[0]: _watermark(*row) for row in watermarks}),
+        MappingProxyType(
+            {row[0]: CopyProgress(row[0], Position(row[1], row[2]), *row[3:]) for row in copies}
+        ),
+    )
+
+
+def _watermark(table: str, order: int, proof: str, recorded_at: int) -> Watermark:
+    recorded = _EPOCH + timedelta(microseconds=recorded_at)
+    return Watermark(table, Position(order, proof), recorded)
+
+
+def write_watermarks(connection: duckdb.DuckDBPyConnection, marks: Iterable[Watermark]) -> None:
+    """Put watermarks in the place of their tables' earlier ones."""
+    rows = pa.Table.from_pylist([_mark_row(mark) for mark in marks], _MARK)
+    connection.register("_rhei_marks", rows)
+    connection.execute(
+        "delete from _rhei_watermark w using _rhei_marks m where w.table_name = m.table_name"
+    )
+    connection.execute("insert into _rhei_watermark select * from _rhei_marks")
+    connection.unregister("_rhei_marks")
+
+
+def _mark_row(mark: Watermark) -> dict[str, object]:
+    return {
+        "table_name": mark.table,
+        "position": mark.position.order,
+        "proof": mark.position.proof,
+        "recorded_at": mark.recorded_at,
+    }
+
+
+def write_copy(connection: duckdb.DuckDBPyConnection, progress: CopyProgress) -> None:
+    """Put a copy's progress in the place of the table's earlier one."""
+    forget_copy(connection, progress.table)
+    connection.execute(
+        "insert into _rhei_copies values (?, ?, ?, ?, ?, ?)",
+        [
+            progress.table,
+            progress.position.order,
+            progress.position.proof,
+            progress.shape,
+            progress.resume,
+            progress.complete,
+        ],
+    )
+
+
+def forget_copy(connection: duckdb.DuckDBPyConnection, table: str) -> None:
+    """Forget that a copy was under way."""
+    connection.execute("delete from _rhei_copies where table_name = ?", [table])
+
+
+def drop_copies(connection: duckdb.DuckDBPyConnection) -> None:
+    """Drop every copy that is under way."""
+    found = connection.execute(
+        "select schema_name, table_name from duckdb_tables() where starts_with(table_name, ?)"
+        " and database_name = current_database()",
+        [COPY_PREFIX],
+    ).fetchall()
+    for namespace, name in found:
+        connection.execute(f"drop table {quote(namespace)}.{quote(name)}")
+    connection.execute("delete from _rhei_copies")
+
+
+def rename_records(connection: duckdb.DuckDBPyConnection, old: str, new: str) -> None:
+    """Have what is recorded of a table's past be another name's; it is copied anew under that."""
+    connection.execute(
+        "update _rhei_dead_letter set table_name = ? where table_name = ?", [new, old]
+    )
+    rename_history(connection, old, new)
+    connection.execute("delete from _rhei_watermark where table_name = ?", [old])
+    forget_copy(connection, old)
+
+
+def rename_history(connection: duckdb.DuckDBPyConnection, old: str, new: str) -> None:
+    """Have what is recorded of a table's history be another name's."""
+    connection.execute("update _rhei_history set table_name = ? where table_name = ?", [new, old])
+
+
+def forget_table(connection: duckdb.DuckDBPyConnection, table: str) -> None:
+    """Forget all that is recorded of a table."""
+    for record in ("_rhei_watermark", "_rhei_copies", "_rhei_dead_letter", "_rhei_history"):
+        connection.execute(f"delete from {record} where table_name = ?", [table])
+
+
+def write_letters(connection: duckdb.DuckDBPyConnection, letters: Iterable[DeadLetter]) -> int:
+    """Keep dead letters, one per table, key and column; return how many these were."""
+    latest = {(letter.table, letter.key, letter.column): letter for letter in letters}
+    if not latest:
+        return 0
+    rows = pa.Table.from_pylist([_letter_row(letter) for letter in latest.values()], _LETTER)
+    connection.register("_rhei_letters", rows)
+    connection.execute(
+        "delete from _rhei_dead_letter d using _rhei_letters l where d.table_name = l.table_name"
+        " and d.key = l.key and d.column_name = l.column_name and d.resolved_at is null"
+    )
+    connection.execute("insert into _rhei_dead_letter select *, null from _rhei_letters")
+    connection.unregister("_rhei_letters")
+    return len(latest)
+
+
+def _letter_row(letter: DeadLetter) -> dict[str, object]:
+    return {
+        "table_name": letter.table,
+        "key": letter.key,
+        "column_name": letter.column,
+        "reason": letter.reason,
+        "captured_at": letter.captured_at,
+    }

@@ -1,0 +1,74 @@
+"""What a DuckDB file held after its last commit, kept beside it.
+
+DuckDB keeps what was committed since its last checkpoint in a log of its own. Where that is missing
+or cut off, DuckDB opens an older state without a word; this file tells the two apart.
+"""
+
+import json
+import os
+from contextlib import suppress
+
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError
+from rhei_pipeline.model.progress import Ledger
+
+_SUFFIX = ".last"
+_SIZE = 128
+
+
+class LastCommit:
+    """A note of a few bytes, which is not waited for: a lost note is no loss.
+
+    Args:
+        path: The DuckDB file's; one note belongs to the file, whatever links lead to it.
+
+    Raises:
+        MirrorError: The note cannot be opened.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        note = os.path.realpath(path) + _SUFFIX
+        try:
+            self._file = os.open(note, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise MirrorError(
+                f"mirror {path!r} cannot be used: its file {note!r}: {error.strerror or error}",
+                hint=f"give this user write access to {note!r}, or delete it",
+            ) from error
+
+    def blank(self) -> None:
+        """Forget: a commit is about to be made, and may be the last thing this process does."""
+        self._write("")
+
+    def note(self, mirror_id: str, ledger: Ledger) -> None:
+        """Write down what was committed."""
+        self._write(_note(mirror_id, ledger))
+
+    def lost(self, mirror_id: str, ledger: Ledger) -> MirrorDamagedError | None:
+        """Return the error for a file that lacks commits it had; None for one that has them all."""
+        noted = os.pread(self._file, _SIZE, 0).decode(errors="replace").strip()
+        if not noted.startswith(json.dumps(mirror_id)) or noted == _note(mirror_id, ledger):
+            return None
+        log = f"{self._path}.wal"
+        return MirrorDamagedError(
+            f"mirror {self._path!r} is older than it was: its log {log!r} is missing or damaged, or"
+            " an older file was put back",
+            file=log,
+            hint="put back what is missing, or run 'rhei sync', which brings it up to its source",
+        )
+
+    def close(self) -> None:
+        """Close the file; safe to repeat."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
+    def _write(self, note: str) -> None:
+        with suppress(OSError):
+            os.pwrite(self._file, note.ljust(_SIZE).encode(), 0)
+
+
+def _note(mirror_id: str, ledger: Ledger) -> str:
+    marks = ledger.watermarks.values()
+    # Watermarks never go back, so their sum tells one state from all others.
+    return f"{json.dumps(mirror_id)} {len(marks)} {sum(mark.position.order for mark in marks)}"

@@ -1,0 +1,450 @@
+"""A mirror in a DuckDB file, or in memory.
+
+Tables have no primary key on purpose: DELETE + INSERT on a plain table changes 10,000 random rows
+of a million in the time that an indexed upsert changes a hundred (see benchmarks/).
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from rhei_pipeline.errors import (
+    MirrorBusyError,
+    MirrorDamagedError,
+    MirrorError,
+    MirrorMemoryError,
+    QueryError,
+    RheiError,
+)
+from rhei_pipeline.mirrors.duckdb.damage import cause, damage_of, first_line, is_damage
+from rhei_pipeline.mirrors.duckdb.housekeeping import prepare, read_ledger, read_owner
+from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit
+from rhei_pipeline.mirrors.duckdb.past import read_past
+from rhei_pipeline.mirrors.duckdb.progress import Records
+from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
+from rhei_pipeline.mirrors.duckdb.tables import in_utc, read_tables, table_exists
+from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
+from rhei_pipeline.mirrors.locking import WriterLock
+from rhei_pipeline.model.cancellation import Cancel
+from rhei_pipeline.model.progress import Ledger, Past
+from rhei_pipeline.model.reports import DamagedFile, MaintenanceReport
+from rhei_pipeline.model.schema import VALID_TO, Mode, Table
+from rhei_pipeline.model.streaming import Begun, Streamed
+from rhei_pipeline.sql.read_only import refuse_writing
+from rhei_pipeline.sql.text import mirror_table
+
+_log = logging.getLogger(__name__)
+
+MEMORY = ":memory:"
+
+_CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    # A query reads tables of the mirror; not files, not the network, not our Python variables.
+    "enable_external_access": "false",
+    "python_enable_replacements": "false",
+    # A checkpoint rewrites what changed; doing it every 16 MB would double the cost of a cycle.
+    "checkpoint_threshold": "256MB",
+}
+_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
+_LOCK_POLL_SECONDS = 0.2
+
+
+class DuckDBMirror:
+    """A `Mirror` in one DuckDB database.
+
+    Args:
+        path: The file, created when it is missing; `:memory:` for one that ends with the process.
+        published: A copy to keep for other processes to read, written after commits.
+        lock_timeout_seconds: How long to wait while another process holds the file.
+        memory_limit_bytes: The most that queries and transactions take together.
+
+    Raises:
+        MirrorBusyError: Another process held the file all that time, or this one has it open.
+        MirrorError: The file cannot be opened, is no DuckDB database, or of a newer version.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        lock_timeout_seconds: float = 30.0,
+        published: PublishedCopy | None = None,
+        memory_limit_bytes: int | None = None,
+    ) -> None:
+        self.path = str(path)
+        self._published = published
+        config = dict(_CONFIG)
+        if memory_limit_bytes is not None:
+            config["memory_limit"] = f"{memory_limit_bytes} B"
+        self._lock = threading.Lock()
+        self._ledger: Ledger | None = None
+        self._default_namespace = False
+        self._closed = False
+        with ExitStack() as opened:
+            deadline = time.monotonic() + lock_timeout_seconds
+            self._hold(opened, lock_timeout_seconds)
+            self._connection = _connect(self.path, config, deadline)
+            opened.callback(self._connection.close)
+            with translated(self.path):
+                self.mirror_id = prepare(self._connection, self.path)
+            self._last = self._look_back(opened)
+            self._opened = opened.pop_all()
+
+    def _look_back(self, opened: ExitStack) -> LastCommit | None:
+        """Notice whether the file is older than it was when it was used last."""
+        self._older: MirrorDamagedError | None = None
+        if self.path == MEMORY:
+            return None
+        last = LastCommit(self.path)
+        opened.callback(last.close)
+        self._older = last.lost(self.mirror_id, self.ledger())
+        if self._older is not None:
+            _log.warning("%s", self._older)
+        return last
+
+    def _hold(self, opened: ExitStack, timeout_seconds: float) -> None:
+        """Hold a lock of our own besides DuckDB's, which anybody's closing of the file gives up."""
+        if self.path == MEMORY:
+            return
+        file = Path(self.path).resolve()
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = WriterLock(file.with_name(f"{file.name}.lock"), self.path, timeout_seconds)
+        except OSError as error:
+            raise MirrorError(
+                f"mirror {self.path!r} cannot be used: {error.strerror or error}",
+                hint="give this user write access to its folder, or correct mirror.path",
+            ) from error
+        opened.callback(lock.release)
+        if self._published is not None:
+            self._published.look_up(file)
+
+    @property
+    def folds_names(self) -> bool:
+        """True: DuckDB does not tell names apart that differ by case only."""
+        return True
+
+    @property
+    def owner(self) -> str | None:
+        """Whose it is, as recorded."""
+        with translated(self.path), self._cursor() as cursor:
+            return read_owner(cursor)
+
+    def claim(self, owner: str, *, anew: bool) -> None:
+        """Record whose it is; with `anew`, no position counts any more: tables are copied again."""
+        with self.transaction() as transaction:
+            transaction.claim(owner, anew=anew)
+
+    def ledger(self) -> Ledger:
+        """Return what is recorded, as last committed; nobody else can write to the file."""
+        ledger = self._ledger
+        if ledger is None:
+            with translated(self.path), self._cursor() as cursor:
+                self._ledger = ledger = read_ledger(cursor)
+        return ledger
+
+    @contextmanager
+    def transaction(self, *, trial: bool = False) -> Iterator[DuckDBTransaction]:
+        """Open the one writing transaction; a trial is rolled back at its end."""
+        with self._lock, translated(self.path):
+            self._connection.execute("begin transaction")
+            records = Records(self._connection, self._ledger)
+            try:
+                yield DuckDBTransaction(self._connection, records)
+                if not trial:
+                    records.write()
+                    committed = records.ledger()
+                    if self._last is not None:
+                        self._last.blank()
+                self._connection.execute("rollback" if trial else "commit")
+            except BaseException:
+                self._ledger = None
+                _roll_back(self._connection)
+                raise
+            if not trial:
+                self._ledger = committed
+                self._older = None
+                if self._last is not None:
+                    self._last.note(self.mirror_id, self.ledger())
+            if not trial and self._published is not None:
+                self._published.pace.note_change()
+                self._publish(self._published)
+
+    def _publish(self, copy: PublishedCopy) -> None:
+        """Bring the file to rest and copy it; with the lock held, nothing writes meanwhile."""
+        ledger = read_ledger(self._connection) if copy.pace.due else Ledger()
+        if not ledger.watermarks:
+            return  # it is not due, or the first tables are being copied
+        try:
+            self._connection.execute("checkpoint")
+        except duckdb.TransactionException as error:
+            _log.info("published copy: put off while a query runs (%s)", first_line(error))
+        else:
+            with copy.pace.noting_trouble():
+                copy.publish(Path(self.path), unfinished=bool(ledger.copies))
+
+    @property
+    def not_published(self) -> RheiError | None:
+        """Why the published copy could not be written; None where it was, or there is none."""
+        return self._published.pace.trouble if self._published else None
+
+    def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
+        """Run one read-only statement on the last committed state; parameters by place or name.
+
+        Raises:
+            QueryError: Not one statement, not a reading one, or DuckDB refuses it.
+        """
+        refuse_writing(sql, "duckdb")
+        if self._older is not None:
+            raise self._older
+        with _keys_of_the_user(), self._cursor() as cursor:
+            try:
+                result = self._asked(cursor, sql, params)
+                table = pa.table({}) if result is None else result.to_arrow_table()
+                return in_utc(table)
+            except duckdb.Error as error:
+                raise _refused(error, self.path, is_empty=not self.ledger().watermarks) from error
+
+    def stream(
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any],
+        rows: int,
+        begun: Begun | None = None,
+    ) -> Streamed:
+        """Run one read-only statement, and return its rows as they come, all of one state.
+
+        Raises:
+            QueryError: It is not one reading statement, or DuckDB refuses it.
+        """
+        refuse_writing(sql, "duckdb")
+        if self._older is not None:
+            raise self._older
+        cancel = Cancel.given(begun)
+        batches = self._streamed(sql, params, rows, cancel)
+        # DuckDB works up to the first rows before it says what columns there are.
+        return Streamed(next(batches).schema, batches, cancel)
+
+    def _streamed(
+        self, sql: str, params: Sequence[Any] | Mapping[str, Any], rows: int, cancel: Cancel
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield an empty batch, then the rows."""
+        with (
+            _keys_of_the_user(),
+            self._cursor() as cursor,
+            cancel.ending_by(cursor.interrupt),
+        ):
+            try:
+                result = self._asked(cursor, sql, params)
+                if result is None:
+                    raise QueryError("the statement has no answer")
+                reader = result.to_arrow_reader(rows)
+                shape = in_utc(reader.schema.empty_table()).schema
+                yield pa.RecordBatch.from_pylist([], shape)
+                for batch in reader:
+                    yield batch if batch.schema.equals(shape) else batch.cast(shape)
+                    cancel.refuse_cancelled()
+            except (duckdb.Error, pa.ArrowException, OSError) as error:
+                raise _refused(error, self.path, is_empty=not self.ledger().watermarks) from error
+
+    def _asked(
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any],
+    ) -> duckdb.DuckDBPyRelation | None:
+        _refuse_writing(cursor.extract_statements(sql))
+        if self._has_default_namespace(cursor):
+            cursor.execute("set search_path = 'main,public'")
+        cursor.execute("begin transaction read only")
+        bound = dict(params) if isinstance(params, Mapping) else list(params)
+        return cursor.sql(sql, params=bound) if bound else cursor.sql(sql)
+
+    def _has_default_namespace(self, cursor: duckdb.DuckDBPyConnection) -> bool:
+        """Tell whether PostgreSQL's `public` is mirrored, whose tables need not be qualified."""
+        if not self._default_namespace:
+            found = cursor.execute("select 1 from duckdb_schemas() where schema_name = 'public'")
+            self._default_namespace = bool(found.fetchall())
+        return self._default_namespace
+
+    def tables(self) -> dict[str, Table]:
+        """Return the tables that are in the mirror, as they are there, by their quoted names."""
+        with translated(self.path), self._cursor() as cursor:
+            return read_tables(cursor)
+
+    def exists(self, table: Table) -> bool:
+        """Tell whether the table stands in the mirror."""
+        with translated(self.path), self._cursor() as cursor:
+            return table_exists(cursor, table)
+
+    def count(self, table: Table) -> int:
+        """Count the rows that are valid now."""
+        condition = "" if table.mode is Mode.DESTRUCTIVE else f" where {VALID_TO} is null"
+        found = self.query(f"select count(*) as n from {mirror_table(table.schema)}{condition}")
+        return int(found["n"][0].as_py())
+
+    def past(self, table: Table) -> Past | None:
+        """Return what is recorded of a temporal table's past; None where it is not mirrored yet."""
+        with translated(self.path), self._cursor() as cursor:
+            return read_past(cursor, table) if table_exists(cursor, table) else None
+
+    def dead_letters(self, table: str | None = None) -> pa.Table:
+        """Return open dead letters: table_name, key, column_name, reason, captured_at."""
+        return self.query(
+            "select * exclude (resolved_at) from _rhei_dead_letter where resolved_at is null"
+            " and (?::varchar is null or table_name = ?) order by captured_at, table_name, key",
+            [table, table],
+        )
+
+    def heal(self, table: Table) -> tuple[DamagedFile, ...]:  # noqa: ARG002
+        """Do nothing: DuckDB's file is whole, or refused as a whole."""
+        return ()
+
+    def confirm(self) -> None:
+        """Answer queries again where the file was thought to be older; publish what is due."""
+        if self._older is not None:
+            with self.transaction():
+                pass  # an empty commit notes the state
+        elif self._published is not None and self._published.pace.due:
+            with self._lock, translated(self.path):
+                self._publish(self._published)
+
+    def gaps_until(self, table: Table) -> datetime | None:  # noqa: ARG002
+        """Return None: nothing of a history is ever left out."""
+        return None
+
+    def maintain(self) -> MaintenanceReport:
+        """Fold the write-ahead log into the file; worth doing when nothing else is to be done."""
+        with self._lock, translated(self.path):
+            before = self._bytes()
+            self._connection.execute("checkpoint")
+            return MaintenanceReport(1, 1, before, self._bytes())
+
+    def _bytes(self) -> int:
+        """Return what the file and its write-ahead log take; 0 in memory."""
+        files = (Path(self.path), Path(f"{self.path}.wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def close(self) -> None:
+        """Close the file, published before if that is due; safe to repeat."""
+        with self._lock, self._opened, translated(self.path):
+            if self._published is not None and not self._closed:
+                self._publish(self._published)
+            self._closed = True
+
+    @contextmanager
+    def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        try:
+            cursor = self._connection.cursor()
+        except duckdb.ConnectionException as error:
+            raise MirrorError("the mirror is closed", hint="open it again") from error
+        try:
+            yield cursor
+        finally:
+            cursor.close()
+
+
+def _too_large() -> MirrorMemoryError:
+    # No QueryError, after which the source would be asked for as much.
+    return MirrorMemoryError(
+        "DuckDB has reached its memory limit",
+        hint="ask for less at once, or raise mirror.memory_limit",
+    )
+
+
+def _refused(error: Exception, path: str, *, is_empty: bool) -> RheiError:
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return _too_large()
+    if is_damage(error):
+        return damage_of(error, path)
+    hint = "the mirror answers reading queries on mirrored tables"
+    if is_empty:
+        hint = f"mirror {path!r} holds no table yet: run 'rhei sync' first"
+    return QueryError(f"DuckDB refused the query: {first_line(error)}", hint=hint)
+
+
+def _connect(
+    path: str, config: dict[str, str | bool | int | float | list[str]], deadline: float
+) -> duckdb.DuckDBPyConnection:
+    """Open the file; whoever has it open without our lock is waited for as well."""
+    while True:
+        try:
+            with translated(path):
+                return duckdb.connect(path, config=config)
+        except MirrorBusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_LOCK_POLL_SECONDS)
+
+
+@contextmanager
+def translated(path: str) -> Iterator[None]:
+    """Turn the driver's errors into ours."""
+    with _keys_of_the_user():
+        try:
+            yield
+        except duckdb.InterruptException as error:
+            raise KeyboardInterrupt from error
+        except duckdb.Error as error:
+            raise _translate(cause(error), path) from error
+
+
+@contextmanager
+def _keys_of_the_user() -> Iterator[None]:
+    """Raise what Ctrl-C means: DuckDB, which sees it first, calls it an error of its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":
+            raise
+        raise KeyboardInterrupt from error
+
+
+def _translate(error: duckdb.Error, path: str) -> RheiError:
+    text = str(error)
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return _too_large()
+    if "Could not set lock" in text:
+        return MirrorBusyError(
+            f"mirror {path!r} is held by another process",
+            hint="one process writes a DuckDB file at a time: let the other one end first",
+        )
+    if is_damage(error):
+        return damage_of(error, path)
+    if "not a valid DuckDB database" in text:
+        return MirrorError(
+            f"{path!r} exists and is not a DuckDB database",
+            hint=f"correct mirror.path, or move {path!r} away, and '{path}.wal' with it where there"
+            " is one",
+        )
+    if "No space left" in text or "Out of disk" in text or "could not write all" in text.lower():
+        return MirrorError(f"the disk that holds {path!r} is full", hint="free space, try again")
+    quotes_values = isinstance(error, duckdb.DataError | duckdb.IntegrityError)
+    what = type(error).__name__ if quotes_values else first_line(error)
+    return MirrorError(f"DuckDB failed on {path!r}: {what}")
+
+
+def _roll_back(connection: duckdb.DuckDBPyConnection) -> None:
+    try:
+        connection.execute("rollback")
+    except duckdb.Error:
+        # The failed statement ended the transaction already; its own error is the one to see.
+        return
+
+
+def _refuse_writing(statements: Sequence[duckdb.Statement]) -> None:
+    if len(statements) != 1:
+        raise QueryError(f"a query is one statement, and this is {len(statements)}")
+    kind = statements[0].type
+    if kind not in _READING:
+        raise QueryError(
+            f"{kind.name} is not a reading statement",
+            hint="use execute for writes: they go to the source, and reach the mirror by sync",
+        )

@@ -1,0 +1,90 @@
+"""What a DuckDB mirror records of the past beside its versions, and the snapshots made of it."""
+
+from collections.abc import Mapping
+from datetime import date, datetime
+
+import duckdb
+import pyarrow as pa
+
+from rhei_pipeline.mirrors.duckdb.housekeeping import read_ledger
+from rhei_pipeline.model.progress import AsOf, Past
+from rhei_pipeline.model.schema import HISTORY_FIELDS, INSTANT, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.sql.text import listed, mirror_table, quote
+
+_TOLD = {field.name for field in HISTORY_FIELDS}
+
+
+def read_past(connection: duckdb.DuckDBPyConnection, table: Table) -> Past:
+    """Read when a table's history begins, and which columns of it the source has no more."""
+    found = connection.execute(
+        "select column_name, epoch_us(noted_at) from _rhei_history where table_name = ?",
+        [table.name],
+    ).fetchall()
+    recorded = {name: pa.scalar(at, pa.int64()).cast(INSTANT).as_py() for name, at in found}
+    mark = read_ledger(connection).watermarks.get(table.name)
+    return Past(
+        recorded.get(None),
+        {name: recorded.get(name) for name in _left(connection, table)},
+        mark.recorded_at if mark else None,
+    )
+
+
+def note_beginning(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime) -> None:
+    """Record that a table was made anew: its history, where it keeps one, begins now."""
+    connection.execute("delete from _rhei_history where table_name = ?", [table.name])
+    if table.mode is Mode.TEMPORAL:
+        connection.execute("insert into _rhei_history values (?, null, ?)", [table.name, at])
+
+
+def note_columns(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime) -> None:
+    """Record which of a temporal table's columns the source has no more, and since when."""
+    if table.mode is not Mode.TEMPORAL:
+        return
+    left = _left(connection, table)
+    connection.execute(
+        "delete from _rhei_history where table_name = ? and not list_contains(?, column_name)",
+        [table.name, left],
+    )
+    connection.execute(
+        "insert into _rhei_history select $1, name, $3 from (select unnest($2::varchar[]) as name)"
+        " where name not in (select column_name from _rhei_history"
+        " where table_name = $1 and column_name is not null)",
+        [table.name, left, at],
+    )
+
+
+def write_snapshots(
+    connection: duckdb.DuckDBPyConnection, table: Table, days: Mapping[date, AsOf]
+) -> dict[date, int]:
+    """Keep a table's rows as of each day's instant, under the day."""
+    target, types = f"snapshot.{quote(table.schema.snapshot_name)}", _types(connection, table)
+    connection.execute("create schema if not exists snapshot")
+    connection.execute(f"create table if not exists {target}(snapshot_date date)")
+    for name in dict.fromkeys(name for asked in days.values() for name in asked.columns):
+        connection.execute(
+            f"alter table {target} add column if not exists {quote(name)} {types[name.lower()]}"
+        )
+    written = {}
+    for day, asked in days.items():
+        names = listed(asked.columns)
+        connection.execute(f"delete from {target} where snapshot_date = ?", [day])
+        counted = connection.execute(
+            f"insert into {target}(snapshot_date, {names}) select $1, {names}"
+            f" from {mirror_table(table.schema)} where {VALID_FROM} <= $2"
+            f" and ({VALID_TO} is null or {VALID_TO} > $2)",
+            [day, asked.instant],
+        )
+        written[day] = int(counted.fetchall()[0][0])
+    return written
+
+
+def _left(connection: duckdb.DuckDBPyConnection, table: Table) -> list[str]:
+    known = {name.lower() for name in table.schema.names} | _TOLD
+    columns = connection.sql(f"select * from {mirror_table(table.schema)} limit 0").columns
+    return [name for name in columns if name.lower() not in known]
+
+
+def _types(connection: duckdb.DuckDBPyConnection, table: Table) -> dict[str, str]:
+    relation = connection.sql(f"select * from {mirror_table(table.schema)} limit 0")
+    types = map(str, relation.types)
+    return {name.lower(): kind for name, kind in zip(relation.columns, types, strict=True)}

@@ -1,0 +1,94 @@
+"""Progress within one transaction of a DuckDB mirror: known from its begin, written at its end.
+
+However many tables move on, the ledger is not read again, and is written by one statement.
+"""
+
+from types import MappingProxyType
+
+import duckdb
+
+from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.mirrors.duckdb.housekeeping import (
+    forget_copy,
+    read_ledger,
+    write_copy,
+    write_watermarks,
+)
+from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
+
+
+class Records:
+    """What is recorded, as one transaction sees it.
+
+    Args:
+        connection: In that transaction.
+        begun_with: What was recorded when it began; None where it has to be read.
+    """
+
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, begun_with: Ledger | None = None
+    ) -> None:
+        self._connection = connection
+        self._ledger: Ledger | None = None
+        self._marks: dict[str, Watermark] = {}
+        self._copies: dict[str, CopyProgress] = {}
+        self._unwritten: dict[str, Watermark] = {}
+        self._is_known = False
+        if begun_with is not None:
+            self._take(begun_with)
+
+    def ledger(self) -> Ledger:
+        """Return all of it, as one state."""
+        self._read()
+        if self._ledger is None:
+            self._ledger = Ledger(
+                MappingProxyType(dict(self._marks)), MappingProxyType(dict(self._copies))
+            )
+        return self._ledger
+
+    def move(self, mark: Watermark) -> None:
+        """Put a watermark in the place of the table's earlier one; refuses to go back."""
+        self._read()
+        earlier = self._marks.get(mark.table)
+        if earlier is not None and earlier.position.order > mark.position.order:
+            raise MirrorError(
+                f"its watermark would go back from {earlier.position.order}"
+                f" to {mark.position.order}",
+                table=mark.table,
+                hint="another sync has recorded since; run this one again",
+            )
+        self._marks[mark.table] = self._unwritten[mark.table] = mark
+        self._ledger = None
+
+    def note_copy(self, progress: CopyProgress) -> None:
+        """Put a copy's progress in the place of the table's earlier one."""
+        self._read()
+        write_copy(self._connection, progress)
+        self._copies[progress.table] = progress
+        self._ledger = None
+
+    def forget_copy(self, table: str) -> None:
+        """Forget that a copy was under way."""
+        self._read()
+        forget_copy(self._connection, table)
+        self._copies.pop(table, None)
+        self._ledger = None
+
+    def _read(self) -> None:
+        if not self._is_known:
+            self._take(read_ledger(self._connection))
+
+    def _take(self, ledger: Ledger) -> None:
+        self._ledger, self._is_known = ledger, True
+        self._marks, self._copies = dict(ledger.watermarks), dict(ledger.copies)
+
+    def write(self) -> None:
+        """Write what moved on; it commits with the rows."""
+        if self._unwritten:
+            write_watermarks(self._connection, self._unwritten.values())
+            self._unwritten.clear()
+
+    def read_anew(self) -> None:
+        """Read it again when it is next asked for: something else is about to write it."""
+        self.write()
+        self._is_known, self._ledger = False, None

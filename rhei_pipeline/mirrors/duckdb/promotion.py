@@ -1,0 +1,211 @@
+"""How a copy becomes the table in a DuckDB mirror, and a temporal table takes on a new shape."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import duckdb
+import pyarrow as pa
+
+from rhei_pipeline.changes.scd2 import refuse_lost_history, refuse_unknown_key
+from rhei_pipeline.errors import SchemaDriftError
+from rhei_pipeline.mirrors.duckdb.housekeeping import rename_records
+from rhei_pipeline.mirrors.duckdb.past import note_beginning, note_columns
+from rhei_pipeline.mirrors.duckdb.tables import (
+    Built,
+    arrow_type,
+    copy_name,
+    create,
+    in_utc,
+    read_built,
+    standing_name,
+    write_built,
+)
+from rhei_pipeline.mirrors.exact_casts import (
+    InexactError,
+    cast_exactly,
+    goes_by_text,
+    in_other_types,
+    is_castable,
+    past_does_not_fit,
+    same_bits,
+)
+from rhei_pipeline.mirrors.key_change import refuse_unfit_key
+from rhei_pipeline.model.changes import Operation
+from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.sql.text import duckdb_type, listed, matching, mirror_table, quote
+
+#: How many values of a column are cast at once.
+_ROWS = 65_536
+
+
+def adopt_copy(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime) -> int | None:
+    """Make the copy the table where none of its shape stands; see `MirrorTransaction.adopt_copy`.
+
+    Raises:
+        SchemaDriftError: History would be lost, or does not fit the new shape.
+    """
+    target = mirror_table(table.schema)
+    if standing_name(connection, table.schema) is not None:
+        built = _refuse_other_table(connection, table)
+        if not _is_outgrown(connection, table, built):
+            write_built(connection, table.schema)
+            note_columns(connection, table, at)
+            return None
+        connection.execute(f"drop table {target}")
+    if table.mode is Mode.DESTRUCTIVE:
+        connection.execute(
+            f"alter table {copy_name(table.schema)} rename to {quote(table.schema.mirror_relation)}"
+        )
+    else:
+        _adopt_as_versions(connection, table, at)
+    note_beginning(connection, table, at)
+    write_built(connection, table.schema)
+    return int(connection.execute(f"select count(*) from {target}").fetchall()[0][0])
+
+
+def keep_unknown(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
+    """Give the copy the present rows of the keys in `_rhei_keys` that the copy could not read."""
+    schema = table.schema
+    if standing_name(connection, schema) is None:
+        return
+    standing = _types(connection, table)
+    if not set(schema.primary_key) <= set(standing):
+        return
+    held = [name for name in schema.names if name in standing]
+    present = f"t.{VALID_TO} is null" if VALID_TO in standing else "true"
+    found = connection.sql(
+        f"select {listed(held, 't')} from {mirror_table(schema)} t"
+        f" semi join _rhei_keys k on {matching('t', 'k', schema.primary_key)}"
+        f" anti join {copy_name(schema)} c on {matching('t', 'c', schema.primary_key)}"
+        f" where {present}"
+    )
+    kept = in_other_types(in_utc(found.to_arrow_table()), schema.arrow)
+    connection.register("_rhei_kept", kept)
+    connection.execute(
+        f"insert into {copy_name(schema)}({listed(held)}) select {listed(held)} from _rhei_kept"
+    )
+    connection.unregister("_rhei_kept")
+
+
+def _adopt_as_versions(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime) -> None:
+    create(connection, mirror_table(table.schema), table.mirror_schema)
+    connection.execute(
+        f"insert into {mirror_table(table.schema)} select *, ?, null, ?"
+        f" from {copy_name(table.schema)}",
+        [at, Operation.INSERT.value],
+    )
+    connection.execute(f"drop table {copy_name(table.schema)}")
+
+
+def _refuse_other_table(connection: duckdb.DuckDBPyConnection, table: Table) -> Built | None:
+    """Refuse to take another table's rows for this one's; follow a name that changed its case.
+
+    In a source without schemas, two names that differ by case only are one table's, renamed.
+    """
+    schema, built = table.schema, read_built(connection, table.schema)
+    standing = standing_name(connection, schema) or schema.mirror_relation
+    renamed = standing != schema.mirror_relation
+    if (built is not None and built.set_aside) or (renamed and schema.namespace):
+        raise SchemaDriftError(
+            f"the mirror has another table of this name, {standing!r}",
+            table=table.name,
+            hint=f"move that one away with 'rhei drop-table {standing} --keep-as NAME'",
+        )
+    if renamed:
+        connection.execute(
+            f"alter table {quote(standing)} rename to {quote(schema.mirror_relation)}"
+        )
+        rename_records(connection, standing, schema.name)
+    return built
+
+
+def _is_outgrown(connection: duckdb.DuckDBPyConnection, table: Table, built: Built | None) -> bool:
+    """Fit the standing table to the schema; return whether it has to be made anew instead."""
+    standing = _types(connection, table)
+    if VALID_TO in standing:
+        standing = _renamed_by_case(connection, table, standing)
+    wanted = {field.name: field.type for field in table.mirror_schema}
+    other_key = built is not None and built.primary_key != table.schema.primary_key
+    if VALID_TO not in standing:
+        return other_key or list(standing.items()) != list(wanted.items())
+    refuse_lost_history(table)
+    refuse_unknown_key(table.schema, standing)
+    if built is not None and other_key:
+        refuse_unfit_key(table.schema, built.primary_key, _versions(connection, table))
+    for column in table.schema.columns:
+        old = standing.get(column.name)
+        if old is None:
+            _add_column(connection, table, column.name, column.type)
+        elif not old.equals(column.type):
+            _retype(connection, table, column.name, old, column.type)
+    return False
+
+
+def _types(connection: duckdb.DuckDBPyConnection, table: Table) -> Mapping[str, pa.DataType]:
+    found = connection.sql(f"select * from {mirror_table(table.schema)} limit 0")
+    types = map(arrow_type, map(str, found.types))
+    return {
+        name: pa.null() if kind is None else kind
+        for name, kind in zip(found.columns, types, strict=True)
+    }
+
+
+def _renamed_by_case(
+    connection: duckdb.DuckDBPyConnection, table: Table, standing: Mapping[str, pa.DataType]
+) -> Mapping[str, pa.DataType]:
+    """Follow columns whose names changed their case: to DuckDB they are the same ones."""
+    known = {name.lower(): name for name in standing}
+    renamed = {
+        known[name.lower()]: name
+        for name in table.schema.names
+        if name not in standing and name.lower() in known
+    }
+    for old, new in renamed.items():
+        connection.execute(
+            f"alter table {mirror_table(table.schema)} rename {quote(old)} to {quote(new)}"
+        )
+    return {renamed.get(name, name): kind for name, kind in standing.items()}
+
+
+def _versions(connection: duckdb.DuckDBPyConnection, table: Table) -> pa.Table:
+    names = listed([*table.schema.primary_key, VALID_FROM, VALID_TO, OPERATION])
+    found = connection.sql(f"select {names} from {mirror_table(table.schema)}")
+    return in_utc(found.to_arrow_table())
+
+
+def _add_column(
+    connection: duckdb.DuckDBPyConnection, table: Table, name: str, kind: pa.DataType
+) -> None:
+    connection.execute(
+        f"alter table {mirror_table(table.schema)} add column {quote(name)} {duckdb_type(kind)}"
+    )
+
+
+def _retype(
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    name: str,
+    old: pa.DataType,
+    new: pa.DataType,
+) -> None:
+    """Give a column another type if that changes none of its values."""
+    target, column, wanted = mirror_table(table.schema), quote(name), duckdb_type(new)
+    cast = f"null::{wanted}"
+    if is_castable(old, new):
+        value = f"{column}::varchar" if goes_by_text(old, new) else column
+        cast = f"try_cast({value} as {wanted})"
+    found = connection.sql(f"select {column}, {cast} from {target} where {column} is not null")
+    if not all(_is_exact(batch, old, new) for batch in found.to_arrow_reader(_ROWS)):
+        raise past_does_not_fit(table.name, name, old, new)
+    connection.execute(
+        f"alter table {target} alter column {column} set data type {wanted} using {cast}"
+    )
+
+
+def _is_exact(cast: pa.RecordBatch, old: pa.DataType, new: pa.DataType) -> bool:
+    """Return whether DuckDB's cast, in the second column, is an exact one of the first."""
+    try:
+        exact = cast_exactly(cast.column(0).cast(old), new)
+    except InexactError:
+        return False
+    return same_bits(exact, cast.column(1).cast(new))

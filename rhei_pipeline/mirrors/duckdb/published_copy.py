@@ -1,0 +1,93 @@
+"""A copy of a DuckDB mirror that anybody may open read-only while the mirror is written."""
+
+import glob
+import logging
+import subprocess
+import sys
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import duckdb
+
+from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.mirrors.duckdb import copy_program
+from rhei_pipeline.mirrors.duckdb.housekeeping import drop_copies
+from rhei_pipeline.mirrors.publishing import Pace
+
+_PARTIAL = ".partial"
+
+_log = logging.getLogger(__name__)
+
+
+class PublishedCopy:
+    """A file that is replaced whole: who has the old one open goes on reading it.
+
+    Args:
+        path: Where readers find it.
+        interval_seconds: The least time between two copies, each of which is of the whole file.
+    """
+
+    def __init__(self, path: Path, interval_seconds: float) -> None:
+        self.path = path
+        self.pace = Pace(interval_seconds)
+
+    def look_up(self, source: Path) -> None:
+        """Count the interval from the copy that an earlier process has left, if there is one."""
+        if not self.path.exists():
+            return
+        copied_at = self.path.stat().st_mtime
+        # A clock that was put back must not hold up publishing until it has caught up.
+        self.pace.note_publication(max(time.time() - copied_at, 0.0))
+        changed = [file for file in (source, Path(f"{source}.wal")) if file.exists()]
+        self.pace.behind = any(file.stat().st_mtime > copied_at for file in changed)
+
+    def publish(self, source: Path, *, unfinished: bool) -> None:
+        """Copy a database file that is checkpointed and at rest; the copy appears whole or not.
+
+        Args:
+            source: The mirror's file, which this process may have open.
+            unfinished: It holds copies of tables that are under way; they are not published.
+
+        Raises:
+            MirrorError: The copy cannot be written.
+        """
+        partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}{_PARTIAL}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            _copy(source, partial)
+            if unfinished:
+                _leave_out_copies(partial)
+            partial.replace(self.path)
+        except (OSError, duckdb.Error) as error:
+            with suppress(OSError):
+                partial.unlink()
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            raise MirrorError(
+                f"the published copy {str(self.path)!r} cannot be written: {reason}",
+                hint="mend this, or leave out mirror.published; the mirror itself is in order",
+            ) from error
+        self.pace.note_publication()
+
+    def _sweep(self) -> None:
+        """Delete what processes that were killed have left; only the mirror's writer publishes."""
+        for left in self.path.parent.glob(f"{glob.escape(self.path.name)}.*{_PARTIAL}*"):
+            left.unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy in a process of its own; see `copy_program`."""
+    # Isolated and without packages: it starts in milliseconds, whatever the environment says.
+    command = [sys.executable, "-I", "-S", copy_program.__file__, str(source), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise OSError(said[-1] if said else f"copy_program ended with {done.returncode}")
+
+
+def _leave_out_copies(path: Path) -> None:
+    """Drop the copies of tables that are under way; nobody else knows of this file yet."""
+    with duckdb.connect(str(path)) as opened:
+        drop_copies(opened)

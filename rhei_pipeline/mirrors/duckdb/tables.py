@@ -1,0 +1,177 @@
+"""The tables of a DuckDB mirror: their names, shapes, and the key that each was built for.
+
+DuckDB does not tell names apart that differ by case only.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import duckdb
+import pyarrow as pa
+
+from rhei_pipeline.mirrors.duckdb.housekeeping import COPY_PREFIX
+from rhei_pipeline.model.schema import (
+    HISTORY_FIELDS,
+    INSTANT,
+    RESERVED_PREFIX,
+    VALID_TO,
+    Column,
+    Mode,
+    Table,
+    TableSchema,
+)
+from rhei_pipeline.sql.text import duckdb_type, mirror_table, quote
+
+MAIN = "main"
+SNAPSHOTS = "snapshot"
+_HISTORY = {field.name for field in HISTORY_FIELDS}
+_DECIMAL = re.compile(r"DECIMAL\((\d+),(\d+)\)")
+_TYPES: dict[str, pa.DataType] = {
+    "SMALLINT": pa.int16(),
+    "INTEGER": pa.int32(),
+    "BIGINT": pa.int64(),
+    "FLOAT": pa.float32(),
+    "DOUBLE": pa.float64(),
+    "VARCHAR": pa.string(),
+    "BLOB": pa.binary(),
+    "BOOLEAN": pa.bool_(),
+    "DATE": pa.date32(),
+    "TIME": pa.time64("us"),
+    "TIMESTAMP": pa.timestamp("us"),
+    "TIMESTAMP WITH TIME ZONE": INSTANT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What is recorded of a mirrored table beside its rows.
+
+    Attributes:
+        primary_key: The key it was built for.
+        set_aside: It is a history that is kept under this name, and follows no source table.
+    """
+
+    name: str
+    primary_key: tuple[str, ...]
+    set_aside: bool = False
+
+
+def table_exists(connection: duckdb.DuckDBPyConnection, table: Table) -> bool:
+    """Return whether the mirror has the table."""
+    return standing_name(connection, table.schema) is not None
+
+
+def standing_name(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> str | None:
+    """Return the name, in its own case, of the mirror's table; None where there is none."""
+    found = connection.execute(
+        "select table_name from duckdb_tables() where lower(schema_name) = lower(?)"
+        " and lower(table_name) = lower(?) and database_name = current_database()",
+        [schema.namespace or MAIN, schema.mirror_relation],
+    ).fetchall()
+    return str(found[0][0]) if found else None
+
+
+def read_tables(connection: duckdb.DuckDBPyConnection) -> dict[str, Table]:
+    """Return the mirrored tables by the quoted names that SQL gives them; see `Mirror.tables`."""
+    columns = connection.execute(
+        "select schema_name, table_name, list(column_name order by column_index),"
+        " list(data_type order by column_index) from duckdb_columns()"
+        " where database_name = current_database() and not internal"
+        f" and not starts_with(lower(table_name), '{RESERVED_PREFIX}')"
+        f" and schema_name <> '{SNAPSHOTS}' group by all"
+    ).fetchall()
+    built = {
+        (namespace, relation): Built(name, tuple(json.loads(key)), set_aside)
+        for name, namespace, relation, key, set_aside in connection.execute(
+            "select table_name, namespace, relation, primary_key, set_aside from _rhei_table"
+        ).fetchall()
+    }
+    tables = {}
+    for namespace, relation, names, kinds in columns:
+        own = None if namespace == MAIN else str(namespace)
+        unrecorded = Built(relation if own is None else f"{own}.{relation}", ())
+        found = built.get((own, relation), unrecorded)
+        types = list(map(arrow_type, kinds))
+        if None not in types:
+            table = _table(found, own, relation, dict(zip(names, types, strict=True)))
+            tables[mirror_table(table.schema)] = table
+    return tables
+
+
+def _table(
+    built: Built, namespace: str | None, relation: str, types: Mapping[str, pa.DataType]
+) -> Table:
+    own = tuple(Column(name, kind) for name, kind in types.items() if name not in _HISTORY)
+    mode = Mode.TEMPORAL if VALID_TO in types else Mode.DESTRUCTIVE
+    schema = TableSchema(built.name, own, built.primary_key, namespace)
+    if schema.relation.lower() != relation.lower():
+        schema = replace(schema, mirror_name=relation)
+    return Table(schema, mode)
+
+
+def read_built(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> Built | None:
+    """Return what is recorded of a table; None for one of before this was recorded."""
+    found = connection.execute(
+        "select table_name, primary_key, set_aside from _rhei_table"
+        " where namespace is not distinct from ? and lower(relation) = lower(?)",
+        [schema.namespace, schema.mirror_relation],
+    ).fetchall()
+    return Built(found[0][0], tuple(json.loads(found[0][1])), found[0][2]) if found else None
+
+
+def write_built(
+    connection: duckdb.DuckDBPyConnection, schema: TableSchema, *, set_aside: bool = False
+) -> None:
+    """Record the key that a table is built for now."""
+    forget_built(connection, schema)
+    connection.execute(
+        "insert into _rhei_table values (?, ?, ?, ?, ?)",
+        [
+            schema.name,
+            schema.namespace,
+            schema.mirror_relation,
+            json.dumps(schema.primary_key),
+            set_aside,
+        ],
+    )
+
+
+def forget_built(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> None:
+    """Forget what is recorded of a table."""
+    connection.execute(
+        "delete from _rhei_table"
+        " where namespace is not distinct from ? and lower(relation) = lower(?)",
+        [schema.namespace, schema.mirror_relation],
+    )
+
+
+def arrow_type(name: str) -> pa.DataType | None:
+    """Return the Arrow type of one of DuckDB's; None for one that no column of ours has."""
+    decimal = _DECIMAL.fullmatch(name)
+    if decimal:
+        return pa.decimal128(int(decimal[1]), int(decimal[2]))
+    return _TYPES.get(name)
+
+
+def create(
+    connection: duckdb.DuckDBPyConnection, target: str, schema: pa.Schema, kind: str = "table"
+) -> None:
+    """Create an empty table."""
+    columns = ", ".join(f"{quote(field.name)} {duckdb_type(field.type)}" for field in schema)
+    connection.execute(f"create {kind} {target}({columns})")
+
+
+def copy_name(schema: TableSchema) -> str:
+    """Write the name of the copy beside a table."""
+    return mirror_table(schema, COPY_PREFIX)
+
+
+def in_utc(table: pa.Table) -> pa.Table:
+    """Label instants UTC: DuckDB labels them with the machine's zone, the instants being equal."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type) and field.type.tz not in (None, "UTC"):
+            wanted = pa.timestamp(field.type.unit, INSTANT.tz)
+            table = table.set_column(place, field.name, table.column(place).cast(wanted))
+    return table

@@ -1,0 +1,422 @@
+"""What one transaction of a DuckDB mirror may do."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import date, datetime
+
+import duckdb
+import pyarrow as pa
+
+from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeated
+from rhei_pipeline.mirrors.duckdb.drop import drop_table
+from rhei_pipeline.mirrors.duckdb.housekeeping import write_letters, write_owner
+from rhei_pipeline.mirrors.duckdb.past import write_snapshots
+from rhei_pipeline.mirrors.duckdb.progress import Records
+from rhei_pipeline.mirrors.duckdb.promotion import adopt_copy, keep_unknown
+from rhei_pipeline.mirrors.duckdb.tables import copy_name, create, in_utc, write_built
+from rhei_pipeline.model.changes import (
+    Comparison,
+    Counts,
+    DeadLetter,
+    LetterName,
+    NetChanges,
+    Operation,
+    Versions,
+)
+from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
+from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.sql.text import listed, literal, matching, mirror_table, quote
+
+_STAGED = "temp._rhei_staged"
+_DIFFERENT = "temp._rhei_different"
+_ROW = "_rhei_row"
+_PART = "_rhei_part"
+_DIGEST = "_rhei_digest"
+_IS_GONE = "_rhei_is_gone"
+
+
+class DuckDBTransaction:
+    """A `MirrorTransaction` inside an open transaction of one connection.
+
+    Args:
+        connection: In that transaction.
+        records: What is recorded; to be written before the transaction commits.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, records: Records) -> None:
+        self._connection = connection
+        self._records = records
+
+    def ledger(self) -> Ledger:
+        """Return what is recorded, as this transaction sees it."""
+        return self._records.ledger()
+
+    def claim(self, owner: str, *, anew: bool) -> None:
+        """Record whose the mirror is; with `anew`, no position is proved any more."""
+        self._records.read_anew()
+        write_owner(self._connection, owner, anew=anew)
+
+    def merge(self, table: Table, changes: NetChanges) -> Counts:
+        """Compare with the rows there, then delete and insert those that really changed."""
+        return self._merge(table, mirror_table(table.schema), changes)
+
+    def _merge(self, table: Table, target: str, changes: NetChanges) -> Counts:
+        inserted = updated = deleted = 0
+        if changes.upserts.num_rows:
+            with self._registered("_rhei_upserts", changes.upserts):
+                inserted, updated = self._upsert(table, target)
+        if changes.tombstones.num_rows:
+            with self._registered("_rhei_tombstones", changes.tombstones):
+                same = matching("t", "k", table.schema.primary_key)
+                deleted = self._changed(
+                    f"delete from {target} t using _rhei_tombstones k where {same}"
+                )
+        return Counts(inserted, updated, deleted)
+
+    def _upsert(self, table: Table, target: str) -> tuple[int, int]:
+        schema, key = table.schema, table.schema.primary_key
+        names = listed(schema.names)
+        # Keys alone: until it commits, a transaction holds in memory all that it ever staged.
+        self._connection.execute(
+            f"create or replace temp table _rhei_staged as"
+            f" select {listed(key, 'u')}, t.rowid as {_ROW} from _rhei_upserts u"
+            f" left join {target} t on {matching('t', 'u', key)}"
+            f" where t.rowid is null or {_differs(table, 't', 'u')}"
+        )
+        replaced = self._changed(
+            f"delete from {target} where rowid in"
+            f" (select {_ROW} from {_STAGED} where {_ROW} is not null)"
+        )
+        written = self._changed(
+            f"insert into {target}({names}) select {names} from _rhei_upserts u"
+            f" semi join {_STAGED} s on {matching('u', 's', key)}"
+        )
+        return written - replaced, replaced
+
+    def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
+        """Return the rows of those keys that are valid now."""
+        return self._rows_of(table, _present(table), keys)
+
+    def copied_rows(self, table: Table, keys: pa.Table) -> pa.Table:
+        """Return the rows of those keys in the copy."""
+        return self._rows_of(table, copy_name(table.schema), keys)
+
+    def present_keys(self, table: Table) -> pa.Table:
+        """Return the keys of all rows that are valid now."""
+        return self._arrow(f"select {listed(table.schema.primary_key)} from {_present(table)}")
+
+    def copied_keys(self, table: Table) -> pa.Table:
+        """Return the keys of all rows in the copy."""
+        return self._arrow(
+            f"select {listed(table.schema.primary_key)} from {copy_name(table.schema)}"
+        )
+
+    def _rows_of(self, table: Table, rows: str, keys: pa.Table) -> pa.Table:
+        with self._registered("_rhei_keys", keys):
+            return self._arrow(
+                f"select {listed(table.schema.names, 't')} from {rows} t"
+                f" semi join _rhei_keys k on {matching('t', 'k', table.schema.primary_key)}"
+            )
+
+    def open_versions(self, table: Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Look up the touched keys' open versions, then the past of keys that have none."""
+        name, key = mirror_table(table.schema), table.schema.primary_key
+        with self._registered("_rhei_keys", events.select(list(key))):
+            opened = self._arrow(
+                f"select {listed(table.schema.names, 't')}, t.{VALID_FROM},"
+                f" t.rowid as {LOCATOR} from {name} t"
+                f" semi join _rhei_keys k on {matching('t', 'k', key)} where t.{VALID_TO} is null"
+            )
+            with self._registered("_rhei_open", opened.select(list(key))):
+                floors = self._arrow(
+                    f"select {listed(key, 't')}, max(t.{VALID_TO}) as {FLOOR} from {name} t"
+                    f" semi join (select distinct * from _rhei_keys k anti join _rhei_open o"
+                    f" on {matching('k', 'o', key)}) k on {matching('t', 'k', key)}"
+                    f" group by {listed(key, 't')}"
+                )
+        same = repeated(opened, events, table.schema)
+        told = opened.select([*key, VALID_FROM, LOCATOR]).append_column(REPEATED, same)
+        return told, floors
+
+    def supersede(self, table: Table, versions: Versions) -> None:
+        """Close by the rows' own places, then append."""
+        name = mirror_table(table.schema)
+        if versions.closings.num_rows:
+            with self._registered("_rhei_closings", versions.closings):
+                # Two statements: changing one column is cheaper, and most closings change one.
+                for deleted, also in (
+                    ("not", ""),
+                    ("", f", {OPERATION} = {literal(Operation.DELETE)}"),
+                ):
+                    self._connection.execute(
+                        f"update {name} as t set {VALID_TO} = c.{VALID_TO}{also}"
+                        f" from (select * from _rhei_closings where {deleted} {DELETED}) c"
+                        f" where t.rowid = c.{LOCATOR}"
+                    )
+        if versions.openings.num_rows:
+            names = listed(versions.openings.column_names)
+            with self._registered("_rhei_openings", versions.openings):
+                self._connection.execute(
+                    f"insert into {name}({names}) select {names} from _rhei_openings"
+                )
+
+    def record(self, watermark: Watermark) -> None:
+        """Record progress; refuses to go back."""
+        self._records.move(watermark)
+
+    def quarantine(self, letters: Iterable[DeadLetter]) -> int:
+        """Keep dead letters; return how many."""
+        return write_letters(self._connection, letters)
+
+    def quarantined(self, table: Table) -> set[LetterName]:
+        """Name the open dead letters of a table."""
+        found = self._connection.execute(
+            "select key, column_name from _rhei_dead_letter"
+            " where table_name = ? and resolved_at is null",
+            [table.name],
+        ).fetchall()
+        return {(key, column) for key, column in found}
+
+    def release(self, table: Table, letters: Collection[LetterName], at: datetime) -> None:
+        """Resolve dead letters.
+
+        A temporal table keeps them as resolved: a version that its history lacks stays named.
+        """
+        if not letters:
+            return
+        keys, columns = zip(*letters, strict=True)
+        named = [table.name, list(keys), list(columns)]
+        chosen = (
+            "d.table_name = ? and d.resolved_at is null and exists (select 1 from"
+            " (select unnest(?::varchar[]) as key, unnest(?::varchar[]) as column_name) l"
+            " where l.key = d.key and l.column_name = d.column_name)"
+        )
+        if table.mode is Mode.TEMPORAL:
+            self._connection.execute(
+                f"update _rhei_dead_letter d set resolved_at = ? where {chosen}", [at, *named]
+            )
+        else:
+            self._connection.execute(f"delete from _rhei_dead_letter d where {chosen}", named)
+
+    def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:
+        """Keep a temporal table's rows as of each day's instant, under the day."""
+        return write_snapshots(self._connection, table, days)
+
+    def begin_copy(self, table: Table, progress: CopyProgress) -> None:
+        """Start an empty copy beside the table."""
+        if table.schema.namespace:
+            name = quote(table.schema.namespace)
+            self._connection.execute(f"create schema if not exists {name}")
+        self._connection.execute(f"drop table if exists {copy_name(table.schema)}")
+        create(self._connection, copy_name(table.schema), table.schema.arrow)
+        self._records.note_copy(progress)
+
+    def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
+        """Append rows to the copy and record how far it has come."""
+        if rows.num_rows:
+            with self._registered("_rhei_rows", rows):
+                self._connection.execute(
+                    f"insert into {copy_name(table.schema)} select * from _rhei_rows"
+                )
+        self._records.note_copy(progress)
+
+    def drop_copy(self, table: Table) -> None:
+        """Drop the copy under way; the table beside it stays as it was last recorded."""
+        self._connection.execute(f"drop table if exists {copy_name(table.schema)}")
+        self._records.forget_copy(table.name)
+
+    def heal_copy(self, table: Table, changes: NetChanges) -> None:
+        """Bring the copy up to a later state by net changes."""
+        self._merge(table, copy_name(table.schema), changes)
+
+    def keep_unknown(self, table: Table, keys: pa.Table) -> None:
+        """Give the copy the table's present rows of keys that the copy could not read."""
+        if keys.num_rows:
+            with self._registered("_rhei_keys", keys):
+                keep_unknown(self._connection, table)
+
+    def adopt_copy(self, table: Table, at: datetime) -> int | None:
+        """Make the copy the table, if there is no table of its shape; return its rows, else None.
+
+        A temporal table's rows become baseline versions that are valid from `at`.
+
+        Raises:
+            SchemaDriftError: History would be lost, or does not fit the new shape.
+        """
+        if self._has_another_spelling(table.name):
+            self._records.read_anew()  # what is recorded of that name becomes this one's
+        adopted = adopt_copy(self._connection, table, at)
+        if adopted is not None:
+            self._records.forget_copy(table.name)
+        return adopted
+
+    def _has_another_spelling(self, name: str) -> bool:
+        lower = name.lower()
+        known = self._records.ledger().watermarks
+        return any(other != name and other.lower() == lower for other in known)
+
+    def mend_keys(self, table: Table, at: datetime) -> Counts:
+        """Leave one present row a key and none whose key is null; count what ended."""
+        name, key = mirror_table(table.schema), table.schema.primary_key
+        keyless = " or ".join(f"{quote(column)} is null" for column in key)
+        if table.mode is Mode.DESTRUCTIVE:
+            once = f"select min(rowid) from {name} group by {listed(key)} having count(*) > 1"
+            again = f"select {listed(key)} from {name} group by {listed(key)} having count(*) > 1"
+            return Counts(
+                deleted=self._changed(
+                    f"delete from {name} where {keyless} or (rowid not in ({once})"
+                    f" and ({listed(key)}) in ({again}))"
+                )
+            )
+        ended = self._changed(
+            f"update {name} set {VALID_TO} = $at, {OPERATION} = {literal(Operation.DELETE)}"
+            f" where ({keyless}) and {VALID_TO} is null",
+            {"at": at},
+        )
+        return Counts(deleted=ended + self._end_overlapping(name, key))
+
+    def _end_overlapping(self, name: str, key: Collection[str]) -> int:
+        """Have each version end where the next one of its key begins, if it does not before."""
+        order = f"order by {VALID_FROM}, {VALID_TO} nulls last, rowid"
+        return self._changed(
+            f"update {name} as t set {VALID_TO} = n.began from (select rowid as place,"
+            f" lead({VALID_FROM}) over (partition by {listed(key)} {order}) as began from {name}) n"
+            f" where n.place = t.rowid and n.began < coalesce(t.{VALID_TO}, 'infinity')"
+        )
+
+    def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
+        """Yield what leads from the table's present rows to the copy's, then drop the copy."""
+        self._stage_differences(table)
+        self._connection.execute(f"drop table {copy_name(table.schema)}")
+        self._records.forget_copy(table.name)
+        names, key = table.schema.names, table.schema.primary_key
+        for low in range(0, self._count(f"select count(*) from {_DIFFERENT}"), limit):
+            part = f"from {_DIFFERENT} where {_ROW} > {low} and {_ROW} <= {low + limit}"
+            yield NetChanges(
+                self._arrow(f"select {listed(names)} {part} and not {_IS_GONE}"),
+                self._arrow(f"select {listed(key)} {part} and {_IS_GONE}"),
+            )
+        self._connection.execute(f"drop table {_DIFFERENT}")
+
+    def record_key(self, table: Table) -> None:
+        """Record the key that the table was built for."""
+        write_built(self._connection, table.schema)
+
+    def drop_table(self, table: Table, keep_as: str | None = None) -> int:
+        """Drop a table and all that is recorded of it; return the rows or versions it had."""
+        self._records.read_anew()
+        return drop_table(self._connection, table, keep_as)
+
+    def count(self, table: Table) -> int:
+        """Count the rows that are valid now."""
+        return self._count(f"select count(*) from {_present(table)}")
+
+    def compare_digests(
+        self, table: Table, parts: Iterable[pa.Table]
+    ) -> tuple[list[int], pa.Table]:
+        """Stage each source row's key, digest and part; join them with the present rows' own."""
+        key = table.schema.primary_key
+        fields = [*table.schema.arrow_key, pa.field(_PART, pa.int64())]
+        create(self._connection, "_rhei_digests", pa.schema(fields), kind="temp table")
+        self._connection.execute(f"alter table temp._rhei_digests add column {_DIGEST} ubigint")
+        for number, part in enumerate(parts):
+            with self._registered("_rhei_rows", part):
+                self._connection.execute(
+                    f"insert into temp._rhei_digests select {listed(key, 'r')}, {number},"
+                    f" {_digest(table, 'r')} from _rhei_rows r"
+                )
+        same, present = matching("t", "s", key), _present(table)
+        stale = self._connection.execute(
+            f"select distinct s.{_PART} from temp._rhei_digests s left join {present} t on {same}"
+            f" where t.{quote(key[0])} is null or s.{_DIGEST} <> {_digest(table, 't')} order by 1"
+        ).fetchall()
+        extra = self._arrow(
+            f"select {listed(key, 't')} from {present} t anti join temp._rhei_digests s on {same}"
+        )
+        self._connection.execute("drop table temp._rhei_digests")
+        return [number for (number,) in stale], extra
+
+    def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
+        """Stage the source's rows and compare them with the table's present ones, both ways."""
+        key = table.schema.primary_key
+        create(self._connection, "_rhei_source", table.schema.arrow, kind="temp table")
+        for part in rows:
+            with self._registered("_rhei_rows", part):
+                self._connection.execute("insert into temp._rhei_source select * from _rhei_rows")
+        same, present = matching("t", "s", key), _present(table)
+        missing = f"temp._rhei_source s anti join {present} t on {same}"
+        extra = f"{present} t anti join temp._rhei_source s on {same}"
+        different = (
+            f"temp._rhei_source s join {present} t on {same} where {_differs(table, 's', 't')}"
+        )
+        found = Comparison(
+            self._arrow(f"select {listed(key, 's')} from {missing}"),
+            self._arrow(f"select {listed(key, 't')} from {extra}"),
+            self._arrow(f"select {listed(key, 's')} from {different}"),
+            self._arrow(
+                f"select {listed(key)} from {present} group by {listed(key)} having count(*) > 1"
+            ),
+        )
+        self._connection.execute("drop table temp._rhei_source")
+        return found
+
+    def _stage_differences(self, table: Table) -> None:
+        schema, current, copy = table.schema, _present(table), copy_name(table.schema)
+        same = matching("t", "c", schema.primary_key)
+        self._connection.execute(
+            f"create or replace temp table _rhei_different as"
+            f" select *, row_number() over () as {_ROW} from ("
+            f" select {listed(schema.names, 'c')}, false as {_IS_GONE} from {copy} c"
+            f" left join {current} t on {same}"
+            f" where t.{quote(schema.primary_key[0])} is null or {_differs(table, 't', 'c')}"
+            f" union all"
+            f" select {listed(schema.names, 't')}, true from {current} t"
+            f" anti join {copy} c on {same})"
+        )
+
+    @contextmanager
+    def _registered(self, name: str, rows: pa.Table) -> Iterator[None]:
+        self._connection.register(name, rows)
+        try:
+            yield
+        finally:
+            self._connection.unregister(name)
+
+    def _changed(self, sql: str, params: Mapping[str, object] | None = None) -> int:
+        """Run a writing statement; return how many rows it wrote."""
+        return int(self._connection.execute(sql, params).fetchall()[0][0])
+
+    _count = _changed
+
+    def _arrow(self, sql: str) -> pa.Table:
+        return in_utc(self._connection.sql(sql).to_arrow_table())
+
+
+def _present(table: Table) -> str:
+    """Name the rows that are valid now."""
+    if table.mode is Mode.DESTRUCTIVE:
+        return mirror_table(table.schema)
+    return f"(select * from {mirror_table(table.schema)} where {VALID_TO} is null)"
+
+
+def _differs(table: Table, left: str, right: str) -> str:
+    """Compare the columns outside the key, and floats by their sign too, since 0.0 equals -0.0."""
+    names = [quote(column.name) for column in table.schema.value_columns]
+    tests = [f"{left}.{name} is distinct from {right}.{name}" for name in names]
+    tests += [
+        f"signbit({left}.{n}) is distinct from signbit({right}.{n})" for n in _floating(table)
+    ]
+    return f"({' or '.join(tests)})" if tests else "false"
+
+
+def _digest(table: Table, row: str) -> str:
+    """Fold the columns outside the key into 64 bits, and the signs of floats, as `_differs`."""
+    values = [f"{row}.{quote(column.name)}" for column in table.schema.value_columns]
+    signs = [f"signbit({row}.{name})" for name in _floating(table)]
+    terms = ["0", *values, *signs]
+    return f"hash({', '.join(terms)})"
+
+
+def _floating(table: Table) -> list[str]:
+    """Return the quoted names of floating columns, the key's included."""
+    return [quote(c.name) for c in table.schema.columns if pa.types.is_floating(c.type)]

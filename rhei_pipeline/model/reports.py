@@ -1,0 +1,384 @@
+"""The numbers a sync reports: what changed, how far, how late."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from rhei_pipeline.model.changes import Counts
+from rhei_pipeline.model.progress import TableState
+
+
+class Severity(StrEnum):
+    """How much a finding matters: nothing syncs, something may go wrong, or it is only told."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What an examination of the source found.
+
+    Attributes:
+        what: What is so.
+        why: Why it matters.
+        remedy: The statement or command that mends it.
+        table: The table it is about, where it is about one.
+    """
+
+    severity: Severity
+    what: str
+    why: str
+    remedy: str
+    table: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceReport:
+    """What maintenance made of a mirror's files.
+
+    Attributes:
+        files_before, files_after: Files that hold rows.
+        bytes_before, bytes_after: What these take.
+        rows_written: Rows that were written anew.
+        done: Nothing more is due; else the bound was reached, and another call goes on.
+        damaged: What is wrong with which file, and the way out; its table was left as it is.
+    """
+
+    files_before: int = 0
+    files_after: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    rows_written: int = 0
+    done: bool = True
+    damaged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TableReport:
+    """What one sync did to one table.
+
+    Attributes:
+        events: Events of the source that were consumed.
+        inserted, updated, deleted: Rows that really changed in the mirror.
+        dead_letters: Rows that could not be mirrored, met in this sync.
+        watermark: The position the table stands at; None when nothing is recorded yet.
+        lag_seconds: How old the oldest change was when it became visible; 0 without changes.
+        copied_rows: Rows read by an initial sync that was part of this one.
+        error: Why the table was left out, when it was.
+    """
+
+    table: str
+    events: int = 0
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    dead_letters: int = 0
+    watermark: int | None = None
+    lag_seconds: float = 0.0
+    copied_rows: int = 0
+    error: str | None = None
+
+    @property
+    def changed(self) -> int:
+        """All rows that really changed."""
+        return self.inserted + self.updated + self.deleted
+
+    def after(self, earlier: "TableReport") -> "TableReport":
+        """Return the report of an earlier cycle and of this one together."""
+        return replace(
+            self,
+            events=earlier.events + self.events,
+            inserted=earlier.inserted + self.inserted,
+            updated=earlier.updated + self.updated,
+            deleted=earlier.deleted + self.deleted,
+            dead_letters=earlier.dead_letters + self.dead_letters,
+            lag_seconds=max(earlier.lag_seconds, self.lag_seconds),
+        )
+
+    @classmethod
+    def of(cls, table: str, counts: Counts, **others: Any) -> "TableReport":  # noqa: ANN401
+        """Report counts of one table."""
+        return cls(
+            table,
+            inserted=counts.inserted,
+            updated=counts.updated,
+            deleted=counts.deleted,
+            **others,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """What one sync did: one source state, applied in one mirror transaction.
+
+    The sums over all tables, and the same per table in `tables`. `watermark` is the sum of the
+    tables' positions: it grows by one for each event of the source. `not_followed` names tables
+    of the mirror that no sync brings up to date any more, and since when. `not_published` says why
+    what others read beside the mirror (the published copy, Delta tables) is older than the mirror.
+    """
+
+    tables: Mapping[str, TableReport] = field(default_factory=lambda: MappingProxyType({}))
+    duration_seconds: float = 0.0
+    not_followed: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
+    not_published: str | None = None
+
+    @property
+    def events(self) -> int:
+        """Events of the source that were consumed."""
+        return sum(report.events for report in self.tables.values())
+
+    @property
+    def inserted(self) -> int:
+        """Rows inserted in the mirror."""
+        return sum(report.inserted for report in self.tables.values())
+
+    @property
+    def updated(self) -> int:
+        """Rows really changed in the mirror."""
+        return sum(report.updated for report in self.tables.values())
+
+    @property
+    def deleted(self) -> int:
+        """Rows deleted from the mirror."""
+        return sum(report.deleted for report in self.tables.values())
+
+    @property
+    def dead_letters(self) -> int:
+        """Rows that could not be mirrored, met in this sync."""
+        return sum(report.dead_letters for report in self.tables.values())
+
+    @property
+    def watermark(self) -> int:
+        """The sum of the tables' positions."""
+        return sum(report.watermark or 0 for report in self.tables.values())
+
+    @property
+    def lag_seconds(self) -> float:
+        """How old the oldest change was when it became visible."""
+        return max((report.lag_seconds for report in self.tables.values()), default=0.0)
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """The tables left out, each with the reason."""
+        return {name: report.error for name, report in self.tables.items() if report.error}
+
+
+@dataclass(frozen=True, slots=True)
+class CopyReport:
+    """What an initial sync did to one table.
+
+    Attributes:
+        rows: Rows read from the source by this call; a resumed copy reads only the rest.
+        resumed: Whether it went on where an earlier one had ended.
+        inserted, updated, deleted: Rows that really changed in the mirror.
+    """
+
+    table: str
+    rows: int
+    resumed: bool
+    inserted: int
+    updated: int
+    deleted: int
+    dead_letters: int
+    watermark: int
+    duration_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TableStatus:
+    """How one table stands.
+
+    Attributes:
+        lag_events: Events of the source that are not applied yet, exactly.
+        lag_seconds: How long the oldest of them has waited; 0 when there is none.
+        dead_letters: Open ones.
+        doubt: Why changes may go by unseen until the next audit; None where none can.
+    """
+
+    table: str
+    mode: str
+    state: TableState | None
+    watermark: int | None
+    lag_events: int
+    lag_seconds: float
+    dead_letters: int
+    error: str | None = None
+    doubt: str | None = None
+
+    @property
+    def proof(self) -> str:
+        """`proved` where no change can go by unseen, else `unproved`."""
+        return "unproved" if self.doubt else "proved"
+
+
+@dataclass(frozen=True, slots=True)
+class CopyStatus:
+    """How far a copy under way has come; `of` is what the source had when it began."""
+
+    rows: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How the tables stand, and how long ago that was asked of source and mirror.
+
+    Attributes:
+        held_bytes: What is kept until this mirror has it, by what keeps it: `slot`, `log`,
+            `buffer`.
+        not_followed: Tables of the mirror that no sync brings up to date any more, and since when.
+        not_published: See `SyncReport`.
+        unreadable: Why source or mirror could not be read when that was last tried; the figures
+            are older then.
+    """
+
+    tables: Mapping[str, TableStatus]
+    held_bytes: Mapping[str, int]
+    age_seconds: float = 0.0
+    not_followed: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
+    not_published: str | None = None
+    unreadable: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SyncStatus:
+    """How the pipeline stands.
+
+    Attributes:
+        running: Whether the background sync is running.
+        last_error: What the background sync last failed with, or that there is nothing to mirror;
+            None since its last success.
+        copying: The copies under way, by table.
+        held_bytes: See `Standing`.
+        age_seconds: How old these figures are; more than nothing where a sync was not waited for.
+        not_followed, not_published, unreadable: See `Standing`.
+    """
+
+    running: bool
+    tables: Mapping[str, TableStatus]
+    last_error: str | None = None
+    copying: Mapping[str, CopyStatus] = field(default_factory=lambda: MappingProxyType({}))
+    held_bytes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    age_seconds: float = 0.0
+    not_followed: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
+    not_published: str | None = None
+    unreadable: str | None = None
+
+    @property
+    def lag_events(self) -> int:
+        """Events not applied yet, over all tables."""
+        return sum(status.lag_events for status in self.tables.values())
+
+    @property
+    def lag_seconds(self) -> float:
+        """How long the oldest of them has waited."""
+        return max((status.lag_seconds for status in self.tables.values()), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RowParity:
+    """How many rows source and mirror hold at one watermark."""
+
+    table: str
+    source_rows: int
+    mirror_rows: int
+    watermark: int
+
+    @property
+    def equal(self) -> bool:
+        """Whether they are as many."""
+        return self.source_rows == self.mirror_rows
+
+
+@dataclass(frozen=True, slots=True)
+class TableVerification:
+    """How one table's mirror differs from its source, at one source state.
+
+    `missing`, `extra`, `different` and `duplicate` count keys; `samples` holds the first few of
+    each as JSON. `dead_letters` counts the source's rows that cannot be mirrored.
+    `broken_history` counts keys of a temporal table whose versions contradict each other: two are
+    valid at once, one ends before it begins, or one ends without a successor or a delete.
+    `damage` names a file of the mirror that could not be read, and the way out; then no row was
+    compared.
+    """
+
+    table: str
+    rows: int
+    missing: int
+    extra: int
+    different: int
+    dead_letters: int
+    samples: Mapping[str, tuple[str, ...]]
+    duplicate: int = 0
+    broken_history: int = 0
+    damage: str | None = None
+
+    @classmethod
+    def of_damaged(cls, table: str, error: Exception) -> "TableVerification":
+        """Return what there is to say of a table whose files cannot be read."""
+        return cls(table, 0, 0, 0, 0, 0, {}, damage=str(error))
+
+    @property
+    def equal(self) -> bool:
+        """Whether source and mirror hold the same rows, bit for bit, and its history is sound."""
+        differ = self.missing or self.extra or self.different or self.duplicate
+        return not (differ or self.broken_history or self.dead_letters or self.damage)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """How the mirror differs from the source, all tables at one source state.
+
+    Attributes:
+        errors: The tables left out, each with the reason.
+        not_followed: Tables of the mirror that no sync brings up to date any more, and since when.
+    """
+
+    tables: Mapping[str, TableVerification]
+    duration_seconds: float
+    errors: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    not_followed: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def equal(self) -> bool:
+        """Whether every table is equal, and none was left out."""
+        return not self.errors and all(found.equal for found in self.tables.values())
+
+
+@dataclass(frozen=True, slots=True)
+class DropReport:
+    """What dropping a table of the mirror did.
+
+    Attributes:
+        rows: The rows, or versions, it had.
+        kept_as: The name under which they stay; None where they are gone.
+    """
+
+    table: str
+    rows: int
+    kept_as: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedFile:
+    """A file of the mirror that a repair set aside, and what became of what it held."""
+
+    file: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class RepairReport:
+    """What a repair changed in one table's mirror, and which of its files were damaged."""
+
+    table: str
+    inserted: int
+    updated: int
+    deleted: int
+    duration_seconds: float
+    damaged: tuple[DamagedFile, ...] = ()

@@ -1,0 +1,62 @@
+"""What the columns of a mirrored table mean in queries, where that tells more than their types."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from rhei_pipeline.model.schema import Mode, TableSchema
+
+#: A function of a DataFusion mirror: it ends the query where any row has a true argument, and
+#: returns its argument else.
+ONLY_SOURCE = "_rhei_only_source"
+#: Another one: it returns a double that is finite, and ends the query where one is not.
+FINITE = "_rhei_finite"
+
+
+class Kind(StrEnum):
+    """How values behave in operations; finer than their Arrow type where engines differ.
+
+    NUMBER: numbers of SQLite that are integers in some rows and reals in others.
+    DECIMAL: PostgreSQL's exact numeric.
+    TRUTH: true or false; in SQLite the integers 1 and 0.
+    UNKNOWN: a literal of PostgreSQL that takes the type of its surroundings.
+    OPAQUE: a value that the mirror keeps in another form, or compares otherwise, than the source;
+        it can be shown and counted, nothing else.
+    """
+
+    INT = "integer"
+    REAL = "real"
+    NUMBER = "number"
+    DECIMAL = "numeric"
+    TEXT = "text"
+    BLOB = "blob"
+    TRUTH = "boolean"
+    DATE = "date"
+    TIMESTAMP = "timestamp"
+    INSTANT = "timestamptz"
+    NULL = "null"
+    UNKNOWN = "unknown"
+    OPAQUE = "opaque"
+
+
+NUMERIC = {Kind.INT, Kind.REAL, Kind.NUMBER, Kind.DECIMAL}
+TEMPORAL = {Kind.DATE, Kind.TIMESTAMP, Kind.INSTANT}
+
+
+@dataclass(frozen=True, slots=True)
+class MirroredTable:
+    """A table that both sides hold, and what its columns mean.
+
+    Attributes:
+        kinds: How each column behaves, by name; a column left out is OPAQUE.
+        collated: Columns of text that the source orders otherwise than by bytes.
+        all_columns: All columns of the source's table, in its order.
+        doubt: Why the source may show other rows of it than the mirror has.
+    """
+
+    schema: TableSchema
+    mode: Mode
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    collated: frozenset[str] = frozenset()
+    all_columns: tuple[str, ...] = ()
+    doubt: str | None = None

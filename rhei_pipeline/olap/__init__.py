@@ -1,1 +1,0 @@
-"""Where the mirror lives; each module holds one Mirror."""

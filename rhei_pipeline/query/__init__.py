@@ -1,0 +1,1 @@
+"""Queries: which side answers, in which words, with which result."""

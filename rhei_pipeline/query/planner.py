@@ -1,0 +1,143 @@
+"""What is known of a statement before it runs: its side, and what it answers with."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from rhei_pipeline.errors import QueryError, RheiError
+from rhei_pipeline.model.schema import TableOptions
+from rhei_pipeline.model.semantics import MirroredTable  # noqa: TC001
+from rhei_pipeline.protocols import Database, Mirror
+from rhei_pipeline.query import results
+from rhei_pipeline.query.router import Plan, Router
+from rhei_pipeline.query.translation.meaning import Catalog
+from rhei_pipeline.query.translation.placeholders import SAMPLES
+from rhei_pipeline.sync.pipeline import Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What a door stands between.
+
+    Attributes:
+        source: The database that is mirrored.
+        oltp: Where `oltp` is answered: the source, a local database beside a source that is only
+            read, or nowhere.
+        dialects: The source's and the mirror's.
+    """
+
+    source: Database
+    oltp: Database | None
+    mirror: Mirror
+    pipeline: Pipeline
+    dialects: tuple[str, str]
+
+    @property
+    def is_sidecar(self) -> bool:
+        """Whether the source belongs to others, and is only read."""
+        return self.oltp is not self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is known of a statement before it runs.
+
+    Attributes:
+        schema: The best guess at its answer's schema; None for a write, or where none can be had.
+        parameters: The best guess at what its parameters are.
+        reads: Whether it is a query.
+    """
+
+    schema: pa.Schema | None
+    parameters: pa.Schema
+    reads: bool
+
+
+class Planner:
+    """Plans statements for what the pipeline's tables are now.
+
+    Args:
+        sides: What can be asked.
+        options: What the declaration says of a table.
+    """
+
+    def __init__(self, sides: Sides, options: Mapping[str, TableOptions]) -> None:
+        self._sides = sides
+        self._options = options
+        self._lock = threading.Lock()
+        self._known: tuple[int, Router] | None = None
+
+    def plan(self, sql: str, params: Sequence[Any] = ()) -> Plan:
+        """Return how a statement with such parameters is answered."""
+        return self._router().plan(sql, params)
+
+    def _router(self) -> Router:
+        looks = self._sides.pipeline.looks
+        known = self._known
+        if known is None or known[0] != looks:
+            with self._lock:
+                known = self._known = (looks, Router(self._catalog()))
+        return known[1]
+
+    def _catalog(self) -> Catalog:
+        tables = list(self._sides.pipeline.tables.values())
+        found = self._sides.source.meanings(
+            tables, lambda name: self._options.get(name, TableOptions())
+        )
+        fold: Callable[[MirroredTable], str] = (
+            (lambda table: table.schema.name.lower())
+            if self._sides.dialects[0] == "sqlite"
+            else (lambda table: table.schema.name)
+        )
+        return Catalog(
+            *self._sides.dialects,
+            {fold(table): table for table in found},
+            self._sides.source.finds_public(),
+        )
+
+    def reads(self, sql: str) -> bool:
+        """Tell whether a statement is a query, as far as its text tells."""
+        return self.plan(sql).reads
+
+    def describe(self, sql: str, params: Sequence[Any] = ()) -> pa.Schema | None:
+        """Return the schema of a query's answer; None where only a run can tell."""
+        plan = self.plan(sql, params)
+        told = plan.columns is not None and None not in plan.columns and plan.names
+        if not told or self._sides.is_sidecar:
+            return None
+        return results.empty(plan).schema
+
+    def prepare(self, sql: str) -> Prepared:
+        """Tell what can be told of a statement before its parameters are bound: the best guess."""
+        types = self._router().parameter_types(sql)
+        samples = [SAMPLES[kind] for kind in types]
+        reads = self.plan(sql, samples).reads
+        schema = None
+        if reads:
+            schema = self.describe(sql, samples)
+            if schema is None:
+                with suppress(RheiError):
+                    schema = self._asked_for_nothing(sql, samples).schema
+        given = pa.schema([(f"parameter_{place}", kind) for place, kind in enumerate(types, 1)])
+        return Prepared(schema, given, reads)
+
+    def _asked_for_nothing(self, sql: str, params: Sequence[Any]) -> pa.Table:
+        """Ask for no row of an answer; the columns that only rows could type are text."""
+        inner = sql.strip().rstrip(";")
+        nothing = f"select * from ({inner}\n) as _rhei_asked limit 0"
+        plan = self.plan(sql, params)
+        if self._sides.is_sidecar or plan.history:
+            found = self._sides.mirror.query(nothing, params)
+        elif self._sides.oltp is not None:
+            found = self._sides.oltp.query(nothing, params, plan.columns)
+        else:
+            raise QueryError("nothing can be asked")
+        shape = [
+            field.with_type(pa.string()) if pa.types.is_null(field.type) else field
+            for field in found.schema
+        ]
+        return found.cast(pa.schema(shape))

@@ -1,0 +1,100 @@
+"""Answers: the mirror's in the source's names and types, and what each says of itself."""
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from rhei_pipeline.errors import QueryError
+from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.model.schema import Table
+from rhei_pipeline.query.router import Plan, Route
+
+
+def bound(plan: Plan, params: Sequence[Any]) -> dict[str, Any]:
+    """Return the parameters that the mirror's statement takes, by its names for them."""
+    return {f"p{place}": params[place - 1] for place in plan.bound}
+
+
+def empty(plan: Plan) -> pa.Table:
+    """Return an answer's columns without a row."""
+    kinds = [column.type if column is not None else pa.null() for column in plan.columns or ()]
+    return pa.table([pa.array([], kind) for kind in kinds], list(plan.names))
+
+
+def shown(
+    first: pa.RecordBatch | None, others: Iterator[pa.RecordBatch], shape: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    """Yield the first batch, if there is one, and the others, in the shape of the answer."""
+    if first is not None:
+        yield _batch(first, shape)
+    for batch in others:
+        yield _batch(batch, shape)
+
+
+def _batch(batch: pa.RecordBatch, shape: pa.Schema) -> pa.RecordBatch:
+    arrays = [
+        column if column.type.equals(field.type) else column.cast(field.type)
+        for column, field in zip(batch.columns, shape, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=shape)
+
+
+def shaped(found: pa.Table, plan: Plan) -> pa.Table:
+    """Give the mirror's answer the source's column names and types."""
+    columns = plan.columns or ()
+    types = [column.type if column is not None else None for column in columns]
+    arrays = []
+    for place, kept in enumerate(types):
+        array = found.column(place)
+        arrays.append(array if kept is None or array.type.equals(kept) else array.cast(kept))
+    return pa.table(arrays, list(plan.names))
+
+
+def labelled(
+    found: pa.Table, route: Route, ledger: Ledger | None, age_seconds: float | None = None
+) -> pa.Table:
+    """Write into an answer's schema which side it is from, why, and how fresh it is.
+
+    `rhei.engine`, `rhei.reason`; for the mirror, `rhei.watermark` (JSON, the position of each
+    table, at least) and `rhei.staleness_seconds`, since the sync began that the answer shows.
+    """
+    labels = {"rhei.engine": route.engine, "rhei.reason": route.reason}
+    if ledger is not None:
+        marks = {name: mark.position.order for name, mark in ledger.watermarks.items()}
+        labels["rhei.watermark"] = json.dumps(marks)
+    if age_seconds is not None:
+        labels["rhei.staleness_seconds"] = f"{age_seconds:.3f}"
+    return found.replace_schema_metadata({**(found.schema.metadata or {}), **labels})
+
+
+@contextmanager
+def pointing(
+    read: Callable[[], Collection[str]],
+    mirrored: Callable[[], Mapping[str, Table]],
+    followed: Collection[str],
+) -> Iterator[None]:
+    """Add to the source's refusal of a query which of its tables stands in the mirror alone."""
+    try:
+        yield
+    except QueryError as error:
+        apart = {table.name for table in mirrored().values()} - set(followed)
+        name = next((name for name in sorted(apart) if name.lower() in read()), None)
+        if name is not None and error.hint is None:
+            error.hint = f"table {name!r} stands in the mirror alone: ask it with '--hint olap'"
+        raise
+
+
+def dated(found: pa.Table, not_followed: Mapping[str, datetime]) -> pa.Table:
+    """Write into an answer's schema which of its tables no sync brings up to date, since when.
+
+    `rhei.not_followed` (JSON, an instant for each table); left out where there is none.
+    """
+    if not not_followed:
+        return found
+    told = json.dumps({name: since.isoformat() for name, since in not_followed.items()})
+    labels = {"rhei.not_followed": told}
+    return found.replace_schema_metadata({**(found.schema.metadata or {}), **labels})

@@ -1,0 +1,480 @@
+"""The reading side of the door: a query goes to the side that suits, as fresh as it has to be."""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from typing import Any, Literal, Self
+
+import pyarrow as pa
+
+from rhei_pipeline.errors import MirrorError, MirrorMemoryError, QueryError, TransientError
+from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.model.schema import TableOptions
+from rhei_pipeline.model.streaming import Begun, Streamed
+from rhei_pipeline.query import results
+from rhei_pipeline.query.planner import Planner, Sides
+from rhei_pipeline.query.router import Plan, Route, tables_read, unanswered
+from rhei_pipeline.query.translation.queries import Query
+
+_INEXACT = "the mirror cannot answer it exactly for these rows"
+_ONLY_READ = "the source is only read, so that its mirror answers, in the mirror's SQL"
+WhenStale = Literal["sync", "wait", "oltp"]
+_NANOSECONDS = 1_000_000_000
+_LOOK_SECONDS = 0.005
+_TOKEN = re.compile(r"(\d+)@(\d+)", re.ASCII)
+
+
+class Written(int):
+    """How many rows a write changed, and when it was committed.
+
+    An integer in every respect. Given to a query as `after`, it makes sure that the query sees
+    the write. Pickled or copied it keeps its moment; JSON would keep the number alone, so send
+    `token` instead.
+
+    Attributes:
+        committed_at: By `time.monotonic_ns`, which all processes of a machine share.
+    """
+
+    committed_at: int
+
+    def __new__(cls, rows: int, committed_at: int) -> Self:
+        """Make one."""
+        made = super().__new__(cls, rows)
+        made.committed_at = committed_at
+        return made
+
+    def __reduce__(self) -> tuple[type[Self], tuple[int, int]]:
+        """Return what a copy is made of."""
+        return type(self), (int(self), self.committed_at)
+
+    @property
+    def token(self) -> str:
+        """The write as a short text, such as `2@81234567890`; a query's `after` takes it."""
+        return f"{int(self)}@{self.committed_at}"
+
+    @classmethod
+    def parse(cls, token: str) -> Self:
+        """Read a token.
+
+        Raises:
+            QueryError: It is not one.
+        """
+        found = _TOKEN.fullmatch(token)
+        if found is None:
+            raise _no_write()
+        return cls(int(found[1]), int(found[2]))
+
+
+def moment_of(after: Written | str | None) -> int:
+    """Return when a write was committed, by the monotonic clock; 0 for none.
+
+    Raises:
+        QueryError: It is neither what a write returned nor its token.
+    """
+    if after is None:
+        return 0
+    written = Written.parse(after) if isinstance(after, str) else after
+    if not isinstance(written, Written):
+        raise _no_write()
+    # One of before the machine was started anew lies in the past, whatever its number.
+    return min(written.committed_at, time.monotonic_ns())
+
+
+def _no_write() -> QueryError:
+    return QueryError(
+        "'after' is not a write",
+        hint="give what execute returned, or its 'token': a number alone has no moment",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """What a query that needs newer data than the mirror has does.
+
+    Attributes:
+        when_stale: sync: bring the mirror up to date first. wait: let the background sync do so.
+            oltp: ask the source, as far as the query may.
+        wait_seconds: How long `wait` waits before it syncs.
+    """
+
+    when_stale: WhenStale = "sync"
+    wait_seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An answer in batches of so many rows; `begun` is given what ends the query."""
+
+    sql: str
+    params: Sequence[Any]
+    rows: int
+    begun: Begun | None
+
+
+class Door:
+    """Answers queries from the source or the mirror.
+
+    Args:
+        sides: What can be asked.
+        options: What the declaration says of a table.
+        freshness: What to do when the mirror is not fresh enough.
+    """
+
+    def __init__(
+        self, sides: Sides, options: Mapping[str, TableOptions], freshness: Freshness
+    ) -> None:
+        self._sides = sides
+        self.planner = Planner(sides, options)
+        self._mirror = sides.mirror
+        self._pipeline = sides.pipeline
+        self._freshness = freshness
+        self._doubted: tuple[Ledger, frozenset[str]] | None = None
+        self._last_write = 0
+        self._writes = threading.Lock()
+        self._watchers: list[Callable[[str, float], None]] = []
+
+    def watch(self, watcher: Callable[[str, float], None]) -> None:
+        """Have the side of every query that was answered told, and its seconds."""
+        self._watchers.append(watcher)
+
+    def wrote(self, rows: int) -> Written:
+        """Note that a write has been committed; later queries of `auto` see it."""
+        now = time.monotonic_ns()
+        with self._writes:  # a write that was committed earlier may be noted later
+            self._last_write = max(self._last_write, now)
+        return Written(rows, now)
+
+    def route(self, sql: str, params: Sequence[Any] = ()) -> Route:
+        """Tell which side suits a statement, and why.
+
+        Where the mirror does not hold all of the tables yet, an answer comes from the source all
+        the same; its metadata say so.
+        """
+        plan = self.planner.plan(sql, params)
+        if self._sides.is_sidecar and plan.reads:
+            return Route("olap", _ONLY_READ)
+        return plan.route
+
+    def ask(
+        self,
+        sql: str,
+        params: Sequence[Any] = (),
+        *,
+        max_staleness: float | None = None,
+        after: Written | str | None = None,
+    ) -> pa.Table:
+        """Answer a query from the side that suits it; the answer says which, and how fresh."""
+        if self._sides.is_sidecar:
+            self._refuse_not_followed(sql)
+            return self.ask_mirror(sql, params, max_staleness, after)
+        plan = self.planner.plan(sql, params)
+        reason = self._reason_to_leave(plan, max_staleness, after)
+        if reason is not None:
+            return self.ask_source(sql, params, reason, plan)
+        if plan.history:
+            self._refuse_not_followed(sql)
+            self._refuse_bound(sql, max_staleness, after)
+            return self._ask_history(sql, params, plan)
+        try:
+            answer = self._ask_mirror(plan, params)
+        except MirrorError as error:
+            answer, why = None, _failure(error)
+        else:
+            why = _INEXACT
+        if answer is not None:
+            return answer
+        return self.ask_source(sql, params, f"{plan.route.reason}, but {why}", plan)
+
+    def stream(
+        self, sql: str, params: Sequence[Any], rows: int, begun: Begun | None = None
+    ) -> Streamed:
+        """Answer a query in batches of about so many rows; returns when the first is there.
+
+        The answer is never in memory whole, unless its types, or which rows a LIMIT keeps, show
+        in its whole only. Where it turns out behind the first batch that only the source answers
+        exactly, the stream ends in an error, and what was sent is not to be used. What reads a
+        table otherwise than by key is answered by the mirror, too. `begun` is given what cancels
+        the query, from any thread, as soon as it runs.
+        """
+        plan = self.planner.plan(sql, params)
+        if plan.scans:
+            plan = replace(plan, route=Route("olap", "it reads many rows"))
+        reason = None if self._sides.is_sidecar else self._reason_to_leave(plan, None, None)
+        wanted = _Wanted(sql, params, rows, begun)
+        if reason is not None:
+            return self._stream_source(wanted, reason, plan)
+        if plan.query is None or self._sides.is_sidecar:
+            self._refuse_not_followed(sql)
+            return self._stream_as_it_is(wanted, plan)
+        answer = self._stream_mirror(wanted, plan, plan.query)
+        if answer is not None:
+            return answer
+        return self._stream_source(wanted, f"{plan.route.reason}, but {_INEXACT}", plan)
+
+    def _stream_mirror(self, wanted: "_Wanted", plan: Plan, query: Query) -> Streamed | None:
+        """Stream a translated query's answer; None where only the source can tell."""
+        ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
+        ended = threading.Event()
+        begun = None if wanted.begun is None else _also(wanted.begun, ended.set)
+        try:
+            bound = results.bound(plan, wanted.params)
+            streamed = self._mirror.stream(query.sql, bound, wanted.rows, begun)
+            if query.limit is not None:
+                whole = pa.Table.from_batches(streamed.batches, streamed.schema)
+                if unanswered(whole, query):
+                    return None
+                kept = whole.slice(0, query.limit).select(range(len(query.columns)))
+                streamed = replace(streamed, batches=iter(kept.to_batches(wanted.rows)))
+            first = next(streamed.batches, None)
+        except MirrorMemoryError:
+            raise
+        except (QueryError, MirrorError):
+            if ended.is_set():
+                raise
+            return None
+        for watcher in self._watchers:
+            watcher("olap", 0.0)
+        shape = results.labelled(results.empty(plan), plan.route, ledger, _age(synced_from)).schema
+        return Streamed(shape, results.shown(first, streamed.batches, shape), streamed.cancel)
+
+    def _stream_as_it_is(self, wanted: "_Wanted", plan: Plan) -> Streamed:
+        """Stream the answer to a query that is written for the mirror."""
+        route = Route("olap", _ONLY_READ) if self._sides.is_sidecar else plan.route
+        ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
+        streamed = self._mirror.stream(wanted.sql, wanted.params, wanted.rows, wanted.begun)
+        first = next(streamed.batches, None)
+        for watcher in self._watchers:
+            watcher("olap", 0.0)
+        empty = streamed.schema.empty_table()
+        shape = results.labelled(empty, route, ledger, _age(synced_from)).schema
+        return Streamed(shape, results.shown(first, streamed.batches, shape), streamed.cancel)
+
+    def _stream_source(self, wanted: "_Wanted", reason: str, plan: Plan) -> Streamed:
+        oltp, sql, params = self._sides.oltp, wanted.sql, wanted.params
+        streamed = None
+        if oltp is not None:
+            streamed = oltp.stream(sql, params, plan.columns, wanted.rows, wanted.begun)
+        if streamed is None:
+            found = self.ask_source(sql, params, reason, plan, wanted.begun)
+            return Streamed(found.schema, iter(found.to_batches(wanted.rows)))
+        for watcher in self._watchers:
+            watcher("oltp", 0.0)
+        empty = streamed.schema.empty_table()
+        shape = results.labelled(empty, Route("oltp", reason), None).schema
+        return Streamed(shape, results.shown(None, streamed.batches, shape), streamed.cancel)
+
+    def _reason_to_leave(
+        self, plan: Plan, max_staleness: float | None, after: Written | str | None
+    ) -> str | None:
+        """Bring the mirror up to what is asked; say why the source answers, where it does."""
+        if not plan.reads:
+            raise QueryError(
+                f"a query only reads: {plan.route.reason}",
+                hint="use execute for writes: they go to the source, and reach the mirror by sync",
+            )
+        if plan.route.engine == "oltp":
+            return plan.route.reason
+        written = max(self._last_write, moment_of(after))
+        needed = self._needed(max_staleness, written)
+        try:
+            is_fresh = self._is_fresh(needed) or self._freshen(needed, may_leave=not plan.history)
+        except MirrorError as error:
+            if plan.history:
+                raise
+            return f"{plan.route.reason}, but {_failure(error)}"
+        if not is_fresh:
+            return f"{plan.route.reason}, but the mirror is not as fresh as asked"
+        doubt = None if plan.history else self._doubt(plan)
+        return f"{plan.route.reason}, but {doubt}" if doubt else None
+
+    def ask_source(
+        self,
+        sql: str,
+        params: Sequence[Any],
+        reason: str,
+        plan: Plan | None = None,
+        begun: Begun | None = None,
+    ) -> pa.Table:
+        """Answer a query from the source."""
+        if self._sides.oltp is None:
+            raise QueryError(
+                "the source is only read: it is captured by polling",
+                hint="ask the mirror, or declare a 'local' database beside it",
+            )
+        columns = None
+        if not self._sides.is_sidecar:
+            columns = (plan or self.planner.plan(sql, params)).columns
+        read = partial(tables_read, sql, self._sides.dialects[0])
+        pointing = results.pointing(read, self._mirror.tables, self._pipeline.tables)
+        with self._told("oltp"), pointing:
+            found = self._sides.oltp.query(sql, params, columns, begun)
+        return results.labelled(found, Route("oltp", reason), None)
+
+    @contextmanager
+    def _told(self, engine: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        for watcher in self._watchers:
+            watcher(engine, time.monotonic() - started)
+
+    def ask_mirror(
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any],
+        max_staleness: float | None = None,
+        after: Written | str | None = None,
+    ) -> pa.Table:
+        """Answer a query, written for the mirror, from the mirror."""
+        needed = self._needed(max_staleness, moment_of(after))
+        if not self._is_fresh(needed):
+            self._freshen(needed, may_leave=False)
+        self._refuse_bound(sql, max_staleness, after)
+        ledger = self._mirror.ledger()
+        with self._told("olap"):
+            found = self._mirror.query(sql, params)
+        labelled = results.labelled(
+            found, Route("olap", "asked for"), ledger, _age(self._pipeline.synced_from)
+        )
+        return results.dated(labelled, self._not_followed_in(sql))
+
+    def _not_followed_in(self, sql: str) -> dict[str, datetime]:
+        """Return the tables of a statement for the mirror that no sync brings up to date."""
+        known = self._pipeline.not_followed
+        read = tables_read(sql, self._sides.dialects[1]) if known else frozenset()
+        return {name: since for name, since in known.items() if name.lower() in read}
+
+    def _refuse_not_followed(self, sql: str) -> None:
+        """Refuse to answer by itself from tables that have left the declaration or the source."""
+        for name, since in self._not_followed_in(sql).items():
+            if name not in self._pipeline.left_out:
+                raise QueryError(
+                    f"table {name!r} is no longer followed since {since.isoformat()}",
+                    hint="ask for 'olap' to read what its mirror still holds, declare it again,"
+                    f" or drop it from the mirror with 'rhei drop-table {name}'",
+                )
+
+    def _refuse_bound(
+        self, sql: str, max_staleness: float | None, after: Written | str | None
+    ) -> None:
+        """Refuse to call an answer fresh that reads tables which no sync brings up to date."""
+        stale = {} if max_staleness is None and after is None else self._not_followed_in(sql)
+        for name, since in stale.items():
+            raise QueryError(
+                f"table {name!r} is not followed since {since.isoformat()}, and its mirror is older"
+                " than was asked for",
+                hint="ask without 'max_staleness' and 'after'; 'rhei sync' names the way out",
+            )
+
+    def _ask_history(self, sql: str, params: Sequence[Any], plan: Plan) -> pa.Table:
+        ledger = self._mirror.ledger()
+        with self._told("olap"):
+            found = self._mirror.query(sql, params)
+        labelled = results.labelled(found, plan.route, ledger, _age(self._pipeline.synced_from))
+        return results.dated(labelled, self._not_followed_in(sql))
+
+    def _ask_mirror(self, plan: Plan, params: Sequence[Any]) -> pa.Table | None:
+        """Answer a translated query; None where only the source can tell."""
+        if plan.query is None:
+            return None
+        # Read first: the answer is then at least as new as what it says.
+        ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
+        bound = results.bound(plan, params)
+        with suppress(QueryError):
+            with self._told("olap"):
+                found = self._mirror.query(plan.query.sql, bound)
+            if unanswered(found, plan.query):
+                return None
+            if plan.query.limit is not None:
+                found = found.slice(0, plan.query.limit)
+            return results.labelled(
+                results.shaped(found, plan), plan.route, ledger, _age(synced_from)
+            )
+        return None
+
+    def _doubt(self, plan: Plan) -> str | None:
+        """Say why the mirror does not hold all that a query needs; None when it does."""
+        try:
+            return self._lack(plan)
+        except MirrorError as error:
+            return _failure(error)
+
+    def _lack(self, plan: Plan) -> str | None:
+        ledger = self._mirror.ledger()
+        waiting = [name for name in sorted(plan.tables) if not self._pipeline.holds(name, ledger)]
+        if waiting:
+            return f"table {waiting[0]!r} is not copied yet in its present shape"
+        lacking = sorted(plan.tables & self._with_dead_letters(ledger))
+        if lacking:
+            return f"table {lacking[0]!r} has rows that cannot be mirrored"
+        return None
+
+    def _with_dead_letters(self, ledger: Ledger) -> frozenset[str]:
+        known = self._doubted
+        if known is None or known[0] is not ledger:
+            names = frozenset(self._mirror.dead_letters()["table_name"].to_pylist())
+            known = self._doubted = (ledger, names)
+        return known[1]
+
+    def _needed(self, max_staleness: float | None, written: int) -> int:
+        """Return the moment, by the monotonic clock, whose state the answer must show."""
+        if max_staleness is None:
+            return written
+        if max_staleness < 0:
+            raise QueryError("max_staleness is negative", hint="give seconds, 0 for the present")
+        now = time.monotonic_ns()
+        return max(written, now - int(max_staleness * _NANOSECONDS))
+
+    def _is_fresh(self, needed: int) -> bool:
+        return not needed or (self._pipeline.synced_from or 0) >= needed
+
+    def _freshen(self, needed: int, *, may_leave: bool) -> bool:
+        """Bring the mirror to the state that is needed; False where the source is to be asked."""
+        if self._freshness.when_stale == "oltp" and may_leave:
+            return False
+        if self._freshness.when_stale == "wait":
+            deadline = time.monotonic() + self._freshness.wait_seconds
+            while time.monotonic() < deadline:
+                if self._is_fresh(needed):
+                    return True
+                time.sleep(_LOOK_SECONDS)
+        try:
+            self._pipeline.sync()
+        except TransientError:
+            if not may_leave:
+                raise
+            return False
+        return True
+
+
+def _failure(error: MirrorError) -> str:
+    """Return why the source answers in the place of a mirror that fails for good.
+
+    Raises:
+        MirrorMemoryError: The source would have to work through as much.
+    """
+    if isinstance(error, MirrorMemoryError):
+        raise error
+    return f"the mirror fails: {error}"
+
+
+def _age(synced_from: int | None) -> float | None:
+    """Return the seconds since the sync began that an answer shows."""
+    return None if synced_from is None else (time.monotonic_ns() - synced_from) / _NANOSECONDS
+
+
+def _also(begun: Begun, note: Callable[[], None]) -> Begun:
+    """Have it noted, too, when what a query's asker was given is called."""
+
+    def given(cancel: Callable[[], None]) -> None:
+        def call() -> None:
+            note()
+            cancel()
+
+        begun(call)
+
+    return given

@@ -1,0 +1,77 @@
+"""Arithmetic with the source's overflow, division and rounding."""
+
+import pyarrow as pa
+
+from rhei_pipeline.model.schema import decimal_type
+from rhei_pipeline.model.semantics import NUMERIC, Kind
+from rhei_pipeline.query.translation.literals import as_double, cast
+from rhei_pipeline.query.translation.meaning import StaysError, Typed, derived
+from rhei_pipeline.query.translation.scope import Context
+
+
+def compute(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
+    """Write `+`, `-`, `*`, `/` or `%` of two values.
+
+    Raises:
+        StaysError: They are no numbers, or the source rounds in its own way.
+    """
+    kinds = {left.kind, right.kind} - {Kind.NULL}
+    if not kinds or not kinds <= NUMERIC:
+        raise StaysError(f"it computes with {' and '.join(sorted(kinds)) or 'nulls'}")
+    if kinds == {Kind.INT}:
+        return _integers(operator, left, right, context)
+    if Kind.REAL not in kinds and Kind.NUMBER not in kinds:
+        return _decimals(operator, left, right, context)
+    return _reals(operator, left, right, context)
+
+
+def _integers(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
+    widths = [part.type for part in (left, right) if part.kind is Kind.INT]
+    kept = max(widths, key=lambda width: width.bit_width)
+    first, second = cast(left, kept, context), cast(right, kept, context)
+    if operator in {"/", "%"}:
+        by = f"nullif({second}, 0)"
+        divided = context.words.quotient(first, by) if operator == "/" else f"({first} % {by})"
+        if not context.sqlite:
+            divided = context.words.guarded(f"{second} = 0", divided)
+        # The smallest integer by -1 overflows in its own way on each engine.
+        least = f"{second} = -1 and {first} = {_smallest(kept)}"
+        text = context.words.cast(context.words.guarded(least, divided), kept)
+    else:
+        text = context.words.whole(operator, first, second, kept)
+    return derived(text, Kind.INT, kept, left, right)
+
+
+def _smallest(kept: pa.DataType) -> str:
+    return f"(-{2 ** (kept.bit_width - 1) - 1} - 1)"
+
+
+def _decimals(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
+    if operator not in {"+", "-", "*"}:
+        raise StaysError("it divides numerics, whose digits the source chooses")
+    scales = [part.type.scale if part.kind is Kind.DECIMAL else 0 for part in (left, right)]
+    scale = sum(scales) if operator == "*" else max(scales)
+    kept = decimal_type(38, min(scale, 38))
+    text = context.words.cast(f"({left.sql} {operator} {right.sql})", kept)
+    return derived(text, Kind.DECIMAL, kept, left, right)
+
+
+def _reals(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
+    if operator == "%":
+        raise StaysError("it takes a remainder of reals")
+    first, second = (
+        "cast(null as double)" if part.kind is Kind.NULL else as_double(part, context)
+        for part in (left, right)
+    )
+    real = {left.kind, right.kind} & {Kind.REAL}
+    if operator == "/":
+        if not real:
+            raise StaysError("it divides numbers that are integers in some rows")
+        divided = f"({first} / nullif({second}, 0))"
+        text = divided if context.sqlite else context.words.guarded(f"{second} = 0", divided)
+    else:
+        text = f"({first} {operator} {second})"
+    # SQLite has no NaN: what is none is null.
+    text = context.words.without_nan(text) if context.sqlite else context.words.finite(text)
+    kind = Kind.REAL if real else Kind.NUMBER
+    return derived(text, kind, pa.float64(), left, right)

@@ -1,0 +1,210 @@
+"""The mirror's words, where its engines name a thing differently or do it in their own way."""
+
+from abc import ABC, abstractmethod
+
+import pyarrow as pa
+
+from rhei_pipeline.model.semantics import FINITE, ONLY_SOURCE, Kind
+from rhei_pipeline.query.translation.meaning import StaysError
+from rhei_pipeline.sql.text import datafusion_type, duckdb_type, literal
+
+#: Precision up to which DataFusion adds any number of decimals without a wrap-around.
+_ADDED_DIGITS = 28
+
+
+class Words(ABC):
+    """What one engine calls a thing.
+
+    All text given and returned is SQL of the mirror; each is a whole expression.
+
+    Attributes:
+        multisets: Whether INTERSECT ALL and EXCEPT ALL count equal rows.
+    """
+
+    multisets = True
+
+    @abstractmethod
+    def cast(self, text: str, kept: pa.DataType) -> str:
+        """Convert to the type that Arrow knows by this name, or fail."""
+
+    @abstractmethod
+    def guarded(self, condition: str, otherwise: str) -> str:
+        """End the query where a condition holds: the source then answers it."""
+
+    @abstractmethod
+    def blob(self, hexadecimal: str) -> str:
+        """Write a literal of bytes."""
+
+    @abstractmethod
+    def like(self, text: str, pattern: str, fixed: str | None, escape: str | None) -> str:
+        """Match with upper and lower case told apart; `fixed` is a literal pattern's own text."""
+
+    @abstractmethod
+    def whole(self, operator: str, left: str, right: str, kept: pa.DataType) -> str:
+        """Write `+`, `-` or `*` of two integers of one type, or fail where it has no room."""
+
+    @abstractmethod
+    def quotient(self, left: str, right: str) -> str:
+        """Divide integers, rounding toward zero."""
+
+    @abstractmethod
+    def finite(self, text: str) -> str:
+        """End the query where a double is infinite or NaN: the source then answers it."""
+
+    @abstractmethod
+    def without_nan(self, text: str) -> str:
+        """Turn a double that is NaN into null."""
+
+    @abstractmethod
+    def sum_of_exact(self, text: str, kept: pa.DataType, distinct: str, behind: str) -> str:
+        """Add integers or decimals, exactly or not at all; `behind` is a FILTER or a window."""
+
+    @abstractmethod
+    def sum_of_reals(self, text: str, distinct: str, behind: str) -> str:
+        """Add doubles."""
+
+    @abstractmethod
+    def average_of_reals(self, text: str, distinct: str, behind: str) -> str:
+        """Average doubles."""
+
+    def compared(self, text: str, kept: pa.DataType) -> str:
+        """Write a value of which MIN or MAX is taken."""
+        del kept
+        return text
+
+    def order_key(self, text: str, kind: Kind) -> str:
+        """Write what rows are ordered by, such that equal values tie."""
+        del kind
+        return text
+
+
+class DuckDBWords(Words):
+    """DuckDB's: its arithmetic fails on overflow, and it has compensated sums."""
+
+    def cast(self, text: str, kept: pa.DataType) -> str:  # noqa: D102
+        return f"cast({text} as {duckdb_type(kept)})"
+
+    def guarded(self, condition: str, otherwise: str) -> str:  # noqa: D102
+        ended = "error('rhei: only the source answers this exactly')"
+        return f"case when {condition} then {ended} else {otherwise} end"
+
+    def blob(self, hexadecimal: str) -> str:  # noqa: D102
+        return f"unhex({literal(hexadecimal)})"
+
+    def like(  # noqa: D102
+        self, text: str, pattern: str, fixed: str | None, escape: str | None
+    ) -> str:
+        del fixed
+        behind = f" escape {literal(escape)}" if escape else ""
+        return f"({text} like {pattern}{behind})"
+
+    def whole(self, operator: str, left: str, right: str, kept: pa.DataType) -> str:  # noqa: D102
+        del kept
+        return f"({left} {operator} {right})"
+
+    def quotient(self, left: str, right: str) -> str:  # noqa: D102
+        return f"({left} // {right})"
+
+    def finite(self, text: str) -> str:  # noqa: D102
+        return self.guarded(f"not isfinite({text})", text)
+
+    def without_nan(self, text: str) -> str:  # noqa: D102
+        return f"nullif({text}, 'nan'::double)"
+
+    def sum_of_exact(  # noqa: D102
+        self, text: str, kept: pa.DataType, distinct: str, behind: str
+    ) -> str:
+        del kept
+        return f"sum({distinct}{text}){behind}"
+
+    def sum_of_reals(self, text: str, distinct: str, behind: str) -> str:  # noqa: D102
+        return f"fsum({distinct}{text}){behind}"
+
+    def average_of_reals(self, text: str, distinct: str, behind: str) -> str:  # noqa: D102
+        return f"favg({distinct}{text}){behind}"
+
+
+class DataFusionWords(Words):
+    """DataFusion's: integers and sums of them wrap around, and sums of doubles are plain."""
+
+    # INTERSECT ALL is a join that keeps every row of the left side.
+    multisets = False
+
+    def cast(self, text: str, kept: pa.DataType) -> str:  # noqa: D102
+        return f"arrow_cast({text}, {literal(datafusion_type(kept))})"
+
+    def guarded(self, condition: str, otherwise: str) -> str:  # noqa: D102
+        return f"case when {ONLY_SOURCE}({condition}) then null else {otherwise} end"
+
+    def blob(self, hexadecimal: str) -> str:  # noqa: D102
+        return f"decode({literal(hexadecimal)}, 'hex')"
+
+    def like(  # noqa: D102
+        self, text: str, pattern: str, fixed: str | None, escape: str | None
+    ) -> str:
+        # A backslash always escapes, and no other character does.
+        if fixed is not None:
+            return f"({text} like {literal(_escaped(fixed, escape))})"
+        if escape is None:
+            return f"({text} like replace({pattern}, '\\', '\\\\'))"
+        if escape != "\\":
+            raise StaysError("its ESCAPE is another than the mirror's, and its pattern not fixed")
+        checked = self.guarded(f"contains({pattern}, '\\')", pattern)
+        return f"({text} like {checked})"
+
+    def whole(self, operator: str, left: str, right: str, kept: pa.DataType) -> str:  # noqa: D102
+        wider = pa.decimal128(20) if kept.bit_width == 64 else pa.int64()  # noqa: PLR2004
+        text = f"({self.cast(left, wider)} {operator} {self.cast(right, wider)})"
+        return self.cast(text, kept)
+
+    def quotient(self, left: str, right: str) -> str:  # noqa: D102
+        return f"({left} / {right})"
+
+    def finite(self, text: str) -> str:  # noqa: D102
+        return f"{FINITE}({text})"
+
+    def without_nan(self, text: str) -> str:  # noqa: D102
+        return f"nanvl({text}, cast(null as double))"
+
+    def sum_of_exact(  # noqa: D102
+        self, text: str, kept: pa.DataType, distinct: str, behind: str
+    ) -> str:
+        if not pa.types.is_decimal(kept):
+            wide = self.cast(text, pa.decimal128(20)) if kept == pa.int64() else text
+            return f"sum({distinct}{wide}){behind}"
+        total = f"sum({distinct}{text}){behind}"
+        if kept.precision <= _ADDED_DIGITS:
+            return total
+        magnitude = f"sum(abs({self.cast(text, pa.float64())})){behind}"
+        return self.guarded(f"{magnitude} > 1e{37 - kept.scale}", total)
+
+    def sum_of_reals(self, text: str, distinct: str, behind: str) -> str:  # noqa: D102
+        return f"sum({distinct}{text}){behind}"
+
+    def average_of_reals(self, text: str, distinct: str, behind: str) -> str:  # noqa: D102
+        return f"avg({distinct}{text}){behind}"
+
+    def compared(self, text: str, kept: pa.DataType) -> str:
+        """Write a value of which MIN or MAX is taken; both go wrong on NaN and infinity."""
+        return self.finite(text) if pa.types.is_floating(kept) else text
+
+    def order_key(self, text: str, kind: Kind) -> str:
+        """Write what rows are ordered by; a zero below zero sorts before zero here."""
+        return f"({text} + cast(0 as double))" if kind is Kind.REAL else text
+
+
+def _escaped(pattern: str, escape: str | None) -> str:
+    """Write a LIKE pattern anew, with a backslash before what stands for itself."""
+    found, letters = [], iter(pattern)
+    for letter in letters:
+        if letter == escape:
+            meant = next(letters, None)
+            if meant is None:
+                raise StaysError("its LIKE pattern ends in an escape")
+            found.append(f"\\{meant}" if meant in "%_\\" else meant)
+        else:
+            found.append("\\\\" if letter == "\\" else letter)
+    return "".join(found)
+
+
+WORDS: dict[str, Words] = {"duckdb": DuckDBWords(), "datafusion": DataFusionWords()}

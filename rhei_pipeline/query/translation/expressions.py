@@ -1,0 +1,425 @@
+"""Operators, conditions, CASE and casts: each with the source's meaning, in the mirror's words."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pyarrow as pa
+from sqlglot import exp
+
+from rhei_pipeline.model.semantics import NUMERIC, TEMPORAL, Kind
+from rhei_pipeline.query.translation import functions
+from rhei_pipeline.query.translation.arithmetic import compute
+from rhei_pipeline.query.translation.comparisons import compare, like_text, truth
+from rhei_pipeline.query.translation.literals import (
+    NULL,
+    as_double,
+    as_truth,
+    as_value,
+    cast,
+    number,
+    parameter,
+    settle,
+    unify,
+)
+from rhei_pipeline.query.translation.meaning import StaysError, Typed, derived
+from rhei_pipeline.query.translation.scope import Context, Scope, resolve
+from rhei_pipeline.sql.text import literal
+
+_COMPARISONS: dict[type[exp.Expr], str] = {
+    exp.EQ: "=",
+    exp.NEQ: "<>",
+    exp.LT: "<",
+    exp.LTE: "<=",
+    exp.GT: ">",
+    exp.GTE: ">=",
+    exp.NullSafeEQ: "is not distinct from",
+    exp.NullSafeNEQ: "is distinct from",
+}
+#: Dialects bind these differently against each other, so an operand of that sort needs brackets.
+_LOOSE = (
+    *_COMPARISONS,
+    exp.Not,
+    exp.And,
+    exp.Or,
+    exp.Is,
+    exp.In,
+    exp.Between,
+    exp.Like,
+    exp.ILike,
+    exp.Escape,
+)
+_ARITHMETIC: dict[type[exp.Expr], str] = {
+    exp.Add: "+",
+    exp.Sub: "-",
+    exp.Mul: "*",
+    exp.Div: "/",
+    exp.Mod: "%",
+}
+
+
+def express(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    """Translate one expression.
+
+    Raises:
+        StaysError: The mirror has no expression of which the same answer is certain.
+    """
+    rule = _RULES.get(type(node))
+    found = rule(node, scope, context) if rule else functions.call(node, scope, context, express)
+    refuse_unread(node)
+    if _is_negated(node):
+        found = truth(f"(not {as_truth(found, context)})", found)
+    if scope.groups is not None and found.sql in scope.groups:
+        return replace(found, aggregate=False, loose=frozenset())
+    return found
+
+
+def refuse_unread(node: exp.Expr) -> None:
+    """Refuse a node that says more than the rules read of it: a parser may learn new words."""
+    known = _READ | _READ_OF.get(type(node), set())
+    unread = [name for name, value in node.args.items() if value and name not in known]
+    if unread:
+        raise StaysError(f"its {node.key} has a part {unread[0]!r} that is not translated")
+
+
+def _is_negated(node: exp.Expr) -> bool:
+    inner = node.this if isinstance(node, exp.Escape) else node
+    return isinstance(inner, exp.Expr) and bool(inner.args.get("negate"))
+
+
+def condition(node: exp.Expr, scope: Scope, context: Context) -> str:
+    """Translate what WHERE, ON, HAVING or FILTER holds."""
+    return as_truth(express(node, scope, context), context)
+
+
+def _operand(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    if isinstance(node, _LOOSE):
+        raise StaysError("its operators need brackets to mean the same everywhere")
+    return as_value(express(node, scope, context), context)
+
+
+def _literal(node: exp.Expr, _scope: Scope, context: Context) -> Typed:
+    text: str = node.this
+    if not node.args.get("is_string"):
+        return number(text, context)
+    if "\0" in text:
+        raise StaysError("a text has a NUL character")
+    if context.sqlite:
+        return Typed(literal(text), Kind.TEXT, pa.string(), text=text)
+    return Typed(literal(text), Kind.UNKNOWN, pa.string(), text=text)
+
+
+def _boolean(node: exp.Expr, _scope: Scope, _context: Context) -> Typed:
+    return Typed("true" if node.this else "false", Kind.TRUTH, pa.bool_())
+
+
+def _blob(node: exp.Expr, _scope: Scope, context: Context) -> Typed:
+    if not context.sqlite:
+        raise StaysError("a bit string is compared")
+    return Typed(context.words.blob(node.this), Kind.BLOB, pa.binary())
+
+
+def _parameter(node: exp.Expr, _scope: Scope, context: Context) -> Typed:
+    name = node.this.name if isinstance(node.this, exp.Expr) else str(node.this or "")
+    place = name.removeprefix("rhei_")
+    if not place.isdigit() or not 0 < int(place) <= len(context.parameters):
+        raise StaysError("a parameter has a name, or no value")
+    return parameter(int(place), context)
+
+
+def _paren(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    return express(node.this, scope, context)
+
+
+def _not(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    inner = express(node.this, scope, context)
+    return truth(f"(not {as_truth(inner, context)})", inner)
+
+
+def _connective(word: str) -> Callable[[exp.Expr, Scope, Context], Typed]:
+    def connect(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+        parts = [express(part, scope, context) for part in (node.this, node.expression)]
+        texts = [as_truth(part, context) for part in parts]
+        return truth(f"({f' {word} '.join(texts)})", *parts)
+
+    return connect
+
+
+def _comparison(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    if isinstance(node, exp.NullSafeEQ | exp.NullSafeNEQ) and isinstance(
+        node.expression, exp.Boolean
+    ):
+        raise StaysError("IS TRUE asks for truth, not for a value")
+    left = _operand(node.this, scope, context)
+    right = _operand(node.expression, scope, context)
+    return compare(_COMPARISONS[type(node)], left, right, context)
+
+
+def _is(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    left = express(node.this, scope, context)
+    if isinstance(node.this, _LOOSE):
+        raise StaysError("its operators need brackets to mean the same everywhere")
+    if isinstance(node.expression, exp.Null):
+        return truth(f"({left.sql} is null)", left)
+    if isinstance(node.expression, exp.Boolean) and left.kind is Kind.TRUTH:
+        word = "true" if node.expression.this else "false"
+        return truth(f"({left.sql} is {word})", left)
+    if isinstance(node.expression, exp.Boolean):
+        raise StaysError("IS TRUE asks for truth, not for a value")
+    right = _operand(node.expression, scope, context)
+    left = as_value(left, context)
+    return compare("is not distinct from", left, right, context)
+
+
+def _between(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    value = _operand(node.this, scope, context)
+    low = _operand(node.args["low"], scope, context)
+    high = _operand(node.args["high"], scope, context)
+    if node.args.get("symmetric"):
+        raise StaysError("it is BETWEEN SYMMETRIC")
+    parts = compare(">=", value, low, context), compare("<=", value, high, context)
+    return truth(f"({parts[0].sql} and {parts[1].sql})", *parts)
+
+
+def _in(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    value = _operand(node.this, scope, context)
+    query = node.args.get("query")
+    if query is not None:
+        return _in_query(value, query, scope, context)
+    members = node.expressions
+    if not members or node.args.get("field") or node.args.get("unnest"):
+        raise StaysError("its IN names a table, or nothing")
+    parts = [compare("=", value, _operand(part, scope, context), context) for part in members]
+    return truth(f"({' or '.join(part.sql for part in parts)})", *parts)
+
+
+def _in_query(value: Typed, query: exp.Expr, scope: Scope, context: Context) -> Typed:
+    text, columns = _subselect(query, scope, context)
+    if len(columns) != 1:
+        raise StaysError("its IN compares rows")
+    other = columns[0][1]
+    if {value.kind, other.kind} - {Kind.NULL} == {Kind.INT, Kind.REAL} or Kind.NUMBER in {
+        value.kind,
+        other.kind,
+    }:
+        raise StaysError("its IN compares integers with reals")
+    settled = settle(value, other.kind, context)
+    compare("=", settled, other, context)
+    return truth(f"({settled.sql} in ({text}))", settled, _outer(text, columns, scope))
+
+
+def _outer(text: str, columns: tuple[tuple[str | None, Typed], ...], scope: Scope) -> Typed:
+    """Return what a subquery takes from the rows around it."""
+    around: Scope | None = scope
+    known: set[str] = set()
+    while around is not None:
+        known |= around.own
+        around = around.parent
+    loose = frozenset(sql for sql in known if sql in text)
+    return Typed(text, Kind.NULL, pa.null(), loose=loose) if columns else NULL
+
+
+def _exists(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    text, columns = _subselect(node.this, scope, context)
+    return truth(f"(exists ({text}))", _outer(text, columns, scope))
+
+
+def _scalar(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    text, columns = _subselect(node, scope, context)
+    if len(columns) != 1:
+        raise StaysError("a subquery in a value's place has several columns")
+    found = columns[0][1]
+    outer = _outer(text, columns, scope)
+    return derived(f"({text})", found.kind, found.type, found, outer, loose=outer.loose)
+
+
+def _subselect(
+    node: exp.Expr, scope: Scope, context: Context
+) -> tuple[str, tuple[tuple[str | None, Typed], ...]]:
+    if context.subquery is None:
+        raise StaysError("it has a subquery")
+    return context.subquery(node.this if isinstance(node, exp.Subquery) else node, scope)
+
+
+def _like(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    escape = None
+    if isinstance(node, exp.Escape):
+        escape, node = node.expression.name, node.this
+        if len(escape) != 1 or not isinstance(node, exp.Like | exp.ILike):
+            raise StaysError("its ESCAPE is no single character")
+    parts = [settle(_operand(each, scope, context), Kind.TEXT, context) for each in _sides(node)]
+    if any(part.kind not in {Kind.TEXT, Kind.NULL} for part in parts):
+        raise StaysError("it is LIKE on something other than text")
+    if isinstance(node, exp.ILike):
+        raise StaysError("ILIKE folds letters by the source's locale")
+    return truth(like_text(parts, escape, context), *parts)
+
+
+def _sides(node: exp.Expr) -> tuple[exp.Expr, exp.Expr]:
+    return node.this, node.expression
+
+
+def _arithmetic(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    sides = (node.this, node.expression)
+    if any(isinstance(side, exp.DPipe) for side in sides):
+        raise StaysError("its operators need brackets to mean the same everywhere")
+    left, right = (_operand(side, scope, context) for side in sides)
+    left, right = settle(left, right.kind, context), settle(right, left.kind, context)
+    return compute(_ARITHMETIC[type(node)], left, right, context)
+
+
+def _neg(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    if isinstance(node.this, exp.Literal) and not node.this.args.get("is_string"):
+        text = node.this.this
+        found = number(text, context)
+        negated = f"(-{found.sql})"
+        return derived(negated, found.kind, found.type, text=f"-{text}")
+    value = _operand(node.this, scope, context)
+    if isinstance(node.this, exp.DPipe) or value.kind not in NUMERIC:
+        raise StaysError(f"it negates a {value.kind}")
+    if value.kind is Kind.INT:
+        zero = context.words.cast("0", value.type)
+        return derived(
+            context.words.whole("-", zero, value.sql, value.type), Kind.INT, value.type, value
+        )
+    kept = value.type if value.kind is not Kind.NUMBER else pa.float64()
+    source = as_double(value, context) if value.kind is Kind.NUMBER else value.sql
+    return derived(f"(-({source}))", value.kind, kept, value)
+
+
+def _concatenation(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    parts = []
+    for side in (node.this, node.expression):
+        if isinstance(side, (*_ARITHMETIC, exp.Neg)):
+            raise StaysError("its operators need brackets to mean the same everywhere")
+        parts.append(_as_text(settle(_operand(side, scope, context), Kind.TEXT, context), context))
+    return derived(f"({parts[0].sql} || {parts[1].sql})", Kind.TEXT, pa.string(), *parts)
+
+
+def _as_text(value: Typed, context: Context) -> Typed:
+    if value.kind in {Kind.TEXT, Kind.INT, Kind.NULL}:
+        return derived(cast(value, pa.string(), context), Kind.TEXT, pa.string(), value)
+    raise StaysError(f"it writes a {value.kind} as text, each engine in its way")
+
+
+def _case(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    subject = _operand(node.this, scope, context) if node.this is not None else None
+    tests, values = [], []
+    for branch in node.args["ifs"]:
+        if subject is None:
+            tested = express(branch.this, scope, context)
+            tests.append(truth(as_truth(tested, context), tested))
+        else:
+            tests.append(compare("=", subject, _operand(branch.this, scope, context), context))
+        values.append(express(branch.args["true"], scope, context))
+    default = node.args.get("default")
+    values.append(express(default, scope, context) if default is not None else NULL)
+    return choose(tests, values, context)
+
+
+def choose(tests: list[Typed], values: list[Typed], context: Context) -> Typed:
+    """Write a CASE; one value more than tests."""
+    kind, kept, texts = unify(values, context)
+    pairs = zip(tests, texts, strict=False)
+    branches = " ".join(f"when {test.sql} then {text}" for test, text in pairs)
+    return derived(f"(case {branches} else {texts[-1]} end)", kind, kept, *tests, *values)
+
+
+def _cast(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    value = _operand(node.this, scope, context)
+    target = node.args["to"].sql(dialect=context.catalog.source).lower()
+    if value.kind is Kind.UNKNOWN:
+        kinds = {"date": Kind.DATE, "timestamp": Kind.TIMESTAMP, "text": Kind.TEXT}
+        if target in kinds:
+            return settle(value, kinds[target], context)
+    if target in {"text", "varchar"}:
+        return _as_text(value, context)
+    if (
+        context.sqlite
+        and target in {"real", "double", "float"}
+        and value.kind
+        in {
+            Kind.INT,
+            Kind.REAL,
+            Kind.NUMBER,
+        }
+    ):
+        return derived(as_double(value, context), Kind.REAL, pa.float64(), value)
+    if context.sqlite and target in {"integer", "int", "bigint"} and value.kind is Kind.INT:
+        return derived(value.sql, Kind.INT, pa.int64(), value)
+    if not context.sqlite and value.kind in {Kind.INT, Kind.DECIMAL} | TEMPORAL:
+        return _postgres_cast(value, target, context)
+    raise StaysError(f"it casts a {value.kind} to {target}")
+
+
+def _postgres_cast(value: Typed, target: str, context: Context) -> Typed:
+    numbers = {"bigint": pa.int64(), "int": pa.int32(), "integer": pa.int32()}
+    if value.kind is Kind.INT and target in numbers:
+        return derived(cast(value, numbers[target], context), Kind.INT, numbers[target], value)
+    if value.kind in {Kind.INT, Kind.DECIMAL} and target == "double precision":
+        return derived(as_double(value, context), Kind.REAL, pa.float64(), value)
+    if value.kind is Kind.TIMESTAMP and target == "date":
+        return derived(cast(value, pa.date32(), context), Kind.DATE, pa.date32(), value)
+    raise StaysError(f"it casts a {value.kind} to {target}")
+
+
+def _column(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+    if not isinstance(node, exp.Column) or isinstance(node.this, exp.Star):
+        raise StaysError("a star stands where a value does")
+    return resolve(node, scope, context)
+
+
+#: What the rules read of every node, or what says nothing of its meaning.
+_READ = {"this", "expression", "expressions", "_type", "type"}
+_READ_OF: dict[type[exp.Expr], set[str]] = {
+    exp.Literal: {"is_string"},
+    exp.Column: {"table", "db", "catalog"},
+    exp.Is: {"negate"},
+    exp.In: {"negate", "query", "field", "unnest"},
+    exp.Between: {"negate", "low", "high", "symmetric"},
+    exp.Like: {"negate"},
+    exp.ILike: {"negate"},
+    exp.Div: {"typed", "safe"},
+    exp.DPipe: {"safe"},
+    exp.Case: {"ifs", "default"},
+    exp.If: {"true", "false"},
+    exp.Cast: {"to"},
+    exp.Count: {"big_int"},
+    exp.Window: {"partition_by", "order", "over", "spec", "alias", "first"},
+    exp.Substring: {"start", "length"},
+    exp.Trim: {"position", "collation"},
+    exp.Replace: {"replacement"},
+    exp.StrPosition: {"substr", "position", "occurrence"},
+    exp.Least: {"ignore_nulls"},
+    exp.Greatest: {"ignore_nulls"},
+    exp.Ordered: {"desc", "nulls_first", "with_fill"},
+    exp.Table: {"db", "catalog", "alias"},
+    exp.Subquery: {"alias"},
+    exp.Upper: set(),
+}
+_RULES: dict[type[exp.Expr], Callable[[exp.Expr, Scope, Context], Typed]] = {
+    exp.Literal: _literal,
+    exp.Null: lambda _node, _scope, _context: NULL,
+    exp.Boolean: _boolean,
+    exp.HexString: _blob,
+    exp.Placeholder: _parameter,
+    exp.Parameter: _parameter,
+    exp.Column: _column,
+    exp.Paren: _paren,
+    exp.Not: _not,
+    exp.And: _connective("and"),
+    exp.Or: _connective("or"),
+    exp.Is: _is,
+    exp.Between: _between,
+    exp.In: _in,
+    exp.Exists: _exists,
+    exp.Subquery: _scalar,
+    exp.Like: _like,
+    exp.ILike: _like,
+    exp.Escape: _like,
+    exp.Neg: _neg,
+    exp.DPipe: _concatenation,
+    exp.Case: _case,
+    exp.Cast: _cast,
+    **dict.fromkeys(_COMPARISONS, _comparison),
+    **dict.fromkeys(_ARITHMETIC, _arithmetic),
+}

@@ -1,0 +1,98 @@
+"""What a piece of SQL means on both sides: its text for the mirror, its kind, its type."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from rhei_pipeline.model.schema import Column
+from rhei_pipeline.model.semantics import NUMERIC, Kind, MirroredTable
+
+
+class StaysError(Exception):
+    """The query stays with the source; the message is the reason a person is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """An expression, written for the mirror.
+
+    Attributes:
+        type: The Arrow type both sides answer with.
+        column: The mirrored column that it passes on untouched.
+        aggregate: Whether it aggregates rows.
+        loose: Columns it takes from single rows, outside of aggregates.
+        inexact: Whether its last digits depend on the order in which rows are added.
+        collated: Whether the source orders it by a collation other than by its bytes.
+        text: The literal's own text, where it is one.
+    """
+
+    sql: str
+    kind: Kind
+    type: pa.DataType
+    column: Column | None = None
+    aggregate: bool = False
+    loose: frozenset[str] = frozenset()
+    inexact: bool = False
+    collated: bool = False
+    text: str | None = None
+
+
+def derived(sql: str, kind: Kind, kept: pa.DataType, *parts: Typed, **others: Any) -> Typed:  # noqa: ANN401
+    """Return an expression made of parts, with what it inherits from them."""
+    inherited = Typed(
+        sql,
+        kind,
+        kept,
+        aggregate=any(part.aggregate for part in parts),
+        loose=frozenset().union(*(part.loose for part in parts)),
+        inexact=any(part.inexact for part in parts) and kind in NUMERIC,
+        collated=any(part.collated for part in parts),
+    )
+    return replace(inherited, **others)
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """What a query can be translated with.
+
+    Attributes:
+        source: The source's dialect: sqlite or postgres.
+        mirror: The mirror's dialect: duckdb or datafusion.
+        tables: The mirrored tables; lower-case name in SQLite, exact name in PostgreSQL.
+        unqualified: Whether a PostgreSQL table's name without its schema means `public`.
+    """
+
+    source: str
+    mirror: str
+    tables: Mapping[str, MirroredTable]
+    unqualified: bool = True
+
+    def find(self, name: str, namespace: str) -> MirroredTable:
+        """Return a table by the name a query gives it.
+
+        Raises:
+            StaysError: The mirror has no such table.
+        """
+        if self.source == "sqlite":
+            found = self.tables.get(name.lower()) if namespace.lower() in {"", "main"} else None
+        elif namespace or self.unqualified:
+            full = name if namespace in {"", "public"} else f"{namespace}.{name}"
+            found = self.tables.get(full)
+        else:
+            found = None
+        if found is None:
+            what = "a system table" if _is_system(name, namespace) else "not mirrored"
+            raise StaysError(f"table {name!r} is {what}")
+        if found.doubt is not None:
+            raise StaysError(f"table {name!r} {found.doubt}")
+        return found
+
+
+def _is_system(name: str, namespace: str) -> bool:
+    lower = name.lower()
+    return lower.startswith(("sqlite_", "pragma_", "pg_")) or namespace.lower() in {
+        "information_schema",
+        "pg_catalog",
+    }

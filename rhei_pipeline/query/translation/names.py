@@ -1,0 +1,105 @@
+"""What the source calls the columns of an answer."""
+
+from collections.abc import Sequence
+
+from sqlglot import exp
+from sqlglot.tokenizer_core import Token, TokenType
+
+from rhei_pipeline.query.translation.meaning import StaysError
+
+_ENDS = {
+    TokenType.FROM,
+    TokenType.WHERE,
+    TokenType.GROUP_BY,
+    TokenType.HAVING,
+    TokenType.ORDER_BY,
+    TokenType.LIMIT,
+    TokenType.OFFSET,
+    TokenType.UNION,
+    TokenType.INTERSECT,
+    TokenType.EXCEPT,
+    TokenType.WINDOW,
+}
+_NAMED_FOR_THEMSELVES: dict[type[exp.Expr], str] = {
+    exp.Count: "count",
+    exp.Sum: "sum",
+    exp.Avg: "avg",
+    exp.Min: "min",
+    exp.Max: "max",
+    exp.Coalesce: "coalesce",
+    exp.Nullif: "nullif",
+    exp.Greatest: "greatest",
+    exp.Least: "least",
+    exp.Length: "length",
+    exp.Abs: "abs",
+    exp.Rank: "rank",
+    exp.DenseRank: "dense_rank",
+    exp.RowNumber: "row_number",
+    exp.Replace: "replace",
+    exp.Exists: "exists",
+}
+_WITHOUT_NAME = (exp.Binary, exp.Neg, exp.Not, exp.Literal, exp.Null, exp.In, exp.Between)
+
+
+def written(sql: str, tokens: Sequence[Token]) -> list[str]:
+    """Return the text of each output column of the first SELECT, as it is written."""
+    depth = 0
+    pieces: list[str] = []
+    begin: int | None = None
+    for token in tokens:
+        depth += (token.text == "(") - (token.text == ")")
+        if begin is None:
+            if depth == 0 and token.token_type is TokenType.SELECT:
+                begin = token.end + 1
+            continue
+        if depth:
+            continue
+        if token.token_type in {TokenType.DISTINCT, TokenType.ALL} and not pieces:
+            begin = token.end + 1 if not sql[begin : token.start].strip() else begin
+        elif token.text == "," and token.token_type is TokenType.COMMA:
+            pieces.append(sql[begin : token.start].strip())
+            begin = token.end + 1
+        elif token.token_type in _ENDS:
+            return [*pieces, sql[begin : token.start].strip()]
+    return [] if begin is None else [*pieces, sql[begin:].strip()]
+
+
+def sqlite_name(node: exp.Expr, text: str) -> str:
+    """Return the name SQLite gives an expression without an alias: its text."""
+    _refuse_unsure(node, text)
+    return text
+
+
+def postgres_name(node: exp.Expr, text: str) -> str:
+    """Return the name PostgreSQL gives an expression without an alias.
+
+    Source: FigureColnameInternal in src/backend/parser/parse_target.c.
+    """
+    _refuse_unsure(node, text)
+    node = node.unnest()
+    if isinstance(node, exp.Window | exp.Filter):
+        return postgres_name(node.this, text)
+    if isinstance(node, exp.Case):
+        default = node.args.get("default")
+        inner = postgres_name(default, text) if default is not None else "?column?"
+        strong = isinstance(default, exp.Column | exp.Func) and not isinstance(default, exp.Case)
+        return inner if strong else "case"
+    if isinstance(node, exp.Column):
+        name: str = node.this.this
+        return name if node.this.args.get("quoted") else name.lower()
+    for kind, named in _NAMED_FOR_THEMSELVES.items():
+        # Synonyms are parsed alike, and PostgreSQL names a column for the one that was written.
+        if isinstance(node, kind) and text.lower().lstrip("( ").startswith(named):
+            return named
+    if isinstance(node, _WITHOUT_NAME) and not isinstance(node, exp.Func):
+        return "?column?"
+    if isinstance(node, exp.And | exp.Or | exp.Mod | exp.Is | exp.Parameter | exp.Placeholder):
+        return "?column?"
+    raise StaysError("an output column has no alias, and a name that only the source knows")
+
+
+def _refuse_unsure(node: exp.Expr, text: str) -> None:
+    if "--" in text or "/*" in text:
+        raise StaysError("an output column without an alias holds a comment")
+    if isinstance(node.unnest(), exp.Column) and "+" in text:
+        raise StaysError("an output column without an alias is led by a plus")

@@ -1,0 +1,361 @@
+"""SELECT, joins, CTEs and set operations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+from sqlglot import exp
+
+from rhei_pipeline.model.semantics import Kind
+from rhei_pipeline.query.translation.aggregates import order_text
+from rhei_pipeline.query.translation.expressions import condition, express
+from rhei_pipeline.query.translation.joins import from_clause, refuse_other, rowwise, with_names
+from rhei_pipeline.query.translation.limits import decided, hidden_keys, limit_text, order_keys
+from rhei_pipeline.query.translation.literals import as_value, settle, unify
+from rhei_pipeline.query.translation.meaning import StaysError, Typed
+from rhei_pipeline.query.translation.scope import Columns, Context, Relation, Scope, folded
+
+_SELECT_PARTS = {
+    "with_",
+    "expressions",
+    "from_",
+    "joins",
+    "where",
+    "group",
+    "having",
+    "order",
+    "limit",
+    "offset",
+    "distinct",
+}
+_SET_PARTS = {"with_", "this", "expression", "distinct", "order", "limit", "offset"}
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query in the mirror's words; its columns are named `_0`, `_1`, ....
+
+    Attributes:
+        ordering: The mirror's text of hidden columns that follow, on which a LIMIT's last row
+            must not tie with the first one left out; `limit` is then one too many in the text.
+    """
+
+    sql: str
+    columns: Columns
+    limit: int | None = None
+    ordering: tuple[Typed, ...] = ()
+
+
+def translate(node: exp.Expr, scope: Scope | None, context: Context) -> Query:
+    """Translate a query.
+
+    Raises:
+        StaysError: Equal answers are not certain.
+    """
+    outer = context.ctes
+    context.subquery = lambda inner, around: _plain(translate(inner, around, context))
+    try:
+        with_ = _ctes(node.args.get("with_"), context)
+        if isinstance(node, exp.Select):
+            query = _select(node, scope, context)
+        elif isinstance(node, exp.SetOperation):
+            query = _set_operation(node, scope, context)
+        else:
+            raise StaysError(f"it is {node.key}")
+        return replace(query, sql=with_ + query.sql)
+    finally:
+        context.ctes = outer
+
+
+def _plain(query: Query) -> tuple[str, Columns]:
+    if query.ordering:
+        raise StaysError("a subquery's LIMIT has no order that decides between equal rows")
+    return query.sql, query.columns
+
+
+def _ctes(node: exp.Expr | None, context: Context) -> str:
+    if node is None:
+        return ""
+    if node.args.get("recursive"):
+        raise StaysError("it is recursive")
+    texts = []
+    names = [folded(cte.args["alias"].this, context) for cte in node.expressions]
+    for place, cte in enumerate(node.expressions):
+        named = {table.name.lower() for table in cte.this.find_all(exp.Table)}
+        if named & {name.lower() for name in names[place:]}:
+            raise StaysError("a CTE names itself, or one that follows")
+        text, columns = _plain(translate(cte.this, None, context))
+        given = [folded(name, context) for name in cte.args["alias"].args.get("columns") or ()]
+        alias = context.alias()
+        shown = with_names(columns, given)
+        name = names[place]
+        context.ctes = {**context.ctes, name: Relation(name, alias, shown)}
+        texts.append(f"{alias} as ({text})")
+    return f"with {', '.join(texts)} "
+
+
+def _select(node: exp.Select, parent: Scope | None, context: Context) -> Query:
+    refuse_other(node, _SELECT_PARTS)
+    scope = Scope(parent=parent)
+    from_ = from_clause(node, scope, context)
+    where = node.args.get("where")
+    filtered = f" where {rowwise(where.this, scope, context)}" if where is not None else ""
+    keys = _group_keys(node, scope, context)
+    if keys:
+        scope.groups = frozenset(key.sql for key in keys)
+    outputs = _outputs(node, scope, context)
+    scope.aliases |= {
+        name.lower(): typed for name, typed in outputs if name is not None and context.sqlite
+    }
+    having = node.args.get("having")
+    tested = express(having.this, scope, context) if having is not None else None
+    order = order_keys(node, outputs, scope, context)
+    grouped = (
+        bool(keys)
+        or tested is not None
+        or any(
+            part.aggregate
+            for part in [*(typed for _, typed in outputs), *(key for _, key in order)]
+        )
+    )
+    if grouped:
+        _refuse_loose([*(typed for _, typed in outputs), *(key for _, key in order)], scope)
+    behind = f" group by {', '.join(key.sql for key in keys)}" if keys else ""
+    if having is not None:
+        behind += f" having {condition(having.this, scope, context)}"
+        _refuse_loose([tested] if tested else [], scope)
+    return _assembled(
+        node, outputs, order, from_ + filtered + behind, scope, context, grouped, keys
+    )
+
+
+def _assembled(  # noqa: PLR0913, PLR0917
+    node: exp.Select,
+    outputs: Columns,
+    order: list[tuple[exp.Expr, Typed]],
+    body: str,
+    scope: Scope,
+    context: Context,
+    grouped: bool,  # noqa: FBT001
+    keys: Sequence[Typed],
+) -> Query:
+    distinct = node.args.get("distinct")
+    if distinct is not None:
+        _refuse_vague(distinct, outputs, order)
+    hidden: tuple[Typed, ...] = ()
+    limit = limit_text(node, context)
+    sorted_by = [key for _, key in order]
+    if limit and not decided(sorted_by, outputs, scope, grouped, keys):
+        hidden = hidden_keys(node, sorted_by, distinct is not None)
+    texts = [
+        f'{_cast_to(typed.sql, typed, context)} as "_{place}"'
+        for place, (_, typed) in enumerate(outputs)
+    ]
+    texts += [f'{key.sql} as "_key{place}"' for place, key in enumerate(hidden)]
+    sql = f"select {'distinct ' if distinct is not None else ''}{', '.join(texts)}{body}"
+    if order:
+        by_sql = {typed.sql: f'"_{place}"' for place, (_, typed) in enumerate(outputs)}
+        terms = [
+            order_text(
+                term, replace(key, sql=by_sql[key.sql]) if distinct is not None else key, context
+            )
+            for term, key in order
+        ]
+        sql += f" order by {', '.join(terms)}"
+    wanted = int(node.args["limit"].expression.this) if hidden else None
+    sql += f" limit {wanted + 1}" if wanted is not None else limit
+    columns = tuple((name, _as_column(typed, place)) for place, (name, typed) in enumerate(outputs))
+    return Query(sql, columns, wanted, hidden)
+
+
+def _as_column(typed: Typed, place: int) -> Typed:
+    """Return an output as the queries around it see it."""
+    return replace(typed, sql=f'"_{place}"', aggregate=False, loose=frozenset(), text=None)
+
+
+def _refuse_loose(parts: Sequence[Typed], scope: Scope) -> None:
+    if any(part.loose & scope.own for part in parts):
+        raise StaysError("it shows columns that are not grouped, of a row that the source chooses")
+
+
+def _refuse_vague(
+    distinct: exp.Expr, outputs: Columns, order: list[tuple[exp.Expr, Typed]]
+) -> None:
+    if distinct.args.get("on"):
+        raise StaysError("it is DISTINCT ON")
+    if any(typed.kind is Kind.OPAQUE or typed.inexact for _, typed in outputs):
+        raise StaysError("it tells apart values that the mirror keeps in another form")
+    shown = {typed.sql for _, typed in outputs}
+    if any(key.sql not in shown for _, key in order):
+        raise StaysError("it is DISTINCT, and ordered by what it does not show")
+
+
+def _group_keys(node: exp.Select, scope: Scope, context: Context) -> list[Typed]:
+    group = node.args.get("group")
+    if group is None:
+        return []
+    refuse_other(group, {"expressions"})
+    aliases = {
+        folded(each.args["alias"], context): each.this
+        for each in node.expressions
+        if isinstance(each, exp.Alias)
+    }
+    keys = []
+    for term in group.expressions:
+        expression = term
+        if isinstance(term, exp.Literal):
+            if term.args.get("is_string") or not 0 < int(term.this) <= len(node.expressions):
+                raise StaysError("it groups by a constant")
+            expression = node.expressions[int(term.this) - 1].unalias()
+        elif isinstance(term, exp.Column) and not term.table:
+            expression = _column_or_alias(term, aliases, scope, context)
+        key = express(expression, scope, context)
+        if key.column is None:
+            key = as_value(settle(key, Kind.TEXT, context), context)
+        if key.kind is Kind.OPAQUE or key.inexact or key.aggregate:
+            raise StaysError("it groups by a column that the mirror keeps in another form")
+        keys.append(key)
+    return keys
+
+
+def _column_or_alias(
+    term: exp.Column, aliases: dict[str, exp.Expr], scope: Scope, context: Context
+) -> exp.Expr:
+    """Return what a name in GROUP BY means: a column, and only else an output column."""
+    try:
+        express(term, scope, context)
+    except StaysError:
+        return aliases.get(folded(term.this, context), term)
+    return term
+
+
+def _outputs(node: exp.Select, scope: Scope, context: Context) -> Columns:
+    outputs: list[tuple[str | None, Typed]] = []
+    for each in node.expressions:
+        if isinstance(each, exp.Star) or (
+            isinstance(each, exp.Column) and isinstance(each.this, exp.Star)
+        ):
+            outputs += _star(each, scope, context)
+            continue
+        typed = express(each.unalias(), scope, context)
+        if typed.column is None:
+            typed = as_value(settle(typed, Kind.TEXT, context), context)
+        if scope.groups is not None and typed.sql in scope.groups:
+            typed = replace(typed, aggregate=False, loose=frozenset())
+        outputs.append((_alias(each, scope, context), typed))
+    return tuple(outputs)
+
+
+def _alias(node: exp.Expr, scope: Scope, context: Context) -> str | None:
+    """Return an output's name where the query or a table gives it one."""
+    if isinstance(node, exp.Alias):
+        identifier = node.args["alias"]
+        name: str = identifier.this
+        return name if context.sqlite or identifier.args.get("quoted") else name.lower()
+    inner = node.unnest()
+    if not isinstance(inner, exp.Column):
+        return None
+    wanted = express(inner, Scope(scope.relations, scope.parent), context)
+    around: Scope | None = scope
+    while around is not None:
+        for relation in around.relations:
+            for known, typed in relation.columns:
+                if typed.sql == wanted.sql:
+                    return known
+        around = around.parent
+    return None
+
+
+def _star(node: exp.Expr, scope: Scope, context: Context) -> list[tuple[str | None, Typed]]:
+    star = node.this if isinstance(node, exp.Column) else node
+    if any(star.args.get(extra) for extra in ("except_", "replace", "rename", "except")):
+        raise StaysError("its star leaves columns out")
+    table = node.args.get("table") if isinstance(node, exp.Column) else None
+    wanted = folded(table, context) if table is not None else None
+    chosen = [each for each in scope.relations if wanted is None or each.name == wanted]
+    if not chosen or (wanted is not None and len(chosen) > 1):
+        raise StaysError("its star names no table")
+    if not all(each.whole for each in chosen):
+        raise StaysError("it asks for all columns, and some are not mirrored")
+    found = [
+        (name, typed)
+        for each in chosen
+        for name, typed in each.columns
+        if wanted is not None or name is None or name.lower() not in each.merged
+    ]
+    if any(name is None for name, _ in found):
+        raise StaysError("an output column has no alias, and a name that only the source knows")
+    return found
+
+
+def _set_operation(node: exp.SetOperation, parent: Scope | None, context: Context) -> Query:
+    refuse_other(node, _SET_PARTS)
+    distinct = node.args.get("distinct") is not False
+    if not (distinct or isinstance(node, exp.Union) or context.words.multisets):
+        raise StaysError("it counts equal rows of two sides")
+    for side in (node.this, node.expression):
+        if isinstance(side, exp.SetOperation) and (
+            type(side) is not type(node)
+            or (side.args.get("distinct") is not False) != distinct
+            or (side is node.expression and not isinstance(node, exp.Union))
+        ):
+            raise StaysError("it chains set operations of several sorts")
+    left = _plain(translate(_inside(node.this), parent, context))
+    right = _plain(translate(_inside(node.expression), parent, context))
+    outputs = _combined(left[1], right[1], context, distinct=distinct)
+    word = {exp.Union: "union", exp.Intersect: "intersect", exp.Except: "except"}[type(node)]
+    unique = context.alias()
+    texts = [_casted(side, outputs, context) for side in (left, right)]
+    both = f"{texts[0]} {word}{'' if distinct else ' all'} {texts[1]}"
+    shown = ", ".join(f'{unique}."_{place}"' for place in range(len(outputs)))
+    sql = f"select {shown} from ({both}) as {unique}"
+    return _ordered_set(node, sql, outputs, unique, context)
+
+
+def _ordered_set(
+    node: exp.SetOperation, sql: str, outputs: Columns, unique: str, context: Context
+) -> Query:
+    own = tuple((name, replace(typed, sql=f"{unique}.{typed.sql}")) for name, typed in outputs)
+    order = order_keys(node, own, Scope(), context)
+    limit = limit_text(node, context)
+    by = {key.sql for _, key in order}
+    if limit and not {typed.sql for _, typed in own} <= by:
+        raise StaysError("its ORDER BY does not decide between equal rows: add a key to it")
+    if order:
+        terms = [order_text(term, key, context) for term, key in order]
+        sql += f" order by {', '.join(terms)}"
+    return Query(sql + limit, outputs)
+
+
+def _inside(node: exp.Expr) -> exp.Expr:
+    return node.this if isinstance(node, exp.Subquery) else node
+
+
+def _combined(left: Columns, right: Columns, context: Context, *, distinct: bool) -> Columns:
+    if len(left) != len(right):
+        raise StaysError("its sides have different numbers of columns")
+    outputs: list[tuple[str | None, Typed]] = []
+    for place, ((name, first), (_, second)) in enumerate(zip(left, right, strict=True)):
+        kind, kept, _ = unify([first, second], context)
+        kinds = {first.kind, second.kind} - {Kind.NULL}
+        if len(kinds) > 1 or (distinct and (first.inexact or second.inexact)):
+            raise StaysError("its sides have columns of several kinds")
+        collated = first.collated or second.collated
+        inexact = first.inexact or second.inexact
+        typed = Typed(f'"_{place}"', kind, kept, collated=collated, inexact=inexact)
+        outputs.append((name, typed))
+    return tuple(outputs)
+
+
+def _casted(side: tuple[str, Columns], outputs: Columns, context: Context) -> str:
+    unique = context.alias()
+    pairs = zip(side[1], outputs, strict=True)
+    texts = [
+        f"{_cast_to(f'{unique}.{typed.sql}', kept, context)} as {kept.sql}"
+        for (_, typed), (_, kept) in pairs
+    ]
+    return f"(select {', '.join(texts)} from ({side[0]}) as {unique})"
+
+
+def _cast_to(text: str, kept: Typed, context: Context) -> str:
+    return "null" if pa.types.is_null(kept.type) else context.words.cast(text, kept.type)

@@ -1,0 +1,181 @@
+"""Names in a query: which table and column each one means, as the source would find it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sqlglot import exp
+
+from rhei_pipeline.model.schema import VALID_TO, Column, Mode
+from rhei_pipeline.model.semantics import Kind, MirroredTable
+from rhei_pipeline.query.translation.dialects import WORDS, Words
+from rhei_pipeline.query.translation.meaning import Catalog, StaysError, Typed
+from rhei_pipeline.sql.text import listed, mirror_table, quote
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A table, subquery or CTE in a FROM clause.
+
+    Attributes:
+        name: How the query refers to it.
+        sql: Its text in the mirror's FROM clause, alias included.
+        columns: Its columns in order; a name is None where the source makes up its own.
+        key: The names of columns that no two of its rows share; None where none are known.
+        whole: Whether the columns are all that the source would show for `*`.
+        merged: Columns that USING has merged into another relation's.
+    """
+
+    name: str
+    sql: str
+    columns: tuple[tuple[str | None, Typed], ...]
+    key: tuple[str, ...] | None = None
+    whole: bool = True
+    merged: frozenset[str] = frozenset()
+
+
+@dataclass
+class Scope:
+    """What names mean inside one SELECT.
+
+    Attributes:
+        groups: The mirror's text of each GROUP BY key; None where rows are not grouped.
+        aliases: Output columns by their alias.
+    """
+
+    relations: list[Relation] = field(default_factory=list)
+    parent: "Scope | None" = None
+    groups: frozenset[str] | None = None
+    aliases: dict[str, Typed] = field(default_factory=dict)
+
+    @property
+    def own(self) -> frozenset[str]:
+        """All columns of its relations, as the mirror's text."""
+        return frozenset(found.sql for each in self.relations for _, found in each.columns)
+
+
+#: The columns of a query: what each is called, where that is known, and what it is.
+Columns = tuple[tuple[str | None, Typed], ...]
+Subquery = Callable[[exp.Expr, Scope | None], tuple[str, Columns]]
+
+
+@dataclass
+class Context:
+    """One translation: what it knows, and what it has used up.
+
+    Attributes:
+        parameters: The values that will be bound; of each, the type alone counts.
+    """
+
+    catalog: Catalog
+    parameters: Sequence[Any]
+    ctes: Mapping[str, Relation] = field(default_factory=dict)
+    subquery: Subquery | None = None
+    used: set[str] = field(default_factory=set)
+    bound: set[int] = field(default_factory=set)
+    relations: int = 0
+
+    @property
+    def sqlite(self) -> bool:
+        """Whether the source is SQLite."""
+        return self.catalog.source == "sqlite"
+
+    @property
+    def words(self) -> Words:
+        """What the mirror calls a thing."""
+        return WORDS[self.catalog.mirror]
+
+    def alias(self) -> str:
+        """Return a relation name that nothing else in the statement has."""
+        self.relations += 1
+        return f"_r{self.relations}"
+
+
+def folded(identifier: exp.Identifier, context: Context) -> str:
+    """Return a name as its source compares it."""
+    name: str = identifier.this
+    if context.sqlite:
+        return name.lower()
+    return name if identifier.args.get("quoted") else name.lower()
+
+
+def base_relation(node: exp.Table, context: Context) -> Relation:
+    """Find a table of a FROM clause among the CTEs and the mirrored tables."""
+    if not isinstance(node.this, exp.Identifier):
+        raise StaysError("it reads from a function")
+    if any(node.args.get(extra) for extra in ("joins", "pivots", "sample", "version", "when")):
+        raise StaysError("its FROM clause is beyond what is translated")
+    name = folded(node.this, context)
+    alias = node.args.get("alias")
+    if alias is not None and alias.args.get("columns"):
+        raise StaysError("it renames a table's columns")
+    shown = folded(alias.this, context) if alias is not None else name
+    cte = context.ctes.get(name) if not node.db else None
+    if cte is not None:
+        return _renamed(cte, shown, context)
+    table = context.catalog.find(node.name if node.this.args.get("quoted") else name, node.db)
+    context.used.add(table.schema.name)
+    return _mirrored(table, shown, context)
+
+
+def _renamed(cte: Relation, shown: str, context: Context) -> Relation:
+    alias = context.alias()
+    columns = tuple(
+        (name, replace(found, sql=f'{alias}."_{place}"', loose=frozenset({f'{alias}."_{place}"'})))
+        for place, (name, found) in enumerate(cte.columns)
+    )
+    return Relation(shown, f"{cte.sql} as {alias}", columns)
+
+
+def _mirrored(table: MirroredTable, shown: str, context: Context) -> Relation:
+    alias = context.alias()
+    target = mirror_table(table.schema)
+    if table.mode is Mode.TEMPORAL:
+        names = listed(table.schema.names)
+        target = f"(select {names} from {target} where {quote(VALID_TO)} is null)"
+    by_name = {column.name: column for column in table.schema.columns}
+    order = [name for name in table.all_columns if name in by_name]
+    columns = tuple((name, _column(table, by_name[name], alias)) for name in order)
+    whole = len(order) == len(table.all_columns)
+    return Relation(shown, f"{target} as {alias}", columns, table.schema.primary_key, whole)
+
+
+def _column(table: MirroredTable, column: Column, alias: str) -> Typed:
+    sql = f"{alias}.{quote(column.name)}"
+    kind = table.kinds.get(column.name, Kind.OPAQUE)
+    collated = column.name in table.collated
+    return Typed(sql, kind, column.type, column, loose=frozenset({sql}), collated=collated)
+
+
+def resolve(node: exp.Column, scope: Scope, context: Context) -> Typed:
+    """Find the column a name means, in this SELECT or one around it.
+
+    Raises:
+        StaysError: The mirror knows no such column, or more than one.
+    """
+    if node.args.get("db"):
+        raise StaysError("it names a column by its schema")
+    wanted = folded(node.this, context)
+    table = node.args.get("table")
+    qualifier = folded(table, context) if table is not None else None
+    around: Scope | None = scope
+    while around is not None:
+        found = [
+            typed
+            for relation in around.relations
+            if qualifier is None or relation.name == qualifier
+            for name, typed in relation.columns
+            if name is not None
+            and (name.lower() if context.sqlite else name) == wanted
+            and (qualifier is not None or wanted not in relation.merged)
+        ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise StaysError(f"column {node.name!r} is ambiguous")
+        if qualifier is None and wanted in around.aliases and context.sqlite:
+            return around.aliases[wanted]
+        around = around.parent
+    if node.this.args.get("quoted") and context.sqlite:
+        raise StaysError(f'"{node.name}" is no mirrored column; SQLite may read it as text')
+    raise StaysError(f"column {node.name!r} is not mirrored")

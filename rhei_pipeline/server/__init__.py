@@ -1,0 +1,1 @@
+"""A process that syncs and answers: Flight SQL, metrics, health."""

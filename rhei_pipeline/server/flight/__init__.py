@@ -1,0 +1,1 @@
+"""Arrow Flight SQL, for ADBC, JDBC and everything that speaks them."""

@@ -1,0 +1,175 @@
+"""What Flight SQL clients ask of a database: its tables, keys and abilities."""
+
+import re
+from collections.abc import Callable, Mapping
+
+import pyarrow as pa
+
+from rhei_pipeline.model.schema import Table
+from rhei_pipeline.server.flight.messages import Message
+
+CATALOG = "rhei"
+TABLE = "TABLE"
+
+
+def _required(name: str, kind: pa.DataType | None = None) -> pa.Field:
+    return pa.field(name, kind or pa.string(), nullable=False)
+
+
+_OPTIONAL = [pa.field("catalog_name", pa.string()), pa.field("db_schema_name", pa.string())]
+_TABLES = pa.schema([*_OPTIONAL, _required("table_name"), _required("table_type")])
+_TABLES_WITH_SCHEMAS = _TABLES.append(_required("table_schema", pa.binary()))
+_SCHEMAS = pa.schema([pa.field("catalog_name", pa.string()), _required("db_schema_name")])
+_PRIMARY_KEYS = pa.schema(
+    [
+        *_OPTIONAL,
+        _required("table_name"),
+        _required("column_name"),
+        pa.field("key_name", pa.string()),
+        _required("key_sequence", pa.int32()),
+    ]
+)
+_REFERENCES = pa.schema(
+    [
+        field
+        for side in ("pk", "fk")
+        for field in (
+            pa.field(f"{side}_catalog_name", pa.string()),
+            pa.field(f"{side}_db_schema_name", pa.string()),
+            _required(f"{side}_table_name"),
+            _required(f"{side}_column_name"),
+        )
+    ]
+    + [
+        _required("key_sequence", pa.int32()),
+        pa.field("fk_key_name", pa.string()),
+        pa.field("pk_key_name", pa.string()),
+        _required("update_rule", pa.uint8()),
+        _required("delete_rule", pa.uint8()),
+    ]
+)
+_VALUE = pa.dense_union(
+    [
+        pa.field("string_value", pa.string()),
+        pa.field("bool_value", pa.bool_()),
+        pa.field("bigint_value", pa.int64()),
+        pa.field("int32_bitmask", pa.int32()),
+        pa.field("string_list", pa.list_(pa.string())),
+        pa.field("int32_to_int32_list_map", pa.map_(pa.int32(), pa.list_(pa.int32()))),
+    ]
+)
+_INFO = pa.schema([_required("info_name", pa.uint32()), _required("value", _VALUE)])
+
+#: What answers each question; every answer is small.
+ANSWERS: Mapping[str, pa.Schema] = {
+    "CommandGetCatalogs": pa.schema([_required("catalog_name")]),
+    "CommandGetDbSchemas": _SCHEMAS,
+    "CommandGetTables": _TABLES,
+    "CommandGetTableTypes": pa.schema([_required("table_type")]),
+    "CommandGetPrimaryKeys": _PRIMARY_KEYS,
+    "CommandGetExportedKeys": _REFERENCES,
+    "CommandGetImportedKeys": _REFERENCES,
+    "CommandGetCrossReference": _REFERENCES,
+    "CommandGetSqlInfo": _INFO,
+}
+
+
+def schema_of(message: Message) -> pa.Schema:
+    """Return the schema of a question's answer."""
+    if message.name == "CommandGetTables" and 1 in message.integers(5):
+        return _TABLES_WITH_SCHEMAS
+    return ANSWERS[message.name]
+
+
+def answer(message: Message, tables: Mapping[str, Table], *, read_only: bool) -> pa.Table:
+    """Answer a question about the catalogue."""
+    rules: Mapping[str, Callable[[], pa.Table]] = {
+        "CommandGetCatalogs": lambda: pa.table([[CATALOG]], schema=ANSWERS["CommandGetCatalogs"]),
+        "CommandGetDbSchemas": lambda: _schemas(message, tables),
+        "CommandGetTables": lambda: _tables(message, tables),
+        "CommandGetTableTypes": lambda: pa.table([[TABLE]], schema=schema_of(message)),
+        "CommandGetPrimaryKeys": lambda: _primary_keys(message, tables),
+        "CommandGetSqlInfo": lambda: _info(message, read_only=read_only),
+    }
+    rule = rules.get(message.name)
+    return rule() if rule is not None else schema_of(message).empty_table()
+
+
+def _namespace(table: Table) -> str:
+    return table.schema.namespace or "main"
+
+
+def _matches(pattern: str | None, name: str) -> bool:
+    """Match a name with the pattern of a LIKE; no pattern matches everything."""
+    if pattern is None:
+        return True
+    escaped = re.escape(pattern).replace("%", ".*").replace("_", ".")
+    return re.fullmatch(escaped, name, re.DOTALL) is not None
+
+
+def _in_catalog(message: Message) -> bool:
+    return message.text(1) in {None, "", CATALOG}
+
+
+def _schemas(message: Message, tables: Mapping[str, Table]) -> pa.Table:
+    names = sorted({_namespace(table) for table in tables.values()})
+    found = [name for name in names if _in_catalog(message) and _matches(message.text(2), name)]
+    return pa.table([[CATALOG] * len(found), found], schema=_SCHEMAS)
+
+
+def _tables(message: Message, tables: Mapping[str, Table]) -> pa.Table:
+    kinds = message.texts(4)
+    found = [
+        table
+        for _, table in sorted(tables.items())
+        if _in_catalog(message)
+        and _matches(message.text(2), _namespace(table))
+        and _matches(message.text(3), table.schema.relation)
+        and (not kinds or TABLE in kinds)
+    ]
+    columns: list[list[object]] = [
+        [CATALOG] * len(found),
+        [_namespace(table) for table in found],
+        [table.schema.relation for table in found],
+        [TABLE] * len(found),
+    ]
+    schema = schema_of(message)
+    if len(schema) > len(_TABLES):
+        columns.append([table.schema.arrow.serialize().to_pybytes() for table in found])
+    return pa.table(columns, schema=schema)
+
+
+def _primary_keys(message: Message, tables: Mapping[str, Table]) -> pa.Table:
+    rows = [
+        (CATALOG, _namespace(table), table.schema.relation, column, None, place)
+        for table in tables.values()
+        if _in_catalog(message)
+        and message.text(3) == table.schema.relation
+        and message.text(2) in {None, "", _namespace(table)}
+        for place, column in enumerate(table.schema.primary_key, 1)
+    ]
+    columns = list(zip(*rows, strict=True)) or [()] * len(_PRIMARY_KEYS)
+    return pa.table([list(column) for column in columns], schema=_PRIMARY_KEYS)
+
+
+def _info(message: Message, *, read_only: bool) -> pa.Table:
+    strings = {0: "Rhei Pipeline", 1: "0.1.0", 2: pa.__version__, 504: '"'}
+    booleans = {3: read_only, 4: True, 5: False, 9: True}
+    integers = {8: 0}  # no transactions over the wire
+    wanted = message.integers(1) or [*strings, *booleans, *integers]
+    names = [code for code in wanted if code in strings | booleans | integers]
+    chosen = [0 if code in strings else 1 if code in booleans else 2 for code in names]
+    offsets = [chosen[:place].count(kind) for place, kind in enumerate(chosen)]
+    children = [
+        pa.array([strings[code] for code in names if code in strings], pa.string()),
+        pa.array([booleans[code] for code in names if code in booleans], pa.bool_()),
+        pa.array([integers[code] for code in names if code in integers], pa.int64()),
+        *(pa.array([], _VALUE.field(place).type) for place in range(3, 6)),
+    ]
+    value = pa.UnionArray.from_dense(
+        pa.array(chosen, pa.int8()),
+        pa.array(offsets, pa.int32()),
+        children,
+        [_VALUE.field(place).name for place in range(6)],
+    )
+    return pa.table([pa.array(names, pa.uint32()), value], schema=_INFO)

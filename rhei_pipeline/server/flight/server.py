@@ -1,0 +1,280 @@
+"""The Flight SQL server: each message of a client to a call of the door."""
+
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import flight
+
+from rhei_pipeline.errors import QueryError
+from rhei_pipeline.htap import HTAP
+from rhei_pipeline.model.streaming import Begun, Streamed
+from rhei_pipeline.server.flight import catalog
+from rhei_pipeline.server.flight.access import Access, Gate, NoHandshake, refuse_open_server
+from rhei_pipeline.server.flight.messages import (
+    MalformedError,
+    Message,
+    encode,
+    fields,
+    pack,
+    unpack,
+)
+from rhei_pipeline.server.flight.running import Limits, Running, translated
+
+#: Prepared statements that are kept; the one unused for longest goes first.
+_MAX_PREPARED = 4096
+_NOTHING = pa.schema([])
+_ONLY_READS = QueryError(
+    "this server only reads", hint="write to the source, or start the server with --writes"
+)
+_CANCELLED, _NOT_CANCELLABLE = 1, 3
+
+
+@dataclass
+class _Prepared:
+    sql: str
+    params: list[tuple[Any, ...]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a server serves.
+
+    Attributes:
+        access: What callers have to know.
+        limits: How much is done at once.
+        writes: Whether statements that write are run, in the source.
+        tls: Certificate and key as PEM.
+    """
+
+    access: Access = field(default_factory=Access)
+    limits: Limits = field(default_factory=Limits)
+    writes: bool = False
+    tls: tuple[bytes, bytes] | None = field(default=None, repr=False)
+
+
+class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
+    """Serves an open engine.
+
+    Args:
+        htap: Stays the caller's to close, after the server.
+        host, port: Where to listen; port 0 for any that is free.
+        terms: Who may do what.
+
+    Raises:
+        SettingsError: Everybody of a network would be let in.
+    """
+
+    def __init__(
+        self, htap: HTAP, host: str = "127.0.0.1", port: int = 0, terms: Terms | None = None
+    ) -> None:
+        terms = terms or Terms()
+        refuse_open_server(host, terms.access)
+        scheme = "grpc+tls" if terms.tls else "grpc"
+        shown = f"[{host}]" if ":" in host else host
+        super().__init__(
+            f"{scheme}://{shown}:{port}",
+            auth_handler=NoHandshake(),
+            tls_certificates=[terms.tls] if terms.tls else None,
+            middleware={"gate": Gate(terms.access)},
+        )
+        self._htap = htap
+        self._writes = terms.writes
+        self._running = Running(terms.limits)
+        self._prepared: OrderedDict[bytes, _Prepared] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get_flight_info(
+        self, context: flight.ServerCallContext, descriptor: flight.FlightDescriptor
+    ) -> flight.FlightInfo:
+        """Say where the answer to a question is to be had: here, by the same question."""
+        del context
+        message = _read(descriptor.command)
+        ticket = descriptor.command
+        # A schema that is left out is not known before the run; an empty one would be a promise.
+        schema: pa.Schema | None = None
+        if message.name == "CommandStatementQuery":
+            self._refuse_writing(message.text(1) or "")
+            schema = self._schema(message.text(1) or "")
+            handle = encode([(1, secrets.token_bytes(8)), (2, message.blob(1) or b"")])
+            ticket = pack("TicketStatementQuery", [(1, handle)])
+        elif message.name == "CommandPreparedStatementQuery":
+            found = self._find(message)
+            self._refuse_writing(found.sql)
+            schema = self._schema(found.sql, found.params[0] if found.params else ())
+        else:
+            _refuse_unknown(message)
+            schema = catalog.schema_of(message)
+        return flight.FlightInfo(schema, descriptor, [flight.FlightEndpoint(ticket, [])], -1, -1)
+
+    def get_schema(
+        self, context: flight.ServerCallContext, descriptor: flight.FlightDescriptor
+    ) -> flight.SchemaResult:
+        """Tell the schema of an answer."""
+        del context
+        message = _read(descriptor.command)
+        if message.name == "CommandStatementQuery":
+            return flight.SchemaResult(self._schema(message.text(1) or "") or _NOTHING)
+        if message.name == "CommandPreparedStatementQuery":
+            known = self._htap.prepare(self._find(message).sql).schema
+            return flight.SchemaResult(known or _NOTHING)
+        _refuse_unknown(message)
+        return flight.SchemaResult(catalog.schema_of(message))
+
+    def do_get(
+        self, context: flight.ServerCallContext, ticket: flight.Ticket
+    ) -> flight.FlightDataStream:
+        """Send an answer, as fast as the client takes it."""
+        message = _read(ticket.ticket)
+        if message.name == "TicketStatementQuery":
+            inner = Message("handle", fields(message.blob(1) or b""))
+            return self._send(context, ticket.ticket, inner.text(2) or "", ())
+        if message.name == "CommandPreparedStatementQuery":
+            found = self._find(message)
+            if len(found.params) > 1:
+                raise flight.FlightServerError("a query takes one row of parameters")
+            params = found.params[0] if found.params else ()
+            return self._send(context, ticket.ticket, found.sql, params)
+        _refuse_unknown(message)
+        with translated():
+            tables = self._htap.table_schemas()
+        found_table = catalog.answer(message, tables, read_only=not self._writes)
+        return flight.RecordBatchStream(found_table)
+
+    def _send(
+        self,
+        context: flight.ServerCallContext,
+        handle: bytes,
+        sql: str,
+        params: tuple[Any, ...],
+    ) -> flight.FlightDataStream:
+        def ask(begun: Begun) -> Streamed:
+            if self._writes and not self._htap.reads(sql):
+                return _affected(self._htap.execute(sql, params))
+            return self._htap.stream(sql, params, self._running.limits.batch_rows, begun)
+
+        schema, batches = self._running.send(handle, ask, context.is_cancelled)
+        return flight.GeneratorStream(schema, batches)
+
+    def do_put(
+        self,
+        context: flight.ServerCallContext,
+        descriptor: flight.FlightDescriptor,
+        reader: flight.MetadataRecordBatchReader,
+        writer: flight.FlightMetadataWriter,
+    ) -> None:
+        """Bind parameters to a prepared statement, or run a write."""
+        del context
+        message = _read(descriptor.command)
+        if message.name == "CommandPreparedStatementQuery":
+            self._find(message).params = _rows(reader)
+            writer.write(pa.py_buffer(encode([(1, message.blob(1) or b"")])))
+            return
+        if message.name == "CommandStatementUpdate":
+            rows = self._write(message.text(1) or "", [()])
+        elif message.name == "CommandPreparedStatementUpdate":
+            found = self._find(message)
+            found.params = _rows(reader)
+            rows = self._write(found.sql, found.params or [()])
+        else:
+            raise flight.FlightServerError(f"{message.name} is not supported")
+        writer.write(pa.py_buffer(encode([(1, rows)])))
+
+    def _refuse_writing(self, sql: str) -> None:
+        with translated():
+            if not self._writes and not self._htap.reads(sql):
+                raise _ONLY_READS
+
+    def _write(self, sql: str, params: list[tuple[Any, ...]]) -> int:
+        with translated():
+            if not self._writes:
+                raise _ONLY_READS
+            return int(self._htap.execute_batch([(sql, each) for each in params]))
+
+    def list_actions(self, context: flight.ServerCallContext) -> list[tuple[str, str]]:
+        """Name the actions."""
+        del context
+        return [
+            ("CreatePreparedStatement", "Keep a statement for repeated use."),
+            ("ClosePreparedStatement", "Forget a statement."),
+            ("CancelFlightInfo", "End a query under way."),
+        ]
+
+    def do_action(
+        self, context: flight.ServerCallContext, action: flight.Action
+    ) -> Iterator[flight.Result]:
+        """Keep, forget, or cancel a statement."""
+        del context
+        body = action.body.to_pybytes()
+        if action.type == "CancelFlightInfo":
+            return iter([flight.Result(pa.py_buffer(encode([(1, self._cancel(body))])))])
+        message = _read(body)
+        if action.type == "CreatePreparedStatement":
+            return iter([flight.Result(pa.py_buffer(self._prepare(message)))])
+        if action.type == "ClosePreparedStatement":
+            with self._lock:
+                self._prepared.pop(message.blob(1) or b"", None)
+            return iter([])
+        raise flight.FlightServerError(f"action {action.type!r} is not supported")
+
+    def _prepare(self, message: Message) -> bytes:
+        sql, handle = message.text(1) or "", secrets.token_bytes(16)
+        with translated():
+            known = self._htap.prepare(sql)
+        with self._lock:
+            self._prepared[handle] = _Prepared(sql)
+            while len(self._prepared) > _MAX_PREPARED:
+                self._prepared.popitem(last=False)
+        answered: list[tuple[int, bytes | int]] = [(1, handle)]
+        # JDBC takes a statement without a schema for a write, and binds what it is told of.
+        if known.schema is not None:
+            answered.append((2, known.schema.serialize().to_pybytes()))
+        if len(known.parameters):
+            answered.append((3, known.parameters.serialize().to_pybytes()))
+        answered.append((4, int(not known.reads)))
+        return pack("ActionCreatePreparedStatementResult", answered)
+
+    def _find(self, message: Message) -> _Prepared:
+        with self._lock:
+            found = self._prepared.get(message.blob(1) or b"")
+            if found is None:
+                raise flight.FlightServerError("the prepared statement is closed, or was forgotten")
+            self._prepared.move_to_end(message.blob(1) or b"")
+            return found
+
+    def _schema(self, sql: str, params: tuple[Any, ...] = ()) -> pa.Schema | None:
+        with translated():
+            return self._htap.describe(sql, params)
+
+    def _cancel(self, body: bytes) -> int:
+        request = Message("CancelFlightInfoRequest", fields(body))
+        info = flight.FlightInfo.deserialize(request.blob(1) or b"")
+        found = [self._running.cancel(endpoint.ticket.ticket) for endpoint in info.endpoints]
+        return _CANCELLED if any(found) else _NOT_CANCELLABLE
+
+
+def _read(data: bytes) -> Message:
+    try:
+        return unpack(data)
+    except MalformedError as error:
+        raise flight.FlightServerError(f"not a message of Flight SQL: {error}") from None
+
+
+def _refuse_unknown(message: Message) -> None:
+    if message.name not in catalog.ANSWERS:
+        raise flight.FlightServerError(f"{message.name} is not supported")
+
+
+def _affected(rows: int) -> Streamed:
+    table = pa.table({"rows_affected": pa.array([int(rows)], pa.int64())})
+    return Streamed(table.schema, iter(table.to_batches()))
+
+
+def _rows(reader: flight.MetadataRecordBatchReader) -> list[tuple[Any, ...]]:
+    table = reader.read_all()
+    columns = [column.to_pylist() for column in table.columns]
+    return list(zip(*columns, strict=True))

@@ -1,0 +1,227 @@
+"""The engine's numbers for Prometheus, and whether it is alive and ready, over HTTP."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from rhei_pipeline.htap import HTAP
+from rhei_pipeline.model.progress import TableState
+from rhei_pipeline.model.reports import SyncReport, SyncStatus
+
+#: From a routed point read to a copy's hours.
+_SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600, 3600)
+#: A scrape waits so long for a sync under way, then tells what was known before it.
+_PATIENCE_SECONDS = 1.0
+_TEXT = "text/plain; charset=utf-8"
+
+
+class Monitoring:
+    """What happened, counted; and how the tables stand, asked for at each scrape.
+
+    Names are Rhei's: `rhei_sync_events_processed_total{table}`, `rhei_sync_rows_inserted_total`,
+    `rhei_query_routed_total{engine}`, `rhei_sync_cdc_lag_events{table}`, ....
+    """
+
+    def __init__(self, htap: HTAP) -> None:
+        self._htap = htap
+        self.registry = CollectorRegistry()
+        self._routed = self._counter("rhei_query_routed", "Queries answered.", "engine")
+        self._query = self._histogram("rhei_query_seconds", "Time to answer a query.", "engine")
+        self._cycle = self._histogram("rhei_sync_cycle_seconds", "Length of a sync.")
+        self._apply = self._histogram(
+            "rhei_sync_apply_lag_seconds", "Age of a sync's oldest change when visible.", "table"
+        )
+        self._counts = {
+            name: self._counter(f"rhei_sync_{counted}", help_, "table")
+            for name, counted, help_ in (
+                ("events", "events_processed", "Events of the source applied."),
+                ("inserted", "rows_inserted", "Rows inserted in the mirror."),
+                ("updated", "rows_updated", "Rows changed in the mirror."),
+                ("deleted", "rows_deleted", "Rows deleted from the mirror."),
+                ("dead_letters", "dead_letters", "Rows that could not be mirrored."),
+                ("copied_rows", "rows_copied", "Rows read by initial syncs."),
+            )
+        }
+        self.registry.register(_Standing(htap))
+        htap.watch(self._synced, self._answered)
+
+    def _counter(self, name: str, help_: str, label: str) -> Counter:
+        return Counter(name, help_, [label], registry=self.registry)
+
+    def _histogram(self, name: str, help_: str, *labels: str) -> Histogram:
+        return Histogram(name, help_, labels, buckets=_SECONDS, registry=self.registry)
+
+    def _answered(self, engine: str, seconds: float) -> None:
+        self._routed.labels(engine).inc()
+        self._query.labels(engine).observe(seconds)
+
+    def _synced(self, report: SyncReport) -> None:
+        self._cycle.observe(report.duration_seconds)
+        for name, table in report.tables.items():
+            for field, counter in self._counts.items():
+                counter.labels(name).inc(getattr(table, field))
+            if table.events:
+                self._apply.labels(name).observe(table.lag_seconds)
+
+    def readiness(self) -> str | None:
+        """Say why queries should not be sent here yet; None when they may."""
+        found = self._htap.sync_status(_PATIENCE_SECONDS)
+        if found.unreadable is not None:
+            return found.unreadable
+        if not found.tables:  # the first sync is under way, and nothing was known before it
+            return f"not copied yet: {', '.join(sorted(found.copying)) or 'any table'}"
+        waiting = [
+            name
+            for name, table in found.tables.items()
+            # One that is left out keeps nobody waiting: queries of it go to the source.
+            if not _is_ready(table.state) and table.error is None
+        ]
+        if waiting:
+            return f"not copied yet: {', '.join(sorted(waiting))}"
+        return f"the background sync fails: {found.last_error}" if found.last_error else None
+
+
+def _is_ready(state: TableState | None) -> bool:
+    return state is TableState.READY
+
+
+class _Standing(Collector):
+    """How the tables stand, read when somebody asks."""
+
+    def __init__(self, htap: HTAP) -> None:
+        self._htap = htap
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the gauges: what was last known while source or mirror cannot be read."""
+        status = self._htap.sync_status(_PATIENCE_SECONDS)
+        up = GaugeMetricFamily("rhei_up", "Whether source and mirror can be read.")
+        up.add_metric([], status.unreadable is None)
+        yield up
+        yield from _gauges(status)
+
+
+def _gauges(status: SyncStatus) -> Iterator[Metric]:
+    running = GaugeMetricFamily("rhei_sync_running", "Whether the background sync runs.")
+    running.add_metric([], status.running)
+    yield running
+    failing = GaugeMetricFamily("rhei_sync_failing", "Whether its last sync failed.")
+    failing.add_metric([], status.last_error is not None)
+    yield failing
+    age = GaugeMetricFamily("rhei_status_age_seconds", "How old the figures of the tables are.")
+    age.add_metric([], status.age_seconds)
+    yield age
+    behind = GaugeMetricFamily(
+        "rhei_publishing_failing", "Whether the published copy or a Delta table is out of date."
+    )
+    behind.add_metric([], status.not_published is not None)
+    yield behind
+    held = GaugeMetricFamily(
+        "rhei_capture_held_bytes", "Bytes kept until the mirror has them.", labels=["keeper"]
+    )
+    for keeper, size in status.held_bytes.items():
+        held.add_metric([keeper], size)
+    yield held
+    yield from _copies(status)
+    yield from _tables(status)
+
+
+def _copies(status: SyncStatus) -> Iterator[Metric]:
+    rows = GaugeMetricFamily("rhei_copy_rows", "Rows copied so far.", labels=["table"])
+    whole = GaugeMetricFamily(
+        "rhei_copy_expected_rows", "Rows that the copy will have, about.", labels=["table"]
+    )
+    for name, copy in status.copying.items():
+        rows.add_metric([name], copy.rows)
+        whole.add_metric([name], copy.of)
+    yield rows
+    yield whole
+
+
+def _tables(status: SyncStatus) -> Iterator[Metric]:
+    gauges = {
+        name: GaugeMetricFamily(name, help_, labels=["table"])
+        for name, help_ in (
+            ("rhei_sync_cdc_lag_events", "Events of the source not applied yet."),
+            ("rhei_sync_cdc_lag_seconds", "How long the oldest of them has waited."),
+            ("rhei_sync_watermark", "The position that the table stands at."),
+            ("rhei_dead_letters_open", "Rows that cannot be mirrored now."),
+            ("rhei_table_ready", "Whether the table has been copied."),
+            ("rhei_table_left_out", "Whether the table is left out for an error."),
+        )
+    }
+    for name, table in status.tables.items():
+        for gauge, value in zip(
+            gauges.values(),
+            (
+                table.lag_events,
+                table.lag_seconds,
+                table.watermark or 0,
+                table.dead_letters,
+                _is_ready(table.state),
+                table.error is not None,
+            ),
+            strict=True,
+        ):
+            gauge.add_metric([name], value)
+    yield from gauges.values()
+
+
+class MonitoringServer:
+    """Serves `/metrics`, `/healthz` and `/readyz` in a thread until it is closed.
+
+    Args:
+        port: 0 for any that is free.
+    """
+
+    def __init__(self, monitoring: Monitoring, host: str = "127.0.0.1", port: int = 9464) -> None:
+        handler = type("Handler", (_Handler,), {"monitoring": monitoring})
+        self._server = ThreadingHTTPServer((host, port), handler)
+        self.port = int(self._server.server_address[1])
+        self._thread = threading.Thread(target=self._server.serve_forever, name="rhei-metrics")
+        self._thread.daemon = True
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop serving; safe to repeat."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    monitoring: Monitoring
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
+            encode, kind = choose_encoder(self.headers.get("Accept", ""))
+            self._answer(200, encode(self.monitoring.registry), kind)
+        elif path == "/healthz":
+            self._answer(200, b"alive\n", _TEXT)
+        elif path == "/readyz":
+            reason = self.monitoring.readiness()
+            self._answer(503 if reason else 200, f"{reason or 'ready'}\n".encode(), _TEXT)
+        else:
+            self._answer(404, b"there are /metrics, /healthz and /readyz\n", _TEXT)
+
+    def _answer(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Keep scrapes out of the log."""

@@ -1,0 +1,94 @@
+"""A process that syncs and answers: Flight SQL, metrics, and the background sync, until told."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rhei_pipeline.errors import SettingsError, needs_extra
+from rhei_pipeline.htap import HTAP
+from rhei_pipeline.server.flight.access import Access
+from rhei_pipeline.server.flight.server import FlightSqlServer, Terms
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where to listen; port 0 takes any that is free, no metrics port leaves metrics out."""
+
+    host: str = "127.0.0.1"
+    port: int = 31337
+    metrics_port: int | None = None
+
+
+def access_from(environment: Mapping[str, str] | None = None) -> Access:
+    """Read what callers have to know from RHEI_SERVE_TOKEN, RHEI_SERVE_USER, RHEI_SERVE_PASSWORD.
+
+    Raises:
+        SettingsError: One of them is empty, or there is a user without a password or the other
+            way round.
+    """
+    known = os.environ if environment is None else environment
+    for name in ("RHEI_SERVE_TOKEN", "RHEI_SERVE_USER", "RHEI_SERVE_PASSWORD"):
+        if not known.get(name, name).strip():
+            raise SettingsError(
+                f"{name} is empty: anybody could call", hint="give it a value, or unset it"
+            )
+    user, password = known.get("RHEI_SERVE_USER"), known.get("RHEI_SERVE_PASSWORD")
+    if (user is None) != (password is None):
+        raise SettingsError(
+            "RHEI_SERVE_USER and RHEI_SERVE_PASSWORD belong together", hint="set both, or neither"
+        )
+    return Access(known.get("RHEI_SERVE_TOKEN"), user, password)
+
+
+def tls_from(certificate: Path | None, key: Path | None) -> tuple[bytes, bytes] | None:
+    """Read a certificate and its key.
+
+    Raises:
+        SettingsError: One is missing, or cannot be read.
+    """
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise SettingsError("a certificate and its key belong together", hint="give both")
+    try:
+        return certificate.read_bytes(), key.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{error.filename!r} cannot be read", hint="correct the path") from None
+
+
+@contextmanager
+def serving(htap: HTAP, addresses: Addresses, terms: Terms) -> Iterator[tuple[int, int | None]]:
+    """Serve and sync for the length of the block; yield the ports of Flight SQL and of metrics."""
+    with ExitStack() as stack:
+        server = FlightSqlServer(htap, addresses.host, addresses.port, terms)
+        stack.callback(server.shutdown)
+        metrics_port = _serve_metrics(htap, addresses, stack)
+        htap.start_sync()
+        stack.callback(htap.stop_sync)
+        yield server.port, metrics_port
+
+
+def _serve_metrics(htap: HTAP, addresses: Addresses, stack: ExitStack) -> int | None:
+    if addresses.metrics_port is None:
+        return None
+    with needs_extra("metrics", "the metrics endpoint"):
+        from rhei_pipeline.server.metrics import Monitoring, MonitoringServer  # noqa: PLC0415
+    made = MonitoringServer(Monitoring(htap), addresses.host, addresses.metrics_port)
+    stack.enter_context(made)
+    return made.port
+
+
+def wait_for_signal() -> None:
+    """Wait until the process is asked to end."""
+    asked = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked.set())
+    asked.wait()
+    _log.info("asked to end: finishing the cycle under way")

@@ -1,0 +1,1 @@
+"""The declaration: what is mirrored, from where, to where, and how."""

@@ -1,0 +1,278 @@
+"""The declaration: what is mirrored, from where, to where, and how. YAML, environment, Python."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Self, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as PydanticSettingsError
+
+from rhei_pipeline.errors import SettingsError
+from rhei_pipeline.model.polling import PollOptions
+from rhei_pipeline.model.schema import Mode, nearest
+from rhei_pipeline.settings.sections import (
+    CaptureSettings,
+    LocalSettings,
+    MirrorSettings,
+    PostgresSettings,
+    QuerySettings,
+    RegistrySettings,
+    ScheduleSettings,
+    SqliteSettings,
+    SyncSettings,
+    TableSettings,
+)
+
+ENVIRONMENT_PREFIX = "RHEI__"
+#: Ways to capture each kind of source; the first one is taken where none is declared.
+_METHODS = {"sqlite": ("trigger", "polling"), "postgres": ("logical", "polling", "trigger")}
+
+
+def _source_kind(source: object) -> str:
+    """Tell sources apart; one that does not say its kind is an SQLite file."""
+    kind = source.get("kind") if isinstance(source, dict) else getattr(source, "kind", None)
+    return str(kind or "sqlite")
+
+
+class Settings(BaseSettings):
+    """A whole declaration; frozen, and valid once it exists.
+
+    Environment variables `RHEI__SECTION__FIELD` stand above what the file or the caller gives.
+
+    Raises:
+        SettingsError: A field is unknown, missing, or does not make sense; names the field.
+    """
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__"
+    )
+
+    name: str | None = Field(
+        None,
+        min_length=1,
+        description="What this pipeline is called; its mirror then refuses pipelines of another"
+        " name.",
+    )
+    source: Annotated[
+        Annotated[SqliteSettings, Tag("sqlite")] | Annotated[PostgresSettings, Tag("postgres")],
+        Discriminator(_source_kind),
+    ] = Field(description="The operational database.")
+    capture: CaptureSettings = Field(CaptureSettings(), description="How changes are learned of.")
+    mirror: MirrorSettings = Field(description="The analytical copy.")
+    local: LocalSettings | None = Field(
+        None, description="Where writes go while the source is polled; left out: they are refused."
+    )
+    mode: Mode = Field(
+        Mode.DESTRUCTIVE,
+        description="Default of every table. destructive: overwrite; temporal: keep history.",
+    )
+    tables: list[TableSettings] | None = Field(
+        None, min_length=1, description="Left out: every table that has a primary key."
+    )
+    sync: SyncSettings = Field(SyncSettings(), description="How a sync works.")
+    queries: QuerySettings = Field(QuerySettings(), description="How queries are answered.")
+    registry: RegistrySettings = Field(
+        RegistrySettings(), description="Where known schemas are kept."
+    )
+    schedule: ScheduleSettings = Field(
+        ScheduleSettings(), description="When things happen by themselves."
+    )
+
+    def __init__(self, **values: Any) -> None:  # noqa: ANN401  (pydantic validates them)
+        _refuse_unknown_variables()
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(_describe(error)) from None  # its text would show the values
+        except PydanticSettingsError as error:
+            raise SettingsError(
+                f"an environment variable {ENVIRONMENT_PREFIX}... is not of its field's form",
+                hint="lists and mappings are written as JSON",
+            ) from error
+
+    @model_validator(mode="after")
+    def _fitting_capture(self) -> Self:
+        fitting = _METHODS[self.source.kind]
+        if self.capture.method not in (None, *fitting):
+            raise ValueError(
+                f"capture.method {self.capture.method!r} does not suit a {self.source.kind} source:"
+                f" use {' or '.join(map(repr, fitting))}"
+            )
+        if self.capture.streaming and self.capture_method != "logical":
+            raise ValueError("capture.streaming: only PostgreSQL's log can be streamed")
+        if self.capture.publication and self.capture_method != "logical":
+            raise ValueError("capture.publication: only PostgreSQL's log knows publications")
+        if self.capture_method == "polling":
+            self._refuse_lossy_buffer()
+        elif self.local is not None:
+            raise ValueError("local: a local database stands beside a source that is polled")
+        return self
+
+    def _refuse_lossy_buffer(self) -> None:
+        polls = [(t.name, t.polling.options) for t in self.tables or ()] or [("", PollOptions())]
+        compared = [name for name, options in polls if options.is_compared]
+        if self.capture.buffer and compared:
+            raise ValueError(
+                f"capture.buffer: table {compared[0]!r} needs whole comparisons with the mirror,"
+                " which a buffer cannot hold: use 'clock: database' and no 'reconcile', or no"
+                " buffer"
+            )
+
+    @property
+    def capture_method(self) -> str:
+        """How changes are learned of: as declared, or what suits the source."""
+        return self.capture.method or _METHODS[self.source.kind][0]
+
+    @property
+    def sqlite_path(self) -> Path:
+        """The source's file.
+
+        Raises:
+            SettingsError: The source is no file.
+        """
+        if not isinstance(self.source, SqliteSettings):
+            raise SettingsError(f"a {self.source.kind} source has no file")
+        return self.source.path
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  (pydantic-settings' signature)
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the environment above what is given."""
+        return env_settings, init_settings
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a YAML file, with the environment above it.
+
+        Relative paths are taken from the project's directory: the parent of a directory named
+        `config` where the file lies in one, else the file's own.
+
+        Raises:
+            SettingsError: The file cannot be read, or a field does not make sense.
+        """
+        file = Path(path)
+        values = _read(file)
+        try:
+            settings = cls(**values)
+        except SettingsError as error:
+            raise SettingsError(f"{file}: {error.message}", hint=error.hint) from error
+        return settings.anchored(_project_directory(file))
+
+    def anchored(self, directory: Path) -> Self:
+        """Return the same settings with relative paths taken from a directory."""
+        source = self.source
+        if isinstance(source, SqliteSettings):
+            source = source.model_copy(update={"path": directory / source.path})
+        return self.model_copy(
+            update={
+                "source": source,
+                "capture": self.capture.anchored(directory),
+                "mirror": self.mirror.anchored(directory),
+                "local": self.local
+                and self.local.model_copy(update={"path": directory / self.local.path}),
+                "registry": self.registry.model_copy(
+                    update={"path": directory / self.registry.path}
+                ),
+            }
+        )
+
+
+def _project_directory(file: Path) -> Path:
+    directory = file.resolve().parent
+    return directory.parent if directory.name == "config" else directory
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(
+            f"{file}: the declaration cannot be read: {error.strerror}",
+            hint="give its path with --config, or start one with the README's ten lines",
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise SettingsError(f"{file}: this is not YAML{place}") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise SettingsError(f"{file}: a declaration is a mapping that begins with 'source:'")
+    return values
+
+
+def _refuse_unknown_variables() -> None:
+    known = list(Settings.model_fields)
+    for variable in os.environ:
+        if variable.upper().startswith(ENVIRONMENT_PREFIX):
+            section = variable[len(ENVIRONMENT_PREFIX) :].split("__")[0].lower()
+            if section not in known:
+                raise SettingsError(
+                    f"environment variable {variable}: unknown section {section!r}",
+                    hint=nearest(section, known),
+                )
+
+
+def _describe(error: ValidationError) -> str:
+    """Name every problem by its field's path; never by the value, which may be a secret."""
+    problems = error.errors(include_input=False, include_url=False, include_context=False)
+    return "; ".join(
+        _problem(_declared_path(tuple(problem["loc"])), problem["type"], problem["msg"])
+        for problem in problems
+    )
+
+
+def _declared_path(path: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """Leave out which kind of source was tried: a declaration has no such level."""
+    return path[:1] + path[2:] if path[:1] == ("source",) and path[1:2] != () else path
+
+
+def _problem(path: tuple[str | int, ...], kind: str, message: str) -> str:
+    dotted = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
+    if kind == "extra_forbidden":
+        return f"unknown field {dotted!r}; {nearest(str(path[-1]), _fields_beside(path))}"
+    if kind == "union_tag_invalid":
+        return f"field '{dotted}.kind': use {' or '.join(map(repr, _METHODS))}"
+    if kind == "missing":
+        return f"field {dotted!r} is missing"
+    message = message.removeprefix("Value error, ")
+    return f"field {dotted!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _fields_beside(path: tuple[str | int, ...]) -> list[str]:
+    """Return the names of the fields that the model at this place of the path knows."""
+    model: type[BaseModel] = Settings
+    for part in path[:-1]:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    return list(model.model_fields)
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (_model_in(argument) for argument in get_args(annotation))
+    return next((model for model in inner if model), None)
+
+
+def schema_text() -> str:
+    """Return the JSON schema of a declaration, as `config/pipeline.schema.json` holds it."""
+    return json.dumps(Settings.model_json_schema(), indent=2) + "\n"

@@ -1,0 +1,1 @@
+"""Operational databases, and how their changes are captured."""

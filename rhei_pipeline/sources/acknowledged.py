@@ -1,0 +1,41 @@
+"""What a mirror has told its source of how far it has come."""
+
+import time
+from collections.abc import Callable, Mapping
+
+from rhei_pipeline.model.changes import Position
+
+#: A source takes a mirror for gone after a week: one that is idle says daily that it is not.
+SAY_AGAIN_SECONDS = 24 * 3600.0
+
+
+class Acknowledged:
+    """The positions told last, so that only news are told, and all of them once a day.
+
+    Args:
+        clock: Returns seconds that never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._told: dict[str, Position] = {}
+        self._told_all_at = clock()
+
+    def news(self, needed_from: Mapping[str, Position]) -> dict[str, Position]:
+        """Return those of a mirror's positions that are to be told."""
+        if self._is_due():
+            return dict(needed_from)
+        return {name: at for name, at in needed_from.items() if self._told.get(name) != at}
+
+    def note(self, told: Mapping[str, Position]) -> None:
+        """Remember what was told."""
+        self._told |= told
+        if self._is_due():
+            self._told_all_at = self._clock()
+
+    def clear(self) -> None:
+        """Tell everything anew: the source may be another one."""
+        self._told.clear()
+
+    def _is_due(self) -> bool:
+        return self._clock() - self._told_all_at >= SAY_AGAIN_SECONDS

@@ -1,0 +1,63 @@
+"""What a reader that polls leaves for others to know: how far its mirror has come, in a small file.
+
+The source cannot be told, and the mirror's file is held by one process. Nothing relies on it: a
+file that is gone or old makes a sync begin that finds nothing to do.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.protocols import Audit, ChangeSource, SourceSnapshot
+
+
+class Notes:
+    """The file, as the one reader that polls writes it; without a path it keeps nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._noted: dict[str, Position] = {}
+
+    def write(self, positions: Mapping[str, Position]) -> None:
+        """Note how far tables have come; the others stay as noted."""
+        if self._path is None or all(self._noted.get(name) == at for name, at in positions.items()):
+            return
+        self._noted |= positions
+        form = {name: [position.order, position.proof] for name, position in self._noted.items()}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        beside.write_text(json.dumps(form), "utf-8")
+        beside.replace(self._path)
+
+    def forget(self) -> None:
+        """Leave none behind."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def unseen(source: ChangeSource, tables: Mapping[str, Mode], notes: Path) -> int | None:
+    """Count what a mirror has not seen, by the notes it left; None when it left none."""
+    positions = _read(notes)
+    if not positions:
+        return None
+    described = [Table(source.describe(name), mode) for name, mode in tables.items()]
+    with source.snapshot() as snapshot:
+        return sum(_behind(snapshot, table, positions.get(table.name)) for table in described)
+
+
+def _behind(snapshot: SourceSnapshot, table: Table, position: Position | None) -> int:
+    if position is None or not snapshot.proves(table, position):
+        return 1
+    due = snapshot.audit(table, position) is not Audit.NONE
+    return snapshot.pending(table, position) + int(due)
+
+
+def _read(path: Path) -> dict[str, Position]:
+    try:
+        form = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: Position(order, proof) for name, (order, proof) in form.items()}

@@ -1,0 +1,54 @@
+"""What stands in the way of polling a source, why, and what mends it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.reports import Finding, Severity
+from rhei_pipeline.model.schema import Table
+from rhei_pipeline.protocols import ChangeSource
+
+_LEFT_OUT = "the table is left out until this is mended"
+_UNPROVED = "a change may go by unseen until the table is compared whole again"
+_STAMP = "let a default and a trigger stamp rows with the database's clock: 'clock: database'"
+
+
+class Polled(ChangeSource, Protocol):
+    """A source that is only read."""
+
+    def missing_index(self, name: str) -> str | None:
+        """Return the statement that creates the index a poll needs; None where there is one."""
+
+    def lacking(self, name: str) -> Sequence[Finding]:
+        """Name what the user lacks to read a table."""
+
+    def grant_against(self, doubt: str) -> str | None:
+        """Return the grant that ends a doubt; None where no grant does."""
+
+
+def examine(source: Polled, tables: Sequence[str]) -> Iterator[Finding]:
+    """Examine each table: its columns, its index, and whether its stamps can be relied on."""
+    found = []
+    for name in tables:
+        try:
+            table = Table(source.describe(name))
+            lacking = source.lacking(table.name)
+            yield from lacking
+            if lacking:
+                continue
+            found.append(table)
+            mending = source.missing_index(table.name)
+        except SchemaError as error:
+            hint, where = error.hint or "", error.table or name
+            yield Finding(Severity.ERROR, error.message, _LEFT_OUT, hint, where)
+            continue
+        if mending:
+            what = "no index begins with its timestamp"
+            why = "every poll that follows a commit reads the whole table"
+            yield Finding(Severity.WARNING, what, why, mending, table.name)
+    with source.snapshot() as snapshot:
+        for table in found:
+            doubt = snapshot.doubt(table)
+            if doubt:
+                remedy = source.grant_against(doubt) or _STAMP
+                yield Finding(Severity.WARNING, doubt, _UNPROVED, remedy, table.name)

@@ -1,0 +1,1 @@
+"""PostgreSQL: its catalogue, its values, and three ways to capture its changes."""

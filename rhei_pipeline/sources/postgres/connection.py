@@ -1,0 +1,152 @@
+"""A connection that leaves nothing behind: behind a pooler, the next who uses it is somebody else.
+
+What a statement of ours needs is set for its transaction alone, and nothing is prepared where the
+server's sessions are shared. So a pooler may give every transaction another session. Only once it
+is known that the server itself answers is a session our own: then most is set once, for all of it.
+Source: pgbouncer.org/features.html (what breaks with transactions pooled).
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, Self
+
+import psycopg
+from psycopg.pq import PipelineStatus, TransactionStatus
+
+from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
+from rhei_pipeline.sql.text import literal, quote
+
+#: Whose operators compare keys: only a superuser makes operator classes. The catalogue's first, and
+#: temporary objects last, so that no table or function of somebody else stands for one of these.
+_NAMESPACES = """
+select pg_catalog.pg_backend_pid(),
+    pg_catalog.current_setting('default_transaction_read_only')::boolean, array(
+    select distinct n.nspname::text from pg_catalog.pg_opclass c
+    join pg_catalog.pg_amop a on a.amopfamily = c.opcfamily
+    join pg_catalog.pg_operator o on o.oid = a.amopopr
+    join pg_catalog.pg_namespace n on n.oid = o.oprnamespace
+    where n.nspname not in ('pg_catalog', 'information_schema') order by 1)
+"""
+
+
+class Connection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection in autocommit whose settings last for a transaction, or for a session of ours.
+
+    A statement outside a transaction is sent together with what it needs and its session has not,
+    as one transaction.
+
+    Attributes:
+        settings: What holds in every transaction, unless it is told otherwise.
+        is_pooled: Whether a pooler stands between us and the server.
+        keeps_path: Whether a session of ours keeps the path on which our statements find names;
+            an application's statements find theirs as its own sessions do.
+    """
+
+    settings: Mapping[str, str] = SESSION_SETTINGS
+    is_pooled = False
+    keeps_path = True
+    _reads_by_default = False
+    _held: Mapping[str, str] = MappingProxyType({})
+
+    def execute(  # type: ignore[override]
+        self,
+        query: bytes | str,
+        params: Any = None,  # noqa: ANN401
+        **options: Any,  # noqa: ANN401
+    ) -> psycopg.Cursor[tuple[Any, ...]]:
+        """Run a statement; outside a transaction, in one of its own."""
+        outside = self.pgconn.transaction_status == TransactionStatus.IDLE
+        if not outside or self.pgconn.pipeline_status != PipelineStatus.OFF:
+            return super().execute(query, params, **options)
+        chosen = self.lacking(self.settings)
+        if self._held and not chosen:
+            return super().execute(query, params, **options)
+        text = query.encode() if isinstance(query, str) else query
+        cursor = psycopg.ClientCursor(self)
+        if self._reads_by_default:
+            # What the server's administrator chose for others; ours say themselves what they do.
+            chosen = {"transaction_read_only": "off", **chosen}
+        cursor.execute(_set_local(chosen) + text, params)
+        while cursor.nextset():
+            pass
+        return cursor
+
+    def execute_alone(self, query: str, params: Any) -> psycopg.Cursor[tuple[Any, ...]]:  # noqa: ANN401
+        """Run a statement that the server runs in no transaction of ours, with nothing set."""
+        return super().execute(query.encode(), params)
+
+    def begin(self, words: str = "", settings: Mapping[str, str] | None = None) -> None:
+        """Begin a transaction, and set what it needs before it has read anything."""
+        chosen = self.settings if settings is None else settings
+        reads = "read only" in words or chosen.get("transaction_read_only") == "on"
+        if self._reads_by_default and not reads:
+            words = f"{words} read write"
+        super().execute(f"begin {words}; ".encode() + _set_local(self.lacking(chosen)))
+
+    def lacking(self, settings: Mapping[str, str]) -> Mapping[str, str]:
+        """Return which of the settings the session has not."""
+        return {name: value for name, value in settings.items() if self._held.get(name) != value}
+
+    def also_set(self, settings: Mapping[str, str]) -> None:
+        """Have more settings hold in every transaction."""
+        self.settings = {**self.settings, **settings}
+        if not self.is_pooled:
+            self._hold(settings)
+
+    def hold_again(self) -> None:
+        """Set for the session what was set before: a statement may have set it otherwise."""
+        if self._held:
+            self._hold(self._held)
+
+    def _hold(self, settings: Mapping[str, str]) -> None:
+        """Set for the whole session, which is ours; also that its transactions may write."""
+        chosen = {**settings, "default_transaction_read_only": "off"}
+        if chosen.pop("transaction_read_only", "off") == "on":
+            chosen["default_transaction_read_only"] = "on"
+        assignments = (f"set {name} = {_value(name, value)}; " for name, value in chosen.items())
+        super().execute("".join(assignments).encode())
+        self._held = {**self._held, **settings}
+        self._reads_by_default = False
+
+    @contextmanager
+    def atomic(self, words: str = "", settings: Mapping[str, str] | None = None) -> Iterator[Self]:
+        """Run a transaction."""
+        self.begin(words, settings)
+        try:
+            yield self
+        except BaseException:
+            if not self.closed:
+                self.rollback()
+            raise
+        self.commit()
+
+    def look_around(self) -> None:
+        """Learn whether the server itself answers, and where operators of keys are found.
+
+        A pooler gives its clients a process number of its own, that nobody at the server has.
+        """
+        with self.atomic():  # a pooler that has no transactions refuses here
+            found = self.execute(_NAMESPACES.encode()).fetchone()
+        pid, self._reads_by_default, namespaces = found or (0, False, [])
+        self.is_pooled = pid != self.info.backend_pid
+        if self.is_pooled:
+            self.prepare_threshold = None
+        path = {"search_path": ", ".join(map(quote, ["pg_catalog", *namespaces, "pg_temp"]))}
+        if not self.is_pooled:
+            self._hold({**self.settings, **path} if self.keeps_path else self.settings)
+        self.settings = {**self.settings, **path}
+
+
+def set_config(settings: Mapping[str, str]) -> bytes:
+    """Write one statement that sets all of it for the transaction that it is run in."""
+    calls = (f"set_config({literal(n)}, {literal(v)}, true)" for n, v in settings.items())
+    return f"select {', '.join(calls)}".encode()
+
+
+def _set_local(settings: Mapping[str, str]) -> bytes:
+    return "".join(f"set local {n} = {_value(n, v)}; " for n, v in settings.items()).encode()
+
+
+def _value(name: str, value: str) -> str:
+    return value if name == "search_path" else literal(value)

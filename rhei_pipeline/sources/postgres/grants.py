@@ -1,0 +1,78 @@
+"""What a PostgreSQL user may not do, and the statement that lets him: for each way to capture."""
+
+from collections.abc import Iterator
+
+from rhei_pipeline.model.reports import Finding, Severity
+from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qualified
+from rhei_pipeline.sources.postgres.identity import one
+from rhei_pipeline.sql.text import quote
+
+LEFT_OUT = "the table is left out until this is mended"
+#: Managed services lend the attribute by membership in a role of their own.
+_LENT_REPLICATION = "rds_replication"
+_NAMES = "select current_user::text, current_database()::text"
+_REPLICATES = f"""
+select rolreplication or rolsuper or exists (select from pg_roles lent
+        where lent.rolname = '{_LENT_REPLICATION}' and pg_has_role(lent.oid, 'usage')),
+    to_regrole('{_LENT_REPLICATION}') is not null
+from pg_roles where rolname = current_user
+"""
+_CREATES = "select has_database_privilege(current_database(), 'create')"
+_READS = """
+select has_schema_privilege(c.relnamespace, 'usage'),
+    not exists (
+        select from pg_attribute a where a.attrelid = c.oid and a.attname = any(%s)
+        and not has_column_privilege(c.oid, a.attnum, 'select')),
+    (select n.nspname::text from pg_namespace n where n.oid = c.relnamespace)
+from pg_class c where c.oid = %s
+"""
+_OWNS = """
+select pg_has_role(relowner, 'usage'), pg_get_userbyid(relowner)::text from pg_class where oid = %s
+"""
+
+
+def replication(connection: Connection) -> Iterator[Finding]:
+    """Name what the user lacks to use replication slots."""
+    may, is_lent = one(connection, _REPLICATES)
+    if not may:
+        user = quote(one(connection, _NAMES)[0])
+        yield Finding(
+            Severity.ERROR,
+            "the user may not use replication slots",
+            "a slot keeps the log until the mirror has it",
+            f"grant {_LENT_REPLICATION} to {user}" if is_lent else f"alter role {user} replication",
+        )
+
+
+def creation(connection: Connection, what: str, why: str) -> Iterator[Finding]:
+    """Name what the user lacks to create what capture keeps in the database."""
+    user, database = map(quote, one(connection, _NAMES))
+    if not one(connection, _CREATES)[0]:
+        yield Finding(Severity.ERROR, what, why, f"grant create on database {database} to {user}")
+
+
+def reading(connection: Connection, table: PostgresTable) -> Iterator[Finding]:
+    """Name what the user lacks to read a table's rows."""
+    uses, reads, schema = one(connection, _READS, list(table.schema.names), table.oid)
+    user, shown = quote(one(connection, _NAMES)[0]), table.schema.name
+    if not uses:
+        remedy = f"grant usage on schema {quote(schema)} to {user}"
+        what = f"the user may not use the schema {schema!r}"
+        yield Finding(Severity.ERROR, what, LEFT_OUT, remedy, shown)
+    if not reads:
+        remedy = f"grant select on {qualified(table.schema)} to {user}"
+        yield Finding(Severity.ERROR, "the user may not read it", LEFT_OUT, remedy, shown)
+
+
+def owning(connection: Connection, table: PostgresTable, why: str) -> Iterator[Finding]:
+    """Name what the user lacks to do to a table what only its owner may."""
+    owns, owner = one(connection, _OWNS, table.oid)
+    if not owns:
+        user = quote(one(connection, _NAMES)[0])
+        yield Finding(
+            Severity.ERROR,
+            "the user does not own it",
+            f"{why}; {LEFT_OUT}",
+            f"grant {quote(owner)} to {user}",
+            table.schema.name,
+        )

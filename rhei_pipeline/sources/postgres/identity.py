@@ -1,0 +1,158 @@
+"""What tells one state of one PostgreSQL server from another server's, or from an older one."""
+
+import hashlib
+from collections.abc import Callable, Collection
+from typing import Any
+
+from rhei_pipeline.errors import CaptureError, SourceBusyError
+from rhei_pipeline.model.ownership import SourceIdentity
+from rhei_pipeline.sources.postgres.catalog import DEFAULT_NAMESPACE, Connection, PostgresTable
+from rhei_pipeline.sources.postgres.marks import STATE, shapes
+from rhei_pipeline.sources.postgres.versions import Since, where
+
+_VERSION_DIGITS = 15  # of a hash in hexadecimal, so that the version fits 63 bits
+
+_ORIGIN = """
+select s.system_identifier::text || ':' || case when pg_is_in_recovery() then c.timeline_id::text
+    else substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end
+from pg_control_system() s, pg_control_checkpoint() c
+"""
+_SERVER = "select system_identifier::text from pg_control_system()"
+_DATABASE = "select oid::text, datname from pg_database where datname = current_database()"
+#: The comment on a publication that was there before its slot was.
+BEGUN_WITH = "rhei: its slot has begun with it"
+_STANDS = f"""
+select from pg_publication p where p.pubname = slot_name
+    and obj_description(p.oid, 'pg_publication') = '{BEGUN_WITH}'
+"""
+_OIDS = """
+select c.oid::bigint from unnest(%s::text[], %s::text[]) as t(namespace, relation)
+join pg_namespace n on n.nspname = t.namespace
+join pg_class c on c.relname = t.relation and c.relnamespace = n.oid order by 1
+"""
+_REWRITTEN = """
+select bool_or(pg_relation_filenode(c.oid) is distinct from nullif(c.relfilenode, 0))
+from pg_class c where c.oid = %(oid)s or c.oid in (select relid from pg_partition_tree(%(oid)s))
+"""
+
+
+def origin(connection: Connection) -> str:
+    """Name the server and its timeline: another one after a promotion or a restored backup."""
+    return str(one(connection, _ORIGIN)[0])
+
+
+def refuse_other_server(connection: Connection, known: str) -> None:
+    """Refuse what a pooler asks another server, or one that was promoted, in the known one's place.
+
+    Raises:
+        SourceBusyError: It does; the connection is closed, and the next one begins anew.
+    """
+    if connection.is_pooled and origin(connection) != known:
+        connection.close()
+        raise SourceBusyError(
+            "behind the pooler another server answers, or one that was promoted",
+            hint="it is tried again",
+        )
+
+
+def identity(connection: Connection) -> SourceIdentity:
+    """Tell a database of a server from all others, whatever became of its timeline."""
+    (may_ask,) = one(connection, "select has_function_privilege('pg_control_system()', 'execute')")
+    server = one(connection, _SERVER)[0] if may_ask else ""
+    oid, name = one(connection, _DATABASE)
+    return SourceIdentity("postgres", f"{name} of server {server}", f"{oid} of server {server}")
+
+
+def lost_slot(connection: Connection, *, is_ours: bool = True) -> str:
+    """Write SQL that tells whether nobody can read from a slot any more what it was to keep.
+
+    An older server reads no stretch of its log in which the publication was not there. Which of
+    its publications a slot began with is told by a comment on it, that goes when it is dropped;
+    on one that somebody else keeps, there is none.
+    """
+    told = where(connection, Since.INVALIDATION_REASON, " or invalidation_reason is not null")
+    made_later = where(connection, Since.PUBLICATIONS_MISSED, "", f" or not exists ({_STANDS})")
+    made_later = made_later if is_ours else ""
+    return f"(wal_status = 'lost' or restart_lsn is null{told}{made_later})"
+
+
+def refuse_rewritten(connection: Connection, table: PostgresTable) -> None:
+    """Refuse a table that was rewritten since this transaction's snapshot was taken.
+
+    To that snapshot it looks empty: TRUNCATE and ALTER TABLE do not keep the rows that it should
+    see. To be called once the table was read, or locked: from then on it cannot be rewritten.
+
+    Raises:
+        SourceBusyError: It was; the next snapshot sees it whole.
+    """
+    if connection.execute(_REWRITTEN, {"oid": table.oid}).fetchall() == [(True,)]:
+        raise SourceBusyError(
+            f"table {table.schema.name!r} was rewritten while it was read", hint="it is tried again"
+        )
+
+
+class Catalogue:
+    """A number that changes whenever what the catalogue says of tables that are followed does.
+
+    A table is followed by its name: also while there is none of that name, or none that can be
+    captured. While nothing is committed, the catalogue is not read again.
+
+    Args:
+        more: Reads what else the number is made of; given the tables' oids.
+    """
+
+    def __init__(self, more: Callable[[Connection, list[int]], object]) -> None:
+        self._more = more
+        self._names: set[tuple[str, str]] = set()
+        self._state: tuple[object, ...] | None = None
+        self._version = -1
+
+    def follow(self, connection: Connection, name: str) -> bool:
+        """Follow a table of this name, too, which may have its schema in it.
+
+        Returns whether all others are as they were when the number was last asked for.
+        """
+        before = self._state
+        self._add(name)
+        self.version(connection)
+        return before is not None and self._state is not None and before[0] == self._state[0]
+
+    def _add(self, name: str) -> None:
+        parts = name.split(".")
+        self._names.add((DEFAULT_NAMESPACE, name))
+        for cut in range(1, len(parts)):
+            self._names.add((".".join(parts[:cut]), ".".join(parts[cut:])))
+
+    def forget(self) -> None:
+        """Read the catalogue again, on another connection."""
+        self._state = None
+
+    def version(self, connection: Connection) -> int:
+        """Return the number, as the connection's transaction sees the catalogue."""
+        state = (*one(connection, f"select {STATE}"), len(self._names))
+        if state != self._state:
+            names = sorted(self._names)
+            oids = _oids(connection, names)
+            more = self._more(connection, oids)
+            self._version = version_of(f"{names}{oids}{shapes(connection, oids)}{more}")
+            self._state = state
+        return self._version
+
+
+def _oids(connection: Connection, names: Collection[tuple[str, str]]) -> list[int]:
+    """Return the oids of those tables, by schema and name, that there are."""
+    schemas, relations = map(list, zip(*names, strict=True)) if names else ([], [])
+    return [oid for (oid,) in connection.execute(_OIDS.encode(), (schemas, relations))]
+
+
+def version_of(text: str) -> int:
+    """Fold what is known of a catalogue into a number."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:_VERSION_DIGITS], 16)
+
+
+def one(connection: Connection, sql: str, *params: object) -> tuple[Any, ...]:
+    """Run a statement that returns one row."""
+    found = connection.execute(sql.encode(), params or None).fetchone()
+    if found is None:
+        raise CaptureError("the server's catalogue does not answer")
+    return found

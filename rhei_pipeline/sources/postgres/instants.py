@@ -1,0 +1,61 @@
+"""One instant for each transaction: what was committed at once shows at once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from rhei_pipeline.model.changes import CHANGED_AT
+from rhei_pipeline.model.schema import INSTANT
+
+#: Which transaction made an entry.
+XID = "_rhei_xid"
+
+
+def apart(instants: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """Move an instant that another transaction has on to the next free microsecond.
+
+    Args:
+        instants: When each transaction was committed, in their order, in microseconds.
+        taken: Instants of transactions before them.
+    """
+    _, firsts = np.unique(instants, return_index=True)
+    is_first = np.zeros(len(instants), dtype=bool)
+    is_first[firsts] = True
+    repeats = np.flatnonzero(~is_first | np.isin(instants, taken))
+    if not len(repeats):
+        return instants
+    found, used = instants.copy(), {*instants.tolist(), *taken.tolist()}
+    free: dict[int, int] = {}
+    for place in repeats.tolist():
+        wanted = int(instants[place])
+        instant = free.get(wanted, wanted + 1)
+        while instant in used:
+            instant += 1
+        found[place] = instant
+        used.add(instant)
+        free[wanted] = instant + 1
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class CommitInstants:
+    """When each of some transactions was committed: by their numbers, which grow."""
+
+    xids: np.ndarray
+    micros: np.ndarray
+
+    @classmethod
+    def read(cls, texts: pa.Table | None) -> "CommitInstants":
+        """Take transactions and microseconds in their order; no two get the same instant."""
+        if texts is None:
+            return cls(np.empty(0, np.int64), np.empty(0, np.int64))
+        xids, at = (
+            texts[name].combine_chunks().cast(pa.int64()).to_numpy() for name in (XID, CHANGED_AT)
+        )
+        order = np.argsort(xids)
+        return cls(xids[order], apart(at, np.empty(0, np.int64))[order])
+
+    def of(self, xids: np.ndarray) -> pa.Array:
+        """Return each transaction's instant."""
+        return pa.array(self.micros[np.searchsorted(self.xids, xids)]).cast(INSTANT)

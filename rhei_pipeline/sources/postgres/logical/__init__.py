@@ -1,0 +1,1 @@
+"""Capture from PostgreSQL's write-ahead log by logical decoding."""

@@ -1,0 +1,300 @@
+"""PostgreSQL's logical replication messages, decoded by column with numpy.
+
+Source: postgresql.org/docs/18/protocol-logicalrep-message-formats.html, protocol version 1, text
+format. Many messages lie one behind another in one buffer; what is done is done for all messages
+of one table at once, column after column, and never for one message alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pyarrow as pa
+
+from rhei_pipeline.sources.postgres.instants import apart
+
+#: From 1970 to PostgreSQL's own epoch, 2000, in microseconds.
+_EPOCH_MICROSECONDS = 946_684_800_000_000
+
+_BEGIN, _RELATION, _TRUNCATE = b"BRT"
+_INSERT, _UPDATE, _DELETE = b"IUD"
+_NEW = ord("N")
+_UNCHANGED, _TEXT = b"ut"
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A table as a Relation message describes it."""
+
+    oid: int
+    columns: tuple[str, ...]
+
+
+@dataclass
+class Context:
+    """What earlier messages said and later ones rely on, from one buffer to the next."""
+
+    lsn: int = 0
+    committed_at: int = 0
+    xid: int = 0
+    relations: dict[int, Relation] = field(default_factory=dict)
+    instants: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Messages of one table in one shape, in order, with nothing of that table between them.
+
+    Attributes:
+        relation: The table's shape.
+        places: Where each message starts in the buffer.
+        order: Each message's number in the stream.
+        lsn: Where the commit record of each message's transaction starts.
+        committed_at: When that transaction committed, in microseconds since 1970; no other one
+            of the stream has the same.
+        xid: Its id, 32 bits.
+        truncate: Whether this is one Truncate message.
+    """
+
+    relation: Relation
+    places: np.ndarray
+    order: np.ndarray
+    lsn: np.ndarray
+    committed_at: np.ndarray
+    xid: np.ndarray
+    truncate: bool = False
+
+    def take(self, chosen: np.ndarray) -> "Run":
+        """Keep some of the messages."""
+        return replace(
+            self,
+            places=self.places[chosen],
+            order=self.order[chosen],
+            lsn=self.lsn[chosen],
+            committed_at=self.committed_at[chosen],
+            xid=self.xid[chosen],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tuples:
+    """Many tuples' columns as text, and which values were left out as unchanged."""
+
+    texts: dict[str, pa.Array]
+    unchanged: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """A run, decoded.
+
+    Attributes:
+        new: The rows as they became; null where `has_new` is false.
+        old: The rows or their keys as they were, as far as they were sent; null where `has_old`
+            is false.
+    """
+
+    run: Run
+    new: Tuples
+    old: Tuples
+    has_new: np.ndarray
+    has_old: np.ndarray
+
+
+def index(buffer: bytes, lengths: np.ndarray, first: int, context: Context) -> list[Run]:
+    """Sort messages into runs, each table's in order.
+
+    Args:
+        buffer: The messages, one behind another.
+        lengths: The length of each.
+        first: The first message's number in the stream.
+        context: Carried from one call to the next.
+    """
+    data = np.frombuffer(buffer, np.uint8)
+    places = np.cumsum(lengths) - lengths
+    kinds = data[places]
+    stream = _Stream(data, places, kinds, first, *_transactions(data, places, kinds, context))
+    breaks = _breaks(buffer, stream, context)
+    rows = np.flatnonzero(np.isin(kinds, [_INSERT, _UPDATE, _DELETE]))
+    oids = _number(data, places[rows] + 1, 4)
+    runs = [
+        run
+        for oid in np.unique(oids)
+        for run in _runs(stream, rows[oids == oid], int(oid), breaks, context)
+    ]
+    runs += [run for oid, found in breaks.items() for run in _truncates(stream, oid, found)]
+    _carry(breaks, context)
+    return sorted(runs, key=lambda run: int(run.order[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    data: np.ndarray
+    places: np.ndarray
+    kinds: np.ndarray
+    first: int
+    lsn: np.ndarray
+    committed_at: np.ndarray
+    xid: np.ndarray
+
+    def run(self, relation: Relation, messages: np.ndarray, *, truncate: bool = False) -> Run:
+        return Run(
+            relation,
+            self.places[messages],
+            self.first + messages,
+            self.lsn[messages],
+            self.committed_at[messages],
+            self.xid[messages],
+            truncate,
+        )
+
+
+#: For one table: the number of a Relation or Truncate message, and the shape it gives or keeps.
+_Break = tuple[int, Relation, bool]
+
+
+def _transactions(
+    data: np.ndarray, places: np.ndarray, kinds: np.ndarray, context: Context
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return each message's transaction: the last Begin at or before it."""
+    begins = np.flatnonzero(kinds == _BEGIN)
+    at = places[begins]
+    lsn = np.concatenate([[context.lsn], _number(data, at + 1, 8)])
+    committed_at = apart(_number(data, at + 9, 8) + _EPOCH_MICROSECONDS, context.instants)
+    context.instants = np.concatenate([context.instants, committed_at])
+    committed_at = np.concatenate([[context.committed_at], committed_at])
+    xid = np.concatenate([[context.xid], _number(data, at + 17, 4)])
+    which = np.searchsorted(begins, np.arange(len(places)), side="right")
+    context.lsn, context.committed_at, context.xid = (
+        int(lsn[-1]),
+        int(committed_at[-1]),
+        int(xid[-1]),
+    )
+    return lsn[which], committed_at[which], xid[which]
+
+
+def _breaks(buffer: bytes, stream: _Stream, context: Context) -> dict[int, list[_Break]]:
+    """Read the few messages that are not about a row: shapes and truncations."""
+    known = dict(context.relations)
+    breaks: dict[int, list[_Break]] = {}
+    for message in np.flatnonzero(np.isin(stream.kinds, [_RELATION, _TRUNCATE])):
+        place = int(stream.places[message])
+        if stream.kinds[message] == _RELATION:
+            relation = _relation(buffer, place)
+            known[relation.oid] = relation
+            breaks.setdefault(relation.oid, []).append((int(message), relation, False))
+        else:
+            for oid in _truncated(buffer, place):
+                breaks.setdefault(oid, []).append((int(message), known[oid], True))
+    return breaks
+
+
+def _relation(buffer: bytes, place: int) -> Relation:
+    oid = int.from_bytes(buffer[place + 1 : place + 5], "big")
+    place = buffer.index(b"\0", place + 5) + 1  # behind the namespace
+    place = buffer.index(b"\0", place) + 2  # behind the name and the replica identity
+    count = int.from_bytes(buffer[place : place + 2], "big")
+    place += 2
+    columns = []
+    for _ in range(count):
+        end = buffer.index(b"\0", place + 1)
+        columns.append(buffer[place + 1 : end].decode())
+        place = end + 9  # behind type and modifier
+    return Relation(oid, tuple(columns))
+
+
+def _truncated(buffer: bytes, place: int) -> list[int]:
+    count = int.from_bytes(buffer[place + 1 : place + 5], "big")
+    start = place + 6
+    return [int.from_bytes(buffer[start + 4 * i : start + 4 * i + 4], "big") for i in range(count)]
+
+
+def _runs(
+    stream: _Stream,
+    messages: np.ndarray,
+    oid: int,
+    breaks: dict[int, list[_Break]],
+    context: Context,
+) -> Iterator[Run]:
+    """Cut one table's messages where its shape changes or it is truncated."""
+    cuts = breaks.get(oid, [])
+    shapes = [context.relations.get(oid), *(relation for _, relation, _ in cuts)]
+    which = np.searchsorted([number for number, _, _ in cuts], messages) if cuts else None
+    for place, relation in enumerate(shapes):
+        chosen = messages if which is None else messages[which == place]
+        if relation is not None and len(chosen):
+            yield stream.run(relation, chosen)
+
+
+def _truncates(stream: _Stream, oid: int, breaks: Sequence[_Break]) -> Iterator[Run]:
+    for message, relation, truncate in breaks:
+        if truncate and relation.oid == oid:
+            yield stream.run(relation, np.array([message]), truncate=True)
+
+
+def _carry(breaks: dict[int, list[_Break]], context: Context) -> None:
+    for oid, found in breaks.items():
+        context.relations[oid] = found[-1][1]
+
+
+def decode(buffer: bytes, run: Run) -> Changes:
+    """Decode a run's rows."""
+    data = np.frombuffer(buffer, np.uint8)
+    tags = data[run.places + 5]
+    has_old, has_new = tags != _NEW, data[run.places] != _DELETE
+    ends = run.places + 6
+    old = _tuples(buffer, data, run.relation, np.where(has_old, run.places + 6, -1), ends)
+    # Behind an old tuple stands the new one's tag.
+    starts = np.where(has_old, ends + 1, run.places + 6)
+    new = _tuples(buffer, data, run.relation, np.where(has_new, starts, -1), starts.copy())
+    return Changes(run, new, old, has_new, has_old)
+
+
+def _tuples(
+    buffer: bytes, data: np.ndarray, relation: Relation, starts: np.ndarray, ends: np.ndarray
+) -> Tuples:
+    """Read one tuple of each message, where it has one; set `ends` to the places behind them."""
+    there = starts >= 0
+    tuples = Tuples({}, {})
+    if not there.any():
+        return tuples
+    place = starts[there] + 2  # behind the count of columns
+    for column in relation.columns:
+        tag = data[place]
+        is_text = tag == _TEXT
+        length = np.where(is_text, _number(data, np.where(is_text, place + 1, 0), 4), 0)
+        begin = np.where(is_text, place + 5, place)
+        tuples.texts[column] = _spread(_texts(buffer, begin, length, is_text), there)
+        if (tag == _UNCHANGED).any():
+            mask = np.zeros(len(starts), dtype=bool)
+            mask[there] = tag == _UNCHANGED
+            tuples.unchanged[column] = mask
+        place = place + np.where(is_text, 5 + length, 1)
+    ends[there] = place
+    return tuples
+
+
+def _texts(buffer: bytes, begin: np.ndarray, length: np.ndarray, valid: np.ndarray) -> pa.Array:
+    """Cut texts out of the buffer, which they share with everything between them."""
+    count = len(begin)
+    offsets = np.empty(2 * count, np.int64)
+    offsets[0::2], offsets[1::2] = begin, begin + length
+    values = pa.Array.from_buffers(
+        pa.large_string(), 2 * count - 1, [None, pa.py_buffer(offsets), pa.py_buffer(buffer)]
+    )
+    return values.take(pa.array(np.arange(0, 2 * count, 2), mask=~valid))
+
+
+def _spread(texts: pa.Array, there: np.ndarray) -> pa.Array:
+    if there.all():
+        return texts
+    places = np.cumsum(there) - 1
+    return texts.take(pa.array(places, mask=~there))
+
+
+def _number(data: np.ndarray, places: np.ndarray, width: int) -> np.ndarray:
+    """Read big-endian numbers."""
+    found = np.zeros(len(places), np.int64)
+    for byte in range(width):
+        found = (found << 8) | data[places + byte]
+    return found

@@ -1,0 +1,181 @@
+"""A mirror's publication: which tables the server's log tells of, and that it tells all of them."""
+
+import logging
+from collections.abc import Callable
+
+from rhei_pipeline.errors import CaptureError
+from rhei_pipeline.sources.postgres.catalog import NAMELESS, Connection, PostgresTable, qualified
+from rhei_pipeline.sources.postgres.identity import BEGUN_WITH
+from rhei_pipeline.sources.postgres.versions import Since, has, where
+from rhei_pipeline.sql.text import literal, quote
+
+_log = logging.getLogger(__name__)
+
+#: The tables that are published whole. A table that is dropped and made again, or leaves the
+#: publication and returns, has other oids; a publication that was altered has another `xmin`.
+_MEMBERS = """
+select c.oid::bigint, concat_ws('.', r.oid, p.oid, p.xmin) from pg_publication_rel r
+join pg_publication p on p.oid = r.prpubid join pg_class c on c.oid = r.prrelid
+where p.pubname = %s and {whole} {unfiltered}
+"""
+#: The same of one that somebody else keeps: it may be of schemas, or of all tables.
+_FOREIGN_MEMBERS = """
+select c.oid::bigint, concat_ws('.', r.oid, {of_schema} p.oid, p.xmin)
+from pg_publication_tables t join pg_publication p on p.pubname = t.pubname
+join pg_namespace n on n.nspname = t.schemaname
+join pg_class c on c.relnamespace = n.oid and c.relname = t.tablename
+left join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid
+where t.pubname = %s and {whole} {unfiltered}
+"""
+_WHOLE = (
+    "p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate"
+    " and (p.pubviaroot or c.relkind <> 'p')"
+)
+_WITH_GENERATED = (
+    " and (p.pubgencols = 's' or not exists (select from pg_attribute a"
+    " where a.attrelid = c.oid and a.attgenerated = 's' and not a.attisdropped))"
+)
+_ALL_COLUMNS = """
+and t.rowfilter is null and not exists (
+    select from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+    and a.attgenerated = '' and a.attname <> all(t.attnames))
+"""
+_OF_SCHEMA = """
+(select s.oid from pg_publication_namespace s where s.pnpubid = p.oid and s.pnnspid = n.oid),
+"""
+_STANDS = """
+select p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate and p.pubviaroot, exists (
+    select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = %s)
+from pg_publication p where p.pubname = %s
+"""
+_PUBLISHED = """
+select p.puballtables, exists (
+    select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = %s)
+from pg_publication p where p.pubname = %s
+"""
+#: Tables that the server lets nobody update while they are published.
+_VAGUE = f"""
+select distinct n.nspname, c.relname from pg_publication p
+join pg_publication_rel r on r.prpubid = p.oid join pg_class c on c.oid = r.prrelid
+join pg_namespace n on n.oid = c.relnamespace
+cross join lateral (select c.oid as oid union select relid from pg_partition_tree(c.oid)) part
+join pg_class named on named.oid = part.oid
+where p.pubname = %s and {NAMELESS}
+"""
+
+
+class Publication:
+    """One publication; others may alter it, and that shows.
+
+    Args:
+        connection: Returns an open connection.
+        name: Its name.
+        is_ours: Whether its mirror makes and mends it; else somebody else does.
+    """
+
+    def __init__(
+        self, connection: Callable[[], Connection], name: str, *, is_ours: bool = True
+    ) -> None:
+        self._connection = connection
+        self.name = name
+        self._is_ours = is_ours
+
+    def members(self) -> dict[int, str]:
+        """Return the tables that are published whole; the text changes once one was not."""
+        return published(self._connection(), self.name, is_ours=self._is_ours)
+
+    def add(self, table: PostgresTable) -> None:
+        """Publish every change of a table, also where somebody else altered the publication.
+
+        Raises:
+            CaptureError: Another keeps the publication, and the table is not in it whole.
+        """
+        if not self._is_ours:
+            if table.oid not in self.members():
+                raise CaptureError(
+                    f"publication {self.name!r} does not publish it whole",
+                    table=table.schema.name,
+                    hint=f"have its owner run: {addition(self._connection(), self.name, table)}",
+                )
+            return
+        name, shown = quote(self.name), qualified(table.schema)
+        options = whole_options(self._connection())
+        is_there, of_all, names_it = self._stands(table)
+        if of_all:  # then no table can be added to it
+            self.drop()
+        if of_all or not is_there:
+            self._run(f"create publication {name} with ({options})")
+        elif table.oid not in self.members():
+            self._run(f"alter publication {name} set ({options})")
+            if names_it and table.oid not in self.members():
+                self._run(f"alter publication {name} drop table {shown}")
+        if table.oid not in self.members():
+            self._run(f"alter publication {name} add table {shown}")
+
+    def withdraw_vague(self) -> None:
+        """Publish no more what makes the application's own updates fail.
+
+        Without a replica identity the server refuses an update that is to be published. A table
+        that has one again is published again, and copied by its difference.
+        """
+        if not self._is_ours:
+            return
+        for namespace, relation in self._connection().execute(_VAGUE.encode(), (self.name,)):
+            shown = f"{quote(namespace)}.{quote(relation)}"
+            self._run(f"alter publication {quote(self.name)} drop table {shown}")
+            _log.warning(
+                "table %s has no replica identity: it is published no more, so that it can be"
+                " updated",
+                shown,
+            )
+
+    def note_begun(self) -> None:
+        """Note at it that its slot was made just now: older servers need to know."""
+        if self._is_ours and not has(self._connection(), Since.PUBLICATIONS_MISSED):
+            self._run(f"comment on publication {quote(self.name)} is {literal(BEGUN_WITH)}")
+
+    def drop(self) -> None:
+        """Drop it, where it is ours; safe to repeat."""
+        if self._is_ours:
+            self._run(f"drop publication if exists {quote(self.name)}")
+
+    def _stands(self, table: PostgresTable) -> tuple[bool, bool, bool]:
+        """Tell whether it is there, is of all tables, and names this one."""
+        found = self._connection().execute(_PUBLISHED.encode(), (table.oid, self.name)).fetchone()
+        return (False, False, False) if found is None else (True, bool(found[0]), bool(found[1]))
+
+    def _run(self, sql: str) -> None:
+        self._connection().execute(sql.encode())
+
+
+def published(connection: Connection, name: str, *, is_ours: bool) -> dict[int, str]:
+    """Return the tables, by oid, that a publication publishes whole."""
+    generated = where(connection, Since.GENERATED_PUBLISHED, _WITH_GENERATED)
+    filters = "and r.prqual is null and r.prattrs is null" if is_ours else _ALL_COLUMNS
+    statement = (_MEMBERS if is_ours else _FOREIGN_MEMBERS).format(
+        whole=f"{_WHOLE}{generated}",
+        unfiltered=where(connection, Since.FILTERED_PUBLICATIONS, filters),
+        of_schema=where(connection, Since.FILTERED_PUBLICATIONS, _OF_SCHEMA),
+    )
+    return dict(connection.execute(statement.encode(), (name,)).fetchall())
+
+
+def addition(connection: Connection, name: str, table: PostgresTable) -> str:
+    """Write the statement by which its owner has a publication publish a table whole."""
+    found = connection.execute(_STANDS.encode(), (table.oid, name)).fetchone()
+    shown, options = qualified(table.schema), whole_options(connection)
+    if found is None:
+        return f"create publication {quote(name)} for table {shown} with ({options})"
+    is_whole, names_it = found
+    if not is_whole:
+        return f"alter publication {quote(name)} set ({options})"
+    added = f"alter publication {quote(name)} add table {shown}"
+    return f"alter publication {quote(name)} drop table {shown}; {added}" if names_it else added
+
+
+def whole_options(connection: Connection) -> str:
+    """Write the options of a publication that leaves nothing out."""
+    options = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
+    return options + where(
+        connection, Since.GENERATED_PUBLISHED, ", publish_generated_columns = stored"
+    )

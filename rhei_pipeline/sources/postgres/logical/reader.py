@@ -1,0 +1,143 @@
+"""The messages behind a slot: asked for in each cycle, or sent by the server by itself."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+
+import psycopg
+from psycopg import sql as psql
+
+from rhei_pipeline.errors import SourceBusyError
+from rhei_pipeline.model.portions import portions
+from rhei_pipeline.sources.postgres.catalog import Connection
+from rhei_pipeline.sources.postgres.copy import copy_out_values
+from rhei_pipeline.sources.postgres.logical.moment import Slot, lsn_text
+from rhei_pipeline.sources.postgres.logical.stream import LogicalStream, Replicating
+from rhei_pipeline.sources.waiting import wait_until
+from rhei_pipeline.sql.text import quote
+
+_log = logging.getLogger(__name__)
+
+#: Messages fetched, and decoded, at once.
+FETCH_MESSAGES = 50_000
+#: A longer stretch of the log is asked for, in bounded memory, rather than streamed.
+STREAM_BYTES = 4 * 2**20
+_RELEASE_SECONDS = 10.0
+
+_PEEK = """
+select data from pg_logical_slot_peek_binary_changes(
+    {}, {}::pg_lsn, null, 'proto_version', '1', 'publication_names', {})
+"""
+
+
+class LogReader:
+    """Reads what is behind a slot, and moves the slot on.
+
+    Args:
+        connection: Returns an open connection.
+        connect: Opens one for replication.
+        streaming: Keep a stream open while little is behind the slot.
+        publication: Where it has not the slot's name.
+
+    Not for several threads at once.
+    """
+
+    def __init__(
+        self,
+        connection: Callable[[], Connection],
+        connect: Callable[[], Replicating],
+        *,
+        streaming: bool = False,
+        publication: str | None = None,
+    ) -> None:
+        self._connection = connection
+        self._connect = connect
+        self._streaming = streaming
+        self._publication = publication
+        self._stream: LogicalStream | None = None
+
+    def read(self, slot: Slot, head: int) -> Iterator[Sequence[bytes]]:
+        """Yield the messages of all transactions that committed before `head`, in batches.
+
+        Reading again yields them again, until they are confirmed.
+        """
+        streamed = self._streamed(slot, head)
+        if streamed is None:
+            yield from self._peeked(slot, head)
+        else:
+            yield streamed
+
+    def confirm(self, slot: Slot, position: int) -> None:
+        """Let the server forget what committed before the position."""
+        if self._stream is not None:
+            try:
+                self._stream.confirm(position)
+            except psycopg.OperationalError:
+                self.end_stream()
+            else:
+                return
+        self._await_release(slot.name)
+        self._connection().execute(
+            "select pg_replication_slot_advance(%s, %s::pg_lsn)", (slot.name, lsn_text(position))
+        )
+
+    def end_stream(self) -> None:
+        """Let go of the slot; what was sent and not confirmed is read again."""
+        if self._stream is not None:
+            self._stream.close()
+            self._await_release(self._stream.slot)
+            self._stream = None
+
+    def close(self) -> None:
+        """End the stream, and wait for nothing; safe to repeat."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _streamed(self, slot: Slot, head: int) -> list[bytes] | None:
+        """Read from the stream, where it is worth it; None where it is not."""
+        if not self._streaming or head - slot.confirmed > STREAM_BYTES:
+            self.end_stream()
+            return None
+        try:
+            if self._stream is None:
+                self._stream = LogicalStream(
+                    self._connect(), slot.name, self._publication or slot.name
+                )
+            messages = self._stream.messages(head)
+        except psycopg.OperationalError as error:
+            _log.warning("the stream of slot %r broke off: %s", slot.name, type(error).__name__)
+            self.end_stream()
+            return None
+        if messages is None:
+            self.end_stream()
+        return messages
+
+    def _peeked(self, slot: Slot, head: int) -> Iterator[Sequence[bytes]]:
+        connection = self._connection()
+        name, end = psql.Literal(slot.name), psql.Literal(lsn_text(head))
+        published = psql.Literal(quote(self._publication or slot.name))
+        query = psql.SQL(_PEEK).format(name, end, published).as_bytes(connection)
+        with connection.atomic(), closing(copy_out_values(connection, query)) as values:
+            yield from portions(
+                lambda count: list(islice(values, count)),
+                lambda messages: sum(map(len, messages)),
+                FETCH_MESSAGES,
+            )
+
+    def _await_release(self, slot: str) -> None:
+        """Wait for the server to notice that nobody reads from the slot any more."""
+
+        def released() -> bool:
+            found = (
+                self._connection()
+                .execute("select active from pg_replication_slots where slot_name = %s", (slot,))
+                .fetchone()
+            )
+            return found is None or not found[0]
+
+        if not wait_until(released, _RELEASE_SECONDS):
+            raise SourceBusyError(
+                f"slot {slot!r} is in use", hint="end the other process that reads from it"
+            )

@@ -1,0 +1,15 @@
+"""The replication slots of a reader, of which a server has one by a name, whatever the database."""
+
+from rhei_pipeline.sources.postgres.catalog import slot_name
+from rhei_pipeline.sources.postgres.database import PostgresDatabase
+
+_ELSEWHERE = (
+    "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
+    " where slot_name = %s and database <> current_database() and not active"
+)
+
+
+def drop_elsewhere(database: PostgresDatabase, reader: str) -> None:
+    """Drop a reader's slot in another database of the server: nobody comes back for it."""
+    with database.translated(), database.connect() as connection:
+        connection.execute(_ELSEWHERE, (slot_name(reader),))

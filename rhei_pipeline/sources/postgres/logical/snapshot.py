@@ -1,0 +1,361 @@
+"""One committed state of a PostgreSQL source, read from its log."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.model.changes import (
+    CHANGED_AT,
+    LIVE,
+    SEQUENCE,
+    ChangeBatch,
+    DeadLetter,
+    Position,
+    RowBatch,
+    event_schema,
+)
+from rhei_pipeline.model.schema import INSTANT, Table, TableSchema
+from rhei_pipeline.protocols import Audit
+from rhei_pipeline.sources.mended_rows import mended
+from rhei_pipeline.sources.postgres.logical import pgoutput
+from rhei_pipeline.sources.postgres.logical.moment import Moment, RowView, Slot
+from rhei_pipeline.sources.postgres.read_ahead import ReadAhead
+from rhei_pipeline.sources.postgres.rows import (
+    RowReader,
+    admit_rows,
+    kept,
+    letters_of,
+    without_rows,
+)
+from rhei_pipeline.sources.postgres.types import admit_text
+from rhei_pipeline.sources.rejections import Rejection
+
+#: Messages beyond so many bytes wait in a temporary file instead of in memory.
+SPOOL_BYTES = 64 * 2**20
+#: An idle table's watermark is recorded once it holds back so much of the log.
+RETAINED_BYTES = 16 * 2**20
+
+#: So many batches make a table large: its rows are read by several connections.
+_LARGE = 4
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    start: int
+    length: int
+
+
+class _Spool:
+    """The messages of one read of the log, in chunks, in memory or in a temporary file."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115
+        self._parts: dict[int, list[tuple[_Chunk, pgoutput.Run]]] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no message tells of a change."""
+        return not self._parts
+
+    def of(self, relation: int | None) -> Sequence[tuple[_Chunk, pgoutput.Run]]:
+        """Return where the changes of one table are."""
+        return self._parts.get(relation, ()) if relation is not None else ()
+
+    def add(self, messages: Sequence[bytes], first: int, context: pgoutput.Context) -> None:
+        buffer = b"".join(messages)
+        lengths = np.fromiter(map(len, messages), np.int64, len(messages))
+        start = self._file.seek(0, 2)
+        self._file.write(buffer)
+        chunk = _Chunk(start, len(buffer))
+        for run in pgoutput.index(buffer, lengths, first, context):
+            self._parts.setdefault(run.relation.oid, []).append((chunk, run))
+
+    def read(self, chunk: _Chunk) -> bytes:
+        self._file.seek(chunk.start)
+        return self._file.read(chunk.length)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+#: Yields the messages behind a slot of all transactions that committed before a place.
+ReadLog = Callable[[Slot, int], Iterator[Sequence[bytes]]]
+
+
+class LogicalSnapshot:
+    """A `SourceSnapshot` that ends at a place in the log, or exactly where a row view does.
+
+    Args:
+        read: Yields the messages behind the slot, up to a place in the log, in batches.
+        moment: When it was taken.
+        settle: Waits for transactions under way; returns where the log stood before.
+        view: To read rows with; changes that it does not see are left out.
+    """
+
+    shares_log = True
+
+    def __init__(
+        self,
+        read: ReadLog,
+        moment: Moment,
+        settle: Callable[[], int],
+        view: RowView | None = None,
+    ) -> None:
+        self._read = read
+        self._head = moment.head
+        self._slot = moment.slot
+        self._server = moment.server
+        self._proofs = dict(moment.proofs)
+        self._silent = moment.silent
+        self._settle = settle
+        self._view = view
+        self._spool: _Spool | None = None
+        self._ahead: ReadAhead | None = None
+        self._counted: dict[str, int] = {}
+        self.clock = moment.clock
+        self.schema_version = moment.schema_version
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the log was read and held no change at all."""
+        return self._spool is not None and self._spool.is_empty
+
+    def head(self, table: Table) -> Position:
+        """Return the end of what is read."""
+        return Position(self._head, self._proof(table))
+
+    def origin(self, table: Table) -> Position:
+        """Wait for the transactions under way; return where the log stood before."""
+        return Position(self._settle(), self._proof(table))
+
+    def _proof(self, table: Table) -> str:
+        return self._proofs.get(table.name, "")
+
+    def proves(self, table: Table, position: Position) -> bool:
+        """Tell whether the slot still holds everything after the position, of the same table.
+
+        Until capture of the name is made anew, that is the table that the position was recorded
+        of, though it was dropped or renamed since: what the log holds of it is still to be read.
+        """
+        slot = self._slot
+        if table.name not in self._proofs and _relation_of(position, self._server) is not None:
+            self._proofs[table.name] = position.proof
+        return (
+            slot is not None
+            and not slot.lost
+            and slot.confirmed <= position.order <= self._head
+            and self._proof(table) == position.proof != ""
+        )
+
+    def retains(self, position: Position) -> bool:
+        """Tell whether the server keeps much of its log for this position alone."""
+        return self._head - position.order > RETAINED_BYTES
+
+    def pending(self, table: Table, after: Position) -> int:  # noqa: ARG002
+        """Count the changes behind the position."""
+        return sum(len(run.order) for _, run in self._runs(after))
+
+    def oldest_pending(self, table: Table, after: Position) -> datetime | None:  # noqa: ARG002
+        """Return when the first change behind the position was committed."""
+        found = [int(run.committed_at.min()) for _, run in self._runs(after)]
+        return _EPOCH + timedelta(microseconds=min(found)) if found else None
+
+    def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
+        """Read every change, in commit order."""
+        schema = table.schema
+        for chunk, run in self._runs(after):
+            for start in range(0, len(run.order), limit):
+                part = run.take(np.arange(start, min(start + limit, len(run.order))))
+                yield self._batch(schema, self._loaded().read(chunk), part)
+
+    def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
+        """Read every change; the last one of a key is its net change."""
+        yield from self.changes(table, after, limit)
+
+    def _runs(self, after: Position) -> Iterator[tuple[_Chunk, pgoutput.Run]]:
+        relation = _relation_of(after, self._server)
+        for chunk, run in self._loaded().of(relation):
+            wanted = run.lsn >= after.order
+            if self._view is not None:
+                wanted &= self._view.visible.sees(run.xid)
+            if wanted.any():
+                yield chunk, run.take(np.flatnonzero(wanted))
+
+    def _loaded(self) -> _Spool:
+        if self._spool is None:
+            self._spool = _Spool()
+            if self._slot is not None and not self._slot.lost and not self._silent:
+                self._load(self._slot, self._spool)
+        return self._spool
+
+    def _load(self, slot: Slot, spool: _Spool) -> None:
+        context, first = pgoutput.Context(), 0
+        for messages in self._read(slot, self._head):
+            spool.add(messages, first, context)
+            first += len(messages)
+
+    def _batch(self, schema: TableSchema, buffer: bytes, run: pgoutput.Run) -> ChangeBatch:
+        if run.truncate:
+            at = _EPOCH + timedelta(microseconds=int(run.committed_at[0]))
+            empty = event_schema(schema).empty_table()
+            return ChangeBatch(empty, 1, truncated_at=at, whole_transactions=True)
+        return _Rows(schema, pgoutput.decode(buffer, run), self.clock).batch()
+
+    def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
+        """Name none: each change is read in the table's own shape."""
+        return None
+
+    def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
+        """Read the next rows in key order; those of a large table ahead of time."""
+        reader, share = self._reader(table), self._view.share if self._view else None
+        if share is None or self._counted.get(table.name, 0) <= _LARGE * limit:
+            return reader.rows(resume, limit)
+        if self._ahead is None or not self._ahead.leads_on(table.name, resume, limit):
+            self._end_reading()
+            self._ahead = ReadAhead(reader, share, resume, limit)
+        return self._ahead.next()
+
+    def _end_reading(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def _reader(self, table: Table) -> RowReader:
+        if self._view is None:
+            raise RuntimeError("this snapshot was not opened to read rows")
+        return RowReader(self._view.connection, table.schema, self.clock)
+
+    def keyless(self, table: Table) -> tuple[DeadLetter, ...]:  # noqa: ARG002
+        """Name no row: a primary key of PostgreSQL is never null."""
+        return ()
+
+    def count(self, table: Table) -> int:
+        """Count the table's rows."""
+        self._counted[table.name] = self._reader(table).count()
+        return self._counted[table.name]
+
+    def audit(self, table: Table, after: Position) -> Audit:  # noqa: ARG002
+        """Ask for none: the server's log tells of every change."""
+        return Audit.NONE
+
+    def doubt(self, table: Table) -> str | None:  # noqa: ARG002
+        """Know of none."""
+        return None
+
+    def close(self) -> None:
+        """Forget the messages read, and end what is read ahead."""
+        self._end_reading()
+        if self._spool is not None:
+            self._spool.close()
+
+
+class _Rows:
+    """Decoded messages of one table as change events."""
+
+    def __init__(self, schema: TableSchema, changes: pgoutput.Changes, clock: datetime) -> None:
+        self._schema = schema
+        self._changes = changes
+        self._clock = clock
+        self._moved = self._moves()
+
+    def _moves(self) -> np.ndarray:
+        """Tell which updates changed the key."""
+        both = self._changes.has_old & self._changes.has_new
+        moved = np.zeros(len(both), dtype=bool)
+        for name in self._schema.primary_key:
+            new, old = self._changes.new.texts.get(name), self._changes.old.texts.get(name)
+            if new is not None and old is not None:
+                differs = pc.fill_null(pc.not_equal(new, old), fill_value=False)
+                moved |= differs.to_numpy(zero_copy_only=False)
+        moved &= both
+        return moved
+
+    def batch(self) -> ChangeBatch:
+        """Return the events in order: first the rows that ended, then those that are."""
+        run, has_new = self._changes.run, self._changes.has_new
+        ended = np.flatnonzero(~has_new | self._moved)
+        lives = np.flatnonzero(has_new)
+        sequence = np.concatenate([2 * run.order[ended], 2 * run.order[lives] + 1])
+        order = np.argsort(sequence, kind="stable")
+        texts, unchanged = self._texts(ended, lives, order)
+        arrays, rejections = admit_rows(self._schema, texts)
+        at = np.concatenate([run.committed_at[ended], run.committed_at[lives]])[order]
+        live = (np.arange(len(order)) >= len(ended))[order]
+        own = [pa.array(sequence[order]), pa.array(at, pa.int64()).cast(INSTANT), pa.array(live)]
+        events = pa.table([*own, *arrays], [SEQUENCE, CHANGED_AT, LIVE, *self._schema.names])
+        letters = letters_of(self._schema, rejections, texts, self._clock)
+        admitted = without_rows(events.cast(event_schema(self._schema)), rejections)
+        former = self._former(ended, lives, order) if unchanged else None
+        masks = {name: _mask(found, rejections) for name, found in unchanged.items()}
+        if former is not None:
+            former = without_rows(former, rejections)
+        resolved = mended(events.select(list(self._schema.primary_key)), rejections, letters)
+        return ChangeBatch(
+            admitted,
+            len(run.order),
+            rejected=letters,
+            resolved=resolved,
+            unchanged=masks,
+            former_keys=former,
+            whole_transactions=True,
+        )
+
+    def _texts(
+        self, ended: np.ndarray, lives: np.ndarray, order: np.ndarray
+    ) -> tuple[pa.Table, dict[str, np.ndarray]]:
+        """Return each column's text in the events' order, and where values were left out."""
+        new, old = self._changes.new, self._changes.old
+        columns, unchanged = [], {}
+        for name in self._schema.names:
+            became, was = _column(new, name, self._changes), _column(old, name, self._changes)
+            if name in new.unchanged:
+                # With REPLICA IDENTITY FULL the old row has the value.
+                became = pc.if_else(pa.array(new.unchanged[name]), was, became)
+                left_out = new.unchanged[name] & became.is_null().to_numpy(zero_copy_only=False)
+                mask = np.concatenate([np.zeros(len(ended), bool), left_out[lives]])[order]
+                if mask.any():
+                    unchanged[name] = mask
+            gone = was.take(pa.array(ended))
+            if name not in self._schema.primary_key:
+                gone = pa.nulls(len(ended), pa.large_string())
+            both = pa.concat_arrays([gone, became.take(pa.array(lives))])
+            columns.append(both.take(pa.array(order)))
+        return pa.table(columns, list(self._schema.names)), unchanged
+
+    def _former(self, ended: np.ndarray, lives: np.ndarray, order: np.ndarray) -> pa.Table:
+        """Return under which key each event's row stood before it."""
+        columns = []
+        for column in self._schema.key_columns:
+            became = _column(self._changes.new, column.name, self._changes)
+            was = _column(self._changes.old, column.name, self._changes)
+            before = pc.if_else(pa.array(self._moved), was, became)
+            texts = pa.concat_arrays([was.take(pa.array(ended)), before.take(pa.array(lives))])
+            array, _ = admit_text(texts.take(pa.array(order)), column)
+            columns.append(array)
+        return pa.table(columns, list(self._schema.primary_key))
+
+
+def _relation_of(position: Position, server: str) -> int | None:
+    """Return the oid of the table that a position was recorded of; None for another server's."""
+    if not position.proof.startswith(f"{server}:"):
+        return None
+    oid = position.proof.removeprefix(f"{server}:").partition(":")[0]
+    return int(oid) if oid.isdecimal() else None
+
+
+def _column(tuples: pgoutput.Tuples, name: str, changes: pgoutput.Changes) -> pa.Array:
+    """Return a column's text; a shape without it has null there."""
+    found = tuples.texts.get(name)
+    return pa.nulls(len(changes.run.order), pa.large_string()) if found is None else found
+
+
+def _mask(mask: np.ndarray, rejections: Sequence[Rejection]) -> pa.Array:
+    found = pa.array(mask)
+    return found.filter(kept(len(mask), rejections)) if rejections else found

@@ -1,0 +1,421 @@
+"""Change capture from PostgreSQL's own log, through a replication slot and SQL functions.
+
+No plugin is needed on the server: pgoutput is built in. The log is peeked up to where it stood
+when a cycle began, and the slot is moved on only once the mirror has committed: so a crash at any
+point leads to reading the same changes again, never to losing one. Source: postgresql.org/docs/18,
+chapters 47 (logical decoding) and 9.28.6 (replication management functions).
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+
+from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError
+from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
+from rhei_pipeline.sources.postgres.catalog import (
+    Connection,
+    PostgresTable,
+    qualified,
+    read_table,
+    slot_name,
+)
+from rhei_pipeline.sources.postgres.database import PostgresDatabase, pooled_stream
+from rhei_pipeline.sources.postgres.identity import Catalogue, lost_slot
+from rhei_pipeline.sources.postgres.logical.moment import Moment, RowView, Slot, Visible, lsn_number
+from rhei_pipeline.sources.postgres.logical.publication import Publication
+from rhei_pipeline.sources.postgres.logical.reader import LogReader
+from rhei_pipeline.sources.postgres.logical.snapshot import LogicalSnapshot
+from rhei_pipeline.sources.postgres.versions import Since, has
+from rhei_pipeline.sources.waiting import wait_until
+from rhei_pipeline.sql.text import quote
+
+_log = logging.getLogger(__name__)
+
+#: How long a copy waits for transactions that began before it, and a row snapshot for its log.
+SETTLE_SECONDS = 60.0
+_NOTE_EVERY_BYTES = 2 * 2**20
+
+_SYSTEM = "select system_identifier::text from pg_control_system()"
+_FLUSHED = "select pg_current_wal_flush_lsn()::text"
+_INSERTED = "select pg_current_wal_insert_lsn()::text"
+_OLDEST_RUNNING = "select pg_snapshot_xmin(pg_current_snapshot())::text"
+_LONGEST = """
+select pid, to_char(xact_start at time zone 'UTC', 'HH24:MI:SS') from pg_stat_activity
+where backend_xid is not null and pid <> pg_backend_pid() order by xact_start limit 1
+"""
+_ANY_CHANGE = """
+select count(*) from (
+    select data from pg_logical_slot_peek_binary_changes(
+        %s, pg_current_wal_flush_lsn(), 1, 'proto_version', '1', 'publication_names', %s)
+) found where get_byte(data, 0) in (68, 73, 84, 85) limit 1
+"""
+
+_HEAD = """
+select lsn::text, extract(epoch from clock_timestamp())::float8, substr(pg_walfile_name(lsn), 1, 8)
+from pg_current_wal_flush_lsn() as lsn
+"""
+_SLOT = """
+select confirmed_flush_lsn::text, {lost}
+from pg_replication_slots where slot_name = %s and plugin = 'pgoutput'
+    and database = current_database()
+"""
+_RETAINED = """
+select greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint
+from pg_replication_slots where slot_name = %s and restart_lsn is not null
+"""
+
+
+class LogicalSource:
+    """A `ChangeSource` over one PostgreSQL database.
+
+    Args:
+        database: The source.
+        mirror_id: Who reads: each mirror has a slot and a publication of its own.
+        options: Partial replication, chosen keys, given types, by table.
+        streaming: Keep a replication connection open, on which the server sends what is committed.
+        publication: One that somebody else keeps; None: the mirror has one of its own.
+
+    Raises:
+        CaptureError: The server's log cannot be read; says the way out.
+
+    Not for several threads at once; the caller holds a lock around its work.
+    """
+
+    def __init__(
+        self,
+        database: PostgresDatabase,
+        mirror_id: str,
+        options: Mapping[str, TableOptions] | None = None,
+        *,
+        streaming: bool = False,
+        publication: str | None = None,
+    ) -> None:
+        self._database = database
+        self._name = slot_name(mirror_id)
+        self._log = LogReader(
+            lambda: self._connection,
+            database.connect_replicating,
+            streaming=streaming,
+            publication=publication,
+        )
+        self._options = options or {}
+        self._is_own = publication is None
+        self._publication = Publication(
+            lambda: self._connection, publication or self._name, is_ours=self._is_own
+        )
+        self._catalogue = Catalogue(lambda *_: sorted(self._look().items()))
+        self._members: dict[int, str] = {}
+        self._installed: dict[str, PostgresTable] = {}
+        self._advanced = self._noted = 0
+        self._may_note = True
+        self._silent_until = -1
+        self._reader: Connection | None = None
+        self._kept: Connection | None = None
+        self._system = ""
+        self._refuse_unready(streaming=streaming)
+
+    def _refuse_unready(self, *, streaming: bool) -> None:
+        level = _value(self._connection, "show wal_level")
+        if level != "logical":
+            self.close()
+            raise CaptureError(
+                f"the server's wal_level is {level!r}, and only with 'logical' can its log be read",
+                hint="run: alter system set wal_level = 'logical', and restart the server;"
+                " or use 'capture: {method: trigger}'",
+            )
+        if streaming and self._connection.is_pooled:
+            self.close()
+            raise pooled_stream()
+
+    @property
+    def _connection(self) -> Connection:
+        """The connection for everything but rows; a new one where the server ended the last."""
+        if self._kept is None or self._kept.closed:
+            self._kept = self._database.connect()
+            self._catalogue.forget()
+            self._system = _value(self._kept, _SYSTEM)
+        return self._kept
+
+    def _look(self) -> dict[int, str]:
+        """Read what is published; it is the same while the catalogue's version is."""
+        self._publication.withdraw_vague()
+        self._members = self._publication.members()
+        return self._members
+
+    def describe(self, name: str) -> TableSchema:
+        """Read a table's schema as it is now."""
+        return self._table(name).schema
+
+    def schema_version(self) -> int:
+        """Return a number made of what the catalogue says of all tables that were described."""
+        with self._database.translated():
+            return self._catalogue.version(self._connection)
+
+    @property
+    def logs_rows(self) -> bool:
+        """True: the server logs rows whole."""
+        return True
+
+    def stands(self, table: Table) -> bool:
+        """Tell whether the table is published whole in this shape, and the slot is there."""
+        try:
+            known = self._table(table.name)
+        except SchemaError:
+            return False
+        return known.schema == table.schema and self._is_captured(known)
+
+    def _is_captured(self, table: PostgresTable) -> bool:
+        with self._database.translated():
+            slot = self._slot()
+            return table.oid in self._publication.members() and slot is not None and not slot.lost
+
+    def install(self, table: Table, least: int) -> None:
+        """Publish the table, and create the slot where there is none.
+
+        A slot that is lost, or gone, is made anew. What it held back is gone, so no older
+        position is proved any more, and every table is copied again by its difference.
+        """
+        known = self._table(table.name)
+        if not self._is_captured(known):
+            self._capture(known, least)
+        self._installed[table.name] = known
+
+    def _capture(self, table: PostgresTable, least: int) -> None:
+        with self._database.translated():
+            self._log.end_stream()
+            self._publication.add(table)
+            self._drop_lost_slot()
+            if self._slot() is None:
+                if least:
+                    _log.warning("slot %r is gone: made anew, all tables are copied", self._name)
+                self._run("select pg_create_logical_replication_slot(%s, 'pgoutput')", self._name)
+                self._publication.note_begun()
+                self._advanced = 0
+
+    @contextmanager
+    def snapshot(self, *, rows: bool = False) -> Iterator[LogicalSnapshot]:
+        """Hold one committed state: a place in the log, or exactly what a row snapshot sees."""
+        with ExitStack() as stack:
+            stack.enter_context(self._database.translated())
+            view = stack.enter_context(self._row_view()) if rows else None
+            moment = self._moment()
+            snapshot = LogicalSnapshot(
+                self._read,
+                replace(moment, silent=moment.head == self._silent_until),
+                self._settle,
+                view,
+            )
+            stack.callback(snapshot.close)
+            yield snapshot
+            if snapshot.is_silent and view is None:
+                self._silent_until = moment.head
+
+    def _read(self, slot: Slot, head: int) -> Iterator[Sequence[bytes]]:
+        try:
+            yield from self._log.read(slot, head)
+        except psycopg.errors.UndefinedObject as error:
+            raise CaptureError(
+                f"publication {self._publication.name!r} was not there while rows were written, and"
+                " no server before PostgreSQL 18 reads beyond that",
+                hint=f"run: select pg_drop_replication_slot('{self._name}'); the next sync makes"
+                " the slot anew, and copies tables by their difference",
+            ) from error
+
+    def _moment(self) -> Moment:
+        if self._connection.is_pooled:
+            self._system = _value(self._connection, _SYSTEM)
+        head, seconds, timeline = _row(self._connection, _HEAD)
+        # Asked behind the head: what was published at it and is no more, shows.
+        version = self._catalogue.version(self._connection)
+        members, server = self._members, f"{self._system}:{timeline}"
+        proofs = {
+            name: f"{server}:{table.oid}:{members[table.oid]}"
+            for name, table in self._installed.items()
+            if table.oid in members
+        }
+        clock = datetime.fromtimestamp(seconds, UTC)
+        return Moment(lsn_number(head), clock, version, self._slot(), server, proofs)
+
+    @contextmanager
+    def _row_view(self) -> Iterator[RowView]:
+        if self._reader is None or self._reader.closed:
+            self._reader = self._database.connect()
+        with self._reader.atomic("isolation level repeatable read read only"):
+            text = _value(self._reader, "select pg_current_snapshot()::text")
+            # A commit can be seen before it is flushed, and is read from the log only after.
+            self._await_flush(lsn_number(_value(self._reader, _INSERTED)))
+            yield RowView(self._reader, Visible.parse(text), self._share(self._reader))
+
+    def _share(self, reader: Connection) -> Callable[[], Connection] | None:
+        if reader.is_pooled:  # each more would wait for a session that others may need as well
+            return None
+        exported = _value(reader, "select pg_export_snapshot()")
+        return lambda: self._sharing(exported)
+
+    def _sharing(self, exported: str) -> Connection:
+        """Open a connection that sees what the exported snapshot does."""
+        connection = self._database.connect()
+        connection.begin("isolation level repeatable read read only")
+        connection.execute(f"set transaction snapshot '{exported}'".encode())
+        return connection
+
+    def _settle(self) -> int:
+        """Wait for every transaction that is under way; return where the log stood before.
+
+        Their commits may stand in the log already though no snapshot sees them yet. Afterwards
+        what a snapshot does not see comes later in the log than the place returned.
+        """
+        start = lsn_number(_value(self._connection, _FLUSHED))
+        newest = int(
+            _value(self._connection, "select pg_snapshot_xmax(pg_current_snapshot())::text")
+        )
+
+        def ended() -> bool:
+            return int(_value(self._connection, _OLDEST_RUNNING)) >= newest
+
+        if not wait_until(ended, SETTLE_SECONDS):
+            found = self._connection.execute(_LONGEST).fetchone()
+            who = f"process {found[0]}, open since {found[1]} UTC" if found else "one"
+            raise SourceBusyError(
+                f"a copy cannot begin while an older transaction is open: {who}",
+                hint="let it end, or end it; the copy is tried again",
+            )
+        return start
+
+    def _await_flush(self, position: int) -> None:
+        def flushed() -> bool:
+            return lsn_number(_value(self._connection, _FLUSHED)) >= position
+
+        if not wait_until(flushed, SETTLE_SECONDS):
+            raise SourceBusyError("the server does not write its log to disk")
+
+    def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
+        """Move the slot on to what every table of this mirror has; the server forgets the rest.
+
+        A copy, which speaks of its own table alone (without `prune`), holds what it needs by not
+        being applied yet.
+        """
+        if not prune or not needed_from:
+            return 0
+        target = min(position.order for position in needed_from.values())
+        if target <= self._advanced:
+            return 0
+        with self._database.translated():
+            slot = self._slot()
+            if slot is not None and not slot.lost and slot.confirmed < target:
+                self._log.confirm(slot, target)
+                self._let_forget(target)
+        self._advanced = target
+        return 0
+
+    def _let_forget(self, target: int) -> None:
+        """Have the server note which transactions run, behind a long stretch of its log.
+
+        Decoding starts anew from the last such note each time it is asked; the server writes one
+        every 15 seconds, and until then would read the whole stretch again in every cycle.
+        """
+        if target - self._noted < _NOTE_EVERY_BYTES or not self._may_note:
+            return
+        if not has(self._connection, Since.SNAPSHOTS_LOGGED):
+            return
+        try:
+            self._run("select pg_log_standby_snapshot()")
+            self._noted = target
+        except psycopg.errors.InsufficientPrivilege:
+            self._may_note = False
+
+    def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
+        """Write the rows of these keys again as they are, so that the log shows them."""
+        schema = self._table(table.name).schema
+        column = quote(schema.primary_key[0])
+        same = " and ".join(f"{quote(name)} = %s" for name in schema.primary_key)
+        with self._database.translated(), self._connection.atomic() as connection:
+            connection.cursor().executemany(
+                f"update {qualified(schema)} set {column} = {column} where {same}".encode(), keys
+            )
+
+    def held_bytes(self) -> dict[str, int]:
+        """Return the bytes of its log that the server keeps for our slot."""
+        with self._database.translated():
+            found = self._connection.execute(_RETAINED.encode(), (self._name,)).fetchone()
+        return {} if found is None else {"slot": int(found[0])}
+
+    def forget_mirror(self) -> None:
+        """Drop the slot and the publication: nobody comes back for them."""
+        with self._database.translated():
+            self._log.end_stream()
+            if self._slot() is not None:
+                self._run("select pg_drop_replication_slot(%s)", self._name)
+            self._publication.drop()
+
+    def close(self) -> None:
+        """Close the connections; safe to repeat."""
+        self._log.close()
+        for connection in (self._kept, self._reader):
+            if connection is not None:
+                connection.close()
+
+    def _table(self, name: str) -> PostgresTable:
+        with self._database.translated():
+            self._catalogue.follow(self._connection, name)
+            return read_table(self._connection, name, self._options.get(name, TableOptions()))
+
+    def _slot(self) -> Slot | None:
+        statement = _SLOT.format(lost=lost_slot(self._connection, is_ours=self._is_own))
+        found = self._connection.execute(statement, (self._name,)).fetchone()
+        if found is None:
+            return None
+        return Slot(self._name, lsn_number(found[0] or "0/0"), lost=bool(found[1]))
+
+    def _is_lost(self) -> bool:
+        slot = self._slot()
+        return slot is not None and slot.lost
+
+    def _drop_lost_slot(self) -> None:
+        if self._is_lost():
+            _log.warning("what slot %r was to keep is thrown away, or cannot be read", self._name)
+            self._run("select pg_drop_replication_slot(%s)", self._name)
+
+    def _run(self, sql: str, *params: object) -> None:
+        self._connection.execute(sql.encode(), params or None)
+
+
+def unconfirmed(
+    database: PostgresDatabase, mirror_id: str, publication: str | None = None
+) -> int | None:
+    """Tell whether changes wait behind our slot: 0 for none, 1 for some.
+
+    None when there is no slot: everything is still to be done.
+    """
+    name = slot_name(mirror_id)
+    with closing(database.connect()) as connection, database.translated():
+        if not _exists(connection, "pg_replication_slots", "slot_name", name):
+            return None
+        try:
+            return int(_value(connection, _ANY_CHANGE, name, quote(publication or name)))
+        except psycopg.errors.ObjectInUse:  # somebody is reading it just now
+            return 0
+        except psycopg.errors.UndefinedObject:  # its publication is gone: to be seen to as well
+            return 1
+
+
+def _exists(connection: Connection, catalogue: str, column: str, name: str) -> bool:
+    statement = f"select 1 from {catalogue} where {column} = %s"
+    return connection.execute(statement.encode(), (name,)).fetchone() is not None
+
+
+def _row(connection: Connection, sql: str, *params: object) -> tuple[Any, ...]:
+    found = connection.execute(sql.encode(), params or None).fetchone()
+    if found is None:
+        raise CaptureError("the server's catalogue gave no answer")
+    return found
+
+
+def _value(connection: Connection, sql: str, *params: object) -> Any:  # noqa: ANN401
+    return _row(connection, sql, *params)[0]

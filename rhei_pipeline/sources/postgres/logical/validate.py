@@ -1,0 +1,160 @@
+"""What stands in the way of reading a PostgreSQL server's log, why, and what mends it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.reports import Finding, Severity
+from rhei_pipeline.model.schema import TableOptions
+from rhei_pipeline.sources.postgres import grants
+from rhei_pipeline.sources.postgres.catalog import Connection, read_table, slot_name
+from rhei_pipeline.sources.postgres.database import PostgresDatabase, pooled_stream
+from rhei_pipeline.sources.postgres.identity import lost_slot, one
+from rhei_pipeline.sources.postgres.logical.publication import addition, published
+
+#: Free slots and senders below this leave no room for a second mirror or a replica.
+_SPARE_SLOTS = 1
+#: A slot that may keep so few more bytes before the server throws it away is in danger.
+_SAFE_BYTES = 256 * 2**20
+_LONG_SECONDS = 600
+
+_SLOTS = """
+select current_setting('max_replication_slots')::int - count(*)::int from pg_replication_slots
+"""
+_SLOT = """
+select {lost}, coalesce(safe_wal_size, 9223372036854775807)::bigint,
+    pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint
+from pg_replication_slots where slot_name = %s
+"""
+_LONGEST = """
+select pid, extract(epoch from clock_timestamp() - xact_start)::int from pg_stat_activity
+where datname = current_database() and backend_type = 'client backend'
+    and xact_start < clock_timestamp() - interval '1 second' * %s
+order by xact_start limit 1
+"""
+
+
+def examine(
+    database: PostgresDatabase,
+    tables: Sequence[str],
+    options: Callable[[str], TableOptions],
+    mirror_id: str | None,
+    publication: str | None = None,
+    *,
+    streaming: bool = False,
+) -> list[Finding]:
+    """Examine the server and each table.
+
+    Args:
+        database: The source.
+        tables: Names of the tables to mirror.
+        options: Returns what the declaration says of one.
+        mirror_id: The mirror's, once there is one: its slot is examined as well.
+        publication: One that somebody else keeps; None: the mirror has one of its own.
+        streaming: The log is to be streamed.
+    """
+    slot = slot_name(mirror_id) if mirror_id else None
+    known = _Known(options, slot, publication)
+    with closing(database.connect()) as connection, database.translated():
+        found = list(_examined(connection, tables, known))
+        if streaming and connection.is_pooled:
+            error = pooled_stream()
+            why = "a stream of the log lasts as long as its session"
+            found.append(Finding(Severity.ERROR, error.message, why, error.hint or ""))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    options: Callable[[str], TableOptions]
+    slot: str | None
+    foreign: str | None
+
+
+def _examined(connection: Connection, tables: Sequence[str], known: _Known) -> Iterator[Finding]:
+    yield from _server(connection)
+    if known.foreign is None:
+        yield from grants.creation(
+            connection,
+            "the user may not create a publication",
+            "a publication says which tables' changes are logged",
+        )
+    yield from _slot(connection, known)
+    name = known.foreign or known.slot or ""
+    members = published(connection, name, is_ours=known.foreign is None)
+    for declared in tables:
+        try:
+            table = read_table(connection, declared, known.options(declared))
+        except SchemaError as error:
+            hint, where = error.hint or "", error.table or declared
+            yield Finding(Severity.ERROR, error.message, grants.LEFT_OUT, hint, where)
+            continue
+        yield from grants.reading(connection, table)
+        if table.oid in members:
+            continue
+        if known.foreign is None:
+            yield from grants.owning(connection, table, "only its owner may publish it")
+        else:
+            yield Finding(
+                Severity.ERROR,
+                f"publication {known.foreign!r} does not publish it whole",
+                f"its changes are not logged for us; {grants.LEFT_OUT}",
+                addition(connection, known.foreign, table),
+                table.schema.name,
+            )
+
+
+def _server(connection: Connection) -> Iterator[Finding]:
+    level = one(connection, "show wal_level")[0]
+    if level != "logical":
+        yield Finding(
+            Severity.ERROR,
+            f"wal_level is {level!r}",
+            "the server's log holds row changes only with 'logical'",
+            "alter system set wal_level = 'logical'; then restart the server",
+        )
+    yield from grants.replication(connection)
+    if one(connection, _SLOTS)[0] < _SPARE_SLOTS:
+        yield Finding(
+            Severity.WARNING,
+            "no replication slot is free",
+            "each mirror needs one",
+            "alter system set max_replication_slots = ...; then restart the server",
+        )
+    yield from _long_transaction(connection)
+
+
+def _long_transaction(connection: Connection) -> Iterator[Finding]:
+    found = connection.execute(_LONGEST, (_LONG_SECONDS,)).fetchone()
+    if found is not None:
+        yield Finding(
+            Severity.WARNING,
+            f"process {found[0]} has held a transaction open for {found[1] // 60} minutes",
+            "a first copy waits for it, and the server keeps its log meanwhile",
+            f"end it in its application, or: select pg_terminate_backend({found[0]})",
+        )
+
+
+def _slot(connection: Connection, known: _Known) -> Iterator[Finding]:
+    slot = known.slot
+    statement = _SLOT.format(lost=lost_slot(connection, is_ours=known.foreign is None))
+    found = connection.execute(statement, (slot,)).fetchone() if slot else None
+    if found is None:
+        return
+    lost, safe, behind = found
+    if lost:
+        yield Finding(
+            Severity.ERROR,
+            f"slot {slot!r} is lost",
+            "the server threw away changes before the mirror had them, or its publication was"
+            " made anew",
+            "rhei sync copies every table again by its difference; history is kept",
+        )
+    elif safe < _SAFE_BYTES:
+        yield Finding(
+            Severity.WARNING,
+            f"slot {slot!r} is {behind:,} bytes behind and may keep {safe:,} more",
+            "beyond that the server throws away changes the mirror does not have",
+            "sync now, or raise max_slot_wal_keep_size",
+        )

@@ -1,0 +1,124 @@
+"""Where a PostgreSQL server's clock stands, and which stamps may still be committed.
+
+The horizon is read before the rows are. A transaction that those rows do not show was running
+then, and shows in `pg_stat_activity` with its start, or began later: either way it is stamped no
+earlier than the horizon. Source: postgresql.org/docs/18, 27.2.3 (pg_stat_activity) and 53.17
+(pg_prepared_xacts).
+"""
+
+import logging
+from dataclasses import dataclass
+
+from rhei_pipeline.sources.postgres.catalog import Connection
+
+_log = logging.getLogger(__name__)
+
+_SECOND = 1_000_000
+#: A transaction takes its start a moment before `pg_stat_activity` shows it, and the server's clock
+#: may be set back by so much without being noticed.
+_SHOWN_SECONDS = 1
+#: So far behind the clock rows are looked at again where stamps need not follow it.
+_OVERLAP_SECONDS = 10
+#: A transaction that is open for longer is named in the log.
+LONG_SECONDS = 60
+
+#: Vacuum runs long and writes no row of an application.
+_ACTIVITY = """
+select (extract(epoch from now()) * 1000000)::bigint,
+    (extract(epoch from min(xact_start)) * 1000000)::bigint,
+    (array_agg(pid order by xact_start))[1],
+    (array_agg(pid) filter (where state = 'disabled'))[1],
+    pg_has_role('pg_read_all_stats', 'usage'),
+    pg_is_in_recovery()
+from pg_stat_activity
+where datname = current_database() and pid <> pg_backend_pid()
+    and backend_type is distinct from 'autovacuum worker'
+"""
+_PREPARED = """
+select transaction::text from pg_prepared_xacts where database = current_database()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the server told before a snapshot was taken; instants in microseconds since 1970.
+
+    Attributes:
+        clock: The server's clock.
+        bound: What the snapshot does not show is stamped no earlier.
+        doubt: Why that cannot be proved; None where it is.
+        unknown: A prepared transaction is pending that began nobody knows when: only bounds from
+            before this process hold.
+    """
+
+    clock: int
+    bound: int
+    doubt: str | None
+    unknown: bool = False
+
+    def low(self, earlier: int | None, *, doubted: bool) -> int | None:
+        """Return from where on rows have to be looked at again; None: all of them.
+
+        Args:
+            earlier: The same, as it held when the table was last read.
+            doubted: Stamps need not follow the clock.
+        """
+        if self.unknown:
+            return earlier
+        behind = _OVERLAP_SECONDS if doubted else _SHOWN_SECONDS
+        return self.bound - behind * _SECOND
+
+
+class HorizonReader:
+    """Reads the horizon of one server again and again; remembers what was prepared since when."""
+
+    def __init__(self) -> None:
+        self._bound: int | None = None
+        self._begun: dict[str, int | None] = {}
+        self._named: set[tuple[int, int]] = set()
+
+    def read(self, connection: Connection) -> Reading:
+        """Read it; `connection` is in no transaction, and takes its snapshot afterwards."""
+        clock, oldest, pid, silent, sees_all, recovers = _row(connection, _ACTIVITY)
+        # Only now: one that was prepared in between was still running in the first answer.
+        self._follow_prepared(connection)
+        self._name_long(clock, oldest, pid)
+        begun = [clock if oldest is None else min(oldest, clock)]
+        begun += [at for at in self._begun.values() if at is not None]
+        self._bound = min(begun)
+        doubt = None
+        if recovers:
+            doubt = "the server is a replica, which does not tell what is open at its primary"
+        elif not sees_all:
+            doubt = "the user may not see when others' transactions began (pg_read_all_stats)"
+        elif silent is not None:
+            doubt = f"process {silent} does not tell when its transactions begin (track_activities)"
+        return Reading(clock, self._bound, doubt, None in self._begun.values())
+
+    def _follow_prepared(self, connection: Connection) -> None:
+        """Bound the start of each prepared transaction: the server tells only its preparation.
+
+        One that was not prepared at the last reading was running then, or began later.
+        """
+        pending = [str(xid) for (xid,) in connection.execute(_PREPARED)]
+        self._begun = {xid: self._begun.get(xid, self._bound) for xid in pending}
+
+    def _name_long(self, clock: int, oldest: int | None, pid: int) -> None:
+        if oldest is None or clock - oldest < LONG_SECONDS * _SECOND:
+            return
+        if (pid, oldest) not in self._named:
+            self._named.add((pid, oldest))
+            _log.warning(
+                "process %d has held a transaction open for %d s: every poll looks again at the"
+                " rows stamped since",
+                pid,
+                (clock - oldest) // _SECOND,
+            )
+
+
+def _row(connection: Connection, sql: str) -> tuple[int, int | None, int, int | None, bool, bool]:
+    found = connection.execute(sql.encode()).fetchone()
+    if found is None:
+        raise RuntimeError("an aggregate gives one row")
+    clock, oldest, pid, silent, sees_all, recovers = found
+    return clock, oldest, pid, silent, sees_all, recovers

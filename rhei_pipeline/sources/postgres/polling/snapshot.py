@@ -1,0 +1,330 @@
+"""One committed state of a PostgreSQL source, read by its rows' own timestamps.
+
+What a snapshot shows is applied whole, however its rows are stamped, so the mirror is one state
+of the source. Only the place from where on rows are looked at again keeps to the horizon: what
+the snapshot does not show is stamped no earlier. Versions of rows that were read before are told
+by the number of the transaction that wrote them: it becomes visible as a whole or not at all.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from rhei_pipeline.errors import CaptureError
+from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
+from rhei_pipeline.model.polling import DeletePolicy, Horizon, PollOptions
+from rhei_pipeline.model.schema import Table, TableSchema
+from rhei_pipeline.protocols import Audit
+from rhei_pipeline.sources.postgres.catalog import Connection
+from rhei_pipeline.sources.postgres.identity import refuse_rewritten
+from rhei_pipeline.sources.postgres.polling.horizon import Reading
+from rhei_pipeline.sources.postgres.polling.memory import Memory, Window
+from rhei_pipeline.sources.postgres.polling.table import Poll, PolledTable, unread
+
+_log = logging.getLogger(__name__)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: So many transactions a position names; more of them it only tells by a digest.
+_NAMED = 64
+#: Numbers of transactions in rows return after twice as many.
+_XIDS = 2**31
+
+#: A snapshot of a replica does not number what runs at its primary.
+_STATE = """
+select pg_current_snapshot()::text || coalesce(pg_last_wal_replay_lsn()::text, ''),
+    pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What lies behind a position: rows by condition, how many, and keys to read again.
+
+    Attributes:
+        since: The source's clock when none of them was there yet.
+    """
+
+    condition: str = "false"
+    rows: int = 0
+    touched: tuple[tuple[Any, ...], ...] = ()
+    since: int = 0
+
+    @property
+    def events(self) -> int:
+        return self.rows + len(self.touched)
+
+
+class PostgresPollingSnapshot:
+    """A `SourceSnapshot` inside an open REPEATABLE READ transaction.
+
+    Args:
+        connection: Open, in a transaction that has read nothing yet.
+        polls: Returns what is known of a table.
+        memory: What earlier snapshots of this connection found out.
+        reading: The horizon, read before the transaction began.
+        version: Returns the schema's version as the transaction sees it.
+    """
+
+    shares_log = False
+
+    def __init__(
+        self,
+        connection: Connection,
+        polls: Callable[[str], Poll],
+        memory: Memory,
+        reading: Reading,
+        version: Callable[[], int],
+    ) -> None:
+        self._connection = connection
+        self._polls = polls
+        self._memory = memory
+        self._reading = reading
+        self._now = reading.clock
+        self.clock = _EPOCH + timedelta(microseconds=reading.clock)
+        found = connection.execute(_STATE.encode()).fetchone()
+        if found is None:
+            raise CaptureError("the server does not tell its state")
+        self._state, self._xid = found
+        self.schema_version = version()
+        self._after: dict[str, Position] = {}
+        self._heads: dict[str, Position] = {}
+        self._looks: dict[tuple[str, str], _Look] = {}
+        self._tables: dict[str, PolledTable] = {}
+
+    def _table(self, table: Table) -> PolledTable:
+        if table.name not in self._tables:
+            poll = self._polls(table.name)
+            self._tables[table.name] = PolledTable(self._connection, poll, self._now)
+        return self._tables[table.name]
+
+    def head(self, table: Table) -> Position:
+        """Return the place of all that this snapshot shows; the one asked about where it is it."""
+        if table.name not in self._heads:
+            self._heads[table.name] = self._head(table)
+        return self._heads[table.name]
+
+    def origin(self, table: Table) -> Position:
+        """Return the same: rows and changes are read in one state."""
+        return self.head(table)
+
+    def retains(self, position: Position) -> bool:  # noqa: ARG002
+        """Say no: the source keeps nothing for us."""
+        return False
+
+    def _head(self, table: Table) -> Position:
+        after = self._after.get(table.name)
+        floor = self._memory.floors.get(table.name, 0)
+        if after is None or not self.proves(table, after):
+            return Position(floor + 1, self._horizon(table, None, None).text())
+        look, known = self._look(table, after), self._known(table, after)
+        floor = max(after.order, floor)
+        if self.audit(table, after) is not Audit.NONE:
+            self._memory.audited[table.name] = (self._now, self._state)
+            proof = self._horizon(table, known, self._now).text()
+            return Position(floor + max(look.events, 1), proof)
+        if not look.events:
+            return after
+        audited = known.audited if known else None
+        return Position(floor + look.events, self._horizon(table, known, audited).text())
+
+    def _horizon(self, table: Table, known: Horizon | None, audited: int | None) -> Horizon:
+        """Note what this snapshot shows, and where the next look has to begin."""
+        polled = self._table(table)
+        refuse_rewritten(self._connection, polled.poll.source)
+        newest = polled.newest()
+        low, least = self._begin(table, known)
+        versions, read = polled.versions(polled.within(low, least))
+        lately = audited == self._now
+        horizon = Horizon(
+            polled.poll.options.updated_at,
+            polled.poll.origin,
+            low,
+            least,
+            newest=None if newest is None else newest[0],
+            key=() if newest is None else newest[1:],
+            writers=read if len(read) <= _NAMED else None,
+            seen=versions,
+            clock=self._now,
+            xid=self._xid,
+            audited=audited,
+            doubted=bool(self.doubt(table) or (known and known.doubted and not lately)),
+        )
+        self._memory.windows[table.name] = Window(
+            horizon.text(), low, least, read, self._now, self._state
+        )
+        return horizon
+
+    def _begin(self, table: Table, known: Horizon | None) -> tuple[int | None, str | None]:
+        """Return from which instant on, or from which stamp on, the next look has to be."""
+        doubt = self.doubt(table)
+        low = self._reading.low(known.low if known else None, doubted=doubt is not None)
+        return low, None if doubt is None else self._table(table).newest_stamp()
+
+    def proves(self, table: Table, position: Position) -> bool:
+        """Look for signs that the source is not as it was: an older state, a clock put back."""
+        self._remember(table, position)
+        known = self._known(table, position)
+        if known is None:
+            return False
+        sign = self._sign(table, position, known)
+        if sign:
+            _log.warning("table %r: %s; it is copied again by difference", table.name, sign)
+        return sign is None
+
+    def _sign(self, table: Table, position: Position, known: Horizon) -> str | None:
+        poll = self._polls(table.name)
+        if known.origin != poll.origin:
+            return "it is another table, or its server is another one or was promoted"
+        if known.xid > self._xid:
+            return "the server is in an older state (a restored backup)"
+        if known.clock > self._now or position.order <= self._memory.distrusted.get(table.name, -1):
+            return "the source's clock went back"
+        # Where it is compared whole anyway, a missing row only makes that due now.
+        compares = poll.options.policy is DeletePolicy.RECONCILE
+        if not compares and not self._is_witnessed(table, position):
+            return "its newest row is gone or older (a restored backup, or a hard delete)"
+        return None
+
+    def _is_witnessed(self, table: Table, position: Position) -> bool:
+        """Tell whether the newest row read before is there, as new as it was or newer."""
+        place = (position.proof, self._state)
+        if self._memory.witnessed.get(table.name) != place:
+            known = self._known(table, position)
+            if known is not None and not self._table(table).has_newest(known):
+                return False
+            self._memory.witnessed[table.name] = place
+        return True
+
+    def pending(self, table: Table, after: Position) -> int:
+        """Count the rows that were written since the position was recorded."""
+        self._remember(table, after)
+        return self._look(table, after).events
+
+    def oldest_pending(self, table: Table, after: Position) -> datetime | None:
+        """Return the oldest stamp among the new rows, or when none of them was there yet."""
+        self._remember(table, after)
+        look = self._look(table, after)
+        if not look.rows:
+            return self.clock if look.events else None
+        since = _EPOCH + timedelta(microseconds=look.since)
+        return max(self._table(table).oldest(look.condition), since)
+
+    def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
+        """Read net changes: a poll sees what a row has become, not what it was in between."""
+        yield from self.net_changes(table, after, limit)
+
+    def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
+        """Read the rows written since, and the rows of the keys touched."""
+        self._remember(table, after)
+        polled, look = self._table(table), self._look(table, after)
+        if look.rows:
+            yield from polled.changed_rows(look.condition, look.since, limit)
+        yield from polled.touched_rows(look.touched, look.since, limit)
+
+    def audit(self, table: Table, after: Position) -> Audit:
+        """Ask for one at an interval, and when the newest row read before is gone."""
+        self._remember(table, after)
+        options, known = self._polls(table.name).options, self._known(table, after)
+        wanted = self._wanted(table, options, known)
+        if wanted is Audit.NONE or known is None or known.audited is None:
+            return wanted
+        if self._memory.audited.get(table.name) == (known.audited, self._state):
+            return Audit.NONE  # nothing was committed since
+        due = options.is_due(known.audited, self._now) or not self._is_witnessed(table, after)
+        return wanted if due else Audit.NONE
+
+    def _wanted(self, table: Table, options: PollOptions, known: Horizon | None) -> Audit:
+        if options.policy is DeletePolicy.RECONCILE:
+            return Audit.ALL
+        doubted = self.doubt(table) is not None or (known is not None and known.doubted)
+        return Audit.ROWS if doubted else Audit.NONE
+
+    def doubt(self, table: Table) -> str | None:
+        """Say why a write may go by unseen: its stamp need not lie behind the horizon."""
+        state, reason = self._memory.doubts.get(table.name, (None, None))
+        if state != self._state:
+            reason = self._table(table).doubt()
+            self._memory.doubts[table.name] = (self._state, reason)
+        # Who is connected changes without a commit.
+        return reason or self._reading.doubt
+
+    def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
+        """Name none: rows are as they are now."""
+        return None
+
+    def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
+        """Read the next rows in key order."""
+        return self._table(table).reader.rows(resume, limit)
+
+    def keyless(self, table: Table) -> tuple[DeadLetter, ...]:  # noqa: ARG002
+        """Name no row: a key of PostgreSQL that is polled is never null."""
+        return ()
+
+    def count(self, table: Table) -> int:
+        """Count the table's rows."""
+        return self._table(table).reader.count()
+
+    def close(self) -> None:
+        """End every read that was left in its middle."""
+        for polled in self._tables.values():
+            polled.close()
+
+    def _remember(self, table: Table, position: Position) -> None:
+        self._after[table.name] = position
+        self._memory.note(table.name, position.order)
+
+    def _known(self, table: Table, position: Position) -> Horizon | None:
+        return Horizon.read(position.proof, self._polls(table.name).options.updated_at)
+
+    def _is_idle(self, table: Table, position: Position) -> bool:
+        """Tell whether the source is in the state in which nothing was pending there."""
+        window = self._memory.windows.get(table.name)
+        same = window is not None and (window.proof, window.state) == (position.proof, self._state)
+        return same and not self._memory.touched.get(table.name)
+
+    def _look(self, table: Table, after: Position) -> _Look:
+        if self._is_idle(table, after):
+            return _Look()
+        place = (table.name, after.proof)
+        if place not in self._looks:
+            self._looks[place] = self._look_behind(table, after)
+        return self._looks[place]
+
+    def _look_behind(self, table: Table, after: Position) -> _Look:
+        polled, known = self._table(table), self._known(table, after)
+        touched = tuple(self._memory.touched.get(table.name, ()))
+        if known is None:
+            return _Look("true", polled.count("true"), touched)
+        window = self._memory.windows.get(table.name)
+        if window is not None and window.proof == after.proof:
+            within = polled.within(window.low, window.least)
+            condition, since = f"{within} and {unread(window.read)}", window.clock
+        else:
+            condition, since = self._unseen(polled, known), known.clock
+        rows = polled.count(condition) if condition != "false" else 0
+        if not rows:
+            self._move_window(table, after, known)
+        return _Look(condition, rows, touched, since)
+
+    def _unseen(self, polled: PolledTable, known: Horizon) -> str:
+        """Write SQL of what was written since, as far as the position alone tells."""
+        within = polled.within(known.low, known.least)
+        if known.writers is not None and self._xid - known.xid < _XIDS:
+            return f"{within} and {unread(known.writers)}"
+        return "false" if polled.versions(within)[0] == known.seen else within
+
+    def _move_window(self, table: Table, after: Position, known: Horizon) -> None:
+        """Have the next look begin at this snapshot's horizon: the mirror has all it shows.
+
+        A doubt that the position does not tell of must not move it: nothing would remember it.
+        """
+        low, least = known.low, known.least
+        if known.doubted or self.doubt(table) is None:
+            low, least = self._begin(table, known)
+        polled = self._table(table)
+        _, read = polled.versions(polled.within(low, least))
+        self._memory.windows[table.name] = Window(
+            after.proof, low, least, read, self._now, self._state
+        )

@@ -1,0 +1,298 @@
+"""Change capture from PostgreSQL by polling timestamps: for a server that may be read and no more.
+
+Nothing is created in the source. How far a table was polled is known by the mirror's watermark
+alone; what this source remembers beside it only saves reads.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.polling import PollOptions
+from rhei_pipeline.model.reports import Finding
+from rhei_pipeline.model.schema import Table, TableOptions, TableSchema, nearest
+from rhei_pipeline.sources.polling_progress import Notes
+from rhei_pipeline.sources.postgres import grants
+from rhei_pipeline.sources.postgres.catalog import (
+    Connection,
+    StoredColumn,
+    read_table,
+    stored_columns,
+)
+from rhei_pipeline.sources.postgres.database import PostgresDatabase
+from rhei_pipeline.sources.postgres.identity import Catalogue, one, origin, refuse_other_server
+from rhei_pipeline.sources.postgres.polling.horizon import HorizonReader
+from rhei_pipeline.sources.postgres.polling.memory import Memory
+from rhei_pipeline.sources.postgres.polling.snapshot import PostgresPollingSnapshot
+from rhei_pipeline.sources.postgres.polling.table import Poll
+from rhei_pipeline.sources.postgres.polling.timestamps import FAMILIES, StampColumn, Zone
+from rhei_pipeline.sql.text import listed, quote
+
+_log = logging.getLogger(__name__)
+
+#: Two clocks that are read one after the other differ by as much while both go forward: a moment,
+#: and what the server's is slowed down or sped up by to follow its time source.
+_STEP_SECONDS, _SLEW = 0.002, 0.001
+#: Oids of types whose value, not only its presence, tells whether a row is deleted.
+_BOOLEAN, _NUMBERS = 16, {20, 21, 23, 700, 701, 1700}
+
+#: The role whose members see when others' transactions began.
+_SEES_ALL = "pg_read_all_stats"
+
+_GOES_BACK = """
+select bool_or(next <= shown) from (
+    select at at time zone %s as shown, lead(at at time zone %s) over (order by at) as next
+    from generate_series(now(), now() + interval '1 year', '15 minutes') at
+) shown
+"""
+_HAS_INDEX = """
+select exists (
+    select from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+    where i.indrelid = %s and a.attname = %s and i.indpred is null and i.indisvalid
+)
+"""
+
+
+def _unknown(_name: str) -> None:
+    """Know no table yet."""
+
+
+class PostgresPollingSource:
+    """A `ChangeSource` over one PostgreSQL database that it only reads.
+
+    Args:
+        database: The source.
+        polls: How each table is polled, by name.
+        options: Partial replication, chosen keys, given types, by table.
+        notes: A file that tells others how far this mirror has come; never relied on here.
+        monotonic: A clock that never goes back, in seconds.
+
+    Not for several threads at once; the caller holds a lock around its work.
+    """
+
+    def __init__(
+        self,
+        database: PostgresDatabase,
+        polls: Mapping[str, PollOptions] | None = None,
+        options: Mapping[str, TableOptions] | None = None,
+        notes: Path | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._polls = {_plain(name): chosen for name, chosen in (polls or {}).items()}
+        self._options = {_plain(name): chosen for name, chosen in (options or {}).items()}
+        self._notes = Notes(notes)
+        self._monotonic = monotonic
+        self._memory = Memory()
+        self._horizon = HorizonReader()
+        self._catalogue = Catalogue(lambda *_: None)
+        self._known: dict[str, Poll] = {}
+        self._known_at = -1
+        self._warned: set[str] = set()
+        self._clocks: tuple[float, float] | None = None
+        self._kept: Connection | None = None
+        self._origin = ""
+        self._zone: Zone | None = None
+
+    @property
+    def _connection(self) -> Connection:
+        """The connection; a new one where the server ended the last."""
+        if self._kept is None or self._kept.closed:
+            self._kept = self._database.connect()
+            self._memory.forget_states()
+            self._horizon = HorizonReader()
+            self._catalogue.forget()
+            self._known_at = -1
+            self._origin = origin(self._kept)
+        return self._kept
+
+    def describe(self, name: str) -> TableSchema:
+        """Read a table's schema as it is now."""
+        self.schema_version()
+        return self._poll(name).source.schema
+
+    def schema_version(self) -> int:
+        """Return a number made of the catalogue's entries of all tables that were described."""
+        with self._database.translated():
+            return self._follow_schema()
+
+    def install(self, table: Table, least: int) -> None:
+        """Take note of where positions begin; create nothing. Warns of a missing index."""
+        self._memory.note(table.name, least)
+        mending = self.missing_index(table.name)
+        if mending and table.name not in self._warned:
+            self._warned.add(table.name)
+            _log.warning(
+                "table %r: no index begins with %r, so every poll that follows a commit reads the"
+                " whole table; %s",
+                table.name,
+                self._poll(table.name).options.updated_at,
+                mending,
+            )
+
+    def missing_index(self, name: str) -> str | None:
+        """Return the statement that creates the index a poll needs; None where there is one."""
+        poll = self._poll(name)
+        column = poll.options.updated_at
+        with self._database.translated():
+            if one(self._connection, _HAS_INDEX, poll.source.oid, column)[0]:
+                return None
+        columns = listed([column, *poll.source.schema.primary_key])
+        return f"create index on {poll.table} ({columns})"
+
+    def lacking(self, name: str) -> list[Finding]:
+        """Name what the user lacks to read a table."""
+        poll = self._poll(name)
+        with self._database.translated():
+            return list(grants.reading(self._connection, poll.source))
+
+    def grant_against(self, doubt: str) -> str | None:
+        """Return the grant that ends a doubt; None where no grant does."""
+        if _SEES_ALL not in doubt:
+            return None
+        with self._database.translated():
+            (user,) = one(self._connection, "select quote_ident(current_user)")
+        return f"grant {_SEES_ALL} to {user}"
+
+    @property
+    def logs_rows(self) -> bool:
+        """False: changes are read from the table."""
+        return False
+
+    def stands(self, table: Table) -> bool:  # noqa: ARG002
+        """Say yes: there is nothing in the source that could fall."""
+        return True
+
+    @contextmanager
+    def snapshot(self, *, rows: bool = False) -> Iterator[PostgresPollingSnapshot]:  # noqa: ARG002
+        """Hold one committed state of the source; its rows can always be read."""
+        with self._database.translated():
+            connection = self._connection
+            began = self._monotonic()
+            reading = self._horizon.read(connection)
+            self._follow_clock(began, reading.clock)
+            connection.begin("isolation level repeatable read read only")
+            try:
+                refuse_other_server(connection, self._origin)
+                snapshot = PostgresPollingSnapshot(
+                    connection, self._poll, self._memory, reading, self._follow_schema
+                )
+                with closing(snapshot):
+                    yield snapshot
+            finally:
+                if not connection.closed:
+                    connection.rollback()
+
+    def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:  # noqa: ARG002
+        """Forget the keys that were to be read again; the source itself keeps nothing for us."""
+        for name, position in needed_from.items():
+            self._memory.note(name, position.order)
+            self._memory.touched.pop(name, None)
+        self._notes.write(needed_from)
+        return 0
+
+    def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
+        """Remember keys to read again."""
+        self._memory.touched.setdefault(table.name, []).extend(keys)
+
+    def held_bytes(self) -> dict[str, int]:
+        """Tell nothing: the source keeps nothing for us."""
+        return {}
+
+    def forget_mirror(self) -> None:
+        """Leave no note behind."""
+        self._notes.forget()
+
+    def close(self) -> None:
+        """Close the connection; safe to repeat."""
+        if self._kept is not None:
+            self._kept.close()
+
+    def _follow_clock(self, began: float, clock: int) -> None:
+        """Compare the server's clock with one that never goes back; a step makes positions void."""
+        wall = clock / 1e6
+        if self._clocks is not None:
+            last, then = self._clocks
+            elapsed = began - then
+            if wall - last < elapsed * (1 - _SLEW) - _STEP_SECONDS:
+                self._memory.distrust()
+        self._clocks = (wall, self._monotonic())
+
+    def _follow_schema(self) -> int:
+        """Forget what is known of tables when one of them is not as it was."""
+        version = self._catalogue.version(self._connection)
+        if version != self._known_at:
+            self._known.clear()
+            self._known_at = version
+        return version
+
+    def _poll(self, name: str) -> Poll:
+        if name not in self._known:
+            with self._database.translated():
+                self._follow_schema()
+                if not self._catalogue.follow(self._connection, name):
+                    self._known.clear()
+                self._known_at = self._catalogue.version(self._connection)
+                poll = self._read(name)
+            self._known[name] = self._known[poll.source.schema.name] = poll
+        return self._known[name]
+
+    def _read(self, name: str) -> Poll:
+        chosen = self._options.get(_plain(name), TableOptions())
+        source = read_table(self._connection, name, chosen, reread=True)
+        columns = {found.name: found for found in stored_columns(self._connection, source.oid)}
+        shown = source.schema.name
+        options = self._polls.get(_plain(name), PollOptions())
+        stamped = _column(shown, columns, "updated_at", options.updated_at)
+        live = "true"
+        if options.deleted_at is not None:
+            live = _live(_column(shown, columns, "deletes", options.deleted_at))
+        stamp = self._stamp(shown, stamped)
+        return Poll(source, options, stamp, live, f"{self._origin}:{source.oid}")
+
+    def _stamp(self, table: str, column: StoredColumn) -> StampColumn:
+        family = FAMILIES.get(column.oid)
+        if family is None:
+            raise SchemaError(
+                f"'polling.updated_at' names column {column.name!r}, which cannot hold timestamps",
+                table=table,
+                hint="use timestamptz, timestamp, date, integer, bigint, double precision, numeric"
+                " or text",
+            )
+        return StampColumn(column.name, family, self._local_zone(), not column.not_null)
+
+    def _local_zone(self) -> Zone:
+        """Return the time zone that a session of the application has unless it chooses another."""
+        if self._zone is None:
+            name = self._database.default_zone()
+            self._zone = Zone(name, bool(one(self._connection, _GOES_BACK, name, name)[0]))
+        return self._zone
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("public.")
+
+
+def _column(
+    table: str, columns: Mapping[str, StoredColumn], setting: str, name: str
+) -> StoredColumn:
+    if name not in columns:
+        raise SchemaError(
+            f"'polling.{setting}' names column {name!r}, which the source does not have",
+            table=table,
+            hint=nearest(name, sorted(columns)),
+        )
+    return columns[name]
+
+
+def _live(column: StoredColumn) -> str:
+    """Write SQL that tells whether a row is not marked as deleted."""
+    name = quote(column.name)
+    if column.oid == _BOOLEAN:
+        return f"(not coalesce({name}, false))"
+    return f"(coalesce({name}, 0) = 0)" if column.oid in _NUMBERS else f"({name} is null)"

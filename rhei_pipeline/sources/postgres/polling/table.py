@@ -1,0 +1,258 @@
+"""One polled table of PostgreSQL inside an open transaction: what polling asks of it, in SQL."""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.model.changes import CHANGED_AT, LIVE, SEQUENCE, ChangeBatch, event_schema
+from rhei_pipeline.model.polling import Clock, Horizon, PollOptions, Stamp
+from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qualified
+from rhei_pipeline.sources.postgres.polling.timestamps import StampColumn
+from rhei_pipeline.sources.postgres.rows import (
+    RowReader,
+    admit_rows,
+    bare_literal,
+    copied,
+    letters_of,
+    without_rows,
+)
+from rhei_pipeline.sql.text import listed, matching, quote
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND = 1_000_000
+#: A stamp so far ahead of the source's clock was not made by it.
+_AHEAD_SECONDS = 2
+#: Keys read again by one statement.
+_TOUCHED_ROWS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """What is known of a polled table: its catalogue entry, and the columns that polling uses.
+
+    Attributes:
+        live: SQL that tells whether a row counts as one.
+        origin: The server, its timeline and the table.
+    """
+
+    source: PostgresTable
+    options: PollOptions
+    stamp: StampColumn
+    live: str
+    origin: str
+
+    @property
+    def table(self) -> str:
+        """The table, for the source."""
+        return qualified(self.source.schema)
+
+
+class PolledTable:
+    """A table as the transaction of `connection` sees it; `now` is its clock, in microseconds."""
+
+    def __init__(self, connection: Connection, poll: Poll, now: int) -> None:
+        self._connection = connection
+        self.poll = poll
+        self._now = now
+        self._clock = _EPOCH + timedelta(microseconds=now)
+        self._reading: Generator[pa.Table, None, None] | None = None
+
+    def close(self) -> None:
+        """End a read that was left in its middle: until then the connection is busy."""
+        if self._reading is not None:
+            self._reading.close()
+
+    @property
+    def reader(self) -> RowReader:
+        """What reads its rows whole."""
+        return RowReader(self._connection, self.poll.source.schema, self._clock, self.poll.live)
+
+    def within(self, low: int | None, least: str | None) -> str:
+        """Write SQL of the rows that have to be looked at from there on; as in `Horizon`."""
+        stamp = self.poll.stamp
+        bounds = [] if low is None else [self._bound(low)]
+        if least is not None:
+            bounds.append(bare_literal(least))
+        known = [bound for bound in bounds if bound is not None]
+        if low is None or not known:
+            return "true"
+        behind = " or ".join(f"{stamp.sql} >= {bound}" for bound in known)
+        return f"({behind} or {stamp.sql} is null)" if stamp.is_nullable else f"({behind})"
+
+    def count(self, condition: str) -> int:
+        """Count rows, those marked as deleted among them."""
+        return int(self._row(f"select count(*) from {self.poll.table} where {condition}")[0])
+
+    def versions(self, condition: str) -> tuple[str, tuple[str, ...]]:
+        """Return a digest of the row versions there, and the transactions that wrote them."""
+        digest, read = self._row(
+            "select count(*) || ':' || coalesce(sum(hashtextextended("
+            "tableoid::text || ctid::text || xmin::text, 0)::numeric), 0),"
+            f" array_agg(distinct xmin::text) from {self.poll.table} where {condition}"
+        )
+        return digest, tuple(read or ())
+
+    def newest(self) -> tuple[str, ...] | None:
+        """Return stamp and key of a row with the newest stamp that the clock has reached."""
+        poll, reached = self.poll, self._ahead
+        condition = f"<= {reached}" if reached else "is not null"
+        key = ", ".join(f"{quote(name)}::text" for name in poll.source.schema.primary_key)
+        # Ordered inside: in the same select, the text's name would stand for it.
+        found = self._row(
+            f"select {poll.stamp.sql}::text, {key} from (select * from {poll.table} where"
+            f" {poll.stamp.sql} {condition} order by {poll.stamp.sql} desc limit 1) newest"
+        )
+        return None if found[0] is None else found
+
+    def newest_stamp(self) -> str | None:
+        """Return the newest stamp that the clock has reached."""
+        condition = f"{self.poll.stamp.sql} <= {self._ahead}" if self._ahead else "true"
+        return self._extreme("max", condition)
+
+    def has_newest(self, known: Horizon) -> bool:
+        """Tell whether the newest row known is there, as new as it was or newer."""
+        if known.newest is None:
+            return True
+        poll = self.poll
+        pairs = zip(poll.source.schema.primary_key, known.key, strict=True)
+        same = " and ".join(f"{quote(name)} = {bare_literal(value)}" for name, value in pairs)
+        return self._has(f"{same} and {poll.stamp.sql} >= {bare_literal(known.newest)}")
+
+    def oldest(self, condition: str) -> datetime:
+        """Return the oldest stamp there as an instant; now where there is none."""
+        poll = self.poll
+        found = self._row(
+            f"select min({poll.stamp.instant_sql})::text from {poll.table} where {condition}"
+        )
+        texts = pa.array(found[:1], pa.large_string())
+        oldest: datetime = poll.stamp.instants(texts, self._form, self._now)[0].as_py()
+        return oldest
+
+    def changed_rows(self, condition: str, since: int, limit: int) -> Iterator[ChangeBatch]:
+        """Read rows as they are now; `since`: they were not so before, by the source's clock."""
+        yield from self._batches(_rows_sql(self.poll, condition), since, limit)
+
+    def touched_rows(
+        self, keys: Sequence[tuple[Any, ...]], since: int, limit: int
+    ) -> Iterator[ChangeBatch]:
+        """Read the same for keys, whether or not they have a row."""
+        for start in range(0, len(keys), _TOUCHED_ROWS):
+            sql = _touched_sql(self.poll, keys[start : start + _TOUCHED_ROWS])
+            yield from self._batches(sql, since, limit)
+
+    def _batches(self, query: str, since: int, limit: int) -> Iterator[ChangeBatch]:
+        names, form = [LIVE, CHANGED_AT, *self.poll.source.schema.names], self._form
+        self._reading = copied(self._connection, query, names, limit)
+        for texts in self._reading:
+            yield self._batch(texts, form, since)
+
+    def _batch(self, texts: pa.Table, form: Stamp | None, since: int) -> ChangeBatch:
+        schema, count = self.poll.source.schema, texts.num_rows
+        stamps = texts[CHANGED_AT].combine_chunks()
+        own = [
+            pa.array(np.zeros(count, np.int64)),
+            self.poll.stamp.instants(stamps, form, self._now, since),
+            pc.equal(texts[LIVE].combine_chunks(), "t"),
+        ]
+        arrays, rejections = admit_rows(schema, texts)
+        events = pa.table([*own, *arrays], [SEQUENCE, CHANGED_AT, LIVE, *schema.names])
+        letters = letters_of(schema, rejections, texts, self._clock)
+        admitted = without_rows(events.cast(event_schema(schema)), rejections)
+        return ChangeBatch(admitted, count, net=True, rejected=letters, seen_at=self._clock)
+
+    def doubt(self) -> str | None:
+        """Say why stamps of this table need not lie behind the server's horizon."""
+        poll, name = self.poll, repr(self.poll.options.updated_at)
+        if poll.options.clock is Clock.APPLICATION:
+            return f"{name} is stamped by the application's clock"
+        if not poll.stamp.family.is_written_alike and not self._is_of_one_form():
+            return f"{name} holds values of unknown or several forms"
+        if self._ahead and self._has(f"{poll.stamp.sql} > {self._ahead}"):
+            return f"{name} lies ahead of the database's clock"
+        return poll.stamp.doubt(self._form)
+
+    def _is_of_one_form(self) -> bool:
+        oldest = self._extreme("min")
+        if oldest is None:
+            return True
+        form = self.poll.stamp.form(oldest)
+        return form is not None and _lasting(form) == _lasting(self._form)
+
+    @cached_property
+    def _form(self) -> Stamp | None:
+        """How the column writes instants, told from its newest stamp."""
+        alike = self.poll.stamp.family.is_written_alike
+        return None if alike else self.poll.stamp.form(self._extreme("max"))
+
+    @cached_property
+    def _ahead(self) -> str | None:
+        return self._bound(self._now + _AHEAD_SECONDS * _SECOND)
+
+    def _bound(self, micros: int) -> str | None:
+        return self.poll.stamp.bound(micros, self._form)
+
+    def _extreme(self, which: str, condition: str = "true") -> str | None:
+        stamp, table = self.poll.stamp.sql, self.poll.table
+        found: str | None = self._row(
+            f"select {which}({stamp})::text from {table} where {condition}"
+        )[0]
+        return found
+
+    def _has(self, condition: str) -> bool:
+        return bool(
+            self._row(f"select exists (select from {self.poll.table} where {condition})")[0]
+        )
+
+    def _row(self, sql: str, *params: object) -> tuple[Any, ...]:
+        found = self._connection.execute(sql.encode(), params or None).fetchone()
+        return found if found is not None else (None,)
+
+
+def unread(read: Sequence[str]) -> str:
+    """Write SQL of the row versions that no transaction wrote whose rows were read."""
+    return f"xmin <> all ('{{{','.join(read)}}}'::xid[])"
+
+
+def _rows_sql(poll: Poll, condition: str) -> str:
+    """Select rows: live, stamp, then the table's columns."""
+    schema, columns = poll.source.schema, listed(poll.source.schema.names)
+    if poll.options.deleted_at is not None:
+        # Of a row that is marked as deleted, the key is all that counts.
+        columns = ", ".join(
+            quote(name)
+            if name in schema.primary_key
+            else f"case when {poll.live} then {quote(name)} end as {quote(name)}"
+            for name in schema.names
+        )
+    return (
+        f"select {poll.live} as {LIVE}, {poll.stamp.instant_sql} as {CHANGED_AT}, {columns}"
+        f" from {poll.table} where {condition}"
+    )
+
+
+def _touched_sql(poll: Poll, keys: Sequence[tuple[Any, ...]]) -> str:
+    """Select the same for keys, whether or not they have a row."""
+    schema = poll.source.schema
+    key = listed(schema.primary_key)
+    # The empty part gives literals the types of the key's columns.
+    asked = [f"select {key} from {poll.table} where false"]
+    asked += [f"select {', '.join(map(bare_literal, values))}" for values in keys]
+    columns = ", ".join(
+        f"{'k' if name in schema.primary_key else 'r'}.{quote(name)}" for name in schema.names
+    )
+    return (
+        f"select coalesce(r.{LIVE}, false), r.{CHANGED_AT}, {columns}"
+        f" from ({' union all '.join(asked)}) k left join ({_rows_sql(poll, 'true')}) r"
+        f" on {matching('k', 'r', schema.primary_key)}"
+    )
+
+
+def _lasting(form: Stamp | None) -> Stamp | None:
+    """Leave out what texts of one form may differ in."""
+    return form and replace(form, digits=0)

@@ -1,0 +1,164 @@
+"""How one column of PostgreSQL writes instants: bounds in its terms, and its texts as instants."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.model.polling import Stamp
+from rhei_pipeline.model.schema import INSTANT, Column
+from rhei_pipeline.sources.postgres.types import admit_text
+from rhei_pipeline.sql.text import literal, quote
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND = 1_000_000
+_UTC = {"UTC", "Etc/UTC", "GMT", "Etc/GMT"}
+#: Instants before year 1 are no stamps.
+_EARLIEST = -62_135_596_800 * _SECOND
+#: No application stamps rows before 1990: smaller numbers count something else.
+_PLAUSIBLE = 631_152_000 * _SECOND
+
+
+class Family(Enum):
+    """Kinds of columns that can hold stamps."""
+
+    INSTANT = "timestamptz"
+    TIMESTAMP = "timestamp"
+    DATE = "date"
+    INTEGER = "integer"
+    REAL = "real"
+    TEXT = "text"
+
+    @property
+    def is_written_alike(self) -> bool:
+        """Whether the column's type alone tells how it writes an instant."""
+        return self in {Family.INSTANT, Family.TIMESTAMP, Family.DATE}
+
+
+#: By the type's oid, as `postgres_schema` reads it; others hold no stamps.
+FAMILIES = {
+    1184: Family.INSTANT,
+    1114: Family.TIMESTAMP,
+    1082: Family.DATE,
+    20: Family.INTEGER,
+    23: Family.INTEGER,
+    701: Family.REAL,
+    1700: Family.REAL,
+    25: Family.TEXT,
+    1043: Family.TEXT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """A time zone: its name, and whether its clock ever goes back."""
+
+    name: str
+    goes_back: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StampColumn:
+    """A column that every write stamps.
+
+    Attributes:
+        zone: The time zone that dates and timestamps without one are written in; texts without one
+            are taken as UTC.
+        is_nullable: Whether a row may have no stamp.
+    """
+
+    name: str
+    family: Family
+    zone: Zone
+    is_nullable: bool
+
+    @property
+    def sql(self) -> str:
+        """The column, quoted."""
+        return quote(self.name)
+
+    @property
+    def instant_sql(self) -> str:
+        """The column's stamp, as text that `instants` reads."""
+        if self.family in {Family.TIMESTAMP, Family.DATE}:
+            return f"{self.sql}::timestamp at time zone {literal(self.zone.name)}"
+        return self.sql
+
+    def form(self, newest: str | None) -> Stamp | None:
+        """Tell how the column writes instants from the text of a stamp; None where unknown."""
+        if newest is None or self.family.is_written_alike:
+            return None
+        kinds = {Family.INTEGER: int, Family.REAL: float, Family.TEXT: str}
+        found = Stamp.of(kinds[self.family](newest))
+        if found is None or found.julian or not _is_plausible(found, newest):
+            return None
+        return found
+
+    def doubt(self, form: Stamp | None) -> str | None:
+        """Say why stamps in the column's form need not follow the clock."""
+        name = repr(self.name)
+        if self.family in {Family.TIMESTAMP, Family.DATE}:
+            why = f"{name} holds local time of {self.zone.name}, whose clock goes back in autumn"
+            return why if self.zone.goes_back else None
+        if self.family is Family.TEXT and form is not None and not form.zone:
+            why = f"{name} holds text without a zone, and the database's is {self.zone.name}"
+            return None if self.zone.name in _UTC else why
+        return None
+
+    def bound(self, micros: int, form: Stamp | None) -> str | None:
+        """Write SQL of the earliest stamp that this instant, or a later one, may have got.
+
+        None where the column's form is not known.
+        """
+        moment = _EPOCH + timedelta(microseconds=micros)
+        instant = f"timestamptz '{moment.isoformat()}'"
+        if self.family is Family.INSTANT:
+            return instant
+        local = f"({instant} at time zone {literal(self.zone.name)})"
+        if self.family is Family.TIMESTAMP:
+            return local
+        if self.family is Family.DATE:
+            return f"{local}::date"
+        return None if form is None else self._bound_in(form, micros)
+
+    def _bound_in(self, form: Stamp, micros: int) -> str:
+        if form.kind is int:
+            return str(form.floor(micros))
+        if form.kind is float:
+            return repr((micros - 1) / _SECOND)  # a double does not hold every microsecond
+        # Without its fraction, which texts of one instant may write with more digits or fewer.
+        moment = _EPOCH + timedelta(microseconds=micros)
+        return literal(f"{moment:%Y-%m-%d{form.separator}%H:%M:%S}")
+
+    def instants(
+        self, texts: pa.Array, form: Stamp | None, now: int, since: int = _EARLIEST
+    ) -> pa.Array:
+        """Turn stamps into instants; one of another form is dated now.
+
+        So is one that lies ahead of the clock, or no later than `since`, in microseconds both.
+        """
+        present = pa.scalar(now, pa.int64())
+        if not self.family.is_written_alike and form is None:
+            return pa.repeat(present, len(texts)).cast(INSTANT)
+        found = self._admitted(texts, form).cast(pa.int64())
+        dated = pc.and_(pc.greater(found, since), pc.less(found, present))
+        return pc.if_else(pc.fill_null(dated, fill_value=False), found, present).cast(INSTANT)
+
+    def _admitted(self, texts: pa.Array, form: Stamp | None) -> pa.Array:
+        if form is not None and form.kind is float:
+            reals, _ = admit_text(texts, Column("", pa.float64()))
+            return pc.round(pc.multiply(reals, float(_SECOND))).cast(pa.int64(), safe=False)
+        if form is not None and form.kind is int:
+            return admit_text(texts, Column("", INSTANT, epoch=form.epoch))[0]
+        kind = INSTANT if form is None or form.zone else pa.timestamp("us")
+        return admit_text(texts, Column("", kind))[0]
+
+
+def _is_plausible(form: Stamp, newest: str) -> bool:
+    if form.kind is str:
+        return True
+    if form.kind is float:
+        return float(newest) * _SECOND >= _PLAUSIBLE
+    return int(newest) >= form.floor(_PLAUSIBLE)

@@ -1,0 +1,81 @@
+"""Batches of a large table's rows, read ahead by several connections in one snapshot."""
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from queue import SimpleQueue
+
+from rhei_pipeline.model.changes import RowBatch
+from rhei_pipeline.sources.postgres.catalog import Connection
+from rhei_pipeline.sources.postgres.rows import RowReader
+
+#: Connections beside the one that looks for the ranges' ends.
+READERS = 2
+
+
+class ReadAhead:
+    """Reads ranges of keys at the same time, and gives them back in order.
+
+    The ends of the ranges are found by the index alone, so every batch but the last has exactly
+    `limit` rows, however keys are spread. No more than one batch a reader waits to be taken.
+
+    Args:
+        reader: Reads the table in the snapshot.
+        share: Opens one more connection in the same snapshot; it is closed here.
+        resume: The key behind which to begin.
+        limit: Rows of one batch.
+    """
+
+    def __init__(
+        self,
+        reader: RowReader,
+        share: Callable[[], Connection],
+        resume: str | None,
+        limit: int,
+    ) -> None:
+        self._reader = reader
+        self._limit = limit
+        self._given = self._planned = resume
+        self._is_planned = False
+        self._connections = [share() for _ in range(READERS)]
+        self._idle: SimpleQueue[Connection] = SimpleQueue()
+        for connection in self._connections:
+            self._idle.put(connection)
+        self._threads = ThreadPoolExecutor(READERS, "rhei-copy")
+        self._batches: deque[Future[RowBatch | None]] = deque()
+
+    def leads_on(self, table: str, resume: str | None, limit: int) -> bool:
+        """Tell whether the next batch is the one that follows a key."""
+        here = (self._reader.schema.name, self._given, self._limit)
+        return here == (table, resume, limit)
+
+    def next(self) -> RowBatch | None:
+        """Return the next batch; None when there are no more rows."""
+        while len(self._batches) <= READERS and not self._is_planned:
+            self._plan()
+        if not self._batches:
+            return None
+        batch = self._batches.popleft().result()
+        self._given = batch.resume if batch else None
+        return batch
+
+    def close(self) -> None:
+        """End the reading; safe to repeat."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for connection in self._connections:
+            connection.close()
+
+    def _plan(self) -> None:
+        """Have the next range read."""
+        begin, end = self._planned, self._reader.end_of(self._planned, self._limit)
+        self._batches.append(self._threads.submit(self._read, begin, end))
+        self._planned, self._is_planned = end, end is None
+
+    def _read(self, begin: str | None, end: str | None) -> RowBatch | None:
+        connection = self._idle.get()
+        try:
+            reader = replace(self._reader, connection=connection)
+            return reader.rows(begin, self._limit if end is None else None, end)
+        finally:
+            self._idle.put(connection)

@@ -1,0 +1,96 @@
+"""How a PostgreSQL table's columns behave in queries, where that tells more than their types."""
+
+import pyarrow as pa
+
+from rhei_pipeline.model.schema import Column, Table, TableOptions
+from rhei_pipeline.model.semantics import Kind, MirroredTable
+from rhei_pipeline.sources.postgres.catalog import (
+    DEFAULT_NAMESPACE,
+    NUMERIC,
+    Connection,
+    arrow_type,
+)
+from rhei_pipeline.sources.postgres.versions import Since, where
+
+#: Types, by oid, that DuckDB computes with as PostgreSQL does.
+_KINDS = {
+    16: Kind.TRUTH,
+    17: Kind.BLOB,
+    20: Kind.INT,
+    21: Kind.INT,
+    23: Kind.INT,
+    25: Kind.TEXT,
+    701: Kind.REAL,
+    1043: Kind.TEXT,
+    1082: Kind.DATE,
+    1114: Kind.TIMESTAMP,
+    1184: Kind.INSTANT,
+    1700: Kind.DECIMAL,
+}
+_COLUMNS = """
+select a.attname, a.atttypid::bigint, a.atttypmod,
+       coalesce(l.collisdeterministic, true),
+       coalesce(l.collnamespace = 'pg_catalog'::regnamespace and (
+                l.collname in ('C', 'POSIX', 'ucs_basic')
+                or l.collname = 'default' and {by_bytes}), true)
+from pg_attribute a
+join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
+join pg_database d on d.datname = current_database()
+left join pg_collation l on l.oid = a.attcollation
+where n.nspname = %s and c.relname = %s and a.attnum > 0 and not a.attisdropped
+order by a.attnum
+"""
+
+#: ICU compares by its own locale, whatever the C library's is; what is built in, by code points.
+_BY_BYTES = "d.datcollate in ('C', 'POSIX')"
+_BY_BYTES_OF_PROVIDER = f"(d.datlocprovider = 'b' or d.datlocprovider = 'c' and {_BY_BYTES})"
+#: A query of a parent shows its children's rows; policies hide rows from some users.
+_ROWS = """
+select c.relrowsecurity,
+       exists (select 1 from pg_inherits i where i.inhparent = c.oid) and c.relkind = 'r'
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = %s and c.relname = %s
+"""
+
+
+def meaning(connection: Connection, table: Table, options: TableOptions) -> MirroredTable:
+    """Describe a table for translation; domains and other types of users stay OPAQUE."""
+    schema = table.schema
+    name_parts = (schema.namespace or DEFAULT_NAMESPACE, schema.relation)
+    by_bytes = where(connection, Since.LOCALE_PROVIDERS, _BY_BYTES_OF_PROVIDER, _BY_BYTES)
+    rows = connection.execute(_COLUMNS.format(by_bytes=by_bytes), name_parts).fetchall()
+    by_name = {column.name: column for column in schema.columns}
+    kinds: dict[str, Kind] = {}
+    collated = set()
+    for name, oid, modifier, plain, is_by_bytes in rows:
+        column = by_name.get(name)
+        if column is None or name in options.types or not plain:
+            continue
+        kinds[name] = _kind(column, oid, modifier)
+        if not is_by_bytes:
+            collated.add(name)
+    names = tuple(row[0] for row in rows)
+    doubt = _doubt(connection, name_parts)
+    return MirroredTable(schema, table.mode, kinds, frozenset(collated), names, doubt)
+
+
+def _doubt(connection: Connection, name_parts: tuple[str, str]) -> str | None:
+    found = connection.execute(_ROWS, name_parts).fetchone()
+    if found is None:
+        return "is gone"
+    if found[0]:
+        return "hides rows by policies"
+    return "has children that inherit from it" if found[1] else None
+
+
+def _kind(column: Column, oid: int, modifier: int) -> Kind:
+    kept = arrow_type(oid, modifier)
+    if not kept.equals(column.type) or (oid == NUMERIC and not pa.types.is_decimal(kept)):
+        return Kind.OPAQUE
+    return _KINDS.get(oid, Kind.OPAQUE)
+
+
+def finds_public(connection: Connection) -> bool:
+    """Tell whether a table's name without its schema can only mean one in `public`."""
+    found = connection.execute("select current_schemas(false)").fetchone()
+    return found is not None and found[0] == [DEFAULT_NAMESPACE]

@@ -1,0 +1,1 @@
+"""Capture from PostgreSQL by triggers into logs in the same database."""

@@ -1,0 +1,440 @@
+"""The text of PostgreSQL capture by triggers: a typed log a table, and statement-level triggers.
+
+Whatever becomes of a table, its application's statements must not fail for us: nothing here makes
+the server refuse to drop or alter a column or a type. A trigger that does not find the table as it
+was made for says so in a table of ours, and logs what it finds in another form.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from rhei_pipeline.sources.postgres.catalog import (
+    DEFAULT_NAMESPACE,
+    Connection,
+    PostgresTable,
+    qualified,
+)
+from rhei_pipeline.sources.postgres.triggers.misfit import FUNCTIONS, log_misfit, note_misfit
+from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
+from rhei_pipeline.sql.text import listed, literal, quote
+
+#: What the log says: a key was touched; a row as it is; a key without a row; the table was
+#: truncated; and a first entry, which tells this log from one before it.
+TOUCHED, ROW, GONE, TRUNCATED, BEGUN = "k", "r", "d", "t", "m"
+
+#: When an entry was made: by its statement, or by its transaction's commit where that is kept.
+STATEMENT, COMMIT = "at", "coalesce(pg_xact_commit_timestamp(xid::xid), at)"
+
+SCHEMA = "_rhei"
+#: What is captured, who reads it, which table was met otherwise than its trigger knows it, and the
+#: logs that others took the place of while a mirror had yet to read them.
+OWN_TABLES = (
+    "create table if not exists _rhei.capture(relation oid primary key, columns text[] not null,"
+    " key text[] not null, images boolean not null, wanted text not null, base bigint not null,"
+    " pruned bigint not null, identity text)",
+    "create table if not exists _rhei.consumer(mirror text not null, relation oid not null,"
+    " snapshot pg_snapshot not null, position bigint not null, marker bigint not null,"
+    " marked_by xid8, seen_at timestamptz not null default now(), primary key (mirror, relation))",
+    "create table if not exists _rhei.broken(relation oid not null)",
+    # Made by what came before this was known, the tables lack it.
+    "alter table _rhei.broken add column if not exists lost boolean not null default true",
+    "alter table _rhei.capture add column if not exists attributes smallint[],"
+    " add column if not exists types oid[], add column if not exists log oid,"
+    " add column if not exists whole boolean",
+    *FUNCTIONS,
+    "create table if not exists _rhei.former(log oid primary key, relation oid not null,"
+    " columns text[] not null, key text[] not null, base bigint not null, pruned bigint not null,"
+    " identity text not null, attributes smallint[] not null, types oid[] not null,"
+    " ended bigint not null, cut bigint, leads_on boolean not null,"
+    " whole boolean not null)",
+)
+
+#: Built-in types, by oid, of which two equal values are one: true of few, false of 1.0 and 1.00.
+_EXACT = {16, 17, 20, 21, 23, 25, 26, 1043, 1082, 1114, 1184, 2950}
+#: real and double precision: 0.0 and -0.0 are one key to the mirror, as they are to the index.
+_FLOATING = {700, 701}
+_EVENTS = {
+    "insert": "referencing new table as _rhei_new",
+    "update": "referencing old table as _rhei_old new table as _rhei_new",
+    "delete": "referencing old table as _rhei_old",
+    "truncate": "",
+}
+#: A plan is made once a session, for one row or for a million: the way that suits both.
+_BY_HASH = ("enable_nestloop = off", "enable_mergejoin = off")
+_BY_INDEX = ("enable_hashjoin = off", "enable_mergejoin = off", "enable_seqscan = off")
+
+_COLUMNS = """
+with recursive base(attnum, oid) as (
+    select attnum, atttypid from pg_attribute
+    where attrelid = %(oid)s and attnum > 0 and not attisdropped
+    union all
+    select b.attnum, t.typbasetype from base b join pg_type t on t.oid = b.oid
+    where t.typtype = 'd'
+), operator(attnum, name) as (
+    select k.attnum, min(format('operator(%%I.%%s)', n.nspname, o.oprname))
+    from pg_index i cross join unnest(i.indkey::int2[], i.indclass::oid[]) k(attnum, class)
+    join pg_opclass c on c.oid = k.class
+    join pg_am m on m.oid = c.opcmethod and m.amname = 'btree'
+    join pg_amop p on p.amopfamily = c.opcfamily and p.amopstrategy = 3
+        and p.amoplefttype = c.opcintype and p.amoprighttype = c.opcintype
+    join pg_operator o on o.oid = p.amopopr join pg_namespace n on n.oid = o.oprnamespace
+    where i.indrelid = %(oid)s and i.indisunique group by k.attnum
+)
+select a.attname::text, a.atttypid::bigint, b.oid::bigint, format_type(b.oid, -1),
+    (select quote_ident(n.nspname) || '.' || quote_ident(l.collname) from pg_collation l
+     join pg_namespace n on n.oid = l.collnamespace
+     where l.oid = a.attcollation and l.collprovider <> 'd'),
+    coalesce(o.name, 'operator(pg_catalog.=)'), a.attnum::int
+from base b join pg_attribute a on a.attrelid = %(oid)s and a.attnum = b.attnum
+join pg_type t on t.oid = b.oid and t.typtype <> 'd' left join operator o on o.attnum = a.attnum
+order by a.attnum
+"""
+_PRIMARY = "select indkey::text from pg_index where indrelid = %s and indisprimary"
+#: Types that come with the server have oids below this; no application can drop them.
+_FIRST_OWN_OID = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedColumn:
+    """A column as its table has it, and as the log keeps it.
+
+    Attributes:
+        declared: Its type's oid.
+        base: The oid of the type a domain is made of, else the same.
+        type: That type's name.
+        collation: Where it is not the database's own.
+        equals: The operator by which the key's index finds it.
+        attribute: Its number, which no other column of the table ever gets; 0 where it is gone.
+    """
+
+    name: str
+    declared: int
+    base: int
+    type: str
+    collation: str | None
+    equals: str
+    attribute: int
+
+    @property
+    def stored(self) -> str:
+        """The type in the log; text for one that an application may want to drop."""
+        return self.type if self.base < _FIRST_OWN_OID else "text"
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether two values that the index calls equal are one key."""
+        return self.base in _EXACT | _FLOATING and self.collation is None
+
+    @property
+    def is_exact_in_log(self) -> bool:
+        """Whether two values that the log calls equal are one key."""
+        return self.stored == "text" or self.base in _EXACT | _FLOATING
+
+    def shown(self, place: str) -> str:
+        """Write the key of a logged entry; where it has several forms, as its row has it now."""
+        logged = f"k.{place}"
+        return f"coalesce(t.{quote(self.name)}, {logged})" if self.base in _FLOATING else logged
+
+    def logged(self, value: str) -> str:
+        """Write a value of the table for the log."""
+        return value if self.base < _FIRST_OWN_OID else f"{value}::text"
+
+    def native(self, value: str) -> str:
+        """Write a value of the log so that the table's index finds it."""
+        typed = value if self.base < _FIRST_OWN_OID else f"{value}::{self.type}"
+        return f"({typed} collate {self.collation})" if self.collation else typed
+
+    def same(self, left: str, right: str) -> str:
+        """Compare two values of the column's type: equal, and one key."""
+        equal = f"{left} {self.equals} {right}"
+        return equal if self.is_exact else f"{equal} and {_bytes(left)} = {_bytes(right)}"
+
+
+def columns_of(connection: Connection, table: PostgresTable) -> dict[str, LoggedColumn]:
+    """Read all columns of a table, by name."""
+    rows = connection.execute(_COLUMNS, {"oid": table.oid})
+    return {row[0]: LoggedColumn(*row) for row in rows}
+
+
+def primary_of(connection: Connection, table: PostgresTable) -> str:
+    """Read the columns of a table's primary key, as the catalogue writes them."""
+    found = connection.execute(_PRIMARY, (table.oid,)).fetchone()
+    return str(found[0]) if found else ""
+
+
+@dataclass(frozen=True)
+class TableLog:
+    """The log of one table: which columns it keeps, and of what.
+
+    Attributes:
+        columns: In their order in the log.
+        images: Whether it keeps rows as they are, or only the keys that were touched.
+        whole: Whether these are all columns of the table.
+        primary: The table's primary key as the catalogue writes it, where that is the key.
+    """
+
+    source: PostgresTable
+    key: tuple[str, ...]
+    columns: tuple[LoggedColumn, ...]
+    images: bool
+    whole: bool = False
+    primary: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The log's table."""
+        return log_name(self.source.oid)
+
+    @property
+    def table(self) -> str:
+        """The table whose log it is."""
+        return qualified(self.source.schema)
+
+    @cached_property
+    def places(self) -> dict[str, str]:
+        """The log's names of the columns."""
+        return {column.name: f"c{place}" for place, column in enumerate(self.columns)}
+
+    @cached_property
+    def key_columns(self) -> tuple[LoggedColumn, ...]:
+        """The columns that tell rows apart."""
+        by_name = {column.name: column for column in self.columns}
+        return tuple(by_name[name] for name in self.key)
+
+    @cached_property
+    def wanted(self) -> str:
+        """A digest of all that capture of this table is made of."""
+        return hashlib.sha256("\n".join([*self.tables(), *self.triggers()]).encode()).hexdigest()
+
+    def tables(self) -> list[str]:
+        """Write the statements that create the log."""
+        kept = "".join(f", {self.places[c.name]} {c.stored}" for c in self.columns)
+        kept += ", misfit jsonb" if self.images else ""
+        # One index, in which all rows of a statement stand together: others cost the application.
+        return [
+            f"create table {self.name}(seq bigint generated always as identity,"
+            " xid xid8 not null default pg_current_xact_id(),"
+            f' at timestamptz not null default clock_timestamp(), kind "char" not null{kept})',
+            f"create index on {self.name}(xid)",
+        ]
+
+    def triggers(self) -> Iterator[str]:
+        """Write the statements that create the triggers, or mend them."""
+        settings = ["search_path = pg_catalog, pg_temp", *(_BY_INDEX if self.images else _BY_HASH)]
+        if any(column.base >= _FIRST_OWN_OID for column in self.columns):
+            # A type's text depends on them.
+            settings += [
+                f"{name} = {literal(value)}"
+                for name, value in SESSION_SETTINGS.items()
+                if name != "client_encoding"
+            ]
+        yield (
+            f"create or replace function {self._function}() returns trigger language plpgsql"
+            f" security definer {' '.join(f'set {setting}' for setting in settings)}"
+            f" as {literal(self._body())}"
+        )
+        # Nobody is to write to the log from a table of his own.
+        yield f"revoke all on function {self._function}() from public"
+        for event, referencing in _EVENTS.items():
+            trigger = quote(f"_rhei_{event}")
+            yield (
+                f"create or replace trigger {trigger} after {event} on {self.table} {referencing}"
+                f" for each statement execute function {self._function}()"
+            )
+            # Replication and bulk loads turn other triggers off.
+            yield f"alter table {self.table} enable always trigger {trigger}"
+
+    @property
+    def _function(self) -> str:
+        return f"{SCHEMA}.capture_{self.source.oid}"
+
+    def _body(self) -> str:
+        bodies = {
+            "INSERT": self._inserted(),
+            "UPDATE": self._updated(),
+            "DELETE": self._deleted(),
+            "TRUNCATE": [f"insert into {self.name}(kind) values ({literal(TRUNCATED)})"],
+        }
+        branches = " els".join(
+            f"if tg_op = {literal(event)} then {' '.join(f'{text};' for text in statements)}"
+            for event, statements in bodies.items()
+        )
+        return (
+            f"declare sentence text; begin {self._guard()} {self._with_old_catalogue(branches)}"
+            f" {branches} end if; return null; end"
+        )
+
+    def _with_old_catalogue(self, branches: str) -> str:
+        """Write the statements for a transaction that may be older than the table's last change.
+
+        It sees the catalogue as it was when it began, and the table as it is.
+        """
+        names = sorted(column.name for column in self.columns)
+        found = (
+            'select array_agg(key order by key collate "C") from (select jsonb_object_keys('
+            "to_jsonb(one)) as key from (select * from {0} limit 1) one) found"
+        )
+        checks = " els".join(
+            f"if tg_op {events} then if ({found.format(rows)}) <> array[{_literals(names)}]"
+            " then raise undefined_column; end if;"
+            for events, rows in (
+                ("in ('INSERT', 'UPDATE')", "_rhei_new"),
+                ("= 'DELETE'", "_rhei_old"),
+            )
+        )
+        check = f"{checks} end if;" if self.images and self.whole else ""
+        return (
+            "if current_setting('transaction_isolation') in ('repeatable read', 'serializable')"
+            f" then begin {check} {branches} end if;"
+            f" exception when syntax_error_or_access_rule_violation then {_lost()} end;"
+            " return null; end if;"
+        )
+
+    def _guard(self) -> str:
+        """Write the statements that log in another form where the table is not as it was."""
+        schema = self.source.schema
+        return (
+            f"if to_regclass({literal(self.name)}) is null then return null; end if;"
+            f" if tg_table_schema <> {literal(schema.namespace or DEFAULT_NAMESPACE)}"
+            f" or tg_table_name <> {literal(schema.relation)} or {self._is_otherwise()}"
+            f" then {self._misfit()} return null; end if;"
+        )
+
+    def _is_otherwise(self) -> str:
+        """Write the condition under which columns or key are not as they were."""
+        known = sorted(self._named, key=lambda column: column.attribute)
+        said = literal(" ".join(f"{c.name} {c.attribute} {c.declared}" for c in known))
+        names = _literals([column.name for column in known])
+        # Of a row that is kept whole, a column that it does not have yet is a part as well.
+        chosen = "" if self.images and self.whole else f" and attname = any(array[{names}])"
+        changed = (
+            f"{said} is distinct from (select string_agg(concat_ws(' ', attname, attnum, atttypid),"
+            " ' ' order by attnum) from pg_attribute where attrelid = tg_relid and attnum > 0"
+            f" and not attisdropped{chosen})"
+        )
+        if not self.images or self.primary is None:
+            return changed
+        return (
+            f"{changed} or {literal(self.primary)} is distinct from"
+            " (select indkey::text from pg_index where indrelid = tg_relid and indisprimary)"
+        )
+
+    def _misfit(self) -> str:
+        if not self.images:
+            return _lost()
+        key = ",".join(str(column.attribute) for column in self.key_columns)
+        return log_misfit("tg_relid", self.name, f"{{{key}}}", otherwise=_lost())
+
+    @property
+    def _named(self) -> Sequence[LoggedColumn]:
+        """The columns that the triggers name."""
+        return self.columns if self.images else self.key_columns
+
+    def _inserted(self) -> list[str]:
+        return [self._image() if self.images else self._touch("_rhei_new")]
+
+    def _updated(self) -> list[str]:
+        if self.images:
+            return [*self._deleted(), self._image()]
+        moved = f"not exists (select from _rhei_new n where {self._same('n', 'o')})"
+        return [self._touch("_rhei_new"), f"{self._touch('_rhei_old')} where {moved}"]
+
+    def _deleted(self) -> list[str]:
+        if not self.images:
+            return [self._touch("_rhei_old")]
+        gone = f"not exists (select from {self.table} t where {self._same('t', 'o')})"
+        return [f"{self._keys(GONE, '_rhei_old')} where {gone}"]
+
+    def _touch(self, rows: str) -> str:
+        return self._keys(TOUCHED, rows)
+
+    def _keys(self, kind: str, rows: str) -> str:
+        places = ", ".join(self.places[name] for name in self.key)
+        values = ", ".join(c.logged(f"o.{quote(c.name)}") for c in self.key_columns)
+        return (
+            f"insert into {self.name}(kind, {places})"
+            f" select {literal(kind)}, {values} from {rows} o"
+        )
+
+    def _image(self) -> str:
+        """Log rows as the table has them now: its own triggers may have touched them again."""
+        return f"{self.image_insert()} join _rhei_new n on {self._same('t', 'n')}"
+
+    def image_insert(self) -> str:
+        """Write the statement that logs rows as they are now; a condition may follow it."""
+        places = ", ".join(self.places.values())
+        values = ", ".join(column.logged(f"t.{quote(column.name)}") for column in self.columns)
+        return (
+            f"insert into {self.name}(kind, {places}) select {literal(ROW)}, {values}"
+            f" from {self.table} t"
+        )
+
+    def touch_insert(self, keys: str) -> str:
+        """Write the statement that logs keys, given as rows of SQL, as touched or with their rows.
+
+        The first of those rows gives the types of the key's columns.
+        """
+        typed = f"select {listed(self.key)} from {self.table} where false"
+        asked = f"({typed} union all {keys})"
+        if not self.images:
+            return self._touch(asked)
+        gone = f"not exists (select from {self.table} t where {self._same('t', 'o')})"
+        return (
+            f"with rows as ({self.image_insert()} join {asked} n on {self._same('t', 'n')})"
+            f" {self._keys(GONE, asked)} where {gone}"
+        )
+
+    def net_sql(self, names: Sequence[str], touched: str, entries: int) -> str:
+        """Select `live` and columns of every key that was touched: what became of it, once a key.
+
+        Told how many entries there are, the server looks few keys up by the table's index; by
+        itself it knows nothing of a log that is pruned all the time.
+        """
+        keys = [(column, self.places[column.name]) for column in self.key_columns]
+        apart = [place if c.is_exact_in_log else f"{place}, {_bytes(place)}" for c, place in keys]
+        on = " and ".join(
+            column.same(f"t.{quote(column.name)}", column.native(f"k.{place}"))
+            for column, place in keys
+        )
+        shown_keys = {column.name: column.shown(place) for column, place in keys}
+        shown = ", ".join(shown_keys.get(name, f"t.{quote(name)}") for name in names)
+        return (
+            f"select t.{quote(self.key[0])} is not null, {shown} from ("
+            f"select {', '.join(place for _, place in keys)} from ({touched}) touched"
+            f" group by {', '.join(apart)} limit {entries}) k left join {self.table} t on {on}"
+        )
+
+    def _same(self, left: str, right: str) -> str:
+        """Compare the keys of two rows of the table."""
+        return " and ".join(
+            column.same(f"{left}.{quote(column.name)}", f"{right}.{quote(column.name)}")
+            for column in self.key_columns
+        )
+
+
+def log_name(relation: int) -> str:
+    """Return the name of a table's log."""
+    return f"{SCHEMA}.log_{relation}"
+
+
+def remains(relation: int) -> Iterable[str]:
+    """Write the statements that remove the capture of a table that is no more."""
+    yield f"drop table if exists {log_name(relation)}"
+    yield f"drop function if exists {SCHEMA}.capture_{relation}"
+    for table in ("capture", "consumer", "broken"):
+        yield f"delete from {SCHEMA}.{table} where relation = {relation}"
+
+
+def _lost() -> str:
+    """Write the statements that note that something was done to a table that no log tells of."""
+    return f"begin {note_misfit('tg_relid', lost=True)}; exception when others then null; end;"
+
+
+def _literals(texts: Iterable[str]) -> str:
+    return ", ".join(map(literal, texts))
+
+
+def _bytes(value: str) -> str:
+    return f'({value}::text collate "C")'

@@ -1,0 +1,91 @@
+"""A table that triggers capture as the catalogue describes it, and its log as it was made."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rhei_pipeline.model.schema import Mode, Table, TableSchema
+from rhei_pipeline.sources.postgres.catalog import PostgresTable
+from rhei_pipeline.sources.postgres.triggers.ddl import LoggedColumn, TableLog
+from rhei_pipeline.sources.postgres.triggers.logs import Part, read_now, read_then
+from rhei_pipeline.sources.postgres.triggers.position import Proof, shape_of
+from rhei_pipeline.sources.postgres.triggers.registry import Registered
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A table as the catalogue describes it, all of its columns, and its primary key."""
+
+    source: PostgresTable
+    columns: Mapping[str, LoggedColumn]
+    primary: str
+
+    def log(self, key: tuple[str, ...], names: Sequence[str], *, images: bool) -> TableLog:
+        """Return a log of these columns; of one that is no more, its name is known."""
+        columns = tuple(self.columns.get(name) or _dropped(name) for name in names)
+        numbers = {str(self.columns[name].attribute) for name in key if name in self.columns}
+        return TableLog(
+            self.source,
+            key,
+            columns,
+            images,
+            whole={*names} >= {*self.columns},
+            primary=self.primary if numbers == {*self.primary.split()} else None,
+        )
+
+
+def is_captured(found: Registered | None, table: Table, entry: Entry) -> bool:
+    """Tell whether log and triggers stand as they would be made now, or log more."""
+    if found is None or not found.intact or not _is_enough(found, table, entry):
+        return False
+    return found.wanted == log_of(found, entry).wanted
+
+
+def _is_enough(found: Registered, table: Table, entry: Entry) -> bool:
+    """Tell whether a log keeps what a table's mirror needs."""
+    schema = entry.source.schema
+    keeps_rows = found.images and {*schema.names} <= {*found.columns}
+    return found.key == schema.primary_key and (keeps_rows or table.mode is Mode.DESTRUCTIVE)
+
+
+def log_of(found: Registered, entry: Entry) -> TableLog:
+    """Return a log in the shape it was made in; of a column that is no more, its name is known."""
+    return entry.log(found.key, found.columns, images=found.images)
+
+
+def log_of_the_gone(found: Registered, schema: TableSchema) -> TableLog:
+    """Return the log of a table that was dropped or renamed, as its mirror knew that table."""
+    columns = tuple(map(_dropped, found.columns))
+    return TableLog(PostgresTable(schema, found.relation), found.key, columns, images=True)
+
+
+def _dropped(name: str) -> LoggedColumn:
+    return LoggedColumn(name, 0, 0, "text", None, "operator(pg_catalog.=)", 0)
+
+
+def parts_of(
+    found: Registered, table: Table, entry: Entry | None, proof: Proof | None
+) -> tuple[tuple[Part, ...], bool]:
+    """Return the logs that lead from a position to where a table is read to, and whether all do.
+
+    In the shape that the table has now, that is the end of the newest one. In the shape that the
+    mirror knew, it is where the table was changed: what came later is read once the mirror has
+    taken on the new shape. Of a table that is no more, it is the end as well.
+
+    `entry`: what stands behind the table's name, where that is the table the logs are of.
+    `proof`: of the position; None for the newest log.
+    """
+    logs = found.generations
+    if proof is None:
+        logs = logs[-1:]
+    else:
+        places = [place for place, log in enumerate(logs) if log.identity == proof.identity]
+        logs = logs[places[0] :] if places else ()
+    if not logs or (table.mode is Mode.DESTRUCTIVE and len(logs) > 1):
+        return (), False
+    if entry is not None and (entry.source.schema == table.schema or not found.images):
+        return read_now(logs, table, entry.columns), True
+    if proof is not None and proof.shape not in {"", shape_of(table)}:
+        return (), False
+    if entry is None:
+        return read_then(logs, table.schema, late=True), True
+    return read_then(logs[:1], table.schema, late=False), False

@@ -1,0 +1,357 @@
+"""The logs of one table, one after the other, and how a table of a certain shape is read from them.
+
+A log is made anew for a table that was migrated. The one before it is kept until every mirror has
+what it tells. A place in it leads on through all logs that came later: since a place says which
+transactions were seen, and nobody writes the table while its log is changed, nothing is between.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import pyarrow as pa
+
+from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
+from rhei_pipeline.sources.postgres.catalog import DEFAULT_NAMESPACE, NUMERIC, arrow_type
+from rhei_pipeline.sources.postgres.triggers.ddl import (
+    GONE,
+    ROW,
+    SCHEMA,
+    TOUCHED,
+    LoggedColumn,
+    TableLog,
+)
+from rhei_pipeline.sources.postgres.triggers.misfit import (
+    OTHER_GONE,
+    OTHER_KINDS,
+    OTHER_ROW,
+    part_of,
+    type_of,
+)
+from rhei_pipeline.sql.text import literal
+
+#: Types whose text is not what a value of theirs becomes as text, or in any other type.
+_OWN_FORM = (16, 17, 700, 701, 1082, 1083, 1114, 1184)
+#: Parts the names of columns that do not fit.
+APART = "chr(31)"
+_WHOLE = (20, 21, 23, 26)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One log of a table, from when it was made until another took its place.
+
+    Attributes:
+        name: The log's table; `log` is that table's oid, None where it was not noted.
+        columns, key: By the names they had when it was made.
+        attributes, types: The columns' numbers, and their types' oids; none where not noted.
+        base: What is added to a snapshot's own order.
+        pruned: Behind positions before this one, entries are forgotten.
+        identity: What tells this log and its triggers from others, and from what became of them.
+        images: Whether it keeps rows.
+        ended: Positions from here on are in the log that took its place; None while none did.
+        cut: From this entry on, the table was not as its triggers knew it; None where it always
+            was, and where that is still to be asked (`is_cut`).
+        whole: Whether it keeps all columns that the table had.
+        leads_on: Whether all that was done to the table is in this log or in the next one.
+    """
+
+    relation: int
+    name: str
+    log: int | None
+    columns: tuple[str, ...]
+    key: tuple[str, ...]
+    attributes: tuple[int, ...]
+    types: tuple[int, ...]
+    base: int
+    pruned: int
+    identity: str
+    images: bool
+    ended: int | None = None
+    cut: int | None = None
+    leads_on: bool = True
+    whole: bool = False
+    is_cut: bool = False
+
+    def places(self) -> Mapping[str, tuple[str, int]]:
+        """Return place and type of each column, by its number; by its name where none is noted."""
+        names = [str(number) for number in self.attributes] or self.columns
+        types = self.types or (0,) * len(names)
+        return {name: (f"c{n}", types[n]) for n, name in enumerate(names)}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A column as it is to be read.
+
+    Attributes:
+        attribute: Its number, or its name where no number is known.
+        base: The oid of the type it is read as; 0 where that is not known.
+    """
+
+    column: Column
+    attribute: str
+    base: int
+
+    def fits(self, oid: int) -> bool:
+        """Tell whether a value of a type, as text, is exactly a value of this column."""
+        if oid == self.base or not self.base:
+            return True
+        kind, natural = self.column.type, arrow_type(oid, -1)
+        if self.column.epoch is not None or pa.types.is_integer(kind):
+            return oid in _WHOLE
+        if pa.types.is_decimal(kind):
+            return oid in _WHOLE or oid == NUMERIC
+        if pa.types.is_string(kind):
+            return oid in _WHOLE or natural.equals(kind)
+        return bool(natural.equals(kind))
+
+    def is_unfit(self, oid: str) -> str:
+        """Write whether a type, given by an expression, is none of those."""
+        known = [kind for kind in (*_OWN_FORM, *_WHOLE, NUMERIC) if self.fits(kind)]
+        if pa.types.is_string(self.column.type):
+            unfit = [kind for kind in _OWN_FORM if kind not in known]
+            return f"{oid} in ({_texts(unfit)})"
+        return f"{oid} not in ({_texts([self.base, *known])})"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A log, and how it is read.
+
+    Attributes:
+        wanted: The columns.
+        key: Those of them that tell rows apart.
+        late: Whether what lies behind the log's cut is read as well.
+        only: Of that, what was done while the table had this name; None for all.
+        left: Numbers of columns that the first log has and the table has no more.
+    """
+
+    generation: Generation
+    wanted: tuple[Wanted, ...]
+    key: tuple[Wanted, ...]
+    late: bool
+    only: str | None = None
+    left: tuple[str, ...] = ()
+
+    def versions(self, condition: str) -> list[str]:
+        """Write queries of place, transaction, `live`, unfit columns and columns of entries.
+
+        They are to be run in this order; each gives its entries in order.
+        """
+        cut = self.generation.cut
+        queries = [] if self._has_no_key else [self._plain(condition)]
+        if cut is not None and self.late:
+            queries.append(self._mixed(f"{condition} and seq >= {cut}"))
+        return queries
+
+    def touched(self, condition: str, log: TableLog) -> list[str]:
+        """Write queries of the keys of entries, in the form in which another log has them."""
+        places, name, queries = self.generation.places(), self.generation.name, []
+        asked = list(zip(self.key, log.key_columns, strict=True))
+        if not self._has_no_key:
+            found = [(column, *places[w.attribute]) for w, column in asked]
+            shown = [
+                place if kind in {0, column.base} else f"{_shown(place)}::{column.stored}"
+                for column, place, kind in found
+            ]
+            queries.append(
+                f"select {_as_in(log, shown)} from {name} where {condition}"
+                f" and kind in ('{TOUCHED}', '{ROW}', '{GONE}')"
+            )
+        if self.late and self.generation.cut is not None:
+            shown = [
+                f"case when not ({w.is_unfit(type_of(int(w.attribute)))})"
+                f" then ({part_of(int(w.attribute))})::{column.stored} end"
+                for w, column in asked
+            ]
+            told = " and ".join(f"{log.places[name]} is not null" for name in log.key)
+            queries.append(
+                f"select * from (select {_as_in(log, shown)} from {name} where {condition}"
+                f" and kind in ('{OTHER_ROW}', '{OTHER_GONE}')) other where {told}"
+            )
+        return queries
+
+    def incomplete(self, condition: str) -> str | None:
+        """Write a query that counts versions with a value that nothing can be read as any more."""
+        places = self.generation.places()
+        told = [f"{places[number][0]} is not null" for number in self.left if number in places]
+        if self.late and self.generation.cut is not None:
+            told += [f"{part_of(int(number))} is not null" for number in self.left]
+        if not told:
+            return None
+        return (
+            f"select count(*) from {self.generation.name} where {condition}"
+            f" and kind in ('{ROW}', '{OTHER_ROW}') and ({' or '.join(told)})"
+        )
+
+    @property
+    def _has_no_key(self) -> bool:
+        places = self.generation.places()
+        return any(w.attribute not in places for w in self.key)
+
+    def _plain(self, condition: str) -> str:
+        generation, places = self.generation, self.generation.places()
+        kinds = f"'{ROW}', '{GONE}'"
+        own = {*generation.key}
+        numbers = dict(zip(generation.columns, places, strict=True))
+        if not {w.attribute for w in self.key} <= {numbers[name] for name in own}:
+            kinds = f"'{ROW}'"  # what it says of rows that are gone does not tell which
+        before = "" if generation.cut is None else f" and seq < {generation.cut}"
+        found = [places.get(w.attribute, ("null", w.base)) for w in self.wanted]
+        unfit = [
+            f"case when {place} is not null then {literal(w.column.name)} end"
+            for w, (place, kind) in zip(self.wanted, found, strict=True)
+            if not w.fits(kind)
+        ]
+        return (
+            f"select seq, xid, kind = '{ROW}', {_listed_unfit(unfit)},"
+            f" {', '.join(place for place, _ in found)} from {generation.name}"
+            f" where {condition}{before} and kind in ({kinds}) order by seq"
+        )
+
+    def _mixed(self, condition: str) -> str:
+        places = self.generation.places()
+        shown, unfit = [], []
+        for wanted in self.wanted:
+            number, name = int(wanted.attribute), literal(wanted.column.name)
+            place, kind = places.get(wanted.attribute, ("", 0))
+            logged = part_of(number)
+            shown.append(f"coalesce({logged}, {_shown(place)})" if place else logged)
+            unfit.append(
+                f"case when {logged} is not null and {wanted.is_unfit(type_of(number))}"
+                f" then {name} end"
+            )
+            if place and not wanted.fits(kind):
+                unfit.append(f"case when {place} is not null then {name} end")
+        keys = " and ".join(
+            f"coalesce({part_of(int(w.attribute))}, {_shown(places[w.attribute][0])}) is not null"
+            if w.attribute in places
+            else f"{part_of(int(w.attribute))} is not null"
+            for w in self.key
+        )
+        return (
+            f"select seq, xid, kind in ('{ROW}', '{OTHER_ROW}'), {_listed_unfit(unfit)},"
+            f" {', '.join(shown)} from {self.generation.name} where {condition}"
+            f" and kind in ('{ROW}', '{GONE}', '{OTHER_ROW}', '{OTHER_GONE}') and {keys}"
+            " order by seq"
+        )
+
+    def limits(self) -> str:
+        """Write which entries are read at all."""
+        cut = self.generation.cut
+        if cut is None:
+            return "true"
+        if not self.late:
+            return f"seq < {cut}"
+        if self.only is None:
+            return "true"
+        return f"(kind not in ({OTHER_KINDS}) or misfit->>'table' = {literal(self.only)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What the source says of a table's log.
+
+    Attributes:
+        log: As it was made.
+        parts: The logs that lead from a position to where the table is read to; none where
+            nothing does.
+        is_now: Whether they are read in the shape that the table has now, to their ends.
+    """
+
+    log: TableLog
+    parts: tuple[Part, ...]
+    is_now: bool
+
+
+def read_now(
+    generations: Sequence[Generation], table: Table, columns: Mapping[str, LoggedColumn]
+) -> tuple[Part, ...]:
+    """Return how logs are read in the shape that the table has now; none where one is missing."""
+    schema = table.schema
+    read = schema.columns if table.mode is Mode.TEMPORAL else schema.key_columns
+    if not all(_follows(*pair) for pair in pairwise(generations)):
+        return ()
+    wanted = {c.name: _wanted(c, columns.get(c.name)) for c in read}
+    now = {str(column.attribute) for column in columns.values()}
+    left = tuple(n for n in map(str, generations[0].attributes) if n not in now)
+    parts = [
+        replace(_part(generation, wanted, schema, late=True), left=left)
+        for generation in generations
+    ]
+    return tuple(parts) if all(map(_tells_enough, parts)) else ()
+
+
+def read_then(
+    generations: Sequence[Generation], schema: TableSchema, *, late: bool
+) -> tuple[Part, ...]:
+    """Return how logs are read in the shape that the first was made in.
+
+    With `late` also what was done to the table when it was no longer as its triggers knew it, as
+    long as it had its name: nothing will ever be read in the shape it had then.
+    """
+    first = generations[0]
+    if not {*schema.names} <= {*first.columns} or not {*schema.primary_key} <= {*first.key}:
+        return ()
+    if not all(_follows(*pair) for pair in pairwise(generations)):
+        generations = generations[:1]
+    known = dict(zip(first.columns, first.places().items(), strict=True))
+    wanted = {c.name: Wanted(c, known[c.name][0], known[c.name][1][1]) for c in schema.columns}
+    name = f"{schema.namespace or DEFAULT_NAMESPACE}.{schema.relation}"
+    return tuple(
+        _part(generation, wanted, schema, late=late, only=name) for generation in generations
+    )
+
+
+def _wanted(column: Column, known: LoggedColumn | None) -> Wanted:
+    return Wanted(column, str(known.attribute), known.base) if known else Wanted(column, "0", 0)
+
+
+def _part(
+    generation: Generation,
+    wanted: Mapping[str, Wanted],
+    schema: TableSchema,
+    *,
+    late: bool,
+    only: str | None = None,
+) -> Part:
+    key = tuple(wanted[name] for name in schema.primary_key)
+    if not generation.attributes:
+        # Of a log made before numbers were noted, columns are known by their names alone.
+        wanted = {name: Wanted(w.column, name, 0) for name, w in wanted.items()}
+        key = tuple(wanted[name] for name in schema.primary_key)
+        late = False
+    return Part(generation, tuple(wanted.values()), key, late, only)
+
+
+def _follows(earlier: Generation, later: Generation) -> bool:
+    """Tell whether one log begins where another ended, and nothing of it is forgotten."""
+    return earlier.leads_on and earlier.ended is not None and later.pruned <= earlier.ended
+
+
+def _tells_enough(part: Part) -> bool:
+    """Tell whether the keys in a log are the table's, and what it lacks the table did not have."""
+    generation, places = part.generation, part.generation.places()
+    lacks = any(w.attribute not in places for w in part.wanted)
+    if lacks and generation.images and not generation.whole:
+        return False
+    return all(w.attribute not in places or w.fits(places[w.attribute][1]) for w in part.key)
+
+
+def _as_in(log: TableLog, shown: Sequence[str]) -> str:
+    """Name the columns of a key as a log names them."""
+    names = [log.places[name] for name in log.key]
+    return ", ".join(f"{value} as {name}" for value, name in zip(shown, names, strict=True))
+
+
+def _listed_unfit(unfit: Sequence[str]) -> str:
+    return f"array_to_string(array[{', '.join(unfit)}], {APART})" if unfit else "''"
+
+
+def _shown(place: str) -> str:
+    return f"{SCHEMA}.shown({place})"
+
+
+def _texts(oids: Sequence[int]) -> str:
+    return ", ".join(literal(str(oid)) for oid in oids) or "''"

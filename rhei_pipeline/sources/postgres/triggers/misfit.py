@@ -1,0 +1,138 @@
+"""What a trigger logs of a table that is not as it was made for: rows as text, by column number.
+
+A column keeps its number whatever it is called, and no other column of its table ever gets it. So
+a value belongs to its column though it was logged between a migration and the sync that meets it.
+"""
+
+from rhei_pipeline.sources.postgres.catalog import OWN_NAMESPACE
+from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
+from rhei_pipeline.sql.text import literal
+
+#: A row as it is; a row that is no more; the table was truncated. What was logged is in `misfit`.
+OTHER_ROW, OTHER_GONE, OTHER_TRUNCATED = "R", "D", "T"
+OTHER_KINDS = f"'{OTHER_ROW}', '{OTHER_GONE}', '{OTHER_TRUNCATED}'"
+
+#: A value as the server writes it for a client of ours, whatever the application's settings are.
+_SHOWN = f"""
+create or replace function {OWN_NAMESPACE}.shown(value anyelement) returns text
+language plpgsql stable strict
+{" ".join(f"set {n} = {literal(v)}" for n, v in SESSION_SETTINGS.items() if n != "client_encoding")}
+as $body$ begin return pg_catalog.format('%s', value); end $body$
+"""
+#: Writes the statements that log what a statement did to a table. Rows are told apart by `key`, or
+#: by the primary key where those columns do not tell them apart any more. Only the trigger itself
+#: can run them: nobody else sees its transition tables.
+_MISFIT = f"""
+create or replace function {OWN_NAMESPACE}.misfit(
+    relation oid, log text, operation text, key smallint[]
+) returns text[] language plpgsql stable set search_path = pg_catalog, pg_temp as $body$
+declare
+    place text;
+    image text;
+    known smallint[];
+    same text;
+    logged text;
+    gone text;
+begin
+    select format('%I.%I', n.nspname, c.relname),
+        format('jsonb_build_object(''table'', %L::text', n.nspname || '.' || c.relname)
+    into strict place, image
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation;
+    if operation = 'TRUNCATE' then
+        return array[format('insert into %s(kind, misfit) values (''{OTHER_TRUNCATED}'', %s))',
+            log, image)];
+    end if;
+    with recursive base(attnum, oid) as (
+        select a.attnum, a.atttypid from pg_attribute a
+        where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
+        union all
+        select b.attnum, t.typbasetype from base b join pg_type t on t.oid = b.oid
+        where t.typtype = 'd'
+    )
+    select image || format(', ''types'', %L::jsonb, ''row'', jsonb_object(%L::text[], array[%s]))',
+        jsonb_object_agg(a.attnum, b.oid::bigint), array_agg(a.attnum::text order by a.attnum),
+        string_agg(format('{OWN_NAMESPACE}.shown(row_.%I)', a.attname), ', ' order by a.attnum))
+    into strict image
+    from base b join pg_type t on t.oid = b.oid and t.typtype <> 'd'
+    join pg_attribute a on a.attrelid = relation and a.attnum = b.attnum;
+    select coalesce((
+        select key where exists (
+            select from pg_index i where i.indrelid = relation and i.indisunique and i.indisvalid
+            and i.indpred is null and i.indexprs is null and key @> array(
+                select k.attnum from unnest(i.indkey::int2[]) with ordinality k(attnum, nth)
+                where k.nth <= i.indnkeyatts))
+    ), (
+        select array(select k.attnum from unnest(i.indkey::int2[]) with ordinality k(attnum, nth)
+                     where k.nth <= i.indnkeyatts)
+        from pg_index i where i.indrelid = relation and i.indisprimary
+    ), key) into strict known;
+    select string_agg(format('row_.%1$I operator(%2$I.%3$s) other_.%1$I', a.attname,
+            coalesce(o.nspname, 'pg_catalog'), coalesce(o.oprname, '='))
+        || case when a.atttypid not in (700, 701) then
+           format(' and {OWN_NAMESPACE}.shown(row_.%1$I) collate "C" ='
+                ' {OWN_NAMESPACE}.shown(other_.%1$I) collate "C"', a.attname) else '' end, ' and ')
+    into strict same
+    from pg_attribute a left join lateral (
+        select n.nspname, p.oprname
+        from pg_index i cross join unnest(i.indkey::int2[], i.indclass::oid[]) k(attnum, class)
+        join pg_opclass c on c.oid = k.class
+        join pg_am m on m.oid = c.opcmethod and m.amname = 'btree'
+        join pg_amop f on f.amopfamily = c.opcfamily and f.amopstrategy = 3
+            and f.amoplefttype = c.opcintype and f.amoprighttype = c.opcintype
+        join pg_operator p on p.oid = f.amopopr join pg_namespace n on n.oid = p.oprnamespace
+        where i.indrelid = relation and i.indisunique and k.attnum = a.attnum limit 1
+    ) o on true
+    where a.attrelid = relation and a.attnum = any(known) and not a.attisdropped;
+    if same is null then
+        raise exception 'no column tells rows apart';
+    end if;
+    logged := format('insert into %s(kind, misfit) select ''{OTHER_ROW}'', %s from %s row_'
+        ' join _rhei_new other_ on %s', log, image, place, same);
+    gone := format('insert into %s(kind, misfit) select ''{OTHER_GONE}'', %s from _rhei_old row_'
+        ' where not exists (select from %s other_ where %s)', log, image, place, same);
+    return case operation when 'INSERT' then array[logged] when 'UPDATE' then array[gone, logged]
+        else array[gone] end;
+end $body$
+"""
+#: What all triggers share.
+FUNCTIONS = (
+    _SHOWN,
+    f"revoke all on function {OWN_NAMESPACE}.shown(anyelement) from public",
+    _MISFIT,
+    f"revoke all on function {OWN_NAMESPACE}.misfit(oid, text, text, smallint[]) from public",
+)
+
+
+def log_misfit(relation: str, log: str, key: str, *, otherwise: str) -> str:
+    """Write the statements of a trigger that log such rows; `otherwise`: where that fails.
+
+    The application's statement goes on in any case.
+    """
+    return (
+        f"begin foreach sentence in array {OWN_NAMESPACE}.misfit({relation}, {literal(log)}, tg_op,"
+        f" {literal(key)}) loop execute sentence; end loop;"
+        f" {note_misfit(relation, lost=False)};"
+        f" exception when others then {otherwise} end;"
+    )
+
+
+def note_misfit(relation: str, *, lost: bool) -> str:
+    """Write the statement that notes that a table is not as its triggers knew it.
+
+    `lost`: something was done to it that no log tells of.
+    """
+    return (
+        f"insert into {OWN_NAMESPACE}.broken(relation, lost) select {relation}, {lost}"
+        f" where not exists (select from {OWN_NAMESPACE}.broken b"
+        f" where b.relation = {relation} and b.lost = {lost})"
+    )
+
+
+def part_of(attribute: int) -> str:
+    """Write what an entry says of a column, as text."""
+    return f"misfit->'row'->>'{attribute}'"
+
+
+def type_of(attribute: int) -> str:
+    """Write the oid of the type that a column had when an entry was logged, as text."""
+    return f"misfit->'types'->>'{attribute}'"

@@ -1,0 +1,103 @@
+"""The logs that others took the place of: kept until every mirror has what they tell."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from psycopg.errors import LockNotAvailable, UndefinedTable
+
+from rhei_pipeline.sources.postgres.catalog import Connection
+from rhei_pipeline.sources.postgres.identity import one
+from rhei_pipeline.sources.postgres.triggers.ddl import SCHEMA
+from rhei_pipeline.sources.postgres.triggers.logs import Generation
+
+_FORMERS = f"""
+select relation::bigint, log::bigint, columns, key, attributes, types::bigint[], base, pruned,
+    identity, ended, cut, leads_on, whole
+from {SCHEMA}.former
+where relation = any(%s::oid[]) and to_regclass('{SCHEMA}.former_' || log) is not null
+order by ended
+"""
+_RETIRE = f"""
+insert into {SCHEMA}.former values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+"""
+_IS_PASSED = f"""
+select not exists (select from {SCHEMA}.consumer where relation = %s and position < %s)
+"""
+
+
+def former_name(log: int | None) -> str:
+    """Return the name of a log that another took the place of, by its oid."""
+    return f"{SCHEMA}.former_{log}"
+
+
+def read_formers(
+    connection: Connection, relations: Sequence[int]
+) -> Mapping[int, tuple[Generation, ...]]:
+    """Read those that are kept, the oldest first, by table."""
+    found: dict[int, tuple[Generation, ...]] = {}
+    for row in connection.execute(_FORMERS.encode(), (list(relations),)):
+        relation, log, columns, key, attributes, types, base, pruned, identity, *end = row
+        ended, cut, leads_on, whole = end
+        former = Generation(
+            relation,
+            former_name(log),
+            log,
+            tuple(columns),
+            tuple(key),
+            tuple(attributes),
+            tuple(types),
+            base,
+            pruned,
+            identity,
+            images=True,
+            ended=ended,
+            cut=cut,
+            leads_on=leads_on,
+            whole=whole,
+        )
+        found[relation] = (*found.get(relation, ()), former)
+    return found
+
+
+def note_former(connection: Connection, former: Generation) -> None:
+    """Note a log that another has taken the place of."""
+    values = (
+        former.log,
+        former.relation,
+        list(former.columns),
+        list(former.key),
+        former.base,
+        former.pruned,
+        former.identity,
+        list(former.attributes),
+        list(former.types),
+        former.ended,
+        former.cut,
+        former.leads_on,
+        former.whole,
+    )
+    connection.execute(_RETIRE.encode(), values)
+
+
+def drop_passed(connection: Connection, formers: Sequence[Generation]) -> None:
+    """Drop the logs of a table that every mirror has read to their ends.
+
+    One that somebody reads just now, as a dump of the database does, is left for the next time.
+    """
+    for former in formers:
+        if one(connection, _IS_PASSED, former.relation, former.ended)[0]:
+            # Another mirror may have dropped it already.
+            with suppress(LockNotAvailable, UndefinedTable), connection.transaction():
+                connection.execute(
+                    f"lock table {former.name} in access exclusive mode nowait".encode()
+                )
+                for statement in former_remains(former.log):
+                    connection.execute(statement.encode())
+
+
+def former_remains(log: int | None) -> tuple[str, str]:
+    """Write the statements that remove one."""
+    return (
+        f"drop table if exists {former_name(log)}",
+        f"delete from {SCHEMA}.former where log = {log}",
+    )

@@ -1,0 +1,548 @@
+"""One committed state of a PostgreSQL source, read through the logs that triggers write.
+
+Numbers are given out in another order than transactions commit in, so no number says how far a
+log was read. A position is a snapshot: what lies behind it is what this snapshot sees and that
+one did not, whole transactions at a time. It leads on through the logs that took the place of the
+one it was found in.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import numpy as np
+import psycopg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.errors import CaptureError, RheiError, SourceBusyError
+from rhei_pipeline.model.changes import (
+    CHANGED_AT,
+    LIVE,
+    SEQUENCE,
+    ChangeBatch,
+    DeadLetter,
+    Position,
+    RowBatch,
+    event_schema,
+)
+from rhei_pipeline.model.schema import INSTANT, Mode, Table, TableSchema
+from rhei_pipeline.protocols import Audit
+from rhei_pipeline.sources.mended_rows import mended
+from rhei_pipeline.sources.postgres.catalog import Connection
+from rhei_pipeline.sources.postgres.identity import refuse_rewritten
+from rhei_pipeline.sources.postgres.instants import XID, CommitInstants
+from rhei_pipeline.sources.postgres.rows import (
+    RowReader,
+    admit_rows,
+    copied,
+    letters_of,
+    without_rows,
+)
+from rhei_pipeline.sources.postgres.triggers.ddl import BEGUN, TRUNCATED, log_name
+from rhei_pipeline.sources.postgres.triggers.logs import Captured, Generation, Part
+from rhei_pipeline.sources.postgres.triggers.misfit import OTHER_KINDS, OTHER_TRUNCATED
+from rhei_pipeline.sources.postgres.triggers.position import Proof, Visible, outside, shape_of
+from rhei_pipeline.sources.rejections import Rejection
+from rhei_pipeline.sql.text import literal
+
+_log = logging.getLogger(__name__)
+
+#: Columns of an entry whose values are none that the table's columns have now.
+_UNFIT = "_rhei_unfit"
+#: What parts their names; no name of a column has it.
+_APART = "\x1f"
+#: So many logs are looked into by one statement, which stays short enough to be planned quickly.
+_LOOKS_AT_ONCE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What lies behind a position: whether it is proved, how many entries, since when."""
+
+    proved: bool
+    entries: int = 0
+    oldest: datetime | None = None
+
+
+class Memory:
+    """What earlier snapshots of one source found out; it only saves reads.
+
+    Attributes:
+        quiet: By table, a position's proof, and a snapshot in which nothing lay behind it.
+        asked: By table, the position that was asked about last.
+    """
+
+    def __init__(self) -> None:
+        self.quiet: dict[str, tuple[str, str]] = {}
+        self.asked: dict[str, tuple[Table, Position]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What the server showed when a snapshot was taken.
+
+    Attributes:
+        visible: What it sees.
+        instant: SQL of the time by which an entry is dated.
+    """
+
+    clock: datetime
+    visible: Visible
+    schema_version: int
+    instant: str
+
+
+class PostgresTriggerSnapshot:
+    """A `SourceSnapshot` inside an open REPEATABLE READ transaction.
+
+    Args:
+        connection: In that transaction.
+        moment: When it began.
+        captured: Returns what there is of a table's capture, given a position's proof; None where
+            there is none.
+        memory: What earlier snapshots found out.
+    """
+
+    shares_log = False
+
+    def __init__(
+        self,
+        connection: Connection,
+        moment: Moment,
+        captured: Callable[[Table, Proof | None], Captured | None],
+        memory: Memory,
+    ) -> None:
+        self._connection = connection
+        self._moment = moment
+        self._captured = captured
+        self._memory = memory
+        self._heads: dict[str, Position] = {}
+        self._looks: dict[tuple[str, str], _Look] = {}
+        self._has_looked_ahead = False
+        self._held: set[str] = set()
+        self._proofs: dict[str, Proof] = {}
+        self._reads: dict[tuple[str, str], list[tuple[Part, str]]] = {}
+        self._entries: dict[str, str] = {}
+        self._dated: dict[tuple[str, ...], CommitInstants] = {}
+        self._reading: Generator[pa.Table, None, None] | None = None
+        self.clock = moment.clock
+        self.schema_version = moment.schema_version
+
+    def head(self, table: Table) -> Position:
+        """Return the place of all that this snapshot sees, and one of its newest entries."""
+        if table.name not in self._heads:
+            self._heads[table.name] = self._head(table)
+        return self._heads[table.name]
+
+    def _head(self, table: Table) -> Position:
+        found, seen = self._known(table), self._moment.visible
+        own, before = found.parts[-1].generation, self._proofs.get(table.name)
+        order = own.base + seen.order
+        if not found.is_now and before is not None:
+            # What was done to the table in another shape is left, and with it the entry noted.
+            late, shape = before.late or before.snapshot, shape_of(table)
+            proof = replace(before, snapshot=seen.text, late=late, shape=shape)
+            return Position(order, proof.text())
+        newest = self._connection.execute(
+            f"select l.seq, l.xid::text, l.at::text from {own.name} l"
+            " order by l.xid desc limit 1".encode()
+        ).fetchone()
+        marker, by, at = newest or (0, "", "")
+        proof = Proof(own.identity, seen.text, marker, by, at, shape=shape_of(table))
+        return Position(order, proof.text())
+
+    def origin(self, table: Table) -> Position:
+        """Return the head: rows and log are one state."""
+        return self.head(table)
+
+    def proves(self, table: Table, position: Position) -> bool:
+        """Look for the entry that was noted there: it is kept, and it has the same time."""
+        return self._look(table, position).proved
+
+    def retains(self, position: Position) -> bool:  # noqa: ARG002
+        """Keep nothing but what a table's own changes need."""
+        return False
+
+    def pending(self, table: Table, after: Position) -> int:
+        """Count the entries behind the position."""
+        return self._look(table, after).entries
+
+    def oldest_pending(self, table: Table, after: Position) -> datetime | None:
+        """Return the time of the oldest entry behind the position."""
+        return self._look(table, after).oldest
+
+    def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
+        """Read versions where the log has images, else what the touched keys have become."""
+        if table.mode is not Mode.TEMPORAL:
+            yield from self.net_changes(table, after, limit)
+            return
+        self._look(table, after)
+        self._name_incomplete(table, after)
+        low, instants = 0, self._instants()
+        for place, xid in [*self._truncations(table, after), (None, None)]:
+            between = f"seq > {low}" if place is None else f"seq > {low} and seq < {place}"
+            for texts in self._versions(table, after, between, limit):
+                own = [
+                    texts[SEQUENCE].combine_chunks().cast(pa.int64()),
+                    instants.of(texts[XID].combine_chunks().cast(pa.int64()).to_numpy()),
+                ]
+                batch = self._batch(table.schema, own, texts, texts.num_rows)
+                yield replace(batch, whole_transactions=True)
+            if place is not None and xid is not None:
+                at = instants.of(np.array([xid]))[0].as_py()
+                yield replace(_truncation(table.schema, at, 1), whole_transactions=True)
+                low = place
+
+    def _name_incomplete(self, table: Table, after: Position) -> None:
+        queries = [part.incomplete(window) for part, window in self._windows(table, after)]
+        count = sum(
+            row[0]
+            for sql in queries
+            if sql is not None
+            for row in self._connection.execute(sql.encode()).fetchall()
+        )
+        if count:
+            _log.warning(
+                "table %r: %d versions lack a value of a column that was dropped before it could be"
+                " read: they were written between two migrations",
+                table.name,
+                count,
+            )
+
+    def _versions(
+        self, table: Table, after: Position, between: str, limit: int
+    ) -> Iterator[pa.Table]:
+        """Read the entries between two truncations, log after log."""
+        for part, window in self._windows(table, after):
+            for sql in part.versions(f"{window} and {between}"):
+                for texts in self._copied(sql, [SEQUENCE, XID, LIVE, _UNFIT], table.schema, limit):
+                    yield _without_other_keys(table, texts)
+
+    def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
+        """Join the touched keys to the rows they have now."""
+        found, count = self._known(table), self.pending(table, after)
+        entries, low = count, 0
+        truncations = self._truncations(table, after)
+        if truncations:
+            low, _ = truncations[-1]
+            yield _truncation(table.schema, self.clock, count)
+            count = 0
+        self._hold(found)
+        touched = [
+            sql
+            for part, window in self._windows(table, after)
+            for sql in part.touched(f"{window} and seq > {low}", found.log)
+        ]
+        if not touched:
+            return
+        sql = found.log.net_sql(table.schema.names, " union all ".join(touched), entries)
+        for texts in self._copied(sql, [LIVE], table.schema, limit):
+            size = texts.num_rows
+            now = pa.repeat(pa.scalar(self.clock, INSTANT), size)
+            own = [pa.array(np.zeros(size, np.int64)), now]
+            yield replace(self._batch(table.schema, own, texts, count), net=True)
+            count = 0
+
+    def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
+        """Name none: the log is read in the table's own shape."""
+        return None
+
+    def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
+        """Read the next rows in key order."""
+        self._hold(self._known(table))
+        return self._reader(table).rows(resume, limit)
+
+    def keyless(self, table: Table) -> tuple[DeadLetter, ...]:  # noqa: ARG002
+        """Name no row: a key that tells rows apart is never null."""
+        return ()
+
+    def count(self, table: Table) -> int:
+        """Count the table's rows."""
+        self._hold(self._known(table))
+        return self._reader(table).count()
+
+    def audit(self, table: Table, after: Position) -> Audit:  # noqa: ARG002
+        """Ask for none: a trigger sees every change."""
+        return Audit.NONE
+
+    def doubt(self, table: Table) -> None:
+        """Have none: a trigger sees every change."""
+
+    def close(self) -> None:
+        """End a read that was left in its middle."""
+        if self._reading is not None:
+            self._reading.close()
+
+    def _known(self, table: Table) -> Captured:
+        found = self._captured(table, self._proofs.get(table.name))
+        if found is None or not found.parts:
+            raise log_is_gone(table.name)
+        return found
+
+    def _reader(self, table: Table) -> RowReader:
+        return RowReader(self._connection, table.schema, self.clock)
+
+    def _hold(self, found: Captured) -> None:
+        """Have nobody rewrite a table until this snapshot ends, and see that nobody has."""
+        if found.log.table not in self._held:
+            self._connection.execute(f"lock table {found.log.table} in access share mode".encode())
+            refuse_rewritten(self._connection, found.log.source)
+            self._held.add(found.log.table)
+
+    def _look(self, table: Table, after: Position) -> _Look:
+        place = (table.name, after.proof)
+        if place not in self._looks:
+            self._memory.asked[table.name] = (table, after)
+            self._looks[place] = self._look_behind(table, after)
+        return self._looks[place]
+
+    def _look_ahead(self) -> None:
+        """Look behind the positions asked about last, by few statements however many there are.
+
+        Most tables have no changes in most cycles. Where that cannot be told of all at once, each
+        is looked at by itself, and an error is then its own.
+        """
+        self._connection.execute("savepoint rhei_ahead")
+        try:
+            asked = list(self._memory.asked.values())
+            for start in range(0, len(asked), _LOOKS_AT_ONCE):
+                self._look_for_quiet(asked[start : start + _LOOKS_AT_ONCE])
+            self._connection.execute("release savepoint rhei_ahead")
+        except (psycopg.Error, RheiError):
+            self._connection.execute("rollback to savepoint rhei_ahead")
+
+    def _look_for_quiet(self, asked: Sequence[tuple[Table, Position]]) -> None:
+        """Note the tables with nothing behind their positions."""
+        looks: dict[str, tuple[str, tuple[str, str], Generation]] = {}
+        for table, after in asked:
+            proof = Proof.parse(after.proof)
+            found = None if proof is None else self._captured(table, proof)
+            if found is None or proof is None or len(found.parts) != 1:
+                continue
+            log = found.parts[0].generation
+            quiet = self._quiet(after, found)
+            is_known = self._memory.quiet.get(table.name) == quiet
+            if log.is_cut or is_known or not self._is_within(after, log):
+                continue
+            ((_, window),) = self._windows(table, after)
+            sql = _quiet_sql(table.name, log, window, proof)
+            looks[table.name] = (sql, quiet, log)
+        if not looks:
+            return
+        statement = " union all ".join(sql for sql, _, _ in looks.values())
+        for name, oid in self._connection.execute(statement.encode()).fetchall():
+            _, quiet, log = looks[name]
+            if log.log in (None, oid):
+                self._memory.quiet[name] = quiet
+
+    def _quiet(self, after: Position, found: Captured) -> tuple[str, str]:
+        return after.proof, f"{self._moment.visible.text} {found.is_now}"
+
+    def _is_within(self, after: Position, log: Generation) -> bool:
+        return log.pruned <= after.order <= log.base + self._moment.visible.order
+
+    def _look_behind(self, table: Table, after: Position) -> _Look:
+        proof = Proof.parse(after.proof)
+        found = None if proof is None else self._captured(table, proof)
+        if found is None or proof is None or not found.parts:
+            return _Look(proved=False)
+        self._proofs[table.name] = proof
+        quiet = self._quiet(after, found)
+        if self._memory.quiet.get(table.name) != quiet and not self._has_looked_ahead:
+            self._has_looked_ahead = True
+            self._look_ahead()
+        if self._memory.quiet.get(table.name) == quiet:
+            return _Look(proved=True)
+        if not self._is_within(after, found.parts[0].generation):
+            return _Look(proved=False)
+        looks = [
+            self._look_into(part.generation, window, proof)
+            for part, window in self._windows(table, after)
+        ]
+        entries = sum(look.entries for look in looks)
+        oldest = min((look.oldest for look in looks if look.oldest), default=None)
+        if entries:
+            self._entries[table.name] = " union all ".join(
+                f"select xid, {self._moment.instant} as at from {part.generation.name}"
+                f" where {window} and kind <> '{BEGUN}'"
+                for part, window in self._windows(table, after)
+            )
+        if looks[0].proved and not entries:
+            self._memory.quiet[table.name] = quiet
+        return _Look(looks[0].proved, entries, oldest)
+
+    def _look_into(self, log: Generation, window: str, proof: Proof) -> _Look:
+        """Count entries of a log, and look for the one that was noted where it is the log's."""
+        is_marked = proof.identity == log.identity and proof.marker
+        marked = (
+            f"exists (select from {log.name}"
+            " where xid = nullif(%s, '')::xid8 and seq = %s and at::text = %s)"
+        )
+        row = self._connection.execute(
+            f"select not %s or {marked}, count(*), min({self._moment.instant}),"
+            f" {literal(log.name)}::regclass::oid::bigint"
+            f" from {log.name} where {window} and kind <> '{BEGUN}'".encode(),
+            (bool(is_marked), proof.marked_by, proof.marker, proof.marked_at),
+        ).fetchone()
+        proved, entries, oldest, oid = row or (False, 0, None, None)
+        if log.log not in (None, oid):
+            # Tables are found by what is committed now, their rows as they were.
+            raise SourceBusyError("a log was made anew while it was read", hint="it is tried again")
+        return _Look(proved, entries, oldest)
+
+    def _windows(self, table: Table, after: Position) -> list[tuple[Part, str]]:
+        """Return the logs behind a position, and SQL of the entries in each."""
+        place = (table.name, after.proof)
+        if place not in self._reads:
+            proof = Proof.parse(after.proof)
+            found = self._captured(table, proof)
+            cut = [self._with_cut(part) for part in found.parts] if found else []
+            self._reads[place] = [
+                (part, f"{self._unseen(part, proof)} and {part.limits()}") for part in cut
+            ]
+        return self._reads[place]
+
+    def _with_cut(self, part: Part) -> Part:
+        """Find from where on the table was not as its triggers knew it."""
+        generation = part.generation
+        if not generation.is_cut:
+            return part
+        row = self._connection.execute(
+            f"select min(seq) from {generation.name} where kind in ({OTHER_KINDS})".encode()
+        ).fetchone()
+        return replace(part, generation=replace(generation, cut=row[0] if row else None))
+
+    def _unseen(self, part: Part, proof: Proof | None) -> str:
+        """Write SQL of the entries of a log that lie behind a position."""
+        generation = part.generation
+        if proof is None:
+            return "false"
+        if proof.identity != generation.identity:
+            return "true"  # a log that was made since
+        seen = outside(proof.snapshot)
+        if not proof.late or generation.cut is None:
+            return seen
+        cut, late = generation.cut, outside(proof.late)
+        return f"(seq < {cut} and {seen} or seq >= {cut} and {late})"
+
+    def _truncations(self, table: Table, after: Position) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        for part, window in self._windows(table, after):
+            sql = (
+                f"select seq, xid::text::bigint from {part.generation.name}"
+                f" where {window} and kind in ('{TRUNCATED}', '{OTHER_TRUNCATED}') order by seq"
+            )
+            found += self._connection.execute(sql.encode()).fetchall()
+        return found
+
+    def _instants(self) -> CommitInstants:
+        """Date the transactions behind all positions looked at, one alike in every table."""
+        logs = tuple(self._entries.values())
+        if logs not in self._dated:
+            sql = (
+                "select xid, (extract(epoch from max(at)) * 1000000)::bigint"
+                f" from ({' union all '.join(logs)}) entry group by xid order by max(at), xid"
+            )
+            texts = next(copied(self._connection, sql, [XID, CHANGED_AT]), None) if logs else None
+            self._dated[logs] = CommitInstants.read(texts)
+        return self._dated[logs]
+
+    def _copied(
+        self, sql: str, own: Sequence[str], schema: TableSchema, limit: int
+    ) -> Iterator[pa.Table]:
+        self._reading = copied(self._connection, sql, [*own, *schema.names], limit)
+        return self._reading
+
+    def _batch(
+        self, schema: TableSchema, own: Sequence[pa.Array], texts: pa.Table, count: int
+    ) -> ChangeBatch:
+        live = pc.equal(texts[LIVE].combine_chunks(), "t")
+        arrays, rejections = admit_rows(schema, texts)
+        rejections += _of_another_type(texts, rejections)
+        events = pa.table([*own, live, *arrays], [SEQUENCE, CHANGED_AT, LIVE, *schema.names])
+        letters = letters_of(schema, rejections, texts, self.clock)
+        admitted = without_rows(events.cast(event_schema(schema)), rejections)
+        resolved = mended(events.select(list(schema.primary_key)), rejections, letters)
+        return ChangeBatch(admitted, count, rejected=letters, resolved=resolved)
+
+
+def _of_another_type(texts: pa.Table, known: Sequence[Rejection]) -> list[Rejection]:
+    """Reject what was logged when its column had a type that does not fit into today's exactly."""
+    if _UNFIT not in texts.column_names:
+        return []
+    rows = np.flatnonzero(pc.not_equal(texts[_UNFIT], "").to_numpy())
+    named = {(rejection.row, rejection.column) for rejection in known}
+    reason = "it was written when the column had another type, and is not exactly one of this type"
+    return [
+        Rejection(row, name, reason)
+        for row in rows.tolist()
+        for name in texts[_UNFIT][row].as_py().split(_APART)
+        if (row, name) not in named
+    ]
+
+
+def _without_other_keys(table: Table, texts: pa.Table) -> pa.Table:
+    """Leave out entries whose keys are none of the table's key any more; say how many."""
+    rows = np.flatnonzero(pc.not_equal(texts[_UNFIT], "").to_numpy())
+    key = {*table.schema.primary_key}
+    other = [row for row in rows.tolist() if key & {*texts[_UNFIT][row].as_py().split(_APART)}]
+    if not other:
+        return texts
+    _log.warning(
+        "table %r: %d changes are left out, which were made under a key of another type",
+        table.name,
+        len(other),
+    )
+    kept = np.ones(texts.num_rows, dtype=bool)
+    kept[other] = False
+    return texts.filter(pa.array(kept))
+
+
+def _quiet_sql(table: str, log: Generation, window: str, proof: Proof) -> str:
+    """Write a query of one row, where a log has the entry that was noted and none behind it."""
+    noted = (
+        f"exists (select from {log.name} where xid = {literal(proof.marked_by)}::xid8"
+        f" and seq = {int(proof.marker)} and at::text = {literal(proof.marked_at)})"
+    )
+    is_marked = proof.identity == log.identity and proof.marker
+    return (
+        f"select {literal(table)}, {literal(log.name)}::regclass::oid::bigint"
+        f" where {noted if is_marked else 'true'} and not exists"
+        f" (select from {log.name} where {window} and kind <> '{BEGUN}')"
+    )
+
+
+def log_is_gone(table: str) -> CaptureError:
+    """Return the error of a table whose log was dropped."""
+    return CaptureError(
+        "its log is gone from the source",
+        table=table,
+        hint="sync again: it is made anew, and the table copied by its difference",
+    )
+
+
+def unseen(
+    connection: Connection,
+    positions: Mapping[int, str],
+    standing: Collection[int],
+    formers: Mapping[int, Sequence[str]],
+) -> int:
+    """Count the entries of logs, by table, that snapshots do not see; a log that is gone is one."""
+    found = 0
+    for relation, snapshot in positions.items():
+        if relation not in standing:
+            found += 1  # capture was lost: that, too, is something to see to
+            continue
+        for log in (log_name(relation), *formers.get(relation, ())):
+            row = connection.execute(
+                f"select count(*) from {log} where {outside(snapshot)}"
+                f" and kind <> '{BEGUN}'".encode()
+            ).fetchone()
+            found += row[0] if row else 0
+    return found
+
+
+def _truncation(schema: TableSchema, at: datetime, count: int) -> ChangeBatch:
+    return ChangeBatch(event_schema(schema).empty_table(), count, truncated_at=at)

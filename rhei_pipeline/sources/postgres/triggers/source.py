@@ -1,0 +1,395 @@
+"""Change capture from PostgreSQL by triggers: for a server whose log may not be read.
+
+Writers in any process and language are captured, since the triggers are the database's own and
+fire for every statement, those of bulk loads as well. Of a plain mirror only the touched keys are
+logged, and their rows read when they are needed.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+from rhei_pipeline.errors import SchemaError, SourceBusyError
+from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.reports import Finding
+from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
+from rhei_pipeline.sources.acknowledged import Acknowledged
+from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qualified, read_table
+from rhei_pipeline.sources.postgres.database import PostgresDatabase
+from rhei_pipeline.sources.postgres.identity import Catalogue, one, origin, refuse_other_server
+from rhei_pipeline.sources.postgres.rows import bare_literal
+from rhei_pipeline.sources.postgres.triggers import registry, validate
+from rhei_pipeline.sources.postgres.triggers.ddl import (
+    BEGUN,
+    COMMIT,
+    SCHEMA,
+    STATEMENT,
+    TableLog,
+    columns_of,
+    primary_of,
+)
+from rhei_pipeline.sources.postgres.triggers.entry import (
+    Entry,
+    is_captured,
+    log_of,
+    log_of_the_gone,
+    parts_of,
+)
+from rhei_pipeline.sources.postgres.triggers.logs import Captured
+from rhei_pipeline.sources.postgres.triggers.position import Proof, Visible
+from rhei_pipeline.sources.postgres.triggers.registry import Registered
+from rhei_pipeline.sources.postgres.triggers.retired_logs import drop_passed
+from rhei_pipeline.sources.postgres.triggers.snapshot import (
+    Memory,
+    Moment,
+    PostgresTriggerSnapshot,
+    log_is_gone,
+    unseen,
+)
+
+#: Who waits for the lock that creating a trigger takes has all later writers wait behind it.
+_LOCK_TIMEOUT = "1s"
+_LOCK_ATTEMPTS, _PAUSE_SECONDS = 5, 0.3
+#: Keys logged by one statement.
+_TOUCHED_ROWS = 500
+
+_MOMENT = """
+select clock_timestamp(), pg_current_snapshot()::text,
+    current_setting('track_commit_timestamp')::boolean
+"""
+
+
+class PostgresTriggerSource:
+    """A `ChangeSource` over one PostgreSQL database.
+
+    Args:
+        database: The source.
+        mirror_id: Who reads: several mirrors may follow one source, each at its own pace.
+        options: Partial replication, chosen keys, given types, by table.
+
+    Not for several threads at once; the caller holds a lock around its work.
+    """
+
+    def __init__(
+        self,
+        database: PostgresDatabase,
+        mirror_id: str,
+        options: Mapping[str, TableOptions] | None = None,
+    ) -> None:
+        self._database = database
+        self._mirror_id = mirror_id
+        self._options = {_plain(name): chosen for name, chosen in (options or {}).items()}
+        self._memory = Memory()
+        self._catalogue = Catalogue(self._look)
+        self._entries: dict[str, Entry] = {}
+        self._entries_at = -1
+        self._registered: dict[int, Registered] = {}
+        self._installed: dict[str, int] = {}
+        self._acknowledged = Acknowledged()
+        self._pruned_since: dict[str, str] = {}
+        self._kept: Connection | None = None
+        self._origin = ""
+
+    @property
+    def _connection(self) -> Connection:
+        """The connection; a new one where the server ended the last."""
+        if self._kept is None or self._kept.closed:
+            self._kept = self._database.connect()
+            validate.refuse_old(self._kept)
+            # Losing an acknowledgement in a power cut only means giving it again.
+            self._kept.also_set({"synchronous_commit": "off"})
+            self._catalogue.forget()
+            self._entries_at = -1
+            self._acknowledged.clear()
+            self._pruned_since.clear()
+            self._origin = origin(self._kept)
+        return self._kept
+
+    def describe(self, name: str) -> TableSchema:
+        """Read a table's schema as it is now."""
+        self.schema_version()
+        return self._entry(name).source.schema
+
+    def schema_version(self) -> int:
+        """Return a number made of what the catalogue says of all tables that were described.
+
+        It changes as well when a trigger is turned off or meets a table that is not its own.
+        """
+        with self._database.translated():
+            return self._follow_schema()
+
+    def install(self, table: Table, least: int) -> None:
+        """Create or mend the log and triggers of a table, in one transaction.
+
+        Where anything was missing, or this server has not come as far as `least`, changes may
+        have gone by unseen: the log starts anew, no older position is proved by it any more, and
+        so the table is copied again.
+
+        Raises:
+            SourceBusyError: Somebody writes the table all the time in long transactions.
+        """
+        self.schema_version()
+        entry = self._entry(table.name)
+        if not (self._is_captured(table, entry) and self._order(entry) >= max(least, 1)):
+            self._install_soon(table, least)
+        self._installed[table.name] = entry.source.oid
+
+    def _install_soon(self, table: Table, least: int) -> None:
+        for attempt in range(1, _LOCK_ATTEMPTS + 1):
+            try:
+                with self._writing(lasting=True) as connection:
+                    connection.execute(f"set local lock_timeout = '{_LOCK_TIMEOUT}'".encode())
+                    self._install(connection, table, least)
+                    return
+            except SourceBusyError:
+                if attempt == _LOCK_ATTEMPTS:
+                    raise
+                time.sleep(_PAUSE_SECONDS)
+
+    @property
+    def logs_rows(self) -> bool:
+        """False: a plain mirror's log holds keys, and rows are read from the table."""
+        return False
+
+    def stands(self, table: Table) -> bool:
+        """Tell whether the table has this shape, and log and triggers as they would be made now."""
+        try:
+            entry = self._entry(table.name)
+        except SchemaError:
+            return False
+        return entry.source.schema == table.schema and self._is_captured(table, entry)
+
+    def _is_captured(self, table: Table, entry: Entry) -> bool:
+        return is_captured(self._registered.get(entry.source.oid), table, entry)
+
+    @contextmanager
+    def snapshot(self, *, rows: bool = False) -> Iterator[PostgresTriggerSnapshot]:  # noqa: ARG002
+        """Hold one committed state of the source; its rows can always be read."""
+        with self._database.translated():
+            connection = self._connection
+            connection.begin("isolation level repeatable read read only")
+            try:
+                refuse_other_server(connection, self._origin)
+                moment = self._moment()
+                snapshot = PostgresTriggerSnapshot(connection, moment, self._captured, self._memory)
+                with closing(snapshot):
+                    yield snapshot
+            finally:
+                if not connection.closed:
+                    connection.rollback()
+
+    def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
+        """Record how far this mirror has come, then forget what no mirror needs.
+
+        The newest entry seen at a watermark is kept: it proves, next time, that the log is the
+        same. Saying the same again costs nothing.
+        """
+        news = self._acknowledged.news(needed_from)
+        if not news:
+            return 0
+        with self._writing() as connection:
+            forgotten = [
+                self._acknowledge(connection, position, prune=prune) for position in news.values()
+            ]
+            registry.forget_the_absent(connection)
+        self._acknowledged.note(news)
+        return sum(forgotten)
+
+    def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
+        """Log keys as changed, in the form that the table's log has."""
+        found = self._captured(table)
+        if found is None:
+            raise log_is_gone(table.name)
+        with self._writing(lasting=True) as connection:
+            for start in range(0, len(keys), _TOUCHED_ROWS):
+                rows = " union all ".join(
+                    f"select {', '.join(map(bare_literal, key))}"
+                    for key in keys[start : start + _TOUCHED_ROWS]
+                )
+                connection.execute(found.log.touch_insert(rows).encode())
+
+    def examine(self, tables: Sequence[str]) -> Iterator[Finding]:
+        """Say what stands in the way of capture; see `validate.examine`."""
+        self.schema_version()
+        described: list[tuple[str, PostgresTable | SchemaError]] = []
+        for name in tables:
+            try:
+                described.append((name, self._entry(name).source))
+            except SchemaError as error:
+                described.append((name, error))
+        with self._database.translated():
+            yield from validate.examine(self, self._connection, described)
+
+    def held_bytes(self) -> dict[str, int]:
+        """Return the bytes of the tables' logs; mirrors of one table share its log."""
+        with self._database.translated():
+            return {"log": registry.log_bytes(self._connection, list(self._registered))}
+
+    def forget_mirror(self) -> None:
+        """Let the source forget that this mirror exists."""
+        with self._writing(lasting=True) as connection:
+            registry.forget(connection, self._mirror_id)
+
+    def close(self) -> None:
+        """Close the connection; safe to repeat."""
+        if self._kept is not None:
+            self._kept.close()
+
+    def _moment(self) -> Moment:
+        clock, text, dates = one(self._connection, _MOMENT)
+        visible, version = Visible.parse(text), self._follow_schema()
+        return Moment(clock, visible, version, COMMIT if dates else STATEMENT)
+
+    def _follow_schema(self) -> int:
+        """Forget what is known of tables when one of them, or its capture, is not as it was."""
+        version = self._catalogue.version(self._connection)
+        if version != self._entries_at:
+            self._entries.clear()
+            self._entries_at = version
+        return version
+
+    def _look(self, connection: Connection, oids: Sequence[int]) -> object:
+        rows = registry.registered(connection, self._origin, oids, self._mirror_id)
+        self._registered = {found.relation: found for found in rows}
+        return sorted((found.relation, found.identity, found.intact) for found in rows)
+
+    def _entry(self, name: str) -> Entry:
+        if name not in self._entries:
+            with self._database.translated():
+                self._follow_schema()
+                if not self._catalogue.follow(self._connection, name):
+                    self._entries.clear()
+                self._entries_at = self._catalogue.version(self._connection)
+                options = self._options.get(_plain(name), TableOptions())
+                source = read_table(self._connection, name, options, reread=True)
+                validate.refuse_unfit(self._connection, source)
+                columns = columns_of(self._connection, source)
+                entry = Entry(source, columns, primary_of(self._connection, source))
+            self._entries[name] = self._entries[source.schema.name] = entry
+        return self._entries[name]
+
+    def _captured(self, table: Table, proof: Proof | None = None) -> Captured | None:
+        """Return a table's logs from a position on; None where there is none.
+
+        Until capture of the name is made anew, those are the logs that lead on from the position,
+        though its table was dropped or renamed since: the images in them are still to be read.
+        """
+        entry = self._entry_of(table.name)
+        relation = self._installed.get(table.name)
+        if relation is None and proof is None and entry is not None:
+            relation = entry.source.oid
+        found = self._registered.get(relation or 0) or next(
+            (one for one in self._registered.values() if proof and one.has(proof.identity)), None
+        )
+        if found is None or not found.has_log:
+            return None
+        if entry is not None and entry.source.oid == found.relation:
+            log = log_of(found, entry)
+        elif found.images:
+            log, entry = log_of_the_gone(found, table.schema), None
+        else:
+            return None
+        return Captured(log, *parts_of(found, table, entry, proof))
+
+    def _entry_of(self, name: str) -> Entry | None:
+        try:
+            return self._entry(name)
+        except SchemaError:
+            return None
+
+    def _order(self, entry: Entry) -> int:
+        with self._database.translated():
+            text = one(self._connection, "select pg_current_snapshot()::text")[0]
+        return self._registered[entry.source.oid].base + Visible.parse(text).order
+
+    def _install(self, connection: Connection, table: Table, least: int) -> None:
+        registry.prepare(connection)
+        entry = self._entry(table.name)
+        relation = entry.source.oid
+        name = qualified(entry.source.schema)
+        # From here on nobody writes the table, and who did has ended.
+        connection.execute(f"lock table {name} in share row exclusive mode".encode())
+        connection.execute(f"lock table {SCHEMA}.capture in exclusive mode".encode())
+        self._follow_schema()
+        before = self._registered.get(relation)
+        log = self._wanted(connection, table, self._entry(table.name), before)
+        registry.remove_remains(connection)
+        retired = registry.retire(connection, before, log)
+        connection.execute(f"drop table if exists {log.name}".encode())
+        for statement in (*log.tables(), *log.triggers()):
+            connection.execute(statement.encode())
+        if retired is not None:
+            registry.go_on_numbering(connection, retired, log)
+        connection.execute(f"delete from {SCHEMA}.broken where relation = %s".encode(), (relation,))
+        connection.execute(f"insert into {log.name}(kind) values ('{BEGUN}')".encode())
+        registry.enter(connection, log, self._origin, least, before, retired)
+
+    def _wanted(
+        self, connection: Connection, table: Table, entry: Entry, before: Registered | None
+    ) -> TableLog:
+        """Return the log to make; one that others read goes on logging what they need."""
+        images = table.mode is Mode.TEMPORAL
+        key = entry.source.schema.primary_key
+        names = list(entry.source.schema.names if images else key)
+        if before is not None and registry.has_others(
+            connection, entry.source.oid, self._mirror_id
+        ):
+            if set(before.key) != set(key) and registry.is_key(
+                connection, entry.source.oid, before.key
+            ):
+                raise SchemaError(
+                    "another mirror follows it by another key",
+                    table=table.name,
+                    hint=f"use 'primary_key: [{', '.join(before.key)}]' here as well",
+                )
+            images = images or before.images
+            names += before.needed_of(entry.columns)
+        return entry.log(key, list(dict.fromkeys(names)), images=images)
+
+    def _acknowledge(self, connection: Connection, position: Position, *, prune: bool) -> int:
+        proof = Proof.parse(position.proof)
+        found = next(
+            (log for log in self._registered.values() if proof and log.has(proof.identity)), None
+        )
+        if found is None or proof is None or not found.has_log:
+            return 0
+        relation = found.relation
+        if proof.late:
+            # Something before this place is still to be read, in another shape.
+            registry.note_seen(connection, self._mirror_id, relation)
+            return 0
+        registry.acknowledge(connection, self._mirror_id, relation, position.order, proof)
+        if not prune:
+            return 0
+        drop_passed(connection, found.formers)
+        if found.identity != proof.identity:
+            return 0
+        since = self._pruned_since.get(found.identity)
+        forgotten, oldest = registry.prune(connection, relation, found.pruned, since)
+        self._pruned_since[found.identity] = oldest
+        return forgotten
+
+    @contextmanager
+    def _writing(self, *, lasting: bool = False) -> Iterator[Connection]:
+        """Run a transaction; one that is lasting is on the disk when it returns."""
+        with self._database.translated(), self._connection.atomic():
+            if lasting:
+                self._connection.execute("set local synchronous_commit = on")
+            yield self._connection
+
+
+def unacknowledged(database: PostgresDatabase, mirror_id: str) -> int | None:
+    """Count the events that a mirror has not acknowledged, without opening the mirror.
+
+    None when the source does not know the mirror: everything is still to be done.
+    """
+    with database.translated(), database.connect() as connection:
+        positions = registry.positions(connection, mirror_id)
+        standing = registry.standing(connection) if positions else set()
+        formers = registry.formers_of(connection, list(positions)) if positions else {}
+        return unseen(connection, positions, standing, formers) if positions else None
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("public.")

@@ -1,0 +1,193 @@
+"""PostgreSQL's text form of values as typed Arrow columns.
+
+Copies and the log both arrive as text, under the same session settings, and both pass through
+here: so a value is the same in the mirror whichever way it came.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.model.schema import INSTANT, Column
+from rhei_pipeline.sources.rejections import Rejection
+
+#: What every session of ours sets, so that text means one thing.
+SESSION_SETTINGS = {
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "iso_8601",
+    "TimeZone": "UTC",
+    "bytea_output": "hex",
+    "extra_float_digits": "3",
+    "client_encoding": "UTF8",
+}
+
+#: DuckDB keeps infinite instants and dates as the ends of their integers' ranges.
+_INFINITE = {"infinity": 1, "-infinity": -1}
+_LONGEST = np.iinfo(np.int64).max
+_LATEST_DAY = np.iinfo(np.int32).max
+_EPOCH_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+
+
+def admit_text(texts: pa.Array, column: Column) -> tuple[pa.Array, list[Rejection]]:
+    """Turn one column's text into an array of its type, and name the rows that do not fit."""
+    try:
+        return _convert(texts, column), []
+    except pa.ArrowInvalid:
+        return _halve(texts, column, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class RowShape:
+    """How a single row becomes Arrow in one step, at a fraction of what a step a column costs."""
+
+    struct: pa.StructType
+    readers: tuple[Callable[[str], object], ...]
+
+    def read(self, texts: Sequence[bytes | None]) -> pa.RecordBatch | None:
+        """Turn a row's text into a batch; None where a value takes the way by columns."""
+        pairs = zip(texts, self.readers, strict=True)
+        try:
+            row = tuple([None if text is None else read(text.decode()) for text, read in pairs])
+            return pa.RecordBatch.from_struct_array(pa.array([row], self.struct))
+        except (ValueError, ArithmeticError):
+            return None
+
+
+def row_shape(columns: Sequence[Column]) -> RowShape | None:
+    """Return how a row of these columns is read; None where a type takes the way by columns."""
+    readers = [
+        Decimal if pa.types.is_decimal(column.type) else _READERS.get(column.type)
+        for column in columns
+    ]
+    known = tuple(reader for reader in readers if reader is not None)
+    if len(known) < len(columns) or any(column.epoch is not None for column in columns):
+        return None
+    return RowShape(pa.struct([(column.name, column.type) for column in columns]), known)
+
+
+def _halve(texts: pa.Array, column: Column, offset: int) -> tuple[pa.Array, list[Rejection]]:
+    """Convert, and on failure convert each half: a few misfits cost a few conversions."""
+    try:
+        return _convert(texts, column), []
+    except pa.ArrowInvalid:
+        if len(texts) == 1:
+            reason = f"its text is no {column.type} that the mirror can hold"
+            return pa.nulls(1, column.type), [Rejection(offset, column.name, reason)]
+    middle = len(texts) // 2
+    left, left_misfits = _halve(texts.slice(0, middle), column, offset)
+    right, right_misfits = _halve(texts.slice(middle), column, offset + middle)
+    return pa.concat_arrays([left, right]), left_misfits + right_misfits
+
+
+def _convert(texts: pa.Array, column: Column) -> pa.Array:
+    kind = column.type
+    if column.epoch is not None:
+        factor = pa.scalar(_EPOCH_UNITS[column.epoch], pa.int64())
+        return pc.multiply_checked(texts.cast(pa.int64()), factor).cast(INSTANT)
+    if kind.equals(INSTANT):
+        return _instants(texts)
+    for known, convert in _CONVERSIONS:
+        if known.equals(kind):
+            return convert(texts)
+    return texts.cast(kind)
+
+
+def _booleans(texts: pa.Array) -> pa.Array:
+    place = pc.index_in(texts, pa.array(["f", "t"], texts.type))
+    if place.null_count > texts.null_count:
+        raise pa.ArrowInvalid
+    return place.cast(pa.bool_())
+
+
+def _boolean(text: str) -> bool:
+    if text not in {"t", "f"}:
+        raise ValueError(text)
+    return text == "t"
+
+
+def _blobs(texts: pa.Array) -> pa.Array:
+    r"""Read `\x0a0b`: all digits of the column at once, cut where each value ends."""
+    if pc.all(pc.starts_with(texts, r"\x")).as_py() is False:
+        raise pa.ArrowInvalid
+    digits = pc.fill_null(pc.utf8_slice_codeunits(texts.cast(pa.large_string()), 2), "")
+    _, offsets, characters = digits.buffers()
+    ends = np.frombuffer(offsets, np.int64)[digits.offset : digits.offset + len(digits) + 1]
+    try:
+        data = bytes.fromhex(bytes(characters or b"")[ends[0] : ends[-1]].decode())
+    except ValueError as error:
+        raise pa.ArrowInvalid from error
+    cuts = pa.py_buffer((ends - ends[0]) // 2)
+    found = pa.Array.from_buffers(
+        pa.large_binary(), len(digits), [None, cuts, pa.py_buffer(data)]
+    ).cast(pa.binary())
+    return pc.if_else(pc.is_valid(texts), found, pa.scalar(None, pa.binary()))
+
+
+def _dates(texts: pa.Array) -> pa.Array:
+    plain, infinite = _without_infinity(texts)
+    days = plain.cast(pa.date32())
+    if infinite is None:
+        return days
+    ends = pc.multiply(infinite, pa.scalar(_LATEST_DAY, pa.int64())).cast(pa.int32())
+    return pc.coalesce(ends, days.cast(pa.int32())).cast(pa.date32())
+
+
+def _timestamps(texts: pa.Array) -> pa.Array:
+    plain, infinite = _without_infinity(texts)
+    return _with_infinity(plain.cast(pa.timestamp("us")), infinite)
+
+
+def _instants(texts: pa.Array) -> pa.Array:
+    plain, infinite = _without_infinity(texts)
+    # The session's zone is UTC, so every text ends in +00.
+    return _with_infinity(plain.cast(INSTANT), infinite)
+
+
+def _with_infinity(instants: pa.Array, infinite: pa.Array | None) -> pa.Array:
+    if infinite is None:
+        return instants
+    ends = pc.multiply(infinite, pa.scalar(_LONGEST, pa.int64()))
+    return pc.coalesce(ends, instants.cast(pa.int64())).cast(instants.type)
+
+
+def _without_infinity(texts: pa.Array) -> tuple[pa.Array, pa.Array | None]:
+    """Part infinite values, as 1 and -1, from the others; None where there is none."""
+    names = pa.array(list(_INFINITE), texts.type)
+    place = pc.index_in(texts, names)
+    if place.null_count == len(place):
+        return texts, None
+    signs = pa.array(list(_INFINITE.values()), pa.int64()).take(place)
+    return pc.if_else(pc.is_valid(place), pa.scalar(None, texts.type), texts), signs
+
+
+def _times(texts: pa.Array) -> pa.Array:
+    date, space = pa.scalar("1970-01-01", texts.type), pa.scalar(" ", texts.type)
+    # Arrow reads a time of day only behind a date.
+    whole = pc.binary_join_element_wise(date, texts, space)
+    return whole.cast(pa.timestamp("us")).cast(pa.time64("us"))
+
+
+#: How a single value is read; what these refuse, such as a year before Christ, goes by columns.
+_READERS: dict[pa.DataType, Callable[[str], object]] = {
+    pa.int16(): int,
+    pa.int32(): int,
+    pa.int64(): int,
+    pa.float64(): float,
+    pa.string(): str,
+    pa.bool_(): _boolean,
+    pa.date32(): date.fromisoformat,
+    pa.timestamp("us"): datetime.fromisoformat,
+    INSTANT: datetime.fromisoformat,
+}
+_CONVERSIONS: tuple[tuple[pa.DataType, Callable[[pa.Array], pa.Array]], ...] = (
+    (pa.bool_(), _booleans),
+    (pa.binary(), _blobs),
+    (pa.date32(), _dates),
+    (pa.time64("us"), _times),
+    (pa.timestamp("us"), _timestamps),
+)

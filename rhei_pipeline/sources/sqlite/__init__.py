@@ -1,0 +1,1 @@
+"""SQLite: its catalogue, its values, and two ways to capture its changes."""

@@ -1,0 +1,366 @@
+"""An operational SQLite database: one writer, a pool of readers, each statement's error named.
+
+Only the standard library's `sqlite3` touches the file: two copies of SQLite in one process break
+each other's locks (sqlite.org/howtocorrupt.html, section 2.2.1).
+"""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import pyarrow as pa
+
+from rhei_pipeline.errors import PermanentError, QueryError, RheiError, SourceBusyError, SourceError
+from rhei_pipeline.model.cancellation import Cancel
+from rhei_pipeline.model.ownership import SourceIdentity
+from rhei_pipeline.model.reports import Finding
+from rhei_pipeline.model.schema import Column, Table, TableOptions, TableSchema
+from rhei_pipeline.model.semantics import MirroredTable
+from rhei_pipeline.model.streaming import Begun, Streamed
+from rhei_pipeline.sources.sqlite import query as sqlite_query
+from rhei_pipeline.sources.sqlite import validate
+from rhei_pipeline.sources.sqlite.catalog import declaration, other_names, read_table, table_names
+from rhei_pipeline.sources.sqlite.identity import read_mark, write_mark
+from rhei_pipeline.sources.sqlite.semantics import meaning
+from rhei_pipeline.sql.text import quote
+
+_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_SHUT = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
+_PRIMARY_CODE = 0xFF  # the low byte of an extended result code names its family
+
+#: Device and inode.
+FileId = tuple[int, int] | None
+_Idle = SimpleQueue[tuple[FileId, sqlite3.Connection]]
+
+_TRANSACTION_WORDS = {"begin", "commit", "end", "rollback", "savepoint", "release"}
+
+
+class SqliteDatabase:
+    """One SQLite file as an application uses it.
+
+    Args:
+        path: An existing database file.
+        busy_timeout_seconds: How long a statement waits for another process's lock.
+        read_pool: How many idle reading connections are kept open.
+        read_only: Never open it for writing, and change nothing in it, not even a pragma.
+
+    Raises:
+        SourceError: The file is missing, is no database, or cannot be opened.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        busy_timeout_seconds: float = 10.0,
+        read_pool: int = 4,
+        read_only: bool = False,
+    ) -> None:
+        self.path = path
+        self._timeout = busy_timeout_seconds
+        self._pool_size = read_pool
+        self._readers: _Idle = SimpleQueue()
+        self._askers: _Idle = SimpleQueue()
+        self._write_lock = threading.RLock()
+        self._depth = 0
+        if not path.is_file():
+            raise SourceError(
+                f"source database {str(path)!r} does not exist",
+                hint="create it with your application first, or correct source.path",
+            )
+        self._read_only = read_only
+        self._writer, self._writer_file = self._open_writer()
+
+    def connect(self, mode: str = "rw") -> sqlite3.Connection:
+        """Open one more connection, in autocommit, that waits for locks."""
+        uri = f"{self.path.resolve().as_uri()}?mode={mode}"
+        with self.translated():
+            return sqlite3.connect(
+                uri,
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
+                timeout=self._timeout,
+            )
+
+    def file_id(self) -> FileId:
+        """Return what the path names now: another file once one was put in its place."""
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _open_writer(self) -> tuple[sqlite3.Connection, FileId]:
+        file = self.file_id()
+        connection = self.connect(mode="ro" if self._read_only else "rw")
+        if not self._read_only:
+            with self.translated():
+                prepare_writer(connection)
+        return connection, file
+
+    def _follow_the_file(self) -> None:
+        """Open the writer anew when another file was put in the place of its own."""
+        if not self._writer.in_transaction and self.file_id() != self._writer_file:
+            former, opened = self._writer, self._open_writer()
+            self._writer, self._writer_file = opened
+            former.close()
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
+        """Run one statement and commit it; return how many rows it changed.
+
+        Raises:
+            QueryError: The statement is wrong, breaks a constraint, or opens a transaction.
+        """
+        if _first_word(sql) in _TRANSACTION_WORDS:
+            raise QueryError(
+                f"{_first_word(sql)} does not run as a statement of its own",
+                hint="give all statements of the transaction to execute_batch",
+            )
+        with self._write_lock:
+            self._follow_the_file()
+            with self.translated(), closing(self._writer.cursor()) as cursor:
+                cursor.execute(sql, params)
+                cursor.fetchall()
+                return max(cursor.rowcount, 0)
+
+    def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> int:
+        """Run all statements in one transaction, all or nothing; return the rows changed."""
+        with self.transaction():
+            return sum(self.execute(sql, params) for sql, params in statements)
+
+    def query(
+        self,
+        sql: str,
+        params: Sequence[Any] = (),
+        columns: Sequence[Column | None] | None = None,
+        begun: Begun | None = None,
+    ) -> pa.Table:
+        """Run one reading statement; see `sqlite_query.query`."""
+        with self._lent(self._askers, sqlite_query.lock_down) as connection:
+            if begun is None:
+                return sqlite_query.query(connection, sql, params, columns)
+            with Cancel.given(begun).ending_by(connection.interrupt):
+                return sqlite_query.query(connection, sql, params, columns)
+
+    def stream(
+        self,
+        sql: str,
+        params: Sequence[Any],
+        columns: Sequence[Column | None] | None,
+        rows: int,
+        begun: Begun | None = None,
+    ) -> Streamed | None:
+        """Run one reading statement and return its answer in batches; see `Database.stream`."""
+        known = [c for c in columns or () if c is not None and not pa.types.is_null(c.type)]
+        if not known or len(known) != len(columns or ()):
+            return None
+        cancel = Cancel.given(begun)
+        batches = self._streamed(sql, params, known, rows, cancel)
+        return Streamed(next(batches).schema, batches, cancel)
+
+    def _streamed(
+        self, sql: str, params: Sequence[Any], columns: Sequence[Column], rows: int, cancel: Cancel
+    ) -> Iterator[pa.RecordBatch]:
+        with (
+            self._lent(self._askers, sqlite_query.lock_down) as connection,
+            cancel.ending_by(connection.interrupt),
+            closing(sqlite_query.stream(connection, sql, params, columns, rows)) as batches,
+        ):
+            for batch in batches:
+                yield batch
+                cancel.refuse_cancelled()
+
+    def meanings(
+        self, tables: Iterable[Table], options: Callable[[str], TableOptions]
+    ) -> list[MirroredTable]:
+        """Describe tables for translation; see `sqlite_meaning.meaning`."""
+        with self.reader() as connection:
+            return [meaning(connection, table, options(table.name)) for table in tables]
+
+    def finds_public(self) -> bool:
+        """Tell whether names without a schema are found; here they have none."""
+        return True
+
+    def table_names(self) -> list[str]:
+        """Return the names of all ordinary tables that have a primary key."""
+        with self.reader() as connection:
+            return table_names(connection)
+
+    def other_names(self) -> dict[str, str]:
+        """Return the names of all other tables and views, each with what it is or lacks."""
+        with self.reader() as connection:
+            return other_names(connection)
+
+    def read_schema(
+        self, name: str, options: TableOptions, known: TableSchema | None
+    ) -> TableSchema:
+        """Read a table's schema; see `sqlite_schema.read_table`."""
+        with self.reader() as connection:
+            return read_table(connection, name, options, known).schema
+
+    def examine(
+        self,
+        tables: Sequence[str],
+        options: Callable[[str], TableOptions],
+        mirror_id: str | None,  # noqa: ARG002  (triggers belong to all mirrors)
+    ) -> list[Finding]:
+        """Say what stands in the way of capture; see `validate.examine`."""
+        with self.reader() as connection:
+            return list(validate.examine(connection, tables, options))
+
+    def identity(self, *, mark: bool = False) -> SourceIdentity:
+        """Tell this file from all others; see `sqlite_identity`."""
+        with self.reader() as connection:
+            found = read_mark(connection)
+        if mark and not found:
+            with self.transaction(), self.translated():
+                found = write_mark(self._writer)
+        return SourceIdentity("sqlite", str(self.path.resolve()), found)
+
+    def add_column(self, table: TableSchema, column: str, arrow_type: pa.DataType) -> None:
+        """Add a column that is declared so that it is read back as this type."""
+        declared = f"{quote(column)} {declaration(arrow_type)}"
+        self.execute(f"alter table {quote(table.name)} add column {declared}")
+
+    def drop_column(self, table: TableSchema, column: str) -> None:
+        """Drop a column."""
+        self.execute(f"alter table {quote(table.name)} drop column {quote(column)}")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Hold the writer for one transaction; other threads wait until it has ended."""
+        with self._write_lock:
+            if self._writer.in_transaction:
+                raise QueryError("a transaction is open already in this thread")
+            self._follow_the_file()
+            with self.translated():
+                self._writer.execute("begin immediate")
+            try:
+                yield
+                with self.translated():
+                    self._writer.execute("commit")
+            finally:
+                if self._writer.in_transaction:
+                    self._writer.execute("rollback")
+
+    @contextmanager
+    def reader(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection that refuses to write."""
+        with self._lent(self._readers) as connection:
+            yield connection
+
+    @contextmanager
+    def _lent(
+        self,
+        idle: "_Idle",
+        prepare: Callable[[sqlite3.Connection], None] | None = None,
+    ) -> Iterator[sqlite3.Connection]:
+        file, connection = self._reading_connection(idle, prepare)
+        try:
+            with self.translated():
+                yield connection
+        finally:
+            if connection.in_transaction:
+                connection.execute("rollback")
+            if idle.qsize() < self._pool_size:
+                idle.put((file, connection))
+            else:
+                connection.close()
+
+    def _reading_connection(
+        self, idle: "_Idle", prepare: Callable[[sqlite3.Connection], None] | None
+    ) -> tuple[FileId, sqlite3.Connection]:
+        file = self.file_id()
+        try:
+            while (kept := idle.get_nowait())[0] != file:
+                kept[1].close()
+        except Empty:
+            connection = self.connect(mode="ro")
+            # Another file, once attached, could be written.
+            connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+            if prepare is not None:
+                prepare(connection)
+            return file, connection
+        return kept
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn the driver's errors into ours."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise translate(error, self.path, read_only=self._read_only) from error
+
+    def close(self) -> None:
+        """Close every connection; safe to repeat."""
+        with self._write_lock:
+            self._writer.close()
+        for idle in (self._readers, self._askers):
+            while not idle.empty():
+                idle.get()[1].close()
+
+
+def prepare_writer(connection: sqlite3.Connection) -> None:
+    """Set what a writing connection needs, each pragma for its reason."""
+    # WAL: readers of ours never make the application wait, nor it them. Kept in the file.
+    if connection.execute("pragma journal_mode").fetchone()[0] != "wal":
+        connection.execute("pragma journal_mode = wal")
+    # FULL: a commit answered with success survives a power cut, so the mirror is never ahead.
+    connection.execute("pragma synchronous = full")
+    # Off by default for old applications' sake; a declared reference should hold.
+    connection.execute("pragma foreign_keys = on")
+
+
+def translate(error: sqlite3.Error, path: Path, *, read_only: bool = False) -> RheiError:
+    """Name a driver's error by what can be done about it; never quotes a row's values."""
+    code = getattr(error, "sqlite_errorcode", None)
+    family = None if code is None else code & _PRIMARY_CODE
+    if family in _BUSY:
+        return SourceBusyError(
+            f"source database {path.name!r} is locked",
+            hint="another process holds a long write transaction; it will be tried again",
+        )
+    if family in _DAMAGED:
+        return SourceError(
+            f"{str(path)!r} is not a sound SQLite database",
+            hint="check the path, then run 'pragma integrity_check' in the sqlite3 shell",
+        )
+    if read_only and family in _SHUT:
+        return SourceError(
+            f"source database {str(path)!r} cannot be opened for reading",
+            hint="give this user read access; a database in WAL mode also needs its -shm and -wal"
+            " files, which only exist while it is open, or write access to their folder",
+        )
+    return _environment_error(family, path) or QueryError(f"SQLite refused: {error}")
+
+
+def _environment_error(family: int | None, path: Path) -> PermanentError | None:
+    if family == sqlite3.SQLITE_FULL:
+        return SourceError(
+            f"the disk that holds {str(path)!r} is full", hint="free space, then try again"
+        )
+    if family in _SHUT:
+        return SourceError(
+            f"source database {str(path)!r} cannot be opened for writing",
+            hint="capture installs triggers: give this user write access to the file and folder",
+        )
+    if family == sqlite3.SQLITE_IOERR:
+        return SourceError(
+            f"the disk failed to read or write {str(path)!r}", hint="check the disk and its mounts"
+        )
+    return None
+
+
+def _first_word(sql: str) -> str:
+    """Return the first word behind comments and white space, lower case."""
+    text = sql.lstrip()
+    while text.startswith(("--", "/*")):
+        end = text.find("\n") if text.startswith("--") else text.find("*/") + 1
+        text = text[end + 1 :].lstrip() if end > 0 else ""
+    return text.split(None, 1)[0].rstrip(";").lower() if text else ""

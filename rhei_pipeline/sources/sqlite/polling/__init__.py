@@ -1,0 +1,1 @@
+"""Capture from SQLite by polling timestamps."""

@@ -1,0 +1,222 @@
+"""Change capture from SQLite by polling timestamps: for a file that may be read and no more.
+
+Nothing is created in the source. How far a table was polled is known by the mirror's watermark
+alone; what this source remembers beside it only saves reads.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.polling import PollOptions
+from rhei_pipeline.model.reports import Finding
+from rhei_pipeline.model.schema import Table, TableOptions, TableSchema, nearest
+from rhei_pipeline.sources.polling_progress import Notes
+from rhei_pipeline.sources.sqlite.catalog import read_table
+from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.sources.sqlite.polling.snapshot import Memory, PollingSnapshot
+from rhei_pipeline.sources.sqlite.polling.table import Poll
+from rhei_pipeline.sources.sqlite.triggers.ddl import CLOCK
+from rhei_pipeline.sql.text import listed, quote
+
+_log = logging.getLogger(__name__)
+
+#: SQLite's clock and the monotonic one, read side by side, differ by less while both go forward.
+_STEP_SECONDS = 0.002
+
+
+def _unknown(_name: str) -> None:
+    """Know no table yet."""
+
+
+class PollingSource:
+    """A `ChangeSource` over one SQLite file that it only reads.
+
+    Args:
+        database: The source.
+        polls: How each table is polled, by name.
+        options: Partial replication, chosen keys, given types, by table.
+        known: Returns the table as it is mirrored, by name; None when it is not yet.
+        notes: A file that tells others how far this mirror has come; never relied on here.
+        monotonic: A clock that never goes back, in seconds.
+
+    Not for several threads at once; the caller holds a lock around its work.
+    """
+
+    def __init__(
+        self,
+        database: SqliteDatabase,
+        polls: Mapping[str, PollOptions] | None = None,
+        options: Mapping[str, TableOptions] | None = None,
+        known: Callable[[str], Table | None] = _unknown,
+        notes: Path | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._polls = {name.lower(): chosen for name, chosen in (polls or {}).items()}
+        self._options = {name.lower(): chosen for name, chosen in (options or {}).items()}
+        self._known = known
+        self._notes = Notes(notes)
+        self._monotonic = monotonic
+        self._memory = Memory()
+        self._catalogue: dict[str, Poll] = {}
+        self._catalogue_version = -1
+        self._warned: set[str] = set()
+        self._clocks: tuple[float, float] | None = None
+        self._connection = database.connect(mode="ro")
+        self._file = database.file_id()
+
+    def describe(self, name: str) -> TableSchema:
+        """Read a table's schema as it is now."""
+        return self._poll(name).source.schema
+
+    def schema_version(self) -> int:
+        """Return SQLite's own count of schema changes."""
+        self._follow_the_file()
+        with self._database.translated():
+            return int(self._connection.execute("pragma schema_version").fetchone()[0])
+
+    def install(self, table: Table, least: int) -> None:
+        """Take note of where positions begin; create nothing. Warns of a missing index."""
+        self._memory.note(table.name, least)
+        mending = self.missing_index(table.name)
+        if mending and table.name not in self._warned:
+            self._warned.add(table.name)
+            _log.warning(
+                "table %r: no index begins with %r, so every poll that follows a commit reads the"
+                " whole table; %s",
+                table.name,
+                self._poll(table.name).options.updated_at,
+                mending,
+            )
+
+    def missing_index(self, name: str) -> str | None:
+        """Return the statement that creates the index a poll needs; None where there is one."""
+        poll = self._poll(name)
+        column, schema = poll.options.updated_at, poll.source.schema
+        found = self._connection.execute(
+            "select 1 from pragma_index_list(?) l, pragma_index_xinfo(l.name) x"
+            " where x.seqno = 0 and x.name = ? and not l.partial",
+            (schema.name, column),
+        )
+        if found.fetchone() is not None:
+            return None
+        index = quote(f"{schema.name}_{column}")
+        columns = listed([column, *schema.primary_key])
+        return f"create index {index} on {quote(schema.name)}({columns})"
+
+    def lacking(self, name: str) -> Sequence[Finding]:  # noqa: ARG002
+        """Name nothing: who can open the file can read all of it."""
+        return ()
+
+    def grant_against(self, doubt: str) -> None:
+        """Know none: a file has no users."""
+
+    @property
+    def logs_rows(self) -> bool:
+        """False: changes are read from the table."""
+        return False
+
+    def stands(self, table: Table) -> bool:  # noqa: ARG002
+        """Say yes: there is nothing in the source that could fall."""
+        return True
+
+    @contextmanager
+    def snapshot(self, *, rows: bool = False) -> Iterator[PollingSnapshot]:  # noqa: ARG002
+        """Hold one committed state of the source; its rows can always be read."""
+        self._follow_the_file()
+        with self._database.translated():
+            clock = self._clock()
+            self._connection.execute("begin")
+            try:
+                yield PollingSnapshot(self._connection, self._poll, self._memory, clock)
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("rollback")
+
+    def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:  # noqa: ARG002
+        """Forget the keys that were to be read again; the source itself keeps nothing for us."""
+        for name, position in needed_from.items():
+            self._memory.note(name, position.order)
+            self._memory.touched.pop(name, None)
+        self._notes.write(needed_from)
+        return 0
+
+    def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
+        """Remember keys to read again."""
+        self._memory.touched.setdefault(table.name, []).extend(keys)
+
+    def held_bytes(self) -> dict[str, int]:
+        """Tell nothing: the source keeps nothing for us."""
+        return {}
+
+    def forget_mirror(self) -> None:
+        """Leave no note behind."""
+        self._notes.forget()
+
+    def close(self) -> None:
+        """Close the connection; safe to repeat."""
+        self._connection.close()
+
+    def _clock(self) -> int:
+        """Read the source's clock in microseconds; a step back makes older positions void."""
+        before = self._monotonic()
+        (now,) = self._connection.execute(f"select {CLOCK}").fetchone()
+        if self._clocks is not None:
+            wall, monotonic = self._clocks
+            if now / 1e6 - wall < before - monotonic - _STEP_SECONDS:
+                self._memory.distrust()
+        self._clocks = (now / 1e6, self._monotonic())
+        return int(now)
+
+    def _follow_the_file(self) -> None:
+        """Open the file anew when another one was put in its place."""
+        file = self._database.file_id()
+        if file != self._file:
+            former, opened = self._connection, self._database.connect(mode="ro")
+            self._connection, self._file = opened, file
+            former.close()
+            self._memory.forget_versions()
+            self._catalogue_version = -1
+
+    def _poll(self, name: str) -> Poll:
+        with self._database.translated():
+            version = self._connection.execute("pragma schema_version").fetchone()[0]
+            if version != self._catalogue_version:
+                self._catalogue.clear()
+                self._catalogue_version = version
+            if name not in self._catalogue:
+                self._catalogue[name] = self._read(name)
+        return self._catalogue[name]
+
+    def _read(self, name: str) -> Poll:
+        chosen, known = self._options.get(name.lower(), TableOptions()), self._known(name)
+        source = read_table(self._connection, name, chosen, known.schema if known else None)
+        return Poll(source, self._spelled(source.schema.name))
+
+    def _spelled(self, table: str) -> PollOptions:
+        """Return the table's options with its columns' names as the table has them."""
+        options = self._polls.get(table.lower(), PollOptions())
+        rows = self._connection.execute("select name from pragma_table_xinfo(?)", (table,))
+        columns = {name.lower(): name for (name,) in rows}
+        updated_at = _column(table, columns, "updated_at", options.updated_at)
+        if options.deleted_at is None:
+            return replace(options, updated_at=updated_at)
+        deleted_at = _column(table, columns, "deletes", options.deleted_at)
+        return replace(options, updated_at=updated_at, deleted_at=deleted_at)
+
+
+def _column(table: str, columns: Mapping[str, str], setting: str, name: str) -> str:
+    if name.lower() not in columns:
+        raise SchemaError(
+            f"'polling.{setting}' names column {name!r}, which the source does not have",
+            table=table,
+            hint=nearest(name, sorted(columns.values())),
+        )
+    return columns[name.lower()]

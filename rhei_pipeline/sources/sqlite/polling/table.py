@@ -1,0 +1,215 @@
+"""One polled table of SQLite inside an open read transaction: what polling asks of it, in SQL."""
+
+import hashlib
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.model.changes import ChangeBatch
+from rhei_pipeline.model.polling import Clock, Keyset, PollOptions, Stamp
+from rhei_pipeline.model.schema import INSTANT, Column
+from rhei_pipeline.sources.sqlite.catalog import SqliteTable
+from rhei_pipeline.sources.sqlite.rows import RowReader, event_batch, key_first
+from rhei_pipeline.sources.sqlite.types import admit_column, decode_key, fetch
+from rhei_pipeline.sql.text import listed, quote
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND = 1_000_000
+#: SQLite's clock shows milliseconds.
+_CLOCK_PRECISION = 1_000
+#: A stamp so far ahead of the source's clock was not made by it.
+_AHEAD_SECONDS = 2
+_DIGEST_ROWS = 10_000
+
+#: A condition on rows, and the values it binds.
+Condition = tuple[str, list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """What is known of a polled table: its catalogue entry, and the columns that polling uses."""
+
+    source: SqliteTable
+    options: PollOptions
+
+    @property
+    def stamp(self) -> str:
+        """The timestamp's column, quoted."""
+        return quote(self.options.updated_at)
+
+    @property
+    def live(self) -> str:
+        """SQL that tells whether a row counts as one."""
+        if self.options.deleted_at is None:
+            return "true"
+        return f"coalesce({quote(self.options.deleted_at)}, 0) = 0"
+
+    @property
+    def select(self) -> str:
+        """Select rows: live, timestamp, then the columns, the key's first."""
+        columns = listed(column.name for column in key_first(self.source.schema))
+        return f"select {self.live}, {self.stamp}, {columns} from {quote(self.source.schema.name)}"
+
+    @property
+    def table(self) -> str:
+        """The table, quoted."""
+        return quote(self.source.schema.name)
+
+    def at(self, operator: str, at: str | None) -> Condition:
+        """Compare the stamp with an encoded one; without one, every stamp lies behind it."""
+        if at is None:
+            return f"{self.stamp} is not null", []
+        places, values = decode_key(at)
+        return f"{self.stamp} {operator} {places[0]}", values
+
+    def blank(self) -> Condition:
+        """Ask for rows without a stamp."""
+        return f"{self.stamp} is null", []
+
+
+class PolledTable:
+    """A table as the transaction of `connection` sees it; `now` is its clock, in microseconds."""
+
+    def __init__(self, connection: sqlite3.Connection, poll: Poll, now: int) -> None:
+        self._connection = connection
+        self.poll = poll
+        self._now = now
+        self._clock = _EPOCH + timedelta(microseconds=now)
+
+    @property
+    def reader(self) -> RowReader:
+        """What reads its rows whole."""
+        condition = "" if self.poll.options.deleted_at is None else self.poll.live
+        return RowReader(self._connection, self.poll.source, self._clock, condition)
+
+    def newest(self) -> tuple[Any, ...] | None:
+        """Return timestamp and key of a row with the newest stamp that the clock has reached."""
+        form, stamp = Stamp.of(self._extreme("max")), self.poll.stamp
+        bound: list[Any] = [form.newest(self._now, _CLOCK_PRECISION)] if form else []
+        reached = f"{stamp} <= ?" if form else f"{stamp} is not null"
+        row = self._connection.execute(
+            f"select {stamp}, {listed(self.poll.source.schema.primary_key)}"
+            f" from {self.poll.table} where {reached} order by {stamp} desc limit 1",
+            bound,
+        ).fetchone()
+        return None if row is None else tuple(row)
+
+    def has_newest(self, known: Keyset) -> bool:
+        """Tell whether the newest row known is there, as new as it was or newer."""
+        if known.at is None or known.key is None:
+            return True
+        places, key = decode_key(known.key)
+        names = listed(self.poll.source.schema.primary_key)
+        condition, params = self.poll.at(">=", known.at)
+        found = self._connection.execute(
+            f"select 1 from {self.poll.table}"
+            f" where ({names}) = ({', '.join(places)}) and {condition}",
+            [*key, *params],
+        )
+        return found.fetchone() is not None
+
+    def count(self, condition: Condition) -> int:
+        """Count rows, those marked as deleted among them."""
+        sql = f"select count(*) from {self.poll.table} where {condition[0]}"
+        return int(self._connection.execute(sql, condition[1]).fetchone()[0])
+
+    def digest(self, condition: Condition) -> str:
+        """Fold rows into a few characters; none where there is no row."""
+        digest, seen = hashlib.blake2b(digest_size=12), False
+        sql = f"{self.poll.select} where {condition[0]}"
+        for rows in fetch(self._connection, sql, condition[1], _DIGEST_ROWS):
+            digest.update(repr(rows).encode())
+            seen = True
+        return digest.hexdigest() if seen else ""
+
+    def oldest(self, condition: Condition) -> datetime:
+        """Return the oldest stamp there as an instant; now where there is none."""
+        sql = f"select min({self.poll.stamp}) from {self.poll.table} where {condition[0]}"
+        (oldest,) = self._connection.execute(sql, condition[1]).fetchone()
+        found: datetime = self._instants([oldest])[0].as_py()
+        return found
+
+    def changed_rows(self, condition: Condition, since: int, limit: int) -> Iterator[ChangeBatch]:
+        """Read rows as they are now; `since`: they were not so before, by the source's clock."""
+        sql = f"{self.poll.select} where {condition[0]}"
+        for rows in fetch(self._connection, sql, condition[1], limit):
+            yield self._batch(rows, since)
+
+    def touched_rows(
+        self, keys: Sequence[tuple[Any, ...]], since: int, limit: int
+    ) -> Iterator[ChangeBatch]:
+        """Read the same for keys, whether or not they have a row."""
+        for start in range(0, len(keys), limit):
+            yield self._batch(list(self._rows_of(keys[start : start + limit])), since)
+
+    def doubt(self) -> str | None:
+        """Say why stamps of this table need not follow the order of commits."""
+        name = repr(self.poll.options.updated_at)
+        if self.poll.options.clock is Clock.APPLICATION:
+            return f"{name} is stamped by the application's clock"
+        newest, oldest = self._extreme("max"), self._extreme("min")
+        form = Stamp.of(newest)
+        if newest is not None and (form is None or Stamp.of(oldest) != form):
+            return f"{name} holds values of unknown or several forms"
+        ahead = self._now + _AHEAD_SECONDS * _SECOND
+        if form is not None and newest > form.newest(ahead, _CLOCK_PRECISION):
+            return f"{name} lies ahead of the database's clock"
+        return None
+
+    def _extreme(self, which: str) -> Any:  # noqa: ANN401  (as the source holds it)
+        sql = f"select {which}({self.poll.stamp}) from {self.poll.table}"
+        return next(fetch(self._connection, sql, (), 1))[0][0]
+
+    def _rows_of(self, keys: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        schema, select = self.poll.source.schema, self.poll.select
+        nullable = self.poll.source.nullable_key
+        condition = " and ".join(
+            f"{quote(name)} {'is' if name in nullable else '='} ?" for name in schema.primary_key
+        )
+        missing = len(schema.value_columns)
+        for values in keys:
+            rows = next(fetch(self._connection, f"{select} where {condition}", values, 1), [])
+            yield rows[0] if rows else (0, None, *values, *([None] * missing))
+
+    def _batch(self, rows: list[tuple[Any, ...]], since: int) -> ChangeBatch:
+        live, stamps = zip(*((row[0], row[1]) for row in rows), strict=True)
+        own = [
+            pa.array(np.zeros(len(rows), np.int64)),
+            self._dated(stamps, since),
+            pa.array(live, pa.int64()).cast(pa.bool_()),
+        ]
+        batch = event_batch(self.poll.source.schema, own, [row[2:] for row in rows], self._clock)
+        return replace(batch, net=True, seen_at=self._clock)
+
+    def _dated(self, stamps: Sequence[Any], since: int) -> pa.Array:
+        """Turn timestamps into instants; one of a time when its row was not there is dated now."""
+        found = self._instants(stamps).cast(pa.int64())
+        return pc.if_else(pc.greater(found, since), found, self._now).cast(INSTANT)
+
+    def _instants(self, stamps: Sequence[Any]) -> pa.Array:
+        """Turn timestamps into instants; one without a known form, or ahead, is dated now."""
+        form = next((found for found in map(Stamp.of, stamps) if found), None)
+        now = pa.scalar(self._clock, INSTANT)
+        if form is None:
+            return pa.repeat(now, len(stamps))
+        found = pc.fill_null(_admitted(form, stamps), now).cast(pa.int64())
+        return pc.min_element_wise(found, self._now).cast(INSTANT)
+
+
+def _admitted(form: Stamp, stamps: Sequence[Any]) -> pa.Array:
+    """Turn stamps of one form into instants, null where one is of another form."""
+    if form.kind is float:
+        reals, _ = admit_column(stamps, Column("", pa.float64()))
+        start, scale = form.real_scale
+        micros = pc.round(pc.multiply(pc.subtract(reals, start), scale))
+        return micros.cast(pa.int64()).cast(INSTANT)
+    if form.kind is int:
+        return admit_column(stamps, Column("", INSTANT, epoch=form.epoch))[0]
+    kind = INSTANT if form.zone else pa.timestamp("us")
+    return admit_column(stamps, Column("", kind))[0].cast(INSTANT)

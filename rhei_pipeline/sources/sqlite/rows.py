@@ -1,0 +1,163 @@
+"""Rows of a SQLite table as batches: what every way to capture from SQLite reads the same way."""
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from rhei_pipeline.changes.null_keys import NULL_KEY
+from rhei_pipeline.model.changes import (
+    EVENT_FIELDS,
+    ChangeBatch,
+    DeadLetter,
+    RowBatch,
+    event_schema,
+    key_text,
+)
+from rhei_pipeline.model.plain_values import plain_value
+from rhei_pipeline.model.schema import Column, TableSchema
+from rhei_pipeline.sources.mended_rows import mended
+from rhei_pipeline.sources.rejections import Rejection, without
+from rhei_pipeline.sources.sqlite.catalog import SqliteTable
+from rhei_pipeline.sources.sqlite.types import admit, decode_key, encode_key, fetch, plain
+from rhei_pipeline.sql.text import listed, quote
+
+_KEYS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class RowReader:
+    """Reads whole rows of one table within an open read transaction.
+
+    Attributes:
+        clock: The source's clock; dead letters are dated by it.
+        condition: SQL that a row must meet to count as one; empty for all rows.
+    """
+
+    connection: sqlite3.Connection
+    source: SqliteTable
+    clock: datetime
+    condition: str = ""
+
+    def rows(self, resume: str | None, limit: int) -> RowBatch | None:
+        """Read the next rows in key order; None when there are no more."""
+        schema = self.source.schema
+        sql, params = self._rows_sql(resume, limit)
+        rows = next(fetch(self.connection, sql, params, limit), None)
+        if rows is None:
+            return None
+        columns = key_first(schema)
+        arrays, rejections = admit(rows, columns)
+        letters = _letters(schema, rejections, arrays, rows, self.clock)
+        found = pa.table(without(arrays, rejections), [column.name for column in columns])
+        resume = encode_key(rows[-1][: len(schema.primary_key)])
+        return RowBatch(found.select(list(schema.names)), resume, letters)
+
+    def keyless(self) -> tuple[DeadLetter, ...]:
+        """Name the keys that are null in part or whole: nothing can tell their rows apart."""
+        schema = self.source.schema
+        nullable = self.source.nullable_key
+        if not nullable:
+            return ()
+        unknown = " or ".join(f"{quote(name)} is null" for name in nullable)
+        also = f" and {self.condition}" if self.condition else ""
+        sql = (
+            f"select distinct {listed(schema.primary_key)} from {quote(schema.name)}"
+            f" where ({unknown}){also}"
+        )
+        letters: list[DeadLetter] = []
+        for rows in fetch(self.connection, sql, (), _KEYS):
+            arrays, _ = admit(rows, schema.key_columns)
+            missing = [
+                Rejection(number, schema.primary_key[row.index(None)], NULL_KEY)
+                for number, row in enumerate(rows)
+            ]
+            letters += _letters(schema, missing, arrays, rows, self.clock)
+        return tuple(letters)
+
+    def count(self) -> int:
+        """Count the rows."""
+        where = f" where {self.condition}" if self.condition else ""
+        found = self.connection.execute(
+            f"select count(*) from {quote(self.source.schema.name)}{where}"
+        )
+        return int(found.fetchone()[0])
+
+    def _rows_sql(self, resume: str | None, limit: int) -> tuple[str, list[Any]]:
+        schema = self.source.schema
+        key = listed(schema.primary_key)
+        columns = [column.name for column in key_first(schema)]
+        conditions = [f"{quote(name)} is not null" for name in self.source.nullable_key]
+        params: list[Any] = []
+        if resume is not None:
+            placeholders, params = decode_key(resume)
+            conditions.append(f"({key}) > ({', '.join(placeholders)})")
+        if self.condition:
+            conditions.append(self.condition)
+        where = f" where {' and '.join(conditions)}" if conditions else ""
+        sql = f"select {listed(columns)} from {quote(schema.name)}{where} order by {key} limit ?"
+        return sql, [*params, limit]
+
+
+def key_first(schema: TableSchema) -> list[Column]:
+    """Return the columns, those of the key first."""
+    return [*schema.key_columns, *schema.value_columns]
+
+
+def event_batch(
+    schema: TableSchema, own: list[pa.Array], rows: list[tuple[Any, ...]], clock: datetime
+) -> ChangeBatch:
+    """Turn rows, key first, into a batch of events; those that do not fit become dead letters.
+
+    `own` are the event's fields of ours, one array each, the last of them whether the row is there;
+    every row counts as one event. Keys that are null stay among the events.
+    """
+    columns = key_first(schema)
+    arrays, rejections = admit(rows, columns)
+    letters = _letters(schema, rejections, arrays, rows, clock)
+    rejected, gone = _present_and_gone(rejections, letters, own[-1])
+    names = [*(field.name for field in EVENT_FIELDS), *(column.name for column in columns)]
+    events = pa.table(without([*own, *arrays], rejections), names)
+    wanted = event_schema(schema)
+    admitted = events.select(wanted.names).cast(wanted)
+    keys = pa.table(arrays[: len(schema.primary_key)], list(schema.primary_key))
+    resolved = (*gone, *mended(keys, rejections, letters))
+    return ChangeBatch(admitted, len(rows), rejected=rejected, resolved=resolved)
+
+
+def _present_and_gone(
+    rejections: Sequence[Rejection], letters: Sequence[DeadLetter], live: pa.Array
+) -> tuple[tuple[DeadLetter, ...], tuple[tuple[str, None], ...]]:
+    """Return the letters of rows that were there, and the keys that have no row in the end."""
+    pairs = sorted(zip(rejections, letters, strict=True), key=lambda pair: pair[0].row)
+    there = [live[rejection.row].as_py() for rejection, _ in pairs]
+    last = {letter.key: alive for (_, letter), alive in zip(pairs, there, strict=True)}
+    return (
+        tuple(letter for (_, letter), alive in zip(pairs, there, strict=True) if alive),
+        tuple((key, None) for key, alive in last.items() if not alive),
+    )
+
+
+def _letters(
+    schema: TableSchema,
+    rejections: Sequence[Rejection],
+    arrays: Sequence[pa.Array],
+    rows: Sequence[tuple[Any, ...]],
+    clock: datetime,
+) -> tuple[DeadLetter, ...]:
+    names = schema.primary_key
+
+    def key(row: int) -> dict[str, object]:
+        # As admitted where it was, so that the key reads the same once its row is accepted.
+        admitted = (plain_value(array[row]) for array in arrays)
+        raw = (plain(value) for value in rows[row])
+        parts = zip(names, admitted, raw, strict=False)
+        return {name: given if value is None else value for name, value, given in parts}
+
+    return tuple(
+        DeadLetter(schema.name, key_text(key(misfit.row)), misfit.column, misfit.reason, clock)
+        for misfit in rejections
+    )

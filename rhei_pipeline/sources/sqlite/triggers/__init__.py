@@ -1,0 +1,1 @@
+"""Capture from SQLite by triggers into logs in the same file."""

@@ -1,0 +1,144 @@
+"""The logs of one table, in the order in which they were written.
+
+A log is made for one shape of its table. When capture is made anew for another shape, the log of
+before is *retired*: it is kept under another name until every mirror has read it, with the shape
+it was written in. Entries are numbered on from one log to the next.
+"""
+
+import json
+import sqlite3
+from dataclasses import dataclass
+
+from rhei_pipeline.model.schema import TableSchema
+from rhei_pipeline.sources.sqlite.triggers.ddl import CONTINUED, key_places, log_table, value_places
+from rhei_pipeline.sql.text import quote
+
+_LOGS = "_rhei_logs"
+_TABLE = (
+    f"create table if not exists {_LOGS}(tbl text not null collate nocase, first integer not null,"
+    " retired text, shape text not null, primary key(tbl, first)) without rowid"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """One log of a table.
+
+    Attributes:
+        name: Its name in the source.
+        first: The number of its first entry, which tells of no change; 0 where it was not noted.
+        shape: The table that it was made for, as JSON; None for one of before this was noted.
+        retired: Whether triggers write into another one by now.
+    """
+
+    name: str
+    first: int = 0
+    shape: str | None = None
+    retired: bool = False
+
+    @property
+    def schema(self) -> TableSchema | None:
+        """The table that it was made for, as the mirror saw it that had it made."""
+        return None if self.shape is None else TableSchema.from_json(json.loads(self.shape))
+
+    def places(self, schema: TableSchema) -> list[str]:
+        """Return where it keeps a table's columns, the key's first; `null` for one it lacks."""
+        made_for = self.schema or schema
+        names = [*made_for.primary_key, *(column.name for column in made_for.value_columns)]
+        parts = value_places(made_for)
+        rows = ["entry"] + ["rest"] * (len(parts) - 1)
+        kept = [f"entry.{place}" for place in key_places(made_for)]
+        kept += [f"{row}.{place}" for row, part in zip(rows, parts, strict=False) for place in part]
+        at = dict(zip(names, kept, strict=True))
+        wanted = [*schema.primary_key, *(column.name for column in schema.value_columns)]
+        return [at.get(name, "null") for name in wanted]
+
+    def entries(self, schema: TableSchema) -> str:
+        """Write where its places are read from: each entry, and what continues it."""
+        log = quote(self.name)
+        if len(value_places(self.schema or schema)) <= 1:
+            return f"{log} entry"
+        continued = f"rest.seq = entry.seq + 1 and rest.live = {CONTINUED}"
+        return f"{log} entry left join {log} rest on {continued}"
+
+
+def find_logs(connection: sqlite3.Connection, table: str) -> list[Log]:
+    """Return the logs of a table that are still there, the one written into last."""
+    noted = _noted(connection, table)
+    found = [Log(name, first, shape, retired=True) for first, name, shape in noted if name]
+    if exists(connection, log_table(table)):
+        current = [(first, shape) for first, name, shape in noted if name is None]
+        found += [Log(log_table(table), *row) for row in current] or [Log(log_table(table))]
+    return found
+
+
+def tables_with_retired_logs(connection: sqlite3.Connection) -> list[str]:
+    """Return the tables that have logs nobody writes into any more."""
+    if not exists(connection, _LOGS):
+        return []
+    rows = connection.execute(f"select distinct tbl from {_LOGS} where retired is not null")
+    return [name for (name,) in rows]
+
+
+def newest_entry(connection: sqlite3.Connection, log: str) -> int:
+    """Return the number of a log's newest entry; 0 where it has none."""
+    return int(connection.execute(f"select max(seq) from {quote(log)}").fetchone()[0] or 0)
+
+
+def holds_images(connection: sqlite3.Connection, log: str) -> bool:
+    """Return whether a log holds rows as they were, and not only the keys touched."""
+    found = connection.execute("select 1 from pragma_table_info(?) where name = 'live'", (log,))
+    return found.fetchone() is not None
+
+
+def retire(connection: sqlite3.Connection, table: str, known: TableSchema | None) -> None:
+    """Set the log that is written into aside, in a writing transaction; its triggers are gone.
+
+    One that holds no versions is dropped: a copy tells the same. `known` is the table that a log
+    was made for of which that was not noted.
+    """
+    connection.execute(_TABLE)
+    log = next((log for log in find_logs(connection, table) if not log.retired), None)
+    connection.execute(f"delete from {_LOGS} where tbl = ? and retired is null", (table,))
+    if log is None:
+        return
+    newest = newest_entry(connection, log.name)
+    shape = log.shape or (known and json.dumps(known.to_json()))
+    was_cleared = newest < max(log.first, 1)
+    if was_cleared or shape is None or not holds_images(connection, log.name):
+        connection.execute(f"drop table {quote(log.name)}")
+        return
+    # Numbers set this name apart from those of all other objects of ours, whatever tables are
+    # called; and logs of one table never end at the same entry.
+    name = f"_rhei_retired_{newest}_{table}"
+    connection.execute(f"alter table {quote(log.name)} rename to {quote(name)}")
+    connection.execute(f"insert into {_LOGS} values(?, ?, ?, ?)", (table, log.first, name, shape))
+
+
+def note_log(connection: sqlite3.Connection, schema: TableSchema, first: int) -> None:
+    """Note that a table's log was made, for which shape, and with which entry it begins."""
+    shape = json.dumps(schema.to_json())
+    connection.execute(f"insert into {_LOGS} values(?, ?, null, ?)", (schema.name, first, shape))
+
+
+def drop_retired(connection: sqlite3.Connection, log: Log) -> None:
+    """Drop a retired log, in a writing transaction."""
+    connection.execute(f"drop table if exists {quote(log.name)}")
+    connection.execute(f"delete from {_LOGS} where retired = ?", (log.name,))
+
+
+def exists(connection: sqlite3.Connection, table: str) -> bool:
+    """Return whether there is a table of that name; SQLite compares names without case."""
+    found = connection.execute(
+        "select 1 from sqlite_master where type = 'table' and name = ? collate nocase", (table,)
+    )
+    return found.fetchone() is not None
+
+
+def _noted(connection: sqlite3.Connection, table: str) -> list[tuple[int, str | None, str]]:
+    if not exists(connection, _LOGS):
+        return []
+    rows = connection.execute(
+        f"select first, retired, shape from {_LOGS} where tbl = ? order by first", (table,)
+    )
+    return rows.fetchall()

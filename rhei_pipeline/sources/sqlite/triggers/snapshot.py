@@ -1,0 +1,356 @@
+"""One committed state of a SQLite source, read through its logs."""
+
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
+from rhei_pipeline.model.schema import INSTANT, Mode, Table, TableSchema
+from rhei_pipeline.protocols import Audit
+from rhei_pipeline.sources.sqlite.catalog import SqliteTable
+from rhei_pipeline.sources.sqlite.rows import RowReader, event_batch
+from rhei_pipeline.sources.sqlite.triggers.ddl import (
+    CLOCK,
+    CONTINUED,
+    has_key,
+    key_places,
+    log_table,
+)
+from rhei_pipeline.sources.sqlite.triggers.log_chain import Log, find_logs, holds_images
+from rhei_pipeline.sources.sqlite.types import MOST_CHOSEN, fetch_wide
+from rhei_pipeline.sql.text import conjunction, disjunction, quote
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What there is to read of a table behind a position.
+
+    Attributes:
+        logs: In this order, each from its first entry behind the position.
+        until: Where it ends, in a log that was made for another shape; None: at the newest entry.
+        next_log: That log.
+    """
+
+    logs: tuple[Log, ...]
+    until: Position | None = None
+    next_log: Log | None = None
+
+
+class TriggerSnapshot:
+    """A `SourceSnapshot` inside an open read transaction.
+
+    Args:
+        connection: In that transaction.
+        catalogue: Returns what is known of a table.
+        marks: By table, the entry of its log at which its rows are to be compared whole.
+        as_given: Returns the shape of a log as this mirror would know a table of that name.
+    """
+
+    shares_log = False
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        catalogue: Callable[[str], SqliteTable],
+        marks: Mapping[str, int],
+        as_given: Callable[[TableSchema, str], TableSchema],
+    ) -> None:
+        self._connection = connection
+        self._catalogue = catalogue
+        self._marks = marks
+        self._as_given = as_given
+        self._logs: dict[str, list[Log]] = {}
+        self._ends: dict[Table, Position] = {}
+        # The first read fixes the snapshot; DEFERRED transactions have none before it.
+        connection.execute("select 1 from sqlite_master").fetchone()
+        (now,) = connection.execute(f"select {CLOCK}").fetchone()
+        self.clock = _instant(now)
+        self.schema_version = int(connection.execute("pragma schema_version").fetchone()[0])
+
+    def head(self, table: Table) -> Position:
+        """Return the newest entry's place and its time.
+
+        Of a table in a shape of before: where the entries end that are of this shape, behind the
+        position that was proved.
+        """
+        return self._ends.get(table) or self._newest(table)
+
+    def _newest(self, table: Table) -> Position:
+        row = self._connection.execute(
+            f"select seq, at from {quote(log_table(table.name))} order by seq desc limit 1"
+        ).fetchone()
+        return Position(row[0], str(row[1]))
+
+    def origin(self, table: Table) -> Position:
+        """Return the newest entry: rows and log are one state."""
+        return self._newest(table)
+
+    def proves(self, table: Table, position: Position) -> bool:
+        """Look for the entry at the position: it is kept, and it has the same time."""
+        reading = self._reading(table, position)
+        if reading is not None and reading.until is not None:
+            self._ends[table] = reading.until
+        else:
+            self._ends.pop(table, None)
+        return reading is not None
+
+    def retains(self, position: Position) -> bool:  # noqa: ARG002
+        """Keep nothing but what a table's own changes need."""
+        return False
+
+    def pending(self, table: Table, after: Position) -> int:
+        """Subtract: entries are numbered without gaps."""
+        reading = self._reading(table, after)
+        end = reading and reading.until
+        return (end or self._newest(table)).order - after.order
+
+    def oldest_pending(self, table: Table, after: Position) -> datetime | None:
+        """Return the time of the first entry behind the position."""
+        for log in self._logs_behind(table, after):
+            row = self._connection.execute(
+                f"select at from {quote(log.name)} where seq > ? order by seq limit 1",
+                (after.order,),
+            ).fetchone()
+            if row is not None:
+                return _instant(row[0])
+        return None
+
+    def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
+        """Read versions of a temporal table, net changes of a destructive one."""
+        if table.mode is Mode.DESTRUCTIVE:
+            yield from self.net_changes(table, after, limit)
+            return
+        # From the logs alone, in the shape they were made in: the table may have changed since.
+        for log in self._logs_behind(table, after):
+            chosen = ["entry.seq", "entry.at", "entry.live", *log.places(table.schema)]
+            entries = (
+                f" from {log.entries(table.schema)} where entry.seq > ?1 and entry.live is not null"
+                f" and entry.live <> {CONTINUED} order by entry.seq"
+            )
+            for rows in fetch_wide(self._connection, chosen, entries, (after.order,), limit):
+                batch = self._versions(table.schema, rows)
+                rows.clear()  # they are in Arrow now, and may be large
+                yield batch
+
+    def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
+        """Join the touched keys to the rows they have now."""
+        source = self._catalogue(table.name)
+        count = self.pending(table, after)
+        chosen, touched = _net_sql(source, self._logs_behind(table, after))
+        for rows in fetch_wide(self._connection, chosen, touched, (after.order,), limit):
+            batch, count = self._net_batch(source, rows, count), 0
+            rows.clear()  # they are in Arrow now, and may be large
+            yield batch
+
+    def next_shape(self, table: Table, after: Position) -> TableSchema | None:
+        """Return the shape of the log behind the one that was read to its end."""
+        reading = self._reading(table, after)
+        if reading is None or reading.logs or reading.next_log is None:
+            return None
+        return self._made_for(reading.next_log, table) if reading.next_log.retired else None
+
+    def _logs_behind(self, table: Table, after: Position) -> Sequence[Log]:
+        reading = self._reading(table, after)
+        return self._logs_of(table)[-1:] if reading is None else reading.logs
+
+    def _logs_of(self, table: Table) -> list[Log]:
+        if table.name not in self._logs:
+            self._logs[table.name] = find_logs(self._connection, table.name)
+        return self._logs[table.name]
+
+    def _reading(self, table: Table, after: Position) -> _Reading | None:
+        """Return what to read behind a position; None where the logs do not hold that."""
+        logs = self._logs_of(table)
+        here = next((n for n in reversed(range(len(logs))) if logs[n].first <= after.order), None)
+        if here is None or not self._has_entry(logs[here], after):
+            return None
+        behind = logs[here:]
+        if table.mode is Mode.DESTRUCTIVE:
+            # What its log has besides keys is not wanted, and rows of another shape are copied.
+            return None if behind[0].retired else _Reading((behind[0],))
+        if self._present(table) == table.schema:
+            return _Reading(tuple(behind)) if self._can_read(table, behind, after) else None
+        if not self._is_of_shape(behind[0], table, after):
+            at_begin = after.order == behind[0].first
+            return _Reading((), after, behind[0]) if at_begin else None
+        return self._up_to_another_shape(behind)
+
+    def _up_to_another_shape(self, logs: Sequence[Log]) -> _Reading | None:
+        same = [log.shape == logs[0].shape for log in logs]
+        end = same.index(False) if False in same else len(logs)
+        if end == len(logs):
+            return _Reading(tuple(logs))
+        until = self._first_entry(logs[end])
+        return None if until is None else _Reading(tuple(logs[:end]), until, logs[end])
+
+    def _is_of_shape(self, log: Log, table: Table, after: Position) -> bool:
+        """Return whether a log was written for a table that the source has otherwise by now.
+
+        The mirror that had the log made may know columns by other types. But its first entry is
+        also where the log before it ends, and there only the very same shape will do.
+        """
+        made_for = self._made_for(log, table)
+        if made_for is None or made_for == table.schema:
+            return True
+        if made_for == self._present(table) or after.order == log.first:
+            return False
+        return _order_of_columns(made_for) == _order_of_columns(table.schema)
+
+    def _can_read(self, table: Table, logs: Sequence[Log], after: Position) -> bool:
+        """Return whether all these logs can be read as versions of a table as it is now.
+
+        One of another shape can, by its columns' names, once the log before it has been read.
+        """
+        if not logs[0].retired:
+            return True
+        key, began = set(table.schema.primary_key), after.order == logs[0].first
+        shapes = [log.schema for log in logs]
+        return (began or self._made_for(logs[0], table) == table.schema) and all(
+            holds_images(self._connection, log.name)
+            and (shape is None or set(shape.primary_key) == key)
+            for log, shape in zip(logs, shapes, strict=True)
+        )
+
+    def _made_for(self, log: Log, table: Table) -> TableSchema | None:
+        """Return the table that a log was made for, as this mirror would know it."""
+        return None if log.schema is None else self._as_given(log.schema, table.name)
+
+    def _present(self, table: Table) -> TableSchema | None:
+        try:
+            return self._catalogue(table.name).schema
+        except SchemaError:
+            return None
+
+    def _has_entry(self, log: Log, position: Position) -> bool:
+        row = self._connection.execute(
+            f"select at from {quote(log.name)} where seq = ?", (position.order,)
+        ).fetchone()
+        return row is not None and str(row[0]) == position.proof
+
+    def _first_entry(self, log: Log) -> Position | None:
+        row = self._connection.execute(
+            f"select at from {quote(log.name)} where seq = ?", (log.first,)
+        ).fetchone()
+        return None if row is None else Position(log.first, str(row[0]))
+
+    def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
+        """Read the next rows in key order."""
+        return self._reader(table).rows(resume, limit)
+
+    def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
+        """Name the rows whose key is null."""
+        return self._reader(table).keyless()
+
+    def count(self, table: Table) -> int:
+        """Count the table's rows."""
+        return self._reader(table).count()
+
+    def audit(self, table: Table, after: Position) -> Audit:
+        """Ask for one behind a schema change; a trigger sees every other change.
+
+        A table whose shape is another by now is copied anyway.
+        """
+        is_due = after.order < self._marks.get(table.name, 0)
+        return Audit.ALL if is_due and self._present(table) == table.schema else Audit.NONE
+
+    def doubt(self, table: Table) -> None:
+        """Have none: a trigger sees every change."""
+
+    def _reader(self, table: Table) -> RowReader:
+        return RowReader(self._connection, self._catalogue(table.name), self.clock)
+
+    def _versions(self, schema: TableSchema, rows: list[tuple[Any, ...]]) -> ChangeBatch:
+        sequence, at, live = (pa.array(values) for values in list(zip(*rows, strict=True))[:3])
+        own = [sequence, at.cast(INSTANT), live.cast(pa.bool_())]
+        values = [row[len(own) :] for row in rows]
+        return event_batch(schema, own, values, self.clock)
+
+    def _net_batch(
+        self, source: SqliteTable, rows: list[tuple[Any, ...]], count: int
+    ) -> ChangeBatch:
+        if not source.binary_key:
+            rows = _split_by_collation(rows, len(source.schema.primary_key))
+        live = pa.array([row[0] for row in rows], pa.int64()).cast(pa.bool_())
+        now = pa.repeat(pa.scalar(self.clock, INSTANT), len(rows))
+        own = [pa.array(np.zeros(len(rows), np.int64)), now, live]
+        batch = event_batch(source.schema, own, [row[1:] for row in rows], self.clock)
+        return replace(batch, count=count, net=source.binary_key)
+
+
+def _order_of_columns(schema: TableSchema) -> list[str]:
+    return [*schema.primary_key, *(column.name for column in schema.value_columns)]
+
+
+def _net_sql(source: SqliteTable, logs: Sequence[Log]) -> tuple[list[str], str]:
+    """Write what to select, and from where: `live`, the key as logged, then the other columns.
+
+    Where the key's collation lets two spellings meet, the key of the row stands behind them all.
+    """
+    schema = source.schema
+    places = key_places(schema)
+    key = schema.primary_key
+    joined = conjunction(
+        f"t.{quote(name)} = k.{place}" for name, place in zip(key, places, strict=True)
+    )
+    values = [*(column.name for column in schema.value_columns)]
+    values += () if source.binary_key else key
+    chosen = [_live_sql(source), *(f"k.{place}" for place in places)]
+    chosen += [f"t.{quote(name)}" for name in values]
+    told = "" if source.nullable_key else f" and {places[0]} is not null"
+    touched = " union all ".join(_touched_sql(log, schema) for log in logs)
+    order = f" order by {', '.join(places)}" if len(chosen) > MOST_CHOSEN else ""
+    return chosen, (
+        f" from (select distinct {', '.join(places)} from ({touched}) where true{told}{order}) k"
+        f" left join {quote(schema.name)} t on {joined}"
+    )
+
+
+def _touched_sql(log: Log, schema: TableSchema) -> str:
+    kept = zip(log.places(schema), key_places(schema), strict=False)
+    keys = ", ".join(f"{place} as {name}" for place, name in kept)
+    return f"select {keys} from {quote(log.name)} entry where entry.seq > ?1"
+
+
+def _live_sql(source: SqliteTable) -> str:
+    """Tell whether the touched key `k` has a row; one that is null in part meets none in a join."""
+    live = f"t.{quote(source.schema.primary_key[0])} is not null"
+    if not source.nullable_key:
+        return live
+    places = dict(zip(source.schema.primary_key, key_places(source.schema), strict=True))
+    unknown = disjunction(f"k.{places[name]} is null" for name in source.nullable_key)
+    same = has_key(source, "r", [f"k.{place}" for place in places.values()])
+    return (
+        f"{live} or (({unknown})"
+        f" and exists (select 1 from {quote(source.schema.name)} r where {same}))"
+    )
+
+
+def _split_by_collation(rows: list[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
+    """Where a touched key met a row of another spelling, the touched spelling has no row.
+
+    Each row is (live, key as logged, values, key of the row met). Spellings that are one key to
+    the mirror as well, as 0.0 and -0.0, are told as the row has them now.
+    """
+    split = []
+    for row in rows:
+        logged, met = row[1 : 1 + width], row[-width:]
+        values = row[1 + width : -width]
+        if not row[0] or None in logged:
+            split.append(row[:-width])
+            continue
+        if logged != met:
+            split.append((0, *logged, *(None for _ in values)))
+        split.append((1, *met, *values))
+    return split
+
+
+def _instant(microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=microseconds)

@@ -1,0 +1,397 @@
+"""Change capture from SQLite by triggers into a log that lives in the same file.
+
+Writers in any process and language are captured, since the triggers are the database's own. The
+log says which keys were touched; what became of them is read from the tables themselves, in the
+same snapshot, so no stale image can reach the mirror.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
+from rhei_pipeline.sources.acknowledged import Acknowledged
+from rhei_pipeline.sources.sqlite.catalog import SqliteTable, in_given_types, read_table
+from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.sources.sqlite.triggers import log_chain, schema_watch, trial
+from rhei_pipeline.sources.sqlite.triggers.ddl import (
+    CLOCK,
+    capture_sql,
+    image_inserts,
+    key_places,
+    keyless_insert,
+    log_table,
+    object_names,
+)
+from rhei_pipeline.sources.sqlite.triggers.log_chain import Log, exists, newest_entry
+from rhei_pipeline.sources.sqlite.triggers.snapshot import TriggerSnapshot
+from rhei_pipeline.sql.text import literal, quote
+
+#: Rows of a log deleted in one transaction: a few milliseconds of the writer's lock.
+PRUNE_ROWS = 5_000
+#: A mirror unseen for so long no longer holds the log back; it re-syncs when it comes back.
+FORGET_MIRROR_AFTER = timedelta(days=7)
+
+_CONSUMERS = (
+    "create table if not exists _rhei_consumer("
+    "mirror text not null, tbl text not null, seq integer not null, seen_at integer not null,"
+    " primary key(mirror, tbl)) without rowid"
+)
+
+
+def _unknown(_name: str) -> None:
+    """Know no table yet."""
+
+
+class TriggerSource:
+    """A `ChangeSource` over one SQLite file.
+
+    Args:
+        database: The source.
+        mirror_id: Who reads: several mirrors may follow one source, each at its own pace.
+        options: Partial replication, chosen keys, given types, by table.
+        known: Returns the table as it is mirrored, by name; None when it is not yet.
+
+    Not for several threads at once; the caller holds a lock around its work.
+    """
+
+    def __init__(
+        self,
+        database: SqliteDatabase,
+        mirror_id: str,
+        options: Mapping[str, TableOptions] | None = None,
+        known: Callable[[str], Table | None] = _unknown,
+    ) -> None:
+        self._database = database
+        self._known = known
+        self._mirror_id = mirror_id
+        self._options = {name.lower(): chosen for name, chosen in (options or {}).items()}
+        self._catalogue: dict[str, SqliteTable] = {}
+        self._catalogue_version = -1
+        self._acknowledged = Acknowledged()
+        self._marks: Mapping[str, int] = {}
+        self._file = database.file_id()
+        self._connection = _connected(database)
+
+    def describe(self, name: str) -> TableSchema:
+        """Read a table's schema as it is now."""
+        return self._table(name).schema
+
+    def schema_version(self) -> int:
+        """Return SQLite's own count of schema changes."""
+        self._follow_the_file()
+        with self._database.translated():
+            return int(self._connection.execute("pragma schema_version").fetchone()[0])
+
+    def install(self, table: Table, least: int) -> None:
+        """Create or mend the log and triggers of a table, in one transaction.
+
+        Where anything was missing, or the log ends before `least` (cleared, or an older state
+        put back), changes may have gone by unseen: a new log is begun, and the table is copied
+        again or compared whole. The old log is kept while a mirror may want to read it. Where only
+        the schema changed in a way that no difference shows, all logged tables are marked to be
+        compared whole.
+        """
+        if not self._is_installed(table, least) or not schema_watch.is_noted(self._connection):
+            try:
+                with self._writing():
+                    schema_watch.mark_changed(self._connection)
+                    # Another mirror may have done it since.
+                    if not self._is_installed(table, least):
+                        self._make_anew(table, least)
+                    schema_watch.note(self._connection)
+            except SchemaError:
+                self._lift_harm(table.name)
+                raise
+        self._marks = schema_watch.marks(self._connection)
+
+    def _lift_harm(self, name: str) -> None:
+        """Drop triggers of before that keep the application from writing."""
+        with self._writing():
+            before = trial.passing(self._connection, name)
+            self._connection.execute("savepoint with_triggers")
+            self._drop_triggers(name)
+            if trial.passing(self._connection, name) == before:
+                self._connection.execute("rollback to with_triggers")
+
+    def _is_installed(self, table: Table, least: int) -> bool:
+        return self.stands(table) and self._newest(table.name) >= max(least, 1)
+
+    def _make_anew(self, table: Table, least: int) -> None:
+        """Retire the log and begin another one, in a writing transaction.
+
+        Nothing is written into the table meanwhile: what the old triggers logged is all in the
+        old log, and the first entry of the new one is where it ends.
+        """
+        connection = self._connection
+        connection.execute(_CONSUMERS)
+        source, known = self._table(table.name), self._known(table.name)
+        wanted = capture_sql(source, self._mode_of_log(table))
+        first = max(least, self._furthest(table.name)) + 1
+        self._drop_triggers(table.name)
+        log_chain.retire(connection, table.name, known.schema if known else None)
+        self._drop_tables(table.name)
+        with trial.writes_go_on(connection, table.name):
+            for text in wanted.tables.values():
+                connection.execute(text)
+            connection.execute(
+                f"insert into {quote(log_table(table.name))}(seq, at) values(?, {CLOCK})", (first,)
+            )
+            log_chain.note_log(connection, source.schema, first)
+            schema_watch.mark(connection, table.name, first)
+            for text in wanted.triggers.values():
+                connection.execute(text)
+
+    def _mode_of_log(self, table: Table) -> Mode:
+        """Return the mode to log for: another mirror's versions do not end with a plain one."""
+        others = self._connection.execute(
+            "select 1 from _rhei_consumer where tbl = ? collate nocase and mirror <> ?",
+            (table.name, self._mirror_id),
+        )
+        log = log_table(table.name)
+        shared = others.fetchone() is not None and log_chain.holds_images(self._connection, log)
+        return Mode.TEMPORAL if shared else table.mode
+
+    def _furthest(self, name: str) -> int:
+        """Return the highest number that any log of a table gave, or any mirror has read."""
+        logs = log_chain.find_logs(self._connection, name)
+        ends = [max(log.first, newest_entry(self._connection, log.name)) for log in logs]
+        read = self._connection.execute(
+            "select max(seq) from _rhei_consumer where tbl = ? collate nocase", (name,)
+        )
+        return max([0, *ends, int(read.fetchone()[0] or 0)])
+
+    @property
+    def logs_rows(self) -> bool:
+        """False: a plain mirror's log holds keys, and rows are read from the table."""
+        return False
+
+    def stands(self, table: Table) -> bool:
+        """Return whether log and triggers are as they would be made now, for a table of this shape.
+
+        A log of images serves a destructive mirror too, so two mirrors can share it. SQLite itself
+        rewrites triggers when a column is renamed, so they may fit a table that has changed.
+        """
+        try:
+            source = self._table(table.name)
+        except SchemaError:
+            return False
+        if source.schema != table.schema:
+            return False
+        modes = {table.mode, Mode.TEMPORAL}
+        tables, triggers = object_names(table.name)
+        names = ", ".join(literal(name) for name in [*tables, *triggers])
+        with self._database.translated():
+            rows = self._connection.execute(
+                f"select name, sql from sqlite_master where name in ({names})"
+            )
+            found = dict(rows.fetchall())
+        return any(capture_sql(source, mode).objects == found for mode in modes)
+
+    @contextmanager
+    def snapshot(self, *, rows: bool = False) -> Iterator[TriggerSnapshot]:  # noqa: ARG002
+        """Hold one committed state of the source; its rows can always be read."""
+        self._follow_the_file()
+        with self._database.translated():
+            self._connection.execute("begin")
+            try:
+                yield TriggerSnapshot(self._connection, self._table, self._marks, self._as_given)
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("rollback")
+
+    def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
+        """Record how far this mirror has come, then forget what no mirror needs.
+
+        The entry at a watermark itself is kept: it proves, next time, that the log is the same.
+        Saying the same again costs nothing.
+        """
+        news = self._acknowledged.news(needed_from)
+        if not news:
+            return 0
+        with self._writing():
+            self._connection.executemany(
+                "insert into _rhei_consumer values(?, ?, ?, ?) on conflict do update set"
+                " seq = excluded.seq, seen_at = excluded.seen_at",
+                [
+                    (self._mirror_id, name, position.order, _now())
+                    for name, position in news.items()
+                ],
+            )
+            self._connection.executemany(
+                "delete from _rhei_consumer where mirror = ? and tbl = ? collate nocase"
+                " and tbl <> ?",
+                [(self._mirror_id, name, name) for name in news],
+            )
+            self._connection.execute(
+                "delete from _rhei_consumer where seen_at < ?",
+                (_now() - FORGET_MIRROR_AFTER // timedelta(microseconds=1),),
+            )
+        self._acknowledged.note(news)
+        return sum(self._prune(name) for name in self._prunable(news)) if prune else 0
+
+    def _prunable(self, news: Mapping[str, Position]) -> set[str]:
+        """Return the tables with news, and those that may be gone, and whose old logs may go."""
+        with self._database.translated():
+            return {*news, *log_chain.tables_with_retired_logs(self._connection)}
+
+    def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
+        """Log keys as changed, in the form that the table's log has."""
+        source = self._table(table.name)
+        log, places = quote(log_table(table.name)), key_places(source.schema)
+        marks = ", ".join("?" for _ in places)
+        statements = [f"insert into {log}(at, {', '.join(places)}) values({CLOCK}, {marks})"]
+        if table.mode is Mode.TEMPORAL:
+            parts = [f"?{number}" for number, _ in enumerate(places, 1)]
+            statements = image_inserts(source, parts)
+            if source.nullable_key:
+                statements.append(keyless_insert(source, parts))
+        with self._writing():
+            for key in keys:
+                for statement in statements:
+                    self._connection.execute(statement, key)
+
+    def held_bytes(self) -> dict[str, int]:
+        """Tell nothing: SQLite knows the size of its file only."""
+        return {}
+
+    def forget_mirror(self) -> None:
+        """Let the source forget that this mirror exists."""
+        with self._writing():
+            if exists(self._connection, "_rhei_consumer"):
+                self._connection.execute(
+                    "delete from _rhei_consumer where mirror = ?", (self._mirror_id,)
+                )
+
+    def close(self) -> None:
+        """Close the connection; safe to repeat."""
+        self._connection.close()
+
+    def _follow_the_file(self) -> None:
+        """Open the file anew when another one was put in its place."""
+        file = self._database.file_id()
+        if file != self._file and not self._connection.in_transaction:
+            former, opened = self._connection, _connected(self._database)
+            self._connection, self._file = opened, file
+            former.close()
+            self._catalogue_version = -1
+            self._acknowledged.clear()
+            self._marks = schema_watch.marks(self._connection)
+
+    def _table(self, name: str) -> SqliteTable:
+        version = self.schema_version()
+        if version != self._catalogue_version:
+            self._catalogue.clear()
+            self._catalogue_version = version
+        if name not in self._catalogue:
+            options = self._options.get(name.lower(), TableOptions())
+            known = self._known(name)
+            with self._database.translated():
+                self._catalogue[name] = read_table(
+                    self._connection, name, options, known.schema if known else None
+                )
+        return self._catalogue[name]
+
+    def _as_given(self, schema: TableSchema, name: str) -> TableSchema:
+        """Return the shape of a log with the name and the types that this mirror knows it by."""
+        return in_given_types(
+            replace(schema, name=name), self._options.get(name.lower(), TableOptions())
+        )
+
+    def _newest(self, name: str) -> int:
+        """Return the newest entry's place, or 0: positions grow even over a log made anew."""
+        log = log_table(name)
+        return newest_entry(self._connection, log) if exists(self._connection, log) else 0
+
+    def _drop_triggers(self, name: str) -> None:
+        for trigger in object_names(name)[1]:
+            self._connection.execute(f"drop trigger if exists {quote(trigger)}")
+
+    def _drop_tables(self, name: str) -> None:
+        for table in object_names(name)[0]:
+            self._connection.execute(f"drop table if exists {quote(table)}")
+
+    def _prune(self, name: str) -> int:
+        """Forget what every mirror has read; a retired log goes with its last entry."""
+        with self._database.translated():
+            (keep,) = self._connection.execute(
+                "select min(seq) from _rhei_consumer where tbl = ? collate nocase", (name,)
+            ).fetchone()
+            logs = log_chain.find_logs(self._connection, name)
+        return sum(self._forget(log, keep) for log in logs)
+
+    def _forget(self, log: Log, keep: int | None) -> int:
+        name = quote(log.name)
+        with self._database.translated():
+            low, newest = self._connection.execute(
+                f"select min(seq), max(seq) from {name}"
+            ).fetchone()
+        if keep is None:  # no mirror reads it
+            keep = newest + 1 if log.retired and low is not None else low
+        end, forgotten = low, 0
+        while end is not None and end < min(keep, newest + 1):
+            end = min(end + PRUNE_ROWS, keep)
+            with self._writing():
+                cursor = self._connection.execute(f"delete from {name} where seq < ?", (end,))
+                forgotten += cursor.rowcount
+        if log.retired and (newest is None or newest < keep):
+            with self._writing():
+                schema_watch.mark_changed(self._connection)
+                log_chain.drop_retired(self._connection, log)
+                schema_watch.note(self._connection)
+        return forgotten
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._database.translated():
+            self._connection.execute("begin immediate")
+            try:
+                yield
+                self._connection.execute("commit")
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("rollback")
+
+
+def _connected(database: SqliteDatabase) -> sqlite3.Connection:
+    connection = database.connect()
+    with database.translated():
+        # Else a view of the application that is broken keeps any table from being renamed.
+        connection.execute("pragma legacy_alter_table = on")
+        # Losing an acknowledgement in a power cut only means giving it again.
+        connection.execute("pragma synchronous = normal")
+        if connection.execute("pragma journal_mode").fetchone()[0] != "wal":
+            connection.execute("pragma journal_mode = wal")
+    return connection
+
+
+def unacknowledged(database: SqliteDatabase, mirror_id: str) -> int | None:
+    """Count the events that a mirror has not acknowledged, without opening the mirror.
+
+    None when the source does not know the mirror: everything is still to be done.
+    """
+    with database.reader() as connection:
+        if not exists(connection, "_rhei_consumer"):
+            return None
+        positions = connection.execute(
+            "select tbl, seq from _rhei_consumer where mirror = ?", (mirror_id,)
+        ).fetchall()
+        if not positions:
+            return None
+        return sum(_behind(connection, name, place) for name, place in positions)
+
+
+def _behind(connection: sqlite3.Connection, name: str, place: int) -> int:
+    if not exists(connection, log_table(name)):
+        return 1  # capture was lost: that, too, is something to see to
+    found = connection.execute(f"select max(seq) from {quote(log_table(name))}")
+    return abs(int(found.fetchone()[0] or 0) - place)
+
+
+def _now() -> int:
+    return int(datetime.now(UTC).timestamp() * 1_000_000)

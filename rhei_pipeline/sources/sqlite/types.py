@@ -1,0 +1,342 @@
+"""SQLite's values as Arrow columns; a value that does not fit its column's type is named.
+
+A SQLite column may hold any storage class whatever its declared type. Columns are converted whole;
+only when one does not convert is it searched for the rows to blame.
+"""
+
+import json
+import math
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from sys import getsizeof
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.model.portions import portions
+from rhei_pipeline.model.schema import INSTANT, Column
+from rhei_pipeline.sources.rejections import Rejection
+
+_NONE = type(None)
+_EXACT_INTEGER = 2**53  # beyond it not every integer is a double
+_MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_LONG = 2**63
+#: Columns that one select can return (SQLITE_MAX_COLUMN).
+MOST_CHOSEN = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidText:
+    """Text in the source that is not UTF-8."""
+
+    raw: bytes
+
+
+def fetch(
+    connection: sqlite3.Connection, sql: str, params: Sequence[Any], size: int
+) -> Iterator[list[tuple[Any, ...]]]:
+    """Run a query and yield its rows in lists of at most `size`, and of bounded bytes.
+
+    Text that is not UTF-8 makes the driver fail in mid-row. The query is then run again from its
+    start with a reader that keeps such text as `InvalidText`; inside one snapshot it meets the
+    same rows in the same order.
+    """
+    seen = 0
+    try:
+        for rows in _lists(connection.execute(sql, params), size):
+            seen += len(rows)
+            yield rows
+            del rows
+    except sqlite3.OperationalError as error:
+        if "UTF-8" not in str(error):
+            raise
+        yield from _fetch_tolerant(connection, sql, params, size, skip=seen)
+
+
+def fetch_wide(
+    connection: sqlite3.Connection,
+    chosen: Sequence[str],
+    source: str,
+    params: Sequence[Any],
+    size: int,
+) -> Iterator[list[tuple[Any, ...]]]:
+    """Run `select chosen` + `source` as `fetch` does, however many columns are chosen.
+
+    More than one select can return are read by several side by side, so `source` must then give
+    its rows in one order.
+    """
+    parts = [chosen[i : i + MOST_CHOSEN] for i in range(0, len(chosen), MOST_CHOSEN)]
+    streams = [
+        fetch(connection, f"select {', '.join(part)}{source}", params, size) for part in parts
+    ]
+    if len(streams) == 1:
+        yield from streams[0]
+        return
+    flat = (chain.from_iterable(stream) for stream in streams)
+    whole = (tuple(chain.from_iterable(pieces)) for pieces in zip(*flat, strict=True))
+    while rows := list(islice(whole, size)):
+        yield rows
+
+
+def _fetch_tolerant(
+    connection: sqlite3.Connection, sql: str, params: Sequence[Any], size: int, *, skip: int
+) -> Iterator[list[tuple[Any, ...]]]:
+    ordinary = connection.text_factory
+    connection.text_factory = _tolerant_text
+    try:
+        cursor = connection.execute(sql, params)
+        if skip:  # the driver takes 0 for "all"
+            cursor.fetchmany(skip)
+        yield from _lists(cursor, size)
+    finally:
+        connection.text_factory = ordinary
+
+
+def _tolerant_text(raw: bytes) -> str | InvalidText:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return InvalidText(raw)
+
+
+def _lists(cursor: sqlite3.Cursor, size: int) -> Iterator[list[tuple[Any, ...]]]:
+    yield from portions(cursor.fetchmany, _size_of, size)
+
+
+def _size_of(rows: Sequence[tuple[Any, ...]]) -> int:
+    return sum(map(getsizeof, chain.from_iterable(rows)))
+
+
+def admit(
+    rows: Sequence[tuple[Any, ...]], columns: Sequence[Column], first: int = 0
+) -> tuple[list[pa.Array], list[Rejection]]:
+    """Turn rows into Arrow columns.
+
+    Args:
+        rows: As SQLite returns them.
+        columns: What they should be; the first of them stands at place `first` of a row.
+        first: How many places to leave out at the start of each row.
+
+    Returns:
+        One array a column, null where a row is rejected, and the rejections.
+    """
+    if not rows:
+        return [pa.array([], column.type) for column in columns], []
+    by_column = list(zip(*rows, strict=True))[first:]
+    arrays, rejections = [], []
+    for column, values in zip(columns, by_column, strict=True):
+        array, misfits = admit_column(values, column)
+        arrays.append(array)
+        rejections.extend(misfits)
+    return arrays, rejections
+
+
+def admit_column(values: Sequence[Any], column: Column) -> tuple[pa.Array, list[Rejection]]:
+    """Turn one column's values into an Arrow array, and name the rows that do not fit."""
+    kinds = set(map(type, values))
+    try:
+        if kinds <= _accepted(column):
+            return _convert(values, column, kinds), []
+    except (pa.ArrowInvalid, OverflowError):
+        pass  # some value of the right class is no such date, decimal, ...: find out which
+    return _sift(values, column)
+
+
+def _accepted(column: Column) -> set[type]:
+    family = _family(column)
+    also = _EXACT_TOO.get(family, set()) if column.overridden else set()
+    return _STORAGE_CLASSES[family] | also | {_NONE}
+
+
+def _family(column: Column) -> str:
+    if column.epoch is not None:
+        return "epoch"
+    if pa.types.is_decimal(column.type):
+        return "decimal"
+    if pa.types.is_timestamp(column.type):
+        return "instant" if column.type.tz else "timestamp"
+    return str(column.type)
+
+
+_STORAGE_CLASSES: dict[str, set[type]] = {
+    "int64": {int},
+    "double": {int, float},
+    "string": {str},
+    "binary": {bytes},
+    "bool": {int},
+    "date32[day]": {str},
+    "time64[us]": {str},
+    "timestamp": {str},
+    "instant": {str},
+    "epoch": {int},
+    "decimal": {int, float},
+}
+#: What a column whose type is declared above the source's takes as well, where it is exact.
+_EXACT_TOO: dict[str, set[type]] = {
+    "int64": {float},
+    "string": {int, float},
+    "binary": {str},
+}
+_EXPECTED = {
+    "int64": "an integer",
+    "double": "a real, or an integer that a double can hold",
+    "string": "text",
+    "binary": "a blob",
+    "bool": "0 or 1",
+    "date32[day]": "a date as YYYY-MM-DD",
+    "time64[us]": "a time as HH:MM:SS",
+    "timestamp": "a timestamp as YYYY-MM-DD HH:MM:SS without a zone",
+    "instant": "a timestamp with its zone, as YYYY-MM-DDTHH:MM:SSZ",
+    "epoch": "an integer within the range of timestamps",
+    "decimal": "a number within the declared digits",
+}
+
+
+def _convert(values: Sequence[Any], column: Column, kinds: set[type]) -> pa.Array:
+    family = _family(column)
+    if family in _EXACT_TOO:
+        native = _STORAGE_CLASSES[family] | {_NONE}
+        return pa.array(values if kinds <= native else map(_AS[family], values), column.type)
+    if family == "double":
+        return _doubles(values, kinds)
+    if family == "bool":
+        return _booleans(values)
+    if family == "epoch":
+        return _from_epoch(values, column)
+    if family == "decimal":
+        return _decimals(values, column)
+    texts = pa.array(values, pa.string())
+    return _times(texts) if family == "time64[us]" else texts.cast(column.type)
+
+
+def _integer(value: object) -> object:
+    """Return a real as the integer that it is; it may be no -0.0, which no integer is."""
+    if not isinstance(value, float):
+        return value
+    if not value.is_integer() or (value == 0 and math.copysign(1, value) < 0):
+        raise pa.ArrowInvalid
+    return int(value)
+
+
+def _text(value: object) -> object:
+    """Return a number as its text, the shortest that is read back to the same number."""
+    return repr(value) if isinstance(value, int | float) else value
+
+
+def _bytes(value: object) -> object:
+    return value.encode() if isinstance(value, str) else value
+
+
+_AS: dict[str, Callable[[object], object]] = {"int64": _integer, "string": _text, "binary": _bytes}
+
+
+def _times(texts: pa.Array) -> pa.Array:
+    # Arrow reads a time of day only behind a date.
+    whole = pc.binary_join_element_wise(pa.scalar("1970-01-01"), texts, " ")
+    return whole.cast(pa.timestamp("us")).cast(pa.time64("us"))
+
+
+def _doubles(values: Sequence[Any], kinds: set[type]) -> pa.Array:
+    if int in kinds and any(type(value) is int and abs(value) > _EXACT_INTEGER for value in values):
+        raise pa.ArrowInvalid
+    return pa.array(values, pa.float64())
+
+
+def _booleans(values: Sequence[Any]) -> pa.Array:
+    numbers = pa.array(values, pa.int64())
+    extremes = pc.min_max(numbers).as_py()
+    if (extremes["min"] or 0) < 0 or (extremes["max"] or 0) > 1:
+        raise pa.ArrowInvalid
+    return numbers.cast(pa.bool_())
+
+
+def _from_epoch(values: Sequence[Any], column: Column) -> pa.Array:
+    factor = _MICROSECONDS[column.epoch or "us"]
+    scaled = pc.multiply_checked(pa.array(values, pa.int64()), pa.scalar(factor, pa.int64()))
+    return scaled.cast(INSTANT)
+
+
+def _decimals(values: Sequence[Any], column: Column) -> pa.Array:
+    # A double's shortest text is the number that was written: 12.3, not 12.300000000000000711.
+    texts = pa.array(list(map(str, values)), pa.string())
+    missing = pa.array(values, pa.float64()).is_null() if None in values else None
+    if missing is not None:
+        texts = pc.if_else(missing, pa.scalar(None, pa.string()), texts)
+    return texts.cast(column.type)
+
+
+def _sift(values: Sequence[Any], column: Column) -> tuple[pa.Array, list[Rejection]]:
+    accepted = _accepted(column)
+    wrong = [row for row, value in enumerate(values) if type(value) not in accepted]
+    rejections = [Rejection(row, column.name, _reason(values[row], column)) for row in wrong]
+    cleared = list(values)
+    for row in wrong:
+        cleared[row] = None
+    array, misfits = _halve(cleared, column, 0)
+    return array, rejections + misfits
+
+
+def _halve(values: Sequence[Any], column: Column, offset: int) -> tuple[pa.Array, list[Rejection]]:
+    """Convert, and on failure convert each half: a few bad values cost a few conversions."""
+    try:
+        return _convert(values, column, set(map(type, values))), []
+    except (pa.ArrowInvalid, OverflowError):
+        if len(values) == 1:
+            rejection = Rejection(offset, column.name, _reason(values[0], column))
+            return pa.nulls(1, column.type), [rejection]
+    middle = len(values) // 2
+    left, left_misfits = _halve(values[:middle], column, offset)
+    right, right_misfits = _halve(values[middle:], column, offset + middle)
+    return pa.concat_arrays([left, right]), left_misfits + right_misfits
+
+
+def _reason(value: object, column: Column) -> str:
+    """Say what was found and what was expected, without the value."""
+    found = {
+        int: "an integer",
+        float: "a real",
+        str: "text",
+        bytes: "a blob",
+        InvalidText: "text that is not UTF-8",
+    }[type(value)]
+    return f"found {found}, expected {_EXPECTED[_family(column)]}"
+
+
+def plain(value: object) -> object:
+    """Return a value as text can show it: bytes in the place of text that is not UTF-8."""
+    return value.raw if isinstance(value, InvalidText) else value
+
+
+def encode_key(key: Sequence[Any]) -> str:
+    """Write a key so that `decode_key` reads it back exactly, storage class included."""
+    return json.dumps([_encoded(value) for value in key])
+
+
+def _encoded(value: object) -> list[Any]:
+    if isinstance(value, float):
+        return ["real", value.hex()]
+    if isinstance(value, bytes):
+        return ["blob", value.hex()]
+    if isinstance(value, InvalidText):
+        return ["invalid", value.raw.hex()]
+    return ["plain", value]
+
+
+def decode_key(text: str) -> tuple[list[str], list[Any]]:
+    """Return the SQL of each part's placeholder, and the values to bind."""
+    placeholders, values = [], []
+    for kind, value in json.loads(text):
+        placeholders.append("cast(? as text)" if kind == "invalid" else "?")
+        values.append(_DECODERS[kind](value))
+    return placeholders, values
+
+
+_DECODERS: dict[str, Callable[[Any], Any]] = {
+    "real": float.fromhex,
+    "blob": bytes.fromhex,
+    "invalid": bytes.fromhex,
+    "plain": lambda value: value,
+}

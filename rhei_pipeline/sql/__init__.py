@@ -1,0 +1,1 @@
+"""SQL as text: quoting, types, and whether a statement only reads."""

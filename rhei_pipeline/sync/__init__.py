@@ -1,0 +1,1 @@
+"""The way of the data: copied, captured, applied, recorded, compared."""

@@ -1,0 +1,99 @@
+"""The loop that syncs by itself."""
+
+import logging
+import random
+import threading
+import time
+
+from rhei_pipeline.errors import RheiError
+from rhei_pipeline.model.log_context import one_cycle
+from rhei_pipeline.model.reports import SyncReport
+from rhei_pipeline.sync.pipeline import Pipeline
+
+_log = logging.getLogger(__name__)
+
+#: The longest wait between two tries while the source or the mirror fails.
+MAX_BACKOFF_SECONDS = 30.0
+
+
+class BackgroundSync:
+    """Syncs at an interval in a thread of its own until it is stopped.
+
+    A failed sync is tried again after a growing, jittered wait; the last failure is kept for
+    whoever asks.
+    """
+
+    def __init__(self, pipeline: Pipeline, interval_seconds: float) -> None:
+        self._pipeline = pipeline
+        self._interval = interval_seconds
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rhei-sync", daemon=True)
+        self._failures = 0
+        self.last_error: RheiError | None = None
+        self.reports: list[SyncReport] = []
+        self._reports_lock = threading.Lock()
+        self._cycle_since: float | None = None
+
+    @property
+    def cycle_seconds(self) -> float:
+        """How long the sync under way has lasted; 0 while it waits for the next."""
+        since = self._cycle_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread is alive."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the cycle under way, and wait for that."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def take_reports(self) -> list[SyncReport]:
+        """Return the reports of syncs that did something since the last call, oldest first."""
+        with self._reports_lock:
+            taken, self.reports = self.reports, []
+        return taken
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            started = self._cycle_since = time.monotonic()
+            self._sync_once()
+            self._cycle_since = None
+            self._stopping.wait(max(self._wait() - (time.monotonic() - started), 0.0))
+
+    def _sync_once(self) -> None:
+        with one_cycle():
+            try:
+                report = self._pipeline.sync()
+            except RheiError as error:
+                self._failed(error)
+                return
+            except Exception as error:  # noqa: BLE001
+                # Nobody waits for this thread: what ends it must not end it unseen. The text of
+                # an unknown error may quote a row, so only its type is told.
+                self._failed(RheiError(f"sync failed unexpectedly: {type(error).__name__}"))
+                return
+        self._failures, self.last_error = 0, None
+        if any(
+            table.events or table.copied_rows or table.error for table in report.tables.values()
+        ):
+            with self._reports_lock:
+                self.reports.append(report)
+
+    def _failed(self, error: RheiError) -> None:
+        self._failures += 1
+        self.last_error = error
+        _log.warning("sync failed and will be tried again: %s", error)
+
+    def _wait(self) -> float:
+        if not self._failures:
+            return self._interval
+        backoff = min(self._interval * 2.0**self._failures, MAX_BACKOFF_SECONDS)
+        return random.uniform(backoff / 2, backoff)  # noqa: S311  (jitter, not a secret)

@@ -1,0 +1,464 @@
+"""The way of the data: captured, compacted, applied, recorded, acknowledged."""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import pyarrow as pa
+
+from rhei_pipeline.changes.compaction import compact
+from rhei_pipeline.changes.null_keys import is_keyless, without_keyless
+from rhei_pipeline.changes.scd2 import supersede
+from rhei_pipeline.changes.toast import complete, wanted_keys
+from rhei_pipeline.errors import BufferFullError
+from rhei_pipeline.model.blame import Blame
+from rhei_pipeline.model.changes import (
+    CHANGED_AT,
+    LIVE,
+    SEQUENCE,
+    ChangeBatch,
+    Counts,
+    LetterName,
+    NetChanges,
+    Position,
+    event_schema,
+    key_text,
+    read_keys,
+)
+from rhei_pipeline.model.plain_values import plain_rows
+from rhei_pipeline.model.progress import Ledger, TableState, Watermark
+from rhei_pipeline.model.reports import TableReport
+from rhei_pipeline.model.schema import INSTANT, Mode, Table
+from rhei_pipeline.protocols import (
+    Audit,
+    ChangeSource,
+    Mirror,
+    MirrorTransaction,
+    OnStep,
+    SourceSnapshot,
+    Step,
+)
+from rhei_pipeline.sync.rescan import find_drift
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How much at once, and whether the source may forget.
+
+    Attributes:
+        batch_rows: About how many rows are held in memory; never a limit to what is atomic.
+        prune: Let the source forget what no mirror needs.
+    """
+
+    batch_rows: int = 50_000
+    prune: bool = True
+
+
+def sync_cycle(  # noqa: PLR0913  (the seams, the pace, and who is told)
+    tables: Collection[Table],
+    source: ChangeSource,
+    mirror: Mirror,
+    pace: Pace,
+    on_step: OnStep,
+    *,
+    schema_version: int,
+    blame: Blame,
+    held: Collection[str] = (),
+) -> dict[str, TableReport] | None:
+    """Bring every table up to one source state, in one mirror transaction.
+
+    `schema_version` is that in which the source was looked at. `blame` is left with the table
+    whose work an error ended, if it was one table's. Of the tables `held`, which take no part now,
+    the source keeps what they need.
+
+    Returns:
+        A report for each table; None when the source is no longer as it was looked at (another
+        schema, an older state put back), and nothing was done.
+
+    Raises:
+        BufferFullError: The source has more than a buffer can take.
+    """
+    seams = (tables, source, mirror, pace, on_step)
+    reports = _apply_one_state(*seams, schema_version=schema_version, blame=blame)
+    if reports is None:
+        return None
+    try:
+        names = {*(table.name for table in tables), *held}
+        acknowledge(source, mirror.ledger(), names, prune=pace.prune)
+    except BufferFullError as error:
+        if not error.made_room:
+            raise
+        later = sync_cycle(*seams, schema_version=schema_version, blame=blame, held=held)
+        # Where the source has changed meanwhile, the rest waits for the next sync.
+        return {n: r.after(reports[n]) for n, r in later.items()} if later else reports
+    on_step(Step.ACKNOWLEDGED)
+    return reports
+
+
+def _apply_one_state(  # noqa: PLR0913  (the seams, the pace, and who is told)
+    tables: Collection[Table],
+    source: ChangeSource,
+    mirror: Mirror,
+    pace: Pace,
+    on_step: OnStep,
+    *,
+    schema_version: int,
+    blame: Blame,
+) -> dict[str, TableReport] | None:
+    with source.snapshot() as snapshot:
+        on_step(Step.SNAPSHOT)
+        if snapshot.schema_version != schema_version:
+            return None
+        started = time.monotonic()
+        if not _all_proved(tables, snapshot, mirror.ledger(), blame):
+            return None
+        due = _due(tables, snapshot, mirror.ledger(), blame)
+        if due:
+            with mirror.transaction() as transaction:
+                reports = _apply_all(due, snapshot, transaction, pace, on_step, blame)
+                on_step(Step.RECORDED)
+            on_step(Step.COMMITTED)
+        else:
+            reports = {}
+            if tables:
+                mirror.confirm()
+    waited = time.monotonic() - started
+    return _unchanged(tables, mirror.ledger(), {n: _later(r, waited) for n, r in reports.items()})
+
+
+def _apply_all(
+    due: Iterable[Table],
+    snapshot: SourceSnapshot,
+    transaction: MirrorTransaction,
+    pace: Pace,
+    on_step: OnStep,
+    blame: Blame,
+) -> dict[str, TableReport]:
+    reports = {}
+    for table in due:
+        with blame.of(table.name):
+            reports[table.name] = apply_pending(table, snapshot, transaction, pace, on_step)
+    return reports
+
+
+def apply_pending(
+    table: Table,
+    snapshot: SourceSnapshot,
+    transaction: MirrorTransaction,
+    pace: Pace,
+    on_step: OnStep,
+) -> TableReport:
+    """Apply and record all of one table's changes up to the snapshot."""
+    ledger = transaction.ledger()
+    if ledger.state(table.name) is TableState.COPIED:
+        return _put_copy_in_place(table, snapshot, transaction, pace, on_step)
+    mark = ledger.watermarks[table.name]
+    after = mark.position
+    if not snapshot.pending(table, after) and snapshot.audit(table, after) is Audit.NONE:
+        # It only follows the head: however many such tables there are, nothing is asked for them.
+        return TableReport(table.name, watermark=_record(table, snapshot, transaction, mark))
+    counts, events, letters = Counts(), 0, 0
+    for captured in snapshot.changes(table, after, pace.batch_rows):
+        on_step(Step.CAPTURED)
+        batch = _completed(captured, table, transaction.present_keys, transaction.present_rows)
+        if table.mode is Mode.DESTRUCTIVE:
+            counts += transaction.merge(table, compact(batch, table.schema))
+        else:
+            counts += keep_versions(table, batch, transaction)
+        letters += keep_letters(table, batch, snapshot, transaction)
+        events += batch.count
+        on_step(Step.APPLIED)
+    counts += _audit(table, snapshot, transaction, after, on_step)
+    watermark = _record(table, snapshot, transaction, mark)
+    return TableReport.of(
+        table.name,
+        counts,
+        events=events,
+        dead_letters=letters,
+        watermark=watermark,
+        lag_seconds=_age_of_oldest(table, snapshot, after),
+    )
+
+
+def _completed(
+    batch: ChangeBatch,
+    table: Table,
+    keys_of: Callable[[Table], pa.Table],
+    rows_of: Callable[[Table, pa.Table], pa.Table],
+) -> ChangeBatch:
+    """Add what the source left to be known: the keys that were truncated, values left alone.
+
+    Rows that no key tells apart are taken out and become dead letters.
+    """
+    batch = without_keyless(batch, table.schema)
+    if batch.truncated_at is not None:
+        events = _as_events(table, keys_of(table), batch.truncated_at, live=False)
+        return replace(batch, events=events)
+    if not batch.unchanged:
+        return batch
+    held = rows_of(table, wanted_keys(batch, table.schema))
+    return complete(batch, held, table.schema)
+
+
+def keep_versions(table: Table, batch: ChangeBatch, transaction: MirrorTransaction) -> Counts:
+    """Close and open the versions that a batch of events asks for."""
+    opened, floors = transaction.open_versions(table, batch.events)
+    versions = supersede(
+        batch.events,
+        opened,
+        floors,
+        table.schema,
+        seen_at=batch.seen_at,
+        whole_transactions=batch.whole_transactions,
+    )
+    transaction.supersede(table, versions)
+    return Counts(versions.inserted, versions.updated, versions.deleted)
+
+
+def keep_letters(
+    table: Table, batch: ChangeBatch, snapshot: SourceSnapshot, transaction: MirrorTransaction
+) -> int:
+    """Keep the rows that cannot be mirrored as dead letters; resolve those that now can.
+
+    And those of rows that are no more, which have no event where no key tells of them.
+    """
+    known = transaction.quarantined(table)
+    if known:
+        rows = plain_rows(batch.events.select(list(table.schema.primary_key)))
+        keys = set(map(key_text, rows))
+        transaction.release(table, {name for name in known if name[0] in keys}, snapshot.clock)
+    count = transaction.quarantine(batch.rejected)
+    gone = _fitting_by_now(known, batch) if batch.truncated_at is None else known
+    if batch.seen_at is not None:
+        # Who asks for rows is not told that one has got a key.
+        gone |= _no_longer_keyless(known, table, snapshot)
+    if gone:
+        transaction.release(table, gone, snapshot.clock)
+    return count
+
+
+def _fitting_by_now(known: set[LetterName], batch: ChangeBatch) -> set[LetterName]:
+    """Return which letters, known or of the batch, are none behind it.
+
+    A row that does not fit names all of its columns that do not: the others fit by now.
+    """
+    # Of a value that the source did not send, nothing is known.
+    resolved = {name for name in batch.resolved if name[1] not in batch.unchanged}
+    found = _names(batch)
+    valid = {(key, column) for key, column in found if not {(key, None), (key, column)} & resolved}
+    # Rows that no key tells apart share their letters.
+    misfits = {key for key, _ in valid if not is_keyless(key)}
+    whole = {key for key, column in resolved if column is None}
+    in_part = {(key, c) for key, c in known | found if key in misfits and c not in batch.unchanged}
+    return (in_part | {name for name in known | found if name[0] in whole}) - valid
+
+
+def _names(batch: ChangeBatch) -> set[LetterName]:
+    return {letter.name for letter in batch.rejected}
+
+
+def _no_longer_keyless(
+    letters: Iterable[LetterName], table: Table, snapshot: SourceSnapshot
+) -> set[LetterName]:
+    """Return those whose keys are null in part or whole and have no row any more."""
+    keyless = {name for name in letters if is_keyless(name[0])}
+    if not keyless:
+        return set()
+    there = {letter.key for letter in snapshot.keyless(table)}
+    return {name for name in keyless if name[0] not in there}
+
+
+def acknowledge(
+    source: ChangeSource, ledger: Ledger, tables: Iterable[str], *, prune: bool
+) -> None:
+    """Tell the source what this mirror still needs, and let it forget the rest."""
+    known = {name: ledger.needed_from(name) for name in tables}
+    source.acknowledge({name: place for name, place in known.items() if place}, prune=prune)
+
+
+def _all_proved(
+    tables: Iterable[Table], snapshot: SourceSnapshot, ledger: Ledger, blame: Blame
+) -> bool:
+    proved = True
+    for table in tables:
+        place = ledger.needed_from(table.name)
+        with blame.of(table.name):
+            proved = proved and (place is None or snapshot.proves(table, place))
+    return proved
+
+
+def _due(
+    tables: Iterable[Table], snapshot: SourceSnapshot, ledger: Ledger, blame: Blame
+) -> list[Table]:
+    """Return the tables with something to do, and with them those that can move on for free."""
+    marks = {name: mark.position for name, mark in ledger.watermarks.items()}
+    ready = [table for table in tables if ledger.state(table.name) is TableState.READY]
+    due = [table for table in tables if ledger.state(table.name) is TableState.COPIED]
+    others: list[Table] = []
+    for table in ready:
+        with blame.of(table.name):
+            (due if _has_work(table, snapshot, marks[table.name]) else others).append(table)
+    if not due or not snapshot.shares_log:
+        return due
+    # One transaction is paid for anyway, and a table that stays behind holds the source's log.
+    return due + [table for table in others if snapshot.head(table) != marks[table.name]]
+
+
+def _has_work(table: Table, snapshot: SourceSnapshot, after: Position) -> bool:
+    return (
+        snapshot.pending(table, after) > 0
+        or snapshot.retains(after)
+        or snapshot.audit(table, after) is not Audit.NONE
+    )
+
+
+def _audit(
+    table: Table,
+    snapshot: SourceSnapshot,
+    transaction: MirrorTransaction,
+    after: Position,
+    on_step: OnStep,
+) -> Counts:
+    """Where it is due, compare the table whole and apply what no change told of."""
+    counts, due = Counts(), snapshot.audit(table, after)
+    if due is Audit.NONE:
+        return counts
+    for changes in find_drift(table, snapshot, transaction, deletes=due is Audit.ALL):
+        counts += _apply_difference(table, changes, snapshot, transaction)
+    on_step(Step.AUDITED)
+    return counts
+
+
+def _put_copy_in_place(
+    table: Table,
+    snapshot: SourceSnapshot,
+    transaction: MirrorTransaction,
+    pace: Pace,
+    on_step: OnStep,
+) -> TableReport:
+    """Catch the copy up to the snapshot, then make it the table, or apply what differs."""
+    ledger = transaction.ledger()
+    after = ledger.copies[table.name].position
+    events = letters = 0
+    for captured in snapshot.net_changes(table, after, pace.batch_rows):
+        on_step(Step.CAPTURED)
+        batch = _completed(captured, table, transaction.copied_keys, transaction.copied_rows)
+        transaction.heal_copy(table, compact(batch, table.schema))
+        letters += keep_letters(table, batch, snapshot, transaction)
+        events += batch.count
+    transaction.keep_unknown(table, _unknown_keys(table, transaction))
+    adopted = transaction.adopt_copy(table, snapshot.clock)
+    counts = Counts(inserted=adopted or 0)
+    if adopted is None:
+        counts += transaction.mend_keys(table, snapshot.clock)
+        versions, unfit = _apply_versions(table, after, snapshot, transaction, pace)
+        counts, letters = counts + versions, letters + unfit
+        for changes in transaction.copy_differences(table, pace.batch_rows):
+            counts += _apply_difference(table, changes, snapshot, transaction)
+    on_step(Step.PROMOTED)
+    counts += _audit(table, snapshot, transaction, after, on_step)
+    watermark = _record(table, snapshot, transaction, ledger.watermarks.get(table.name))
+    return TableReport.of(
+        table.name, counts, events=events, dead_letters=letters, watermark=watermark
+    )
+
+
+def _unknown_keys(table: Table, transaction: MirrorTransaction) -> pa.Table:
+    return read_keys({key for key, _ in transaction.quarantined(table)}, table.schema)
+
+
+def _apply_versions(
+    table: Table,
+    after: Position,
+    snapshot: SourceSnapshot,
+    transaction: MirrorTransaction,
+    pace: Pace,
+) -> tuple[Counts, int]:
+    """Give a temporal table each version that events tell of since the copy began.
+
+    A copy knows the last of them only; its difference then adds what no event told. A version that
+    does not fit is named by a dead letter, which is resolved where the row that is there now fits;
+    these are counted as well.
+    """
+    counts, letters = Counts(), 0
+    if table.mode is Mode.TEMPORAL:
+        unknown = transaction.quarantined(table)
+        for captured in snapshot.changes(table, after, pace.batch_rows):
+            batch = _completed(captured, table, transaction.present_keys, transaction.present_rows)
+            counts += keep_versions(table, batch, transaction)
+            transaction.quarantine(batch.rejected)
+            mended = _names(batch) - unknown
+            if mended:
+                transaction.release(table, mended, snapshot.clock)
+            letters += len(mended)
+    return counts, letters
+
+
+def _apply_difference(
+    table: Table, changes: NetChanges, snapshot: SourceSnapshot, transaction: MirrorTransaction
+) -> Counts:
+    if table.mode is Mode.DESTRUCTIVE:
+        return transaction.merge(table, changes)
+    events = pa.concat_tables(
+        [
+            # When they came about, nobody saw.
+            _as_events(table, changes.upserts, snapshot.clock, live=True),
+            _as_events(table, changes.tombstones, snapshot.clock, live=False),
+        ]
+    )
+    return keep_versions(table, ChangeBatch(events, events.num_rows), transaction)
+
+
+def _as_events(table: Table, rows: pa.Table, at: datetime, *, live: bool) -> pa.Table:
+    """Make one event of each row, or of each key that has none any more."""
+    count, schema = rows.num_rows, event_schema(table.schema)
+    own = {
+        SEQUENCE: pa.repeat(pa.scalar(0, pa.int64()), count),
+        CHANGED_AT: pa.repeat(pa.scalar(at, INSTANT), count),
+        LIVE: pa.repeat(pa.scalar(live), count),
+    }
+    given = {name: rows[name] for name in rows.column_names}
+    columns = [
+        own.get(field.name, given.get(field.name, pa.nulls(count, field.type))) for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _record(
+    table: Table,
+    snapshot: SourceSnapshot,
+    transaction: MirrorTransaction,
+    mark: Watermark | None,
+) -> int:
+    head = snapshot.head(table)
+    # What a source reads nothing for, it does not move on: the head is still as of then.
+    if mark is None or mark.position != head:
+        transaction.record(Watermark(table.name, head, snapshot.clock))
+    return head.order
+
+
+def _age_of_oldest(table: Table, snapshot: SourceSnapshot, after: Position) -> float:
+    oldest = snapshot.oldest_pending(table, after)
+    return 0.0 if oldest is None else max((snapshot.clock - oldest).total_seconds(), 0.0)
+
+
+def _later(report: TableReport, seconds: float) -> TableReport:
+    """Count the time from the snapshot to the commit into the lag of what was applied."""
+    return replace(report, lag_seconds=report.lag_seconds + seconds) if report.events else report
+
+
+def _unchanged(
+    tables: Iterable[Table], ledger: Ledger, reports: Mapping[str, TableReport]
+) -> dict[str, TableReport]:
+    """Report the tables without changes beside the others."""
+    return {
+        table.name: reports.get(table.name)
+        or TableReport(table.name, watermark=_order(ledger, table.name))
+        for table in tables
+    }
+
+
+def _order(ledger: Ledger, table: str) -> int | None:
+    mark = ledger.watermarks.get(table)
+    return None if mark is None else mark.position.order

@@ -1,0 +1,26 @@
+"""Rows that could not be mirrored: list them, and have them tried again."""
+
+import json
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from rhei_pipeline.sync.pipeline import Pipeline
+
+
+def replay(letters: pa.Table, pipeline: Pipeline) -> int:
+    """Have the row of each dead letter read again by the next sync; return how many.
+
+    A row that fits by now is applied and its letter resolved; one that does not stays one.
+    """
+    keys_by_table: dict[str, list[tuple[object, ...]]] = {}
+    for letter in letters.to_pylist():
+        key = tuple(map(_bound, json.loads(letter["key"]).values()))
+        keys_by_table.setdefault(letter["table_name"], []).append(key)
+    for name, keys in keys_by_table.items():
+        pipeline.touch(name, keys)
+    return sum(map(len, keys_by_table.values()))
+
+
+def _bound(part: object) -> object:
+    return bytes.fromhex(part["hex"]) if isinstance(part, Mapping) else part

@@ -1,0 +1,184 @@
+"""The first copy of a table, and any repeated one: rows beside the table, then handed over to sync.
+
+The copy is read in short snapshots, each from where the last one ended, so it holds no lock and
+keeps no write-ahead log long. Rows read early may have changed since; the log holds every key
+touched after the copy's position, and the next sync cycle reads those again before it puts the
+copy in the table's place. What readers of the mirror see is one state of the source, never a mix.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.changes import Position, RowBatch
+from rhei_pipeline.model.progress import CopyProgress, Ledger, TableState
+from rhei_pipeline.model.reports import CopyReport, TableReport
+from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourceSnapshot, Step
+from rhei_pipeline.sql.text import mirror_table
+from rhei_pipeline.sync.cycle import Pace, acknowledge
+
+#: How long one read transaction of a copy may last, about: the source's WAL grows meanwhile.
+SNAPSHOT_SECONDS = 5.0
+
+#: Called after each batch: the table, rows copied so far by this call, the table's rows.
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a copy read."""
+
+    rows: int
+    dead_letters: int
+    resumed: bool
+
+    def after(self, earlier: "Copied | None") -> "Copied":
+        """Return both as one, where this one went on where the earlier ended."""
+        if earlier is None or not self.resumed:
+            return self
+        letters = earlier.dead_letters + self.dead_letters
+        return Copied(earlier.rows + self.rows, letters, earlier.resumed)
+
+
+def needs_copy(table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> bool:
+    """Tell whether only a copy can make the table equal to its source again."""
+    if ledger.state(table.name) is not TableState.READY:
+        return True
+    return not snapshot.proves(table, ledger.watermarks[table.name].position)
+
+
+def copy_table(  # noqa: PLR0913  (the seams, the pace, and who is told)
+    table: Table,
+    source: ChangeSource,
+    mirror: Mirror,
+    pace: Pace,
+    on_step: OnStep,
+    on_progress: OnProgress,
+    *,
+    same_shape: bool = False,
+) -> Copied | None:
+    """Copy all rows beside the table; a copy that was cut off goes on where it ended.
+
+    Afterwards the table is in state COPIED and the next sync cycle puts the copy in place.
+    `same_shape`: the mirror's table has the columns and the key that its source has now.
+
+    Returns:
+        What was read; None where the source gave the table another shape meanwhile. What is copied
+        by then is of no use: the copy is to be begun anew, in that shape.
+    """
+    with source.snapshot() as snapshot:
+        if not has_shape(table, source):
+            return None
+        progress = _resumable(table, snapshot, mirror.ledger())
+        resumed = progress is not None
+        progress = progress or _begin(table, snapshot, mirror, same_shape=same_shape)
+    on_step(Step.COPY_BEGUN)
+    # From now on no other mirror's sync may let the source forget what this copy needs.
+    acknowledge(source, mirror.ledger(), [table.name], prune=False)
+    rows = letters = 0
+    while not progress.complete:
+        with source.snapshot(rows=True) as snapshot:
+            if not has_shape(table, source):
+                return None
+            total = snapshot.count(table)
+            until = time.monotonic() + SNAPSHOT_SECONDS
+            while not progress.complete and time.monotonic() < until:
+                batch = snapshot.rows(table, progress.resume, pace.batch_rows)
+                progress = _append(table, progress, batch, mirror)
+                rows += batch.rows.num_rows if batch else 0
+                letters += len(batch.rejected) if batch else 0
+                on_progress(table.name, rows, total)
+                on_step(Step.COPY_COMPLETE if progress.complete else Step.COPY_BATCH)
+    return Copied(rows, letters, resumed)
+
+
+def has_shape(table: Table, source: ChangeSource) -> bool:
+    """Return whether a table's source still has it, in this shape."""
+    try:
+        return source.describe(table.name) == table.schema
+    except SchemaError:
+        return False
+
+
+def take_on_shape(table: Table, mirror: Mirror, at: datetime) -> None:
+    """Give a history the columns and the key that its source had once, and change no row of it.
+
+    Raises:
+        SchemaDriftError: Its past does not fit them.
+    """
+    standing = mirror.tables().get(mirror_table(table.schema))
+    if standing is None or standing.mode is Mode.DESTRUCTIVE:
+        return
+    position = mirror.ledger().watermarks[table.name].position
+    with mirror.transaction() as transaction:
+        transaction.begin_copy(table, CopyProgress(table.name, position, fingerprint(table)))
+        transaction.adopt_copy(table, at)
+        transaction.drop_copy(table)
+
+
+def copy_report(copied: Copied, report: TableReport, started: float) -> CopyReport:
+    """Report a copy together with the sync that put it in place."""
+    return CopyReport(
+        report.table,
+        rows=copied.rows,
+        resumed=copied.resumed,
+        inserted=report.inserted,
+        updated=report.updated,
+        deleted=report.deleted,
+        dead_letters=report.dead_letters,
+        watermark=report.watermark or 0,
+        duration_seconds=time.monotonic() - started,
+    )
+
+
+def _resumable(table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> CopyProgress | None:
+    progress = ledger.copies.get(table.name)
+    if progress is None or progress.shape != fingerprint(table):
+        return None
+    return progress if snapshot.proves(table, progress.position) else None
+
+
+def _begin(
+    table: Table, snapshot: SourceSnapshot, mirror: Mirror, *, same_shape: bool
+) -> CopyProgress:
+    told = _watermark(table, snapshot, mirror.ledger()) if same_shape else None
+    progress = CopyProgress(table.name, told or snapshot.origin(table), fingerprint(table))
+    with mirror.transaction() as transaction:
+        transaction.begin_copy(table, progress)
+        # Every row is about to be read again, and what does not fit will be named again.
+        transaction.release(table, transaction.quarantined(table), snapshot.clock)
+        transaction.quarantine(snapshot.keyless(table))
+    return progress
+
+
+def _watermark(table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> Position | None:
+    """Return where a history goes on, so that no version between there and the copy is lost."""
+    mark = ledger.watermarks.get(table.name)
+    if table.mode is Mode.DESTRUCTIVE or mark is None:
+        return None
+    return mark.position if snapshot.proves(table, mark.position) else None
+
+
+def _append(
+    table: Table, progress: CopyProgress, batch: RowBatch | None, mirror: Mirror
+) -> CopyProgress:
+    with mirror.transaction() as transaction:
+        if batch is None:
+            progress = replace(progress, complete=True)
+            transaction.append_copy(table, table.schema.arrow.empty_table(), progress)
+        else:
+            progress = replace(progress, resume=batch.resume)
+            transaction.append_copy(table, batch.rows, progress)
+            transaction.quarantine(batch.rejected)
+    return progress
+
+
+def fingerprint(table: Table) -> str:
+    """Name a table's columns, types and key in few characters."""
+    form = json.dumps(table.schema.to_json(), sort_keys=True)
+    return hashlib.sha256(form.encode()).hexdigest()[:16]

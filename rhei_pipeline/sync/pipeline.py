@@ -1,0 +1,741 @@
+"""The declared tables of one source and one mirror: kept captured, copied, in sync, compared."""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import datetime
+from types import MappingProxyType
+
+from rhei_pipeline.errors import (
+    MirrorDamagedError,
+    MirrorUnreachableError,
+    PermanentError,
+    SchemaError,
+    SourceBusyError,
+    SourceUnreachableError,
+)
+from rhei_pipeline.model.blame import own_fault
+from rhei_pipeline.model.log_context import one_cycle
+from rhei_pipeline.model.progress import Ledger, TableState
+from rhei_pipeline.model.reports import (
+    CopyReport,
+    CopyStatus,
+    DamagedFile,
+    DropReport,
+    RepairReport,
+    RowParity,
+    Standing,
+    SyncReport,
+    TableReport,
+    TableVerification,
+    VerifyReport,
+)
+from rhei_pipeline.model.schema import (
+    Mode,
+    Table,
+    TableSchema,
+    difference,
+    nearest,
+    refuse_reserved,
+    spelled,
+)
+from rhei_pipeline.protocols import (
+    ChangeSource,
+    Mirror,
+    MirrorTransaction,
+    OnStep,
+    SourceSnapshot,
+    Step,
+)
+from rhei_pipeline.sync.cycle import Pace, apply_pending, sync_cycle
+from rhei_pipeline.sync.drain import find_pending, take_on_next_shapes
+from rhei_pipeline.sync.initial_sync import (
+    Copied,
+    OnProgress,
+    copy_report,
+    copy_table,
+    has_shape,
+    needs_copy,
+)
+from rhei_pipeline.sync.kept_history import (
+    Declared,
+    Dropping,
+    drop_table,
+    find_droppable,
+    find_mirrored,
+    in_kept_mode,
+    not_followed,
+    record_keys,
+)
+from rhei_pipeline.sync.naming import (
+    declared_twice,
+    nothing_declared,
+    refuse_like_columns,
+    refuse_taken_name,
+)
+from rhei_pipeline.sync.participants import Participants
+from rhei_pipeline.sync.schema_registry import Registry
+from rhei_pipeline.sync.status import StatusCache, take_stock
+from rhei_pipeline.sync.verify import count_rows, verify_tables
+
+_log = logging.getLogger(__name__)
+
+#: A source whose schema changes between look and read this often in a row is given up for now.
+_LOOKS = 5
+
+
+def no_step(_step: Step) -> None:
+    """Pass a step by."""
+
+
+def no_progress(_table: str, _rows: int, _of: int) -> None:
+    """Pass progress by."""
+
+
+def _keeps_changing() -> SourceBusyError:
+    return SourceBusyError(
+        "the source's schema keeps changing", hint="sync again once migrations are done"
+    )
+
+
+class Pipeline:
+    """Keeps a mirror equal to its source.
+
+    One piece of work at a time: a second caller waits. A table that fails for good is left out
+    and named in every report, and the others go on.
+
+    Args:
+        find: Returns the tables to mirror, as the declaration or the source has them now.
+        source, mirror, registry: Where changes come from, where they go, what they looked like.
+        pace: How much at once.
+        on_step: Called at each named step.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[], Collection[Declared]],
+        source: ChangeSource,
+        mirror: Mirror,
+        registry: Registry,
+        pace: Pace,
+        on_step: OnStep = no_step,
+    ) -> None:
+        self._find = find
+        self._found: dict[str, str] = {}
+        self._declared: dict[str, Declared] = {}
+        self._unclear: dict[str, SchemaError] = {}
+        self._source = source
+        self._mirror = mirror
+        self._registry = registry
+        self._pace = pace
+        self._on_step = on_step
+        self._lock = threading.RLock()
+        self._parts = Participants()
+        self._tables, self._left_out = self._parts.tables, self._parts.left_out
+        self._blame = self._parts.blame
+        self._undescribed: set[str] = set()
+        self._drained: list[TableReport] = []
+        self._looked_at = -1
+        self._synced_from: int | None = None
+        self._copying: dict[str, CopyStatus] = {}
+        self._status = StatusCache()
+        self._watchers: list[Callable[[SyncReport], None]] = []
+        record_keys(mirror, registry)
+        self._keep_up()
+
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        """The tables as they are captured now, by name."""
+        return MappingProxyType(self._tables)
+
+    @property
+    def looks(self) -> int:
+        """How often the source's schema was looked at; tables change only when it grows."""
+        return self._parts.looks
+
+    @property
+    def synced_from(self) -> int | None:
+        """When the last successful sync began, by `time.monotonic_ns`.
+
+        The mirror has what was committed in the source until then. None before the first one.
+        """
+        return self._synced_from
+
+    def watch(self, watcher: Callable[[SyncReport], None]) -> None:
+        """Have every report of a sync told, in the thread that synced."""
+        self._watchers.append(watcher)
+
+    def holds(self, name: str, ledger: Ledger) -> bool:
+        """Tell whether the mirror has a table in the shape that the source gives it."""
+        table = self._tables.get(name)
+        ready = ledger.state(name) is TableState.READY
+        return table is not None and ready and self._registry.table(name) == table
+
+    def table(self, name: str) -> Table:
+        """Return a table by its name, in any case.
+
+        Raises:
+            SchemaError: It is not one of the pipeline's.
+            PermanentError: It is left out; why.
+        """
+        by_lower = {known.lower(): table for known, table in self._tables.items()}
+        found = by_lower.get(name.removeprefix("main.").lower())
+        errors = self._left_out.errors
+        if found is None and name in errors:
+            raise errors[name]
+        if found is None:
+            raise SchemaError(
+                "it is not mirrored", table=name, hint=nearest(name, sorted(self._tables))
+            )
+        return found
+
+    @property
+    def not_followed(self) -> Mapping[str, datetime]:
+        """The tables of the mirror that no sync brings up to date any more, and since when."""
+        return not_followed(self._mirror.ledger(), self._tables)
+
+    @property
+    def emptiness(self) -> SchemaError | None:
+        """What to say where there is nothing to mirror at all."""
+        return None if self._declared else nothing_declared()
+
+    @property
+    def left_out(self) -> Mapping[str, PermanentError]:
+        """The declared tables that are left out for an error, each with it."""
+        return self._left_out.errors
+
+    def mirrored(self, name: str) -> Table:
+        """Return a table of the mirror; one that is not followed is as the mirror has it.
+
+        Raises:
+            SchemaError: It is not in the mirror either.
+        """
+        try:
+            return self.table(name)
+        except PermanentError:
+            found = find_mirrored(name, self._mirror)
+            if found is None:
+                raise
+            return found
+
+    def drop_table(
+        self, name: str, keep_as: str | None = None, *, discard_history: bool = False
+    ) -> DropReport:
+        """Drop a table of the mirror, or set it aside; one that is declared is copied anew.
+
+        Raises:
+            SchemaError: It is not in the mirror; it has history, and neither was said; or the name
+                to keep it as is taken.
+        """
+        with self._lock:
+            table = find_droppable(name, self._mirror, self._registry)
+            going = Dropping(table, keep_as, discard_history)
+            report = drop_table(going, self._mirror, self._registry, self._declared)
+            self._tables.pop(table.name, None)
+            self._looked_at, self._parts.looks = -1, self._parts.looks + 1
+            return report
+
+    def register(self, declared: Declared) -> None:
+        """Capture a table from now on; safe to repeat, and mends what is missing.
+
+        Raises:
+            PermanentError: It cannot be mirrored as it stands; says the way out.
+        """
+        with self._lock:
+            schema = self._source.describe(declared.name)
+            in_kept_mode(schema, declared, self._mirror.tables())
+            self._found |= {declared.name: schema.name, schema.name: schema.name}
+            self._declare(replace(declared, name=schema.name))
+            self._keep_up()
+            self.table(schema.name)
+
+    def _discover(self) -> None:
+        """Take in the tables that are to be mirrored and are not yet."""
+        found = self._find()
+        if not found and not self._declared:
+            return
+        spellings = Counter(declared.name for declared in found)
+        for declared in found:
+            if declared.name in self._found:
+                continue
+            name = self._found[declared.name] = self._name_of(declared)
+            if name in self._declared or spellings[declared.name] > 1:
+                self._unclear[name] = declared_twice(name)
+            self._declare(replace(declared, name=name))
+
+    def _declare(self, declared: Declared) -> None:
+        self._declared[declared.name] = declared
+        self._looked_at = -1
+
+    def _name_of(self, declared: Declared) -> str:
+        """Return a table's name as the source has it; as declared where it cannot be described."""
+        try:
+            with self._blame.of(declared.name):
+                return self._source.describe(declared.name).name
+        except Exception as error:
+            if own_fault(error, self._blame.table) is None:
+                raise
+            return declared.name
+
+    def sync(self, on_progress: OnProgress = no_progress) -> SyncReport:
+        """Bring every table up to the source as it is now; copy first what was never copied."""
+        with self._lock:
+            try:
+                return self._synced(on_progress)[0]
+            except (SourceUnreachableError, MirrorUnreachableError) as error:
+                self._status.note_unreadable(error)
+                raise
+
+    def _synced(self, on_progress: OnProgress) -> tuple[SyncReport, dict[str, Copied]]:
+        """Sync; return the report, and what the tables that were copied first took."""
+        with one_cycle():
+            started = time.monotonic()
+            copied: dict[str, Copied] = {}
+            self._try_again()
+            for _ in range(_LOOKS):
+                begun = time.monotonic_ns()
+                self._keep_up()
+                found = self._copy_what_needs_it(on_progress)
+                copied |= {name: copy.after(copied.get(name)) for name, copy in found.items()}
+                reports = self._cycle(self._tables.values(), self._looked_at)
+                if reports is not None:
+                    self._refuse_failure_of_all(reports)
+                    self._synced_from = begun
+                    self._status.note_readable()
+                    report = self._report(reports, copied, started)
+                    _log.debug("synced %d events", report.events)
+                    for watcher in self._watchers:
+                        watcher(report)
+                    return report, copied
+            raise _keeps_changing()
+
+    def _refuse_failure_of_all(self, reports: Collection[str]) -> None:
+        """Raise what the tables failed with, where none is left: it may be no fault of theirs."""
+        if not reports and (unknown := self._left_out.unknown):
+            raise unknown[0]
+        if self.emptiness is not None:
+            raise self.emptiness
+
+    def copy(self, name: str, on_progress: OnProgress = no_progress) -> CopyReport:
+        """Copy one table anew, or go on with a copy that was cut off, and put it in place.
+
+        A history first gets every version that the source tells of; the copy then adds what no
+        event told.
+        """
+        with self._lock:
+            started = time.monotonic()
+            self._try_again()
+            self._keep_up()
+            if name in self._left_out.undrained:
+                self._give_up_pending(name)
+            caught_up, copied = self._caught_up(self.table(name), on_progress)
+            table = self.table(name)
+            if caught_up is not None and table.name in copied:
+                report = caught_up.tables[table.name]
+                return copy_report(copied[table.name], report, started)
+            found = self._copied(table, on_progress, same_shape=caught_up is not None)
+            synced, gone_on = self._synced(on_progress)
+            table = self.table(name)  # raises what it was left out for
+            report, again = synced.tables[table.name], gone_on.get(table.name)
+            if again is not None:
+                found = again.after(found)
+            elif found is None:  # it was given back the shape that it had
+                raise _keeps_changing()
+            # The report tells of those that were met since.
+            letters = report.dead_letters + found.dead_letters
+            letters -= again.dead_letters if again else 0
+            if caught_up is not None:
+                report = report.after(caught_up.tables[table.name])
+            return copy_report(found, replace(report, dead_letters=letters), started)
+
+    def _caught_up(
+        self, table: Table, on_progress: OnProgress
+    ) -> tuple[SyncReport | None, dict[str, Copied]]:
+        """Sync before a history is copied; None where what is pending cannot be applied."""
+        if table.mode is Mode.DESTRUCTIVE:
+            return None, {}
+        try:
+            caught_up, copied = self._synced(on_progress)
+            error = self._left_out.errors.get(table.name)
+        except PermanentError as failure:
+            error = failure
+        if error is None:
+            return caught_up, copied
+        self._give_up_pending(table.name)
+        return None, {}
+
+    def _give_up_pending(self, name: str) -> None:
+        """Take a table in again though what its log holds cannot be applied."""
+        _log.warning("table %r: it is copied without what is pending", name)
+        self._left_out.take_in(name)
+        self._look_at(self._declared[name], self._mirror.tables())
+
+    def _copied(self, table: Table, on_progress: OnProgress, *, same_shape: bool) -> Copied | None:
+        """Copy a table; an error is its own, and leaves it out until the next sync.
+
+        None where a migration came between: the source is to be looked at again.
+        """
+        copied = None
+        try:
+            with self._blame.of(table.name):
+                copied = self._copy(table, on_progress, same_shape=same_shape)
+        except Exception as error:
+            # What reading or capture failed with may only say that the table is another by now.
+            if not self._is_migrated(table, error):
+                self._parts.leave_out(error, [table.name])
+                fault = self._left_out.errors[table.name]
+                if fault is error:
+                    raise
+                raise fault from error
+        if copied is None:
+            _log.warning("table %r: it was migrated while it was copied", table.name)
+            self._looked_at = -1
+        return copied
+
+    def _is_migrated(self, table: Table, error: Exception) -> bool:
+        is_own = own_fault(error, table.name) is not None
+        return is_own and not has_shape(table, self._source)
+
+    def verify(self, name: str | None = None) -> VerifyReport:
+        """Bring the mirror up to one source state and compare every row at that state."""
+        started = time.monotonic()
+        with self._lock:
+            self.sync()
+            chosen = list(self._tables.values()) if name is None else [self.table(name)]
+            found = self._parts.without_failing(chosen, self._compared)
+            if name is not None:
+                self.table(name)  # raises what it was left out for
+            damaged = {
+                left_out: TableVerification.of_damaged(left_out, error)
+                for left_out, error in self._left_out.errors.items()
+                if isinstance(error, MirrorDamagedError) and name is None
+            }
+        errors = {} if name else self._told_errors()
+        return VerifyReport(
+            MappingProxyType(found | damaged),
+            time.monotonic() - started,
+            MappingProxyType(errors),
+            self.not_followed,
+        )
+
+    def _compared(self, tables: Sequence[Table]) -> dict[str, TableVerification]:
+        with self._at_rows_of(tables) as (snapshot, transaction):
+            rows, blame = self._pace.batch_rows, self._blame
+            return verify_tables(tables, snapshot, transaction, self._mirror, rows, blame)
+
+    @contextmanager
+    def _at_rows_of(
+        self, tables: Iterable[Table]
+    ) -> Iterator[tuple[SourceSnapshot, MirrorTransaction]]:
+        """Hold one source state with its rows, and the mirror as it would be at that state.
+
+        The mirror is only tried there: what lies between there and the head is for a cycle to
+        apply.
+        """
+        with (
+            self._source.snapshot(rows=True) as snapshot,
+            self._mirror.transaction(trial=True) as transaction,
+        ):
+            for table in tables:
+                with self._blame.of(table.name):
+                    apply_pending(table, snapshot, transaction, self._pace, self._on_step)
+            yield snapshot, transaction
+
+    def parity(self, name: str) -> RowParity:
+        """Bring the mirror up to one source state and count the rows of both at that state."""
+        with self._lock:
+            self.sync()
+            table = self.table(name)
+            with self._at_rows_of([table]) as (snapshot, transaction):
+                return count_rows(table, snapshot, transaction)
+
+    def repair(self, name: str) -> RepairReport:
+        """Make one table equal to its source again; history gets the difference as versions."""
+        with self._lock:
+            damaged = self._heal(name)
+            report = self.copy(name)
+        return RepairReport(
+            report.table,
+            report.inserted,
+            report.updated,
+            report.deleted,
+            report.duration_seconds,
+            damaged,
+        )
+
+    def _heal(self, name: str) -> tuple[DamagedFile, ...]:
+        """Have the mirror leave out a table's damaged files, and take the table in again."""
+        known = {table.name.lower(): table for table in self._known_tables()}
+        table = known.get(name.removeprefix("main.").lower())
+        damaged = self._mirror.heal(table) if table else ()
+        if damaged:
+            self._looked_at = -1
+        return damaged
+
+    def _known_tables(self) -> Iterator[Table]:
+        """Yield all tables that are mirrored, or were before they were left out."""
+        yield from (table for name in self._declared if (table := self._registry.table(name)))
+        yield from self._tables.values()
+
+    def status(self, patience_seconds: float | None = None) -> Standing:
+        """Return how every declared table stands; reads, and waits for a sync under way.
+
+        With a patience given, returns what was last known where waiting takes longer, and where
+        source or mirror cannot be read.
+        """
+        if patience_seconds is not None:
+            return self._status.within(patience_seconds, self._read_status)
+        return self._read_status()
+
+    def _read_status(self) -> Standing:
+        with self._lock:
+            modes = {name: declared.mode for name, declared in self._declared.items()}
+            modes |= {name: table.mode for name, table in self._tables.items()}
+            found = self._parts.without_failing(
+                list(self._tables.values()), lambda tables: self._take_stock(modes, tables)
+            )
+            return self._status.keep(replace(found, not_followed=self.not_followed))
+
+    def _take_stock(self, modes: Mapping[str, Mode], tables: Collection[Table]) -> Standing:
+        by_name, errors = {table.name: table for table in tables}, self._left_out.errors
+        return take_stock(modes, by_name, errors, self._source, self._mirror, self._blame)
+
+    @property
+    def copying(self) -> Mapping[str, CopyStatus]:
+        """The copies under way; never waits."""
+        return MappingProxyType(dict(self._copying))
+
+    def touch(self, name: str, keys: Collection[tuple[object, ...]]) -> None:
+        """Have the rows of these keys read again by the next sync."""
+        with self._lock:
+            self._source.touch(self.table(name), list(keys))
+
+    def _keep_up(self) -> None:
+        """Look at the source's schema again if it may have changed, and mend what it broke.
+
+        Until it stays as it is: installing capture changes it, and so may others meanwhile.
+        """
+        for _ in range(_LOOKS):
+            version = self._parts.without_failing((), lambda _: self._source.schema_version())
+            self._discover()
+            if version == self._looked_at and not self._is_mended():
+                return
+            if self._drain(version):
+                self._look(version)
+
+    def _look(self, version: int) -> None:
+        self._left_out.clear()
+        self._parts.looks += 1
+        standing = self._mirror.tables()
+        for declared in list(self._declared.values()):
+            if declared.name not in self._left_out.undrained:
+                self._look_at(declared, standing)
+        self._looked_at = version
+
+    def _is_mended(self) -> bool:
+        """Return whether a table can be described again: a source's version tells of the others."""
+        for name in self._undescribed:
+            with suppress(Exception):
+                self._source.describe(name)
+                return True
+        return False
+
+    def _try_again(self) -> None:
+        """Take in again what failed when it was captured, read or applied last."""
+        if self._left_out.asks_for_a_look:
+            self._looked_at = -1  # a file may have been restored since, or a log be readable
+            return
+        failed = self._left_out.failed & self._declared.keys()
+        standing = self._mirror.tables() if failed else {}
+        for name in failed:
+            self._left_out.take_in(name)
+            self._look_at(self._declared[name], standing)
+
+    def _drain(self, version: int) -> bool:
+        """Apply what logs of images still hold, before they have to be made anew.
+
+        False where the source was migrated meanwhile: nothing was applied then. A table whose log
+        could not be read waits, so that nothing of it is lost, until it can or is copied anew.
+        """
+        recorded = filter(None, map(self._registry.table, self._declared))
+        known = list({table.name: table for table in recorded}.values())
+        failing: set[str] = set()
+        try:
+            pending = self._parts.without_failing(known, self._find_pending, failing)
+            reports = self._cycle(pending, version, failing) if pending else {}
+        except MirrorDamagedError:
+            return True  # every table is about to be left out with this error
+        self._left_out.undrained = failing
+        self._drained += (reports or {}).values()
+        if reports is not None and self._take_on_next_shapes(
+            [t for t in pending if t.name in reports]
+        ):
+            return self._drain(self._source.schema_version())
+        return reports is not None
+
+    def _take_on_next_shapes(self, tables: Sequence[Table]) -> bool:
+        """Give histories the shape in which their logs go on; return whether more is to be read."""
+        if not tables:
+            return False
+        taken = self._parts.without_failing(
+            tables,
+            lambda rest: take_on_next_shapes(rest, self._source, self._mirror, self._blame),
+            self._left_out.undrained,
+        )
+        self._registry.save(*taken)
+        return bool(taken)
+
+    def _find_pending(self, tables: Collection[Table]) -> list[Table]:
+        return find_pending(tables, self._source, self._mirror, self._blame)
+
+    def _look_at(self, declared: Declared, standing: Mapping[str, Table]) -> None:
+        """Install capture for the table as it is now; one that cannot be captured is left out."""
+        is_described = False
+        try:
+            table = self._wanted(declared, standing)
+            is_described = True
+            with self._blame.of(declared.name):
+                self._install(table)
+        except Exception as error:
+            fault = error if isinstance(error, PermanentError) else own_fault(error, declared.name)
+            if fault is None:
+                raise
+            self._parts.drop(declared.name, fault, failed=is_described)
+            return
+        if table.name != declared.name:
+            # It was not there, or had another spelling, when its name was looked up.
+            del self._declared[declared.name]
+            self._tables.pop(declared.name, None)
+            self._declared.setdefault(table.name, replace(declared, name=table.name))
+        known = self._registry.table(table.name)
+        is_news = self._tables.get(table.name) != table
+        if is_news and known is not None and known.schema != table.schema:
+            changes = difference(known.schema, table.schema).describe()
+            if known.name != table.name:
+                changes = f"called it {known.name!r} before"
+            _log.warning("table %r: its source %s; it is copied again", table.name, changes)
+        self._tables[table.name] = table
+
+    def _wanted(self, declared: Declared, standing: Mapping[str, Table]) -> Table:
+        """Return a table as it is to be mirrored now."""
+        if declared.name in self._unclear:
+            raise self._unclear[declared.name]
+        schema = replace(self._describe(declared.name), mirror_name=declared.mirror_name)
+        refuse_reserved(schema.mirror_relation, ())
+        folds = self._mirror.folds_names
+        if folds:
+            refuse_like_columns(schema)
+        others = [table for table in self._tables.values() if table.name != schema.name]
+        refuse_taken_name(schema, others, standing, self._declared, folds=folds)
+        return in_kept_mode(schema, declared, standing)
+
+    def _describe(self, name: str) -> TableSchema:
+        self._undescribed.add(name)
+        with self._blame.of(name):
+            schema = self._source.describe(name)
+        self._undescribed.discard(name)
+        return schema
+
+    def _install(self, table: Table) -> None:
+        self._source.install(table, self._mirror.ledger().furthest(table.name))
+
+    def _cycle(
+        self, tables: Collection[Table], schema_version: int, failing: set[str] | None = None
+    ) -> dict[str, TableReport] | None:
+        """Sync the tables but for those that fail, which are left out."""
+        return self._parts.without_failing(
+            # What failed before fails before the others have done their work.
+            sorted(tables, key=lambda table: table.name not in self._left_out.suspects),
+            lambda rest: sync_cycle(
+                rest,
+                self._source,
+                self._mirror,
+                self._pace,
+                self._on_step,
+                schema_version=schema_version,
+                blame=self._blame,
+                held=self._left_out.failed,
+            ),
+            failing,
+        )
+
+    def _copy_what_needs_it(self, on_progress: OnProgress) -> dict[str, Copied]:
+        copied = {}
+        for table in self._parts.without_failing(list(self._tables.values()), self._find_due):
+            try:
+                # What was pending in another shape has been drained: the history goes on.
+                found = self._copied(table, on_progress, same_shape=True)
+                if found is not None:
+                    copied[table.name] = found
+            except PermanentError:
+                if table.name not in self._left_out.errors:
+                    raise
+        return copied
+
+    def _find_due(self, tables: Sequence[Table]) -> list[Table]:
+        with self._source.snapshot() as snapshot:
+            if snapshot.schema_version != self._looked_at:
+                return []
+            ledger, due = self._mirror.ledger(), []
+            for table in tables:
+                with self._blame.of(table.name):
+                    if self._is_due(table, snapshot, ledger):
+                        due.append(table)
+            return due
+
+    def _is_due(self, table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> bool:
+        return needs_copy(table, snapshot, ledger) or self._registry.table(table.name) != table
+
+    def _copy(
+        self, table: Table, on_progress: OnProgress, *, same_shape: bool = False
+    ) -> Copied | None:
+        def note(name: str, rows: int, of: int) -> None:
+            self._copying[name] = CopyStatus(rows, of)
+            self._status.note_readable()
+            on_progress(name, rows, of)
+
+        self._install(table)
+        try:
+            return copy_table(
+                table,
+                self._source,
+                self._mirror,
+                self._pace,
+                self._on_step,
+                note,
+                same_shape=same_shape,
+            )
+        finally:
+            self._copying.pop(table.name, None)
+
+    def _told_errors(self) -> dict[str, str]:
+        return {name: str(error) for name, error in self._left_out.errors.items()}
+
+    def _report(
+        self, reports: dict[str, TableReport], copied: dict[str, Copied], started: float
+    ) -> SyncReport:
+        self._registry.save(*(self._tables[name] for name in reports))
+        for name in reports:
+            self._left_out.went_well(name)
+        for name, error in self._told_errors().items():
+            reports[name] = TableReport(name, error=error)
+        drained, self._drained = self._drained, []
+        for earlier in drained:
+            name = spelled(earlier.table, reports)  # renamed by case, it goes on
+            reports[name] = reports[name].after(earlier)
+        for name, copy in copied.items():
+            letters = reports[name].dead_letters + copy.dead_letters
+            reports[name] = replace(reports[name], copied_rows=copy.rows, dead_letters=letters)
+        self._registry.note_not_followed(self.not_followed)
+        seconds = time.monotonic() - started
+        unpublished = self._mirror.not_published
+        return SyncReport(
+            MappingProxyType(reports),
+            seconds,
+            self.not_followed,
+            None if unpublished is None else str(unpublished),
+        )

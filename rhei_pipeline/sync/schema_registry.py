@@ -1,0 +1,183 @@
+"""The schemas that the mirror was last built with, kept as JSON beside it."""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.schema import Mode, Table, TableSchema, spelled
+
+_log = logging.getLogger(__name__)
+
+_FORMAT = 1
+_NOT_FOLLOWED = "not_followed_since"
+
+
+class Registry:
+    """Table schemas by name, each with a version that grows by one at every change.
+
+    Args:
+        path: The JSON file; None keeps the schemas for the life of the process only.
+        mirror_id: The mirror these schemas are of. Those of another mirror count as unknown.
+
+    Raises:
+        SchemaError: The file is no registry.
+    """
+
+    def __init__(self, path: Path | None, mirror_id: str) -> None:
+        self._path = path
+        self._mirror_id = mirror_id
+        self._tables: dict[str, Table] = {}
+        self._versions: dict[str, int] = {}
+        self._not_followed: dict[str, datetime] = {}
+        self._is_unwritten = False
+        if path is not None and mirror_id_of(path) == mirror_id:
+            self._tables, self._versions, self._not_followed = _read(path)
+
+    def table(self, name: str) -> Table | None:
+        """Return the table as it was last saved; None when it never was.
+
+        One whose name had another case then, where its source ignores case, is the same table.
+        """
+        found = self._tables.get(name)
+        if found is None:
+            found = self._tables.get(spelled(name, self._tables))
+            found = found if found is not None and found.schema.namespace is None else None
+        return found
+
+    def version(self, name: str) -> int:
+        """Return how often the table has been saved with a change."""
+        return self._versions.get(name, 0)
+
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        """All tables as they were last saved, by name."""
+        return MappingProxyType(self._tables)
+
+    @property
+    def not_followed(self) -> Mapping[str, datetime]:
+        """The tables that no sync brings up to date any more, and since when."""
+        return MappingProxyType(self._not_followed)
+
+    def save(self, *tables: Table) -> None:
+        """Keep tables; written to disk at once, whole and atomically, before this returns.
+
+        Where the file cannot be written, that is logged, and tried again at the next call.
+        """
+        news = [table for table in tables if self._take_in(table)]
+        if news or self._is_unwritten:
+            self._save()
+
+    def _take_in(self, table: Table) -> bool:
+        """Take a table over; return whether anything about it is new."""
+        known = self.table(table.name)
+        if known == table and table.name not in self._not_followed:
+            return False
+        if known != table:
+            former = table.name if known is None else known.name
+            self._versions[table.name] = self.version(former) + 1
+            self._tables.pop(former, None)
+        self._tables[table.name] = table
+        self._not_followed.pop(table.name, None)
+        return True
+
+    def note_not_followed(self, names: Mapping[str, datetime]) -> None:
+        """Keep which of the tables are not followed any more."""
+        known = {name: since for name, since in names.items() if name in self._tables}
+        if known != self._not_followed:
+            self._not_followed = known
+            self._save()
+
+    def forget(self, name: str) -> None:
+        """Forget a table, as if it had never been saved."""
+        if self._tables.pop(name, None) is not None:
+            self._not_followed.pop(name, None)
+            self._save()
+
+    def _save(self) -> None:
+        if self._path is None:
+            return
+        entries = {name: self._entry(name) for name in sorted(self._tables)}
+        was_unwritten, self._is_unwritten = self._is_unwritten, True
+        try:
+            _write(self._path, {"format": _FORMAT, "mirror": self._mirror_id, "tables": entries})
+        except OSError as error:
+            if not was_unwritten:
+                _log.error(
+                    "registry %r cannot be written: %s; the rows are in the mirror, and every sync"
+                    " tries again: give this user write access there, or correct registry.path",
+                    str(self._path),
+                    error.strerror or error,
+                )
+            return
+        self._is_unwritten = False
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        table, since = self._tables[name], self._not_followed.get(name)
+        entry = {
+            "version": self._versions[name],
+            "mode": table.mode.value,
+            "schema": table.schema.to_json(),
+        }
+        return entry if since is None else {**entry, _NOT_FOLLOWED: since.isoformat()}
+
+
+def mirror_id_of(path: Path) -> str | None:
+    """Return the mirror that a registry is of; None where there is no registry."""
+    return str(_load(path)["mirror"]) if path.exists() else None
+
+
+def _read(path: Path) -> tuple[dict[str, Table], dict[str, int], dict[str, datetime]]:
+    entries = _load(path)["tables"]
+    try:
+        tables = {
+            name: Table(TableSchema.from_json(entry["schema"]), Mode(entry["mode"]))
+            for name, entry in entries.items()
+        }
+        not_followed = {
+            name: datetime.fromisoformat(entry[_NOT_FOLLOWED])
+            for name, entry in entries.items()
+            if _NOT_FOLLOWED in entry
+        }
+        versions = {name: int(entry["version"]) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, SchemaError) as error:
+        raise _unreadable(path) from error
+    return tables, versions, not_followed
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        form: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if form["format"] == _FORMAT and {"mirror", "tables"} <= set(form):
+            return form
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path) from error
+    raise _unreadable(path)
+
+
+def _unreadable(path: Path) -> SchemaError:
+    return SchemaError(
+        f"registry {str(path)!r} cannot be read",
+        hint="restore it, or delete it: schemas are then read from the source again",
+    )
+
+
+def _write(path: Path, form: Mapping[str, Any]) -> None:
+    """Write beside the file and rename over it: a reader sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(form, file, indent=2, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

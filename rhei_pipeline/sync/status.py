@@ -1,0 +1,130 @@
+"""How every declared table stands, as source and mirror tell it now."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+
+from rhei_pipeline.errors import RheiError
+from rhei_pipeline.model.blame import Blame
+from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.model.reports import Standing, TableStatus
+from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.protocols import ChangeSource, Mirror, SourceSnapshot
+
+_log = logging.getLogger(__name__)
+
+
+class StatusCache:
+    """What was last known of the tables, for those who do not wait, or cannot look now."""
+
+    def __init__(self) -> None:
+        self._known = Standing(MappingProxyType({}), MappingProxyType({}))
+        self._known_at = time.monotonic()
+        self._starting = threading.Lock()
+        self._look: threading.Thread | None = None
+
+    def within(self, seconds: float, look: Callable[[], object]) -> Standing:
+        """Return what a look finds; where it takes longer, what was last known.
+
+        The look goes on then, and who asks meanwhile waits for the same one.
+        """
+        with self._starting:
+            if self._look is None or not self._look.is_alive():
+                work = partial(self._noting_errors, look)
+                self._look = threading.Thread(target=work, name="rhei-status", daemon=True)
+                self._look.start()
+            look_under_way = self._look
+        look_under_way.join(seconds)
+        is_news = not look_under_way.is_alive() and self._known.unreadable is None
+        return self._known if is_news else self.last()
+
+    def _noting_errors(self, look: Callable[[], object]) -> None:
+        try:
+            look()
+        except RheiError as error:
+            self.note_unreadable(error)
+        except Exception as error:  # noqa: BLE001  (told, and logged)
+            # Nobody waits for this thread; its text may quote a row, so the type has to do.
+            _log.error("the status could not be read: %s", type(error).__name__)
+            self.note_unreadable(RheiError(f"reading failed with {type(error).__name__}"))
+
+    def keep(self, found: Standing) -> Standing:
+        """Keep what was just read, and return it."""
+        self._known, self._known_at = found, time.monotonic()
+        return found
+
+    def last(self) -> Standing:
+        """Return what was last read, with its age."""
+        return replace(self._known, age_seconds=time.monotonic() - self._known_at)
+
+    def note_unreadable(self, error: RheiError) -> None:
+        """Remember why source or mirror could not be read."""
+        self._known = replace(self._known, unreadable=str(error))
+
+    def note_readable(self) -> None:
+        """Remember that both were read by a sync or a copy."""
+        if self._known.unreadable is not None:
+            self._known = replace(self._known, unreadable=None)
+
+
+def take_stock(
+    declared: Mapping[str, Mode],
+    tables: Mapping[str, Table],
+    errors: Mapping[str, RheiError],
+    source: ChangeSource,
+    mirror: Mirror,
+    blame: Blame,
+) -> Standing:
+    """Look at one state of the source and at the mirror; changes nothing.
+
+    Of the tables declared, with their modes, some are captured and others left out for an error.
+    `blame` is left with the table at which another error came up.
+    """
+    with source.snapshot() as snapshot:
+        ledger = mirror.ledger()
+        letters = mirror.dead_letters()["table_name"].to_pylist()
+        found = {}
+        for name, mode in declared.items():
+            with blame.of(name):
+                table, waiting = tables.get(name), letters.count(name)
+                found[name] = _status(name, mode, table, snapshot, ledger, waiting)
+    told = {
+        name: replace(status, error=str(errors[name])) if name in errors else status
+        for name, status in found.items()
+    }
+    unpublished = mirror.not_published
+    return Standing(
+        MappingProxyType(told),
+        MappingProxyType(dict(source.held_bytes())),
+        not_published=None if unpublished is None else str(unpublished),
+    )
+
+
+def _status(
+    name: str,
+    mode: Mode,
+    table: Table | None,
+    snapshot: SourceSnapshot,
+    ledger: Ledger,
+    letters: int,
+) -> TableStatus:
+    mark = ledger.watermarks.get(name)
+    lag_events, lag_seconds = 0, 0.0
+    if table is not None and mark is not None:
+        lag_events = snapshot.pending(table, mark.position)
+        oldest = snapshot.oldest_pending(table, mark.position)
+        lag_seconds = 0.0 if oldest is None else (snapshot.clock - oldest).total_seconds()
+    return TableStatus(
+        name,
+        mode.value,
+        ledger.state(name),
+        None if mark is None else mark.position.order,
+        lag_events,
+        max(lag_seconds, 0.0),
+        letters,
+        doubt=None if table is None else snapshot.doubt(table),
+    )

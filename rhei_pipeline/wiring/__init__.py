@@ -1,0 +1,1 @@
+"""Where names in the settings become objects; the only room that knows every adapter."""

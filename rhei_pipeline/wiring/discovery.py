@@ -1,0 +1,42 @@
+"""Which tables are mirrored: those that are declared, or else all that the source has now."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.sync.kept_history import Declared
+from rhei_pipeline.sync.schema_registry import Registry
+
+
+class Catalogued(Protocol):
+    """A database whose tables can be listed."""
+
+    def table_names(self) -> list[str]:
+        """Return the names of all ordinary tables that have a primary key."""
+
+    def other_names(self) -> Mapping[str, str]:
+        """Return the names of all other tables and views, each with what it is or lacks."""
+
+
+def declared_tables(settings: Settings, database: Catalogued, registry: Registry) -> list[Declared]:
+    """Return the tables of the declaration; without any, all that have a primary key.
+
+    Then also those that were mirrored once and are there still, though no key of theirs is: they
+    are left out by name, and not forgotten.
+    """
+    explicit = "mode" in settings.model_fields_set
+    if settings.tables is not None:
+        return [
+            Declared(
+                table.name,
+                table.mode or settings.mode,
+                explicit or table.mode is not None,
+                table.mirror_name or "",
+            )
+            for table in settings.tables
+        ]
+    names = database.table_names()
+    missing = registry.tables.keys() - names
+    if missing:
+        names += sorted(missing & database.other_names().keys())
+    return [Declared(name, settings.mode, explicit) for name in names]

@@ -1,0 +1,168 @@
+"""The one place where a name in the settings becomes an object."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+from rhei_pipeline.buffer.confirmation import unapplied_events
+from rhei_pipeline.buffer.log import ChangeLog, Limits
+from rhei_pipeline.buffer.source import BridgeSource, Draining
+from rhei_pipeline.errors import SettingsError
+from rhei_pipeline.protocols import ChangeSource, Database, OnStep
+from rhei_pipeline.query.planner import Sides
+from rhei_pipeline.query.service import Door, Freshness
+from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.settings.sections import BufferSettings
+from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.sync.cycle import Pace
+from rhei_pipeline.sync.kept_history import Declared
+from rhei_pipeline.sync.pipeline import Pipeline, no_step
+from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
+from rhei_pipeline.wiring.adoption import claim
+from rhei_pipeline.wiring.discovery import declared_tables
+from rhei_pipeline.wiring.mirror import OwnedMirror, open_mirror
+from rhei_pipeline.wiring.source import (
+    SourceDatabase,
+    open_database,
+    open_source,
+    table_options,
+    unread,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Everything open that one declaration asks for; `resources` closes it, last opened first.
+
+    Attributes:
+        database: The source.
+        oltp: Where the application writes through us: the source, a local database beside a
+            source that is only read, or nowhere.
+    """
+
+    database: Database
+    oltp: Database | None
+    source: ChangeSource
+    mirror: OwnedMirror
+    pipeline: Pipeline
+    resources: ExitStack
+
+
+def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
+    """Open source, mirror and pipeline; on an error, close again what was opened."""
+    with ExitStack() as stack:
+        database = open_database(settings)
+        stack.callback(database.close)
+        mirror = open_mirror(settings)
+        stack.callback(mirror.close)
+        claim(settings, database, mirror)
+        in_memory = settings.mirror.in_memory
+        registry = Registry(None if in_memory else settings.registry.path, mirror.mirror_id)
+        oltp = open_oltp(settings, database, stack)
+        find = partial(declared_tables, settings, database, registry)
+        log = open_buffer(settings.capture.buffer, stack) if settings.capture.buffer else None
+        reader = mirror.mirror_id if log is None else log.log_id
+        inner = open_source(settings, database, reader, registry)
+        stack.callback(inner.close)
+        if in_memory:
+            # Nobody comes back for it, so the log must not be held for it either.
+            stack.callback(inner.forget_mirror)
+        source = inner if log is None else _bridged(settings, inner, log, find(), on_step)
+        pipeline = Pipeline(
+            find,
+            source,
+            mirror,
+            registry,
+            Pace(settings.sync.batch_rows, settings.sync.prune),
+            on_step,
+        )
+        return Engine(database, oltp, source, mirror, pipeline, stack.pop_all())
+
+
+def open_door(settings: Settings, engine: Engine) -> Door:
+    """Open what answers queries."""
+    freshness = Freshness(settings.queries.when_stale, settings.queries.wait_seconds)
+    sides = Sides(
+        engine.database,
+        engine.oltp,
+        engine.mirror,
+        engine.pipeline,
+        (settings.source.kind, settings.mirror.kind),
+    )
+    return Door(sides, table_options(settings), freshness)
+
+
+def open_oltp(settings: Settings, source: SourceDatabase, stack: ExitStack) -> Database | None:
+    """Return where writes go: the source; a local database where the source is only read."""
+    if settings.capture_method != "polling":
+        return source
+    if settings.local is None:
+        return None
+    settings.local.path.parent.mkdir(parents=True, exist_ok=True)
+    settings.local.path.touch()
+    local = SqliteDatabase(settings.local.path)
+    stack.callback(local.close)
+    return local
+
+
+def open_buffer(buffer: BufferSettings, stack: ExitStack) -> ChangeLog:
+    """Open the log that changes go through, alone among all processes."""
+    log = ChangeLog(buffer.path, Limits(buffer.max_bytes, buffer.max_age_seconds))
+    stack.callback(log.close)
+    return log
+
+
+def _bridged(
+    settings: Settings,
+    inner: ChangeSource,
+    log: ChangeLog,
+    declared: list[Declared],
+    on_step: OnStep = no_step,
+) -> BridgeSource:
+    draining = Draining(settings.sync.batch_rows, settings.sync.prune)
+    source = BridgeSource(inner, log, draining, on_step)
+    source.forget_all_but([table.name for table in declared])
+    return source
+
+
+def bridge(settings: Settings, on_step: OnStep = no_step) -> int:
+    """Take what is pending in the source into the buffer; the mirror is not opened.
+
+    Tables that were never synced are left alone: their copy will have what they hold.
+
+    Returns:
+        How many events were taken.
+
+    Raises:
+        SettingsError: The declaration has no buffer.
+        BufferFullError: The buffer has reached a limit.
+    """
+    buffer = settings.capture.buffer
+    if buffer is None:
+        raise SettingsError("there is no buffer", hint="declare one under 'capture.buffer'")
+    with ExitStack() as stack:
+        database = open_database(settings)
+        stack.callback(database.close)
+        log = open_buffer(buffer, stack)
+        mirror_id = mirror_id_of(settings.registry.path)
+        registry = Registry(settings.registry.path if mirror_id else None, mirror_id or "")
+        inner = open_source(settings, database, log.log_id, registry)
+        stack.callback(inner.close)
+        declared = declared_tables(settings, database, registry)
+        return _bridged(settings, inner, log, declared, on_step).drain()
+
+
+def unseen_events(settings: Settings) -> int | None:
+    """Count the source's events that the mirror has not acknowledged, without opening it.
+
+    None when nothing was ever synced.
+    """
+    mirror_id = mirror_id_of(settings.registry.path)
+    buffer = settings.capture.buffer
+    # What was buffered is acknowledged to the source, and the mirror may still lack it.
+    reader = (mirror_id or "", 0) if buffer is None else unapplied_events(buffer.path)
+    if mirror_id is None or reader is None:
+        return None
+    name, unapplied = reader
+    behind = unread(settings, name)
+    return None if behind is None else behind + unapplied

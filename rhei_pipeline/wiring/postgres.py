@@ -1,0 +1,93 @@
+"""PostgreSQL's adapters, made from the settings; imported once such a source is wanted."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+
+from rhei_pipeline.model.reports import Finding
+from rhei_pipeline.model.schema import TableOptions
+from rhei_pipeline.protocols import Database
+from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.settings.sections import PostgresSettings
+from rhei_pipeline.sources.postgres.database import PostgresDatabase
+from rhei_pipeline.sources.postgres.logical import validate
+from rhei_pipeline.sources.postgres.logical.slots import drop_elsewhere
+from rhei_pipeline.sources.postgres.logical.source import LogicalSource, unconfirmed
+from rhei_pipeline.sources.postgres.polling.source import PostgresPollingSource
+from rhei_pipeline.sources.postgres.triggers.source import PostgresTriggerSource, unacknowledged
+
+__all__ = [
+    "PostgresPollingSource",
+    "drop_elsewhere",
+    "examine",
+    "of_postgres",
+    "open_database",
+    "open_source",
+    "unread",
+]
+
+
+def of_postgres(database: Database) -> PostgresDatabase:
+    """Return a database that the settings say is PostgreSQL's, as such."""
+    assert isinstance(database, PostgresDatabase), "the settings declare another kind of source"
+    return database
+
+
+def open_database(settings: Settings) -> PostgresDatabase:
+    """Open a server's database; one that is polled is never written to."""
+    source = settings.source
+    assert isinstance(source, PostgresSettings), "the settings declare another kind of source"
+    return PostgresDatabase(
+        source.dsn.get_secret_value(),
+        direct_dsn=source.direct_dsn.get_secret_value() if source.direct_dsn else None,
+        statement_timeout_seconds=source.statement_timeout_seconds,
+        pool_size=source.pool_size,
+        connect_timeout_seconds=source.connect_timeout_seconds,
+        read_only=settings.capture_method == "polling",
+        reread=settings.capture_method != "logical",
+    )
+
+
+def open_source(
+    settings: Settings,
+    database: PostgresDatabase,
+    reader: str,
+    options: Mapping[str, TableOptions],
+) -> PostgresTriggerSource | LogicalSource:
+    """Open capture by triggers or from the server's log, as the settings say."""
+    if settings.capture_method == "trigger":
+        return PostgresTriggerSource(database, reader, options)
+    return LogicalSource(
+        database,
+        reader,
+        options,
+        streaming=settings.capture.streaming,
+        publication=settings.capture.publication,
+    )
+
+
+def unread(settings: Settings, database: PostgresDatabase, reader: str) -> int | None:
+    """Count the events that a reader has not acknowledged; None: it never came."""
+    if settings.capture_method == "trigger":
+        return unacknowledged(database, reader)
+    return unconfirmed(database, reader, settings.capture.publication)
+
+
+def examine(
+    settings: Settings,
+    database: PostgresDatabase,
+    names: Sequence[str],
+    options: Mapping[str, TableOptions],
+    mirror_id: str | None,
+) -> list[Finding]:
+    """Return what stands in the way of capture by triggers or from the log; changes nothing."""
+    if settings.capture_method == "trigger":
+        with closing(PostgresTriggerSource(database, mirror_id or "", options)) as source:
+            return list(source.examine(names))
+    return validate.examine(
+        database,
+        names,
+        lambda name: options.get(name, TableOptions()),
+        mirror_id,
+        settings.capture.publication,
+        streaming=settings.capture.streaming,
+    )

@@ -1,0 +1,236 @@
+"""Which source, and how its changes are learned of: the only place that knows every adapter."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from rhei_pipeline.errors import needs_extra
+from rhei_pipeline.model.blame import own_fault
+from rhei_pipeline.model.ownership import SourceIdentity
+from rhei_pipeline.model.reports import Finding, Severity
+from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
+from rhei_pipeline.protocols import ChangeSource, Database
+from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.settings.sections import SqliteSettings
+from rhei_pipeline.sources import polling_validate
+from rhei_pipeline.sources.polling_progress import unseen
+from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.sources.sqlite.polling.source import PollingSource
+from rhei_pipeline.sources.sqlite.triggers.source import TriggerSource, unacknowledged
+from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
+from rhei_pipeline.wiring.discovery import declared_tables
+
+_POSTGRES = "a PostgreSQL source"
+
+
+class SourceDatabase(Database, Protocol):
+    """A source's database, and its catalogue."""
+
+    def identity(self, *, mark: bool = False) -> SourceIdentity:
+        """Tell this source from all others; with `mark`, write an id into it where it lacks one."""
+
+    def table_names(self) -> list[str]:
+        """Return the names of all ordinary tables that have a primary key."""
+
+    def other_names(self) -> Mapping[str, str]:
+        """Return the names of all other tables and views, each with what it is or lacks."""
+
+    def read_schema(
+        self, name: str, options: TableOptions, known: TableSchema | None
+    ) -> TableSchema:
+        """Read a table's schema; `known` is what it is mirrored with, if it is."""
+
+
+class Source(ChangeSource, Protocol):
+    """A source of changes that this process owns."""
+
+    def forget_mirror(self) -> None:
+        """Let the source forget that this mirror exists."""
+
+    def close(self) -> None:
+        """Close what it holds; safe to repeat."""
+
+
+class Polled(Source, polling_validate.Polled, Protocol):
+    """A source that is only read."""
+
+
+def open_database(settings: Settings) -> SourceDatabase:
+    """Open the operational database; one that is polled is never opened for writing."""
+    source = settings.source
+    if isinstance(source, SqliteSettings):
+        return SqliteDatabase(
+            source.path,
+            busy_timeout_seconds=source.busy_timeout_seconds,
+            read_pool=source.read_pool,
+            read_only=settings.capture_method == "polling",
+        )
+    with needs_extra("postgres", _POSTGRES):
+        from rhei_pipeline.wiring import postgres
+    return postgres.open_database(settings)
+
+
+def open_source(
+    settings: Settings, database: SourceDatabase, reader: str, registry: Registry
+) -> Source:
+    """Open capture; the source knows the reader of its changes, a mirror or a buffer, by name."""
+    options = table_options(settings)
+    if settings.capture_method == "polling":
+        return _open_polling(settings, database, registry, _notes_path(settings, reader))
+    if isinstance(database, SqliteDatabase):
+        return TriggerSource(database, reader, options, registry.table)
+    with needs_extra("postgres", _POSTGRES):
+        from rhei_pipeline.wiring import postgres
+    return postgres.open_source(settings, postgres.of_postgres(database), reader, options)
+
+
+def forget_elsewhere(settings: Settings, database: SourceDatabase, reader: str) -> None:
+    """Let a server forget a reader that followed another one of its databases."""
+    if settings.capture_method == "logical":
+        with needs_extra("postgres", _POSTGRES):
+            from rhei_pipeline.wiring import postgres
+        postgres.drop_elsewhere(postgres.of_postgres(database), reader)
+
+
+def unread(settings: Settings, reader: str) -> int | None:
+    """Count the source's events that a reader has not acknowledged; None: it never came."""
+    database = open_database(settings)
+    try:
+        if settings.capture_method == "polling":
+            return _unpolled(settings, database, reader)
+        if isinstance(database, SqliteDatabase):
+            return unacknowledged(database, reader)
+        with needs_extra("postgres", _POSTGRES):
+            from rhei_pipeline.wiring import postgres
+        return postgres.unread(settings, postgres.of_postgres(database), reader)
+    finally:
+        database.close()
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Say what stands in the way of mirroring the declared tables; changes nothing."""
+    database = open_database(settings)
+    try:
+        registry = known_tables(settings)
+        names = [declared.name for declared in declared_tables(settings, database, registry)]
+        return [*_examine(settings, database, names), *_examine_registry(registry, names)]
+    finally:
+        database.close()
+
+
+def _examine(settings: Settings, database: SourceDatabase, names: Sequence[str]) -> list[Finding]:
+    if settings.capture_method == "polling":
+        return _examine_polling(settings, database, names)
+    options = table_options(settings)
+    mirror_id = mirror_id_of(settings.registry.path)
+
+    def chosen(name: str) -> TableOptions:
+        return options.get(name, TableOptions())
+
+    if isinstance(database, SqliteDatabase):
+        return database.examine(names, chosen, mirror_id)
+    with needs_extra("postgres", _POSTGRES):
+        from rhei_pipeline.wiring import postgres
+    return postgres.examine(settings, postgres.of_postgres(database), names, options, mirror_id)
+
+
+def known_tables(settings: Settings) -> Registry:
+    """Return what the registry knows of the mirror, which is not opened."""
+    mirror_id = mirror_id_of(settings.registry.path)
+    return Registry(settings.registry.path if mirror_id else None, mirror_id or "")
+
+
+def _examine_registry(registry: Registry, names: Sequence[str]) -> Iterator[Finding]:
+    """Name the tables that were mirrored once and are not followed any more."""
+    followed = {name.lower() for name in names}
+    for name, table in registry.tables.items():
+        known = {name.lower(), f"{table.schema.namespace}.{table.schema.relation}".lower()}
+        if known.isdisjoint(followed):
+            since = registry.not_followed.get(name)
+            yield Finding(
+                Severity.WARNING,
+                "it is no longer followed" + (f" since {since.isoformat()}" if since else ""),
+                "its mirror still holds the rows of then, and no sync changes them",
+                f"declare it again, or drop it from the mirror: rhei drop-table {name}",
+                name,
+            )
+
+
+def declared_schemas(settings: Settings) -> tuple[list[Table], dict[str, str]]:
+    """Read the declared tables' schemas from the source, and open nothing else.
+
+    Returns:
+        The tables, those that are left out as they were mirrored last; and why these are.
+    """
+    database = open_database(settings)
+    try:
+        options = table_options(settings)
+        registry, faults = known_tables(settings), dict[str, str]()
+        tables: dict[str, Table] = {}
+        for declared in declared_tables(settings, database, registry):
+            known = registry.table(declared.name)
+            kept = known is not None and known.mode is Mode.TEMPORAL and not declared.explicit
+            chosen = options.get(declared.name, TableOptions())
+            schema = known.schema if known else None
+            try:
+                schema = database.read_schema(declared.name, chosen, schema)
+            except Exception as error:
+                fault = own_fault(error, declared.name)
+                if fault is None:
+                    raise
+                faults[declared.name] = str(fault)
+            if schema is not None:
+                table = Table(schema, Mode.TEMPORAL if kept else declared.mode)
+                tables.setdefault(table.name, table)
+        return list(tables.values()), faults
+    finally:
+        database.close()
+
+
+def table_options(settings: Settings) -> dict[str, TableOptions]:
+    """Return what the declaration says of single tables."""
+    return {
+        table.name: TableOptions(
+            columns=None if table.columns is None else tuple(table.columns),
+            primary_key=None if table.primary_key is None else tuple(table.primary_key),
+            types=dict(table.types or {}),
+        )
+        for table in settings.tables or ()
+    }
+
+
+def _open_polling(
+    settings: Settings, database: SourceDatabase, registry: Registry, notes: Path | None
+) -> Polled:
+    polls = {table.name: table.polling.options for table in settings.tables or ()}
+    options = table_options(settings)
+    if isinstance(database, SqliteDatabase):
+        return PollingSource(database, polls, options, registry.table, notes)
+    with needs_extra("postgres", _POSTGRES):
+        from rhei_pipeline.wiring import postgres
+    return postgres.PostgresPollingSource(postgres.of_postgres(database), polls, options, notes)
+
+
+def _notes_path(settings: Settings, reader: str) -> Path:
+    """Return where a reader that polls notes how far it has come; nothing may be in the source."""
+    return settings.registry.path.with_name(f"{reader}.polled.json")
+
+
+def _examine_polling(
+    settings: Settings, database: SourceDatabase, names: Sequence[str]
+) -> list[Finding]:
+    source = _open_polling(settings, database, Registry(None, ""), None)
+    try:
+        return list(polling_validate.examine(source, names))
+    finally:
+        source.close()
+
+
+def _unpolled(settings: Settings, database: SourceDatabase, reader: str) -> int | None:
+    registry = known_tables(settings)
+    source = _open_polling(settings, database, registry, None)
+    try:
+        modes = {table.name: table.mode for table in declared_tables(settings, database, registry)}
+        return unseen(source, modes, _notes_path(settings, reader))
+    finally:
+        source.close()
