@@ -13,9 +13,7 @@ from config.settings import load
 from resources.cdc import CdcResource
 from resources.olap import OlapResource
 from resources.oltp import OltpResource
-from rhei_pipeline import Settings
-from rhei_pipeline.model.schema import Mode
-from rhei_pipeline.wiring.source import declared_schemas
+from rhei_pipeline import Mode, Settings, declared_schemas
 from sensors.changes import changes_sensor, sync_job
 from sensors.maintenance import maintenance_job, maintenance_schedule, needs_maintenance
 from sensors.schedules import snapshot_job, snapshot_schedule

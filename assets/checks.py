@@ -8,9 +8,7 @@ import dagster as dg
 from assets.initial_sync import WRITER_POOL
 from assets.mirrors import mirror_key
 from resources.olap import OlapResource
-from rhei_pipeline import Settings
-from rhei_pipeline.model.reports import TableVerification
-from rhei_pipeline.model.schema import Table
+from rhei_pipeline import Settings, Table, TableVerification
 
 
 def lag_checks(tables: Sequence[Table], settings: Settings) -> Sequence[dg.AssetChecksDefinition]:

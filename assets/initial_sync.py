@@ -7,9 +7,7 @@ import dagster as dg
 
 from assets.sources import key_parts, source_key
 from resources.olap import OlapResource
-from rhei_pipeline import Settings
-from rhei_pipeline.model.reports import CopyReport, RowParity
-from rhei_pipeline.model.schema import Table
+from rhei_pipeline import CopyReport, RowParity, Settings, Table
 
 #: Whoever writes the mirror's file holds this pool's one slot.
 WRITER_POOL = "olap_writer"

@@ -10,10 +10,7 @@ import dagster as dg
 from assets.initial_sync import WRITER_POOL, initial_sync_key
 from assets.sources import CHANGES, column_schema, key_parts
 from resources.olap import OlapResource
-from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.errors import PermanentError
-from rhei_pipeline.model.reports import SyncReport, TableStatus
-from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline import HTAP, Mode, PermanentError, Settings, SyncReport, Table, TableStatus
 
 _LOOK_SECONDS = 0.5
 

@@ -9,8 +9,7 @@ from assets.initial_sync import WRITER_POOL
 from assets.mirrors import mirror_key
 from assets.sources import column_schema, key_parts
 from resources.olap import OlapResource
-from rhei_pipeline import Settings
-from rhei_pipeline.model.schema import Table
+from rhei_pipeline import Settings, Table
 
 _TICK = timedelta(microseconds=1)
 

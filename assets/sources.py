@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from rhei_pipeline import Settings
-from rhei_pipeline.model.schema import HISTORY_FIELDS, Mode, Table
-from rhei_pipeline.sql.text import duckdb_type
+from rhei_pipeline import HISTORY_FIELDS, Mode, Settings, Table, duckdb_type
 
 CHANGES = dg.AssetKey(["cdc", "changes"])
 

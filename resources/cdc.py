@@ -6,8 +6,7 @@ import dagster as dg
 from pydantic import Field
 
 from resources.oltp import OltpResource
-from rhei_pipeline import Settings
-from rhei_pipeline.wiring.engine import unseen_events
+from rhei_pipeline import Settings, unseen_events
 
 
 class CdcResource(dg.ConfigurableResource[Any]):

@@ -1,7 +1,165 @@
-"""Keep an analytical mirror of an operational database by change data capture."""
+"""Keep an analytical mirror of an operational database by change data capture.
 
-from rhei_pipeline.errors import RheiError
+Everything that users, Dagster projects and tests of others need is importable from here; what lies
+deeper may move between any two versions.
+"""
+
+from importlib.metadata import version
+
+from rhei_pipeline.buffer.log import ChangeLog
+from rhei_pipeline.errors import (
+    BufferBusyError,
+    BufferDamagedError,
+    BufferFullError,
+    CaptureError,
+    HiddenRowsError,
+    MirrorBusyError,
+    MirrorDamagedError,
+    MirrorError,
+    MirrorMemoryError,
+    MirrorUnreachableError,
+    MissingExtraError,
+    PermanentError,
+    PositionLostError,
+    QueryError,
+    RheiError,
+    SchemaDriftError,
+    SchemaError,
+    SettingsError,
+    SourceBusyError,
+    SourceError,
+    SourceUnreachableError,
+    TableFailedError,
+    TransientError,
+)
 from rhei_pipeline.htap import HTAP, open  # noqa: A004  (rhei.open is the public name)
+from rhei_pipeline.model.changes import DeadLetter, Operation, Position
+from rhei_pipeline.model.progress import TableState, Watermark
+from rhei_pipeline.model.reports import (
+    CopyReport,
+    CopyStatus,
+    DamagedFile,
+    DropReport,
+    Finding,
+    MaintenanceReport,
+    RepairReport,
+    RowParity,
+    Severity,
+    Standing,
+    SyncReport,
+    SyncStatus,
+    TableReport,
+    TableStatus,
+    TableVerification,
+    VerifyReport,
+)
+from rhei_pipeline.model.schema import HISTORY_FIELDS, Column, Mode, Table, TableSchema
+from rhei_pipeline.model.streaming import Streamed
+from rhei_pipeline.query.planner import Prepared
+from rhei_pipeline.query.router import Route
+from rhei_pipeline.query.service import Written
 from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.settings.sections import (
+    BufferSettings,
+    CaptureSettings,
+    DeltaSettings,
+    LocalSettings,
+    MirrorSettings,
+    ObjectStoreSettings,
+    PollingSettings,
+    PostgresSettings,
+    PublishedSettings,
+    QuerySettings,
+    RegistrySettings,
+    ScheduleSettings,
+    SqliteSettings,
+    SyncSettings,
+    TableSettings,
+)
+from rhei_pipeline.sql.text import duckdb_type
+from rhei_pipeline.sync.background import BackgroundSync
+from rhei_pipeline.wiring.engine import unseen_events
+from rhei_pipeline.wiring.source import declared_schemas, examine
 
-__all__ = ["HTAP", "RheiError", "Settings", "open"]
+__version__ = version("rhei-pipeline")
+
+__all__ = [
+    "HISTORY_FIELDS",
+    "HTAP",
+    "BackgroundSync",
+    "BufferBusyError",
+    "BufferDamagedError",
+    "BufferFullError",
+    "BufferSettings",
+    "CaptureError",
+    "CaptureSettings",
+    "ChangeLog",
+    "Column",
+    "CopyReport",
+    "CopyStatus",
+    "DamagedFile",
+    "DeadLetter",
+    "DeltaSettings",
+    "DropReport",
+    "Finding",
+    "HiddenRowsError",
+    "LocalSettings",
+    "MaintenanceReport",
+    "MirrorBusyError",
+    "MirrorDamagedError",
+    "MirrorError",
+    "MirrorMemoryError",
+    "MirrorSettings",
+    "MirrorUnreachableError",
+    "MissingExtraError",
+    "Mode",
+    "ObjectStoreSettings",
+    "Operation",
+    "PermanentError",
+    "PollingSettings",
+    "Position",
+    "PositionLostError",
+    "PostgresSettings",
+    "Prepared",
+    "PublishedSettings",
+    "QueryError",
+    "QuerySettings",
+    "RegistrySettings",
+    "RepairReport",
+    "RheiError",
+    "Route",
+    "RowParity",
+    "ScheduleSettings",
+    "SchemaDriftError",
+    "SchemaError",
+    "Settings",
+    "SettingsError",
+    "Severity",
+    "SourceBusyError",
+    "SourceError",
+    "SourceUnreachableError",
+    "SqliteSettings",
+    "Standing",
+    "Streamed",
+    "SyncReport",
+    "SyncSettings",
+    "SyncStatus",
+    "Table",
+    "TableFailedError",
+    "TableReport",
+    "TableSchema",
+    "TableSettings",
+    "TableState",
+    "TableStatus",
+    "TableVerification",
+    "TransientError",
+    "VerifyReport",
+    "Watermark",
+    "Written",
+    "__version__",
+    "declared_schemas",
+    "duckdb_type",
+    "examine",
+    "open",
+    "unseen_events",
+]

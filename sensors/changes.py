@@ -6,8 +6,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import (
 )
 
 from resources.cdc import CdcResource
-from rhei_pipeline import Settings
-from rhei_pipeline.errors import TransientError
+from rhei_pipeline import Settings, TransientError
 
 _ACTIVE = [
     dg.DagsterRunStatus.QUEUED,

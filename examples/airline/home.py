@@ -9,8 +9,7 @@ from pathlib import Path
 import psycopg
 
 from examples.postgres_server import Server
-from rhei_pipeline import Settings
-from rhei_pipeline.settings.sections import SqliteSettings
+from rhei_pipeline import Settings, SqliteSettings
 
 PROJECT = Path(__file__).resolve().parents[2]
 HOME = PROJECT / ".dagster"

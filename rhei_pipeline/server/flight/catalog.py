@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 
 import pyarrow as pa
 
@@ -153,7 +154,7 @@ def _primary_keys(message: Message, tables: Mapping[str, Table]) -> pa.Table:
 
 
 def _info(message: Message, *, read_only: bool) -> pa.Table:
-    strings = {0: "Rhei Pipeline", 1: "0.1.0", 2: pa.__version__, 504: '"'}
+    strings = {0: "Rhei Pipeline", 1: version("rhei-pipeline"), 2: pa.__version__, 504: '"'}
     booleans = {3: read_only, 4: True, 5: False, 9: True}
     integers = {8: 0}  # no transactions over the wire
     wanted = message.integers(1) or [*strings, *booleans, *integers]

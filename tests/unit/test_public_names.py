@@ -1,0 +1,57 @@
+"""What users import, and that nobody outside the package needs to look deeper."""
+
+import ast
+import inspect
+import typing
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import rhei_pipeline
+from rhei_pipeline import HTAP, errors
+from rhei_pipeline.model import reports
+from rhei_pipeline.settings import sections
+
+ROOT = Path(__file__).parents[2]
+#: Everything that is a user of the package.
+OUTSIDE = ["assets", "resources", "sensors", "config", "examples", "definitions.py"]
+FILES = [
+    file
+    for name in OUTSIDE
+    for file in sorted((ROOT / name).rglob("*.py") if (ROOT / name).is_dir() else [ROOT / name])
+]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_users_import_nothing_deeper_than_the_package(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        deeper = [name for name in names if name.startswith("rhei_pipeline.")]
+        assert not deeper
+
+
+@pytest.mark.parametrize("module", [errors, reports, sections], ids=lambda module: module.__name__)
+def test_every_error_report_and_section_is_public(module: ModuleType) -> None:
+    made_here = {
+        name
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and value.__module__ == module.__name__ and name[0] != "_"
+    }
+    assert made_here
+    assert made_here - set(rhei_pipeline.__all__) == set()
+
+
+def test_what_the_engine_returns_is_public() -> None:
+    returned = set()
+    for name, method in inspect.getmembers(HTAP, inspect.isfunction):
+        if name.startswith("_"):
+            continue
+        found = inspect.get_annotations(method, eval_str=True).get("return")
+        returned |= {part for part in (found, *typing.get_args(found)) if inspect.isclass(part)}
+    ours = {part.__name__ for part in returned if part.__module__.startswith("rhei_pipeline.")}
+    assert len(ours) > 10
+    assert ours - set(rhei_pipeline.__all__) == set()
+    assert all(getattr(rhei_pipeline, name) is not None for name in rhei_pipeline.__all__)
