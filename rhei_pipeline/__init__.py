@@ -79,7 +79,7 @@ from rhei_pipeline.settings.sections import (
 from rhei_pipeline.sql.text import duckdb_type
 from rhei_pipeline.sync.background import BackgroundSync
 from rhei_pipeline.wiring.engine import unseen_events
-from rhei_pipeline.wiring.source import declared_schemas, examine
+from rhei_pipeline.wiring.source import declared_schemas, validate
 
 __version__ = version("rhei-pipeline")
 
@@ -159,7 +159,7 @@ __all__ = [
     "__version__",
     "declared_schemas",
     "duckdb_type",
-    "examine",
     "open",
     "unseen_events",
+    "validate",
 ]

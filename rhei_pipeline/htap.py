@@ -33,7 +33,7 @@ from rhei_pipeline.sync.dead_letters import replay
 from rhei_pipeline.sync.initial_sync import OnProgress
 from rhei_pipeline.sync.kept_history import Declared
 from rhei_pipeline.sync.pipeline import no_progress, no_step
-from rhei_pipeline.wiring.engine import open_door, open_engine
+from rhei_pipeline.wiring.engine import open_engine, open_query_service
 
 Hint = Literal["auto", "oltp", "olap"]
 
@@ -48,7 +48,7 @@ class HTAP:
     def __init__(self, settings: Settings, *, on_step: OnStep = no_step) -> None:
         self.settings = settings
         self._engine = open_engine(settings, on_step)
-        self._door = open_door(settings, self._engine)
+        self._door = open_query_service(settings, self._engine)
         self._background: BackgroundSync | None = None
 
     def __enter__(self) -> Self:

@@ -46,7 +46,7 @@ class Step(StrEnum):
     BRIDGE_ACKNOWLEDGED = "bridge_acknowledged"
 
 
-class Audit(Enum):
+class Rescan(Enum):
     """What a whole comparison is asked for, by a source that cannot see every change.
 
     ROWS: rows the mirror lacks or has otherwise. ALL: also keys the source has no more.
@@ -179,7 +179,7 @@ class SourceSnapshot(Protocol):
     def count(self, table: Table) -> int:
         """Count the table's rows."""
 
-    def audit(self, table: Table, after: Position) -> Audit:
+    def rescan(self, table: Table, after: Position) -> Rescan:
         """Tell whether the table is due to be compared whole within this snapshot.
 
         The caller then does so before it records the head, which says that it was done.
@@ -205,7 +205,7 @@ class ChangeSource(Protocol):
         `least`: new positions are greater than it, so that a watermark never has to go back.
         """
 
-    def stands(self, table: Table) -> bool:
+    def is_installed(self, table: Table) -> bool:
         """Tell whether capture of the table is as `install` would make it now."""
 
     def schema_version(self) -> int:

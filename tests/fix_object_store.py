@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from rhei_pipeline.mirrors.datafusion.object_store import Access
+from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
 
 
 @dataclass
@@ -45,9 +45,9 @@ class Store:
         return f"{self.scheme}://{self.bucket}/some/mirror"
 
     @property
-    def access(self) -> Access:
+    def access(self) -> StoreAccess:
         """How it is reached."""
-        return Access(**self.settings, secrets=self.keys, timeout_seconds=1, retry_seconds=2)
+        return StoreAccess(**self.settings, secrets=self.keys, timeout_seconds=1, retry_seconds=2)
 
     @property
     def settings(self) -> dict[str, Any]:

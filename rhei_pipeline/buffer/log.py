@@ -40,7 +40,7 @@ _IPC = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BufferLimits:
     """How much a log may hold.
 
     Attributes:
@@ -121,9 +121,9 @@ class ChangeLog:
         BufferDamagedError: Its files are damaged, or are not RocksDB's.
     """
 
-    def __init__(self, path: Path | str, limits: Limits | None = None) -> None:
+    def __init__(self, path: Path | str, limits: BufferLimits | None = None) -> None:
         self.path = Path(path)
-        self.limits = limits or Limits()
+        self.limits = limits or BufferLimits()
         self._lock = threading.RLock()
         self._heads: dict[str, Extent] = {}
         self._held_bytes = 0

@@ -13,13 +13,13 @@ from rhei_pipeline.changes.compaction import last_per_key
 from rhei_pipeline.errors import PermanentError, RheiError
 from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.model.schema import Mode, Table, TableSchema
-from rhei_pipeline.protocols import Audit, SourceSnapshot
+from rhei_pipeline.protocols import Rescan, SourceSnapshot
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class Bridged:
+class FollowedTable:
     """A table that the log follows.
 
     Attributes:
@@ -32,14 +32,14 @@ class Bridged:
     table: Table
     inner: Position | None
     read_to: int
-    audit: bool = False
+    rescan: bool = False
 
     def leads_on(self, snapshot: SourceSnapshot) -> bool:
         """Tell whether the source still holds all that follows what was drained."""
         return self.inner is not None and snapshot.proves(self.table, self.inner)
 
 
-class BridgeSnapshot:
+class BufferedSnapshot:
     """A `SourceSnapshot` over an open one of the source.
 
     Args:
@@ -58,7 +58,7 @@ class BridgeSnapshot:
         self,
         inner: SourceSnapshot,
         log: ChangeLog,
-        bridged: Mapping[str, Bridged],
+        bridged: Mapping[str, FollowedTable],
         *,
         passes_on: bool,
         unreadable: Mapping[str, RheiError],
@@ -143,14 +143,14 @@ class BridgeSnapshot:
         """Ask the source."""
         return self._inner.count(table)
 
-    def audit(self, table: Table, after: Position) -> Audit:  # noqa: ARG002
+    def rescan(self, table: Table, after: Position) -> Rescan:  # noqa: ARG002
         """Ask for one that the source asked for, once the log holds all that the rows show."""
         bridged = self._bridged.get(table.name)
-        asked = bridged is not None and bridged.audit
+        asked = bridged is not None and bridged.rescan
         if not asked or self._passes_on or self._undrained(table):
-            return Audit.NONE
+            return Rescan.NONE
         self.audited.add(table.name)
-        return Audit.ALL
+        return Rescan.ALL
 
     def doubt(self, table: Table) -> str | None:
         """Ask the source."""

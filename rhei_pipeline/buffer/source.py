@@ -15,7 +15,7 @@ from typing import Any
 from rhei_pipeline.buffer.codec import seal
 from rhei_pipeline.buffer.confirmation import Confirmation
 from rhei_pipeline.buffer.log import ChangeLog, LogWriter
-from rhei_pipeline.buffer.snapshot import Bridged, BridgeSnapshot
+from rhei_pipeline.buffer.snapshot import BufferedSnapshot, FollowedTable
 from rhei_pipeline.errors import (
     BufferFullError,
     PermanentError,
@@ -26,7 +26,7 @@ from rhei_pipeline.errors import (
 from rhei_pipeline.model.blame import Blame, own_fault
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.schema import Mode, Table, TableSchema
-from rhei_pipeline.protocols import Audit, ChangeSource, OnStep, SourceSnapshot, Step
+from rhei_pipeline.protocols import ChangeSource, OnStep, Rescan, SourceSnapshot, Step
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def _no_step(_step: Step) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Draining:
+class BufferOptions:
     """How the log is filled and emptied.
 
     Attributes:
@@ -51,7 +51,7 @@ class Draining:
     prune: bool = True
 
 
-class BridgeSource:
+class BufferedSource:
     """A `ChangeSource` that reads another one through a `ChangeLog`.
 
     Args:
@@ -67,12 +67,12 @@ class BridgeSource:
         self,
         inner: ChangeSource,
         log: ChangeLog,
-        draining: Draining | None = None,
+        draining: BufferOptions | None = None,
         on_step: OnStep = _no_step,
     ) -> None:
         self._inner = inner
         self._log = log
-        self._draining = draining or Draining()
+        self._draining = draining or BufferOptions()
         self._on_step = on_step
         self._bridged = {name: _bridged(form) for name, form in log.facts(_TABLES).items()}
         self._confirmed = {name: log.watermark(_MIRROR + name) for name in self._bridged}
@@ -116,7 +116,7 @@ class BridgeSource:
                 self._change_shape(known, table, snapshot, least)
 
     def _change_shape(
-        self, known: Bridged, table: Table, snapshot: SourceSnapshot, least: int
+        self, known: FollowedTable, table: Table, snapshot: SourceSnapshot, least: int
     ) -> None:
         """Go on in another shape, once the mirror has all that is of the former one."""
         name, after = table.name, known.inner
@@ -136,7 +136,7 @@ class BridgeSource:
             return
         self._start_anew(table, snapshot.origin(table), least)
 
-    def _follow(self, bridged: Bridged, reached: int) -> None:
+    def _follow(self, bridged: FollowedTable, reached: int) -> None:
         """Follow a table in its new shape behind the place that the mirror has reached."""
         name = bridged.table.name
         # No place of the former shape is to be read as one of this.
@@ -147,7 +147,7 @@ class BridgeSource:
         self._waited_at.pop(name, None)
 
     def _may_go_on(
-        self, known: Bridged, table: Table, least: int, snapshot: SourceSnapshot
+        self, known: FollowedTable, table: Table, least: int, snapshot: SourceSnapshot
     ) -> bool:
         """Tell whether the log of a history goes on in another shape.
 
@@ -162,7 +162,7 @@ class BridgeSource:
             and snapshot.proves(table, known.inner)
         )
 
-    def _go_on(self, bridged: Bridged) -> None:
+    def _go_on(self, bridged: FollowedTable) -> None:
         with self._log.writing() as writer:
             writer.set_fact(_TABLES + bridged.table.name, _form(bridged))
         self._bridged[bridged.table.name] = bridged
@@ -172,18 +172,18 @@ class BridgeSource:
         """As the source."""
         return self._inner.logs_rows
 
-    def stands(self, table: Table) -> bool:
+    def is_installed(self, table: Table) -> bool:
         """Tell whether the source captures the table and the log follows it."""
         known = self._bridged.get(table.name)
         return (
             known is not None
             and known.table == table
             and known.inner is not None
-            and self._inner.stands(table)
+            and self._inner.is_installed(table)
         )
 
     @contextmanager
-    def snapshot(self, *, rows: bool = False) -> Iterator[BridgeSnapshot]:
+    def snapshot(self, *, rows: bool = False) -> Iterator[BufferedSnapshot]:
         """Drain the source into the log, then hold that state.
 
         With `rows`, nothing is drained: changes end where the rows do, the last of them read from
@@ -205,10 +205,12 @@ class BridgeSource:
         self._audited = snapshot.audited
         self._release()
 
-    def _over(self, inner: SourceSnapshot, *, passes_on: bool) -> BridgeSnapshot:
+    def _over(self, inner: SourceSnapshot, *, passes_on: bool) -> BufferedSnapshot:
         unreadable = {} if passes_on else {**self._failing, **_drifted(self._drifted)}
         bridged = dict(self._bridged)
-        return BridgeSnapshot(inner, self._log, bridged, passes_on=passes_on, unreadable=unreadable)
+        return BufferedSnapshot(
+            inner, self._log, bridged, passes_on=passes_on, unreadable=unreadable
+        )
 
     def _note_failing(self, error: Exception) -> None:
         """Leave the table undrained that failed at it; raise what is no fault of one table's.
@@ -280,7 +282,7 @@ class BridgeSource:
         done = {n for n in self._audited if self._log.head(n) == applied.get(n)}
         self._audited -= done
         for name in done:
-            self._bridged[name] = replace(self._bridged[name], audit=False)
+            self._bridged[name] = replace(self._bridged[name], rescan=False)
             with self._log.writing() as writer:
                 writer.set_fact(_TABLES + name, _form(self._bridged[name]))
 
@@ -303,7 +305,7 @@ class BridgeSource:
 
     def _start_anew(self, table: Table, inner: Position, least: int) -> None:
         order = max(self._log.head(table.name).order, least) + 1
-        bridged = Bridged(table, inner, inner.order)
+        bridged = FollowedTable(table, inner, inner.order)
         with self._log.writing() as writer:
             writer.restart(table.name, order, source_order=inner.order)
             writer.set_fact(_TABLES + table.name, _form(bridged))
@@ -327,7 +329,7 @@ class BridgeSource:
         if not lost and not due:
             return 0
         before = {name: self._log.head(name).order for name in due}
-        moved: dict[str, Bridged] = {}
+        moved: dict[str, FollowedTable] = {}
         with self._log.writing(self._on_part, limited=limited) as writer:
             for name in lost:
                 moved[name] = self._cut_off(self._bridged[name], writer)
@@ -367,7 +369,7 @@ class BridgeSource:
                     due[name] = after
         return lost, due
 
-    def _cut_off(self, bridged: Bridged, writer: LogWriter) -> Bridged:
+    def _cut_off(self, bridged: FollowedTable, writer: LogWriter) -> FollowedTable:
         """Prove no place of a table any more: it is copied again once capture is mended."""
         name = bridged.table.name
         _log.warning("table %r: changes after the buffered ones are lost; it is copied again", name)
@@ -375,10 +377,10 @@ class BridgeSource:
         return replace(bridged, inner=None)
 
     def _drain_table(
-        self, bridged: Bridged, after: Position, inner: SourceSnapshot, writer: LogWriter
-    ) -> Bridged:
+        self, bridged: FollowedTable, after: Position, inner: SourceSnapshot, writer: LogWriter
+    ) -> FollowedTable:
         table = bridged.table
-        audit = bridged.audit or inner.audit(table, after) is not Audit.NONE
+        rescan = bridged.rescan or inner.rescan(table, after) is not Rescan.NONE
         head = inner.head(table)
         oldest = inner.oldest_pending(table, after)
         oldest_us = 0 if oldest is None else int(oldest.timestamp() * 1_000_000)
@@ -390,7 +392,7 @@ class BridgeSource:
                 oldest_us=oldest_us,
                 source_order=head.order,
             )
-        return Bridged(table, head, head.order, audit)
+        return FollowedTable(table, head, head.order, rescan)
 
     def _has_drifted(self, table: Table) -> bool:
         """Tell whether rows no longer fit the table's shape; images logged in it always do."""
@@ -442,7 +444,7 @@ def _drifted(names: Iterable[str]) -> dict[str, RheiError]:
     }
 
 
-def _form(bridged: Bridged) -> bytes:
+def _form(bridged: FollowedTable) -> bytes:
     inner = bridged.inner
     return json.dumps(
         {
@@ -450,13 +452,13 @@ def _form(bridged: Bridged) -> bytes:
             "mode": bridged.table.mode.value,
             "inner": None if inner is None else [inner.order, inner.proof],
             "read_to": bridged.read_to,
-            "audit": bridged.audit,
+            "audit": bridged.rescan,
         }
     ).encode()
 
 
-def _bridged(value: bytes) -> Bridged:
+def _bridged(value: bytes) -> FollowedTable:
     form = json.loads(value)
     table = Table(TableSchema.from_json(form["schema"]), Mode(form["mode"]))
     inner = None if form["inner"] is None else Position(*form["inner"])
-    return Bridged(table, inner, form["read_to"], form.get("audit", False))
+    return FollowedTable(table, inner, form["read_to"], form.get("audit", False))

@@ -63,7 +63,7 @@ BY_COUNTRY = (
 
 
 @dataclass(frozen=True, slots=True)
-class Chapter:
+class DemoStep:
     """What one part of the tour has to tell.
 
     Attributes:
@@ -82,7 +82,7 @@ def declaration(directory: Path) -> Path:
     return directory / "pipeline.yaml"
 
 
-def tour(directory: Path) -> Iterator[Chapter]:
+def tour(directory: Path) -> Iterator[DemoStep]:
     """Make a shop in a new directory, mirror it, trade, sync, ask, compare.
 
     Raises:
@@ -97,31 +97,31 @@ def tour(directory: Path) -> Iterator[Chapter]:
     declaration(directory).write_text(_DECLARATION)
     with closing(sqlite3.connect(directory / "shop.db")) as shop:
         shop.executescript(_SHOP)
-        yield Chapter(f"a shop's SQLite database: {_CUSTOMERS:,} customers, {ORDERS:,} orders")
+        yield DemoStep(f"a shop's SQLite database: {_CUSTOMERS:,} customers, {ORDERS:,} orders")
         with open_htap(declaration(directory)) as htap:
             yield from _mirrored(htap, shop)
 
 
-def _mirrored(htap: HTAP, shop: sqlite3.Connection) -> Iterator[Chapter]:
+def _mirrored(htap: HTAP, shop: sqlite3.Connection) -> Iterator[DemoStep]:
     started = time.monotonic()
     copied = sum(report.rows for report in htap.initial_sync_all())
-    yield Chapter(f"initial sync: {copied:,} rows", time.monotonic() - started)
+    yield DemoStep(f"initial sync: {copied:,} rows", time.monotonic() - started)
     before = datetime.now(UTC)
     with shop:
         for statement in _TRADE:
             shop.execute(statement)
     report = htap.sync_now()
-    yield Chapter(
+    yield DemoStep(
         f"the application wrote, and one sync caught up: {report.inserted:,} inserts,"
         f" {report.updated:,} updates, {report.deleted:,} deletes",
         report.duration_seconds,
     )
-    yield Chapter("orders by status before that", 0.0, _as_of(htap, before))
-    yield Chapter("and now", 0.0, htap.query(BY_STATUS))
+    yield DemoStep("orders by status before that", 0.0, _as_of(htap, before))
+    yield DemoStep("and now", 0.0, htap.query(BY_STATUS))
     started = time.monotonic()
     found = htap.query(BY_COUNTRY)
     reason = htap.explain_route(BY_COUNTRY)
-    yield Chapter(
+    yield DemoStep(
         f"orders by country, asked of the {reason.engine.upper()} side: {reason.reason}",
         time.monotonic() - started,
         found,
@@ -130,7 +130,9 @@ def _mirrored(htap: HTAP, shop: sqlite3.Connection) -> Iterator[Chapter]:
     verified = htap.verify()
     rows = sum(table.rows for table in verified.tables.values())
     outcome = "all equal" if verified.equal else "NOT equal: see rhei verify"
-    yield Chapter(f"every row compared, both ways: {rows:,}, {outcome}", time.monotonic() - started)
+    yield DemoStep(
+        f"every row compared, both ways: {rows:,}, {outcome}", time.monotonic() - started
+    )
 
 
 def _as_of(htap: HTAP, instant: datetime) -> pa.Table:

@@ -13,14 +13,14 @@ from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.sections import TableSettings
 from rhei_pipeline.sql.text import mirror_table
 from rhei_pipeline.sync.naming import refuse_like_columns
-from rhei_pipeline.wiring.source import SourceDatabase, examine, open_database
+from rhei_pipeline.wiring.source import SourceDatabase, open_database, validate
 
 #: Columns whose past values people ask for.
 _WORTH_KEEPING = {"status", "state", "price", "balance", "plan", "tier", "stage", "owner_id"}
 
 
 @dataclass(frozen=True, slots=True)
-class Starter:
+class StarterDeclaration:
     """A first declaration.
 
     Attributes:
@@ -32,7 +32,7 @@ class Starter:
     left_out: Mapping[str, str]
 
 
-def starter(source: str) -> Starter:
+def starter(source: str) -> StarterDeclaration:
     """Write a declaration for a source: what a sync then accepts as it is.
 
     Args:
@@ -58,7 +58,7 @@ def starter(source: str) -> Starter:
     entries = [line for schema in schemas for line in _table(schema)]
     omitted = [f"  # {name}: left out: {_one_line(why)}" for name, why in left_out.items()]
     text = "\n".join([*_head(settings, source, obstacle), *entries, *omitted, *_TAIL, ""])
-    return Starter(text, left_out)
+    return StarterDeclaration(text, left_out)
 
 
 def _one_line(text: str) -> str:
@@ -86,7 +86,7 @@ def _tables(
             schemas.append(_with_own_name(schema, schemas))
     declared = [TableSettings(name=schema.name) for schema in schemas]
     if declared:
-        for found in examine(settings.model_copy(update={"tables": declared})):
+        for found in validate(settings.model_copy(update={"tables": declared})):
             if found.severity is Severity.ERROR and found.table:
                 left_out[found.table] = f"{found.what} ({found.remedy})"
     return [schema for schema in schemas if schema.name not in left_out], left_out
@@ -137,7 +137,7 @@ def _head(settings: Settings, source: str, obstacle: str | None) -> Iterator[str
 
 def _obstacle(settings: Settings) -> str | None:
     """Say what of the server stands in the way of the way to capture that suits best."""
-    found = (f for f in examine(settings) if f.severity is Severity.ERROR and not f.table)
+    found = (f for f in validate(settings) if f.severity is Severity.ERROR and not f.table)
     return next((finding.what for finding in found), None)
 
 

@@ -34,13 +34,13 @@ from rhei_pipeline.model import left_out
 from rhei_pipeline.model.log_context import log_to_stderr
 from rhei_pipeline.model.reports import Severity, SyncStatus, TableStatus, TableVerification
 from rhei_pipeline.server.flight.access import refuse_open_server
-from rhei_pipeline.server.flight.running import Limits
-from rhei_pipeline.server.flight.server import Terms
+from rhei_pipeline.server.flight.running import QueryLimits
+from rhei_pipeline.server.flight.server import ServerOptions
 from rhei_pipeline.server.serve import Addresses, access_from, serving, tls_from, wait_for_signal
 from rhei_pipeline.settings.model import Settings
-from rhei_pipeline.wiring.adoption import adopt, examine_owner
+from rhei_pipeline.wiring.adoption import adopt, validate_owner
 from rhei_pipeline.wiring.engine import bridge
-from rhei_pipeline.wiring.source import examine
+from rhei_pipeline.wiring.source import validate
 
 FAILED = 1
 #: Done, but tables are left out.
@@ -76,7 +76,7 @@ def example(text: str) -> str:
 def check(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     """Examine the declaration and the source: what is wrong, why it matters, what mends it."""
     settings = Settings.load(config)
-    findings = [*examine(settings), *examine_owner(settings)]
+    findings = [*validate(settings), *validate_owner(settings)]
     broken = any(found.severity is Severity.ERROR for found in findings)
     rows = [values(found) for found in findings]
     if findings or json_:
@@ -273,13 +273,13 @@ def serve(
     are set; on an address that other machines reach, they have to be.
     """
     log_to_stderr(as_json=log_json)
-    limits = Limits(queries=queries, seconds=seconds)
-    terms = Terms(access_from(), limits, writes, tls_from(tls_certificate, tls_key))
-    refuse_open_server(host, terms.access)
+    limits = QueryLimits(queries=queries, seconds=seconds)
+    options = ServerOptions(access_from(), limits, writes, tls_from(tls_certificate, tls_key))
+    refuse_open_server(host, options.access)
     with _opened(config) as htap:
         addresses = Addresses(host, port, metrics_port)
-        with serving(htap, addresses, terms) as (flight_port, _):
-            scheme = "grpc+tls" if terms.tls else "grpc"
+        with serving(htap, addresses, options) as (flight_port, _):
+            scheme = "grpc+tls" if options.tls else "grpc"
             out.print(f"serving {scheme}://{host}:{flight_port}", markup=False)
             wait_for_signal()
 

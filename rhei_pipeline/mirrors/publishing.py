@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Pace:
+class PublishSchedule:
     """When to publish what a mirror holds: after a change, and not more often than asked.
 
     Attributes:

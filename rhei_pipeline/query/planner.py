@@ -20,7 +20,7 @@ from rhei_pipeline.sync.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
+class Engines:
     """What a door stands between.
 
     Attributes:
@@ -65,8 +65,8 @@ class Planner:
         options: What the declaration says of a table.
     """
 
-    def __init__(self, sides: Sides, options: Mapping[str, TableOptions]) -> None:
-        self._sides = sides
+    def __init__(self, engines: Engines, options: Mapping[str, TableOptions]) -> None:
+        self._engines = engines
         self._options = options
         self._lock = threading.Lock()
         self._known: tuple[int, Router] | None = None
@@ -76,7 +76,7 @@ class Planner:
         return self._router().plan(sql, params)
 
     def _router(self) -> Router:
-        looks = self._sides.pipeline.looks
+        looks = self._engines.pipeline.looks
         known = self._known
         if known is None or known[0] != looks:
             with self._lock:
@@ -84,19 +84,19 @@ class Planner:
         return known[1]
 
     def _catalog(self) -> Catalog:
-        tables = list(self._sides.pipeline.tables.values())
-        found = self._sides.source.meanings(
+        tables = list(self._engines.pipeline.tables.values())
+        found = self._engines.source.meanings(
             tables, lambda name: self._options.get(name, TableOptions())
         )
         fold: Callable[[MirroredTable], str] = (
             (lambda table: table.schema.name.lower())
-            if self._sides.dialects[0] == "sqlite"
+            if self._engines.dialects[0] == "sqlite"
             else (lambda table: table.schema.name)
         )
         return Catalog(
-            *self._sides.dialects,
+            *self._engines.dialects,
             {fold(table): table for table in found},
-            self._sides.source.finds_public(),
+            self._engines.source.finds_public(),
         )
 
     def reads(self, sql: str) -> bool:
@@ -107,7 +107,7 @@ class Planner:
         """Return the schema of a query's answer; None where only a run can tell."""
         plan = self.plan(sql, params)
         told = plan.columns is not None and None not in plan.columns and plan.names
-        if not told or self._sides.is_sidecar:
+        if not told or self._engines.is_sidecar:
             return None
         return results.empty(plan).schema
 
@@ -130,10 +130,10 @@ class Planner:
         inner = sql.strip().rstrip(";")
         nothing = f"select * from ({inner}\n) as _rhei_asked limit 0"
         plan = self.plan(sql, params)
-        if self._sides.is_sidecar or plan.history:
-            found = self._sides.mirror.query(nothing, params)
-        elif self._sides.oltp is not None:
-            found = self._sides.oltp.query(nothing, params, plan.columns)
+        if self._engines.is_sidecar or plan.history:
+            found = self._engines.mirror.query(nothing, params)
+        elif self._engines.oltp is not None:
+            found = self._engines.oltp.query(nothing, params, plan.columns)
         else:
             raise QueryError("nothing can be asked")
         shape = [

@@ -13,11 +13,11 @@ from sqlglot.tokenizer_core import Token, TokenType
 
 from rhei_pipeline.errors import QueryError, SchemaError
 from rhei_pipeline.model.schema import HISTORY_FIELDS, Column
-from rhei_pipeline.query.translation.meaning import Catalog, StaysError, Typed
+from rhei_pipeline.query.translation.meaning import Catalog, StaysWithSourceError, Typed
 from rhei_pipeline.query.translation.names import postgres_name, sqlite_name, written
 from rhei_pipeline.query.translation.placeholders import parameter_types
 from rhei_pipeline.query.translation.queries import Query, translate
-from rhei_pipeline.query.translation.scope import Context
+from rhei_pipeline.query.translation.scope import TranslationContext
 from rhei_pipeline.sql.read_only import statement_tokens
 
 Side = Literal["oltp", "olap"]
@@ -32,7 +32,7 @@ _HISTORY = {found.name for found in HISTORY_FIELDS}
 #: The parser's trees have more shapes than the rules expect, and each new version has others: a
 #: tree that a rule trips over is one that is not translated.
 _UNFORESEEN = (
-    StaysError,
+    StaysWithSourceError,
     SchemaError,
     RecursionError,
     AttributeError,
@@ -179,7 +179,9 @@ def _plan_query(parsed: exp.Query, sql: str, params: Sequence[Any], catalog: Cat
     try:
         made = _translated(parsed, sql, params, catalog)
     except _UNFORESEEN as error:
-        reason = str(error) if isinstance(error, StaysError) else "its form is not translated"
+        reason = (
+            str(error) if isinstance(error, StaysWithSourceError) else "its form is not translated"
+        )
         lead = f"it {analytical}, but " if analytical else ""
         columns = _columns_alone(parsed, params, catalog)
         return Plan(Route("oltp", lead + reason), columns=columns)
@@ -235,7 +237,7 @@ def _aggregates(node: exp.Expr) -> bool:
 
 
 def _translated(parsed: exp.Query, sql: str, params: Sequence[Any], catalog: Catalog) -> Plan:
-    context = Context(catalog, params)
+    context = TranslationContext(catalog, params)
     query = translate(parsed, None, context)
     names = _names(parsed, sql, query, catalog)
     columns = tuple(_column(typed) for _, typed in query.columns)
@@ -270,10 +272,12 @@ def _names(parsed: exp.Query, sql: str, query: Query, catalog: Catalog) -> tuple
     texts = written(sql, statement_tokens(sql, catalog.source))
     nodes = first.expressions
     if len(texts) != len(query.columns) or len(nodes) != len(texts):
-        raise StaysError("an output column has no alias, and a name that only the source knows")
+        raise StaysWithSourceError(
+            "an output column has no alias, and a name that only the source knows"
+        )
     # Parameters were renamed for the parser; the source names columns by the text it was given.
     if any(":rhei_" in text for text in texts):
-        raise StaysError("an output column has a parameter, and no alias")
+        raise StaysWithSourceError("an output column has a parameter, and no alias")
     named = sqlite_name if catalog.source == "sqlite" else postgres_name
     return tuple(
         name if name is not None else named(node, text)
@@ -309,7 +313,7 @@ def _columns_of(
     select: exp.Select, params: Sequence[Any], catalog: Catalog
 ) -> tuple[Column, ...] | None:
     try:
-        query = translate(select, None, Context(catalog, params))
+        query = translate(select, None, TranslationContext(catalog, params))
     except _UNFORESEEN:
         return None
     return tuple(_column(typed) for _, typed in query.columns)

@@ -17,7 +17,7 @@ from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.schema import TableOptions
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.query import results
-from rhei_pipeline.query.planner import Planner, Sides
+from rhei_pipeline.query.planner import Engines, Planner
 from rhei_pipeline.query.router import Plan, Route, tables_read, unanswered
 from rhei_pipeline.query.translation.queries import Query
 
@@ -116,7 +116,7 @@ class _Wanted:
     begun: Begun | None
 
 
-class Door:
+class QueryService:
     """Answers queries from the source or the mirror.
 
     Args:
@@ -126,12 +126,12 @@ class Door:
     """
 
     def __init__(
-        self, sides: Sides, options: Mapping[str, TableOptions], freshness: Freshness
+        self, engines: Engines, options: Mapping[str, TableOptions], freshness: Freshness
     ) -> None:
-        self._sides = sides
-        self.planner = Planner(sides, options)
-        self._mirror = sides.mirror
-        self._pipeline = sides.pipeline
+        self._engines = engines
+        self.planner = Planner(engines, options)
+        self._mirror = engines.mirror
+        self._pipeline = engines.pipeline
         self._freshness = freshness
         self._doubted: tuple[Ledger, frozenset[str]] | None = None
         self._last_write = 0
@@ -156,7 +156,7 @@ class Door:
         the same; its metadata say so.
         """
         plan = self.planner.plan(sql, params)
-        if self._sides.is_sidecar and plan.reads:
+        if self._engines.is_sidecar and plan.reads:
             return Route("olap", _ONLY_READ)
         return plan.route
 
@@ -169,7 +169,7 @@ class Door:
         after: Written | str | None = None,
     ) -> pa.Table:
         """Answer a query from the side that suits it; the answer says which, and how fresh."""
-        if self._sides.is_sidecar:
+        if self._engines.is_sidecar:
             self._refuse_not_followed(sql)
             return self.ask_mirror(sql, params, max_staleness, after)
         plan = self.planner.plan(sql, params)
@@ -204,11 +204,11 @@ class Door:
         plan = self.planner.plan(sql, params)
         if plan.scans:
             plan = replace(plan, route=Route("olap", "it reads many rows"))
-        reason = None if self._sides.is_sidecar else self._reason_to_leave(plan, None, None)
+        reason = None if self._engines.is_sidecar else self._reason_to_leave(plan, None, None)
         wanted = _Wanted(sql, params, rows, begun)
         if reason is not None:
             return self._stream_source(wanted, reason, plan)
-        if plan.query is None or self._sides.is_sidecar:
+        if plan.query is None or self._engines.is_sidecar:
             self._refuse_not_followed(sql)
             return self._stream_as_it_is(wanted, plan)
         answer = self._stream_mirror(wanted, plan, plan.query)
@@ -244,7 +244,7 @@ class Door:
 
     def _stream_as_it_is(self, wanted: "_Wanted", plan: Plan) -> Streamed:
         """Stream the answer to a query that is written for the mirror."""
-        route = Route("olap", _ONLY_READ) if self._sides.is_sidecar else plan.route
+        route = Route("olap", _ONLY_READ) if self._engines.is_sidecar else plan.route
         ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
         streamed = self._mirror.stream(wanted.sql, wanted.params, wanted.rows, wanted.begun)
         first = next(streamed.batches, None)
@@ -255,7 +255,7 @@ class Door:
         return Streamed(shape, results.shown(first, streamed.batches, shape), streamed.cancel)
 
     def _stream_source(self, wanted: "_Wanted", reason: str, plan: Plan) -> Streamed:
-        oltp, sql, params = self._sides.oltp, wanted.sql, wanted.params
+        oltp, sql, params = self._engines.oltp, wanted.sql, wanted.params
         streamed = None
         if oltp is not None:
             streamed = oltp.stream(sql, params, plan.columns, wanted.rows, wanted.begun)
@@ -301,18 +301,18 @@ class Door:
         begun: Begun | None = None,
     ) -> pa.Table:
         """Answer a query from the source."""
-        if self._sides.oltp is None:
+        if self._engines.oltp is None:
             raise QueryError(
                 "the source is only read: it is captured by polling",
                 hint="ask the mirror, or declare a 'local' database beside it",
             )
         columns = None
-        if not self._sides.is_sidecar:
+        if not self._engines.is_sidecar:
             columns = (plan or self.planner.plan(sql, params)).columns
-        read = partial(tables_read, sql, self._sides.dialects[0])
+        read = partial(tables_read, sql, self._engines.dialects[0])
         pointing = results.pointing(read, self._mirror.tables, self._pipeline.tables)
         with self._told("oltp"), pointing:
-            found = self._sides.oltp.query(sql, params, columns, begun)
+            found = self._engines.oltp.query(sql, params, columns, begun)
         return results.labelled(found, Route("oltp", reason), None)
 
     @contextmanager
@@ -345,7 +345,7 @@ class Door:
     def _not_followed_in(self, sql: str) -> dict[str, datetime]:
         """Return the tables of a statement for the mirror that no sync brings up to date."""
         known = self._pipeline.not_followed
-        read = tables_read(sql, self._sides.dialects[1]) if known else frozenset()
+        read = tables_read(sql, self._engines.dialects[1]) if known else frozenset()
         return {name: since for name, since in known.items() if name.lower() in read}
 
     def _refuse_not_followed(self, sql: str) -> None:

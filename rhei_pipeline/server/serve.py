@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rhei_pipeline.errors import SettingsError, needs_extra
 from rhei_pipeline.htap import HTAP
-from rhei_pipeline.server.flight.access import Access
-from rhei_pipeline.server.flight.server import FlightSqlServer, Terms
+from rhei_pipeline.server.flight.access import Credentials
+from rhei_pipeline.server.flight.server import FlightSqlServer, ServerOptions
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Addresses:
     metrics_port: int | None = None
 
 
-def access_from(environment: Mapping[str, str] | None = None) -> Access:
+def access_from(environment: Mapping[str, str] | None = None) -> Credentials:
     """Read what callers have to know from RHEI_SERVE_TOKEN, RHEI_SERVE_USER, RHEI_SERVE_PASSWORD.
 
     Raises:
@@ -44,7 +44,7 @@ def access_from(environment: Mapping[str, str] | None = None) -> Access:
         raise SettingsError(
             "RHEI_SERVE_USER and RHEI_SERVE_PASSWORD belong together", hint="set both, or neither"
         )
-    return Access(known.get("RHEI_SERVE_TOKEN"), user, password)
+    return Credentials(known.get("RHEI_SERVE_TOKEN"), user, password)
 
 
 def tls_from(certificate: Path | None, key: Path | None) -> tuple[bytes, bytes] | None:
@@ -64,10 +64,12 @@ def tls_from(certificate: Path | None, key: Path | None) -> tuple[bytes, bytes] 
 
 
 @contextmanager
-def serving(htap: HTAP, addresses: Addresses, terms: Terms) -> Iterator[tuple[int, int | None]]:
+def serving(
+    htap: HTAP, addresses: Addresses, options: ServerOptions
+) -> Iterator[tuple[int, int | None]]:
     """Serve and sync for the length of the block; yield the ports of Flight SQL and of metrics."""
     with ExitStack() as stack:
-        server = FlightSqlServer(htap, addresses.host, addresses.port, terms)
+        server = FlightSqlServer(htap, addresses.host, addresses.port, options)
         stack.callback(server.shutdown)
         metrics_port = _serve_metrics(htap, addresses, stack)
         htap.start_sync()

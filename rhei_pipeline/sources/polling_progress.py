@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.schema import Mode, Table
-from rhei_pipeline.protocols import Audit, ChangeSource, SourceSnapshot
+from rhei_pipeline.protocols import ChangeSource, Rescan, SourceSnapshot
 
 
 class Notes:
@@ -51,7 +51,7 @@ def unseen(source: ChangeSource, tables: Mapping[str, Mode], notes: Path) -> int
 def _behind(snapshot: SourceSnapshot, table: Table, position: Position | None) -> int:
     if position is None or not snapshot.proves(table, position):
         return 1
-    due = snapshot.audit(table, position) is not Audit.NONE
+    due = snapshot.rescan(table, position) is not Rescan.NONE
     return snapshot.pending(table, position) + int(due)
 
 

@@ -26,7 +26,7 @@ class Polled(ChangeSource, Protocol):
         """Return the grant that ends a doubt; None where no grant does."""
 
 
-def examine(source: Polled, tables: Sequence[str]) -> Iterator[Finding]:
+def findings(source: Polled, tables: Sequence[str]) -> Iterator[Finding]:
     """Examine each table: its columns, its index, and whether its stamps can be relied on."""
     found = []
     for name in tables:

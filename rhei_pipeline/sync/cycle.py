@@ -31,11 +31,11 @@ from rhei_pipeline.model.progress import Ledger, TableState, Watermark
 from rhei_pipeline.model.reports import TableReport
 from rhei_pipeline.model.schema import INSTANT, Mode, Table
 from rhei_pipeline.protocols import (
-    Audit,
     ChangeSource,
     Mirror,
     MirrorTransaction,
     OnStep,
+    Rescan,
     SourceSnapshot,
     Step,
 )
@@ -43,7 +43,7 @@ from rhei_pipeline.sync.rescan import find_drift
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class SyncOptions:
     """How much at once, and whether the source may forget.
 
     Attributes:
@@ -59,7 +59,7 @@ def sync_cycle(  # noqa: PLR0913  (the seams, the pace, and who is told)
     tables: Collection[Table],
     source: ChangeSource,
     mirror: Mirror,
-    pace: Pace,
+    pace: SyncOptions,
     on_step: OnStep,
     *,
     schema_version: int,
@@ -100,7 +100,7 @@ def _apply_one_state(  # noqa: PLR0913  (the seams, the pace, and who is told)
     tables: Collection[Table],
     source: ChangeSource,
     mirror: Mirror,
-    pace: Pace,
+    pace: SyncOptions,
     on_step: OnStep,
     *,
     schema_version: int,
@@ -131,7 +131,7 @@ def _apply_all(
     due: Iterable[Table],
     snapshot: SourceSnapshot,
     transaction: MirrorTransaction,
-    pace: Pace,
+    pace: SyncOptions,
     on_step: OnStep,
     blame: Blame,
 ) -> dict[str, TableReport]:
@@ -146,7 +146,7 @@ def apply_pending(
     table: Table,
     snapshot: SourceSnapshot,
     transaction: MirrorTransaction,
-    pace: Pace,
+    pace: SyncOptions,
     on_step: OnStep,
 ) -> TableReport:
     """Apply and record all of one table's changes up to the snapshot."""
@@ -155,7 +155,7 @@ def apply_pending(
         return _put_copy_in_place(table, snapshot, transaction, pace, on_step)
     mark = ledger.watermarks[table.name]
     after = mark.position
-    if not snapshot.pending(table, after) and snapshot.audit(table, after) is Audit.NONE:
+    if not snapshot.pending(table, after) and snapshot.rescan(table, after) is Rescan.NONE:
         # It only follows the head: however many such tables there are, nothing is asked for them.
         return TableReport(table.name, watermark=_record(table, snapshot, transaction, mark))
     counts, events, letters = Counts(), 0, 0
@@ -309,7 +309,7 @@ def _has_work(table: Table, snapshot: SourceSnapshot, after: Position) -> bool:
     return (
         snapshot.pending(table, after) > 0
         or snapshot.retains(after)
-        or snapshot.audit(table, after) is not Audit.NONE
+        or snapshot.rescan(table, after) is not Rescan.NONE
     )
 
 
@@ -321,10 +321,10 @@ def _audit(
     on_step: OnStep,
 ) -> Counts:
     """Where it is due, compare the table whole and apply what no change told of."""
-    counts, due = Counts(), snapshot.audit(table, after)
-    if due is Audit.NONE:
+    counts, due = Counts(), snapshot.rescan(table, after)
+    if due is Rescan.NONE:
         return counts
-    for changes in find_drift(table, snapshot, transaction, deletes=due is Audit.ALL):
+    for changes in find_drift(table, snapshot, transaction, deletes=due is Rescan.ALL):
         counts += _apply_difference(table, changes, snapshot, transaction)
     on_step(Step.AUDITED)
     return counts
@@ -334,7 +334,7 @@ def _put_copy_in_place(
     table: Table,
     snapshot: SourceSnapshot,
     transaction: MirrorTransaction,
-    pace: Pace,
+    pace: SyncOptions,
     on_step: OnStep,
 ) -> TableReport:
     """Catch the copy up to the snapshot, then make it the table, or apply what differs."""
@@ -373,7 +373,7 @@ def _apply_versions(
     after: Position,
     snapshot: SourceSnapshot,
     transaction: MirrorTransaction,
-    pace: Pace,
+    pace: SyncOptions,
 ) -> tuple[Counts, int]:
     """Give a temporal table each version that events tell of since the copy began.
 

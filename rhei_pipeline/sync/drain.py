@@ -29,7 +29,7 @@ def find_pending(
     broken = set()
     for table in ready:
         with blame.of(table.name):
-            if not source.stands(table):
+            if not source.is_installed(table):
                 broken.add(table.name)
     if not any(_is_read_first(table, source) for table in ready if table.name in broken):
         return []
@@ -91,7 +91,7 @@ def _without_overtaken_copies(
     for table in known:
         with blame.of(table.name):
             is_copied = table.mode is Mode.TEMPORAL and ledger.goes_on(table.name)
-            if is_copied and not source.stands(table):
+            if is_copied and not source.is_installed(table):
                 overtaken.append(table)
     if not overtaken:
         return ledger

@@ -20,7 +20,7 @@ from rhei_pipeline.model.reports import CopyReport, TableReport
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourceSnapshot, Step
 from rhei_pipeline.sql.text import mirror_table
-from rhei_pipeline.sync.cycle import Pace, acknowledge
+from rhei_pipeline.sync.cycle import SyncOptions, acknowledge
 
 #: How long one read transaction of a copy may last, about: the source's WAL grows meanwhile.
 SNAPSHOT_SECONDS = 5.0
@@ -56,7 +56,7 @@ def copy_table(  # noqa: PLR0913  (the seams, the pace, and who is told)
     table: Table,
     source: ChangeSource,
     mirror: Mirror,
-    pace: Pace,
+    pace: SyncOptions,
     on_step: OnStep,
     on_progress: OnProgress,
     *,

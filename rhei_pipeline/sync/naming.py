@@ -60,9 +60,9 @@ def refuse_taken_name(
         SchemaError: Another table has the name, or it is another one than the table had before.
     """
     wanted = _folded(schema, folds=folds)
-    stands = [table for table in standing.values() if table.name in declared]
-    is_new = schema.name not in {table.name for table in stands}
-    for other in [*stands, *(others if is_new else ())]:
+    is_installed = [table for table in standing.values() if table.name in declared]
+    is_new = schema.name not in {table.name for table in is_installed}
+    for other in [*is_installed, *(others if is_new else ())]:
         is_itself = other.name == schema.name or _is_renamed(other.schema, schema)
         if not is_itself and _folded(other.schema, folds=folds) == wanted:
             raise SchemaError(

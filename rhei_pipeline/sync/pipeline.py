@@ -51,7 +51,7 @@ from rhei_pipeline.protocols import (
     SourceSnapshot,
     Step,
 )
-from rhei_pipeline.sync.cycle import Pace, apply_pending, sync_cycle
+from rhei_pipeline.sync.cycle import SyncOptions, apply_pending, sync_cycle
 from rhei_pipeline.sync.drain import find_pending, take_on_next_shapes
 from rhei_pipeline.sync.initial_sync import (
     Copied,
@@ -79,7 +79,7 @@ from rhei_pipeline.sync.naming import (
 )
 from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.schema_registry import Registry
-from rhei_pipeline.sync.status import StatusCache, take_stock
+from rhei_pipeline.sync.status import StatusCache, read_status
 from rhei_pipeline.sync.verify import count_rows, verify_tables
 
 _log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class Pipeline:
         source: ChangeSource,
         mirror: Mirror,
         registry: Registry,
-        pace: Pace,
+        pace: SyncOptions,
         on_step: OnStep = no_step,
     ) -> None:
         self._find = find
@@ -496,13 +496,13 @@ class Pipeline:
             modes = {name: declared.mode for name, declared in self._declared.items()}
             modes |= {name: table.mode for name, table in self._tables.items()}
             found = self._parts.without_failing(
-                list(self._tables.values()), lambda tables: self._take_stock(modes, tables)
+                list(self._tables.values()), lambda tables: self._read_standing(modes, tables)
             )
             return self._status.keep(replace(found, not_followed=self.not_followed))
 
-    def _take_stock(self, modes: Mapping[str, Mode], tables: Collection[Table]) -> Standing:
+    def _read_standing(self, modes: Mapping[str, Mode], tables: Collection[Table]) -> Standing:
         by_name, errors = {table.name: table for table in tables}, self._left_out.errors
-        return take_stock(modes, by_name, errors, self._source, self._mirror, self._blame)
+        return read_status(modes, by_name, errors, self._source, self._mirror, self._blame)
 
     @property
     def copying(self) -> Mapping[str, CopyStatus]:

@@ -71,7 +71,7 @@ class StatusCache:
             self._known = replace(self._known, unreadable=None)
 
 
-def take_stock(
+def read_status(
     declared: Mapping[str, Mode],
     tables: Mapping[str, Table],
     errors: Mapping[str, RheiError],

@@ -26,7 +26,7 @@ def claim(settings: Settings, database: SourceDatabase, mirror: OwnedMirror) -> 
     _record(settings, database, mirror, anew=False)
 
 
-def examine_owner(settings: Settings) -> list[Finding]:
+def validate_owner(settings: Settings) -> list[Finding]:
     """Find a mirror of another source or pipeline; makes none, and waits for none."""
     path = settings.mirror.path
     if settings.mirror.in_memory or settings.mirror.url or not path.exists():

@@ -8,7 +8,7 @@ from rhei_pipeline.sync.kept_history import Declared
 from rhei_pipeline.sync.schema_registry import Registry
 
 
-class Catalogued(Protocol):
+class TableCatalog(Protocol):
     """A database whose tables can be listed."""
 
     def table_names(self) -> list[str]:
@@ -18,7 +18,9 @@ class Catalogued(Protocol):
         """Return the names of all other tables and views, each with what it is or lacks."""
 
 
-def declared_tables(settings: Settings, database: Catalogued, registry: Registry) -> list[Declared]:
+def declared_tables(
+    settings: Settings, database: TableCatalog, registry: Registry
+) -> list[Declared]:
     """Return the tables of the declaration; without any, all that have a primary key.
 
     Then also those that were mirrored once and are there still, though no key of theirs is: they

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from rhei_pipeline.buffer.confirmation import unapplied_events
-from rhei_pipeline.buffer.log import ChangeLog, Limits
-from rhei_pipeline.buffer.source import BridgeSource, Draining
+from rhei_pipeline.buffer.log import BufferLimits, ChangeLog
+from rhei_pipeline.buffer.source import BufferedSource, BufferOptions
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.protocols import ChangeSource, Database, OnStep
-from rhei_pipeline.query.planner import Sides
-from rhei_pipeline.query.service import Door, Freshness
+from rhei_pipeline.query.planner import Engines
+from rhei_pipeline.query.service import Freshness, QueryService
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.sections import BufferSettings
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
-from rhei_pipeline.sync.cycle import Pace
+from rhei_pipeline.sync.cycle import SyncOptions
 from rhei_pipeline.sync.kept_history import Declared
 from rhei_pipeline.sync.pipeline import Pipeline, no_step
 from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
@@ -73,23 +73,23 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
             source,
             mirror,
             registry,
-            Pace(settings.sync.batch_rows, settings.sync.prune),
+            SyncOptions(settings.sync.batch_rows, settings.sync.prune),
             on_step,
         )
         return Engine(database, oltp, source, mirror, pipeline, stack.pop_all())
 
 
-def open_door(settings: Settings, engine: Engine) -> Door:
+def open_query_service(settings: Settings, engine: Engine) -> QueryService:
     """Open what answers queries."""
     freshness = Freshness(settings.queries.when_stale, settings.queries.wait_seconds)
-    sides = Sides(
+    engines = Engines(
         engine.database,
         engine.oltp,
         engine.mirror,
         engine.pipeline,
         (settings.source.kind, settings.mirror.kind),
     )
-    return Door(sides, table_options(settings), freshness)
+    return QueryService(engines, table_options(settings), freshness)
 
 
 def open_oltp(settings: Settings, source: SourceDatabase, stack: ExitStack) -> Database | None:
@@ -107,7 +107,7 @@ def open_oltp(settings: Settings, source: SourceDatabase, stack: ExitStack) -> D
 
 def open_buffer(buffer: BufferSettings, stack: ExitStack) -> ChangeLog:
     """Open the log that changes go through, alone among all processes."""
-    log = ChangeLog(buffer.path, Limits(buffer.max_bytes, buffer.max_age_seconds))
+    log = ChangeLog(buffer.path, BufferLimits(buffer.max_bytes, buffer.max_age_seconds))
     stack.callback(log.close)
     return log
 
@@ -118,9 +118,9 @@ def _bridged(
     log: ChangeLog,
     declared: list[Declared],
     on_step: OnStep = no_step,
-) -> BridgeSource:
-    draining = Draining(settings.sync.batch_rows, settings.sync.prune)
-    source = BridgeSource(inner, log, draining, on_step)
+) -> BufferedSource:
+    draining = BufferOptions(settings.sync.batch_rows, settings.sync.prune)
+    source = BufferedSource(inner, log, draining, on_step)
     source.forget_all_but([table.name for table in declared])
     return source
 

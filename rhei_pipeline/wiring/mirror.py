@@ -11,7 +11,7 @@ from rhei_pipeline.settings.sections import DeltaSettings, MirrorSettings
 
 if TYPE_CHECKING:
     from rhei_pipeline.mirrors.datafusion.delta import DeltaTables
-    from rhei_pipeline.mirrors.datafusion.object_store import Access
+    from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
 
 _THIS = "this mirror"
 
@@ -56,11 +56,11 @@ def open_mirror(settings: Settings) -> OwnedMirror:
     )
 
 
-def _access(mirror: MirrorSettings) -> "Access":
+def _access(mirror: MirrorSettings) -> "StoreAccess":
     with needs_extra("datafusion", _THIS):
-        from rhei_pipeline.mirrors.datafusion.object_store import Access
+        from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
     store = mirror.object_store
-    return Access(
+    return StoreAccess(
         endpoint=store.endpoint,
         region=store.region,
         allow_http=store.allow_http,

@@ -18,7 +18,7 @@ from rhei_pipeline.sources.postgres.triggers.source import PostgresTriggerSource
 __all__ = [
     "PostgresPollingSource",
     "drop_elsewhere",
-    "examine",
+    "findings",
     "of_postgres",
     "open_database",
     "open_source",
@@ -72,7 +72,7 @@ def unread(settings: Settings, database: PostgresDatabase, reader: str) -> int |
     return unconfirmed(database, reader, settings.capture.publication)
 
 
-def examine(
+def findings(
     settings: Settings,
     database: PostgresDatabase,
     names: Sequence[str],
@@ -82,8 +82,8 @@ def examine(
     """Return what stands in the way of capture by triggers or from the log; changes nothing."""
     if settings.capture_method == "trigger":
         with closing(PostgresTriggerSource(database, mirror_id or "", options)) as source:
-            return list(source.examine(names))
-    return validate.examine(
+            return list(source.validate(names))
+    return validate.findings(
         database,
         names,
         lambda name: options.get(name, TableOptions()),

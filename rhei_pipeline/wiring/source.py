@@ -15,8 +15,8 @@ from rhei_pipeline.settings.sections import SqliteSettings
 from rhei_pipeline.sources import polling_validate
 from rhei_pipeline.sources.polling_progress import unseen
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
-from rhei_pipeline.sources.sqlite.polling.source import PollingSource
-from rhei_pipeline.sources.sqlite.triggers.source import TriggerSource, unacknowledged
+from rhei_pipeline.sources.sqlite.polling.source import SqlitePollingSource
+from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource, unacknowledged
 from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
 from rhei_pipeline.wiring.discovery import declared_tables
 
@@ -51,7 +51,7 @@ class Source(ChangeSource, Protocol):
         """Close what it holds; safe to repeat."""
 
 
-class Polled(Source, polling_validate.Polled, Protocol):
+class PolledSource(Source, polling_validate.Polled, Protocol):
     """A source that is only read."""
 
 
@@ -78,7 +78,7 @@ def open_source(
     if settings.capture_method == "polling":
         return _open_polling(settings, database, registry, _notes_path(settings, reader))
     if isinstance(database, SqliteDatabase):
-        return TriggerSource(database, reader, options, registry.table)
+        return SqliteTriggerSource(database, reader, options, registry.table)
     with needs_extra("postgres", _POSTGRES):
         from rhei_pipeline.wiring import postgres
     return postgres.open_source(settings, postgres.of_postgres(database), reader, options)
@@ -107,20 +107,20 @@ def unread(settings: Settings, reader: str) -> int | None:
         database.close()
 
 
-def examine(settings: Settings) -> list[Finding]:
+def validate(settings: Settings) -> list[Finding]:
     """Say what stands in the way of mirroring the declared tables; changes nothing."""
     database = open_database(settings)
     try:
         registry = known_tables(settings)
         names = [declared.name for declared in declared_tables(settings, database, registry)]
-        return [*_examine(settings, database, names), *_examine_registry(registry, names)]
+        return [*_validate(settings, database, names), *_validate_registry(registry, names)]
     finally:
         database.close()
 
 
-def _examine(settings: Settings, database: SourceDatabase, names: Sequence[str]) -> list[Finding]:
+def _validate(settings: Settings, database: SourceDatabase, names: Sequence[str]) -> list[Finding]:
     if settings.capture_method == "polling":
-        return _examine_polling(settings, database, names)
+        return _validate_polling(settings, database, names)
     options = table_options(settings)
     mirror_id = mirror_id_of(settings.registry.path)
 
@@ -128,10 +128,10 @@ def _examine(settings: Settings, database: SourceDatabase, names: Sequence[str])
         return options.get(name, TableOptions())
 
     if isinstance(database, SqliteDatabase):
-        return database.examine(names, chosen, mirror_id)
+        return database.validate(names, chosen, mirror_id)
     with needs_extra("postgres", _POSTGRES):
         from rhei_pipeline.wiring import postgres
-    return postgres.examine(settings, postgres.of_postgres(database), names, options, mirror_id)
+    return postgres.findings(settings, postgres.of_postgres(database), names, options, mirror_id)
 
 
 def known_tables(settings: Settings) -> Registry:
@@ -140,7 +140,7 @@ def known_tables(settings: Settings) -> Registry:
     return Registry(settings.registry.path if mirror_id else None, mirror_id or "")
 
 
-def _examine_registry(registry: Registry, names: Sequence[str]) -> Iterator[Finding]:
+def _validate_registry(registry: Registry, names: Sequence[str]) -> Iterator[Finding]:
     """Name the tables that were mirrored once and are not followed any more."""
     followed = {name.lower() for name in names}
     for name, table in registry.tables.items():
@@ -201,11 +201,11 @@ def table_options(settings: Settings) -> dict[str, TableOptions]:
 
 def _open_polling(
     settings: Settings, database: SourceDatabase, registry: Registry, notes: Path | None
-) -> Polled:
+) -> PolledSource:
     polls = {table.name: table.polling.options for table in settings.tables or ()}
     options = table_options(settings)
     if isinstance(database, SqliteDatabase):
-        return PollingSource(database, polls, options, registry.table, notes)
+        return SqlitePollingSource(database, polls, options, registry.table, notes)
     with needs_extra("postgres", _POSTGRES):
         from rhei_pipeline.wiring import postgres
     return postgres.PostgresPollingSource(postgres.of_postgres(database), polls, options, notes)
@@ -216,12 +216,12 @@ def _notes_path(settings: Settings, reader: str) -> Path:
     return settings.registry.path.with_name(f"{reader}.polled.json")
 
 
-def _examine_polling(
+def _validate_polling(
     settings: Settings, database: SourceDatabase, names: Sequence[str]
 ) -> list[Finding]:
     source = _open_polling(settings, database, Registry(None, ""), None)
     try:
-        return list(polling_validate.examine(source, names))
+        return list(polling_validate.findings(source, names))
     finally:
         source.close()
 

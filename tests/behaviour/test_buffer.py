@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from rhei_pipeline.buffer import log as change_log
-from rhei_pipeline.buffer.log import ChangeLog, Limits
+from rhei_pipeline.buffer.log import BufferLimits, ChangeLog
 from rhei_pipeline.errors import (
     BufferBusyError,
     BufferDamagedError,
@@ -579,7 +579,7 @@ def test_what_was_appended_outlives_kills_in_order(tmp_path: Path) -> None:
 
 
 def test_a_log_refuses_what_is_beyond_its_limits(tmp_path: Path) -> None:
-    with ChangeLog(tmp_path / "log", Limits(max_bytes=5_000)) as log:
+    with ChangeLog(tmp_path / "log", BufferLimits(max_bytes=5_000)) as log:
         log.append(events(random.randbytes(3000)))
         with pytest.raises(BufferFullError, match="max_bytes"):
             log.append(events(random.randbytes(3000)))

@@ -209,7 +209,7 @@ def test_orphans_are_collected_and_live_files_never(mirror: DataFusionMirror, st
     live = data_files(Path(mirror.path))
     with pytest.raises(RuntimeError), mirror.transaction() as transaction:
         transaction.merge(TABLE, NetChanges(rows({5: 5}), NOTHING))
-        transaction.settle()
+        transaction.prepare_commit()
         raise RuntimeError
     assert data_files(Path(mirror.path)) == live
     assert merge(mirror, {1: 3}).total == 0

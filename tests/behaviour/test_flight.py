@@ -16,10 +16,10 @@ from adbc_driver_flightsql import DatabaseOptions
 from pyarrow import flight
 
 from rhei_pipeline.errors import SettingsError
-from rhei_pipeline.server.flight.access import Access
+from rhei_pipeline.server.flight.access import Credentials
 from rhei_pipeline.server.flight.messages import encode, fields, pack, unpack
-from rhei_pipeline.server.flight.running import Limits
-from rhei_pipeline.server.flight.server import FlightSqlServer, Terms
+from rhei_pipeline.server.flight.running import QueryLimits
+from rhei_pipeline.server.flight.server import FlightSqlServer, ServerOptions
 from tests.fix_world import World
 
 Serve = Callable[..., FlightSqlServer]
@@ -31,7 +31,7 @@ def serve(world: World) -> Iterator[Serve]:
     servers: list[FlightSqlServer] = []
 
     def start(**options: Any) -> FlightSqlServer:
-        servers.append(FlightSqlServer(world.htap, terms=Terms(**options)))
+        servers.append(FlightSqlServer(world.htap, options=ServerOptions(**options)))
         return servers[-1]
 
     yield start
@@ -158,7 +158,7 @@ def test_errors_are_told_with_their_hint(serve: Serve) -> None:
 
 
 def test_who_is_not_known_is_refused(serve: Serve) -> None:
-    server = serve(access=Access(token="secret", user="ann", password="pass word"))  # noqa: S106
+    server = serve(access=Credentials(token="secret", user="ann", password="pass word"))  # noqa: S106
     sql = "select count(*) as n from orders"
     with pytest.raises(adbc_driver_manager.Error, match="token"), connect(server) as connection:
         ask(connection, sql)
@@ -189,7 +189,7 @@ def test_a_large_answer_comes_in_small_batches(world: World, serve: Serve) -> No
         " insert into orders select i, 'bulk', i from n"
     )
     world.htap.sync_now()
-    server = serve(limits=Limits(batch_rows=4096))
+    server = serve(limits=QueryLimits(batch_rows=4096))
     with connect(server) as connection, connection.cursor() as cursor:
         cursor.execute("select a.id, a.amount from orders a join orders b on a.id = b.id")
         sizes = [batch.num_rows for batch in cursor.fetch_record_batch()]
@@ -203,7 +203,7 @@ def test_a_query_under_way_can_be_cancelled(world: World, serve: Serve) -> None:
         " insert into orders select i, 'bulk', i from n"
     )
     world.htap.sync_now()
-    server = serve(limits=Limits(queries=1, batch_rows=2048))
+    server = serve(limits=QueryLimits(queries=1, batch_rows=2048))
     with flight.FlightClient(f"grpc://127.0.0.1:{server.port}") as client:
         sql = b"select a.id, b.id as other from orders a cross join orders b"
         info = client.get_flight_info(
@@ -234,7 +234,7 @@ def test_a_query_that_takes_too_long_is_ended(world: World, serve: Serve, sql: s
         " insert into orders select i, 'bulk', i from n"
     )
     world.htap.sync_now()
-    server = serve(limits=Limits(seconds=0.05, batch_rows=2048))
+    server = serve(limits=QueryLimits(seconds=0.05, batch_rows=2048))
     with (
         connect(server) as connection,
         pytest.raises((OSError, adbc_driver_manager.Error), match="longer than"),

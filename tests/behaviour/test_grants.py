@@ -10,7 +10,7 @@ import pytest
 
 from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.model.reports import Finding, Severity
-from rhei_pipeline.wiring.source import examine
+from rhei_pipeline.wiring.source import validate
 from tests.fix_postgres import PostgresWorld, drop_slots
 
 _PAGE = Path(__file__).parents[2] / "docs" / "postgres-servers.md"
@@ -65,7 +65,7 @@ def _as_rhei(world: PostgresWorld, way: str) -> None:
 
 
 def _errors(world: PostgresWorld) -> list[Finding]:
-    return [found for found in examine(world.settings) if found.severity is Severity.ERROR]
+    return [found for found in validate(world.settings) if found.severity is Severity.ERROR]
 
 
 def _works(world: PostgresWorld) -> None:
@@ -95,7 +95,7 @@ def test_the_documented_grants_are_enough_and_each_one_is_named_where_it_lacks(
         assert len(ran) < 10, ran
         world.run(found[0].remedy)
     assert len(ran) >= len(statements) - 1, ran
-    assert examine(world.settings) == []
+    assert validate(world.settings) == []
     _works(world)
 
 
@@ -103,7 +103,7 @@ def test_the_documented_grants_are_enough_and_each_one_is_named_where_it_lacks(
 def test_exactly_the_documented_grants_are_enough(way: str, world: PostgresWorld) -> None:
     _as_rhei(world, way)
     world.run(*_granted(way, world.dsn))
-    assert examine(world.settings) == []
+    assert validate(world.settings) == []
     role: Any = world.app.execute(
         "select rolsuper, rolcreatedb, rolcreaterole, rolbypassrls from pg_roles"
         " where rolname = 'rhei'"
@@ -178,7 +178,7 @@ def test_what_is_set_for_the_role_changes_nothing_that_is_mirrored(
 def _doubts(world: PostgresWorld, way: str) -> list[Finding]:
     if way != "polling" or _errors(world):
         return []
-    return [found for found in examine(world.settings) if found.remedy.startswith("grant")]
+    return [found for found in validate(world.settings) if found.remedy.startswith("grant")]
 
 
 def test_a_role_that_lends_replication_is_asked_for_where_there_is_one(

@@ -15,8 +15,8 @@ from rhei_pipeline import HTAP
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import MirrorBusyError
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
-from rhei_pipeline.server.flight.access import Access
-from rhei_pipeline.server.flight.server import Terms
+from rhei_pipeline.server.flight.access import Credentials
+from rhei_pipeline.server.flight.server import ServerOptions
 from rhei_pipeline.server.serve import Addresses, serving
 from tests.fix_world import World
 from tests.locks import assert_held, file_locks, record_locks
@@ -25,7 +25,7 @@ MakeWorld = Callable[..., World]
 
 
 def serve(htap: HTAP) -> None:
-    with serving(htap, Addresses("127.0.0.1", 0, 0), Terms(Access())):
+    with serving(htap, Addresses("127.0.0.1", 0, 0), ServerOptions(Credentials())):
         pass
 
 

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from examples.postgres_server import Server
 from rhei_pipeline.errors import QueryError, SourceError
-from rhei_pipeline.wiring.source import examine
+from rhei_pipeline.wiring.source import validate
 from tests.fix_postgres import PostgresWorld, drop_slots
 from tests.left_out import assert_left_out
 
@@ -419,7 +419,7 @@ def test_a_copy_while_writers_run_has_no_false_versions(make_postgres: MakeWorld
 def test_the_doctor_names_each_obstacle_and_its_cure(make_postgres: MakeWorld) -> None:
     world = make_postgres(tables=[{"name": "orders"}, {"name": "vague"}])
     world.run(CREATE, "create table vague(id int primary key)")
-    assert examine(world.settings) == []
+    assert validate(world.settings) == []
     world.run(
         "alter table vague replica identity nothing",
         "drop role if exists poor",
@@ -433,7 +433,7 @@ def test_the_doctor_names_each_obstacle_and_its_cure(make_postgres: MakeWorld) -
             )
         }
     )
-    found = {finding.what: finding for finding in examine(poor)}
+    found = {finding.what: finding for finding in validate(poor)}
     assert "alter role" in found["the user may not use replication slots"].remedy
     assert "grant create" in found["the user may not create a publication"].remedy
     (vague,) = [finding for finding in found.values() if finding.table == "vague"]
@@ -456,12 +456,12 @@ def test_a_slot_the_server_gave_up_is_named_and_survived(
                 "select pg_switch_wal()",
                 "checkpoint",
             )
-        assert any("is lost" in finding.what for finding in examine(world.settings))
+        assert any("is lost" in finding.what for finding in validate(world.settings))
         world.run("delete from orders where id = 1")
         report = world.htap.sync_now()
         assert report.tables["orders"].copied_rows > 0
         synced(world)
         assert len([v for v in world.versions("orders") if v["id"] == 1]) == 1
-        assert not any("is lost" in finding.what for finding in examine(world.settings))
+        assert not any("is lost" in finding.what for finding in validate(world.settings))
     finally:
         world.run("alter system reset max_slot_wal_keep_size", "select pg_reload_conf()")

@@ -10,7 +10,7 @@ from deltalake import DeltaTable
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import MirrorBusyError, MirrorError, MirrorUnreachableError
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
-from rhei_pipeline.mirrors.datafusion.object_store import Access
+from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
 from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
 from rhei_pipeline.model.changes import NetChanges, Position
 from rhei_pipeline.model.progress import CopyProgress, Watermark
@@ -144,4 +144,4 @@ def test_a_reader_elsewhere_keeps_its_state(mirror: DataFusionMirror, bucket: St
 def test_a_bucket_that_is_not_there_is_named(bucket: Store) -> None:
     with pytest.raises((MirrorError, MirrorUnreachableError), match="://nowhere"):
         DataFusionMirror("parquet", f"{bucket.scheme}://nowhere/x", access=bucket.access)
-    assert "hush" not in repr(Access(secrets=bucket.keys))
+    assert "hush" not in repr(StoreAccess(secrets=bucket.keys))

@@ -10,7 +10,7 @@ import pytest
 
 from rhei_pipeline.errors import CaptureError, MirrorError, SourceBusyError, TableFailedError
 from rhei_pipeline.mirrors.datafusion.manifest import StoredTable
-from rhei_pipeline.mirrors.datafusion.write_buffer import Draft
+from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.model.blame import Blame
 from rhei_pipeline.model.reports import SyncReport
 from rhei_pipeline.protocols import Step
@@ -249,14 +249,14 @@ def test_rows_that_cannot_be_written_at_the_commit_are_their_tables_own(
     world = make_world(storage="parquet", mode="temporal")
     _fill(world)
     _write(world, 1)
-    settle = Draft.settle
+    prepare_commit = WriteBuffer.prepare_commit
 
-    def failing(draft: Draft) -> StoredTable:
+    def failing(draft: WriteBuffer) -> StoredTable:
         if draft.table.relation == "b":
             raise pa.ArrowInvalid("a row's value: 4711")
-        return settle(draft)
+        return prepare_commit(draft)
 
-    monkeypatch.setattr(Draft, "settle", failing)
+    monkeypatch.setattr(WriteBuffer, "prepare_commit", failing)
     _assert_named(world.htap.sync_now())
     assert (1, 1, "U") in {row[:3] for row in _values(world, "a")}
     monkeypatch.undo()

@@ -21,7 +21,7 @@ from rhei_pipeline.model.polling import Clock, PollOptions
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
-from rhei_pipeline.sources.sqlite.polling.source import PollingSource
+from rhei_pipeline.sources.sqlite.polling.source import SqlitePollingSource
 from rhei_pipeline.wiring.engine import unseen_events
 from tests.fix_world import World
 from tests.left_out import assert_left_out
@@ -62,9 +62,9 @@ def mirrored(world: World) -> dict[int, str]:
     return {row["id"]: row["v"] for row in found}
 
 
-def polling(world: World) -> PollingSource:
+def polling(world: World) -> SqlitePollingSource:
     source = world.htap._engine.source
-    assert isinstance(source, PollingSource)
+    assert isinstance(source, SqlitePollingSource)
     return source
 
 
@@ -533,7 +533,7 @@ def test_a_clock_put_back_during_a_run_is_found(make: Make) -> None:
     elapsed = [0.0]
     database = SqliteDatabase(world.path, read_only=True)
     polls = {"t": PollOptions(clock=Clock.DATABASE)}
-    source = PollingSource(database, polls, monotonic=lambda: elapsed[0])
+    source = SqlitePollingSource(database, polls, monotonic=lambda: elapsed[0])
     table = Table(source.describe("t"))
     with source.snapshot() as snapshot:
         head = snapshot.head(table)

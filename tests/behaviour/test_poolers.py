@@ -20,7 +20,7 @@ from rhei_pipeline.errors import (
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.logical.source import LogicalSource
 from rhei_pipeline.wiring.engine import unseen_events
-from rhei_pipeline.wiring.source import examine
+from rhei_pipeline.wiring.source import validate
 from tests.fix_postgres import AnyServer, PostgresWorld, database
 from tests.installed_postgres import Pooler
 
@@ -140,7 +140,7 @@ def _commands(world: PostgresWorld) -> list[Callable[[], object]]:
     htap = world.htap
     insert = "insert into orders(writer, turn) values (%s, %s)"
     commands: list[Callable[[], object]] = [
-        lambda: examine(world.settings),
+        lambda: validate(world.settings),
         lambda: starter(world.dsn),
         lambda: unseen_events(world.settings),
         htap.sync_status,
@@ -216,7 +216,7 @@ def test_what_needs_a_session_names_the_way_round_the_pooler(
     world.capture = {"method": "logical", "streaming": True}
     with pytest.raises(CaptureError, match=r"capture.streaming.*source\.direct_dsn"):
         world.htap.sync_now()
-    (named,) = examine(world.settings)
+    (named,) = validate(world.settings)
     assert "source.direct_dsn" in named.remedy
     world.source = {"direct_dsn": installed_dsn}
     shared: list[object] = []
@@ -234,7 +234,7 @@ def test_what_needs_a_session_names_the_way_round_the_pooler(
     assert world.htap.sync_now().updated == 1
     assert world.htap._engine.source._log._stream is not None  # type: ignore[attr-defined]
     world.assert_equal("orders")
-    assert examine(world.settings) == []
+    assert validate(world.settings) == []
     assert installed_dsn not in repr(world.settings)
 
 

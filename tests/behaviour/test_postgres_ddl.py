@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from rhei_pipeline.cli.init import starter
-from rhei_pipeline.wiring.source import examine
+from rhei_pipeline.wiring.source import validate
 from tests.fix_postgres import PostgresWorld
 from tests.left_out import assert_left_out
 
@@ -336,7 +336,7 @@ def test_row_security_that_hides_rows_is_named_until_the_user_bypasses_it(
         "insert into t values (3, 3)",
     )
     assert "row security hides rows" in str(world.htap.sync_now().errors["t"])
-    (finding,) = [found for found in examine(world.settings) if found.table == "t"]
+    (finding,) = [found for found in validate(world.settings) if found.table == "t"]
     assert "row security hides rows" in finding.what
     assert "bypassrls" in finding.remedy
     world.run(f"alter role {role} bypassrls")

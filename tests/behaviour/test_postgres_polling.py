@@ -23,7 +23,7 @@ from rhei_pipeline.protocols import Step
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.polling.source import PostgresPollingSource
 from rhei_pipeline.wiring.engine import bridge, unseen_events
-from rhei_pipeline.wiring.source import examine
+from rhei_pipeline.wiring.source import validate
 from tests.fix_postgres import PostgresWorld
 from tests.left_out import assert_left_out
 
@@ -774,14 +774,14 @@ def test_a_session_that_hides_its_transactions_makes_a_doubt_that_ends_with_a_co
 def test_what_polling_needs_is_examined(make: Make) -> None:
     world = make(clock="application")
     put(world, 1, "a")
-    found = {finding.what: finding for finding in examine(world.settings)}
+    found = {finding.what: finding for finding in validate(world.settings)}
     (doubt,) = found
     assert "application's clock" in doubt
     world.run("drop index t_updated")
-    findings = examine(world.settings)
+    findings = validate(world.settings)
     assert 'create index on "public"."t" ("updated_at", "id")' in [f.remedy for f in findings]
     world.run("alter table t drop column updated_at")
-    (missing,) = examine(world.settings)
+    (missing,) = validate(world.settings)
     assert (missing.severity, missing.table) == (Severity.ERROR, "t")
     assert "does not have" in missing.what
 

@@ -13,7 +13,7 @@ from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.cli.init import starter
 from rhei_pipeline.errors import CaptureError, SourceBusyError
 from rhei_pipeline.sources import acknowledged
-from rhei_pipeline.wiring.source import examine, unread
+from rhei_pipeline.wiring.source import unread, validate
 from tests.fix_postgres import PostgresWorld
 from tests.left_out import assert_left_out
 from tests.model import exact
@@ -253,12 +253,12 @@ def test_triggers_that_were_off_for_a_while_are_found(world: PostgresWorld, turn
         "update orders set status = 'unseen' where id = 1",
         "alter table orders enable trigger all",
     )
-    (finding,) = examine(world.settings)
+    (finding,) = validate(world.settings)
     assert "triggers were off" in finding.what
     report = world.htap.sync_now()
     assert report.tables["orders"].copied_rows == 3
     world.assert_equal("orders")
-    assert not examine(world.settings)
+    assert not validate(world.settings)
 
 
 def test_keys_cannot_be_reported_to_a_log_that_is_gone(world: PostgresWorld) -> None:
@@ -411,7 +411,7 @@ def test_a_table_whose_changes_would_go_by_unseen_is_refused(
 ) -> None:
     world = make(*statements, "create table other(k int primary key)", tables=None)
     world.tables = [{"name": "t"}, {"name": "other"}]
-    (finding,) = examine(world.settings)
+    (finding,) = validate(world.settings)
     assert (finding.table, reason in finding.what) == ("t", True)
     world.tables.append({"name": "good"})
     assert_left_out(world, "t", reason)
@@ -431,14 +431,14 @@ def test_what_the_user_lacks_is_named_with_the_statement(make: MakeWorld, dsn: s
     settings = world.settings.model_copy(
         update={"source": world.settings.source.model_copy(update={"dsn": poor})}
     )
-    found = {finding.what: finding for finding in examine(settings)}
+    found = {finding.what: finding for finding in validate(settings)}
     schema = found["the user may not create anything in the schema '_rhei'"]
     assert "create schema _rhei authorization" in schema.remedy
     assert found["the user does not own it"].table == "orders"
     with HTAP(settings) as htap:
         assert "the source refuses" in str(htap.sync_now().errors["orders"])
     world.run("create schema _rhei authorization poor", "alter table orders owner to poor")
-    assert not examine(settings)
+    assert not validate(settings)
     with HTAP(settings) as htap:
         assert htap.sync_now().inserted == 3
     world.run("drop owned by poor cascade", "drop role poor")

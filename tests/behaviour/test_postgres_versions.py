@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from rhei_pipeline.errors import CaptureError, SourceError
 from rhei_pipeline.sources.postgres import copy as postgres_copy
 from rhei_pipeline.wiring.engine import unseen_events
-from rhei_pipeline.wiring.source import examine
+from rhei_pipeline.wiring.source import validate
 from tests.behaviour.test_postgres_histories import TRIGGERS, by_log, play
 from tests.fix_postgres import PostgresWorld
 from tests.postgres_histories import calm, triggers_stormy
@@ -125,7 +125,7 @@ def _all_of_it(make: Callable[..., PostgresWorld], method: str) -> None:
         names = names[:1]
     world = make(capture={"method": method}, mode="temporal", tables=names)
     world.run("drop table if exists t, parts", "drop type if exists mood", *_CREATE)
-    examine(world.settings)
+    validate(world.settings)
     world.htap.sync_now()
     world.run("update t set m = 'b', updated_at = now() where id = 1", "truncate parts")
     world.htap.sync_now()
@@ -142,7 +142,7 @@ def _all_of_it(make: Callable[..., PostgresWorld], method: str) -> None:
         assert unseen_events(world.settings) is not None
         world.htap.sync_now()
     assert world.htap.verify().equal
-    examine(world.settings)
+    validate(world.settings)
     world.htap.query("select count(*) from t", hint="olap")
     if method != "polling":
         world.htap.query("select count(*) from t", hint="oltp")

@@ -13,7 +13,7 @@ from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sources import acknowledged
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
-from rhei_pipeline.sources.sqlite.triggers.source import TriggerSource
+from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
 from tests.fix_world import World
 
 MakeWorld = Callable[..., World]
@@ -400,7 +400,7 @@ def test_a_log_is_made_anew_whole_or_not_at_all(make_world: MakeWorld) -> None:
     writer.write()
     world.crash()
     database = SqliteDatabase(world.path)
-    source = TriggerSource(database, "another")
+    source = SqliteTriggerSource(database, "another")
     table = Table(source.describe("t"), Mode.TEMPORAL)
     objects = "select name, sql from sqlite_master order by name"
     before = world.app.execute(objects).fetchall()
@@ -423,7 +423,7 @@ def test_a_log_is_made_anew_whole_or_not_at_all(make_world: MakeWorld) -> None:
         break
     assert refused > 30
     source._connection.set_authorizer(None)
-    assert source.stands(table)
+    assert source.is_installed(table)
     source.close()
     database.close()
     assert_tells(writer, world)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from rhei_pipeline import HTAP
-from rhei_pipeline.wiring.adoption import examine_owner
+from rhei_pipeline.wiring.adoption import validate_owner
 from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
 
@@ -140,9 +140,9 @@ def test_check_names_a_mirror_of_another_source(make_world: MakeWorld) -> None:
         world.run("create table t(id integer primary key)")
     first.htap.sync_now()
     settings = second.settings.model_copy(update={"mirror": first.settings.mirror})
-    assert examine_owner(settings) == []  # it is held by who owns it
+    assert validate_owner(settings) == []  # it is held by who owns it
     first.crash()
-    assert examine_owner(first.settings) == []
-    (finding,) = examine_owner(settings)
+    assert validate_owner(first.settings) == []
+    (finding,) = validate_owner(settings)
     assert "is of another source" in finding.what
     assert "mirror.path of its own" in finding.remedy

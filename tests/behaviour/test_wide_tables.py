@@ -9,7 +9,7 @@ import pytest
 
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
-from rhei_pipeline.sources.sqlite.triggers.source import TriggerSource
+from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
 from tests.fix_world import World
 
 MakeWorld = Callable[..., World]
@@ -64,7 +64,7 @@ def test_changes_of_a_table_of_as_many_columns_as_there_can_be_are_read_whole(
     app = sqlite3.connect(tmp_path / "app.db", isolation_level=None)
     app.execute(wide(count))
     app.execute(f"insert into t(id, v, {last}) values (1, 'a', 1), (2, 'b', 2)")
-    source = TriggerSource(SqliteDatabase(tmp_path / "app.db"), "mirror")
+    source = SqliteTriggerSource(SqliteDatabase(tmp_path / "app.db"), "mirror")
     table = Table(source.describe("t"), Mode(mode))
     source.install(table, 0)
     with source.snapshot() as snapshot:

@@ -13,19 +13,19 @@ import pyarrow as pa
 import pytest
 
 from rhei_pipeline.buffer.log import ChangeLog
-from rhei_pipeline.buffer.source import BridgeSource
+from rhei_pipeline.buffer.source import BufferedSource
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import LIVE, SEQUENCE, ChangeBatch, Position
 from rhei_pipeline.model.polling import Clock, DeletePolicy, PollOptions
 from rhei_pipeline.model.schema import Mode, Table
-from rhei_pipeline.protocols import Audit, ChangeSource, SourceSnapshot
+from rhei_pipeline.protocols import ChangeSource, Rescan, SourceSnapshot
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.logical.source import LogicalSource
 from rhei_pipeline.sources.postgres.polling.source import PostgresPollingSource
 from rhei_pipeline.sources.postgres.triggers.source import PostgresTriggerSource
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
-from rhei_pipeline.sources.sqlite.polling.source import PollingSource
-from rhei_pipeline.sources.sqlite.triggers.source import TriggerSource
+from rhei_pipeline.sources.sqlite.polling.source import SqlitePollingSource
+from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
 
 CREATE = "create table t(k integer primary key, v text)"
 #: The application of a source that is polled stamps its rows itself.
@@ -80,7 +80,7 @@ def trigger_bench(directory: Path) -> Bench:
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute(CREATE)
     database = SqliteDatabase(path)
-    source = TriggerSource(database, "mirror")
+    source = SqliteTriggerSource(database, "mirror")
 
     def close() -> None:
         source.close()
@@ -131,7 +131,7 @@ def polling_bench(directory: Path) -> Bench:
     for statement in (STAMPED.format(kind="text"), *SQLITE_STAMPS):
         connection.execute(statement)
     database = SqliteDatabase(path, read_only=True)
-    source = PollingSource(database, POLLS)
+    source = SqlitePollingSource(database, POLLS)
 
     def run(sql: str, params: tuple[object, ...] = ()) -> None:
         time.sleep(0.002)  # the clock's tick
@@ -170,7 +170,7 @@ def bridge_bench(inner: Bench, directory: Path) -> Bench:
         log.close()
         inner.close()
 
-    return Bench(BridgeSource(inner.source, log), inner.run, close)
+    return Bench(BufferedSource(inner.source, log), inner.run, close)
 
 
 KINDS = [
@@ -238,7 +238,7 @@ def test_net_changes_are_what_keys_have_become(bench: Bench) -> None:
         found = net(batches(snapshot, table, after))
         gone = {2: "gone", 5: "gone", 3: "gone"} if bench.logs else {}
         assert found == {1: None, 4: "d", 9: "c", **gone}
-        assert snapshot.audit(table, after) is (Audit.NONE if bench.logs else Audit.ALL)
+        assert snapshot.rescan(table, after) is (Rescan.NONE if bench.logs else Rescan.ALL)
         assert batches(snapshot, table, snapshot.head(table)) == []
 
 
@@ -336,7 +336,7 @@ def test_installing_again_keeps_what_is_pending(bench: Bench) -> None:
     table = bench.table()
     after = bench.head(table)
     bench.run("insert into t(k, v) values (1, 'a')")
-    assert bench.source.stands(table)
+    assert bench.source.is_installed(table)
     bench.source.install(table, after.order)
     with bench.source.snapshot() as snapshot:
         assert snapshot.proves(table, after)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 
-from rhei_pipeline.mirrors.datafusion.manifest import Gone, Segment
+from rhei_pipeline.mirrors.datafusion.manifest import DeletionVector, Segment
 from rhei_pipeline.mirrors.datafusion.segment_merge import AGE, CYCLE_ROWS, FAN, due_in_a_cycle
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -20,7 +20,7 @@ def segment(
     gone: int | None = None,
 ) -> Segment:
     name, shape = f"{rows} {written} {past} {tag}", pa.schema([("k", pa.int64())])
-    lost = None if gone is None else Gone("bits", 0, gone)
+    lost = None if gone is None else DeletionVector("bits", 0, gone)
     return Segment(name, rows, 1, shape, past=past, tag=tag, gone=lost, written_at=written)
 
 

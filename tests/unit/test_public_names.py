@@ -55,3 +55,13 @@ def test_what_the_engine_returns_is_public() -> None:
     assert len(ours) > 10
     assert ours - set(rhei_pipeline.__all__) == set()
     assert all(getattr(rhei_pipeline, name) is not None for name in rhei_pipeline.__all__)
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    found: dict[str, list[str]] = {}
+    for file in sorted((ROOT / "rhei_pipeline").rglob("*.py")):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
+    assert len(found) > 200
+    assert {name: files for name, files in found.items() if len(files) > 1} == {}

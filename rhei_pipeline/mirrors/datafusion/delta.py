@@ -30,7 +30,7 @@ from rhei_pipeline.mirrors.datafusion.files import Files
 from rhei_pipeline.mirrors.datafusion.formats import Parquet
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredTable
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
-from rhei_pipeline.mirrors.publishing import Pace
+from rhei_pipeline.mirrors.publishing import PublishSchedule
 from rhei_pipeline.model.reports import DamagedFile
 from rhei_pipeline.model.schema import RESERVED_PREFIX
 
@@ -50,7 +50,7 @@ class DeltaTables:
     """
 
     def __init__(self, interval_seconds: float = 300.0, retention_hours: int = 1) -> None:
-        self.pace = Pace(interval_seconds)
+        self.pace = PublishSchedule(interval_seconds)
         self._retention_hours = retention_hours
         self._published: dict[str, StoredTable] = {}
         self._gone: list[StoredTable] = []
@@ -135,7 +135,7 @@ class DeltaTables:
         _refuse_going_back(manifest, table, target)
         new = [name for name in wanted if name not in target.held]
         added = [_add(store, table, wanted[name], f"{target.folder}/{name}") for name in new]
-        store.files.settle()
+        store.files.flush()
         target.commit(added, set(wanted), _properties(manifest, table), self._configuration)
         # What a process that was killed has left lies beside the log, and is looked for once.
         target.vacuum(self._retention_hours, full=_folder(table) not in self._published)

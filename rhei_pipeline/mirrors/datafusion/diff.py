@@ -7,12 +7,12 @@ import pyarrow as pa
 
 from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, key_hashes, table_digests
 from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex, Numbers
-from rhei_pipeline.mirrors.datafusion.write_buffer import Draft
+from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.model.changes import Comparison
 from rhei_pipeline.model.schema import Table, TableSchema
 
 
-def differing(standing: Draft, copy: Draft) -> tuple[Numbers, Numbers]:
+def differing(standing: WriteBuffer, copy: WriteBuffer) -> tuple[Numbers, Numbers]:
     """Return the copy's places that the table lacks or has otherwise, and the table's too many."""
     changed, extra = [_NONE], [_NONE]
     for hashes, digests, places in copy.entries():
@@ -24,7 +24,7 @@ def differing(standing: Draft, copy: Draft) -> tuple[Numbers, Numbers]:
     return np.concatenate(changed), np.concatenate(extra)
 
 
-def compare(draft: Draft, table: Table, rows: Iterable[pa.Table]) -> Comparison:
+def compare(draft: WriteBuffer, table: Table, rows: Iterable[pa.Table]) -> Comparison:
     """Compare a table's present rows, digested anew, with all rows of its source."""
     schema = table.schema
     index, places = _fresh_index(draft, schema)
@@ -60,7 +60,7 @@ def repeats(hashes: KeyHashes) -> tuple[Numbers, Numbers]:
     return order[met], number[met]
 
 
-def present_repeats(draft: Draft) -> tuple[Numbers, Numbers]:
+def present_repeats(draft: WriteBuffer) -> tuple[Numbers, Numbers]:
     """Return the places of present rows that share their key, key by key, and the keys' numbers."""
     words, checks = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
     places = [_NONE]
@@ -77,7 +77,7 @@ def _distinct(keys: pa.Table) -> pa.Table:
 
 
 def compare_digests(
-    draft: Draft, schema: TableSchema, parts: Iterable[pa.Table]
+    draft: WriteBuffer, schema: TableSchema, parts: Iterable[pa.Table]
 ) -> tuple[list[int], pa.Table]:
     """Compare a table's present rows with all rows of its source by the digests of its index."""
     seen, stale = [_NONE], []
@@ -92,7 +92,7 @@ def compare_digests(
     return stale, draft.take(np.concatenate([_NONE, *extra]), schema.primary_key)
 
 
-def _fresh_index(draft: Draft, schema: TableSchema) -> tuple[KeyIndex, Numbers]:
+def _fresh_index(draft: WriteBuffer, schema: TableSchema) -> tuple[KeyIndex, Numbers]:
     words, checks = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
     digests, places = [np.zeros(0, np.uint64)], [_NONE]
     for rows, where in draft.scan(schema.names):

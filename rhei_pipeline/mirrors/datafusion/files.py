@@ -44,7 +44,7 @@ class Files(Protocol):
         """How others reach the files: options by the names that object stores' clients know."""
 
     def put(self, name: str, content: pa.Buffer) -> Mark | None:
-        """Write a file; it counts once `settle` has returned.
+        """Write a file; it counts once `flush` has returned.
 
         Returns:
             What stands there now; None where files cannot be damaged.
@@ -63,9 +63,9 @@ class Files(Protocol):
         """Return the number that was kept last; 0 where none can be read."""
 
     def link(self, name: str, standing: str) -> None:
-        """Give a file a second name; it counts once `settle` has returned."""
+        """Give a file a second name; it counts once `flush` has returned."""
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Return once all files written are there to stay."""
 
     def harden(self, folder: str) -> None:
@@ -145,7 +145,7 @@ class MemoryFiles:
         """Give a file a second name."""
         self._content[name] = self._content[standing]
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Nothing of it stays anyway."""
 
     def harden(self, folder: str) -> None:

@@ -55,7 +55,7 @@ class LocalFiles:
                 self._lock = WriterLock(path / _LOCK, str(path), lock_timeout_seconds)
 
     def put(self, name: str, content: pa.Buffer) -> Mark:
-        """Write a file; `settle` brings it to the disk."""
+        """Write a file; `flush` brings it to the disk."""
         file = self._path / name
         with self._translated():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ class LocalFiles:
                 file.hardlink_to(self._path / standing)
         self._touched.add(file.parent)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Bring all files and the folders that name them to the disk."""
         with self._translated():
             for path in [*self._unsynced, *self._touched]:

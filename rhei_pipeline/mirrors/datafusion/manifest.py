@@ -43,7 +43,7 @@ _HISTORY = {field.name for field in HISTORY_FIELDS}
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class DeletionVector:
     """Where the bitmap of a segment's removed rows stands: a part of a file of such bitmaps."""
 
     file: str
@@ -52,7 +52,7 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class VersionEndsPart:
     """Where some of a segment's endings stand: a part of a file of such parts."""
 
     file: str
@@ -81,8 +81,8 @@ class Segment:
     constants: Mapping[str, int | str] = field(default_factory=lambda: MappingProxyType({}))
     past: bool = False
     tag: str = ""
-    gone: Gone | None = None
-    ended: tuple[Ended, ...] = ()
+    gone: DeletionVector | None = None
+    ended: tuple[VersionEndsPart, ...] = ()
     written_at: datetime | None = None
 
     @property
@@ -102,7 +102,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class TableShape:
     """What a table was built for.
 
     Attributes:
@@ -134,7 +134,7 @@ class StoredTable:
     begins_at: datetime | None = None
     left: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
     gaps_until: datetime | None = None
-    built: Built | None = None
+    built: TableShape | None = None
 
     @property
     def is_mirrored(self) -> bool:
@@ -144,7 +144,7 @@ class StoredTable:
     def as_mirrored(self) -> Table:
         """Return it as a table of the source; the key is empty where it was not recorded."""
         prefix = f"{self.namespace}." if self.namespace else ""
-        built = self.built or Built(prefix + self.relation, ())
+        built = self.built or TableShape(prefix + self.relation, ())
         own = [field for field in self.schema if field.name not in _HISTORY]
         columns = tuple(Column(field.name, field.type) for field in own)
         mode = Mode.TEMPORAL if VALID_TO in self.schema.names else Mode.DESTRUCTIVE
@@ -305,12 +305,12 @@ def _table(table: StoredTable) -> dict[str, Any]:
     }
 
 
-def _built(built: Built | None) -> list[Any] | None:
+def _built(built: TableShape | None) -> list[Any] | None:
     return [built.name, list(built.primary_key), built.set_aside] if built else None
 
 
-def _read_built(form: list[Any] | None) -> Built | None:
-    return Built(form[0], tuple(form[1]), form[2]) if form else None
+def _read_built(form: list[Any] | None) -> TableShape | None:
+    return TableShape(form[0], tuple(form[1]), form[2]) if form else None
 
 
 def _read_table(form: dict[str, Any]) -> StoredTable:
@@ -352,7 +352,7 @@ def _read_segment(form: dict[str, Any]) -> Segment:
         MappingProxyType(form["constants"]),
         past=form["past"],
         tag=form["tag"],
-        gone=Gone(*form["gone"]) if form["gone"] else None,
-        ended=tuple(Ended(*part) for part in form.get("ended", ())),
+        gone=DeletionVector(*form["gone"]) if form["gone"] else None,
+        ended=tuple(VersionEndsPart(*part) for part in form.get("ended", ())),
         written_at=datetime.fromisoformat(written) if (written := form.get("written_at")) else None,
     )

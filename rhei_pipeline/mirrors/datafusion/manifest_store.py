@@ -18,7 +18,7 @@ _SUFFIX = ".json"
 _NAME = re.compile(rf"{_FOLDER}/(\d+)\.json")
 
 
-class Manifests:
+class ManifestStore:
     """All manifests among some files.
 
     Args:
@@ -90,7 +90,7 @@ class Manifests:
         Raises:
             MirrorBusyError: Somebody else has committed since this state was begun.
         """
-        self._files.settle()
+        self._files.flush()
         self._files.create(_name(manifest.version), manifest.encode())
         self._files.remember(manifest.version)
         self._known[manifest.version] = manifest

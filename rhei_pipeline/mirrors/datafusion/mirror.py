@@ -24,9 +24,9 @@ from rhei_pipeline.mirrors.datafusion.files import Files, MemoryFiles, aside
 from rhei_pipeline.mirrors.datafusion.formats import Format, Ipc, Parquet
 from rhei_pipeline.mirrors.datafusion.local_files import LocalFiles
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest
-from rhei_pipeline.mirrors.datafusion.manifest_store import Manifests
+from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
 from rhei_pipeline.mirrors.datafusion.past import past_of
-from rhei_pipeline.mirrors.datafusion.repair import Healing
+from rhei_pipeline.mirrors.datafusion.repair import TableRepair
 from rhei_pipeline.mirrors.datafusion.segment_merge import maintained
 from rhei_pipeline.mirrors.datafusion.segment_store import DATA, SegmentStore
 from rhei_pipeline.mirrors.datafusion.session import (
@@ -46,7 +46,7 @@ from rhei_pipeline.sql.text import mirror_table
 
 if TYPE_CHECKING:
     from rhei_pipeline.mirrors.datafusion.delta import DeltaTables
-    from rhei_pipeline.mirrors.datafusion.object_store import Access
+    from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class DataFusionMirror:
         storage: str,
         path: Path | str = MEMORY,
         *,
-        access: "Access | None" = None,
+        access: "StoreAccess | None" = None,
         delta: "DeltaTables | None" = None,
         lock_timeout_seconds: float = 30.0,
         retained_manifests: int = RETAINED_MANIFESTS,
@@ -101,7 +101,7 @@ class DataFusionMirror:
         files = open_files(storage, path, access, lock_timeout_seconds)
         self._files = files
         self._store = SegmentStore(files, FORMATS[storage]())
-        self._manifests = Manifests(files, retained_manifests)
+        self._manifests = ManifestStore(files, retained_manifests)
         self._session = ReadingSession(self._store, memory_limit_bytes)
         self._lock = threading.Lock()
         self._glance = threading.Lock()
@@ -179,7 +179,7 @@ class DataFusionMirror:
             )
             try:
                 yield transaction
-                manifest = None if trial else transaction.settle()
+                manifest = None if trial else transaction.prepare_commit()
             except BaseException:
                 self._store.discard()
                 raise
@@ -221,7 +221,7 @@ class DataFusionMirror:
     def heal(self, table: Table) -> tuple[DamagedFile, ...]:
         """Check all files of a table; leave out what is damaged, so that a copy can mend it."""
         with self._lock, self._undoing(despite_damage=True):
-            base, healing = self._manifest, Healing(table, self._store)
+            base, healing = self._manifest, TableRepair(table, self._store)
             if self._damage is not None:
                 base = self._without_damaged_manifest(self._damage, healing)
             healed = healing.of(base)
@@ -256,7 +256,9 @@ class DataFusionMirror:
         stored = self._manifest.tables.get(mirror_table(table.schema))
         return stored.gaps_until if stored else None
 
-    def _without_damaged_manifest(self, damage: MirrorDamagedError, healing: Healing) -> Manifest:
+    def _without_damaged_manifest(
+        self, damage: MirrorDamagedError, healing: TableRepair
+    ) -> Manifest:
         base = self._manifest
         outcome = (
             f"the mirror goes back to its state of {base.committed_at:%Y-%m-%d %H:%M:%S} UTC;"
@@ -265,10 +267,10 @@ class DataFusionMirror:
         healing.found.append(DamagedFile(damage.file, outcome))
         return replace(base, version=self._manifests.set_aside_after(base.version))
 
-    def _set_aside(self, healing: Healing) -> None:
+    def _set_aside(self, healing: TableRepair) -> None:
         for name in healing.spared - healing.aside:
             self._files.link(aside(name), name)
-        self._files.settle()
+        self._files.flush()
         self._files.set_aside(healing.aside)
         self._store.forget(healing.aside)
 
@@ -419,17 +421,20 @@ def _gathered(
 
 
 def open_files(
-    storage: str, path: Path | str, access: "Access | None" = None, timeout: float | None = None
+    storage: str,
+    path: Path | str,
+    access: "StoreAccess | None" = None,
+    timeout: float | None = None,
 ) -> Files:
     """Open where a mirror's files rest: to write with a time to wait for the lock, else to read."""
     if storage == "memory":
         return MemoryFiles()
     if str(path).startswith(URL_SCHEMES):
         from rhei_pipeline.mirrors.datafusion.object_store import (  # noqa: PLC0415  (its package is optional)
-            Access,
             ObjectFiles,
+            StoreAccess,
         )
 
-        return ObjectFiles(str(path), access or Access())
+        return ObjectFiles(str(path), access or StoreAccess())
     writing = timeout is not None
     return LocalFiles(Path(path), writing=writing, lock_timeout_seconds=timeout or 0)

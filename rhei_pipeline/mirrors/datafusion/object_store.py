@@ -33,7 +33,7 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class StoreAccess:
     """How a store is reached; what is left out is taken from the environment.
 
     Attributes:
@@ -61,7 +61,7 @@ class ObjectFiles:
 
     remote: ClassVar[bool] = True
 
-    def __init__(self, url: str, access: Access) -> None:
+    def __init__(self, url: str, access: StoreAccess) -> None:
         parts = urlsplit(url)
         self.root = url.rstrip("/")
         self._scheme, self._bucket = parts.scheme, parts.netloc
@@ -126,7 +126,7 @@ class ObjectFiles:
         """Have the store copy a file."""
         self._ask(name, lambda: obstore.copy(self._store, standing, name))
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Do nothing: what was put is there already."""
 
     def harden(self, folder: str) -> None:
@@ -223,7 +223,7 @@ class ObjectFiles:
             ) from None
 
 
-def _store(scheme: str, bucket: str, prefix: str, access: Access) -> S3Store | GCSStore:
+def _store(scheme: str, bucket: str, prefix: str, access: StoreAccess) -> S3Store | GCSStore:
     shared: dict[str, Any] = {
         "prefix": prefix or None,
         "client_options": {
@@ -240,7 +240,7 @@ def _store(scheme: str, bucket: str, prefix: str, access: Access) -> S3Store | G
     return S3Store(bucket, **{**shared, **given})
 
 
-def _reading_store(scheme: str, bucket: str, access: Access) -> object:
+def _reading_store(scheme: str, bucket: str, access: StoreAccess) -> object:
     secrets: dict[str, Any] = dict(access.secrets)
     if scheme == "gs":
         path = secrets.get("service_account_path")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, StoredTable
-from rhei_pipeline.mirrors.datafusion.write_buffer import Draft
+from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.model.progress import Past
 from rhei_pipeline.model.schema import HISTORY_FIELDS, Mode, Table
 from rhei_pipeline.sql.text import mirror_table
@@ -21,7 +21,7 @@ def past_of(manifest: Manifest, table: Table) -> Past | None:
     return Past(stored.begins_at, _left(stored, table), mark.recorded_at if mark else None)
 
 
-def note_columns(draft: Draft, table: Table, at: datetime) -> None:
+def note_columns(draft: WriteBuffer, table: Table, at: datetime) -> None:
     """Record which of a temporal table's columns the source has no more, and since when."""
     if table.mode is Mode.TEMPORAL:
         left = _left(draft.table, table)

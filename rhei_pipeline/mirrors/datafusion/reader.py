@@ -10,14 +10,14 @@ import pyarrow as pa
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.datafusion.files import Files
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest
-from rhei_pipeline.mirrors.datafusion.manifest_store import Manifests
+from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
 from rhei_pipeline.mirrors.datafusion.mirror import FORMATS, RETAINED_MANIFESTS, open_files
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.datafusion.session import Params, ReadingSession
 from rhei_pipeline.model.progress import Ledger
 
 if TYPE_CHECKING:
-    from rhei_pipeline.mirrors.datafusion.object_store import Access
+    from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
 
 _TRIES = 10
 
@@ -39,7 +39,7 @@ class MirrorReader:
     """
 
     def __init__(
-        self, path: Path | str, version: int | None = None, *, access: "Access | None" = None
+        self, path: Path | str, version: int | None = None, *, access: "StoreAccess | None" = None
     ) -> None:
         self._files = open_files("parquet", path, access)
         self._pin = ExitStack()
@@ -69,7 +69,7 @@ class MirrorReader:
 
     def versions(self) -> list[int]:
         """Return the versions that can be read now, the newest last."""
-        return Manifests(self._files, RETAINED_MANIFESTS).versions()
+        return ManifestStore(self._files, RETAINED_MANIFESTS).versions()
 
     def ledger(self) -> Ledger:
         """Return what this state has recorded."""
@@ -95,7 +95,7 @@ class MirrorReader:
     def _hold(self, wanted: int | None) -> Manifest:
         """Pin a version, then read it: a writer may have dropped it in between."""
         for _ in range(_TRIES):
-            manifests = Manifests(self._files, RETAINED_MANIFESTS)
+            manifests = ManifestStore(self._files, RETAINED_MANIFESTS)
             version = manifests.versions()[-1] if wanted is None else wanted
             with ExitStack() as pin:
                 pin.enter_context(self._files.pin(version))
@@ -114,7 +114,7 @@ class MirrorReader:
 
 
 def _storage(files: Files, path: Path | str) -> str:
-    newest = Manifests(files, RETAINED_MANIFESTS).newest()
+    newest = ManifestStore(files, RETAINED_MANIFESTS).newest()
     if newest is None:
         raise MirrorError(f"there is no mirror at {str(path)!r}", hint="sync once, then read")
     return newest.storage

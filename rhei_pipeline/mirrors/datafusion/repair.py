@@ -20,7 +20,7 @@ from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex
 from rhei_pipeline.mirrors.datafusion.manifest import (
     COPY_PREFIX,
     SNAPSHOTS,
-    Gone,
+    DeletionVector,
     Manifest,
     Segment,
     StoredTable,
@@ -37,7 +37,7 @@ _HISTORY = {found.name for found in HISTORY_FIELDS}
 
 
 @dataclass(slots=True)
-class Healing:
+class TableRepair:
     """Makes one table of a committed state whole.
 
     Attributes:
@@ -138,7 +138,7 @@ class Healing:
             remove(bits, part.positions.astype(np.int64))
             gone += len(part.positions)
         [(file, offset)] = self.store.write_bits([bits])
-        return replace(segment, gone=Gone(file, offset, gone))
+        return replace(segment, gone=DeletionVector(file, offset, gone))
 
     def _with_index(self, segment: Segment) -> Segment:
         """Write the rows once more, at the same positions, with an index made from them."""

@@ -9,9 +9,9 @@ import pyarrow as pa
 from rhei_pipeline.changes.scd2 import refuse_lost_history, refuse_unknown_key
 from rhei_pipeline.errors import SchemaDriftError
 from rhei_pipeline.mirrors.datafusion.digests import key_hashes
-from rhei_pipeline.mirrors.datafusion.manifest import Built
+from rhei_pipeline.mirrors.datafusion.manifest import TableShape
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
-from rhei_pipeline.mirrors.datafusion.write_buffer import Draft
+from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.mirrors.exact_casts import (
     InexactError,
     cast_exactly,
@@ -23,10 +23,10 @@ from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Table
 
 _INTEGERS = (pa.int16(), pa.int32(), pa.int64())
 #: Appends versions of a table, that have ended or have not, to a draft of it.
-Append = Callable[[Draft, Table, pa.Table, bool], None]
+Append = Callable[[WriteBuffer, Table, pa.Table, bool], None]
 
 
-def outgrown(draft: Draft, table: Table) -> bool:
+def outgrown(draft: WriteBuffer, table: Table) -> bool:
     """Return whether a standing table is to be made anew: one without history, of another shape.
 
     Raises:
@@ -45,7 +45,7 @@ def outgrown(draft: Draft, table: Table) -> bool:
     return False
 
 
-def fit(draft: Draft, table: Table, store: SegmentStore, append: Append) -> Draft:
+def fit(draft: WriteBuffer, table: Table, store: SegmentStore, append: Append) -> WriteBuffer:
     """Return a standing table in the schema's shape: itself where reading can cast its rows.
 
     It is written anew where its index found rows by another key, or where values become others.
@@ -65,15 +65,15 @@ def fit(draft: Draft, table: Table, store: SegmentStore, append: Append) -> Draf
         draft.reshape(shape)
         draft.build_for(_built(table))
         return draft
-    fresh = Draft(replace(draft.table, schema=shape, segments=(), built=_built(table)), store)
+    fresh = WriteBuffer(replace(draft.table, schema=shape, segments=(), built=_built(table)), store)
     for past in (True, False):
         for rows, _ in draft.scan(draft.schema.names, past=past):
             append(fresh, table, _in_shape(rows, shape, table.name), past)
     return fresh
 
 
-def _built(table: Table) -> Built:
-    return Built(table.name, table.schema.primary_key)
+def _built(table: Table) -> TableShape:
+    return TableShape(table.name, table.schema.primary_key)
 
 
 def _is_readable_as(standing: pa.Schema, shape: pa.Schema, table: Table) -> bool:
@@ -103,7 +103,7 @@ def _in_shape(rows: pa.Table, shape: pa.Schema, table: str) -> pa.Table:
     return pa.table(columns, schema=shape)
 
 
-def last_good_rows(standing: Draft, table: Table, keys: pa.Table) -> pa.Table:
+def last_good_rows(standing: WriteBuffer, table: Table, keys: pa.Table) -> pa.Table:
     """Return a table's present rows of these keys in its new columns.
 
     Null where the table does not have a column, or where the new type has no such value.
@@ -122,12 +122,12 @@ def _equal(standing: pa.Schema, wanted: pa.Schema) -> bool:
     return bool(standing.names == wanted.names and standing.types == wanted.types)
 
 
-def _has_other_key(draft: Draft, table: Table) -> bool:
+def _has_other_key(draft: WriteBuffer, table: Table) -> bool:
     built = draft.table.built
     return built is not None and built.primary_key != table.schema.primary_key
 
 
-def _versions(draft: Draft, table: Table) -> pa.Table:
+def _versions(draft: WriteBuffer, table: Table) -> pa.Table:
     names = [*table.schema.primary_key, VALID_FROM, VALID_TO, OPERATION]
     fields = [draft.schema.field(name) for name in names]
     parts = [rows for past in (True, False) for rows, _ in draft.scan(names, past=past)]

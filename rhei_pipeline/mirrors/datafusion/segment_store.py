@@ -22,8 +22,13 @@ from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, Words
 from rhei_pipeline.mirrors.datafusion.files import Files
 from rhei_pipeline.mirrors.datafusion.formats import ROW, Format, Parquet
 from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex, Numbers
-from rhei_pipeline.mirrors.datafusion.manifest import Ended, Manifest, Segment, StoredTable
-from rhei_pipeline.mirrors.datafusion.version_ends import Endings
+from rhei_pipeline.mirrors.datafusion.manifest import (
+    Manifest,
+    Segment,
+    StoredTable,
+    VersionEndsPart,
+)
+from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds
 
 DATA = "data"
 INDEX = ".index"
@@ -42,7 +47,7 @@ class SegmentStore:
         self._manifest: Manifest | None = None
         self._indexes: dict[str, KeyIndex] = {}
         self._bits: dict[tuple[str, int], Bits] = {}
-        self._endings: dict[Ended, Endings] = {}
+        self._endings: dict[VersionEndsPart, VersionEnds] = {}
         self._written: set[str] = set()
 
     def write(
@@ -91,7 +96,7 @@ class SegmentStore:
         self._bits.update(zip(places, bitmaps, strict=True))
         return places
 
-    def write_endings(self, endings: Sequence[Endings]) -> list[Ended]:
+    def write_endings(self, endings: Sequence[VersionEnds]) -> list[VersionEndsPart]:
         """Write endings into one file; return where each begins."""
         if not endings:
             return []
@@ -100,13 +105,13 @@ class SegmentStore:
         self._put(file, pa.py_buffer(b"".join(encoded)))
         starts = np.cumsum([0, *map(len, encoded)])
         places = [
-            Ended(file, int(start), len(part.positions))
+            VersionEndsPart(file, int(start), len(part.positions))
             for start, part in zip(starts, endings, strict=False)
         ]
         self._endings.update(zip(places, endings, strict=True))
         return places
 
-    def endings(self, places: Sequence[Ended]) -> list[Endings]:
+    def endings(self, places: Sequence[VersionEndsPart]) -> list[VersionEnds]:
         """Read endings, mapped or kept."""
         found = []
         for place in places:
@@ -114,7 +119,7 @@ class SegmentStore:
             if kept is not None:
                 self.check([place.file])  # mapped, as an index may be
             else:
-                kept = Endings.decode(self._get(place.file), place.offset, place.rows)
+                kept = VersionEnds.decode(self._get(place.file), place.offset, place.rows)
                 self._endings[place] = kept
             found.append(kept)
         return found
@@ -195,7 +200,7 @@ class SegmentStore:
 
     def ended_rows(self, segment: Segment, schema: pa.Schema) -> tuple[pa.Table, KeyHashes, Words]:
         """Return the rows of versions that have ended, in a table's shape, as `rows` does."""
-        endings = Endings.merged(self.endings(segment.ended))
+        endings = VersionEnds.merged(self.endings(segment.ended))
         names = [name for name in schema.names if name in segment.schema.names]
         positions = endings.positions.astype(np.int64)
         rows = self.form.take(self.content(segment), names, positions)

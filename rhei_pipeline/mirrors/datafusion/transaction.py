@@ -23,9 +23,9 @@ from rhei_pipeline.mirrors.datafusion.digests import key_hashes, table_digests
 from rhei_pipeline.mirrors.datafusion.manifest import (
     COPY_PREFIX,
     SNAPSHOTS,
-    Built,
     Manifest,
     StoredTable,
+    TableShape,
 )
 from rhei_pipeline.mirrors.datafusion.past import note_columns
 from rhei_pipeline.mirrors.datafusion.query_proof import misread_columns
@@ -37,8 +37,8 @@ from rhei_pipeline.mirrors.datafusion.segment_merge import (
     fold,
 )
 from rhei_pipeline.mirrors.datafusion.segment_store import DATA, SegmentStore, conform
-from rhei_pipeline.mirrors.datafusion.version_ends import Endings
-from rhei_pipeline.mirrors.datafusion.write_buffer import Draft, Found
+from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds
+from rhei_pipeline.mirrors.datafusion.write_buffer import Found, WriteBuffer
 from rhei_pipeline.model.blame import own_fault
 from rhei_pipeline.model.changes import (
     SEQUENCE,
@@ -68,13 +68,13 @@ _DAY = pa.field("snapshot_date", pa.date32())
 
 @dataclass(slots=True)
 class FileTransaction:
-    """A `MirrorTransaction` on one committed state; `settle` says what it makes of it."""
+    """A `MirrorTransaction` on one committed state; `prepare_commit` says what it makes of it."""
 
     base: Manifest
     store: SegmentStore
     #: Runs a query on the committed state; None where nobody is to ask.
     ask: Callable[[str], pa.Table] | None = None
-    _tables: dict[str, Draft] = field(default_factory=dict)
+    _tables: dict[str, WriteBuffer] = field(default_factory=dict)
     _dropped: set[str] = field(default_factory=set)
     _watermarks: dict[str, Watermark] = field(default_factory=dict)
     _copies: dict[str, CopyProgress] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class FileTransaction:
         self._watermarks = dict(self.base.ledger.watermarks)
         self._copies = dict(self.base.ledger.copies)
 
-    def settle(self) -> Manifest:
+    def prepare_commit(self) -> Manifest:
         """Write everything that is new, and return the state to commit."""
         tables = {n: t for n, t in self.base.tables.items() if n not in self._dropped}
         now = datetime.now(UTC)
@@ -105,10 +105,10 @@ class FileTransaction:
             letters=kept,
         )
 
-    def _settled(self, draft: Draft) -> StoredTable:
+    def _settled(self, draft: WriteBuffer) -> StoredTable:
         """Write one table; an unknown error at that is its own."""
         try:
-            return draft.settle()
+            return draft.prepare_commit()
         except (RheiError, OSError):
             raise
         except Exception as error:
@@ -210,7 +210,7 @@ class FileTransaction:
         name, draft = _snapshots(table.schema), self._draft(table)
         if not self._stands(name):
             empty = StoredTable(SNAPSHOTS, table.schema.snapshot_name, pa.schema([_DAY]))
-            self._tables[name] = Draft(empty, self.store)
+            self._tables[name] = WriteBuffer(empty, self.store)
         target = self._named(name, table)
         asked = dict.fromkeys(column for day in days.values() for column in day.columns)
         new = [draft.schema.field(n) for n in asked if n not in target.schema.names]
@@ -277,7 +277,7 @@ class FileTransaction:
             since = pa.scalar(at, INSTANT).cast(pa.int64()).as_py()
             copy.fix({VALID_FROM: since, OPERATION: Operation.INSERT.value})
             copy.date(at, {})
-        copy.build_for(Built(table.name, table.schema.primary_key))
+        copy.build_for(TableShape(table.name, table.schema.primary_key))
         self._tables[name] = copy
         return copy.count()
 
@@ -298,7 +298,7 @@ class FileTransaction:
             if alike and stored.is_mirrored and stored.relation != schema.mirror_relation:
                 if schema.namespace or stored.namespace or old in self._dropped:
                     continue
-                draft = self._tables.pop(old, None) or Draft(stored, self.store)
+                draft = self._tables.pop(old, None) or WriteBuffer(stored, self.store)
                 draft.move(None, schema.mirror_relation)
                 self._tables[mirror_table(schema)] = draft
                 self._dropped.add(old)
@@ -309,7 +309,7 @@ class FileTransaction:
 
     def record_key(self, table: Table) -> None:
         """Record the key that the table was built for."""
-        self._draft(table).build_for(Built(table.name, table.schema.primary_key))
+        self._draft(table).build_for(TableShape(table.name, table.schema.primary_key))
 
     def drop_table(self, table: Table, keep_as: str | None = None) -> int:
         """Drop a table and all that is recorded of it; return the rows or versions it had."""
@@ -338,7 +338,7 @@ class FileTransaction:
         if self._stands(old):
             draft = self._tables[new] = self._named(old, table)
             draft.move(kept.namespace, kept.relation)
-            draft.build_for(Built(kept.name, table.schema.primary_key, set_aside=True))
+            draft.build_for(TableShape(kept.name, table.schema.primary_key, set_aside=True))
 
     def _stands(self, name: str) -> bool:
         return name in self._tables or (name in self.base.tables and name not in self._dropped)
@@ -378,7 +378,7 @@ class FileTransaction:
     def _prove_queries(self, table: Table, stored: StoredTable) -> None:
         if self.ask is None:
             return
-        draft, columns = Draft(stored, self.store), stored.schema.names
+        draft, columns = WriteBuffer(stored, self.store), stored.schema.names
         parts = (rows for past in (False, True) for rows, _ in draft.scan(columns, past=past))
         misread = misread_columns(stored.schema, mirror_table(table.schema), parts, self.ask)
         if misread:
@@ -389,10 +389,10 @@ class FileTransaction:
                 hint="run 'rhei maintain', which writes files of an earlier format anew",
             )
 
-    def _draft(self, table: Table, prefix: str = "") -> Draft:
+    def _draft(self, table: Table, prefix: str = "") -> WriteBuffer:
         return self._named(mirror_table(table.schema, prefix), table)
 
-    def _named(self, name: str, table: Table) -> Draft:
+    def _named(self, name: str, table: Table) -> WriteBuffer:
         found = self._tables.get(name)
         if found is None:
             stored = self.base.tables.get(name)
@@ -401,14 +401,14 @@ class FileTransaction:
                     "it does not stand in the mirror", table=table.name, hint="copy it first"
                 )
             self.store.refuse_damaged(stored)
-            found = self._tables[name] = Draft(stored, self.store)
+            found = self._tables[name] = WriteBuffer(stored, self.store)
         return found
 
     def _put(self, table: Table, schema: pa.Schema, prefix: str) -> None:
         stored = StoredTable(table.schema.namespace, prefix + table.schema.mirror_relation, schema)
-        self._tables[mirror_table(table.schema, prefix)] = Draft(stored, self.store)
+        self._tables[mirror_table(table.schema, prefix)] = WriteBuffer(stored, self.store)
 
-    def _drop_copy(self, table: Table) -> Draft:
+    def _drop_copy(self, table: Table) -> WriteBuffer:
         copy, name = self._draft(table, COPY_PREFIX), mirror_table(table.schema, COPY_PREFIX)
         del self._tables[name], self._copies[table.name]
         self._dropped.add(name)
@@ -425,7 +425,7 @@ def _snapshots(schema: TableSchema) -> str:
     return f"{SNAPSHOTS}.{quote(schema.snapshot_name)}"
 
 
-def _merge(draft: Draft, table: Table, changes: NetChanges) -> Counts:
+def _merge(draft: WriteBuffer, table: Table, changes: NetChanges) -> Counts:
     key = list(table.schema.primary_key)
     inserted = updated = deleted = 0
     upserts = changes.upserts
@@ -446,7 +446,7 @@ def _merge(draft: Draft, table: Table, changes: NetChanges) -> Counts:
     return Counts(inserted, updated, deleted)
 
 
-def _append(draft: Draft, table: Table, rows: pa.Table) -> None:
+def _append(draft: WriteBuffer, table: Table, rows: pa.Table) -> None:
     hashes = key_hashes(rows.select(list(table.schema.primary_key)))
     draft.append(rows, hashes, table_digests(rows, table.schema))
 
@@ -459,7 +459,7 @@ def _first_of_each(events: pa.Table, table: Table) -> pa.Array:
     return pa.array(first)
 
 
-def _repeated(draft: Draft, table: Table, firsts: pa.Table, found: Found) -> pa.Array:
+def _repeated(draft: WriteBuffer, table: Table, firsts: pa.Table, found: Found) -> pa.Array:
     """Tell of each open version whether the first event of its key repeats it, by its digest.
 
     Its row is read only where the digest is not of the columns there are now.
@@ -472,19 +472,19 @@ def _repeated(draft: Draft, table: Table, firsts: pa.Table, found: Found) -> pa.
     return pa.array(same)
 
 
-def _close(draft: Draft, table: Table, closings: pa.Table) -> None:
+def _close(draft: WriteBuffer, table: Table, closings: pa.Table) -> None:
     places, deleted = closings[LOCATOR].to_numpy(), closings[DELETED].to_numpy()
     ends = closings[VALID_TO].cast(pa.int64()).to_numpy()
     left = np.flatnonzero(~draft.end(places, ends, deleted))
     if len(left):
         # Opened by this transaction, and not yet written: moved instead.
-        endings = Endings(np.arange(len(left), dtype=np.uint32), ends[left], deleted[left])
+        endings = VersionEnds(np.arange(len(left), dtype=np.uint32), ends[left], deleted[left])
         rows = endings.written_into(draft.take(places[left], draft.schema.names))
         draft.remove(places[left])
         _append_versions(draft, table, rows, True)  # noqa: FBT003
 
 
-def _end_overlapping(draft: Draft, table: Table, places: np.ndarray, keys: np.ndarray) -> int:
+def _end_overlapping(draft: WriteBuffer, table: Table, places: np.ndarray, keys: np.ndarray) -> int:
     """Have each of a key's open versions end where the next one begins; return how many ended."""
     since = draft.take(places, [VALID_FROM])[VALID_FROM].cast(pa.int64()).to_numpy()
     order = np.lexsort((since, keys))
@@ -499,7 +499,7 @@ def _end_overlapping(draft: Draft, table: Table, places: np.ndarray, keys: np.nd
     return len(ends)
 
 
-def _append_versions(draft: Draft, table: Table, rows: pa.Table, past: bool) -> None:  # noqa: FBT001
+def _append_versions(draft: WriteBuffer, table: Table, rows: pa.Table, past: bool) -> None:  # noqa: FBT001
     hashes = key_hashes(rows.select(list(table.schema.primary_key)))
     if past:
         payloads = rows[VALID_TO].cast(pa.int64()).to_numpy().view(np.uint64)
@@ -508,18 +508,18 @@ def _append_versions(draft: Draft, table: Table, rows: pa.Table, past: bool) -> 
     draft.append(rows, hashes, payloads, past=past)
 
 
-def _all_keys(draft: Draft, table: Table) -> pa.Table:
+def _all_keys(draft: WriteBuffer, table: Table) -> pa.Table:
     parts = [keys for keys, _ in draft.scan(table.schema.primary_key)]
     return pa.concat_tables([table.schema.arrow_key.empty_table(), *parts])
 
 
-def _rows_of(draft: Draft, table: Table, keys: pa.Table) -> pa.Table:
+def _rows_of(draft: WriteBuffer, table: Table, keys: pa.Table) -> pa.Table:
     key = list(table.schema.primary_key)
     found = draft.find(key_hashes(keys.select(key)))
     return conform(draft.take(np.unique(found.places), table.schema.names), table.schema.arrow)
 
 
-def _rows_as_of(draft: Draft, then: AsOf) -> pa.Table:
+def _rows_as_of(draft: WriteBuffer, then: AsOf) -> pa.Table:
     names = list(then.columns)
     found = [pa.schema([draft.schema.field(name) for name in names]).empty_table()]
     at = pa.scalar(then.instant, INSTANT)

@@ -20,7 +20,7 @@ _BYTES_PER_ROW = 13
 
 
 @dataclass(frozen=True, slots=True)
-class Endings:
+class VersionEnds:
     """Some of a segment's versions that have ended.
 
     Attributes:
@@ -34,13 +34,13 @@ class Endings:
     deleted: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, positions: Numbers, ends: Numbers, deleted: npt.NDArray[np.bool_]) -> "Endings":
+    def of(cls, positions: Numbers, ends: Numbers, deleted: npt.NDArray[np.bool_]) -> "VersionEnds":
         """Bring endings into order."""
         order = np.argsort(positions)
         return cls(positions[order].astype(np.uint32), ends[order], deleted[order])
 
     @classmethod
-    def merged(cls, parts: Sequence["Endings"]) -> "Endings":
+    def merged(cls, parts: Sequence["VersionEnds"]) -> "VersionEnds":
         """Make one of several."""
         return cls.of(
             np.concatenate([part.positions for part in parts]).astype(np.int64),
@@ -49,7 +49,7 @@ class Endings:
         )
 
     @classmethod
-    def decode(cls, buffer: pa.Buffer, offset: int, rows: int) -> "Endings":
+    def decode(cls, buffer: pa.Buffer, offset: int, rows: int) -> "VersionEnds":
         """Read what `encode` wrote at this place, without copying."""
         ends = np.frombuffer(buffer, np.int64, rows, offset)
         positions = np.frombuffer(buffer, np.uint32, rows, offset + 8 * rows)
@@ -70,10 +70,12 @@ class Endings:
         met = self.positions[np.minimum(place, len(self.positions) - 1)] == positions
         return met, place[met]
 
-    def within(self, low: int, high: int) -> "Endings":
+    def within(self, low: int, high: int) -> "VersionEnds":
         """Return those from one position to before another."""
         first, last = np.searchsorted(self.positions, [low, high])
-        return Endings(self.positions[first:last], self.ends[first:last], self.deleted[first:last])
+        return VersionEnds(
+            self.positions[first:last], self.ends[first:last], self.deleted[first:last]
+        )
 
     def written_into(self, rows: pa.Table) -> pa.Table:
         """Write when and how each row's version ended into rows that have columns for it."""

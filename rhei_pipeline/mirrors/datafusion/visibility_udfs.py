@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.mirrors.datafusion.deletion_vectors import Bits
-from rhei_pipeline.mirrors.datafusion.version_ends import Endings
+from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds
 from rhei_pipeline.model.changes import Operation
 from rhei_pipeline.model.schema import INSTANT
 
@@ -15,7 +15,7 @@ from rhei_pipeline.model.schema import INSTANT
 OfNumbers = Callable[[pa.Array], pa.Array]
 
 
-def hidden(bits: Bits, endings: Sequence[Endings]) -> Bits:
+def hidden(bits: Bits, endings: Sequence[VersionEnds]) -> Bits:
     """Return which rows are gone for good: versions that have ended are still to be seen."""
     if not endings:
         return bits
@@ -25,7 +25,7 @@ def hidden(bits: Bits, endings: Sequence[Endings]) -> Bits:
     return np.packbits(gone, bitorder="little")
 
 
-def ends(endings: Sequence[Endings]) -> OfNumbers:
+def ends(endings: Sequence[VersionEnds]) -> OfNumbers:
     """Tell of rows by their numbers when their version ended; null for one that is valid."""
 
     def look_up(numbers: pa.Array) -> pa.Array:
@@ -37,7 +37,7 @@ def ends(endings: Sequence[Endings]) -> OfNumbers:
     return look_up
 
 
-def operations(endings: Sequence[Endings]) -> OfNumbers:
+def operations(endings: Sequence[VersionEnds]) -> OfNumbers:
     """Tell of rows by their numbers the operation that ended them, where it was a delete."""
 
     def look_up(numbers: pa.Array) -> pa.Array:
@@ -51,8 +51,8 @@ def operations(endings: Sequence[Endings]) -> OfNumbers:
 
 
 def _met(
-    endings: Sequence[Endings], numbers: pa.Array
-) -> Iterator[tuple[Endings, np.ndarray, np.ndarray | slice]]:
+    endings: Sequence[VersionEnds], numbers: pa.Array
+) -> Iterator[tuple[VersionEnds, np.ndarray, np.ndarray | slice]]:
     """Yield endings, which of the rows have ended there, and where each of those stands."""
     rows = numbers.to_numpy()
     together = _stand_together(rows)

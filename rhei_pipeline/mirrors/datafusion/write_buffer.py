@@ -18,9 +18,15 @@ from rhei_pipeline.mirrors.datafusion.deletion_vectors import (
 )
 from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, Words
 from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex, Numbers
-from rhei_pipeline.mirrors.datafusion.manifest import Built, Ended, Gone, Segment, StoredTable
+from rhei_pipeline.mirrors.datafusion.manifest import (
+    DeletionVector,
+    Segment,
+    StoredTable,
+    TableShape,
+    VersionEndsPart,
+)
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, ascending, conform
-from rhei_pipeline.mirrors.datafusion.version_ends import Endings
+from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds
 from rhei_pipeline.model.schema import HISTORY_FIELDS, Column
 
 #: A place is the number of a part in its table, and a row's position in that part.
@@ -120,8 +126,8 @@ class _Part:
         self.rows = rows
         self._bits = bits
         self.constants: Mapping[str, int | str] = MappingProxyType({})
-        self.ended: tuple[Ended, ...] = ()
-        self.ending: list[Endings] = []
+        self.ended: tuple[VersionEndsPart, ...] = ()
+        self.ending: list[VersionEnds] = []
         if isinstance(rows, _Written):
             self.constants = rows.segment.constants
             self.ended = rows.segment.ended
@@ -153,7 +159,7 @@ class _Part:
         return 0 if self._bits is None else int(np.bitwise_count(self._bits).sum())
 
 
-class Draft:
+class WriteBuffer:
     """A table that a transaction may change; nothing of it counts before the commit.
 
     Args:
@@ -175,7 +181,7 @@ class Draft:
         """Give the table other columns; no row is written."""
         self.table = replace(self.table, schema=schema)
 
-    def build_for(self, built: Built) -> None:
+    def build_for(self, built: TableShape) -> None:
         """Record what the table is built for."""
         self.table = replace(self.table, built=built)
 
@@ -241,7 +247,7 @@ class Draft:
             part = self._parts[number]
             if isinstance(part.rows, _Written):
                 part.remove(positions)
-                part.ending.append(Endings.of(positions, ends[where], deleted[where]))
+                part.ending.append(VersionEnds.of(positions, ends[where], deleted[where]))
                 done[where] = True
         return done
 
@@ -293,7 +299,7 @@ class Draft:
                 yield whole, (kept + low) | (number << _POSITION_BITS)
                 low += rows.num_rows
         for number, part, endings in self._with_endings() if past else ():
-            low, all_of_it = 0, Endings.merged(endings)
+            low, all_of_it = 0, VersionEnds.merged(endings)
             for rows in part.rows.parts(self._own(part, columns)):
                 some = all_of_it.within(low, low + rows.num_rows)
                 positions = some.positions.astype(np.int64)
@@ -311,7 +317,7 @@ class Draft:
         for part in self._parts:
             part.constants = MappingProxyType({**part.constants, **constants})
 
-    def settle(self) -> StoredTable:
+    def prepare_commit(self) -> StoredTable:
         """Write what is in memory; return the table as it is to be committed."""
         self._gather()
         changed = [part for part in self._parts if part.changed]
@@ -319,28 +325,28 @@ class Draft:
         places = dict(
             zip(map(id, changed), self._store.write_bits(bitmaps) if bitmaps else [], strict=True)
         )
-        ended = self._settle_endings()
+        ended = self._stage_version_ends()
         segments = []
         for part in self._parts:
             assert isinstance(part.rows, _Written)  # noqa: S101  (gathered just above)
             segment = replace(part.rows.segment, constants=part.constants)
             if part.changed:
-                segment = replace(segment, gone=Gone(*places[id(part)], part.gone()))
+                segment = replace(segment, gone=DeletionVector(*places[id(part)], part.gone()))
             segment = replace(segment, ended=ended.get(id(part), part.ended))
             if segment.present_rows or segment.ended:
                 segments.append(segment)
         return replace(self.table, segments=tuple(segments))
 
-    def _settle_endings(self) -> dict[int, tuple[Ended, ...]]:
+    def _stage_version_ends(self) -> dict[int, tuple[VersionEndsPart, ...]]:
         """Write what ended; return by part where all of its endings now stand."""
         ending = [part for part in self._parts if part.ending]
-        kept: list[tuple[Ended, ...]] = []
+        kept: list[tuple[VersionEndsPart, ...]] = []
         merged = []
         for part in ending:
-            mine = Endings.merged(part.ending)
+            mine = VersionEnds.merged(part.ending)
             full = _full_hand(part.ended, len(mine.positions))
             kept.append(tuple(place for place in part.ended if place not in full))
-            merged.append(Endings.merged([mine, *self._store.endings(full)]))
+            merged.append(VersionEnds.merged([mine, *self._store.endings(full)]))
         places = self._store.write_endings(merged)
         return {
             id(part): (*stay, place) for part, stay, place in zip(ending, kept, places, strict=True)
@@ -394,7 +400,7 @@ class Draft:
             if part.rows.past is past and not part.rows.tag:
                 yield number, part
 
-    def _with_endings(self) -> Iterator[tuple[int, _Part, list[Endings]]]:
+    def _with_endings(self) -> Iterator[tuple[int, _Part, list[VersionEnds]]]:
         for number, part in self._numbered(past=False):
             endings = [*self._store.endings(part.ended), *part.ending]
             if endings:
@@ -412,9 +418,9 @@ class Draft:
         return list(columns)
 
 
-def _full_hand(places: Sequence[Ended], rows: int) -> list[Ended]:
+def _full_hand(places: Sequence[VersionEndsPart], rows: int) -> list[VersionEndsPart]:
     """Return the endings that are to be made one with so many new ones: of each size, few stay."""
-    hand: list[Ended] = []
+    hand: list[VersionEndsPart] = []
     for place in sorted(places, key=lambda each: each.rows):
         if place.rows > _HAND * max(rows + sum(each.rows for each in hand), 1):
             break

@@ -28,7 +28,7 @@ from rhei_pipeline.mirrors.duckdb.damage import cause, damage_of, first_line, is
 from rhei_pipeline.mirrors.duckdb.housekeeping import prepare, read_ledger, read_owner
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit
 from rhei_pipeline.mirrors.duckdb.past import read_past
-from rhei_pipeline.mirrors.duckdb.progress import Records
+from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
 from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
 from rhei_pipeline.mirrors.duckdb.tables import in_utc, read_tables, table_exists
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
@@ -155,7 +155,7 @@ class DuckDBMirror:
         """Open the one writing transaction; a trial is rolled back at its end."""
         with self._lock, translated(self.path):
             self._connection.execute("begin transaction")
-            records = Records(self._connection, self._ledger)
+            records = ProgressRecords(self._connection, self._ledger)
             try:
                 yield DuckDBTransaction(self._connection, records)
                 if not trial:

@@ -17,7 +17,7 @@ from rhei_pipeline.mirrors.duckdb.housekeeping import (
 from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
 
 
-class Records:
+class ProgressRecords:
     """What is recorded, as one transaction sees it.
 
     Args:

@@ -14,7 +14,7 @@ import duckdb
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.duckdb import copy_program
 from rhei_pipeline.mirrors.duckdb.housekeeping import drop_copies
-from rhei_pipeline.mirrors.publishing import Pace
+from rhei_pipeline.mirrors.publishing import PublishSchedule
 
 _PARTIAL = ".partial"
 
@@ -31,7 +31,7 @@ class PublishedCopy:
 
     def __init__(self, path: Path, interval_seconds: float) -> None:
         self.path = path
-        self.pace = Pace(interval_seconds)
+        self.pace = PublishSchedule(interval_seconds)
 
     def look_up(self, source: Path) -> None:
         """Count the interval from the copy that an earlier process has left, if there is one."""

@@ -11,7 +11,7 @@ from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeat
 from rhei_pipeline.mirrors.duckdb.drop import drop_table
 from rhei_pipeline.mirrors.duckdb.housekeeping import write_letters, write_owner
 from rhei_pipeline.mirrors.duckdb.past import write_snapshots
-from rhei_pipeline.mirrors.duckdb.progress import Records
+from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
 from rhei_pipeline.mirrors.duckdb.promotion import adopt_copy, keep_unknown
 from rhei_pipeline.mirrors.duckdb.tables import copy_name, create, in_utc, write_built
 from rhei_pipeline.model.changes import (
@@ -43,7 +43,7 @@ class DuckDBTransaction:
         records: What is recorded; to be written before the transaction commits.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, records: Records) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, records: ProgressRecords) -> None:
         self._connection = connection
         self._records = records
 

@@ -8,10 +8,10 @@ from sqlglot import exp
 from rhei_pipeline.model.schema import decimal_type
 from rhei_pipeline.model.semantics import NUMERIC, Kind
 from rhei_pipeline.query.translation.literals import EXACT, as_double, as_value, cast
-from rhei_pipeline.query.translation.meaning import StaysError, Typed, derived
-from rhei_pipeline.query.translation.scope import Context, Scope
+from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
+from rhei_pipeline.query.translation.scope import Scope, TranslationContext
 
-Express = Callable[[exp.Expr, Scope, Context], Typed]
+Express = Callable[[exp.Expr, Scope, TranslationContext], Typed]
 _RANKS = {exp.Rank: "rank", exp.DenseRank: "dense_rank"}
 _UNORDERED = {Kind.OPAQUE, Kind.UNKNOWN}
 #: How many times smaller than the sum of their magnitudes a sum of reals may be. Beyond it,
@@ -23,7 +23,7 @@ AGGREGATES = (exp.Count, exp.Sum, exp.Avg, exp.Min, exp.Max)
 def aggregate(
     node: exp.Expr,
     scope: Scope,
-    context: Context,
+    context: TranslationContext,
     express: Express,
     kept: tuple[str, Typed] | None,
     over: str = "",
@@ -34,7 +34,7 @@ def aggregate(
     distinct = ""
     if isinstance(argument, exp.Distinct):
         if len(argument.expressions) != 1 or argument.args.get("on"):
-            raise StaysError("it counts distinct rows of several columns")
+            raise StaysWithSourceError("it counts distinct rows of several columns")
         argument, distinct = argument.expressions[0], "distinct "
     if isinstance(node, exp.Count) and isinstance(argument, exp.Star):
         found = Typed(f"count(*){behind}", Kind.INT, pa.int64())
@@ -51,10 +51,10 @@ def aggregate(
 
 def _aggregated(found: Typed, parts: Sequence[Typed], scope: Scope, *, windowed: bool) -> Typed:
     if any(part.aggregate for part in parts) and not windowed:
-        raise StaysError("an aggregate stands inside an aggregate")
+        raise StaysWithSourceError("an aggregate stands inside an aggregate")
     loose = frozenset().union(*(part.loose for part in parts))
     if loose - scope.own:
-        raise StaysError("an aggregate reaches out of its subquery")
+        raise StaysWithSourceError("an aggregate reaches out of its subquery")
     kept = loose if windowed else frozenset[str]()
     return derived(
         found.sql,
@@ -67,31 +67,37 @@ def _aggregated(found: Typed, parts: Sequence[Typed], scope: Scope, *, windowed:
     )
 
 
-def _of_one(node: exp.Expr, value: Typed, distinct: str, behind: str, context: Context) -> Typed:
+def _of_one(
+    node: exp.Expr, value: Typed, distinct: str, behind: str, context: TranslationContext
+) -> Typed:
     if isinstance(node, exp.Count):
         if distinct and (value.kind is Kind.OPAQUE or value.inexact):
-            raise StaysError("it tells apart values that the mirror keeps in another form")
+            raise StaysWithSourceError(
+                "it tells apart values that the mirror keeps in another form"
+            )
         return Typed(f"count({distinct}{value.sql}){behind}", Kind.INT, pa.int64())
     if value.kind in _UNORDERED or value.kind is Kind.NULL:
-        raise StaysError("it aggregates a column that the mirror keeps in another form")
+        raise StaysWithSourceError("it aggregates a column that the mirror keeps in another form")
     if isinstance(node, exp.Min | exp.Max):
         return _extreme(node, value, behind, context)
     if value.kind not in NUMERIC:
-        raise StaysError(f"it adds up {value.kind}")
+        raise StaysWithSourceError(f"it adds up {value.kind}")
     return _added(node, value, distinct, behind, context)
 
 
-def _extreme(node: exp.Expr, value: Typed, behind: str, context: Context) -> Typed:
+def _extreme(node: exp.Expr, value: Typed, behind: str, context: TranslationContext) -> Typed:
     if value.collated:
-        raise StaysError("the source orders text by a collation of its own")
+        raise StaysWithSourceError("the source orders text by a collation of its own")
     if value.inexact or value.kind is Kind.TRUTH:
-        raise StaysError(f"it takes an extreme of a {value.kind}")
+        raise StaysWithSourceError(f"it takes an extreme of a {value.kind}")
     word = "min" if isinstance(node, exp.Min) else "max"
     text = context.words.compared(value.sql, value.type)
     return derived(f"{word}({text}){behind}", value.kind, value.type)
 
 
-def _added(node: exp.Expr, value: Typed, distinct: str, behind: str, context: Context) -> Typed:
+def _added(
+    node: exp.Expr, value: Typed, distinct: str, behind: str, context: TranslationContext
+) -> Typed:
     whole = value.kind is Kind.INT
     if isinstance(node, exp.Sum) and (whole or value.kind is Kind.DECIMAL):
         total = context.words.sum_of_exact(value.sql, value.type, distinct, behind)
@@ -103,11 +109,11 @@ def _added(node: exp.Expr, value: Typed, distinct: str, behind: str, context: Co
         return _real_of_integers(node, value, distinct, behind, context)
     if value.kind in {Kind.REAL, Kind.NUMBER}:
         return _real(node, as_double(value, context), distinct, behind, context)
-    raise StaysError("it averages exact numbers, whose digits the source chooses")
+    raise StaysWithSourceError("it averages exact numbers, whose digits the source chooses")
 
 
 def _real_of_integers(
-    node: exp.Expr, value: Typed, distinct: str, behind: str, context: Context
+    node: exp.Expr, value: Typed, distinct: str, behind: str, context: TranslationContext
 ) -> Typed:
     """Add integers as doubles: exact, while no sum on the way can pass what doubles hold."""
     exact = context.words.sum_of_exact(value.sql, value.type, distinct, behind)
@@ -122,7 +128,9 @@ def _real_of_integers(
     return Typed(f"({context.words.guarded(beyond, text)})", Kind.REAL, pa.float64())
 
 
-def _real(node: exp.Expr, text: str, distinct: str, behind: str, context: Context) -> Typed:
+def _real(
+    node: exp.Expr, text: str, distinct: str, behind: str, context: TranslationContext
+) -> Typed:
     """Add reals, such that the order in which rows come shows in the last digits only."""
     words = context.words
     total = words.sum_of_reals(text, distinct, behind)
@@ -134,19 +142,21 @@ def _real(node: exp.Expr, text: str, distinct: str, behind: str, context: Contex
     return Typed(f"({found})", Kind.REAL, pa.float64(), inexact=True)
 
 
-def window(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
+def window(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     """Translate a function over a window."""
     if node.args.get("spec") or node.args.get("alias") or node.args.get("first") is not None:
-        raise StaysError("its window has a frame or a name")
+        raise StaysWithSourceError("its window has a frame or a name")
     parts = [express(part, scope, context) for part in node.args.get("partition_by") or ()]
     if any(part.kind is Kind.OPAQUE or part.inexact for part in parts):
-        raise StaysError("its window is cut by a column that the mirror keeps in another form")
+        raise StaysWithSourceError(
+            "its window is cut by a column that the mirror keeps in another form"
+        )
     order = node.args.get("order")
     ordered = [
         ordering(part, scope, context, express) for part in (order.expressions if order else ())
     ]
     if any(part.inexact for _, part in ordered):
-        raise StaysError("its window is ordered by sums of reals")
+        raise StaysWithSourceError("its window is ordered by sums of reals")
     pieces = []
     if parts:
         pieces.append("partition by " + ", ".join(part.sql for part in parts))
@@ -162,7 +172,7 @@ def _over(
     over: str,
     around: Sequence[Typed],
     scope: Scope,
-    context: Context,
+    context: TranslationContext,
     express: Express,
 ) -> Typed:
     word = next((word for kind, word in _RANKS.items() if isinstance(node, kind)), None)
@@ -171,9 +181,9 @@ def _over(
     if word is not None:
         return derived(f"{word}(){over}", Kind.INT, pa.int64(), *around, collated=False)
     if not isinstance(node, AGGREGATES) or node.expressions:
-        raise StaysError("its window function depends on the order of equal rows")
+        raise StaysWithSourceError("its window function depends on the order of equal rows")
     if isinstance(node.this, exp.Distinct):
-        raise StaysError("its window counts distinct values")
+        raise StaysWithSourceError("its window counts distinct values")
     found = aggregate(node, scope, context, express, None, over)
     return derived(found.sql, found.kind, found.type, found, *around, inexact=found.inexact)
 
@@ -188,7 +198,9 @@ def decides(keys: Sequence[Typed], scope: Scope) -> bool:
     return bool(scope.relations)
 
 
-def ordering(node: exp.Expr, scope: Scope, context: Context, express: Express) -> tuple[str, Typed]:
+def ordering(
+    node: exp.Expr, scope: Scope, context: TranslationContext, express: Express
+) -> tuple[str, Typed]:
     """Translate one ORDER BY term: its text with NULLs where the source puts them, and its key."""
     key = as_value(express(node.this, scope, context), context)
     return order_text(node, key, context), orderable(key)
@@ -198,20 +210,20 @@ def orderable(key: Typed) -> Typed:
     """Return a key that both sides order alike.
 
     Raises:
-        StaysError: They do not.
+        StaysWithSourceError: They do not.
     """
     if key.kind in _UNORDERED:
-        raise StaysError("it orders by a column that the mirror keeps in another form")
+        raise StaysWithSourceError("it orders by a column that the mirror keeps in another form")
     if key.collated:
-        raise StaysError("the source orders text by a collation of its own")
+        raise StaysWithSourceError("the source orders text by a collation of its own")
     return key
 
 
-def order_text(node: exp.Expr, key: Typed, context: Context) -> str:
+def order_text(node: exp.Expr, key: Typed, context: TranslationContext) -> str:
     """Write an ORDER BY term, NULLs where the source puts them."""
     sql = context.words.order_key(key.sql, key.kind)
     if node.args.get("with_fill"):
-        raise StaysError("it orders in a way of its own")
+        raise StaysWithSourceError("it orders in a way of its own")
     descending = bool(node.args.get("desc"))
     given = node.args.get("nulls_first")
     first = bool(given) if given is not None else (descending != context.sqlite)

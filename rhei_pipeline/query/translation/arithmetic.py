@@ -5,19 +5,19 @@ import pyarrow as pa
 from rhei_pipeline.model.schema import decimal_type
 from rhei_pipeline.model.semantics import NUMERIC, Kind
 from rhei_pipeline.query.translation.literals import as_double, cast
-from rhei_pipeline.query.translation.meaning import StaysError, Typed, derived
-from rhei_pipeline.query.translation.scope import Context
+from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
+from rhei_pipeline.query.translation.scope import TranslationContext
 
 
-def compute(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
+def compute(operator: str, left: Typed, right: Typed, context: TranslationContext) -> Typed:
     """Write `+`, `-`, `*`, `/` or `%` of two values.
 
     Raises:
-        StaysError: They are no numbers, or the source rounds in its own way.
+        StaysWithSourceError: They are no numbers, or the source rounds in its own way.
     """
     kinds = {left.kind, right.kind} - {Kind.NULL}
     if not kinds or not kinds <= NUMERIC:
-        raise StaysError(f"it computes with {' and '.join(sorted(kinds)) or 'nulls'}")
+        raise StaysWithSourceError(f"it computes with {' and '.join(sorted(kinds)) or 'nulls'}")
     if kinds == {Kind.INT}:
         return _integers(operator, left, right, context)
     if Kind.REAL not in kinds and Kind.NUMBER not in kinds:
@@ -25,7 +25,7 @@ def compute(operator: str, left: Typed, right: Typed, context: Context) -> Typed
     return _reals(operator, left, right, context)
 
 
-def _integers(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
+def _integers(operator: str, left: Typed, right: Typed, context: TranslationContext) -> Typed:
     widths = [part.type for part in (left, right) if part.kind is Kind.INT]
     kept = max(widths, key=lambda width: width.bit_width)
     first, second = cast(left, kept, context), cast(right, kept, context)
@@ -46,9 +46,9 @@ def _smallest(kept: pa.DataType) -> str:
     return f"(-{2 ** (kept.bit_width - 1) - 1} - 1)"
 
 
-def _decimals(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
+def _decimals(operator: str, left: Typed, right: Typed, context: TranslationContext) -> Typed:
     if operator not in {"+", "-", "*"}:
-        raise StaysError("it divides numerics, whose digits the source chooses")
+        raise StaysWithSourceError("it divides numerics, whose digits the source chooses")
     scales = [part.type.scale if part.kind is Kind.DECIMAL else 0 for part in (left, right)]
     scale = sum(scales) if operator == "*" else max(scales)
     kept = decimal_type(38, min(scale, 38))
@@ -56,9 +56,9 @@ def _decimals(operator: str, left: Typed, right: Typed, context: Context) -> Typ
     return derived(text, Kind.DECIMAL, kept, left, right)
 
 
-def _reals(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
+def _reals(operator: str, left: Typed, right: Typed, context: TranslationContext) -> Typed:
     if operator == "%":
-        raise StaysError("it takes a remainder of reals")
+        raise StaysWithSourceError("it takes a remainder of reals")
     first, second = (
         "cast(null as double)" if part.kind is Kind.NULL else as_double(part, context)
         for part in (left, right)
@@ -66,7 +66,7 @@ def _reals(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
     real = {left.kind, right.kind} & {Kind.REAL}
     if operator == "/":
         if not real:
-            raise StaysError("it divides numbers that are integers in some rows")
+            raise StaysWithSourceError("it divides numbers that are integers in some rows")
         divided = f"({first} / nullif({second}, 0))"
         text = divided if context.sqlite else context.words.guarded(f"{second} = 0", divided)
     else:

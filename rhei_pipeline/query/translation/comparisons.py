@@ -3,34 +3,36 @@
 import pyarrow as pa
 
 from rhei_pipeline.model.semantics import NUMERIC, Kind
-from rhei_pipeline.query.translation.literals import as_double, exact_text, settle
-from rhei_pipeline.query.translation.meaning import StaysError, Typed, derived
-from rhei_pipeline.query.translation.scope import Context
+from rhei_pipeline.query.translation.literals import as_double, coerce, exact_text
+from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
+from rhei_pipeline.query.translation.scope import TranslationContext
 
 _EQUALITIES = {"=", "<>", "is not distinct from", "is distinct from"}
 #: Upper- and lower-case letters as SQLite knows them.
 UPPER, LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
 
 
-def compare(operator: str, left: Typed, right: Typed, context: Context) -> Typed:
+def compare(operator: str, left: Typed, right: Typed, context: TranslationContext) -> Typed:
     """Compare two values as the source does.
 
     Raises:
-        StaysError: They are of different kinds, or the source compares them in its own way.
+        StaysWithSourceError: They are of different kinds, or the source has a way of its own.
     """
-    left, right = settle(left, right.kind, context), settle(right, left.kind, context)
+    left, right = coerce(left, right.kind, context), coerce(right, left.kind, context)
     if left.inexact or right.inexact:
-        raise StaysError("it compares sums of reals, whose last digits depend on the order of rows")
+        raise StaysWithSourceError(
+            "it compares sums of reals, whose last digits depend on the order of rows"
+        )
     texts = _comparable(left, right, context)
     if operator not in _EQUALITIES and (left.collated or right.collated):
-        raise StaysError("the source orders text by a collation of its own")
+        raise StaysWithSourceError("the source orders text by a collation of its own")
     return truth(f"({texts[0]} {operator} {texts[1]})", left, right)
 
 
-def _comparable(left: Typed, right: Typed, context: Context) -> tuple[str, str]:
+def _comparable(left: Typed, right: Typed, context: TranslationContext) -> tuple[str, str]:
     kinds = {left.kind, right.kind} - {Kind.NULL}
     if Kind.OPAQUE in kinds:
-        raise StaysError(
+        raise StaysWithSourceError(
             "it compares a column that the mirror keeps in another form, or in another order"
         )
     if len(kinds) <= 1 and kinds != {Kind.NUMBER}:
@@ -38,7 +40,7 @@ def _comparable(left: Typed, right: Typed, context: Context) -> tuple[str, str]:
     if kinds <= {Kind.INT, Kind.DECIMAL}:
         return left.sql, right.sql
     if not kinds <= NUMERIC:
-        raise StaysError(f"it compares {' with '.join(sorted(kinds))}")
+        raise StaysWithSourceError(f"it compares {' with '.join(sorted(kinds))}")
     first, second = (
         part.sql if part.kind is Kind.NULL else as_double(part, context, exactly=context.sqlite)
         for part in (left, right)
@@ -51,13 +53,13 @@ def truth(sql: str, *parts: Typed) -> Typed:
     return derived(sql, Kind.TRUTH, pa.bool_(), *parts, collated=False)
 
 
-def like_text(parts: list[Typed], escape: str | None, context: Context) -> str:
+def like_text(parts: list[Typed], escape: str | None, context: TranslationContext) -> str:
     """Write a LIKE of a text and a pattern, with the letters that the source holds for equal."""
     if not context.sqlite:
         # A backslash escapes in PostgreSQL also where no ESCAPE says so.
         return context.words.like(parts[0].sql, parts[1].sql, parts[1].text, escape or "\\")
     if escape is not None and escape.upper() != escape.lower():
-        raise StaysError("its ESCAPE is a letter")
+        raise StaysWithSourceError("its ESCAPE is a letter")
     folded = [f"translate({exact_text(part, context)}, '{UPPER}', '{LOWER}')" for part in parts]
     fixed = parts[1].text
     if fixed is not None:

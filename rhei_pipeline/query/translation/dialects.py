@@ -5,14 +5,14 @@ from abc import ABC, abstractmethod
 import pyarrow as pa
 
 from rhei_pipeline.model.semantics import FINITE, ONLY_SOURCE, Kind
-from rhei_pipeline.query.translation.meaning import StaysError
+from rhei_pipeline.query.translation.meaning import StaysWithSourceError
 from rhei_pipeline.sql.text import datafusion_type, duckdb_type, literal
 
 #: Precision up to which DataFusion adds any number of decimals without a wrap-around.
 _ADDED_DIGITS = 28
 
 
-class Words(ABC):
+class Dialect(ABC):
     """What one engine calls a thing.
 
     All text given and returned is SQL of the mirror; each is a whole expression.
@@ -78,7 +78,7 @@ class Words(ABC):
         return text
 
 
-class DuckDBWords(Words):
+class DuckDBDialect(Dialect):
     """DuckDB's: its arithmetic fails on overflow, and it has compensated sums."""
 
     def cast(self, text: str, kept: pa.DataType) -> str:  # noqa: D102
@@ -124,7 +124,7 @@ class DuckDBWords(Words):
         return f"favg({distinct}{text}){behind}"
 
 
-class DataFusionWords(Words):
+class DataFusionDialect(Dialect):
     """DataFusion's: integers and sums of them wrap around, and sums of doubles are plain."""
 
     # INTERSECT ALL is a join that keeps every row of the left side.
@@ -148,7 +148,9 @@ class DataFusionWords(Words):
         if escape is None:
             return f"({text} like replace({pattern}, '\\', '\\\\'))"
         if escape != "\\":
-            raise StaysError("its ESCAPE is another than the mirror's, and its pattern not fixed")
+            raise StaysWithSourceError(
+                "its ESCAPE is another than the mirror's, and its pattern not fixed"
+            )
         checked = self.guarded(f"contains({pattern}, '\\')", pattern)
         return f"({text} like {checked})"
 
@@ -200,11 +202,11 @@ def _escaped(pattern: str, escape: str | None) -> str:
         if letter == escape:
             meant = next(letters, None)
             if meant is None:
-                raise StaysError("its LIKE pattern ends in an escape")
+                raise StaysWithSourceError("its LIKE pattern ends in an escape")
             found.append(f"\\{meant}" if meant in "%_\\" else meant)
         else:
             found.append("\\\\" if letter == "\\" else letter)
     return "".join(found)
 
 
-WORDS: dict[str, Words] = {"duckdb": DuckDBWords(), "datafusion": DataFusionWords()}
+WORDS: dict[str, Dialect] = {"duckdb": DuckDBDialect(), "datafusion": DataFusionDialect()}

@@ -16,13 +16,13 @@ from rhei_pipeline.query.translation.literals import (
     as_truth,
     as_value,
     cast,
+    coerce,
     number,
     parameter,
-    settle,
     unify,
 )
-from rhei_pipeline.query.translation.meaning import StaysError, Typed, derived
-from rhei_pipeline.query.translation.scope import Context, Scope, resolve
+from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
+from rhei_pipeline.query.translation.scope import Scope, TranslationContext, resolve
 from rhei_pipeline.sql.text import literal
 
 _COMPARISONS: dict[type[exp.Expr], str] = {
@@ -57,11 +57,11 @@ _ARITHMETIC: dict[type[exp.Expr], str] = {
 }
 
 
-def express(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def express(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     """Translate one expression.
 
     Raises:
-        StaysError: The mirror has no expression of which the same answer is certain.
+        StaysWithSourceError: The mirror has no expression of which the same answer is certain.
     """
     rule = _RULES.get(type(node))
     found = rule(node, scope, context) if rule else functions.call(node, scope, context, express)
@@ -78,7 +78,9 @@ def refuse_unread(node: exp.Expr) -> None:
     known = _READ | _READ_OF.get(type(node), set())
     unread = [name for name, value in node.args.items() if value and name not in known]
     if unread:
-        raise StaysError(f"its {node.key} has a part {unread[0]!r} that is not translated")
+        raise StaysWithSourceError(
+            f"its {node.key} has a part {unread[0]!r} that is not translated"
+        )
 
 
 def _is_negated(node: exp.Expr) -> bool:
@@ -86,57 +88,57 @@ def _is_negated(node: exp.Expr) -> bool:
     return isinstance(inner, exp.Expr) and bool(inner.args.get("negate"))
 
 
-def condition(node: exp.Expr, scope: Scope, context: Context) -> str:
+def condition(node: exp.Expr, scope: Scope, context: TranslationContext) -> str:
     """Translate what WHERE, ON, HAVING or FILTER holds."""
     return as_truth(express(node, scope, context), context)
 
 
-def _operand(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _operand(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     if isinstance(node, _LOOSE):
-        raise StaysError("its operators need brackets to mean the same everywhere")
+        raise StaysWithSourceError("its operators need brackets to mean the same everywhere")
     return as_value(express(node, scope, context), context)
 
 
-def _literal(node: exp.Expr, _scope: Scope, context: Context) -> Typed:
+def _literal(node: exp.Expr, _scope: Scope, context: TranslationContext) -> Typed:
     text: str = node.this
     if not node.args.get("is_string"):
         return number(text, context)
     if "\0" in text:
-        raise StaysError("a text has a NUL character")
+        raise StaysWithSourceError("a text has a NUL character")
     if context.sqlite:
         return Typed(literal(text), Kind.TEXT, pa.string(), text=text)
     return Typed(literal(text), Kind.UNKNOWN, pa.string(), text=text)
 
 
-def _boolean(node: exp.Expr, _scope: Scope, _context: Context) -> Typed:
+def _boolean(node: exp.Expr, _scope: Scope, _context: TranslationContext) -> Typed:
     return Typed("true" if node.this else "false", Kind.TRUTH, pa.bool_())
 
 
-def _blob(node: exp.Expr, _scope: Scope, context: Context) -> Typed:
+def _blob(node: exp.Expr, _scope: Scope, context: TranslationContext) -> Typed:
     if not context.sqlite:
-        raise StaysError("a bit string is compared")
+        raise StaysWithSourceError("a bit string is compared")
     return Typed(context.words.blob(node.this), Kind.BLOB, pa.binary())
 
 
-def _parameter(node: exp.Expr, _scope: Scope, context: Context) -> Typed:
+def _parameter(node: exp.Expr, _scope: Scope, context: TranslationContext) -> Typed:
     name = node.this.name if isinstance(node.this, exp.Expr) else str(node.this or "")
     place = name.removeprefix("rhei_")
     if not place.isdigit() or not 0 < int(place) <= len(context.parameters):
-        raise StaysError("a parameter has a name, or no value")
+        raise StaysWithSourceError("a parameter has a name, or no value")
     return parameter(int(place), context)
 
 
-def _paren(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _paren(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     return express(node.this, scope, context)
 
 
-def _not(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _not(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     inner = express(node.this, scope, context)
     return truth(f"(not {as_truth(inner, context)})", inner)
 
 
-def _connective(word: str) -> Callable[[exp.Expr, Scope, Context], Typed]:
-    def connect(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _connective(word: str) -> Callable[[exp.Expr, Scope, TranslationContext], Typed]:
+    def connect(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
         parts = [express(part, scope, context) for part in (node.this, node.expression)]
         texts = [as_truth(part, context) for part in parts]
         return truth(f"({f' {word} '.join(texts)})", *parts)
@@ -144,65 +146,65 @@ def _connective(word: str) -> Callable[[exp.Expr, Scope, Context], Typed]:
     return connect
 
 
-def _comparison(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _comparison(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     if isinstance(node, exp.NullSafeEQ | exp.NullSafeNEQ) and isinstance(
         node.expression, exp.Boolean
     ):
-        raise StaysError("IS TRUE asks for truth, not for a value")
+        raise StaysWithSourceError("IS TRUE asks for truth, not for a value")
     left = _operand(node.this, scope, context)
     right = _operand(node.expression, scope, context)
     return compare(_COMPARISONS[type(node)], left, right, context)
 
 
-def _is(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _is(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     left = express(node.this, scope, context)
     if isinstance(node.this, _LOOSE):
-        raise StaysError("its operators need brackets to mean the same everywhere")
+        raise StaysWithSourceError("its operators need brackets to mean the same everywhere")
     if isinstance(node.expression, exp.Null):
         return truth(f"({left.sql} is null)", left)
     if isinstance(node.expression, exp.Boolean) and left.kind is Kind.TRUTH:
         word = "true" if node.expression.this else "false"
         return truth(f"({left.sql} is {word})", left)
     if isinstance(node.expression, exp.Boolean):
-        raise StaysError("IS TRUE asks for truth, not for a value")
+        raise StaysWithSourceError("IS TRUE asks for truth, not for a value")
     right = _operand(node.expression, scope, context)
     left = as_value(left, context)
     return compare("is not distinct from", left, right, context)
 
 
-def _between(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _between(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     value = _operand(node.this, scope, context)
     low = _operand(node.args["low"], scope, context)
     high = _operand(node.args["high"], scope, context)
     if node.args.get("symmetric"):
-        raise StaysError("it is BETWEEN SYMMETRIC")
+        raise StaysWithSourceError("it is BETWEEN SYMMETRIC")
     parts = compare(">=", value, low, context), compare("<=", value, high, context)
     return truth(f"({parts[0].sql} and {parts[1].sql})", *parts)
 
 
-def _in(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _in(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     value = _operand(node.this, scope, context)
     query = node.args.get("query")
     if query is not None:
         return _in_query(value, query, scope, context)
     members = node.expressions
     if not members or node.args.get("field") or node.args.get("unnest"):
-        raise StaysError("its IN names a table, or nothing")
+        raise StaysWithSourceError("its IN names a table, or nothing")
     parts = [compare("=", value, _operand(part, scope, context), context) for part in members]
     return truth(f"({' or '.join(part.sql for part in parts)})", *parts)
 
 
-def _in_query(value: Typed, query: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _in_query(value: Typed, query: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     text, columns = _subselect(query, scope, context)
     if len(columns) != 1:
-        raise StaysError("its IN compares rows")
+        raise StaysWithSourceError("its IN compares rows")
     other = columns[0][1]
     if {value.kind, other.kind} - {Kind.NULL} == {Kind.INT, Kind.REAL} or Kind.NUMBER in {
         value.kind,
         other.kind,
     }:
-        raise StaysError("its IN compares integers with reals")
-    settled = settle(value, other.kind, context)
+        raise StaysWithSourceError("its IN compares integers with reals")
+    settled = coerce(value, other.kind, context)
     compare("=", settled, other, context)
     return truth(f"({settled.sql} in ({text}))", settled, _outer(text, columns, scope))
 
@@ -218,39 +220,39 @@ def _outer(text: str, columns: tuple[tuple[str | None, Typed], ...], scope: Scop
     return Typed(text, Kind.NULL, pa.null(), loose=loose) if columns else NULL
 
 
-def _exists(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _exists(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     text, columns = _subselect(node.this, scope, context)
     return truth(f"(exists ({text}))", _outer(text, columns, scope))
 
 
-def _scalar(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _scalar(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     text, columns = _subselect(node, scope, context)
     if len(columns) != 1:
-        raise StaysError("a subquery in a value's place has several columns")
+        raise StaysWithSourceError("a subquery in a value's place has several columns")
     found = columns[0][1]
     outer = _outer(text, columns, scope)
     return derived(f"({text})", found.kind, found.type, found, outer, loose=outer.loose)
 
 
 def _subselect(
-    node: exp.Expr, scope: Scope, context: Context
+    node: exp.Expr, scope: Scope, context: TranslationContext
 ) -> tuple[str, tuple[tuple[str | None, Typed], ...]]:
     if context.subquery is None:
-        raise StaysError("it has a subquery")
+        raise StaysWithSourceError("it has a subquery")
     return context.subquery(node.this if isinstance(node, exp.Subquery) else node, scope)
 
 
-def _like(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _like(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     escape = None
     if isinstance(node, exp.Escape):
         escape, node = node.expression.name, node.this
         if len(escape) != 1 or not isinstance(node, exp.Like | exp.ILike):
-            raise StaysError("its ESCAPE is no single character")
-    parts = [settle(_operand(each, scope, context), Kind.TEXT, context) for each in _sides(node)]
+            raise StaysWithSourceError("its ESCAPE is no single character")
+    parts = [coerce(_operand(each, scope, context), Kind.TEXT, context) for each in _sides(node)]
     if any(part.kind not in {Kind.TEXT, Kind.NULL} for part in parts):
-        raise StaysError("it is LIKE on something other than text")
+        raise StaysWithSourceError("it is LIKE on something other than text")
     if isinstance(node, exp.ILike):
-        raise StaysError("ILIKE folds letters by the source's locale")
+        raise StaysWithSourceError("ILIKE folds letters by the source's locale")
     return truth(like_text(parts, escape, context), *parts)
 
 
@@ -258,16 +260,16 @@ def _sides(node: exp.Expr) -> tuple[exp.Expr, exp.Expr]:
     return node.this, node.expression
 
 
-def _arithmetic(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _arithmetic(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     sides = (node.this, node.expression)
     if any(isinstance(side, exp.DPipe) for side in sides):
-        raise StaysError("its operators need brackets to mean the same everywhere")
+        raise StaysWithSourceError("its operators need brackets to mean the same everywhere")
     left, right = (_operand(side, scope, context) for side in sides)
-    left, right = settle(left, right.kind, context), settle(right, left.kind, context)
+    left, right = coerce(left, right.kind, context), coerce(right, left.kind, context)
     return compute(_ARITHMETIC[type(node)], left, right, context)
 
 
-def _neg(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _neg(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     if isinstance(node.this, exp.Literal) and not node.this.args.get("is_string"):
         text = node.this.this
         found = number(text, context)
@@ -275,7 +277,7 @@ def _neg(node: exp.Expr, scope: Scope, context: Context) -> Typed:
         return derived(negated, found.kind, found.type, text=f"-{text}")
     value = _operand(node.this, scope, context)
     if isinstance(node.this, exp.DPipe) or value.kind not in NUMERIC:
-        raise StaysError(f"it negates a {value.kind}")
+        raise StaysWithSourceError(f"it negates a {value.kind}")
     if value.kind is Kind.INT:
         zero = context.words.cast("0", value.type)
         return derived(
@@ -286,22 +288,22 @@ def _neg(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     return derived(f"(-({source}))", value.kind, kept, value)
 
 
-def _concatenation(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _concatenation(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     parts = []
     for side in (node.this, node.expression):
         if isinstance(side, (*_ARITHMETIC, exp.Neg)):
-            raise StaysError("its operators need brackets to mean the same everywhere")
-        parts.append(_as_text(settle(_operand(side, scope, context), Kind.TEXT, context), context))
+            raise StaysWithSourceError("its operators need brackets to mean the same everywhere")
+        parts.append(_as_text(coerce(_operand(side, scope, context), Kind.TEXT, context), context))
     return derived(f"({parts[0].sql} || {parts[1].sql})", Kind.TEXT, pa.string(), *parts)
 
 
-def _as_text(value: Typed, context: Context) -> Typed:
+def _as_text(value: Typed, context: TranslationContext) -> Typed:
     if value.kind in {Kind.TEXT, Kind.INT, Kind.NULL}:
         return derived(cast(value, pa.string(), context), Kind.TEXT, pa.string(), value)
-    raise StaysError(f"it writes a {value.kind} as text, each engine in its way")
+    raise StaysWithSourceError(f"it writes a {value.kind} as text, each engine in its way")
 
 
-def _case(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _case(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     subject = _operand(node.this, scope, context) if node.this is not None else None
     tests, values = [], []
     for branch in node.args["ifs"]:
@@ -316,7 +318,7 @@ def _case(node: exp.Expr, scope: Scope, context: Context) -> Typed:
     return choose(tests, values, context)
 
 
-def choose(tests: list[Typed], values: list[Typed], context: Context) -> Typed:
+def choose(tests: list[Typed], values: list[Typed], context: TranslationContext) -> Typed:
     """Write a CASE; one value more than tests."""
     kind, kept, texts = unify(values, context)
     pairs = zip(tests, texts, strict=False)
@@ -324,13 +326,13 @@ def choose(tests: list[Typed], values: list[Typed], context: Context) -> Typed:
     return derived(f"(case {branches} else {texts[-1]} end)", kind, kept, *tests, *values)
 
 
-def _cast(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _cast(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     value = _operand(node.this, scope, context)
     target = node.args["to"].sql(dialect=context.catalog.source).lower()
     if value.kind is Kind.UNKNOWN:
         kinds = {"date": Kind.DATE, "timestamp": Kind.TIMESTAMP, "text": Kind.TEXT}
         if target in kinds:
-            return settle(value, kinds[target], context)
+            return coerce(value, kinds[target], context)
     if target in {"text", "varchar"}:
         return _as_text(value, context)
     if (
@@ -348,10 +350,10 @@ def _cast(node: exp.Expr, scope: Scope, context: Context) -> Typed:
         return derived(value.sql, Kind.INT, pa.int64(), value)
     if not context.sqlite and value.kind in {Kind.INT, Kind.DECIMAL} | TEMPORAL:
         return _postgres_cast(value, target, context)
-    raise StaysError(f"it casts a {value.kind} to {target}")
+    raise StaysWithSourceError(f"it casts a {value.kind} to {target}")
 
 
-def _postgres_cast(value: Typed, target: str, context: Context) -> Typed:
+def _postgres_cast(value: Typed, target: str, context: TranslationContext) -> Typed:
     numbers = {"bigint": pa.int64(), "int": pa.int32(), "integer": pa.int32()}
     if value.kind is Kind.INT and target in numbers:
         return derived(cast(value, numbers[target], context), Kind.INT, numbers[target], value)
@@ -359,12 +361,12 @@ def _postgres_cast(value: Typed, target: str, context: Context) -> Typed:
         return derived(as_double(value, context), Kind.REAL, pa.float64(), value)
     if value.kind is Kind.TIMESTAMP and target == "date":
         return derived(cast(value, pa.date32(), context), Kind.DATE, pa.date32(), value)
-    raise StaysError(f"it casts a {value.kind} to {target}")
+    raise StaysWithSourceError(f"it casts a {value.kind} to {target}")
 
 
-def _column(node: exp.Expr, scope: Scope, context: Context) -> Typed:
+def _column(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     if not isinstance(node, exp.Column) or isinstance(node.this, exp.Star):
-        raise StaysError("a star stands where a value does")
+        raise StaysWithSourceError("a star stands where a value does")
     return resolve(node, scope, context)
 
 
@@ -396,7 +398,7 @@ _READ_OF: dict[type[exp.Expr], set[str]] = {
     exp.Subquery: {"alias"},
     exp.Upper: set(),
 }
-_RULES: dict[type[exp.Expr], Callable[[exp.Expr, Scope, Context], Typed]] = {
+_RULES: dict[type[exp.Expr], Callable[[exp.Expr, Scope, TranslationContext], Typed]] = {
     exp.Literal: _literal,
     exp.Null: lambda _node, _scope, _context: NULL,
     exp.Boolean: _boolean,

@@ -13,19 +13,19 @@ from rhei_pipeline.query.translation.literals import (
     NULL,
     as_truth,
     as_value,
+    coerce,
     exact_text,
-    settle,
     unify,
 )
-from rhei_pipeline.query.translation.meaning import StaysError, Typed, derived
-from rhei_pipeline.query.translation.scope import Context, Scope
+from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
+from rhei_pipeline.query.translation.scope import Scope, TranslationContext
 
 
-def call(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
+def call(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     """Translate a function's call.
 
     Raises:
-        StaysError: The function is the source's own, or answers otherwise on the mirror.
+        StaysWithSourceError: The function is the source's own, or answers otherwise on the mirror.
     """
     if isinstance(node, exp.Window):
         return window(node, scope, context, express)
@@ -39,7 +39,9 @@ def call(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Ty
         return aggregate(node, scope, context, express, None)
     rule = _SCALARS.get(type(node))
     if rule is None:
-        raise StaysError(f"{_named(node)} is the source's own, or answers otherwise on the mirror")
+        raise StaysWithSourceError(
+            f"{_named(node)} is the source's own, or answers otherwise on the mirror"
+        )
     return rule(node, scope, context, express)
 
 
@@ -51,7 +53,7 @@ def _named(node: exp.Expr) -> str:
     return f"{type(node).__name__.lower()}"
 
 
-def _is_total(node: exp.Expr, context: Context) -> bool:
+def _is_total(node: exp.Expr, context: TranslationContext) -> bool:
     return (
         context.sqlite
         and isinstance(node, exp.Anonymous)
@@ -60,23 +62,25 @@ def _is_total(node: exp.Expr, context: Context) -> bool:
     )
 
 
-def _extreme_of(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
+def _extreme_of(
+    node: exp.Expr, scope: Scope, context: TranslationContext, express: Express
+) -> Typed:
     """Translate SQLite's min and max of several arguments: null where one of them is."""
     if not context.sqlite:
-        raise StaysError("a min or max of several values")
+        raise StaysWithSourceError("a min or max of several values")
     parts = [express(part, scope, context) for part in (node.this, *node.expressions)]
     return _greatest(parts, "least" if isinstance(node, exp.Min) else "greatest", context)
 
 
-def _least(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
+def _least(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     parts = [express(part, scope, context) for part in (node.this, *node.expressions)]
     return _greatest(parts, "least" if isinstance(node, exp.Least) else "greatest", context)
 
 
-def _greatest(parts: Sequence[Typed], word: str, context: Context) -> Typed:
+def _greatest(parts: Sequence[Typed], word: str, context: TranslationContext) -> Typed:
     kind, kept, texts = unify(parts, context)
     if any(part.collated or part.inexact for part in parts):
-        raise StaysError("it compares what the source orders in its own way")
+        raise StaysWithSourceError("it compares what the source orders in its own way")
     text = f"{word}({', '.join(texts)})"
     if context.sqlite:
         missing = " or ".join(f"({found}) is null" for found in texts)
@@ -84,24 +88,24 @@ def _greatest(parts: Sequence[Typed], word: str, context: Context) -> Typed:
     return derived(text, kind, kept, *parts)
 
 
-def _coalesce(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
+def _coalesce(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     parts = [express(part, scope, context) for part in (node.this, *node.expressions)]
     kind, kept, texts = unify(parts, context)
     return derived(f"coalesce({', '.join(texts)})", kind, kept, *parts)
 
 
-def _nullif(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
+def _nullif(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     parts = [express(part, scope, context) for part in (node.this, node.expression)]
     kind, _, texts = unify(parts, context)
     first = as_value(parts[0], context)
     if first.kind is not kind or first.kind is Kind.NUMBER or first.inexact:
-        raise StaysError("its NULLIF compares values of several kinds")
+        raise StaysWithSourceError("its NULLIF compares values of several kinds")
     # The answer is the first value, so it has the first value's type.
     text = context.words.cast(f"nullif({', '.join(texts)})", first.type)
     return derived(text, kind, first.type, *parts)
 
 
-def _if(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
+def _if(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     tested = express(node.this, scope, context)
     default = node.args.get("false")
     values = [
@@ -114,44 +118,46 @@ def _if(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typ
     return derived(text, kind, kept, tested, *values)
 
 
-def _abs(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
+def _abs(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     value = as_value(express(node.this, scope, context), context)
     if value.kind not in {Kind.INT, Kind.REAL, Kind.DECIMAL}:
-        raise StaysError(f"it takes an absolute {value.kind}")
+        raise StaysWithSourceError(f"it takes an absolute {value.kind}")
     return derived(
         context.words.cast(f"abs({value.sql})", value.type), value.kind, value.type, value
     )
 
 
 def _texts(
-    nodes: Sequence[exp.Expr], scope: Scope, context: Context, express: Express
+    nodes: Sequence[exp.Expr], scope: Scope, context: TranslationContext, express: Express
 ) -> list[Typed]:
-    values = [settle(express(node, scope, context), Kind.TEXT, context) for node in nodes]
+    values = [coerce(express(node, scope, context), Kind.TEXT, context) for node in nodes]
     if any(value.kind not in {Kind.TEXT, Kind.NULL} for value in values):
-        raise StaysError("a function of text is given something else")
+        raise StaysWithSourceError("a function of text is given something else")
     return values
 
 
-def _letters(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
+def _letters(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     if not context.sqlite:
-        raise StaysError("the source folds letters by its locale")
+        raise StaysWithSourceError("the source folds letters by its locale")
     (value,) = _texts([node.this], scope, context, express)
     pair = (LOWER, UPPER) if isinstance(node, exp.Upper) else (UPPER, LOWER)
     text = exact_text(value, context)
     return derived(f"translate({text}, '{pair[0]}', '{pair[1]}')", Kind.TEXT, pa.string(), value)
 
 
-def _length(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
+def _length(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     (value,) = _texts([node.this], scope, context, express)
     text = f"length({exact_text(value, context)})"
     return _counted(text, context, value)
 
 
-def _substring(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
+def _substring(
+    node: exp.Expr, scope: Scope, context: TranslationContext, express: Express
+) -> Typed:
     (value,) = _texts([node.this], scope, context, express)
     bounds = [node.args.get("start"), node.args.get("length")]
     if not all(_is_counting(bound) for bound in bounds if bound is not None) or bounds[0] is None:
-        raise StaysError("its SUBSTR counts from elsewhere than a fixed place")
+        raise StaysWithSourceError("its SUBSTR counts from elsewhere than a fixed place")
     places = ", ".join(bound.this for bound in bounds if bound is not None)
     text = f"substr({exact_text(value, context)}, {places})"
     return derived(text, Kind.TEXT, pa.string(), value)
@@ -161,39 +167,39 @@ def _is_counting(node: exp.Expr) -> bool:
     return isinstance(node, exp.Literal) and node.this.isdigit() and 0 < int(node.this) < EXACT
 
 
-def _trim(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
+def _trim(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     if node.args.get("expression") is not None or node.args.get("collation"):
-        raise StaysError("its TRIM takes other characters than spaces")
+        raise StaysWithSourceError("its TRIM takes other characters than spaces")
     (value,) = _texts([node.this], scope, context, express)
     word = {"LEADING": "ltrim", "TRAILING": "rtrim"}.get(str(node.args.get("position")), "trim")
     text = f"{word}({exact_text(value, context)}, ' ')"
     return derived(text, Kind.TEXT, pa.string(), value)
 
 
-def _replace(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
+def _replace(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     given = [node.this, node.expression, node.args["replacement"]]
     values = _texts(given, scope, context, express)
     if not values[1].text or values[2].text is None:
-        raise StaysError("its REPLACE looks for something that is not fixed")
+        raise StaysWithSourceError("its REPLACE looks for something that is not fixed")
     texts = ", ".join(exact_text(value, context) for value in values)
     return derived(f"replace({texts})", Kind.TEXT, pa.string(), *values)
 
 
-def _position(node: exp.Expr, scope: Scope, context: Context, express: Express) -> Typed:
+def _position(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     values = _texts([node.this, node.args["substr"]], scope, context, express)
     if node.args.get("position") or node.args.get("occurrence") or not values[1].text:
-        raise StaysError("it looks for something that is not fixed")
+        raise StaysWithSourceError("it looks for something that is not fixed")
     text = f"strpos({exact_text(values[0], context)}, {values[1].sql})"
     return _counted(text, context, *values)
 
 
-def _counted(text: str, context: Context, *parts: Typed) -> Typed:
+def _counted(text: str, context: TranslationContext, *parts: Typed) -> Typed:
     """Write a count of characters with the width that the source gives it."""
     kept = pa.int64() if context.sqlite else pa.int32()
     return derived(context.words.cast(text, kept), Kind.INT, kept, *parts, collated=False)
 
 
-_SCALARS: dict[type[exp.Expr], Callable[[exp.Expr, Scope, Context, Express], Typed]] = {
+_SCALARS: dict[type[exp.Expr], Callable[[exp.Expr, Scope, TranslationContext, Express], Typed]] = {
     exp.Coalesce: _coalesce,
     exp.Nullif: _nullif,
     exp.If: _if,

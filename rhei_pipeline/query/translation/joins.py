@@ -7,12 +7,12 @@ from sqlglot import exp
 
 from rhei_pipeline.model.semantics import Kind
 from rhei_pipeline.query.translation.expressions import condition, express
-from rhei_pipeline.query.translation.meaning import StaysError
+from rhei_pipeline.query.translation.meaning import StaysWithSourceError
 from rhei_pipeline.query.translation.scope import (
     Columns,
-    Context,
     Relation,
     Scope,
+    TranslationContext,
     base_relation,
     folded,
 )
@@ -20,7 +20,7 @@ from rhei_pipeline.query.translation.scope import (
 _OUTER = {"LEFT", "RIGHT", "FULL"}
 
 
-def from_clause(node: exp.Select, scope: Scope, context: Context) -> str:
+def from_clause(node: exp.Select, scope: Scope, context: TranslationContext) -> str:
     """Write a FROM clause, and put its relations into the scope."""
     first = node.args.get("from_")
     if first is None:
@@ -31,74 +31,78 @@ def from_clause(node: exp.Select, scope: Scope, context: Context) -> str:
     joins = node.args.get("joins") or []
     sides = [str(join.args.get("side") or "").upper() for join in joins]
     if {"RIGHT", "FULL"} & set(sides) and len(joins) > 1:
-        raise StaysError("it joins more than two tables, one of them RIGHT or FULL")
+        raise StaysWithSourceError("it joins more than two tables, one of them RIGHT or FULL")
     for join, side in zip(joins, sides, strict=True):
         text += _join(join, side, scope, context)
     return text
 
 
-def _join(join: exp.Join, side: str, scope: Scope, context: Context) -> str:
+def _join(join: exp.Join, side: str, scope: Scope, context: TranslationContext) -> str:
     refuse_other(join, {"this", "on", "using", "side", "kind", "method"})
     kind = str(join.args.get("kind") or "").upper()
     if kind not in {"", "INNER", "OUTER", "CROSS"} or side not in _OUTER | {""}:
-        raise StaysError(f"it is a {kind or side} join")
+        raise StaysWithSourceError(f"it is a {kind or side} join")
     relation = _relation(join.this, context)
     names = _shared_names(join, relation, scope, context)
     if names:
         if side in {"RIGHT", "FULL"}:
-            raise StaysError("a RIGHT or FULL join merges columns")
+            raise StaysWithSourceError("a RIGHT or FULL join merges columns")
         matched, relation = _merged(names, relation, scope)
         scope.relations.append(relation)
         return f" {side or 'inner'} join {relation.sql} on {matched}"
     scope.relations.append(relation)
     on = join.args.get("on")
     if on is None and side:
-        raise StaysError("an outer join has no condition")
+        raise StaysWithSourceError("an outer join has no condition")
     matched = rowwise(on, scope, context) if on is not None else "true"
     return f" {side or 'inner'} join {relation.sql} on {matched}"
 
 
-def _shared_names(join: exp.Join, relation: Relation, scope: Scope, context: Context) -> list[str]:
+def _shared_names(
+    join: exp.Join, relation: Relation, scope: Scope, context: TranslationContext
+) -> list[str]:
     if join.args.get("using"):
         return [folded(found, context) for found in join.args["using"]]
     method = str(join.args.get("method") or "").upper()
     if method not in {"", "NATURAL"}:
-        raise StaysError(f"it is a {method} join")
+        raise StaysWithSourceError(f"it is a {method} join")
     if not method:
         return []
     lower = [name.lower() for name, _ in relation.columns if name is not None]
     before = {name.lower() for each in scope.relations for name, _ in each.columns if name}
     shared = [name for name in lower if name in before]
     if not shared or not relation.whole or not all(each.whole for each in scope.relations):
-        raise StaysError("a natural join's columns are not all mirrored")
+        raise StaysWithSourceError("a natural join's columns are not all mirrored")
     return shared
 
 
 def _merged(names: Sequence[str], relation: Relation, scope: Scope) -> tuple[str, Relation]:
     if len(scope.relations) > 1:
-        raise StaysError("it merges columns of more than two tables")
+        raise StaysWithSourceError("it merges columns of more than two tables")
     tests = []
     for name in names:
         sides = []
         for each in (scope.relations[0], relation):
             found = [typed for known, typed in each.columns if known and known.lower() == name]
             if len(found) != 1:
-                raise StaysError(f"column {name!r} is not mirrored")
+                raise StaysWithSourceError(f"column {name!r} is not mirrored")
             sides.append(found[0])
         if sides[0].kind is not sides[1].kind or sides[0].kind in {Kind.OPAQUE, Kind.NUMBER}:
-            raise StaysError("it joins columns that the engines compare in their own ways")
+            raise StaysWithSourceError(
+                "it joins columns that the engines compare in their own ways"
+            )
         tests.append(f"{sides[0].sql} = {sides[1].sql}")
     return " and ".join(tests), replace(relation, merged=frozenset(names))
 
 
-def _relation(node: exp.Expr, context: Context) -> Relation:
+def _relation(node: exp.Expr, context: TranslationContext) -> Relation:
     if isinstance(node, exp.Table):
         return base_relation(node, context)
     if not isinstance(node, exp.Subquery) or node.args.get("joins"):
-        raise StaysError(f"it reads from {node.key}")
+        raise StaysWithSourceError(f"it reads from {node.key}")
     alias = node.args.get("alias")
     if context.subquery is None:
-        raise StaysError("it has a subquery")
+        raise StaysWithSourceError("it has a subquery")
     text, columns = context.subquery(node.this, None)
     names = alias.args.get("columns") if alias is not None else None
     named = with_names(columns, [folded(name, context) for name in names or ()])
@@ -114,11 +118,11 @@ def _relation(node: exp.Expr, context: Context) -> Relation:
     return Relation(shown, f"({text}) as {unique}", own)
 
 
-def rowwise(node: exp.Expr, scope: Scope, context: Context) -> str:
+def rowwise(node: exp.Expr, scope: Scope, context: TranslationContext) -> str:
     """Write a condition on single rows."""
     found = express(node, scope, context)
     if found.aggregate:
-        raise StaysError("an aggregate stands where single rows are chosen")
+        raise StaysWithSourceError("an aggregate stands where single rows are chosen")
     return condition(node, scope, context)
 
 
@@ -126,7 +130,9 @@ def refuse_other(node: exp.Expr, known: set[str]) -> None:
     """Refuse a clause that has parts beyond those that are read."""
     other = sorted(name for name, value in node.args.items() if value and name not in known)
     if other:
-        raise StaysError(f"its {other[0].rstrip('_')} clause is beyond what is translated")
+        raise StaysWithSourceError(
+            f"its {other[0].rstrip('_')} clause is beyond what is translated"
+        )
 
 
 def with_names(columns: Columns, names: Sequence[str]) -> Columns:
@@ -134,5 +140,5 @@ def with_names(columns: Columns, names: Sequence[str]) -> Columns:
     if not names:
         return columns
     if len(names) != len(columns):
-        raise StaysError("a list of column names has another length than its query")
+        raise StaysWithSourceError("a list of column names has another length than its query")
     return tuple((name, typed) for name, (_, typed) in zip(names, columns, strict=True))

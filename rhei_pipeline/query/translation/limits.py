@@ -7,12 +7,12 @@ from sqlglot import exp
 from rhei_pipeline.model.semantics import Kind
 from rhei_pipeline.query.translation.aggregates import decides, orderable
 from rhei_pipeline.query.translation.expressions import express
-from rhei_pipeline.query.translation.meaning import StaysError, Typed
-from rhei_pipeline.query.translation.scope import Columns, Context, Scope, folded
+from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed
+from rhei_pipeline.query.translation.scope import Columns, Scope, TranslationContext, folded
 
 
 def order_keys(
-    node: exp.Expr, outputs: Columns, scope: Scope, context: Context
+    node: exp.Expr, outputs: Columns, scope: Scope, context: TranslationContext
 ) -> list[tuple[exp.Expr, Typed]]:
     """Return the terms of an ORDER BY and what each orders by."""
     order = node.args.get("order")
@@ -24,18 +24,20 @@ def order_keys(
     ]
 
 
-def _order_key(node: exp.Expr, outputs: Columns, scope: Scope, context: Context) -> Typed:
+def _order_key(
+    node: exp.Expr, outputs: Columns, scope: Scope, context: TranslationContext
+) -> Typed:
     named = _output_named(node, outputs, context)
     return express(node, scope, context) if named is None else named
 
 
-def _output_named(node: exp.Expr, outputs: Columns, context: Context) -> Typed | None:
+def _output_named(node: exp.Expr, outputs: Columns, context: TranslationContext) -> Typed | None:
     """Return the output column that an ORDER BY term means by its place or its name."""
     if isinstance(node, exp.Literal):
         if node.args.get("is_string") or not node.this.isdigit():
-            raise StaysError("it orders by a constant")
+            raise StaysWithSourceError("it orders by a constant")
         if not 0 < int(node.this) <= len(outputs):
-            raise StaysError("it orders by a column that it does not have")
+            raise StaysWithSourceError("it orders by a column that it does not have")
         return outputs[int(node.this) - 1][1]
     if isinstance(node, exp.Column) and not node.table and isinstance(node.this, exp.Identifier):
         wanted = folded(node.this, context)
@@ -45,12 +47,12 @@ def _output_named(node: exp.Expr, outputs: Columns, context: Context) -> Typed |
             if name is not None and (name.lower() if context.sqlite else name) == wanted
         }
         if len(found) > 1:
-            raise StaysError(f"column {node.name!r} is ambiguous")
+            raise StaysWithSourceError(f"column {node.name!r} is ambiguous")
         return next(iter(found.values()), None)
     return None
 
 
-def limit_text(node: exp.Expr, context: Context) -> str:
+def limit_text(node: exp.Expr, context: TranslationContext) -> str:
     """Write LIMIT and OFFSET."""
     text = ""
     for part in ("limit", "offset"):
@@ -58,12 +60,12 @@ def limit_text(node: exp.Expr, context: Context) -> str:
         if found is None:
             continue
         if not isinstance(found, exp.Limit | exp.Offset) or found.args.get("expressions"):
-            raise StaysError(f"its {part.upper()} is beyond what is translated")
+            raise StaysWithSourceError(f"its {part.upper()} is beyond what is translated")
         value = found.expression
         fixed = isinstance(value, exp.Literal) and value.this.isdigit()
         typed = express(value, Scope(), context)
         if not fixed and (typed.kind is not Kind.INT or "($p" not in typed.sql):
-            raise StaysError(f"its {part.upper()} is not a fixed number")
+            raise StaysWithSourceError(f"its {part.upper()} is not a fixed number")
         text += f" {part} {value.this if fixed else typed.sql}"
     return text
 
@@ -91,9 +93,11 @@ def hidden_keys(
 ) -> tuple[Typed, ...]:
     """Return the keys by which it is seen afterwards whether a LIMIT cut between equal rows."""
     if not order:
-        raise StaysError("its LIMIT has no ORDER BY, so that the source chooses the rows")
+        raise StaysWithSourceError("its LIMIT has no ORDER BY, so that the source chooses the rows")
     limit = node.args.get("limit")
     fixed = limit is not None and isinstance(limit.expression, exp.Literal)
     if not fixed or node.args.get("offset") is not None or distinct:
-        raise StaysError("its ORDER BY does not decide between equal rows: add a key to it")
+        raise StaysWithSourceError(
+            "its ORDER BY does not decide between equal rows: add a key to it"
+        )
     return tuple(order)

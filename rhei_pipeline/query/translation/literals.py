@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from rhei_pipeline.model.schema import INSTANT, decimal_type
 from rhei_pipeline.model.semantics import NUMERIC, Kind
-from rhei_pipeline.query.translation.meaning import StaysError, Typed, derived
-from rhei_pipeline.query.translation.scope import Context
+from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
+from rhei_pipeline.query.translation.scope import TranslationContext
 from rhei_pipeline.sql.text import literal
 
 EXACT = 2**53  # beyond it not every integer is a double
@@ -28,43 +28,43 @@ _DOUBLE_DIGITS = 15
 NULL = Typed("null", Kind.NULL, pa.null())
 
 
-def cast(typed: Typed, kept: pa.DataType, context: Context) -> str:
+def cast(typed: Typed, kept: pa.DataType, context: TranslationContext) -> str:
     """Write a conversion in the mirror."""
     return context.words.cast(typed.sql, kept)
 
 
-def integer(value: int, context: Context) -> Typed:
+def integer(value: int, context: TranslationContext) -> Typed:
     """Write an integer literal with the type its source gives it."""
     if not -_LONG < value < _LONG:
-        raise StaysError("an integer has more than 64 bits")
+        raise StaysWithSourceError("an integer has more than 64 bits")
     kept = pa.int64() if context.sqlite or not -_MEDIUM <= value < _MEDIUM else pa.int32()
     return Typed(context.words.cast(str(value), kept), Kind.INT, kept, text=str(value))
 
 
-def real(text: str, context: Context) -> Typed:
+def real(text: str, context: TranslationContext) -> Typed:
     """Write a real literal as a double of the same value."""
     written = context.words.cast(literal(repr(float(text))), pa.float64())
     return Typed(written, Kind.REAL, pa.float64(), text=text)
 
 
-def number(text: str, context: Context) -> Typed:
+def number(text: str, context: TranslationContext) -> Typed:
     """Write a numeric literal."""
     if text.isdigit():
         return integer(int(text), context)
     if not re.fullmatch(r"\d*\.?\d*([eE][+-]?\d+)?", text):
-        raise StaysError(f"a number is written as {text!r}")
+        raise StaysWithSourceError(f"a number is written as {text!r}")
     if context.sqlite:
         return real(text, context)
     exact = format(Decimal(text), "f")
     scale = len(exact.partition(".")[2])
     digits = max(len(exact.replace(".", "").lstrip("0")), scale, 1)
     if digits > 38:  # noqa: PLR2004  (what a decimal holds)
-        raise StaysError("a number has more than 38 digits")
+        raise StaysWithSourceError("a number has more than 38 digits")
     kept = decimal_type(digits, scale)
     return Typed(context.words.cast(literal(exact), kept), Kind.DECIMAL, kept, text=text)
 
 
-def parameter(place: int, context: Context) -> Typed:
+def parameter(place: int, context: TranslationContext) -> Typed:
     """Write the placeholder of this place, from 1, with the kind of what will be bound to it."""
     kind, kept = _parameter_kind(context.parameters[place - 1], context.sqlite)
     if kind is Kind.NULL:
@@ -92,27 +92,27 @@ def _parameter_kind(value: object, sqlite: bool) -> tuple[Kind, pa.DataType]:  #
             zoned = value.tzinfo is not None
             return (Kind.INSTANT, INSTANT) if zoned else (Kind.TIMESTAMP, pa.timestamp("us"))
     if type(value) not in known:
-        raise StaysError(f"a parameter is a {type(value).__name__}")
+        raise StaysWithSourceError(f"a parameter is a {type(value).__name__}")
     return known[type(value)]
 
 
-def as_value(typed: Typed, context: Context) -> Typed:
+def as_value(typed: Typed, context: TranslationContext) -> Typed:
     """Return what a truth is as a value: in SQLite, 1 or 0."""
     if context.sqlite and typed.kind is Kind.TRUTH:
         return derived(cast(typed, pa.int64(), context), Kind.INT, pa.int64(), typed)
     return typed
 
 
-def as_truth(typed: Typed, context: Context) -> str:
+def as_truth(typed: Typed, context: TranslationContext) -> str:
     """Write a condition."""
     if typed.kind in {Kind.TRUTH, Kind.NULL}:
         return typed.sql if typed.kind is Kind.TRUTH else "cast(null as boolean)"
     if context.sqlite and typed.kind in {Kind.INT, Kind.REAL, Kind.NUMBER} and not typed.inexact:
         return f"({typed.sql} <> 0)"
-    raise StaysError(f"a condition is a {typed.kind}")
+    raise StaysWithSourceError(f"a condition is a {typed.kind}")
 
 
-def as_double(typed: Typed, context: Context, *, exactly: bool = False) -> str:
+def as_double(typed: Typed, context: TranslationContext, *, exactly: bool = False) -> str:
     """Write a number as a double; with `exactly`, refuse integers that no double equals."""
     if typed.kind is Kind.DECIMAL and typed.type.precision > _DOUBLE_DIGITS:
         return context.words.cast(cast(typed, pa.string(), context), pa.float64())
@@ -125,14 +125,14 @@ def as_double(typed: Typed, context: Context, *, exactly: bool = False) -> str:
     return context.words.guarded(beyond, text)
 
 
-def exact_text(typed: Typed, context: Context) -> str:
+def exact_text(typed: Typed, context: TranslationContext) -> str:
     """Write text for a function; SQLite's functions stop at a NUL character, the mirror's not."""
     if not context.sqlite or typed.text is not None:
         return typed.sql
     return context.words.guarded(f"contains({typed.sql}, chr(0))", typed.sql)
 
 
-def settle(typed: Typed, kind: Kind, context: Context) -> Typed:
+def coerce(typed: Typed, kind: Kind, context: TranslationContext) -> Typed:
     """Give a literal of unknown type the type of its surroundings."""
     if typed.kind is not Kind.UNKNOWN:
         return typed
@@ -148,31 +148,35 @@ def settle(typed: Typed, kind: Kind, context: Context) -> Typed:
         return Typed(context.words.cast(literal(zoned), kept), kind, kept, text=text)
     if kind is Kind.INT and re.fullmatch(r"-?\d{1,18}", text):
         return Typed(context.words.cast(text, pa.int64()), kind, pa.int64(), text=text)
-    raise StaysError(f"a literal is compared with a {kind}")
+    raise StaysWithSourceError(f"a literal is compared with a {kind}")
 
 
-def unify(parts: Sequence[Typed], context: Context) -> tuple[Kind, pa.DataType, list[str]]:
+def unify(
+    parts: Sequence[Typed], context: TranslationContext
+) -> tuple[Kind, pa.DataType, list[str]]:
     """Bring alternatives, such as those of a CASE, to one kind, type, and text in the mirror.
 
     Raises:
-        StaysError: The source would answer with values of several kinds.
+        StaysWithSourceError: The source would answer with values of several kinds.
     """
     known = {part.kind for part in parts} - {Kind.NULL, Kind.UNKNOWN}
     hint = next(iter(known)) if known else Kind.TEXT
-    values = [as_value(settle(part, hint, context), context) for part in parts]
+    values = [as_value(coerce(part, hint, context), context) for part in parts]
     kinds = {value.kind for value in values} - {Kind.NULL}
     if not kinds:
         return Kind.NULL, pa.null(), [value.sql for value in values]
     if Kind.OPAQUE in kinds:
-        raise StaysError("it computes with a column that the mirror keeps in another form")
+        raise StaysWithSourceError(
+            "it computes with a column that the mirror keeps in another form"
+        )
     if len(kinds) == 1:
         kind = kinds.pop()
         kept = _widest([value.type for value in values if value.kind is kind])
         return kind, kept, [cast(value, kept, context) for value in values]
     if not kinds <= NUMERIC:
-        raise StaysError(f"it mixes {' and '.join(sorted(kinds))}")
+        raise StaysWithSourceError(f"it mixes {' and '.join(sorted(kinds))}")
     if not context.sqlite and Kind.REAL not in kinds:
-        raise StaysError("it mixes integer and numeric")
+        raise StaysWithSourceError("it mixes integer and numeric")
     kind = Kind.NUMBER if context.sqlite else Kind.REAL
     texts = [
         value.sql if value.kind is Kind.NULL else as_double(value, context, exactly=context.sqlite)
@@ -192,4 +196,4 @@ def _widest(types: Sequence[pa.DataType]) -> pa.DataType:
         return decimal_type(min(whole + scale, 38), scale)
     if any(pa.types.is_decimal(kept) for kept in types):
         return pa.float64()
-    raise StaysError("it mixes types")
+    raise StaysWithSourceError("it mixes types")

@@ -10,7 +10,7 @@ from rhei_pipeline.model.schema import Column
 from rhei_pipeline.model.semantics import NUMERIC, Kind, MirroredTable
 
 
-class StaysError(Exception):
+class StaysWithSourceError(Exception):
     """The query stays with the source; the message is the reason a person is told."""
 
 
@@ -73,7 +73,7 @@ class Catalog:
         """Return a table by the name a query gives it.
 
         Raises:
-            StaysError: The mirror has no such table.
+            StaysWithSourceError: The mirror has no such table.
         """
         if self.source == "sqlite":
             found = self.tables.get(name.lower()) if namespace.lower() in {"", "main"} else None
@@ -84,9 +84,9 @@ class Catalog:
             found = None
         if found is None:
             what = "a system table" if _is_system(name, namespace) else "not mirrored"
-            raise StaysError(f"table {name!r} is {what}")
+            raise StaysWithSourceError(f"table {name!r} is {what}")
         if found.doubt is not None:
-            raise StaysError(f"table {name!r} {found.doubt}")
+            raise StaysWithSourceError(f"table {name!r} {found.doubt}")
         return found
 
 

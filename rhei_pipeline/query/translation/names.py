@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlglot import exp
 from sqlglot.tokenizer_core import Token, TokenType
 
-from rhei_pipeline.query.translation.meaning import StaysError
+from rhei_pipeline.query.translation.meaning import StaysWithSourceError
 
 _ENDS = {
     TokenType.FROM,
@@ -95,11 +95,13 @@ def postgres_name(node: exp.Expr, text: str) -> str:
         return "?column?"
     if isinstance(node, exp.And | exp.Or | exp.Mod | exp.Is | exp.Parameter | exp.Placeholder):
         return "?column?"
-    raise StaysError("an output column has no alias, and a name that only the source knows")
+    raise StaysWithSourceError(
+        "an output column has no alias, and a name that only the source knows"
+    )
 
 
 def _refuse_unsure(node: exp.Expr, text: str) -> None:
     if "--" in text or "/*" in text:
-        raise StaysError("an output column without an alias holds a comment")
+        raise StaysWithSourceError("an output column without an alias holds a comment")
     if isinstance(node.unnest(), exp.Column) and "+" in text:
-        raise StaysError("an output column without an alias is led by a plus")
+        raise StaysWithSourceError("an output column without an alias is led by a plus")

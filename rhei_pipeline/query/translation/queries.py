@@ -11,9 +11,15 @@ from rhei_pipeline.query.translation.aggregates import order_text
 from rhei_pipeline.query.translation.expressions import condition, express
 from rhei_pipeline.query.translation.joins import from_clause, refuse_other, rowwise, with_names
 from rhei_pipeline.query.translation.limits import decided, hidden_keys, limit_text, order_keys
-from rhei_pipeline.query.translation.literals import as_value, settle, unify
-from rhei_pipeline.query.translation.meaning import StaysError, Typed
-from rhei_pipeline.query.translation.scope import Columns, Context, Relation, Scope, folded
+from rhei_pipeline.query.translation.literals import as_value, coerce, unify
+from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed
+from rhei_pipeline.query.translation.scope import (
+    Columns,
+    Relation,
+    Scope,
+    TranslationContext,
+    folded,
+)
 
 _SELECT_PARTS = {
     "with_",
@@ -46,11 +52,11 @@ class Query:
     ordering: tuple[Typed, ...] = ()
 
 
-def translate(node: exp.Expr, scope: Scope | None, context: Context) -> Query:
+def translate(node: exp.Expr, scope: Scope | None, context: TranslationContext) -> Query:
     """Translate a query.
 
     Raises:
-        StaysError: Equal answers are not certain.
+        StaysWithSourceError: Equal answers are not certain.
     """
     outer = context.ctes
     context.subquery = lambda inner, around: _plain(translate(inner, around, context))
@@ -61,7 +67,7 @@ def translate(node: exp.Expr, scope: Scope | None, context: Context) -> Query:
         elif isinstance(node, exp.SetOperation):
             query = _set_operation(node, scope, context)
         else:
-            raise StaysError(f"it is {node.key}")
+            raise StaysWithSourceError(f"it is {node.key}")
         return replace(query, sql=with_ + query.sql)
     finally:
         context.ctes = outer
@@ -69,21 +75,23 @@ def translate(node: exp.Expr, scope: Scope | None, context: Context) -> Query:
 
 def _plain(query: Query) -> tuple[str, Columns]:
     if query.ordering:
-        raise StaysError("a subquery's LIMIT has no order that decides between equal rows")
+        raise StaysWithSourceError(
+            "a subquery's LIMIT has no order that decides between equal rows"
+        )
     return query.sql, query.columns
 
 
-def _ctes(node: exp.Expr | None, context: Context) -> str:
+def _ctes(node: exp.Expr | None, context: TranslationContext) -> str:
     if node is None:
         return ""
     if node.args.get("recursive"):
-        raise StaysError("it is recursive")
+        raise StaysWithSourceError("it is recursive")
     texts = []
     names = [folded(cte.args["alias"].this, context) for cte in node.expressions]
     for place, cte in enumerate(node.expressions):
         named = {table.name.lower() for table in cte.this.find_all(exp.Table)}
         if named & {name.lower() for name in names[place:]}:
-            raise StaysError("a CTE names itself, or one that follows")
+            raise StaysWithSourceError("a CTE names itself, or one that follows")
         text, columns = _plain(translate(cte.this, None, context))
         given = [folded(name, context) for name in cte.args["alias"].args.get("columns") or ()]
         alias = context.alias()
@@ -94,7 +102,7 @@ def _ctes(node: exp.Expr | None, context: Context) -> str:
     return f"with {', '.join(texts)} "
 
 
-def _select(node: exp.Select, parent: Scope | None, context: Context) -> Query:
+def _select(node: exp.Select, parent: Scope | None, context: TranslationContext) -> Query:
     refuse_other(node, _SELECT_PARTS)
     scope = Scope(parent=parent)
     from_ = from_clause(node, scope, context)
@@ -135,7 +143,7 @@ def _assembled(  # noqa: PLR0913, PLR0917
     order: list[tuple[exp.Expr, Typed]],
     body: str,
     scope: Scope,
-    context: Context,
+    context: TranslationContext,
     grouped: bool,  # noqa: FBT001
     keys: Sequence[Typed],
 ) -> Query:
@@ -175,22 +183,24 @@ def _as_column(typed: Typed, place: int) -> Typed:
 
 def _refuse_loose(parts: Sequence[Typed], scope: Scope) -> None:
     if any(part.loose & scope.own for part in parts):
-        raise StaysError("it shows columns that are not grouped, of a row that the source chooses")
+        raise StaysWithSourceError(
+            "it shows columns that are not grouped, of a row that the source chooses"
+        )
 
 
 def _refuse_vague(
     distinct: exp.Expr, outputs: Columns, order: list[tuple[exp.Expr, Typed]]
 ) -> None:
     if distinct.args.get("on"):
-        raise StaysError("it is DISTINCT ON")
+        raise StaysWithSourceError("it is DISTINCT ON")
     if any(typed.kind is Kind.OPAQUE or typed.inexact for _, typed in outputs):
-        raise StaysError("it tells apart values that the mirror keeps in another form")
+        raise StaysWithSourceError("it tells apart values that the mirror keeps in another form")
     shown = {typed.sql for _, typed in outputs}
     if any(key.sql not in shown for _, key in order):
-        raise StaysError("it is DISTINCT, and ordered by what it does not show")
+        raise StaysWithSourceError("it is DISTINCT, and ordered by what it does not show")
 
 
-def _group_keys(node: exp.Select, scope: Scope, context: Context) -> list[Typed]:
+def _group_keys(node: exp.Select, scope: Scope, context: TranslationContext) -> list[Typed]:
     group = node.args.get("group")
     if group is None:
         return []
@@ -205,31 +215,33 @@ def _group_keys(node: exp.Select, scope: Scope, context: Context) -> list[Typed]
         expression = term
         if isinstance(term, exp.Literal):
             if term.args.get("is_string") or not 0 < int(term.this) <= len(node.expressions):
-                raise StaysError("it groups by a constant")
+                raise StaysWithSourceError("it groups by a constant")
             expression = node.expressions[int(term.this) - 1].unalias()
         elif isinstance(term, exp.Column) and not term.table:
             expression = _column_or_alias(term, aliases, scope, context)
         key = express(expression, scope, context)
         if key.column is None:
-            key = as_value(settle(key, Kind.TEXT, context), context)
+            key = as_value(coerce(key, Kind.TEXT, context), context)
         if key.kind is Kind.OPAQUE or key.inexact or key.aggregate:
-            raise StaysError("it groups by a column that the mirror keeps in another form")
+            raise StaysWithSourceError(
+                "it groups by a column that the mirror keeps in another form"
+            )
         keys.append(key)
     return keys
 
 
 def _column_or_alias(
-    term: exp.Column, aliases: dict[str, exp.Expr], scope: Scope, context: Context
+    term: exp.Column, aliases: dict[str, exp.Expr], scope: Scope, context: TranslationContext
 ) -> exp.Expr:
     """Return what a name in GROUP BY means: a column, and only else an output column."""
     try:
         express(term, scope, context)
-    except StaysError:
+    except StaysWithSourceError:
         return aliases.get(folded(term.this, context), term)
     return term
 
 
-def _outputs(node: exp.Select, scope: Scope, context: Context) -> Columns:
+def _outputs(node: exp.Select, scope: Scope, context: TranslationContext) -> Columns:
     outputs: list[tuple[str | None, Typed]] = []
     for each in node.expressions:
         if isinstance(each, exp.Star) or (
@@ -239,14 +251,14 @@ def _outputs(node: exp.Select, scope: Scope, context: Context) -> Columns:
             continue
         typed = express(each.unalias(), scope, context)
         if typed.column is None:
-            typed = as_value(settle(typed, Kind.TEXT, context), context)
+            typed = as_value(coerce(typed, Kind.TEXT, context), context)
         if scope.groups is not None and typed.sql in scope.groups:
             typed = replace(typed, aggregate=False, loose=frozenset())
         outputs.append((_alias(each, scope, context), typed))
     return tuple(outputs)
 
 
-def _alias(node: exp.Expr, scope: Scope, context: Context) -> str | None:
+def _alias(node: exp.Expr, scope: Scope, context: TranslationContext) -> str | None:
     """Return an output's name where the query or a table gives it one."""
     if isinstance(node, exp.Alias):
         identifier = node.args["alias"]
@@ -266,17 +278,19 @@ def _alias(node: exp.Expr, scope: Scope, context: Context) -> str | None:
     return None
 
 
-def _star(node: exp.Expr, scope: Scope, context: Context) -> list[tuple[str | None, Typed]]:
+def _star(
+    node: exp.Expr, scope: Scope, context: TranslationContext
+) -> list[tuple[str | None, Typed]]:
     star = node.this if isinstance(node, exp.Column) else node
     if any(star.args.get(extra) for extra in ("except_", "replace", "rename", "except")):
-        raise StaysError("its star leaves columns out")
+        raise StaysWithSourceError("its star leaves columns out")
     table = node.args.get("table") if isinstance(node, exp.Column) else None
     wanted = folded(table, context) if table is not None else None
     chosen = [each for each in scope.relations if wanted is None or each.name == wanted]
     if not chosen or (wanted is not None and len(chosen) > 1):
-        raise StaysError("its star names no table")
+        raise StaysWithSourceError("its star names no table")
     if not all(each.whole for each in chosen):
-        raise StaysError("it asks for all columns, and some are not mirrored")
+        raise StaysWithSourceError("it asks for all columns, and some are not mirrored")
     found = [
         (name, typed)
         for each in chosen
@@ -284,22 +298,26 @@ def _star(node: exp.Expr, scope: Scope, context: Context) -> list[tuple[str | No
         if wanted is not None or name is None or name.lower() not in each.merged
     ]
     if any(name is None for name, _ in found):
-        raise StaysError("an output column has no alias, and a name that only the source knows")
+        raise StaysWithSourceError(
+            "an output column has no alias, and a name that only the source knows"
+        )
     return found
 
 
-def _set_operation(node: exp.SetOperation, parent: Scope | None, context: Context) -> Query:
+def _set_operation(
+    node: exp.SetOperation, parent: Scope | None, context: TranslationContext
+) -> Query:
     refuse_other(node, _SET_PARTS)
     distinct = node.args.get("distinct") is not False
     if not (distinct or isinstance(node, exp.Union) or context.words.multisets):
-        raise StaysError("it counts equal rows of two sides")
+        raise StaysWithSourceError("it counts equal rows of two sides")
     for side in (node.this, node.expression):
         if isinstance(side, exp.SetOperation) and (
             type(side) is not type(node)
             or (side.args.get("distinct") is not False) != distinct
             or (side is node.expression and not isinstance(node, exp.Union))
         ):
-            raise StaysError("it chains set operations of several sorts")
+            raise StaysWithSourceError("it chains set operations of several sorts")
     left = _plain(translate(_inside(node.this), parent, context))
     right = _plain(translate(_inside(node.expression), parent, context))
     outputs = _combined(left[1], right[1], context, distinct=distinct)
@@ -313,14 +331,16 @@ def _set_operation(node: exp.SetOperation, parent: Scope | None, context: Contex
 
 
 def _ordered_set(
-    node: exp.SetOperation, sql: str, outputs: Columns, unique: str, context: Context
+    node: exp.SetOperation, sql: str, outputs: Columns, unique: str, context: TranslationContext
 ) -> Query:
     own = tuple((name, replace(typed, sql=f"{unique}.{typed.sql}")) for name, typed in outputs)
     order = order_keys(node, own, Scope(), context)
     limit = limit_text(node, context)
     by = {key.sql for _, key in order}
     if limit and not {typed.sql for _, typed in own} <= by:
-        raise StaysError("its ORDER BY does not decide between equal rows: add a key to it")
+        raise StaysWithSourceError(
+            "its ORDER BY does not decide between equal rows: add a key to it"
+        )
     if order:
         terms = [order_text(term, key, context) for term, key in order]
         sql += f" order by {', '.join(terms)}"
@@ -331,15 +351,17 @@ def _inside(node: exp.Expr) -> exp.Expr:
     return node.this if isinstance(node, exp.Subquery) else node
 
 
-def _combined(left: Columns, right: Columns, context: Context, *, distinct: bool) -> Columns:
+def _combined(
+    left: Columns, right: Columns, context: TranslationContext, *, distinct: bool
+) -> Columns:
     if len(left) != len(right):
-        raise StaysError("its sides have different numbers of columns")
+        raise StaysWithSourceError("its sides have different numbers of columns")
     outputs: list[tuple[str | None, Typed]] = []
     for place, ((name, first), (_, second)) in enumerate(zip(left, right, strict=True)):
         kind, kept, _ = unify([first, second], context)
         kinds = {first.kind, second.kind} - {Kind.NULL}
         if len(kinds) > 1 or (distinct and (first.inexact or second.inexact)):
-            raise StaysError("its sides have columns of several kinds")
+            raise StaysWithSourceError("its sides have columns of several kinds")
         collated = first.collated or second.collated
         inexact = first.inexact or second.inexact
         typed = Typed(f'"_{place}"', kind, kept, collated=collated, inexact=inexact)
@@ -347,7 +369,7 @@ def _combined(left: Columns, right: Columns, context: Context, *, distinct: bool
     return tuple(outputs)
 
 
-def _casted(side: tuple[str, Columns], outputs: Columns, context: Context) -> str:
+def _casted(side: tuple[str, Columns], outputs: Columns, context: TranslationContext) -> str:
     unique = context.alias()
     pairs = zip(side[1], outputs, strict=True)
     texts = [
@@ -357,5 +379,5 @@ def _casted(side: tuple[str, Columns], outputs: Columns, context: Context) -> st
     return f"(select {', '.join(texts)} from ({side[0]}) as {unique})"
 
 
-def _cast_to(text: str, kept: Typed, context: Context) -> str:
+def _cast_to(text: str, kept: Typed, context: TranslationContext) -> str:
     return "null" if pa.types.is_null(kept.type) else context.words.cast(text, kept.type)

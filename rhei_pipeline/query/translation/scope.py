@@ -8,8 +8,8 @@ from sqlglot import exp
 
 from rhei_pipeline.model.schema import VALID_TO, Column, Mode
 from rhei_pipeline.model.semantics import Kind, MirroredTable
-from rhei_pipeline.query.translation.dialects import WORDS, Words
-from rhei_pipeline.query.translation.meaning import Catalog, StaysError, Typed
+from rhei_pipeline.query.translation.dialects import WORDS, Dialect
+from rhei_pipeline.query.translation.meaning import Catalog, StaysWithSourceError, Typed
 from rhei_pipeline.sql.text import listed, mirror_table, quote
 
 
@@ -60,7 +60,7 @@ Subquery = Callable[[exp.Expr, Scope | None], tuple[str, Columns]]
 
 
 @dataclass
-class Context:
+class TranslationContext:
     """One translation: what it knows, and what it has used up.
 
     Attributes:
@@ -81,7 +81,7 @@ class Context:
         return self.catalog.source == "sqlite"
 
     @property
-    def words(self) -> Words:
+    def words(self) -> Dialect:
         """What the mirror calls a thing."""
         return WORDS[self.catalog.mirror]
 
@@ -91,7 +91,7 @@ class Context:
         return f"_r{self.relations}"
 
 
-def folded(identifier: exp.Identifier, context: Context) -> str:
+def folded(identifier: exp.Identifier, context: TranslationContext) -> str:
     """Return a name as its source compares it."""
     name: str = identifier.this
     if context.sqlite:
@@ -99,16 +99,16 @@ def folded(identifier: exp.Identifier, context: Context) -> str:
     return name if identifier.args.get("quoted") else name.lower()
 
 
-def base_relation(node: exp.Table, context: Context) -> Relation:
+def base_relation(node: exp.Table, context: TranslationContext) -> Relation:
     """Find a table of a FROM clause among the CTEs and the mirrored tables."""
     if not isinstance(node.this, exp.Identifier):
-        raise StaysError("it reads from a function")
+        raise StaysWithSourceError("it reads from a function")
     if any(node.args.get(extra) for extra in ("joins", "pivots", "sample", "version", "when")):
-        raise StaysError("its FROM clause is beyond what is translated")
+        raise StaysWithSourceError("its FROM clause is beyond what is translated")
     name = folded(node.this, context)
     alias = node.args.get("alias")
     if alias is not None and alias.args.get("columns"):
-        raise StaysError("it renames a table's columns")
+        raise StaysWithSourceError("it renames a table's columns")
     shown = folded(alias.this, context) if alias is not None else name
     cte = context.ctes.get(name) if not node.db else None
     if cte is not None:
@@ -118,7 +118,7 @@ def base_relation(node: exp.Table, context: Context) -> Relation:
     return _mirrored(table, shown, context)
 
 
-def _renamed(cte: Relation, shown: str, context: Context) -> Relation:
+def _renamed(cte: Relation, shown: str, context: TranslationContext) -> Relation:
     alias = context.alias()
     columns = tuple(
         (name, replace(found, sql=f'{alias}."_{place}"', loose=frozenset({f'{alias}."_{place}"'})))
@@ -127,7 +127,7 @@ def _renamed(cte: Relation, shown: str, context: Context) -> Relation:
     return Relation(shown, f"{cte.sql} as {alias}", columns)
 
 
-def _mirrored(table: MirroredTable, shown: str, context: Context) -> Relation:
+def _mirrored(table: MirroredTable, shown: str, context: TranslationContext) -> Relation:
     alias = context.alias()
     target = mirror_table(table.schema)
     if table.mode is Mode.TEMPORAL:
@@ -147,14 +147,14 @@ def _column(table: MirroredTable, column: Column, alias: str) -> Typed:
     return Typed(sql, kind, column.type, column, loose=frozenset({sql}), collated=collated)
 
 
-def resolve(node: exp.Column, scope: Scope, context: Context) -> Typed:
+def resolve(node: exp.Column, scope: Scope, context: TranslationContext) -> Typed:
     """Find the column a name means, in this SELECT or one around it.
 
     Raises:
-        StaysError: The mirror knows no such column, or more than one.
+        StaysWithSourceError: The mirror knows no such column, or more than one.
     """
     if node.args.get("db"):
-        raise StaysError("it names a column by its schema")
+        raise StaysWithSourceError("it names a column by its schema")
     wanted = folded(node.this, context)
     table = node.args.get("table")
     qualifier = folded(table, context) if table is not None else None
@@ -172,10 +172,12 @@ def resolve(node: exp.Column, scope: Scope, context: Context) -> Typed:
         if len(found) == 1:
             return found[0]
         if found:
-            raise StaysError(f"column {node.name!r} is ambiguous")
+            raise StaysWithSourceError(f"column {node.name!r} is ambiguous")
         if qualifier is None and wanted in around.aliases and context.sqlite:
             return around.aliases[wanted]
         around = around.parent
     if node.this.args.get("quoted") and context.sqlite:
-        raise StaysError(f'"{node.name}" is no mirrored column; SQLite may read it as text')
-    raise StaysError(f"column {node.name!r} is not mirrored")
+        raise StaysWithSourceError(
+            f'"{node.name}" is no mirrored column; SQLite may read it as text'
+        )
+    raise StaysWithSourceError(f"column {node.name!r} is not mirrored")

@@ -18,7 +18,7 @@ _MAX_SESSIONS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class Credentials:
     """What a caller has to know; without either, everybody is let in.
 
     Attributes:
@@ -36,7 +36,7 @@ class Access:
         return self.token is None and self.password is None
 
 
-def refuse_open_server(host: str, access: Access) -> None:
+def refuse_open_server(host: str, access: Credentials) -> None:
     """Refuse to let everybody of a network in.
 
     Raises:
@@ -70,10 +70,10 @@ class NoHandshake(flight.ServerAuthHandler):  # type: ignore[misc]
         return b""
 
 
-class Gate(flight.ServerMiddlewareFactory):  # type: ignore[misc]
+class AuthMiddleware(flight.ServerMiddlewareFactory):  # type: ignore[misc]
     """Looks at the header of every call."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Credentials) -> None:
         self._access = access
         self._sessions: dict[str, None] = {}
 

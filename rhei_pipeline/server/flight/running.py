@@ -16,7 +16,7 @@ _AGAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class QueryLimits:
     """How much one server does.
 
     Attributes:
@@ -91,10 +91,10 @@ class _Query:
         self._timer.start()
 
 
-class Running:
+class QueryRegistry:
     """The queries under way."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: QueryLimits) -> None:
         self.limits = limits
         self._places = threading.BoundedSemaphore(limits.queries)
         self._queries: dict[bytes, list[_Query]] = {}

@@ -14,7 +14,12 @@ from rhei_pipeline.errors import QueryError
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.server.flight import catalog
-from rhei_pipeline.server.flight.access import Access, Gate, NoHandshake, refuse_open_server
+from rhei_pipeline.server.flight.access import (
+    AuthMiddleware,
+    Credentials,
+    NoHandshake,
+    refuse_open_server,
+)
 from rhei_pipeline.server.flight.messages import (
     MalformedError,
     Message,
@@ -23,7 +28,7 @@ from rhei_pipeline.server.flight.messages import (
     pack,
     unpack,
 )
-from rhei_pipeline.server.flight.running import Limits, Running, translated
+from rhei_pipeline.server.flight.running import QueryLimits, QueryRegistry, translated
 
 #: Prepared statements that are kept; the one unused for longest goes first.
 _MAX_PREPARED = 4096
@@ -41,7 +46,7 @@ class _Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class ServerOptions:
     """On what terms a server serves.
 
     Attributes:
@@ -51,8 +56,8 @@ class Terms:
         tls: Certificate and key as PEM.
     """
 
-    access: Access = field(default_factory=Access)
-    limits: Limits = field(default_factory=Limits)
+    access: Credentials = field(default_factory=Credentials)
+    limits: QueryLimits = field(default_factory=QueryLimits)
     writes: bool = False
     tls: tuple[bytes, bytes] | None = field(default=None, repr=False)
 
@@ -70,21 +75,25 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
     """
 
     def __init__(
-        self, htap: HTAP, host: str = "127.0.0.1", port: int = 0, terms: Terms | None = None
+        self,
+        htap: HTAP,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        options: ServerOptions | None = None,
     ) -> None:
-        terms = terms or Terms()
-        refuse_open_server(host, terms.access)
-        scheme = "grpc+tls" if terms.tls else "grpc"
+        options = options or ServerOptions()
+        refuse_open_server(host, options.access)
+        scheme = "grpc+tls" if options.tls else "grpc"
         shown = f"[{host}]" if ":" in host else host
         super().__init__(
             f"{scheme}://{shown}:{port}",
             auth_handler=NoHandshake(),
-            tls_certificates=[terms.tls] if terms.tls else None,
-            middleware={"gate": Gate(terms.access)},
+            tls_certificates=[options.tls] if options.tls else None,
+            middleware={"gate": AuthMiddleware(options.access)},
         )
         self._htap = htap
-        self._writes = terms.writes
-        self._running = Running(terms.limits)
+        self._writes = options.writes
+        self._running = QueryRegistry(options.limits)
         self._prepared: OrderedDict[bytes, _Prepared] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -91,7 +91,7 @@ def refuse_rewritten(connection: Connection, table: PostgresTable) -> None:
         )
 
 
-class Catalogue:
+class SourceCatalog:
     """A number that changes whenever what the catalogue says of tables that are followed does.
 
     A table is followed by its name: also while there is none of that name, or none that can be

@@ -8,7 +8,7 @@ from queue import SimpleQueue
 
 from rhei_pipeline.model.changes import RowBatch
 from rhei_pipeline.sources.postgres.catalog import Connection
-from rhei_pipeline.sources.postgres.rows import RowReader
+from rhei_pipeline.sources.postgres.rows import PostgresRowReader
 
 #: Connections beside the one that looks for the ranges' ends.
 READERS = 2
@@ -29,7 +29,7 @@ class ReadAhead:
 
     def __init__(
         self,
-        reader: RowReader,
+        reader: PostgresRowReader,
         share: Callable[[], Connection],
         resume: str | None,
         limit: int,

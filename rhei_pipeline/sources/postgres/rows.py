@@ -27,7 +27,7 @@ _NULL = "\\N"
 
 
 @dataclass(frozen=True, slots=True)
-class RowReader:
+class PostgresRowReader:
     """Reads whole rows of one table within an open transaction.
 
     Attributes:

@@ -204,7 +204,7 @@ class SqliteDatabase:
         with self.reader() as connection:
             return read_table(connection, name, options, known).schema
 
-    def examine(
+    def validate(
         self,
         tables: Sequence[str],
         options: Callable[[str], TableOptions],
@@ -212,7 +212,7 @@ class SqliteDatabase:
     ) -> list[Finding]:
         """Say what stands in the way of capture; see `validate.examine`."""
         with self.reader() as connection:
-            return list(validate.examine(connection, tables, options))
+            return list(validate.findings(connection, tables, options))
 
     def identity(self, *, mark: bool = False) -> SourceIdentity:
         """Tell this file from all others; see `sqlite_identity`."""

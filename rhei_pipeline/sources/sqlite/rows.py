@@ -29,7 +29,7 @@ _KEYS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class RowReader:
+class SqliteRowReader:
     """Reads whole rows of one table within an open read transaction.
 
     Attributes:

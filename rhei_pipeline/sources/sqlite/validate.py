@@ -14,7 +14,7 @@ _SOUND_WAL = (3, 51, 3)
 _TRIGGER = "select 1 from sqlite_master where type = 'trigger' and name = '_rhei_insert_' || ?"
 
 
-def examine(
+def findings(
     connection: sqlite3.Connection, tables: Sequence[str], options: Callable[[str], TableOptions]
 ) -> Iterator[Finding]:
     """Examine the file and each table."""

@@ -48,7 +48,7 @@ class Visible:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class LogMoment:
     """What the server showed when a snapshot was taken.
 
     Attributes:

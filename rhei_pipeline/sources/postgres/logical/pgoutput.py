@@ -23,7 +23,7 @@ _UNCHANGED, _TEXT = b"ut"
 
 
 @dataclass(frozen=True, slots=True)
-class Relation:
+class LoggedRelation:
     """A table as a Relation message describes it."""
 
     oid: int
@@ -31,13 +31,13 @@ class Relation:
 
 
 @dataclass
-class Context:
+class DecodingContext:
     """What earlier messages said and later ones rely on, from one buffer to the next."""
 
     lsn: int = 0
     committed_at: int = 0
     xid: int = 0
-    relations: dict[int, Relation] = field(default_factory=dict)
+    relations: dict[int, LoggedRelation] = field(default_factory=dict)
     instants: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
 
@@ -56,7 +56,7 @@ class Run:
         truncate: Whether this is one Truncate message.
     """
 
-    relation: Relation
+    relation: LoggedRelation
     places: np.ndarray
     order: np.ndarray
     lsn: np.ndarray
@@ -101,7 +101,7 @@ class Changes:
     has_old: np.ndarray
 
 
-def index(buffer: bytes, lengths: np.ndarray, first: int, context: Context) -> list[Run]:
+def index(buffer: bytes, lengths: np.ndarray, first: int, context: DecodingContext) -> list[Run]:
     """Sort messages into runs, each table's in order.
 
     Args:
@@ -137,7 +137,7 @@ class _Stream:
     committed_at: np.ndarray
     xid: np.ndarray
 
-    def run(self, relation: Relation, messages: np.ndarray, *, truncate: bool = False) -> Run:
+    def run(self, relation: LoggedRelation, messages: np.ndarray, *, truncate: bool = False) -> Run:
         return Run(
             relation,
             self.places[messages],
@@ -150,11 +150,11 @@ class _Stream:
 
 
 #: For one table: the number of a Relation or Truncate message, and the shape it gives or keeps.
-_Break = tuple[int, Relation, bool]
+_Break = tuple[int, LoggedRelation, bool]
 
 
 def _transactions(
-    data: np.ndarray, places: np.ndarray, kinds: np.ndarray, context: Context
+    data: np.ndarray, places: np.ndarray, kinds: np.ndarray, context: DecodingContext
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return each message's transaction: the last Begin at or before it."""
     begins = np.flatnonzero(kinds == _BEGIN)
@@ -173,7 +173,7 @@ def _transactions(
     return lsn[which], committed_at[which], xid[which]
 
 
-def _breaks(buffer: bytes, stream: _Stream, context: Context) -> dict[int, list[_Break]]:
+def _breaks(buffer: bytes, stream: _Stream, context: DecodingContext) -> dict[int, list[_Break]]:
     """Read the few messages that are not about a row: shapes and truncations."""
     known = dict(context.relations)
     breaks: dict[int, list[_Break]] = {}
@@ -189,7 +189,7 @@ def _breaks(buffer: bytes, stream: _Stream, context: Context) -> dict[int, list[
     return breaks
 
 
-def _relation(buffer: bytes, place: int) -> Relation:
+def _relation(buffer: bytes, place: int) -> LoggedRelation:
     oid = int.from_bytes(buffer[place + 1 : place + 5], "big")
     place = buffer.index(b"\0", place + 5) + 1  # behind the namespace
     place = buffer.index(b"\0", place) + 2  # behind the name and the replica identity
@@ -200,7 +200,7 @@ def _relation(buffer: bytes, place: int) -> Relation:
         end = buffer.index(b"\0", place + 1)
         columns.append(buffer[place + 1 : end].decode())
         place = end + 9  # behind type and modifier
-    return Relation(oid, tuple(columns))
+    return LoggedRelation(oid, tuple(columns))
 
 
 def _truncated(buffer: bytes, place: int) -> list[int]:
@@ -214,7 +214,7 @@ def _runs(
     messages: np.ndarray,
     oid: int,
     breaks: dict[int, list[_Break]],
-    context: Context,
+    context: DecodingContext,
 ) -> Iterator[Run]:
     """Cut one table's messages where its shape changes or it is truncated."""
     cuts = breaks.get(oid, [])
@@ -232,7 +232,7 @@ def _truncates(stream: _Stream, oid: int, breaks: Sequence[_Break]) -> Iterator[
             yield stream.run(relation, np.array([message]), truncate=True)
 
 
-def _carry(breaks: dict[int, list[_Break]], context: Context) -> None:
+def _carry(breaks: dict[int, list[_Break]], context: DecodingContext) -> None:
     for oid, found in breaks.items():
         context.relations[oid] = found[-1][1]
 
@@ -251,7 +251,7 @@ def decode(buffer: bytes, run: Run) -> Changes:
 
 
 def _tuples(
-    buffer: bytes, data: np.ndarray, relation: Relation, starts: np.ndarray, ends: np.ndarray
+    buffer: bytes, data: np.ndarray, relation: LoggedRelation, starts: np.ndarray, ends: np.ndarray
 ) -> Tuples:
     """Read one tuple of each message, where it has one; set `ends` to the places behind them."""
     there = starts >= 0

@@ -21,13 +21,13 @@ from rhei_pipeline.model.changes import (
     event_schema,
 )
 from rhei_pipeline.model.schema import INSTANT, Table, TableSchema
-from rhei_pipeline.protocols import Audit
+from rhei_pipeline.protocols import Rescan
 from rhei_pipeline.sources.mended_rows import mended
 from rhei_pipeline.sources.postgres.logical import pgoutput
-from rhei_pipeline.sources.postgres.logical.moment import Moment, RowView, Slot
+from rhei_pipeline.sources.postgres.logical.moment import LogMoment, RowView, Slot
 from rhei_pipeline.sources.postgres.read_ahead import ReadAhead
 from rhei_pipeline.sources.postgres.rows import (
-    RowReader,
+    PostgresRowReader,
     admit_rows,
     kept,
     letters_of,
@@ -68,7 +68,7 @@ class _Spool:
         """Return where the changes of one table are."""
         return self._parts.get(relation, ()) if relation is not None else ()
 
-    def add(self, messages: Sequence[bytes], first: int, context: pgoutput.Context) -> None:
+    def add(self, messages: Sequence[bytes], first: int, context: pgoutput.DecodingContext) -> None:
         buffer = b"".join(messages)
         lengths = np.fromiter(map(len, messages), np.int64, len(messages))
         start = self._file.seek(0, 2)
@@ -95,7 +95,7 @@ class LogicalSnapshot:
     Args:
         read: Yields the messages behind the slot, up to a place in the log, in batches.
         moment: When it was taken.
-        settle: Waits for transactions under way; returns where the log stood before.
+        wait_for_writers: Waits for transactions under way; returns where the log stood before.
         view: To read rows with; changes that it does not see are left out.
     """
 
@@ -104,8 +104,8 @@ class LogicalSnapshot:
     def __init__(
         self,
         read: ReadLog,
-        moment: Moment,
-        settle: Callable[[], int],
+        moment: LogMoment,
+        wait_for_writers: Callable[[], int],
         view: RowView | None = None,
     ) -> None:
         self._read = read
@@ -114,7 +114,7 @@ class LogicalSnapshot:
         self._server = moment.server
         self._proofs = dict(moment.proofs)
         self._silent = moment.silent
-        self._settle = settle
+        self._wait_for_writers = wait_for_writers
         self._view = view
         self._spool: _Spool | None = None
         self._ahead: ReadAhead | None = None
@@ -133,7 +133,7 @@ class LogicalSnapshot:
 
     def origin(self, table: Table) -> Position:
         """Wait for the transactions under way; return where the log stood before."""
-        return Position(self._settle(), self._proof(table))
+        return Position(self._wait_for_writers(), self._proof(table))
 
     def _proof(self, table: Table) -> str:
         return self._proofs.get(table.name, "")
@@ -196,7 +196,7 @@ class LogicalSnapshot:
         return self._spool
 
     def _load(self, slot: Slot, spool: _Spool) -> None:
-        context, first = pgoutput.Context(), 0
+        context, first = pgoutput.DecodingContext(), 0
         for messages in self._read(slot, self._head):
             spool.add(messages, first, context)
             first += len(messages)
@@ -227,10 +227,10 @@ class LogicalSnapshot:
             self._ahead.close()
             self._ahead = None
 
-    def _reader(self, table: Table) -> RowReader:
+    def _reader(self, table: Table) -> PostgresRowReader:
         if self._view is None:
             raise RuntimeError("this snapshot was not opened to read rows")
-        return RowReader(self._view.connection, table.schema, self.clock)
+        return PostgresRowReader(self._view.connection, table.schema, self.clock)
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:  # noqa: ARG002
         """Name no row: a primary key of PostgreSQL is never null."""
@@ -241,9 +241,9 @@ class LogicalSnapshot:
         self._counted[table.name] = self._reader(table).count()
         return self._counted[table.name]
 
-    def audit(self, table: Table, after: Position) -> Audit:  # noqa: ARG002
+    def rescan(self, table: Table, after: Position) -> Rescan:  # noqa: ARG002
         """Ask for none: the server's log tells of every change."""
-        return Audit.NONE
+        return Rescan.NONE
 
     def doubt(self, table: Table) -> str | None:  # noqa: ARG002
         """Know of none."""

@@ -26,8 +26,14 @@ from rhei_pipeline.sources.postgres.catalog import (
     slot_name,
 )
 from rhei_pipeline.sources.postgres.database import PostgresDatabase, pooled_stream
-from rhei_pipeline.sources.postgres.identity import Catalogue, lost_slot
-from rhei_pipeline.sources.postgres.logical.moment import Moment, RowView, Slot, Visible, lsn_number
+from rhei_pipeline.sources.postgres.identity import SourceCatalog, lost_slot
+from rhei_pipeline.sources.postgres.logical.moment import (
+    LogMoment,
+    RowView,
+    Slot,
+    Visible,
+    lsn_number,
+)
 from rhei_pipeline.sources.postgres.logical.publication import Publication
 from rhei_pipeline.sources.postgres.logical.reader import LogReader
 from rhei_pipeline.sources.postgres.logical.snapshot import LogicalSnapshot
@@ -109,7 +115,7 @@ class LogicalSource:
         self._publication = Publication(
             lambda: self._connection, publication or self._name, is_ours=self._is_own
         )
-        self._catalogue = Catalogue(lambda *_: sorted(self._look().items()))
+        self._catalogue = SourceCatalog(lambda *_: sorted(self._look().items()))
         self._members: dict[int, str] = {}
         self._installed: dict[str, PostgresTable] = {}
         self._advanced = self._noted = 0
@@ -162,7 +168,7 @@ class LogicalSource:
         """True: the server logs rows whole."""
         return True
 
-    def stands(self, table: Table) -> bool:
+    def is_installed(self, table: Table) -> bool:
         """Tell whether the table is published whole in this shape, and the slot is there."""
         try:
             known = self._table(table.name)
@@ -208,7 +214,7 @@ class LogicalSource:
             snapshot = LogicalSnapshot(
                 self._read,
                 replace(moment, silent=moment.head == self._silent_until),
-                self._settle,
+                self._wait_for_writers,
                 view,
             )
             stack.callback(snapshot.close)
@@ -227,7 +233,7 @@ class LogicalSource:
                 " the slot anew, and copies tables by their difference",
             ) from error
 
-    def _moment(self) -> Moment:
+    def _moment(self) -> LogMoment:
         if self._connection.is_pooled:
             self._system = _value(self._connection, _SYSTEM)
         head, seconds, timeline = _row(self._connection, _HEAD)
@@ -240,7 +246,7 @@ class LogicalSource:
             if table.oid in members
         }
         clock = datetime.fromtimestamp(seconds, UTC)
-        return Moment(lsn_number(head), clock, version, self._slot(), server, proofs)
+        return LogMoment(lsn_number(head), clock, version, self._slot(), server, proofs)
 
     @contextmanager
     def _row_view(self) -> Iterator[RowView]:
@@ -265,7 +271,7 @@ class LogicalSource:
         connection.execute(f"set transaction snapshot '{exported}'".encode())
         return connection
 
-    def _settle(self) -> int:
+    def _wait_for_writers(self) -> int:
         """Wait for every transaction that is under way; return where the log stood before.
 
         Their commits may stand in the log already though no snapshot sees them yet. Afterwards

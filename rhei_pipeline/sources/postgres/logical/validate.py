@@ -35,7 +35,7 @@ order by xact_start limit 1
 """
 
 
-def examine(
+def findings(
     database: PostgresDatabase,
     tables: Sequence[str],
     options: Callable[[str], TableOptions],

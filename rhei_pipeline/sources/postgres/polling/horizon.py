@@ -40,7 +40,7 @@ select transaction::text from pg_prepared_xacts where database = current_databas
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class HorizonReading:
     """What the server told before a snapshot was taken; instants in microseconds since 1970.
 
     Attributes:
@@ -77,7 +77,7 @@ class HorizonReader:
         self._begun: dict[str, int | None] = {}
         self._named: set[tuple[int, int]] = set()
 
-    def read(self, connection: Connection) -> Reading:
+    def read(self, connection: Connection) -> HorizonReading:
         """Read it; `connection` is in no transaction, and takes its snapshot afterwards."""
         clock, oldest, pid, silent, sees_all, recovers = _row(connection, _ACTIVITY)
         # Only now: one that was prepared in between was still running in the first answer.
@@ -93,7 +93,7 @@ class HorizonReader:
             doubt = "the user may not see when others' transactions began (pg_read_all_stats)"
         elif silent is not None:
             doubt = f"process {silent} does not tell when its transactions begin (track_activities)"
-        return Reading(clock, self._bound, doubt, None in self._begun.values())
+        return HorizonReading(clock, self._bound, doubt, None in self._begun.values())
 
     def _follow_prepared(self, connection: Connection) -> None:
         """Bound the start of each prepared transaction: the server tells only its preparation.

@@ -25,7 +25,7 @@ class Window:
 
 
 @dataclass
-class Memory:
+class PostgresPollMemory:
     """What earlier snapshots found out, by table; forgetting it costs reads, never rows.
 
     Attributes:

@@ -16,12 +16,12 @@ from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.model.polling import DeletePolicy, Horizon, PollOptions
 from rhei_pipeline.model.schema import Table, TableSchema
-from rhei_pipeline.protocols import Audit
+from rhei_pipeline.protocols import Rescan
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.identity import refuse_rewritten
-from rhei_pipeline.sources.postgres.polling.horizon import Reading
-from rhei_pipeline.sources.postgres.polling.memory import Memory, Window
-from rhei_pipeline.sources.postgres.polling.table import Poll, PolledTable, unread
+from rhei_pipeline.sources.postgres.polling.horizon import HorizonReading
+from rhei_pipeline.sources.postgres.polling.memory import PostgresPollMemory, Window
+from rhei_pipeline.sources.postgres.polling.table import PostgresPoll, PostgresPolledTable, unread
 
 _log = logging.getLogger(__name__)
 
@@ -72,9 +72,9 @@ class PostgresPollingSnapshot:
     def __init__(
         self,
         connection: Connection,
-        polls: Callable[[str], Poll],
-        memory: Memory,
-        reading: Reading,
+        polls: Callable[[str], PostgresPoll],
+        memory: PostgresPollMemory,
+        reading: HorizonReading,
         version: Callable[[], int],
     ) -> None:
         self._connection = connection
@@ -91,12 +91,12 @@ class PostgresPollingSnapshot:
         self._after: dict[str, Position] = {}
         self._heads: dict[str, Position] = {}
         self._looks: dict[tuple[str, str], _Look] = {}
-        self._tables: dict[str, PolledTable] = {}
+        self._tables: dict[str, PostgresPolledTable] = {}
 
-    def _table(self, table: Table) -> PolledTable:
+    def _table(self, table: Table) -> PostgresPolledTable:
         if table.name not in self._tables:
             poll = self._polls(table.name)
-            self._tables[table.name] = PolledTable(self._connection, poll, self._now)
+            self._tables[table.name] = PostgresPolledTable(self._connection, poll, self._now)
         return self._tables[table.name]
 
     def head(self, table: Table) -> Position:
@@ -120,7 +120,7 @@ class PostgresPollingSnapshot:
             return Position(floor + 1, self._horizon(table, None, None).text())
         look, known = self._look(table, after), self._known(table, after)
         floor = max(after.order, floor)
-        if self.audit(table, after) is not Audit.NONE:
+        if self.rescan(table, after) is not Rescan.NONE:
             self._memory.audited[table.name] = (self._now, self._state)
             proof = self._horizon(table, known, self._now).text()
             return Position(floor + max(look.events, 1), proof)
@@ -223,23 +223,23 @@ class PostgresPollingSnapshot:
             yield from polled.changed_rows(look.condition, look.since, limit)
         yield from polled.touched_rows(look.touched, look.since, limit)
 
-    def audit(self, table: Table, after: Position) -> Audit:
+    def rescan(self, table: Table, after: Position) -> Rescan:
         """Ask for one at an interval, and when the newest row read before is gone."""
         self._remember(table, after)
         options, known = self._polls(table.name).options, self._known(table, after)
         wanted = self._wanted(table, options, known)
-        if wanted is Audit.NONE or known is None or known.audited is None:
+        if wanted is Rescan.NONE or known is None or known.audited is None:
             return wanted
         if self._memory.audited.get(table.name) == (known.audited, self._state):
-            return Audit.NONE  # nothing was committed since
+            return Rescan.NONE  # nothing was committed since
         due = options.is_due(known.audited, self._now) or not self._is_witnessed(table, after)
-        return wanted if due else Audit.NONE
+        return wanted if due else Rescan.NONE
 
-    def _wanted(self, table: Table, options: PollOptions, known: Horizon | None) -> Audit:
+    def _wanted(self, table: Table, options: PollOptions, known: Horizon | None) -> Rescan:
         if options.policy is DeletePolicy.RECONCILE:
-            return Audit.ALL
+            return Rescan.ALL
         doubted = self.doubt(table) is not None or (known is not None and known.doubted)
-        return Audit.ROWS if doubted else Audit.NONE
+        return Rescan.ROWS if doubted else Rescan.NONE
 
     def doubt(self, table: Table) -> str | None:
         """Say why a write may go by unseen: its stamp need not lie behind the horizon."""
@@ -308,7 +308,7 @@ class PostgresPollingSnapshot:
             self._move_window(table, after, known)
         return _Look(condition, rows, touched, since)
 
-    def _unseen(self, polled: PolledTable, known: Horizon) -> str:
+    def _unseen(self, polled: PostgresPolledTable, known: Horizon) -> str:
         """Write SQL of what was written since, as far as the position alone tells."""
         within = polled.within(known.low, known.least)
         if known.writers is not None and self._xid - known.xid < _XIDS:

@@ -25,11 +25,11 @@ from rhei_pipeline.sources.postgres.catalog import (
     stored_columns,
 )
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
-from rhei_pipeline.sources.postgres.identity import Catalogue, one, origin, refuse_other_server
+from rhei_pipeline.sources.postgres.identity import SourceCatalog, one, origin, refuse_other_server
 from rhei_pipeline.sources.postgres.polling.horizon import HorizonReader
-from rhei_pipeline.sources.postgres.polling.memory import Memory
+from rhei_pipeline.sources.postgres.polling.memory import PostgresPollMemory
 from rhei_pipeline.sources.postgres.polling.snapshot import PostgresPollingSnapshot
-from rhei_pipeline.sources.postgres.polling.table import Poll
+from rhei_pipeline.sources.postgres.polling.table import PostgresPoll
 from rhei_pipeline.sources.postgres.polling.timestamps import FAMILIES, StampColumn, Zone
 from rhei_pipeline.sql.text import listed, quote
 
@@ -88,10 +88,10 @@ class PostgresPollingSource:
         self._options = {_plain(name): chosen for name, chosen in (options or {}).items()}
         self._notes = Notes(notes)
         self._monotonic = monotonic
-        self._memory = Memory()
+        self._memory = PostgresPollMemory()
         self._horizon = HorizonReader()
-        self._catalogue = Catalogue(lambda *_: None)
-        self._known: dict[str, Poll] = {}
+        self._catalogue = SourceCatalog(lambda *_: None)
+        self._known: dict[str, PostgresPoll] = {}
         self._known_at = -1
         self._warned: set[str] = set()
         self._clocks: tuple[float, float] | None = None
@@ -164,7 +164,7 @@ class PostgresPollingSource:
         """False: changes are read from the table."""
         return False
 
-    def stands(self, table: Table) -> bool:  # noqa: ARG002
+    def is_installed(self, table: Table) -> bool:  # noqa: ARG002
         """Say yes: there is nothing in the source that could fall."""
         return True
 
@@ -231,7 +231,7 @@ class PostgresPollingSource:
             self._known_at = version
         return version
 
-    def _poll(self, name: str) -> Poll:
+    def _poll(self, name: str) -> PostgresPoll:
         if name not in self._known:
             with self._database.translated():
                 self._follow_schema()
@@ -242,7 +242,7 @@ class PostgresPollingSource:
             self._known[name] = self._known[poll.source.schema.name] = poll
         return self._known[name]
 
-    def _read(self, name: str) -> Poll:
+    def _read(self, name: str) -> PostgresPoll:
         chosen = self._options.get(_plain(name), TableOptions())
         source = read_table(self._connection, name, chosen, reread=True)
         columns = {found.name: found for found in stored_columns(self._connection, source.oid)}
@@ -253,7 +253,7 @@ class PostgresPollingSource:
         if options.deleted_at is not None:
             live = _live(_column(shown, columns, "deletes", options.deleted_at))
         stamp = self._stamp(shown, stamped)
-        return Poll(source, options, stamp, live, f"{self._origin}:{source.oid}")
+        return PostgresPoll(source, options, stamp, live, f"{self._origin}:{source.oid}")
 
     def _stamp(self, table: str, column: StoredColumn) -> StampColumn:
         family = FAMILIES.get(column.oid)

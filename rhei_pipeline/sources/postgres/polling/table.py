@@ -15,7 +15,7 @@ from rhei_pipeline.model.polling import Clock, Horizon, PollOptions, Stamp
 from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qualified
 from rhei_pipeline.sources.postgres.polling.timestamps import StampColumn
 from rhei_pipeline.sources.postgres.rows import (
-    RowReader,
+    PostgresRowReader,
     admit_rows,
     bare_literal,
     copied,
@@ -33,7 +33,7 @@ _TOUCHED_ROWS = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Poll:
+class PostgresPoll:
     """What is known of a polled table: its catalogue entry, and the columns that polling uses.
 
     Attributes:
@@ -53,10 +53,10 @@ class Poll:
         return qualified(self.source.schema)
 
 
-class PolledTable:
+class PostgresPolledTable:
     """A table as the transaction of `connection` sees it; `now` is its clock, in microseconds."""
 
-    def __init__(self, connection: Connection, poll: Poll, now: int) -> None:
+    def __init__(self, connection: Connection, poll: PostgresPoll, now: int) -> None:
         self._connection = connection
         self.poll = poll
         self._now = now
@@ -69,9 +69,11 @@ class PolledTable:
             self._reading.close()
 
     @property
-    def reader(self) -> RowReader:
+    def reader(self) -> PostgresRowReader:
         """What reads its rows whole."""
-        return RowReader(self._connection, self.poll.source.schema, self._clock, self.poll.live)
+        return PostgresRowReader(
+            self._connection, self.poll.source.schema, self._clock, self.poll.live
+        )
 
     def within(self, low: int | None, least: str | None) -> str:
         """Write SQL of the rows that have to be looked at from there on; as in `Horizon`."""
@@ -219,7 +221,7 @@ def unread(read: Sequence[str]) -> str:
     return f"xmin <> all ('{{{','.join(read)}}}'::xid[])"
 
 
-def _rows_sql(poll: Poll, condition: str) -> str:
+def _rows_sql(poll: PostgresPoll, condition: str) -> str:
     """Select rows: live, stamp, then the table's columns."""
     schema, columns = poll.source.schema, listed(poll.source.schema.names)
     if poll.options.deleted_at is not None:
@@ -236,7 +238,7 @@ def _rows_sql(poll: Poll, condition: str) -> str:
     )
 
 
-def _touched_sql(poll: Poll, keys: Sequence[tuple[Any, ...]]) -> str:
+def _touched_sql(poll: PostgresPoll, keys: Sequence[tuple[Any, ...]]) -> str:
     """Select the same for keys, whether or not they have a row."""
     schema = poll.source.schema
     key = listed(schema.primary_key)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rhei_pipeline.model.schema import Mode, Table, TableSchema
 from rhei_pipeline.sources.postgres.catalog import PostgresTable
 from rhei_pipeline.sources.postgres.triggers.ddl import LoggedColumn, TableLog
-from rhei_pipeline.sources.postgres.triggers.logs import Part, read_now, read_then
+from rhei_pipeline.sources.postgres.triggers.logs import LogPart, read_now, read_then
 from rhei_pipeline.sources.postgres.triggers.position import Proof, shape_of
 from rhei_pipeline.sources.postgres.triggers.registry import Registered
 
@@ -64,7 +64,7 @@ def _dropped(name: str) -> LoggedColumn:
 
 def parts_of(
     found: Registered, table: Table, entry: Entry | None, proof: Proof | None
-) -> tuple[tuple[Part, ...], bool]:
+) -> tuple[tuple[LogPart, ...], bool]:
     """Return the logs that lead from a position to where a table is read to, and whether all do.
 
     In the shape that the table has now, that is the end of the newest one. In the shape that the

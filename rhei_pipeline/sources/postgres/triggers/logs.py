@@ -81,7 +81,7 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedColumn:
     """A column as it is to be read.
 
     Attributes:
@@ -116,7 +116,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class LogPart:
     """A log, and how it is read.
 
     Attributes:
@@ -128,8 +128,8 @@ class Part:
     """
 
     generation: Generation
-    wanted: tuple[Wanted, ...]
-    key: tuple[Wanted, ...]
+    wanted: tuple[WantedColumn, ...]
+    key: tuple[WantedColumn, ...]
     late: bool
     only: str | None = None
     left: tuple[str, ...] = ()
@@ -261,13 +261,13 @@ class Captured:
     """
 
     log: TableLog
-    parts: tuple[Part, ...]
+    parts: tuple[LogPart, ...]
     is_now: bool
 
 
 def read_now(
     generations: Sequence[Generation], table: Table, columns: Mapping[str, LoggedColumn]
-) -> tuple[Part, ...]:
+) -> tuple[LogPart, ...]:
     """Return how logs are read in the shape that the table has now; none where one is missing."""
     schema = table.schema
     read = schema.columns if table.mode is Mode.TEMPORAL else schema.key_columns
@@ -285,7 +285,7 @@ def read_now(
 
 def read_then(
     generations: Sequence[Generation], schema: TableSchema, *, late: bool
-) -> tuple[Part, ...]:
+) -> tuple[LogPart, ...]:
     """Return how logs are read in the shape that the first was made in.
 
     With `late` also what was done to the table when it was no longer as its triggers knew it, as
@@ -297,32 +297,38 @@ def read_then(
     if not all(_follows(*pair) for pair in pairwise(generations)):
         generations = generations[:1]
     known = dict(zip(first.columns, first.places().items(), strict=True))
-    wanted = {c.name: Wanted(c, known[c.name][0], known[c.name][1][1]) for c in schema.columns}
+    wanted = {
+        c.name: WantedColumn(c, known[c.name][0], known[c.name][1][1]) for c in schema.columns
+    }
     name = f"{schema.namespace or DEFAULT_NAMESPACE}.{schema.relation}"
     return tuple(
         _part(generation, wanted, schema, late=late, only=name) for generation in generations
     )
 
 
-def _wanted(column: Column, known: LoggedColumn | None) -> Wanted:
-    return Wanted(column, str(known.attribute), known.base) if known else Wanted(column, "0", 0)
+def _wanted(column: Column, known: LoggedColumn | None) -> WantedColumn:
+    return (
+        WantedColumn(column, str(known.attribute), known.base)
+        if known
+        else WantedColumn(column, "0", 0)
+    )
 
 
 def _part(
     generation: Generation,
-    wanted: Mapping[str, Wanted],
+    wanted: Mapping[str, WantedColumn],
     schema: TableSchema,
     *,
     late: bool,
     only: str | None = None,
-) -> Part:
+) -> LogPart:
     key = tuple(wanted[name] for name in schema.primary_key)
     if not generation.attributes:
         # Of a log made before numbers were noted, columns are known by their names alone.
-        wanted = {name: Wanted(w.column, name, 0) for name, w in wanted.items()}
+        wanted = {name: WantedColumn(w.column, name, 0) for name, w in wanted.items()}
         key = tuple(wanted[name] for name in schema.primary_key)
         late = False
-    return Part(generation, tuple(wanted.values()), key, late, only)
+    return LogPart(generation, tuple(wanted.values()), key, late, only)
 
 
 def _follows(earlier: Generation, later: Generation) -> bool:
@@ -330,7 +336,7 @@ def _follows(earlier: Generation, later: Generation) -> bool:
     return earlier.leads_on and earlier.ended is not None and later.pruned <= earlier.ended
 
 
-def _tells_enough(part: Part) -> bool:
+def _tells_enough(part: LogPart) -> bool:
     """Tell whether the keys in a log are the table's, and what it lacks the table did not have."""
     generation, places = part.generation, part.generation.places()
     lacks = any(w.attribute not in places for w in part.wanted)

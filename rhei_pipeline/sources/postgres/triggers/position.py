@@ -12,7 +12,7 @@ _SHAPE_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Visible:
+class VisibleText:
     """What a snapshot of the server sees, as its text.
 
     Attributes:
@@ -23,7 +23,7 @@ class Visible:
     order: int
 
     @classmethod
-    def parse(cls, text: str) -> "Visible":
+    def parse(cls, text: str) -> "VisibleText":
         """Read `xmin:xmax:running,running,...`."""
         _, high, running = text.split(":")
         return cls(text, int(high) - len(running.split(",")) if running else int(high))

@@ -17,7 +17,7 @@ from rhei_pipeline.sources.postgres.triggers.ddl import (
 )
 from rhei_pipeline.sources.postgres.triggers.logs import Generation
 from rhei_pipeline.sources.postgres.triggers.misfit import OTHER_KINDS
-from rhei_pipeline.sources.postgres.triggers.position import Proof, Visible
+from rhei_pipeline.sources.postgres.triggers.position import Proof, VisibleText
 from rhei_pipeline.sources.postgres.triggers.retired_logs import (
     drop_passed,
     former_name,
@@ -239,7 +239,7 @@ def enter(
     With `retired`, mirrors go on to it from the log that was set aside for them.
     """
     relation = log.source.oid
-    order = Visible.parse(one(connection, "select pg_current_snapshot()::text")[0]).order
+    order = VisibleText.parse(one(connection, "select pg_current_snapshot()::text")[0]).order
     reached = before.base + order if before else 0
     base = max(least, reached) + 1 - order
     if retired is None:

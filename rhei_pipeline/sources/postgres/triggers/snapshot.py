@@ -28,22 +28,22 @@ from rhei_pipeline.model.changes import (
     event_schema,
 )
 from rhei_pipeline.model.schema import INSTANT, Mode, Table, TableSchema
-from rhei_pipeline.protocols import Audit
+from rhei_pipeline.protocols import Rescan
 from rhei_pipeline.sources.mended_rows import mended
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.identity import refuse_rewritten
 from rhei_pipeline.sources.postgres.instants import XID, CommitInstants
 from rhei_pipeline.sources.postgres.rows import (
-    RowReader,
+    PostgresRowReader,
     admit_rows,
     copied,
     letters_of,
     without_rows,
 )
 from rhei_pipeline.sources.postgres.triggers.ddl import BEGUN, TRUNCATED, log_name
-from rhei_pipeline.sources.postgres.triggers.logs import Captured, Generation, Part
+from rhei_pipeline.sources.postgres.triggers.logs import Captured, Generation, LogPart
 from rhei_pipeline.sources.postgres.triggers.misfit import OTHER_KINDS, OTHER_TRUNCATED
-from rhei_pipeline.sources.postgres.triggers.position import Proof, Visible, outside, shape_of
+from rhei_pipeline.sources.postgres.triggers.position import Proof, VisibleText, outside, shape_of
 from rhei_pipeline.sources.rejections import Rejection
 from rhei_pipeline.sql.text import literal
 
@@ -66,7 +66,7 @@ class _Look:
     oldest: datetime | None = None
 
 
-class Memory:
+class TriggerMemory:
     """What earlier snapshots of one source found out; it only saves reads.
 
     Attributes:
@@ -80,7 +80,7 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class TriggerMoment:
     """What the server showed when a snapshot was taken.
 
     Attributes:
@@ -89,7 +89,7 @@ class Moment:
     """
 
     clock: datetime
-    visible: Visible
+    visible: VisibleText
     schema_version: int
     instant: str
 
@@ -110,9 +110,9 @@ class PostgresTriggerSnapshot:
     def __init__(
         self,
         connection: Connection,
-        moment: Moment,
+        moment: TriggerMoment,
         captured: Callable[[Table, Proof | None], Captured | None],
-        memory: Memory,
+        memory: TriggerMemory,
     ) -> None:
         self._connection = connection
         self._moment = moment
@@ -123,7 +123,7 @@ class PostgresTriggerSnapshot:
         self._has_looked_ahead = False
         self._held: set[str] = set()
         self._proofs: dict[str, Proof] = {}
-        self._reads: dict[tuple[str, str], list[tuple[Part, str]]] = {}
+        self._reads: dict[tuple[str, str], list[tuple[LogPart, str]]] = {}
         self._entries: dict[str, str] = {}
         self._dated: dict[tuple[str, ...], CommitInstants] = {}
         self._reading: Generator[pa.Table, None, None] | None = None
@@ -263,9 +263,9 @@ class PostgresTriggerSnapshot:
         self._hold(self._known(table))
         return self._reader(table).count()
 
-    def audit(self, table: Table, after: Position) -> Audit:  # noqa: ARG002
+    def rescan(self, table: Table, after: Position) -> Rescan:  # noqa: ARG002
         """Ask for none: a trigger sees every change."""
-        return Audit.NONE
+        return Rescan.NONE
 
     def doubt(self, table: Table) -> None:
         """Have none: a trigger sees every change."""
@@ -281,8 +281,8 @@ class PostgresTriggerSnapshot:
             raise log_is_gone(table.name)
         return found
 
-    def _reader(self, table: Table) -> RowReader:
-        return RowReader(self._connection, table.schema, self.clock)
+    def _reader(self, table: Table) -> PostgresRowReader:
+        return PostgresRowReader(self._connection, table.schema, self.clock)
 
     def _hold(self, found: Captured) -> None:
         """Have nobody rewrite a table until this snapshot ends, and see that nobody has."""
@@ -392,7 +392,7 @@ class PostgresTriggerSnapshot:
             raise SourceBusyError("a log was made anew while it was read", hint="it is tried again")
         return _Look(proved, entries, oldest)
 
-    def _windows(self, table: Table, after: Position) -> list[tuple[Part, str]]:
+    def _windows(self, table: Table, after: Position) -> list[tuple[LogPart, str]]:
         """Return the logs behind a position, and SQL of the entries in each."""
         place = (table.name, after.proof)
         if place not in self._reads:
@@ -404,7 +404,7 @@ class PostgresTriggerSnapshot:
             ]
         return self._reads[place]
 
-    def _with_cut(self, part: Part) -> Part:
+    def _with_cut(self, part: LogPart) -> LogPart:
         """Find from where on the table was not as its triggers knew it."""
         generation = part.generation
         if not generation.is_cut:
@@ -414,7 +414,7 @@ class PostgresTriggerSnapshot:
         ).fetchone()
         return replace(part, generation=replace(generation, cut=row[0] if row else None))
 
-    def _unseen(self, part: Part, proof: Proof | None) -> str:
+    def _unseen(self, part: LogPart, proof: Proof | None) -> str:
         """Write SQL of the entries of a log that lie behind a position."""
         generation = part.generation
         if proof is None:

@@ -17,7 +17,7 @@ from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
 from rhei_pipeline.sources.acknowledged import Acknowledged
 from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qualified, read_table
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
-from rhei_pipeline.sources.postgres.identity import Catalogue, one, origin, refuse_other_server
+from rhei_pipeline.sources.postgres.identity import SourceCatalog, one, origin, refuse_other_server
 from rhei_pipeline.sources.postgres.rows import bare_literal
 from rhei_pipeline.sources.postgres.triggers import registry, validate
 from rhei_pipeline.sources.postgres.triggers.ddl import (
@@ -37,13 +37,13 @@ from rhei_pipeline.sources.postgres.triggers.entry import (
     parts_of,
 )
 from rhei_pipeline.sources.postgres.triggers.logs import Captured
-from rhei_pipeline.sources.postgres.triggers.position import Proof, Visible
+from rhei_pipeline.sources.postgres.triggers.position import Proof, VisibleText
 from rhei_pipeline.sources.postgres.triggers.registry import Registered
 from rhei_pipeline.sources.postgres.triggers.retired_logs import drop_passed
 from rhei_pipeline.sources.postgres.triggers.snapshot import (
-    Memory,
-    Moment,
     PostgresTriggerSnapshot,
+    TriggerMemory,
+    TriggerMoment,
     log_is_gone,
     unseen,
 )
@@ -80,8 +80,8 @@ class PostgresTriggerSource:
         self._database = database
         self._mirror_id = mirror_id
         self._options = {_plain(name): chosen for name, chosen in (options or {}).items()}
-        self._memory = Memory()
-        self._catalogue = Catalogue(self._look)
+        self._memory = TriggerMemory()
+        self._catalogue = SourceCatalog(self._look)
         self._entries: dict[str, Entry] = {}
         self._entries_at = -1
         self._registered: dict[int, Registered] = {}
@@ -152,7 +152,7 @@ class PostgresTriggerSource:
         """False: a plain mirror's log holds keys, and rows are read from the table."""
         return False
 
-    def stands(self, table: Table) -> bool:
+    def is_installed(self, table: Table) -> bool:
         """Tell whether the table has this shape, and log and triggers as they would be made now."""
         try:
             entry = self._entry(table.name)
@@ -209,7 +209,7 @@ class PostgresTriggerSource:
                 )
                 connection.execute(found.log.touch_insert(rows).encode())
 
-    def examine(self, tables: Sequence[str]) -> Iterator[Finding]:
+    def validate(self, tables: Sequence[str]) -> Iterator[Finding]:
         """Say what stands in the way of capture; see `validate.examine`."""
         self.schema_version()
         described: list[tuple[str, PostgresTable | SchemaError]] = []
@@ -219,7 +219,7 @@ class PostgresTriggerSource:
             except SchemaError as error:
                 described.append((name, error))
         with self._database.translated():
-            yield from validate.examine(self, self._connection, described)
+            yield from validate.findings(self, self._connection, described)
 
     def held_bytes(self) -> dict[str, int]:
         """Return the bytes of the tables' logs; mirrors of one table share its log."""
@@ -236,10 +236,10 @@ class PostgresTriggerSource:
         if self._kept is not None:
             self._kept.close()
 
-    def _moment(self) -> Moment:
+    def _moment(self) -> TriggerMoment:
         clock, text, dates = one(self._connection, _MOMENT)
-        visible, version = Visible.parse(text), self._follow_schema()
-        return Moment(clock, visible, version, COMMIT if dates else STATEMENT)
+        visible, version = VisibleText.parse(text), self._follow_schema()
+        return TriggerMoment(clock, visible, version, COMMIT if dates else STATEMENT)
 
     def _follow_schema(self) -> int:
         """Forget what is known of tables when one of them, or its capture, is not as it was."""
@@ -301,7 +301,7 @@ class PostgresTriggerSource:
     def _order(self, entry: Entry) -> int:
         with self._database.translated():
             text = one(self._connection, "select pg_current_snapshot()::text")[0]
-        return self._registered[entry.source.oid].base + Visible.parse(text).order
+        return self._registered[entry.source.oid].base + VisibleText.parse(text).order
 
     def _install(self, connection: Connection, table: Table, least: int) -> None:
         registry.prepare(connection)

@@ -78,7 +78,7 @@ def refuse_old(connection: Connection) -> None:
         )
 
 
-def examine(
+def findings(
     source: ChangeSource,
     connection: Connection,
     tables: Sequence[tuple[str, PostgresTable | SchemaError]],
@@ -116,7 +116,7 @@ def examine(
         yield from lacking
         if lacking or not one(connection, _HAS_LOG, found.oid)[0]:
             continue
-        if not source.stands(Table(found.schema)):
+        if not source.is_installed(Table(found.schema)):
             yield Finding(
                 Severity.WARNING,
                 "its triggers were off, or are not as they were made",

@@ -15,8 +15,8 @@ from typing import Any
 from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.model.polling import DeletePolicy, Keyset, PollOptions, Stamp
 from rhei_pipeline.model.schema import Table, TableSchema
-from rhei_pipeline.protocols import Audit
-from rhei_pipeline.sources.sqlite.polling.table import Condition, Poll, PolledTable
+from rhei_pipeline.protocols import Rescan
+from rhei_pipeline.sources.sqlite.polling.table import Condition, SqlitePoll, SqlitePolledTable
 from rhei_pipeline.sources.sqlite.schema_objects import SchemaState
 from rhei_pipeline.sources.sqlite.types import decode_key, encode_key
 
@@ -31,7 +31,7 @@ _SCHEMAS = 16
 
 
 @dataclass
-class Memory:
+class SqlitePollMemory:
     """What earlier snapshots found out, by table; forgetting it costs reads, never rows.
 
     Attributes:
@@ -116,7 +116,7 @@ class _Look:
         return self.newer + self.others + len(self.touched)
 
 
-class PollingSnapshot:
+class SqlitePollingSnapshot:
     """A `SourceSnapshot` inside an open read transaction.
 
     Args:
@@ -132,8 +132,8 @@ class PollingSnapshot:
     def __init__(
         self,
         connection: sqlite3.Connection,
-        polls: Callable[[str], Poll],
-        memory: Memory,
+        polls: Callable[[str], SqlitePoll],
+        memory: SqlitePollMemory,
         clock: int,
     ) -> None:
         self._connection = connection
@@ -148,7 +148,7 @@ class PollingSnapshot:
         self._after: dict[str, Position] = {}
         self._heads: dict[str, Position] = {}
         self._looks: dict[tuple[str, str], _Look] = {}
-        self._tables: dict[str, PolledTable] = {}
+        self._tables: dict[str, SqlitePolledTable] = {}
 
     def head(self, table: Table) -> Position:
         """Return the place of all that this snapshot shows; the one asked about where it is it."""
@@ -171,7 +171,7 @@ class PollingSnapshot:
             return Position(floor + 1, self._keyset(table, None).text())
         look = self._look(table, after)
         known = self._known(table, after)
-        if self.audit(table, after) is not Audit.NONE:
+        if self.rescan(table, after) is not Rescan.NONE:
             self._memory.audited[table.name] = (self._now, self._version)
             return self._beyond(table, after, look, self._now)
         if not look.events:
@@ -203,7 +203,7 @@ class PollingSnapshot:
         self._close(poll, keyset)
         return keyset
 
-    def _close(self, poll: Poll, keyset: Keyset) -> None:
+    def _close(self, poll: SqlitePoll, keyset: Keyset) -> None:
         """Note when the newest tick has ended, and when its rows are final.
 
         A transaction that was open when the tick had ended may still commit such a stamp. It is
@@ -274,24 +274,24 @@ class PollingSnapshot:
             yield from polled.changed_rows(condition, look.since, limit)
         yield from polled.touched_rows(look.touched, look.since, limit)
 
-    def audit(self, table: Table, after: Position) -> Audit:
+    def rescan(self, table: Table, after: Position) -> Rescan:
         """Ask for one at an interval, when the newest row read before is gone, and behind DDL."""
         self._remember(table, after)
         options, keyset = self._polls(table.name).options, self._known(table, after)
         if keyset is not None and self._may_be_rewritten(table, keyset):
-            return Audit.ALL
+            return Rescan.ALL
         wanted = self._wanted(table, options)
-        if wanted is Audit.NONE or keyset is None or keyset.audited is None:
+        if wanted is Rescan.NONE or keyset is None or keyset.audited is None:
             return wanted
         if self._memory.audited.get(table.name) == (keyset.audited, self._version):
-            return Audit.NONE  # nothing was committed since
+            return Rescan.NONE  # nothing was committed since
         due = options.is_due(keyset.audited, self._now)
-        return wanted if due or self._is_orphaned(table, after, keyset) else Audit.NONE
+        return wanted if due or self._is_orphaned(table, after, keyset) else Rescan.NONE
 
-    def _wanted(self, table: Table, options: PollOptions) -> Audit:
+    def _wanted(self, table: Table, options: PollOptions) -> Rescan:
         if options.policy is DeletePolicy.RECONCILE:
-            return Audit.ALL
-        return Audit.ROWS if self.doubt(table) else Audit.NONE
+            return Rescan.ALL
+        return Rescan.ROWS if self.doubt(table) else Rescan.NONE
 
     def _may_be_rewritten(self, table: Table, keyset: Keyset) -> bool:
         """Tell whether schema changes may have changed rows and left their stamps alone."""
@@ -326,10 +326,10 @@ class PollingSnapshot:
         """Count the table's rows."""
         return self._table(table).reader.count()
 
-    def _table(self, table: Table) -> PolledTable:
+    def _table(self, table: Table) -> SqlitePolledTable:
         if table.name not in self._tables:
             poll = self._polls(table.name)
-            self._tables[table.name] = PolledTable(self._connection, poll, self._now)
+            self._tables[table.name] = SqlitePolledTable(self._connection, poll, self._now)
         return self._tables[table.name]
 
     def _remember(self, table: Table, position: Position) -> None:
@@ -377,7 +377,7 @@ class PollingSnapshot:
             max(keyset.clock, quiet if proof == after.proof else 0) if keyset else 0,
         )
 
-    def _has_changed_ties(self, polled: PolledTable, keyset: Keyset) -> bool:
+    def _has_changed_ties(self, polled: SqlitePolledTable, keyset: Keyset) -> bool:
         if keyset.at is None:
             return False
         if self._memory.closed.get(polled.poll.source.schema.name) == (keyset.at, keyset.ties):

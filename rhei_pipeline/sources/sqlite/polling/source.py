@@ -20,8 +20,8 @@ from rhei_pipeline.model.schema import Table, TableOptions, TableSchema, nearest
 from rhei_pipeline.sources.polling_progress import Notes
 from rhei_pipeline.sources.sqlite.catalog import read_table
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
-from rhei_pipeline.sources.sqlite.polling.snapshot import Memory, PollingSnapshot
-from rhei_pipeline.sources.sqlite.polling.table import Poll
+from rhei_pipeline.sources.sqlite.polling.snapshot import SqlitePollingSnapshot, SqlitePollMemory
+from rhei_pipeline.sources.sqlite.polling.table import SqlitePoll
 from rhei_pipeline.sources.sqlite.triggers.ddl import CLOCK
 from rhei_pipeline.sql.text import listed, quote
 
@@ -35,7 +35,7 @@ def _unknown(_name: str) -> None:
     """Know no table yet."""
 
 
-class PollingSource:
+class SqlitePollingSource:
     """A `ChangeSource` over one SQLite file that it only reads.
 
     Args:
@@ -64,8 +64,8 @@ class PollingSource:
         self._known = known
         self._notes = Notes(notes)
         self._monotonic = monotonic
-        self._memory = Memory()
-        self._catalogue: dict[str, Poll] = {}
+        self._memory = SqlitePollMemory()
+        self._catalogue: dict[str, SqlitePoll] = {}
         self._catalogue_version = -1
         self._warned: set[str] = set()
         self._clocks: tuple[float, float] | None = None
@@ -123,19 +123,19 @@ class PollingSource:
         """False: changes are read from the table."""
         return False
 
-    def stands(self, table: Table) -> bool:  # noqa: ARG002
+    def is_installed(self, table: Table) -> bool:  # noqa: ARG002
         """Say yes: there is nothing in the source that could fall."""
         return True
 
     @contextmanager
-    def snapshot(self, *, rows: bool = False) -> Iterator[PollingSnapshot]:  # noqa: ARG002
+    def snapshot(self, *, rows: bool = False) -> Iterator[SqlitePollingSnapshot]:  # noqa: ARG002
         """Hold one committed state of the source; its rows can always be read."""
         self._follow_the_file()
         with self._database.translated():
             clock = self._clock()
             self._connection.execute("begin")
             try:
-                yield PollingSnapshot(self._connection, self._poll, self._memory, clock)
+                yield SqlitePollingSnapshot(self._connection, self._poll, self._memory, clock)
             finally:
                 if self._connection.in_transaction:
                     self._connection.execute("rollback")
@@ -185,7 +185,7 @@ class PollingSource:
             self._memory.forget_versions()
             self._catalogue_version = -1
 
-    def _poll(self, name: str) -> Poll:
+    def _poll(self, name: str) -> SqlitePoll:
         with self._database.translated():
             version = self._connection.execute("pragma schema_version").fetchone()[0]
             if version != self._catalogue_version:
@@ -195,10 +195,10 @@ class PollingSource:
                 self._catalogue[name] = self._read(name)
         return self._catalogue[name]
 
-    def _read(self, name: str) -> Poll:
+    def _read(self, name: str) -> SqlitePoll:
         chosen, known = self._options.get(name.lower(), TableOptions()), self._known(name)
         source = read_table(self._connection, name, chosen, known.schema if known else None)
-        return Poll(source, self._spelled(source.schema.name))
+        return SqlitePoll(source, self._spelled(source.schema.name))
 
     def _spelled(self, table: str) -> PollOptions:
         """Return the table's options with its columns' names as the table has them."""

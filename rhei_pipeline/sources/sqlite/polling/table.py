@@ -15,7 +15,7 @@ from rhei_pipeline.model.changes import ChangeBatch
 from rhei_pipeline.model.polling import Clock, Keyset, PollOptions, Stamp
 from rhei_pipeline.model.schema import INSTANT, Column
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
-from rhei_pipeline.sources.sqlite.rows import RowReader, event_batch, key_first
+from rhei_pipeline.sources.sqlite.rows import SqliteRowReader, event_batch, key_first
 from rhei_pipeline.sources.sqlite.types import admit_column, decode_key, fetch
 from rhei_pipeline.sql.text import listed, quote
 
@@ -32,7 +32,7 @@ Condition = tuple[str, list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Poll:
+class SqlitePoll:
     """What is known of a polled table: its catalogue entry, and the columns that polling uses."""
 
     source: SqliteTable
@@ -73,20 +73,20 @@ class Poll:
         return f"{self.stamp} is null", []
 
 
-class PolledTable:
+class SqlitePolledTable:
     """A table as the transaction of `connection` sees it; `now` is its clock, in microseconds."""
 
-    def __init__(self, connection: sqlite3.Connection, poll: Poll, now: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, poll: SqlitePoll, now: int) -> None:
         self._connection = connection
         self.poll = poll
         self._now = now
         self._clock = _EPOCH + timedelta(microseconds=now)
 
     @property
-    def reader(self) -> RowReader:
+    def reader(self) -> SqliteRowReader:
         """What reads its rows whole."""
         condition = "" if self.poll.options.deleted_at is None else self.poll.live
-        return RowReader(self._connection, self.poll.source, self._clock, condition)
+        return SqliteRowReader(self._connection, self.poll.source, self._clock, condition)
 
     def newest(self) -> tuple[Any, ...] | None:
         """Return timestamp and key of a row with the newest stamp that the clock has reached."""

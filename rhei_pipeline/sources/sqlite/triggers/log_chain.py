@@ -21,7 +21,7 @@ _TABLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class TriggerLog:
     """One log of a table.
 
     Attributes:
@@ -62,13 +62,15 @@ class Log:
         return f"{log} entry left join {log} rest on {continued}"
 
 
-def find_logs(connection: sqlite3.Connection, table: str) -> list[Log]:
+def find_logs(connection: sqlite3.Connection, table: str) -> list[TriggerLog]:
     """Return the logs of a table that are still there, the one written into last."""
     noted = _noted(connection, table)
-    found = [Log(name, first, shape, retired=True) for first, name, shape in noted if name]
+    found = [TriggerLog(name, first, shape, retired=True) for first, name, shape in noted if name]
     if exists(connection, log_table(table)):
         current = [(first, shape) for first, name, shape in noted if name is None]
-        found += [Log(log_table(table), *row) for row in current] or [Log(log_table(table))]
+        found += [TriggerLog(log_table(table), *row) for row in current] or [
+            TriggerLog(log_table(table))
+        ]
     return found
 
 
@@ -121,7 +123,7 @@ def note_log(connection: sqlite3.Connection, schema: TableSchema, first: int) ->
     connection.execute(f"insert into {_LOGS} values(?, ?, null, ?)", (schema.name, first, shape))
 
 
-def drop_retired(connection: sqlite3.Connection, log: Log) -> None:
+def drop_retired(connection: sqlite3.Connection, log: TriggerLog) -> None:
     """Drop a retired log, in a writing transaction."""
     connection.execute(f"drop table if exists {quote(log.name)}")
     connection.execute(f"delete from {_LOGS} where retired = ?", (log.name,))

@@ -12,9 +12,9 @@ import pyarrow as pa
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.model.schema import INSTANT, Mode, Table, TableSchema
-from rhei_pipeline.protocols import Audit
+from rhei_pipeline.protocols import Rescan
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
-from rhei_pipeline.sources.sqlite.rows import RowReader, event_batch
+from rhei_pipeline.sources.sqlite.rows import SqliteRowReader, event_batch
 from rhei_pipeline.sources.sqlite.triggers.ddl import (
     CLOCK,
     CONTINUED,
@@ -22,7 +22,7 @@ from rhei_pipeline.sources.sqlite.triggers.ddl import (
     key_places,
     log_table,
 )
-from rhei_pipeline.sources.sqlite.triggers.log_chain import Log, find_logs, holds_images
+from rhei_pipeline.sources.sqlite.triggers.log_chain import TriggerLog, find_logs, holds_images
 from rhei_pipeline.sources.sqlite.types import MOST_CHOSEN, fetch_wide
 from rhei_pipeline.sql.text import conjunction, disjunction, quote
 
@@ -39,12 +39,12 @@ class _Reading:
         next_log: That log.
     """
 
-    logs: tuple[Log, ...]
+    logs: tuple[TriggerLog, ...]
     until: Position | None = None
-    next_log: Log | None = None
+    next_log: TriggerLog | None = None
 
 
-class TriggerSnapshot:
+class SqliteTriggerSnapshot:
     """A `SourceSnapshot` inside an open read transaction.
 
     Args:
@@ -67,7 +67,7 @@ class TriggerSnapshot:
         self._catalogue = catalogue
         self._marks = marks
         self._as_given = as_given
-        self._logs: dict[str, list[Log]] = {}
+        self._logs: dict[str, list[TriggerLog]] = {}
         self._ends: dict[Table, Position] = {}
         # The first read fixes the snapshot; DEFERRED transactions have none before it.
         connection.execute("select 1 from sqlite_master").fetchone()
@@ -157,11 +157,11 @@ class TriggerSnapshot:
             return None
         return self._made_for(reading.next_log, table) if reading.next_log.retired else None
 
-    def _logs_behind(self, table: Table, after: Position) -> Sequence[Log]:
+    def _logs_behind(self, table: Table, after: Position) -> Sequence[TriggerLog]:
         reading = self._reading(table, after)
         return self._logs_of(table)[-1:] if reading is None else reading.logs
 
-    def _logs_of(self, table: Table) -> list[Log]:
+    def _logs_of(self, table: Table) -> list[TriggerLog]:
         if table.name not in self._logs:
             self._logs[table.name] = find_logs(self._connection, table.name)
         return self._logs[table.name]
@@ -183,7 +183,7 @@ class TriggerSnapshot:
             return _Reading((), after, behind[0]) if at_begin else None
         return self._up_to_another_shape(behind)
 
-    def _up_to_another_shape(self, logs: Sequence[Log]) -> _Reading | None:
+    def _up_to_another_shape(self, logs: Sequence[TriggerLog]) -> _Reading | None:
         same = [log.shape == logs[0].shape for log in logs]
         end = same.index(False) if False in same else len(logs)
         if end == len(logs):
@@ -191,7 +191,7 @@ class TriggerSnapshot:
         until = self._first_entry(logs[end])
         return None if until is None else _Reading(tuple(logs[:end]), until, logs[end])
 
-    def _is_of_shape(self, log: Log, table: Table, after: Position) -> bool:
+    def _is_of_shape(self, log: TriggerLog, table: Table, after: Position) -> bool:
         """Return whether a log was written for a table that the source has otherwise by now.
 
         The mirror that had the log made may know columns by other types. But its first entry is
@@ -204,7 +204,7 @@ class TriggerSnapshot:
             return False
         return _order_of_columns(made_for) == _order_of_columns(table.schema)
 
-    def _can_read(self, table: Table, logs: Sequence[Log], after: Position) -> bool:
+    def _can_read(self, table: Table, logs: Sequence[TriggerLog], after: Position) -> bool:
         """Return whether all these logs can be read as versions of a table as it is now.
 
         One of another shape can, by its columns' names, once the log before it has been read.
@@ -219,7 +219,7 @@ class TriggerSnapshot:
             for log, shape in zip(logs, shapes, strict=True)
         )
 
-    def _made_for(self, log: Log, table: Table) -> TableSchema | None:
+    def _made_for(self, log: TriggerLog, table: Table) -> TableSchema | None:
         """Return the table that a log was made for, as this mirror would know it."""
         return None if log.schema is None else self._as_given(log.schema, table.name)
 
@@ -229,13 +229,13 @@ class TriggerSnapshot:
         except SchemaError:
             return None
 
-    def _has_entry(self, log: Log, position: Position) -> bool:
+    def _has_entry(self, log: TriggerLog, position: Position) -> bool:
         row = self._connection.execute(
             f"select at from {quote(log.name)} where seq = ?", (position.order,)
         ).fetchone()
         return row is not None and str(row[0]) == position.proof
 
-    def _first_entry(self, log: Log) -> Position | None:
+    def _first_entry(self, log: TriggerLog) -> Position | None:
         row = self._connection.execute(
             f"select at from {quote(log.name)} where seq = ?", (log.first,)
         ).fetchone()
@@ -253,19 +253,19 @@ class TriggerSnapshot:
         """Count the table's rows."""
         return self._reader(table).count()
 
-    def audit(self, table: Table, after: Position) -> Audit:
+    def rescan(self, table: Table, after: Position) -> Rescan:
         """Ask for one behind a schema change; a trigger sees every other change.
 
         A table whose shape is another by now is copied anyway.
         """
         is_due = after.order < self._marks.get(table.name, 0)
-        return Audit.ALL if is_due and self._present(table) == table.schema else Audit.NONE
+        return Rescan.ALL if is_due and self._present(table) == table.schema else Rescan.NONE
 
     def doubt(self, table: Table) -> None:
         """Have none: a trigger sees every change."""
 
-    def _reader(self, table: Table) -> RowReader:
-        return RowReader(self._connection, self._catalogue(table.name), self.clock)
+    def _reader(self, table: Table) -> SqliteRowReader:
+        return SqliteRowReader(self._connection, self._catalogue(table.name), self.clock)
 
     def _versions(self, schema: TableSchema, rows: list[tuple[Any, ...]]) -> ChangeBatch:
         sequence, at, live = (pa.array(values) for values in list(zip(*rows, strict=True))[:3])
@@ -289,7 +289,7 @@ def _order_of_columns(schema: TableSchema) -> list[str]:
     return [*schema.primary_key, *(column.name for column in schema.value_columns)]
 
 
-def _net_sql(source: SqliteTable, logs: Sequence[Log]) -> tuple[list[str], str]:
+def _net_sql(source: SqliteTable, logs: Sequence[TriggerLog]) -> tuple[list[str], str]:
     """Write what to select, and from where: `live`, the key as logged, then the other columns.
 
     Where the key's collation lets two spellings meet, the key of the row stands behind them all.
@@ -313,7 +313,7 @@ def _net_sql(source: SqliteTable, logs: Sequence[Log]) -> tuple[list[str], str]:
     )
 
 
-def _touched_sql(log: Log, schema: TableSchema) -> str:
+def _touched_sql(log: TriggerLog, schema: TableSchema) -> str:
     kept = zip(log.places(schema), key_places(schema), strict=False)
     keys = ", ".join(f"{place} as {name}" for place, name in kept)
     return f"select {keys} from {quote(log.name)} entry where entry.seq > ?1"

@@ -28,8 +28,8 @@ from rhei_pipeline.sources.sqlite.triggers.ddl import (
     log_table,
     object_names,
 )
-from rhei_pipeline.sources.sqlite.triggers.log_chain import Log, exists, newest_entry
-from rhei_pipeline.sources.sqlite.triggers.snapshot import TriggerSnapshot
+from rhei_pipeline.sources.sqlite.triggers.log_chain import TriggerLog, exists, newest_entry
+from rhei_pipeline.sources.sqlite.triggers.snapshot import SqliteTriggerSnapshot
 from rhei_pipeline.sql.text import literal, quote
 
 #: Rows of a log deleted in one transaction: a few milliseconds of the writer's lock.
@@ -48,7 +48,7 @@ def _unknown(_name: str) -> None:
     """Know no table yet."""
 
 
-class TriggerSource:
+class SqliteTriggerSource:
     """A `ChangeSource` over one SQLite file.
 
     Args:
@@ -120,7 +120,7 @@ class TriggerSource:
                 self._connection.execute("rollback to with_triggers")
 
     def _is_installed(self, table: Table, least: int) -> bool:
-        return self.stands(table) and self._newest(table.name) >= max(least, 1)
+        return self.is_installed(table) and self._newest(table.name) >= max(least, 1)
 
     def _make_anew(self, table: Table, least: int) -> None:
         """Retire the log and begin another one, in a writing transaction.
@@ -171,7 +171,7 @@ class TriggerSource:
         """False: a plain mirror's log holds keys, and rows are read from the table."""
         return False
 
-    def stands(self, table: Table) -> bool:
+    def is_installed(self, table: Table) -> bool:
         """Return whether log and triggers are as they would be made now, for a table of this shape.
 
         A log of images serves a destructive mirror too, so two mirrors can share it. SQLite itself
@@ -194,13 +194,15 @@ class TriggerSource:
         return any(capture_sql(source, mode).objects == found for mode in modes)
 
     @contextmanager
-    def snapshot(self, *, rows: bool = False) -> Iterator[TriggerSnapshot]:  # noqa: ARG002
+    def snapshot(self, *, rows: bool = False) -> Iterator[SqliteTriggerSnapshot]:  # noqa: ARG002
         """Hold one committed state of the source; its rows can always be read."""
         self._follow_the_file()
         with self._database.translated():
             self._connection.execute("begin")
             try:
-                yield TriggerSnapshot(self._connection, self._table, self._marks, self._as_given)
+                yield SqliteTriggerSnapshot(
+                    self._connection, self._table, self._marks, self._as_given
+                )
             finally:
                 if self._connection.in_transaction:
                     self._connection.execute("rollback")
@@ -325,7 +327,7 @@ class TriggerSource:
             logs = log_chain.find_logs(self._connection, name)
         return sum(self._forget(log, keep) for log in logs)
 
-    def _forget(self, log: Log, keep: int | None) -> int:
+    def _forget(self, log: TriggerLog, keep: int | None) -> int:
         name = quote(log.name)
         with self._database.translated():
             low, newest = self._connection.execute(
