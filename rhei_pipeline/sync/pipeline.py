@@ -3,9 +3,8 @@
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
@@ -37,10 +36,7 @@ from rhei_pipeline.model.reports import (
 from rhei_pipeline.model.schema import (
     Mode,
     Table,
-    TableSchema,
-    difference,
     nearest,
-    refuse_reserved,
     spelled,
 )
 from rhei_pipeline.protocols import (
@@ -52,7 +48,6 @@ from rhei_pipeline.protocols import (
     Step,
 )
 from rhei_pipeline.sync.cycle import SyncOptions, apply_pending, sync_cycle
-from rhei_pipeline.sync.drain import find_pending, take_on_next_shapes
 from rhei_pipeline.sync.initial_sync import (
     Copied,
     OnProgress,
@@ -67,25 +62,19 @@ from rhei_pipeline.sync.kept_history import (
     drop_table,
     find_droppable,
     find_mirrored,
-    in_kept_mode,
     not_followed,
     record_keys,
 )
 from rhei_pipeline.sync.naming import (
-    declared_twice,
     nothing_declared,
-    refuse_like_columns,
-    refuse_taken_name,
 )
 from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.schema_registry import Registry
+from rhei_pipeline.sync.schema_watch import LOOKS, SchemaWatch
 from rhei_pipeline.sync.status import StatusCache, read_status
 from rhei_pipeline.sync.verify import count_rows, verify_tables
 
 _log = logging.getLogger(__name__)
-
-#: A source whose schema changes between look and read this often in a row is given up for now.
-_LOOKS = 5
 
 
 def no_step(_step: Step) -> None:
@@ -124,10 +113,6 @@ class Pipeline:
         pace: SyncOptions,
         on_step: OnStep = no_step,
     ) -> None:
-        self._find = find
-        self._found: dict[str, str] = {}
-        self._declared: dict[str, Declared] = {}
-        self._unclear: dict[str, SchemaError] = {}
         self._source = source
         self._mirror = mirror
         self._registry = registry
@@ -137,15 +122,13 @@ class Pipeline:
         self._parts = Participants()
         self._tables, self._left_out = self._parts.tables, self._parts.left_out
         self._blame = self._parts.blame
-        self._undescribed: set[str] = set()
-        self._drained: list[TableReport] = []
-        self._looked_at = -1
+        self._watch = SchemaWatch(find, source, mirror, registry, self._parts, self._cycle)
         self._synced_from: int | None = None
         self._copying: dict[str, CopyStatus] = {}
         self._status = StatusCache()
         self._watchers: list[Callable[[SyncReport], None]] = []
         record_keys(mirror, registry)
-        self._keep_up()
+        self._watch.keep_up()
 
     @property
     def tables(self) -> Mapping[str, Table]:
@@ -201,7 +184,7 @@ class Pipeline:
     @property
     def emptiness(self) -> SchemaError | None:
         """What to say where there is nothing to mirror at all."""
-        return None if self._declared else nothing_declared()
+        return None if self._watch.declared else nothing_declared()
 
     @property
     def left_out(self) -> Mapping[str, PermanentError]:
@@ -234,9 +217,8 @@ class Pipeline:
         with self._lock:
             table = find_droppable(name, self._mirror, self._registry)
             going = Dropping(table, keep_as, discard_history)
-            report = drop_table(going, self._mirror, self._registry, self._declared)
-            self._tables.pop(table.name, None)
-            self._looked_at, self._parts.looks = -1, self._parts.looks + 1
+            report = drop_table(going, self._mirror, self._registry, self._watch.declared)
+            self._watch.forget(table.name)
             return report
 
     def register(self, declared: Declared) -> None:
@@ -246,40 +228,7 @@ class Pipeline:
             PermanentError: It cannot be mirrored as it stands; says the way out.
         """
         with self._lock:
-            schema = self._source.describe(declared.name)
-            in_kept_mode(schema, declared, self._mirror.tables())
-            self._found |= {declared.name: schema.name, schema.name: schema.name}
-            self._declare(replace(declared, name=schema.name))
-            self._keep_up()
-            self.table(schema.name)
-
-    def _discover(self) -> None:
-        """Take in the tables that are to be mirrored and are not yet."""
-        found = self._find()
-        if not found and not self._declared:
-            return
-        spellings = Counter(declared.name for declared in found)
-        for declared in found:
-            if declared.name in self._found:
-                continue
-            name = self._found[declared.name] = self._name_of(declared)
-            if name in self._declared or spellings[declared.name] > 1:
-                self._unclear[name] = declared_twice(name)
-            self._declare(replace(declared, name=name))
-
-    def _declare(self, declared: Declared) -> None:
-        self._declared[declared.name] = declared
-        self._looked_at = -1
-
-    def _name_of(self, declared: Declared) -> str:
-        """Return a table's name as the source has it; as declared where it cannot be described."""
-        try:
-            with self._blame.of(declared.name):
-                return self._source.describe(declared.name).name
-        except Exception as error:
-            if own_fault(error, self._blame.table) is None:
-                raise
-            return declared.name
+            self.table(self._watch.add(declared))
 
     def sync(self, on_progress: OnProgress = no_progress) -> SyncReport:
         """Bring every table up to the source as it is now; copy first what was never copied."""
@@ -295,13 +244,13 @@ class Pipeline:
         with one_cycle():
             started = time.monotonic()
             copied: dict[str, Copied] = {}
-            self._try_again()
-            for _ in range(_LOOKS):
+            self._watch.try_again()
+            for _ in range(LOOKS):
                 begun = time.monotonic_ns()
-                self._keep_up()
+                self._watch.keep_up()
                 found = self._copy_what_needs_it(on_progress)
                 copied |= {name: copy.after(copied.get(name)) for name, copy in found.items()}
-                reports = self._cycle(self._tables.values(), self._looked_at)
+                reports = self._cycle(self._tables.values(), self._watch.version)
                 if reports is not None:
                     self._refuse_failure_of_all(reports)
                     self._synced_from = begun
@@ -328,8 +277,8 @@ class Pipeline:
         """
         with self._lock:
             started = time.monotonic()
-            self._try_again()
-            self._keep_up()
+            self._watch.try_again()
+            self._watch.keep_up()
             if name in self._left_out.undrained:
                 self._give_up_pending(name)
             caught_up, copied = self._caught_up(self.table(name), on_progress)
@@ -371,8 +320,7 @@ class Pipeline:
     def _give_up_pending(self, name: str) -> None:
         """Take a table in again though what its log holds cannot be applied."""
         _log.warning("table %r: it is copied without what is pending", name)
-        self._left_out.take_in(name)
-        self._look_at(self._declared[name], self._mirror.tables())
+        self._watch.take_in(name)
 
     def _copied(self, table: Table, on_progress: OnProgress, *, same_shape: bool) -> Copied | None:
         """Copy a table; an error is its own, and leaves it out until the next sync.
@@ -393,7 +341,7 @@ class Pipeline:
                 raise fault from error
         if copied is None:
             _log.warning("table %r: it was migrated while it was copied", table.name)
-            self._looked_at = -1
+            self._watch.look_again()
         return copied
 
     def _is_migrated(self, table: Table, error: Exception) -> bool:
@@ -473,12 +421,12 @@ class Pipeline:
         table = known.get(name.removeprefix("main.").lower())
         damaged = self._mirror.heal(table) if table else ()
         if damaged:
-            self._looked_at = -1
+            self._watch.look_again()
         return damaged
 
     def _known_tables(self) -> Iterator[Table]:
         """Yield all tables that are mirrored, or were before they were left out."""
-        yield from (table for name in self._declared if (table := self._registry.table(name)))
+        yield from (table for name in self._watch.declared if (table := self._registry.table(name)))
         yield from self._tables.values()
 
     def status(self, patience_seconds: float | None = None) -> Standing:
@@ -493,7 +441,7 @@ class Pipeline:
 
     def _read_status(self) -> Standing:
         with self._lock:
-            modes = {name: declared.mode for name, declared in self._declared.items()}
+            modes = {name: declared.mode for name, declared in self._watch.declared.items()}
             modes |= {name: table.mode for name, table in self._tables.items()}
             found = self._parts.without_failing(
                 list(self._tables.values()), lambda tables: self._read_standing(modes, tables)
@@ -513,135 +461,6 @@ class Pipeline:
         """Have the rows of these keys read again by the next sync."""
         with self._lock:
             self._source.touch(self.table(name), list(keys))
-
-    def _keep_up(self) -> None:
-        """Look at the source's schema again if it may have changed, and mend what it broke.
-
-        Until it stays as it is: installing capture changes it, and so may others meanwhile.
-        """
-        for _ in range(_LOOKS):
-            version = self._parts.without_failing((), lambda _: self._source.schema_version())
-            self._discover()
-            if version == self._looked_at and not self._is_mended():
-                return
-            if self._drain(version):
-                self._look(version)
-
-    def _look(self, version: int) -> None:
-        self._left_out.clear()
-        self._parts.looks += 1
-        standing = self._mirror.tables()
-        for declared in list(self._declared.values()):
-            if declared.name not in self._left_out.undrained:
-                self._look_at(declared, standing)
-        self._looked_at = version
-
-    def _is_mended(self) -> bool:
-        """Return whether a table can be described again: a source's version tells of the others."""
-        for name in self._undescribed:
-            with suppress(Exception):
-                self._source.describe(name)
-                return True
-        return False
-
-    def _try_again(self) -> None:
-        """Take in again what failed when it was captured, read or applied last."""
-        if self._left_out.asks_for_a_look:
-            self._looked_at = -1  # a file may have been restored since, or a log be readable
-            return
-        failed = self._left_out.failed & self._declared.keys()
-        standing = self._mirror.tables() if failed else {}
-        for name in failed:
-            self._left_out.take_in(name)
-            self._look_at(self._declared[name], standing)
-
-    def _drain(self, version: int) -> bool:
-        """Apply what logs of images still hold, before they have to be made anew.
-
-        False where the source was migrated meanwhile: nothing was applied then. A table whose log
-        could not be read waits, so that nothing of it is lost, until it can or is copied anew.
-        """
-        recorded = filter(None, map(self._registry.table, self._declared))
-        known = list({table.name: table for table in recorded}.values())
-        failing: set[str] = set()
-        try:
-            pending = self._parts.without_failing(known, self._find_pending, failing)
-            reports = self._cycle(pending, version, failing) if pending else {}
-        except MirrorDamagedError:
-            return True  # every table is about to be left out with this error
-        self._left_out.undrained = failing
-        self._drained += (reports or {}).values()
-        if reports is not None and self._take_on_next_shapes(
-            [t for t in pending if t.name in reports]
-        ):
-            return self._drain(self._source.schema_version())
-        return reports is not None
-
-    def _take_on_next_shapes(self, tables: Sequence[Table]) -> bool:
-        """Give histories the shape in which their logs go on; return whether more is to be read."""
-        if not tables:
-            return False
-        taken = self._parts.without_failing(
-            tables,
-            lambda rest: take_on_next_shapes(rest, self._source, self._mirror, self._blame),
-            self._left_out.undrained,
-        )
-        self._registry.save(*taken)
-        return bool(taken)
-
-    def _find_pending(self, tables: Collection[Table]) -> list[Table]:
-        return find_pending(tables, self._source, self._mirror, self._blame)
-
-    def _look_at(self, declared: Declared, standing: Mapping[str, Table]) -> None:
-        """Install capture for the table as it is now; one that cannot be captured is left out."""
-        is_described = False
-        try:
-            table = self._wanted(declared, standing)
-            is_described = True
-            with self._blame.of(declared.name):
-                self._install(table)
-        except Exception as error:
-            fault = error if isinstance(error, PermanentError) else own_fault(error, declared.name)
-            if fault is None:
-                raise
-            self._parts.drop(declared.name, fault, failed=is_described)
-            return
-        if table.name != declared.name:
-            # It was not there, or had another spelling, when its name was looked up.
-            del self._declared[declared.name]
-            self._tables.pop(declared.name, None)
-            self._declared.setdefault(table.name, replace(declared, name=table.name))
-        known = self._registry.table(table.name)
-        is_news = self._tables.get(table.name) != table
-        if is_news and known is not None and known.schema != table.schema:
-            changes = difference(known.schema, table.schema).describe()
-            if known.name != table.name:
-                changes = f"called it {known.name!r} before"
-            _log.warning("table %r: its source %s; it is copied again", table.name, changes)
-        self._tables[table.name] = table
-
-    def _wanted(self, declared: Declared, standing: Mapping[str, Table]) -> Table:
-        """Return a table as it is to be mirrored now."""
-        if declared.name in self._unclear:
-            raise self._unclear[declared.name]
-        schema = replace(self._describe(declared.name), mirror_name=declared.mirror_name)
-        refuse_reserved(schema.mirror_relation, ())
-        folds = self._mirror.folds_names
-        if folds:
-            refuse_like_columns(schema)
-        others = [table for table in self._tables.values() if table.name != schema.name]
-        refuse_taken_name(schema, others, standing, self._declared, folds=folds)
-        return in_kept_mode(schema, declared, standing)
-
-    def _describe(self, name: str) -> TableSchema:
-        self._undescribed.add(name)
-        with self._blame.of(name):
-            schema = self._source.describe(name)
-        self._undescribed.discard(name)
-        return schema
-
-    def _install(self, table: Table) -> None:
-        self._source.install(table, self._mirror.ledger().furthest(table.name))
 
     def _cycle(
         self, tables: Collection[Table], schema_version: int, failing: set[str] | None = None
@@ -678,7 +497,7 @@ class Pipeline:
 
     def _find_due(self, tables: Sequence[Table]) -> list[Table]:
         with self._source.snapshot() as snapshot:
-            if snapshot.schema_version != self._looked_at:
+            if snapshot.schema_version != self._watch.version:
                 return []
             ledger, due = self._mirror.ledger(), []
             for table in tables:
@@ -698,7 +517,7 @@ class Pipeline:
             self._status.note_readable()
             on_progress(name, rows, of)
 
-        self._install(table)
+        self._watch.install(table)
         try:
             return copy_table(
                 table,
@@ -723,8 +542,7 @@ class Pipeline:
             self._left_out.went_well(name)
         for name, error in self._told_errors().items():
             reports[name] = TableReport(name, error=error)
-        drained, self._drained = self._drained, []
-        for earlier in drained:
+        for earlier in self._watch.take_drained():
             name = spelled(earlier.table, reports)  # renamed by case, it goes on
             reports[name] = reports[name].after(earlier)
         for name, copy in copied.items():

@@ -1,0 +1,256 @@
+"""Follows the source's schema: which tables there are, how they look, and capture of them.
+
+What a migration leaves in the logs is applied before capture is installed anew.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from rhei_pipeline.errors import MirrorDamagedError, PermanentError, SchemaError
+from rhei_pipeline.model.blame import own_fault
+from rhei_pipeline.model.reports import TableReport
+from rhei_pipeline.model.schema import Table, TableSchema, difference, refuse_reserved
+from rhei_pipeline.protocols import ChangeSource, Mirror
+from rhei_pipeline.sync.drain import find_pending, take_on_next_shapes
+from rhei_pipeline.sync.kept_history import Declared, in_kept_mode
+from rhei_pipeline.sync.naming import declared_twice, refuse_like_columns, refuse_taken_name
+from rhei_pipeline.sync.participants import Participants
+from rhei_pipeline.sync.schema_registry import Registry
+
+_log = logging.getLogger(__name__)
+
+#: How often in a row the schema is looked at while it changes; then it is given up for now.
+LOOKS = 5
+
+#: Applies what is pending for tables at a schema version, and adds those that fail to the set;
+#: None where the source has another version by now.
+Apply = Callable[[Collection[Table], int, set[str] | None], dict[str, TableReport] | None]
+
+
+class SchemaWatch:
+    """Keeps the tables that take part as the source has them.
+
+    Args:
+        find: Returns the tables to mirror, as the declaration or the source has them now.
+        source, mirror, registry: Where changes come from, where they go, what they looked like.
+        parts: The tables that take part, and those that are left out; kept up to date.
+        apply: One sync cycle for some tables.
+
+    Attributes:
+        declared: The tables to mirror, by the source's name for them.
+        version: The source's schema version that the tables are described at; -1 before that.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[], Collection[Declared]],
+        source: ChangeSource,
+        mirror: Mirror,
+        registry: Registry,
+        parts: Participants,
+        apply: Apply,
+    ) -> None:
+        self.declared: dict[str, Declared] = {}
+        self.version = -1
+        self._find = find
+        self._found: dict[str, str] = {}
+        self._unclear: dict[str, SchemaError] = {}
+        self._undescribed: set[str] = set()
+        self._drained: list[TableReport] = []
+        self._source = source
+        self._mirror = mirror
+        self._registry = registry
+        self._parts = parts
+        self._tables, self._left_out, self._blame = parts.tables, parts.left_out, parts.blame
+        self._apply = apply
+
+    def keep_up(self) -> None:
+        """Look at the source's schema again if it may have changed, and mend what it broke.
+
+        Until it stays as it is: installing capture changes it, and so may others meanwhile.
+        """
+        for _ in range(LOOKS):
+            version = self._parts.without_failing((), lambda _: self._source.schema_version())
+            self._discover()
+            if version == self.version and not self._is_mended():
+                return
+            if self._drain(version):
+                self._look(version)
+
+    def try_again(self) -> None:
+        """Take in again what failed when it was captured, read or applied last."""
+        if self._left_out.asks_for_a_look:
+            self.look_again()  # a file may have been restored since, or a log be readable
+            return
+        for name in self._left_out.failed & self.declared.keys():
+            self.take_in(name)
+
+    def install(self, table: Table) -> None:
+        """Install capture of a table, or mend what is missing of it."""
+        self._source.install(table, self._mirror.ledger().furthest(table.name))
+
+    def add(self, declared: Declared) -> str:
+        """Capture one more table from now on; return the source's name for it.
+
+        Raises:
+            PermanentError: It cannot be mirrored as it stands; says the way out.
+        """
+        schema = self._source.describe(declared.name)
+        in_kept_mode(schema, declared, self._mirror.tables())
+        self._found |= {declared.name: schema.name, schema.name: schema.name}
+        self._declare(replace(declared, name=schema.name))
+        self.keep_up()
+        return schema.name
+
+    def forget(self, name: str) -> None:
+        """Forget a table that the mirror has no more; one that is declared is found again."""
+        self._tables.pop(name, None)
+        self._parts.looks += 1
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Describe every table again the next time, though the source's version is the same."""
+        self.version = -1
+
+    def take_in(self, name: str) -> None:
+        """Let a table take part again that was left out, unless it still cannot be captured."""
+        self._left_out.take_in(name)
+        self._look_at(self.declared[name], self._mirror.tables())
+
+    def take_drained(self) -> list[TableReport]:
+        """Return, once, what was applied before capture was installed anew."""
+        drained, self._drained = self._drained, []
+        return drained
+
+    def _discover(self) -> None:
+        """Take in the tables that are to be mirrored and are not yet."""
+        found = self._find()
+        if not found and not self.declared:
+            return
+        spellings = Counter(declared.name for declared in found)
+        for declared in found:
+            if declared.name in self._found:
+                continue
+            name = self._found[declared.name] = self._name_of(declared)
+            if name in self.declared or spellings[declared.name] > 1:
+                self._unclear[name] = declared_twice(name)
+            self._declare(replace(declared, name=name))
+
+    def _declare(self, declared: Declared) -> None:
+        self.declared[declared.name] = declared
+        self.look_again()
+
+    def _name_of(self, declared: Declared) -> str:
+        """Return a table's name as the source has it; as declared where it cannot be described."""
+        try:
+            with self._blame.of(declared.name):
+                return self._source.describe(declared.name).name
+        except Exception as error:
+            if own_fault(error, self._blame.table) is None:
+                raise
+            return declared.name
+
+    def _look(self, version: int) -> None:
+        self._left_out.clear()
+        self._parts.looks += 1
+        standing = self._mirror.tables()
+        for declared in list(self.declared.values()):
+            if declared.name not in self._left_out.undrained:
+                self._look_at(declared, standing)
+        self.version = version
+
+    def _is_mended(self) -> bool:
+        """Return whether a table can be described again: a source's version tells of the others."""
+        for name in self._undescribed:
+            with suppress(Exception):
+                self._source.describe(name)
+                return True
+        return False
+
+    def _drain(self, version: int) -> bool:
+        """Apply what logs of images still hold, before they have to be made anew.
+
+        False where the source was migrated meanwhile: nothing was applied then. A table whose log
+        could not be read waits, so that nothing of it is lost, until it can or is copied anew.
+        """
+        recorded = filter(None, map(self._registry.table, self.declared))
+        known = list({table.name: table for table in recorded}.values())
+        failing: set[str] = set()
+        try:
+            pending = self._parts.without_failing(known, self._find_pending, failing)
+            reports = self._apply(pending, version, failing) if pending else {}
+        except MirrorDamagedError:
+            return True  # every table is about to be left out with this error
+        self._left_out.undrained = failing
+        self._drained += (reports or {}).values()
+        if reports is not None and self._take_on_next_shapes(
+            [t for t in pending if t.name in reports]
+        ):
+            return self._drain(self._source.schema_version())
+        return reports is not None
+
+    def _take_on_next_shapes(self, tables: Sequence[Table]) -> bool:
+        """Give histories the shape in which their logs go on; return whether more is to be read."""
+        if not tables:
+            return False
+        taken = self._parts.without_failing(
+            tables,
+            lambda rest: take_on_next_shapes(rest, self._source, self._mirror, self._blame),
+            self._left_out.undrained,
+        )
+        self._registry.save(*taken)
+        return bool(taken)
+
+    def _find_pending(self, tables: Collection[Table]) -> list[Table]:
+        return find_pending(tables, self._source, self._mirror, self._blame)
+
+    def _look_at(self, declared: Declared, standing: Mapping[str, Table]) -> None:
+        """Install capture for the table as it is now; one that cannot be captured is left out."""
+        is_described = False
+        try:
+            table = self._wanted(declared, standing)
+            is_described = True
+            with self._blame.of(declared.name):
+                self.install(table)
+        except Exception as error:
+            fault = error if isinstance(error, PermanentError) else own_fault(error, declared.name)
+            if fault is None:
+                raise
+            self._parts.drop(declared.name, fault, failed=is_described)
+            return
+        if table.name != declared.name:
+            # It was not there, or had another spelling, when its name was looked up.
+            del self.declared[declared.name]
+            self._tables.pop(declared.name, None)
+            self.declared.setdefault(table.name, replace(declared, name=table.name))
+        known = self._registry.table(table.name)
+        is_news = self._tables.get(table.name) != table
+        if is_news and known is not None and known.schema != table.schema:
+            changes = difference(known.schema, table.schema).describe()
+            if known.name != table.name:
+                changes = f"called it {known.name!r} before"
+            _log.warning("table %r: its source %s; it is copied again", table.name, changes)
+        self._tables[table.name] = table
+
+    def _wanted(self, declared: Declared, standing: Mapping[str, Table]) -> Table:
+        """Return a table as it is to be mirrored now."""
+        if declared.name in self._unclear:
+            raise self._unclear[declared.name]
+        schema = replace(self._describe(declared.name), mirror_name=declared.mirror_name)
+        refuse_reserved(schema.mirror_relation, ())
+        folds = self._mirror.folds_names
+        if folds:
+            refuse_like_columns(schema)
+        others = [table for table in self._tables.values() if table.name != schema.name]
+        refuse_taken_name(schema, others, standing, self.declared, folds=folds)
+        return in_kept_mode(schema, declared, standing)
+
+    def _describe(self, name: str) -> TableSchema:
+        self._undescribed.add(name)
+        with self._blame.of(name):
+            schema = self._source.describe(name)
+        self._undescribed.discard(name)
+        return schema
