@@ -40,12 +40,4 @@ class CdcResource(dg.ConfigurableResource[Any]):
 
         None when nothing was ever synced.
         """
-        return unseen_events(with_sections(settings, self.sections()))
-
-
-def with_sections(settings: Settings, sections: dict[str, dict[str, Any]]) -> Settings:
-    """Put resource fields into a declaration."""
-    update = {
-        name: getattr(settings, name).model_copy(update=fields) for name, fields in sections.items()
-    }
-    return settings.model_copy(update=update)
+        return unseen_events(settings.with_fields(self.sections()))

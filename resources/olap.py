@@ -9,7 +9,7 @@ import dagster as dg
 from pydantic import Field
 
 from config.settings import load
-from resources.cdc import CdcResource, with_sections
+from resources.cdc import CdcResource
 from rhei_pipeline import HTAP, Settings
 
 
@@ -46,7 +46,7 @@ class OlapResource(dg.ConfigurableResource[Any]):
             "path": Path(self.path),
             "lock_timeout_seconds": self.lock_timeout_seconds,
         }
-        return with_sections(load(), {**self.cdc.sections(), "mirror": mirror})
+        return load().with_fields({**self.cdc.sections(), "mirror": mirror})
 
     @contextmanager
     def open(self) -> Iterator[HTAP]:

@@ -26,5 +26,5 @@ class OltpResource(dg.ConfigurableResource[Any]):
     def section(self) -> dict[str, Any]:
         """Return the fields that stand above the declaration's `source`."""
         if self.kind == "sqlite":
-            return {"path": Path(self.path)}
-        return {"dsn": SecretStr(self.dsn)} if self.dsn else {}
+            return {"kind": self.kind, "path": Path(self.path)}
+        return {"kind": self.kind} | ({"dsn": SecretStr(self.dsn)} if self.dsn else {})

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
@@ -106,6 +107,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fitting_capture(self) -> Self:
+        self._refuse_unfit_capture()
+        return self
+
+    def _refuse_unfit_capture(self) -> None:
         fitting = _METHODS[self.source.kind]
         if self.capture.method not in (None, *fitting):
             raise ValueError(
@@ -120,7 +125,6 @@ class Settings(BaseSettings):
             self._refuse_lossy_buffer()
         elif self.local is not None:
             raise ValueError("local: a local database stands beside a source that is polled")
-        return self
 
     def _refuse_lossy_buffer(self) -> None:
         polls = [(t.name, t.polling.options) for t in self.tables or ()] or [("", PollOptions())]
@@ -178,6 +182,28 @@ class Settings(BaseSettings):
             raise SettingsError(f"{file}: {error.message}", hint=error.hint) from error
         return settings.anchored(_project_directory(file))
 
+    def with_fields(self, sections: Mapping[str, Mapping[str, Any]]) -> Self:
+        """Return the same settings with some fields of sections replaced, and validated as a whole.
+
+        What is given here stands above the environment.
+
+        Raises:
+            SettingsError: A field is unknown or does not make sense; names the field.
+        """
+        made = {}
+        for name, fields in sections.items():
+            section = getattr(self, name)
+            try:
+                made[name] = type(section).model_validate({**dict(section), **fields})
+            except ValidationError as error:
+                raise SettingsError(_describe(error, name)) from None
+        changed = self.model_copy(update=made)
+        try:
+            changed._refuse_unfit_capture()  # noqa: SLF001  (of the same class)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        return changed
+
     def anchored(self, directory: Path) -> Self:
         """Return the same settings with relative paths taken from a directory."""
         source = self.source
@@ -231,11 +257,13 @@ def _refuse_unknown_variables() -> None:
                 )
 
 
-def _describe(error: ValidationError) -> str:
+def _describe(error: ValidationError, *section: str) -> str:
     """Name every problem by its field's path; never by the value, which may be a secret."""
     problems = error.errors(include_input=False, include_url=False, include_context=False)
     return "; ".join(
-        _problem(_declared_path(tuple(problem["loc"])), problem["type"], problem["msg"])
+        _problem(
+            (*section, *_declared_path(tuple(problem["loc"]))), problem["type"], problem["msg"]
+        )
         for problem in problems
     )
 

@@ -1,6 +1,7 @@
 """A declaration is read whole, or refused by the field's name."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,3 +132,30 @@ def test_the_schema_for_editors_is_current() -> None:
 def test_only_the_log_of_postgres_can_be_streamed() -> None:
     with pytest.raises(SettingsError, match=r"capture\.streaming: only PostgreSQL's log"):
         Settings(source={"path": "app.db"}, mirror={"path": "m"}, capture={"streaming": True})
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "named"),
+    [
+        ("capture", {"method": "logical"}, "does not suit a sqlite source"),
+        ("sync", {"batch_rows": -5}, "sync.batch_rows"),
+        ("sync", {"batch_row": 5}, "batch_rows"),
+        ("source", {"kind": "postgres", "path": "other.db"}, "source.kind"),
+        ("mirror", {"kind": "duckdb", "storage": "parquet"}, "storage"),
+    ],
+)
+def test_fields_replaced_later_are_validated_as_those_declared(
+    section: str, fields: dict[str, Any], named: str
+) -> None:
+    settings = Settings(source={"path": "a.db"}, mirror={"path": "m.duckdb"})
+    with pytest.raises(SettingsError, match=named):
+        settings.with_fields({section: fields})
+
+
+def test_fields_replaced_later_stand_above_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RHEI__SYNC__BATCH_ROWS", "7")
+    settings = Settings(source={"path": "a.db"}, mirror={"path": "m.duckdb"})
+    assert settings.sync.batch_rows == 7
+    changed = settings.with_fields({"sync": {"batch_rows": 9}, "capture": {"method": "polling"}})
+    assert (changed.sync.batch_rows, changed.capture_method) == (9, "polling")
+    assert changed.sync.prune is settings.sync.prune
