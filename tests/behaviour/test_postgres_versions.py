@@ -111,8 +111,8 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return copy_out(connection, statement)
 
     monkeypatch.setattr(psycopg.Cursor, "execute", executed)
-    for module in ("oltp.postgres_copy", "capture.postgres.rows"):
-        monkeypatch.setattr(f"rhei_pipeline.{module}.copy_out", copied)
+    for module in ("copy", "rows"):
+        monkeypatch.setattr(f"rhei_pipeline.sources.postgres.{module}.copy_out", copied)
     return seen
 
 
