@@ -8,7 +8,11 @@ import json
 import os
 from pathlib import Path
 
-from rhei_pipeline.errors import BufferDamagedError
+from rhei_pipeline.errors import BufferDamagedError, CaptureError
+from rhei_pipeline.model.stored_format import UNNUMBERED, too_new
+
+#: What this version writes and reads.
+FORMAT = 1
 
 
 class Confirmation:
@@ -25,7 +29,8 @@ class Confirmation:
             return
         temporary = self._path.with_suffix(".new")
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump({"log": self._log_id, "unapplied": unapplied}, file)
+            form = {"format": FORMAT, "log": self._log_id, "unapplied": unapplied}
+            json.dump(form, file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
@@ -38,17 +43,23 @@ def unapplied_events(buffer: Path) -> tuple[str, int] | None:
 
     Raises:
         BufferDamagedError: The file is not as it was written.
+        CaptureError: A newer version of this package wrote it.
     """
     file = file_of(buffer)
     if not file.exists():
         return None
     try:
         form = json.loads(file.read_text("utf-8"))
-        return str(form["log"]), int(form["unapplied"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        written = int(form.get("format", UNNUMBERED))
+        if written <= FORMAT:
+            return str(form["log"]), int(form["unapplied"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BufferDamagedError(
             f"{str(file)!r} cannot be read", hint="delete it: the next sync writes it anew"
         ) from error
+    raise CaptureError(
+        too_new(repr(str(file)), written, FORMAT), hint="delete it: the next sync writes it anew"
+    )
 
 
 def _sync_directory(directory: Path) -> None:

@@ -22,9 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.buffer.rocksdb import RocksDirectory
-from rhei_pipeline.errors import BufferFullError, PositionLostError
+from rhei_pipeline.errors import BufferFullError, CaptureError, PositionLostError
 from rhei_pipeline.model.changes import SEQUENCE, Position
+from rhei_pipeline.model.stored_format import UNNUMBERED, too_new
 
+#: What this version writes and reads: keys, extents, batches and facts.
+FORMAT = 1
 #: The stream of an application that needs only one.
 EVENTS = "events"
 #: A write that grows beyond this goes to RocksDB in parts, none of them visible before the last.
@@ -119,6 +122,7 @@ class ChangeLog:
         MissingExtraError: RocksDB's package is not installed.
         BufferBusyError: Another process holds the directory.
         BufferDamagedError: Its files are damaged, or are not RocksDB's.
+        CaptureError: A newer version of this package wrote it; nothing is changed then.
     """
 
     def __init__(self, path: Path | str, limits: BufferLimits | None = None) -> None:
@@ -321,14 +325,26 @@ class ChangeLog:
 
     def _recover(self) -> None:
         """Read the streams' heads, and remove what a write that was cut off left behind."""
+        self._refuse_newer()
         for key, value in self._rocks.scan(_EXTENT, _EXTENT):
             extent = _extent(key, value)
             self._heads[_stream_of(key)] = extent
             self._held_bytes += extent.bytes
         self._sweep()
-        if self.fact("log") is None:
+        if self.fact("format") is None:
             with self.writing() as writer:
-                writer.set_fact("log", uuid.uuid4().hex.encode())
+                writer.set_fact("format", str(FORMAT).encode())
+                if self.fact("log") is None:
+                    writer.set_fact("log", uuid.uuid4().hex.encode())
+
+    def _refuse_newer(self) -> None:
+        written = int(self.fact("format") or UNNUMBERED)
+        if written > FORMAT:
+            raise CaptureError(
+                too_new(f"buffer {str(self.path)!r}", written, FORMAT),
+                hint="use the newer version of rhei-pipeline that wrote it, or move it away: its"
+                " tables are then copied again",
+            )
 
     def _sweep(self) -> None:
         """Remove parts that lie behind the heads."""

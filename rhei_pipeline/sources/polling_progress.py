@@ -1,7 +1,7 @@
 """What a reader that polls leaves for others to know: how far its mirror has come, in a small file.
 
 The source cannot be told, and the mirror's file is held by one process. Nothing relies on it: a
-file that is gone or old makes a sync begin that finds nothing to do.
+file that is gone, old or of a newer format makes a sync begin that finds nothing to do.
 """
 
 import json
@@ -11,7 +11,11 @@ from pathlib import Path
 
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.model.stored_format import UNNUMBERED
 from rhei_pipeline.protocols import ChangeSource, Rescan, SourceSnapshot
+
+#: What this version writes. In the first format, which had no number, there were positions alone.
+FORMAT = 2
 
 
 class Notes:
@@ -26,7 +30,8 @@ class Notes:
         if self._path is None or all(self._noted.get(name) == at for name, at in positions.items()):
             return
         self._noted |= positions
-        form = {name: [position.order, position.proof] for name, position in self._noted.items()}
+        positions_by_table = {name: [at.order, at.proof] for name, at in self._noted.items()}
+        form = {"format": FORMAT, "positions": positions_by_table}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         beside = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         beside.write_text(json.dumps(form), "utf-8")
@@ -58,6 +63,11 @@ def _behind(snapshot: SourceSnapshot, table: Table, position: Position | None) -
 def _read(path: Path) -> dict[str, Position]:
     try:
         form = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        # A table may be named "format": its value is a list.
+        written = form["format"] if isinstance(form.get("format"), int) else UNNUMBERED
+        if written > FORMAT:
+            return {}
+        positions = form if written == UNNUMBERED else form["positions"]
+        return {name: Position(order, proof) for name, (order, proof) in positions.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
-    return {name: Position(order, proof) for name, (order, proof) in form.items()}

@@ -12,10 +12,12 @@ from typing import Any
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.schema import Mode, Table, TableSchema, spelled
+from rhei_pipeline.model.stored_format import too_new
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
+#: What this version writes; it is in every registry that was ever written.
+FORMAT = 1
 _NOT_FOLLOWED = "not_followed_since"
 
 
@@ -27,7 +29,7 @@ class Registry:
         mirror_id: The mirror these schemas are of. Those of another mirror count as unknown.
 
     Raises:
-        SchemaError: The file is no registry.
+        SchemaError: The file is no registry, or a newer version of this package wrote it.
     """
 
     def __init__(self, path: Path | None, mirror_id: str) -> None:
@@ -106,7 +108,7 @@ class Registry:
         entries = {name: self._entry(name) for name in sorted(self._tables)}
         was_unwritten, self._is_unwritten = self._is_unwritten, True
         try:
-            _write(self._path, {"format": _FORMAT, "mirror": self._mirror_id, "tables": entries})
+            _write(self._path, {"format": FORMAT, "mirror": self._mirror_id, "tables": entries})
         except OSError as error:
             if not was_unwritten:
                 _log.error(
@@ -154,11 +156,18 @@ def _read(path: Path) -> tuple[dict[str, Table], dict[str, int], dict[str, datet
 def _load(path: Path) -> dict[str, Any]:
     try:
         form: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        if form["format"] == _FORMAT and {"mirror", "tables"} <= set(form):
+        written = int(form["format"])
+        if written == FORMAT and {"mirror", "tables"} <= set(form):
             return form
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(path) from error
-    raise _unreadable(path)
+    if written <= FORMAT:
+        raise _unreadable(path)
+    raise SchemaError(
+        too_new(f"registry {str(path)!r}", written, FORMAT),
+        hint="use the newer version of rhei-pipeline that wrote it, or delete it: schemas are then"
+        " read from the source again",
+    )
 
 
 def _unreadable(path: Path) -> SchemaError:

@@ -25,6 +25,7 @@ from rhei_pipeline.model.schema import (
     parse_type,
     type_name,
 )
+from rhei_pipeline.model.stored_format import too_new
 
 MEMORY = ":memory:"
 FORMAT = 3
@@ -229,8 +230,7 @@ class Manifest:
                 f"mirror {mirror!r}: its manifest {file!r} is damaged", file=file
             ) from error
         raise MirrorError(
-            f"mirror {mirror!r} has format {form['format']}, and this version knows {FORMAT} at"
-            " most",
+            too_new(f"mirror {mirror!r}", form["format"], FORMAT),
             hint="use the newer version of rhei-pipeline that wrote it, or give another path",
         )
 

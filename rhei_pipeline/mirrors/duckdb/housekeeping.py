@@ -12,6 +12,7 @@ from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.model.changes import DeadLetter, Position
 from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
 from rhei_pipeline.model.schema import INSTANT
+from rhei_pipeline.model.stored_format import too_new
 from rhei_pipeline.sql.text import quote
 
 #: How the names of tables begin that hold a copy under way.
@@ -70,7 +71,7 @@ def prepare(connection: duckdb.DuckDBPyConnection, path: str) -> str:
     written = _format(connection) if "_rhei_mirror" in tables else FORMAT
     if written is not None and written > FORMAT:
         raise MirrorError(
-            f"mirror {path!r} has format {written}, and this version knows {FORMAT} at most",
+            too_new(f"mirror {path!r}", written, FORMAT),
             hint="use the newer version of rhei-pipeline that wrote it, or give another path",
         )
     # One transaction: a file is brought up to date whole, and to the disk once.

@@ -1,7 +1,8 @@
 """What a DuckDB file held after its last commit, kept beside it.
 
 DuckDB keeps what was committed since its last checkpoint in a log of its own. Where that is missing
-or cut off, DuckDB opens an older state without a word; this file tells the two apart.
+or cut off, DuckDB opens an older state without a word; this file tells the two apart. Its form is
+a part of the mirror's format, whose number is in the mirror and is read before.
 """
 
 import json

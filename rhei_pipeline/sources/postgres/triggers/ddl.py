@@ -28,6 +28,9 @@ TOUCHED, ROW, GONE, TRUNCATED, BEGUN = "k", "r", "d", "t", "m"
 STATEMENT, COMMIT = "at", "coalesce(pg_xact_commit_timestamp(xid::xid), at)"
 
 SCHEMA = "_rhei"
+#: What this version makes and reads, told by a comment: nobody needs a grant to read that.
+FORMAT = 1
+FORMAT_PREFIX = "rhei: format "
 #: What is captured, who reads it, which table was met otherwise than its trigger knows it, and the
 #: logs that others took the place of while a mirror had yet to read them.
 OWN_TABLES = (
@@ -49,6 +52,7 @@ OWN_TABLES = (
     " identity text not null, attributes smallint[] not null, types oid[] not null,"
     " ended bigint not null, cut bigint, leads_on boolean not null,"
     " whole boolean not null)",
+    f"comment on table _rhei.capture is '{FORMAT_PREFIX}{FORMAT}'",
 )
 
 #: Built-in types, by oid, of which two equal values are one: true of few, false of 1.0 and 1.00.

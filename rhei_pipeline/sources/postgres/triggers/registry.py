@@ -4,10 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rhei_pipeline.errors import CaptureError
+from rhei_pipeline.model.stored_format import UNNUMBERED, too_new
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.identity import one
 from rhei_pipeline.sources.postgres.triggers.ddl import (
     BEGUN,
+    FORMAT,
+    FORMAT_PREFIX,
     OWN_TABLES,
     SCHEMA,
     LoggedColumn,
@@ -29,6 +33,12 @@ from rhei_pipeline.sources.postgres.triggers.retired_logs import (
 #: A mirror unseen for so long no longer holds a log back; it re-syncs when it comes back.
 FORGET_MIRROR_AFTER = "7 days"
 
+#: Everybody may read a comment, and only the table's owner writes it.
+_FORMAT_TOLD = f"""
+(select obj_description(c.oid, 'pg_class') from pg_class c
+ join pg_namespace n on n.oid = c.relnamespace
+ where n.nspname = '{SCHEMA}' and c.relname = 'capture')
+"""
 #: Whoever may not look into the schema would be refused by `to_regclass`.
 PREPARED = f"""
 select from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -433,7 +443,24 @@ def _is_awaited(connection: Connection, relation: int, log: str) -> bool:
 
 
 def _is_prepared(connection: Connection) -> bool:
-    return bool(one(connection, f"select exists ({PREPARED})")[0])
+    is_prepared, told = one(connection, f"select exists ({PREPARED}), {_FORMAT_TOLD}")
+    _refuse_newer(told)
+    return bool(is_prepared)
+
+
+def _refuse_newer(told: str | None) -> None:
+    """Refuse what a newer version of this package keeps in the schema.
+
+    Raises:
+        CaptureError: It does; nothing was read or changed.
+    """
+    number = (told or "").removeprefix(FORMAT_PREFIX)
+    written = int(number) if number.isdecimal() else UNNUMBERED
+    if written > FORMAT:
+        raise CaptureError(
+            too_new(f"what capture keeps in the schema {SCHEMA!r}", written, FORMAT),
+            hint="use the newer version of rhei-pipeline that made it",
+        )
 
 
 def _is_current(connection: Connection) -> bool:

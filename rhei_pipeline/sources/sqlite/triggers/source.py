@@ -18,7 +18,7 @@ from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
 from rhei_pipeline.sources.acknowledged import Acknowledged
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable, in_given_types, read_table
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
-from rhei_pipeline.sources.sqlite.triggers import log_chain, schema_watch, trial
+from rhei_pipeline.sources.sqlite.triggers import capture_format, log_chain, schema_watch, trial
 from rhei_pipeline.sources.sqlite.triggers.ddl import (
     CLOCK,
     capture_sql,
@@ -77,16 +77,25 @@ class SqliteTriggerSource:
         self._marks: Mapping[str, int] = {}
         self._file = database.file_id()
         self._connection = _connected(database)
+        self._format_known_at = -1
 
     def describe(self, name: str) -> TableSchema:
         """Read a table's schema as it is now."""
         return self._table(name).schema
 
     def schema_version(self) -> int:
-        """Return SQLite's own count of schema changes."""
+        """Return SQLite's own count of schema changes.
+
+        Raises:
+            CaptureError: A newer version of this package has changed what capture keeps here.
+        """
         self._follow_the_file()
         with self._database.translated():
-            return int(self._connection.execute("pragma schema_version").fetchone()[0])
+            version = int(self._connection.execute("pragma schema_version").fetchone()[0])
+            if version != self._format_known_at:
+                capture_format.refuse_newer(self._connection, self._database.path)
+                self._format_known_at = version
+        return version
 
     def install(self, table: Table, least: int) -> None:
         """Create or mend the log and triggers of a table, in one transaction.
@@ -130,6 +139,7 @@ class SqliteTriggerSource:
         """
         connection = self._connection
         connection.execute(_CONSUMERS)
+        capture_format.note(connection)
         source, known = self._table(table.name), self._known(table.name)
         wanted = capture_sql(source, self._mode_of_log(table))
         first = max(least, self._furthest(table.name)) + 1
@@ -281,7 +291,7 @@ class SqliteTriggerSource:
             former, opened = self._connection, _connected(self._database)
             self._connection, self._file = opened, file
             former.close()
-            self._catalogue_version = -1
+            self._catalogue_version = self._format_known_at = -1
             self._acknowledged.clear()
             self._marks = schema_watch.marks(self._connection)
 
@@ -378,6 +388,7 @@ def unacknowledged(database: SqliteDatabase, mirror_id: str) -> int | None:
     None when the source does not know the mirror: everything is still to be done.
     """
     with database.reader() as connection:
+        capture_format.refuse_newer(connection, database.path)
         if not exists(connection, "_rhei_consumer"):
             return None
         positions = connection.execute(
