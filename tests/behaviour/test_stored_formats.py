@@ -46,11 +46,11 @@ def test_a_registry_of_a_newer_format_is_refused_until_it_is_deleted(make_world:
     world = synced(make_world(mode="temporal"))
     registry = world.settings.registry.path
     rewrite(registry, lambda form: form.update(format=99))
-    before = registry.read_bytes()
+    before = registry.read_text()
     world.run("update t set v = 2")
     with pytest.raises(SchemaError, match=f"registry .*{NEWER}.*delete it"):
         world.htap  # noqa: B018
-    assert registry.read_bytes() == before
+    assert registry.read_text() == before
     registry.unlink()
     assert_goes_on(world, copied_rows=1)
     assert [version["v"] for version in world.versions("t")] == [1, 2]
@@ -125,7 +125,8 @@ def test_notes_of_polling_are_read_in_both_formats_and_passed_over_in_a_newer_on
     form = json.loads(notes.read_text())
     notes.write_text(json.dumps(form["positions"]))
     assert unseen_events(world.settings) == unseen
-    for other in ({**form, "format": 99}, {"format": 2}, [], {"t": 1}):
+    others: list[Any] = [{**form, "format": 99}, {"format": 2}, [], {"t": 1}]
+    for other in others:
         notes.write_text(json.dumps(other))
         assert unseen_events(world.settings) is None
     world.htap.sync_now()
