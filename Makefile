@@ -8,7 +8,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev test test-postgres soak damage drift lint types arrows check fix bench schema clean
+.PHONY: help demo dev test test-postgres soak damage drift lint types arrows check wheel fix bench schema clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | \
@@ -54,6 +54,9 @@ arrows: $(READY) ## check that imports point inwards
 	@$(BIN)/lint-imports
 
 check: test lint types arrows ## all of these
+
+wheel: $(READY) ## build the package, install it into a fresh environment, and try it there
+	@$(BIN)/python -m tests.try_wheel
 
 fix: $(READY) ## format, and mend what can be mended by itself
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
