@@ -10,7 +10,7 @@ from rhei_pipeline import Settings
 from rhei_pipeline.cli.main import app
 
 PROJECT = Path(__file__).parents[2]
-PAGES = [PROJECT / "README.md", PROJECT / "CHANGELOG.md", *sorted((PROJECT / "docs").glob("*.md"))]
+PAGES = [*sorted(PROJECT.glob("*.md")), *sorted((PROJECT / "docs").rglob("*.md"))]
 DECLARATIONS = (PROJECT / "config").glob("*.yaml")
 COMMANDS = {
     command.name or (command.callback.__name__ if command.callback else "")
@@ -33,19 +33,19 @@ def test_declarations_that_ship_are_valid() -> None:
     assert kinds == {"pipeline": "sqlite", "production": "sqlite", "postgres": "postgres"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 def test_python_of_the_pages_compiles(page: Path) -> None:
     for text in blocks(page, "python"):
         compile(text, str(page), "exec")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 def test_commands_named_by_the_pages_exist(page: Path) -> None:
     named = re.findall(r"(?:\.venv/bin/)?\brhei ([a-z-]+)", "".join(blocks(page, "console")))
     assert set(named) <= COMMANDS
