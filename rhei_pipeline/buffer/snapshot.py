@@ -177,7 +177,9 @@ class BufferedSnapshot:
         """
         keys, whole = [], True
         for batch in self._batches(table, extents):
-            keys.append(batch.events.select(list(table.schema.primary_key)))
+            own = batch.events.select(list(table.schema.primary_key))
+            # Copied: they are part of one piece of memory with all the values beside them.
+            keys.append(own.take(pa.array(np.arange(own.num_rows))))
             whole = whole and not batch.unchanged and batch.truncated_at is None
         if not keys or not whole:
             yield from self._batches(table, extents)

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from rhei_pipeline.model.changes import LIVE, ChangeBatch, NetChanges
 from rhei_pipeline.model.schema import TableSchema
+from rhei_pipeline.model.selection import chosen, taken
 
 
 def compact(batch: ChangeBatch, schema: TableSchema) -> NetChanges:
@@ -18,11 +19,11 @@ def compact(batch: ChangeBatch, schema: TableSchema) -> NetChanges:
     """
     events = batch.events
     if not batch.net:
-        events = events.take(pa.array(last_per_key(events, schema)))
-    live = events[LIVE]
+        events = taken(events, last_per_key(events, schema))
+    live = events[LIVE].to_numpy()
     return NetChanges(
-        upserts=events.filter(live).select(list(schema.names)),
-        tombstones=events.filter(pc.invert(live)).select(list(schema.primary_key)),
+        upserts=chosen(events.select(list(schema.names)), live),
+        tombstones=events.select(list(schema.primary_key)).filter(pa.array(~live)),
     )
 
 

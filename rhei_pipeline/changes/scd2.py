@@ -20,6 +20,7 @@ from rhei_pipeline.model.schema import (
     Table,
     TableSchema,
 )
+from rhei_pipeline.model.selection import chosen, taken
 
 #: The mirror's own way to find an open version again: it hands it out and takes it back.
 LOCATOR = "_rhei_locator"
@@ -87,9 +88,7 @@ class _States:
 
     def take(self, kept: np.ndarray) -> "_States":
         """Keep the rows where `kept` is true."""
-        return _States(
-            self.rows.filter(pa.array(kept)), self.key[kept], self.live[kept], self.base[kept]
-        )
+        return _States(chosen(self.rows, kept), self.key[kept], self.live[kept], self.base[kept])
 
 
 def supersede(
@@ -153,7 +152,7 @@ def _in_key_order(events: pa.Table, open_versions: pa.Table, schema: TableSchema
     bases = open_versions.num_rows
     rows = pa.concat_tables([_as_states(open_versions, schema), _with_locator(events, schema)])
     order, codes = _key_order(rows, schema)
-    rows = rows.take(pa.array(order))
+    rows = taken(rows, order)
     live = rows[LIVE].to_numpy()
     return _States(rows, codes[order], live, order < bases)
 
@@ -283,7 +282,7 @@ def _versions(states: _States, starts: np.ndarray, schema: TableSchema) -> Versi
     operation = np.where(ended_by_delete, Operation.DELETE.value, operation)
     openings = pa.table(
         {
-            **{name: states.rows[name].filter(pa.array(opened)) for name in schema.names},
+            **_columns(chosen(states.rows.select(list(schema.names)), opened)),
             VALID_FROM: _as_instants(starts[opened]),
             VALID_TO: _as_instants(ends[opened], missing=last[opened]),
             OPERATION: pa.array(operation[opened].tolist(), pa.string()),
@@ -303,6 +302,10 @@ def _versions(states: _States, starts: np.ndarray, schema: TableSchema) -> Versi
         updated=int((opened & was_live).sum()),
         deleted=int((~states.live).sum()),
     )
+
+
+def _columns(rows: pa.Table) -> dict[str, pa.ChunkedArray]:
+    return dict(zip(rows.column_names, rows.columns, strict=True))
 
 
 def _as_instants(microseconds: np.ndarray, missing: np.ndarray | None = None) -> pa.Array:

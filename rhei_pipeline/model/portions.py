@@ -5,8 +5,8 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-#: Bytes after which a portion is given on, however few rows it has. What becomes of it on its way
-#: into the mirror takes several times as much.
+#: Bytes that a portion has at most, however few rows that are; a larger row is a portion by itself.
+#: What becomes of it on its way into the mirror takes several times as much.
 PORTION_BYTES = 32 * 2**20
 #: Rows asked for before their size is looked at.
 _STEP = 256
@@ -31,10 +31,11 @@ def portions(
         portion += items
         del items
         held += size
-        if len(portion) == most or held >= PORTION_BYTES:
+        by_size = (PORTION_BYTES - held) * count // max(size, 1)
+        if len(portion) == most or by_size < 1:
             yield portion
             portion, held = [], 0  # let go of it before the next one is read
-        by_size = (PORTION_BYTES - held) * count // max(size, 1)
+            by_size = PORTION_BYTES * count // max(size, 1)
         left = _STEP if most is None else most - len(portion)
         step = max(1, min(2 * step, _STEP, left, by_size))
     if portion:

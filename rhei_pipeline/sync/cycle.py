@@ -169,6 +169,7 @@ def apply_pending(
         letters += keep_letters(table, batch, snapshot, transaction)
         events += batch.count
         on_step(Step.APPLIED)
+        del captured, batch  # it may be large, and the next one is read now
     counts += _audit(table, snapshot, transaction, after, on_step)
     watermark = _record(table, snapshot, transaction, mark)
     return TableReport.of(
@@ -347,6 +348,7 @@ def _put_copy_in_place(
         transaction.heal_copy(table, compact(batch, table.schema))
         letters += keep_letters(table, batch, snapshot, transaction)
         events += batch.count
+        del captured, batch
     transaction.keep_unknown(table, _unknown_keys(table, transaction))
     adopted = transaction.adopt_copy(table, snapshot.clock)
     counts = Counts(inserted=adopted or 0)
@@ -392,6 +394,7 @@ def _apply_versions(
             if mended:
                 transaction.release(table, mended, snapshot.clock)
             letters += len(mended)
+            del captured, batch
     return counts, letters
 
 

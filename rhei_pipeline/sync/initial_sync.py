@@ -92,6 +92,7 @@ def copy_table(  # noqa: PLR0913  (the seams, the pace, and who is told)
                 progress = _append(table, progress, batch, mirror)
                 rows += batch.rows.num_rows if batch else 0
                 letters += len(batch.rejected) if batch else 0
+                batch = None  # it may be large, and the next one is read now
                 on_progress(table.name, rows, total)
                 on_step(Step.COPY_COMPLETE if progress.complete else Step.COPY_BATCH)
     return Copied(rows, letters, resumed)

@@ -27,7 +27,7 @@ from deltalake.transaction import (
 from rhei_pipeline.errors import MirrorError, RheiError
 from rhei_pipeline.mirrors.datafusion.deletion_vectors import present
 from rhei_pipeline.mirrors.datafusion.files import Files
-from rhei_pipeline.mirrors.datafusion.formats import Parquet
+from rhei_pipeline.mirrors.datafusion.formats import Parquet, encoded
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredTable
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
 from rhei_pipeline.mirrors.publishing import PublishSchedule
@@ -265,7 +265,7 @@ def _add(store: SegmentStore, table: StoredTable, segment: Segment, name: str) -
         store.files.link(name, store.place(segment.name))
         size = store.files.size(name)
     else:
-        content = store.form.encode(_shown_rows(store, table, segment))
+        content = encoded(store.form, _shown_rows(store, table, segment))
         store.files.put(name, content)
         size = content.size
     stats = json.dumps({"numRecords": segment.present_rows + segment.ended_rows})
@@ -292,7 +292,7 @@ def _damaged_files(table: StoredTable, store: SegmentStore) -> Iterator[str]:
 def _content(store: SegmentStore, table: StoredTable, segment: Segment) -> pa.Buffer:
     if _is_shown_whole(table, segment):
         return store.content(segment)
-    return store.form.encode(_shown_rows(store, table, segment))
+    return encoded(store.form, _shown_rows(store, table, segment))
 
 
 def _is_shown_whole(table: StoredTable, segment: Segment) -> bool:

@@ -1,6 +1,6 @@
 """Where a mirror's files rest, and the way to keep them in memory."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -23,6 +23,17 @@ class Mark:
 
     size: int
     tag: str
+
+
+#: Writes a file's content, piece after piece.
+Fill = Callable[["Sink"], None]
+
+
+class Sink(Protocol):
+    """What takes a file's content."""
+
+    def write(self, piece: pa.Buffer | bytes, /) -> int | None:
+        """Take the next piece, whole."""
 
 
 class Files(Protocol):
@@ -49,6 +60,9 @@ class Files(Protocol):
         Returns:
             What stands there now; None where files cannot be damaged.
         """
+
+    def write(self, name: str, fill: Fill) -> Mark | None:
+        """Write a file piece by piece; as `put` does."""
 
     def mark(self, name: str) -> Mark | None:
         """Return what stands under a name; None where nothing does."""
@@ -125,6 +139,10 @@ class MemoryFiles:
         """Keep a file."""
         self._content[name] = content
 
+    def write(self, name: str, fill: Fill) -> None:
+        """Keep a file."""
+        self.put(name, gathered(fill))
+
     def mark(self, name: str) -> Mark | None:
         """Return a file's bytes."""
         found = self._content.get(name)
@@ -192,6 +210,13 @@ class MemoryFiles:
     def close(self) -> None:
         """Forget everything."""
         self._content.clear()
+
+
+def gathered(fill: Fill) -> pa.Buffer:
+    """Return a file's content as one piece."""
+    sink = pa.BufferOutputStream()
+    fill(sink)
+    return sink.getvalue()
 
 
 def aside(name: str) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,6 +15,11 @@ ROW = "_rhei_row"
 
 #: Rows in a part of a segment: large enough to read fast, small enough to leave parts unread.
 _PART_ROWS = 65_536
+#: And its bytes, unless it is one row: a part is written, and read, as a whole.
+_PART_BYTES = 32 * 2**20
+#: From this length on, a text's statistics and dictionary would cost several copies of it, and
+#: serve nobody.
+_LONG = 64 * 2**10
 _COMPRESSION_LEVEL = 1  # further levels take twice the time to save a tenth
 
 
@@ -24,7 +28,7 @@ class Format(Protocol):
 
     suffix: str
 
-    def encode(self, rows: pa.Table) -> pa.Buffer:
+    def write(self, rows: pa.Table, sink: pa.NativeFile) -> None:
         """Write rows, the row number among them."""
 
     def read(self, content: pa.Buffer, columns: Sequence[str]) -> pa.Table:
@@ -42,12 +46,11 @@ class Ipc:
 
     suffix = ".arrow"
 
-    def encode(self, rows: pa.Table) -> pa.Buffer:
-        """Write a file with parts of equal size."""
-        sink = pa.BufferOutputStream()
+    def write(self, rows: pa.Table, sink: pa.NativeFile) -> None:
+        """Write a file with parts of bounded size."""
         with pa.ipc.new_file(sink, rows.schema) as writer:
-            writer.write_table(rows.combine_chunks(), max_chunksize=_PART_ROWS)
-        return sink.getvalue()
+            for part in _parts(rows):
+                writer.write_table(part.combine_chunks())
 
     def read(self, content: pa.Buffer, columns: Sequence[str]) -> pa.Table:
         """Point at the rows where they are."""
@@ -63,9 +66,10 @@ class Ipc:
         """Take rows from where they are."""
         batches = self.read(content, columns)
         chunks = batches.to_batches()
-        where = positions // _PART_ROWS
+        starts = _starts([chunk.num_rows for chunk in chunks])
+        where = _within(starts, positions)
         taken = [
-            chunks[part].take(pa.array(positions[where == part] - part * _PART_ROWS))
+            chunks[part].take(pa.array(positions[where == part] - starts[part]))
             for part in np.unique(where)
         ]
         return pa.Table.from_batches(taken, batches.schema)
@@ -79,22 +83,23 @@ class Parquet:
 
     suffix = ".parquet"
 
-    def encode(self, rows: pa.Table) -> pa.Buffer:
+    def write(self, rows: pa.Table, sink: pa.NativeFile) -> None:
         """Write a file whose row groups a query can leave out by their statistics."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(
-            rows,
+        short = [name for name in rows.column_names if not _is_long(rows[name])]
+        floating = {f.name for f in rows.schema if pa.types.is_floating(f.type)}
+        with pq.ParquetWriter(
             sink,
-            row_group_size=_PART_ROWS,
+            rows.schema,
             compression="zstd",
             compression_level=_COMPRESSION_LEVEL,
-            use_dictionary=[name for name in rows.column_names if name != ROW],
+            use_dictionary=[name for name in short if name != ROW],
             column_encoding={ROW: "DELTA_BINARY_PACKED"},
             write_page_index=True,
-            write_statistics=[f.name for f in rows.schema if not pa.types.is_floating(f.type)],
+            write_statistics=[name for name in short if name not in floating],
             write_page_checksum=True,  # for readers of Delta tables, who have no manifest
-        )
-        return sink.getvalue()
+        ) as writer:
+            for part in _parts(rows):
+                writer.write_table(part, row_group_size=max(part.num_rows, 1))
 
     def read(self, content: pa.Buffer, columns: Sequence[str]) -> pa.Table:
         """Read the columns."""
@@ -109,12 +114,13 @@ class Parquet:
     def take(self, content: pa.Buffer, columns: Sequence[str], positions: Numbers) -> pa.Table:
         """Read the row groups that hold one of the rows."""
         file = self._open(content)
-        where = positions // _PART_ROWS
-        groups: npt.NDArray[np.int64] = np.unique(where)
+        counts = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+        starts = _starts(counts)
+        where = _within(starts, positions)
+        groups, which = np.unique(where, return_inverse=True)
         rows = file.read_row_groups(groups.tolist(), list(columns))
-        # All groups but the last one of a segment are full.
-        within = np.searchsorted(groups, where) * _PART_ROWS + positions % _PART_ROWS
-        return rows.take(pa.array(within))
+        read_at = _starts([counts[group] for group in groups.tolist()])
+        return rows.take(pa.array(read_at[which] + positions - starts[where]))
 
     def misleads(self, content: pa.Buffer) -> bool:
         """Return whether an older file holds a NaN, which its statistics leave out."""
@@ -127,3 +133,44 @@ class Parquet:
 
     def _open(self, content: pa.Buffer) -> pq.ParquetFile:
         return pq.ParquetFile(pa.BufferReader(content))
+
+
+def encoded(form: Format, rows: pa.Table) -> pa.Buffer:
+    """Return the file that a format makes of rows."""
+    sink = pa.BufferOutputStream()
+    form.write(rows, sink)
+    return sink.getvalue()
+
+
+def _parts(rows: pa.Table) -> Iterator[pa.Table]:
+    """Cut rows into parts of bounded rows and bytes; no rows are one part."""
+    for low in range(0, max(rows.num_rows, 1), _PART_ROWS):
+        yield from _in_size(rows.slice(low, _PART_ROWS))
+
+
+def _in_size(rows: pa.Table) -> Iterator[pa.Table]:
+    if rows.num_rows <= 1 or rows.nbytes <= _PART_BYTES:
+        yield rows
+        return
+    middle = rows.num_rows // 2
+    yield from _in_size(rows.slice(0, middle))
+    yield from _in_size(rows.slice(middle))
+
+
+def _starts(counts: Sequence[int]) -> Numbers:
+    """Return the position of the first row of each part."""
+    return np.cumsum([0, *counts], dtype=np.int64)[:-1]
+
+
+def _within(starts: Numbers, positions: Numbers) -> Numbers:
+    """Return in which part each position lies."""
+    found: Numbers = np.searchsorted(starts, positions, side="right") - 1
+    return found
+
+
+def _is_long(column: pa.ChunkedArray) -> bool:
+    """Return whether a column has long values."""
+    kind = column.type
+    if not (pa.types.is_string(kind) or pa.types.is_binary(kind)):
+        return False
+    return (pc.max(pc.binary_length(column)).as_py() or 0) > _LONG

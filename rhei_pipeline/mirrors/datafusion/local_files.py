@@ -7,6 +7,7 @@ import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +15,14 @@ import pyarrow as pa
 from datafusion import SessionContext
 
 from rhei_pipeline.errors import MirrorError
-from rhei_pipeline.mirrors.datafusion.files import Mark, aside, committed_meanwhile, missing
+from rhei_pipeline.mirrors.datafusion.files import (
+    Fill,
+    Mark,
+    Sink,
+    aside,
+    committed_meanwhile,
+    missing,
+)
 from rhei_pipeline.mirrors.locking import WriterLock
 
 _LOCK = "lock"
@@ -56,11 +64,19 @@ class LocalFiles:
 
     def put(self, name: str, content: pa.Buffer) -> Mark:
         """Write a file; `flush` brings it to the disk."""
+
+        def fill(sink: Sink) -> None:
+            sink.write(content)
+
+        return self.write(name, fill)
+
+    def write(self, name: str, fill: Fill) -> Mark:
+        """Write a file piece by piece; `flush` brings it to the disk."""
         file = self._path / name
         with self._translated():
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("wb", buffering=0) as opened:
-                _write_all(opened.fileno(), memoryview(content))
+                fill(_Opened(opened.fileno()))
                 mark = _mark(os.fstat(opened.fileno()))
         self._unsynced.add(file)
         self._touched.add(file.parent)
@@ -246,10 +262,17 @@ def _is_held(pin: Path) -> bool:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, content: memoryview) -> None:
-    content = content.cast("B")
-    while content:
-        content = content[os.write(descriptor, content) :]
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A `Sink`: a file that is open for writing."""
+
+    descriptor: int
+
+    def write(self, piece: pa.Buffer | bytes, /) -> int:
+        left = memoryview(piece).cast("B")
+        while left:
+            left = left[os.write(self.descriptor, left) :]
+        return len(piece)
 
 
 def _sync(path: Path) -> None:

@@ -21,7 +21,14 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import GCSStore, S3Store
 
 from rhei_pipeline.errors import MirrorError, MirrorUnreachableError
-from rhei_pipeline.mirrors.datafusion.files import Mark, aside, committed_meanwhile, missing
+from rhei_pipeline.mirrors.datafusion.files import (
+    Fill,
+    Mark,
+    aside,
+    committed_meanwhile,
+    gathered,
+    missing,
+)
 
 #: A file that no manifest names may belong to a commit under way, unless it is older than this.
 ORPHAN_AGE = timedelta(hours=1)
@@ -94,6 +101,10 @@ class ObjectFiles:
         if name.count("/") == 1:  # deeper ones are for others to read
             self._keep(name, content)
         return Mark(content.size, put.get("e_tag") or "")
+
+    def write(self, name: str, fill: Fill) -> Mark:
+        """Put a file, once all of it is in memory."""
+        return self.put(name, gathered(fill))
 
     def mark(self, name: str) -> Mark | None:
         """Ask the store."""

@@ -23,8 +23,11 @@ from rhei_pipeline.model.reports import MaintenanceReport
 FAN = 8
 #: Rows of the largest segment that a cycle makes: about a second's work, once in 64 cycles.
 CYCLE_ROWS = 1_000_000
-#: Rows of the largest segment that maintenance makes; a change rewrites none of them.
+#: And its bytes: what is folded is in memory as a whole, some three times over.
+CYCLE_BYTES = 128 * 2**20
+#: Rows, and bytes, of the largest segment that maintenance makes; a change rewrites none of them.
 SEGMENT_ROWS = 4_000_000
+SEGMENT_BYTES = 512 * 2**20
 #: A cycle rewrites one segment at most that has less than this share of its rows left: what is
 #: gone is still read, and with half of it the aggregate after 100 syncs takes twice as long.
 _KEPT_SHARE = 0.65
@@ -51,7 +54,7 @@ def due_in_a_cycle(
     full = [
         group
         for group in tiers.values()
-        if len(group) >= FAN and sum(s.present_rows for s in group) <= limit
+        if len(group) >= FAN and _rows_of(group) <= limit and _bytes_of(group) <= CYCLE_BYTES
     ]
     return worn + full or _aged(segments, now, limit)
 
@@ -66,6 +69,8 @@ def _aged(segments: Sequence[Segment], now: datetime, limit: int) -> list[Group]
             if segment.past is not past or written is None or now - written < AGE:
                 continue
             if rows + segment.present_rows > limit or (group and segment.present_rows > FAN * rows):
+                break
+            if _bytes_of([*group, segment]) > CYCLE_BYTES:
                 break
             group.append(segment)
             rows += segment.present_rows
@@ -110,14 +115,20 @@ def _has_holes(segment: Segment) -> bool:
 
 def _packed(segments: Sequence[Segment]) -> list[Group]:
     groups: list[Group] = []
-    room = 0
     for segment in segments:
-        if not groups or segment.present_rows > room:
+        joined = [*(groups[-1] if groups else ()), segment]
+        if not groups or _rows_of(joined) > SEGMENT_ROWS or _bytes_of(joined) > SEGMENT_BYTES:
             groups.append([])
-            room = SEGMENT_ROWS
         groups[-1].append(segment)
-        room -= segment.present_rows
     return groups
+
+
+def _rows_of(group: Group) -> int:
+    return sum(segment.present_rows for segment in group)
+
+
+def _bytes_of(group: Group) -> int:
+    return sum(segment.size_bytes for segment in group)
 
 
 def fold(table: StoredTable, groups: Sequence[Group], store: SegmentStore) -> StoredTable:

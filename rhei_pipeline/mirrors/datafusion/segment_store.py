@@ -64,9 +64,9 @@ class SegmentStore:
         numbered = rows.append_column(
             pa.field(ROW, pa.uint32()), pa.array(np.arange(rows.num_rows, dtype=np.uint32))
         )
-        content = self.form.encode(numbered)
-        self._put(self.place(name), content)
-        size = content.size
+        place = self.place(name)
+        self._written.add(place)
+        size = self.checked.write(place, lambda sink: self.form.write(numbered, sink))
         if index is not None:
             encoded = index.encode()
             self._put(f"{DATA}/{name}{INDEX}", encoded)

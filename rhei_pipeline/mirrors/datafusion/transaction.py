@@ -61,6 +61,7 @@ from rhei_pipeline.model.schema import (
     TableSchema,
     renamed,
 )
+from rhei_pipeline.model.selection import chosen, taken
 from rhei_pipeline.sql.text import mirror_table, quote
 
 _DAY = pa.field("snapshot_date", pa.date32())
@@ -146,8 +147,8 @@ class FileTransaction:
     def open_versions(self, table: Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Look up the touched keys' open versions, then the past of keys that have none."""
         draft, own = self._draft(table), list(table.schema.primary_key)
-        ordered = events.sort_by(SEQUENCE)
-        firsts = ordered.take(_first_of_each(ordered, table))
+        ordered = taken(events, pc.sort_indices(events[SEQUENCE]).to_numpy())
+        firsts = taken(ordered, _first_of_each(ordered, table))
         distinct = firsts.select(own)
         sought = key_hashes(distinct)
         found = draft.find(sought)
@@ -169,12 +170,9 @@ class FileTransaction:
         draft = self._draft(table)
         if versions.closings.num_rows:
             _close(draft, table, versions.closings)
-        ended = pc.is_valid(versions.openings[VALID_TO])
-        for past, rows in (
-            (True, versions.openings.filter(ended)),
-            (False, versions.openings.filter(pc.invert(ended))),
-        ):
-            _append_versions(draft, table, rows, past)
+        ended = pc.is_valid(versions.openings[VALID_TO]).to_numpy()
+        for past, mask in ((True, ended), (False, ~ended)):
+            _append_versions(draft, table, chosen(versions.openings, mask), past)
 
     def record(self, watermark: Watermark) -> None:
         """Record progress; refuses to go back."""
@@ -438,7 +436,7 @@ def _merge(draft: WriteBuffer, table: Table, changes: NetChanges) -> Counts:
         draft.remove(found.places[~same])
         updated = int((~same).sum())
         inserted = upserts.num_rows - len(found.needles)
-        draft.append(upserts.filter(pa.array(changed)), hashes.take(changed), digests[changed])
+        draft.append(chosen(upserts, changed), hashes.take(changed), digests[changed])
     if changes.tombstones.num_rows:
         ended = draft.find(key_hashes(changes.tombstones.select(key))).places
         draft.remove(ended)
@@ -451,12 +449,11 @@ def _append(draft: WriteBuffer, table: Table, rows: pa.Table) -> None:
     draft.append(rows, hashes, table_digests(rows, table.schema))
 
 
-def _first_of_each(events: pa.Table, table: Table) -> pa.Array:
+def _first_of_each(events: pa.Table, table: Table) -> np.ndarray:
     """Return where the first event of each key stands, of events in their order."""
-    _, first = np.unique(
-        key_codes(events.select(list(table.schema.primary_key))), return_index=True
-    )
-    return pa.array(first)
+    codes = key_codes(events.select(list(table.schema.primary_key)))
+    first: np.ndarray = np.unique(codes, return_index=True)[1]
+    return first
 
 
 def _repeated(draft: WriteBuffer, table: Table, firsts: pa.Table, found: Found) -> pa.Array:

@@ -28,6 +28,7 @@ from rhei_pipeline.mirrors.datafusion.manifest import (
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, ascending, conform
 from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds
 from rhei_pipeline.model.schema import HISTORY_FIELDS, Column
+from rhei_pipeline.model.selection import chosen, taken
 
 #: A place is the number of a part in its table, and a row's position in that part.
 _POSITION_BITS = 32
@@ -36,8 +37,10 @@ _TOLD = {found.name for found in HISTORY_FIELDS}
 
 #: So many files of endings of about one size are made one.
 _HAND = 8
-#: Rows that a transaction holds in memory before it writes them; readers see them at its end.
+#: Rows, and bytes of rows, that a transaction holds in memory before it writes them; readers see
+#: them at its end.
 SPILL_ROWS = 1_000_000
+SPILL_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +173,7 @@ class WriteBuffer:
         self.table = table
         self._store = store
         self._parts = [_Part(_Written(s, store), store.bits(s)) for s in table.segments]
-        self._staged = 0
+        self._staged = self._staged_bytes = 0
 
     @property
     def schema(self) -> pa.Schema:
@@ -203,7 +206,8 @@ class WriteBuffer:
         staged = _Staged(conform(rows, wanted), KeyIndex.build(hashes, payloads), past=past)
         self._parts.append(_Part(staged))
         self._staged += rows.num_rows
-        if self._staged > SPILL_ROWS:
+        self._staged_bytes += staged.rows.nbytes
+        if self._staged > SPILL_ROWS or self._staged_bytes > SPILL_BYTES:
             self._spill()
 
     def append_tagged(self, rows: pa.Table, tag: str) -> None:
@@ -269,13 +273,13 @@ class WriteBuffer:
     def take(self, places: Numbers, columns: Sequence[str]) -> pa.Table:
         """Return the rows at these places, in their order, with these of the table's columns."""
         schema = pa.schema([self.schema.field(name) for name in columns])
-        taken, order = [schema.empty_table()], [_NONE]
+        found, order = [schema.empty_table()], [_NONE]
         for number, positions, where in self._by_part(places):
             part = self._parts[number]
             rows = part.rows.take(self._own(part, columns), positions)
-            taken.append(conform(rows, schema, part.constants))
+            found.append(conform(rows, schema, part.constants))
             order.append(where)
-        return pa.concat_tables(taken).take(pa.array(np.argsort(np.concatenate(order))))
+        return taken(pa.concat_tables(found), np.argsort(np.concatenate(order)))
 
     def entries(self) -> Iterator[tuple[KeyHashes, Words, Numbers]]:
         """Yield hashes, payloads and places of all present rows, part by part."""
@@ -362,7 +366,7 @@ class WriteBuffer:
             segment = self._write(chosen, past=past, tag=tag)
             if segment is not None:
                 self._parts.append(_Part(_Written(segment, self._store)))
-        self._staged = 0
+        self._staged = self._staged_bytes = 0
 
     def _write(self, parts: list[_Part], *, past: bool, tag: str) -> Segment | None:
         kept: list[pa.Table] = []
@@ -370,7 +374,7 @@ class WriteBuffer:
         for part in parts:
             mask = part.mask()
             assert isinstance(part.rows, _Staged)  # noqa: S101  (chosen by the caller)
-            kept.append(part.rows.rows.filter(pa.array(mask)))
+            kept.append(chosen(part.rows.rows, mask))
             if not tag:
                 hashes, own = part.rows.index().in_row_order()
                 words.append(hashes.words[mask])
@@ -393,7 +397,7 @@ class WriteBuffer:
                 index = None if rows.tag else rows.index()
                 segment = self._store.write(rows.rows, index, past=rows.past, tag=rows.tag)
                 part.rows = _Written(segment, self._store)
-        self._staged = 0
+        self._staged = self._staged_bytes = 0
 
     def _numbered(self, *, past: bool) -> Iterator[tuple[int, _Part]]:
         for number, part in enumerate(self._parts):

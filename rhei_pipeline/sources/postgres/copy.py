@@ -5,6 +5,7 @@ Source: postgresql.org/docs/18/libpq-copy.html.
 
 import select
 from collections.abc import Generator, Iterator
+from contextlib import closing
 
 from psycopg import errors, pq
 
@@ -40,22 +41,33 @@ def copy_out(connection: Connection, statement: bytes) -> Generator[bytes]:
 
 def copy_out_values(connection: Connection, query: bytes) -> Generator[bytes]:
     """Run a query of one column of bytes, and yield its values; as `copy_out` does."""
-    for message in copy_out(connection, b"copy (" + query + b") to stdout (format binary)"):
-        row = message.removeprefix(_BINARY_HEADER)
-        if row and row[:2] != _BINARY_END:
-            yield row[_BINARY_VALUE:]
+    messages = copy_out(connection, b"copy (" + query + b") to stdout (format binary)")
+    with closing(messages):
+        # Mapped: a loop's variable would hold each message beside its value.
+        yield from (value for value in map(_value, messages) if value is not None)
+
+
+def _value(message: bytes) -> bytes | None:
+    """Return the value of a row of one column; None of what is no row."""
+    row = message.removeprefix(_BINARY_HEADER)
+    return row[_BINARY_VALUE:] if row and row[:2] != _BINARY_END else None
 
 
 def _messages(connection: Connection) -> Iterator[bytes]:
+    while (message := _next_message(connection)) is not None:
+        yield message
+        del message  # it may be large, and the next one is waited for
+
+
+def _next_message(connection: Connection) -> bytes | None:
     get = connection.pgconn.get_copy_data
     while True:
         count, data = get(1)
         if count > 0:
-            yield bytes(data)
-        elif count == 0:
-            _await(connection)
-        else:
-            return
+            return bytes(data)
+        if count < 0:
+            return None
+        _await(connection)
 
 
 def _next_result(connection: Connection) -> pq.abc.PGresult | None:

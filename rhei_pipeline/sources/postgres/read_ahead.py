@@ -17,8 +17,9 @@ READERS = 2
 class ReadAhead:
     """Reads ranges of keys at the same time, and gives them back in order.
 
-    The ends of the ranges are found by the index alone, so every batch but the last has exactly
-    `limit` rows, however keys are spread. No more than one batch a reader waits to be taken.
+    The ends of the ranges are found beforehand, so every batch but the last has `limit` rows, or
+    the bytes of a portion, however keys are spread. No more than one batch a reader waits to be
+    taken.
 
     Args:
         reader: Reads the table in the snapshot.

@@ -14,7 +14,7 @@ from psycopg.sql import Literal
 
 from rhei_pipeline.model.changes import DeadLetter, RowBatch, key_text
 from rhei_pipeline.model.plain_values import plain_value
-from rhei_pipeline.model.portions import portions
+from rhei_pipeline.model.portions import PORTION_BYTES, portions
 from rhei_pipeline.model.schema import TableSchema
 from rhei_pipeline.sources.postgres.catalog import Connection, qualified
 from rhei_pipeline.sources.postgres.copy import copy_out
@@ -24,6 +24,11 @@ from rhei_pipeline.sql.text import listed, quote
 
 #: How a copy writes null; a text that reads so is quoted, and so stays a text.
 _NULL = "\\N"
+_ROW, _BYTES = "_rhei_row", "_rhei_bytes"
+#: About how many bytes a value is as text that is neither text nor a blob.
+_NARROW = 16
+#: How much smaller than its text a long value may lie beside its table, about.
+_MOST_COMPRESSED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +50,12 @@ class PostgresRowReader:
     ) -> RowBatch | None:
         """Read the next rows in key order, so many or up to a key; None when there are none."""
         schema = self.schema
+        if until is None and limit is not None and self._may_be_large(limit):
+            until = self.end_of(resume, limit)
         query = self._rows_sql(resume, limit, until)
-        found = list(copied(self.connection, query, schema.names))
-        if not found:
+        texts = next(copied(self.connection, query, schema.names), None)
+        if texts is None:
             return None
-        (texts,) = found
         arrays, rejections = admit_rows(schema, texts)
         letters = letters_of(schema, rejections, texts, self.clock)
         rows = without_rows(pa.table(arrays, schema.names), rejections)
@@ -63,16 +69,50 @@ class PostgresRowReader:
         return int(found[0]) if found else 0
 
     def end_of(self, resume: str | None, limit: int) -> str | None:
-        """Find the last key of the next so many rows; None when there are fewer."""
+        """Find the last key of the next rows, so many or about as many as a portion has bytes.
+
+        None when no more are left.
+        """
         key = self.schema.primary_key
+        ahead = (
+            f"select {listed(key)}, row_number() over ahead as {_ROW},"
+            f" sum({self._width}) over ahead as {_BYTES} from {qualified(self.schema)}"
+            f" where {self._range(resume, None)} window ahead as (order by {listed(key)})"
+            f" order by {listed(key)} limit {limit}"
+        )
         # Ordered within: the text of a key sorts otherwise than the key does.
         query = (
             f"select {', '.join(f'{quote(name)}::text' for name in key)} from ("
-            f"select {listed(key)} from {qualified(self.schema)} where {self._range(resume, None)}"
-            f" order by {listed(key)} offset {limit - 1} limit 1) last"
+            f"select * from ({ahead}) ahead"
+            f" where {_ROW} = {limit} or {_BYTES} >= {PORTION_BYTES} order by {_ROW} limit 1) last"
         )
         found = self.connection.execute(query.encode()).fetchone()
         return None if found is None else json.dumps(found)
+
+    def _may_be_large(self, limit: int) -> bool:
+        """Return whether so many rows are probably more than a portion has bytes.
+
+        Also where the server has never counted the rows.
+        """
+        found = self.connection.execute(
+            "select reltuples::float8, pg_relation_size(oid), pg_table_size(oid)"
+            " from pg_catalog.pg_class where oid = %s::regclass",
+            (qualified(self.schema),),
+        ).fetchone()
+        rows, own, whole = found or (0, 0, 0)
+        if whole <= PORTION_BYTES // _MOST_COMPRESSED:
+            return False
+        bytes_of_all = own + _MOST_COMPRESSED * (whole - own)
+        return bool(rows <= 0 or bytes_of_all / rows * limit > PORTION_BYTES)
+
+    @property
+    def _width(self) -> str:
+        """SQL of about how many bytes of text a row is; a value that lies apart is not read."""
+        texts = [quote(column.name) for column in self.schema.columns if column.type == pa.string()]
+        blobs = [quote(column.name) for column in self.schema.columns if column.type == pa.binary()]
+        terms = [f"coalesce(octet_length({name}::text), 0)" for name in texts]
+        terms += [f"coalesce(2 * octet_length({name}), 0)" for name in blobs]
+        return " + ".join([str(_NARROW * len(self.schema.columns)), *terms])
 
     def _rows_sql(self, resume: str | None, limit: int | None, until: str | None) -> str:
         most = "" if limit is None else f" limit {limit}"
@@ -118,8 +158,10 @@ def copied(
         ):
             data = b"".join(portion)
             portion.clear()
-            yield _parsed(data, names)
+            texts = _parsed(data, names)
             del data
+            yield texts
+            del texts
 
 
 def _parsed(data: bytes, names: Sequence[str]) -> pa.Table:

@@ -4,6 +4,7 @@ Copies and the log both arrive as text, under the same session settings, and bot
 here: so a value is the same in the mirror whichever way it came.
 """
 
+from binascii import unhexlify
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -30,6 +31,8 @@ SESSION_SETTINGS = {
 _INFINITE = {"infinity": 1, "-infinity": -1}
 _LONGEST = np.iinfo(np.int64).max
 _LATEST_DAY = np.iinfo(np.int32).max
+#: From this length on, blobs are read one by one.
+_LONG = 64 * 2**10
 _EPOCH_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
 
@@ -114,6 +117,8 @@ def _blobs(texts: pa.Array) -> pa.Array:
     r"""Read `\x0a0b`: all digits of the column at once, cut where each value ends."""
     if pc.all(pc.starts_with(texts, r"\x")).as_py() is False:
         raise pa.ArrowInvalid
+    if (pc.max(pc.binary_length(texts)).as_py() or 0) > _LONG:
+        return _long_blobs(texts.cast(pa.large_string()))
     digits = pc.fill_null(pc.utf8_slice_codeunits(texts.cast(pa.large_string()), 2), "")
     _, offsets, characters = digits.buffers()
     ends = np.frombuffer(offsets, np.int64)[digits.offset : digits.offset + len(digits) + 1]
@@ -126,6 +131,21 @@ def _blobs(texts: pa.Array) -> pa.Array:
         pa.large_binary(), len(digits), [None, cuts, pa.py_buffer(data)]
     ).cast(pa.binary())
     return pc.if_else(pc.is_valid(texts), found, pa.scalar(None, pa.binary()))
+
+
+def _long_blobs(texts: pa.Array) -> pa.Array:
+    """Read the same, value by value: the digits of all would be several copies of them."""
+    _, offsets, characters = texts.buffers()
+    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1].tolist()
+    view, valid = memoryview(characters), texts.is_valid().to_pylist()
+    try:
+        values = [
+            unhexlify(view[begin + 2 : end]) if there else None
+            for begin, end, there in zip(ends, ends[1:], valid, strict=False)
+        ]
+    except ValueError as error:
+        raise pa.ArrowInvalid from error
+    return pa.array(values, pa.binary())
 
 
 def _dates(texts: pa.Array) -> pa.Array:

@@ -103,10 +103,11 @@ def _tolerant_text(raw: bytes) -> str | InvalidText:
 
 
 def _lists(cursor: sqlite3.Cursor, size: int) -> Iterator[list[tuple[Any, ...]]]:
-    yield from portions(cursor.fetchmany, _size_of, size)
+    yield from portions(cursor.fetchmany, bytes_of, size)
 
 
-def _size_of(rows: Sequence[tuple[Any, ...]]) -> int:
+def bytes_of(rows: Sequence[tuple[Any, ...]]) -> int:
+    """Return about how many bytes rows hold in memory."""
     return sum(map(getsizeof, chain.from_iterable(rows)))
 
 

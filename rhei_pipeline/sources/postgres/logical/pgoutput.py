@@ -277,6 +277,9 @@ def _tuples(
 def _texts(buffer: bytes, begin: np.ndarray, length: np.ndarray, valid: np.ndarray) -> pa.Array:
     """Cut texts out of the buffer, which they share with everything between them."""
     count = len(begin)
+    if count == 1 and valid[0]:  # it may be a large one, and needs no copy
+        ends = pa.py_buffer(np.array([begin[0], begin[0] + length[0]], np.int64))
+        return pa.Array.from_buffers(pa.large_string(), 1, [None, ends, pa.py_buffer(buffer)])
     offsets = np.empty(2 * count, np.int64)
     offsets[0::2], offsets[1::2] = begin, begin + length
     values = pa.Array.from_buffers(

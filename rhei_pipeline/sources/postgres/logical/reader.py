@@ -1,7 +1,7 @@
 """The messages behind a slot: asked for in each cycle, or sent by the server by itself."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
 
@@ -57,8 +57,10 @@ class LogReader:
         self._publication = publication
         self._stream: LogicalStream | None = None
 
-    def read(self, slot: Slot, head: int) -> Iterator[Sequence[bytes]]:
+    def read(self, slot: Slot, head: int) -> Iterator[list[bytes]]:
         """Yield the messages of all transactions that committed before `head`, in batches.
+
+        Whoever takes a batch may clear it.
 
         Reading again yields them again, until they are confirmed.
         """
@@ -114,7 +116,7 @@ class LogReader:
             self.end_stream()
         return messages
 
-    def _peeked(self, slot: Slot, head: int) -> Iterator[Sequence[bytes]]:
+    def _peeked(self, slot: Slot, head: int) -> Iterator[list[bytes]]:
         connection = self._connection()
         name, end = psql.Literal(slot.name), psql.Literal(lsn_text(head))
         published = psql.Literal(quote(self._publication or slot.name))

@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,7 @@ from rhei_pipeline.model.changes import (
     event_schema,
 )
 from rhei_pipeline.model.schema import INSTANT, Table, TableSchema
+from rhei_pipeline.model.selection import taken
 from rhei_pipeline.protocols import Rescan
 from rhei_pipeline.sources.mended_rows import mended
 from rhei_pipeline.sources.postgres.logical import pgoutput
@@ -37,7 +37,7 @@ from rhei_pipeline.sources.postgres.types import admit_text
 from rhei_pipeline.sources.rejections import Rejection
 
 #: Messages beyond so many bytes wait in a temporary file instead of in memory.
-SPOOL_BYTES = 64 * 2**20
+SPOOL_BYTES = 32 * 2**20
 #: An idle table's watermark is recorded once it holds back so much of the log.
 RETAINED_BYTES = 16 * 2**20
 
@@ -56,7 +56,7 @@ class _Spool:
     """The messages of one read of the log, in chunks, in memory or in a temporary file."""
 
     def __init__(self) -> None:
-        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115
+        self._file = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115
         self._parts: dict[int, list[tuple[_Chunk, pgoutput.Run]]] = {}
 
     @property
@@ -68,14 +68,19 @@ class _Spool:
         """Return where the changes of one table are."""
         return self._parts.get(relation, ()) if relation is not None else ()
 
-    def add(self, messages: Sequence[bytes], first: int, context: pgoutput.DecodingContext) -> None:
+    def add(self, messages: list[bytes], first: int, context: pgoutput.DecodingContext) -> int:
+        """Take messages over, and return how many they were."""
         buffer = b"".join(messages)
         lengths = np.fromiter(map(len, messages), np.int64, len(messages))
+        messages.clear()
         start = self._file.seek(0, 2)
+        if start + len(buffer) > SPOOL_BYTES:
+            self._file.rollover()  # by itself it would only do so once they are in memory
         self._file.write(buffer)
         chunk = _Chunk(start, len(buffer))
         for run in pgoutput.index(buffer, lengths, first, context):
             self._parts.setdefault(run.relation.oid, []).append((chunk, run))
+        return len(lengths)
 
     def read(self, chunk: _Chunk) -> bytes:
         self._file.seek(chunk.start)
@@ -86,7 +91,7 @@ class _Spool:
 
 
 #: Yields the messages behind a slot of all transactions that committed before a place.
-ReadLog = Callable[[Slot, int], Iterator[Sequence[bytes]]]
+ReadLog = Callable[[Slot, int], Iterator[list[bytes]]]
 
 
 class LogicalSnapshot:
@@ -198,8 +203,7 @@ class LogicalSnapshot:
     def _load(self, slot: Slot, spool: _Spool) -> None:
         context, first = pgoutput.DecodingContext(), 0
         for messages in self._read(slot, self._head):
-            spool.add(messages, first, context)
-            first += len(messages)
+            first += spool.add(messages, first, context)
 
     def _batch(self, schema: TableSchema, buffer: bytes, run: pgoutput.Run) -> ChangeBatch:
         if run.truncate:
@@ -322,11 +326,13 @@ class _Rows:
                 mask = np.concatenate([np.zeros(len(ended), bool), left_out[lives]])[order]
                 if mask.any():
                     unchanged[name] = mask
-            gone = was.take(pa.array(ended))
-            if name not in self._schema.primary_key:
+            both = taken(became, lives)
+            if len(ended):
                 gone = pa.nulls(len(ended), pa.large_string())
-            both = pa.concat_arrays([gone, became.take(pa.array(lives))])
-            columns.append(both.take(pa.array(order)))
+                if name in self._schema.primary_key:
+                    gone = was.take(pa.array(ended))
+                both = pa.concat_arrays([gone, both])
+            columns.append(taken(both, order))
         return pa.table(columns, list(self._schema.names)), unchanged
 
     def _former(self, ended: np.ndarray, lives: np.ndarray, order: np.ndarray) -> pa.Table:

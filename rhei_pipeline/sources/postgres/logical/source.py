@@ -222,7 +222,7 @@ class LogicalSource:
             if snapshot.is_silent and view is None:
                 self._silent_until = moment.head
 
-    def _read(self, slot: Slot, head: int) -> Iterator[Sequence[bytes]]:
+    def _read(self, slot: Slot, head: int) -> Iterator[list[bytes]]:
         try:
             yield from self._log.read(slot, head)
         except psycopg.errors.UndefinedObject as error:

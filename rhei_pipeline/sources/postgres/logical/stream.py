@@ -109,14 +109,14 @@ class LogicalStream:
                 return
             if count < 0:
                 raise psycopg.OperationalError("the server ended its stream of changes")
-            self._take(bytes(data))
+            self._take(memoryview(data))
 
-    def _take(self, data: bytes) -> None:
-        kind = data[:1]
+    def _take(self, data: memoryview) -> None:
+        kind = bytes(data[:1])
         if kind == _KEEPALIVE:
             self._reached = max(self._reached, int.from_bytes(data[1:9]))
         elif kind == _XLOG_DATA:
-            message = data[_DATA_HEADER:]
+            message = bytes(data[_DATA_HEADER:])
             if message[:1] == _BEGIN:
                 self._waiting.append(_Transaction(int.from_bytes(message[1:9])))
             self._waiting[-1].messages.append(message)

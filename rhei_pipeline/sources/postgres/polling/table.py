@@ -152,7 +152,10 @@ class PostgresPolledTable:
         names, form = [LIVE, CHANGED_AT, *self.poll.source.schema.names], self._form
         self._reading = copied(self._connection, query, names, limit)
         for texts in self._reading:
-            yield self._batch(texts, form, since)
+            batch = self._batch(texts, form, since)
+            del texts
+            yield batch
+            del batch
 
     def _batch(self, texts: pa.Table, form: Stamp | None, since: int) -> ChangeBatch:
         schema, count = self.poll.source.schema, texts.num_rows

@@ -219,6 +219,7 @@ class PostgresTriggerSnapshot:
             for sql in part.versions(f"{window} and {between}"):
                 for texts in self._copied(sql, [SEQUENCE, XID, LIVE, _UNFIT], table.schema, limit):
                     yield _without_other_keys(table, texts)
+                    del texts
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Join the touched keys to the rows they have now."""
@@ -242,8 +243,10 @@ class PostgresTriggerSnapshot:
             size = texts.num_rows
             now = pa.repeat(pa.scalar(self.clock, INSTANT), size)
             own = [pa.array(np.zeros(size, np.int64)), now]
-            yield replace(self._batch(table.schema, own, texts, count), net=True)
-            count = 0
+            batch, count = replace(self._batch(table.schema, own, texts, count), net=True), 0
+            del texts
+            yield batch
+            del batch
 
     def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
         """Name none: the log is read in the table's own shape."""

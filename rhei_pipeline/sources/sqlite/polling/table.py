@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ import pyarrow.compute as pc
 
 from rhei_pipeline.model.changes import ChangeBatch
 from rhei_pipeline.model.polling import Clock, Keyset, PollOptions, Stamp
+from rhei_pipeline.model.portions import portions
 from rhei_pipeline.model.schema import INSTANT, Column
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
 from rhei_pipeline.sources.sqlite.rows import SqliteRowReader, event_batch, key_first
-from rhei_pipeline.sources.sqlite.types import admit_column, decode_key, fetch
+from rhei_pipeline.sources.sqlite.types import admit_column, bytes_of, decode_key, fetch
 from rhei_pipeline.sql.text import listed, quote
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -26,6 +28,8 @@ _CLOCK_PRECISION = 1_000
 #: A stamp so far ahead of the source's clock was not made by it.
 _AHEAD_SECONDS = 2
 _DIGEST_ROWS = 10_000
+#: Rows of more bytes are digested value by value.
+_LARGE_BYTES = 2**20
 
 #: A condition on rows, and the values it binds.
 Condition = tuple[str, list[Any]]
@@ -124,7 +128,9 @@ class SqlitePolledTable:
         digest, seen = hashlib.blake2b(digest_size=12), False
         sql = f"{self.poll.select} where {condition[0]}"
         for rows in fetch(self._connection, sql, condition[1], _DIGEST_ROWS):
-            digest.update(repr(rows).encode())
+            for part in _written(rows):
+                digest.update(part)
+            rows.clear()
             seen = True
         return digest.hexdigest() if seen else ""
 
@@ -139,14 +145,18 @@ class SqlitePolledTable:
         """Read rows as they are now; `since`: they were not so before, by the source's clock."""
         sql = f"{self.poll.select} where {condition[0]}"
         for rows in fetch(self._connection, sql, condition[1], limit):
-            yield self._batch(rows, since)
+            batch = self._batch(rows, since)
+            rows.clear()  # they are in Arrow now, and may be large
+            yield batch
+            del batch
 
     def touched_rows(
         self, keys: Sequence[tuple[Any, ...]], since: int, limit: int
     ) -> Iterator[ChangeBatch]:
         """Read the same for keys, whether or not they have a row."""
-        for start in range(0, len(keys), limit):
-            yield self._batch(list(self._rows_of(keys[start : start + limit])), since)
+        found = self._rows_of(keys)
+        for rows in portions(lambda count: list(islice(found, count)), bytes_of, limit):
+            yield self._batch(rows, since)
 
     def doubt(self) -> str | None:
         """Say why stamps of this table need not follow the order of commits."""
@@ -200,6 +210,22 @@ class SqlitePolledTable:
             return pa.repeat(now, len(stamps))
         found = pc.fill_null(_admitted(form, stamps), now).cast(pa.int64())
         return pc.min_element_wise(found, self._now).cast(INSTANT)
+
+
+def _written(rows: list[tuple[Any, ...]]) -> Iterator[bytes]:
+    """Write rows for a digest, in pieces: of large values, no copy of all of them."""
+    if bytes_of(rows) < _LARGE_BYTES:
+        yield repr(rows).encode()
+        return
+    for value in chain.from_iterable(rows):
+        size = len(value) if isinstance(value, str | bytes) else 0
+        yield f"{type(value).__name__} {size} ".encode()
+        if isinstance(value, bytes):
+            yield value
+        elif isinstance(value, str):
+            yield value.encode()
+        else:
+            yield repr(value).encode()
 
 
 def _admitted(form: Stamp, stamps: Sequence[Any]) -> pa.Array:

@@ -139,6 +139,7 @@ class SqliteTriggerSnapshot:
                 batch = self._versions(table.schema, rows)
                 rows.clear()  # they are in Arrow now, and may be large
                 yield batch
+                del batch
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Join the touched keys to the rows they have now."""
@@ -149,6 +150,7 @@ class SqliteTriggerSnapshot:
             batch, count = self._net_batch(source, rows, count), 0
             rows.clear()  # they are in Arrow now, and may be large
             yield batch
+            del batch
 
     def next_shape(self, table: Table, after: Position) -> TableSchema | None:
         """Return the shape of the log behind the one that was read to its end."""
