@@ -4,6 +4,7 @@ import logging
 import random
 import threading
 import time
+from collections import deque
 
 from rhei_pipeline.errors import RheiError
 from rhei_pipeline.model.log_context import one_cycle
@@ -14,6 +15,8 @@ _log = logging.getLogger(__name__)
 
 #: The longest wait between two tries while the source or the mirror fails.
 MAX_BACKOFF_SECONDS = 30.0
+#: Reports that wait for somebody to take them.
+KEPT_REPORTS = 1_000
 
 
 class BackgroundSync:
@@ -30,7 +33,7 @@ class BackgroundSync:
         self._thread = threading.Thread(target=self._run, name="rhei-sync", daemon=True)
         self._failures = 0
         self.last_error: RheiError | None = None
-        self.reports: list[SyncReport] = []
+        self._reports: deque[SyncReport] = deque(maxlen=KEPT_REPORTS)
         self._reports_lock = threading.Lock()
         self._cycle_since: float | None = None
 
@@ -56,9 +59,13 @@ class BackgroundSync:
             self._thread.join()
 
     def take_reports(self) -> list[SyncReport]:
-        """Return the reports of syncs that did something since the last call, oldest first."""
+        """Return the reports of syncs that did something since the last call, oldest first.
+
+        Of more than `KEPT_REPORTS`, the newest: not everybody who syncs takes them.
+        """
         with self._reports_lock:
-            taken, self.reports = self.reports, []
+            taken = list(self._reports)
+            self._reports.clear()
         return taken
 
     def _run(self) -> None:
@@ -85,7 +92,7 @@ class BackgroundSync:
             table.events or table.copied_rows or table.error for table in report.tables.values()
         ):
             with self._reports_lock:
-                self.reports.append(report)
+                self._reports.append(report)
 
     def _failed(self, error: RheiError) -> None:
         self._failures += 1

@@ -52,6 +52,7 @@ def play(
         finally:
             world.close()
             other.rollback()
+            other.autocommit = True  # a slot that is still in use ends a transaction
             drop_slots(other, other.info.dbname)
 
 

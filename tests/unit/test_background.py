@@ -1,11 +1,12 @@
 """The loop that syncs by itself: it goes on after failures, ever more slowly, and says why."""
 
 import threading
+from types import MappingProxyType
 from typing import Any
 
 from rhei_pipeline.errors import RheiError, SourceBusyError
-from rhei_pipeline.model.reports import SyncReport
-from rhei_pipeline.sync.background import MAX_BACKOFF_SECONDS, BackgroundSync
+from rhei_pipeline.model.reports import SyncReport, TableReport
+from rhei_pipeline.sync.background import KEPT_REPORTS, MAX_BACKOFF_SECONDS, BackgroundSync
 
 
 class Failing:
@@ -52,3 +53,19 @@ def test_waits_grow_with_jitter_up_to_a_limit() -> None:
         longest = min(2.0**failures, MAX_BACKOFF_SECONDS)
         assert longest / 2 <= background._wait() <= longest
     assert len({background._wait() for _ in range(5)}) > 1
+
+
+def test_reports_that_nobody_takes_do_not_pile_up() -> None:
+    class Busy(Failing):
+        cycles = 0
+
+        def sync(self) -> SyncReport:
+            self.cycles += 1
+            return SyncReport(MappingProxyType({"t": TableReport("t", events=self.cycles)}))
+
+    background = made(Busy())
+    for _ in range(KEPT_REPORTS + 5):
+        background._sync_once()
+    taken = [report.tables["t"].events for report in background.take_reports()]
+    assert taken == list(range(6, KEPT_REPORTS + 6))
+    assert not background.take_reports()
