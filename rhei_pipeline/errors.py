@@ -28,6 +28,7 @@ A message names the thing first and never holds a row's values or a secret; the 
 do next. Whether to try again is said by the first fork alone.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -189,3 +190,12 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
         raise MissingExtraError(
             f"{what} needs the package {package!r}", hint=f"pip install 'rhei-pipeline[{extra}]'"
         ) from error
+
+
+#: From the first quotation mark to the last, for a value may hold some itself; and bare values.
+_QUOTED = re.compile(r"'.*'|\".*\"|\(.*\)|0x[0-9a-f ]+", re.DOTALL)
+
+
+def without_values(text: str) -> str:
+    """Leave out of an engine's message what it may quote of a row."""
+    return _QUOTED.sub("...", text)

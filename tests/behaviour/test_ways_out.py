@@ -1,11 +1,13 @@
 """What an error says to do is done, and what it stopped goes on."""
 
+import re
 import sqlite3
 from collections.abc import Callable
 
 import pytest
 
 from rhei_pipeline.errors import RheiError
+from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
 
 
@@ -31,3 +33,31 @@ def test_what_stands_in_the_way_is_moved_and_the_next_sync_goes_on(
     world.app = sqlite3.connect(world.path, isolation_level=None)
     world.htap.sync_now()
     world.assert_equal("t")
+
+
+PRIVATE = 'it\'s "a secret" (of 4711)'
+
+
+@pytest.mark.parametrize("storage", [None, "memory"])
+def test_a_mirror_refuses_a_value_without_quoting_it(
+    make_world: Callable[..., World], storage: str | None
+) -> None:
+    world = make_world(storage=storage)
+    world.run("create table t(id integer primary key, v text)")
+    world.app.execute("insert into t values (1, ?)", [PRIVATE])
+    world.htap.sync_now()
+    with pytest.raises(RheiError) as refused:
+        world.htap._engine.mirror.query("select cast(v as integer) from t")
+    assert "refused the query" in str(refused.value)
+    assert not {"secret", "4711"} & set(re.findall(r"\w+", str(refused.value)))
+
+
+def test_postgres_refuses_a_value_without_its_being_quoted(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    world = make_postgres()
+    world.run("create table t(id int primary key, v text)")
+    world.app.execute("insert into t values (1, %s)", [PRIVATE])
+    with pytest.raises(RheiError, match="invalid input syntax for type integer") as refused:
+        world.htap.query("select v::int from t", hint="oltp")
+    assert not {"secret", "4711"} & set(re.findall(r"\w+", str(refused.value)))

@@ -6,6 +6,7 @@ and filters down to the segments, and leaves out parts of Parquet files by their
 
 import asyncio
 import math
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from datafusion import DataFrame, RuntimeEnvBuilder, SessionConfig, SessionConte
 from datafusion.catalog import Schema
 from datafusion.record_batch import RecordBatch
 
-from rhei_pipeline.errors import MirrorDamagedError, MirrorError, QueryError
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError, QueryError, without_values
 from rhei_pipeline.mirrors.datafusion import (
     deletion_vectors as bitmaps,
 )
@@ -223,6 +224,10 @@ class ReadingSession:
             self._letters = name
 
 
+#: What begins a message that may quote a value.
+_OF_VALUES = re.compile(r"(Cast|Parser|Compute|Arithmetic overflow|Invalid argument) error")
+
+
 class _MemoryLimitError(MirrorError):
     """The engine has no memory left for a query."""
 
@@ -240,8 +245,11 @@ def _translated(call: Callable[[], _Result]) -> _Result:
                 "DataFusion has reached its memory limit",
                 hint="ask for less at once, or raise mirror.memory_limit",
             ) from error
+        told = str(error).strip().splitlines()[0]
+        if _OF_VALUES.search(told):
+            told = without_values(told)
         raise QueryError(
-            f"DataFusion refused the query: {str(error).strip().splitlines()[0]}",
+            f"DataFusion refused the query: {told}",
             hint="the mirror answers reading queries on mirrored tables",
         ) from error
 

@@ -23,6 +23,7 @@ from rhei_pipeline.errors import (
     MirrorMemoryError,
     QueryError,
     RheiError,
+    without_values,
 )
 from rhei_pipeline.mirrors.duckdb.damage import cause, damage_of, first_line, is_damage
 from rhei_pipeline.mirrors.duckdb.housekeeping import prepare, read_ledger, read_owner
@@ -368,7 +369,10 @@ def _refused(error: Exception, path: str, *, is_empty: bool) -> RheiError:
     hint = "the mirror answers reading queries on mirrored tables"
     if is_empty:
         hint = f"mirror {path!r} holds no table yet: run 'rhei sync' first"
-    return QueryError(f"DuckDB refused the query: {first_line(error)}", hint=hint)
+    told = first_line(error)
+    if isinstance(error, duckdb.DataError):
+        told = without_values(told)
+    return QueryError(f"DuckDB refused the query: {told}", hint=hint)
 
 
 def _connect(

@@ -22,6 +22,7 @@ from rhei_pipeline.errors import (
     SourceBusyError,
     SourceError,
     SourceUnreachableError,
+    without_values,
 )
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.ownership import SourceIdentity
@@ -533,8 +534,12 @@ def translate(error: psycopg.Error) -> RheiError:
         )
     if isinstance(error, psycopg.OperationalError):
         return _connection_error(error)
-    # The primary message names objects; the detail, which may quote values, stays out.
-    return QueryError(f"PostgreSQL refused: {error.diag.message_primary or 'the statement'}")
+    # The primary message names objects, but of a value that does not fit, the value; the detail,
+    # which may quote values, stays out.
+    told = error.diag.message_primary or "the statement"
+    if isinstance(error, errors.DataError):
+        told = without_values(told)
+    return QueryError(f"PostgreSQL refused: {told}")
 
 
 def _connection_error(error: psycopg.OperationalError) -> RheiError:
