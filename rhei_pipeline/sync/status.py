@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -86,11 +87,11 @@ def read_status(
     """
     with source.snapshot() as snapshot:
         ledger = mirror.ledger()
-        letters = mirror.dead_letters()["table_name"].to_pylist()
+        letters = Counter(mirror.dead_letters()["table_name"].to_pylist())
         found = {}
         for name, mode in declared.items():
             with blame.of(name):
-                table, waiting = tables.get(name), letters.count(name)
+                table, waiting = tables.get(name), letters[name]
                 found[name] = _status(name, mode, table, snapshot, ledger, waiting)
     told = {
         name: replace(status, error=str(errors[name])) if name in errors else status
@@ -116,7 +117,7 @@ def _status(
     lag_events, lag_seconds = 0, 0.0
     if table is not None and mark is not None:
         lag_events = snapshot.pending(table, mark.position)
-        oldest = snapshot.oldest_pending(table, mark.position)
+        oldest = snapshot.oldest_pending(table, mark.position) if lag_events else None
         lag_seconds = 0.0 if oldest is None else (snapshot.clock - oldest).total_seconds()
     return TableStatus(
         name,

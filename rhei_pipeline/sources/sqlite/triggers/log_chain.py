@@ -7,6 +7,7 @@ it was written in. Entries are numbered on from one log to the next.
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rhei_pipeline.model.schema import TableSchema
@@ -18,6 +19,9 @@ _TABLE = (
     f"create table if not exists {_LOGS}(tbl text not null collate nocase, first integer not null,"
     " retired text, shape text not null, primary key(tbl, first)) without rowid"
 )
+
+#: Table, first entry, its name once it is retired, shape.
+_Noted = tuple[str, int, str | None, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +68,42 @@ class TriggerLog:
 
 def find_logs(connection: sqlite3.Connection, table: str) -> list[TriggerLog]:
     """Return the logs of a table that are still there, the one written into last."""
-    noted = _noted(connection, table)
-    found = [TriggerLog(name, first, shape, retired=True) for first, name, shape in noted if name]
-    if exists(connection, log_table(table)):
-        current = [(first, shape) for first, name, shape in noted if name is None]
-        found += [TriggerLog(log_table(table), *row) for row in current] or [
-            TriggerLog(log_table(table))
-        ]
+    current = log_table(table) if exists(connection, log_table(table)) else None
+    noted = _noted(connection, " where tbl = ?", table) if exists(connection, _LOGS) else []
+    return _in_order(noted, current)
+
+
+def all_logs(connection: sqlite3.Connection) -> dict[bytes, list[TriggerLog]]:
+    """Return the logs of every table, by its folded name, each as `find_logs` returns them.
+
+    They stay the same as long as the schema does: logs come and go with it.
+    """
+    own = log_table("")
+    rows = connection.execute(
+        "select name from sqlite_master where type = 'table' and substr(name, 1, 6) = '_rhei_'"
+    )
+    standing = {name for (name,) in rows}
+    current = {folded(name.removeprefix(own)): name for name in standing if name.startswith(own)}
+    noted: dict[bytes, list[_Noted]] = {}
+    for row in _noted(connection) if _LOGS in standing else ():
+        if row[2] is None or row[2] in standing:
+            noted.setdefault(folded(row[0]), []).append(row)
+    found = {n: _in_order(noted.get(n, []), current.get(n)) for n in {*noted, *current}}
+    return {name: logs for name, logs in found.items() if logs}
+
+
+def folded(name: str) -> bytes:
+    """Return a name as SQLite compares it: without the case of its ASCII letters."""
+    return name.encode().lower()
+
+
+def _in_order(noted: Sequence[_Noted], current: str | None) -> list[TriggerLog]:
+    found = [
+        TriggerLog(name, first, shape, retired=True) for _, first, name, shape in noted if name
+    ]
+    if current is not None:
+        shapes = [(first, shape) for _, first, name, shape in noted if name is None]
+        found += [TriggerLog(current, *row) for row in shapes] or [TriggerLog(current)]
     return found
 
 
@@ -137,10 +170,8 @@ def exists(connection: sqlite3.Connection, table: str) -> bool:
     return found.fetchone() is not None
 
 
-def _noted(connection: sqlite3.Connection, table: str) -> list[tuple[int, str | None, str]]:
-    if not exists(connection, _LOGS):
-        return []
+def _noted(connection: sqlite3.Connection, where: str = "", *bound: str) -> list[_Noted]:
     rows = connection.execute(
-        f"select first, retired, shape from {_LOGS} where tbl = ? order by first", (table,)
+        f"select tbl, first, retired, shape from {_LOGS}{where} order by tbl, first", bound
     )
     return rows.fetchall()

@@ -15,14 +15,9 @@ from rhei_pipeline.model.schema import INSTANT, Mode, Table, TableSchema
 from rhei_pipeline.protocols import Rescan
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
 from rhei_pipeline.sources.sqlite.rows import SqliteRowReader, event_batch
-from rhei_pipeline.sources.sqlite.triggers.ddl import (
-    CLOCK,
-    CONTINUED,
-    has_key,
-    key_places,
-    log_table,
-)
-from rhei_pipeline.sources.sqlite.triggers.log_chain import TriggerLog, find_logs, holds_images
+from rhei_pipeline.sources.sqlite.triggers.ddl import CLOCK, CONTINUED, has_key, key_places
+from rhei_pipeline.sources.sqlite.triggers.log_catalog import LogCatalog
+from rhei_pipeline.sources.sqlite.triggers.log_chain import TriggerLog, holds_images
 from rhei_pipeline.sources.sqlite.types import MOST_CHOSEN, fetch_wide
 from rhei_pipeline.sql.text import conjunction, disjunction, quote
 
@@ -49,7 +44,8 @@ class SqliteTriggerSnapshot:
 
     Args:
         connection: In that transaction.
-        catalogue: Returns what is known of a table.
+        catalogue: Returns what is known of a table at a version of the schema.
+        logs: What the connection knows of the tables' logs.
         marks: By table, the entry of its log at which its rows are to be compared whole.
         as_given: Returns the shape of a log as this mirror would know a table of that name.
     """
@@ -59,21 +55,24 @@ class SqliteTriggerSnapshot:
     def __init__(
         self,
         connection: sqlite3.Connection,
-        catalogue: Callable[[str], SqliteTable],
+        catalogue: Callable[[str, int], SqliteTable],
+        logs: LogCatalog,
         marks: Mapping[str, int],
         as_given: Callable[[TableSchema, str], TableSchema],
     ) -> None:
         self._connection = connection
-        self._catalogue = catalogue
+        self._catalogue_at = catalogue
+        self._logs = logs
         self._marks = marks
         self._as_given = as_given
-        self._logs: dict[str, list[TriggerLog]] = {}
-        self._ends: dict[Table, Position] = {}
+        self._readings: dict[tuple[str, Position], tuple[Table, _Reading | None]] = {}
+        self._ends: dict[str, Position] = {}
         # The first read fixes the snapshot; DEFERRED transactions have none before it.
         connection.execute("select 1 from sqlite_master").fetchone()
         (now,) = connection.execute(f"select {CLOCK}").fetchone()
         self.clock = _instant(now)
         self.schema_version = int(connection.execute("pragma schema_version").fetchone()[0])
+        logs.follow(self.schema_version)
 
     def head(self, table: Table) -> Position:
         """Return the newest entry's place and its time.
@@ -81,25 +80,19 @@ class SqliteTriggerSnapshot:
         Of a table in a shape of before: where the entries end that are of this shape, behind the
         position that was proved.
         """
-        return self._ends.get(table) or self._newest(table)
-
-    def _newest(self, table: Table) -> Position:
-        row = self._connection.execute(
-            f"select seq, at from {quote(log_table(table.name))} order by seq desc limit 1"
-        ).fetchone()
-        return Position(row[0], str(row[1]))
+        return self._ends.get(table.name) or self._logs.newest(table.name)
 
     def origin(self, table: Table) -> Position:
         """Return the newest entry: rows and log are one state."""
-        return self._newest(table)
+        return self._logs.newest(table.name)
 
     def proves(self, table: Table, position: Position) -> bool:
         """Look for the entry at the position: it is kept, and it has the same time."""
         reading = self._reading(table, position)
         if reading is not None and reading.until is not None:
-            self._ends[table] = reading.until
+            self._ends[table.name] = reading.until
         else:
-            self._ends.pop(table, None)
+            self._ends.pop(table.name, None)
         return reading is not None
 
     def retains(self, position: Position) -> bool:  # noqa: ARG002
@@ -110,7 +103,7 @@ class SqliteTriggerSnapshot:
         """Subtract: entries are numbered without gaps."""
         reading = self._reading(table, after)
         end = reading and reading.until
-        return (end or self._newest(table)).order - after.order
+        return (end or self._logs.newest(table.name)).order - after.order
 
     def oldest_pending(self, table: Table, after: Position) -> datetime | None:
         """Return the time of the first entry behind the position."""
@@ -161,18 +154,20 @@ class SqliteTriggerSnapshot:
 
     def _logs_behind(self, table: Table, after: Position) -> Sequence[TriggerLog]:
         reading = self._reading(table, after)
-        return self._logs_of(table)[-1:] if reading is None else reading.logs
-
-    def _logs_of(self, table: Table) -> list[TriggerLog]:
-        if table.name not in self._logs:
-            self._logs[table.name] = find_logs(self._connection, table.name)
-        return self._logs[table.name]
+        return self._logs.logs(table.name)[-1:] if reading is None else reading.logs
 
     def _reading(self, table: Table, after: Position) -> _Reading | None:
         """Return what to read behind a position; None where the logs do not hold that."""
-        logs = self._logs_of(table)
+        asked, found = self._readings.get((table.name, after), (None, None))
+        if asked is not table:
+            found = self._find_reading(table, after)
+            self._readings[table.name, after] = table, found
+        return found
+
+    def _find_reading(self, table: Table, after: Position) -> _Reading | None:
+        logs = self._logs.logs(table.name)
         here = next((n for n in reversed(range(len(logs))) if logs[n].first <= after.order), None)
-        if here is None or not self._has_entry(logs[here], after):
+        if here is None or not self._holds(table, logs[here], after):
             return None
         behind = logs[here:]
         if table.mode is Mode.DESTRUCTIVE:
@@ -225,13 +220,19 @@ class SqliteTriggerSnapshot:
         """Return the table that a log was made for, as this mirror would know it."""
         return None if log.schema is None else self._as_given(log.schema, table.name)
 
+    def _catalogue(self, name: str) -> SqliteTable:
+        return self._catalogue_at(name, self.schema_version)
+
     def _present(self, table: Table) -> TableSchema | None:
         try:
             return self._catalogue(table.name).schema
         except SchemaError:
             return None
 
-    def _has_entry(self, log: TriggerLog, position: Position) -> bool:
+    def _holds(self, table: Table, log: TriggerLog, position: Position) -> bool:
+        """Return whether a log of a table has the entry of a position."""
+        if not log.retired and self._logs.newest(table.name) == position:
+            return True
         row = self._connection.execute(
             f"select at from {quote(log.name)} where seq = ?", (position.order,)
         ).fetchone()

@@ -28,6 +28,7 @@ from rhei_pipeline.sources.sqlite.triggers.ddl import (
     log_table,
     object_names,
 )
+from rhei_pipeline.sources.sqlite.triggers.log_catalog import LogCatalog
 from rhei_pipeline.sources.sqlite.triggers.log_chain import TriggerLog, exists, newest_entry
 from rhei_pipeline.sources.sqlite.triggers.snapshot import SqliteTriggerSnapshot
 from rhei_pipeline.sql.text import literal, quote
@@ -78,6 +79,7 @@ class SqliteTriggerSource:
         self._file = database.file_id()
         self._connection = _connected(database)
         self._format_known_at = -1
+        self._logs = LogCatalog(self._connection)
 
     def describe(self, name: str) -> TableSchema:
         """Read a table's schema as it is now."""
@@ -211,7 +213,7 @@ class SqliteTriggerSource:
             self._connection.execute("begin")
             try:
                 yield SqliteTriggerSnapshot(
-                    self._connection, self._table, self._marks, self._as_given
+                    self._connection, self._table_at, self._logs, self._marks, self._as_given
                 )
             finally:
                 if self._connection.in_transaction:
@@ -291,12 +293,15 @@ class SqliteTriggerSource:
             former, opened = self._connection, _connected(self._database)
             self._connection, self._file = opened, file
             former.close()
+            self._logs = LogCatalog(opened)
             self._catalogue_version = self._format_known_at = -1
             self._acknowledged.clear()
             self._marks = schema_watch.marks(self._connection)
 
     def _table(self, name: str) -> SqliteTable:
-        version = self.schema_version()
+        return self._table_at(name, self.schema_version())
+
+    def _table_at(self, name: str, version: int) -> SqliteTable:
         if version != self._catalogue_version:
             self._catalogue.clear()
             self._catalogue_version = version
@@ -396,14 +401,15 @@ def unacknowledged(database: SqliteDatabase, mirror_id: str) -> int | None:
         ).fetchall()
         if not positions:
             return None
-        return sum(_behind(connection, name, place) for name, place in positions)
+        logs = LogCatalog(connection)
+        return sum(_behind(logs, name, place) for name, place in positions)
 
 
-def _behind(connection: sqlite3.Connection, name: str, place: int) -> int:
-    if not exists(connection, log_table(name)):
+def _behind(logs: LogCatalog, name: str, place: int) -> int:
+    found = logs.logs(name)
+    if not found or found[-1].retired:
         return 1  # capture was lost: that, too, is something to see to
-    found = connection.execute(f"select max(seq) from {quote(log_table(name))}")
-    return abs(int(found.fetchone()[0] or 0) - place)
+    return abs(logs.newest(name).order - place)
 
 
 def _now() -> int:
