@@ -7,7 +7,7 @@ and can change again within its tick, so they are looked at again, by a digest, 
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +16,13 @@ from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBa
 from rhei_pipeline.model.polling import DeletePolicy, Keyset, PollOptions, Stamp
 from rhei_pipeline.model.schema import Table, TableSchema
 from rhei_pipeline.protocols import Rescan
-from rhei_pipeline.sources.sqlite.polling.table import Condition, SqlitePoll, SqlitePolledTable
+from rhei_pipeline.sources.sqlite.polling.table import (
+    Condition,
+    Glance,
+    SqlitePoll,
+    SqlitePolledTable,
+    glances,
+)
 from rhei_pipeline.sources.sqlite.schema_objects import SchemaState
 from rhei_pipeline.sources.sqlite.types import decode_key, encode_key
 
@@ -30,12 +36,24 @@ _CLOSING_VERSIONS = 2
 _SCHEMAS = 16
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What asks for a glance at a table, in the shape of `poll`, behind a position's proof."""
+
+    proof: str
+    poll: SqlitePoll
+    condition: Condition
+
+
 @dataclass
 class SqlitePollMemory:
     """What earlier snapshots found out, by table; forgetting it costs reads, never rows.
 
     Attributes:
         floors: New positions are above these.
+        parsed: What a position's proof says, and by which column.
+        questions: What asks for a glance behind a position.
+        glances: What the glance behind this proof found at this data version.
         drained: This proof was made at this data version, and so all that it says still holds.
         idle: Nothing was pending behind this proof at this data version.
         quiet: Nothing was pending behind this proof at this time, so what follows is later.
@@ -50,6 +68,9 @@ class SqlitePollMemory:
     """
 
     floors: dict[str, int] = field(default_factory=dict)
+    parsed: dict[str, tuple[str, str, Keyset | None]] = field(default_factory=dict)
+    questions: dict[str, Question] = field(default_factory=dict)
+    glances: dict[str, tuple[tuple[str, int], Glance]] = field(default_factory=dict)
     drained: dict[str, tuple[str, int]] = field(default_factory=dict)
     idle: dict[str, tuple[str, int]] = field(default_factory=dict)
     quiet: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -74,7 +95,14 @@ class SqlitePollMemory:
 
     def forget_versions(self) -> None:
         """Forget what was tied to a connection's data versions."""
-        for facts in (self.drained, self.idle, self.ended, self.audited, self.doubts):
+        for facts in (
+            self.glances,
+            self.drained,
+            self.idle,
+            self.ended,
+            self.audited,
+            self.doubts,
+        ):
             facts.clear()
         self.schemas.clear()
         self.unseen.clear()
@@ -121,7 +149,7 @@ class SqlitePollingSnapshot:
 
     Args:
         connection: Open, in a transaction that has read nothing yet.
-        polls: Returns what is known of a table.
+        polls: Returns what is known of a table at a version of the schema.
         memory: What earlier snapshots of this connection found out.
         clock: The source's clock in microseconds, read before the transaction's first read: what
             a transaction not seen here stamps from now on is not older.
@@ -132,12 +160,12 @@ class SqlitePollingSnapshot:
     def __init__(
         self,
         connection: sqlite3.Connection,
-        polls: Callable[[str], SqlitePoll],
+        polls: Callable[[str, int], SqlitePoll],
         memory: SqlitePollMemory,
         clock: int,
     ) -> None:
         self._connection = connection
-        self._polls = polls
+        self._polls_at = polls
         self._memory = memory
         self._now = clock
         self.clock = _EPOCH + timedelta(microseconds=clock)
@@ -149,6 +177,7 @@ class SqlitePollingSnapshot:
         self._heads: dict[str, Position] = {}
         self._looks: dict[tuple[str, str], _Look] = {}
         self._tables: dict[str, SqlitePolledTable] = {}
+        self._has_asked = False
 
     def head(self, table: Table) -> Position:
         """Return the place of all that this snapshot shows; the one asked about where it is it."""
@@ -244,7 +273,7 @@ class SqlitePollingSnapshot:
         poll = self._polls(table.name)
         # Where it is compared whole anyway, a missing row only makes that due now.
         compares = poll.options.policy is DeletePolicy.RECONCILE
-        if not compares and not self._table(table).has_newest(keyset):
+        if not compares and not self._is_witnessed(table, position, keyset):
             return "its newest row is gone or older (a restored backup, or a hard delete)"
         return None
 
@@ -298,15 +327,51 @@ class SqlitePollingSnapshot:
         return self._memory.may_have_changed(table.name, keyset.schema)
 
     def _is_orphaned(self, table: Table, after: Position, keyset: Keyset) -> bool:
-        if self._is_drained(table, after):
-            return False
-        return not self._table(table).has_newest(keyset)
+        return not self._is_drained(table, after) and not self._is_witnessed(table, after, keyset)
+
+    def _is_witnessed(self, table: Table, position: Position, keyset: Keyset) -> bool:
+        """Tell whether the newest row read before is there, as new as it was or newer."""
+        return self._glance(table, position, keyset).has_newest
+
+    def _glance(self, table: Table, position: Position, keyset: Keyset | None) -> Glance:
+        place, known = (position.proof, self._version), self._memory.glances.get(table.name)
+        if known is None or known[0] != place:
+            self._ask(table, position, keyset)
+        return self._memory.glances[table.name][1]
+
+    def _ask(self, table: Table, position: Position, keyset: Keyset | None) -> None:
+        """Look at a table; the first time, at all that were looked at before as well."""
+        poll, known = self._polls(table.name), self._memory.questions.get(table.name)
+        if known is None or known.proof != position.proof or known.poll is not poll:
+            condition = self._table(table).question(keyset)
+            self._memory.questions[table.name] = Question(position.proof, poll, condition)
+        asked = {table.name: self._memory.questions[table.name]}
+        if not self._has_asked:
+            self._has_asked = True
+            try:
+                self._answer(self._memory.questions)
+            except sqlite3.Error:
+                # Each is asked by itself: an error is then its own, and what is gone is forgotten.
+                self._memory.questions = dict(asked)
+            else:
+                return
+        self._answer(asked)
+
+    def _answer(self, questions: Mapping[str, Question]) -> None:
+        most = self._connection.getlimit(sqlite3.SQLITE_LIMIT_COMPOUND_SELECT)
+        conditions = [question.condition for question in questions.values()]
+        found = list(glances(self._connection, conditions, most))
+        self._memory.glances |= {
+            name: ((question.proof, self._version), glance)
+            for (name, question), glance in zip(questions.items(), found, strict=True)
+        }
 
     def doubt(self, table: Table) -> str | None:
         """Say why a write may go by unseen: its stamp need not follow the order of commits."""
         version, reason = self._memory.doubts.get(table.name, (None, None))
         if version != self._version:
-            reason = self._table(table).doubt()
+            (_, at), glance = self._memory.glances.get(table.name, (("", None), None))
+            reason = self._table(table).doubt(glance if at == self._version else None)
             self._memory.doubts[table.name] = (self._version, reason)
         return reason
 
@@ -337,7 +402,15 @@ class SqlitePollingSnapshot:
         self._memory.note(table.name, position.order)
 
     def _known(self, table: Table, position: Position) -> Keyset | None:
-        return Keyset.read(position.proof, self._polls(table.name).options.updated_at)
+        column = self._polls(table.name).options.updated_at
+        proof, by, keyset = self._memory.parsed.get(table.name, (None, None, None))
+        if proof != position.proof or by != column:
+            keyset = Keyset.read(position.proof, column)
+            self._memory.parsed[table.name] = position.proof, column, keyset
+        return keyset
+
+    def _polls(self, name: str) -> SqlitePoll:
+        return self._polls_at(name, self.schema_version)
 
     def _is_drained(self, table: Table, position: Position) -> bool:
         drained = self._memory.drained.get(table.name) == (position.proof, self._version)
@@ -361,12 +434,14 @@ class SqlitePollingSnapshot:
         proof, quiet = self._memory.quiet.get(table.name, ("", 0))
         polled, poll = self._table(table), self._table(table).poll
         newer, others = poll.at(">", keyset.at if keyset else None), []
-        count = polled.count(newer)
+        glance = self._glance(table, after, keyset)
+        count = glance.newer
         if keyset and keyset.ahead and keyset.ahead == polled.digest(newer):
             count = 0
         if keyset and self._has_changed_ties(polled, keyset):
             others.append(poll.at("=", keyset.at))
-        if keyset is None or keyset.blank != polled.digest(poll.blank()):
+        blank = polled.digest(poll.blank()) if glance.has_blank else ""
+        if keyset is None or keyset.blank != blank:
             others.append(poll.blank())
         counted = [(part, polled.count(part)) for part in others]
         return _Look(

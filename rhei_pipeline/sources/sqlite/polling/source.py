@@ -135,7 +135,7 @@ class SqlitePollingSource:
             clock = self._clock()
             self._connection.execute("begin")
             try:
-                yield SqlitePollingSnapshot(self._connection, self._poll, self._memory, clock)
+                yield SqlitePollingSnapshot(self._connection, self._poll_at, self._memory, clock)
             finally:
                 if self._connection.in_transaction:
                     self._connection.execute("rollback")
@@ -188,11 +188,14 @@ class SqlitePollingSource:
     def _poll(self, name: str) -> SqlitePoll:
         with self._database.translated():
             version = self._connection.execute("pragma schema_version").fetchone()[0]
-            if version != self._catalogue_version:
-                self._catalogue.clear()
-                self._catalogue_version = version
-            if name not in self._catalogue:
-                self._catalogue[name] = self._read(name)
+            return self._poll_at(name, version)
+
+    def _poll_at(self, name: str, version: int) -> SqlitePoll:
+        if version != self._catalogue_version:
+            self._catalogue.clear()
+            self._catalogue_version = version
+        if name not in self._catalogue:
+            self._catalogue[name] = self._read(name)
         return self._catalogue[name]
 
     def _read(self, name: str) -> SqlitePoll:

@@ -77,6 +77,37 @@ class SqlitePoll:
         return f"{self.stamp} is null", []
 
 
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """What one statement tells of a table that was polled before.
+
+    Attributes:
+        has_newest: The newest row known is there, as new as it was or newer.
+        newer: How many rows are stamped later than any that was known.
+        has_blank: There are rows without a stamp.
+        newest, oldest: The extremes of the stamps; not asked for where a stamp is not the
+            database's own.
+    """
+
+    has_newest: bool
+    newer: int
+    has_blank: bool
+    newest: Any = None
+    oldest: Any = None
+
+
+def glances(
+    connection: sqlite3.Connection, questions: Sequence[Condition], most: int
+) -> Iterator[Glance]:
+    """Answer questions in order, by as few statements as SQLite takes."""
+    for start in range(0, len(questions), most):
+        some = questions[start : start + most]
+        sql = " union all ".join(text for text, _ in some)
+        for rows in fetch(connection, sql, [value for _, bound in some for value in bound], most):
+            for has_newest, newer, has_blank, *extremes in rows:
+                yield Glance(bool(has_newest), newer, bool(has_blank), *extremes)
+
+
 class SqlitePolledTable:
     """A table as the transaction of `connection` sees it; `now` is its clock, in microseconds."""
 
@@ -104,19 +135,36 @@ class SqlitePolledTable:
         ).fetchone()
         return None if row is None else tuple(row)
 
-    def has_newest(self, known: Keyset) -> bool:
-        """Tell whether the newest row known is there, as new as it was or newer."""
-        if known.at is None or known.key is None:
-            return True
+    def question(self, known: Keyset | None) -> Condition:
+        """Write what asks for a `Glance` behind what is known, and the values it binds."""
+        table, stamp = self.poll.table, self.poll.stamp
+        there, bound = self._is_there(known)
+        newer, values = self.poll.at(">", known.at if known else None)
+        asked = [
+            there,
+            f"(select count(*) from {table} where {newer})",
+            f"exists (select 1 from {table} where {self.poll.blank()[0]})",
+        ]
+        # Each by itself: only so does SQLite look it up in an index.
+        is_asked = self.poll.options.clock is Clock.DATABASE
+        asked += [
+            f"(select {which}({stamp}) from {table})" if is_asked else "null"
+            for which in ("max", "min")
+        ]
+        return f"select {', '.join(asked)}", [*bound, *values]
+
+    def _is_there(self, known: Keyset | None) -> Condition:
+        """Ask whether the newest row known is there, as new as it was or newer."""
+        if known is None or known.at is None or known.key is None:
+            return "true", []
         places, key = decode_key(known.key)
         names = listed(self.poll.source.schema.primary_key)
         condition, params = self.poll.at(">=", known.at)
-        found = self._connection.execute(
-            f"select 1 from {self.poll.table}"
-            f" where ({names}) = ({', '.join(places)}) and {condition}",
-            [*key, *params],
+        found = (
+            f"exists (select 1 from {self.poll.table}"
+            f" where ({names}) = ({', '.join(places)}) and {condition})"
         )
-        return found.fetchone() is not None
+        return found, [*key, *params]
 
     def count(self, condition: Condition) -> int:
         """Count rows, those marked as deleted among them."""
@@ -158,12 +206,15 @@ class SqlitePolledTable:
         for rows in portions(lambda count: list(islice(found, count)), bytes_of, limit):
             yield self._batch(rows, since)
 
-    def doubt(self) -> str | None:
+    def doubt(self, glance: Glance | None) -> str | None:
         """Say why stamps of this table need not follow the order of commits."""
         name = repr(self.poll.options.updated_at)
         if self.poll.options.clock is Clock.APPLICATION:
             return f"{name} is stamped by the application's clock"
-        newest, oldest = self._extreme("max"), self._extreme("min")
+        if glance is None:
+            newest, oldest = self._extreme("max"), self._extreme("min")
+        else:
+            newest, oldest = glance.newest, glance.oldest
         form = Stamp.of(newest)
         if newest is not None and (form is None or Stamp.of(oldest) != form):
             return f"{name} holds values of unknown or several forms"
