@@ -164,6 +164,10 @@ class Registered:
             whole=bool(whole),
         )
 
+    def is_same(self, other: "Registered") -> bool:
+        """Tell whether another one says the same, of its logs of before as well."""
+        return self == other and self.formers == other.formers
+
     @property
     def intact(self) -> bool:
         """Whether nothing has to be made anew."""

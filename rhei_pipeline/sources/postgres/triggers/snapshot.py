@@ -72,9 +72,13 @@ class TriggerMemory:
     Attributes:
         quiet: By table, a position's proof, and a snapshot in which nothing lay behind it.
         asked: By table, the position that was asked about last.
+        proofs: By table, what a position's proof says.
+        questions: By table, what asks whether something lies behind a position, in which log.
     """
 
     def __init__(self) -> None:
+        self.proofs: dict[str, tuple[str, Proof | None]] = {}
+        self.questions: dict[str, tuple[str, Generation, str]] = {}
         self.quiet: dict[str, tuple[str, str]] = {}
         self.asked: dict[str, tuple[Table, Position]] = {}
 
@@ -320,7 +324,7 @@ class PostgresTriggerSnapshot:
         """Note the tables with nothing behind their positions."""
         looks: dict[str, tuple[str, tuple[str, str], Generation]] = {}
         for table, after in asked:
-            proof = Proof.parse(after.proof)
+            proof = self._proof(table, after)
             found = None if proof is None else self._captured(table, proof)
             if found is None or proof is None or len(found.parts) != 1:
                 continue
@@ -329,8 +333,7 @@ class PostgresTriggerSnapshot:
             is_known = self._memory.quiet.get(table.name) == quiet
             if log.is_cut or is_known or not self._is_within(after, log):
                 continue
-            ((_, window),) = self._windows(table, after)
-            sql = _quiet_sql(table.name, log, window, proof)
+            sql = self._question(table, after, log, proof)
             looks[table.name] = (sql, quiet, log)
         if not looks:
             return
@@ -340,6 +343,21 @@ class PostgresTriggerSnapshot:
             if log.log in (None, oid):
                 self._memory.quiet[name] = quiet
 
+    def _question(self, table: Table, after: Position, log: Generation, proof: Proof) -> str:
+        text, of, sql = self._memory.questions.get(table.name, ("", None, ""))
+        if text != after.proof or of != log:
+            ((_, window),) = self._windows(table, after)
+            sql = _quiet_sql(table.name, log, window, proof)
+            self._memory.questions[table.name] = after.proof, log, sql
+        return sql
+
+    def _proof(self, table: Table, after: Position) -> Proof | None:
+        text, proof = self._memory.proofs.get(table.name, ("", None))
+        if text != after.proof:
+            proof = Proof.parse(after.proof)
+            self._memory.proofs[table.name] = after.proof, proof
+        return proof
+
     def _quiet(self, after: Position, found: Captured) -> tuple[str, str]:
         return after.proof, f"{self._moment.visible.text} {found.is_now}"
 
@@ -347,7 +365,7 @@ class PostgresTriggerSnapshot:
         return log.pruned <= after.order <= log.base + self._moment.visible.order
 
     def _look_behind(self, table: Table, after: Position) -> _Look:
-        proof = Proof.parse(after.proof)
+        proof = self._proof(table, after)
         found = None if proof is None else self._captured(table, proof)
         if found is None or proof is None or not found.parts:
             return _Look(proved=False)
@@ -399,7 +417,7 @@ class PostgresTriggerSnapshot:
         """Return the logs behind a position, and SQL of the entries in each."""
         place = (table.name, after.proof)
         if place not in self._reads:
-            proof = Proof.parse(after.proof)
+            proof = self._proof(table, after)
             found = self._captured(table, proof)
             cut = [self._with_cut(part) for part in found.parts] if found else []
             self._reads[place] = [

@@ -8,6 +8,7 @@ logged, and their rows read when they are needed.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from rhei_pipeline.errors import SchemaError, SourceBusyError
@@ -60,6 +61,24 @@ select clock_timestamp(), pg_current_snapshot()::text,
 """
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """How a table's logs were to be read last, and for what."""
+
+    table: Table
+    found: Registered
+    entry: Entry | None
+    proof: Proof | None
+    captured: Captured | None
+
+    def is_of(
+        self, table: Table, found: Registered, entry: Entry | None, proof: Proof | None
+    ) -> bool:
+        """Tell whether the same is asked for."""
+        same = self.table is table and self.found is found and self.entry is entry
+        return same and self.proof == proof
+
+
 class PostgresTriggerSource:
     """A `ChangeSource` over one PostgreSQL database.
 
@@ -86,6 +105,7 @@ class PostgresTriggerSource:
         self._entries_at = -1
         self._registered: dict[int, Registered] = {}
         self._installed: dict[str, int] = {}
+        self._read: dict[str, _Read] = {}
         self._acknowledged = Acknowledged()
         self._pruned_since: dict[str, str] = {}
         self._kept: Connection | None = None
@@ -251,7 +271,14 @@ class PostgresTriggerSource:
 
     def _look(self, connection: Connection, oids: Sequence[int]) -> object:
         rows = registry.registered(connection, self._origin, oids, self._mirror_id)
-        self._registered = {found.relation: found for found in rows}
+        known = self._registered
+        # One that is as it was stays the same object, and with it what was found out of it.
+        self._registered = {
+            found.relation: before
+            if (before := known.get(found.relation)) is not None and before.is_same(found)
+            else found
+            for found in rows
+        }
         return sorted((found.relation, found.identity, found.intact) for found in rows)
 
     def _entry(self, name: str) -> Entry:
@@ -284,6 +311,15 @@ class PostgresTriggerSource:
         )
         if found is None or not found.has_log:
             return None
+        known = self._read.get(table.name)
+        if known is None or not known.is_of(table, found, entry, proof):
+            captured = self._read_captured(table, found, entry, proof)
+            known = self._read[table.name] = _Read(table, found, entry, proof, captured)
+        return known.captured
+
+    def _read_captured(
+        self, table: Table, found: Registered, entry: Entry | None, proof: Proof | None
+    ) -> Captured | None:
         if entry is not None and entry.source.oid == found.relation:
             log = log_of(found, entry)
         elif found.images:
