@@ -25,7 +25,6 @@ _READING_WORDS = {"select", "with", "values", "("}
 _MORE_READING_WORDS = {
     "sqlite": set[str](),
     "postgres": {"table", "show"},
-    "duckdb": {"table", "from", "describe", "show", "summarize"},
     "datafusion": {"table", "describe", "show"},
 }
 _CHANGES = {"insert", "update", "delete", "merge", "replace", "truncate"}
@@ -66,12 +65,6 @@ _REFUSED_FUNCTIONS = {
         r"|pg_switch_wal|pg_(backup|wal_replay)_\w+|pg_notify|pg_import_\w+|pg_export_snapshot"
         r"|query_to_xml\w*|table_to_xml\w*|cursor_to_xml\w*|database_to_xml\w*|schema_to_xml\w*"
     ),
-    "duckdb": re.compile(
-        r"read_\w+|parquet_\w+|glob|sniff_csv|query|query_table|\w+_scan|\w+_attach"
-        r"|\w+_query|\w+_execute|getenv|nextval|(force_)?checkpoint|enable_\w+|disable_\w+"
-        r"|truncate_duckdb_logs|write_log|which_secret|duckdb_secrets|json_execute_serialized_sql"
-        r"|from_substrait\w*|add_parquet_key|load_\w+|copy_\w+|import_\w+|export_\w+|http_\w+"
-    ),
     "datafusion": re.compile(r"read_\w+|parquet_\w+|glob|metadata_cache|statistics_cache"),
 }
 _EXPLAIN_OPTIONS = re.compile(
@@ -91,7 +84,7 @@ def refuse_writing(sql: str, dialect: str) -> None:
 
     Args:
         sql: As the caller gave it.
-        dialect: Whose text it is: sqlite, postgres, duckdb or datafusion.
+        dialect: Whose text it is: sqlite, postgres or datafusion. (DuckDB judges for itself.)
 
     Raises:
         QueryError: Names what is refused, and the way out.
@@ -106,10 +99,10 @@ def refuse_writing(sql: str, dialect: str) -> None:
         _refuse_setting_pragma(body, dialect)
         return
     if word not in _READING_WORDS | _MORE_READING_WORDS[dialect]:
-        raise QueryError(f"{word.upper()} is not a reading statement", hint=_way_out(word))
+        raise QueryError(f"{word.upper()} is not a reading statement", hint=way_out(word))
     _refuse_changes(body)
     _refuse_functions(body, dialect)
-    if dialect in {"duckdb", "datafusion"}:
+    if dialect == "datafusion":
         _refuse_files(sql, body, dialect)
 
 
@@ -153,7 +146,8 @@ def explained(sql: str, dialect: str) -> str | None:
     return _EXPLAIN_OPTIONS.sub("", sql[first.end + 1 :], count=1)
 
 
-def _way_out(word: str) -> str:
+def way_out(word: str) -> str:
+    """Return what to do instead of a statement that begins with this word."""
     if word in {"begin", "commit", "rollback", "savepoint", "start", "end", "release"}:
         return "give all statements of a transaction to execute_batch"
     if word in {"set", "reset", "attach", "detach", "install", "load", "copy", "use", "call"}:
@@ -163,7 +157,7 @@ def _way_out(word: str) -> str:
 
 def _refuse_setting_pragma(tokens: Sequence[Token], dialect: str) -> None:
     if dialect != "sqlite":
-        raise QueryError("PRAGMA is not a reading statement here", hint=_way_out("set"))
+        raise QueryError("PRAGMA is not a reading statement here", hint=way_out("set"))
     texts = [token.text.lower() for token in tokens[1:]]
     if texts[1:2] == ["."]:
         texts = texts[2:]
@@ -225,10 +219,16 @@ def _refuse_files(sql: str, tokens: Sequence[Token], dialect: str) -> None:
     else:
         named = any(_FILE_LIKE.search(table.name) for table in parsed.find_all(exp.Table))
     if named:
-        raise _file_refused()
+        raise file_refused()
 
 
-def _file_refused() -> QueryError:
+def is_file_like(name: str) -> bool:
+    """Return whether an engine might take a table's name for a file's."""
+    return _FILE_LIKE.search(name) is not None
+
+
+def file_refused() -> QueryError:
+    """Return the refusal of a file in a table's place."""
     return QueryError(
         "the query names a file in a table's place",
         hint="a query reads tables only: load the file into the source, or use another DuckDB",

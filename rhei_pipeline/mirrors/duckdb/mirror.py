@@ -31,6 +31,7 @@ from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit
 from rhei_pipeline.mirrors.duckdb.past import read_past
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
 from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
+from rhei_pipeline.mirrors.duckdb.read_only import DuckDBGuard
 from rhei_pipeline.mirrors.duckdb.tables import in_utc, read_tables, table_exists
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from rhei_pipeline.mirrors.locking import WriterLock
@@ -39,7 +40,6 @@ from rhei_pipeline.model.progress import Ledger, Past
 from rhei_pipeline.model.reports import DamagedFile, MaintenanceReport
 from rhei_pipeline.model.schema import VALID_TO, Mode, Table
 from rhei_pipeline.model.streaming import Begun, Streamed
-from rhei_pipeline.sql.read_only import refuse_writing
 from rhei_pipeline.sql.text import mirror_table
 
 _log = logging.getLogger(__name__)
@@ -50,11 +50,14 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     # A query reads tables of the mirror; not files, not the network, not our Python variables.
     "enable_external_access": "false",
     "python_enable_replacements": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    # What one statement set for all would change everybody's answers.
+    "lock_configuration": "true",
     # A checkpoint rewrites what changed, which costs; until it comes, what was written is held in
-    # memory beside the log: with 256 MB, some 300 MB before the first.
-    "checkpoint_threshold": "32MB",
+    # memory beside the log.
+    "checkpoint_threshold": "64MB",
 }
-_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
 _LOCK_POLL_SECONDS = 0.2
 
 
@@ -86,6 +89,7 @@ class DuckDBMirror:
         if memory_limit_bytes is not None:
             config["memory_limit"] = f"{memory_limit_bytes} B"
         self._lock = threading.Lock()
+        self._guard = DuckDBGuard()
         self._ledger: Ledger | None = None
         self._default_namespace = False
         self._closed = False
@@ -203,7 +207,6 @@ class DuckDBMirror:
         Raises:
             QueryError: Not one statement, not a reading one, or DuckDB refuses it.
         """
-        refuse_writing(sql, "duckdb")
         if self._older is not None:
             raise self._older
         with _keys_of_the_user(), self._cursor() as cursor:
@@ -226,7 +229,6 @@ class DuckDBMirror:
         Raises:
             QueryError: It is not one reading statement, or DuckDB refuses it.
         """
-        refuse_writing(sql, "duckdb")
         if self._older is not None:
             raise self._older
         cancel = Cancel.given(begun)
@@ -262,12 +264,12 @@ class DuckDBMirror:
         sql: str,
         params: Sequence[Any] | Mapping[str, Any],
     ) -> duckdb.DuckDBPyRelation | None:
-        _refuse_writing(cursor.extract_statements(sql))
+        admitted = self._guard.admitted(sql, cursor)
         if self._has_default_namespace(cursor):
             cursor.execute("set search_path = 'main,public'")
         cursor.execute("begin transaction read only")
         bound = dict(params) if isinstance(params, Mapping) else list(params)
-        return cursor.sql(sql, params=bound) if bound else cursor.sql(sql)
+        return cursor.sql(admitted, params=bound) if bound else cursor.sql(admitted)
 
     def _has_default_namespace(self, cursor: duckdb.DuckDBPyConnection) -> bool:
         """Tell whether PostgreSQL's `public` is mirrored, whose tables need not be qualified."""
@@ -442,14 +444,3 @@ def _roll_back(connection: duckdb.DuckDBPyConnection) -> None:
     except duckdb.Error:
         # The failed statement ended the transaction already; its own error is the one to see.
         return
-
-
-def _refuse_writing(statements: Sequence[duckdb.Statement]) -> None:
-    if len(statements) != 1:
-        raise QueryError(f"a query is one statement, and this is {len(statements)}")
-    kind = statements[0].type
-    if kind not in _READING:
-        raise QueryError(
-            f"{kind.name} is not a reading statement",
-            hint="use execute for writes: they go to the source, and reach the mirror by sync",
-        )
