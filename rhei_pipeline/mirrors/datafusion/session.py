@@ -23,6 +23,9 @@ from rhei_pipeline.mirrors.datafusion import (
     deletion_vectors as bitmaps,
 )
 from rhei_pipeline.mirrors.datafusion import (
+    functions as datafusion_functions,
+)
+from rhei_pipeline.mirrors.datafusion import (
     guard_udfs as refusals,
 )
 from rhei_pipeline.mirrors.datafusion import (
@@ -62,6 +65,12 @@ _READING = (
     .with_allow_statements(allow=False)
 )
 
+#: How DataFusion shows what a function in Python raised, before the places in its code.
+_RAISED = re.compile(r"PyErr \{ type: .*?, value: \w+(?:\.\w+)*\(['\"](.*?)['\"]\)")
+
+#: What a fault in DataFusion itself becomes in Python, where it is no Exception.
+_PANIC = "PanicException"
+
 _Result = TypeVar("_Result")
 #: Values of a statement, by place or by name.
 Params = Sequence[Any] | Mapping[str, Any]
@@ -87,6 +96,7 @@ class ReadingSession:
         self._wanted: dict[str, StoredTable] = {}
         self._damaged: dict[str, MirrorDamagedError] = {}
         self._create_schema(_SEGMENTS)
+        datafusion_functions.restrict(self._context)
         refusals.register(self._context)
         store.files.register(self._context)
 
@@ -239,19 +249,28 @@ def _translated(call: Callable[[], _Result]) -> _Result:
         raise QueryError("the query was cancelled") from error
     except QueryError:
         raise
-    except Exception as error:  # DataFusion's errors have no type of their own
+    except BaseException as error:  # DataFusion's errors have no type of their own
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise
         if "Resources exhausted" in str(error):
             raise _MemoryLimitError(
                 "DataFusion has reached its memory limit",
                 hint="ask for less at once, or raise mirror.memory_limit",
             ) from error
-        told = str(error).strip().splitlines()[0]
+        told = _what_it_says(error)
         if _OF_VALUES.search(told):
             told = without_values(told)
         raise QueryError(
             f"DataFusion refused the query: {told}",
             hint="the mirror answers reading queries on mirrored tables",
         ) from error
+
+
+def _what_it_says(error: BaseException) -> str:
+    """Return the first line of an error; of one of a function of ours, what it raised."""
+    text = str(error).strip()
+    raised = _RAISED.search(text)
+    return raised[1] if raised else text.splitlines()[0]
 
 
 def _words(sql: str) -> set[str]:
@@ -261,7 +280,8 @@ def _words(sql: str) -> set[str]:
 
 def _refuse_hidden(sql: str) -> None:
     """Refuse the files' own tables, which hold rows that were removed since."""
-    if any(token.text.lower() == _SEGMENTS for token in statement_tokens(sql, "duckdb")):
+    # In the text, not in its tokens: DataFusion's are its own, and a name has no escapes.
+    if _SEGMENTS in sql.lower():
         raise QueryError(f"schema {_SEGMENTS!r} is not for reading", hint="read the tables")
 
 
