@@ -22,6 +22,7 @@
         |   `-- MirrorDamagedError     a file of the mirror is damaged or missing
         |-- TableFailedError           a table could not be read or applied, for no known reason
         |-- QueryError                 a query cannot be run as asked
+        |   `-- QueryLimitError          a query takes more time or memory than one may
         `-- MissingExtraError          an optional package is not installed
 
 A message names the thing first and never holds a row's values or a secret; the hint says what to
@@ -158,6 +159,10 @@ class TableFailedError(PermanentError):
 
 class QueryError(PermanentError):
     """A query cannot be run as asked."""
+
+
+class QueryLimitError(QueryError):
+    """A query takes more time or memory than one may; whichever side is asked, it would."""
 
 
 class MissingExtraError(PermanentError):

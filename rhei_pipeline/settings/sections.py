@@ -324,6 +324,12 @@ class QuerySettings(_Section):
         " wait: let the background sync come first. oltp: ask the source.",
     )
     wait_seconds: float = Field(5.0, ge=0, description="How long 'wait' waits before it syncs.")
+    query_bytes: ByteSize = Field(
+        ByteSize(2**30),
+        ge=2**20,
+        description="The most that an answer may take while it is held whole, such as 512MiB; a"
+        " single value of a SQLite source a quarter of it. A streamed answer may be of any size.",
+    )
 
 
 class RegistrySettings(_Section):

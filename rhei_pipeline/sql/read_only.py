@@ -30,9 +30,9 @@ _MORE_READING_WORDS = {
 _CHANGES = {"insert", "update", "delete", "merge", "replace", "truncate"}
 #: Pragmas of SQLite that only read, as long as they are given nothing to set.
 READ_PRAGMAS = {
+    "application_id",
     "collation_list",
     "compile_options",
-    "database_list",
     "encoding",
     "foreign_key_check",
     "foreign_key_list",
@@ -43,8 +43,10 @@ READ_PRAGMAS = {
     "index_xinfo",
     "integrity_check",
     "journal_mode",
+    "module_list",
     "page_count",
     "page_size",
+    "pragma_list",
     "quick_check",
     "schema_version",
     "table_info",
@@ -52,12 +54,26 @@ READ_PRAGMAS = {
     "table_xinfo",
     "user_version",
 }
-#: Of these, the argument is a value to set, not a table to look at.
-_SETTING_PRAGMAS = {"encoding", "journal_mode", "page_size", "schema_version", "user_version"}
+#: Of these, an argument is no table to look at; it would set a value.
+SETTING_PRAGMAS = {
+    "application_id",
+    "collation_list",
+    "compile_options",
+    "encoding",
+    "freelist_count",
+    "function_list",
+    "journal_mode",
+    "module_list",
+    "page_count",
+    "page_size",
+    "pragma_list",
+    "schema_version",
+    "user_version",
+}
 
 #: Functions that read files or the network, write, or change the session, by dialect.
 _REFUSED_FUNCTIONS = {
-    "sqlite": re.compile(r"load_extension|readfile|writefile|edit|fts3_tokenizer"),
+    "sqlite": re.compile(r"load_extension|readfile|writefile|edit|fts3_tokenizer|sqlite_log"),
     "postgres": re.compile(
         r"pg_(read|ls|stat)_(binary_)?(file|dir|.*dir)|lo_\w+|dblink\w*|set_config|setval|nextval"
         r"|pg_(try_)?advisory_\w+|pg_(terminate|cancel)_backend|pg_reload_conf|pg_rotate_logfile\w*"
@@ -162,7 +178,7 @@ def _refuse_setting_pragma(tokens: Sequence[Token], dialect: str) -> None:
     if texts[1:2] == ["."]:
         texts = texts[2:]
     name = texts[0] if texts else ""
-    sets = "=" in texts or (name in _SETTING_PRAGMAS and len(texts) > 1)
+    sets = "=" in texts or (name in SETTING_PRAGMAS and len(texts) > 1)
     if name not in READ_PRAGMAS or sets:
         raise QueryError(
             f"PRAGMA {name} changes the session or the database, or does not only read",

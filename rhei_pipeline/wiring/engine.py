@@ -100,7 +100,7 @@ def open_oltp(settings: Settings, source: SourceDatabase, stack: ExitStack) -> D
         return None
     settings.local.path.parent.mkdir(parents=True, exist_ok=True)
     settings.local.path.touch()
-    local = SqliteDatabase(settings.local.path)
+    local = SqliteDatabase(settings.local.path, query_bytes=settings.queries.query_bytes)
     stack.callback(local.close)
     return local
 

@@ -64,6 +64,7 @@ def open_database(settings: Settings) -> SourceDatabase:
             busy_timeout_seconds=source.busy_timeout_seconds,
             read_pool=source.read_pool,
             read_only=settings.capture_method == "polling",
+            query_bytes=settings.queries.query_bytes,
         )
     with needs_extra("postgres", _POSTGRES):
         from rhei_pipeline.wiring import postgres

@@ -25,6 +25,7 @@ from rhei_pipeline.sources.sqlite import query as sqlite_query
 from rhei_pipeline.sources.sqlite import validate
 from rhei_pipeline.sources.sqlite.catalog import declaration, other_names, read_table, table_names
 from rhei_pipeline.sources.sqlite.identity import read_mark, write_mark
+from rhei_pipeline.sources.sqlite.read_only import lock_down
 from rhei_pipeline.sources.sqlite.semantics import meaning
 from rhei_pipeline.sql.text import quote
 
@@ -37,6 +38,9 @@ _PRIMARY_CODE = 0xFF  # the low byte of an extended result code names its family
 FileId = tuple[int, int] | None
 _Idle = SimpleQueue[tuple[FileId, sqlite3.Connection]]
 
+#: A value is held as SQLite's, as Python's and as Arrow's, and may be made of another one.
+_VALUES_HELD = 4
+
 _TRANSACTION_WORDS = {"begin", "commit", "end", "rollback", "savepoint", "release"}
 
 
@@ -48,6 +52,8 @@ class SqliteDatabase:
         busy_timeout_seconds: How long a statement waits for another process's lock.
         read_pool: How many idle reading connections are kept open.
         read_only: Never open it for writing, and change nothing in it, not even a pragma.
+        query_bytes: The most that an answer takes while it is held, and four times what one value
+            takes; left out: any.
 
     Raises:
         SourceError: The file is missing, is no database, or cannot be opened.
@@ -60,8 +66,10 @@ class SqliteDatabase:
         busy_timeout_seconds: float = 10.0,
         read_pool: int = 4,
         read_only: bool = False,
+        query_bytes: int | None = None,
     ) -> None:
         self.path = path
+        self._query_bytes = query_bytes
         self._timeout = busy_timeout_seconds
         self._pool_size = read_pool
         self._readers: _Idle = SimpleQueue()
@@ -142,11 +150,14 @@ class SqliteDatabase:
         begun: Begun | None = None,
     ) -> pa.Table:
         """Run one reading statement; see `sqlite_query.query`."""
-        with self._lent(self._askers, sqlite_query.lock_down) as connection:
+        with self._lent(self._askers, self._lock_down) as connection:
             if begun is None:
-                return sqlite_query.query(connection, sql, params, columns)
+                return sqlite_query.query(connection, sql, params, columns, self._query_bytes)
             with Cancel.given(begun).ending_by(connection.interrupt):
-                return sqlite_query.query(connection, sql, params, columns)
+                return sqlite_query.query(connection, sql, params, columns, self._query_bytes)
+
+    def _lock_down(self, connection: sqlite3.Connection) -> None:
+        lock_down(connection, self._query_bytes and self._query_bytes // _VALUES_HELD)
 
     def stream(
         self,
@@ -168,7 +179,7 @@ class SqliteDatabase:
         self, sql: str, params: Sequence[Any], columns: Sequence[Column], rows: int, cancel: Cancel
     ) -> Iterator[pa.RecordBatch]:
         with (
-            self._lent(self._askers, sqlite_query.lock_down) as connection,
+            self._lent(self._askers, self._lock_down) as connection,
             cancel.ending_by(connection.interrupt),
             closing(sqlite_query.stream(connection, sql, params, columns, rows)) as batches,
         ):

@@ -8,16 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from rhei_pipeline.errors import QueryError
+from rhei_pipeline.errors import QueryError, QueryLimitError
 from rhei_pipeline.model.schema import Column
-from rhei_pipeline.sources.sqlite.types import admit_column, fetch
-from rhei_pipeline.sql.read_only import READ_PRAGMAS, refuse_writing
+from rhei_pipeline.sources.sqlite.types import admit_column, fetch, gather, size_of
+from rhei_pipeline.sql.read_only import refuse_writing
 
 _FETCH_ROWS = 50_000
 
-_READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 _DENIED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_AUTH}
-_DENIED_FUNCTIONS = {"load_extension", "writefile", "edit", "fts3_tokenizer"}
 
 #: Types that values of one class become as they are.
 _STRUCT_TYPES = {pa.int64(): int, pa.float64(): float, pa.string(): str, pa.binary(): bytes}
@@ -35,6 +33,7 @@ def query(
     sql: str,
     params: Sequence[Any] = (),
     columns: Sequence[Column | None] | None = None,
+    most_bytes: int | None = None,
 ) -> pa.Table:
     """Run one reading statement on a connection that refuses to write.
 
@@ -45,10 +44,11 @@ def query(
 
     Raises:
         QueryError: It is not a reading statement, SQLite refuses it, or a column mixes classes.
+        QueryLimitError: Its rows take more than `most_bytes`.
     """
     refuse_writing(sql, "sqlite")
     with _reading():
-        names, rows = _rows(connection, sql, params)
+        names, rows = _rows(connection, sql, params, most_bytes)
     told = columns if columns is not None and len(columns) == len(names) else [None] * len(names)
     if len(rows) == 1:
         shape = _plain_shape(tuple(names), tuple(told), tuple(map(type, rows[0])))
@@ -78,19 +78,36 @@ def _plain_shape(
 
 
 def _rows(
-    connection: sqlite3.Connection, sql: str, params: Sequence[Any]
+    connection: sqlite3.Connection, sql: str, params: Sequence[Any], most_bytes: int | None
 ) -> tuple[list[str], list[tuple[Any, ...]]]:
     cursor = connection.execute(sql, params)
     if cursor.description is None:
         raise QueryError("this is not a reading statement", hint="use execute for writes")
     names = [column[0] for column in cursor.description]
     try:
-        return names, cursor.fetchall()
+        return names, _bounded(gather(cursor, _FETCH_ROWS), most_bytes)
     except sqlite3.OperationalError as error:
         if "UTF-8" not in str(error):
             raise
     cursor.close()
-    return names, [row for part in fetch(connection, sql, params, _FETCH_ROWS) for row in part]
+    return names, _bounded(fetch(connection, sql, params, _FETCH_ROWS), most_bytes)
+
+
+def _bounded(
+    lists: Iterator[list[tuple[Any, ...]]], most_bytes: int | None
+) -> list[tuple[Any, ...]]:
+    """Return all rows, as long as they take no more than so many bytes."""
+    rows, held = next(lists, []), 0
+    for more in lists:
+        # A single list is of bounded bytes anyhow, so that a short answer is not measured.
+        held += size_of(more if held else [*rows, *more])
+        if most_bytes is not None and held > most_bytes:
+            raise QueryLimitError(
+                f"the answer takes more than {most_bytes:,} bytes",
+                hint="ask for less at once, stream it, or raise queries.query_bytes",
+            )
+        rows += more
+    return rows
 
 
 def stream(
@@ -112,7 +129,7 @@ def stream(
         kept = [Column(name, known.type) for name, known in zip(names, columns, strict=True)]
         schema = pa.schema([(column.name, column.type) for column in kept])
         yield pa.RecordBatch.from_pylist([], schema)
-        while found := cursor.fetchmany(rows):
+        for found in gather(cursor, rows):
             arrays = [
                 _admitted(values, column)
                 for values, column in zip(zip(*found, strict=True), kept, strict=True)
@@ -127,19 +144,6 @@ def _admitted(values: Sequence[Any], column: Column) -> pa.Array:
             f"column {column.name!r}: {misfits[0].reason}", hint="cast it to one type in the query"
         )
     return array
-
-
-def lock_down(connection: sqlite3.Connection) -> None:
-    """Let a connection compile nothing but reads, whatever the text."""
-
-    def allow(action: int, first: str | None, second: str | None, *_: str | None) -> int:
-        if action in _READS or (action == sqlite3.SQLITE_PRAGMA and first in READ_PRAGMAS):
-            return sqlite3.SQLITE_OK
-        if action == sqlite3.SQLITE_FUNCTION and second not in _DENIED_FUNCTIONS:
-            return sqlite3.SQLITE_OK
-        return sqlite3.SQLITE_DENY
-
-    connection.set_authorizer(allow)
 
 
 def _typed(name: str, values: Sequence[Any], column: Column | None) -> pa.Array:
@@ -158,6 +162,11 @@ def _reading() -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", None) in _DENIED:
             raise QueryError("a query only reads", hint="use execute for writes") from error
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_TOOBIG:
+            raise QueryLimitError(
+                "a value or row is larger than a query may make",
+                hint="ask for less at once, or raise queries.query_bytes, of which it is a quarter",
+            ) from error
         if "UTF-8" in str(error):
             hint = "cast the column to blob in the query"
             raise QueryError("a text of the answer is not UTF-8", hint=hint) from error

@@ -46,7 +46,7 @@ def fetch(
     """
     seen = 0
     try:
-        for rows in _lists(connection.execute(sql, params), size):
+        for rows in gather(connection.execute(sql, params), size):
             seen += len(rows)
             yield rows
             del rows
@@ -90,7 +90,7 @@ def _fetch_tolerant(
         cursor = connection.execute(sql, params)
         if skip:  # the driver takes 0 for "all"
             cursor.fetchmany(skip)
-        yield from _lists(cursor, size)
+        yield from gather(cursor, size)
     finally:
         connection.text_factory = ordinary
 
@@ -102,12 +102,13 @@ def _tolerant_text(raw: bytes) -> str | InvalidText:
         return InvalidText(raw)
 
 
-def _lists(cursor: sqlite3.Cursor, size: int) -> Iterator[list[tuple[Any, ...]]]:
-    yield from portions(cursor.fetchmany, bytes_of, size)
+def gather(cursor: sqlite3.Cursor, size: int) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield a cursor's rows in lists of at most `size`, and of bounded bytes."""
+    yield from portions(cursor.fetchmany, size_of, size)
 
 
-def bytes_of(rows: Sequence[tuple[Any, ...]]) -> int:
-    """Return about how many bytes rows hold in memory."""
+def size_of(rows: Sequence[tuple[Any, ...]]) -> int:
+    """Return how many bytes the values of rows take, about."""
     return sum(map(getsizeof, chain.from_iterable(rows)))
 
 

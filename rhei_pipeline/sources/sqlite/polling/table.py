@@ -18,7 +18,7 @@ from rhei_pipeline.model.portions import portions
 from rhei_pipeline.model.schema import INSTANT, Column
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
 from rhei_pipeline.sources.sqlite.rows import SqliteRowReader, event_batch, key_first
-from rhei_pipeline.sources.sqlite.types import admit_column, bytes_of, decode_key, fetch
+from rhei_pipeline.sources.sqlite.types import admit_column, size_of, decode_key, fetch
 from rhei_pipeline.sql.text import listed, quote
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -203,7 +203,7 @@ class SqlitePolledTable:
     ) -> Iterator[ChangeBatch]:
         """Read the same for keys, whether or not they have a row."""
         found = self._rows_of(keys)
-        for rows in portions(lambda count: list(islice(found, count)), bytes_of, limit):
+        for rows in portions(lambda count: list(islice(found, count)), size_of, limit):
             yield self._batch(rows, since)
 
     def doubt(self, glance: Glance | None) -> str | None:
@@ -265,7 +265,7 @@ class SqlitePolledTable:
 
 def _written(rows: list[tuple[Any, ...]]) -> Iterator[bytes]:
     """Write rows for a digest, in pieces: of large values, no copy of all of them."""
-    if bytes_of(rows) < _LARGE_BYTES:
+    if size_of(rows) < _LARGE_BYTES:
         yield repr(rows).encode()
         return
     for value in chain.from_iterable(rows):
