@@ -7,7 +7,8 @@
     |   |-- MirrorBusyError            another process holds the mirror
     |   |-- MirrorUnreachableError       the store that holds the mirror does not answer
     |   |-- BufferBusyError            another process holds the buffer
-    |   `-- BufferFullError            the buffer takes no more until the mirror has caught up
+    |   |-- BufferFullError            the buffer takes no more until the mirror has caught up
+    |   `-- QueriesBusyError           as many queries as may run at once are under way
     `-- PermanentError                 something has to change first
         |-- SettingsError              the declaration cannot be read or does not make sense
         |-- SchemaError                a table cannot be mirrored as it stands
@@ -90,6 +91,10 @@ class BufferFullError(TransientError):
     def __init__(self, message: str, *, hint: str | None = None, made_room: bool = False) -> None:
         super().__init__(message, hint=hint)
         self.made_room = made_room
+
+
+class QueriesBusyError(TransientError):
+    """As many queries as may run at once are under way."""
 
 
 class PermanentError(RheiError):

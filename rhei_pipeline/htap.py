@@ -137,6 +137,10 @@ class HTAP:
         """Tell whether a statement is a query, as far as its text tells."""
         return self._door.planner.reads(sql)
 
+    def reads_single_rows(self, sql: str, params: Sequence[Any] = ()) -> bool:
+        """Return whether a statement reads one table by key, and so is soon answered."""
+        return self._door.reads_single_rows(sql, params)
+
     def describe(self, sql: str, params: Sequence[Any] = ()) -> pa.Schema | None:
         """Return the schema of a query's answer without running it; None where it takes a run."""
         return self._door.planner.describe(sql, params)

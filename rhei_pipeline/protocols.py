@@ -378,8 +378,18 @@ class Mirror(Protocol):
         A trial is rolled back in any case.
         """
 
-    def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
-        """Run one read-only statement on the last committed state; parameters by place or name."""
+    def query(
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] = (),
+        begun: Begun | None = None,
+        most_bytes: int | None = None,
+    ) -> pa.Table:
+        """Run one read-only statement on the last committed state; parameters by place or name.
+
+        Raises:
+            QueryLimitError: The answer takes more than `most_bytes`.
+        """
 
     def stream(
         self,

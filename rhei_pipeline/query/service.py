@@ -3,8 +3,8 @@
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -12,8 +12,15 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
-from rhei_pipeline.errors import MirrorError, MirrorMemoryError, QueryError, TransientError
+from rhei_pipeline.errors import (
+    MirrorError,
+    MirrorMemoryError,
+    QueryError,
+    QueryLimitError,
+    TransientError,
+)
 from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.model.query_limits import Clock, QueryLimits, TimedQuery, Turns, whole
 from rhei_pipeline.model.schema import TableOptions
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.query import results
@@ -123,12 +130,23 @@ class QueryService:
         sides: What can be asked.
         options: What the declaration says of a table.
         freshness: What to do when the mirror is not fresh enough.
+        limits: What one query may take.
     """
 
     def __init__(
-        self, engines: Engines, options: Mapping[str, TableOptions], freshness: Freshness
+        self,
+        engines: Engines,
+        options: Mapping[str, TableOptions],
+        freshness: Freshness,
+        limits: QueryLimits | None = None,
     ) -> None:
         self._engines = engines
+        self._limits = limits = limits or QueryLimits()
+        self._clock = Clock(limits.seconds)
+        #: A read of single rows never waits behind a long query.
+        self._turns = {
+            is_short: Turns(limits.at_once, limits.turn_seconds) for is_short in (True, False)
+        }
         self.planner = Planner(engines, options)
         self._mirror = engines.mirror
         self._pipeline = engines.pipeline
@@ -173,22 +191,47 @@ class QueryService:
             self._refuse_not_followed(sql)
             return self.ask_mirror(sql, params, max_staleness, after)
         plan = self.planner.plan(sql, params)
+        with self._under_way(is_short=self._is_short(plan)) as query:
+            return self._ask(sql, params, plan, max_staleness, after, query.begun)
+
+    def reads_single_rows(self, sql: str, params: Sequence[Any] = ()) -> bool:
+        """Return whether a statement reads one table by key, and so is soon answered."""
+        return self._is_short(self.planner.plan(sql, params))
+
+    def _is_short(self, plan: Plan) -> bool:
+        return plan.route.engine == "oltp" and bool(plan.tables) and not plan.scans
+
+    @contextmanager
+    def _under_way(self, begun: Begun | None = None, *, is_short: bool) -> Iterator[TimedQuery]:
+        """Hold a query's turn, and time it, for the length of the block."""
+        with self._turns[is_short].taken(), self._clock.timing(begun) as query:
+            yield query
+
+    def _ask(
+        self,
+        sql: str,
+        params: Sequence[Any],
+        plan: Plan,
+        max_staleness: float | None,
+        after: Written | str | None,
+        begun: Begun,
+    ) -> pa.Table:
         reason = self._reason_to_leave(plan, max_staleness, after)
         if reason is not None:
-            return self.ask_source(sql, params, reason, plan)
+            return self._ask_source(sql, params, reason, plan, begun)
         if plan.history:
             self._refuse_not_followed(sql)
             self._refuse_bound(sql, max_staleness, after)
-            return self._ask_history(sql, params, plan)
+            return self._ask_history(sql, params, plan, begun)
         try:
-            answer = self._ask_mirror(plan, params)
+            answer = self._ask_mirror(plan, params, begun)
         except MirrorError as error:
             answer, why = None, _failure(error)
         else:
             why = _INEXACT
         if answer is not None:
             return answer
-        return self.ask_source(sql, params, f"{plan.route.reason}, but {why}", plan)
+        return self._ask_source(sql, params, f"{plan.route.reason}, but {why}", plan, begun)
 
     def stream(
         self, sql: str, params: Sequence[Any], rows: int, begun: Begun | None = None
@@ -204,6 +247,23 @@ class QueryService:
         plan = self.planner.plan(sql, params)
         if plan.scans:
             plan = replace(plan, route=Route("olap", "it reads many rows"))
+        with ExitStack() as held:
+            under_way = self._under_way(begun, is_short=self._is_short(plan))
+            query = held.enter_context(under_way)
+            streamed = self._stream(sql, params, plan, rows, query.begun)
+            held.callback(self._tell, streamed.schema, query)
+            batches = _until_closed(streamed, held.pop_all())
+        next(batches)  # begun, it gives back its turn even where nobody takes a row
+        return replace(streamed, batches=batches)
+
+    def _tell(self, answered: pa.Schema, query: TimedQuery) -> None:
+        engine = answered.metadata[b"rhei.engine"].decode()
+        for watcher in self._watchers:
+            watcher(engine, query.elapsed_seconds)
+
+    def _stream(
+        self, sql: str, params: Sequence[Any], plan: Plan, rows: int, begun: Begun
+    ) -> Streamed:
         reason = None if self._engines.is_sidecar else self._reason_to_leave(plan, None, None)
         wanted = _Wanted(sql, params, rows, begun)
         if reason is not None:
@@ -225,20 +285,18 @@ class QueryService:
             bound = results.bound(plan, wanted.params)
             streamed = self._mirror.stream(query.sql, bound, wanted.rows, begun)
             if query.limit is not None:
-                whole = pa.Table.from_batches(streamed.batches, streamed.schema)
-                if unanswered(whole, query):
+                found = whole(streamed.schema, streamed.batches, self._limits.held_bytes)
+                if unanswered(found, query):
                     return None
-                kept = whole.slice(0, query.limit).select(range(len(query.columns)))
+                kept = found.slice(0, query.limit).select(range(len(query.columns)))
                 streamed = replace(streamed, batches=iter(kept.to_batches(wanted.rows)))
             first = next(streamed.batches, None)
-        except MirrorMemoryError:
+        except (MirrorMemoryError, QueryLimitError):
             raise
         except (QueryError, MirrorError):
             if ended.is_set():
                 raise
             return None
-        for watcher in self._watchers:
-            watcher("olap", 0.0)
         shape = results.labelled(results.empty(plan), plan.route, ledger, _age(synced_from)).schema
         return Streamed(shape, results.shown(first, streamed.batches, shape), streamed.cancel)
 
@@ -248,8 +306,6 @@ class QueryService:
         ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
         streamed = self._mirror.stream(wanted.sql, wanted.params, wanted.rows, wanted.begun)
         first = next(streamed.batches, None)
-        for watcher in self._watchers:
-            watcher("olap", 0.0)
         empty = streamed.schema.empty_table()
         shape = results.labelled(empty, route, ledger, _age(synced_from)).schema
         return Streamed(shape, results.shown(first, streamed.batches, shape), streamed.cancel)
@@ -260,10 +316,8 @@ class QueryService:
         if oltp is not None:
             streamed = oltp.stream(sql, params, plan.columns, wanted.rows, wanted.begun)
         if streamed is None:
-            found = self.ask_source(sql, params, reason, plan, wanted.begun)
+            found = self._from_source(sql, params, reason, plan, wanted.begun)
             return Streamed(found.schema, iter(found.to_batches(wanted.rows)))
-        for watcher in self._watchers:
-            watcher("oltp", 0.0)
         empty = streamed.schema.empty_table()
         shape = results.labelled(empty, Route("oltp", reason), None).schema
         return Streamed(shape, results.shown(None, streamed.batches, shape), streamed.cancel)
@@ -292,26 +346,30 @@ class QueryService:
         doubt = None if plan.history else self._doubt(plan)
         return f"{plan.route.reason}, but {doubt}" if doubt else None
 
-    def ask_source(
-        self,
-        sql: str,
-        params: Sequence[Any],
-        reason: str,
-        plan: Plan | None = None,
-        begun: Begun | None = None,
-    ) -> pa.Table:
+    def ask_source(self, sql: str, params: Sequence[Any], reason: str) -> pa.Table:
         """Answer a query from the source."""
+        plan = self.planner.plan(sql, params)
+        with self._under_way(is_short=self._is_short(plan)) as query:
+            return self._ask_source(sql, params, reason, plan, query.begun)
+
+    def _ask_source(
+        self, sql: str, params: Sequence[Any], reason: str, plan: Plan, begun: Begun | None
+    ) -> pa.Table:
+        with self._told("oltp"):
+            return self._from_source(sql, params, reason, plan, begun)
+
+    def _from_source(
+        self, sql: str, params: Sequence[Any], reason: str, plan: Plan, begun: Begun | None
+    ) -> pa.Table:
         if self._engines.oltp is None:
             raise QueryError(
                 "the source is only read: it is captured by polling",
                 hint="ask the mirror, or declare a 'local' database beside it",
             )
-        columns = None
-        if not self._engines.is_sidecar:
-            columns = (plan or self.planner.plan(sql, params)).columns
+        columns = None if self._engines.is_sidecar else plan.columns
         read = partial(tables_read, sql, self._engines.dialects[0])
         pointing = results.pointing(read, self._mirror.tables, self._pipeline.tables)
-        with self._told("oltp"), pointing:
+        with pointing:
             found = self._engines.oltp.query(sql, params, columns, begun)
         return results.labelled(found, Route("oltp", reason), None)
 
@@ -335,8 +393,8 @@ class QueryService:
             self._freshen(needed, may_leave=False)
         self._refuse_bound(sql, max_staleness, after)
         ledger = self._mirror.ledger()
-        with self._told("olap"):
-            found = self._mirror.query(sql, params)
+        with self._under_way(is_short=False) as query, self._told("olap"):
+            found = self._mirror.query(sql, params, query.begun, self._limits.held_bytes)
         labelled = results.labelled(
             found, Route("olap", "asked for"), ledger, _age(self._pipeline.synced_from)
         )
@@ -370,23 +428,23 @@ class QueryService:
                 hint="ask without 'max_staleness' and 'after'; 'rhei sync' names the way out",
             )
 
-    def _ask_history(self, sql: str, params: Sequence[Any], plan: Plan) -> pa.Table:
+    def _ask_history(self, sql: str, params: Sequence[Any], plan: Plan, begun: Begun) -> pa.Table:
         ledger = self._mirror.ledger()
         with self._told("olap"):
-            found = self._mirror.query(sql, params)
+            found = self._mirror.query(sql, params, begun, self._limits.held_bytes)
         labelled = results.labelled(found, plan.route, ledger, _age(self._pipeline.synced_from))
         return results.dated(labelled, self._not_followed_in(sql))
 
-    def _ask_mirror(self, plan: Plan, params: Sequence[Any]) -> pa.Table | None:
+    def _ask_mirror(self, plan: Plan, params: Sequence[Any], begun: Begun) -> pa.Table | None:
         """Answer a translated query; None where only the source can tell."""
         if plan.query is None:
             return None
         # Read first: the answer is then at least as new as what it says.
         ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
         bound = results.bound(plan, params)
-        with suppress(QueryError):
+        with _but_for_limits():
             with self._told("olap"):
-                found = self._mirror.query(plan.query.sql, bound)
+                found = self._mirror.query(plan.query.sql, bound, begun, self._limits.held_bytes)
             if unanswered(found, plan.query):
                 return None
             if plan.query.limit is not None:
@@ -460,6 +518,26 @@ def _failure(error: MirrorError) -> str:
     if isinstance(error, MirrorMemoryError):
         raise error
     return f"the mirror fails: {error}"
+
+
+@contextmanager
+def _but_for_limits() -> Iterator[None]:
+    """Suppress what the mirror refuses, unless the source would have to work through as much."""
+    try:
+        yield
+    except QueryLimitError:
+        raise
+    except QueryError:
+        return
+
+
+def _until_closed(streamed: Streamed, held: ExitStack) -> Iterator[pa.RecordBatch]:
+    """Yield an empty batch, then those of an answer; let go of what is held when that is over."""
+    with held:
+        if isinstance(streamed.batches, Generator):
+            held.callback(streamed.batches.close)
+        yield pa.record_batch({})
+        yield from streamed.batches
 
 
 def _age(synced_from: int | None) -> float | None:

@@ -324,11 +324,26 @@ class QuerySettings(_Section):
         " wait: let the background sync come first. oltp: ask the source.",
     )
     wait_seconds: float = Field(5.0, ge=0, description="How long 'wait' waits before it syncs.")
+    query_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="The longest that a query may take, whichever side answers it; of a streamed"
+        " one until its last batch is taken.",
+    )
     query_bytes: ByteSize = Field(
         ByteSize(2**30),
         ge=2**20,
         description="The most that an answer may take while it is held whole, such as 512MiB; a"
         " single value of a SQLite source a quarter of it. A streamed answer may be of any size.",
+    )
+    at_once: int = Field(
+        64,
+        ge=1,
+        description="How many long queries run at once, and beside them how many reads of single"
+        " rows; more wait for their turn.",
+    )
+    turn_seconds: float = Field(
+        30.0, ge=0, description="How long a query waits for its turn before it is refused."
     )
 
 

@@ -8,6 +8,7 @@ from rhei_pipeline.buffer.confirmation import unapplied_events
 from rhei_pipeline.buffer.log import BufferLimits, ChangeLog
 from rhei_pipeline.buffer.source import BufferedSource, BufferOptions
 from rhei_pipeline.errors import SettingsError
+from rhei_pipeline.model.query_limits import QueryLimits
 from rhei_pipeline.protocols import ChangeSource, Database, OnStep
 from rhei_pipeline.query.planner import Engines
 from rhei_pipeline.query.service import Freshness, QueryService
@@ -89,7 +90,9 @@ def open_query_service(settings: Settings, engine: Engine) -> QueryService:
         engine.pipeline,
         (settings.source.kind, settings.mirror.kind),
     )
-    return QueryService(engines, table_options(settings), freshness)
+    asked = settings.queries
+    limits = QueryLimits(asked.query_seconds, asked.query_bytes, asked.at_once, asked.turn_seconds)
+    return QueryService(engines, table_options(settings), freshness, limits)
 
 
 def open_oltp(settings: Settings, source: SourceDatabase, stack: ExitStack) -> Database | None:

@@ -305,15 +305,23 @@ class DataFusionMirror:
         with self._glance:
             return {*self._reading, *self._files.pinned()}
 
-    def query(self, sql: str, params: Params = ()) -> pa.Table:
+    def query(
+        self,
+        sql: str,
+        params: Params = (),
+        begun: Begun | None = None,
+        most_bytes: int | None = None,
+    ) -> pa.Table:
         """Run one read-only statement on the last committed state; parameters by place or name.
 
         Raises:
             QueryError: Not one statement, not a reading one, or DataFusion refuses it.
+            QueryLimitError: The answer takes more than `most_bytes`.
         """
         self._refuse_unusable()
+        cancel = None if begun is None else Cancel.given(begun)
         with self._held() as manifest:
-            return self._session.query(sql, params, manifest)
+            return self._session.query(sql, params, manifest, cancel, most_bytes)
 
     def stream(self, sql: str, params: Params, rows: int, begun: Begun | None = None) -> Streamed:
         """Run one read-only statement, and return its rows as they come, all of one state.

@@ -37,6 +37,7 @@ from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredT
 from rhei_pipeline.mirrors.datafusion.parameters import numbered_placeholders
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.model.cancellation import Cancel
+from rhei_pipeline.model.query_limits import whole
 from rhei_pipeline.model.schema import INSTANT, OPERATION, RESERVED_PREFIX, VALID_TO
 from rhei_pipeline.sql.read_only import refuse_writing, statement_tokens
 from rhei_pipeline.sql.text import datafusion_type, literal, quote
@@ -100,21 +101,38 @@ class ReadingSession:
         refusals.register(self._context)
         store.files.register(self._context)
 
-    def query(self, sql: str, params: Params, manifest: Manifest) -> pa.Table:
+    def query(
+        self,
+        sql: str,
+        params: Params,
+        manifest: Manifest,
+        cancel: Cancel | None = None,
+        most_bytes: int | None = None,
+    ) -> pa.Table:
         """Run one reading statement on a committed state; parameters by place or name.
 
         Raises:
             QueryError: Not one statement, not a reading one, or DataFusion refuses it.
+            QueryLimitError: The answer takes more than `most_bytes`.
         """
+
+        def ask() -> pa.Table:
+            frame = self.plan(sql, params, manifest)
+            if cancel is None or _in_event_loop():
+                batches = streamed(frame, cancel or Cancel())
+            else:
+                batches = interruptible(frame, cancel)
+            return whole(plain_schema(frame), batches, most_bytes)
+
         try:
-            return plain(_translated(self.plan(sql, params, manifest).to_arrow_table))
+            return ask()
         except _MemoryLimitError:
             # One that failed just before lets go of its memory only after it has been told so.
             before, self._exhausted_at = self._exhausted_at, time.monotonic()
             if self._exhausted_at - before > _RELEASE_SECONDS:
                 raise
         time.sleep(_RELEASE_SECONDS)
-        return plain(_translated(self.plan(sql, params, manifest).to_arrow_table))
+        return ask()
 
     def plan(self, sql: str, params: Params, manifest: Manifest) -> DataFrame:
         """Plan one reading statement on a committed state; see `streamed`.
@@ -322,6 +340,11 @@ def interruptible(frame: DataFrame, cancel: Cancel) -> Iterator[pa.RecordBatch]:
             yield batch.to_pyarrow().cast(schema)
 
 
+def _in_event_loop() -> bool:
+    """Return whether this thread runs an event loop, so that it can run no other."""
+    return asyncio._get_running_loop() is not None  # noqa: SLF001  (the public one raises)
+
+
 def _end_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
     """End a task that was cancelled before it began."""
     if not task.done():
@@ -332,11 +355,6 @@ def _end_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
 
 async def _following(stream: AsyncIterator[RecordBatch]) -> RecordBatch | None:
     return await anext(stream, None)
-
-
-def plain(table: pa.Table) -> pa.Table:
-    """Return a result with Arrow's plain types, any column of which may hold nulls."""
-    return table.cast(_plain(table.schema))
 
 
 def plain_schema(frame: DataFrame) -> pa.Schema:

@@ -13,10 +13,16 @@ _SIGNS = (
     "Failed to deserialize",
 )
 
+#: How errors begin that quote the statement, or a value; streamed, they have no other kind.
+_QUOTING = ("Conversion", "Invalid Input", "Out of Range", "Binder", "Parser", "Catalog")
+
 
 def is_damage(error: Exception) -> bool:
     """Return whether an error is about a damaged file."""
-    if isinstance(error, duckdb.ProgrammingError | duckdb.DataError):
+    quotes = tuple(f"{kind} Error" for kind in _QUOTING)
+    if isinstance(error, duckdb.ProgrammingError | duckdb.DataError) or str(error).startswith(
+        quotes
+    ):
         return False  # it quotes the statement, or a value
     return any(sign in str(error) for sign in _SIGNS)
 

@@ -7,8 +7,8 @@ of a million in the time that an indexed upsert changes a hundred (see benchmark
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from rhei_pipeline.mirrors.locking import WriterLock
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.progress import Ledger, Past
+from rhei_pipeline.model.query_limits import whole
 from rhei_pipeline.model.reports import DamagedFile, MaintenanceReport
 from rhei_pipeline.model.schema import VALID_TO, Mode, Table
 from rhei_pipeline.model.streaming import Begun, Streamed
@@ -59,6 +60,8 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "checkpoint_threshold": "64MB",
 }
 _LOCK_POLL_SECONDS = 0.2
+#: Rows in a batch of an answer that is held whole.
+_BATCH_ROWS = 65_536
 
 
 class DuckDBMirror:
@@ -201,21 +204,21 @@ class DuckDBMirror:
         """Why the published copy could not be written; None where it was, or there is none."""
         return self._published.pace.trouble if self._published else None
 
-    def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
+    def query(
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] = (),
+        begun: Begun | None = None,
+        most_bytes: int | None = None,
+    ) -> pa.Table:
         """Run one read-only statement on the last committed state; parameters by place or name.
 
         Raises:
             QueryError: Not one statement, not a reading one, or DuckDB refuses it.
+            QueryLimitError: The answer takes more than `most_bytes`.
         """
-        if self._older is not None:
-            raise self._older
-        with _keys_of_the_user(), self._cursor() as cursor:
-            try:
-                result = self._asked(cursor, sql, params)
-                table = pa.table({}) if result is None else result.to_arrow_table()
-                return in_utc(table)
-            except duckdb.Error as error:
-                raise _refused(error, self.path, is_empty=not self.ledger().watermarks) from error
+        with closing(self._begun(sql, params, _BATCH_ROWS, Cancel.given(begun))) as batches:
+            return whole(next(batches).schema, batches, most_bytes)
 
     def stream(
         self,
@@ -229,17 +232,17 @@ class DuckDBMirror:
         Raises:
             QueryError: It is not one reading statement, or DuckDB refuses it.
         """
-        if self._older is not None:
-            raise self._older
         cancel = Cancel.given(begun)
-        batches = self._streamed(sql, params, rows, cancel)
+        batches = self._begun(sql, params, rows, cancel)
         # DuckDB works up to the first rows before it says what columns there are.
         return Streamed(next(batches).schema, batches, cancel)
 
-    def _streamed(
+    def _begun(
         self, sql: str, params: Sequence[Any] | Mapping[str, Any], rows: int, cancel: Cancel
-    ) -> Iterator[pa.RecordBatch]:
+    ) -> Generator[pa.RecordBatch, None, None]:
         """Yield an empty batch, then the rows."""
+        if self._older is not None:
+            raise self._older
         with (
             _keys_of_the_user(),
             self._cursor() as cursor,
@@ -364,7 +367,8 @@ def _too_large() -> MirrorMemoryError:
 
 
 def _refused(error: Exception, path: str, *, is_empty: bool) -> RheiError:
-    if isinstance(error, duckdb.OutOfMemoryException):
+    # Behind the first rows it reaches us through Arrow, which keeps the text alone.
+    if isinstance(error, duckdb.OutOfMemoryException) or str(error).startswith("Out of Memory"):
         return _too_large()
     if is_damage(error):
         return damage_of(error, path)

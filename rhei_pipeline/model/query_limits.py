@@ -1,0 +1,198 @@
+"""What one query may take: its turn, its time, and the bytes of an answer that is held whole."""
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from rhei_pipeline.errors import QueriesBusyError, QueryLimitError, RheiError
+from rhei_pipeline.model.streaming import Begun
+
+#: How soon a query that was ended is ended again: an engine about to begin may not have heard it.
+_AGAIN_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class QueryLimits:
+    """What queries may take.
+
+    Attributes:
+        seconds: The longest that one may take; of a streamed one until its last batch is taken.
+        held_bytes: The most that an answer takes that is held whole.
+        at_once: How many long queries run at once, and beside them how many short ones.
+        turn_seconds: How long one waits for its turn.
+    """
+
+    seconds: float = 300.0
+    held_bytes: int = 2**30
+    at_once: int = 64
+    turn_seconds: float = 30.0
+
+
+class Turns:
+    """Lets so many in at once; the others wait in line, and whoever came first goes first."""
+
+    def __init__(self, at_once: int, wait_seconds: float) -> None:
+        self._at_once = self._free = at_once
+        self._wait_seconds = wait_seconds
+        self._waiting: deque[threading.Event] = deque()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Hold a turn for the length of the block.
+
+        Raises:
+            QueriesBusyError: None was free in time.
+        """
+        self._take()
+        try:
+            yield
+        finally:
+            with self._lock:
+                if self._waiting:
+                    self._waiting.popleft().set()
+                else:
+                    self._free += 1
+
+    def _take(self) -> None:
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            mine = threading.Event()
+            self._waiting.append(mine)
+        if mine.wait(self._wait_seconds):
+            return
+        with self._lock:
+            if mine.is_set():
+                return
+            self._waiting.remove(mine)
+        raise QueriesBusyError(
+            f"{self._at_once} queries are under way, and this one's turn did not come in"
+            f" {self._wait_seconds:g} s",
+            hint="try again, or let more run at once: queries.at_once",
+        )
+
+
+class Clock:
+    """Ends queries that take too long; one thread watches over all of them.
+
+    Args:
+        seconds: How long each may take.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._lock = threading.Lock()
+        self._timed: OrderedDict[int, TimedQuery] = OrderedDict()  # the first ends first
+        self._late: dict[int, TimedQuery] = {}
+        self._watching = False
+
+    @contextmanager
+    def timing(self, begun: Begun | None = None) -> Iterator["TimedQuery"]:
+        """Time a query for the length of the block; its asker is given, too, what cancels it.
+
+        Raises:
+            QueryLimitError: The query failed, and its time was up.
+        """
+        query = TimedQuery(self.seconds, begun)
+        with self._lock:
+            self._timed[id(query)] = query
+            if not self._watching:
+                self._watching = True
+                threading.Thread(target=self._watch, name="rhei-clock", daemon=True).start()
+        try:
+            yield query
+        except RheiError:
+            query.refuse_late()
+            raise
+        finally:
+            with self._lock:
+                self._timed.pop(id(query), None)
+                self._late.pop(id(query), None)
+
+    def _watch(self) -> None:
+        while (pause := self._end_late()) is not None:
+            time.sleep(pause)
+
+    def _end_late(self) -> float | None:
+        """End what is late; return after how long to look again, None where nothing is timed."""
+        now = time.monotonic()
+        with self._lock:
+            while self._timed and next(iter(self._timed.values())).deadline <= now:
+                late, query = self._timed.popitem(last=False)
+                self._late[late] = query
+            ended = list(self._late.values())
+            self._watching = bool(self._timed or ended)
+            first = next(iter(self._timed.values()), None)
+        for query in ended:
+            query.end()
+        if first is None:
+            return _AGAIN_SECONDS if ended else None
+        return min(first.deadline - now, _AGAIN_SECONDS if ended else self.seconds)
+
+
+class TimedQuery:
+    """A query under way, which may be ended before it has begun."""
+
+    def __init__(self, seconds: float, begun: Begun | None) -> None:
+        self.started = time.monotonic()
+        self.deadline = self.started + seconds
+        self._seconds = seconds
+        self._asker = begun
+        self._cancel: Callable[[], None] | None = None
+        self._is_late = False
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """How long it has taken so far."""
+        return time.monotonic() - self.started
+
+    def begun(self, cancel: Callable[[], None]) -> None:
+        """Take what ends it; may be called again where another side is asked."""
+        self._cancel = cancel
+        if self._asker is not None:
+            self._asker(cancel)
+        if self._is_late:
+            cancel()
+
+    def end(self) -> None:
+        """End it: its time is up."""
+        self._is_late = True
+        if self._cancel is not None:
+            self._cancel()
+
+    def refuse_late(self) -> None:
+        """Say why it ended, where its time was up.
+
+        Raises:
+            QueryLimitError: It was.
+        """
+        if self._is_late:
+            raise QueryLimitError(
+                f"the query took longer than {self._seconds:g} s",
+                hint="ask for less at once, or raise queries.query_seconds",
+            ) from None
+
+
+def whole(schema: pa.Schema, batches: Iterable[pa.RecordBatch], most_bytes: int | None) -> pa.Table:
+    """Gather an answer, as long as it takes no more than so many bytes.
+
+    Raises:
+        QueryLimitError: It takes more.
+    """
+    gathered, held = list[pa.RecordBatch](), 0
+    for batch in batches:
+        gathered.append(batch)
+        held += batch.nbytes
+        if most_bytes is not None and held > most_bytes:
+            raise QueryLimitError(
+                f"the answer takes more than {most_bytes:,} bytes",
+                hint="ask for less at once, stream it, or raise queries.query_bytes",
+            )
+    return pa.Table.from_batches(gathered, schema)
