@@ -203,7 +203,7 @@ def test_a_query_under_way_can_be_cancelled(world: World, serve: Serve) -> None:
         " insert into orders select i, 'bulk', i from n"
     )
     world.htap.sync_now()
-    server = serve(limits=QueryLimits(queries=1, batch_rows=2048))
+    server = serve(limits=QueryLimits(queries=1, batch_rows=2048, turn_seconds=0))
     with flight.FlightClient(f"grpc://127.0.0.1:{server.port}") as client:
         sql = b"select a.id, b.id as other from orders a cross join orders b"
         info = client.get_flight_info(

@@ -25,7 +25,7 @@ class Message:
     def text(self, number: int) -> str | None:
         """Return a string field; None where it is left out."""
         found = self.blob(number)
-        return None if found is None else found.decode()
+        return None if found is None else _decoded(found)
 
     def blob(self, number: int) -> bytes | None:
         """Return a bytes field; None where it is left out."""
@@ -34,7 +34,8 @@ class Message:
 
     def texts(self, number: int) -> list[str]:
         """Return a repeated string field."""
-        return [value.decode() for value in self.fields.get(number, ()) if isinstance(value, bytes)]
+        found = self.fields.get(number, ())
+        return [_decoded(value) for value in found if isinstance(value, bytes)]
 
     def integers(self, number: int) -> list[int]:
         """Return a repeated integer field, packed or not."""
@@ -51,10 +52,7 @@ def unpack(packed: bytes) -> Message:
         MalformedError: It is none of Flight SQL's.
     """
     outer = Message("Any", fields(packed))
-    try:
-        kind, value = outer.text(1) or "", outer.blob(2) or b""
-    except UnicodeDecodeError as error:
-        raise MalformedError("its type has no name") from error
+    kind, value = outer.text(1) or "", outer.blob(2) or b""
     if not kind.startswith(PREFIX):
         raise MalformedError(f"{kind!r} is no message of Flight SQL")
     return Message(kind.removeprefix(PREFIX), fields(value))
@@ -119,6 +117,13 @@ def _take(data: bytes, place: int) -> tuple[int, int]:
         if not byte & 0x80:
             return value, place
     raise MalformedError("a number has no end")
+
+
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        raise MalformedError("a text in it is not UTF-8") from None
 
 
 def _varint(value: int) -> bytes:

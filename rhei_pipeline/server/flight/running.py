@@ -1,18 +1,30 @@
 """Queries under way: how many at once, for how long, and how to end them."""
 
+import logging
+import re
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import pyarrow as pa
 from pyarrow import flight
 
-from rhei_pipeline.errors import RheiError
+from rhei_pipeline.errors import QueriesBusyError, RheiError
+from rhei_pipeline.model.query_limits import Turns
 from rhei_pipeline.model.streaming import Begun, Streamed
+from rhei_pipeline.server.flight.messages import MalformedError
 
+_log = logging.getLogger(__name__)
+_Given = ParamSpec("_Given")
+_Answer = TypeVar("_Answer")
 _AGAIN_SECONDS = 1.0
+#: A file or directory by its whole path.
+_PLACE = re.compile(r"(?<=['\"])/[^'\"\n]+(?=['\"])|(?<![\w./:])(/[\w.@+-]+){2,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +32,17 @@ class QueryLimits:
     """How much one server does.
 
     Attributes:
-        queries: Queries under way at once; more are told to come again.
+        queries: Long queries under way at once, and beside them short ones; more wait for their
+            turn.
         seconds: The longest that one may take, its sending included.
         batch_rows: Rows in one message; about so many of each query are in memory.
+        turn_seconds: How long one waits for its turn before it is told to come again.
     """
 
     queries: int = 64
     seconds: float = 300.0
     batch_rows: int = 65_536
+    turn_seconds: float = 30.0
 
 
 class _Query:
@@ -96,7 +111,10 @@ class QueryRegistry:
 
     def __init__(self, limits: QueryLimits) -> None:
         self.limits = limits
-        self._places = threading.BoundedSemaphore(limits.queries)
+        #: A read of single rows never waits behind long queries, nor behind slow readers.
+        self._turns = {
+            is_short: Turns(limits.queries, limits.turn_seconds) for is_short in (True, False)
+        }
         self._queries: dict[bytes, list[_Query]] = {}
         self._lock = threading.Lock()
 
@@ -105,6 +123,8 @@ class QueryRegistry:
         handle: bytes,
         ask: Callable[[Begun], Streamed],
         is_cancelled: Callable[[], bool],
+        *,
+        is_short: bool = False,
     ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         """Begin a query; return its schema, and its batches as they are wanted.
 
@@ -112,6 +132,10 @@ class QueryRegistry:
             flight.FlightUnavailableError: Too many are under way.
         """
         with ExitStack() as held:
+            try:
+                held.enter_context(self._turns[is_short].taken())
+            except QueriesBusyError as error:
+                raise flight.FlightUnavailableError(str(error)) from None
             query = held.enter_context(self._under_way(handle))
             with query.explained():
                 streamed = ask(query.begun)
@@ -121,10 +145,6 @@ class QueryRegistry:
 
     @contextmanager
     def _under_way(self, handle: bytes) -> Iterator[_Query]:
-        if not self._places.acquire(blocking=False):
-            raise flight.FlightUnavailableError(
-                f"{self.limits.queries} queries are under way: try again"
-            )
         query = _Query(self.limits.seconds)
         with self._lock:
             self._queries.setdefault(handle, []).append(query)
@@ -136,7 +156,6 @@ class QueryRegistry:
                 self._queries[handle].remove(query)
                 if not self._queries[handle]:
                     del self._queries[handle]
-            self._places.release()
 
     def cancel(self, handle: bytes) -> bool:
         """End every query under way by a handle; tell whether there was one."""
@@ -163,5 +182,33 @@ def translated() -> Iterator[None]:
     """Give a client our message and hint, and nothing of where it came from."""
     try:
         yield
+    except flight.FlightError:
+        raise
+    except MalformedError as error:
+        raise flight.FlightServerError(f"not a message of Flight SQL: {error}") from None
     except RheiError as error:
-        raise flight.FlightServerError(str(error)) from None
+        raise flight.FlightServerError(without_places(str(error))) from None
+    except RecursionError:
+        raise flight.FlightServerError("the statement is nested too deeply") from None
+    except Exception:  # noqa: BLE001  (a client gets no more of it than how to find it)
+        number = secrets.token_hex(4)
+        _log.exception("a call of a client failed: error %s", number)
+        raise flight.FlightServerError(
+            f"the server failed, for a reason in its log: error {number}"
+        ) from None
+
+
+def without_places(text: str) -> str:
+    """Return a text with files named by their names alone, not by where they are."""
+    return _PLACE.sub(lambda found: found[0].rpartition("/")[2] or "/", text)
+
+
+def answered(call: Callable[_Given, _Answer]) -> Callable[_Given, _Answer]:
+    """Have a call of a client end in an answer, or in an error of ours."""
+
+    @wraps(call)
+    def guarded(*args: _Given.args, **kwargs: _Given.kwargs) -> _Answer:
+        with translated():
+            return call(*args, **kwargs)
+
+    return guarded

@@ -1,5 +1,6 @@
 """The Flight SQL server: each message of a client to a call of the door."""
 
+import logging
 import secrets
 import threading
 from collections import OrderedDict
@@ -28,7 +29,9 @@ from rhei_pipeline.server.flight.messages import (
     pack,
     unpack,
 )
-from rhei_pipeline.server.flight.running import QueryLimits, QueryRegistry, translated
+from rhei_pipeline.server.flight.running import QueryLimits, QueryRegistry, answered, translated
+
+_log = logging.getLogger(__name__)
 
 #: Prepared statements that are kept; the one unused for longest goes first.
 _MAX_PREPARED = 4096
@@ -97,6 +100,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         self._prepared: OrderedDict[bytes, _Prepared] = OrderedDict()
         self._lock = threading.Lock()
 
+    @answered
     def get_flight_info(
         self, context: flight.ServerCallContext, descriptor: flight.FlightDescriptor
     ) -> flight.FlightInfo:
@@ -123,7 +127,19 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
     def get_schema(
         self, context: flight.ServerCallContext, descriptor: flight.FlightDescriptor
     ) -> flight.SchemaResult:
-        """Tell the schema of an answer."""
+        """Return the schema of an answer; an empty one where it is not known, or there is none."""
+        try:
+            return self._get_schema(context, descriptor)
+        except flight.FlightError as error:
+            # pyarrow sends what this call raises with all places in the code; whoever goes on to
+            # ask for the answer is told.
+            _log.info("no schema: %s", error)
+            return flight.SchemaResult(_NOTHING)
+
+    @answered
+    def _get_schema(
+        self, context: flight.ServerCallContext, descriptor: flight.FlightDescriptor
+    ) -> flight.SchemaResult:
         del context
         message = _read(descriptor.command)
         if message.name == "CommandStatementQuery":
@@ -134,6 +150,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         _refuse_unknown(message)
         return flight.SchemaResult(catalog.schema_of(message))
 
+    @answered
     def do_get(
         self, context: flight.ServerCallContext, ticket: flight.Ticket
     ) -> flight.FlightDataStream:
@@ -166,9 +183,11 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
                 return _affected(self._htap.execute(sql, params))
             return self._htap.stream(sql, params, self._running.limits.batch_rows, begun)
 
-        schema, batches = self._running.send(handle, ask, context.is_cancelled)
+        is_short = self._htap.reads_single_rows(sql, params)
+        schema, batches = self._running.send(handle, ask, context.is_cancelled, is_short=is_short)
         return flight.GeneratorStream(schema, batches)
 
+    @answered
     def do_put(
         self,
         context: flight.ServerCallContext,
@@ -204,6 +223,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
                 raise _ONLY_READS
             return int(self._htap.execute_batch([(sql, each) for each in params]))
 
+    @answered
     def list_actions(self, context: flight.ServerCallContext) -> list[tuple[str, str]]:
         """Name the actions."""
         del context
@@ -213,6 +233,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             ("CancelFlightInfo", "End a query under way."),
         ]
 
+    @answered
     def do_action(
         self, context: flight.ServerCallContext, action: flight.Action
     ) -> Iterator[flight.Result]:
@@ -229,6 +250,24 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
                 self._prepared.pop(message.blob(1) or b"", None)
             return iter([])
         raise flight.FlightServerError(f"action {action.type!r} is not supported")
+
+    @answered
+    def list_flights(self, context: flight.ServerCallContext, criteria: bytes) -> None:
+        """Refuse: clients ask for tables by Flight SQL's messages."""
+        del context, criteria
+        raise flight.FlightServerError("list_flights is not supported: ask for CommandGetTables")
+
+    @answered
+    def do_exchange(
+        self,
+        context: flight.ServerCallContext,
+        descriptor: flight.FlightDescriptor,
+        reader: flight.MetadataRecordBatchReader,
+        writer: flight.MetadataRecordBatchWriter,
+    ) -> None:
+        """Refuse: nothing is exchanged."""
+        del context, descriptor, reader, writer
+        raise flight.FlightServerError("do_exchange is not supported")
 
     def _prepare(self, message: Message) -> bytes:
         sql, handle = message.text(1) or "", secrets.token_bytes(16)
@@ -261,16 +300,18 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
 
     def _cancel(self, body: bytes) -> int:
         request = Message("CancelFlightInfoRequest", fields(body))
-        info = flight.FlightInfo.deserialize(request.blob(1) or b"")
+        try:
+            info = flight.FlightInfo.deserialize(request.blob(1) or b"")
+        except (pa.ArrowException, flight.FlightError, OSError, ValueError):
+            raise MalformedError("it names no query") from None
         found = [self._running.cancel(endpoint.ticket.ticket) for endpoint in info.endpoints]
         return _CANCELLED if any(found) else _NOT_CANCELLABLE
 
 
-def _read(data: bytes) -> Message:
-    try:
-        return unpack(data)
-    except MalformedError as error:
-        raise flight.FlightServerError(f"not a message of Flight SQL: {error}") from None
+def _read(data: bytes | None) -> Message:
+    if not data:
+        raise MalformedError("it is no command")
+    return unpack(data)
 
 
 def _refuse_unknown(message: Message) -> None:
