@@ -14,6 +14,8 @@ from rhei_pipeline.model.streaming import Begun
 
 #: How soon a query that was ended is ended again: an engine about to begin may not have heard it.
 _AGAIN_SECONDS = 1.0
+#: Bytes after which a batch is given on, however few rows it has.
+_BATCH_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,3 +198,16 @@ def whole(schema: pa.Schema, batches: Iterable[pa.RecordBatch], most_bytes: int 
                 hint="ask for less at once, stream it, or raise queries.query_bytes",
             )
     return pa.Table.from_batches(gathered, schema)
+
+
+def gathered(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield batches of about so many rows, of fewer where they are wide."""
+    waiting, held, size = list[pa.RecordBatch](), 0, 0
+    for batch in batches:
+        waiting.append(batch)
+        held, size = held + batch.num_rows, size + batch.nbytes
+        if held >= rows or size >= _BATCH_BYTES:
+            yield pa.concat_batches(waiting)
+            waiting, held, size = [], 0, 0
+    if waiting:
+        yield pa.concat_batches(waiting)

@@ -107,3 +107,16 @@ def test_a_streamed_query_is_timed_until_it_is_closed(world: World) -> None:
         list(htap.stream(POINT).batches)
         assert [side for side, _ in told] == ["olap", "oltp"]
         assert all(seconds > 0 for _, seconds in told)
+
+
+def test_a_batch_of_wide_rows_has_few(either: World) -> None:
+    either.run(
+        "with recursive n(i) as (select 10 union all select i + 1 from n where i < 20000)"
+        " insert into orders select i, printf('%2000s', i), i from n"
+    )
+    either.htap.sync_now()
+    sql = "select a.status from orders a join orders b on a.id = b.id"
+    streamed = either.htap.stream(sql, rows=1_000_000)
+    sizes = [(batch.num_rows, batch.nbytes) for batch in streamed.batches]
+    assert sum(rows for rows, _ in sizes) == 19_994
+    assert max(size for _, size in sizes) < 32 * 2**20

@@ -39,6 +39,7 @@ from rhei_pipeline.mirrors.datafusion.session import (
 from rhei_pipeline.mirrors.datafusion.transaction import FileTransaction
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.progress import Ledger, Past
+from rhei_pipeline.model.query_limits import gathered
 from rhei_pipeline.model.reports import DamagedFile, MaintenanceReport
 from rhei_pipeline.model.schema import VALID_TO, Mode, Table
 from rhei_pipeline.model.streaming import Begun, Streamed
@@ -416,16 +417,9 @@ def _gathered(
     batches: Iterator[pa.RecordBatch], rows: int, held: ExitStack
 ) -> Iterator[pa.RecordBatch]:
     """Yield an empty batch, then batches of about so many rows; DataFusion's own are small."""
-    gathered: list[pa.RecordBatch] = []
     with held:
         yield pa.record_batch({})
-        for batch in batches:
-            gathered.append(batch)
-            if sum(map(len, gathered)) >= rows:
-                yield pa.concat_batches(gathered)
-                gathered = []
-        if gathered:
-            yield pa.concat_batches(gathered)
+        yield from gathered(batches, rows)
 
 
 def open_files(

@@ -37,7 +37,7 @@ from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from rhei_pipeline.mirrors.locking import WriterLock
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.progress import Ledger, Past
-from rhei_pipeline.model.query_limits import whole
+from rhei_pipeline.model.query_limits import gathered, whole
 from rhei_pipeline.model.reports import DamagedFile, MaintenanceReport
 from rhei_pipeline.model.schema import VALID_TO, Mode, Table
 from rhei_pipeline.model.streaming import Begun, Streamed
@@ -60,8 +60,8 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "checkpoint_threshold": "64MB",
 }
 _LOCK_POLL_SECONDS = 0.2
-#: Rows in a batch of an answer that is held whole.
-_BATCH_ROWS = 65_536
+#: Rows that DuckDB gives at once; so few that wide ones take little.
+_BATCH_ROWS = 8192
 
 
 class DuckDBMirror:
@@ -233,9 +233,9 @@ class DuckDBMirror:
             QueryError: It is not one reading statement, or DuckDB refuses it.
         """
         cancel = Cancel.given(begun)
-        batches = self._begun(sql, params, rows, cancel)
+        batches = self._begun(sql, params, min(rows, _BATCH_ROWS), cancel)
         # DuckDB works up to the first rows before it says what columns there are.
-        return Streamed(next(batches).schema, batches, cancel)
+        return Streamed(next(batches).schema, gathered(batches, rows), cancel)
 
     def _begun(
         self, sql: str, params: Sequence[Any] | Mapping[str, Any], rows: int, cancel: Cancel
