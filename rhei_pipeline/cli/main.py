@@ -34,7 +34,7 @@ from rhei_pipeline.model import left_out
 from rhei_pipeline.model.log_context import log_to_stderr
 from rhei_pipeline.model.reports import Severity, SyncStatus, TableStatus, TableVerification
 from rhei_pipeline.server.flight.access import refuse_open_server
-from rhei_pipeline.server.flight.running import QueryLimits
+from rhei_pipeline.server.flight.running import FlightLimits
 from rhei_pipeline.server.flight.server import ServerOptions
 from rhei_pipeline.server.serve import Addresses, access_from, serving, tls_from, wait_for_signal
 from rhei_pipeline.settings.model import Settings
@@ -273,7 +273,7 @@ def serve(
     are set; on an address that other machines reach, they have to be.
     """
     log_to_stderr(as_json=log_json)
-    limits = QueryLimits(queries=queries, seconds=seconds)
+    limits = FlightLimits(queries=queries, seconds=seconds)
     options = ServerOptions(access_from(), limits, writes, tls_from(tls_certificate, tls_key))
     refuse_open_server(host, options.access)
     with _opened(config) as htap:

@@ -81,7 +81,7 @@ class Turns:
         )
 
 
-class Clock:
+class QueryClock:
     """Ends queries that take too long; one thread watches over all of them.
 
     Args:

@@ -20,7 +20,7 @@ from rhei_pipeline.errors import (
     TransientError,
 )
 from rhei_pipeline.model.progress import Ledger
-from rhei_pipeline.model.query_limits import Clock, QueryLimits, TimedQuery, Turns, whole
+from rhei_pipeline.model.query_limits import QueryClock, QueryLimits, TimedQuery, Turns, whole
 from rhei_pipeline.model.schema import TableOptions
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.query import results
@@ -142,7 +142,7 @@ class QueryService:
     ) -> None:
         self._engines = engines
         self._limits = limits = limits or QueryLimits()
-        self._clock = Clock(limits.seconds)
+        self._clock = QueryClock(limits.seconds)
         #: A read of single rows never waits behind a long query.
         self._turns = {
             is_short: Turns(limits.at_once, limits.turn_seconds) for is_short in (True, False)

@@ -18,7 +18,7 @@ from pyarrow import flight
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.server.flight.access import Credentials
 from rhei_pipeline.server.flight.messages import encode, fields, pack, unpack
-from rhei_pipeline.server.flight.running import QueryLimits
+from rhei_pipeline.server.flight.running import FlightLimits
 from rhei_pipeline.server.flight.server import FlightSqlServer, ServerOptions
 from tests.fix_world import World
 
@@ -189,7 +189,7 @@ def test_a_large_answer_comes_in_small_batches(world: World, serve: Serve) -> No
         " insert into orders select i, 'bulk', i from n"
     )
     world.htap.sync_now()
-    server = serve(limits=QueryLimits(batch_rows=4096))
+    server = serve(limits=FlightLimits(batch_rows=4096))
     with connect(server) as connection, connection.cursor() as cursor:
         cursor.execute("select a.id, a.amount from orders a join orders b on a.id = b.id")
         sizes = [batch.num_rows for batch in cursor.fetch_record_batch()]
@@ -203,7 +203,7 @@ def test_a_query_under_way_can_be_cancelled(world: World, serve: Serve) -> None:
         " insert into orders select i, 'bulk', i from n"
     )
     world.htap.sync_now()
-    server = serve(limits=QueryLimits(queries=1, batch_rows=2048, turn_seconds=0))
+    server = serve(limits=FlightLimits(queries=1, batch_rows=2048, turn_seconds=0))
     with flight.FlightClient(f"grpc://127.0.0.1:{server.port}") as client:
         sql = b"select a.id, b.id as other from orders a cross join orders b"
         info = client.get_flight_info(
@@ -234,7 +234,7 @@ def test_a_query_that_takes_too_long_is_ended(world: World, serve: Serve, sql: s
         " insert into orders select i, 'bulk', i from n"
     )
     world.htap.sync_now()
-    server = serve(limits=QueryLimits(seconds=0.05, batch_rows=2048))
+    server = serve(limits=FlightLimits(seconds=0.05, batch_rows=2048))
     with (
         connect(server) as connection,
         pytest.raises((OSError, adbc_driver_manager.Error), match="longer than"),

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datafusion import SessionContext, udf
 
-from rhei_pipeline.mirrors.duckdb.functions import names
+from rhei_pipeline.mirrors.names import names
 
 #: Functions that only work out values.
 ALLOWED = names(

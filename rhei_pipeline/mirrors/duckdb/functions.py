@@ -6,11 +6,7 @@ which list it belongs.
 
 import re
 
-
-def names(text: str) -> frozenset[str]:
-    """Return the words of a text."""
-    return frozenset(text.split())
-
+from rhei_pipeline.mirrors.names import names
 
 #: Functions, operators, aggregates and macros that only work out values, and table functions that
 #: read no more than the catalogue of tables.

@@ -28,7 +28,7 @@ _PLACE = re.compile(r"(?<=['\"])/[^'\"\n]+(?=['\"])|(?<![\w./:])(/[\w.@+-]+){2,}
 
 
 @dataclass(frozen=True, slots=True)
-class QueryLimits:
+class FlightLimits:
     """How much one server does.
 
     Attributes:
@@ -109,7 +109,7 @@ class _Query:
 class QueryRegistry:
     """The queries under way."""
 
-    def __init__(self, limits: QueryLimits) -> None:
+    def __init__(self, limits: FlightLimits) -> None:
         self.limits = limits
         #: A read of single rows never waits behind long queries, nor behind slow readers.
         self._turns = {

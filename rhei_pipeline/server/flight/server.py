@@ -29,7 +29,7 @@ from rhei_pipeline.server.flight.messages import (
     pack,
     unpack,
 )
-from rhei_pipeline.server.flight.running import QueryLimits, QueryRegistry, answered, translated
+from rhei_pipeline.server.flight.running import FlightLimits, QueryRegistry, answered, translated
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class ServerOptions:
     """
 
     access: Credentials = field(default_factory=Credentials)
-    limits: QueryLimits = field(default_factory=QueryLimits)
+    limits: FlightLimits = field(default_factory=FlightLimits)
     writes: bool = False
     tls: tuple[bytes, bytes] | None = field(default=None, repr=False)
 

@@ -18,7 +18,7 @@ from rhei_pipeline.model.portions import portions
 from rhei_pipeline.model.schema import INSTANT, Column
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
 from rhei_pipeline.sources.sqlite.rows import SqliteRowReader, event_batch, key_first
-from rhei_pipeline.sources.sqlite.types import admit_column, size_of, decode_key, fetch
+from rhei_pipeline.sources.sqlite.types import admit_column, decode_key, fetch, size_of
 from rhei_pipeline.sql.text import listed, quote
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
