@@ -65,7 +65,7 @@ bench: $(READY) ## measure: cycles, copies, idle cost, trigger cost
 	@$(BIN)/python -m benchmarks.run
 
 schema: $(READY) ## write config/pipeline.schema.json anew
-	@$(BIN)/python -c 'from rhei_pipeline import settings; print(settings.schema_text(), end="")' \
+	@$(BIN)/python -c 'from rhei_pipeline.settings.model import schema_text; print(schema_text(), end="")' \
 		> config/pipeline.schema.json
 
 clean: ## remove the environment and the demo's data

@@ -345,6 +345,11 @@ class QuerySettings(_Section):
     turn_seconds: float = Field(
         30.0, ge=0, description="How long a query waits for its turn before it is refused."
     )
+    functions: list[str] = Field(
+        [],
+        description="PostgreSQL's functions that queries may call though they are VOLATILE, as"
+        " 'name' (in public) or 'schema.name'.",
+    )
 
 
 class RegistrySettings(_Section):

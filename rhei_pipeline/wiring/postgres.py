@@ -44,6 +44,9 @@ def open_database(settings: Settings) -> PostgresDatabase:
         connect_timeout_seconds=source.connect_timeout_seconds,
         read_only=settings.capture_method == "polling",
         reread=settings.capture_method != "logical",
+        query_seconds=settings.queries.query_seconds,
+        query_bytes=settings.queries.query_bytes,
+        functions=settings.queries.functions,
     )
 
 

@@ -292,7 +292,7 @@ def test_a_pool_without_room_for_a_sync_is_named_with_its_way_out(
 
 def test_what_a_statement_sets_is_not_there_for_the_next(dsn: str) -> None:
     asked = "select date '2026-01-02' as day, decode('ff', 'hex') as bytes"
-    with closing(PostgresDatabase(dsn, pool_size=1)) as database:
+    with closing(PostgresDatabase(dsn, pool_size=1, functions=["change"])) as database:
         database.execute(
             "create function change() returns text language sql as $$"
             " select set_config('DateStyle', 'German', false);"

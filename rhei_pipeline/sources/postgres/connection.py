@@ -6,6 +6,8 @@ is known that the server itself answers is a session our own: then most is set o
 Source: pgbouncer.org/features.html (what breaks with transactions pooled).
 """
 
+import select
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -13,10 +15,13 @@ from typing import Any, Self
 
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg_pool import ConnectionPool
 
 from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
 from rhei_pipeline.sql.text import literal, quote
 
+#: How long a connection that rested is taken to stand: a look would cost as much as a point read.
+_TRUSTED_SECONDS = 1.0
 #: Whose operators compare keys: only a superuser makes operator classes. The catalogue's first, and
 #: temporary objects last, so that no table or function of somebody else stands for one of these.
 _NAMESPACES = """
@@ -136,6 +141,22 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         if not self.is_pooled:
             self._hold({**self.settings, **path} if self.keeps_path else self.settings)
         self.settings = {**self.settings, **path}
+
+
+class PooledConnection(Connection):
+    """A connection that is asked whether it still stands only where that may be in doubt."""
+
+    keeps_path = False
+    rested_from = 0.0
+
+    def check(self) -> None:
+        """Ask, where there is a doubt; see `ConnectionPool`."""
+        # A server that went away has closed the socket, which is then ready to be read.
+        waiting = select.poll()
+        waiting.register(self.fileno(), select.POLLIN)
+        rested = time.monotonic() - self.rested_from
+        if rested > _TRUSTED_SECONDS or waiting.poll(0):
+            ConnectionPool.check_connection(self)
 
 
 def set_config(settings: Mapping[str, str]) -> bytes:

@@ -1,12 +1,11 @@
 """An operational PostgreSQL database: pooled connections, each statement's error named."""
 
 import re
-import select
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import psycopg
@@ -24,29 +23,26 @@ from rhei_pipeline.errors import (
     SourceUnreachableError,
     without_values,
 )
-from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.ownership import SourceIdentity
-from rhei_pipeline.model.plain_values import instant_of
 from rhei_pipeline.model.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.model.semantics import MirroredTable
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.sources.postgres.catalog import (
-    NUMERIC,
     Connection,
-    arrow_type,
     declaration,
     other_names,
     qualified,
     read_table,
     table_names,
 )
-from rhei_pipeline.sources.postgres.connection import set_config
+from rhei_pipeline.sources.postgres.connection import PooledConnection
+from rhei_pipeline.sources.postgres.functions import Functions
 from rhei_pipeline.sources.postgres.identity import identity
+from rhei_pipeline.sources.postgres.query import Reader
+from rhei_pipeline.sources.postgres.read_sessions import ReadSessions
 from rhei_pipeline.sources.postgres.semantics import finds_public, meaning
-from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS, RowShape, admit_text, row_shape
+from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
 from rhei_pipeline.sources.postgres.versions import Since, has, refuse_older
-from rhei_pipeline.sources.rejections import Rejection
-from rhei_pipeline.sql.read_only import refuse_writing
 from rhei_pipeline.sql.text import quote
 
 _Opened = TypeVar("_Opened")
@@ -56,11 +52,7 @@ _TRANSACTION_WORDS = {"begin", "commit", "end", "rollback", "savepoint", "releas
 _SESSION_WORDS = {"set", "reset", "discard", "listen", "unlisten", "prepare", "deallocate", "load"}
 #: Statements that write rows, and set nothing for a session.
 _ROW_WORDS = {"insert", "update", "delete", "merge"}
-#: What a cursor can fetch from; a plan or a setting is short, and read whole.
-_FETCHED = re.compile(r"\s*(select|with|values|table|\()", re.IGNORECASE)
 _RETRIES = 5
-#: How long a connection that rested is taken to stand: a look would cost as much as a point read.
-_TRUSTED_SECONDS = 1.0
 _FIRST_WAIT_SECONDS = 0.1
 #: What a connection starts with; poolers know both parameters, and keep them apart by client.
 _STARTED_WITH: dict[str, Any] = {
@@ -86,6 +78,9 @@ class PostgresDatabase:
         connect_timeout_seconds: How long a connection may take to come about.
         read_only: Change nothing in it.
         reread: Changes are learned of without the server's log; see `postgres_schema.read_table`.
+        query_seconds: The server ends a query after so long, a streamed one with its last batch.
+        query_bytes: How much of an answer is held at once; None: any.
+        functions: Functions that queries may call though they are VOLATILE; see `Functions`.
 
     Raises:
         SourceError: The server refuses us, or keeps text in another encoding than UTF-8.
@@ -102,6 +97,9 @@ class PostgresDatabase:
         connect_timeout_seconds: float = 10.0,
         read_only: bool = False,
         reread: bool = False,
+        query_seconds: float = 300.0,
+        query_bytes: int | None = None,
+        functions: Iterable[str] = (),
     ) -> None:
         self._dsn = dsn
         self._direct_dsn = direct_dsn or dsn
@@ -118,17 +116,27 @@ class PostgresDatabase:
             self._refuse_other_encodings(connection)
             if direct_dsn is not None:
                 self._refuse_other_database(connection)
-        self._pool: ConnectionPool[_Pooled] = ConnectionPool(
+        self._pool: ConnectionPool[PooledConnection] = ConnectionPool(
             dsn,
-            connection_class=_Pooled,
+            connection_class=PooledConnection,
             min_size=1,
             max_size=pool_size,
             timeout=connect_timeout_seconds,
             kwargs=_STARTED_WITH,
             configure=self._configure,
-            check=_Pooled.check,
+            check=PooledConnection.check,
             open=True,
         )
+        limits = [limit for limit in (query_seconds, statement_timeout_seconds) if limit]
+        sessions = ReadSessions(
+            dsn,
+            size=pool_size,
+            seconds=min(limits, default=0.0),
+            allowed_bytes=query_bytes,
+            wait_seconds=connect_timeout_seconds,
+            started_with=_STARTED_WITH,
+        )
+        self._reader = Reader(sessions, Functions(functions))
 
     def _configure(self, connection: Connection) -> None:
         connection.settings = self._asking
@@ -252,13 +260,10 @@ class PostgresDatabase:
 
         Raises:
             QueryError: It is not a reading statement, or the server refuses it.
+            SourceBusyError: No session came free in time, or it took too long.
         """
-        refuse_writing(sql, "postgres")
-        with self._lent() as connection:
-            if begun is None:
-                return self._asked(connection, sql, params, columns)
-            with Cancel.given(begun).ending_by(connection.cancel_safe):
-                return self._asked(connection, sql, params, columns)
+        with self.translated():
+            return self._reader.query(sql, params, columns, begun)
 
     def stream(
         self,
@@ -269,55 +274,13 @@ class PostgresDatabase:
         begun: Begun | None = None,
     ) -> Streamed | None:
         """Run one reading statement and return its answer in batches; see `Database.stream`."""
-        refuse_writing(sql, "postgres")
-        if not _FETCHED.match(sql):
-            return None
-        cancel = Cancel.given(begun)
-        batches = self._streamed(sql, params, columns, rows, cancel)
-        return Streamed(next(batches).schema, batches, cancel)
+        with self.translated():
+            streamed = self._reader.stream(sql, params, columns, rows, begun)
+        return streamed and replace(streamed, batches=self._each_translated(streamed.batches))
 
-    def _streamed(
-        self,
-        sql: str,
-        params: Sequence[Any],
-        columns: Sequence[Column | None] | None,
-        rows: int,
-        cancel: Cancel,
-    ) -> Iterator[pa.RecordBatch]:
-        """Yield an empty batch, then the rows as the server has them."""
-        declared = f"declare rhei_stream no scroll cursor for {sql.strip().rstrip(';')}"
-        fetch = f"fetch forward {rows} from rhei_stream".encode()
-        with (
-            self._lent() as connection,
-            connection.atomic("read only", self._asking),
-            cancel.ending_by(connection.cancel_safe),
-        ):
-            connection.execute(declared.encode(), params or None)
-            found = _batch(connection.execute(fetch), columns)
-            yield found.slice(0, 0)
-            while found.num_rows:
-                yield found
-                cancel.refuse_cancelled()
-                found = _batch(connection.execute(fetch), columns)
-            connection.rollback()  # with it goes what a function may have set for the session
-
-    def _asked(
-        self,
-        connection: Connection,
-        sql: str,
-        params: Sequence[Any],
-        columns: Sequence[Column | None] | None,
-    ) -> pa.Table:
-        wanted = connection.lacking(self._asking)
-        # All are sent at once: a point read waits for the server once, not five times.
-        with connection.pipeline():
-            connection.execute("begin read only")
-            if wanted:
-                connection.execute(set_config(wanted))
-            cursor = connection.execute(sql, params or None)
-            # With it goes what a function may have set for the session.
-            connection.execute("rollback")
-        return pa.Table.from_batches([_batch(cursor, columns)])
+    def _each_translated(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        with self.translated():
+            yield from batches
 
     def default_zone(self) -> str:
         """Return the time zone of a session that chooses none."""
@@ -393,82 +356,8 @@ class PostgresDatabase:
 
     def close(self) -> None:
         """Close every connection; safe to repeat."""
+        self._reader.close()
         self._pool.close()
-
-
-class _Pooled(Connection):
-    """A connection that is asked whether it still stands only where that may be in doubt."""
-
-    keeps_path = False
-    rested_from = 0.0
-
-    def check(self) -> None:
-        # A server that went away has closed the socket, which is then ready to be read.
-        waiting = select.poll()
-        waiting.register(self.fileno(), select.POLLIN)
-        rested = time.monotonic() - self.rested_from
-        if rested > _TRUSTED_SECONDS or waiting.poll(0):
-            ConnectionPool.check_connection(self)
-
-
-def _batch(
-    cursor: psycopg.Cursor[tuple[Any, ...]], columns: Sequence[Column | None] | None
-) -> pa.RecordBatch:
-    result = cursor.pgresult
-    if result is None or result.status != psycopg.pq.ExecStatus.TUPLES_OK:
-        raise QueryError("this is not a reading statement", hint="use execute for writes")
-    places = range(result.nfields)
-    told = columns if columns is not None and len(columns) == len(places) else None
-    known, shape = _columns(
-        tuple([(result.fname(at), result.ftype(at), result.fmod(at)) for at in places]),
-        tuple(told) if told is not None else (None,) * len(places),
-    )
-    if result.ntuples == 1 and shape is not None:
-        single = shape.read([result.get_value(0, at) for at in places])
-        if single is not None:
-            return single
-    arrays = [_array(result, place, column) for place, column in enumerate(known)]
-    return pa.RecordBatch.from_arrays(arrays, [column.name for column in known])
-
-
-@lru_cache(maxsize=1024)
-def _columns(
-    described: tuple[tuple[bytes | None, int, int], ...], told: tuple[Column | None, ...]
-) -> tuple[tuple[Column, ...], RowShape | None]:
-    """Return an answer's columns, and how a single row of them is read."""
-    found = []
-    for (name, oid, modifier), known in zip(described, told, strict=True):
-        kept = arrow_type(oid, modifier)
-        if known is not None and oid == NUMERIC and pa.types.is_decimal(known.type):
-            # A sum of numerics has no declared digits, so the server leaves them out.
-            kept = known.type
-        found.append(Column((name or b"").decode(), kept))
-    return tuple(found), row_shape(found)
-
-
-def _array(result: psycopg.pq.abc.PGresult, place: int, column: Column) -> pa.Array:
-    values = [result.get_value(row, place) for row in range(result.ntuples)]
-    texts = pa.array(values, pa.binary()).cast(pa.string())
-    array, misfits = admit_text(texts, column)
-    if misfits and pa.types.is_temporal(column.type):
-        array, misfits = _with_distant_instants(array, texts, misfits)
-    if misfits:
-        raise QueryError(f"column {column.name!r}: {misfits[0].reason}", hint="cast it to text")
-    return array
-
-
-def _with_distant_instants(
-    array: pa.Array, texts: pa.Array, misfits: list[Rejection]
-) -> tuple[pa.Array, list[Rejection]]:
-    """Fill in the years before Christ and behind 9999, which an answer holds though no mirror."""
-    left, found = [], {}
-    for misfit in misfits:
-        try:
-            found[misfit.row] = instant_of(texts[misfit.row].as_py(), array.type)
-        except ValueError:
-            left.append(misfit)
-    scalars = [found.get(row, scalar) for row, scalar in enumerate(array)]
-    return pa.array(scalars, array.type), left
 
 
 def _run(connection: Connection, sql: str, params: Sequence[Any]) -> int:
