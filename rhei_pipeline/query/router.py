@@ -9,14 +9,14 @@ import pyarrow as pa
 import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
-from sqlglot.tokenizer_core import Token, TokenType
 
-from rhei_pipeline.errors import QueryError, SchemaError
+from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.schema import HISTORY_FIELDS, Column
 from rhei_pipeline.query.translation.meaning import Catalog, StaysWithSourceError, Typed
 from rhei_pipeline.query.translation.names import postgres_name, sqlite_name, written
+from rhei_pipeline.query.translation.parsing import Parsed, parse
 from rhei_pipeline.query.translation.placeholders import parameter_types
-from rhei_pipeline.query.translation.queries import Query, translate
+from rhei_pipeline.query.translation.queries import Query, outputs_alone, translate
 from rhei_pipeline.query.translation.scope import TranslationContext
 from rhei_pipeline.sql.read_only import statement_tokens
 
@@ -26,20 +26,12 @@ _WRITES = {"insert", "update", "delete", "replace", "merge", "copy", "truncate"}
 _DDL = {"create", "alter", "drop", "comment", "reindex", "analyze", "vacuum", "grant", "revoke"}
 _TRANSACTIONS = {"begin", "start", "commit", "end", "rollback", "savepoint", "release", "abort"}
 _SESSION = {"pragma", "attach", "detach", "set", "reset", "show", "listen", "notify", "lock"}
-_CHANGES = (exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.Into, exp.DDL)
+_CHANGES = {exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.Into, exp.DDL}
 _DEFAULT_SCHEMAS = {"", "main", "public"}
+_TOO_DEEP = "it nests too deeply to be translated"
+#: Longer statements are planned anew each time.
+_REMEMBERED_LENGTH = 20_000
 _HISTORY = {found.name for found in HISTORY_FIELDS}
-#: The parser's trees have more shapes than the rules expect, and each new version has others: a
-#: tree that a rule trips over is one that is not translated.
-_UNFORESEEN = (
-    StaysWithSourceError,
-    SchemaError,
-    RecursionError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
 _FIRST_WORDS = (
     (_WRITES, "it writes"),
     (_DDL, "it changes the schema, or tends the database"),
@@ -100,29 +92,43 @@ class Router:
 
     def plan(self, sql: str, params: Sequence[Any] = ()) -> Plan:
         """Return the plan of a statement with parameters of these types."""
-        key = (sql, *map(_class_of, params))
+        key = _key(sql, params)
         known = self._plans.get(key)
-        if known is None:
-            known = self._plans[key] = plan(sql, params, self.catalog)
+        return known if known is not None else self._remember(key, plan(sql, params, self.catalog))
+
+    def refused(self, sql: str, params: Sequence[Any], why: str) -> None:
+        """Take note that the mirror's engine does not run what a plan asks of it."""
+        known = self.plan(sql, params)
+        route = Route("oltp", f"{known.route.reason}, but {why}")
+        self._remember(_key(sql, params), Plan(route, columns=known.columns))
+
+    def _remember(self, key: tuple[Any, ...], made: Plan) -> Plan:
+        if len(key[0]) <= _REMEMBERED_LENGTH:
+            self._plans[key] = made
             while len(self._plans) > self._remembered:
                 self._plans.popitem(last=False)
-        return known
+        return made
 
     def parameter_types(self, sql: str) -> list[pa.DataType]:
         """Return the likely types of a statement's parameters; see `parameter_types`."""
         source = self.catalog.source
         try:
-            text = _with_places(sql, statement_tokens(sql, source), (None,), source)
-            parsed = sqlglot.parse_one(text, dialect=source)
+            parsed = parse(sql, source, statement_tokens(sql, source), bound=True)
         except (QueryError, SqlglotError, RecursionError):
             return []
-        return parameter_types(parsed, self.catalog)
+        return parameter_types(parsed.tree, self.catalog)
+
+
+def _key(sql: str, params: Sequence[Any]) -> tuple[Any, ...]:
+    return (sql, *map(_class_of, params))
 
 
 def _class_of(value: object) -> object:
     """Return what of a parameter a plan depends on: its type, and how wide an integer is."""
     if type(value) is int:
         return (value.bit_length() + 8) // 8
+    if type(value) is float:
+        return float, value == value  # noqa: PLR0124  (SQLite takes a NaN for null)
     return type(value), getattr(value, "tzinfo", None) is None
 
 
@@ -140,16 +146,67 @@ def plan(sql: str, params: Sequence[Any], catalog: Catalog) -> Plan:
     for words, reason in _FIRST_WORDS:
         if word in words:
             return _to_source(reason, reads=word in {"values", "show", "explain", "pragma"})
+    # The parser's trees have more shapes than the rules expect, and each new version has others:
+    # whatever a step trips over, the source answers.
     try:
-        text = _with_places(sql, tokens, params, catalog.source)
-        parsed = sqlglot.parse_one(text, dialect=catalog.source)
-    except (SqlglotError, RecursionError):
-        return _to_source("it cannot be parsed")
-    if next(parsed.find_all(*_CHANGES), None) is not None:
+        parsed = parse(sql, catalog.source, tokens, bound=bool(params))
+    except Exception as error:  # noqa: BLE001
+        return _to_source(_why(error, "it cannot be parsed"))
+    try:
+        return _plan_tree(parsed, params, catalog)
+    except Exception as error:  # noqa: BLE001
+        return _to_source(_why(error))
+
+
+def _plan_tree(parsed: Parsed, params: Sequence[Any], catalog: Catalog) -> Plan:
+    seen = _seen(parsed.tree)
+    if seen.kinds & _CHANGES:
         return _to_source("it writes, by itself, a CTE or INTO", reads=False)
-    if not isinstance(parsed, exp.Query):
-        return _to_source(f"a statement of kind {parsed.key.upper()} is the source's")
-    return _plan_query(parsed, text, params, catalog)
+    if not isinstance(parsed.tree, exp.Query):
+        return _to_source(f"a statement of kind {parsed.tree.key.upper()} is the source's")
+    return _plan_query(parsed, seen, params, catalog)
+
+
+def _why(error: Exception, unforeseen: str = "its form is not translated") -> str:
+    if isinstance(error, StaysWithSourceError):
+        return str(error)
+    return _TOO_DEEP if isinstance(error, RecursionError) else unforeseen
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a statement's tree holds, gathered in one walk.
+
+    Attributes:
+        kinds: The classes of its nodes.
+        history: Whether it names a column of a temporal mirror's own.
+        compared: Names of columns that it equates with something.
+        analytical: What makes it one that reads many rows; None for a plain read.
+    """
+
+    kinds: frozenset[type[exp.Expr]]
+    history: bool
+    compared: frozenset[str]
+    analytical: str | None
+
+
+def _seen(tree: exp.Expr) -> _Seen:
+    kinds: set[type[exp.Expr]] = set()
+    compared: set[str] = set()
+    history = aggregates = asks_in = False
+    for node in tree.walk():
+        kind = type(node)
+        kinds.add(kind)
+        if kind is exp.Column:
+            history = history or node.name.lower() in _HISTORY
+        elif kind is exp.EQ or kind is exp.In:
+            engines = (node.this, node.args.get("expression"))
+            compared |= {side.name.lower() for side in engines if isinstance(side, exp.Column)}
+            asks_in = asks_in or bool(node.args.get("query"))
+        elif not aggregates:
+            aggregates = _aggregates(node)
+    found = frozenset(kinds | {base for kind in kinds for base in kind.__mro__})
+    return _Seen(found, history, frozenset(compared), _analytical(tree, found, aggregates, asks_in))
 
 
 def tables_read(sql: str, dialect: str) -> frozenset[str]:
@@ -170,31 +227,27 @@ def _to_source(reason: str, *, reads: bool = True) -> Plan:
     return Plan(Route("oltp", reason), reads=reads)
 
 
-def _plan_query(parsed: exp.Query, sql: str, params: Sequence[Any], catalog: Catalog) -> Plan:
-    if any(found.name.lower() in _HISTORY for found in parsed.find_all(exp.Column)):
+def _plan_query(parsed: Parsed, seen: _Seen, params: Sequence[Any], catalog: Catalog) -> Plan:
+    if seen.history:
         return Plan(
             Route("olap", "it asks for history, which the mirror alone keeps"), history=True
         )
-    analytical = _analytical(parsed)
     try:
-        made = _translated(parsed, sql, params, catalog)
-    except _UNFORESEEN as error:
-        reason = (
-            str(error) if isinstance(error, StaysWithSourceError) else "its form is not translated"
-        )
-        lead = f"it {analytical}, but " if analytical else ""
+        made = _translated(parsed, seen, params, catalog)
+    except Exception as error:  # noqa: BLE001  (see `plan`)
+        lead = f"it {seen.analytical}, but " if seen.analytical else ""
         columns = _columns_alone(parsed, params, catalog)
-        return Plan(Route("oltp", lead + reason), columns=columns)
-    if analytical is None:
+        return Plan(Route("oltp", lead + _why(error)), columns=columns)
+    if seen.analytical is None:
         route = Route("oltp", "it reads rows of one table, which the source has as they are now")
-        scans = bool(made.tables) and not _names_keys(parsed, made.tables, catalog)
+        scans = bool(made.tables) and not _names_keys(seen, made.tables, catalog)
         return replace(made, route=route, scans=scans)
     if not made.tables:
         return Plan(Route("oltp", "it reads no table"), names=made.names, columns=made.columns)
     return made
 
 
-def _names_keys(parsed: exp.Query, tables: frozenset[str], catalog: Catalog) -> bool:
+def _names_keys(seen: _Seen, tables: frozenset[str], catalog: Catalog) -> bool:
     """Tell whether a condition equates a column of a primary key, so that few rows are read."""
     keys = {
         name.lower()
@@ -202,25 +255,24 @@ def _names_keys(parsed: exp.Query, tables: frozenset[str], catalog: Catalog) -> 
         if table.schema.name in tables
         for name in table.schema.primary_key
     }
-    compared = [
-        side
-        for found in parsed.find_all(exp.EQ, exp.In)
-        for side in (found.this, found.args.get("expression"))
-    ]
-    return any(isinstance(side, exp.Column) and side.name.lower() in keys for side in compared)
+    return bool(keys & seen.compared)
 
 
-def _analytical(parsed: exp.Query) -> str | None:
-    """Say what makes a query one that reads many rows; None for a plain read."""
+def _analytical(
+    tree: exp.Expr,
+    kinds: frozenset[type],
+    aggregates: bool,  # noqa: FBT001
+    asks_in: bool,  # noqa: FBT001
+) -> str | None:
+    """Return what makes a query one that reads many rows; None for a plain read."""
     checks: tuple[tuple[bool, str], ...] = (
-        (isinstance(parsed, exp.SetOperation), "combines queries"),
-        (parsed.args.get("with_") is not None, "has a CTE"),
-        (parsed.find(exp.Join) is not None, "joins tables"),
-        (parsed.find(exp.Window) is not None, "has a window"),
-        (parsed.find(exp.Group, exp.Having) is not None, "groups rows"),
-        (any(map(_aggregates, parsed.walk())), "aggregates rows"),
-        (parsed.find(exp.Subquery, exp.Exists) is not None, "has a subquery"),
-        (any(found.args.get("query") for found in parsed.find_all(exp.In)), "has a subquery"),
+        (isinstance(tree, exp.SetOperation), "combines queries"),
+        (tree.args.get("with_") is not None, "has a CTE"),
+        (exp.Join in kinds, "joins tables"),
+        (exp.Window in kinds, "has a window"),
+        (not kinds.isdisjoint({exp.Group, exp.Having}), "groups rows"),
+        (aggregates, "aggregates rows"),
+        (not kinds.isdisjoint({exp.Subquery, exp.Exists}) or asks_in, "has a subquery"),
     )
     return next((what for is_so, what in checks if is_so), None)
 
@@ -236,13 +288,19 @@ def _aggregates(node: exp.Expr) -> bool:
     return isinstance(node, exp.AggFunc) or named
 
 
-def _translated(parsed: exp.Query, sql: str, params: Sequence[Any], catalog: Catalog) -> Plan:
-    context = TranslationContext(catalog, params)
-    query = translate(parsed, None, context)
-    names = _names(parsed, sql, query, catalog)
+def _translated(parsed: Parsed, seen: _Seen, params: Sequence[Any], catalog: Catalog) -> Plan:
+    if parsed.doubt is not None:
+        raise StaysWithSourceError(parsed.doubt)
+    if parsed.parameters != len(params):
+        raise StaysWithSourceError(
+            f"it takes {parsed.parameters} parameters, and is given {len(params)}"
+        )
+    context = TranslationContext(catalog, params, parsed.lists)
+    query = translate(parsed.tree, None, context)
+    names = _names(parsed, query, catalog)
     columns = tuple(_column(typed) for _, typed in query.columns)
     return Plan(
-        Route("olap", f"it {_analytical(parsed) or 'reads rows'}{_warning(query)}"),
+        Route("olap", f"it {seen.analytical or 'reads rows'}{_warning(query)}"),
         query,
         names,
         columns,
@@ -263,21 +321,18 @@ def _column(typed: Typed) -> Column:
     return Column("", typed.type)
 
 
-def _names(parsed: exp.Query, sql: str, query: Query, catalog: Catalog) -> tuple[str, ...]:
+def _names(parsed: Parsed, query: Query, catalog: Catalog) -> tuple[str, ...]:
     if all(name is not None for name, _ in query.columns):
         return tuple(str(name) for name, _ in query.columns)
-    first: exp.Expr = parsed
+    first: exp.Expr = parsed.tree
     while isinstance(first, exp.SetOperation | exp.Subquery):
         first = first.this
-    texts = written(sql, statement_tokens(sql, catalog.source))
+    texts = written(parsed.text, parsed.tokens)
     nodes = first.expressions
     if len(texts) != len(query.columns) or len(nodes) != len(texts):
         raise StaysWithSourceError(
             "an output column has no alias, and a name that only the source knows"
         )
-    # Parameters were renamed for the parser; the source names columns by the text it was given.
-    if any(":rhei_" in text for text in texts):
-        raise StaysWithSourceError("an output column has a parameter, and no alias")
     named = sqlite_name if catalog.source == "sqlite" else postgres_name
     return tuple(
         name if name is not None else named(node, text)
@@ -286,66 +341,18 @@ def _names(parsed: exp.Query, sql: str, query: Query, catalog: Catalog) -> tuple
 
 
 def _columns_alone(
-    parsed: exp.Query, params: Sequence[Any], catalog: Catalog
+    parsed: Parsed, params: Sequence[Any], catalog: Catalog
 ) -> tuple[Column | None, ...] | None:
     """Tell what columns a query has that the mirror cannot answer, as far as can be told."""
-    if not isinstance(parsed, exp.Select) or parsed.args.get("from_") is None:
-        return None
-    bare = exp.Select(
-        expressions=[found.copy() for found in parsed.expressions],
-        from_=parsed.args["from_"].copy(),
-        joins=[found.copy() for found in parsed.args.get("joins") or []],
-    )
-    if any(isinstance(found, exp.Star) for found in bare.expressions):
-        return _columns_of(bare, params, catalog)
-    found: list[Column | None] = []
-    for each in bare.expressions:
-        single = bare.copy()
-        single.set("expressions", [each.copy()])
-        columns = _columns_of(single, params, catalog)
-        if columns is not None and len(columns) != 1:
-            return None
-        found.append(columns[0] if columns else None)
-    return tuple(found) if any(found) else None
-
-
-def _columns_of(
-    select: exp.Select, params: Sequence[Any], catalog: Catalog
-) -> tuple[Column, ...] | None:
     try:
-        query = translate(select, None, TranslationContext(catalog, params))
-    except _UNFORESEEN:
+        found = outputs_alone(parsed.tree, TranslationContext(catalog, params, parsed.lists))
+    except Exception:  # noqa: BLE001  (see `plan`)
         return None
-    return tuple(_column(typed) for _, typed in query.columns)
-
-
-def _with_places(sql: str, tokens: Sequence[Token], params: Sequence[Any], source: str) -> str:
-    """Give every parameter a name that tells its place."""
-    if source == "postgres":
-        return _numbered(sql) if params else sql
-    text, place = sql, 0
-    edits: list[tuple[int, int, int]] = []
-    for token, after in zip(tokens, [*tokens[1:], None], strict=True):
-        if token.token_type is not TokenType.PLACEHOLDER:
-            continue
-        end = token.end + 1
-        if after is not None and after.token_type is TokenType.NUMBER and after.start == end:
-            place, end = int(after.text), after.end + 1
-        else:
-            place += 1
-        edits.append((token.start, end, place))
-    for start, end, number in reversed(edits):
-        text = f"{text[:start]}:rhei_{number}{text[end:]}"
-    return text
-
-
-def _numbered(sql: str) -> str:
-    """Write `$1`, `$2` for psycopg's `%s`, which it replaces wherever it stands."""
-    pieces = sql.replace("%%", "\0").split("%s")
-    if any("%" in piece for piece in pieces):
-        raise SqlglotError("a placeholder of another form")
-    numbered = pieces[0] + "".join(f"${place}{piece}" for place, piece in enumerate(pieces[1:], 1))
-    return numbered.replace("\0", "%")
+    return (
+        None
+        if found is None
+        else tuple(None if typed is None else _column(typed) for typed in found)
+    )
 
 
 def unanswered(found: pa.Table, query: Query) -> bool:

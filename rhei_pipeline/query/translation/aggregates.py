@@ -159,7 +159,8 @@ def window(node: exp.Expr, scope: Scope, context: TranslationContext, express: E
         raise StaysWithSourceError("its window is ordered by sums of reals")
     pieces = []
     if parts:
-        pieces.append("partition by " + ", ".join(part.sql for part in parts))
+        keys = [context.words.order_key(part.sql, part.kind) for part in parts]
+        pieces.append("partition by " + ", ".join(keys))
     if ordered:
         pieces.append("order by " + ", ".join(text for text, _ in ordered))
     over = f" over ({' '.join(pieces)})"

@@ -18,15 +18,24 @@ def compare(operator: str, left: Typed, right: Typed, context: TranslationContex
     Raises:
         StaysWithSourceError: They are of different kinds, or the source has a way of its own.
     """
+    texts = comparable(left, right, context)
+    if operator not in _EQUALITIES and (left.collated or right.collated):
+        raise StaysWithSourceError("the source orders text by a collation of its own")
+    return truth(f"({texts[0]} {operator} {texts[1]})", left, right)
+
+
+def comparable(left: Typed, right: Typed, context: TranslationContext) -> tuple[str, str]:
+    """Write two values such that they compare as the source compares them.
+
+    Raises:
+        StaysWithSourceError: They are of different kinds, or the source has a way of its own.
+    """
     left, right = coerce(left, right.kind, context), coerce(right, left.kind, context)
     if left.inexact or right.inexact:
         raise StaysWithSourceError(
             "it compares sums of reals, whose last digits depend on the order of rows"
         )
-    texts = _comparable(left, right, context)
-    if operator not in _EQUALITIES and (left.collated or right.collated):
-        raise StaysWithSourceError("the source orders text by a collation of its own")
-    return truth(f"({texts[0]} {operator} {texts[1]})", left, right)
+    return _comparable(left, right, context)
 
 
 def _comparable(left: Typed, right: Typed, context: TranslationContext) -> tuple[str, str]:

@@ -192,7 +192,7 @@ class DataFusionDialect(Dialect):
 
     def order_key(self, text: str, kind: Kind) -> str:
         """Write what rows are ordered by; a zero below zero sorts before zero here."""
-        return f"({text} + cast(0 as double))" if kind is Kind.REAL else text
+        return f"({text} + cast(0 as double))" if kind in {Kind.REAL, Kind.NUMBER} else text
 
 
 def _escaped(pattern: str, escape: str | None) -> str:

@@ -1,15 +1,16 @@
 """Operators, conditions, CASE and casts: each with the source's meaning, in the mirror's words."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 from sqlglot import exp
+from sqlglot.tokenizer_core import Token, TokenType
 
 from rhei_pipeline.model.semantics import NUMERIC, TEMPORAL, Kind
 from rhei_pipeline.query.translation import functions
 from rhei_pipeline.query.translation.arithmetic import compute
-from rhei_pipeline.query.translation.comparisons import compare, like_text, truth
+from rhei_pipeline.query.translation.comparisons import comparable, compare, like_text, truth
 from rhei_pipeline.query.translation.literals import (
     NULL,
     as_double,
@@ -22,6 +23,7 @@ from rhei_pipeline.query.translation.literals import (
     unify,
 )
 from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
+from rhei_pipeline.query.translation.parsing import list_of
 from rhei_pipeline.query.translation.scope import Scope, TranslationContext, resolve
 from rhei_pipeline.sql.text import literal
 
@@ -48,6 +50,12 @@ _LOOSE = (
     exp.ILike,
     exp.Escape,
 )
+#: Digits that any integer of 64 bits may have.
+_PLAIN_DIGITS = 18
+#: What no engine's parser or planner has trouble with.
+_DEEPEST = 100
+#: Conditions that one AND or OR joins; what plans them needs room for each.
+_MOST_CONDITIONS = 500
 _ARITHMETIC: dict[type[exp.Expr], str] = {
     exp.Add: "+",
     exp.Sub: "-",
@@ -64,7 +72,15 @@ def express(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
         StaysWithSourceError: The mirror has no expression of which the same answer is certain.
     """
     rule = _RULES.get(type(node))
-    found = rule(node, scope, context) if rule else functions.call(node, scope, context, express)
+    context.depth += 1
+    if context.depth > _DEEPEST:
+        raise StaysWithSourceError("it nests too deeply for the mirror")
+    try:
+        found = (
+            rule(node, scope, context) if rule else functions.call(node, scope, context, express)
+        )
+    finally:
+        context.depth -= 1
     refuse_unread(node)
     if _is_negated(node):
         found = truth(f"(not {as_truth(found, context)})", found)
@@ -123,6 +139,8 @@ def _blob(node: exp.Expr, _scope: Scope, context: TranslationContext) -> Typed:
 def _parameter(node: exp.Expr, _scope: Scope, context: TranslationContext) -> Typed:
     name = node.this.name if isinstance(node.this, exp.Expr) else str(node.this or "")
     place = name.removeprefix("rhei_")
+    if context.sqlite and place == name:
+        raise StaysWithSourceError("a parameter has a name")
     if not place.isdigit() or not 0 < int(place) <= len(context.parameters):
         raise StaysWithSourceError("a parameter has a name, or no value")
     return parameter(int(place), context)
@@ -139,11 +157,30 @@ def _not(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
 
 def _connective(word: str) -> Callable[[exp.Expr, Scope, TranslationContext], Typed]:
     def connect(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
-        parts = [express(part, scope, context) for part in (node.this, node.expression)]
-        texts = [as_truth(part, context) for part in parts]
-        return truth(f"({f' {word} '.join(texts)})", *parts)
+        parts = [express(part, scope, context) for part in _chained(node)]
+        if len(parts) > _MOST_CONDITIONS:
+            raise StaysWithSourceError(f"it joins more than {_MOST_CONDITIONS} conditions")
+        return truth(_balanced([as_truth(part, context) for part in parts], word), *parts)
 
     return connect
+
+
+def _chained(node: exp.Expr) -> list[exp.Expr]:
+    """Return what a chain of one AND or OR joins, in order."""
+    kind, found = type(node), []
+    while type(node) is kind:
+        found.append(node.expression)
+        refuse_unread(node)
+        node = node.this
+    return [node, *reversed(found)]
+
+
+def _balanced(texts: list[str], word: str) -> str:
+    """Join conditions such that no parser has to nest them deeply."""
+    if len(texts) == 1:
+        return texts[0]
+    half = len(texts) // 2
+    return f"({_balanced(texts[:half], word)} {word} {_balanced(texts[half:], word)})"
 
 
 def _comparison(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
@@ -190,8 +227,45 @@ def _in(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     members = node.expressions
     if not members or node.args.get("field") or node.args.get("unnest"):
         raise StaysWithSourceError("its IN names a table, or nothing")
-    parts = [compare("=", value, _operand(part, scope, context), context) for part in members]
-    return truth(f"({' or '.join(part.sql for part in parts)})", *parts)
+    which = list_of(members[0])
+    if which is not None:
+        texts = _many(value, context.lists[which], context)
+        if texts is not None:
+            return truth(f"({value.sql} in ({texts}))", value)
+        members = [_literal_of(token) for token in context.lists[which]]
+    return _in_values(value, [_operand(part, scope, context) for part in members], context)
+
+
+def _many(value: Typed, tokens: Sequence[Token], context: TranslationContext) -> str | None:
+    """Write the values of a long list, where each is of the kind it is compared with."""
+    is_text = tokens[0].token_type is TokenType.STRING
+    texts = [token.text for token in tokens]
+    if value.inexact:
+        return None
+    if is_text and value.kind is Kind.TEXT and not any("\0" in text for text in texts):
+        return ", ".join(map(literal, texts))
+    if not is_text and value.kind is Kind.INT and all(map(_is_plain, texts)):
+        # One type for all, so that no engine takes the narrowest that the first one fits.
+        return ", ".join([context.words.cast(texts[0], pa.int64()), *texts[1:]])
+    return None
+
+
+def _is_plain(text: str) -> bool:
+    return text.isdecimal() and text.isascii() and len(text) <= _PLAIN_DIGITS
+
+
+def _literal_of(token: Token) -> exp.Expr:
+    return exp.Literal(this=token.text, is_string=token.token_type is TokenType.STRING)
+
+
+def _in_values(value: Typed, members: Sequence[Typed], context: TranslationContext) -> Typed:
+    """Write an IN list; its values apart by the form in which the left side is compared."""
+    by_left: dict[str, list[str]] = {}
+    for member in members:
+        left, right = comparable(value, member, context)
+        by_left.setdefault(left, []).append(right)
+    tests = [f"({left} in ({', '.join(rights)}))" for left, rights in by_left.items()]
+    return truth(_balanced(tests, "or"), value, *members)
 
 
 def _in_query(value: Typed, query: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:

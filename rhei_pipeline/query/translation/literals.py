@@ -1,5 +1,6 @@
 """Literals, parameters, and the step from one kind of value to another."""
 
+import math
 import re
 from collections.abc import Sequence
 from datetime import date, datetime
@@ -80,6 +81,8 @@ def _parameter_kind(value: object, sqlite: bool) -> tuple[Kind, pa.DataType]:  #
         return Kind.INT, pa.int16() if -_SMALL <= value < _SMALL else pa.int32()
     if type(value) is bool:
         return (Kind.INT, pa.int64()) if sqlite else (Kind.TRUTH, pa.bool_())
+    if sqlite and type(value) is float and math.isnan(value):
+        return Kind.NULL, pa.null()
     known: dict[type, tuple[Kind, pa.DataType]] = {
         type(None): (Kind.NULL, pa.null()),
         float: (Kind.REAL, pa.float64()),

@@ -73,6 +73,30 @@ def translate(node: exp.Expr, scope: Scope | None, context: TranslationContext) 
         context.ctes = outer
 
 
+def outputs_alone(node: exp.Expr, context: TranslationContext) -> tuple[Typed | None, ...] | None:
+    """Return what the columns of a query are that is not translated whole, as far as can be told.
+
+    Raises:
+        StaysWithSourceError: Nothing can be told of its tables.
+    """
+    if not isinstance(node, exp.Select) or node.args.get("from_") is None:
+        return None
+    context.subquery = lambda inner, around: _plain(translate(inner, around, context))
+    _ctes(node.args.get("with_"), context)
+    scope = Scope()
+    from_clause(node, scope, context)
+    found: list[Typed | None] = []
+    for each in node.expressions:
+        if _is_star(each):
+            found += [typed for _, typed in _star(each, scope, context)]
+            continue
+        try:
+            found.append(_output(each, scope, context))
+        except StaysWithSourceError:
+            found.append(None)
+    return tuple(found) if any(found) else None
+
+
 def _plain(query: Query) -> tuple[str, Columns]:
     if query.ordering:
         raise StaysWithSourceError(
@@ -221,7 +245,7 @@ def _group_keys(node: exp.Select, scope: Scope, context: TranslationContext) -> 
             expression = _column_or_alias(term, aliases, scope, context)
         key = express(expression, scope, context)
         if key.column is None:
-            key = as_value(coerce(key, Kind.TEXT, context), context)
+            key = _settled(key, context)
         if key.kind is Kind.OPAQUE or key.inexact or key.aggregate:
             raise StaysWithSourceError(
                 "it groups by a column that the mirror keeps in another form"
@@ -244,18 +268,28 @@ def _column_or_alias(
 def _outputs(node: exp.Select, scope: Scope, context: TranslationContext) -> Columns:
     outputs: list[tuple[str | None, Typed]] = []
     for each in node.expressions:
-        if isinstance(each, exp.Star) or (
-            isinstance(each, exp.Column) and isinstance(each.this, exp.Star)
-        ):
+        if _is_star(each):
             outputs += _star(each, scope, context)
             continue
-        typed = express(each.unalias(), scope, context)
-        if typed.column is None:
-            typed = as_value(coerce(typed, Kind.TEXT, context), context)
+        typed = _output(each, scope, context)
         if scope.groups is not None and typed.sql in scope.groups:
             typed = replace(typed, aggregate=False, loose=frozenset())
         outputs.append((_alias(each, scope, context), typed))
     return tuple(outputs)
+
+
+def _is_star(node: exp.Expr) -> bool:
+    inner = node.this if isinstance(node, exp.Column) else node
+    return isinstance(inner, exp.Star)
+
+
+def _output(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
+    typed = express(node.unalias(), scope, context)
+    return typed if typed.column is not None else _settled(typed, context)
+
+
+def _settled(typed: Typed, context: TranslationContext) -> Typed:
+    return as_value(coerce(typed, Kind.TEXT, context), context)
 
 
 def _alias(node: exp.Expr, scope: Scope, context: TranslationContext) -> str | None:

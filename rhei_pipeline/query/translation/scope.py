@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlglot import exp
+from sqlglot.tokenizer_core import Token
 
 from rhei_pipeline.model.schema import VALID_TO, Column, Mode
 from rhei_pipeline.model.semantics import Kind, MirroredTable
@@ -65,15 +66,19 @@ class TranslationContext:
 
     Attributes:
         parameters: The values that will be bound; of each, the type alone counts.
+        lists: The values of long IN lists; see `parsing.Parsed`.
+        depth: How many expressions stand around the one that is translated.
     """
 
     catalog: Catalog
     parameters: Sequence[Any]
+    lists: Sequence[Sequence[Token]] = ()
     ctes: Mapping[str, Relation] = field(default_factory=dict)
     subquery: Subquery | None = None
     used: set[str] = field(default_factory=set)
     bound: set[int] = field(default_factory=set)
     relations: int = 0
+    depth: int = 0
 
     @property
     def sqlite(self) -> bool:
@@ -91,6 +96,9 @@ class TranslationContext:
         return f"_r{self.relations}"
 
 
+_TABLE_PARTS = {"this", "db", "alias"}
+
+
 def folded(identifier: exp.Identifier, context: TranslationContext) -> str:
     """Return a name as its source compares it."""
     name: str = identifier.this
@@ -103,7 +111,7 @@ def base_relation(node: exp.Table, context: TranslationContext) -> Relation:
     """Find a table of a FROM clause among the CTEs and the mirrored tables."""
     if not isinstance(node.this, exp.Identifier):
         raise StaysWithSourceError("it reads from a function")
-    if any(node.args.get(extra) for extra in ("joins", "pivots", "sample", "version", "when")):
+    if any(value for part, value in node.args.items() if part not in _TABLE_PARTS):
         raise StaysWithSourceError("its FROM clause is beyond what is translated")
     name = folded(node.this, context)
     alias = node.args.get("alias")
