@@ -1,8 +1,9 @@
 """What the columns of a mirrored table mean in queries, where that tells more than their types."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Self
 
 from rhei_pipeline.model.schema import Mode, TableSchema
 
@@ -11,6 +12,24 @@ from rhei_pipeline.model.schema import Mode, TableSchema
 ONLY_SOURCE = "_rhei_only_source"
 #: Another one: it returns a double that is finite, and ends the query where one is not.
 FINITE = "_rhei_finite"
+
+
+class Translated(str):
+    """A query that translation has written for the mirror; mirrors run it without a parser of ours.
+
+    Attributes:
+        relations: The tables it reads, in lower case and without their schemas.
+    """
+
+    relations: frozenset[str]
+
+    __slots__ = ("relations",)
+
+    def __new__(cls, sql: str, relations: Iterable[str]) -> Self:
+        """Make one."""
+        made = super().__new__(cls, sql)
+        made.relations = frozenset(name.lower() for name in relations)
+        return made
 
 
 class Kind(StrEnum):

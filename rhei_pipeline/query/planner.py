@@ -75,6 +75,10 @@ class Planner:
         """Return how a statement with such parameters is answered."""
         return self._router().plan(sql, params)
 
+    def refused(self, sql: str, params: Sequence[Any], why: str) -> None:
+        """Take note that the mirror's engine does not run what a plan asks of it."""
+        self._router().refused(sql, params, why)
+
     def _router(self) -> Router:
         looks = self._engines.pipeline.looks
         known = self._known

@@ -9,12 +9,14 @@ import pyarrow as pa
 import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
+from sqlglot.tokenizer_core import Token
 
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.schema import HISTORY_FIELDS, Column
+from rhei_pipeline.model.semantics import Translated
 from rhei_pipeline.query.translation.meaning import Catalog, StaysWithSourceError, Typed
 from rhei_pipeline.query.translation.names import postgres_name, sqlite_name, written
-from rhei_pipeline.query.translation.parsing import Parsed, parse
+from rhei_pipeline.query.translation.parsing import Parsed, numbered, parse
 from rhei_pipeline.query.translation.placeholders import parameter_types
 from rhei_pipeline.query.translation.queries import Query, outputs_alone, translate
 from rhei_pipeline.query.translation.scope import TranslationContext
@@ -113,8 +115,8 @@ class Router:
         """Return the likely types of a statement's parameters; see `parameter_types`."""
         source = self.catalog.source
         try:
-            parsed = parse(sql, source, statement_tokens(sql, source), bound=True)
-        except (QueryError, SqlglotError, RecursionError):
+            parsed = _parsed(sql, statement_tokens(sql, source), source, bound=True)
+        except Exception:  # noqa: BLE001  (see `plan`)
             return []
         return parameter_types(parsed.tree, self.catalog)
 
@@ -149,13 +151,20 @@ def plan(sql: str, params: Sequence[Any], catalog: Catalog) -> Plan:
     # The parser's trees have more shapes than the rules expect, and each new version has others:
     # whatever a step trips over, the source answers.
     try:
-        parsed = parse(sql, catalog.source, tokens, bound=bool(params))
+        parsed = _parsed(sql, tokens, catalog.source, bound=bool(params))
     except Exception as error:  # noqa: BLE001
         return _to_source(_why(error, "it cannot be parsed"))
     try:
         return _plan_tree(parsed, params, catalog)
     except Exception as error:  # noqa: BLE001
         return _to_source(_why(error))
+
+
+def _parsed(sql: str, tokens: Sequence[Token], source: str, *, bound: bool) -> Parsed:
+    if source != "postgres" or not bound:
+        return parse(sql, source, tokens)
+    text, taken = numbered(sql)
+    return parse(text, source, statement_tokens(text, source), taken)
 
 
 def _plan_tree(parsed: Parsed, params: Sequence[Any], catalog: Catalog) -> Plan:
@@ -297,6 +306,12 @@ def _translated(parsed: Parsed, seen: _Seen, params: Sequence[Any], catalog: Cat
         )
     context = TranslationContext(catalog, params, parsed.lists)
     query = translate(parsed.tree, None, context)
+    relations = [
+        table.schema.relation
+        for table in catalog.tables.values()
+        if table.schema.name in context.used
+    ]
+    query = replace(query, sql=Translated(query.sql, relations))
     names = _names(parsed, query, catalog)
     columns = tuple(_column(typed) for _, typed in query.columns)
     return Plan(

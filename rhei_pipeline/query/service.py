@@ -30,6 +30,13 @@ from rhei_pipeline.query.translation.queries import Query
 
 _INEXACT = "the mirror cannot answer it exactly for these rows"
 _ONLY_READ = "the source is only read, so that its mirror answers, in the mirror's SQL"
+_NOT_SUPPORTED = "the mirror's engine does not run a query of its form"
+#: How an engine says that it does not run a query on any rows.
+_UNSUPPORTED = re.compile(
+    r"not (yet )?(implemented|supported)|unsupported|recursion limit|Binder Error|Parser Error"
+    r"|Catalog Error|Error during planning|physical plan|expression depth|Schema error",
+    re.IGNORECASE,
+)
 WhenStale = Literal["sync", "wait", "oltp"]
 _NANOSECONDS = 1_000_000_000
 _LOOK_SECONDS = 0.005
@@ -225,13 +232,24 @@ class QueryService:
             return self._ask_history(sql, params, plan, begun)
         try:
             answer = self._ask_mirror(plan, params, begun)
-        except MirrorError as error:
-            answer, why = None, _failure(error)
+        except QueryLimitError:
+            raise
+        except Exception as error:  # noqa: BLE001  (the source can answer, whatever it is)
+            answer, why = None, self._failure(error, sql, params)
         else:
             why = _INEXACT
         if answer is not None:
             return answer
         return self._ask_source(sql, params, f"{plan.route.reason}, but {why}", plan, begun)
+
+    def _failure(self, error: Exception, sql: str, params: Sequence[Any]) -> str:
+        """Return why the source answers; what no try will change is kept in mind."""
+        if not isinstance(error, QueryError):
+            return _failure(error)
+        if not _UNSUPPORTED.search(error.message):
+            return _INEXACT
+        self.planner.refused(sql, params, _NOT_SUPPORTED)
+        return _NOT_SUPPORTED
 
     def stream(
         self, sql: str, params: Sequence[Any], rows: int, begun: Begun | None = None
@@ -293,7 +311,7 @@ class QueryService:
             first = next(streamed.batches, None)
         except (MirrorMemoryError, QueryLimitError):
             raise
-        except (QueryError, MirrorError):
+        except Exception:
             if ended.is_set():
                 raise
             return None
@@ -442,17 +460,13 @@ class QueryService:
         # Read first: the answer is then at least as new as what it says.
         ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
         bound = results.bound(plan, params)
-        with _but_for_limits():
-            with self._told("olap"):
-                found = self._mirror.query(plan.query.sql, bound, begun, self._limits.held_bytes)
-            if unanswered(found, plan.query):
-                return None
-            if plan.query.limit is not None:
-                found = found.slice(0, plan.query.limit)
-            return results.labelled(
-                results.shaped(found, plan), plan.route, ledger, _age(synced_from)
-            )
-        return None
+        with self._told("olap"):
+            found = self._mirror.query(plan.query.sql, bound, begun, self._limits.held_bytes)
+        if unanswered(found, plan.query):
+            return None
+        if plan.query.limit is not None:
+            found = found.slice(0, plan.query.limit)
+        return results.labelled(results.shaped(found, plan), plan.route, ledger, _age(synced_from))
 
     def _doubt(self, plan: Plan) -> str | None:
         """Say why the mirror does not hold all that a query needs; None when it does."""
@@ -509,7 +523,7 @@ class QueryService:
         return True
 
 
-def _failure(error: MirrorError) -> str:
+def _failure(error: Exception) -> str:
     """Return why the source answers in the place of a mirror that fails for good.
 
     Raises:
@@ -517,18 +531,9 @@ def _failure(error: MirrorError) -> str:
     """
     if isinstance(error, MirrorMemoryError):
         raise error
-    return f"the mirror fails: {error}"
-
-
-@contextmanager
-def _but_for_limits() -> Iterator[None]:
-    """Suppress what the mirror refuses, unless the source would have to work through as much."""
-    try:
-        yield
-    except QueryLimitError:
-        raise
-    except QueryError:
-        return
+    if isinstance(error, MirrorError):
+        return f"the mirror fails: {error}"
+    return f"the mirror fails with {type(error).__name__}"
 
 
 def _until_closed(streamed: Streamed, held: ExitStack) -> Iterator[pa.RecordBatch]:

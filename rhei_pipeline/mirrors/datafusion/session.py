@@ -39,6 +39,7 @@ from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.query_limits import whole
 from rhei_pipeline.model.schema import INSTANT, OPERATION, RESERVED_PREFIX, VALID_TO
+from rhei_pipeline.model.semantics import Translated
 from rhei_pipeline.sql.read_only import refuse_writing, statement_tokens
 from rhei_pipeline.sql.text import datafusion_type, literal, quote
 
@@ -140,16 +141,19 @@ class ReadingSession:
         Raises:
             QueryError: As of `query`.
         """
-        refuse_writing(sql, "datafusion")
-        _refuse_hidden(sql)
-        bound = numbered_placeholders(sql)
+        if isinstance(sql, Translated):
+            words, bound = set(sql.relations), str(sql)
+        else:
+            refuse_writing(sql, "datafusion")
+            _refuse_hidden(sql)
+            bound, words = numbered_placeholders(sql), _words(sql)
         values = (
             dict(params)
             if isinstance(params, Mapping)
             else {str(place): value for place, value in enumerate(params, start=1)}
         )
         with self._lock:
-            self._show(manifest, _words(sql))
+            self._show(manifest, words)
             try:
                 return self._bound(bound, values)
             except QueryError as error:

@@ -40,6 +40,7 @@ from rhei_pipeline.model.progress import Ledger, Past
 from rhei_pipeline.model.query_limits import gathered, whole
 from rhei_pipeline.model.reports import DamagedFile, MaintenanceReport
 from rhei_pipeline.model.schema import VALID_TO, Mode, Table
+from rhei_pipeline.model.semantics import Translated
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.sql.text import mirror_table
 
@@ -267,7 +268,7 @@ class DuckDBMirror:
         sql: str,
         params: Sequence[Any] | Mapping[str, Any],
     ) -> duckdb.DuckDBPyRelation | None:
-        admitted = self._guard.admitted(sql, cursor)
+        admitted = sql if isinstance(sql, Translated) else self._guard.admitted(sql, cursor)
         if self._has_default_namespace(cursor):
             cursor.execute("set search_path = 'main,public'")
         cursor.execute("begin transaction read only")

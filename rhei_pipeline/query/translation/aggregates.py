@@ -75,7 +75,8 @@ def _of_one(
             raise StaysWithSourceError(
                 "it tells apart values that the mirror keeps in another form"
             )
-        return Typed(f"count({distinct}{value.sql}){behind}", Kind.INT, pa.int64())
+        counted = _evaluated(value, context)
+        return Typed(f"count({distinct}{counted}){behind}", Kind.INT, pa.int64())
     if value.kind in _UNORDERED or value.kind is Kind.NULL:
         raise StaysWithSourceError("it aggregates a column that the mirror keeps in another form")
     if isinstance(node, exp.Min | exp.Max):
@@ -83,6 +84,11 @@ def _of_one(
     if value.kind not in NUMERIC:
         raise StaysWithSourceError(f"it adds up {value.kind}")
     return _added(node, value, distinct, behind, context)
+
+
+def _evaluated(value: Typed, context: TranslationContext) -> str:
+    may_fail = value.column is None and value.text is None and value.kind in NUMERIC
+    return context.words.evaluated(value.sql) if may_fail else value.sql
 
 
 def _extreme(node: exp.Expr, value: Typed, behind: str, context: TranslationContext) -> Typed:
@@ -100,7 +106,8 @@ def _added(
 ) -> Typed:
     whole = value.kind is Kind.INT
     if isinstance(node, exp.Sum) and (whole or value.kind is Kind.DECIMAL):
-        total = context.words.sum_of_exact(value.sql, value.type, distinct, behind)
+        added = _evaluated(value, context)
+        total = context.words.sum_of_exact(added, value.type, distinct, behind)
         if whole and (context.sqlite or value.type.bit_width < 64):  # noqa: PLR2004
             return Typed(context.words.cast(total, pa.int64()), Kind.INT, pa.int64())
         kept = decimal_type(38, 0 if whole else value.type.scale)

@@ -1,7 +1,7 @@
 """What a piece of SQL means on both sides: its text for the mirror, its kind, its type."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -41,16 +41,13 @@ class Typed:
 
 def derived(sql: str, kind: Kind, kept: pa.DataType, *parts: Typed, **others: Any) -> Typed:  # noqa: ANN401
     """Return an expression made of parts, with what it inherits from them."""
-    inherited = Typed(
-        sql,
-        kind,
-        kept,
-        aggregate=any(part.aggregate for part in parts),
-        loose=frozenset().union(*(part.loose for part in parts)),
-        inexact=any(part.inexact for part in parts) and kind in NUMERIC,
-        collated=any(part.collated for part in parts),
-    )
-    return replace(inherited, **others)
+    inherited: dict[str, Any] = {
+        "aggregate": any(part.aggregate for part in parts),
+        "loose": frozenset().union(*(part.loose for part in parts)),
+        "inexact": any(part.inexact for part in parts) and kind in NUMERIC,
+        "collated": any(part.collated for part in parts),
+    }
+    return Typed(sql, kind, kept, **{**inherited, **others})
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,6 @@ from sqlglot.errors import SqlglotError
 from sqlglot.parser import Parser
 from sqlglot.tokenizer_core import Token, TokenType
 
-from rhei_pipeline.sql.read_only import statement_tokens
-
 #: Values in an IN list from which on they are kept out of the tree.
 _MANY = 16
 _LIST = "rhei_list_"
@@ -74,23 +72,19 @@ class Parsed:
     doubt: str | None = None
 
 
-def parse(sql: str, dialect: str, tokens: Sequence[Token], *, bound: bool) -> Parsed:
+def parse(text: str, dialect: str, tokens: Sequence[Token], taken: int = 0) -> Parsed:
     """Parse one statement.
 
     Args:
-        sql: As the caller gave it.
+        text: The statement; one of PostgreSQL's as `numbered` returns it.
         dialect: The source's.
-        tokens: Of `sql`.
-        bound: Whether parameters come with it.
+        tokens: Of the text.
+        taken: How many parameters one of PostgreSQL's takes.
 
     Raises:
         SqlglotError: It cannot be parsed.
         RecursionError: It nests too deeply.
     """
-    text, taken = sql, 0
-    if dialect == "postgres" and bound:
-        text, taken = _numbered(sql)
-        tokens = statement_tokens(text, dialect)
     doubt = _doubt(tokens, dialect)
     lists: list[Sequence[Token]] = []
     edited = list(_with_short_lists(tokens, lists))
@@ -237,10 +231,10 @@ def _like(token: Token, kind: TokenType, text: str) -> Token:
     return Token(kind, text, token.line, token.col, token.start, token.end, [])
 
 
-def _numbered(sql: str) -> tuple[str, int]:
-    """Write `$1`, `$2` for psycopg's `%s`, which it replaces wherever it stands."""
+def numbered(sql: str) -> tuple[str, int]:
+    """Write `$1`, `$2` for psycopg's `%s`, wherever it stands, as psycopg does; and count them."""
     pieces = sql.replace("%%", "\0").split("%s")
     if any("%" in piece for piece in pieces):
         raise SqlglotError("a placeholder of another form")
-    numbered = pieces[0] + "".join(f"${place}{piece}" for place, piece in enumerate(pieces[1:], 1))
-    return numbered.replace("\0", "%"), len(pieces) - 1
+    text = pieces[0] + "".join(f"${place}{piece}" for place, piece in enumerate(pieces[1:], 1))
+    return text.replace("\0", "%"), len(pieces) - 1
