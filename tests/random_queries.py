@@ -44,6 +44,7 @@ class Queries:
         self.params = []
         shapes = [self.grouped, self.grouped, self.totals, self.joined, self.combined]
         shapes += [self.windowed, self.nested, self.listed, self.plain, self.limited]
+        shapes += [self.member, self.member]
         sql, ordered = self.random.choice(shapes)()
         # Much that is made is not chosen: only the parameters that are left count.
         used = [self.params[int(place)] for place in _MARK.findall(sql)]
@@ -234,6 +235,59 @@ class Queries:
             " select count(*), max(s.q) as q from s",
         ]
         return self.random.choice(choices), ()
+
+    def member(self) -> tuple[str, tuple[int, ...]]:
+        """IN and EXISTS, where it matters that they may be neither true nor false."""
+        test = self.membership()
+        other = self.test("x", 1)
+        choices = [
+            f"select x.id from a x where {test}",
+            f"select x.id from a x where not ({test})",
+            f"select x.id from a x where {test} {self.pick('or', 'and')} {other}",
+            f"select x.id from a x where {test} {self.pick('or', 'and')} {self.membership()}",
+            f"select x.id from a x where not ({test} {self.pick('or', 'and')} {other})",
+            f"select x.id from a x where ({test}) is {self.pick('', 'not ')}null",
+            f"select x.id, {test} as found from a x",
+            f"select x.id, case when {test} then 1 when {other} then 2 else 3 end as c from a x",
+            f"select count(*), sum(case when {test} then 1 else 0 end) as c from a x",
+            f"select x.t, count(*) from a x where {test} group by x.t",
+            f"select x.id, z.id from a x join b z on x.id = z.a_id where {test}",
+            f"select x.n, count(*) from a x group by x.n having x.n {self.pick('', 'not ')}in"
+            f" ({self.single('int')})",
+        ]
+        return self.random.choice(choices), ()
+
+    def membership(self) -> str:
+        kind = self.pick("int", "text")
+        column = f"y.{self.random.choice(['n', 'm'] if kind == 'int' else ['t', 'u'])}"
+        same = self.pick("y.a_id = x.id", "y.n = x.n", "y.t = x.t", "y.m > x.m", "y.n = x.n + 1")
+        inner = self.pick(
+            self.single(kind),
+            f"select {column} from b y where {same}",
+            f"select {column} from b y where {same} and {self.test('y', 0)}",
+            f"select {'max' if kind == 'text' and self.sqlite else 'count'}({column}) from b y"
+            f" where {same}"
+            if kind == "int" or self.sqlite
+            else self.single(kind),
+        )
+        if self.chance():
+            return f"{self.pick('', 'not ')}exists ({inner})"
+        left = self.column(kind, "x") if self.random.random() < 0.7 else self.value(kind, "x", 1)
+        return f"{left} {self.pick('', 'not ')}in ({inner})"
+
+    def single(self, kind: str) -> str:
+        """A subquery of one column that takes nothing from around it."""
+        column = f"y.{self.random.choice(['n', 'm'] if kind == 'int' else ['t', 'u'])}"
+        grouped = f"select {column} from b y group by {column} having count(*) > 1"
+        whole = "select max(y.n) from b y" if kind == "int" else grouped
+        return self.pick(
+            f"select {column} from b y{self.where('y')}",
+            f"select {column} from b y where {column} is not null",
+            f"select {column} from b y where y.id < 0",
+            f"select distinct {column} from b y{self.where('y')}",
+            grouped,
+            f"{whole}{self.where('y')}" if whole is not grouped else whole,
+        )
 
     def listed(self) -> tuple[str, tuple[int, ...]]:
         return self.pick(

@@ -19,9 +19,11 @@ class Dialect(ABC):
 
     Attributes:
         multisets: Whether INTERSECT ALL and EXCEPT ALL count equal rows.
+        null_aware: Whether IN and EXISTS on a subquery are right wherever they stand.
     """
 
     multisets = True
+    null_aware = True
 
     @abstractmethod
     def cast(self, text: str, kept: pa.DataType) -> str:
@@ -140,6 +142,9 @@ class DataFusionDialect(Dialect):
 
     # INTERSECT ALL is a join that keeps every row of the left side.
     multisets = False
+    # Elsewhere than as a condition of WHERE they become joins that know no null, and an aggregate
+    # below them a join that knows no empty group.
+    null_aware = False
 
     def cast(self, text: str, kept: pa.DataType) -> str:  # noqa: D102
         return f"arrow_cast({text}, {literal(datafusion_type(kept))})"

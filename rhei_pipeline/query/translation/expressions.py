@@ -65,6 +65,9 @@ _ARITHMETIC: dict[type[exp.Expr], str] = {
 }
 
 
+_NULLS = "the mirror's engine forgets NULLs, or empty groups, in an IN or EXISTS of this form"
+
+
 def express(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     """Translate one expression.
 
@@ -223,7 +226,7 @@ def _in(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     value = _operand(node.this, scope, context)
     query = node.args.get("query")
     if query is not None:
-        return _in_query(value, query, scope, context)
+        return _in_query(value, node, scope, context)
     members = node.expressions
     if not members or node.args.get("field") or node.args.get("unnest"):
         raise StaysWithSourceError("its IN names a table, or nothing")
@@ -268,7 +271,8 @@ def _in_values(value: Typed, members: Sequence[Typed], context: TranslationConte
     return truth(_balanced(tests, "or"), value, *members)
 
 
-def _in_query(value: Typed, query: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
+def _in_query(value: Typed, node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
+    query = node.args["query"]
     text, columns = _subselect(query, scope, context)
     if len(columns) != 1:
         raise StaysWithSourceError("its IN compares rows")
@@ -280,7 +284,23 @@ def _in_query(value: Typed, query: exp.Expr, scope: Scope, context: TranslationC
         raise StaysWithSourceError("its IN compares integers with reals")
     settled = coerce(value, other.kind, context)
     compare("=", settled, other, context)
-    return truth(f"({settled.sql} in ({text}))", settled, _outer(text, columns, scope))
+    outer = _outer(text, columns, scope)
+    negated = bool(node.args.get("negate")) or isinstance(node.parent, exp.Not | exp.Paren)
+    _refuse_null_unaware(node, query, outer, context)
+    if not context.words.null_aware and (not value.loose or (negated and outer.loose)):
+        raise StaysWithSourceError(_NULLS)
+    return truth(f"({settled.sql} in ({text}))", settled, outer)
+
+
+def _refuse_null_unaware(
+    node: exp.Expr, query: exp.Expr, outer: Typed, context: TranslationContext
+) -> None:
+    """Refuse an IN or EXISTS that the mirror's engine turns into a join which forgets NULLs."""
+    if context.words.null_aware:
+        return
+    one_row = query.find(exp.AggFunc, exp.Anonymous) and (outer.loose or type(node) is exp.Exists)
+    if id(node) not in context.conjuncts or one_row:
+        raise StaysWithSourceError(_NULLS)
 
 
 def _outer(text: str, columns: tuple[tuple[str | None, Typed], ...], scope: Scope) -> Typed:
@@ -296,7 +316,9 @@ def _outer(text: str, columns: tuple[tuple[str | None, Typed], ...], scope: Scop
 
 def _exists(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     text, columns = _subselect(node.this, scope, context)
-    return truth(f"(exists ({text}))", _outer(text, columns, scope))
+    outer = _outer(text, columns, scope)
+    _refuse_null_unaware(node, node.this, outer, context)
+    return truth(f"(exists ({text}))", outer)
 
 
 def _scalar(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from sqlglot import exp
 
 from rhei_pipeline.model.semantics import Kind
-from rhei_pipeline.query.translation.expressions import condition, express
+from rhei_pipeline.query.translation.expressions import express
+from rhei_pipeline.query.translation.literals import as_truth
 from rhei_pipeline.query.translation.meaning import StaysWithSourceError
 from rhei_pipeline.query.translation.scope import (
     Columns,
@@ -123,7 +124,7 @@ def rowwise(node: exp.Expr, scope: Scope, context: TranslationContext) -> str:
     found = express(node, scope, context)
     if found.aggregate:
         raise StaysWithSourceError("an aggregate stands where single rows are chosen")
-    return condition(node, scope, context)
+    return as_truth(found, context)
 
 
 def refuse_other(node: exp.Expr, known: set[str]) -> None:

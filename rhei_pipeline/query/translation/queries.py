@@ -34,6 +34,7 @@ _SELECT_PARTS = {
     "offset",
     "distinct",
 }
+_MEMBER = (exp.In, exp.Exists)
 _SET_PARTS = {"with_", "this", "expression", "distinct", "order", "limit", "offset"}
 
 
@@ -131,7 +132,7 @@ def _select(node: exp.Select, parent: Scope | None, context: TranslationContext)
     scope = Scope(parent=parent)
     from_ = from_clause(node, scope, context)
     where = node.args.get("where")
-    filtered = f" where {rowwise(where.this, scope, context)}" if where is not None else ""
+    filtered = f" where {_demanded(where.this, scope, context)}" if where is not None else ""
     keys = _group_keys(node, scope, context)
     if keys:
         scope.groups = frozenset(key.sql for key in keys)
@@ -159,6 +160,20 @@ def _select(node: exp.Select, parent: Scope | None, context: TranslationContext)
     return _assembled(
         node, outputs, order, from_ + filtered + behind, scope, context, grouped, keys
     )
+
+
+def _demanded(node: exp.Expr, scope: Scope, context: TranslationContext) -> str:
+    waiting = [node]
+    while waiting:
+        each = waiting.pop()
+        context.conjuncts.add(id(each))
+        if isinstance(each, exp.And):
+            waiting += [each.this, each.expression]
+        elif isinstance(each, exp.Paren):
+            waiting.append(each.this)
+        elif isinstance(each, exp.Not) and isinstance(each.unnest().this.unnest(), _MEMBER):
+            waiting.append(each.this.unnest())
+    return rowwise(node, scope, context)
 
 
 def _assembled(  # noqa: PLR0913, PLR0917

@@ -67,6 +67,7 @@ class TranslationContext:
     Attributes:
         parameters: The values that will be bound; of each, the type alone counts.
         lists: The values of long IN lists; see `parsing.Parsed`.
+        conjuncts: The identities of nodes that a WHERE demands to be true, be it negated.
         depth: How many expressions stand around the one that is translated.
     """
 
@@ -79,6 +80,7 @@ class TranslationContext:
     bound: set[int] = field(default_factory=set)
     relations: int = 0
     depth: int = 0
+    conjuncts: set[int] = field(default_factory=set)
 
     @property
     def sqlite(self) -> bool:
