@@ -12,6 +12,10 @@ from rhei_pipeline.model.schema import Mode, TableSchema
 ONLY_SOURCE = "_rhei_only_source"
 #: Another one: it returns a double that is finite, and ends the query where one is not.
 FINITE = "_rhei_finite"
+#: And one that returns the difference of two doubles, and ends the query where they nearly tie.
+APART = "_rhei_apart"
+#: How near two sums of reals may be before the order of rows may decide between them.
+NEAR = 1e-9
 
 
 class Translated(str):

@@ -61,7 +61,7 @@ STAYS = [
     ("select count(rowid) from orders", "rowid"),
     ("select count(*) from orders where nothing = 1", "nothing"),
     ('select count(*) from orders where status = "new"', "may read it as text"),
-    ("select strftime('%Y', made), count(*) from orders group by 1", "source's own"),
+    ("select strftime('%Y', made), count(*) from orders group by 1", "takes the date"),
     ("select group_concat(status) from orders", "source's own"),
     ("select json_extract(status, '$.a'), count(*) from orders group by 1", "source's own"),
     ("select count(*) from orders where made > '2024'", "another form"),

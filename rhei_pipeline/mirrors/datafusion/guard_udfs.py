@@ -5,6 +5,7 @@ import pyarrow.compute as pc
 from datafusion import SessionContext, udf
 
 from rhei_pipeline.model.semantics import FINITE, ONLY_SOURCE
+from rhei_pipeline.query.translation.dialects import APART, NEAR
 
 
 def register(context: SessionContext) -> None:
@@ -12,6 +13,7 @@ def register(context: SessionContext) -> None:
     boolean, double = pa.bool_(), pa.float64()
     context.register_udf(udf(_only_source, [boolean], boolean, "immutable", ONLY_SOURCE))
     context.register_udf(udf(_finite, [double], double, "immutable", FINITE))
+    context.register_udf(udf(_apart, [double, double], double, "immutable", APART))
 
 
 def _only_source(conditions: pa.Array) -> pa.Array:
@@ -24,3 +26,11 @@ def _finite(numbers: pa.Array) -> pa.Array:
     if not pc.all(pc.is_finite(numbers), min_count=0).as_py():
         raise ValueError("only the source answers this exactly")
     return numbers
+
+
+def _apart(left: pa.Array, right: pa.Array) -> pa.Array:
+    difference = pc.subtract(left, right)
+    bound = pc.multiply(pc.add(pc.abs(left), pc.abs(right)), NEAR)
+    if pc.any(pc.less_equal(pc.abs(difference), bound)).as_py():
+        raise ValueError("only the source answers this exactly")
+    return difference

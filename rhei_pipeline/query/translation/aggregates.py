@@ -1,6 +1,7 @@
 """Aggregates and windows whose answers are the same on both sides."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 from sqlglot import exp
@@ -63,6 +64,7 @@ def _aggregated(found: Typed, parts: Sequence[Typed], scope: Scope, *, windowed:
         aggregate=not windowed,
         loose=kept,
         inexact=found.inexact or any(part.inexact for part in parts),
+        steady=found.steady and not any(part.inexact for part in parts),
         collated=found.collated,
     )
 
@@ -115,7 +117,10 @@ def _added(
     if whole and context.sqlite:
         return _real_of_integers(node, value, distinct, behind, context)
     if value.kind in {Kind.REAL, Kind.NUMBER}:
-        return _real(node, as_double(value, context), distinct, behind, context)
+        found = _real(node, as_double(value, context), distinct, behind, context)
+        # A sum of integers is an integer.
+        is_number = value.kind is Kind.NUMBER and isinstance(node, exp.Sum)
+        return replace(found, kind=Kind.NUMBER) if is_number else found
     raise StaysWithSourceError("it averages exact numbers, whose digits the source chooses")
 
 
@@ -146,7 +151,7 @@ def _real(
     found = words.finite(words.guarded(f"abs({total}) * {_CANCELLED} < {magnitude}", found))
     if not isinstance(node, exp.Avg | exp.Sum):
         found = f"coalesce({found}, cast(0 as double))"
-    return Typed(f"({found})", Kind.REAL, pa.float64(), inexact=True)
+    return Typed(f"({found})", Kind.REAL, pa.float64(), inexact=True, steady=True)
 
 
 def window(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:

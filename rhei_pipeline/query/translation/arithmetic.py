@@ -65,13 +65,19 @@ def _reals(operator: str, left: Typed, right: Typed, context: TranslationContext
     )
     real = {left.kind, right.kind} & {Kind.REAL}
     if operator == "/":
-        if not real:
-            raise StaysWithSourceError("it divides numbers that are integers in some rows")
         divided = f"({first} / nullif({second}, 0))"
+        if not real:
+            # Where both are whole, they may be integers there, whose quotient is cut off.
+            whole = f"{second} <> 0 and {first} = trunc({first}) and {second} = trunc({second})"
+            divided = context.words.guarded(
+                f"{whole} and {first} <> trunc({divided}) * {second}", divided
+            )
         text = divided if context.sqlite else context.words.guarded(f"{second} = 0", divided)
     else:
         text = f"({first} {operator} {second})"
     # SQLite has no NaN: what is none is null.
     text = context.words.without_nan(text) if context.sqlite else context.words.finite(text)
     kind = Kind.REAL if real else Kind.NUMBER
-    return derived(text, kind, pa.float64(), left, right)
+    # A difference of sums may be all last digits.
+    steady = operator in {"*", "/"} and all(p.steady or not p.inexact for p in (left, right))
+    return derived(text, kind, pa.float64(), left, right, steady=steady)

@@ -3,10 +3,19 @@
 import pyarrow as pa
 
 from rhei_pipeline.model.semantics import NUMERIC, Kind
-from rhei_pipeline.query.translation.literals import as_double, coerce, exact_text
+from rhei_pipeline.query.translation.literals import (
+    as_double,
+    as_text,
+    cast,
+    coerce,
+    exact_text,
+    is_day,
+)
 from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
 from rhei_pipeline.query.translation.scope import TranslationContext
 
+_UNSTEADY = "it compares sums of reals, whose last digits depend on the order of rows"
+_ORDERS = {"<", "<=", ">", ">="}
 _EQUALITIES = {"=", "<>", "is not distinct from", "is distinct from"}
 #: Upper- and lower-case letters as SQLite knows them.
 UPPER, LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
@@ -18,10 +27,22 @@ def compare(operator: str, left: Typed, right: Typed, context: TranslationContex
     Raises:
         StaysWithSourceError: They are of different kinds, or the source has a way of its own.
     """
-    texts = comparable(left, right, context)
     if operator not in _EQUALITIES and (left.collated or right.collated):
         raise StaysWithSourceError("the source orders text by a collation of its own")
+    texts = _comparable(*_settled(left, right, context), context)
+    if left.inexact or right.inexact:
+        # The order of rows may not turn round how sums of reals compare.
+        if not all(part.steady or not part.inexact for part in (left, right)):
+            raise StaysWithSourceError(_UNSTEADY)
+        if operator not in _ORDERS:
+            raise StaysWithSourceError(_UNSTEADY)
+        first, second = (context.words.cast(text, pa.float64()) for text in texts)
+        return truth(f"({context.words.apart(first, second)} {operator} 0)", left, right)
     return truth(f"({texts[0]} {operator} {texts[1]})", left, right)
+
+
+def _settled(left: Typed, right: Typed, context: TranslationContext) -> tuple[Typed, Typed]:
+    return coerce(left, right.kind, context), coerce(right, left.kind, context)
 
 
 def comparable(left: Typed, right: Typed, context: TranslationContext) -> tuple[str, str]:
@@ -30,12 +51,9 @@ def comparable(left: Typed, right: Typed, context: TranslationContext) -> tuple[
     Raises:
         StaysWithSourceError: They are of different kinds, or the source has a way of its own.
     """
-    left, right = coerce(left, right.kind, context), coerce(right, left.kind, context)
     if left.inexact or right.inexact:
-        raise StaysWithSourceError(
-            "it compares sums of reals, whose last digits depend on the order of rows"
-        )
-    return _comparable(left, right, context)
+        raise StaysWithSourceError(_UNSTEADY)
+    return _comparable(*_settled(left, right, context), context)
 
 
 def _comparable(left: Typed, right: Typed, context: TranslationContext) -> tuple[str, str]:
@@ -48,6 +66,11 @@ def _comparable(left: Typed, right: Typed, context: TranslationContext) -> tuple
         return left.sql, right.sql
     if kinds <= {Kind.INT, Kind.DECIMAL}:
         return left.sql, right.sql
+    if kinds == {Kind.DATE, Kind.TEXT} and context.sqlite:
+        return _as_dates(left, right, context)
+    if kinds == {Kind.DATE, Kind.TIMESTAMP}:
+        first, second = (cast(part, pa.timestamp("us"), context) for part in (left, right))
+        return first, second
     if not kinds <= NUMERIC:
         raise StaysWithSourceError(f"it compares {' with '.join(sorted(kinds))}")
     first, second = (
@@ -55,6 +78,17 @@ def _comparable(left: Typed, right: Typed, context: TranslationContext) -> tuple
         for part in (left, right)
     )
     return first, second
+
+
+def _as_dates(left: Typed, right: Typed, context: TranslationContext) -> tuple[str, str]:
+    """Compare a date of SQLite's, which is a text there, with a text."""
+    texts = []
+    for part in (left, right):
+        is_fixed = part.kind is Kind.TEXT and part.text is not None and is_day(part.text)
+        texts.append(cast(part, pa.date32(), context) if is_fixed else None)
+    if any(texts):
+        return texts[0] or left.sql, texts[1] or right.sql
+    return as_text(left, context).sql, as_text(right, context).sql
 
 
 def truth(sql: str, *parts: Typed) -> Typed:

@@ -54,6 +54,10 @@ class Dialect(ABC):
         """End the query where a double is infinite or NaN: the source then answers it."""
 
     @abstractmethod
+    def apart(self, left: str, right: str) -> str:
+        """Write the difference of two sums of doubles; end the query where they nearly tie."""
+
+    @abstractmethod
     def without_nan(self, text: str) -> str:
         """Turn a double that is NaN into null."""
 
@@ -68,6 +72,10 @@ class Dialect(ABC):
     @abstractmethod
     def average_of_reals(self, text: str, distinct: str, behind: str) -> str:
         """Average doubles."""
+
+    def read_day(self, text: str) -> str:
+        """Read a text as a date; null where it is none."""
+        return f"try_cast({text} as date)"
 
     def evaluated(self, text: str) -> str:
         """Write an aggregate's argument such that it is computed for each row, and fails there."""
@@ -113,6 +121,12 @@ class DuckDBDialect(Dialect):
 
     def finite(self, text: str) -> str:  # noqa: D102
         return self.guarded(f"not isfinite({text})", text)
+
+    def apart(self, left: str, right: str) -> str:  # noqa: D102
+        # Each side stands here once: it may be a subquery that is worth running once.
+        near = f"abs(p[1] - p[2]) <= {NEAR} * (abs(p[1]) + abs(p[2]))"
+        found = self.guarded(near, "p[1] - p[2]")
+        return f"list_transform([[{left}, {right}]], lambda p: {found})[1]"
 
     def without_nan(self, text: str) -> str:  # noqa: D102
         return f"nullif({text}, 'nan'::double)"
@@ -181,6 +195,9 @@ class DataFusionDialect(Dialect):
     def finite(self, text: str) -> str:  # noqa: D102
         return f"{FINITE}({text})"
 
+    def apart(self, left: str, right: str) -> str:  # noqa: D102
+        return f"{APART}({left}, {right})"
+
     def without_nan(self, text: str) -> str:  # noqa: D102
         return f"nanvl({text}, cast(null as double))"
 
@@ -201,6 +218,10 @@ class DataFusionDialect(Dialect):
 
     def average_of_reals(self, text: str, distinct: str, behind: str) -> str:  # noqa: D102
         return f"avg({distinct}{text}){behind}"
+
+    def read_day(self, text: str) -> str:
+        """Read a text as a date; null where it is none."""
+        return f"try_cast({text} as date)"
 
     def evaluated(self, text: str) -> str:
         """Write an aggregate's argument such that it is computed for each row, and fails there."""

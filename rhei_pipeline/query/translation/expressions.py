@@ -8,12 +8,13 @@ from sqlglot import exp
 from sqlglot.tokenizer_core import Token, TokenType
 
 from rhei_pipeline.model.semantics import NUMERIC, TEMPORAL, Kind
-from rhei_pipeline.query.translation import functions
+from rhei_pipeline.query.translation import dates, functions
 from rhei_pipeline.query.translation.arithmetic import compute
 from rhei_pipeline.query.translation.comparisons import comparable, compare, like_text, truth
 from rhei_pipeline.query.translation.literals import (
     NULL,
     as_double,
+    as_text,
     as_truth,
     as_value,
     cast,
@@ -277,11 +278,11 @@ def _in_query(value: Typed, node: exp.Expr, scope: Scope, context: TranslationCo
     if len(columns) != 1:
         raise StaysWithSourceError("its IN compares rows")
     other = columns[0][1]
-    if {value.kind, other.kind} - {Kind.NULL} == {Kind.INT, Kind.REAL} or Kind.NUMBER in {
-        value.kind,
-        other.kind,
-    }:
+    kinds = {value.kind, other.kind} - {Kind.NULL, Kind.UNKNOWN}
+    if kinds == {Kind.INT, Kind.REAL} or Kind.NUMBER in kinds:
         raise StaysWithSourceError("its IN compares integers with reals")
+    if Kind.DATE in kinds and len(kinds) > 1:
+        raise StaysWithSourceError("its IN compares dates with something else")
     settled = coerce(value, other.kind, context)
     compare("=", settled, other, context)
     outer = _outer(text, columns, scope)
@@ -327,7 +328,9 @@ def _scalar(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
         raise StaysWithSourceError("a subquery in a value's place has several columns")
     found = columns[0][1]
     outer = _outer(text, columns, scope)
-    return derived(f"({text})", found.kind, found.type, found, outer, loose=outer.loose)
+    return derived(
+        f"({text})", found.kind, found.type, found, outer, loose=outer.loose, steady=found.steady
+    )
 
 
 def _subselect(
@@ -344,7 +347,10 @@ def _like(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
         escape, node = node.expression.name, node.this
         if len(escape) != 1 or not isinstance(node, exp.Like | exp.ILike):
             raise StaysWithSourceError("its ESCAPE is no single character")
-    parts = [coerce(_operand(each, scope, context), Kind.TEXT, context) for each in _sides(node)]
+    parts = [
+        as_text(coerce(_operand(each, scope, context), Kind.TEXT, context), context)
+        for each in _sides(node)
+    ]
     if any(part.kind not in {Kind.TEXT, Kind.NULL} for part in parts):
         raise StaysWithSourceError("it is LIKE on something other than text")
     if isinstance(node, exp.ILike):
@@ -357,6 +363,9 @@ def _sides(node: exp.Expr) -> tuple[exp.Expr, exp.Expr]:
 
 
 def _arithmetic(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
+    fixed = dates.counted(node, _ARITHMETIC[type(node)], context)
+    if fixed is not None:
+        return fixed
     sides = (node.this, node.expression)
     if any(isinstance(side, exp.DPipe) for side in sides):
         raise StaysWithSourceError("its operators need brackets to mean the same everywhere")
@@ -394,6 +403,7 @@ def _concatenation(node: exp.Expr, scope: Scope, context: TranslationContext) ->
 
 
 def _as_text(value: Typed, context: TranslationContext) -> Typed:
+    value = as_text(value, context)
     if value.kind in {Kind.TEXT, Kind.INT, Kind.NULL}:
         return derived(cast(value, pa.string(), context), Kind.TEXT, pa.string(), value)
     raise StaysWithSourceError(f"it writes a {value.kind} as text, each engine in its way")
@@ -425,39 +435,51 @@ def choose(tests: list[Typed], values: list[Typed], context: TranslationContext)
 def _cast(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     value = _operand(node.this, scope, context)
     target = node.args["to"].sql(dialect=context.catalog.source).lower()
-    if value.kind is Kind.UNKNOWN:
-        kinds = {"date": Kind.DATE, "timestamp": Kind.TIMESTAMP, "text": Kind.TEXT}
-        if target in kinds:
-            return coerce(value, kinds[target], context)
-    if target in {"text", "varchar"}:
-        return _as_text(value, context)
-    if (
-        context.sqlite
-        and target in {"real", "double", "float"}
-        and value.kind
-        in {
-            Kind.INT,
-            Kind.REAL,
-            Kind.NUMBER,
-        }
-    ):
+    found = _sqlite_cast(value, target, context) if context.sqlite else None
+    found = found or (None if context.sqlite else _postgres_cast(value, target, context))
+    if found is None and target in {"text", "varchar"}:
+        found = _as_text(value, context)
+    if found is None:
+        raise StaysWithSourceError(f"it casts a {value.kind} to {target}")
+    return found
+
+
+def _sqlite_cast(value: Typed, target: str, context: TranslationContext) -> Typed | None:
+    if value.kind is Kind.NULL:
+        return NULL
+    if target in {"real", "double", "float"} and value.kind in {Kind.INT, Kind.REAL, Kind.NUMBER}:
         return derived(as_double(value, context), Kind.REAL, pa.float64(), value)
-    if context.sqlite and target in {"integer", "int", "bigint"} and value.kind is Kind.INT:
+    if target in {"integer", "int", "bigint"} and value.kind is Kind.INT:
         return derived(value.sql, Kind.INT, pa.int64(), value)
-    if not context.sqlite and value.kind in {Kind.INT, Kind.DECIMAL} | TEMPORAL:
-        return _postgres_cast(value, target, context)
-    raise StaysWithSourceError(f"it casts a {value.kind} to {target}")
+    if target in {"integer", "int", "bigint"} and value.digits:
+        return derived(cast(value, pa.int64(), context), Kind.INT, pa.int64(), value)
+    return None
 
 
-def _postgres_cast(value: Typed, target: str, context: TranslationContext) -> Typed:
-    numbers = {"bigint": pa.int64(), "int": pa.int32(), "integer": pa.int32()}
-    if value.kind is Kind.INT and target in numbers:
-        return derived(cast(value, numbers[target], context), Kind.INT, numbers[target], value)
-    if value.kind in {Kind.INT, Kind.DECIMAL} and target == "double precision":
-        return derived(as_double(value, context), Kind.REAL, pa.float64(), value)
-    if value.kind is Kind.TIMESTAMP and target == "date":
-        return derived(cast(value, pa.date32(), context), Kind.DATE, pa.date32(), value)
-    raise StaysWithSourceError(f"it casts a {value.kind} to {target}")
+_POSTGRES_TYPES: dict[str, tuple[Kind, pa.DataType]] = {
+    "bigint": (Kind.INT, pa.int64()),
+    "int": (Kind.INT, pa.int32()),
+    "integer": (Kind.INT, pa.int32()),
+    "double precision": (Kind.REAL, pa.float64()),
+    "text": (Kind.TEXT, pa.string()),
+    "date": (Kind.DATE, pa.date32()),
+    "timestamp": (Kind.TIMESTAMP, pa.timestamp("us")),
+}
+
+
+def _postgres_cast(value: Typed, target: str, context: TranslationContext) -> Typed | None:
+    kind, kept = _POSTGRES_TYPES.get(target, (Kind.OPAQUE, pa.null()))
+    if value.kind is Kind.UNKNOWN and kind in TEMPORAL | {Kind.TEXT}:
+        return coerce(value, kind, context)
+    if value.kind is Kind.NULL and kind is not Kind.OPAQUE:
+        return Typed(context.words.cast("null", kept), kind, kept)
+    if value.kind is Kind.INT and kind is Kind.INT:
+        return derived(cast(value, kept, context), kind, kept, value)
+    if value.kind in {Kind.INT, Kind.DECIMAL} and kind is Kind.REAL:
+        return derived(as_double(value, context), kind, kept, value)
+    if value.kind is Kind.TIMESTAMP and kind is Kind.DATE:
+        return derived(cast(value, kept, context), kind, kept, value)
+    return None
 
 
 def _column(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
@@ -493,6 +515,8 @@ _READ_OF: dict[type[exp.Expr], set[str]] = {
     exp.Table: {"db", "catalog", "alias"},
     exp.Subquery: {"alias"},
     exp.Upper: set(),
+    exp.TimeToStr: {"format"},
+    exp.Interval: {"unit"},
 }
 _RULES: dict[type[exp.Expr], Callable[[exp.Expr, Scope, TranslationContext], Typed]] = {
     exp.Literal: _literal,

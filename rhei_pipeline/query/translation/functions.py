@@ -6,11 +6,13 @@ import pyarrow as pa
 from sqlglot import exp
 
 from rhei_pipeline.model.semantics import Kind
+from rhei_pipeline.query.translation import dates
 from rhei_pipeline.query.translation.aggregates import AGGREGATES, Express, aggregate, window
 from rhei_pipeline.query.translation.comparisons import LOWER, UPPER
 from rhei_pipeline.query.translation.literals import (
     EXACT,
     NULL,
+    as_text,
     as_truth,
     as_value,
     coerce,
@@ -37,6 +39,8 @@ def call(node: exp.Expr, scope: Scope, context: TranslationContext, express: Exp
         if isinstance(node, exp.Max | exp.Min) and node.expressions:
             return _extreme_of(node, scope, context, express)
         return aggregate(node, scope, context, express, None)
+    if isinstance(node, dates.DATES) or dates.is_date_call(node):
+        return dates.call(node, scope, context, express)
     rule = _SCALARS.get(type(node))
     if rule is None:
         raise StaysWithSourceError(
@@ -130,7 +134,10 @@ def _abs(node: exp.Expr, scope: Scope, context: TranslationContext, express: Exp
 def _texts(
     nodes: Sequence[exp.Expr], scope: Scope, context: TranslationContext, express: Express
 ) -> list[Typed]:
-    values = [coerce(express(node, scope, context), Kind.TEXT, context) for node in nodes]
+    values = [
+        as_text(coerce(express(node, scope, context), Kind.TEXT, context), context)
+        for node in nodes
+    ]
     if any(value.kind not in {Kind.TEXT, Kind.NULL} for value in values):
         raise StaysWithSourceError("a function of text is given something else")
     return values

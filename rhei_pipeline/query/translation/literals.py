@@ -26,6 +26,8 @@ _TEMPORAL_TYPES = {
 }
 #: Digits up to which a decimal divided by its power of ten is the nearest double.
 _DOUBLE_DIGITS = 15
+#: Digits that an integer of so many bits may have.
+_INTEGER_DIGITS = {16: 5, 32: 10, 64: 19}
 NULL = Typed("null", Kind.NULL, pa.null())
 
 
@@ -106,6 +108,21 @@ def as_value(typed: Typed, context: TranslationContext) -> Typed:
     return typed
 
 
+def as_text(typed: Typed, context: TranslationContext) -> Typed:
+    """Return what SQLite has for a date: text."""
+    if context.sqlite and typed.kind is Kind.DATE:
+        return derived(cast(typed, pa.string(), context), Kind.TEXT, pa.string(), typed)
+    return typed
+
+
+def is_day(text: str) -> bool:
+    """Tell whether a text is a day of the calendar, in the form YYYY-MM-DD."""
+    try:
+        return bool(_DATE.fullmatch(text)) and date.fromisoformat(text) is not None
+    except ValueError:
+        return False
+
+
 def as_truth(typed: Typed, context: TranslationContext) -> str:
     """Write a condition."""
     if typed.kind in {Kind.TRUTH, Kind.NULL}:
@@ -176,16 +193,35 @@ def unify(
         kind = kinds.pop()
         kept = _widest([value.type for value in values if value.kind is kind])
         return kind, kept, [cast(value, kept, context) for value in values]
+    if context.sqlite and kinds == {Kind.DATE, Kind.TEXT}:
+        texts = [as_text(value, context).sql for value in values]
+        return Kind.TEXT, pa.string(), texts
     if not kinds <= NUMERIC:
         raise StaysWithSourceError(f"it mixes {' and '.join(sorted(kinds))}")
     if not context.sqlite and Kind.REAL not in kinds:
-        raise StaysWithSourceError("it mixes integer and numeric")
+        return _as_decimals(values, context)
     kind = Kind.NUMBER if context.sqlite else Kind.REAL
     texts = [
         value.sql if value.kind is Kind.NULL else as_double(value, context, exactly=context.sqlite)
         for value in values
     ]
     return kind, pa.float64(), [context.words.cast(text, pa.float64()) for text in texts]
+
+
+def _as_decimals(
+    values: Sequence[Typed], context: TranslationContext
+) -> tuple[Kind, pa.DataType, list[str]]:
+    """Bring integers and numerics to one numeric that has room for each."""
+    types = [_decimal_of(value) for value in values if value.kind is not Kind.NULL]
+    kept = _widest(types)
+    return Kind.DECIMAL, kept, [cast(value, kept, context) for value in values]
+
+
+def _decimal_of(value: Typed) -> pa.DataType:
+    if value.kind is Kind.DECIMAL:
+        return value.type
+    digits = len(value.text) if value.text is not None else _INTEGER_DIGITS[value.type.bit_width]
+    return decimal_type(digits, 0)
 
 
 def _widest(types: Sequence[pa.DataType]) -> pa.DataType:

@@ -26,6 +26,8 @@ class Typed:
         inexact: Whether its last digits depend on the order in which rows are added.
         collated: Whether the source orders it by a collation other than by its bytes.
         text: The literal's own text, where it is one.
+        steady: Whether its last digits are all that depends on that order, also after arithmetic.
+        digits: Whether it is a text of digits alone.
     """
 
     sql: str
@@ -37,6 +39,8 @@ class Typed:
     inexact: bool = False
     collated: bool = False
     text: str | None = None
+    steady: bool = False
+    digits: bool = False
 
 
 def derived(sql: str, kind: Kind, kept: pa.DataType, *parts: Typed, **others: Any) -> Typed:  # noqa: ANN401
@@ -59,12 +63,14 @@ class Catalog:
         mirror: The mirror's dialect: duckdb or datafusion.
         tables: The mirrored tables; lower-case name in SQLite, exact name in PostgreSQL.
         unqualified: Whether a PostgreSQL table's name without its schema means `public`.
+        exact_parts: Whether PostgreSQL's EXTRACT is numeric, and not a double.
     """
 
     source: str
     mirror: str
     tables: Mapping[str, MirroredTable]
     unqualified: bool = True
+    exact_parts: bool = True
 
     def find(self, name: str, namespace: str) -> MirroredTable:
         """Return a table by the name a query gives it.

@@ -87,12 +87,18 @@ def _stored(place: int, statement: exp.Insert, catalog: Catalog) -> pa.DataType:
 
 def _column_type(name: str, statement: exp.Expr, catalog: Catalog) -> pa.DataType:
     found = {
-        _KEPT.get(kind, pa.string())
+        _kept(kind, catalog)
         for table in _tables(statement, catalog)
         for column, kind in table.kinds.items()
         if column.lower() == name.lower()
     }
     return found.pop() if len(found) == 1 else pa.string()
+
+
+def _kept(kind: Kind, catalog: Catalog) -> pa.DataType:
+    # SQLite's dates are text.
+    is_text = catalog.source == "sqlite" and kind is Kind.DATE
+    return pa.string() if is_text else _KEPT.get(kind, pa.string())
 
 
 def _tables(statement: exp.Expr, catalog: Catalog) -> Iterator[MirroredTable]:

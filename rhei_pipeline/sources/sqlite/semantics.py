@@ -17,6 +17,8 @@ _KINDS = (
     (pa.string(), Kind.TEXT),
     (pa.binary(), Kind.BLOB),
     (pa.bool_(), Kind.TRUTH),
+    # Such a column holds text, YYYY-MM-DD and nothing else: it is ordered as the days are.
+    (pa.date32(), Kind.DATE),
 )
 
 
