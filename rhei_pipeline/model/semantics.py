@@ -75,6 +75,7 @@ class MirroredTable:
         collated: Columns of text that the source orders otherwise than by bytes.
         all_columns: All columns of the source's table, in its order.
         doubt: Why the source may show other rows of it than the mirror has.
+        exact_parts: Whether its server's EXTRACT is numeric, and not a double.
     """
 
     schema: TableSchema
@@ -83,3 +84,4 @@ class MirroredTable:
     collated: frozenset[str] = frozenset()
     all_columns: tuple[str, ...] = ()
     doubt: str | None = None
+    exact_parts: bool = True

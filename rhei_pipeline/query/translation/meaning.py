@@ -63,14 +63,17 @@ class Catalog:
         mirror: The mirror's dialect: duckdb or datafusion.
         tables: The mirrored tables; lower-case name in SQLite, exact name in PostgreSQL.
         unqualified: Whether a PostgreSQL table's name without its schema means `public`.
-        exact_parts: Whether PostgreSQL's EXTRACT is numeric, and not a double.
     """
 
     source: str
     mirror: str
     tables: Mapping[str, MirroredTable]
     unqualified: bool = True
-    exact_parts: bool = True
+
+    @property
+    def exact_parts(self) -> bool:
+        """Whether PostgreSQL's EXTRACT is numeric, and not a double."""
+        return all(table.exact_parts for table in self.tables.values())
 
     def find(self, name: str, namespace: str) -> MirroredTable:
         """Return a table by the name a query gives it.

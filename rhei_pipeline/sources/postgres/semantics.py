@@ -10,7 +10,7 @@ from rhei_pipeline.sources.postgres.catalog import (
     Connection,
     arrow_type,
 )
-from rhei_pipeline.sources.postgres.versions import Since, where
+from rhei_pipeline.sources.postgres.versions import Since, has, where
 
 #: Types, by oid, that DuckDB computes with as PostgreSQL does.
 _KINDS = {
@@ -32,7 +32,7 @@ select a.attname, a.atttypid::bigint, a.atttypmod,
        coalesce(l.collisdeterministic, true),
        coalesce(l.collnamespace = 'pg_catalog'::regnamespace and (
                 l.collname in ('C', 'POSIX', 'ucs_basic')
-                or l.collname = 'default' and {by_bytes}), true)
+                or l.collname = 'default' and ({by_bytes} or {in_order})), true)
 from pg_attribute a
 join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
 join pg_database d on d.datname = current_database()
@@ -42,6 +42,14 @@ order by a.attnum
 """
 
 #: ICU compares by its own locale, whatever the C library's is; what is built in, by code points.
+#: C.UTF-8 is said to compare code points. One character after the other, and beside others, it
+#: has to show it: C libraries have had their own ideas.
+_IN_ORDER = """
+(d.datcollate in ('C.UTF-8', 'C.utf8') and {libc} and (
+    select bool_and(x.low < x.high and 'a' || x.low || 'b' < 'a' || x.high || 'A')
+    from (select chr(n) as low, chr(n + 211) as high from generate_series(1, 1113000, 211) as n
+          where n + 211 not between 55296 and 57343 and n not between 55296 and 57343) as x))
+"""
 _BY_BYTES = "d.datcollate in ('C', 'POSIX')"
 _BY_BYTES_OF_PROVIDER = f"(d.datlocprovider = 'b' or d.datlocprovider = 'c' and {_BY_BYTES})"
 #: A query of a parent shows its children's rows; policies hide rows from some users.
@@ -58,7 +66,9 @@ def meaning(connection: Connection, table: Table, options: TableOptions) -> Mirr
     schema = table.schema
     name_parts = (schema.namespace or DEFAULT_NAMESPACE, schema.relation)
     by_bytes = where(connection, Since.LOCALE_PROVIDERS, _BY_BYTES_OF_PROVIDER, _BY_BYTES)
-    rows = connection.execute(_COLUMNS.format(by_bytes=by_bytes), name_parts).fetchall()
+    libc = where(connection, Since.LOCALE_PROVIDERS, "d.datlocprovider = 'c'", "true")
+    described = _COLUMNS.format(by_bytes=by_bytes, in_order=_IN_ORDER.format(libc=libc))
+    rows = connection.execute(described.encode(), name_parts).fetchall()
     by_name = {column.name: column for column in schema.columns}
     kinds: dict[str, Kind] = {}
     collated = set()
@@ -71,7 +81,8 @@ def meaning(connection: Connection, table: Table, options: TableOptions) -> Mirr
             collated.add(name)
     names = tuple(row[0] for row in rows)
     doubt = _doubt(connection, name_parts)
-    return MirroredTable(schema, table.mode, kinds, frozenset(collated), names, doubt)
+    exact_parts = has(connection, Since.EXACT_PARTS)
+    return MirroredTable(schema, table.mode, kinds, frozenset(collated), names, doubt, exact_parts)
 
 
 def _doubt(connection: Connection, name_parts: tuple[str, str]) -> str | None:

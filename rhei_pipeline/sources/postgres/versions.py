@@ -17,8 +17,9 @@ class Since(IntEnum):
     """What came with a later version than the oldest: catalogue columns, functions, statements."""
 
     # Members of one value would be one member: the version is told by the tens.
+    EXACT_PARTS = 14_02  # extract() is numeric
     MULTIRANGES = 14_01  # pg_range.rngmultitypid
-    TRIGGERS_REPLACED = 14_02  # create or replace trigger
+    TRIGGERS_REPLACED = 14_03  # create or replace trigger
     FILTERED_PUBLICATIONS = 15_02  # of rows and columns, and publications of schemas
     LOCALE_PROVIDERS = 15_01  # pg_database.datlocprovider
     SNAPSHOTS_LOGGED = 16_01  # pg_log_standby_snapshot()
