@@ -3,14 +3,7 @@
 import pyarrow as pa
 
 from rhei_pipeline.model.semantics import NUMERIC, Kind
-from rhei_pipeline.query.translation.literals import (
-    as_double,
-    as_text,
-    cast,
-    coerce,
-    exact_text,
-    is_day,
-)
+from rhei_pipeline.query.translation.literals import as_double, cast, coerce, exact_text, is_day
 from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
 from rhei_pipeline.query.translation.scope import TranslationContext
 
@@ -81,14 +74,16 @@ def _comparable(left: Typed, right: Typed, context: TranslationContext) -> tuple
 
 
 def _as_dates(left: Typed, right: Typed, context: TranslationContext) -> tuple[str, str]:
-    """Compare a date of SQLite's, which is a text there, with a text."""
+    """Compare a date of SQLite's, which is a text there, with a text.
+
+    Such a column makes a number of any text that looks like one, and no day does.
+    """
     texts = []
     for part in (left, right):
-        is_fixed = part.kind is Kind.TEXT and part.text is not None and is_day(part.text)
-        texts.append(cast(part, pa.date32(), context) if is_fixed else None)
-    if any(texts):
-        return texts[0] or left.sql, texts[1] or right.sql
-    return as_text(left, context).sql, as_text(right, context).sql
+        if part.kind is Kind.TEXT and (part.text is None or not is_day(part.text)):
+            raise StaysWithSourceError("it compares a date with a text that is not a fixed day")
+        texts.append(cast(part, pa.date32(), context))
+    return texts[0], texts[1]
 
 
 def truth(sql: str, *parts: Typed) -> Typed:

@@ -55,8 +55,24 @@ def _join(join: exp.Join, side: str, scope: Scope, context: TranslationContext) 
     on = join.args.get("on")
     if on is None and side:
         raise StaysWithSourceError("an outer join has no condition")
+    if side == "FULL" and not context.sqlite:
+        _refuse_unmergeable(on)
     matched = rowwise(on, scope, context) if on is not None else "true"
     return f" {side or 'inner'} join {relation.sql} on {matched}"
+
+
+def _refuse_unmergeable(on: exp.Expr | None) -> None:
+    """Refuse a FULL join on more than equal columns: PostgreSQL has no plan for it."""
+    waiting = [on]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, exp.And | exp.Paren):
+            waiting += [side for side in (each.this, each.args.get("expression")) if side]
+            continue
+        sides = [each.this, each.expression] if isinstance(each, exp.EQ) else []
+        tables = {side.table for side in sides if isinstance(side, exp.Column) and side.table}
+        if len(tables) != 2:  # noqa: PLR2004  (one side of each)
+            raise StaysWithSourceError("it is a FULL join on more than equal columns of both sides")
 
 
 def _shared_names(

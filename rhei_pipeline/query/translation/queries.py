@@ -358,7 +358,8 @@ def _set_operation(
 ) -> Query:
     refuse_other(node, _SET_PARTS)
     distinct = node.args.get("distinct") is not False
-    if not (distinct or isinstance(node, exp.Union) or context.words.multisets):
+    multisets = context.words.multisets and not context.sqlite
+    if not (distinct or isinstance(node, exp.Union) or multisets):
         raise StaysWithSourceError("it counts equal rows of two sides")
     for side in (node.this, node.expression):
         if isinstance(side, exp.SetOperation) and (
