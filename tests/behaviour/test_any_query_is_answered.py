@@ -111,6 +111,15 @@ def test_nulls_and_odd_words_mean_what_they_mean_to_sqlite(
     _assert_source_answers(world.htap, "select count(*) as n, max(?) as x from t", 1.5)
 
 
+def test_a_semicolon_belongs_to_no_columns_name(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    _make(world, "real")
+    for sql in ("select 1;", "select null ; ", "select 1, (select max(v) from t);\n"):
+        found = world.htap.query(sql, hint="oltp").schema.names
+        plan = world.htap._door.planner.plan(sql)
+        assert list(plan.names) == found
+
+
 def test_what_sqlite_refuses_is_refused(make_world: Callable[..., World]) -> None:
     world = make_world()
     _make(world, "real")

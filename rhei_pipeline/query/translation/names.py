@@ -61,7 +61,8 @@ def written(sql: str, tokens: Sequence[Token]) -> list[str]:
             begin = token.end + 1
         elif token.token_type in _ENDS:
             return [*pieces, sql[begin : token.start].strip()]
-    return [] if begin is None else [*pieces, sql[begin:].strip()]
+    # The semicolon that may end the statement belongs to no column.
+    return [] if begin is None else [*pieces, sql[begin:].rstrip("; \t\r\n").strip()]
 
 
 def sqlite_name(node: exp.Expr, text: str) -> str:
