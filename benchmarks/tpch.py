@@ -20,7 +20,7 @@ from benchmarks.tpch_data import KEYS, TABLES, Made, Row
 from benchmarks.tpch_queries import QUERIES, written
 from examples.postgres_server import Server
 
-SCALE = float(__import__("os").environ.get("TPCH_SCALE", "0.1"))
+SCALE = 0.1
 #: How each schema declares a date and an amount of money.
 SCHEMAS = {
     "sqlite, text and real": {"date": "text", "money": "real"},

@@ -29,6 +29,10 @@ def compare(operator: str, left: Typed, right: Typed, context: TranslationContex
             raise StaysWithSourceError(_UNSTEADY)
         if operator not in _ORDERS:
             raise StaysWithSourceError(_UNSTEADY)
+        if any(part.inexact and part.loose for part in (left, right)):
+            raise StaysWithSourceError(
+                "it compares sums of reals that are added up anew for each row"
+            )
         first, second = (context.words.cast(text, pa.float64()) for text in texts)
         return truth(f"({context.words.apart(first, second)} {operator} 0)", left, right)
     return truth(f"({texts[0]} {operator} {texts[1]})", left, right)

@@ -288,7 +288,10 @@ def _in_query(value: Typed, node: exp.Expr, scope: Scope, context: TranslationCo
     outer = _outer(text, columns, scope)
     negated = bool(node.args.get("negate")) or isinstance(node.parent, exp.Not | exp.Paren)
     _refuse_null_unaware(node, query, outer, context)
-    if not context.words.null_aware and (not value.loose or (negated and outer.loose)):
+    # One that takes something from around it is a join for both engines: without NULLs.
+    if outer.loose and (negated or id(node) not in context.conjuncts):
+        raise StaysWithSourceError(_NULLS)
+    if not context.words.null_aware and not value.loose:
         raise StaysWithSourceError(_NULLS)
     return truth(f"({settled.sql} in ({text}))", settled, outer)
 
