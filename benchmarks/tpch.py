@@ -74,15 +74,15 @@ def source(schema: str, made: Made, directory: Path) -> Iterator[dict[str, Any]]
         return
     server = Server(directory / "server")
     try:
-        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        with psycopg.connect(server.dsn(), autocommit=True) as writer:
             for table, rows in made.rows():
-                connection.execute(_declared(table, schema).encode())
-                with connection.cursor().copy(f"copy {table} from stdin".encode()) as copy:
+                writer.execute(_declared(table, schema).encode())
+                with writer.cursor().copy(f"copy {table} from stdin".encode()) as copy:
                     for row in _plain(table, rows):
                         copy.write_row(row)
-            connection.execute("create index by_customer on orders (o_custkey)")
-            connection.execute("create index by_part on lineitem (l_partkey, l_suppkey)")
-            connection.execute("vacuum analyze")
+            writer.execute("create index by_customer on orders (o_custkey)")
+            writer.execute("create index by_part on lineitem (l_partkey, l_suppkey)")
+            writer.execute("vacuum analyze")
         yield {"kind": "postgres", "dsn": server.dsn()}
     finally:
         server.stop()

@@ -4,8 +4,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datafusion import SessionContext, udf
 
-from rhei_pipeline.model.semantics import FINITE, ONLY_SOURCE
-from rhei_pipeline.query.translation.dialects import APART, NEAR
+from rhei_pipeline.model.semantics import APART, FINITE, NEAR, ONLY_SOURCE
 
 
 def register(context: SessionContext) -> None:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 import pyarrow as pa
 
-from rhei_pipeline.model.semantics import FINITE, ONLY_SOURCE, Kind
+from rhei_pipeline.model.semantics import APART, FINITE, NEAR, ONLY_SOURCE, Kind
 from rhei_pipeline.query.translation.meaning import StaysWithSourceError
 from rhei_pipeline.sql.text import datafusion_type, duckdb_type, literal
 
