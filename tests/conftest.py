@@ -1,6 +1,10 @@
 """Fixtures live in `fix_*.py`, one noun each."""
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
+
+# The contract suites assert in the package.
+pytest.register_assert_rewrite("rhei_pipeline.testing")
 
 pytest_plugins = ["tests.fix_object_store", "tests.fix_world", "tests.fix_postgres"]
 

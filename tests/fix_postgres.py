@@ -18,9 +18,9 @@ import pytest
 from examples.postgres_server import Server
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.model.schema import Mode
-from tests.faults import Crash, CrashAt
+from rhei_pipeline.testing.faults import Crash, CrashAt
+from rhei_pipeline.testing.oracle import Row, arrow_rows, exact
 from tests.installed_postgres import InstalledServer, Pooler, binaries, missing
-from tests.model import Row, arrow_rows, exact
 
 #: The version whose installed programs all tests use: `make test-postgres PG=15`.
 CHOSEN = os.environ.get("RHEI_TEST_POSTGRES")

@@ -11,8 +11,9 @@ import pytest
 
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.model.schema import Mode
-from tests.faults import Crash, CrashAt
-from tests.model import Row, arrow_rows, source_rows
+from rhei_pipeline.testing.faults import Crash, CrashAt
+from rhei_pipeline.testing.oracle import Row, arrow_rows
+from tests.model import source_rows
 
 
 @dataclass

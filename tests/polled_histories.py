@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from rhei_pipeline.model.polling import Horizon, Keyset
 from rhei_pipeline.protocols import Step
+from rhei_pipeline.testing.oracle import Row, arrow_rows, exact
 from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
-from tests.model import Row, arrow_rows, exact
 
 TABLES = ("items", "pairs")
 SQLITE_NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"

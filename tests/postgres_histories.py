@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from rhei_pipeline.model.reports import VerifyReport
 from rhei_pipeline.protocols import Step
+from rhei_pipeline.testing.oracle import Dated, Expected, State, by_key
 from tests.fix_postgres import PostgresWorld
-from tests.model import Dated, Expected, State, by_key
 
 TABLES = ("items", "pairs", "sales.child")
 KEYS = {"items": ("id",), "pairs": ("a", "b"), "sales.child": ("id",)}

@@ -26,8 +26,8 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.model.changes import SEQUENCE
 from rhei_pipeline.protocols import Step
+from rhei_pipeline.testing.faults import Crash, CrashAt
 from rhei_pipeline.wiring.engine import bridge, unseen_events
-from tests.faults import Crash, CrashAt
 from tests.fix_world import World
 from tests.other_process import copy
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rhei_pipeline.protocols import Step
-from tests.faults import Crash
+from rhei_pipeline.testing.faults import Crash
 from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
 

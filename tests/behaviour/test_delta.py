@@ -22,8 +22,9 @@ from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 from rhei_pipeline.model.changes import NetChanges, Position
 from rhei_pipeline.model.progress import CopyProgress
 from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
+from rhei_pipeline.testing.oracle import Row, arrow_rows
 from tests.fix_world import World
-from tests.model import Row, arrow_rows, source_rows
+from tests.model import source_rows
 
 MakeWorld = Callable[..., World]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 
 from rhei_pipeline.buffer import log as change_log
 from rhei_pipeline.model.reports import VerifyReport
+from rhei_pipeline.testing.oracle import Expected, State, by_key
 from tests.fix_world import World
-from tests.model import Expected, History, State, by_key
+from tests.model import History
 from tests.strategies import (
     FITTING,
     KEYS,

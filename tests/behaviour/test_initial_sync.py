@@ -10,7 +10,7 @@ import pytest
 
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from rhei_pipeline.protocols import Step
-from tests.faults import Crash
+from rhei_pipeline.testing.faults import Crash
 from tests.fix_world import World
 from tests.model import source_rows
 

@@ -15,9 +15,10 @@ from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
 from rhei_pipeline.model.changes import NetChanges, Position
 from rhei_pipeline.model.progress import CopyProgress, Watermark
 from rhei_pipeline.model.schema import Column, Table, TableSchema
+from rhei_pipeline.testing.oracle import arrow_rows
 from tests.fix_object_store import Store
 from tests.fix_world import World
-from tests.model import arrow_rows, source_rows
+from tests.model import source_rows
 
 MakeWorld = Callable[..., World]
 TABLE = Table(TableSchema("t", (Column("k", pa.int64()), Column("v", pa.int64())), ("k",)))

@@ -14,7 +14,7 @@ from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.model.blame import Blame
 from rhei_pipeline.model.reports import SyncReport
 from rhei_pipeline.protocols import Step
-from tests.faults import FaultIn
+from rhei_pipeline.testing.faults import FaultIn
 from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
 

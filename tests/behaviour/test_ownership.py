@@ -18,10 +18,11 @@ from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.protocols import Step
+from rhei_pipeline.testing.oracle import arrow_rows
 from rhei_pipeline.wiring.adoption import adopt
 from tests.fix_postgres import PostgresWorld, database
 from tests.fix_world import World
-from tests.model import arrow_rows, source_rows
+from tests.model import source_rows
 from tests.other_process import copy, run
 
 MakeWorld = Callable[..., World]

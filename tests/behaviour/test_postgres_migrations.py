@@ -12,7 +12,7 @@ import pytest
 from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sources.postgres.triggers import registry as trigger_registry
-from tests.faults import Crash
+from rhei_pipeline.testing.faults import Crash
 from tests.fix_postgres import PostgresWorld
 
 MakePostgres = Callable[..., PostgresWorld]

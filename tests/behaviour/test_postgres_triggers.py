@@ -13,10 +13,10 @@ from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.cli.init import starter
 from rhei_pipeline.errors import CaptureError, SourceBusyError
 from rhei_pipeline.sources import acknowledged
+from rhei_pipeline.testing.oracle import exact
 from rhei_pipeline.wiring.source import unread, validate
 from tests.fix_postgres import PostgresWorld
 from tests.left_out import assert_left_out
-from tests.model import exact
 
 MakeWorld = Callable[..., PostgresWorld]
 

@@ -15,8 +15,9 @@ import pytest
 from rhei_pipeline import HTAP
 from rhei_pipeline.errors import MirrorBusyError
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.testing.oracle import arrow_rows
 from tests.fix_world import World
-from tests.model import arrow_rows, source_rows
+from tests.model import source_rows
 
 MakeWorld = Callable[..., World]
 

@@ -12,7 +12,7 @@ from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import MirrorError, SettingsError
 from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
 from rhei_pipeline.protocols import Step
-from tests.faults import Crash
+from rhei_pipeline.testing.faults import Crash
 from tests.fix_world import World
 from tests.locks import assert_held
 

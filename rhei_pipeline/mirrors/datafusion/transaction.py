@@ -312,7 +312,8 @@ class FileTransaction:
     def drop_table(self, table: Table, keep_as: str | None = None) -> int:
         """Drop a table and all that is recorded of it; return the rows or versions it had."""
         schema, kept = table.schema, renamed(table.schema, keep_as) if keep_as else None
-        standing = self.base.tables.get(mirror_table(schema))
+        is_there = self._stands(mirror_table(schema))
+        standing = self.base.tables.get(mirror_table(schema)) if is_there else None
         rows = sum(s.present_rows + s.ended_rows for s in standing.segments) if standing else 0
         if kept is not None:
             self._set_aside(mirror_table(schema), mirror_table(kept), table, kept)

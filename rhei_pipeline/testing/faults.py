@@ -28,6 +28,7 @@ class CrashAt:
         self._step = None
 
     def __call__(self, step: Step) -> None:
+        """Note the step; crash where it is the one."""
         self.seen.append(step)
         if step is self._step:
             self._left -= 1
@@ -82,6 +83,7 @@ class FaultIn:
         return faulty
 
     def __call__(self, step: Step) -> None:
+        """Fail where the step is the one, and the table is worked on."""
         if self._is_at_work and step is self._at:
             self._raise()
 

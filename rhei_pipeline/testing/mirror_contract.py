@@ -1,0 +1,521 @@
+"""What every mirror promises, whatever engine holds it: suites to subclass with one fixture.
+
+class TestMyMirror(MirrorContract, MirrorQueryContract):
+    @pytest.fixture
+    def adapter(self) -> Iterator[Mirror]:
+        mirror = MyMirror()
+        yield mirror
+        mirror.close()
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
+from threading import Timer
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from rhei_pipeline.changes.scd2 import supersede
+from rhei_pipeline.errors import MirrorError, QueryError, SchemaDriftError, SchemaError
+from rhei_pipeline.model.changes import Counts, DeadLetter, NetChanges, Position, event_schema
+from rhei_pipeline.model.progress import AsOf, CopyProgress, TableState, Watermark
+from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Column, Mode, Table
+from rhei_pipeline.model.schema import TableSchema as Schema
+from rhei_pipeline.protocols import Mirror, MirrorTransaction
+from rhei_pipeline.sql.text import mirror_table
+
+SCHEMA = Schema("t", (Column("k", pa.string()), Column("v", pa.float64())), ("k",))
+TABLE = Table(SCHEMA)
+HISTORY = Table(
+    Schema("h", (Column("k", pa.string()), Column("v", pa.float64())), ("k",)), Mode.TEMPORAL
+)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+_SECOND = timedelta(seconds=1)
+
+#: A key, its value, and when it became so, in seconds after `NOW`; value "gone": it was deleted.
+Event = tuple[str, float | str | None, int]
+
+
+def rows(**values: float | None) -> pa.Table:
+    """Return rows of the suites' tables: values by key."""
+    return pa.table({"k": list(values), "v": pa.array(values.values(), pa.float64())})
+
+
+def keys(*names: str) -> pa.Table:
+    """Return keys of the suites' tables."""
+    return pa.table({"k": pa.array(names, pa.string())})
+
+
+def merge(mirror: Mirror, upserts: pa.Table, tombstones: pa.Table) -> Counts:
+    """Merge into the destructive table, and commit."""
+    with mirror.transaction() as transaction:
+        return transaction.merge(TABLE, NetChanges(upserts, tombstones))
+
+
+def held(mirror: Mirror) -> dict[str, float | None]:
+    """Return what the destructive table holds."""
+    found = mirror.query("select * from t").to_pylist()
+    assert len({row["k"] for row in found}) == len(found)
+    return {row["k"]: row["v"] for row in found}
+
+
+def copy(mirror: Mirror, table: Table, values: pa.Table, at: datetime = NOW) -> int | None:
+    """Copy these rows whole, put the copy in place, and commit."""
+    progress = CopyProgress(table.name, Position(1, "p"), "shape", complete=True)
+    with mirror.transaction() as transaction:
+        transaction.begin_copy(table, progress)
+        transaction.append_copy(table, values, progress)
+        adopted = transaction.adopt_copy(table, at)
+        if adopted is None:
+            transaction.drop_copy(table)
+        return adopted
+
+
+def apply(transaction: MirrorTransaction, table: Table, *happened: Event) -> Counts:
+    """Give a history the versions of these events."""
+    told = [
+        {
+            "_rhei_sequence": number,
+            "_rhei_changed_at": NOW + at * _SECOND,
+            "_rhei_live": value != "gone",
+            "k": key,
+            "v": None if value == "gone" else value,
+        }
+        for number, (key, value, at) in enumerate(happened)
+    ]
+    events = pa.Table.from_pylist(told, schema=event_schema(table.schema))
+    opened, floors = transaction.open_versions(table, events)
+    versions = supersede(events, opened, floors, table.schema)
+    transaction.supersede(table, versions)
+    return Counts(versions.inserted, versions.updated, versions.deleted)
+
+
+def versions(mirror: Mirror, table: Table = HISTORY) -> list[tuple[Any, ...]]:
+    """Return a history's versions: key, value, from and to in seconds after `NOW`, operation."""
+    sql = f"select k, v, {VALID_FROM}, {VALID_TO}, {OPERATION} from {mirror_table(table.schema)}"
+    found = [tuple(row.values()) for row in mirror.query(sql).to_pylist()]
+
+    def seconds(at: datetime | None) -> float | None:
+        return None if at is None else (at - NOW) / _SECOND
+
+    told = [(k, v, seconds(begin), seconds(end), what) for k, v, begin, end, what in found]
+    return sorted(told, key=lambda each: (each[0], each[2]))
+
+
+class MirrorContract:
+    """What every mirror promises; the subclass's fixture `adapter` yields an empty one."""
+
+    @pytest.fixture
+    def mirror(self, adapter: Mirror) -> Mirror:
+        """A mirror with the empty destructive table `t`."""
+        assert copy(adapter, TABLE, rows()) == 0
+        return adapter
+
+    @pytest.fixture
+    def history(self, adapter: Mirror) -> Mirror:
+        """A mirror with the temporal table `h`, and two baseline versions in it."""
+        assert copy(adapter, HISTORY, rows(a=1.0, b=2.0)) == 2
+        return adapter
+
+    def test_a_merge_counts_rows_that_really_changed(self, mirror: Mirror) -> None:
+        assert merge(mirror, rows(a=1.0, b=2.0), keys()) == Counts(2, 0, 0)
+        assert merge(mirror, rows(a=1.0, b=3.0, c=None), keys("x")) == Counts(1, 1, 0)
+        assert merge(mirror, rows(), keys("a", "x")) == Counts(0, 0, 1)
+        assert held(mirror) == {"b": 3.0, "c": None}
+        assert mirror.count(TABLE) == 2
+
+    def test_minus_zero_is_another_value_than_zero(self, mirror: Mirror) -> None:
+        merge(mirror, rows(a=0.0), keys())
+        assert merge(mirror, rows(a=-0.0), keys()).updated == 1
+        assert str(held(mirror)["a"]) == "-0.0"
+
+    def test_null_and_a_value_differ_and_two_nulls_do_not(self, mirror: Mirror) -> None:
+        merge(mirror, rows(a=None), keys())
+        assert merge(mirror, rows(a=None), keys()).total == 0
+        assert merge(mirror, rows(a=0.0), keys()).updated == 1
+
+    def test_rows_and_watermark_come_and_go_together(self, mirror: Mirror) -> None:
+        with pytest.raises(RuntimeError), mirror.transaction() as transaction:
+            transaction.merge(TABLE, NetChanges(rows(a=1.0), keys()))
+            transaction.record(Watermark("t", Position(5, "p"), NOW))
+            raise RuntimeError
+        assert held(mirror) == {}
+        assert mirror.ledger().state("t") is TableState.NEW
+
+    def test_a_trial_shows_its_work_within_and_leaves_nothing(self, mirror: Mirror) -> None:
+        with mirror.transaction(trial=True) as transaction:
+            transaction.merge(TABLE, NetChanges(rows(a=1.0), keys()))
+            transaction.record(Watermark("t", Position(5, "p"), NOW))
+            assert transaction.count(TABLE) == 1
+            assert transaction.ledger().state("t") is TableState.READY
+        assert held(mirror) == {}
+        assert mirror.ledger().state("t") is TableState.NEW
+
+    def test_a_watermark_never_goes_back(self, mirror: Mirror) -> None:
+        with mirror.transaction() as transaction:
+            transaction.record(Watermark("t", Position(5, "p"), NOW))
+        with (
+            pytest.raises(MirrorError, match="would go back"),
+            mirror.transaction() as transaction,
+        ):
+            transaction.record(Watermark("t", Position(4, "q"), NOW))
+        assert mirror.ledger().watermarks["t"] == Watermark("t", Position(5, "p"), NOW)
+
+    def test_rows_are_read_by_their_keys(self, mirror: Mirror) -> None:
+        merge(mirror, rows(a=1.0, b=2.0, c=None), keys())
+        with mirror.transaction(trial=True) as transaction:
+            transaction.merge(TABLE, NetChanges(rows(c=3.0), keys("b")))
+            assert sorted(transaction.present_keys(TABLE)["k"].to_pylist()) == ["a", "c"]
+            found = transaction.present_rows(TABLE, keys("b", "c", "x"))
+            assert found.schema == SCHEMA.arrow
+            assert found.to_pylist() == [{"k": "c", "v": 3.0}]
+
+    def test_a_copys_progress_is_recorded_with_its_rows(self, mirror: Mirror) -> None:
+        progress = CopyProgress("t", Position(3, "p"), "shape", resume="here")
+        with mirror.transaction() as transaction:
+            transaction.begin_copy(TABLE, progress)
+            transaction.append_copy(TABLE, rows(a=1.0), progress)
+        assert mirror.ledger().copies["t"] == progress
+        assert mirror.ledger().state("t") is TableState.COPYING
+        assert held(mirror) == {}
+
+    def test_a_copy_is_healed_apart_from_its_table(self, mirror: Mirror) -> None:
+        merge(mirror, rows(a=1.0), keys())
+        progress = CopyProgress("t", Position(3, "p"), "shape")
+        with mirror.transaction() as transaction:
+            transaction.begin_copy(TABLE, progress)
+            transaction.append_copy(TABLE, rows(a=1.0, b=2.0), progress)
+        with mirror.transaction() as transaction:
+            transaction.heal_copy(TABLE, NetChanges(rows(b=5.0, c=6.0), keys("a", "x")))
+            assert sorted(transaction.copied_keys(TABLE)["k"].to_pylist()) == ["b", "c"]
+            assert transaction.copied_rows(TABLE, keys("a", "b")).to_pylist() == [
+                {"k": "b", "v": 5.0}
+            ]
+        assert held(mirror) == {"a": 1.0}
+        with mirror.transaction() as transaction:
+            transaction.drop_copy(TABLE)
+        assert mirror.ledger().copies == {}
+        assert held(mirror) == {"a": 1.0}
+
+    def test_a_copy_keeps_the_last_good_rows_of_keys_it_could_not_read(
+        self, mirror: Mirror
+    ) -> None:
+        merge(mirror, rows(a=1.0, b=2.0), keys())
+        progress = CopyProgress("t", Position(3, "p"), "shape", complete=True)
+        with mirror.transaction() as transaction:
+            transaction.begin_copy(TABLE, progress)
+            transaction.append_copy(TABLE, rows(b=5.0), progress)
+            transaction.keep_unknown(TABLE, keys("a", "b", "x"))
+            assert transaction.adopt_copy(TABLE, NOW) is None
+            found = list(transaction.copy_differences(TABLE, 10))
+        assert [part.tombstones.num_rows for part in found] == [0]
+        assert found[0].upserts.to_pylist() == [{"k": "b", "v": 5.0}]
+
+    def test_a_complete_copy_differs_by_its_net_changes(self, mirror: Mirror) -> None:
+        merge(mirror, rows(a=1.0, b=2.0, c=3.0), keys())
+        progress = CopyProgress("t", Position(3, "p"), "shape", complete=True)
+        with mirror.transaction() as transaction:
+            transaction.begin_copy(TABLE, progress)
+            transaction.append_copy(TABLE, rows(a=1.0, b=5.0, d=4.0), progress)
+            assert transaction.adopt_copy(TABLE, NOW) is None
+            found = list(transaction.copy_differences(TABLE, 2))
+        upserts = pa.concat_tables([part.upserts for part in found]).to_pylist()
+        assert sorted(row["k"] for row in upserts) == ["b", "d"]
+        assert pa.concat_tables([part.tombstones for part in found]).to_pylist() == [{"k": "c"}]
+        assert mirror.ledger().copies == {}
+
+    def test_a_copy_of_another_shape_takes_the_tables_place(self, mirror: Mirror) -> None:
+        merge(mirror, rows(a=1.0), keys())
+        wider = Table(Schema("t", (*SCHEMA.columns, Column("w", pa.int64())), ("k",)))
+        values = rows(b=2.0).append_column("w", pa.array([7]))
+        assert copy(mirror, wider, values) == 1
+        assert mirror.query("select * from t").to_pylist() == [{"k": "b", "v": 2.0, "w": 7}]
+
+    def test_a_key_that_the_past_does_not_have_is_refused_and_nothing_is_lost(
+        self, mirror: Mirror
+    ) -> None:
+        past, renamed = (
+            Table(Schema("h", (Column(key, pa.string()),), (key,)), Mode.TEMPORAL)
+            for key in ("k", "other")
+        )
+        copy(mirror, past, pa.table({"k": ["a", "b"]}))
+        with pytest.raises(SchemaDriftError, match="its past has no 'other'"):
+            copy(mirror, renamed, pa.table({"other": ["a"]}))
+        assert mirror.count(past) == 2
+
+    def test_a_comparison_names_what_differs_and_changes_nothing(self, mirror: Mirror) -> None:
+        merge(mirror, rows(a=1.0, b=2.0, c=3.0), keys())
+        with mirror.transaction() as transaction:
+            found = transaction.compare(TABLE, [rows(a=1.0), rows(b=5.0, d=4.0)])
+        assert found.missing.to_pylist() == [{"k": "d"}]
+        assert found.extra.to_pylist() == [{"k": "c"}]
+        assert found.different.to_pylist() == [{"k": "b"}]
+        assert not found.duplicate.num_rows
+        assert len(held(mirror)) == 3
+
+    def test_digests_name_the_parts_that_differ_and_the_keys_too_many(self, mirror: Mirror) -> None:
+        merge(mirror, rows(a=1.0, b=2.0, c=3.0, z=-0.0), keys())
+        with mirror.transaction() as transaction:
+            parts = [rows(a=1.0), rows(b=5.0), rows(z=0.0), rows(d=4.0), rows()]
+            stale, extra = transaction.compare_digests(TABLE, parts)
+        assert stale == [1, 2, 3]
+        assert extra.to_pylist() == [{"k": "c"}]
+
+    def test_a_dead_letter_is_kept_once_until_it_is_released(self, mirror: Mirror) -> None:
+        letter = DeadLetter("t", '{"k": "a"}', "v", "why", NOW)
+        for _ in range(2):
+            with mirror.transaction() as transaction:
+                transaction.quarantine([letter, letter])
+        assert mirror.dead_letters("t").num_rows == 1
+        assert mirror.dead_letters("other").num_rows == 0
+        with mirror.transaction() as transaction:
+            assert transaction.quarantined(TABLE) == {letter.name}
+            transaction.release(TABLE, {letter.name}, NOW)
+        assert mirror.dead_letters().num_rows == 0
+
+    def test_a_temporal_table_keeps_what_it_lacked_as_resolved(self, mirror: Mirror) -> None:
+        letter = DeadLetter("t", '{"k": "a"}', "v", "why", NOW)
+        with mirror.transaction() as transaction:
+            transaction.quarantine([letter])
+            transaction.release(Table(SCHEMA, Mode.TEMPORAL), {letter.name}, NOW)
+        assert mirror.dead_letters().num_rows == 0
+        kept = mirror.query("select resolved_at is not null as resolved from _rhei_dead_letter")
+        assert kept["resolved"].to_pylist() == [True]
+
+    def test_a_first_copy_of_a_history_makes_baseline_versions(self, history: Mirror) -> None:
+        assert versions(history) == [("a", 1.0, 0.0, None, "I"), ("b", 2.0, 0.0, None, "I")]
+        assert history.tables()['"h"'].mode is Mode.TEMPORAL
+        past = history.past(HISTORY)
+        assert past is not None
+        assert (past.begins_at, dict(past.left)) == (NOW, {})
+        assert history.past(Table(Schema("x", SCHEMA.columns, ("k",)), Mode.TEMPORAL)) is None
+
+    def test_versions_are_closed_and_opened_and_one_that_repeats_changes_nothing(
+        self, history: Mirror
+    ) -> None:
+        with history.transaction() as transaction:
+            told = (("a", 1.0, 1), ("a", 5.0, 2), ("b", "gone", 3), ("c", -0.0, 4))
+            assert apply(transaction, HISTORY, *told) == Counts(1, 1, 1)
+        with history.transaction() as transaction:
+            assert apply(transaction, HISTORY, ("c", 0.0, 5), ("b", None, 6)) == Counts(1, 1, 0)
+        assert [tuple(map(repr, version)) for version in versions(history)] == [
+            tuple(map(repr, version))
+            for version in [
+                ("a", 1.0, 0.0, 2.0, "I"),
+                ("a", 5.0, 2.0, None, "U"),
+                ("b", 2.0, 0.0, 3.0, "D"),
+                ("b", None, 6.0, None, "I"),
+                ("c", -0.0, 4.0, 5.0, "I"),
+                ("c", 0.0, 5.0, None, "U"),
+            ]
+        ]
+        assert history.count(HISTORY) == 3
+
+    def test_a_key_that_comes_back_is_told_how_far_its_past_goes(self, history: Mirror) -> None:
+        with history.transaction() as transaction:
+            apply(transaction, HISTORY, ("a", "gone", 9))
+        with history.transaction() as transaction:
+            # Its clock lies behind its past.
+            assert apply(transaction, HISTORY, ("a", 7.0, 4)) == Counts(1, 0, 0)
+        assert versions(history)[1] == ("a", 7.0, 9.000001, None, "I")
+
+    def test_versions_that_are_rolled_back_never_were(self, history: Mirror) -> None:
+        before = versions(history)
+        with pytest.raises(RuntimeError), history.transaction() as transaction:
+            apply(transaction, HISTORY, ("a", "gone", 1), ("c", 1.0, 1))
+            raise RuntimeError
+        assert versions(history) == before
+
+    def test_present_rows_of_a_history_are_its_open_versions(self, history: Mirror) -> None:
+        with history.transaction() as transaction:
+            apply(transaction, HISTORY, ("a", 5.0, 1), ("b", "gone", 1))
+            assert transaction.present_keys(HISTORY).to_pylist() == [{"k": "a"}]
+            found = transaction.present_rows(HISTORY, keys("a", "b"))
+            assert found.to_pylist() == [{"k": "a", "v": 5.0}]
+            compared = transaction.compare(HISTORY, [rows(a=1.0, c=1.0)])
+            stale, extra = transaction.compare_digests(HISTORY, [rows(a=5.0), rows(c=0.0)])
+        assert compared.different.to_pylist() == [{"k": "a"}]
+        assert compared.missing.to_pylist() == [{"k": "c"}]
+        assert (stale, extra.num_rows) == ([1], 0)
+
+    def test_a_copy_of_a_history_is_never_put_in_its_place(self, history: Mirror) -> None:
+        progress = CopyProgress("h", Position(3, "p"), "shape", complete=True)
+        with history.transaction() as transaction:
+            transaction.begin_copy(HISTORY, progress)
+            transaction.append_copy(HISTORY, rows(a=1.0, c=3.0), progress)
+            assert transaction.adopt_copy(HISTORY, NOW + _SECOND) is None
+            found = list(transaction.copy_differences(HISTORY, 10))
+        upserts = pa.concat_tables([part.upserts for part in found]).to_pylist()
+        assert upserts == [{"k": "c", "v": 3.0}]
+        assert pa.concat_tables([part.tombstones for part in found]).to_pylist() == [{"k": "b"}]
+        assert len(versions(history)) == 2
+
+    def test_a_history_takes_on_columns_and_keeps_those_that_left(self, history: Mirror) -> None:
+        other = Table(
+            Schema("h", (Column("k", pa.string()), Column("w", pa.int64())), ("k",)),
+            Mode.TEMPORAL,
+        )
+        later = NOW + _SECOND
+        assert copy(history, other, other.schema.arrow.empty_table(), later) is None
+        assert versions(history) == [("a", 1.0, 0.0, None, "I"), ("b", 2.0, 0.0, None, "I")]
+        assert history.query("select w from h")["w"].to_pylist() == [None, None]
+        past = history.past(other)
+        assert past is not None
+        assert (past.begins_at, dict(past.left)) == (NOW, {"v": later})
+
+    def test_a_history_takes_on_a_type_that_changes_no_value_and_no_other(
+        self, history: Mirror
+    ) -> None:
+        def typed(kind: pa.DataType) -> Table:
+            columns = (Column("k", pa.string()), Column("v", kind))
+            return Table(Schema("h", columns, ("k",)), Mode.TEMPORAL)
+
+        whole, truth = typed(pa.int64()), typed(pa.bool_())
+        assert copy(history, whole, whole.schema.arrow.empty_table()) is None
+        found = history.query("select v from h order by v")
+        assert (found.schema.field("v").type, found["v"].to_pylist()) == (pa.int64(), [1, 2])
+        with pytest.raises(SchemaDriftError, match="its past does not fit"):
+            copy(history, truth, truth.schema.arrow.empty_table())
+        assert history.query("select v from h order by v")["v"].to_pylist() == [1, 2]
+
+    def test_history_is_not_given_up_for_a_destructive_table(self, history: Mirror) -> None:
+        with pytest.raises(SchemaDriftError, match="'destructive'"):
+            copy(history, Table(HISTORY.schema), rows(a=9.0))
+        assert len(versions(history)) == 2
+        assert history.ledger().copies == {}
+
+    def test_snapshots_show_the_rows_of_their_days(self, history: Mirror) -> None:
+        with history.transaction() as transaction:
+            apply(transaction, HISTORY, ("a", 5.0, 10), ("b", "gone", 20))
+            days = {
+                date(2026, 1, day): AsOf(NOW + seconds * _SECOND, ("k", "v"))
+                for day, seconds in ((1, 9), (2, 10), (3, 20))
+            }
+            written = transaction.write_snapshots(HISTORY, days)
+        assert list(written.values()) == [2, 2, 1]
+        with history.transaction() as transaction:  # written anew, not twice
+            transaction.write_snapshots(HISTORY, {date(2026, 1, 3): days[date(2026, 1, 3)]})
+        found = history.query("select * from snapshot.h order by snapshot_date, k").to_pylist()
+        assert [(row["snapshot_date"].day, row["k"], row["v"]) for row in found] == [
+            (1, "a", 1.0),
+            (1, "b", 2.0),
+            (2, "a", 5.0),
+            (2, "b", 2.0),
+            (3, "a", 5.0),
+        ]
+
+    def test_a_table_that_is_dropped_leaves_nothing(self, history: Mirror) -> None:
+        with history.transaction() as transaction:
+            transaction.record(Watermark("h", Position(5, "p"), NOW))
+            transaction.quarantine([DeadLetter("h", '{"k": "z"}', "v", "why", NOW)])
+        with history.transaction() as transaction:
+            assert transaction.drop_table(HISTORY) == 2
+            assert transaction.drop_table(HISTORY) == 0
+        assert history.tables() == {}
+        assert history.ledger().state("h") is TableState.NEW
+        assert history.dead_letters().num_rows == 0
+        with pytest.raises(QueryError):
+            history.query("select * from h")
+
+    def test_a_history_is_set_aside_under_a_name_that_is_free(self, history: Mirror) -> None:
+        copy(history, TABLE, rows())
+        with (
+            pytest.raises(SchemaError),
+            history.transaction() as transaction,
+        ):
+            transaction.drop_table(HISTORY, "t")
+        assert len(versions(history)) == 2
+        with history.transaction() as transaction:
+            assert transaction.drop_table(HISTORY, "kept") == 2
+        assert history.query("select count(*) as n from kept")["n"].to_pylist() == [2]
+        assert set(history.tables()) == {'"t"', '"kept"'}
+        assert history.past(HISTORY) is None
+
+    def test_a_table_of_a_namespace_is_queried_by_it(self, adapter: Mirror) -> None:
+        table = Table(Schema("sales.t", SCHEMA.columns, ("k",), "sales"))
+        assert copy(adapter, table, rows(a=1.0)) == 1
+        assert adapter.query("select v from sales.t")["v"].to_pylist() == [1.0]
+        assert list(adapter.tables()) == ['"sales"."t"']
+
+    def test_queries_take_parameters_and_keep_types_when_empty(self, mirror: Mirror) -> None:
+        merge(mirror, rows(a=1.0, b=2.0), keys())
+        assert mirror.query("select v from t where k = ?", ["b"]).to_pylist() == [{"v": 2.0}]
+        assert mirror.query("select k, v from t where false").schema == SCHEMA.arrow
+
+    def test_closing_is_repeated_safely(self, adapter: Mirror) -> None:
+        adapter.close()
+        adapter.close()
+
+
+#: What a query may not do.
+REFUSED: Sequence[str] = (
+    "delete from t",
+    "with gone as (delete from t returning *) select * from gone",
+    "create table x(a int)",
+    "drop table t",
+    "copy t to 'out.csv'",
+    "select * from read_csv('pyproject.toml')",
+    "select * from 'pyproject.toml'",
+    "attach 'other.duckdb' as other",
+    "install httpfs",
+    "set threads = 1",
+    "select 1; select 2",
+    "",
+    "select * from nowhere",
+    "selec 1",
+)
+
+
+class MirrorQueryContract:
+    """What a mirror promises whose engine answers queries while it is written to.
+
+    Beside `MirrorContract`, which makes its fixture `mirror`.
+    """
+
+    @pytest.mark.parametrize("sql", REFUSED)
+    def test_a_query_only_reads_tables(self, mirror: Mirror, sql: str) -> None:
+        merge(mirror, rows(a=1.0), keys())
+        with pytest.raises(QueryError):
+            mirror.query(sql)
+        assert held(mirror) == {"a": 1.0}
+
+    def test_streamed_rows_are_of_the_state_they_began_with(self, mirror: Mirror) -> None:
+        merge(mirror, rows(**{f"k{number}": float(number) for number in range(1000)}), keys())
+        streamed = mirror.stream("select k, v from t where v >= $least", {"least": 10.0}, 100)
+        for _ in range(5):  # more commits than states are retained
+            merge(mirror, rows(k500=-1.0), keys("k20"))
+            merge(mirror, rows(k500=-2.0, k20=-3.0), keys("k30"))
+        batches = list(streamed.batches)
+        assert {batch.schema for batch in batches} == {streamed.schema}
+        found = pa.Table.from_batches(batches).sort_by("v")
+        assert found["v"].to_pylist() == [float(number) for number in range(10, 1000)]
+
+    def test_a_stream_that_is_cancelled_ends_in_an_error(self, mirror: Mirror) -> None:
+        many = 300_000
+        values = pa.array(range(many), pa.float64())
+        merge(mirror, pa.table({"k": values.cast(pa.string()), "v": values}), keys())
+        streamed = mirror.stream("select a.k from t a cross join t b", {}, 100)
+        next(streamed.batches)
+        streamed.cancel()
+        with pytest.raises(QueryError):
+            list(streamed.batches)
+
+    def test_a_stream_is_cancelled_before_its_first_row(self, mirror: Mirror) -> None:
+        values = pa.array(range(5000), pa.float64())
+        merge(mirror, pa.table({"k": values.cast(pa.string()), "v": values}), keys())
+        sql = "select max(a.v * b.v - c.v) as n from t a cross join t b cross join t c"
+        with pytest.raises(QueryError):
+            # The timer's thread ends what this one waits for.
+            next(mirror.stream(sql, {}, 100, lambda cancel: Timer(0.3, cancel).start()).batches)
+        assert mirror.query("select count(*) as n from t")["n"].to_pylist() == [5000]
+
+    def test_a_stream_that_was_cancelled_before_it_began_is_an_error(self, mirror: Mirror) -> None:
+        merge(mirror, rows(a=1.0), keys())
+        with pytest.raises(QueryError, match="cancelled"):
+            next(mirror.stream("select k from t", {}, 100, lambda cancel: cancel()).batches)
+        assert mirror.query("select count(*) as n from t")["n"].to_pylist() == [1]
+
+    def test_a_stream_only_reads(self, mirror: Mirror) -> None:
+        with pytest.raises(QueryError, match="DELETE"):
+            mirror.stream("delete from t", {}, 100)
