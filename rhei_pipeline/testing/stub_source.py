@@ -361,8 +361,7 @@ def _parts(entries: Sequence[_Entry], limit: int) -> Iterator[Sequence[_Entry]]:
 
 def _batch(schema: TableSchema, entries: Sequence[_Entry], count: int, *, net: bool) -> ChangeBatch:
     """Make a batch of entries; those whose values do not fit are dead letters."""
-    rows, letters, unfit = [], list[DeadLetter](), dict[str, set[str]]()
-    resolved = dict[tuple[str, str | None], None]()
+    rows, letters, now = [], list[DeadLetter](), dict[str, set[str]]()
     for entry in entries:
         row = _in_shape(entry.row or {}, schema) | dict(
             zip(schema.primary_key, entry.key, strict=True)
@@ -370,14 +369,16 @@ def _batch(schema: TableSchema, entries: Sequence[_Entry], count: int, *, net: b
         found = _misfits(schema, row, entry.at) if entry.row is not None else []
         letters += found
         text = key_text({name: row[name] for name in schema.primary_key})
-        known, now = unfit.get(text, set()), {letter.column for letter in found}
-        for column in known - now:
-            resolved[text, column if now else None] = None
-        unfit[text] = now
+        now[text] = {letter.column for letter in found}
         if not found:
             own = {SEQUENCE: entry.sequence, CHANGED_AT: entry.at, LIVE: entry.row is not None}
             rows.append(own | row)
     events = pa.Table.from_pylist(rows, schema=event_schema(schema))
+    resolved = dict.fromkeys(
+        (letter.key, letter.column if now[letter.key] else None)
+        for letter in letters
+        if letter.column not in now[letter.key]
+    )
     return ChangeBatch(events, count, net, tuple(letters), resolved=tuple(resolved))
 
 
