@@ -35,7 +35,14 @@ from rhei_pipeline.errors import (
     TransientError,
 )
 from rhei_pipeline.htap import HTAP, open  # noqa: A004  (rhei.open is the public name)
-from rhei_pipeline.model.changes import DeadLetter, Operation, Position
+from rhei_pipeline.model.changes import (
+    ChangeBatch,
+    DeadLetter,
+    Operation,
+    Position,
+    RowBatch,
+    event_schema,
+)
 from rhei_pipeline.model.progress import TableState, Watermark
 from rhei_pipeline.model.reports import (
     CopyReport,
@@ -55,8 +62,9 @@ from rhei_pipeline.model.reports import (
     TableVerification,
     VerifyReport,
 )
-from rhei_pipeline.model.schema import HISTORY_FIELDS, Column, Mode, Table, TableSchema
+from rhei_pipeline.model.schema import HISTORY_FIELDS, Column, Mode, Table, TableSchema, parse_type
 from rhei_pipeline.model.streaming import Streamed
+from rhei_pipeline.protocols import ChangeSource, Mirror, Rescan, SourceSnapshot
 from rhei_pipeline.query.planner import Prepared
 from rhei_pipeline.query.router import Route
 from rhei_pipeline.query.service import Written
@@ -80,7 +88,10 @@ from rhei_pipeline.settings.sections import (
 )
 from rhei_pipeline.sql.text import duckdb_type
 from rhei_pipeline.sync.background import BackgroundSync
+from rhei_pipeline.sync.pipeline import Pipeline
+from rhei_pipeline.wiring.adapters import open_with
 from rhei_pipeline.wiring.engine import unseen_events
+from rhei_pipeline.wiring.mirror import open_mirror
 from rhei_pipeline.wiring.source import declared_schemas, validate
 
 __version__ = version("rhei-pipeline")
@@ -95,7 +106,9 @@ __all__ = [
     "BufferSettings",
     "CaptureError",
     "CaptureSettings",
+    "ChangeBatch",
     "ChangeLog",
+    "ChangeSource",
     "Column",
     "CopyReport",
     "CopyStatus",
@@ -107,6 +120,7 @@ __all__ = [
     "HiddenRowsError",
     "LocalSettings",
     "MaintenanceReport",
+    "Mirror",
     "MirrorBusyError",
     "MirrorDamagedError",
     "MirrorError",
@@ -118,6 +132,7 @@ __all__ = [
     "ObjectStoreSettings",
     "Operation",
     "PermanentError",
+    "Pipeline",
     "PollingSettings",
     "Position",
     "PositionLostError",
@@ -130,8 +145,10 @@ __all__ = [
     "QuerySettings",
     "RegistrySettings",
     "RepairReport",
+    "Rescan",
     "RheiError",
     "Route",
+    "RowBatch",
     "RowParity",
     "ScheduleSettings",
     "SchemaDriftError",
@@ -141,6 +158,7 @@ __all__ = [
     "Severity",
     "SourceBusyError",
     "SourceError",
+    "SourceSnapshot",
     "SourceUnreachableError",
     "SqliteSettings",
     "Standing",
@@ -163,7 +181,11 @@ __all__ = [
     "__version__",
     "declared_schemas",
     "duckdb_type",
+    "event_schema",
     "open",
+    "open_mirror",
+    "open_with",
+    "parse_type",
     "unseen_events",
     "validate",
 ]

@@ -36,7 +36,7 @@ def validate_owner(settings: Settings) -> list[Finding]:
         database = open_database(settings)
         stack.callback(database.close)
         try:
-            mirror = open_mirror(settings.model_copy(update={"mirror": patience}))
+            mirror = open_mirror(patience)
             stack.callback(mirror.close)
             recorded = _recorded(mirror)
             if recorded is not None:
@@ -62,7 +62,7 @@ def adopt(settings: Settings) -> tuple[Owner | None, Owner]:
     with ExitStack() as stack:
         database = open_database(settings)
         stack.callback(database.close)
-        mirror = open_mirror(settings)
+        mirror = open_mirror(settings.mirror)
         stack.callback(mirror.close)
         before, source = _recorded(mirror), database.identity()
         known = before is not None and is_same(

@@ -54,7 +54,7 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
     with ExitStack() as stack:
         database = open_database(settings)
         stack.callback(database.close)
-        mirror = open_mirror(settings)
+        mirror = open_mirror(settings.mirror)
         stack.callback(mirror.close)
         claim(settings, database, mirror)
         in_memory = settings.mirror.in_memory

@@ -6,7 +6,6 @@ from rhei_pipeline.errors import needs_extra
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
 from rhei_pipeline.protocols import Mirror
-from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.sections import DeltaSettings, MirrorSettings
 
 if TYPE_CHECKING:
@@ -32,9 +31,8 @@ class OwnedMirror(Mirror, Protocol):
         """Record whose it is; with `anew`, no position counts any more: tables are copied again."""
 
 
-def open_mirror(settings: Settings) -> OwnedMirror:
-    """Open the mirror, alone among all processes that write."""
-    mirror = settings.mirror
+def open_mirror(mirror: MirrorSettings) -> OwnedMirror:
+    """Open a mirror, alone among all processes that write; whoever opened it closes it."""
     if mirror.kind == "duckdb":
         copy = mirror.published
         return DuckDBMirror(

@@ -1,5 +1,6 @@
 """Our sources, the stub and the example keep what every source of changes promises."""
 
+import json
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
+from examples.json_lines import JsonLinesSource
 from rhei_pipeline.buffer.log import ChangeLog
 from rhei_pipeline.buffer.source import BufferedSource
 from rhei_pipeline.model.polling import Clock, DeletePolicy, PollOptions
@@ -256,3 +258,49 @@ class TestStubSource(SourceContract):
     def bench(self) -> SourceBench:
         source = StubSource()
         return SourceBench(source, StubApplication(source))
+
+
+class JsonLinesApplication:
+    """An application that writes the example's files."""
+
+    def __init__(self, source: JsonLinesSource, directory: Path) -> None:
+        self._source = source
+        self._directory = directory
+        self._describe({"k": "int64", "v": "string"})
+
+    def _describe(self, columns: dict[str, str]) -> None:
+        form = json.dumps({"key": ["k"], "columns": columns})
+        (self._directory / "t.schema.json").write_text(form)
+
+    def insert(self, rows: Rows) -> None:
+        self._source.append("t", *({"put": {"k": k, "v": v}} for k, v in rows.items()))
+
+    def update(self, key: int, value: str | None) -> None:
+        self.insert({key: value})
+
+    def delete(self, key: int) -> None:
+        self._source.append("t", {"gone": {"k": key}})
+
+    def move(self, key: int, to: int) -> None:
+        rows = [line["put"] for line in self._source.read("t") if "put" in line]
+        value = next(row["v"] for row in reversed(rows) if row["k"] == key)
+        self._source.append("t", {"gone": {"k": key}}, {"put": {"k": to, "v": value}})
+
+    @contextmanager
+    def unfinished(self, rows: Rows) -> Iterator[None]:
+        file = self._directory / "t.jsonl"
+        before = file.read_text()
+        self.insert(rows)
+        file.write_text(file.read_text()[:-1])  # its line has not ended
+        yield
+        file.write_text(before)
+
+    def add_column(self) -> None:
+        self._describe({"k": "int64", "v": "string", "w": "string"})
+
+
+class TestJsonLines(SourceContract):
+    @pytest.fixture
+    def bench(self, tmp_path: Path) -> SourceBench:
+        source = JsonLinesSource(tmp_path)
+        return SourceBench(source, JsonLinesApplication(source, tmp_path), forgets=False)

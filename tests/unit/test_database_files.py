@@ -40,6 +40,7 @@ ALLOWED = {
     "rhei_pipeline/wiring/engine.py:open_oltp": "it opens no file that exists",
     "examples/airline/data.py": "the example's rows, as they are shipped",
     "examples/airline/home.py": "a file of settings",
+    "examples/json_lines.py:append": "a file of text",
     "tests/behaviour/test_bad_input.py": BEFORE,
     "tests/behaviour/test_buffer.py:damage": "the process that had the buffer open has died",
     "tests/behaviour/test_damage.py": AFTER,

@@ -32,5 +32,5 @@ def test_a_package_that_is_not_installed_is_named_with_the_command(
     monkeypatch.chdir(tmp_path)
     settings = Settings(source={"path": "a"}, mirror={"kind": "datafusion", **mirror})
     with pytest.raises(MissingExtraError, match=f"{package}.*rhei-pipeline\\[{extra}\\]"):
-        open_mirror(settings)
+        open_mirror(settings.mirror)
     assert not list(tmp_path.iterdir())
