@@ -210,7 +210,7 @@ class StubSource:
     def snapshot(self, *, rows: bool = False) -> Iterator["StubSnapshot"]:  # noqa: ARG002
         """Hold the present state; rows can always be read."""
         self._now += _TICK
-        state = (dict(self._states), self._now, self._version)
+        state = (dict(self._states), self._now, self._version, self._sequence)
         yield StubSnapshot(*state, shares_log=self.shares_log)
 
     def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
@@ -245,18 +245,22 @@ class StubSnapshot:
         states: Mapping[str, _State],
         clock: datetime,
         schema_version: int,
+        newest: int,
         *,
         shares_log: bool,
     ) -> None:
         self._states = states
         self.clock = clock
         self.schema_version = schema_version
+        self._newest = newest
         self.shares_log = shares_log
 
     def head(self, table: Table) -> Position:
         """Return the position of the newest change."""
         state = self._states[table.name]
         log = state.seen_in(table)
+        if self.shares_log and len(log) == len(state.log):
+            return Position(self._newest, state.proof)
         return Position(log[-1].sequence if log else state.forgotten, state.proof)
 
     def origin(self, table: Table) -> Position:
@@ -268,8 +272,7 @@ class StubSnapshot:
         state = self._states.get(table.name)
         if state is None or state.proof != position.proof:
             return False
-        newest = state.log[-1].sequence if state.log else state.forgotten
-        return state.forgotten <= position.order <= newest
+        return state.forgotten <= position.order <= self._newest
 
     def retains(self, position: Position) -> bool:  # noqa: ARG002
         """Return False: nothing is kept for a position alone."""

@@ -64,7 +64,8 @@ def test_a_table_without_changes_moves_on_where_all_share_a_log(*, shares_log: b
     world.pipeline.sync()
     after = world.mirror.ledger().watermarks
     assert after["a"].position.order > before["a"].position.order
-    assert after["b"] == before["b"]  # the stub's tables have heads of their own
+    assert (after["b"].position.order == after["a"].position.order) == shares_log
+    assert (after["b"] == before["b"]) == (not shares_log)
 
 
 def test_a_cycle_with_nothing_to_do_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
