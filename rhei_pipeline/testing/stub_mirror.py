@@ -41,6 +41,7 @@ from rhei_pipeline.model.changes import (
     Versions,
 )
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Past, Watermark
+from rhei_pipeline.model.query_limits import whole
 from rhei_pipeline.model.reports import DamagedFile, MaintenanceReport
 from rhei_pipeline.model.schema import (
     HISTORY_FIELDS,
@@ -427,9 +428,25 @@ class StubMirror:
         """Return a table's rows, or versions, by the name it has in the mirror."""
         return list(self._content.tables[quote(table)].rows)
 
-    def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
-        """Run one read-only statement on the last committed state."""
+    def query(
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] = (),
+        begun: Begun | None = None,
+        most_bytes: int | None = None,
+    ) -> pa.Table:
+        """Run one read-only statement on the last committed state.
+
+        Raises:
+            QueryLimitError: The answer takes more than `most_bytes`.
+        """
+        cancel = Cancel.given(begun)
         refuse_writing(sql, "duckdb")
+        cancel.refuse_cancelled()
+        found = self._found(sql, params)
+        return whole(found.schema, found.to_batches(), most_bytes)
+
+    def _found(self, sql: str, params: Sequence[Any] | Mapping[str, Any]) -> pa.Table:
         with self._lock:
             engine = self._engine = self._engine or _engine()
             content = self._content
