@@ -25,7 +25,7 @@ def build(settings: Settings) -> dg.Definitions:
     """Derive everything from the declaration and the source's catalogue."""
     tables, left_out = declared_schemas(settings)
     for fault in left_out.values():
-        _log.error("%s; the table is left out until this is mended", fault)
+        _log.error("%s; the table is left out until this is fixed", fault)
     temporal = [table for table in tables if table.mode is Mode.TEMPORAL]
     sync, snapshots = sync_job(settings), snapshot_job()
     fold = [maintenance_job()] if needs_maintenance(settings) else []

@@ -26,7 +26,7 @@ def equality_check(table: Table) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=mirror_key(table),
         name="equals_source",
-        description="Every row of source and mirror is the same, bit for bit, at one source state.",
+        description="Every row is equal in source and mirror, compared at one source state.",
         pool=WRITER_POOL,
     )
     def equals_source(olap: OlapResource) -> dg.AssetCheckResult:

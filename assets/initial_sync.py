@@ -27,9 +27,9 @@ def initial_sync_asset(table: Table, settings: Settings) -> dg.AssetsDefinition:
         key=initial_sync_key(table),
         deps=[source_key(table)],
         description=(
-            f"Copies `{table.name}` in short snapshots beside the mirror, catches up with what"
-            " changed meanwhile, and puts it in place. Repeated, it applies only the difference,"
-            " so history is kept."
+            f"Copies `{table.name}` in short snapshots beside the mirror, applies the changes "
+            "made since, and puts the copy in place. A repeated run applies only the difference, "
+            "so history is kept."
         ),
         group_name="initial_sync",
         kinds={settings.mirror.kind},
@@ -39,7 +39,7 @@ def initial_sync_asset(table: Table, settings: Settings) -> dg.AssetsDefinition:
                 "row_parity",
                 asset=initial_sync_key(table),
                 blocking=True,
-                description="Source and mirror hold as many rows, at one watermark.",
+                description="Source and mirror have the same number of rows at the same watermark.",
             )
         ],
     )

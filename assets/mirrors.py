@@ -48,7 +48,7 @@ def _place(table: Table) -> str:
 
 def _description(table: Table) -> str:
     if table.mode is Mode.DESTRUCTIVE:
-        return f"`{table.name}` as the source has it, up to the watermark."
+        return f"The rows of `{table.name}` in the source, up to the watermark."
     return (
         f"Every version of `{table.name}`. Rows as they were at an instant T:"
         " `_rhei_valid_from <= T and (_rhei_valid_to is null or _rhei_valid_to > T)`."
@@ -204,7 +204,7 @@ def _report(context: dg.AssetExecutionContext, session: Session) -> None:
 
 
 def _report_copies(context: dg.AssetExecutionContext, session: Session) -> None:
-    """Say of tables that were never copied before that this session has done so."""
+    """Report tables that this session copied for the first time."""
     copied, session.copied_rows = session.copied_rows, {}
     for name, rows in copied.items():
         key = initial_sync_key(session.tables[name])
@@ -229,7 +229,7 @@ def _results(
 
 
 def _writer_wanted(context: dg.AssetExecutionContext) -> bool:
-    """Tell whether another step waits for the mirror: a copy, a backfill, the next session."""
+    """Return whether another step waits for the mirror: a copy, a backfill, the next session."""
     storage = context.instance.event_log_storage
     if not storage.supports_global_concurrency_limits:
         return False

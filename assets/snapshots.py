@@ -33,7 +33,8 @@ def snapshot_asset(table: Table, settings: Settings) -> dg.AssetsDefinition:
         deps=[mirror_key(table)],
         description=(
             f"`{table.name}` as it was at the end of each day (UTC), in `snapshot.{table.name}`"
-            " under `snapshot_date`. Today's is as of now. Any day can be rebuilt from history."
+            " under `snapshot_date`. Today's snapshot is as of now. Any day can be rebuilt from "
+            "history."
         ),
         group_name="snapshot",
         kinds={settings.mirror.kind, "table"},
@@ -75,7 +76,7 @@ def _of_known_days(
     """Report the days there is a snapshot of; the others stay unmaterialized."""
     asked = len(context.partition_keys)
     context.log.warning(
-        "history is known from %s on: %d of the %d days ended before, and have no snapshot",
+        "history begins at %s: %d of the %d days ended before that and have no snapshot",
         begins.isoformat(),
         asked - len(rows),
         asked,

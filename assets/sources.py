@@ -12,7 +12,8 @@ CHANGES = dg.AssetKey(["cdc", "changes"])
 
 _KINDS = {"sqlite": "sqlite", "postgres": "postgres"}
 _CAPTURED = {
-    "trigger": "Keys and images that triggers log, in the transaction of the change itself.",
+    "trigger": "The keys and row images that triggers log, in the transaction of the change "
+    "itself.",
     "logical": "The server's own log, decoded from a replication slot.",
 }
 
@@ -67,7 +68,7 @@ def source_specs(tables: Sequence[Table], settings: Settings) -> list[dg.AssetSp
 
 
 def _place(table: Table, settings: Settings) -> dict[str, str]:
-    """Say where the table is; a connection string stays unsaid."""
+    """Return where the table is, without connection strings."""
     if settings.source.kind == "sqlite":
         file = settings.sqlite_path
         uri = file.resolve().as_uri()

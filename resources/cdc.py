@@ -15,7 +15,9 @@ class CdcResource(dg.ConfigurableResource[Any]):
     oltp: OltpResource
     method: str = Field("trigger", description="How changes are captured.")
     batch_rows: int = Field(50_000, description="About how many rows are in memory at once.")
-    prune: bool = Field(default=True, description="Let the source forget changes no mirror needs.")
+    prune: bool = Field(
+        default=True, description="Delete changes from the source once no mirror needs them."
+    )
 
     @classmethod
     def of(cls, settings: Settings, oltp: OltpResource) -> "CdcResource":

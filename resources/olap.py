@@ -22,7 +22,7 @@ class OlapResource(dg.ConfigurableResource[Any]):
 
     cdc: CdcResource
     kind: str = Field("duckdb", description="Which engine holds the mirror.")
-    storage: str | None = Field(None, description="How a DataFusion mirror rests.")
+    storage: str | None = Field(None, description="How a DataFusion mirror is stored.")
     path: str = Field(description="The DuckDB file, or the DataFusion mirror's directory.")
     lock_timeout_seconds: float = Field(30.0, description="How long to wait for another process.")
 

@@ -3,7 +3,7 @@
     RheiError
     |-- TransientError                 trying again, unchanged, may succeed
     |   |-- SourceBusyError            the source is locked or cannot be reached
-    |   |   `-- SourceUnreachableError   no connection to it stands, or comes about
+    |   |   `-- SourceUnreachableError   there is no connection to it
     |   |-- MirrorBusyError            another process holds the mirror
     |   |-- MirrorUnreachableError       the store that holds the mirror does not answer
     |   |-- BufferBusyError            another process holds the buffer
@@ -11,11 +11,11 @@
     |   `-- QueriesBusyError           as many queries as may run at once are under way
     `-- PermanentError                 something has to change first
         |-- SettingsError              the declaration cannot be read or does not make sense
-        |-- SchemaError                a table cannot be mirrored as it stands
+        |-- SchemaError                a table cannot be mirrored as it is
         |   |-- SchemaDriftError       a table changed in a way that must be decided by a person
         |   `-- HiddenRowsError        capture cannot see all rows that the table shows to others
         |-- SourceError                the source refused a statement or is damaged
-        |-- CaptureError               changes cannot be learned of
+        |-- CaptureError               changes cannot be captured
         |   |-- BufferDamagedError     the buffer's files are damaged
         |   `-- PositionLostError      the source no longer holds the changes after the watermark
         |-- MirrorError                the mirror refused a statement or cannot be used
@@ -27,7 +27,7 @@
         `-- MissingExtraError          an optional package is not installed
 
 A message names the thing first and never holds a row's values or a secret; the hint says what to
-do next. Whether to try again is said by the first fork alone.
+do next. Whether to try again depends on the first level only.
 """
 
 import re
@@ -65,7 +65,7 @@ class SourceBusyError(TransientError):
 
 
 class SourceUnreachableError(SourceBusyError):
-    """No connection to the source stands, or comes about."""
+    """There is no connection to the source."""
 
 
 class MirrorBusyError(TransientError):
@@ -81,11 +81,11 @@ class BufferBusyError(TransientError):
 
 
 class BufferFullError(TransientError):
-    """The buffer takes no more until the mirror has caught up.
+    """The buffer accepts no more changes until the mirror has caught up.
 
     Args:
         message, hint: See `RheiError`.
-        made_room: Whether the mirror has caught up by now, so that another cycle goes on.
+        made_room: Whether the mirror has caught up since, so that another cycle can continue.
     """
 
     def __init__(self, message: str, *, hint: str | None = None, made_room: bool = False) -> None:
@@ -106,7 +106,7 @@ class SettingsError(PermanentError):
 
 
 class SchemaError(PermanentError):
-    """A table cannot be mirrored as it stands."""
+    """A table cannot be mirrored as it is."""
 
 
 class SchemaDriftError(SchemaError):
@@ -122,7 +122,7 @@ class SourceError(PermanentError):
 
 
 class CaptureError(PermanentError):
-    """Changes cannot be learned of."""
+    """Changes cannot be captured."""
 
 
 class BufferDamagedError(CaptureError):
@@ -159,7 +159,7 @@ class MirrorDamagedError(MirrorError):
 
 
 class TableFailedError(PermanentError):
-    """A table could not be read or applied, for a reason that no other error knows."""
+    """A table could not be read or applied, for an unknown reason."""
 
 
 class QueryError(PermanentError):
@@ -186,7 +186,7 @@ _EXTRAS = {
 
 @contextmanager
 def needs_extra(extra: str, what: str) -> Iterator[None]:
-    """Import what an optional extra brings within the block; `what` is the thing that needs it.
+    """Import an optional extra's packages within the block; `what` is the feature that needs it.
 
     Raises:
         MissingExtraError: One of its packages is not installed.

@@ -1,4 +1,4 @@
-"""One door: write, query, sync, copy, verify, look back."""
+"""The facade of the library: write, query, sync, copy, verify, read history."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
@@ -39,7 +39,7 @@ Hint = Literal["auto", "oltp", "olap"]
 
 
 class HTAP:
-    """An operational database and its mirror, as one.
+    """An operational database and its analytical mirror.
 
     A context manager: leaving the block stops the background sync and closes everything, also
     when an error ends the block. All calls are safe to repeat and to make from several threads.
@@ -89,24 +89,24 @@ class HTAP:
         max_staleness: float | None = None,
         after: Written | str | None = None,
     ) -> pa.Table:
-        """Run one reading statement, in the source's SQL.
+        """Run one read-only statement, in the source's SQL.
 
         Args:
             sql: The statement. With `olap` it is in the mirror's SQL.
             params: Values for its placeholders: `?` for SQLite and the mirror, `%s` for
                 PostgreSQL.
-            hint: `auto` asks the side that suits, and sees every write made by this object;
-                `oltp` asks the source; `olap` asks the mirror as it is. Beside a source that is
-                only polled, `oltp` asks the local database, and `auto` the mirror, in its SQL.
-            max_staleness: The most seconds that the mirror's answer may lie behind the source.
+            hint: `auto` chooses the side, and sees every write made by this object; `oltp`
+                queries the source; `olap` queries the mirror as it is. With a polled source,
+                `oltp` queries the local database, and `auto` the mirror, in the mirror's SQL.
+            max_staleness: How many seconds the mirror's answer may be behind the source.
             after: What `execute` returned, or its `token`, here or in another process of this
                 machine: the answer shows that write.
 
         Returns:
-            The answer. Its schema's metadata tell the side, the reason and the watermark.
+            The answer. Its schema's metadata name the side, the reason and the watermark.
 
         Raises:
-            QueryError: The statement does not read, or its side refuses it.
+            QueryError: The statement does not only read, or its side refuses it.
         """
         if hint == "auto":
             return self._door.ask(sql, params, max_staleness=max_staleness, after=after)
@@ -123,18 +123,18 @@ class HTAP:
         rows: int = 50_000,
         begun: Begun | None = None,
     ) -> Streamed:
-        """Run one reading statement as `auto`, and return its answer in batches.
+        """Run one read-only statement as with `auto`, and return its answer in batches.
 
         Args:
             sql: The statement, in the source's SQL.
             params: Values for its placeholders.
-            rows: How many rows a batch has, about.
-            begun: Is given what cancels the query, from any thread, before the first batch.
+            rows: The approximate number of rows in a batch.
+            begun: Called before the first batch with a thread-safe cancel function.
         """
         return self._door.stream(sql, params, rows, begun)
 
     def reads(self, sql: str) -> bool:
-        """Tell whether a statement is a query, as far as its text tells."""
+        """Return whether a statement is a query, judged by its text."""
         return self._door.planner.reads(sql)
 
     def reads_single_rows(self, sql: str, params: Sequence[Any] = ()) -> bool:
@@ -142,26 +142,26 @@ class HTAP:
         return self._door.reads_single_rows(sql, params)
 
     def describe(self, sql: str, params: Sequence[Any] = ()) -> pa.Schema | None:
-        """Return the schema of a query's answer without running it; None where it takes a run."""
+        """Return the schema of a query's answer without running it; None if only a run shows it."""
         return self._door.planner.describe(sql, params)
 
     def prepare(self, sql: str) -> Prepared:
-        """Tell what can be told of a statement before its parameters are bound."""
+        """Return what is known of a statement before its parameters are bound."""
         return self._door.planner.prepare(sql)
 
     def explain_route(self, sql: str, params: Sequence[Any] = ()) -> Route:
-        """Tell which side would answer a statement now, and why."""
+        """Return which side would answer a statement now, and why."""
         return self._door.route(sql, params)
 
     @property
     def _is_sidecar(self) -> bool:
-        """Whether the source belongs to others, and is only read."""
+        """Whether the source is read-only, so that a local database takes the writes."""
         return self._engine.oltp is not self._engine.database
 
     def _oltp(self) -> Database:
         if self._engine.oltp is None:
             raise QueryError(
-                "the source is only read: it is captured by polling",
+                "the source is read-only: it is captured by polling",
                 hint="write with its own application, or declare a 'local' database beside it",
             )
         return self._engine.oltp
@@ -172,11 +172,11 @@ class HTAP:
 
     @property
     def left_out(self) -> dict[str, str]:
-        """The tables that are left out for an error, each with it and the way out."""
+        """The tables that are left out because of an error, with the error and what to do."""
         return {name: str(error) for name, error in self._engine.pipeline.left_out.items()}
 
     def register_table(self, name: str, mode: Mode | str | None = None) -> None:
-        """Capture a table from now on; on one that is captured, mend whatever is missing."""
+        """Capture a table from now on; if it is captured already, repair what is missing."""
         known = {table.lower(): found for table, found in self._engine.pipeline.tables.items()}
         standing = known.get(name.lower())
         chosen = mode or (standing.mode if standing else self.settings.mode)
@@ -186,23 +186,23 @@ class HTAP:
     def drop_table(
         self, table: str, keep_as: str | None = None, *, discard_history: bool = False
     ) -> DropReport:
-        """Drop a table of the mirror with its snapshots and all that is recorded of it.
+        """Drop a table of the mirror with its snapshots and records.
 
-        The source is left alone, and the next sync copies a table that is declared anew.
+        The source is not changed, and the next sync copies a table that is still declared again.
 
         Args:
-            table: A table of the mirror, whether it is still followed or not.
-            keep_as: The name under which its rows, history and snapshots stay, to be queried.
-            discard_history: Let the history of a temporal table go for good.
+            table: A table of the mirror, whether it is still declared or not.
+            keep_as: The name under which its rows, history and snapshots are kept for queries.
+            discard_history: Delete the history of a temporal table for ever.
 
         Raises:
-            SchemaError: It is not in the mirror; it has history, and neither was said; or the name
-                to keep it as is taken.
+            SchemaError: It is not in the mirror; it has history and neither option was given; or
+                the name to keep it as is taken.
         """
         return self._engine.pipeline.drop_table(table, keep_as, discard_history=discard_history)
 
     def initial_sync(self, table: str, on_progress: OnProgress = no_progress) -> CopyReport:
-        """Copy a table; repeated, bring the mirror to the same rows again by their difference."""
+        """Copy a table; a repeated copy applies only the differences."""
         return self._engine.pipeline.copy(table, on_progress)
 
     def initial_sync_all(self, on_progress: OnProgress = no_progress) -> list[CopyReport]:
@@ -217,11 +217,11 @@ class HTAP:
         return reports
 
     def sync_now(self, on_progress: OnProgress = no_progress) -> SyncReport:
-        """Apply everything that is pending now; copies first what was never copied."""
+        """Apply all pending changes; a table that was never copied is copied first."""
         return self._engine.pipeline.sync(on_progress)
 
     def start_sync(self, interval_seconds: float | None = None) -> BackgroundSync:
-        """Sync in the background at an interval; does nothing more when that is running."""
+        """Sync in the background at an interval; does nothing if that is already running."""
         if self._background is None or not self._background.running:
             interval = interval_seconds or self.settings.sync.interval_seconds
             self._background = BackgroundSync(self._engine.pipeline, interval)
@@ -229,17 +229,18 @@ class HTAP:
         return self._background
 
     def stop_sync(self) -> None:
-        """Stop the background sync after the cycle under way."""
+        """Stop the background sync after the running cycle."""
         if self._background is not None:
             self._background.stop()
 
     def sync_status(self, patience_seconds: float | None = None) -> SyncStatus:
-        """Tell how every table stands.
+        """Return every table's state.
 
         Args:
-            patience_seconds: How long to wait for a sync under way, before what was known before
-                it is returned; the same where source or mirror cannot be read, with the reason in
-                `unreadable`. Left out: until it ends, and what cannot be read is an error.
+            patience_seconds: How long to wait for a running sync before the last known status is
+                returned. That is also returned if source or mirror cannot be read, with the
+                reason in `unreadable`. Left out: wait until the sync ends, and raise an error if
+                something cannot be read.
         """
         background = self._background
         error = background.last_error if background else None
@@ -262,7 +263,7 @@ class HTAP:
         on_sync: Callable[[SyncReport], None],
         on_query: Callable[[str, float], None],
     ) -> None:
-        """Have every sync's report told, and every answered query's side and seconds."""
+        """Call `on_sync` with each sync's report, `on_query` with each query's side and seconds."""
         self._engine.pipeline.watch(on_sync)
         self._door.watch(on_query)
 
@@ -279,7 +280,7 @@ class HTAP:
         self.sync_now()
 
     def drop_column(self, table: str, column: str) -> None:
-        """Drop a column from the source and the mirror; a temporal mirror keeps its past."""
+        """Drop a column from the source and the mirror; a temporal mirror keeps its values."""
         found = self._engine.pipeline.table(table)
         if column.lower() in map(str.lower, found.schema.primary_key):
             raise SchemaError(f"column {column!r} is part of the primary key", table=found.name)
@@ -291,8 +292,8 @@ class HTAP:
     def _refuse_foreign_schema(self) -> None:
         if self._is_sidecar:
             raise QueryError(
-                "the source is only read: its tables are changed by those who own it",
-                hint="once they have changed one, the next sync follows",
+                "the source is read-only: only its owner changes its tables",
+                hint="change the table in the source; the next sync follows the change",
             )
 
     def as_of(self, table: str, instant: datetime) -> pa.Table:
@@ -310,7 +311,7 @@ class HTAP:
         return dated(rows, {name: left[name] for name in [found.name] if name in left})
 
     def known_since(self, table: str) -> datetime:
-        """Return when a temporal table's history begins: what was before is unknown."""
+        """Return when a temporal table's history begins; earlier states are unknown."""
         return time_travel.known_since(self._engine.pipeline.mirrored(table), self._engine.mirror)
 
     def verify(self, table: str | None = None) -> VerifyReport:
@@ -322,25 +323,25 @@ class HTAP:
         return self._engine.pipeline.parity(table)
 
     def row_count(self, table: str) -> int:
-        """Count the mirror's rows that are valid now."""
+        """Return the number of the mirror's current rows."""
         return self._engine.mirror.count(self._engine.pipeline.table(table))
 
     def snapshot(self, table: str, instants: Mapping[date, datetime]) -> dict[date, int]:
-        """Keep a temporal table's rows as of an instant for each day, in `snapshot.<table>`.
+        """Store a temporal table's rows as of an instant for each day, in `snapshot.<table>`.
 
-        Days that are there already are written anew; all days are written in one transaction.
+        Existing days are replaced; all days are written in one transaction.
 
         Returns:
             How many rows each day's snapshot has.
 
         Raises:
-            QueryError: The table keeps no history, or of one of the days nothing is known.
+            QueryError: The table keeps no history, or its history begins after one of the days.
         """
         found = self._engine.pipeline.mirrored(table)
         return time_travel.snapshot(found, instants, self._engine.mirror)
 
     def maintain(self) -> MaintenanceReport:
-        """Bring the mirror's files into the form that reads fastest; until done, call again."""
+        """Merge the mirror's small files; call again until it reports that it is done."""
         return self._engine.mirror.maintain()
 
     def repair(self, table: str) -> RepairReport:
@@ -358,5 +359,5 @@ class HTAP:
 
 
 def open(source: Settings | str | Path) -> HTAP:  # noqa: A001  (rhei.open is the public name)
-    """Open what a declaration describes, given as a file or as settings."""
+    """Open the pipeline of a declaration, given as a file or as settings."""
     return HTAP(source if isinstance(source, Settings) else Settings.load(source))

@@ -1,4 +1,4 @@
-"""The seams: what a source of changes and a mirror promise each other, and nothing more."""
+"""The interfaces: what a source of changes and a mirror guarantee each other."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -28,7 +28,7 @@ from rhei_pipeline.model.streaming import Begun, Streamed
 
 
 class Step(StrEnum):
-    """The named steps of the way of the data, where a crash is tried in tests."""
+    """The named steps of a sync, at which tests simulate crashes."""
 
     SNAPSHOT = "snapshot"
     CAPTURED = "captured"
@@ -47,9 +47,9 @@ class Step(StrEnum):
 
 
 class Rescan(Enum):
-    """What a whole comparison is asked for, by a source that cannot see every change.
+    """The comparison of a whole table, asked for by a source that cannot see every change.
 
-    ROWS: rows the mirror lacks or has otherwise. ALL: also keys the source has no more.
+    ROWS: rows missing or different in the mirror. ALL: also keys the source no longer has.
     """
 
     NONE = "none"
@@ -77,7 +77,7 @@ class Database(Protocol):
         columns: Sequence[Column | None] | None = None,
         begun: Begun | None = None,
     ) -> pa.Table:
-        """Run one reading statement; `columns` is what is known of the answer's columns."""
+        """Run one read-only statement; `columns` is what is known of the answer's columns."""
 
     def stream(
         self,
@@ -87,9 +87,9 @@ class Database(Protocol):
         rows: int,
         begun: Begun | None = None,
     ) -> Streamed | None:
-        """Run one reading statement and return its answer in batches of at most so many rows.
+        """Run one read-only statement and return its answer in batches of up to `rows` rows.
 
-        None where the types of its columns show in its whole answer only; nothing was run then.
+        None if only the whole answer shows the types of its columns; nothing was run then.
         """
 
     def meanings(
@@ -98,10 +98,10 @@ class Database(Protocol):
         """Describe tables for translation: how their columns behave in queries."""
 
     def finds_public(self) -> bool:
-        """Tell whether a table's name without its schema is sure to mean the default one."""
+        """Return whether a name without schema always means a table in the default one."""
 
     def add_column(self, table: TableSchema, column: str, arrow_type: pa.DataType) -> None:
-        """Add a column that is declared so that it is read back as this type."""
+        """Add a column with a declaration that is read back as this type."""
 
     def drop_column(self, table: TableSchema, column: str) -> None:
         """Drop a column."""
@@ -123,9 +123,9 @@ class SourceSnapshot(Protocol):
 
     @property
     def shares_log(self) -> bool:
-        """Whether all tables have one log, so that one left behind holds the changes of all.
+        """Whether all tables share one log, so that a position kept back holds the changes of all.
 
-        Where each has a log of its own, one without changes stays where it is and costs nothing.
+        Where each table has its own log, one without changes keeps its position at no cost.
         """
 
     def head(self, table: Table) -> Position:
@@ -134,113 +134,114 @@ class SourceSnapshot(Protocol):
     def origin(self, table: Table) -> Position:
         """Return a position no later than any change that this snapshot's rows may lack.
 
-        A copy whose first rows are read in this snapshot, or in a later one, is caught up from it.
+        To a copy whose first rows are read in this snapshot, or later, changes are applied from it.
         """
 
     def proves(self, table: Table, position: Position) -> bool:
-        """Tell whether the source still holds every change after `position`, unbroken.
+        """Return whether the source still holds every change after `position`, without gaps.
 
-        False when the log was cleared, or the source was put back to an older state.
+        False when the log was cleared, or the source was restored to an older state.
         """
 
     def retains(self, position: Position) -> bool:
-        """Tell whether the source keeps much for this position alone, changes or not."""
+        """Return whether the source keeps much for this position alone, with or without changes."""
 
     def pending(self, table: Table, after: Position) -> int:
-        """Count the events after `position`, cheaply."""
+        """Return the number of events after `position`, cheaply."""
 
     def oldest_pending(self, table: Table, after: Position) -> datetime | None:
-        """Return when the first event after `position` was made; None when there is none."""
+        """Return when the first event after `position` was made; None if there is none."""
 
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
-        """Read all changes after `after`, in batches of about `limit` rows.
+        """Yield all changes after `after`, in batches of about `limit` rows.
 
-        Temporal tables: every version that the source tells of, in order. Destructive tables: the
-        same, or what became of each key, once over all batches, where the source can tell
+        Temporal tables: every version that the source logged, in order. Destructive tables: the
+        same, or the net change of each key, once over all batches, if the source supports that
         (`ChangeBatch.net`).
         """
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
-        """Read the net changes after `after`, whatever the table's mode."""
+        """Yield the net changes after `after`, whatever the table's mode."""
 
     def next_shape(self, table: Table, after: Position) -> TableSchema | None:
-        """Return the table in the shape in which the changes behind `after` were made.
+        """Return the table with the schema of the changes after `after`, if that is another one.
 
-        None where they are in the given table's own, or in the one the source has now. Before it
-        are all changes in the given shape.
+        None if they have the given table's schema, or the source's present one. All changes in
+        the given schema come before them.
         """
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
-        """Read the next rows behind `resume` in key order; None when there are no more."""
+        """Return the next rows after `resume` in key order; None when there are no more."""
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
-        """Name rows that no key tells apart, and that `rows` therefore leaves out."""
+        """Return dead letters for the rows without a usable key, which `rows` leaves out."""
 
     def count(self, table: Table) -> int:
-        """Count the table's rows."""
+        """Return the table's row count."""
 
     def rescan(self, table: Table, after: Position) -> Rescan:
-        """Tell whether the table is due to be compared whole within this snapshot.
+        """Return whether the whole table must be compared within this snapshot.
 
-        The caller then does so before it records the head, which says that it was done.
+        The caller then does so before it records the head, which confirms it.
         """
 
     def doubt(self, table: Table) -> str | None:
-        """Say why changes may go by unseen until the next audit; None where that is proved."""
+        """Return why changes may be missed until the next rescan; None if none can be."""
 
 
 class ChangeSource(Protocol):
-    """Where the facts are written, and how their changes are learned of."""
+    """A source of changes: installs capture and gives out snapshots."""
 
     def describe(self, name: str) -> TableSchema:
         """Read a table's schema as it is now.
 
         Raises:
-            SchemaError: The table does not exist or cannot be captured; says the way out.
+            SchemaError: The table does not exist or cannot be captured; the hint says what to do.
         """
 
     def install(self, table: Table, least: int) -> None:
-        """Make changes of the table visible from now on. Idempotent; mends what is missing.
+        """Capture the table's changes from now on. Idempotent; repairs what is missing.
 
-        `least`: new positions are greater than it, so that a watermark never has to go back.
+        `least`: new positions are greater, so that a watermark never goes back.
         """
 
     def is_installed(self, table: Table) -> bool:
-        """Tell whether capture of the table is as `install` would make it now."""
+        """Return whether the table's capture is as `install` would create it now."""
 
     def schema_version(self) -> int:
         """Return a number that changes whenever the source's schema may have changed."""
 
     @property
     def logs_rows(self) -> bool:
-        """Whether changes hold rows whole for every mode, so that no table has to be there."""
+        """Whether changes always contain whole rows, so that the tables need not exist."""
 
     def snapshot(self, *, rows: bool = False) -> AbstractContextManager[SourceSnapshot]:
-        """Hold one committed state of the source for the length of the block.
+        """Hold one committed state of the source during the block.
 
         With `rows`, that state's rows can be read as well, and the changes end exactly where the
-        rows do; its head may then lie behind changes it does not show, and is not to be recorded.
+        rows do; its head may then be after changes that it does not show, and must not be
+        recorded.
         """
 
     def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
-        """Record from where on this mirror still needs each table's changes.
+        """Record the position from which this mirror still needs each table's changes.
 
-        With `prune`, forget what no mirror needs. Returns how many events were forgotten. Safe
-        to repeat.
+        With `prune`, delete what no mirror needs. Returns how many events were deleted. Safe to
+        repeat.
         """
 
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
         """Report keys as changed, so that the next cycle reads their rows again."""
 
     def held_bytes(self) -> Mapping[str, int]:
-        """Return how many bytes are kept until this mirror has them, by what keeps them.
+        """Return the bytes that are kept until this mirror has them, by what keeps them.
 
-        Without what cannot be told cheaply.
+        Sizes that are not cheap to read are left out.
         """
 
 
 class MirrorTransaction(Protocol):
-    """All that one transaction of the mirror may do; it commits as a whole or not at all."""
+    """One transaction of the mirror; it commits as a whole or not at all."""
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as this transaction sees it."""
@@ -249,84 +250,84 @@ class MirrorTransaction(Protocol):
         """Overwrite rows by key and remove tombstones; count what really changed."""
 
     def present_keys(self, table: Table) -> pa.Table:
-        """Return the keys of all rows that are valid now."""
+        """Return the keys of all current rows."""
 
     def copied_keys(self, table: Table) -> pa.Table:
         """Return the keys of all rows in the copy."""
 
     def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
-        """Return the rows of those keys that are valid now, with the table's columns."""
+        """Return the current rows of those keys, with the table's columns."""
 
     def copied_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the rows of those keys in the copy, with the table's columns."""
 
     def open_versions(self, table: Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Return the open versions of the events' keys, and the floors of keys with a past only.
+        """Return the open versions of the events' keys, and the floors of keys without one.
 
-        Shapes as `history.supersede` takes them.
+        Both have the columns that `scd2.supersede` takes.
         """
 
     def supersede(self, table: Table, versions: Versions) -> None:
         """Close and open versions of a temporal table."""
 
     def record(self, watermark: Watermark) -> None:
-        """Record progress. Refuses to go back."""
+        """Record progress; a lower position is refused."""
 
     def quarantine(self, letters: Iterable[DeadLetter]) -> int:
-        """Keep dead letters, one per table, key and column, the newest; return how many."""
+        """Store dead letters, the newest per table, key and column; return how many."""
 
     def quarantined(self, table: Table) -> set[LetterName]:
-        """Name the open dead letters of a table."""
+        """Return the names of a table's open dead letters."""
 
     def release(self, table: Table, letters: Collection[LetterName], at: datetime) -> None:
-        """Resolve dead letters of values that fit by now, or of rows that are gone."""
+        """Resolve dead letters of values that fit now, or of rows that are gone."""
 
     def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:
-        """Keep a temporal table's rows as of each day's instant; return their numbers.
+        """Store a temporal table's rows as of each day's instant; return the row counts.
 
-        They are the table of the same name in the schema `snapshot`; days there are written anew.
+        They go into the table of this name in the schema `snapshot`; existing days are replaced.
         """
 
     def begin_copy(self, table: Table, progress: CopyProgress) -> None:
         """Start an empty copy beside the table."""
 
     def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
-        """Append rows to the copy and record how far it has come."""
+        """Append rows to the copy and record its progress."""
 
     def drop_copy(self, table: Table) -> None:
-        """Drop the copy under way; the table beside it stays as it was last recorded."""
+        """Drop the running copy; the table itself is not changed."""
 
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
-        """Bring the copy up to a later state by net changes."""
+        """Apply net changes that were made since to the copy."""
 
     def keep_unknown(self, table: Table, keys: pa.Table) -> None:
-        """Give the copy the table's present rows of keys that the copy could not read.
+        """Add the table's present rows to the copy for keys that the copy could not read.
 
-        These rows are the last good ones, so that putting the copy in place changes nothing about
-        them. In the copy's columns; what the table does not have, or has otherwise, is null.
+        These rows are the last good ones, so that adopting the copy does not change them. They
+        get the copy's columns; values that the table lacks, or that do not fit, are null.
         """
 
     def adopt_copy(self, table: Table, at: datetime) -> int | None:
-        """Make the copy the table where none of its shape stands; return its rows, else None.
+        """Make the copy the table unless one with its schema exists; return its rows, or None.
 
-        The shape is the columns, their types and the key. A temporal table's rows become baseline
-        versions that are valid from `at`. A standing table that has history is never replaced:
-        it takes on the shape of the schema, if that changes nothing of its past.
+        The schema is the columns, their types and the key. A temporal table's rows become
+        baseline versions that are valid from `at`. An existing table with history is never
+        replaced: it is fitted to the new schema, if that changes nothing in its history.
 
         Raises:
-            SchemaDriftError: The table is to have no history any more, or its past does not fit
-                the new types or the new key.
+            SchemaDriftError: The table would lose its history, or its history does not fit the
+                new types or the new key.
         """
 
     def record_key(self, table: Table) -> None:
-        """Record the key that a table was built for, of one of before this was recorded."""
+        """Record the key that a table was built for, if that was not recorded then."""
 
     def drop_table(self, table: Table, keep_as: str | None = None) -> int:
-        """Drop a table with its snapshots, and all that is recorded of it.
+        """Drop a table with its snapshots and records.
 
-        With `keep_as`, table and snapshots stay as ordinary tables of that name, which follow no
-        source table; the name is one of its own, without a schema. Safe for one that is not there.
-        Nothing else of a mirror drops a table that has history.
+        With `keep_as`, table and snapshots are kept as ordinary tables of that name, which follow
+        no source table; the name has no schema. Safe for a table that does not exist. No other
+        method drops a table that has history.
 
         Returns:
             How many rows, or versions, it had.
@@ -336,26 +337,26 @@ class MirrorTransaction(Protocol):
         """
 
     def mend_keys(self, table: Table, at: datetime) -> Counts:
-        """Leave one present row a key and none whose key is null; count what ended.
+        """Leave one present row for each key and none with a null key; return what ended.
 
         Of a temporal table's versions that are valid at once, each ends where the next one begins;
         one without a key ends at `at`. Rows of a destructive table are removed.
         """
 
     def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
-        """Yield what leads from the table's present rows to the copy's, then drop the copy."""
+        """Yield the changes from the table's present rows to the copy's, then drop the copy."""
 
     def count(self, table: Table) -> int:
-        """Count the rows that are valid now."""
+        """Return the number of current rows."""
 
     def compare_digests(
         self, table: Table, parts: Iterable[pa.Table]
     ) -> tuple[list[int], pa.Table]:
-        """Compare the table's present rows with all rows of the source by digests; cheaply.
+        """Compare the table's present rows with all rows of the source by digests; cheap.
 
         Returns:
-            The numbers of the parts that hold a row the table lacks or has otherwise, and the keys
-            of the table's rows that are in no part.
+            The numbers of the parts with a row that is missing or different in the table, and the
+            keys of the table's rows that are in no part.
         """
 
     def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
@@ -398,43 +399,43 @@ class Mirror(Protocol):
         rows: int,
         begun: Begun | None = None,
     ) -> Streamed:
-        """Run one read-only statement, and return its rows as they come, all of one state."""
+        """Run one read-only statement, and return its rows in batches, all of one state."""
 
     def tables(self) -> Mapping[str, Table]:
-        """Return the tables that are in the mirror, as they are there, by `sql.mirror_table`.
+        """Return the tables of the mirror with their stored schemas, by `sql.mirror_table`.
 
-        A table with history is temporal, whatever is declared; its key is empty where it was not
-        recorded. Tables that were set aside are among them; snapshots and copies are not.
+        A table with history is temporal, whatever is declared; its key is empty if it was not
+        recorded. Tables that were set aside are included; snapshots and copies are not.
         """
 
     def count(self, table: Table) -> int:
-        """Count the rows that are valid now."""
+        """Return the number of current rows."""
 
     def past(self, table: Table) -> Past | None:
-        """Return what is recorded of a temporal table's past; None where it is not mirrored yet."""
+        """Return what is recorded of a temporal table's history; None if it is not mirrored yet."""
 
     def dead_letters(self, table: str | None = None) -> pa.Table:
-        """Return the dead letters kept, of one table or of all."""
+        """Return the stored dead letters, of one table or of all."""
 
     def heal(self, table: Table) -> tuple[DamagedFile, ...]:
-        """Check all files of a table; leave out what is damaged, so that a copy can mend it.
+        """Check all files of a table; remove damaged ones, so that a copy can repair the table.
 
-        Nothing is deleted: damaged files are set aside. Returns what was damaged and what became
-        of it; nothing where all files are whole.
+        Nothing is deleted: damaged files are set aside. Returns what was damaged and what was
+        done about it; nothing if all files are intact.
         """
 
     def confirm(self) -> None:
-        """Take what is held as newest: a sync compared its positions and had nothing to apply."""
+        """Confirm that the state is the newest: a sync compared positions and found no changes."""
 
     @property
     def not_published(self) -> RheiError | None:
-        """Why what others read beside the mirror is older than the mirror; None where it is not."""
+        """Why the published copy or Delta tables are older than the mirror; None if not."""
 
     def gaps_until(self, table: Table) -> datetime | None:
-        """Return until when a repair has left gaps in a history, and said so; None: it is whole."""
+        """Return until when a history may have gaps, because a repair lost files; None: no gaps."""
 
     def maintain(self) -> MaintenanceReport:
-        """Bring the files into the form that reads fastest; safe at any time, bounded a call."""
+        """Rewrite the files for fast reading; safe at any time, with limited work in each call."""
 
     def close(self) -> None:
         """Release the mirror; safe to repeat."""

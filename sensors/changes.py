@@ -23,7 +23,7 @@ def sync_job(settings: Settings) -> UnresolvedAssetJobDefinition:
     return dg.define_asset_job(
         "sync",
         selection=dg.AssetSelection.groups("mirror") - dg.AssetSelection.all_asset_checks(),
-        description="A sync session: cycles while there is work, reports lag, ends when idle.",
+        description="A sync session: syncs while changes are pending, reports lag, ends when idle.",
         executor_def=dg.in_process_executor,
         run_tags={"dagster/max_runtime": backstop, "dagster/priority": "-1"},
     )
@@ -50,9 +50,9 @@ def changes_sensor(job: UnresolvedAssetJobDefinition, settings: Settings) -> dg.
             pending = cdc.unseen(settings)
         except TransientError as error:
             # Any other error fails the tick: it shows red until somebody has mended it.
-            return dg.SkipReason(f"the source cannot be asked now: {error}")
+            return dg.SkipReason(f"the source cannot be read now: {error}")
         if pending == 0:
-            return dg.SkipReason("in step: the mirror has every change")
+            return dg.SkipReason("up to date: the mirror has every change")
         reason = "never synced" if pending is None else f"{pending} changes pending"
         return dg.RunRequest(tags={"rhei/reason": reason})
 

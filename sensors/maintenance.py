@@ -10,19 +10,19 @@ from rhei_pipeline import Settings
 
 
 def needs_maintenance(settings: Settings) -> bool:
-    """Tell whether the mirror rests in files that have to be folded."""
+    """Return whether the mirror is in files that must be merged."""
     return settings.mirror.kind == "datafusion" and not settings.mirror.in_memory
 
 
 def maintenance_job() -> dg.JobDefinition:
     """Make the job that folds the mirror's files."""
 
-    @dg.op(pool=WRITER_POOL, description="Folds small files, and files that lost many rows.")
+    @dg.op(pool=WRITER_POOL, description="Merges small files, and files with many deleted rows.")
     def fold(context: dg.OpExecutionContext, olap: OlapResource) -> None:
         with olap.open() as htap:
             report = htap.maintain()
             while not report.done:
-                context.log.info("%d rows folded, and more to go", report.rows_written)
+                context.log.info("%d rows merged, and more remain", report.rows_written)
                 report = htap.maintain()
         context.add_output_metadata({**asdict(report), "damaged": list(report.damaged)})
         if report.damaged:
@@ -30,7 +30,7 @@ def maintenance_job() -> dg.JobDefinition:
 
     @dg.job(
         name="maintenance",
-        description="Folds the mirror's files; readers notice nothing but the speed.",
+        description="Merges the mirror's files; queries go on meanwhile, and become faster.",
         executor_def=dg.in_process_executor,
     )
     def maintenance() -> None:
@@ -47,5 +47,5 @@ def maintenance_schedule(job: dg.JobDefinition, settings: Settings) -> dg.Schedu
         cron_schedule=f"0 {settings.schedule.maintenance_hour} * * *",
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Folds the mirror's files at night, in UTC.",
+        description="Merges the mirror's files at night, in UTC.",
     )

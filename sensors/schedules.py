@@ -16,7 +16,8 @@ def snapshot_job() -> UnresolvedAssetJobDefinition:
     return dg.define_asset_job(
         "snapshots",
         selection=dg.AssetSelection.groups("snapshot"),
-        description="Keeps every temporal table as of the end of a day. Backfill it over any days.",
+        description="Takes a snapshot of every temporal table as of the end of a day. Can be "
+        "backfilled for any days.",
         executor_def=dg.in_process_executor,
     )
 
@@ -31,7 +32,7 @@ def snapshot_schedule(
         cron_schedule=f"0 {settings.schedule.snapshot_hour} * * *",
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Snapshots the day that has just ended, in UTC.",
+        description="Takes the snapshot of the day that has just ended, in UTC.",
     )
     def daily_snapshot(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
         day = (context.scheduled_execution_time - timedelta(days=1)).date().isoformat()

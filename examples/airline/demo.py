@@ -155,7 +155,9 @@ def _prove(settings: rhei.Settings, halfway: datetime) -> None:
         started = time.monotonic()
         worst = htap.query(WORST_CARRIERS, hint="olap")
         took = (time.monotonic() - started) * 1000
-        _show(f"Airlines by average delay, asked of the mirror in {took:.0f} ms", worst.to_pylist())
+        _show(
+            f"Airlines by average delay, answered by the mirror in {took:.0f} ms", worst.to_pylist()
+        )
         then = htap.as_of("flights", halfway).group_by("status").aggregate([("status", "count")])
         now = htap.as_of("flights", datetime.now(UTC)).group_by("status")
         earlier = dict(zip(*then.to_pydict().values(), strict=True))
@@ -228,8 +230,8 @@ def _say_what_next(declaration: Path) -> None:
     meanwhile = " (while the UI runs)" if source else ""
     for command, purpose in (
         (dev, "Open the Dagster UI on this demo, with the airline still flying:"),
-        (f".venv/bin/rhei status{where}", f"See how each table stands{meanwhile}:"),
-        (ask, f"Ask the mirror{meanwhile}:"),
+        (f".venv/bin/rhei status{where}", f"See each table's state{meanwhile}:"),
+        (ask, f"Query the mirror{meanwhile}:"),
         (f"config/{declaration.name}", "Point it at your own database:"),
     ):
         console.print(f"  {purpose}\n    [bold]{command}[/]")

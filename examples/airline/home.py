@@ -53,8 +53,9 @@ def refuse_other_data(settings: Settings) -> None:
         shown, own = "another server", address(settings) == _own_address()
     if not own or any(DATA not in path.resolve().parents for path in paths):
         raise SystemExit(
-            f"The declaration names {shown}, its mirror {settings.mirror.path}: not what the demo"
-            " made.\nThe demo deletes and rebuilds its database and mirror, so it does nothing."
+            f"The declaration names {shown}, its mirror {settings.mirror.path}: not what the "
+            "demo created.\nThe demo deletes and rebuilds its database and mirror, so it does "
+            "nothing."
             "\nPut the demo's declaration back, or use 'rhei' and"
             " 'dagster dev -w workspace.yaml' on your own."
         )
@@ -97,7 +98,7 @@ def database_server(settings: Settings) -> Iterator[None]:
 
 
 def is_built(settings: Settings) -> bool:
-    """Tell whether the airline's database is there."""
+    """Return whether the airline's database exists."""
     if isinstance(settings.source, SqliteSettings):
         return settings.source.path.exists()
     return _has_database()

@@ -1,4 +1,4 @@
-"""A batch of changes as one Arrow table: what stands beside the events travels with them."""
+"""Encode a batch of changes, with all that belongs to it, as one Arrow table."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ _METADATA = b"rhei"
 
 
 def seal(batch: ChangeBatch) -> pa.Table:
-    """Put a batch into one table."""
+    """Return a batch of changes as one Arrow table."""
     table = batch.events
     for name, mask in batch.unchanged.items():
         table = table.append_column(_UNCHANGED + name, mask)
@@ -36,7 +36,7 @@ def seal(batch: ChangeBatch) -> pa.Table:
 
 
 def unseal(table: pa.Table) -> ChangeBatch:
-    """Take a batch out of its table."""
+    """Return the batch of changes that `seal` encoded."""
     form = json.loads(table.schema.metadata[_METADATA])
     own = [name for name in table.column_names if not name.startswith((_UNCHANGED, _FORMER))]
     masks, former = _with_prefix(table, _UNCHANGED), _with_prefix(table, _FORMER)
@@ -54,10 +54,10 @@ def unseal(table: pa.Table) -> ChangeBatch:
 
 
 def in_size(batches: Iterator[ChangeBatch], limit: int) -> Iterator[ChangeBatch]:
-    """Join small batches and cut large ones, so that each has about `limit` rows.
+    """Merge small batches and split large ones, so that each has about `limit` rows.
 
-    A batch with dead letters ends what it is joined to: whether a key's letter or its row came
-    later must still show.
+    A batch with dead letters is the last one merged into a batch: the order of a key's dead
+    letter and its row must be preserved.
     """
     gathered: list[ChangeBatch] = []
     for batch in batches:

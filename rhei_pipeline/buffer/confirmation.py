@@ -1,7 +1,7 @@
-"""A small file beside a buffer that says whether the mirror has all of it.
+"""A small file beside a buffer that records whether the mirror has applied all of it.
 
-RocksDB is opened by one process at a time, and a sensor must not take it from a sync. The file is
-written before the source may forget what was buffered, so it never says "in step" too early.
+Only one process can open RocksDB, and a sensor must not take it from a sync. The file is written
+before the source may delete what was buffered, so it never reports "up to date" too early.
 """
 
 import json
@@ -24,7 +24,7 @@ class Confirmation:
         self._recorded: int | None = None
 
     def record(self, unapplied: int) -> None:
-        """Say how many events wait for the mirror; on disk before this returns."""
+        """Write how many events wait for the mirror; the file is on disk when this returns."""
         if unapplied == self._recorded:
             return
         temporary = self._path.with_suffix(".new")
@@ -55,7 +55,7 @@ def unapplied_events(buffer: Path) -> tuple[str, int] | None:
             return str(form["log"]), int(form["unapplied"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BufferDamagedError(
-            f"{str(file)!r} cannot be read", hint="delete it: the next sync writes it anew"
+            f"{str(file)!r} cannot be read", hint="delete it: the next sync writes it again"
         ) from error
     raise CaptureError(
         too_new(repr(str(file)), written, FORMAT), hint="delete it: the next sync writes it anew"
@@ -63,7 +63,7 @@ def unapplied_events(buffer: Path) -> tuple[str, int] | None:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make a renaming outlive a power cut."""
+    """Make a renaming durable against power failure."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -72,5 +72,5 @@ def _sync_directory(directory: Path) -> None:
 
 
 def file_of(buffer: Path) -> Path:
-    """Return the file that stands beside a buffer's directory."""
+    """Return the path of the file that belongs to a buffer's directory."""
     return buffer.with_name(f"{buffer.name}.confirmed.json")

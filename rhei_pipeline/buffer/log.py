@@ -57,11 +57,11 @@ class BufferLimits:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Events of one stream that were written together.
+    """Events of one stream that were written together, under one proof.
 
     Attributes:
         base, end: Its events are numbered from `base + 1` to `end`; a mark has none.
-        proof: A name nothing else has: a log put back to an older state will not show it.
+        proof: A unique name: a log that was restored to an older state does not have it.
         oldest_us: When the oldest of its events was made; microseconds since 1970.
         written_us: When it was written.
         source_order: How far the source had been read by then, where there is a source.
@@ -78,13 +78,13 @@ class Extent:
 
     @property
     def position(self) -> Position:
-        """The place behind its last event."""
+        """The position after its last event."""
         return Position(self.end, self.proof)
 
 
 @dataclass(slots=True)
 class _Staged:
-    """What a write has gathered of one stream."""
+    """The parts of one stream that a write has collected so far."""
 
     base: int
     count: int = 0
@@ -108,11 +108,11 @@ class _Staged:
 
 
 def _no_part() -> None:
-    """Pass a part by."""
+    """Do nothing (the default callback)."""
 
 
 class ChangeLog:
-    """The log in one directory. One process opens it at a time; its threads may share it.
+    """The log in one directory. Only one process can open it; its threads may share it.
 
     Args:
         path: The directory, created when it is missing.
@@ -157,7 +157,7 @@ class ChangeLog:
 
     @property
     def log_id(self) -> str:
-        """A name that no other log has."""
+        """The log's unique name."""
         return (self.fact("log") or b"").decode()
 
     @property
@@ -193,7 +193,7 @@ class ChangeLog:
     ) -> Iterator[pa.Table]:
         """Read the events numbered `after + 1` to `until` in order, in the batches written.
 
-        Where numbers stand for net changes, those of a whole extent come together.
+        Where the numbers count net changes, those of one extent are returned together.
 
         Raises:
             PositionLostError: Some of them have been pruned.
@@ -207,19 +207,19 @@ class ChangeLog:
                 yield part if _within(extent, after, last) else _between(part, after, last)
 
     def head(self, stream: str = EVENTS) -> Position:
-        """Return the place behind the newest event; order 0 where nothing was ever written."""
+        """Return the position after the newest event; order 0 where nothing was ever written."""
         found = self._heads.get(stream)
         return Position(0, "") if found is None else found.position
 
     def low(self, stream: str = EVENTS) -> int:
-        """Return the number behind which all events are held."""
+        """Return the number of the last event that was pruned: all later ones are held."""
         found = next(iter(self.extents(stream, -1, limit=1)), None)
         if found is None:
             return 0
         return found.base if found.parts else found.end
 
     def holds(self, stream: str, position: Position) -> bool:
-        """Tell whether the position is one of this log's and all events after it are held."""
+        """Return whether the position belongs to this log and all events after it are held."""
         extent = self._extent(stream, position.order)
         return extent is not None and extent.proof == position.proof
 
@@ -248,9 +248,9 @@ class ChangeLog:
                 raise self._rocks.damaged("a batch cannot be read") from error
 
     def prune(self, order: int, *, stream: str = EVENTS) -> int:
-        """Forget the events up to and including a number, by whole extents.
+        """Delete the events up to and including a number, by whole extents.
 
-        The place of the last one forgotten stays known. Returns how many were forgotten.
+        The position of the last deleted event stays known. Returns how many were deleted.
         """
         with self._lock:
             gone = [e for e in self.extents(stream, -1) if e.end <= order]
@@ -262,30 +262,30 @@ class ChangeLog:
             return sum(extent.end - extent.base for extent in gone)
 
     def watermark(self, name: str) -> Position | None:
-        """Return the position kept under a name."""
+        """Return the position stored under a name."""
         value = self.fact(f"watermark/{name}")
         return None if value is None else Position(*json.loads(value))
 
     def set_watermark(self, name: str, position: Position) -> None:
-        """Keep a position under a name, on disk before this returns."""
+        """Store a position under a name; it is on disk when this returns."""
         with self.writing() as writer:
             writer.set_watermark(name, position)
 
     def fact(self, name: str) -> bytes | None:
-        """Return what was kept under a name."""
+        """Return the value stored under a name."""
         return self._rocks.get(_FACT + name.encode())
 
     def facts(self, prefix: str) -> dict[str, bytes]:
-        """Return all facts whose names begin so, by the rest of the name."""
+        """Return all values whose names have this prefix, by the rest of the name."""
         first = _FACT + prefix.encode()
         entries = self._rocks.scan(first, first)
         return {key[len(first) :].decode(): value for key, value in entries}
 
     def check_age(self, after: Mapping[str, int]) -> None:
-        """Refuse to take more while an event behind these numbers is older than the limit.
+        """Raise an error if an event after these numbers is older than the limit.
 
         Raises:
-            BufferFullError: One is.
+            BufferFullError: An event is too old.
         """
         limit = self.limits.max_age_seconds
         if limit is None:
@@ -307,11 +307,11 @@ class ChangeLog:
         durably: bool = True,
         limited: bool = True,
     ) -> Iterator["LogWriter"]:
-        """Gather a write; leaving the block makes it visible and durable, an error undoes it.
+        """Collect a write; leaving the block makes it visible and durable, an error undoes it.
 
-        `on_part` is called when a part has been written ahead. Not `durably`: a power cut may
-        undo it, a killed process does not. Not `limited`: it may take more than `max_bytes`, but
-        never the disk's last room.
+        `on_part` is called when a part has been written ahead. Not `durably`: a power failure may
+        undo it, a killed process does not. Not `limited`: it may exceed `max_bytes`, but never
+        fill the disk.
         """
         with self._lock:
             writer = LogWriter(self, on_part, self.limits.max_bytes if limited else None)
@@ -347,7 +347,7 @@ class ChangeLog:
             )
 
     def _sweep(self) -> None:
-        """Remove parts that lie behind the heads."""
+        """Delete parts that lie after the heads."""
         first = _PART
         while entry := next(iter(self._rocks.scan(first, _PART, limit=1)), None):
             stream = _stream_of(entry[0])
@@ -389,7 +389,7 @@ class ChangeLog:
 
 
 class LogWriter:
-    """What one write holds; made by `ChangeLog.writing`."""
+    """The open write of a log; created by `ChangeLog.writing`."""
 
     def __init__(self, log: ChangeLog, on_part: Callable[[], None], max_bytes: int | None) -> None:
         self._log = log
@@ -425,7 +425,7 @@ class LogWriter:
             self._write_ahead()
 
     def restart(self, stream: str, order: int, *, source_order: int = 0) -> None:
-        """Forget a stream's events and begin anew behind a number: no older place is proved."""
+        """Delete a stream's events and start again after a number: no older position is proved."""
         held = self._log.extents(stream, -1)
         self._freed += sum(extent.bytes for extent in held)
         for kind in (_PART, _EXTENT):
@@ -434,12 +434,12 @@ class LogWriter:
         self._marks[stream] = replace(mark, written_us=_now_us())
 
     def set_watermark(self, name: str, position: Position) -> None:
-        """Keep a position under a name."""
+        """Store a position under a name."""
         form = json.dumps([position.order, position.proof])
         self.set_fact(f"watermark/{name}", form.encode())
 
     def set_fact(self, name: str, value: bytes | None) -> None:
-        """Keep a value under a name; None forgets it."""
+        """Store a value under a name; None deletes it."""
         key = _FACT + name.encode()
         if value is None:
             self._batch.delete(key)
@@ -483,7 +483,7 @@ class LogWriter:
 
 
 def _key(kind: bytes, stream: str, *numbers: int) -> bytes:
-    """Compose a key that sorts by stream, then number (8 bytes), then part (4 bytes)."""
+    """Return a key that sorts by stream, then number (8 bytes), then part (4 bytes)."""
     name = stream.encode()
     forms = (">Q", ">I")
     tail = b"".join(struct.pack(form, n) for form, n in zip(forms, numbers, strict=False))

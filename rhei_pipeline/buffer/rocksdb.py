@@ -1,4 +1,4 @@
-"""One RocksDB directory: open it alone, read it, write it, and say in our words what went wrong."""
+"""One RocksDB directory: open it exclusively, read it, write it, and translate its errors."""
 
 import logging
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ _FULL = ("No space left", "Disk quota exceeded", "File too large")
 
 
 class RocksDirectory:
-    """Keys and values as bytes, in the keys' order.
+    """A RocksDB database: keys and values as bytes, ordered by key.
 
     Raises:
         MissingExtraError: RocksDB's package is not installed.
@@ -41,7 +41,7 @@ class RocksDirectory:
         return self._database is not None
 
     def close(self) -> None:
-        """Let another process open it; safe to repeat."""
+        """Close it, so that another process can open it; safe to repeat."""
         database, self._database = self._database, None
         if database is None:
             return
@@ -75,7 +75,7 @@ class RocksDirectory:
         return self._rocks.WriteBatch(raw_mode=True)
 
     def write(self, batch: Any, *, sync: bool) -> None:  # noqa: ANN401
-        """Write a batch whole or not at all.
+        """Write a batch atomically.
 
         With `sync` it is on the disk before this returns, and so are all writes before it.
         """
@@ -90,12 +90,12 @@ class RocksDirectory:
             self._opened().delete_range(first, end)
 
     def compact(self) -> None:
-        """Give back the room of what was deleted."""
+        """Free the disk space of what was deleted."""
         with self._translated():
             self._opened().compact_range(None, None)
 
     def damaged(self, reason: str) -> BufferDamagedError:
-        """Make the error that says that the directory cannot be relied on."""
+        """Return the error for a directory that cannot be read."""
         return BufferDamagedError(
             f"buffer {str(self.path)!r} cannot be read: {reason}",
             hint="restore it, or move it away: its tables are then copied again",
@@ -125,7 +125,7 @@ class RocksDirectory:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turn RocksDB's errors, which have no class of their own, into ours."""
+        """Translate RocksDB's errors, which have no class of their own, into ours."""
         try:
             yield
         except RheiError:
@@ -138,7 +138,7 @@ class RocksDirectory:
         if "lock hold by" in text or "While lock file" in text:
             return BufferBusyError(
                 f"buffer {path!r} is held by another process",
-                hint="one process opens a RocksDB directory at a time: let the other one end",
+                hint="only one process can open a RocksDB directory: stop the other one first",
             )
         if any(reason in text for reason in _FULL):
             return BufferFullError(f"the disk that holds {path!r} is full", hint="free space")

@@ -1,4 +1,4 @@
-"""One state of a source, its changes read from the log they were drained into."""
+"""One state of a source whose changes are read from the buffer."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class FollowedTable:
-    """A table that the log follows.
+    """A table whose changes go through the buffer.
 
     Attributes:
         table: Its shape when capture was installed; what the log holds is of this shape.
@@ -35,18 +35,18 @@ class FollowedTable:
     rescan: bool = False
 
     def leads_on(self, snapshot: SourceSnapshot) -> bool:
-        """Tell whether the source still holds all that follows what was drained."""
+        """Return whether the source still holds all changes after those that were drained."""
         return self.inner is not None and snapshot.proves(self.table, self.inner)
 
 
 class BufferedSnapshot:
-    """A `SourceSnapshot` over an open one of the source.
+    """A `SourceSnapshot` that reads changes from the buffer and rows from the source.
 
     Args:
         inner: The source's snapshot: rows and clock.
-        log, bridged: What was drained.
-        passes_on: Whether changes go on behind the log with what the source has not yet given.
-        unreadable: Why tables could not be drained: they are of another shape by now, or failed.
+        log, bridged: The buffer, and the tables that go through it.
+        passes_on: Whether the source's own pending changes follow those of the buffer.
+        unreadable: Why tables could not be drained: their schema changed, or they failed.
 
     Attributes:
         audited: The tables for which a whole comparison was asked for here.
@@ -73,11 +73,11 @@ class BufferedSnapshot:
         self.schema_version = inner.schema_version
 
     def head(self, table: Table) -> Position:
-        """Return the log's newest place."""
+        """Return the buffer's newest position."""
         return self._log.head(table.name)
 
     def origin(self, table: Table) -> Position:
-        """Return the newest place that the log had reached when the rows were as they are."""
+        """Return the newest buffered position at the time when the rows were read."""
         reached = self._inner.origin(table).order
         bridged = self._bridged.get(table.name)
         if bridged is None or bridged.inner is None or bridged.inner.order <= reached:
@@ -87,7 +87,7 @@ class BufferedSnapshot:
         return (early or extents)[-1 if early else 0].position
 
     def proves(self, table: Table, position: Position) -> bool:
-        """Look for the place in the log, which is of the table's shape when it was made."""
+        """Return whether the buffer holds the position with the table's present schema."""
         if isinstance(failure := self._unreadable.get(table.name), PermanentError):
             raise failure
         bridged = self._bridged.get(table.name)
@@ -96,15 +96,15 @@ class BufferedSnapshot:
         return self._log.holds(table.name, position)
 
     def retains(self, position: Position) -> bool:  # noqa: ARG002
-        """Keep nothing in the source for the mirror: the log has it."""
+        """Return False: the buffer, not the source, keeps changes for the mirror."""
         return False
 
     def pending(self, table: Table, after: Position) -> int:
-        """Count what the log holds, and what the source has that was not drained."""
+        """Count the events in the buffer, and those that were not drained from the source yet."""
         return self.head(table).order - after.order + self._undrained(table)
 
     def oldest_pending(self, table: Table, after: Position) -> datetime | None:
-        """Return when the first event behind the position was made."""
+        """Return when the first event after the position was made."""
         held = self._held(table, after)
         if held:
             return _EPOCH + timedelta(microseconds=held[0].oldest_us)
@@ -112,7 +112,7 @@ class BufferedSnapshot:
         return None if position is None else self._inner.oldest_pending(table, position)
 
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
-        """Read versions of a temporal table in order, net changes of a destructive one."""
+        """Yield all versions of a temporal table in order, or net changes of a destructive one."""
         held = self._readable(table, after)
         if table.mode is Mode.TEMPORAL or len(held) == 1:
             found = self._batches(table, held)
@@ -122,29 +122,29 @@ class BufferedSnapshot:
         yield from self._passed_on(table, limit)
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
-        """Read the last change of each key."""
+        """Yield the last change of each key."""
         held = self._readable(table, after)
         yield from in_size(self._net(table, held), limit)
         yield from self._passed_on(table, limit)
 
     def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
-        """Name none: the buffer holds one shape at a time."""
+        """Return None: the buffer holds changes of one schema at a time."""
         return None
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
-        """Read rows of the source."""
+        """Return rows of the source."""
         return self._inner.rows(table, resume, limit)
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
-        """Ask the source."""
+        """Return the source's rows without a key."""
         return self._inner.keyless(table)
 
     def count(self, table: Table) -> int:
-        """Ask the source."""
+        """Return the source's row count."""
         return self._inner.count(table)
 
     def rescan(self, table: Table, after: Position) -> Rescan:  # noqa: ARG002
-        """Ask for one that the source asked for, once the log holds all that the rows show."""
+        """Return the rescan that the source asked for, once the buffer holds all changes."""
         bridged = self._bridged.get(table.name)
         asked = bridged is not None and bridged.rescan
         if not asked or self._passes_on or self._undrained(table):
@@ -153,7 +153,7 @@ class BufferedSnapshot:
         return Rescan.ALL
 
     def doubt(self, table: Table) -> str | None:
-        """Ask the source."""
+        """Return the source's answer."""
         return self._inner.doubt(table)
 
     def _held(self, table: Table, after: Position) -> list[Extent]:
@@ -170,7 +170,7 @@ class BufferedSnapshot:
                 yield unseal(part)
 
     def _net(self, table: Table, extents: list[Extent]) -> Iterator[ChangeBatch]:
-        """Leave out events that a later one of the same key overtakes.
+        """Leave out events that are followed by a later one of the same key.
 
         Only keys are held in memory. Where an event leaves values out, the earlier one that has
         them is needed, and nothing is left out.
@@ -194,7 +194,7 @@ class BufferedSnapshot:
             yield replace(batch, events=batch.events.filter(pa.array(kept)), net=True)
 
     def _passed_on(self, table: Table, limit: int) -> Iterator[ChangeBatch]:
-        """Read on in the source, where nothing of it is to be recorded."""
+        """Yield the source's own pending changes, where they are not to be recorded."""
         position = self._drained_to(table)
         if self._passes_on and position is not None and self._inner.pending(table, position):
             yield from self._inner.changes(table, position, limit)

@@ -1,8 +1,8 @@
-"""Changes go from any source into a log of our own first; the source may forget them then.
+"""A source whose changes go through a durable buffer, so that the source may delete them early.
 
-A drain takes what is pending in all tables from one state of the source, and is one write of the
-log: each place in the log is one state of the source. Rows are read in the snapshot that was
-drained, so that changes and rows agree.
+A drain reads the pending changes of all tables from one state of the source and writes them to
+the log at once: each position in the log is one state of the source. Rows are read in the
+snapshot that was drained, so that changes and rows agree.
 """
 
 import json
@@ -35,16 +35,16 @@ _MIRROR = "mirror/"
 
 
 def _no_step(_step: Step) -> None:
-    """Pass a step by."""
+    """Do nothing (the default callback)."""
 
 
 @dataclass(frozen=True, slots=True)
 class BufferOptions:
-    """How the log is filled and emptied.
+    """How the buffer is filled and pruned.
 
     Attributes:
         batch_rows: About how many rows are held in memory.
-        prune: Let source and log forget what is no longer needed.
+        prune: Delete from source and log what is no longer needed.
     """
 
     batch_rows: int = 50_000
@@ -56,8 +56,8 @@ class BufferedSource:
 
     Args:
         inner: The source; the log is its only reader under its name.
-        log: Where changes rest until the mirror has them.
-        draining: How much at once.
+        log: Stores changes until the mirror has them.
+        draining: How the buffer is filled and pruned.
         on_step: Called at each named step.
 
     Not for several threads at once; the caller holds a lock around its work.
@@ -91,15 +91,15 @@ class BufferedSource:
         return self._inner.describe(name)
 
     def schema_version(self) -> int:
-        """Return the source's own."""
+        """Return the source's schema version."""
         return self._inner.schema_version()
 
     def install(self, table: Table, least: int) -> None:
-        """Have the source capture the table, and the log follow it.
+        """Install capture in the source, and start the table's stream in the buffer.
 
-        Where the log does not lead on from what the source holds, or ends before `least`, it
-        starts anew: no older place is proved, and so the table is copied again. A table of another
-        shape than before is first to be drained in that one.
+        Where the log does not continue to what the source holds, or ends before `least`, it
+        starts again: no older position is proved, so the table is copied again. After a schema
+        change, the changes in the former schema are drained first.
         """
         known = self._bridged.get(table.name)
         self._inner.install(table, known.read_to if known else 0)
@@ -118,7 +118,7 @@ class BufferedSource:
     def _change_shape(
         self, known: FollowedTable, table: Table, snapshot: SourceSnapshot, least: int
     ) -> None:
-        """Go on in another shape, once the mirror has all that is of the former one."""
+        """Continue in another schema, once the mirror has all changes of the former one."""
         name, after = table.name, known.inner
         is_history = table.mode is known.table.mode is Mode.TEMPORAL
         if after is None or not is_history:
@@ -137,7 +137,7 @@ class BufferedSource:
         self._start_anew(table, snapshot.origin(table), least)
 
     def _follow(self, bridged: FollowedTable, reached: int) -> None:
-        """Follow a table in its new shape behind the place that the mirror has reached."""
+        """Follow a table in its new schema from the position that the mirror has reached."""
         name = bridged.table.name
         # No place of the former shape is to be read as one of this.
         self._log.prune(reached, stream=name)
@@ -149,7 +149,7 @@ class BufferedSource:
     def _may_go_on(
         self, known: FollowedTable, table: Table, least: int, snapshot: SourceSnapshot
     ) -> bool:
-        """Tell whether the log of a history goes on in another shape.
+        """Return whether a history's log can continue in another schema.
 
         The mirror has all that the log holds, so nothing is read in a shape that it has not; and
         what the source holds since then can be read in the new one.
@@ -169,11 +169,11 @@ class BufferedSource:
 
     @property
     def logs_rows(self) -> bool:
-        """As the source."""
+        """Return the source's answer."""
         return self._inner.logs_rows
 
     def is_installed(self, table: Table) -> bool:
-        """Tell whether the source captures the table and the log follows it."""
+        """Return whether the source captures the table and the buffer follows it."""
         known = self._bridged.get(table.name)
         return (
             known is not None
@@ -184,7 +184,7 @@ class BufferedSource:
 
     @contextmanager
     def snapshot(self, *, rows: bool = False) -> Iterator[BufferedSnapshot]:
-        """Drain the source into the log, then hold that state.
+        """Drain the source into the buffer, then hold that state.
 
         With `rows`, nothing is drained: changes end where the rows do, the last of them read from
         the source. Where the log is full, the changes end where the log does, and `acknowledge`
@@ -213,7 +213,7 @@ class BufferedSource:
         )
 
     def _note_failing(self, error: Exception) -> None:
-        """Leave the table undrained that failed at it; raise what is no fault of one table's.
+        """Stop draining the table that failed; raise an error that is not one table's fault.
 
         The next snapshot is another one of the source's: an error may have spoilt the last.
         """
@@ -225,7 +225,7 @@ class BufferedSource:
         self._failing[name] = fault
 
     def drain(self) -> int:
-        """Take what is pending into the log, with no mirror at hand; return how many events.
+        """Drain pending changes into the buffer while the mirror is unavailable; return the count.
 
         Raises:
             BufferFullError: The log has reached a limit, in bytes or in age.
@@ -244,15 +244,16 @@ class BufferedSource:
         for failure in self._failing.values():
             _log.error("%s; its changes wait in the source", failure)
         for name in self._drifted:
-            _log.warning("table %r: its shape changed; its changes wait in the source", name)
+            _log.warning("table %r: its schema changed; its changes wait in the source", name)
         return count
 
     def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
-        """Record how far the mirror has come; forget what it has.
+        """Record the mirror's positions and delete the changes it has.
 
         Raises:
-            BufferFullError: The source has more than the log had room for. With `made_room`, the
-                next snapshot takes all of it, whatever the limit: the mirror is there to apply it.
+            BufferFullError: The source has more than the buffer had room for. With `made_room`,
+                the next snapshot takes all of it, whatever the limit: the mirror applies it at
+                once.
         """
         news = {n: p for n, p in needed_from.items() if self._confirmed.get(n) != p}
         if news:
@@ -272,13 +273,13 @@ class BufferedSource:
         full, self._full = self._full, None
         self._lifted = full is not None and self._draining.prune and not self._lifted
         if self._lifted and full is not None:
-            hint = "what it held is applied now: sync again to take in the rest"
+            hint = "the changes that it held are applied now: sync again to read the rest"
             raise BufferFullError(full.message, hint=hint, made_room=True)
         if full is not None:
             raise full
 
     def _forget_audits(self, applied: Mapping[str, Position]) -> None:
-        """Note that the mirror has compared the tables it was asked to, and committed that."""
+        """Record which requested rescans the mirror has made and committed."""
         done = {n for n in self._audited if self._log.head(n) == applied.get(n)}
         self._audited -= done
         for name in done:
@@ -287,15 +288,15 @@ class BufferedSource:
                 writer.set_fact(_TABLES + name, _form(self._bridged[name]))
 
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
-        """Have the source report keys as changed."""
+        """Make the source report these keys as changed."""
         self._inner.touch(table, keys)
 
     def held_bytes(self) -> dict[str, int]:
-        """Return the bytes of the buffer, and of what the source keeps until it is there."""
+        """Return the bytes in the buffer, and those that the source still keeps for it."""
         return {"buffer": self._log.held_bytes, **self._inner.held_bytes()}
 
     def forget_all_but(self, names: Sequence[str]) -> None:
-        """Forget the tables that are no longer declared, so that they fill nothing."""
+        """Delete the changes of tables that are no longer declared."""
         kept = {name.lower() for name in names}
         for name in [name for name in self._bridged if name.lower() not in kept]:
             with self._log.writing() as writer:
@@ -314,7 +315,7 @@ class BufferedSource:
         self._confirm()
 
     def _drain_if_room(self, inner: SourceSnapshot) -> None:
-        """Drain; where the log is full, leave that until the mirror has made room."""
+        """Drain; if the buffer is full, wait until the mirror has made room."""
         self._full = None
         try:
             self._drain(inner, limited=not self._lifted)
@@ -344,7 +345,7 @@ class BufferedSource:
         return sum(self._log.head(name).order - order for name, order in before.items())
 
     def _look_at(self, inner: SourceSnapshot) -> tuple[list[str], dict[str, Position]]:
-        """Return the tables whose changes were lost, and from where others have some."""
+        """Return tables whose changes were lost, and the positions from which others have some."""
         lost: list[str] = []
         due: dict[str, Position] = {}
         self._drifted.clear()
@@ -370,7 +371,7 @@ class BufferedSource:
         return lost, due
 
     def _cut_off(self, bridged: FollowedTable, writer: LogWriter) -> FollowedTable:
-        """Prove no place of a table any more: it is copied again once capture is mended."""
+        """Stop proving a table's positions: it is copied again once capture is repaired."""
         name = bridged.table.name
         _log.warning("table %r: changes after the buffered ones are lost; it is copied again", name)
         writer.restart(name, self._log.head(name).order + 1)
@@ -395,7 +396,7 @@ class BufferedSource:
         return FollowedTable(table, head, head.order, rescan)
 
     def _has_drifted(self, table: Table) -> bool:
-        """Tell whether rows no longer fit the table's shape; images logged in it always do."""
+        """Return whether rows no longer fit the table's schema; logged row images always do."""
         if table.mode is Mode.TEMPORAL:
             return False
         try:
@@ -404,7 +405,7 @@ class BufferedSource:
             return not self._inner.logs_rows
 
     def _release(self) -> None:
-        """Let the source forget what the log holds; say first that the mirror may not have it."""
+        """Let the source delete what the buffer holds; first record that the mirror may lack it."""
         self._confirm()
         self._inner.acknowledge(self._releasable, prune=self._draining.prune)
         self._on_step(Step.BRIDGE_ACKNOWLEDGED)
@@ -413,7 +414,7 @@ class BufferedSource:
         self._confirmation.record(self._unapplied())
 
     def _unapplied(self) -> int:
-        """Count the events in the log that the mirror is not known to have."""
+        """Count the buffered events that the mirror is not known to have."""
         return sum(
             self._log.head(name).order - position.order
             for name, position in self._known_confirmed().items()
@@ -437,9 +438,9 @@ class BufferedSource:
 
 
 def _drifted(names: Iterable[str]) -> dict[str, RheiError]:
-    """Return what to say of tables that could not be drained for their shape."""
+    """Return an error for each table that could not be drained because its schema changed."""
     return {
-        name: SourceBusyError("its shape changed while it was read", table=name, hint="sync again")
+        name: SourceBusyError("its schema changed while it was read", table=name, hint="sync again")
         for name in names
     }
 

@@ -1,4 +1,4 @@
-"""Many events, one net change a key."""
+"""Compacts many events into one net change for each key."""
 
 import math
 
@@ -12,10 +12,9 @@ from rhei_pipeline.model.selection import chosen, taken
 
 
 def compact(batch: ChangeBatch, schema: TableSchema) -> NetChanges:
-    """Keep each key's last event and part rows from tombstones.
+    """Keep each key's last event; separate rows from tombstones.
 
-    Idempotent, and the same whether done over a whole history or over a split of it with the
-    later part winning.
+    Idempotent. Compacting a whole history gives the same result as compacting its parts in order.
     """
     events = batch.events
     if not batch.net:
@@ -51,7 +50,7 @@ def key_codes(keys: pa.Table) -> np.ndarray:
 
 
 def one_form(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a key's column with the same bits for what every database holds equal.
+    """Return a key's column with equal bits for values that every database holds equal.
 
     Zero and minus zero are one key, and so are all NaNs.
     """

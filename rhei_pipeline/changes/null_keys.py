@@ -1,4 +1,4 @@
-"""Rows whose key is null, in part or whole: nothing tells them apart, so they are dead letters."""
+"""Rows with a null in their key: they cannot be identified, so they become dead letters."""
 
 import json
 from dataclasses import replace
@@ -10,19 +10,18 @@ from rhei_pipeline.model.changes import CHANGED_AT, LIVE, ChangeBatch, DeadLette
 from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.schema import TableSchema
 
-NULL_KEY = "its primary key is null, so the row cannot be told from others"
+NULL_KEY = "its primary key is null, so the row cannot be identified"
 
 
 def is_keyless(text: str) -> bool:
-    """Tell whether a key, as `key_text` writes it, is null in part or whole."""
+    """Return whether a key, as `key_text` writes it, contains a null."""
     return None in json.loads(text).values()
 
 
 def without_keyless(batch: ChangeBatch, schema: TableSchema) -> ChangeBatch:
-    """Take the events of such rows out of a batch.
+    """Remove the events of rows without a key from a batch.
 
-    Those that were there become dead letters; a key whose last event says that no row has it any
-    more is resolved.
+    They become dead letters; a key whose last event is a delete is resolved.
     """
     names, events = list(schema.primary_key), batch.events
     if not any(events[name].null_count for name in names):

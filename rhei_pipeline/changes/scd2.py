@@ -1,4 +1,4 @@
-"""Many events, the versions they open and close (SCD 2)."""
+"""Turns events into the versions that they open and close (SCD type 2)."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -37,39 +37,41 @@ _STATE = [SEQUENCE, CHANGED_AT, LIVE, LOCATOR, REPEATED]
 
 
 def refuse_lost_history(table: Table) -> None:
-    """Refuse that a table whose mirror has history is mirrored without it.
+    """Refuse to mirror a table without history whose mirror has one.
 
     Raises:
         SchemaDriftError: The table is declared destructive.
     """
     if table.mode is Mode.DESTRUCTIVE:
         raise SchemaDriftError(
-            "it is declared 'destructive', and its mirror has history, which would be lost",
+            "it is declared 'destructive', but its mirror holds history, which would be lost",
             table=table.name,
-            hint=f"declare 'mode: temporal', or let the history go with 'rhei drop-table"
-            f" {table.name}' and '--keep-as NAME', which sets it aside, or '--discard-history'",
+            hint=f"declare 'mode: temporal', or run 'rhei drop-table {table.name}' with "
+            f"'--keep-as NAME' to keep the history under another name, or with "
+            f"'--discard-history' to delete it",
         )
 
 
 def refuse_unknown_key(schema: TableSchema, past: Collection[str]) -> None:
-    """Refuse a key that a temporal table's past, of these columns, does not have.
+    """Refuse a key whose columns a temporal table's history does not have.
 
     Raises:
-        SchemaDriftError: Which version belongs to which row, only a person can say.
+        SchemaDriftError: Only a person can decide which version belongs to which row.
     """
     unknown = [name for name in schema.primary_key if name not in past]
     if unknown:
         raise SchemaDriftError(
-            f"its key is now {', '.join(schema.primary_key)}, and its past has no {unknown[0]!r}",
+            f"its key is now {', '.join(schema.primary_key)}, but its history has no "
+            f"{unknown[0]!r}",
             table=schema.name,
-            hint="name a key that its past has as 'primary_key', or begin anew: 'rhei drop-table"
-            f" {schema.name} --keep-as NAME' sets the history aside",
+            hint="declare a 'primary_key' whose columns its history has, or start again: 'rhei "
+            f"drop-table {schema.name} --keep-as NAME' keeps the history under another name",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _States:
-    """What each key was and became: its open version first, then its events, key after key."""
+    """The states of each key: its open version first, then its events, sorted by key."""
 
     rows: pa.Table
     key: np.ndarray
@@ -78,12 +80,12 @@ class _States:
 
     @property
     def first(self) -> np.ndarray:
-        """Where a key begins."""
+        """Mask of each key's first state."""
         return np.concatenate([[True], self.key[1:] != self.key[:-1]])[: len(self.key)]
 
     @property
     def last(self) -> np.ndarray:
-        """Where a key ends."""
+        """Mask of each key's last state."""
         return np.concatenate([self.key[1:] != self.key[:-1], [True]])[: len(self.key)]
 
     def take(self, kept: np.ndarray) -> "_States":
@@ -100,7 +102,7 @@ def supersede(
     seen_at: datetime | None = None,
     whole_transactions: bool = False,
 ) -> Versions:
-    """Decide which versions end and which begin.
+    """Return the versions that end and those that begin.
 
     A key's versions are disjoint and start at strictly growing instants: an event whose clock
     ties with or lies behind the version before it moves on by one microsecond. An event that
@@ -117,7 +119,7 @@ def supersede(
         floors: For touched keys without an open version but with a past: the key's columns and
             `_rhei_floor`, the last instant their history covers.
         schema: The table's schema.
-        seen_at: Where given, an event dated no later than the version before it is dated by this.
+        seen_at: If given, it replaces the time of an event not later than the version before.
         whole_transactions: Events that share an instant are of one transaction.
     """
     states = _in_key_order(events, open_versions, schema)
@@ -131,7 +133,7 @@ def supersede(
 
 
 def repeated(rows: pa.Table, events: pa.Table, schema: TableSchema) -> pa.BooleanArray:
-    """Tell of each open version, given whole, whether the first event of its key repeats it."""
+    """Return, for each open version, whether its key's first event equals it."""
     own = rows.append_column(SEQUENCE, pa.array(np.full(rows.num_rows, _BEFORE_ALL_EVENTS)))
     names = [SEQUENCE, *schema.names]
     both = pa.concat_tables(pa.table({n: part[n] for n in names}) for part in (own, events))
@@ -179,9 +181,9 @@ def _with_locator(events: pa.Table, schema: TableSchema) -> pa.Table:
 
 
 def _changes_something(states: _States, schema: TableSchema) -> np.ndarray:
-    """Equality is transitive, so comparing each state with the one before it is enough.
+    """Mask the states that differ from the one before; equality is transitive.
 
-    Of an open version, it is told instead: not all mirrors read its row to know.
+    For an open version the caller supplies the result: not all mirrors read its row.
     """
     was_live = np.concatenate([[False], states.live[:-1]])[: len(states.live)] & ~states.first
     told = pc.fill_null(states.rows[REPEATED], fill_value=False).to_numpy()
@@ -206,20 +208,20 @@ def _equals_previous(rows: pa.Table, schema: TableSchema) -> np.ndarray:
 
 
 def _bits(values: pa.Array) -> pa.Array:
-    """See doubles as their bits: 0.0 and -0.0 are two values to keep, not one."""
+    """Return doubles as their bits: 0.0 and -0.0 are two different values."""
     if not pa.types.is_floating(values.type):
         return values
     return values.view(pa.int64() if pa.types.is_float64(values.type) else pa.int32())
 
 
 def _instants(states: _States) -> np.ndarray:
-    """Return each state's own clock in microseconds."""
+    """Return each state's own timestamp in microseconds."""
     instants: np.ndarray = states.rows[CHANGED_AT].cast(pa.int64()).to_numpy().copy()
     return instants
 
 
 def _floors(states: _States, floors: pa.Table, schema: TableSchema) -> np.ndarray:
-    """Return, for each state, the last instant of its key's past."""
+    """Return, for each state, the last instant of its key's history."""
     lowest = np.full(len(states.key), _BEFORE_ALL_INSTANTS)
     if floors.num_rows == 0 or len(lowest) == 0:
         return lowest
@@ -236,7 +238,7 @@ def _floors(states: _States, floors: pa.Table, schema: TableSchema) -> np.ndarra
 def _seen(
     instants: np.ndarray, lowest: np.ndarray, states: _States, seen_at: datetime | None
 ) -> np.ndarray:
-    """Date what claims to be older than the state before it by when it was seen."""
+    """Replace timestamps that are older than the state before by the time they were seen."""
     if seen_at is None or len(instants) == 0:
         return instants
     before = np.concatenate([[0], instants[:-1]])
@@ -247,7 +249,7 @@ def _seen(
 
 
 def _parted(instants: np.ndarray, first: np.ndarray, *, whole_transactions: bool) -> np.ndarray:
-    """Mark the states that start later than the one before: all, or one a transaction."""
+    """Mask the states that start later than the one before: all, or one for each transaction."""
     if not whole_transactions:
         return np.ones(len(instants), dtype=bool)
     before = np.concatenate([[0], instants[:-1]])[: len(instants)]
@@ -256,7 +258,7 @@ def _parted(instants: np.ndarray, first: np.ndarray, *, whole_transactions: bool
 
 
 def _strictly_growing(instants: np.ndarray, first: np.ndarray, parted: np.ndarray) -> np.ndarray:
-    """Within each key, make every instant that is parted later than the one before, by one."""
+    """Within each key, make each marked instant later than the one before, by a microsecond."""
     if len(instants) == 0:
         return instants
     count = np.cumsum(parted)

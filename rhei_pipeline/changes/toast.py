@@ -1,7 +1,7 @@
-"""Values a source leaves out of an event because the change left them alone, filled in again.
+"""Restores values that the source did not send because the change left them alone (TOAST).
 
-PostgreSQL does not send an out-of-line (TOAST) value that an update did not touch. The row as it
-was has it: it is looked for in the key's earlier event of the batch, then in the mirror.
+PostgreSQL does not send an out-of-line (TOAST) value that an update did not touch. The value is
+taken from the key's earlier event of the batch, or else from the mirror.
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ from rhei_pipeline.model.changes import CHANGED_AT, LIVE, ChangeBatch, DeadLette
 from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.schema import TableSchema
 
-_REASON = "the source left its value out as unchanged, and the mirror has no earlier row"
+_REASON = "the source did not send its value (unchanged TOAST), and the mirror has no earlier row"
 
 
 def wanted_keys(batch: ChangeBatch, schema: TableSchema) -> pa.Table:
@@ -28,7 +28,7 @@ def wanted_keys(batch: ChangeBatch, schema: TableSchema) -> pa.Table:
 
 
 def complete(batch: ChangeBatch, held: pa.Table, schema: TableSchema) -> ChangeBatch:
-    """Fill in what the source left out.
+    """Fill in the values that the source did not send.
 
     Args:
         batch: Events in the source's order, with `unchanged`.
@@ -36,8 +36,7 @@ def complete(batch: ChangeBatch, held: pa.Table, schema: TableSchema) -> ChangeB
         schema: The table's schema.
 
     Returns:
-        The batch with every value in its place. An event whose value is nowhere becomes a dead
-        letter.
+        The batch with all values. An event whose value is not found becomes a dead letter.
     """
     earlier = _earlier_rows(batch, held, schema)
     events = batch.events
@@ -65,9 +64,9 @@ def _former_keys(batch: ChangeBatch, schema: TableSchema) -> pa.Table:
 
 
 def _earlier_rows(batch: ChangeBatch, held: pa.Table, schema: TableSchema) -> np.ndarray:
-    """Return the place of the row before each event among held rows and events together.
+    """Return the row before each event, as a row number in held rows and events together.
 
-    A place behind them all stands for none.
+    A number after all of them means that there is none.
     """
     key, count = list(schema.primary_key), batch.events.num_rows
     own, former = batch.events.select(key), _former_keys(batch, schema)
@@ -88,7 +87,7 @@ def _earlier_rows(batch: ChangeBatch, held: pa.Table, schema: TableSchema) -> np
 
 
 def _trace(mask: np.ndarray, earlier: np.ndarray, held: int) -> np.ndarray:
-    """Return, for each event, the place of the row that has its value.
+    """Return, for each event, the number of the row that has its value.
 
     A chain of events that all left the value alone is followed to its start, doubling the step.
     """

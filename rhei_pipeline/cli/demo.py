@@ -1,4 +1,4 @@
-"""A small shop to try everything on: `rhei demo` makes it, mirrors it and leaves it behind."""
+"""`rhei demo`: creates a small shop database, mirrors it and shows the steps."""
 
 import sqlite3
 import time
@@ -18,7 +18,7 @@ ORDERS = 50_000
 _CUSTOMERS = 2_000
 
 _DECLARATION = """\
-# A shop's database, mirrored in DuckDB. `rhei check --config` on this file examines it.
+# A shop's database, mirrored in DuckDB. Check it with `rhei check --config FILE`.
 source:
   kind: sqlite
   path: shop.db
@@ -64,12 +64,12 @@ BY_COUNTRY = (
 
 @dataclass(frozen=True, slots=True)
 class DemoStep:
-    """What one part of the tour has to tell.
+    """The report of one step of the demo.
 
     Attributes:
         title: What was done.
         seconds: How long it took.
-        answer: What was asked and is worth a look.
+        answer: The result of a query, if the step made one.
     """
 
     title: str
@@ -78,20 +78,20 @@ class DemoStep:
 
 
 def declaration(directory: Path) -> Path:
-    """Return where the tour's declaration is."""
+    """Return the path of the demo's declaration."""
     return directory / "pipeline.yaml"
 
 
 def tour(directory: Path) -> Iterator[DemoStep]:
-    """Make a shop in a new directory, mirror it, trade, sync, ask, compare.
+    """Create a shop in a new directory, mirror it, change it, sync, query, compare.
 
     Raises:
-        SettingsError: The directory has something in it.
+        SettingsError: The directory is not empty.
     """
     if directory.exists() and any(directory.iterdir()):
         raise SettingsError(
             f"directory {str(directory)!r} is not empty",
-            hint="give another with --directory, or remove it",
+            hint="choose another one with --directory, or remove it",
         )
     directory.mkdir(parents=True, exist_ok=True)
     declaration(directory).write_text(_DECLARATION)
@@ -122,7 +122,7 @@ def _mirrored(htap: HTAP, shop: sqlite3.Connection) -> Iterator[DemoStep]:
     found = htap.query(BY_COUNTRY)
     reason = htap.explain_route(BY_COUNTRY)
     yield DemoStep(
-        f"orders by country, asked of the {reason.engine.upper()} side: {reason.reason}",
+        f"orders by country, answered by the {reason.engine.upper()} side: {reason.reason}",
         time.monotonic() - started,
         found,
     )

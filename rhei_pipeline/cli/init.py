@@ -21,11 +21,11 @@ _WORTH_KEEPING = {"status", "state", "price", "balance", "plan", "tier", "stage"
 
 @dataclass(frozen=True, slots=True)
 class StarterDeclaration:
-    """A first declaration.
+    """A generated declaration.
 
     Attributes:
-        text: It, as YAML.
-        left_out: The tables and views that it leaves out, each with the reason.
+        text: The declaration, as YAML.
+        left_out: The tables and views that it leaves out, with the reasons.
     """
 
     text: str
@@ -33,7 +33,7 @@ class StarterDeclaration:
 
 
 def starter(source: str) -> StarterDeclaration:
-    """Write a declaration for a source: what a sync then accepts as it is.
+    """Return a declaration for a source, which a sync accepts unchanged.
 
     Args:
         source: A SQLite file's path, or PostgreSQL's connection string.
@@ -52,7 +52,7 @@ def starter(source: str) -> StarterDeclaration:
     if not schemas:
         raise SettingsError(
             "the source has no table that can be mirrored",
-            hint="a table needs a primary key; 'rhei check' says more"
+            hint="a table needs a primary key; run 'rhei check' for details"
             + "".join(f"; {name}: {why}" for name, why in left_out.items()),
         )
     entries = [line for schema in schemas for line in _table(schema)]
@@ -93,7 +93,7 @@ def _tables(
 
 
 def _with_own_name(schema: TableSchema, others: Sequence[TableSchema]) -> TableSchema:
-    """Give a table a name of its own where its own differs from another's by case only."""
+    """Return a table with another mirror name if its name differs from another's by case only."""
     taken = {mirror_table(other).lower() for other in others}
     number = 1
     while mirror_table(schema).lower() in taken:
@@ -136,7 +136,7 @@ def _head(settings: Settings, source: str, obstacle: str | None) -> Iterator[str
 
 
 def _obstacle(settings: Settings) -> str | None:
-    """Say what of the server stands in the way of the way to capture that suits best."""
+    """Return why logical decoding, the best method, is not possible on this server."""
     found = (f for f in validate(settings) if f.severity is Severity.ERROR and not f.table)
     return next((finding.what for finding in found), None)
 
@@ -148,9 +148,9 @@ def _table(schema: TableSchema) -> Iterator[str]:
     if schema.mirror_name:
         yield f"    mirror_name: {json.dumps(schema.mirror_name)}  # another differs by case only"
     if kept:
-        yield f"    mode: temporal     # {', '.join(kept)}: its past values are often asked for"
+        yield f"    mode: temporal     # {', '.join(kept)}: its earlier values are often needed"
     else:
-        yield "    mode: destructive  # nothing in it looks as if its past were asked for"
+        yield "    mode: destructive  # nothing in it suggests that its history is needed"
     yield f"    primary_key: [{key}]  # as the source declares it"
 
 

@@ -1,4 +1,4 @@
-"""The command line: every call of the library that an operator needs."""
+"""The command line: one command for each operation of the library."""
 
 import logging
 import sys
@@ -68,13 +68,13 @@ class Side(StrEnum):
 
 
 def example(text: str) -> str:
-    """Put an example under a command's help."""
+    """Return an example to show below a command's help."""
     return f"Example:  rhei {text}"
 
 
 @app.command(epilog=example("check"))
 def check(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
-    """Examine the declaration and the source: what is wrong, why it matters, what mends it."""
+    """Check the declaration and the source: what is wrong, why it matters, how to fix it."""
     settings = Settings.load(config)
     findings = [*validate(settings), *validate_owner(settings)]
     broken = any(found.severity is Severity.ERROR for found in findings)
@@ -93,7 +93,7 @@ def check(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
 
 @app.command(epilog=example("sync --json"))
 def sync(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
-    """Apply everything that is pending; copies first what was never copied."""
+    """Apply all pending changes; a table that was never copied is copied first."""
     with _errors_at_the_end(), _opened(config) as htap, _progress(json_) as progress:
         report = htap.sync_now(progress)
     sums = ("events", "inserted", "updated", "deleted", "dead_letters", "watermark", "lag_seconds")
@@ -111,14 +111,14 @@ def sync(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
 
 @app.command(name="bridge", epilog=example("bridge"))
 def bridge_command(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
-    """Take pending changes into the buffer, without the mirror: for when that is away."""
+    """Drain pending changes into the buffer while the mirror is unavailable."""
     events = bridge(Settings.load(config))
     show({"events": events}, [{"events": events}], ("events",), as_json=json_)
 
 
 @app.command(epilog=example("copy --table orders"))
 def copy(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json = False) -> None:
-    """Copy a table anew, or all; what was cut off goes on, and history is kept."""
+    """Copy one table again, or all. An interrupted copy continues, and history is kept."""
     with _errors_at_the_end(), _opened(config) as htap, _progress(json_) as progress:
         copied = [htap.initial_sync(table, progress)] if table else htap.initial_sync_all(progress)
         reports = [values(report) for report in copied]
@@ -136,9 +136,7 @@ def copy(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json = 
 @app.command(epilog=example("status --watch 2"))
 def status(
     config: Config = DEFAULT_CONFIG,
-    watch: Annotated[
-        float | None, typer.Option(min=0.1, help="Show it anew every so many seconds.")
-    ] = None,
+    watch: Annotated[float | None, typer.Option(min=0.1, help="Refresh every N seconds.")] = None,
     json_: Json = False,
 ) -> None:
     """Show the state of each table: mode, watermark, lag, dead letters."""
@@ -191,16 +189,20 @@ def _show_status(found: SyncStatus, *, as_json: bool) -> None:
 @app.command(epilog=example('query "select count(*) from orders" --hint olap'))
 def query(
     sql: Annotated[
-        str | None, typer.Argument(help="One reading statement; left out: a shell.")
+        str | None, typer.Argument(help="One SELECT statement; without it, a shell opens.")
     ] = None,
     config: Config = DEFAULT_CONFIG,
-    hint: Annotated[Side, typer.Option(help="Which side answers.")] = Side.AUTO,
-    explain: Annotated[bool, typer.Option("--explain", help="Say which side, and why.")] = False,
+    hint: Annotated[
+        Side, typer.Option(help="Which side answers: auto, oltp (source) or olap (mirror).")
+    ] = Side.AUTO,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show which side would answer, and why.")
+    ] = False,
     json_: Json = False,
 ) -> None:
-    """Ask the source or the mirror; without a statement, open a shell."""
+    """Query the source or the mirror; without a statement, open a shell."""
     if sql is None and not sys.stdin.isatty():
-        raise typer.BadParameter("give a statement, or a terminal to ask for them")
+        raise typer.BadParameter("give a statement, or run this in a terminal")
     with _opened(config) as htap:
         if sql is None:
             with line_editing(htap):
@@ -234,7 +236,7 @@ def demo(
     directory: Annotated[Path, typer.Option(help="Where to make it.")] = Path("rhei-demo"),
     json_: Json = False,
 ) -> None:
-    """Make a small shop, mirror it, trade and compare; it stays there to be tried on."""
+    """Create a small shop database, mirror it, change it and compare. The files stay."""
     chapters = []
     for chapter in tour(directory):
         chapters.append({"title": chapter.title, "seconds": chapter.seconds})
@@ -260,17 +262,21 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(help="Serve /metrics, /healthz and /readyz there.")
     ] = None,
-    writes: Annotated[bool, typer.Option("--writes", help="Run writes, too.")] = False,
+    writes: Annotated[bool, typer.Option("--writes", help="Accept writes too.")] = False,
     tls_certificate: Annotated[Path | None, typer.Option(help="A PEM file.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="A PEM file.")] = None,
-    queries: Annotated[int, typer.Option(min=1, help="Queries under way at once.")] = 64,
-    seconds: Annotated[float, typer.Option(min=0.1, help="The longest a query takes.")] = 300.0,
+    queries: Annotated[
+        int, typer.Option(min=1, help="How many queries run at the same time.")
+    ] = 64,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="Seconds after which a query is cancelled.")
+    ] = 300.0,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines.")] = False,
 ) -> None:
-    """Sync in the background and answer Flight SQL clients, until told to end.
+    """Sync in the background and answer Flight SQL clients, until stopped.
 
-    Callers have to know RHEI_SERVE_TOKEN, or RHEI_SERVE_USER and RHEI_SERVE_PASSWORD, where those
-    are set; on an address that other machines reach, they have to be.
+    Clients authenticate with RHEI_SERVE_TOKEN, or RHEI_SERVE_USER and RHEI_SERVE_PASSWORD. One of
+    these must be set to serve on an address that other machines can reach.
     """
     log_to_stderr(as_json=log_json)
     limits = FlightLimits(queries=queries, seconds=seconds)
@@ -286,7 +292,7 @@ def serve(
 
 @app.command(epilog=example("maintain"))
 def maintain(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
-    """Fold the mirror's small files into large ones; a schedule does it each night."""
+    """Merge the mirror's small files into large ones; a schedule does this each night."""
     with _opened(config) as htap:
         report = values(htap.maintain())
     show(report, [report], tuple(n for n in report if n != "damaged"), as_json=json_)
@@ -328,7 +334,7 @@ def _name_contradictions(found: TableVerification) -> None:
             f"table {found.table!r}: the history of {found.broken_history} keys contradicts"
             f" itself, such as {found.samples['broken_history'][0]}; 'rhei repair {found.table}'"
             " ends versions that overlap, and 'rhei drop-table' with --keep-as sets aside a"
-            " history that it cannot mend",
+            " history that it cannot repair",
             err=True,
         )
 
@@ -339,7 +345,7 @@ def repair(
     config: Config = DEFAULT_CONFIG,
     json_: Json = False,
 ) -> None:
-    """Make a table equal to its source again; history gets the difference."""
+    """Make a table equal to its source again; the differences are added to its history."""
     with _opened(config) as htap:
         report = values(htap.repair(table))
     show(report, [report], tuple(n for n in report if n != "damaged"), as_json=json_)
@@ -349,9 +355,9 @@ def repair(
 
 @app.command("adopt", epilog=example("adopt"))
 def adopt_command(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
-    """Make the mirror follow the declared source, where that was moved or the pipeline renamed.
+    """Let the mirror follow a source that was moved, or a pipeline that was renamed.
 
-    The next sync compares every table whole with the source; a temporal table keeps its past.
+    The next sync compares every table with the source; a temporal table keeps its history.
     """
     before, now = adopt(Settings.load(config))
     rows = [{"was": str(before.source) if before else None, "is": str(now.source)}]
@@ -360,27 +366,29 @@ def adopt_command(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
 
 @app.command("drop-table", epilog=example("drop-table orders --keep-as orders_2025"))
 def drop_table(
-    table: Annotated[str, typer.Argument(help="A table of the mirror, still followed or not.")],
+    table: Annotated[
+        str, typer.Argument(help="A table of the mirror, whether it is still declared or not.")
+    ],
     config: Config = DEFAULT_CONFIG,
     keep_as: Annotated[
         str | None, typer.Option("--keep-as", help="Keep rows and history under this name.")
     ] = None,
     discard_history: Annotated[
-        bool, typer.Option("--discard-history", help="Lose a temporal table's history for good.")
+        bool, typer.Option("--discard-history", help="Delete a temporal table's history for ever.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     json_: Json = False,
 ) -> None:
-    """Drop a table from the mirror, or set it aside; the source is left alone.
+    """Drop a table from the mirror, or keep it under another name; the source is not changed.
 
-    Its snapshots, watermark and dead letters go with it. The next sync copies a table that is
-    declared anew.
+    Its snapshots, watermark and dead letters are deleted too. The next sync copies the table
+    again if it is still declared.
     """
     if keep_as is not None and discard_history:
         raise typer.BadParameter("give '--keep-as' or '--discard-history', not both")
     with _opened(config) as htap:
         if sys.stdin.isatty() and not yes:
-            what = "lose the rows" if keep_as is None else f"keep the rows as {keep_as!r}"
+            what = "delete the rows" if keep_as is None else f"keep the rows as {keep_as!r}"
             typer.confirm(f"drop {table!r} from the mirror and {what}?", abort=True, err=True)
         report = values(htap.drop_table(table, keep_as, discard_history=discard_history))
     show(report, [report], tuple(report), as_json=json_)
@@ -426,7 +434,7 @@ def main() -> None:
 
 @contextmanager
 def _errors_at_the_end() -> Iterator[None]:
-    """Keep errors that leave a table out from being logged: the command names them itself."""
+    """Do not log errors that leave a table out: the command prints them itself."""
     logger = logging.getLogger(left_out.__name__)
 
     def is_no_error(record: logging.LogRecord) -> bool:
@@ -464,7 +472,9 @@ def _instant(text: str) -> datetime:
             return datetime.combine(date.fromisoformat(text), time(), UTC)
         return datetime.fromisoformat(text)
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no instant such as 2026-11-01T12:00Z") from error
+        raise typer.BadParameter(
+            f"{text!r} is not a timestamp such as 2026-11-01T12:00Z"
+        ) from error
 
 
 def _exit_if(failed: bool, code: int = FAILED) -> None:  # noqa: FBT001

@@ -50,7 +50,7 @@ def show(
 ) -> None:
     """Print a report: all of it as JSON, or these columns of its rows as a table.
 
-    Of the columns, the rare ones are shown where there is something to say.
+    Columns in `rare` are shown only if one of the rows has a value.
     """
     if as_json:
         _write_json(whole)
@@ -62,7 +62,7 @@ def show(
 
 
 def say(lines: Iterable[str]) -> None:
-    """Print lines that are not to be cut, whatever the terminal's width."""
+    """Print lines without wrapping, whatever the terminal's width."""
     for line in lines:
         out.print(line, soft_wrap=True, markup=False)
 
@@ -81,13 +81,13 @@ def show_rows(table: pa.Table, *, as_json: bool) -> None:
 
 
 def name_errors(errors: Mapping[str, str]) -> None:
-    """Name the tables that were left out, beside a report."""
+    """Print the tables that were left out, with the reasons."""
     for error in errors.values():
         err.print(f"[red]error[/] {escape(error)}", soft_wrap=True)
 
 
 def name_not_followed(tables: Mapping[str, datetime], told: Collection[str]) -> None:
-    """Name the tables of the mirror that are not followed any more, without those told already."""
+    """Print the mirror's tables that are no longer followed, except those printed before."""
     for name, since in tables.items():
         if name not in told:
             text = (
@@ -98,7 +98,7 @@ def name_not_followed(tables: Mapping[str, datetime], told: Collection[str]) -> 
 
 
 def name_not_published(reason: str | None) -> None:
-    """Say why what others read beside the mirror is out of date, where it is."""
+    """Print why the published copy or the Delta tables are out of date, if they are."""
     if reason is not None:
         err.print(f"[red]error[/] {escape(reason)}", soft_wrap=True)
 
@@ -143,7 +143,7 @@ def _is_numeric(kind: pa.DataType) -> bool:
 
 
 def _cell(value: object) -> str:
-    """Write a report's value for reading."""
+    """Return a report's value as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -154,7 +154,7 @@ def _cell(value: object) -> str:
 
 
 def _exact(value: object) -> str:
-    """Write a row's value as it is."""
+    """Return a row's value as exact text."""
     return "[dim]null[/]" if value is None else escape(str(value))
 
 
@@ -163,7 +163,7 @@ def _write_json(value: object) -> None:
 
 
 def _json(value: object) -> object:
-    """Return what JSON can hold; what it cannot is written as text, never left out."""
+    """Return a value as JSON can hold it; others become text, none is left out."""
     if isinstance(value, Mapping):
         return {str(name): _json(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

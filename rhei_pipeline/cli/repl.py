@@ -14,8 +14,8 @@ HISTORY = Path.home() / ".rhei_history"
 _HELP = """\
 Statements end with ';'. Commands:
   \\d             the tables           \\d TABLE      its columns
-  \\route SQL     which side, and why  \\auto \\oltp \\olap   who answers from now on
-  \\sync          bring the mirror up  \\q             leave"""
+  \\route SQL     which side, and why  \\auto \\oltp \\olap   which side answers next
+  \\sync          apply pending changes  \\q             quit"""
 _KEYWORDS = frozenset(
     re.findall(
         r"\w+",
@@ -27,7 +27,7 @@ _HINTS: tuple[Hint, ...] = ("auto", "oltp", "olap")
 
 
 class Shell:
-    """Reads lines and answers them.
+    """An interactive prompt for queries.
 
     Args:
         read: Asks for one line, given a prompt; raises EOFError at the end.
@@ -39,8 +39,8 @@ class Shell:
         self._hint: Hint = "auto"
 
     def run(self) -> None:
-        """Answer until the end of the input, or the command to leave."""
-        out.print("rhei: \\? helps, \\q leaves")
+        """Answer lines until the end of the input or the quit command."""
+        out.print("rhei: \\? for help, \\q to quit")
         pending = ""
         while True:
             try:
@@ -111,7 +111,7 @@ class Shell:
 
 
 def words_of(htap: HTAP) -> list[str]:
-    """Return what can be completed: keywords, tables, columns."""
+    """Return the words for completion: keywords, tables, columns."""
     names = {
         name
         for table in htap.table_schemas().values()

@@ -1,1 +1,1 @@
-"""Where the mirror lives; each folder holds one engine."""
+"""The mirrors; each folder holds one engine."""

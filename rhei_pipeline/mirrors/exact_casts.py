@@ -1,8 +1,8 @@
-"""Values in another type: exactly the same, or refused.
+"""Casts values to another type exactly, or refuses.
 
 A cast is exact when casting back gives the same value, bit for bit, and both types mean the same
-kind of thing: an instant is no local time, bytes are no text. Mirrors decide by this module alone,
-so that every mirror keeps, and refuses, the same.
+kind of value: a timestamp is not a local time, bytes are not text. All mirrors use this module,
+so that they accept and refuse the same casts.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Cast = Callable[[pa.Array, pa.DataType], pa.Array]
 
 
 class InexactError(Exception):
-    """A value is not one of the wanted type."""
+    """A value does not fit the wanted type exactly."""
 
 
 def cast_exactly(values: pa.Array, wanted: pa.DataType) -> pa.Array:
@@ -44,7 +44,7 @@ def cast_exactly(values: pa.Array, wanted: pa.DataType) -> pa.Array:
 
 
 def in_other_types(rows: pa.Table, wanted: pa.Schema) -> pa.Table:
-    """Return a few rows in other types; null where a value is not one of the wanted type."""
+    """Return rows cast to other types; null where a value does not fit exactly."""
     return pa.table(
         {name: _each(rows[name], wanted.field(name).type) for name in rows.column_names}
     )
@@ -69,25 +69,26 @@ def is_castable(old: pa.DataType, new: pa.DataType) -> bool:
 
 
 def goes_by_text(old: pa.DataType, new: pa.DataType) -> bool:
-    """Return whether the cast goes by a number's shortest text, so that 0.1 becomes 0.1."""
+    """Return whether the cast uses a number's shortest text, so that 0.1 becomes 0.1."""
     return _CASTS[_kind(old), _kind(new)][0] is _by_text
 
 
 def same_bits(left: pa.Array, right: pa.Array) -> bool:
-    """Return whether two arrays of one type hold the same, down to the sign of a zero."""
+    """Return whether two arrays of one type are equal, including the sign of zeros."""
     return bool(_bits(left).equals(_bits(right)))
 
 
 def past_does_not_fit(
     table: str, column: str, old: pa.DataType, new: pa.DataType
 ) -> SchemaDriftError:
-    """Return the error that leaves out a temporal table whose past would have to change."""
+    """Return the error for a temporal table whose history would have to change."""
     return SchemaDriftError(
-        f"column {column!r} became {type_name(new)}, and its past does not fit: some values of"
+        f"column {column!r} became {type_name(new)}, but its history does not fit: some values of"
         f" {type_name(old)} would change",
         table=table,
         hint=f"keep the old type with 'types: {{{column}: {type_name(old)}}}' in the declaration,"
-        f" or begin anew: 'rhei drop-table {table} --keep-as NAME' sets the history aside",
+        f" or start again: 'rhei drop-table {table} --keep-as NAME' keeps the history under "
+        f"another name",
     )
 
 
@@ -109,7 +110,7 @@ _KINDS: tuple[tuple[str, Callable[[pa.DataType], bool]], ...] = (
 
 
 def _bits(values: pa.Array) -> pa.Array:
-    """See floats as their bits: NaN equals itself then, and 0.0 is not -0.0."""
+    """Return floats as their bits: NaN equals itself then, and 0.0 is not -0.0."""
     if not pa.types.is_floating(values.type):
         return values
     return values.view(pa.int64() if pa.types.is_float64(values.type) else pa.int32())
@@ -135,7 +136,7 @@ def _plain_decimals(values: pa.Array, _wanted: pa.DataType) -> pa.Array:
 
 
 def _clock_text(values: pa.Array, _wanted: pa.DataType) -> pa.Array:
-    """Write times without the zeros at the end of their fractions."""
+    """Return times as text, without trailing zeros in their fractions."""
     return pc.utf8_rtrim(pc.utf8_rtrim(values.cast(pa.string()), "0"), ".")
 
 

@@ -1,4 +1,4 @@
-"""Whether a temporal table's past can go on under another primary key."""
+"""Checks whether a temporal table's history stays valid under another primary key."""
 
 from collections.abc import Sequence
 
@@ -15,12 +15,12 @@ _OPEN = np.iinfo(np.int64).max
 
 
 def refuse_unfit_key(schema: TableSchema, built_for: Sequence[str], versions: pa.Table) -> None:
-    """Refuse a key under which the past would not be one version of each row at a time.
+    """Refuse a key under which the history would have two versions of a row at once.
 
     Args:
-        schema: The table as it is to be.
-        built_for: The key it had.
-        versions: All versions: the new key's columns, from when to when, and the operation.
+        schema: The table with the new key.
+        built_for: The key it had before.
+        versions: All versions: the new key's columns, valid from, valid to, and the operation.
 
     Raises:
         SchemaDriftError: A version has no such key, or two of one key overlap or leave a gap.
@@ -28,10 +28,10 @@ def refuse_unfit_key(schema: TableSchema, built_for: Sequence[str], versions: pa
     if _has_nulls(versions, schema.primary_key) or not _one_at_a_time(versions, schema):
         raise SchemaDriftError(
             f"its key was {', '.join(built_for)} and is now {', '.join(schema.primary_key)},"
-            " which its past does not fit: several rows of it would be one",
+            " which its history does not fit: several of its rows would share one key",
             table=schema.name,
-            hint="name the old key as 'primary_key' in the declaration while it is unique, or"
-            f" begin anew: 'rhei drop-table {schema.name} --keep-as NAME' sets the history aside",
+            hint="declare the old key as 'primary_key' while it is unique, or start again: "
+            f"'rhei drop-table {schema.name} --keep-as NAME' keeps the history under another name",
         )
 
 

@@ -1,7 +1,7 @@
-"""A mirror's lock: a file of its own that the one writing process holds by `flock`.
+"""A mirror's lock: a separate file that the writing process locks with `flock`.
 
-`flock` belongs to the open file, and ends with the process however it may end. It is not given up
-by closing another descriptor of the file, as POSIX record locks are.
+A `flock` belongs to the open file, and ends with the process even if that is killed. Closing
+another descriptor of the file does not release it, as it would a POSIX record lock.
 """
 
 import fcntl
@@ -17,16 +17,16 @@ _PID_BYTES = 20
 
 
 class WriterLock:
-    """Makes this process, and in it this object, the only writer of a mirror.
+    """Makes this object the only writer of a mirror, among all processes.
 
     Args:
-        path: The lock's file, created when it is missing; it stays, and may be deleted while
-            nobody writes.
+        path: The lock file, created when it is missing. It is kept, and can be deleted while
+            nothing writes.
         mirror: The mirror's name in messages.
         timeout_seconds: How long to wait for it.
 
     Raises:
-        MirrorBusyError: Somebody else held it all that time; says whether it is this process.
+        MirrorBusyError: The lock was held all that time, by this process or another one.
         OSError: The file cannot be created.
     """
 
@@ -41,7 +41,7 @@ class WriterLock:
             raise
 
     def release(self) -> None:
-        """Let others write; safe to repeat."""
+        """Release the lock; safe to repeat."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             # Closing alone would leave it to a forked child that has the descriptor as well.
@@ -65,11 +65,11 @@ def _wait_for(descriptor: int, mirror: str, timeout: float) -> None:
 def _held(mirror: str, pid: str) -> MirrorBusyError:
     if pid == str(os.getpid()):
         return MirrorBusyError(
-            f"mirror {mirror!r} is open in this process already",
-            hint="use the object that has it open, or close that first",
+            f"mirror {mirror!r} is already open in this process",
+            hint="use the object that opened it, or close that first",
         )
     number = f" ({pid})" if pid else ""
     return MirrorBusyError(
         f"mirror {mirror!r} is held by another process{number}",
-        hint="one process writes a mirror at a time: let the other one end first",
+        hint="only one process can write a mirror: stop the other one first",
     )

@@ -1,4 +1,4 @@
-"""When a mirror is published for readers that are not ours, and what hinders it."""
+"""When a mirror is published for other engines, and why the last publication failed."""
 
 import logging
 import time
@@ -13,10 +13,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class PublishSchedule:
-    """When to publish what a mirror holds: after a change, and not more often than asked.
+    """When to publish a mirror: after a change, and not more often than the interval.
 
     Attributes:
-        interval_seconds: The least time between two publications.
+        interval_seconds: The minimum time between two publications.
         behind: Whether the mirror has changed since it was published.
         trouble: Why the last publication failed; None once one has succeeded.
     """
@@ -28,18 +28,18 @@ class PublishSchedule:
 
     @property
     def due(self) -> bool:
-        """Whether there is something new, and the time has come."""
+        """Whether the mirror has changed and the interval has passed."""
         if not self.behind or self._published_at is None:
             return self.behind
         return time.monotonic() - self._published_at >= self.interval_seconds
 
     def note_change(self) -> None:
-        """Remember that the mirror is not as it was published."""
+        """Record that the mirror has changed since it was published."""
         self.behind = True
 
     @contextmanager
     def noting_trouble(self) -> Iterator[None]:
-        """Keep and log what hinders a publication: what was committed before it stays committed."""
+        """Record and log an error of a publication; earlier commits are not affected."""
         try:
             yield
         except RheiError as error:
@@ -50,5 +50,5 @@ class PublishSchedule:
             self.trouble = None
 
     def note_publication(self, age_seconds: float = 0.0) -> None:
-        """Remember that the mirror was published as it is, so long ago."""
+        """Record that the mirror was published this many seconds ago."""
         self._published_at, self.behind = time.monotonic() - age_seconds, False

@@ -1,1 +1,1 @@
-"""Values that everything else speaks in: schemas, changes, progress, reports."""
+"""Plain values that all packages share: schemas, changes, progress, reports."""

@@ -1,4 +1,4 @@
-"""Whose trouble an error is: one table's, which is then left out, or everybody's."""
+"""Attributes an error to one table, which is then left out, or to the whole pipeline."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,30 +15,30 @@ _OURS = "rhei_pipeline"
 
 
 class Blame:
-    """Which table is worked on, and, once an error has ended that, whose work it was.
+    """Records which table is being worked on, and which one an error came from.
 
-    The error itself passes as it is: whoever holds the connection translates it on the way.
+    The error itself is not changed: the owner of the connection translates it.
     """
 
     def __init__(self) -> None:
         self.table: str | None = None
 
     def clear(self) -> None:
-        """Blame nobody."""
+        """Forget which table an error came from."""
         self.table = None
 
     @contextmanager
     def of(self, table: str) -> Iterator[None]:
-        """Work on a table; an error that leaves the block is its own."""
+        """Work on a table in the block; an error that leaves the block is attributed to it."""
         self.table = table
         yield
         self.table = None
 
 
 def own_fault(error: Exception, table: str | None) -> PermanentError | None:
-    """Return an error as the fault of the table it came from; None where it is everybody's.
+    """Return the error if it concerns one table only, else None.
 
-    What trying again may cure, and damage that is not one table's, concerns all of them.
+    Transient errors, and damage that is not limited to one table, concern all tables.
     """
     if isinstance(error, TransientError):
         return None
@@ -58,13 +58,13 @@ def own_fault(error: Exception, table: str | None) -> PermanentError | None:
 
 
 def _what(error: Exception) -> str:
-    """Name an unknown error by its type and place; its text may quote a row."""
+    """Name an unknown error by its type and location; its text may quote a row."""
     place = _innermost(error)
     return f"it failed unexpectedly with {type(error).__name__}{f' in {place}' if place else ''}"
 
 
 def _innermost(error: Exception) -> str:
-    """Return the last line of ours that an error came through."""
+    """Return the innermost line of this package in an error's traceback."""
     trace, place = error.__traceback__, ""
     while trace is not None:
         file = PurePath(trace.tb_frame.f_code.co_filename)
@@ -75,4 +75,6 @@ def _innermost(error: Exception) -> str:
 
 
 def _way_out(table: str) -> str:
-    return f"every sync tries it again; if this stays, 'rhei repair {table}' copies it anew"
+    return (
+        f"every sync tries again; if the error stays, 'rhei repair {table}' copies the table again"
+    )

@@ -1,4 +1,4 @@
-"""Ending a query that is streamed, from another thread."""
+"""Cancels a streamed query from another thread."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from rhei_pipeline.model.streaming import Begun
 
 
 class Cancel:
-    """Called, it ends the query; once its connection is given back, it does nothing."""
+    """A thread-safe function that cancels a query; it does nothing once the query has ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -18,14 +18,14 @@ class Cancel:
 
     @classmethod
     def given(cls, begun: Begun | None) -> "Cancel":
-        """Make one, and give it to whom it is for, if anybody."""
+        """Create one, and pass it to `begun`, if there is one."""
         made = cls()
         if begun is not None:
             begun(made)
         return made
 
     def __call__(self) -> None:
-        """End the query, from any thread; its next batch is then an error."""
+        """Cancel the query, from any thread; its next batch is then an error."""
         with self._lock:
             self._asked = True
             if self._end is not None:
@@ -33,10 +33,10 @@ class Cancel:
 
     @contextmanager
     def ending_by(self, end: Callable[[], object]) -> Iterator[None]:
-        """Within the block, have the query ended by this call.
+        """Within the block, cancel the query by calling `end`.
 
         Raises:
-            QueryError: It was ended before.
+            QueryError: It was cancelled before.
         """
         with self._lock:
             self._end = end
@@ -48,10 +48,10 @@ class Cancel:
                 self._end = None
 
     def refuse_cancelled(self) -> None:
-        """Go no further with a query that was ended between two batches.
+        """Raise an error if the query was cancelled between two batches.
 
         Raises:
-            QueryError: It was.
+            QueryError: It was cancelled.
         """
         if self._asked:
             raise QueryError("the query was cancelled")

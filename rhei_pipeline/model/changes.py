@@ -1,4 +1,4 @@
-"""What capture hands to the core: change events in Arrow, positions, dead letters."""
+"""The values that capture returns: change events in Arrow, positions, dead letters."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -29,7 +29,7 @@ EVENT_FIELDS = (
 
 
 class Operation(StrEnum):
-    """What made a version: an insert, an update; `D` marks a version that a delete ended."""
+    """The operation that made a version; `D` marks a version that a delete ended."""
 
     INSERT = "I"
     UPDATE = "U"
@@ -43,12 +43,12 @@ def event_schema(table: TableSchema) -> pa.Schema:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in the source's order, for one table.
+    """A position in the source's order, for one table.
 
     Attributes:
         order: Grows with the source's order; a watermark's order never goes back.
-        proof: What the source must still show at this place. A source that shows another proof
-            is not the one we read from (a restored backup), and nothing may be concluded.
+        proof: What the source must still show at this position. A source with another proof is
+            not the one that was read (a restored backup), so the position is not valid there.
     """
 
     order: int
@@ -61,7 +61,7 @@ LetterName = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A row that cannot be mirrored: which, where, why. Never the value itself.
+    """A row that cannot be mirrored: its key, column and reason, but never the value itself.
 
     Attributes:
         key: The primary key as a JSON object; bytes appear as `{"hex": ...}`.
@@ -78,18 +78,18 @@ class DeadLetter:
 
     @property
     def name(self) -> LetterName:
-        """Which one it is among those of its table."""
+        """Identifies it among those of its table."""
         return self.key, self.column
 
 
 def key_text(key: Mapping[str, object]) -> str:
-    """Write a key as a JSON object, the same text for the same key wherever it is written."""
+    """Return a key as a JSON object; equal keys always have equal texts."""
     parts = {name: _one_zero(part) for name, part in key.items()}
     return json.dumps(parts, ensure_ascii=False, default=_json_part)
 
 
 def _one_zero(value: object) -> object:
-    """Return 0.0 for -0.0: they are one key."""
+    """Return 0.0 for -0.0: both are one key."""
     return value + 0.0 if isinstance(value, float) else value
 
 
@@ -100,7 +100,7 @@ def _json_part(value: object) -> object:
 def read_keys(texts: Iterable[str], schema: TableSchema) -> pa.Table:
     """Read keys that `key_text` wrote, with the key's Arrow schema.
 
-    Left out are those that no row of the table can have: a part is null or of another type.
+    Keys that no row of the table can have are left out: a part is null or of another type.
     """
     keys = [_read_key(json.loads(text), schema.arrow_key) for text in texts]
     columns = zip(*(key for key in keys if key is not None), strict=True)
@@ -132,7 +132,7 @@ def _typed(part: object, kind: pa.DataType) -> pa.Scalar:
 
 
 def without_keys(keys: pa.Table, texts: Collection[str]) -> pa.Table:
-    """Leave out the keys that these texts write."""
+    """Return the keys without those that these texts name."""
     if not texts or not keys.num_rows:
         return keys
     return keys.filter(pa.array([key_text(key) not in texts for key in plain_rows(keys)]))
@@ -145,18 +145,18 @@ class ChangeBatch:
     Attributes:
         events: In the source's order, with the schema `event_schema` gives.
         count: How many events of the source these stand for (touches of one key count each).
-        net: True when `events` holds at most one event a key already.
+        net: True when `events` holds at most one event for each key.
         rejected: Dead letters met while reading; their rows are not among `events`.
-        resolved: Keys, as text, whose dead letters are none any more: of rows that no event can
-            tell of and that are gone, and of rows that fitted again within the batch. With a
-            column where another one of the row still does not fit, else with None.
+        resolved: Keys, as text, whose dead letters are resolved: of rows without a key that are
+            gone, and of rows that fit again by the end of the batch. With a column where another
+            column of the row still does not fit, else with None.
         unchanged: By column, a mask of the events whose value the source did not send because
             the change left it as it was.
-        former_keys: With `unchanged`: under which key each event's row stood before it.
-        truncated_at: When all of the table's rows were removed at once; then this is one event,
-            and `events` is empty until the keys that the mirror held are put there.
-        seen_at: When the source was read, where rows date themselves: an event dated before what
-            the mirror knows of its key was made later than it says, and counts as of now.
+        former_keys: With `unchanged`: the key that each event's row had before.
+        truncated_at: When all of the table's rows were removed by TRUNCATE. That is one event,
+            and `events` is empty until the mirror's keys are filled in.
+        seen_at: When the source was read, if rows carry their own timestamps: an event that is
+            older than the mirror's version of its key gets this time instead.
         whole_transactions: Events that share an instant are of one transaction, and an event of
             another transaction never shares it.
     """
@@ -175,11 +175,11 @@ class ChangeBatch:
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
-    """Rows of one table as one snapshot holds them, in key order.
+    """Rows of one table from one snapshot, in key order.
 
     Attributes:
         rows: With the table's own Arrow schema.
-        resume: Opaque text from which a later snapshot reads on, behind the last row here.
+        resume: Opaque text from which a later snapshot continues after the last row.
     """
 
     rows: pa.Table
@@ -189,11 +189,11 @@ class RowBatch:
 
 @dataclass(frozen=True, slots=True)
 class NetChanges:
-    """One net change a key.
+    """One net change for each key.
 
     Attributes:
-        upserts: Rows as they are now, with the table's own Arrow schema.
-        tombstones: Keys that have no row any more, with the key's Arrow schema.
+        upserts: Current rows, with the table's own Arrow schema.
+        tombstones: Keys of deleted rows, with the key's Arrow schema.
     """
 
     upserts: pa.Table
@@ -208,7 +208,7 @@ class NetChanges:
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """What a batch of events does to a temporal table.
+    """The changes of one batch of events to a temporal table.
 
     Attributes:
         closings: Open versions that end: the mirror's own locator column, `_rhei_valid_to`, and
@@ -247,7 +247,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How a table's mirror differs from its source, by key (the key's Arrow schema each).
+    """The differences of a table's mirror from its source, as keys.
 
     Attributes:
         missing: In the source and not in the mirror.

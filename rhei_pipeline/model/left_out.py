@@ -1,4 +1,4 @@
-"""The tables that are left out for an error, each until that is mended."""
+"""The tables that are left out because of an error, each until that is fixed."""
 
 import logging
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ class LeftOut:
     """Which tables are left out, why, and which of them the next sync tries again.
 
     Attributes:
-        undrained: Tables whose log is still to be read before their capture may be made anew.
-        suspects: Tables that failed when they were read or applied last.
+        undrained: Tables whose log must be read before their capture may be installed again.
+        suspects: Tables that failed when they were last read or applied.
     """
 
     def __init__(self) -> None:
@@ -29,33 +29,33 @@ class LeftOut:
 
     @property
     def errors(self) -> Mapping[str, PermanentError]:
-        """Return why each is left out, by name."""
+        """The reason why each table is left out, by name."""
         return MappingProxyType(self._errors)
 
     @property
     def failed(self) -> frozenset[str]:
-        """Return those that failed while they were captured, read or applied.
+        """The tables that failed while they were captured, read or applied.
 
-        The source keeps what they still need, and each sync tries them again.
+        The source keeps the changes they still need, and each sync tries them again.
         """
         return frozenset(self._failed | self.undrained)
 
     @property
     def unknown(self) -> list[PermanentError]:
-        """Return the errors that need not be one table's own: only the others can tell."""
+        """Return the errors that may not be one table's own: only other tables can show that."""
         found = (self._errors[name] for name in sorted(self.suspects & self._errors.keys()))
         return [error for error in found if not isinstance(error, _OWN)]
 
     @property
     def asks_for_a_look(self) -> bool:
-        """Return whether everything is to be looked at again, though the source did not change."""
+        """Return whether all tables must be checked again, though the source did not change."""
         damaged = any(isinstance(error, MirrorDamagedError) for error in self._errors.values())
         return damaged or bool(self.undrained)
 
     def add(
         self, name: str, error: PermanentError, *, failed: bool = False, at_work: bool = False
     ) -> None:
-        """Leave a table out; what is new about it is logged, once.
+        """Leave a table out; a new reason is logged once.
 
         Args:
             name: The table's name.
@@ -64,7 +64,7 @@ class LeftOut:
             at_work: It failed while it was read or applied.
         """
         if self._said.get(name) != str(error):
-            _log.error("%s; the table is left out until this is mended", error)
+            _log.error("%s; the table is left out until this is fixed", error)
         self._said[name] = str(error)
         self._errors[name] = error
         if failed:
@@ -73,17 +73,17 @@ class LeftOut:
             self.suspects.add(name)
 
     def take_in(self, name: str) -> None:
-        """Take a table in again, whatever it was left out for."""
+        """Stop leaving a table out, whatever the reason was."""
         self._errors.pop(name, None)
         self._failed.discard(name)
         self.undrained.discard(name)
 
     def went_well(self, name: str) -> None:
-        """Take note that a table was worked on without an error."""
+        """Record that a table was worked on without an error."""
         self.suspects.discard(name)
         self._said.pop(name, None)
 
     def clear(self) -> None:
-        """Take all in again, to be looked at anew; those whose log was not read come to wait."""
+        """Check all tables again; those whose log was not read yet wait for that."""
         self._errors = {name: self._errors[name] for name in self.undrained}
         self._failed.clear()

@@ -1,4 +1,4 @@
-"""Logs as JSON, one object a line, with a number that tells a sync's lines together."""
+"""Log output as JSON, one object a line, with a number that groups the lines of a sync."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ _cycle: ContextVar[str | None] = ContextVar("rhei_cycle", default=None)
 
 @contextmanager
 def one_cycle() -> Iterator[None]:
-    """Give everything that is logged inside the same `cycle`; one inside another keeps its own."""
+    """Add the same `cycle` to everything that is logged inside; a nested cycle keeps its own."""
     if _cycle.get() is not None:
         yield
         return
@@ -27,7 +27,7 @@ def one_cycle() -> Iterator[None]:
 
 
 class JsonLines(logging.Formatter):
-    """Writes a record as JSON: at, level, logger, message, cycle, and the error's type."""
+    """Formats a record as JSON: at, level, logger, message, cycle, and the error's type."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line."""
@@ -45,7 +45,7 @@ class JsonLines(logging.Formatter):
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
-    """Writes to what standard error is by then: it may have been another when this was made."""
+    """Writes to the current standard error, which may change after this was created."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""

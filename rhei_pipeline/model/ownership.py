@@ -1,4 +1,4 @@
-"""Whose a mirror is: the source it follows, and the pipeline that keeps it."""
+"""Whose mirror it is: the source it follows, and the pipeline that writes it."""
 
 import json
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from rhei_pipeline.errors import MirrorError
 
 @dataclass(frozen=True, slots=True)
 class SourceIdentity:
-    """What tells one source from all others.
+    """What distinguishes one source from all others.
 
     Attributes:
         kind: `sqlite` or `postgres`.
-        place: Where it is: a file's path; a server's number and a database's name. What is put
-            back there, from a backup or anew, is the same source in another state.
-        mark: What goes along where it is moved: an id kept in the file, empty where none may be
-            written; a server's number and the database's own.
+        place: Where it is: a file's path; a server's identifier and a database's name. A backup
+            restored there is the same source in another state.
+        mark: What stays the same when it is moved: an id kept in the file, empty if the file is
+            read-only; the server's identifier and the database's oid.
     """
 
     kind: str
@@ -24,40 +24,40 @@ class SourceIdentity:
     mark: str
 
     def __str__(self) -> str:
-        """Name it for people."""
+        """Return its name for people."""
         return f"{_KINDS.get(self.kind, self.kind)} {self.place!r}"
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who may write a mirror.
+    """The source and pipeline that a mirror belongs to.
 
     Attributes:
-        pipeline: Its declared name; None where it has none.
+        pipeline: The pipeline's declared name; None if it has none.
     """
 
     source: SourceIdentity
     pipeline: str | None = None
 
     def text(self) -> str:
-        """Write it as a mirror keeps it."""
+        """Return the text that a mirror stores."""
         return json.dumps(asdict(self))
 
     @classmethod
     def read(cls, text: str) -> "Owner":
-        """Read what `text` wrote."""
+        """Read the output of `text`."""
         form = json.loads(text)
         return cls(SourceIdentity(**form["source"]), form["pipeline"])
 
 
 def is_same(recorded: SourceIdentity, found: SourceIdentity, *, is_gone: bool) -> bool:
-    """Whether a source is the one that is recorded.
+    """Return whether a source is the recorded one.
 
     Args:
-        recorded: The source as the mirror knows it.
-        found: The source as it is declared.
-        is_gone: Nothing is at the recorded place any more, so that a mark tells of a move; else
-            it tells of a copy, which leads a life of its own.
+        recorded: The source that the mirror records.
+        found: The declared source.
+        is_gone: Nothing is at the recorded place any more, so an equal mark means a move;
+            otherwise it means a copy, which is another source.
     """
     if recorded.kind != found.kind:
         return False
@@ -71,20 +71,20 @@ def refuse_other(
     """Refuse a mirror that belongs to another source or another pipeline.
 
     Raises:
-        MirrorError: It does; names both.
+        MirrorError: It does; the message names both.
     """
     if not is_same(recorded.source, found.source, is_gone=is_gone(recorded.source)):
         raise MirrorError(
-            f"mirror {mirror!r} is of another source, {recorded.source}, and not of {found.source}",
-            hint="give this pipeline a mirror.path of its own; where the database was moved, run"
-            " 'rhei adopt', and the mirror follows it from then on",
+            f"mirror {mirror!r} belongs to another source, {recorded.source}, not to "
+            f"{found.source}",
+            hint="give this pipeline a mirror.path of its own; if the database was moved, run "
+            "'rhei adopt', and the mirror follows it from then on",
         )
     names = (recorded.pipeline, found.pipeline)
     if None not in names and names[0] != names[1]:
         raise MirrorError(
-            f"mirror {mirror!r} is of another pipeline, {names[0]!r}, and not of {names[1]!r}",
-            hint="give this pipeline a mirror.path of its own; where it was renamed, run"
-            " 'rhei adopt'",
+            f"mirror {mirror!r} belongs to another pipeline, {names[0]!r}, not to {names[1]!r}",
+            hint="give this pipeline a mirror.path of its own; if it was renamed, run 'rhei adopt'",
         )
 
 

@@ -1,7 +1,7 @@
-"""Values as Python's own; an instant that Python has no type for is text, as PostgreSQL writes it.
+"""Converts Arrow values to Python's; timestamps out of Python's range become PostgreSQL's text.
 
-Python's dates end with the year 9999 and begin with 1; PostgreSQL's and the mirrors' go far beyond,
-and have an infinite one at each end.
+Python's dates range from the year 1 to 9999; those of PostgreSQL and the mirrors have a larger
+range and include infinity.
 """
 
 from typing import Any
@@ -32,10 +32,10 @@ def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def instant_of(text: str, kind: pa.DataType) -> pa.Scalar:
-    """Read an instant or a day that `plain_values` wrote as text.
+    """Parse a timestamp or date that `plain_values` returned as text.
 
     Raises:
-        ValueError: It is not one, or no integer of the type reaches so far.
+        ValueError: It is not one, or is out of the type's range.
     """
     found = _read(text, kind)
     if plain_value(found) != text:

@@ -1,7 +1,7 @@
-"""What polling knows: how far a table was polled, and what its timestamps mean. Pure values.
+"""The state of polling: how far a table was polled, and the form of its timestamps. Pure values.
 
-Nothing here is about one kind of database: a source writes values as texts of its own, and its
-clock as microseconds since 1970.
+Independent of the kind of database: a source encodes values as its own text, and its clock as
+microseconds since 1970.
 """
 
 import json
@@ -24,14 +24,14 @@ _DAY_SECONDS = 86_400
 
 
 class Clock(StrEnum):
-    """Who stamps rows: only the database's own clock follows the order of commits."""
+    """Whose clock sets rows' timestamps: only the database's own follows the order of commits."""
 
     DATABASE = "database"
     APPLICATION = "application"
 
 
 class DeletePolicy(StrEnum):
-    """How deletes are learned of."""
+    """How deletes are found."""
 
     DISABLED = "disabled"
     SOFT_DELETE = "soft_delete"
@@ -43,10 +43,10 @@ class PollOptions:
     """How one table is polled.
 
     Attributes:
-        updated_at: The column that every write stamps.
-        policy, deleted_at: How deletes are learned of; the column that marks a deleted row.
-        clock: Who stamps, as declared.
-        reconcile_seconds: How often the table is compared whole, where that is asked for.
+        updated_at: The timestamp column that every write sets.
+        policy, deleted_at: How deletes are found; the column that marks a deleted row.
+        clock: Whose clock sets it, as declared.
+        reconcile_seconds: How often the whole table is compared, if that is needed.
     """
 
     updated_at: str = "updated_at"
@@ -57,16 +57,16 @@ class PollOptions:
 
     @property
     def is_compared(self) -> bool:
-        """Whether the table has to be compared whole at an interval."""
+        """Whether the whole table must be compared at an interval."""
         return self.clock is Clock.APPLICATION or self.policy is DeletePolicy.RECONCILE
 
     def is_due(self, audited: int, clock: int) -> bool:
-        """Tell whether so much time has passed since the last audit; microseconds both."""
+        """Return whether the interval since the last rescan has passed; both in microseconds."""
         return not 0 <= clock - audited < self.reconcile_seconds * _SECOND
 
 
 def parse_deletes(text: str) -> tuple[DeletePolicy, str | None]:
-    """Read `disabled`, `reconcile` or `soft_delete:<column>`.
+    """Parse `disabled`, `reconcile` or `soft_delete:<column>`.
 
     Raises:
         SettingsError: It is none of them.
@@ -82,18 +82,17 @@ def parse_deletes(text: str) -> tuple[DeletePolicy, str | None]:
 
 @dataclass(frozen=True, slots=True)
 class Keyset:
-    """How far a table has been polled; as text it is the proof of a position.
+    """How far a table has been polled; its text is the proof of a position.
 
     Attributes:
         column: The timestamp's column; another one makes the rest meaningless.
         at: The newest timestamp read that the source's clock had reached, exactly, as the source
-            encodes it. Rows before it are settled. None: no row had one.
-        key: The key of a row that carried it: a source without it is not as it was.
-        ties, ahead, blank: Digests of the rows that carry `at`, a later one, or none at all. Such
-            rows can change again without moving on, so they are looked at again.
-        clock: The source's clock then, in microseconds.
-        audited: Its clock when the table was last compared whole; None: never.
-        schema: The source's count of schema changes then.
+            encodes it. Rows before it do not change any more. None: no row had one.
+        key: The key of a row that had it: without that row, the source was restored or changed.
+        ties, ahead, blank: Digests of the rows with `at`, a later timestamp, or none. Such rows
+            can change again without a newer timestamp, so they are read again.
+        clock: The source's clock then, in microseconds. audited: The source's clock at the last
+        rescan; None: never. schema: The source's count of schema changes then.
     """
 
     column: str
@@ -107,35 +106,35 @@ class Keyset:
     schema: int | None = None
 
     def text(self) -> str:
-        """Write it as a position's proof."""
+        """Return it as a position's proof."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
     def read(cls, proof: str, column: str) -> Self | None:
-        """Read a position's proof; None when it is not one of polling by this column."""
+        """Parse a position's proof; None if it is not one of polling by this column."""
         found = _fields(proof)
         return cls(**found) if _names(cls) == set(found) and found["column"] == column else None
 
 
 @dataclass(frozen=True, slots=True)
 class Horizon:
-    """How far a table of PostgreSQL has been polled; as text it is the proof of a position.
+    """How far a table of PostgreSQL has been polled; its text is the proof of a position.
 
     Attributes:
         column: The timestamp's column; another one makes the rest meaningless.
-        origin: The server, its timeline and the table, each as the server numbers it.
-        low: Microseconds since 1970. What was not committed yet when the table was read is stamped
-            no earlier; rows from here on are looked at again. None: all rows have to be.
-        least: The newest stamp then, as the source writes it, where stamps need not follow its
-            clock; the look begins there where that is earlier.
-        newest, key: Stamp and key of the newest row: a source without it is not as it was.
+        origin: The identifiers of the server, its timeline and the table.
+        low: Microseconds since 1970. Transactions that were open when the table was read set no
+            earlier timestamp; rows from here on are read again. None: all rows are.
+        least: The newest timestamp then, as the source encodes it, if timestamps need not follow
+            its clock; reading starts there if that is earlier.
+        newest, key: Timestamp and key of the newest row: a source without it was restored.
         writers: The transactions that wrote the row versions from `low` on, and those without a
-            stamp; None where they are many.
+            timestamp; None if there are too many.
         seen: A digest of those versions.
         clock: The source's clock then, in microseconds.
         xid: The number of the server's next transaction then.
         audited: Its clock when the table was last compared whole; None: never.
-        doubted: A change may have gone by unseen since.
+        doubted: A change may have been missed since.
     """
 
     column: str
@@ -152,12 +151,12 @@ class Horizon:
     doubted: bool = False
 
     def text(self) -> str:
-        """Write it as a position's proof."""
+        """Return it as a position's proof."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
     def read(cls, proof: str, column: str) -> Self | None:
-        """Read a position's proof; None when it is not one of polling by this column."""
+        """Parse a position's proof; None if it is not one of polling by this column."""
         found = _fields(proof)
         if _names(cls) != set(found) or found["column"] != column:
             return None
@@ -179,7 +178,7 @@ def _names(kind: type) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """How a column writes an instant.
+    """The form in which a column stores timestamps.
 
     Attributes:
         epoch: Unit of integers since 1970.
@@ -196,7 +195,7 @@ class Stamp:
 
     @classmethod
     def of(cls, value: object) -> "Stamp | None":
-        """Tell from a value; None when its form is not known."""
+        """Return the form of a value; None when it is not known."""
         if isinstance(value, float):
             return cls(float, julian=abs(value) < _JULIAN_BELOW)
         if isinstance(value, int):
@@ -209,11 +208,11 @@ class Stamp:
         return cls(str, separator=separator, digits=max(len(fraction) - 1, 0), zone=zone)
 
     def newest(self, clock: int, precision: int) -> Any:  # noqa: ANN401  (of the column's kind)
-        """Return the largest value whose instant the clock may have shown by now.
+        """Return the largest value that the source's clock may have produced by now.
 
         Args:
             clock: Microseconds since 1970.
-            precision: How many microseconds the source's clock lets pass between two readings.
+            precision: The resolution of the source's clock, in microseconds.
         """
         latest = clock + precision - 1
         if self.kind is int:
@@ -226,12 +225,12 @@ class Stamp:
         return f"{moment:%Y-%m-%d{self.separator}%H:%M:%S}{fraction}{self.zone}"
 
     def floor(self, clock: int) -> int:
-        """Return an integer's count at an instant in microseconds, without the part begun."""
+        """Return an integer's value at an instant in microseconds, rounded down."""
         return clock * next(per for _, name, per in _UNITS if name == self.epoch) // _SECOND
 
     @property
     def real_scale(self) -> tuple[float, float]:
-        """What to subtract from a real, then by what to multiply it, to get microseconds."""
+        """What to subtract from a real, and then multiply by, to get microseconds."""
         if self.julian:
             return _JULIAN_EPOCH, float(_DAY_SECONDS * _SECOND)
         return 0.0, float(_SECOND)

@@ -1,4 +1,4 @@
-"""Rows gathered in portions that are bounded by their number and by their bytes."""
+"""Collects rows into portions that are bounded by row count and bytes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -17,12 +17,12 @@ def portions(
     size_of: Callable[[Sequence[Item]], int],
     most: int | None,
 ) -> Iterator[list[Item]]:
-    """Gather what is taken piece by piece, until there is no more.
+    """Yield portions until `take` returns nothing.
 
     Args:
-        take: Returns the next items, at most so many; none at the end.
-        size_of: Returns about how many bytes they hold in memory.
-        most: Items in a portion; None: bytes alone are the bound.
+        take: Returns up to this many next items; none at the end.
+        size_of: Returns their approximate size in memory, in bytes.
+        most: Maximum number of items; None: only bytes are limited.
     """
     portion: list[Item] = []
     held, step = 0, 1

@@ -1,4 +1,4 @@
-"""What "recorded" means: how far each table of a mirror has come."""
+"""The recorded progress of each table of a mirror."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,11 +11,11 @@ from rhei_pipeline.model.changes import Position
 
 
 class TableState(StrEnum):
-    """The life of a mirrored table, derived from what the ledger holds about it.
+    """The state of a mirrored table, derived from what the ledger records about it.
 
     NEW: declared, nothing recorded yet.
-    COPYING: a copy is under way beside the table; readers do not see it.
-    COPIED: the copy is complete; the next sync cycle puts it in the table's place.
+    COPYING: a copy is running beside the table; readers do not see it.
+    COPIED: the copy is complete; the next sync cycle replaces the table with it.
     READY: the table equals the source at its watermark.
     """
 
@@ -43,10 +43,10 @@ class CopyProgress:
     """How far a table's copy has come.
 
     Attributes:
-        position: From here the copy has to be caught up: no row was read before it.
-        resume: Opaque place behind the last row copied; None before the first row.
-        complete: Every row has been copied; what is left is to catch up.
-        shape: Fingerprint of the schema the copy was begun with; another one cannot resume it.
+        position: Changes after it must be applied to the copy: no row was read before it.
+        resume: Opaque position after the last copied row; None before the first row.
+        complete: Every row has been copied; only later changes are left to apply.
+        shape: Fingerprint of the copy's schema; a copy with another one cannot be resumed.
     """
 
     table: str
@@ -58,14 +58,14 @@ class CopyProgress:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What a mirror has recorded of a temporal table's past, beside its versions.
+    """What a mirror records of a temporal table's history, beside its versions.
 
     Attributes:
-        begins_at: When the table was copied first: what was before is unknown. None in a mirror
-            of before this was recorded.
-        left: The columns that the source has no more, and when that was noticed; None where it
+        begins_at: When the table was first copied: earlier states are unknown. None in a mirror
+            that is older than this record.
+        left: The columns that the source no longer has, and when that was noticed; None if that
             was not recorded.
-        recorded_at: When the table was synced last.
+        recorded_at: When the table was last synced.
     """
 
     begins_at: datetime | None
@@ -75,7 +75,7 @@ class Past:
 
 @dataclass(frozen=True, slots=True)
 class AsOf:
-    """An instant, and the columns that a table had at it."""
+    """An instant, and the columns that a table had at that time."""
 
     instant: datetime
     columns: tuple[str, ...]
@@ -89,27 +89,27 @@ class Ledger:
     copies: Mapping[str, CopyProgress] = field(default_factory=lambda: MappingProxyType({}))
 
     def unproved(self) -> "Ledger":
-        """Return the same places without what proves them to a source."""
+        """Return the same positions without their proofs."""
         return Ledger(
             MappingProxyType({n: _unproved(mark) for n, mark in self.watermarks.items()}),
             MappingProxyType({n: _unproved(copy) for n, copy in self.copies.items()}),
         )
 
     def state(self, table: str) -> TableState:
-        """Return where a table is in its life."""
+        """Return a table's state."""
         if table in self.copies:
             return TableState.COPIED if self.copies[table].complete else TableState.COPYING
         return TableState.READY if table in self.watermarks else TableState.NEW
 
     def goes_on(self, table: str) -> bool:
-        """Return whether a copy is under way that goes on where the table itself has come to."""
+        """Return whether a running copy continues from the table's own position."""
         copy, mark = self.copies.get(table), self.watermarks.get(table)
         return copy is not None and mark is not None and copy.position == mark.position
 
     def needed_from(self, table: str) -> Position | None:
         """Return the position after which the table needs its changes, if any is recorded.
 
-        Once a copy is begun only the copy can be caught up, so its position counts alone.
+        Once a copy has begun, changes are applied to the copy, so only its position counts.
         """
         record = self.copies.get(table) or self.watermarks.get(table)
         return None if record is None else record.position

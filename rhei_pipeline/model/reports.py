@@ -1,4 +1,4 @@
-"""The numbers a sync reports: what changed, how far, how late."""
+"""The reports of sync, copy, status, verify and repair."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from rhei_pipeline.model.progress import TableState
 
 
 class Severity(StrEnum):
-    """How much a finding matters: nothing syncs, something may go wrong, or it is only told."""
+    """How serious a finding is: nothing syncs, something may go wrong, or information only."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -21,13 +21,13 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What an examination of the source found.
+    """A finding of `rhei check`.
 
     Attributes:
-        what: What is so.
+        what: What was found.
         why: Why it matters.
-        remedy: The statement or command that mends it.
-        table: The table it is about, where it is about one.
+        remedy: The statement or command that fixes it.
+        table: The table it concerns, if it concerns one.
     """
 
     severity: Severity
@@ -39,14 +39,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class MaintenanceReport:
-    """What maintenance made of a mirror's files.
+    """What maintenance changed in a mirror's files.
 
     Attributes:
         files_before, files_after: Files that hold rows.
-        bytes_before, bytes_after: What these take.
-        rows_written: Rows that were written anew.
-        done: Nothing more is due; else the bound was reached, and another call goes on.
-        damaged: What is wrong with which file, and the way out; its table was left as it is.
+        bytes_before, bytes_after: Their size.
+        rows_written: Rows that were rewritten.
+        done: Nothing more is due; else the limit was reached, and another call continues.
+        damaged: Damaged files, each with what to do; their tables were not changed.
     """
 
     files_before: int = 0
@@ -66,7 +66,7 @@ class TableReport:
         events: Events of the source that were consumed.
         inserted, updated, deleted: Rows that really changed in the mirror.
         dead_letters: Rows that could not be mirrored, met in this sync.
-        watermark: The position the table stands at; None when nothing is recorded yet.
+        watermark: The position up to which the table is applied; None when none is recorded.
         lag_seconds: How old the oldest change was when it became visible; 0 without changes.
         copied_rows: Rows read by an initial sync that was part of this one.
         error: Why the table was left out, when it was.
@@ -89,7 +89,7 @@ class TableReport:
         return self.inserted + self.updated + self.deleted
 
     def after(self, earlier: "TableReport") -> "TableReport":
-        """Return the report of an earlier cycle and of this one together."""
+        """Return the sum of an earlier cycle's report and this one."""
         return replace(
             self,
             events=earlier.events + self.events,
@@ -102,7 +102,7 @@ class TableReport:
 
     @classmethod
     def of(cls, table: str, counts: Counts, **others: Any) -> "TableReport":  # noqa: ANN401
-        """Report counts of one table."""
+        """Return the report of one table's counts."""
         return cls(
             table,
             inserted=counts.inserted,
@@ -118,8 +118,8 @@ class SyncReport:
 
     The sums over all tables, and the same per table in `tables`. `watermark` is the sum of the
     tables' positions: it grows by one for each event of the source. `not_followed` names tables
-    of the mirror that no sync brings up to date any more, and since when. `not_published` says why
-    what others read beside the mirror (the published copy, Delta tables) is older than the mirror.
+    of the mirror that are no longer synced, and since when. `not_published` is the reason why the
+    published copy or the Delta tables are older than the mirror.
     """
 
     tables: Mapping[str, TableReport] = field(default_factory=lambda: MappingProxyType({}))
@@ -174,7 +174,7 @@ class CopyReport:
 
     Attributes:
         rows: Rows read from the source by this call; a resumed copy reads only the rest.
-        resumed: Whether it went on where an earlier one had ended.
+        resumed: Whether it continued an interrupted copy.
         inserted, updated, deleted: Rows that really changed in the mirror.
     """
 
@@ -191,13 +191,13 @@ class CopyReport:
 
 @dataclass(frozen=True, slots=True)
 class TableStatus:
-    """How one table stands.
+    """The state of one table.
 
     Attributes:
         lag_events: Events of the source that are not applied yet, exactly.
         lag_seconds: How long the oldest of them has waited; 0 when there is none.
         dead_letters: Open ones.
-        doubt: Why changes may go by unseen until the next audit; None where none can.
+        doubt: Why changes may be missed until the next rescan; None if none can be missed.
     """
 
     table: str
@@ -212,13 +212,13 @@ class TableStatus:
 
     @property
     def proof(self) -> str:
-        """`proved` where no change can go by unseen, else `unproved`."""
+        """`proved` if no change can be missed, else `unproved`."""
         return "unproved" if self.doubt else "proved"
 
 
 @dataclass(frozen=True, slots=True)
 class CopyStatus:
-    """How far a copy under way has come; `of` is what the source had when it began."""
+    """The progress of a running copy; `of` is the source's row count when it began."""
 
     rows: int
     of: int
@@ -226,15 +226,15 @@ class CopyStatus:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How the tables stand, and how long ago that was asked of source and mirror.
+    """The state of the tables, as last read from source and mirror.
 
     Attributes:
-        held_bytes: What is kept until this mirror has it, by what keeps it: `slot`, `log`,
+        held_bytes: Bytes that are kept until this mirror has applied them, by `slot`, `log` or
             `buffer`.
         not_followed: Tables of the mirror that no sync brings up to date any more, and since when.
         not_published: See `SyncReport`.
-        unreadable: Why source or mirror could not be read when that was last tried; the figures
-            are older then.
+        unreadable: Why source or mirror could not be read at the last try; the numbers are older
+            then.
     """
 
     tables: Mapping[str, TableStatus]
@@ -247,15 +247,15 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class SyncStatus:
-    """How the pipeline stands.
+    """The state of the pipeline.
 
     Attributes:
         running: Whether the background sync is running.
-        last_error: What the background sync last failed with, or that there is nothing to mirror;
-            None since its last success.
-        copying: The copies under way, by table.
+        last_error: The last error of the background sync, or that there is nothing to mirror;
+            None after a success.
+        copying: The running copies, by table.
         held_bytes: See `Standing`.
-        age_seconds: How old these figures are; more than nothing where a sync was not waited for.
+        age_seconds: The age of these numbers; more than 0 if a running sync was not waited for.
         not_followed, not_published, unreadable: See `Standing`.
     """
 
@@ -282,7 +282,7 @@ class SyncStatus:
 
 @dataclass(frozen=True, slots=True)
 class RowParity:
-    """How many rows source and mirror hold at one watermark."""
+    """The row counts of source and mirror at one watermark."""
 
     table: str
     source_rows: int
@@ -291,19 +291,19 @@ class RowParity:
 
     @property
     def equal(self) -> bool:
-        """Whether they are as many."""
+        """Whether both have the same number of rows."""
         return self.source_rows == self.mirror_rows
 
 
 @dataclass(frozen=True, slots=True)
 class TableVerification:
-    """How one table's mirror differs from its source, at one source state.
+    """The differences between one table's mirror and its source, at one source state.
 
     `missing`, `extra`, `different` and `duplicate` count keys; `samples` holds the first few of
     each as JSON. `dead_letters` counts the source's rows that cannot be mirrored.
     `broken_history` counts keys of a temporal table whose versions contradict each other: two are
     valid at once, one ends before it begins, or one ends without a successor or a delete.
-    `damage` names a file of the mirror that could not be read, and the way out; then no row was
+    `damage` names a file of the mirror that could not be read, and what to do; then no row was
     compared.
     """
 
@@ -320,19 +320,19 @@ class TableVerification:
 
     @classmethod
     def of_damaged(cls, table: str, error: Exception) -> "TableVerification":
-        """Return what there is to say of a table whose files cannot be read."""
+        """Return the result for a table whose files cannot be read."""
         return cls(table, 0, 0, 0, 0, 0, {}, damage=str(error))
 
     @property
     def equal(self) -> bool:
-        """Whether source and mirror hold the same rows, bit for bit, and its history is sound."""
+        """Whether source and mirror have equal rows, and the history is consistent."""
         differ = self.missing or self.extra or self.different or self.duplicate
         return not (differ or self.broken_history or self.dead_letters or self.damage)
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """How the mirror differs from the source, all tables at one source state.
+    """The differences between mirror and source, all tables at one source state.
 
     Attributes:
         errors: The tables left out, each with the reason.
@@ -356,7 +356,7 @@ class DropReport:
 
     Attributes:
         rows: The rows, or versions, it had.
-        kept_as: The name under which they stay; None where they are gone.
+        kept_as: The name under which they are kept; None if they were deleted.
     """
 
     table: str
@@ -366,7 +366,7 @@ class DropReport:
 
 @dataclass(frozen=True, slots=True)
 class DamagedFile:
-    """A file of the mirror that a repair set aside, and what became of what it held."""
+    """A file of the mirror that a repair set aside, and what was done about its content."""
 
     file: str
     outcome: str

@@ -49,7 +49,7 @@ _MAX_DECIMAL_DIGITS = 38
 
 
 class Mode(StrEnum):
-    """How a mirror treats a row's past: overwrite it (SCD 1) or keep it (SCD 2)."""
+    """How a mirror treats changed rows: overwrite them (SCD 1) or keep versions (SCD 2)."""
 
     DESTRUCTIVE = "destructive"
     TEMPORAL = "temporal"
@@ -59,9 +59,9 @@ class Mode(StrEnum):
 class Column:
     """One column of a table.
 
-    `epoch` is the unit (`s`, `ms`, `us`) of integers that count from 1970 where the source keeps
-    an instant so; None where it keeps the value in its own form. `overridden`: the declaration
-    gives the type, so that a value of another type counts where it is exactly one of this type.
+    `epoch` is the unit (`s`, `ms`, `us`) if the source stores timestamps as integers counted from
+    1970; otherwise None. `overridden`: the declaration gives the type, so a value of another type
+    is accepted if it converts exactly.
     `mark` changes whenever DDL may have changed the column's values; empty where the source's
     catalogue does not show that.
     """
@@ -79,7 +79,7 @@ class Column:
         return pa.field(self.name, self.type)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the form the registry keeps."""
+        """Return the form that the registry stores."""
         form = {
             "name": self.name,
             "type": type_name(self.type, self.epoch),
@@ -90,7 +90,7 @@ class Column:
 
     @classmethod
     def from_json(cls, form: dict[str, Any]) -> "Column":
-        """Read the form the registry keeps."""
+        """Read the form that the registry stores."""
         arrow_type, epoch = parse_type(form["type"])
         return cls(
             form["name"],
@@ -107,13 +107,12 @@ class TableSchema:
     """A table's columns in order and its primary key.
 
     Attributes:
-        name: How settings, reports and records name it; `namespace.relation` where it has one
-            that has to be told.
-        namespace: The schema it is in, in the source and in the mirror; None where sources have
-            none.
-        mark: Changes whenever other rows may stand behind the name: the table was made anew, or
-            its parts are others. Empty where the source's catalogue does not show that.
-        mirror_name: Its own name in the mirror, where that is another one than in the source.
+        name: Its name in settings, reports and records; `namespace.relation` if the namespace is
+            not the default one.
+        namespace: Its schema in the source and in the mirror; None if the source has no schemas.
+        mark: Changes whenever the name may mean other rows: the table was created again, or its
+            partitions changed. Empty if the source's catalogue does not show that.
+        mirror_name: Its name in the mirror, if that differs from the one in the source.
     """
 
     name: str
@@ -130,12 +129,12 @@ class TableSchema:
 
     @property
     def snapshot_name(self) -> str:
-        """The name of its snapshots among those of all tables."""
+        """The name of its table of snapshots."""
         return renamed(self, self.mirror_name).name if self.mirror_name else self.name
 
     @property
     def relation(self) -> str:
-        """The table's own name, without the namespace it is in."""
+        """The table's own name, without its namespace."""
         return self.name.removeprefix(f"{self.namespace}.") if self.namespace else self.name
 
     @property
@@ -165,7 +164,7 @@ class TableSchema:
         return pa.schema([column.field for column in self.key_columns])
 
     def to_json(self) -> dict[str, Any]:
-        """Return the form the registry keeps."""
+        """Return the form that the registry stores."""
         return {
             "name": self.name,
             "namespace": self.namespace,
@@ -177,7 +176,7 @@ class TableSchema:
 
     @classmethod
     def from_json(cls, form: dict[str, Any]) -> "TableSchema":
-        """Read the form the registry keeps."""
+        """Read the form that the registry stores."""
         columns = tuple(Column.from_json(column) for column in form["columns"])
         key, namespace = tuple(form["primary_key"]), form.get("namespace")
         mark, mirror_name = form.get("mark", ""), form.get("mirror_name", "")
@@ -185,7 +184,7 @@ class TableSchema:
 
 
 def renamed(schema: TableSchema, relation: str) -> TableSchema:
-    """Return the schema of the same table under another name of its own."""
+    """Return the same schema under another table name."""
     qualified = schema.namespace is not None and schema.name != schema.relation
     name = f"{schema.namespace}.{relation}" if qualified else relation
     return replace(schema, name=name, mirror_name="")
@@ -193,7 +192,7 @@ def renamed(schema: TableSchema, relation: str) -> TableSchema:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A declared table: what it looks like and how its mirror treats the past."""
+    """A declared table: its schema, and how its mirror treats changes."""
 
     schema: TableSchema
     mode: Mode = Mode.DESTRUCTIVE
@@ -214,12 +213,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class TableOptions:
-    """What the declaration says of a table beyond its name and mode.
+    """What the declaration says about a table besides its name and mode.
 
     Attributes:
         columns: Mirror these only; None for all.
         primary_key: Use this unique key; None for the declared one.
-        types: Types that stand above the declared ones, by column.
+        types: Types that override the declared ones, by column.
     """
 
     columns: tuple[str, ...] | None = None
@@ -229,7 +228,7 @@ class TableOptions:
 
 @dataclass(frozen=True, slots=True)
 class SchemaDifference:
-    """What changed from one schema of a table to the next; empty when nothing did."""
+    """The changes from one schema of a table to the next; empty when nothing changed."""
 
     added: tuple[Column, ...] = ()
     dropped: tuple[Column, ...] = ()
@@ -244,7 +243,7 @@ class SchemaDifference:
         return bool(columns or self.replaced or self.key_changed)
 
     def describe(self) -> str:
-        """Say in one clause what changed, names only."""
+        """Return a clause that says what changed, with names only."""
         clauses = [
             f"{verb} {', '.join(repr(column.name) for column in columns)}"
             for verb, columns in (
@@ -256,7 +255,7 @@ class SchemaDifference:
             if columns
         ]
         if self.replaced:
-            clauses.append("is another table, or has other parts")
+            clauses.append("is another table, or has other partitions")
         if self.key_changed:
             clauses.append("changed the primary key")
         return " and ".join(clauses) or "changed nothing"
@@ -294,7 +293,7 @@ def _same_type(old: Column, new: Column) -> bool:
 
 
 def parse_type(name: str) -> tuple[pa.DataType, str | None]:
-    """Read a type's name as settings and registry write it.
+    """Parse a type's name as settings and registry write it.
 
     Returns:
         The Arrow type, and the unit of integers counted from 1970 where the name implies one.
@@ -340,7 +339,7 @@ def refuse_reserved(table: str, columns: Iterable[str]) -> None:
     """Refuse a table or column whose name starts with our prefix.
 
     Raises:
-        SchemaError: Names the offender.
+        SchemaError: Names the table or column.
     """
     if table.lower().startswith(RESERVED_PREFIX):
         raise SchemaError(
@@ -358,7 +357,7 @@ def refuse_reserved(table: str, columns: Iterable[str]) -> None:
 
 
 def spelled(name: str, among: Iterable[str]) -> str:
-    """Return a name as it is among others: in another case where it is not there as given."""
+    """Return the spelling of a name among others, ignoring case unless it is there as given."""
     by_lower: dict[str, str] = {}
     for other in among:
         if other == name:

@@ -1,4 +1,4 @@
-"""What the columns of a mirrored table mean in queries, where that tells more than their types."""
+"""How the columns of a mirrored table behave in queries, beyond what their types say."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -42,9 +42,9 @@ class Kind(StrEnum):
     NUMBER: numbers of SQLite that are integers in some rows and reals in others.
     DECIMAL: PostgreSQL's exact numeric.
     TRUTH: true or false; in SQLite the integers 1 and 0.
-    UNKNOWN: a literal of PostgreSQL that takes the type of its surroundings.
-    OPAQUE: a value that the mirror keeps in another form, or compares otherwise, than the source;
-        it can be shown and counted, nothing else.
+    UNKNOWN: a literal of PostgreSQL that takes the type of its context.
+    OPAQUE: a value that the mirror stores in another form, or compares differently, than the
+        source; it can be returned and counted, nothing else.
     """
 
     INT = "integer"
@@ -68,7 +68,7 @@ TEMPORAL = {Kind.DATE, Kind.TIMESTAMP, Kind.INSTANT}
 
 @dataclass(frozen=True, slots=True)
 class MirroredTable:
-    """A table that both sides hold, and what its columns mean.
+    """A table that both sides have, and how its columns behave.
 
     Attributes:
         kinds: How each column behaves, by name; a column left out is OPAQUE.

@@ -1,4 +1,4 @@
-"""An answer that comes in batches, and the call that ends it."""
+"""An answer in batches, and the function that cancels its query."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ class Streamed:
     """An answer in batches.
 
     Attributes:
-        batches: Each can be had once; closing the iterator lets go of what it holds.
-        cancel: Ends the query, from any thread; the next batch is then an error.
+        batches: Each can be read once; closing the iterator releases its resources.
+        cancel: Cancels the query, from any thread; the next batch is then an error.
     """
 
     schema: pa.Schema

@@ -1,1 +1,1 @@
-"""Queries: which side answers, in which words, with which result."""
+"""Queries: which side answers, the translated statement, and the answer's form."""

@@ -1,4 +1,4 @@
-"""What is known of a statement before it runs: its side, and what it answers with."""
+"""What is known of a statement before it runs: which side answers, and the answer's schema."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +21,12 @@ from rhei_pipeline.sync.pipeline import Pipeline
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """What a door stands between.
+    """The engines that a query service can use.
 
     Attributes:
         source: The database that is mirrored.
-        oltp: Where `oltp` is answered: the source, a local database beside a source that is only
-            read, or nowhere.
+        oltp: What answers `oltp`: the source, a local database beside a read-only source, or
+            None.
         dialects: The source's and the mirror's.
     """
 
@@ -38,7 +38,7 @@ class Engines:
 
     @property
     def is_sidecar(self) -> bool:
-        """Whether the source belongs to others, and is only read."""
+        """Whether the source is read-only, so that a local database takes the writes."""
         return self.oltp is not self.source
 
 
@@ -47,8 +47,8 @@ class Prepared:
     """What is known of a statement before it runs.
 
     Attributes:
-        schema: The best guess at its answer's schema; None for a write, or where none can be had.
-        parameters: The best guess at what its parameters are.
+        schema: The best guess at its answer's schema; None for a write, or if unknown.
+        parameters: The best guess at its parameters' types.
         reads: Whether it is a query.
     """
 
@@ -58,7 +58,7 @@ class Prepared:
 
 
 class Planner:
-    """Plans statements for what the pipeline's tables are now.
+    """Plans statements for the pipeline's present tables.
 
     Args:
         sides: What can be asked.
@@ -72,7 +72,7 @@ class Planner:
         self._known: tuple[int, Router] | None = None
 
     def plan(self, sql: str, params: Sequence[Any] = ()) -> Plan:
-        """Return how a statement with such parameters is answered."""
+        """Return the plan of a statement with these parameters."""
         return self._router().plan(sql, params)
 
     def refused(self, sql: str, params: Sequence[Any], why: str) -> None:
@@ -104,11 +104,11 @@ class Planner:
         )
 
     def reads(self, sql: str) -> bool:
-        """Tell whether a statement is a query, as far as its text tells."""
+        """Return whether a statement is a query, judged by its text."""
         return self.plan(sql).reads
 
     def describe(self, sql: str, params: Sequence[Any] = ()) -> pa.Schema | None:
-        """Return the schema of a query's answer; None where only a run can tell."""
+        """Return the schema of a query's answer; None if only a run shows it."""
         plan = self.plan(sql, params)
         told = plan.columns is not None and None not in plan.columns and plan.names
         if not told or self._engines.is_sidecar:
@@ -116,7 +116,7 @@ class Planner:
         return results.empty(plan).schema
 
     def prepare(self, sql: str) -> Prepared:
-        """Tell what can be told of a statement before its parameters are bound: the best guess."""
+        """Return what is known of a statement before its parameters are bound: the best guess."""
         types = self._router().parameter_types(sql)
         samples = [SAMPLES[kind] for kind in types]
         reads = self.plan(sql, samples).reads
@@ -130,7 +130,7 @@ class Planner:
         return Prepared(schema, given, reads)
 
     def _asked_for_nothing(self, sql: str, params: Sequence[Any]) -> pa.Table:
-        """Ask for no row of an answer; the columns that only rows could type are text."""
+        """Query no row of an answer; columns that only rows could type become text."""
         inner = sql.strip().rstrip(";")
         nothing = f"select * from ({inner}\n) as _rhei_asked limit 0"
         plan = self.plan(sql, params)
@@ -139,7 +139,7 @@ class Planner:
         elif self._engines.oltp is not None:
             found = self._engines.oltp.query(nothing, params, plan.columns)
         else:
-            raise QueryError("nothing can be asked")
+            raise QueryError("there is nothing to query")
         shape = [
             field.with_type(pa.string()) if pa.types.is_null(field.type) else field
             for field in found.schema

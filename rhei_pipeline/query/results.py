@@ -1,4 +1,4 @@
-"""Answers: the mirror's in the source's names and types, and what each says of itself."""
+"""Answers: the mirror's in the source's names and types, with metadata."""
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,12 +15,12 @@ from rhei_pipeline.query.router import Plan, Route
 
 
 def bound(plan: Plan, params: Sequence[Any]) -> dict[str, Any]:
-    """Return the parameters that the mirror's statement takes, by its names for them."""
+    """Return the parameters of the mirror's statement, by name."""
     return {f"p{place}": params[place - 1] for place in plan.bound}
 
 
 def empty(plan: Plan) -> pa.Table:
-    """Return an answer's columns without a row."""
+    """Return an answer's columns without rows."""
     kinds = [column.type if column is not None else pa.null() for column in plan.columns or ()]
     return pa.table([pa.array([], kind) for kind in kinds], list(plan.names))
 
@@ -28,7 +28,7 @@ def empty(plan: Plan) -> pa.Table:
 def shown(
     first: pa.RecordBatch | None, others: Iterator[pa.RecordBatch], shape: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the first batch, if there is one, and the others, in the shape of the answer."""
+    """Yield the first batch, if there is one, and the others, with the answer's schema."""
     if first is not None:
         yield _batch(first, shape)
     for batch in others:
@@ -57,7 +57,7 @@ def shaped(found: pa.Table, plan: Plan) -> pa.Table:
 def labelled(
     found: pa.Table, route: Route, ledger: Ledger | None, age_seconds: float | None = None
 ) -> pa.Table:
-    """Write into an answer's schema which side it is from, why, and how fresh it is.
+    """Add to an answer's metadata which side it is from, why, and how fresh it is.
 
     `rhei.engine`, `rhei.reason`; for the mirror, `rhei.watermark` (JSON, the position of each
     table, at least) and `rhei.staleness_seconds`, since the sync began that the answer shows.
@@ -77,21 +77,21 @@ def pointing(
     mirrored: Callable[[], Mapping[str, Table]],
     followed: Collection[str],
 ) -> Iterator[None]:
-    """Add to the source's refusal of a query which of its tables stands in the mirror alone."""
+    """Add to the source's refusal of a query which of its tables exist only in the mirror."""
     try:
         yield
     except QueryError as error:
         apart = {table.name for table in mirrored().values()} - set(followed)
         name = next((name for name in sorted(apart) if name.lower() in read()), None)
         if name is not None and error.hint is None:
-            error.hint = f"table {name!r} stands in the mirror alone: ask it with '--hint olap'"
+            error.hint = f"table {name!r} exists only in the mirror: query it with '--hint olap'"
         raise
 
 
 def dated(found: pa.Table, not_followed: Mapping[str, datetime]) -> pa.Table:
-    """Write into an answer's schema which of its tables no sync brings up to date, since when.
+    """Add to an answer's metadata which of its tables are no longer synced, and since when.
 
-    `rhei.not_followed` (JSON, an instant for each table); left out where there is none.
+    `rhei.not_followed` (JSON, a timestamp for each table); left out if there is none.
     """
     if not not_followed:
         return found

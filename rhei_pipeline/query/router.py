@@ -1,4 +1,4 @@
-"""Which side answers a statement, and why; and for the mirror, the statement in its words."""
+"""Decides which side answers a statement, and translates it for the mirror."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -36,9 +36,9 @@ _REMEMBERED_LENGTH = 20_000
 _HISTORY = {found.name for found in HISTORY_FIELDS}
 _FIRST_WORDS = (
     (_WRITES, "it writes"),
-    (_DDL, "it changes the schema, or tends the database"),
+    (_DDL, "it changes the schema, or maintains the database"),
     (_TRANSACTIONS, "it belongs to a transaction"),
-    (_SESSION, "it looks at or changes the source's session"),
+    (_SESSION, "it reads or changes the source's session"),
     ({"explain"}, "it explains the source's plan"),
     ({"values"}, "it reads no table"),
 )
@@ -57,15 +57,15 @@ class Plan:
     """How a statement is answered.
 
     Attributes:
-        query: The statement in the mirror's words; None where only the source can answer.
+        query: The statement in the mirror's SQL; None if only the source can answer.
         names: The answer's column names, as the source gives them.
-        columns: What the answer's columns are; None where only the values can tell.
+        columns: The answer's columns; None if only the values show their types.
         tables: The mirrored tables it reads.
-        bound: Places of the parameters that the mirror's statement takes, from 1; it calls them
+        bound: Positions of the parameters that the mirror's statement takes, from 1; it calls them
             `$p1`, `$p2`, ....
         reads: Whether it is a query at all.
-        history: Whether it asks for history, in the mirror's SQL.
-        scans: Whether it reads one table otherwise than by key, and the mirror could answer.
+        history: Whether it reads history, in the mirror's SQL.
+        scans: Whether it reads one table, but not by key, and the mirror could answer.
     """
 
     route: Route
@@ -80,11 +80,11 @@ class Plan:
 
 
 class Router:
-    """Plans statements, and remembers the plans of those it has seen.
+    """Plans statements, and caches their plans.
 
     Args:
-        catalog: What both sides hold.
-        remembered: How many plans are kept; the one unused for longest goes first.
+        catalog: The tables that both sides hold.
+        remembered: How many plans are cached; the least recently used is dropped first.
     """
 
     def __init__(self, catalog: Catalog, remembered: int = 2048) -> None:
@@ -126,7 +126,7 @@ def _key(sql: str, params: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _class_of(value: object) -> object:
-    """Return what of a parameter a plan depends on: its type, and how wide an integer is."""
+    """Return what a plan depends on in a parameter: its type, and an integer's width."""
     if type(value) is int:
         return (value.bit_length() + 8) // 8
     if type(value) is float:
@@ -137,8 +137,8 @@ def _class_of(value: object) -> object:
 def plan(sql: str, params: Sequence[Any], catalog: Catalog) -> Plan:
     """Decide which side answers a statement.
 
-    The mirror answers what reads many rows: aggregates, groups, joins, windows, CTEs, set
-    operations, subqueries; and only where its answer is certain to be the source's.
+    The mirror answers queries that read many rows: aggregates, groups, joins, windows, CTEs, set
+    operations, subqueries; but only if its answer is certain to equal the source's.
     """
     try:
         tokens = statement_tokens(sql, catalog.source)
@@ -221,7 +221,7 @@ def _seen(tree: exp.Expr) -> _Seen:
 def tables_read(sql: str, dialect: str) -> frozenset[str]:
     """Return the tables that a statement names, in lower case, with and without their schemas.
 
-    None where it cannot be parsed.
+    Empty if it cannot be parsed.
     """
     try:
         parsed = sqlglot.parse_one(sql, dialect="duckdb" if dialect == "datafusion" else dialect)
@@ -346,7 +346,7 @@ def _names(parsed: Parsed, query: Query, catalog: Catalog) -> tuple[str, ...]:
     nodes = first.expressions
     if len(texts) != len(query.columns) or len(nodes) != len(texts):
         raise StaysWithSourceError(
-            "an output column has no alias, and a name that only the source knows"
+            "an output column has no alias, and only the source knows its name"
         )
     named = sqlite_name if catalog.source == "sqlite" else postgres_name
     return tuple(
@@ -371,11 +371,11 @@ def _columns_alone(
 
 
 def unanswered(found: pa.Table, query: Query) -> bool:
-    """Tell whether a LIMIT cut between rows that its ORDER BY does not tell apart.
+    """Return whether a LIMIT cut between rows that are equal in its ORDER BY.
 
     Args:
         found: The mirror's answer, with one row more than the limit and the hidden keys.
-        query: What was asked.
+        query: The translated query.
     """
     if query.limit is None or found.num_rows <= query.limit or query.limit == 0:
         return False

@@ -1,4 +1,4 @@
-"""The reading side of the door: a query goes to the side that suits, as fresh as it has to be."""
+"""Answers queries: chooses the side, and makes the mirror as fresh as the query needs."""
 
 import re
 import threading
@@ -44,10 +44,10 @@ _TOKEN = re.compile(r"(\d+)@(\d+)", re.ASCII)
 
 
 class Written(int):
-    """How many rows a write changed, and when it was committed.
+    """The rows that a write changed, and when it was committed.
 
-    An integer in every respect. Given to a query as `after`, it makes sure that the query sees
-    the write. Pickled or copied it keeps its moment; JSON would keep the number alone, so send
+    An integer in every respect. Passed to a query as `after`, it makes sure that the query sees
+    the write. Pickling and copying keep the commit time; JSON would keep only the number, so send
     `token` instead.
 
     Attributes:
@@ -57,13 +57,13 @@ class Written(int):
     committed_at: int
 
     def __new__(cls, rows: int, committed_at: int) -> Self:
-        """Make one."""
+        """Create one."""
         made = super().__new__(cls, rows)
         made.committed_at = committed_at
         return made
 
     def __reduce__(self) -> tuple[type[Self], tuple[int, int]]:
-        """Return what a copy is made of."""
+        """Return the arguments for a copy."""
         return type(self), (int(self), self.committed_at)
 
     @property
@@ -73,10 +73,10 @@ class Written(int):
 
     @classmethod
     def parse(cls, token: str) -> Self:
-        """Read a token.
+        """Parse a token.
 
         Raises:
-            QueryError: It is not one.
+            QueryError: It is not a token.
         """
         found = _TOKEN.fullmatch(token)
         if found is None:
@@ -88,7 +88,7 @@ def moment_of(after: Written | str | None) -> int:
     """Return when a write was committed, by the monotonic clock; 0 for none.
 
     Raises:
-        QueryError: It is neither what a write returned nor its token.
+        QueryError: It is neither the result of a write nor its token.
     """
     if after is None:
         return 0
@@ -102,17 +102,17 @@ def moment_of(after: Written | str | None) -> int:
 def _no_write() -> QueryError:
     return QueryError(
         "'after' is not a write",
-        hint="give what execute returned, or its 'token': a number alone has no moment",
+        hint="pass what execute returned, or its 'token': a number alone has no commit time",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """What a query that needs newer data than the mirror has does.
+    """What happens when a query needs newer data than the mirror has.
 
     Attributes:
-        when_stale: sync: bring the mirror up to date first. wait: let the background sync do so.
-            oltp: ask the source, as far as the query may.
+        when_stale: sync: sync first. wait: wait for the background sync. oltp: query the source,
+            if the query allows that.
         wait_seconds: How long `wait` waits before it syncs.
     """
 
@@ -122,7 +122,7 @@ class Freshness:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """An answer in batches of so many rows; `begun` is given what ends the query."""
+    """A query whose answer is wanted in batches; `begun` gets its cancel function."""
 
     sql: str
     params: Sequence[Any]
@@ -164,21 +164,21 @@ class QueryService:
         self._watchers: list[Callable[[str, float], None]] = []
 
     def watch(self, watcher: Callable[[str, float], None]) -> None:
-        """Have the side of every query that was answered told, and its seconds."""
+        """Call `watcher` with the side and seconds of every answered query."""
         self._watchers.append(watcher)
 
     def wrote(self, rows: int) -> Written:
-        """Note that a write has been committed; later queries of `auto` see it."""
+        """Record that a write was committed; later queries with `auto` see it."""
         now = time.monotonic_ns()
         with self._writes:  # a write that was committed earlier may be noted later
             self._last_write = max(self._last_write, now)
         return Written(rows, now)
 
     def route(self, sql: str, params: Sequence[Any] = ()) -> Route:
-        """Tell which side suits a statement, and why.
+        """Return which side suits a statement, and why.
 
-        Where the mirror does not hold all of the tables yet, an answer comes from the source all
-        the same; its metadata say so.
+        If the mirror does not hold all of the tables yet, the source answers anyway; the answer's
+        metadata say so.
         """
         plan = self.planner.plan(sql, params)
         if self._engines.is_sidecar and plan.reads:
@@ -193,7 +193,7 @@ class QueryService:
         max_staleness: float | None = None,
         after: Written | str | None = None,
     ) -> pa.Table:
-        """Answer a query from the side that suits it; the answer says which, and how fresh."""
+        """Answer a query from the suitable side; the answer's metadata say which, and how fresh."""
         if self._engines.is_sidecar:
             self._refuse_not_followed(sql)
             return self.ask_mirror(sql, params, max_staleness, after)
@@ -254,13 +254,13 @@ class QueryService:
     def stream(
         self, sql: str, params: Sequence[Any], rows: int, begun: Begun | None = None
     ) -> Streamed:
-        """Answer a query in batches of about so many rows; returns when the first is there.
+        """Answer a query in batches of about `rows` rows; returns when the first one is ready.
 
-        The answer is never in memory whole, unless its types, or which rows a LIMIT keeps, show
-        in its whole only. Where it turns out behind the first batch that only the source answers
-        exactly, the stream ends in an error, and what was sent is not to be used. What reads a
-        table otherwise than by key is answered by the mirror, too. `begun` is given what cancels
-        the query, from any thread, as soon as it runs.
+        The whole answer is in memory only if its types, or the rows that a LIMIT keeps, depend on
+        all of it. If a later batch shows that only the source answers exactly, the stream ends in
+        an error, and the batches already sent must not be used. A query that reads one table, but
+        not by key, is answered by the mirror, too. `begun` is called with a thread-safe cancel
+        function as soon as the query runs.
         """
         plan = self.planner.plan(sql, params)
         if plan.scans:
@@ -295,7 +295,7 @@ class QueryService:
         return self._stream_source(wanted, f"{plan.route.reason}, but {_INEXACT}", plan)
 
     def _stream_mirror(self, wanted: "_Wanted", plan: Plan, query: Query) -> Streamed | None:
-        """Stream a translated query's answer; None where only the source can tell."""
+        """Stream a translated query's answer; None if only the source can answer."""
         ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
         ended = threading.Event()
         begun = None if wanted.begun is None else _also(wanted.begun, ended.set)
@@ -343,11 +343,11 @@ class QueryService:
     def _reason_to_leave(
         self, plan: Plan, max_staleness: float | None, after: Written | str | None
     ) -> str | None:
-        """Bring the mirror up to what is asked; say why the source answers, where it does."""
+        """Make the mirror as fresh as needed; return why the source answers, or None."""
         if not plan.reads:
             raise QueryError(
                 f"a query only reads: {plan.route.reason}",
-                hint="use execute for writes: they go to the source, and reach the mirror by sync",
+                hint="use execute for writes: a sync brings them to the mirror",
             )
         if plan.route.engine == "oltp":
             return plan.route.reason
@@ -360,7 +360,7 @@ class QueryService:
                 raise
             return f"{plan.route.reason}, but {_failure(error)}"
         if not is_fresh:
-            return f"{plan.route.reason}, but the mirror is not as fresh as asked"
+            return f"{plan.route.reason}, but the mirror is older than the query allows"
         doubt = None if plan.history else self._doubt(plan)
         return f"{plan.route.reason}, but {doubt}" if doubt else None
 
@@ -381,8 +381,8 @@ class QueryService:
     ) -> pa.Table:
         if self._engines.oltp is None:
             raise QueryError(
-                "the source is only read: it is captured by polling",
-                hint="ask the mirror, or declare a 'local' database beside it",
+                "the source is read-only: it is captured by polling",
+                hint="query the mirror, or declare a 'local' database beside it",
             )
         columns = None if self._engines.is_sidecar else plan.columns
         read = partial(tables_read, sql, self._engines.dialects[0])
@@ -405,7 +405,7 @@ class QueryService:
         max_staleness: float | None = None,
         after: Written | str | None = None,
     ) -> pa.Table:
-        """Answer a query, written for the mirror, from the mirror."""
+        """Answer a query that is written in the mirror's SQL."""
         needed = self._needed(max_staleness, moment_of(after))
         if not self._is_fresh(needed):
             self._freshen(needed, may_leave=False)
@@ -419,31 +419,32 @@ class QueryService:
         return results.dated(labelled, self._not_followed_in(sql))
 
     def _not_followed_in(self, sql: str) -> dict[str, datetime]:
-        """Return the tables of a statement for the mirror that no sync brings up to date."""
+        """Return the tables of a statement for the mirror that are no longer synced."""
         known = self._pipeline.not_followed
         read = tables_read(sql, self._engines.dialects[1]) if known else frozenset()
         return {name: since for name, since in known.items() if name.lower() in read}
 
     def _refuse_not_followed(self, sql: str) -> None:
-        """Refuse to answer by itself from tables that have left the declaration or the source."""
+        """Refuse `auto` queries of tables that left the declaration or the source."""
         for name, since in self._not_followed_in(sql).items():
             if name not in self._pipeline.left_out:
                 raise QueryError(
                     f"table {name!r} is no longer followed since {since.isoformat()}",
-                    hint="ask for 'olap' to read what its mirror still holds, declare it again,"
+                    hint="use the hint 'olap' to read what its mirror still holds, declare it "
+                    "again,"
                     f" or drop it from the mirror with 'rhei drop-table {name}'",
                 )
 
     def _refuse_bound(
         self, sql: str, max_staleness: float | None, after: Written | str | None
     ) -> None:
-        """Refuse to call an answer fresh that reads tables which no sync brings up to date."""
+        """Refuse a freshness limit for tables that are no longer synced."""
         stale = {} if max_staleness is None and after is None else self._not_followed_in(sql)
         for name, since in stale.items():
             raise QueryError(
-                f"table {name!r} is not followed since {since.isoformat()}, and its mirror is older"
-                " than was asked for",
-                hint="ask without 'max_staleness' and 'after'; 'rhei sync' names the way out",
+                f"table {name!r} is not followed since {since.isoformat()}, and its mirror is "
+                "older than the query allows",
+                hint="query without 'max_staleness' and 'after'; 'rhei sync' says what to do",
             )
 
     def _ask_history(self, sql: str, params: Sequence[Any], plan: Plan, begun: Begun) -> pa.Table:
@@ -469,7 +470,7 @@ class QueryService:
         return results.labelled(results.shaped(found, plan), plan.route, ledger, _age(synced_from))
 
     def _doubt(self, plan: Plan) -> str | None:
-        """Say why the mirror does not hold all that a query needs; None when it does."""
+        """Return why the mirror does not hold all that a query needs; None when it does."""
         try:
             return self._lack(plan)
         except MirrorError as error:
@@ -479,7 +480,7 @@ class QueryService:
         ledger = self._mirror.ledger()
         waiting = [name for name in sorted(plan.tables) if not self._pipeline.holds(name, ledger)]
         if waiting:
-            return f"table {waiting[0]!r} is not copied yet in its present shape"
+            return f"table {waiting[0]!r} is not copied yet with its present columns"
         lacking = sorted(plan.tables & self._with_dead_letters(ledger))
         if lacking:
             return f"table {lacking[0]!r} has rows that cannot be mirrored"
@@ -493,11 +494,14 @@ class QueryService:
         return known[1]
 
     def _needed(self, max_staleness: float | None, written: int) -> int:
-        """Return the moment, by the monotonic clock, whose state the answer must show."""
+        """Return the time, by the monotonic clock, whose state the answer must show."""
         if max_staleness is None:
             return written
         if max_staleness < 0:
-            raise QueryError("max_staleness is negative", hint="give seconds, 0 for the present")
+            raise QueryError(
+                "max_staleness is negative",
+                hint="give a number of seconds; 0 asks for the present state",
+            )
         now = time.monotonic_ns()
         return max(written, now - int(max_staleness * _NANOSECONDS))
 
@@ -505,7 +509,7 @@ class QueryService:
         return not needed or (self._pipeline.synced_from or 0) >= needed
 
     def _freshen(self, needed: int, *, may_leave: bool) -> bool:
-        """Bring the mirror to the state that is needed; False where the source is to be asked."""
+        """Make the mirror as fresh as needed; return False if the source should answer."""
         if self._freshness.when_stale == "oltp" and may_leave:
             return False
         if self._freshness.when_stale == "wait":
@@ -527,7 +531,7 @@ def _failure(error: Exception) -> str:
     """Return why the source answers in the place of a mirror that fails for good.
 
     Raises:
-        MirrorMemoryError: The source would have to work through as much.
+        MirrorMemoryError: The source would need as much memory.
     """
     if isinstance(error, MirrorMemoryError):
         raise error
@@ -546,12 +550,12 @@ def _until_closed(streamed: Streamed, held: ExitStack) -> Iterator[pa.RecordBatc
 
 
 def _age(synced_from: int | None) -> float | None:
-    """Return the seconds since the sync began that an answer shows."""
+    """Return the seconds since the start of the sync that an answer shows."""
     return None if synced_from is None else (time.monotonic_ns() - synced_from) / _NANOSECONDS
 
 
 def _also(begun: Begun, note: Callable[[], None]) -> Begun:
-    """Have it noted, too, when what a query's asker was given is called."""
+    """Return a `begun` callback that calls `note`, too, when the query is cancelled."""
 
     def given(cancel: Callable[[], None]) -> None:
         def call() -> None:

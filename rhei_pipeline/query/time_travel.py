@@ -1,4 +1,4 @@
-"""A temporal table as it was: from when on that is known, and with which columns."""
+"""A temporal table as of an instant: when its history begins, and its columns then."""
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
@@ -24,9 +24,9 @@ def as_of(table: Table, instant: datetime, mirror: Mirror) -> pa.Table:
     known = _known(table, mirror)
     if instant < known.begins_at:
         raise QueryError(
-            f"its history is known from {known.begins_at.isoformat()} on",
+            f"its history begins at {known.begins_at.isoformat()}",
             table=table.name,
-            hint="give a later instant; earlier states were never recorded",
+            hint="give a later timestamp; earlier states were never recorded",
         )
     return mirror.query(
         f"select {listed(known.columns(instant))} from {mirror_table(table.schema)}"
@@ -45,20 +45,20 @@ def known_since(table: Table, mirror: Mirror) -> datetime:
 
 
 def snapshot(table: Table, instants: Mapping[date, datetime], mirror: Mirror) -> dict[date, int]:
-    """Keep a table's rows as of an instant for each day, all in one transaction.
+    """Store a table's rows as of an instant for each day, all in one transaction.
 
     Returns:
         How many rows each day's snapshot has.
 
     Raises:
-        QueryError: The table keeps no history, or of one of the days nothing is known.
+        QueryError: The table keeps no history, or its history begins after one of the days.
     """
     known = _known(table, mirror)
     unknown = sorted(day for day, instant in instants.items() if instant < known.begins_at)
     if unknown:
         first = known.begins_at.astimezone(UTC)
         raise QueryError(
-            f"its history is known from {first.isoformat()} on, and {unknown[0]} ended before"
+            f"its history begins at {first.isoformat()}, and {unknown[0]} ended before"
             f" ({len(unknown)} of the {len(instants)} days asked for)",
             table=table.name,
             hint=f"choose days from {first.date()} on, and set 'schedule.snapshots_from' to it",
@@ -69,14 +69,14 @@ def snapshot(table: Table, instants: Mapping[date, datetime], mirror: Mirror) ->
 
 
 class _Known:
-    """What is known of a table's past."""
+    """What is known of a table's history."""
 
     def __init__(self, table: Table, begins_at: datetime, left: Mapping[str, datetime]) -> None:
         self._table, self._left = table, left
         self.begins_at = begins_at
 
     def columns(self, instant: datetime) -> tuple[str, ...]:
-        """Return the columns there are, then those that left after the instant."""
+        """Return the present columns, then those that were dropped after the instant."""
         gone = (name for name, left_at in self._left.items() if instant < left_at)
         return (*self._table.schema.names, *gone)
 
@@ -87,21 +87,21 @@ def _known(table: Table, mirror: Mirror) -> _Known:
     past = mirror.past(table)
     if past is None:
         raise QueryError(
-            "nothing is known of it yet", table=table.name, hint="sync: it is copied first then"
+            "it is not copied yet", table=table.name, hint="run 'rhei sync', which copies it"
         )
     left = {name: at or _last_seen(table, name, mirror) for name, at in past.left.items()}
     return _Known(table, past.begins_at or _first_seen(table, past, mirror), left)
 
 
 def _first_seen(table: Table, past: Past, mirror: Mirror) -> datetime:
-    """Return where history begins in a mirror of before this was recorded."""
+    """Return when history begins in a mirror that is older than that record."""
     found = mirror.query(f"select min({VALID_FROM}) as first from {mirror_table(table.schema)}")
     first: datetime | None = found["first"][0].as_py()
     return first or past.recorded_at or _AFTER_ALL
 
 
 def _last_seen(table: Table, column: str, mirror: Mirror) -> datetime:
-    """Return until when rows had a value in a column of which it is not recorded when it left."""
+    """Return until when rows had a value in a column whose removal was not recorded."""
     found = mirror.query(
         f"select count(*) as rows_, count({VALID_TO}) as ended, max({VALID_TO}) as last"
         f" from {mirror_table(table.schema)} where {quote(column)} is not null"

@@ -1,1 +1,1 @@
-"""A process that syncs and answers: Flight SQL, metrics, health."""
+"""The server process, which syncs and answers: Flight SQL, metrics, health."""

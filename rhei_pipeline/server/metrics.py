@@ -1,4 +1,4 @@
-"""The engine's numbers for Prometheus, and whether it is alive and ready, over HTTP."""
+"""Prometheus metrics, health and readiness over HTTP."""
 
 import threading
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _TEXT = "text/plain; charset=utf-8"
 
 
 class Monitoring:
-    """What happened, counted; and how the tables stand, asked for at each scrape.
+    """Counters of events, and gauges of the tables' state that are read at each scrape.
 
     Names are Rhei's: `rhei_sync_events_processed_total{table}`, `rhei_sync_rows_inserted_total`,
     `rhei_query_routed_total{engine}`, `rhei_sync_cdc_lag_events{table}`, ....
@@ -35,7 +35,9 @@ class Monitoring:
         self._query = self._histogram("rhei_query_seconds", "Time to answer a query.", "engine")
         self._cycle = self._histogram("rhei_sync_cycle_seconds", "Length of a sync.")
         self._apply = self._histogram(
-            "rhei_sync_apply_lag_seconds", "Age of a sync's oldest change when visible.", "table"
+            "rhei_sync_apply_lag_seconds",
+            "Age of a sync's oldest change when it became visible.",
+            "table",
         )
         self._counts = {
             name: self._counter(f"rhei_sync_{counted}", help_, "table")
@@ -70,7 +72,7 @@ class Monitoring:
                 self._apply.labels(name).observe(table.lag_seconds)
 
     def readiness(self) -> str | None:
-        """Say why queries should not be sent here yet; None when they may."""
+        """Return why queries should not be sent here yet; None when they can be."""
         found = self._htap.sync_status(_PATIENCE_SECONDS)
         if found.unreadable is not None:
             return found.unreadable
@@ -92,13 +94,13 @@ def _is_ready(state: TableState | None) -> bool:
 
 
 class _Standing(Collector):
-    """How the tables stand, read when somebody asks."""
+    """Gauges of the tables' state, read at each scrape."""
 
     def __init__(self, htap: HTAP) -> None:
         self._htap = htap
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the gauges: what was last known while source or mirror cannot be read."""
+        """Yield the gauges, with the last known values while source or mirror cannot be read."""
         status = self._htap.sync_status(_PATIENCE_SECONDS)
         up = GaugeMetricFamily("rhei_up", "Whether source and mirror can be read.")
         up.add_metric([], status.unreadable is None)
@@ -113,7 +115,7 @@ def _gauges(status: SyncStatus) -> Iterator[Metric]:
     failing = GaugeMetricFamily("rhei_sync_failing", "Whether its last sync failed.")
     failing.add_metric([], status.last_error is not None)
     yield failing
-    age = GaugeMetricFamily("rhei_status_age_seconds", "How old the figures of the tables are.")
+    age = GaugeMetricFamily("rhei_status_age_seconds", "Age of the per-table metrics.")
     age.add_metric([], status.age_seconds)
     yield age
     behind = GaugeMetricFamily(
@@ -134,7 +136,7 @@ def _gauges(status: SyncStatus) -> Iterator[Metric]:
 def _copies(status: SyncStatus) -> Iterator[Metric]:
     rows = GaugeMetricFamily("rhei_copy_rows", "Rows copied so far.", labels=["table"])
     whole = GaugeMetricFamily(
-        "rhei_copy_expected_rows", "Rows that the copy will have, about.", labels=["table"]
+        "rhei_copy_expected_rows", "Estimated number of rows of the copy.", labels=["table"]
     )
     for name, copy in status.copying.items():
         rows.add_metric([name], copy.rows)
@@ -149,10 +151,10 @@ def _tables(status: SyncStatus) -> Iterator[Metric]:
         for name, help_ in (
             ("rhei_sync_cdc_lag_events", "Events of the source not applied yet."),
             ("rhei_sync_cdc_lag_seconds", "How long the oldest of them has waited."),
-            ("rhei_sync_watermark", "The position that the table stands at."),
-            ("rhei_dead_letters_open", "Rows that cannot be mirrored now."),
+            ("rhei_sync_watermark", "The position up to which the table is applied."),
+            ("rhei_dead_letters_open", "Open dead letters: rows that cannot be mirrored."),
             ("rhei_table_ready", "Whether the table has been copied."),
-            ("rhei_table_left_out", "Whether the table is left out for an error."),
+            ("rhei_table_left_out", "Whether the table is left out because of an error."),
         )
     }
     for name, table in status.tables.items():
@@ -176,7 +178,7 @@ class MonitoringServer:
     """Serves `/metrics`, `/healthz` and `/readyz` in a thread until it is closed.
 
     Args:
-        port: 0 for any that is free.
+        port: 0 chooses any free port.
     """
 
     def __init__(self, monitoring: Monitoring, host: str = "127.0.0.1", port: int = 9464) -> None:

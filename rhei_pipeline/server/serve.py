@@ -1,4 +1,4 @@
-"""A process that syncs and answers: Flight SQL, metrics, and the background sync, until told."""
+"""A process that syncs and serves: Flight SQL, metrics, and the background sync."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where to listen; port 0 takes any that is free, no metrics port leaves metrics out."""
+    """Where to listen; port 0 chooses any free one; without a metrics port, no metrics."""
 
     host: str = "127.0.0.1"
     port: int = 31337
@@ -27,17 +27,16 @@ class Addresses:
 
 
 def access_from(environment: Mapping[str, str] | None = None) -> Credentials:
-    """Read what callers have to know from RHEI_SERVE_TOKEN, RHEI_SERVE_USER, RHEI_SERVE_PASSWORD.
+    """Read credentials from RHEI_SERVE_TOKEN, RHEI_SERVE_USER, RHEI_SERVE_PASSWORD.
 
     Raises:
-        SettingsError: One of them is empty, or there is a user without a password or the other
-            way round.
+        SettingsError: One of them is empty, or only one of user and password is set.
     """
     known = os.environ if environment is None else environment
     for name in ("RHEI_SERVE_TOKEN", "RHEI_SERVE_USER", "RHEI_SERVE_PASSWORD"):
         if not known.get(name, name).strip():
             raise SettingsError(
-                f"{name} is empty: anybody could call", hint="give it a value, or unset it"
+                f"{name} is empty: anybody could connect", hint="give it a value, or unset it"
             )
     user, password = known.get("RHEI_SERVE_USER"), known.get("RHEI_SERVE_PASSWORD")
     if (user is None) != (password is None):
@@ -67,7 +66,7 @@ def tls_from(certificate: Path | None, key: Path | None) -> tuple[bytes, bytes] 
 def serving(
     htap: HTAP, addresses: Addresses, options: ServerOptions
 ) -> Iterator[tuple[int, int | None]]:
-    """Serve and sync for the length of the block; yield the ports of Flight SQL and of metrics."""
+    """Serve and sync during the block; yield the ports of Flight SQL and of metrics."""
     with ExitStack() as stack:
         server = FlightSqlServer(htap, addresses.host, addresses.port, options)
         stack.callback(server.shutdown)
@@ -88,9 +87,9 @@ def _serve_metrics(htap: HTAP, addresses: Addresses, stack: ExitStack) -> int | 
 
 
 def wait_for_signal() -> None:
-    """Wait until the process is asked to end."""
+    """Wait until the process is asked to stop."""
     asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.set())
     asked.wait()
-    _log.info("asked to end: finishing the cycle under way")
+    _log.info("stopping: the running cycle is finished first")

@@ -44,7 +44,7 @@ _METHODS = {"sqlite": ("trigger", "polling"), "postgres": ("logical", "polling",
 
 
 def _source_kind(source: object) -> str:
-    """Tell sources apart; one that does not say its kind is an SQLite file."""
+    """Return a source's kind; one without `kind` is an SQLite file."""
     kind = source.get("kind") if isinstance(source, dict) else getattr(source, "kind", None)
     return str(kind or "sqlite")
 
@@ -52,7 +52,7 @@ def _source_kind(source: object) -> str:
 class Settings(BaseSettings):
     """A whole declaration; frozen, and valid once it exists.
 
-    Environment variables `RHEI__SECTION__FIELD` stand above what the file or the caller gives.
+    Environment variables `RHEI__SECTION__FIELD` override what the file or the caller gives.
 
     Raises:
         SettingsError: A field is unknown, missing, or does not make sense; names the field.
@@ -72,10 +72,11 @@ class Settings(BaseSettings):
         Annotated[SqliteSettings, Tag("sqlite")] | Annotated[PostgresSettings, Tag("postgres")],
         Discriminator(_source_kind),
     ] = Field(description="The operational database.")
-    capture: CaptureSettings = Field(CaptureSettings(), description="How changes are learned of.")
+    capture: CaptureSettings = Field(CaptureSettings(), description="How changes are captured.")
     mirror: MirrorSettings = Field(description="The analytical copy.")
     local: LocalSettings | None = Field(
-        None, description="Where writes go while the source is polled; left out: they are refused."
+        None,
+        description="Where writes go while the source is polled. Left out: writes are refused.",
     )
     mode: Mode = Field(
         Mode.DESTRUCTIVE,
@@ -90,7 +91,7 @@ class Settings(BaseSettings):
         RegistrySettings(), description="Where known schemas are kept."
     )
     schedule: ScheduleSettings = Field(
-        ScheduleSettings(), description="When things happen by themselves."
+        ScheduleSettings(), description="Schedules and limits of what runs automatically."
     )
 
     def __init__(self, **values: Any) -> None:  # noqa: ANN401  (pydantic validates them)
@@ -101,7 +102,7 @@ class Settings(BaseSettings):
             raise SettingsError(_describe(error)) from None  # its text would show the values
         except PydanticSettingsError as error:
             raise SettingsError(
-                f"an environment variable {ENVIRONMENT_PREFIX}... is not of its field's form",
+                f"an environment variable {ENVIRONMENT_PREFIX}... has a value of the wrong form",
                 hint="lists and mappings are written as JSON",
             ) from error
 
@@ -120,7 +121,7 @@ class Settings(BaseSettings):
         if self.capture.streaming and self.capture_method != "logical":
             raise ValueError("capture.streaming: only PostgreSQL's log can be streamed")
         if self.capture.publication and self.capture_method != "logical":
-            raise ValueError("capture.publication: only PostgreSQL's log knows publications")
+            raise ValueError("capture.publication: only PostgreSQL's log has publications")
         if self.capture_method == "polling":
             self._refuse_lossy_buffer()
         elif self.local is not None:
@@ -138,7 +139,7 @@ class Settings(BaseSettings):
 
     @property
     def capture_method(self) -> str:
-        """How changes are learned of: as declared, or what suits the source."""
+        """How changes are captured: as declared, or the default for the source."""
         return self.capture.method or _METHODS[self.source.kind][0]
 
     @property
@@ -146,7 +147,7 @@ class Settings(BaseSettings):
         """The source's file.
 
         Raises:
-            SettingsError: The source is no file.
+            SettingsError: The source is not a file.
         """
         if not isinstance(self.source, SqliteSettings):
             raise SettingsError(f"a {self.source.kind} source has no file")
@@ -161,12 +162,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Put the environment above what is given."""
+        """Let environment variables override given values."""
         return env_settings, init_settings
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a YAML file, with the environment above it.
+        """Read a YAML file; environment variables override it.
 
         Relative paths are taken from the project's directory: the parent of a directory named
         `config` where the file lies in one, else the file's own.
@@ -205,7 +206,7 @@ class Settings(BaseSettings):
         return changed
 
     def anchored(self, directory: Path) -> Self:
-        """Return the same settings with relative paths taken from a directory."""
+        """Return the same settings with relative paths resolved against a directory."""
         source = self.source
         if isinstance(source, SqliteSettings):
             source = source.model_copy(update={"path": directory / source.path})
@@ -234,14 +235,14 @@ def _read(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise SettingsError(
             f"{file}: the declaration cannot be read: {error.strerror}",
-            hint="give its path with --config, or start one with the README's ten lines",
+            hint="give its path with --config, or create one with 'rhei init'",
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise SettingsError(f"{file}: this is not YAML{place}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise SettingsError(f"{file}: a declaration is a mapping that begins with 'source:'")
+        raise SettingsError(f"{file}: a declaration is a YAML mapping with a 'source:' section")
     return values
 
 
@@ -269,7 +270,7 @@ def _describe(error: ValidationError, *section: str) -> str:
 
 
 def _declared_path(path: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """Leave out which kind of source was tried: a declaration has no such level."""
+    """Leave out the tried kind of source: a declaration has no such level."""
     return path[:1] + path[2:] if path[:1] == ("source",) and path[1:2] != () else path
 
 
@@ -286,7 +287,7 @@ def _problem(path: tuple[str | int, ...], kind: str, message: str) -> str:
 
 
 def _fields_beside(path: tuple[str | int, ...]) -> list[str]:
-    """Return the names of the fields that the model at this place of the path knows."""
+    """Return the names of the model's fields at this position of the path."""
     model: type[BaseModel] = Settings
     for part in path[:-1]:
         if isinstance(part, str) and part in model.model_fields:
@@ -302,5 +303,5 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
 
 
 def schema_text() -> str:
-    """Return the JSON schema of a declaration, as `config/pipeline.schema.json` holds it."""
+    """Return the JSON schema of a declaration, as stored in `config/pipeline.schema.json`."""
     return json.dumps(Settings.model_json_schema(), indent=2) + "\n"

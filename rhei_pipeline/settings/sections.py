@@ -1,4 +1,4 @@
-"""The sections of a declaration: source, capture, mirror, tables, and how they are worked on."""
+"""The sections of a declaration: source, capture, mirror, tables, and how they are processed."""
 
 import re
 from datetime import date
@@ -47,20 +47,20 @@ class PostgresSettings(_Section):
     )
     direct_dsn: SecretStr | None = Field(
         None,
-        description="Where dsn leads to a pooler: the server itself, for capture, which then may"
-        " stream the log and copy on several connections.",
+        description="If dsn leads to a pooler: the address of the server itself. Capture uses "
+        "it, and can then stream the log and copy on several connections.",
     )
     pool_size: int = Field(4, ge=1, description="How many connections to keep for queries.")
     statement_timeout_seconds: float = Field(
-        300.0, ge=0, description="The server ends an application's statement after so long."
+        300.0, ge=0, description="The server cancels an application's statement after this time."
     )
     connect_timeout_seconds: float = Field(
-        10.0, gt=0, description="How long to try to reach the server."
+        10.0, gt=0, description="How long to wait for a connection to the server."
     )
 
 
 class BufferSettings(_Section):
-    """Where changes rest between the source and the mirror."""
+    """Where changes are stored between the source and the mirror."""
 
     kind: Literal["rocksdb"] = Field("rocksdb", description="What kind of buffer it is.")
     path: Path = Field(description="The directory, created when missing; one process opens it.")
@@ -68,36 +68,38 @@ class BufferSettings(_Section):
         10 * 1024**3, ge=1, description="The most it holds; null: as much as the disk allows."
     )
     max_age_seconds: float | None = Field(
-        None, gt=0, description="Without a mirror, changes that wait for longer stop the bridging."
+        None,
+        gt=0,
+        description="While the mirror is unavailable, changes that wait longer stop the draining.",
     )
 
 
 class CaptureSettings(_Section):
-    """How changes are learned of."""
+    """How changes are captured."""
 
     method: Literal["trigger", "polling", "logical"] | None = Field(
         None,
         description="trigger: triggers in the source log the keys that are touched. logical: the"
-        " server's own log is read (PostgreSQL). polling: the source is only read, by its rows'"
-        " own timestamps. Left out: trigger for SQLite, logical for PostgreSQL.",
+        " server's own log is read (PostgreSQL). polling: the source is only read, by a "
+        "timestamp column of its rows. Left out: trigger for SQLite, logical for PostgreSQL.",
     )
     streaming: bool = Field(
         default=False,
-        description="logical: keep a connection open on which the server sends what is committed,"
-        " instead of asking it in every cycle.",
+        description="logical: keep a connection open on which the server sends each commit, "
+        "instead of reading the slot in every cycle.",
     )
     publication: str | None = Field(
         None,
         min_length=1,
-        description="logical: a publication that somebody else keeps, where the user may make none."
-        " Left out: the mirror keeps one of its own.",
+        description="logical: a publication that somebody else maintains, if the user may create "
+        "none. Left out: the mirror creates its own.",
     )
     buffer: BufferSettings | None = Field(
-        None, description="Take changes into a log of our own before the mirror gets them."
+        None, description="Store changes in a durable buffer before they reach the mirror."
     )
 
     def anchored(self, directory: Path) -> Self:
-        """Return the same with relative paths taken from a directory."""
+        """Return the same settings with relative paths resolved against a directory."""
         if self.buffer is None:
             return self
         moved = self.buffer.model_copy(update={"path": directory / self.buffer.path})
@@ -107,19 +109,22 @@ class CaptureSettings(_Section):
 class PollingSettings(_Section):
     """How a table is polled."""
 
-    updated_at: str = Field("updated_at", description="The column that every write stamps.")
+    updated_at: str = Field(
+        "updated_at", description="The timestamp column that every write updates."
+    )
     deletes: str = Field(
         "disabled",
         description="disabled; soft_delete:<column>, which is not null once a row is deleted; or"
-        " reconcile: compare the table whole at an interval.",
+        " reconcile: compare the whole table at an interval.",
     )
     clock: Clock = Field(
         Clock.APPLICATION,
-        description="database: the source's own clock stamps every write, so no change can go by"
-        " unseen. application: another one does, and the table is compared whole at an interval.",
+        description="database: the source's own clock sets the timestamp of every write, so no "
+        "change is missed. application: another clock does, so the whole table is compared at an "
+        "interval.",
     )
     reconcile_seconds: float = Field(
-        3600.0, ge=0, description="How often a table is compared whole; 0: at every change."
+        3600.0, ge=0, description="How often a whole table is compared; 0: at every change."
     )
 
     @field_validator("deletes")
@@ -133,23 +138,27 @@ class PollingSettings(_Section):
 
     @property
     def options(self) -> PollOptions:
-        """The same, as capture takes it."""
+        """The options in the form that capture uses."""
         policy, deleted_at = parse_deletes(self.deletes)
         return PollOptions(self.updated_at, policy, deleted_at, self.clock, self.reconcile_seconds)
 
 
 class ObjectStoreSettings(_Section):
-    """How an object store is reached; what is left out is taken from the environment."""
+    """How an object store is reached; missing values are taken from the environment."""
 
-    endpoint: str | None = Field(None, description="The URL of a store that speaks S3's language.")
+    endpoint: str | None = Field(None, description="The URL of an S3-compatible store.")
     region: str | None = Field(None, description="The bucket's region.")
     allow_http: bool = Field(default=False, description="Allow an endpoint without TLS.")
     access_key_id: SecretStr | None = Field(None, description="S3: who asks.")
-    secret_access_key: SecretStr | None = Field(None, description="S3: what proves it.")
-    session_token: SecretStr | None = Field(None, description="S3: for keys lent for a while.")
-    service_account_path: SecretStr | None = Field(None, description="GCS: the key file.")
+    secret_access_key: SecretStr | None = Field(None, description="S3: the secret access key.")
+    session_token: SecretStr | None = Field(
+        None, description="S3: the session token of temporary keys."
+    )
+    service_account_path: SecretStr | None = Field(
+        None, description="GCS: the service account's key file."
+    )
     timeout_seconds: float = Field(30.0, gt=0, description="How long one request may take.")
-    retry_seconds: float = Field(60.0, ge=0, description="How long requests are tried again.")
+    retry_seconds: float = Field(60.0, ge=0, description="How long failed requests are retried.")
 
     @property
     def secrets(self) -> dict[str, str]:
@@ -162,57 +171,60 @@ class ObjectStoreSettings(_Section):
 class PublishedSettings(_Section):
     """A copy of a DuckDB mirror for other processes to read."""
 
-    path: Path = Field(description="Where it stands; it is replaced whole.")
+    path: Path = Field(description="The file's path; each copy replaces the whole file.")
     interval_seconds: float = Field(
-        60.0, ge=0, description="The least time between two copies, each of the whole file."
+        60.0, ge=0, description="Minimum time between two copies; each copies the whole file."
     )
 
 
 class DeltaSettings(_Section):
-    """Delta Lake tables for engines that are not ours."""
+    """Delta Lake tables for other engines."""
 
     interval_seconds: float = Field(
-        300.0, ge=0, description="The least time between two publications while syncs go on."
+        300.0, ge=0, description="Minimum time between two publications while syncs run."
     )
     retention_hours: int = Field(
-        1, ge=1, description="How long a table's former files stay for whoever reads them."
+        1, ge=1, description="How long a table's former files are kept for readers."
     )
 
 
 class MirrorSettings(_Section):
     """The analytical copy."""
 
-    kind: Literal["duckdb", "datafusion"] = Field("duckdb", description="Which engine reads it.")
+    kind: Literal["duckdb", "datafusion"] = Field("duckdb", description="Which engine holds it.")
     storage: Literal["memory", "ipc", "parquet", "delta"] | None = Field(
         None,
-        description="datafusion: how it rests. memory: copied anew at each start; ipc: Arrow files,"
+        description="datafusion: how it is stored. memory: copied again at each start; ipc: "
+        "Arrow files,"
         " mapped into memory; parquet: compressed files; delta: the same, and Delta Lake tables"
         " for other engines. Left out: parquet.",
     )
     path: Path = Field(
         Path(_MEMORY),
         description="duckdb: the file; datafusion: the directory. Created when missing;"
-        " ':memory:' is copied anew at each start. Parquet and delta also rest at"
-        " s3://bucket/place or gs://bucket/place.",
+        " ':memory:' is copied again at each start. Parquet and delta can also "
+        "be stored at s3://bucket/path or gs://bucket/path.",
     )
     lock_timeout_seconds: float = Field(
         30.0, ge=0, description="How long to wait while another process writes it."
     )
     retained_manifests: int = Field(
-        3, ge=1, description="datafusion: how many committed states stay readable."
+        3, ge=1, description="datafusion: how many committed versions stay readable."
     )
 
     memory_limit: ByteSize | None = Field(
         None,
         ge=2**26,
         description="The most memory that queries and syncs of it may take together, such as 2GB;"
-        " what needs more goes to disk where that helps, or fails. Left out: most of the machine.",
+        " what needs more spills to disk if possible, or fails. Left out: most of the machine's "
+        "memory.",
     )
     published: PublishedSettings | None = Field(
         None, description="duckdb: keep a copy that notebooks and BI tools open read-only."
     )
     delta: DeltaSettings | None = Field(
-        None, description="storage delta: when tables are published, and kept how long."
+        None,
+        description="storage delta: when tables are published, and how long old files are kept.",
     )
     object_store: ObjectStoreSettings = Field(
         ObjectStoreSettings(), description="How an object store is reached."
@@ -240,7 +252,7 @@ class MirrorSettings(_Section):
         return self
 
     def anchored(self, directory: Path) -> Self:
-        """Return the same with relative paths taken from a directory."""
+        """Return the same settings with relative paths resolved against a directory."""
         update: dict[str, object] = {}
         if not (self.in_memory or self.url):
             update["path"] = directory / self.path
@@ -251,19 +263,19 @@ class MirrorSettings(_Section):
 
     @property
     def url(self) -> str | None:
-        """The place in an object store; None where the path is one of files."""
+        """The URL in an object store; None if the path is a local one."""
         # A path folds the two slashes behind the scheme into one.
         found = _OBJECT_URL.fullmatch(self.path.as_posix())
         return f"{found[1]}://{found[2]}" if found else None
 
     @property
     def uri(self) -> str:
-        """Where it rests, as a URI."""
+        """Where it is stored, as a URI."""
         return self.url or self.path.resolve().as_uri()
 
     @property
     def in_memory(self) -> bool:
-        """Whether it ends with the process."""
+        """Whether the mirror is in memory only."""
         return self.storage == "memory" or str(self.path) == _MEMORY
 
 
@@ -275,7 +287,7 @@ class TableSettings(_Section):
     mirror_name: str | None = Field(
         None,
         min_length=1,
-        description="Its own name in the mirror, without a schema; left out: as in the source.",
+        description="Its name in the mirror, without a schema. Left out: as in the source.",
     )
     columns: list[str] | None = Field(
         None, min_length=1, description="Mirror these columns only; the key must be among them."
@@ -284,10 +296,10 @@ class TableSettings(_Section):
         None, min_length=1, description="Use this unique key; left out: the declared one."
     )
     types: dict[str, str] | None = Field(
-        None, description="Types that stand above the declared ones, by column."
+        None, description="Types that override the declared ones, by column."
     )
     polling: PollingSettings = Field(
-        PollingSettings(), description="How it is polled, where capture polls."
+        PollingSettings(), description="How it is polled, with the capture method polling."
     )
 
     @field_validator("types")
@@ -302,17 +314,19 @@ class TableSettings(_Section):
 
 
 class LocalSettings(_Section):
-    """A database of your own beside a source that is only read."""
+    """A local database for writes beside a read-only source."""
 
     path: Path = Field(description="The SQLite file, created when missing.")
 
 
 class SyncSettings(_Section):
-    """How a sync goes about its work."""
+    """How a sync works."""
 
     batch_rows: int = Field(50_000, ge=1, description="About how many rows are in memory at once.")
     interval_seconds: float = Field(1.0, gt=0, description="Pause between background syncs.")
-    prune: bool = Field(default=True, description="Let the source forget changes no mirror needs.")
+    prune: bool = Field(
+        default=True, description="Delete changes from the source once no mirror needs them."
+    )
 
 
 class QuerySettings(_Section):
@@ -320,8 +334,8 @@ class QuerySettings(_Section):
 
     when_stale: Literal["sync", "wait", "oltp"] = Field(
         "sync",
-        description="When the mirror is older than a query allows. sync: sync first."
-        " wait: let the background sync come first. oltp: ask the source.",
+        description="When the mirror is older than a query allows. sync: sync "
+        "first. wait: wait for the background sync. oltp: query the source.",
     )
     wait_seconds: float = Field(5.0, ge=0, description="How long 'wait' waits before it syncs.")
     query_seconds: float = Field(
@@ -353,17 +367,17 @@ class QuerySettings(_Section):
 
 
 class RegistrySettings(_Section):
-    """Where the schemas that the mirror was built with are kept."""
+    """Where the registry of schemas is stored."""
 
     path: Path = Field(Path("data/registry.json"), description="The JSON file.")
 
 
 class ScheduleSettings(_Section):
-    """When things happen by themselves, under an orchestrator."""
+    """Schedules and limits of what runs automatically, under an orchestrator."""
 
-    session_seconds: float = Field(600.0, gt=0, description="Longest length of a sync session.")
+    session_seconds: float = Field(600.0, gt=0, description="Maximum duration of a sync session.")
     idle_seconds: float = Field(
-        60.0, gt=0, description="A sync session without changes for so long ends."
+        60.0, gt=0, description="A sync session ends after this time without changes."
     )
     report_seconds: float = Field(
         15.0, gt=0, description="How often a session reports on each changed table."
@@ -373,8 +387,11 @@ class ScheduleSettings(_Section):
         date(2024, 1, 1), description="The first day of the daily snapshots, in UTC."
     )
     maintenance_hour: int = Field(
-        3, ge=0, le=23, description="The hour, in UTC, at which a mirror's files are folded."
+        3, ge=0, le=23, description="The hour, in UTC, at which a mirror's small files are merged."
     )
     snapshot_hour: int = Field(
-        1, ge=0, le=23, description="The hour, in UTC, at which the day before is snapshotted."
+        1,
+        ge=0,
+        le=23,
+        description="The hour, in UTC, at which the snapshot of the day before is taken.",
     )

@@ -1,4 +1,4 @@
-"""What a mirror has told its source of how far it has come."""
+"""The positions that a mirror has last reported to its source."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ SAY_AGAIN_SECONDS = 24 * 3600.0
 
 
 class Acknowledged:
-    """The positions told last, so that only news are told, and all of them once a day.
+    """The last reported positions, so that only changes are reported, and all once a day.
 
     Args:
         clock: Returns seconds that never go back.
@@ -22,19 +22,19 @@ class Acknowledged:
         self._told_all_at = clock()
 
     def news(self, needed_from: Mapping[str, Position]) -> dict[str, Position]:
-        """Return those of a mirror's positions that are to be told."""
+        """Return those of a mirror's positions that must be reported."""
         if self._is_due():
             return dict(needed_from)
         return {name: at for name, at in needed_from.items() if self._told.get(name) != at}
 
     def note(self, told: Mapping[str, Position]) -> None:
-        """Remember what was told."""
+        """Record what was reported."""
         self._told |= told
         if self._is_due():
             self._told_all_at = self._clock()
 
     def clear(self) -> None:
-        """Tell everything anew: the source may be another one."""
+        """Report everything again: the source may be another one."""
         self._told.clear()
 
     def _is_due(self) -> bool:

@@ -1,4 +1,4 @@
-"""Rows that did not fit, and did again before anyone looked."""
+"""Rows that did not fit, and fit again within the same batch."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ from rhei_pipeline.sources.rejections import Rejection
 def mended(
     keys: pa.Table, rejections: Sequence[Rejection], letters: Sequence[DeadLetter]
 ) -> tuple[tuple[str, str | None], ...]:
-    """Return the keys of which the last event in a batch fits, though an earlier one did not.
+    """Return the keys whose last event in a batch fits, though an earlier one did not.
 
-    With the column where it is that one alone which fits in the end, else with None.
+    With the column if only that one fits in the end, else with None.
 
     Args:
         keys: The keys of all events in order, those that were rejected among them.

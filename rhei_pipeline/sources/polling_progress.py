@@ -1,4 +1,4 @@
-"""What a reader that polls leaves for others to know: how far its mirror has come, in a small file.
+"""A small file with the mirror's progress, which a polling reader writes for other processes.
 
 The source cannot be told, and the mirror's file is held by one process. Nothing relies on it: a
 file that is gone, old or of a newer format makes a sync begin that finds nothing to do.
@@ -19,14 +19,14 @@ FORMAT = 2
 
 
 class Notes:
-    """The file, as the one reader that polls writes it; without a path it keeps nothing."""
+    """The file, as the one polling reader writes it; without a path nothing is stored."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._noted: dict[str, Position] = {}
 
     def write(self, positions: Mapping[str, Position]) -> None:
-        """Note how far tables have come; the others stay as noted."""
+        """Record how far tables have come; other tables keep their entries."""
         if self._path is None or all(self._noted.get(name) == at for name, at in positions.items()):
             return
         self._noted |= positions
@@ -38,13 +38,13 @@ class Notes:
         beside.replace(self._path)
 
     def forget(self) -> None:
-        """Leave none behind."""
+        """Delete the file."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
 
 def unseen(source: ChangeSource, tables: Mapping[str, Mode], notes: Path) -> int | None:
-    """Count what a mirror has not seen, by the notes it left; None when it left none."""
+    """Count the changes that a mirror lacks, by its file; None if there is no file."""
     positions = _read(notes)
     if not positions:
         return None

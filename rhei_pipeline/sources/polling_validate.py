@@ -1,4 +1,4 @@
-"""What stands in the way of polling a source, why, and what mends it."""
+"""Findings of `rhei check` about polling: what prevents it, why, and how to fix it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -8,26 +8,26 @@ from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import ChangeSource
 
-_LEFT_OUT = "the table is left out until this is mended"
-_UNPROVED = "a change may go by unseen until the table is compared whole again"
-_STAMP = "let a default and a trigger stamp rows with the database's clock: 'clock: database'"
+_LEFT_OUT = "the table is left out until this is fixed"
+_UNPROVED = "a change may be missed until the whole table is compared again"
+_STAMP = "set it by a default and a trigger with the database's clock; then 'clock: database'"
 
 
 class Polled(ChangeSource, Protocol):
-    """A source that is only read."""
+    """A source that is polled."""
 
     def missing_index(self, name: str) -> str | None:
-        """Return the statement that creates the index a poll needs; None where there is one."""
+        """Return the statement that creates the index a poll needs; None if it exists."""
 
     def lacking(self, name: str) -> Sequence[Finding]:
-        """Name what the user lacks to read a table."""
+        """Return the privileges that the user lacks to read a table."""
 
     def grant_against(self, doubt: str) -> str | None:
-        """Return the grant that ends a doubt; None where no grant does."""
+        """Return the grant that removes a doubt; None if no grant does."""
 
 
 def findings(source: Polled, tables: Sequence[str]) -> Iterator[Finding]:
-    """Examine each table: its columns, its index, and whether its stamps can be relied on."""
+    """Check each table: its columns, its index, and whether its timestamps are reliable."""
     found = []
     for name in tables:
         try:

@@ -1,4 +1,4 @@
-"""Waiting for the server to get somewhere."""
+"""Waits for a condition of the server."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ _POLL_SECONDS = 0.01
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Ask again and again; return whether it came true in time."""
+    """Check a condition repeatedly; return whether it became true in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

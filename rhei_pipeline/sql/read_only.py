@@ -20,7 +20,7 @@ from rhei_pipeline.errors import QueryError
 #: How many texts are remembered as harmless; an application repeats its few.
 _REMEMBERED = 1024
 
-_WRITING = "use execute for writes: they go to the source, and reach the mirror by sync"
+_WRITING = "use execute for writes: a sync brings them to the mirror"
 _READING_WORDS = {"select", "with", "values", "("}
 _MORE_READING_WORDS = {
     "sqlite": set[str](),
@@ -132,7 +132,7 @@ def statement_tokens(sql: str, dialect: str) -> list[Token]:
         tokens = sqlglot.tokenize(sql, dialect=_read_as(dialect))
     except SqlglotError as error:
         raise QueryError(
-            "the statement cannot be read: a quote or comment has no end", hint="close it"
+            "the statement cannot be parsed: a quote or comment is not closed", hint="close it"
         ) from error
     while tokens and tokens[-1].token_type is TokenType.SEMICOLON:
         tokens.pop()
@@ -216,7 +216,7 @@ def _refuse_functions(tokens: Sequence[Token], dialect: str) -> None:
             continue
         if refused.fullmatch(token.text.lower()):
             raise QueryError(
-                f"function {token.text.lower()!r} reaches beyond the tables, or changes something",
+                f"function {token.text.lower()!r} reads outside the tables, or changes something",
                 hint="a query reads tables only",
             )
 
@@ -246,6 +246,6 @@ def is_file_like(name: str) -> bool:
 def file_refused() -> QueryError:
     """Return the refusal of a file in a table's place."""
     return QueryError(
-        "the query names a file in a table's place",
+        "the query names a file instead of a table",
         hint="a query reads tables only: load the file into the source, or use another DuckDB",
     )

@@ -1,1 +1,1 @@
-"""The way of the data: copied, captured, applied, recorded, compared."""
+"""Copies tables, syncs their changes, and compares mirror and source."""

@@ -1,4 +1,4 @@
-"""The loop that syncs by itself."""
+"""Syncs in a background thread at an interval."""
 
 import logging
 import random
@@ -97,7 +97,7 @@ class BackgroundSync:
     def _failed(self, error: RheiError) -> None:
         self._failures += 1
         self.last_error = error
-        _log.warning("sync failed and will be tried again: %s", error)
+        _log.warning("sync failed and is tried again: %s", error)
 
     def _wait(self) -> float:
         if not self._failures:

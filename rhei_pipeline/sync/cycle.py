@@ -1,4 +1,4 @@
-"""The way of the data: captured, compacted, applied, recorded, acknowledged."""
+"""The sync cycle: capture, compact, apply, record, acknowledge."""
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -44,7 +44,7 @@ from rhei_pipeline.sync.rescan import find_drift
 
 @dataclass(frozen=True, slots=True)
 class SyncOptions:
-    """How much at once, and whether the source may forget.
+    """How many rows a sync holds at once, and whether it prunes the source.
 
     Attributes:
         batch_rows: About how many rows are held in memory; never a limit to what is atomic.
@@ -273,7 +273,7 @@ def _no_longer_keyless(
 def acknowledge(
     source: ChangeSource, ledger: Ledger, tables: Iterable[str], *, prune: bool
 ) -> None:
-    """Tell the source what this mirror still needs, and let it forget the rest."""
+    """Report what this mirror still needs to the source, and let it delete the rest."""
     known = {name: ledger.needed_from(name) for name in tables}
     source.acknowledge({name: place for name, place in known.items() if place}, prune=prune)
 
@@ -321,7 +321,7 @@ def _audit(
     after: Position,
     on_step: OnStep,
 ) -> Counts:
-    """Where it is due, compare the table whole and apply what no change told of."""
+    """If a rescan is due, compare the whole table and apply the differences."""
     counts, due = Counts(), snapshot.rescan(table, after)
     if due is Rescan.NONE:
         return counts

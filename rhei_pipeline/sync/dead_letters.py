@@ -9,7 +9,7 @@ from rhei_pipeline.sync.pipeline import Pipeline
 
 
 def replay(letters: pa.Table, pipeline: Pipeline) -> int:
-    """Have the row of each dead letter read again by the next sync; return how many.
+    """Mark the dead letters' rows to be read again by the next sync; return how many.
 
     A row that fits by now is applied and its letter resolved; one that does not stays one.
     """

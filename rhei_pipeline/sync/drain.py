@@ -74,7 +74,9 @@ def _takes_on(table: Table, mirror: Mirror, at: datetime) -> bool:
         take_on_shape(table, mirror, at)
     except (SchemaDriftError, MirrorDamagedError) as error:
         # What today's shape asks of the mirror is asked next, and named where it fails.
-        _log.warning("%s; versions of a shape in between are read by today's columns", error)
+        _log.warning(
+            "%s; versions written between two schema changes are read with today's columns", error
+        )
         return False
     return True
 

@@ -46,7 +46,7 @@ class Copied:
 
 
 def needs_copy(table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> bool:
-    """Tell whether only a copy can make the table equal to its source again."""
+    """Return whether only a copy can make the table equal to its source again."""
     if ledger.state(table.name) is not TableState.READY:
         return True
     return not snapshot.proves(table, ledger.watermarks[table.name].position)

@@ -144,16 +144,17 @@ def _refuse_unsaid(going: Dropping) -> None:
     """Refuse to lose history that nobody said may be lost."""
     if going.keep_as is not None and going.discard_history:
         raise SchemaError(
-            "its history can be kept or discarded, not both",
+            "its history can be kept or discarded, but not both",
             table=going.table.name,
             hint="give '--keep-as NAME' or '--discard-history'",
         )
     kept = going.keep_as is not None or going.discard_history
     if going.table.mode is Mode.TEMPORAL and not kept:
         raise SchemaError(
-            "its mirror has history, which would be lost",
+            "its mirror holds history, which would be lost",
             table=going.table.name,
-            hint="add '--keep-as NAME' to set the history aside, or '--discard-history'",
+            hint="add '--keep-as NAME' to keep the history under another name, or "
+            "'--discard-history'",
         )
 
 
@@ -166,7 +167,7 @@ def _refuse_name(name: str, declared: Collection[str]) -> None:
     # A dot or a slash would name a schema or a file in every later query.
     if not _PLAIN_NAME.fullmatch(name):
         raise SchemaError(
-            f"{name!r} is no name that a query can use for a table",
+            f"{name!r} is not a name that a query can use for a table",
             hint="use letters, digits, '_' and '-' after '--keep-as'",
         )
 

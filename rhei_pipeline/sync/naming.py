@@ -32,8 +32,8 @@ def refuse_like_columns(schema: TableSchema) -> None:
     for name in schema.names:
         if (other := met.setdefault(name.lower(), name)) != name:
             raise SchemaError(
-                f"its columns {other!r} and {name!r} differ by case only, and its mirror does not"
-                " tell them apart",
+                f"its columns {other!r} and {name!r} differ by case only, and its mirror ignores "
+                "case",
                 table=schema.name,
                 hint="leave one of them out with 'columns', or rename it in the source",
             )
@@ -75,8 +75,8 @@ def refuse_taken_name(
         own = table.schema.mirror_name or schema.mirror_name
         if own and table.name == schema.name and _folded(table.schema, folds=folds) != wanted:
             raise SchemaDriftError(
-                f"it is mirrored as {table.schema.mirror_relation!r}, and is to be"
-                f" {schema.mirror_relation!r} now",
+                f"it is mirrored as {table.schema.mirror_relation!r}, but is now "
+                f"declared as {schema.mirror_relation!r}",
                 table=schema.name,
                 hint=f"declare the former 'mirror_name', or run 'rhei drop-table {schema.name}',"
                 " with '--keep-as NAME' for its history",

@@ -78,11 +78,11 @@ _log = logging.getLogger(__name__)
 
 
 def no_step(_step: Step) -> None:
-    """Pass a step by."""
+    """Do nothing (the default callback)."""
 
 
 def no_progress(_table: str, _rows: int, _of: int) -> None:
-    """Pass progress by."""
+    """Do nothing (the default callback)."""
 
 
 def _keeps_changing() -> SourceBusyError:
@@ -149,11 +149,11 @@ class Pipeline:
         return self._synced_from
 
     def watch(self, watcher: Callable[[SyncReport], None]) -> None:
-        """Have every report of a sync told, in the thread that synced."""
+        """Call `watcher` with every sync's report, in the thread that synced."""
         self._watchers.append(watcher)
 
     def holds(self, name: str, ledger: Ledger) -> bool:
-        """Tell whether the mirror has a table in the shape that the source gives it."""
+        """Return whether the mirror has a table with the source's schema."""
         table = self._tables.get(name)
         ready = ledger.state(name) is TableState.READY
         return table is not None and ready and self._registry.table(name) == table
@@ -416,7 +416,7 @@ class Pipeline:
         )
 
     def _heal(self, name: str) -> tuple[DamagedFile, ...]:
-        """Have the mirror leave out a table's damaged files, and take the table in again."""
+        """Remove a table's damaged files from the mirror, and stop leaving the table out."""
         known = {table.name.lower(): table for table in self._known_tables()}
         table = known.get(name.removeprefix("main.").lower())
         damaged = self._mirror.heal(table) if table else ()
@@ -458,7 +458,7 @@ class Pipeline:
         return MappingProxyType(dict(self._copying))
 
     def touch(self, name: str, keys: Collection[tuple[object, ...]]) -> None:
-        """Have the rows of these keys read again by the next sync."""
+        """Mark the rows of these keys to be read again by the next sync."""
         with self._lock:
             self._source.touch(self.table(name), list(keys))
 

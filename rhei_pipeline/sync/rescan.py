@@ -1,4 +1,4 @@
-"""A whole comparison within a sync: finds what a source that is only asked cannot tell.
+"""Compares a whole table within a sync, for sources that cannot see every change.
 
 Both sides are read once, as digests; rows are read again only in the ranges of keys that differ.
 """

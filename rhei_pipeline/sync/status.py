@@ -1,4 +1,4 @@
-"""How every declared table stands, as source and mirror tell it now."""
+"""The state of every declared table, read from source and mirror."""
 
 import logging
 import threading

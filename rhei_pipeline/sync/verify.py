@@ -1,4 +1,4 @@
-"""Is the mirror equal to its source? Name the drift; a repeated copy is the repair."""
+"""Compares the mirror with its source, row by row; a repeated copy repairs differences."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator

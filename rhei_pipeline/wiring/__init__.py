@@ -1,1 +1,1 @@
-"""Where names in the settings become objects; the only room that knows every adapter."""
+"""Creates objects from settings; the only package that knows every adapter."""

@@ -1,4 +1,4 @@
-"""Sees to it that a mirror has one owner: it is recorded, and another one is refused."""
+"""Makes sure that a mirror has one owner: it is recorded, and another one is refused."""
 
 from contextlib import ExitStack
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which tables are mirrored: those that are declared, or else all that the source has now."""
+"""Lists the tables to mirror: those that are declared, or else all of the source."""
 
 from collections.abc import Mapping
 from typing import Protocol

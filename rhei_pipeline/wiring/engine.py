@@ -1,4 +1,4 @@
-"""The one place where a name in the settings becomes an object."""
+"""Creates the source, the mirror, the pipeline and the query service from settings."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which mirror a declaration asks for, opened; what it needs is imported once it is wanted."""
+"""Opens the mirror that the settings declare; its engine is imported only then."""
 
 from typing import TYPE_CHECKING, Protocol
 

@@ -27,7 +27,7 @@ class SourceDatabase(Database, Protocol):
     """A source's database, and its catalogue."""
 
     def identity(self, *, mark: bool = False) -> SourceIdentity:
-        """Tell this source from all others; with `mark`, write an id into it where it lacks one."""
+        """Return the identity of this source; with `mark`, write an id into it if it has none."""
 
     def table_names(self) -> list[str]:
         """Return the names of all ordinary tables that have a primary key."""
@@ -109,7 +109,7 @@ def unread(settings: Settings, reader: str) -> int | None:
 
 
 def validate(settings: Settings) -> list[Finding]:
-    """Say what stands in the way of mirroring the declared tables; changes nothing."""
+    """Return what prevents mirroring the declared tables; changes nothing."""
     database = open_database(settings)
     try:
         registry = known_tables(settings)
@@ -151,7 +151,7 @@ def _validate_registry(registry: Registry, names: Sequence[str]) -> Iterator[Fin
             yield Finding(
                 Severity.WARNING,
                 "it is no longer followed" + (f" since {since.isoformat()}" if since else ""),
-                "its mirror still holds the rows of then, and no sync changes them",
+                "its mirror still holds the rows of that time, and no sync changes them",
                 f"declare it again, or drop it from the mirror: rhei drop-table {name}",
                 name,
             )

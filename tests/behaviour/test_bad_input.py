@@ -31,7 +31,7 @@ def test_a_source_that_is_no_database(make_world: MakeWorld) -> None:
     world = make_world()
     world.app.close()
     world.path.write_bytes(b"this is not a database at all" * 100)
-    with pytest.raises(SourceError, match="not a sound SQLite database"):
+    with pytest.raises(SourceError, match="not a valid SQLite database"):
         world.htap  # noqa: B018
 
 

@@ -239,7 +239,7 @@ def test_a_stale_mirror_can_send_queries_to_the_source(world: World) -> None:
         htap.execute("insert into orders values (4, 'new', 1)")
         found = htap.query("select count(*) from orders")
         assert (engine(found), values(found)) == ("oltp", [(4,)])
-        assert b"not as fresh" in found.schema.metadata[b"rhei.reason"]
+        assert b"older than the query allows" in found.schema.metadata[b"rhei.reason"]
         htap.sync_now()
         assert engine(htap.query("select count(*) from orders")) == "olap"
 
@@ -285,7 +285,7 @@ def test_what_is_no_write_is_refused_as_one(world: World, after: Any) -> None:
     world.htap.sync_now()
     for hint in ("auto", "olap"):
         with pytest.raises(
-            QueryError, match=r"'after' is not a write \(give what execute returned"
+            QueryError, match=r"'after' is not a write \(pass what execute returned"
         ):
             world.htap.query("select count(*) from orders", hint=hint, after=after)
 

@@ -127,7 +127,7 @@ def test_every_row_deleted_leaves_a_table_without_rows(mirror: DataFusionMirror)
 def test_a_second_writer_is_told_and_the_first_one_goes_on(
     mirror: DataFusionMirror, storage: str
 ) -> None:
-    with pytest.raises(MirrorBusyError, match="open in this process already"):
+    with pytest.raises(MirrorBusyError, match="already open in this process"):
         DataFusionMirror(storage, mirror.path, lock_timeout_seconds=0)
     assert merge(mirror, {1: 1}).inserted == 1
 
@@ -135,7 +135,7 @@ def test_a_second_writer_is_told_and_the_first_one_goes_on(
 def test_another_storage_is_refused(mirror: DataFusionMirror, storage: str) -> None:
     mirror.close()
     other = "ipc" if storage == "parquet" else "parquet"
-    with pytest.raises(MirrorError, match=f"rests as '{storage}'"):
+    with pytest.raises(MirrorError, match=f"created with storage '{storage}'"):
         DataFusionMirror(other, mirror.path)
 
 
@@ -287,7 +287,7 @@ def test_a_temporal_table_takes_new_columns_and_wider_types_without_a_row_rewrit
         TableSchema("t", (Column("k", pa.int32()), Column("v", pa.date32())), ("k",)),
         Mode.TEMPORAL,
     )
-    with pytest.raises(SchemaDriftError, match="its past does not fit"):
+    with pytest.raises(SchemaDriftError, match="its history does not fit"):
         adopt(mirror, narrow, narrow.schema.arrow.empty_table())
     mirror.close()
 

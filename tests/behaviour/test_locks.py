@@ -30,7 +30,7 @@ def serve(htap: HTAP) -> None:
 
 
 def refused(htap: HTAP) -> None:
-    with pytest.raises(MirrorBusyError, match="open in this process already"):
+    with pytest.raises(MirrorBusyError, match="already open in this process"):
         HTAP(htap.settings)
 
 
@@ -151,7 +151,7 @@ def test_a_lock_ends_with_the_mirror_and_with_a_mirror_that_does_not_open(world:
     linked = world.directory / "linked.duckdb"
     linked.symlink_to(mirror)
     first = DuckDBMirror(mirror)
-    with pytest.raises(MirrorBusyError, match="in this process already"):
+    with pytest.raises(MirrorBusyError, match="already open in this process"):
         DuckDBMirror(linked, lock_timeout_seconds=0)
     first.close()
     first.close()

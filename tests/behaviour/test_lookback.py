@@ -121,13 +121,13 @@ def test_a_column_that_comes_back_is_one_of_the_present_again(
 def test_before_the_first_copy_nothing_is_known(make_world: MakeWorld, storage: str | None) -> None:
     world = make_world(mode="temporal", storage=storage)
     world.run("create table t(id integer primary key, v int)", "insert into t values (1, 0)")
-    with pytest.raises(QueryError, match=r"table 't': nothing is known of it yet \(sync"):
+    with pytest.raises(QueryError, match=r"table 't': it is not copied yet \(run 'rhei sync'"):
         world.htap.as_of("t", datetime.now(UTC))
     before = instant()
     world.htap.sync_now()
     after = instant()
     for unknown in (before, LONG_AGO):
-        with pytest.raises(QueryError, match=rf"its history is known from {after.year}-.*\+00:00"):
+        with pytest.raises(QueryError, match=rf"its history begins at {after.year}-.*\+00:00"):
             world.htap.as_of("t", unknown)
     assert as_of(world, after) == [{"id": 1, "v": 0}]
 
@@ -143,7 +143,7 @@ def test_an_empty_table_is_known_to_be_empty_from_its_first_copy_on(
     world.run("insert into t values (1, 0)")
     world.htap.sync_now()
     assert as_of(world, empty) == []
-    with pytest.raises(QueryError, match="is known from"):
+    with pytest.raises(QueryError, match="begins at"):
         world.htap.as_of("t", LONG_AGO)
 
 
@@ -173,7 +173,7 @@ def test_the_command_says_from_when_on_the_history_is_known(make_world: MakeWorl
     config.write_text(yaml.safe_dump(world.settings.model_dump(mode="json", exclude_none=True)))
     result = CliRunner().invoke(app, ["as-of", "t", "2001-01-01", "--config", str(config)])
     assert isinstance(result.exception, QueryError)
-    assert "is known from" in str(result.exception)
+    assert "begins at" in str(result.exception)
     later = f"{datetime.now(UTC) + timedelta(days=1):%Y-%m-%d}"
     result = CliRunner().invoke(app, ["as-of", "t", later, "--config", str(config)])
     assert result.exit_code == 0, result.output
@@ -192,7 +192,7 @@ def test_a_mirror_of_before_this_was_recorded_tells_what_its_versions_tell(
     forget = "delete from _rhei_history"
     run(f"import duckdb; duckdb.connect(r'{world.settings.mirror.path}').execute('{forget}')")
     assert as_of(world, at) == [{"id": 1, "n": 1}]
-    with pytest.raises(QueryError, match="is known from"):
+    with pytest.raises(QueryError, match="begins at"):
         world.htap.as_of("t", LONG_AGO)
     world.run("delete from t")
     world.htap.sync_now()
@@ -232,7 +232,7 @@ def test_the_past_of_postgresql_has_its_columns_too(
     after = instant()
     assert world.htap.as_of("t", before)["n"].to_pylist() == [1]
     assert world.htap.as_of("t", after).column_names == ["id", "at"]
-    with pytest.raises(QueryError, match="is known from"):
+    with pytest.raises(QueryError, match="begins at"):
         world.htap.as_of("t", LONG_AGO)
 
 

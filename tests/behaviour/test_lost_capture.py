@@ -186,7 +186,7 @@ def test_a_type_that_its_past_does_not_fit_is_named(make_world: MakeWorld) -> No
     world.run("drop table t", "create table t(id integer primary key, v date)")
     world.run("insert into u values (2)")
     report = world.htap.sync_now()
-    assert "its past does not fit" in report.errors["t"]
+    assert "its history does not fit" in report.errors["t"]
     world.assert_equal("u")
 
 

@@ -75,8 +75,8 @@ def test_a_table_keeps_its_name_in_the_mirror(make_world: MakeWorld, storage: st
     world.crash()
     world.tables = [{"name": "t", "mirror_name": "other"}]
     told = world.htap.sync_now().errors["t"]
-    assert "mirrored as 'sold things', and is to be 'other'" in told
-    with pytest.raises(SchemaError, match="is to be 'other'"):
+    assert "mirrored as 'sold things', but is now declared as 'other'" in told
+    with pytest.raises(SchemaError, match="now declared as 'other'"):
         world.htap.initial_sync("t")
     assert world.htap.as_of("t", day).num_rows == 1
     world.htap.drop_table("t", keep_as="past")

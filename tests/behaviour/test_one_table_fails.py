@@ -130,7 +130,7 @@ def _fails_alone(world: AnyWorld, fault: FaultIn, report: SyncReport) -> None:
 
 def _assert_named(report: SyncReport) -> None:
     assert list(report.errors) == ["b"], report.errors
-    assert "every sync tries it again; if this stays, 'rhei repair b'" in report.errors["b"]
+    assert "every sync tries again; if the error stays, 'rhei repair b'" in report.errors["b"]
     assert "4711" not in report.errors["b"]
 
 

@@ -23,7 +23,7 @@ MakePostgres = Callable[..., PostgresWorld]
 FAULTS = {
     "gone": "no such table",
     "keyless": "no primary key",
-    "mixed": "has no telling type",
+    "mixed": "has no clear type",
     "seen": "it is a view",
     "found": "it is a virtual",
     "twice": "declared more than once",

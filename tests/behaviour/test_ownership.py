@@ -30,7 +30,7 @@ MIRRORS = pytest.mark.parametrize("storage", [None, "ipc", "parquet", "delta"])
 METHODS = pytest.mark.parametrize("method", ["trigger", "polling"])
 MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
 POLLED = {"name": "t", "polling": {"deletes": "reconcile", "reconcile_seconds": 0}}
-OTHER = r"mirror .* is of another source, .*, and not of .*rhei adopt"
+OTHER = r"mirror .* belongs to another source, .*, not to .*rhei adopt"
 
 
 def mirrored(make_world: MakeWorld, **options: Any) -> World:
@@ -180,7 +180,7 @@ def test_another_pipeline_of_the_same_source_is_refused(
     named = {name: Settings(**{**world.settings.model_dump(), "name": name}) for name in "ab"}
     for _ in range(2):
         assert rows_of(named["a"]) == source_rows(world.app, "t")
-        with pytest.raises(MirrorError, match=r"another pipeline, 'a', and not of 'b'.*adopt"):
+        with pytest.raises(MirrorError, match=r"another pipeline, 'a', not to 'b'.*adopt"):
             HTAP(named["b"])
     assert rows_of(world.settings) == source_rows(world.app, "t")  # without a name, it is any
     with pytest.raises(MirrorError, match="another pipeline"):
@@ -238,7 +238,9 @@ def rewrite_manifest(world: World, change: Callable[[dict[str, Any]], object]) -
 def test_files_of_a_newer_format_are_refused_by_name(make_world: MakeWorld, storage: str) -> None:
     world = mirrored(make_world, storage=storage)
     rewrite_manifest(world, lambda form: form.update(format=99))
-    with pytest.raises(MirrorError, match=r"mirror '.*' has format 99, and this version knows \d"):
+    with pytest.raises(
+        MirrorError, match=r"mirror '.*' has format 99, but this version reads up to \d"
+    ):
         world.htap  # noqa: B018
 
 
@@ -247,7 +249,7 @@ def test_a_duckdb_file_of_a_newer_format_is_refused_and_left_alone(make_world: M
     file = str(world.settings.mirror.path)
     run("import duckdb; duckdb.connect(r'" + file + "').execute('" + NEWER + "')")
     for _ in range(2):
-        with pytest.raises(MirrorError, match=r"has format 99, and this version knows \d at most"):
+        with pytest.raises(MirrorError, match=r"has format 99, but this version reads up to \d"):
             world.htap  # noqa: B018
     found = run(f"import duckdb; print(duckdb.connect(r'{file}').execute('{FOUND}').fetchall())")
     assert "99" in found

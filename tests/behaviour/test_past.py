@@ -178,7 +178,7 @@ def test_a_key_that_its_past_does_not_fit_is_refused_and_the_past_kept(
     rebuilt(world, "id integer, v text primary key not null", "1, 'a'", "3, 'b'")
     for _ in range(2):
         error = world.htap.sync_now().errors["p"]
-        assert "key was id and is now v, which its past does not fit" in error
+        assert "key was id and is now v, which its history does not fit" in error
         assert history(world) == before
         world.crash()
     world.htap.drop_table("p", keep_as="p_by_id")
@@ -195,7 +195,7 @@ def test_a_row_whose_new_key_changed_in_the_past_is_refused(make_world: MakeWorl
     world.run("update p set v = 'b'")
     world.htap.sync_now()
     rebuilt(world, "id integer, v text primary key not null", "1, 'b'")
-    assert "which its past does not fit" in world.htap.sync_now().errors["p"]
+    assert "which its history does not fit" in world.htap.sync_now().errors["p"]
 
 
 @pytest.mark.parametrize("storage", ON_DISK)
@@ -343,7 +343,7 @@ def test_history_is_dropped_only_when_it_is_said(
     world.htap.sync_now()
     assert history(world) == [(1, "c", "I")]
     for name in ("p_old", "P_OLD") if storage is None else ("p_old",):
-        with pytest.raises(SchemaError, match="has a table 'p_old' already"):
+        with pytest.raises(SchemaError, match="already has a table 'p_old'"):
             world.htap.drop_table("p", keep_as=name)
     kept = world.htap.query("select v from snapshot.p_old", hint="olap")
     assert kept["v"].to_pylist() == ["c"]

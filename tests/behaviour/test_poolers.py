@@ -268,7 +268,7 @@ def test_another_server_behind_the_pooler_is_noticed(
     world.htap.sync_now()
     source: Any = world.htap._engine.source
     source._origin = f"{source._origin}0"  # as if it had been another one, or before a promotion
-    with pytest.raises(SourceBusyError, match="behind the pooler another server answers"):
+    with pytest.raises(SourceBusyError, match="another server answers behind the pooler"):
         world.htap.sync_now()
     world.run("insert into orders(writer) values (1)")
     world.htap.sync_now()
@@ -282,7 +282,7 @@ def test_a_pool_without_room_for_a_sync_is_named_with_its_way_out(
 ) -> None:
     pooler = make_pooler("transaction", size=1, wait=1)
     world = _world(make_installed, pooler.dsn, "logical")
-    with pytest.raises(SourceBusyError, match=r"lent no session in time.*source\.direct_dsn"):
+    with pytest.raises(SourceBusyError, match=r"gave no session in time.*source\.direct_dsn"):
         world.htap.sync_now()
     world.crash()
     world.source = {"direct_dsn": installed_dsn}

@@ -358,7 +358,7 @@ def test_what_capture_keeps_in_the_source_is_no_table_to_mirror(
     assert "_rhei" not in starter(dsn).text
     names = ("good", "_rhei.capture")
     world = make_postgres(capture=LOGICAL, tables=[{"name": name} for name in names])
-    assert_left_out(world, "_rhei.capture", "holds what capture itself keeps")
+    assert_left_out(world, "_rhei.capture", "holds capture's own tables")
 
 
 def test_the_log_of_a_dropped_table_waits_for_every_history(make_postgres: MakeWorld) -> None:

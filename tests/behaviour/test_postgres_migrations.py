@@ -376,7 +376,7 @@ def test_a_reader_meets_no_log_but_the_one_of_its_own_moment(make_postgres: Make
     with other.htap._engine.source.snapshot() as snapshot:
         migrate(told, "add")
         told.world.htap.sync_now()
-        with pytest.raises(SourceBusyError, match="made anew while it was read"):
+        with pytest.raises(SourceBusyError, match="created again while it was read"):
             snapshot.pending(table, after)
     synced(other)
     told.assert_told(other)

@@ -66,7 +66,7 @@ def test_a_type_is_taken_exactly_or_its_table_waits_for_a_way_out(
             first, second = (row["v"] for row in world.versions(name, "id"))
             assert [str(first), str(second)] == [value, now.strip("'")]
         else:
-            assert "its past does not fit" in report.errors[name]
+            assert "its history does not fit" in report.errors[name]
             # What was written since may be among the versions, where the log tells it.
             assert world.versions(name)[:1] == before[name]
         world.tables.append(polled(name, **({"types": {"v": override}} if override else {})))

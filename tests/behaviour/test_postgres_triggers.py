@@ -254,7 +254,7 @@ def test_triggers_that_were_off_for_a_while_are_found(world: PostgresWorld, turn
         "alter table orders enable trigger all",
     )
     (finding,) = validate(world.settings)
-    assert "triggers were off" in finding.what
+    assert "triggers were disabled" in finding.what
     report = world.htap.sync_now()
     assert report.tables["orders"].copied_rows == 3
     world.assert_equal("orders")
@@ -265,7 +265,7 @@ def test_keys_cannot_be_reported_to_a_log_that_is_gone(world: PostgresWorld) -> 
     pipeline = world.htap._engine.pipeline
     world.run(f"drop table {log_of(world)}")
     pipeline._source.schema_version()
-    with pytest.raises(CaptureError, match="its log is gone"):
+    with pytest.raises(CaptureError, match="its log table is gone"):
         pipeline.touch("orders", [(1,)])
     synced(world)
 
@@ -303,7 +303,7 @@ def test_a_key_that_is_renamed(world: PostgresWorld) -> None:
     if world.mode == "destructive":
         world.assert_equal("orders")
     else:
-        assert "its past has no 'number'" in str(report.errors["orders"])
+        assert "its history has no 'number'" in str(report.errors["orders"])
         world.run("alter table orders rename column number to id", "delete from orders")
         synced(world)
 
@@ -390,7 +390,7 @@ def test_another_mirror_by_another_key_is_refused_by_name(make: MakeWorld) -> No
     first = make(create, "insert into t values (1, 2)")
     first.htap.sync_now()
     second = make(tables=[{"name": "t", "primary_key": ["b"]}])
-    assert "another mirror follows it by another key" in str(second.htap.sync_now().errors["t"])
+    assert "another mirror captures it by another key" in str(second.htap.sync_now().errors["t"])
     first.run("insert into t values (3, 4)")
     synced(first, "t")
 
@@ -434,7 +434,7 @@ def test_what_the_user_lacks_is_named_with_the_statement(make: MakeWorld, dsn: s
     found = {finding.what: finding for finding in validate(settings)}
     schema = found["the user may not create anything in the schema '_rhei'"]
     assert "create schema _rhei authorization" in schema.remedy
-    assert found["the user does not own it"].table == "orders"
+    assert found["the user does not own the table"].table == "orders"
     with HTAP(settings) as htap:
         assert "the source refuses" in str(htap.sync_now().errors["orders"])
     world.run("create schema _rhei authorization poor", "alter table orders owner to poor")

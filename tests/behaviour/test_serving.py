@@ -47,7 +47,7 @@ def test_the_shell_answers_and_says_who_did(
     for text in ("orders", "status  string", "count(*)", "from olap: it aggregates", "asked for"):
         assert text in shown.out
     assert "oltp: it reads rows of one table" in shown.out
-    assert "SELEC is not a reading statement" in shown.err
+    assert "SELEC is not a statement that only reads" in shown.err
     assert "no command" in shown.err
 
 
@@ -128,7 +128,7 @@ def test_what_belongs_together_is_asked_for_together(tmp_path: Path) -> None:
     secret = {"RHEI_SERVE_TOKEN": "t", "RHEI_SERVE_USER": "ann", "RHEI_SERVE_PASSWORD": "p"}
     for name in secret:
         for nothing in ("", " "):
-            with pytest.raises(SettingsError, match=f"{name} is empty: anybody could call"):
+            with pytest.raises(SettingsError, match=f"{name} is empty: anybody could connect"):
                 access_from({**secret, name: nothing})
     assert access_from({}).is_open
     assert "secret" not in repr(access_from({"RHEI_SERVE_TOKEN": "secret"}))

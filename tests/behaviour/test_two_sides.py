@@ -144,5 +144,5 @@ def test_check_names_a_mirror_of_another_source(make_world: MakeWorld) -> None:
     first.crash()
     assert validate_owner(first.settings) == []
     (finding,) = validate_owner(settings)
-    assert "is of another source" in finding.what
+    assert "belongs to another source" in finding.what
     assert "mirror.path of its own" in finding.remedy

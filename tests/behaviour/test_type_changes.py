@@ -211,7 +211,9 @@ def test_a_value_that_would_change_leaves_the_table_as_it_was(
     old, new, value = case
     mirror = open_mirror()
     adopt(mirror, table_of(old), rows_of(old, value, None))
-    with pytest.raises(SchemaDriftError, match=r"its past does not fit.*'types: \{v: .*drop-table"):
+    with pytest.raises(
+        SchemaDriftError, match=r"its history does not fit.*'types: \{v: .*drop-table"
+    ):
         adopt(mirror, table_of(new))
     found = held(mirror)
     assert found.type.equals(old)
@@ -237,7 +239,7 @@ def test_versions_that_have_ended_count_as_much_as_open_ones(make_world: MakeWor
         world.run("update t set v = 2")
         world.htap.sync_now()
         rebuild(world, "t", "id integer primary key, v integer")
-        assert "its past does not fit" in world.htap.sync_now().errors["t"]
+        assert "its history does not fit" in world.htap.sync_now().errors["t"]
         assert [version["v"] for version in world.versions("t")] == [1.5, 2.0]
 
 
@@ -283,10 +285,10 @@ def test_a_narrower_type_leaves_the_table_out_and_the_old_type_lets_it_go_on(
     rebuild(world, "t", f"id integer primary key, v {new}")
     world.run("insert into u values (1)", f"update t set v = {now}")
     report = world.htap.sync_now()
-    assert "its past does not fit" in report.errors["t"]
-    assert "its past does not fit" in (world.htap.sync_status().tables["t"].error or "")
+    assert "its history does not fit" in report.errors["t"]
+    assert "its history does not fit" in (world.htap.sync_status().tables["t"].error or "")
     assert not world.htap.verify().equal
-    assert "its past does not fit" in world.htap.verify().errors["t"]
+    assert "its history does not fit" in world.htap.verify().errors["t"]
     world.assert_equal("u")
     assert world.versions("t") == before
     auto = world.htap.query("select v from t where _rhei_valid_to is null")
@@ -294,7 +296,7 @@ def test_a_narrower_type_leaves_the_table_out_and_the_old_type_lets_it_go_on(
     assert world.htap.as_of("t", copied)["v"].to_pylist() == [before[0]["v"]]
     if storage != "memory":
         world.crash()
-        assert "its past does not fit" in world.htap.sync_now().errors["t"]
+        assert "its history does not fit" in world.htap.sync_now().errors["t"]
         assert world.versions("t") == before
         world.crash()
         world.tables = [{"name": "t", "types": {"v": override}}, {"name": "u"}]

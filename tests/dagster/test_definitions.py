@@ -225,13 +225,13 @@ def test_a_sensor_tick_opens_a_session_while_something_is_pending(
     assert first.tags["rhei/reason"] == "never synced"
     job = definitions.resolve_job_def("sync")
     assert job.execute_in_process(instance=instance).success
-    assert "in step" in str(tick())
+    assert "up to date" in str(tick())
     write(settings, "insert into orders values (3, 'new')")
     again = tick()
     assert isinstance(again, dg.RunRequest)
     assert again.tags["rhei/reason"] == "1 changes pending"
     assert job.execute_in_process(instance=instance).success
-    assert "in step" in str(tick())
+    assert "up to date" in str(tick())
     assert len(mirror(settings, "select * from orders")) == 3
 
 

@@ -58,8 +58,8 @@ def test_defaults(tmp_path: Path) -> None:
             "'published' is for a DuckDB file",
         ),
         ("source: [", "not YAML in line 1"),
-        ("- 1", "a declaration is a mapping"),
-        ("", "a declaration is a mapping"),
+        ("- 1", "a declaration is a YAML mapping"),
+        ("", "a declaration is a YAML mapping"),
     ],
 )
 def test_a_wrong_declaration_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:

@@ -22,10 +22,10 @@ LETTERS = pa.schema(
 
 
 def keep(kept: pa.Table, letters: Iterable[DeadLetter]) -> tuple[pa.Table, int]:
-    """Put letters in the place of open ones of the same table, key and column.
+    """Add dead letters, replacing open ones of the same table, key and column.
 
     Returns:
-        All letters, and how many these were.
+        All dead letters, and the number of distinct new ones.
     """
     latest = {(letter.table, letter.key, letter.column): letter for letter in letters}
     if not latest:
@@ -50,7 +50,7 @@ def _row(letter: DeadLetter) -> dict[str, object]:
 
 
 def is_open(kept: pa.Table, table: str | None = None) -> pa.ChunkedArray:
-    """Return a mask of the letters that are not resolved, of one table or of all."""
+    """Return a mask of the dead letters that are not resolved, of one table or of all."""
     unresolved = pc.is_null(kept["resolved_at"])
     if table is None:
         return unresolved
@@ -58,7 +58,7 @@ def is_open(kept: pa.Table, table: str | None = None) -> pa.ChunkedArray:
 
 
 def open_names(kept: pa.Table, table: str) -> set[LetterName]:
-    """Name the letters of a table that are not resolved."""
+    """Return the names of a table's dead letters that are not resolved."""
     found = kept.filter(is_open(kept, table))
     return set(zip(found["key"].to_pylist(), found["column_name"].to_pylist(), strict=True))
 
@@ -66,7 +66,7 @@ def open_names(kept: pa.Table, table: str) -> set[LetterName]:
 def release(
     kept: pa.Table, table: str, letters: Collection[LetterName], at: datetime | None
 ) -> pa.Table:
-    """Resolve these open letters: date them, or drop them where `at` is None."""
+    """Resolve open dead letters: set their time, or delete them where `at` is None."""
     wanted = set(letters)
     names = zip(kept["key"].to_pylist(), kept["column_name"].to_pylist(), strict=True)
     named = pa.array([name in wanted for name in names], pa.bool_())
@@ -78,11 +78,11 @@ def release(
 
 
 def forget(kept: pa.Table, table: str) -> pa.Table:
-    """Drop all letters of a table."""
+    """Delete all dead letters of a table."""
     return kept.filter(pc.not_equal(kept["table_name"], table))
 
 
 def rename(kept: pa.Table, old: str, new: str) -> pa.Table:
-    """Have the letters of a table be those of its new name."""
+    """Assign the dead letters of a table to its new name."""
     names = pc.if_else(pc.equal(kept["table_name"], old), new, kept["table_name"])
     return kept.set_column(LETTERS.get_field_index("table_name"), "table_name", names)

@@ -1,4 +1,4 @@
-"""Which rows of a segment are gone: one bit a row, least significant first, as Arrow packs them."""
+"""Deletion vectors: a segment's removed rows, one bit each, least significant first as in Arrow."""
 
 import numpy as np
 import numpy.typing as npt
@@ -15,21 +15,21 @@ def none_gone(rows: int) -> Bits:
 
 
 def are_gone(bits: Bits, positions: Numbers) -> npt.NDArray[np.bool_]:
-    """Tell for each position whether its row is gone."""
+    """Return, for each position, whether its row is removed."""
     of_eight: Bits = bits[positions >> 3] >> (positions & 7).astype(np.uint8)
     return (of_eight & 1).astype(bool)
 
 
 def remove(bits: Bits, positions: Numbers) -> None:
-    """Mark rows as gone, in place."""
+    """Mark rows as removed, in place."""
     np.bitwise_or.at(bits, positions >> 3, np.uint8(1) << (positions & 7).astype(np.uint8))
 
 
 def present(bits: Bits, rows: int) -> npt.NDArray[np.bool_]:
-    """Return a mask of the rows that are there."""
+    """Return a mask of the rows that are not removed."""
     return ~np.unpackbits(bits, count=rows, bitorder="little").astype(bool)
 
 
 def as_arrow(bits: Bits, rows: int) -> pa.BooleanArray:
-    """Return the rows that are there as an Arrow array of booleans, of which slices are free."""
+    """Return the mask of present rows as an Arrow array, which can be sliced without copying."""
     return pa.Array.from_buffers(pa.bool_(), rows, [None, pa.py_buffer(np.invert(bits))])

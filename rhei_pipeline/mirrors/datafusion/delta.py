@@ -1,9 +1,9 @@
-"""Publishes each table of a mirror as a Delta Lake table, for engines that are not ours.
+"""Publishes each table of a mirror as a Delta Lake table, for other engines.
 
-What a mirror holds is said by its manifest alone; the tables here are made from it, and can be
-deleted and made anew. A file is named by the segment it shows and by which of its rows and in
-which shape, so what is left to publish is a difference of names: a publication that was cut short
-is finished by the next one, and one that was made already changes nothing.
+Only the manifest defines what a mirror holds. The Delta tables are derived from it, and can be
+deleted and written again. A file's name is derived from its segment, the rows shown and their
+columns, so the work left is a difference of names: an interrupted publication is finished by the
+next one, and a repeated one changes nothing.
 """
 
 import hashlib
@@ -45,8 +45,8 @@ class DeltaTables:
     """The Delta tables of one mirror; only the mirror's one writer publishes.
 
     Args:
-        interval_seconds: The least time between two publications while the mirror is written.
-        retention_hours: How long files that a table does not name any more stay for its readers.
+        interval_seconds: The minimum time between two publications while the mirror is written.
+        retention_hours: How long files that a table no longer names are kept for its readers.
     """
 
     def __init__(self, interval_seconds: float = 300.0, retention_hours: int = 1) -> None:
@@ -61,9 +61,9 @@ class DeltaTables:
         }
 
     def follow(self, manifest: Manifest, gone: Iterable[StoredTable], store: SegmentStore) -> None:
-        """Publish what was just committed if the time has come, or tables have come or gone.
+        """Publish the last commit if the interval has passed, or if tables were added or removed.
 
-        Those gone have left the mirror, or have another name: their Delta tables are deleted.
+        Tables in `gone` were dropped or renamed: their Delta tables are deleted.
         """
         self.pace.note_change()
         self._gone += gone
@@ -72,7 +72,7 @@ class DeltaTables:
             self.catch_up(manifest, store)
 
     def catch_up(self, manifest: Manifest, store: SegmentStore) -> None:
-        """Bring every table to a committed state; those that stand at it are left alone.
+        """Publish every table at a committed state; tables that are up to date are skipped.
 
         A table that cannot be published is named in `pace.trouble`; the others are published.
         """
@@ -96,9 +96,9 @@ class DeltaTables:
         self.pace.note_publication()
 
     def heal(self, manifest: Manifest, name: str, store: SegmentStore) -> tuple[DamagedFile, ...]:
-        """Compare a Delta table's files with what the mirror holds; delete one that differs.
+        """Compare a Delta table's files with what the mirror holds; delete a table that differs.
 
-        It is a copy, and the next publication makes it anew. `name` is the table's in the manifest.
+        It is a copy, and the next publication writes it again. `name` is as in the manifest.
         """
         table = manifest.tables.get(name)
         if table is None:
@@ -110,7 +110,7 @@ class DeltaTables:
             store.files.delete([*store.files.names(log), *store.files.names(folder)])
             self._published.pop(folder, None)
             self.pace.note_change()
-        return tuple(DamagedFile(file, "the Delta table is made anew") for file in found)
+        return tuple(DamagedFile(file, "the Delta table is written again") for file in found)
 
     def _remove_gone(self, store: SegmentStore) -> None:
         while self._gone:
@@ -143,7 +143,7 @@ class DeltaTables:
 
 
 class _Target:
-    """A Delta table as it stands, and what is to be made of it."""
+    """A Delta table as it is, and the table to publish there."""
 
     def __init__(self, files: Files, folder: str, shape: pa.Schema) -> None:
         self.folder = folder
@@ -174,7 +174,7 @@ class _Target:
         properties: CommitProperties,
         configuration: Mapping[str, str],
     ) -> None:
-        """Make one version of the table that names exactly the files that are wanted."""
+        """Commit one version of the table that names exactly the wanted files."""
         if self._table is None or not self._fits:
             # Replaces the schema, what readers must be able to do, and all files at once.
             create_table_with_add_actions(
@@ -197,7 +197,7 @@ class _Target:
         )
 
     def vacuum(self, retention_hours: int, *, full: bool) -> None:
-        """Delete files that no version younger than so many hours names; or none at all ever."""
+        """Delete files that no version younger than these hours names; `full`: unknown ones too."""
         if self._table is not None:
             self._table.update_incremental()
             self._table.vacuum(
@@ -211,7 +211,7 @@ def _active(table: DeltaTable) -> Iterator[tuple[str, int]]:
 
 
 def _tables(manifest: Manifest) -> Iterator[tuple[str, StoredTable]]:
-    """Name the folder of each table that is published."""
+    """Yield each published table with its folder."""
     for table in manifest.tables.values():
         if not table.relation.startswith(RESERVED_PREFIX):
             yield _folder(table), table
@@ -222,7 +222,7 @@ def _folder(table: StoredTable) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return a name that no file system and no URL takes for anything else."""
+    """Return a name without characters that are special in file systems or URLs."""
     kept = (
         char if char.isascii() and (char.isalnum() or char in "_-") else f"~{ord(char):x}~"
         for char in name
@@ -231,7 +231,7 @@ def _plain(name: str) -> str:
 
 
 def _shape(table: StoredTable) -> pa.Schema:
-    """Return the columns in types that Delta has; it has no time of day, so that is text."""
+    """Return the columns in Delta's types; it has no time of day, so that becomes text."""
     seen: set[str] = set()
     for name in table.schema.names:
         if name.lower() in seen:
@@ -273,7 +273,7 @@ def _add(store: SegmentStore, table: StoredTable, segment: Segment, name: str) -
 
 
 def _damaged_files(table: StoredTable, store: SegmentStore) -> Iterator[str]:
-    """Name the files of a Delta table that are not what would be published now."""
+    """Yield the files of a Delta table that differ from what would be published now."""
     folder = _folder(table)
     try:
         target = _Target(store.files, folder, _shape(table))
@@ -296,7 +296,7 @@ def _content(store: SegmentStore, table: StoredTable, segment: Segment) -> pa.Bu
 
 
 def _is_shown_whole(table: StoredTable, segment: Segment) -> bool:
-    """Tell whether a reader of Delta makes of the segment's own file what we make of it."""
+    """Return whether Delta readers can use the segment's own file."""
     if segment.gone or segment.constants:
         return False
     wanted = {field.name: _kind(field.type) for field in table.schema}
@@ -334,14 +334,14 @@ def _application(manifest: Manifest) -> str:
 
 
 def _refuse_going_back(manifest: Manifest, table: StoredTable, target: _Target) -> None:
-    """Delta itself would take an older state after a newer one, or one state twice."""
+    """Refuse to publish an older state after a newer one, which Delta itself would allow."""
     found = target.version_of(_application(manifest))
     if found is not None and found >= manifest.version:
         raise MirrorError(
             f"its Delta table shows version {found}, and the mirror is at {manifest.version}",
             table=table.relation,
-            hint=f"let no other process write the mirror; if the mirror's files were restored,"
-            f" delete {target.folder!r} among them: it is published anew",
+            hint=f"stop any other process that writes the mirror; if the mirror's files were "
+            f"restored, delete {target.folder!r} too: it is published again",
         )
 
 
@@ -359,6 +359,6 @@ def _translated(table: StoredTable, folder: str) -> Iterator[None]:
         raise MirrorError(
             f"its Delta table {folder!r} cannot be published ({type(error).__name__})",
             table=table.relation,
-            hint=f"the mirror itself is in order; if {folder!r} is damaged, run"
-            f" 'rhei repair {table.relation}': it is published anew",
+            hint=f"the mirror itself is not affected; if {folder!r} is damaged, run"
+            f" 'rhei repair {table.relation}': it is published again",
         ) from error

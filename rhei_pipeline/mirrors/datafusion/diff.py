@@ -1,4 +1,4 @@
-"""What two tables differ in, by digests; what differs is found without holding all rows."""
+"""Finds the differences of two tables by digests, without holding all rows."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ from rhei_pipeline.model.schema import Table, TableSchema
 
 
 def differing(standing: WriteBuffer, copy: WriteBuffer) -> tuple[Numbers, Numbers]:
-    """Return the copy's places that the table lacks or has otherwise, and the table's too many."""
+    """Return the copy's positions that are new or differ, and the table's that are too many."""
     changed, extra = [_NONE], [_NONE]
     for hashes, digests, places in copy.entries():
         found = standing.find(hashes)
@@ -25,7 +25,7 @@ def differing(standing: WriteBuffer, copy: WriteBuffer) -> tuple[Numbers, Number
 
 
 def compare(draft: WriteBuffer, table: Table, rows: Iterable[pa.Table]) -> Comparison:
-    """Compare a table's present rows, digested anew, with all rows of its source."""
+    """Compare a table's present rows, with new digests, with all rows of its source."""
     schema = table.schema
     index, places = _fresh_index(draft, schema)
     seen = np.zeros(len(places), dtype=bool)
@@ -47,9 +47,9 @@ def compare(draft: WriteBuffer, table: Table, rows: Iterable[pa.Table]) -> Compa
 
 
 def repeats(hashes: KeyHashes) -> tuple[Numbers, Numbers]:
-    """Return which entries share their key with another entry, key by key, and their keys' numbers.
+    """Return which entries share their key with another one, key by key, and their keys' numbers.
 
-    Shape: two arrays of one length; entries of one key stand beside each other.
+    Shape: two arrays of one length; entries of one key are adjacent.
     """
     order = np.lexsort((hashes.checks, hashes.words))
     words, checks = hashes.words[order], hashes.checks[order]
@@ -61,7 +61,7 @@ def repeats(hashes: KeyHashes) -> tuple[Numbers, Numbers]:
 
 
 def present_repeats(draft: WriteBuffer) -> tuple[Numbers, Numbers]:
-    """Return the places of present rows that share their key, key by key, and the keys' numbers."""
+    """Return the positions of present rows with a repeated key, key by key, and key numbers."""
     words, checks = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
     places = [_NONE]
     for hashes, _, where in draft.entries():
@@ -79,7 +79,7 @@ def _distinct(keys: pa.Table) -> pa.Table:
 def compare_digests(
     draft: WriteBuffer, schema: TableSchema, parts: Iterable[pa.Table]
 ) -> tuple[list[int], pa.Table]:
-    """Compare a table's present rows with all rows of its source by the digests of its index."""
+    """Compare a table's present rows with all rows of its source by the index's digests."""
     seen, stale = [_NONE], []
     for number, part in enumerate(parts):
         found = draft.find(key_hashes(part.select(list(schema.primary_key))))

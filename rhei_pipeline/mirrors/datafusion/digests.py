@@ -1,9 +1,9 @@
-"""Hashes of keys and rows, columns at a time: what a mirror of files finds and compares rows by.
+"""Hashes of keys and rows, column by column, by which rows are found and compared.
 
-A key is found by 96 bits: of ten million rows and ten thousand look-ups a second, two keys share
-them about once in a hundred thousand million years. Two rows of one key count as the same by 64
-bits. The finaliser is splitmix64's (Steele, Lea, Flood: Fast splittable pseudorandom number
-generators, 2014), which gives different integers different hashes.
+Keys are found by 96 bits: with ten million rows and ten thousand look-ups a second, two keys
+collide about once in a hundred thousand million years. Rows of one key are compared by 64 bits.
+The finaliser is splitmix64's (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
+2014), which gives different integers different hashes.
 """
 
 import hashlib
@@ -32,13 +32,13 @@ _TEXT_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class KeyHashes:
-    """The hashes of some keys, one entry a row: 64 bits to sort by, 32 more to be certain."""
+    """The hashes of some keys, one entry a row: 64 bits to sort by, and 32 more to confirm."""
 
     words: Words
     checks: npt.NDArray[np.uint32]
 
     def take(self, rows: npt.NDArray[np.generic]) -> "KeyHashes":
-        """Keep the rows named, or those where a mask is true."""
+        """Return the rows named, or those where a mask is true."""
         return KeyHashes(self.words[rows], self.checks[rows])
 
 
@@ -54,9 +54,9 @@ def key_hashes(keys: pa.Table) -> KeyHashes:
 
 
 def table_digests(rows: pa.Table, schema: TableSchema) -> Words:
-    """Digest the columns outside the key, and of a floating key whether it is minus zero.
+    """Hash the columns outside the key, and the sign of a floating key that is zero.
 
-    The key finds its row in either form; its form is a value to keep.
+    The key finds its row with either sign; the sign itself is a value to keep.
     """
     digests = row_digests(rows.select([column.name for column in schema.value_columns]))
     for column in schema.key_columns:
@@ -67,9 +67,9 @@ def table_digests(rows: pa.Table, schema: TableSchema) -> Words:
 
 
 def row_digests(rows: pa.Table) -> Words:
-    """Digest the columns given, whatever their order; a null counts as a column that is not there.
+    """Hash the columns given, in any order; a null counts as an absent column.
 
-    So a digest stays true when a column is added, or when integers and floats are widened.
+    So a digest stays valid when a column is added, or when integers and floats are widened.
     """
     digests = np.zeros(rows.num_rows, dtype=np.uint64)
     for name, column in zip(rows.column_names, rows.columns, strict=True):
@@ -100,7 +100,7 @@ def _column(column: pa.ChunkedArray, seed: np.uint64) -> Words:
 
 
 def _array(values: pa.Array, seed: np.uint64) -> Words:
-    """See values as words; a null's word is arbitrary."""
+    """Return values as 64-bit words; a null's word is arbitrary."""
     kind = values.type
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
         return np.concatenate([_texts(part, seed) for part in _text_parts(values)])

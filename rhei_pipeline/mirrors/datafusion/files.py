@@ -1,4 +1,4 @@
-"""Where a mirror's files rest, and the way to keep them in memory."""
+"""The interface to a mirror's files, and its implementation in memory."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +15,7 @@ _SET_ASIDE = "set-aside"
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What stands under a file's name, as far as that can be had without reading it.
+    """What is known of a stored file without reading it.
 
     Attributes:
         tag: Changes whenever the file is written again.
@@ -37,10 +37,10 @@ class Sink(Protocol):
 
 
 class Files(Protocol):
-    """Files that are written once, whole, and then read or deleted. Folders are parted by `/`.
+    """Files that are written once, and then only read or deleted. Folders are separated by `/`.
 
     Attributes:
-        remote: Asking for a file's mark is a request over the network, and its tag outlives this
+        remote: Reading a file's mark is a network request, and its tag is valid beyond this
             process.
     """
 
@@ -48,48 +48,48 @@ class Files(Protocol):
 
     @property
     def root(self) -> str | None:
-        """The path that a file's name is added to; None where files have none."""
+        """The path that file names are relative to; None where files have no path."""
 
     @property
     def storage_options(self) -> dict[str, str]:
-        """How others reach the files: options by the names that object stores' clients know."""
+        """Options to reach the files, by the names that object stores' clients know."""
 
     def put(self, name: str, content: pa.Buffer) -> Mark | None:
-        """Write a file; it counts once `flush` has returned.
+        """Write a file; it is durable once `flush` has returned.
 
         Returns:
-            What stands there now; None where files cannot be damaged.
+            The mark of the written file; None where files cannot be damaged.
         """
 
     def write(self, name: str, fill: Fill) -> Mark | None:
         """Write a file piece by piece; as `put` does."""
 
     def mark(self, name: str) -> Mark | None:
-        """Return what stands under a name; None where nothing does."""
+        """Return the mark of a file; None if there is none."""
 
     def set_aside(self, names: Iterable[str]) -> None:
-        """Move files where no reader looks; those that are missing do not matter."""
+        """Move files out of readers' sight; missing ones are ignored."""
 
     def remember(self, version: int) -> None:
-        """Keep the number of the newest manifest apart from the manifests; cheap, never fails."""
+        """Store the number of the newest manifest apart from the manifests; cheap, never fails."""
 
     def remembered(self) -> int:
-        """Return the number that was kept last; 0 where none can be read."""
+        """Return the number that was stored last; 0 where none can be read."""
 
     def link(self, name: str, standing: str) -> None:
-        """Give a file a second name; it counts once `flush` has returned."""
+        """Give a file a second name; it is durable once `flush` has returned."""
 
     def flush(self) -> None:
-        """Return once all files written are there to stay."""
+        """Return once all written files are durable."""
 
     def harden(self, folder: str) -> None:
-        """Return once what others wrote into a folder is there to stay."""
+        """Return once what others wrote into a folder is durable."""
 
     def create(self, name: str, content: bytes) -> None:
-        """Write a file at once and for good, unless it exists.
+        """Write a file atomically and durably, unless it exists.
 
         Raises:
-            MirrorBusyError: It exists: somebody else wrote it.
+            MirrorBusyError: It exists: another process wrote it.
         """
 
     def get(self, name: str) -> pa.Buffer:
@@ -101,28 +101,28 @@ class Files(Protocol):
         """
 
     def size(self, name: str) -> int:
-        """Return a file's bytes."""
+        """Return a file's size in bytes."""
 
     def names(self, folder: str) -> dict[str, int]:
-        """Return the names of a folder's files, and their bytes."""
+        """Return the names of a folder's files, and their sizes in bytes."""
 
     def delete(self, names: Iterable[str]) -> None:
-        """Delete files; those that are gone already do not matter."""
+        """Delete files; missing ones are ignored."""
 
     def abandoned(self, folder: str) -> set[str]:
-        """Return a folder's files, except those that a commit under way may be about to name."""
+        """Return a folder's files, except those that a running commit may be about to name."""
 
     def register(self, context: SessionContext) -> None:
-        """Let a session read files where they are."""
+        """Enable a DataFusion session to read the files."""
 
     def pin(self, version: int) -> AbstractContextManager[None]:
-        """Hold a version's files for the length of the block, however the process may end."""
+        """Keep a version's files during the block, even if the process is killed."""
 
     def pinned(self) -> set[int]:
         """Return the versions that readers in other processes hold."""
 
     def close(self) -> None:
-        """Let others write; safe to repeat."""
+        """Release the lock; safe to repeat."""
 
 
 class MemoryFiles:
@@ -136,7 +136,7 @@ class MemoryFiles:
         self._content: dict[str, pa.Buffer] = {}
 
     def put(self, name: str, content: pa.Buffer) -> None:
-        """Keep a file."""
+        """Store a file."""
         self._content[name] = content
 
     def write(self, name: str, fill: Fill) -> None:
@@ -144,19 +144,19 @@ class MemoryFiles:
         self.put(name, gathered(fill))
 
     def mark(self, name: str) -> Mark | None:
-        """Return a file's bytes."""
+        """Return a file's mark."""
         found = self._content.get(name)
         return None if found is None else Mark(found.size, "")
 
     def set_aside(self, names: Iterable[str]) -> None:
-        """Forget files."""
+        """Delete files."""
         self.delete(names)
 
     def remember(self, version: int) -> None:
-        """Nothing of it stays anyway."""
+        """Do nothing: memory files do not outlive the process."""
 
     def remembered(self) -> int:
-        """Nothing was kept."""
+        """Return 0: nothing was stored."""
         return 0
 
     def link(self, name: str, standing: str) -> None:
@@ -164,13 +164,13 @@ class MemoryFiles:
         self._content[name] = self._content[standing]
 
     def flush(self) -> None:
-        """Nothing of it stays anyway."""
+        """Do nothing: memory files do not outlive the process."""
 
     def harden(self, folder: str) -> None:
-        """Nobody else writes here."""
+        """Do nothing: no other process writes here."""
 
     def create(self, name: str, content: bytes) -> None:
-        """Keep a file; nobody else writes here."""
+        """Store a file; no other process writes here."""
         self._content[name] = pa.py_buffer(content)
 
     def get(self, name: str) -> pa.Buffer:
@@ -178,37 +178,37 @@ class MemoryFiles:
         return self._content[name]
 
     def size(self, name: str) -> int:
-        """Return a file's bytes."""
+        """Return a file's size in bytes."""
         return int(self._content[name].size)
 
     def names(self, folder: str) -> dict[str, int]:
-        """Return the names of a folder's files, and their bytes."""
+        """Return the names of a folder's files, and their sizes in bytes."""
         lead = f"{folder}/"
         found = list(self._content.items())
         return {name: kept.size for name, kept in found if name.startswith(lead)}
 
     def delete(self, names: Iterable[str]) -> None:
-        """Forget files."""
+        """Delete files."""
         for name in names:
             self._content.pop(name, None)
 
     def abandoned(self, folder: str) -> set[str]:
-        """Return all files of a folder: nobody else writes here."""
+        """Return all files of a folder: no other process writes here."""
         return set(self.names(folder))
 
     def register(self, context: SessionContext) -> None:
         """Do nothing: a session is given the rows themselves."""
 
     def pin(self, version: int) -> AbstractContextManager[None]:  # noqa: ARG002
-        """Do nothing: nobody else deletes here."""
+        """Do nothing: no other process deletes here."""
         return nullcontext()
 
     def pinned(self) -> set[int]:
-        """Nobody else reads here."""
+        """Return no version: no other process reads here."""
         return set()
 
     def close(self) -> None:
-        """Forget everything."""
+        """Delete all files."""
         self._content.clear()
 
 
@@ -220,22 +220,22 @@ def gathered(fill: Fill) -> pa.Buffer:
 
 
 def aside(name: str) -> str:
-    """Return the name that a file has once it is set aside."""
+    """Return the name that a file has after it was set aside."""
     return f"{_SET_ASIDE}/{name.replace('/', '-')}"
 
 
 def missing(root: str, name: str) -> MirrorDamagedError:
-    """Return the error for a file that is not there."""
+    """Return the error for a file that does not exist."""
     return MirrorDamagedError(
-        f"mirror {root!r} lacks its file {name!r}",
+        f"mirror {root!r} has lost its file {name!r}",
         file=name,
         hint="restore it, or run 'rhei repair' with the table that needs it",
     )
 
 
 def committed_meanwhile(root: str) -> MirrorBusyError:
-    """Say that somebody else committed since this process looked."""
+    """Return the error for a commit that another process has made in the meantime."""
     return MirrorBusyError(
-        f"mirror {root!r} was written by another process meanwhile",
-        hint="one process writes a mirror at a time: end the other one, and sync again",
+        f"mirror {root!r} was written by another process at the same time",
+        hint="only one process can write a mirror: stop the other one, and sync again",
     )

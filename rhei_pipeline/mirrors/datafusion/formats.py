@@ -1,4 +1,4 @@
-"""How a segment's rows are written: Arrow IPC, mapped into memory as it stands, or Parquet."""
+"""The formats of a segment's rows: Arrow IPC, which is memory-mapped, or Parquet."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -24,7 +24,7 @@ _COMPRESSION_LEVEL = 1  # further levels take twice the time to save a tenth
 
 
 class Format(Protocol):
-    """A way to write rows."""
+    """A file format for rows."""
 
     suffix: str
 
@@ -42,7 +42,7 @@ class Format(Protocol):
 
 
 class Ipc:
-    """Arrow IPC, uncompressed: reading is mapping."""
+    """Arrow IPC, uncompressed: reading maps the file into memory."""
 
     suffix = ".arrow"
 
@@ -53,17 +53,17 @@ class Ipc:
                 writer.write_table(part.combine_chunks())
 
     def read(self, content: pa.Buffer, columns: Sequence[str]) -> pa.Table:
-        """Point at the rows where they are."""
+        """Return the rows without copying."""
         return pa.ipc.open_file(content).read_all().select(list(columns))
 
     def parts(self, content: pa.Buffer, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Point at each part."""
+        """Yield each record batch without copying."""
         found = self.read(content, columns)
         for batch in found.to_batches():
             yield pa.Table.from_batches([batch], found.schema)
 
     def take(self, content: pa.Buffer, columns: Sequence[str], positions: Numbers) -> pa.Table:
-        """Take rows from where they are."""
+        """Return the rows at these positions."""
         batches = self.read(content, columns)
         chunks = batches.to_batches()
         starts = _starts([chunk.num_rows for chunk in chunks])
@@ -76,9 +76,9 @@ class Ipc:
 
 
 class Parquet:
-    """Parquet with statistics for each row group and page, but of floating columns.
+    """Parquet with statistics for each row group and page, except for floating columns.
 
-    Statistics leave NaN out, and engines believe them: of NaN, 5 and 5 they make 5, 5 and 5.
+    Statistics ignore NaN, and engines trust them: for NaN, 5 and 5 they would answer 5, 5 and 5.
     """
 
     suffix = ".parquet"
@@ -106,13 +106,13 @@ class Parquet:
         return self._open(content).read(list(columns))
 
     def parts(self, content: pa.Buffer, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Read a row group at a time."""
+        """Yield one row group at a time."""
         file = self._open(content)
         for group in range(file.metadata.num_row_groups):
             yield file.read_row_group(group, list(columns))
 
     def take(self, content: pa.Buffer, columns: Sequence[str], positions: Numbers) -> pa.Table:
-        """Read the row groups that hold one of the rows."""
+        """Return the rows at these positions; only the row groups that hold them are read."""
         file = self._open(content)
         counts = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
         starts = _starts(counts)
@@ -123,7 +123,7 @@ class Parquet:
         return rows.take(pa.array(read_at[which] + positions - starts[where]))
 
     def misleads(self, content: pa.Buffer) -> bool:
-        """Return whether an older file holds a NaN, which its statistics leave out."""
+        """Return whether an older file holds a NaN, which its statistics ignore."""
         file = self._open(content)
         floating = [f.name for f in file.schema_arrow if pa.types.is_floating(f.type)]
         if not floating:

@@ -1,4 +1,4 @@
-"""Functions in DataFusion by which a query ends where only the source answers exactly."""
+"""DataFusion functions that end a query with an error where only the source answers exactly."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -8,7 +8,7 @@ from rhei_pipeline.model.semantics import APART, FINITE, NEAR, ONLY_SOURCE
 
 
 def register(context: SessionContext) -> None:
-    """Give a session the functions that translated queries call."""
+    """Register the functions that translated queries call in a session."""
     boolean, double = pa.bool_(), pa.float64()
     context.register_udf(udf(_only_source, [boolean], boolean, "immutable", ONLY_SOURCE))
     context.register_udf(udf(_finite, [double], double, "immutable", FINITE))

@@ -1,4 +1,4 @@
-"""Where each key's row stands in a segment: sorted hashes, searched without reading the rows."""
+"""The key index of a segment: sorted hashes, searched without reading the rows."""
 
 from dataclasses import dataclass, field
 
@@ -19,12 +19,12 @@ _BUCKET_BITS = 5
 
 @dataclass(frozen=True, slots=True)
 class KeyIndex:
-    """One entry a row of a segment, in the order of the hashes.
+    """One entry for each row of a segment, ordered by hash.
 
     Attributes:
         hashes: The keys' hashes; `words` ascend.
         payloads: The row's digest; for a version that has ended, its end in microseconds.
-        positions: Where the row stands in the segment.
+        positions: The row's position in the segment.
     """
 
     hashes: KeyHashes
@@ -35,13 +35,13 @@ class KeyIndex:
 
     @classmethod
     def build(cls, hashes: KeyHashes, payloads: Words) -> "KeyIndex":
-        """Index rows, given in the order they stand in."""
+        """Return the index of rows, given in their order in the segment."""
         order = np.argsort(hashes.words, kind="stable")
         return cls(hashes.take(order), payloads[order], order.astype(np.uint32))
 
     @classmethod
     def decode(cls, buffer: pa.Buffer) -> "KeyIndex":
-        """Read what `encode` wrote, without copying."""
+        """Read the output of `encode`, without copying."""
         rows = buffer.size // _BYTES_PER_ROW
         words = np.frombuffer(buffer, np.uint64, rows)
         payloads = np.frombuffer(buffer, np.uint64, rows, 8 * rows)
@@ -50,15 +50,15 @@ class KeyIndex:
         return cls(KeyHashes(words, checks), payloads, positions)
 
     def encode(self) -> pa.Buffer:
-        """Write the columns one after the other, without a header."""
+        """Return the columns one after the other, without a header."""
         parts = (self.hashes.words, self.payloads, self.positions, self.hashes.checks)
         return pa.py_buffer(b"".join(part.tobytes() for part in parts))
 
     def find(self, sought: KeyHashes) -> tuple[Numbers, Numbers]:
-        """Find keys; the cost follows the number sought.
+        """Find keys; the cost depends on the number of keys sought.
 
         Returns:
-            For each match: which of the keys sought, and which entry of this index.
+            For each match: the number of the sought key, and the number of this index's entry.
         """
         if not len(self.positions) or not len(sought.words):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -76,10 +76,11 @@ class KeyIndex:
         return needles[certain], entries[certain]
 
     def _lowest(self, words: Words) -> Numbers:
-        """Return where each word would be put, the first of its equals.
+        """Return the insertion point of each word, before any equal ones.
 
-        Hashes are even, so their leading bits tell about where; a directory of these stays in the
-        processor's cache, where a plain search misses it at nearly every step.
+        Hashes are evenly distributed, so their leading bits give the approximate position. A
+        directory of these fits in the processor's cache, which a plain binary search misses at
+        nearly every step.
         """
         if len(self.positions) < _DIRECTORY_FROM:
             found: Numbers = np.searchsorted(self.hashes.words, words)
@@ -105,12 +106,12 @@ class KeyIndex:
         return self._starts[0]
 
     def _repeats(self, low: Numbers, words: Words) -> bool:
-        """Tell whether any of these words has a second entry; seldom, but in histories."""
+        """Return whether any of these words has a second entry, which is rare except in history."""
         following = np.minimum(low + 1, len(self.positions) - 1)
         return bool(((self.hashes.words[following] == words) & (following > low)).any())
 
     def in_row_order(self) -> tuple[KeyHashes, Words]:
-        """Return hashes and payloads in the order in which the rows stand."""
+        """Return hashes and payloads in the order of the segment's rows."""
         words, payloads = np.empty_like(self.hashes.words), np.empty_like(self.payloads)
         checks = np.empty_like(self.hashes.checks)
         words[self.positions] = self.hashes.words

@@ -1,4 +1,4 @@
-"""A mirror's files in a directory of one file system."""
+"""A mirror's files in a local directory."""
 
 import fcntl
 import os
@@ -38,7 +38,7 @@ class LocalFiles:
 
     Args:
         path: The directory, created when it is missing.
-        writing: Hold the lock that makes this process the one writer.
+        writing: Take the lock that makes this process the only writer.
         lock_timeout_seconds: How long to wait for it.
 
     Raises:
@@ -83,7 +83,7 @@ class LocalFiles:
         return mark
 
     def mark(self, name: str) -> Mark | None:
-        """Ask the file system."""
+        """Return the file's inode, modification time and size."""
         with self._translated():
             try:
                 return _mark((self._path / name).stat())
@@ -91,7 +91,7 @@ class LocalFiles:
                 return None
 
     def set_aside(self, names: Iterable[str]) -> None:
-        """Rename files into a folder of their own."""
+        """Rename files into a folder for them."""
         with self._translated():
             for name in names:
                 target = self._path / aside(name)
@@ -119,7 +119,7 @@ class LocalFiles:
         return version if proof == _proof(version) else 0
 
     def link(self, name: str, standing: str) -> None:
-        """Give a file a second name; it takes no room."""
+        """Create a hard link; it needs no space."""
         file = self._path / name
         with self._translated():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ class LocalFiles:
         self._touched.add(file.parent)
 
     def flush(self) -> None:
-        """Bring all files and the folders that name them to the disk."""
+        """Sync all written files and their folders to the disk."""
         with self._translated():
             for path in [*self._unsynced, *self._touched]:
                 _sync(path)
@@ -136,13 +136,13 @@ class LocalFiles:
         self._touched.clear()
 
     def harden(self, folder: str) -> None:
-        """Bring a folder and its files to the disk."""
+        """Sync a folder and its files to the disk."""
         with self._translated():
             for path in [*(self._path / folder).glob("*"), self._path / folder]:
                 _sync(path)
 
     def create(self, name: str, content: bytes) -> None:
-        """Write beside, bring to the disk, then link: a name appears with its whole content."""
+        """Write a temporary file, sync it, then link it: the name appears with its full content."""
         file = self._path / name
         partial = file.with_name(file.name + _PARTIAL)
         with self._translated():
@@ -166,12 +166,12 @@ class LocalFiles:
                 return mapped.read_buffer()
 
     def size(self, name: str) -> int:
-        """Return a file's bytes."""
+        """Return a file's size in bytes."""
         with self._translated():
             return (self._path / name).stat().st_size
 
     def names(self, folder: str) -> dict[str, int]:
-        """Return the names of a folder's files, and their bytes."""
+        """Return the names of a folder's files, and their sizes in bytes."""
         found = {}
         with self._translated():
             for entry in (self._path / folder).glob("*"):
@@ -184,7 +184,7 @@ class LocalFiles:
         return found
 
     def delete(self, names: Iterable[str]) -> None:
-        """Delete files; what is mapped or open stays readable until it is let go."""
+        """Delete files; those that are mapped or open stay readable until they are released."""
         with self._translated():
             for name in names:
                 (self._path / name).unlink(missing_ok=True)
@@ -192,7 +192,7 @@ class LocalFiles:
 
     @contextmanager
     def pin(self, version: int) -> Iterator[None]:
-        """Hold a version's files for the length of the block, however the process may end."""
+        """Keep a version's files during the block, even if the process is killed."""
         pin = self._path / _PINS / f"{version}-{uuid.uuid4().hex}"
         with self._translated():
             pin.parent.mkdir(exist_ok=True)
@@ -205,14 +205,14 @@ class LocalFiles:
             os.close(descriptor)
 
     def abandoned(self, folder: str) -> set[str]:
-        """Return all files of a folder: who asks holds the lock."""
+        """Return all files of a folder: the caller holds the lock."""
         return set(self.names(folder))
 
     def register(self, context: SessionContext) -> None:
-        """Do nothing: a session reads paths as they are."""
+        """Do nothing: a session reads paths directly."""
 
     def pinned(self) -> set[int]:
-        """Return the versions that living readers hold; what dead ones left is swept away."""
+        """Return the versions that live readers hold, and delete the pins of dead ones."""
         found = set()
         for pin in (self._path / _PINS).glob("*"):
             if _is_held(pin):
@@ -222,7 +222,7 @@ class LocalFiles:
         return found
 
     def close(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.release()
 
@@ -235,7 +235,7 @@ class LocalFiles:
         except OSError as error:
             raise MirrorError(
                 f"mirror {self.root!r} cannot be used: {error.strerror or error}",
-                hint="mend this, then try again; what was committed is not touched",
+                hint="fix this, then try again; committed data is not affected",
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""One committed state of a mirror of files: which segments make up each table, and the ledger."""
+"""One committed state of a mirror of files: the segments of each table, and the ledger."""
 
 import json
 import zlib
@@ -45,7 +45,7 @@ _HISTORY = {field.name for field in HISTORY_FIELDS}
 
 @dataclass(frozen=True, slots=True)
 class DeletionVector:
-    """Where the bitmap of a segment's removed rows stands: a part of a file of such bitmaps."""
+    """The location of a segment's deletion vector within a file of such vectors."""
 
     file: str
     offset: int
@@ -54,7 +54,7 @@ class DeletionVector:
 
 @dataclass(frozen=True, slots=True)
 class VersionEndsPart:
-    """Where some of a segment's endings stand: a part of a file of such parts."""
+    """The location of some of a segment's version ends within a file of such parts."""
 
     file: str
     offset: int
@@ -69,10 +69,10 @@ class Segment:
         schema: The columns in the file, without the row number that each segment has.
         constants: Columns that are not in the file and have one value, as a number or a text.
         past: The rows are versions that have ended.
-        tag: Segments with different tags are never folded into one.
+        tag: Segments with different tags are never merged.
         gone: The rows that have been removed, or whose versions have ended.
         ended: The versions that have ended, of those that are gone.
-        written_at: When it was written; None for one of before this was kept.
+        written_at: When it was written; None if it is older than this field.
     """
 
     name: str
@@ -88,28 +88,28 @@ class Segment:
 
     @property
     def ended_rows(self) -> int:
-        """How many rows are of versions that have ended."""
+        """Number of rows of versions that have ended."""
         return sum(part.rows for part in self.ended)
 
     @property
     def hidden_rows(self) -> int:
-        """How many rows no reader is to see."""
+        """Number of rows that no reader sees."""
         return self.rows - self.present_rows - self.ended_rows
 
     @property
     def present_rows(self) -> int:
-        """How many rows are valid now."""
+        """Number of current rows."""
         return self.rows - (self.gone.rows if self.gone else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class TableShape:
-    """What a table was built for.
+    """The source table and key that a table was built for.
 
     Attributes:
         name: The source table's name.
         primary_key: The key by which its index finds rows.
-        set_aside: It is a history that is kept under this name, and follows no source table.
+        set_aside: It is a history kept under this name, and follows no source table.
     """
 
     name: str
@@ -123,9 +123,9 @@ class StoredTable:
 
     Attributes:
         begins_at: When its history begins, where it keeps one and this is known.
-        left: Columns that the source has no more, and when that was noticed.
+        left: Columns that the source no longer has, and when that was noticed.
         gaps_until: Versions that ended before this may lack their successors: files were lost.
-        built: What it was built for; None for one of before this was recorded.
+        built: What it was built for; None if it is older than this field.
     """
 
     namespace: str | None
@@ -139,7 +139,7 @@ class StoredTable:
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether it holds rows of a source table; not a copy under way, nor snapshots."""
+        """Whether it holds rows of a source table; not a running copy, nor snapshots."""
         return self.namespace != SNAPSHOTS and not self.relation.startswith(RESERVED_PREFIX)
 
     def as_mirrored(self) -> Table:
@@ -161,11 +161,11 @@ class Manifest:
 
     Attributes:
         version: Grows by one with each commit.
-        storage: How the rows rest.
+        storage: How the rows are stored.
         tables: By the quoted name that SQL gives them, `sql.mirror_table`.
         letters: The file that holds the dead letters; None while there are none.
-        owner: Whose it is; None where that was never recorded.
-        files: The checksum of every file named, but for those of an earlier format.
+        owner: The source and pipeline it belongs to; None if never recorded.
+        files: The checksum of every named file, except those of an earlier format.
     """
 
     version: int
@@ -179,7 +179,7 @@ class Manifest:
     files: Mapping[str, Checksum] = field(default_factory=lambda: MappingProxyType({}))
 
     def name_of(self, table: StoredTable) -> str:
-        """Return the name by which a pipeline knows a table, or the one it was made from."""
+        """Return the source's name of a table, or of the table it was derived from."""
         relation = table.relation.removeprefix(COPY_PREFIX)
         if table.built is not None and table.is_mirrored:
             return table.built.name
@@ -195,7 +195,7 @@ class Manifest:
         return [segment for table in self.tables.values() for segment in table.segments]
 
     def encode(self) -> bytes:
-        """Write it as JSON, which its own checksum ends."""
+        """Return it as JSON that ends with its own checksum."""
         content = json.dumps(
             {
                 "format": FORMAT,
@@ -215,7 +215,7 @@ class Manifest:
 
     @classmethod
     def decode(cls, text: bytes, file: str, mirror: str = MEMORY) -> "Manifest":
-        """Read what `encode` wrote.
+        """Read the output of `encode`.
 
         Raises:
             MirrorDamagedError: It is not what was written.
@@ -256,7 +256,7 @@ class Manifest:
 
 
 def _unsealed(text: bytes) -> bytes:
-    """Return the JSON without its checksum, which has to be right; earlier formats have none."""
+    """Return the JSON without its checksum, after checking it; earlier formats have none."""
     content = text[: -len(_SEAL % 0)] + b"}"
     if text == content[:-1] + _SEAL % zlib.crc32(content):
         return content

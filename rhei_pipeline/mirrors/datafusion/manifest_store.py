@@ -1,7 +1,7 @@
-"""The manifests of a mirror: the newest is what it holds, a few older ones are kept, the rest goes.
+"""The manifests of a mirror: the newest is the current state, a few older ones are kept.
 
-Files that no kept manifest names are orphans: of a writer that was killed, or of a past that
-nobody reads any more. They are deleted, and nothing else ever is.
+Files that no kept manifest names are orphans: of a writer that was killed, or of a state that
+nobody reads any more. Only orphans are deleted.
 """
 
 import re
@@ -19,7 +19,7 @@ _NAME = re.compile(rf"{_FOLDER}/(\d+)\.json")
 
 
 class ManifestStore:
-    """All manifests among some files.
+    """All manifests of one mirror.
 
     Args:
         retained: How many to keep, the newest among them; at least one.
@@ -31,7 +31,7 @@ class ManifestStore:
         self._known: dict[int, Manifest] = {}
 
     def newest(self) -> Manifest | None:
-        """Return what was committed last; None in a mirror that begins.
+        """Return what was committed last; None in a new mirror.
 
         Raises:
             MirrorDamagedError: It is damaged or missing.
@@ -42,7 +42,7 @@ class ManifestStore:
         return found
 
     def newest_whole(self) -> tuple[Manifest | None, MirrorDamagedError | None]:
-        """Return the newest state that can be read, and what is wrong if it is not the last one."""
+        """Return the newest readable state, and the damage if it is not the last one."""
         last, damage = self._files.remembered(), None
         versions = self.versions()
         if last > (versions[-1] if versions else 0):
@@ -55,7 +55,7 @@ class ManifestStore:
         return None, damage
 
     def versions(self) -> list[int]:
-        """Return the versions that are kept, in their order."""
+        """Return the versions that are kept, in order."""
         found = (_NAME.fullmatch(name) for name in self._files.names(_FOLDER))
         return sorted(int(match[1]) for match in found if match)
 
@@ -63,7 +63,7 @@ class ManifestStore:
         """Read one manifest.
 
         Raises:
-            MirrorDamagedError: It is not kept any more, or damaged.
+            MirrorDamagedError: It is no longer kept, or damaged.
             MirrorError: A newer version of this package wrote it.
         """
         found = self._known.get(version)
@@ -75,20 +75,20 @@ class ManifestStore:
         return found
 
     def set_aside_after(self, version: int) -> int:
-        """Move all manifests newer than a version out of the way.
+        """Set aside all manifests newer than a version.
 
         Returns:
-            The number that no later manifest may go below.
+            The lowest number that later manifests may use.
         """
         newer = [found for found in self.versions() if found > version]
         self._files.set_aside([_name(found) for found in newer])
         return max([version, self._files.remembered(), *newer])
 
     def commit(self, manifest: Manifest) -> None:
-        """Make a state the newest one: from here on it counts, before here it does not exist.
+        """Commit a state: make it the newest one, atomically.
 
         Raises:
-            MirrorBusyError: Somebody else has committed since this state was begun.
+            MirrorBusyError: Another process has committed since this state was begun.
         """
         self._files.flush()
         self._files.create(_name(manifest.version), manifest.encode())
@@ -96,11 +96,11 @@ class ManifestStore:
         self._known[manifest.version] = manifest
 
     def collect(self, store: SegmentStore, in_use: Callable[[], set[int]]) -> int:
-        """Drop manifests beyond those retained or in use, and the files only they name.
+        """Delete manifests beyond those retained or in use, and the files only they name.
 
         Args:
             store: Knows the files that a manifest names.
-            in_use: Tells which versions somebody holds now.
+            in_use: Returns the versions that readers hold now.
 
         Returns:
             How many files were deleted.
@@ -121,7 +121,7 @@ class ManifestStore:
         return len(orphans)
 
     def collect_orphans(self, store: SegmentStore) -> int:
-        """Delete files that no manifest names; only while nobody else may write."""
+        """Delete files that no manifest names; only while no other process can write."""
         versions = self.versions()
         if not self._files.pinned().issubset(versions):
             return 0  # somebody reads a state whose files nobody can name any more
@@ -142,8 +142,8 @@ class ManifestStore:
         return MirrorDamagedError(
             f"mirror {self._files.root!r}: its newest manifest {name!r} {fault}",
             file=name,
-            hint="restore it, or run 'rhei repair' with any table: the mirror then goes back to the"
-            " state before, and the next sync brings it up to its source",
+            hint="restore it, or run 'rhei repair' with any table: the mirror then returns to its "
+            "state before that, and the next sync brings it up to date",
         )
 
 

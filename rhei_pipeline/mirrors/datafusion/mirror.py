@@ -1,7 +1,7 @@
 """A mirror in files that DataFusion reads: immutable segments, and a manifest that names them.
 
-A commit is the one moment at which a new manifest appears. Rows and watermark of all tables are
-in it together, and whoever opened an earlier one goes on reading the files it names.
+A commit is the creation of a new manifest, which holds rows and watermarks of all tables
+together. Readers of an earlier manifest continue to read the files it names.
 """
 
 import logging
@@ -75,7 +75,7 @@ class DataFusionMirror:
         storage: `memory`, `ipc`, `parquet` or `delta`.
         path: The directory, created when it is missing; a URL in an object store, for `parquet`
             and `delta`; in memory, `:memory:`.
-        access: How the object store is reached; left out: as the environment says.
+        access: How the object store is reached; left out: from environment variables.
         delta: The tables published for other engines, for `delta`.
         lock_timeout_seconds: How long to wait while another process writes the mirror.
         retained_manifests: How many committed states stay readable.
@@ -126,8 +126,9 @@ class DataFusionMirror:
             self._manifests.commit(found)
         if found.storage != self.storage:
             raise MirrorError(
-                f"mirror {self.path!r} rests as {found.storage!r}, not as {self.storage!r}",
-                hint="declare its storage, or give another path",
+                f"mirror {self.path!r} was created with storage {found.storage!r}, not "
+                f"{self.storage!r}",
+                hint="declare that storage, or use another path",
             )
         self._store.learn(found)
         self._look_at_sizes(found)
@@ -137,16 +138,16 @@ class DataFusionMirror:
 
     @property
     def folds_names(self) -> bool:
-        """False: a name is found as it is written, or in lower case."""
+        """False: a name is found as written, or in lower case."""
         return False
 
     @property
     def owner(self) -> str | None:
-        """Whose it is, as recorded."""
+        """The source and pipeline it belongs to, as recorded."""
         return self._manifest.owner
 
     def claim(self, owner: str, *, anew: bool) -> None:
-        """Record whose it is; with `anew`, no position counts any more: tables are copied again."""
+        """Record the owner; with `anew`, no position is proved any more and tables are copied."""
         with self._lock, self._undoing():
             base = self._manifest
             claimed = replace(
@@ -159,14 +160,14 @@ class DataFusionMirror:
             self._commit(claimed)
 
     def _look_at_sizes(self, manifest: Manifest) -> None:
-        """Compare all files with what was written, as far as a listing tells."""
+        """Compare the sizes of all files with what was written, by a listing."""
         named = list(self._store.files_of(manifest))
         if named and self._files.root is not None:
             for file in self._store.checked.compare_sizes(self._files.names(DATA), named):
                 _log.error("mirror %r: file %r is damaged or missing", self.path, file)
 
     def ledger(self) -> Ledger:
-        """Return what is recorded, as last committed; nobody else can write."""
+        """Return what is recorded, as last committed; no other process can write."""
         self._refuse_unusable()
         return self._manifest.ledger
 
@@ -190,10 +191,10 @@ class DataFusionMirror:
                 self._commit(manifest)
 
     def maintain(self, max_rows: int = MAINTENANCE_ROWS) -> MaintenanceReport:
-        """Fold what a cycle leaves: small segments into large ones, and those that lost rows.
+        """Merge small segments into large ones, and rewrite those with many deleted rows.
 
-        Safe at any time and safe to repeat; readers notice nothing but the speed. Writes about
-        `max_rows` rows at most; a call that reaches it says so, and the next one goes on.
+        Safe at any time and safe to repeat; readers are not interrupted. Writes about `max_rows`
+        rows at most; a call that reaches this limit reports it, and the next one continues.
         """
         with self._lock, self._undoing():
             tables, report = maintained(self._manifest.tables, self._store, max_rows)
@@ -220,7 +221,7 @@ class DataFusionMirror:
         return []
 
     def heal(self, table: Table) -> tuple[DamagedFile, ...]:
-        """Check all files of a table; leave out what is damaged, so that a copy can mend it."""
+        """Check all files of a table; remove damaged ones, so that a copy can repair the table."""
         with self._lock, self._undoing(despite_damage=True):
             base, healing = self._manifest, TableRepair(table, self._store)
             if self._damage is not None:
@@ -241,7 +242,7 @@ class DataFusionMirror:
         return tuple(healing.found)
 
     def confirm(self) -> None:
-        """Publish what is due; the newest manifest is known by its number."""
+        """Publish what is due; file mirrors need no other confirmation."""
         if self._delta is not None and self._delta.pace.due:
             with self._lock:
                 self._refuse_unusable()
@@ -249,11 +250,11 @@ class DataFusionMirror:
 
     @property
     def not_published(self) -> RheiError | None:
-        """Why a Delta table could not be published; None where all were, or there are none."""
+        """Why a Delta table could not be published; None if all were, or there are none."""
         return self._delta.pace.trouble if self._delta else None
 
     def gaps_until(self, table: Table) -> datetime | None:
-        """Return until when a repair has left gaps in a history."""
+        """Return until when a history may have gaps, because a repair lost files."""
         stored = self._manifest.tables.get(mirror_table(table.schema))
         return stored.gaps_until if stored else None
 
@@ -262,8 +263,8 @@ class DataFusionMirror:
     ) -> Manifest:
         base = self._manifest
         outcome = (
-            f"the mirror goes back to its state of {base.committed_at:%Y-%m-%d %H:%M:%S} UTC;"
-            " what the source still holds of the changes since is applied again"
+            f"the mirror returns to its state of {base.committed_at:%Y-%m-%d %H:%M:%S} UTC;"
+            " later changes that the source still holds are applied again"
         )
         healing.found.append(DamagedFile(damage.file, outcome))
         return replace(base, version=self._manifests.set_aside_after(base.version))
@@ -325,10 +326,10 @@ class DataFusionMirror:
             return self._session.query(sql, params, manifest, cancel, most_bytes)
 
     def stream(self, sql: str, params: Params, rows: int, begun: Begun | None = None) -> Streamed:
-        """Run one read-only statement, and return its rows as they come, all of one state.
+        """Run one read-only statement, and return its rows in batches, all of one state.
 
         Raises:
-            QueryError: It is not one reading statement, or DataFusion refuses it.
+            QueryError: It is not one read-only statement, or DataFusion refuses it.
         """
         self._refuse_unusable()
         cancel = Cancel.given(begun)
@@ -342,7 +343,7 @@ class DataFusionMirror:
 
     @contextmanager
     def _held(self) -> Iterator[Manifest]:
-        """Keep the files of the present state for the length of the block."""
+        """Keep the files of the current state during the block."""
         with self._glance:
             manifest = self._manifest
             self._reading[manifest.version] += 1
@@ -354,7 +355,7 @@ class DataFusionMirror:
                 self._reading = +self._reading
 
     def tables(self) -> dict[str, Table]:
-        """Return the tables that are in the mirror, as they are there, by their quoted names."""
+        """Return the tables of the mirror with their stored schemas, by quoted name."""
         self._refuse_closed()
         return {
             name: table.as_mirrored()
@@ -363,13 +364,13 @@ class DataFusionMirror:
         }
 
     def count(self, table: Table) -> int:
-        """Count the rows that are valid now."""
+        """Return the number of current rows."""
         condition = "" if table.mode is Mode.DESTRUCTIVE else f" where {VALID_TO} is null"
         found = self.query(f"select count(*) as n from {mirror_table(table.schema)}{condition}")
         return int(found["n"][0].as_py())
 
     def past(self, table: Table) -> Past | None:
-        """Return what is recorded of a temporal table's past; None where it is not mirrored yet."""
+        """Return what is recorded of a temporal table's history; None if it is not mirrored yet."""
         self._refuse_closed()
         return past_of(self._manifest, table)
 
@@ -384,7 +385,7 @@ class DataFusionMirror:
         return kept.sort_by(order)
 
     def close(self) -> None:
-        """Publish what is left to publish, and let others write; safe to repeat."""
+        """Publish what is left to publish, and release the lock; safe to repeat."""
         with self._lock:
             try:
                 if self._delta is not None and not self._closed and self._damage is None:
@@ -428,7 +429,7 @@ def open_files(
     access: "StoreAccess | None" = None,
     timeout: float | None = None,
 ) -> Files:
-    """Open where a mirror's files rest: to write with a time to wait for the lock, else to read."""
+    """Open a mirror's files: for writing if a lock timeout is given, else for reading."""
     if storage == "memory":
         return MemoryFiles()
     if str(path).startswith(URL_SCHEMES):

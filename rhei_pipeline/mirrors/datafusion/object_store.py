@@ -1,7 +1,7 @@
-"""A mirror's files in an object store: S3 and what speaks its language, or Google Cloud Storage.
+"""A mirror's files in an object store: S3-compatible, or Google Cloud Storage.
 
-There is no lock. What makes one writer of two is that a manifest is put only where none stands;
-who comes second is told so, and has changed nothing.
+There is no lock. Concurrent writers are detected by a conditional put: a manifest is created only
+if its name is free. The second writer gets an error, and has changed nothing.
 """
 
 import tempfile
@@ -41,11 +41,11 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True)
 class StoreAccess:
-    """How a store is reached; what is left out is taken from the environment.
+    """How a store is reached; missing values are taken from the environment.
 
     Attributes:
-        secrets: Keys and tokens, by the names that the store's own variables have; never printed.
-        timeout_seconds: How long one request may take; it is tried again within `retry_seconds`.
+        secrets: Keys and tokens, by the names of the store's own variables; never printed.
+        timeout_seconds: How long one request may take; it is retried within `retry_seconds`.
     """
 
     endpoint: str | None = None
@@ -59,7 +59,7 @@ class StoreAccess:
 class ObjectFiles:
     """Files under a URL such as `s3://bucket/mirror` or `gs://bucket/mirror`.
 
-    What was written or read once is kept in a local directory until this is closed.
+    What was written or read is cached in a local directory until this is closed.
 
     Raises:
         MirrorUnreachableError: The store did not answer in time; trying again may help.
@@ -78,13 +78,13 @@ class ObjectFiles:
         self._newest: int | None = None
 
     def register(self, context: SessionContext) -> None:
-        """Let a session read these files by their URLs."""
+        """Enable a session to read these files by their URLs."""
         store = _reading_store(self._scheme, self._bucket, self._access)
         context.register_object_store(f"{self._scheme}://", store, self._bucket)
 
     @property
     def storage_options(self) -> dict[str, str]:
-        """How others reach the store; not to be printed."""
+        """Options to reach the store; not to be printed."""
         access = self._access
         places = {"endpoint": access.endpoint, "region": access.region}
         return {
@@ -96,7 +96,7 @@ class ObjectFiles:
         }
 
     def put(self, name: str, content: pa.Buffer) -> Mark:
-        """Put a file; it is there once this returns."""
+        """Put a file; it is durable when this returns."""
         put = self._ask(name, lambda: obstore.put(self._store, name, content.to_pybytes()))
         if name.count("/") == 1:  # deeper ones are for others to read
             self._keep(name, content)
@@ -107,7 +107,7 @@ class ObjectFiles:
         return self.put(name, gathered(fill))
 
     def mark(self, name: str) -> Mark | None:
-        """Ask the store."""
+        """Return the object's ETag and size."""
         try:
             found = self._ask(name, lambda: obstore.head(self._store, name))
         except FileNotFoundError:
@@ -115,18 +115,18 @@ class ObjectFiles:
         return Mark(int(found["size"]), found.get("e_tag") or "")
 
     def set_aside(self, names: Iterable[str]) -> None:
-        """Have the store copy files, and delete them where they were."""
+        """Copy files within the store, and delete the originals."""
         for name in names:
             with suppress(FileNotFoundError):
                 self.link(aside(name), name)
             self.delete([name])
 
     def remember(self, version: int) -> None:
-        """Keep it until this is closed: one more request for each commit would be too many."""
+        """Keep the number until this is closed: one more request for each commit is too many."""
         self._newest = version
 
     def remembered(self) -> int:
-        """Ask the store for what was kept when the mirror was closed last."""
+        """Return the number that was stored when the mirror was closed last."""
         try:
             found = self._ask(_NEWEST, lambda: obstore.get(self._store, _NEWEST).bytes())
             return int(bytes(found))
@@ -134,17 +134,17 @@ class ObjectFiles:
             return 0
 
     def link(self, name: str, standing: str) -> None:
-        """Have the store copy a file."""
+        """Copy a file within the store."""
         self._ask(name, lambda: obstore.copy(self._store, standing, name))
 
     def flush(self) -> None:
-        """Do nothing: what was put is there already."""
+        """Do nothing: a file is durable once it was put."""
 
     def harden(self, folder: str) -> None:
-        """Do nothing: what others put is there already."""
+        """Do nothing: files are durable once they were put."""
 
     def create(self, name: str, content: bytes) -> None:
-        """Put a file where none stands."""
+        """Put a file if its name is free."""
         try:
             self._ask(name, lambda: obstore.put(self._store, name, content, mode="create"))
         except AlreadyExistsError:
@@ -153,7 +153,7 @@ class ObjectFiles:
                 raise committed_meanwhile(self.root) from None
 
     def get(self, name: str) -> pa.Buffer:
-        """Return a file's content, from the local directory where it has been seen before."""
+        """Return a file's content, from the local cache if possible."""
         kept = Path(self._cache.name) / name
         if not kept.exists():
             self._keep(name, pa.py_buffer(self._read(name)))
@@ -161,15 +161,15 @@ class ObjectFiles:
             return mapped.read_buffer()
 
     def size(self, name: str) -> int:
-        """Return a file's bytes."""
+        """Return a file's size in bytes."""
         return int(self._ask(name, lambda: obstore.head(self._store, name))["size"])
 
     def names(self, folder: str) -> dict[str, int]:
-        """Return the names of a folder's files, and their bytes."""
+        """Return the names of a folder's files, and their sizes in bytes."""
         return {entry["path"]: entry["size"] for entry in self._entries(folder)}
 
     def abandoned(self, folder: str) -> set[str]:
-        """Return the files that can belong to no commit under way."""
+        """Return the files that can belong to no running commit."""
         before = datetime.now(UTC) - ORPHAN_AGE
         found = self._entries(folder)
         return {entry["path"] for entry in found if entry["last_modified"] < before}
@@ -185,15 +185,15 @@ class ObjectFiles:
                 (Path(self._cache.name) / name).unlink(missing_ok=True)
 
     def pin(self, version: int) -> AbstractContextManager[None]:  # noqa: ARG002
-        """Do nothing: nobody could see it."""
+        """Do nothing: no other process could see it."""
         return nullcontext()
 
     def pinned(self) -> set[int]:
-        """Readers cannot be seen here; they have as long as manifests are retained."""
+        """Return no version: readers are not visible here; the retained manifests protect them."""
         return set()
 
     def close(self) -> None:
-        """Remove the local directory; keep the number of the newest manifest."""
+        """Remove the local cache; store the number of the newest manifest."""
         self._cache.cleanup()
         newest, self._newest = self._newest, None
         if newest is not None:
@@ -224,13 +224,13 @@ class ObjectFiles:
         except PermissionError as error:
             raise MirrorError(
                 f"mirror {self.root!r}: the store refused {name.split('/', maxsplit=1)[0]!r}",
-                hint="give credentials that may read, write, list and delete there",
+                hint="use credentials that may read, write, list and delete there",
             ) from error
         except (BaseError, OSError) as error:
             # Its text may quote the request, and with it what is signed.
             raise MirrorUnreachableError(
                 f"mirror {self.root!r}: the store did not answer ({type(error).__name__})",
-                hint="trying again may help; what was committed is not touched",
+                hint="try again; committed data is not affected",
             ) from None
 
 

@@ -1,4 +1,4 @@
-"""Writes placeholders in the form that DataFusion binds values to."""
+"""Rewrites placeholders into the form that DataFusion binds values to."""
 
 import re
 
@@ -10,7 +10,7 @@ _EXPLAIN = re.compile(r"^\s*explain(\s+analyze)?(\s+verbose)?\s+", re.IGNORECASE
 
 
 def numbered_placeholders(sql: str) -> str:
-    """Write `?` as `$1`, `$2`, ...: the form that DataFusion binds values to."""
+    """Replace `?` by `$1`, `$2`, ...: the form that DataFusion binds values to."""
     # What follows `explain` would be one token, a text.
     plan = _EXPLAIN.match(sql)
     lead = plan.end() if plan else 0

@@ -1,4 +1,4 @@
-"""What a mirror of files records of a temporal table's past beside its versions."""
+"""What a mirror of files records of a temporal table's history beside its versions."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -13,7 +13,7 @@ _TOLD = {field.name for field in HISTORY_FIELDS}
 
 
 def past_of(manifest: Manifest, table: Table) -> Past | None:
-    """Return what a state records of a table's past; None where it does not have the table."""
+    """Return what is recorded of a table's history; None if the state lacks the table."""
     stored = manifest.tables.get(mirror_table(table.schema))
     if stored is None:
         return None
@@ -22,7 +22,7 @@ def past_of(manifest: Manifest, table: Table) -> Past | None:
 
 
 def note_columns(draft: WriteBuffer, table: Table, at: datetime) -> None:
-    """Record which of a temporal table's columns the source has no more, and since when."""
+    """Record which columns of a temporal table the source no longer has, and since when."""
     if table.mode is Mode.TEMPORAL:
         left = _left(draft.table, table)
         draft.date(draft.table.begins_at, {name: since or at for name, since in left.items()})

@@ -1,7 +1,7 @@
-"""Do queries find what the files hold? Aggregates through the engine against the rows themselves.
+"""Proves that queries return what the files hold: compares aggregates with the rows themselves.
 
-An engine may answer from a file's statistics instead of its rows, and leave parts out by them: so
-comparing rows alone would not notice statistics that mislead.
+An engine may answer from a file's statistics instead of its rows, and skip parts by them:
+comparing rows alone would not notice wrong statistics.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +23,7 @@ def misread_columns(
     parts: Iterable[pa.Table],
     ask: Callable[[str], pa.Table],
 ) -> list[str]:
-    """Return the columns of which queries find other values than the table's rows have.
+    """Return the columns for which queries return other values than the table's rows have.
 
     Args:
         schema: The table's columns.
@@ -56,7 +56,7 @@ def _agree(field: pa.Field, held: _Summary, found: _Summary) -> bool:
 
 
 def _summary(schema: pa.Schema, parts: Iterable[pa.Table]) -> _Summary:
-    """Summarize each part, and merge: as Arrow's values, which may lie beyond Python's."""
+    """Aggregate each part, and merge: as Arrow values, which may exceed Python's range."""
     gathered: dict[str, list[pa.Scalar]] = {}
     for rows in [schema.empty_table(), *parts]:
         for field, column in zip(schema, rows.columns, strict=True):

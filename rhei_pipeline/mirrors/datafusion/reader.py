@@ -1,4 +1,4 @@
-"""Reads a mirror of files from any process, while another one writes it."""
+"""Reads a mirror of files from any process, while another process writes it."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,19 +23,19 @@ _TRIES = 10
 
 
 class MirrorReader:
-    """One committed state of a mirror, for as long as this is open; a context manager.
+    """One committed state of a mirror, as long as this is open; a context manager.
 
-    Syncs and maintenance go on meanwhile and change nothing here; `refresh` moves on to what they
-    have committed. Any number of processes may read.
+    Syncs and maintenance can run at the same time and change nothing here; `refresh` moves to
+    what they have committed. Any number of processes may read.
 
     Args:
-        path: The mirror's directory, or its URL in an object store. There nobody can see who
-            reads: a state lasts as long as manifests are retained.
-        version: A state that is still kept, for a look back; left out: the newest.
-        access: How the object store is reached; left out: as the environment says.
+        path: The mirror's directory, or its URL in an object store. There a writer cannot see
+            readers: a state is kept as long as manifests are retained.
+        version: An earlier state that is still kept; left out: the newest.
+        access: How the object store is reached; left out: from environment variables.
 
     Raises:
-        MirrorError: There is no mirror, or it does not hold that state any more.
+        MirrorError: There is no mirror, or it no longer holds that state.
     """
 
     def __init__(
@@ -76,24 +76,24 @@ class MirrorReader:
         return self._manifest.ledger
 
     def query(self, sql: str, params: Params = ()) -> pa.Table:
-        """Run one read-only statement on this state; parameters by place or name.
+        """Run one read-only statement on this state; `?` or named parameters.
 
         Raises:
-            QueryError: Not one statement, not a reading one, or DataFusion refuses it.
+            QueryError: Not one read-only statement, or DataFusion refuses it.
         """
         return self._session.query(sql, params, self._manifest)
 
     def refresh(self) -> None:
-        """Move on to the newest state."""
+        """Move to the newest state."""
         self._manifest = self._hold(None)
 
     def close(self) -> None:
-        """Let the state go; safe to repeat."""
+        """Release the state; safe to repeat."""
         self._pin.close()
         self._files.close()
 
     def _hold(self, wanted: int | None) -> Manifest:
-        """Pin a version, then read it: a writer may have dropped it in between."""
+        """Pin a version, then read it: a writer may have deleted it in between."""
         for _ in range(_TRIES):
             manifests = ManifestStore(self._files, RETAINED_MANIFESTS)
             version = manifests.versions()[-1] if wanted is None else wanted

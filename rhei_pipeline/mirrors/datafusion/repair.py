@@ -1,8 +1,8 @@
-"""What becomes of a table whose files are damaged: everything is kept that can be known.
+"""Repairs a table whose files are damaged: everything that can be recovered is kept.
 
-What can be derived again from healthy files is derived: an index from its rows, a bitmap from the
-version ends. What cannot is left out of the table, set aside, and named; a copy from the source
-then brings back what is valid now. Of a temporal table's past, what was in a damaged file is lost.
+What can be derived from healthy files is rebuilt: an index from its rows, a deletion vector from
+the version ends. Other damaged files are removed from the table, set aside, and reported; a copy
+from the source then restores the current rows. History in a damaged file is lost.
 """
 
 from collections.abc import Iterable
@@ -32,18 +32,18 @@ from rhei_pipeline.model.schema import HISTORY_FIELDS, VALID_TO, Mode, Table
 from rhei_pipeline.sql.text import mirror_table, quote
 
 _READ_AGAIN = "its rows are read again from the source"
-_LOST = "the versions it held are lost; what is valid now is read again from the source"
+_LOST = "the versions it held are lost; the current rows are read again from the source"
 _HISTORY = {found.name for found in HISTORY_FIELDS}
 
 
 @dataclass(slots=True)
 class TableRepair:
-    """Makes one table of a committed state whole.
+    """Repairs one table of a committed state.
 
     Attributes:
-        found: The files that are damaged, and what becomes of each.
+        found: The damaged files, and what is done about each.
         aside: Files to set aside.
-        spared: Healthy files to keep beside them: a person may yet recover something.
+        spared: Healthy files to keep with them: a person may still recover something.
     """
 
     table: Table
@@ -64,7 +64,10 @@ class TableRepair:
         copies = dict(manifest.ledger.copies)
         copy = mirror_table(self.table.schema, COPY_PREFIX)
         if copy in tables and self._damaged(self.store.table_files(tables[copy])):
-            self._note(self.store.table_files(tables.pop(copy)), "the copy under way begins anew")
+            self._note(
+                self.store.table_files(tables.pop(copy)),
+                "the running copy starts again from the beginning",
+            )
             copies.pop(self.table.name, None)
         return replace(
             manifest,
@@ -100,10 +103,10 @@ class TableRepair:
         if ends:
             segment = self._without_ends(segment, ends)
         if bits:
-            self._note(bits, "it is made anew from the version ends; nothing is lost")
+            self._note(bits, "it is rebuilt from the version ends; nothing is lost")
             segment = self._with_bits(segment)
         if index_place(segment) in bad:
-            self._note([index_place(segment)], "it is made anew from the rows; nothing is lost")
+            self._note([index_place(segment)], "it is rebuilt from the rows; nothing is lost")
             segment = self._with_index(segment)
         return segment
 
@@ -118,7 +121,7 @@ class TableRepair:
         return True
 
     def _leave_out(self, stored: StoredTable, segment: Segment) -> None:
-        """Leave a segment out, with all its files kept aside."""
+        """Remove a segment from the table, and set all its files aside."""
         if stored.namespace == SNAPSHOTS:
             self._spare(segment, f"the snapshot of {segment.tag} is lost: take it again")
         elif self.table.mode is Mode.DESTRUCTIVE:
@@ -141,7 +144,7 @@ class TableRepair:
         return replace(segment, gone=DeletionVector(file, offset, gone))
 
     def _with_index(self, segment: Segment) -> Segment:
-        """Write the rows once more, at the same positions, with an index made from them."""
+        """Write the rows again, at the same positions, with an index built from them."""
         rows = self.store.form.read(self.store.content(segment), segment.schema.names)
         key = list(self.table.schema.primary_key)
         if segment.past:

@@ -1,4 +1,4 @@
-"""How a standing table takes on another shape: without a row rewritten, wherever types widen."""
+"""Fits a mirrored table to a changed schema: without rewriting rows, if its types only widen."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +27,7 @@ Append = Callable[[WriteBuffer, Table, pa.Table, bool], None]
 
 
 def outgrown(draft: WriteBuffer, table: Table) -> bool:
-    """Return whether a standing table is to be made anew: one without history, of another shape.
+    """Return whether a table must be built again: it has another schema, and no history.
 
     Raises:
         SchemaDriftError: It has history, which would be lost; or another table has its name.
@@ -35,9 +35,9 @@ def outgrown(draft: WriteBuffer, table: Table) -> bool:
     standing, built = draft.schema, draft.table.built
     if built is not None and built.set_aside:
         raise SchemaDriftError(
-            f"the mirror has another table of this name, {draft.table.relation!r}",
+            f"the mirror already has another table of this name, {draft.table.relation!r}",
             table=table.name,
-            hint=f"move that one away with 'rhei drop-table {built.name} --keep-as NAME'",
+            hint=f"rename that one with 'rhei drop-table {built.name} --keep-as NAME'",
         )
     if VALID_TO not in standing.names:
         return not _equal(standing, table.mirror_schema) or _has_other_key(draft, table)
@@ -46,12 +46,12 @@ def outgrown(draft: WriteBuffer, table: Table) -> bool:
 
 
 def fit(draft: WriteBuffer, table: Table, store: SegmentStore, append: Append) -> WriteBuffer:
-    """Return a standing table in the schema's shape: itself where reading can cast its rows.
+    """Return a table with the new schema: unchanged where its rows can be cast while reading.
 
-    It is written anew where its index found rows by another key, or where values become others.
+    It is rewritten if its index has another key, or if the cast changes values.
 
     Raises:
-        SchemaDriftError: Its past does not fit the new types, or the new key.
+        SchemaDriftError: Its history does not fit the new types, or the new key.
     """
     if VALID_TO not in draft.schema.names:
         draft.build_for(_built(table))
@@ -104,9 +104,9 @@ def _in_shape(rows: pa.Table, shape: pa.Schema, table: str) -> pa.Table:
 
 
 def last_good_rows(standing: WriteBuffer, table: Table, keys: pa.Table) -> pa.Table:
-    """Return a table's present rows of these keys in its new columns.
+    """Return the present rows of these keys with the table's new columns.
 
-    Null where the table does not have a column, or where the new type has no such value.
+    Null where the table lacks a column, or where a value does not fit the new type.
     """
     wanted, key = table.schema.arrow, list(table.schema.primary_key)
     if not set(key) <= set(standing.schema.names):
@@ -135,7 +135,7 @@ def _versions(draft: WriteBuffer, table: Table) -> pa.Table:
 
 
 def _reads_as(old: pa.DataType, new: pa.DataType, *, key: bool = False) -> bool:
-    """Return whether reading casts every value of the old type to the same one of the new type.
+    """Return whether casting keeps every value of the old type unchanged in the new type.
 
     A key's values must also be found by the same hash.
     """

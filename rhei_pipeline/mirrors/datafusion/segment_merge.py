@@ -1,8 +1,8 @@
-"""Which segments are to be folded into one, and the folding: what keeps reads fast and disks small.
+"""Chooses segments to merge and merges them, which keeps reads fast and disk usage low.
 
-A cycle folds little and often: eight segments of about one size become one of the next size, up
-to a fixed number of rows; fewer than eight, once they have stood for an hour. What is larger, or
-has lost many of its rows, waits for maintenance.
+A cycle merges little and often: eight segments of about one size become one of the next size, up
+to a fixed number of rows; fewer than eight, once they are an hour old. Larger segments, and those
+with many deleted rows, are merged by maintenance.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ _Rows = tuple[pa.Table, KeyHashes, Words]
 def due_in_a_cycle(
     segments: Sequence[Segment], now: datetime, limit: int = CYCLE_ROWS
 ) -> list[Group]:
-    """Choose groups of small segments; none has more than `limit` rows."""
+    """Return groups of small segments to merge; none has more than `limit` rows."""
     worn = [[segment] for segment in _foldable(segments) if _is_worn(segment, limit)][:1]
     tiers: dict[tuple[bool, int], Group] = {}
     for segment in _foldable(segments):
@@ -60,7 +60,7 @@ def due_in_a_cycle(
 
 
 def _aged(segments: Sequence[Segment], now: datetime, limit: int) -> list[Group]:
-    """Choose old segments of one kind, none much larger than all before it together."""
+    """Return old segments of one kind, none much larger than all before it together."""
     for past in (False, True):
         group: Group = []
         rows = 0
@@ -86,9 +86,9 @@ def _is_worn(segment: Segment, limit: int) -> bool:
 def due_in_maintenance(
     segments: Sequence[Segment], is_outdated: Callable[[Segment], bool] = lambda _: False
 ) -> list[Group]:
-    """Choose groups so that no segment is small that need not be, and few rows are gone.
+    """Return groups to merge so that few segments are small and few rows are deleted.
 
-    What is outdated, in a format of before, is written anew in any case.
+    Segments in an outdated format are always rewritten.
     """
     groups: list[Group] = []
     for past in (False, True):
@@ -132,7 +132,7 @@ def _bytes_of(group: Group) -> int:
 
 
 def fold(table: StoredTable, groups: Sequence[Group], store: SegmentStore) -> StoredTable:
-    """Write each group as one segment of the table's present shape, without rows that are gone.
+    """Write each group as one segment with the table's present schema, without deleted rows.
 
     Versions that have ended become a segment of their own.
     """
@@ -152,7 +152,7 @@ def fold(table: StoredTable, groups: Sequence[Group], store: SegmentStore) -> St
 def maintained(
     tables: Mapping[str, StoredTable], store: SegmentStore, max_rows: int
 ) -> tuple[dict[str, StoredTable], MaintenanceReport]:
-    """Check every file, then fold whatever is due, up to about `max_rows` rows.
+    """Check every file, then merge the segments that are due, up to about `max_rows` rows.
 
     A table with a damaged file is left as it is and named.
     """
@@ -183,7 +183,7 @@ def maintained(
 
 
 def _tagged_anew(table: StoredTable, store: SegmentStore) -> StoredTable:
-    """Write segments of snapshots anew that are of before files had checksums."""
+    """Rewrite segments of snapshots that are older than checksums."""
     if not any(segment.tag and store.is_unchecked(segment) for segment in table.segments):
         return table
     segments = [

@@ -1,6 +1,6 @@
-"""Writes segments and finds them again: their rows, their key index, which of their rows are gone.
+"""Writes and reads segments: their rows, key index and deletion vectors.
 
-A name is used once, so whatever is known of a segment stays true for as long as it is needed.
+A name is used only once, so everything cached about a segment stays valid.
 """
 
 import uuid
@@ -38,7 +38,7 @@ _LETTERS = ".letters"
 
 
 class SegmentStore:
-    """The segments of one mirror, in one format, among some files."""
+    """The segments of one mirror, in one format."""
 
     def __init__(self, files: Files, form: Format) -> None:
         self.files = files
@@ -59,7 +59,7 @@ class SegmentStore:
         tag: str = "",
         constants: Mapping[str, int | str] | None = None,
     ) -> Segment:
-        """Write rows as a new segment; without an index where no key will be looked for."""
+        """Write rows as a new segment; without an index if no key will be looked up."""
         name = uuid.uuid4().hex
         numbered = rows.append_column(
             pa.field(ROW, pa.uint32()), pa.array(np.arange(rows.num_rows, dtype=np.uint32))
@@ -88,7 +88,7 @@ class SegmentStore:
         return f"{DATA}/{name}{self.form.suffix}"
 
     def write_bits(self, bitmaps: Sequence[Bits]) -> list[tuple[str, int]]:
-        """Write bitmaps of removed rows into one file; return where each begins."""
+        """Write deletion vectors into one file; return the offset of each."""
         file = f"{DATA}/{uuid.uuid4().hex}{_GONE}"
         self._put(file, pa.py_buffer(b"".join(bits.tobytes() for bits in bitmaps)))
         ends = np.cumsum([len(bits) for bits in bitmaps])
@@ -97,7 +97,7 @@ class SegmentStore:
         return places
 
     def write_endings(self, endings: Sequence[VersionEnds]) -> list[VersionEndsPart]:
-        """Write endings into one file; return where each begins."""
+        """Write version ends into one file; return the location of each."""
         if not endings:
             return []
         file = f"{DATA}/{uuid.uuid4().hex}{_ENDED}"
@@ -112,7 +112,7 @@ class SegmentStore:
         return places
 
     def endings(self, places: Sequence[VersionEndsPart]) -> list[VersionEnds]:
-        """Read endings, mapped or kept."""
+        """Return version ends, memory-mapped or cached."""
         found = []
         for place in places:
             kept = self._endings.get(place)
@@ -125,7 +125,7 @@ class SegmentStore:
         return found
 
     def write_letters(self, letters: pa.Table) -> str:
-        """Write the dead letters as a file of their own."""
+        """Write the dead letters to a file."""
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, letters.schema) as writer:
             writer.write_table(letters)
@@ -134,11 +134,11 @@ class SegmentStore:
         return name
 
     def letters(self, name: str) -> pa.Table:
-        """Read dead letters."""
+        """Return the dead letters of a file."""
         return pa.ipc.open_file(self._get(name)).read_all()
 
     def index(self, segment: Segment) -> KeyIndex:
-        """Return a segment's key index, mapped or kept."""
+        """Return a segment's key index, memory-mapped or cached."""
         name = index_place(segment)
         found = self._indexes.get(segment.name)
         if found is None:
@@ -150,7 +150,7 @@ class SegmentStore:
         return found
 
     def bits(self, segment: Segment) -> Bits | None:
-        """Return which rows are gone; None when none is. Not to be written to."""
+        """Return a segment's deletion vector; None if no row is deleted. Read-only."""
         gone = segment.gone
         if gone is None:
             return None
@@ -166,7 +166,7 @@ class SegmentStore:
         return self._get(self.place(segment.name))
 
     def register(self, segment: Segment, context: SessionContext, name: str) -> None:
-        """Make a segment readable in a session under a name."""
+        """Register a segment in a session under a name."""
         self.check([self.place(segment.name)])
         if self.files.root is not None and self._is_for_engines(segment):
             path = f"{self.files.root}/{self.place(segment.name)}"
@@ -177,19 +177,19 @@ class SegmentStore:
             context.register_record_batches(name, [rows.to_batches()])
 
     def _is_for_engines(self, segment: Segment) -> bool:
-        """Return whether DataFusion may read a segment's file by itself."""
+        """Return whether DataFusion may read a segment's file directly."""
         form = self.form
         if not isinstance(form, Parquet):
             return False
         return not (self.is_unchecked(segment) and form.misleads(self.content(segment)))
 
     def is_unchecked(self, segment: Segment) -> bool:
-        """Return whether a segment is of before files had checksums."""
+        """Return whether a segment is older than checksums."""
         place = self.place(segment.name)
         return self.files.root is not None and not self.checked.sums_of([place])
 
     def rows(self, segment: Segment) -> tuple[pa.Table, KeyHashes, Words]:
-        """Return a segment's present rows, with what its index knows of each."""
+        """Return a segment's present rows, with the index's entry of each."""
         rows = self.form.read(self.content(segment), segment.schema.names)
         hashes, payloads = self.index(segment).in_row_order()
         bits = self.bits(segment)
@@ -199,7 +199,7 @@ class SegmentStore:
         return rows.filter(pa.array(mask)), hashes.take(mask), payloads[mask]
 
     def ended_rows(self, segment: Segment, schema: pa.Schema) -> tuple[pa.Table, KeyHashes, Words]:
-        """Return the rows of versions that have ended, in a table's shape, as `rows` does."""
+        """Return the rows of ended versions in a table's schema, with their index entries."""
         endings = VersionEnds.merged(self.endings(segment.ended))
         names = [name for name in schema.names if name in segment.schema.names]
         positions = endings.positions.astype(np.int64)
@@ -209,14 +209,14 @@ class SegmentStore:
         return whole, hashes.take(positions), endings.ends.view(np.uint64)
 
     def files_of(self, manifest: Manifest) -> Iterator[str]:
-        """Name every file that a manifest speaks of."""
+        """Yield every file that a manifest names."""
         for segment in manifest.segments:
             yield from self.segment_files(segment)
         if manifest.letters:
             yield manifest.letters
 
     def segment_files(self, segment: Segment, *, indexes: bool = True) -> Iterator[str]:
-        """Name every file that a segment needs; without indexes, those that a query reads."""
+        """Yield every file of a segment; without indexes, only those that a query reads."""
         yield self.place(segment.name)
         if indexes and not segment.tag:
             yield index_place(segment)
@@ -226,12 +226,12 @@ class SegmentStore:
             yield part.file
 
     def table_files(self, table: StoredTable, *, indexes: bool = True) -> Iterator[str]:
-        """Name every file that a table needs, as `segment_files` does."""
+        """Yield every file of a table, as `segment_files` does."""
         for segment in table.segments:
             yield from self.segment_files(segment, indexes=indexes)
 
     def learn(self, manifest: Manifest) -> None:
-        """Learn what the files of a committed state have to be."""
+        """Record the checksums of the files of a committed state."""
         self.checked.learn(manifest.files)
         self._manifest = manifest
 
@@ -251,7 +251,7 @@ class SegmentStore:
                 self.checked.check(name)
 
     def check_anew(self, names: Iterable[str]) -> None:
-        """Read and check files whether or not that was done before.
+        """Read and check files, even if they were checked before.
 
         Raises:
             MirrorDamagedError: One is damaged or missing.
@@ -261,7 +261,7 @@ class SegmentStore:
                 self.checked.check_anew(name)
 
     def refuse_damaged(self, table: StoredTable, *, indexes: bool = True) -> None:
-        """Refuse a table of which a file was found damaged before; no other file is read.
+        """Refuse a table with a file that was found damaged before; no other file is read.
 
         Raises:
             MirrorDamagedError: One is.
@@ -270,7 +270,7 @@ class SegmentStore:
             self.checked.refuse_damaged(self.table_files(table, indexes=indexes))
 
     def forget(self, names: Iterable[str]) -> None:
-        """Forget files that are deleted or set aside."""
+        """Remove the records of files that are deleted or set aside."""
         self.checked.forget(names)
 
     def _get(self, name: str) -> pa.Buffer:
@@ -279,7 +279,7 @@ class SegmentStore:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Add to the error which table has the damaged file, and the way out."""
+        """Add the damaged file's table and what to do to the error."""
         try:
             yield
         except MirrorDamagedError as error:
@@ -290,7 +290,7 @@ class SegmentStore:
         way = (
             f"run 'rhei repair {name}': it reads the rows again from the source"
             if name
-            else "run 'rhei repair' with any table: it sets the file aside"
+            else "run 'rhei repair' with any table: it moves the file out of the mirror"
         )
         message = f"mirror {self.files.root!r}: {error.message}"
         return MirrorDamagedError(message, file=error.file, table=name, hint=way)
@@ -303,7 +303,7 @@ class SegmentStore:
         return None
 
     def keep(self, manifest: Manifest) -> None:
-        """Keep what a commit names of the files written since the last one; delete the rest."""
+        """Keep the new files that a commit names; delete others written since the last one."""
         self._manifest = manifest
         named = set(self.files_of(manifest))
         self._delete(self._written - named)
@@ -322,7 +322,7 @@ class SegmentStore:
         self._delete(self._written)
 
     def leave(self) -> None:
-        """Leave the files written since the last commit alone: it may yet turn out to count."""
+        """Keep the files written since the last commit: its outcome is not known yet."""
         self._written.clear()
 
     def _delete(self, names: set[str]) -> None:
@@ -343,7 +343,7 @@ def index_place(segment: Segment) -> str:
 def conform(
     rows: pa.Table, schema: pa.Schema, constants: Mapping[str, Any] | None = None
 ) -> pa.Table:
-    """Give rows a table's columns: constants and nulls for those they lack, wider types."""
+    """Give rows a table's columns: constants and nulls for missing ones, wider types."""
     constants = constants or {}
     columns = []
     for field in schema:
@@ -358,7 +358,7 @@ def conform(
 
 
 def ascending(positions: Numbers) -> tuple[Numbers, Numbers]:
-    """Sort positions; return them, and how to bring what is found back into their own order."""
+    """Sort positions; return them, and the order that restores the original one."""
     order = np.argsort(positions, kind="stable")
     back = np.empty_like(order)
     back[order] = np.arange(len(order))

@@ -1,7 +1,7 @@
-"""Reads a mirror of files through DataFusion: each table a view over the segments it is made of.
+"""Reads a mirror of files through DataFusion: each table is a view over its segments.
 
-A view leaves out the removed rows by their numbers, so that DataFusion still pushes projections
-and filters down to the segments, and leaves out parts of Parquet files by their statistics.
+A view filters removed rows by their numbers, so that DataFusion still pushes projections and
+filters down to the segments, and skips parts of Parquet files by their statistics.
 """
 
 import asyncio
@@ -79,7 +79,7 @@ Params = Sequence[Any] | Mapping[str, Any]
 
 
 class ReadingSession:
-    """A DataFusion session that shows one committed state at a time, of all tables together."""
+    """A DataFusion session that shows one committed state of all tables at a time."""
 
     def __init__(self, store: SegmentStore, memory_limit_bytes: int | None = None) -> None:
         self._store = store
@@ -136,7 +136,7 @@ class ReadingSession:
         return ask()
 
     def plan(self, sql: str, params: Params, manifest: Manifest) -> DataFrame:
-        """Plan one reading statement on a committed state; see `streamed`.
+        """Plan one read-only statement on a committed state; see `streamed`.
 
         Raises:
             QueryError: As of `query`.
@@ -167,15 +167,15 @@ class ReadingSession:
                 return self._bound(bound, values)
 
     def _bound(self, sql: str, values: dict[str, Any]) -> DataFrame:
-        """Plan a statement; planning binds the tables, and what is shown later changes nothing."""
+        """Plan a statement; this binds its tables, so later changes to views do not affect it."""
         return _translated(
             lambda: self._context.sql_with_options(sql, _READING, param_values=values)
         )
 
     def _show(self, manifest: Manifest, words: set[str] | None) -> None:
-        """Bring the views of the tables that a statement names, or of all, up to a state.
+        """Update the views of the tables that a statement names, or of all, to a state.
 
-        A table's files are checked before they are shown, and again where one changed since.
+        A table's files are checked before its view is created, and again if one changed since.
         """
         self._damaged = {}
         if manifest is not self._shown:
@@ -277,7 +277,7 @@ def _translated(call: Callable[[], _Result]) -> _Result:
         if "Resources exhausted" in str(error):
             raise _MemoryLimitError(
                 "DataFusion has reached its memory limit",
-                hint="ask for less at once, or raise mirror.memory_limit",
+                hint="make the query smaller, or raise mirror.memory_limit",
             ) from error
         told = _what_it_says(error)
         if _OF_VALUES.search(told):
@@ -296,7 +296,7 @@ def _what_it_says(error: BaseException) -> str:
 
 
 def _words(sql: str) -> set[str]:
-    """Return all words of a statement in lower case: every table that it names is among them."""
+    """Return all words of a statement in lower case, which include its tables' names."""
     return {token.text.lower() for token in statement_tokens(sql, "duckdb")}
 
 
@@ -308,7 +308,7 @@ def _refuse_hidden(sql: str) -> None:
 
 
 def streamed(frame: DataFrame, cancel: Cancel) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a planned query as they come; cancelled, it ends at the next batch.
+    """Yield the rows of a planned query in batches; a cancelled one ends at the next batch.
 
     Raises:
         QueryError: DataFusion refuses it, or it was cancelled.
@@ -321,9 +321,9 @@ def streamed(frame: DataFrame, cancel: Cancel) -> Iterator[pa.RecordBatch]:
 
 
 def interruptible(frame: DataFrame, cancel: Cancel) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a planned query; cancelled, it ends at once, and its work with it.
+    """Yield the rows of a planned query; a cancelled one ends at once, with its work.
 
-    Not for a thread that runs an event loop: DataFusion lets go only of what is awaited.
+    Not for a thread that runs an event loop: DataFusion only cancels what is awaited.
 
     Raises:
         QueryError: DataFusion refuses it, or it was cancelled.
@@ -376,7 +376,7 @@ def _batches(table: pa.Table) -> list[pa.RecordBatch]:
 
 
 def _views(manifest: Manifest) -> Iterator[tuple[str, StoredTable]]:
-    """Name the views that a state has; a name that is qualified goes before one that is not."""
+    """Yield the views of a state; a qualified name comes before an unqualified one."""
     shown = [
         table
         for table in manifest.tables.values()
@@ -390,7 +390,7 @@ def _views(manifest: Manifest) -> Iterator[tuple[str, StoredTable]]:
 
 
 def _places(table: StoredTable) -> set[tuple[str, str]]:
-    """Return the names by which a table is found; unquoted ones reach DataFusion in lower case."""
+    """Return the names that find a table; DataFusion lower-cases unquoted ones."""
     namespaces = {table.namespace or _MAIN}
     if table.namespace == _UNQUALIFIED:
         namespaces.add(_MAIN)

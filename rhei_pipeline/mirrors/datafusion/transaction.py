@@ -1,4 +1,4 @@
-"""What one transaction of a mirror of files may do."""
+"""One transaction of a mirror of files."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -69,7 +69,7 @@ _DAY = pa.field("snapshot_date", pa.date32())
 
 @dataclass(slots=True)
 class FileTransaction:
-    """A `MirrorTransaction` on one committed state; `prepare_commit` says what it makes of it."""
+    """A `MirrorTransaction` on one committed state; `prepare_commit` returns the next one."""
 
     base: Manifest
     store: SegmentStore
@@ -87,7 +87,7 @@ class FileTransaction:
         self._copies = dict(self.base.ledger.copies)
 
     def prepare_commit(self) -> Manifest:
-        """Write everything that is new, and return the state to commit."""
+        """Write all new files, and return the state to commit."""
         tables = {n: t for n, t in self.base.tables.items() if n not in self._dropped}
         now = datetime.now(UTC)
         for name, draft in self._tables.items():
@@ -107,7 +107,7 @@ class FileTransaction:
         )
 
     def _settled(self, draft: WriteBuffer) -> StoredTable:
-        """Write one table; an unknown error at that is its own."""
+        """Write one table; an unknown error is reported as this table's."""
         try:
             return draft.prepare_commit()
         except (RheiError, OSError):
@@ -125,11 +125,11 @@ class FileTransaction:
         )
 
     def merge(self, table: Table, changes: NetChanges) -> Counts:
-        """Compare with the digests of the rows there; remove and append what really changed."""
+        """Compare with the digests of the present rows; remove and append what really changed."""
         return _merge(self._draft(table), table, changes)
 
     def present_keys(self, table: Table) -> pa.Table:
-        """Return the keys of all rows that are valid now."""
+        """Return the keys of all current rows."""
         return _all_keys(self._draft(table), table)
 
     def copied_keys(self, table: Table) -> pa.Table:
@@ -137,7 +137,7 @@ class FileTransaction:
         return _all_keys(self._draft(table, COPY_PREFIX), table)
 
     def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
-        """Return the rows of those keys that are valid now."""
+        """Return the current rows of those keys."""
         return _rows_of(self._draft(table), table, keys)
 
     def copied_rows(self, table: Table, keys: pa.Table) -> pa.Table:
@@ -145,7 +145,7 @@ class FileTransaction:
         return _rows_of(self._draft(table, COPY_PREFIX), table, keys)
 
     def open_versions(self, table: Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Look up the touched keys' open versions, then the past of keys that have none."""
+        """Return the open versions of the touched keys, and the last end of keys without one."""
         draft, own = self._draft(table), list(table.schema.primary_key)
         ordered = taken(events, pc.sort_indices(events[SEQUENCE]).to_numpy())
         firsts = taken(ordered, _first_of_each(ordered, table))
@@ -166,7 +166,7 @@ class FileTransaction:
         return opened, named.append_column(FLOOR, pa.array(floors[having]).cast(INSTANT))
 
     def supersede(self, table: Table, versions: Versions) -> None:
-        """Have versions end, then append what opens."""
+        """End versions, then append the new ones."""
         draft = self._draft(table)
         if versions.closings.num_rows:
             _close(draft, table, versions.closings)
@@ -175,25 +175,25 @@ class FileTransaction:
             _append_versions(draft, table, chosen(versions.openings, mask), past)
 
     def record(self, watermark: Watermark) -> None:
-        """Record progress; refuses to go back."""
+        """Record progress; a lower position is refused."""
         earlier = self._watermarks.get(watermark.table)
         if earlier is not None and earlier.position.order > watermark.position.order:
             raise MirrorError(
                 f"its watermark would go back from {earlier.position.order}"
                 f" to {watermark.position.order}",
                 table=watermark.table,
-                hint="another sync has recorded since; run this one again",
+                hint="another sync has committed since; run this one again",
             )
         self._watermarks[watermark.table] = watermark
 
     def quarantine(self, letters: Iterable[DeadLetter]) -> int:
-        """Keep dead letters; return how many."""
+        """Store dead letters; return how many."""
         self._letters, count = dead.keep(self._kept(), letters)
         self._letters_changed |= count > 0
         return count
 
     def quarantined(self, table: Table) -> set[LetterName]:
-        """Name the open dead letters of a table."""
+        """Return the names of a table's open dead letters."""
         return dead.open_names(self._kept(), table.name)
 
     def release(self, table: Table, letters: Collection[LetterName], at: datetime) -> None:
@@ -204,7 +204,7 @@ class FileTransaction:
             self._letters_changed = True
 
     def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:
-        """Keep a temporal table's rows as of each day's instant, under the day."""
+        """Store a temporal table's rows as of each day's instant, under the day."""
         name, draft = _snapshots(table.schema), self._draft(table)
         if not self._stands(name):
             empty = StoredTable(SNAPSHOTS, table.schema.snapshot_name, pa.schema([_DAY]))
@@ -227,24 +227,24 @@ class FileTransaction:
         self._copies[table.name] = progress
 
     def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
-        """Append rows to the copy and record how far it has come."""
+        """Append rows to the copy and record its progress."""
         if rows.num_rows:
             _append(self._draft(table, COPY_PREFIX), table, rows)
         self._copies[table.name] = progress
 
     def drop_copy(self, table: Table) -> None:
-        """Drop the copy under way; the table beside it stays as it was last recorded."""
+        """Drop the running copy; the table itself is not changed."""
         name = mirror_table(table.schema, COPY_PREFIX)
         self._tables.pop(name, None)
         self._copies.pop(table.name, None)
         self._dropped.add(name)
 
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
-        """Bring the copy up to a later state by net changes."""
+        """Apply net changes that were made since to the copy."""
         _merge(self._draft(table, COPY_PREFIX), table, changes)
 
     def keep_unknown(self, table: Table, keys: pa.Table) -> None:
-        """Give the copy the table's present rows of keys that the copy could not read."""
+        """Add the table's present rows to the copy for keys that the copy could not read."""
         if keys.num_rows and self._stands(mirror_table(table.schema)):
             rows = last_good_rows(self._draft(table), table, keys)
             copy = self._draft(table, COPY_PREFIX)
@@ -253,12 +253,12 @@ class FileTransaction:
             _append(copy, table, rows.take(pa.array(lacking)))
 
     def adopt_copy(self, table: Table, at: datetime) -> int | None:
-        """Make the copy the table, if there is no table of its shape; return its rows, else None.
+        """Make the copy the table unless one with its schema exists; return its rows, or None.
 
         A temporal table's rows become baseline versions that are valid from `at`.
 
         Raises:
-            SchemaDriftError: A temporal table's past cannot be kept under the new types.
+            SchemaDriftError: A temporal table's history does not fit the new types.
         """
         name = mirror_table(table.schema)
         self._follow_case(table.schema)
@@ -280,7 +280,7 @@ class FileTransaction:
         return copy.count()
 
     def mend_keys(self, table: Table, at: datetime) -> Counts:  # noqa: ARG002
-        """Leave one present row a key; one without a key is found as a difference."""
+        """Leave one present row for each key; a key left without one is found as a difference."""
         draft = self._draft(table)
         places, keys = present_repeats(draft)
         if table.mode is Mode.DESTRUCTIVE:
@@ -290,7 +290,7 @@ class FileTransaction:
         return Counts(deleted=_end_overlapping(draft, table, places, keys))
 
     def _follow_case(self, schema: TableSchema) -> None:
-        """Take over a name that changed its case; without schemas, a source has one of both."""
+        """Rename a table whose name changed its case, in a source without schemas."""
         for old, stored in self.base.tables.items():
             alike = stored.relation.lower() == schema.mirror_relation.lower()
             if alike and stored.is_mirrored and stored.relation != schema.mirror_relation:
@@ -310,7 +310,7 @@ class FileTransaction:
         self._draft(table).build_for(TableShape(table.name, table.schema.primary_key))
 
     def drop_table(self, table: Table, keep_as: str | None = None) -> int:
-        """Drop a table and all that is recorded of it; return the rows or versions it had."""
+        """Drop a table and its records; return the number of rows or versions it had."""
         schema, kept = table.schema, renamed(table.schema, keep_as) if keep_as else None
         is_there = self._stands(mirror_table(schema))
         standing = self.base.tables.get(mirror_table(schema)) if is_there else None
@@ -330,7 +330,7 @@ class FileTransaction:
     def _set_aside(self, old: str, new: str, table: Table, kept: TableSchema) -> None:
         if self._stands(new):
             raise SchemaError(
-                f"the mirror has a table {kept.name!r} already",
+                f"the mirror already has a table {kept.name!r}",
                 table=table.name,
                 hint="give another name after '--keep-as'",
             )
@@ -343,7 +343,7 @@ class FileTransaction:
         return name in self._tables or (name in self.base.tables and name not in self._dropped)
 
     def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
-        """Yield what leads from the table's present rows to the copy's, then drop the copy."""
+        """Yield the changes from the table's present rows to the copy's, then drop the copy."""
         standing, copy = self._draft(table), self._drop_copy(table)
         differing_places, gone_places = differing(standing, copy)
         names, key = table.schema.names, table.schema.primary_key
@@ -353,20 +353,20 @@ class FileTransaction:
             yield NetChanges(rows, gone.slice(low, limit))
 
     def count(self, table: Table) -> int:
-        """Count the rows that are valid now."""
+        """Return the number of current rows."""
         return self._draft(table).count()
 
     def compare_digests(
         self, table: Table, parts: Iterable[pa.Table]
     ) -> tuple[list[int], pa.Table]:
-        """Compare with the digests that the index holds; no row is read."""
+        """Compare with the index's digests, without reading rows."""
         return compare_digests(self._draft(table), table.schema, parts)
 
     def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
         """Compare the source's rows with the table's present ones, both ways.
 
-        All files are checked, and what is compared is read and digested anew; the index's own
-        digests are not believed. Queries have to find what the files hold.
+        All files are checked, and all rows are read and hashed again; the index's own digests are
+        not trusted. Queries must return what the files hold.
         """
         stored = self.base.tables.get(mirror_table(table.schema))
         if stored is not None:
@@ -382,10 +382,10 @@ class FileTransaction:
         misread = misread_columns(stored.schema, mirror_table(table.schema), parts, self.ask)
         if misread:
             raise MirrorDamagedError(
-                f"queries do not find in column {misread[0]!r} what the files hold",
+                f"queries read other values in column {misread[0]!r} than its files hold",
                 file=DATA,
                 table=table.name,
-                hint="run 'rhei maintain', which writes files of an earlier format anew",
+                hint="run 'rhei maintain', which rewrites files of an earlier format",
             )
 
     def _draft(self, table: Table, prefix: str = "") -> WriteBuffer:
@@ -396,9 +396,7 @@ class FileTransaction:
         if found is None:
             stored = self.base.tables.get(name)
             if stored is None or not self._stands(name):
-                raise MirrorError(
-                    "it does not stand in the mirror", table=table.name, hint="copy it first"
-                )
+                raise MirrorError("it is not in the mirror", table=table.name, hint="copy it first")
             self.store.refuse_damaged(stored)
             found = self._tables[name] = WriteBuffer(stored, self.store)
         return found
@@ -458,9 +456,9 @@ def _first_of_each(events: pa.Table, table: Table) -> np.ndarray:
 
 
 def _repeated(draft: WriteBuffer, table: Table, firsts: pa.Table, found: Found) -> pa.Array:
-    """Tell of each open version whether the first event of its key repeats it, by its digest.
+    """Return, for each open version, whether its key's first event has an equal digest.
 
-    Its row is read only where the digest is not of the columns there are now.
+    Its row is read only if its digest covers other columns than the present ones.
     """
     same = found.payloads == table_digests(firsts, table.schema)[found.needles]
     unsure = np.flatnonzero(~draft.digests_hold(found.places, table.schema.columns))
@@ -483,7 +481,7 @@ def _close(draft: WriteBuffer, table: Table, closings: pa.Table) -> None:
 
 
 def _end_overlapping(draft: WriteBuffer, table: Table, places: np.ndarray, keys: np.ndarray) -> int:
-    """Have each of a key's open versions end where the next one begins; return how many ended."""
+    """End each of a key's open versions where the next one begins; return how many ended."""
     since = draft.take(places, [VALID_FROM])[VALID_FROM].cast(pa.int64()).to_numpy()
     order = np.lexsort((since, keys))
     ends = np.flatnonzero(keys[order][1:] == keys[order][:-1])

@@ -1,7 +1,7 @@
-"""Which versions of a segment have ended, when and how: their rows stay where they are.
+"""When and how the versions of a segment ended, stored apart from their rows.
 
-A change to a temporal table costs what it ends, not the rows around it; folding moves the rows of
-ended versions into segments of their own, later and many at once.
+So a change to a temporal table costs as much as the versions it ends, not the rows around them.
+Later merges move the rows of many ended versions into segments of their own at once.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class VersionEnds:
     """Some of a segment's versions that have ended.
 
     Attributes:
-        positions: Where their rows stand in the segment; they ascend.
+        positions: Their rows' positions in the segment, ascending.
         ends: When each ended, in microseconds.
         deleted: Whether nothing followed it, because its row was deleted.
     """
@@ -35,13 +35,13 @@ class VersionEnds:
 
     @classmethod
     def of(cls, positions: Numbers, ends: Numbers, deleted: npt.NDArray[np.bool_]) -> "VersionEnds":
-        """Bring endings into order."""
+        """Return version ends sorted by position."""
         order = np.argsort(positions)
         return cls(positions[order].astype(np.uint32), ends[order], deleted[order])
 
     @classmethod
     def merged(cls, parts: Sequence["VersionEnds"]) -> "VersionEnds":
-        """Make one of several."""
+        """Return several parts as one."""
         return cls.of(
             np.concatenate([part.positions for part in parts]).astype(np.int64),
             np.concatenate([part.ends for part in parts]),
@@ -50,20 +50,20 @@ class VersionEnds:
 
     @classmethod
     def decode(cls, buffer: pa.Buffer, offset: int, rows: int) -> "VersionEnds":
-        """Read what `encode` wrote at this place, without copying."""
+        """Read the output of `encode` at this offset, without copying."""
         ends = np.frombuffer(buffer, np.int64, rows, offset)
         positions = np.frombuffer(buffer, np.uint32, rows, offset + 8 * rows)
         deleted = np.frombuffer(buffer, np.bool_, rows, offset + 12 * rows)
         return cls(positions, ends, deleted)
 
     def encode(self) -> bytes:
-        """Write the columns one after the other, without a header; a multiple of eight bytes."""
+        """Return the columns one after the other, without a header; a multiple of eight bytes."""
         parts = (self.ends, self.positions, self.deleted)
         content = b"".join(part.tobytes() for part in parts)
         return content.ljust(-(-len(content) // 8) * 8, b"\0")
 
     def find(self, positions: Numbers) -> tuple[npt.NDArray[np.bool_], Numbers]:
-        """Tell which of these positions have ended here, and where each of those stands."""
+        """Return a mask of the positions that have ended, and the entry of each."""
         if not len(self.positions):
             return np.zeros(len(positions), dtype=bool), np.zeros(0, dtype=np.int64)
         place = np.searchsorted(self.positions, positions)
@@ -71,14 +71,14 @@ class VersionEnds:
         return met, place[met]
 
     def within(self, low: int, high: int) -> "VersionEnds":
-        """Return those from one position to before another."""
+        """Return the entries from one position to before another."""
         first, last = np.searchsorted(self.positions, [low, high])
         return VersionEnds(
             self.positions[first:last], self.ends[first:last], self.deleted[first:last]
         )
 
     def written_into(self, rows: pa.Table) -> pa.Table:
-        """Write when and how each row's version ended into rows that have columns for it."""
+        """Fill in the columns that hold when and how each row's version ended."""
         for place, field in enumerate(rows.schema):
             if field.name == VALID_TO:
                 rows = rows.set_column(place, field, pa.array(self.ends).cast(INSTANT))

@@ -1,4 +1,4 @@
-"""Functions of a row's number in its segment: whether it is shown, and how its version ended."""
+"""DataFusion functions of a row's number: whether it is visible, and how its version ended."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,7 +16,7 @@ OfNumbers = Callable[[pa.Array], pa.Array]
 
 
 def hidden(bits: Bits, endings: Sequence[VersionEnds]) -> Bits:
-    """Return which rows are gone for good: versions that have ended are still to be seen."""
+    """Return a mask of removed rows that no reader sees; rows of ended versions are visible."""
     if not endings:
         return bits
     gone = np.unpackbits(bits, bitorder="little")
@@ -26,7 +26,7 @@ def hidden(bits: Bits, endings: Sequence[VersionEnds]) -> Bits:
 
 
 def ends(endings: Sequence[VersionEnds]) -> OfNumbers:
-    """Tell of rows by their numbers when their version ended; null for one that is valid."""
+    """Return a function of row numbers: when each version ended, or null."""
 
     def look_up(numbers: pa.Array) -> pa.Array:
         ended, standing = np.zeros(len(numbers), np.int64), np.ones(len(numbers), dtype=bool)
@@ -38,7 +38,7 @@ def ends(endings: Sequence[VersionEnds]) -> OfNumbers:
 
 
 def operations(endings: Sequence[VersionEnds]) -> OfNumbers:
-    """Tell of rows by their numbers the operation that ended them, where it was a delete."""
+    """Return a function of row numbers: the delete operation that ended a version, or null."""
 
     def look_up(numbers: pa.Array) -> pa.Array:
         deleted = np.zeros(len(numbers), dtype=bool)
@@ -53,7 +53,7 @@ def operations(endings: Sequence[VersionEnds]) -> OfNumbers:
 def _met(
     endings: Sequence[VersionEnds], numbers: pa.Array
 ) -> Iterator[tuple[VersionEnds, np.ndarray, np.ndarray | slice]]:
-    """Yield endings, which of the rows have ended there, and where each of those stands."""
+    """Yield version ends, a mask of the rows that ended there, and the entry of each."""
     rows = numbers.to_numpy()
     together = _stand_together(rows)
     for some in endings:
@@ -71,7 +71,7 @@ def _stand_together(rows: np.ndarray) -> bool:
 
 
 def presence(present: pa.BooleanArray) -> OfNumbers:
-    """Tell of rows by their numbers whether they are shown."""
+    """Return a function of row numbers: whether each row is visible."""
 
     def test(numbers: pa.Array) -> pa.Array:
         rows = numbers.to_numpy()

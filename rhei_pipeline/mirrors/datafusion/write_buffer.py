@@ -1,4 +1,4 @@
-"""A table as one transaction sees it: the segments committed before, and rows of its own."""
+"""A table within one transaction: the committed segments, and new rows in memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,7 +59,7 @@ class Found:
 
 
 class _Staged:
-    """Rows that are in memory only."""
+    """New rows, in memory only."""
 
     def __init__(
         self, rows: pa.Table, index: KeyIndex, *, past: bool = False, tag: str = ""
@@ -82,7 +82,7 @@ class _Staged:
 
 
 class _Written:
-    """Rows of a segment."""
+    """Rows of a committed segment."""
 
     def __init__(self, segment: Segment, store: SegmentStore) -> None:
         self.segment, self._store = segment, store
@@ -123,7 +123,7 @@ def _digest_alike(old: pa.DataType, new: pa.DataType) -> bool:
 
 
 class _Part:
-    """Rows, and which of them are gone."""
+    """Rows, and which of them are removed."""
 
     def __init__(self, rows: _Staged | _Written, bits: Bits | None = None) -> None:
         self.rows = rows
@@ -163,10 +163,10 @@ class _Part:
 
 
 class WriteBuffer:
-    """A table that a transaction may change; nothing of it counts before the commit.
+    """A table that a transaction may change; nothing is visible before the commit.
 
     Args:
-        table: What was committed before; empty for a table that begins.
+        table: The committed table; empty for a new one.
     """
 
     def __init__(self, table: StoredTable, store: SegmentStore) -> None:
@@ -177,11 +177,11 @@ class WriteBuffer:
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns, as a reader sees them."""
+        """The columns that a reader sees."""
         return self.table.schema
 
     def reshape(self, schema: pa.Schema) -> None:
-        """Give the table other columns; no row is written."""
+        """Change the table's columns; no row is written."""
         self.table = replace(self.table, schema=schema)
 
     def build_for(self, built: TableShape) -> None:
@@ -189,17 +189,17 @@ class WriteBuffer:
         self.table = replace(self.table, built=built)
 
     def move(self, namespace: str | None, relation: str) -> None:
-        """Give the table another name."""
+        """Rename the table."""
         self.table = replace(self.table, namespace=namespace, relation=relation)
 
     def date(self, begins_at: datetime | None, left: Mapping[str, datetime]) -> None:
-        """Record when its history begins, and when columns of it left the source."""
+        """Record when its history begins, and when its columns left the source."""
         self.table = replace(self.table, begins_at=begins_at, left=MappingProxyType(dict(left)))
 
     def append(
         self, rows: pa.Table, hashes: KeyHashes, payloads: Words, *, past: bool = False
     ) -> None:
-        """Add rows; none of their keys may have a row that is present."""
+        """Add rows; their keys must have no present row."""
         if not rows.num_rows:
             return
         wanted = pa.schema([f for f in self.schema if f.name in rows.column_names])
@@ -211,7 +211,7 @@ class WriteBuffer:
             self._spill()
 
     def append_tagged(self, rows: pa.Table, tag: str) -> None:
-        """Add rows that no key is looked for in, in the place of all that have their tag."""
+        """Add rows without a key index, replacing all rows with the same tag."""
         self._parts = [part for part in self._parts if part.rows.tag != tag]
         nothing = KeyHashes(np.zeros(0, np.uint64), np.zeros(0, np.uint32))
         index = KeyIndex.build(nothing, np.zeros(0, np.uint64))
@@ -241,10 +241,10 @@ class WriteBuffer:
     def end(
         self, places: Numbers, ends: Numbers, deleted: npt.NDArray[np.bool_]
     ) -> npt.NDArray[np.bool_]:
-        """Have versions end where their rows stand.
+        """End versions by the positions of their rows.
 
         Returns:
-            Which of them did; the others' rows are in memory only, and are to be moved.
+            Which of them ended; the rows of the others are in memory only, and must be moved.
         """
         done = np.zeros(len(places), dtype=bool)
         for number, positions, where in self._by_part(places):
@@ -256,7 +256,7 @@ class WriteBuffer:
         return done
 
     def digests_hold(self, places: Numbers, columns: Sequence[Column]) -> npt.NDArray[np.bool_]:
-        """Tell of which rows the index's digest covers these columns, in types that digest alike.
+        """Return which rows' digests cover these columns, in types that hash alike.
 
         A column that was dropped since is still in the digests of the rows that had it.
         """
@@ -271,7 +271,7 @@ class WriteBuffer:
             self._parts[number].remove(positions)
 
     def take(self, places: Numbers, columns: Sequence[str]) -> pa.Table:
-        """Return the rows at these places, in their order, with these of the table's columns."""
+        """Return the rows at these positions, in their order, with the given columns."""
         schema = pa.schema([self.schema.field(name) for name in columns])
         found, order = [schema.empty_table()], [_NONE]
         for number, positions, where in self._by_part(places):
@@ -282,7 +282,7 @@ class WriteBuffer:
         return taken(pa.concat_tables(found), np.argsort(np.concatenate(order)))
 
     def entries(self) -> Iterator[tuple[KeyHashes, Words, Numbers]]:
-        """Yield hashes, payloads and places of all present rows, part by part."""
+        """Yield hashes, payloads and positions of all present rows, part by part."""
         for number, part in self._numbered(past=False):
             hashes, payloads = part.rows.index().in_row_order()
             kept = np.flatnonzero(part.mask())
@@ -291,7 +291,7 @@ class WriteBuffer:
     def scan(
         self, columns: Sequence[str], *, past: bool = False
     ) -> Iterator[tuple[pa.Table, Numbers]]:
-        """Yield all present rows with their places, a part at a time."""
+        """Yield all present rows with their positions, a part at a time."""
         schema = pa.schema([self.schema.field(name) for name in columns])
         for number, part in self._numbered(past=past):
             mask, low = part.mask(), 0
@@ -316,13 +316,13 @@ class WriteBuffer:
         return sum(p.rows.count - p.gone() for _, p in self._numbered(past=False))
 
     def fix(self, constants: Mapping[str, int | str]) -> None:
-        """Give columns that no row has yet one value in all rows."""
+        """Set columns that no row has yet to one value in all rows."""
         self._spill()
         for part in self._parts:
             part.constants = MappingProxyType({**part.constants, **constants})
 
     def prepare_commit(self) -> StoredTable:
-        """Write what is in memory; return the table as it is to be committed."""
+        """Write the rows in memory; return the table to commit."""
         self._gather()
         changed = [part for part in self._parts if part.changed]
         bitmaps = [part.bits for part in changed if part.bits is not None]
@@ -342,7 +342,7 @@ class WriteBuffer:
         return replace(self.table, segments=tuple(segments))
 
     def _stage_version_ends(self) -> dict[int, tuple[VersionEndsPart, ...]]:
-        """Write what ended; return by part where all of its endings now stand."""
+        """Write the new version ends; return the locations of all of them by part."""
         ending = [part for part in self._parts if part.ending]
         kept: list[tuple[VersionEndsPart, ...]] = []
         merged = []
@@ -357,7 +357,7 @@ class WriteBuffer:
         }
 
     def _gather(self) -> None:
-        """Write the staged rows that are left as one segment of each kind."""
+        """Write the remaining staged rows as one segment of each kind."""
         staged = [part for part in self._parts if isinstance(part.rows, _Staged)]
         self._parts = [part for part in self._parts if isinstance(part.rows, _Written)]
         kinds = {(part.rows.past, part.rows.tag): None for part in staged}
@@ -390,7 +390,7 @@ class WriteBuffer:
         return self._store.write(rows, index, past=past)
 
     def _spill(self) -> None:
-        """Write each staged part where it is, so that places stay true."""
+        """Write each staged part where it is, so that positions stay valid."""
         for part in self._parts:
             rows = part.rows
             if isinstance(rows, _Staged):
@@ -423,7 +423,7 @@ class WriteBuffer:
 
 
 def _full_hand(places: Sequence[VersionEndsPart], rows: int) -> list[VersionEndsPart]:
-    """Return the endings that are to be made one with so many new ones: of each size, few stay."""
+    """Return the parts to merge with so many new version ends: few of each size remain."""
     hand: list[VersionEndsPart] = []
     for place in sorted(places, key=lambda each: each.rows):
         if place.rows > _HAND * max(rows + sum(each.rows for each in hand), 1):

@@ -1,7 +1,7 @@
-"""Copies a database file. It runs as a program of its own and imports the standard library alone.
+"""Copies a database file, as a separate program that imports only the standard library.
 
-A process must not open a database file that an engine of its own has open: closing any descriptor
-of the file gives up all of the process's POSIX record locks on it, and with them the engine's
+A process must not open a database file that its own engine has open: closing any descriptor of
+the file releases all of the process's POSIX record locks on it, and so the engine's
 (`man 2 fcntl`; sqlite.org/howtocorrupt.html, section 2.2).
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def main(source: str, target: str) -> None:
-    """Copy a file and bring the copy to the disk; on an error, say it and exit with 1."""
+    """Copy a file and sync the copy to the disk; on an error, print it and exit with 1."""
     try:
         shutil.copyfile(source, target)
         with Path(target).open("rb") as copied:

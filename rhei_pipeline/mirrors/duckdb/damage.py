@@ -1,4 +1,4 @@
-"""What DuckDB says when its file or its log is damaged, in our words."""
+"""Recognizes DuckDB's errors about a damaged file or log."""
 
 import duckdb
 
@@ -28,31 +28,30 @@ def is_damage(error: Exception) -> bool:
 
 
 def cause(error: duckdb.Error) -> duckdb.Error:
-    """Return the error that aborted the transaction, where all that followed says only that."""
+    """Return the error that aborted the transaction, if this one only reports the abort."""
     while "transaction is aborted" in str(error) and isinstance(error.__context__, duckdb.Error):
         error = error.__context__
     return error
 
 
 def damage_of(error: Exception, path: str) -> MirrorDamagedError:
-    """Return the error that names the damaged file, and the way out."""
+    """Return the error that names the damaged file, and what to do."""
     text, log = str(error), f"{path}.wal"
     if "WAL" in text and "database file" not in text:
         return MirrorDamagedError(
             f"mirror {path!r}: its log {log!r} is damaged: {first_line(error)}",
             file=log,
-            hint=f"move {log!r} away: the mirror goes back to its last checkpoint, and 'rhei sync'"
-            " brings it up to its source",
+            hint=f"move {log!r} away: the mirror returns to its last checkpoint, and 'rhei sync' "
+            "brings it up to date",
         )
     return MirrorDamagedError(
         f"mirror {path!r} is damaged: {first_line(error)}",
         file=path,
-        hint=f"put a backup or the published copy in its place, or move {path!r} away, and"
-        f" {log!r} with it where there is one: 'rhei sync' then makes a new mirror, without the"
-        " history",
+        hint=f"replace it with a backup or the published copy, or move {path!r} away, "
+        f"with {log!r} if it exists: 'rhei sync' then creates a new mirror, without the history",
     )
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says."""
+    """Return the first line of an error's text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""How a table leaves a DuckDB mirror: with all that is recorded of it, or set aside."""
+"""Drops a table from a DuckDB mirror with its records, or keeps it under another name."""
 
 from dataclasses import replace
 
@@ -58,7 +58,7 @@ def _leave(
     taken = standing_name(connection, kept)
     if taken is not None:
         raise SchemaError(
-            f"the mirror has a table {taken!r} already",
+            f"the mirror already has a table {taken!r}",
             table=schema.name,
             hint="give another name after '--keep-as'",
         )

@@ -1,4 +1,4 @@
-"""How a DuckDB mirror writes down progress and dead letters, beside the rows they speak of."""
+"""The housekeeping tables of a DuckDB mirror: progress, dead letters, ownership."""
 
 import uuid
 from collections.abc import Iterable
@@ -61,7 +61,7 @@ _LETTER = pa.schema(
 
 
 def prepare(connection: duckdb.DuckDBPyConnection, path: str) -> str:
-    """Make our tables in a file that begins, bring older ones up to date; return the mirror's id.
+    """Create our tables in a new file, or upgrade older ones; return the mirror's id.
 
     Raises:
         MirrorError: A newer version of this package wrote the file; nothing is changed then.
@@ -86,7 +86,7 @@ def prepare(connection: duckdb.DuckDBPyConnection, path: str) -> str:
 
 
 def _format(connection: duckdb.DuckDBPyConnection) -> int | None:
-    """Return the format of a mirror; None for one of before it was recorded."""
+    """Return the format of a mirror; None if it is older than that record."""
     if "format" not in connection.sql("select * from _rhei_mirror").columns:
         return None
     found = connection.execute("select format from _rhei_mirror").fetchone()
@@ -104,13 +104,13 @@ def _mirror_id(connection: duckdb.DuckDBPyConnection) -> str:
 
 
 def read_owner(connection: duckdb.DuckDBPyConnection) -> str | None:
-    """Return whose the mirror is; None where that was never recorded."""
+    """Return the source and pipeline the mirror belongs to; None if never recorded."""
     found = connection.execute("select owner from _rhei_mirror").fetchone()
     return None if found is None else found[0]
 
 
 def write_owner(connection: duckdb.DuckDBPyConnection, owner: str, *, anew: bool) -> None:
-    """Record whose the mirror is; with `anew`, no recorded position is proved any more."""
+    """Record the owner; with `anew`, no recorded position is proved any more."""
     connection.execute("update _rhei_mirror set owner = ?", [owner])
     if anew:
         connection.execute("update _rhei_watermark set proof = ''")
@@ -140,7 +140,7 @@ def _watermark(table: str, order: int, proof: str, recorded_at: int) -> Watermar
 
 
 def write_watermarks(connection: duckdb.DuckDBPyConnection, marks: Iterable[Watermark]) -> None:
-    """Put watermarks in the place of their tables' earlier ones."""
+    """Replace the watermarks of their tables."""
     rows = pa.Table.from_pylist([_mark_row(mark) for mark in marks], _MARK)
     connection.register("_rhei_marks", rows)
     connection.execute(
@@ -160,7 +160,7 @@ def _mark_row(mark: Watermark) -> dict[str, object]:
 
 
 def write_copy(connection: duckdb.DuckDBPyConnection, progress: CopyProgress) -> None:
-    """Put a copy's progress in the place of the table's earlier one."""
+    """Replace the progress of the table's copy."""
     forget_copy(connection, progress.table)
     connection.execute(
         "insert into _rhei_copies values (?, ?, ?, ?, ?, ?)",
@@ -176,12 +176,12 @@ def write_copy(connection: duckdb.DuckDBPyConnection, progress: CopyProgress) ->
 
 
 def forget_copy(connection: duckdb.DuckDBPyConnection, table: str) -> None:
-    """Forget that a copy was under way."""
+    """Delete the record of a running copy."""
     connection.execute("delete from _rhei_copies where table_name = ?", [table])
 
 
 def drop_copies(connection: duckdb.DuckDBPyConnection) -> None:
-    """Drop every copy that is under way."""
+    """Drop every running copy."""
     found = connection.execute(
         "select schema_name, table_name from duckdb_tables() where starts_with(table_name, ?)"
         " and database_name = current_database()",
@@ -193,7 +193,7 @@ def drop_copies(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def rename_records(connection: duckdb.DuckDBPyConnection, old: str, new: str) -> None:
-    """Have what is recorded of a table's past be another name's; it is copied anew under that."""
+    """Assign a table's recorded history to another name, under which it is copied again."""
     connection.execute(
         "update _rhei_dead_letter set table_name = ? where table_name = ?", [new, old]
     )
@@ -203,18 +203,18 @@ def rename_records(connection: duckdb.DuckDBPyConnection, old: str, new: str) ->
 
 
 def rename_history(connection: duckdb.DuckDBPyConnection, old: str, new: str) -> None:
-    """Have what is recorded of a table's history be another name's."""
+    """Assign what is recorded of a table's history to another name."""
     connection.execute("update _rhei_history set table_name = ? where table_name = ?", [new, old])
 
 
 def forget_table(connection: duckdb.DuckDBPyConnection, table: str) -> None:
-    """Forget all that is recorded of a table."""
+    """Delete all records of a table."""
     for record in ("_rhei_watermark", "_rhei_copies", "_rhei_dead_letter", "_rhei_history"):
         connection.execute(f"delete from {record} where table_name = ?", [table])
 
 
 def write_letters(connection: duckdb.DuckDBPyConnection, letters: Iterable[DeadLetter]) -> int:
-    """Keep dead letters, one per table, key and column; return how many these were."""
+    """Store dead letters, one per table, key and column; return the number of distinct ones."""
     latest = {(letter.table, letter.key, letter.column): letter for letter in letters}
     if not latest:
         return 0

@@ -1,4 +1,4 @@
-"""What a DuckDB file held after its last commit, kept beside it.
+"""A file beside a DuckDB mirror that records what it held after its last commit.
 
 DuckDB keeps what was committed since its last checkpoint in a log of its own. Where that is missing
 or cut off, DuckDB opens an older state without a word; this file tells the two apart. Its form is
@@ -17,10 +17,10 @@ _SIZE = 128
 
 
 class LastCommit:
-    """A note of a few bytes, which is not waited for: a lost note is no loss.
+    """A note of a few bytes, written without waiting for the disk: losing it is harmless.
 
     Args:
-        path: The DuckDB file's; one note belongs to the file, whatever links lead to it.
+        path: The DuckDB file's; the note belongs to the file itself, not to a link to it.
 
     Raises:
         MirrorError: The note cannot be opened.
@@ -38,24 +38,25 @@ class LastCommit:
             ) from error
 
     def blank(self) -> None:
-        """Forget: a commit is about to be made, and may be the last thing this process does."""
+        """Clear the note: a commit follows, and may be the last thing this process does."""
         self._write("")
 
     def note(self, mirror_id: str, ledger: Ledger) -> None:
-        """Write down what was committed."""
+        """Record what was committed."""
         self._write(_note(mirror_id, ledger))
 
     def lost(self, mirror_id: str, ledger: Ledger) -> MirrorDamagedError | None:
-        """Return the error for a file that lacks commits it had; None for one that has them all."""
+        """Return the error for a file that lacks commits it had; None if it has them all."""
         noted = os.pread(self._file, _SIZE, 0).decode(errors="replace").strip()
         if not noted.startswith(json.dumps(mirror_id)) or noted == _note(mirror_id, ledger):
             return None
         log = f"{self._path}.wal"
         return MirrorDamagedError(
-            f"mirror {self._path!r} is older than it was: its log {log!r} is missing or damaged, or"
-            " an older file was put back",
+            f"mirror {self._path!r} is older than it was: its log {log!r} is missing or damaged, "
+            f"or "
+            "an older file was restored",
             file=log,
-            hint="put back what is missing, or run 'rhei sync', which brings it up to its source",
+            hint="restore what is missing, or run 'rhei sync', which brings it up to date",
         )
 
     def close(self) -> None:

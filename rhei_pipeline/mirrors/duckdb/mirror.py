@@ -1,7 +1,7 @@
 """A mirror in a DuckDB file, or in memory.
 
-Tables have no primary key on purpose: DELETE + INSERT on a plain table changes 10,000 random rows
-of a million in the time that an indexed upsert changes a hundred (see benchmarks/).
+Tables have no primary key on purpose: in the time that an indexed upsert changes a hundred rows,
+DELETE + INSERT on a plain table changes 10,000 random rows of a million (see benchmarks/).
 """
 
 import logging
@@ -69,14 +69,14 @@ class DuckDBMirror:
     """A `Mirror` in one DuckDB database.
 
     Args:
-        path: The file, created when it is missing; `:memory:` for one that ends with the process.
-        published: A copy to keep for other processes to read, written after commits.
+        path: The file, created when it is missing; `:memory:` for a mirror that is not stored.
+        published: A copy for other processes to read, written after commits.
         lock_timeout_seconds: How long to wait while another process holds the file.
         memory_limit_bytes: The most that queries and transactions take together.
 
     Raises:
         MirrorBusyError: Another process held the file all that time, or this one has it open.
-        MirrorError: The file cannot be opened, is no DuckDB database, or of a newer version.
+        MirrorError: The file cannot be opened, is not a DuckDB database, or is of a newer version.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class DuckDBMirror:
             self._opened = opened.pop_all()
 
     def _look_back(self, opened: ExitStack) -> LastCommit | None:
-        """Notice whether the file is older than it was when it was used last."""
+        """Detect whether the file is older than it was when it was last used."""
         self._older: MirrorDamagedError | None = None
         if self.path == MEMORY:
             return None
@@ -120,7 +120,7 @@ class DuckDBMirror:
         return last
 
     def _hold(self, opened: ExitStack, timeout_seconds: float) -> None:
-        """Hold a lock of our own besides DuckDB's, which anybody's closing of the file gives up."""
+        """Take our own lock besides DuckDB's, which any closing of the file would release."""
         if self.path == MEMORY:
             return
         file = Path(self.path).resolve()
@@ -138,22 +138,22 @@ class DuckDBMirror:
 
     @property
     def folds_names(self) -> bool:
-        """True: DuckDB does not tell names apart that differ by case only."""
+        """True: DuckDB's names are case-insensitive."""
         return True
 
     @property
     def owner(self) -> str | None:
-        """Whose it is, as recorded."""
+        """The source and pipeline it belongs to, as recorded."""
         with translated(self.path), self._cursor() as cursor:
             return read_owner(cursor)
 
     def claim(self, owner: str, *, anew: bool) -> None:
-        """Record whose it is; with `anew`, no position counts any more: tables are copied again."""
+        """Record the owner; with `anew`, no position is proved any more and tables are copied."""
         with self.transaction() as transaction:
             transaction.claim(owner, anew=anew)
 
     def ledger(self) -> Ledger:
-        """Return what is recorded, as last committed; nobody else can write to the file."""
+        """Return what is recorded, as last committed; no other process can write to the file."""
         ledger = self._ledger
         if ledger is None:
             with translated(self.path), self._cursor() as cursor:
@@ -188,21 +188,21 @@ class DuckDBMirror:
                 self._publish(self._published)
 
     def _publish(self, copy: PublishedCopy) -> None:
-        """Bring the file to rest and copy it; with the lock held, nothing writes meanwhile."""
+        """Checkpoint the file and copy it; nothing writes meanwhile, because the lock is held."""
         ledger = read_ledger(self._connection) if copy.pace.due else Ledger()
         if not ledger.watermarks:
             return  # it is not due, or the first tables are being copied
         try:
             self._connection.execute("checkpoint")
         except duckdb.TransactionException as error:
-            _log.info("published copy: put off while a query runs (%s)", first_line(error))
+            _log.info("published copy: postponed while a query runs (%s)", first_line(error))
         else:
             with copy.pace.noting_trouble():
                 copy.publish(Path(self.path), unfinished=bool(ledger.copies))
 
     @property
     def not_published(self) -> RheiError | None:
-        """Why the published copy could not be written; None where it was, or there is none."""
+        """Why the published copy could not be written; None if it was, or there is none."""
         return self._published.pace.trouble if self._published else None
 
     def query(
@@ -228,10 +228,10 @@ class DuckDBMirror:
         rows: int,
         begun: Begun | None = None,
     ) -> Streamed:
-        """Run one read-only statement, and return its rows as they come, all of one state.
+        """Run one read-only statement, and return its rows in batches, all of one state.
 
         Raises:
-            QueryError: It is not one reading statement, or DuckDB refuses it.
+            QueryError: It is not one read-only statement, or DuckDB refuses it.
         """
         cancel = Cancel.given(begun)
         batches = self._begun(sql, params, min(rows, _BATCH_ROWS), cancel)
@@ -252,7 +252,7 @@ class DuckDBMirror:
             try:
                 result = self._asked(cursor, sql, params)
                 if result is None:
-                    raise QueryError("the statement has no answer")
+                    raise QueryError("the statement returns no rows")
                 reader = result.to_arrow_reader(rows)
                 shape = in_utc(reader.schema.empty_table()).schema
                 yield pa.RecordBatch.from_pylist([], shape)
@@ -276,30 +276,30 @@ class DuckDBMirror:
         return cursor.sql(admitted, params=bound) if bound else cursor.sql(admitted)
 
     def _has_default_namespace(self, cursor: duckdb.DuckDBPyConnection) -> bool:
-        """Tell whether PostgreSQL's `public` is mirrored, whose tables need not be qualified."""
+        """Return whether tables of PostgreSQL's `public` exist, which need no schema name."""
         if not self._default_namespace:
             found = cursor.execute("select 1 from duckdb_schemas() where schema_name = 'public'")
             self._default_namespace = bool(found.fetchall())
         return self._default_namespace
 
     def tables(self) -> dict[str, Table]:
-        """Return the tables that are in the mirror, as they are there, by their quoted names."""
+        """Return the tables of the mirror with their stored schemas, by quoted name."""
         with translated(self.path), self._cursor() as cursor:
             return read_tables(cursor)
 
     def exists(self, table: Table) -> bool:
-        """Tell whether the table stands in the mirror."""
+        """Return whether the table is in the mirror."""
         with translated(self.path), self._cursor() as cursor:
             return table_exists(cursor, table)
 
     def count(self, table: Table) -> int:
-        """Count the rows that are valid now."""
+        """Return the number of current rows."""
         condition = "" if table.mode is Mode.DESTRUCTIVE else f" where {VALID_TO} is null"
         found = self.query(f"select count(*) as n from {mirror_table(table.schema)}{condition}")
         return int(found["n"][0].as_py())
 
     def past(self, table: Table) -> Past | None:
-        """Return what is recorded of a temporal table's past; None where it is not mirrored yet."""
+        """Return what is recorded of a temporal table's history; None if it is not mirrored yet."""
         with translated(self.path), self._cursor() as cursor:
             return read_past(cursor, table) if table_exists(cursor, table) else None
 
@@ -312,11 +312,11 @@ class DuckDBMirror:
         )
 
     def heal(self, table: Table) -> tuple[DamagedFile, ...]:  # noqa: ARG002
-        """Do nothing: DuckDB's file is whole, or refused as a whole."""
+        """Do nothing: DuckDB refuses a damaged file as a whole."""
         return ()
 
     def confirm(self) -> None:
-        """Answer queries again where the file was thought to be older; publish what is due."""
+        """Allow queries again if the file seemed older than it was; publish what is due."""
         if self._older is not None:
             with self.transaction():
                 pass  # an empty commit notes the state
@@ -325,23 +325,23 @@ class DuckDBMirror:
                 self._publish(self._published)
 
     def gaps_until(self, table: Table) -> datetime | None:  # noqa: ARG002
-        """Return None: nothing of a history is ever left out."""
+        """Return None: DuckDB's histories never have gaps."""
         return None
 
     def maintain(self) -> MaintenanceReport:
-        """Fold the write-ahead log into the file; worth doing when nothing else is to be done."""
+        """Checkpoint the write-ahead log into the file; useful while nothing else runs."""
         with self._lock, translated(self.path):
             before = self._bytes()
             self._connection.execute("checkpoint")
             return MaintenanceReport(1, 1, before, self._bytes())
 
     def _bytes(self) -> int:
-        """Return what the file and its write-ahead log take; 0 in memory."""
+        """Return the size of the file and its write-ahead log; 0 in memory."""
         files = (Path(self.path), Path(f"{self.path}.wal"))
         return sum(file.stat().st_size for file in files if file.exists())
 
     def close(self) -> None:
-        """Close the file, published before if that is due; safe to repeat."""
+        """Publish if that is due, then close the file; safe to repeat."""
         with self._lock, self._opened, translated(self.path):
             if self._published is not None and not self._closed:
                 self._publish(self._published)
@@ -363,7 +363,7 @@ def _too_large() -> MirrorMemoryError:
     # No QueryError, after which the source would be asked for as much.
     return MirrorMemoryError(
         "DuckDB has reached its memory limit",
-        hint="ask for less at once, or raise mirror.memory_limit",
+        hint="make the query smaller, or raise mirror.memory_limit",
     )
 
 
@@ -373,7 +373,7 @@ def _refused(error: Exception, path: str, *, is_empty: bool) -> RheiError:
         return _too_large()
     if is_damage(error):
         return damage_of(error, path)
-    hint = "the mirror answers reading queries on mirrored tables"
+    hint = "the mirror answers SELECT queries on mirrored tables"
     if is_empty:
         hint = f"mirror {path!r} holds no table yet: run 'rhei sync' first"
     told = first_line(error)
@@ -385,7 +385,7 @@ def _refused(error: Exception, path: str, *, is_empty: bool) -> RheiError:
 def _connect(
     path: str, config: dict[str, str | bool | int | float | list[str]], deadline: float
 ) -> duckdb.DuckDBPyConnection:
-    """Open the file; whoever has it open without our lock is waited for as well."""
+    """Open the file; wait also for processes that have it open without our lock."""
     while True:
         try:
             with translated(path):
@@ -398,7 +398,7 @@ def _connect(
 
 @contextmanager
 def translated(path: str) -> Iterator[None]:
-    """Turn the driver's errors into ours."""
+    """Translate the driver's errors into ours."""
     with _keys_of_the_user():
         try:
             yield
@@ -410,7 +410,7 @@ def translated(path: str) -> Iterator[None]:
 
 @contextmanager
 def _keys_of_the_user() -> Iterator[None]:
-    """Raise what Ctrl-C means: DuckDB, which sees it first, calls it an error of its own."""
+    """Raise KeyboardInterrupt for Ctrl-C, which DuckDB reports as its own error."""
     try:
         yield
     except RuntimeError as error:
@@ -426,15 +426,14 @@ def _translate(error: duckdb.Error, path: str) -> RheiError:
     if "Could not set lock" in text:
         return MirrorBusyError(
             f"mirror {path!r} is held by another process",
-            hint="one process writes a DuckDB file at a time: let the other one end first",
+            hint="only one process can write a DuckDB file: stop the other one first",
         )
     if is_damage(error):
         return damage_of(error, path)
     if "not a valid DuckDB database" in text:
         return MirrorError(
             f"{path!r} exists and is not a DuckDB database",
-            hint=f"correct mirror.path, or move {path!r} away, and '{path}.wal' with it where there"
-            " is one",
+            hint=f"correct mirror.path, or move {path!r} away, with '{path}.wal' if it exists",
         )
     if "No space left" in text or "Out of disk" in text or "could not write all" in text.lower():
         return MirrorError(f"the disk that holds {path!r} is full", hint="free space, try again")

@@ -1,4 +1,4 @@
-"""What a DuckDB mirror records of the past beside its versions, and the snapshots made of it."""
+"""What a DuckDB mirror records of a temporal table's history, and its snapshots."""
 
 from collections.abc import Mapping
 from datetime import date, datetime
@@ -15,7 +15,7 @@ _TOLD = {field.name for field in HISTORY_FIELDS}
 
 
 def read_past(connection: duckdb.DuckDBPyConnection, table: Table) -> Past:
-    """Read when a table's history begins, and which columns of it the source has no more."""
+    """Return when a table's history begins, and which columns the source no longer has."""
     found = connection.execute(
         "select column_name, epoch_us(noted_at) from _rhei_history where table_name = ?",
         [table.name],
@@ -30,14 +30,14 @@ def read_past(connection: duckdb.DuckDBPyConnection, table: Table) -> Past:
 
 
 def note_beginning(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime) -> None:
-    """Record that a table was made anew: its history, where it keeps one, begins now."""
+    """Record that a table was created again: its history, if it has one, begins now."""
     connection.execute("delete from _rhei_history where table_name = ?", [table.name])
     if table.mode is Mode.TEMPORAL:
         connection.execute("insert into _rhei_history values (?, null, ?)", [table.name, at])
 
 
 def note_columns(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime) -> None:
-    """Record which of a temporal table's columns the source has no more, and since when."""
+    """Record which columns of a temporal table the source no longer has, and since when."""
     if table.mode is not Mode.TEMPORAL:
         return
     left = _left(connection, table)
@@ -56,7 +56,7 @@ def note_columns(connection: duckdb.DuckDBPyConnection, table: Table, at: dateti
 def write_snapshots(
     connection: duckdb.DuckDBPyConnection, table: Table, days: Mapping[date, AsOf]
 ) -> dict[date, int]:
-    """Keep a table's rows as of each day's instant, under the day."""
+    """Store a table's rows as of each day's instant, under the day."""
     target, types = f"snapshot.{quote(table.schema.snapshot_name)}", _types(connection, table)
     connection.execute("create schema if not exists snapshot")
     connection.execute(f"create table if not exists {target}(snapshot_date date)")

@@ -1,6 +1,6 @@
-"""Progress within one transaction of a DuckDB mirror: known from its begin, written at its end.
+"""Progress within one transaction of a DuckDB mirror: read at its start, written at its end.
 
-However many tables move on, the ledger is not read again, and is written by one statement.
+However many tables make progress, the ledger is read once and written by one statement.
 """
 
 from types import MappingProxyType
@@ -18,11 +18,11 @@ from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
 
 
 class ProgressRecords:
-    """What is recorded, as one transaction sees it.
+    """The recorded progress, as one transaction sees it.
 
     Args:
         connection: In that transaction.
-        begun_with: What was recorded when it began; None where it has to be read.
+        begun_with: What was recorded when it began; None if it must be read.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ProgressRecords:
         return self._ledger
 
     def move(self, mark: Watermark) -> None:
-        """Put a watermark in the place of the table's earlier one; refuses to go back."""
+        """Replace the table's watermark; a lower one is refused."""
         self._read()
         earlier = self._marks.get(mark.table)
         if earlier is not None and earlier.position.order > mark.position.order:
@@ -55,20 +55,20 @@ class ProgressRecords:
                 f"its watermark would go back from {earlier.position.order}"
                 f" to {mark.position.order}",
                 table=mark.table,
-                hint="another sync has recorded since; run this one again",
+                hint="another sync has committed since; run this one again",
             )
         self._marks[mark.table] = self._unwritten[mark.table] = mark
         self._ledger = None
 
     def note_copy(self, progress: CopyProgress) -> None:
-        """Put a copy's progress in the place of the table's earlier one."""
+        """Replace the progress of the table's copy."""
         self._read()
         write_copy(self._connection, progress)
         self._copies[progress.table] = progress
         self._ledger = None
 
     def forget_copy(self, table: str) -> None:
-        """Forget that a copy was under way."""
+        """Delete the record of a running copy."""
         self._read()
         forget_copy(self._connection, table)
         self._copies.pop(table, None)
@@ -83,12 +83,12 @@ class ProgressRecords:
         self._marks, self._copies = dict(ledger.watermarks), dict(ledger.copies)
 
     def write(self) -> None:
-        """Write what moved on; it commits with the rows."""
+        """Write the changed progress; it commits with the rows."""
         if self._unwritten:
             write_watermarks(self._connection, self._unwritten.values())
             self._unwritten.clear()
 
     def read_anew(self) -> None:
-        """Read it again when it is next asked for: something else is about to write it."""
+        """Read the records again at the next access: something else is about to write them."""
         self.write()
         self._is_known, self._ledger = False, None

@@ -1,4 +1,4 @@
-"""How a copy becomes the table in a DuckDB mirror, and a temporal table takes on a new shape."""
+"""Makes a copy the table in a DuckDB mirror, and fits temporal tables to changed schemas."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -39,10 +39,10 @@ _ROWS = 65_536
 
 
 def adopt_copy(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime) -> int | None:
-    """Make the copy the table where none of its shape stands; see `MirrorTransaction.adopt_copy`.
+    """Make the copy the table unless one exists; see `MirrorTransaction.adopt_copy`.
 
     Raises:
-        SchemaDriftError: History would be lost, or does not fit the new shape.
+        SchemaDriftError: History would be lost, or does not fit the new schema.
     """
     target = mirror_table(table.schema)
     if standing_name(connection, table.schema) is not None:
@@ -64,7 +64,7 @@ def adopt_copy(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime
 
 
 def keep_unknown(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
-    """Give the copy the present rows of the keys in `_rhei_keys` that the copy could not read."""
+    """Add present rows to the copy for the keys in `_rhei_keys` that it could not read."""
     schema = table.schema
     if standing_name(connection, schema) is None:
         return
@@ -98,18 +98,18 @@ def _adopt_as_versions(connection: duckdb.DuckDBPyConnection, table: Table, at: 
 
 
 def _refuse_other_table(connection: duckdb.DuckDBPyConnection, table: Table) -> Built | None:
-    """Refuse to take another table's rows for this one's; follow a name that changed its case.
+    """Refuse another table's rows; rename a table whose name changed its case.
 
-    In a source without schemas, two names that differ by case only are one table's, renamed.
+    In a source without schemas, names that differ by case only belong to one renamed table.
     """
     schema, built = table.schema, read_built(connection, table.schema)
     standing = standing_name(connection, schema) or schema.mirror_relation
     renamed = standing != schema.mirror_relation
     if (built is not None and built.set_aside) or (renamed and schema.namespace):
         raise SchemaDriftError(
-            f"the mirror has another table of this name, {standing!r}",
+            f"the mirror already has another table of this name, {standing!r}",
             table=table.name,
-            hint=f"move that one away with 'rhei drop-table {standing} --keep-as NAME'",
+            hint=f"rename that one with 'rhei drop-table {standing} --keep-as NAME'",
         )
     if renamed:
         connection.execute(
@@ -120,7 +120,7 @@ def _refuse_other_table(connection: duckdb.DuckDBPyConnection, table: Table) -> 
 
 
 def _is_outgrown(connection: duckdb.DuckDBPyConnection, table: Table, built: Built | None) -> bool:
-    """Fit the standing table to the schema; return whether it has to be made anew instead."""
+    """Fit the table to the schema; return whether it must be created again instead."""
     standing = _types(connection, table)
     if VALID_TO in standing:
         standing = _renamed_by_case(connection, table, standing)
@@ -153,7 +153,7 @@ def _types(connection: duckdb.DuckDBPyConnection, table: Table) -> Mapping[str, 
 def _renamed_by_case(
     connection: duckdb.DuckDBPyConnection, table: Table, standing: Mapping[str, pa.DataType]
 ) -> Mapping[str, pa.DataType]:
-    """Follow columns whose names changed their case: to DuckDB they are the same ones."""
+    """Rename columns whose names changed their case: in DuckDB they are the same."""
     known = {name.lower(): name for name in standing}
     renamed = {
         known[name.lower()]: name
@@ -188,7 +188,7 @@ def _retype(
     old: pa.DataType,
     new: pa.DataType,
 ) -> None:
-    """Give a column another type if that changes none of its values."""
+    """Change a column's type if that changes none of its values."""
     target, column, wanted = mirror_table(table.schema), quote(name), duckdb_type(new)
     cast = f"null::{wanted}"
     if is_castable(old, new):

@@ -1,4 +1,4 @@
-"""A copy of a DuckDB mirror that anybody may open read-only while the mirror is written."""
+"""A copy of a DuckDB mirror that others can open read-only while the mirror is written."""
 
 import glob
 import logging
@@ -22,11 +22,11 @@ _log = logging.getLogger(__name__)
 
 
 class PublishedCopy:
-    """A file that is replaced whole: who has the old one open goes on reading it.
+    """A file that is replaced as a whole: readers of the old one are not disturbed.
 
     Args:
         path: Where readers find it.
-        interval_seconds: The least time between two copies, each of which is of the whole file.
+        interval_seconds: The minimum time between two copies, each of the whole file.
     """
 
     def __init__(self, path: Path, interval_seconds: float) -> None:
@@ -34,7 +34,7 @@ class PublishedCopy:
         self.pace = PublishSchedule(interval_seconds)
 
     def look_up(self, source: Path) -> None:
-        """Count the interval from the copy that an earlier process has left, if there is one."""
+        """Count the interval from the copy that an earlier process wrote, if there is one."""
         if not self.path.exists():
             return
         copied_at = self.path.stat().st_mtime
@@ -44,11 +44,11 @@ class PublishedCopy:
         self.pace.behind = any(file.stat().st_mtime > copied_at for file in changed)
 
     def publish(self, source: Path, *, unfinished: bool) -> None:
-        """Copy a database file that is checkpointed and at rest; the copy appears whole or not.
+        """Copy a checkpointed database file atomically.
 
         Args:
             source: The mirror's file, which this process may have open.
-            unfinished: It holds copies of tables that are under way; they are not published.
+            unfinished: It holds unfinished table copies; they are not published.
 
         Raises:
             MirrorError: The copy cannot be written.
@@ -67,18 +67,18 @@ class PublishedCopy:
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             raise MirrorError(
                 f"the published copy {str(self.path)!r} cannot be written: {reason}",
-                hint="mend this, or leave out mirror.published; the mirror itself is in order",
+                hint="fix this, or remove mirror.published; the mirror itself is not affected",
             ) from error
         self.pace.note_publication()
 
     def _sweep(self) -> None:
-        """Delete what processes that were killed have left; only the mirror's writer publishes."""
+        """Delete the remains of killed processes; only the mirror's writer publishes."""
         for left in self.path.parent.glob(f"{glob.escape(self.path.name)}.*{_PARTIAL}*"):
             left.unlink(missing_ok=True)
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy in a process of its own; see `copy_program`."""
+    """Copy in a separate process; see `copy_program`."""
     # Isolated and without packages: it starts in milliseconds, whatever the environment says.
     command = [sys.executable, "-I", "-S", copy_program.__file__, str(source), str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
@@ -88,6 +88,6 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _leave_out_copies(path: Path) -> None:
-    """Drop the copies of tables that are under way; nobody else knows of this file yet."""
+    """Drop unfinished table copies; no other process knows this file yet."""
     with duckdb.connect(str(path)) as opened:
         drop_copies(opened)

@@ -1,6 +1,6 @@
-"""The tables of a DuckDB mirror: their names, shapes, and the key that each was built for.
+"""The tables of a DuckDB mirror: their names, columns, and the key each was built for.
 
-DuckDB does not tell names apart that differ by case only.
+DuckDB's names are case-insensitive.
 """
 
 import json
@@ -50,7 +50,7 @@ class Built:
 
     Attributes:
         primary_key: The key it was built for.
-        set_aside: It is a history that is kept under this name, and follows no source table.
+        set_aside: It is a history kept under this name, and follows no source table.
     """
 
     name: str
@@ -64,7 +64,7 @@ def table_exists(connection: duckdb.DuckDBPyConnection, table: Table) -> bool:
 
 
 def standing_name(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> str | None:
-    """Return the name, in its own case, of the mirror's table; None where there is none."""
+    """Return the name of the mirror's table in its own case; None if there is none."""
     found = connection.execute(
         "select table_name from duckdb_tables() where lower(schema_name) = lower(?)"
         " and lower(table_name) = lower(?) and database_name = current_database()",
@@ -74,7 +74,7 @@ def standing_name(connection: duckdb.DuckDBPyConnection, schema: TableSchema) ->
 
 
 def read_tables(connection: duckdb.DuckDBPyConnection) -> dict[str, Table]:
-    """Return the mirrored tables by the quoted names that SQL gives them; see `Mirror.tables`."""
+    """Return the mirrored tables by their quoted names; see `Mirror.tables`."""
     columns = connection.execute(
         "select schema_name, table_name, list(column_name order by column_index),"
         " list(data_type order by column_index) from duckdb_columns()"
@@ -112,7 +112,7 @@ def _table(
 
 
 def read_built(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> Built | None:
-    """Return what is recorded of a table; None for one of before this was recorded."""
+    """Return what is recorded of a table; None if it is older than this record."""
     found = connection.execute(
         "select table_name, primary_key, set_aside from _rhei_table"
         " where namespace is not distinct from ? and lower(relation) = lower(?)",
@@ -124,7 +124,7 @@ def read_built(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> Bu
 def write_built(
     connection: duckdb.DuckDBPyConnection, schema: TableSchema, *, set_aside: bool = False
 ) -> None:
-    """Record the key that a table is built for now."""
+    """Record the key that a table is now built for."""
     forget_built(connection, schema)
     connection.execute(
         "insert into _rhei_table values (?, ?, ?, ?, ?)",
@@ -139,7 +139,7 @@ def write_built(
 
 
 def forget_built(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> None:
-    """Forget what is recorded of a table."""
+    """Delete the record of a table."""
     connection.execute(
         "delete from _rhei_table"
         " where namespace is not distinct from ? and lower(relation) = lower(?)",
@@ -148,7 +148,7 @@ def forget_built(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> 
 
 
 def arrow_type(name: str) -> pa.DataType | None:
-    """Return the Arrow type of one of DuckDB's; None for one that no column of ours has."""
+    """Return the Arrow type of one of DuckDB's; None if no mirrored column has it."""
     decimal = _DECIMAL.fullmatch(name)
     if decimal:
         return pa.decimal128(int(decimal[1]), int(decimal[2]))
@@ -164,12 +164,12 @@ def create(
 
 
 def copy_name(schema: TableSchema) -> str:
-    """Write the name of the copy beside a table."""
+    """Return the name of a table's copy."""
     return mirror_table(schema, COPY_PREFIX)
 
 
 def in_utc(table: pa.Table) -> pa.Table:
-    """Label instants UTC: DuckDB labels them with the machine's zone, the instants being equal."""
+    """Label timestamps as UTC: DuckDB labels them with the machine's zone."""
     for place, field in enumerate(table.schema):
         if pa.types.is_timestamp(field.type) and field.type.tz not in (None, "UTC"):
             wanted = pa.timestamp(field.type.unit, INSTANT.tz)

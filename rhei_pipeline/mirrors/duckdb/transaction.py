@@ -1,4 +1,4 @@
-"""What one transaction of a DuckDB mirror may do."""
+"""One transaction of a DuckDB mirror."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,7 +40,7 @@ class DuckDBTransaction:
 
     Args:
         connection: In that transaction.
-        records: What is recorded; to be written before the transaction commits.
+        records: The recorded progress; to be written before the transaction commits.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, records: ProgressRecords) -> None:
@@ -52,12 +52,12 @@ class DuckDBTransaction:
         return self._records.ledger()
 
     def claim(self, owner: str, *, anew: bool) -> None:
-        """Record whose the mirror is; with `anew`, no position is proved any more."""
+        """Record the owner; with `anew`, no position is proved any more."""
         self._records.read_anew()
         write_owner(self._connection, owner, anew=anew)
 
     def merge(self, table: Table, changes: NetChanges) -> Counts:
-        """Compare with the rows there, then delete and insert those that really changed."""
+        """Compare with the present rows, then delete and insert those that really changed."""
         return self._merge(table, mirror_table(table.schema), changes)
 
     def _merge(self, table: Table, target: str, changes: NetChanges) -> Counts:
@@ -94,7 +94,7 @@ class DuckDBTransaction:
         return written - replaced, replaced
 
     def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
-        """Return the rows of those keys that are valid now."""
+        """Return the current rows of those keys."""
         return self._rows_of(table, _present(table), keys)
 
     def copied_rows(self, table: Table, keys: pa.Table) -> pa.Table:
@@ -102,7 +102,7 @@ class DuckDBTransaction:
         return self._rows_of(table, copy_name(table.schema), keys)
 
     def present_keys(self, table: Table) -> pa.Table:
-        """Return the keys of all rows that are valid now."""
+        """Return the keys of all current rows."""
         return self._arrow(f"select {listed(table.schema.primary_key)} from {_present(table)}")
 
     def copied_keys(self, table: Table) -> pa.Table:
@@ -119,7 +119,7 @@ class DuckDBTransaction:
             )
 
     def open_versions(self, table: Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Look up the touched keys' open versions, then the past of keys that have none."""
+        """Return the open versions of the touched keys, and the last end of keys without one."""
         name, key = mirror_table(table.schema), table.schema.primary_key
         with self._registered("_rhei_keys", events.select(list(key))):
             opened = self._arrow(
@@ -139,7 +139,7 @@ class DuckDBTransaction:
         return told, floors
 
     def supersede(self, table: Table, versions: Versions) -> None:
-        """Close by the rows' own places, then append."""
+        """Close versions by their row ids, then append the new ones."""
         name = mirror_table(table.schema)
         if versions.closings.num_rows:
             with self._registered("_rhei_closings", versions.closings):
@@ -161,15 +161,15 @@ class DuckDBTransaction:
                 )
 
     def record(self, watermark: Watermark) -> None:
-        """Record progress; refuses to go back."""
+        """Record progress; a lower position is refused."""
         self._records.move(watermark)
 
     def quarantine(self, letters: Iterable[DeadLetter]) -> int:
-        """Keep dead letters; return how many."""
+        """Store dead letters; return how many."""
         return write_letters(self._connection, letters)
 
     def quarantined(self, table: Table) -> set[LetterName]:
-        """Name the open dead letters of a table."""
+        """Return the names of a table's open dead letters."""
         found = self._connection.execute(
             "select key, column_name from _rhei_dead_letter"
             " where table_name = ? and resolved_at is null",
@@ -180,7 +180,7 @@ class DuckDBTransaction:
     def release(self, table: Table, letters: Collection[LetterName], at: datetime) -> None:
         """Resolve dead letters.
 
-        A temporal table keeps them as resolved: a version that its history lacks stays named.
+        A temporal table keeps them as resolved: they name versions that its history lacks.
         """
         if not letters:
             return
@@ -199,7 +199,7 @@ class DuckDBTransaction:
             self._connection.execute(f"delete from _rhei_dead_letter d where {chosen}", named)
 
     def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:
-        """Keep a temporal table's rows as of each day's instant, under the day."""
+        """Store a temporal table's rows as of each day's instant, under the day."""
         return write_snapshots(self._connection, table, days)
 
     def begin_copy(self, table: Table, progress: CopyProgress) -> None:
@@ -212,7 +212,7 @@ class DuckDBTransaction:
         self._records.note_copy(progress)
 
     def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
-        """Append rows to the copy and record how far it has come."""
+        """Append rows to the copy and record its progress."""
         if rows.num_rows:
             with self._registered("_rhei_rows", rows):
                 self._connection.execute(
@@ -221,27 +221,27 @@ class DuckDBTransaction:
         self._records.note_copy(progress)
 
     def drop_copy(self, table: Table) -> None:
-        """Drop the copy under way; the table beside it stays as it was last recorded."""
+        """Drop the running copy; the table itself is not changed."""
         self._connection.execute(f"drop table if exists {copy_name(table.schema)}")
         self._records.forget_copy(table.name)
 
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
-        """Bring the copy up to a later state by net changes."""
+        """Apply net changes that were made since to the copy."""
         self._merge(table, copy_name(table.schema), changes)
 
     def keep_unknown(self, table: Table, keys: pa.Table) -> None:
-        """Give the copy the table's present rows of keys that the copy could not read."""
+        """Add present rows to the copy for keys that it could not read."""
         if keys.num_rows:
             with self._registered("_rhei_keys", keys):
                 keep_unknown(self._connection, table)
 
     def adopt_copy(self, table: Table, at: datetime) -> int | None:
-        """Make the copy the table, if there is no table of its shape; return its rows, else None.
+        """Make the copy the table unless one with its schema exists; return its rows, or None.
 
         A temporal table's rows become baseline versions that are valid from `at`.
 
         Raises:
-            SchemaDriftError: History would be lost, or does not fit the new shape.
+            SchemaDriftError: History would be lost, or does not fit the new schema.
         """
         if self._has_another_spelling(table.name):
             self._records.read_anew()  # what is recorded of that name becomes this one's
@@ -256,7 +256,7 @@ class DuckDBTransaction:
         return any(other != name and other.lower() == lower for other in known)
 
     def mend_keys(self, table: Table, at: datetime) -> Counts:
-        """Leave one present row a key and none whose key is null; count what ended."""
+        """Leave one present row for each key and none with a null key; return what ended."""
         name, key = mirror_table(table.schema), table.schema.primary_key
         keyless = " or ".join(f"{quote(column)} is null" for column in key)
         if table.mode is Mode.DESTRUCTIVE:
@@ -276,7 +276,7 @@ class DuckDBTransaction:
         return Counts(deleted=ended + self._end_overlapping(name, key))
 
     def _end_overlapping(self, name: str, key: Collection[str]) -> int:
-        """Have each version end where the next one of its key begins, if it does not before."""
+        """End each version where the next one of its key begins, unless it ended before."""
         order = f"order by {VALID_FROM}, {VALID_TO} nulls last, rowid"
         return self._changed(
             f"update {name} as t set {VALID_TO} = n.began from (select rowid as place,"
@@ -285,7 +285,7 @@ class DuckDBTransaction:
         )
 
     def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
-        """Yield what leads from the table's present rows to the copy's, then drop the copy."""
+        """Yield the changes from the table's present rows to the copy's, then drop the copy."""
         self._stage_differences(table)
         self._connection.execute(f"drop table {copy_name(table.schema)}")
         self._records.forget_copy(table.name)
@@ -303,18 +303,18 @@ class DuckDBTransaction:
         write_built(self._connection, table.schema)
 
     def drop_table(self, table: Table, keep_as: str | None = None) -> int:
-        """Drop a table and all that is recorded of it; return the rows or versions it had."""
+        """Drop a table and its records; return the number of rows or versions it had."""
         self._records.read_anew()
         return drop_table(self._connection, table, keep_as)
 
     def count(self, table: Table) -> int:
-        """Count the rows that are valid now."""
+        """Return the number of current rows."""
         return self._count(f"select count(*) from {_present(table)}")
 
     def compare_digests(
         self, table: Table, parts: Iterable[pa.Table]
     ) -> tuple[list[int], pa.Table]:
-        """Stage each source row's key, digest and part; join them with the present rows' own."""
+        """Stage each source row's key, digest and part; join them with the present digests."""
         key = table.schema.primary_key
         fields = [*table.schema.arrow_key, pa.field(_PART, pa.int64())]
         create(self._connection, "_rhei_digests", pa.schema(fields), kind="temp table")
@@ -337,7 +337,7 @@ class DuckDBTransaction:
         return [number for (number,) in stale], extra
 
     def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
-        """Stage the source's rows and compare them with the table's present ones, both ways."""
+        """Stage the source's rows and compare them with the table's present rows, both ways."""
         key = table.schema.primary_key
         create(self._connection, "_rhei_source", table.schema.arrow, kind="temp table")
         for part in rows:
@@ -383,7 +383,7 @@ class DuckDBTransaction:
             self._connection.unregister(name)
 
     def _changed(self, sql: str, params: Mapping[str, object] | None = None) -> int:
-        """Run a writing statement; return how many rows it wrote."""
+        """Run a writing statement; return how many rows it changed."""
         return int(self._connection.execute(sql, params).fetchall()[0][0])
 
     _count = _changed
@@ -393,14 +393,14 @@ class DuckDBTransaction:
 
 
 def _present(table: Table) -> str:
-    """Name the rows that are valid now."""
+    """Return SQL that selects the current rows."""
     if table.mode is Mode.DESTRUCTIVE:
         return mirror_table(table.schema)
     return f"(select * from {mirror_table(table.schema)} where {VALID_TO} is null)"
 
 
 def _differs(table: Table, left: str, right: str) -> str:
-    """Compare the columns outside the key, and floats by their sign too, since 0.0 equals -0.0."""
+    """Return SQL that compares the columns outside the key; 0.0 differs from -0.0."""
     names = [quote(column.name) for column in table.schema.value_columns]
     tests = [f"{left}.{name} is distinct from {right}.{name}" for name in names]
     tests += [
@@ -410,7 +410,7 @@ def _differs(table: Table, left: str, right: str) -> str:
 
 
 def _digest(table: Table, row: str) -> str:
-    """Fold the columns outside the key into 64 bits, and the signs of floats, as `_differs`."""
+    """Return SQL that hashes the columns outside the key to 64 bits, as `_differs` compares."""
     values = [f"{row}.{quote(column.name)}" for column in table.schema.value_columns]
     signs = [f"signbit({row}.{name})" for name in _floating(table)]
     terms = ["0", *values, *signs]

@@ -1,1 +1,1 @@
-"""A source's query as the mirror's, such that both answer alike, or the reason why not."""
+"""Translates a source's query for the mirror with an equal answer, or says why it cannot."""

@@ -1,4 +1,4 @@
-"""Aggregates and windows whose answers are the same on both sides."""
+"""Aggregates and windows whose answers are equal on both sides."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -52,10 +52,10 @@ def aggregate(
 
 def _aggregated(found: Typed, parts: Sequence[Typed], scope: Scope, *, windowed: bool) -> Typed:
     if any(part.aggregate for part in parts) and not windowed:
-        raise StaysWithSourceError("an aggregate stands inside an aggregate")
+        raise StaysWithSourceError("an aggregate is inside an aggregate")
     loose = frozenset().union(*(part.loose for part in parts))
     if loose - scope.own:
-        raise StaysWithSourceError("an aggregate reaches out of its subquery")
+        raise StaysWithSourceError("an aggregate uses columns from outside its subquery")
     kept = loose if windowed else frozenset[str]()
     return derived(
         found.sql,
@@ -75,12 +75,12 @@ def _of_one(
     if isinstance(node, exp.Count):
         if distinct and (value.kind is Kind.OPAQUE or value.inexact):
             raise StaysWithSourceError(
-                "it tells apart values that the mirror keeps in another form"
+                "it counts distinct values that the mirror stores in another form"
             )
         counted = _evaluated(value, context)
         return Typed(f"count({distinct}{counted}){behind}", Kind.INT, pa.int64())
     if value.kind in _UNORDERED or value.kind is Kind.NULL:
-        raise StaysWithSourceError("it aggregates a column that the mirror keeps in another form")
+        raise StaysWithSourceError("it aggregates a column that the mirror stores in another form")
     if isinstance(node, exp.Min | exp.Max):
         return _extreme(node, value, behind, context)
     if value.kind not in NUMERIC:
@@ -95,9 +95,9 @@ def _evaluated(value: Typed, context: TranslationContext) -> str:
 
 def _extreme(node: exp.Expr, value: Typed, behind: str, context: TranslationContext) -> Typed:
     if value.collated:
-        raise StaysWithSourceError("the source orders text by a collation of its own")
+        raise StaysWithSourceError("the source orders text by its own collation")
     if value.inexact or value.kind is Kind.TRUTH:
-        raise StaysWithSourceError(f"it takes an extreme of a {value.kind}")
+        raise StaysWithSourceError(f"it takes a min or max of a {value.kind}")
     word = "min" if isinstance(node, exp.Min) else "max"
     text = context.words.compared(value.sql, value.type)
     return derived(f"{word}({text}){behind}", value.kind, value.type)
@@ -127,7 +127,7 @@ def _added(
 def _real_of_integers(
     node: exp.Expr, value: Typed, distinct: str, behind: str, context: TranslationContext
 ) -> Typed:
-    """Add integers as doubles: exact, while no sum on the way can pass what doubles hold."""
+    """Sum integers as doubles: exact as long as no sum exceeds a double's exact integers."""
     exact = context.words.sum_of_exact(value.sql, value.type, distinct, behind)
     total = context.words.cast(exact, pa.float64())
     text = (
@@ -143,7 +143,7 @@ def _real_of_integers(
 def _real(
     node: exp.Expr, text: str, distinct: str, behind: str, context: TranslationContext
 ) -> Typed:
-    """Add reals, such that the order in which rows come shows in the last digits only."""
+    """Sum reals so that the order of rows affects only the last digits."""
     words = context.words
     total = words.sum_of_reals(text, distinct, behind)
     found = words.average_of_reals(text, distinct, behind) if isinstance(node, exp.Avg) else total
@@ -161,7 +161,7 @@ def window(node: exp.Expr, scope: Scope, context: TranslationContext, express: E
     parts = [express(part, scope, context) for part in node.args.get("partition_by") or ()]
     if any(part.kind is Kind.OPAQUE or part.inexact for part in parts):
         raise StaysWithSourceError(
-            "its window is cut by a column that the mirror keeps in another form"
+            "its window is partitioned by a column that the mirror stores in another form"
         )
     order = node.args.get("order")
     ordered = [
@@ -202,7 +202,7 @@ def _over(
 
 
 def decides(keys: Sequence[Typed], scope: Scope) -> bool:
-    """Tell whether no two rows of the FROM clause share these keys."""
+    """Return whether no two rows of the FROM clause have equal keys."""
     given = {part.sql for part in keys}
     for relation in scope.relations:
         key = {found.sql for name, found in relation.columns if name in (relation.key or ())}
@@ -214,29 +214,29 @@ def decides(keys: Sequence[Typed], scope: Scope) -> bool:
 def ordering(
     node: exp.Expr, scope: Scope, context: TranslationContext, express: Express
 ) -> tuple[str, Typed]:
-    """Translate one ORDER BY term: its text with NULLs where the source puts them, and its key."""
+    """Translate one ORDER BY term: its text with NULLs as in the source, and its key."""
     key = as_value(express(node.this, scope, context), context)
     return order_text(node, key, context), orderable(key)
 
 
 def orderable(key: Typed) -> Typed:
-    """Return a key that both sides order alike.
+    """Return a key if both sides order it equally.
 
     Raises:
         StaysWithSourceError: They do not.
     """
     if key.kind in _UNORDERED:
-        raise StaysWithSourceError("it orders by a column that the mirror keeps in another form")
+        raise StaysWithSourceError("it orders by a column that the mirror stores in another form")
     if key.collated:
-        raise StaysWithSourceError("the source orders text by a collation of its own")
+        raise StaysWithSourceError("the source orders text by its own collation")
     return key
 
 
 def order_text(node: exp.Expr, key: Typed, context: TranslationContext) -> str:
-    """Write an ORDER BY term, NULLs where the source puts them."""
+    """Return an ORDER BY term with NULLs as in the source."""
     sql = context.words.order_key(key.sql, key.kind)
     if node.args.get("with_fill"):
-        raise StaysWithSourceError("it orders in a way of its own")
+        raise StaysWithSourceError("its ORDER BY has an unknown option")
     descending = bool(node.args.get("desc"))
     given = node.args.get("nulls_first")
     first = bool(given) if given is not None else (descending != context.sqlite)

@@ -10,10 +10,10 @@ from rhei_pipeline.query.translation.scope import TranslationContext
 
 
 def compute(operator: str, left: Typed, right: Typed, context: TranslationContext) -> Typed:
-    """Write `+`, `-`, `*`, `/` or `%` of two values.
+    """Translate `+`, `-`, `*`, `/` or `%` of two values.
 
     Raises:
-        StaysWithSourceError: They are no numbers, or the source rounds in its own way.
+        StaysWithSourceError: They are not numbers, or the source rounds in its own way.
     """
     kinds = {left.kind, right.kind} - {Kind.NULL}
     if not kinds or not kinds <= NUMERIC:
@@ -48,7 +48,9 @@ def _smallest(kept: pa.DataType) -> str:
 
 def _decimals(operator: str, left: Typed, right: Typed, context: TranslationContext) -> Typed:
     if operator not in {"+", "-", "*"}:
-        raise StaysWithSourceError("it divides numerics, whose digits the source chooses")
+        raise StaysWithSourceError(
+            "it divides numerics, and the source chooses the number of digits"
+        )
     scales = [part.type.scale if part.kind is Kind.DECIMAL else 0 for part in (left, right)]
     scale = sum(scales) if operator == "*" else max(scales)
     kept = decimal_type(38, min(scale, 38))

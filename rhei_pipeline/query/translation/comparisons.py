@@ -1,4 +1,4 @@
-"""Comparisons and LIKE, between what both sides compare alike."""
+"""Comparisons and LIKE, for values that both sides compare equally."""
 
 import pyarrow as pa
 
@@ -18,7 +18,7 @@ def compare(operator: str, left: Typed, right: Typed, context: TranslationContex
     """Compare two values as the source does.
 
     Raises:
-        StaysWithSourceError: They are of different kinds, or the source has a way of its own.
+        StaysWithSourceError: They are of different kinds, or the source compares differently.
     """
     if operator not in _EQUALITIES and (left.collated or right.collated):
         raise StaysWithSourceError("the source orders text by a collation of its own")
@@ -57,7 +57,7 @@ def _comparable(left: Typed, right: Typed, context: TranslationContext) -> tuple
     kinds = {left.kind, right.kind} - {Kind.NULL}
     if Kind.OPAQUE in kinds:
         raise StaysWithSourceError(
-            "it compares a column that the mirror keeps in another form, or in another order"
+            "it compares a column that the mirror stores in another form or order"
         )
     if len(kinds) <= 1 and kinds != {Kind.NUMBER}:
         return left.sql, right.sql
@@ -96,7 +96,7 @@ def truth(sql: str, *parts: Typed) -> Typed:
 
 
 def like_text(parts: list[Typed], escape: str | None, context: TranslationContext) -> str:
-    """Write a LIKE of a text and a pattern, with the letters that the source holds for equal."""
+    """Translate a LIKE, with the letters that the source treats as equal."""
     if not context.sqlite:
         # A backslash escapes in PostgreSQL also where no ESCAPE says so.
         return context.words.like(parts[0].sql, parts[1].sql, parts[1].text, escape or "\\")

@@ -1,4 +1,4 @@
-"""The mirror's words, where its engines name a thing differently or do it in their own way."""
+"""The mirror's SQL dialects, where its engines use other names or behave differently."""
 
 from abc import ABC, abstractmethod
 
@@ -13,7 +13,7 @@ _ADDED_DIGITS = 28
 
 
 class Dialect(ABC):
-    """What one engine calls a thing.
+    """The SQL of one engine.
 
     All text given and returned is SQL of the mirror; each is a whole expression.
 
@@ -27,23 +27,23 @@ class Dialect(ABC):
 
     @abstractmethod
     def cast(self, text: str, kept: pa.DataType) -> str:
-        """Convert to the type that Arrow knows by this name, or fail."""
+        """Convert to this Arrow type, or fail."""
 
     @abstractmethod
     def guarded(self, condition: str, otherwise: str) -> str:
-        """End the query where a condition holds: the source then answers it."""
+        """End the query if a condition holds: the source then answers it."""
 
     @abstractmethod
     def blob(self, hexadecimal: str) -> str:
-        """Write a literal of bytes."""
+        """Return a literal of bytes."""
 
     @abstractmethod
     def like(self, text: str, pattern: str, fixed: str | None, escape: str | None) -> str:
-        """Match with upper and lower case told apart; `fixed` is a literal pattern's own text."""
+        """Return a case-sensitive LIKE; `fixed` is a literal pattern's own text."""
 
     @abstractmethod
     def whole(self, operator: str, left: str, right: str, kept: pa.DataType) -> str:
-        """Write `+`, `-` or `*` of two integers of one type, or fail where it has no room."""
+        """Return `+`, `-` or `*` of two integers of one type, which fails on overflow."""
 
     @abstractmethod
     def quotient(self, left: str, right: str) -> str:
@@ -51,7 +51,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def finite(self, text: str) -> str:
-        """End the query where a double is infinite or NaN: the source then answers it."""
+        """End the query if a double is infinite or NaN: the source then answers it."""
 
     @abstractmethod
     def apart(self, left: str, right: str) -> str:
@@ -59,15 +59,15 @@ class Dialect(ABC):
 
     @abstractmethod
     def without_nan(self, text: str) -> str:
-        """Turn a double that is NaN into null."""
+        """Replace a NaN by null."""
 
     @abstractmethod
     def sum_of_exact(self, text: str, kept: pa.DataType, distinct: str, behind: str) -> str:
-        """Add integers or decimals, exactly or not at all; `behind` is a FILTER or a window."""
+        """Sum integers or decimals exactly, or fail; `behind` is a FILTER or a window."""
 
     @abstractmethod
     def sum_of_reals(self, text: str, distinct: str, behind: str) -> str:
-        """Add doubles."""
+        """Sum doubles."""
 
     @abstractmethod
     def average_of_reals(self, text: str, distinct: str, behind: str) -> str:
@@ -82,18 +82,18 @@ class Dialect(ABC):
         return text
 
     def compared(self, text: str, kept: pa.DataType) -> str:
-        """Write a value of which MIN or MAX is taken."""
+        """Return a value for MIN or MAX."""
         del kept
         return text
 
     def order_key(self, text: str, kind: Kind) -> str:
-        """Write what rows are ordered by, such that equal values tie."""
+        """Return an ORDER BY key for which equal values tie."""
         del kind
         return text
 
 
 class DuckDBDialect(Dialect):
-    """DuckDB's: its arithmetic fails on overflow, and it has compensated sums."""
+    """DuckDB's SQL: its arithmetic fails on overflow, and it has compensated sums."""
 
     def cast(self, text: str, kept: pa.DataType) -> str:  # noqa: D102
         return f"cast({text} as {duckdb_type(kept)})"
@@ -152,7 +152,7 @@ class DuckDBDialect(Dialect):
 
 
 class DataFusionDialect(Dialect):
-    """DataFusion's: integers and sums of them wrap around, and sums of doubles are plain."""
+    """DataFusion's SQL: integers and their sums wrap around, and sums of doubles are plain."""
 
     # INTERSECT ALL is a join that keeps every row of the left side.
     multisets = False
@@ -228,7 +228,7 @@ class DataFusionDialect(Dialect):
         return text
 
     def compared(self, text: str, kept: pa.DataType) -> str:
-        """Write a value of which MIN or MAX is taken; both go wrong on NaN and infinity."""
+        """Return a value for MIN or MAX; both are wrong for NaN and infinity."""
         return self.finite(text) if pa.types.is_floating(kept) else text
 
     def order_key(self, text: str, kind: Kind) -> str:
@@ -237,7 +237,7 @@ class DataFusionDialect(Dialect):
 
 
 def _escaped(pattern: str, escape: str | None) -> str:
-    """Write a LIKE pattern anew, with a backslash before what stands for itself."""
+    """Rewrite a LIKE pattern with a backslash before each literal special character."""
     found, letters = [], iter(pattern)
     for letter in letters:
         if letter == escape:

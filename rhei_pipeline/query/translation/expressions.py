@@ -1,4 +1,4 @@
-"""Operators, conditions, CASE and casts: each with the source's meaning, in the mirror's words."""
+"""Translates operators, conditions, CASE and casts, with the source's meaning."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -73,7 +73,7 @@ def express(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     """Translate one expression.
 
     Raises:
-        StaysWithSourceError: The mirror has no expression of which the same answer is certain.
+        StaysWithSourceError: The mirror has no expression with a certainly equal answer.
     """
     rule = _RULES.get(type(node))
     context.depth += 1
@@ -94,12 +94,12 @@ def express(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
 
 
 def refuse_unread(node: exp.Expr) -> None:
-    """Refuse a node that says more than the rules read of it: a parser may learn new words."""
+    """Refuse a node with options that the translation does not read: parsers gain new ones."""
     known = _READ | _READ_OF.get(type(node), set())
     unread = [name for name, value in node.args.items() if value and name not in known]
     if unread:
         raise StaysWithSourceError(
-            f"its {node.key} has a part {unread[0]!r} that is not translated"
+            f"its {node.key} has an option {unread[0]!r} that is not translated"
         )
 
 
@@ -109,7 +109,7 @@ def _is_negated(node: exp.Expr) -> bool:
 
 
 def condition(node: exp.Expr, scope: Scope, context: TranslationContext) -> str:
-    """Translate what WHERE, ON, HAVING or FILTER holds."""
+    """Translate the condition of WHERE, ON, HAVING or FILTER."""
     return as_truth(express(node, scope, context), context)
 
 
@@ -146,7 +146,7 @@ def _parameter(node: exp.Expr, _scope: Scope, context: TranslationContext) -> Ty
     if context.sqlite and place == name:
         raise StaysWithSourceError("a parameter has a name")
     if not place.isdigit() or not 0 < int(place) <= len(context.parameters):
-        raise StaysWithSourceError("a parameter has a name, or no value")
+        raise StaysWithSourceError("a parameter is named, or has no value")
     return parameter(int(place), context)
 
 
@@ -308,7 +308,7 @@ def _refuse_null_unaware(
 
 
 def _outer(text: str, columns: tuple[tuple[str | None, Typed], ...], scope: Scope) -> Typed:
-    """Return what a subquery takes from the rows around it."""
+    """Return the columns of the outer query that a subquery uses."""
     around: Scope | None = scope
     known: set[str] = set()
     while around is not None:
@@ -328,7 +328,7 @@ def _exists(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
 def _scalar(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     text, columns = _subselect(node, scope, context)
     if len(columns) != 1:
-        raise StaysWithSourceError("a subquery in a value's place has several columns")
+        raise StaysWithSourceError("a subquery used as a value has several columns")
     found = columns[0][1]
     outer = _outer(text, columns, scope)
     return derived(
@@ -357,7 +357,7 @@ def _like(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     if any(part.kind not in {Kind.TEXT, Kind.NULL} for part in parts):
         raise StaysWithSourceError("it is LIKE on something other than text")
     if isinstance(node, exp.ILike):
-        raise StaysWithSourceError("ILIKE folds letters by the source's locale")
+        raise StaysWithSourceError("ILIKE ignores case by the source's locale")
     return truth(like_text(parts, escape, context), *parts)
 
 
@@ -409,7 +409,9 @@ def _as_text(value: Typed, context: TranslationContext) -> Typed:
     value = as_text(value, context)
     if value.kind in {Kind.TEXT, Kind.INT, Kind.NULL}:
         return derived(cast(value, pa.string(), context), Kind.TEXT, pa.string(), value)
-    raise StaysWithSourceError(f"it writes a {value.kind} as text, each engine in its way")
+    raise StaysWithSourceError(
+        f"it converts a {value.kind} to text, which each engine writes differently"
+    )
 
 
 def _case(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
@@ -428,7 +430,7 @@ def _case(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
 
 
 def choose(tests: list[Typed], values: list[Typed], context: TranslationContext) -> Typed:
-    """Write a CASE; one value more than tests."""
+    """Return a CASE; there is one value more than tests."""
     kind, kept, texts = unify(values, context)
     pairs = zip(tests, texts, strict=False)
     branches = " ".join(f"when {test.sql} then {text}" for test, text in pairs)
@@ -487,7 +489,7 @@ def _postgres_cast(value: Typed, target: str, context: TranslationContext) -> Ty
 
 def _column(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     if not isinstance(node, exp.Column) or isinstance(node.this, exp.Star):
-        raise StaysWithSourceError("a star stands where a value does")
+        raise StaysWithSourceError("a star is used as a value")
     return resolve(node, scope, context)
 
 

@@ -1,4 +1,4 @@
-"""Functions, aggregates and windows whose answers are the same on both sides."""
+"""Functions, aggregates and windows whose answers are equal on both sides."""
 
 from collections.abc import Callable, Sequence
 
@@ -27,7 +27,7 @@ def call(node: exp.Expr, scope: Scope, context: TranslationContext, express: Exp
     """Translate a function's call.
 
     Raises:
-        StaysWithSourceError: The function is the source's own, or answers otherwise on the mirror.
+        StaysWithSourceError: Only the source has it, or the mirror would answer otherwise.
     """
     if isinstance(node, exp.Window):
         return window(node, scope, context, express)
@@ -44,7 +44,7 @@ def call(node: exp.Expr, scope: Scope, context: TranslationContext, express: Exp
     rule = _SCALARS.get(type(node))
     if rule is None:
         raise StaysWithSourceError(
-            f"{_named(node)} is the source's own, or answers otherwise on the mirror"
+            f"{_named(node)} exists only in the source, or gives another answer on the mirror"
         )
     return rule(node, scope, context, express)
 
@@ -69,7 +69,7 @@ def _is_total(node: exp.Expr, context: TranslationContext) -> bool:
 def _extreme_of(
     node: exp.Expr, scope: Scope, context: TranslationContext, express: Express
 ) -> Typed:
-    """Translate SQLite's min and max of several arguments: null where one of them is."""
+    """Translate SQLite's min and max of several arguments: null if one of them is null."""
     if not context.sqlite:
         raise StaysWithSourceError("a min or max of several values")
     parts = [express(part, scope, context) for part in (node.this, *node.expressions)]
@@ -84,7 +84,7 @@ def _least(node: exp.Expr, scope: Scope, context: TranslationContext, express: E
 def _greatest(parts: Sequence[Typed], word: str, context: TranslationContext) -> Typed:
     kind, kept, texts = unify(parts, context)
     if any(part.collated or part.inexact for part in parts):
-        raise StaysWithSourceError("it compares what the source orders in its own way")
+        raise StaysWithSourceError("it compares values that the source orders in its own way")
     text = f"{word}({', '.join(texts)})"
     if context.sqlite:
         missing = " or ".join(f"({found}) is null" for found in texts)
@@ -139,13 +139,13 @@ def _texts(
         for node in nodes
     ]
     if any(value.kind not in {Kind.TEXT, Kind.NULL} for value in values):
-        raise StaysWithSourceError("a function of text is given something else")
+        raise StaysWithSourceError("a text function gets a value of another type")
     return values
 
 
 def _letters(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     if not context.sqlite:
-        raise StaysWithSourceError("the source folds letters by its locale")
+        raise StaysWithSourceError("the source changes case by its locale")
     (value,) = _texts([node.this], scope, context, express)
     pair = (LOWER, UPPER) if isinstance(node, exp.Upper) else (UPPER, LOWER)
     text = exact_text(value, context)
@@ -164,7 +164,7 @@ def _substring(
     (value,) = _texts([node.this], scope, context, express)
     bounds = [node.args.get("start"), node.args.get("length")]
     if not all(_is_counting(bound) for bound in bounds if bound is not None) or bounds[0] is None:
-        raise StaysWithSourceError("its SUBSTR counts from elsewhere than a fixed place")
+        raise StaysWithSourceError("its SUBSTR does not start at a fixed position")
     places = ", ".join(bound.this for bound in bounds if bound is not None)
     text = f"substr({exact_text(value, context)}, {places})"
     return derived(text, Kind.TEXT, pa.string(), value)
@@ -176,7 +176,7 @@ def _is_counting(node: exp.Expr) -> bool:
 
 def _trim(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     if node.args.get("expression") is not None or node.args.get("collation"):
-        raise StaysWithSourceError("its TRIM takes other characters than spaces")
+        raise StaysWithSourceError("its TRIM removes other characters than spaces")
     (value,) = _texts([node.this], scope, context, express)
     word = {"LEADING": "ltrim", "TRAILING": "rtrim"}.get(str(node.args.get("position")), "trim")
     text = f"{word}({exact_text(value, context)}, ' ')"
@@ -187,7 +187,7 @@ def _replace(node: exp.Expr, scope: Scope, context: TranslationContext, express:
     given = [node.this, node.expression, node.args["replacement"]]
     values = _texts(given, scope, context, express)
     if not values[1].text or values[2].text is None:
-        raise StaysWithSourceError("its REPLACE looks for something that is not fixed")
+        raise StaysWithSourceError("its REPLACE searches for a text that is not fixed")
     texts = ", ".join(exact_text(value, context) for value in values)
     return derived(f"replace({texts})", Kind.TEXT, pa.string(), *values)
 
@@ -195,13 +195,13 @@ def _replace(node: exp.Expr, scope: Scope, context: TranslationContext, express:
 def _position(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     values = _texts([node.this, node.args["substr"]], scope, context, express)
     if node.args.get("position") or node.args.get("occurrence") or not values[1].text:
-        raise StaysWithSourceError("it looks for something that is not fixed")
+        raise StaysWithSourceError("it searches for a text that is not fixed")
     text = f"strpos({exact_text(values[0], context)}, {values[1].sql})"
     return _counted(text, context, *values)
 
 
 def _counted(text: str, context: TranslationContext, *parts: Typed) -> Typed:
-    """Write a count of characters with the width that the source gives it."""
+    """Return a count of characters with the source's integer type."""
     kept = pa.int64() if context.sqlite else pa.int32()
     return derived(context.words.cast(text, kept), Kind.INT, kept, *parts, collated=False)
 

@@ -22,7 +22,7 @@ _OUTER = {"LEFT", "RIGHT", "FULL"}
 
 
 def from_clause(node: exp.Select, scope: Scope, context: TranslationContext) -> str:
-    """Write a FROM clause, and put its relations into the scope."""
+    """Translate a FROM clause, and add its relations to the scope."""
     first = node.args.get("from_")
     if first is None:
         return ""
@@ -105,9 +105,7 @@ def _merged(names: Sequence[str], relation: Relation, scope: Scope) -> tuple[str
                 raise StaysWithSourceError(f"column {name!r} is not mirrored")
             sides.append(found[0])
         if sides[0].kind is not sides[1].kind or sides[0].kind in {Kind.OPAQUE, Kind.NUMBER}:
-            raise StaysWithSourceError(
-                "it joins columns that the engines compare in their own ways"
-            )
+            raise StaysWithSourceError("it joins columns that the engines compare differently")
         tests.append(f"{sides[0].sql} = {sides[1].sql}")
     return " and ".join(tests), replace(relation, merged=frozenset(names))
 
@@ -136,7 +134,7 @@ def _relation(node: exp.Expr, context: TranslationContext) -> Relation:
 
 
 def rowwise(node: exp.Expr, scope: Scope, context: TranslationContext) -> str:
-    """Write a condition on single rows."""
+    """Translate a condition on single rows."""
     found = express(node, scope, context)
     if found.aggregate:
         raise StaysWithSourceError("an aggregate stands where single rows are chosen")
@@ -144,16 +142,14 @@ def rowwise(node: exp.Expr, scope: Scope, context: TranslationContext) -> str:
 
 
 def refuse_other(node: exp.Expr, known: set[str]) -> None:
-    """Refuse a clause that has parts beyond those that are read."""
+    """Refuse a clause with other parts than the known ones."""
     other = sorted(name for name, value in node.args.items() if value and name not in known)
     if other:
-        raise StaysWithSourceError(
-            f"its {other[0].rstrip('_')} clause is beyond what is translated"
-        )
+        raise StaysWithSourceError(f"its {other[0].rstrip('_')} clause is not translated")
 
 
 def with_names(columns: Columns, names: Sequence[str]) -> Columns:
-    """Give columns the names of a list, where there is one."""
+    """Rename columns by a list of names, if there is one."""
     if not names:
         return columns
     if len(names) != len(columns):

@@ -1,4 +1,4 @@
-"""ORDER BY and LIMIT: the order of the source, and whether it decides which rows are kept."""
+"""ORDER BY and LIMIT: the source's order, and whether it determines the rows kept."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from rhei_pipeline.query.translation.scope import Columns, Scope, TranslationCon
 def order_keys(
     node: exp.Expr, outputs: Columns, scope: Scope, context: TranslationContext
 ) -> list[tuple[exp.Expr, Typed]]:
-    """Return the terms of an ORDER BY and what each orders by."""
+    """Return the terms of an ORDER BY and their keys."""
     order = node.args.get("order")
     if order is None:
         return []
@@ -32,7 +32,7 @@ def _order_key(
 
 
 def _output_named(node: exp.Expr, outputs: Columns, context: TranslationContext) -> Typed | None:
-    """Return the output column that an ORDER BY term means by its place or its name."""
+    """Return the output column that an ORDER BY term names or numbers."""
     if isinstance(node, exp.Literal):
         if node.args.get("is_string") or not node.this.isdigit():
             raise StaysWithSourceError("it orders by a constant")
@@ -53,14 +53,14 @@ def _output_named(node: exp.Expr, outputs: Columns, context: TranslationContext)
 
 
 def limit_text(node: exp.Expr, context: TranslationContext) -> str:
-    """Write LIMIT and OFFSET."""
+    """Translate LIMIT and OFFSET."""
     text = ""
     for part in ("limit", "offset"):
         found = node.args.get(part)
         if found is None:
             continue
         if not isinstance(found, exp.Limit | exp.Offset) or found.args.get("expressions"):
-            raise StaysWithSourceError(f"its {part.upper()} is beyond what is translated")
+            raise StaysWithSourceError(f"its {part.upper()} is not translated")
         value = found.expression
         fixed = isinstance(value, exp.Literal) and value.this.isdigit()
         typed = express(value, Scope(), context)
@@ -77,7 +77,7 @@ def decided(
     grouped: bool,  # noqa: FBT001
     keys: Sequence[Typed],
 ) -> bool:
-    """Tell whether ORDER BY leaves no choice of which rows a LIMIT keeps."""
+    """Return whether ORDER BY determines which rows a LIMIT keeps."""
     by = {key.sql for key in order}
     if grouped and {key.sql for key in keys} <= by:
         return True
@@ -91,9 +91,9 @@ def hidden_keys(
     order: Sequence[Typed],
     distinct: bool,  # noqa: FBT001
 ) -> tuple[Typed, ...]:
-    """Return the keys by which it is seen afterwards whether a LIMIT cut between equal rows."""
+    """Return keys that show afterwards whether a LIMIT cut between equal rows."""
     if not order:
-        raise StaysWithSourceError("its LIMIT has no ORDER BY, so that the source chooses the rows")
+        raise StaysWithSourceError("its LIMIT has no ORDER BY, so the source chooses the rows")
     limit = node.args.get("limit")
     fixed = limit is not None and isinstance(limit.expression, exp.Literal)
     if not fixed or node.args.get("offset") is not None or distinct:

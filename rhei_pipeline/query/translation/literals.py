@@ -1,4 +1,4 @@
-"""Literals, parameters, and the step from one kind of value to another."""
+"""Literals, parameters, and conversions between kinds of values."""
 
 import math
 import re
@@ -32,12 +32,12 @@ NULL = Typed("null", Kind.NULL, pa.null())
 
 
 def cast(typed: Typed, kept: pa.DataType, context: TranslationContext) -> str:
-    """Write a conversion in the mirror."""
+    """Return a cast in the mirror's SQL."""
     return context.words.cast(typed.sql, kept)
 
 
 def integer(value: int, context: TranslationContext) -> Typed:
-    """Write an integer literal with the type its source gives it."""
+    """Translate an integer literal, with the type that the source gives it."""
     if not -_LONG < value < _LONG:
         raise StaysWithSourceError("an integer has more than 64 bits")
     kept = pa.int64() if context.sqlite or not -_MEDIUM <= value < _MEDIUM else pa.int32()
@@ -45,13 +45,13 @@ def integer(value: int, context: TranslationContext) -> Typed:
 
 
 def real(text: str, context: TranslationContext) -> Typed:
-    """Write a real literal as a double of the same value."""
+    """Translate a real literal to an equal double."""
     written = context.words.cast(literal(repr(float(text))), pa.float64())
     return Typed(written, Kind.REAL, pa.float64(), text=text)
 
 
 def number(text: str, context: TranslationContext) -> Typed:
-    """Write a numeric literal."""
+    """Translate a numeric literal."""
     if text.isdigit():
         return integer(int(text), context)
     if not re.fullmatch(r"\d*\.?\d*([eE][+-]?\d+)?", text):
@@ -68,7 +68,7 @@ def number(text: str, context: TranslationContext) -> Typed:
 
 
 def parameter(place: int, context: TranslationContext) -> Typed:
-    """Write the placeholder of this place, from 1, with the kind of what will be bound to it."""
+    """Return the placeholder at this position, from 1, with the kind of its value."""
     kind, kept = _parameter_kind(context.parameters[place - 1], context.sqlite)
     if kind is Kind.NULL:
         return NULL
@@ -102,7 +102,7 @@ def _parameter_kind(value: object, sqlite: bool) -> tuple[Kind, pa.DataType]:  #
 
 
 def as_value(typed: Typed, context: TranslationContext) -> Typed:
-    """Return what a truth is as a value: in SQLite, 1 or 0."""
+    """Return a truth as a value: in SQLite, 1 or 0."""
     if context.sqlite and typed.kind is Kind.TRUTH:
         return derived(cast(typed, pa.int64(), context), Kind.INT, pa.int64(), typed)
     return typed
@@ -124,7 +124,7 @@ def is_day(text: str) -> bool:
 
 
 def as_truth(typed: Typed, context: TranslationContext) -> str:
-    """Write a condition."""
+    """Return a value as a condition."""
     if typed.kind in {Kind.TRUTH, Kind.NULL}:
         return typed.sql if typed.kind is Kind.TRUTH else "cast(null as boolean)"
     if context.sqlite and typed.kind in {Kind.INT, Kind.REAL, Kind.NUMBER} and not typed.inexact:
@@ -133,7 +133,7 @@ def as_truth(typed: Typed, context: TranslationContext) -> str:
 
 
 def as_double(typed: Typed, context: TranslationContext, *, exactly: bool = False) -> str:
-    """Write a number as a double; with `exactly`, refuse integers that no double equals."""
+    """Return a number as a double; with `exactly`, refuse integers that no double equals."""
     if typed.kind is Kind.DECIMAL and typed.type.precision > _DOUBLE_DIGITS:
         return context.words.cast(cast(typed, pa.string(), context), pa.float64())
     text = cast(typed, pa.float64(), context)
@@ -146,14 +146,14 @@ def as_double(typed: Typed, context: TranslationContext, *, exactly: bool = Fals
 
 
 def exact_text(typed: Typed, context: TranslationContext) -> str:
-    """Write text for a function; SQLite's functions stop at a NUL character, the mirror's not."""
+    """Return text for a function; SQLite's functions stop at a NUL, the mirror's do not."""
     if not context.sqlite or typed.text is not None:
         return typed.sql
     return context.words.guarded(f"contains({typed.sql}, chr(0))", typed.sql)
 
 
 def coerce(typed: Typed, kind: Kind, context: TranslationContext) -> Typed:
-    """Give a literal of unknown type the type of its surroundings."""
+    """Give a literal of unknown type the type of its context."""
     if typed.kind is not Kind.UNKNOWN:
         return typed
     text = typed.text or ""
@@ -174,7 +174,7 @@ def coerce(typed: Typed, kind: Kind, context: TranslationContext) -> Typed:
 def unify(
     parts: Sequence[Typed], context: TranslationContext
 ) -> tuple[Kind, pa.DataType, list[str]]:
-    """Bring alternatives, such as those of a CASE, to one kind, type, and text in the mirror.
+    """Convert alternatives, such as those of a CASE, to one kind and type.
 
     Raises:
         StaysWithSourceError: The source would answer with values of several kinds.
@@ -187,7 +187,7 @@ def unify(
         return Kind.NULL, pa.null(), [value.sql for value in values]
     if Kind.OPAQUE in kinds:
         raise StaysWithSourceError(
-            "it computes with a column that the mirror keeps in another form"
+            "it computes with a column that the mirror stores in another form"
         )
     if len(kinds) == 1:
         kind = kinds.pop()

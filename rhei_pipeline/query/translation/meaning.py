@@ -1,4 +1,4 @@
-"""What a piece of SQL means on both sides: its text for the mirror, its kind, its type."""
+"""The meaning of a piece of SQL on both sides: its text for the mirror, its kind, its type."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from rhei_pipeline.model.semantics import NUMERIC, Kind, MirroredTable
 
 
 class StaysWithSourceError(Exception):
-    """The query stays with the source; the message is the reason a person is told."""
+    """The query stays with the source; the message is the reason shown to users."""
 
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """An expression, written for the mirror.
+    """An expression in the mirror's SQL.
 
     Attributes:
-        type: The Arrow type both sides answer with.
-        column: The mirrored column that it passes on untouched.
+        type: The Arrow type of both sides' answers.
+        column: The mirrored column that it returns unchanged.
         aggregate: Whether it aggregates rows.
-        loose: Columns it takes from single rows, outside of aggregates.
-        inexact: Whether its last digits depend on the order in which rows are added.
+        loose: Columns that it reads outside of aggregates.
+        inexact: Whether its last digits depend on the order of summation.
         collated: Whether the source orders it by a collation other than by its bytes.
         text: The literal's own text, where it is one.
         steady: Whether its last digits are all that depends on that order, also after arithmetic.
@@ -56,7 +56,7 @@ def derived(sql: str, kind: Kind, kept: pa.DataType, *parts: Typed, **others: An
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """What a query can be translated with.
+    """What a translation knows about dialects and tables.
 
     Attributes:
         source: The source's dialect: sqlite or postgres.

@@ -1,4 +1,4 @@
-"""What the source calls the columns of an answer."""
+"""The names that the source gives an answer's columns."""
 
 from collections.abc import Sequence
 
@@ -42,7 +42,7 @@ _WITHOUT_NAME = (exp.Binary, exp.Neg, exp.Not, exp.Literal, exp.Null, exp.In, ex
 
 
 def written(sql: str, tokens: Sequence[Token]) -> list[str]:
-    """Return the text of each output column of the first SELECT, as it is written."""
+    """Return the source text of each output column of the first SELECT."""
     depth = 0
     pieces: list[str] = []
     begin: int | None = None
@@ -96,13 +96,11 @@ def postgres_name(node: exp.Expr, text: str) -> str:
         return "?column?"
     if isinstance(node, exp.And | exp.Or | exp.Mod | exp.Is | exp.Parameter | exp.Placeholder):
         return "?column?"
-    raise StaysWithSourceError(
-        "an output column has no alias, and a name that only the source knows"
-    )
+    raise StaysWithSourceError("an output column has no alias, and only the source knows its name")
 
 
 def _refuse_unsure(node: exp.Expr, text: str) -> None:
     if "--" in text or "/*" in text:
         raise StaysWithSourceError("an output column without an alias holds a comment")
     if isinstance(node.unnest(), exp.Column) and "+" in text:
-        raise StaysWithSourceError("an output column without an alias is led by a plus")
+        raise StaysWithSourceError("an output column without an alias begins with a plus")

@@ -1,4 +1,4 @@
-"""What a statement's parameters are likely to be: what they are compared with, or stored in."""
+"""Guesses the types of a statement's parameters from what they are compared with or stored in."""
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -36,10 +36,10 @@ _BESIDE = (exp.Predicate, exp.Binary, exp.In, exp.Between, exp.Neg, exp.Paren)
 
 
 def parameter_types(statement: exp.Expr, catalog: Catalog) -> list[pa.DataType]:
-    """Return the likely type of each parameter, in order; text where nothing tells.
+    """Return the likely type of each parameter, in order; text if nothing shows it.
 
     Args:
-        statement: Its parameters are named for their places, `rhei_1`, or numbered.
+        statement: Its parameters are named by position, `rhei_1`, or numbered.
         catalog: The mirrored tables.
     """
     found: dict[int, pa.DataType] = {}
@@ -76,7 +76,7 @@ def _type_of(node: exp.Expr, statement: exp.Expr, catalog: Catalog) -> pa.DataTy
 
 
 def _stored(place: int, statement: exp.Insert, catalog: Catalog) -> pa.DataType:
-    """Return the type of the column that an INSERT puts the value at this place into."""
+    """Return the type of the column into which an INSERT puts the value at this position."""
     into = statement.this
     names = [name.name for name in into.expressions] if isinstance(into, exp.Schema) else []
     if not names:

@@ -1,4 +1,4 @@
-"""SELECT, joins, CTEs and set operations."""
+"""Translates SELECT, CTEs and set operations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,11 +40,11 @@ _SET_PARTS = {"with_", "this", "expression", "distinct", "order", "limit", "offs
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query in the mirror's words; its columns are named `_0`, `_1`, ....
+    """A query in the mirror's SQL; its columns are named `_0`, `_1`, ....
 
     Attributes:
-        ordering: The mirror's text of hidden columns that follow, on which a LIMIT's last row
-            must not tie with the first one left out; `limit` is then one too many in the text.
+        ordering: The mirror's text of the hidden columns that follow. By them, the last row of a
+            LIMIT must differ from the first row left out; the text's LIMIT is then one larger.
     """
 
     sql: str
@@ -116,7 +116,7 @@ def _ctes(node: exp.Expr | None, context: TranslationContext) -> str:
     for place, cte in enumerate(node.expressions):
         named = {table.name.lower() for table in cte.this.find_all(exp.Table)}
         if named & {name.lower() for name in names[place:]}:
-            raise StaysWithSourceError("a CTE names itself, or one that follows")
+            raise StaysWithSourceError("a CTE reads from itself, or from a later one")
         text, columns = _plain(translate(cte.this, None, context))
         given = [folded(name, context) for name in cte.args["alias"].args.get("columns") or ()]
         alias = context.alias()
@@ -216,14 +216,14 @@ def _assembled(  # noqa: PLR0913, PLR0917
 
 
 def _as_column(typed: Typed, place: int) -> Typed:
-    """Return an output as the queries around it see it."""
+    """Return an output column as outer queries see it."""
     return replace(typed, sql=f'"_{place}"', aggregate=False, loose=frozenset(), text=None)
 
 
 def _refuse_loose(parts: Sequence[Typed], scope: Scope) -> None:
     if any(part.loose & scope.own for part in parts):
         raise StaysWithSourceError(
-            "it shows columns that are not grouped, of a row that the source chooses"
+            "it returns columns that are not grouped, of a row that the source chooses"
         )
 
 
@@ -233,10 +233,12 @@ def _refuse_vague(
     if distinct.args.get("on"):
         raise StaysWithSourceError("it is DISTINCT ON")
     if any(typed.kind is Kind.OPAQUE or typed.inexact for _, typed in outputs):
-        raise StaysWithSourceError("it tells apart values that the mirror keeps in another form")
+        raise StaysWithSourceError(
+            "it is DISTINCT over values that the mirror stores in another form"
+        )
     shown = {typed.sql for _, typed in outputs}
     if any(key.sql not in shown for _, key in order):
-        raise StaysWithSourceError("it is DISTINCT, and ordered by what it does not show")
+        raise StaysWithSourceError("it is DISTINCT, and ordered by what it does not return")
 
 
 def _group_keys(node: exp.Select, scope: Scope, context: TranslationContext) -> list[Typed]:
@@ -263,7 +265,7 @@ def _group_keys(node: exp.Select, scope: Scope, context: TranslationContext) -> 
             key = _settled(key, context)
         if key.kind is Kind.OPAQUE or key.inexact or key.aggregate:
             raise StaysWithSourceError(
-                "it groups by a column that the mirror keeps in another form"
+                "it groups by a column that the mirror stores in another form"
             )
         keys.append(key)
     return keys
@@ -272,7 +274,7 @@ def _group_keys(node: exp.Select, scope: Scope, context: TranslationContext) -> 
 def _column_or_alias(
     term: exp.Column, aliases: dict[str, exp.Expr], scope: Scope, context: TranslationContext
 ) -> exp.Expr:
-    """Return what a name in GROUP BY means: a column, and only else an output column."""
+    """Return what a name in GROUP BY means: a column, or else an output column."""
     try:
         express(term, scope, context)
     except StaysWithSourceError:
@@ -308,7 +310,7 @@ def _settled(typed: Typed, context: TranslationContext) -> Typed:
 
 
 def _alias(node: exp.Expr, scope: Scope, context: TranslationContext) -> str | None:
-    """Return an output's name where the query or a table gives it one."""
+    """Return an output's name if the query or a table gives it one."""
     if isinstance(node, exp.Alias):
         identifier = node.args["alias"]
         name: str = identifier.this
@@ -348,7 +350,7 @@ def _star(
     ]
     if any(name is None for name, _ in found):
         raise StaysWithSourceError(
-            "an output column has no alias, and a name that only the source knows"
+            "an output column has no alias, and only the source knows its name"
         )
     return found
 
@@ -367,7 +369,7 @@ def _set_operation(
             or (side.args.get("distinct") is not False) != distinct
             or (side is node.expression and not isinstance(node, exp.Union))
         ):
-            raise StaysWithSourceError("it chains set operations of several sorts")
+            raise StaysWithSourceError("it combines set operations of several kinds")
     left = _plain(translate(_inside(node.this), parent, context))
     right = _plain(translate(_inside(node.expression), parent, context))
     outputs = _combined(left[1], right[1], context, distinct=distinct)

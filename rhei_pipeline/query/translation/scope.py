@@ -1,4 +1,4 @@
-"""Names in a query: which table and column each one means, as the source would find it."""
+"""Resolves the names in a query as the source would: which table and column each one means."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,9 +21,9 @@ class Relation:
     Attributes:
         name: How the query refers to it.
         sql: Its text in the mirror's FROM clause, alias included.
-        columns: Its columns in order; a name is None where the source makes up its own.
-        key: The names of columns that no two of its rows share; None where none are known.
-        whole: Whether the columns are all that the source would show for `*`.
+        columns: Its columns in order; a name is None if the source would choose one.
+        key: The names of columns that are unique in it; None if none are known.
+        whole: Whether the columns are all that the source would return for `*`.
         merged: Columns that USING has merged into another relation's.
     """
 
@@ -37,7 +37,7 @@ class Relation:
 
 @dataclass
 class Scope:
-    """What names mean inside one SELECT.
+    """The names that are visible inside one SELECT.
 
     Attributes:
         groups: The mirror's text of each GROUP BY key; None where rows are not grouped.
@@ -62,7 +62,7 @@ Subquery = Callable[[exp.Expr, Scope | None], tuple[str, Columns]]
 
 @dataclass
 class TranslationContext:
-    """One translation: what it knows, and what it has used up.
+    """The state of one translation.
 
     Attributes:
         parameters: The values that will be bound; of each, the type alone counts.
@@ -89,11 +89,11 @@ class TranslationContext:
 
     @property
     def words(self) -> Dialect:
-        """What the mirror calls a thing."""
+        """The mirror's dialect."""
         return WORDS[self.catalog.mirror]
 
     def alias(self) -> str:
-        """Return a relation name that nothing else in the statement has."""
+        """Return a relation name that is not used elsewhere in the statement."""
         self.relations += 1
         return f"_r{self.relations}"
 
@@ -102,7 +102,7 @@ _TABLE_PARTS = {"this", "db", "alias"}
 
 
 def folded(identifier: exp.Identifier, context: TranslationContext) -> str:
-    """Return a name as its source compares it."""
+    """Return a name in the case in which its source compares it."""
     name: str = identifier.this
     if context.sqlite:
         return name.lower()
@@ -161,10 +161,10 @@ def resolve(node: exp.Column, scope: Scope, context: TranslationContext) -> Type
     """Find the column a name means, in this SELECT or one around it.
 
     Raises:
-        StaysWithSourceError: The mirror knows no such column, or more than one.
+        StaysWithSourceError: The mirror has no such column, or more than one.
     """
     if node.args.get("db"):
-        raise StaysWithSourceError("it names a column by its schema")
+        raise StaysWithSourceError("it qualifies a column with its schema")
     wanted = folded(node.this, context)
     table = node.args.get("table")
     qualifier = folded(table, context) if table is not None else None
@@ -188,6 +188,6 @@ def resolve(node: exp.Column, scope: Scope, context: TranslationContext) -> Type
         around = around.parent
     if node.this.args.get("quoted") and context.sqlite:
         raise StaysWithSourceError(
-            f'"{node.name}" is no mirrored column; SQLite may read it as text'
+            f'"{node.name}" is not a mirrored column; SQLite may read it as text'
         )
     raise StaysWithSourceError(f"column {node.name!r} is not mirrored")

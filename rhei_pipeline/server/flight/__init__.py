@@ -1,1 +1,1 @@
-"""Arrow Flight SQL, for ADBC, JDBC and everything that speaks them."""
+"""The Arrow Flight SQL server, for ADBC, JDBC and other clients."""

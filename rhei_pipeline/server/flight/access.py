@@ -1,4 +1,4 @@
-"""Who may use the server: bearer tokens, and a name with a password that is given a token."""
+"""Authentication: bearer tokens, or a user name and password that return a token."""
 
 import base64
 import hmac
@@ -18,11 +18,11 @@ _MAX_SESSIONS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a caller has to know; without either, everybody is let in.
+    """The credentials that clients must present; without any, every client is accepted.
 
     Attributes:
         token: The bearer token.
-        user, password: What basic authentication asks for.
+        user, password: For basic authentication.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -31,19 +31,20 @@ class Credentials:
 
     @property
     def is_open(self) -> bool:
-        """Whether nothing has to be known."""
+        """Whether no credentials are required."""
         return self.token is None and self.password is None
 
 
 def refuse_open_server(host: str, access: Credentials) -> None:
-    """Refuse to let everybody of a network in.
+    """Refuse to serve a network without credentials.
 
     Raises:
-        SettingsError: The address is not this machine's own, and nothing has to be known.
+        SettingsError: Other machines can reach the address, and no credentials are required.
     """
     if access.is_open and not _is_loopback(host):
         raise SettingsError(
-            f"{host!r} can be reached from other machines, and nobody would have to say who it is",
+            f"{host!r} can be reached from other machines, and the server asks nobody for a "
+            f"password or token",
             hint="set RHEI_SERVE_TOKEN, or RHEI_SERVE_USER and RHEI_SERVE_PASSWORD, or serve on"
             " 127.0.0.1",
         )
@@ -59,18 +60,18 @@ def _is_loopback(host: str) -> bool:
 
 
 class NoHandshake(flight.ServerAuthHandler):  # type: ignore[misc]
-    """Lets the handshake through: the header, which every call carries, is what counts."""
+    """Accepts every handshake: the header of each call is what is checked."""
 
     def authenticate(self, outgoing: object, incoming: object) -> None:
-        """Ask nothing."""
+        """Do nothing."""
 
     def is_valid(self, token: bytes) -> bytes:  # noqa: ARG002
-        """Take everybody; who is not known never gets so far."""
+        """Accept every token; unknown clients are refused earlier, by the middleware."""
         return b""
 
 
 class AuthMiddleware(flight.ServerMiddlewareFactory):  # type: ignore[misc]
-    """Looks at the header of every call."""
+    """Checks the authorization header of every call."""
 
     def __init__(self, access: Credentials) -> None:
         self._access = access
@@ -81,10 +82,10 @@ class AuthMiddleware(flight.ServerMiddlewareFactory):  # type: ignore[misc]
         info: object,  # noqa: ARG002
         headers: Mapping[str, Sequence[str]],
     ) -> "_Answer | None":
-        """Let a call in, or end it.
+        """Accept a call, or refuse it.
 
         Raises:
-            flight.FlightUnauthenticatedError: The caller is not known.
+            flight.FlightUnauthenticatedError: The credentials are missing or wrong.
         """
         if self._access.is_open:
             return None
@@ -94,7 +95,7 @@ class AuthMiddleware(flight.ServerMiddlewareFactory):  # type: ignore[misc]
             return None
         if kind.lower() == "basic" and self._knows_password(secret):
             return _Answer(self._new_session())
-        raise flight.FlightUnauthenticatedError("give a valid token, or name and password")
+        raise flight.FlightUnauthenticatedError("give a valid token, or a user name and password")
 
     def _knows_token(self, token: str) -> bool:
         if token in self._sessions:
@@ -122,7 +123,7 @@ class AuthMiddleware(flight.ServerMiddlewareFactory):  # type: ignore[misc]
 
 
 class _Answer(flight.ServerMiddleware):  # type: ignore[misc]
-    """Sends the token to be used from now on."""
+    """Sends the token that the client uses from then on."""
 
     def __init__(self, token: str) -> None:
         self._token = token

@@ -1,4 +1,4 @@
-"""What Flight SQL clients ask of a database: its tables, keys and abilities."""
+"""Answers Flight SQL's metadata requests: tables, keys and capabilities."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -76,14 +76,14 @@ ANSWERS: Mapping[str, pa.Schema] = {
 
 
 def schema_of(message: Message) -> pa.Schema:
-    """Return the schema of a question's answer."""
+    """Return the schema of the answer to a metadata request."""
     if message.name == "CommandGetTables" and 1 in message.integers(5):
         return _TABLES_WITH_SCHEMAS
     return ANSWERS[message.name]
 
 
 def answer(message: Message, tables: Mapping[str, Table], *, read_only: bool) -> pa.Table:
-    """Answer a question about the catalogue."""
+    """Answer a metadata request."""
     rules: Mapping[str, Callable[[], pa.Table]] = {
         "CommandGetCatalogs": lambda: pa.table([[CATALOG]], schema=ANSWERS["CommandGetCatalogs"]),
         "CommandGetDbSchemas": lambda: _schemas(message, tables),

@@ -1,4 +1,4 @@
-"""Flight SQL's messages, in the little of protobuf's encoding that they use.
+"""Flight SQL's messages, in the part of protobuf's encoding that they use.
 
 Source: format/FlightSql.proto of Apache Arrow; protobuf.dev/programming-guides/encoding.
 """
@@ -12,7 +12,7 @@ _FIXED = {1: 8, 5: 4}
 
 
 class MalformedError(ValueError):
-    """Bytes that are no message."""
+    """The bytes are not a valid message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,10 @@ class Message:
 
 
 def unpack(packed: bytes) -> Message:
-    """Read a message that is wrapped in protobuf's Any.
+    """Decode a message that is wrapped in protobuf's Any.
 
     Raises:
-        MalformedError: It is none of Flight SQL's.
+        MalformedError: It is not a message of Flight SQL.
     """
     outer = Message("Any", fields(packed))
     kind, value = outer.text(1) or "", outer.blob(2) or b""
@@ -59,12 +59,12 @@ def unpack(packed: bytes) -> Message:
 
 
 def pack(name: str, values: Sequence[tuple[int, bytes | int]]) -> bytes:
-    """Write a message, wrapped in protobuf's Any."""
+    """Encode a message, wrapped in protobuf's Any."""
     return encode([(1, (PREFIX + name).encode()), (2, encode(values))])
 
 
 def encode(values: Sequence[tuple[int, bytes | int]]) -> bytes:
-    """Write fields."""
+    """Encode fields."""
     written = bytearray()
     for number, value in values:
         if isinstance(value, int):
@@ -75,7 +75,7 @@ def encode(values: Sequence[tuple[int, bytes | int]]) -> bytes:
 
 
 def fields(data: bytes) -> dict[int, list[bytes | int]]:
-    """Read all fields of a message.
+    """Decode all fields of a message.
 
     Raises:
         MalformedError: It ends too soon, or has a field of unknown form.

@@ -1,4 +1,4 @@
-"""Queries under way: how many at once, for how long, and how to end them."""
+"""The running queries: how many at once, for how long, and how to cancel them."""
 
 import logging
 import re
@@ -46,7 +46,7 @@ class FlightLimits:
 
 
 class _Query:
-    """A query under way, which may be ended from any thread, also before it has begun."""
+    """A running query, which can be cancelled from any thread, even before it has begun."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -58,25 +58,25 @@ class _Query:
         self._arm(seconds)
 
     def begun(self, cancel: Callable[[], None]) -> None:
-        """Take what ends it."""
+        """Store the function that cancels it."""
         self._cancel = cancel
         if self._ended.is_set():
             cancel()
 
     def end(self) -> None:
-        """End it, as its client asks."""
+        """Cancel it, at its client's request."""
         self._ended.set()
         self._interrupt()
 
     def over(self) -> None:
-        """Note that it is over."""
+        """Record that it has ended."""
         self._over = True
         if self._timer is not None:
             self._timer.cancel()
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Give a client our message; that of an engine that was interrupted is not the reason."""
+        """Replace an engine's interruption error by our message, which has the reason."""
         try:
             with translated():
                 yield
@@ -85,7 +85,7 @@ class _Query:
             raise
 
     def refuse_ended(self, *, cancelled: bool = False) -> None:
-        """Say why it ended, where it did before its time."""
+        """Raise an error with the reason if the query was cancelled."""
         if cancelled or self._ended.is_set():
             raise flight.FlightCancelledError("the query was cancelled")
         if time.monotonic() > self._deadline:
@@ -107,7 +107,7 @@ class _Query:
 
 
 class QueryRegistry:
-    """The queries under way."""
+    """The running queries of a server."""
 
     def __init__(self, limits: FlightLimits) -> None:
         self.limits = limits
@@ -126,10 +126,10 @@ class QueryRegistry:
         *,
         is_short: bool = False,
     ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        """Begin a query; return its schema, and its batches as they are wanted.
+        """Start a query; return its schema, and its batches as they are read.
 
         Raises:
-            flight.FlightUnavailableError: Too many are under way.
+            flight.FlightUnavailableError: Too many are running.
         """
         with ExitStack() as held:
             try:
@@ -158,7 +158,7 @@ class QueryRegistry:
                     del self._queries[handle]
 
     def cancel(self, handle: bytes) -> bool:
-        """End every query under way by a handle; tell whether there was one."""
+        """Cancel every running query of a handle; return whether there was one."""
         with self._lock:
             found = list(self._queries.get(handle, ()))
         for query in found:
@@ -179,7 +179,7 @@ def _batches(
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Give a client our message and hint, and nothing of where it came from."""
+    """Translate our errors for clients: message and hint, without a traceback."""
     try:
         yield
     except flight.FlightError:

@@ -1,4 +1,4 @@
-"""The Flight SQL server: each message of a client to a call of the door."""
+"""The Flight SQL server: translates each client message to a call of the engine."""
 
 import logging
 import secrets
@@ -50,12 +50,12 @@ class _Prepared:
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """On what terms a server serves.
+    """The options of a server.
 
     Attributes:
-        access: What callers have to know.
-        limits: How much is done at once.
-        writes: Whether statements that write are run, in the source.
+        access: The credentials that clients must present.
+        limits: How many queries run at once, and for how long.
+        writes: Whether writing statements are accepted and run in the source.
         tls: Certificate and key as PEM.
     """
 
@@ -66,15 +66,15 @@ class ServerOptions:
 
 
 class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
-    """Serves an open engine.
+    """Serves an open engine over Flight SQL.
 
     Args:
-        htap: Stays the caller's to close, after the server.
+        htap: The caller closes it, after the server.
         host, port: Where to listen; port 0 for any that is free.
-        terms: Who may do what.
+        terms: The server's options.
 
     Raises:
-        SettingsError: Everybody of a network would be let in.
+        SettingsError: Other machines could connect without credentials.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
     def get_flight_info(
         self, context: flight.ServerCallContext, descriptor: flight.FlightDescriptor
     ) -> flight.FlightInfo:
-        """Say where the answer to a question is to be had: here, by the same question."""
+        """Return a FlightInfo whose endpoint is this server."""
         del context
         message = _read(descriptor.command)
         ticket = descriptor.command
@@ -154,7 +154,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
     def do_get(
         self, context: flight.ServerCallContext, ticket: flight.Ticket
     ) -> flight.FlightDataStream:
-        """Send an answer, as fast as the client takes it."""
+        """Send an answer, as fast as the client reads it."""
         message = _read(ticket.ticket)
         if message.name == "TicketStatementQuery":
             inner = Message("handle", fields(message.blob(1) or b""))
@@ -162,7 +162,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         if message.name == "CommandPreparedStatementQuery":
             found = self._find(message)
             if len(found.params) > 1:
-                raise flight.FlightServerError("a query takes one row of parameters")
+                raise flight.FlightServerError("a query takes exactly one row of parameters")
             params = found.params[0] if found.params else ()
             return self._send(context, ticket.ticket, found.sql, params)
         _refuse_unknown(message)
@@ -225,19 +225,19 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
 
     @answered
     def list_actions(self, context: flight.ServerCallContext) -> list[tuple[str, str]]:
-        """Name the actions."""
+        """Return the actions."""
         del context
         return [
-            ("CreatePreparedStatement", "Keep a statement for repeated use."),
+            ("CreatePreparedStatement", "Create a prepared statement."),
             ("ClosePreparedStatement", "Forget a statement."),
-            ("CancelFlightInfo", "End a query under way."),
+            ("CancelFlightInfo", "Cancel a running query."),
         ]
 
     @answered
     def do_action(
         self, context: flight.ServerCallContext, action: flight.Action
     ) -> Iterator[flight.Result]:
-        """Keep, forget, or cancel a statement."""
+        """Create, close, or cancel a statement."""
         del context
         body = action.body.to_pybytes()
         if action.type == "CancelFlightInfo":
@@ -290,7 +290,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         with self._lock:
             found = self._prepared.get(message.blob(1) or b"")
             if found is None:
-                raise flight.FlightServerError("the prepared statement is closed, or was forgotten")
+                raise flight.FlightServerError("the prepared statement is closed or expired")
             self._prepared.move_to_end(message.blob(1) or b"")
             return found
 

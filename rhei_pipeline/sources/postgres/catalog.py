@@ -1,4 +1,4 @@
-"""What a PostgreSQL catalogue says of a table: columns as Arrow types, keys, row identity."""
+"""Reads tables from PostgreSQL's catalogue: columns as Arrow types, keys, replica identity."""
 
 import logging
 from collections.abc import Sequence
@@ -135,7 +135,7 @@ class PostgresTable:
     """A table as PostgreSQL's catalogue describes it.
 
     Attributes:
-        oid: Its own, another one once it is dropped and made again.
+        oid: The table's; it changes when the table is dropped and created again.
     """
 
     schema: TableSchema
@@ -144,10 +144,10 @@ class PostgresTable:
 
 @dataclass(frozen=True, slots=True)
 class StoredColumn:
-    """A column as the server keeps it, mirrored or not.
+    """A column as the server stores it, mirrored or not.
 
     Attributes:
-        oid: Its type's; that of the type a domain is made of.
+        oid: Its type's; for a domain, that of its base type.
     """
 
     name: str
@@ -161,9 +161,9 @@ def table_names(connection: Connection) -> list[str]:
 
 
 def other_names(connection: Connection) -> dict[str, str]:
-    """Return the names of all other tables and views, each with what it is or lacks.
+    """Return the names of all other tables and views, each with the reason.
 
-    The parts of a partitioned table are mirrored with the whole, and left out here.
+    Partitions are mirrored with their partitioned table, and left out here.
     """
     return {
         _name(namespace, relation): f"it is a {_KINDS[kind]}"
@@ -180,11 +180,11 @@ def read_table(
 ) -> PostgresTable:
     """Read a table's schema from the catalogue.
 
-    One whose rows are `reread` may hold what no log tells of, and needs a key without nulls.
+    A table whose rows are `reread` may hold rows that no log shows, and needs a key without nulls.
 
     Raises:
-        SchemaError: No such table, not an ordinary one, no usable key, a reserved name, rows that
-            updates and deletes in the log could not name; says the way out.
+        SchemaError: No such table, not an ordinary one, no usable key, a reserved name, or a
+            replica identity that does not identify rows; the hint says what to do.
     """
     namespace, relation = _parts(connection, name)
     shown = _name(namespace, relation)
@@ -217,15 +217,15 @@ def slot_name(mirror_id: str) -> str:
 
 
 def qualified(schema: TableSchema) -> str:
-    """Write a table's name for the source."""
+    """Return a table's quoted name in the source."""
     return f"{quote(schema.namespace or DEFAULT_NAMESPACE)}.{quote(schema.relation)}"
 
 
 def arrow_type(oid: int, modifier: int) -> pa.DataType:
     """Return the Arrow type of a built-in type; text for every other one.
 
-    A numeric of declared precision becomes a decimal; one without has no bound that a decimal
-    could keep, and stays exact as text.
+    A numeric of declared precision becomes a decimal; one without has no limit that a decimal
+    could hold, and stays exact as text.
     """
     if oid == NUMERIC and modifier > 0:
         precision, scale = (modifier - 4) >> 16, ((modifier - 4) & 0x7FF ^ 1024) - 1024
@@ -238,7 +238,7 @@ def declaration(kind: pa.DataType) -> str:
     """Return the declared type that is read back as this Arrow type.
 
     Raises:
-        SchemaError: No declaration is.
+        SchemaError: There is none.
     """
     if pa.types.is_decimal(kind):
         return f"numeric({kind.precision}, {kind.scale})"
@@ -270,7 +270,7 @@ def _parts(connection: Connection, name: str) -> tuple[str, str]:
 def _refuse_own(namespace: str, shown: str) -> None:
     if namespace == OWN_NAMESPACE:
         raise SchemaError(
-            f"the schema {OWN_NAMESPACE!r} holds what capture itself keeps",
+            f"the schema {OWN_NAMESPACE!r} holds capture's own tables",
             table=shown,
             hint="leave it out of 'tables'",
         )
@@ -294,11 +294,11 @@ def _ordinary_table(
         raise HiddenRowsError(
             "row security hides rows from this user",
             table=_name(namespace, relation),
-            hint="run 'alter role <user> bypassrls', or connect as a user whom no policy binds",
+            hint="run 'alter role <user> bypassrls', or connect as a user without such a policy",
         )
     if has_heirs:
         raise HiddenRowsError(
-            "tables inherit from it, and no key tells its rows and theirs apart",
+            "tables inherit from it, and no key distinguishes its rows from theirs",
             table=_name(namespace, relation),
             hint="mirror those tables by their own names and leave this one out of 'tables', or"
             " make it a partitioned table",
@@ -324,7 +324,11 @@ def _columns(
         if options.columns is not None and name not in options.columns:
             continue
         if not reread and not _is_logged(connection, generated):
-            _log.warning("table %r: generated column %r is in no log: left out", shown, name)
+            _log.warning(
+                "table %r: generated column %r is left out: it is not in the server's log",
+                shown,
+                name,
+            )
             continue
         kind, epoch = arrow_type(type_oid, modifier), None
         if name in options.types:
@@ -356,7 +360,7 @@ def _key(connection: Connection, oid: int, shown: str, options: TableOptions) ->
 def _refuse_vague_identity(
     connection: Connection, oid: int, shown: str, identity: str, key: Sequence[str]
 ) -> None:
-    """Refuse a table whose updates and deletes the log would not name by our key."""
+    """Refuse a table whose updates and deletes in the log do not contain our key."""
     # The server does not name rows by a key that is checked at commit only.
     which = {"d": "i.indisprimary and i.indimmediate", "i": "i.indisreplident"}.get(
         identity, "false"
@@ -383,7 +387,7 @@ def _refuse_nameless_part(connection: Connection, oid: int, shown: str) -> None:
 
 
 def _refuse_loose_key(connection: Connection, oid: int, shown: str, key: Sequence[str]) -> None:
-    """Refuse a key that would not tell all rows apart."""
+    """Refuse a key that is not unique."""
     for (names,) in connection.execute(_UNIQUE, (oid,)):
         if set(names) <= set(key):
             return

@@ -1,8 +1,8 @@
-"""A connection that leaves nothing behind: behind a pooler, the next who uses it is somebody else.
+"""A connection that leaves no state in its session, which a pooler may give to other clients.
 
-What a statement of ours needs is set for its transaction alone, and nothing is prepared where the
-server's sessions are shared. So a pooler may give every transaction another session. Only once it
-is known that the server itself answers is a session our own: then most is set once, for all of it.
+Settings are made for one transaction only, and nothing is prepared where the server's sessions
+are shared. So a pooler may give every transaction another session. Only if the server itself
+answers, the session is our own: then most settings are made once for the session.
 Source: pgbouncer.org/features.html (what breaks with transactions pooled).
 """
 
@@ -36,16 +36,15 @@ select pg_catalog.pg_backend_pid(),
 
 
 class Connection(psycopg.Connection[tuple[Any, ...]]):
-    """A connection in autocommit whose settings last for a transaction, or for a session of ours.
+    """A connection in autocommit whose settings last for a transaction, or for our session.
 
-    A statement outside a transaction is sent together with what it needs and its session has not,
-    as one transaction.
+    A statement outside a transaction is sent as one transaction with the settings it needs.
 
     Attributes:
-        settings: What holds in every transaction, unless it is told otherwise.
+        settings: The settings of every transaction, unless it overrides them.
         is_pooled: Whether a pooler stands between us and the server.
-        keeps_path: Whether a session of ours keeps the path on which our statements find names;
-            an application's statements find theirs as its own sessions do.
+        keeps_path: Whether our session keeps our search path; an application's statements use the
+            path of its own sessions.
     """
 
     settings: Mapping[str, str] = SESSION_SETTINGS
@@ -60,7 +59,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         params: Any = None,  # noqa: ANN401
         **options: Any,  # noqa: ANN401
     ) -> psycopg.Cursor[tuple[Any, ...]]:
-        """Run a statement; outside a transaction, in one of its own."""
+        """Run a statement; outside a transaction, in its own."""
         outside = self.pgconn.transaction_status == TransactionStatus.IDLE
         if not outside or self.pgconn.pipeline_status != PipelineStatus.OFF:
             return super().execute(query, params, **options)
@@ -78,11 +77,11 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         return cursor
 
     def execute_alone(self, query: str, params: Any) -> psycopg.Cursor[tuple[Any, ...]]:  # noqa: ANN401
-        """Run a statement that the server runs in no transaction of ours, with nothing set."""
+        """Run a statement outside any transaction of ours, with no settings."""
         return super().execute(query.encode(), params)
 
     def begin(self, words: str = "", settings: Mapping[str, str] | None = None) -> None:
-        """Begin a transaction, and set what it needs before it has read anything."""
+        """Begin a transaction, and make its settings before it reads anything."""
         chosen = self.settings if settings is None else settings
         reads = "read only" in words or chosen.get("transaction_read_only") == "on"
         if self._reads_by_default and not reads:
@@ -90,22 +89,22 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         super().execute(f"begin {words}; ".encode() + _set_local(self.lacking(chosen)))
 
     def lacking(self, settings: Mapping[str, str]) -> Mapping[str, str]:
-        """Return which of the settings the session has not."""
+        """Return those settings that the session does not have."""
         return {name: value for name, value in settings.items() if self._held.get(name) != value}
 
     def also_set(self, settings: Mapping[str, str]) -> None:
-        """Have more settings hold in every transaction."""
+        """Add settings to every transaction."""
         self.settings = {**self.settings, **settings}
         if not self.is_pooled:
             self._hold(settings)
 
     def hold_again(self) -> None:
-        """Set for the session what was set before: a statement may have set it otherwise."""
+        """Make the session's settings again: a statement may have changed them."""
         if self._held:
             self._hold(self._held)
 
     def _hold(self, settings: Mapping[str, str]) -> None:
-        """Set for the whole session, which is ours; also that its transactions may write."""
+        """Make settings for our whole session, and allow its transactions to write."""
         chosen = {**settings, "default_transaction_read_only": "off"}
         if chosen.pop("transaction_read_only", "off") == "on":
             chosen["default_transaction_read_only"] = "on"
@@ -127,9 +126,9 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         self.commit()
 
     def look_around(self) -> None:
-        """Learn whether the server itself answers, and where operators of keys are found.
+        """Detect whether the server itself answers, and where operators of keys are found.
 
-        A pooler gives its clients a process number of its own, that nobody at the server has.
+        A pooler reports a process number that no process of the server has.
         """
         with self.atomic():  # a pooler that has no transactions refuses here
             found = self.execute(_NAMESPACES.encode()).fetchone()
@@ -160,7 +159,7 @@ class PooledConnection(Connection):
 
 
 def set_config(settings: Mapping[str, str]) -> bytes:
-    """Write one statement that sets all of it for the transaction that it is run in."""
+    """Return one statement that makes all settings for its transaction."""
     calls = (f"set_config({literal(n)}, {literal(v)}, true)" for n, v in settings.items())
     return f"select {', '.join(calls)}".encode()
 

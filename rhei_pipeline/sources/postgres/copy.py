@@ -1,4 +1,4 @@
-"""What COPY sends, taken from libpq directly: a row's message costs a fifth of the driver's own.
+"""COPY read from libpq directly: a message costs a fifth of the driver's own.
 
 Source: postgresql.org/docs/18/libpq-copy.html.
 """
@@ -19,7 +19,7 @@ _BINARY_VALUE = 6  # behind the count of values and the length of the one
 def copy_out(connection: Connection, statement: bytes) -> Generator[bytes]:
     """Run `copy ... to stdout` and yield its messages: for text formats, one a row.
 
-    The connection is busy until the last is taken; a reader that stops before has it cancelled.
+    The connection is busy until the last message is read; stopping earlier cancels the COPY.
 
     Raises:
         psycopg.Error: The server refuses the statement, or it fails on the way.
@@ -78,7 +78,7 @@ def _next_result(connection: Connection) -> pq.abc.PGresult | None:
 
 
 def _await(connection: Connection) -> None:
-    """Wait for more to arrive."""
+    """Wait until more data arrives."""
     select.select([connection.fileno()], [], [])
     connection.pgconn.consume_input()
 
@@ -92,5 +92,5 @@ def _refuse(result: pq.abc.PGresult | None, wanted: pq.ExecStatus, connection: C
     if result is None or result.status != wanted:
         _drain(connection)
         if result is None:
-            raise errors.OperationalError("the server gave no answer")
+            raise errors.OperationalError("the server returned no result")
         raise errors.error_from_result(result, encoding=connection.info.encoding)

@@ -1,4 +1,4 @@
-"""An operational PostgreSQL database: pooled connections, each statement's error named."""
+"""An operational PostgreSQL database: pooled connections, and translated errors."""
 
 import re
 import threading
@@ -71,9 +71,9 @@ class PostgresDatabase:
     """One PostgreSQL database as an application uses it.
 
     Args:
-        dsn: libpq's connection string; TLS is what its `sslmode` and `sslrootcert` say.
-        direct_dsn: Another one for capture, where `dsn` leads to a pooler.
-        statement_timeout_seconds: The server ends an application's statement after so long.
+        dsn: libpq's connection string; its `sslmode` and `sslrootcert` configure TLS.
+        direct_dsn: The server's own, for capture, if `dsn` leads to a pooler.
+        statement_timeout_seconds: The server cancels an application's statement after this time.
         pool_size: How many connections are kept.
         connect_timeout_seconds: How long a connection may take to come about.
         read_only: Change nothing in it.
@@ -83,7 +83,7 @@ class PostgresDatabase:
         functions: Functions that queries may call though they are VOLATILE; see `Functions`.
 
     Raises:
-        SourceError: The server refuses us, or keeps text in another encoding than UTF-8.
+        SourceError: The server refuses the connection, or its encoding is not UTF-8.
         SourceBusyError: The server cannot be reached, or has no connection free.
     """
 
@@ -143,7 +143,7 @@ class PostgresDatabase:
         connection.look_around()
 
     def connect(self) -> Connection:
-        """Open one more connection, in autocommit, with no limit to a statement's time."""
+        """Open a new connection, in autocommit, without a statement timeout."""
         return self._connected(self._direct_dsn)
 
     def _connected(self, dsn: str) -> Connection:
@@ -161,7 +161,7 @@ class PostgresDatabase:
             return connection
 
     def connect_replicating(self) -> psycopg.Connection[tuple[Any, ...]]:
-        """Open a connection on which the server takes replication commands."""
+        """Open a connection that accepts replication commands."""
         with self.connect() as connection:
             path = connection.settings["search_path"]
         settings = {**SESSION_SETTINGS, **_PATIENT, "search_path": path}
@@ -182,7 +182,7 @@ class PostgresDatabase:
         }
 
     def _retried(self, connect: Callable[[], _Opened]) -> _Opened:
-        """Try again, ever more slowly, while the server cannot be reached."""
+        """Try again with growing pauses while the server cannot be reached."""
         wait = _FIRST_WAIT_SECONDS
         deadline = time.monotonic() + self._connect_timeout
         for _ in range(_RETRIES):
@@ -209,7 +209,7 @@ class PostgresDatabase:
             if identity(connection) != identity(direct):
                 raise SettingsError(
                     "source.direct_dsn leads to another database than source.dsn",
-                    hint="let it name the server and database behind the pooler",
+                    hint="set it to the server and database behind the pooler",
                 )
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
@@ -253,10 +253,10 @@ class PostgresDatabase:
         columns: Sequence[Column | None] | None = None,
         begun: Begun | None = None,
     ) -> pa.Table:
-        """Run one reading statement.
+        """Run one read-only statement.
 
         Shape: one column for each of the statement's, in its order and with its names and types;
-        what `columns` tells of a column is its type, where the server tells less.
+        `columns` gives a column's type if the server's description is less exact.
 
         Raises:
             QueryError: It is not a reading statement, or the server refuses it.
@@ -283,19 +283,19 @@ class PostgresDatabase:
             yield from batches
 
     def default_zone(self) -> str:
-        """Return the time zone of a session that chooses none."""
+        """Return the time zone of a session that sets none."""
         with self.translated(), psycopg.connect(self._dsn, autocommit=True) as connection:
             return str(connection.execute("show timezone").fetchone()[0])  # type: ignore[index]
 
     def meanings(
         self, tables: Iterable[Table], options: Callable[[str], TableOptions]
     ) -> list[MirroredTable]:
-        """Describe tables for translation; see `postgres_meaning.meaning`."""
+        """Describe tables for translation; see `semantics.meaning`."""
         with self._lent() as connection:
             return [meaning(connection, table, options(table.name)) for table in tables]
 
     def finds_public(self) -> bool:
-        """Tell whether a table's name without its schema can only mean one in `public`."""
+        """Return whether a name without schema can only mean a table in `public`."""
         with self._lent() as connection, connection.atomic(settings=self._asking):
             return finds_public(connection)
 
@@ -305,7 +305,7 @@ class PostgresDatabase:
             return table_names(connection)
 
     def other_names(self) -> dict[str, str]:
-        """Return the names of all other tables and views, each with what it is or lacks."""
+        """Return the names of all other tables and views, each with the reason."""
         with self._lent() as connection:
             return other_names(connection)
 
@@ -315,17 +315,17 @@ class PostgresDatabase:
         options: TableOptions,
         known: TableSchema | None,  # noqa: ARG002  (PostgreSQL's columns are typed)
     ) -> TableSchema:
-        """Read a table's schema; see `postgres_schema.read_table`."""
+        """Read a table's schema; see `catalog.read_table`."""
         with self._lent() as connection:
             return read_table(connection, name, options, reread=self._reread).schema
 
     def identity(self, *, mark: bool = False) -> SourceIdentity:  # noqa: ARG002
-        """Tell this database from all others; the server has a mark of its own."""
+        """Return the identity of this database, which distinguishes it from all others."""
         with self._lent() as connection:
             return identity(connection)
 
     def add_column(self, table: TableSchema, column: str, arrow_type: pa.DataType) -> None:
-        """Add a column that is declared so that it is read back as this type."""
+        """Add a column with a declaration that is read back as this type."""
         declared = f"{quote(column)} {declaration(arrow_type)}"
         self.execute(f"alter table {qualified(table)} add column {declared}")
 
@@ -348,8 +348,8 @@ class PostgresDatabase:
             yield
         except PoolTimeout as error:
             raise SourceBusyError(
-                "no connection to the source came free",
-                hint="it will be tried again; or raise source.pool_size",
+                "no connection to the source became free in time",
+                hint="it is tried again; if it stays, raise source.pool_size",
             ) from error
         except psycopg.Error as error:
             raise translate(error) from error
@@ -366,14 +366,14 @@ def _run(connection: Connection, sql: str, params: Sequence[Any]) -> int:
 
 @contextmanager
 def _holding(connection: Connection, *statements: str) -> Iterator[None]:
-    """Have the session as it was after statements that may set something for it, as calls do."""
+    """Restore the session after statements that may change its settings."""
     yield
     if not all(sql.split(None, 1)[0].lower() in _ROW_WORDS for sql in statements if sql.strip()):
         connection.hold_again()
 
 
 def _run_alone(connection: Connection, sql: str, params: Sequence[Any]) -> int:
-    """Run a statement as the session is: nothing is set for it, and it may end transactions."""
+    """Run a statement in the session as it is: no settings, and it may end transactions."""
     return max(connection.execute_alone(sql, params or None).rowcount, 0)
 
 
@@ -381,26 +381,27 @@ def _refuse_transactions(sql: str) -> None:
     words = [word.rstrip(";").lower() for word in sql.split(None, 2)[:2]] or [""]
     if words[0] in _TRANSACTION_WORDS:
         raise QueryError(
-            f"{words[0]} does not run as a statement of its own",
+            f"{words[0]} cannot be run as a single statement",
             hint="give all statements of the transaction to execute_batch",
         )
     if words[0] in _SESSION_WORDS and words != ["set", "local"]:
         raise QueryError(
-            f"{words[0]} is for a session, and no statement has one of its own",
+            f"{words[0]} changes a session, and a single statement has no session of its own",
             hint="use 'set local' as the first statement of execute_batch",
         )
 
 
 def pooled_stream() -> CaptureError:
-    """Return the error of a stream of the log where a pooler gives no session to keep."""
+    """Return the error for streaming the log through a pooler."""
     return CaptureError(
-        "'capture.streaming' needs a session of its own at the server, and a pooler stands between",
-        hint="name the server itself as 'source.direct_dsn', or leave it out",
+        "'capture.streaming' needs a direct session at the server, but the connection goes "
+        "through a pooler",
+        hint="give the server's own address as 'source.direct_dsn', or remove 'capture.streaming'",
     )
 
 
 def _is_refusal(error: psycopg.OperationalError) -> bool:
-    """Tell whether the server answered: then trying again changes nothing."""
+    """Return whether the server answered: then a new try does not help."""
     text = str(error)
     return any(part in text for part in ("authentication", "does not exist", "no pg_hba.conf"))
 
@@ -410,16 +411,16 @@ def translate(error: psycopg.Error) -> RheiError:
     if isinstance(error, errors.ReadOnlySqlTransaction):
         return QueryError("a query only reads", hint="use execute for writes")
     if isinstance(error, errors.ObjectInUse | errors.LockNotAvailable):
-        return SourceBusyError(f"the source is in use: {error.diag.message_primary}")
+        return SourceBusyError(f"the source is busy: {error.diag.message_primary}")
     if isinstance(error, errors.QueryCanceled):
         return SourceBusyError(
-            "the source's server ended the statement for its timeout",
-            hint="make it cheaper, or raise source.statement_timeout_seconds",
+            "the source's server cancelled the statement after its timeout",
+            hint="make the statement cheaper, or raise source.statement_timeout_seconds",
         )
     if isinstance(error, errors.InsufficientPrivilege):
         return SourceError(
-            f"the source refuses: {error.diag.message_primary}",
-            hint="grant what is missing; 'rhei check' names the statements",
+            f"the source refuses the statement: {error.diag.message_primary}",
+            hint="grant the missing privilege; 'rhei check' shows the statements",
         )
     if isinstance(error, psycopg.OperationalError):
         return _connection_error(error)
@@ -434,16 +435,16 @@ def translate(error: psycopg.Error) -> RheiError:
 def _connection_error(error: psycopg.OperationalError) -> RheiError:
     if "statement pooling mode" in str(error):
         return SourceError(
-            "the pooler before the source gives each statement another session, so no two of them"
-            " see one state",
-            hint="pool whole transactions ('pool_mode = transaction'), or let source.dsn name the"
-            " server itself",
+            "the pooler in front of the source gives each statement another session, so they "
+            "cannot share a snapshot",
+            hint="pool whole transactions ('pool_mode = transaction'), or set source.dsn to the "
+            "server itself",
         )
     if "query_wait_timeout" in str(error):
         return SourceBusyError(
-            "the pooler before the source lent no session in time",
-            hint="it will be tried again; let its pool hold two sessions for a sync beside those of"
-            " the application, or name the server itself as source.direct_dsn",
+            "the pooler in front of the source gave no session in time",
+            hint="it is tried again; let the pool hold two more sessions for a sync, or give the "
+            "server's own address as source.direct_dsn",
         )
     if _is_refusal(error):
         return SourceError(
@@ -452,7 +453,7 @@ def _connection_error(error: psycopg.OperationalError) -> RheiError:
         )
     return SourceUnreachableError(
         f"the source cannot be reached: {_last_line(error)}",
-        hint="it will be tried again; see that the server is up",
+        hint="it is tried again; check that the server is running",
     )
 
 

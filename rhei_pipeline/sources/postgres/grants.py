@@ -1,4 +1,4 @@
-"""What a PostgreSQL user may not do, and the statement that lets him: for each way to capture."""
+"""The privileges that a PostgreSQL user lacks for each capture method, and the grants for them."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qu
 from rhei_pipeline.sources.postgres.identity import one
 from rhei_pipeline.sql.text import quote
 
-LEFT_OUT = "the table is left out until this is mended"
+LEFT_OUT = "the table is left out until this is fixed"
 #: Managed services lend the attribute by membership in a role of their own.
 _LENT_REPLICATION = "rds_replication"
 _NAMES = "select current_user::text, current_database()::text"
@@ -32,7 +32,7 @@ select pg_has_role(relowner, 'usage'), pg_get_userbyid(relowner)::text from pg_c
 
 
 def replication(connection: Connection) -> Iterator[Finding]:
-    """Name what the user lacks to use replication slots."""
+    """Return the privileges that the user lacks to use replication slots."""
     may, is_lent = one(connection, _REPLICATES)
     if not may:
         user = quote(one(connection, _NAMES)[0])
@@ -45,14 +45,14 @@ def replication(connection: Connection) -> Iterator[Finding]:
 
 
 def creation(connection: Connection, what: str, why: str) -> Iterator[Finding]:
-    """Name what the user lacks to create what capture keeps in the database."""
+    """Return the privileges that the user lacks to create capture's objects."""
     user, database = map(quote, one(connection, _NAMES))
     if not one(connection, _CREATES)[0]:
         yield Finding(Severity.ERROR, what, why, f"grant create on database {database} to {user}")
 
 
 def reading(connection: Connection, table: PostgresTable) -> Iterator[Finding]:
-    """Name what the user lacks to read a table's rows."""
+    """Return the privileges that the user lacks to read a table's rows."""
     uses, reads, schema = one(connection, _READS, list(table.schema.names), table.oid)
     user, shown = quote(one(connection, _NAMES)[0]), table.schema.name
     if not uses:
@@ -61,17 +61,17 @@ def reading(connection: Connection, table: PostgresTable) -> Iterator[Finding]:
         yield Finding(Severity.ERROR, what, LEFT_OUT, remedy, shown)
     if not reads:
         remedy = f"grant select on {qualified(table.schema)} to {user}"
-        yield Finding(Severity.ERROR, "the user may not read it", LEFT_OUT, remedy, shown)
+        yield Finding(Severity.ERROR, "the user may not read the table", LEFT_OUT, remedy, shown)
 
 
 def owning(connection: Connection, table: PostgresTable, why: str) -> Iterator[Finding]:
-    """Name what the user lacks to do to a table what only its owner may."""
+    """Return the grant that lets the user do what only the table's owner may."""
     owns, owner = one(connection, _OWNS, table.oid)
     if not owns:
         user = quote(one(connection, _NAMES)[0])
         yield Finding(
             Severity.ERROR,
-            "the user does not own it",
+            "the user does not own the table",
             f"{why}; {LEFT_OUT}",
             f"grant {quote(owner)} to {user}",
             table.schema.name,

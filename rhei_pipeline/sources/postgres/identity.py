@@ -1,4 +1,4 @@
-"""What tells one state of one PostgreSQL server from another server's, or from an older one."""
+"""Detects that a PostgreSQL server, database or catalogue is another one, or an older state."""
 
 import hashlib
 from collections.abc import Callable, Collection
@@ -37,26 +37,26 @@ from pg_class c where c.oid = %(oid)s or c.oid in (select relid from pg_partitio
 
 
 def origin(connection: Connection) -> str:
-    """Name the server and its timeline: another one after a promotion or a restored backup."""
+    """Return the server and its timeline, which changes by a promotion or a restored backup."""
     return str(one(connection, _ORIGIN)[0])
 
 
 def refuse_other_server(connection: Connection, known: str) -> None:
-    """Refuse what a pooler asks another server, or one that was promoted, in the known one's place.
+    """Refuse if the pooler now leads to another server, or to a promoted one.
 
     Raises:
-        SourceBusyError: It does; the connection is closed, and the next one begins anew.
+        SourceBusyError: It does; the connection is closed, and the next one starts again.
     """
     if connection.is_pooled and origin(connection) != known:
         connection.close()
         raise SourceBusyError(
-            "behind the pooler another server answers, or one that was promoted",
+            "another server answers behind the pooler, or one that was promoted",
             hint="it is tried again",
         )
 
 
 def identity(connection: Connection) -> SourceIdentity:
-    """Tell a database of a server from all others, whatever became of its timeline."""
+    """Return the identity of a server's database, which is the same on every timeline."""
     (may_ask,) = one(connection, "select has_function_privilege('pg_control_system()', 'execute')")
     server = one(connection, _SERVER)[0] if may_ask else ""
     oid, name = one(connection, _DATABASE)
@@ -64,11 +64,11 @@ def identity(connection: Connection) -> SourceIdentity:
 
 
 def lost_slot(connection: Connection, *, is_ours: bool = True) -> str:
-    """Write SQL that tells whether nobody can read from a slot any more what it was to keep.
+    """Return SQL that is true if a slot can no longer deliver what it was to keep.
 
-    An older server reads no stretch of its log in which the publication was not there. Which of
-    its publications a slot began with is told by a comment on it, that goes when it is dropped;
-    on one that somebody else keeps, there is none.
+    Before PostgreSQL 18 a server cannot read a part of its log in which the publication did not
+    exist. A comment on the publication records with which one a slot began; it is gone when the
+    publication is dropped. A publication that somebody else maintains has no comment.
     """
     told = where(connection, Since.INVALIDATION_REASON, " or invalidation_reason is not null")
     made_later = where(connection, Since.PUBLICATIONS_MISSED, "", f" or not exists ({_STANDS})")
@@ -80,10 +80,10 @@ def refuse_rewritten(connection: Connection, table: PostgresTable) -> None:
     """Refuse a table that was rewritten since this transaction's snapshot was taken.
 
     To that snapshot it looks empty: TRUNCATE and ALTER TABLE do not keep the rows that it should
-    see. To be called once the table was read, or locked: from then on it cannot be rewritten.
+    see. Call this after the table was read or locked: from then on it cannot be rewritten.
 
     Raises:
-        SourceBusyError: It was; the next snapshot sees it whole.
+        SourceBusyError: It was; the next snapshot sees all its rows.
     """
     if connection.execute(_REWRITTEN, {"oid": table.oid}).fetchall() == [(True,)]:
         raise SourceBusyError(
@@ -92,13 +92,13 @@ def refuse_rewritten(connection: Connection, table: PostgresTable) -> None:
 
 
 class SourceCatalog:
-    """A number that changes whenever what the catalogue says of tables that are followed does.
+    """A number that changes whenever the catalogue's entries of followed tables change.
 
-    A table is followed by its name: also while there is none of that name, or none that can be
-    captured. While nothing is committed, the catalogue is not read again.
+    A table is followed by its name, even while no such table exists or it cannot be captured. The
+    catalogue is read again only after a commit.
 
     Args:
-        more: Reads what else the number is made of; given the tables' oids.
+        more: Reads further parts of the number; given the tables' oids.
     """
 
     def __init__(self, more: Callable[[Connection, list[int]], object]) -> None:
@@ -108,9 +108,9 @@ class SourceCatalog:
         self._version = -1
 
     def follow(self, connection: Connection, name: str) -> bool:
-        """Follow a table of this name, too, which may have its schema in it.
+        """Follow a table of this name, too, which may include its schema.
 
-        Returns whether all others are as they were when the number was last asked for.
+        Returns whether all others are unchanged since the number was last read.
         """
         before = self._state
         self._add(name)
@@ -140,13 +140,13 @@ class SourceCatalog:
 
 
 def _oids(connection: Connection, names: Collection[tuple[str, str]]) -> list[int]:
-    """Return the oids of those tables, by schema and name, that there are."""
+    """Return the oids of the existing tables of these names."""
     schemas, relations = map(list, zip(*names, strict=True)) if names else ([], [])
     return [oid for (oid,) in connection.execute(_OIDS.encode(), (schemas, relations))]
 
 
 def version_of(text: str) -> int:
-    """Fold what is known of a catalogue into a number."""
+    """Hash what is known of a catalogue to a number."""
     return int(hashlib.sha256(text.encode()).hexdigest()[:_VERSION_DIGITS], 16)
 
 
@@ -154,5 +154,5 @@ def one(connection: Connection, sql: str, *params: object) -> tuple[Any, ...]:
     """Run a statement that returns one row."""
     found = connection.execute(sql.encode(), params or None).fetchone()
     if found is None:
-        raise CaptureError("the server's catalogue does not answer")
+        raise CaptureError("the server's catalogue returned no row")
     return found

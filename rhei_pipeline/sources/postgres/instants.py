@@ -1,4 +1,4 @@
-"""One instant for each transaction: what was committed at once shows at once."""
+"""One timestamp for each transaction, so that its changes become visible together."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ XID = "_rhei_xid"
 
 
 def apart(instants: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """Move an instant that another transaction has on to the next free microsecond.
+    """Move equal timestamps of different transactions to the next free microsecond.
 
     Args:
         instants: When each transaction was committed, in their order, in microseconds.
-        taken: Instants of transactions before them.
+        taken: Timestamps of transactions before them.
     """
     _, firsts = np.unique(instants, return_index=True)
     is_first = np.zeros(len(instants), dtype=bool)
@@ -40,14 +40,14 @@ def apart(instants: np.ndarray, taken: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class CommitInstants:
-    """When each of some transactions was committed: by their numbers, which grow."""
+    """The commit times of some transactions, by ascending xid."""
 
     xids: np.ndarray
     micros: np.ndarray
 
     @classmethod
     def read(cls, texts: pa.Table | None) -> "CommitInstants":
-        """Take transactions and microseconds in their order; no two get the same instant."""
+        """Read transactions and microseconds in order; no two get the same timestamp."""
         if texts is None:
             return cls(np.empty(0, np.int64), np.empty(0, np.int64))
         xids, at = (
@@ -57,5 +57,5 @@ class CommitInstants:
         return cls(xids[order], apart(at, np.empty(0, np.int64))[order])
 
     def of(self, xids: np.ndarray) -> pa.Array:
-        """Return each transaction's instant."""
+        """Return each transaction's timestamp."""
         return pa.array(self.micros[np.searchsorted(self.xids, xids)]).cast(INSTANT)

@@ -1,8 +1,9 @@
-"""What PostgreSQL's catalogue tells of rows that changed by DDL alone, of which no log tells.
+"""Detects rows that were changed by DDL alone, which no log contains, from the catalogue.
 
-A column that is rewritten, or dropped and added again, keeps its name and type; an enum's value is
-renamed, a composite type gets an attribute, a partition is detached: the rows are others, and
-neither the server's log nor a trigger says so. A mark is a text that changes whenever that may be.
+A column that is rewritten, or dropped and added again, keeps its name and type; an enum's value
+is renamed, a composite type gets an attribute, a partition is detached: the rows change, but
+neither the server's log nor a trigger shows it. A mark is a text that changes whenever that may
+have happened.
 """
 
 from collections.abc import Collection, Mapping
@@ -82,7 +83,7 @@ STATE = "pg_current_snapshot()::text || coalesce(pg_last_wal_replay_lsn()::text,
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """A table's marks: its own, of which tables' rows it shows, and each column's by name."""
+    """The marks of a table and of its columns by name, and the tables whose rows it shows."""
 
     table: str
     columns: Mapping[str, str]
@@ -97,7 +98,7 @@ def read_marks(connection: Connection, oid: int) -> Marks:
 
 
 def shapes(connection: Connection, oids: Collection[int]) -> str:
-    """Fold the catalogue's entries of tables into a text that changes whenever they do."""
+    """Return a text that changes whenever the catalogue's entries of these tables change."""
     found = connection.execute(
         f"{_parts(connection)}{_SHAPES}".encode(), {"oids": list(oids)}
     ).fetchone()

@@ -1,4 +1,4 @@
-"""Batches of a large table's rows, read ahead by several connections in one snapshot."""
+"""Reads a large table's rows ahead, by several connections in one snapshot."""
 
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +15,7 @@ READERS = 2
 
 
 class ReadAhead:
-    """Reads ranges of keys at the same time, and gives them back in order.
+    """Reads ranges of keys in parallel, and returns them in order.
 
     The ends of the ranges are found beforehand, so every batch but the last has `limit` rows, or
     the bytes of a portion, however keys are spread. No more than one batch a reader waits to be
@@ -24,7 +24,7 @@ class ReadAhead:
     Args:
         reader: Reads the table in the snapshot.
         share: Opens one more connection in the same snapshot; it is closed here.
-        resume: The key behind which to begin.
+        resume: The key after which to begin.
         limit: Rows of one batch.
     """
 
@@ -47,7 +47,7 @@ class ReadAhead:
         self._batches: deque[Future[RowBatch | None]] = deque()
 
     def leads_on(self, table: str, resume: str | None, limit: int) -> bool:
-        """Tell whether the next batch is the one that follows a key."""
+        """Return whether the next batch is the one that follows a key."""
         here = (self._reader.schema.name, self._given, self._limit)
         return here == (table, resume, limit)
 
@@ -62,13 +62,13 @@ class ReadAhead:
         return batch
 
     def close(self) -> None:
-        """End the reading; safe to repeat."""
+        """Stop reading; safe to repeat."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         for connection in self._connections:
             connection.close()
 
     def _plan(self) -> None:
-        """Have the next range read."""
+        """Start reading the next range."""
         begin, end = self._planned, self._reader.end_of(self._planned, self._limit)
         self._batches.append(self._threads.submit(self._read, begin, end))
         self._planned, self._is_planned = end, end is None

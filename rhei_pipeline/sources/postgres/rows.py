@@ -1,4 +1,4 @@
-"""Rows of a PostgreSQL table as text, and as batches: read alike by every way to capture."""
+"""Reads rows of a PostgreSQL table as text and as batches, for every capture method."""
 
 import json
 from collections.abc import Generator, Sequence
@@ -36,8 +36,8 @@ class PostgresRowReader:
     """Reads whole rows of one table within an open transaction.
 
     Attributes:
-        clock: The source's clock; dead letters are dated by it.
-        condition: SQL that a row must meet to count as one.
+        clock: The source's clock; the time of dead letters.
+        condition: SQL that selects the rows.
     """
 
     connection: Connection
@@ -48,7 +48,7 @@ class PostgresRowReader:
     def rows(
         self, resume: str | None, limit: int | None, until: str | None = None
     ) -> RowBatch | None:
-        """Read the next rows in key order, so many or up to a key; None when there are none."""
+        """Return the next rows in key order, up to a limit or a key; None if there are none."""
         schema = self.schema
         if until is None and limit is not None and self._may_be_large(limit):
             until = self.end_of(resume, limit)
@@ -132,7 +132,7 @@ class PostgresRowReader:
 
 
 def bare_literal(value: object) -> str:
-    """Write a value where nothing can be bound; a text takes the type of what it stands beside."""
+    """Return a literal where parameters are not possible; text takes the type of its context."""
     return Literal(value).as_string(None)
 
 
@@ -142,10 +142,10 @@ def copied(
     names: Sequence[str],
     limit: int | None = None,
 ) -> Generator[pa.Table, None, None]:
-    """Run a query and yield its columns as text, in tables of so many rows; none where it is empty.
+    """Run a query and yield its columns as text, in tables of `limit` rows; none if empty.
 
     With a limit, tables are bounded by their bytes as well. The connection is busy until the last
-    table was taken, or the generator is closed.
+    table is read, or the generator is closed.
     """
     statement = f"copy ({query}) to stdout (format csv, null '{_NULL}')"
     with closing(copy_out(connection, statement.encode())) as lines:
@@ -180,7 +180,7 @@ def _parsed(data: bytes, names: Sequence[str]) -> pa.Table:
 
 
 def admit_rows(schema: TableSchema, texts: pa.Table) -> tuple[list[pa.Array], list[Rejection]]:
-    """Turn the text of the table's columns into arrays of their types; name what does not fit."""
+    """Convert the text of a table's columns to their types; return rows that do not fit."""
     arrays, rejections = [], []
     for column in schema.columns:
         values = texts[column.name]
@@ -195,7 +195,7 @@ def admit_rows(schema: TableSchema, texts: pa.Table) -> tuple[list[pa.Array], li
 def letters_of(
     schema: TableSchema, rejections: Sequence[Rejection], texts: pa.Table, clock: datetime
 ) -> tuple[DeadLetter, ...]:
-    """Make a dead letter of each rejection, with its row's key as it was admitted."""
+    """Return a dead letter for each rejection, with its row's key."""
     letters = []
     for misfit in rejections:
         row = texts.select(list(schema.primary_key)).slice(misfit.row, 1)
@@ -210,7 +210,7 @@ def letters_of(
 
 
 def without_rows(rows: pa.Table, rejections: Sequence[Rejection]) -> pa.Table:
-    """Leave out the rows that were rejected."""
+    """Return the rows without the rejected ones."""
     return rows.filter(kept(rows.num_rows, rejections)) if rejections else rows
 
 

@@ -1,4 +1,4 @@
-"""How a PostgreSQL table's columns behave in queries, where that tells more than their types."""
+"""How a PostgreSQL table's columns behave in queries, beyond what their types say."""
 
 import pyarrow as pa
 
@@ -62,7 +62,7 @@ where n.nspname = %s and c.relname = %s
 
 
 def meaning(connection: Connection, table: Table, options: TableOptions) -> MirroredTable:
-    """Describe a table for translation; domains and other types of users stay OPAQUE."""
+    """Describe a table for translation; domains and user-defined types stay OPAQUE."""
     schema = table.schema
     name_parts = (schema.namespace or DEFAULT_NAMESPACE, schema.relation)
     by_bytes = where(connection, Since.LOCALE_PROVIDERS, _BY_BYTES_OF_PROVIDER, _BY_BYTES)
@@ -102,6 +102,6 @@ def _kind(column: Column, oid: int, modifier: int) -> Kind:
 
 
 def finds_public(connection: Connection) -> bool:
-    """Tell whether a table's name without its schema can only mean one in `public`."""
+    """Return whether a name without schema can only mean a table in `public`."""
     found = connection.execute("select current_schemas(false)").fetchone()
     return found is not None and found[0] == [DEFAULT_NAMESPACE]

@@ -1,4 +1,4 @@
-"""PostgreSQL's text form of values as typed Arrow columns.
+"""Converts PostgreSQL's text form of values to typed Arrow columns.
 
 Copies and the log both arrive as text, under the same session settings, and both pass through
 here: so a value is the same in the mirror whichever way it came.
@@ -37,7 +37,7 @@ _EPOCH_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
 
 def admit_text(texts: pa.Array, column: Column) -> tuple[pa.Array, list[Rejection]]:
-    """Turn one column's text into an array of its type, and name the rows that do not fit."""
+    """Convert one column's text to its type, and return the rows that do not fit."""
     try:
         return _convert(texts, column), []
     except pa.ArrowInvalid:
@@ -46,13 +46,13 @@ def admit_text(texts: pa.Array, column: Column) -> tuple[pa.Array, list[Rejectio
 
 @dataclass(frozen=True, slots=True)
 class RowShape:
-    """How a single row becomes Arrow in one step, at a fraction of what a step a column costs."""
+    """Converts a single row to Arrow in one step, faster than column by column."""
 
     struct: pa.StructType
     readers: tuple[Callable[[str], object], ...]
 
     def read(self, texts: Sequence[bytes | None]) -> pa.RecordBatch | None:
-        """Turn a row's text into a batch; None where a value takes the way by columns."""
+        """Convert a row's text to a batch; None if a value must be converted by column."""
         pairs = zip(texts, self.readers, strict=True)
         try:
             row = tuple([None if text is None else read(text.decode()) for text, read in pairs])
@@ -62,7 +62,7 @@ class RowShape:
 
 
 def row_shape(columns: Sequence[Column]) -> RowShape | None:
-    """Return how a row of these columns is read; None where a type takes the way by columns."""
+    """Return the converter of such rows; None if a type must be converted by column."""
     readers = [
         Decimal if pa.types.is_decimal(column.type) else _READERS.get(column.type)
         for column in columns
@@ -79,7 +79,7 @@ def _halve(texts: pa.Array, column: Column, offset: int) -> tuple[pa.Array, list
         return _convert(texts, column), []
     except pa.ArrowInvalid:
         if len(texts) == 1:
-            reason = f"its text is no {column.type} that the mirror can hold"
+            reason = f"its value is not a {column.type} that the mirror can hold"
             return pa.nulls(1, column.type), [Rejection(offset, column.name, reason)]
     middle = len(texts) // 2
     left, left_misfits = _halve(texts.slice(0, middle), column, offset)
@@ -176,7 +176,7 @@ def _with_infinity(instants: pa.Array, infinite: pa.Array | None) -> pa.Array:
 
 
 def _without_infinity(texts: pa.Array) -> tuple[pa.Array, pa.Array | None]:
-    """Part infinite values, as 1 and -1, from the others; None where there is none."""
+    """Separate infinite values, as 1 and -1, from the others; None if there is none."""
     names = pa.array(list(_INFINITE), texts.type)
     place = pc.index_in(texts, names)
     if place.null_count == len(place):

@@ -1,4 +1,4 @@
-"""What PostgreSQL's versions differ in, as far as we use it: the one place that knows versions.
+"""The differences between PostgreSQL's versions: the only module that knows versions.
 
 Every other statement of ours uses only what all versions from the oldest on have. Source: the
 catalogues, views and release notes in postgresql.org/docs/13 to /docs/18.
@@ -35,12 +35,12 @@ def version(connection: Connection) -> int:
 
 
 def has(connection: Connection, what: Since) -> bool:
-    """Tell whether the server has it."""
+    """Return whether the server has it."""
     return version(connection) >= what // 100
 
 
 def where(connection: Connection, what: Since, sql: str, otherwise: str = "") -> str:
-    """Return SQL for a server that has it, or for one that has not."""
+    """Return SQL for a server that has it, or for one that does not."""
     return sql if has(connection, what) else otherwise
 
 

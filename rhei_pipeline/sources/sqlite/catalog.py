@@ -1,4 +1,4 @@
-"""What a SQLite catalogue says of a table: columns as Arrow types, keys, unique indexes."""
+"""Reads tables from SQLite's catalogue: columns as Arrow types, keys, unique indexes."""
 
 import re
 import sqlite3
@@ -203,7 +203,7 @@ def _with_uniqueness(
     unknown = [name for name in collations if name.upper() not in _BUILTIN_COLLATIONS]
     if unknown:
         raise SchemaError(
-            f"its key is compared by collation {unknown[0]!r}, which only the application knows",
+            f"its key uses collation {unknown[0]!r}, which only the application defines",
             table=schema.name,
             hint="name another unique key without nulls as 'primary_key'",
         )
@@ -218,7 +218,7 @@ def _with_uniqueness(
 
 
 def _takes_any_number(declared: str) -> bool:
-    """Tell whether SQLite keeps a number as it is given (sqlite.org/datatype3.html, 3.1)."""
+    """Return whether SQLite keeps numbers unchanged (sqlite.org/datatype3.html, 3.1)."""
     text = declared.upper()
     converts = any(part in text for parts, _ in _AFFINITIES[:2] for part in parts)
     return not text or text == "ANY" or ("BLOB" in text and not converts)
@@ -290,7 +290,7 @@ def _key(
     if wanted is None:
         if not declared:
             raise SchemaError(
-                "it has no primary key, so a change cannot be told to a row",
+                "it has no primary key, so a change cannot be matched to a row",
                 table=table,
                 hint="add one in the source, or name a unique key without nulls as 'primary_key'",
             )
@@ -440,9 +440,10 @@ def _observed_type(
         if found == kinds:
             return arrow_type
     raise SchemaError(
-        f"column {info.name!r} has no telling type and holds {' and '.join(sorted(found))}",
+        f"column {info.name!r} has no clear type and holds {' and '.join(sorted(found))}",
         table=table,
-        hint=f"declare one: 'types: {{{info.name}: string}}'; rows that do not fit are named",
+        hint=f"declare one: 'types: {{{info.name}: string}}'; rows that do not fit become dead "
+        f"letters",
     )
 
 

@@ -1,4 +1,4 @@
-"""An operational SQLite database: one writer, a pool of readers, each statement's error named.
+"""An operational SQLite database: one writer, a pool of readers, translated errors.
 
 Only the standard library's `sqlite3` touches the file: two copies of SQLite in one process break
 each other's locks (sqlite.org/howtocorrupt.html, section 2.2.1).
@@ -113,7 +113,7 @@ class SqliteDatabase:
         return connection, file
 
     def _follow_the_file(self) -> None:
-        """Open the writer anew when another file was put in the place of its own."""
+        """Open the writer again if another file replaced its own."""
         if not self._writer.in_transaction and self.file_id() != self._writer_file:
             former, opened = self._writer, self._open_writer()
             self._writer, self._writer_file = opened
@@ -127,7 +127,7 @@ class SqliteDatabase:
         """
         if _first_word(sql) in _TRANSACTION_WORDS:
             raise QueryError(
-                f"{_first_word(sql)} does not run as a statement of its own",
+                f"{_first_word(sql)} cannot be run as a single statement",
                 hint="give all statements of the transaction to execute_batch",
             )
         with self._write_lock:
@@ -195,7 +195,7 @@ class SqliteDatabase:
             return [meaning(connection, table, options(table.name)) for table in tables]
 
     def finds_public(self) -> bool:
-        """Tell whether names without a schema are found; here they have none."""
+        """Return True: names have no schema here."""
         return True
 
     def table_names(self) -> list[str]:
@@ -221,12 +221,12 @@ class SqliteDatabase:
         options: Callable[[str], TableOptions],
         mirror_id: str | None,  # noqa: ARG002  (triggers belong to all mirrors)
     ) -> list[Finding]:
-        """Say what stands in the way of capture; see `validate.examine`."""
+        """Return what prevents capture; see `validate.findings`."""
         with self.reader() as connection:
             return list(validate.findings(connection, tables, options))
 
     def identity(self, *, mark: bool = False) -> SourceIdentity:
-        """Tell this file from all others; see `sqlite_identity`."""
+        """Return the identity of this file, which distinguishes it from all others."""
         with self.reader() as connection:
             found = read_mark(connection)
         if mark and not found:
@@ -248,7 +248,7 @@ class SqliteDatabase:
         """Hold the writer for one transaction; other threads wait until it has ended."""
         with self._write_lock:
             if self._writer.in_transaction:
-                raise QueryError("a transaction is open already in this thread")
+                raise QueryError("a transaction is already open in this thread")
             self._follow_the_file()
             with self.translated():
                 self._writer.execute("begin immediate")
@@ -335,18 +335,18 @@ def translate(error: sqlite3.Error, path: Path, *, read_only: bool = False) -> R
     if family in _BUSY:
         return SourceBusyError(
             f"source database {path.name!r} is locked",
-            hint="another process holds a long write transaction; it will be tried again",
+            hint="another process holds a long write transaction; it is tried again",
         )
     if family in _DAMAGED:
         return SourceError(
-            f"{str(path)!r} is not a sound SQLite database",
+            f"{str(path)!r} is not a valid SQLite database",
             hint="check the path, then run 'pragma integrity_check' in the sqlite3 shell",
         )
     if read_only and family in _SHUT:
         return SourceError(
             f"source database {str(path)!r} cannot be opened for reading",
-            hint="give this user read access; a database in WAL mode also needs its -shm and -wal"
-            " files, which only exist while it is open, or write access to their folder",
+            hint="give this user read access; a database in WAL mode also needs its -shm and "
+            "-wal files, which exist only while it is open, or write access to their folder",
         )
     return _environment_error(family, path) or QueryError(f"SQLite refused: {error}")
 

@@ -1,4 +1,4 @@
-"""An id that a SQLite file carries, so that it is known again wherever it is moved."""
+"""An id stored in a SQLite file, which identifies it after it was moved."""
 
 import sqlite3
 import uuid

@@ -82,7 +82,7 @@ def _rows(
 ) -> tuple[list[str], list[tuple[Any, ...]]]:
     cursor = connection.execute(sql, params)
     if cursor.description is None:
-        raise QueryError("this is not a reading statement", hint="use execute for writes")
+        raise QueryError("this is not a statement that only reads", hint="use execute for writes")
     names = [column[0] for column in cursor.description]
     try:
         return names, _bounded(gather(cursor, _FETCH_ROWS), most_bytes)
@@ -169,7 +169,7 @@ def _reading() -> Iterator[None]:
             ) from error
         if "UTF-8" in str(error):
             hint = "cast the column to blob in the query"
-            raise QueryError("a text of the answer is not UTF-8", hint=hint) from error
+            raise QueryError("a text in the answer is not UTF-8", hint=hint) from error
         raise
 
 
@@ -183,6 +183,6 @@ def _array(name: str, values: Sequence[Any]) -> pa.Array:
             if not misfits:
                 return array
     raise QueryError(
-        f"column {name!r} holds values of several classes",
+        f"column {name!r} holds values of several storage classes",
         hint="cast it to one type in the query",
     )

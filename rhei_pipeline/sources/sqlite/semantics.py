@@ -1,4 +1,4 @@
-"""How a SQLite table's columns behave in queries, where that tells more than their types."""
+"""How a SQLite table's columns behave in queries, beyond what their types say."""
 
 import re
 import sqlite3
@@ -54,7 +54,7 @@ def _kind(column: Column, declared: str) -> Kind:
 
 
 def _compares_bytes(connection: sqlite3.Connection, table: str) -> bool:
-    """Tell whether the table's text is compared byte by byte.
+    """Return whether the table's text is compared byte by byte.
 
     No pragma tells a column's collation, so any mention of one in the declaration counts.
     """

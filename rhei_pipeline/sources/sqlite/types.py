@@ -296,7 +296,7 @@ def _halve(values: Sequence[Any], column: Column, offset: int) -> tuple[pa.Array
 
 
 def _reason(value: object, column: Column) -> str:
-    """Say what was found and what was expected, without the value."""
+    """Return what was found and what was expected, without the value."""
     found = {
         int: "an integer",
         float: "a real",

@@ -1,4 +1,4 @@
-"""What stands in the way of capturing an SQLite file, why, and what mends it."""
+"""Findings of `rhei check` about an SQLite file: what prevents capture, why, and how to fix it."""
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +17,13 @@ _TRIGGER = "select 1 from sqlite_master where type = 'trigger' and name = '_rhei
 def findings(
     connection: sqlite3.Connection, tables: Sequence[str], options: Callable[[str], TableOptions]
 ) -> Iterator[Finding]:
-    """Examine the file and each table."""
+    """Check the file and each table."""
     if sqlite3.sqlite_version_info < _SOUND_WAL:
         yield Finding(
             Severity.WARNING,
             f"this Python's SQLite is {sqlite3.sqlite_version}",
-            "before 3.51.3 two processes that checkpoint at once can damage a WAL database",
+            "before 3.51.3, two processes that checkpoint at the same time can damage a WAL "
+            "database",
             "use a Python that is built with a newer SQLite",
         )
     (journal,) = connection.execute("pragma journal_mode").fetchone()
@@ -41,7 +42,7 @@ def _table(connection: sqlite3.Connection, name: str, options: TableOptions) -> 
     try:
         schema = read_table(connection, name, options).schema
     except SchemaError as error:
-        why = "the table is left out until this is mended"
+        why = "the table is left out until this is fixed"
         yield Finding(Severity.ERROR, error.message, why, error.hint or "", error.table or name)
         return
     if connection.execute(_TRIGGER, (schema.name,)).fetchone() is None:

@@ -1,4 +1,4 @@
-"""What a PostgreSQL server showed at a moment: its log's end, our slot, what a snapshot sees."""
+"""The state of a PostgreSQL server at one time: its log's end, our slot, visible transactions."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from rhei_pipeline.sources.postgres.catalog import Connection
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What the server says of our slot.
+    """The server's description of our slot.
 
     Attributes:
         name: Its name, and that of our publication.
-        confirmed: Everything before this position may be forgotten by the server.
-        lost: The server has thrown away what follows it.
+        confirmed: The server may remove everything before this position.
+        lost: The server has removed what follows it.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Visible:
-    """Which transactions a row snapshot sees; as `pg_current_snapshot()` tells it."""
+    """The transactions that a row snapshot sees, from `pg_current_snapshot()`."""
 
     xmin: int
     xmax: int
@@ -34,12 +34,12 @@ class Visible:
 
     @classmethod
     def parse(cls, text: str) -> "Visible":
-        """Read `xmin:xmax:running,running,...`."""
+        """Parse `xmin:xmax:running,running,...`."""
         low, high, running = text.split(":")
         return cls(int(low), int(high), frozenset(map(int, filter(None, running.split(",")))))
 
     def sees(self, xids: np.ndarray) -> np.ndarray:
-        """Tell which transactions, by their 32-bit ids, had committed."""
+        """Return which transactions, by their 32-bit ids, had committed."""
         # The nearest 64-bit id to xmax whose lower half it is: ids wrap around.
         behind = (self.xmax - xids) & 0xFFFFFFFF
         behind = np.where(behind >= 2**31, behind - 2**32, behind)
@@ -49,15 +49,15 @@ class Visible:
 
 @dataclass(frozen=True, slots=True)
 class LogMoment:
-    """What the server showed when a snapshot was taken.
+    """The server's state when a snapshot was taken.
 
     Attributes:
-        head: Where its log ended; what is read ends there, too.
+        head: Where its log ended; reading ends there, too.
         slot: Our slot; None when there is none.
-        server: What tells it from other servers, and from itself before a promotion.
-        proofs: Of each table that is captured, by name, what tells it from a table of that name
-            that was dropped, left the publication, or belongs to another server.
-        silent: Whether it is known that nothing waits behind the slot.
+        server: Identifies the server and its timeline.
+        proofs: For each captured table, by name, a proof that distinguishes it from a table of
+            that name that was dropped, left the publication, or belongs to another server.
+        silent: Whether the slot is known to have no pending changes.
     """
 
     head: int
@@ -74,7 +74,7 @@ class RowView:
     """A connection inside a REPEATABLE READ transaction, and what that transaction sees.
 
     Attributes:
-        share: Opens one more connection that sees the same; None where a pooler may have no more.
+        share: Opens one more connection that sees the same; None behind a pooler.
     """
 
     connection: Connection
@@ -83,11 +83,11 @@ class RowView:
 
 
 def lsn_text(position: int) -> str:
-    """Write a place in the log as PostgreSQL does."""
+    """Return a position of the log in PostgreSQL's form."""
     return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
 
 
 def lsn_number(text: str) -> int:
-    """Read a place in the log."""
+    """Parse a position of the log."""
     high, low = text.split("/")
     return (int(high, 16) << 32) + int(low, 16)

@@ -1,8 +1,8 @@
-"""PostgreSQL's logical replication messages, decoded by column with numpy.
+"""Decodes PostgreSQL's logical replication messages (pgoutput) by column with numpy.
 
 Source: postgresql.org/docs/18/protocol-logicalrep-message-formats.html, protocol version 1, text
-format. Many messages lie one behind another in one buffer; what is done is done for all messages
-of one table at once, column after column, and never for one message alone.
+format. Many messages follow one another in one buffer; all messages of one table are decoded
+together, column by column, and never one by one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ class LoggedRelation:
 
 @dataclass
 class DecodingContext:
-    """What earlier messages said and later ones rely on, from one buffer to the next."""
+    """What earlier messages defined and later ones need, from one buffer to the next."""
 
     lsn: int = 0
     committed_at: int = 0
@@ -43,15 +43,15 @@ class DecodingContext:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Messages of one table in one shape, in order, with nothing of that table between them.
+    """Messages of one table with one schema, in order, without another kind between them.
 
     Attributes:
-        relation: The table's shape.
-        places: Where each message starts in the buffer.
+        relation: The table's columns.
+        places: The offset of each message in the buffer.
         order: Each message's number in the stream.
         lsn: Where the commit record of each message's transaction starts.
-        committed_at: When that transaction committed, in microseconds since 1970; no other one
-            of the stream has the same.
+        committed_at: When that transaction committed, in microseconds since 1970; unique in the
+            stream.
         xid: Its id, 32 bits.
         truncate: Whether this is one Truncate message.
     """
@@ -65,7 +65,7 @@ class Run:
     truncate: bool = False
 
     def take(self, chosen: np.ndarray) -> "Run":
-        """Keep some of the messages."""
+        """Return some of the messages."""
         return replace(
             self,
             places=self.places[chosen],
@@ -78,7 +78,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Tuples:
-    """Many tuples' columns as text, and which values were left out as unchanged."""
+    """Columns of many tuples as text, and a mask of the values that were not sent."""
 
     texts: dict[str, pa.Array]
     unchanged: dict[str, np.ndarray]
@@ -86,12 +86,11 @@ class Tuples:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """A run, decoded.
+    """A decoded run.
 
     Attributes:
-        new: The rows as they became; null where `has_new` is false.
-        old: The rows or their keys as they were, as far as they were sent; null where `has_old`
-            is false.
+        new: The rows after the change; null where `has_new` is false.
+        old: The rows or keys before the change, if they were sent; null where `has_old` is false.
     """
 
     run: Run
@@ -105,7 +104,7 @@ def index(buffer: bytes, lengths: np.ndarray, first: int, context: DecodingConte
     """Sort messages into runs, each table's in order.
 
     Args:
-        buffer: The messages, one behind another.
+        buffer: The messages, one after another.
         lengths: The length of each.
         first: The first message's number in the stream.
         context: Carried from one call to the next.
@@ -174,7 +173,7 @@ def _transactions(
 
 
 def _breaks(buffer: bytes, stream: _Stream, context: DecodingContext) -> dict[int, list[_Break]]:
-    """Read the few messages that are not about a row: shapes and truncations."""
+    """Read the few messages that are not about a row: relations and truncations."""
     known = dict(context.relations)
     breaks: dict[int, list[_Break]] = {}
     for message in np.flatnonzero(np.isin(stream.kinds, [_RELATION, _TRUNCATE])):
@@ -216,7 +215,7 @@ def _runs(
     breaks: dict[int, list[_Break]],
     context: DecodingContext,
 ) -> Iterator[Run]:
-    """Cut one table's messages where its shape changes or it is truncated."""
+    """Split one table's messages where its schema changes or it is truncated."""
     cuts = breaks.get(oid, [])
     shapes = [context.relations.get(oid), *(relation for _, relation, _ in cuts)]
     which = np.searchsorted([number for number, _, _ in cuts], messages) if cuts else None
@@ -253,7 +252,7 @@ def decode(buffer: bytes, run: Run) -> Changes:
 def _tuples(
     buffer: bytes, data: np.ndarray, relation: LoggedRelation, starts: np.ndarray, ends: np.ndarray
 ) -> Tuples:
-    """Read one tuple of each message, where it has one; set `ends` to the places behind them."""
+    """Read one tuple of each message that has one; set `ends` to the offsets after them."""
     there = starts >= 0
     tuples = Tuples({}, {})
     if not there.any():
@@ -275,7 +274,7 @@ def _tuples(
 
 
 def _texts(buffer: bytes, begin: np.ndarray, length: np.ndarray, valid: np.ndarray) -> pa.Array:
-    """Cut texts out of the buffer, which they share with everything between them."""
+    """Return texts as slices of the buffer, which they share."""
     count = len(begin)
     if count == 1 and valid[0]:  # it may be a large one, and needs no copy
         ends = pa.py_buffer(np.array([begin[0], begin[0] + length[0]], np.int64))

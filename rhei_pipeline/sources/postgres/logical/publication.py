@@ -1,4 +1,4 @@
-"""A mirror's publication: which tables the server's log tells of, and that it tells all of them."""
+"""A mirror's publication: which tables it contains, and whether with all their changes."""
 
 import logging
 from collections.abc import Callable
@@ -65,12 +65,12 @@ where p.pubname = %s and {NAMELESS}
 
 
 class Publication:
-    """One publication; others may alter it, and that shows.
+    """One publication; changes made to it by others are detected.
 
     Args:
         connection: Returns an open connection.
         name: Its name.
-        is_ours: Whether its mirror makes and mends it; else somebody else does.
+        is_ours: Whether its mirror creates and repairs it; else somebody else maintains it.
     """
 
     def __init__(
@@ -81,19 +81,19 @@ class Publication:
         self._is_ours = is_ours
 
     def members(self) -> dict[int, str]:
-        """Return the tables that are published whole; the text changes once one was not."""
+        """Return the tables published with all changes, by oid; the text changes after a gap."""
         return published(self._connection(), self.name, is_ours=self._is_ours)
 
     def add(self, table: PostgresTable) -> None:
-        """Publish every change of a table, also where somebody else altered the publication.
+        """Publish every change of a table, even if somebody else changed the publication.
 
         Raises:
-            CaptureError: Another keeps the publication, and the table is not in it whole.
+            CaptureError: Somebody else maintains it, and it lacks changes of the table.
         """
         if not self._is_ours:
             if table.oid not in self.members():
                 raise CaptureError(
-                    f"publication {self.name!r} does not publish it whole",
+                    f"publication {self.name!r} does not publish all changes of it",
                     table=table.schema.name,
                     hint=f"have its owner run: {addition(self._connection(), self.name, table)}",
                 )
@@ -113,10 +113,10 @@ class Publication:
             self._run(f"alter publication {name} add table {shown}")
 
     def withdraw_vague(self) -> None:
-        """Publish no more what makes the application's own updates fail.
+        """Remove tables from the publication whose updates by the application would fail.
 
-        Without a replica identity the server refuses an update that is to be published. A table
-        that has one again is published again, and copied by its difference.
+        Without a replica identity the server refuses updates of published tables. A table that
+        gets one again is published again, and copied by its difference.
         """
         if not self._is_ours:
             return
@@ -124,23 +124,23 @@ class Publication:
             shown = f"{quote(namespace)}.{quote(relation)}"
             self._run(f"alter publication {quote(self.name)} drop table {shown}")
             _log.warning(
-                "table %s has no replica identity: it is published no more, so that it can be"
-                " updated",
+                "table %s has no replica identity: it is removed from the publication, so "
+                "that the application can update it",
                 shown,
             )
 
     def note_begun(self) -> None:
-        """Note at it that its slot was made just now: older servers need to know."""
+        """Record at the publication that its slot was just created: older servers need that."""
         if self._is_ours and not has(self._connection(), Since.PUBLICATIONS_MISSED):
             self._run(f"comment on publication {quote(self.name)} is {literal(BEGUN_WITH)}")
 
     def drop(self) -> None:
-        """Drop it, where it is ours; safe to repeat."""
+        """Drop it, if it is ours; safe to repeat."""
         if self._is_ours:
             self._run(f"drop publication if exists {quote(self.name)}")
 
     def _stands(self, table: PostgresTable) -> tuple[bool, bool, bool]:
-        """Tell whether it is there, is of all tables, and names this one."""
+        """Return whether it exists, is for all tables, and contains this one."""
         found = self._connection().execute(_PUBLISHED.encode(), (table.oid, self.name)).fetchone()
         return (False, False, False) if found is None else (True, bool(found[0]), bool(found[1]))
 
@@ -149,7 +149,7 @@ class Publication:
 
 
 def published(connection: Connection, name: str, *, is_ours: bool) -> dict[int, str]:
-    """Return the tables, by oid, that a publication publishes whole."""
+    """Return the tables, by oid, that a publication publishes with all changes."""
     generated = where(connection, Since.GENERATED_PUBLISHED, _WITH_GENERATED)
     filters = "and r.prqual is null and r.prattrs is null" if is_ours else _ALL_COLUMNS
     statement = (_MEMBERS if is_ours else _FOREIGN_MEMBERS).format(
@@ -161,7 +161,7 @@ def published(connection: Connection, name: str, *, is_ours: bool) -> dict[int, 
 
 
 def addition(connection: Connection, name: str, table: PostgresTable) -> str:
-    """Write the statement by which its owner has a publication publish a table whole."""
+    """Return the statement by which the owner adds a table with all its changes."""
     found = connection.execute(_STANDS.encode(), (table.oid, name)).fetchone()
     shown, options = qualified(table.schema), whole_options(connection)
     if found is None:
@@ -174,7 +174,7 @@ def addition(connection: Connection, name: str, table: PostgresTable) -> str:
 
 
 def whole_options(connection: Connection) -> str:
-    """Write the options of a publication that leaves nothing out."""
+    """Return the options of a publication that omits nothing."""
     options = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
     return options + where(
         connection, Since.GENERATED_PUBLISHED, ", publish_generated_columns = stored"

@@ -1,4 +1,4 @@
-"""The messages behind a slot: asked for in each cycle, or sent by the server by itself."""
+"""Reads the messages of a slot: polled in each cycle, or streamed by the server."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -32,13 +32,13 @@ select data from pg_logical_slot_peek_binary_changes(
 
 
 class LogReader:
-    """Reads what is behind a slot, and moves the slot on.
+    """Reads the pending messages of a slot, and advances the slot.
 
     Args:
         connection: Returns an open connection.
         connect: Opens one for replication.
-        streaming: Keep a stream open while little is behind the slot.
-        publication: Where it has not the slot's name.
+        streaming: Keep a stream open while few changes are pending.
+        publication: Its name, if that is not the slot's.
 
     Not for several threads at once.
     """
@@ -71,7 +71,7 @@ class LogReader:
             yield streamed
 
     def confirm(self, slot: Slot, position: int) -> None:
-        """Let the server forget what committed before the position."""
+        """Allow the server to remove what committed before the position."""
         if self._stream is not None:
             try:
                 self._stream.confirm(position)
@@ -85,20 +85,20 @@ class LogReader:
         )
 
     def end_stream(self) -> None:
-        """Let go of the slot; what was sent and not confirmed is read again."""
+        """Release the slot; messages that were not confirmed are read again."""
         if self._stream is not None:
             self._stream.close()
             self._await_release(self._stream.slot)
             self._stream = None
 
     def close(self) -> None:
-        """End the stream, and wait for nothing; safe to repeat."""
+        """End the stream without waiting; safe to repeat."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
     def _streamed(self, slot: Slot, head: int) -> list[bytes] | None:
-        """Read from the stream, where it is worth it; None where it is not."""
+        """Read from the stream if that is worthwhile, else return None."""
         if not self._streaming or head - slot.confirmed > STREAM_BYTES:
             self.end_stream()
             return None
@@ -109,7 +109,9 @@ class LogReader:
                 )
             messages = self._stream.messages(head)
         except psycopg.OperationalError as error:
-            _log.warning("the stream of slot %r broke off: %s", slot.name, type(error).__name__)
+            _log.warning(
+                "the stream of slot %r was interrupted: %s", slot.name, type(error).__name__
+            )
             self.end_stream()
             return None
         if messages is None:
@@ -129,7 +131,7 @@ class LogReader:
             )
 
     def _await_release(self, slot: str) -> None:
-        """Wait for the server to notice that nobody reads from the slot any more."""
+        """Wait until the server notices that the slot is no longer used."""
 
         def released() -> bool:
             found = (
@@ -141,5 +143,5 @@ class LogReader:
 
         if not wait_until(released, _RELEASE_SECONDS):
             raise SourceBusyError(
-                f"slot {slot!r} is in use", hint="end the other process that reads from it"
+                f"slot {slot!r} is in use", hint="stop the other process that reads from it"
             )

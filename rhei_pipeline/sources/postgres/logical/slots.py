@@ -1,4 +1,4 @@
-"""The replication slots of a reader, of which a server has one by a name, whatever the database."""
+"""Replication slots of a reader; their names are unique on a server, across its databases."""
 
 from rhei_pipeline.sources.postgres.catalog import slot_name
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
@@ -10,6 +10,6 @@ _ELSEWHERE = (
 
 
 def drop_elsewhere(database: PostgresDatabase, reader: str) -> None:
-    """Drop a reader's slot in another database of the server: nobody comes back for it."""
+    """Drop a reader's slot in another database of the server: it is no longer used."""
     with database.translated(), database.connect() as connection:
         connection.execute(_ELSEWHERE, (slot_name(reader),))

@@ -53,7 +53,7 @@ class _Chunk:
 
 
 class _Spool:
-    """The messages of one read of the log, in chunks, in memory or in a temporary file."""
+    """The messages of one read of the log, in memory or in a temporary file."""
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115
@@ -61,11 +61,11 @@ class _Spool:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no message tells of a change."""
+        """Whether no message contains a change."""
         return not self._parts
 
     def of(self, relation: int | None) -> Sequence[tuple[_Chunk, pgoutput.Run]]:
-        """Return where the changes of one table are."""
+        """Return the locations of one table's changes."""
         return self._parts.get(relation, ()) if relation is not None else ()
 
     def add(self, messages: list[bytes], first: int, context: pgoutput.DecodingContext) -> int:
@@ -95,13 +95,13 @@ ReadLog = Callable[[Slot, int], Iterator[list[bytes]]]
 
 
 class LogicalSnapshot:
-    """A `SourceSnapshot` that ends at a place in the log, or exactly where a row view does.
+    """A `SourceSnapshot` that ends at a log position, or exactly where a row view does.
 
     Args:
-        read: Yields the messages behind the slot, up to a place in the log, in batches.
+        read: Yields the slot's pending messages, up to a log position, in batches.
         moment: When it was taken.
-        wait_for_writers: Waits for transactions under way; returns where the log stood before.
-        view: To read rows with; changes that it does not see are left out.
+        wait_for_writers: Waits for running transactions; returns the log's end before that.
+        view: Reads rows; changes that it does not see are left out.
     """
 
     shares_log = True
@@ -129,7 +129,7 @@ class LogicalSnapshot:
 
     @property
     def is_silent(self) -> bool:
-        """Whether the log was read and held no change at all."""
+        """Whether the log was read and contained no change."""
         return self._spool is not None and self._spool.is_empty
 
     def head(self, table: Table) -> Position:
@@ -137,17 +137,17 @@ class LogicalSnapshot:
         return Position(self._head, self._proof(table))
 
     def origin(self, table: Table) -> Position:
-        """Wait for the transactions under way; return where the log stood before."""
+        """Wait for the running transactions; return the log's end before that."""
         return Position(self._wait_for_writers(), self._proof(table))
 
     def _proof(self, table: Table) -> str:
         return self._proofs.get(table.name, "")
 
     def proves(self, table: Table, position: Position) -> bool:
-        """Tell whether the slot still holds everything after the position, of the same table.
+        """Return whether the slot still holds everything after the position, of the same table.
 
-        Until capture of the name is made anew, that is the table that the position was recorded
-        of, though it was dropped or renamed since: what the log holds of it is still to be read.
+        Until capture of the name is installed again, that is the table of the position, even if
+        it was dropped or renamed since: what the log holds of it must still be read.
         """
         slot = self._slot
         if table.name not in self._proofs and _relation_of(position, self._server) is not None:
@@ -160,20 +160,20 @@ class LogicalSnapshot:
         )
 
     def retains(self, position: Position) -> bool:
-        """Tell whether the server keeps much of its log for this position alone."""
+        """Return whether the server keeps much of its log for this position alone."""
         return self._head - position.order > RETAINED_BYTES
 
     def pending(self, table: Table, after: Position) -> int:  # noqa: ARG002
-        """Count the changes behind the position."""
+        """Count the changes after the position."""
         return sum(len(run.order) for _, run in self._runs(after))
 
     def oldest_pending(self, table: Table, after: Position) -> datetime | None:  # noqa: ARG002
-        """Return when the first change behind the position was committed."""
+        """Return when the first change after the position was committed."""
         found = [int(run.committed_at.min()) for _, run in self._runs(after)]
         return _EPOCH + timedelta(microseconds=min(found)) if found else None
 
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
-        """Read every change, in commit order."""
+        """Yield every change, in commit order."""
         schema = table.schema
         for chunk, run in self._runs(after):
             for start in range(0, len(run.order), limit):
@@ -181,7 +181,7 @@ class LogicalSnapshot:
                 yield self._batch(schema, self._loaded().read(chunk), part)
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
-        """Read every change; the last one of a key is its net change."""
+        """Yield every change; the last one of a key is its net change."""
         yield from self.changes(table, after, limit)
 
     def _runs(self, after: Position) -> Iterator[tuple[_Chunk, pgoutput.Run]]:
@@ -213,11 +213,11 @@ class LogicalSnapshot:
         return _Rows(schema, pgoutput.decode(buffer, run), self.clock).batch()
 
     def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
-        """Name none: each change is read in the table's own shape."""
+        """Return None: each change is read with the table's own schema."""
         return None
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
-        """Read the next rows in key order; those of a large table ahead of time."""
+        """Return the next rows in key order; those of a large table are read ahead."""
         reader, share = self._reader(table), self._view.share if self._view else None
         if share is None or self._counted.get(table.name, 0) <= _LARGE * limit:
             return reader.rows(resume, limit)
@@ -237,24 +237,24 @@ class LogicalSnapshot:
         return PostgresRowReader(self._view.connection, table.schema, self.clock)
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:  # noqa: ARG002
-        """Name no row: a primary key of PostgreSQL is never null."""
+        """Return none: a primary key of PostgreSQL is never null."""
         return ()
 
     def count(self, table: Table) -> int:
-        """Count the table's rows."""
+        """Return the table's row count."""
         self._counted[table.name] = self._reader(table).count()
         return self._counted[table.name]
 
     def rescan(self, table: Table, after: Position) -> Rescan:  # noqa: ARG002
-        """Ask for none: the server's log tells of every change."""
+        """Return that no rescan is needed: the server's log contains every change."""
         return Rescan.NONE
 
     def doubt(self, table: Table) -> str | None:  # noqa: ARG002
-        """Know of none."""
+        """Return None: the server's log contains every change."""
         return None
 
     def close(self) -> None:
-        """Forget the messages read, and end what is read ahead."""
+        """Delete the messages read, and stop reading ahead."""
         self._end_reading()
         if self._spool is not None:
             self._spool.close()
@@ -270,7 +270,7 @@ class _Rows:
         self._moved = self._moves()
 
     def _moves(self) -> np.ndarray:
-        """Tell which updates changed the key."""
+        """Return which updates changed the key."""
         both = self._changes.has_old & self._changes.has_new
         moved = np.zeros(len(both), dtype=bool)
         for name in self._schema.primary_key:
@@ -282,7 +282,7 @@ class _Rows:
         return moved
 
     def batch(self) -> ChangeBatch:
-        """Return the events in order: first the rows that ended, then those that are."""
+        """Return the events in order: first the old rows, then the new ones."""
         run, has_new = self._changes.run, self._changes.has_new
         ended = np.flatnonzero(~has_new | self._moved)
         lives = np.flatnonzero(has_new)
@@ -314,7 +314,7 @@ class _Rows:
     def _texts(
         self, ended: np.ndarray, lives: np.ndarray, order: np.ndarray
     ) -> tuple[pa.Table, dict[str, np.ndarray]]:
-        """Return each column's text in the events' order, and where values were left out."""
+        """Return each column's text in the events' order, and which values were not sent."""
         new, old = self._changes.new, self._changes.old
         columns, unchanged = [], {}
         for name in self._schema.names:
@@ -336,7 +336,7 @@ class _Rows:
         return pa.table(columns, list(self._schema.names)), unchanged
 
     def _former(self, ended: np.ndarray, lives: np.ndarray, order: np.ndarray) -> pa.Table:
-        """Return under which key each event's row stood before it."""
+        """Return the key that each event's row had before."""
         columns = []
         for column in self._schema.key_columns:
             became = _column(self._changes.new, column.name, self._changes)
@@ -349,7 +349,7 @@ class _Rows:
 
 
 def _relation_of(position: Position, server: str) -> int | None:
-    """Return the oid of the table that a position was recorded of; None for another server's."""
+    """Return the oid of a position's table; None for another server's position."""
     if not position.proof.startswith(f"{server}:"):
         return None
     oid = position.proof.removeprefix(f"{server}:").partition(":")[0]
@@ -357,7 +357,7 @@ def _relation_of(position: Position, server: str) -> int | None:
 
 
 def _column(tuples: pgoutput.Tuples, name: str, changes: pgoutput.Changes) -> pa.Array:
-    """Return a column's text; a shape without it has null there."""
+    """Return a column's text; null where the schema lacks it."""
     found = tuples.texts.get(name)
     return pa.nulls(len(changes.run.order), pa.large_string()) if found is None else found
 

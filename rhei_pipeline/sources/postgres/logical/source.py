@@ -1,8 +1,8 @@
-"""Change capture from PostgreSQL's own log, through a replication slot and SQL functions.
+"""Change capture by logical decoding: reads PostgreSQL's log through a replication slot.
 
-No plugin is needed on the server: pgoutput is built in. The log is peeked up to where it stood
-when a cycle began, and the slot is moved on only once the mirror has committed: so a crash at any
-point leads to reading the same changes again, never to losing one. Source: postgresql.org/docs/18,
+No plugin is needed on the server: pgoutput is built in. The log is peeked up to its end when a
+cycle began, and the slot is advanced only after the mirror has committed: so a crash at any point
+leads to reading the same changes again, never to losing one. Source: postgresql.org/docs/18,
 chapters 47 (logical decoding) and 9.28.6 (replication management functions).
 """
 
@@ -82,13 +82,13 @@ class LogicalSource:
 
     Args:
         database: The source.
-        mirror_id: Who reads: each mirror has a slot and a publication of its own.
+        mirror_id: The reader: each mirror has its own slot and publication.
         options: Partial replication, chosen keys, given types, by table.
-        streaming: Keep a replication connection open, on which the server sends what is committed.
-        publication: One that somebody else keeps; None: the mirror has one of its own.
+        streaming: Keep a replication connection open, on which the server sends each commit.
+        publication: One that somebody else maintains; None: the mirror has its own.
 
     Raises:
-        CaptureError: The server's log cannot be read; says the way out.
+        CaptureError: The server's log cannot be read; the hint says what to do.
 
     Not for several threads at once; the caller holds a lock around its work.
     """
@@ -131,7 +131,7 @@ class LogicalSource:
         if level != "logical":
             self.close()
             raise CaptureError(
-                f"the server's wal_level is {level!r}, and only with 'logical' can its log be read",
+                f"the server's wal_level is {level!r}, and its log can be read only with 'logical'",
                 hint="run: alter system set wal_level = 'logical', and restart the server;"
                 " or use 'capture: {method: trigger}'",
             )
@@ -141,7 +141,7 @@ class LogicalSource:
 
     @property
     def _connection(self) -> Connection:
-        """The connection for everything but rows; a new one where the server ended the last."""
+        """The connection for everything but rows; a new one if the server closed the last."""
         if self._kept is None or self._kept.closed:
             self._kept = self._database.connect()
             self._catalogue.forget()
@@ -149,7 +149,7 @@ class LogicalSource:
         return self._kept
 
     def _look(self) -> dict[int, str]:
-        """Read what is published; it is the same while the catalogue's version is."""
+        """Return what is published; cached while the catalogue's version is the same."""
         self._publication.withdraw_vague()
         self._members = self._publication.members()
         return self._members
@@ -159,17 +159,17 @@ class LogicalSource:
         return self._table(name).schema
 
     def schema_version(self) -> int:
-        """Return a number made of what the catalogue says of all tables that were described."""
+        """Return a number that changes with the catalogue's entries of all described tables."""
         with self._database.translated():
             return self._catalogue.version(self._connection)
 
     @property
     def logs_rows(self) -> bool:
-        """True: the server logs rows whole."""
+        """True: the server logs whole rows."""
         return True
 
     def is_installed(self, table: Table) -> bool:
-        """Tell whether the table is published whole in this shape, and the slot is there."""
+        """Return whether the table is published with this schema, and the slot exists."""
         try:
             known = self._table(table.name)
         except SchemaError:
@@ -182,9 +182,9 @@ class LogicalSource:
             return table.oid in self._publication.members() and slot is not None and not slot.lost
 
     def install(self, table: Table, least: int) -> None:
-        """Publish the table, and create the slot where there is none.
+        """Publish the table, and create the slot if there is none.
 
-        A slot that is lost, or gone, is made anew. What it held back is gone, so no older
+        A lost or missing slot is created again. The changes it held are gone, so no older
         position is proved any more, and every table is copied again by its difference.
         """
         known = self._table(table.name)
@@ -199,14 +199,17 @@ class LogicalSource:
             self._drop_lost_slot()
             if self._slot() is None:
                 if least:
-                    _log.warning("slot %r is gone: made anew, all tables are copied", self._name)
+                    _log.warning(
+                        "slot %r is gone: it is created again, and all tables are copied",
+                        self._name,
+                    )
                 self._run("select pg_create_logical_replication_slot(%s, 'pgoutput')", self._name)
                 self._publication.note_begun()
                 self._advanced = 0
 
     @contextmanager
     def snapshot(self, *, rows: bool = False) -> Iterator[LogicalSnapshot]:
-        """Hold one committed state: a place in the log, or exactly what a row snapshot sees."""
+        """Hold one committed state: a log position, or exactly what a row snapshot sees."""
         with ExitStack() as stack:
             stack.enter_context(self._database.translated())
             view = stack.enter_context(self._row_view()) if rows else None
@@ -227,10 +230,10 @@ class LogicalSource:
             yield from self._log.read(slot, head)
         except psycopg.errors.UndefinedObject as error:
             raise CaptureError(
-                f"publication {self._publication.name!r} was not there while rows were written, and"
-                " no server before PostgreSQL 18 reads beyond that",
-                hint=f"run: select pg_drop_replication_slot('{self._name}'); the next sync makes"
-                " the slot anew, and copies tables by their difference",
+                f"publication {self._publication.name!r} did not exist while rows were written, "
+                "and before PostgreSQL 18 a server cannot read past such rows",
+                hint=f"run: select pg_drop_replication_slot('{self._name}'); the next sync "
+                "creates the slot again, and copies tables by their difference",
             ) from error
 
     def _moment(self) -> LogMoment:
@@ -272,10 +275,10 @@ class LogicalSource:
         return connection
 
     def _wait_for_writers(self) -> int:
-        """Wait for every transaction that is under way; return where the log stood before.
+        """Wait for every running transaction; return the log's end before that.
 
-        Their commits may stand in the log already though no snapshot sees them yet. Afterwards
-        what a snapshot does not see comes later in the log than the place returned.
+        Their commits may be in the log already although no snapshot sees them yet. Afterwards
+        everything that a snapshot does not see is in the log after the returned position.
         """
         start = lsn_number(_value(self._connection, _FLUSHED))
         newest = int(
@@ -290,7 +293,7 @@ class LogicalSource:
             who = f"process {found[0]}, open since {found[1]} UTC" if found else "one"
             raise SourceBusyError(
                 f"a copy cannot begin while an older transaction is open: {who}",
-                hint="let it end, or end it; the copy is tried again",
+                hint="wait until it ends, or end it; the copy is tried again",
             )
         return start
 
@@ -302,10 +305,10 @@ class LogicalSource:
             raise SourceBusyError("the server does not write its log to disk")
 
     def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
-        """Move the slot on to what every table of this mirror has; the server forgets the rest.
+        """Advance the slot to what all tables of this mirror have; the server removes the rest.
 
-        A copy, which speaks of its own table alone (without `prune`), holds what it needs by not
-        being applied yet.
+        A copy, which reports only its own table (without `prune`), keeps what it needs because it
+        is not applied yet.
         """
         if not prune or not needed_from:
             return 0
@@ -321,10 +324,10 @@ class LogicalSource:
         return 0
 
     def _let_forget(self, target: int) -> None:
-        """Have the server note which transactions run, behind a long stretch of its log.
+        """Make the server log the running transactions, after a long part of its log.
 
-        Decoding starts anew from the last such note each time it is asked; the server writes one
-        every 15 seconds, and until then would read the whole stretch again in every cycle.
+        Each decoding starts from the last such record. The server writes one every 15 seconds,
+        and until then would read the whole part again in every cycle.
         """
         if target - self._noted < _NOTE_EVERY_BYTES or not self._may_note:
             return
@@ -337,7 +340,7 @@ class LogicalSource:
             self._may_note = False
 
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
-        """Write the rows of these keys again as they are, so that the log shows them."""
+        """Write these rows again unchanged, so that the log contains them."""
         schema = self._table(table.name).schema
         column = quote(schema.primary_key[0])
         same = " and ".join(f"{quote(name)} = %s" for name in schema.primary_key)
@@ -347,13 +350,13 @@ class LogicalSource:
             )
 
     def held_bytes(self) -> dict[str, int]:
-        """Return the bytes of its log that the server keeps for our slot."""
+        """Return the bytes of log that the server keeps for our slot."""
         with self._database.translated():
             found = self._connection.execute(_RETAINED.encode(), (self._name,)).fetchone()
         return {} if found is None else {"slot": int(found[0])}
 
     def forget_mirror(self) -> None:
-        """Drop the slot and the publication: nobody comes back for them."""
+        """Drop the slot and the publication: they are no longer used."""
         with self._database.translated():
             self._log.end_stream()
             if self._slot() is not None:
@@ -385,7 +388,7 @@ class LogicalSource:
 
     def _drop_lost_slot(self) -> None:
         if self._is_lost():
-            _log.warning("what slot %r was to keep is thrown away, or cannot be read", self._name)
+            _log.warning("slot %r: the log that it kept was removed, or cannot be read", self._name)
             self._run("select pg_drop_replication_slot(%s)", self._name)
 
     def _run(self, sql: str, *params: object) -> None:
@@ -395,7 +398,7 @@ class LogicalSource:
 def unconfirmed(
     database: PostgresDatabase, mirror_id: str, publication: str | None = None
 ) -> int | None:
-    """Tell whether changes wait behind our slot: 0 for none, 1 for some.
+    """Return whether our slot has pending changes: 0 for none, 1 for some.
 
     None when there is no slot: everything is still to be done.
     """
@@ -419,7 +422,7 @@ def _exists(connection: Connection, catalogue: str, column: str, name: str) -> b
 def _row(connection: Connection, sql: str, *params: object) -> tuple[Any, ...]:
     found = connection.execute(sql.encode(), params or None).fetchone()
     if found is None:
-        raise CaptureError("the server's catalogue gave no answer")
+        raise CaptureError("the server's catalogue returned no row")
     return found
 
 

@@ -1,7 +1,7 @@
-"""A slot's changes as the server sends them, without asking for them anew in every cycle.
+"""Streams a slot's changes, so that they are not requested again in every cycle.
 
-The server decodes its log once, when it is written, instead of from the slot's start each time it
-is asked; so a small cycle costs what it changes. While a stream is open the slot is in use, and
+The server decodes its log once, when it is written, instead of from the slot's start at each
+request; so the cost of a cycle follows its changes. While a stream is open the slot is in use, and
 nothing else can read from it or move it. Source: postgresql.org/docs/18/protocol-replication.html.
 """
 
@@ -38,7 +38,7 @@ class _Transaction:
 
 
 class LogicalStream:
-    """An open replication stream, and what it sent that is not confirmed yet.
+    """An open replication stream, and the messages that are not confirmed yet.
 
     Args:
         connection: Opened for replication; the stream owns it.
@@ -77,14 +77,14 @@ class LogicalStream:
                 return None
             if self._reached < head:
                 if time.monotonic() > deadline:
-                    raise SourceBusyError("the server does not send what it has written")
+                    raise SourceBusyError("the server does not send the log that it has written")
                 select.select([self._connection.fileno()], [], [], _ASK_AGAIN_SECONDS)
         ready = [found for found in self._waiting if found.lsn < head]
         # The server tells a table's shape once, and later transactions rely on it.
         return [*self._shapes.values(), *(message for one in ready for message in one.messages)]
 
     def confirm(self, position: int) -> None:
-        """Let the server forget what committed before the position."""
+        """Allow the server to remove what committed before the position."""
         if position <= self._confirmed:
             return
         self._confirmed = position
@@ -100,7 +100,7 @@ class LogicalStream:
         self._connection.close()
 
     def _receive_all(self) -> None:
-        """Take what has arrived."""
+        """Read the messages that have arrived."""
         pgconn = self._connection.pgconn
         pgconn.consume_input()
         while self._held <= HELD_BYTES:
@@ -123,7 +123,7 @@ class LogicalStream:
             self._held += len(message)
 
     def _report(self, *, reply: bool) -> None:
-        """Say how far we are; with `reply`, the server says how far it is."""
+        """Send our position; with `reply`, the server answers with its own."""
         place = self._confirmed
         status = _STATUS.pack(b"r", place, place, place, 0, int(reply))
         self._connection.pgconn.put_copy_data(status)

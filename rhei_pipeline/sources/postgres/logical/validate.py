@@ -1,4 +1,4 @@
-"""What stands in the way of reading a PostgreSQL server's log, why, and what mends it."""
+"""Findings of `rhei check` about logical decoding: what prevents it, why, and how to fix it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -44,15 +44,15 @@ def findings(
     *,
     streaming: bool = False,
 ) -> list[Finding]:
-    """Examine the server and each table.
+    """Check the server and each table.
 
     Args:
         database: The source.
         tables: Names of the tables to mirror.
-        options: Returns what the declaration says of one.
-        mirror_id: The mirror's, once there is one: its slot is examined as well.
-        publication: One that somebody else keeps; None: the mirror has one of its own.
-        streaming: The log is to be streamed.
+        options: Returns a table's declared options.
+        mirror_id: The mirror's, once there is one: its slot is checked as well.
+        publication: One that somebody else maintains; None: the mirror has its own.
+        streaming: Whether the log is to be streamed.
     """
     slot = slot_name(mirror_id) if mirror_id else None
     known = _Known(options, slot, publication)
@@ -78,7 +78,7 @@ def _examined(connection: Connection, tables: Sequence[str], known: _Known) -> I
         yield from grants.creation(
             connection,
             "the user may not create a publication",
-            "a publication says which tables' changes are logged",
+            "a publication names the tables whose changes are sent",
         )
     yield from _slot(connection, known)
     name = known.foreign or known.slot or ""
@@ -98,8 +98,8 @@ def _examined(connection: Connection, tables: Sequence[str], known: _Known) -> I
         else:
             yield Finding(
                 Severity.ERROR,
-                f"publication {known.foreign!r} does not publish it whole",
-                f"its changes are not logged for us; {grants.LEFT_OUT}",
+                f"publication {known.foreign!r} does not publish all changes of it",
+                f"its changes are not sent to the mirror; {grants.LEFT_OUT}",
                 addition(connection, known.foreign, table),
                 table.schema.name,
             )
@@ -111,7 +111,7 @@ def _server(connection: Connection) -> Iterator[Finding]:
         yield Finding(
             Severity.ERROR,
             f"wal_level is {level!r}",
-            "the server's log holds row changes only with 'logical'",
+            "only with 'logical' the server's log holds row changes",
             "alter system set wal_level = 'logical'; then restart the server",
         )
     yield from grants.replication(connection)
@@ -131,7 +131,7 @@ def _long_transaction(connection: Connection) -> Iterator[Finding]:
         yield Finding(
             Severity.WARNING,
             f"process {found[0]} has held a transaction open for {found[1] // 60} minutes",
-            "a first copy waits for it, and the server keeps its log meanwhile",
+            "a first copy waits for it, and until then the server keeps its log",
             f"end it in its application, or: select pg_terminate_backend({found[0]})",
         )
 
@@ -147,14 +147,14 @@ def _slot(connection: Connection, known: _Known) -> Iterator[Finding]:
         yield Finding(
             Severity.ERROR,
             f"slot {slot!r} is lost",
-            "the server threw away changes before the mirror had them, or its publication was"
-            " made anew",
+            "the server removed changes before the mirror had them, or its publication was "
+            "created again",
             "rhei sync copies every table again by its difference; history is kept",
         )
     elif safe < _SAFE_BYTES:
         yield Finding(
             Severity.WARNING,
             f"slot {slot!r} is {behind:,} bytes behind and may keep {safe:,} more",
-            "beyond that the server throws away changes the mirror does not have",
+            "beyond that the server removes changes that the mirror does not have",
             "sync now, or raise max_slot_wal_keep_size",
         )

@@ -1,7 +1,7 @@
-"""Where a PostgreSQL server's clock stands, and which stamps may still be committed.
+"""Reads a PostgreSQL server's clock and the earliest timestamp that may still be committed.
 
-The horizon is read before the rows are. A transaction that those rows do not show was running
-then, and shows in `pg_stat_activity` with its start, or began later: either way it is stamped no
+The horizon is read before the rows. A transaction that those rows do not show was running then,
+and is in `pg_stat_activity` with its start, or began later: in both cases its timestamps are not
 earlier than the horizon. Source: postgresql.org/docs/18, 27.2.3 (pg_stat_activity) and 53.17
 (pg_prepared_xacts).
 """
@@ -41,14 +41,14 @@ select transaction::text from pg_prepared_xacts where database = current_databas
 
 @dataclass(frozen=True, slots=True)
 class HorizonReading:
-    """What the server told before a snapshot was taken; instants in microseconds since 1970.
+    """The server's state before a snapshot was taken; microseconds since 1970.
 
     Attributes:
         clock: The server's clock.
-        bound: What the snapshot does not show is stamped no earlier.
-        doubt: Why that cannot be proved; None where it is.
-        unknown: A prepared transaction is pending that began nobody knows when: only bounds from
-            before this process hold.
+        bound: Rows that the snapshot does not show have no earlier timestamp.
+        doubt: Why that cannot be proved; None if it is.
+        unknown: A prepared transaction with an unknown start is pending: only bounds from before
+            this process are valid.
     """
 
     clock: int
@@ -57,11 +57,11 @@ class HorizonReading:
     unknown: bool = False
 
     def low(self, earlier: int | None, *, doubted: bool) -> int | None:
-        """Return from where on rows have to be looked at again; None: all of them.
+        """Return the timestamp from which rows must be read again; None: all of them.
 
         Args:
-            earlier: The same, as it held when the table was last read.
-            doubted: Stamps need not follow the clock.
+            earlier: The same, from when the table was last read.
+            doubted: Whether timestamps need not follow the clock.
         """
         if self.unknown:
             return earlier
@@ -70,7 +70,7 @@ class HorizonReading:
 
 
 class HorizonReader:
-    """Reads the horizon of one server again and again; remembers what was prepared since when."""
+    """Reads one server's horizon repeatedly; remembers when transactions were prepared."""
 
     def __init__(self) -> None:
         self._bound: int | None = None
@@ -88,15 +88,15 @@ class HorizonReader:
         self._bound = min(begun)
         doubt = None
         if recovers:
-            doubt = "the server is a replica, which does not tell what is open at its primary"
+            doubt = "the server is a replica, which does not know its primary's open transactions"
         elif not sees_all:
             doubt = "the user may not see when others' transactions began (pg_read_all_stats)"
         elif silent is not None:
-            doubt = f"process {silent} does not tell when its transactions begin (track_activities)"
+            doubt = f"process {silent} hides when its transactions begin (track_activities)"
         return HorizonReading(clock, self._bound, doubt, None in self._begun.values())
 
     def _follow_prepared(self, connection: Connection) -> None:
-        """Bound the start of each prepared transaction: the server tells only its preparation.
+        """Limit the start of each prepared transaction: the server shows only its preparation.
 
         One that was not prepared at the last reading was running then, or began later.
         """
@@ -109,8 +109,8 @@ class HorizonReader:
         if (pid, oldest) not in self._named:
             self._named.add((pid, oldest))
             _log.warning(
-                "process %d has held a transaction open for %d s: every poll looks again at the"
-                " rows stamped since",
+                "process %d has held a transaction open for %d s: every poll reads the rows "
+                "stamped since then again",
                 pid,
                 (clock - oldest) // _SECOND,
             )

@@ -1,4 +1,4 @@
-"""What polling PostgreSQL remembers between snapshots; forgetting it costs reads, never rows."""
+"""What polling PostgreSQL caches between snapshots; losing it costs reads, never rows."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Where the next look begins, behind a position at which nothing was pending.
+    """Where the next poll begins, after a position at which nothing was pending.
 
     Attributes:
         proof: The position's.
         low, least: As in `Horizon`.
         read: The transactions whose rows from there on were read.
-        clock: The source's clock then.
-        state: Nothing was committed since while the source is in this state.
+        clock: The source's clock then. state: The source's state; while it is the same, nothing
+        was committed since.
     """
 
     proof: str
@@ -26,16 +26,16 @@ class Window:
 
 @dataclass
 class PostgresPollMemory:
-    """What earlier snapshots found out, by table; forgetting it costs reads, never rows.
+    """Results of earlier snapshots, by table; losing them costs reads, never rows.
 
     Attributes:
         floors: New positions are above these.
-        windows: Where the next look begins.
-        witnessed: The newest row of this proof was there in this state of the source.
-        audited: The clock of the last audit, and the source's state then.
-        doubts: Why changes may go by unseen, as found in a state of the source.
+        windows: Where the next poll begins.
+        witnessed: The newest row of this proof existed in this state of the source.
+        audited: The clock of the last rescan, and the source's state then.
+        doubts: Why changes may be missed, as found in a state of the source.
         touched: Keys to read again.
-        distrusted: Positions up to here are not to be relied on: the clock went back behind them.
+        distrusted: Positions up to here are not reliable: the clock went back before them.
     """
 
     floors: dict[str, int] = field(default_factory=dict)
@@ -47,15 +47,15 @@ class PostgresPollMemory:
     distrusted: dict[str, int] = field(default_factory=dict)
 
     def note(self, table: str, order: int) -> None:
-        """Learn of a position that exists."""
+        """Record that a position exists."""
         self.floors[table] = max(self.floors.get(table, 0), order)
 
     def distrust(self) -> None:
-        """Rely on no position that exists by now."""
+        """Mark all existing positions as unreliable."""
         self.distrusted = dict(self.floors)
         self.windows.clear()
 
     def forget_states(self) -> None:
-        """Forget what was tied to a connection to the server."""
+        """Delete what depends on a connection to the server."""
         for facts in (self.windows, self.witnessed, self.audited, self.doubts):
             facts.clear()

@@ -1,9 +1,9 @@
-"""One committed state of a PostgreSQL source, read by its rows' own timestamps.
+"""One committed state of a PostgreSQL source, polled by its rows' timestamps.
 
-What a snapshot shows is applied whole, however its rows are stamped, so the mirror is one state
-of the source. Only the place from where on rows are looked at again keeps to the horizon: what
-the snapshot does not show is stamped no earlier. Versions of rows that were read before are told
-by the number of the transaction that wrote them: it becomes visible as a whole or not at all.
+Everything that a snapshot shows is applied, whatever its timestamps are, so the mirror is one
+state of the source. Only the timestamp from which rows are read again follows the horizon: rows
+that the snapshot does not show have no earlier one. Row versions that were read before are
+recognized by the xid of their transaction, which becomes visible as a whole or not at all.
 """
 
 import logging
@@ -40,10 +40,10 @@ select pg_current_snapshot()::text || coalesce(pg_last_wal_replay_lsn()::text, '
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What lies behind a position: rows by condition, how many, and keys to read again.
+    """The pending changes after a position: a condition for rows, their count, and keys.
 
     Attributes:
-        since: The source's clock when none of them was there yet.
+        since: The source's clock when none of them existed yet.
     """
 
     condition: str = "false"
@@ -62,7 +62,7 @@ class PostgresPollingSnapshot:
     Args:
         connection: Open, in a transaction that has read nothing yet.
         polls: Returns what is known of a table.
-        memory: What earlier snapshots of this connection found out.
+        memory: Results of earlier snapshots of this connection.
         reading: The horizon, read before the transaction began.
         version: Returns the schema's version as the transaction sees it.
     """
@@ -85,7 +85,7 @@ class PostgresPollingSnapshot:
         self.clock = _EPOCH + timedelta(microseconds=reading.clock)
         found = connection.execute(_STATE.encode()).fetchone()
         if found is None:
-            raise CaptureError("the server does not tell its state")
+            raise CaptureError("the server did not report its state")
         self._state, self._xid = found
         self.schema_version = version()
         self._after: dict[str, Position] = {}
@@ -100,17 +100,17 @@ class PostgresPollingSnapshot:
         return self._tables[table.name]
 
     def head(self, table: Table) -> Position:
-        """Return the place of all that this snapshot shows; the one asked about where it is it."""
+        """Return the position of all that this snapshot shows, or the one asked about if equal."""
         if table.name not in self._heads:
             self._heads[table.name] = self._head(table)
         return self._heads[table.name]
 
     def origin(self, table: Table) -> Position:
-        """Return the same: rows and changes are read in one state."""
+        """Return the head: rows and changes are read in one state."""
         return self.head(table)
 
     def retains(self, position: Position) -> bool:  # noqa: ARG002
-        """Say no: the source keeps nothing for us."""
+        """Return False: the source keeps nothing for the mirror."""
         return False
 
     def _head(self, table: Table) -> Position:
@@ -130,7 +130,7 @@ class PostgresPollingSnapshot:
         return Position(floor + look.events, self._horizon(table, known, audited).text())
 
     def _horizon(self, table: Table, known: Horizon | None, audited: int | None) -> Horizon:
-        """Note what this snapshot shows, and where the next look has to begin."""
+        """Return what this snapshot shows, and where the next poll must begin."""
         polled = self._table(table)
         refuse_rewritten(self._connection, polled.poll.source)
         newest = polled.newest()
@@ -157,13 +157,13 @@ class PostgresPollingSnapshot:
         return horizon
 
     def _begin(self, table: Table, known: Horizon | None) -> tuple[int | None, str | None]:
-        """Return from which instant on, or from which stamp on, the next look has to be."""
+        """Return the instant, and the timestamp, from which the next poll must read."""
         doubt = self.doubt(table)
         low = self._reading.low(known.low if known else None, doubted=doubt is not None)
         return low, None if doubt is None else self._table(table).newest_stamp()
 
     def proves(self, table: Table, position: Position) -> bool:
-        """Look for signs that the source is not as it was: an older state, a clock put back."""
+        """Return False if the source was restored to an older state or its clock went back."""
         self._remember(table, position)
         known = self._known(table, position)
         if known is None:
@@ -176,7 +176,7 @@ class PostgresPollingSnapshot:
     def _sign(self, table: Table, position: Position, known: Horizon) -> str | None:
         poll = self._polls(table.name)
         if known.origin != poll.origin:
-            return "it is another table, or its server is another one or was promoted"
+            return "it is another table, or the server is another one or was promoted"
         if known.xid > self._xid:
             return "the server is in an older state (a restored backup)"
         if known.clock > self._now or position.order <= self._memory.distrusted.get(table.name, -1):
@@ -188,7 +188,7 @@ class PostgresPollingSnapshot:
         return None
 
     def _is_witnessed(self, table: Table, position: Position) -> bool:
-        """Tell whether the newest row read before is there, as new as it was or newer."""
+        """Return whether the newest row read before exists, with the same or a newer timestamp."""
         place = (position.proof, self._state)
         if self._memory.witnessed.get(table.name) != place:
             known = self._known(table, position)
@@ -203,7 +203,7 @@ class PostgresPollingSnapshot:
         return self._look(table, after).events
 
     def oldest_pending(self, table: Table, after: Position) -> datetime | None:
-        """Return the oldest stamp among the new rows, or when none of them was there yet."""
+        """Return the oldest timestamp of the new rows, or when none of them existed yet."""
         self._remember(table, after)
         look = self._look(table, after)
         if not look.rows:
@@ -212,11 +212,11 @@ class PostgresPollingSnapshot:
         return max(self._table(table).oldest(look.condition), since)
 
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
-        """Read net changes: a poll sees what a row has become, not what it was in between."""
+        """Yield net changes: a poll sees a row's last state, not those in between."""
         yield from self.net_changes(table, after, limit)
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
-        """Read the rows written since, and the rows of the keys touched."""
+        """Yield the rows written since, and the rows of the touched keys."""
         self._remember(table, after)
         polled, look = self._table(table), self._look(table, after)
         if look.rows:
@@ -224,7 +224,7 @@ class PostgresPollingSnapshot:
         yield from polled.touched_rows(look.touched, look.since, limit)
 
     def rescan(self, table: Table, after: Position) -> Rescan:
-        """Ask for one at an interval, and when the newest row read before is gone."""
+        """Return whether a rescan is due: at an interval, or if the newest row read is gone."""
         self._remember(table, after)
         options, known = self._polls(table.name).options, self._known(table, after)
         wanted = self._wanted(table, options, known)
@@ -242,7 +242,7 @@ class PostgresPollingSnapshot:
         return Rescan.ROWS if doubted else Rescan.NONE
 
     def doubt(self, table: Table) -> str | None:
-        """Say why a write may go by unseen: its stamp need not lie behind the horizon."""
+        """Return why a write may be missed: its timestamp may be earlier than the horizon."""
         state, reason = self._memory.doubts.get(table.name, (None, None))
         if state != self._state:
             reason = self._table(table).doubt()
@@ -251,23 +251,23 @@ class PostgresPollingSnapshot:
         return reason or self._reading.doubt
 
     def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
-        """Name none: rows are as they are now."""
+        """Return None: rows are read with their present schema."""
         return None
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
-        """Read the next rows in key order."""
+        """Return the next rows in key order."""
         return self._table(table).reader.rows(resume, limit)
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:  # noqa: ARG002
-        """Name no row: a key of PostgreSQL that is polled is never null."""
+        """Return none: the key of a polled PostgreSQL table is never null."""
         return ()
 
     def count(self, table: Table) -> int:
-        """Count the table's rows."""
+        """Return the table's row count."""
         return self._table(table).reader.count()
 
     def close(self) -> None:
-        """End every read that was left in its middle."""
+        """End all unfinished reads."""
         for polled in self._tables.values():
             polled.close()
 
@@ -279,7 +279,7 @@ class PostgresPollingSnapshot:
         return Horizon.read(position.proof, self._polls(table.name).options.updated_at)
 
     def _is_idle(self, table: Table, position: Position) -> bool:
-        """Tell whether the source is in the state in which nothing was pending there."""
+        """Return whether the source is in the state in which nothing was pending there."""
         window = self._memory.windows.get(table.name)
         same = window is not None and (window.proof, window.state) == (position.proof, self._state)
         return same and not self._memory.touched.get(table.name)
@@ -309,16 +309,16 @@ class PostgresPollingSnapshot:
         return _Look(condition, rows, touched, since)
 
     def _unseen(self, polled: PostgresPolledTable, known: Horizon) -> str:
-        """Write SQL of what was written since, as far as the position alone tells."""
+        """Return SQL that selects what was written since, as far as the position alone shows."""
         within = polled.within(known.low, known.least)
         if known.writers is not None and self._xid - known.xid < _XIDS:
             return f"{within} and {unread(known.writers)}"
         return "false" if polled.versions(within)[0] == known.seen else within
 
     def _move_window(self, table: Table, after: Position, known: Horizon) -> None:
-        """Have the next look begin at this snapshot's horizon: the mirror has all it shows.
+        """Let the next poll begin at this snapshot's horizon: the mirror has all it shows.
 
-        A doubt that the position does not tell of must not move it: nothing would remember it.
+        A doubt that the position does not record must not move it: it would be lost.
         """
         low, least = known.low, known.least
         if known.doubted or self.doubt(table) is None:

@@ -1,7 +1,7 @@
-"""Change capture from PostgreSQL by polling timestamps: for a server that may be read and no more.
+"""Change capture by polling timestamps, for a PostgreSQL server that is read-only.
 
-Nothing is created in the source. How far a table was polled is known by the mirror's watermark
-alone; what this source remembers beside it only saves reads.
+Nothing is created in the source. Only the mirror's watermark records how far a table was polled;
+what this source caches only saves reads.
 """
 
 import logging
@@ -59,17 +59,17 @@ select exists (
 
 
 def _unknown(_name: str) -> None:
-    """Know no table yet."""
+    """Return None: nothing is mirrored yet."""
 
 
 class PostgresPollingSource:
-    """A `ChangeSource` over one PostgreSQL database that it only reads.
+    """A `ChangeSource` that only reads one PostgreSQL database.
 
     Args:
         database: The source.
         polls: How each table is polled, by name.
         options: Partial replication, chosen keys, given types, by table.
-        notes: A file that tells others how far this mirror has come; never relied on here.
+        notes: A file with this mirror's progress for other processes; never read here.
         monotonic: A clock that never goes back, in seconds.
 
     Not for several threads at once; the caller holds a lock around its work.
@@ -101,7 +101,7 @@ class PostgresPollingSource:
 
     @property
     def _connection(self) -> Connection:
-        """The connection; a new one where the server ended the last."""
+        """The connection; a new one if the server closed the last."""
         if self._kept is None or self._kept.closed:
             self._kept = self._database.connect()
             self._memory.forget_states()
@@ -117,12 +117,12 @@ class PostgresPollingSource:
         return self._poll(name).source.schema
 
     def schema_version(self) -> int:
-        """Return a number made of the catalogue's entries of all tables that were described."""
+        """Return a number made of the catalogue's entries of all described tables."""
         with self._database.translated():
             return self._follow_schema()
 
     def install(self, table: Table, least: int) -> None:
-        """Take note of where positions begin; create nothing. Warns of a missing index."""
+        """Record where positions begin; create nothing. Warns of a missing index."""
         self._memory.note(table.name, least)
         mending = self.missing_index(table.name)
         if mending and table.name not in self._warned:
@@ -136,7 +136,7 @@ class PostgresPollingSource:
             )
 
     def missing_index(self, name: str) -> str | None:
-        """Return the statement that creates the index a poll needs; None where there is one."""
+        """Return the statement that creates the index a poll needs; None if it exists."""
         poll = self._poll(name)
         column = poll.options.updated_at
         with self._database.translated():
@@ -146,13 +146,13 @@ class PostgresPollingSource:
         return f"create index on {poll.table} ({columns})"
 
     def lacking(self, name: str) -> list[Finding]:
-        """Name what the user lacks to read a table."""
+        """Return the privileges that the user lacks to read a table."""
         poll = self._poll(name)
         with self._database.translated():
             return list(grants.reading(self._connection, poll.source))
 
     def grant_against(self, doubt: str) -> str | None:
-        """Return the grant that ends a doubt; None where no grant does."""
+        """Return the grant that removes a doubt; None if no grant does."""
         if _SEES_ALL not in doubt:
             return None
         with self._database.translated():
@@ -165,7 +165,7 @@ class PostgresPollingSource:
         return False
 
     def is_installed(self, table: Table) -> bool:  # noqa: ARG002
-        """Say yes: there is nothing in the source that could fall."""
+        """Return True: polling installs nothing."""
         return True
 
     @contextmanager
@@ -189,7 +189,7 @@ class PostgresPollingSource:
                     connection.rollback()
 
     def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:  # noqa: ARG002
-        """Forget the keys that were to be read again; the source itself keeps nothing for us."""
+        """Forget the keys that were to be read again; the source keeps nothing for the mirror."""
         for name, position in needed_from.items():
             self._memory.note(name, position.order)
             self._memory.touched.pop(name, None)
@@ -201,11 +201,11 @@ class PostgresPollingSource:
         self._memory.touched.setdefault(table.name, []).extend(keys)
 
     def held_bytes(self) -> dict[str, int]:
-        """Tell nothing: the source keeps nothing for us."""
+        """Return {}: the source keeps nothing for the mirror."""
         return {}
 
     def forget_mirror(self) -> None:
-        """Leave no note behind."""
+        """Delete the progress file."""
         self._notes.forget()
 
     def close(self) -> None:
@@ -214,7 +214,7 @@ class PostgresPollingSource:
             self._kept.close()
 
     def _follow_clock(self, began: float, clock: int) -> None:
-        """Compare the server's clock with one that never goes back; a step makes positions void."""
+        """Compare the server's clock with a monotonic one; a step back invalidates positions."""
         wall = clock / 1e6
         if self._clocks is not None:
             last, then = self._clocks
@@ -224,7 +224,7 @@ class PostgresPollingSource:
         self._clocks = (wall, self._monotonic())
 
     def _follow_schema(self) -> int:
-        """Forget what is known of tables when one of them is not as it was."""
+        """Drop the cached tables when one of them has changed."""
         version = self._catalogue.version(self._connection)
         if version != self._known_at:
             self._known.clear()
@@ -267,7 +267,7 @@ class PostgresPollingSource:
         return StampColumn(column.name, family, self._local_zone(), not column.not_null)
 
     def _local_zone(self) -> Zone:
-        """Return the time zone that a session of the application has unless it chooses another."""
+        """Return the default time zone of the application's sessions."""
         if self._zone is None:
             name = self._database.default_zone()
             self._zone = Zone(name, bool(one(self._connection, _GOES_BACK, name, name)[0]))
@@ -291,7 +291,7 @@ def _column(
 
 
 def _live(column: StoredColumn) -> str:
-    """Write SQL that tells whether a row is not marked as deleted."""
+    """Return SQL that is true if a row is not marked as deleted."""
     name = quote(column.name)
     if column.oid == _BOOLEAN:
         return f"(not coalesce({name}, false))"

@@ -1,4 +1,4 @@
-"""One polled table of PostgreSQL inside an open transaction: what polling asks of it, in SQL."""
+"""One polled PostgreSQL table inside an open transaction: the SQL of polling."""
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,10 +34,10 @@ _TOUCHED_ROWS = 500
 
 @dataclass(frozen=True, slots=True)
 class PostgresPoll:
-    """What is known of a polled table: its catalogue entry, and the columns that polling uses.
+    """A polled table: its catalogue entry, and the columns that polling uses.
 
     Attributes:
-        live: SQL that tells whether a row counts as one.
+        live: SQL that is true if a row is not marked as deleted.
         origin: The server, its timeline and the table.
     """
 
@@ -49,7 +49,7 @@ class PostgresPoll:
 
     @property
     def table(self) -> str:
-        """The table, for the source."""
+        """The table's quoted name in the source."""
         return qualified(self.source.schema)
 
 
@@ -64,19 +64,19 @@ class PostgresPolledTable:
         self._reading: Generator[pa.Table, None, None] | None = None
 
     def close(self) -> None:
-        """End a read that was left in its middle: until then the connection is busy."""
+        """End an unfinished read: until then the connection is busy."""
         if self._reading is not None:
             self._reading.close()
 
     @property
     def reader(self) -> PostgresRowReader:
-        """What reads its rows whole."""
+        """The reader of its whole rows."""
         return PostgresRowReader(
             self._connection, self.poll.source.schema, self._clock, self.poll.live
         )
 
     def within(self, low: int | None, least: str | None) -> str:
-        """Write SQL of the rows that have to be looked at from there on; as in `Horizon`."""
+        """Return SQL of the rows that must be read from there on; as in `Horizon`."""
         stamp = self.poll.stamp
         bounds = [] if low is None else [self._bound(low)]
         if least is not None:
@@ -88,7 +88,7 @@ class PostgresPolledTable:
         return f"({behind} or {stamp.sql} is null)" if stamp.is_nullable else f"({behind})"
 
     def count(self, condition: str) -> int:
-        """Count rows, those marked as deleted among them."""
+        """Count rows, including those marked as deleted."""
         return int(self._row(f"select count(*) from {self.poll.table} where {condition}")[0])
 
     def versions(self, condition: str) -> tuple[str, tuple[str, ...]]:
@@ -101,7 +101,7 @@ class PostgresPolledTable:
         return digest, tuple(read or ())
 
     def newest(self) -> tuple[str, ...] | None:
-        """Return stamp and key of a row with the newest stamp that the clock has reached."""
+        """Return timestamp and key of a row with the newest timestamp the clock has reached."""
         poll, reached = self.poll, self._ahead
         condition = f"<= {reached}" if reached else "is not null"
         key = ", ".join(f"{quote(name)}::text" for name in poll.source.schema.primary_key)
@@ -113,12 +113,12 @@ class PostgresPolledTable:
         return None if found[0] is None else found
 
     def newest_stamp(self) -> str | None:
-        """Return the newest stamp that the clock has reached."""
+        """Return the newest timestamp that the clock has reached."""
         condition = f"{self.poll.stamp.sql} <= {self._ahead}" if self._ahead else "true"
         return self._extreme("max", condition)
 
     def has_newest(self, known: Horizon) -> bool:
-        """Tell whether the newest row known is there, as new as it was or newer."""
+        """Return whether the newest known row exists, with the same or a newer timestamp."""
         if known.newest is None:
             return True
         poll = self.poll
@@ -127,7 +127,7 @@ class PostgresPolledTable:
         return self._has(f"{same} and {poll.stamp.sql} >= {bare_literal(known.newest)}")
 
     def oldest(self, condition: str) -> datetime:
-        """Return the oldest stamp there as an instant; now where there is none."""
+        """Return the oldest timestamp there as an instant; now if there is none."""
         poll = self.poll
         found = self._row(
             f"select min({poll.stamp.instant_sql})::text from {poll.table} where {condition}"
@@ -137,13 +137,13 @@ class PostgresPolledTable:
         return oldest
 
     def changed_rows(self, condition: str, since: int, limit: int) -> Iterator[ChangeBatch]:
-        """Read rows as they are now; `since`: they were not so before, by the source's clock."""
+        """Yield current rows that were different at `since`, by the source's clock."""
         yield from self._batches(_rows_sql(self.poll, condition), since, limit)
 
     def touched_rows(
         self, keys: Sequence[tuple[Any, ...]], since: int, limit: int
     ) -> Iterator[ChangeBatch]:
-        """Read the same for keys, whether or not they have a row."""
+        """Yield the same for keys, whether or not they have a row."""
         for start in range(0, len(keys), _TOUCHED_ROWS):
             sql = _touched_sql(self.poll, keys[start : start + _TOUCHED_ROWS])
             yield from self._batches(sql, since, limit)
@@ -172,7 +172,7 @@ class PostgresPolledTable:
         return ChangeBatch(admitted, count, net=True, rejected=letters, seen_at=self._clock)
 
     def doubt(self) -> str | None:
-        """Say why stamps of this table need not lie behind the server's horizon."""
+        """Return why this table's timestamps may be earlier than the server's horizon."""
         poll, name = self.poll, repr(self.poll.options.updated_at)
         if poll.options.clock is Clock.APPLICATION:
             return f"{name} is stamped by the application's clock"
@@ -191,7 +191,7 @@ class PostgresPolledTable:
 
     @cached_property
     def _form(self) -> Stamp | None:
-        """How the column writes instants, told from its newest stamp."""
+        """The form of the column's timestamps, judged by its newest one."""
         alike = self.poll.stamp.family.is_written_alike
         return None if alike else self.poll.stamp.form(self._extreme("max"))
 
@@ -220,7 +220,7 @@ class PostgresPolledTable:
 
 
 def unread(read: Sequence[str]) -> str:
-    """Write SQL of the row versions that no transaction wrote whose rows were read."""
+    """Return SQL of the row versions written by other transactions than those read."""
     return f"xmin <> all ('{{{','.join(read)}}}'::xid[])"
 
 
@@ -259,5 +259,5 @@ def _touched_sql(poll: PostgresPoll, keys: Sequence[tuple[Any, ...]]) -> str:
 
 
 def _lasting(form: Stamp | None) -> Stamp | None:
-    """Leave out what texts of one form may differ in."""
+    """Return the form without what may differ between texts of one form."""
     return form and replace(form, digits=0)

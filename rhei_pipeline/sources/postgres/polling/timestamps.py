@@ -1,4 +1,4 @@
-"""How one column of PostgreSQL writes instants: bounds in its terms, and its texts as instants."""
+"""The timestamp column of a polled PostgreSQL table: bounds as SQL, and its texts as instants."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,7 +22,7 @@ _PLAUSIBLE = 631_152_000 * _SECOND
 
 
 class Family(Enum):
-    """Kinds of columns that can hold stamps."""
+    """Kinds of columns that can hold timestamps."""
 
     INSTANT = "timestamptz"
     TIMESTAMP = "timestamp"
@@ -33,7 +33,7 @@ class Family(Enum):
 
     @property
     def is_written_alike(self) -> bool:
-        """Whether the column's type alone tells how it writes an instant."""
+        """Whether the column's type alone defines the form of its timestamps."""
         return self in {Family.INSTANT, Family.TIMESTAMP, Family.DATE}
 
 
@@ -61,12 +61,11 @@ class Zone:
 
 @dataclass(frozen=True, slots=True)
 class StampColumn:
-    """A column that every write stamps.
+    """The timestamp column that every write sets.
 
     Attributes:
-        zone: The time zone that dates and timestamps without one are written in; texts without one
-            are taken as UTC.
-        is_nullable: Whether a row may have no stamp.
+        zone: The time zone of dates and of timestamps without one; texts without one are in UTC.
+        is_nullable: Whether a row may have no timestamp.
     """
 
     name: str
@@ -81,13 +80,13 @@ class StampColumn:
 
     @property
     def instant_sql(self) -> str:
-        """The column's stamp, as text that `instants` reads."""
+        """The column's timestamp, as text that `instants` reads."""
         if self.family in {Family.TIMESTAMP, Family.DATE}:
             return f"{self.sql}::timestamp at time zone {literal(self.zone.name)}"
         return self.sql
 
     def form(self, newest: str | None) -> Stamp | None:
-        """Tell how the column writes instants from the text of a stamp; None where unknown."""
+        """Return the form of the column's timestamps, judged by one; None if unknown."""
         if newest is None or self.family.is_written_alike:
             return None
         kinds = {Family.INTEGER: int, Family.REAL: float, Family.TEXT: str}
@@ -97,7 +96,7 @@ class StampColumn:
         return found
 
     def doubt(self, form: Stamp | None) -> str | None:
-        """Say why stamps in the column's form need not follow the clock."""
+        """Return why timestamps in this form need not follow the clock."""
         name = repr(self.name)
         if self.family in {Family.TIMESTAMP, Family.DATE}:
             why = f"{name} holds local time of {self.zone.name}, whose clock goes back in autumn"
@@ -108,9 +107,9 @@ class StampColumn:
         return None
 
     def bound(self, micros: int, form: Stamp | None) -> str | None:
-        """Write SQL of the earliest stamp that this instant, or a later one, may have got.
+        """Return SQL of the earliest timestamp of a write at this instant or later.
 
-        None where the column's form is not known.
+        None if the column's form is not known.
         """
         moment = _EPOCH + timedelta(microseconds=micros)
         instant = f"timestamptz '{moment.isoformat()}'"
@@ -135,9 +134,9 @@ class StampColumn:
     def instants(
         self, texts: pa.Array, form: Stamp | None, now: int, since: int = _EARLIEST
     ) -> pa.Array:
-        """Turn stamps into instants; one of another form is dated now.
+        """Convert timestamps to instants; one of another form becomes now.
 
-        So is one that lies ahead of the clock, or no later than `since`, in microseconds both.
+        So does one ahead of the clock, or not later than `since`, both in microseconds.
         """
         present = pa.scalar(now, pa.int64())
         if not self.family.is_written_alike and form is None:

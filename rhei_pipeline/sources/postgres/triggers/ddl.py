@@ -1,8 +1,8 @@
-"""The text of PostgreSQL capture by triggers: a typed log a table, and statement-level triggers.
+"""The SQL of PostgreSQL capture: for each table a typed log and statement-level triggers.
 
-Whatever becomes of a table, its application's statements must not fail for us: nothing here makes
-the server refuse to drop or alter a column or a type. A trigger that does not find the table as it
-was made for says so in a table of ours, and logs what it finds in another form.
+Whatever happens to a table, its application's statements must not fail because of capture:
+nothing here makes the server refuse to drop or alter a column or a type. A trigger that finds its
+table changed records that in a table of ours, and logs the rows in another form.
 """
 
 import hashlib
@@ -102,15 +102,15 @@ _FIRST_OWN_OID = 16_384
 
 @dataclass(frozen=True, slots=True)
 class LoggedColumn:
-    """A column as its table has it, and as the log keeps it.
+    """A column of a table, and its form in the log.
 
     Attributes:
         declared: Its type's oid.
-        base: The oid of the type a domain is made of, else the same.
+        base: The oid of a domain's base type, else the same.
         type: That type's name.
-        collation: Where it is not the database's own.
-        equals: The operator by which the key's index finds it.
-        attribute: Its number, which no other column of the table ever gets; 0 where it is gone.
+        collation: Its collation, if it is not the database's default.
+        equals: The equality operator of the key's index.
+        attribute: Its number, which no other column of the table ever gets; 0 if it was dropped.
     """
 
     name: str
@@ -123,35 +123,35 @@ class LoggedColumn:
 
     @property
     def stored(self) -> str:
-        """The type in the log; text for one that an application may want to drop."""
+        """Its type in the log; text for a type that an application may want to drop."""
         return self.type if self.base < _FIRST_OWN_OID else "text"
 
     @property
     def is_exact(self) -> bool:
-        """Whether two values that the index calls equal are one key."""
+        """Whether values that are equal in the index are always one key."""
         return self.base in _EXACT | _FLOATING and self.collation is None
 
     @property
     def is_exact_in_log(self) -> bool:
-        """Whether two values that the log calls equal are one key."""
+        """Whether values that are equal in the log are always one key."""
         return self.stored == "text" or self.base in _EXACT | _FLOATING
 
     def shown(self, place: str) -> str:
-        """Write the key of a logged entry; where it has several forms, as its row has it now."""
+        """Return SQL of a logged key; if it has several forms, the present one of its row."""
         logged = f"k.{place}"
         return f"coalesce(t.{quote(self.name)}, {logged})" if self.base in _FLOATING else logged
 
     def logged(self, value: str) -> str:
-        """Write a value of the table for the log."""
+        """Return SQL that converts a table's value for the log."""
         return value if self.base < _FIRST_OWN_OID else f"{value}::text"
 
     def native(self, value: str) -> str:
-        """Write a value of the log so that the table's index finds it."""
+        """Return SQL that converts a logged value so that the table's index finds it."""
         typed = value if self.base < _FIRST_OWN_OID else f"{value}::{self.type}"
         return f"({typed} collate {self.collation})" if self.collation else typed
 
     def same(self, left: str, right: str) -> str:
-        """Compare two values of the column's type: equal, and one key."""
+        """Return SQL that compares two values: equal, and one key."""
         equal = f"{left} {self.equals} {right}"
         return equal if self.is_exact else f"{equal} and {_bytes(left)} = {_bytes(right)}"
 
@@ -163,20 +163,20 @@ def columns_of(connection: Connection, table: PostgresTable) -> dict[str, Logged
 
 
 def primary_of(connection: Connection, table: PostgresTable) -> str:
-    """Read the columns of a table's primary key, as the catalogue writes them."""
+    """Return the columns of a table's primary key, as the catalogue writes them."""
     found = connection.execute(_PRIMARY, (table.oid,)).fetchone()
     return str(found[0]) if found else ""
 
 
 @dataclass(frozen=True)
 class TableLog:
-    """The log of one table: which columns it keeps, and of what.
+    """The log of one table, and the columns it stores.
 
     Attributes:
         columns: In their order in the log.
-        images: Whether it keeps rows as they are, or only the keys that were touched.
+        images: Whether it stores row images, or only the touched keys.
         whole: Whether these are all columns of the table.
-        primary: The table's primary key as the catalogue writes it, where that is the key.
+        primary: The table's primary key as the catalogue writes it, if that is the key.
     """
 
     source: PostgresTable
@@ -188,32 +188,32 @@ class TableLog:
 
     @property
     def name(self) -> str:
-        """The log's table."""
+        """The name of the log table."""
         return log_name(self.source.oid)
 
     @property
     def table(self) -> str:
-        """The table whose log it is."""
+        """The quoted name of the logged table."""
         return qualified(self.source.schema)
 
     @cached_property
     def places(self) -> dict[str, str]:
-        """The log's names of the columns."""
+        """The columns' names in the log."""
         return {column.name: f"c{place}" for place, column in enumerate(self.columns)}
 
     @cached_property
     def key_columns(self) -> tuple[LoggedColumn, ...]:
-        """The columns that tell rows apart."""
+        """The columns of the key."""
         by_name = {column.name: column for column in self.columns}
         return tuple(by_name[name] for name in self.key)
 
     @cached_property
     def wanted(self) -> str:
-        """A digest of all that capture of this table is made of."""
+        """A digest of everything that capture of this table consists of."""
         return hashlib.sha256("\n".join([*self.tables(), *self.triggers()]).encode()).hexdigest()
 
     def tables(self) -> list[str]:
-        """Write the statements that create the log."""
+        """Return the statements that create the log."""
         kept = "".join(f", {self.places[c.name]} {c.stored}" for c in self.columns)
         kept += ", misfit jsonb" if self.images else ""
         # One index, in which all rows of a statement stand together: others cost the application.
@@ -225,7 +225,7 @@ class TableLog:
         ]
 
     def triggers(self) -> Iterator[str]:
-        """Write the statements that create the triggers, or mend them."""
+        """Yield the statements that create the triggers, or repair them."""
         settings = ["search_path = pg_catalog, pg_temp", *(_BY_INDEX if self.images else _BY_HASH)]
         if any(column.base >= _FIRST_OWN_OID for column in self.columns):
             # A type's text depends on them.
@@ -271,9 +271,9 @@ class TableLog:
         )
 
     def _with_old_catalogue(self, branches: str) -> str:
-        """Write the statements for a transaction that may be older than the table's last change.
+        """Return SQL for a transaction that began before the table's last change.
 
-        It sees the catalogue as it was when it began, and the table as it is.
+        It sees the catalogue of its start, and the present table.
         """
         names = sorted(column.name for column in self.columns)
         found = (
@@ -297,7 +297,7 @@ class TableLog:
         )
 
     def _guard(self) -> str:
-        """Write the statements that log in another form where the table is not as it was."""
+        """Return SQL that logs in another form if the table has changed."""
         schema = self.source.schema
         return (
             f"if to_regclass({literal(self.name)}) is null then return null; end if;"
@@ -307,7 +307,7 @@ class TableLog:
         )
 
     def _is_otherwise(self) -> str:
-        """Write the condition under which columns or key are not as they were."""
+        """Return the condition that columns or key have changed."""
         known = sorted(self._named, key=lambda column: column.attribute)
         said = literal(" ".join(f"{c.name} {c.attribute} {c.declared}" for c in known))
         names = _literals([column.name for column in known])
@@ -363,11 +363,11 @@ class TableLog:
         )
 
     def _image(self) -> str:
-        """Log rows as the table has them now: its own triggers may have touched them again."""
+        """Return SQL that logs the present rows: other triggers may have changed them again."""
         return f"{self.image_insert()} join _rhei_new n on {self._same('t', 'n')}"
 
     def image_insert(self) -> str:
-        """Write the statement that logs rows as they are now; a condition may follow it."""
+        """Return the statement that logs present rows; a condition may follow it."""
         places = ", ".join(self.places.values())
         values = ", ".join(column.logged(f"t.{quote(column.name)}") for column in self.columns)
         return (
@@ -376,7 +376,7 @@ class TableLog:
         )
 
     def touch_insert(self, keys: str) -> str:
-        """Write the statement that logs keys, given as rows of SQL, as touched or with their rows.
+        """Return the statement that logs keys, given as SQL, as touched or with their rows.
 
         The first of those rows gives the types of the key's columns.
         """
@@ -391,10 +391,10 @@ class TableLog:
         )
 
     def net_sql(self, names: Sequence[str], touched: str, entries: int) -> str:
-        """Select `live` and columns of every key that was touched: what became of it, once a key.
+        """Return SQL that selects `live` and columns of every touched key, each once.
 
-        Told how many entries there are, the server looks few keys up by the table's index; by
-        itself it knows nothing of a log that is pruned all the time.
+        With the number of entries as a hint, the server looks up few keys by the table's index;
+        its own statistics of a log that is pruned all the time are not useful.
         """
         keys = [(column, self.places[column.name]) for column in self.key_columns]
         apart = [place if c.is_exact_in_log else f"{place}, {_bytes(place)}" for c, place in keys]
@@ -411,7 +411,7 @@ class TableLog:
         )
 
     def _same(self, left: str, right: str) -> str:
-        """Compare the keys of two rows of the table."""
+        """Return SQL that compares the keys of two rows of the table."""
         return " and ".join(
             column.same(f"{left}.{quote(column.name)}", f"{right}.{quote(column.name)}")
             for column in self.key_columns
@@ -424,7 +424,7 @@ def log_name(relation: int) -> str:
 
 
 def remains(relation: int) -> Iterable[str]:
-    """Write the statements that remove the capture of a table that is no more."""
+    """Yield the statements that remove the capture of a dropped table."""
     yield f"drop table if exists {log_name(relation)}"
     yield f"drop function if exists {SCHEMA}.capture_{relation}"
     for table in ("capture", "consumer", "broken"):
@@ -432,7 +432,7 @@ def remains(relation: int) -> Iterable[str]:
 
 
 def _lost() -> str:
-    """Write the statements that note that something was done to a table that no log tells of."""
+    """Return SQL that records a change of a table that no log contains."""
     return f"begin {note_misfit('tg_relid', lost=True)}; exception when others then null; end;"
 
 

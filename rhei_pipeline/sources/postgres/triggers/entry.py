@@ -1,4 +1,4 @@
-"""A table that triggers capture as the catalogue describes it, and its log as it was made."""
+"""A captured table as the catalogue describes it, and its log as it was created."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Entry:
     primary: str
 
     def log(self, key: tuple[str, ...], names: Sequence[str], *, images: bool) -> TableLog:
-        """Return a log of these columns; of one that is no more, its name is known."""
+        """Return a log of these columns; of a dropped column only the name is known."""
         columns = tuple(self.columns.get(name) or _dropped(name) for name in names)
         numbers = {str(self.columns[name].attribute) for name in key if name in self.columns}
         return TableLog(
@@ -34,26 +34,26 @@ class Entry:
 
 
 def is_captured(found: Registered | None, table: Table, entry: Entry) -> bool:
-    """Tell whether log and triggers stand as they would be made now, or log more."""
+    """Return whether log and triggers are as they would be created now, or log more."""
     if found is None or not found.intact or not _is_enough(found, table, entry):
         return False
     return found.wanted == log_of(found, entry).wanted
 
 
 def _is_enough(found: Registered, table: Table, entry: Entry) -> bool:
-    """Tell whether a log keeps what a table's mirror needs."""
+    """Return whether a log stores what a table's mirror needs."""
     schema = entry.source.schema
     keeps_rows = found.images and {*schema.names} <= {*found.columns}
     return found.key == schema.primary_key and (keeps_rows or table.mode is Mode.DESTRUCTIVE)
 
 
 def log_of(found: Registered, entry: Entry) -> TableLog:
-    """Return a log in the shape it was made in; of a column that is no more, its name is known."""
+    """Return a log with its original columns; of a dropped column only the name is known."""
     return entry.log(found.key, found.columns, images=found.images)
 
 
 def log_of_the_gone(found: Registered, schema: TableSchema) -> TableLog:
-    """Return the log of a table that was dropped or renamed, as its mirror knew that table."""
+    """Return the log of a dropped or renamed table, with its mirror's schema."""
     columns = tuple(map(_dropped, found.columns))
     return TableLog(PostgresTable(schema, found.relation), found.key, columns, images=True)
 
@@ -65,13 +65,13 @@ def _dropped(name: str) -> LoggedColumn:
 def parts_of(
     found: Registered, table: Table, entry: Entry | None, proof: Proof | None
 ) -> tuple[tuple[LogPart, ...], bool]:
-    """Return the logs that lead from a position to where a table is read to, and whether all do.
+    """Return the logs from a position to where a table is read to, and whether they are complete.
 
-    In the shape that the table has now, that is the end of the newest one. In the shape that the
-    mirror knew, it is where the table was changed: what came later is read once the mirror has
-    taken on the new shape. Of a table that is no more, it is the end as well.
+    With the table's present schema, that is the end of the newest one. With the schema that the
+    mirror knew, it is where the table was changed: later entries are read once the mirror has the
+    new schema. For a table that was dropped, it is the end as well.
 
-    `entry`: what stands behind the table's name, where that is the table the logs are of.
+    `entry`: the table of that name, if the logs are of that table.
     `proof`: of the position; None for the newest log.
     """
     logs = found.generations

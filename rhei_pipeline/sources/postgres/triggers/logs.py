@@ -1,8 +1,8 @@
-"""The logs of one table, one after the other, and how a table of a certain shape is read from them.
+"""The logs of one table in order, and how they are read with a given schema.
 
-A log is made anew for a table that was migrated. The one before it is kept until every mirror has
-what it tells. A place in it leads on through all logs that came later: since a place says which
-transactions were seen, and nobody writes the table while its log is changed, nothing is between.
+A table that was migrated gets a new log. The old one is kept until every mirror has read it. A
+position in it continues through all later logs: it records which transactions were seen, and the
+table is not written while its log is replaced, so nothing is missed in between.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,21 +39,21 @@ _WHOLE = (20, 21, 23, 26)
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One log of a table, from when it was made until another took its place.
+    """One log of a table, from its creation until another replaced it.
 
     Attributes:
         name: The log's table; `log` is that table's oid, None where it was not noted.
         columns, key: By the names they had when it was made.
-        attributes, types: The columns' numbers, and their types' oids; none where not noted.
+        attributes, types: The columns' numbers, and their types' oids; none if not recorded.
         base: What is added to a snapshot's own order.
-        pruned: Behind positions before this one, entries are forgotten.
-        identity: What tells this log and its triggers from others, and from what became of them.
-        images: Whether it keeps rows.
-        ended: Positions from here on are in the log that took its place; None while none did.
-        cut: From this entry on, the table was not as its triggers knew it; None where it always
-            was, and where that is still to be asked (`is_cut`).
-        whole: Whether it keeps all columns that the table had.
-        leads_on: Whether all that was done to the table is in this log or in the next one.
+        pruned: After positions before this one, entries are deleted.
+        identity: Identifies this log and its triggers, and changes when they are changed.
+        images: Whether it stores rows.
+        ended: Positions from here on are in the log that replaced it; None if none did.
+        cut: From this entry on, the table differed from what its triggers expect; None if it
+            never did, or if that must still be read (`is_cut`).
+        whole: Whether it stores all columns that the table had.
+        leads_on: Whether all changes of the table are in this log or in the next one.
     """
 
     relation: int
@@ -74,7 +74,7 @@ class Generation:
     is_cut: bool = False
 
     def places(self) -> Mapping[str, tuple[str, int]]:
-        """Return place and type of each column, by its number; by its name where none is noted."""
+        """Return name and type in the log of each column, by its number, or by its name."""
         names = [str(number) for number in self.attributes] or self.columns
         types = self.types or (0,) * len(names)
         return {name: (f"c{n}", types[n]) for n, name in enumerate(names)}
@@ -82,11 +82,11 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class WantedColumn:
-    """A column as it is to be read.
+    """A column to read from a log.
 
     Attributes:
         attribute: Its number, or its name where no number is known.
-        base: The oid of the type it is read as; 0 where that is not known.
+        base: The oid of the type it is read as; 0 if unknown.
     """
 
     column: Column
@@ -94,7 +94,7 @@ class WantedColumn:
     base: int
 
     def fits(self, oid: int) -> bool:
-        """Tell whether a value of a type, as text, is exactly a value of this column."""
+        """Return whether a value of a type, as text, is exactly a value of this column."""
         if oid == self.base or not self.base:
             return True
         kind, natural = self.column.type, arrow_type(oid, -1)
@@ -107,7 +107,7 @@ class WantedColumn:
         return bool(natural.equals(kind))
 
     def is_unfit(self, oid: str) -> str:
-        """Write whether a type, given by an expression, is none of those."""
+        """Return SQL that is true if a type, given by an expression, does not fit."""
         known = [kind for kind in (*_OWN_FORM, *_WHOLE, NUMERIC) if self.fits(kind)]
         if pa.types.is_string(self.column.type):
             unfit = [kind for kind in _OWN_FORM if kind not in known]
@@ -121,10 +121,10 @@ class LogPart:
 
     Attributes:
         wanted: The columns.
-        key: Those of them that tell rows apart.
-        late: Whether what lies behind the log's cut is read as well.
-        only: Of that, what was done while the table had this name; None for all.
-        left: Numbers of columns that the first log has and the table has no more.
+        key: Those of the key.
+        late: Whether entries after the log's cut are read as well.
+        only: Of those, the changes made while the table had this name; None for all.
+        left: Numbers of columns of the first log that the table no longer has.
     """
 
     generation: Generation
@@ -135,9 +135,9 @@ class LogPart:
     left: tuple[str, ...] = ()
 
     def versions(self, condition: str) -> list[str]:
-        """Write queries of place, transaction, `live`, unfit columns and columns of entries.
+        """Return queries of position, transaction, `live`, unfit columns and columns of entries.
 
-        They are to be run in this order; each gives its entries in order.
+        Run them in this order; each returns its entries in order.
         """
         cut = self.generation.cut
         queries = [] if self._has_no_key else [self._plain(condition)]
@@ -146,7 +146,7 @@ class LogPart:
         return queries
 
     def touched(self, condition: str, log: TableLog) -> list[str]:
-        """Write queries of the keys of entries, in the form in which another log has them."""
+        """Return queries of the keys of entries, in the form of another log."""
         places, name, queries = self.generation.places(), self.generation.name, []
         asked = list(zip(self.key, log.key_columns, strict=True))
         if not self._has_no_key:
@@ -173,7 +173,7 @@ class LogPart:
         return queries
 
     def incomplete(self, condition: str) -> str | None:
-        """Write a query that counts versions with a value that nothing can be read as any more."""
+        """Return a query that counts versions with a value that can no longer be read."""
         places = self.generation.places()
         told = [f"{places[number][0]} is not null" for number in self.left if number in places]
         if self.late and self.generation.cut is not None:
@@ -238,7 +238,7 @@ class LogPart:
         )
 
     def limits(self) -> str:
-        """Write which entries are read at all."""
+        """Return SQL of the entries that are read at all."""
         cut = self.generation.cut
         if cut is None:
             return "true"
@@ -251,13 +251,12 @@ class LogPart:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """What the source says of a table's log.
+    """The source's records of a table's log.
 
     Attributes:
-        log: As it was made.
-        parts: The logs that lead from a position to where the table is read to; none where
-            nothing does.
-        is_now: Whether they are read in the shape that the table has now, to their ends.
+        log: As it was created.
+        parts: The logs from a position to where the table is read to; none if one is missing.
+        is_now: Whether they are read with the table's present schema, to their ends.
     """
 
     log: TableLog
@@ -268,7 +267,7 @@ class Captured:
 def read_now(
     generations: Sequence[Generation], table: Table, columns: Mapping[str, LoggedColumn]
 ) -> tuple[LogPart, ...]:
-    """Return how logs are read in the shape that the table has now; none where one is missing."""
+    """Return how logs are read with the table's present schema; none if one is missing."""
     schema = table.schema
     read = schema.columns if table.mode is Mode.TEMPORAL else schema.key_columns
     if not all(_follows(*pair) for pair in pairwise(generations)):
@@ -286,10 +285,10 @@ def read_now(
 def read_then(
     generations: Sequence[Generation], schema: TableSchema, *, late: bool
 ) -> tuple[LogPart, ...]:
-    """Return how logs are read in the shape that the first was made in.
+    """Return how logs are read with the schema of the first one.
 
-    With `late` also what was done to the table when it was no longer as its triggers knew it, as
-    long as it had its name: nothing will ever be read in the shape it had then.
+    With `late` also the changes made after the table differed from what its triggers expect, as
+    long as it had its name: nothing else is read with the schema of that time.
     """
     first = generations[0]
     if not {*schema.names} <= {*first.columns} or not {*schema.primary_key} <= {*first.key}:
@@ -332,12 +331,12 @@ def _part(
 
 
 def _follows(earlier: Generation, later: Generation) -> bool:
-    """Tell whether one log begins where another ended, and nothing of it is forgotten."""
+    """Return whether one log begins where another ended, with nothing deleted between."""
     return earlier.leads_on and earlier.ended is not None and later.pruned <= earlier.ended
 
 
 def _tells_enough(part: LogPart) -> bool:
-    """Tell whether the keys in a log are the table's, and what it lacks the table did not have."""
+    """Return whether a log has the table's keys, and all columns the table had."""
     generation, places = part.generation, part.generation.places()
     lacks = any(w.attribute not in places for w in part.wanted)
     if lacks and generation.images and not generation.whole:
@@ -346,7 +345,7 @@ def _tells_enough(part: LogPart) -> bool:
 
 
 def _as_in(log: TableLog, shown: Sequence[str]) -> str:
-    """Name the columns of a key as a log names them."""
+    """Return the names of a key's columns in a log."""
     names = [log.places[name] for name in log.key]
     return ", ".join(f"{value} as {name}" for value, name in zip(shown, names, strict=True))
 

@@ -1,7 +1,7 @@
-"""What a trigger logs of a table that is not as it was made for: rows as text, by column number.
+"""What a trigger logs when its table has changed: rows as text, by column number.
 
-A column keeps its number whatever it is called, and no other column of its table ever gets it. So
-a value belongs to its column though it was logged between a migration and the sync that meets it.
+A column keeps its number when it is renamed, and no other column of its table ever gets it. So a
+value can be matched to its column even if it was logged between a migration and the next sync.
 """
 
 from rhei_pipeline.sources.postgres.catalog import OWN_NAMESPACE
@@ -104,9 +104,9 @@ FUNCTIONS = (
 
 
 def log_misfit(relation: str, log: str, key: str, *, otherwise: str) -> str:
-    """Write the statements of a trigger that log such rows; `otherwise`: where that fails.
+    """Return SQL of a trigger that logs such rows; `otherwise`: what to do if that fails.
 
-    The application's statement goes on in any case.
+    The application's statement succeeds in any case.
     """
     return (
         f"begin foreach sentence in array {OWN_NAMESPACE}.misfit({relation}, {literal(log)}, tg_op,"
@@ -117,9 +117,9 @@ def log_misfit(relation: str, log: str, key: str, *, otherwise: str) -> str:
 
 
 def note_misfit(relation: str, *, lost: bool) -> str:
-    """Write the statement that notes that a table is not as its triggers knew it.
+    """Return SQL that records that a table differs from what its triggers expect.
 
-    `lost`: something was done to it that no log tells of.
+    `lost`: it was changed in a way that no log contains.
     """
     return (
         f"insert into {OWN_NAMESPACE}.broken(relation, lost) select {relation}, {lost}"
@@ -129,10 +129,10 @@ def note_misfit(relation: str, *, lost: bool) -> str:
 
 
 def part_of(attribute: int) -> str:
-    """Write what an entry says of a column, as text."""
+    """Return SQL of an entry's value of a column, as text."""
     return f"misfit->'row'->>'{attribute}'"
 
 
 def type_of(attribute: int) -> str:
-    """Write the oid of the type that a column had when an entry was logged, as text."""
+    """Return SQL of the oid of a column's type when an entry was logged, as text."""
     return f"misfit->'types'->>'{attribute}'"

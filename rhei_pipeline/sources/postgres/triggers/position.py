@@ -1,4 +1,4 @@
-"""A place in the logs that triggers write: what a snapshot saw, and what proves it."""
+"""A position in trigger logs: what a snapshot saw, and its proof."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ _SHAPE_DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class VisibleText:
-    """What a snapshot of the server sees, as its text.
+    """The transactions that a snapshot sees, as PostgreSQL's text.
 
     Attributes:
         order: How many transactions it sees; grows whenever one ends.
@@ -24,20 +24,20 @@ class VisibleText:
 
     @classmethod
     def parse(cls, text: str) -> "VisibleText":
-        """Read `xmin:xmax:running,running,...`."""
+        """Parse `xmin:xmax:running,running,...`."""
         _, high, running = text.split(":")
         return cls(text, int(high) - len(running.split(",")) if running else int(high))
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A position's proof: which log, what was seen of it, and one of the newest entries seen.
+    """A position's proof: its log, what was seen of it, and one of the newest entries seen.
 
     Attributes:
-        marker: That entry's number; 0 where there was none.
+        marker: That entry's number; 0 if there was none.
         marked_by, marked_at: Its transaction and its time.
-        late: What was seen of that log from where the table was no longer as its triggers knew
-            it, which is read in another shape; empty where that is the same.
+        late: What was seen of the part of that log after the table had changed, which is read
+            with another schema; empty if that is the same.
         shape: Digest of the columns that were read.
     """
 
@@ -50,12 +50,12 @@ class Proof:
     shape: str = ""
 
     def text(self) -> str:
-        """Write it for a position."""
+        """Return it as text for a position."""
         return json.dumps(list(astuple(self)))
 
     @classmethod
     def parse(cls, text: str) -> "Proof | None":
-        """Read what `text` wrote; None where it is another source's."""
+        """Read the output of `text`; None if it is another source's."""
         with suppress(ValueError, TypeError):
             return cls(*json.loads(text))
         return None
@@ -67,6 +67,6 @@ def shape_of(table: Table) -> str:
 
 
 def outside(snapshot: str) -> str:
-    """Write SQL of the entries that a snapshot does not see."""
+    """Return SQL of the entries that a snapshot does not see."""
     text = f"{literal(snapshot)}::pg_snapshot"
     return f"xid >= pg_snapshot_xmin({text}) and not pg_visible_in_snapshot(xid, {text})"

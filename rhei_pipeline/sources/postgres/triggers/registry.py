@@ -1,4 +1,4 @@
-"""What the source itself notes of capture by triggers: which logs there are, and who reads them."""
+"""The source's own records of capture by triggers: its logs, and the mirrors that read them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -124,14 +124,14 @@ from {SCHEMA}.consumer c where relation = %s order by position limit 1
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """What the source notes of a table's capture, and whether it is still so.
+    """The record of a table's capture, compared with what exists.
 
     Attributes:
-        fits: The triggers met the table as they know it.
-        unbroken: Log and triggers are those that were made, and were never off; all that was done
-            to the table is in the log.
+        fits: The triggers found the table as they expect it.
+        unbroken: Log and triggers are the original ones, and were never disabled; all changes of
+            the table are in the log.
         attributes, types, log, whole: As of a `Generation`.
-        formers: The logs before this one that are still kept, the oldest first.
+        formers: The earlier logs that are still kept, the oldest first.
     """
 
     relation: int
@@ -153,7 +153,7 @@ class Registered:
 
     @classmethod
     def of(cls, row: tuple[Any, ...]) -> "Registered":
-        """Take a row of the catalogue query."""
+        """Read a row of the catalogue query."""
         relation, columns, key, *rest, attributes, types, log, whole = row
         known = cls(relation, tuple(columns), tuple(key), *rest)
         return replace(
@@ -170,7 +170,7 @@ class Registered:
 
     @property
     def intact(self) -> bool:
-        """Whether nothing has to be made anew."""
+        """Whether nothing must be created again."""
         return self.fits and self.unbroken
 
     @property
@@ -194,7 +194,7 @@ class Registered:
         return (*self.formers, own)
 
     def needed_of(self, columns: Mapping[str, LoggedColumn]) -> list[str]:
-        """Return the columns, by their names of now, that another mirror may need in the log."""
+        """Return the columns, by present names, that another mirror may need in the log."""
         if not self.attributes:
             return [name for name in self.columns if name in columns]
         # In a log of rows, one that came since may be the other's as well.
@@ -206,12 +206,12 @@ class Registered:
         ]
 
     def has(self, identity: str) -> bool:
-        """Tell whether a log of this identity is kept."""
+        """Return whether a log of this identity is kept."""
         return any(log.identity == identity for log in self.generations)
 
 
 def prepare(connection: Connection) -> None:
-    """Create the schema and the tables of ours that are missing."""
+    """Create our schema and tables, if they are missing."""
     if _is_prepared(connection) and one(connection, _IS_WHOLE)[0]:
         return
     # Asked first: who may not create schemas may still use one that an administrator made.
@@ -224,9 +224,9 @@ def prepare(connection: Connection) -> None:
 def registered(
     connection: Connection, server: str, oids: Sequence[int], mirror: str
 ) -> list[Registered]:
-    """Read what is noted of tables, and compare it with what stands on this server.
+    """Read the records of tables, and compare them with what exists on this server.
 
-    Tables that a mirror has read are among them though they were dropped or renamed since.
+    Tables that a mirror has read are included, even if they were dropped or renamed since.
     """
     if not _is_prepared(connection):
         return []
@@ -248,9 +248,9 @@ def enter(
     before: Registered | None,
     retired: Generation | None,
 ) -> None:
-    """Note a log that was just made; positions in it are greater than `least` and all before.
+    """Record a new log; its positions are greater than `least` and all before.
 
-    With `retired`, mirrors go on to it from the log that was set aside for them.
+    With `retired`, mirrors continue to it from the retired log.
     """
     relation = log.source.oid
     order = VisibleText.parse(one(connection, "select pg_current_snapshot()::text")[0]).order
@@ -285,10 +285,10 @@ def enter(
 
 
 def retire(connection: Connection, before: Registered | None, log: TableLog) -> Generation | None:
-    """Set the log aside that another is about to take the place of; None where nobody needs it.
+    """Retire the log that another is about to replace; None if no mirror needs it.
 
-    Nobody writes the table meanwhile, and who did has ended: the log is whole. Its numbers are
-    gone on with, so that no number means two entries.
+    The table is locked and its writers have ended, so the log is complete. Numbering continues in
+    the next log, so that no number means two entries.
     """
     if (
         before is None
@@ -310,7 +310,7 @@ def retire(connection: Connection, before: Registered | None, log: TableLog) -> 
 
 
 def go_on_numbering(connection: Connection, former: Generation, log: TableLog) -> None:
-    """Have a log's numbers follow those of the log before it."""
+    """Continue a former log's numbering in a new one."""
     (last,) = one(
         connection,
         "select coalesce(pg_sequence_last_value(pg_get_serial_sequence(%s, 'seq')::regclass), 0)",
@@ -320,7 +320,7 @@ def go_on_numbering(connection: Connection, former: Generation, log: TableLog) -
 
 
 def has_others(connection: Connection, relation: int, mirror: str) -> bool:
-    """Tell whether another mirror has read a table's log lately."""
+    """Return whether another mirror has recently read a table's log."""
     found = one(
         connection,
         f"select exists (select from {SCHEMA}.consumer where relation = %s and mirror <> %s"
@@ -332,14 +332,14 @@ def has_others(connection: Connection, relation: int, mirror: str) -> bool:
 
 
 def is_key(connection: Connection, relation: int, names: Sequence[str]) -> bool:
-    """Tell whether columns still tell the rows of a table apart."""
+    """Return whether columns are still a key of a table."""
     return bool(one(connection, _IS_KEY, relation, list(names))[0])
 
 
 def acknowledge(
     connection: Connection, mirror: str, relation: int, order: int, proof: Proof
 ) -> None:
-    """Note that a mirror has what a snapshot sees of a log; the entry it noted there is kept."""
+    """Record that a mirror has what a snapshot sees of a log; the entry at it is kept."""
     marked_by = proof.marked_by or None
     connection.execute(
         _ACKNOWLEDGE.encode(),
@@ -348,18 +348,18 @@ def acknowledge(
 
 
 def note_seen(connection: Connection, mirror: str, relation: int) -> None:
-    """Note that a mirror is there, and still needs all that it needed."""
+    """Record that a mirror is active, and still needs all that it needed."""
     connection.execute(_SEEN.encode(), (mirror, relation))
 
 
 def prune(connection: Connection, relation: int, pruned: int, since: str | None) -> tuple[int, str]:
-    """Delete the entries that every mirror has; `pruned` is up to where that is noted as done.
+    """Delete the entries that every mirror has; `pruned` is how far that was done before.
 
-    Given what the last call returned as `since`, what is left of older transactions in the index
-    is not looked through again: their entries are gone.
+    With the last call's result as `since`, index entries of older transactions are not scanned
+    again: their rows are deleted.
 
     Returns:
-        How many, and the oldest transaction of which an entry may be left.
+        The number of deleted entries, and the oldest transaction that may have entries left.
     """
     snapshot, order, oldest = one(connection, _LEAST, relation)
     seen = "xid < pg_snapshot_xmax(%s::pg_snapshot) and pg_visible_in_snapshot(xid, %s)"
@@ -377,13 +377,13 @@ def prune(connection: Connection, relation: int, pruned: int, since: str | None)
 
 
 def forget(connection: Connection, mirror: str) -> None:
-    """Forget a mirror."""
+    """Delete the records of a mirror."""
     if _is_prepared(connection):
         connection.execute(f"delete from {SCHEMA}.consumer where mirror = %s".encode(), (mirror,))
 
 
 def forget_the_absent(connection: Connection) -> None:
-    """Forget the mirrors that have long not been seen."""
+    """Delete the records of mirrors that were not seen for long."""
     connection.execute(
         f"delete from {SCHEMA}.consumer"
         f" where seen_at < now() - interval '{FORGET_MIRROR_AFTER}'".encode()
@@ -403,14 +403,14 @@ def standing(connection: Connection) -> set[int]:
 
 
 def log_bytes(connection: Connection, relations: Sequence[int]) -> int:
-    """Return how much room the logs of tables take."""
+    """Return the size of the tables' logs."""
     names = [log_name(relation) for relation in relations]
     names += [name for logs in formers_of(connection, relations).values() for name in logs]
     return int(one(connection, _LOG_BYTES, names)[0])
 
 
 def formers_of(connection: Connection, relations: Sequence[int]) -> dict[int, list[str]]:
-    """Return the names of the logs before those that tables have now."""
+    """Return the names of the tables' earlier logs."""
     if not _is_current(connection):
         return {}
     found = read_formers(connection, relations)
@@ -418,7 +418,7 @@ def formers_of(connection: Connection, relations: Sequence[int]) -> dict[int, li
 
 
 def remove_remains(connection: Connection) -> None:
-    """Remove the capture of tables that were dropped, once every mirror has what its log tells."""
+    """Remove the capture of dropped tables, once every mirror has read their logs."""
     for relation, tells in connection.execute(_GONE.encode()).fetchall():
         formers = read_formers(connection, [relation]).get(relation, ())
         drop_passed(connection, formers)
@@ -433,7 +433,7 @@ def remove_remains(connection: Connection) -> None:
 
 
 def _is_awaited(connection: Connection, relation: int, log: str) -> bool:
-    """Tell whether a mirror lacks an entry of a log that is written no more."""
+    """Return whether a mirror still needs an entry of a log that is no longer written."""
     if not one(connection, "select to_regclass(%s) is not null", log)[0]:
         return False
     seen = "l.xid < pg_snapshot_xmax(c.snapshot) and pg_visible_in_snapshot(l.xid, c.snapshot)"
@@ -468,5 +468,5 @@ def _refuse_newer(told: str | None) -> None:
 
 
 def _is_current(connection: Connection) -> bool:
-    """Tell whether our tables have all that is noted today."""
+    """Return whether our tables have all of today's columns."""
     return bool(one(connection, f"select to_regclass('{SCHEMA}.former') is not null")[0])

@@ -1,4 +1,4 @@
-"""The logs that others took the place of: kept until every mirror has what they tell."""
+"""Retired logs: kept until every mirror has read them."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,14 +26,14 @@ select not exists (select from {SCHEMA}.consumer where relation = %s and positio
 
 
 def former_name(log: int | None) -> str:
-    """Return the name of a log that another took the place of, by its oid."""
+    """Return the name of a retired log, by its oid."""
     return f"{SCHEMA}.former_{log}"
 
 
 def read_formers(
     connection: Connection, relations: Sequence[int]
 ) -> Mapping[int, tuple[Generation, ...]]:
-    """Read those that are kept, the oldest first, by table."""
+    """Return the retired logs that are kept, the oldest first, by table."""
     found: dict[int, tuple[Generation, ...]] = {}
     for row in connection.execute(_FORMERS.encode(), (list(relations),)):
         relation, log, columns, key, attributes, types, base, pruned, identity, *end = row
@@ -60,7 +60,7 @@ def read_formers(
 
 
 def note_former(connection: Connection, former: Generation) -> None:
-    """Note a log that another has taken the place of."""
+    """Record a retired log."""
     values = (
         former.log,
         former.relation,
@@ -82,7 +82,7 @@ def note_former(connection: Connection, former: Generation) -> None:
 def drop_passed(connection: Connection, formers: Sequence[Generation]) -> None:
     """Drop the logs of a table that every mirror has read to their ends.
 
-    One that somebody reads just now, as a dump of the database does, is left for the next time.
+    A log that is being read, for example by a dump of the database, is kept until the next time.
     """
     for former in formers:
         if one(connection, _IS_PASSED, former.relation, former.ended)[0]:
@@ -96,7 +96,7 @@ def drop_passed(connection: Connection, formers: Sequence[Generation]) -> None:
 
 
 def former_remains(log: int | None) -> tuple[str, str]:
-    """Write the statements that remove one."""
+    """Return the statements that remove a retired log."""
     return (
         f"drop table if exists {former_name(log)}",
         f"delete from {SCHEMA}.former where log = {log}",

@@ -1,9 +1,8 @@
 """One committed state of a PostgreSQL source, read through the logs that triggers write.
 
-Numbers are given out in another order than transactions commit in, so no number says how far a
-log was read. A position is a snapshot: what lies behind it is what this snapshot sees and that
-one did not, whole transactions at a time. It leads on through the logs that took the place of the
-one it was found in.
+Sequence values become visible out of order, so none is a safe read position. A position is a
+snapshot: the changes after it are those that this snapshot sees and that one did not, in whole
+transactions. It continues through the logs that replaced the one it was found in.
 """
 
 import logging
@@ -59,7 +58,7 @@ _LOOKS_AT_ONCE = 200
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What lies behind a position: whether it is proved, how many entries, since when."""
+    """The pending changes after a position: whether it is proved, their count, since when."""
 
     proved: bool
     entries: int = 0
@@ -67,7 +66,7 @@ class _Look:
 
 
 class TriggerMemory:
-    """What earlier snapshots of one source found out; it only saves reads.
+    """Results of earlier snapshots of one source; losing them only costs reads.
 
     Attributes:
         quiet: By table, a position's proof, and a snapshot in which nothing lay behind it.
@@ -85,7 +84,7 @@ class TriggerMemory:
 
 @dataclass(frozen=True, slots=True)
 class TriggerMoment:
-    """What the server showed when a snapshot was taken.
+    """The server's state when a snapshot was taken.
 
     Attributes:
         visible: What it sees.
@@ -135,7 +134,7 @@ class PostgresTriggerSnapshot:
         self.schema_version = moment.schema_version
 
     def head(self, table: Table) -> Position:
-        """Return the place of all that this snapshot sees, and one of its newest entries."""
+        """Return the position of all that this snapshot sees, and one of its newest entries."""
         if table.name not in self._heads:
             self._heads[table.name] = self._head(table)
         return self._heads[table.name]
@@ -162,23 +161,23 @@ class PostgresTriggerSnapshot:
         return self.head(table)
 
     def proves(self, table: Table, position: Position) -> bool:
-        """Look for the entry that was noted there: it is kept, and it has the same time."""
+        """Return whether the position's entry is kept and has the same time."""
         return self._look(table, position).proved
 
     def retains(self, position: Position) -> bool:  # noqa: ARG002
-        """Keep nothing but what a table's own changes need."""
+        """Return False: only a table's own changes are kept for a position."""
         return False
 
     def pending(self, table: Table, after: Position) -> int:
-        """Count the entries behind the position."""
+        """Count the entries after the position."""
         return self._look(table, after).entries
 
     def oldest_pending(self, table: Table, after: Position) -> datetime | None:
-        """Return the time of the oldest entry behind the position."""
+        """Return the time of the oldest entry after the position."""
         return self._look(table, after).oldest
 
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
-        """Read versions where the log has images, else what the touched keys have become."""
+        """Yield versions if the log has images, else the present rows of the touched keys."""
         if table.mode is not Mode.TEMPORAL:
             yield from self.net_changes(table, after, limit)
             return
@@ -218,7 +217,7 @@ class PostgresTriggerSnapshot:
     def _versions(
         self, table: Table, after: Position, between: str, limit: int
     ) -> Iterator[pa.Table]:
-        """Read the entries between two truncations, log after log."""
+        """Yield the entries between two truncations, log after log."""
         for part, window in self._windows(table, after):
             for sql in part.versions(f"{window} and {between}"):
                 for texts in self._copied(sql, [SEQUENCE, XID, LIVE, _UNFIT], table.schema, limit):
@@ -253,7 +252,7 @@ class PostgresTriggerSnapshot:
             del batch
 
     def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
-        """Name none: the log is read in the table's own shape."""
+        """Return None: the log is read with the table's own schema."""
         return None
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
@@ -262,7 +261,7 @@ class PostgresTriggerSnapshot:
         return self._reader(table).rows(resume, limit)
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:  # noqa: ARG002
-        """Name no row: a key that tells rows apart is never null."""
+        """Return none: a key of a captured table is never null."""
         return ()
 
     def count(self, table: Table) -> int:
@@ -271,14 +270,14 @@ class PostgresTriggerSnapshot:
         return self._reader(table).count()
 
     def rescan(self, table: Table, after: Position) -> Rescan:  # noqa: ARG002
-        """Ask for none: a trigger sees every change."""
+        """Return that no rescan is needed: triggers see every change."""
         return Rescan.NONE
 
     def doubt(self, table: Table) -> None:
-        """Have none: a trigger sees every change."""
+        """Return None: triggers see every change."""
 
     def close(self) -> None:
-        """End a read that was left in its middle."""
+        """End an unfinished read."""
         if self._reading is not None:
             self._reading.close()
 
@@ -292,7 +291,7 @@ class PostgresTriggerSnapshot:
         return PostgresRowReader(self._connection, table.schema, self.clock)
 
     def _hold(self, found: Captured) -> None:
-        """Have nobody rewrite a table until this snapshot ends, and see that nobody has."""
+        """Lock a table against rewriting until this snapshot ends, and check that none happened."""
         if found.log.table not in self._held:
             self._connection.execute(f"lock table {found.log.table} in access share mode".encode())
             refuse_rewritten(self._connection, found.log.source)
@@ -306,10 +305,10 @@ class PostgresTriggerSnapshot:
         return self._looks[place]
 
     def _look_ahead(self) -> None:
-        """Look behind the positions asked about last, by few statements however many there are.
+        """Look for changes of all tables asked about last, by few statements.
 
-        Most tables have no changes in most cycles. Where that cannot be told of all at once, each
-        is looked at by itself, and an error is then its own.
+        Most tables have no changes in most cycles. If the common statement fails, each table is
+        read by itself, and an error is then its own.
         """
         self._connection.execute("savepoint rhei_ahead")
         try:
@@ -321,7 +320,7 @@ class PostgresTriggerSnapshot:
             self._connection.execute("rollback to savepoint rhei_ahead")
 
     def _look_for_quiet(self, asked: Sequence[tuple[Table, Position]]) -> None:
-        """Note the tables with nothing behind their positions."""
+        """Record the tables without changes after their positions."""
         looks: dict[str, tuple[str, tuple[str, str], Generation]] = {}
         for table, after in asked:
             proof = self._proof(table, after)
@@ -410,11 +409,13 @@ class PostgresTriggerSnapshot:
         proved, entries, oldest, oid = row or (False, 0, None, None)
         if log.log not in (None, oid):
             # Tables are found by what is committed now, their rows as they were.
-            raise SourceBusyError("a log was made anew while it was read", hint="it is tried again")
+            raise SourceBusyError(
+                "a log table was created again while it was read", hint="it is tried again"
+            )
         return _Look(proved, entries, oldest)
 
     def _windows(self, table: Table, after: Position) -> list[tuple[LogPart, str]]:
-        """Return the logs behind a position, and SQL of the entries in each."""
+        """Return the logs after a position, and SQL of the entries in each."""
         place = (table.name, after.proof)
         if place not in self._reads:
             proof = self._proof(table, after)
@@ -426,7 +427,7 @@ class PostgresTriggerSnapshot:
         return self._reads[place]
 
     def _with_cut(self, part: LogPart) -> LogPart:
-        """Find from where on the table was not as its triggers knew it."""
+        """Find the entry from which the table differed from what its triggers expect."""
         generation = part.generation
         if not generation.is_cut:
             return part
@@ -459,7 +460,7 @@ class PostgresTriggerSnapshot:
         return found
 
     def _instants(self) -> CommitInstants:
-        """Date the transactions behind all positions looked at, one alike in every table."""
+        """Return the commit times of the transactions after all positions, equal for all tables."""
         logs = tuple(self._entries.values())
         if logs not in self._dated:
             sql = (
@@ -490,12 +491,12 @@ class PostgresTriggerSnapshot:
 
 
 def _of_another_type(texts: pa.Table, known: Sequence[Rejection]) -> list[Rejection]:
-    """Reject what was logged when its column had a type that does not fit into today's exactly."""
+    """Reject entries whose column had a type that does not convert exactly to the present one."""
     if _UNFIT not in texts.column_names:
         return []
     rows = np.flatnonzero(pc.not_equal(texts[_UNFIT], "").to_numpy())
     named = {(rejection.row, rejection.column) for rejection in known}
-    reason = "it was written when the column had another type, and is not exactly one of this type"
+    reason = "it was written when the column had another type, and does not convert exactly"
     return [
         Rejection(row, name, reason)
         for row in rows.tolist()
@@ -512,7 +513,7 @@ def _without_other_keys(table: Table, texts: pa.Table) -> pa.Table:
     if not other:
         return texts
     _log.warning(
-        "table %r: %d changes are left out, which were made under a key of another type",
+        "table %r: %d changes are left out, because their key had another type",
         table.name,
         len(other),
     )
@@ -522,7 +523,7 @@ def _without_other_keys(table: Table, texts: pa.Table) -> pa.Table:
 
 
 def _quiet_sql(table: str, log: Generation, window: str, proof: Proof) -> str:
-    """Write a query of one row, where a log has the entry that was noted and none behind it."""
+    """Return a query with one row if a log has the recorded entry and none after it."""
     noted = (
         f"exists (select from {log.name} where xid = {literal(proof.marked_by)}::xid8"
         f" and seq = {int(proof.marker)} and at::text = {literal(proof.marked_at)})"
@@ -536,11 +537,12 @@ def _quiet_sql(table: str, log: Generation, window: str, proof: Proof) -> str:
 
 
 def log_is_gone(table: str) -> CaptureError:
-    """Return the error of a table whose log was dropped."""
+    """Return the error for a table whose log was dropped."""
     return CaptureError(
-        "its log is gone from the source",
+        "its log table is gone from the source",
         table=table,
-        hint="sync again: it is made anew, and the table copied by its difference",
+        hint="sync again: the log table is created again, and the table is copied by its "
+        "difference",
     )
 
 

@@ -1,4 +1,4 @@
-"""Change capture from PostgreSQL by triggers: for a server whose log may not be read.
+"""Change capture from PostgreSQL by triggers, for a server whose log cannot be read.
 
 Writers in any process and language are captured, since the triggers are the database's own and
 fire for every statement, those of bulk loads as well. Of a plain mirror only the touched keys are
@@ -132,7 +132,7 @@ class PostgresTriggerSource:
         return self._entry(name).source.schema
 
     def schema_version(self) -> int:
-        """Return a number made of what the catalogue says of all tables that were described.
+        """Return a number made of the catalogue's entries of all described tables.
 
         It changes as well when a trigger is turned off or meets a table that is not its own.
         """
@@ -140,14 +140,14 @@ class PostgresTriggerSource:
             return self._follow_schema()
 
     def install(self, table: Table, least: int) -> None:
-        """Create or mend the log and triggers of a table, in one transaction.
+        """Create or repair the log and triggers of a table, in one transaction.
 
-        Where anything was missing, or this server has not come as far as `least`, changes may
-        have gone by unseen: the log starts anew, no older position is proved by it any more, and
-        so the table is copied again.
+        If anything was missing, or this server has not reached `least`, changes may have been
+        missed: the log starts again, it proves no older position any more, and so the table is
+        copied again.
 
         Raises:
-            SourceBusyError: Somebody writes the table all the time in long transactions.
+            SourceBusyError: Long transactions write the table all the time.
         """
         self.schema_version()
         entry = self._entry(table.name)
@@ -173,7 +173,7 @@ class PostgresTriggerSource:
         return False
 
     def is_installed(self, table: Table) -> bool:
-        """Tell whether the table has this shape, and log and triggers as they would be made now."""
+        """Return whether the schema is unchanged, and log and triggers are as created now."""
         try:
             entry = self._entry(table.name)
         except SchemaError:
@@ -200,7 +200,7 @@ class PostgresTriggerSource:
                     connection.rollback()
 
     def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
-        """Record how far this mirror has come, then forget what no mirror needs.
+        """Record the mirror's positions, then delete what no mirror needs.
 
         The newest entry seen at a watermark is kept: it proves, next time, that the log is the
         same. Saying the same again costs nothing.
@@ -230,7 +230,7 @@ class PostgresTriggerSource:
                 connection.execute(found.log.touch_insert(rows).encode())
 
     def validate(self, tables: Sequence[str]) -> Iterator[Finding]:
-        """Say what stands in the way of capture; see `validate.examine`."""
+        """Return what prevents capture; see `validate.findings`."""
         self.schema_version()
         described: list[tuple[str, PostgresTable | SchemaError]] = []
         for name in tables:
@@ -247,7 +247,7 @@ class PostgresTriggerSource:
             return {"log": registry.log_bytes(self._connection, list(self._registered))}
 
     def forget_mirror(self) -> None:
-        """Let the source forget that this mirror exists."""
+        """Delete the source's records of this mirror."""
         with self._writing(lasting=True) as connection:
             registry.forget(connection, self._mirror_id)
 
@@ -375,9 +375,9 @@ class PostgresTriggerSource:
                 connection, entry.source.oid, before.key
             ):
                 raise SchemaError(
-                    "another mirror follows it by another key",
+                    "another mirror captures it by another key",
                     table=table.name,
-                    hint=f"use 'primary_key: [{', '.join(before.key)}]' here as well",
+                    hint=f"use 'primary_key: [{', '.join(before.key)}]' here too",
                 )
             images = images or before.images
             names += before.needed_of(entry.columns)

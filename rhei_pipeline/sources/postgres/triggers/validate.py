@@ -1,4 +1,4 @@
-"""What stands in the way of capturing a PostgreSQL database by triggers, why, and what mends it."""
+"""Findings of `rhei check` about triggers in PostgreSQL: what prevents capture, and the fix."""
 
 from collections.abc import Iterator, Sequence
 
@@ -23,12 +23,12 @@ from pg_class c where c.oid = %s
 """
 _REASONS = (
     (
-        "it is partitioned or inherited, and statements on its parts fire no triggers of the whole",
+        "it is partitioned or inherited, and statements on its parts do not fire its triggers",
         "capture it by 'logical' or 'polling'",
     ),
-    ("the server empties it after a crash, and fires no trigger", "make it a logged table"),
+    ("the server empties it after a crash without firing triggers", "make it a logged table"),
     (
-        "a subscription fills it, and replication fires no triggers of statements",
+        "a subscription fills it, and replication fires no statement triggers",
         "capture from the server that publishes it, or use 'polling'",
     ),
 )
@@ -57,7 +57,7 @@ def refuse_unfit(connection: Connection, table: PostgresTable) -> None:
     """Refuse a table whose triggers would not see every change.
 
     Raises:
-        SchemaError: Says why, and the way out.
+        SchemaError: Says why; the hint says what to do.
     """
     for is_so, (reason, hint) in zip(one(connection, _UNFIT, table.oid), _REASONS, strict=True):
         if is_so:
@@ -65,15 +65,16 @@ def refuse_unfit(connection: Connection, table: PostgresTable) -> None:
 
 
 def refuse_old(connection: Connection) -> None:
-    """Refuse a server that has no triggers as ours are.
+    """Refuse a server without the trigger features that capture needs.
 
     Raises:
-        CaptureError: Says the way out.
+        CaptureError: The hint says what to do.
     """
     if not has(connection, Since.TRIGGERS_REPLACED):
         connection.close()
         raise CaptureError(
-            "the server is older than PostgreSQL 14, whose triggers can be mended in place",
+            "the server is older than PostgreSQL 14, and only since then can triggers be "
+            "replaced in place",
             hint="upgrade it, or use 'capture: {method: logical}' or 'polling'",
         )
 
@@ -83,13 +84,13 @@ def findings(
     connection: Connection,
     tables: Sequence[tuple[str, PostgresTable | SchemaError]],
 ) -> Iterator[Finding]:
-    """Examine the database and each table: what may be created, what stands, who owns it."""
+    """Check the database and each table: privileges, existing objects, owners."""
     if not one(connection, _CREATES)[0]:
         (user,) = one(connection, "select quote_ident(current_user)")
         yield Finding(
             Severity.ERROR,
             f"the user may not create anything in the schema {SCHEMA!r}",
-            "the logs of what is touched are kept there",
+            "capture keeps its log tables there",
             f"grant usage, create on schema {SCHEMA} to {user}"
             if one(connection, f"select to_regnamespace('{SCHEMA}') is not null")[0]
             else f"create schema {SCHEMA} authorization {user}",
@@ -99,8 +100,8 @@ def findings(
         (user,) = one(connection, "select quote_ident(current_user)")
         yield Finding(
             Severity.ERROR,
-            f"the user may not use what another one keeps in the schema {SCHEMA!r}",
-            "mirrors of one source share its logs",
+            f"the user may not use another user's tables in the schema {SCHEMA!r}",
+            "mirrors of one source share its log tables",
             f"grant {quote(maker)} to {user}",
         )
     for name, found in tables:
@@ -111,7 +112,7 @@ def findings(
         shown = found.schema.name
         lacking = [
             *grants.reading(connection, found),
-            *grants.owning(connection, found, "only its owner may have triggers fire always"),
+            *grants.owning(connection, found, "only its owner may enable triggers always"),
         ]
         yield from lacking
         if lacking or not one(connection, _HAS_LOG, found.oid)[0]:
@@ -119,8 +120,8 @@ def findings(
         if not source.is_installed(Table(found.schema)):
             yield Finding(
                 Severity.WARNING,
-                "its triggers were off, or are not as they were made",
-                "changes may have gone by unseen",
-                "rhei sync makes them anew, and copies the table by its difference",
+                "its triggers were disabled, or were changed",
+                "changes may have been missed",
+                "rhei sync creates them again, and copies the table by its difference",
                 shown,
             )

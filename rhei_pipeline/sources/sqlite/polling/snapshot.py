@@ -1,4 +1,4 @@
-"""One committed state of a SQLite source, read by its rows' own timestamps.
+"""One committed state of a SQLite source, polled by its rows' timestamps.
 
 Writers of SQLite are serial, so stamps of the database's clock follow the order of commits: a row
 older than the newest one seen can no longer appear. Rows that carry the newest stamp itself can,
@@ -47,7 +47,7 @@ class Question:
 
 @dataclass
 class SqlitePollMemory:
-    """What earlier snapshots found out, by table; forgetting it costs reads, never rows.
+    """Results of earlier snapshots, by table; losing them costs reads, never rows.
 
     Attributes:
         floors: New positions are above these.
@@ -60,7 +60,7 @@ class SqlitePollMemory:
         ended: The tick of this timestamp had ended at this data version.
         closed: No row can join or leave the ties (timestamp, digest) any more unseen.
         audited: The clock of the last audit, and its data version.
-        doubts: Why changes may go by unseen, as found at a data version.
+        doubts: Why changes may be missed, as found at a data version.
         touched: Keys to read again.
         distrusted: Positions up to here are not to be relied on: the clock went back behind them.
         schemas: The schema at each of the latest counts of its changes.
@@ -84,11 +84,11 @@ class SqlitePollMemory:
     unseen: dict[int, set[str]] = field(default_factory=dict)
 
     def note(self, table: str, order: int) -> None:
-        """Learn of a position that exists."""
+        """Record that a position exists."""
         self.floors[table] = max(self.floors.get(table, 0), order)
 
     def distrust(self) -> None:
-        """Rely on no position that exists by now."""
+        """Mark all existing positions as unreliable."""
         self.distrusted = dict(self.floors)
         self.drained.clear()
         self.idle.clear()
@@ -121,13 +121,13 @@ class SqlitePollMemory:
             del self.schemas[old], self.unseen[old]
 
     def may_have_changed(self, table: str, since: int | None) -> bool:
-        """Tell whether schema changes since a count may have changed a table's rows unseen."""
+        """Return whether later schema changes may have changed a table's rows without an event."""
         return since not in self.unseen or table in self.unseen[since]
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What lies behind a position: rows by condition, how many, and keys to read again.
+    """The pending changes after a position: a condition for rows, their count, and keys.
 
     Attributes:
         since: The source's clock when none of them was there yet.
@@ -180,7 +180,7 @@ class SqlitePollingSnapshot:
         self._has_asked = False
 
     def head(self, table: Table) -> Position:
-        """Return the place of all that this snapshot shows; the one asked about where it is it."""
+        """Return the position of all that this snapshot shows, or the one asked about if equal."""
         if table.name not in self._heads:
             self._heads[table.name] = self._head(table)
         return self._heads[table.name]
@@ -190,7 +190,7 @@ class SqlitePollingSnapshot:
         return self.head(table)
 
     def retains(self, position: Position) -> bool:  # noqa: ARG002
-        """Say no: the source keeps nothing for us."""
+        """Return False: the source keeps nothing for the mirror."""
         return False
 
     def _head(self, table: Table) -> Position:
@@ -254,7 +254,7 @@ class SqlitePollingSnapshot:
         return decode_key(encoded)[1][0]
 
     def proves(self, table: Table, position: Position) -> bool:
-        """Look for signs that the source is not as it was: an older state, a clock put back."""
+        """Return False if the source was restored to an older state or its clock went back."""
         self._remember(table, position)
         if self._is_drained(table, position):
             return True
@@ -292,7 +292,7 @@ class SqlitePollingSnapshot:
         return self._table(table).oldest(look.parts[0])
 
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
-        """Read net changes: a poll sees what a row has become, not what it was in between."""
+        """Yield net changes: a poll sees a row's last state, not those in between."""
         yield from self.net_changes(table, after, limit)
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
@@ -304,7 +304,7 @@ class SqlitePollingSnapshot:
         yield from polled.touched_rows(look.touched, look.since, limit)
 
     def rescan(self, table: Table, after: Position) -> Rescan:
-        """Ask for one at an interval, when the newest row read before is gone, and behind DDL."""
+        """Return whether a rescan is due: at an interval, after DDL, or if the newest row left."""
         self._remember(table, after)
         options, keyset = self._polls(table.name).options, self._known(table, after)
         if keyset is not None and self._may_be_rewritten(table, keyset):
@@ -323,7 +323,7 @@ class SqlitePollingSnapshot:
         return Rescan.ROWS if self.doubt(table) else Rescan.NONE
 
     def _may_be_rewritten(self, table: Table, keyset: Keyset) -> bool:
-        """Tell whether schema changes may have changed rows and left their stamps alone."""
+        """Return whether schema changes may have changed rows without new timestamps."""
         return self._memory.may_have_changed(table.name, keyset.schema)
 
     def _is_orphaned(self, table: Table, after: Position, keyset: Keyset) -> bool:
@@ -367,7 +367,7 @@ class SqlitePollingSnapshot:
         }
 
     def doubt(self, table: Table) -> str | None:
-        """Say why a write may go by unseen: its stamp need not follow the order of commits."""
+        """Return why a write may be missed: its timestamp need not follow the commit order."""
         version, reason = self._memory.doubts.get(table.name, (None, None))
         if version != self._version:
             (_, at), glance = self._memory.glances.get(table.name, (("", None), None))
@@ -376,7 +376,7 @@ class SqlitePollingSnapshot:
         return reason
 
     def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
-        """Name none: rows are as they are now."""
+        """Return None: rows are read with their present schema."""
         return None
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
@@ -384,7 +384,7 @@ class SqlitePollingSnapshot:
         return self._table(table).reader.rows(resume, limit)
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
-        """Name the rows whose key is null."""
+        """Return the rows whose key is null."""
         return self._table(table).reader.keyless()
 
     def count(self, table: Table) -> int:

@@ -1,4 +1,4 @@
-"""Change capture from SQLite by polling timestamps: for a file that may be read and no more.
+"""Change capture by polling timestamps, for a SQLite file that is read-only.
 
 Nothing is created in the source. How far a table was polled is known by the mirror's watermark
 alone; what this source remembers beside it only saves reads.
@@ -32,7 +32,7 @@ _STEP_SECONDS = 0.002
 
 
 def _unknown(_name: str) -> None:
-    """Know no table yet."""
+    """Return None: nothing is mirrored yet."""
 
 
 class SqlitePollingSource:
@@ -83,7 +83,7 @@ class SqlitePollingSource:
             return int(self._connection.execute("pragma schema_version").fetchone()[0])
 
     def install(self, table: Table, least: int) -> None:
-        """Take note of where positions begin; create nothing. Warns of a missing index."""
+        """Record where positions begin; create nothing. Warns of a missing index."""
         self._memory.note(table.name, least)
         mending = self.missing_index(table.name)
         if mending and table.name not in self._warned:
@@ -97,7 +97,7 @@ class SqlitePollingSource:
             )
 
     def missing_index(self, name: str) -> str | None:
-        """Return the statement that creates the index a poll needs; None where there is one."""
+        """Return the statement that creates the index a poll needs; None if it exists."""
         poll = self._poll(name)
         column, schema = poll.options.updated_at, poll.source.schema
         found = self._connection.execute(
@@ -112,11 +112,11 @@ class SqlitePollingSource:
         return f"create index {index} on {quote(schema.name)}({columns})"
 
     def lacking(self, name: str) -> Sequence[Finding]:  # noqa: ARG002
-        """Name nothing: who can open the file can read all of it."""
+        """Return nothing: a process that can open the file can read all of it."""
         return ()
 
     def grant_against(self, doubt: str) -> None:
-        """Know none: a file has no users."""
+        """Return None: a file has no grants."""
 
     @property
     def logs_rows(self) -> bool:
@@ -124,7 +124,7 @@ class SqlitePollingSource:
         return False
 
     def is_installed(self, table: Table) -> bool:  # noqa: ARG002
-        """Say yes: there is nothing in the source that could fall."""
+        """Return True: polling installs nothing."""
         return True
 
     @contextmanager
@@ -141,7 +141,7 @@ class SqlitePollingSource:
                     self._connection.execute("rollback")
 
     def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:  # noqa: ARG002
-        """Forget the keys that were to be read again; the source itself keeps nothing for us."""
+        """Forget the keys that were to be read again; the source keeps nothing for the mirror."""
         for name, position in needed_from.items():
             self._memory.note(name, position.order)
             self._memory.touched.pop(name, None)
@@ -153,11 +153,11 @@ class SqlitePollingSource:
         self._memory.touched.setdefault(table.name, []).extend(keys)
 
     def held_bytes(self) -> dict[str, int]:
-        """Tell nothing: the source keeps nothing for us."""
+        """Return {}: the source keeps nothing for the mirror."""
         return {}
 
     def forget_mirror(self) -> None:
-        """Leave no note behind."""
+        """Delete the progress file."""
         self._notes.forget()
 
     def close(self) -> None:
@@ -176,7 +176,7 @@ class SqlitePollingSource:
         return int(now)
 
     def _follow_the_file(self) -> None:
-        """Open the file anew when another one was put in its place."""
+        """Open the file again if another one replaced it."""
         file = self._database.file_id()
         if file != self._file:
             former, opened = self._connection, self._database.connect(mode="ro")

@@ -1,4 +1,4 @@
-"""One polled table of SQLite inside an open read transaction: what polling asks of it, in SQL."""
+"""One polled SQLite table inside an open read transaction: the SQL of polling."""
 
 import hashlib
 import sqlite3
@@ -172,7 +172,7 @@ class SqlitePolledTable:
         return int(self._connection.execute(sql, condition[1]).fetchone()[0])
 
     def digest(self, condition: Condition) -> str:
-        """Fold rows into a few characters; none where there is no row."""
+        """Return a digest of rows; empty if there is no row."""
         digest, seen = hashlib.blake2b(digest_size=12), False
         sql = f"{self.poll.select} where {condition[0]}"
         for rows in fetch(self._connection, sql, condition[1], _DIGEST_ROWS):

@@ -1,4 +1,4 @@
-"""Schema changes that no difference shows: noted in the source, so that every mirror meets them.
+"""Records schema changes that leave no difference in the source, so that every mirror sees them.
 
 What the schema was when it was last looked at stands in the source, beside the logs. Where the
 count of changes since says more than the differences, the logged tables are marked: an entry of
@@ -25,7 +25,7 @@ _TABLES = (
 
 
 def is_noted(connection: sqlite3.Connection) -> bool:
-    """Tell whether the schema is as it was when it was last noted."""
+    """Return whether the schema is unchanged since it was last recorded."""
     if not _exists(connection, _STATE):
         return False
     found = connection.execute(
@@ -36,7 +36,7 @@ def is_noted(connection: sqlite3.Connection) -> bool:
 
 
 def mark_changed(connection: sqlite3.Connection) -> None:
-    """Mark the logged tables whose rows may have changed unseen since the schema was last noted.
+    """Mark the logged tables whose rows schema changes may have changed without an event.
 
     Within a writing transaction, before it changes the schema itself.
     """
@@ -44,7 +44,9 @@ def mark_changed(connection: sqlite3.Connection) -> None:
     logged = {name for kind, name in state.objects if kind == "table" and _is_logged(state, name)}
     for name in sorted(state.changed_unseen(_noted(connection, state), logged)):
         _log.warning(
-            "table %r: a schema change may have changed rows unseen; they are compared", name
+            "table %r: a schema change may have changed rows that triggers did not log; they are "
+            "compared",
+            name,
         )
         log = quote(log_table(name))
         connection.execute(f"insert into {log}(at) values({CLOCK})")
@@ -53,7 +55,7 @@ def mark_changed(connection: sqlite3.Connection) -> None:
 
 
 def mark(connection: sqlite3.Connection, table: str, entry: int) -> None:
-    """Have each mirror that has not come to an entry of a log compare the table's rows whole."""
+    """Make each mirror that has not reached an entry of a log compare the whole table."""
     connection.execute(_TABLES[1])
     connection.execute(f"insert or replace into {_RESCANS} values(?, ?)", (table, entry))
 

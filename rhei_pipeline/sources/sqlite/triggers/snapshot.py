@@ -26,7 +26,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What there is to read of a table behind a position.
+    """What to read of a table after a position.
 
     Attributes:
         logs: In this order, each from its first entry behind the position.
@@ -87,7 +87,7 @@ class SqliteTriggerSnapshot:
         return self._logs.newest(table.name)
 
     def proves(self, table: Table, position: Position) -> bool:
-        """Look for the entry at the position: it is kept, and it has the same time."""
+        """Return whether the position's entry is kept and has the same time."""
         reading = self._reading(table, position)
         if reading is not None and reading.until is not None:
             self._ends[table.name] = reading.until
@@ -96,17 +96,17 @@ class SqliteTriggerSnapshot:
         return reading is not None
 
     def retains(self, position: Position) -> bool:  # noqa: ARG002
-        """Keep nothing but what a table's own changes need."""
+        """Return False: only a table's own changes are kept for a position."""
         return False
 
     def pending(self, table: Table, after: Position) -> int:
-        """Subtract: entries are numbered without gaps."""
+        """Return the number of entries after the position: they are numbered without gaps."""
         reading = self._reading(table, after)
         end = reading and reading.until
         return (end or self._logs.newest(table.name)).order - after.order
 
     def oldest_pending(self, table: Table, after: Position) -> datetime | None:
-        """Return the time of the first entry behind the position."""
+        """Return the time of the first entry after the position."""
         for log in self._logs_behind(table, after):
             row = self._connection.execute(
                 f"select at from {quote(log.name)} where seq > ? order by seq limit 1",
@@ -146,7 +146,7 @@ class SqliteTriggerSnapshot:
             del batch
 
     def next_shape(self, table: Table, after: Position) -> TableSchema | None:
-        """Return the shape of the log behind the one that was read to its end."""
+        """Return the schema of the log that follows the one read to its end."""
         reading = self._reading(table, after)
         if reading is None or reading.logs or reading.next_log is None:
             return None
@@ -249,7 +249,7 @@ class SqliteTriggerSnapshot:
         return self._reader(table).rows(resume, limit)
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
-        """Name the rows whose key is null."""
+        """Return the rows whose key is null."""
         return self._reader(table).keyless()
 
     def count(self, table: Table) -> int:
@@ -257,7 +257,7 @@ class SqliteTriggerSnapshot:
         return self._reader(table).count()
 
     def rescan(self, table: Table, after: Position) -> Rescan:
-        """Ask for one behind a schema change; a trigger sees every other change.
+        """Return whether a rescan is needed: after a schema change; triggers see other changes.
 
         A table whose shape is another by now is copied anyway.
         """
@@ -265,7 +265,7 @@ class SqliteTriggerSnapshot:
         return Rescan.ALL if is_due and self._present(table) == table.schema else Rescan.NONE
 
     def doubt(self, table: Table) -> None:
-        """Have none: a trigger sees every change."""
+        """Return None: triggers see every change."""
 
     def _reader(self, table: Table) -> SqliteRowReader:
         return SqliteRowReader(self._connection, self._catalogue(table.name), self.clock)
@@ -323,7 +323,7 @@ def _touched_sql(log: TriggerLog, schema: TableSchema) -> str:
 
 
 def _live_sql(source: SqliteTable) -> str:
-    """Tell whether the touched key `k` has a row; one that is null in part meets none in a join."""
+    """Return SQL that is true if the touched key `k` has a row; a null key joins no row."""
     live = f"t.{quote(source.schema.primary_key[0])} is not null"
     if not source.nullable_key:
         return live

@@ -1,4 +1,4 @@
-"""Change capture from SQLite by triggers into a log that lives in the same file.
+"""Change capture from SQLite by triggers into a log in the same file.
 
 Writers in any process and language are captured, since the triggers are the database's own. The
 log says which keys were touched; what became of them is read from the tables themselves, in the
@@ -46,7 +46,7 @@ _CONSUMERS = (
 
 
 def _unknown(_name: str) -> None:
-    """Know no table yet."""
+    """Return None: nothing is mirrored yet."""
 
 
 class SqliteTriggerSource:
@@ -100,7 +100,7 @@ class SqliteTriggerSource:
         return version
 
     def install(self, table: Table, least: int) -> None:
-        """Create or mend the log and triggers of a table, in one transaction.
+        """Create or repair the log and triggers of a table, in one transaction.
 
         Where anything was missing, or the log ends before `least` (cleared, or an older state
         put back), changes may have gone by unseen: a new log is begun, and the table is copied
@@ -122,7 +122,7 @@ class SqliteTriggerSource:
         self._marks = schema_watch.marks(self._connection)
 
     def _lift_harm(self, name: str) -> None:
-        """Drop triggers of before that keep the application from writing."""
+        """Drop older triggers that prevent the application from writing."""
         with self._writing():
             before = trial.passing(self._connection, name)
             self._connection.execute("savepoint with_triggers")
@@ -134,7 +134,7 @@ class SqliteTriggerSource:
         return self.is_installed(table) and self._newest(table.name) >= max(least, 1)
 
     def _make_anew(self, table: Table, least: int) -> None:
-        """Retire the log and begin another one, in a writing transaction.
+        """Retire the log and create another one, in a writing transaction.
 
         Nothing is written into the table meanwhile: what the old triggers logged is all in the
         old log, and the first entry of the new one is where it ends.
@@ -220,7 +220,7 @@ class SqliteTriggerSource:
                     self._connection.execute("rollback")
 
     def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
-        """Record how far this mirror has come, then forget what no mirror needs.
+        """Record the mirror's positions, then delete what no mirror needs.
 
         The entry at a watermark itself is kept: it proves, next time, that the log is the same.
         Saying the same again costs nothing.
@@ -271,11 +271,11 @@ class SqliteTriggerSource:
                     self._connection.execute(statement, key)
 
     def held_bytes(self) -> dict[str, int]:
-        """Tell nothing: SQLite knows the size of its file only."""
+        """Return {}: SQLite reports only the size of its file."""
         return {}
 
     def forget_mirror(self) -> None:
-        """Let the source forget that this mirror exists."""
+        """Delete the source's records of this mirror."""
         with self._writing():
             if exists(self._connection, "_rhei_consumer"):
                 self._connection.execute(
@@ -287,7 +287,7 @@ class SqliteTriggerSource:
         self._connection.close()
 
     def _follow_the_file(self) -> None:
-        """Open the file anew when another one was put in its place."""
+        """Open the file again if another one replaced it."""
         file = self._database.file_id()
         if file != self._file and not self._connection.in_transaction:
             former, opened = self._connection, _connected(self._database)

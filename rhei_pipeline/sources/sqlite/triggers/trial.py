@@ -1,4 +1,4 @@
-"""Triggers of ours are tried before they are committed: no statement of others may fail."""
+"""Tests our triggers before they are committed: no statement of the application may fail."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ def _compiles(connection: sqlite3.Connection, sql: str) -> bool:
 
 
 def _compile(connection: sqlite3.Connection, sql: str) -> None:
-    """Have SQLite compile a statement; nothing is run."""
+    """Compile a statement with SQLite, without running it."""
     # The driver keeps compiled statements by their text, and `explain` does not look whether the
     # schema is still the same.
     anew = f"explain {sql} -- {uuid4()}"
