@@ -170,10 +170,10 @@ class TimedQuery:
             self._cancel()
 
     def refuse_late(self) -> None:
-        """Say why it ended, where its time was up.
+        """Do nothing while there is time left.
 
         Raises:
-            QueryLimitError: It was.
+            QueryLimitError: The query took longer than it may.
         """
         if self._is_late:
             raise QueryLimitError(

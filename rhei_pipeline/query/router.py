@@ -257,7 +257,7 @@ def _plan_query(parsed: Parsed, seen: _Seen, params: Sequence[Any], catalog: Cat
 
 
 def _names_keys(seen: _Seen, tables: frozenset[str], catalog: Catalog) -> bool:
-    """Tell whether a condition equates a column of a primary key, so that few rows are read."""
+    """Return whether a condition equates a column of a primary key, so that few rows are read."""
     keys = {
         name.lower()
         for table in catalog.tables.values()
@@ -358,7 +358,7 @@ def _names(parsed: Parsed, query: Query, catalog: Catalog) -> tuple[str, ...]:
 def _columns_alone(
     parsed: Parsed, params: Sequence[Any], catalog: Catalog
 ) -> tuple[Column | None, ...] | None:
-    """Tell what columns a query has that the mirror cannot answer, as far as can be told."""
+    """Return the columns of a query that the mirror cannot answer, as far as they are known."""
     try:
         found = outputs_alone(parsed.tree, TranslationContext(catalog, params, parsed.lists))
     except Exception:  # noqa: BLE001  (see `plan`)

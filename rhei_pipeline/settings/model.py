@@ -125,7 +125,7 @@ class Settings(BaseSettings):
         if self.capture_method == "polling":
             self._refuse_lossy_buffer()
         elif self.local is not None:
-            raise ValueError("local: a local database stands beside a source that is polled")
+            raise ValueError("local: a local database needs a source that is polled")
 
     def _refuse_lossy_buffer(self) -> None:
         polls = [(t.name, t.polling.options) for t in self.tables or ()] or [("", PollOptions())]

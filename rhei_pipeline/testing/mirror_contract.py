@@ -240,7 +240,7 @@ class MirrorContract:
             for key in ("k", "other")
         )
         copy(mirror, past, pa.table({"k": ["a", "b"]}))
-        with pytest.raises(SchemaDriftError, match="its past has no 'other'"):
+        with pytest.raises(SchemaDriftError, match="its history has no 'other'"):
             copy(mirror, renamed, pa.table({"other": ["a"]}))
         assert mirror.count(past) == 2
 
@@ -375,7 +375,7 @@ class MirrorContract:
         assert copy(history, whole, whole.schema.arrow.empty_table()) is None
         found = history.query("select v from h order by v")
         assert (found.schema.field("v").type, found["v"].to_pylist()) == (pa.int64(), [1, 2])
-        with pytest.raises(SchemaDriftError, match="its past does not fit"):
+        with pytest.raises(SchemaDriftError, match="its history does not fit"):
             copy(history, truth, truth.schema.arrow.empty_table())
         assert history.query("select v from h order by v")["v"].to_pylist() == [1, 2]
 

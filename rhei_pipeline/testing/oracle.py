@@ -26,7 +26,7 @@ def _exact(value: Any) -> str:
 def arrow_rows(table: pa.Table) -> frozenset[Row]:
     """Return an Arrow table's rows; fails on a row that stands twice."""
     rows = [exact(row.values()) for row in table.to_pylist()]
-    assert len(set(rows)) == len(rows), "a row stands twice"
+    assert len(set(rows)) == len(rows), "a row is there twice"
     return frozenset(rows)
 
 
@@ -132,6 +132,6 @@ def by_key(rows: Iterable[dict[str, Any]], key: Collection[str]) -> dict[Key, di
     found: dict[Key, dict[str, Any]] = {}
     for row in rows:
         own = tuple(row[name] for name in key)
-        assert own not in found, f"a key stands twice: {own}"
+        assert own not in found, f"a key is there twice: {own}"
         found[own] = row
     return found

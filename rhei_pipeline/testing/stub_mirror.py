@@ -23,6 +23,7 @@ from rhei_pipeline.changes.scd2 import (
     repeated,
 )
 from rhei_pipeline.errors import MirrorError, QueryError, RheiError, SchemaError
+from rhei_pipeline.mirrors.duckdb.read_only import DuckDBGuard
 from rhei_pipeline.mirrors.exact_casts import (
     InexactError,
     cast_exactly,
@@ -55,7 +56,6 @@ from rhei_pipeline.model.schema import (
     renamed,
 )
 from rhei_pipeline.model.streaming import Begun, Streamed
-from rhei_pipeline.sql.read_only import refuse_writing
 from rhei_pipeline.sql.text import mirror_table, quote
 from rhei_pipeline.testing.oracle import exact
 
@@ -410,6 +410,7 @@ class StubMirror:
         self._content = _Content()
         self._lock = threading.RLock()
         self._engine: duckdb.DuckDBPyConnection | None = None
+        self._guard = DuckDBGuard()
 
     def ledger(self) -> Ledger:
         """Return what is recorded."""
@@ -441,7 +442,6 @@ class StubMirror:
             QueryLimitError: The answer takes more than `most_bytes`.
         """
         cancel = Cancel.given(begun)
-        refuse_writing(sql, "duckdb")
         cancel.refuse_cancelled()
         found = self._found(sql, params)
         return whole(found.schema, found.to_batches(), most_bytes)
@@ -452,8 +452,9 @@ class StubMirror:
             content = self._content
             try:
                 with _shown(engine, content):
+                    read = self._guard.admitted(sql, engine)
                     bound = dict(params) if isinstance(params, Mapping) else list(params)
-                    found = engine.sql(sql, params=bound) if bound else engine.sql(sql)
+                    found = engine.sql(read, params=bound) if bound else engine.sql(read)
                     return pa.table({}) if found is None else _in_utc(found.to_arrow_table())
             except duckdb.Error as error:
                 raise QueryError(f"DuckDB refused the query: {error}") from error

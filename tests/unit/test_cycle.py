@@ -333,7 +333,7 @@ class TestSchemaChanges:
         report = world.pipeline.sync()
         error = report.tables["t"].error
         assert error is not None
-        assert "its past does not fit" in error
+        assert "its history does not fit" in error
         assert len(world.mirror.rows("t")) == len(before)
 
     def test_a_migration_in_the_midst_of_a_copy_has_it_begun_anew(self) -> None:

@@ -51,6 +51,7 @@ ALLOWED = {
     "tests/behaviour/test_locks.py:lose_lock_of": "it does the harm on purpose",
     "tests/behaviour/test_nan.py": FILES,
     "tests/behaviour/test_ownership.py:rewrite_manifest": FILES,
+    "tests/behaviour/test_ways_out.py": BEFORE,
     "tests/contract/test_database.py:database": BEFORE,
     "tests/damage.py": AFTER,
     "tests/installed_postgres.py": "a server's settings, before it starts",

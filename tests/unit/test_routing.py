@@ -62,8 +62,11 @@ STAYS = [
     ("select count(*) from orders where nothing = 1", "nothing"),
     ('select count(*) from orders where status = "new"', "may read it as text"),
     ("select strftime('%Y', made), count(*) from orders group by 1", "takes the date"),
-    ("select group_concat(status) from orders", "source's own"),
-    ("select json_extract(status, '$.a'), count(*) from orders group by 1", "source's own"),
+    ("select group_concat(status) from orders", "exists only in the source"),
+    (
+        "select json_extract(status, '$.a'), count(*) from orders group by 1",
+        "exists only in the source",
+    ),
     ("select count(*) from orders where made > '2024'", "another form"),
     ("select status, id from orders group by status", "not grouped"),
     ("select count(*) from orders where status glob 'a*'", "another answer"),

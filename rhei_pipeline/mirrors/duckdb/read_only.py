@@ -87,10 +87,10 @@ def _judged(sql: str, cursor: duckdb.DuckDBPyConnection) -> str:
 def _tree(sql: str, cursor: duckdb.DuckDBPyConnection) -> _Node:
     """Return the tree of one SELECT; of anything else what DuckDB says of it."""
     try:
-        found = cursor.execute("select json_serialize_sql(?::varchar)", [sql]).fetchone()
+        found = cursor.execute("select json_serialize_sql(?::varchar)", [sql]).fetchall()
     except UnicodeEncodeError:
         raise QueryError("the statement is no UTF-8 text") from None
-    tree: _Node = json.loads(found[0]) if found else {}
+    tree: _Node = json.loads(found[0][0])
     if tree.get("error_type") == "parser":
         raise QueryError(f"DuckDB refused the query: Parser Error: {tree['error_message']}")
     if tree["error"] and tree["error_type"] != "not implemented":

@@ -31,7 +31,7 @@ def compare(operator: str, left: Typed, right: Typed, context: TranslationContex
             raise StaysWithSourceError(_UNSTEADY)
         if any(part.inexact and part.loose for part in (left, right)):
             raise StaysWithSourceError(
-                "it compares sums of reals that are added up anew for each row"
+                "it compares sums of reals that are computed again for each row"
             )
         first, second = (context.words.cast(text, pa.float64()) for text in texts)
         return truth(f"({context.words.apart(first, second)} {operator} 0)", left, right)

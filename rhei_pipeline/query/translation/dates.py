@@ -25,7 +25,7 @@ _PART_TYPE = pa.decimal128(38, 0)
 
 
 def is_date_call(node: exp.Expr) -> bool:
-    """Tell whether a node is SQLite's date() with modifiers."""
+    """Return whether a node is SQLite's date() with modifiers."""
     return isinstance(node, exp.Anonymous) and str(node.this).lower() == "date"
 
 

@@ -137,7 +137,7 @@ def rowwise(node: exp.Expr, scope: Scope, context: TranslationContext) -> str:
     """Translate a condition on single rows."""
     found = express(node, scope, context)
     if found.aggregate:
-        raise StaysWithSourceError("an aggregate stands where single rows are chosen")
+        raise StaysWithSourceError("an aggregate is used where single rows are chosen")
     return as_truth(found, context)
 
 

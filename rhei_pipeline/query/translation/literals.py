@@ -116,7 +116,7 @@ def as_text(typed: Typed, context: TranslationContext) -> Typed:
 
 
 def is_day(text: str) -> bool:
-    """Tell whether a text is a day of the calendar, in the form YYYY-MM-DD."""
+    """Return whether a text is a day of the calendar, in the form YYYY-MM-DD."""
     try:
         return bool(_DATE.fullmatch(text)) and date.fromisoformat(text) is not None
     except ValueError:

@@ -109,7 +109,7 @@ def _doubt(tokens: Sequence[Token], dialect: str) -> str | None:
     before: TokenType | None = None
     for token in tokens:
         if token.token_type is TokenType.PLUS and before not in _OPERANDS:
-            return "a plus stands before a value"
+            return "a value has a plus sign"
         before = token.token_type
     return None
 

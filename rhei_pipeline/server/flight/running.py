@@ -204,7 +204,7 @@ def without_places(text: str) -> str:
 
 
 def answered(call: Callable[_Given, _Answer]) -> Callable[_Given, _Answer]:
-    """Have a call of a client end in an answer, or in an error of ours."""
+    """Turn whatever a client's call ends in into an answer, or an error of ours."""
 
     @wraps(call)
     def guarded(*args: _Given.args, **kwargs: _Given.kwargs) -> _Answer:

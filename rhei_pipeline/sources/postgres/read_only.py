@@ -230,9 +230,9 @@ def _written_anew(text: str) -> str:
     try:
         written = str(parser.deparse_protobuf(parser.parse_sql_protobuf(text)))
     except parser.DeparseError as error:
-        raise QueryError("EXPLAIN of this statement cannot be written anew") from error
+        raise QueryError("EXPLAIN of this statement is not supported") from error
     if _without_places(_parsed(text)) != _without_places(_parsed(written)):
-        raise QueryError("EXPLAIN of this statement cannot be written anew")
+        raise QueryError("EXPLAIN of this statement is not supported")
     return written
 
 

@@ -331,7 +331,7 @@ class ReadSessions:
             self._pool.putconn(session)
 
     def expiring(self, lent: Lent) -> threading.Timer | None:
-        """Have a session given back when its query's time is over, whoever still reads from it."""
+        """Return a session to the pool when its query's time is over, even while it is read."""
         if not self.seconds:
             return None
         timer = threading.Timer(self.seconds, lent.end, kwargs={"expired": True})

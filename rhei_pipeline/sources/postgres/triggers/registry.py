@@ -165,7 +165,7 @@ class Registered:
         )
 
     def is_same(self, other: "Registered") -> bool:
-        """Tell whether another one says the same, of its logs of before as well."""
+        """Return whether another entry says the same, also of the logs that were retired."""
         return self == other and self.formers == other.formers
 
     @property

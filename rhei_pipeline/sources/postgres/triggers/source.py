@@ -74,7 +74,7 @@ class _Read:
     def is_of(
         self, table: Table, found: Registered, entry: Entry | None, proof: Proof | None
     ) -> bool:
-        """Tell whether the same is asked for."""
+        """Return whether the same is wanted."""
         same = self.table is table and self.found is found and self.entry is entry
         return same and self.proof == proof
 

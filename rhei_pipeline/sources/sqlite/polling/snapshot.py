@@ -330,7 +330,7 @@ class SqlitePollingSnapshot:
         return not self._is_drained(table, after) and not self._is_witnessed(table, after, keyset)
 
     def _is_witnessed(self, table: Table, position: Position, keyset: Keyset) -> bool:
-        """Tell whether the newest row read before is there, as new as it was or newer."""
+        """Return whether the newest row read before is still there, no older than it was."""
         return self._glance(table, position, keyset).has_newest
 
     def _glance(self, table: Table, position: Position, keyset: Keyset | None) -> Glance:

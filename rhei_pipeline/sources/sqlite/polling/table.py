@@ -207,7 +207,7 @@ class SqlitePolledTable:
             yield self._batch(rows, since)
 
     def doubt(self, glance: Glance | None) -> str | None:
-        """Say why stamps of this table need not follow the order of commits."""
+        """Return why timestamps of this table need not follow the order of commits."""
         name = repr(self.poll.options.updated_at)
         if self.poll.options.clock is Clock.APPLICATION:
             return f"{name} is stamped by the application's clock"
