@@ -194,7 +194,7 @@ def test_a_damaged_manifest_is_never_passed_over(mirror: DataFusionMirror) -> No
         with pytest.raises(MirrorDamagedError, match=newest.name):
             work()
     [healed] = again.heal(TABLE)
-    assert "goes back" in healed.outcome
+    assert "returns to its state" in healed.outcome
     assert held(again) == [1, 2, 3]
     merge(again, TABLE, 4)
     again.close()

@@ -1,7 +1,5 @@
 """The first copy: complete, resumable, right while others write, and the same when repeated."""
 
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -136,7 +134,7 @@ def test_copies_while_another_process_writes(make_world: MakeWorld, mode: str) -
             world.htap.initial_sync("t")
             world.htap.sync_now()
     finally:
-        os.kill(writer.pid, signal.SIGTERM)
+        writer.kill()
         writer.wait()
         writer.stdout.close()
     world.htap.sync_now()

@@ -594,7 +594,7 @@ def test_a_sidecar_refuses_writes_and_reads_the_mirror(make: Make) -> None:
         lambda: world.htap.query("select 1", hint="oltp"),
         lambda: world.htap.drop_column("t", "v"),
     ):
-        with pytest.raises(QueryError, match="source is only read"):
+        with pytest.raises(QueryError, match="source is read-only"):
             write()
     put(world, 2, "b")
     assert world.htap.query("select count(*) as n from t").to_pylist() == [{"n": 1}]

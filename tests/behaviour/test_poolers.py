@@ -252,7 +252,7 @@ def test_what_would_stay_in_a_shared_session_is_refused(
 ) -> None:
     world = _world(make_installed, make_installed().dsn, "logical")
     for statement in ("set search_path = x", "listen changes", "discard all"):
-        with pytest.raises(QueryError, match=r"is for a session.*set local"):
+        with pytest.raises(QueryError, match=r"changes a session.*set local"):
             world.htap.execute(statement)
     insert = ("insert into orders(writer) select extract(hour from '10:00+00'::timetz)", ())
     assert world.htap.execute_batch([("set local timezone = 'Asia/Tokyo'", ()), insert]) == 1

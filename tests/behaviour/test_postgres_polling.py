@@ -514,7 +514,7 @@ def test_nothing_is_created_in_the_source(make: Make) -> None:
     assert isinstance(source, PostgresPollingSource)
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         source._connection.execute("delete from public.t")
-    with pytest.raises(QueryError, match="source is only read"):
+    with pytest.raises(QueryError, match="source is read-only"):
         world.htap.execute("delete from t")
 
 

@@ -19,9 +19,11 @@ from tests.postgres_histories import calm, triggers_stormy
 #: The catalogues and views that we read, and their columns that version 13 did not have, with the
 #: version that brought them. Source: postgresql.org/docs/13 to /docs/18, chapter "System Catalogs".
 ADDED = {
+    "pg_aggregate": {},
     "pg_am": {},
     "pg_amop": {},
     "pg_attribute": {"attcompression": 14},
+    "pg_cast": {},
     "pg_class": {"relallfrozen": 18},
     "pg_collation": {"collicurules": 16, "colllocale": 17},
     "pg_database": {
@@ -31,7 +33,9 @@ ADDED = {
         "datlocale": 17,
         "dathasloginevt": 17,
     },
+    "pg_depend": {},
     "pg_enum": {},
+    "pg_extension": {},
     "pg_index": {"indnullsnotdistinct": 15},
     "pg_inherits": {"inhdetachpending": 14},
     "pg_namespace": {},

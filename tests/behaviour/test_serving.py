@@ -47,7 +47,7 @@ def test_the_shell_answers_and_says_who_did(
     for text in ("orders", "status  string", "count(*)", "from olap: it aggregates", "asked for"):
         assert text in shown.out
     assert "oltp: it reads rows of one table" in shown.out
-    assert "SELEC is not a statement that only reads" in shown.err
+    assert "SELEC is not a reading statement" in shown.err
     assert "no command" in shown.err
 
 
