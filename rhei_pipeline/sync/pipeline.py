@@ -4,10 +4,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
+from typing import TypeVar
 
 from rhei_pipeline.errors import (
     MirrorDamagedError,
@@ -75,6 +75,8 @@ from rhei_pipeline.sync.status import StatusCache, read_status
 from rhei_pipeline.sync.verify import count_rows, verify_tables
 
 _log = logging.getLogger(__name__)
+
+_Found = TypeVar("_Found")
 
 
 def no_step(_step: Step) -> None:
@@ -352,9 +354,7 @@ class Pipeline:
         """Bring the mirror up to one source state and compare every row at that state."""
         started = time.monotonic()
         with self._lock:
-            self.sync()
-            chosen = list(self._tables.values()) if name is None else [self.table(name)]
-            found = self._parts.without_failing(chosen, self._compared)
+            found = self._once_unmigrated(lambda: self._verified(name))
             if name is not None:
                 self.table(name)  # raises what it was left out for
             damaged = {
@@ -370,36 +370,56 @@ class Pipeline:
             self.not_followed,
         )
 
-    def _compared(self, tables: Sequence[Table]) -> dict[str, TableVerification]:
-        with self._at_rows_of(tables) as (snapshot, transaction):
+    def _verified(self, name: str | None) -> dict[str, TableVerification] | None:
+        chosen = list(self._tables.values()) if name is None else [self.table(name)]
+        return self._parts.without_failing(chosen, self._compared)
+
+    def _compared(self, tables: Sequence[Table]) -> dict[str, TableVerification] | None:
+        def compare(
+            snapshot: SourceSnapshot, transaction: MirrorTransaction
+        ) -> dict[str, TableVerification]:
             rows, blame = self._pace.batch_rows, self._blame
             return verify_tables(tables, snapshot, transaction, self._mirror, rows, blame)
 
-    @contextmanager
+        return self._at_rows_of(tables, compare)
+
+    def _once_unmigrated(self, look: Callable[[], _Found | None]) -> _Found:
+        """Sync and look, again where a migration came between the two: `look` returns None then."""
+        for _ in range(LOOKS):
+            self.sync()
+            found = look()
+            if found is not None:
+                return found
+        raise _keeps_changing()
+
     def _at_rows_of(
-        self, tables: Iterable[Table]
-    ) -> Iterator[tuple[SourceSnapshot, MirrorTransaction]]:
-        """Hold one source state with its rows, and the mirror as it would be at that state.
+        self,
+        tables: Iterable[Table],
+        look: Callable[[SourceSnapshot, MirrorTransaction], _Found],
+    ) -> _Found | None:
+        """Look at one source state with its rows, and the mirror as it would be at that state.
 
         The mirror is only tried there: what lies between there and the head is for a cycle to
-        apply.
+        apply. None where the source has another schema by now than the tables were synced with.
         """
-        with (
-            self._source.snapshot(rows=True) as snapshot,
-            self._mirror.transaction(trial=True) as transaction,
-        ):
-            for table in tables:
-                with self._blame.of(table.name):
-                    apply_pending(table, snapshot, transaction, self._pace, self._on_step)
-            yield snapshot, transaction
+        with self._source.snapshot(rows=True) as snapshot:
+            if snapshot.schema_version != self._watch.version:
+                return None
+            with self._mirror.transaction(trial=True) as transaction:
+                for table in tables:
+                    with self._blame.of(table.name):
+                        apply_pending(table, snapshot, transaction, self._pace, self._on_step)
+                return look(snapshot, transaction)
 
     def parity(self, name: str) -> RowParity:
         """Bring the mirror up to one source state and count the rows of both at that state."""
         with self._lock:
-            self.sync()
-            table = self.table(name)
-            with self._at_rows_of([table]) as (snapshot, transaction):
-                return count_rows(table, snapshot, transaction)
+            return self._once_unmigrated(lambda: self._counted(self.table(name)))
+
+    def _counted(self, table: Table) -> RowParity | None:
+        return self._at_rows_of(
+            [table], lambda snapshot, transaction: count_rows(table, snapshot, transaction)
+        )
 
     def repair(self, name: str) -> RepairReport:
         """Make one table equal to its source again; history gets the difference as versions."""

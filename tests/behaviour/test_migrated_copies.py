@@ -9,11 +9,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from rhei_pipeline.errors import SourceBusyError
+from rhei_pipeline.errors import SchemaError, SourceBusyError
 from rhei_pipeline.model.reports import SyncReport
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sources.waiting import wait_until
 from rhei_pipeline.sync import initial_sync
+from rhei_pipeline.sync.schema_watch import LOOKS
 from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
 
@@ -229,5 +230,59 @@ def test_a_table_that_is_migrated_at_every_copy_is_given_up_for_now(make_world: 
     )
     with pytest.raises(SourceBusyError, match="keeps changing"):
         world.htap.sync_now()
+    world.htap.sync_now()
+    world.assert_equal("t", "z")
+
+
+def compare_beside_a_migration(world: AnyWorld, migration: str, stamp: str = "") -> None:
+    """Have the source migrated between the sync and the comparison, each time one is asked for."""
+    begin(world, stamp)
+    world.htap.sync_now()
+    at_first(world, Step.ACKNOWLEDGED, lambda: world.run(*MIGRATIONS[migration]))
+    found = world.htap.verify()
+    assert found.equal, found
+    assert {name: table.rows for name, table in found.tables.items()} == {"t": 3, "z": 3}
+    world.assert_equal("t", "z")
+    at_first(world, Step.ACKNOWLEDGED, lambda: world.run("drop table t"))
+    with pytest.raises(SchemaError, match="no such table"):
+        world.htap.row_parity("t")
+    assert world.htap.row_parity("z").equal
+
+
+@pytest.mark.parametrize(
+    ("migration", "options"),
+    [
+        ("add", {}),
+        ("rename", {"mode": "temporal", "storage": "parquet"}),
+        ("drop", {"method": "polling", "tables": POLLED}),
+        ("add", {"buffered": True}),
+    ],
+)
+def test_what_is_migrated_behind_its_sync_is_compared_as_it_is_now(
+    make_world: MakeWorld, migration: str, options: dict[str, Any]
+) -> None:
+    world = make_world(**options)
+    compare_beside_a_migration(world, migration, MILLISECONDS if "method" in options else "")
+
+
+@pytest.mark.parametrize(("method", "migration"), [("logical", "rename"), ("trigger", "add")])
+def test_what_is_migrated_behind_its_sync_of_postgres_is_compared_as_it_is_now(
+    make_postgres: MakePostgres, method: str, migration: str
+) -> None:
+    compare_beside_a_migration(make_postgres(capture={"method": method}), migration)
+
+
+def test_what_is_migrated_behind_every_sync_is_not_compared_for_now(make_world: MakeWorld) -> None:
+    world = make_world()
+    begin(world)
+    numbers = count()
+    at_first(
+        world,
+        Step.ACKNOWLEDGED,
+        lambda: world.run(f"alter table z add column c{next(numbers)} text"),
+        times=LOOKS,
+    )
+    with pytest.raises(SourceBusyError, match="keeps changing"):
+        world.htap.verify()
     world.htap.sync_now()
     world.assert_equal("t", "z")
