@@ -177,8 +177,10 @@ class HTAP:
 
     def register_table(self, name: str, mode: Mode | str | None = None) -> None:
         """Capture a table from now on; if it is captured already, repair what is missing."""
-        known = {table.lower(): found for table, found in self._engine.pipeline.tables.items()}
-        standing = known.get(name.lower())
+        tables = self._engine.pipeline.tables.values()
+        spelled = {table.schema.full_name.lower(): table for table in tables}
+        spelled |= {table.name.lower(): table for table in tables}
+        standing = spelled.get(name.lower())
         chosen = mode or (standing.mode if standing else self.settings.mode)
         declared = Declared(name, Mode(chosen), explicit=mode is not None)
         self._engine.pipeline.register(declared)

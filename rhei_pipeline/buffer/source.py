@@ -298,7 +298,12 @@ class BufferedSource:
     def forget_all_but(self, names: Sequence[str]) -> None:
         """Delete the changes of tables that are no longer declared."""
         kept = {name.lower() for name in names}
-        for name in [name for name in self._bridged if name.lower() not in kept]:
+        gone = [
+            name
+            for name, known in self._bridged.items()
+            if kept.isdisjoint((name.lower(), known.table.schema.full_name.lower()))
+        ]
+        for name in gone:
             with self._log.writing() as writer:
                 writer.restart(name, self._log.head(name).order + 1)
                 writer.set_fact(_TABLES + name, None)

@@ -123,6 +123,11 @@ class TableSchema:
     mirror_name: str = field(default="", compare=False)
 
     @property
+    def full_name(self) -> str:
+        """Its name with its namespace, even where that is the default one."""
+        return f"{self.namespace}.{self.relation}" if self.namespace else self.name
+
+    @property
     def mirror_relation(self) -> str:
         """The table's own name in the mirror."""
         return self.mirror_name or self.relation

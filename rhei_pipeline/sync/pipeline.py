@@ -167,7 +167,8 @@ class Pipeline:
             SchemaError: It is not one of the pipeline's.
             PermanentError: It is left out; why.
         """
-        by_lower = {known.lower(): table for known, table in self._tables.items()}
+        by_lower = {table.schema.full_name.lower(): table for table in self._tables.values()}
+        by_lower |= {known.lower(): table for known, table in self._tables.items()}
         found = by_lower.get(name.removeprefix("main.").lower())
         errors = self._left_out.errors
         if found is None and name in errors:

@@ -45,9 +45,12 @@ class Registry:
     def table(self, name: str) -> Table | None:
         """Return the table as it was last saved; None when it never was.
 
-        One whose name had another case then, where its source ignores case, is the same table.
+        One whose name had another case then, where its source ignores case, is the same table;
+        so is one that is named with its namespace.
         """
         found = self._tables.get(name)
+        if found is None:
+            found = next((t for t in self._tables.values() if t.schema.full_name == name), None)
         if found is None:
             found = self._tables.get(spelled(name, self._tables))
             found = found if found is not None and found.schema.namespace is None else None

@@ -101,7 +101,9 @@ class SchemaWatch:
         schema = self._source.describe(declared.name)
         in_kept_mode(schema, declared, self._mirror.tables())
         self._found |= {declared.name: schema.name, schema.name: schema.name}
-        self._declare(replace(declared, name=schema.name))
+        known = self.declared.get(schema.name)
+        own = declared.mirror_name or (known.mirror_name if known else "")
+        self._declare(replace(declared, name=schema.name, mirror_name=own))
         self.keep_up()
         return schema.name
 

@@ -26,9 +26,9 @@ from rhei_pipeline.wiring.source import (
     SourceDatabase,
     open_database,
     open_source,
-    table_options,
     unread,
 )
+from rhei_pipeline.wiring.table_options import table_options
 
 
 @dataclass(frozen=True, slots=True)

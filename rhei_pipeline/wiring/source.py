@@ -19,6 +19,7 @@ from rhei_pipeline.sources.sqlite.polling.source import SqlitePollingSource
 from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource, unacknowledged
 from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
 from rhei_pipeline.wiring.discovery import declared_tables
+from rhei_pipeline.wiring.table_options import poll_options, table_options
 
 _POSTGRES = "a PostgreSQL source"
 
@@ -145,7 +146,7 @@ def _validate_registry(registry: Registry, names: Sequence[str]) -> Iterator[Fin
     """Name the tables that were mirrored once and are not followed any more."""
     followed = {name.lower() for name in names}
     for name, table in registry.tables.items():
-        known = {name.lower(), f"{table.schema.namespace}.{table.schema.relation}".lower()}
+        known = {name.lower(), table.schema.full_name.lower()}
         if known.isdisjoint(followed):
             since = registry.not_followed.get(name)
             yield Finding(
@@ -188,23 +189,10 @@ def declared_schemas(settings: Settings) -> tuple[list[Table], dict[str, str]]:
         database.close()
 
 
-def table_options(settings: Settings) -> dict[str, TableOptions]:
-    """Return what the declaration says of single tables."""
-    return {
-        table.name: TableOptions(
-            columns=None if table.columns is None else tuple(table.columns),
-            primary_key=None if table.primary_key is None else tuple(table.primary_key),
-            types=dict(table.types or {}),
-        )
-        for table in settings.tables or ()
-    }
-
-
 def _open_polling(
     settings: Settings, database: SourceDatabase, registry: Registry, notes: Path | None
 ) -> PolledSource:
-    polls = {table.name: table.polling.options for table in settings.tables or ()}
-    options = table_options(settings)
+    polls, options = poll_options(settings), table_options(settings)
     if isinstance(database, SqliteDatabase):
         return SqlitePollingSource(database, polls, options, registry.table, notes)
     with needs_extra("postgres", _POSTGRES):
