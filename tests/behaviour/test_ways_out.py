@@ -61,3 +61,38 @@ def test_postgres_refuses_a_value_without_its_being_quoted(
     with pytest.raises(RheiError, match="invalid input syntax for type integer") as refused:
         world.htap.query("select v::int from t", hint="oltp")
     assert not {"secret", "4711"} & set(re.findall(r"\w+", str(refused.value)))
+
+
+@pytest.mark.parametrize(
+    ("steps", "declared"),
+    [
+        (["add primary key (id)", "replica identity default"], {}),
+        (["replica identity full"], {"primary_key": ["code"]}),
+    ],
+    ids=["key", "declared"],
+)
+def test_the_log_of_a_table_that_lost_its_key_needs_no_step_that_is_not_named_at_first(
+    make_postgres: Callable[..., PostgresWorld], steps: list[str], declared: dict[str, list[str]]
+) -> None:
+    world = make_postgres(capture={"method": "logical"}, tables=[{"name": "t"}])
+    world.run(
+        "create table t(id int primary key, code int not null unique, v text)",
+        "insert into t values (1, 1, 'a')",
+    )
+    world.htap.sync_now()
+    world.run("alter table t replica identity nothing", "alter table t drop constraint t_pkey")
+    named = world.htap.sync_now().errors["t"]
+    for step in steps:
+        assert "replica" not in step or step in named
+        world.run(f"alter table t {step}")
+    if declared:
+        assert "'primary_key'" in named
+        world.crash()
+        world.tables = [{"name": "t", **declared}]
+    else:
+        assert "add one" in named
+    world.run("update t set v = 'b'")
+    assert not world.htap.sync_now().errors
+    world.run("update t set v = 'c'", "insert into t values (2, 2, 'd')")
+    assert not world.htap.sync_now().errors
+    world.assert_equal("t")

@@ -194,8 +194,10 @@ def read_table(
     marks = read_marks(connection, oid)
     columns = _columns(connection, oid, shown, options, marks, reread=reread)
     refuse_reserved(relation, [column.name for column in columns])
-    key = _key(connection, oid, shown, options)
-    if reread or identity == "f":  # a full identity names rows by all they hold, unique or not
+    # A full identity names rows by all they hold, unique or not.
+    is_named = reread or identity == "f"
+    key = _key(connection, oid, shown, options, is_named=is_named)
+    if is_named:
         _refuse_loose_key(connection, oid, shown, key)
     else:
         _refuse_vague_identity(connection, oid, shown, identity, key)
@@ -344,16 +346,21 @@ def _is_logged(connection: Connection, generated: str) -> bool:
     return generated == "s" and has(connection, Since.GENERATED_PUBLISHED)
 
 
-def _key(connection: Connection, oid: int, shown: str, options: TableOptions) -> tuple[str, ...]:
+def _key(
+    connection: Connection, oid: int, shown: str, options: TableOptions, *, is_named: bool
+) -> tuple[str, ...]:
+    """Return the key; `is_named` where changes name a row by it whatever it is made of."""
     if options.primary_key is not None:
         return tuple(options.primary_key)
     found = connection.execute(_KEY.format(which="i.indisprimary"), (oid,)).fetchone()
     if found is None or found[0] is None:
-        raise SchemaError(
-            "it has no primary key",
-            table=shown,
-            hint="add one, or name a unique key without nulls as 'primary_key'",
-        )
+        hint = "add one, or name a unique key without nulls as 'primary_key'"
+        if not is_named:  # then either way has a second step
+            hint = (
+                "add one and run 'alter table ... replica identity default', or name a unique key"
+                " without nulls as 'primary_key' and run 'alter table ... replica identity full'"
+            )
+        raise SchemaError("it has no primary key", table=shown, hint=hint)
     return tuple(found[0])
 
 
