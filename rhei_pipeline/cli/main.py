@@ -18,6 +18,7 @@ from rhei_pipeline.cli.init import starter
 from rhei_pipeline.cli.output import (
     err,
     name_errors,
+    name_findings,
     name_not_followed,
     name_not_published,
     out,
@@ -40,7 +41,7 @@ from rhei_pipeline.server.serve import Addresses, access_from, serving, tls_from
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.wiring.adoption import adopt, validate_owner
 from rhei_pipeline.wiring.engine import bridge
-from rhei_pipeline.wiring.source import validate
+from rhei_pipeline.wiring.source import unread_logs, validate
 
 FAILED = 1
 #: Done, but tables are left out.
@@ -148,6 +149,7 @@ def status(
             time_.sleep(watch)
             found = htap.sync_status()
     _show_status(found, as_json=json_)
+    name_findings(unread_logs(Settings.load(config)))
     left_out = any(table.error for table in found.tables.values())
     _exit_if(left_out or bool(found.not_published), LEFT_OUT)
     _exit_if(not found.tables)

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table as Shown
 
 from rhei_pipeline.model.plain_values import plain_rows, plain_values
+from rhei_pipeline.model.reports import Finding
 
 #: So many rows of an answer are shown to a person; machines get them all.
 SHOWN_ROWS = 40
@@ -95,6 +96,13 @@ def name_not_followed(tables: Mapping[str, datetime], told: Collection[str]) -> 
                 f" again, or drop it from the mirror with 'rhei drop-table {name}'"
             )
             err.print(f"[yellow]note[/] {escape(text)}", soft_wrap=True)
+
+
+def name_findings(findings: Iterable[Finding]) -> None:
+    """Print what was found beside the tables' state, with what to do."""
+    for found in findings:
+        text = f"table {found.table!r}: {found.what}: {found.why} ({found.remedy})"
+        err.print(f"[yellow]note[/] {escape(text)}", soft_wrap=True)
 
 
 def name_not_published(reason: str | None) -> None:

@@ -1,10 +1,12 @@
 """Which source, and how its changes are learned of: the only place that knows every adapter."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from rhei_pipeline.errors import needs_extra
+from rhei_pipeline.buffer.confirmation import unapplied_events
+from rhei_pipeline.errors import RheiError, needs_extra
 from rhei_pipeline.model.blame import own_fault
 from rhei_pipeline.model.ownership import SourceIdentity
 from rhei_pipeline.model.reports import Finding, Severity
@@ -16,6 +18,7 @@ from rhei_pipeline.sources import polling_validate
 from rhei_pipeline.sources.polling_progress import unseen
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sources.sqlite.polling.source import SqlitePollingSource
+from rhei_pipeline.sources.sqlite.triggers import abandoned_logs
 from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource, unacknowledged
 from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
 from rhei_pipeline.wiring.discovery import declared_tables
@@ -115,9 +118,40 @@ def validate(settings: Settings) -> list[Finding]:
     try:
         registry = known_tables(settings)
         names = [declared.name for declared in declared_tables(settings, database, registry)]
-        return [*_validate(settings, database, names), *_validate_registry(registry, names)]
+        return [
+            *_validate(settings, database, names),
+            *_validate_registry(registry, names),
+            *_abandoned_logs(settings, database),
+        ]
     finally:
         database.close()
+
+
+def unread_logs(settings: Settings) -> list[Finding]:
+    """Return the logs in the source that no mirror reads any more; changes nothing."""
+    if not isinstance(settings.source, SqliteSettings):
+        return []
+    database = open_database(settings)
+    try:
+        return list(_abandoned_logs(settings, database))
+    finally:
+        database.close()
+
+
+def _abandoned_logs(settings: Settings, database: SourceDatabase) -> Iterator[Finding]:
+    if isinstance(database, SqliteDatabase):
+        reader = _reader_of(settings) if settings.capture_method == "trigger" else None
+        with database.reader() as connection:
+            yield from abandoned_logs.findings(connection, reader)
+
+
+def _reader_of(settings: Settings) -> str | None:
+    """Return the name by which the source knows this pipeline; None where nothing was synced."""
+    buffer = settings.capture.buffer
+    with suppress(RheiError):  # a damaged buffer is named by whoever needs what it holds
+        buffered = None if buffer is None else unapplied_events(buffer.path)
+        return buffered[0] if buffered else mirror_id_of(settings.registry.path)
+    return None
 
 
 def _validate(settings: Settings, database: SourceDatabase, names: Sequence[str]) -> list[Finding]:

@@ -14,9 +14,10 @@ from rhei_pipeline.model.schema import TableSchema
 from rhei_pipeline.sources.sqlite.triggers.ddl import CONTINUED, key_places, log_table, value_places
 from rhei_pipeline.sql.text import quote
 
-_LOGS = "_rhei_logs"
+#: Which logs there are of which tables.
+LOGS = "_rhei_logs"
 _TABLE = (
-    f"create table if not exists {_LOGS}(tbl text not null collate nocase, first integer not null,"
+    f"create table if not exists {LOGS}(tbl text not null collate nocase, first integer not null,"
     " retired text, shape text not null, primary key(tbl, first)) without rowid"
 )
 
@@ -69,7 +70,7 @@ class TriggerLog:
 def find_logs(connection: sqlite3.Connection, table: str) -> list[TriggerLog]:
     """Return the logs of a table that are still there, the one written into last."""
     current = log_table(table) if exists(connection, log_table(table)) else None
-    noted = _noted(connection, " where tbl = ?", table) if exists(connection, _LOGS) else []
+    noted = _noted(connection, " where tbl = ?", table) if exists(connection, LOGS) else []
     return _in_order(noted, current)
 
 
@@ -85,7 +86,7 @@ def all_logs(connection: sqlite3.Connection) -> dict[bytes, list[TriggerLog]]:
     standing = {name for (name,) in rows}
     current = {folded(name.removeprefix(own)): name for name in standing if name.startswith(own)}
     noted: dict[bytes, list[_Noted]] = {}
-    for row in _noted(connection) if _LOGS in standing else ():
+    for row in _noted(connection) if LOGS in standing else ():
         if row[2] is None or row[2] in standing:
             noted.setdefault(folded(row[0]), []).append(row)
     found = {n: _in_order(noted.get(n, []), current.get(n)) for n in {*noted, *current}}
@@ -109,9 +110,9 @@ def _in_order(noted: Sequence[_Noted], current: str | None) -> list[TriggerLog]:
 
 def tables_with_retired_logs(connection: sqlite3.Connection) -> list[str]:
     """Return the tables that have logs nobody writes into any more."""
-    if not exists(connection, _LOGS):
+    if not exists(connection, LOGS):
         return []
-    rows = connection.execute(f"select distinct tbl from {_LOGS} where retired is not null")
+    rows = connection.execute(f"select distinct tbl from {LOGS} where retired is not null")
     return [name for (name,) in rows]
 
 
@@ -134,7 +135,7 @@ def retire(connection: sqlite3.Connection, table: str, known: TableSchema | None
     """
     connection.execute(_TABLE)
     log = next((log for log in find_logs(connection, table) if not log.retired), None)
-    connection.execute(f"delete from {_LOGS} where tbl = ? and retired is null", (table,))
+    connection.execute(f"delete from {LOGS} where tbl = ? and retired is null", (table,))
     if log is None:
         return
     newest = newest_entry(connection, log.name)
@@ -147,19 +148,19 @@ def retire(connection: sqlite3.Connection, table: str, known: TableSchema | None
     # called; and logs of one table never end at the same entry.
     name = f"_rhei_retired_{newest}_{table}"
     connection.execute(f"alter table {quote(log.name)} rename to {quote(name)}")
-    connection.execute(f"insert into {_LOGS} values(?, ?, ?, ?)", (table, log.first, name, shape))
+    connection.execute(f"insert into {LOGS} values(?, ?, ?, ?)", (table, log.first, name, shape))
 
 
 def note_log(connection: sqlite3.Connection, schema: TableSchema, first: int) -> None:
     """Note that a table's log was made, for which shape, and with which entry it begins."""
     shape = json.dumps(schema.to_json())
-    connection.execute(f"insert into {_LOGS} values(?, ?, null, ?)", (schema.name, first, shape))
+    connection.execute(f"insert into {LOGS} values(?, ?, null, ?)", (schema.name, first, shape))
 
 
 def drop_retired(connection: sqlite3.Connection, log: TriggerLog) -> None:
     """Drop a retired log, in a writing transaction."""
     connection.execute(f"drop table if exists {quote(log.name)}")
-    connection.execute(f"delete from {_LOGS} where retired = ?", (log.name,))
+    connection.execute(f"delete from {LOGS} where retired = ?", (log.name,))
 
 
 def exists(connection: sqlite3.Connection, table: str) -> bool:
@@ -172,6 +173,6 @@ def exists(connection: sqlite3.Connection, table: str) -> bool:
 
 def _noted(connection: sqlite3.Connection, where: str = "", *bound: str) -> list[_Noted]:
     rows = connection.execute(
-        f"select tbl, first, retired, shape from {_LOGS}{where} order by tbl, first", bound
+        f"select tbl, first, retired, shape from {LOGS}{where} order by tbl, first", bound
     )
     return rows.fetchall()

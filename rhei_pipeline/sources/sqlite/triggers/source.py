@@ -19,6 +19,7 @@ from rhei_pipeline.sources.acknowledged import Acknowledged
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable, in_given_types, read_table
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sources.sqlite.triggers import capture_format, log_chain, schema_watch, trial
+from rhei_pipeline.sources.sqlite.triggers.abandoned_logs import FORGET_MIRROR_AFTER
 from rhei_pipeline.sources.sqlite.triggers.ddl import (
     CLOCK,
     capture_sql,
@@ -35,8 +36,6 @@ from rhei_pipeline.sql.text import literal, quote
 
 #: Rows of a log deleted in one transaction: a few milliseconds of the writer's lock.
 PRUNE_ROWS = 5_000
-#: A mirror unseen for so long no longer holds the log back; it re-syncs when it comes back.
-FORGET_MIRROR_AFTER = timedelta(days=7)
 
 _CONSUMERS = (
     "create table if not exists _rhei_consumer("
