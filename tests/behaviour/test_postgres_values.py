@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rhei_pipeline.cli.main import app
+from rhei_pipeline.errors import QueryError
 from rhei_pipeline.sources.postgres.logical import pgoutput
 from tests.fix_postgres import PostgresWorld
 
@@ -385,3 +386,29 @@ def test_rows_whose_keys_are_such_days_become_dead_letters_and_are_mended(
     assert set(world.htap.verify("t").tables["t"].samples["missing"]) == {
         json.dumps({"d": day}) for day in days
     }
+
+
+def test_a_computed_infinite_date_is_answered_or_refused_with_a_way_out(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    world = make_postgres(storage="parquet")
+    world.run(
+        "create table t(id int primary key, d date, tz timestamptz)",
+        "insert into t values (1, 'infinity', '-infinity'), (2, '2024-01-01', '2024-01-01Z')",
+    )
+    world.htap.sync_now()
+    for column, asked in (
+        ("d", "cast(d as varchar)"),
+        ("tz", "cast(tz as varchar)"),
+        ("d", "date_trunc('month', d)"),
+        ("d", "d + interval '1 day'"),
+    ):
+        query = f"select {asked} as s from t"
+        with pytest.raises(QueryError, match="infinite or beyond its calendar") as refused:
+            world.htap.query(query, hint="olap")
+        assert "2147483647" not in str(refused.value)
+        assert "9223372036854775807" not in str(refused.value)
+        assert world.htap.query(query).num_rows == 2
+        way = str(refused.value).partition("'between ")[2].removesuffix("')")
+        kept = world.htap.query(f"{query} where {column} between {way}", hint="olap")
+        assert kept.num_rows == 1

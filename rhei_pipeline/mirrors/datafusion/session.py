@@ -260,6 +260,13 @@ class ReadingSession:
 _OF_VALUES = re.compile(r"(Cast|Parser|Compute|Arithmetic overflow|Invalid argument) error")
 
 
+#: What it says of dates and times, as infinite ones, that it can compare but not compute with.
+_BEYOND_CALENDAR = re.compile(
+    r"Failed to convert .* to (temporal|datetime) for|Cannot convert .* to datetime"
+    r"|converted value exceeds the representable|Timestamp .*out of range|Date arithmetic overflow"
+)
+
+
 class _MemoryLimitError(MirrorError):
     """The engine has no memory left for a query."""
 
@@ -280,6 +287,13 @@ def _translated(call: Callable[[], _Result]) -> _Result:
                 hint="make the query smaller, or raise mirror.memory_limit",
             ) from error
         told = _what_it_says(error)
+        if _BEYOND_CALENDAR.search(told):
+            raise QueryError(
+                "DataFusion cannot compute with a date or time that is infinite or beyond its "
+                "calendar",
+                hint="ask without the hint 'olap': the source then answers; or leave such rows out "
+                "with 'between date '1700-01-01' and date '2200-01-01''",
+            ) from error
         if _OF_VALUES.search(told):
             told = without_values(told)
         raise QueryError(
