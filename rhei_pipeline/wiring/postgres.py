@@ -13,6 +13,7 @@ from rhei_pipeline.sources.postgres.logical import validate
 from rhei_pipeline.sources.postgres.logical.slots import drop_elsewhere
 from rhei_pipeline.sources.postgres.logical.source import LogicalSource, unconfirmed
 from rhei_pipeline.sources.postgres.polling.source import PostgresPollingSource
+from rhei_pipeline.sources.postgres.triggers import abandoned_logs
 from rhei_pipeline.sources.postgres.triggers.source import PostgresTriggerSource, unacknowledged
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "open_database",
     "open_source",
     "unread",
+    "unread_logs",
 ]
 
 
@@ -94,3 +96,9 @@ def findings(
         settings.capture.publication,
         streaming=settings.capture.streaming,
     )
+
+
+def unread_logs(database: PostgresDatabase, reader: str | None) -> list[Finding]:
+    """Return the logs of triggers that no mirror reads any more; changes nothing."""
+    with database.translated(), closing(database.connect()) as connection:
+        return list(abandoned_logs.findings(connection, reader))

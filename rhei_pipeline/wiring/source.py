@@ -129,7 +129,7 @@ def validate(settings: Settings) -> list[Finding]:
 
 def unread_logs(settings: Settings) -> list[Finding]:
     """Return the logs in the source that no mirror reads any more; changes nothing."""
-    if not isinstance(settings.source, SqliteSettings):
+    if not isinstance(settings.source, SqliteSettings) and settings.capture_method != "trigger":
         return []
     database = open_database(settings)
     try:
@@ -139,10 +139,14 @@ def unread_logs(settings: Settings) -> list[Finding]:
 
 
 def _abandoned_logs(settings: Settings, database: SourceDatabase) -> Iterator[Finding]:
+    reader = _reader_of(settings) if settings.capture_method == "trigger" else None
     if isinstance(database, SqliteDatabase):
-        reader = _reader_of(settings) if settings.capture_method == "trigger" else None
         with database.reader() as connection:
             yield from abandoned_logs.findings(connection, reader)
+    elif settings.capture_method == "trigger":
+        with needs_extra("postgres", _POSTGRES):
+            from rhei_pipeline.wiring import postgres
+        yield from postgres.unread_logs(postgres.of_postgres(database), reader)
 
 
 def _reader_of(settings: Settings) -> str | None:

@@ -157,7 +157,7 @@ class StoredColumn:
 
 def table_names(connection: Connection) -> list[str]:
     """Return the names of all ordinary tables that have a primary key."""
-    return [_name(*row) for row in connection.execute(_TABLES)]
+    return [shown_name(*row) for row in connection.execute(_TABLES)]
 
 
 def other_names(connection: Connection) -> dict[str, str]:
@@ -166,7 +166,7 @@ def other_names(connection: Connection) -> dict[str, str]:
     Partitions are mirrored with their partitioned table, and left out here.
     """
     return {
-        _name(namespace, relation): f"it is a {_KINDS[kind]}"
+        shown_name(namespace, relation): f"it is a {_KINDS[kind]}"
         if kind in _KINDS
         else "the server does not log it"
         if persistence != "p"
@@ -187,7 +187,7 @@ def read_table(
             replica identity that does not identify rows; the hint says what to do.
     """
     namespace, relation = _parts(connection, name)
-    shown = _name(namespace, relation)
+    shown = shown_name(namespace, relation)
     _refuse_own(namespace, shown)
     oid, identity = _ordinary_table(connection, namespace, relation, reread=reread)
     # Read first: what changes while the columns are read has the marks be others next time.
@@ -249,7 +249,8 @@ def declaration(kind: pa.DataType) -> str:
     raise SchemaError(f"PostgreSQL has no column of type {kind}")
 
 
-def _name(namespace: str, relation: str) -> str:
+def shown_name(namespace: str, relation: str) -> str:
+    """Return a table's name in settings and reports."""
     if namespace == DEFAULT_NAMESPACE and "." not in relation:
         return relation
     return f"{namespace}.{relation}"
@@ -283,25 +284,25 @@ def _ordinary_table(
 ) -> tuple[int, str]:
     found = connection.execute(_RELATION, (namespace, relation)).fetchone()
     if found is None:
-        raise SchemaError("no such table in the source", table=_name(namespace, relation))
+        raise SchemaError("no such table in the source", table=shown_name(namespace, relation))
     oid, kind, persistence, identity, hides_rows, has_heirs = found
     if kind not in {"r", "p"} or persistence not in ({"p", "u"} if reread else {"p"}):
         what = _KINDS.get(kind, "table that PostgreSQL does not log")
         raise SchemaError(
             f"it is a {what}, and only ordinary tables can be captured",
-            table=_name(namespace, relation),
+            table=shown_name(namespace, relation),
             hint="mirror the tables it is made from, or make it a logged table",
         )
     if hides_rows:
         raise HiddenRowsError(
             "row security hides rows from this user",
-            table=_name(namespace, relation),
+            table=shown_name(namespace, relation),
             hint="run 'alter role <user> bypassrls', or connect as a user without such a policy",
         )
     if has_heirs:
         raise HiddenRowsError(
             "tables inherit from it, and no key distinguishes its rows from theirs",
-            table=_name(namespace, relation),
+            table=shown_name(namespace, relation),
             hint="mirror those tables by their own names and leave this one out of 'tables', or"
             " make it a partitioned table",
         )
