@@ -8,8 +8,8 @@ A way out is known by its text, with `{}` for what is filled in.
 FOLLOWED = {
     "add '--keep-as NAME' to keep the history under another name, or '--discard-history'": "tests/behaviour/test_past.py::test_history_is_dropped_only_when_it_is_said",
     "add one and run 'alter table ... replica identity default', or name a unique key without nulls as 'primary_key' and run 'alter table ... replica identity full'": "tests/behaviour/test_ways_out.py::test_the_log_of_a_table_that_lost_its_key_needs_no_step_that_is_not_named_at_first",
-    "ask without the hint 'olap': the source then answers; or leave such rows out with 'between date '1700-01-01' and date '2200-01-01''": "tests/behaviour/test_postgres_values.py::test_a_computed_infinite_date_is_answered_or_refused_with_a_way_out",
     "another process holds a long write transaction; it is tried again": "tests/behaviour/test_bad_input.py::test_a_locked_source_is_told_and_nothing_is_lost",
+    "ask without the hint 'olap': the source then answers; or leave such rows out with 'between date '1700-01-01' and date '2200-01-01''": "tests/behaviour/test_postgres_values.py::test_a_computed_infinite_date_is_answered_or_refused_with_a_way_out",
     "correct mirror.path, or move {} away, with '{}.wal' if it exists": "tests/behaviour/test_ways_out.py::test_what_stands_in_the_way_is_moved_and_the_next_sync_goes_on",
     "create a unique index over these columns and declare them not null": "tests/behaviour/test_keyless_rows.py::test_a_chosen_key_that_may_be_null_is_refused_and_its_way_out_works",
     "create it with your application first, or correct source.path": "tests/behaviour/test_ways_out.py::test_what_stands_in_the_way_is_moved_and_the_next_sync_goes_on",
@@ -99,6 +99,7 @@ NOT_YET_FOLLOWED = {
     "give it one",
     "give its length as a number, or write 'range' and 'generate_series' in FROM",
     "give its path with --config, or create one with 'rhei init'",
+    "give one for each %s",
     "give one, such as UTC",
     "give the server's own address as 'source.direct_dsn', or remove 'capture.streaming'",
     "give this pipeline a mirror.path of its own; if it was renamed, run 'rhei adopt'",

@@ -159,21 +159,23 @@ def test_slow_readers_take_bounded_memory(server: FlightSqlServer, world: World)
     sql = b"select a.*, b.status as s from orders a cross join orders b"
     ticket = flight.Ticket(pack("TicketStatementQuery", [(1, encode([(2, sql)]))]))
     before = held_bytes()
-    with flight.FlightClient(f"grpc://127.0.0.1:{server.port}") as client:
-        with ThreadPoolExecutor(20) as pool:
-            readers = list(pool.map(lambda _: client.do_get(ticket), range(20)))
-            try:
-                assert all(chunk.data.num_rows for chunk in pool.map(next_chunk, readers))
-                point = pack(
-                    "TicketStatementQuery",
-                    [(1, encode([(2, b"select id from orders where id = 2")]))],
-                )
-                assert client.do_get(flight.Ticket(point)).read_all().num_rows == 1
-                # Twenty answers whole would take over twenty gigabytes.
-                assert held_bytes() - before < 2**31
-            finally:
-                for reader in readers:
-                    reader.cancel()
+    with (
+        flight.FlightClient(f"grpc://127.0.0.1:{server.port}") as client,
+        ThreadPoolExecutor(20) as pool,
+    ):
+        readers = list(pool.map(lambda _: client.do_get(ticket), range(20)))
+        try:
+            assert all(chunk.data.num_rows for chunk in pool.map(next_chunk, readers))
+            point = pack(
+                "TicketStatementQuery",
+                [(1, encode([(2, b"select id from orders where id = 2")]))],
+            )
+            assert client.do_get(flight.Ticket(point)).read_all().num_rows == 1
+            # Twenty answers whole would take over twenty gigabytes.
+            assert held_bytes() - before < 2**31
+        finally:
+            for reader in readers:
+                reader.cancel()
 
 
 def next_chunk(reader: flight.FlightStreamReader) -> flight.FlightStreamChunk:

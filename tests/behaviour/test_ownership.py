@@ -238,9 +238,7 @@ def rewrite_manifest(world: World, change: Callable[[dict[str, Any]], object]) -
 def test_files_of_a_newer_format_are_refused_by_name(make_world: MakeWorld, storage: str) -> None:
     world = mirrored(make_world, storage=storage)
     rewrite_manifest(world, lambda form: form.update(format=99))
-    with pytest.raises(
-        MirrorError, match=r"mirror '.*' has format 99, and this version knows \d"
-    ):
+    with pytest.raises(MirrorError, match=r"mirror '.*' has format 99, and this version knows \d"):
         world.htap  # noqa: B018
 
 

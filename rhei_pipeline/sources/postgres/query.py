@@ -58,7 +58,7 @@ class Reader:
         begun: Begun | None,
     ) -> pa.Table:
         """Run one reading statement and return its answer."""
-        statement = reading_statement(sql, has_parameters=bool(params))
+        statement = reading_statement(sql, parameters=len(params))
         asked = _Asked(statement, params, columns, Cancel.given(begun))
         with ExitStack() as held:
             _, found = self._tried(asked, held, lambda lent: self._whole(asked, lent))
@@ -82,7 +82,7 @@ class Reader:
         begun: Begun | None,
     ) -> Streamed | None:
         """Run one reading statement and return its answer in batches; None where none is due."""
-        statement = reading_statement(sql, has_parameters=bool(params))
+        statement = reading_statement(sql, parameters=len(params))
         if not statement.is_fetched:
             return None
         asked = _Asked(statement, params, columns, Cancel.given(begun))

@@ -126,17 +126,17 @@ class Statement:
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def reading_statement(sql: str, *, has_parameters: bool = False) -> Statement:
+def reading_statement(sql: str, *, parameters: int = 0) -> Statement:
     """Return the one reading statement that a text is.
 
     Args:
         sql: As the caller gave it.
-        has_parameters: Whether its placeholders are `%s`; without any, a `%` is an operator.
+        parameters: How many it is given for its `%s`; without any, a `%` is an operator.
 
     Raises:
         QueryError: It is something else; names what, and the way out.
     """
-    text = _numbered(sql) if has_parameters else sql
+    text = _numbered(sql, parameters) if parameters else sql
     found = _parsed(text)
     if len(found) != 1:
         many = f"this is {len(found)}" if found else "this is none"
@@ -194,7 +194,7 @@ def _deeply_loaded(written: str) -> Any:  # noqa: ANN401  (any JSON)
     return root[0]
 
 
-def _numbered(sql: str) -> str:
+def _numbered(sql: str, parameters: int) -> str:
     """Write `$1`, `$2` for psycopg's `%s`, which stands for a parameter wherever it is written."""
     place = 0
 
@@ -210,7 +210,13 @@ def _numbered(sql: str) -> str:
         place += 1
         return f"${place}"
 
-    return _PLACEHOLDER.sub(numbered, sql)
+    text = _PLACEHOLDER.sub(numbered, sql)
+    if place != parameters:
+        raise QueryError(
+            f"the statement takes {place} parameters, and is given {parameters}",
+            hint="give one for each %s",
+        )
+    return text
 
 
 def _refuse_options(explain: dict[str, Any]) -> None:
