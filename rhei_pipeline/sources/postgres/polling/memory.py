@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.polling import Horizon
+from rhei_pipeline.model.schema import Table
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -12,6 +16,7 @@ class Window:
         proof: The position's.
         low, least: As in `Horizon`.
         read: The transactions whose rows from there on were read.
+        xid: The number of the server's next transaction when they were read.
         clock: The source's clock then. state: The source's state; while it is the same, nothing
         was committed since.
     """
@@ -20,6 +25,7 @@ class Window:
     low: int | None
     least: str | None
     read: tuple[str, ...]
+    xid: int
     clock: int
     state: str
 
@@ -30,6 +36,8 @@ class PostgresPollMemory:
 
     Attributes:
         floors: New positions are above these.
+        parsed: What a position's proof says, and by which column.
+        asked: The position behind which a table was looked at last.
         windows: Where the next poll begins.
         witnessed: The newest row of this proof existed in this state of the source.
         audited: The clock of the last rescan, and the source's state then.
@@ -39,6 +47,8 @@ class PostgresPollMemory:
     """
 
     floors: dict[str, int] = field(default_factory=dict)
+    parsed: dict[str, tuple[str, str, Horizon | None]] = field(default_factory=dict)
+    asked: dict[str, tuple[Table, Position]] = field(default_factory=dict)
     windows: dict[str, Window] = field(default_factory=dict)
     witnessed: dict[str, tuple[str, str]] = field(default_factory=dict)
     audited: dict[str, tuple[int, str]] = field(default_factory=dict)

@@ -7,7 +7,7 @@ recognized by the xid of their transaction, which becomes visible as a whole or 
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +19,7 @@ from rhei_pipeline.model.schema import Table, TableSchema
 from rhei_pipeline.protocols import Rescan
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.identity import refuse_rewritten
+from rhei_pipeline.sources.postgres.polling.answers import Answers
 from rhei_pipeline.sources.postgres.polling.horizon import HorizonReading
 from rhei_pipeline.sources.postgres.polling.memory import PostgresPollMemory, Window
 from rhei_pipeline.sources.postgres.polling.table import PostgresPoll, PostgresPolledTable, unread
@@ -28,6 +29,8 @@ _log = logging.getLogger(__name__)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: So many transactions a position names; more of them it only tells by a digest.
 _NAMED = 64
+#: Fewer tables are not asked about together.
+_WORTH_ASKING = 2
 #: Numbers of transactions in rows return after twice as many.
 _XIDS = 2**31
 
@@ -78,6 +81,8 @@ class PostgresPollingSnapshot:
         version: Callable[[], int],
     ) -> None:
         self._connection = connection
+        self._answers = Answers(connection)
+        self._asked_ahead: set[object] = set()
         self._polls = polls
         self._memory = memory
         self._reading = reading
@@ -96,7 +101,9 @@ class PostgresPollingSnapshot:
     def _table(self, table: Table) -> PostgresPolledTable:
         if table.name not in self._tables:
             poll = self._polls(table.name)
-            self._tables[table.name] = PostgresPolledTable(self._connection, poll, self._now)
+            self._tables[table.name] = PostgresPolledTable(
+                self._connection, self._answers, poll, self._now
+            )
         return self._tables[table.name]
 
     def head(self, table: Table) -> Position:
@@ -152,7 +159,7 @@ class PostgresPollingSnapshot:
             doubted=bool(self.doubt(table) or (known and known.doubted and not lately)),
         )
         self._memory.windows[table.name] = Window(
-            horizon.text(), low, least, read, self._now, self._state
+            horizon.text(), low, least, read, self._xid, self._now, self._state
         )
         return horizon
 
@@ -191,6 +198,7 @@ class PostgresPollingSnapshot:
         """Return whether the newest row read before exists, with the same or a newer timestamp."""
         place = (position.proof, self._state)
         if self._memory.witnessed.get(table.name) != place:
+            self._look_ahead(self._ask_for_witnesses)
             known = self._known(table, position)
             if known is not None and not self._table(table).has_newest(known):
                 return False
@@ -276,7 +284,12 @@ class PostgresPollingSnapshot:
         self._memory.note(table.name, position.order)
 
     def _known(self, table: Table, position: Position) -> Horizon | None:
-        return Horizon.read(position.proof, self._polls(table.name).options.updated_at)
+        column = self._polls(table.name).options.updated_at
+        proof, by, known = self._memory.parsed.get(table.name, (None, None, None))
+        if (proof, by) != (position.proof, column):
+            known = Horizon.read(position.proof, column)
+            self._memory.parsed[table.name] = position.proof, column, known
+        return known
 
     def _is_idle(self, table: Table, position: Position) -> bool:
         """Return whether the source is in the state in which nothing was pending there."""
@@ -289,42 +302,129 @@ class PostgresPollingSnapshot:
             return _Look()
         place = (table.name, after.proof)
         if place not in self._looks:
+            self._look_ahead(self._ask_for_changes)
             self._looks[place] = self._look_behind(table, after)
+            self._memory.asked[table.name] = (table, after)
         return self._looks[place]
+
+    def _look_ahead(self, ask: Callable[[Collection[tuple[Table, Position]]], None]) -> None:
+        """Ask a question of all tables that were looked at before, once in a snapshot.
+
+        In most cycles most tables have no changes. If a table fails, all are forgotten: each is
+        then read alone, and only those that can be are asked about the next time.
+        """
+        asked = [place for place in self._memory.asked.values() if not self._is_idle(*place)]
+        if ask in self._asked_ahead or len(asked) < _WORTH_ASKING:
+            return
+        self._asked_ahead.add(ask)
+        before, self._memory.asked = self._memory.asked, {}
+        with self._answers.ahead():
+            ask(asked)
+            self._memory.asked = before
+
+    def _ask_forms(self, asked: Collection[tuple[Table, Position]]) -> None:
+        """Ask what the other questions are made of."""
+        self._answers.ask(sql for table, _ in asked for sql in self._table(table).form_questions())
+
+    def _ask_for_witnesses(self, asked: Collection[tuple[Table, Position]]) -> None:
+        self._answers.ask(
+            sql
+            for table, after in asked
+            if (known := self._known(table, after))
+            and self._memory.witnessed.get(table.name) != (after.proof, self._state)
+            for sql in self._table(table).newest_questions(known)
+        )
+
+    def _ask_for_changes(self, asked: Collection[tuple[Table, Position]]) -> None:
+        self._ask_forms(asked)
+        looks = [
+            (table, after, known, self._table(table), behind[0])
+            for table, after in asked
+            if (known := self._known(table, after)) and (behind := self._behind(table, after))
+        ]
+        self._answers.ask(
+            sql
+            for _, _, _, polled, condition in looks
+            for sql in polled.questions_behind(condition)
+        )
+        quiet = [look for look in looks if not look[3].count(look[4])]
+        self._answers.ask(
+            polled.newest_stamp_sql()
+            for table, _, _, polled, _ in quiet
+            if self.doubt(table) is not None
+        )
+        begins = [(look, self._next_begin(look[0], look[2])) for look in quiet]
+        self._answers.ask(
+            [
+                polled.versions_sql(polled.within(*begin))
+                for (table, after, _, polled, _), begin in begins
+                if self._read_before(table, after, *begin) is None
+            ],
+            columns=2,
+        )
 
     def _look_behind(self, table: Table, after: Position) -> _Look:
         polled, known = self._table(table), self._known(table, after)
         touched = tuple(self._memory.touched.get(table.name, ()))
         if known is None:
             return _Look("true", polled.count("true"), touched)
-        window = self._memory.windows.get(table.name)
-        if window is not None and window.proof == after.proof:
-            within = polled.within(window.low, window.least)
-            condition, since = f"{within} and {unread(window.read)}", window.clock
-        else:
-            condition, since = self._unseen(polled, known), known.clock
+        behind = self._behind(table, after)
+        if behind is None:
+            within = polled.within(known.low, known.least)
+            is_same = polled.versions(within)[0] == known.seen
+            behind = "false" if is_same else within, known.clock
+        condition, since = behind
         rows = polled.count(condition) if condition != "false" else 0
         if not rows:
             self._move_window(table, after, known)
         return _Look(condition, rows, touched, since)
 
-    def _unseen(self, polled: PostgresPolledTable, known: Horizon) -> str:
-        """Return SQL that selects what was written since, as far as the position alone shows."""
+    def _behind(self, table: Table, after: Position) -> tuple[str, int] | None:
+        """Return SQL that selects what was written since a position, and the clock then.
+
+        None if only a digest shows whether anything was.
+        """
+        polled, known = self._table(table), self._known(table, after)
+        window = self._memory.windows.get(table.name)
+        if window is not None and window.proof == after.proof:
+            within = polled.within(window.low, window.least)
+            return f"{within} and {unread(window.read)}", window.clock
+        if known is None or known.writers is None or self._xid - known.xid >= _XIDS:
+            return None
         within = polled.within(known.low, known.least)
-        if known.writers is not None and self._xid - known.xid < _XIDS:
-            return f"{within} and {unread(known.writers)}"
-        return "false" if polled.versions(within)[0] == known.seen else within
+        return f"{within} and {unread(known.writers)}", known.clock
 
     def _move_window(self, table: Table, after: Position, known: Horizon) -> None:
-        """Let the next poll begin at this snapshot's horizon: the mirror has all it shows.
+        """Let the next poll begin at this snapshot's horizon: the mirror has all it shows."""
+        low, least = self._next_begin(table, known)
+        former, polled = self._read_before(table, after, low, least), self._table(table)
+        read, xid = (former.read, former.xid) if former else ((), self._xid)
+        if former is None:
+            _, read = polled.versions(polled.within(low, least))
+        self._memory.windows[table.name] = Window(
+            after.proof, low, least, read, xid, self._now, self._state
+        )
+
+    def _read_before(
+        self, table: Table, after: Position, low: int | None, least: str | None
+    ) -> Window | None:
+        """Return the last window if its transactions wrote all that is in the next one as well.
+
+        They did if nothing else is in it, and the next one begins no earlier.
+        """
+        window = self._memory.windows.get(table.name)
+        if window is None or window.proof != after.proof or window.least != least:
+            return None
+        is_later = None not in (low, window.low) and (low or 0) >= (window.low or 0)
+        is_alike = self._table(table).poll.stamp.family.is_written_alike
+        is_short = len(window.read) <= _NAMED and self._xid - window.xid < _XIDS
+        return window if is_later and is_alike and is_short else None
+
+    def _next_begin(self, table: Table, known: Horizon) -> tuple[int | None, str | None]:
+        """Return where the next poll begins if nothing is pending.
 
         A doubt that the position does not record must not move it: it would be lost.
         """
-        low, least = known.low, known.least
         if known.doubted or self.doubt(table) is None:
-            low, least = self._begin(table, known)
-        polled = self._table(table)
-        _, read = polled.versions(polled.within(low, least))
-        self._memory.windows[table.name] = Window(
-            after.proof, low, least, read, self._now, self._state
-        )
+            return self._begin(table, known)
+        return known.low, known.least

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from rhei_pipeline.model.changes import CHANGED_AT, LIVE, SEQUENCE, ChangeBatch, event_schema
 from rhei_pipeline.model.polling import Clock, Horizon, PollOptions, Stamp
 from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qualified
+from rhei_pipeline.sources.postgres.polling.answers import Answers
 from rhei_pipeline.sources.postgres.polling.timestamps import StampColumn
 from rhei_pipeline.sources.postgres.rows import (
     PostgresRowReader,
@@ -56,8 +57,11 @@ class PostgresPoll:
 class PostgresPolledTable:
     """A table as the transaction of `connection` sees it; `now` is its clock, in microseconds."""
 
-    def __init__(self, connection: Connection, poll: PostgresPoll, now: int) -> None:
+    def __init__(
+        self, connection: Connection, answers: Answers, poll: PostgresPoll, now: int
+    ) -> None:
         self._connection = connection
+        self._answers = answers
         self.poll = poll
         self._now = now
         self._clock = _EPOCH + timedelta(microseconds=now)
@@ -89,16 +93,24 @@ class PostgresPolledTable:
 
     def count(self, condition: str) -> int:
         """Count rows, including those marked as deleted."""
-        return int(self._row(f"select count(*) from {self.poll.table} where {condition}")[0])
+        return int(self._row(self.count_sql(condition))[0])
+
+    def count_sql(self, condition: str) -> str:
+        """Return the question that `count` asks."""
+        return f"select count(*) from {self.poll.table} where {condition}"
 
     def versions(self, condition: str) -> tuple[str, tuple[str, ...]]:
         """Return a digest of the row versions there, and the transactions that wrote them."""
-        digest, read = self._row(
+        digest, read = self._row(self.versions_sql(condition))
+        return digest, tuple(read or ())
+
+    def versions_sql(self, condition: str) -> str:
+        """Return the question that `versions` asks; its answer has two columns."""
+        return (
             "select count(*) || ':' || coalesce(sum(hashtextextended("
             "tableoid::text || ctid::text || xmin::text, 0)::numeric), 0),"
             f" array_agg(distinct xmin::text) from {self.poll.table} where {condition}"
         )
-        return digest, tuple(read or ())
 
     def newest(self) -> tuple[str, ...] | None:
         """Return timestamp and key of a row with the newest timestamp the clock has reached."""
@@ -114,17 +126,24 @@ class PostgresPolledTable:
 
     def newest_stamp(self) -> str | None:
         """Return the newest timestamp that the clock has reached."""
-        condition = f"{self.poll.stamp.sql} <= {self._ahead}" if self._ahead else "true"
-        return self._extreme("max", condition)
+        found: str | None = self._row(self.newest_stamp_sql())[0]
+        return found
+
+    def newest_stamp_sql(self) -> str:
+        """Return the question that `newest_stamp` asks."""
+        reached = f"{self.poll.stamp.sql} <= {self._ahead}" if self._ahead else "true"
+        return self._extreme_sql("max", reached)
 
     def has_newest(self, known: Horizon) -> bool:
         """Return whether the newest known row exists, with the same or a newer timestamp."""
-        if known.newest is None:
-            return True
+        return known.newest is None or bool(self._row(self._has_newest_sql(known))[0])
+
+    def _has_newest_sql(self, known: Horizon) -> str:
         poll = self.poll
         pairs = zip(poll.source.schema.primary_key, known.key, strict=True)
         same = " and ".join(f"{quote(name)} = {bare_literal(value)}" for name, value in pairs)
-        return self._has(f"{same} and {poll.stamp.sql} >= {bare_literal(known.newest)}")
+        newer = f"{poll.stamp.sql} >= {bare_literal(known.newest)}"
+        return self._has_sql(f"{same} and {newer}")
 
     def oldest(self, condition: str) -> datetime:
         """Return the oldest timestamp there as an instant; now if there is none."""
@@ -178,9 +197,30 @@ class PostgresPolledTable:
             return f"{name} is stamped by the application's clock"
         if not poll.stamp.family.is_written_alike and not self._is_of_one_form():
             return f"{name} holds values of unknown or several forms"
-        if self._ahead and self._has(f"{poll.stamp.sql} > {self._ahead}"):
+        if self._ahead and self._row(self._is_ahead_sql())[0]:
             return f"{name} lies ahead of the database's clock"
         return poll.stamp.doubt(self._form)
+
+    def form_questions(self) -> Iterator[str]:
+        """Yield the questions whose answers show the form of the timestamps."""
+        if not self.poll.stamp.family.is_written_alike:
+            yield self._extreme_sql("max")
+            if self.poll.options.clock is not Clock.APPLICATION:
+                yield self._extreme_sql("min")
+
+    def newest_questions(self, known: Horizon) -> Iterator[str]:
+        """Yield the question that `has_newest` asks."""
+        if known.newest is not None:
+            yield self._has_newest_sql(known)
+
+    def questions_behind(self, condition: str) -> Iterator[str]:
+        """Yield what a poll behind a position asks once the form is known."""
+        yield self.count_sql(condition)
+        if self._ahead and self.poll.options.clock is not Clock.APPLICATION:
+            yield self._is_ahead_sql()
+
+    def _is_ahead_sql(self) -> str:
+        return self._has_sql(f"{self.poll.stamp.sql} > {self._ahead}")
 
     def _is_of_one_form(self) -> bool:
         oldest = self._extreme("min")
@@ -202,21 +242,19 @@ class PostgresPolledTable:
     def _bound(self, micros: int) -> str | None:
         return self.poll.stamp.bound(micros, self._form)
 
-    def _extreme(self, which: str, condition: str = "true") -> str | None:
-        stamp, table = self.poll.stamp.sql, self.poll.table
-        found: str | None = self._row(
-            f"select {which}({stamp})::text from {table} where {condition}"
-        )[0]
+    def _extreme(self, which: str) -> str | None:
+        found: str | None = self._row(self._extreme_sql(which))[0]
         return found
 
-    def _has(self, condition: str) -> bool:
-        return bool(
-            self._row(f"select exists (select from {self.poll.table} where {condition})")[0]
-        )
+    def _extreme_sql(self, which: str, condition: str = "true") -> str:
+        stamp = self.poll.stamp.sql
+        return f"select {which}({stamp})::text from {self.poll.table} where {condition}"
 
-    def _row(self, sql: str, *params: object) -> tuple[Any, ...]:
-        found = self._connection.execute(sql.encode(), params or None).fetchone()
-        return found if found is not None else (None,)
+    def _has_sql(self, condition: str) -> str:
+        return f"select exists (select from {self.poll.table} where {condition})"
+
+    def _row(self, question: str) -> tuple[Any, ...]:
+        return self._answers.row(question)
 
 
 def unread(read: Sequence[str]) -> str:
