@@ -40,6 +40,8 @@ def mark_changed(connection: sqlite3.Connection) -> None:
 
     Within a writing transaction, before it changes the schema itself.
     """
+    if is_noted(connection):
+        return
     state = SchemaState.read(connection)
     logged = {name for kind, name in state.objects if kind == "table" and _is_logged(state, name)}
     for name in sorted(state.changed_unseen(_noted(connection, state), logged)):

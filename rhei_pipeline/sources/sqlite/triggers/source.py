@@ -75,6 +75,8 @@ class SqliteTriggerSource:
         self._catalogue_version = -1
         self._acknowledged = Acknowledged()
         self._marks: Mapping[str, int] = {}
+        self._are_marks_known = True
+        self._left_at: int | None = None
         self._file = database.file_id()
         self._connection = _connected(database)
         self._format_known_at = -1
@@ -107,18 +109,47 @@ class SqliteTriggerSource:
         the schema changed in a way that no difference shows, all logged tables are marked to be
         compared whole.
         """
-        if not self._is_installed(table, least) or not schema_watch.is_noted(self._connection):
-            try:
-                with self._writing():
-                    schema_watch.mark_changed(self._connection)
-                    # Another mirror may have done it since.
-                    if not self._is_installed(table, least):
-                        self._make_anew(table, least)
-                    schema_watch.note(self._connection)
-            except SchemaError:
-                self._lift_harm(table.name)
-                raise
-        self._marks = schema_watch.marks(self._connection)
+        self._are_marks_known = False
+        if self._is_installed(table, least) and self._is_schema_known():
+            return
+        try:
+            with self._writing():
+                self._mark_changed()
+                # Another mirror may have done it since.
+                if not self._is_installed(table, least):
+                    self._make_anew(table, least)
+                left_at = self._schema_count()
+        except SchemaError:
+            self._lift_harm(table.name)
+            raise
+        self._left_at = left_at
+
+    def _schema_count(self) -> int:
+        return int(self._connection.execute("pragma schema_version").fetchone()[0])
+
+    def _is_schema_known(self) -> bool:
+        """Return whether the schema is as it was noted, or as our last transaction left it."""
+        return self._left_at == self._schema_count() or schema_watch.is_noted(self._connection)
+
+    def _mark_changed(self) -> None:
+        """Mark what others may have changed unseen; what we made since the note explains itself."""
+        if not self._is_schema_known():
+            schema_watch.mark_changed(self._connection)
+
+    def _note_schema(self) -> None:
+        """Note the schema once for all tables that were captured, and read what was marked.
+
+        A process that ends before only leaves more to be explained, or compared, the next time.
+        """
+        if self._left_at is not None:
+            with self._writing():
+                self._mark_changed()
+                schema_watch.note(self._connection)
+            self._left_at = None
+        if not self._are_marks_known:
+            with self._database.translated():
+                self._marks = schema_watch.marks(self._connection)
+            self._are_marks_known = True
 
     def _lift_harm(self, name: str) -> None:
         """Drop older triggers that prevent the application from writing."""
@@ -208,6 +239,7 @@ class SqliteTriggerSource:
     def snapshot(self, *, rows: bool = False) -> Iterator[SqliteTriggerSnapshot]:  # noqa: ARG002
         """Hold one committed state of the source; its rows can always be read."""
         self._follow_the_file()
+        self._note_schema()
         with self._database.translated():
             self._connection.execute("begin")
             try:
@@ -295,7 +327,7 @@ class SqliteTriggerSource:
             self._logs = LogCatalog(opened)
             self._catalogue_version = self._format_known_at = -1
             self._acknowledged.clear()
-            self._marks = schema_watch.marks(self._connection)
+            self._left_at, self._are_marks_known = None, False
 
     def _table(self, name: str) -> SqliteTable:
         return self._table_at(name, self.schema_version())
