@@ -1,6 +1,6 @@
 """Names: of tables that are declared, and which ones a mirror cannot hold beside each other."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from rhei_pipeline.errors import SchemaDriftError, SchemaError
 from rhei_pipeline.model.schema import Table, TableSchema
@@ -39,55 +39,80 @@ def refuse_like_columns(schema: TableSchema) -> None:
             )
 
 
-def refuse_taken_name(
-    schema: TableSchema,
-    others: Iterable[Table],
-    standing: Mapping[str, Table],
-    declared: Collection[str],
-    *,
-    folds: bool,
-) -> None:
-    """Refuse a name that another table has in the mirror.
+class TakenNames:
+    """The names that tables have in the mirror; finding out who has one costs no walk over all.
 
     Args:
-        schema: The table that is to be mirrored.
-        others: The tables that were found before it. They give way to one that stands already.
+        found: The tables that were found so far; kept up to date by the caller. They give way to
+            those that stand in the mirror already.
         standing: The tables that are in the mirror, by name.
-        declared: The names of all tables that are to be mirrored.
+        declared: The names of all tables that are to be mirrored; kept up to date by the caller.
         folds: Whether the mirror ignores case.
-
-    Raises:
-        SchemaError: Another table has the name, or it is another one than the table had before.
     """
-    wanted = _folded(schema, folds=folds)
-    is_installed = [table for table in standing.values() if table.name in declared]
-    is_new = schema.name not in {table.name for table in is_installed}
-    for other in [*is_installed, *(others if is_new else ())]:
-        is_itself = other.name == schema.name or _is_renamed(other.schema, schema)
-        if not is_itself and _folded(other.schema, folds=folds) == wanted:
-            raise SchemaError(
-                f"table {other.name!r} has the name {other.schema.mirror_relation!r} in the mirror"
-                f"{', where case does not count' if folds else ''}",
-                table=schema.name,
-                hint="give one of them another 'mirror_name' under 'tables'",
-            )
-    for table in standing.values():
-        own = table.schema.mirror_name or schema.mirror_name
-        if own and table.name == schema.name and _folded(table.schema, folds=folds) != wanted:
-            raise SchemaDriftError(
-                f"it is mirrored as {table.schema.mirror_relation!r}, but is now "
-                f"declared as {schema.mirror_relation!r}",
-                table=schema.name,
-                hint=f"declare the former 'mirror_name', or run 'rhei drop-table {schema.name}',"
-                " with '--keep-as NAME' for its history",
-            )
+
+    def __init__(
+        self,
+        found: Mapping[str, Table],
+        standing: Mapping[str, Table],
+        declared: Collection[str],
+        *,
+        folds: bool,
+    ) -> None:
+        self._found, self._declared, self._folds = found, declared, folds
+        self._found_as: dict[str, list[Table]] = {}
+        self._standing_as: dict[str, list[Table]] = {}
+        self._standing_of: dict[str, list[Table]] = {}
+        for table in standing.values():
+            self._standing_as.setdefault(self._folded(table.schema), []).append(table)
+            self._standing_of.setdefault(table.name, []).append(table)
+        for table in found.values():
+            self.add(table)
+
+    def add(self, table: Table) -> None:
+        """Take in a table that was found."""
+        self._found_as.setdefault(self._folded(table.schema), []).append(table)
+
+    def refuse_taken(self, schema: TableSchema) -> None:
+        """Refuse a name that another table has in the mirror.
+
+        Raises:
+            SchemaError: Another table has the name, or it is another one than the table had before.
+        """
+        wanted = self._folded(schema)
+        for other in self._others(schema, wanted):
+            if other.name != schema.name and not _is_renamed(other.schema, schema):
+                raise SchemaError(
+                    f"table {other.name!r} has the name {other.schema.mirror_relation!r} in the"
+                    f" mirror{', where case does not count' if self._folds else ''}",
+                    table=schema.name,
+                    hint="give one of them another 'mirror_name' under 'tables'",
+                )
+        for table in self._standing_of.get(schema.name, ()):
+            own = table.schema.mirror_name or schema.mirror_name
+            if own and self._folded(table.schema) != wanted:
+                raise SchemaDriftError(
+                    f"it is mirrored as {table.schema.mirror_relation!r}, but is now "
+                    f"declared as {schema.mirror_relation!r}",
+                    table=schema.name,
+                    hint="declare the former 'mirror_name', or run"
+                    f" 'rhei drop-table {schema.name}', with '--keep-as NAME' for its history",
+                )
+
+    def _others(self, schema: TableSchema, wanted: str) -> Iterator[Table]:
+        """Yield the tables that have a name, and before which this one gives way."""
+        for table in self._standing_as.get(wanted, ()):
+            if table.name in self._declared:
+                yield table
+        if schema.name not in self._standing_of or schema.name not in self._declared:
+            for table in self._found_as.get(wanted, ()):
+                if self._found.get(table.name) is table:
+                    yield table
+
+    def _folded(self, schema: TableSchema) -> str:
+        name = mirror_table(schema)
+        return name.lower() if self._folds else name
 
 
 def _is_renamed(other: TableSchema, schema: TableSchema) -> bool:
     """Return whether two names are one table's: a source without schemas ignores case."""
     return schema.namespace is None and other.name.lower() == schema.name.lower()
-
-
-def _folded(schema: TableSchema, *, folds: bool) -> str:
-    name = mirror_table(schema)
-    return name.lower() if folds else name

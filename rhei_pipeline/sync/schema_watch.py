@@ -16,7 +16,7 @@ from rhei_pipeline.model.schema import Table, TableSchema, difference, refuse_re
 from rhei_pipeline.protocols import ChangeSource, Mirror
 from rhei_pipeline.sync.drain import find_pending, take_on_next_shapes
 from rhei_pipeline.sync.kept_history import Declared, in_kept_mode
-from rhei_pipeline.sync.naming import declared_twice, refuse_like_columns, refuse_taken_name
+from rhei_pipeline.sync.naming import TakenNames, declared_twice, refuse_like_columns
 from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.schema_registry import Registry
 
@@ -120,7 +120,8 @@ class SchemaWatch:
     def take_in(self, name: str) -> None:
         """Let a table take part again that was left out, unless it still cannot be captured."""
         self._left_out.take_in(name)
-        self._look_at(self.declared[name], self._mirror.tables())
+        standing = self._mirror.tables()
+        self._look_at(self.declared[name], standing, self._names(standing))
 
     def take_drained(self) -> list[TableReport]:
         """Return, once, what was applied before capture was installed anew."""
@@ -159,9 +160,10 @@ class SchemaWatch:
         self._left_out.clear()
         self._parts.looks += 1
         standing = self._mirror.tables()
+        names = self._names(standing)
         for declared in list(self.declared.values()):
             if declared.name not in self._left_out.undrained:
-                self._look_at(declared, standing)
+                self._look_at(declared, standing, names)
         self.version = version
 
     def _is_mended(self) -> bool:
@@ -209,11 +211,13 @@ class SchemaWatch:
     def _find_pending(self, tables: Collection[Table]) -> list[Table]:
         return find_pending(tables, self._source, self._mirror, self._blame)
 
-    def _look_at(self, declared: Declared, standing: Mapping[str, Table]) -> None:
+    def _look_at(
+        self, declared: Declared, standing: Mapping[str, Table], names: TakenNames
+    ) -> None:
         """Install capture for the table as it is now; one that cannot be captured is left out."""
         is_described = False
         try:
-            table = self._wanted(declared, standing)
+            table = self._wanted(declared, standing, names)
             is_described = True
             with self._blame.of(declared.name):
                 self.install(table)
@@ -236,18 +240,22 @@ class SchemaWatch:
                 changes = f"called it {known.name!r} before"
             _log.warning("table %r: its source %s; it is copied again", table.name, changes)
         self._tables[table.name] = table
+        names.add(table)
 
-    def _wanted(self, declared: Declared, standing: Mapping[str, Table]) -> Table:
+    def _names(self, standing: Mapping[str, Table]) -> TakenNames:
+        return TakenNames(self._tables, standing, self.declared, folds=self._mirror.folds_names)
+
+    def _wanted(
+        self, declared: Declared, standing: Mapping[str, Table], names: TakenNames
+    ) -> Table:
         """Return a table as it is to be mirrored now."""
         if declared.name in self._unclear:
             raise self._unclear[declared.name]
         schema = replace(self._describe(declared.name), mirror_name=declared.mirror_name)
         refuse_reserved(schema.mirror_relation, ())
-        folds = self._mirror.folds_names
-        if folds:
+        if self._mirror.folds_names:
             refuse_like_columns(schema)
-        others = [table for table in self._tables.values() if table.name != schema.name]
-        refuse_taken_name(schema, others, standing, self.declared, folds=folds)
+        names.refuse_taken(schema)
         return in_kept_mode(schema, declared, standing)
 
     def _describe(self, name: str) -> TableSchema:
