@@ -52,8 +52,9 @@ _log = logging.getLogger(__name__)
 _UNFIT = "_rhei_unfit"
 #: What parts their names; no name of a column has it.
 _APART = "\x1f"
-#: So many logs are looked into by one statement, which stays short enough to be planned quickly.
-_LOOKS_AT_ONCE = 200
+#: So many logs are looked into by one statement. A table that has changed makes its statement
+#: another one, which is planned anew; those of the other tables stay prepared.
+_LOOKS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
