@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,15 @@ import psycopg
 import pytest
 
 import rhei_pipeline as rhei
+from rhei_pipeline.model.schema import Table
+from rhei_pipeline.sources.postgres import identity
 from rhei_pipeline.sources.postgres.triggers import snapshot as trigger_snapshot
 from rhei_pipeline.sources.postgres.triggers import source as triggers
+from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.sources.sqlite.schema_objects import SchemaState
+from rhei_pipeline.sources.sqlite.triggers import schema_watch
+from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
+from rhei_pipeline.sync import naming
 from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
 
@@ -100,8 +108,7 @@ def test_a_cycle_sends_postgres_and_its_mirror_the_same_for_few_tables_and_many(
 
         _settle(world, change)
         idle = least(world.htap, sent_to_postgres, lambda: None, 0)
-        # A poll reads each table once something was committed, whatever it was.
-        source = 0 if method == "polling" else least(world.htap, sent_to_postgres, change, 1)
+        source = least(world.htap, sent_to_postgres, change, 1)
         mirror = least(world.htap, to_mirror, change, 1)
         found.append((idle, source, mirror))
     few, many = found
@@ -138,6 +145,36 @@ def test_how_logs_of_postgres_are_read_is_found_out_anew_for_changed_tables_only
             world.htap.register_table(f"t{number}")
         _settle(world, change)
         found.append(least(world.htap, calls, change, 1))
+    few, many = found
+    assert many == few
+    world.assert_equal("t0", f"t{_MANY - 1}")
+
+
+def test_a_change_makes_postgres_plan_anew_what_asks_about_few_tables_only(
+    make_postgres: Callable[..., PostgresWorld],
+    sent_to_postgres: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert trigger_snapshot._LOOKS_AT_ONCE < 2 * _MANY
+    monkeypatch.setattr(trigger_snapshot, "_LOOKS_AT_ONCE", _FEW)
+    world = make_postgres(capture={"method": "trigger"}, tables=[{"name": "t0"}])
+    found = []
+    for count in (_FEW, _MANY):
+        for number in range(count):
+            world.run(f"create table if not exists t{number}(id int primary key, v int)")
+            world.htap.register_table(f"t{number}")
+        world.run("insert into t0 values (1, 0) on conflict do nothing")
+        _settle(world, lambda: world.run("update t0 set v = v + 1"))
+        known: set[object] = {*sent_to_postgres}
+        logs = []
+        for _ in range(_ROUNDS):
+            world.run("update t0 set v = v + 1")
+            sent_to_postgres.clear()
+            assert world.htap.sync_now().events == 1
+            new = {text for text in sent_to_postgres if isinstance(text, bytes)} - known
+            logs.append(sum(text.count(b"::regclass::oid::bigint") for text in new))
+            known |= new
+        found.append(min(logs))
     few, many = found
     assert many == few
     world.assert_equal("t0", f"t{_MANY - 1}")
@@ -218,3 +255,85 @@ def _sqlite(directory: Path, count: int) -> rhei.Settings:
         mirror={"path": directory / "mirror.duckdb"},
         registry={"path": directory / "registry.json"},
     )
+
+
+def counting_calls(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[str]:
+    """Note each call of a function, and run it."""
+    calls: list[str] = []
+    run = getattr(module, name)
+
+    def count(*given: Any, **more: Any) -> Any:
+        calls.append(name)
+        return run(*given, **more)
+
+    monkeypatch.setattr(module, name, count)
+    return calls
+
+
+@pytest.mark.parametrize("method", ["logical", "trigger"])
+def test_opening_reads_what_postgres_says_of_all_tables_as_often_for_few_as_for_many(
+    method: str, make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_postgres(capture={"method": method}, tables=[])
+    calls = counting_calls(monkeypatch, identity, "shapes")
+    found = []
+    for first, end in ((0, _FEW), (_FEW, _MANY)):
+        for number in range(first, end):
+            world.run(
+                f"create table t{number}(id int primary key, v int)",
+                f"insert into t{number} values (1, 0)",
+            )
+        world.tables = [{"name": f"t{number}"} for number in range(first, end)]
+        calls.clear()
+        htap = world.htap
+        found.append(len(calls))
+        assert htap.sync_now().events == 0
+        world.run(f"update t{end - 1} set v = 1")
+        assert world.htap.sync_now().events == 1
+        world.assert_equal(*(f"t{number}" for number in range(first, end)))
+        world.crash()
+    few, many = found
+    assert many == few
+
+
+def test_opening_sqlite_reads_its_schema_and_names_as_often_for_few_tables_as_for_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schemas = counting_calls(monkeypatch, SchemaState, "read")
+    names = counting_calls(monkeypatch, naming, "mirror_table")
+    found = []
+    for count in (_FEW, _MANY):
+        schemas.clear()
+        names.clear()
+        with rhei.open(_sqlite(tmp_path / str(count), count)) as htap:
+            htap.sync_now()
+            found.append((len(schemas), len(names) / count))
+    few, many = found
+    assert many == few
+
+
+def test_a_schema_change_between_two_installs_of_one_look_is_met(tmp_path: Path) -> None:
+    _sqlite(tmp_path / "one", _FEW)
+    path = tmp_path / "one" / "app.db"
+    database = SqliteDatabase(path)
+    source = SqliteTriggerSource(database, "m")
+    tables = [Table(source.describe(f"t{number}")) for number in range(_FEW)]
+    for table in tables:
+        source.install(table, 0)
+    with source.snapshot():
+        pass
+    before = schema_watch.marks(source._connection)
+    with closing(sqlite3.connect(path)) as app:
+        app.execute("create table t9(id integer primary key, v int)")
+        source.install(Table(source.describe("t9")), 0)
+        assert schema_watch.marks(source._connection).items() >= before.items()
+        # Its rows are others by now, and nothing of its definition shows it.
+        app.execute("alter table t0 add column v default 1")
+        app.execute("alter table t0 drop column v")
+        app.execute("create table t8(id integer primary key)")
+    source.install(Table(source.describe("t8")), 0)
+    with source.snapshot():
+        marks = schema_watch.marks(source._connection)
+    assert marks["t0"] > before["t0"]
+    source.close()
+    database.close()

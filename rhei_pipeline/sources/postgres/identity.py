@@ -99,6 +99,9 @@ class SourceCatalog:
 
     Args:
         more: Reads further parts of the number; given the tables' oids.
+
+    Attributes:
+        generation: Grows whenever a reading of the number shows that a table may have changed.
     """
 
     def __init__(self, more: Callable[[Connection, list[int]], object]) -> None:
@@ -106,22 +109,23 @@ class SourceCatalog:
         self._names: set[tuple[str, str]] = set()
         self._state: tuple[object, ...] | None = None
         self._version = -1
+        self.generation = 0
 
-    def follow(self, connection: Connection, name: str) -> bool:
-        """Follow a table of this name, too, which may include its schema.
-
-        Returns whether all others are unchanged since the number was last read.
-        """
-        before = self._state
-        self._add(name)
-        self.version(connection)
-        return before is not None and self._state is not None and before[0] == self._state[0]
-
-    def _add(self, name: str) -> None:
+    def follow(self, name: str) -> None:
+        """Follow a table of this name, too, which may include its schema; read nothing yet."""
         parts = name.split(".")
         self._names.add((DEFAULT_NAMESPACE, name))
         for cut in range(1, len(parts)):
             self._names.add((".".join(parts[:cut]), ".".join(parts[cut:])))
+
+    def is_current(self, connection: Connection, read_at: object = None) -> bool:
+        """Return whether nothing was committed since the number, or something else, was read."""
+        state = self.state(connection)
+        return state == read_at or (self._state is not None and self._state[0] == state)
+
+    def state(self, connection: Connection) -> object:
+        """Return what changes with every commit."""
+        return one(connection, f"select {STATE}")[0]
 
     def forget(self) -> None:
         """Read the catalogue again, on another connection."""
@@ -129,13 +133,16 @@ class SourceCatalog:
 
     def version(self, connection: Connection) -> int:
         """Return the number, as the connection's transaction sees the catalogue."""
-        state = (*one(connection, f"select {STATE}"), len(self._names))
+        state = (self.state(connection), len(self._names))
         if state != self._state:
+            before, is_later = self._version, self._state is None or state[0] != self._state[0]
             names = sorted(self._names)
             oids = _oids(connection, names)
             more = self._more(connection, oids)
             self._version = version_of(f"{names}{oids}{shapes(connection, oids)}{more}")
             self._state = state
+            # The number of more tables is another, but the others are as they were.
+            self.generation += is_later and self._version != before
         return self._version
 
 

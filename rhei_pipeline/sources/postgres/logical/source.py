@@ -372,7 +372,7 @@ class LogicalSource:
 
     def _table(self, name: str) -> PostgresTable:
         with self._database.translated():
-            self._catalogue.follow(self._connection, name)
+            self._catalogue.follow(name)
             return read_table(self._connection, name, self._options.get(name, TableOptions()))
 
     def _slot(self) -> Slot | None:

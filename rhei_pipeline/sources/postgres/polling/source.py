@@ -113,7 +113,9 @@ class PostgresPollingSource:
 
     def describe(self, name: str) -> TableSchema:
         """Read a table's schema as it is now."""
-        self.schema_version()
+        with self._database.translated():
+            if not self._catalogue.is_current(self._connection):
+                self._known.pop(name, None)
         return self._poll(name).source.schema
 
     def schema_version(self) -> int:
@@ -226,18 +228,15 @@ class PostgresPollingSource:
     def _follow_schema(self) -> int:
         """Drop the cached tables when one of them has changed."""
         version = self._catalogue.version(self._connection)
-        if version != self._known_at:
+        if self._catalogue.generation != self._known_at:
             self._known.clear()
-            self._known_at = version
+            self._known_at = self._catalogue.generation
         return version
 
     def _poll(self, name: str) -> PostgresPoll:
         if name not in self._known:
             with self._database.translated():
-                self._follow_schema()
-                if not self._catalogue.follow(self._connection, name):
-                    self._known.clear()
-                self._known_at = self._catalogue.version(self._connection)
+                self._catalogue.follow(name)
                 poll = self._read(name)
             self._known[name] = self._known[poll.source.schema.name] = poll
         return self._known[name]

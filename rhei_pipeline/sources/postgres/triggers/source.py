@@ -102,6 +102,7 @@ class PostgresTriggerSource:
         self._memory = TriggerMemory()
         self._catalogue = SourceCatalog(self._look)
         self._entries: dict[str, Entry] = {}
+        self._entry_states: dict[str, object] = {}
         self._entries_at = -1
         self._registered: dict[int, Registered] = {}
         self._installed: dict[str, int] = {}
@@ -120,6 +121,7 @@ class PostgresTriggerSource:
             # Losing an acknowledgement in a power cut only means giving it again.
             self._kept.also_set({"synchronous_commit": "off"})
             self._catalogue.forget()
+            self._entry_states.clear()
             self._entries_at = -1
             self._acknowledged.clear()
             self._pruned_since.clear()
@@ -128,8 +130,7 @@ class PostgresTriggerSource:
 
     def describe(self, name: str) -> TableSchema:
         """Read a table's schema as it is now."""
-        self.schema_version()
-        return self._entry(name).source.schema
+        return self._current(name).source.schema
 
     def schema_version(self) -> int:
         """Return a number made of the catalogue's entries of all described tables.
@@ -149,8 +150,7 @@ class PostgresTriggerSource:
         Raises:
             SourceBusyError: Long transactions write the table all the time.
         """
-        self.schema_version()
-        entry = self._entry(table.name)
+        entry = self._current(table.name)
         if not (self._is_captured(table, entry) and self._order(entry) >= max(least, 1)):
             self._install_soon(table, least)
         self._installed[table.name] = entry.source.oid
@@ -264,37 +264,51 @@ class PostgresTriggerSource:
     def _follow_schema(self) -> int:
         """Forget what is known of tables when one of them, or its capture, is not as it was."""
         version = self._catalogue.version(self._connection)
-        if version != self._entries_at:
+        if self._catalogue.generation != self._entries_at:
             self._entries.clear()
-            self._entries_at = version
+            self._entries_at = self._catalogue.generation
         return version
 
     def _look(self, connection: Connection, oids: Sequence[int]) -> object:
         rows = registry.registered(connection, self._origin, oids, self._mirror_id)
-        known = self._registered
-        # One that is as it was stays the same object, and with it what was found out of it.
-        self._registered = {
-            found.relation: before
-            if (before := known.get(found.relation)) is not None and before.is_same(found)
-            else found
-            for found in rows
-        }
+        self._registered = {found.relation: self._as_known(found) for found in rows}
         return sorted((found.relation, found.identity, found.intact) for found in rows)
 
+    def _as_known(self, found: Registered) -> Registered:
+        """Return the object of before if it is as it was, and with it what was found out of it."""
+        before = self._registered.get(found.relation)
+        return before if before is not None and before.is_same(found) else found
+
     def _entry(self, name: str) -> Entry:
-        if name not in self._entries:
-            with self._database.translated():
-                self._follow_schema()
-                if not self._catalogue.follow(self._connection, name):
-                    self._entries.clear()
-                self._entries_at = self._catalogue.version(self._connection)
-                options = self._options.get(_plain(name), TableOptions())
-                source = read_table(self._connection, name, options, reread=True)
-                validate.refuse_unfit(self._connection, source)
-                columns = columns_of(self._connection, source)
-                entry = Entry(source, columns, primary_of(self._connection, source))
-            self._entries[name] = self._entries[source.schema.name] = entry
-        return self._entries[name]
+        return self._entries.get(name) or self._read_entry(name)
+
+    def _current(self, name: str) -> Entry:
+        """Return a table as it is now; whatever else was committed, it alone is read again."""
+        with self._database.translated():
+            connection = self._connection  # a new one has the states forgotten
+            is_current = self._catalogue.is_current(connection, self._entry_states.get(name))
+        return self._entry(name) if is_current else self._read_entry(name)
+
+    def _read_entry(self, name: str) -> Entry:
+        """Read a table's schema, and its capture's record."""
+        self._entries.pop(name, None)
+        with self._database.translated():
+            connection = self._connection
+            self._catalogue.follow(name)
+            # Asked first: what is committed while it is read has it read again.
+            read_at = self._catalogue.state(connection)
+            options = self._options.get(_plain(name), TableOptions())
+            source = read_table(connection, name, options, reread=True)
+            validate.refuse_unfit(connection, source)
+            entry = Entry(source, columns_of(connection, source), primary_of(connection, source))
+            found = registry.registered_alone(connection, self._origin, source.oid)
+        if found is None:
+            self._registered.pop(source.oid, None)
+        else:
+            self._registered[source.oid] = self._as_known(found)
+        for known in (name, source.schema.name):
+            self._entries[known], self._entry_states[known] = entry, read_at
+        return entry
 
     def _captured(self, table: Table, proof: Proof | None = None) -> Captured | None:
         """Return a table's logs from a position on; None where there is none.
@@ -347,9 +361,9 @@ class PostgresTriggerSource:
         # From here on nobody writes the table, and who did has ended.
         connection.execute(f"lock table {name} in share row exclusive mode".encode())
         connection.execute(f"lock table {SCHEMA}.capture in exclusive mode".encode())
-        self._follow_schema()
+        entry = self._read_entry(table.name)
         before = self._registered.get(relation)
-        log = self._wanted(connection, table, self._entry(table.name), before)
+        log = self._wanted(connection, table, entry, before)
         registry.remove_remains(connection)
         retired = registry.retire(connection, before, log)
         connection.execute(f"drop table if exists {log.name}".encode())
