@@ -103,7 +103,10 @@ class Queries:
     def test(self, alias: str, depth: int = 2) -> str:
         kind = self.pick("int", "int", "real", "text", "decimal")
         if kind == "decimal":
-            return f"{alias}.price {self.pick(*COMPARISONS)} {self.random.randint(-50, 90) / 4}"
+            against = str(self.random.randint(-50, 90) / 4)
+            if not self.sqlite and self.chance():
+                against = f"{alias}.price / {against} + 1" if float(against) else "0.125"
+            return f"{alias}.price {self.pick(*COMPARISONS)} {against}"
         left = self.value(kind, alias, min(depth, 1))
         choices = [
             f"{left} {self.pick(*COMPARISONS)} {self.value(kind, alias, min(depth, 1))}",
@@ -141,6 +144,10 @@ class Queries:
         if self.sqlite:
             choices += [f"total({self.column(kind, alias)})", f"sum({alias}.ok)"]
             choices += [f"max({self.column('text', alias)})"]
+        else:
+            choices += [f"avg({alias}.price)", f"sum({alias}.price) / count({alias}.n)"]
+            choices += [f"sum({alias}.price * {alias}.n) / {self.pick('7.0', '-3', '0.125')}"]
+            choices += [f"avg(distinct {self.column('int', alias)})"]
         return self.random.choice(choices)
 
     def where(self, alias: str) -> str:

@@ -14,6 +14,10 @@ ONLY_SOURCE = "_rhei_only_source"
 FINITE = "_rhei_finite"
 #: And one that returns the difference of two doubles, and ends the query where they nearly tie.
 APART = "_rhei_apart"
+#: And one that divides two decimals, given as text, as PostgreSQL does; its scale follows.
+DIVIDED = "_rhei_divided_"
+#: Digits behind the point of a quotient or an average: most room before it, or behind it.
+QUOTIENT_SCALES = (20, 24)
 #: How near two sums of reals may be before the order of rows may decide between them.
 NEAR = 1e-9
 

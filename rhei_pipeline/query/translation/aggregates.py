@@ -7,7 +7,8 @@ import pyarrow as pa
 from sqlglot import exp
 
 from rhei_pipeline.model.schema import decimal_type
-from rhei_pipeline.model.semantics import NUMERIC, Kind
+from rhei_pipeline.model.semantics import NUMERIC, QUOTIENT_SCALES, Kind
+from rhei_pipeline.query.translation.arithmetic import exact
 from rhei_pipeline.query.translation.literals import EXACT, as_double, as_value, cast
 from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
 from rhei_pipeline.query.translation.scope import Scope, TranslationContext
@@ -18,6 +19,8 @@ _UNORDERED = {Kind.OPAQUE, Kind.UNKNOWN}
 #: How many times smaller than the sum of their magnitudes a sum of reals may be. Beyond it,
 #: what doubles round away on the way, on either side, may show in the first nine digits.
 _CANCELLED = 1024
+#: Digits behind the point of what is money, or a whole number.
+_DIGITS_OF_AMOUNTS = 4
 AGGREGATES = (exp.Count, exp.Sum, exp.Avg, exp.Min, exp.Max)
 
 
@@ -121,15 +124,35 @@ def _added(
         # A sum of integers is an integer.
         is_number = value.kind is Kind.NUMBER and isinstance(node, exp.Sum)
         return replace(found, kind=Kind.NUMBER) if is_number else found
-    raise StaysWithSourceError("it averages exact numbers, whose digits the source chooses")
+    if isinstance(node, exp.Avg) and not context.sqlite:
+        return _average_of_exact(value, distinct, behind, context)
+    raise StaysWithSourceError("it adds up exact numbers as reals")
+
+
+def _average_of_exact(
+    value: Typed, distinct: str, behind: str, context: TranslationContext
+) -> Typed:
+    """Divide a sum by a count, as PostgreSQL does."""
+    words = context.words
+    scale = value.type.scale if value.kind is Kind.DECIMAL else 0
+    added = _evaluated(value, context)
+    total = words.cast(
+        words.sum_of_exact(added, value.type, distinct, behind), decimal_type(38, scale)
+    )
+    counted = f"nullif(count({distinct}{added}){behind}, 0)"
+    sums = replace(value, sql=total, kind=Kind.DECIMAL, type=decimal_type(38, scale))
+    # Averages of amounts are large rather than small.
+    kept = QUOTIENT_SCALES[scale > _DIGITS_OF_AMOUNTS]
+    text = words.divided(exact(sums), (counted, 0), kept, few=" over (" not in behind)
+    return Typed(text, Kind.DECIMAL, decimal_type(38, kept))
 
 
 def _real_of_integers(
     node: exp.Expr, value: Typed, distinct: str, behind: str, context: TranslationContext
 ) -> Typed:
     """Sum integers as doubles: exact as long as no sum exceeds a double's exact integers."""
-    exact = context.words.sum_of_exact(value.sql, value.type, distinct, behind)
-    total = context.words.cast(exact, pa.float64())
+    added = context.words.sum_of_exact(value.sql, value.type, distinct, behind)
+    total = context.words.cast(added, pa.float64())
     text = (
         f"{total} / nullif(count({distinct}{value.sql}){behind}, 0)"
         if isinstance(node, exp.Avg)

@@ -3,10 +3,13 @@
 import pyarrow as pa
 
 from rhei_pipeline.model.schema import decimal_type
-from rhei_pipeline.model.semantics import NUMERIC, Kind
+from rhei_pipeline.model.semantics import NUMERIC, QUOTIENT_SCALES, Kind
 from rhei_pipeline.query.translation.literals import as_double, cast
 from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
 from rhei_pipeline.query.translation.scope import TranslationContext
+
+#: Digits behind the point that an operand of a division may have.
+_MOST_DIVIDED_DIGITS = 16
 
 
 def compute(operator: str, left: Typed, right: Typed, context: TranslationContext) -> Typed:
@@ -47,15 +50,40 @@ def _smallest(kept: pa.DataType) -> str:
 
 
 def _decimals(operator: str, left: Typed, right: Typed, context: TranslationContext) -> Typed:
-    if operator not in {"+", "-", "*"}:
-        raise StaysWithSourceError(
-            "it divides numerics, and the source chooses the number of digits"
-        )
+    if operator == "/":
+        return divide(left, right, context)
+    if operator == "%":
+        raise StaysWithSourceError("it takes a remainder of numerics")
     scales = [part.type.scale if part.kind is Kind.DECIMAL else 0 for part in (left, right)]
     scale = sum(scales) if operator == "*" else max(scales)
-    kept = decimal_type(38, min(scale, 38))
+    if scale > 38:  # noqa: PLR2004  (what a decimal holds)
+        raise StaysWithSourceError("its numerics have more than 38 digits")
+    kept = decimal_type(38, scale)
     text = context.words.cast(f"({left.sql} {operator} {right.sql})", kept)
     return derived(text, Kind.DECIMAL, kept, left, right)
+
+
+def divide(left: Typed, right: Typed, context: TranslationContext) -> Typed:
+    """Translate a division of numerics, with as many digits as PostgreSQL gives the quotient."""
+    most = QUOTIENT_SCALES[1]
+    if Kind.NULL in {left.kind, right.kind}:
+        kept = decimal_type(38, most)
+        return derived(context.words.cast("null", kept), Kind.DECIMAL, kept, left, right)
+    few = not (left.loose or right.loose) and (left.aggregate or right.aggregate)
+    text = context.words.divided(exact(left), exact(right), most, few=few)
+    return derived(text, Kind.DECIMAL, decimal_type(38, most), left, right)
+
+
+def exact(value: Typed) -> tuple[str, int]:
+    """Return an exact number and its digits behind the point.
+
+    Raises:
+        StaysWithSourceError: They are so many that a quotient would have more.
+    """
+    scale = value.type.scale if value.kind is Kind.DECIMAL else 0
+    if scale > _MOST_DIVIDED_DIGITS:
+        raise StaysWithSourceError("it divides a numeric of many digits")
+    return value.sql, scale
 
 
 def _reals(operator: str, left: Typed, right: Typed, context: TranslationContext) -> Typed:

@@ -3,7 +3,14 @@
 import pyarrow as pa
 
 from rhei_pipeline.model.semantics import NUMERIC, Kind
-from rhei_pipeline.query.translation.literals import as_double, cast, coerce, exact_text, is_day
+from rhei_pipeline.query.translation.literals import (
+    as_double,
+    cast,
+    coerce,
+    exact_text,
+    in_full,
+    is_day,
+)
 from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
 from rhei_pipeline.query.translation.scope import TranslationContext
 
@@ -59,9 +66,9 @@ def _comparable(left: Typed, right: Typed, context: TranslationContext) -> tuple
         raise StaysWithSourceError(
             "it compares a column that the mirror stores in another form or order"
         )
+    if Kind.DECIMAL in kinds and kinds <= {Kind.INT, Kind.DECIMAL}:
+        return in_full(left, right, context)
     if len(kinds) <= 1 and kinds != {Kind.NUMBER}:
-        return left.sql, right.sql
-    if kinds <= {Kind.INT, Kind.DECIMAL}:
         return left.sql, right.sql
     if kinds == {Kind.DATE, Kind.TEXT} and context.sqlite:
         return _as_dates(left, right, context)

@@ -4,12 +4,20 @@ from abc import ABC, abstractmethod
 
 import pyarrow as pa
 
-from rhei_pipeline.model.semantics import APART, FINITE, NEAR, ONLY_SOURCE, Kind
+from rhei_pipeline.model.numerics import GROUP, SIGNIFICANT_GROUPS, quotient_scale
+from rhei_pipeline.model.semantics import APART, DIVIDED, FINITE, NEAR, ONLY_SOURCE, Kind
 from rhei_pipeline.query.translation.meaning import StaysWithSourceError
 from rhei_pipeline.sql.text import datafusion_type, duckdb_type, literal
 
 #: Precision up to which DataFusion adds any number of decimals without a wrap-around.
 _ADDED_DIGITS = 28
+
+
+#: A number that is no double, in the mirror's SQL, and its digits behind the point.
+Exact = tuple[str, int]
+#: By so many groups of digits a number of 128 bits may be moved.
+_SHIFTS = 10
+_ONLY_SOURCE_ERROR = "error('rhei: only the source answers this exactly')"
 
 
 class Dialect(ABC):
@@ -48,6 +56,13 @@ class Dialect(ABC):
     @abstractmethod
     def quotient(self, left: str, right: str) -> str:
         """Divide integers, rounding toward zero."""
+
+    @abstractmethod
+    def divided(self, left: Exact, right: Exact, scale: int, *, few: bool) -> str:
+        """Divide exact numbers as PostgreSQL does, to a decimal of 38 digits; else fail.
+
+        `few`: whether it is computed once for each group of rows, at most.
+        """
 
     @abstractmethod
     def finite(self, text: str) -> str:
@@ -99,8 +114,7 @@ class DuckDBDialect(Dialect):
         return f"cast({text} as {duckdb_type(kept)})"
 
     def guarded(self, condition: str, otherwise: str) -> str:  # noqa: D102
-        ended = "error('rhei: only the source answers this exactly')"
-        return f"case when {condition} then {ended} else {otherwise} end"
+        return f"case when {condition} then {_ONLY_SOURCE_ERROR} else {otherwise} end"
 
     def blob(self, hexadecimal: str) -> str:  # noqa: D102
         return f"unhex({literal(hexadecimal)})"
@@ -118,6 +132,30 @@ class DuckDBDialect(Dialect):
 
     def quotient(self, left: str, right: str) -> str:  # noqa: D102
         return f"({left} // {right})"
+
+    def divided(self, left: Exact, right: Exact, scale: int, *, few: bool) -> str:  # noqa: D102
+        del few
+        given = f"[{{'a': {_unscaled(*left)}, 'b': {_unscaled(*right)}}}]"
+        sizes = (
+            "{'a': abs(p['a']), 'b': abs(p['b']), 'minus': (p['a'] < 0) <> (p['b'] < 0),"
+            " 'c': cast(abs(p['a']) as varchar), 'd': cast(abs(p['b']) as varchar)}"
+        )
+        a, b = (f"length(p['{name}'])" for name in "cd")
+        first, second = (
+            f"cast(left(p['{name}'], (length(p['{name}']) - 1) % {GROUP} + 1) as integer)"
+            for name in "cd"
+        )
+        shift = (
+            f"{SIGNIFICANT_GROUPS} - (({a} + 3) // {GROUP} - ({b} + 3) // {GROUP})"
+            f" + cast({first} <= {second} as integer)"
+        )
+        moved = f"{{'a': p['a'], 'b': p['b'], 'minus': p['minus'], 'shift': {shift}}}"
+        whole = _shifted(left[1], right[1], scale)
+        text = given
+        for step in (sizes, moved, whole):
+            text = f"list_transform({text}, lambda p: {step})"
+        unit = f"cast('0.{1:0{scale}}' as decimal({scale}, {scale}))"
+        return f"cast(cast({text}[1] as decimal(38, 0)) * {unit} as decimal(38, {scale}))"
 
     def finite(self, text: str) -> str:  # noqa: D102
         return self.guarded(f"not isfinite({text})", text)
@@ -192,6 +230,12 @@ class DataFusionDialect(Dialect):
     def quotient(self, left: str, right: str) -> str:  # noqa: D102
         return f"({left} / {right})"
 
+    def divided(self, left: Exact, right: Exact, scale: int, *, few: bool) -> str:  # noqa: D102
+        if not few:
+            raise StaysWithSourceError("it divides numerics in each row")
+        texts = [self.cast(text, pa.string()) for text, _ in (left, right)]
+        return f"{DIVIDED}{scale}({', '.join(texts)})"
+
     def finite(self, text: str) -> str:  # noqa: D102
         return f"{FINITE}({text})"
 
@@ -234,6 +278,29 @@ class DataFusionDialect(Dialect):
     def order_key(self, text: str, kind: Kind) -> str:
         """Write what rows are ordered by; a zero below zero sorts before zero here."""
         return f"({text} + cast(0 as double))" if kind in {Kind.REAL, Kind.NUMBER} else text
+
+
+def _unscaled(text: str, scale: int) -> str:
+    """Return a number without its point in DuckDB's SQL, filled up to whole groups of digits."""
+    digits = f"replace(cast({text} as varchar), '.', '')" if scale else text
+    return f"cast({digits} as hugeint) * {10 ** (-scale % GROUP)}"
+
+
+def _shifted(left_scale: int, right_scale: int, scale: int) -> str:
+    """Return a quotient times `10**scale` in DuckDB's SQL, or the end of the query."""
+    branches = ""
+    for shift in range(_SHIFTS):
+        kept = quotient_scale(shift, left_scale, right_scale)
+        if max(left_scale, right_scale) <= kept <= scale:
+            above = f"(2 * cast('{10 ** (GROUP * shift)}' as hugeint) * p['a'] + p['b'])"
+            whole = f"{above} // (2 * p['b']) * cast('{10 ** (scale - kept)}' as hugeint)"
+            branches += f" when p['shift'] = {shift} then {whole}"
+    return (
+        "case when p['a'] is null or p['b'] is null then null"
+        f" when p['b'] = 0 then {_ONLY_SOURCE_ERROR} when p['a'] = 0 then 0"
+        f" else (case{branches} else {_ONLY_SOURCE_ERROR} end)"
+        " * (case when p['minus'] then -1 else 1 end) end"
+    )
 
 
 def _escaped(pattern: str, escape: str | None) -> str:

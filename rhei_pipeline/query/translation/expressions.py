@@ -284,7 +284,8 @@ def _in_query(value: Typed, node: exp.Expr, scope: Scope, context: TranslationCo
     if Kind.DATE in kinds and len(kinds) > 1:
         raise StaysWithSourceError("its IN compares dates with something else")
     settled = coerce(value, other.kind, context)
-    compare("=", settled, other, context)
+    if compare("=", settled, other, context).sql != f"({settled.sql} = {other.sql})":
+        raise StaysWithSourceError("its IN compares values of different types")
     outer = _outer(text, columns, scope)
     negated = bool(node.args.get("negate")) or isinstance(node.parent, exp.Not | exp.Paren)
     _refuse_null_unaware(node, query, outer, context)

@@ -217,6 +217,18 @@ def _as_decimals(
     return Kind.DECIMAL, kept, [cast(value, kept, context) for value in values]
 
 
+def in_full(left: Typed, right: Typed, context: TranslationContext) -> tuple[str, str]:
+    """Write two exact numbers such that no engine drops digits to compare them."""
+    if Kind.NULL in {left.kind, right.kind}:
+        return left.sql, right.sql
+    types = [_decimal_of(value) for value in (left, right)]
+    scale = max(kept.scale for kept in types)
+    if max(kept.precision - kept.scale for kept in types) + scale <= 38:  # noqa: PLR2004
+        return left.sql, right.sql
+    kept = decimal_type(38, scale)
+    return cast(left, kept, context), cast(right, kept, context)
+
+
 def _decimal_of(value: Typed) -> pa.DataType:
     if value.kind is Kind.DECIMAL:
         return value.type

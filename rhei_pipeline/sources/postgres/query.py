@@ -28,14 +28,23 @@ _FIRST_ROWS = 1024
 _BATCH_BYTES = 32 << 20
 
 
-@dataclass(frozen=True, slots=True)
+class _NoRoomError(QueryError):
+    """A numeric does not fit the decimal that was expected of its column."""
+
+
+@dataclass(slots=True)
 class _Asked:
-    """A query: its statement, its parameters, and what is known of its columns."""
+    """A query: its statement, its parameters, and what is known of its columns.
+
+    Attributes:
+        begun: Whether rows were read, so that the columns' types stay as they are.
+    """
 
     statement: Statement
     params: Sequence[Any]
     columns: Sequence[Column | None] | None
     cancel: Cancel
+    begun: bool = False
 
 
 class Reader:
@@ -181,7 +190,15 @@ class Reader:
         )
 
     def _batch(self, cursor: psycopg.Cursor[tuple[Any, ...]], asked: _Asked) -> pa.RecordBatch:
-        found = _batch(cursor, asked.columns)
+        try:
+            found = _batch(cursor, asked.columns)
+        except _NoRoomError as error:
+            if asked.begun:
+                raise QueryError(error.message, hint=error.hint) from error
+            # What the server does not limit stays exact as text.
+            asked.columns = None
+            found = _batch(cursor, None)
+        asked.begun = True
         allowed = self._sessions.allowed_bytes
         if allowed is not None and found.nbytes > allowed:
             raise too_large(allowed)
@@ -240,7 +257,8 @@ def _array(result: psycopg.pq.abc.PGresult, place: int, column: Column) -> pa.Ar
     if misfits and pa.types.is_temporal(column.type):
         array, misfits = _with_distant_instants(array, texts, misfits)
     if misfits:
-        raise QueryError(f"column {column.name!r}: {misfits[0].reason}", hint="cast it to text")
+        kind = _NoRoomError if pa.types.is_decimal(column.type) else QueryError
+        raise kind(f"column {column.name!r}: {misfits[0].reason}", hint="cast it to text")
     return array
 
 
