@@ -150,6 +150,12 @@ class Queries:
             choices += [f"avg(distinct {self.column('int', alias)})"]
         return self.random.choice(choices)
 
+    def column_average(self, alias: str) -> str:
+        """An aggregate that the mirror gives up on for some values."""
+        return self.pick(
+            f"avg({alias}.n)", f"avg({alias}.m)", f"sum({alias}.n) / 2", f"-max({alias}.m) / 3"
+        )
+
     def where(self, alias: str) -> str:
         return f" where {self.test(alias)}" if self.random.random() < 0.7 else ""
 
@@ -238,6 +244,10 @@ class Queries:
             "select s.n, s.c from (select n, count(*) as c from a group by n) s where s.c > 1",
             f"with s as (select n, sum(m) as c from a x{self.where('x')} group by n)"
             " select s.n, s.c, b.id from s join b on b.n = s.n",
+            f"select x.id, z.id from a x, b z where {self.pick('x.id = z.a_id', 'x.t = z.t')}"
+            f" and {self.pick('z.ok', 'z.n > 0', 'x.m > 0')} and {self.pick('x.n', 'x.m')}"
+            f" {self.pick('<', '>')} (select {self.column_average('y')} from b y where"
+            f" {self.pick('y.t = x.t', 'y.n = z.n', 'y.id < x.id')})",
             f"with s(p, q) as (select id, {self.value('int', 'x', 1)} from a x)"
             " select count(*), max(s.q) as q from s",
         ]

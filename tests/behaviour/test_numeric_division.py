@@ -19,6 +19,9 @@ _ASKED = [
     "select 100.00 * sum(case when n > 0 then p * (1 - q) else 0 end) / sum(p * (1 - q)) as x"
     " from a",
     "select count(*) as n from a where p < (select 0.2 * avg(b.p) from a b where b.g = a.g)",
+    # DuckDB 2.0 lets every row pass this comparison if the subquery holds a volatile function.
+    "select count(*) as n from a, k where a.g = k.id and k.kind = 2 and a.p <"
+    " (select 0.2 * avg(b.p) from a b where b.g = k.id)",
     "select g, sum(m * 1.00) as s from a group by g having sum(m * 1.00) > 0.1250001",
 ]
 
@@ -32,7 +35,9 @@ def _world(make: Callable[..., PostgresWorld], storage: str | None = None) -> Po
     world, chance = make(storage=storage), random.Random(11)
     world.run(
         "create table a (id integer primary key, g integer, n integer, m bigint,"
-        " p numeric(10, 2), q numeric(12, 6))"
+        " p numeric(10, 2), q numeric(12, 6))",
+        "create table k (id integer primary key, kind integer)",
+        "insert into k select n, n % 5 from generate_series(0, 40) n",
     )
     rows = [
         (
@@ -108,3 +113,14 @@ def test_a_quotient_without_room_stays_exact_as_text(
         assert found["x"].type == pa.string()
         texts = dict(zip(found["g"].to_pylist(), found["x"].to_pylist(), strict=True))
         assert {g: Decimal(text) for g, text in texts.items()} == expected
+
+
+def test_numerics_in_a_subquery_are_compared_with_all_their_digits(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    world = _world(make_postgres)
+    world.run("insert into a values (900, 77, 1, 1, 0.13, 0.134900)")
+    world.htap.sync_now()
+    sums = "(select sum({}) as s from a where id = 900)"
+    sql = f"select count(*) as n from {sums.format('p')} t where s in {sums.format('q')}"
+    assert world.htap.query(sql)["n"].to_pylist() == [0]
