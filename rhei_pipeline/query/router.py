@@ -131,6 +131,8 @@ def _class_of(value: object) -> object:
         return (value.bit_length() + 8) // 8
     if type(value) is float:
         return float, value == value  # noqa: PLR0124  (SQLite takes a NaN for null)
+    if type(value) is str:
+        return str, "\0" in value  # PostgreSQL refuses it
     return type(value), getattr(value, "tzinfo", None) is None
 
 

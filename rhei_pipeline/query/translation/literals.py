@@ -69,7 +69,10 @@ def number(text: str, context: TranslationContext) -> Typed:
 
 def parameter(place: int, context: TranslationContext) -> Typed:
     """Return the placeholder at this position, from 1, with the kind of its value."""
-    kind, kept = _parameter_kind(context.parameters[place - 1], context.sqlite)
+    value = context.parameters[place - 1]
+    if not context.sqlite and type(value) is str and "\0" in value:
+        raise StaysWithSourceError("a parameter has a NUL character")
+    kind, kept = _parameter_kind(value, context.sqlite)
     if kind is Kind.NULL:
         return NULL
     context.bound.add(place)
