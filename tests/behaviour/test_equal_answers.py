@@ -211,6 +211,34 @@ def test_random_queries_on_extreme_numbers_have_the_answers_of_postgres(
     assert check_postgres(make_postgres(storage=storage), 4, 150, wild=True)["olap"] > 60
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+def test_an_answer_ordered_by_what_it_computes_comes_from_the_mirror(
+    make_world: Callable[..., World], storage: str | None
+) -> None:
+    world = make_world(storage=storage)
+    create(world.app.execute, "sqlite")
+    fill(world.app.executemany, "sqlite", 3)
+    world.htap.sync_now()
+    for sql in (
+        "select s.c, count(*) as n from (select n, count(*) as c from a group by n) s group by s.c"
+        " order by count(*) desc, 1 desc",
+        "select x.t, sum(x.r * (1 - y.r)) as s from a x, b y where x.id = y.a_id group by x.t"
+        " order by s desc, x.t",
+    ):
+        assert assert_same(world.htap, Asked(sql, [], (1,)))
+
+
+def test_a_negated_nan_stays_the_greatest(make_postgres: Callable[..., PostgresWorld]) -> None:
+    world = make_postgres(storage="ipc")
+    world.run(
+        "create table a (id integer primary key, r double precision)",
+        "insert into a values (1, 'NaN'), (2, 1)",
+    )
+    world.htap.sync_now()
+    found = world.htap.query("select count(*) as n from a where (-r) < 1000000.0")
+    assert found["n"].to_pylist() == [1]
+
+
 def test_tables_of_which_postgres_shows_other_rows_are_left_to_it(
     make_postgres: Callable[..., PostgresWorld],
 ) -> None:

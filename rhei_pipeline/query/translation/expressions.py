@@ -394,7 +394,10 @@ def _neg(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
         )
     kept = value.type if value.kind is not Kind.NUMBER else pa.float64()
     source = as_double(value, context) if value.kind is Kind.NUMBER else value.sql
-    return derived(f"(-({source}))", value.kind, kept, value)
+    text = f"(-({source}))"
+    if value.kind is Kind.REAL and not context.sqlite:
+        text = context.words.finite(text)  # a NaN with a sign is less than all numbers
+    return derived(text, value.kind, kept, value)
 
 
 def _concatenation(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:

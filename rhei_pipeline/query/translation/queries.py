@@ -40,7 +40,7 @@ _SET_PARTS = {"with_", "this", "expression", "distinct", "order", "limit", "offs
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query in the mirror's SQL; its columns are named `_0`, `_1`, ....
+    """A query in the mirror's SQL; inside of another one, its columns are named `_0`, `_1`, ....
 
     Attributes:
         ordering: The mirror's text of the hidden columns that follow. By them, the last row of a
@@ -60,6 +60,7 @@ def translate(node: exp.Expr, scope: Scope | None, context: TranslationContext) 
         StaysWithSourceError: Equal answers are not certain.
     """
     outer = context.ctes
+    context.queries += 1
     context.subquery = lambda inner, around: _plain(translate(inner, around, context))
     try:
         with_ = _ctes(node.args.get("with_"), context)
@@ -72,6 +73,7 @@ def translate(node: exp.Expr, scope: Scope | None, context: TranslationContext) 
         return replace(query, sql=with_ + query.sql)
     finally:
         context.ctes = outer
+        context.queries -= 1
 
 
 def outputs_alone(node: exp.Expr, context: TranslationContext) -> tuple[Typed | None, ...] | None:
@@ -194,18 +196,21 @@ def _assembled(  # noqa: PLR0913, PLR0917
     sorted_by = [key for _, key in order]
     if limit and not decided(sorted_by, outputs, scope, grouped, keys):
         hidden = hidden_keys(node, sorted_by, distinct is not None)
+    # To order rows, DataFusion holds the answer's columns beside those of a query in FROM.
+    named = "_" if context.queries > 1 else "_out"
     texts = [
-        f'{_cast_to(typed.sql, typed, context)} as "_{place}"'
+        f'{_cast_to(typed.sql, typed, context)} as "{named}{place}"'
         for place, (_, typed) in enumerate(outputs)
     ]
     texts += [f'{key.sql} as "_key{place}"' for place, key in enumerate(hidden)]
     sql = f"select {'distinct ' if distinct is not None else ''}{', '.join(texts)}{body}"
     if order:
-        by_sql = {typed.sql: f'"_{place}"' for place, (_, typed) in enumerate(outputs)}
+        # By name: DataFusion loses what an expression stands for that is computed twice.
+        is_named = distinct is not None or named != "_"
+        shown = enumerate(outputs) if is_named else ()
+        by_sql = {typed.sql: f'"{named}{place}"' for place, (_, typed) in shown}
         terms = [
-            order_text(
-                term, replace(key, sql=by_sql[key.sql]) if distinct is not None else key, context
-            )
+            order_text(term, replace(key, sql=by_sql.get(key.sql, key.sql)), context)
             for term, key in order
         ]
         sql += f" order by {', '.join(terms)}"

@@ -69,6 +69,7 @@ class TranslationContext:
         lists: The values of long IN lists; see `parsing.Parsed`.
         conjuncts: The identities of nodes that a WHERE demands to be true, be it negated.
         depth: How many expressions stand around the one that is translated.
+        queries: How many queries stand around it.
     """
 
     catalog: Catalog
@@ -80,6 +81,7 @@ class TranslationContext:
     bound: set[int] = field(default_factory=set)
     relations: int = 0
     depth: int = 0
+    queries: int = 0
     conjuncts: set[int] = field(default_factory=set)
 
     @property
