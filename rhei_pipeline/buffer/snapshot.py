@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +12,9 @@ from rhei_pipeline.buffer.log import ChangeLog, Extent
 from rhei_pipeline.changes.compaction import last_per_key
 from rhei_pipeline.errors import PermanentError, RheiError
 from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
+from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.schema import Mode, Table, TableSchema
 from rhei_pipeline.protocols import Rescan, SourceSnapshot
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ class BufferedSnapshot:
         """Return when the first event after the position was made."""
         held = self._held(table, after)
         if held:
-            return _EPOCH + timedelta(microseconds=held[0].oldest_us)
+            return instant(held[0].oldest_us)
         position = self._drained_to(table)
         return None if position is None else self._inner.oldest_pending(table, position)
 

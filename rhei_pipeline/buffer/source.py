@@ -25,6 +25,7 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.model.blame import Blame, own_fault
 from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.progress import changed_positions
 from rhei_pipeline.model.schema import Mode, Table, TableSchema
 from rhei_pipeline.protocols import ChangeSource, OnStep, Rescan, SourceSnapshot, Step
 
@@ -255,7 +256,7 @@ class BufferedSource:
                 the next snapshot takes all of it, whatever the limit: the mirror applies it at
                 once.
         """
-        news = {n: p for n, p in needed_from.items() if self._confirmed.get(n) != p}
+        news = changed_positions(needed_from, self._confirmed)
         if news:
             # Lost in a power cut, it is only said again.
             with self._log.writing(durably=False) as writer:

@@ -120,6 +120,13 @@ class Ledger:
         return max((record.position.order for record in records if record), default=0)
 
 
+def changed_positions(
+    needed: Mapping[str, Position], known: Mapping[str, Position | None]
+) -> dict[str, Position]:
+    """Return the positions, by table, that are not known as they are needed now."""
+    return {name: position for name, position in needed.items() if known.get(name) != position}
+
+
 _Record = TypeVar("_Record", Watermark, CopyProgress)
 
 

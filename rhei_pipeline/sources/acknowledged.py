@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.progress import changed_positions
 
 #: A source takes a mirror for gone after a week: one that is idle says daily that it is not.
 SAY_AGAIN_SECONDS = 24 * 3600.0
@@ -25,7 +26,7 @@ class Acknowledged:
         """Return those of a mirror's positions that must be reported."""
         if self._is_due():
             return dict(needed_from)
-        return {name: at for name, at in needed_from.items() if self._told.get(name) != at}
+        return changed_positions(needed_from, self._told)
 
     def note(self, told: Mapping[str, Position]) -> None:
         """Record what was reported."""

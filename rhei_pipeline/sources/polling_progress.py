@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.progress import changed_positions
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.model.stored_format import UNNUMBERED
 from rhei_pipeline.protocols import ChangeSource, Rescan, SourceSnapshot
@@ -27,7 +28,7 @@ class Notes:
 
     def write(self, positions: Mapping[str, Position]) -> None:
         """Record how far tables have come; other tables keep their entries."""
-        if self._path is None or all(self._noted.get(name) == at for name, at in positions.items()):
+        if self._path is None or not changed_positions(positions, self._noted):
             return
         self._noted |= positions
         positions_by_table = {name: [at.order, at.proof] for name, at in self._noted.items()}

@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
 import duckdb
@@ -10,6 +9,7 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.model.changes import DeadLetter, Position
+from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
 from rhei_pipeline.model.schema import INSTANT
 from rhei_pipeline.model.stored_format import too_new
@@ -40,7 +40,6 @@ _TABLES = (
 #: Its name could be that of a copy under way, of a table named `progress`.
 _FORMER_COPIES = "_rhei_copy_progress"
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MARK = pa.schema(
     [
         ("table_name", pa.string()),
@@ -135,7 +134,7 @@ def read_ledger(connection: duckdb.DuckDBPyConnection) -> Ledger:
 
 
 def _watermark(table: str, order: int, proof: str, recorded_at: int) -> Watermark:
-    recorded = _EPOCH + timedelta(microseconds=recorded_at)
+    recorded = instant(recorded_at)
     return Watermark(table, Position(order, proof), recorded)
 
 

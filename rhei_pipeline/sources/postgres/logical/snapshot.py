@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from rhei_pipeline.model.changes import (
     RowBatch,
     event_schema,
 )
+from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.schema import INSTANT, Table, TableSchema
 from rhei_pipeline.model.selection import taken
 from rhei_pipeline.protocols import Rescan
@@ -43,7 +44,6 @@ RETAINED_BYTES = 16 * 2**20
 
 #: So many batches make a table large: its rows are read by several connections.
 _LARGE = 4
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class LogicalSnapshot:
     def oldest_pending(self, table: Table, after: Position) -> datetime | None:  # noqa: ARG002
         """Return when the first change after the position was committed."""
         found = [int(run.committed_at.min()) for _, run in self._runs(after)]
-        return _EPOCH + timedelta(microseconds=min(found)) if found else None
+        return instant(min(found)) if found else None
 
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Yield every change, in commit order."""
@@ -207,7 +207,7 @@ class LogicalSnapshot:
 
     def _batch(self, schema: TableSchema, buffer: bytes, run: pgoutput.Run) -> ChangeBatch:
         if run.truncate:
-            at = _EPOCH + timedelta(microseconds=int(run.committed_at[0]))
+            at = instant(int(run.committed_at[0]))
             empty = event_schema(schema).empty_table()
             return ChangeBatch(empty, 1, truncated_at=at, whole_transactions=True)
         return _Rows(schema, pgoutput.decode(buffer, run), self.clock).batch()

@@ -9,11 +9,12 @@ recognized by the xid of their transaction, which becomes visible as a whole or 
 import logging
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
+from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.polling import DeletePolicy, Horizon, PollOptions
 from rhei_pipeline.model.schema import Table, TableSchema
 from rhei_pipeline.protocols import Rescan
@@ -26,7 +27,6 @@ from rhei_pipeline.sources.postgres.polling.table import PostgresPoll, PostgresP
 
 _log = logging.getLogger(__name__)
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: So many transactions a position names; more of them it only tells by a digest.
 _NAMED = 64
 #: Fewer tables are not asked about together.
@@ -87,7 +87,7 @@ class PostgresPollingSnapshot:
         self._memory = memory
         self._reading = reading
         self._now = reading.clock
-        self.clock = _EPOCH + timedelta(microseconds=reading.clock)
+        self.clock = instant(reading.clock)
         found = connection.execute(_STATE.encode()).fetchone()
         if found is None:
             raise CaptureError("the server did not report its state")
@@ -216,7 +216,7 @@ class PostgresPollingSnapshot:
         look = self._look(table, after)
         if not look.rows:
             return self.clock if look.events else None
-        since = _EPOCH + timedelta(microseconds=look.since)
+        since = instant(look.since)
         return max(self._table(table).oldest(look.condition), since)
 
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:

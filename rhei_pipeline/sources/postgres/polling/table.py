@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.model.changes import CHANGED_AT, LIVE, SEQUENCE, ChangeBatch, event_schema
+from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.polling import Clock, Horizon, PollOptions, Stamp
 from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qualified
 from rhei_pipeline.sources.postgres.polling.answers import Answers
@@ -25,7 +26,6 @@ from rhei_pipeline.sources.postgres.rows import (
 )
 from rhei_pipeline.sql.text import listed, matching, quote
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = 1_000_000
 #: A stamp so far ahead of the source's clock was not made by it.
 _AHEAD_SECONDS = 2
@@ -64,7 +64,7 @@ class PostgresPolledTable:
         self._answers = answers
         self.poll = poll
         self._now = now
-        self._clock = _EPOCH + timedelta(microseconds=now)
+        self._clock = instant(now)
         self._reading: Generator[pa.Table, None, None] | None = None
 
     def close(self) -> None:

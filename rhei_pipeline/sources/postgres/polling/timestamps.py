@@ -1,18 +1,17 @@
 """The timestamp column of a polled PostgreSQL table: bounds as SQL, and its texts as instants."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from enum import Enum
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.polling import Stamp
 from rhei_pipeline.model.schema import INSTANT, Column
 from rhei_pipeline.sources.postgres.types import admit_text
 from rhei_pipeline.sql.text import literal, quote
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = 1_000_000
 _UTC = {"UTC", "Etc/UTC", "GMT", "Etc/GMT"}
 #: Instants before year 1 are no stamps.
@@ -111,11 +110,10 @@ class StampColumn:
 
         None if the column's form is not known.
         """
-        moment = _EPOCH + timedelta(microseconds=micros)
-        instant = f"timestamptz '{moment.isoformat()}'"
+        moment = f"timestamptz '{instant(micros).isoformat()}'"
         if self.family is Family.INSTANT:
-            return instant
-        local = f"({instant} at time zone {literal(self.zone.name)})"
+            return moment
+        local = f"({moment} at time zone {literal(self.zone.name)})"
         if self.family is Family.TIMESTAMP:
             return local
         if self.family is Family.DATE:
@@ -128,7 +126,7 @@ class StampColumn:
         if form.kind is float:
             return repr((micros - 1) / _SECOND)  # a double does not hold every microsecond
         # Without its fraction, which texts of one instant may write with more digits or fewer.
-        moment = _EPOCH + timedelta(microseconds=micros)
+        moment = instant(micros)
         return literal(f"{moment:%Y-%m-%d{form.separator}%H:%M:%S}")
 
     def instants(

@@ -9,10 +9,11 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
+from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.polling import DeletePolicy, Keyset, PollOptions, Stamp
 from rhei_pipeline.model.schema import Table, TableSchema
 from rhei_pipeline.protocols import Rescan
@@ -28,7 +29,6 @@ from rhei_pipeline.sources.sqlite.types import decode_key, encode_key
 
 _log = logging.getLogger(__name__)
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Data versions after which the one transaction that was open at a snapshot has surely ended: its
 #: own commit is one, and its restart of the write-ahead log may have shown as another before.
 _CLOSING_VERSIONS = 2
@@ -168,7 +168,7 @@ class SqlitePollingSnapshot:
         self._polls_at = polls
         self._memory = memory
         self._now = clock
-        self.clock = _EPOCH + timedelta(microseconds=clock)
+        self.clock = instant(clock)
         connection.execute("select 1 from sqlite_master").fetchone()
         self.schema_version = int(connection.execute("pragma schema_version").fetchone()[0])
         self._version = int(connection.execute("pragma data_version").fetchone()[0])

@@ -4,7 +4,7 @@ import hashlib
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from itertools import chain, islice
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.model.changes import ChangeBatch
+from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.polling import Clock, Keyset, PollOptions, Stamp
 from rhei_pipeline.model.portions import portions
 from rhei_pipeline.model.schema import INSTANT, Column
@@ -21,7 +22,6 @@ from rhei_pipeline.sources.sqlite.rows import SqliteRowReader, event_batch, key_
 from rhei_pipeline.sources.sqlite.types import admit_column, decode_key, fetch, size_of
 from rhei_pipeline.sql.text import listed, quote
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = 1_000_000
 #: SQLite's clock shows milliseconds.
 _CLOCK_PRECISION = 1_000
@@ -115,7 +115,7 @@ class SqlitePolledTable:
         self._connection = connection
         self.poll = poll
         self._now = now
-        self._clock = _EPOCH + timedelta(microseconds=now)
+        self._clock = instant(now)
 
     @property
     def reader(self) -> SqliteRowReader:

@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
+from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.schema import INSTANT, Mode, Table, TableSchema
 from rhei_pipeline.protocols import Rescan
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
@@ -20,8 +21,6 @@ from rhei_pipeline.sources.sqlite.triggers.log_catalog import LogCatalog
 from rhei_pipeline.sources.sqlite.triggers.log_chain import TriggerLog, holds_images
 from rhei_pipeline.sources.sqlite.types import MOST_CHOSEN, fetch_wide
 from rhei_pipeline.sql.text import conjunction, disjunction, quote
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ class SqliteTriggerSnapshot:
         # The first read fixes the snapshot; DEFERRED transactions have none before it.
         connection.execute("select 1 from sqlite_master").fetchone()
         (now,) = connection.execute(f"select {CLOCK}").fetchone()
-        self.clock = _instant(now)
+        self.clock = instant(now)
         self.schema_version = int(connection.execute("pragma schema_version").fetchone()[0])
         logs.follow(self.schema_version)
 
@@ -113,7 +112,7 @@ class SqliteTriggerSnapshot:
                 (after.order,),
             ).fetchone()
             if row is not None:
-                return _instant(row[0])
+                return instant(row[0])
         return None
 
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
@@ -353,7 +352,3 @@ def _split_by_collation(rows: list[tuple[Any, ...]], width: int) -> list[tuple[A
             split.append((0, *logged, *(None for _ in values)))
         split.append((1, *met, *values))
     return split
-
-
-def _instant(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)
