@@ -72,12 +72,12 @@ class JsonLinesSource:
         return zlib.crc32("".join(f"{file.name} {file.read_text()}" for file in files).encode())
 
     @contextmanager
-    def snapshot(self, *, rows: bool = False) -> Iterator["JsonLinesSnapshot"]:  # noqa: ARG002
+    def snapshot(self) -> Iterator["JsonLinesSnapshot"]:
         """Hold what the files say now."""
         logs = {file.stem: self.read(file.stem) for file in self._directory.glob("*.jsonl")}
         yield JsonLinesSnapshot(logs, self.schema_version())
 
-    def acknowledge(self, needed_from: Mapping[str, rhei.Position], *, prune: bool) -> int:  # noqa: ARG002
+    def acknowledge(self, _needed_from: Mapping[str, rhei.Position], **_: bool) -> int:
         """Forget nothing: the files are the application's."""
         return 0
 
@@ -87,10 +87,6 @@ class JsonLinesSource:
         gone = [{"gone": dict(zip(key, each, strict=True))} for each in keys]
         known = [{"put": rows[each]} if each in rows else gone[n] for n, each in enumerate(keys)]
         self.append(table.name, *known)
-
-    def held_bytes(self) -> Mapping[str, int]:
-        """Return nothing: no file grows for the mirror."""
-        return {}
 
 
 class JsonLinesSnapshot:
@@ -113,10 +109,6 @@ class JsonLinesSnapshot:
         """Return whether the file still has that line."""
         return any(_position(line) == position for line in self._logs.get(table.name, ()))
 
-    def retains(self, position: rhei.Position) -> bool:  # noqa: ARG002
-        """Return False: nothing is kept for the mirror."""
-        return False
-
     def pending(self, table: rhei.Table, after: rhei.Position) -> int:
         """Count the changes behind a line."""
         return len(self._behind(table, after))
@@ -137,9 +129,6 @@ class JsonLinesSnapshot:
 
     net_changes = changes
 
-    def next_shape(self, table: rhei.Table, after: rhei.Position) -> None:
-        """Return None: columns are read by name, in whatever shape is asked for."""
-
     def rows(self, table: rhei.Table, resume: str | None, limit: int) -> rhei.RowBatch | None:
         """Read the next rows in key order."""
         rows = _rows(self._logs[table.name], table)
@@ -149,20 +138,9 @@ class JsonLinesSnapshot:
         made = pa.Table.from_pylist([rows[key] for key in keys], schema=table.schema.arrow)
         return rhei.RowBatch(made, json.dumps(keys[-1]))
 
-    def keyless(self, table: rhei.Table) -> tuple[rhei.DeadLetter, ...]:  # noqa: ARG002
-        """Return nothing: every line has a key."""
-        return ()
-
     def count(self, table: rhei.Table) -> int:
         """Count the rows."""
         return len(_rows(self._logs[table.name], table))
-
-    def rescan(self, table: rhei.Table, after: rhei.Position) -> rhei.Rescan:  # noqa: ARG002
-        """Return that none is needed: every change has its line."""
-        return rhei.Rescan.NONE
-
-    def doubt(self, table: rhei.Table) -> None:
-        """Return None: every change has its line."""
 
     def _behind(self, table: rhei.Table, after: rhei.Position) -> list[Line]:
         lines = self._logs[table.name]

@@ -1,4 +1,9 @@
-"""The interfaces: what a source of changes and a mirror guarantee each other."""
+"""The interfaces: what a source of changes and a mirror guarantee each other.
+
+No interface has more than eight methods of its own. The large ones are made of small ones, by who
+reads them; a function asks for the smallest that it can do with. What only some adapters can do is
+in `capabilities`.
+"""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,7 +26,7 @@ from rhei_pipeline.model.changes import (
     Versions,
 )
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Past, Watermark
-from rhei_pipeline.model.reports import DamagedFile, MaintenanceReport
+from rhei_pipeline.model.reports import MaintenanceReport
 from rhei_pipeline.model.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.model.semantics import MirroredTable
 from rhei_pipeline.model.streaming import Begun, Streamed
@@ -61,14 +66,18 @@ class Rescan(Enum):
 OnStep = Callable[[Step], None]
 
 
-class Database(Protocol):
-    """The operational database, as its own application uses it."""
+class DatabaseWrites(Protocol):
+    """Statements that write."""
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
         """Run one writing statement and commit it; return how many rows it changed."""
 
     def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> int:
         """Run all statements in one transaction, all or nothing; return the rows changed."""
+
+
+class DatabaseQueries(Protocol):
+    """Statements that only read."""
 
     def query(
         self,
@@ -92,6 +101,10 @@ class Database(Protocol):
         None if only the whole answer shows the types of its columns; nothing was run then.
         """
 
+
+class DatabaseTables(Protocol):
+    """The tables, as queries know them and as their owner changes them."""
+
     def meanings(
         self, tables: Iterable[Table], options: Callable[[str], TableOptions]
     ) -> list[MirroredTable]:
@@ -106,12 +119,16 @@ class Database(Protocol):
     def drop_column(self, table: TableSchema, column: str) -> None:
         """Drop a column."""
 
+
+class Database(DatabaseWrites, DatabaseQueries, DatabaseTables, Protocol):
+    """The operational database, as its own application uses it."""
+
     def close(self) -> None:
         """Close every connection; safe to repeat."""
 
 
-class SourceSnapshot(Protocol):
-    """One committed state of the source, the same for all tables and calls."""
+class SourcePositions(Protocol):
+    """Where one committed state of the source stands, and what lies behind a position."""
 
     @property
     def clock(self) -> datetime:
@@ -143,14 +160,15 @@ class SourceSnapshot(Protocol):
         False when the log was cleared, or the source was restored to an older state.
         """
 
-    def retains(self, position: Position) -> bool:
-        """Return whether the source keeps much for this position alone, with or without changes."""
-
     def pending(self, table: Table, after: Position) -> int:
         """Return the number of events after `position`, cheaply."""
 
     def oldest_pending(self, table: Table, after: Position) -> datetime | None:
         """Return when the first event after `position` was made; None if there is none."""
+
+
+class SourceChanges(SourcePositions, Protocol):
+    """The changes up to one committed state."""
 
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Yield all changes after `after`, in batches of about `limit` rows.
@@ -163,30 +181,19 @@ class SourceSnapshot(Protocol):
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Yield the net changes after `after`, whatever the table's mode."""
 
-    def next_shape(self, table: Table, after: Position) -> TableSchema | None:
-        """Return the table with the schema of the changes after `after`, if that is another one.
 
-        None if they have the given table's schema, or the source's present one. All changes in
-        the given schema come before them.
-        """
+class SourceRows(SourcePositions, Protocol):
+    """The rows of one committed state."""
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Return the next rows after `resume` in key order; None when there are no more."""
 
-    def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
-        """Return dead letters for the rows without a usable key, which `rows` leaves out."""
-
     def count(self, table: Table) -> int:
         """Return the table's row count."""
 
-    def rescan(self, table: Table, after: Position) -> Rescan:
-        """Return whether the whole table must be compared within this snapshot.
 
-        The caller then does so before it records the head, which confirms it.
-        """
-
-    def doubt(self, table: Table) -> str | None:
-        """Return why changes may be missed until the next rescan; None if none can be."""
+class SourceSnapshot(SourceChanges, SourceRows, Protocol):
+    """One committed state of the source, the same for all tables and calls."""
 
 
 class ChangeSource(Protocol):
@@ -215,15 +222,13 @@ class ChangeSource(Protocol):
     def logs_rows(self) -> bool:
         """Whether changes always contain whole rows, so that the tables need not exist."""
 
-    def snapshot(self, *, rows: bool = False) -> AbstractContextManager[SourceSnapshot]:
+    def snapshot(self) -> AbstractContextManager[SourceSnapshot]:
         """Hold one committed state of the source during the block.
 
-        With `rows`, that state's rows can be read as well, and the changes end exactly where the
-        rows do; its head may then be after changes that it does not show, and must not be
-        recorded.
+        Its rows can be read as well, unless the source `HoldsRowsApart`.
         """
 
-    def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
+    def acknowledge(self, needed_from: Mapping[str, Position], /, *, prune: bool) -> int:
         """Record the position from which this mirror still needs each table's changes.
 
         With `prune`, delete what no mirror needs. Returns how many events were deleted. Safe to
@@ -233,18 +238,19 @@ class ChangeSource(Protocol):
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
         """Report keys as changed, so that the next cycle reads their rows again."""
 
-    def held_bytes(self) -> Mapping[str, int]:
-        """Return the bytes that are kept until this mirror has them, by what keeps them.
 
-        Sizes that are not cheap to read are left out.
-        """
-
-
-class MirrorTransaction(Protocol):
-    """One transaction of the mirror; it commits as a whole or not at all."""
+class ProgressRecord(Protocol):
+    """What is recorded of each table's progress."""
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as this transaction sees it."""
+
+    def record(self, watermark: Watermark) -> None:
+        """Record progress; a lower position is refused."""
+
+
+class RowApply(Protocol):
+    """The present rows and versions, and changes to them."""
 
     def merge(self, table: Table, changes: NetChanges) -> Counts:
         """Overwrite rows by key and remove tombstones; count what really changed."""
@@ -252,14 +258,8 @@ class MirrorTransaction(Protocol):
     def present_keys(self, table: Table) -> pa.Table:
         """Return the keys of all current rows."""
 
-    def copied_keys(self, table: Table) -> pa.Table:
-        """Return the keys of all rows in the copy."""
-
     def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the current rows of those keys, with the table's columns."""
-
-    def copied_rows(self, table: Table, keys: pa.Table) -> pa.Table:
-        """Return the rows of those keys in the copy, with the table's columns."""
 
     def open_versions(self, table: Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Return the open versions of the events' keys, and the floors of keys without one.
@@ -270,8 +270,9 @@ class MirrorTransaction(Protocol):
     def supersede(self, table: Table, versions: Versions) -> None:
         """Close and open versions of a temporal table."""
 
-    def record(self, watermark: Watermark) -> None:
-        """Record progress; a lower position is refused."""
+
+class DeadLetterStore(Protocol):
+    """The rows that cannot be mirrored, each a dead letter."""
 
     def quarantine(self, letters: Iterable[DeadLetter]) -> int:
         """Store dead letters, the newest per table, key and column; return how many."""
@@ -282,11 +283,9 @@ class MirrorTransaction(Protocol):
     def release(self, table: Table, letters: Collection[LetterName], at: datetime) -> None:
         """Resolve dead letters of values that fit now, or of rows that are gone."""
 
-    def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:
-        """Store a temporal table's rows as of each day's instant; return the row counts.
 
-        They go into the table of this name in the schema `snapshot`; existing days are replaced.
-        """
+class CopyWrite(Protocol):
+    """A copy of a table beside it: begun, filled, given up."""
 
     def begin_copy(self, table: Table, progress: CopyProgress) -> None:
         """Start an empty copy beside the table."""
@@ -296,6 +295,16 @@ class MirrorTransaction(Protocol):
 
     def drop_copy(self, table: Table) -> None:
         """Drop the running copy; the table itself is not changed."""
+
+
+class CopyPromotion(Protocol):
+    """A complete copy: brought up to date, then put in its table's place."""
+
+    def copied_keys(self, table: Table) -> pa.Table:
+        """Return the keys of all rows in the copy."""
+
+    def copied_rows(self, table: Table, keys: pa.Table) -> pa.Table:
+        """Return the rows of those keys in the copy, with the table's columns."""
 
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
         """Apply net changes that were made since to the copy."""
@@ -319,23 +328,6 @@ class MirrorTransaction(Protocol):
                 new types or the new key.
         """
 
-    def record_key(self, table: Table) -> None:
-        """Record the key that a table was built for, if that was not recorded then."""
-
-    def drop_table(self, table: Table, keep_as: str | None = None) -> int:
-        """Drop a table with its snapshots and records.
-
-        With `keep_as`, table and snapshots are kept as ordinary tables of that name, which follow
-        no source table; the name has no schema. Safe for a table that does not exist. No other
-        method drops a table that has history.
-
-        Returns:
-            How many rows, or versions, it had.
-
-        Raises:
-            SchemaError: The name is taken; nothing was done.
-        """
-
     def mend_keys(self, table: Table, at: datetime) -> Counts:
         """Leave one present row for each key and none with a null key; return what ended.
 
@@ -345,6 +337,10 @@ class MirrorTransaction(Protocol):
 
     def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
         """Yield the changes from the table's present rows to the copy's, then drop the copy."""
+
+
+class RowComparison(Protocol):
+    """The present rows beside all rows of the source."""
 
     def count(self, table: Table) -> int:
         """Return the number of current rows."""
@@ -363,8 +359,45 @@ class MirrorTransaction(Protocol):
         """Compare the table's present rows with all rows of the source; changes nothing."""
 
 
-class Mirror(Protocol):
-    """The analytical copy."""
+class TableAdministration(Protocol):
+    """What is done to whole tables when somebody asks for it."""
+
+    def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:
+        """Store a temporal table's rows as of each day's instant; return the row counts.
+
+        They go into the table of this name in the schema `snapshot`; existing days are replaced.
+        """
+
+    def record_key(self, table: Table) -> None:
+        """Record the key that a table was built for, if that was not recorded then."""
+
+    def drop_table(self, table: Table, keep_as: str | None = None) -> int:
+        """Drop a table with its snapshots and records.
+
+        With `keep_as`, table and snapshots are kept as ordinary tables of that name, which follow
+        no source table; the name has no schema. Safe for a table that does not exist. No other
+        method drops a table that has history.
+
+        Returns:
+            How many rows, or versions, it had.
+
+        Raises:
+            SchemaError: The name is taken; nothing was done.
+        """
+
+
+class ChangeApply(ProgressRecord, RowApply, DeadLetterStore, Protocol):
+    """All that applying a table's changes takes."""
+
+
+class MirrorTransaction(
+    ChangeApply, CopyWrite, CopyPromotion, RowComparison, TableAdministration, Protocol
+):
+    """One transaction of the mirror; it commits as a whole or not at all."""
+
+
+class MirrorRecords(Protocol):
+    """What a mirror has committed, read without a transaction."""
 
     @property
     def folds_names(self) -> bool:
@@ -373,11 +406,29 @@ class Mirror(Protocol):
     def ledger(self) -> Ledger:
         """Return what is recorded."""
 
-    def transaction(self, *, trial: bool = False) -> AbstractContextManager[MirrorTransaction]:
-        """Open the one writing transaction; leaving the block commits, an error rolls back.
+    def tables(self) -> Mapping[str, Table]:
+        """Return the tables of the mirror with their stored schemas, by `sql.mirror_table`.
 
-        A trial is rolled back in any case.
+        A table with history is temporal, whatever is declared; its key is empty if it was not
+        recorded. Tables that were set aside are included; snapshots and copies are not.
         """
+
+    def count(self, table: Table) -> int:
+        """Return the number of current rows."""
+
+    def past(self, table: Table) -> Past | None:
+        """Return what is recorded of a temporal table's history; None if it is not mirrored yet."""
+
+    def dead_letters(self, table: str | None = None) -> pa.Table:
+        """Return the stored dead letters, of one table or of all."""
+
+    @property
+    def not_published(self) -> RheiError | None:
+        """Why the published copy or Delta tables are older than the mirror; None if not."""
+
+
+class MirrorQueries(Protocol):
+    """Queries on the last committed state."""
 
     def query(
         self,
@@ -401,41 +452,25 @@ class Mirror(Protocol):
     ) -> Streamed:
         """Run one read-only statement, and return its rows in batches, all of one state."""
 
-    def tables(self) -> Mapping[str, Table]:
-        """Return the tables of the mirror with their stored schemas, by `sql.mirror_table`.
 
-        A table with history is temporal, whatever is declared; its key is empty if it was not
-        recorded. Tables that were set aside are included; snapshots and copies are not.
-        """
-
-    def count(self, table: Table) -> int:
-        """Return the number of current rows."""
-
-    def past(self, table: Table) -> Past | None:
-        """Return what is recorded of a temporal table's history; None if it is not mirrored yet."""
-
-    def dead_letters(self, table: str | None = None) -> pa.Table:
-        """Return the stored dead letters, of one table or of all."""
-
-    def heal(self, table: Table) -> tuple[DamagedFile, ...]:
-        """Check all files of a table; remove damaged ones, so that a copy can repair the table.
-
-        Nothing is deleted: damaged files are set aside. Returns what was damaged and what was
-        done about it; nothing if all files are intact.
-        """
+class MirrorUpkeep(Protocol):
+    """A mirror's files and copies for others, beside its contents."""
 
     def confirm(self) -> None:
         """Confirm that the state is the newest: a sync compared positions and found no changes."""
-
-    @property
-    def not_published(self) -> RheiError | None:
-        """Why the published copy or Delta tables are older than the mirror; None if not."""
-
-    def gaps_until(self, table: Table) -> datetime | None:
-        """Return until when a history may have gaps, because a repair lost files; None: no gaps."""
 
     def maintain(self) -> MaintenanceReport:
         """Rewrite the files for fast reading; safe at any time, with limited work in each call."""
 
     def close(self) -> None:
         """Release the mirror; safe to repeat."""
+
+
+class Mirror(MirrorRecords, MirrorQueries, MirrorUpkeep, Protocol):
+    """The analytical copy."""
+
+    def transaction(self, *, trial: bool = False) -> AbstractContextManager[MirrorTransaction]:
+        """Open the one writing transaction; leaving the block commits, an error rolls back.
+
+        A trial is rolled back in any case.
+        """

@@ -9,11 +9,12 @@ import pyarrow as pa
 
 from rhei_pipeline.buffer.codec import in_size, unseal
 from rhei_pipeline.buffer.log import ChangeLog, Extent
+from rhei_pipeline.capabilities import doubt_about, keyless_rows
 from rhei_pipeline.changes.compaction import last_per_key
 from rhei_pipeline.errors import PermanentError, RheiError
 from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.model.instants import instant
-from rhei_pipeline.model.schema import Mode, Table, TableSchema
+from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import Rescan, SourceSnapshot
 
 
@@ -94,10 +95,6 @@ class BufferedSnapshot:
             return False
         return self._log.holds(table.name, position)
 
-    def retains(self, position: Position) -> bool:  # noqa: ARG002
-        """Return False: the buffer, not the source, keeps changes for the mirror."""
-        return False
-
     def pending(self, table: Table, after: Position) -> int:
         """Count the events in the buffer, and those that were not drained from the source yet."""
         return self.head(table).order - after.order + self._undrained(table)
@@ -126,23 +123,19 @@ class BufferedSnapshot:
         yield from in_size(self._net(table, held), limit)
         yield from self._passed_on(table, limit)
 
-    def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
-        """Return None: the buffer holds changes of one schema at a time."""
-        return None
-
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Return rows of the source."""
         return self._inner.rows(table, resume, limit)
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
         """Return the source's rows without a key."""
-        return self._inner.keyless(table)
+        return keyless_rows(self._inner, table)
 
     def count(self, table: Table) -> int:
         """Return the source's row count."""
         return self._inner.count(table)
 
-    def rescan(self, table: Table, after: Position) -> Rescan:  # noqa: ARG002
+    def rescan(self, table: Table, _after: Position) -> Rescan:
         """Return the rescan that the source asked for, once the buffer holds all changes."""
         bridged = self._bridged.get(table.name)
         asked = bridged is not None and bridged.rescan
@@ -153,7 +146,7 @@ class BufferedSnapshot:
 
     def doubt(self, table: Table) -> str | None:
         """Return the source's answer."""
-        return self._inner.doubt(table)
+        return doubt_about(self._inner, table)
 
     def _held(self, table: Table, after: Position) -> list[Extent]:
         return [e for e in self._log.extents(table.name, after.order) if e.parts]

@@ -8,7 +8,7 @@ snapshot that was drained, so that changes and rows agree.
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,12 @@ from rhei_pipeline.buffer.codec import seal
 from rhei_pipeline.buffer.confirmation import Confirmation
 from rhei_pipeline.buffer.log import ChangeLog, LogWriter
 from rhei_pipeline.buffer.snapshot import BufferedSnapshot, FollowedTable
+from rhei_pipeline.capabilities import (
+    bytes_held_by,
+    is_retained_for,
+    rescan_due,
+    snapshot_of_rows,
+)
 from rhei_pipeline.errors import (
     BufferFullError,
     PermanentError,
@@ -183,19 +189,29 @@ class BufferedSource:
             and self._inner.is_installed(table)
         )
 
-    @contextmanager
-    def snapshot(self, *, rows: bool = False) -> Iterator[BufferedSnapshot]:
+    def snapshot(self) -> AbstractContextManager[BufferedSnapshot]:
         """Drain the source into the buffer, then hold that state.
 
-        With `rows`, nothing is drained: changes end where the rows do, the last of them read from
-        the source. Where the log is full, the changes end where the log does, and `acknowledge`
-        says so.
+        Where the log is full, the changes end where the log does, and `acknowledge` says so.
         """
+        return self._held(rows=False)
+
+    def row_snapshot(self) -> AbstractContextManager[BufferedSnapshot]:
+        """Hold a state with its rows and drain nothing.
+
+        Changes end where the rows do, the last of them read from the source.
+        """
+        return self._held(rows=True)
+
+    @contextmanager
+    def _held(self, *, rows: bool) -> Iterator[BufferedSnapshot]:
         self._release()
         self._failing.clear()
         while True:
             try:
-                with self._inner.snapshot(rows=rows) as inner:
+                source = self._inner
+                held = snapshot_of_rows(source) if rows else source.snapshot()
+                with held as inner:
                     if not rows:
                         self._drain_if_room(inner)
                     snapshot = self._over(inner, passes_on=rows)
@@ -294,7 +310,7 @@ class BufferedSource:
 
     def held_bytes(self) -> dict[str, int]:
         """Return the bytes in the buffer, and those that the source still keeps for it."""
-        return {"buffer": self._log.held_bytes, **self._inner.held_bytes()}
+        return {"buffer": self._log.held_bytes, **bytes_held_by(self._inner)}
 
     def forget_all_but(self, names: Sequence[str]) -> None:
         """Delete the changes of tables that are no longer declared."""
@@ -368,7 +384,7 @@ class BufferedSource:
                     lost.append(name)
                     continue
                 self._releasable[name] = after
-                if not (inner.pending(bridged.table, after) or inner.retains(after)):
+                if not (inner.pending(bridged.table, after) or is_retained_for(inner, after)):
                     continue
                 if self._has_drifted(bridged.table):
                     self._drifted.add(name)
@@ -387,7 +403,7 @@ class BufferedSource:
         self, bridged: FollowedTable, after: Position, inner: SourceSnapshot, writer: LogWriter
     ) -> FollowedTable:
         table = bridged.table
-        rescan = bridged.rescan or inner.rescan(table, after) is not Rescan.NONE
+        rescan = bridged.rescan or rescan_due(inner, table, after) is not Rescan.NONE
         head = inner.head(table)
         oldest = inner.oldest_pending(table, after)
         oldest_us = 0 if oldest is None else int(oldest.timestamp() * 1_000_000)

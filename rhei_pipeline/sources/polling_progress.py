@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from rhei_pipeline.capabilities import rescan_due
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.progress import changed_positions
 from rhei_pipeline.model.schema import Mode, Table
@@ -57,7 +58,7 @@ def unseen(source: ChangeSource, tables: Mapping[str, Mode], notes: Path) -> int
 def _behind(snapshot: SourceSnapshot, table: Table, position: Position | None) -> int:
     if position is None or not snapshot.proves(table, position):
         return 1
-    due = snapshot.rescan(table, position) is not Rescan.NONE
+    due = rescan_due(snapshot, table, position) is not Rescan.NONE
     return snapshot.pending(table, position) + int(due)
 
 

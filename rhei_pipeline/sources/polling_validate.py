@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from rhei_pipeline.capabilities import doubt_about
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.model.schema import Table
@@ -48,7 +49,7 @@ def findings(source: Polled, tables: Sequence[str]) -> Iterator[Finding]:
             yield Finding(Severity.WARNING, what, why, mending, table.name)
     with source.snapshot() as snapshot:
         for table in found:
-            doubt = snapshot.doubt(table)
+            doubt = doubt_about(snapshot, table)
             if doubt:
                 remedy = source.grant_against(doubt) or _STAMP
                 yield Finding(Severity.WARNING, doubt, _UNPROVED, remedy, table.name)

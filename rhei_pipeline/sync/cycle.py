@@ -7,6 +7,7 @@ from datetime import datetime
 
 import pyarrow as pa
 
+from rhei_pipeline.capabilities import is_retained_for, keyless_rows, rescan_due
 from rhei_pipeline.changes.compaction import compact
 from rhei_pipeline.changes.null_keys import is_keyless, without_keyless
 from rhei_pipeline.changes.scd2 import supersede
@@ -31,11 +32,17 @@ from rhei_pipeline.model.progress import Ledger, TableState, Watermark
 from rhei_pipeline.model.reports import TableReport
 from rhei_pipeline.model.schema import INSTANT, Mode, Table
 from rhei_pipeline.protocols import (
+    ChangeApply,
     ChangeSource,
+    DeadLetterStore,
     Mirror,
     MirrorTransaction,
     OnStep,
+    ProgressRecord,
     Rescan,
+    RowApply,
+    SourceChanges,
+    SourcePositions,
     SourceSnapshot,
     Step,
 )
@@ -155,7 +162,7 @@ def apply_pending(
         return _put_copy_in_place(table, snapshot, transaction, pace, on_step)
     mark = ledger.watermarks[table.name]
     after = mark.position
-    if not snapshot.pending(table, after) and snapshot.rescan(table, after) is Rescan.NONE:
+    if not snapshot.pending(table, after) and rescan_due(snapshot, table, after) is Rescan.NONE:
         # It only follows the head: however many such tables there are, nothing is asked for them.
         return TableReport(table.name, watermark=_record(table, snapshot, transaction, mark))
     counts, events, letters = Counts(), 0, 0
@@ -202,7 +209,7 @@ def _completed(
     return complete(batch, held, table.schema)
 
 
-def keep_versions(table: Table, batch: ChangeBatch, transaction: MirrorTransaction) -> Counts:
+def keep_versions(table: Table, batch: ChangeBatch, transaction: RowApply) -> Counts:
     """Close and open the versions that a batch of events asks for."""
     opened, floors = transaction.open_versions(table, batch.events)
     versions = supersede(
@@ -218,7 +225,7 @@ def keep_versions(table: Table, batch: ChangeBatch, transaction: MirrorTransacti
 
 
 def keep_letters(
-    table: Table, batch: ChangeBatch, snapshot: SourceSnapshot, transaction: MirrorTransaction
+    table: Table, batch: ChangeBatch, snapshot: SourcePositions, transaction: DeadLetterStore
 ) -> int:
     """Keep the rows that cannot be mirrored as dead letters; resolve those that now can.
 
@@ -260,13 +267,13 @@ def _names(batch: ChangeBatch) -> set[LetterName]:
 
 
 def _no_longer_keyless(
-    letters: Iterable[LetterName], table: Table, snapshot: SourceSnapshot
+    letters: Iterable[LetterName], table: Table, snapshot: SourcePositions
 ) -> set[LetterName]:
     """Return those whose keys are null in part or whole and have no row any more."""
     keyless = {name for name in letters if is_keyless(name[0])}
     if not keyless:
         return set()
-    there = {letter.key for letter in snapshot.keyless(table)}
+    there = {letter.key for letter in keyless_rows(snapshot, table)}
     return {name for name in keyless if name[0] not in there}
 
 
@@ -279,7 +286,7 @@ def acknowledge(
 
 
 def _all_proved(
-    tables: Iterable[Table], snapshot: SourceSnapshot, ledger: Ledger, blame: Blame
+    tables: Iterable[Table], snapshot: SourcePositions, ledger: Ledger, blame: Blame
 ) -> bool:
     proved = True
     for table in tables:
@@ -290,7 +297,7 @@ def _all_proved(
 
 
 def _due(
-    tables: Iterable[Table], snapshot: SourceSnapshot, ledger: Ledger, blame: Blame
+    tables: Iterable[Table], snapshot: SourcePositions, ledger: Ledger, blame: Blame
 ) -> list[Table]:
     """Return the tables with something to do, and with them those that can move on for free."""
     marks = {name: mark.position for name, mark in ledger.watermarks.items()}
@@ -306,11 +313,11 @@ def _due(
     return due + [table for table in others if snapshot.head(table) != marks[table.name]]
 
 
-def _has_work(table: Table, snapshot: SourceSnapshot, after: Position) -> bool:
+def _has_work(table: Table, snapshot: SourcePositions, after: Position) -> bool:
     return (
         snapshot.pending(table, after) > 0
-        or snapshot.retains(after)
-        or snapshot.rescan(table, after) is not Rescan.NONE
+        or is_retained_for(snapshot, after)
+        or rescan_due(snapshot, table, after) is not Rescan.NONE
     )
 
 
@@ -322,7 +329,7 @@ def _audit(
     on_step: OnStep,
 ) -> Counts:
     """If a rescan is due, compare the whole table and apply the differences."""
-    counts, due = Counts(), snapshot.rescan(table, after)
+    counts, due = Counts(), rescan_due(snapshot, table, after)
     if due is Rescan.NONE:
         return counts
     for changes in find_drift(table, snapshot, transaction, deletes=due is Rescan.ALL):
@@ -366,15 +373,15 @@ def _put_copy_in_place(
     )
 
 
-def _unknown_keys(table: Table, transaction: MirrorTransaction) -> pa.Table:
+def _unknown_keys(table: Table, transaction: DeadLetterStore) -> pa.Table:
     return read_keys({key for key, _ in transaction.quarantined(table)}, table.schema)
 
 
 def _apply_versions(
     table: Table,
     after: Position,
-    snapshot: SourceSnapshot,
-    transaction: MirrorTransaction,
+    snapshot: SourceChanges,
+    transaction: ChangeApply,
     pace: SyncOptions,
 ) -> tuple[Counts, int]:
     """Give a temporal table each version that events tell of since the copy began.
@@ -399,7 +406,7 @@ def _apply_versions(
 
 
 def _apply_difference(
-    table: Table, changes: NetChanges, snapshot: SourceSnapshot, transaction: MirrorTransaction
+    table: Table, changes: NetChanges, snapshot: SourcePositions, transaction: RowApply
 ) -> Counts:
     if table.mode is Mode.DESTRUCTIVE:
         return transaction.merge(table, changes)
@@ -430,8 +437,8 @@ def _as_events(table: Table, rows: pa.Table, at: datetime, *, live: bool) -> pa.
 
 def _record(
     table: Table,
-    snapshot: SourceSnapshot,
-    transaction: MirrorTransaction,
+    snapshot: SourcePositions,
+    transaction: ProgressRecord,
     mark: Watermark | None,
 ) -> int:
     head = snapshot.head(table)
@@ -441,7 +448,7 @@ def _record(
     return head.order
 
 
-def _age_of_oldest(table: Table, snapshot: SourceSnapshot, after: Position) -> float:
+def _age_of_oldest(table: Table, snapshot: SourcePositions, after: Position) -> float:
     oldest = snapshot.oldest_pending(table, after)
     return 0.0 if oldest is None else max((snapshot.clock - oldest).total_seconds(), 0.0)
 

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime
 
+from rhei_pipeline.capabilities import shape_after
 from rhei_pipeline.errors import MirrorDamagedError, SchemaDriftError, SchemaError
 from rhei_pipeline.model.blame import Blame
 from rhei_pipeline.model.progress import Ledger, TableState
@@ -57,7 +58,7 @@ def take_on_next_shapes(
     with source.snapshot() as snapshot:
         for table in tables:
             with blame.of(table.name):
-                shape = snapshot.next_shape(table, marks[table.name].position)
+                shape = shape_after(snapshot, table, marks[table.name].position)
                 if shape is not None:
                     shape = replace(shape, mirror_name=table.schema.mirror_name)
                     found.append(Table(shape, table.mode))

@@ -13,12 +13,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from rhei_pipeline.capabilities import keyless_rows, snapshot_of_rows
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import Position, RowBatch
 from rhei_pipeline.model.progress import CopyProgress, Ledger, TableState
 from rhei_pipeline.model.reports import CopyReport, TableReport
 from rhei_pipeline.model.schema import Mode, Table
-from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourceSnapshot, Step
+from rhei_pipeline.protocols import (
+    ChangeSource,
+    Mirror,
+    OnStep,
+    SourcePositions,
+    Step,
+)
 from rhei_pipeline.sql.text import mirror_table
 from rhei_pipeline.sync.cycle import SyncOptions, acknowledge
 
@@ -45,7 +52,7 @@ class Copied:
         return Copied(earlier.rows + self.rows, letters, earlier.resumed)
 
 
-def needs_copy(table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> bool:
+def needs_copy(table: Table, snapshot: SourcePositions, ledger: Ledger) -> bool:
     """Return whether only a copy can make the table equal to its source again."""
     if ledger.state(table.name) is not TableState.READY:
         return True
@@ -82,7 +89,7 @@ def copy_table(  # noqa: PLR0913  (the seams, the pace, and who is told)
     acknowledge(source, mirror.ledger(), [table.name], prune=False)
     rows = letters = 0
     while not progress.complete:
-        with source.snapshot(rows=True) as snapshot:
+        with snapshot_of_rows(source) as snapshot:
             if not has_shape(table, source):
                 return None
             total = snapshot.count(table)
@@ -137,7 +144,7 @@ def copy_report(copied: Copied, report: TableReport, started: float) -> CopyRepo
     )
 
 
-def _resumable(table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> CopyProgress | None:
+def _resumable(table: Table, snapshot: SourcePositions, ledger: Ledger) -> CopyProgress | None:
     progress = ledger.copies.get(table.name)
     if progress is None or progress.shape != fingerprint(table):
         return None
@@ -145,7 +152,7 @@ def _resumable(table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> CopyPr
 
 
 def _begin(
-    table: Table, snapshot: SourceSnapshot, mirror: Mirror, *, same_shape: bool
+    table: Table, snapshot: SourcePositions, mirror: Mirror, *, same_shape: bool
 ) -> CopyProgress:
     told = _watermark(table, snapshot, mirror.ledger()) if same_shape else None
     progress = CopyProgress(table.name, told or snapshot.origin(table), fingerprint(table))
@@ -153,11 +160,11 @@ def _begin(
         transaction.begin_copy(table, progress)
         # Every row is about to be read again, and what does not fit will be named again.
         transaction.release(table, transaction.quarantined(table), snapshot.clock)
-        transaction.quarantine(snapshot.keyless(table))
+        transaction.quarantine(keyless_rows(snapshot, table))
     return progress
 
 
-def _watermark(table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> Position | None:
+def _watermark(table: Table, snapshot: SourcePositions, ledger: Ledger) -> Position | None:
     """Return where a history goes on, so that no version between there and the copy is lost."""
     mark = ledger.watermarks.get(table.name)
     if table.mode is Mode.DESTRUCTIVE or mark is None:

@@ -11,7 +11,10 @@ from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.reports import DropReport
 from rhei_pipeline.model.schema import RESERVED_PREFIX, Mode, Table, TableSchema, nearest
-from rhei_pipeline.protocols import Mirror
+from rhei_pipeline.protocols import (
+    Mirror,
+    MirrorRecords,
+)
 from rhei_pipeline.sql.text import mirror_table
 from rhei_pipeline.sync.schema_registry import Registry
 
@@ -78,7 +81,7 @@ def not_followed(ledger: Ledger, followed: Collection[str]) -> Mapping[str, date
     )
 
 
-def find_mirrored(name: str, mirror: Mirror) -> Table | None:
+def find_mirrored(name: str, mirror: MirrorRecords) -> Table | None:
     """Return a table of the mirror by its name, in any case, as it is there."""
     wanted = name.removeprefix("main.").lower()
     tables = mirror.tables().values()
@@ -95,7 +98,7 @@ def _names(schema: TableSchema) -> set[str]:
     return names
 
 
-def find_droppable(name: str, mirror: Mirror, registry: Registry) -> Table:
+def find_droppable(name: str, mirror: MirrorRecords, registry: Registry) -> Table:
     """Return a table that the mirror has, or has something recorded of.
 
     Raises:

@@ -9,6 +9,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import TypeVar
 
+from rhei_pipeline.capabilities import heal_files, snapshot_of_rows
 from rhei_pipeline.errors import (
     MirrorDamagedError,
     MirrorUnreachableError,
@@ -44,6 +45,7 @@ from rhei_pipeline.protocols import (
     Mirror,
     MirrorTransaction,
     OnStep,
+    SourcePositions,
     SourceSnapshot,
     Step,
 )
@@ -403,7 +405,7 @@ class Pipeline:
         The mirror is only tried there: what lies between there and the head is for a cycle to
         apply. None where the source has another schema by now than the tables were synced with.
         """
-        with self._source.snapshot(rows=True) as snapshot:
+        with snapshot_of_rows(self._source) as snapshot:
             if snapshot.schema_version != self._watch.version:
                 return None
             with self._mirror.transaction(trial=True) as transaction:
@@ -440,7 +442,7 @@ class Pipeline:
         """Remove a table's damaged files from the mirror, and stop leaving the table out."""
         known = {table.name.lower(): table for table in self._known_tables()}
         table = known.get(name.removeprefix("main.").lower())
-        damaged = self._mirror.heal(table) if table else ()
+        damaged = heal_files(self._mirror, table) if table else ()
         if damaged:
             self._watch.look_again()
         return damaged
@@ -527,7 +529,7 @@ class Pipeline:
                         due.append(table)
             return due
 
-    def _is_due(self, table: Table, snapshot: SourceSnapshot, ledger: Ledger) -> bool:
+    def _is_due(self, table: Table, snapshot: SourcePositions, ledger: Ledger) -> bool:
         return needs_copy(table, snapshot, ledger) or self._registry.table(table.name) != table
 
     def _copy(

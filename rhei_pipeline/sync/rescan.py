@@ -5,12 +5,19 @@ Both sides are read once, as digests; rows are read again only in the ranges of 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pyarrow as pa
 
+from rhei_pipeline.capabilities import keyless_rows
 from rhei_pipeline.model.changes import DeadLetter, NetChanges, RowBatch, without_keys
 from rhei_pipeline.model.schema import Table
-from rhei_pipeline.protocols import MirrorTransaction, SourceSnapshot
+from rhei_pipeline.protocols import (
+    DeadLetterStore,
+    RowComparison,
+    SourcePositions,
+    SourceRows,
+)
 
 #: Rows of one range: one that differs is read again whole.
 RANGE_ROWS = 10_000
@@ -21,7 +28,7 @@ class _Ranges:
     """A table's rows in ranges of keys, each of which can be read again."""
 
     table: Table
-    snapshot: SourceSnapshot
+    snapshot: SourceRows
     begins: list[str | None] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
 
@@ -41,8 +48,12 @@ class _Ranges:
         return self.snapshot.rows(self.table, resume, RANGE_ROWS)
 
 
+class DriftTransaction(RowComparison, DeadLetterStore, Protocol):
+    """What of a mirror's transaction a comparison takes."""
+
+
 def find_drift(
-    table: Table, snapshot: SourceSnapshot, transaction: MirrorTransaction, *, deletes: bool
+    table: Table, snapshot: SourceRows, transaction: DriftTransaction, *, deletes: bool
 ) -> Iterator[NetChanges]:
     """Yield what leads from the mirror's present rows to the snapshot's, a range at a time.
 
@@ -61,14 +72,14 @@ def find_drift(
 
 
 def _keep_letters(
-    ranges: _Ranges, snapshot: SourceSnapshot, transaction: MirrorTransaction
+    ranges: _Ranges, snapshot: SourcePositions, transaction: DeadLetterStore
 ) -> set[str]:
     """Keep the dead letters met, and resolve all others: every row was read.
 
     Returns:
         The keys, as text, of the rows that are there and cannot be mirrored.
     """
-    table, letters = ranges.table, [*snapshot.keyless(ranges.table), *ranges.letters]
+    table, letters = ranges.table, [*keyless_rows(snapshot, ranges.table), *ranges.letters]
     met = {letter.name for letter in letters}
     transaction.release(table, transaction.quarantined(table) - met, snapshot.clock)
     transaction.quarantine(letters)

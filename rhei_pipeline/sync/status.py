@@ -9,12 +9,17 @@ from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
+from rhei_pipeline.capabilities import bytes_held_by, doubt_about
 from rhei_pipeline.errors import RheiError
 from rhei_pipeline.model.blame import Blame
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.reports import Standing, TableStatus
 from rhei_pipeline.model.schema import Mode, Table
-from rhei_pipeline.protocols import ChangeSource, Mirror, SourceSnapshot
+from rhei_pipeline.protocols import (
+    ChangeSource,
+    MirrorRecords,
+    SourcePositions,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +82,7 @@ def read_status(
     tables: Mapping[str, Table],
     errors: Mapping[str, RheiError],
     source: ChangeSource,
-    mirror: Mirror,
+    mirror: MirrorRecords,
     blame: Blame,
 ) -> Standing:
     """Look at one state of the source and at the mirror; changes nothing.
@@ -100,7 +105,7 @@ def read_status(
     unpublished = mirror.not_published
     return Standing(
         MappingProxyType(told),
-        MappingProxyType(dict(source.held_bytes())),
+        MappingProxyType(dict(bytes_held_by(source))),
         not_published=None if unpublished is None else str(unpublished),
     )
 
@@ -109,7 +114,7 @@ def _status(
     name: str,
     mode: Mode,
     table: Table | None,
-    snapshot: SourceSnapshot,
+    snapshot: SourcePositions,
     ledger: Ledger,
     letters: int,
 ) -> TableStatus:
@@ -127,5 +132,5 @@ def _status(
         lag_events,
         max(lag_seconds, 0.0),
         letters,
-        doubt=None if table is None else snapshot.doubt(table),
+        doubt=None if table is None else doubt_about(snapshot, table),
     )

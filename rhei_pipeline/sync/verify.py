@@ -6,13 +6,18 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
+from rhei_pipeline.capabilities import gaps_in, keyless_rows
 from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.model.blame import Blame
 from rhei_pipeline.model.changes import DeadLetter, Operation, key_text, without_keys
 from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.reports import RowParity, TableVerification
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Column, Mode, Table
-from rhei_pipeline.protocols import Mirror, MirrorTransaction, SourceSnapshot
+from rhei_pipeline.protocols import (
+    Mirror,
+    RowComparison,
+    SourceRows,
+)
 from rhei_pipeline.sql.text import listed, literal, mirror_table, quote
 
 #: How many keys of each kind of difference are named; the counts are always whole.
@@ -21,8 +26,8 @@ SAMPLE_KEYS = 20
 
 def verify_tables(
     tables: Iterable[Table],
-    snapshot: SourceSnapshot,
-    transaction: MirrorTransaction,
+    snapshot: SourceRows,
+    transaction: RowComparison,
     mirror: Mirror,
     batch_rows: int,
     blame: Blame,
@@ -47,8 +52,8 @@ def verify_tables(
 
 def verify_table(
     table: Table,
-    snapshot: SourceSnapshot,
-    transaction: MirrorTransaction,
+    snapshot: SourceRows,
+    transaction: RowComparison,
     batch_rows: int,
     broken: pa.Table,
 ) -> TableVerification:
@@ -58,7 +63,7 @@ def verify_table(
     What the mirror keeps of such a row, its last good version, is not counted as a difference.
     `broken` is what `broken_histories` found.
     """
-    rows, letters = snapshot.count(table), list(snapshot.keyless(table))
+    rows, letters = snapshot.count(table), list(keyless_rows(snapshot, table))
     compared: Counter[str] = Counter()
     parts = _all_rows(table, snapshot, batch_rows, letters)
     found = transaction.compare(table, _counted(parts, table.name, compared))
@@ -95,7 +100,7 @@ def broken_histories(table: Table, mirror: Mirror) -> pa.Table:
     parts = [_one_zero(column) for column in table.schema.key_columns]
     start, end, follows = VALID_FROM, VALID_TO, "_rhei_follows"
     went_on = f"{end} is not null and {OPERATION} <> {literal(Operation.DELETE)}"
-    gaps = mirror.gaps_until(table)
+    gaps = gaps_in(mirror, table)
     if gaps is not None:
         went_on += f" and {end} >= timestamp {literal(f'{gaps:%Y-%m-%d %H:%M:%S.%f}')}"
     return mirror.query(
@@ -112,7 +117,7 @@ def _one_zero(column: Column) -> str:
     return f"{name} + 0.0 as {name}" if pa.types.is_floating(column.type) else name
 
 
-def count_rows(table: Table, snapshot: SourceSnapshot, transaction: MirrorTransaction) -> RowParity:
+def count_rows(table: Table, snapshot: SourceRows, transaction: RowComparison) -> RowParity:
     """Count the rows of both sides at the snapshot to which the mirror has been brought."""
     return RowParity(
         table.name,
@@ -123,7 +128,7 @@ def count_rows(table: Table, snapshot: SourceSnapshot, transaction: MirrorTransa
 
 
 def _all_rows(
-    table: Table, snapshot: SourceSnapshot, batch_rows: int, letters: list[DeadLetter]
+    table: Table, snapshot: SourceRows, batch_rows: int, letters: list[DeadLetter]
 ) -> Iterator[pa.Table]:
     resume = None
     while batch := snapshot.rows(table, resume, batch_rows):

@@ -17,6 +17,14 @@ from typing import Protocol
 import pyarrow as pa
 import pytest
 
+from rhei_pipeline.capabilities import (
+    bytes_held_by,
+    doubt_about,
+    keyless_rows,
+    rescan_due,
+    shape_after,
+    snapshot_of_rows,
+)
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import LIVE, SEQUENCE, ChangeBatch, Position, event_schema
 from rhei_pipeline.model.schema import Mode, Table
@@ -114,7 +122,7 @@ class SourceContract:
             found = net(batches(snapshot, table, after))
             gone = {2: "gone", 5: "gone", 3: "gone"} if bench.logs else {}
             assert found == {1: None, 4: "d", 9: "c", **gone}
-            assert snapshot.rescan(table, after) is (Rescan.NONE if bench.logs else Rescan.ALL)
+            assert rescan_due(snapshot, table, after) is (Rescan.NONE if bench.logs else Rescan.ALL)
             assert batches(snapshot, table, snapshot.head(table)) == []
 
     def test_net_changes_of_a_temporal_table_are_those_of_a_destructive_one(
@@ -169,7 +177,7 @@ class SourceContract:
         table = bench.table(mode)
         after = bench.head(table)
         bench.application.insert({1: "a"})
-        with bench.source.snapshot(rows=True) as snapshot:
+        with snapshot_of_rows(bench.source) as snapshot:
             head = snapshot.head(table)
             bench.application.insert({2: "b"})
             bench.application.update(1, "later")
@@ -186,7 +194,7 @@ class SourceContract:
         table = bench.table()
         resume, seen = None, []
         while True:
-            with bench.source.snapshot(rows=True) as snapshot:
+            with snapshot_of_rows(bench.source) as snapshot:
                 found = snapshot.rows(table, resume, 3)
             if found is None:
                 break
@@ -198,12 +206,12 @@ class SourceContract:
     def test_rows_read_on_behind_a_row_that_is_gone(self, bench: SourceBench) -> None:
         bench.application.insert(dict.fromkeys((1, 3, 5, 7), "v"))
         table = bench.table()
-        with bench.source.snapshot(rows=True) as snapshot:
+        with snapshot_of_rows(bench.source) as snapshot:
             found = snapshot.rows(table, None, 2)
         assert found is not None
         bench.application.delete(3)
         bench.application.insert({2: "behind", 4: "new"})
-        with bench.source.snapshot(rows=True) as snapshot:
+        with snapshot_of_rows(bench.source) as snapshot:
             rest = snapshot.rows(table, found.resume, 10)
         assert rest is not None
         assert rest.rows["k"].to_pylist() == [4, 5, 7]
@@ -215,7 +223,7 @@ class SourceContract:
         with bench.source.snapshot() as snapshot:
             origin = snapshot.origin(table)
         bench.application.insert({3: "c"})
-        with bench.source.snapshot(rows=True) as snapshot:
+        with snapshot_of_rows(bench.source) as snapshot:
             assert snapshot.proves(table, origin)
             found = snapshot.rows(table, None, 10)
         assert found is not None
@@ -304,11 +312,11 @@ class SourceContract:
     def test_nothing_is_in_doubt_while_all_is_well(self, bench: SourceBench) -> None:
         table = bench.table()
         bench.application.insert({1: "a"})
-        with bench.source.snapshot(rows=True) as snapshot:
-            assert snapshot.doubt(table) is None
-            assert snapshot.keyless(table) == ()
-            assert snapshot.next_shape(table, snapshot.head(table)) is None
-        assert all(size >= 0 for size in bench.source.held_bytes().values())
+        with snapshot_of_rows(bench.source) as snapshot:
+            assert doubt_about(snapshot, table) is None
+            assert keyless_rows(snapshot, table) == ()
+            assert shape_after(snapshot, table, snapshot.head(table)) is None
+        assert all(size >= 0 for size in bytes_held_by(bench.source).values())
 
     def test_age_of_the_oldest_pending_change(self, bench: SourceBench) -> None:
         table = bench.table()

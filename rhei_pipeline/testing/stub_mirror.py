@@ -43,7 +43,7 @@ from rhei_pipeline.model.changes import (
 )
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Past, Watermark
 from rhei_pipeline.model.query_limits import whole
-from rhei_pipeline.model.reports import DamagedFile, MaintenanceReport
+from rhei_pipeline.model.reports import MaintenanceReport
 from rhei_pipeline.model.schema import (
     HISTORY_FIELDS,
     INSTANT,
@@ -340,7 +340,7 @@ class StubTransaction:
         content.letters = {key: it for key, it in content.letters.items() if key[0] != table.name}
         return len(standing.rows) if standing else 0
 
-    def mend_keys(self, table: Table, at: datetime) -> Counts:  # noqa: ARG002
+    def mend_keys(self, _table: Table, _at: datetime) -> Counts:
         """Do nothing: a key has one present row here, and no key is null."""
         return Counts()
 
@@ -493,16 +493,8 @@ class StubMirror:
         found = _letters(self._content, lambda own, at: at is None and table in (None, own))
         return found.drop_columns(["resolved_at"])
 
-    def heal(self, table: Table) -> tuple[DamagedFile, ...]:  # noqa: ARG002
-        """Return nothing: there are no files."""
-        return ()
-
     def confirm(self) -> None:
         """Do nothing: what is held is the newest."""
-
-    def gaps_until(self, table: Table) -> datetime | None:  # noqa: ARG002
-        """Return None: no history has a gap."""
-        return None
 
     def maintain(self) -> MaintenanceReport:
         """Return that nothing is due."""

@@ -22,7 +22,6 @@ from rhei_pipeline.model.changes import (
     key_text,
 )
 from rhei_pipeline.model.schema import Mode, Table, TableSchema
-from rhei_pipeline.protocols import Rescan
 
 #: A primary key's parts, in the key's order: integers and texts, which JSON writes.
 Key = tuple[Any, ...]
@@ -207,7 +206,7 @@ class StubSource:
         return self._version
 
     @contextmanager
-    def snapshot(self, *, rows: bool = False) -> Iterator["StubSnapshot"]:  # noqa: ARG002
+    def snapshot(self) -> Iterator["StubSnapshot"]:
         """Hold the present state; rows can always be read."""
         self._now += _TICK
         state = (dict(self._states), self._now, self._version, self._sequence)
@@ -231,10 +230,6 @@ class StubSource:
         for key in keys:
             state = self._states[table.name]
             self._states[table.name] = self._logged(state, tuple(key), state.rows.get(tuple(key)))
-
-    def held_bytes(self) -> Mapping[str, int]:
-        """Return nothing: it is all in memory."""
-        return {}
 
 
 class StubSnapshot:
@@ -273,10 +268,6 @@ class StubSnapshot:
         if state is None or state.proof != position.proof:
             return False
         return state.forgotten <= position.order <= self._newest
-
-    def retains(self, position: Position) -> bool:  # noqa: ARG002
-        """Return False: nothing is kept for a position alone."""
-        return False
 
     def pending(self, table: Table, after: Position) -> int:
         """Count the entries behind the position."""
@@ -325,21 +316,9 @@ class StubSnapshot:
         made = pa.Table.from_pylist(fitting, schema=table.schema.arrow)
         return RowBatch(made, json.dumps(keys[-1]), tuple(letters))
 
-    def keyless(self, table: Table) -> tuple[DeadLetter, ...]:  # noqa: ARG002
-        """Return nothing: every row has a key."""
-        return ()
-
     def count(self, table: Table) -> int:
         """Count the table's rows."""
         return len(self._states[table.name].rows)
-
-    def rescan(self, table: Table, after: Position) -> Rescan:  # noqa: ARG002
-        """Return that none is needed: every change is logged."""
-        return Rescan.NONE
-
-    def doubt(self, table: Table) -> str | None:  # noqa: ARG002
-        """Return None: every change is logged."""
-        return None
 
     def _behind(self, table: Table, after: Position) -> list[_Entry]:
         log = self._states[table.name].seen_in(table)

@@ -86,7 +86,9 @@ def _record(
 ) -> Owner:
     recorded = _recorded(mirror)
     # Only now is it sure that the source is the right one to write into.
-    source = database.identity(mark=settings.capture_method != "polling")
+    source = (
+        database.identity() if settings.capture_method == "polling" else database.marked_identity()
+    )
     owner = Owner(source, settings.name or (recorded.pipeline if recorded else None))
     if owner != recorded:
         mirror.claim(owner.text(), anew=anew)

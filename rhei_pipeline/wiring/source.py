@@ -30,8 +30,11 @@ _POSTGRES = "a PostgreSQL source"
 class SourceDatabase(Database, Protocol):
     """A source's database, and its catalogue."""
 
-    def identity(self, *, mark: bool = False) -> SourceIdentity:
-        """Return the identity of this source; with `mark`, write an id into it if it has none."""
+    def identity(self) -> SourceIdentity:
+        """Return the identity of this source."""
+
+    def marked_identity(self) -> SourceIdentity:
+        """Return the same, having written an id into a source that needs one and has none."""
 
     def table_names(self) -> list[str]:
         """Return the names of all ordinary tables that have a primary key."""
@@ -168,7 +171,7 @@ def _validate(settings: Settings, database: SourceDatabase, names: Sequence[str]
         return options.get(name, TableOptions())
 
     if isinstance(database, SqliteDatabase):
-        return database.validate(names, chosen, mirror_id)
+        return database.validate(names, chosen)
     with needs_extra("postgres", _POSTGRES):
         from rhei_pipeline.wiring import postgres
     return postgres.findings(settings, postgres.of_postgres(database), names, options, mirror_id)

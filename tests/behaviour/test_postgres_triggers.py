@@ -470,7 +470,7 @@ def test_a_table_that_is_truncated_while_it_is_read_is_read_again(world: Postgre
     world.run("update orders set amount = 0")
     table = world.htap._engine.pipeline.table("orders")
     after = world.htap._engine.mirror.ledger().watermarks["orders"].position
-    with world.htap._engine.source.snapshot(rows=True) as snapshot:
+    with world.htap._engine.source.snapshot() as snapshot:
         world.run("truncate orders")
         with pytest.raises(SourceBusyError, match="rewritten while it was read"):
             list(snapshot.net_changes(table, after, 100))

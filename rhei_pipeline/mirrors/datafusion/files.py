@@ -199,7 +199,7 @@ class MemoryFiles:
     def register(self, context: SessionContext) -> None:
         """Do nothing: a session is given the rows themselves."""
 
-    def pin(self, version: int) -> AbstractContextManager[None]:  # noqa: ARG002
+    def pin(self, _version: int) -> AbstractContextManager[None]:
         """Do nothing: no other process deletes here."""
         return nullcontext()
 

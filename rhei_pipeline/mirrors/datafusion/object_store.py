@@ -184,7 +184,7 @@ class ObjectFiles:
             finally:
                 (Path(self._cache.name) / name).unlink(missing_ok=True)
 
-    def pin(self, version: int) -> AbstractContextManager[None]:  # noqa: ARG002
+    def pin(self, _version: int) -> AbstractContextManager[None]:
         """Do nothing: no other process could see it."""
         return nullcontext()
 

@@ -279,7 +279,7 @@ class FileTransaction:
         self._tables[name] = copy
         return copy.count()
 
-    def mend_keys(self, table: Table, at: datetime) -> Counts:  # noqa: ARG002
+    def mend_keys(self, table: Table, _at: datetime) -> Counts:
         """Leave one present row for each key; a key left without one is found as a difference."""
         draft = self._draft(table)
         places, keys = present_repeats(draft)

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from rhei_pipeline.mirrors.locking import WriterLock
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.progress import Ledger, Past
 from rhei_pipeline.model.query_limits import gathered, whole
-from rhei_pipeline.model.reports import DamagedFile, MaintenanceReport
+from rhei_pipeline.model.reports import MaintenanceReport
 from rhei_pipeline.model.schema import VALID_TO, Mode, Table
 from rhei_pipeline.model.semantics import Translated
 from rhei_pipeline.model.streaming import Begun, Streamed
@@ -311,10 +310,6 @@ class DuckDBMirror:
             [table, table],
         )
 
-    def heal(self, table: Table) -> tuple[DamagedFile, ...]:  # noqa: ARG002
-        """Do nothing: DuckDB refuses a damaged file as a whole."""
-        return ()
-
     def confirm(self) -> None:
         """Allow queries again if the file seemed older than it was; publish what is due."""
         if self._older is not None:
@@ -323,10 +318,6 @@ class DuckDBMirror:
         elif self._published is not None and self._published.pace.due:
             with self._lock, translated(self.path):
                 self._publish(self._published)
-
-    def gaps_until(self, table: Table) -> datetime | None:  # noqa: ARG002
-        """Return None: DuckDB's histories never have gaps."""
-        return None
 
     def maintain(self) -> MaintenanceReport:
         """Checkpoint the write-ahead log into the file; useful while nothing else runs."""

@@ -65,7 +65,7 @@ class NoHandshake(flight.ServerAuthHandler):  # type: ignore[misc]
     def authenticate(self, outgoing: object, incoming: object) -> None:
         """Do nothing."""
 
-    def is_valid(self, token: bytes) -> bytes:  # noqa: ARG002
+    def is_valid(self, _token: bytes) -> bytes:
         """Accept every token; unknown clients are refused earlier, by the middleware."""
         return b""
 
@@ -79,7 +79,7 @@ class AuthMiddleware(flight.ServerMiddlewareFactory):  # type: ignore[misc]
 
     def start_call(
         self,
-        info: object,  # noqa: ARG002
+        _info: object,
         headers: Mapping[str, Sequence[str]],
     ) -> "_Answer | None":
         """Accept a call, or refuse it.

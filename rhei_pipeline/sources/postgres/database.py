@@ -313,16 +313,20 @@ class PostgresDatabase:
         self,
         name: str,
         options: TableOptions,
-        known: TableSchema | None,  # noqa: ARG002  (PostgreSQL's columns are typed)
+        _known: TableSchema | None,
     ) -> TableSchema:
         """Read a table's schema; see `catalog.read_table`."""
         with self._lent() as connection:
             return read_table(connection, name, options, reread=self._reread).schema
 
-    def identity(self, *, mark: bool = False) -> SourceIdentity:  # noqa: ARG002
+    def identity(self) -> SourceIdentity:
         """Return the identity of this database, which distinguishes it from all others."""
         with self._lent() as connection:
             return identity(connection)
+
+    def marked_identity(self) -> SourceIdentity:
+        """Return the same: a server needs no mark."""
+        return self.identity()
 
     def add_column(self, table: TableSchema, column: str, arrow_type: pa.DataType) -> None:
         """Add a column with a declaration that is read back as this type."""

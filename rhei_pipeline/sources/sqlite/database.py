@@ -219,20 +219,26 @@ class SqliteDatabase:
         self,
         tables: Sequence[str],
         options: Callable[[str], TableOptions],
-        mirror_id: str | None,  # noqa: ARG002  (triggers belong to all mirrors)
     ) -> list[Finding]:
         """Return what prevents capture; see `validate.findings`."""
         with self.reader() as connection:
             return list(validate.findings(connection, tables, options))
 
-    def identity(self, *, mark: bool = False) -> SourceIdentity:
+    def identity(self) -> SourceIdentity:
         """Return the identity of this file, which distinguishes it from all others."""
         with self.reader() as connection:
-            found = read_mark(connection)
-        if mark and not found:
-            with self.transaction(), self.translated():
-                found = write_mark(self._writer)
-        return SourceIdentity("sqlite", str(self.path.resolve()), found)
+            return self._identity(read_mark(connection))
+
+    def marked_identity(self) -> SourceIdentity:
+        """Return the same, with an id that is written into the file if it has none."""
+        found = self.identity()
+        if found.mark:
+            return found
+        with self.transaction(), self.translated():
+            return self._identity(write_mark(self._writer))
+
+    def _identity(self, mark: str) -> SourceIdentity:
+        return SourceIdentity("sqlite", str(self.path.resolve()), mark)
 
     def add_column(self, table: TableSchema, column: str, arrow_type: pa.DataType) -> None:
         """Add a column that is declared so that it is read back as this type."""

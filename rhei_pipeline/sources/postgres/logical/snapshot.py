@@ -14,7 +14,6 @@ from rhei_pipeline.model.changes import (
     LIVE,
     SEQUENCE,
     ChangeBatch,
-    DeadLetter,
     Position,
     RowBatch,
     event_schema,
@@ -22,7 +21,6 @@ from rhei_pipeline.model.changes import (
 from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.schema import INSTANT, Table, TableSchema
 from rhei_pipeline.model.selection import taken
-from rhei_pipeline.protocols import Rescan
 from rhei_pipeline.sources.mended_rows import mended
 from rhei_pipeline.sources.postgres.logical import pgoutput
 from rhei_pipeline.sources.postgres.logical.moment import LogMoment, RowView, Slot
@@ -163,11 +161,11 @@ class LogicalSnapshot:
         """Return whether the server keeps much of its log for this position alone."""
         return self._head - position.order > RETAINED_BYTES
 
-    def pending(self, table: Table, after: Position) -> int:  # noqa: ARG002
+    def pending(self, _table: Table, after: Position) -> int:
         """Count the changes after the position."""
         return sum(len(run.order) for _, run in self._runs(after))
 
-    def oldest_pending(self, table: Table, after: Position) -> datetime | None:  # noqa: ARG002
+    def oldest_pending(self, _table: Table, after: Position) -> datetime | None:
         """Return when the first change after the position was committed."""
         found = [int(run.committed_at.min()) for _, run in self._runs(after)]
         return instant(min(found)) if found else None
@@ -212,10 +210,6 @@ class LogicalSnapshot:
             return ChangeBatch(empty, 1, truncated_at=at, whole_transactions=True)
         return _Rows(schema, pgoutput.decode(buffer, run), self.clock).batch()
 
-    def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
-        """Return None: each change is read with the table's own schema."""
-        return None
-
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Return the next rows in key order; those of a large table are read ahead."""
         reader, share = self._reader(table), self._view.share if self._view else None
@@ -236,22 +230,10 @@ class LogicalSnapshot:
             raise RuntimeError("this snapshot was not opened to read rows")
         return PostgresRowReader(self._view.connection, table.schema, self.clock)
 
-    def keyless(self, table: Table) -> tuple[DeadLetter, ...]:  # noqa: ARG002
-        """Return none: a primary key of PostgreSQL is never null."""
-        return ()
-
     def count(self, table: Table) -> int:
         """Return the table's row count."""
         self._counted[table.name] = self._reader(table).count()
         return self._counted[table.name]
-
-    def rescan(self, table: Table, after: Position) -> Rescan:  # noqa: ARG002
-        """Return that no rescan is needed: the server's log contains every change."""
-        return Rescan.NONE
-
-    def doubt(self, table: Table) -> str | None:  # noqa: ARG002
-        """Return None: the server's log contains every change."""
-        return None
 
     def close(self) -> None:
         """Delete the messages read, and stop reading ahead."""

@@ -8,7 +8,7 @@ chapters 47 (logical decoding) and 9.28.6 (replication management functions).
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -207,9 +207,16 @@ class LogicalSource:
                 self._publication.note_begun()
                 self._advanced = 0
 
+    def snapshot(self) -> AbstractContextManager[LogicalSnapshot]:
+        """Hold one committed state: a log position."""
+        return self._held(rows=False)
+
+    def row_snapshot(self) -> AbstractContextManager[LogicalSnapshot]:
+        """Hold one committed state: exactly what a snapshot of the rows sees."""
+        return self._held(rows=True)
+
     @contextmanager
-    def snapshot(self, *, rows: bool = False) -> Iterator[LogicalSnapshot]:
-        """Hold one committed state: a log position, or exactly what a row snapshot sees."""
+    def _held(self, *, rows: bool) -> Iterator[LogicalSnapshot]:
         with ExitStack() as stack:
             stack.enter_context(self._database.translated())
             view = stack.enter_context(self._row_view()) if rows else None

@@ -13,10 +13,10 @@ from datetime import datetime
 from typing import Any
 
 from rhei_pipeline.errors import CaptureError
-from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
+from rhei_pipeline.model.changes import ChangeBatch, Position, RowBatch
 from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.polling import DeletePolicy, Horizon, PollOptions
-from rhei_pipeline.model.schema import Table, TableSchema
+from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import Rescan
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.identity import refuse_rewritten
@@ -115,10 +115,6 @@ class PostgresPollingSnapshot:
     def origin(self, table: Table) -> Position:
         """Return the head: rows and changes are read in one state."""
         return self.head(table)
-
-    def retains(self, position: Position) -> bool:  # noqa: ARG002
-        """Return False: the source keeps nothing for the mirror."""
-        return False
 
     def _head(self, table: Table) -> Position:
         after = self._after.get(table.name)
@@ -258,17 +254,9 @@ class PostgresPollingSnapshot:
         # Who is connected changes without a commit.
         return reason or self._reading.doubt
 
-    def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
-        """Return None: rows are read with their present schema."""
-        return None
-
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Return the next rows in key order."""
         return self._table(table).reader.rows(resume, limit)
-
-    def keyless(self, table: Table) -> tuple[DeadLetter, ...]:  # noqa: ARG002
-        """Return none: the key of a polled PostgreSQL table is never null."""
-        return ()
 
     def count(self, table: Table) -> int:
         """Return the table's row count."""

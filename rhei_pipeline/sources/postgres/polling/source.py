@@ -166,12 +166,12 @@ class PostgresPollingSource:
         """False: changes are read from the table."""
         return False
 
-    def is_installed(self, table: Table) -> bool:  # noqa: ARG002
+    def is_installed(self, _table: Table) -> bool:
         """Return True: polling installs nothing."""
         return True
 
     @contextmanager
-    def snapshot(self, *, rows: bool = False) -> Iterator[PostgresPollingSnapshot]:  # noqa: ARG002
+    def snapshot(self) -> Iterator[PostgresPollingSnapshot]:
         """Hold one committed state of the source; its rows can always be read."""
         with self._database.translated():
             connection = self._connection
@@ -190,7 +190,7 @@ class PostgresPollingSource:
                 if not connection.closed:
                     connection.rollback()
 
-    def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:  # noqa: ARG002
+    def acknowledge(self, needed_from: Mapping[str, Position], **_: bool) -> int:
         """Forget the keys that were to be read again; the source keeps nothing for the mirror."""
         for name, position in needed_from.items():
             self._memory.note(name, position.order)
@@ -201,10 +201,6 @@ class PostgresPollingSource:
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
         """Remember keys to read again."""
         self._memory.touched.setdefault(table.name, []).extend(keys)
-
-    def held_bytes(self) -> dict[str, int]:
-        """Return {}: the source keeps nothing for the mirror."""
-        return {}
 
     def forget_mirror(self) -> None:
         """Delete the progress file."""

@@ -21,13 +21,11 @@ from rhei_pipeline.model.changes import (
     LIVE,
     SEQUENCE,
     ChangeBatch,
-    DeadLetter,
     Position,
     RowBatch,
     event_schema,
 )
 from rhei_pipeline.model.schema import INSTANT, Mode, Table, TableSchema
-from rhei_pipeline.protocols import Rescan
 from rhei_pipeline.sources.mended_rows import mended
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.identity import refuse_rewritten
@@ -165,10 +163,6 @@ class PostgresTriggerSnapshot:
         """Return whether the position's entry is kept and has the same time."""
         return self._look(table, position).proved
 
-    def retains(self, position: Position) -> bool:  # noqa: ARG002
-        """Return False: only a table's own changes are kept for a position."""
-        return False
-
     def pending(self, table: Table, after: Position) -> int:
         """Count the entries after the position."""
         return self._look(table, after).entries
@@ -252,30 +246,15 @@ class PostgresTriggerSnapshot:
             yield batch
             del batch
 
-    def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
-        """Return None: the log is read with the table's own schema."""
-        return None
-
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Read the next rows in key order."""
         self._hold(self._known(table))
         return self._reader(table).rows(resume, limit)
 
-    def keyless(self, table: Table) -> tuple[DeadLetter, ...]:  # noqa: ARG002
-        """Return none: a key of a captured table is never null."""
-        return ()
-
     def count(self, table: Table) -> int:
         """Count the table's rows."""
         self._hold(self._known(table))
         return self._reader(table).count()
-
-    def rescan(self, table: Table, after: Position) -> Rescan:  # noqa: ARG002
-        """Return that no rescan is needed: triggers see every change."""
-        return Rescan.NONE
-
-    def doubt(self, table: Table) -> None:
-        """Return None: triggers see every change."""
 
     def close(self) -> None:
         """End an unfinished read."""

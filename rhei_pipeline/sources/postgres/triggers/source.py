@@ -184,7 +184,7 @@ class PostgresTriggerSource:
         return is_captured(self._registered.get(entry.source.oid), table, entry)
 
     @contextmanager
-    def snapshot(self, *, rows: bool = False) -> Iterator[PostgresTriggerSnapshot]:  # noqa: ARG002
+    def snapshot(self) -> Iterator[PostgresTriggerSnapshot]:
         """Hold one committed state of the source; its rows can always be read."""
         with self._database.translated():
             connection = self._connection

@@ -15,7 +15,7 @@ from typing import Any
 from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.polling import DeletePolicy, Keyset, PollOptions, Stamp
-from rhei_pipeline.model.schema import Table, TableSchema
+from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import Rescan
 from rhei_pipeline.sources.sqlite.polling.table import (
     Condition,
@@ -188,10 +188,6 @@ class SqlitePollingSnapshot:
     def origin(self, table: Table) -> Position:
         """Return the same: rows and changes are read in one state."""
         return self.head(table)
-
-    def retains(self, position: Position) -> bool:  # noqa: ARG002
-        """Return False: the source keeps nothing for the mirror."""
-        return False
 
     def _head(self, table: Table) -> Position:
         after = self._after.get(table.name)
@@ -374,10 +370,6 @@ class SqlitePollingSnapshot:
             reason = self._table(table).doubt(glance if at == self._version else None)
             self._memory.doubts[table.name] = (self._version, reason)
         return reason
-
-    def next_shape(self, table: Table, after: Position) -> TableSchema | None:  # noqa: ARG002
-        """Return None: rows are read with their present schema."""
-        return None
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Read the next rows in key order."""

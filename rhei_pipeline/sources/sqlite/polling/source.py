@@ -111,7 +111,7 @@ class SqlitePollingSource:
         columns = listed([column, *schema.primary_key])
         return f"create index {index} on {quote(schema.name)}({columns})"
 
-    def lacking(self, name: str) -> Sequence[Finding]:  # noqa: ARG002
+    def lacking(self, _name: str) -> Sequence[Finding]:
         """Return nothing: a process that can open the file can read all of it."""
         return ()
 
@@ -123,12 +123,12 @@ class SqlitePollingSource:
         """False: changes are read from the table."""
         return False
 
-    def is_installed(self, table: Table) -> bool:  # noqa: ARG002
+    def is_installed(self, _table: Table) -> bool:
         """Return True: polling installs nothing."""
         return True
 
     @contextmanager
-    def snapshot(self, *, rows: bool = False) -> Iterator[SqlitePollingSnapshot]:  # noqa: ARG002
+    def snapshot(self) -> Iterator[SqlitePollingSnapshot]:
         """Hold one committed state of the source; its rows can always be read."""
         self._follow_the_file()
         with self._database.translated():
@@ -140,7 +140,7 @@ class SqlitePollingSource:
                 if self._connection.in_transaction:
                     self._connection.execute("rollback")
 
-    def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:  # noqa: ARG002
+    def acknowledge(self, needed_from: Mapping[str, Position], **_: bool) -> int:
         """Forget the keys that were to be read again; the source keeps nothing for the mirror."""
         for name, position in needed_from.items():
             self._memory.note(name, position.order)
@@ -151,10 +151,6 @@ class SqlitePollingSource:
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
         """Remember keys to read again."""
         self._memory.touched.setdefault(table.name, []).extend(keys)
-
-    def held_bytes(self) -> dict[str, int]:
-        """Return {}: the source keeps nothing for the mirror."""
-        return {}
 
     def forget_mirror(self) -> None:
         """Delete the progress file."""

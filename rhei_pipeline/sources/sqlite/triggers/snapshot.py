@@ -94,10 +94,6 @@ class SqliteTriggerSnapshot:
             self._ends.pop(table.name, None)
         return reading is not None
 
-    def retains(self, position: Position) -> bool:  # noqa: ARG002
-        """Return False: only a table's own changes are kept for a position."""
-        return False
-
     def pending(self, table: Table, after: Position) -> int:
         """Return the number of entries after the position: they are numbered without gaps."""
         reading = self._reading(table, after)
@@ -262,9 +258,6 @@ class SqliteTriggerSnapshot:
         """
         is_due = after.order < self._marks.get(table.name, 0)
         return Rescan.ALL if is_due and self._present(table) == table.schema else Rescan.NONE
-
-    def doubt(self, table: Table) -> None:
-        """Return None: triggers see every change."""
 
     def _reader(self, table: Table) -> SqliteRowReader:
         return SqliteRowReader(self._connection, self._catalogue(table.name), self.clock)

@@ -236,7 +236,7 @@ class SqliteTriggerSource:
         return any(capture_sql(source, mode).objects == found for mode in modes)
 
     @contextmanager
-    def snapshot(self, *, rows: bool = False) -> Iterator[SqliteTriggerSnapshot]:  # noqa: ARG002
+    def snapshot(self) -> Iterator[SqliteTriggerSnapshot]:
         """Hold one committed state of the source; its rows can always be read."""
         self._follow_the_file()
         self._note_schema()
@@ -300,10 +300,6 @@ class SqliteTriggerSource:
             for key in keys:
                 for statement in statements:
                     self._connection.execute(statement, key)
-
-    def held_bytes(self) -> dict[str, int]:
-        """Return {}: SQLite reports only the size of its file."""
-        return {}
 
     def forget_mirror(self) -> None:
         """Delete the source's records of this mirror."""

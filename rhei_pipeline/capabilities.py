@@ -1,0 +1,188 @@
+"""What only some adapters can do: a small protocol each, and a question with a neutral answer.
+
+An adapter that cannot do a thing does not have its methods, and says nothing of it. Base classes
+with neutral answers would do the same, but every adapter would have to inherit from them, and the
+contracts would list methods that most need not have. A method whose name is misspelt counts as
+missing: that is why the contract suites ask these same questions.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from datetime import datetime
+from types import MappingProxyType
+from typing import Protocol, TypeGuard, runtime_checkable
+
+from rhei_pipeline.model.changes import DeadLetter, Position
+from rhei_pipeline.model.reports import DamagedFile
+from rhei_pipeline.model.schema import Table, TableSchema
+from rhei_pipeline.protocols import (
+    ChangeSource,
+    MirrorRecords,
+    Rescan,
+    SourcePositions,
+    SourceSnapshot,
+)
+
+
+@runtime_checkable
+class Rescans(Protocol):
+    """A snapshot of a source that cannot see every change."""
+
+    def rescan(self, table: Table, after: Position) -> Rescan:
+        """Return whether the whole table must be compared within this snapshot.
+
+        The caller then does so before it records the head, which confirms it.
+        """
+
+
+@runtime_checkable
+class Doubts(Protocol):
+    """A snapshot of a source that may miss changes until the next rescan."""
+
+    def doubt(self, table: Table) -> str | None:
+        """Return why changes may be missed until the next rescan; None if none can be."""
+
+
+@runtime_checkable
+class Retains(Protocol):
+    """A snapshot of a source that may keep much for a position."""
+
+    def retains(self, position: Position) -> bool:
+        """Return whether the source keeps much for this position alone, with or without changes."""
+
+
+@runtime_checkable
+class ChangesShape(Protocol):
+    """A snapshot of logs of images, which go on in other shapes than they began."""
+
+    def next_shape(self, table: Table, after: Position) -> TableSchema | None:
+        """Return the table with the schema of the changes after `after`, if that is another one.
+
+        None if they have the given table's schema, or the source's present one. All changes in
+        the given schema come before them.
+        """
+
+
+@runtime_checkable
+class HasKeylessRows(Protocol):
+    """A snapshot of a source whose rows may have no usable key."""
+
+    def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
+        """Return dead letters for the rows without a usable key, which `rows` leaves out."""
+
+
+@runtime_checkable
+class HoldsRowsApart(Protocol):
+    """A source whose changes and rows are read in different ways."""
+
+    def row_snapshot(self) -> AbstractContextManager[SourceSnapshot]:
+        """Hold one committed state with its rows; the changes end exactly where the rows do.
+
+        Its head may be after changes that it does not show, and must not be recorded.
+        """
+
+
+@runtime_checkable
+class HoldsBytes(Protocol):
+    """A source, or its buffer, that keeps changes until the mirror has them."""
+
+    def held_bytes(self) -> Mapping[str, int]:
+        """Return the bytes that are kept until this mirror has them, by what keeps them.
+
+        Sizes that are not cheap to read are left out.
+        """
+
+
+@runtime_checkable
+class RepairsFiles(Protocol):
+    """A mirror that goes on without files that were damaged."""
+
+    def heal(self, table: Table) -> tuple[DamagedFile, ...]:
+        """Check all files of a table; remove damaged ones, so that a copy can repair the table.
+
+        Nothing is deleted: damaged files are set aside. Returns what was damaged and what was
+        done about it; nothing if all files are intact.
+        """
+
+    def gaps_until(self, table: Table) -> datetime | None:
+        """Return until when a history may have gaps, because a repair lost files; None: no gaps."""
+
+
+def rescan_due(snapshot: SourcePositions, table: Table, after: Position) -> Rescan:
+    """Return whether the whole table must be compared; never where every change is seen."""
+    return snapshot.rescan(table, after) if _rescans(snapshot) else Rescan.NONE
+
+
+def doubt_about(snapshot: SourcePositions, table: Table) -> str | None:
+    """Return why changes may be missed; None where none can be."""
+    return snapshot.doubt(table) if _doubts(snapshot) else None
+
+
+def is_retained_for(snapshot: SourcePositions, position: Position) -> bool:
+    """Return whether the source keeps much for this position alone."""
+    return _retains(snapshot) and snapshot.retains(position)
+
+
+def shape_after(snapshot: SourcePositions, table: Table, after: Position) -> TableSchema | None:
+    """Return another schema in which the table's changes go on; None where there is none."""
+    return snapshot.next_shape(table, after) if _changes_shape(snapshot) else None
+
+
+def keyless_rows(snapshot: SourcePositions, table: Table) -> tuple[DeadLetter, ...]:
+    """Return dead letters for rows without a usable key; none where every row has one."""
+    return snapshot.keyless(table) if _has_keyless_rows(snapshot) else ()
+
+
+def snapshot_of_rows(source: ChangeSource) -> AbstractContextManager[SourceSnapshot]:
+    """Hold one committed state whose rows can be read; see `HoldsRowsApart`."""
+    return source.row_snapshot() if _holds_rows_apart(source) else source.snapshot()
+
+
+def bytes_held_by(source: ChangeSource) -> Mapping[str, int]:
+    """Return the bytes kept for the mirror, by what keeps them; {} where nothing is known."""
+    return source.held_bytes() if _holds_bytes(source) else MappingProxyType({})
+
+
+def heal_files(mirror: MirrorRecords, table: Table) -> tuple[DamagedFile, ...]:
+    """Remove damaged files of a table; return what was damaged, nothing without such files."""
+    return mirror.heal(table) if _repairs_files(mirror) else ()
+
+
+def gaps_in(mirror: MirrorRecords, table: Table) -> datetime | None:
+    """Return until when a history may have gaps; None where it has none."""
+    return mirror.gaps_until(table) if _repairs_files(mirror) else None
+
+
+# Of a class, the answer is remembered; `isinstance` would look for each method every time.
+
+
+def _rescans(snapshot: SourcePositions) -> TypeGuard[Rescans]:
+    return issubclass(type(snapshot), Rescans)
+
+
+def _doubts(snapshot: SourcePositions) -> TypeGuard[Doubts]:
+    return issubclass(type(snapshot), Doubts)
+
+
+def _retains(snapshot: SourcePositions) -> TypeGuard[Retains]:
+    return issubclass(type(snapshot), Retains)
+
+
+def _changes_shape(snapshot: SourcePositions) -> TypeGuard[ChangesShape]:
+    return issubclass(type(snapshot), ChangesShape)
+
+
+def _has_keyless_rows(snapshot: SourcePositions) -> TypeGuard[HasKeylessRows]:
+    return issubclass(type(snapshot), HasKeylessRows)
+
+
+def _holds_rows_apart(source: ChangeSource) -> TypeGuard[HoldsRowsApart]:
+    return issubclass(type(source), HoldsRowsApart)
+
+
+def _holds_bytes(source: ChangeSource) -> TypeGuard[HoldsBytes]:
+    return issubclass(type(source), HoldsBytes)
+
+
+def _repairs_files(mirror: MirrorRecords) -> TypeGuard[RepairsFiles]:
+    return issubclass(type(mirror), RepairsFiles)

@@ -1,0 +1,76 @@
+"""Which adapter has which capability: one that loses a method would get the neutral answer."""
+
+import pytest
+
+from rhei_pipeline import capabilities as can
+from rhei_pipeline.buffer.snapshot import BufferedSnapshot
+from rhei_pipeline.buffer.source import BufferedSource
+from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
+from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
+from rhei_pipeline.sources.postgres.logical.snapshot import LogicalSnapshot
+from rhei_pipeline.sources.postgres.logical.source import LogicalSource
+from rhei_pipeline.sources.postgres.polling.snapshot import PostgresPollingSnapshot
+from rhei_pipeline.sources.postgres.polling.source import PostgresPollingSource
+from rhei_pipeline.sources.postgres.triggers.snapshot import PostgresTriggerSnapshot
+from rhei_pipeline.sources.postgres.triggers.source import PostgresTriggerSource
+from rhei_pipeline.sources.sqlite.polling.snapshot import SqlitePollingSnapshot
+from rhei_pipeline.sources.sqlite.polling.source import SqlitePollingSource
+from rhei_pipeline.sources.sqlite.triggers.snapshot import SqliteTriggerSnapshot
+from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
+
+ADAPTERS = {
+    BufferedSnapshot,
+    BufferedSource,
+    DataFusionMirror,
+    DuckDBMirror,
+    LogicalSnapshot,
+    LogicalSource,
+    PostgresPollingSnapshot,
+    PostgresPollingSource,
+    PostgresTriggerSnapshot,
+    PostgresTriggerSource,
+    SqlitePollingSnapshot,
+    SqlitePollingSource,
+    SqliteTriggerSnapshot,
+    SqliteTriggerSource,
+}
+
+# The types hold the signatures, the test that there are no others.
+RESCANS: list[type[can.Rescans]] = [
+    BufferedSnapshot,
+    PostgresPollingSnapshot,
+    SqlitePollingSnapshot,
+    SqliteTriggerSnapshot,
+]
+DOUBTS: list[type[can.Doubts]] = [
+    BufferedSnapshot,
+    PostgresPollingSnapshot,
+    SqlitePollingSnapshot,
+]
+RETAINS: list[type[can.Retains]] = [LogicalSnapshot]
+CHANGES_SHAPE: list[type[can.ChangesShape]] = [SqliteTriggerSnapshot]
+HAS_KEYLESS_ROWS: list[type[can.HasKeylessRows]] = [
+    BufferedSnapshot,
+    SqlitePollingSnapshot,
+    SqliteTriggerSnapshot,
+]
+HOLDS_ROWS_APART: list[type[can.HoldsRowsApart]] = [BufferedSource, LogicalSource]
+HOLDS_BYTES: list[type[can.HoldsBytes]] = [BufferedSource, LogicalSource, PostgresTriggerSource]
+REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
+
+
+@pytest.mark.parametrize(
+    ("capability", "having"),
+    [
+        (can.Rescans, RESCANS),
+        (can.Doubts, DOUBTS),
+        (can.Retains, RETAINS),
+        (can.ChangesShape, CHANGES_SHAPE),
+        (can.HasKeylessRows, HAS_KEYLESS_ROWS),
+        (can.HoldsRowsApart, HOLDS_ROWS_APART),
+        (can.HoldsBytes, HOLDS_BYTES),
+        (can.RepairsFiles, REPAIRS_FILES),
+    ],
+)
+def test_an_adapter_has_the_capabilities_that_apply(capability: type, having: list[type]) -> None:
+    assert {adapter for adapter in ADAPTERS if issubclass(adapter, capability)} == set(having)
