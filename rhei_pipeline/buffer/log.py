@@ -5,23 +5,33 @@ becomes visible together, and is on the disk before the call returns.
 """
 
 import json
-import shutil
-import struct
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rhei_pipeline.buffer.layout import (
+    END,
+    EXTENT,
+    FACT,
+    PART,
+    Extent,
+    extent_value,
+    extents_behind,
+    key_of,
+    now_us,
+    read_extent,
+    stream_of,
+)
 from rhei_pipeline.buffer.rocksdb import RocksDirectory
+from rhei_pipeline.buffer.writer import LogState, LogWriter
 from rhei_pipeline.errors import BufferFullError, CaptureError, PositionLostError
 from rhei_pipeline.model.changes import SEQUENCE, Position
 from rhei_pipeline.model.stored_format import UNNUMBERED, too_new
@@ -30,16 +40,8 @@ from rhei_pipeline.model.stored_format import UNNUMBERED, too_new
 FORMAT = 1
 #: The stream of an application that needs only one.
 EVENTS = "events"
-#: A write that grows beyond this goes to RocksDB in parts, none of them visible before the last.
-PART_BYTES = 16 * 1024 * 1024
-#: So much is left free on the disk: RocksDB needs room to merge files and to delete.
-RESERVE_BYTES = 64 * 1024 * 1024
 #: Files are merged, and so made smaller, once this much has been pruned.
 COMPACT_BYTES = 64 * 1024 * 1024
-
-_PART, _EXTENT, _FACT = b"p", b"x", b"f"
-_END = 2**64 - 1
-_IPC = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,58 +55,6 @@ class BufferLimits:
 
     max_bytes: int | None = None
     max_age_seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """Events of one stream that were written together, under one proof.
-
-    Attributes:
-        base, end: Its events are numbered from `base + 1` to `end`; a mark has none.
-        proof: A unique name: a log that was restored to an older state does not have it.
-        oldest_us: When the oldest of its events was made; microseconds since 1970.
-        written_us: When it was written.
-        source_order: How far the source had been read by then, where there is a source.
-    """
-
-    base: int
-    end: int
-    proof: str
-    parts: int = 0
-    bytes: int = 0
-    oldest_us: int = 0
-    written_us: int = 0
-    source_order: int = 0
-
-    @property
-    def position(self) -> Position:
-        """The position after its last event."""
-        return Position(self.end, self.proof)
-
-
-@dataclass(slots=True)
-class _Staged:
-    """The parts of one stream that a write has collected so far."""
-
-    base: int
-    count: int = 0
-    rows: int = 0
-    parts: int = 0
-    bytes: int = 0
-    oldest_us: int = 0
-    source_order: int = 0
-
-    def extent(self) -> Extent:
-        return Extent(
-            self.base,
-            self.base + self.count,
-            uuid.uuid4().hex,
-            self.parts,
-            self.bytes,
-            self.oldest_us or _now_us(),
-            _now_us(),
-            self.source_order,
-        )
 
 
 def _no_part() -> None:
@@ -129,8 +79,7 @@ class ChangeLog:
         self.path = Path(path)
         self.limits = limits or BufferLimits()
         self._lock = threading.RLock()
-        self._heads: dict[str, Extent] = {}
-        self._held_bytes = 0
+        self._state = LogState()
         self._pruned_bytes = 0
         self._rocks = RocksDirectory(self.path)
         try:
@@ -163,12 +112,12 @@ class ChangeLog:
     @property
     def held_bytes(self) -> int:
         """How many bytes of encoded events the log holds."""
-        return self._held_bytes
+        return self._state.held_bytes
 
     @property
     def streams(self) -> tuple[str, ...]:
         """The names of the streams."""
-        return tuple(self._heads)
+        return tuple(self._state.heads)
 
     def append(self, events: pa.Table, *, stream: str = EVENTS) -> int:
         """Append events behind all others; on disk, in full and for good, before this returns.
@@ -208,8 +157,7 @@ class ChangeLog:
 
     def head(self, stream: str = EVENTS) -> Position:
         """Return the position after the newest event; order 0 where nothing was ever written."""
-        found = self._heads.get(stream)
-        return Position(0, "") if found is None else found.position
+        return self._state.head(stream)
 
     def low(self, stream: str = EVENTS) -> int:
         """Return the number of the last event that was pruned: all later ones are held."""
@@ -225,9 +173,7 @@ class ChangeLog:
 
     def extents(self, stream: str, after: int, *, limit: int | None = None) -> list[Extent]:
         """Return the extents that end behind a number, in order."""
-        first = _key(_EXTENT, stream, max(after + 1, 0))
-        entries = self._rocks.scan(first, _key(_EXTENT, stream), limit)
-        return [_extent(key, value) for key, value in entries]
+        return extents_behind(self._rocks, stream, after, limit)
 
     def parts(self, stream: str, extent: Extent) -> Iterator[pa.Table]:
         """Read an extent's batches in order.
@@ -237,7 +183,7 @@ class ChangeLog:
             PositionLostError: They have been pruned since.
         """
         for part in range(extent.parts):
-            value = self._rocks.get(_key(_PART, stream, extent.base, part))
+            value = self._rocks.get(key_of(PART, stream, extent.base, part))
             if value is None:
                 self._refuse_pruned(stream, extent.base)
                 raise self._rocks.damaged("a batch is missing")
@@ -257,7 +203,7 @@ class ChangeLog:
             if not gone or not (len(gone) > 1 or gone[0].parts):
                 return 0
             self._delete_up_to(stream, gone[-1])
-            self._held_bytes -= sum(extent.bytes for extent in gone)
+            self._state.held_bytes -= sum(extent.bytes for extent in gone)
             self._compact(sum(extent.bytes for extent in gone))
             return sum(extent.end - extent.base for extent in gone)
 
@@ -273,11 +219,11 @@ class ChangeLog:
 
     def fact(self, name: str) -> bytes | None:
         """Return the value stored under a name."""
-        return self._rocks.get(_FACT + name.encode())
+        return self._rocks.get(FACT + name.encode())
 
     def facts(self, prefix: str) -> dict[str, bytes]:
         """Return all values whose names have this prefix, by the rest of the name."""
-        first = _FACT + prefix.encode()
+        first = FACT + prefix.encode()
         entries = self._rocks.scan(first, first)
         return {key[len(first) :].decode(): value for key, value in entries}
 
@@ -292,7 +238,7 @@ class ChangeLog:
             return
         for stream, order in after.items():
             oldest = next((e for e in self.extents(stream, order, limit=2) if e.parts), None)
-            if oldest and _now_us() - oldest.written_us > limit * 1_000_000:
+            if oldest and now_us() - oldest.written_us > limit * 1_000_000:
                 raise BufferFullError(
                     f"buffer {str(self.path)!r} holds changes of {stream!r} that have waited for"
                     f" longer than max_age_seconds ({limit:g})",
@@ -306,7 +252,7 @@ class ChangeLog:
         *,
         durably: bool = True,
         limited: bool = True,
-    ) -> Iterator["LogWriter"]:
+    ) -> Iterator[LogWriter]:
         """Collect a write; leaving the block makes it visible and durable, an error undoes it.
 
         `on_part` is called when a part has been written ahead. Not `durably`: a power failure may
@@ -314,7 +260,9 @@ class ChangeLog:
         fill the disk.
         """
         with self._lock:
-            writer = LogWriter(self, on_part, self.limits.max_bytes if limited else None)
+            writer = LogWriter(
+                self._rocks, self._state, on_part, self.limits.max_bytes if limited else None
+            )
             try:
                 yield writer
                 writer.commit(sync=durably)
@@ -326,10 +274,10 @@ class ChangeLog:
     def _recover(self) -> None:
         """Read the streams' heads, and remove what a write that was cut off left behind."""
         self._refuse_newer()
-        for key, value in self._rocks.scan(_EXTENT, _EXTENT):
-            extent = _extent(key, value)
-            self._heads[_stream_of(key)] = extent
-            self._held_bytes += extent.bytes
+        for key, value in self._rocks.scan(EXTENT, EXTENT):
+            extent = read_extent(key, value)
+            self._state.heads[stream_of(key)] = extent
+            self._state.held_bytes += extent.bytes
         self._sweep()
         if self.fact("format") is None:
             with self.writing() as writer:
@@ -348,11 +296,11 @@ class ChangeLog:
 
     def _sweep(self) -> None:
         """Delete parts that lie after the heads."""
-        first = _PART
-        while entry := next(iter(self._rocks.scan(first, _PART, limit=1)), None):
-            stream = _stream_of(entry[0])
-            first = _key(_PART, stream, _END)
-            staged = _key(_PART, stream, self.head(stream).order, 0)
+        first = PART
+        while entry := next(iter(self._rocks.scan(first, PART, limit=1)), None):
+            stream = stream_of(entry[0])
+            first = key_of(PART, stream, END)
+            staged = key_of(PART, stream, self.head(stream).order, 0)
             self._rocks.delete_range(staged, first)
 
     def _refuse_pruned(self, stream: str, after: int) -> None:
@@ -367,160 +315,25 @@ class ChangeLog:
     def _extent(self, stream: str, end: int) -> Extent | None:
         if end < 0:
             return None
-        key = _key(_EXTENT, stream, end)
+        key = key_of(EXTENT, stream, end)
         value = self._rocks.get(key)
-        return None if value is None else _extent(key, value)
+        return None if value is None else read_extent(key, value)
 
     def _delete_up_to(self, stream: str, last: Extent) -> None:
         batch = self._rocks.batch()
-        batch.delete_range(_key(_PART, stream, 0, 0), _key(_PART, stream, last.end, 0))
-        batch.delete_range(_key(_EXTENT, stream, 0), _key(_EXTENT, stream, last.end))
+        batch.delete_range(key_of(PART, stream, 0, 0), key_of(PART, stream, last.end, 0))
+        batch.delete_range(key_of(EXTENT, stream, 0), key_of(EXTENT, stream, last.end))
         mark = replace(last, base=last.end, parts=0, bytes=0)
-        batch.put(_key(_EXTENT, stream, mark.end), _extent_value(mark))
+        batch.put(key_of(EXTENT, stream, mark.end), extent_value(mark))
         self._rocks.write(batch, sync=False)
-        if self._heads[stream].end == mark.end:
-            self._heads[stream] = mark
+        if self._state.heads[stream].end == mark.end:
+            self._state.heads[stream] = mark
 
     def _compact(self, pruned_bytes: int) -> None:
         self._pruned_bytes += pruned_bytes
         if self._pruned_bytes > COMPACT_BYTES:
             self._rocks.compact()
             self._pruned_bytes = 0
-
-
-class LogWriter:
-    """The open write of a log; created by `ChangeLog.writing`."""
-
-    def __init__(self, log: ChangeLog, on_part: Callable[[], None], max_bytes: int | None) -> None:
-        self._log = log
-        self._on_part = on_part
-        self._max_bytes = max_bytes
-        self._rocks = log._rocks  # noqa: SLF001  (one noun in two parts)
-        self._batch = self._rocks.batch()
-        self._staged: dict[str, _Staged] = {}
-        self._marks: dict[str, Extent] = {}
-        self._freed = 0
-
-    def put(
-        self,
-        stream: str,
-        events: pa.Table,
-        count: int,
-        *,
-        oldest_us: int = 0,
-        source_order: int = 0,
-    ) -> None:
-        """Add a batch that stands for `count` events to the stream's next extent."""
-        staged = self._staged.setdefault(stream, _Staged(self._log.head(stream).order))
-        value = _encode(_numbered(events, staged.base + staged.rows))
-        staged.bytes += len(value)
-        self._refuse_too_much(len(value))
-        self._batch.put(_key(_PART, stream, staged.base, staged.parts), value)
-        staged.parts += 1
-        staged.rows += events.num_rows
-        staged.count += count
-        staged.oldest_us = staged.oldest_us or oldest_us
-        staged.source_order = source_order or staged.source_order
-        if self._batch.size_in_bytes() > PART_BYTES:
-            self._write_ahead()
-
-    def restart(self, stream: str, order: int, *, source_order: int = 0) -> None:
-        """Delete a stream's events and start again after a number: no older position is proved."""
-        held = self._log.extents(stream, -1)
-        self._freed += sum(extent.bytes for extent in held)
-        for kind in (_PART, _EXTENT):
-            self._batch.delete_range(_key(kind, stream, 0), _key(kind, stream, _END))
-        mark = Extent(order, order, uuid.uuid4().hex, source_order=source_order)
-        self._marks[stream] = replace(mark, written_us=_now_us())
-
-    def set_watermark(self, name: str, position: Position) -> None:
-        """Store a position under a name."""
-        form = json.dumps([position.order, position.proof])
-        self.set_fact(f"watermark/{name}", form.encode())
-
-    def set_fact(self, name: str, value: bytes | None) -> None:
-        """Store a value under a name; None deletes it."""
-        key = _FACT + name.encode()
-        if value is None:
-            self._batch.delete(key)
-        else:
-            self._batch.put(key, value)
-
-    def commit(self, *, sync: bool) -> None:
-        """Write what is left, and with it the new heads."""
-        log = self._log
-        heads = self._marks | {name: staged.extent() for name, staged in self._staged.items()}
-        for stream, extent in heads.items():
-            self._batch.put(_key(_EXTENT, stream, extent.end), _extent_value(extent))
-        # Syncing a write makes the parts written ahead durable as well.
-        self._rocks.write(self._batch, sync=sync)
-        log._heads |= heads  # noqa: SLF001
-        log._held_bytes += self._new_bytes - self._freed  # noqa: SLF001
-
-    @property
-    def _new_bytes(self) -> int:
-        return sum(staged.bytes for staged in self._staged.values())
-
-    def _write_ahead(self) -> None:
-        self._rocks.write(self._batch, sync=False)
-        self._batch = self._rocks.batch()
-        self._on_part()
-
-    def _refuse_too_much(self, more: int) -> None:
-        log, limit = self._log, self._max_bytes
-        total = log.held_bytes + self._new_bytes - self._freed
-        if limit is not None and total > limit:
-            raise BufferFullError(
-                f"buffer {str(log.path)!r} would hold {total:,} bytes, and max_bytes is {limit:,}",
-                hint="let the mirror catch up, or raise capture.buffer.max_bytes",
-            )
-        free = shutil.disk_usage(log.path).free
-        if free < RESERVE_BYTES + more:
-            raise BufferFullError(
-                f"the disk that holds {str(log.path)!r} has {free:,} bytes left",
-                hint="free space, or let the mirror catch up",
-            )
-
-
-def _key(kind: bytes, stream: str, *numbers: int) -> bytes:
-    """Return a key that sorts by stream, then number (8 bytes), then part (4 bytes)."""
-    name = stream.encode()
-    forms = (">Q", ">I")
-    tail = b"".join(struct.pack(form, n) for form, n in zip(forms, numbers, strict=False))
-    return kind + struct.pack(">H", len(name)) + name + tail
-
-
-def _stream_of(key: bytes) -> str:
-    (length,) = struct.unpack_from(">H", key, 1)
-    return key[3 : 3 + length].decode()
-
-
-def _extent(key: bytes, value: bytes) -> Extent:
-    (end,) = struct.unpack(">Q", key[-8:])
-    return Extent(end=end, **json.loads(value))
-
-
-def _extent_value(extent: Extent) -> bytes:
-    form = asdict(extent)
-    del form["end"]
-    return json.dumps(form).encode()
-
-
-def _numbered(events: pa.Table, base: int) -> pa.Table:
-    numbers = pa.array(np.arange(base + 1, base + 1 + events.num_rows, dtype=np.int64))
-    place = events.schema.get_field_index(SEQUENCE)
-    own = pa.field(SEQUENCE, pa.int64(), nullable=False)
-    if place < 0:
-        return events.add_column(0, own, numbers)
-    return events.set_column(place, own, numbers)
-
-
-def _encode(events: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, events.schema, options=_IPC) as writer:
-        writer.write_table(events)
-    encoded: bytes = sink.getvalue().to_pybytes()
-    return encoded
 
 
 def _within(extent: Extent, after: int, until: int) -> bool:
@@ -530,7 +343,3 @@ def _within(extent: Extent, after: int, until: int) -> bool:
 def _between(events: pa.Table, after: int, until: int) -> pa.Table:
     number = events[SEQUENCE]
     return events.filter(pc.and_(pc.greater(number, after), pc.less_equal(number, until)))
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000

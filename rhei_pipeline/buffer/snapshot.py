@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.buffer.codec import in_size, unseal
-from rhei_pipeline.buffer.log import ChangeLog, Extent
+from rhei_pipeline.buffer.layout import Extent
+from rhei_pipeline.buffer.log import ChangeLog
 from rhei_pipeline.capabilities import doubt_about, keyless_rows
 from rhei_pipeline.changes.compaction import last_per_key
 from rhei_pipeline.errors import PermanentError, RheiError

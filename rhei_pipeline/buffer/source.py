@@ -14,8 +14,9 @@ from typing import Any
 
 from rhei_pipeline.buffer.codec import seal
 from rhei_pipeline.buffer.confirmation import Confirmation
-from rhei_pipeline.buffer.log import ChangeLog, LogWriter
+from rhei_pipeline.buffer.log import ChangeLog
 from rhei_pipeline.buffer.snapshot import BufferedSnapshot, FollowedTable
+from rhei_pipeline.buffer.writer import LogWriter
 from rhei_pipeline.capabilities import (
     bytes_held_by,
     is_retained_for,

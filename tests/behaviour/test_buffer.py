@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from rhei_pipeline.buffer import log as change_log
+from rhei_pipeline.buffer import writer as log_writer
 from rhei_pipeline.buffer.log import BufferLimits, ChangeLog
 from rhei_pipeline.errors import (
     BufferBusyError,
@@ -227,7 +227,7 @@ def test_a_disk_with_little_room_left_is_not_filled(
     buffered: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = shutil.disk_usage(buffered.directory).free
-    monkeypatch.setattr(change_log, "RESERVE_BYTES", free * 2)
+    monkeypatch.setattr(log_writer, "RESERVE_BYTES", free * 2)
     buffered.run("update t set v = 1")
     with pytest.raises(BufferFullError, match="bytes left"):
         bridge(buffered.settings)
@@ -285,10 +285,10 @@ def test_a_process_killed_while_bridging_loses_and_doubles_nothing(either: World
 _DIE_AT_A_PART = """
 import json, os, sys
 from rhei_pipeline import Settings
-from rhei_pipeline.buffer import log as change_log
+from rhei_pipeline.buffer import writer as log_writer
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.wiring.engine import bridge
-change_log.PART_BYTES = 10_000
+log_writer.PART_BYTES = 10_000
 def on_step(step):
     if step is Step.BUFFERING:
         os._exit(9)
@@ -311,7 +311,7 @@ def test_parts_of_a_drain_that_was_cut_off_never_show(either: World) -> None:
 
 
 def test_a_large_drain_comes_in_parts(buffered: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(change_log, "PART_BYTES", 10_000)
+    monkeypatch.setattr(log_writer, "PART_BYTES", 10_000)
     buffered.batch_rows = 20
     fill(buffered, 100, first=10)
     faults = CrashAt()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from rhei_pipeline.buffer import log as change_log
+from rhei_pipeline.buffer import writer as log_writer
 from rhei_pipeline.model.reports import VerifyReport
 from rhei_pipeline.testing.oracle import Expected, State, by_key
 from tests.fix_world import World
@@ -50,7 +50,7 @@ def play(
     storage: str | None = None,
 ) -> None:
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(change_log, "PART_BYTES", 300)  # a drain comes in several parts
+        patch.setattr(log_writer, "PART_BYTES", 300)  # a drain comes in several parts
         world = World(
             Path(directory),
             mode=mode,
