@@ -120,7 +120,7 @@ class LogicalSource:
         self._installed: dict[str, PostgresTable] = {}
         self._advanced = self._noted = 0
         self._may_note = True
-        self._silent_until = -1
+        self._silent_until: int | None = None
         self._reader: Connection | None = None
         self._kept: Connection | None = None
         self._system = ""

@@ -17,6 +17,7 @@ from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.reports import Finding
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema, nearest
+from rhei_pipeline.sources.catalog_cache import CatalogCache
 from rhei_pipeline.sources.polling_progress import Notes
 from rhei_pipeline.sources.sqlite.catalog import read_table
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
@@ -65,8 +66,7 @@ class SqlitePollingSource:
         self._notes = Notes(notes)
         self._monotonic = monotonic
         self._memory = SqlitePollMemory()
-        self._catalogue: dict[str, SqlitePoll] = {}
-        self._catalogue_version = -1
+        self._catalogue: CatalogCache[SqlitePoll] = CatalogCache()
         self._warned: set[str] = set()
         self._clocks: tuple[float, float] | None = None
         self._connection = database.connect(mode="ro")
@@ -179,7 +179,7 @@ class SqlitePollingSource:
             self._connection, self._file = opened, file
             former.close()
             self._memory.forget_versions()
-            self._catalogue_version = -1
+            self._catalogue.forget()
 
     def _poll(self, name: str) -> SqlitePoll:
         with self._database.translated():
@@ -187,12 +187,8 @@ class SqlitePollingSource:
             return self._poll_at(name, version)
 
     def _poll_at(self, name: str, version: int) -> SqlitePoll:
-        if version != self._catalogue_version:
-            self._catalogue.clear()
-            self._catalogue_version = version
-        if name not in self._catalogue:
-            self._catalogue[name] = self._read(name)
-        return self._catalogue[name]
+        self._catalogue.follow(version)
+        return self._catalogue.get(name) or self._catalogue.put(self._read(name), name)
 
     def _read(self, name: str) -> SqlitePoll:
         chosen, known = self._options.get(name.lower(), TableOptions()), self._known(name)

@@ -18,7 +18,7 @@ class LogCatalog:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._schema_version = -1
+        self._schema_version: int | None = None
         self._state: tuple[int, int] | None = None
         self._logs: Mapping[bytes, list[TriggerLog]] | None = None
         self._statements: Sequence[str] = ()

@@ -16,6 +16,7 @@ from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
 from rhei_pipeline.sources.acknowledged import Acknowledged
+from rhei_pipeline.sources.catalog_cache import CatalogCache
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable, in_given_types, read_table
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sources.sqlite.triggers import capture_format, log_chain, schema_watch, trial
@@ -71,15 +72,14 @@ class SqliteTriggerSource:
         self._known = known
         self._mirror_id = mirror_id
         self._options = {name.lower(): chosen for name, chosen in (options or {}).items()}
-        self._catalogue: dict[str, SqliteTable] = {}
-        self._catalogue_version = -1
+        self._catalogue: CatalogCache[SqliteTable] = CatalogCache()
         self._acknowledged = Acknowledged()
         self._marks: Mapping[str, int] = {}
         self._are_marks_known = True
         self._left_at: int | None = None
         self._file = database.file_id()
         self._connection = _connected(database)
-        self._format_known_at = -1
+        self._format_known_at: int | None = None
         self._logs = LogCatalog(self._connection)
 
     def describe(self, name: str) -> TableSchema:
@@ -321,7 +321,8 @@ class SqliteTriggerSource:
             self._connection, self._file = opened, file
             former.close()
             self._logs = LogCatalog(opened)
-            self._catalogue_version = self._format_known_at = -1
+            self._catalogue.forget()
+            self._format_known_at = None
             self._acknowledged.clear()
             self._left_at, self._are_marks_known = None, False
 
@@ -329,17 +330,13 @@ class SqliteTriggerSource:
         return self._table_at(name, self.schema_version())
 
     def _table_at(self, name: str, version: int) -> SqliteTable:
-        if version != self._catalogue_version:
-            self._catalogue.clear()
-            self._catalogue_version = version
-        if name not in self._catalogue:
-            options = self._options.get(name.lower(), TableOptions())
-            known = self._known(name)
-            with self._database.translated():
-                self._catalogue[name] = read_table(
-                    self._connection, name, options, known.schema if known else None
-                )
-        return self._catalogue[name]
+        self._catalogue.follow(version)
+        return self._catalogue.get(name) or self._catalogue.put(self._read(name), name)
+
+    def _read(self, name: str) -> SqliteTable:
+        options, known = self._options.get(name.lower(), TableOptions()), self._known(name)
+        with self._database.translated():
+            return read_table(self._connection, name, options, known.schema if known else None)
 
     def _as_given(self, schema: TableSchema, name: str) -> TableSchema:
         """Return the shape of a log with the name and the types that this mirror knows it by."""
