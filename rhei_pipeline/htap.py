@@ -45,10 +45,14 @@ class HTAP:
     when an error ends the block. All calls are safe to repeat and to make from several threads.
     """
 
+    # It has many methods because it is no seam: nobody implements it, and for whoever holds it
+    # each is one call, found beside the others. None does more than pass on to what the engine is
+    # made of: the pipeline, the mirror, the database and the queries.
+
     def __init__(self, settings: Settings, *, on_step: OnStep = no_step) -> None:
         self.settings = settings
         self._engine = open_engine(settings, on_step)
-        self._door = open_query_service(settings, self._engine)
+        self._queries = open_query_service(settings, self._engine)
         self._background: BackgroundSync | None = None
 
     def __enter__(self) -> Self:
@@ -75,11 +79,11 @@ class HTAP:
         Raises:
             QueryError: The source is only polled and no local database is declared.
         """
-        return self._door.wrote(self._oltp().execute(sql, params))
+        return self._queries.wrote(self._oltp().execute(sql, params))
 
     def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> Written:
         """Run all statements in one transaction of the source, all or nothing."""
-        return self._door.wrote(self._oltp().execute_batch(statements))
+        return self._queries.wrote(self._oltp().execute_batch(statements))
 
     def query(
         self,
@@ -109,11 +113,11 @@ class HTAP:
             QueryError: The statement does not only read, or its side refuses it.
         """
         if hint == "auto":
-            return self._door.ask(sql, params, max_staleness=max_staleness, after=after)
+            return self._queries.ask(sql, params, max_staleness=max_staleness, after=after)
         if hint == "olap":
-            return self._door.ask_mirror(sql, params, max_staleness, after)
+            return self._queries.ask_mirror(sql, params, max_staleness, after)
         if hint == "oltp":
-            return self._door.ask_source(sql, params, "asked for")
+            return self._queries.ask_source(sql, params, "asked for")
         raise QueryError(f"unknown hint {hint!r}", hint="use 'auto', 'oltp' or 'olap'")
 
     def stream(
@@ -131,27 +135,27 @@ class HTAP:
             rows: The approximate number of rows in a batch.
             begun: Called before the first batch with a thread-safe cancel function.
         """
-        return self._door.stream(sql, params, rows, begun)
+        return self._queries.stream(sql, params, rows, begun)
 
     def reads(self, sql: str) -> bool:
         """Return whether a statement is a query, judged by its text."""
-        return self._door.planner.reads(sql)
+        return self._queries.planner.reads(sql)
 
     def reads_single_rows(self, sql: str, params: Sequence[Any] = ()) -> bool:
         """Return whether a statement reads one table by key, and so is soon answered."""
-        return self._door.reads_single_rows(sql, params)
+        return self._queries.reads_single_rows(sql, params)
 
     def describe(self, sql: str, params: Sequence[Any] = ()) -> pa.Schema | None:
         """Return the schema of a query's answer without running it; None if only a run shows it."""
-        return self._door.planner.describe(sql, params)
+        return self._queries.planner.describe(sql, params)
 
     def prepare(self, sql: str) -> Prepared:
         """Return what is known of a statement before its parameters are bound."""
-        return self._door.planner.prepare(sql)
+        return self._queries.planner.prepare(sql)
 
     def explain_route(self, sql: str, params: Sequence[Any] = ()) -> Route:
         """Return which side would answer a statement now, and why."""
-        return self._door.route(sql, params)
+        return self._queries.route(sql, params)
 
     @property
     def _is_sidecar(self) -> bool:
@@ -267,7 +271,7 @@ class HTAP:
     ) -> None:
         """Call `on_sync` with each sync's report, `on_query` with each query's side and seconds."""
         self._engine.pipeline.watch(on_sync)
-        self._door.watch(on_query)
+        self._queries.watch(on_query)
 
     def table_schemas(self) -> dict[str, Table]:
         """Return the mirrored tables as they are captured now, by name."""

@@ -27,7 +27,7 @@ class FollowedTable:
         table: Its shape when capture was installed; what the log holds is of this shape.
         inner: Up to where the source has been drained; None once the source lost changes.
         read_to: The highest order ever drained; the source's positions have to lie behind it.
-        audit: Whether the source asked for a whole comparison that the mirror has not made yet.
+        rescan: Whether the source asked for a whole comparison that the mirror has not made yet.
     """
 
     table: Table
@@ -50,7 +50,7 @@ class BufferedSnapshot:
         unreadable: Why tables could not be drained: their schema changed, or they failed.
 
     Attributes:
-        audited: The tables for which a whole comparison was asked for here.
+        rescanned: The tables for which a whole comparison was asked for here.
     """
 
     shares_log = False
@@ -69,7 +69,7 @@ class BufferedSnapshot:
         self._bridged = bridged
         self._passes_on = passes_on
         self._unreadable = unreadable
-        self.audited: set[str] = set()
+        self.rescanned: set[str] = set()
         self.clock = inner.clock
         self.schema_version = inner.schema_version
 
@@ -142,7 +142,7 @@ class BufferedSnapshot:
         asked = bridged is not None and bridged.rescan
         if not asked or self._passes_on or self._undrained(table):
             return Rescan.NONE
-        self.audited.add(table.name)
+        self.rescanned.add(table.name)
         return Rescan.ALL
 
     def doubt(self, table: Table) -> str | None:

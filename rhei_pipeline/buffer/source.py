@@ -87,7 +87,7 @@ class BufferedSource:
         self._confirmation = Confirmation(log.path, log.log_id)
         self._drifted: set[str] = set()
         self._waited_at: dict[str, int] = {}
-        self._audited: set[str] = set()
+        self._rescanned: set[str] = set()
         self._releasable: dict[str, Position] = {}
         self._full: BufferFullError | None = None
         self._lifted = False
@@ -220,7 +220,7 @@ class BufferedSource:
                 break
             except Exception as error:  # noqa: BLE001  (one table's, or raised again)
                 self._note_failing(error)
-        self._audited = snapshot.audited
+        self._rescanned = snapshot.rescanned
         self._release()
 
     def _over(self, inner: SourceSnapshot, *, passes_on: bool) -> BufferedSnapshot:
@@ -280,7 +280,7 @@ class BufferedSource:
                 for name, position in news.items():
                     writer.set_watermark(_MIRROR + name, position)
             self._confirmed |= news
-        self._forget_audits(needed_from)
+        self._forget_rescans(needed_from)
         forgotten = self._prune(needed_from) if prune else 0
         self._confirm()
         if prune or not self._draining.prune:
@@ -296,10 +296,10 @@ class BufferedSource:
         if full is not None:
             raise full
 
-    def _forget_audits(self, applied: Mapping[str, Position]) -> None:
+    def _forget_rescans(self, applied: Mapping[str, Position]) -> None:
         """Record which requested rescans the mirror has made and committed."""
-        done = {n for n in self._audited if self._log.head(n) == applied.get(n)}
-        self._audited -= done
+        done = {n for n in self._rescanned if self._log.head(n) == applied.get(n)}
+        self._rescanned -= done
         for name in done:
             self._bridged[name] = replace(self._bridged[name], rescan=False)
             with self._log.writing() as writer:

@@ -47,7 +47,7 @@ class LeftOut:
         return [error for error in found if not isinstance(error, _OWN)]
 
     @property
-    def asks_for_a_look(self) -> bool:
+    def asks_for_refresh(self) -> bool:
         """Return whether all tables must be checked again, though the source did not change."""
         damaged = any(isinstance(error, MirrorDamagedError) for error in self._errors.values())
         return damaged or bool(self.undrained)

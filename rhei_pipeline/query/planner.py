@@ -80,11 +80,11 @@ class Planner:
         self._router().refused(sql, params, why)
 
     def _router(self) -> Router:
-        looks = self._engines.pipeline.looks
+        generation = self._engines.pipeline.generation
         known = self._known
-        if known is None or known[0] != looks:
+        if known is None or known[0] != generation:
             with self._lock:
-                known = self._known = (looks, Router(self._catalog()))
+                known = self._known = (generation, Router(self._catalog()))
         return known[1]
 
     def _catalog(self) -> Catalog:

@@ -69,15 +69,15 @@ def sync_cycle(  # noqa: PLR0913  (the seams, the pace, and who is told)
     pace: SyncOptions,
     on_step: OnStep,
     *,
-    schema_version: int,
+    schema_version: int | None,
     blame: Blame,
     held: Collection[str] = (),
 ) -> dict[str, TableReport] | None:
     """Bring every table up to one source state, in one mirror transaction.
 
-    `schema_version` is that in which the source was looked at. `blame` is left with the table
-    whose work an error ended, if it was one table's. Of the tables `held`, which take no part now,
-    the source keeps what they need.
+    `schema_version` is that at which the tables were described; None: they are to be described
+    again. `blame` is left with the table whose work an error ended, if it was one table's. Of the
+    tables `held`, which take no part now, the source keeps what they need.
 
     Returns:
         A report for each table; None when the source is no longer as it was looked at (another
@@ -110,7 +110,7 @@ def _apply_one_state(  # noqa: PLR0913  (the seams, the pace, and who is told)
     pace: SyncOptions,
     on_step: OnStep,
     *,
-    schema_version: int,
+    schema_version: int | None,
     blame: Blame,
 ) -> dict[str, TableReport] | None:
     with source.snapshot() as snapshot:
@@ -177,7 +177,7 @@ def apply_pending(
         events += batch.count
         on_step(Step.APPLIED)
         del captured, batch  # it may be large, and the next one is read now
-    counts += _audit(table, snapshot, transaction, after, on_step)
+    counts += _rescan(table, snapshot, transaction, after, on_step)
     watermark = _record(table, snapshot, transaction, mark)
     return TableReport.of(
         table.name,
@@ -321,7 +321,7 @@ def _has_work(table: Table, snapshot: SourcePositions, after: Position) -> bool:
     )
 
 
-def _audit(
+def _rescan(
     table: Table,
     snapshot: SourceSnapshot,
     transaction: MirrorTransaction,
@@ -366,7 +366,7 @@ def _put_copy_in_place(
         for changes in transaction.copy_differences(table, pace.batch_rows):
             counts += _apply_difference(table, changes, snapshot, transaction)
     on_step(Step.PROMOTED)
-    counts += _audit(table, snapshot, transaction, after, on_step)
+    counts += _rescan(table, snapshot, transaction, after, on_step)
     watermark = _record(table, snapshot, transaction, ledger.watermarks.get(table.name))
     return TableReport.of(
         table.name, counts, events=events, dead_letters=letters, watermark=watermark

@@ -18,14 +18,14 @@ class Participants:
         tables: Those that take part, by name.
         left_out: The others.
         blame: Which table is worked on.
-        looks: Grows whenever `tables` changes.
+        generation: Grows whenever `tables` changes.
     """
 
     def __init__(self) -> None:
         self.tables: dict[str, Table] = {}
         self.left_out = LeftOut()
         self.blame = Blame()
-        self.looks = 0
+        self.generation = 0
 
     def without_failing(
         self,
@@ -71,4 +71,4 @@ class Participants:
         """Leave out a table for its fault; see `LeftOut.add`."""
         self.left_out.add(name, fault, failed=failed, at_work=at_work)
         self.tables.pop(name, None)
-        self.looks += 1
+        self.generation += 1

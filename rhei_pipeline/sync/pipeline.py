@@ -72,7 +72,7 @@ from rhei_pipeline.sync.naming import (
 )
 from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.schema_registry import Registry
-from rhei_pipeline.sync.schema_watch import LOOKS, SchemaWatch
+from rhei_pipeline.sync.schema_watch import ATTEMPTS, SchemaWatch
 from rhei_pipeline.sync.status import StatusCache, read_status
 from rhei_pipeline.sync.verify import count_rows, verify_tables
 
@@ -140,9 +140,9 @@ class Pipeline:
         return MappingProxyType(self._tables)
 
     @property
-    def looks(self) -> int:
-        """How often the source's schema was looked at; tables change only when it grows."""
-        return self._parts.looks
+    def generation(self) -> int:
+        """How often the tables were described anew; they change only when it grows."""
+        return self._parts.generation
 
     @property
     def synced_from(self) -> int | None:
@@ -250,7 +250,7 @@ class Pipeline:
             started = time.monotonic()
             copied: dict[str, Copied] = {}
             self._watch.try_again()
-            for _ in range(LOOKS):
+            for _ in range(ATTEMPTS):
                 begun = time.monotonic_ns()
                 self._watch.keep_up()
                 found = self._copy_what_needs_it(on_progress)
@@ -346,7 +346,7 @@ class Pipeline:
                 raise fault from error
         if copied is None:
             _log.warning("table %r: it was migrated while it was copied", table.name)
-            self._watch.look_again()
+            self._watch.refresh_next_time()
         return copied
 
     def _is_migrated(self, table: Table, error: Exception) -> bool:
@@ -444,7 +444,7 @@ class Pipeline:
         table = known.get(name.removeprefix("main.").lower())
         damaged = heal_files(self._mirror, table) if table else ()
         if damaged:
-            self._watch.look_again()
+            self._watch.refresh_next_time()
         return damaged
 
     def _known_tables(self) -> Iterator[Table]:
@@ -486,7 +486,7 @@ class Pipeline:
             self._source.touch(self.table(name), list(keys))
 
     def _cycle(
-        self, tables: Collection[Table], schema_version: int, failing: set[str] | None = None
+        self, tables: Collection[Table], schema_version: int | None, failing: set[str] | None = None
     ) -> dict[str, TableReport] | None:
         """Sync the tables but for those that fail, which are left out."""
         return self._parts.without_failing(

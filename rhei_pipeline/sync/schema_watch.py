@@ -22,8 +22,8 @@ from rhei_pipeline.sync.schema_registry import Registry
 
 _log = logging.getLogger(__name__)
 
-#: How often in a row the schema is looked at while it changes; then it is given up for now.
-LOOKS = 5
+#: How often in a row tables are refreshed while the schema changes; then that is given up for now.
+ATTEMPTS = 5
 
 #: Applies what is pending for tables at a schema version, and adds those that fail to the set;
 #: None where the source has another version by now.
@@ -41,7 +41,8 @@ class SchemaWatch:
 
     Attributes:
         declared: The tables to mirror, by the source's name for them.
-        version: The source's schema version that the tables are described at; -1 before that.
+        version: The source's schema version that the tables are described at; None where they
+            have to be described again.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class SchemaWatch:
         apply: Apply,
     ) -> None:
         self.declared: dict[str, Declared] = {}
-        self.version = -1
+        self.version: int | None = None
         self._find = find
         self._found: dict[str, str] = {}
         self._unclear: dict[str, SchemaError] = {}
@@ -72,18 +73,18 @@ class SchemaWatch:
 
         Until it stays as it is: installing capture changes it, and so may others meanwhile.
         """
-        for _ in range(LOOKS):
+        for _ in range(ATTEMPTS):
             version = self._parts.without_failing((), lambda _: self._source.schema_version())
             self._discover()
             if version == self.version and not self._is_mended():
                 return
             if self._drain(version):
-                self._look(version)
+                self._refresh(version)
 
     def try_again(self) -> None:
         """Take in again what failed when it was captured, read or applied last."""
-        if self._left_out.asks_for_a_look:
-            self.look_again()  # a file may have been restored since, or a log be readable
+        if self._left_out.asks_for_refresh:
+            self.refresh_next_time()  # a file may have been restored since, or a log be readable
             return
         for name in self._left_out.failed & self.declared.keys():
             self.take_in(name)
@@ -110,18 +111,18 @@ class SchemaWatch:
     def forget(self, name: str) -> None:
         """Forget a table that the mirror has no more; one that is declared is found again."""
         self._tables.pop(name, None)
-        self._parts.looks += 1
-        self.look_again()
+        self._parts.generation += 1
+        self.refresh_next_time()
 
-    def look_again(self) -> None:
+    def refresh_next_time(self) -> None:
         """Describe every table again the next time, though the source's version is the same."""
-        self.version = -1
+        self.version = None
 
     def take_in(self, name: str) -> None:
         """Let a table take part again that was left out, unless it still cannot be captured."""
         self._left_out.take_in(name)
         standing = self._mirror.tables()
-        self._look_at(self.declared[name], standing, self._names(standing))
+        self._refresh_table(self.declared[name], standing, self._names(standing))
 
     def take_drained(self) -> list[TableReport]:
         """Return, once, what was applied before capture was installed anew."""
@@ -144,7 +145,7 @@ class SchemaWatch:
 
     def _declare(self, declared: Declared) -> None:
         self.declared[declared.name] = declared
-        self.look_again()
+        self.refresh_next_time()
 
     def _name_of(self, declared: Declared) -> str:
         """Return a table's name as the source has it; as declared where it cannot be described."""
@@ -156,14 +157,14 @@ class SchemaWatch:
                 raise
             return declared.name
 
-    def _look(self, version: int) -> None:
+    def _refresh(self, version: int) -> None:
         self._left_out.clear()
-        self._parts.looks += 1
+        self._parts.generation += 1
         standing = self._mirror.tables()
         names = self._names(standing)
         for declared in list(self.declared.values()):
             if declared.name not in self._left_out.undrained:
-                self._look_at(declared, standing, names)
+                self._refresh_table(declared, standing, names)
         self.version = version
 
     def _is_mended(self) -> bool:
@@ -211,7 +212,7 @@ class SchemaWatch:
     def _find_pending(self, tables: Collection[Table]) -> list[Table]:
         return find_pending(tables, self._source, self._mirror, self._blame)
 
-    def _look_at(
+    def _refresh_table(
         self, declared: Declared, standing: Mapping[str, Table], names: TakenNames
     ) -> None:
         """Install capture for the table as it is now; one that cannot be captured is left out."""

@@ -31,26 +31,26 @@ class StatusCache:
         self._known = Standing(MappingProxyType({}), MappingProxyType({}))
         self._known_at = time.monotonic()
         self._starting = threading.Lock()
-        self._look: threading.Thread | None = None
+        self._reading: threading.Thread | None = None
 
-    def within(self, seconds: float, look: Callable[[], object]) -> Standing:
-        """Return what a look finds; where it takes longer, what was last known.
+    def within(self, seconds: float, read: Callable[[], object]) -> Standing:
+        """Return what is read; where that takes longer, what was last known.
 
-        The look goes on then, and who asks meanwhile waits for the same one.
+        Reading goes on then, and who asks meanwhile waits for the same answer.
         """
         with self._starting:
-            if self._look is None or not self._look.is_alive():
-                work = partial(self._noting_errors, look)
-                self._look = threading.Thread(target=work, name="rhei-status", daemon=True)
-                self._look.start()
-            look_under_way = self._look
-        look_under_way.join(seconds)
-        is_news = not look_under_way.is_alive() and self._known.unreadable is None
+            if self._reading is None or not self._reading.is_alive():
+                work = partial(self._noting_errors, read)
+                self._reading = threading.Thread(target=work, name="rhei-status", daemon=True)
+                self._reading.start()
+            reading = self._reading
+        reading.join(seconds)
+        is_news = not reading.is_alive() and self._known.unreadable is None
         return self._known if is_news else self.last()
 
-    def _noting_errors(self, look: Callable[[], object]) -> None:
+    def _noting_errors(self, read: Callable[[], object]) -> None:
         try:
-            look()
+            read()
         except RheiError as error:
             self.note_unreadable(error)
         except Exception as error:  # noqa: BLE001  (told, and logged)

@@ -292,7 +292,7 @@ def test_what_is_no_write_is_refused_as_one(world: World, after: Any) -> None:
 
 def test_a_write_noted_late_does_not_hide_a_later_one(world: World) -> None:
     world.htap.sync_now()
-    door, clock = world.htap._door, time.monotonic_ns
+    door, clock = world.htap._queries, time.monotonic_ns
     later = door.wrote(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "monotonic_ns", lambda: later.committed_at - 1)

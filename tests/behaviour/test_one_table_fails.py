@@ -251,10 +251,10 @@ def test_rows_that_cannot_be_written_at_the_commit_are_their_tables_own(
     _write(world, 1)
     prepare_commit = WriteBuffer.prepare_commit
 
-    def failing(draft: WriteBuffer) -> StoredTable:
-        if draft.table.relation == "b":
+    def failing(buffer: WriteBuffer) -> StoredTable:
+        if buffer.table.relation == "b":
             raise pa.ArrowInvalid("a row's value: 4711")
-        return prepare_commit(draft)
+        return prepare_commit(buffer)
 
     monkeypatch.setattr(WriteBuffer, "prepare_commit", failing)
     _assert_named(world.htap.sync_now())

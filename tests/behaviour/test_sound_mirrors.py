@@ -130,15 +130,15 @@ def test_a_doubled_key_in_files_is_named_and_mended(
         rows = pa.table({"id": [2], "a": [90 + place]}, table.schema.arrow)
         with world.htap._engine.mirror.transaction() as transaction:
             assert isinstance(transaction, FileTransaction)
-            draft = transaction._draft(table)
+            buffer = transaction._buffer(table)
             if mode == "destructive":
-                _append(draft, table, rows)
+                _append(buffer, table, rows)
             else:
                 since = pa.array([NOW - timedelta(days=place)], pa.timestamp("us", "UTC"))
                 versions = rows.append_column(VALID_FROM, since)
                 versions = versions.append_column(VALID_TO, pa.nulls(1, since.type))
                 versions = versions.append_column(OPERATION, pa.array(["I"]))
-                _append_versions(draft, table, versions, past=False)
+                _append_versions(buffer, table, versions, past=False)
     found = _verified(world)
     assert (found.duplicate, found.samples["duplicate"]) == (1, ('{"id": 2}',))
     assert found.broken_history == (1 if mode == "temporal" else 0)

@@ -24,10 +24,10 @@ def differing(standing: WriteBuffer, copy: WriteBuffer) -> tuple[Numbers, Number
     return np.concatenate(changed), np.concatenate(extra)
 
 
-def compare(draft: WriteBuffer, table: Table, rows: Iterable[pa.Table]) -> Comparison:
+def compare(buffer: WriteBuffer, table: Table, rows: Iterable[pa.Table]) -> Comparison:
     """Compare a table's present rows, with new digests, with all rows of its source."""
     schema = table.schema
-    index, places = _fresh_index(draft, schema)
+    index, places = _fresh_index(buffer, schema)
     seen = np.zeros(len(places), dtype=bool)
     missing, different = [schema.arrow_key.empty_table()], [schema.arrow_key.empty_table()]
     for part in rows:
@@ -37,10 +37,10 @@ def compare(draft: WriteBuffer, table: Table, rows: Iterable[pa.Table]) -> Compa
         unequal = index.payloads[entries] != table_digests(part, schema)[needles]
         missing.append(keys.take(pa.array(np.delete(np.arange(keys.num_rows), needles))))
         different.append(keys.take(pa.array(needles[unequal])))
-    extra = draft.take(places[~seen], schema.primary_key)
+    extra = buffer.take(places[~seen], schema.primary_key)
     unequal_keys = pa.concat_tables(different)
     repeated, _ = repeats(index.hashes)
-    duplicate = draft.take(places[index.positions[repeated]], schema.primary_key)
+    duplicate = buffer.take(places[index.positions[repeated]], schema.primary_key)
     return Comparison(
         pa.concat_tables(missing), extra, _distinct(unequal_keys), _distinct(duplicate)
     )
@@ -60,11 +60,11 @@ def repeats(hashes: KeyHashes) -> tuple[Numbers, Numbers]:
     return order[met], number[met]
 
 
-def present_repeats(draft: WriteBuffer) -> tuple[Numbers, Numbers]:
+def present_repeats(buffer: WriteBuffer) -> tuple[Numbers, Numbers]:
     """Return the positions of present rows with a repeated key, key by key, and key numbers."""
     words, checks = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
     places = [_NONE]
-    for hashes, _, where in draft.entries():
+    for hashes, _, where in buffer.entries():
         words.append(hashes.words)
         checks.append(hashes.checks)
         places.append(where)
@@ -77,25 +77,25 @@ def _distinct(keys: pa.Table) -> pa.Table:
 
 
 def compare_digests(
-    draft: WriteBuffer, schema: TableSchema, parts: Iterable[pa.Table]
+    buffer: WriteBuffer, schema: TableSchema, parts: Iterable[pa.Table]
 ) -> tuple[list[int], pa.Table]:
     """Compare a table's present rows with all rows of its source by the index's digests."""
     seen, stale = [_NONE], []
     for number, part in enumerate(parts):
-        found = draft.find(key_hashes(part.select(list(schema.primary_key))))
+        found = buffer.find(key_hashes(part.select(list(schema.primary_key))))
         seen.append(found.places)
         equal = found.payloads == table_digests(part, schema)[found.needles]
         if not equal.all() or len(found.needles) < part.num_rows:
             stale.append(number)
     known = np.concatenate(seen)
-    extra = [places[~np.isin(places, known)] for _, _, places in draft.entries()]
-    return stale, draft.take(np.concatenate([_NONE, *extra]), schema.primary_key)
+    extra = [places[~np.isin(places, known)] for _, _, places in buffer.entries()]
+    return stale, buffer.take(np.concatenate([_NONE, *extra]), schema.primary_key)
 
 
-def _fresh_index(draft: WriteBuffer, schema: TableSchema) -> tuple[KeyIndex, Numbers]:
+def _fresh_index(buffer: WriteBuffer, schema: TableSchema) -> tuple[KeyIndex, Numbers]:
     words, checks = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
     digests, places = [np.zeros(0, np.uint64)], [_NONE]
-    for rows, where in draft.scan(schema.names):
+    for rows, where in buffer.scan(schema.names):
         hashes = key_hashes(rows.select(list(schema.primary_key)))
         words.append(hashes.words)
         checks.append(hashes.checks)

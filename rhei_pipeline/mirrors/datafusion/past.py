@@ -21,11 +21,11 @@ def past_of(manifest: Manifest, table: Table) -> Past | None:
     return Past(stored.begins_at, _left(stored, table), mark.recorded_at if mark else None)
 
 
-def note_columns(draft: WriteBuffer, table: Table, at: datetime) -> None:
+def note_columns(buffer: WriteBuffer, table: Table, at: datetime) -> None:
     """Record which columns of a temporal table the source no longer has, and since when."""
     if table.mode is Mode.TEMPORAL:
-        left = _left(draft.table, table)
-        draft.date(draft.table.begins_at, {name: since or at for name, since in left.items()})
+        left = _left(buffer.table, table)
+        buffer.date(buffer.table.begins_at, {name: since or at for name, since in left.items()})
 
 
 def _left(stored: StoredTable, table: Table) -> Mapping[str, datetime | None]:

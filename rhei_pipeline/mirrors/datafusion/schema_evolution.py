@@ -22,30 +22,30 @@ from rhei_pipeline.mirrors.key_change import refuse_unfit_key
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Table
 
 _INTEGERS = (pa.int16(), pa.int32(), pa.int64())
-#: Appends versions of a table, that have ended or have not, to a draft of it.
+#: Appends versions of a table, that have ended or have not, to a buffer of it.
 Append = Callable[[WriteBuffer, Table, pa.Table, bool], None]
 
 
-def outgrown(draft: WriteBuffer, table: Table) -> bool:
+def outgrown(buffer: WriteBuffer, table: Table) -> bool:
     """Return whether a table must be built again: it has another schema, and no history.
 
     Raises:
         SchemaDriftError: It has history, which would be lost; or another table has its name.
     """
-    standing, built = draft.schema, draft.table.built
+    standing, built = buffer.schema, buffer.table.built
     if built is not None and built.set_aside:
         raise SchemaDriftError(
-            f"the mirror already has another table of this name, {draft.table.relation!r}",
+            f"the mirror already has another table of this name, {buffer.table.relation!r}",
             table=table.name,
             hint=f"rename that one with 'rhei drop-table {built.name} --keep-as NAME'",
         )
     if VALID_TO not in standing.names:
-        return not _equal(standing, table.mirror_schema) or _has_other_key(draft, table)
+        return not _equal(standing, table.mirror_schema) or _has_other_key(buffer, table)
     refuse_lost_history(table)
     return False
 
 
-def fit(draft: WriteBuffer, table: Table, store: SegmentStore, append: Append) -> WriteBuffer:
+def fit(buffer: WriteBuffer, table: Table, store: SegmentStore, append: Append) -> WriteBuffer:
     """Return a table with the new schema: unchanged where its rows can be cast while reading.
 
     It is rewritten if its index has another key, or if the cast changes values.
@@ -53,21 +53,23 @@ def fit(draft: WriteBuffer, table: Table, store: SegmentStore, append: Append) -
     Raises:
         SchemaDriftError: Its history does not fit the new types, or the new key.
     """
-    if VALID_TO not in draft.schema.names:
-        draft.build_for(_built(table))
-        return draft
-    refuse_unknown_key(table.schema, draft.schema.names)
-    built = draft.table.built
-    if built is not None and _has_other_key(draft, table):
-        refuse_unfit_key(table.schema, built.primary_key, _versions(draft, table))
-    shape = _reshaped(draft.schema, table)
-    if not _has_other_key(draft, table) and _is_readable_as(draft.schema, shape, table):
-        draft.reshape(shape)
-        draft.build_for(_built(table))
-        return draft
-    fresh = WriteBuffer(replace(draft.table, schema=shape, segments=(), built=_built(table)), store)
+    if VALID_TO not in buffer.schema.names:
+        buffer.build_for(_built(table))
+        return buffer
+    refuse_unknown_key(table.schema, buffer.schema.names)
+    built = buffer.table.built
+    if built is not None and _has_other_key(buffer, table):
+        refuse_unfit_key(table.schema, built.primary_key, _versions(buffer, table))
+    shape = _reshaped(buffer.schema, table)
+    if not _has_other_key(buffer, table) and _is_readable_as(buffer.schema, shape, table):
+        buffer.reshape(shape)
+        buffer.build_for(_built(table))
+        return buffer
+    fresh = WriteBuffer(
+        replace(buffer.table, schema=shape, segments=(), built=_built(table)), store
+    )
     for past in (True, False):
-        for rows, _ in draft.scan(draft.schema.names, past=past):
+        for rows, _ in buffer.scan(buffer.schema.names, past=past):
             append(fresh, table, _in_shape(rows, shape, table.name), past)
     return fresh
 
@@ -122,15 +124,15 @@ def _equal(standing: pa.Schema, wanted: pa.Schema) -> bool:
     return bool(standing.names == wanted.names and standing.types == wanted.types)
 
 
-def _has_other_key(draft: WriteBuffer, table: Table) -> bool:
-    built = draft.table.built
+def _has_other_key(buffer: WriteBuffer, table: Table) -> bool:
+    built = buffer.table.built
     return built is not None and built.primary_key != table.schema.primary_key
 
 
-def _versions(draft: WriteBuffer, table: Table) -> pa.Table:
+def _versions(buffer: WriteBuffer, table: Table) -> pa.Table:
     names = [*table.schema.primary_key, VALID_FROM, VALID_TO, OPERATION]
-    fields = [draft.schema.field(name) for name in names]
-    parts = [rows for past in (True, False) for rows, _ in draft.scan(names, past=past)]
+    fields = [buffer.schema.field(name) for name in names]
+    parts = [rows for past in (True, False) for rows, _ in buffer.scan(names, past=past)]
     return pa.concat_tables([pa.schema(fields).empty_table(), *parts])
 
 

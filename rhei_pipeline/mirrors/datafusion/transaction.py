@@ -90,8 +90,8 @@ class FileTransaction:
         """Write all new files, and return the state to commit."""
         tables = {n: t for n, t in self.base.tables.items() if n not in self._dropped}
         now = datetime.now(UTC)
-        for name, draft in self._tables.items():
-            table = self._settled(draft)
+        for name, buffer in self._tables.items():
+            table = self._flushed(buffer)
             limit = SEGMENT_ROWS if table.relation.startswith(COPY_PREFIX) else CYCLE_ROWS
             tables[name] = fold(table, due_in_a_cycle(table.segments, now, limit), self.store)
         kept = self.base.letters
@@ -106,15 +106,15 @@ class FileTransaction:
             letters=kept,
         )
 
-    def _settled(self, draft: WriteBuffer) -> StoredTable:
+    def _flushed(self, buffer: WriteBuffer) -> StoredTable:
         """Write one table; an unknown error is reported as this table's."""
         try:
-            return draft.prepare_commit()
+            return buffer.prepare_commit()
         except (RheiError, OSError):
             raise
         except Exception as error:
-            built = draft.table.built
-            name = built.name if built else self.base.name_of(draft.table)
+            built = buffer.table.built
+            name = built.name if built else self.base.name_of(buffer.table)
             fault = own_fault(error, name)
             raise fault if fault is not None else error from error
 
@@ -126,39 +126,39 @@ class FileTransaction:
 
     def merge(self, table: Table, changes: NetChanges) -> Counts:
         """Compare with the digests of the present rows; remove and append what really changed."""
-        return _merge(self._draft(table), table, changes)
+        return _merge(self._buffer(table), table, changes)
 
     def present_keys(self, table: Table) -> pa.Table:
         """Return the keys of all current rows."""
-        return _all_keys(self._draft(table), table)
+        return _all_keys(self._buffer(table), table)
 
     def copied_keys(self, table: Table) -> pa.Table:
         """Return the keys of all rows in the copy."""
-        return _all_keys(self._draft(table, COPY_PREFIX), table)
+        return _all_keys(self._buffer(table, COPY_PREFIX), table)
 
     def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the current rows of those keys."""
-        return _rows_of(self._draft(table), table, keys)
+        return _rows_of(self._buffer(table), table, keys)
 
     def copied_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the rows of those keys in the copy."""
-        return _rows_of(self._draft(table, COPY_PREFIX), table, keys)
+        return _rows_of(self._buffer(table, COPY_PREFIX), table, keys)
 
     def open_versions(self, table: Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Return the open versions of the touched keys, and the last end of keys without one."""
-        draft, own = self._draft(table), list(table.schema.primary_key)
+        buffer, own = self._buffer(table), list(table.schema.primary_key)
         ordered = taken(events, pc.sort_indices(events[SEQUENCE]).to_numpy())
         firsts = taken(ordered, _first_of_each(ordered, table))
         distinct = firsts.select(own)
         sought = key_hashes(distinct)
-        found = draft.find(sought)
+        found = buffer.find(sought)
         opened = distinct.take(pa.array(found.needles))
-        since = draft.take(found.places, [VALID_FROM])[VALID_FROM]
+        since = buffer.take(found.places, [VALID_FROM])[VALID_FROM]
         opened = opened.append_column(VALID_FROM, since)
         opened = opened.append_column(LOCATOR, pa.array(found.places))
-        opened = opened.append_column(REPEATED, _repeated(draft, table, firsts, found))
+        opened = opened.append_column(REPEATED, _repeated(buffer, table, firsts, found))
         pastless = np.setdiff1d(np.arange(distinct.num_rows), found.needles)
-        past = draft.find(sought.take(pastless), past=True)
+        past = buffer.find(sought.take(pastless), past=True)
         floors = np.full(len(pastless), np.iinfo(np.int64).min)
         np.maximum.at(floors, past.needles, past.payloads.view(np.int64))
         having = np.unique(past.needles)
@@ -167,12 +167,12 @@ class FileTransaction:
 
     def supersede(self, table: Table, versions: Versions) -> None:
         """End versions, then append the new ones."""
-        draft = self._draft(table)
+        buffer = self._buffer(table)
         if versions.closings.num_rows:
-            _close(draft, table, versions.closings)
+            _close(buffer, table, versions.closings)
         ended = pc.is_valid(versions.openings[VALID_TO]).to_numpy()
         for past, mask in ((True, ended), (False, ~ended)):
-            _append_versions(draft, table, chosen(versions.openings, mask), past)
+            _append_versions(buffer, table, chosen(versions.openings, mask), past)
 
     def record(self, watermark: Watermark) -> None:
         """Record progress; a lower position is refused."""
@@ -205,17 +205,17 @@ class FileTransaction:
 
     def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:
         """Store a temporal table's rows as of each day's instant, under the day."""
-        name, draft = _snapshots(table.schema), self._draft(table)
+        name, buffer = _snapshots(table.schema), self._buffer(table)
         if not self._stands(name):
             empty = StoredTable(SNAPSHOTS, table.schema.snapshot_name, pa.schema([_DAY]))
             self._tables[name] = WriteBuffer(empty, self.store)
         target = self._named(name, table)
         asked = dict.fromkeys(column for day in days.values() for column in day.columns)
-        new = [draft.schema.field(n) for n in asked if n not in target.schema.names]
+        new = [buffer.schema.field(n) for n in asked if n not in target.schema.names]
         target.reshape(pa.schema([*target.schema, *new]))
         written = {}
         for day, then in days.items():
-            rows = _rows_as_of(draft, then)
+            rows = _rows_as_of(buffer, then)
             dated = rows.add_column(0, _DAY, pa.repeat(pa.scalar(day), rows.num_rows))
             target.append_tagged(dated, day.isoformat())
             written[day] = rows.num_rows
@@ -229,7 +229,7 @@ class FileTransaction:
     def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
         """Append rows to the copy and record its progress."""
         if rows.num_rows:
-            _append(self._draft(table, COPY_PREFIX), table, rows)
+            _append(self._buffer(table, COPY_PREFIX), table, rows)
         self._copies[table.name] = progress
 
     def drop_copy(self, table: Table) -> None:
@@ -241,13 +241,13 @@ class FileTransaction:
 
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
         """Apply net changes that were made since to the copy."""
-        _merge(self._draft(table, COPY_PREFIX), table, changes)
+        _merge(self._buffer(table, COPY_PREFIX), table, changes)
 
     def keep_unknown(self, table: Table, keys: pa.Table) -> None:
         """Add the table's present rows to the copy for keys that the copy could not read."""
         if keys.num_rows and self._stands(mirror_table(table.schema)):
-            rows = last_good_rows(self._draft(table), table, keys)
-            copy = self._draft(table, COPY_PREFIX)
+            rows = last_good_rows(self._buffer(table), table, keys)
+            copy = self._buffer(table, COPY_PREFIX)
             held = copy.find(key_hashes(rows.select(list(table.schema.primary_key)))).needles
             lacking = np.setdiff1d(np.arange(rows.num_rows), held)
             _append(copy, table, rows.take(pa.array(lacking)))
@@ -263,7 +263,7 @@ class FileTransaction:
         name = mirror_table(table.schema)
         self._follow_case(table.schema)
         if self._stands(name):
-            standing = self._draft(table)
+            standing = self._buffer(table)
             if not outgrown(standing, table):
                 self._tables[name] = fit(standing, table, self.store, _append_versions)
                 note_columns(self._tables[name], table, at)
@@ -281,13 +281,13 @@ class FileTransaction:
 
     def mend_keys(self, table: Table, _at: datetime) -> Counts:
         """Leave one present row for each key; a key left without one is found as a difference."""
-        draft = self._draft(table)
-        places, keys = present_repeats(draft)
+        buffer = self._buffer(table)
+        places, keys = present_repeats(buffer)
         if table.mode is Mode.DESTRUCTIVE:
             too_many = places[1:][keys[1:] == keys[:-1]]
-            draft.remove(too_many)
+            buffer.remove(too_many)
             return Counts(deleted=len(too_many))
-        return Counts(deleted=_end_overlapping(draft, table, places, keys))
+        return Counts(deleted=_end_overlapping(buffer, table, places, keys))
 
     def _follow_case(self, schema: TableSchema) -> None:
         """Rename a table whose name changed its case, in a source without schemas."""
@@ -296,9 +296,9 @@ class FileTransaction:
             if alike and stored.is_mirrored and stored.relation != schema.mirror_relation:
                 if schema.namespace or stored.namespace or old in self._dropped:
                     continue
-                draft = self._tables.pop(old, None) or WriteBuffer(stored, self.store)
-                draft.move(None, schema.mirror_relation)
-                self._tables[mirror_table(schema)] = draft
+                buffer = self._tables.pop(old, None) or WriteBuffer(stored, self.store)
+                buffer.move(None, schema.mirror_relation)
+                self._tables[mirror_table(schema)] = buffer
                 self._dropped.add(old)
                 self._watermarks.pop(stored.relation, None)
                 self._copies.pop(stored.relation, None)
@@ -307,7 +307,7 @@ class FileTransaction:
 
     def record_key(self, table: Table) -> None:
         """Record the key that the table was built for."""
-        self._draft(table).build_for(TableShape(table.name, table.schema.primary_key))
+        self._buffer(table).build_for(TableShape(table.name, table.schema.primary_key))
 
     def drop_table(self, table: Table, keep_as: str | None = None) -> int:
         """Drop a table and its records; return the number of rows or versions it had."""
@@ -335,16 +335,16 @@ class FileTransaction:
                 hint="give another name after '--keep-as'",
             )
         if self._stands(old):
-            draft = self._tables[new] = self._named(old, table)
-            draft.move(kept.namespace, kept.relation)
-            draft.build_for(TableShape(kept.name, table.schema.primary_key, set_aside=True))
+            buffer = self._tables[new] = self._named(old, table)
+            buffer.move(kept.namespace, kept.relation)
+            buffer.build_for(TableShape(kept.name, table.schema.primary_key, set_aside=True))
 
     def _stands(self, name: str) -> bool:
         return name in self._tables or (name in self.base.tables and name not in self._dropped)
 
     def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
         """Yield the changes from the table's present rows to the copy's, then drop the copy."""
-        standing, copy = self._draft(table), self._drop_copy(table)
+        standing, copy = self._buffer(table), self._drop_copy(table)
         differing_places, gone_places = differing(standing, copy)
         names, key = table.schema.names, table.schema.primary_key
         gone = standing.take(gone_places, key)
@@ -354,13 +354,13 @@ class FileTransaction:
 
     def count(self, table: Table) -> int:
         """Return the number of current rows."""
-        return self._draft(table).count()
+        return self._buffer(table).count()
 
     def compare_digests(
         self, table: Table, parts: Iterable[pa.Table]
     ) -> tuple[list[int], pa.Table]:
         """Compare with the index's digests, without reading rows."""
-        return compare_digests(self._draft(table), table.schema, parts)
+        return compare_digests(self._buffer(table), table.schema, parts)
 
     def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
         """Compare the source's rows with the table's present ones, both ways.
@@ -372,13 +372,13 @@ class FileTransaction:
         if stored is not None:
             self.store.check_anew(self.store.table_files(stored))
             self._prove_queries(table, stored)
-        return compare(self._draft(table), table, rows)
+        return compare(self._buffer(table), table, rows)
 
     def _prove_queries(self, table: Table, stored: StoredTable) -> None:
         if self.ask is None:
             return
-        draft, columns = WriteBuffer(stored, self.store), stored.schema.names
-        parts = (rows for past in (False, True) for rows, _ in draft.scan(columns, past=past))
+        buffer, columns = WriteBuffer(stored, self.store), stored.schema.names
+        parts = (rows for past in (False, True) for rows, _ in buffer.scan(columns, past=past))
         misread = misread_columns(stored.schema, mirror_table(table.schema), parts, self.ask)
         if misread:
             raise MirrorDamagedError(
@@ -388,7 +388,7 @@ class FileTransaction:
                 hint="run 'rhei maintain', which rewrites files of an earlier format",
             )
 
-    def _draft(self, table: Table, prefix: str = "") -> WriteBuffer:
+    def _buffer(self, table: Table, prefix: str = "") -> WriteBuffer:
         return self._named(mirror_table(table.schema, prefix), table)
 
     def _named(self, name: str, table: Table) -> WriteBuffer:
@@ -406,7 +406,7 @@ class FileTransaction:
         self._tables[mirror_table(table.schema, prefix)] = WriteBuffer(stored, self.store)
 
     def _drop_copy(self, table: Table) -> WriteBuffer:
-        copy, name = self._draft(table, COPY_PREFIX), mirror_table(table.schema, COPY_PREFIX)
+        copy, name = self._buffer(table, COPY_PREFIX), mirror_table(table.schema, COPY_PREFIX)
         del self._tables[name], self._copies[table.name]
         self._dropped.add(name)
         return copy
@@ -422,30 +422,30 @@ def _snapshots(schema: TableSchema) -> str:
     return f"{SNAPSHOTS}.{quote(schema.snapshot_name)}"
 
 
-def _merge(draft: WriteBuffer, table: Table, changes: NetChanges) -> Counts:
+def _merge(buffer: WriteBuffer, table: Table, changes: NetChanges) -> Counts:
     key = list(table.schema.primary_key)
     inserted = updated = deleted = 0
     upserts = changes.upserts
     if upserts.num_rows:
         hashes, digests = key_hashes(upserts.select(key)), table_digests(upserts, table.schema)
-        found = draft.find(hashes)
+        found = buffer.find(hashes)
         same = found.payloads == digests[found.needles]
         changed = np.ones(upserts.num_rows, dtype=bool)
         changed[found.needles[same]] = False
-        draft.remove(found.places[~same])
+        buffer.remove(found.places[~same])
         updated = int((~same).sum())
         inserted = upserts.num_rows - len(found.needles)
-        draft.append(chosen(upserts, changed), hashes.take(changed), digests[changed])
+        buffer.append(chosen(upserts, changed), hashes.take(changed), digests[changed])
     if changes.tombstones.num_rows:
-        ended = draft.find(key_hashes(changes.tombstones.select(key))).places
-        draft.remove(ended)
+        ended = buffer.find(key_hashes(changes.tombstones.select(key))).places
+        buffer.remove(ended)
         deleted = len(ended)
     return Counts(inserted, updated, deleted)
 
 
-def _append(draft: WriteBuffer, table: Table, rows: pa.Table) -> None:
+def _append(buffer: WriteBuffer, table: Table, rows: pa.Table) -> None:
     hashes = key_hashes(rows.select(list(table.schema.primary_key)))
-    draft.append(rows, hashes, table_digests(rows, table.schema))
+    buffer.append(rows, hashes, table_digests(rows, table.schema))
 
 
 def _first_of_each(events: pa.Table, table: Table) -> np.ndarray:
@@ -455,34 +455,36 @@ def _first_of_each(events: pa.Table, table: Table) -> np.ndarray:
     return first
 
 
-def _repeated(draft: WriteBuffer, table: Table, firsts: pa.Table, found: Found) -> pa.Array:
+def _repeated(buffer: WriteBuffer, table: Table, firsts: pa.Table, found: Found) -> pa.Array:
     """Return, for each open version, whether its key's first event has an equal digest.
 
     Its row is read only if its digest covers other columns than the present ones.
     """
     same = found.payloads == table_digests(firsts, table.schema)[found.needles]
-    unsure = np.flatnonzero(~draft.digests_hold(found.places, table.schema.columns))
+    unsure = np.flatnonzero(~buffer.digests_hold(found.places, table.schema.columns))
     if len(unsure):
-        rows = conform(draft.take(found.places[unsure], table.schema.names), table.schema.arrow)
+        rows = conform(buffer.take(found.places[unsure], table.schema.names), table.schema.arrow)
         same[unsure] = repeated(rows, firsts, table.schema).to_numpy(zero_copy_only=False)
     return pa.array(same)
 
 
-def _close(draft: WriteBuffer, table: Table, closings: pa.Table) -> None:
+def _close(buffer: WriteBuffer, table: Table, closings: pa.Table) -> None:
     places, deleted = closings[LOCATOR].to_numpy(), closings[DELETED].to_numpy()
     ends = closings[VALID_TO].cast(pa.int64()).to_numpy()
-    left = np.flatnonzero(~draft.end(places, ends, deleted))
+    left = np.flatnonzero(~buffer.end(places, ends, deleted))
     if len(left):
         # Opened by this transaction, and not yet written: moved instead.
         endings = VersionEnds(np.arange(len(left), dtype=np.uint32), ends[left], deleted[left])
-        rows = endings.written_into(draft.take(places[left], draft.schema.names))
-        draft.remove(places[left])
-        _append_versions(draft, table, rows, True)  # noqa: FBT003
+        rows = endings.written_into(buffer.take(places[left], buffer.schema.names))
+        buffer.remove(places[left])
+        _append_versions(buffer, table, rows, True)  # noqa: FBT003
 
 
-def _end_overlapping(draft: WriteBuffer, table: Table, places: np.ndarray, keys: np.ndarray) -> int:
+def _end_overlapping(
+    buffer: WriteBuffer, table: Table, places: np.ndarray, keys: np.ndarray
+) -> int:
     """End each of a key's open versions where the next one begins; return how many ended."""
-    since = draft.take(places, [VALID_FROM])[VALID_FROM].cast(pa.int64()).to_numpy()
+    since = buffer.take(places, [VALID_FROM])[VALID_FROM].cast(pa.int64()).to_numpy()
     order = np.lexsort((since, keys))
     ends = np.flatnonzero(keys[order][1:] == keys[order][:-1])
     if len(ends):
@@ -491,36 +493,36 @@ def _end_overlapping(draft: WriteBuffer, table: Table, places: np.ndarray, keys:
             VALID_TO: pa.array(since[order][ends + 1]).cast(INSTANT),
             DELETED: pa.array(np.zeros(len(ends), dtype=bool)),
         }
-        _close(draft, table, pa.table(closings))
+        _close(buffer, table, pa.table(closings))
     return len(ends)
 
 
-def _append_versions(draft: WriteBuffer, table: Table, rows: pa.Table, past: bool) -> None:  # noqa: FBT001
+def _append_versions(buffer: WriteBuffer, table: Table, rows: pa.Table, past: bool) -> None:  # noqa: FBT001
     hashes = key_hashes(rows.select(list(table.schema.primary_key)))
     if past:
         payloads = rows[VALID_TO].cast(pa.int64()).to_numpy().view(np.uint64)
     else:
         payloads = table_digests(rows, table.schema)
-    draft.append(rows, hashes, payloads, past=past)
+    buffer.append(rows, hashes, payloads, past=past)
 
 
-def _all_keys(draft: WriteBuffer, table: Table) -> pa.Table:
-    parts = [keys for keys, _ in draft.scan(table.schema.primary_key)]
+def _all_keys(buffer: WriteBuffer, table: Table) -> pa.Table:
+    parts = [keys for keys, _ in buffer.scan(table.schema.primary_key)]
     return pa.concat_tables([table.schema.arrow_key.empty_table(), *parts])
 
 
-def _rows_of(draft: WriteBuffer, table: Table, keys: pa.Table) -> pa.Table:
+def _rows_of(buffer: WriteBuffer, table: Table, keys: pa.Table) -> pa.Table:
     key = list(table.schema.primary_key)
-    found = draft.find(key_hashes(keys.select(key)))
-    return conform(draft.take(np.unique(found.places), table.schema.names), table.schema.arrow)
+    found = buffer.find(key_hashes(keys.select(key)))
+    return conform(buffer.take(np.unique(found.places), table.schema.names), table.schema.arrow)
 
 
-def _rows_as_of(draft: WriteBuffer, then: AsOf) -> pa.Table:
+def _rows_as_of(buffer: WriteBuffer, then: AsOf) -> pa.Table:
     names = list(then.columns)
-    found = [pa.schema([draft.schema.field(name) for name in names]).empty_table()]
+    found = [pa.schema([buffer.schema.field(name) for name in names]).empty_table()]
     at = pa.scalar(then.instant, INSTANT)
     for past in (False, True):
-        for rows, _ in draft.scan([*names, VALID_FROM, VALID_TO], past=past):
+        for rows, _ in buffer.scan([*names, VALID_FROM, VALID_TO], past=past):
             still = pc.fill_null(pc.greater(rows[VALID_TO], at), fill_value=True)
             alive = pc.and_(pc.less_equal(rows[VALID_FROM], at), still)
             found.append(rows.filter(alive).select(names))

@@ -77,7 +77,7 @@ class PostgresDatabase:
         pool_size: How many connections are kept.
         connect_timeout_seconds: How long a connection may take to come about.
         read_only: Change nothing in it.
-        reread: Changes are learned of without the server's log; see `postgres_schema.read_table`.
+        reread: Changes are learned of without the server's log; see `catalog.read_table`.
         query_seconds: The server ends a query after so long, a streamed one with its last batch.
         query_bytes: How much of an answer is held at once; None: any.
         functions: Functions that queries may call though they are VOLATILE; see `Functions`.

@@ -149,7 +149,7 @@ class SqliteDatabase:
         columns: Sequence[Column | None] | None = None,
         begun: Begun | None = None,
     ) -> pa.Table:
-        """Run one reading statement; see `sqlite_query.query`."""
+        """Run one reading statement; see `query.query`."""
         with self._lent(self._askers, self._lock_down) as connection:
             if begun is None:
                 return sqlite_query.query(connection, sql, params, columns, self._query_bytes)
@@ -190,7 +190,7 @@ class SqliteDatabase:
     def meanings(
         self, tables: Iterable[Table], options: Callable[[str], TableOptions]
     ) -> list[MirroredTable]:
-        """Describe tables for translation; see `sqlite_meaning.meaning`."""
+        """Describe tables for translation; see `semantics.meaning`."""
         with self.reader() as connection:
             return [meaning(connection, table, options(table.name)) for table in tables]
 
@@ -211,7 +211,7 @@ class SqliteDatabase:
     def read_schema(
         self, name: str, options: TableOptions, known: TableSchema | None
     ) -> TableSchema:
-        """Read a table's schema; see `sqlite_schema.read_table`."""
+        """Read a table's schema; see `catalog.read_table`."""
         with self.reader() as connection:
             return read_table(connection, name, options, known).schema
 

@@ -59,7 +59,7 @@ class SqlitePollMemory:
         quiet: Nothing was pending behind this proof at this time, so what follows is later.
         ended: The tick of this timestamp had ended at this data version.
         closed: No row can join or leave the ties (timestamp, digest) any more unseen.
-        audited: The clock of the last audit, and its data version.
+        audited: The clock of the last rescan, and its data version.
         doubts: Why changes may be missed, as found at a data version.
         touched: Keys to read again.
         distrusted: Positions up to here are not to be relied on: the clock went back behind them.
