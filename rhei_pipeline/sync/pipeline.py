@@ -388,7 +388,7 @@ class Pipeline:
 
     def _once_unmigrated(self, look: Callable[[], _Found | None]) -> _Found:
         """Sync and look, again where a migration came between the two: `look` returns None then."""
-        for _ in range(LOOKS):
+        for _ in range(ATTEMPTS):
             self.sync()
             found = look()
             if found is not None:

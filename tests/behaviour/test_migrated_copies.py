@@ -14,7 +14,7 @@ from rhei_pipeline.model.reports import SyncReport
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sources.waiting import wait_until
 from rhei_pipeline.sync import initial_sync
-from rhei_pipeline.sync.schema_watch import LOOKS
+from rhei_pipeline.sync.schema_watch import ATTEMPTS
 from tests.fix_postgres import PostgresWorld
 from tests.fix_world import World
 
@@ -280,7 +280,7 @@ def test_what_is_migrated_behind_every_sync_is_not_compared_for_now(make_world: 
         world,
         Step.ACKNOWLEDGED,
         lambda: world.run(f"alter table z add column c{next(numbers)} text"),
-        times=LOOKS,
+        times=ATTEMPTS,
     )
     with pytest.raises(SourceBusyError, match="keeps changing"):
         world.htap.verify()

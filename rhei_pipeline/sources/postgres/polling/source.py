@@ -4,19 +4,16 @@ Nothing is created in the source. Only the mirror's watermark records how far a 
 what this source caches only saves reads.
 """
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 from rhei_pipeline.errors import SchemaError
-from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.reports import Finding
-from rhei_pipeline.model.schema import Table, TableOptions, TableSchema, nearest
-from rhei_pipeline.sources.polling_progress import Notes
+from rhei_pipeline.model.schema import TableOptions, TableSchema, nearest
+from rhei_pipeline.sources.polling_source import PollingSource
 from rhei_pipeline.sources.postgres import grants
 from rhei_pipeline.sources.postgres.catalog import (
     Connection,
@@ -33,11 +30,8 @@ from rhei_pipeline.sources.postgres.polling.table import PostgresPoll
 from rhei_pipeline.sources.postgres.polling.timestamps import FAMILIES, StampColumn, Zone
 from rhei_pipeline.sql.text import listed, quote
 
-_log = logging.getLogger(__name__)
-
-#: Two clocks that are read one after the other differ by as much while both go forward: a moment,
-#: and what the server's is slowed down or sped up by to follow its time source.
-_STEP_SECONDS, _SLEW = 0.002, 0.001
+#: How much the server's clock is slowed down or sped up to follow its time source.
+_SLEW = 0.001
 #: Oids of types whose value, not only its presence, tells whether a row is deleted.
 _BOOLEAN, _NUMBERS = 16, {20, 21, 23, 700, 701, 1700}
 
@@ -62,7 +56,7 @@ def _unknown(_name: str) -> None:
     """Return None: nothing is mirrored yet."""
 
 
-class PostgresPollingSource:
+class PostgresPollingSource(PollingSource):
     """A `ChangeSource` that only reads one PostgreSQL database.
 
     Args:
@@ -86,15 +80,12 @@ class PostgresPollingSource:
         self._database = database
         self._polls = {_plain(name): chosen for name, chosen in (polls or {}).items()}
         self._options = {_plain(name): chosen for name, chosen in (options or {}).items()}
-        self._notes = Notes(notes)
-        self._monotonic = monotonic
         self._memory = PostgresPollMemory()
+        super().__init__(self._memory, notes, monotonic, _SLEW)
         self._horizon = HorizonReader()
         self._catalogue = SourceCatalog(lambda *_: None)
         self._known: dict[str, PostgresPoll] = {}
         self._known_at = -1
-        self._warned: set[str] = set()
-        self._clocks: tuple[float, float] | None = None
         self._kept: Connection | None = None
         self._origin = ""
         self._zone: Zone | None = None
@@ -123,19 +114,9 @@ class PostgresPollingSource:
         with self._database.translated():
             return self._follow_schema()
 
-    def install(self, table: Table, least: int) -> None:
-        """Record where positions begin; create nothing. Warns of a missing index."""
-        self._memory.note(table.name, least)
-        mending = self.missing_index(table.name)
-        if mending and table.name not in self._warned:
-            self._warned.add(table.name)
-            _log.warning(
-                "table %r: no index begins with %r, so every poll that follows a commit reads the"
-                " whole table; %s",
-                table.name,
-                self._poll(table.name).options.updated_at,
-                mending,
-            )
+    def timestamp_column(self, name: str) -> str:
+        """Return the column by which a table is polled."""
+        return self._poll(name).options.updated_at
 
     def missing_index(self, name: str) -> str | None:
         """Return the statement that creates the index a poll needs; None if it exists."""
@@ -161,15 +142,6 @@ class PostgresPollingSource:
             (user,) = one(self._connection, "select quote_ident(current_user)")
         return f"grant {_SEES_ALL} to {user}"
 
-    @property
-    def logs_rows(self) -> bool:
-        """False: changes are read from the table."""
-        return False
-
-    def is_installed(self, _table: Table) -> bool:
-        """Return True: polling installs nothing."""
-        return True
-
     @contextmanager
     def snapshot(self) -> Iterator[PostgresPollingSnapshot]:
         """Hold one committed state of the source; its rows can always be read."""
@@ -190,36 +162,10 @@ class PostgresPollingSource:
                 if not connection.closed:
                     connection.rollback()
 
-    def acknowledge(self, needed_from: Mapping[str, Position], **_: bool) -> int:
-        """Forget the keys that were to be read again; the source keeps nothing for the mirror."""
-        for name, position in needed_from.items():
-            self._memory.note(name, position.order)
-            self._memory.touched.pop(name, None)
-        self._notes.write(needed_from)
-        return 0
-
-    def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
-        """Remember keys to read again."""
-        self._memory.touched.setdefault(table.name, []).extend(keys)
-
-    def forget_mirror(self) -> None:
-        """Delete the progress file."""
-        self._notes.forget()
-
     def close(self) -> None:
         """Close the connection; safe to repeat."""
         if self._kept is not None:
             self._kept.close()
-
-    def _follow_clock(self, began: float, clock: int) -> None:
-        """Compare the server's clock with a monotonic one; a step back invalidates positions."""
-        wall = clock / 1e6
-        if self._clocks is not None:
-            last, then = self._clocks
-            elapsed = began - then
-            if wall - last < elapsed * (1 - _SLEW) - _STEP_SECONDS:
-                self._memory.distrust()
-        self._clocks = (wall, self._monotonic())
 
     def _follow_schema(self) -> int:
         """Drop the cached tables when one of them has changed."""

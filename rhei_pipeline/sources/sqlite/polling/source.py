@@ -4,21 +4,18 @@ Nothing is created in the source. How far a table was polled is known by the mir
 alone; what this source remembers beside it only saves reads.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rhei_pipeline.errors import SchemaError
-from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.reports import Finding
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema, nearest
 from rhei_pipeline.sources.catalog_cache import CatalogCache
-from rhei_pipeline.sources.polling_progress import Notes
+from rhei_pipeline.sources.polling_source import PollingSource
 from rhei_pipeline.sources.sqlite.catalog import read_table
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sources.sqlite.polling.snapshot import SqlitePollingSnapshot, SqlitePollMemory
@@ -26,17 +23,12 @@ from rhei_pipeline.sources.sqlite.polling.table import SqlitePoll
 from rhei_pipeline.sources.sqlite.triggers.ddl import CLOCK
 from rhei_pipeline.sql.text import listed, quote
 
-_log = logging.getLogger(__name__)
-
-#: SQLite's clock and the monotonic one, read side by side, differ by less while both go forward.
-_STEP_SECONDS = 0.002
-
 
 def _unknown(_name: str) -> None:
     """Return None: nothing is mirrored yet."""
 
 
-class SqlitePollingSource:
+class SqlitePollingSource(PollingSource):
     """A `ChangeSource` over one SQLite file that it only reads.
 
     Args:
@@ -63,12 +55,9 @@ class SqlitePollingSource:
         self._polls = {name.lower(): chosen for name, chosen in (polls or {}).items()}
         self._options = {name.lower(): chosen for name, chosen in (options or {}).items()}
         self._known = known
-        self._notes = Notes(notes)
-        self._monotonic = monotonic
         self._memory = SqlitePollMemory()
+        super().__init__(self._memory, notes, monotonic)
         self._catalogue: CatalogCache[SqlitePoll] = CatalogCache()
-        self._warned: set[str] = set()
-        self._clocks: tuple[float, float] | None = None
         self._connection = database.connect(mode="ro")
         self._file = database.file_id()
 
@@ -82,19 +71,9 @@ class SqlitePollingSource:
         with self._database.translated():
             return int(self._connection.execute("pragma schema_version").fetchone()[0])
 
-    def install(self, table: Table, least: int) -> None:
-        """Record where positions begin; create nothing. Warns of a missing index."""
-        self._memory.note(table.name, least)
-        mending = self.missing_index(table.name)
-        if mending and table.name not in self._warned:
-            self._warned.add(table.name)
-            _log.warning(
-                "table %r: no index begins with %r, so every poll that follows a commit reads the"
-                " whole table; %s",
-                table.name,
-                self._poll(table.name).options.updated_at,
-                mending,
-            )
+    def timestamp_column(self, name: str) -> str:
+        """Return the column by which a table is polled."""
+        return self._poll(name).options.updated_at
 
     def missing_index(self, name: str) -> str | None:
         """Return the statement that creates the index a poll needs; None if it exists."""
@@ -118,15 +97,6 @@ class SqlitePollingSource:
     def grant_against(self, doubt: str) -> None:
         """Return None: a file has no grants."""
 
-    @property
-    def logs_rows(self) -> bool:
-        """False: changes are read from the table."""
-        return False
-
-    def is_installed(self, _table: Table) -> bool:
-        """Return True: polling installs nothing."""
-        return True
-
     @contextmanager
     def snapshot(self) -> Iterator[SqlitePollingSnapshot]:
         """Hold one committed state of the source; its rows can always be read."""
@@ -140,35 +110,15 @@ class SqlitePollingSource:
                 if self._connection.in_transaction:
                     self._connection.execute("rollback")
 
-    def acknowledge(self, needed_from: Mapping[str, Position], **_: bool) -> int:
-        """Forget the keys that were to be read again; the source keeps nothing for the mirror."""
-        for name, position in needed_from.items():
-            self._memory.note(name, position.order)
-            self._memory.touched.pop(name, None)
-        self._notes.write(needed_from)
-        return 0
-
-    def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
-        """Remember keys to read again."""
-        self._memory.touched.setdefault(table.name, []).extend(keys)
-
-    def forget_mirror(self) -> None:
-        """Delete the progress file."""
-        self._notes.forget()
-
     def close(self) -> None:
         """Close the connection; safe to repeat."""
         self._connection.close()
 
     def _clock(self) -> int:
         """Read the source's clock in microseconds; a step back makes older positions void."""
-        before = self._monotonic()
+        began = self._monotonic()
         (now,) = self._connection.execute(f"select {CLOCK}").fetchone()
-        if self._clocks is not None:
-            wall, monotonic = self._clocks
-            if now / 1e6 - wall < before - monotonic - _STEP_SECONDS:
-                self._memory.distrust()
-        self._clocks = (now / 1e6, self._monotonic())
+        self._follow_clock(began, now)
         return int(now)
 
     def _follow_the_file(self) -> None:
