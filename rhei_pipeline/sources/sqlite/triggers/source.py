@@ -93,6 +93,11 @@ class SqliteTriggerSource:
             CaptureError: A newer version of this package has changed what capture keeps here.
         """
         self._follow_the_file()
+        self._note_schema()
+        return self._version()
+
+    def _version(self) -> int:
+        self._follow_the_file()
         with self._database.translated():
             version = int(self._connection.execute("pragma schema_version").fetchone()[0])
             if version != self._format_known_at:
@@ -327,7 +332,7 @@ class SqliteTriggerSource:
             self._left_at, self._are_marks_known = None, False
 
     def _table(self, name: str) -> SqliteTable:
-        return self._table_at(name, self.schema_version())
+        return self._table_at(name, self._version())
 
     def _table_at(self, name: str, version: int) -> SqliteTable:
         self._catalogue.follow(version)
