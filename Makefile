@@ -31,17 +31,17 @@ PG ?= 15
 
 test-postgres: $(DEMO_READY) ## run PostgreSQL's tests on an installed server: make test-postgres PG=15
 	@RHEI_TEST_POSTGRES=$(PG) $(BIN)/python -m tests -n auto --maxprocesses 4 --dist worksteal \
-		$(ARGS) $$(grep -lE 'dsn|PostgresWorld' tests/behaviour/*.py) tests/contract
+		$(ARGS) $$(grep -rlE --include='*.py' 'dsn|PostgresWorld' tests/behaviour) tests/contract
 
 soak: $(DEMO_READY) ## run the long tests: thousands of crashes
 	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0
 
 damage: $(DEMO_READY) ## damage every file of every mirror in every way, and print what came of it
-	@$(BIN)/python -m tests -m soak -s -o faulthandler_timeout=0 tests/behaviour/test_damage.py
+	@$(BIN)/python -m tests -m soak -s -o faulthandler_timeout=0 tests/behaviour/mirrors/test_damage.py
 
 # Some cells only: make drift ARGS="-k 'rename and temporal and not polling'"
 drift: $(DEMO_READY) ## do to tables whatever can be done to them, and print how each mirror fares
-	@$(BIN)/python -m tests tests/behaviour/test_drift.py -m soak -p tests.drift_table --tb=no \
+	@$(BIN)/python -m tests tests/behaviour/schema/test_drift.py -m soak -p tests.support.drift.table --tb=no \
 		-n auto --maxprocesses 4 --dist worksteal -o faulthandler_timeout=0 $(ARGS)
 
 lint: $(READY) ## check style

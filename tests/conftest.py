@@ -6,7 +6,11 @@ from hypothesis import HealthCheck, Phase, settings
 # The contract suites assert in the package.
 pytest.register_assert_rewrite("rhei_pipeline.testing")
 
-pytest_plugins = ["tests.fix_object_store", "tests.fix_world", "tests.fix_postgres"]
+pytest_plugins = [
+    "tests.support.fix_object_store",
+    "tests.support.fix_world",
+    "tests.support.fix_postgres",
+]
 
 settings.register_profile(
     "suite",

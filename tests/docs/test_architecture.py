@@ -9,8 +9,8 @@ from types import FrameType
 
 import pytest
 
-from tests.fix_postgres import PostgresWorld
-from tests.fix_world import World
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
 
 PROJECT = Path(__file__).parents[2]
 PAGE = PROJECT / "docs" / "architecture.md"

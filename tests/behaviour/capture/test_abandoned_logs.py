@@ -1,0 +1,114 @@
+"""A log whose mirror is gone grows without end: it is named, with what ends it."""
+
+import re
+import shutil
+from collections.abc import Callable
+
+from typer.testing import CliRunner
+
+from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.cli.main import app
+from rhei_pipeline.wiring.source import validate
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+
+LOG = "select count(*) from _rhei_log_t"
+
+
+def test_a_log_that_no_mirror_reads_is_named_until_it_is_ended(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(mode="temporal", tables=[{"name": "u"}])
+    for name in "tu":
+        world.run(f"create table {name}(id integer primary key, v text)")
+    gone = world.directory / "gone"
+    other = Settings(
+        source={"path": world.path},
+        mirror={"kind": "duckdb", "path": gone / "mirror.duckdb"},
+        registry={"path": gone / "registry.json"},
+        tables=[{"name": "t"}, {"name": "u"}],
+        mode="temporal",
+    )
+    for settings in (other, world.settings):
+        with HTAP(settings) as htap:
+            htap.sync_now()
+    world.run("insert into t values (1, 'a'), (2, 'b')", "insert into u values (1, 'a')")
+    assert not _named(world), "both mirrors were seen a moment ago"
+    shutil.rmtree(gone)
+    world.run("update _rhei_consumer set seen_at = 0 where tbl = 't'")
+    (named,) = _named(world)
+    entries = world.app.execute(LOG).fetchone()[0]
+    assert f"it has {entries} entries" in named
+    config = world.directory / "pipeline.yaml"
+    config.write_text(
+        f"source: {{kind: sqlite, path: {world.path}}}\n"
+        f"mirror: {{kind: duckdb, path: {world.settings.mirror.path}}}\n"
+        f"registry: {{path: {world.settings.registry.path}}}\n"
+        "tables: [{name: u, mode: temporal}]\n"
+    )
+    shown = CliRunner().invoke(app, ["status", "--config", str(config)], prog_name="rhei")
+    assert named in re.sub(r"\s+", " ", shown.output)
+    assert shown.exit_code == 0
+    world.app.executescript(named.partition("in the source: ")[2].removesuffix(")"))
+    assert not _named(world)
+    left = world.app.execute("select name from sqlite_master where name glob '_rhei_*_t'")
+    assert left.fetchall() == []
+    world.run("update t set v = 'c'", "update u set v = 'c'")
+    assert not world.htap.sync_now().errors
+    assert len(world.versions("u")) == 2
+    assert world.htap.verify().equal
+    world.crash()
+    with HTAP(other) as htap:
+        htap.sync_now()
+        world.run("update t set v = 'd'")
+        htap.sync_now()
+        assert htap.verify().equal
+
+
+def _named(world: World | PostgresWorld) -> list[str]:
+    world.crash()
+    return [
+        f"{found.what}: {found.why} ({found.remedy})"
+        for found in validate(world.settings)
+        if found.table == "t"
+    ]
+
+
+def test_a_log_of_postgres_that_no_mirror_reads_is_named_until_it_is_ended(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    world = make_postgres(mode="temporal", tables=[{"name": "u"}], capture={"method": "trigger"})
+    for name in "tu":
+        world.run(f"create table {name}(id integer primary key, v text)")
+    gone = world.directory / "gone"
+    other = Settings(
+        source={"kind": "postgres", "dsn": world.dsn},
+        capture={"method": "trigger"},
+        mirror={"kind": "duckdb", "path": gone / "mirror.duckdb"},
+        registry={"path": gone / "registry.json"},
+        tables=[{"name": "t"}, {"name": "u"}],
+        mode="temporal",
+    )
+    for settings in (other, world.settings):
+        with HTAP(settings) as htap:
+            htap.sync_now()
+    world.run("insert into t values (1, 'a'), (2, 'b')", "insert into u values (1, 'a')")
+    assert not _named(world), "both mirrors were seen a moment ago"
+    shutil.rmtree(gone)
+    world.run("update _rhei.consumer set seen_at = '2020-01-01' where relation = 't'::regclass")
+    (named,) = _named(world)
+    assert re.search(r"its log for 7 days; it has \d+ kB", named)
+    world.run(named.partition("in the source: ")[2].removesuffix(")"))
+    assert not _named(world)
+    left = world.app.execute("select tgname from pg_trigger where tgrelid = 't'::regclass")
+    assert left.fetchall() == []
+    world.run("update t set v = 'c'", "update u set v = 'c'")
+    assert not world.htap.sync_now().errors
+    assert len(world.versions("u")) == 2
+    assert world.htap.verify().equal
+    world.crash()
+    with HTAP(other) as htap:
+        htap.sync_now()
+        world.run("update t set v = 'd'")
+        htap.sync_now()
+        assert htap.verify().equal

@@ -1,0 +1,204 @@
+"""Whatever happens to the source behind our back is noticed, named, and made good."""
+
+import sqlite3
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.fix_world import World
+from tests.support.other_process import copy
+
+MakeWorld = Callable[..., World]
+
+
+@pytest.fixture(params=["destructive", "temporal"])
+def orders(request: pytest.FixtureRequest, make_world: MakeWorld) -> World:
+    world = make_world(mode=request.param)
+    world.run(
+        "create table orders(id integer primary key, status text)",
+        "create table other(id integer primary key, n integer)",
+        "insert into orders values (1, 'a'), (2, 'b')",
+        "insert into other values (1, 1)",
+    )
+    world.htap.sync_now()
+    return world
+
+
+def test_a_rebuilt_table(orders: World) -> None:
+    orders.run(
+        "update orders set status = 'before' where id = 1",
+        "create table new(id integer primary key, status text, extra text)",
+        "insert into new select id, status, 'x' from orders",
+        "drop table orders",
+        "alter table new rename to orders",
+        "delete from orders where id = 2",
+    )
+    orders.htap.sync_now()
+    assert orders.htap.verify().equal
+
+
+def test_changes_before_a_migration_are_counted_and_stay_one_state(make_world: MakeWorld) -> None:
+    world = make_world(tables=[{"name": "kept", "mode": "temporal"}, {"name": "plain"}])
+    world.run(
+        "create table kept(id integer primary key, v integer)",
+        "create table plain(id integer primary key, v integer)",
+    )
+    world.htap.sync_now()
+    world.crash()
+    world.run("insert into kept values (1, 1)", "insert into plain values (1, 1)")
+    world.run("alter table kept add column w")
+    # Opening has to take the versions before the log is made anew, and the other table with them.
+    assert world.htap.query("select id from plain", hint="olap").num_rows == 1
+    report = world.htap.sync_now()
+    assert report.tables["kept"].inserted == 1
+    assert report.tables["plain"].inserted == 1
+    assert report.tables["plain"].events == 1
+
+
+def test_versions_before_a_migration_are_kept(make_world: MakeWorld) -> None:
+    world = make_world(mode="temporal")
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    world.htap.sync_now()
+    world.run(
+        "update t set v = 'b'",
+        "update t set v = 'c'",
+        "alter table t add column w integer",
+        "update t set v = 'd', w = 1",
+        "alter table t rename column v to x",
+        "update t set x = 'e'",
+    )
+    world.crash()
+    world.htap.sync_now()
+    old = [version["v"] for version in world.versions("t") if version["v"] is not None]
+    assert old[:4] == ["a", "b", "c", "d"]
+    assert world.versions("t")[-1]["x"] == "e"
+    assert world.htap.verify().equal
+
+
+def test_dropped_triggers(orders: World) -> None:
+    orders.run("drop trigger _rhei_update_orders", "update orders set status = 'unseen'")
+    orders.htap.sync_now()
+    orders.assert_equal("orders")
+
+
+def test_a_dropped_table_is_named_and_the_others_go_on(orders: World) -> None:
+    orders.run("drop table orders", "update other set n = 2")
+    report = orders.htap.sync_now()
+    assert "no such table" in report.errors["orders"]
+    orders.assert_equal("other")
+    assert "no such table" in (orders.htap.sync_status().tables["orders"].error or "")
+    orders.run("create table orders(id integer primary key, status text)")
+    orders.run("insert into orders values (9, 'back')")
+    assert not orders.htap.sync_now().errors
+    orders.assert_equal("orders", "other")
+
+
+def test_a_cleared_log(orders: World) -> None:
+    orders.run("update orders set status = 'unseen'", "delete from _rhei_log_orders")
+    orders.htap.sync_now()
+    orders.assert_equal("orders")
+
+
+def test_a_dropped_log(orders: World) -> None:
+    orders.run("drop trigger _rhei_insert_orders", "drop trigger _rhei_update_orders")
+    orders.run("drop trigger _rhei_delete_orders", "drop table _rhei_log_orders")
+    orders.run("delete from orders where id = 1")
+    orders.htap.sync_now()
+    orders.assert_equal("orders")
+
+
+def restore(world: World, write_before_sync: int) -> None:
+    """Put the source back to an older state, on which it then lives on."""
+    world.crash()
+    world.run("pragma wal_checkpoint(truncate)")
+    backup = world.directory / "backup.db"
+    copy(world.path, backup)
+    world.run("update orders set status = 'lost'", "insert into orders values (7, 'lost')")
+    world.htap.sync_now()
+    world.crash()
+    world.app.close()
+    for suffix in ("-wal", "-shm"):
+        world.path.with_name(world.path.name + suffix).unlink(missing_ok=True)
+    copy(backup, world.path)
+    world.app = sqlite3.connect(world.path, isolation_level=None)
+    for turn in range(write_before_sync):
+        world.run(f"update orders set status = 'other life {turn}' where id = 1")
+
+
+@pytest.mark.parametrize("writes", [0, 1, 3, 10])
+def test_an_older_backup_put_back(orders: World, writes: int) -> None:
+    restore(orders, writes)
+    orders.htap.sync_now()
+    orders.assert_equal("orders", "other")
+    assert orders.htap.verify().equal
+    orders.run("update orders set status = 'and on'")
+    orders.htap.sync_now()
+    orders.assert_equal("orders")
+
+
+def test_a_deleted_mirror_is_made_anew(orders: World) -> None:
+    orders.crash()
+    (orders.directory / "mirror.duckdb").unlink()
+    orders.run("update orders set status = 'meanwhile'")
+    orders.htap.sync_now()
+    orders.assert_equal("orders", "other")
+
+
+def test_an_older_mirror_put_back(orders: World) -> None:
+    orders.crash()
+    mirror = orders.directory / "mirror.duckdb"
+    copy(mirror, orders.directory / "old.duckdb")
+    orders.run("update orders set status = 'x'", "delete from orders where id = 2")
+    orders.htap.sync_now()
+    orders.crash()
+    copy(orders.directory / "old.duckdb", mirror)
+    orders.htap.sync_now()
+    orders.assert_equal("orders")
+
+
+def test_a_deleted_registry_is_made_anew(orders: World) -> None:
+    orders.crash()
+    (orders.directory / "registry.json").unlink()
+    orders.run("alter table orders add column extra text default 'x'")
+    orders.htap.sync_now()
+    orders.assert_equal("orders")
+
+
+def test_a_table_that_becomes_temporal(make_world: MakeWorld) -> None:
+    world = make_world(mode="destructive")
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    world.htap.sync_now()
+    world.crash()
+    world.mode = "temporal"
+    world.run("update t set v = 'b'")
+    world.htap.sync_now()
+    world.assert_equal("t")
+    world.run("update t set v = 'c'")
+    world.htap.sync_now()
+    assert [version["v"] for version in world.versions("t")] == ["b", "c"]
+
+
+def test_a_type_that_its_past_does_not_fit_is_named(make_world: MakeWorld) -> None:
+    world = make_world(mode="temporal")
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    world.run("create table u(id integer primary key)", "insert into u values (1)")
+    world.htap.sync_now()
+    world.run("drop table t", "create table t(id integer primary key, v date)")
+    world.run("insert into u values (2)")
+    report = world.htap.sync_now()
+    assert "its history does not fit" in report.errors["t"]
+    world.assert_equal("u")
+
+
+def test_columns_are_added_and_dropped_by_call(orders: World) -> None:
+    import pyarrow as pa  # noqa: PLC0415
+
+    orders.htap.add_column("orders", "extra", pa.int64())
+    orders.htap.execute("update orders set extra = 5")
+    orders.htap.sync_now()
+    orders.assert_equal("orders")
+    orders.htap.drop_column("orders", "extra")
+    orders.htap.drop_column("orders", "extra")
+    orders.assert_equal("orders")
+    with pytest.raises(Exception, match="part of the primary key"):
+        orders.htap.drop_column("orders", "id")

@@ -1,0 +1,339 @@
+"""What a cycle costs follows what changed: as many statements for few tables as for many."""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import psycopg
+import pytest
+
+import rhei_pipeline as rhei
+from rhei_pipeline.model.schema import Table
+from rhei_pipeline.sources.postgres import identity
+from rhei_pipeline.sources.postgres.triggers import snapshot as trigger_snapshot
+from rhei_pipeline.sources.postgres.triggers import source as triggers
+from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.sources.sqlite.schema_objects import SchemaState
+from rhei_pipeline.sources.sqlite.triggers import schema_watch
+from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
+from rhei_pipeline.sync import naming
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+
+_FEW, _MANY = 3, 15
+#: A cycle is counted so often, and the least is taken: the server itself writes to its log, too.
+_ROUNDS = 3
+
+
+class Counted:
+    """A connection of DuckDB that counts what is sent through it and its cursors."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, sent: list[str]) -> None:
+        self._connection, self._sent = connection, sent
+
+    def execute(self, sql: str, *parameters: object) -> object:
+        """Count a statement and run it."""
+        self._sent.append(sql)
+        return self._connection.execute(sql, *parameters)
+
+    def cursor(self) -> "Counted":
+        """Return another one that counts in the same place."""
+        return Counted(self._connection.cursor(), self._sent)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
+
+@pytest.fixture
+def sent_to_postgres(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Note every statement that the driver sends, and run it."""
+    sent: list[object] = []
+
+    def noting(name: str) -> None:
+        run = getattr(psycopg.Cursor, name)
+
+        def note(cursor: object, query: object, *more: Any, **options: Any) -> Any:
+            sent.append(query)
+            return run(cursor, query, *more, **options)
+
+        monkeypatch.setattr(psycopg.Cursor, name, note)
+
+    noting("execute")
+    noting("copy")
+    return sent
+
+
+def counting(htap: rhei.HTAP) -> list[str]:
+    """Count what is sent to the mirror from now on."""
+    sent: list[str] = []
+    mirror: Any = htap._engine.pipeline._mirror
+    mirror._connection = Counted(mirror._connection, sent)
+    return sent
+
+
+def least(htap: rhei.HTAP, sent: list[Any], change: Callable[[], object], events: int) -> int:
+    """Return how few statements a cycle needs."""
+    counts = []
+    for _ in range(_ROUNDS):
+        change()
+        sent.clear()
+        assert htap.sync_now().events == events
+        counts.append(len(sent))
+    return min(counts)
+
+
+@pytest.mark.parametrize("method", ["logical", "trigger", "polling"])
+def test_a_cycle_sends_postgres_and_its_mirror_the_same_for_few_tables_and_many(
+    method: str, make_postgres: Callable[..., PostgresWorld], sent_to_postgres: list[object]
+) -> None:
+    world = make_postgres(capture={"method": method}, tables=[{"name": "t0"}])
+    found = []
+    for count in (_FEW, _MANY):
+        for number in range(count):
+            world.run(
+                f"create table if not exists t{number}(id int primary key, v int,"
+                " updated_at timestamptz not null default clock_timestamp())",
+                f"insert into t{number} values (1, 0) on conflict do nothing",
+            )
+            world.htap.register_table(f"t{number}")
+        world.htap.sync_now()
+        to_mirror = counting(world.htap)
+
+        def change() -> None:
+            world.app.execute("update t0 set v = v + 1, updated_at = clock_timestamp()")
+            sent_to_postgres.clear()
+
+        _settle(world, change)
+        idle = least(world.htap, sent_to_postgres, lambda: None, 0)
+        source = least(world.htap, sent_to_postgres, change, 1)
+        mirror = least(world.htap, to_mirror, change, 1)
+        found.append((idle, source, mirror))
+    few, many = found
+    assert many == few
+    world.assert_equal("t0", f"t{_MANY - 1}")
+
+
+def test_how_logs_of_postgres_are_read_is_found_out_anew_for_changed_tables_only(
+    make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_postgres(capture={"method": "trigger"}, mode="temporal", tables=[{"name": "t0"}])
+    calls: list[str] = []
+    for name in ("parts_of", "_quiet_sql"):
+        module: Any = triggers if hasattr(triggers, name) else trigger_snapshot
+        run = getattr(module, name)
+
+        def count(*given: Any, name: str = name, run: Callable[..., Any] = run) -> Any:
+            calls.append(name)
+            return run(*given)
+
+        monkeypatch.setattr(module, name, count)
+
+    def change() -> None:
+        world.app.execute("update t0 set v = v + 1")
+        calls.clear()
+
+    found = []
+    for count_of in (_FEW, _MANY):
+        for number in range(count_of):
+            world.run(
+                f"create table if not exists t{number}(id int primary key, v int)",
+                f"insert into t{number} values (1, 0) on conflict do nothing",
+            )
+            world.htap.register_table(f"t{number}")
+        _settle(world, change)
+        found.append(least(world.htap, calls, change, 1))
+    few, many = found
+    assert many == few
+    world.assert_equal("t0", f"t{_MANY - 1}")
+
+
+def test_a_change_makes_postgres_plan_anew_what_asks_about_few_tables_only(
+    make_postgres: Callable[..., PostgresWorld],
+    sent_to_postgres: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert trigger_snapshot._LOOKS_AT_ONCE < 2 * _MANY
+    monkeypatch.setattr(trigger_snapshot, "_LOOKS_AT_ONCE", _FEW)
+    world = make_postgres(capture={"method": "trigger"}, tables=[{"name": "t0"}])
+    found = []
+    for count in (_FEW, _MANY):
+        for number in range(count):
+            world.run(f"create table if not exists t{number}(id int primary key, v int)")
+            world.htap.register_table(f"t{number}")
+        world.run("insert into t0 values (1, 0) on conflict do nothing")
+        _settle(world, lambda: world.run("update t0 set v = v + 1"))
+        known: set[object] = {*sent_to_postgres}
+        logs = []
+        for _ in range(_ROUNDS):
+            world.run("update t0 set v = v + 1")
+            sent_to_postgres.clear()
+            assert world.htap.sync_now().events == 1
+            new = {text for text in sent_to_postgres if isinstance(text, bytes)} - known
+            logs.append(sum(text.count(b"::regclass::oid::bigint") for text in new))
+            known |= new
+        found.append(min(logs))
+    few, many = found
+    assert many == few
+    world.assert_equal("t0", f"t{_MANY - 1}")
+
+
+def _settle(world: PostgresWorld, change: Callable[[], None]) -> None:
+    """Leave behind what is done once: what is prepared, and what the copies wrote."""
+    for _ in range(3):
+        change()
+        world.htap.sync_now()
+    world.htap.sync_now()
+
+
+@pytest.mark.parametrize(
+    ("method", "mode"), [("trigger", "temporal"), ("trigger", "destructive"), ("polling", None)]
+)
+def test_a_cycle_sends_sqlite_the_same_for_few_tables_and_many(
+    method: str, mode: str | None, make_world: Callable[..., World]
+) -> None:
+    found = []
+    for count in (_FEW, _MANY):
+        tables = [{"name": f"t{n}", "polling": {"clock": "database"}} for n in range(count)]
+        world = make_world(method=method, mode=mode, tables=tables)
+        for number in range(count):
+            world.run(
+                f"create table t{number}(id integer primary key, v int, updated_at integer)",
+                f"create index t{number}_updated on t{number}(updated_at)",
+                f"insert into t{number} values (1, 0, 1)",
+            )
+        world.htap.sync_now()
+        source: Any = world.htap._engine.source
+        sent: list[str] = []
+        source._connection.set_trace_callback(sent.append)
+
+        def change(app: Any = world.app) -> None:
+            app.execute("update t0 set v = v + 1, updated_at = unixepoch('subsec') * 1000")
+
+        for _ in range(4):
+            change()
+            world.htap.sync_now()
+        world.htap.sync_now()
+        costs = [least(world.htap, sent, lambda: None, 0), least(world.htap, sent, change, 1)]
+        change()
+        sent.clear()
+        world.htap.sync_status()
+        found.append([*costs, len(sent)])
+        world.htap.sync_now()
+        world.assert_equal("t0", f"t{count - 1}")
+        # Where nobody looked a moment ago, a change of any table is met all the same.
+        world.run(f"update t{count - 1} set v = 9, updated_at = updated_at + 1")
+        assert world.htap.sync_now().tables[f"t{count - 1}"].updated == 1
+    few, many = found
+    assert many == few
+
+
+def test_a_first_sync_writes_the_watermarks_of_all_tables_at_once(tmp_path: Path) -> None:
+    found = []
+    for count in (_FEW, _MANY):
+        settings = _sqlite(tmp_path / str(count), count)
+        with rhei.open(settings) as htap:
+            sent = counting(htap)
+            htap.sync_now()
+            found.append(sum("insert into _rhei_watermark" in sql for sql in sent))
+            assert htap.verify().equal
+        with duckdb.connect(str(settings.mirror.path)) as mirror:
+            assert mirror.execute("select count(*) from _rhei_watermark").fetchone() == (count,)
+    assert found == [1, 1]
+
+
+def _sqlite(directory: Path, count: int) -> rhei.Settings:
+    directory.mkdir()
+    with sqlite3.connect(directory / "app.db") as source:
+        for number in range(count):
+            source.execute(f"create table t{number}(id integer primary key)")
+            source.execute(f"insert into t{number} values (1)")
+    return rhei.Settings(
+        source={"path": directory / "app.db"},
+        mirror={"path": directory / "mirror.duckdb"},
+        registry={"path": directory / "registry.json"},
+    )
+
+
+def counting_calls(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[str]:
+    """Note each call of a function, and run it."""
+    calls: list[str] = []
+    run = getattr(module, name)
+
+    def count(*given: Any, **more: Any) -> Any:
+        calls.append(name)
+        return run(*given, **more)
+
+    monkeypatch.setattr(module, name, count)
+    return calls
+
+
+@pytest.mark.parametrize("method", ["logical", "trigger"])
+def test_opening_reads_what_postgres_says_of_all_tables_as_often_for_few_as_for_many(
+    method: str, make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_postgres(capture={"method": method}, tables=[])
+    calls = counting_calls(monkeypatch, identity, "shapes")
+    found = []
+    for first, end in ((0, _FEW), (_FEW, _MANY)):
+        for number in range(first, end):
+            world.run(
+                f"create table t{number}(id int primary key, v int)",
+                f"insert into t{number} values (1, 0)",
+            )
+        world.tables = [{"name": f"t{number}"} for number in range(first, end)]
+        calls.clear()
+        htap = world.htap
+        found.append(len(calls))
+        assert htap.sync_now().events == 0
+        world.run(f"update t{end - 1} set v = 1")
+        assert world.htap.sync_now().events == 1
+        world.assert_equal(*(f"t{number}" for number in range(first, end)))
+        world.crash()
+    few, many = found
+    assert many == few
+
+
+def test_opening_sqlite_reads_its_schema_and_names_as_often_for_few_tables_as_for_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schemas = counting_calls(monkeypatch, SchemaState, "read")
+    names = counting_calls(monkeypatch, naming, "mirror_table")
+    found = []
+    for count in (_FEW, _MANY):
+        schemas.clear()
+        names.clear()
+        with rhei.open(_sqlite(tmp_path / str(count), count)) as htap:
+            htap.sync_now()
+            found.append((len(schemas), len(names) / count))
+    few, many = found
+    assert many == few
+
+
+def test_a_schema_change_between_two_installs_of_one_look_is_met(tmp_path: Path) -> None:
+    _sqlite(tmp_path / "one", _FEW)
+    path = tmp_path / "one" / "app.db"
+    database = SqliteDatabase(path)
+    source = SqliteTriggerSource(database, "m")
+    tables = [Table(source.describe(f"t{number}")) for number in range(_FEW)]
+    for table in tables:
+        source.install(table, 0)
+    with source.snapshot():
+        pass
+    before = schema_watch.marks(source._connection)
+    with closing(sqlite3.connect(path)) as app:
+        app.execute("create table t9(id integer primary key, v int)")
+        source.install(Table(source.describe("t9")), 0)
+        assert schema_watch.marks(source._connection).items() >= before.items()
+        # Its rows are others by now, and nothing of its definition shows it.
+        app.execute("alter table t0 add column v default 1")
+        app.execute("alter table t0 drop column v")
+        app.execute("create table t8(id integer primary key)")
+    source.install(Table(source.describe("t8")), 0)
+    with source.snapshot():
+        marks = schema_watch.marks(source._connection)
+    assert marks["t0"] > before["t0"]
+    source.close()
+    database.close()

@@ -1,0 +1,221 @@
+"""The command line on a real source and mirror: what it prints, and how it exits."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from typer.testing import CliRunner
+
+from rhei_pipeline.cli import output as terminal
+from rhei_pipeline.cli.main import app
+from tests.support.fix_world import World
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command printed and how it ended, without the traceback that holds its objects."""
+
+    exit_code: int
+    output: str
+    stdout: str
+    error: str
+
+
+Rhei = Callable[..., Answer]
+
+
+@pytest.fixture
+def rhei(world: World, tmp_path: Path) -> Rhei:
+    """Run a command on the fixture's source, with the library closed so that the file is free."""
+    settings = world.settings
+    world.mode = "temporal"
+    config = tmp_path / "pipeline.yaml"
+    config.write_text(
+        f"source: {{kind: sqlite, path: {settings.sqlite_path}}}\n"
+        f"mirror: {{kind: duckdb, path: {settings.mirror.path}}}\n"
+        f"registry: {{path: {settings.registry.path}}}\n"
+        "tables: [{name: orders, mode: temporal}]\n"
+    )
+
+    def run(*arguments: str) -> Answer:
+        found = CliRunner().invoke(app, [*arguments, "--config", str(config)], prog_name="rhei")
+        return Answer(found.exit_code, found.output, found.stdout, str(found.exception or ""))
+
+    return run
+
+
+def answer(result: Answer) -> Any:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_sync_reports_what_it_did(rhei: Rhei, world: World) -> None:
+    assert answer(rhei("sync", "--json"))["inserted"] == 3
+    world.run("update orders set status = 'sent' where id < 3", "delete from orders where id = 3")
+    report = answer(rhei("sync", "--json"))
+    assert (report["events"], report["updated"], report["deleted"]) == (3, 2, 1)
+    assert report["tables"]["orders"]["updated"] == 2
+    assert "orders" in rhei("sync").output
+
+
+def test_copy_status_check_verify_repair(rhei: Rhei) -> None:
+    (copied,) = answer(rhei("copy", "--table", "orders", "--json"))["tables"]
+    assert copied["rows"] == 3
+    assert answer(rhei("status", "--json"))["tables"]["orders"]["state"] == "ready"
+    verified = answer(rhei("verify", "--json"))
+    assert verified["equal"] is True
+    assert verified["tables"]["orders"]["rows"] == 3
+    assert answer(rhei("repair", "orders", "--json"))["inserted"] == 0
+
+
+def test_status_counts_what_is_pending_and_leaves_it_pending(rhei: Rhei, world: World) -> None:
+    rhei("sync")
+    world.run("update orders set status = 'sent'")
+    for _ in range(2):
+        assert answer(rhei("status", "--json"))["tables"]["orders"]["lag_events"] == 3
+
+
+def test_check_says_what_is_wrong_and_what_mends_it(rhei: Rhei, world: World) -> None:
+    before = answer(rhei("check", "--json"))
+    assert before["ready"]
+    assert "not captured yet" in str(before["findings"])
+    assert not world.settings.mirror.path.exists()
+    assert "ready to sync" in rhei("check").output
+    rhei("sync")
+    assert "not captured yet" not in str(answer(rhei("check", "--json")))
+    world.run("drop table orders", "create table orders(id integer, status text)")
+    broken = rhei("check", "--json")
+    assert broken.exit_code == 1
+    (finding,) = [f for f in json.loads(broken.stdout)["findings"] if f["severity"] == "error"]
+    assert finding["table"] == "orders"
+    assert "primary_key" in finding["remedy"]
+
+
+def test_verify_fails_where_rows_differ(rhei: Rhei, world: World) -> None:
+    rhei("sync")
+    with duckdb.connect(str(world.settings.mirror.path)) as mirror:
+        mirror.execute("delete from orders where id = 2")
+    result = rhei("verify", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["tables"]["orders"]["missing"] == 1
+
+
+def test_queries_show_rows_as_they_are(rhei: Rhei) -> None:
+    rhei("sync")
+    for side in ("oltp", "olap"):
+        sql = "select id, amount from orders where id = 1"
+        assert answer(rhei("query", sql, "--hint", side, "--json")) == [{"id": 1, "amount": 1.5}]
+    wide = rhei("query", "select * from orders where id = 1", "--hint", "olap").output
+    assert "_rhei_valid_from" in wide
+    assert "no rows" in rhei("query", "select * from orders where id = 9").output
+
+
+def test_an_answer_that_json_cannot_hold_is_written_as_text(rhei: Rhei) -> None:
+    rhei("sync")
+    sql = (
+        "select 'nan'::double as n, '\\x00'::blob as b, 1.10::decimal(4, 2) as d,"
+        " date '2026-01-02' as t"
+    )
+    found = answer(rhei("query", sql, "--hint", "olap", "--json"))
+    assert found == [{"n": "nan", "b": {"hex": "00"}, "d": "1.10", "t": "2026-01-02"}]
+
+
+def test_as_of_looks_back(rhei: Rhei, world: World) -> None:
+    rhei("sync")
+    world.run("update orders set status = 'later' where id = 1")
+    rhei("sync")
+    (first, second) = world.versions("orders", "id, _rhei_valid_from")[:2]
+    world.crash()
+    for version in (first, second):
+        instant = version["_rhei_valid_from"].isoformat()
+        rows = answer(rhei("as-of", "orders", instant, "--json"))
+        assert [row["status"] for row in rows if row["id"] == 1] == [version["status"]]
+
+
+def test_dead_letters_fail_until_they_are_mended(rhei: Rhei, world: World) -> None:
+    world.run("update orders set amount = 'much' where id = 2")
+    rhei("sync")
+    listed = rhei("dead-letters", "--json")
+    assert listed.exit_code == 1
+    assert json.loads(listed.stdout)[0]["column_name"] == "amount"
+    assert "much" not in rhei("dead-letters").output
+    world.run("update orders set amount = 2 where id = 2")
+    assert answer(rhei("dead-letters", "--replay", "--json")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["query", "delete from orders"], "only reads"),
+        (["verify", "--table", "ordrs"], "'orders'"),
+        (["as-of", "orders", "2026-01-01T00:00:00"], "time zone"),
+    ],
+)
+def test_a_wrong_call_fails_with_a_sentence(rhei: Rhei, arguments: list[str], message: str) -> None:
+    result = rhei(*arguments)
+    assert result.exit_code == 1
+    assert message in result.error
+
+
+@pytest.mark.parametrize(
+    "arguments", [["query"], ["as-of", "orders", "yesterday"], ["query", "x", "--hint", "no"]]
+)
+def test_wrong_usage_exits_with_two(rhei: Rhei, arguments: list[str]) -> None:
+    assert rhei(*arguments).exit_code == 2
+
+
+def test_every_command_shows_an_example() -> None:
+    for command in app.registered_commands:
+        assert "Example:  rhei " in str(command.epilog)
+
+
+def test_the_demo_leaves_a_mirror_to_try_on(tmp_path: Path) -> None:
+    place = tmp_path / "shop"
+    told = CliRunner().invoke(app, ["demo", "--directory", str(place), "--json"])
+    assert told.exit_code == 0, told.output
+    titles = " ".join(chapter["title"] for chapter in json.loads(told.stdout)["chapters"])
+    assert "52,000 rows" in titles
+    assert "all equal" in titles
+    asked = ["query", "select count(*) as n from orders", "--json", "--config"]
+    found = CliRunner().invoke(app, [*asked, str(place / "pipeline.yaml")])
+    assert json.loads(found.stdout) == [{"n": 50_400}]
+    again = CliRunner().invoke(app, ["demo", "--directory", str(place)])
+    assert again.exit_code == 1
+    assert "not empty" in str(again.exception)
+
+
+def test_status_is_shown_again_until_it_is_interrupted(
+    rhei: Rhei, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rhei("sync")
+    turns = iter(range(2))
+
+    def sleep(seconds: float) -> None:
+        assert seconds == 0.5
+        world.run("update orders set status = 'sent'")
+        if next(turns, None) is None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("rhei_pipeline.cli.main.time_.sleep", sleep)
+    found = rhei("status", "--watch", "0.5", "--json")
+    shown = [json.loads(line) for line in found.stdout.splitlines()]
+    lags = [status["tables"]["orders"]["lag_events"] for status in shown]
+    assert found.exit_code == 0
+    assert lags[:3] == [0, 3, 6]
+
+
+def test_the_status_of_an_ordinary_table_fits_a_narrow_screen(
+    rhei: Rhei, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal.out, "width", 80)
+    for letters, value in enumerate(("1", "'no number'")):
+        world.run(f"update orders set amount = {value} where id = 1")
+        assert "…" not in rhei("sync").stdout
+        shown = rhei("status").stdout
+        assert "…" not in shown
+        assert "lag" in shown
+        assert ("letters" in shown) == bool(letters)

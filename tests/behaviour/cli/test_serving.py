@@ -1,0 +1,145 @@
+"""`rhei init`, `rhei query` as a shell, `rhei serve` as a process."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import adbc_driver_flightsql.dbapi as flight_sql
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from rhei_pipeline import Settings
+from rhei_pipeline.cli.init import starter
+from rhei_pipeline.cli.main import app
+from rhei_pipeline.cli.repl import Shell, words_of
+from rhei_pipeline.errors import SettingsError
+from rhei_pipeline.model.log_context import JsonLines, one_cycle
+from rhei_pipeline.server.serve import access_from, tls_from
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+
+
+def typed(lines: list[str]) -> Callable[[str], str]:
+    given = iter(lines)
+
+    def read(_prompt: str) -> str:
+        try:
+            return next(given)
+        except StopIteration:
+            raise EOFError from None
+
+    return read
+
+
+def test_the_shell_answers_and_says_who_did(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["\\sync", "\\d", "\\d orders", "select count(*)", "from orders;", "selec;", "\\olap"]
+    lines += ["select 1 as one;", "\\route select * from orders", "\\nothing", "\\?", "\\q", "no;"]
+    Shell(world.htap, typed(lines)).run()
+    shown = capsys.readouterr()
+    for text in ("orders", "status  string", "count(*)", "from olap: it aggregates", "asked for"):
+        assert text in shown.out
+    assert "oltp: it reads rows of one table" in shown.out
+    assert "SELEC is not a reading statement" in shown.err
+    assert "no command" in shown.err
+
+
+def test_the_shell_completes_tables_columns_and_keywords(world: World) -> None:
+    assert {"orders", "amount", "select"} <= set(words_of(world.htap))
+
+
+def test_a_first_declaration_of_sqlite_works_as_it_is(world: World) -> None:
+    world.run("create table loose(a, b)", "create table plain(k text primary key, v int)")
+    text = starter(str(world.path)).text
+    found = Settings(**yaml.safe_load(text))
+    tables = {table.name: (table.mode, table.primary_key) for table in found.tables or ()}
+    assert tables == {"orders": ("temporal", ["id"]), "plain": ("destructive", ["k"])}
+    assert "triggers" in text.lower()
+
+
+def test_a_first_declaration_of_postgres_keeps_the_password_out(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    world = make_postgres()
+    world.run("create table o (id integer primary key, v text)")
+    text = starter(f"{world.dsn} password=hidden" if "://" not in world.dsn else world.dsn).text
+    assert world.dsn not in text
+    assert yaml.safe_load(text)["tables"][0]["name"] == "o"
+
+
+def test_init_does_not_overwrite(world: World, tmp_path: Path) -> None:
+    output = tmp_path / "made" / "pipeline.yaml"
+    arguments = ["init", str(world.path), "--output", str(output)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert Settings.load(output).sqlite_path == world.path
+    assert CliRunner().invoke(app, arguments).exit_code == 2
+    assert CliRunner().invoke(app, [*arguments, "--force"]).exit_code == 0
+
+
+def test_serving_is_a_process_that_syncs_answers_and_ends(world: World, tmp_path: Path) -> None:
+    config = tmp_path / "pipeline.yaml"
+    config.write_text(
+        f"source: {{path: {world.path}}}\nmirror: {{path: {tmp_path / 'm.duckdb'}}}\n"
+        f"registry: {{path: {tmp_path / 'r.json'}}}\n"
+    )
+    command = [sys.executable, "-m", "rhei_pipeline.cli.main", "serve", "--config", str(config)]
+    with subprocess.Popen(
+        [*command, "--port", "0", "--metrics-port", "0", "--log-json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RHEI_SERVE_TOKEN": "t0ken", "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[-1]
+        header = {"adbc.flight.sql.authorization_header": "Bearer t0ken"}
+        with (
+            flight_sql.connect(address, db_kwargs=header, autocommit=True) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute("select count(*) as n from orders")
+            assert cursor.fetchall() == [(3,)]
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    # What DuckDB's bindings print at the end of an interpreter is none of ours.
+    assert process.returncode == 0
+
+
+def test_an_open_server_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.yaml")
+    found = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0", "--config", missing])  # noqa: S104
+    assert isinstance(found.exception, SettingsError)
+    assert "other machines" in str(found.exception)
+
+
+def test_what_belongs_together_is_asked_for_together(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="belong together"):
+        access_from({"RHEI_SERVE_USER": "ann"})
+    with pytest.raises(SettingsError, match="belong together"):
+        tls_from(tmp_path / "a.pem", None)
+    with pytest.raises(SettingsError, match="cannot be read"):
+        tls_from(tmp_path / "a.pem", tmp_path / "b.pem")
+    secret = {"RHEI_SERVE_TOKEN": "t", "RHEI_SERVE_USER": "ann", "RHEI_SERVE_PASSWORD": "p"}
+    for name in secret:
+        for nothing in ("", " "):
+            with pytest.raises(SettingsError, match=f"{name} is empty: anybody could connect"):
+                access_from({**secret, name: nothing})
+    assert access_from({}).is_open
+    assert "secret" not in repr(access_from({"RHEI_SERVE_TOKEN": "secret"}))
+
+
+def test_lines_of_one_cycle_carry_one_number() -> None:
+    record = logging.LogRecord("rhei", logging.INFO, "", 0, "said %d", (1,), None)
+    lines = []
+    for _ in range(2):
+        with one_cycle():
+            lines += [json.loads(JsonLines().format(record)) for _ in range(2)]
+    assert lines[0]["message"] == "said 1"
+    assert lines[0]["cycle"] == lines[1]["cycle"] != lines[2]["cycle"]
+    assert "cycle" not in json.loads(JsonLines().format(record))

@@ -1,0 +1,150 @@
+"""Batches are bounded by bytes as well as rows: large values take memory a few at a time."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rhei_pipeline.mirrors.datafusion import digests, formats
+from rhei_pipeline.model import portions
+from rhei_pipeline.model.portions import PORTION_BYTES
+from rhei_pipeline.sources.postgres import rows
+from tests.support.fix_postgres import PostgresWorld
+
+MB = 2**20
+
+SYNC = """
+import ctypes, re, sqlite3, sys
+from pathlib import Path
+import pyarrow as pa
+from rhei_pipeline import HTAP, Settings
+d, storage, mode, count, size, changes = sys.argv[1:]
+mirror = {"path": f"{d}/mirror"}
+if storage != "duckdb":
+    mirror |= {"kind": "datafusion", "storage": storage}
+settings = Settings(
+    source={"path": f"{d}/app.db"}, mirror=mirror,
+    registry={"path": f"{d}/registry.json"}, mode=mode,
+)
+def held(name):
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(name + r":\\s+(\\d+)", status)[1]) * 1024
+app = sqlite3.connect(f"{d}/app.db", isolation_level=None)
+app.execute("create table t(id integer primary key, v text)")
+def write(sql):
+    app.execute("begin")
+    for number in range(int(count)):
+        app.execute(sql, (f"{number:08d}" * (int(size) // 8), number))
+    app.execute("commit")
+with HTAP(settings) as htap:
+    if changes == "yes":
+        app.executemany("insert into t values (?, 'x')", ((n,) for n in range(int(count))))
+        htap.sync_now()
+        write("update t set v = ? where id = ?")
+    else:
+        write("insert into t(v, id) values (?, ?)")
+    htap.query("select 1", hint="olap")
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    resting = held("VmRSS")
+    report = htap.sync_now().tables["t"]
+    print(report.copied_rows or report.updated, held("VmHWM") - resting)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
+@pytest.mark.parametrize(
+    ("storage", "mode", "values", "changes", "most"),
+    [
+        # As one batch, all rows were held some six times over; DuckDB holds what it writes itself.
+        ("duckdb", "destructive", (20, 6 * MB), "no", 540 * MB),
+        # A text was spread into words of eight bytes each, and its statistics copied: 17 times it.
+        ("parquet", "destructive", (1, 32 * MB), "no", 5 * 32 * MB),
+        # What a transaction had staged, and each step of the way had copied: 44 times a value.
+        ("ipc", "temporal", (10, 16 * MB), "yes", 8 * 16 * MB),
+    ],
+)
+def test_large_values_are_held_a_few_at_a_time(
+    tmp_path: Path, storage: str, mode: str, values: tuple[int, int], changes: str, most: int
+) -> None:
+    count, size = values
+    arguments = [str(tmp_path), storage, mode, str(count), str(size), changes]
+    done = subprocess.run(
+        [sys.executable, "-c", SYNC, *arguments], check=True, capture_output=True, text=True
+    )
+    synced, growth = map(int, done.stdout.split())
+    assert synced == count
+    assert growth < most
+
+
+def test_a_first_copy_from_postgres_is_read_in_portions_of_bytes(
+    make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "PORTION_BYTES", 64 * 1024)
+    world = make_postgres(capture={"method": "trigger"})
+    world.run(
+        "create table t(row_number integer primary key, n text, b bytea)",
+        "insert into t select i, repeat(md5(i::text), 400), decode(repeat('ab', 4000), 'hex')"
+        " from generate_series(1, 40) i",
+    )
+    seen: list[int] = []
+    world.htap.initial_sync("t", on_progress=lambda _table, done, _total: seen.append(done))
+    batches = np.diff([0, *dict.fromkeys(seen)])
+    assert batches.sum() == 40
+    assert batches.max() <= 4  # each has some 21 KB of text
+    world.assert_equal("t")
+
+
+SOME_TEXTS = pa.array(["", None, "a", "tail", *(f"xyz{n}" * n for n in range(60)), "é" * 700])
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary()])
+def test_a_large_text_has_the_digest_that_it_always_had(
+    kind: pa.DataType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pa.table({"v": SOME_TEXTS.cast(kind)})
+    before = digests.row_digests(table)
+    assert (before[2], before[-1]) == (7889467745792124352, 8060059832755730139)
+    monkeypatch.setattr(digests, "_TEXT_BYTES", 16)
+    assert (digests.row_digests(table) == before).all()
+    assert (digests.row_digests(table.slice(7)) == before[7:]).all()
+
+
+@pytest.mark.parametrize("form", [formats.Ipc(), formats.Parquet()])
+def test_parts_bounded_by_bytes_are_read_as_they_were_written(
+    form: formats.Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "_PART_BYTES", 2_000)
+    monkeypatch.setattr(formats, "_LONG", 500)
+    rows = pa.table({"v": SOME_TEXTS, formats.ROW: np.arange(len(SOME_TEXTS), dtype=np.uint32)})
+    content = formats.encoded(form, rows)
+    parts = list(form.parts(content, rows.column_names))
+    assert len(parts) > 5
+    assert pa.concat_tables(parts).equals(rows)
+    assert form.read(content, rows.column_names).equals(rows)
+    positions = np.array([0, 3, 21, 22, 50, len(SOME_TEXTS) - 1])
+    assert form.take(content, rows.column_names, positions).equals(rows.take(positions))
+
+
+@pytest.mark.parametrize("most", [None, 1_000])
+def test_portions_hold_every_item_once_within_both_bounds(most: int | None) -> None:
+    sizes = [10] * 3_000 + [PORTION_BYTES // 4] * 9 + [3 * PORTION_BYTES] * 2 + [1]
+    left = list(sizes)
+
+    def take(count: int) -> Sequence[int]:
+        taken = left[:count]
+        del left[:count]
+        return taken
+
+    def size_of(items: Sequence[int]) -> int:
+        return sum(items)
+
+    found = list(portions.portions(take, size_of, most))
+    assert [size for portion in found for size in portion] == sizes
+    assert all(len(portion) <= (most or len(sizes)) for portion in found)
+    # A portion ends with the item that fills it; only where sizes jump are more asked for.
+    assert sum(sum(portion[:-1]) > PORTION_BYTES for portion in found) <= 1

@@ -1,0 +1,148 @@
+"""What one side of a pipeline cannot do just now, and what the rest makes of it."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from rhei_pipeline import HTAP
+from rhei_pipeline.wiring.adoption import validate_owner
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+
+MakeWorld = Callable[..., World]
+MakePostgres = Callable[..., PostgresWorld]
+
+
+def test_a_registry_that_cannot_be_written_costs_no_sync_and_is_written_later(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = world.directory / "blocked"
+    blocked.write_text("a file where the registry's directory is to be")
+    registry = blocked / "registry.json"
+    settings = world.settings.model_copy(
+        update={"registry": world.settings.registry.model_copy(update={"path": registry})}
+    )
+    with HTAP(settings) as htap:
+        assert htap.sync_now().inserted == 3
+        world.run("update orders set status = 'x'")
+        assert htap.sync_now().updated == 3
+        assert caplog.text.count("cannot be written") == 1
+        assert "correct registry.path" in caplog.text
+        blocked.unlink()
+        htap.sync_now()
+    assert list(json.loads(registry.read_text())["tables"]) == ["orders"]
+
+
+_INTERRUPTED = """
+import signal, sys, json
+from rhei_pipeline import HTAP, Settings
+signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+long = "select count(*) from range(10000000) a, range(10000000) b where a.range < b.range"
+with HTAP(Settings(**json.loads(sys.argv[1]))) as htap:
+    htap.sync_now()
+    for work in ("query", "transaction"):
+        # Again where the first falls into a finalizer, which swallows it, as a user presses again.
+        signal.setitimer(signal.ITIMER_REAL, 0.3, 20)
+        try:
+            if work == "query":
+                htap.query(long, hint="olap")
+            else:
+                with htap._engine.mirror.transaction() as transaction:
+                    transaction._connection.execute(long).fetchall()
+        except BaseException as error:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            print(work, type(error).__name__)
+    htap.execute("update orders set status = 'x'")
+    print(htap.sync_now().updated, htap.left_out)
+"""
+
+
+def test_an_interrupt_is_one_wherever_it_comes(world: World) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED, world.settings.model_dump_json()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = ["query KeyboardInterrupt", "transaction KeyboardInterrupt", "3 {}"]
+    assert found.stdout.splitlines() == told, found.stderr
+
+
+def test_a_command_that_is_interrupted_ends_as_such(world: World) -> None:
+    world.htap.sync_now()
+    world.crash()
+    file = world.directory / "p.yaml"
+    file.write_text("source: {path: app.db}\nmirror: {path: mirror.duckdb}\n")
+    long = "select count(*) from range(9000000) a, range(9000000) b where a.range < b.range"
+    code = (
+        "import signal, sys; from rhei_pipeline.cli.main import main;"
+        "signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT));"
+        "from rhei_pipeline.htap import HTAP; query = HTAP.query;"
+        "begin = lambda: signal.setitimer(signal.ITIMER_REAL, 0.3, 20);"
+        "HTAP.query = lambda *a, **k: (begin(), query(*a, **k))[1];"
+        f"sys.argv = ['rhei', 'query', {long!r}, '--hint', 'olap', '--config', {str(file)!r}];"
+        "main()"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 128 + signal.SIGINT, found.stderr
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("method", ["logical", "trigger", "polling"])
+def test_connections_that_ended_with_their_server_fail_nothing(
+    make_postgres: MakePostgres, method: str
+) -> None:
+    world = make_postgres(capture={"method": method}, tables=[{"name": "t"}])
+    world.run(
+        "create table t(id int primary key, v text, updated_at timestamptz default now())",
+        "insert into t values (1, 'a')",
+    )
+    assert world.htap.verify().equal
+    for work in (world.htap.verify, world.htap.sync_now, world.htap.sync_status):
+        world.run(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+            " where datname = current_database() and pid <> pg_backend_pid()"
+        )
+        work()
+    assert world.htap.verify().equal
+
+
+def test_the_source_answers_where_the_mirror_fails_for_good(make_world: MakeWorld) -> None:
+    world = make_world(storage="parquet")
+    world.run(
+        "create table t(id integer primary key, v integer)",
+        "insert into t with recursive n(i) as"
+        " (select 1 union all select i + 1 from n where i < 999) select i, i % 7 from n",
+    )
+    sql = "select v, count(*) as n from t group by v order by v"
+    world.htap.sync_now()
+    assert world.htap.query(sql).schema.metadata[b"rhei.engine"] == b"olap"
+    world.crash()
+    (damaged,) = (world.directory / "parquet" / "data").glob("*.parquet")
+    damaged.unlink()
+    answer = world.htap.query(sql)
+    reason = answer.schema.metadata[b"rhei.reason"].decode()
+    assert answer.schema.metadata[b"rhei.engine"] == b"oltp"
+    assert "but the mirror fails: " in reason
+    assert "rhei repair t" in reason
+    assert answer.num_rows == 7
+
+
+def test_check_names_a_mirror_of_another_source(make_world: MakeWorld) -> None:
+    first, second = make_world(), make_world()
+    for world in (first, second):
+        world.run("create table t(id integer primary key)")
+    first.htap.sync_now()
+    settings = second.settings.model_copy(update={"mirror": first.settings.mirror})
+    assert validate_owner(settings) == []  # it is held by who owns it
+    first.crash()
+    assert validate_owner(first.settings) == []
+    (finding,) = validate_owner(settings)
+    assert "belongs to another source" in finding.what
+    assert "mirror.path of its own" in finding.remedy

@@ -1,0 +1,148 @@
+"""A mirror in an object store: exact while requests fail, and never written by two."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.errors import MirrorBusyError, MirrorError, MirrorUnreachableError
+from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
+from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
+from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
+from rhei_pipeline.model.changes import NetChanges, Position
+from rhei_pipeline.model.progress import CopyProgress, Watermark
+from rhei_pipeline.model.schema import Column, Table, TableSchema
+from rhei_pipeline.testing.oracle import arrow_rows
+from tests.support.fix_object_store import Store
+from tests.support.fix_world import World
+from tests.support.model import source_rows
+
+MakeWorld = Callable[..., World]
+TABLE = Table(TableSchema("t", (Column("k", pa.int64()), Column("v", pa.int64())), ("k",)))
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def mirror(bucket: Store) -> Iterator[DataFusionMirror]:
+    made = DataFusionMirror("parquet", bucket.url, access=bucket.access)
+    with made.transaction() as transaction:
+        transaction.begin_copy(TABLE, CopyProgress("t", Position(1, "p"), "shape"))
+        transaction.adopt_copy(TABLE, NOW)
+    yield made
+    made.close()
+
+
+def merge(mirror: DataFusionMirror, order: int, **values: int) -> None:
+    rows = pa.table({"k": [int(key[1:]) for key in values], "v": list(values.values())})
+    nothing = TABLE.schema.arrow_key.empty_table()
+    with mirror.transaction() as transaction:
+        transaction.merge(TABLE, NetChanges(rows.cast(TABLE.schema.arrow), nothing))
+        transaction.record(Watermark("t", Position(order, "p"), NOW))
+
+
+def held(mirror: DataFusionMirror | MirrorReader) -> dict[int, int]:
+    return {row["k"]: row["v"] for row in mirror.query("select * from t").to_pylist()}
+
+
+@pytest.mark.parametrize("storage", ["parquet", "delta"])
+def test_a_mirror_in_a_bucket_equals_its_source(
+    bucket: Store, make_world: MakeWorld, storage: str
+) -> None:
+    world = make_world()
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    mirror = {
+        "kind": "datafusion",
+        "storage": storage,
+        "path": bucket.url,
+        "object_store": bucket.settings | bucket.keys,
+    }
+    settings = Settings(**{**world.settings.model_dump(), "mirror": mirror})
+    assert "hush" not in repr(settings)
+    for turn in range(3):
+        world.run(f"insert into t values ({turn + 2}, 'b')", f"update t set v = '{turn}'")
+        with HTAP(settings) as htap:
+            htap.sync_now()
+            found = arrow_rows(htap.query("select * from t", hint="olap"))
+            assert found == source_rows(world.app, "t")
+            assert htap.verify().equal
+        if storage == "delta":
+            published = DeltaTable(
+                f"{bucket.url}/delta/main/t", storage_options=bucket.storage_options
+            )
+            assert arrow_rows(published.to_pyarrow_table()) == source_rows(world.app, "t")
+
+
+def test_failing_requests_are_tried_again(mirror: DataFusionMirror, bucket: Store) -> None:
+    bucket.failing = {"PUT": ["503", "", "503", "503"], "GET": ["503"], "DELETE": ["503"]}
+    for turn in range(5):
+        merge(mirror, turn + 2, k1=turn, k2=turn)
+    bucket.failing = {"GET": ["503", "503"]}
+    assert held(mirror) == {1: 4, 2: 4}
+    assert mirror.ledger().watermarks["t"].position.order == 6
+
+
+def test_slow_requests_are_given_up_and_made_anew(mirror: DataFusionMirror, bucket: Store) -> None:
+    bucket.failing = {"PUT": ["slow"]}
+    merge(mirror, 2, k1=1)
+    bucket.released.set()
+    assert held(mirror) == {1: 1}
+
+
+def test_a_manifest_that_arrived_without_an_answer_counts_once(
+    mirror: DataFusionMirror, bucket: Store
+) -> None:
+    before = mirror._manifest.version
+    for lost in range(6):
+        bucket.failing = {"PUT": [""] * lost + ["lost"]}
+        merge(mirror, lost + 2, k1=lost)
+    assert mirror._manifest.version == before + 6
+    assert held(mirror) == {1: 5}
+    with MirrorReader(bucket.url, access=bucket.access) as reader:
+        assert held(reader) == {1: 5}
+
+
+def test_a_store_that_does_not_answer_is_named_and_nothing_is_lost(
+    mirror: DataFusionMirror, bucket: Store
+) -> None:
+    merge(mirror, 2, k1=1)
+    bucket.failing = {"PUT": ["503"] * 1000, "GET": ["503"] * 1000}
+    with pytest.raises(MirrorUnreachableError, match="did not answer") as error:
+        merge(mirror, 3, k1=2)
+    assert "hush" not in str(error.value)
+    bucket.failing = {}
+    assert held(mirror) == {1: 1}
+    merge(mirror, 3, k1=3)
+    assert held(mirror) == {1: 3}
+
+
+def test_of_two_writers_the_second_to_commit_is_told(
+    mirror: DataFusionMirror, bucket: Store
+) -> None:
+    other = DataFusionMirror("parquet", bucket.url, access=bucket.access)
+    merge(mirror, 2, k1=1)
+    with pytest.raises(MirrorBusyError, match="written by another process"):
+        merge(other, 2, k1=2)
+    assert held(mirror) == {1: 1}
+    merge(mirror, 3, k2=2)
+    assert held(mirror) == {1: 1, 2: 2}
+    assert held(other) == {1: 1}
+    other.close()
+
+
+def test_a_reader_elsewhere_keeps_its_state(mirror: DataFusionMirror, bucket: Store) -> None:
+    merge(mirror, 2, k1=1)
+    with MirrorReader(bucket.url, access=bucket.access) as reader:
+        merge(mirror, 3, k1=2)
+        mirror.maintain()
+        assert held(reader) == {1: 1}
+        reader.refresh()
+        assert held(reader) == {1: 2}
+
+
+def test_a_bucket_that_is_not_there_is_named(bucket: Store) -> None:
+    with pytest.raises((MirrorError, MirrorUnreachableError), match="://nowhere"):
+        DataFusionMirror("parquet", f"{bucket.scheme}://nowhere/x", access=bucket.access)
+    assert "hush" not in repr(StoreAccess(secrets=bucket.keys))

@@ -1,0 +1,195 @@
+"""A published copy of a DuckDB mirror: always whole, always a committed state."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.errors import MirrorError, SettingsError
+from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
+from rhei_pipeline.protocols import Step
+from rhei_pipeline.testing.faults import Crash
+from tests.support.fix_world import World
+from tests.support.locks import assert_held
+
+_READ = """
+import duckdb, sys
+with duckdb.connect(sys.argv[1], read_only=True) as opened:
+    print(opened.execute("select sum(v), count(*) from t").fetchone())
+"""
+
+
+def published(world: World, interval: float) -> Settings:
+    copy = {"path": world.directory / "published" / "copy.duckdb", "interval_seconds": interval}
+    mirror = {"path": world.directory / "mirror.duckdb", "published": copy}
+    return Settings(**{**world.settings.model_dump(), "mirror": mirror})
+
+
+def read(world: World) -> str:
+    copy = str(world.directory / "published" / "copy.duckdb")
+    found = subprocess.run(
+        [sys.executable, "-c", _READ, copy], capture_output=True, text=True, check=True
+    )
+    return found.stdout.strip()
+
+
+def filled(world: World) -> World:
+    world.run("create table t(id integer primary key, v int)", "insert into t values (1, 1)")
+    return world
+
+
+def test_other_processes_read_the_copy_while_the_mirror_is_open(world: World) -> None:
+    with HTAP(published(filled(world), 0)) as htap:
+        htap.sync_now()
+        assert read(world) == "(1, 1)"
+        world.run("insert into t values (2, 10)")
+        htap.sync_now()
+        assert read(world) == "(11, 2)"
+        assert htap.verify().equal
+    assert not list((world.directory / "published").glob("*.partial"))
+
+
+def standing_since(world: World, seconds: float) -> None:
+    """Have the copy look as if it had been made so long ago."""
+    copy = world.directory / "published" / "copy.duckdb"
+    then = copy.stat().st_mtime - seconds
+    os.utime(copy, (then, then))
+
+
+def test_the_interval_counts_from_the_copy_that_stands_over_all_processes(world: World) -> None:
+    settings = published(filled(world), 3600)
+    with HTAP(settings) as htap:
+        htap.sync_now()
+    assert read(world) == "(1, 1)"
+    for n in (2, 3):
+        world.run(f"insert into t values ({n}, 10)")
+        with HTAP(settings) as htap:
+            htap.sync_now()
+        assert read(world) == "(1, 1)"
+    standing_since(world, 3601)
+    with HTAP(settings) as htap:
+        htap.query("select 1 as n", hint="olap")
+    assert read(world) == "(21, 3)"
+
+
+def test_a_mirror_that_did_not_change_is_not_copied_again(world: World) -> None:
+    settings = published(filled(world), 0)
+    with HTAP(settings) as htap:
+        htap.sync_now()
+    copy = world.directory / "published" / "copy.duckdb"
+    made = copy.stat().st_ino
+    with HTAP(settings) as htap:
+        htap.sync_now()
+        htap.query("select * from t", hint="olap")
+    assert copy.stat().st_ino == made
+
+
+@pytest.mark.parametrize("step", [Step.COPY_BEGUN, Step.COPY_BATCH, Step.COPY_COMPLETE])
+def test_a_first_copy_that_was_cut_off_publishes_nothing(
+    make_world: Callable[..., World], step: Step
+) -> None:
+    world = filled(make_world(batch_rows=1))
+    world.run("insert into t values (2, 2), (3, 3)")
+    world.faults.arm(step)
+    with pytest.raises(Crash), HTAP(published(world, 0), on_step=world.faults) as htap:
+        htap.sync_now()
+    assert not list((world.directory / "published").glob("*"))
+
+
+def test_a_table_whose_first_copy_is_under_way_is_left_out_and_the_others_are_whole(
+    make_world: Callable[..., World],
+) -> None:
+    world = filled(make_world(batch_rows=1))
+    settings = published(world, 0)
+    with HTAP(settings) as htap:
+        htap.sync_now()
+    world.run("create table u(id integer primary key)", "insert into u values (1), (2), (3)")
+    world.run("insert into t values (2, 10)")
+    world.faults.arm(Step.COPY_BATCH)
+    with pytest.raises(Crash), HTAP(settings, on_step=world.faults) as htap:
+        htap.sync_now()
+    assert read(world) == "(1, 1)"
+    assert tables_of(world) == ["t"]
+    with HTAP(settings) as htap:
+        htap.sync_now()
+    assert read(world) == "(11, 2)"
+    assert tables_of(world) == ["t", "u"]
+
+
+def tables_of(world: World) -> list[str]:
+    code = (
+        "import duckdb, sys; opened = duckdb.connect(sys.argv[1], read_only=True);"
+        "rows = opened.execute('select table_name from duckdb_tables() order by 1').fetchall();"
+        "print(*(n for (n,) in rows if not n.startswith('_rhei_') or 'copy' in n))"
+    )
+    copy = str(world.directory / "published" / "copy.duckdb")
+    found = subprocess.run(
+        [sys.executable, "-c", code, copy], capture_output=True, text=True, check=True
+    )
+    return found.stdout.split()
+
+
+def test_what_a_killed_publication_left_is_swept_away(world: World) -> None:
+    settings = published(filled(world), 0)
+    left = world.directory / "published" / "copy.duckdb.0123.partial"
+    left.parent.mkdir()
+    left.write_text("half")
+    with HTAP(settings) as htap:
+        htap.sync_now()
+    assert [file.name for file in left.parent.iterdir()] == ["copy.duckdb"]
+
+
+def test_a_copy_that_cannot_be_written_is_named_and_the_mirror_is_in_order(world: World) -> None:
+    settings = published(filled(world), 0)
+    (world.directory / "published").write_text("a file where a folder is needed")
+    with HTAP(settings) as htap:
+        for v in (2, 3):
+            report = htap.sync_now()
+            assert "copy.duckdb' cannot be written" in str(report.not_published)
+            assert htap.sync_status().not_published == report.not_published
+            assert htap.verify().equal
+            world.run(f"update t set v = {v}")
+    # Closed without an error: what was committed is in order.
+    (world.directory / "published").unlink()
+    with HTAP(settings) as htap:
+        assert htap.sync_now().not_published is None
+        assert read(world) == "(3, 1)"
+
+
+def test_a_quiet_mirror_is_published_once_its_interval_is_over(world: World) -> None:
+    with HTAP(published(filled(world), 3600)) as htap:
+        htap.sync_now()
+        world.run("update t set v = 2")
+        htap.sync_now()
+        assert read(world) == "(1, 1)"
+        standing = htap._engine.mirror._published.pace  # type: ignore[attr-defined]
+        standing.note_publication(3600)
+        standing.note_change()
+        htap.sync_now()  # with nothing to apply
+        assert read(world) == "(2, 1)"
+
+
+def test_a_source_that_cannot_be_copied_is_named_by_the_child(tmp_path: Path) -> None:
+    copy = PublishedCopy(tmp_path / "copy.duckdb", 0)
+    with pytest.raises(MirrorError, match="cannot be written: No such file"):
+        copy.publish(tmp_path / "missing.duckdb", unfinished=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mirror_published_over_itself_is_refused(world: World) -> None:
+    path = world.directory / "mirror.duckdb"
+    with pytest.raises(SettingsError, match=r"'published' needs a path of its own"):
+        Settings(source={"path": world.path}, mirror={"path": path, "published": {"path": path}})
+
+
+@pytest.mark.parametrize("interval", [0, 3600])
+def test_the_mirrors_lock_outlives_publishing(world: World, interval: float) -> None:
+    with HTAP(published(filled(world), interval)) as htap:
+        for n in range(2, 5):
+            world.run(f"insert into t values ({n}, 1)")
+            htap.sync_now()
+            assert_held(world.directory / "mirror.duckdb")

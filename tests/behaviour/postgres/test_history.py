@@ -1,0 +1,110 @@
+"""Narrower types, other keys, dropped tables and lost modes, with a PostgreSQL source."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support.fix_postgres import PostgresWorld
+
+MakePostgres = Callable[..., PostgresWorld]
+METHODS = ("logical", "trigger", "polling")
+#: What was, a value of it, what it becomes, a value of that, and the type that holds both: None
+#: where the new one does, "" where none does and the table begins anew.
+TYPES = {
+    "reals": ("double precision", "1.5", "integer", "2", "float64"),
+    "instants": ("timestamptz", "'2026-01-05 12:00+00'", "timestamp", "'2026-01-06 12:00'", ""),
+    "blobs": ("bytea", "'ab'", "text", "'ab'", ""),
+    "texts": ("text", "'007'", "integer using v::int", "8", "string"),
+    "numbers": ("numeric(9,3)", "1.234", "numeric(9,1)", "7", "decimal(9,3)"),
+    "integers": ("integer", "10", "boolean using v <> 0", "true", ""),
+    "answers": ("boolean", "true", "text", "'maybe'", None),
+    "counts": ("integer", "10", "bigint", str(2**40), None),
+}
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+def polled(name: str, **options: Any) -> dict[str, Any]:
+    return {"name": name, "polling": {"updated_at": "at", "deletes": "reconcile"}, **options}
+
+
+@pytest.mark.parametrize("storage", [None, "parquet"])
+def test_a_type_is_taken_exactly_or_its_table_waits_for_a_way_out(
+    make_postgres: MakePostgres, method: str, storage: str | None
+) -> None:
+    world = make_postgres(
+        mode="temporal",
+        storage=storage,
+        tables=[polled(name) for name in (*TYPES, "u")],
+        capture={"method": method},
+    )
+    world.run("create table u(id int primary key, at timestamptz not null default now())")
+    for name, (old, value, *_) in TYPES.items():
+        world.run(
+            f"create table {name}(id int primary key, v {old},"
+            " at timestamptz not null default now())",
+            f"insert into {name}(id, v) values (1, {value})",
+        )
+    world.htap.sync_now()
+    before = {name: world.versions(name) for name in TYPES}
+    for name, (_, _, new, now, _) in TYPES.items():
+        world.run(f"alter table {name} alter column v type {new}")
+        world.run(f"insert into {name}(id, v) values (2, {now})")
+    world.run("insert into u values (1)")
+    report = world.htap.sync_now()
+    world.assert_equal("u")
+    assert report.errors.keys() == {name for name, case in TYPES.items() if case[-1] is not None}
+    world.crash()
+    world.tables = [polled("u")]
+    for name, (_, value, _, now, override) in TYPES.items():
+        if override is None:
+            first, second = (row["v"] for row in world.versions(name, "id"))
+            assert [str(first), str(second)] == [value, now.strip("'")]
+        else:
+            assert "its history does not fit" in report.errors[name]
+            # What was written since may be among the versions, where the log tells it.
+            assert world.versions(name)[:1] == before[name]
+        world.tables.append(polled(name, **({"types": {"v": override}} if override else {})))
+    for name, (*_, override) in TYPES.items():
+        if override == "":
+            world.htap.drop_table(name, keep_as=f"{name}_before")
+            assert world.versions(f"{name}_before")[:1] == before[name]
+    report = world.htap.sync_now()
+    assert not report.errors
+    assert report.dead_letters == 0
+    assert world.htap.verify().equal
+
+
+@pytest.mark.parametrize("storage", [None, "ipc"])
+def test_another_key_and_a_dropped_table(
+    make_postgres: MakePostgres, method: str, storage: str | None
+) -> None:
+    world = make_postgres(
+        mode="temporal", storage=storage, tables=[polled("t")], capture={"method": method}
+    )
+    world.run(
+        "create table t(id int, code int not null, v text, at timestamptz not null default now(),"
+        " primary key (id))",
+        "insert into t values (1, 10, 'a'), (2, 20, 'b')",
+    )
+    world.htap.sync_now()
+    world.run(
+        "alter table t drop constraint t_pkey",
+        "alter table t add primary key (code)",
+        "update t set v = 'c', at = clock_timestamp() where id = 1",
+    )
+    assert not world.htap.sync_now().errors
+    world.run("update t set v = 'd', at = clock_timestamp() where id = 1")
+    world.htap.sync_now()
+    assert world.htap.verify().equal
+    assert world.htap.drop_table("t", keep_as="t_before").rows == 4
+    world.run("delete from t where id = 2")
+    assert not world.htap.sync_now().errors
+    assert [row["v"] for row in world.versions("t")] == ["d"]
+    assert len(world.versions("t_before")) == 4
+    assert world.htap.verify().equal

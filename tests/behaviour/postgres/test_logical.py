@@ -1,0 +1,467 @@
+"""PostgreSQL's own log, end to end: what applications do to tables, and what happens to slots."""
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+import pyarrow as pa
+import pytest
+from pydantic import SecretStr
+
+from examples.postgres_server import Server
+from rhei_pipeline.errors import QueryError, SourceError
+from rhei_pipeline.wiring.source import validate
+from tests.support.fix_postgres import PostgresWorld, drop_slots
+from tests.support.left_out import assert_left_out
+
+MakeWorld = Callable[..., PostgresWorld]
+BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
+
+CREATE = "create table orders(id int primary key, status text, amount numeric(10, 2))"
+ROWS = "insert into orders values (1, 'new', 1.5), (2, 'new', 2.5), (3, 'paid', 3.5)"
+
+
+@pytest.fixture(params=["destructive", "temporal"])
+def world(request: pytest.FixtureRequest, make_postgres: MakeWorld) -> PostgresWorld:
+    made = make_postgres(mode=request.param, capture={"streaming": request.param == "temporal"})
+    made.run(CREATE, ROWS)
+    made.htap.sync_now()
+    return made
+
+
+def synced(world: PostgresWorld, *tables: str) -> None:
+    report = world.htap.sync_now()
+    assert not report.errors
+    world.assert_equal(*(tables or ("orders",)))
+
+
+def test_the_first_sync_copies(world: PostgresWorld) -> None:
+    world.assert_equal("orders")
+    assert world.htap.sync_now().events == 0
+    assert world.htap.verify().equal
+
+
+def test_every_kind_of_change(world: PostgresWorld) -> None:
+    world.run(
+        "update orders set status = 'sent' where id = 1",
+        "insert into orders values (4, null, null)",
+        "delete from orders where id = 2",
+        "update orders set id = 30 where id = 3",
+        "insert into orders values (4, 'again', 9) on conflict (id) do update set status = 'up'",
+    )
+    report = world.htap.sync_now()
+    assert report.events == 5
+    assert (report.inserted, report.updated, report.deleted) in {(2, 1, 2), (2, 2, 2)}
+    world.assert_equal("orders")
+
+
+def test_truncate_and_what_comes_behind_it(world: PostgresWorld) -> None:
+    world.run(
+        "insert into orders values (5, 'before', 1)",
+        "truncate orders",
+        "insert into orders values (6, 'after', 1), (1, 'back', 2)",
+    )
+    synced(world)
+
+
+def test_savepoints_and_rollbacks(world: PostgresWorld) -> None:
+    world.run(
+        "begin",
+        "insert into orders values (10, 'kept', 1)",
+        "savepoint a",
+        "insert into orders values (11, 'dropped', 1)",
+        "rollback to a",
+        "update orders set status = 'kept' where id = 1",
+        "commit",
+        "begin",
+        "delete from orders",
+        "rollback",
+    )
+    synced(world)
+
+
+def test_two_phase_commit(world: PostgresWorld) -> None:
+    world.run("begin", "insert into orders values (10, 'prepared', 1)", "prepare transaction 'p'")
+    world.htap.sync_now()
+    assert world.mirror_rows("orders") == world.source_rows("orders")
+    world.run("commit prepared 'p'")
+    synced(world)
+
+
+def test_unchanged_toast_values_are_kept(world: PostgresWorld) -> None:
+    world.run(
+        "create table docs(id int primary key, title text, body text)",
+        "alter table docs alter body set storage external",
+        "insert into docs select i, 'title', repeat('body ' || i, 2000)"
+        " from generate_series(1, 5) i",
+    )
+    world.htap.register_table("docs")
+    world.htap.sync_now()
+    world.run(
+        "update docs set title = 'new'",
+        "update docs set id = id + 100 where id < 3",
+        "insert into docs values (50, 'late', repeat('late', 4000))",
+        "update docs set title = 'later' where id = 50",
+        "update docs set body = 'short' where id = 4",
+        "alter table docs replica identity full",
+        "update docs set title = 'full' where id = 5",
+    )
+    synced(world, "docs")
+    assert world.htap.dead_letters().num_rows == 0
+    assert world.htap.verify("docs").equal
+
+
+LOST_IDENTITY = {
+    "nothing": ("alter table t replica identity nothing", "alter table t replica identity default"),
+    "no key": ("alter table t drop constraint t_pkey", "alter table t add primary key (id)"),
+    "deferrable": (
+        "alter table t drop constraint t_pkey, add primary key (id) deferrable",
+        "alter table t drop constraint t_pkey, add primary key (id)",
+    ),
+    "a partition": (
+        "alter table part replica identity nothing",
+        "alter table part replica identity default",
+    ),
+}
+
+
+@pytest.mark.parametrize("lost", LOST_IDENTITY)
+def test_a_table_that_lost_its_identity_can_be_updated_from_the_next_cycle_on(
+    make_postgres: MakeWorld, lost: str
+) -> None:
+    world = make_postgres(mode="temporal", tables=[{"name": "t"}, {"name": "good"}])
+    world.run(
+        "create table good(id int primary key, v int)",
+        "create table t(id int constraint t_pkey primary key, v int)"
+        + (" partition by range (id)" if lost == "a partition" else ""),
+    )
+    if lost == "a partition":
+        world.run("create table part partition of t for values from (0) to (10)")
+    world.run("insert into t values (1, 1), (2, 2)", "insert into good values (1, 1)")
+    world.htap.sync_now()
+    losing, mending = LOST_IDENTITY[lost]
+    world.run(losing)
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+        world.run("update t set v = 3 where id = 1")
+    world.run("update good set v = 2")
+    world.htap.sync_now()
+    world.run("update t set v = 3 where id = 1", "delete from t where id = 2")
+    world.assert_equal("good")
+    world.run(mending)
+    synced(world, "t", "good")
+
+
+def test_the_event_trigger_of_the_docs_leaves_no_moment_without_updates(
+    make_postgres: MakeWorld,
+) -> None:
+    page = Path("docs/postgres.md").read_text()
+    statements = next(block for block in page.split("```sql\n") if "event_trigger" in block)
+    world = make_postgres(tables=[{"name": "t"}])
+    world.run("create table t(id int constraint t_pkey primary key, v int)")
+    world.run("insert into t values (1, 1)")
+    world.htap.sync_now()
+    world.run(statements.split("```")[0])
+    world.run("alter table t drop constraint t_pkey", "update t set v = 2")
+    assert world.htap.sync_now().errors
+    world.run("alter table t add primary key (id)")
+    synced(world, "t")
+
+
+@pytest.mark.parametrize("identity", ["default", "full"])
+def test_replica_identities(world: PostgresWorld, identity: str) -> None:
+    world.run(f"alter table orders replica identity {identity}")
+    world.run(
+        "update orders set status = 'x'",
+        "update orders set id = id + 1000",
+        "delete from orders where id = 1002",
+    )
+    synced(world)
+
+
+def test_identity_by_another_unique_key(make_postgres: MakeWorld) -> None:
+    world = make_postgres(tables=[{"name": "t", "primary_key": ["code"]}, {"name": "good"}])
+    world.run(
+        "create table t(id int primary key, code text not null, v int)",
+        "create unique index t_code on t(code)",
+    )
+    assert_left_out(world, "t", "replica identity")
+    world.run(
+        "alter table t replica identity using index t_code",
+        "insert into t values (1, 'a', 1), (2, 'b', 2)",
+    )
+    world.htap.sync_now()
+    world.run("update t set code = 'c' where id = 1", "delete from t where id = 2")
+    synced(world, "t")
+
+
+@BOTH_MODES
+def test_schemas_partitions_and_quoted_names(make_postgres: MakeWorld, mode: str) -> None:
+    world = make_postgres(mode=mode)
+    world.run(
+        'create schema "Sales Dept"',
+        'create table "Sales Dept"."Order.Items"("Key" int primary key, "select" text)',
+        "create table parts(id int, day date, v int, primary key (id, day))"
+        " partition by range (day)",
+        "create table parts_a partition of parts for values from ('2026-01-01') to ('2026-02-01')",
+        "create table parts_b partition of parts for values from ('2026-02-01') to ('2026-03-01')",
+        "insert into parts values (1, '2026-01-05', 1), (2, '2026-02-05', 2)",
+    )
+    world.htap.sync_now()
+    world.run(
+        """insert into "Sales Dept"."Order.Items" values (1, 'a'), (2, 'it''s "q"')""",
+        "update parts set day = '2026-02-20' where id = 1",
+        "insert into parts values (3, '2026-01-31', 3)",
+    )
+    assert world.htap.tables() == ["Sales Dept.Order.Items", "parts"]
+    world.htap.sync_now()
+    assert world.htap.verify().equal
+    world.assert_equal("parts")
+    found = world.htap.query('select "select" from "Sales Dept"."Order.Items"', hint="olap")
+    assert sorted(found["select"].to_pylist()) == ["a", 'it\'s "q"']
+
+
+def test_columns_come_go_and_change(world: PostgresWorld) -> None:
+    world.run(
+        "update orders set status = 'before' where id = 1",
+        "alter table orders add column note text default 'given'",
+        "update orders set note = 'set' where id = 2",
+    )
+    synced(world)
+    world.run("alter table orders rename column note to remark", "update orders set remark = 'r'")
+    world.htap.sync_now()
+    assert world.htap.verify().equal
+    world.run("alter table orders drop column remark", "delete from orders where id = 1")
+    world.htap.sync_now()
+    assert world.htap.verify().equal
+    world.run("alter table orders alter column id type bigint", "update orders set amount = 7")
+    world.htap.sync_now()
+    assert world.htap.verify().equal
+
+
+def test_columns_are_added_and_dropped_by_call(world: PostgresWorld) -> None:
+    world.htap.add_column("orders", "extra", pa.int32())
+    world.run("update orders set extra = 5")
+    synced(world)
+    world.htap.drop_column("orders", "extra")
+    world.htap.sync_now()
+    assert world.htap.verify().equal
+
+
+def test_a_table_dropped_and_made_again(world: PostgresWorld) -> None:
+    world.run("drop table orders", CREATE, "insert into orders values (9, 'other', 1)")
+    world.htap.sync_now()
+    synced(world)
+
+
+def test_a_slot_that_is_gone_leads_to_a_copy_by_difference(world: PostgresWorld) -> None:
+    world.crash()  # a slot that is read cannot be dropped
+    drop_slots(world.app, world.app.info.dbname)
+    world.run("update orders set status = 'unseen' where id = 1", "delete from orders where id = 2")
+    report = world.htap.sync_now()
+    assert report.tables["orders"].copied_rows == 2
+    assert (report.updated, report.deleted) == (1, 1)
+    world.assert_equal("orders")
+    world.run("insert into orders values (4, 'seen', 1)")
+    synced(world)
+    if world.mode == "temporal":
+        assert len(world.versions("orders")) == 5
+
+
+def test_the_slots_bytes_are_told(world: PostgresWorld) -> None:
+    before = world.htap.sync_status().held_bytes["slot"]
+    world.run("insert into orders select i, repeat('x', 1000) from generate_series(10, 2000) i")
+    assert world.htap.sync_status().held_bytes["slot"] > before + 2_000_000
+
+
+def test_the_slot_moves_on_and_idle_tables_do_not_hold_it(world: PostgresWorld) -> None:
+    world.run("create table idle(id int primary key)")
+    world.htap.register_table("idle")
+    world.htap.sync_now()
+    world.run("update orders set status = 'x'")
+    world.htap.sync_now()
+    behind = world.app.execute(
+        "select pg_current_wal_flush_lsn() - confirmed_flush_lsn from pg_replication_slots"
+        " where database = current_database()"
+    ).fetchone()
+    assert behind is not None
+    assert behind[0] < 100_000
+
+
+def test_a_server_killed_and_restarted(make_postgres: MakeWorld, server: Server) -> None:
+    world = make_postgres(mode="temporal")
+    world.run(CREATE, ROWS)
+    world.htap.sync_now()
+    world.run("update orders set status = 'x'")
+    world.app.close()
+    server.kill()
+    world.app = psycopg.connect(world.dsn, autocommit=True)
+    world.run("insert into orders values (4, 'after', 1)")
+    world.htap.sync_now()  # on connections of its own making: those that were kept have ended
+    synced(world)
+    assert world.htap.query("select count(*) as n from orders")["n"].to_pylist() == [4]
+
+
+def test_as_of_is_the_commits_instant(make_postgres: MakeWorld) -> None:
+    world = make_postgres(mode="temporal")
+    world.run(CREATE, ROWS)
+    world.htap.sync_now()
+    between: list[datetime] = []
+    for status in ("a", "b"):
+        found = world.app.execute("select clock_timestamp()").fetchone()
+        assert found is not None
+        between.append(found[0].astimezone(UTC))
+        world.run(
+            "begin", "select pg_sleep(0.02)", f"update orders set status = '{status}'", "commit"
+        )
+    world.htap.sync_now()
+    statuses = [set(world.htap.as_of("orders", at)["status"].to_pylist()) for at in between]
+    assert statuses == [{"new", "paid"}, {"a"}]
+    assert set(world.htap.as_of("orders", datetime.now(UTC))["status"].to_pylist()) == {"b"}
+
+
+def test_the_door_refuses_what_does_not_belong_there(make_postgres: MakeWorld) -> None:
+    world = make_postgres()
+    world.run(CREATE)
+    with pytest.raises(QueryError, match="only reads"):
+        world.htap.query("insert into orders values (9, 'no', 1)")
+    with pytest.raises(QueryError, match="execute_batch"):
+        world.htap.execute("begin")
+
+
+def test_writes_through_the_door(world: PostgresWorld) -> None:
+    assert world.htap.execute("update orders set status = %s where id < %s", ("door", 3)) == 2
+    with pytest.raises(QueryError):
+        world.htap.execute_batch(
+            [("delete from orders", ()), ("insert into orders values ('x', 'y', 1)", ())]
+        )
+    found = world.htap.query("select id, amount, status from orders order by id", hint="oltp")
+    assert found["status"].to_pylist() == ["door", "door", "paid"]
+    assert str(found.schema.field("amount").type) == "decimal128(10, 2)"
+    synced(world)
+
+
+def test_a_server_that_cannot_be_reached_and_a_wrong_database(make_postgres: MakeWorld) -> None:
+    world = make_postgres()
+    world.dsn = world.dsn.replace("/test_", "/missing_")
+    with pytest.raises(SourceError, match="refuses the connection"):
+        world.htap.sync_now()
+
+
+def test_a_long_transaction_holds_no_other_back(world: PostgresWorld) -> None:
+    with psycopg.connect(world.dsn) as slow:
+        slow.execute("insert into orders values (100, 'slow', 1)")
+        world.run("insert into orders values (101, 'fast', 1)")
+        synced(world)
+        slow.commit()
+    synced(world)
+
+
+def test_no_loss_and_no_doubles_under_concurrent_writers(make_postgres: MakeWorld) -> None:
+    world = make_postgres(mode="temporal")
+    world.run("create table facts(id bigserial primary key, writer int, n int)")
+    world.htap.sync_now()
+    stop = threading.Event()
+
+    def write(writer: int) -> None:
+        with psycopg.connect(world.dsn) as connection:
+            for n in range(120):
+                for _ in range(1 + n % 5):
+                    connection.execute("insert into facts(writer, n) values (%s, %s)", (writer, n))
+                connection.execute("select pg_sleep(%s)", (0.003 * (n % 4),))
+                if n % 20 == 19:
+                    connection.rollback()
+                connection.commit()
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(8)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        world.htap.sync_now()
+    stop.set()
+    synced(world, "facts")
+    assert world.htap.verify().equal
+    assert len(world.versions("facts")) == len(world.source_rows("facts"))
+
+
+def test_a_copy_while_writers_run_has_no_false_versions(make_postgres: MakeWorld) -> None:
+    world = make_postgres(mode="temporal", batch_rows=200)
+    world.run(
+        "create table facts(id int primary key, n int)",
+        "insert into facts select i, 0 from generate_series(1, 2000) i",
+    )
+    stop = threading.Event()
+
+    def write() -> None:
+        with psycopg.connect(world.dsn, autocommit=True) as connection:
+            n = 0
+            while not stop.is_set():
+                n += 1
+                connection.execute("update facts set n = n + 1 where id = %s", (n % 2000 + 1,))
+                connection.execute("delete from facts where id = %s", (n % 1999 + 1,))
+                connection.execute(
+                    "insert into facts values (%s, 7) on conflict do nothing", (n % 1999 + 1,)
+                )
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        world.htap.sync_now()
+        for _ in range(3):
+            assert world.htap.verify().equal
+    finally:
+        stop.set()
+        thread.join()
+    synced(world, "facts")
+
+
+def test_the_doctor_names_each_obstacle_and_its_cure(make_postgres: MakeWorld) -> None:
+    world = make_postgres(tables=[{"name": "orders"}, {"name": "vague"}])
+    world.run(CREATE, "create table vague(id int primary key)")
+    assert validate(world.settings) == []
+    world.run(
+        "alter table vague replica identity nothing",
+        "drop role if exists poor",
+        "create role poor login",
+        "grant select on orders to poor",
+    )
+    poor = world.settings.model_copy(
+        update={
+            "source": world.settings.source.model_copy(
+                update={"dsn": SecretStr(world.dsn.replace("postgres:@", "poor@"))}
+            )
+        }
+    )
+    found = {finding.what: finding for finding in validate(poor)}
+    assert "alter role" in found["the user may not use replication slots"].remedy
+    assert "grant create" in found["the user may not create a publication"].remedy
+    (vague,) = [finding for finding in found.values() if finding.table == "vague"]
+    assert "replica identity" in vague.remedy
+
+
+def test_a_slot_the_server_gave_up_is_named_and_survived(
+    make_postgres: MakeWorld, server: Server
+) -> None:
+    world = make_postgres(mode="temporal")
+    world.run(CREATE, ROWS)
+    world.htap.sync_now()
+    world.run("alter system set max_slot_wal_keep_size = '1MB'", "select pg_reload_conf()")
+    try:
+        for _ in range(4):
+            world.run(
+                "insert into orders select i, repeat('x', 900), 1"
+                " from generate_series(1000, 20000) i on conflict (id) do update"
+                " set status = repeat('y', 900)",
+                "select pg_switch_wal()",
+                "checkpoint",
+            )
+        assert any("is lost" in finding.what for finding in validate(world.settings))
+        world.run("delete from orders where id = 1")
+        report = world.htap.sync_now()
+        assert report.tables["orders"].copied_rows > 0
+        synced(world)
+        assert len([v for v in world.versions("orders") if v["id"] == 1]) == 1
+        assert not any("is lost" in finding.what for finding in validate(world.settings))
+    finally:
+        world.run("alter system reset max_slot_wal_keep_size", "select pg_reload_conf()")

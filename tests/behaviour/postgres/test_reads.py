@@ -1,0 +1,263 @@
+"""A query of PostgreSQL has no effect: on data, settings, locks, sessions or others' answers."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+import pytest
+
+from rhei_pipeline.errors import QueryError, RheiError, SourceBusyError
+from rhei_pipeline.sources.postgres.database import PostgresDatabase
+from rhei_pipeline.sources.postgres.query import _batch
+from rhei_pipeline.sources.postgres.read_only import reading_statement
+from rhei_pipeline.sources.postgres.read_sessions import ReadSession
+from tests.support.corpus import hostile_postgres, ordinary_postgres
+
+#: What a statement may have an effect on, seen by a session that took no part.
+_STATE = """
+select (select array_agg(t order by id) from t)::text, (select array_agg(what) from log_)::text,
+    (select array_agg((relname, relkind, relnatts, relpages) order by oid)
+     from pg_class where relpersistence <> 't')::text,
+    (select count(*) from pg_class where relpersistence = 't'),
+    (select array_agg((oid, proname) order by oid) from pg_proc where oid >= 16384)::text,
+    (select (last_value, is_called) from s)::text,
+    (select array_agg((locktype, objid, mode)) from pg_locks
+     where locktype = 'advisory' or mode = 'AccessExclusiveLock')::text,
+    (select array_agg(slot_name) from pg_replication_slots)::text,
+    (select array_agg(roname) from pg_replication_origin)::text,
+    (select array_agg(pubname) from pg_publication)::text,
+    (select stats_reset from pg_stat_database where datname = current_database()),
+    (select stats_reset from pg_stat_bgwriter),
+    (select count(*) from pg_largeobject_metadata), (select count(*) from pg_prepared_xacts),
+    (select array_agg((name, setting)) from pg_file_settings)::text,
+    (select array_agg(relacl::text) from pg_class where relname = 't')::text,
+    (select count(*) from pg_description where objoid = 't'::regclass),
+    (select array_agg(pid order by pid) from pg_stat_activity
+     where application_name = 'rhei' and datname = current_database())::text,
+    pg_conf_load_time(), pg_snapshot_xmax(pg_current_snapshot())::text
+"""
+#: What a session shows of those who had it before; what the driver prepared is for nobody to use.
+_FOOTPRINT = (
+    "select name, setting from pg_settings where name <> 'application_name' and name !~ 'plpgsql'",
+    "select name from pg_prepared_statements where name !~ '^_pg3_'",
+    "select name from pg_cursors",
+    "select pg_listening_channels()",
+    "select pg_my_temp_schema()::text",
+    "select locktype, objid::text from pg_locks where pid = pg_backend_pid()"
+    " and locktype not in ('relation', 'virtualxid')",
+    "select array_agg(t order by id)::text from t",
+)
+_LASTVAL = "select lastval()"
+
+
+def _made(dsn: str, world: tuple[str, ...]) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for statement in world:
+            connection.execute(statement.encode())
+
+
+@pytest.fixture
+def open_database(dsn: str) -> Iterator[Callable[..., PostgresDatabase]]:
+    opened: list[PostgresDatabase] = []
+
+    def make(**how: Any) -> PostgresDatabase:
+        opened.append(PostgresDatabase(dsn, **how))
+        return opened[-1]
+
+    yield make
+    for database in opened:
+        database.close()
+
+
+def _streamed(database: PostgresDatabase, sql: str, params: tuple[Any, ...] = ()) -> pa.Table:
+    streamed = database.stream(sql, params, None, 1000)
+    if streamed is None:
+        return database.query(sql, params)
+    return pa.Table.from_batches(streamed.batches, streamed.schema)
+
+
+def _footprint(session: Any) -> list[Any]:
+    def ask(sql: str) -> Any:  # as the session is, with nothing set for it
+        return psycopg.Connection.execute(session, sql.encode()).fetchall()
+
+    found = [ask(sql) for sql in _FOOTPRINT]
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+        ask(_LASTVAL)  # no sequence was drawn from
+    return [sorted(rows) for rows in found]
+
+
+def _sessions(database: PostgresDatabase) -> Iterator[ReadSession]:
+    """Have the sessions that queries are asked in, as a query finds them."""
+    pool = database._reader._sessions._pool
+    lent = [pool.getconn() for _ in range(pool.get_stats()["pool_size"])]
+    yield from lent
+    for session in lent:
+        pool.putconn(session)
+
+
+def test_no_hostile_statement_has_an_effect(
+    dsn: str, open_database: Callable[..., PostgresDatabase]
+) -> None:
+    _made(dsn, hostile_postgres.WORLD)
+    database = open_database()
+    database.query("select 1")
+    with psycopg.connect(dsn, autocommit=True) as observer:
+        before = observer.execute(_STATE.encode()).fetchall()
+        passed = []
+        directory = _directory(observer)
+        for kind, statements in hostile_postgres.HOSTILE.items():
+            for written in statements:
+                sql = written.replace("{directory}", str(directory))
+                for ask in (database.query, lambda sql: _streamed(database, sql)):
+                    with suppress(RheiError):
+                        ask(sql)
+                        passed.append(sql)
+                    assert observer.execute(_STATE.encode()).fetchall() == before, (kind, sql)
+        assert not list(directory.glob("rhei_hostile_*"))
+    fresh = open_database()
+    fresh.query("select 1")
+    (wanted,) = map(_footprint, _sessions(fresh))
+    assert all(_footprint(session) == wanted for session in _sessions(database))
+    # Views and defaults are the application's own: what they do ends with the query. The last one
+    # is a text that only looks like two statements.
+    assert set(passed) <= {
+        "select * from locking",
+        "table locking",
+        "select defaulted()",
+        "select E'\\'; delete from t; --'",
+    }
+
+
+def test_the_hostile_statements_do_harm_where_nobody_judges_them(dsn: str) -> None:
+    """The comparison above can fail."""
+    harmful = 0
+    _made(dsn, hostile_postgres.WORLD)
+    with psycopg.connect(dsn, autocommit=True) as observer:
+        directory = _directory(observer)
+        for statements in hostile_postgres.HOSTILE.values():
+            for written in statements:
+                sql = written.replace("{directory}", str(directory))
+                if sql == "drop table log_":
+                    continue  # it would end the comparison
+                before = observer.execute(_STATE.encode()).fetchall()
+                naive = psycopg.connect(dsn, autocommit=True, options="-c lock_timeout=1s")
+                with closing(naive), suppress(psycopg.Error):
+                    naive.execute(sql.replace("\0", "").encode())
+                harmful += observer.execute(_STATE.encode()).fetchall() != before
+        files = list(directory.glob("rhei_hostile_*"))
+        for file in files:
+            file.unlink()
+    assert harmful >= 40
+    assert files
+
+
+def _directory(observer: psycopg.Connection[Any]) -> Path:
+    """Return the one directory in which a server may write files, whoever runs it."""
+    ((found,),) = observer.execute("show data_directory").fetchall()
+    return Path(found)
+
+
+def test_ordinary_queries_are_answered_as_the_server_does(
+    dsn: str, open_database: Callable[..., PostgresDatabase]
+) -> None:
+    _made(dsn, ordinary_postgres.WORLD)
+    database = open_database()
+    with psycopg.connect(dsn, autocommit=True) as plain:
+        for setting in ("TimeZone = 'UTC'", "IntervalStyle = 'iso_8601'", "DateStyle = 'ISO, YMD'"):
+            plain.execute(f"set {setting}".encode())
+        plain.execute('set search_path = "$user", public, pg_temp')
+        for statements in ordinary_postgres.ORDINARY.values():
+            for sql in statements:
+                wanted = pa.Table.from_batches([_batch(plain.execute(sql.encode()), None)])
+                assert database.query(sql).equals(wanted), sql
+                assert _streamed(database, sql).equals(wanted), sql
+
+
+def test_what_named_functions_leave_in_a_session_is_gone(
+    dsn: str, open_database: Callable[..., PostgresDatabase]
+) -> None:
+    _made(dsn, hostile_postgres.WORLD)
+    poison = (
+        "create function poison() returns int language plpgsql as $$ begin"
+        " perform pg_advisory_lock(1); perform set_config('work_mem', '5MB', false);"
+        " perform set_config('search_path', 'app', false); execute 'listen news';"
+        " execute 'prepare mine as select 1'; return 1; end $$"
+    )
+    _made(dsn, (poison,))
+    with pytest.raises(QueryError, match=r"public\.poison.*queries\.functions"):
+        open_database().query("select poison()")
+    database, fresh = open_database(functions=["poison"]), open_database()
+    fresh.query("select 1")
+    (wanted,) = map(_footprint, _sessions(fresh))
+    for ask in (database.query, lambda sql: _streamed(database, sql)):
+        ask("select poison()")
+        assert [_footprint(session) for session in _sessions(database)] == [wanted]
+
+
+def test_long_queries_keep_no_short_one_waiting(
+    open_database: Callable[..., PostgresDatabase],
+) -> None:
+    database = open_database(pool_size=4, connect_timeout_seconds=0.5)
+    cancels: list[Callable[[], None]] = []
+    begun = threading.Semaphore(0)
+
+    def note(cancel: Callable[[], None]) -> None:
+        cancels.append(cancel)
+        begun.release()
+
+    def sleep(number: int) -> None:
+        with suppress(RheiError):
+            database.query(f"select pg_sleep(14), {number}", begun=note)
+
+    sleepers = [threading.Thread(target=sleep, args=(number,)) for number in range(3)]
+    for sleeper in sleepers:
+        sleeper.start()
+        begun.acquire()
+    with pytest.raises(SourceBusyError, match="3 long queries are under way"):
+        while True:  # until all three have their sessions
+            database.query("select pg_sleep(2)")
+    assert database.query("select 1 as a").to_pylist() == [{"a": 1}]
+    for cancel in cancels:
+        cancel()
+    for sleeper in sleepers:
+        sleeper.join()
+
+
+def test_a_stream_ends_when_its_time_is_over(
+    open_database: Callable[..., PostgresDatabase],
+) -> None:
+    database = open_database(query_seconds=0.5)
+    for asked in ("pg_sleep(0.001)", "repeat('x', 10)"):
+        streamed = database.stream(f"select {asked} from generate_series(1, 1000000)", (), None, 10)
+        assert streamed is not None
+        with pytest.raises(SourceBusyError, match=r"longer than 0\.5 s"):
+            for _ in streamed.batches:
+                threading.Event().wait(0.01)  # as a slow reader
+    with pytest.raises(SourceBusyError, match=r"longer than 0\.5 s"):
+        database.query("select pg_sleep(5)")
+    assert database.query("select 1 as a").num_rows == 1
+
+
+def test_an_answer_is_not_held_beyond_its_bytes(
+    open_database: Callable[..., PostgresDatabase],
+) -> None:
+    database = open_database(query_bytes=8 << 20)
+    for asked in (
+        "select repeat('x', 200000000)",
+        "select repeat('x', 1000) from generate_series(1, 20000)",
+    ):
+        with pytest.raises(QueryError, match=r"more than 8,388,608 bytes.*query_bytes"):
+            database.query(asked)
+    rows = _streamed(database, "select repeat('x', 1000) as v from generate_series(1, 20000)")
+    assert (rows.num_rows, rows.nbytes > 16 << 20) == (20000, True)
+
+
+def test_nesting_without_end_is_read_or_refused() -> None:
+    for sql in ("select " + "+".join(["1"] * 1000), "select " + "abs(" * 500 + "1" + ")" * 500):
+        assert reading_statement(sql).is_fetched
+    with pytest.raises(QueryError):
+        reading_statement("select " + "(" * 100_000)

@@ -1,0 +1,414 @@
+"""Every type of PostgreSQL, by copy and by the log, to equal values in the mirror."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import psycopg
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from rhei_pipeline.cli.main import app
+from rhei_pipeline.errors import QueryError
+from rhei_pipeline.sources.postgres.logical import pgoutput
+from tests.support.fix_postgres import PostgresWorld
+
+MakeWorld = Callable[..., PostgresWorld]
+BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
+
+#: Declared type, literals, what the mirror is to hold.
+VALUES: list[tuple[str, list[str], list[Any]]] = [
+    ("smallint", ["-32768", "32767"], [-(2**15), 2**15 - 1]),
+    ("integer", ["-2147483648", "2147483647"], [-(2**31), 2**31 - 1]),
+    ("bigint", ["-9223372036854775808", "9223372036854775807"], [-(2**63), 2**63 - 1]),
+    ("numeric(10, 2)", ["1.10", "-99999999.99"], [Decimal("1.10"), Decimal("-99999999.99")]),
+    (
+        "numeric(38, 10)",
+        ["1234567890123456789012345678.0123456789"],
+        [Decimal("1234567890123456789012345678.0123456789")],
+    ),
+    (
+        "numeric",
+        ["1.000", "NaN", "Infinity", "1e300"],
+        ["1.000", "NaN", "Infinity", "1" + "0" * 300],
+    ),
+    ("numeric(50, 5)", ["1.00001"], ["1.00001"]),
+    ("real", ["1.1", "-0", "Infinity"], [1.100000023841858, -0.0, float("inf")]),
+    ("double precision", ["0.1", "-0", "1e-320", "-Infinity"], [0.1, -0.0, 1e-320, -float("inf")]),
+    ("boolean", ["true", "false"], [True, False]),
+    (
+        "text",
+        ["", " ", "\\N", "\\\\N", '"q"', "a,b", "line\nbreak\r\n", "null", "žluť 🐎", "'"],
+        ["", " ", "\\N", "\\\\N", '"q"', "a,b", "line\nbreak\r\n", "null", "žluť 🐎", "'"],
+    ),
+    ("varchar(5)", ["abc"], ["abc"]),
+    ("char(4)", ["ab"], ["ab  "]),
+    ("bytea", ["\\x", "\\x00", "\\x00ff5c"], [b"", b"\0", b"\0\xff\\"]),
+    ("date", ["2024-02-29", "0001-01-01"], [date(2024, 2, 29), date(1, 1, 1)]),
+    ("time", ["23:59:59.999999", "00:00"], [time(23, 59, 59, 999999), time(0)]),
+    (
+        "timestamp",
+        ["2024-02-29 12:34:56.789012", "1900-01-01"],
+        [
+            datetime.fromisoformat("2024-02-29T12:34:56.789012"),
+            datetime.fromisoformat("1900-01-01"),
+        ],
+    ),
+    (
+        "timestamptz",
+        ["2024-02-29 12:34:56.789012+05:30"],
+        [datetime.fromisoformat("2024-02-29T07:04:56.789012").replace(tzinfo=ZoneInfo("UTC"))],
+    ),
+    ("timetz", ["12:00:00+02"], ["12:00:00+02"]),
+    ("interval", ["1 year 2 mons 3 days 04:05:06.789"], ["P1Y2M3DT4H5M6.789S"]),
+    ("uuid", ["A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"], ["a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"]),
+    ("json", ['{"a":  1}'], ['{"a":  1}']),
+    ("jsonb", ['{"b": [1, null],  "a": "x"}'], ['{"a": "x", "b": [1, null]}']),
+    ("integer[]", ["{1,NULL,3}", "{}"], ["{1,NULL,3}", "{}"]),
+    ("text[]", ['{a,"b,c",NULL}'], ['{a,"b,c",NULL}']),
+    ("int4range", ["[1,5)", "empty"], ["[1,5)", "empty"]),
+    ("tstzrange", ["[2024-01-01 00:00+00,)"], ['["2024-01-01 00:00:00+00",)']),
+    ("inet", ["192.168.0.1/24", "::1"], ["192.168.0.1/24", "::1"]),
+    ("macaddr", ["08:00:2b:01:02:03"], ["08:00:2b:01:02:03"]),
+    ("money_domain", ["5.25"], [Decimal("5.25")]),
+    ("mood", ["happy"], ["happy"]),
+    ("pair", ["(1,two)"], ["(1,two)"]),
+    ("bit varying", ["101"], ["101"]),
+    ("point", ["(1,2)"], ["(1,2)"]),
+]
+TYPES = (
+    "create domain base_domain as numeric(8, 2)",
+    "create domain money_domain as base_domain check (value >= 0)",
+    "create type mood as enum ('sad', 'happy')",
+    "create type pair as (a int, b text)",
+)
+
+
+def repr_all(values: list[Any]) -> list[str]:
+    return [repr(value) for value in values]
+
+
+@BOTH_MODES
+def test_every_type_by_copy_and_by_log(make_postgres: MakeWorld, mode: str) -> None:
+    world = make_postgres(mode=mode)
+    world.run(*TYPES)
+    for place, (kind, literals, _) in enumerate(VALUES):
+        world.run(f"create table t{place}(id serial primary key, v {kind})")
+        _insert(world, place, [*literals, None])
+    world.htap.sync_now()
+    for place, (_, literals, _) in enumerate(VALUES):
+        _insert(world, place, [*literals, None])
+    world.htap.sync_now()
+    for place, (kind, literals, expected) in enumerate(VALUES):
+        found = world.htap.query(f"select v from t{place} order by id", hint="olap")[
+            "v"
+        ].to_pylist()
+        assert repr_all(found) == repr_all([*expected, None] * 2), (kind, literals)
+    assert world.htap.dead_letters().num_rows == 0
+    assert world.htap.verify().equal
+
+
+def _insert(world: PostgresWorld, place: int, literals: list[str | None]) -> None:
+    for literal in literals:
+        value = psycopg.sql.Literal(literal).as_string(None)
+        world.app.execute(f"insert into t{place}(v) values ({value})".encode())
+
+
+@BOTH_MODES
+def test_infinite_instants_stay_infinite(make_postgres: MakeWorld, mode: str) -> None:
+    world = make_postgres(mode=mode)
+    world.run(
+        "create table t(id int primary key, d date, ts timestamp, tz timestamptz)",
+        "insert into t values (1, 'infinity', '-infinity', 'infinity')",
+        "insert into t values (2, '2024-01-01', 'now', 'now')",
+    )
+    world.htap.sync_now()
+    world.run("insert into t values (3, '-infinity', 'infinity', '-infinity')")
+    world.htap.sync_now()
+    texts = (
+        "select d::varchar as d, ts::varchar as ts, tz::varchar as tz from t"
+        " where id <> 2 order by id"
+    )
+    assert world.htap.query(texts, hint="olap").to_pylist() == [
+        {"d": "infinity", "ts": "-infinity", "tz": "infinity"},
+        {"d": "-infinity", "ts": "infinity", "tz": "-infinity"},
+    ]
+
+
+@BOTH_MODES
+def test_what_the_mirror_cannot_hold_is_a_dead_letter(make_postgres: MakeWorld, mode: str) -> None:
+    world = make_postgres(mode=mode)
+    world.run(
+        "create table t(id int primary key, d date, n numeric(6, 2))",
+        "insert into t values (1, '0044-03-15 BC', 1), (2, '2024-01-01', 2)",
+    )
+    world.htap.sync_now()
+    world.run("insert into t values (3, '2024-01-03', 'NaN'), (4, '12024-01-01', 4)")
+    report = world.htap.sync_now()
+    assert report.dead_letters == 2
+    letters = world.htap.dead_letters()
+    assert sorted(
+        zip(letters["key"].to_pylist(), letters["column_name"].to_pylist(), strict=True)
+    ) == [
+        ('{"id": 1}', "d"),
+        ('{"id": 3}', "n"),
+        ('{"id": 4}', "d"),
+    ]
+    world.run("update t set d = '2024-01-04', n = 1")
+    world.htap.sync_now()
+    assert world.htap.dead_letters().num_rows == 0
+    assert world.htap.verify().equal
+
+
+def test_generated_columns(make_postgres: MakeWorld) -> None:
+    world = make_postgres()
+    if world.app.info.server_version < 180_000:
+        pytest.skip("servers before version 18 log no generated columns, and have no virtual ones")
+    world.run(
+        "create table t(id int primary key, n int, twice int generated always as (n * 2) stored,"
+        " thrice int generated always as (n * 3) virtual)",
+        "insert into t(id, n) values (1, 1)",
+    )
+    world.htap.sync_now()
+    world.run("insert into t(id, n) values (2, 2)", "update t set n = 5 where id = 1")
+    world.htap.sync_now()
+    found = world.htap.query("select * from t order by id", hint="olap").to_pylist()
+    assert found == [{"id": 1, "n": 5, "twice": 10}, {"id": 2, "n": 2, "twice": 4}]
+
+
+def test_types_may_be_declared(make_postgres: MakeWorld) -> None:
+    world = make_postgres(
+        tables=[{"name": "t", "types": {"seen": "timestamp_ms", "n": "decimal(20, 4)"}}]
+    )
+    world.run(
+        "create table t(id int primary key, seen bigint, n numeric, secret text)",
+        "insert into t values (1, 1700000000123, 1.5, 'x')",
+    )
+    world.htap.sync_now()
+    (row,) = world.htap.query("select seen, n from t", hint="olap").to_pylist()
+    assert row == {"seen": datetime.fromtimestamp(1700000000.123, UTC), "n": Decimal("1.5000")}
+
+
+def test_partial_columns(make_postgres: MakeWorld) -> None:
+    world = make_postgres(tables=[{"name": "t", "columns": ["id", "v"]}], mode="temporal")
+    world.run("create table t(id int primary key, secret text, v int)")
+    world.run("insert into t values (1, 'x', 1)")
+    world.htap.sync_now()
+    world.run("update t set secret = 'y'", "update t set v = 2")
+    world.htap.sync_now()
+    assert len(world.versions("t")) == 2
+    assert "secret" not in world.versions("t")[0]
+
+
+# A decoder in plain Python, one message after another: the oracle of the vectorised one.
+
+
+def plain_decode(
+    messages: list[bytes],
+) -> list[tuple[str, int, list[Any] | None, list[Any] | None]]:
+    changes = []
+    for message in messages:
+        kind = chr(message[0])
+        if kind in "IUD":
+            oid, place, old, new = int.from_bytes(message[1:5], "big"), 5, None, None
+            while place < len(message):
+                tag, values, place = chr(message[place]), *_plain_tuple(message, place + 1)
+                if tag == "N":
+                    new = values
+                else:
+                    old = values
+            changes.append((kind, oid, old, new))
+    return changes
+
+
+def _plain_tuple(message: bytes, place: int) -> tuple[list[Any], int]:
+    count, place = int.from_bytes(message[place : place + 2], "big"), place + 2
+    values: list[Any] = []
+    for _ in range(count):
+        tag, place = chr(message[place]), place + 1
+        if tag == "t":
+            length = int.from_bytes(message[place : place + 4], "big")
+            values.append(message[place + 4 : place + 4 + length].decode())
+            place += 4 + length
+        else:
+            values.append(None if tag == "n" else ...)
+    return values, place
+
+
+TEXTS = st.one_of(
+    st.none(), st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
+)
+
+
+@settings(max_examples=25)
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 5), TEXTS, TEXTS, st.sampled_from(["put", "move", "gone", "ddl"])),
+        min_size=1,
+        max_size=25,
+    ),
+    full=st.booleans(),
+    split=st.integers(1, 7),
+)
+def test_the_vectorised_decoder_equals_a_plain_one(
+    dsn: str, rows: list[tuple[int, str | None, str | None, str]], *, full: bool, split: int
+) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("drop table if exists t")
+        connection.execute("create table t(k int primary key, v text, w text)")
+        if full:
+            connection.execute("alter table t replica identity full")
+        connection.execute("drop publication if exists p")
+        connection.execute("create publication p for table t")
+        connection.execute("select pg_create_logical_replication_slot('oracle', 'pgoutput')")
+        try:
+            _write(connection, rows)
+            found = connection.execute(
+                "select data from pg_logical_slot_get_binary_changes('oracle', null, null,"
+                " 'proto_version', '1', 'publication_names', 'p')"
+            ).fetchall()
+        finally:
+            connection.execute("select pg_drop_replication_slot('oracle')")
+    messages = [data for (data,) in found]
+    assert vectorised(messages, split) == plain_decode(messages)
+
+
+def _write(
+    connection: psycopg.Connection[Any], rows: list[tuple[int, str | None, str | None, str]]
+) -> None:
+    for place, (key, v, w, kind) in enumerate(rows):
+        if kind == "put":
+            connection.execute(
+                "insert into t values (%s, %s, %s) on conflict (k) do update set v = excluded.v,"
+                " w = excluded.w",
+                (key, v, w),
+            )
+        elif kind == "move":
+            connection.execute("update t set k = k + %s where k = %s", (100 * (place + 1), key))
+        elif kind == "gone":
+            connection.execute("delete from t where k = %s", (key,))
+        else:
+            connection.execute(f"alter table t add column c{place} text default 'd'".encode())
+
+
+def vectorised(messages: list[bytes], split: int) -> list[Any]:
+    """Decode in parts of `split` messages, and put the runs in order."""
+    context, changes = pgoutput.DecodingContext(), []
+    for first in range(0, len(messages), split):
+        part = messages[first : first + split]
+        buffer = b"".join(part)
+        lengths = np.array([len(message) for message in part], dtype=np.int64)
+        for run in pgoutput.index(buffer, lengths, first, context):
+            decoded = pgoutput.decode(buffer, run)
+            for row in range(len(run.order)):
+                kind = chr(buffer[run.places[row]])
+                old = _values(decoded.old, run, row) if decoded.has_old[row] else None
+                new = _values(decoded.new, run, row) if decoded.has_new[row] else None
+                changes.append((int(run.order[row]), (kind, run.relation.oid, old, new)))
+    return [change for _, change in sorted(changes, key=lambda found: found[0])]
+
+
+def _values(tuples: pgoutput.Tuples, run: pgoutput.Run, row: int) -> list[Any]:
+    return [
+        ...
+        if name in tuples.unchanged and tuples.unchanged[name][row]
+        else tuples.texts[name][row].as_py()
+        for name in run.relation.columns
+    ]
+
+
+#: A day, an instant, a moment; and whether the mirror holds the row, or it is a dead letter.
+BEYOND = [
+    ("infinity", "-infinity", "infinity", True),
+    ("-infinity", "infinity", "-infinity", True),
+    ("0044-03-15 BC", "10000-01-01 00:00:00+00", "2024-01-01 00:00:00", False),
+    ("10000-01-01", "0044-03-15 12:00:00.5+00 BC", "0001-12-31 23:59:59.999999 BC", False),
+]
+
+
+@pytest.mark.parametrize("storage", [None, "parquet"])
+def test_days_beyond_pythons_are_shown_as_the_source_writes_them(
+    make_postgres: MakeWorld, storage: str | None
+) -> None:
+    world = make_postgres(storage=storage, capture={"method": "trigger"})
+    world.run("create table t(id int primary key, d date, z timestamptz, w timestamp)")
+    for key, (day, instant, moment, _) in enumerate(BEYOND):
+        world.run(f"insert into t values ({key}, '{day}', '{instant}', '{moment}')")
+    assert world.htap.sync_now().dead_letters == 5
+    declaration = world.directory / "pipeline.yaml"
+    declared = yaml.safe_dump(world.settings.model_dump(mode="json"))
+    # Of the settings only the address is kept from being written.
+    declaration.write_text(declared.replace("'**********'", json.dumps(world.dsn)))
+    world.crash()
+    for hint in ("olap", "oltp", "auto"):
+        sql = "select d, z, w from t order by id"
+        asked = ["query", sql, "--config", str(declaration), "--hint", hint]
+        shown = CliRunner().invoke(app, [*asked, "--json"])
+        assert shown.exit_code == 0, shown.output
+        expected = [row[:3] for row in BEYOND if row[3] or hint != "olap"]
+        found = [(row["d"], row["z"], row["w"]) for row in json.loads(shown.stdout)]
+        assert [(d, z, w.replace("T", " ")) for d, z, w in found] == expected
+        table = CliRunner().invoke(app, asked)
+        assert table.exit_code == 0
+        assert "infinity" in table.stdout
+    asked = ["query", "select max(d) as m from t where id > 1", "--config", str(declaration)]
+    assert "10000-01-01" in CliRunner().invoke(app, asked).stdout
+
+
+def test_rows_whose_keys_are_such_days_become_dead_letters_and_are_mended(
+    make_postgres: MakeWorld,
+) -> None:
+    days = ("infinity", "-infinity", "2024-01-01")
+    tables = [{"name": "t", "types": {"v": "int64"}}]
+    world = make_postgres(mode="temporal", tables=tables, capture={"method": "trigger"})
+    world.run("create table t(d date primary key, v text)")
+    world.run(*(f"insert into t values ('{day}', '1')" for day in days))
+    world.htap.sync_now()
+    world.run("update t set v = 'many'")
+    world.htap.sync_now()
+    letters = [json.loads(key)["d"] for key in world.htap.dead_letters()["key"].to_pylist()]
+    assert sorted(letters) == sorted(days)
+    assert world.htap.initial_sync("t").deleted == 0  # a copy keeps what is not known
+    assert world.htap.query("select sum(v) as n from t", hint="olap")["n"].to_pylist() == [3]
+    world.run("update t set v = '2'")
+    world.htap.sync_now()
+    assert world.htap.dead_letters().num_rows == 0
+    found = world.htap.query("select sum(v) as n from t where _rhei_valid_to is null", hint="olap")
+    assert found["n"].to_pylist() == [6]
+    world.htap._engine.mirror._connection.execute("delete from public.t")  # type: ignore[attr-defined]
+    assert set(world.htap.verify("t").tables["t"].samples["missing"]) == {
+        json.dumps({"d": day}) for day in days
+    }
+
+
+def test_a_computed_infinite_date_is_answered_or_refused_with_a_way_out(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    world = make_postgres(storage="parquet")
+    world.run(
+        "create table t(id int primary key, d date, tz timestamptz)",
+        "insert into t values (1, 'infinity', '-infinity'), (2, '2024-01-01', '2024-01-01Z')",
+    )
+    world.htap.sync_now()
+    for column, asked in (
+        ("d", "cast(d as varchar)"),
+        ("tz", "cast(tz as varchar)"),
+        ("d", "date_trunc('month', d)"),
+        ("d", "d + interval '1 day'"),
+    ):
+        query = f"select {asked} as s from t"
+        with pytest.raises(QueryError, match="infinite or beyond its calendar") as refused:
+            world.htap.query(query, hint="olap")
+        assert "2147483647" not in str(refused.value)
+        assert "9223372036854775807" not in str(refused.value)
+        assert world.htap.query(query).num_rows == 2
+        way = str(refused.value).partition("'between ")[2].removesuffix("')")
+        kept = world.htap.query(f"{query} where {column} between {way}", hint="olap")
+        assert kept.num_rows == 1

@@ -1,0 +1,88 @@
+"""A table whose name changes its case only: one and the same in SQLite, another in PostgreSQL."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+
+MakeWorld = Callable[..., World]
+MakePostgres = Callable[..., PostgresWorld]
+
+POLLED = [{"name": "t", "polling": {"updated_at": "at", "deletes": "reconcile"}}]
+
+
+def rename(world: World, old: str, new: str) -> None:
+    """Rename a table; SQLite itself takes two names that differ by case for one."""
+    world.run(
+        f"alter table {old} rename to between_two", f"alter table between_two rename to {new}"
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tables": [{"name": "t"}], "mode": "temporal"},
+        {"mode": "temporal", "storage": "parquet"},
+        {"mode": "temporal", "buffered": True},
+        {"method": "polling", "tables": POLLED, "storage": "parquet"},
+    ],
+)
+@pytest.mark.parametrize("reopened", [False, True], ids=["open", "reopened"])
+def test_sqlite_goes_on_under_the_new_name(
+    make_world: MakeWorld, options: dict[str, Any], *, reopened: bool
+) -> None:
+    world = make_world(**options)
+    world.run(
+        "create table t(id integer primary key, a integer, at integer)",
+        "insert into t values (1, 1, 1), (2, 1, 1)",
+    )
+    world.htap.sync_now()
+    pipeline_names, value = [], 1
+    # And back again: nothing that was recorded of a former name may be taken for news.
+    for old, new in (("t", "T"), ("T", "t")):
+        world.run(f"update {old} set a = {value + 1}, at = {value + 1} where id = 1")
+        rename(world, old, new)
+        world.run(f"update {new} set a = {value + 2}, at = {value + 2} where id = 1")
+        value += 2
+        if reopened:
+            world.crash()
+        report = world.htap.sync_now()
+        assert {name: table.error for name, table in report.tables.items()} == {new: None}
+        assert not report.not_followed
+        pipeline_names.append(list(world.htap._engine.pipeline.tables))
+        world.assert_equal(new)
+        assert world.htap.verify().equal
+    assert pipeline_names == [["T"], ["t"]]
+    if options.get("mode") == "temporal":
+        versions = [row["a"] for row in world.versions("t") if row["id"] == 1]
+        assert versions == [1, 2, 3, 4, 5]
+
+
+def test_postgres_leaves_the_former_table_out_and_goes_on_with_the_rest(
+    make_postgres: MakePostgres,
+) -> None:
+    world = make_postgres(
+        mode="temporal",
+        capture={"method": "trigger"},
+        tables=[{"name": "t"}, {"name": "z"}],
+    )
+    for name in ("t", "z"):
+        world.run(
+            f"create table {name}(id int primary key, a int)", f"insert into {name} values (1, 1)"
+        )
+    world.htap.sync_now()
+    world.run("update t set a = 2", 'alter table t rename to "T"', "update z set a = 2")
+    report = world.htap.sync_now()
+    assert "no such table" in (report.tables["t"].error or "")
+    assert report.tables["z"].error is None
+    assert list(report.not_followed) == ["t"]
+    assert [row["a"] for row in world.versions("t")] == [1, 2]
+    world.assert_equal("z")
+    world.run('alter table "T" rename to t')
+    world.htap.sync_now()
+    world.assert_equal("t", "z")
+    assert world.htap.verify().equal

@@ -1,0 +1,187 @@
+"""The numbers that Prometheus reads, over real HTTP."""
+
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from psycopg.conninfo import conninfo_to_dict
+
+from examples.postgres_server import Server
+from rhei_pipeline.model.reports import Standing
+from rhei_pipeline.server.metrics import Monitoring, MonitoringServer
+from rhei_pipeline.sync.status import StatusCache
+from rhei_pipeline.wiring.engine import bridge
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+
+
+@pytest.fixture(name="metrics")
+def metrics_of(world: World) -> Iterator[MonitoringServer]:
+    with MonitoringServer(Monitoring(world.htap), port=0) as made:
+        yield made
+
+
+def get(server: MonitoringServer, path: str, accept: str = "*/*") -> tuple[int, str]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}{path}", headers={"Accept": accept}
+    )
+    try:
+        with urllib.request.urlopen(request) as answer:  # noqa: S310
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def samples(text: str) -> dict[tuple[str, str], float]:
+    return {
+        (sample.name, next(iter(sample.labels.values()), "")): sample.value
+        for family in text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+        for sample in family.samples
+    }
+
+
+def test_metrics_are_valid_openmetrics_and_count_what_happened(
+    world: World, metrics: MonitoringServer
+) -> None:
+    world.htap.sync_now()
+    world.run("insert into orders values (4, 'new', 1)", "delete from orders where id = 1")
+    world.htap.sync_now()
+    world.run("update orders set status = 'x' where id = 2")
+    world.htap.query("select count(*) from orders")
+    world.htap.query("select * from orders where id = 2")
+    status, text = get(metrics, "/metrics", "application/openmetrics-text; version=1.0.0")
+    found = samples(text)
+    assert status == 200
+    assert found["rhei_query_routed_total", "olap"] == 1
+    assert found["rhei_query_routed_total", "oltp"] == 1
+    assert found["rhei_sync_events_processed_total", "orders"] == 2
+    assert found["rhei_sync_rows_copied_total", "orders"] == 3
+    assert found["rhei_sync_rows_deleted_total", "orders"] == 1
+    assert found["rhei_sync_cdc_lag_events", "orders"] == 1
+    assert found["rhei_up", ""] == 1
+
+
+def test_readiness_waits_for_the_first_copy(world: World, metrics: MonitoringServer) -> None:
+    assert get(metrics, "/healthz") == (200, "alive\n")
+    assert get(metrics, "/readyz") == (503, "not copied yet: orders\n")
+    world.htap.sync_now()
+    assert get(metrics, "/readyz") == (200, "ready\n")
+    assert get(metrics, "/else")[0] == 404
+
+
+def test_a_closed_engine_is_neither_up_nor_ready(world: World, metrics: MonitoringServer) -> None:
+    world.htap.close()
+    assert get(metrics, "/readyz")[0] == 503
+    assert "rhei_up 0.0" in get(metrics, "/metrics")[1]
+
+
+def scrape(server: MonitoringServer) -> dict[tuple[str, str], float]:
+    return samples(get(server, "/metrics", "application/openmetrics-text; version=1.0.0")[1])
+
+
+@contextmanager
+def away(server: Server, dsn: str) -> Iterator[None]:
+    """Have a database refuse everybody."""
+    name = conninfo_to_dict(dsn)["dbname"]
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        admin.execute(f"alter database {name} allow_connections false".encode())
+        admin.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,)
+        )
+        yield
+        admin.execute(f"alter database {name} allow_connections true".encode())
+
+
+def test_while_the_source_is_away_every_series_stays_and_nothing_flaps(
+    make_postgres: Callable[..., PostgresWorld], server: Server
+) -> None:
+    world = make_postgres(capture={"method": "trigger"})
+    world.run("create table t(id int primary key)", "insert into t values (1)")
+    world.htap.sync_now()
+    with MonitoringServer(Monitoring(world.htap), port=0) as metrics:
+        world.run("insert into t values (2)")
+        known = scrape(metrics)
+        assert known["rhei_sync_cdc_lag_events", "t"] == 1
+        with away(server, world.dsn):
+            world.htap.start_sync(0.01)
+            failing = ("rhei_sync_failing", "")
+            eventually(lambda: scrape(metrics), lambda s: (s["rhei_up", ""], s[failing]) == (0, 1))
+            for _ in range(3):  # now a sync waits for the source, now nobody does
+                found = scrape(metrics)
+                assert (found["rhei_up", ""], found[failing]) == (0, 1)
+            assert found.keys() >= known.keys()
+            assert found["rhei_sync_cdc_lag_events", "t"] == 1
+            assert found["rhei_status_age_seconds", ""] > 0
+            assert get(metrics, "/readyz")[0] == 503
+        found = eventually(lambda: scrape(metrics), lambda s: s["rhei_up", ""] == 1)
+        found = eventually(lambda: scrape(metrics), lambda s: s["rhei_sync_failing", ""] == 0)
+        assert found["rhei_sync_cdc_lag_events", "t"] == 0
+
+
+def eventually(
+    read: Callable[[], dict[tuple[str, str], float]],
+    holds: Callable[[dict[tuple[str, str], float]], bool],
+) -> dict[tuple[str, str], float]:
+    """Read until it holds."""
+    until = time.monotonic() + 60
+    while not holds(found := read()):
+        assert time.monotonic() < until, found
+    return found
+
+
+def test_a_scrape_during_a_long_copy_tells_how_far_it_has_come(
+    make_world: Callable[..., World],
+) -> None:
+    """Prometheus waits for nobody: what holds up a sync must not hold up what is told of it."""
+    world = make_world(batch_rows=2)
+    world.run(
+        "create table t(id integer primary key, v text)",
+        "insert into t values (1, 'a'), (2, 'b'), (3, 'c'), (4, 'd')",
+    )
+    reached, go_on = threading.Event(), threading.Event()
+
+    def pause(_table: str, rows: int, _of: int) -> None:
+        if rows == 2:
+            reached.set()
+            assert go_on.wait(60)
+
+    with MonitoringServer(Monitoring(world.htap), port=0) as server:
+        copy = threading.Thread(target=world.htap.sync_now, args=(pause,))
+        copy.start()
+        assert reached.wait(60)
+        accepted = "application/openmetrics-text; version=1.0.0"
+        found = samples(get(server, "/metrics", accepted)[1])
+        assert (found["rhei_copy_rows", "t"], found["rhei_copy_expected_rows", "t"]) == (2, 4)
+        assert found["rhei_status_age_seconds", ""] >= 0
+        assert get(server, "/readyz") == (503, "not copied yet: t\n")
+        go_on.set()
+        copy.join()
+        assert get(server, "/readyz") == (200, "ready\n")
+        assert ("rhei_copy_rows", "t") not in samples(get(server, "/metrics", accepted)[1])
+
+
+def test_what_is_kept_until_the_mirror_has_it_is_told(make_world: Callable[..., World]) -> None:
+    world = make_world(buffered=True)
+    world.run("create table t(id integer primary key)", "insert into t values (1)")
+    world.htap.sync_now()
+    empty = world.htap.sync_status().held_bytes["buffer"]
+    world.crash()
+    world.app.executemany("insert into t values (?)", ((key,) for key in range(10, 5000)))
+    bridge(world.settings)
+    assert world.htap.sync_status().held_bytes["buffer"] > empty
+
+
+def test_an_error_that_nobody_expected_is_told_and_not_taken_for_news() -> None:
+    status = StatusCache()
+    status.keep(Standing({}, {"slot": 1}))
+    found = status.within(60, lambda: 1 // 0)
+    assert found.unreadable == "reading failed with ZeroDivisionError"
+    assert found.held_bytes == {"slot": 1}
+    assert found.age_seconds > 0

@@ -1,0 +1,132 @@
+"""What happens to the file of a SQLite source beside the statements that are run on it."""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.fix_world import World
+
+MakeWorld = Callable[..., World]
+
+BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
+STAMP = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+WAYS: dict[str, dict[str, Any]] = {
+    "trigger": {},
+    "buffer": {"buffered": True},
+    "polling": {
+        "method": "polling",
+        "tables": [{"name": "t", "polling": {"updated_at": "at", "clock": "database"}}],
+    },
+}
+ALL_WAYS = pytest.mark.parametrize("way", WAYS)
+
+
+@pytest.fixture
+def make(make_world: MakeWorld) -> MakeWorld:
+    """Make a world with a synced table."""
+
+    def made(way: str, mode: str) -> World:
+        world = make_world(mode=mode, **WAYS[way])
+        world.run(
+            "create table t(id integer primary key, v text, at text)",
+            f"insert into t values (1, 'a', {STAMP}), (2, 'b', {STAMP})",
+        )
+        world.htap.sync_now()
+        return world
+
+    return made
+
+
+def put_in_place(world: World, *statements: str) -> None:
+    """Put a changed copy of the source in its place, under whoever has it open."""
+    copy = world.directory / "copy.db"
+    world.run(f"vacuum into '{copy}'")
+    with closing(sqlite3.connect(copy, isolation_level=None)) as changed:
+        for statement in statements:
+            changed.execute(statement)
+    swap(world, copy)
+
+
+def swap(world: World, copy: Path) -> None:
+    """Put a file in the source's place."""
+    world.app.close()
+    for suffix in ("-wal", "-shm"):
+        world.path.with_name(world.path.name + suffix).unlink(missing_ok=True)
+    copy.replace(world.path)
+    world.app = sqlite3.connect(world.path, isolation_level=None)
+
+
+@BOTH_MODES
+@ALL_WAYS
+def test_a_file_put_in_its_place_is_followed_while_it_is_open(
+    make: MakeWorld, mode: str, way: str
+) -> None:
+    world = make(way, mode)
+    put_in_place(world, f"update t set v = 'new', at = {STAMP} where id = 1")
+    world.htap.sync_now()
+    world.assert_equal("t")
+    world.run(f"update t set v = 'newer', at = {STAMP} where id = 2")
+    world.htap.sync_now()
+    world.assert_equal("t")
+
+
+@BOTH_MODES
+@ALL_WAYS
+def test_an_older_file_put_in_its_place_is_followed_while_it_is_open(
+    make: MakeWorld, mode: str, way: str
+) -> None:
+    world = make(way, mode)
+    older = world.directory / "older.db"
+    world.run(f"vacuum into '{older}'", f"update t set v = 'lost', at = {STAMP}")
+    world.htap.sync_now()
+    swap(world, older)
+    world.htap.sync_now()
+    world.assert_equal("t")
+
+
+@BOTH_MODES
+@ALL_WAYS
+def test_a_backup_written_into_the_file_is_followed(make: MakeWorld, mode: str, way: str) -> None:
+    world = make(way, mode)
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as kept:
+        world.app.backup(kept)
+        kept.execute(f"update t set v = 'restored', at = {STAMP} where id = 1")
+        kept.backup(world.app)
+    world.htap.sync_now()
+    world.assert_equal("t")
+
+
+def test_writes_and_reads_of_the_source_go_to_the_file_that_is_there(
+    make: MakeWorld,
+) -> None:
+    world = make("trigger", "destructive")
+    assert world.htap.query("select v from t where id = 1", hint="oltp")["v"].to_pylist() == ["a"]
+    put_in_place(world, "update t set v = 'new' where id = 1")
+    assert world.htap.query("select v from t where id = 1", hint="oltp")["v"].to_pylist() == ["new"]
+    world.htap.execute("update t set v = 'written' where id = 2")
+    world.htap.execute_batch([("insert into t values (3, 'c', null)", ())])
+    assert world.app.execute("select v from t order by id").fetchall() == [
+        ("new",),
+        ("written",),
+        ("c",),
+    ]
+    world.htap.sync_now()
+    world.assert_equal("t")
+
+
+@BOTH_MODES
+def test_what_fires_no_trigger_is_found_by_verify_and_healed_by_repair(
+    make: MakeWorld, mode: str
+) -> None:
+    world = make("trigger", mode)
+    with world.app.blobopen("t", "v", 1) as value:
+        value.write(b"z")
+    world.htap.sync_now()
+    assert world.htap.verify().tables["t"].different == 1
+    world.htap.repair("t")
+    world.assert_equal("t")
+    assert world.htap.verify().equal
