@@ -1,1 +1,1 @@
-"""What exists: source tables, their changes, first copies, mirrors, snapshots, and their checks."""
+"""What exists: the declared tables from source to snapshot, and a team's own assets on top."""

@@ -1,1 +1,1 @@
-"""What may be used: thin factories of connections. Nothing is open until a step opens it."""
+"""What may be used: connections, none of which is open until a step opens it."""

@@ -90,9 +90,10 @@ from rhei_pipeline.sql.text import duckdb_type
 from rhei_pipeline.sync.background import BackgroundSync
 from rhei_pipeline.sync.pipeline import Pipeline
 from rhei_pipeline.wiring.adapters import open_with
+from rhei_pipeline.wiring.declared_schemas import DeclaredSchemas, declared_schemas
 from rhei_pipeline.wiring.engine import unseen_events
 from rhei_pipeline.wiring.mirror import open_mirror
-from rhei_pipeline.wiring.source import declared_schemas, validate
+from rhei_pipeline.wiring.source import validate
 
 __version__ = version("rhei-pipeline")
 
@@ -114,6 +115,7 @@ __all__ = [
     "CopyStatus",
     "DamagedFile",
     "DeadLetter",
+    "DeclaredSchemas",
     "DeltaSettings",
     "DropReport",
     "Finding",

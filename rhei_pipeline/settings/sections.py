@@ -383,6 +383,12 @@ class ScheduleSettings(_Section):
         15.0, gt=0, description="How often a session reports on each changed table."
     )
     max_lag_seconds: float = Field(60.0, gt=0, description="Lag above this fails the lag check.")
+    catalog_seconds: float = Field(
+        5.0,
+        gt=0,
+        description="How long the source may take to show its tables when definitions are loaded."
+        " After that they show the schemas that the mirror was last built with.",
+    )
     snapshots_from: date = Field(
         date(2024, 1, 1), description="The first day of the daily snapshots, in UTC."
     )

@@ -7,10 +7,9 @@ from typing import Protocol
 
 from rhei_pipeline.buffer.confirmation import unapplied_events
 from rhei_pipeline.errors import RheiError, needs_extra
-from rhei_pipeline.model.blame import own_fault
 from rhei_pipeline.model.ownership import SourceIdentity
 from rhei_pipeline.model.reports import Finding, Severity
-from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
+from rhei_pipeline.model.schema import TableOptions, TableSchema
 from rhei_pipeline.protocols import ChangeSource, Database
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.sections import SqliteSettings
@@ -197,37 +196,6 @@ def _validate_registry(registry: Registry, names: Sequence[str]) -> Iterator[Fin
                 f"declare it again, or drop it from the mirror: rhei drop-table {name}",
                 name,
             )
-
-
-def declared_schemas(settings: Settings) -> tuple[list[Table], dict[str, str]]:
-    """Read the declared tables' schemas from the source, and open nothing else.
-
-    Returns:
-        The tables, those that are left out as they were mirrored last; and why these are.
-    """
-    database = open_database(settings)
-    try:
-        options = table_options(settings)
-        registry, faults = known_tables(settings), dict[str, str]()
-        tables: dict[str, Table] = {}
-        for declared in declared_tables(settings, database, registry):
-            known = registry.table(declared.name)
-            kept = known is not None and known.mode is Mode.TEMPORAL and not declared.explicit
-            chosen = options.get(declared.name, TableOptions())
-            schema = known.schema if known else None
-            try:
-                schema = database.read_schema(declared.name, chosen, schema)
-            except Exception as error:
-                fault = own_fault(error, declared.name)
-                if fault is None:
-                    raise
-                faults[declared.name] = str(fault)
-            if schema is not None:
-                table = Table(schema, Mode.TEMPORAL if kept else declared.mode)
-                tables.setdefault(table.name, table)
-        return list(tables.values()), faults
-    finally:
-        database.close()
 
 
 def _open_polling(

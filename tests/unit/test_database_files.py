@@ -108,6 +108,7 @@ def test_no_module_but_the_engines_own_opens_duckdb_or_sqlite() -> None:
     }
     others = {
         "rhei_pipeline/cli/demo.py": "the demo's application",
+        "rhei_pipeline/dagster/resources.py": "a connection that an asset asks for",
         **dict.fromkeys(engines.values()),
     }
     others["rhei_pipeline/mirrors/duckdb/published_copy.py"] = (

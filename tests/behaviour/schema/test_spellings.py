@@ -63,7 +63,8 @@ def test_what_is_declared_of_a_table_in_public_holds_under_both_names(
         # It is a number in the source, and an instant in the mirror.
         assert world.htap.query("select max(made) as m from orders").to_pylist() == [{"m": 60}]
     world.crash()
-    tables, left_out = declared_schemas(world.settings)
+    found = declared_schemas(world.settings)
+    tables, left_out = found.tables, found.faults
     assert ([table.schema for table in tables], left_out) == ([table.schema], {})
     assert not [found for found in validate(world.settings) if found.severity == "error"]
 

@@ -5,31 +5,45 @@ from typing import Any
 
 import dagster as dg
 
-from assets.initial_sync import WRITER_POOL
-from assets.mirrors import mirror_key
-from resources.olap import OlapResource
-from rhei_pipeline import Settings, Table, TableVerification
+from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.resources import OlapResource
+from rhei_pipeline.dagster.translator import Stage
+from rhei_pipeline.model.reports import TableVerification
+from rhei_pipeline.model.schema import Table
 
 
-def lag_checks(tables: Sequence[Table], settings: Settings) -> Sequence[dg.AssetChecksDefinition]:
+def mirror_checks(declaration: Declaration) -> list[dg.AssetChecksDefinition]:
+    """Make the checks of all mirrors."""
+    return [
+        *_lag_checks(declaration),
+        *(_equality_check(declaration, table) for table in declaration.tables),
+    ]
+
+
+def _lag_checks(declaration: Declaration) -> Sequence[dg.AssetChecksDefinition]:
     """Fail when the latest report of a mirror shows more lag than declared."""
+    if not declaration.tables:
+        return []
     return dg.build_metadata_bounds_checks(
-        assets=[mirror_key(table) for table in tables],
+        assets=[declaration.key(Stage.MIRROR, table) for table in declaration.tables],
         metadata_key="lag_ms_max",
-        max_value=settings.schedule.max_lag_seconds * 1000,
+        max_value=declaration.settings.schedule.max_lag_seconds * 1000,
     )
 
 
-def equality_check(table: Table) -> dg.AssetChecksDefinition:
+def _equality_check(declaration: Declaration, table: Table) -> dg.AssetChecksDefinition:
     """Make the check that compares every row of source and mirror at one source state."""
+    names = declaration.names
 
     @dg.asset_check(
-        asset=mirror_key(table),
+        asset=declaration.key(Stage.MIRROR, table),
         name="equals_source",
         description="Every row is equal in source and mirror, compared at one source state.",
-        pool=WRITER_POOL,
+        pool=names.pool,
+        required_resource_keys={names.olap},
     )
-    def equals_source(olap: OlapResource) -> dg.AssetCheckResult:
+    def equals_source(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        olap: OlapResource = getattr(context.resources, names.olap)
         with olap.open() as htap:
             found = htap.verify(table.name).tables[table.name]
         return dg.AssetCheckResult(passed=found.equal, metadata=_metadata(found))

@@ -5,18 +5,14 @@ from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 
-from assets.initial_sync import WRITER_POOL
-from assets.mirrors import mirror_key
-from assets.sources import column_schema, key_parts
-from resources.olap import OlapResource
-from rhei_pipeline import Settings, Table
+from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.names import plain_name
+from rhei_pipeline.dagster.resources import OlapResource
+from rhei_pipeline.dagster.translator import Stage
+from rhei_pipeline.model.schema import Table
+from rhei_pipeline.settings.model import Settings
 
 _TICK = timedelta(microseconds=1)
-
-
-def snapshot_key(table: Table) -> dg.AssetKey:
-    """Return the key of a table's daily snapshots."""
-    return dg.AssetKey(["snapshot", *key_parts(table)])
 
 
 def daily_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
@@ -25,31 +21,26 @@ def daily_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
     return dg.DailyPartitionsDefinition(start_date=start, end_offset=1)
 
 
-def snapshot_asset(table: Table, settings: Settings) -> dg.AssetsDefinition:
-    """Make the asset that keeps one table's daily snapshots."""
+def snapshot_assets(declaration: Declaration) -> list[dg.AssetsDefinition]:
+    """Make an asset for the daily snapshots of each temporal table."""
+    return [_snapshots(declaration, table) for table in declaration.temporal]
 
-    @dg.asset(
-        key=snapshot_key(table),
-        deps=[mirror_key(table)],
-        description=(
-            f"`{table.name}` as it was at the end of each day (UTC), in `snapshot.{table.name}`"
-            " under `snapshot_date`. Today's snapshot is as of now. Any day can be rebuilt from "
-            "history."
-        ),
-        group_name="snapshot",
-        kinds={settings.mirror.kind, "table"},
-        partitions_def=daily_partitions(settings),
+
+def _snapshots(declaration: Declaration, table: Table) -> dg.AssetsDefinition:
+    names, spec = declaration.names, declaration.spec(Stage.SNAPSHOT, table)
+
+    @dg.multi_asset(
+        name=names.named(f"snapshot_{plain_name(table.name)}"),
+        specs=[spec.replace_attributes(skippable=True)],
+        partitions_def=daily_partitions(declaration.settings),
         backfill_policy=dg.BackfillPolicy.single_run(),
-        pool=WRITER_POOL,
-        output_required=False,
-        metadata={
-            "dagster/column_schema": column_schema(table, history=False),
-            "dagster/table_name": f"{settings.mirror.path.stem}.snapshot.{table.name}",
-        },
+        pool=names.pool,
+        required_resource_keys={names.olap},
     )
     def snapshot(
-        context: dg.AssetExecutionContext, olap: OlapResource
+        context: dg.AssetExecutionContext,
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetMaterialization]:
+        olap: OlapResource = getattr(context.resources, names.olap)
         ends = {day: end_of(day) for day in map(date.fromisoformat, context.partition_keys)}
         with olap.open() as htap:
             # A snapshot of today is as of now, so what is pending belongs into it.
@@ -59,19 +50,21 @@ def snapshot_asset(table: Table, settings: Settings) -> dg.AssetsDefinition:
             # Where no day is known, the error says from when on days are.
             rows = htap.snapshot(table.name, known or ends)
         if len(rows) < len(ends):
-            yield from _of_known_days(context, rows, begins)
+            yield from _of_known_days(context, spec.key, rows, begins)
             return
         for day, count in rows.items():
             context.add_asset_metadata(
-                {"dagster/partition_row_count": count}, partition_key=day.isoformat()
+                {"dagster/partition_row_count": count}, spec.key, partition_key=day.isoformat()
             )
-        yield dg.MaterializeResult(metadata={"days": len(rows), "rows": sum(rows.values())})
+        yield dg.MaterializeResult(
+            asset_key=spec.key, metadata={"days": len(rows), "rows": sum(rows.values())}
+        )
 
     return snapshot
 
 
 def _of_known_days(
-    context: dg.AssetExecutionContext, rows: dict[date, int], begins: datetime
+    context: dg.AssetExecutionContext, key: dg.AssetKey, rows: dict[date, int], begins: datetime
 ) -> Iterator[dg.AssetMaterialization]:
     """Report the days there is a snapshot of; the others stay unmaterialized."""
     asked = len(context.partition_keys)
@@ -83,7 +76,7 @@ def _of_known_days(
     )
     for day, count in rows.items():
         yield dg.AssetMaterialization(
-            context.asset_key,
+            key,
             partition=day.isoformat(),
             metadata={
                 "dagster/partition_row_count": count,

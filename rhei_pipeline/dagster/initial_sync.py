@@ -5,59 +5,50 @@ from typing import Any
 
 import dagster as dg
 
-from assets.sources import key_parts, source_key
-from resources.olap import OlapResource
-from rhei_pipeline import CopyReport, RowParity, Settings, Table
-
-#: Whoever writes the mirror's file holds this pool's one slot.
-WRITER_POOL = "olap_writer"
+from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.names import plain_name
+from rhei_pipeline.dagster.resources import OlapResource
+from rhei_pipeline.dagster.translator import Stage
+from rhei_pipeline.model.reports import CopyReport, RowParity
+from rhei_pipeline.model.schema import Table
 
 _PROGRESS_ROWS = 250_000
 
 
-def initial_sync_key(table: Table) -> dg.AssetKey:
-    """Return the key of a table's first copy."""
-    return dg.AssetKey(["initial_sync", *key_parts(table)])
+def initial_sync_assets(declaration: Declaration) -> list[dg.AssetsDefinition]:
+    """Make an asset for the first copy of each table."""
+    return [_initial_sync(declaration, table) for table in declaration.tables]
 
 
-def initial_sync_asset(table: Table, settings: Settings) -> dg.AssetsDefinition:
-    """Make the asset that copies one table."""
+def _initial_sync(declaration: Declaration, table: Table) -> dg.AssetsDefinition:
+    names, spec = declaration.names, declaration.spec(Stage.INITIAL_SYNC, table)
 
-    @dg.asset(
-        key=initial_sync_key(table),
-        deps=[source_key(table)],
-        description=(
-            f"Copies `{table.name}` in short snapshots beside the mirror, applies the changes "
-            "made since, and puts the copy in place. A repeated run applies only the difference, "
-            "so history is kept."
-        ),
-        group_name="initial_sync",
-        kinds={settings.mirror.kind},
-        pool=WRITER_POOL,
+    @dg.multi_asset(
+        name=names.named(f"initial_sync_{plain_name(table.name)}"),
+        specs=[spec],
+        pool=names.pool,
+        required_resource_keys={names.olap},
         check_specs=[
             dg.AssetCheckSpec(
                 "row_parity",
-                asset=initial_sync_key(table),
+                asset=spec.key,
                 blocking=True,
                 description="Source and mirror have the same number of rows at the same watermark.",
             )
         ],
     )
-    def initial_sync(
-        context: dg.AssetExecutionContext, olap: OlapResource
-    ) -> Iterator[dg.MaterializeResult[None]]:
+    def initial_sync(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+        olap: OlapResource = getattr(context.resources, names.olap)
         with olap.open() as htap:
-            report = htap.initial_sync(table.name, _progress(context))
+            report = htap.initial_sync(table.name, Progress(context))
             parity = htap.row_parity(table.name)
         yield dg.MaterializeResult(
-            metadata=_metadata(report, parity), check_results=[parity_result(parity)]
+            asset_key=spec.key,
+            metadata=_metadata(report, parity),
+            check_results=[parity_result(parity, spec.key)],
         )
 
     return initial_sync
-
-
-def _progress(context: dg.AssetExecutionContext) -> "Progress":
-    return Progress(context)
 
 
 class Progress:
@@ -88,9 +79,10 @@ def _metadata(report: CopyReport, parity: RowParity) -> dict[str, Any]:
     }
 
 
-def parity_result(parity: RowParity) -> dg.AssetCheckResult:
-    """Turn a parity into the result of a check."""
+def parity_result(parity: RowParity, key: dg.AssetKey) -> dg.AssetCheckResult:
+    """Turn a parity into the result of a copy's check."""
     return dg.AssetCheckResult(
+        asset_key=key,
         check_name="row_parity",
         passed=parity.equal,
         metadata={

@@ -1,0 +1,83 @@
+"""The declaration as Dagster sees it: settings, the tables they name, and their asset specs."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import dagster as dg
+
+from rhei_pipeline.dagster.names import Names
+from rhei_pipeline.dagster.translator import RheiAsset, RheiTranslator, Stage
+from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.wiring.declared_schemas import declared_schemas
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What all factories of this package take.
+
+    Attributes:
+        settings: The declaration itself.
+        tables: The declared tables, with their schemas as far as these are known.
+        faults: The tables that cannot be followed now, each with the reason and what to do.
+        source_fault: Why the source's catalogue could not be read; the schemas are then those
+            that the mirror was last built with.
+        translator: Makes an asset's spec.
+    """
+
+    settings: Settings
+    tables: tuple[Table, ...]
+    faults: Mapping[str, str]
+    source_fault: str | None
+    translator: RheiTranslator
+
+    @classmethod
+    def of(cls, settings: Settings, translator: RheiTranslator | None = None) -> "Declaration":
+        """Read what the source's catalogue has, within a time limit; never fail because of it.
+
+        Args:
+            settings: The declaration.
+            translator: Makes the assets' specs; left out, `RheiTranslator` does.
+        """
+        found = declared_schemas(settings, settings.schedule.catalog_seconds)
+        for fault in found.faults.values():
+            _log.error("%s; the table is left out until this is fixed", fault)
+        if found.source_fault is not None:
+            _log.error(
+                "%s; the definitions show the schemas that the mirror was last built with",
+                found.source_fault,
+            )
+        return cls(
+            settings,
+            found.tables,
+            found.faults,
+            found.source_fault,
+            translator or RheiTranslator(),
+        )
+
+    @property
+    def names(self) -> Names:
+        """What jobs, sensors, resources and the pool are called."""
+        return Names.of(self.settings)
+
+    @property
+    def temporal(self) -> tuple[Table, ...]:
+        """The tables with history."""
+        return tuple(table for table in self.tables if table.mode is Mode.TEMPORAL)
+
+    def spec(self, stage: Stage, table: Table | None = None) -> dg.AssetSpec:
+        """Return the spec of a table at a stage; of the change stream where no table is given."""
+        return self.translator.get_asset_spec(RheiAsset(stage, self.settings, self.tables, table))
+
+    def key(self, stage: Stage, table: Table | None = None) -> dg.AssetKey:
+        """Return the key of a table at a stage."""
+        return self.spec(stage, table).key
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What is wrong, shown with the code location."""
+        found = {f"left out: {name}": fault for name, fault in self.faults.items()}
+        return found | ({"source": self.source_fault} if self.source_fault else {})

@@ -1,0 +1,73 @@
+"""What an asset's page shows before anything has run: columns, place, key."""
+
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from rhei_pipeline.model.schema import HISTORY_FIELDS, Mode, Table
+from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.sql.text import duckdb_type
+
+if TYPE_CHECKING:
+    from rhei_pipeline.dagster.translator import Stage
+
+
+def static_metadata(stage: "Stage", settings: Settings, table: Table | None) -> dict[str, Any]:
+    """Return the metadata of a table at a stage; no connection string is in it."""
+    if table is None:
+        return {"capture_method": settings.capture_method}
+    if stage.value == "oltp":
+        return {
+            "dagster/column_schema": column_schema(table, history=False),
+            **_source_place(table, settings),
+            "primary_key": ", ".join(table.schema.primary_key),
+        }
+    if stage.value == "mirror":
+        return {
+            "dagster/column_schema": column_schema(table, history=True),
+            "dagster/table_name": f"{settings.mirror.path.stem}.{_mirror_place(table)}",
+            "dagster/storage_kind": settings.mirror.kind,
+            "dagster/uri": settings.mirror.uri,
+        }
+    if stage.value == "snapshot":
+        return {
+            "dagster/column_schema": column_schema(table, history=False),
+            "dagster/table_name": f"{settings.mirror.path.stem}.snapshot.{table.name}",
+        }
+    return {}
+
+
+def _source_place(table: Table, settings: Settings) -> dict[str, str]:
+    if settings.source.kind == "sqlite":
+        file = settings.sqlite_path
+        uri = file.resolve().as_uri()
+        return {"dagster/table_name": f"{file.stem}.main.{table.name}", "dagster/uri": uri}
+    namespace, relation = table.schema.namespace, table.schema.relation
+    return {"dagster/table_name": f"source.{namespace}.{relation}"}
+
+
+def _mirror_place(table: Table) -> str:
+    return f"{table.schema.namespace or 'main'}.{table.schema.mirror_relation}"
+
+
+def column_schema(table: Table, *, history: bool) -> dg.TableSchema:
+    """Describe a table's columns as its mirror has them."""
+    key = table.schema.primary_key
+    versioned = history and table.mode is Mode.TEMPORAL
+    columns = [
+        dg.TableColumn(
+            column.name,
+            duckdb_type(column.type),
+            constraints=dg.TableColumnConstraints(
+                nullable=column.nullable, unique=key == (column.name,) and not versioned
+            ),
+            description="primary key" if column.name in key else None,
+        )
+        for column in table.schema.columns
+    ]
+    if versioned:
+        columns += [
+            dg.TableColumn(field.name, duckdb_type(field.type), description="kept by Rhei")
+            for field in HISTORY_FIELDS
+        ]
+    return dg.TableSchema(columns)

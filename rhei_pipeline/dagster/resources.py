@@ -1,0 +1,194 @@
+"""What may be used: thin factories of connections. Nothing is open until a step opens it.
+
+Every field may be overridden where the definitions are built, or in a run's configuration; the
+whole declaration is then validated with it, before anything is opened.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+import dagster as dg
+import pyarrow as pa
+from pydantic import Field, SecretStr
+
+from rhei_pipeline.dagster.names import Names
+from rhei_pipeline.errors import needs_extra
+from rhei_pipeline.htap import HTAP
+from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.wiring.engine import bridge, unseen_events
+from rhei_pipeline.wiring.source import SourceDatabase, open_database
+
+if TYPE_CHECKING:
+    import psycopg
+
+
+class OltpResource(dg.ConfigurableResource[Any]):
+    """The operational database, where the facts are written. Any field may be a `dg.EnvVar`."""
+
+    declared: dg.ResourceDependency[Settings]
+    kind: str = Field("sqlite", description="What kind of database it is.")
+    path: str = Field("", description="The SQLite file.")
+    dsn: str = Field("", description="PostgreSQL's connection string; empty: as declared.")
+
+    @classmethod
+    def of(cls, settings: Settings) -> "OltpResource":
+        """Take the fields from the declaration."""
+        source = settings.source
+        # A connection string holds a secret: it stays where it was declared.
+        return cls(
+            declared=settings, kind=source.kind, path=str(getattr(source, "path", "")), dsn=""
+        )
+
+    def settings(self) -> Settings:
+        """Return the declaration with this resource's fields in it.
+
+        Raises:
+            SettingsError: The fields do not make sense together.
+        """
+        return self.declared.with_fields({"source": self.section()})
+
+    def section(self) -> dict[str, Any]:
+        """Return the fields that stand above the declaration's `source`."""
+        if self.kind == "sqlite":
+            return {"kind": self.kind, "path": Path(self.path)}
+        return {"kind": self.kind} | ({"dsn": SecretStr(self.dsn)} if self.dsn else {})
+
+    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+        """Run one read-only statement in the operational database; the mirror is not opened."""
+        with self._database() as database:
+            return database.query(sql, params)
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
+        """Run one write in the operational database and commit it; return the rows affected.
+
+        Raises:
+            QueryError: The source is only polled, and so never written.
+        """
+        with self._database() as database:
+            return database.execute(sql, params)
+
+    def connect(self) -> Union[sqlite3.Connection, "psycopg.Connection[Any]"]:
+        """Return a DB-API connection of the source's own driver; the caller closes it."""
+        source = self.settings().source
+        if source.kind == "sqlite":
+            return sqlite3.connect(source.path, timeout=source.busy_timeout_seconds)
+        with needs_extra("postgres", "a PostgreSQL source"):
+            import psycopg
+        return psycopg.connect(source.dsn.get_secret_value())
+
+    @contextmanager
+    def _database(self) -> Iterator[SourceDatabase]:
+        with closing(open_database(self.settings())) as database:
+            yield database
+
+
+class CdcResource(dg.ConfigurableResource[Any]):
+    """The source of changes: how changes of the operational database are captured."""
+
+    oltp: OltpResource
+    method: str = Field("trigger", description="How changes are captured.")
+    batch_rows: int = Field(50_000, description="About how many rows are in memory at once.")
+    prune: bool = Field(
+        default=True, description="Delete changes from the source once no mirror needs them."
+    )
+
+    @classmethod
+    def of(cls, settings: Settings, oltp: OltpResource) -> "CdcResource":
+        """Take the fields from the declaration."""
+        return cls(
+            oltp=oltp,
+            method=settings.capture_method,
+            batch_rows=settings.sync.batch_rows,
+            prune=settings.sync.prune,
+        )
+
+    def settings(self) -> Settings:
+        """Return the declaration with the fields of this resource and of the source in it.
+
+        Raises:
+            SettingsError: The fields do not make sense together.
+        """
+        return self.oltp.declared.with_fields(self.sections())
+
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Return the fields as the declaration's `source`, `capture` and `sync`."""
+        return {
+            "source": self.oltp.section(),
+            "capture": {"method": self.method},
+            "sync": {"batch_rows": self.batch_rows, "prune": self.prune},
+        }
+
+    def pending(self) -> int | None:
+        """Count the events that the mirror has not acknowledged; opens the source only.
+
+        None when nothing was ever synced.
+        """
+        return unseen_events(self.settings())
+
+    def bridge(self) -> int:
+        """Take what is pending into the buffer; the mirror is not opened.
+
+        Returns:
+            How many events were taken.
+
+        Raises:
+            SettingsError: The declaration has no buffer.
+        """
+        return bridge(self.settings())
+
+
+class OlapResource(dg.ConfigurableResource[Any]):
+    """The mirror, and whose changes it follows.
+
+    A mirror has one writing process. So it is opened inside a step, which holds the pool's slot by
+    then, and never when resources are set up.
+    """
+
+    cdc: CdcResource
+    kind: str = Field("duckdb", description="Which engine holds the mirror.")
+    storage: str | None = Field(None, description="How a DataFusion mirror is stored.")
+    path: str = Field(description="The DuckDB file, or the DataFusion mirror's directory.")
+    lock_timeout_seconds: float = Field(30.0, description="How long to wait for another process.")
+
+    @classmethod
+    def of(cls, settings: Settings, cdc: CdcResource) -> "OlapResource":
+        """Take the fields from the declaration."""
+        mirror = settings.mirror
+        return cls(
+            cdc=cdc,
+            kind=mirror.kind,
+            storage=mirror.storage,
+            path=str(mirror.path),
+            lock_timeout_seconds=mirror.lock_timeout_seconds,
+        )
+
+    def settings(self) -> Settings:
+        """Return the declaration with the fields of all three resources in it.
+
+        Raises:
+            SettingsError: The fields do not make sense together.
+        """
+        mirror = {
+            "kind": self.kind,
+            "storage": self.storage,
+            "path": Path(self.path),
+            "lock_timeout_seconds": self.lock_timeout_seconds,
+        }
+        return self.cdc.oltp.declared.with_fields({**self.cdc.sections(), "mirror": mirror})
+
+    @contextmanager
+    def open(self) -> Iterator[HTAP]:
+        """Open source, capture and mirror for the length of a block."""
+        with HTAP(self.settings()) as htap:
+            yield htap
+
+
+def pipeline_resources(settings: Settings) -> dict[str, dg.ConfigurableResource[Any]]:
+    """Make the three resources of a pipeline, by the keys that its assets ask for."""
+    names = Names.of(settings)
+    oltp = OltpResource.of(settings)
+    cdc = CdcResource.of(settings, oltp)
+    return {names.oltp: oltp, names.cdc: cdc, names.olap: OlapResource.of(settings, cdc)}

@@ -1,0 +1,116 @@
+"""The one place where a table becomes an asset: its key, group, kinds, metadata, description."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import dagster as dg
+
+from rhei_pipeline.dagster.descriptions import description
+from rhei_pipeline.dagster.metadata import static_metadata
+from rhei_pipeline.dagster.names import Names, plain_name
+from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.settings.model import Settings
+
+
+class Stage(StrEnum):
+    """The stages that a table passes, in this order; each is a group of assets."""
+
+    SOURCE = "oltp"
+    CHANGES = "cdc"
+    INITIAL_SYNC = "initial_sync"
+    MIRROR = "mirror"
+    SNAPSHOT = "snapshot"
+
+
+#: What each stage is made from. The stream of changes is one asset for all tables.
+_UPSTREAM: dict[Stage, tuple[Stage, ...]] = {
+    Stage.SOURCE: (),
+    Stage.CHANGES: (Stage.SOURCE,),
+    Stage.INITIAL_SYNC: (Stage.SOURCE,),
+    Stage.MIRROR: (Stage.CHANGES, Stage.INITIAL_SYNC),
+    Stage.SNAPSHOT: (Stage.MIRROR,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RheiAsset:
+    """What an asset is made from.
+
+    Attributes:
+        stage: Where on its way a table is.
+        settings: The declaration.
+        tables: All tables of the declaration.
+        table: The table; None at the stage of changes, which is one stream of all tables.
+    """
+
+    stage: Stage
+    settings: Settings
+    tables: Sequence[Table]
+    table: Table | None
+
+
+class RheiTranslator:
+    """Makes the asset spec of a table at each stage.
+
+    Override `get_asset_spec` to give assets other keys, groups, owners, tags or descriptions:
+
+        class Ours(RheiTranslator):
+            def get_asset_spec(self, asset: RheiAsset) -> dg.AssetSpec:
+                return super().get_asset_spec(asset).replace_attributes(owners=["team:data"])
+
+    Another key is followed by all that depends on it.
+    """
+
+    def get_asset_spec(self, asset: RheiAsset) -> dg.AssetSpec:
+        """Return the spec of a table at a stage."""
+        return dg.AssetSpec(
+            self._key(asset),
+            deps=self._upstream(asset),
+            description=description(asset.stage, asset.settings, asset.table),
+            group_name=Names.of(asset.settings).named(asset.stage.value),
+            kinds=self._kinds(asset),
+            skippable=asset.stage is Stage.MIRROR,
+            metadata=static_metadata(asset.stage, asset.settings, asset.table),
+        )
+
+    def _key(self, asset: RheiAsset) -> list[str]:
+        names = Names.of(asset.settings)
+        if asset.table is None:
+            return names.key(asset.stage.value, "changes")
+        return names.key(asset.stage.value, *key_parts(asset.table))
+
+    def _upstream(self, asset: RheiAsset) -> list[dg.AssetKey]:
+        found = []
+        for stage in _UPSTREAM[asset.stage]:
+            if stage is Stage.CHANGES:
+                tables: Sequence[Table | None] = [None]
+            else:
+                tables = asset.tables if asset.table is None else [asset.table]
+            made_from = [replace(asset, stage=stage, table=table) for table in tables]
+            found += [self.get_asset_spec(upstream).key for upstream in made_from]
+        return found
+
+    def _kinds(self, asset: RheiAsset) -> set[str]:
+        if asset.stage is Stage.CHANGES:
+            return {asset.settings.source.kind, "stream"}
+        if asset.stage is Stage.SOURCE:
+            return {asset.settings.source.kind, "table"}
+        mirror = asset.settings.mirror.kind
+        if asset.stage is Stage.INITIAL_SYNC:
+            return {mirror}
+        is_history = asset.stage is Stage.MIRROR and _is_temporal(asset.table)
+        return {mirror, "table"} | ({"scd2"} if is_history else set())
+
+
+def key_parts(table: Table) -> list[str]:
+    """Return a table's name as parts of an asset key, its namespace first where it is told."""
+    schema = table.schema
+    parts = [schema.relation]
+    if schema.namespace is not None and schema.name != schema.relation:
+        parts.insert(0, schema.namespace)
+    return [plain_name(part) for part in parts]
+
+
+def _is_temporal(table: Table | None) -> bool:
+    return table is not None and table.mode is Mode.TEMPORAL
