@@ -34,7 +34,7 @@ def maintenance_jobs(declaration: Declaration) -> list[dg.JobDefinition]:
 
     @dg.job(
         name=names.named("maintenance"),
-        description="Merges the mirror's files. Queries are answered during it, and faster afterwards.",
+        description="Merges the mirror's files. Queries are answered during it.",
         executor_def=dg.in_process_executor,
     )
     def maintenance() -> None:
