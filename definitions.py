@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from assets.delays import delays
 from assets.tables import checks, tables
 from config.settings import load
 from resources.connections import connections
@@ -14,7 +15,7 @@ def build(settings: Settings) -> dg.Definitions:
     """Derive everything from the declaration."""
     declaration = Declaration.of(settings)
     return dg.Definitions(
-        assets=tables(declaration),
+        assets=[*tables(declaration), *delays(declaration)],
         asset_checks=checks(declaration),
         jobs=load_jobs(declaration),
         sensors=sensors(declaration),

@@ -2,12 +2,12 @@
 
 import dagster as dg
 
-from rhei_pipeline.dagster import Declaration, changes_sensors, load_schedules
+from rhei_pipeline.dagster import Declaration, load_schedules, load_sensors
 
 
 def sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
     """Return the sensors of the declaration."""
-    return changes_sensors(declaration)
+    return load_sensors(declaration)
 
 
 def schedules(declaration: Declaration) -> list[dg.ScheduleDefinition]:

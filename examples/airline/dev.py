@@ -38,6 +38,7 @@ def main() -> None:
             remove_data(settings)
             build(address(settings), FIRST_DAY)
         prepare_home()
+        os.environ.setdefault("RHEI__SCHEDULE__WEBSERVER", f"http://127.0.0.1:{PORT}")
         _run(address(settings))
 
 

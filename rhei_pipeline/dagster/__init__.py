@@ -6,7 +6,7 @@
     defs = build_definitions(Settings.load("config/pipeline.yaml"))
 
 Or piece by piece: a `Declaration` goes into `load_assets`, `mirror_checks`, `load_jobs`,
-`changes_sensors`, `load_schedules`, and its settings into `pipeline_resources`. Or in YAML, in a
+`load_sensors`, `load_schedules`, and its settings into `pipeline_resources`. Or in YAML, in a
 `dg` project: `type: rhei_pipeline.dagster.RheiComponent`.
 
 This is the only part of the package that knows Dagster, and nothing else imports it.
@@ -23,6 +23,7 @@ with needs_extra("dagster", "Dagster definitions"):
         load_assets,
         load_jobs,
         load_schedules,
+        load_sensors,
     )
     from rhei_pipeline.dagster.names import Names
     from rhei_pipeline.dagster.resources import (
@@ -31,7 +32,6 @@ with needs_extra("dagster", "Dagster definitions"):
         OltpResource,
         pipeline_resources,
     )
-    from rhei_pipeline.dagster.sensor import changes_sensors
     from rhei_pipeline.dagster.translator import RheiAsset, RheiTranslator, Stage
 
 __all__ = [
@@ -45,10 +45,10 @@ __all__ = [
     "RheiTranslator",
     "Stage",
     "build_definitions",
-    "changes_sensors",
     "load_assets",
     "load_jobs",
     "load_schedules",
+    "load_sensors",
     "mirror_checks",
     "pipeline_resources",
 ]

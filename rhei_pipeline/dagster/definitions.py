@@ -8,6 +8,7 @@ from rhei_pipeline.dagster.initial_sync import initial_sync_assets
 from rhei_pipeline.dagster.jobs import AssetJob, asset_jobs
 from rhei_pipeline.dagster.maintenance import maintenance_jobs, maintenance_schedules
 from rhei_pipeline.dagster.mirrors import sync_session_asset
+from rhei_pipeline.dagster.new_tables import new_tables_sensors
 from rhei_pipeline.dagster.resources import pipeline_resources
 from rhei_pipeline.dagster.sensor import changes_sensors
 from rhei_pipeline.dagster.snapshot_schedule import snapshot_schedules
@@ -34,7 +35,7 @@ def build_definitions(
         assets=load_assets(declaration),
         asset_checks=mirror_checks(declaration),
         jobs=load_jobs(declaration),
-        sensors=changes_sensors(declaration),
+        sensors=load_sensors(declaration),
         schedules=load_schedules(declaration),
         resources=pipeline_resources(settings),
         metadata=declaration.metadata,
@@ -59,3 +60,8 @@ def load_jobs(declaration: Declaration) -> list[AssetJob]:
 def load_schedules(declaration: Declaration) -> list[dg.ScheduleDefinition]:
     """Return the schedules: yesterday's snapshot, the nightly maintenance of files."""
     return [*snapshot_schedules(declaration), *maintenance_schedules(declaration)]
+
+
+def load_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
+    """Return the sensors: pending changes open a session, new tables ask for a reload."""
+    return [*changes_sensors(declaration), *new_tables_sensors(declaration)]

@@ -185,6 +185,12 @@ class OlapResource(dg.ConfigurableResource[Any]):
         with HTAP(self.settings()) as htap:
             yield htap
 
+    @contextmanager
+    def reader(self) -> Iterator[HTAP]:
+        """Open the mirror to query it, also while another process keeps it."""
+        with HTAP(self.settings()) as htap:
+            yield htap
+
 
 def pipeline_resources(settings: Settings) -> dict[str, dg.ConfigurableResource[Any]]:
     """Make the three resources of a pipeline, by the keys that its assets ask for."""

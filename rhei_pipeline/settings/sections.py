@@ -389,6 +389,11 @@ class ScheduleSettings(_Section):
         description="How long the source may take to show its tables when definitions are loaded."
         " After that they show the schemas that the mirror was last built with.",
     )
+    webserver: str | None = Field(
+        None,
+        description="Dagster's webserver, such as http://127.0.0.1:3000: it is asked to reload the"
+        " code location when a table appears in the source. Left out: a sensor says so.",
+    )
     snapshots_from: date = Field(
         date(2024, 1, 1), description="The first day of the daily snapshots, in UTC."
     )
