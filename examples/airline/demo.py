@@ -81,7 +81,7 @@ def _play(settings: rhei.Settings, kind: str) -> None:
     with _step("Daily snapshot") as tell:
         today = datetime.now(UTC).date().isoformat()
         _materialize(definitions, instance, [["snapshot", "flights"]], partition=today)
-        tell(f"snapshot.flights, {today}")
+        tell(f"snapshot.flights, {today} so far")
     _prove(settings, halfway)
 
 

@@ -30,11 +30,17 @@ def description(stage: "Stage", settings: Settings, table: Table | None) -> str:
         ),
         "mirror": _mirror(table),
         "snapshot": (
-            f"`{table.name}` as it was at the end of each day (UTC), in `snapshot.{table.name}`"
-            " under `snapshot_date`. Today's snapshot is as of now. Any day can be rebuilt from "
-            "history."
+            f"`{table.name}` as it was at the end of each {_window(settings)}"
+            f" ({settings.schedule.time_zone}), in `snapshot.{table.name}` under `snapshot_date`."
+            " Any can be rebuilt from history. The present one is as of now, and counts as taken "
+            "once it is over."
         ),
     }[stage.value]
+
+
+def _window(settings: Settings) -> str:
+    window = settings.schedule.snapshot_window
+    return "day" if window == "0 0 * * *" else f"window (`{window}`)"
 
 
 def _mirror(table: Table) -> str:

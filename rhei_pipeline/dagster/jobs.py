@@ -46,6 +46,7 @@ def _snapshot_jobs(declaration: Declaration) -> list[AssetJob]:
             description="Takes a snapshot of every temporal table as of the end of a day. Can be "
             "backfilled for any days.",
             executor_def=dg.in_process_executor,
+            run_tags={"dagster/max_retries": "2"},
         )
     ]
 

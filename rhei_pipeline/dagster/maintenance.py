@@ -53,9 +53,9 @@ def maintenance_schedules(declaration: Declaration) -> list[dg.ScheduleDefinitio
             name=names.named("nightly_maintenance"),
             job_name=names.named("maintenance"),
             cron_schedule=f"0 {declaration.settings.schedule.maintenance_hour} * * *",
-            execution_timezone="UTC",
+            execution_timezone=declaration.settings.schedule.time_zone,
             default_status=dg.DefaultScheduleStatus.RUNNING,
-            description="Merges the mirror's files at night, in UTC.",
+            description="Merges the mirror's files at night.",
         )
     ]
 

@@ -1,94 +1,223 @@
-"""Temporal tables as of each day: re-derived from history, so any past day can be rebuilt."""
+"""Temporal tables as of each day: re-derived from history, so any past day can be rebuilt.
 
-from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+A day may be any window of a day or longer. Its snapshot shows the last instant of the window.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
 
 import dagster as dg
+import pyarrow.parquet as pq
 
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.names import plain_name
 from rhei_pipeline.dagster.resources import OlapResource
 from rhei_pipeline.dagster.translator import Stage
-from rhei_pipeline.model.schema import Table
+from rhei_pipeline.htap import HTAP
+from rhei_pipeline.model.schema import VALID_FROM, Table
 from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.sql.text import mirror_table, quote
 
 _TICK = timedelta(microseconds=1)
+#: Which side is asked.
+_MIRROR: Literal["olap"] = "olap"
+#: A window and a day of changed clocks: what is looked back to for the latest closed one.
+_LOOK_BACK = timedelta(days=2)
 
 
-def daily_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
-    """Return the days there are snapshots of, today's unfinished one included."""
-    start = settings.schedule.snapshots_from.isoformat()
-    return dg.DailyPartitionsDefinition(start_date=start, end_offset=1)
+def snapshot_windows(settings: Settings) -> dg.TimeWindowPartitionsDefinition:
+    """Return the windows there are snapshots of, the present unfinished one included."""
+    schedule = settings.schedule
+    return dg.TimeWindowPartitionsDefinition(
+        start=schedule.snapshots_from.isoformat(),
+        fmt="%Y-%m-%d",
+        timezone=schedule.time_zone,
+        cron_schedule=schedule.snapshot_window,
+        end_offset=1,
+    )
 
 
 def snapshot_assets(declaration: Declaration) -> list[dg.AssetsDefinition]:
-    """Make an asset for the daily snapshots of each temporal table."""
+    """Make an asset for the snapshots of each temporal table."""
     return [_snapshots(declaration, table) for table in declaration.temporal]
+
+
+def _follows_its_mirror() -> Any:  # noqa: ANN401  (Dagster exports no name for its type)
+    """Ask for the latest closed window once it is over, where automation is switched on."""
+    latest = dg.AutomationCondition.in_latest_time_window
+    closed_last = latest(_LOOK_BACK) & ~latest()
+    missing = closed_last & dg.AutomationCondition.missing()
+    return missing.newly_true() & ~dg.AutomationCondition.any_deps_missing()
 
 
 def _snapshots(declaration: Declaration, table: Table) -> dg.AssetsDefinition:
     names, spec = declaration.names, declaration.spec(Stage.SNAPSHOT, table)
+    windows = snapshot_windows(declaration.settings)
 
     @dg.multi_asset(
         name=names.named(f"snapshot_{plain_name(table.name)}"),
-        specs=[spec.replace_attributes(skippable=True)],
-        partitions_def=daily_partitions(declaration.settings),
+        specs=[
+            spec.replace_attributes(
+                # A translator may give another condition.
+                automation_condition=spec.automation_condition or _follows_its_mirror(),
+                skippable=True,
+            )
+        ],
+        partitions_def=windows,
         backfill_policy=dg.BackfillPolicy.single_run(),
         pool=names.pool,
         required_resource_keys={names.olap},
     )
-    def snapshot(
-        context: dg.AssetExecutionContext,
-    ) -> Iterator[dg.MaterializeResult[None] | dg.AssetMaterialization]:
+    def snapshot(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         olap: OlapResource = getattr(context.resources, names.olap)
-        ends = {day: end_of(day) for day in map(date.fromisoformat, context.partition_keys)}
+        asked = [SnapshotWindow.of(windows, key) for key in context.partition_keys]
         with olap.open() as htap:
-            # A snapshot of today is as of now, so what is pending belongs into it.
-            htap.sync_now()
-            begins = htap.known_since(table.name)
-            known = {day: end for day, end in ends.items() if end >= begins}
-            # Where no day is known, the error says from when on days are.
-            rows = htap.snapshot(table.name, known or ends)
-        if len(rows) < len(ends):
-            yield from _of_known_days(context, spec.key, rows, begins)
-            return
-        for day, count in rows.items():
-            context.add_asset_metadata(
-                {"dagster/partition_row_count": count}, spec.key, partition_key=day.isoformat()
-            )
-        yield dg.MaterializeResult(
-            asset_key=spec.key, metadata={"days": len(rows), "rows": sum(rows.values())}
-        )
+            taking = _Taking(htap, table, olap.settings().schedule.snapshot_files)
+            taken = taking.take(asked)
+        yield from _events(context, spec.key, taken)
 
     return snapshot
 
 
-def _of_known_days(
-    context: dg.AssetExecutionContext, key: dg.AssetKey, rows: dict[date, int], begins: datetime
-) -> Iterator[dg.AssetMaterialization]:
-    """Report the days there is a snapshot of; the others stay unmaterialized."""
-    asked = len(context.partition_keys)
-    context.log.warning(
-        "history begins at %s: %d of the %d days ended before that and have no snapshot",
-        begins.isoformat(),
-        asked - len(rows),
-        asked,
-    )
-    for day, count in rows.items():
-        yield dg.AssetMaterialization(
-            key,
-            partition=day.isoformat(),
-            metadata={
-                "dagster/partition_row_count": count,
-                "history_known_from": begins.isoformat(),
-            },
+@dataclass(frozen=True, slots=True)
+class SnapshotWindow:
+    """A snapshot's window of time; `end` is exclusive."""
+
+    key: str
+    start: datetime
+    end: datetime
+
+    @classmethod
+    def of(cls, windows: dg.TimeWindowPartitionsDefinition, key: str) -> "SnapshotWindow":
+        """Return the window of a partition."""
+        found = windows.time_window_for_partition_key(key)
+        return cls(key, found.start, found.end)
+
+    @property
+    def day(self) -> date:
+        """The day under which the snapshot is stored: the one on which the window begins."""
+        return date.fromisoformat(self.key)
+
+    @property
+    def last_instant(self) -> datetime:
+        """The instant that the snapshot shows; while the window is open, that is the present.
+
+        Never this machine's present: the source's clock, which dates versions, may be ahead of it.
+        """
+        return self.end - _TICK
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """The snapshots of a run.
+
+    Attributes:
+        closed: The metadata of those that nothing changes any more, by partition.
+        open: The same of a window that is not over yet.
+        before_history: The windows of which nothing is known.
+        begins: When history begins.
+    """
+
+    closed: Mapping[str, dict[str, Any]]
+    open: Mapping[str, dict[str, Any]]
+    before_history: tuple[str, ...]
+    begins: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class _Taking:
+    """Takes the snapshots of one table."""
+
+    htap: HTAP
+    table: Table
+    files: Path | None
+
+    def take(self, asked: list[SnapshotWindow]) -> _Taken:
+        """Sync, then store the rows as of the end of each window.
+
+        Raises:
+            Failure: The table is left out of the sync, so nobody knows whether a window is over.
+        """
+        name = self.table.name
+        # What is pending belongs into the window that it was committed in.
+        report = self.htap.sync_now().tables.get(name)
+        if report is None or report.as_of is None:
+            reason = "it is not synced" if report is None else report.error
+            raise dg.Failure(f"table {name!r} is left out: {reason}", allow_retries=False)
+        begins = self.htap.known_since(name)
+        known = [window for window in asked if window.last_instant >= begins]
+        # Where no window is known, the error says from when on they are.
+        rows = self.htap.snapshot(
+            name, {window.day: window.last_instant for window in known or asked}
+        )
+        told = {window.key: self._metadata(window, rows, report.watermark) for window in known}
+        if self.files is not None:
+            for window in known:
+                told[window.key]["file"] = dg.MetadataValue.path(self._write(window, self.files))
+        over = {window.key for window in known if window.end <= report.as_of}
+        return _Taken(
+            {key: values for key, values in told.items() if key in over},
+            {key: values for key, values in told.items() if key not in over},
+            tuple(window.key for window in asked if window not in known),
+            begins,
         )
 
+    def _metadata(
+        self, window: SnapshotWindow, rows: Mapping[date, int], watermark: int | None
+    ) -> dict[str, Any]:
+        changes = self.htap.query(
+            f"select count(*) as n from {mirror_table(self.table.schema)}"
+            f" where {VALID_FROM} >= ? and {VALID_FROM} < ?",
+            (window.start, window.end),
+            hint=_MIRROR,
+        )
+        return {
+            "dagster/partition_row_count": rows[window.day],
+            "versions_begun": changes["n"][0].as_py(),
+            "watermark": watermark or 0,
+        }
 
-def end_of(day: date) -> datetime:
-    """Return the last instant of a day in UTC; while the day is not over, that shows the present.
+    def _write(self, window: SnapshotWindow, files: Path) -> str:
+        """Write beside the file and rename over it: a reader sees the old one or the new one."""
+        name = self.table.schema.snapshot_name
+        found = self.htap.query(
+            f"select * from snapshot.{quote(name)} where snapshot_date = ?",
+            (window.day,),
+            hint=_MIRROR,
+        )
+        file = files / plain_name(name) / f"{window.key}.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_suffix(".part")
+        pq.write_table(found, beside)
+        beside.replace(file)
+        return str(file)
 
-    Never this machine's present: the source's clock, which dates versions, may be ahead of it.
-    """
-    start = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    return start + timedelta(days=1) - _TICK
+
+def _events(
+    context: dg.AssetExecutionContext, key: dg.AssetKey, taken: _Taken
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Report the windows that are over as materialized, and no other."""
+    begins = taken.begins.isoformat()
+    for window, values in taken.open.items():
+        context.log.info("window %s is not over yet: its snapshot is of the present", window)
+        context.log_event(dg.AssetObservation(key, partition=window, metadata=values))
+    if taken.before_history:
+        context.log.warning(
+            "history begins at %s: %d of the windows ended before that and have no snapshot (%s)",
+            begins,
+            len(taken.before_history),
+            ", ".join(taken.before_history[:3]),
+        )
+    if taken.open or taken.before_history:
+        # A result would report all partitions of the run.
+        for window, values in taken.closed.items():
+            told = {**values, "history_known_from": begins}
+            context.log_event(dg.AssetMaterialization(key, partition=window, metadata=told))
+        return
+    for window, values in taken.closed.items():
+        context.add_asset_metadata(values, key, partition_key=window)
+    rows = sum(values["dagster/partition_row_count"] for values in taken.closed.values())
+    yield dg.MaterializeResult(asset_key=key, metadata={"windows": len(taken.closed), "rows": rows})

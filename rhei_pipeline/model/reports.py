@@ -70,6 +70,7 @@ class TableReport:
         lag_seconds: How old the oldest change was when it became visible; 0 without changes.
         copied_rows: Rows read by an initial sync that was part of this one.
         error: Why the table was left out, when it was.
+        as_of: The source's clock when the state that the table now shows was read.
     """
 
     table: str
@@ -82,6 +83,7 @@ class TableReport:
     lag_seconds: float = 0.0
     copied_rows: int = 0
     error: str | None = None
+    as_of: datetime | None = None
 
     @property
     def changed(self) -> int:

@@ -215,6 +215,7 @@ class Settings(BaseSettings):
                 "source": source,
                 "capture": self.capture.anchored(directory),
                 "mirror": self.mirror.anchored(directory),
+                "schedule": self.schedule.anchored(directory),
                 "local": self.local
                 and self.local.model_copy(update={"path": directory / self.local.path}),
                 "registry": self.registry.model_copy(

@@ -4,6 +4,7 @@ import re
 from datetime import date
 from pathlib import Path
 from typing import Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     BaseModel,
@@ -20,6 +21,8 @@ from rhei_pipeline.model.polling import Clock, PollOptions, parse_deletes
 from rhei_pipeline.model.schema import Mode, parse_type
 
 _MEMORY = ":memory:"
+#: A cron expression that ticks once a day at most.
+_WINDOW = re.compile(r"[0-5]?\d ([01]?\d|2[0-3])( [\d*/,A-Za-z-]+){3}")
 _OBJECT_URL = re.compile(r"(s3|gs):/+(.+)")
 
 
@@ -394,15 +397,63 @@ class ScheduleSettings(_Section):
         description="Dagster's webserver, such as http://127.0.0.1:3000: it is asked to reload the"
         " code location when a table appears in the source. Left out: a sensor says so.",
     )
+    time_zone: str = Field(
+        "UTC", description="The time zone in which days end and schedules tick, such as Asia/Tokyo."
+    )
     snapshots_from: date = Field(
-        date(2024, 1, 1), description="The first day of the daily snapshots, in UTC."
+        date(2024, 1, 1), description="The first day of the snapshots, in the time zone."
+    )
+    snapshot_window: str = Field(
+        "0 0 * * *",
+        description="When a snapshot's window ends and the next begins, as a cron expression of a"
+        " day or longer: '0 0 * * *' for days, '0 0 * * 1' for weeks from Monday, '0 6 1 * *' for"
+        " months from the first at 06:00.",
+    )
+    snapshot_rebuild: int = Field(
+        0, ge=0, description="How many of the latest windows are taken again each night."
+    )
+    snapshot_files: Path | None = Field(
+        None,
+        description="A directory to which each snapshot is also written, as"
+        " <table>/<window>.parquet. Left out: snapshots are in the mirror only.",
     )
     maintenance_hour: int = Field(
-        3, ge=0, le=23, description="The hour, in UTC, at which a mirror's small files are merged."
+        3,
+        ge=0,
+        le=23,
+        description="The hour, in the time zone, at which a mirror's small files are merged.",
     )
     snapshot_hour: int = Field(
         1,
         ge=0,
         le=23,
-        description="The hour, in UTC, at which the snapshot of the day before is taken.",
+        description="The hour, in the time zone, at which the snapshot of the window that has"
+        " ended is taken.",
     )
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError(
+                f"unknown time zone {name!r}: use a name such as 'Europe/Berlin' or 'UTC'"
+            ) from error
+        return name
+
+    @field_validator("snapshot_window")
+    @classmethod
+    def _whole_days(cls, window: str) -> str:
+        if not _WINDOW.fullmatch(window):
+            raise ValueError(
+                f"{window!r} is no window of a day or longer: give minute and hour as numbers and"
+                " three more fields, such as '0 0 * * *'; of other instants, ask 'rhei as-of'"
+            )
+        return window
+
+    def anchored(self, directory: Path) -> Self:
+        """Return the same section with a relative directory resolved against another."""
+        if self.snapshot_files is None:
+            return self
+        return self.model_copy(update={"snapshot_files": directory / self.snapshot_files})

@@ -130,8 +130,10 @@ def _apply_one_state(  # noqa: PLR0913  (the seams, the pace, and who is told)
             reports = {}
             if tables:
                 mirror.confirm()
+        clock = snapshot.clock
     waited = time.monotonic() - started
-    return _unchanged(tables, mirror.ledger(), {n: _later(r, waited) for n, r in reports.items()})
+    reports = {name: _later(report, waited) for name, report in reports.items()}
+    return _with_unchanged(tables, mirror.ledger(), reports, clock)
 
 
 def _apply_all(
@@ -458,15 +460,16 @@ def _later(report: TableReport, seconds: float) -> TableReport:
     return replace(report, lag_seconds=report.lag_seconds + seconds) if report.events else report
 
 
-def _unchanged(
-    tables: Iterable[Table], ledger: Ledger, reports: Mapping[str, TableReport]
+def _with_unchanged(
+    tables: Iterable[Table], ledger: Ledger, reports: Mapping[str, TableReport], clock: datetime
 ) -> dict[str, TableReport]:
-    """Report the tables without changes beside the others."""
-    return {
+    """Report the tables without changes beside the others, all as of the same source state."""
+    found = {
         table.name: reports.get(table.name)
         or TableReport(table.name, watermark=_order(ledger, table.name))
         for table in tables
     }
+    return {name: replace(report, as_of=clock) for name, report in found.items()}
 
 
 def _order(ledger: Ledger, table: str) -> int | None:

@@ -251,51 +251,6 @@ def test_a_sensor_whose_source_is_gone_fails_by_name(
         repository.get_sensor_def("pending_changes").evaluate_tick(context)
 
 
-def test_a_backfill_of_days_rebuilds_them_in_one_run(
-    settings: Settings, instance: dg.DagsterInstance
-) -> None:
-    run(settings, instance, "initial_sync/orders")
-    days = [(datetime.now(UTC) - timedelta(days=back)).date() for back in (2, 1, 0)]
-    tags = {
-        "dagster/asset_partition_range_start": days[0].isoformat(),
-        "dagster/asset_partition_range_end": days[-1].isoformat(),
-    }
-    for _ in range(2):
-        result = run(settings, instance, "snapshot/orders", tags=tags)
-        assert result.success
-    found = mirror(settings, "select snapshot_date, count(*) as n from snapshot.orders group by 1")
-    assert found == [{"snapshot_date": days[-1], "n": 2}]
-    # Nothing was known before today: those days are not said to be done.
-    done = instance.get_materialized_partitions(dg.AssetKey(["snapshot", "orders"]))
-    assert done == {days[-1].isoformat()}
-
-
-def test_a_day_before_the_first_copy_fails_and_says_from_when_on_days_are_known(
-    settings: Settings, instance: dg.DagsterInstance
-) -> None:
-    run(settings, instance, "initial_sync/orders")
-    today = datetime.now(UTC).date()
-    unknown = (today - timedelta(days=2)).isoformat()
-    with pytest.raises(rhei.RheiError, match=f"choose days from {today} on"):
-        run(settings, instance, "snapshot/orders", partition_key=unknown)
-    assert not instance.get_materialized_partitions(dg.AssetKey(["snapshot", "orders"]))
-    assert run(settings, instance, "snapshot/orders", partition_key=today.isoformat()).success
-
-
-def test_the_schedule_asks_for_the_day_before(
-    settings: Settings, instance: dg.DagsterInstance
-) -> None:
-    repository = build(settings).get_repository_def()
-    schedule = repository.get_schedule_def("daily_snapshot")
-    at = datetime.now(UTC).replace(hour=1, minute=0, second=0, microsecond=0)
-    with dg.build_schedule_context(
-        instance=instance, scheduled_execution_time=at, repository_def=repository
-    ) as context:
-        (request,) = schedule.evaluate_tick(context).run_requests or ()
-    yesterday = (at - timedelta(days=1)).date().isoformat()
-    assert request.tags["dagster/partition"] == yesterday
-
-
 def test_a_table_that_is_not_there_is_named_and_the_others_load(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:

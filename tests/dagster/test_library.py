@@ -229,7 +229,8 @@ def test_a_component_loads_a_declaration_from_yaml(tmp_path: Path) -> None:
         with sandbox.load_component_and_build_defs(defs_path=folder) as (component, definitions):
             assert isinstance(component, RheiComponent)
             assert "mirror/orders" in keys(definitions)
-            olap = dict(definitions.resources or {})["olap"]
+            olap = dict(definitions.resources or {}).get("olap")
+            assert isinstance(olap, OlapResource)
             assert Path(olap.path) == folder / "mirror.duckdb"
 
 
@@ -242,7 +243,7 @@ def test_resources_serve_any_asset(tmp_path: Path) -> None:
     def both_sides(oltp: OltpResource, olap: OlapResource) -> None:
         assert oltp.execute("insert into orders values (?, ?)", (2, "paid")) == 1
         connection = oltp.connect()
-        found["driver"] = connection.execute("select count(*) from orders").fetchone()[0]
+        found["driver"] = connection.execute("select count(*) from orders").fetchall()[0][0]
         connection.close()
         found["source"] = oltp.query("select count(*) as n from orders").to_pylist()
         found["pending"] = olap.cdc.pending()
