@@ -1,0 +1,77 @@
+"""The Dagster page: its Python loads, its YAML is accepted, what it names is there."""
+
+import re
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._config import validate_config
+from dagster._core.instance.config import dagster_instance_config_schema
+
+import rhei_pipeline.dagster
+from rhei_pipeline import Settings
+
+PROJECT = Path(__file__).parents[2]
+PAGE = (PROJECT / "docs" / "dagster.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
+@pytest.mark.parametrize("code", blocks("python"))
+def test_the_python_of_the_page_loads(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "pipeline.yaml").write_text(
+        "source: {path: app.db}\nmirror: {path: mirror.duckdb}\ntables: [{name: orders}]\n"
+    )
+    made: dict[str, object] = {}
+    exec(compile(code, "docs/dagster.md", "exec"), made)  # noqa: S102  (the page is ours)
+    definitions = made.get("defs")
+    if definitions is not None:
+        assert isinstance(definitions, dg.Definitions)
+        dg.Definitions.validate_loadable(definitions)
+        keys = {
+            key.to_user_string() for key in definitions.resolve_asset_graph().get_all_asset_keys()
+        }
+        assert any(key.endswith("mirror/orders") for key in keys)
+
+
+def test_the_yaml_of_the_page_is_accepted() -> None:
+    component, mirror, *_ = map(yaml.safe_load, blocks("yaml"))
+    assert component["type"] == "rhei_pipeline.dagster.RheiComponent"
+    assert rhei_pipeline.dagster.RheiComponent(**component["attributes"])
+    assert Settings(source={"path": "app.db"}, **mirror).mirror.published is not None
+
+
+def test_the_files_of_a_deployment_fit_together() -> None:
+    deploy = PROJECT / "deploy"
+    for name in re.findall(r"`(deploy/[\w./]+)`", PAGE):
+        assert (PROJECT / name).exists()
+    services = yaml.safe_load((deploy / "compose.yaml").read_text())["services"]
+    assert services.keys() == {"storage", "code", "webserver", "daemon"}
+    given = services["code"]["environment"].keys()
+    workspace = yaml.safe_load((deploy / "workspace.yaml").read_text())
+    server = workspace["load_from"][0]["grpc_server"]
+    assert server["host"]["env"] in given
+    assert f"-p {server['port']} " in services["code"]["command"]
+    instance = yaml.safe_load((deploy / "dagster.yaml").read_text())
+    assert instance["storage"]["postgres"]["postgres_url"]["env"] in given
+    copied = re.findall(r"^COPY (.*) \S+$", (deploy / "Dockerfile").read_text(), flags=re.MULTILINE)
+    for name in " ".join(copied).split():
+        assert (PROJECT / name).exists()
+    units = sorted(path.stem for path in (deploy / "systemd").glob("*.service"))
+    assert units == ["rhei-code", "rhei-daemon", "rhei-webserver"]
+
+
+@pytest.mark.parametrize("file", ["dagster.yaml", "deploy/dagster.yaml"])
+def test_the_settings_of_an_instance_are_known_to_dagster(file: str) -> None:
+    found = yaml.safe_load((PROJECT / file).read_text())
+    found.pop("storage", None)  # its module is installed where it is used
+    schema = dagster_instance_config_schema()
+    assert validate_config(schema, found).success
