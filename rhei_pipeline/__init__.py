@@ -12,6 +12,7 @@ from rhei_pipeline.errors import (
     BufferDamagedError,
     BufferFullError,
     CaptureError,
+    ChangesLostError,
     HiddenRowsError,
     MirrorBusyError,
     MirrorDamagedError,
@@ -35,6 +36,7 @@ from rhei_pipeline.errors import (
     TransientError,
 )
 from rhei_pipeline.htap import HTAP, open  # noqa: A004  (rhei.open is the public name)
+from rhei_pipeline.model.change_feed import ChangePosition, ChangeStream, TableChanges
 from rhei_pipeline.model.changes import (
     ChangeBatch,
     DeadLetter,
@@ -109,7 +111,10 @@ __all__ = [
     "CaptureSettings",
     "ChangeBatch",
     "ChangeLog",
+    "ChangePosition",
     "ChangeSource",
+    "ChangeStream",
+    "ChangesLostError",
     "Column",
     "CopyReport",
     "CopyStatus",
@@ -169,6 +174,7 @@ __all__ = [
     "SyncSettings",
     "SyncStatus",
     "Table",
+    "TableChanges",
     "TableFailedError",
     "TableReport",
     "TableSchema",

@@ -13,10 +13,12 @@ from types import MappingProxyType
 from typing import Protocol, TypeGuard, runtime_checkable
 
 from rhei_pipeline.model.changes import DeadLetter, Position
+from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.reports import DamagedFile
 from rhei_pipeline.model.schema import Table, TableSchema
 from rhei_pipeline.protocols import (
     ChangeSource,
+    Mirror,
     MirrorRecords,
     Rescan,
     SourcePositions,
@@ -106,6 +108,26 @@ class RepairsFiles(Protocol):
 
     def gaps_until(self, table: Table) -> datetime | None:
         """Return until when a history may have gaps, because a repair lost files; None: no gaps."""
+
+
+@runtime_checkable
+class KeepsFeed(Protocol):
+    """A mirror that knows in which order a temporal table's versions came to it."""
+
+    def feed(self, table: Table) -> FeedState | None:
+        """Return which state of the table's history it holds; None if it lacks the table."""
+
+    def instant_text(self, microseconds: int) -> str:
+        """Write an instant, counted from 1970, in the mirror's SQL."""
+
+
+class TellsChanges(KeepsFeed, Mirror, Protocol):
+    """A mirror that can be asked what changed."""
+
+
+def tells_changes(mirror: Mirror) -> TypeGuard[TellsChanges]:
+    """Return whether a mirror can be asked what changed."""
+    return issubclass(type(mirror), KeepsFeed)
 
 
 def rescan_due(snapshot: SourcePositions, table: Table, after: Position) -> Rescan:

@@ -23,7 +23,8 @@
         |   `-- MirrorDamagedError     a file of the mirror is damaged or missing
         |-- TableFailedError           a table could not be read or applied, for no known reason
         |-- QueryError                 a query cannot be run as asked
-        |   `-- QueryLimitError          a query takes more time or memory than one may
+        |   |-- QueryLimitError          a query takes more time or memory than one may
+        |   `-- ChangesLostError         what changed since a consumer's position is not known
         `-- MissingExtraError          an optional package is not installed
 
 A message names the thing first and never holds a row's values or a secret; the hint says what to
@@ -168,6 +169,10 @@ class QueryError(PermanentError):
 
 class QueryLimitError(QueryError):
     """A query takes more time or memory than one may; whichever side is asked, it would."""
+
+
+class ChangesLostError(QueryError):
+    """What changed since a consumer's position is not known; the whole table is."""
 
 
 class MissingExtraError(PermanentError):

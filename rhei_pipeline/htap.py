@@ -8,7 +8,9 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
+from rhei_pipeline.changes.consume import After, OnLost
 from rhei_pipeline.errors import PermanentError, QueryError, SchemaError
+from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
 from rhei_pipeline.model.reports import (
     CopyReport,
     DropReport,
@@ -309,8 +311,6 @@ class HTAP:
             QueryError: The table keeps no history, its history begins later, or the instant has
                 no time zone.
         """
-        if instant.tzinfo is None:
-            raise QueryError("the instant has no time zone", hint="give one, such as UTC")
         found = self._engine.pipeline.mirrored(table)
         rows = time_travel.as_of(found, instant, self._engine.mirror)
         left = self._engine.pipeline.not_followed
@@ -319,6 +319,50 @@ class HTAP:
     def known_since(self, table: str) -> datetime:
         """Return when a temporal table's history begins; earlier states are unknown."""
         return time_travel.known_since(self._engine.pipeline.mirrored(table), self._engine.mirror)
+
+    def changes(self, table: str, after: After = None, on_lost: OnLost = "raise") -> TableChanges:
+        """Return what was inserted, updated and deleted in a temporal table since a position.
+
+        Nothing is lost and nothing comes twice, whatever happens to syncs between two calls: each
+        begins where the one before ended. A row that changed more than once has one change, from
+        what it was at the position to what it is now; one that is again as it was has none.
+
+        Args:
+            table: A temporal table.
+            after: The `position` of the answer before, or its text; an instant, for what differs
+                from the table as it was then; None for the whole table.
+            on_lost: Where what changed since the position is not known: `raise` an error, or
+                answer with the whole table, a `snapshot`.
+
+        Raises:
+            ChangesLostError: The position is of another history: the table was dropped and copied
+                again, the mirror was put back from a backup, or a repair changed the past itself.
+            QueryError: The table keeps no history, its history begins after the instant, or the
+                position is none.
+        """
+        found = self._engine.pipeline.mirrored(table)
+        return time_travel.changes(found, after, self._engine.mirror, on_lost)
+
+    def stream_changes(
+        self, table: str, after: After = None, rows: int = 50_000, on_lost: OnLost = "raise"
+    ) -> ChangeStream:
+        """Return the same as `changes`, in batches of about so many rows."""
+        found = self._engine.pipeline.mirrored(table)
+        return time_travel.stream_changes(found, after, self._engine.mirror, rows, on_lost)
+
+    def diff(self, table: str, a: datetime, b: datetime) -> pa.Table:
+        """Return what differs in a temporal table from one instant to another, by key.
+
+        Returns:
+            `_rhei_operation` (I, U or D), the columns at `b` (of a deleted row its key alone),
+            `_rhei_changed_at`, and `_rhei_old_<column>` with the values at `a`. A row that is the
+            same at both is left out, whatever it was meanwhile.
+
+        Raises:
+            QueryError: The table keeps no history, or it begins after one of the instants.
+        """
+        found = self._engine.pipeline.mirrored(table)
+        return time_travel.diff(found, a, b, self._engine.mirror)
 
     def verify(self, table: str | None = None) -> VerifyReport:
         """Sync, then compare every row of source and mirror at one source state."""

@@ -6,9 +6,11 @@ A way out is known by its text, with `{}` for what is filled in.
 
 #: By its text, the test that meets the error and then does what it says.
 FOLLOWED = {
+    "'rhei changes' shows what they tell": "tests/behaviour/history/test_changes.py::test_no_query_reads_the_record_of_changes",
     "add '--keep-as NAME' to keep the history under another name, or '--discard-history'": "tests/behaviour/history/test_kept_past.py::test_history_is_dropped_only_when_it_is_said",
     "add one and run 'alter table ... replica identity default', or name a unique key without nulls as 'primary_key' and run 'alter table ... replica identity full'": "tests/behaviour/faults/test_ways_out.py::test_the_log_of_a_table_that_lost_its_key_needs_no_step_that_is_not_named_at_first",
     "another process holds a long write transaction; it is tried again": "tests/behaviour/faults/test_bad_input.py::test_a_locked_source_is_told_and_nothing_is_lost",
+    "ask a mirror of kind 'duckdb' or 'datafusion'": "tests/behaviour/history/test_changes.py::test_a_mirror_of_ones_own_that_keeps_no_order_says_so",
     "ask without the hint 'olap': the source then answers; or leave such rows out with 'between date '1700-01-01' and date '2200-01-01''": "tests/behaviour/postgres/test_values.py::test_a_computed_infinite_date_is_answered_or_refused_with_a_way_out",
     "correct mirror.path, or move {} away, with '{}.wal' if it exists": "tests/behaviour/faults/test_ways_out.py::test_what_stands_in_the_way_is_moved_and_the_next_sync_goes_on",
     "create a unique index over these columns and declare them not null": "tests/behaviour/rows/test_keyless_rows.py::test_a_chosen_key_that_may_be_null_is_refused_and_its_way_out_works",
@@ -20,6 +22,7 @@ FOLLOWED = {
     "give '--keep-as NAME' or '--discard-history'": "tests/behaviour/history/test_kept_past.py::test_history_is_dropped_only_when_it_is_said",
     "give another name after '--keep-as'": "tests/behaviour/history/test_kept_past.py::test_history_is_dropped_only_when_it_is_said",
     "give one of them another 'mirror_name' under 'tables'": "tests/behaviour/schema/test_mirror_names.py::test_a_name_that_is_taken_leaves_its_table_out_and_mirror_name_gives_it_one",
+    "give the position that an earlier answer of 'changes' had, whole": "tests/behaviour/history/test_changes.py::test_what_cannot_be_answered_names_its_way_out",
     "give this pipeline a mirror.path of its own; if the database was moved, run 'rhei adopt', and the mirror follows it from then on": "tests/behaviour/mirrors/test_ownership.py::test_a_polled_database_that_was_moved_is_refused_until_it_is_adopted",
     "give this user write access to {}, or delete it": "tests/behaviour/mirrors/test_last_commit.py::test_a_note_that_cannot_be_opened_is_named_with_the_way_out",
     "have its owner run: {}": "tests/behaviour/postgres/test_grants.py::test_a_publication_that_others_keep_is_never_touched",
@@ -36,6 +39,7 @@ FOLLOWED = {
     "restore what is missing, or run 'rhei sync', which brings it up to date": "tests/behaviour/mirrors/test_damaged_files.py::test_a_duckdb_log_that_is_lost_is_named_and_sync_brings_the_mirror_up",
     "run 'alter role <user> bypassrls', or connect as a user without such a policy": "tests/behaviour/postgres/test_ddl.py::test_row_security_that_hides_rows_is_named_until_the_user_bypasses_it",
     "stop any other process that writes the mirror; if the mirror's files were restored, delete {} too: it is published again": "tests/behaviour/mirrors/test_delta.py::test_a_table_that_is_ahead_of_the_mirror_is_named",
+    "take the whole table afresh, with on_lost='snapshot' or without a position, and replace what was read before": "tests/behaviour/history/test_changes.py::test_a_position_of_a_history_that_was_dropped_is_refused_and_the_whole_table_taken",
     "the changes that it held are applied now: sync again to read the rest": "tests/behaviour/capture/test_buffer.py::test_a_backlog_larger_than_the_limit_goes_through_while_the_mirror_is_there",
     "use letters, digits, '_' and '-' after '--keep-as'": "tests/behaviour/history/test_kept_past.py::test_history_is_dropped_only_when_it_is_said",
     "use the hint 'olap' to read what its mirror still holds, declare it again, or drop it from the mirror with 'rhei drop-table {}'": "tests/behaviour/history/test_kept_past.py::test_a_table_that_left_the_declaration_is_named_and_answers_no_more",

@@ -290,11 +290,14 @@ def _versions(states: _States, starts: np.ndarray, schema: TableSchema) -> Versi
             OPERATION: pa.array(operation[opened].tolist(), pa.string()),
         }
     )
+    ended = chosen(states.rows.select([LOCATOR, CHANGED_AT, *schema.primary_key]), closed)
     closings = pa.table(
         {
-            LOCATOR: states.rows[LOCATOR].filter(pa.array(closed)),
+            LOCATOR: ended[LOCATOR],
+            VALID_FROM: ended[CHANGED_AT],
             VALID_TO: _as_instants(ends[closed]),
             DELETED: pa.array(ended_by_delete[closed]),
+            **{name: ended[name] for name in schema.primary_key},
         }
     )
     return Versions(

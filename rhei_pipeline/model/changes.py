@@ -211,8 +211,8 @@ class Versions:
     """The changes of one batch of events to a temporal table.
 
     Attributes:
-        closings: Open versions that end: the mirror's own locator column, `_rhei_valid_to`, and
-            `_rhei_deleted` (true when no version follows).
+        closings: Open versions that end: the mirror's own locator column, `_rhei_valid_from`,
+            `_rhei_valid_to`, `_rhei_deleted` (true when no version follows), and the key.
         openings: Versions to append, with the mirror's columns; ended ones carry `_rhei_valid_to`.
         inserted, updated, deleted: Rows that really changed.
     """

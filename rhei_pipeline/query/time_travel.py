@@ -1,33 +1,32 @@
-"""A temporal table as of an instant: when its history begins, and its columns then."""
+"""A temporal table as of an instant, its snapshots, and what changed."""
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 
 import pyarrow as pa
 
+from rhei_pipeline.capabilities import TellsChanges, tells_changes
+from rhei_pipeline.changes import consume
+from rhei_pipeline.changes.consume import After, OnLost
+from rhei_pipeline.changes.history import history_of, refuse_naive
 from rhei_pipeline.errors import QueryError
-from rhei_pipeline.model.progress import AsOf, Past
-from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
+from rhei_pipeline.model.progress import AsOf
+from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Table
 from rhei_pipeline.protocols import Mirror
-from rhei_pipeline.sql.text import listed, mirror_table, quote
-
-_BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
-_AFTER_ALL = datetime.max.replace(tzinfo=UTC)
+from rhei_pipeline.sql.text import listed, mirror_table
 
 
 def as_of(table: Table, instant: datetime, mirror: Mirror) -> pa.Table:
     """Return a table's rows as they were at an instant, with the columns it had.
 
     Raises:
-        QueryError: The table keeps no history, or its history begins later.
+        QueryError: The table keeps no history, its history begins later, or the instant has no
+            time zone.
     """
-    known = _known(table, mirror)
-    if instant < known.begins_at:
-        raise QueryError(
-            f"its history begins at {known.begins_at.isoformat()}",
-            table=table.name,
-            hint="give a later timestamp; earlier states were never recorded",
-        )
+    refuse_naive(instant)
+    known = history_of(table, mirror)
+    known.refuse_unknown(instant)
     return mirror.query(
         f"select {listed(known.columns(instant))} from {mirror_table(table.schema)}"
         f" where {VALID_FROM} <= $1 and ({VALID_TO} is null or {VALID_TO} > $1)",
@@ -41,7 +40,7 @@ def known_since(table: Table, mirror: Mirror) -> datetime:
     Raises:
         QueryError: The table keeps no history, or was never copied.
     """
-    return _known(table, mirror).begins_at
+    return history_of(table, mirror).begins_at
 
 
 def snapshot(table: Table, instants: Mapping[date, datetime], mirror: Mirror) -> dict[date, int]:
@@ -53,7 +52,7 @@ def snapshot(table: Table, instants: Mapping[date, datetime], mirror: Mirror) ->
     Raises:
         QueryError: The table keeps no history, or its history begins after one of the days.
     """
-    known = _known(table, mirror)
+    known = history_of(table, mirror)
     unknown = sorted(day for day, instant in instants.items() if instant < known.begins_at)
     if unknown:
         first = known.begins_at.astimezone(UTC)
@@ -68,45 +67,27 @@ def snapshot(table: Table, instants: Mapping[date, datetime], mirror: Mirror) ->
         return transaction.write_snapshots(table, days)
 
 
-class _Known:
-    """What is known of a table's history."""
-
-    def __init__(self, table: Table, begins_at: datetime, left: Mapping[str, datetime]) -> None:
-        self._table, self._left = table, left
-        self.begins_at = begins_at
-
-    def columns(self, instant: datetime) -> tuple[str, ...]:
-        """Return the present columns, then those that were dropped after the instant."""
-        gone = (name for name, left_at in self._left.items() if instant < left_at)
-        return (*self._table.schema.names, *gone)
+def changes(table: Table, after: After, mirror: Mirror, on_lost: OnLost) -> TableChanges:
+    """Return what changed since a position; see `HTAP.changes`."""
+    return consume.changes(table, after, _telling(mirror), on_lost)
 
 
-def _known(table: Table, mirror: Mirror) -> _Known:
-    if table.mode is not Mode.TEMPORAL:
-        raise QueryError("it keeps no history", table=table.name, hint="declare 'mode: temporal'")
-    past = mirror.past(table)
-    if past is None:
+def stream_changes(
+    table: Table, after: After, mirror: Mirror, rows: int, on_lost: OnLost
+) -> ChangeStream:
+    """Return what changed since a position in batches; see `HTAP.stream_changes`."""
+    return consume.stream_changes(table, after, _telling(mirror), rows, on_lost)
+
+
+def diff(table: Table, a: datetime, b: datetime, mirror: Mirror) -> pa.Table:
+    """Return what differs between two instants; see `HTAP.diff`."""
+    return consume.diff(table, a, b, _telling(mirror))
+
+
+def _telling(mirror: Mirror) -> TellsChanges:
+    if not tells_changes(mirror):
         raise QueryError(
-            "it is not copied yet", table=table.name, hint="run 'rhei sync', which copies it"
+            "this mirror does not know in which order versions came to it",
+            hint="ask a mirror of kind 'duckdb' or 'datafusion'",
         )
-    left = {name: at or _last_seen(table, name, mirror) for name, at in past.left.items()}
-    return _Known(table, past.begins_at or _first_seen(table, past, mirror), left)
-
-
-def _first_seen(table: Table, past: Past, mirror: Mirror) -> datetime:
-    """Return when history begins in a mirror that is older than that record."""
-    found = mirror.query(f"select min({VALID_FROM}) as first from {mirror_table(table.schema)}")
-    first: datetime | None = found["first"][0].as_py()
-    return first or past.recorded_at or _AFTER_ALL
-
-
-def _last_seen(table: Table, column: str, mirror: Mirror) -> datetime:
-    """Return until when rows had a value in a column whose removal was not recorded."""
-    found = mirror.query(
-        f"select count(*) as rows_, count({VALID_TO}) as ended, max({VALID_TO}) as last"
-        f" from {mirror_table(table.schema)} where {quote(column)} is not null"
-    ).to_pylist()[0]
-    if found["rows_"] > found["ended"]:
-        return _AFTER_ALL
-    last: datetime | None = found["last"]
-    return last or _BEFORE_ALL
+    return mirror

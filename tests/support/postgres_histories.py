@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from rhei_pipeline.model.reports import VerifyReport
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.testing.oracle import Dated, Expected, State, by_key
+from tests.support.consumer import Consumer
 from tests.support.fix_postgres import PostgresWorld
 
 TABLES = ("items", "pairs", "sales.child")
+_PACES = (("items", 1), ("items", 3), ("pairs", 2), ("sales.child", 1))
 KEYS = {"items": ("id",), "pairs": ("a", "b"), "sales.child": ("id",)}
 SCHEMA = (
     "create schema if not exists sales",
@@ -198,6 +200,11 @@ class Play:
     other: psycopg.Connection[Any]
     expected: dict[str, Expected] = field(default_factory=lambda: {t: Expected() for t in TABLES})
     states: list[tuple[datetime, dict[str, Dated]]] = field(default_factory=list)
+    #: Who reads the changes of a temporal table, and at each how-many-th check.
+    consumers: tuple[tuple[Consumer, int], ...] = field(
+        default_factory=lambda: tuple((Consumer(t, KEYS[t]), p) for t, p in _PACES)
+    )
+    checks: int = 0
 
     def run(self, actions: list[Write | Spoiling | Work | Migration]) -> None:
         """Play all; the mirror is as expected after each piece of work, and in the end."""
@@ -315,6 +322,16 @@ class Play:
                 if letter["table_name"] == table
             }
             assert named == set(expected.now.unfit), (table, named)
+        if self.world.mode == "temporal":
+            self._consume()
+
+    def _consume(self) -> None:
+        """Whoever reads changes alone, now and then, has what the mirror holds."""
+        self.checks += 1
+        for consumer, pace in self.consumers:
+            if self.checks % pace == 0:
+                consumer.read(self.world.htap)
+                consumer.check(self.world.present(consumer.table))
 
     def _check_verification(self, report: VerifyReport) -> None:
         """Nothing differs but what does not fit."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 from rhei_pipeline.errors import MirrorDamagedError, MirrorError
 from rhei_pipeline.mirrors.datafusion.checksums import Checksum
 from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.feed_state import FEED_PREFIX
 from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
 from rhei_pipeline.model.schema import (
     HISTORY_FIELDS,
@@ -126,6 +127,8 @@ class StoredTable:
         left: Columns that the source no longer has, and when that was noticed.
         gaps_until: Versions that ended before this may lack their successors: files were lost.
         built: What it was built for; None if it is older than this field.
+        newest: The latest instant at which one of its versions begins or ends, in microseconds;
+            None if there is none, or it is older than this field.
     """
 
     namespace: str | None
@@ -136,6 +139,7 @@ class StoredTable:
     left: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
     gaps_until: datetime | None = None
     built: TableShape | None = None
+    newest: int | None = None
 
     @property
     def is_mirrored(self) -> bool:
@@ -180,7 +184,7 @@ class Manifest:
 
     def name_of(self, table: StoredTable) -> str:
         """Return the source's name of a table, or of the table it was derived from."""
-        relation = table.relation.removeprefix(COPY_PREFIX)
+        relation = table.relation.removeprefix(COPY_PREFIX).removeprefix(FEED_PREFIX)
         if table.built is not None and table.is_mirrored:
             return table.built.name
         if table.namespace is None or table.namespace == SNAPSHOTS:
@@ -302,6 +306,7 @@ def _table(table: StoredTable) -> dict[str, Any]:
         "left": {name: at.isoformat() for name, at in table.left.items()},
         "gaps_until": table.gaps_until.isoformat() if table.gaps_until else None,
         "built": _built(table.built),
+        "newest": table.newest,
     }
 
 
@@ -324,6 +329,7 @@ def _read_table(form: dict[str, Any]) -> StoredTable:
         left=MappingProxyType({name: datetime.fromisoformat(at) for name, at in left.items()}),
         gaps_until=datetime.fromisoformat(until) if (until := form.get("gaps_until")) else None,
         built=_read_built(form.get("built")),
+        newest=form.get("newest"),
     )
 
 

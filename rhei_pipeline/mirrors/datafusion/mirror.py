@@ -8,7 +8,7 @@ import logging
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorDamagedError, MirrorError, RheiError
 from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS, is_open
+from rhei_pipeline.mirrors.datafusion.feed import instant_text, read_feed, without_positions
 from rhei_pipeline.mirrors.datafusion.files import Files, MemoryFiles, aside
 from rhei_pipeline.mirrors.datafusion.formats import Format, Ipc, Parquet
 from rhei_pipeline.mirrors.datafusion.local_files import LocalFiles
@@ -38,6 +39,7 @@ from rhei_pipeline.mirrors.datafusion.session import (
 )
 from rhei_pipeline.mirrors.datafusion.transaction import FileTransaction
 from rhei_pipeline.model.cancellation import Cancel
+from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.progress import Ledger, Past
 from rhei_pipeline.model.query_limits import gathered
 from rhei_pipeline.model.reports import DamagedFile, MaintenanceReport
@@ -46,6 +48,7 @@ from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.sql.text import mirror_table
 
 if TYPE_CHECKING:
+    from rhei_pipeline.changes.feed import FeedEnd
     from rhei_pipeline.mirrors.datafusion.delta import DeltaTables
     from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
 
@@ -109,6 +112,7 @@ class DataFusionMirror:
         self._reading: Counter[int] = Counter()
         self._delta = delta or _delta_tables(storage)
         self._closed = False
+        self._feeds: Mapping[str, FeedEnd] = {}
         self._damage: MirrorDamagedError | None = None
         try:
             self._manifest = self._begin()
@@ -177,7 +181,7 @@ class DataFusionMirror:
         with self._lock, self._undoing():
             base = self._manifest
             transaction = FileTransaction(
-                base, self._store, lambda sql: self._session.query(sql, (), base)
+                base, self._store, lambda sql: self._session.query(sql, (), base), self._feeds
             )
             try:
                 yield transaction
@@ -189,6 +193,7 @@ class DataFusionMirror:
                 self._store.discard()
             else:
                 self._commit(manifest)
+                self._feeds = transaction.feeds.ends()
 
     def maintain(self, max_rows: int = MAINTENANCE_ROWS) -> MaintenanceReport:
         """Merge small segments into large ones, and rewrite those with many deleted rows.
@@ -229,6 +234,8 @@ class DataFusionMirror:
             healed = healing.of(base)
             if healing.found:
                 self._set_aside(healing)
+                healed = without_positions(healed, table, self._store)
+                self._feeds = {}
                 self._commit(
                     replace(healed, version=base.version + 1, committed_at=datetime.now(UTC))
                 )
@@ -285,6 +292,7 @@ class DataFusionMirror:
             yield
         except BaseException:
             # Whether the manifest has appeared, or yet will, only the files can tell.
+            self._feeds = {}
             self._store.leave()
             newest, _ = self._manifests.newest_whole()
             if newest is not None and newest.version > self._manifest.version:
@@ -373,6 +381,16 @@ class DataFusionMirror:
         """Return what is recorded of a temporal table's history; None if it is not mirrored yet."""
         self._refuse_closed()
         return past_of(self._manifest, table)
+
+    def feed(self, table: Table) -> FeedState | None:
+        """Return which state of a temporal table's history this is; None if there is no table."""
+        self._refuse_unusable()
+        with self._held() as manifest:
+            return read_feed(manifest, table, self._session)
+
+    def instant_text(self, microseconds: int) -> str:
+        """Write an instant in the mirror's SQL."""
+        return instant_text(microseconds)
 
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return open dead letters: table_name, key, column_name, reason, captured_at."""

@@ -1,20 +1,29 @@
 """Reads a mirror of files from any process, while another process writes it."""
 
 from contextlib import ExitStack
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import pyarrow as pa
 
-from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.changes import consume
+from rhei_pipeline.changes.consume import After, OnLost
+from rhei_pipeline.errors import MirrorError, SchemaError
+from rhei_pipeline.mirrors.datafusion.feed import instant_text, read_feed
 from rhei_pipeline.mirrors.datafusion.files import Files
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest
 from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
 from rhei_pipeline.mirrors.datafusion.mirror import FORMATS, RETAINED_MANIFESTS, open_files
+from rhei_pipeline.mirrors.datafusion.past import past_of
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.datafusion.session import Params, ReadingSession
-from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.model.change_feed import TableChanges
+from rhei_pipeline.model.feed_state import FeedState
+from rhei_pipeline.model.progress import Ledger, Past
+from rhei_pipeline.model.schema import Table, nearest
 
 if TYPE_CHECKING:
     from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
@@ -82,6 +91,42 @@ class MirrorReader:
             QueryError: Not one read-only statement, or DataFusion refuses it.
         """
         return self._session.query(sql, params, self._manifest)
+
+    def changes(self, table: str, after: After = None, on_lost: OnLost = "raise") -> TableChanges:
+        """Return what changed in a temporal table up to this state; see `HTAP.changes`.
+
+        Raises:
+            ChangesLostError: What changed since the position is not known. A position that is
+                newer than this state is such a one: `refresh` first.
+        """
+        return consume.changes(self._table(table), after, self, on_lost)
+
+    def diff(self, table: str, a: datetime, b: datetime) -> pa.Table:
+        """Return what differs in a temporal table between two instants; see `HTAP.diff`."""
+        return consume.diff(self._table(table), a, b, self)
+
+    def past(self, table: Table) -> Past | None:
+        """Return what is recorded of a temporal table's history in this state."""
+        return past_of(self._manifest, table)
+
+    def feed(self, table: Table) -> FeedState | None:
+        """Return which state of a temporal table's history this is."""
+        return read_feed(self._manifest, table, self._session)
+
+    def instant_text(self, microseconds: int) -> str:
+        """Write an instant in the mirror's SQL."""
+        return instant_text(microseconds)
+
+    def _table(self, name: str) -> Table:
+        """Return a table by its name in the source, with the columns that it has now."""
+        tables = [own for own in self._manifest.tables.values() if own.is_mirrored]
+        for stored in tables:
+            found = stored.as_mirrored()
+            if name in {found.name, f"{stored.namespace}.{stored.relation}", stored.relation}:
+                present = tuple(c for c in found.schema.columns if c.name not in stored.left)
+                return replace(found, schema=replace(found.schema, columns=present))
+        names = [stored.as_mirrored().name for stored in tables]
+        raise SchemaError("it is not in the mirror", table=name, hint=nearest(name, names))
 
     def refresh(self) -> None:
         """Move to the newest state."""

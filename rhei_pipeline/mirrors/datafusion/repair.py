@@ -26,6 +26,7 @@ from rhei_pipeline.mirrors.datafusion.manifest import (
     StoredTable,
 )
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, index_place
+from rhei_pipeline.model.feed_state import FEED_PREFIX
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.reports import DamagedFile
 from rhei_pipeline.model.schema import HISTORY_FIELDS, VALID_TO, Mode, Table
@@ -61,6 +62,12 @@ class TableRepair:
         ):
             if name in tables:
                 tables[name] = self._healed(tables[name], manifest)
+        feed = mirror_table(self.table.schema, FEED_PREFIX)
+        if feed in tables and self._damaged(self.store.table_files(tables[feed])):
+            self._note(
+                self.store.table_files(tables.pop(feed)),
+                "consumers of the table's changes take the whole table afresh",
+            )
         copies = dict(manifest.ledger.copies)
         copy = mirror_table(self.table.schema, COPY_PREFIX)
         if copy in tables and self._damaged(self.store.table_files(tables[copy])):

@@ -37,6 +37,7 @@ from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredT
 from rhei_pipeline.mirrors.datafusion.parameters import numbered_placeholders
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.model.cancellation import Cancel
+from rhei_pipeline.model.feed_state import FEED_PREFIX
 from rhei_pipeline.model.query_limits import whole
 from rhei_pipeline.model.schema import INSTANT, OPERATION, RESERVED_PREFIX, VALID_TO
 from rhei_pipeline.model.semantics import Translated
@@ -315,10 +316,15 @@ def _words(sql: str) -> set[str]:
 
 
 def _refuse_hidden(sql: str) -> None:
-    """Refuse the files' own tables, which hold rows that were removed since."""
+    """Refuse the files' own tables, which hold rows that were removed since, and the feeds."""
     # In the text, not in its tokens: DataFusion's are its own, and a name has no escapes.
     if _SEGMENTS in sql.lower():
         raise QueryError(f"schema {_SEGMENTS!r} is not for reading", hint="read the tables")
+    if FEED_PREFIX in sql.lower():
+        raise QueryError(
+            f"tables that begin with {FEED_PREFIX!r} are the mirror's housekeeping",
+            hint="'rhei changes' shows what they tell",
+        )
 
 
 def streamed(frame: DataFrame, cancel: Cancel) -> Iterator[pa.RecordBatch]:
@@ -394,7 +400,7 @@ def _views(manifest: Manifest) -> Iterator[tuple[str, StoredTable]]:
     shown = [
         table
         for table in manifest.tables.values()
-        if not table.relation.startswith(RESERVED_PREFIX)
+        if not table.relation.startswith(RESERVED_PREFIX) or table.relation.startswith(FEED_PREFIX)
     ]
     taken = {(table.namespace or _MAIN, table.relation) for table in shown}
     for table in shown:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.changes.compaction import key_codes
+from rhei_pipeline.changes.feed import FeedEnd
 from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeated
 from rhei_pipeline.errors import MirrorDamagedError, MirrorError, RheiError, SchemaError
 from rhei_pipeline.mirrors.datafusion import dead_letters as dead
@@ -20,6 +21,7 @@ from rhei_pipeline.mirrors.datafusion.diff import (
     present_repeats,
 )
 from rhei_pipeline.mirrors.datafusion.digests import key_hashes, table_digests
+from rhei_pipeline.mirrors.datafusion.feed import FileFeeds
 from rhei_pipeline.mirrors.datafusion.manifest import (
     COPY_PREFIX,
     SNAPSHOTS,
@@ -75,14 +77,18 @@ class FileTransaction:
     store: SegmentStore
     #: Runs a query on the committed state; None where nobody is to ask.
     ask: Callable[[str], pa.Table] | None = None
+    #: What the feeds of temporal tables came to before; of the tables for which that is known.
+    known_feeds: Mapping[str, FeedEnd] = field(default_factory=lambda: MappingProxyType({}))
     _tables: dict[str, WriteBuffer] = field(default_factory=dict)
     _dropped: set[str] = field(default_factory=set)
     _watermarks: dict[str, Watermark] = field(default_factory=dict)
     _copies: dict[str, CopyProgress] = field(default_factory=dict)
     _letters: pa.Table | None = None
     _letters_changed: bool = False
+    feeds: FileFeeds = field(init=False)
 
     def __post_init__(self) -> None:
+        self.feeds = FileFeeds(self.base, self.store, self._tables, self._dropped, self.known_feeds)
         self._watermarks = dict(self.base.ledger.watermarks)
         self._copies = dict(self.base.ledger.copies)
 
@@ -101,7 +107,7 @@ class FileTransaction:
             self.base,
             version=self.base.version + 1,
             committed_at=now,
-            tables=MappingProxyType(tables),
+            tables=MappingProxyType(self.feeds.reached(tables)),
             ledger=self.ledger(),
             letters=kept,
         )
@@ -168,6 +174,7 @@ class FileTransaction:
     def supersede(self, table: Table, versions: Versions) -> None:
         """End versions, then append the new ones."""
         buffer = self._buffer(table)
+        self.feeds.note(table, versions)
         if versions.closings.num_rows:
             _close(buffer, table, versions.closings)
         ended = pc.is_valid(versions.openings[VALID_TO]).to_numpy()
@@ -261,12 +268,14 @@ class FileTransaction:
             SchemaDriftError: A temporal table's history does not fit the new types.
         """
         name = mirror_table(table.schema)
-        self._follow_case(table.schema)
+        self._follow_case(table)
         if self._stands(name):
             standing = self._buffer(table)
             if not outgrown(standing, table):
                 self._tables[name] = fit(standing, table, self.store, _append_versions)
                 note_columns(self._tables[name], table, at)
+                if table.mode is Mode.TEMPORAL:
+                    self.feeds.fit(table)
                 return None
         copy = self._drop_copy(table)
         copy.move(table.schema.namespace, table.schema.mirror_relation)
@@ -275,6 +284,7 @@ class FileTransaction:
             since = pa.scalar(at, INSTANT).cast(pa.int64()).as_py()
             copy.fix({VALID_FROM: since, OPERATION: Operation.INSERT.value})
             copy.date(at, {})
+            self.feeds.born(table, since)
         copy.build_for(TableShape(table.name, table.schema.primary_key))
         self._tables[name] = copy
         return copy.count()
@@ -287,10 +297,15 @@ class FileTransaction:
             too_many = places[1:][keys[1:] == keys[:-1]]
             buffer.remove(too_many)
             return Counts(deleted=len(too_many))
-        return Counts(deleted=_end_overlapping(buffer, table, places, keys))
+        self.feeds.begin(table)
+        ended = _end_overlapping(buffer, table, places, keys)
+        if ended:
+            self.feeds.lose(table)
+        return Counts(deleted=ended)
 
-    def _follow_case(self, schema: TableSchema) -> None:
+    def _follow_case(self, table: Table) -> None:
         """Rename a table whose name changed its case, in a source without schemas."""
+        schema = table.schema
         for old, stored in self.base.tables.items():
             alike = stored.relation.lower() == schema.mirror_relation.lower()
             if alike and stored.is_mirrored and stored.relation != schema.mirror_relation:
@@ -300,6 +315,7 @@ class FileTransaction:
                 buffer.move(None, schema.mirror_relation)
                 self._tables[mirror_table(schema)] = buffer
                 self._dropped.add(old)
+                self.feeds.move(stored, table)
                 self._watermarks.pop(stored.relation, None)
                 self._copies.pop(stored.relation, None)
                 self._letters = dead.rename(self._kept(), stored.relation, schema.name)
@@ -319,6 +335,7 @@ class FileTransaction:
             self._set_aside(mirror_table(schema), mirror_table(kept), table, kept)
             days = replace(kept, namespace=SNAPSHOTS)
             self._set_aside(_snapshots(schema), _snapshots(kept), table, days)
+        self.feeds.drop(table)
         for name in (mirror_table(schema), _snapshots(schema), mirror_table(schema, COPY_PREFIX)):
             self._tables.pop(name, None)
             self._dropped.add(name)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
@@ -25,6 +25,7 @@ from rhei_pipeline.errors import (
     without_values,
 )
 from rhei_pipeline.mirrors.duckdb.damage import cause, damage_of, first_line, is_damage
+from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds, instant_text, read_feed
 from rhei_pipeline.mirrors.duckdb.housekeeping import prepare, read_ledger, read_owner
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit
 from rhei_pipeline.mirrors.duckdb.past import read_past
@@ -35,6 +36,7 @@ from rhei_pipeline.mirrors.duckdb.tables import in_utc, read_tables, table_exist
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from rhei_pipeline.mirrors.locking import WriterLock
 from rhei_pipeline.model.cancellation import Cancel
+from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.progress import Ledger, Past
 from rhei_pipeline.model.query_limits import gathered, whole
 from rhei_pipeline.model.reports import MaintenanceReport
@@ -42,6 +44,9 @@ from rhei_pipeline.model.schema import VALID_TO, Mode, Table
 from rhei_pipeline.model.semantics import Translated
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.sql.text import mirror_table
+
+if TYPE_CHECKING:
+    from rhei_pipeline.changes.feed import FeedEnd
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +99,7 @@ class DuckDBMirror:
         self._lock = threading.Lock()
         self._guard = DuckDBGuard()
         self._ledger: Ledger | None = None
+        self._feeds: Mapping[str, FeedEnd] = {}
         self._default_namespace = False
         self._closed = False
         with ExitStack() as opened:
@@ -165,8 +171,9 @@ class DuckDBMirror:
         with self._lock, translated(self.path):
             self._connection.execute("begin transaction")
             records = ProgressRecords(self._connection, self._ledger)
+            feeds = DuckDBFeeds(self._connection, self._feeds)
             try:
-                yield DuckDBTransaction(self._connection, records)
+                yield DuckDBTransaction(self._connection, records, feeds)
                 if not trial:
                     records.write()
                     committed = records.ledger()
@@ -174,11 +181,11 @@ class DuckDBMirror:
                         self._last.blank()
                 self._connection.execute("rollback" if trial else "commit")
             except BaseException:
-                self._ledger = None
+                self._ledger, self._feeds = None, {}
                 _roll_back(self._connection)
                 raise
             if not trial:
-                self._ledger = committed
+                self._ledger, self._feeds = committed, feeds.ends()
                 self._older = None
                 if self._last is not None:
                     self._last.note(self.mirror_id, self.ledger())
@@ -301,6 +308,16 @@ class DuckDBMirror:
         """Return what is recorded of a temporal table's history; None if it is not mirrored yet."""
         with translated(self.path), self._cursor() as cursor:
             return read_past(cursor, table) if table_exists(cursor, table) else None
+
+    def feed(self, table: Table) -> FeedState | None:
+        """Return which state of a temporal table's history this is; None if there is no table."""
+        with translated(self.path), self._cursor() as cursor:
+            cursor.execute("begin transaction read only")
+            return read_feed(cursor, table)
+
+    def instant_text(self, microseconds: int) -> str:
+        """Write an instant in the mirror's SQL."""
+        return instant_text(microseconds)
 
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return open dead letters: table_name, key, column_name, reason, captured_at."""

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeated
 from rhei_pipeline.mirrors.duckdb.drop import drop_table
+from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds
 from rhei_pipeline.mirrors.duckdb.housekeeping import write_letters, write_owner
 from rhei_pipeline.mirrors.duckdb.past import write_snapshots
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
@@ -24,7 +25,7 @@ from rhei_pipeline.model.changes import (
     Versions,
 )
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
-from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.model.schema import INSTANT, OPERATION, VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.sql.text import listed, literal, matching, mirror_table, quote
 
 _STAGED = "temp._rhei_staged"
@@ -41,11 +42,15 @@ class DuckDBTransaction:
     Args:
         connection: In that transaction.
         records: The recorded progress; to be written before the transaction commits.
+        feeds: The order in which versions of temporal tables came.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, records: ProgressRecords) -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, records: ProgressRecords, feeds: DuckDBFeeds
+    ) -> None:
         self._connection = connection
         self._records = records
+        self._feeds = feeds
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as this transaction sees it."""
@@ -141,6 +146,7 @@ class DuckDBTransaction:
     def supersede(self, table: Table, versions: Versions) -> None:
         """Close versions by their row ids, then append the new ones."""
         name = mirror_table(table.schema)
+        self._feeds.note(table, versions)
         if versions.closings.num_rows:
             with self._registered("_rhei_closings", versions.closings):
                 # Two statements: changing one column is cheaper, and most closings change one.
@@ -248,6 +254,11 @@ class DuckDBTransaction:
         adopted = adopt_copy(self._connection, table, at)
         if adopted is not None:
             self._records.forget_copy(table.name)
+        if table.mode is Mode.TEMPORAL:
+            if adopted is None:
+                self._feeds.fit(table)
+            else:
+                self._feeds.born(table, pa.scalar(at, INSTANT).cast(pa.int64()).as_py())
         return adopted
 
     def _has_another_spelling(self, name: str) -> bool:
@@ -268,12 +279,16 @@ class DuckDBTransaction:
                     f" and ({listed(key)}) in ({again}))"
                 )
             )
+        self._feeds.begin(table)
         ended = self._changed(
             f"update {name} set {VALID_TO} = $at, {OPERATION} = {literal(Operation.DELETE)}"
             f" where ({keyless}) and {VALID_TO} is null",
             {"at": at},
         )
-        return Counts(deleted=ended + self._end_overlapping(name, key))
+        ended += self._end_overlapping(name, key)
+        if ended:
+            self._feeds.lose(table)
+        return Counts(deleted=ended)
 
     def _end_overlapping(self, name: str, key: Collection[str]) -> int:
         """End each version where the next one of its key begins, unless it ended before."""
@@ -305,6 +320,7 @@ class DuckDBTransaction:
     def drop_table(self, table: Table, keep_as: str | None = None) -> int:
         """Drop a table and its records; return the number of rows or versions it had."""
         self._records.read_anew()
+        self._feeds.drop(table)
         return drop_table(self._connection, table, keep_as)
 
     def count(self, table: Table) -> int:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from rhei_pipeline.buffer import writer as log_writer
 from rhei_pipeline.model.reports import VerifyReport
 from rhei_pipeline.testing.oracle import Expected, State, by_key
+from tests.support.consumer import Consumer
 from tests.support.fix_world import World
 from tests.support.model import History
 from tests.support.strategies import (
@@ -38,6 +39,7 @@ STORAGE_EXAMPLES = 8
 SOAK_EXAMPLES = 2_000
 DURABLE = ("ipc", "parquet", "delta")
 STORAGES = ("memory", *DURABLE)
+_PACES = (("items", 1), ("items", 3), ("pairs", 1), ("child", 2))
 
 
 def play(
@@ -73,6 +75,11 @@ class Played:
     world: World
     dated: bool
     expected: dict[str, Expected] = field(default_factory=lambda: {t: Expected() for t in TABLES})
+    #: Who reads the changes of a temporal table, and at each how-many-th check.
+    consumers: tuple[tuple[Consumer, int], ...] = field(
+        default_factory=lambda: tuple((Consumer(t, KEYS[t]), p) for t, p in _PACES)
+    )
+    checks: int = 0
 
     def run(self, actions: Sequence[Any]) -> None:
         """Play all; the mirror is as expected after each piece of work, and in the end."""
@@ -145,6 +152,16 @@ class Played:
                 tuple(json.loads(x["key"]).values()) for x in letters if x["table_name"] == table
             }
             assert named == set(expected.now.unfit), (table, named)
+        if self.world.mode == "temporal":
+            self._consume()
+
+    def _consume(self) -> None:
+        """Whoever reads changes alone, now and then, has what the mirror holds."""
+        self.checks += 1
+        for consumer, pace in self.consumers:
+            if self.checks % pace == 0:
+                consumer.read(self.world.htap, may_lose=self.world.storage == "memory")
+                consumer.check(self.world.present(consumer.table))
 
     def _check_verification(self, report: VerifyReport) -> None:
         """Nothing differs but what does not fit."""

@@ -1,0 +1,203 @@
+"""The feeds of temporal tables in a mirror of files: see `changes.feed`."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.changes.feed import FeedEnd, Recording, feed_schema
+from rhei_pipeline.mirrors.datafusion.digests import KeyHashes
+from rhei_pipeline.mirrors.datafusion.manifest import Manifest, StoredTable
+from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
+from rhei_pipeline.mirrors.datafusion.session import ReadingSession
+from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
+from rhei_pipeline.model.changes import Versions
+from rhei_pipeline.model.feed_state import FEED_PREFIX, KIND, LATE, LINEAGE, LINEAGES, FeedState
+from rhei_pipeline.model.schema import INSTANT, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.model.semantics import Translated
+from rhei_pipeline.sql.text import datafusion_type, literal, mirror_table
+
+_READ = [KIND, LATE, LINEAGE, VALID_FROM]
+
+
+@dataclass(slots=True)
+class FileFeeds:
+    """What one transaction adds to the feeds of its tables.
+
+    Attributes:
+        base: The committed state.
+        tables: The tables that the transaction changes, by name; feeds are put there too.
+        dropped: The names of those that it drops.
+        known: What the feeds came to before it, of the tables for which that is known.
+    """
+
+    base: Manifest
+    store: SegmentStore
+    tables: dict[str, WriteBuffer]
+    dropped: set[str]
+    known: Mapping[str, FeedEnd]
+    _recordings: dict[str, Recording] = field(default_factory=dict)
+
+    def ends(self) -> dict[str, FeedEnd]:
+        """Return what the feeds come to with this transaction."""
+        told = {name: recording.end() for name, recording in self._recordings.items()}
+        return {**self.known, **told}
+
+    def reached(self, tables: Mapping[str, StoredTable]) -> dict[str, StoredTable]:
+        """Return the tables to commit with the latest instants of their versions."""
+        result = dict(tables)
+        for recording in self._recordings.values():
+            name = mirror_table(recording.table)
+            if name in result:
+                result[name] = replace(result[name], newest=recording.end().newest)
+        return result
+
+    def begin(self, table: Table) -> None:
+        """Read where the feed stands, before the transaction changes the table's versions."""
+        if table.name not in self._recordings:
+            base = self.known.get(table.name) or self._read_end(table)
+            self._recordings[table.name] = Recording(table.schema, base)
+
+    def note(self, table: Table, versions: Versions) -> None:
+        """Note versions that the transaction is about to end and begin."""
+        self.begin(table)
+        self._add(table, self._recordings[table.name].note(versions))
+
+    def born(self, table: Table, at: int) -> None:
+        """Note that the table was created, with versions that begin at an instant."""
+        self.drop(table)
+        self._recordings[table.name] = recording = Recording(table.schema, FeedEnd())
+        self._add(table, recording.born(at))
+
+    def lose(self, table: Table) -> None:
+        """Note that positions of before say nothing any more."""
+        self.begin(table)
+        self._add(table, self._recordings[table.name].lose())
+
+    def fit(self, table: Table) -> None:
+        """Begin the feed anew if the table has another key than it was written for."""
+        standing = self._standing(feed_name(table))
+        if standing is not None and not standing.schema.equals(feed_schema(table.schema)):
+            self._recordings.pop(table.name, None)
+            self.begin(table)
+            self._leave(table)
+            self.lose(table)
+
+    def drop(self, table: Table) -> None:
+        """Delete a table's feed."""
+        self._recordings.pop(table.name, None)
+        self.known = {n: end for n, end in self.known.items() if n != table.name}
+        self._leave(table)
+
+    def move(self, old: StoredTable, table: Table) -> None:
+        """Let a table that was renamed keep its feed."""
+        former = mirror_table(replace(table.schema, mirror_name=old.relation), FEED_PREFIX)
+        standing = self._standing(former)
+        if standing is not None:
+            standing.move(table.schema.namespace, FEED_PREFIX + table.schema.mirror_relation)
+            self.tables.pop(former, None)
+            self.dropped.add(former)
+            self.tables[feed_name(table)] = standing
+
+    def _leave(self, table: Table) -> None:
+        self.tables.pop(feed_name(table), None)
+        self.dropped.add(feed_name(table))
+
+    def _standing(self, name: str) -> WriteBuffer | None:
+        """Return a table as this transaction has it."""
+        found = self.tables.get(name)
+        if found is None and name in self.base.tables and name not in self.dropped:
+            self.store.refuse_damaged(self.base.tables[name])
+            found = WriteBuffer(self.base.tables[name], self.store)
+        return found
+
+    def _read_end(self, table: Table) -> FeedEnd:
+        standing, feed = (
+            self._standing(mirror_table(table.schema)),
+            self._standing(feed_name(table)),
+        )
+        late = 0
+        if feed is not None:
+            numbers = (rows[LATE] for rows, _ in feed.scan([LATE], past=True))
+            late = max((pc.max(found).as_py() or 0 for found in numbers), default=0)
+        newest = None
+        if standing is not None:
+            newest = standing.table.newest
+            newest = _newest(_instants(standing)) if newest is None else newest
+        return FeedEnd(late, newest)
+
+    def _add(self, table: Table, entries: pa.Table) -> None:
+        if entries.num_rows:
+            buffer = self._standing(feed_name(table)) or WriteBuffer(_empty(table), self.store)
+            self.tables[feed_name(table)] = _written(buffer, entries)
+
+
+def feed_name(table: Table) -> str:
+    """Return the quoted name of a table's feed."""
+    return mirror_table(table.schema, FEED_PREFIX)
+
+
+def without_positions(manifest: Manifest, table: Table, store: SegmentStore) -> Manifest:
+    """Return a state in which no earlier position of a table says anything: files were lost."""
+    if table.mode is not Mode.TEMPORAL or mirror_table(table.schema) not in manifest.tables:
+        return manifest
+    entries = Recording(table.schema, FeedEnd()).lose()
+    buffer = _written(WriteBuffer(_empty(table), store), entries)
+    tables = {**manifest.tables, feed_name(table): buffer.prepare_commit()}
+    return replace(manifest, tables=MappingProxyType(tables))
+
+
+def read_feed(manifest: Manifest, table: Table, session: ReadingSession) -> FeedState | None:
+    """Return where a table's feed stands in a state; None if that lacks the table."""
+    standing = manifest.tables.get(mirror_table(table.schema))
+    if standing is None:
+        return None
+    entries, name = feed_schema(table.schema).empty_table(), feed_name(table)
+    if name in manifest.tables:
+        relation = FEED_PREFIX + table.schema.mirror_relation
+        asked = Translated(f"select {', '.join(_READ)} from {name}", [relation])
+        entries = session.query(asked, (), manifest)
+    newest = standing.newest
+    if newest is None and standing.segments:
+        asked = Translated(
+            f"select max({VALID_FROM}) as a, max({VALID_TO}) as b"
+            f" from {mirror_table(table.schema)}",
+            [table.schema.mirror_relation],
+        )
+        newest = _newest(session.query(asked, (), manifest).columns)
+    late = pc.max(entries[LATE]).as_py() or 0
+    own = entries.filter(pc.is_in(entries[KIND], pa.array([kind.value for kind in LINEAGES])))
+    return FeedState.of(own, late, newest)
+
+
+def instant_text(microseconds: int) -> str:
+    """Write an instant in DataFusion's SQL."""
+    return f"arrow_cast({microseconds}, {literal(datafusion_type(INSTANT))})"
+
+
+def _empty(table: Table) -> StoredTable:
+    schema = table.schema
+    relation = FEED_PREFIX + schema.mirror_relation
+    return StoredTable(schema.namespace, relation, feed_schema(schema))
+
+
+def _written(buffer: WriteBuffer, entries: pa.Table) -> WriteBuffer:
+    """Add entries; nobody looks for one by its key."""
+    count = entries.num_rows
+    nowhere = KeyHashes(np.zeros(count, np.uint64), np.zeros(count, np.uint32))
+    buffer.append(entries, nowhere, np.zeros(count, np.uint64), past=True)
+    return buffer
+
+
+def _instants(buffer: WriteBuffer) -> Iterable[pa.ChunkedArray]:
+    for past in (False, True):
+        for rows, _ in buffer.scan([VALID_FROM, VALID_TO], past=past):
+            yield from rows.columns
+
+
+def _newest(instants: Iterable[pa.ChunkedArray]) -> int | None:
+    latest = (pc.max(some.cast(pa.int64())).as_py() for some in instants)
+    return max((found for found in latest if found is not None), default=None)

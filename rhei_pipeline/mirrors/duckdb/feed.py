@@ -1,0 +1,131 @@
+"""The feeds of a DuckDB mirror's temporal tables: see `changes.feed`."""
+
+from collections.abc import Mapping
+
+import duckdb
+import pyarrow as pa
+
+from rhei_pipeline.changes.feed import FeedEnd, Recording, feed_schema
+from rhei_pipeline.mirrors.duckdb.tables import MAIN, arrow_type, create, standing_name
+from rhei_pipeline.model.changes import Versions
+from rhei_pipeline.model.feed_state import FEED_PREFIX, KIND, LATE, LINEAGE, LINEAGES, FeedState
+from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Table, TableSchema
+from rhei_pipeline.sql.text import literal, mirror_table
+
+_ADDED = "_rhei_entries"
+
+
+class DuckDBFeeds:
+    """What one transaction adds to the feeds of its tables.
+
+    Args:
+        connection: In that transaction.
+        ends: What the feeds came to before it, of the tables for which that is known.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, ends: Mapping[str, FeedEnd]) -> None:
+        self._connection = connection
+        self._ends = dict(ends)
+        self._recordings: dict[str, Recording] = {}
+
+    def ends(self) -> dict[str, FeedEnd]:
+        """Return what the feeds come to with this transaction."""
+        told = {name: recording.end() for name, recording in self._recordings.items()}
+        return {**self._ends, **told}
+
+    def begin(self, table: Table) -> None:
+        """Read where the feed stands, before the transaction changes the table's versions."""
+        if table.name not in self._recordings:
+            base = self._ends.get(table.name) or _read_end(self._connection, table)
+            self._recordings[table.name] = Recording(table.schema, base)
+
+    def note(self, table: Table, versions: Versions) -> None:
+        """Note versions that the transaction is about to end and begin."""
+        self.begin(table)
+        self._add(table, self._recordings[table.name].note(versions))
+
+    def born(self, table: Table, at: int) -> None:
+        """Note that the table was created, with versions that begin at an instant."""
+        self.drop(table)
+        self._recordings[table.name] = recording = Recording(table.schema, FeedEnd())
+        self._add(table, recording.born(at))
+
+    def lose(self, table: Table) -> None:
+        """Note that positions of before say nothing any more."""
+        self.begin(table)
+        self._add(table, self._recordings[table.name].lose())
+
+    def fit(self, table: Table) -> None:
+        """Begin the feed anew if the table has another key than it was written for."""
+        found = _columns(self._connection, table.schema)
+        wanted = [(f.name.lower(), f.type) for f in feed_schema(table.schema)]
+        if found and [(name.lower(), arrow_type(kind)) for name, kind in found] != wanted:
+            self._recordings.pop(table.name, None)
+            self.begin(table)
+            self._connection.execute(f"drop table {feed_name(table.schema)}")
+            self.lose(table)
+
+    def drop(self, table: Table) -> None:
+        """Delete a table's feed."""
+        self._recordings.pop(table.name, None)
+        self._ends.pop(table.name, None)
+        self._connection.execute(f"drop table if exists {feed_name(table.schema)}")
+
+    def _add(self, table: Table, entries: pa.Table) -> None:
+        if not entries.num_rows:
+            return
+        target, schema = feed_name(table.schema), feed_schema(table.schema)
+        if not _columns(self._connection, table.schema):
+            create(self._connection, target, schema)
+        self._connection.register(_ADDED, entries)
+        self._connection.execute(f"insert into {target} select * from {_ADDED}")
+        self._connection.unregister(_ADDED)
+
+
+def feed_name(schema: TableSchema) -> str:
+    """Return the quoted name of a table's feed."""
+    return mirror_table(schema, FEED_PREFIX)
+
+
+def read_feed(connection: duckdb.DuckDBPyConnection, table: Table) -> FeedState | None:
+    """Return where a table's feed stands; None if the mirror lacks the table."""
+    if standing_name(connection, table.schema) is None:
+        return None
+    end = _read_end(connection, table)
+    lineages = FeedState.no_lineages()
+    if _columns(connection, table.schema):
+        kinds = ", ".join(map(literal, LINEAGES))
+        found = connection.sql(
+            f"select {KIND}, {LATE}, {LINEAGE}, epoch_us({VALID_FROM}) as since"
+            f" from {feed_name(table.schema)} where {KIND} in ({kinds})"
+        )
+        lineages = found.to_arrow_table().cast(lineages.schema)
+    return FeedState(lineages, end.late, end.newest)
+
+
+def instant_text(microseconds: int) -> str:
+    """Write an instant in DuckDB's SQL."""
+    return f"make_timestamptz({microseconds}::bigint)"
+
+
+def _read_end(connection: duckdb.DuckDBPyConnection, table: Table) -> FeedEnd:
+    newest = connection.execute(
+        f"select greatest(epoch_us(max({VALID_FROM})), epoch_us(max({VALID_TO})))"
+        f" from {mirror_table(table.schema)}"
+    ).fetchall()[0][0]
+    late = 0
+    if _columns(connection, table.schema):
+        counted = connection.execute(f"select max({LATE}) from {feed_name(table.schema)}")
+        late = counted.fetchall()[0][0] or 0
+    return FeedEnd(late, newest)
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> list[tuple[str, str]]:
+    """Return a feed's columns with their types; none if there is no feed."""
+    found: list[tuple[str, str]] = connection.execute(
+        "select column_name, data_type from duckdb_columns() where lower(schema_name) = lower(?)"
+        " and lower(table_name) = lower(?) and database_name = current_database()"
+        " order by column_index",
+        [schema.namespace or MAIN, FEED_PREFIX + schema.mirror_relation],
+    ).fetchall()
+    return found
