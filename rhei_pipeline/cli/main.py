@@ -14,6 +14,7 @@ import typer
 from rich.progress import Progress
 
 from rhei_pipeline.cli.demo import BY_COUNTRY, declaration, tour
+from rhei_pipeline.cli.differences import show_differences
 from rhei_pipeline.cli.init import starter
 from rhei_pipeline.cli.output import (
     err,
@@ -28,11 +29,13 @@ from rhei_pipeline.cli.output import (
     values,
 )
 from rhei_pipeline.cli.repl import Shell, line_editing
-from rhei_pipeline.errors import RheiError
+from rhei_pipeline.errors import QueryError, RheiError
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.htap import open as open_htap
 from rhei_pipeline.model import left_out
+from rhei_pipeline.model.change_feed import ChangePosition
 from rhei_pipeline.model.log_context import log_to_stderr
+from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.reports import Severity, SyncStatus, TableStatus, TableVerification
 from rhei_pipeline.server.flight.access import refuse_open_server
 from rhei_pipeline.server.flight.running import FlightLimits
@@ -409,6 +412,57 @@ def as_of(
         show_rows(htap.as_of(table, when), as_json=json_)
 
 
+@app.command(epilog=example("changes --table orders --after 1-00000000-8006...-66e9c87e706b"))
+def changes(
+    table: Annotated[str, typer.Option("--table", help="A temporal table.")],
+    config: Config = DEFAULT_CONFIG,
+    after: Annotated[
+        str | None,
+        typer.Option(help="The position that an earlier answer ended with, or a timestamp."),
+    ] = None,
+    snapshot_if_lost: Annotated[
+        bool,
+        typer.Option("--snapshot-if-lost", help="Show the whole table if the position is lost."),
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Show what was inserted, updated and deleted in the mirror of a table since a position.
+
+    Without a position, the whole table. Nothing is synced.
+    """
+    since = None if after is None else _position_or_instant(after)
+    with _opened(config) as htap:
+        found = htap.changes(table, since, "snapshot" if snapshot_if_lost else "raise")
+    told = {name: getattr(found, name) for name in ("inserted", "updated", "deleted")}
+    head = {"table": found.table, "snapshot": found.snapshot, **told}
+    if json_:
+        rows = plain_rows(found.rows)
+        show({**head, "position": str(found.position), "changes": rows}, [], (), as_json=True)
+        return
+    show_differences(found.rows)
+    say([f"position {found.position}{' (the whole table)' if found.snapshot else ''}"])
+
+
+@app.command(epilog=example("diff --table orders --from 2026-11-01 --to 2026-11-02"))
+def diff(
+    table: Annotated[str, typer.Option("--table", help="A temporal table.")],
+    since: Annotated[str, typer.Option("--from", help="A date, or a time with its zone.")],
+    until: Annotated[
+        str | None, typer.Option("--to", help="The same, later or earlier; left out: now.")
+    ] = None,
+    config: Config = DEFAULT_CONFIG,
+    json_: Json = False,
+) -> None:
+    """Show what differs in a temporal table between two instants, old values and new."""
+    a, b = _instant(since), datetime.now(UTC) if until is None else _instant(until)
+    with _opened(config) as htap:
+        found = htap.diff(table, a, b)
+    if json_:
+        show_rows(found, as_json=True)
+    else:
+        show_differences(found)
+
+
 @app.command("dead-letters", epilog=example("dead-letters --replay"))
 def dead_letters(
     config: Config = DEFAULT_CONFIG,
@@ -477,6 +531,18 @@ def _instant(text: str) -> datetime:
         raise typer.BadParameter(
             f"{text!r} is not a timestamp such as 2026-11-01T12:00Z"
         ) from error
+
+
+def _position_or_instant(text: str) -> ChangePosition | datetime:
+    try:
+        return ChangePosition.parse(text)
+    except QueryError:
+        try:
+            return _instant(text)
+        except typer.BadParameter as error:
+            raise typer.BadParameter(
+                f"{text!r} is neither the position of an earlier answer nor a timestamp"
+            ) from error
 
 
 def _exit_if(failed: bool, code: int = FAILED) -> None:  # noqa: FBT001

@@ -113,7 +113,7 @@ def name_not_published(reason: str | None) -> None:
 
 def _print_rows(table: pa.Table) -> None:
     # A table's columns may share a name, so they are taken by place.
-    columns = [[_exact(value) for value in plain_values(column)] for column in table.columns]
+    columns = [[exact(value) for value in plain_values(column)] for column in table.columns]
     names = [escape(name) for name in table.column_names]
     rows = [list(cells) for cells in zip(*columns, strict=True)]
     if _width(names, rows) <= out.width:
@@ -129,6 +129,11 @@ def _print_rows(table: pa.Table) -> None:
 def _width(names: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
     cells = [[name, *column] for name, column in zip(names, zip(*rows, strict=True), strict=True)]
     return sum(max(map(len, column)) + 3 for column in cells) + 1
+
+
+def show_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print cells, which are written already, under these names."""
+    out.print(_table(list(map(escape, names)), rows, [False] * len(names)))
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> Shown:
@@ -158,10 +163,10 @@ def _cell(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.3f}"
-    return _exact(value)
+    return exact(value)
 
 
-def _exact(value: object) -> str:
+def exact(value: object) -> str:
     """Return a row's value as exact text."""
     return "[dim]null[/]" if value is None else escape(str(value))
 

@@ -136,6 +136,56 @@ def test_as_of_looks_back(rhei: Rhei, world: World) -> None:
         assert [row["status"] for row in rows if row["id"] == 1] == [version["status"]]
 
 
+def test_changes_go_on_where_the_last_answer_ended(
+    rhei: Rhei, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal.out, "width", 80)
+    rhei("sync")
+    first = answer(rhei("changes", "--table", "orders", "--json"))
+    assert (first["snapshot"], first["inserted"], len(first["changes"])) == (True, 3, 3)
+    world.run("update orders set status = 'sent' where id = 1", "delete from orders where id = 2")
+    rhei("sync")
+    again = ("changes", "--table", "orders", "--after", first["position"])
+    found = answer(rhei(*again, "--json"))
+    assert (found["snapshot"], found["updated"], found["deleted"]) == (False, 1, 1)
+    shown = rhei(*again)
+    assert "status: new -> sent" in shown.stdout
+    assert f"position {found['position']}" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    later = ("changes", "--table", "orders", "--after", found["position"])
+    assert "no changes" in rhei(*later).stdout
+    rhei("drop-table", "orders", "--discard-history", "--yes")
+    rhei("sync")
+    lost = rhei(*later)
+    assert lost.exit_code == 1
+    assert "take the whole table afresh" in lost.error
+    assert answer(rhei(*later, "--snapshot-if-lost", "--json"))["snapshot"]
+
+
+def test_diff_shows_what_differs_between_two_instants(
+    rhei: Rhei, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal.out, "width", 80)
+    rhei("sync")
+    world.run("update orders set status = 'sent' where id = 1", "delete from orders where id = 2")
+    rhei("sync")
+    world.run("update orders set status = 'new' where id = 1", "insert into orders(id) values (9)")
+    rhei("sync")
+    since, until = (
+        world.htap.query(f"select {edge}(_rhei_valid_from) as at from orders", hint="olap")
+        for edge in ("min", "max")
+    )
+    world.crash()
+    a, b = (found["at"][0].as_py().isoformat() for found in (since, until))
+    between = ("diff", "--table", "orders", "--from")
+    found = answer(rhei(*between, a, "--to", b, "--json"))
+    assert [(row["_rhei_operation"], row["id"]) for row in found] == [("D", 2), ("I", 9)]
+    assert answer(rhei(*between, a, "--json")) == found
+    back = rhei(*between, b, "--to", a)
+    assert "insert" in back.stdout
+    assert max(map(len, back.stdout.splitlines())) <= 80
+
+
 def test_dead_letters_fail_until_they_are_mended(rhei: Rhei, world: World) -> None:
     world.run("update orders set amount = 'much' where id = 2")
     rhei("sync")
@@ -153,6 +203,7 @@ def test_dead_letters_fail_until_they_are_mended(rhei: Rhei, world: World) -> No
         (["query", "delete from orders"], "only reads"),
         (["verify", "--table", "ordrs"], "'orders'"),
         (["as-of", "orders", "2026-01-01T00:00:00"], "time zone"),
+        (["diff", "--table", "orders", "--from", "2026-01-01T00:00:00"], "time zone"),
     ],
 )
 def test_a_wrong_call_fails_with_a_sentence(rhei: Rhei, arguments: list[str], message: str) -> None:
@@ -162,7 +213,14 @@ def test_a_wrong_call_fails_with_a_sentence(rhei: Rhei, arguments: list[str], me
 
 
 @pytest.mark.parametrize(
-    "arguments", [["query"], ["as-of", "orders", "yesterday"], ["query", "x", "--hint", "no"]]
+    "arguments",
+    [
+        ["query"],
+        ["as-of", "orders", "yesterday"],
+        ["changes"],
+        ["query", "x", "--hint", "no"],
+        ["changes", "--table", "orders", "--after", "yesterday"],
+    ],
 )
 def test_wrong_usage_exits_with_two(rhei: Rhei, arguments: list[str]) -> None:
     assert rhei(*arguments).exit_code == 2
