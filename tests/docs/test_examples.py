@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import rhei_pipeline as rhei
-from examples import json_lines
+from examples import consume_changes, json_lines
 
 
 def test_the_example_prints_an_order_with_its_history(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,3 +32,9 @@ def test_a_source_of_ones_own_goes_on_in_another_process_where_it_was(tmp_path: 
     assert copied[0] == 1
     assert not copied[1]
     assert found["status"].to_pylist() == ["new", "paid"]
+
+
+def test_the_consumer_counts_each_order_once(capsys: pytest.CaptureFixture[str]) -> None:
+    consume_changes.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["{'new': 2}", "{'new': 1, 'paid': 1}", "{'paid': 1}"]
