@@ -1,8 +1,8 @@
 """Attributes an error to one table, which is then left out, or to the whole pipeline."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import PurePath
+from types import TracebackType
+from typing import Self
 
 from rhei_pipeline.errors import (
     MirrorDamagedError,
@@ -27,12 +27,28 @@ class Blame:
         """Forget which table an error came from."""
         self.table = None
 
-    @contextmanager
-    def of(self, table: str) -> Iterator[None]:
-        """Work on a table in the block; an error that leaves the block is attributed to it."""
+    def of(self, table: str) -> Self:
+        """Work on a table in the `with` block of what is returned.
+
+        An error that leaves the block is attributed to the table.
+        """
         self.table = table
-        yield
-        self.table = None
+        return self
+
+    # Its own context manager: each cycle opens some for every table.
+
+    def __enter__(self) -> None:
+        """Begin the block."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the block; without an error, no table is worked on any more."""
+        if kind is None:
+            self.table = None
 
 
 def own_fault(error: Exception, table: str | None) -> PermanentError | None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from types import MappingProxyType
 
 from rhei_pipeline.errors import MirrorDamagedError, PermanentError, SchemaError
@@ -78,10 +79,11 @@ class LeftOut:
         self._failed.discard(name)
         self.undrained.discard(name)
 
-    def went_well(self, name: str) -> None:
-        """Record that a table was worked on without an error."""
-        self.suspects.discard(name)
-        self._said.pop(name, None)
+    def went_well(self, names: AbstractSet[str]) -> None:
+        """Record that tables were worked on without an error."""
+        self.suspects.difference_update(names)
+        for name in self._said.keys() & names:
+            del self._said[name]
 
     def clear(self) -> None:
         """Check all tables again; those whose log was not read yet wait for that."""

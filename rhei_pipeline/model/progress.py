@@ -124,7 +124,11 @@ def changed_positions(
     needed: Mapping[str, Position], known: Mapping[str, Position | None]
 ) -> dict[str, Position]:
     """Return the positions, by table, that are not known as they are needed now."""
-    return {name: position for name, position in needed.items() if known.get(name) != position}
+    return {
+        name: position
+        for name, position in needed.items()
+        if (there := known.get(name)) is not position and there != position
+    }
 
 
 _Record = TypeVar("_Record", Watermark, CopyProgress)

@@ -290,29 +290,36 @@ def acknowledge(
 def _all_proved(
     tables: Iterable[Table], snapshot: SourcePositions, ledger: Ledger, blame: Blame
 ) -> bool:
-    proved = True
     for table in tables:
-        place = ledger.needed_from(table.name)
-        with blame.of(table.name):
-            proved = proved and (place is None or snapshot.proves(table, place))
-    return proved
+        name = table.name
+        place = ledger.needed_from(name)
+        with blame.of(name):
+            if place is not None and not snapshot.proves(table, place):
+                return False
+    return True
 
 
 def _due(
     tables: Iterable[Table], snapshot: SourcePositions, ledger: Ledger, blame: Blame
 ) -> list[Table]:
     """Return the tables with something to do, and with them those that can move on for free."""
-    marks = {name: mark.position for name, mark in ledger.watermarks.items()}
-    ready = [table for table in tables if ledger.state(table.name) is TableState.READY]
-    due = [table for table in tables if ledger.state(table.name) is TableState.COPIED]
-    others: list[Table] = []
-    for table in ready:
-        with blame.of(table.name):
-            (due if _has_work(table, snapshot, marks[table.name]) else others).append(table)
+    due: list[Table] = []
+    others: list[tuple[Table, Position]] = []
+    for table in tables:
+        name = table.name
+        if name in ledger.copies:
+            if ledger.copies[name].complete:
+                due.append(table)
+        elif (mark := ledger.watermarks.get(name)) is not None:
+            with blame.of(name):
+                if _has_work(table, snapshot, mark.position):
+                    due.append(table)
+                else:
+                    others.append((table, mark.position))
     if not due or not snapshot.shares_log:
         return due
     # One transaction is paid for anyway, and a table that stays behind holds the source's log.
-    return due + [table for table in others if snapshot.head(table) != marks[table.name]]
+    return due + [table for table, place in others if snapshot.head(table) != place]
 
 
 def _has_work(table: Table, snapshot: SourcePositions, after: Position) -> bool:
@@ -464,14 +471,14 @@ def _with_unchanged(
     tables: Iterable[Table], ledger: Ledger, reports: Mapping[str, TableReport], clock: datetime
 ) -> dict[str, TableReport]:
     """Report the tables without changes beside the others, all as of the same source state."""
-    found = {
-        table.name: reports.get(table.name)
-        or TableReport(table.name, watermark=_order(ledger, table.name))
-        for table in tables
-    }
-    return {name: replace(report, as_of=clock) for name, report in found.items()}
-
-
-def _order(ledger: Ledger, table: str) -> int | None:
-    mark = ledger.watermarks.get(table)
-    return None if mark is None else mark.position.order
+    marks, found = ledger.watermarks, {}
+    for table in tables:
+        name = table.name
+        report, mark = reports.get(name), marks.get(name)
+        order = None if mark is None else mark.position.order
+        found[name] = (
+            TableReport(name, watermark=order, as_of=clock)
+            if report is None
+            else replace(report, as_of=clock)
+        )
+    return found

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import datetime
 from types import MappingProxyType
@@ -70,15 +71,10 @@ def in_kept_mode(schema: TableSchema, declared: Declared, standing: Mapping[str,
     return Table(schema, Mode.TEMPORAL)
 
 
-def not_followed(ledger: Ledger, followed: Collection[str]) -> Mapping[str, datetime]:
+def not_followed(ledger: Ledger, followed: AbstractSet[str]) -> Mapping[str, datetime]:
     """Return the tables in the mirror that no sync brings up to date, and since when."""
-    return MappingProxyType(
-        {
-            name: mark.recorded_at
-            for name, mark in sorted(ledger.watermarks.items())
-            if name not in followed
-        }
-    )
+    left = sorted(ledger.watermarks.keys() - followed)
+    return MappingProxyType({name: ledger.watermarks[name].recorded_at for name in left})
 
 
 def find_mirrored(name: str, mirror: MirrorRecords) -> Table | None:

@@ -128,6 +128,7 @@ class Pipeline:
         self._blame = self._parts.blame
         self._watch = SchemaWatch(find, source, mirror, registry, self._parts, self._cycle)
         self._synced_from: int | None = None
+        self._settled: dict[str, Table] = {}
         self._copying: dict[str, CopyStatus] = {}
         self._status = StatusCache()
         self._watchers: list[Callable[[SyncReport], None]] = []
@@ -184,7 +185,7 @@ class Pipeline:
     @property
     def not_followed(self) -> Mapping[str, datetime]:
         """The tables of the mirror that no sync brings up to date any more, and since when."""
-        return not_followed(self._mirror.ledger(), self._tables)
+        return not_followed(self._mirror.ledger(), self._tables.keys())
 
     @property
     def emptiness(self) -> SchemaError | None:
@@ -256,6 +257,7 @@ class Pipeline:
                 found = self._copy_what_needs_it(on_progress)
                 copied |= {name: copy.after(copied.get(name)) for name, copy in found.items()}
                 reports = self._cycle(self._tables.values(), self._watch.version)
+                self._settled = {}
                 if reports is not None:
                     self._refuse_failure_of_all(reports)
                     self._synced_from = begun
@@ -519,15 +521,27 @@ class Pipeline:
         return copied
 
     def _find_due(self, tables: Sequence[Table]) -> list[Table]:
+        ledger = self._mirror.ledger()
+        if self._is_settled(ledger):
+            return []
         with self._source.snapshot() as snapshot:
             if snapshot.schema_version != self._watch.version:
                 return []
-            ledger, due = self._mirror.ledger(), []
+            due = []
             for table in tables:
                 with self._blame.of(table.name):
                     if self._is_due(table, snapshot, ledger):
                         due.append(table)
             return due
+
+    def _is_settled(self, ledger: Ledger) -> bool:
+        """Return whether nothing was copied or described anew since the last cycle.
+
+        The cycle itself then shows whether the source still proves what each table has: where it
+        does not, nothing is done, and all tables are asked about.
+        """
+        is_whole = not ledger.copies and self._tables.keys() <= ledger.watermarks.keys()
+        return is_whole and bool(self._settled) and self._settled == self._tables
 
     def _is_due(self, table: Table, snapshot: SourcePositions, ledger: Ledger) -> bool:
         return needs_copy(table, snapshot, ledger) or self._registry.table(table.name) != table
@@ -561,8 +575,8 @@ class Pipeline:
         self, reports: dict[str, TableReport], copied: dict[str, Copied], started: float
     ) -> SyncReport:
         self._registry.save(*(self._tables[name] for name in reports))
-        for name in reports:
-            self._left_out.went_well(name)
+        self._settled = dict(self._tables)
+        self._left_out.went_well(reports.keys())
         for name, error in self._told_errors().items():
             reports[name] = TableReport(name, error=error)
         for earlier in self._watch.take_drained():

@@ -81,8 +81,12 @@ class Registry:
 
     def _take_in(self, table: Table) -> bool:
         """Take a table over; return whether anything about it is new."""
-        known = self.table(table.name)
-        if known == table and table.name not in self._not_followed:
+        name = table.name
+        if self._tables.get(name) is table and name not in self._not_followed:
+            return False
+        known = self.table(name)
+        if known == table and name not in self._not_followed:
+            self._tables[known.name] = table
             return False
         if known != table:
             former = table.name if known is None else known.name

@@ -1,6 +1,7 @@
 """Lists the tables to mirror: those that are declared, or else all of the source."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol
 
 from rhei_pipeline.settings.model import Settings
@@ -16,6 +17,16 @@ class TableCatalog(Protocol):
 
     def other_names(self) -> Mapping[str, str]:
         """Return the names of all other tables and views, each with what it is or lacks."""
+
+
+def finding_tables(
+    settings: Settings, database: TableCatalog, registry: Registry
+) -> Callable[[], list[Declared]]:
+    """Return what finds the tables to mirror; those of a declaration stay the same."""
+    if settings.tables is None:
+        return partial(declared_tables, settings, database, registry)
+    declared = declared_tables(settings, database, registry)
+    return lambda: declared
 
 
 def declared_tables(

@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 from rhei_pipeline.buffer.confirmation import unapplied_events
 from rhei_pipeline.buffer.log import BufferLimits, ChangeLog
@@ -20,7 +19,7 @@ from rhei_pipeline.sync.kept_history import Declared
 from rhei_pipeline.sync.pipeline import Pipeline, no_step
 from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
 from rhei_pipeline.wiring.adoption import claim
-from rhei_pipeline.wiring.discovery import declared_tables
+from rhei_pipeline.wiring.discovery import declared_tables, finding_tables
 from rhei_pipeline.wiring.mirror import OwnedMirror, open_mirror
 from rhei_pipeline.wiring.source import (
     SourceDatabase,
@@ -60,7 +59,7 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
         in_memory = settings.mirror.in_memory
         registry = Registry(None if in_memory else settings.registry.path, mirror.mirror_id)
         oltp = open_oltp(settings, database, stack)
-        find = partial(declared_tables, settings, database, registry)
+        find = finding_tables(settings, database, registry)
         log = open_buffer(settings.capture.buffer, stack) if settings.capture.buffer else None
         reader = mirror.mirror_id if log is None else log.log_id
         inner = open_source(settings, database, reader, registry)

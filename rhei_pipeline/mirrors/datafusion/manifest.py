@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorDamagedError, MirrorError
 from rhei_pipeline.mirrors.datafusion.checksums import Checksum
+from rhei_pipeline.mirrors.datafusion.unchanged_parts import UnchangedParts
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.feed_state import FEED_PREFIX
 from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
@@ -198,9 +199,13 @@ class Manifest:
         """All segments of all tables."""
         return [segment for table in self.tables.values() for segment in table.segments]
 
-    def encode(self) -> bytes:
-        """Return it as JSON that ends with its own checksum."""
-        content = json.dumps(
+    def encode(self, texts: "ManifestTexts | None" = None) -> bytes:
+        """Return it as JSON that ends with its own checksum.
+
+        `texts` has those of the parts that are as they were in another state.
+        """
+        texts = texts or ManifestTexts()
+        head = json.dumps(
             {
                 "format": FORMAT,
                 "version": self.version,
@@ -209,12 +214,14 @@ class Manifest:
                 "committed_at": self.committed_at.isoformat(),
                 "letters": self.letters,
                 "owner": self.owner,
-                "watermarks": [_watermark(mark) for mark in self.ledger.watermarks.values()],
                 "copies": [_copy(copy) for copy in self.ledger.copies.values()],
-                "tables": {name: _table(table) for name, table in self.tables.items()},
-                "files": {name: checksum.to_json() for name, checksum in self.files.items()},
             }
-        ).encode()
+        )
+        marks = ", ".join(texts.marks.of(self.ledger.watermarks))
+        tables = ", ".join(texts.tables.of(self.tables))
+        files = ", ".join(texts.files.of(self.files))
+        parts = f'"watermarks": [{marks}], "tables": {{{tables}}}, "files": {{{files}}}}}'
+        content = f"{head[:-1]}, {parts}".encode()
         return content[:-1] + _SEAL % zlib.crc32(content)
 
     @classmethod
@@ -257,6 +264,19 @@ class Manifest:
             owner=form.get("owner"),
             files=MappingProxyType({name: Checksum.from_json(kept) for name, kept in files}),
         )
+
+
+class ManifestTexts:
+    """The texts of a manifest's parts, of which most are the same in the next one."""
+
+    def __init__(self) -> None:
+        self.marks = UnchangedParts[Watermark, str](lambda _, mark: json.dumps(_watermark(mark)))
+        self.tables = UnchangedParts[StoredTable, str](lambda n, t: _entry(n, _table(t)))
+        self.files = UnchangedParts[Checksum, str](lambda n, found: _entry(n, found.to_json()))
+
+
+def _entry(name: str, form: object) -> str:
+    return f"{json.dumps(name)}: {json.dumps(form)}"
 
 
 def _unsealed(text: bytes) -> bytes:

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.mirrors.datafusion.files import Files
-from rhei_pipeline.mirrors.datafusion.manifest import MEMORY, Manifest
+from rhei_pipeline.mirrors.datafusion.manifest import MEMORY, Manifest, ManifestTexts
 from rhei_pipeline.mirrors.datafusion.segment_store import DATA, SegmentStore
 
 _FOLDER = "manifests"
@@ -29,6 +29,8 @@ class ManifestStore:
         self._files = files
         self._retained = retained
         self._known: dict[int, Manifest] = {}
+        self._files_of: dict[int, frozenset[str]] = {}
+        self._texts = ManifestTexts()
 
     def newest(self) -> Manifest | None:
         """Return what was committed last; None in a new mirror.
@@ -91,7 +93,7 @@ class ManifestStore:
             MirrorBusyError: Another process has committed since this state was begun.
         """
         self._files.flush()
-        self._files.create(_name(manifest.version), manifest.encode())
+        self._files.create(_name(manifest.version), manifest.encode(self._texts))
         self._files.remember(manifest.version)
         self._known[manifest.version] = manifest
 
@@ -118,6 +120,7 @@ class ManifestStore:
         store.forget(orphans)
         for version in dropped:
             self._known.pop(version, None)
+            self._files_of.pop(version, None)
         return len(orphans)
 
     def collect_orphans(self, store: SegmentStore) -> int:
@@ -135,7 +138,9 @@ class ManifestStore:
         for version in versions:
             # What only a damaged manifest names, nobody can find any more.
             with suppress(MirrorDamagedError):
-                found.update(store.files_of(self.read(version)))
+                if version not in self._files_of:
+                    self._files_of[version] = frozenset(store.files_of(self.read(version)))
+                found |= self._files_of[version]
         return found
 
     def _lost(self, name: str, fault: str) -> MirrorDamagedError:

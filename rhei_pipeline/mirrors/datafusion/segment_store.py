@@ -28,6 +28,7 @@ from rhei_pipeline.mirrors.datafusion.manifest import (
     StoredTable,
     VersionEndsPart,
 )
+from rhei_pipeline.mirrors.datafusion.unchanged_parts import UnchangedParts
 from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds
 
 DATA = "data"
@@ -49,6 +50,9 @@ class SegmentStore:
         self._bits: dict[tuple[str, int], Bits] = {}
         self._endings: dict[VersionEndsPart, VersionEnds] = {}
         self._written: set[str] = set()
+        self._named_by = UnchangedParts[StoredTable, tuple[str, ...]](
+            lambda _, table: tuple(self.table_files(table))
+        )
 
     def write(
         self,
@@ -210,8 +214,8 @@ class SegmentStore:
 
     def files_of(self, manifest: Manifest) -> Iterator[str]:
         """Yield every file that a manifest names."""
-        for segment in manifest.segments:
-            yield from self.segment_files(segment)
+        for names in self._named_by.of(manifest.tables):
+            yield from names
         if manifest.letters:
             yield manifest.letters
 

@@ -85,6 +85,7 @@ class FileTransaction:
     _copies: dict[str, CopyProgress] = field(default_factory=dict)
     _letters: pa.Table | None = None
     _letters_changed: bool = False
+    _ledger: Ledger | None = None
     feeds: FileFeeds = field(init=False)
 
     def __post_init__(self) -> None:
@@ -126,9 +127,11 @@ class FileTransaction:
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as this transaction sees it."""
-        return Ledger(
-            MappingProxyType(dict(self._watermarks)), MappingProxyType(dict(self._copies))
-        )
+        if self._ledger is None:
+            self._ledger = Ledger(
+                MappingProxyType(dict(self._watermarks)), MappingProxyType(dict(self._copies))
+            )
+        return self._ledger
 
     def merge(self, table: Table, changes: NetChanges) -> Counts:
         """Compare with the digests of the present rows; remove and append what really changed."""
@@ -192,6 +195,7 @@ class FileTransaction:
                 hint="another sync has committed since; run this one again",
             )
         self._watermarks[watermark.table] = watermark
+        self._ledger = None
 
     def quarantine(self, letters: Iterable[DeadLetter]) -> int:
         """Store dead letters; return how many."""
@@ -232,18 +236,21 @@ class FileTransaction:
         """Start an empty copy beside the table."""
         self._put(table, table.schema.arrow, COPY_PREFIX)
         self._copies[table.name] = progress
+        self._ledger = None
 
     def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
         """Append rows to the copy and record its progress."""
         if rows.num_rows:
             _append(self._buffer(table, COPY_PREFIX), table, rows)
         self._copies[table.name] = progress
+        self._ledger = None
 
     def drop_copy(self, table: Table) -> None:
         """Drop the running copy; the table itself is not changed."""
         name = mirror_table(table.schema, COPY_PREFIX)
         self._tables.pop(name, None)
         self._copies.pop(table.name, None)
+        self._ledger = None
         self._dropped.add(name)
 
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
@@ -318,6 +325,7 @@ class FileTransaction:
                 self.feeds.move(stored, table)
                 self._watermarks.pop(stored.relation, None)
                 self._copies.pop(stored.relation, None)
+                self._ledger = None
                 self._letters = dead.rename(self._kept(), stored.relation, schema.name)
                 self._letters_changed = True
 
@@ -341,6 +349,7 @@ class FileTransaction:
             self._dropped.add(name)
         self._watermarks.pop(table.name, None)
         self._copies.pop(table.name, None)
+        self._ledger = None
         self._letters, self._letters_changed = dead.forget(self._kept(), table.name), True
         return rows
 
@@ -425,6 +434,7 @@ class FileTransaction:
     def _drop_copy(self, table: Table) -> WriteBuffer:
         copy, name = self._buffer(table, COPY_PREFIX), mirror_table(table.schema, COPY_PREFIX)
         del self._tables[name], self._copies[table.name]
+        self._ledger = None
         self._dropped.add(name)
         return copy
 

@@ -301,10 +301,12 @@ class PostgresPollingSnapshot:
         In most cycles most tables have no changes. If a table fails, all are forgotten: each is
         then read alone, and only those that can be are asked about the next time.
         """
-        asked = [place for place in self._memory.asked.values() if not self._is_idle(*place)]
-        if ask in self._asked_ahead or len(asked) < _WORTH_ASKING:
+        if ask in self._asked_ahead:
             return
         self._asked_ahead.add(ask)
+        asked = [place for place in self._memory.asked.values() if not self._is_idle(*place)]
+        if len(asked) < _WORTH_ASKING:
+            return
         before, self._memory.asked = self._memory.asked, {}
         with self._answers.ahead():
             ask(asked)

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 
 from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.schema import Table
 from rhei_pipeline.sources.sqlite.triggers.ddl import log_table
 from rhei_pipeline.sources.sqlite.triggers.log_chain import TriggerLog, all_logs, folded
 from rhei_pipeline.sql.text import quote
@@ -23,11 +24,14 @@ class LogCatalog:
         self._logs: Mapping[bytes, list[TriggerLog]] | None = None
         self._statements: Sequence[str] = ()
         self._newest: dict[bytes, Position] | None = None
+        self._places: dict[bytes, Position] = {}
+        self._resting: dict[str, Table] = {}
 
     def follow(self, schema_version: int) -> None:
         """Forget what is not so any more in the transaction that the connection is in."""
         if schema_version != self._schema_version:
             self._schema_version, self._logs, self._state = schema_version, None, None
+            self._resting.clear()
         # The first number tells of the commits of all others, the second one of our own.
         (version,) = self._connection.execute("pragma data_version").fetchone()
         state = (version, self._connection.total_changes)
@@ -52,6 +56,18 @@ class LogCatalog:
             self._newest[name] = Position(0, "") if row is None else Position(row[0], str(row[1]))
         return self._newest[name]
 
+    def note_rest(self, table: Table) -> None:
+        """Note that a table's log could be read behind its newest entry, at this schema."""
+        self._resting[table.name] = table
+
+    def is_at_rest(self, table: Table, position: Position) -> bool:
+        """Return whether a position is that of the newest entry, and its log was found good.
+
+        That is so for any later newest entry as well, as long as the schema is the same.
+        """
+        name = table.name
+        return self._resting.get(name) is table and self.newest(name) is position
+
     def _all_logs(self) -> Mapping[bytes, list[TriggerLog]]:
         if self._logs is None:
             self._logs = all_logs(self._connection)
@@ -62,13 +78,20 @@ class LogCatalog:
     def _read_newest(self) -> dict[bytes, Position]:
         self._all_logs()
         try:
-            return {
-                name: Position(seq, str(at))
-                for statement in self._statements
-                for name, seq, at in self._connection.execute(statement)
-            }
+            rows = [r for text in self._statements for r in self._connection.execute(text)]
         except sqlite3.Error:
             return {}
+        # A place that is the same stays the same object, by which a mirror's is known again.
+        known = self._places
+        self._places = {
+            name: place
+            if (place := known.get(name)) is not None
+            and place.order == seq
+            and place.proof == str(at)
+            else Position(seq, str(at))
+            for name, seq, at in rows
+        }
+        return dict(self._places)
 
 
 def _newest_of_all(logs: Mapping[bytes, list[TriggerLog]], most: int) -> Iterator[str]:

@@ -9,6 +9,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from rhei_pipeline.model.schema import TableSchema
 from rhei_pipeline.sources.sqlite.triggers.ddl import CONTINUED, key_places, log_table, value_places
@@ -93,6 +94,7 @@ def all_logs(connection: sqlite3.Connection) -> dict[bytes, list[TriggerLog]]:
     return {name: logs for name, logs in found.items() if logs}
 
 
+@lru_cache(maxsize=4096)  # each cycle asks for every table
 def folded(name: str) -> bytes:
     """Return a name as SQLite compares it: without the case of its ASCII letters."""
     return name.encode().lower()

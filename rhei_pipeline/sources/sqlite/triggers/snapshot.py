@@ -87,18 +87,26 @@ class SqliteTriggerSnapshot:
 
     def proves(self, table: Table, position: Position) -> bool:
         """Return whether the position's entry is kept and has the same time."""
+        if self._logs.is_at_rest(table, position):
+            self._ends.pop(table.name, None)
+            return True
         reading = self._reading(table, position)
         if reading is not None and reading.until is not None:
             self._ends[table.name] = reading.until
-        else:
-            self._ends.pop(table.name, None)
+            return True
+        self._ends.pop(table.name, None)
+        if reading is not None and self._logs.newest(table.name) == position:
+            self._logs.note_rest(table)
         return reading is not None
 
     def pending(self, table: Table, after: Position) -> int:
         """Return the number of entries after the position: they are numbered without gaps."""
+        newest = self._logs.newest(table.name)
+        if newest is after:
+            return 0
         reading = self._reading(table, after)
         end = reading and reading.until
-        return (end or self._logs.newest(table.name)).order - after.order
+        return (end or newest).order - after.order
 
     def oldest_pending(self, table: Table, after: Position) -> datetime | None:
         """Return the time of the first entry after the position."""
