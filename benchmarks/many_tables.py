@@ -3,8 +3,9 @@
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,8 +14,18 @@ import rhei_pipeline as rhei
 from benchmarks.capture import WAYS, PostgresApplication, SqliteApplication, new_application
 from examples.postgres_server import Server
 
-TABLES = (1, 10, 200)
+#: A ratio is of the second to the first; so many more are measured on one mirror.
+TABLES, MOST_TABLES = (1, 200), 500
 CYCLES = 20
+
+MIRRORS: dict[str, dict[str, str]] = {
+    "DuckDB": {"path": "mirror.duckdb"},
+    "IPC": {"kind": "datafusion", "storage": "ipc", "path": "mirror"},
+    "Parquet": {"kind": "datafusion", "storage": "parquet", "path": "mirror"},
+    "Delta": {"kind": "datafusion", "storage": "delta", "path": "mirror"},
+    "memory": {"kind": "datafusion", "storage": "memory"},
+}
+PHASES = ("opening", "first sync", "a change in one", "no change")
 
 _COLUMNS = "id {integer} primary key, v {integer} not null, updated_at {stamp} not null"
 
@@ -54,30 +65,61 @@ def measure() -> Iterator[tuple[str, str]]:
         data = Path(stack.enter_context(TemporaryDirectory(prefix="rhei-postgres-")))
         server = Server(data)
         stack.callback(server.stop)
-        for place, (name, kind, capture) in enumerate(WAYS):
+        for place, (way, kind, capture) in enumerate(WAYS):
             clock = Clock(data if kind == "postgres" else None)
-            found = [
-                _costs(kind, capture, count, clock, server, f"many{place}_{count}")
-                for count in TABLES
-            ]
-            for at, what in enumerate(("opening", "first sync", "a change in one", "no change")):
-                shown = ", ".join(f"{costs[at]:,.1f}" for costs in found)
-                yield f"{name}: {what}, of {TABLES} tables", f"{shown} ms CPU with the server's"
+            for mirror, declared in MIRRORS.items():
+                counts = (*TABLES, MOST_TABLES) if mirror == "DuckDB" else TABLES
+                pair = _Pair(kind, capture, declared, server, f"many{place}_{mirror.lower()}")
+                costs = [_costs(pair, count, clock) for count in counts]
+                for at, phase in enumerate(PHASES):
+                    yield f"{way}, {mirror}: {phase}, of {counts} tables", _shown(costs, at)
 
 
-def _costs(
-    kind: str, capture: dict[str, Any], count: int, clock: Clock, server: Server, name: str
-) -> tuple[float, float, float, float]:
+def _shown(costs: Sequence[Sequence[float]], phase: int) -> str:
+    one, many = costs[0][phase], costs[1][phase]
+    shown = ", ".join(f"{each[phase]:,.1f}" for each in costs)
+    return f"{shown} ms CPU with the server's: {many / max(one, 0.01):.1f} x"
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A source, how its changes are captured, and a mirror."""
+
+    kind: str
+    capture: dict[str, Any]
+    mirror: dict[str, str]
+    server: Server
+    name: str
+
+    def application(self, directory: Path, count: int) -> SqliteApplication | PostgresApplication:
+        """Make an application with so many tables of one row."""
+        made = new_application(self.kind, directory, self.server, f"{self.name}_{count}")
+        for number in range(count):
+            made.run(f"create table t{number}({_COLUMNS.format(**made.TYPES)})")
+            made.run(f"create index t{number}_updated on t{number}(updated_at, id)")
+            made.run(f"insert into t{number} values (1, 0, {{now}})")
+        return made
+
+    def settings(
+        self, application: SqliteApplication | PostgresApplication, directory: Path, count: int
+    ) -> rhei.Settings:
+        """Return the declaration of a mirror of all of them."""
+        return rhei.Settings(
+            source=application.source(),
+            capture=self.capture,
+            mirror=self.mirror,
+            registry={"path": "registry.json"},
+            tables=[{"name": f"t{n}", "polling": {"clock": "database"}} for n in range(count)],
+        ).anchored(directory)
+
+
+def _costs(pair: _Pair, count: int, clock: Clock) -> tuple[float, float, float, float]:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory()))
-        application = new_application(kind, directory, server, name)
+        application = pair.application(directory, count)
         stack.callback(application.close)
-        for number in range(count):
-            application.run(f"create table t{number}({_COLUMNS.format(**application.TYPES)})")
-            application.run(f"create index t{number}_updated on t{number}(updated_at, id)")
-            application.run(f"insert into t{number} values (1, 0, {{now}})")
         opened: list[rhei.HTAP] = []
-        settings = _settings(application, capture, directory, count)
+        settings = pair.settings(application, directory, count)
         opening = clock.measure(lambda: opened.append(stack.enter_context(rhei.open(settings))))
         htap = opened[0]
         first = clock.measure(htap.sync_now)
@@ -96,18 +138,3 @@ def _costs(
         if not htap.verify().equal:
             raise SystemExit("source and mirror differ: these figures are worth nothing")
         return opening, first, one, none
-
-
-def _settings(
-    application: SqliteApplication | PostgresApplication,
-    capture: dict[str, Any],
-    directory: Path,
-    count: int,
-) -> rhei.Settings:
-    return rhei.Settings(
-        source=application.source(),
-        capture=capture,
-        mirror={"path": directory / "mirror.duckdb"},
-        registry={"path": directory / "registry.json"},
-        tables=[{"name": f"t{n}", "polling": {"clock": "database"}} for n in range(count)],
-    ).anchored(directory)
