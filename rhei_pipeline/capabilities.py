@@ -6,9 +6,10 @@ contracts would list methods that most need not have. A method whose name is mis
 missing: that is why the contract suites ask these same questions.
 """
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
+from functools import cache
 from types import MappingProxyType
 from typing import Protocol, TypeGuard, runtime_checkable
 
@@ -127,7 +128,18 @@ class TellsChanges(KeepsFeed, Mirror, Protocol):
 
 def tells_changes(mirror: Mirror) -> TypeGuard[TellsChanges]:
     """Return whether a mirror can be asked what changed."""
-    return issubclass(type(mirror), KeepsFeed)
+    return _has(type(mirror), KeepsFeed)
+
+
+@runtime_checkable
+class ReadsTogether(Protocol):
+    """A source whose catalogue can be read for many tables with as few statements as for one."""
+
+    def reading_together(self, names: Collection[str]) -> AbstractContextManager[None]:
+        """Read these tables at once; in the block they are described and installed from that.
+
+        What is changed in the source meanwhile shows in `schema_version` afterwards.
+        """
 
 
 def rescan_due(snapshot: SourcePositions, table: Table, after: Position) -> Rescan:
@@ -160,6 +172,11 @@ def snapshot_of_rows(source: ChangeSource) -> AbstractContextManager[SourceSnaps
     return source.row_snapshot() if _holds_rows_apart(source) else source.snapshot()
 
 
+def reading_together(source: ChangeSource, names: Collection[str]) -> AbstractContextManager[None]:
+    """Let tables be described and installed from one reading, where the source can do that."""
+    return source.reading_together(names) if _reads_together(source) else nullcontext()
+
+
 def bytes_held_by(source: ChangeSource) -> Mapping[str, int]:
     """Return the bytes kept for the mirror, by what keeps them; {} where nothing is known."""
     return source.held_bytes() if _holds_bytes(source) else MappingProxyType({})
@@ -175,36 +192,43 @@ def gaps_in(mirror: MirrorRecords, table: Table) -> datetime | None:
     return mirror.gaps_until(table) if _repairs_files(mirror) else None
 
 
-# Of a class, the answer is remembered; `isinstance` would look for each method every time.
+@cache
+def _has(kind: type, capability: type) -> bool:
+    """Return whether a class has the methods; each cycle asks for every table."""
+    return issubclass(kind, capability)
 
 
 def _rescans(snapshot: SourcePositions) -> TypeGuard[Rescans]:
-    return issubclass(type(snapshot), Rescans)
+    return _has(type(snapshot), Rescans)
 
 
 def _doubts(snapshot: SourcePositions) -> TypeGuard[Doubts]:
-    return issubclass(type(snapshot), Doubts)
+    return _has(type(snapshot), Doubts)
 
 
 def _retains(snapshot: SourcePositions) -> TypeGuard[Retains]:
-    return issubclass(type(snapshot), Retains)
+    return _has(type(snapshot), Retains)
 
 
 def _changes_shape(snapshot: SourcePositions) -> TypeGuard[ChangesShape]:
-    return issubclass(type(snapshot), ChangesShape)
+    return _has(type(snapshot), ChangesShape)
 
 
 def _has_keyless_rows(snapshot: SourcePositions) -> TypeGuard[HasKeylessRows]:
-    return issubclass(type(snapshot), HasKeylessRows)
+    return _has(type(snapshot), HasKeylessRows)
 
 
 def _holds_rows_apart(source: ChangeSource) -> TypeGuard[HoldsRowsApart]:
-    return issubclass(type(source), HoldsRowsApart)
+    return _has(type(source), HoldsRowsApart)
 
 
 def _holds_bytes(source: ChangeSource) -> TypeGuard[HoldsBytes]:
-    return issubclass(type(source), HoldsBytes)
+    return _has(type(source), HoldsBytes)
+
+
+def _reads_together(source: ChangeSource) -> TypeGuard[ReadsTogether]:
+    return _has(type(source), ReadsTogether)
 
 
 def _repairs_files(mirror: MirrorRecords) -> TypeGuard[RepairsFiles]:
-    return issubclass(type(mirror), RepairsFiles)
+    return _has(type(mirror), RepairsFiles)

@@ -168,6 +168,9 @@ class ChangeLog:
 
     def holds(self, stream: str, position: Position) -> bool:
         """Return whether the position belongs to this log and all events after it are held."""
+        newest = self._state.heads.get(stream)
+        if newest is not None and newest.end == position.order:
+            return newest.proof == position.proof
         extent = self._extent(stream, position.order)
         return extent is not None and extent.proof == position.proof
 

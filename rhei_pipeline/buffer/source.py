@@ -84,6 +84,7 @@ class BufferedSource:
         self._on_step = on_step
         self._bridged = {name: _bridged(form) for name, form in log.facts(_TABLES).items()}
         self._confirmed = {name: log.watermark(_MIRROR + name) for name in self._bridged}
+        self._pruned: dict[str, Position] = {}
         self._confirmation = Confirmation(log.path, log.log_id)
         self._drifted: set[str] = set()
         self._waited_at: dict[str, int] = {}
@@ -452,9 +453,10 @@ class BufferedSource:
         return 0 if position is None else position.order
 
     def _prune(self, positions: Mapping[str, Position]) -> int:
-        return sum(
-            self._log.prune(position.order, stream=name) for name, position in positions.items()
-        )
+        """Delete what the mirror has; nothing is behind a position that was pruned to before."""
+        news = changed_positions(positions, self._pruned)
+        self._pruned |= news
+        return sum(self._log.prune(position.order, stream=name) for name, position in news.items())
 
     def _on_part(self) -> None:
         self._on_step(Step.BUFFERING)

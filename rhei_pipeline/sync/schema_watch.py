@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from rhei_pipeline.capabilities import reading_together
 from rhei_pipeline.errors import MirrorDamagedError, PermanentError, SchemaError
 from rhei_pipeline.model.blame import own_fault
 from rhei_pipeline.model.reports import TableReport
@@ -75,7 +76,8 @@ class SchemaWatch:
         """
         for _ in range(ATTEMPTS):
             version = self._parts.without_failing((), lambda _: self._source.schema_version())
-            self._discover()
+            if self._discover():
+                version = self._source.schema_version()  # with those that were taken in
             if version == self.version and not self._is_mended():
                 return
             if self._drain(version):
@@ -129,19 +131,22 @@ class SchemaWatch:
         drained, self._drained = self._drained, []
         return drained
 
-    def _discover(self) -> None:
-        """Take in the tables that are to be mirrored and are not yet."""
+    def _discover(self) -> bool:
+        """Take in the tables that are to be mirrored and are not yet; return whether there are."""
         found = self._find()
-        if not found and not self.declared:
-            return
+        if all(declared.name in self._found for declared in found):
+            return False
         spellings = Counter(declared.name for declared in found)
-        for declared in found:
-            if declared.name in self._found:
-                continue
-            name = self._found[declared.name] = self._name_of(declared)
-            if name in self.declared or spellings[declared.name] > 1:
-                self._unclear[name] = declared_twice(name)
-            self._declare(replace(declared, name=name))
+        news = [name for name in spellings if name not in self._found]
+        with reading_together(self._source, news):
+            for declared in found:
+                if declared.name in self._found:
+                    continue
+                name = self._found[declared.name] = self._name_of(declared)
+                if name in self.declared or spellings[declared.name] > 1:
+                    self._unclear[name] = declared_twice(name)
+                self._declare(replace(declared, name=name))
+        return True
 
     def _declare(self, declared: Declared) -> None:
         self.declared[declared.name] = declared
@@ -162,8 +167,9 @@ class SchemaWatch:
         self._parts.generation += 1
         standing = self._mirror.tables()
         names = self._names(standing)
-        for declared in list(self.declared.values()):
-            if declared.name not in self._left_out.undrained:
+        wanted = [d for d in self.declared.values() if d.name not in self._left_out.undrained]
+        with reading_together(self._source, [declared.name for declared in wanted]):
+            for declared in wanted:
                 self._refresh_table(declared, standing, names)
         self.version = version
 
@@ -210,7 +216,8 @@ class SchemaWatch:
         return bool(taken)
 
     def _find_pending(self, tables: Collection[Table]) -> list[Table]:
-        return find_pending(tables, self._source, self._mirror, self._blame)
+        with reading_together(self._source, [table.name for table in tables]):
+            return find_pending(tables, self._source, self._mirror, self._blame)
 
     def _refresh_table(
         self, declared: Declared, standing: Mapping[str, Table], names: TakenNames

@@ -158,9 +158,12 @@ def _mark_row(mark: Watermark) -> dict[str, object]:
     }
 
 
-def write_copy(connection: duckdb.DuckDBPyConnection, progress: CopyProgress) -> None:
-    """Replace the progress of the table's copy."""
-    forget_copy(connection, progress.table)
+def write_copy(
+    connection: duckdb.DuckDBPyConnection, progress: CopyProgress, *, is_new: bool
+) -> None:
+    """Record the progress of the table's copy; one that is not new is replaced."""
+    if not is_new:
+        forget_copies(connection, [progress.table])
     connection.execute(
         "insert into _rhei_copies values (?, ?, ?, ?, ?, ?)",
         [
@@ -174,9 +177,11 @@ def write_copy(connection: duckdb.DuckDBPyConnection, progress: CopyProgress) ->
     )
 
 
-def forget_copy(connection: duckdb.DuckDBPyConnection, table: str) -> None:
-    """Delete the record of a running copy."""
-    connection.execute("delete from _rhei_copies where table_name = ?", [table])
+def forget_copies(connection: duckdb.DuckDBPyConnection, tables: Iterable[str]) -> None:
+    """Delete the records of running copies."""
+    connection.execute(
+        "delete from _rhei_copies where list_contains(?::varchar[], table_name)", [list(tables)]
+    )
 
 
 def drop_copies(connection: duckdb.DuckDBPyConnection) -> None:
@@ -198,7 +203,7 @@ def rename_records(connection: duckdb.DuckDBPyConnection, old: str, new: str) ->
     )
     rename_history(connection, old, new)
     connection.execute("delete from _rhei_watermark where table_name = ?", [old])
-    forget_copy(connection, old)
+    forget_copies(connection, [old])
 
 
 def rename_history(connection: duckdb.DuckDBPyConnection, old: str, new: str) -> None:

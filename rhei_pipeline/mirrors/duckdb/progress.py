@@ -9,7 +9,7 @@ import duckdb
 
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.duckdb.housekeeping import (
-    forget_copy,
+    forget_copies,
     read_ledger,
     write_copy,
     write_watermarks,
@@ -33,6 +33,7 @@ class ProgressRecords:
         self._marks: dict[str, Watermark] = {}
         self._copies: dict[str, CopyProgress] = {}
         self._unwritten: dict[str, Watermark] = {}
+        self._ended: set[str] = set()
         self._is_known = False
         if begun_with is not None:
             self._take(begun_with)
@@ -63,15 +64,16 @@ class ProgressRecords:
     def note_copy(self, progress: CopyProgress) -> None:
         """Replace the progress of the table's copy."""
         self._read()
-        write_copy(self._connection, progress)
+        self._forget_ended()
+        write_copy(self._connection, progress, is_new=progress.table not in self._copies)
         self._copies[progress.table] = progress
         self._ledger = None
 
     def forget_copy(self, table: str) -> None:
-        """Delete the record of a running copy."""
+        """Delete the record of a running copy, with the others before the commit."""
         self._read()
-        forget_copy(self._connection, table)
-        self._copies.pop(table, None)
+        if self._copies.pop(table, None) is not None:
+            self._ended.add(table)
         self._ledger = None
 
     def _read(self) -> None:
@@ -84,9 +86,15 @@ class ProgressRecords:
 
     def write(self) -> None:
         """Write the changed progress; it commits with the rows."""
+        self._forget_ended()
         if self._unwritten:
             write_watermarks(self._connection, self._unwritten.values())
             self._unwritten.clear()
+
+    def _forget_ended(self) -> None:
+        if self._ended:
+            forget_copies(self._connection, self._ended)
+            self._ended.clear()
 
     def read_anew(self) -> None:
         """Read the records again at the next access: something else is about to write them."""

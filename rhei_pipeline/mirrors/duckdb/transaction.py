@@ -51,6 +51,7 @@ class DuckDBTransaction:
         self._connection = connection
         self._records = records
         self._feeds = feeds
+        self._may_have_letters: bool | None = None
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as this transaction sees it."""
@@ -172,10 +173,18 @@ class DuckDBTransaction:
 
     def quarantine(self, letters: Iterable[DeadLetter]) -> int:
         """Store dead letters; return how many."""
-        return write_letters(self._connection, letters)
+        count = write_letters(self._connection, letters)
+        if count:
+            self._may_have_letters = True
+        return count
 
     def quarantined(self, table: Table) -> set[LetterName]:
         """Return the names of a table's open dead letters."""
+        if self._may_have_letters is None:
+            any_ = "select exists (from _rhei_dead_letter where resolved_at is null)"
+            self._may_have_letters = bool(self._connection.execute(any_).fetchall()[0][0])
+        if not self._may_have_letters:  # one question for all tables, in most mirrors
+            return set()
         found = self._connection.execute(
             "select key, column_name from _rhei_dead_letter"
             " where table_name = ? and resolved_at is null",

@@ -17,7 +17,7 @@ from rhei_pipeline.model.schema import (
     refuse_reserved,
 )
 from rhei_pipeline.sources.postgres import connection as postgres_connection
-from rhei_pipeline.sources.postgres.marks import Marks, read_marks
+from rhei_pipeline.sources.postgres.table_facts import DEFAULT_NAMESPACE, TableFacts, read_facts
 from rhei_pipeline.sources.postgres.versions import Since, has
 from rhei_pipeline.sql.text import quote
 
@@ -25,7 +25,6 @@ _log = logging.getLogger(__name__)
 
 Connection = postgres_connection.Connection
 
-DEFAULT_NAMESPACE = "public"
 #: Where capture by triggers keeps what is ours.
 OWN_NAMESPACE = "_rhei"
 #: PostgreSQL's names have 63 bytes; so much of the mirror's id tells our slot from others'.
@@ -83,51 +82,6 @@ where c.relkind in ('r', 'p', 'v', 'm', 'f') and not c.relispartition
     and exists (select 1 from pg_index i where i.indrelid = c.oid and i.indisprimary))
 order by 1, 2
 """
-_RELATION = """
-select c.oid::bigint, c.relkind::text, c.relpersistence::text, c.relreplident::text,
-    row_security_active(c.oid),
-    c.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = c.oid)
-from pg_class c join pg_namespace n on n.oid = c.relnamespace
-where n.nspname = %s and c.relname = %s
-"""
-_COLUMNS = """
-with recursive base(attnum, oid, modifier) as (
-    select a.attnum, a.atttypid, a.atttypmod from pg_attribute a
-    where a.attrelid = %s and a.attnum > 0 and not a.attisdropped
-    union all
-    select b.attnum, t.typbasetype, t.typtypmod from base b join pg_type t on t.oid = b.oid
-    where t.typtype = 'd'
-)
-select a.attname, a.attnotnull, a.attgenerated::text, b.oid::bigint, b.modifier
-from base b join pg_attribute a on a.attrelid = %s and a.attnum = b.attnum
-join pg_type t on t.oid = b.oid and t.typtype <> 'd'
-order by a.attnum
-"""
-_KEY = """
-select array_agg(a.attname::text order by k.place)
-from pg_index i cross join unnest(i.indkey) with ordinality as k(attnum, place)
-join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
-where i.indrelid = %s and k.place <= i.indnkeyatts and {which}
-"""
-_UNIQUE = """
-select array_agg(a.attname::text)
-from pg_index i join pg_attribute a on a.attrelid = i.indrelid
-    and array_position(i.indkey::int2[], a.attnum) < i.indnkeyatts
-where i.indrelid = %s and i.indisunique and i.indpred is null and i.indexprs is null
-group by i.indexrelid having bool_and(a.attnotnull)
-"""
-
-#: Of a row `named` of pg_class: no replica identity names its rows. The server refuses updates and
-#: deletes of such a table while it is published. Keep docs/postgres.md alike.
-NAMELESS = """
-named.relkind = 'r' and named.relreplident <> 'f' and not exists (
-    select from pg_index i where i.indrelid = named.oid and i.indimmediate and case
-        named.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end)
-"""
-_NAMELESS_PART = f"""
-select named.oid::regclass::text from pg_partition_tree(%s) part
-join pg_class named on named.oid = part.relid where {NAMELESS} order by 1 limit 1
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +94,6 @@ class PostgresTable:
 
     schema: TableSchema
     oid: int
-
-
-@dataclass(frozen=True, slots=True)
-class StoredColumn:
-    """A column as the server stores it, mirrored or not.
-
-    Attributes:
-        oid: Its type's; for a domain, that of its base type.
-    """
-
-    name: str
-    oid: int
-    not_null: bool
 
 
 def table_names(connection: Connection) -> list[str]:
@@ -176,41 +117,43 @@ def other_names(connection: Connection) -> dict[str, str]:
 
 
 def read_table(
-    connection: Connection, name: str, options: TableOptions, *, reread: bool = False
+    connection: Connection,
+    name: str,
+    options: TableOptions,
+    *,
+    reread: bool = False,
+    facts: TableFacts | None = None,
 ) -> PostgresTable:
     """Read a table's schema from the catalogue.
 
     A table whose rows are `reread` may hold rows that no log shows, and needs a key without nulls.
+    `facts` is what the catalogue says of it, where that was read before.
 
     Raises:
         SchemaError: No such table, not an ordinary one, no usable key, a reserved name, or a
             replica identity that does not identify rows; the hint says what to do.
     """
-    namespace, relation = _parts(connection, name)
-    shown = shown_name(namespace, relation)
-    _refuse_own(namespace, shown)
-    oid, identity = _ordinary_table(connection, namespace, relation, reread=reread)
-    # Read first: what changes while the columns are read has the marks be others next time.
-    marks = read_marks(connection, oid)
-    columns = _columns(connection, oid, shown, options, marks, reread=reread)
-    refuse_reserved(relation, [column.name for column in columns])
+    facts = facts or read_facts(connection, [name]).get(name)
+    if facts is None:
+        hint = nearest(name, table_names(connection))
+        raise SchemaError("no such table in the source", table=name, hint=hint)
+    shown = shown_name(facts.namespace, facts.relation)
+    _refuse_own(facts.namespace, shown)
+    _refuse_unusual(facts, shown, reread=reread)
+    columns = _columns(connection, facts, shown, options, reread=reread)
+    refuse_reserved(facts.relation, [column.name for column in columns])
     # A full identity names rows by all they hold, unique or not.
-    is_named = reread or identity == "f"
-    key = _key(connection, oid, shown, options, is_named=is_named)
+    is_named = reread or facts.identity == "f"
+    key = _key(facts, shown, options, is_named=is_named)
     if is_named:
-        _refuse_loose_key(connection, oid, shown, key)
+        _refuse_loose_key(facts, shown, key)
     else:
-        _refuse_vague_identity(connection, oid, shown, identity, key)
+        _refuse_vague_identity(facts, shown, key)
     if not reread:
-        _refuse_nameless_part(connection, oid, shown)
+        _refuse_nameless_part(facts, shown)
     _refuse_unknown(shown, "primary_key", key, [column.name for column in columns])
-    return PostgresTable(TableSchema(shown, tuple(columns), key, namespace, marks.table), oid)
-
-
-def stored_columns(connection: Connection, oid: int) -> list[StoredColumn]:
-    """Return all columns of a table, in order."""
-    rows = connection.execute(_COLUMNS, (oid, oid))
-    return [StoredColumn(name, type_oid, not_null) for name, not_null, _, type_oid, _ in rows]
+    schema = TableSchema(shown, tuple(columns), key, facts.namespace, facts.marks.table)
+    return PostgresTable(schema, facts.oid)
 
 
 def slot_name(mirror_id: str) -> str:
@@ -256,20 +199,6 @@ def shown_name(namespace: str, relation: str) -> str:
     return f"{namespace}.{relation}"
 
 
-def _parts(connection: Connection, name: str) -> tuple[str, str]:
-    """Find the table that a name means: `schema.table`, or a table in `public`."""
-    found = connection.execute(
-        "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-        " where (n.nspname || '.' || c.relname = %s or (n.nspname = %s and c.relname = %s))"
-        " and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') order by n.nspname = %s desc",
-        (name, DEFAULT_NAMESPACE, name, DEFAULT_NAMESPACE),
-    ).fetchone()
-    if found is None:
-        hint = nearest(name, table_names(connection))
-        raise SchemaError("no such table in the source", table=name, hint=hint)
-    return found[0], found[1]
-
-
 def _refuse_own(namespace: str, shown: str) -> None:
     if namespace == OWN_NAMESPACE:
         raise SchemaError(
@@ -279,65 +208,54 @@ def _refuse_own(namespace: str, shown: str) -> None:
         )
 
 
-def _ordinary_table(
-    connection: Connection, namespace: str, relation: str, *, reread: bool
-) -> tuple[int, str]:
-    found = connection.execute(_RELATION, (namespace, relation)).fetchone()
-    if found is None:
-        raise SchemaError("no such table in the source", table=shown_name(namespace, relation))
-    oid, kind, persistence, identity, hides_rows, has_heirs = found
-    if kind not in {"r", "p"} or persistence not in ({"p", "u"} if reread else {"p"}):
-        what = _KINDS.get(kind, "table that PostgreSQL does not log")
+def _refuse_unusual(facts: TableFacts, shown: str, *, reread: bool) -> None:
+    """Refuse what is no ordinary table, or does not show all of its rows alone."""
+    persistent = {"p", "u"} if reread else {"p"}
+    if facts.kind not in {"r", "p"} or facts.persistence not in persistent:
+        what = _KINDS.get(facts.kind, "table that PostgreSQL does not log")
         raise SchemaError(
             f"it is a {what}, and only ordinary tables can be captured",
-            table=shown_name(namespace, relation),
+            table=shown,
             hint="mirror the tables it is made from, or make it a logged table",
         )
-    if hides_rows:
+    if facts.hides_rows:
         raise HiddenRowsError(
             "row security hides rows from this user",
-            table=shown_name(namespace, relation),
+            table=shown,
             hint="run 'alter role <user> bypassrls', or connect as a user without such a policy",
         )
-    if has_heirs:
+    if facts.has_heirs:
         raise HiddenRowsError(
             "tables inherit from it, and no key distinguishes its rows from theirs",
-            table=shown_name(namespace, relation),
+            table=shown,
             hint="mirror those tables by their own names and leave this one out of 'tables', or"
             " make it a partitioned table",
         )
-    return oid, identity
 
 
 def _columns(
-    connection: Connection,
-    oid: int,
-    shown: str,
-    options: TableOptions,
-    marks: Marks,
-    *,
-    reread: bool,
+    connection: Connection, facts: TableFacts, shown: str, options: TableOptions, *, reread: bool
 ) -> list[Column]:
-    rows = connection.execute(_COLUMNS, (oid, oid)).fetchall()
-    names = [row[0] for row in rows]
+    names = [stored.name for stored in facts.columns]
     _refuse_unknown(shown, "columns", options.columns or (), names)
     _refuse_unknown(shown, "types", list(options.types), names)
     columns = []
-    for name, not_null, generated, type_oid, modifier in rows:
+    for stored in facts.columns:
+        name = stored.name
         if options.columns is not None and name not in options.columns:
             continue
-        if not reread and not _is_logged(connection, generated):
+        if not reread and not _is_logged(connection, stored.generated):
             _log.warning(
                 "table %r: generated column %r is left out: it is not in the server's log",
                 shown,
                 name,
             )
             continue
-        kind, epoch = arrow_type(type_oid, modifier), None
+        kind, epoch = arrow_type(stored.oid, stored.modifier), None
         if name in options.types:
             kind, epoch = parse_type(options.types[name])
-        mark = marks.columns.get(name, "")
-        columns.append(Column(name, kind, not not_null, epoch, mark=mark))
+        mark = facts.marks.columns.get(name, "")
+        columns.append(Column(name, kind, not stored.not_null, epoch, mark=mark))
     return columns
 
 
@@ -348,62 +266,58 @@ def _is_logged(connection: Connection, generated: str) -> bool:
 
 
 def _key(
-    connection: Connection, oid: int, shown: str, options: TableOptions, *, is_named: bool
+    facts: TableFacts, shown: str, options: TableOptions, *, is_named: bool
 ) -> tuple[str, ...]:
     """Return the key; `is_named` where changes name a row by it whatever it is made of."""
     if options.primary_key is not None:
         return tuple(options.primary_key)
-    found = connection.execute(_KEY.format(which="i.indisprimary"), (oid,)).fetchone()
-    if found is None or found[0] is None:
-        hint = "add one, or name a unique key without nulls as 'primary_key'"
-        if not is_named:  # then either way has a second step
-            hint = (
-                "add one and run 'alter table ... replica identity default', or name a unique key"
-                " without nulls as 'primary_key' and run 'alter table ... replica identity full'"
-            )
-        raise SchemaError("it has no primary key", table=shown, hint=hint)
-    return tuple(found[0])
+    for index in facts.indexes:
+        if index.is_primary:
+            return index.names
+    hint = "add one, or name a unique key without nulls as 'primary_key'"
+    if not is_named:  # then either way has a second step
+        hint = (
+            "add one and run 'alter table ... replica identity default', or name a unique key"
+            " without nulls as 'primary_key' and run 'alter table ... replica identity full'"
+        )
+    raise SchemaError("it has no primary key", table=shown, hint=hint)
 
 
-def _refuse_vague_identity(
-    connection: Connection, oid: int, shown: str, identity: str, key: Sequence[str]
-) -> None:
+def _refuse_vague_identity(facts: TableFacts, shown: str, key: Sequence[str]) -> None:
     """Refuse a table whose updates and deletes in the log do not contain our key."""
-    # The server does not name rows by a key that is checked at commit only.
-    which = {"d": "i.indisprimary and i.indimmediate", "i": "i.indisreplident"}.get(
-        identity, "false"
-    )
-    found = connection.execute(_KEY.format(which=which), (oid,)).fetchone()
-    if found is None or set(found[0] or ()) != set(key):
-        raise SchemaError(
-            f"its replica identity does not name rows by {', '.join(key)}",
-            table=shown,
-            hint="run 'alter table ... replica identity default' (by primary key), 'using index'"
-            " (by another unique key) or 'full'",
-        )
-
-
-def _refuse_nameless_part(connection: Connection, oid: int, shown: str) -> None:
-    found = connection.execute(_NAMELESS_PART.encode(), (oid,)).fetchone()
-    if found is not None:
-        raise SchemaError(
-            f"the replica identity of {found[0]} does not name rows",
-            table=shown,
-            hint=f"run 'alter table {found[0]} replica identity default' (by primary key), or"
-            " 'full'",
-        )
-
-
-def _refuse_loose_key(connection: Connection, oid: int, shown: str, key: Sequence[str]) -> None:
-    """Refuse a key that is not unique."""
-    for (names,) in connection.execute(_UNIQUE, (oid,)):
-        if set(names) <= set(key):
-            return
+    for index in facts.indexes:
+        # The server does not name rows by a key that is checked at commit only.
+        is_default = index.is_primary and index.is_immediate
+        if {"d": is_default, "i": index.is_identity}.get(facts.identity):
+            if set(index.names) == set(key):
+                return
+            break
     raise SchemaError(
-        f"no unique index without nulls is on {', '.join(key)}",
+        f"its replica identity does not name rows by {', '.join(key)}",
         table=shown,
-        hint="name a unique key whose columns are 'not null' as 'primary_key'",
+        hint="run 'alter table ... replica identity default' (by primary key), 'using index'"
+        " (by another unique key) or 'full'",
     )
+
+
+def _refuse_nameless_part(facts: TableFacts, shown: str) -> None:
+    part = facts.nameless_part
+    if part is not None:
+        raise SchemaError(
+            f"the replica identity of {part} does not name rows",
+            table=shown,
+            hint=f"run 'alter table {part} replica identity default' (by primary key), or 'full'",
+        )
+
+
+def _refuse_loose_key(facts: TableFacts, shown: str, key: Sequence[str]) -> None:
+    """Refuse a key that is not unique."""
+    if not any(index.is_key and set(index.names) <= set(key) for index in facts.indexes):
+        raise SchemaError(
+            f"no unique index without nulls is on {', '.join(key)}",
+            table=shown,
+            hint="name a unique key whose columns are 'not null' as 'primary_key'",
+        )
 
 
 def _refuse_unknown(table: str, setting: str, named: Sequence[str], known: Sequence[str]) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 from rhei_pipeline.errors import CaptureError, SourceBusyError
 from rhei_pipeline.model.ownership import SourceIdentity
-from rhei_pipeline.sources.postgres.catalog import DEFAULT_NAMESPACE, Connection, PostgresTable
+from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable
 from rhei_pipeline.sources.postgres.marks import STATE, shapes
+from rhei_pipeline.sources.postgres.table_facts import candidates
 from rhei_pipeline.sources.postgres.versions import Since, where
 
 _VERSION_DIGITS = 15  # of a hash in hexadecimal, so that the version fits 63 bits
@@ -113,10 +114,7 @@ class SourceCatalog:
 
     def follow(self, name: str) -> None:
         """Follow a table of this name, too, which may include its schema; read nothing yet."""
-        parts = name.split(".")
-        self._names.add((DEFAULT_NAMESPACE, name))
-        for cut in range(1, len(parts)):
-            self._names.add((".".join(parts[:cut]), ".".join(parts[cut:])))
+        self._names.update(candidates(name))
 
     def is_current(self, connection: Connection, read_at: object = None) -> bool:
         """Return whether nothing was committed since the number, or something else, was read."""

@@ -57,9 +57,10 @@ select md5(string_agg(concat_ws(' ', w.oid, w.link, case when w.oid <> w.root th
     end), ',' order by w.oid, w.link)) from whole w join pg_class c on c.oid = w.oid
 """
 _MARKS = f"""
-select null, ({_TABLE_MARK})
+select asked.oid::bigint, null, ({_TABLE_MARK} where w.root = asked.oid)
+from unnest(%(oids)s::oid[]) as asked(oid)
 union all
-select a.attname::text, md5(concat_ws(' ', a.attnum, a.xmin, k.mark))
+select a.attrelid::bigint, a.attname::text, md5(concat_ws(' ', a.attnum, a.xmin, k.mark))
 from pg_attribute a left join kinds k on k.oid = a.atttypid
 where a.attrelid = any(%(oids)s::oid[]) and a.attnum > 0 and not a.attisdropped
 """
@@ -89,12 +90,17 @@ class Marks:
     columns: Mapping[str, str]
 
 
-def read_marks(connection: Connection, oid: int) -> Marks:
-    """Read the marks of one table."""
-    found = dict(
-        connection.execute(f"{_parts(connection)}{_MARKS}".encode(), {"oids": [oid]}).fetchall()
-    )
-    return Marks(found.pop(None), found)
+def read_marks(connection: Connection, oids: Collection[int]) -> dict[int, Marks]:
+    """Read the marks of some tables, by their oids."""
+    statement = f"{_parts(connection)}{_MARKS}".encode()
+    tables: dict[int, str] = {}
+    columns: dict[int, dict[str, str]] = {oid: {} for oid in oids}
+    for oid, column, mark in connection.execute(statement, {"oids": list(oids)}):
+        if column is None:
+            tables[oid] = mark
+        else:
+            columns[oid][column] = mark
+    return {oid: Marks(mark, columns[oid]) for oid, mark in tables.items()}
 
 
 def shapes(connection: Connection, oids: Collection[int]) -> str:

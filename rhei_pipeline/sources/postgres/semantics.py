@@ -5,11 +5,11 @@ import pyarrow as pa
 from rhei_pipeline.model.schema import Column, Table, TableOptions
 from rhei_pipeline.model.semantics import Kind, MirroredTable
 from rhei_pipeline.sources.postgres.catalog import (
-    DEFAULT_NAMESPACE,
     NUMERIC,
     Connection,
     arrow_type,
 )
+from rhei_pipeline.sources.postgres.table_facts import DEFAULT_NAMESPACE
 from rhei_pipeline.sources.postgres.versions import Since, has, where
 
 #: Types, by oid, that DuckDB computes with as PostgreSQL does.

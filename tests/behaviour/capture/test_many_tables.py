@@ -11,13 +11,19 @@ import psycopg
 import pytest
 
 import rhei_pipeline as rhei
+from rhei_pipeline.buffer.rocksdb import RocksDirectory
+from rhei_pipeline.mirrors.datafusion import manifest
+from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.sources.postgres import identity
+from rhei_pipeline.sources.postgres.logical import source as logical_source
+from rhei_pipeline.sources.postgres.polling.snapshot import PostgresPollingSnapshot
 from rhei_pipeline.sources.postgres.triggers import snapshot as trigger_snapshot
 from rhei_pipeline.sources.postgres.triggers import source as triggers
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sources.sqlite.schema_objects import SchemaState
 from rhei_pipeline.sources.sqlite.triggers import schema_watch
+from rhei_pipeline.sources.sqlite.triggers.snapshot import SqliteTriggerSnapshot
 from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
 from rhei_pipeline.sync import naming
 from tests.support.fix_postgres import PostgresWorld
@@ -257,9 +263,11 @@ def _sqlite(directory: Path, count: int) -> rhei.Settings:
     )
 
 
-def counting_calls(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[str]:
-    """Note each call of a function, and run it."""
-    calls: list[str] = []
+def counting_calls(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, noted: list[str] | None = None
+) -> list[str]:
+    """Note each call of a function, beside what was noted, and run it."""
+    calls: list[str] = [] if noted is None else noted
     run = getattr(module, name)
 
     def count(*given: Any, **more: Any) -> Any:
@@ -310,6 +318,170 @@ def test_opening_sqlite_reads_its_schema_and_names_as_often_for_few_tables_as_fo
             found.append((len(schemas), len(names) / count))
     few, many = found
     assert many == few
+
+
+@pytest.mark.parametrize("method", ["logical", "trigger", "polling"])
+def test_opening_again_asks_postgres_as_little_for_many_tables_as_for_few(
+    method: str, make_postgres: Callable[..., PostgresWorld], sent_to_postgres: list[object]
+) -> None:
+    world = make_postgres(capture={"method": method}, tables=[])
+    found = []
+    for count in (_FEW, _MANY):
+        for number in range(count):
+            world.run(
+                f"create table if not exists t{number}(id int primary key, v int,"
+                " updated_at timestamptz not null default clock_timestamp())",
+                f"create index if not exists i{number} on t{number}(updated_at)",
+                f"insert into t{number} values (1, 0) on conflict do nothing",
+            )
+        world.tables = [{"name": f"t{number}"} for number in range(count)]
+        assert world.htap.sync_now().events == 0
+        world.crash()
+        sent_to_postgres.clear()
+        htap = world.htap
+        found.append(len(sent_to_postgres))
+        world.run(f"update t{count - 1} set v = v + 1, updated_at = clock_timestamp()")
+        assert htap.sync_now().events == 1
+        world.assert_equal(*(f"t{number}" for number in range(count)))
+        world.crash()
+    few, many = found
+    # Triggers ask where each log's positions begin; nothing else is asked for a table.
+    assert many - few == (_MANY - _FEW if method == "trigger" else 0)
+
+
+def test_what_changes_after_tables_were_read_together_is_met(
+    make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = [{"name": f"t{number}"} for number in range(_FEW)]
+    world = make_postgres(capture={"method": "logical"}, tables=tables)
+    for number in range(_FEW):
+        world.run(f"create table t{number}(id int primary key, v int)")
+        world.run(f"insert into t{number} values (1, 0)")
+    changes = [
+        "alter table t0 add column w int default 7",
+        "drop table t1; create table t1(id int primary key, v text)",
+        "alter table t2 replica identity nothing",
+    ]
+    module: Any = logical_source
+    read = module.read_ahead
+
+    def reading(*given: Any) -> Any:
+        facts = read(*given)
+        if changes:
+            world.run(changes.pop(0))
+        return facts
+
+    monkeypatch.setattr(module, "read_ahead", reading)
+    while changes:
+        world.crash()
+        world.htap.sync_now()
+    report = world.htap.sync_now()
+    assert "replica identity" in str(report.tables["t2"].error)
+    world.run("update t0 set w = 8", "insert into t1 values (2, 'x')", "update t2 set v = 1")
+    assert world.htap.sync_now().events == 2
+    world.assert_equal("t0", "t1")
+
+
+@pytest.mark.parametrize("buffered", [False, True])
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_a_cycle_looks_closely_only_at_tables_that_changed(
+    mode: str, make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, *, buffered: bool
+) -> None:
+    looks = counting_calls(monkeypatch, SqliteTriggerSnapshot, "_find_reading")
+    snapshots = counting_calls(monkeypatch, SqliteTriggerSnapshot, "__init__")
+    found = []
+    for count in (_FEW, _MANY):
+        tables = [{"name": f"t{number}"} for number in range(count)]
+        world = make_world(mode=mode, tables=tables, buffered=buffered)
+        for number in range(count):
+            world.run(
+                f"create table t{number}(id integer primary key, v int)",
+                f"insert into t{number} values (1, 0)",
+            )
+        buffer = counting_calls(monkeypatch, RocksDirectory, "get") if buffered else []
+        buffer = counting_calls(monkeypatch, RocksDirectory, "scan", buffer) if buffered else []
+        for _ in range(2):
+            world.run("update t0 set v = v + 1")
+            world.htap.sync_now()
+        costs = []
+        for change in ((), ("update t0 set v = v + 1",)):
+            world.run(*change)
+            for calls in (looks, snapshots, buffer):
+                calls.clear()
+            assert world.htap.sync_now().events == len(change)
+            costs.append((len(looks), len(snapshots), len(buffer)))
+        found.append(costs)
+        world.run(f"update t{count - 1} set v = v + 1")
+        assert world.htap.sync_now().tables[f"t{count - 1}"].events == 1
+        world.assert_equal("t0", f"t{count - 1}")
+    few, many = found
+    assert many == few
+
+
+def test_a_log_that_was_cleared_is_met_where_nothing_else_changed(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(tables=[{"name": f"t{number}"} for number in range(_FEW)])
+    for number in range(_FEW):
+        world.run(f"create table t{number}(id integer primary key, v int)")
+        world.run(f"insert into t{number} values (1, 0)")
+    for _ in range(2):
+        world.htap.sync_now()
+    world.run("update t1 set v = 5", "delete from _rhei_log_t1")
+    report = world.htap.sync_now()
+    assert report.tables["t1"].copied_rows == 1
+    world.assert_equal("t0", "t1")
+
+
+def test_a_commit_of_files_writes_anew_what_it_says_of_tables_that_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = counting_calls(monkeypatch, manifest, "_table")
+    files = counting_calls(monkeypatch, SegmentStore, "segment_files")
+    found = []
+    for count in (_FEW, _MANY):
+        declared = _sqlite(tmp_path / str(count), count).model_dump(exclude_unset=True)
+        path = tmp_path / str(count) / "mirror"
+        declared["mirror"] = {"kind": "datafusion", "storage": "parquet", "path": path}
+        with rhei.open(rhei.Settings(**declared)) as htap:
+            htap.sync_now()
+            costs = []
+            for row in (2, 3, 4, 5, 6):
+                htap.execute(f"insert into t0 values ({row})")
+                texts.clear()
+                files.clear()
+                assert htap.sync_now().events == 1
+                costs.append((len(texts), len(files)))
+            found.append(costs[-1])
+            assert htap.verify().equal
+        with rhei.open(rhei.Settings(**declared)) as htap:
+            assert htap.verify().equal
+    few, many = found
+    assert many == few
+
+
+def test_a_cycle_of_polled_tables_walks_over_them_a_fixed_number_of_times(
+    make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walks = counting_calls(monkeypatch, PostgresPollingSnapshot, "_is_idle")
+    world = make_postgres(capture={"method": "polling"}, tables=[{"name": "t0"}])
+    found = []
+    for count in (_FEW, _MANY):
+        for number in range(count):
+            world.run(
+                f"create table if not exists t{number}(id int primary key, v int,"
+                " updated_at timestamptz not null default clock_timestamp())"
+            )
+            world.htap.register_table(f"t{number}")
+        world.run("insert into t0 values (1, 0) on conflict do nothing")
+
+        def change() -> None:
+            world.app.execute("update t0 set v = v + 1, updated_at = clock_timestamp()")
+
+        _settle(world, change)
+        found.append((least(world.htap, walks, change, 1) - 1) / count)
+    few, many = found
+    assert many <= few + 1
 
 
 def test_a_schema_change_between_two_installs_of_one_look_is_met(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ import logging
 from collections.abc import Callable
 
 from rhei_pipeline.errors import CaptureError
-from rhei_pipeline.sources.postgres.catalog import NAMELESS, Connection, PostgresTable, qualified
+from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qualified
 from rhei_pipeline.sources.postgres.identity import BEGUN_WITH
+from rhei_pipeline.sources.postgres.table_facts import NAMELESS
 from rhei_pipeline.sources.postgres.versions import Since, has, where
 from rhei_pipeline.sql.text import literal, quote
 
@@ -49,8 +50,9 @@ select p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate and p.pubvi
 from pg_publication p where p.pubname = %s
 """
 _PUBLISHED = """
-select p.puballtables, exists (
-    select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = %s)
+select p.puballtables,
+    p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate and p.pubviaroot {generated},
+    exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = %s)
 from pg_publication p where p.pubname = %s
 """
 #: Tables that the server lets nobody update while they are published.
@@ -100,16 +102,18 @@ class Publication:
             return
         name, shown = quote(self.name), qualified(table.schema)
         options = whole_options(self._connection())
-        is_there, of_all, names_it = self._stands(table)
+        is_there, of_all, is_whole, names_it = self._stands(table)
         if of_all:  # then no table can be added to it
             self.drop()
         if of_all or not is_there:
             self._run(f"create publication {name} with ({options})")
-        elif table.oid not in self.members():
+            names_it = False
+        elif not is_whole:
             self._run(f"alter publication {name} set ({options})")
-            if names_it and table.oid not in self.members():
-                self._run(f"alter publication {name} drop table {shown}")
-        if table.oid not in self.members():
+        if names_it and table.oid not in self.members():
+            self._run(f"alter publication {name} drop table {shown}")
+            names_it = False
+        if not names_it:
             self._run(f"alter publication {name} add table {shown}")
 
     def withdraw_vague(self) -> None:
@@ -139,10 +143,16 @@ class Publication:
         if self._is_ours:
             self._run(f"drop publication if exists {quote(self.name)}")
 
-    def _stands(self, table: PostgresTable) -> tuple[bool, bool, bool]:
-        """Return whether it exists, is for all tables, and contains this one."""
-        found = self._connection().execute(_PUBLISHED.encode(), (table.oid, self.name)).fetchone()
-        return (False, False, False) if found is None else (True, bool(found[0]), bool(found[1]))
+    def _stands(self, table: PostgresTable) -> tuple[bool, bool, bool, bool]:
+        """Return whether it exists, is for all tables, omits nothing, and contains this one."""
+        connection = self._connection()
+        whole = where(connection, Since.GENERATED_PUBLISHED, "and p.pubgencols = 's'")
+        statement = _PUBLISHED.format(generated=whole).encode()
+        found = connection.execute(statement, (table.oid, self.name)).fetchone()
+        if found is None:
+            return False, False, False, False
+        of_all, is_whole, names_it = found
+        return True, bool(of_all), bool(is_whole), bool(names_it)
 
     def _run(self, sql: str) -> None:
         self._connection().execute(sql.encode())

@@ -7,9 +7,9 @@ chapters 47 (logical decoding) and 9.28.6 (replication management functions).
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,6 +37,7 @@ from rhei_pipeline.sources.postgres.logical.moment import (
 from rhei_pipeline.sources.postgres.logical.publication import Publication
 from rhei_pipeline.sources.postgres.logical.reader import LogReader
 from rhei_pipeline.sources.postgres.logical.snapshot import LogicalSnapshot
+from rhei_pipeline.sources.postgres.table_facts import TableFacts, read_ahead
 from rhei_pipeline.sources.postgres.versions import Since, has
 from rhei_pipeline.sources.waiting import wait_until
 from rhei_pipeline.sql.text import quote
@@ -75,6 +76,15 @@ _RETAINED = """
 select greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint
 from pg_replication_slots where slot_name = %s and restart_lsn is not null
 """
+
+
+@dataclass(slots=True)
+class _ReadAhead:
+    """What was read of many tables at once, and of our slot and publication when first needed."""
+
+    facts: dict[str, TableFacts]
+    slot: Slot | None = None
+    members: set[int] = field(default_factory=set)
 
 
 class LogicalSource:
@@ -117,6 +127,8 @@ class LogicalSource:
         )
         self._catalogue = SourceCatalog(lambda *_: sorted(self._look().items()))
         self._members: dict[int, str] = {}
+        self._known: dict[str, tuple[object, PostgresTable]] = {}
+        self._ahead: _ReadAhead | None = None
         self._installed: dict[str, PostgresTable] = {}
         self._advanced = self._noted = 0
         self._may_note = True
@@ -145,6 +157,8 @@ class LogicalSource:
         if self._kept is None or self._kept.closed:
             self._kept = self._database.connect()
             self._catalogue.forget()
+            self._known.clear()
+            self._ahead = None
             self._system = _value(self._kept, _SYSTEM)
         return self._kept
 
@@ -178,8 +192,30 @@ class LogicalSource:
 
     def _is_captured(self, table: PostgresTable) -> bool:
         with self._database.translated():
-            slot = self._slot()
-            return table.oid in self._publication.members() and slot is not None and not slot.lost
+            slot, members = self._standing()
+            return table.oid in members and slot is not None and not slot.lost
+
+    def _standing(self) -> tuple[Slot | None, Collection[int]]:
+        """Return the slot, and what is published."""
+        ahead = self._ahead
+        if ahead is None:
+            return self._slot(), self._publication.members().keys()
+        if ahead.slot is None:
+            ahead.slot, ahead.members = self._slot(), {*self._publication.members()}
+        return ahead.slot, ahead.members
+
+    @contextmanager
+    def reading_together(self, names: Collection[str]) -> Iterator[None]:
+        """Read tables, publication and slot once for what is described and installed in a block."""
+        with self._database.translated():
+            connection = self._connection
+            for name in names:
+                self._catalogue.follow(name)
+            self._ahead = _ReadAhead(read_ahead(connection, names))
+        try:
+            yield
+        finally:
+            self._ahead = None
 
     def install(self, table: Table, least: int) -> None:
         """Publish the table, and create the slot if there is none.
@@ -196,8 +232,8 @@ class LogicalSource:
         with self._database.translated():
             self._log.end_stream()
             self._publication.add(table)
-            self._drop_lost_slot()
-            if self._slot() is None:
+            slot = self._slot_that_keeps()
+            if slot is None:
                 if least:
                     _log.warning(
                         "slot %r is gone: it is created again, and all tables are copied",
@@ -206,6 +242,10 @@ class LogicalSource:
                 self._run("select pg_create_logical_replication_slot(%s, 'pgoutput')", self._name)
                 self._publication.note_begun()
                 self._advanced = 0
+                slot = self._slot()
+            if self._ahead is not None:
+                self._ahead.slot = slot
+                self._ahead.members.add(table.oid)
 
     def snapshot(self) -> AbstractContextManager[LogicalSnapshot]:
         """Hold one committed state: a log position."""
@@ -378,9 +418,19 @@ class LogicalSource:
                 connection.close()
 
     def _table(self, name: str) -> PostgresTable:
+        options = self._options.get(name, TableOptions())
         with self._database.translated():
+            connection = self._connection
+            if self._ahead is not None and name in self._ahead.facts:
+                return read_table(connection, name, options, facts=self._ahead.facts[name])
             self._catalogue.follow(name)
-            return read_table(self._connection, name, self._options.get(name, TableOptions()))
+            # Asked first: what is committed while it is read has it read again.
+            state = self._catalogue.state(connection)
+            read_at, table = self._known.get(name, (None, None))
+            if table is None or read_at != state:
+                table = read_table(connection, name, options)
+                self._known[name] = state, table
+            return table
 
     def _slot(self) -> Slot | None:
         statement = _SLOT.format(lost=lost_slot(self._connection, is_ours=self._is_own))
@@ -389,14 +439,14 @@ class LogicalSource:
             return None
         return Slot(self._name, lsn_number(found[0] or "0/0"), lost=bool(found[1]))
 
-    def _is_lost(self) -> bool:
+    def _slot_that_keeps(self) -> Slot | None:
+        """Return the slot; one that is lost is dropped."""
         slot = self._slot()
-        return slot is not None and slot.lost
-
-    def _drop_lost_slot(self) -> None:
-        if self._is_lost():
-            _log.warning("slot %r: the log that it kept was removed, or cannot be read", self._name)
-            self._run("select pg_drop_replication_slot(%s)", self._name)
+        if slot is None or not slot.lost:
+            return slot
+        _log.warning("slot %r: the log that it kept was removed, or cannot be read", self._name)
+        self._run("select pg_drop_replication_slot(%s)", self._name)
+        return None
 
     def _run(self, sql: str, *params: object) -> None:
         self._connection.execute(sql.encode(), params or None)

@@ -5,7 +5,7 @@ what this source caches only saves reads.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -17,9 +17,7 @@ from rhei_pipeline.sources.polling_source import PollingSource
 from rhei_pipeline.sources.postgres import grants
 from rhei_pipeline.sources.postgres.catalog import (
     Connection,
-    StoredColumn,
     read_table,
-    stored_columns,
 )
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.identity import SourceCatalog, one, origin, refuse_other_server
@@ -28,6 +26,12 @@ from rhei_pipeline.sources.postgres.polling.memory import PostgresPollMemory
 from rhei_pipeline.sources.postgres.polling.snapshot import PostgresPollingSnapshot
 from rhei_pipeline.sources.postgres.polling.table import PostgresPoll
 from rhei_pipeline.sources.postgres.polling.timestamps import FAMILIES, StampColumn, Zone
+from rhei_pipeline.sources.postgres.table_facts import (
+    ColumnFacts,
+    TableFacts,
+    read_ahead,
+    read_facts,
+)
 from rhei_pipeline.sql.text import listed, quote
 
 #: How much the server's clock is slowed down or sped up to follow its time source.
@@ -43,12 +47,6 @@ select bool_or(next <= shown) from (
     select at at time zone %s as shown, lead(at at time zone %s) over (order by at) as next
     from generate_series(now(), now() + interval '1 year', '15 minutes') at
 ) shown
-"""
-_HAS_INDEX = """
-select exists (
-    select from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
-    where i.indrelid = %s and a.attname = %s and i.indpred is null and i.indisvalid
-)
 """
 
 
@@ -86,6 +84,7 @@ class PostgresPollingSource(PollingSource):
         self._catalogue = SourceCatalog(lambda *_: None)
         self._known: dict[str, PostgresPoll] = {}
         self._known_at = -1
+        self._ahead: dict[str, TableFacts] = {}
         self._kept: Connection | None = None
         self._origin = ""
         self._zone: Zone | None = None
@@ -105,9 +104,24 @@ class PostgresPollingSource(PollingSource):
     def describe(self, name: str) -> TableSchema:
         """Read a table's schema as it is now."""
         with self._database.translated():
-            if not self._catalogue.is_current(self._connection):
+            connection = self._connection
+            if name not in self._ahead and not self._catalogue.is_current(connection):
                 self._known.pop(name, None)
         return self._poll(name).source.schema
+
+    @contextmanager
+    def reading_together(self, names: Collection[str]) -> Iterator[None]:
+        """Read tables once for what is described and installed in a block."""
+        with self._database.translated():
+            connection = self._connection
+            for name in names:
+                self._catalogue.follow(name)
+                self._known.pop(name, None)
+            self._ahead = read_ahead(connection, names)
+        try:
+            yield
+        finally:
+            self._ahead = {}
 
     def schema_version(self) -> int:
         """Return a number made of the catalogue's entries of all described tables."""
@@ -121,10 +135,11 @@ class PostgresPollingSource(PollingSource):
     def missing_index(self, name: str) -> str | None:
         """Return the statement that creates the index a poll needs; None if it exists."""
         poll = self._poll(name)
-        column = poll.options.updated_at
+        column, facts = poll.options.updated_at, self._ahead.get(name)
         with self._database.translated():
-            if one(self._connection, _HAS_INDEX, poll.source.oid, column)[0]:
-                return None
+            facts = facts or read_facts(self._connection, [name]).get(name)
+        if facts is not None and column in facts.led_by:
+            return None
         columns = listed([column, *poll.source.schema.primary_key])
         return f"create index on {poll.table} ({columns})"
 
@@ -185,8 +200,9 @@ class PostgresPollingSource(PollingSource):
 
     def _read(self, name: str) -> PostgresPoll:
         chosen = self._options.get(_plain(name), TableOptions())
-        source = read_table(self._connection, name, chosen, reread=True)
-        columns = {found.name: found for found in stored_columns(self._connection, source.oid)}
+        facts = self._ahead.get(name) or read_facts(self._connection, [name]).get(name)
+        source = read_table(self._connection, name, chosen, reread=True, facts=facts)
+        columns = {found.name: found for found in facts.columns} if facts else {}
         shown = source.schema.name
         options = self._polls.get(_plain(name), PollOptions())
         stamped = _column(shown, columns, "updated_at", options.updated_at)
@@ -196,7 +212,7 @@ class PostgresPollingSource(PollingSource):
         stamp = self._stamp(shown, stamped)
         return PostgresPoll(source, options, stamp, live, f"{self._origin}:{source.oid}")
 
-    def _stamp(self, table: str, column: StoredColumn) -> StampColumn:
+    def _stamp(self, table: str, column: ColumnFacts) -> StampColumn:
         family = FAMILIES.get(column.oid)
         if family is None:
             raise SchemaError(
@@ -219,9 +235,7 @@ def _plain(name: str) -> str:
     return name.removeprefix("public.")
 
 
-def _column(
-    table: str, columns: Mapping[str, StoredColumn], setting: str, name: str
-) -> StoredColumn:
+def _column(table: str, columns: Mapping[str, ColumnFacts], setting: str, name: str) -> ColumnFacts:
     if name not in columns:
         raise SchemaError(
             f"'polling.{setting}' names column {name!r}, which the source does not have",
@@ -231,7 +245,7 @@ def _column(
     return columns[name]
 
 
-def _live(column: StoredColumn) -> str:
+def _live(column: ColumnFacts) -> str:
     """Return SQL that is true if a row is not marked as deleted."""
     name = quote(column.name)
     if column.oid == _BOOLEAN:

@@ -6,16 +6,16 @@ table changed records that in a table of ours, and logs the rows in another form
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from rhei_pipeline.sources.postgres.catalog import (
-    DEFAULT_NAMESPACE,
     Connection,
     PostgresTable,
     qualified,
 )
+from rhei_pipeline.sources.postgres.table_facts import DEFAULT_NAMESPACE
 from rhei_pipeline.sources.postgres.triggers.misfit import FUNCTIONS, log_misfit, note_misfit
 from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
 from rhei_pipeline.sql.text import listed, literal, quote
@@ -70,32 +70,37 @@ _BY_HASH = ("enable_nestloop = off", "enable_mergejoin = off")
 _BY_INDEX = ("enable_hashjoin = off", "enable_mergejoin = off", "enable_seqscan = off")
 
 _COLUMNS = """
-with recursive base(attnum, oid) as (
-    select attnum, atttypid from pg_attribute
-    where attrelid = %(oid)s and attnum > 0 and not attisdropped
+with recursive base(relation, attnum, oid) as (
+    select attrelid, attnum, atttypid from pg_attribute
+    where attrelid = any(%(oids)s::oid[]) and attnum > 0 and not attisdropped
     union all
-    select b.attnum, t.typbasetype from base b join pg_type t on t.oid = b.oid
+    select b.relation, b.attnum, t.typbasetype from base b join pg_type t on t.oid = b.oid
     where t.typtype = 'd'
-), operator(attnum, name) as (
-    select k.attnum, min(format('operator(%%I.%%s)', n.nspname, o.oprname))
+), operator(relation, attnum, name) as (
+    select i.indrelid, k.attnum, min(format('operator(%%I.%%s)', n.nspname, o.oprname))
     from pg_index i cross join unnest(i.indkey::int2[], i.indclass::oid[]) k(attnum, class)
     join pg_opclass c on c.oid = k.class
     join pg_am m on m.oid = c.opcmethod and m.amname = 'btree'
     join pg_amop p on p.amopfamily = c.opcfamily and p.amopstrategy = 3
         and p.amoplefttype = c.opcintype and p.amoprighttype = c.opcintype
     join pg_operator o on o.oid = p.amopopr join pg_namespace n on n.oid = o.oprnamespace
-    where i.indrelid = %(oid)s and i.indisunique group by k.attnum
+    where i.indrelid = any(%(oids)s::oid[]) and i.indisunique group by i.indrelid, k.attnum
 )
-select a.attname::text, a.atttypid::bigint, b.oid::bigint, format_type(b.oid, -1),
+select a.attrelid::bigint, a.attname::text, a.atttypid::bigint, b.oid::bigint,
+    format_type(b.oid, -1),
     (select quote_ident(n.nspname) || '.' || quote_ident(l.collname) from pg_collation l
      join pg_namespace n on n.oid = l.collnamespace
      where l.oid = a.attcollation and l.collprovider <> 'd'),
     coalesce(o.name, 'operator(pg_catalog.=)'), a.attnum::int
-from base b join pg_attribute a on a.attrelid = %(oid)s and a.attnum = b.attnum
-join pg_type t on t.oid = b.oid and t.typtype <> 'd' left join operator o on o.attnum = a.attnum
-order by a.attnum
+from base b join pg_attribute a on a.attrelid = b.relation and a.attnum = b.attnum
+join pg_type t on t.oid = b.oid and t.typtype <> 'd'
+left join operator o on o.relation = a.attrelid and o.attnum = a.attnum
+order by a.attrelid, a.attnum
 """
-_PRIMARY = "select indkey::text from pg_index where indrelid = %s and indisprimary"
+_PRIMARY = """
+select indrelid::bigint, indkey::text from pg_index
+where indrelid = any(%s::oid[]) and indisprimary
+"""
 #: Types that come with the server have oids below this; no application can drop them.
 _FIRST_OWN_OID = 16_384
 
@@ -156,16 +161,17 @@ class LoggedColumn:
         return equal if self.is_exact else f"{equal} and {_bytes(left)} = {_bytes(right)}"
 
 
-def columns_of(connection: Connection, table: PostgresTable) -> dict[str, LoggedColumn]:
-    """Read all columns of a table, by name."""
-    rows = connection.execute(_COLUMNS, {"oid": table.oid})
-    return {row[0]: LoggedColumn(*row) for row in rows}
+def columns_of(connection: Connection, oids: Collection[int]) -> dict[int, dict[str, LoggedColumn]]:
+    """Read all columns of tables, by their oid and name."""
+    found: dict[int, dict[str, LoggedColumn]] = {oid: {} for oid in oids}
+    for oid, *column in connection.execute(_COLUMNS, {"oids": list(oids)}):
+        found[oid][column[0]] = LoggedColumn(*column)
+    return found
 
 
-def primary_of(connection: Connection, table: PostgresTable) -> str:
-    """Return the columns of a table's primary key, as the catalogue writes them."""
-    found = connection.execute(_PRIMARY, (table.oid,)).fetchone()
-    return str(found[0]) if found else ""
+def primaries_of(connection: Connection, oids: Collection[int]) -> dict[int, str]:
+    """Return the columns of tables' primary keys, as the catalogue writes them, by their oid."""
+    return dict(connection.execute(_PRIMARY, (list(oids),)).fetchall())
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from itertools import pairwise
 import pyarrow as pa
 
 from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
-from rhei_pipeline.sources.postgres.catalog import DEFAULT_NAMESPACE, NUMERIC, arrow_type
+from rhei_pipeline.sources.postgres.catalog import NUMERIC, arrow_type
+from rhei_pipeline.sources.postgres.table_facts import DEFAULT_NAMESPACE
 from rhei_pipeline.sources.postgres.triggers.ddl import (
     GONE,
     ROW,

@@ -240,12 +240,6 @@ def registered(
     return [replace(one, formers=formers.get(one.relation, ())) for one in found]
 
 
-def registered_alone(connection: Connection, server: str, relation: int) -> Registered | None:
-    """Read the record of one table, whatever else a mirror has read."""
-    found = registered(connection, server, [relation], "")
-    return next((one for one in found if one.relation == relation), None)
-
-
 def enter(
     connection: Connection,
     log: TableLog,

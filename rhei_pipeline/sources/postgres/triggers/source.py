@@ -6,7 +6,7 @@ logged, and their rows read when they are needed.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,15 +20,17 @@ from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qu
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.identity import SourceCatalog, one, origin, refuse_other_server
 from rhei_pipeline.sources.postgres.rows import bare_literal
+from rhei_pipeline.sources.postgres.table_facts import TableFacts, read_ahead
 from rhei_pipeline.sources.postgres.triggers import registry, validate
 from rhei_pipeline.sources.postgres.triggers.ddl import (
     BEGUN,
     COMMIT,
     SCHEMA,
     STATEMENT,
+    LoggedColumn,
     TableLog,
     columns_of,
-    primary_of,
+    primaries_of,
 )
 from rhei_pipeline.sources.postgres.triggers.entry import (
     Entry,
@@ -79,6 +81,16 @@ class _Read:
         return same and self.proof == proof
 
 
+@dataclass(frozen=True, slots=True)
+class _Records:
+    """What capture needs to know of a table: its faults, columns and key, and its log's record."""
+
+    faults: Sequence[bool]
+    columns: Mapping[str, LoggedColumn]
+    primary: str
+    found: Registered | None
+
+
 class PostgresTriggerSource:
     """A `ChangeSource` over one PostgreSQL database.
 
@@ -104,6 +116,9 @@ class PostgresTriggerSource:
         self._entries: dict[str, Entry] = {}
         self._entry_states: dict[str, object] = {}
         self._entries_at = -1
+        self._ahead: dict[str, TableFacts] = {}
+        self._ahead_at: object = None
+        self._records: dict[int, _Records] = {}
         self._registered: dict[int, Registered] = {}
         self._installed: dict[str, int] = {}
         self._read: dict[str, _Read] = {}
@@ -131,6 +146,35 @@ class PostgresTriggerSource:
     def describe(self, name: str) -> TableSchema:
         """Read a table's schema as it is now."""
         return self._current(name).source.schema
+
+    @contextmanager
+    def reading_together(self, names: Collection[str]) -> Iterator[None]:
+        """Read tables once for what is described in a block; one whose log is made, again."""
+        with self._database.translated():
+            connection = self._connection
+            for name in names:
+                self._catalogue.follow(name)
+                self._entries.pop(name, None)
+            self._ahead_at = self._catalogue.state(connection)
+            self._ahead = read_ahead(connection, names)
+            self._records = self._read_records(connection, [f.oid for f in self._ahead.values()])
+        try:
+            yield
+        finally:
+            self._ahead, self._records = {}, {}
+
+    def _read_records(self, connection: Connection, oids: Collection[int]) -> dict[int, _Records]:
+        """Read what capture needs to know of tables beside the catalogue's facts."""
+        if not oids:
+            return {}
+        faults = validate.faults_of(connection, oids)
+        columns, primaries = columns_of(connection, oids), primaries_of(connection, oids)
+        rows = registry.registered(connection, self._origin, list(oids), "")
+        found = {one.relation: one for one in rows}
+        return {
+            oid: _Records(faults[oid], columns[oid], primaries.get(oid, ""), found.get(oid))
+            for oid in faults
+        }
 
     def schema_version(self) -> int:
         """Return a number made of the catalogue's entries of all described tables.
@@ -284,6 +328,8 @@ class PostgresTriggerSource:
 
     def _current(self, name: str) -> Entry:
         """Return a table as it is now; whatever else was committed, it alone is read again."""
+        if name in self._ahead:
+            return self._entry(name)
         with self._database.translated():
             connection = self._connection  # a new one has the states forgotten
             is_current = self._catalogue.is_current(connection, self._entry_states.get(name))
@@ -296,18 +342,22 @@ class PostgresTriggerSource:
             connection = self._connection
             self._catalogue.follow(name)
             # Asked first: what is committed while it is read has it read again.
-            read_at = self._catalogue.state(connection)
+            facts = self._ahead.get(name)
+            read_at = self._ahead_at if facts else self._catalogue.state(connection)
             options = self._options.get(_plain(name), TableOptions())
-            source = read_table(connection, name, options, reread=True)
-            validate.refuse_unfit(connection, source)
-            entry = Entry(source, columns_of(connection, source), primary_of(connection, source))
-            found = registry.registered_alone(connection, self._origin, source.oid)
+            source = read_table(connection, name, options, reread=True, facts=facts)
+            known = self._records.get(source.oid)
+            known = known or self._read_records(connection, [source.oid]).get(source.oid)
+            if known is None:  # dropped while it was read
+                raise SchemaError("no such table in the source", table=name)
+            validate.refuse_unfit(source, known.faults)
+            entry, found = Entry(source, known.columns, known.primary), known.found
         if found is None:
             self._registered.pop(source.oid, None)
         else:
             self._registered[source.oid] = self._as_known(found)
-        for known in (name, source.schema.name):
-            self._entries[known], self._entry_states[known] = entry, read_at
+        for spelling in (name, source.schema.name):
+            self._entries[spelling], self._entry_states[spelling] = entry, read_at
         return entry
 
     def _captured(self, table: Table, proof: Proof | None = None) -> Captured | None:
@@ -361,6 +411,8 @@ class PostgresTriggerSource:
         # From here on nobody writes the table, and who did has ended.
         connection.execute(f"lock table {name} in share row exclusive mode".encode())
         connection.execute(f"lock table {SCHEMA}.capture in exclusive mode".encode())
+        self._ahead.pop(table.name, None)
+        self._records.pop(relation, None)
         entry = self._read_entry(table.name)
         before = self._registered.get(relation)
         log = self._wanted(connection, table, entry, before)

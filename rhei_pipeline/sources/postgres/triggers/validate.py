@@ -1,6 +1,6 @@
 """Findings of `rhei check` about triggers in PostgreSQL: what prevents capture, and the fix."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from rhei_pipeline.errors import CaptureError, SchemaError
 from rhei_pipeline.model.reports import Finding, Severity
@@ -15,11 +15,11 @@ from rhei_pipeline.sources.postgres.versions import Since, has
 from rhei_pipeline.sql.text import quote
 
 _UNFIT = """
-select c.relkind = 'p' or c.relispartition
+select c.oid::bigint, c.relkind = 'p' or c.relispartition
         or exists (select from pg_inherits where c.oid in (inhrelid, inhparent)),
     c.relpersistence <> 'p',
     exists (select from pg_subscription_rel where srrelid = c.oid)
-from pg_class c where c.oid = %s
+from pg_class c where c.oid = any(%s::oid[])
 """
 _REASONS = (
     (
@@ -53,13 +53,18 @@ where n.nspname = '{SCHEMA}' and c.relkind = 'r'
 """
 
 
-def refuse_unfit(connection: Connection, table: PostgresTable) -> None:
-    """Refuse a table whose triggers would not see every change.
+def faults_of(connection: Connection, oids: Collection[int]) -> dict[int, Sequence[bool]]:
+    """Return which reasons there are why triggers would not see every change, by oid."""
+    return {oid: found for oid, *found in connection.execute(_UNFIT, (list(oids),))}
+
+
+def refuse_unfit(table: PostgresTable, faults: Sequence[bool]) -> None:
+    """Refuse a table whose triggers would not see every change; `faults` is as `faults_of` has it.
 
     Raises:
         SchemaError: Says why; the hint says what to do.
     """
-    for is_so, (reason, hint) in zip(one(connection, _UNFIT, table.oid), _REASONS, strict=True):
+    for is_so, (reason, hint) in zip(faults, _REASONS, strict=True):
         if is_so:
             raise SchemaError(reason, table=table.schema.name, hint=hint)
 

@@ -1,0 +1,176 @@
+"""What PostgreSQL's catalogue says of tables: many cost as many statements as one."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+import psycopg
+
+from rhei_pipeline.sources.postgres.connection import Connection
+from rhei_pipeline.sources.postgres.marks import Marks, read_marks
+
+DEFAULT_NAMESPACE = "public"
+
+#: Of a row `named` of pg_class: no replica identity names its rows. The server refuses updates and
+#: deletes of such a table while it is published. Keep docs/postgres.md alike.
+NAMELESS = """
+named.relkind = 'r' and named.relreplident <> 'f' and not exists (
+    select from pg_index i where i.indrelid = named.oid and i.indimmediate and case
+        named.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end)
+"""
+
+_RELATIONS = """
+select t.place, n.nspname, c.relname, c.oid::bigint, c.relkind::text, c.relpersistence::text,
+    c.relreplident::text, row_security_active(c.oid),
+    c.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = c.oid)
+from unnest(%s::text[], %s::text[]) with ordinality as t(namespace, relation, place)
+join pg_namespace n on n.nspname = t.namespace
+join pg_class c on c.relnamespace = n.oid and c.relname = t.relation
+where c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
+"""
+_COLUMNS = """
+with recursive base(relation, attnum, oid, modifier) as (
+    select a.attrelid, a.attnum, a.atttypid, a.atttypmod from pg_attribute a
+    where a.attrelid = any(%s::oid[]) and a.attnum > 0 and not a.attisdropped
+    union all
+    select b.relation, b.attnum, t.typbasetype, t.typtypmod
+    from base b join pg_type t on t.oid = b.oid where t.typtype = 'd'
+)
+select a.attrelid::bigint, a.attname, a.attnotnull, a.attgenerated::text, b.oid::bigint, b.modifier
+from base b join pg_attribute a on a.attrelid = b.relation and a.attnum = b.attnum
+join pg_type t on t.oid = b.oid and t.typtype <> 'd'
+order by a.attrelid, a.attnum
+"""
+_INDEXES = """
+select i.indrelid::bigint, case when i.indpred is null and i.indisvalid then (
+        select a.attname from pg_attribute a
+        where a.attrelid = i.indrelid and a.attnum = i.indkey[0]) end,
+    i.indisunique, key.names, i.indisprimary, i.indimmediate, i.indisreplident,
+    i.indpred is null and i.indexprs is null and key.is_whole
+from pg_index i cross join lateral (
+    select array_agg(a.attname::text order by k.place), bool_and(a.attnotnull)
+    from unnest(i.indkey) with ordinality as k(attnum, place)
+    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+    where k.place <= i.indnkeyatts
+) key(names, is_whole)
+where i.indrelid = any(%s::oid[])
+order by i.indexrelid
+"""
+_NAMELESS_PARTS = f"""
+select root::bigint, min(named.oid::regclass::text)
+from unnest(%s::oid[]) root cross join lateral pg_partition_tree(root) part
+join pg_class named on named.oid = part.relid where {NAMELESS} group by root
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnFacts:
+    """A column as the server stores it, mirrored or not.
+
+    Attributes:
+        generated: How it is generated; empty if it is not.
+        oid, modifier: Its type's; for a domain, those of its base type.
+    """
+
+    name: str
+    not_null: bool
+    generated: str
+    oid: int
+    modifier: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFacts:
+    """A unique index: the columns of its key, in order.
+
+    Attributes:
+        is_key: It is one of all rows, and no column of it is null.
+    """
+
+    names: tuple[str, ...]
+    is_primary: bool
+    is_immediate: bool
+    is_identity: bool
+    is_key: bool
+
+
+@dataclass(slots=True)
+class TableFacts:
+    """What the catalogue says of one table, view or sequence.
+
+    Attributes:
+        kind, persistence, identity: As pg_class has them.
+        hides_rows: Row security hides some from this user.
+        has_heirs: Tables inherit from it.
+        led_by: The columns with which indexes of all its rows begin.
+        nameless_part: The first of its parts whose rows no replica identity names.
+    """
+
+    namespace: str
+    relation: str
+    oid: int
+    kind: str
+    persistence: str
+    identity: str
+    hides_rows: bool
+    has_heirs: bool
+    marks: Marks = field(default_factory=lambda: Marks("", {}))
+    columns: list[ColumnFacts] = field(default_factory=list)
+    indexes: list[IndexFacts] = field(default_factory=list)
+    led_by: set[str | None] = field(default_factory=set)
+    nameless_part: str | None = None
+
+
+def candidates(name: str) -> list[tuple[str, str]]:
+    """Return the tables, as schema and relation, that a name may mean, the likeliest first."""
+    parts = name.split(".")
+    cuts = range(1, len(parts))
+    return [
+        (DEFAULT_NAMESPACE, name),
+        *((".".join(parts[:cut]), ".".join(parts[cut:])) for cut in cuts),
+    ]
+
+
+def read_facts(connection: Connection, names: Collection[str]) -> dict[str, TableFacts]:
+    """Read what the catalogue says of the tables of these names; those it lacks are left out."""
+    found = _relations(connection, names)
+    known = {facts.oid: facts for facts in found.values() if facts.kind in {"r", "p"}}
+    if not known:
+        return found
+    oids = sorted(known)
+    # Read first: what changes while the columns are read has the marks be others next time.
+    for oid, marks in read_marks(connection, oids).items():
+        known[oid].marks = marks
+    for oid, *column in connection.execute(_COLUMNS, (oids,)):
+        known[oid].columns.append(ColumnFacts(*column))
+    for oid, first, is_unique, keyed, *kinds in connection.execute(_INDEXES, (oids,)):
+        known[oid].led_by.add(first)
+        if is_unique and keyed:
+            known[oid].indexes.append(IndexFacts(tuple(keyed), *kinds))
+    for oid, part in connection.execute(_NAMELESS_PARTS.encode(), (oids,)):
+        known[oid].nameless_part = part
+    return found
+
+
+def read_ahead(connection: Connection, names: Collection[str]) -> dict[str, TableFacts]:
+    """Read what the catalogue says of many tables; nothing where that fails.
+
+    Whoever needs one then reads it alone, and an error is its own.
+    """
+    try:
+        return read_facts(connection, names)
+    except psycopg.Error:
+        if connection.closed:
+            raise
+        return {}
+
+
+def _relations(connection: Connection, names: Iterable[str]) -> dict[str, TableFacts]:
+    asked = [(name, *candidate) for name in names for candidate in candidates(name)]
+    if not asked:
+        return {}
+    _, namespaces, relations = map(list, zip(*asked, strict=True))
+    rows = connection.execute(_RELATIONS, (namespaces, relations)).fetchall()
+    found: dict[str, TableFacts] = {}
+    for place, *facts in sorted(rows, key=lambda row: int(row[0])):
+        found.setdefault(asked[place - 1][0], TableFacts(*facts))
+    return found
