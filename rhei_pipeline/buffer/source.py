@@ -7,7 +7,7 @@ snapshot that was drained, so that changes and rows agree.
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +20,7 @@ from rhei_pipeline.buffer.writer import LogWriter
 from rhei_pipeline.capabilities import (
     bytes_held_by,
     is_retained_for,
+    reading_together,
     rescan_due,
     snapshot_of_rows,
 )
@@ -98,6 +99,10 @@ class BufferedSource:
     def describe(self, name: str) -> TableSchema:
         """Read a table's schema as it is now."""
         return self._inner.describe(name)
+
+    def reading_together(self, names: Collection[str]) -> AbstractContextManager[None]:
+        """Have the source read these tables at once."""
+        return reading_together(self._inner, names)
 
     def schema_version(self) -> int:
         """Return the source's schema version."""

@@ -56,6 +56,12 @@ HAS_KEYLESS_ROWS: list[type[can.HasKeylessRows]] = [
 ]
 HOLDS_ROWS_APART: list[type[can.HoldsRowsApart]] = [BufferedSource, LogicalSource]
 HOLDS_BYTES: list[type[can.HoldsBytes]] = [BufferedSource, LogicalSource, PostgresTriggerSource]
+READS_TOGETHER: list[type[can.ReadsTogether]] = [
+    BufferedSource,
+    LogicalSource,
+    PostgresPollingSource,
+    PostgresTriggerSource,
+]
 REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
 
 
@@ -69,6 +75,7 @@ REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
         (can.HasKeylessRows, HAS_KEYLESS_ROWS),
         (can.HoldsRowsApart, HOLDS_ROWS_APART),
         (can.HoldsBytes, HOLDS_BYTES),
+        (can.ReadsTogether, READS_TOGETHER),
         (can.RepairsFiles, REPAIRS_FILES),
     ],
 )

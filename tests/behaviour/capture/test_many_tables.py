@@ -418,21 +418,6 @@ def test_a_cycle_looks_closely_only_at_tables_that_changed(
     assert many == few
 
 
-def test_a_log_that_was_cleared_is_met_where_nothing_else_changed(
-    make_world: Callable[..., World],
-) -> None:
-    world = make_world(tables=[{"name": f"t{number}"} for number in range(_FEW)])
-    for number in range(_FEW):
-        world.run(f"create table t{number}(id integer primary key, v int)")
-        world.run(f"insert into t{number} values (1, 0)")
-    for _ in range(2):
-        world.htap.sync_now()
-    world.run("update t1 set v = 5", "delete from _rhei_log_t1")
-    report = world.htap.sync_now()
-    assert report.tables["t1"].copied_rows == 1
-    world.assert_equal("t0", "t1")
-
-
 def test_a_commit_of_files_writes_anew_what_it_says_of_tables_that_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
