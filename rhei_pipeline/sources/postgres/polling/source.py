@@ -98,6 +98,7 @@ class PostgresPollingSource(PollingSource):
             self._horizon = HorizonReader()
             self._catalogue.forget()
             self._known_at = -1
+            self._ahead = {}
             self._origin = origin(self._kept)
         return self._kept
 

@@ -11,7 +11,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rhei_pipeline.errors import SchemaError, SourceBusyError
+import psycopg
+
+from rhei_pipeline.errors import RheiError, SchemaError, SourceBusyError
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.reports import Finding
 from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
@@ -138,6 +140,7 @@ class PostgresTriggerSource:
             self._catalogue.forget()
             self._entry_states.clear()
             self._entries_at = -1
+            self._ahead, self._records = {}, {}
             self._acknowledged.clear()
             self._pruned_since.clear()
             self._origin = origin(self._kept)
@@ -156,8 +159,14 @@ class PostgresTriggerSource:
                 self._catalogue.follow(name)
                 self._entries.pop(name, None)
             self._ahead_at = self._catalogue.state(connection)
-            self._ahead = read_ahead(connection, names)
-            self._records = self._read_records(connection, [f.oid for f in self._ahead.values()])
+            ahead = read_ahead(connection, names)
+            try:
+                self._records = self._read_records(connection, [f.oid for f in ahead.values()])
+                self._ahead = ahead
+            except (psycopg.Error, RheiError):
+                if connection.closed:
+                    raise
+                # Each is then read alone, and an error is its own.
         try:
             yield
         finally:
@@ -349,7 +358,9 @@ class PostgresTriggerSource:
             known = self._records.get(source.oid)
             known = known or self._read_records(connection, [source.oid]).get(source.oid)
             if known is None:  # dropped while it was read
-                raise SchemaError("no such table in the source", table=name)
+                raise SchemaError(
+                    "no such table in the source", table=name, hint="every sync looks for it again"
+                )
             validate.refuse_unfit(source, known.faults)
             entry, found = Entry(source, known.columns, known.primary), known.found
         if found is None:
