@@ -16,7 +16,7 @@ import psycopg
 from rhei_pipeline.errors import RheiError, SchemaError, SourceBusyError
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.reports import Finding
-from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
+from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema, nearest
 from rhei_pipeline.sources.acknowledged import Acknowledged
 from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qualified, read_table
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
@@ -358,9 +358,8 @@ class PostgresTriggerSource:
             known = self._records.get(source.oid)
             known = known or self._read_records(connection, [source.oid]).get(source.oid)
             if known is None:  # dropped while it was read
-                raise SchemaError(
-                    "no such table in the source", table=name, hint="every sync looks for it again"
-                )
+                hint = nearest(name, sorted(self._entries))
+                raise SchemaError("no such table in the source", table=name, hint=hint)
             validate.refuse_unfit(source, known.faults)
             entry, found = Entry(source, known.columns, known.primary), known.found
         if found is None:
