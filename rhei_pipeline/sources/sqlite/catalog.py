@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -108,6 +108,11 @@ class SqliteTable:
     key_collations: tuple[str, ...]
     unmirrored: tuple[str, ...] = ()
     free_key: bool = False
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """The names of all columns, mirrored or not."""
+        return (*self.schema.names, *self.unmirrored)
 
     @property
     def nullable_key(self) -> tuple[str, ...]:
@@ -362,10 +367,14 @@ def _column(
     arrow_type = declared_type(info.declared) or _observed_type(
         connection, table, info, given.known_type(info.name)
     )
-    if key and (pa.types.is_timestamp(arrow_type) or pa.types.is_time(arrow_type)):
-        # Two texts can name one instant: as text they stay the two keys that the source has.
-        arrow_type = pa.string()
-    return Column(info.name, arrow_type, info.nullable)
+    return Column(info.name, _key_type(arrow_type) if key else arrow_type, info.nullable)
+
+
+def _key_type(found: pa.DataType) -> pa.DataType:
+    """Return the type for a column of the key whose declaration asks for this one."""
+    # Two texts can name one instant: as text they stay the two keys that the source has.
+    is_time = pa.types.is_timestamp(found) or pa.types.is_time(found)
+    return pa.string() if is_time else found
 
 
 def in_given_types(schema: TableSchema, options: TableOptions) -> TableSchema:
@@ -380,6 +389,49 @@ def in_given_types(schema: TableSchema, options: TableOptions) -> TableSchema:
         for column in schema.columns
     ]
     return replace(schema, columns=tuple(columns))
+
+
+def with_columns(
+    connection: sqlite3.Connection,
+    table: SqliteTable,
+    wanted: Collection[str],
+    types: Mapping[str, str],
+) -> SqliteTable:
+    """Return a table with other columns: those that several mirrors need together.
+
+    Their types are the declared ones, whatever one mirror's settings say of them.
+
+    Args:
+        connection: Open on the source.
+        table: As one mirror knows it.
+        wanted: The names of the columns.
+        types: What the mirrors' settings say of columns; taken where a declaration tells nothing.
+    """
+    known = {column.name: column for column in table.schema.columns}
+    given, key = _Given(types, None), table.schema.primary_key
+    infos = _columns(connection, table.schema.name, None)
+    chosen = [info for info in infos if info.name in wanted]
+    columns = tuple(
+        _as_declared(info, given.override(info.name), known.get(info.name), key=info.name in key)
+        for info in chosen
+    )
+    names = {column.name for column in columns}
+    return replace(
+        table,
+        schema=replace(table.schema, columns=columns),
+        unmirrored=tuple(info.name for info in infos if info.name not in names),
+    )
+
+
+def _as_declared(info: _Info, text: str | None, known: Column | None, *, key: bool) -> Column:
+    if known is not None and text is None:
+        return known
+    found = declared_type(info.declared)
+    if found is not None:
+        return Column(info.name, _key_type(found) if key else found, info.nullable)
+    if text is not None:
+        return _overridden(info.name, text, nullable=info.nullable, key=key)
+    return Column(info.name, pa.string(), info.nullable)
 
 
 def _overridden(name: str, text: str, *, nullable: bool, key: bool) -> Column:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.sources.sqlite.triggers.ddl import log_table, object_names
 from rhei_pipeline.sources.sqlite.triggers.log_chain import LOGS, all_logs, exists
+from rhei_pipeline.sources.sqlite.triggers.needs import NEEDS
 from rhei_pipeline.sql.text import literal, quote
 
 #: A mirror unseen for so long no longer holds the log back; it re-syncs when it comes back.
@@ -52,7 +53,7 @@ def _ending(connection: sqlite3.Connection, table: str, retired: list[str]) -> s
     tables, triggers = object_names(table)
     statements = [f"drop trigger if exists {quote(name)}" for name in triggers]
     statements += [f"drop table if exists {quote(name)}" for name in [*tables, *retired]]
-    for notes in (LOGS, _CONSUMERS):
+    for notes in (LOGS, _CONSUMERS, NEEDS):
         if exists(connection, notes):
             statements.append(f"delete from {notes} where tbl = {literal(table)} collate nocase")
     return "; ".join(["begin immediate", *statements, "commit"])

@@ -388,7 +388,7 @@ def _parse_index(
 
 
 def _all_columns(table: SqliteTable) -> Iterable[str]:
-    return [*table.schema.names, *table.unmirrored]
+    return table.all_names
 
 
 def _closing(tokens: Sequence[Token], opening: int) -> int:

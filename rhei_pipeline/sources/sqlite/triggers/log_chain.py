@@ -75,6 +75,12 @@ def find_logs(connection: sqlite3.Connection, table: str) -> list[TriggerLog]:
     return _in_order(noted, current)
 
 
+def current_log(connection: sqlite3.Connection, table: str) -> TriggerLog | None:
+    """Return the log of a table that is written into; None if there is none."""
+    logs = find_logs(connection, table)
+    return logs[-1] if logs and not logs[-1].retired else None
+
+
 def all_logs(connection: sqlite3.Connection) -> dict[bytes, list[TriggerLog]]:
     """Return the logs of every table, by its folded name, each as `find_logs` returns them.
 
@@ -129,21 +135,25 @@ def holds_images(connection: sqlite3.Connection, log: str) -> bool:
     return found.fetchone() is not None
 
 
-def retire(connection: sqlite3.Connection, table: str, known: TableSchema | None) -> None:
+def retire(
+    connection: sqlite3.Connection, table: str, known: TableSchema | None, *, keep_keys: bool
+) -> None:
     """Set the log that is written into aside, in a writing transaction; its triggers are gone.
 
-    One that holds no versions is dropped: a copy tells the same. `known` is the table that a log
-    was made for of which that was not noted.
+    One that holds no versions is dropped, as a copy tells the same; unless `keep_keys` is given:
+    the table is as it was, and no mirror has to copy it. `known` is the table that a log was made
+    for of which that was not noted.
     """
     connection.execute(_TABLE)
-    log = next((log for log in find_logs(connection, table) if not log.retired), None)
+    log = current_log(connection, table)
     connection.execute(f"delete from {LOGS} where tbl = ? and retired is null", (table,))
     if log is None:
         return
     newest = newest_entry(connection, log.name)
     shape = log.shape or (known and json.dumps(known.to_json()))
     was_cleared = newest < max(log.first, 1)
-    if was_cleared or shape is None or not holds_images(connection, log.name):
+    is_kept = keep_keys or holds_images(connection, log.name)
+    if was_cleared or shape is None or not is_kept:
         connection.execute(f"drop table {quote(log.name)}")
         return
     # Numbers set this name apart from those of all other objects of ours, whatever tables are

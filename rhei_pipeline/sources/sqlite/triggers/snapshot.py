@@ -46,7 +46,7 @@ class SqliteTriggerSnapshot:
         catalogue: Returns what is known of a table at a version of the schema.
         logs: What the connection knows of the tables' logs.
         marks: By table, the entry of its log at which its rows are to be compared whole.
-        as_given: Returns the shape of a log as this mirror would know a table of that name.
+        as_given: Returns the shape of a log as this mirror would know that of its table.
     """
 
     shares_log = False
@@ -57,7 +57,7 @@ class SqliteTriggerSnapshot:
         catalogue: Callable[[str, int], SqliteTable],
         logs: LogCatalog,
         marks: Mapping[str, int],
-        as_given: Callable[[TableSchema, str], TableSchema],
+        as_given: Callable[[TableSchema, TableSchema], TableSchema],
     ) -> None:
         self._connection = connection
         self._catalogue_at = catalogue
@@ -174,17 +174,26 @@ class SqliteTriggerSnapshot:
             return None
         behind = logs[here:]
         if table.mode is Mode.DESTRUCTIVE:
-            # What its log has besides keys is not wanted, and rows of another shape are copied.
-            return None if behind[0].retired else _Reading((behind[0],))
+            # What its logs have besides keys is not wanted, and rows of another shape are copied.
+            return _Reading(tuple(behind)) if self._holds_keys(table, behind) else None
         if self._present(table) == table.schema:
             return _Reading(tuple(behind)) if self._can_read(table, behind, after) else None
         if not self._is_of_shape(behind[0], table, after):
             at_begin = after.order == behind[0].first
             return _Reading((), after, behind[0]) if at_begin else None
-        return self._up_to_another_shape(behind)
+        return self._up_to_another_shape(table, behind)
 
-    def _up_to_another_shape(self, logs: Sequence[TriggerLog]) -> _Reading | None:
-        same = [log.shape == logs[0].shape for log in logs]
+    def _holds_keys(self, table: Table, logs: Sequence[TriggerLog]) -> bool:
+        """Return whether these logs have all keys touched of a table that is as it was."""
+        if len(logs) == 1:
+            return not logs[0].retired
+        shapes, key = [log.schema for log in logs], table.schema.primary_key
+        is_same = all(shape is not None and shape.primary_key == key for shape in shapes)
+        return is_same and self._present(table) == table.schema
+
+    def _up_to_another_shape(self, table: Table, logs: Sequence[TriggerLog]) -> _Reading | None:
+        shapes = [self._made_for(log, table) for log in logs]
+        same = [shape == shapes[0] for shape in shapes]
         end = same.index(False) if False in same else len(logs)
         if end == len(logs):
             return _Reading(tuple(logs))
@@ -221,7 +230,7 @@ class SqliteTriggerSnapshot:
 
     def _made_for(self, log: TriggerLog, table: Table) -> TableSchema | None:
         """Return the table that a log was made for, as this mirror would know it."""
-        return None if log.schema is None else self._as_given(log.schema, table.name)
+        return None if log.schema is None else self._as_given(log.schema, table.schema)
 
     def _catalogue(self, name: str) -> SqliteTable:
         return self._catalogue_at(name, self.schema_version)

@@ -17,9 +17,21 @@ from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
 from rhei_pipeline.sources.acknowledged import Acknowledged
 from rhei_pipeline.sources.catalog_cache import CatalogCache
-from rhei_pipeline.sources.sqlite.catalog import SqliteTable, in_given_types, read_table
+from rhei_pipeline.sources.sqlite.catalog import (
+    SqliteTable,
+    in_given_types,
+    read_table,
+    with_columns,
+)
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
-from rhei_pipeline.sources.sqlite.triggers import capture_format, log_chain, schema_watch, trial
+from rhei_pipeline.sources.sqlite.triggers import (
+    capture_format,
+    log_chain,
+    needs,
+    schema_watch,
+    shared_log,
+    trial,
+)
 from rhei_pipeline.sources.sqlite.triggers.abandoned_logs import FORGET_MIRROR_AFTER
 from rhei_pipeline.sources.sqlite.triggers.ddl import (
     CLOCK,
@@ -32,8 +44,9 @@ from rhei_pipeline.sources.sqlite.triggers.ddl import (
 )
 from rhei_pipeline.sources.sqlite.triggers.log_catalog import LogCatalog
 from rhei_pipeline.sources.sqlite.triggers.log_chain import TriggerLog, exists, newest_entry
+from rhei_pipeline.sources.sqlite.triggers.needs import Need
 from rhei_pipeline.sources.sqlite.triggers.snapshot import SqliteTriggerSnapshot
-from rhei_pipeline.sql.text import literal, quote
+from rhei_pipeline.sql.text import quote
 
 #: Rows of a log deleted in one transaction: a few milliseconds of the writer's lock.
 PRUNE_ROWS = 5_000
@@ -113,6 +126,12 @@ class SqliteTriggerSource:
         again or compared whole. The old log is kept while a mirror may want to read it. Where only
         the schema changed in a way that no difference shows, all logged tables are marked to be
         compared whole.
+
+        Mirrors of one table share its log, which holds what all of them need. One that comes, or
+        has gone, has a log begun that fits; the others read on from the one before.
+
+        Raises:
+            SchemaError: Another mirror captures it by another key.
         """
         self._are_marks_known = False
         if self._is_installed(table, least) and self._is_schema_known():
@@ -166,43 +185,69 @@ class SqliteTriggerSource:
                 self._connection.execute("rollback to with_triggers")
 
     def _is_installed(self, table: Table, least: int) -> bool:
-        return self.is_installed(table) and self._newest(table.name) >= max(least, 1)
+        """Return whether capture is as it is to be for all mirrors, and this one's need noted."""
+        if not self.is_installed(table) or self._newest(table.name) < max(least, 1):
+            return False
+        source, need = self._table(table.name), self._need(table)
+        with self._database.translated():
+            if not needs.is_noted(self._connection, self._mirror_id, table.name, need):
+                return False
+            log = log_chain.current_log(self._connection, table.name)
+            wanted = shared_log.joined_need(self._connection, self._mirror_id, source, need)
+            return shared_log.holds_just(self._connection, log, wanted, source)
 
     def _make_anew(self, table: Table, least: int) -> None:
-        """Retire the log and create another one, in a writing transaction.
+        """Note what this mirror needs, and create a log unless the one that is there will do.
 
-        Nothing is written into the table meanwhile: what the old triggers logged is all in the
-        old log, and the first entry of the new one is where it ends.
+        In a writing transaction. Nothing is written into the table meanwhile: what the old
+        triggers logged is all in the old log, and the first entry of the new one is where it ends.
         """
-        connection = self._connection
+        connection, name = self._connection, table.name
         connection.execute(_CONSUMERS)
         capture_format.note(connection)
-        source, known = self._table(table.name), self._known(table.name)
-        wanted = capture_sql(source, self._mode_of_log(table))
-        first = max(least, self._furthest(table.name)) + 1
-        self._drop_triggers(table.name)
-        log_chain.retire(connection, table.name, known.schema if known else None)
-        self._drop_tables(table.name)
-        with trial.writes_go_on(connection, table.name):
-            for text in wanted.tables.values():
+        source, known, need = self._table(name), self._known(name), self._need(table)
+        log = log_chain.current_log(connection, name)
+        wanted = shared_log.joined_need(connection, self._mirror_id, source, need)
+        needs.note(connection, self._mirror_id, name, need, _now())
+        is_whole = shared_log.is_whole(connection, source, log)
+        is_whole = is_whole and self._newest(name) >= max(least, 1)
+        is_just = shared_log.holds_just(connection, log, wanted, source)
+        if is_whole and is_just and self._is_enough(log, table):
+            return
+        logged = with_columns(
+            connection,
+            source,
+            wanted.among(source.all_names),
+            wanted.types,
+        )
+        sql = capture_sql(logged, Mode.TEMPORAL if wanted.images else Mode.DESTRUCTIVE)
+        first = max(least, self._furthest(name)) + 1
+        self._drop_triggers(name)
+        log_chain.retire(connection, name, known.schema if known else None, keep_keys=is_whole)
+        self._drop_tables(name)
+        with trial.writes_go_on(connection, name):
+            for text in sql.tables.values():
                 connection.execute(text)
             connection.execute(
-                f"insert into {quote(log_table(table.name))}(seq, at) values(?, {CLOCK})", (first,)
+                f"insert into {quote(log_table(name))}(seq, at) values(?, {CLOCK})", (first,)
             )
-            log_chain.note_log(connection, source.schema, first)
-            schema_watch.mark(connection, table.name, first)
-            for text in wanted.triggers.values():
+            log_chain.note_log(connection, logged.schema, first)
+            if not is_whole:
+                schema_watch.mark(connection, name, first)
+            for text in sql.triggers.values():
                 connection.execute(text)
 
-    def _mode_of_log(self, table: Table) -> Mode:
-        """Return the mode to log for: another mirror's versions do not end with a plain one."""
-        others = self._connection.execute(
-            "select 1 from _rhei_consumer where tbl = ? collate nocase and mirror <> ?",
-            (table.name, self._mirror_id),
+    def _need(self, table: Table) -> Need:
+        """Return what this mirror needs of a table's log."""
+        options = self._options.get(table.name.lower(), TableOptions())
+        images = table.mode is Mode.TEMPORAL
+        every = options.columns is None
+        return Need(
+            images,
+            None if every and images else frozenset(table.schema.names),
+            options.primary_key and table.schema.primary_key,
+            options.types,
         )
-        log = log_table(table.name)
-        shared = others.fetchone() is not None and log_chain.holds_images(self._connection, log)
-        return Mode.TEMPORAL if shared else table.mode
 
     def _furthest(self, name: str) -> int:
         """Return the highest number that any log of a table gave, or any mirror has read."""
@@ -219,10 +264,11 @@ class SqliteTriggerSource:
         return False
 
     def is_installed(self, table: Table) -> bool:
-        """Return whether log and triggers are as they would be made now, for a table of this shape.
+        """Return whether log and triggers are as they were made, and log what this mirror needs.
 
-        A log of images serves a destructive mirror too, so two mirrors can share it. SQLite itself
-        rewrites triggers when a column is renamed, so they may fit a table that has changed.
+        A log of images serves a destructive mirror too, and one of more columns than a mirror has,
+        so mirrors can share it. SQLite itself rewrites triggers when a column is renamed, so they
+        may fit a table that has changed.
         """
         try:
             source = self._table(table.name)
@@ -230,15 +276,24 @@ class SqliteTriggerSource:
             return False
         if source.schema != table.schema:
             return False
-        modes = {table.mode, Mode.TEMPORAL}
-        tables, triggers = object_names(table.name)
-        names = ", ".join(literal(name) for name in [*tables, *triggers])
         with self._database.translated():
-            rows = self._connection.execute(
-                f"select name, sql from sqlite_master where name in ({names})"
+            log = log_chain.current_log(self._connection, table.name)
+            return self._is_enough(log, table) and shared_log.is_whole(
+                self._connection, source, log
             )
-            found = dict(rows.fetchall())
-        return any(capture_sql(source, mode).objects == found for mode in modes)
+
+    def _is_enough(self, log: TriggerLog | None, table: Table) -> bool:
+        """Return whether a log holds what this mirror needs of a table."""
+        if log is None or log.schema is None:
+            return log is not None
+        if log.schema.primary_key != table.schema.primary_key:
+            return False
+        if table.mode is Mode.DESTRUCTIVE:
+            return True
+        # A column that this mirror had and has no more ends a shape: the log is read up to here.
+        held = self._as_given(log.schema, table.schema).names
+        is_kept = {*held} == {*table.schema.names}
+        return is_kept and log_chain.holds_images(self._connection, log.name)
 
     @contextmanager
     def snapshot(self) -> Iterator[SqliteTriggerSnapshot]:
@@ -278,10 +333,9 @@ class SqliteTriggerSource:
                 " and tbl <> ?",
                 [(self._mirror_id, name, name) for name in news],
             )
-            self._connection.execute(
-                "delete from _rhei_consumer where seen_at < ?",
-                (_now() - FORGET_MIRROR_AFTER // timedelta(microseconds=1),),
-            )
+            forgotten = _now() - FORGET_MIRROR_AFTER // timedelta(microseconds=1)
+            self._connection.execute("delete from _rhei_consumer where seen_at < ?", (forgotten,))
+            needs.forget_the_absent(self._connection, forgotten)
         self._acknowledged.note(news)
         return sum(self._prune(name) for name in self._prunable(news)) if prune else 0
 
@@ -292,10 +346,13 @@ class SqliteTriggerSource:
 
     def touch(self, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
         """Log keys as changed, in the form that the table's log has."""
-        source = self._table(table.name)
-        log, places = quote(log_table(table.name)), key_places(source.schema)
+        with self._database.translated():
+            source = self._table(table.name)
+            log = log_chain.current_log(self._connection, table.name)
+            source = shared_log.logged_as(source, log)
+        into, places = quote(log_table(table.name)), key_places(source.schema)
         marks = ", ".join("?" for _ in places)
-        statements = [f"insert into {log}(at, {', '.join(places)}) values({CLOCK}, {marks})"]
+        statements = [f"insert into {into}(at, {', '.join(places)}) values({CLOCK}, {marks})"]
         if table.mode is Mode.TEMPORAL:
             parts = [f"?{number}" for number, _ in enumerate(places, 1)]
             statements = image_inserts(source, parts)
@@ -313,6 +370,7 @@ class SqliteTriggerSource:
                 self._connection.execute(
                     "delete from _rhei_consumer where mirror = ?", (self._mirror_id,)
                 )
+            needs.forget(self._connection, self._mirror_id)
 
     def close(self) -> None:
         """Close the connection; safe to repeat."""
@@ -343,11 +401,18 @@ class SqliteTriggerSource:
         with self._database.translated():
             return read_table(self._connection, name, options, known.schema if known else None)
 
-    def _as_given(self, schema: TableSchema, name: str) -> TableSchema:
-        """Return the shape of a log with the name and the types that this mirror knows it by."""
-        return in_given_types(
-            replace(schema, name=name), self._options.get(name.lower(), TableOptions())
-        )
+    def _as_given(self, schema: TableSchema, table: TableSchema) -> TableSchema:
+        """Return the shape of a log with the name, columns and types that this mirror knows.
+
+        A log may hold columns that only another mirror has.
+        """
+        options = self._options.get(table.name.lower(), TableOptions())
+        own = schema.columns
+        if options.columns is not None:
+            asked = {name.lower() for name in options.columns}
+            kept = {*table.names, *schema.primary_key}
+            own = tuple(c for c in own if c.name in kept or c.name.lower() in asked)
+        return in_given_types(replace(schema, name=table.name, columns=own), options)
 
     def _newest(self, name: str) -> int:
         """Return the newest entry's place, or 0: positions grow even over a log made anew."""

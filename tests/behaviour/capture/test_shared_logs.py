@@ -1,0 +1,301 @@
+"""Mirrors of one table share its log: none takes from another what that one needs."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rhei_pipeline.testing.oracle import by_key
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+
+EXAMPLES = 10
+SOAK_EXAMPLES = 1_000
+COLUMNS = ("a", "b", "c")
+CREATE = "create table t(id integer primary key, a integer, b varchar(9) unique, c real)"
+FORGOTTEN = {
+    "sqlite": "update _rhei_consumer set seen_at = 0 where mirror = '{}'",
+    "postgres": "update _rhei.consumer set seen_at = '2020-01-01' where mirror = '{}'",
+}
+
+Rows = dict[tuple[Any, ...], dict[str, Any]]
+AnyWorld = World | PostgresWorld
+
+
+@dataclass
+class Consumer:
+    """A mirror, its declaration, and which columns it has had at each instant since it came."""
+
+    world: AnyWorld
+    columns: frozenset[str]
+    mode: str
+    #: Where it came to the table's states.
+    since: int
+    #: By state: the columns that it had then, and has had ever since.
+    had: dict[int, frozenset[str]] = field(default_factory=dict)
+
+    def declare(self, columns: frozenset[str]) -> None:
+        """Mirror these columns from now on, in a process begun anew."""
+        self.world.crash()
+        self.columns = columns
+        self.had = {state: names & columns for state, names in self.had.items()}
+        self.world.tables = [{"name": "t", "columns": ["id", *sorted(columns)]}]
+
+    def rows(self) -> Rows:
+        """Return the mirror's rows that are valid now."""
+        where = " where _rhei_valid_to is null" if self.mode == "temporal" else ""
+        found = self.world.htap.query(f"select * from t{where}", hint="olap")
+        return by_key(found.to_pylist(), ["id"])
+
+    def shown(self, rows: Rows, columns: frozenset[str]) -> Rows:
+        """Return rows with these columns alone."""
+        return {key: {n: row[n] for n in ("id", *sorted(columns))} for key, row in rows.items()}
+
+    def check_history(self, states: Sequence[tuple[datetime, Rows]]) -> None:
+        """Its history shows what the table was at each instant."""
+        for number, (instant, rows) in enumerate(states):
+            if number < self.since or self.mode != "temporal":
+                continue
+            had = self.had[number]
+            held = by_key(self.world.htap.as_of("t", instant).to_pylist(), ["id"])
+            assert self.shown(held, had) == self.shown(rows, had), number
+
+
+@dataclass
+class Played:
+    """A history being played; the oracle is the table itself."""
+
+    make: Callable[[], AnyWorld]
+    forgotten: str
+    consumers: dict[int, Consumer] = field(default_factory=dict)
+    states: list[tuple[datetime, Rows]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.first = self.make()
+        self.first.run(CREATE, "insert into t values (1, 1, 'x', 1), (2, 2, 'y', null)")
+        self.note()
+
+    def note(self) -> None:
+        """Note the table's state, and an instant at which it was that."""
+        rows = self.first.app.execute("select id, a, b, c from t").fetchall()
+        known = by_key((dict(zip(("id", *COLUMNS), r, strict=True)) for r in rows), ["id"])
+        # SQLite's clock has milliseconds, and an instant within one is the end of it.
+        now = datetime.now(UTC)
+        end = now.replace(microsecond=now.microsecond // 1000 * 1000) + timedelta(microseconds=900)
+        for one in self.consumers.values():
+            one.had[len(self.states)] = one.columns
+        self.states.append((end, known))
+        while datetime.now(UTC) <= end + timedelta(microseconds=100):
+            time.sleep(0.0002)
+
+    def come(self, slot: int, columns: frozenset[str], mode: str) -> None:
+        """A new mirror comes; the one whose place it takes is gone for good."""
+        gone = self.consumers.pop(slot, None)
+        if gone is not None:
+            mirror = gone.world.htap._engine.mirror.mirror_id
+            gone.world.crash()
+            self.first.run(self.forgotten.format(mirror))
+        world = self.make()
+        world.mode = mode
+        self.consumers[slot] = Consumer(world, columns, mode, len(self.states))
+        self.consumers[slot].declare(columns)
+        self.sync(slot, is_same=False)
+        self.note()
+
+    def declare(self, slot: int, columns: frozenset[str], _mode: str) -> None:
+        """A mirror is declared otherwise, and goes on."""
+        if slot in self.consumers:
+            self.consumers[slot].declare(columns)
+            self.sync(slot, is_same=False)
+
+    def sync(self, slot: int, *, is_same: bool = True) -> None:
+        """Sync one mirror: it holds the table's rows, and copies none that it had."""
+        one = self.consumers.get(slot)
+        if one is None:
+            return
+        report = one.world.htap.sync_now()
+        assert not report.errors
+        if is_same and (one.mode == "temporal" or isinstance(one.world, World)):
+            assert report.tables["t"].copied_rows == 0
+        assert one.shown(one.rows(), one.columns) == one.shown(self.states[-1][1], one.columns)
+
+    def write(self, statement: str) -> None:
+        """Write as the application does."""
+        self.first.run(statement)
+        self.note()
+
+    def end(self) -> None:
+        """All mirrors are brought up to date; nothing was taken from any."""
+        for slot, one in self.consumers.items():
+            self.sync(slot)
+            assert one.world.htap.verify().equal
+            one.check_history(self.states)
+
+
+def play(played: Played, actions: Sequence[tuple[Any, ...]]) -> None:
+    for name, *arguments in actions:
+        getattr(played, name)(*arguments)
+    played.end()
+
+
+_SLOTS = st.integers(0, 1)
+_CHOSEN = st.frozensets(st.sampled_from(COLUMNS), min_size=1)
+_KEYS = st.integers(1, 3)
+_VALUES = st.integers(0, 9)
+_WRITES = st.one_of(
+    st.builds(
+        "insert into t values ({0}, {1}, 'b{1}', {1}) on conflict(id) do update set a = {1}".format,
+        _KEYS,
+        _VALUES,
+    ),
+    st.builds(
+        "update t set {1} = {2} where id = {0}".format, _KEYS, st.sampled_from("ac"), _VALUES
+    ),
+    st.builds("update t set b = 'v{0}{1}' where id = {0}".format, _KEYS, _VALUES),
+    st.builds(
+        "update t set id = {1} where id = {0} and {1} not in (select id from t)".format,
+        _KEYS,
+        _KEYS,
+    ),
+    st.builds("delete from t where id = {}".format, _KEYS),
+)
+
+
+def _actions(modes: Sequence[str]) -> st.SearchStrategy[list[tuple[Any, ...]]]:
+    mode = st.sampled_from(modes)
+    action = st.one_of(
+        st.tuples(st.just("write"), _WRITES),
+        st.tuples(st.just("write"), _WRITES),
+        st.tuples(st.just("sync"), _SLOTS),
+        st.tuples(st.sampled_from(["come", "declare"]), _SLOTS, _CHOSEN, mode),
+    )
+    both = [st.tuples(st.just("come"), st.just(slot), _CHOSEN, mode) for slot in (0, 1)]
+    return st.builds(
+        lambda first, *rest: [*first, *rest[0]],
+        st.tuples(*both),
+        st.lists(action, min_size=4, max_size=14),
+    )
+
+
+MIXED = _actions(["temporal", "temporal", "destructive"])
+
+
+def _on_sqlite(actions: Sequence[tuple[Any, ...]]) -> None:
+    worlds: list[World] = []
+    with TemporaryDirectory() as directory:
+
+        def make() -> World:
+            world = World(Path(directory) / str(len(worlds)))
+            if worlds:
+                world.app.close()
+                world.app, world.path = worlds[0].app, worlds[0].path
+            worlds.append(world)
+            return world
+
+        try:
+            play(Played(make, FORGOTTEN["sqlite"]), actions)
+        finally:
+            for world in worlds:
+                world.close()
+
+
+def _on_postgres(dsn: str, actions: Sequence[tuple[Any, ...]]) -> None:
+    worlds: list[PostgresWorld] = []
+    with TemporaryDirectory() as directory:
+
+        def make() -> PostgresWorld:
+            path = Path(directory) / str(len(worlds))
+            path.mkdir()
+            worlds.append(PostgresWorld(dsn, path, capture={"method": "trigger"}))
+            return worlds[-1]
+
+        try:
+            make().run("drop schema if exists _rhei cascade", "drop table if exists t")
+            play(Played(make, FORGOTTEN["postgres"]), actions)
+        finally:
+            for world in worlds:
+                world.close()
+
+
+def beside(first: World, directory: Path, **options: Any) -> World:
+    """Return another mirror of the same source."""
+    world = World(directory, **options)
+    world.app.close()
+    world.app, world.path = first.app, first.path
+    return world
+
+
+def only(*columns: str, **options: Any) -> list[dict[str, Any]]:
+    return [{"name": "t", "columns": ["id", *columns], **options}]
+
+
+def test_a_mirror_that_asks_for_another_key_is_refused_and_takes_nothing(
+    make_world: Callable[..., World], tmp_path: Path
+) -> None:
+    first = make_world(mode="temporal", tables=only("a"))
+    first.run("create table t(id integer primary key, a integer not null unique, b text)")
+    first.run("insert into t values (1, 1, 'x')")
+    first.htap.sync_now()
+    second = beside(first, tmp_path / "second", tables=only("a", primary_key=["a"]))
+    try:
+        error = second.htap.sync_now().errors["t"]
+        assert "another mirror captures it by another key" in str(error)
+        first.run("update t set a = 2", "update t set a = 3")
+        report = first.htap.sync_now()
+        assert (report.events, report.tables["t"].copied_rows) == (2, 0)
+        assert [version["a"] for version in first.versions("t")] == [1, 2, 3]
+        # The way out that the error names.
+        assert "primary_key: [id]" in str(error)
+        second.crash()
+        second.tables = only("a", primary_key=["id"])
+        assert not second.htap.sync_now().errors
+        assert second.htap.verify().equal
+    finally:
+        second.crash()
+
+
+def test_what_a_mirror_needs_that_an_older_version_made_is_what_its_log_holds(
+    make_world: Callable[..., World], tmp_path: Path
+) -> None:
+    first = make_world(mode="temporal", tables=only("a"))
+    first.run(CREATE, "insert into t values (1, 1, 'x', 1)")
+    first.htap.sync_now()
+    first.crash()
+    first.run("drop table _rhei_need")
+    second = beside(first, tmp_path / "second", mode="temporal", tables=only("b"))
+    try:
+        second.htap.sync_now()
+        first.run("update t set a = 2, b = 'y'", "update t set a = 3, b = 'z'")
+        for world, column, values in ((second, "b", ["x", "y", "z"]), (first, "a", [1, 2, 3])):
+            assert world.htap.sync_now().tables["t"].copied_rows == 0
+            assert [version[column] for version in world.versions("t")] == values
+    finally:
+        second.crash()
+
+
+@settings(max_examples=EXAMPLES)
+@given(actions=MIXED)
+def test_mirrors_with_other_columns_come_and_go(actions: Sequence[tuple[Any, ...]]) -> None:
+    _on_sqlite(actions)
+
+
+@settings(max_examples=EXAMPLES // 2)
+@given(actions=MIXED)
+def test_mirrors_of_postgres_with_other_columns_come_and_go(
+    dsn: str, actions: Sequence[tuple[Any, ...]]
+) -> None:
+    _on_postgres(dsn, actions)
+
+
+@pytest.mark.soak
+@settings(max_examples=SOAK_EXAMPLES)
+@given(actions=MIXED)
+def test_mirrors_come_and_go_a_thousand_times(actions: Sequence[tuple[Any, ...]]) -> None:
+    _on_sqlite(actions)
