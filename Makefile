@@ -8,7 +8,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev test test-postgres soak damage drift lint types arrows check wheel fix bench schema clean
+.PHONY: help demo dev test test-postgres soak memory damage drift lint types arrows check wheel fix bench schema clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | \
@@ -33,8 +33,13 @@ test-postgres: $(DEMO_READY) ## run PostgreSQL's tests on an installed server: m
 	@RHEI_TEST_POSTGRES=$(PG) $(BIN)/python -m tests -n auto --maxprocesses 4 --dist worksteal \
 		$(ARGS) $$(grep -rlE --include='*.py' 'dsn|PostgresWorld' tests/behaviour) tests/contract
 
-soak: $(DEMO_READY) ## run the long tests: thousands of crashes
+soak: $(DEMO_READY) ## run the long tests: thousands of crashes; then plot what a process takes
 	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0
+	@$(MAKE) memory
+
+# One pair only: make memory ARGS="3600 'SQLite, triggers' duckdb temporal"
+memory: $(DEMO_READY) ## plot memory, WAL and handles of each way over an hour's changes
+	@$(BIN)/python -m benchmarks.memory $(ARGS)
 
 damage: $(DEMO_READY) ## damage every file of every mirror in every way, and print what came of it
 	@$(BIN)/python -m tests -m soak -s -o faulthandler_timeout=0 tests/behaviour/mirrors/test_damage.py

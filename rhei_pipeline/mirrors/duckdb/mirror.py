@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from rhei_pipeline.errors import (
     RheiError,
     without_values,
 )
+from rhei_pipeline.mirrors.duckdb.block_cache import BlockCache
 from rhei_pipeline.mirrors.duckdb.damage import cause, damage_of, first_line, is_damage
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds, instant_text, read_feed
 from rhei_pipeline.mirrors.duckdb.housekeeping import prepare, read_ledger, read_owner
@@ -60,9 +61,10 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": "false",
     # What one statement set for all would change everybody's answers.
     "lock_configuration": "true",
-    # A checkpoint rewrites what changed, which costs; until it comes, what was written is held in
-    # memory beside the log.
-    "checkpoint_threshold": "64MB",
+    "allowed_configs": ["memory_limit"],  # our own connection does; readers' statements only read
+    # Until a checkpoint, what was written is held in memory beside the log, in half as much again.
+    # One for each 16 MB costs no measurable time more than one for each 64 MB.
+    "checkpoint_threshold": "16MB",
 }
 _LOCK_POLL_SECONDS = 0.2
 #: Rows that DuckDB gives at once; so few that wide ones take little.
@@ -109,6 +111,7 @@ class DuckDBMirror:
             opened.callback(self._connection.close)
             with translated(self.path):
                 self.mirror_id = prepare(self._connection, self.path)
+            self._cache = BlockCache(self.path, memory_limit_bytes) if self.path != MEMORY else None
             self._last = self._look_back(opened)
             self._opened = opened.pop_all()
 
@@ -192,6 +195,8 @@ class DuckDBMirror:
             if not trial and self._published is not None:
                 self._published.pace.note_change()
                 self._publish(self._published)
+            if not trial and self._cache is not None:
+                self._cache.note_commit(self._connection)
 
     def _publish(self, copy: PublishedCopy) -> None:
         """Checkpoint the file and copy it; nothing writes meanwhile, because the lock is held."""
@@ -361,10 +366,11 @@ class DuckDBMirror:
             cursor = self._connection.cursor()
         except duckdb.ConnectionException as error:
             raise MirrorError("the mirror is closed", hint="open it again") from error
-        try:
-            yield cursor
-        finally:
-            cursor.close()
+        with self._cache.in_use() if self._cache else nullcontext():
+            try:
+                yield cursor
+            finally:
+                cursor.close()
 
 
 def _too_large() -> MirrorMemoryError:

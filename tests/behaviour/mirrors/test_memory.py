@@ -1,0 +1,117 @@
+"""What a process takes does not grow with the cycles that it runs, nor with its mirror's file."""
+
+import gc
+import logging
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+
+MB = 2**20
+#: Cycles until caches have filled, and those after which one object kept in each would show.
+WARM_UP, CYCLES, SAMPLES = 20, 60, 6
+
+
+def told(mirror: DuckDBMirror, sql: str) -> Any:
+    """Ask DuckDB for one value about itself."""
+    return mirror._connection.execute(sql).fetchall()[0][0]
+
+
+def cached(mirror: DuckDBMirror) -> int:
+    """Return the bytes of the mirror's file that DuckDB holds in memory."""
+    return int(
+        told(
+            mirror,
+            "select coalesce(sum(memory_usage_bytes), 0)::bigint from duckdb_memory()"
+            " where tag = 'BASE_TABLE'",
+        )
+    )
+
+
+def test_what_a_checkpoint_wrote_does_not_stay_in_memory(make_world: Callable[..., World]) -> None:
+    world = make_world(mode="destructive", tables=[{"name": "t"}])
+    world.run(
+        "create table t(id integer primary key, v text)",
+        "with recursive s(n) as (select 1 union all select n + 1 from s where n < 60000)"
+        " insert into t select n, hex(randomblob(75)) from s",
+    )
+    world.htap.sync_now()
+    mirror = world.htap._engine.mirror
+    assert isinstance(mirror, DuckDBMirror)
+    limit = "select current_setting('memory_limit')"
+    before = told(mirror, limit)
+
+    mirror.maintain()
+    world.htap.query("select count(distinct v) from t", hint="olap")
+    assert cached(mirror) > 5 * MB
+    # A query that is under way may need its memory: nothing is taken from it.
+    under_way = mirror.stream("select v from t", (), 1_000)
+    rows = next(under_way.batches).num_rows
+    world.run("insert into t(v) values ('x')")
+    world.htap.sync_now()
+    assert cached(mirror) > 5 * MB
+    rows += sum(batch.num_rows for batch in under_way.batches)
+    assert rows == 60_000
+    world.run("insert into t(v) values ('y')")
+    world.htap.sync_now()
+    assert cached(mirror) < 3 * MB
+    assert told(mirror, limit) == before
+    world.assert_equal("t")
+
+
+def kept_after_cycles(
+    monkeypatch: pytest.MonkeyPatch, write: Callable[[int], object], sync: Callable[[], object]
+) -> tuple[int, int]:
+    """Return by how much Python's objects and Arrow's bytes grow over `CYCLES` cycles."""
+    monkeypatch.setattr(logging.getLogger("rhei_pipeline"), "disabled", True)
+    for name in [n for n in logging.root.manager.loggerDict if n.startswith("rhei_pipeline")]:
+        monkeypatch.setattr(logging.getLogger(name), "disabled", True)  # pytest keeps each record
+    found: list[tuple[int, int]] = []
+    for cycle in range(WARM_UP + CYCLES + 1):
+        write(cycle)
+        sync()
+        if cycle >= WARM_UP and (cycle - WARM_UP) % (CYCLES // SAMPLES) == 0:
+            gc.collect()
+            # sqlite3 keeps references to closed cursors, and drops them by the hundreds.
+            kept = sum(type(one) is not weakref.ReferenceType for one in gc.get_objects())
+            found.append((kept, pa.total_allocated_bytes()))
+    half = len(found) // 2
+    objects, arrow = (
+        min(later) - min(earlier)
+        for earlier, later in zip(
+            zip(*found[:half], strict=True), zip(*found[half:], strict=True), strict=True
+        )
+    )
+    return objects, arrow
+
+
+def test_cycles_into_duckdb_keep_no_objects(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(mode="temporal", tables=[{"name": "t"}])
+    world.run("create table t(id integer primary key, v integer)", "insert into t(id) values (1)")
+    objects, arrow = kept_after_cycles(
+        monkeypatch,
+        lambda cycle: world.app.execute("update t set v = ?", (cycle,)),
+        world.htap.sync_now,
+    )
+    assert objects < CYCLES // 4
+    assert arrow == 0
+
+
+def test_cycles_from_postgres_into_files_keep_no_objects(
+    make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_postgres(storage="parquet", capture={"method": "logical"}, tables=[{"name": "t"}])
+    world.run("create table t(id int primary key, v int)", "insert into t values (1, 1)")
+    objects, arrow = kept_after_cycles(
+        monkeypatch, lambda cycle: world.run(f"update t set v = {cycle}"), world.htap.sync_now
+    )
+    assert objects < CYCLES // 4
+    assert arrow == 0
