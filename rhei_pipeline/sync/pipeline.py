@@ -50,6 +50,7 @@ from rhei_pipeline.protocols import (
     Step,
 )
 from rhei_pipeline.sync.cycle import SyncOptions, apply_pending, sync_cycle
+from rhei_pipeline.sync.free_memory import FreeMemory
 from rhei_pipeline.sync.initial_sync import (
     Copied,
     OnProgress,
@@ -131,6 +132,7 @@ class Pipeline:
         self._settled: dict[str, Table] = {}
         self._copying: dict[str, CopyStatus] = {}
         self._status = StatusCache()
+        self._memory = FreeMemory()
         self._watchers: list[Callable[[SyncReport], None]] = []
         record_keys(mirror, registry)
         self._watch.keep_up()
@@ -264,6 +266,8 @@ class Pipeline:
                     self._status.note_readable()
                     report = self._report(reports, copied, started)
                     _log.debug("synced %d events", report.events)
+                    if report.events:
+                        self._memory.give_back()
                     for watcher in self._watchers:
                         watcher(report)
                     return report, copied

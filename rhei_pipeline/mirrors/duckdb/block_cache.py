@@ -44,7 +44,7 @@ class BlockCache:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Have a block in which DuckDB may need memory: nothing is freed meanwhile."""
+        """Keep everything cached while a block runs in which DuckDB may need memory."""
         with self._lock:
             self._users += 1
         try:

@@ -61,7 +61,8 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": "false",
     # What one statement set for all would change everybody's answers.
     "lock_configuration": "true",
-    "allowed_configs": ["memory_limit"],  # our own connection does; readers' statements only read
+    # Our own connections set these; readers' statements only read.
+    "allowed_configs": ["memory_limit", "threads"],
     # Until a checkpoint, what was written is held in memory beside the log, in half as much again.
     # One for each 16 MB costs no measurable time more than one for each 64 MB.
     "checkpoint_threshold": "16MB",

@@ -24,10 +24,13 @@ from rhei_pipeline.model.changes import (
     Operation,
     Versions,
 )
+from rhei_pipeline.model.portions import PORTION_BYTES
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
 from rhei_pipeline.model.schema import INSTANT, OPERATION, VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.sql.text import listed, literal, matching, mirror_table, quote
 
+#: Bytes of rows beyond which one value is large: batches of others have half as many.
+_LARGE_BYTES = 2 * PORTION_BYTES
 _STAGED = "temp._rhei_staged"
 _DIFFERENT = "temp._rhei_different"
 _ROW = "_rhei_row"
@@ -69,7 +72,8 @@ class DuckDBTransaction:
     def _merge(self, table: Table, target: str, changes: NetChanges) -> Counts:
         inserted = updated = deleted = 0
         if changes.upserts.num_rows:
-            with self._registered("_rhei_upserts", changes.upserts):
+            upserts = changes.upserts
+            with self._registered("_rhei_upserts", upserts), self._in_few_copies(upserts):
                 inserted, updated = self._upsert(table, target)
         if changes.tombstones.num_rows:
             with self._registered("_rhei_tombstones", changes.tombstones):
@@ -398,6 +402,19 @@ class DuckDBTransaction:
             f" select {listed(schema.names, 't')}, true from {current} t"
             f" anti join {copy} c on {same})"
         )
+
+    @contextmanager
+    def _in_few_copies(self, rows: pa.Table) -> Iterator[None]:
+        """Let one thread alone work on rows with a large value: several hold it more often."""
+        if rows.nbytes <= _LARGE_BYTES:
+            yield
+            return
+        with self._connection.cursor() as apart:  # works also once the transaction has failed
+            apart.execute("set threads = 1")
+            try:
+                yield
+            finally:
+                apart.execute("reset threads")
 
     @contextmanager
     def _registered(self, name: str, rows: pa.Table) -> Iterator[None]:

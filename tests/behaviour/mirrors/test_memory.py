@@ -9,7 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.mirrors.duckdb import transaction
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
+from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
@@ -62,6 +65,36 @@ def test_what_a_checkpoint_wrote_does_not_stay_in_memory(make_world: Callable[..
     world.htap.sync_now()
     assert cached(mirror) < 3 * MB
     assert told(mirror, limit) == before
+    world.assert_equal("t")
+
+
+def test_a_large_value_leaves_the_number_of_threads_as_it_was(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transaction, "_LARGE_BYTES", 0)
+    world = make_world(mode="destructive", tables=[{"name": "t"}])
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    world.htap.sync_now()
+    mirror = world.htap._engine.mirror
+    assert isinstance(mirror, DuckDBMirror)
+    seen = []
+    during = DuckDBTransaction._upsert
+
+    def failing(self: DuckDBTransaction, *arguments: Any) -> tuple[int, int]:
+        seen.append(told(mirror, "select current_setting('threads')"))
+        during(self, *arguments)
+        self._connection.execute("select error('the disk is full')").fetchall()
+        return 0, 0
+
+    before = told(mirror, "select current_setting('threads')")
+    monkeypatch.setattr(DuckDBTransaction, "_upsert", failing)
+    world.run("update t set v = 'b'")
+    with pytest.raises(MirrorError, match="the disk is full"):
+        world.htap.sync_now()
+    assert told(mirror, "select current_setting('threads')") == before
+    assert set(seen) == {1}
+    monkeypatch.undo()
+    world.htap.sync_now()
     world.assert_equal("t")
 
 
