@@ -27,6 +27,7 @@ from rhei_pipeline.sources.postgres.catalog import (
 )
 from rhei_pipeline.sources.postgres.database import PostgresDatabase, pooled_stream
 from rhei_pipeline.sources.postgres.identity import SourceCatalog, lost_slot
+from rhei_pipeline.sources.postgres.logical import slots
 from rhei_pipeline.sources.postgres.logical.moment import (
     LogMoment,
     RowView,
@@ -52,10 +53,6 @@ _SYSTEM = "select system_identifier::text from pg_control_system()"
 _FLUSHED = "select pg_current_wal_flush_lsn()::text"
 _INSERTED = "select pg_current_wal_insert_lsn()::text"
 _OLDEST_RUNNING = "select pg_snapshot_xmin(pg_current_snapshot())::text"
-_LONGEST = """
-select pid, to_char(xact_start at time zone 'UTC', 'HH24:MI:SS') from pg_stat_activity
-where backend_xid is not null and pid <> pg_backend_pid() order by xact_start limit 1
-"""
 _ANY_CHANGE = """
 select count(*) from (
     select data from pg_logical_slot_peek_binary_changes(
@@ -239,7 +236,7 @@ class LogicalSource:
                         "slot %r is gone: it is created again, and all tables are copied",
                         self._name,
                     )
-                self._run("select pg_create_logical_replication_slot(%s, 'pgoutput')", self._name)
+                slots.create(self._connection, self._name, SETTLE_SECONDS)
                 self._publication.note_begun()
                 self._advanced = 0
                 slot = self._slot()
@@ -336,12 +333,7 @@ class LogicalSource:
             return int(_value(self._connection, _OLDEST_RUNNING)) >= newest
 
         if not wait_until(ended, SETTLE_SECONDS):
-            found = self._connection.execute(_LONGEST).fetchone()
-            who = f"process {found[0]}, open since {found[1]} UTC" if found else "one"
-            raise SourceBusyError(
-                f"a copy cannot begin while an older transaction is open: {who}",
-                hint="wait until it ends, or end it; the copy is tried again",
-            )
+            raise slots.older_transaction(self._connection)
         return start
 
     def _await_flush(self, position: int) -> None:
