@@ -17,7 +17,12 @@ import obstore
 import pyarrow as pa
 from datafusion import SessionContext
 from datafusion.object_store import AmazonS3, GoogleCloud
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from obstore.store import GCSStore, S3Store
 
 from rhei_pipeline.errors import MirrorError, MirrorUnreachableError
@@ -221,13 +226,13 @@ class ObjectFiles:
             return request()
         except (AlreadyExistsError, FileNotFoundError):
             raise
-        except PermissionError as error:
+        except (PermissionError, PermissionDeniedError, UnauthenticatedError):
+            # Their text may quote the request, and with it what is signed.
             raise MirrorError(
                 f"mirror {self.root!r}: the store refused {name.split('/', maxsplit=1)[0]!r}",
                 hint="use credentials that may read, write, list and delete there",
-            ) from error
+            ) from None
         except (BaseError, OSError) as error:
-            # Its text may quote the request, and with it what is signed.
             raise MirrorUnreachableError(
                 f"mirror {self.root!r}: the store did not answer ({type(error).__name__})",
                 hint="try again; committed data is not affected",
