@@ -58,7 +58,7 @@ def unapplied_events(buffer: Path) -> tuple[str, int] | None:
             f"{str(file)!r} cannot be read", hint="delete it: the next sync writes it again"
         ) from error
     raise CaptureError(
-        too_new(repr(str(file)), written, FORMAT), hint="delete it: the next sync writes it anew"
+        too_new(repr(str(file)), written, FORMAT), hint="delete it: the next sync writes it again"
     )
 
 

@@ -138,10 +138,12 @@ class RocksDirectory:
         if "lock hold by" in text or "While lock file" in text:
             return BufferBusyError(
                 f"buffer {path!r} is held by another process",
-                hint="only one process can open a RocksDB directory: stop the other one first",
+                hint="only one process can open a buffer: stop the other one first",
             )
         if any(reason in text for reason in _FULL):
-            return BufferFullError(f"the disk that holds {path!r} is full", hint="free space")
+            return BufferFullError(
+                f"the disk that holds {path!r} is full", hint="free space, then try again"
+            )
         return self.damaged(text.splitlines()[0] if text else "RocksDB failed")
 
 

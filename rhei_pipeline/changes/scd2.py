@@ -64,8 +64,9 @@ def refuse_unknown_key(schema: TableSchema, past: Collection[str]) -> None:
             f"its key is now {', '.join(schema.primary_key)}, but its history has no "
             f"{unknown[0]!r}",
             table=schema.name,
-            hint="declare a 'primary_key' whose columns its history has, or start again: 'rhei "
-            f"drop-table {schema.name} --keep-as NAME' keeps the history under another name",
+            hint="declare as 'primary_key' a unique key without nulls whose columns its history "
+            f"has, or start again: 'rhei drop-table {schema.name} --keep-as NAME' keeps the "
+            "history under another name",
         )
 
 

@@ -42,7 +42,7 @@ def starter(source: str) -> StarterDeclaration:
         SettingsError: The source holds no table that can be mirrored.
     """
     settings = Settings(source=_source(source), mirror={"path": "data/mirror.duckdb"})
-    database = open_database(settings)
+    database = open_database(settings, looking=True)
     try:
         obstacle = _obstacle(settings) if settings.source.kind == "postgres" else None
         method = "trigger" if obstacle or settings.source.kind == "sqlite" else "logical"
@@ -52,7 +52,7 @@ def starter(source: str) -> StarterDeclaration:
     if not schemas:
         raise SettingsError(
             "the source has no table that can be mirrored",
-            hint="a table needs a primary key; run 'rhei check' for details"
+            hint="add a primary key to a table that it has"
             + "".join(f"; {name}: {why}" for name, why in left_out.items()),
         )
     entries = [line for schema in schemas for line in _table(schema)]

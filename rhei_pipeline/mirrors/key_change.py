@@ -30,8 +30,9 @@ def refuse_unfit_key(schema: TableSchema, built_for: Sequence[str], versions: pa
             f"its key was {', '.join(built_for)} and is now {', '.join(schema.primary_key)},"
             " which its history does not fit: several of its rows would share one key",
             table=schema.name,
-            hint="declare the old key as 'primary_key' while it is unique, or start again: "
-            f"'rhei drop-table {schema.name} --keep-as NAME' keeps the history under another name",
+            hint="declare the old key as 'primary_key' while it is unique and without nulls, or "
+            f"start again: 'rhei drop-table {schema.name} --keep-as NAME' keeps the history under "
+            "another name",
         )
 
 

@@ -20,7 +20,7 @@ from rhei_pipeline.query.translation.parsing import Parsed, numbered, parse
 from rhei_pipeline.query.translation.placeholders import parameter_types
 from rhei_pipeline.query.translation.queries import Query, outputs_alone, translate
 from rhei_pipeline.query.translation.scope import TranslationContext
-from rhei_pipeline.sql.read_only import statement_tokens
+from rhei_pipeline.sql.read_only import WRITING, statement_tokens, way_out
 
 Side = Literal["oltp", "olap"]
 
@@ -64,6 +64,7 @@ class Plan:
         bound: Positions of the parameters that the mirror's statement takes, from 1; it calls them
             `$p1`, `$p2`, ....
         reads: Whether it is a query at all.
+        instead: If it is none, what to do instead; None if nothing would help.
         history: Whether it reads history, in the mirror's SQL.
         scans: Whether it reads one table, but not by key, and the mirror could answer.
     """
@@ -75,6 +76,7 @@ class Plan:
     tables: frozenset[str] = frozenset()
     bound: tuple[int, ...] = ()
     reads: bool = True
+    instead: str | None = WRITING
     history: bool = False
     scans: bool = False
 
@@ -145,11 +147,13 @@ def plan(sql: str, params: Sequence[Any], catalog: Catalog) -> Plan:
     try:
         tokens = statement_tokens(sql, catalog.source)
     except QueryError as error:
-        return _to_source(error.message, reads=False)
+        return _no_query(error.message, error.hint)
     word = tokens[0].text.lower()
     for words, reason in _FIRST_WORDS:
         if word in words:
-            return _to_source(reason, reads=word in {"values", "show", "explain", "pragma"})
+            if word in {"values", "show", "explain", "pragma"}:
+                return _to_source(reason)
+            return _no_query(reason, way_out(word))
     # The parser's trees have more shapes than the rules expect, and each new version has others:
     # whatever a step trips over, the source answers.
     try:
@@ -172,7 +176,7 @@ def _parsed(sql: str, tokens: Sequence[Token], source: str, *, bound: bool) -> P
 def _plan_tree(parsed: Parsed, params: Sequence[Any], catalog: Catalog) -> Plan:
     seen = _seen(parsed.tree)
     if seen.kinds & _CHANGES:
-        return _to_source("it writes, by itself, a CTE or INTO", reads=False)
+        return _no_query("it writes, by itself, a CTE or INTO", WRITING)
     if not isinstance(parsed.tree, exp.Query):
         return _to_source(f"a statement of kind {parsed.tree.key.upper()} is the source's")
     return _plan_query(parsed, seen, params, catalog)
@@ -234,8 +238,12 @@ def tables_read(sql: str, dialect: str) -> frozenset[str]:
     return frozenset(full | {name for schema, name in named if schema in _DEFAULT_SCHEMAS})
 
 
-def _to_source(reason: str, *, reads: bool = True) -> Plan:
-    return Plan(Route("oltp", reason), reads=reads)
+def _to_source(reason: str) -> Plan:
+    return Plan(Route("oltp", reason))
+
+
+def _no_query(reason: str, instead: str | None) -> Plan:
+    return Plan(Route("oltp", reason), reads=False, instead=instead)
 
 
 def _plan_query(parsed: Parsed, seen: _Seen, params: Sequence[Any], catalog: Catalog) -> Plan:

@@ -345,10 +345,7 @@ class QueryService:
     ) -> str | None:
         """Make the mirror as fresh as needed; return why the source answers, or None."""
         if not plan.reads:
-            raise QueryError(
-                f"a query only reads: {plan.route.reason}",
-                hint="use execute for writes: a sync brings them to the mirror",
-            )
+            raise QueryError(f"a query only reads: {plan.route.reason}", hint=plan.instead)
         if plan.route.engine == "oltp":
             return plan.route.reason
         written = max(self._last_write, moment_of(after))

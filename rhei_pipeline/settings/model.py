@@ -43,6 +43,11 @@ ENVIRONMENT_PREFIX = "RHEI__"
 _METHODS = {"sqlite": ("trigger", "polling"), "postgres": ("logical", "polling", "trigger")}
 
 
+#: Kinds of problems of a field that has parts.
+_OF_PARTS = {"list_type", "dict_type", "model_type", "model_attributes_type"}
+_AS_JSON = "lists and mappings are written as JSON"
+
+
 def _source_kind(source: object) -> str:
     """Return a source's kind; one without `kind` is an SQLite file."""
     kind = source.get("kind") if isinstance(source, dict) else getattr(source, "kind", None)
@@ -99,11 +104,12 @@ class Settings(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise SettingsError(_describe(error)) from None  # its text would show the values
+            hint = _AS_JSON if _is_misformed(error) else None
+            raise SettingsError(_describe(error), hint=hint) from None  # its text shows the values
         except PydanticSettingsError as error:
             raise SettingsError(
                 f"an environment variable {ENVIRONMENT_PREFIX}... has a value of the wrong form",
-                hint="lists and mappings are written as JSON",
+                hint=_AS_JSON,
             ) from error
 
     @model_validator(mode="after")
@@ -119,13 +125,22 @@ class Settings(BaseSettings):
                 f" use {' or '.join(map(repr, fitting))}"
             )
         if self.capture.streaming and self.capture_method != "logical":
-            raise ValueError("capture.streaming: only PostgreSQL's log can be streamed")
+            raise ValueError(
+                "capture.streaming needs the method 'logical': only PostgreSQL's log can be"
+                " streamed"
+            )
         if self.capture.publication and self.capture_method != "logical":
-            raise ValueError("capture.publication: only PostgreSQL's log has publications")
+            raise ValueError(
+                "capture.publication needs the method 'logical': only PostgreSQL's log has"
+                " publications"
+            )
         if self.capture_method == "polling":
             self._refuse_lossy_buffer()
         elif self.local is not None:
-            raise ValueError("local: a local database needs a source that is polled")
+            raise ValueError(
+                "'local' needs a source that is polled: use 'capture: {method: polling}', or leave"
+                " it out"
+            )
 
     def _refuse_lossy_buffer(self) -> None:
         polls = [(t.name, t.polling.options) for t in self.tables or ()] or [("", PollOptions())]
@@ -257,6 +272,19 @@ def _refuse_unknown_variables() -> None:
                     f"environment variable {variable}: unknown section {section!r}",
                     hint=nearest(section, known),
                 )
+
+
+def _is_misformed(error: ValidationError) -> bool:
+    """Return whether a variable of the environment holds text in a list's or mapping's place."""
+    given = {variable.upper() for variable in os.environ}
+    places = (
+        _declared_path(tuple(problem["loc"]))
+        for problem in error.errors()
+        if isinstance(problem["input"], str) and problem["type"] in _OF_PARTS
+    )
+    return any(
+        "__".join(map(str, (ENVIRONMENT_PREFIX[:-2], *path))).upper() in given for path in places
+    )
 
 
 def _describe(error: ValidationError, *section: str) -> str:

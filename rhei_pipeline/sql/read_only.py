@@ -20,7 +20,14 @@ from rhei_pipeline.errors import QueryError
 #: How many texts are remembered as harmless; an application repeats its few.
 _REMEMBERED = 1024
 
-_WRITING = "use execute for writes: a sync brings them to the mirror"
+#: What to do instead of what is refused.
+WRITING = "use execute for writes: a sync brings them to the mirror"
+SETTING = "a query only reads mirrored tables; settings belong in the declaration"
+BATCHED = "give all statements of the transaction to execute_batch"
+READING = "a query reads tables only"
+OF_FILES = (
+    "a query reads tables only: load the file into the source, or use a client of your own for it"
+)
 _READING_WORDS = {"select", "with", "values", "("}
 _MORE_READING_WORDS = {
     "sqlite": set[str](),
@@ -165,10 +172,12 @@ def explained(sql: str, dialect: str) -> str | None:
 def way_out(word: str) -> str:
     """Return what to do instead of a statement that begins with this word."""
     if word in {"begin", "commit", "rollback", "savepoint", "start", "end", "release"}:
-        return "give all statements of a transaction to execute_batch"
-    if word in {"set", "reset", "attach", "detach", "install", "load", "copy", "use", "call"}:
-        return "a query only reads mirrored tables; settings belong in the declaration"
-    return _WRITING
+        return BATCHED
+    if word in {"set", "reset", "use"}:
+        return SETTING
+    if word in {"attach", "detach", "install", "load", "copy"}:
+        return OF_FILES
+    return WRITING
 
 
 def _refuse_setting_pragma(tokens: Sequence[Token], dialect: str) -> None:
@@ -199,9 +208,9 @@ def _refuse_changes(tokens: Sequence[Token]) -> None:
         depth += (word == "(") - (word == ")")
         starts = before == "(" or (depth == 0 and before == ")")
         if word in _CHANGES and starts and after not in {"(", ",", ")", "."}:
-            raise QueryError(f"the query changes data by {word.upper()}", hint=_WRITING)
+            raise QueryError(f"the query changes data by {word.upper()}", hint=WRITING)
         if word == "into":
-            raise QueryError("SELECT INTO makes a table", hint=_WRITING)
+            raise QueryError("SELECT INTO makes a table", hint=WRITING)
         if word == "for" and after in {"update", "share", "no", "key"}:
             raise QueryError(
                 f"FOR {after.upper()} locks rows", hint="lock them in execute_batch's transaction"
@@ -217,7 +226,7 @@ def _refuse_functions(tokens: Sequence[Token], dialect: str) -> None:
         if refused.fullmatch(token.text.lower()):
             raise QueryError(
                 f"function {token.text.lower()!r} reads outside the tables, or changes something",
-                hint="a query reads tables only",
+                hint=READING,
             )
 
 
@@ -247,5 +256,5 @@ def file_refused() -> QueryError:
     """Return the refusal of a file in a table's place."""
     return QueryError(
         "the query names a file instead of a table",
-        hint="a query reads tables only: load the file into the source, or use another DuckDB",
+        hint=OF_FILES,
     )

@@ -218,7 +218,7 @@ class StubTransaction:
                 f"its watermark would go back from {known.position.order}"
                 f" to {watermark.position.order}",
                 table=watermark.table,
-                hint="another sync has recorded since; run this one again",
+                hint="another sync has committed since; run this one again",
             )
         self._content.watermarks[watermark.table] = watermark
 
@@ -325,7 +325,11 @@ class StubTransaction:
         if keep_as is not None:
             kept = renamed(table.schema, keep_as)
             if mirror_table(kept) in content.tables:
-                raise SchemaError("the name is taken", table=table.name, hint="give another one")
+                raise SchemaError(
+                    "the name is taken",
+                    table=table.name,
+                    hint="give another name after '--keep-as'",
+                )
         standing = content.tables.pop(name, None)
         snapshots = content.snapshots.pop(table.schema.snapshot_name, None)
         types = content.snapshot_types.pop(table.schema.snapshot_name, {})

@@ -21,7 +21,7 @@ from rhei_pipeline.model.changes import (
     event_schema,
     key_text,
 )
-from rhei_pipeline.model.schema import Mode, Table, TableSchema
+from rhei_pipeline.model.schema import Mode, Table, TableSchema, nearest
 
 #: A primary key's parts, in the key's order: integers and texts, which JSON writes.
 Key = tuple[Any, ...]
@@ -181,7 +181,8 @@ class StubSource:
         """Return a table's schema as it is now."""
         state = self._states.get(name)
         if state is None or state.dropped:
-            raise SchemaError("the source has no such table", table=name, hint="create it")
+            hint = nearest(name, sorted(self._states))
+            raise SchemaError("no such table in the source", table=name, hint=hint)
         return state.schema
 
     def install(self, table: Table, least: int) -> None:
@@ -332,7 +333,7 @@ def _in_shape(row: Mapping[str, Any], schema: TableSchema) -> Named:
 def _key(row: Mapping[str, Any], schema: TableSchema) -> Key:
     key = tuple(row[name] for name in schema.primary_key)
     if None in key:
-        raise SchemaError("the key of a row is null", table=schema.name, hint="give it one")
+        raise SchemaError("the key of a row is null", table=schema.name)
     return key
 
 

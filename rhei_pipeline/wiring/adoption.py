@@ -33,7 +33,7 @@ def validate_owner(settings: Settings) -> list[Finding]:
         return []
     patience = settings.mirror.model_copy(update={"lock_timeout_seconds": 0.0, "published": None})
     with ExitStack() as stack:
-        database = open_database(settings)
+        database = open_database(settings, looking=True)
         stack.callback(database.close)
         try:
             mirror = open_mirror(patience)

@@ -71,7 +71,7 @@ def _answer(found: "Future[DeclaredSchemas]", settings: Settings, registry: Regi
 
 
 def _from_source(settings: Settings, registry: Registry) -> DeclaredSchemas:
-    database = open_database(settings)
+    database = open_database(settings, looking=True)
     try:
         options = table_options(settings)
         faults = dict[str, str]()

@@ -61,8 +61,11 @@ class PolledSource(Source, polling_validate.Polled, Protocol):
     """A source that is only read."""
 
 
-def open_database(settings: Settings) -> SourceDatabase:
-    """Open the operational database; one that is polled is never opened for writing."""
+def open_database(settings: Settings, *, looking: bool = False) -> SourceDatabase:
+    """Open the operational database; one that is polled is never opened for writing.
+
+    Where it is only looked at, not even its journal mode is changed.
+    """
     source = settings.source
     if isinstance(source, SqliteSettings):
         return SqliteDatabase(
@@ -70,6 +73,7 @@ def open_database(settings: Settings) -> SourceDatabase:
             busy_timeout_seconds=source.busy_timeout_seconds,
             read_pool=source.read_pool,
             read_only=settings.capture_method == "polling",
+            looking=looking,
             query_bytes=settings.queries.query_bytes,
         )
     with needs_extra("postgres", _POSTGRES):
@@ -101,7 +105,7 @@ def forget_elsewhere(settings: Settings, database: SourceDatabase, reader: str) 
 
 def unread(settings: Settings, reader: str) -> int | None:
     """Count the source's events that a reader has not acknowledged; None: it never came."""
-    database = open_database(settings)
+    database = open_database(settings, looking=True)
     try:
         if settings.capture_method == "polling":
             return _unpolled(settings, database, reader)
@@ -116,7 +120,7 @@ def unread(settings: Settings, reader: str) -> int | None:
 
 def validate(settings: Settings) -> list[Finding]:
     """Return what prevents mirroring the declared tables; changes nothing."""
-    database = open_database(settings)
+    database = open_database(settings, looking=True)
     try:
         registry = known_tables(settings)
         names = [declared.name for declared in declared_tables(settings, database, registry)]
@@ -133,7 +137,7 @@ def unread_logs(settings: Settings) -> list[Finding]:
     """Return the logs in the source that no mirror reads any more; changes nothing."""
     if not isinstance(settings.source, SqliteSettings) and settings.capture_method != "trigger":
         return []
-    database = open_database(settings)
+    database = open_database(settings, looking=True)
     try:
         return list(_abandoned_logs(settings, database))
     finally:

@@ -25,9 +25,9 @@ class Store:
     """A bucket, reached through a proxy.
 
     Attributes:
-        failing: What happens to the next requests of a method, each once: `503` is answered in
-            the server's place; `lost` reaches the server, and its answer is an error; `slow` is
-            not answered before `released` is set.
+        failing: What happens to the next requests of a method, each once: `503` or `403` is
+            answered in the server's place; `lost` reaches the server, and its answer is an error;
+            `slow` is not answered before `released` is set.
         seen: The requests, as method and path.
     """
 
@@ -116,8 +116,8 @@ def _handler(store: Store, upstream: int) -> type[BaseHTTPRequestHandler]:  # no
             fault = (store.failing.get(self.command) or [""]).pop(0)
             if fault == "slow":
                 store.released.wait()
-            if fault in {"503", "slow"}:
-                self._answer(503, {}, b"")
+            if fault in {"503", "slow", "403"}:
+                self._answer(403 if fault == "403" else 503, {}, b"")
                 return
             connection = http.client.HTTPConnection("127.0.0.1", upstream)
             headers = dict(self.headers)

@@ -238,7 +238,8 @@ def _shape(table: StoredTable) -> pa.Schema:
             raise MirrorError(
                 f"column {name!r} differs from another one by case only, which Delta cannot hold",
                 table=table.relation,
-                hint="leave it out by tables[].columns, or use storage: parquet",
+                hint="leave it out with 'columns', or mirror to the storage 'parquet' at another"
+                " path",
             )
         seen.add(name.lower())
     return pa.schema([pa.field(field.name, _kind(field.type)) for field in table.schema])

@@ -224,12 +224,16 @@ def aside(name: str) -> str:
     return f"{_SET_ASIDE}/{name.replace('/', '-')}"
 
 
+#: What to do about a file that is no table's own.
+REPAIR_ANY = "run 'rhei repair' with any table: it moves the file out of the mirror"
+
+
 def missing(root: str, name: str) -> MirrorDamagedError:
     """Return the error for a file that does not exist."""
     return MirrorDamagedError(
         f"mirror {root!r} has lost its file {name!r}",
         file=name,
-        hint="restore it, or run 'rhei repair' with the table that needs it",
+        hint=REPAIR_ANY,
     )
 
 
@@ -237,5 +241,5 @@ def committed_meanwhile(root: str) -> MirrorBusyError:
     """Return the error for a commit that another process has made in the meantime."""
     return MirrorBusyError(
         f"mirror {root!r} was written by another process at the same time",
-        hint="only one process can write a mirror: stop the other one, and sync again",
+        hint="only one process can write a mirror: stop the other one first",
     )

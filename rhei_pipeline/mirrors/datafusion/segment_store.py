@@ -19,7 +19,7 @@ from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.mirrors.datafusion.checksums import CheckedFiles
 from rhei_pipeline.mirrors.datafusion.deletion_vectors import Bits, none_gone, present
 from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, Words
-from rhei_pipeline.mirrors.datafusion.files import Files
+from rhei_pipeline.mirrors.datafusion.files import REPAIR_ANY, Files
 from rhei_pipeline.mirrors.datafusion.formats import ROW, Format, Parquet
 from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex, Numbers
 from rhei_pipeline.mirrors.datafusion.manifest import (
@@ -294,7 +294,7 @@ class SegmentStore:
         way = (
             f"run 'rhei repair {name}': it reads the rows again from the source"
             if name
-            else "run 'rhei repair' with any table: it moves the file out of the mirror"
+            else REPAIR_ANY
         )
         message = f"mirror {self.files.root!r}: {error.message}"
         return MirrorDamagedError(message, file=error.file, table=name, hint=way)

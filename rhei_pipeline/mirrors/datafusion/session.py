@@ -18,7 +18,7 @@ from datafusion import DataFrame, RuntimeEnvBuilder, SessionConfig, SessionConte
 from datafusion.catalog import Schema
 from datafusion.record_batch import RecordBatch
 
-from rhei_pipeline.errors import MirrorDamagedError, MirrorError, QueryError, without_values
+from rhei_pipeline.errors import MirrorDamagedError, MirrorMemoryError, QueryError, without_values
 from rhei_pipeline.mirrors.datafusion import (
     deletion_vectors as bitmaps,
 )
@@ -128,7 +128,7 @@ class ReadingSession:
 
         try:
             return ask()
-        except _MemoryLimitError:
+        except MirrorMemoryError:
             # One that failed just before lets go of its memory only after it has been told so.
             before, self._exhausted_at = self._exhausted_at, time.monotonic()
             if self._exhausted_at - before > _RELEASE_SECONDS:
@@ -165,6 +165,10 @@ class ReadingSession:
                 self._show(manifest, None)
                 if self._damaged:
                     raise next(iter(self._damaged.values())) from None
+                if not manifest.tables:
+                    root = self._store.files.root
+                    error.hint = f"mirror {root!r} holds no table yet: run 'rhei sync' first"
+                    raise
                 return self._bound(bound, values)
 
     def _bound(self, sql: str, values: dict[str, Any]) -> DataFrame:
@@ -268,10 +272,6 @@ _BEYOND_CALENDAR = re.compile(
 )
 
 
-class _MemoryLimitError(MirrorError):
-    """The engine has no memory left for a query."""
-
-
 def _translated(call: Callable[[], _Result]) -> _Result:
     try:
         return call()
@@ -283,7 +283,7 @@ def _translated(call: Callable[[], _Result]) -> _Result:
         if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
             raise
         if "Resources exhausted" in str(error):
-            raise _MemoryLimitError(
+            raise MirrorMemoryError(
                 "DataFusion has reached its memory limit",
                 hint="make the query smaller, or raise mirror.memory_limit",
             ) from error

@@ -411,7 +411,8 @@ class FileTransaction:
                 f"queries read other values in column {misread[0]!r} than its files hold",
                 file=DATA,
                 table=table.name,
-                hint="run 'rhei maintain', which rewrites files of an earlier format",
+                hint=f"run 'rhei drop-table {table.name}', with '--keep-as NAME' for its history:"
+                " the next sync copies it into new files",
             )
 
     def _buffer(self, table: Table, prefix: str = "") -> WriteBuffer:
@@ -422,7 +423,7 @@ class FileTransaction:
         if found is None:
             stored = self.base.tables.get(name)
             if stored is None or not self._stands(name):
-                raise MirrorError("it is not in the mirror", table=table.name, hint="copy it first")
+                raise MirrorError("it is not in the mirror", table=table.name)
             self.store.refuse_damaged(stored)
             found = self._tables[name] = WriteBuffer(stored, self.store)
         return found

@@ -68,6 +68,14 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "checkpoint_threshold": "16MB",
 }
 _LOCK_POLL_SECONDS = 0.2
+#: What DuckDB, or the system, says where a file may not grow.
+_FULL = (
+    "No space left",
+    "Disk quota exceeded",
+    "File too large",
+    "Out of disk",
+    "not write all",
+)
 #: Rows that DuckDB gives at once; so few that wide ones take little.
 _BATCH_ROWS = 8192
 
@@ -388,7 +396,7 @@ def _refused(error: Exception, path: str, *, is_empty: bool) -> RheiError:
         return _too_large()
     if is_damage(error):
         return damage_of(error, path)
-    hint = "the mirror answers SELECT queries on mirrored tables"
+    hint = "the mirror answers reading queries on mirrored tables"
     if is_empty:
         hint = f"mirror {path!r} holds no table yet: run 'rhei sync' first"
     told = first_line(error)
@@ -441,7 +449,7 @@ def _translate(error: duckdb.Error, path: str) -> RheiError:
     if "Could not set lock" in text:
         return MirrorBusyError(
             f"mirror {path!r} is held by another process",
-            hint="only one process can write a DuckDB file: stop the other one first",
+            hint="only one process can write a mirror: stop the other one first",
         )
     if is_damage(error):
         return damage_of(error, path)
@@ -450,11 +458,14 @@ def _translate(error: duckdb.Error, path: str) -> RheiError:
             f"{path!r} exists and is not a DuckDB database",
             hint=f"correct mirror.path, or move {path!r} away, with '{path}.wal' if it exists",
         )
-    if "No space left" in text or "Out of disk" in text or "could not write all" in text.lower():
-        return MirrorError(f"the disk that holds {path!r} is full", hint="free space, try again")
+    if any(reason in text for reason in _FULL):
+        return MirrorError(
+            f"the disk that holds {path!r} is full", hint="free space, then try again"
+        )
     quotes_values = isinstance(error, duckdb.DataError | duckdb.IntegrityError)
     what = type(error).__name__ if quotes_values else first_line(error)
-    return MirrorError(f"DuckDB failed on {path!r}: {what}")
+    hint = "check the disk and its mounts" if isinstance(error, duckdb.IOException) else None
+    return MirrorError(f"DuckDB failed on {path!r}: {what}", hint=hint)
 
 
 def _roll_back(connection: duckdb.DuckDBPyConnection) -> None:

@@ -16,7 +16,7 @@ import duckdb
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.mirrors.duckdb.functions import GROWING, REFUSED_VIEWS, may_call
 from rhei_pipeline.model.schema import RESERVED_PREFIX
-from rhei_pipeline.sql.read_only import file_refused, is_file_like, way_out
+from rhei_pipeline.sql.read_only import READING, file_refused, is_file_like, way_out
 
 #: How many texts are remembered as harmless, and the longest one; an application repeats its few.
 _REMEMBERED = 1024
@@ -91,6 +91,8 @@ def _tree(sql: str, cursor: duckdb.DuckDBPyConnection) -> _Node:
     except UnicodeEncodeError:
         raise QueryError("the statement is no UTF-8 text") from None
     tree: _Node = json.loads(found[0][0])
+    if "max_expression_depth" in tree.get("error_message", ""):
+        raise _too_deep()  # DuckDB would have a setting changed, which no query may
     if tree.get("error_type") == "parser":
         raise QueryError(f"DuckDB refused the query: Parser Error: {tree['error_message']}")
     if tree["error"] and tree["error_type"] != "not implemented":
@@ -119,8 +121,6 @@ def _explaining(sql: str, cursor: duckdb.DuckDBPyConnection) -> str:
         if text == "(" and _is_select(sql[start:], cursor):
             break
         skipped.append(text)
-    else:
-        raise QueryError("this explains nothing", hint="name a query behind EXPLAIN")
     explained = sql[start:]
     tree = _tree(explained, cursor)
     if tree["error"]:
@@ -181,7 +181,7 @@ def _refuse_forms(tree: _Node) -> None:
         if not may_call(name):
             raise QueryError(
                 f"function {name!r} reaches beyond the tables, or changes something",
-                hint="a query reads tables only",
+                hint=READING,
             )
         if name in GROWING and not is_table:
             growth.append((name, _size(name, node)))
@@ -217,7 +217,7 @@ def _refuse_table(node: _Node) -> None:
     if name.lower() in REFUSED_VIEWS:
         raise QueryError(
             f"view {name!r} tells of the server, not of the tables",
-            hint="a query reads tables only",
+            hint=READING,
         )
     if name.lower().startswith(RESERVED_PREFIX) and name.lower() not in _SHOWN:
         raise QueryError(

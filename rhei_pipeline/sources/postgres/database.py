@@ -43,6 +43,7 @@ from rhei_pipeline.sources.postgres.read_sessions import ReadSessions
 from rhei_pipeline.sources.postgres.semantics import finds_public, meaning
 from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
 from rhei_pipeline.sources.postgres.versions import Since, has, refuse_older
+from rhei_pipeline.sql.read_only import BATCHED, WRITING
 from rhei_pipeline.sql.text import quote
 
 _Opened = TypeVar("_Opened")
@@ -386,7 +387,7 @@ def _refuse_transactions(sql: str) -> None:
     if words[0] in _TRANSACTION_WORDS:
         raise QueryError(
             f"{words[0]} cannot be run as a single statement",
-            hint="give all statements of the transaction to execute_batch",
+            hint=BATCHED,
         )
     if words[0] in _SESSION_WORDS and words != ["set", "local"]:
         raise QueryError(
@@ -413,9 +414,14 @@ def _is_refusal(error: psycopg.OperationalError) -> bool:
 def translate(error: psycopg.Error) -> RheiError:
     """Name a driver's error by what can be done about it; never quotes a row's values."""
     if isinstance(error, errors.ReadOnlySqlTransaction):
-        return QueryError("a query only reads", hint="use execute for writes")
+        return QueryError("a query only reads", hint=WRITING)
     if isinstance(error, errors.ObjectInUse | errors.LockNotAvailable):
-        return SourceBusyError(f"the source is busy: {error.diag.message_primary}")
+        told = error.diag.message_primary or ""
+        is_slot = "replication slot" in told
+        return SourceBusyError(
+            f"the source is busy: {told}",
+            hint="stop the other process that reads from it" if is_slot else "it is tried again",
+        )
     if isinstance(error, errors.QueryCanceled):
         return SourceBusyError(
             "the source's server cancelled the statement after its timeout",
@@ -424,7 +430,8 @@ def translate(error: psycopg.Error) -> RheiError:
     if isinstance(error, errors.InsufficientPrivilege):
         return SourceError(
             f"the source refuses the statement: {error.diag.message_primary}",
-            hint="grant the missing privilege; 'rhei check' shows the statements",
+            hint="grant the missing privilege; of what mirroring needs, 'rhei check' shows the "
+            "statements",
         )
     if isinstance(error, psycopg.OperationalError):
         return _connection_error(error)

@@ -17,6 +17,7 @@ from rhei_pipeline.errors import QueryError
 from rhei_pipeline.sources.postgres.connection import set_config
 from rhei_pipeline.sources.postgres.read_only import Name, Statement
 from rhei_pipeline.sources.postgres.read_sessions import ReadSession
+from rhei_pipeline.sql.read_only import READING
 
 #: How long what was looked up is believed: a function may be made, or labelled otherwise, any time.
 _BELIEVED_SECONDS = 10.0
@@ -430,7 +431,7 @@ def _refused(found: _Function) -> QueryError:
     if not found.is_of_users:
         return QueryError(
             f"function {found.function!r} reaches beyond the tables, or changes something",
-            hint="a query reads tables only",
+            hint=READING,
         )
     full = f"{found.namespace}.{found.function}"
     by = "" if found.name == found.function else f" (called by {found.name!r})"

@@ -22,6 +22,7 @@ from rhei_pipeline.sources.postgres.read_only import Statement, reading_statemen
 from rhei_pipeline.sources.postgres.read_sessions import Lent, ReadSessions, too_large
 from rhei_pipeline.sources.postgres.types import RowShape, admit_text, row_shape
 from rhei_pipeline.sources.rejections import Rejection
+from rhei_pipeline.sql.read_only import WRITING
 
 #: Of a stream, so many rows come first; more at a time once it is known how large they are.
 _FIRST_ROWS = 1024
@@ -220,7 +221,7 @@ def _batch(
 ) -> pa.RecordBatch:
     result = cursor.pgresult
     if result is None or result.status != psycopg.pq.ExecStatus.TUPLES_OK:
-        raise QueryError("this is not a reading statement", hint="use execute for writes")
+        raise QueryError("this is not a reading statement", hint=WRITING)
     places = range(result.nfields)
     told = columns if columns is not None and len(columns) == len(places) else None
     known, shape = _columns(

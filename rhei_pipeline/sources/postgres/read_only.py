@@ -16,19 +16,16 @@ from typing import Any
 from pglast import ast, parser
 
 from rhei_pipeline.errors import QueryError
+from rhei_pipeline.sql.read_only import BATCHED, OF_FILES, SETTING, WRITING
 
 #: How many texts are remembered; an application repeats its few.
 _REMEMBERED = 2048
-WRITING = "use execute for writes: they go to the source, and reach the mirror by sync"
-_SETTINGS = "a query only reads mirrored tables; settings belong in the declaration"
-_BATCH = "give all statements of a transaction to execute_batch"
 _WAYS_OUT = {
-    "TransactionStmt": _BATCH,
-    "VariableSetStmt": _SETTINGS,
-    "CopyStmt": _SETTINGS,
-    "CallStmt": _SETTINGS,
-    "LoadStmt": _SETTINGS,
-    "LockStmt": _BATCH,
+    "TransactionStmt": BATCHED,
+    "VariableSetStmt": SETTING,
+    "CopyStmt": OF_FILES,
+    "LoadStmt": OF_FILES,
+    "LockStmt": BATCHED,
 }
 #: All that a query is made of; a statement of another kind within one is none of these.
 _MADE_OF = """

@@ -210,7 +210,8 @@ def _with_uniqueness(
         raise SchemaError(
             f"its key uses collation {unknown[0]!r}, which only the application defines",
             table=schema.name,
-            hint="name another unique key without nulls as 'primary_key'",
+            hint="set 'capture: {method: polling}', and name another unique key without nulls as"
+            " 'primary_key'",
         )
     binary = all(collation == _BINARY for collation in collations)
     others = tuple(index for index in uniques if not (binary and index is own))
@@ -297,7 +298,7 @@ def _key(
             raise SchemaError(
                 "it has no primary key, so a change cannot be matched to a row",
                 table=table,
-                hint="add one in the source, or name a unique key without nulls as 'primary_key'",
+                hint="add one, or name a unique key without nulls as 'primary_key'",
             )
         return declared
     _refuse_unknown(table, "primary_key", wanted, [info.name for info in infos])

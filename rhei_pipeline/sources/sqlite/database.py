@@ -27,6 +27,7 @@ from rhei_pipeline.sources.sqlite.catalog import declaration, other_names, read_
 from rhei_pipeline.sources.sqlite.identity import read_mark, write_mark
 from rhei_pipeline.sources.sqlite.read_only import lock_down
 from rhei_pipeline.sources.sqlite.semantics import meaning
+from rhei_pipeline.sql.read_only import BATCHED
 from rhei_pipeline.sql.text import quote
 
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
@@ -52,6 +53,7 @@ class SqliteDatabase:
         busy_timeout_seconds: How long a statement waits for another process's lock.
         read_pool: How many idle reading connections are kept open.
         read_only: Never open it for writing, and change nothing in it, not even a pragma.
+        looking: Leave its journal mode as it is, because nothing will be written.
         query_bytes: The most that an answer takes while it is held, and four times what one value
             takes; left out: any.
 
@@ -66,6 +68,7 @@ class SqliteDatabase:
         busy_timeout_seconds: float = 10.0,
         read_pool: int = 4,
         read_only: bool = False,
+        looking: bool = False,
         query_bytes: int | None = None,
     ) -> None:
         self.path = path
@@ -77,11 +80,8 @@ class SqliteDatabase:
         self._write_lock = threading.RLock()
         self._depth = 0
         if not path.is_file():
-            raise SourceError(
-                f"source database {str(path)!r} does not exist",
-                hint="create it with your application first, or correct source.path",
-            )
-        self._read_only = read_only
+            raise _missing(path)
+        self._read_only, self._looking = read_only, looking
         self._writer, self._writer_file = self._open_writer()
 
     def connect(self, mode: str = "rw") -> sqlite3.Connection:
@@ -107,7 +107,7 @@ class SqliteDatabase:
     def _open_writer(self) -> tuple[sqlite3.Connection, FileId]:
         file = self.file_id()
         connection = self.connect(mode="ro" if self._read_only else "rw")
-        if not self._read_only:
+        if not (self._read_only or self._looking):
             with self.translated():
                 prepare_writer(connection)
         return connection, file
@@ -128,7 +128,7 @@ class SqliteDatabase:
         if _first_word(sql) in _TRANSACTION_WORDS:
             raise QueryError(
                 f"{_first_word(sql)} cannot be run as a single statement",
-                hint="give all statements of the transaction to execute_batch",
+                hint=BATCHED,
             )
         with self._write_lock:
             self._follow_the_file()
@@ -348,6 +348,8 @@ def translate(error: sqlite3.Error, path: Path, *, read_only: bool = False) -> R
             f"{str(path)!r} is not a valid SQLite database",
             hint="check the path, then run 'pragma integrity_check' in the sqlite3 shell",
         )
+    if family in _SHUT and not path.exists():
+        return _missing(path)
     if read_only and family in _SHUT:
         return SourceError(
             f"source database {str(path)!r} cannot be opened for reading",
@@ -355,6 +357,13 @@ def translate(error: sqlite3.Error, path: Path, *, read_only: bool = False) -> R
             "-wal files, which exist only while it is open, or write access to their folder",
         )
     return _environment_error(family, path) or QueryError(f"SQLite refused: {error}")
+
+
+def _missing(path: Path) -> SourceError:
+    return SourceError(
+        f"source database {str(path)!r} does not exist",
+        hint="create it with your application first, or correct source.path",
+    )
 
 
 def _environment_error(family: int | None, path: Path) -> PermanentError | None:

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import QueryError, QueryLimitError
 from rhei_pipeline.model.schema import Column
-from rhei_pipeline.sources.sqlite.types import admit_column, fetch, gather, size_of
-from rhei_pipeline.sql.read_only import refuse_writing
+from rhei_pipeline.sources.sqlite.types import InvalidText, admit_column, fetch, gather, size_of
+from rhei_pipeline.sql.read_only import WRITING, refuse_writing
 
 _FETCH_ROWS = 50_000
 
@@ -82,7 +82,7 @@ def _rows(
 ) -> tuple[list[str], list[tuple[Any, ...]]]:
     cursor = connection.execute(sql, params)
     if cursor.description is None:
-        raise QueryError("this is not a statement that only reads", hint="use execute for writes")
+        raise QueryError("this is not a statement that only reads", hint=WRITING)
     names = [column[0] for column in cursor.description]
     try:
         return names, _bounded(gather(cursor, _FETCH_ROWS), most_bytes)
@@ -161,16 +161,21 @@ def _reading() -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", None) in _DENIED:
-            raise QueryError("a query only reads", hint="use execute for writes") from error
+            raise QueryError("a query only reads", hint=WRITING) from error
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_TOOBIG:
             raise QueryLimitError(
                 "a value or row is larger than a query may make",
                 hint="ask for less at once, or raise queries.query_bytes, of which it is a quarter",
             ) from error
         if "UTF-8" in str(error):
-            hint = "cast the column to blob in the query"
-            raise QueryError("a text in the answer is not UTF-8", hint=hint) from error
+            raise _no_text() from error
         raise
+
+
+def _no_text() -> QueryError:
+    return QueryError(
+        "a text in the answer is not UTF-8", hint="cast the column to blob in the query"
+    )
 
 
 def _array(name: str, values: Sequence[Any]) -> pa.Array:
@@ -182,6 +187,8 @@ def _array(name: str, values: Sequence[Any]) -> pa.Array:
             array, misfits = admit_column(values, Column(name, arrow_type))
             if not misfits:
                 return array
+    if InvalidText in found:
+        raise _no_text()
     raise QueryError(
         f"column {name!r} holds values of several storage classes",
         hint="cast it to one type in the query",

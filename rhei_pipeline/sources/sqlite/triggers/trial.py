@@ -27,6 +27,8 @@ def writes_go_on(connection: sqlite3.Connection, table: str) -> Iterator[None]:
         for sql in before:
             _compile(connection, sql)
     except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_ERROR_MISSING_COLLSEQ:
+            raise _own_collation(table, error) from error
         if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
             raise
         raise SchemaError(
@@ -35,6 +37,14 @@ def writes_go_on(connection: sqlite3.Connection, table: str) -> Iterator[None]:
             hint="shorten its key or its unique indexes, mirror fewer of its columns with"
             " 'columns', or set 'capture: {method: polling}'",
         ) from error
+
+
+def _own_collation(table: str, error: sqlite3.Error) -> SchemaError:
+    return SchemaError(
+        f"its changes cannot be captured by triggers: {error}, which only the application defines",
+        table=table,
+        hint="set 'capture: {method: polling}', or drop the unique indexes that use it",
+    )
 
 
 def passing(connection: sqlite3.Connection, table: str) -> list[str]:
