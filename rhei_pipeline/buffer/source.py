@@ -101,7 +101,7 @@ class BufferedSource:
         return self._inner.describe(name)
 
     def reading_together(self, names: Collection[str]) -> AbstractContextManager[None]:
-        """Have the source read these tables at once."""
+        """Read these tables together, as the source does."""
         return reading_together(self._inner, names)
 
     def schema_version(self) -> int:
