@@ -192,39 +192,6 @@ def test_another_pipeline_of_the_same_source_is_refused(
         HTAP(named["a"])
 
 
-def test_a_duckdb_mirror_of_before_owners_were_recorded_is_adopted(make_world: MakeWorld) -> None:
-    world = mirrored(make_world, mode="temporal")
-    older = """
-import duckdb, sys
-with duckdb.connect(sys.argv[1]) as opened:
-    opened.execute("alter table _rhei_mirror drop column owner")
-    opened.execute("alter table _rhei_mirror drop column format")
-    opened.execute("alter table _rhei_copies rename to _rhei_copy_progress")
-    opened.execute("drop table _rhei_history")
-"""
-    run(older, str(world.settings.mirror.path))
-    world.run("insert into t values (4, 4, '')")
-    report = world.htap.sync_now()
-    assert (report.tables["t"].copied_rows, report.inserted) == (0, 1)
-    world.crash()
-    with closing(another(world)), pytest.raises(MirrorError, match=OTHER):
-        HTAP(follow(world, world.directory / "other.db"))
-
-
-@pytest.mark.parametrize("storage", ["ipc", "parquet", "delta"])
-def test_a_mirror_of_files_of_before_owners_were_recorded_is_adopted(
-    make_world: MakeWorld, storage: str
-) -> None:
-    world = mirrored(make_world, storage=storage)
-    rewrite_manifest(world, lambda form: form.pop("owner"))
-    world.run("insert into t values (4, 4, '')")
-    report = world.htap.sync_now()
-    assert (report.tables["t"].copied_rows, report.inserted) == (0, 1)
-    world.crash()
-    with closing(another(world)), pytest.raises(MirrorError, match=OTHER):
-        HTAP(follow(world, world.directory / "other.db"))
-
-
 def rewrite_manifest(world: World, change: Callable[[dict[str, Any]], object]) -> None:
     for file in (world.settings.mirror.path / "manifests").glob("*.json"):
         form = json.loads(file.read_text())

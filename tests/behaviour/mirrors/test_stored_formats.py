@@ -1,6 +1,7 @@
-"""What an older version stored opens as before; what a newer one stored is refused by name.
+"""What a newer version stored is refused by name, and left alone.
 
-Mirrors have tests of their own: of files in test_nan.py, of both kinds in test_ownership.py.
+What an older version stored is in test_states_of_older_versions.py, newer mirrors in
+test_ownership.py.
 """
 
 import json
@@ -56,22 +57,6 @@ def test_a_registry_of_a_newer_format_is_refused_until_it_is_deleted(make_world:
     assert [version["v"] for version in world.versions("t")] == [1, 2]
 
 
-def test_a_buffer_from_before_formats_had_numbers_goes_on(make_world: MakeWorld) -> None:
-    world = synced(make_world(mode="temporal", buffered=True))
-    world.run("update t set v = 2")
-    assert bridge(world.settings) == 1
-    put_format(world.buffer, None)
-    rewrite(confirmation(world), lambda form: form.pop("format"))
-    world.run("update t set v = 3")
-    assert unseen_events(world.settings) == 2
-    assert_goes_on(world)
-    assert [version["v"] for version in world.versions("t")] == [1, 2, 3]
-    assert unseen_events(world.settings) == 0
-    world.crash()
-    with ChangeLog(world.buffer) as log:
-        assert log.fact("format") == b"1"
-
-
 def test_a_buffer_of_a_newer_format_is_refused_until_it_is_moved_away(
     make_world: MakeWorld,
 ) -> None:
@@ -88,7 +73,7 @@ def test_a_buffer_of_a_newer_format_is_refused_until_it_is_moved_away(
     assert_goes_on(world, copied_rows=1)
 
 
-def put_format(buffer: Path, number: bytes | None) -> None:
+def put_format(buffer: Path, number: bytes) -> None:
     with ChangeLog(buffer) as log, log.writing() as writer:
         writer.set_fact("format", number)
 
@@ -131,14 +116,6 @@ def test_notes_of_polling_are_read_in_both_formats_and_passed_over_in_a_newer_on
         assert unseen_events(world.settings) is None
     world.htap.sync_now()
     assert json.loads(notes.read_text())["format"] == 2
-
-
-def test_capture_of_sqlite_from_before_formats_had_numbers_goes_on(make_world: MakeWorld) -> None:
-    world = synced(make_world(mode="temporal"))
-    world.run("drop table _rhei_format", "update t set v = 2")
-    assert unseen_events(world.settings) == 1
-    assert_goes_on(world)
-    assert [version["v"] for version in world.versions("t")] == [1, 2]
 
 
 def test_capture_of_sqlite_by_a_newer_version_is_refused_and_left_alone(
