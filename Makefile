@@ -8,7 +8,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev test test-postgres soak memory damage drift lint types arrows check wheel fix bench schema clean
+.PHONY: help demo dev test test-postgres combinations soak memory damage drift lint types arrows check wheel fix bench schema clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | \
@@ -32,6 +32,9 @@ PG ?= 15
 test-postgres: $(DEMO_READY) ## run PostgreSQL's tests on an installed server: make test-postgres PG=15
 	@RHEI_TEST_POSTGRES=$(PG) $(BIN)/python -m tests -n auto --maxprocesses 4 --dist worksteal \
 		$(ARGS) $$(grep -rlE --include='*.py' 'dsn|PostgresWorld' tests/behaviour) tests/contract
+
+combinations: $(DEMO_READY) ## run tests with the combinations of parameters that 'make test' leaves out
+	@$(BIN)/python -m tests -m combination -n auto --maxprocesses 4 --dist worksteal
 
 soak: $(DEMO_READY) ## run the long tests: thousands of crashes; then plot what a process takes
 	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0

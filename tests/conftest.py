@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from tests.support.combinations import mark_left_out
+
 # The contract suites assert in the package.
 pytest.register_assert_rewrite("rhei_pipeline.testing")
 
@@ -11,6 +13,13 @@ pytest_plugins = [
     "tests.support.fix_world",
     "tests.support.fix_postgres",
 ]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out of the suite what `make combinations` runs."""
+    mark_left_out(items)
+
 
 settings.register_profile(
     "suite",

@@ -46,6 +46,8 @@ ALLOWED = {
     "tests/ways/test_files.py": "every engine that had the file open was closed before",
     "tests/ways/test_pipelines.py": BEFORE,
     "tests/behaviour/capture/test_buffer.py:damage": "the process that had it open has died",
+    "tests/behaviour/capture/test_buffer.py:left_by_a_process_that_died": AFTER,
+    "tests/behaviour/capture/test_buffer.py:test_damaged_files_are_named_or_made_good": AFTER,
     "tests/behaviour/mirrors/test_damage.py": AFTER,
     "tests/behaviour/mirrors/test_damaged_files.py": AFTER,
     "tests/behaviour/mirrors/test_delta.py": FILES,

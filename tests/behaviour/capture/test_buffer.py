@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -394,6 +395,19 @@ def remove(pattern: str) -> Callable[[Path], None]:
     return damage
 
 
+@pytest.fixture(scope="module")
+def left_by_a_process_that_died(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline's files, where changes are in *.sst and, as its process died, in *.log."""
+    directory = tmp_path_factory.mktemp("died")
+    world = synced(World(directory / "world", mode="temporal", buffered=True))
+    fill(world, 20, first=100)
+    bridge(world.settings)  # closing puts it into *.sst
+    fill(world, 20, first=200)
+    assert died(_BRIDGE_AND_DIE, world) == 9
+    world.close()
+    return Path(shutil.copytree(world.directory, directory / "left"))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -408,25 +422,24 @@ def remove(pattern: str) -> Callable[[Path], None]:
     ],
 )
 def test_damaged_files_are_named_or_made_good(
-    buffered: World, damage: Callable[[Path], None]
+    left_by_a_process_that_died: Path, damage: Callable[[Path], None]
 ) -> None:
-    fill(buffered, 20, first=100)
-    bridge(buffered.settings)  # closing puts it into *.sst
-    fill(buffered, 20, first=200)
-    # What is left when a process dies rests in *.log.
-    assert died(_BRIDGE_AND_DIE, buffered) == 9
-    damage(buffered.buffer)
-    try:
+    home = left_by_a_process_that_died.with_name("world")
+    shutil.rmtree(home)
+    shutil.copytree(left_by_a_process_that_died, home)
+    with closing(World(home, mode="temporal", buffered=True)) as buffered:
+        damage(buffered.buffer)
+        try:
+            buffered.htap.sync_now()
+        except BufferDamagedError as error:
+            assert "move it away" in str(error)  # noqa: PT017
+            shutil.rmtree(buffered.buffer)
+            buffered.htap.sync_now()
+        buffered.assert_equal("t", "u")
+        assert buffered.htap.verify().equal
+        buffered.run("update t set v = v + 1")
         buffered.htap.sync_now()
-    except BufferDamagedError as error:
-        assert "move it away" in str(error)  # noqa: PT017
-        shutil.rmtree(buffered.buffer)
-        buffered.htap.sync_now()
-    buffered.assert_equal("t", "u")
-    assert buffered.htap.verify().equal
-    buffered.run("update t set v = v + 1")
-    buffered.htap.sync_now()
-    buffered.assert_equal("t")
+        buffered.assert_equal("t")
 
 
 def test_a_file_in_its_place_is_named(buffered: World) -> None:

@@ -125,6 +125,7 @@ def restore(world: World, write_before_sync: int) -> None:
         world.run(f"update orders set status = 'other life {turn}' where id = 1")
 
 
+@pytest.mark.each
 @pytest.mark.parametrize("writes", [0, 1, 3, 10])
 def test_an_older_backup_put_back(orders: World, writes: int) -> None:
     restore(orders, writes)

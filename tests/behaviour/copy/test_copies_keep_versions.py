@@ -11,6 +11,8 @@ from rhei_pipeline.testing.faults import Crash
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
+pytestmark = pytest.mark.pairs
+
 MakeWorld = Callable[..., World]
 MakePostgres = Callable[..., PostgresWorld]
 MIRRORS = pytest.mark.parametrize("storage", [None, "parquet"])

@@ -18,6 +18,8 @@ from rhei_pipeline.sync.schema_watch import ATTEMPTS
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
+pytestmark = pytest.mark.pairs
+
 AnyWorld = World | PostgresWorld
 MakeWorld = Callable[..., World]
 MakePostgres = Callable[..., PostgresWorld]

@@ -33,9 +33,11 @@ from tests.support.strategies import (
     stormy,
 )
 
-EXAMPLES = 14
-BUFFERED_EXAMPLES = 7
-STORAGE_EXAMPLES = 8
+pytestmark = pytest.mark.pairs
+
+EXAMPLES = 9
+BUFFERED_EXAMPLES = 6
+STORAGE_EXAMPLES = 6
 SOAK_EXAMPLES = 2_000
 DURABLE = ("ipc", "parquet", "delta")
 STORAGES = ("memory", *DURABLE)

@@ -69,6 +69,7 @@ def test_a_temporal_mirror_equals_the_source_at_every_instant(
     play(dsn, actions, "temporal", batch_rows, by_log(streaming=streaming), dated=True)
 
 
+@pytest.mark.each
 @MODES
 @WAYS
 @settings(max_examples=EXAMPLES)
@@ -95,6 +96,7 @@ def test_triggers_tell_every_instant_between_transactions(dsn: str, actions: Seq
     play(dsn, alone, "temporal", 50_000, TRIGGERS, dated=True)
 
 
+@pytest.mark.each
 @MODES
 @pytest.mark.parametrize("batch_rows", [2, 50_000])
 @settings(max_examples=EXAMPLES)

@@ -21,7 +21,7 @@ from tests.support.model import source_rows
 
 MakeWorld = Callable[..., World]
 
-KILLS = 4
+KILLS = 3
 SOAK_KILLS = 1_000
 
 

@@ -11,6 +11,8 @@ import pytest
 from rhei_pipeline.errors import QueryError, SchemaDriftError, SchemaError
 from tests.support.fix_world import World
 
+pytestmark = pytest.mark.pairs
+
 MakeWorld = Callable[..., World]
 STORAGES = (None, "memory", "ipc", "parquet", "delta")
 ON_DISK = (None, "ipc", "parquet", "delta")

@@ -19,6 +19,8 @@ from rhei_pipeline.model.schema import INSTANT, Column, Mode, Table, TableSchema
 from rhei_pipeline.protocols import Mirror
 from tests.support.fix_world import World
 
+pytestmark = pytest.mark.pairs
+
 MakeWorld = Callable[..., World]
 Open = Callable[[], Mirror]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

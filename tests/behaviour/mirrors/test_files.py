@@ -304,6 +304,7 @@ def test_namespaces_are_schemas_and_public_need_not_be_named(tmp_path: Path) -> 
     mirror.close()
 
 
+@pytest.mark.each
 @pytest.mark.parametrize(
     "sql",
     [

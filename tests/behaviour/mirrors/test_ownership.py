@@ -25,6 +25,8 @@ from tests.support.fix_world import World
 from tests.support.model import source_rows
 from tests.support.other_process import copy, run
 
+pytestmark = pytest.mark.pairs
+
 MakeWorld = Callable[..., World]
 MIRRORS = pytest.mark.parametrize("storage", [None, "ipc", "parquet", "delta"])
 METHODS = pytest.mark.parametrize("method", ["trigger", "polling"])

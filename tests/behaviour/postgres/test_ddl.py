@@ -11,6 +11,8 @@ from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.left_out import assert_left_out
 
+pytestmark = pytest.mark.pairs
+
 MakeWorld = Callable[..., PostgresWorld]
 LOGICAL: dict[str, Any] = {"method": "logical"}
 TRIGGER: dict[str, Any] = {"method": "trigger"}

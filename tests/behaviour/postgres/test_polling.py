@@ -98,6 +98,7 @@ KINDS = {
 }
 
 
+@pytest.mark.each
 @pytest.mark.parametrize(
     ("kind", "mode"),
     [
@@ -481,6 +482,7 @@ def test_a_table_that_is_truncated_while_it_is_read_is_read_again(
     assert mirrored(world) == {}
 
 
+@pytest.mark.each
 @pytest.mark.parametrize("deletes", ["disabled", "reconcile"])
 @pytest.mark.parametrize("step", UNBUFFERED_STEPS)
 def test_a_crash_at_any_step_loses_nothing(make: Make, step: Step, deletes: str) -> None:

@@ -11,6 +11,8 @@ import pytest
 from rhei_pipeline.sources.postgres.instants import apart
 from tests.support.fix_postgres import PostgresWorld
 
+pytestmark = pytest.mark.pairs
+
 MakeWorld = Callable[..., PostgresWorld]
 LOGICAL: dict[str, Any] = {"method": "logical"}
 TRIGGER: dict[str, Any] = {"method": "trigger"}

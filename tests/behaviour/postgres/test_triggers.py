@@ -140,6 +140,7 @@ def test_what_the_applications_own_triggers_do_is_captured(make: MakeWorld) -> N
     ]
 
 
+@pytest.mark.each
 @pytest.mark.parametrize(
     ("kind", "values", "changed"),
     [
@@ -184,6 +185,7 @@ def test_keys_of_every_kind(
     assert world.htap.verify().equal
 
 
+@pytest.mark.each
 @pytest.mark.parametrize(
     "migration",
     [

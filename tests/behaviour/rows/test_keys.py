@@ -8,6 +8,8 @@ import pytest
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
+pytestmark = pytest.mark.pairs
+
 MakeWorld = Callable[..., World]
 MakePostgres = Callable[..., PostgresWorld]
 

@@ -80,6 +80,7 @@ def test_every_double(tmp_path_factory: pytest.TempPathFactory, values: list[flo
     assert all(same(stored[place], found[place]) for place in stored)
 
 
+@pytest.mark.each
 @BOTH_MODES
 @pytest.mark.parametrize(
     ("declared", "value", "expected"),
@@ -107,6 +108,7 @@ def test_declared_types(
     assert mirror_values(world) == {1: expected}
 
 
+@pytest.mark.each
 @BOTH_MODES
 @pytest.mark.parametrize(
     ("declared", "value"),

@@ -65,12 +65,13 @@ def published(world: World) -> World:
     return world
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_no_call_gives_up_a_lock(published: World, call: str) -> None:
-    published.run("update orders set status = 'y'")
-    CALLS[call](published.htap)
+def test_no_call_gives_up_a_lock(published: World) -> None:
+    for name, call in CALLS.items():
+        published.run("update orders set status = status || 'y'")
+        call(published.htap)
+        assert record_locks(published.directory / "mirror.duckdb"), f"{name}: DuckDB's lock is lost"
+        assert record_locks(published.path), f"{name}: SQLite's lock is lost"
     assert_held(published.directory / "mirror.duckdb")
-    assert record_locks(published.path), "SQLite's lock is lost"
 
 
 COMMANDS = [
@@ -88,15 +89,11 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_no_command_gives_up_a_lock(
-    published: World, command: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_command_gives_up_a_lock(published: World, monkeypatch: pytest.MonkeyPatch) -> None:
     published.crash()
     config = published.directory / "pipeline.yaml"
     form = published.settings.model_dump(mode="json", exclude_none=True)
     config.write_text(yaml.safe_dump(form))
-    published.run("update orders set status = 'z'")
     held: list[int] = []
     close = DuckDBMirror.close
 
@@ -105,16 +102,19 @@ def test_no_command_gives_up_a_lock(
         close(mirror)
 
     monkeypatch.setattr(DuckDBMirror, "close", watched)
-    result = CliRunner().invoke(app, [*command, "--config", str(config)])
-    assert result.exit_code == 0, result.output
-    assert held
-    assert all(held)
-    assert record_locks(published.path), "SQLite's lock is lost"
+    for command in COMMANDS:
+        published.run("update orders set status = status || 'z'")
+        result = CliRunner().invoke(app, [*command, "--config", str(config)])
+        assert result.exit_code == 0, (command, result.output)
+        assert held, command
+        assert all(held), command
+        assert record_locks(published.path), f"{command}: SQLite's lock is lost"
+        held.clear()
 
 
 def test_syncs_beside_a_mirror_that_publishes_are_all_refused(published: World) -> None:
     settings = published.settings.model_dump_json()
-    for _ in range(3):
+    for _ in range(2):
         published.run("update orders set status = status || '+'")
         published.htap.sync_now()
         done = subprocess.run(

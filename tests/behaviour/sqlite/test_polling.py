@@ -212,6 +212,7 @@ KINDS = {
 }
 
 
+@pytest.mark.each
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_timestamps_of_every_kind_are_kept_exactly(make: Make, kind: str) -> None:
     declared, stamp = KINDS[kind]
@@ -548,6 +549,7 @@ def test_a_clock_put_back_during_a_run_is_found(make: Make) -> None:
     database.close()
 
 
+@pytest.mark.each
 @pytest.mark.parametrize("deletes", ["disabled", "reconcile"])
 @pytest.mark.parametrize("step", UNBUFFERED_STEPS)
 def test_a_crash_at_any_step_loses_nothing(make: Make, step: Step, deletes: str) -> None:

@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.fix_world import World
 
+pytestmark = pytest.mark.pairs
+
 MakeWorld = Callable[..., World]
 
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])

@@ -114,6 +114,7 @@ def test_a_rename_through_a_case_insensitive_key(make_world: MakeWorld, mode: st
     world.assert_equal("t")
 
 
+@pytest.mark.each
 @BOTH_MODES
 @pytest.mark.parametrize(
     "name",
