@@ -17,6 +17,11 @@ _PLENTY = 4 * 1024**3
 
 if "TMPDIR" not in os.environ and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _PLENTY:
     os.environ["TMPDIR"] = str(_MEMORY)
+# Some environments keep no bytecode, so that each worker and each program under test would compile
+# all that it imports; it is kept beside the environment, and nowhere in the tree.
+if "PYTHONDONTWRITEBYTECODE" in os.environ and sys.prefix != sys.base_prefix:
+    del os.environ["PYTHONDONTWRITEBYTECODE"]
+    os.environ["PYTHONPYCACHEPREFIX"] = str(Path(sys.prefix) / "bytecode")
 status = pytest.main(sys.argv[1:])
 sys.stdout.flush()
 sys.stderr.flush()
