@@ -72,7 +72,7 @@ fix: $(READY) ## format, and mend what can be mended by itself
 bench: $(READY) ## measure: cycles, copies, idle cost, trigger cost
 	@$(BIN)/python -m benchmarks.run
 
-schema: $(READY) ## write config/pipeline.schema.json anew
+schema: $(READY) ## write config/pipeline.schema.json
 	@$(BIN)/python -c 'from rhei_pipeline.settings.model import schema_text; print(schema_text(), end="")' \
 		> config/pipeline.schema.json
 

@@ -115,7 +115,7 @@ def _has_database() -> bool:
 
 
 def _create_database() -> None:
-    """Make the database anew; a slot would hold the old one."""
+    """Make the database again; a slot would hold the old one."""
     with psycopg.connect(_own_address("postgres"), autocommit=True) as connection:
         connection.execute(
             "select pg_drop_replication_slot(slot_name) from pg_replication_slots"

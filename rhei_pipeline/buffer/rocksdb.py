@@ -110,7 +110,7 @@ class RocksDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise self.damaged("it is a file, not a directory")
         if any(self.path.glob("MANIFEST-*")) and not (self.path / "CURRENT").exists():
-            # RocksDB would begin anew over what is there.
+            # RocksDB would begin again over what is there.
             raise self.damaged("its file CURRENT is missing")
         self.path.mkdir(parents=True, exist_ok=True)
         rocks = self._rocks

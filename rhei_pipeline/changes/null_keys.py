@@ -29,13 +29,13 @@ def without_keyless(batch: ChangeBatch, schema: TableSchema) -> ChangeBatch:
     keyless = reduce(pc.or_, [pc.is_null(events[name]) for name in names])
     found = events.filter(keyless)
     keys, live = plain_rows(found.select(names)), found[LIVE].to_pylist()
-    told = list(zip(keys, live, found[CHANGED_AT].to_pylist(), strict=True))
+    rows = list(zip(keys, live, found[CHANGED_AT].to_pylist(), strict=True))
     letters = [
         DeadLetter(schema.name, key_text(key), _missing(key), NULL_KEY, at)
-        for key, is_there, at in told
+        for key, is_there, at in rows
         if is_there
     ]
-    last = {key_text(key): is_there for key, is_there, _ in told}
+    last = {key_text(key): is_there for key, is_there, _ in rows}
     gone = [(key, None) for key, is_there in last.items() if not is_there]
     kept, former = pc.invert(keyless), batch.former_keys
     return replace(

@@ -177,8 +177,8 @@ def _as_states(open_versions: pa.Table, schema: TableSchema) -> pa.Table:
 def _with_locator(events: pa.Table, schema: TableSchema) -> pa.Table:
     columns = {name: events[name] for name in (SEQUENCE, CHANGED_AT, LIVE, *schema.names)}
     count = events.num_rows
-    told = {LOCATOR: pa.nulls(count, pa.int64()), REPEATED: pa.nulls(count, pa.bool_())}
-    return pa.table({**columns, **told}).select(_STATE + list(schema.names))
+    unknown = {LOCATOR: pa.nulls(count, pa.int64()), REPEATED: pa.nulls(count, pa.bool_())}
+    return pa.table({**columns, **unknown}).select(_STATE + list(schema.names))
 
 
 def _changes_something(states: _States, schema: TableSchema) -> np.ndarray:
@@ -187,10 +187,10 @@ def _changes_something(states: _States, schema: TableSchema) -> np.ndarray:
     For an open version the caller supplies the result: not all mirrors read its row.
     """
     was_live = np.concatenate([[False], states.live[:-1]])[: len(states.live)] & ~states.first
-    told = pc.fill_null(states.rows[REPEATED], fill_value=False).to_numpy()
+    repeated_rows = pc.fill_null(states.rows[REPEATED], fill_value=False).to_numpy()
     after_base = np.concatenate([[False], states.base[:-1]])[: len(states.base)]
-    told_before = np.concatenate([[False], told[:-1]])[: len(told)]
-    equal = np.where(after_base, told_before, _equals_previous(states.rows, schema))
+    repeated_before = np.concatenate([[False], repeated_rows[:-1]])[: len(repeated_rows)]
+    equal = np.where(after_base, repeated_before, _equals_previous(states.rows, schema))
     changed: np.ndarray = np.where(states.live, ~(states.live & was_live & equal), was_live)
     return changed
 

@@ -87,10 +87,10 @@ def name_errors(errors: Mapping[str, str]) -> None:
         err.print(f"[red]error[/] {escape(error)}", soft_wrap=True)
 
 
-def name_not_followed(tables: Mapping[str, datetime], told: Collection[str]) -> None:
+def name_not_followed(tables: Mapping[str, datetime], named: Collection[str]) -> None:
     """Print the mirror's tables that are no longer followed, except those printed before."""
     for name, since in tables.items():
-        if name not in told:
+        if name not in named:
             text = (
                 f"table {name!r} is no longer followed since {since.isoformat()}: declare it"
                 f" again, or drop it from the mirror with 'rhei drop-table {name}'"

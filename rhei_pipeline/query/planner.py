@@ -110,8 +110,8 @@ class Planner:
     def describe(self, sql: str, params: Sequence[Any] = ()) -> pa.Schema | None:
         """Return the schema of a query's answer; None if only a run shows it."""
         plan = self.plan(sql, params)
-        told = plan.columns is not None and None not in plan.columns and plan.names
-        if not told or self._engines.is_sidecar:
+        described = plan.columns is not None and None not in plan.columns and plan.names
+        if not described or self._engines.is_sidecar:
             return None
         return results.empty(plan).schema
 

@@ -95,6 +95,6 @@ def dated(found: pa.Table, not_followed: Mapping[str, datetime]) -> pa.Table:
     """
     if not not_followed:
         return found
-    told = json.dumps({name: since.isoformat() for name, since in not_followed.items()})
-    labels = {"rhei.not_followed": told}
+    names = json.dumps({name: since.isoformat() for name, since in not_followed.items()})
+    labels = {"rhei.not_followed": names}
     return found.replace_schema_metadata({**(found.schema.metadata or {}), **labels})

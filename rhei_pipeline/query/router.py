@@ -31,7 +31,7 @@ _SESSION = {"pragma", "attach", "detach", "set", "reset", "show", "listen", "not
 _CHANGES = {exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.Into, exp.DDL}
 _DEFAULT_SCHEMAS = {"", "main", "public"}
 _TOO_DEEP = "it nests too deeply to be translated"
-#: Longer statements are planned anew each time.
+#: Longer statements are planned again each time.
 _REMEMBERED_LENGTH = 20_000
 _HISTORY = {found.name for found in HISTORY_FIELDS}
 _FIRST_WORDS = (

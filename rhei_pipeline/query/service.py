@@ -95,7 +95,7 @@ def moment_of(after: Written | str | None) -> int:
     written = Written.parse(after) if isinstance(after, str) else after
     if not isinstance(written, Written):
         raise _no_write()
-    # One of before the machine was started anew lies in the past, whatever its number.
+    # One of before the machine was started again lies in the past, whatever its number.
     return min(written.committed_at, time.monotonic_ns())
 
 
@@ -370,7 +370,7 @@ class QueryService:
     def _ask_source(
         self, sql: str, params: Sequence[Any], reason: str, plan: Plan, begun: Begun | None
     ) -> pa.Table:
-        with self._told("oltp"):
+        with self._logged("oltp"):
             return self._from_source(sql, params, reason, plan, begun)
 
     def _from_source(
@@ -389,7 +389,7 @@ class QueryService:
         return results.labelled(found, Route("oltp", reason), None)
 
     @contextmanager
-    def _told(self, engine: str) -> Iterator[None]:
+    def _logged(self, engine: str) -> Iterator[None]:
         started = time.monotonic()
         yield
         for watcher in self._watchers:
@@ -408,7 +408,7 @@ class QueryService:
             self._freshen(needed, may_leave=False)
         self._refuse_bound(sql, max_staleness, after)
         ledger = self._mirror.ledger()
-        with self._under_way(is_short=False) as query, self._told("olap"):
+        with self._under_way(is_short=False) as query, self._logged("olap"):
             found = self._mirror.query(sql, params, query.begun, self._limits.held_bytes)
         labelled = results.labelled(
             found, Route("olap", "asked for"), ledger, _age(self._pipeline.synced_from)
@@ -446,7 +446,7 @@ class QueryService:
 
     def _ask_history(self, sql: str, params: Sequence[Any], plan: Plan, begun: Begun) -> pa.Table:
         ledger = self._mirror.ledger()
-        with self._told("olap"):
+        with self._logged("olap"):
             found = self._mirror.query(sql, params, begun, self._limits.held_bytes)
         labelled = results.labelled(found, plan.route, ledger, _age(self._pipeline.synced_from))
         return results.dated(labelled, self._not_followed_in(sql))
@@ -458,7 +458,7 @@ class QueryService:
         # Read first: the answer is then at least as new as what it says.
         ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
         bound = results.bound(plan, params)
-        with self._told("olap"):
+        with self._logged("olap"):
             found = self._mirror.query(plan.query.sql, bound, begun, self._limits.held_bytes)
         if unanswered(found, plan.query):
             return None

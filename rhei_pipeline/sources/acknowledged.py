@@ -19,24 +19,24 @@ class Acknowledged:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._told: dict[str, Position] = {}
+        self._acknowledged: dict[str, Position] = {}
         self._told_all_at = clock()
 
     def news(self, needed_from: Mapping[str, Position]) -> dict[str, Position]:
         """Return those of a mirror's positions that must be reported."""
         if self._is_due():
             return dict(needed_from)
-        return changed_positions(needed_from, self._told)
+        return changed_positions(needed_from, self._acknowledged)
 
-    def note(self, told: Mapping[str, Position]) -> None:
+    def note(self, positions: Mapping[str, Position]) -> None:
         """Record what was reported."""
-        self._told |= told
+        self._acknowledged |= positions
         if self._is_due():
             self._told_all_at = self._clock()
 
     def clear(self) -> None:
         """Report everything again: the source may be another one."""
-        self._told.clear()
+        self._acknowledged.clear()
 
     def _is_due(self) -> bool:
         return self._clock() - self._told_all_at >= SAY_AGAIN_SECONDS

@@ -1,7 +1,7 @@
 """A small file with the mirror's progress, which a polling reader writes for other processes.
 
-The source cannot be told, and the mirror's file is held by one process. Nothing relies on it: a
-file that is gone, old or of a newer format makes a sync begin that finds nothing to do.
+Nothing can be written to the source, and the mirror's file is held by one process. Nothing relies
+on it: a file that is gone, old or of a newer format makes a sync begin that finds nothing to do.
 """
 
 import json

@@ -84,7 +84,7 @@ class BackgroundSync:
                 return
             except Exception as error:  # noqa: BLE001
                 # Nobody waits for this thread: what ends it must not end it unseen. The text of
-                # an unknown error may quote a row, so only its type is told.
+                # an unknown error may quote a row, so only its type is logged.
                 self._failed(RheiError(f"sync failed unexpectedly: {type(error).__name__}"))
                 return
         self._failures, self.last_error = 0, None

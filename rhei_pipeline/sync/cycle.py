@@ -62,7 +62,7 @@ class SyncOptions:
     prune: bool = True
 
 
-def sync_cycle(  # noqa: PLR0913  (the seams, the pace, and who is told)
+def sync_cycle(  # noqa: PLR0913  (the seams, the options, and callbacks)
     tables: Collection[Table],
     source: ChangeSource,
     mirror: Mirror,
@@ -103,7 +103,7 @@ def sync_cycle(  # noqa: PLR0913  (the seams, the pace, and who is told)
     return reports
 
 
-def _apply_one_state(  # noqa: PLR0913  (the seams, the pace, and who is told)
+def _apply_one_state(  # noqa: PLR0913  (the seams, the options, and callbacks)
     tables: Collection[Table],
     source: ChangeSource,
     mirror: Mirror,
@@ -241,7 +241,7 @@ def keep_letters(
     count = transaction.quarantine(batch.rejected)
     gone = _fitting_by_now(known, batch) if batch.truncated_at is None else known
     if batch.seen_at is not None:
-        # Who asks for rows is not told that one has got a key.
+        # A query for rows does not show that one has got a key.
         gone |= _no_longer_keyless(known, table, snapshot)
     if gone:
         transaction.release(table, gone, snapshot.clock)
@@ -395,9 +395,9 @@ def _apply_versions(
 ) -> tuple[Counts, int]:
     """Give a temporal table each version that events tell of since the copy began.
 
-    A copy knows the last of them only; its difference then adds what no event told. A version that
-    does not fit is named by a dead letter, which is resolved where the row that is there now fits;
-    these are counted as well.
+    A copy knows the last of them only; its difference then adds what no event showed. A version
+    that does not fit is named by a dead letter, which is resolved where the row that is there now
+    fits; these are counted as well.
     """
     counts, letters = Counts(), 0
     if table.mode is Mode.TEMPORAL:

@@ -1,4 +1,4 @@
-"""What a migration leaves in the logs of images: it is applied before capture is made anew."""
+"""What a migration leaves in the logs of images: it is applied before capture is made again."""
 
 import logging
 from collections.abc import Collection
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 def find_pending(
     known: Collection[Table], source: ChangeSource, mirror: Mirror, blame: Blame
 ) -> list[Table]:
-    """Return which mirrored tables to bring up to date before capture is made anew, if any.
+    """Return which mirrored tables to bring up to date before capture is made again, if any.
 
     They are read in the shape they were made in, so no version is lost to a migration. The
     tables that the migration left alone come along, so that the mirror stays one state.
@@ -87,7 +87,7 @@ def _without_overtaken_copies(
 ) -> Ledger:
     """Drop copies of histories that a migration overtook; return what is recorded then.
 
-    Such a copy has to be begun anew in any case. Without it, its table goes on where it was,
+    Such a copy has to be begun again in any case. Without it, its table goes on where it was,
     in the shape in which the log still holds the versions of before the migration.
     """
     ledger, overtaken = mirror.ledger(), []

@@ -59,7 +59,7 @@ def needs_copy(table: Table, snapshot: SourcePositions, ledger: Ledger) -> bool:
     return not snapshot.proves(table, ledger.watermarks[table.name].position)
 
 
-def copy_table(  # noqa: PLR0913  (the seams, the pace, and who is told)
+def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
     table: Table,
     source: ChangeSource,
     mirror: Mirror,
@@ -76,7 +76,7 @@ def copy_table(  # noqa: PLR0913  (the seams, the pace, and who is told)
 
     Returns:
         What was read; None where the source gave the table another shape meanwhile. What is copied
-        by then is of no use: the copy is to be begun anew, in that shape.
+        by then is of no use: the copy is to be begun again, in that shape.
     """
     with source.snapshot() as snapshot:
         if not has_shape(table, source):
@@ -154,8 +154,8 @@ def _resumable(table: Table, snapshot: SourcePositions, ledger: Ledger) -> CopyP
 def _begin(
     table: Table, snapshot: SourcePositions, mirror: Mirror, *, same_shape: bool
 ) -> CopyProgress:
-    told = _watermark(table, snapshot, mirror.ledger()) if same_shape else None
-    progress = CopyProgress(table.name, told or snapshot.origin(table), fingerprint(table))
+    mark = _watermark(table, snapshot, mirror.ledger()) if same_shape else None
+    progress = CopyProgress(table.name, mark or snapshot.origin(table), fingerprint(table))
     with mirror.transaction() as transaction:
         transaction.begin_copy(table, progress)
         # Every row is about to be read again, and what does not fit will be named again.

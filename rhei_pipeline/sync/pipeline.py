@@ -144,7 +144,7 @@ class Pipeline:
 
     @property
     def generation(self) -> int:
-        """How often the tables were described anew; they change only when it grows."""
+        """How often the tables were described again; they change only when it grows."""
         return self._parts.generation
 
     @property
@@ -216,7 +216,7 @@ class Pipeline:
     def drop_table(
         self, name: str, keep_as: str | None = None, *, discard_history: bool = False
     ) -> DropReport:
-        """Drop a table of the mirror, or set it aside; one that is declared is copied anew.
+        """Drop a table of the mirror, or set it aside; one that is declared is copied again.
 
         Raises:
             SchemaError: It is not in the mirror; it has history, and neither was said; or the name
@@ -281,10 +281,10 @@ class Pipeline:
             raise self.emptiness
 
     def copy(self, name: str, on_progress: OnProgress = no_progress) -> CopyReport:
-        """Copy one table anew, or go on with a copy that was cut off, and put it in place.
+        """Copy one table again, or go on with a copy that was cut off, and put it in place.
 
         A history first gets every version that the source tells of; the copy then adds what no
-        event told.
+        event showed.
         """
         with self._lock:
             started = time.monotonic()

@@ -1,6 +1,6 @@
 """Follows the source's schema: which tables there are, how they look, and capture of them.
 
-What a migration leaves in the logs is applied before capture is installed anew.
+What a migration leaves in the logs is applied before capture is installed again.
 """
 
 import logging
@@ -127,7 +127,7 @@ class SchemaWatch:
         self._refresh_table(self.declared[name], standing, self._names(standing))
 
     def take_drained(self) -> list[TableReport]:
-        """Return, once, what was applied before capture was installed anew."""
+        """Return, once, what was applied before capture was installed again."""
         drained, self._drained = self._drained, []
         return drained
 
@@ -182,10 +182,10 @@ class SchemaWatch:
         return False
 
     def _drain(self, version: int) -> bool:
-        """Apply what logs of images still hold, before they have to be made anew.
+        """Apply what logs of images still hold, before they have to be made again.
 
         False where the source was migrated meanwhile: nothing was applied then. A table whose log
-        could not be read waits, so that nothing of it is lost, until it can or is copied anew.
+        could not be read waits, so that nothing of it is lost, until it can or is copied again.
         """
         recorded = filter(None, map(self._registry.table, self.declared))
         known = list({table.name: table for table in recorded}.values())

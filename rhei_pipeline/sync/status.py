@@ -53,7 +53,7 @@ class StatusCache:
             read()
         except RheiError as error:
             self.note_unreadable(error)
-        except Exception as error:  # noqa: BLE001  (told, and logged)
+        except Exception as error:  # noqa: BLE001  (shown, and logged)
             # Nobody waits for this thread; its text may quote a row, so the type has to do.
             _log.error("the status could not be read: %s", type(error).__name__)
             self.note_unreadable(RheiError(f"reading failed with {type(error).__name__}"))
@@ -98,13 +98,13 @@ def read_status(
             with blame.of(name):
                 table, waiting = tables.get(name), letters[name]
                 found[name] = _status(name, mode, table, snapshot, ledger, waiting)
-    told = {
+    shown = {
         name: replace(status, error=str(errors[name])) if name in errors else status
         for name, status in found.items()
     }
     unpublished = mirror.not_published
     return Standing(
-        MappingProxyType(told),
+        MappingProxyType(shown),
         MappingProxyType(dict(bytes_held_by(source))),
         not_published=None if unpublished is None else str(unpublished),
     )

@@ -61,7 +61,7 @@ class FaultIn:
         self._at = None
 
     def begin(self) -> None:
-        """Count pieces of work anew."""
+        """Count pieces of work again."""
         self.pieces = 0
 
     def patched(self, of: Callable[..., Any]) -> Callable[..., Any]:

@@ -74,7 +74,7 @@ def copy(mirror: Mirror, table: Table, values: pa.Table, at: datetime = NOW) -> 
 
 def apply(transaction: MirrorTransaction, table: Table, *happened: Event) -> Counts:
     """Give a history the versions of these events."""
-    told = [
+    rows = [
         {
             "_rhei_sequence": number,
             "_rhei_changed_at": NOW + at * _SECOND,
@@ -84,7 +84,7 @@ def apply(transaction: MirrorTransaction, table: Table, *happened: Event) -> Cou
         }
         for number, (key, value, at) in enumerate(happened)
     ]
-    events = pa.Table.from_pylist(told, schema=event_schema(table.schema))
+    events = pa.Table.from_pylist(rows, schema=event_schema(table.schema))
     opened, floors = transaction.open_versions(table, events)
     versions = supersede(events, opened, floors, table.schema)
     transaction.supersede(table, versions)
@@ -99,8 +99,8 @@ def versions(mirror: Mirror, table: Table = HISTORY) -> list[tuple[Any, ...]]:
     def seconds(at: datetime | None) -> float | None:
         return None if at is None else (at - NOW) / _SECOND
 
-    told = [(k, v, seconds(begin), seconds(end), what) for k, v, begin, end, what in found]
-    return sorted(told, key=lambda each: (each[0], each[2]))
+    rows = [(k, v, seconds(begin), seconds(end), what) for k, v, begin, end, what in found]
+    return sorted(rows, key=lambda each: (each[0], each[2]))
 
 
 class MirrorContract:
@@ -295,8 +295,8 @@ class MirrorContract:
         self, history: Mirror
     ) -> None:
         with history.transaction() as transaction:
-            told = (("a", 1.0, 1), ("a", 5.0, 2), ("b", "gone", 3), ("c", -0.0, 4))
-            assert apply(transaction, HISTORY, *told) == Counts(1, 1, 1)
+            changes = (("a", 1.0, 1), ("a", 5.0, 2), ("b", "gone", 3), ("c", -0.0, 4))
+            assert apply(transaction, HISTORY, *changes) == Counts(1, 1, 1)
         with history.transaction() as transaction:
             assert apply(transaction, HISTORY, ("c", 0.0, 5), ("b", None, 6)) == Counts(1, 1, 0)
         assert [tuple(map(repr, version)) for version in versions(history)] == [
@@ -394,7 +394,7 @@ class MirrorContract:
             }
             written = transaction.write_snapshots(HISTORY, days)
         assert list(written.values()) == [2, 2, 1]
-        with history.transaction() as transaction:  # written anew, not twice
+        with history.transaction() as transaction:  # rewritten, not twice
             transaction.write_snapshots(HISTORY, {date(2026, 1, 3): days[date(2026, 1, 3)]})
         found = history.query("select * from snapshot.h order by snapshot_date, k").to_pylist()
         assert [(row["snapshot_date"].day, row["k"], row["v"]) for row in found] == [

@@ -1,4 +1,4 @@
-"""The oracle: what a mirror has to hold, told by nobody but the source's own states."""
+"""The oracle: what a mirror has to hold, known from nothing but the source's own states."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -78,7 +78,7 @@ class Expected:
         self.now = state
 
     def forgot(self) -> None:
-        """Take in that the mirror has begun anew, and knows nothing of rows that do not fit."""
+        """Take in that the mirror has begun again, and knows nothing of rows that do not fit."""
         for key in self.now.unfit:
             self.since[key].append(None)
 

@@ -188,8 +188,8 @@ class StubTransaction:
                 floors[key] = max(floors.get(key, row[VALID_TO]), row[VALID_TO])
         places = [(VALID_FROM, INSTANT), (LOCATOR, pa.int64())]
         found = pa.Table.from_pylist(opened, schema=pa.schema([*schema.arrow, *places]))
-        told = found.select([*schema.primary_key, VALID_FROM, LOCATOR])
-        told = told.append_column(REPEATED, repeated(found, events, schema))
+        versions = found.select([*schema.primary_key, VALID_FROM, LOCATOR])
+        versions = versions.append_column(REPEATED, repeated(found, events, schema))
         open_keys = {_key(row, schema) for row in opened}
         ended = [
             dict(zip(schema.primary_key, key, strict=True)) | {FLOOR: floor}
@@ -197,7 +197,7 @@ class StubTransaction:
             if key not in open_keys
         ]
         shape = pa.schema([*schema.arrow_key, (FLOOR, INSTANT)])
-        return told, pa.Table.from_pylist(ended, schema=shape)
+        return versions, pa.Table.from_pylist(ended, schema=shape)
 
     def supersede(self, table: Table, versions: Versions) -> None:
         """Close and open versions."""
@@ -309,8 +309,8 @@ class StubTransaction:
                 return None
         rows = list(self._content.copies[table.name].values())
         if table.mode is Mode.TEMPORAL:
-            told = {VALID_FROM: at, VALID_TO: None, OPERATION: Operation.INSERT.value}
-            rows = [row | told for row in rows]
+            since = {VALID_FROM: at, VALID_TO: None, OPERATION: Operation.INSERT.value}
+            rows = [row | since for row in rows]
         self._content.tables[name] = _Standing(table, fields, rows, at)
         self.drop_copy(table)
         return len(rows)

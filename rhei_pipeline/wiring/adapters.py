@@ -31,7 +31,7 @@ def open_with(
         mirror: Where they go: as `open_mirror` opens it, or one of your own.
         tables: What is mirrored, each with its mode.
         registry: Where the schemas that the mirror was built with are kept, as JSON. Left out,
-            every process copies all tables anew.
+            every process copies all tables again.
         sync: How a sync works.
         on_step: Called at each named step; in tests, where work crashes.
     """

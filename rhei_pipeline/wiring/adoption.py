@@ -23,7 +23,7 @@ def claim(settings: Settings, database: SourceDatabase, mirror: OwnedMirror) -> 
     recorded, found = _recorded(mirror), Owner(database.identity(), settings.name)
     if recorded is not None:
         refuse_other(recorded, found, mirror.path, _is_gone)
-    _record(settings, database, mirror, anew=False)
+    _record(settings, database, mirror, forget_positions=False)
 
 
 def validate_owner(settings: Settings) -> list[Finding]:
@@ -71,7 +71,7 @@ def adopt(settings: Settings) -> tuple[Owner | None, Owner]:
         if not known:
             for reader in _readers(settings, mirror):
                 forget_elsewhere(settings, database, reader)
-        return before, _record(settings, database, mirror, anew=not known)
+        return before, _record(settings, database, mirror, forget_positions=not known)
 
 
 def _readers(settings: Settings, mirror: OwnedMirror) -> list[str]:
@@ -82,7 +82,7 @@ def _readers(settings: Settings, mirror: OwnedMirror) -> list[str]:
 
 
 def _record(
-    settings: Settings, database: SourceDatabase, mirror: OwnedMirror, *, anew: bool
+    settings: Settings, database: SourceDatabase, mirror: OwnedMirror, *, forget_positions: bool
 ) -> Owner:
     recorded = _recorded(mirror)
     # Only now is it sure that the source is the right one to write into.
@@ -91,7 +91,7 @@ def _record(
     )
     owner = Owner(source, settings.name or (recorded.pipeline if recorded else None))
     if owner != recorded:
-        mirror.claim(owner.text(), anew=anew)
+        mirror.claim(owner.text(), forget_positions=forget_positions)
     return owner
 
 

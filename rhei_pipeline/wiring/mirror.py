@@ -27,8 +27,8 @@ class OwnedMirror(Mirror, Protocol):
     def owner(self) -> str | None:
         """Whose it is, as `ownership.Owner` writes it; None where that was never recorded."""
 
-    def claim(self, owner: str, *, anew: bool) -> None:
-        """Record whose it is; with `anew`, no position counts any more: tables are copied again."""
+    def claim(self, owner: str, *, forget_positions: bool) -> None:
+        """Record whose it is; with `forget_positions`, every table is copied again."""
 
 
 def open_mirror(mirror: MirrorSettings) -> OwnedMirror:

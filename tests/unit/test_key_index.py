@@ -16,19 +16,19 @@ def test_an_index_finds_every_entry_of_a_key_and_nothing_else(rows: int) -> None
     checks = (words >> np.uint64(7)).astype(np.uint32)
     index = KeyIndex.build(KeyHashes(words, checks), words)
     sought = np.concatenate([words[: min(rows, 500)], draw.integers(0, 2**63, 50, dtype=np.uint64)])
-    needles, entries = index.find(KeyHashes(sought, (sought >> np.uint64(7)).astype(np.uint32)))
-    found = {(int(n), int(p)) for n, p in zip(needles, index.positions[entries], strict=True)}
+    key_numbers, entries = index.find(KeyHashes(sought, (sought >> np.uint64(7)).astype(np.uint32)))
+    found = {(int(n), int(p)) for n, p in zip(key_numbers, index.positions[entries], strict=True)}
     expected = {(n, int(p)) for n, w in enumerate(sought) for p in np.flatnonzero(words == w)}
     assert found == expected
     decoded = KeyIndex.decode(index.encode())
-    hashes, payloads = decoded.in_row_order()
+    hashes, digests_or_ends = decoded.in_row_order()
     assert (hashes.words == words).all()
-    assert (payloads == words).all()
+    assert (digests_or_ends == words).all()
 
 
 def test_another_check_is_another_key() -> None:
     words = np.array([5, 5], np.uint64)
     index = KeyIndex.build(KeyHashes(words, np.array([1, 2], np.uint32)), words)
-    needles, entries = index.find(KeyHashes(words[:1], np.array([2], np.uint32)))
+    key_numbers, entries = index.find(KeyHashes(words[:1], np.array([2], np.uint32)))
     assert index.positions[entries].tolist() == [1]
-    assert needles.tolist() == [0]
+    assert key_numbers.tolist() == [0]

@@ -316,7 +316,7 @@ def _shown_rows(store: SegmentStore, table: StoredTable, segment: Segment) -> pa
 
 
 def _properties(manifest: Manifest, table: StoredTable) -> CommitProperties:
-    told: dict[str, Any] = {
+    properties: dict[str, Any] = {
         "rhei.version": manifest.version,
         "rhei.committed_at": manifest.committed_at.isoformat(),
     }
@@ -324,10 +324,10 @@ def _properties(manifest: Manifest, table: StoredTable) -> CommitProperties:
     name = table.relation if table.namespace is None else f"{table.namespace}.{table.relation}"
     mark = marks.get(name) or (marks.get(table.relation) if table.namespace == _PUBLIC else None)
     if mark is not None:
-        told["rhei.watermark"] = mark.position.order
-        told["rhei.recorded_at"] = mark.recorded_at.isoformat()
+        properties["rhei.watermark"] = mark.position.order
+        properties["rhei.recorded_at"] = mark.recorded_at.isoformat()
     applied = Transaction(_application(manifest), manifest.version, _now())
-    return CommitProperties(told, max_commit_retries=0, app_transactions=[applied])
+    return CommitProperties(properties, max_commit_retries=0, app_transactions=[applied])
 
 
 def _application(manifest: Manifest) -> str:

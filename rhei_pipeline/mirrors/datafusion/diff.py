@@ -17,10 +17,10 @@ def differing(standing: WriteBuffer, copy: WriteBuffer) -> tuple[Numbers, Number
     changed, extra = [_NONE], [_NONE]
     for hashes, digests, places in copy.entries():
         found = standing.find(hashes)
-        same = found.payloads == digests[found.needles]
-        changed.append(np.delete(places, found.needles[same]))
+        same = found.digests_or_ends == digests[found.key_numbers]
+        changed.append(np.delete(places, found.key_numbers[same]))
     for hashes, _, places in standing.entries():
-        extra.append(np.delete(places, copy.find(hashes).needles))
+        extra.append(np.delete(places, copy.find(hashes).key_numbers))
     return np.concatenate(changed), np.concatenate(extra)
 
 
@@ -32,11 +32,11 @@ def compare(buffer: WriteBuffer, table: Table, rows: Iterable[pa.Table]) -> Comp
     missing, different = [schema.arrow_key.empty_table()], [schema.arrow_key.empty_table()]
     for part in rows:
         keys = part.select(list(schema.primary_key))
-        needles, entries = index.find(key_hashes(keys))
+        key_numbers, entries = index.find(key_hashes(keys))
         seen[index.positions[entries]] = True
-        unequal = index.payloads[entries] != table_digests(part, schema)[needles]
-        missing.append(keys.take(pa.array(np.delete(np.arange(keys.num_rows), needles))))
-        different.append(keys.take(pa.array(needles[unequal])))
+        unequal = index.digests_or_ends[entries] != table_digests(part, schema)[key_numbers]
+        missing.append(keys.take(pa.array(np.delete(np.arange(keys.num_rows), key_numbers))))
+        different.append(keys.take(pa.array(key_numbers[unequal])))
     extra = buffer.take(places[~seen], schema.primary_key)
     unequal_keys = pa.concat_tables(different)
     repeated, _ = repeats(index.hashes)
@@ -84,8 +84,8 @@ def compare_digests(
     for number, part in enumerate(parts):
         found = buffer.find(key_hashes(part.select(list(schema.primary_key))))
         seen.append(found.places)
-        equal = found.payloads == table_digests(part, schema)[found.needles]
-        if not equal.all() or len(found.needles) < part.num_rows:
+        equal = found.digests_or_ends == table_digests(part, schema)[found.key_numbers]
+        if not equal.all() or len(found.key_numbers) < part.num_rows:
             stale.append(number)
     known = np.concatenate(seen)
     extra = [places[~np.isin(places, known)] for _, _, places in buffer.entries()]

@@ -23,35 +23,35 @@ class KeyIndex:
 
     Attributes:
         hashes: The keys' hashes; `words` ascend.
-        payloads: The row's digest; for a version that has ended, its end in microseconds.
+        digests_or_ends: The row's digest; for a version that has ended, its end in microseconds.
         positions: The row's position in the segment.
     """
 
     hashes: KeyHashes
-    payloads: Words
+    digests_or_ends: Words
     positions: npt.NDArray[np.uint32]
     #: Made once it is wanted: how far to shift a word, and where each number so got begins.
     _starts: list[tuple[np.uint64, Numbers]] = field(default_factory=list, repr=False)
 
     @classmethod
-    def build(cls, hashes: KeyHashes, payloads: Words) -> "KeyIndex":
+    def build(cls, hashes: KeyHashes, digests_or_ends: Words) -> "KeyIndex":
         """Return the index of rows, given in their order in the segment."""
         order = np.argsort(hashes.words, kind="stable")
-        return cls(hashes.take(order), payloads[order], order.astype(np.uint32))
+        return cls(hashes.take(order), digests_or_ends[order], order.astype(np.uint32))
 
     @classmethod
     def decode(cls, buffer: pa.Buffer) -> "KeyIndex":
         """Read the output of `encode`, without copying."""
         rows = buffer.size // _BYTES_PER_ROW
         words = np.frombuffer(buffer, np.uint64, rows)
-        payloads = np.frombuffer(buffer, np.uint64, rows, 8 * rows)
+        digests_or_ends = np.frombuffer(buffer, np.uint64, rows, 8 * rows)
         positions = np.frombuffer(buffer, np.uint32, rows, 16 * rows)
         checks = np.frombuffer(buffer, np.uint32, rows, 20 * rows)
-        return cls(KeyHashes(words, checks), payloads, positions)
+        return cls(KeyHashes(words, checks), digests_or_ends, positions)
 
     def encode(self) -> pa.Buffer:
         """Return the columns one after the other, without a header."""
-        parts = (self.hashes.words, self.payloads, self.positions, self.hashes.checks)
+        parts = (self.hashes.words, self.digests_or_ends, self.positions, self.hashes.checks)
         return pa.py_buffer(b"".join(part.tobytes() for part in parts))
 
     def find(self, sought: KeyHashes) -> tuple[Numbers, Numbers]:
@@ -71,9 +71,9 @@ class KeyIndex:
         counts = np.ones(len(low), dtype=np.int64)
         if self._repeats(low, words[met]):
             counts = np.searchsorted(self.hashes.words, words[met], side="right") - low
-        needles, entries = _spread(order, low, counts)
-        certain = self.hashes.checks[entries] == sought.checks[needles]
-        return needles[certain], entries[certain]
+        key_numbers, entries = _spread(order, low, counts)
+        certain = self.hashes.checks[entries] == sought.checks[key_numbers]
+        return key_numbers[certain], entries[certain]
 
     def _lowest(self, words: Words) -> Numbers:
         """Return the insertion point of each word, before any equal ones.
@@ -111,19 +111,22 @@ class KeyIndex:
         return bool(((self.hashes.words[following] == words) & (following > low)).any())
 
     def in_row_order(self) -> tuple[KeyHashes, Words]:
-        """Return hashes and payloads in the order of the segment's rows."""
-        words, payloads = np.empty_like(self.hashes.words), np.empty_like(self.payloads)
+        """Return hashes and digests_or_ends in the order of the segment's rows."""
+        words, digests_or_ends = (
+            np.empty_like(self.hashes.words),
+            np.empty_like(self.digests_or_ends),
+        )
         checks = np.empty_like(self.hashes.checks)
         words[self.positions] = self.hashes.words
-        payloads[self.positions] = self.payloads
+        digests_or_ends[self.positions] = self.digests_or_ends
         checks[self.positions] = self.hashes.checks
-        return KeyHashes(words, checks), payloads
+        return KeyHashes(words, checks), digests_or_ends
 
 
-def _spread(needles: Numbers, low: Numbers, counts: Numbers) -> tuple[Numbers, Numbers]:
-    """Give each needle one row for each of its entries, which begin at `low`."""
+def _spread(key_numbers: Numbers, low: Numbers, counts: Numbers) -> tuple[Numbers, Numbers]:
+    """Give each key one row for each of its entries, which begin at `low`."""
     total = int(counts.sum())
-    if total == len(needles):
-        return needles, low
+    if total == len(key_numbers):
+        return key_numbers, low
     within = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(needles, counts), np.repeat(low, counts) + within
+    return np.repeat(key_numbers, counts), np.repeat(low, counts) + within

@@ -150,15 +150,15 @@ class DataFusionMirror:
         """The source and pipeline it belongs to, as recorded."""
         return self._manifest.owner
 
-    def claim(self, owner: str, *, anew: bool) -> None:
-        """Record the owner; with `anew`, no position is proved any more and tables are copied."""
+    def claim(self, owner: str, *, forget_positions: bool) -> None:
+        """Record the owner; with `forget_positions`, every table is copied again."""
         with self._lock, self._undoing():
             base = self._manifest
             claimed = replace(
                 base,
                 version=base.version + 1,
                 committed_at=datetime.now(UTC),
-                ledger=base.ledger.unproved() if anew else base.ledger,
+                ledger=base.ledger.unproved() if forget_positions else base.ledger,
                 owner=owner,
             )
             self._commit(claimed)
@@ -207,13 +207,13 @@ class DataFusionMirror:
             for damage in report.damaged:
                 _log.error("%s", damage)
             if any(tables[name] is not kept for name, kept in self._manifest.tables.items()):
-                folded = replace(
+                merged = replace(
                     self._manifest,
                     version=self._manifest.version + 1,
                     committed_at=datetime.now(UTC),
                     tables=MappingProxyType(tables),
                 )
-                self._commit(folded)
+                self._commit(merged)
             if self._delta is not None:
                 self._delta.catch_up(self._manifest, self._store)
             return report

@@ -155,11 +155,11 @@ class TableRepair:
         rows = self.store.form.read(self.store.content(segment), segment.schema.names)
         key = list(self.table.schema.primary_key)
         if segment.past:
-            payloads = rows[VALID_TO].cast(pa.int64()).to_numpy().view(np.uint64)
+            digests_or_ends = rows[VALID_TO].cast(pa.int64()).to_numpy().view(np.uint64)
         else:
             others = [n for n in rows.column_names if n not in key and n not in _HISTORY]
-            payloads = row_digests(rows.select(others))
-        index = KeyIndex.build(key_hashes(rows.select(key)), payloads)
+            digests_or_ends = row_digests(rows.select(others))
+        index = KeyIndex.build(key_hashes(rows.select(key)), digests_or_ends)
         made = self.store.write(rows, index, past=segment.past, tag=segment.tag)
         return replace(
             segment, name=made.name, size_bytes=made.size_bytes, written_at=made.written_at

@@ -19,11 +19,11 @@ from rhei_pipeline.mirrors.datafusion.manifest import Segment, StoredTable
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
 from rhei_pipeline.model.reports import MaintenanceReport
 
-#: So many segments of one size are folded into one of the next.
+#: So many segments of one size are merged into one of the next.
 FAN = 8
 #: Rows of the largest segment that a cycle makes: about a second's work, once in 64 cycles.
 CYCLE_ROWS = 1_000_000
-#: And its bytes: what is folded is in memory as a whole, some three times over.
+#: And its bytes: what is merged is in memory as a whole, some three times over.
 CYCLE_BYTES = 128 * 2**20
 #: Rows, and bytes, of the largest segment that maintenance makes; a change rewrites none of them.
 SEGMENT_ROWS = 4_000_000
@@ -136,14 +136,14 @@ def fold(table: StoredTable, groups: Sequence[Group], store: SegmentStore) -> St
 
     Versions that have ended become a segment of their own.
     """
-    folded = {segment.name: number for number, group in enumerate(groups) for segment in group}
+    merged = {segment.name: number for number, group in enumerate(groups) for segment in group}
     made = [_fold_group(table.schema, group, store) for group in groups]
-    # A folded segment stands where the first of its group stood.
+    # A merged segment stands where the first of its group stood.
     first = {group[0].name: segments for group, segments in zip(groups, made, strict=True)}
     segments = [
         standing
         for segment in table.segments
-        if segment.name not in folded or segment.name in first
+        if segment.name not in merged or segment.name in first
         for standing in first.get(segment.name, [segment])
     ]
     return replace(table, segments=tuple(segments))
@@ -167,7 +167,7 @@ def maintained(
                     rows += sum(segment.present_rows for segment in group)
                 else:
                     done = False
-            result[name] = _tagged_anew(fold(table, chosen, store) if chosen else table, store)
+            result[name] = _retagged(fold(table, chosen, store) if chosen else table, store)
         except MirrorDamagedError as error:
             damaged.append(str(error))
     before, after = _sizes(tables.values()), _sizes(result.values())
@@ -182,7 +182,7 @@ def maintained(
     )
 
 
-def _tagged_anew(table: StoredTable, store: SegmentStore) -> StoredTable:
+def _retagged(table: StoredTable, store: SegmentStore) -> StoredTable:
     """Rewrite segments of snapshots that are older than checksums."""
     if not any(segment.tag and store.is_unchecked(segment) for segment in table.segments):
         return table
@@ -216,13 +216,13 @@ def _fold_group(schema: pa.Schema, group: Group, store: SegmentStore) -> list[Se
 
 
 def _conformed(schema: pa.Schema, segment: Segment, store: SegmentStore) -> _Rows:
-    rows, hashes, payloads = store.rows(segment)
-    return conform(rows, schema, segment.constants), hashes, payloads
+    rows, hashes, digests_or_ends = store.rows(segment)
+    return conform(rows, schema, segment.constants), hashes, digests_or_ends
 
 
 def _written(parts: Sequence[_Rows], store: SegmentStore, *, past: bool) -> Segment:
     words = np.concatenate([hashes.words for _, hashes, _ in parts])
     checks = np.concatenate([hashes.checks for _, hashes, _ in parts])
-    payloads = np.concatenate([own for _, _, own in parts])
-    index = KeyIndex.build(KeyHashes(words, checks), payloads)
+    digests_or_ends = np.concatenate([own for _, _, own in parts])
+    index = KeyIndex.build(KeyHashes(words, checks), digests_or_ends)
     return store.write(pa.concat_tables([rows for rows, _, _ in parts]), index, past=past)

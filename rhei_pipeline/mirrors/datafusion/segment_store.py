@@ -195,12 +195,12 @@ class SegmentStore:
     def rows(self, segment: Segment) -> tuple[pa.Table, KeyHashes, Words]:
         """Return a segment's present rows, with the index's entry of each."""
         rows = self.form.read(self.content(segment), segment.schema.names)
-        hashes, payloads = self.index(segment).in_row_order()
+        hashes, digests_or_ends = self.index(segment).in_row_order()
         bits = self.bits(segment)
         if bits is None:
-            return rows, hashes, payloads
+            return rows, hashes, digests_or_ends
         mask = present(bits, segment.rows)
-        return rows.filter(pa.array(mask)), hashes.take(mask), payloads[mask]
+        return rows.filter(pa.array(mask)), hashes.take(mask), digests_or_ends[mask]
 
     def ended_rows(self, segment: Segment, schema: pa.Schema) -> tuple[pa.Table, KeyHashes, Words]:
         """Return the rows of ended versions in a table's schema, with their index entries."""

@@ -129,7 +129,7 @@ class ReadingSession:
         try:
             return ask()
         except MirrorMemoryError:
-            # One that failed just before lets go of its memory only after it has been told so.
+            # One that failed just before lets go of its memory only after that.
             before, self._exhausted_at = self._exhausted_at, time.monotonic()
             if self._exhausted_at - before > _RELEASE_SECONDS:
                 raise
@@ -287,18 +287,18 @@ def _translated(call: Callable[[], _Result]) -> _Result:
                 "DataFusion has reached its memory limit",
                 hint="make the query smaller, or raise mirror.memory_limit",
             ) from error
-        told = _what_it_says(error)
-        if _BEYOND_CALENDAR.search(told):
+        message = _what_it_says(error)
+        if _BEYOND_CALENDAR.search(message):
             raise QueryError(
                 "DataFusion cannot compute with a date or time that is infinite or beyond its "
                 "calendar",
                 hint="ask without the hint 'olap': the source then answers; or leave such rows out "
                 "with 'between date '1700-01-01' and date '2200-01-01''",
             ) from error
-        if _OF_VALUES.search(told):
-            told = without_values(told)
+        if _OF_VALUES.search(message):
+            message = without_values(message)
         raise QueryError(
-            f"DataFusion refused the query: {told}",
+            f"DataFusion refused the query: {message}",
             hint="the mirror answers reading queries on mirrored tables",
         ) from error
 

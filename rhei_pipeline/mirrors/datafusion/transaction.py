@@ -161,16 +161,16 @@ class FileTransaction:
         distinct = firsts.select(own)
         sought = key_hashes(distinct)
         found = buffer.find(sought)
-        opened = distinct.take(pa.array(found.needles))
+        opened = distinct.take(pa.array(found.key_numbers))
         since = buffer.take(found.places, [VALID_FROM])[VALID_FROM]
         opened = opened.append_column(VALID_FROM, since)
         opened = opened.append_column(LOCATOR, pa.array(found.places))
         opened = opened.append_column(REPEATED, _repeated(buffer, table, firsts, found))
-        pastless = np.setdiff1d(np.arange(distinct.num_rows), found.needles)
+        pastless = np.setdiff1d(np.arange(distinct.num_rows), found.key_numbers)
         past = buffer.find(sought.take(pastless), past=True)
         floors = np.full(len(pastless), np.iinfo(np.int64).min)
-        np.maximum.at(floors, past.needles, past.payloads.view(np.int64))
-        having = np.unique(past.needles)
+        np.maximum.at(floors, past.key_numbers, past.digests_or_ends.view(np.int64))
+        having = np.unique(past.key_numbers)
         named = distinct.take(pa.array(pastless[having]))
         return opened, named.append_column(FLOOR, pa.array(floors[having]).cast(INSTANT))
 
@@ -262,7 +262,7 @@ class FileTransaction:
         if keys.num_rows and self._stands(mirror_table(table.schema)):
             rows = last_good_rows(self._buffer(table), table, keys)
             copy = self._buffer(table, COPY_PREFIX)
-            held = copy.find(key_hashes(rows.select(list(table.schema.primary_key)))).needles
+            held = copy.find(key_hashes(rows.select(list(table.schema.primary_key)))).key_numbers
             lacking = np.setdiff1d(np.arange(rows.num_rows), held)
             _append(copy, table, rows.take(pa.array(lacking)))
 
@@ -457,12 +457,12 @@ def _merge(buffer: WriteBuffer, table: Table, changes: NetChanges) -> Counts:
     if upserts.num_rows:
         hashes, digests = key_hashes(upserts.select(key)), table_digests(upserts, table.schema)
         found = buffer.find(hashes)
-        same = found.payloads == digests[found.needles]
+        same = found.digests_or_ends == digests[found.key_numbers]
         changed = np.ones(upserts.num_rows, dtype=bool)
-        changed[found.needles[same]] = False
+        changed[found.key_numbers[same]] = False
         buffer.remove(found.places[~same])
         updated = int((~same).sum())
-        inserted = upserts.num_rows - len(found.needles)
+        inserted = upserts.num_rows - len(found.key_numbers)
         buffer.append(chosen(upserts, changed), hashes.take(changed), digests[changed])
     if changes.tombstones.num_rows:
         ended = buffer.find(key_hashes(changes.tombstones.select(key))).places
@@ -488,7 +488,7 @@ def _repeated(buffer: WriteBuffer, table: Table, firsts: pa.Table, found: Found)
 
     Its row is read only if its digest covers other columns than the present ones.
     """
-    same = found.payloads == table_digests(firsts, table.schema)[found.needles]
+    same = found.digests_or_ends == table_digests(firsts, table.schema)[found.key_numbers]
     unsure = np.flatnonzero(~buffer.digests_hold(found.places, table.schema.columns))
     if len(unsure):
         rows = conform(buffer.take(found.places[unsure], table.schema.names), table.schema.arrow)
@@ -528,10 +528,10 @@ def _end_overlapping(
 def _append_versions(buffer: WriteBuffer, table: Table, rows: pa.Table, past: bool) -> None:  # noqa: FBT001
     hashes = key_hashes(rows.select(list(table.schema.primary_key)))
     if past:
-        payloads = rows[VALID_TO].cast(pa.int64()).to_numpy().view(np.uint64)
+        digests_or_ends = rows[VALID_TO].cast(pa.int64()).to_numpy().view(np.uint64)
     else:
-        payloads = table_digests(rows, table.schema)
-    buffer.append(rows, hashes, payloads, past=past)
+        digests_or_ends = table_digests(rows, table.schema)
+    buffer.append(rows, hashes, digests_or_ends, past=past)
 
 
 def _all_keys(buffer: WriteBuffer, table: Table) -> pa.Table:

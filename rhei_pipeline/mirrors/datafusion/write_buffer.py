@@ -48,14 +48,14 @@ class Found:
     """Rows found by their keys.
 
     Attributes:
-        needles: Which of the keys sought each row has.
+        key_numbers: Which of the keys sought each row has.
         places: Where each row stands.
-        payloads: What the index keeps of each row.
+        digests_or_ends: What the index keeps of each row.
     """
 
-    needles: Numbers
+    key_numbers: Numbers
     places: Numbers
-    payloads: Words
+    digests_or_ends: Words
 
 
 class _Staged:
@@ -197,13 +197,13 @@ class WriteBuffer:
         self.table = replace(self.table, begins_at=begins_at, left=MappingProxyType(dict(left)))
 
     def append(
-        self, rows: pa.Table, hashes: KeyHashes, payloads: Words, *, past: bool = False
+        self, rows: pa.Table, hashes: KeyHashes, digests_or_ends: Words, *, past: bool = False
     ) -> None:
         """Add rows; their keys must have no present row."""
         if not rows.num_rows:
             return
         wanted = pa.schema([f for f in self.schema if f.name in rows.column_names])
-        staged = _Staged(conform(rows, wanted), KeyIndex.build(hashes, payloads), past=past)
+        staged = _Staged(conform(rows, wanted), KeyIndex.build(hashes, digests_or_ends), past=past)
         self._parts.append(_Part(staged))
         self._staged += rows.num_rows
         self._staged_bytes += staged.rows.nbytes
@@ -219,24 +219,26 @@ class WriteBuffer:
 
     def find(self, sought: KeyHashes, *, past: bool = False) -> Found:
         """Find present rows by their keys, or versions that have ended."""
-        needles, places, payloads = [_NONE], [_NONE], [_NONE.astype(np.uint64)]
+        key_numbers, places, digests_or_ends = [_NONE], [_NONE], [_NONE.astype(np.uint64)]
         for number, part in self._numbered(past=past):
             index = part.rows.index()
             which, entries = index.find(sought)
             positions = index.positions[entries].astype(np.int64)
             there = part.there(positions)
-            needles.append(which[there])
+            key_numbers.append(which[there])
             places.append(positions[there] | (number << _POSITION_BITS))
-            payloads.append(index.payloads[entries[there]])
+            digests_or_ends.append(index.digests_or_ends[entries[there]])
         for number, part, endings in self._with_endings() if past else ():
             which, entries = part.rows.index().find(sought)
             positions = part.rows.index().positions[entries].astype(np.int64)
             for some in endings:
                 met, where = some.find(positions)
-                needles.append(which[met])
+                key_numbers.append(which[met])
                 places.append(positions[met] | (number << _POSITION_BITS))
-                payloads.append(some.ends[where].view(np.uint64))
-        return Found(np.concatenate(needles), np.concatenate(places), np.concatenate(payloads))
+                digests_or_ends.append(some.ends[where].view(np.uint64))
+        return Found(
+            np.concatenate(key_numbers), np.concatenate(places), np.concatenate(digests_or_ends)
+        )
 
     def end(
         self, places: Numbers, ends: Numbers, deleted: npt.NDArray[np.bool_]
@@ -282,11 +284,11 @@ class WriteBuffer:
         return taken(pa.concat_tables(found), np.argsort(np.concatenate(order)))
 
     def entries(self) -> Iterator[tuple[KeyHashes, Words, Numbers]]:
-        """Yield hashes, payloads and positions of all present rows, part by part."""
+        """Yield hashes, digests_or_ends and positions of all present rows, part by part."""
         for number, part in self._numbered(past=False):
-            hashes, payloads = part.rows.index().in_row_order()
+            hashes, digests_or_ends = part.rows.index().in_row_order()
             kept = np.flatnonzero(part.mask())
-            yield hashes.take(kept), payloads[kept], kept | (number << _POSITION_BITS)
+            yield hashes.take(kept), digests_or_ends[kept], kept | (number << _POSITION_BITS)
 
     def scan(
         self, columns: Sequence[str], *, past: bool = False
@@ -370,7 +372,7 @@ class WriteBuffer:
 
     def _write(self, parts: list[_Part], *, past: bool, tag: str) -> Segment | None:
         kept: list[pa.Table] = []
-        words, checks, payloads = [], [], []
+        words, checks, digests_or_ends = [], [], []
         for part in parts:
             mask = part.mask()
             assert isinstance(part.rows, _Staged)  # noqa: S101  (chosen by the caller)
@@ -379,14 +381,14 @@ class WriteBuffer:
                 hashes, own = part.rows.index().in_row_order()
                 words.append(hashes.words[mask])
                 checks.append(hashes.checks[mask])
-                payloads.append(own[mask])
+                digests_or_ends.append(own[mask])
         rows = pa.concat_tables(kept, promote_options="permissive")
         if not rows.num_rows:
             return None
         if tag:
             return self._store.write(rows, None, past=past, tag=tag)
         merged = KeyHashes(np.concatenate(words), np.concatenate(checks))
-        index = KeyIndex.build(merged, np.concatenate(payloads))
+        index = KeyIndex.build(merged, np.concatenate(digests_or_ends))
         return self._store.write(rows, index, past=past)
 
     def _spill(self) -> None:

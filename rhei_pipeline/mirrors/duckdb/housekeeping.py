@@ -108,10 +108,12 @@ def read_owner(connection: duckdb.DuckDBPyConnection) -> str | None:
     return None if found is None else found[0]
 
 
-def write_owner(connection: duckdb.DuckDBPyConnection, owner: str, *, anew: bool) -> None:
-    """Record the owner; with `anew`, no recorded position is proved any more."""
+def write_owner(
+    connection: duckdb.DuckDBPyConnection, owner: str, *, forget_positions: bool
+) -> None:
+    """Record the owner; with `forget_positions`, no recorded position is proved any more."""
     connection.execute("update _rhei_mirror set owner = ?", [owner])
-    if anew:
+    if forget_positions:
         connection.execute("update _rhei_watermark set proof = ''")
         connection.execute("update _rhei_copies set proof = ''")
 

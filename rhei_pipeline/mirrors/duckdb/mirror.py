@@ -164,10 +164,10 @@ class DuckDBMirror:
         with translated(self.path), self._cursor() as cursor:
             return read_owner(cursor)
 
-    def claim(self, owner: str, *, anew: bool) -> None:
-        """Record the owner; with `anew`, no position is proved any more and tables are copied."""
+    def claim(self, owner: str, *, forget_positions: bool) -> None:
+        """Record the owner; with `forget_positions`, every table is copied again."""
         with self.transaction() as transaction:
-            transaction.claim(owner, anew=anew)
+            transaction.claim(owner, forget_positions=forget_positions)
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as last committed; no other process can write to the file."""
@@ -399,10 +399,10 @@ def _refused(error: Exception, path: str, *, is_empty: bool) -> RheiError:
     hint = "the mirror answers reading queries on mirrored tables"
     if is_empty:
         hint = f"mirror {path!r} holds no table yet: run 'rhei sync' first"
-    told = first_line(error)
+    message = first_line(error)
     if isinstance(error, duckdb.DataError):
-        told = without_values(told)
-    return QueryError(f"DuckDB refused the query: {told}", hint=hint)
+        message = without_values(message)
+    return QueryError(f"DuckDB refused the query: {message}", hint=hint)
 
 
 def _connect(

@@ -108,7 +108,7 @@ def _tree(sql: str, cursor: duckdb.DuckDBPyConnection) -> _Node:
 
 
 def _explaining(sql: str, cursor: duckdb.DuckDBPyConnection) -> str:
-    """Return an EXPLAIN, made anew of what it explains, which is judged as if it ran alone."""
+    """Return an EXPLAIN, rebuilt from what it explains, which is judged as if it ran alone."""
     statements = cursor.extract_statements(sql)
     if len(statements) != 1:
         raise QueryError(f"a query is one statement, and this is {len(statements)}")
@@ -274,6 +274,6 @@ def _number(node: _Node) -> int:
 
 def _unknown_size() -> QueryError:
     return QueryError(
-        "how long the values of a function become cannot be told before the query runs",
+        "how long the values of a function become cannot be known before the query runs",
         hint="give its length as a number, or write 'range' and 'generate_series' in FROM",
     )

@@ -60,10 +60,10 @@ class DuckDBTransaction:
         """Return what is recorded, as this transaction sees it."""
         return self._records.ledger()
 
-    def claim(self, owner: str, *, anew: bool) -> None:
-        """Record the owner; with `anew`, no position is proved any more."""
+    def claim(self, owner: str, *, forget_positions: bool) -> None:
+        """Record the owner; with `forget_positions`, no position is proved any more."""
         self._records.read_anew()
-        write_owner(self._connection, owner, anew=anew)
+        write_owner(self._connection, owner, forget_positions=forget_positions)
 
     def merge(self, table: Table, changes: NetChanges) -> Counts:
         """Compare with the present rows, then delete and insert those that really changed."""
@@ -145,8 +145,8 @@ class DuckDBTransaction:
                     f" group by {listed(key, 't')}"
                 )
         same = repeated(opened, events, table.schema)
-        told = opened.select([*key, VALID_FROM, LOCATOR]).append_column(REPEATED, same)
-        return told, floors
+        versions = opened.select([*key, VALID_FROM, LOCATOR]).append_column(REPEATED, same)
+        return versions, floors
 
     def supersede(self, table: Table, versions: Versions) -> None:
         """Close versions by their row ids, then append the new ones."""

@@ -77,10 +77,10 @@ def translate(node: exp.Expr, scope: Scope | None, context: TranslationContext) 
 
 
 def outputs_alone(node: exp.Expr, context: TranslationContext) -> tuple[Typed | None, ...] | None:
-    """Return what the columns of a query are that is not translated whole, as far as can be told.
+    """Return what the columns of a query are that is not translated whole, as far as is known.
 
     Raises:
-        StaysWithSourceError: Nothing can be told of its tables.
+        StaysWithSourceError: Nothing is known of its tables.
     """
     if not isinstance(node, exp.Select) or node.args.get("from_") is None:
         return None

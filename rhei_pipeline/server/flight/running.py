@@ -36,7 +36,7 @@ class FlightLimits:
             turn.
         seconds: The longest that one may take, its sending included.
         batch_rows: Rows in one message; about so many of each query are in memory.
-        turn_seconds: How long one waits for its turn before it is told to come again.
+        turn_seconds: How long one waits for its turn before it is refused for now.
     """
 
     queries: int = 64

@@ -278,7 +278,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             while len(self._prepared) > _MAX_PREPARED:
                 self._prepared.popitem(last=False)
         answered: list[tuple[int, bytes | int]] = [(1, handle)]
-        # JDBC takes a statement without a schema for a write, and binds what it is told of.
+        # JDBC takes a statement without a schema for a write, and binds what it was described.
         if known.schema is not None:
             answered.append((2, known.schema.serialize().to_pybytes()))
         if len(known.parameters):

@@ -437,10 +437,10 @@ def translate(error: psycopg.Error) -> RheiError:
         return _connection_error(error)
     # The primary message names objects, but of a value that does not fit, the value; the detail,
     # which may quote values, stays out.
-    told = error.diag.message_primary or "the statement"
+    message = error.diag.message_primary or "the statement"
     if isinstance(error, errors.DataError):
-        told = without_values(told)
-    return QueryError(f"PostgreSQL refused: {told}")
+        message = without_values(message)
+    return QueryError(f"PostgreSQL refused: {message}")
 
 
 def _connection_error(error: psycopg.OperationalError) -> RheiError:

@@ -71,10 +71,12 @@ def lost_slot(connection: Connection, *, is_ours: bool = True) -> str:
     exist. A comment on the publication records with which one a slot began; it is gone when the
     publication is dropped. A publication that somebody else maintains has no comment.
     """
-    told = where(connection, Since.INVALIDATION_REASON, " or invalidation_reason is not null")
+    invalidated = where(
+        connection, Since.INVALIDATION_REASON, " or invalidation_reason is not null"
+    )
     made_later = where(connection, Since.PUBLICATIONS_MISSED, "", f" or not exists ({_STANDS})")
     made_later = made_later if is_ours else ""
-    return f"(wal_status = 'lost' or restart_lsn is null{told}{made_later})"
+    return f"(wal_status = 'lost' or restart_lsn is null{invalidated}{made_later})"
 
 
 def refuse_rewritten(connection: Connection, table: PostgresTable) -> None:

@@ -49,7 +49,7 @@ with recursive whole(root, oid, link) as (
 """
 
 
-#: A row of the catalogue is written anew by whatever changes it, and `xmin` says by which
+#: A row of the catalogue is rewritten by whatever changes it, and `xmin` says by which
 #: transaction. Of the parts of a table, also where their rows are: TRUNCATE of a single part is
 #: told to nobody who follows the whole.
 _TABLE_MARK = """

@@ -154,7 +154,7 @@ class Reader:
     def _tried(
         self, asked: _Asked, held: ExitStack, work: Callable[[Lent], pa.RecordBatch | None]
     ) -> tuple[Lent, pa.RecordBatch]:
-        """Do work in a session, which `held` gives back; anew where a short one does not do."""
+        """Do work in a session, which `held` gives back; again where a short one does not do."""
         for is_long in (False, True):
             with ExitStack() as tried:
                 lending = self._sessions.lend(asked.statement.text, is_long=is_long)
@@ -223,10 +223,10 @@ def _batch(
     if result is None or result.status != psycopg.pq.ExecStatus.TUPLES_OK:
         raise QueryError("this is not a reading statement", hint=WRITING)
     places = range(result.nfields)
-    told = columns if columns is not None and len(columns) == len(places) else None
+    declared = columns if columns is not None and len(columns) == len(places) else None
     known, shape = _columns(
         tuple([(result.fname(at), result.ftype(at), result.fmod(at)) for at in places]),
-        tuple(told) if told is not None else (None,) * len(places),
+        tuple(declared) if declared is not None else (None,) * len(places),
     )
     if result.ntuples == 1 and shape is not None:
         single = shape.read([result.get_value(0, at) for at in places])
@@ -238,11 +238,11 @@ def _batch(
 
 @lru_cache(maxsize=1024)
 def _columns(
-    described: tuple[tuple[bytes | None, int, int], ...], told: tuple[Column | None, ...]
+    described: tuple[tuple[bytes | None, int, int], ...], declared: tuple[Column | None, ...]
 ) -> tuple[tuple[Column, ...], RowShape | None]:
     """Return an answer's columns, and how a single row of them is read."""
     found = []
-    for (name, oid, modifier), known in zip(described, told, strict=True):
+    for (name, oid, modifier), known in zip(described, declared, strict=True):
         kept = arrow_type(oid, modifier)
         if known is not None and oid == NUMERIC and pa.types.is_decimal(known.type):
             # A sum of numerics has no declared digits, so the server leaves them out.

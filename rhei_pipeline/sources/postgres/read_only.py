@@ -229,7 +229,7 @@ def _refuse_options(explain: dict[str, Any]) -> None:
 
 
 def _written_anew(text: str) -> str:
-    """Write a statement anew from its tree, so that the server sees nothing beside what we saw."""
+    """Rebuild a statement from its tree, so that the server sees nothing beside what we saw."""
     try:
         written = str(parser.deparse_protobuf(parser.parse_sql_protobuf(text)))
     except parser.DeparseError as error:

@@ -2,7 +2,7 @@
 
 A query that takes long never holds the last session: where all others are taken by long ones, the
 last one is lent for a second at a time. A read has no effect, so one that turns out to be longer
-is ended and begun anew once there is room for it.
+is ended and begun again once there is room for it.
 """
 
 import fcntl
@@ -158,8 +158,8 @@ def _waiting(fd: int) -> int:
 
 def _received(fd: int) -> int:
     with socket.socket(fileno=socket.dup(fd)) as found:
-        told = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_RECEIVED.stop)
-    return int.from_bytes(told[_TCP_RECEIVED], "little")
+        info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_RECEIVED.stop)
+    return int.from_bytes(info[_TCP_RECEIVED], "little")
 
 
 class _Places:

@@ -16,7 +16,7 @@ OLDEST = 13
 class Since(IntEnum):
     """What came with a later version than the oldest: catalogue columns, functions, statements."""
 
-    # Members of one value would be one member: the version is told by the tens.
+    # Members of one value would be one member: the tens name the version.
     EXACT_PARTS = 14_02  # extract() is numeric
     MULTIRANGES = 14_01  # pg_range.rngmultitypid
     TRIGGERS_REPLACED = 14_03  # create or replace trigger

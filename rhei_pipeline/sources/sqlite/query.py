@@ -49,13 +49,15 @@ def query(
     refuse_writing(sql, "sqlite")
     with _reading():
         names, rows = _rows(connection, sql, params, most_bytes)
-    told = columns if columns is not None and len(columns) == len(names) else [None] * len(names)
+    declared = (
+        columns if columns is not None and len(columns) == len(names) else [None] * len(names)
+    )
     if len(rows) == 1:
-        shape = _plain_shape(tuple(names), tuple(told), tuple(map(type, rows[0])))
+        shape = _plain_shape(tuple(names), tuple(declared), tuple(map(type, rows[0])))
         if shape is not None:
             return pa.Table.from_struct_array(pa.array(rows, shape))
     found = list(zip(*rows, strict=True)) or [()] * len(names)
-    arrays = [_typed(*each) for each in zip(names, found, told, strict=True)]
+    arrays = [_typed(*each) for each in zip(names, found, declared, strict=True)]
     return pa.table(arrays, names)
 
 

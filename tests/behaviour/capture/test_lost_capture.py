@@ -47,7 +47,7 @@ def test_changes_before_a_migration_are_counted_and_stay_one_state(make_world: M
     world.crash()
     world.run("insert into kept values (1, 1)", "insert into plain values (1, 1)")
     world.run("alter table kept add column w")
-    # Opening has to take the versions before the log is made anew, and the other table with them.
+    # Opening has to take the versions before the log is made again, and the other table with them.
     assert world.htap.query("select id from plain", hint="olap").num_rows == 1
     report = world.htap.sync_now()
     assert report.tables["kept"].inserted == 1

@@ -1,4 +1,4 @@
-"""A log made anew for a changed table takes no version along that some mirror has not read."""
+"""A log made again for a changed table takes no version along that some mirror has not read."""
 
 import sqlite3
 from collections.abc import Callable
@@ -112,7 +112,7 @@ def once_at(world: World, step: Step, work: Callable[[], None]) -> None:
 
 
 def rebuilt(columns: str, chosen: str) -> list[str]:
-    """Write the statements that make the table anew; its triggers go with the old one."""
+    """Write the statements that make the table again; its triggers go with the old one."""
     return [
         "begin",
         f"create table other({columns})",
@@ -224,7 +224,7 @@ def test_a_mirror_that_lags_over_migrations(
     writer.write()
     for statements in MIGRATIONS[migrations]:
         first.run(*statements)
-        if "commit" not in statements:  # a table made anew is not captured before a sync
+        if "commit" not in statements:  # a table made again is not captured before a sync
             writer.write()
         first.htap.sync_now()
         writer.write()

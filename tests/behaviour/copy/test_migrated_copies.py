@@ -1,4 +1,4 @@
-"""A migration while a table is copied has the copy begun anew, and loses no version."""
+"""A migration while a table is copied has the copy begun again, and loses no version."""
 
 from collections.abc import Callable
 from itertools import count, groupby

@@ -380,7 +380,7 @@ def test_the_log_of_a_dropped_table_waits_for_every_history(make_postgres: MakeW
         "insert into t values (1, 3)",
     )
     synced(first, "t")
-    first.run("alter table u add column w int")  # capture of another table is made anew
+    first.run("alter table u add column w int")  # capture of another table is made again
     synced(first, "t", "u")
     synced(second, "t", "u")
     for world in (first, second):

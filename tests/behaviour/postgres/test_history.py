@@ -10,7 +10,7 @@ from tests.support.fix_postgres import PostgresWorld
 MakePostgres = Callable[..., PostgresWorld]
 METHODS = ("logical", "trigger", "polling")
 #: What was, a value of it, what it becomes, a value of that, and the type that holds both: None
-#: where the new one does, "" where none does and the table begins anew.
+#: where the new one does, "" where none does and the table begins again.
 TYPES = {
     "reals": ("double precision", "1.5", "integer", "2", "float64"),
     "instants": ("timestamptz", "'2026-01-05 12:00+00'", "timestamp", "'2026-01-06 12:00'", ""),

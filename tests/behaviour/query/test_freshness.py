@@ -276,7 +276,7 @@ def test_a_write_keeps_its_moment_on_the_way_to_another_process(world: World) ->
         other.sync_now()
         found = other.query("select count(*) from orders", after=token)
         assert (engine(found), values(found)) == ("olap", [(5,)])
-        # What a machine gave out before it was started anew cannot hold up anybody.
+        # What a machine gave out before it was started again cannot hold up anybody.
         assert values(other.query("select count(*) from orders", after=f"1@{10**19}")) == [(5,)]
 
 

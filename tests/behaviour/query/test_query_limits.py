@@ -55,7 +55,7 @@ def test_a_query_that_takes_too_long_is_ended_whichever_side_answers(world: Worl
 
 def test_an_answer_held_whole_takes_a_bounded_number_of_bytes(either: World) -> None:
     with opened(either, query_bytes=2**20) as htap:
-        htap.sync_now()  # a mirror in memory begins anew
+        htap.sync_now()  # a mirror in memory begins again
         for hint in HINTS:
             with pytest.raises(QueryLimitError, match=r"1,048,576 bytes.*query_bytes"):
                 htap.query(LONG, hint=hint)

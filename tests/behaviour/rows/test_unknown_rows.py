@@ -36,7 +36,7 @@ def _copied_by_drift(world: World | PostgresWorld) -> None:
 
 
 def _copied_by_retyping(world: World | PostgresWorld) -> None:
-    # Another type, and the column before it: a plain mirror is made anew.
+    # Another type, and the column before it: a plain mirror is made again.
     world.run("alter table t add column d int", "alter table t drop column b")
     world.htap.sync_now()
 

@@ -28,7 +28,7 @@ TOUCHED, ROW, GONE, TRUNCATED, BEGUN = "k", "r", "d", "t", "m"
 STATEMENT, COMMIT = "at", "coalesce(pg_xact_commit_timestamp(xid::xid), at)"
 
 SCHEMA = "_rhei"
-#: What this version makes and reads, told by a comment: nobody needs a grant to read that.
+#: What this version makes and reads, stated by a comment: nobody needs a grant to read that.
 FORMAT = 1
 FORMAT_PREFIX = "rhei: format "
 #: What is captured, who reads it, which table was met otherwise than its trigger knows it, and the

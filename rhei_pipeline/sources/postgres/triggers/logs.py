@@ -166,24 +166,24 @@ class LogPart:
                 f" then ({part_of(int(w.attribute))})::{column.stored} end"
                 for w, column in asked
             ]
-            told = " and ".join(f"{log.places[name]} is not null" for name in log.key)
+            known = " and ".join(f"{log.places[name]} is not null" for name in log.key)
             queries.append(
                 f"select * from (select {_as_in(log, shown)} from {name} where {condition}"
-                f" and kind in ('{OTHER_ROW}', '{OTHER_GONE}')) other where {told}"
+                f" and kind in ('{OTHER_ROW}', '{OTHER_GONE}')) other where {known}"
             )
         return queries
 
     def incomplete(self, condition: str) -> str | None:
         """Return a query that counts versions with a value that can no longer be read."""
         places = self.generation.places()
-        told = [f"{places[number][0]} is not null" for number in self.left if number in places]
+        known = [f"{places[number][0]} is not null" for number in self.left if number in places]
         if self.late and self.generation.cut is not None:
-            told += [f"{part_of(int(number))} is not null" for number in self.left]
-        if not told:
+            known += [f"{part_of(int(number))} is not null" for number in self.left]
+        if not known:
             return None
         return (
             f"select count(*) from {self.generation.name} where {condition}"
-            f" and kind in ('{ROW}', '{OTHER_ROW}') and ({' or '.join(told)})"
+            f" and kind in ('{ROW}', '{OTHER_ROW}') and ({' or '.join(known)})"
         )
 
     @property

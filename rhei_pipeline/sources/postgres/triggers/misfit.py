@@ -19,7 +19,7 @@ language plpgsql stable strict
 {" ".join(f"set {n} = {literal(v)}" for n, v in SESSION_SETTINGS.items() if n != "client_encoding")}
 as $body$ begin return pg_catalog.format('%s', value); end $body$
 """
-#: Writes the statements that log what a statement did to a table. Rows are told apart by `key`, or
+#: Writes the statements that log what a statement did to a table. Rows differ by `key`, or
 #: by the primary key where those columns do not tell them apart any more. Only the trigger itself
 #: can run them: nobody else sees its transition tables.
 _MISFIT = f"""

@@ -34,7 +34,7 @@ from rhei_pipeline.sources.postgres.triggers.retired_logs import (
 FORGET_MIRROR_AFTER = "7 days"
 
 #: Everybody may read a comment, and only the table's owner writes it.
-_FORMAT_TOLD = f"""
+_FORMAT_COMMENT = f"""
 (select obj_description(c.oid, 'pg_class') from pg_class c
  join pg_namespace n on n.oid = c.relnamespace
  where n.nspname = '{SCHEMA}' and c.relname = 'capture')
@@ -45,7 +45,7 @@ select from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = '{SCHEMA}' and c.relname = 'capture'
     and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')
 """
-#: Changes whenever a trigger is turned off, even for a moment, or a part is made anew.
+#: Changes whenever a trigger is turned off, even for a moment, or a part is made again.
 _IDENTITY = f"""
 md5(concat_ws(':', %(origin)s::text, c.relation, to_regclass('{SCHEMA}.log_' || c.relation)::oid,
     (select p.xmin from pg_proc p where p.oid = to_regproc('{SCHEMA}.capture_' || c.relation)),
@@ -447,18 +447,18 @@ def _is_awaited(connection: Connection, relation: int, log: str) -> bool:
 
 
 def _is_prepared(connection: Connection) -> bool:
-    is_prepared, told = one(connection, f"select exists ({PREPARED}), {_FORMAT_TOLD}")
-    _refuse_newer(told)
+    is_prepared, comment = one(connection, f"select exists ({PREPARED}), {_FORMAT_COMMENT}")
+    _refuse_newer(comment)
     return bool(is_prepared)
 
 
-def _refuse_newer(told: str | None) -> None:
+def _refuse_newer(comment: str | None) -> None:
     """Refuse what a newer version of this package keeps in the schema.
 
     Raises:
         CaptureError: It does; nothing was read or changed.
     """
-    number = (told or "").removeprefix(FORMAT_PREFIX)
+    number = (comment or "").removeprefix(FORMAT_PREFIX)
     written = int(number) if number.isdecimal() else UNNUMBERED
     if written > FORMAT:
         raise CaptureError(

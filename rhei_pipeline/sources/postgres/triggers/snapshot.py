@@ -51,7 +51,7 @@ _UNFIT = "_rhei_unfit"
 #: What parts their names; no name of a column has it.
 _APART = "\x1f"
 #: So many logs are looked into by one statement. A table that has changed makes its statement
-#: another one, which is planned anew; those of the other tables stay prepared.
+#: another one, which is planned again; those of the other tables stay prepared.
 _LOOKS_AT_ONCE = 16
 
 

@@ -373,7 +373,7 @@ class PostgresTriggerSource:
     def _captured(self, table: Table, proof: Proof | None = None) -> Captured | None:
         """Return a table's logs from a position on; None where there is none.
 
-        Until capture of the name is made anew, those are the logs that lead on from the position,
+        Until capture of the name is made again, those are the logs that lead on from the position,
         though its table was dropped or renamed since: the images in them are still to be read.
         """
         entry = self._entry_of(table.name)

@@ -1,6 +1,6 @@
 """The logs of one table, in the order in which they were written.
 
-A log is made for one shape of its table. When capture is made anew for another shape, the log of
+A log is made for one shape of its table. When capture is made again for another shape, the log of
 before is *retired*: it is kept under another name until every mirror has read it, with the shape
 it was written in. Entries are numbered on from one log to the next.
 """

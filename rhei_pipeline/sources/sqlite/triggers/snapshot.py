@@ -316,11 +316,11 @@ def _net_sql(source: SqliteTable, logs: Sequence[TriggerLog]) -> tuple[list[str]
     values += () if source.binary_key else key
     chosen = [_live_sql(source), *(f"k.{place}" for place in places)]
     chosen += [f"t.{quote(name)}" for name in values]
-    told = "" if source.nullable_key else f" and {places[0]} is not null"
+    having = "" if source.nullable_key else f" and {places[0]} is not null"
     touched = " union all ".join(_touched_sql(log, schema) for log in logs)
     order = f" order by {', '.join(places)}" if len(chosen) > MOST_CHOSEN else ""
     return chosen, (
-        f" from (select distinct {', '.join(places)} from ({touched}) where true{told}{order}) k"
+        f" from (select distinct {', '.join(places)} from ({touched}) where true{having}{order}) k"
         f" left join {quote(schema.name)} t on {joined}"
     )
 
@@ -349,7 +349,7 @@ def _split_by_collation(rows: list[tuple[Any, ...]], width: int) -> list[tuple[A
     """Where a touched key met a row of another spelling, the touched spelling has no row.
 
     Each row is (live, key as logged, values, key of the row met). Spellings that are one key to
-    the mirror as well, as 0.0 and -0.0, are told as the row has them now.
+    the mirror as well, as 0.0 and -0.0, are given as the row has them now.
     """
     split = []
     for row in rows:

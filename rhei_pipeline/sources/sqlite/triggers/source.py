@@ -415,7 +415,7 @@ class SqliteTriggerSource:
         return in_given_types(replace(schema, name=table.name, columns=own), options)
 
     def _newest(self, name: str) -> int:
-        """Return the newest entry's place, or 0: positions grow even over a log made anew."""
+        """Return the newest entry's place, or 0: positions grow even over a log made again."""
         log = log_table(name)
         return newest_entry(self._connection, log) if exists(self._connection, log) else 0
 

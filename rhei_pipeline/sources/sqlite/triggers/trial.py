@@ -76,9 +76,9 @@ def _compile(connection: sqlite3.Connection, sql: str) -> None:
     """Compile a statement with SQLite, without running it."""
     # The driver keeps compiled statements by their text, and `explain` does not look whether the
     # schema is still the same.
-    anew = f"explain {sql} -- {uuid4()}"
+    traced = f"explain {sql} -- {uuid4()}"
     usual = connection.setlimit(sqlite3.SQLITE_LIMIT_EXPR_DEPTH, _DEPTH)
     try:
-        connection.execute(anew).close()
+        connection.execute(traced).close()
     finally:
         connection.setlimit(sqlite3.SQLITE_LIMIT_EXPR_DEPTH, usual)
