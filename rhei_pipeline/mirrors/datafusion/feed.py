@@ -78,7 +78,7 @@ class FileFeeds:
         self._add(table, self._recordings[table.name].lose())
 
     def fit(self, table: Table) -> None:
-        """Begin the feed anew if the table has another key than it was written for."""
+        """Begin the feed again if the table has another key than it was written for."""
         standing = self._standing(feed_name(table))
         if standing is not None and not standing.schema.equals(feed_schema(table.schema)):
             self._recordings.pop(table.name, None)

@@ -56,7 +56,7 @@ class DuckDBFeeds:
         self._add(table, self._recordings[table.name].lose())
 
     def fit(self, table: Table) -> None:
-        """Begin the feed anew if the table has another key than it was written for."""
+        """Begin the feed again if the table has another key than it was written for."""
         found = _columns(self._connection, table.schema)
         wanted = [(f.name.lower(), f.type) for f in feed_schema(table.schema)]
         if found and [(name.lower(), arrow_type(kind)) for name, kind in found] != wanted:
