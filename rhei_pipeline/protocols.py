@@ -26,6 +26,7 @@ from rhei_pipeline.model.changes import (
     Versions,
 )
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Past, Watermark
+from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
 from rhei_pipeline.model.reports import MaintenanceReport
 from rhei_pipeline.model.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.model.semantics import MirroredTable
@@ -435,12 +436,12 @@ class MirrorQueries(Protocol):
         sql: str,
         params: Sequence[Any] | Mapping[str, Any] = (),
         begun: Begun | None = None,
-        most_bytes: int | None = None,
+        limits: AnswerLimits = NO_LIMITS,
     ) -> pa.Table:
         """Run one read-only statement on the last committed state; parameters by place or name.
 
         Raises:
-            QueryLimitError: The answer takes more than `most_bytes`.
+            QueryLimitError: The answer is larger than `limits` allow.
         """
 
     def stream(

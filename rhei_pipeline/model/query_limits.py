@@ -1,11 +1,11 @@
-"""What one query may take: its turn, its time, and the bytes of an answer that is held whole."""
+"""What one query may take: its turn, its time, its rows, and the bytes that are held of it."""
 
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -19,18 +19,63 @@ _BATCH_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerLimits:
+    """How large an answer may be.
+
+    Attributes:
+        held_bytes: The most that it takes while it is held whole; None: any.
+        rows: The most rows that it has; None: any.
+    """
+
+    held_bytes: int | None = None
+    rows: int | None = None
+
+    def refuse_bytes(self, held: int) -> None:
+        """Do nothing for an answer that takes no more than is allowed.
+
+        Raises:
+            QueryLimitError: It takes more.
+        """
+        if self.held_bytes is not None and held > self.held_bytes:
+            raise QueryLimitError(
+                f"the answer takes more than {self.held_bytes:,} bytes",
+                hint="ask for less at once, stream it, or raise queries.query_bytes",
+            )
+
+    def refuse_rows(self, count: int) -> None:
+        """Do nothing for an answer that has no more rows than are allowed.
+
+        Raises:
+            QueryLimitError: It has more.
+        """
+        if self.rows is not None and count > self.rows:
+            raise QueryLimitError(
+                f"the answer has more than {self.rows:,} rows",
+                hint="ask for fewer rows, or raise queries.query_rows",
+            )
+
+    def with_another_row(self) -> "AnswerLimits":
+        """Return limits for an answer of which one row more is read than is given on."""
+        return self if self.rows is None else replace(self, rows=self.rows + 1)
+
+
+#: An answer may be of any size.
+NO_LIMITS = AnswerLimits()
+
+
+@dataclass(frozen=True, slots=True)
 class QueryLimits:
     """What queries may take.
 
     Attributes:
         seconds: The longest that one may take; of a streamed one until its last batch is taken.
-        held_bytes: The most that an answer takes that is held whole.
+        answer: How large an answer may be.
         at_once: How many long queries run at once, and beside them how many short ones.
         turn_seconds: How long one waits for its turn.
     """
 
     seconds: float = 300.0
-    held_bytes: int = 2**30
+    answer: AnswerLimits = AnswerLimits(held_bytes=2**30)
     at_once: int = 64
     turn_seconds: float = 30.0
 
@@ -182,22 +227,33 @@ class TimedQuery:
             ) from None
 
 
-def whole(schema: pa.Schema, batches: Iterable[pa.RecordBatch], most_bytes: int | None) -> pa.Table:
-    """Gather an answer, as long as it takes no more than so many bytes.
+def whole(
+    schema: pa.Schema, batches: Iterable[pa.RecordBatch], limits: AnswerLimits = NO_LIMITS
+) -> pa.Table:
+    """Gather an answer, as long as it is within the limits.
 
     Raises:
-        QueryLimitError: It takes more.
+        QueryLimitError: It is larger.
     """
     gathered, held = list[pa.RecordBatch](), 0
-    for batch in batches:
+    for batch in counted(batches, limits):
         gathered.append(batch)
         held += batch.nbytes
-        if most_bytes is not None and held > most_bytes:
-            raise QueryLimitError(
-                f"the answer takes more than {most_bytes:,} bytes",
-                hint="ask for less at once, stream it, or raise queries.query_bytes",
-            )
+        limits.refuse_bytes(held)
     return pa.Table.from_batches(gathered, schema)
+
+
+def counted(batches: Iterable[pa.RecordBatch], limits: AnswerLimits) -> Iterator[pa.RecordBatch]:
+    """Yield batches for as long as they have no more rows than an answer may.
+
+    Raises:
+        QueryLimitError: They have more.
+    """
+    rows = 0
+    for batch in batches:
+        rows += batch.num_rows
+        limits.refuse_rows(rows)
+        yield batch
 
 
 def gathered(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:

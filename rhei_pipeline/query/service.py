@@ -20,7 +20,15 @@ from rhei_pipeline.errors import (
     TransientError,
 )
 from rhei_pipeline.model.progress import Ledger
-from rhei_pipeline.model.query_limits import QueryClock, QueryLimits, TimedQuery, Turns, whole
+from rhei_pipeline.model.query_limits import (
+    AnswerLimits,
+    QueryClock,
+    QueryLimits,
+    TimedQuery,
+    Turns,
+    counted,
+    whole,
+)
 from rhei_pipeline.model.schema import TableOptions
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.query import results
@@ -270,7 +278,7 @@ class QueryService:
             query = held.enter_context(under_way)
             streamed = self._stream(sql, params, plan, rows, query.begun)
             held.callback(self._tell, streamed.schema, query)
-            batches = _until_closed(streamed, held.pop_all())
+            batches = _until_closed(streamed, self._limits.answer, held.pop_all())
         next(batches)  # begun, it gives back its turn even where nobody takes a row
         return replace(streamed, batches=batches)
 
@@ -303,7 +311,9 @@ class QueryService:
             bound = results.bound(plan, wanted.params)
             streamed = self._mirror.stream(query.sql, bound, wanted.rows, begun)
             if query.limit is not None:
-                found = whole(streamed.schema, streamed.batches, self._limits.held_bytes)
+                # One row more than the limit shows whether it cuts between equal rows.
+                most = self._limits.answer.with_another_row()
+                found = whole(streamed.schema, streamed.batches, most)
                 if unanswered(found, query):
                     return None
                 kept = found.slice(0, query.limit).select(range(len(query.columns)))
@@ -409,7 +419,7 @@ class QueryService:
         self._refuse_bound(sql, max_staleness, after)
         ledger = self._mirror.ledger()
         with self._under_way(is_short=False) as query, self._logged("olap"):
-            found = self._mirror.query(sql, params, query.begun, self._limits.held_bytes)
+            found = self._mirror.query(sql, params, query.begun, self._limits.answer)
         labelled = results.labelled(
             found, Route("olap", "asked for"), ledger, _age(self._pipeline.synced_from)
         )
@@ -447,7 +457,7 @@ class QueryService:
     def _ask_history(self, sql: str, params: Sequence[Any], plan: Plan, begun: Begun) -> pa.Table:
         ledger = self._mirror.ledger()
         with self._logged("olap"):
-            found = self._mirror.query(sql, params, begun, self._limits.held_bytes)
+            found = self._mirror.query(sql, params, begun, self._limits.answer)
         labelled = results.labelled(found, plan.route, ledger, _age(self._pipeline.synced_from))
         return results.dated(labelled, self._not_followed_in(sql))
 
@@ -458,12 +468,15 @@ class QueryService:
         # Read first: the answer is then at least as new as what it says.
         ledger, synced_from = self._mirror.ledger(), self._pipeline.synced_from
         bound = results.bound(plan, params)
+        is_cut = plan.query.limit is not None
+        most = self._limits.answer.with_another_row() if is_cut else self._limits.answer
         with self._logged("olap"):
-            found = self._mirror.query(plan.query.sql, bound, begun, self._limits.held_bytes)
+            found = self._mirror.query(plan.query.sql, bound, begun, most)
         if unanswered(found, plan.query):
             return None
-        if plan.query.limit is not None:
+        if is_cut:
             found = found.slice(0, plan.query.limit)
+            self._limits.answer.refuse_rows(found.num_rows)
         return results.labelled(results.shaped(found, plan), plan.route, ledger, _age(synced_from))
 
     def _doubt(self, plan: Plan) -> str | None:
@@ -537,13 +550,15 @@ def _failure(error: Exception) -> str:
     return f"the mirror fails with {type(error).__name__}"
 
 
-def _until_closed(streamed: Streamed, held: ExitStack) -> Iterator[pa.RecordBatch]:
+def _until_closed(
+    streamed: Streamed, limits: AnswerLimits, held: ExitStack
+) -> Iterator[pa.RecordBatch]:
     """Yield an empty batch, then those of an answer; let go of what is held when that is over."""
     with held:
         if isinstance(streamed.batches, Generator):
             held.callback(streamed.batches.close)
         yield pa.record_batch({})
-        yield from streamed.batches
+        yield from counted(streamed.batches, limits)
 
 
 def _age(synced_from: int | None) -> float | None:

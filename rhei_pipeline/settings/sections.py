@@ -353,6 +353,12 @@ class QuerySettings(_Section):
         description="The most that an answer may take while it is held whole, such as 512MiB; a"
         " single value of a SQLite source a quarter of it. A streamed answer may be of any size.",
     )
+    query_rows: int | None = Field(
+        None,
+        ge=1,
+        description="The most rows that an answer may have, also a streamed one; left out: any"
+        " number.",
+    )
     at_once: int = Field(
         64,
         ge=1,

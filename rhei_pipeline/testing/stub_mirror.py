@@ -42,7 +42,7 @@ from rhei_pipeline.model.changes import (
     Versions,
 )
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Past, Watermark
-from rhei_pipeline.model.query_limits import whole
+from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits, whole
 from rhei_pipeline.model.reports import MaintenanceReport
 from rhei_pipeline.model.schema import (
     HISTORY_FIELDS,
@@ -438,17 +438,17 @@ class StubMirror:
         sql: str,
         params: Sequence[Any] | Mapping[str, Any] = (),
         begun: Begun | None = None,
-        most_bytes: int | None = None,
+        limits: AnswerLimits = NO_LIMITS,
     ) -> pa.Table:
         """Run one read-only statement on the last committed state.
 
         Raises:
-            QueryLimitError: The answer takes more than `most_bytes`.
+            QueryLimitError: The answer is larger than `limits` allow.
         """
         cancel = Cancel.given(begun)
         cancel.refuse_cancelled()
         found = self._found(sql, params)
-        return whole(found.schema, found.to_batches(), most_bytes)
+        return whole(found.schema, found.to_batches(), limits)
 
     def _found(self, sql: str, params: Sequence[Any] | Mapping[str, Any]) -> pa.Table:
         with self._lock:

@@ -7,7 +7,7 @@ from rhei_pipeline.buffer.confirmation import unapplied_events
 from rhei_pipeline.buffer.log import BufferLimits, ChangeLog
 from rhei_pipeline.buffer.source import BufferedSource, BufferOptions
 from rhei_pipeline.errors import SettingsError
-from rhei_pipeline.model.query_limits import QueryLimits
+from rhei_pipeline.model.query_limits import AnswerLimits, QueryLimits
 from rhei_pipeline.protocols import ChangeSource, Database, OnStep
 from rhei_pipeline.query.planner import Engines
 from rhei_pipeline.query.service import Freshness, QueryService
@@ -90,7 +90,8 @@ def open_query_service(settings: Settings, engine: Engine) -> QueryService:
         (settings.source.kind, settings.mirror.kind),
     )
     asked = settings.queries
-    limits = QueryLimits(asked.query_seconds, asked.query_bytes, asked.at_once, asked.turn_seconds)
+    answer = AnswerLimits(asked.query_bytes, asked.query_rows)
+    limits = QueryLimits(asked.query_seconds, answer, asked.at_once, asked.turn_seconds)
     return QueryService(engines, table_options(settings), freshness, limits)
 
 
@@ -102,7 +103,11 @@ def open_oltp(settings: Settings, source: SourceDatabase, stack: ExitStack) -> D
         return None
     settings.local.path.parent.mkdir(parents=True, exist_ok=True)
     settings.local.path.touch()
-    local = SqliteDatabase(settings.local.path, query_bytes=settings.queries.query_bytes)
+    local = SqliteDatabase(
+        settings.local.path,
+        query_bytes=settings.queries.query_bytes,
+        query_rows=settings.queries.query_rows,
+    )
     stack.callback(local.close)
     return local
 

@@ -48,6 +48,7 @@ def open_database(settings: Settings) -> PostgresDatabase:
         reread=settings.capture_method != "logical",
         query_seconds=settings.queries.query_seconds,
         query_bytes=settings.queries.query_bytes,
+        query_rows=settings.queries.query_rows,
         functions=settings.queries.functions,
     )
 

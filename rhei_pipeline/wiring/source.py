@@ -75,6 +75,7 @@ def open_database(settings: Settings, *, looking: bool = False) -> SourceDatabas
             read_only=settings.capture_method == "polling",
             looking=looking,
             query_bytes=settings.queries.query_bytes,
+            query_rows=settings.queries.query_rows,
         )
     with needs_extra("postgres", _POSTGRES):
         from rhei_pipeline.wiring import postgres

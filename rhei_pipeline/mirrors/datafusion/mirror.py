@@ -41,7 +41,7 @@ from rhei_pipeline.mirrors.datafusion.transaction import FileTransaction
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.progress import Ledger, Past
-from rhei_pipeline.model.query_limits import gathered
+from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits, gathered
 from rhei_pipeline.model.reports import DamagedFile, MaintenanceReport
 from rhei_pipeline.model.schema import VALID_TO, Mode, Table
 from rhei_pipeline.model.streaming import Begun, Streamed
@@ -320,18 +320,18 @@ class DataFusionMirror:
         sql: str,
         params: Params = (),
         begun: Begun | None = None,
-        most_bytes: int | None = None,
+        limits: AnswerLimits = NO_LIMITS,
     ) -> pa.Table:
         """Run one read-only statement on the last committed state; parameters by place or name.
 
         Raises:
             QueryError: Not one statement, not a reading one, or DataFusion refuses it.
-            QueryLimitError: The answer takes more than `most_bytes`.
+            QueryLimitError: The answer is larger than `limits` allow.
         """
         self._refuse_unusable()
         cancel = None if begun is None else Cancel.given(begun)
         with self._held() as manifest:
-            return self._session.query(sql, params, manifest, cancel, most_bytes)
+            return self._session.query(sql, params, manifest, cancel, limits)
 
     def stream(self, sql: str, params: Params, rows: int, begun: Begun | None = None) -> Streamed:
         """Run one read-only statement, and return its rows in batches, all of one state.

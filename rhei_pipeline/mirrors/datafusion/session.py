@@ -38,7 +38,7 @@ from rhei_pipeline.mirrors.datafusion.parameters import numbered_placeholders
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.feed_state import FEED_PREFIX
-from rhei_pipeline.model.query_limits import whole
+from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits, whole
 from rhei_pipeline.model.schema import INSTANT, OPERATION, RESERVED_PREFIX, VALID_TO
 from rhei_pipeline.model.semantics import Translated
 from rhei_pipeline.sql.read_only import refuse_writing, statement_tokens
@@ -109,13 +109,13 @@ class ReadingSession:
         params: Params,
         manifest: Manifest,
         cancel: Cancel | None = None,
-        most_bytes: int | None = None,
+        limits: AnswerLimits = NO_LIMITS,
     ) -> pa.Table:
         """Run one reading statement on a committed state; parameters by place or name.
 
         Raises:
             QueryError: Not one statement, not a reading one, or DataFusion refuses it.
-            QueryLimitError: The answer takes more than `most_bytes`.
+            QueryLimitError: The answer is larger than `limits` allow.
         """
 
         def ask() -> pa.Table:
@@ -124,7 +124,7 @@ class ReadingSession:
                 batches = streamed(frame, cancel or Cancel())
             else:
                 batches = interruptible(frame, cancel)
-            return whole(plain_schema(frame), batches, most_bytes)
+            return whole(plain_schema(frame), batches, limits)
 
         try:
             return ask()

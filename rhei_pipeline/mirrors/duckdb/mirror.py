@@ -39,7 +39,7 @@ from rhei_pipeline.mirrors.locking import WriterLock
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.progress import Ledger, Past
-from rhei_pipeline.model.query_limits import gathered, whole
+from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits, gathered, whole
 from rhei_pipeline.model.reports import MaintenanceReport
 from rhei_pipeline.model.schema import VALID_TO, Mode, Table
 from rhei_pipeline.model.semantics import Translated
@@ -230,16 +230,16 @@ class DuckDBMirror:
         sql: str,
         params: Sequence[Any] | Mapping[str, Any] = (),
         begun: Begun | None = None,
-        most_bytes: int | None = None,
+        limits: AnswerLimits = NO_LIMITS,
     ) -> pa.Table:
         """Run one read-only statement on the last committed state; parameters by place or name.
 
         Raises:
             QueryError: Not one statement, not a reading one, or DuckDB refuses it.
-            QueryLimitError: The answer takes more than `most_bytes`.
+            QueryLimitError: The answer is larger than `limits` allow.
         """
         with closing(self._begun(sql, params, _BATCH_ROWS, Cancel.given(begun))) as batches:
-            return whole(next(batches).schema, batches, most_bytes)
+            return whole(next(batches).schema, batches, limits)
 
     def stream(
         self,

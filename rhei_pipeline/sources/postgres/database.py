@@ -24,6 +24,7 @@ from rhei_pipeline.errors import (
     without_values,
 )
 from rhei_pipeline.model.ownership import SourceIdentity
+from rhei_pipeline.model.query_limits import AnswerLimits
 from rhei_pipeline.model.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.model.semantics import MirroredTable
 from rhei_pipeline.model.streaming import Begun, Streamed
@@ -81,6 +82,7 @@ class PostgresDatabase:
         reread: Changes are learned of without the server's log; see `catalog.read_table`.
         query_seconds: The server ends a query after so long, a streamed one with its last batch.
         query_bytes: How much of an answer is held at once; None: any.
+        query_rows: The most rows that an answer has; None: any.
         functions: Functions that queries may call though they are VOLATILE; see `Functions`.
 
     Raises:
@@ -100,6 +102,7 @@ class PostgresDatabase:
         reread: bool = False,
         query_seconds: float = 300.0,
         query_bytes: int | None = None,
+        query_rows: int | None = None,
         functions: Iterable[str] = (),
     ) -> None:
         self._dsn = dsn
@@ -133,7 +136,7 @@ class PostgresDatabase:
             dsn,
             size=pool_size,
             seconds=min(limits, default=0.0),
-            allowed_bytes=query_bytes,
+            limits=AnswerLimits(query_bytes, query_rows),
             wait_seconds=connect_timeout_seconds,
             started_with=_STARTED_WITH,
         )
@@ -261,7 +264,8 @@ class PostgresDatabase:
 
         Raises:
             QueryError: It is not a reading statement, or the server refuses it.
-            SourceBusyError: No session came free in time, or it took too long.
+            SourceBusyError: No session came free in time.
+            QueryLimitError: It takes more time or memory than it may, or has more rows.
         """
         with self.translated():
             return self._reader.query(sql, params, columns, begun)

@@ -11,7 +11,7 @@ import psycopg
 import pyarrow as pa
 from psycopg import errors
 
-from rhei_pipeline.errors import QueryError, SourceBusyError
+from rhei_pipeline.errors import QueryError, QueryLimitError
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.plain_values import instant_of
 from rhei_pipeline.model.schema import Column
@@ -19,7 +19,7 @@ from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.sources.postgres.catalog import NUMERIC, arrow_type
 from rhei_pipeline.sources.postgres.functions import Functions
 from rhei_pipeline.sources.postgres.read_only import Statement, reading_statement
-from rhei_pipeline.sources.postgres.read_sessions import Lent, ReadSessions, too_large
+from rhei_pipeline.sources.postgres.read_sessions import Lent, ReadSessions
 from rhei_pipeline.sources.postgres.types import RowShape, admit_text, row_shape
 from rhei_pipeline.sources.rejections import Rejection
 from rhei_pipeline.sql.read_only import WRITING
@@ -75,6 +75,12 @@ class Reader:
         return pa.Table.from_batches([found])
 
     def _whole(self, asked: _Asked, lent: Lent) -> pa.RecordBatch:
+        most = self._sessions.limits.rows
+        if most is not None and asked.statement.is_fetched:
+            # A cursor is read no further than it takes to know that there are too many.
+            found = self._first(asked, lent, most + 1)
+            self._sessions.limits.refuse_rows(found.num_rows)
+            return found
         session = lent.session
         # All are sent at once: a point read waits for the server once, not four times.
         with session.pipeline():
@@ -183,8 +189,8 @@ class Reader:
                 raise self._too_slow() from error
             raise
 
-    def _too_slow(self) -> SourceBusyError:
-        return SourceBusyError(
+    def _too_slow(self) -> QueryLimitError:
+        return QueryLimitError(
             f"the query took longer than {self._sessions.seconds:g} s at the source",
             hint="make it cheaper, or raise 'queries.query_seconds' (of PostgreSQL, also"
             " 'source.statement_timeout_seconds')",
@@ -200,9 +206,7 @@ class Reader:
             asked.columns = None
             found = _batch(cursor, None)
         asked.begun = True
-        allowed = self._sessions.allowed_bytes
-        if allowed is not None and found.nbytes > allowed:
-            raise too_large(allowed)
+        self._sessions.limits.refuse_bytes(found.nbytes)
         return found
 
     def close(self) -> None:

@@ -21,7 +21,8 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
-from rhei_pipeline.errors import QueryError, SourceBusyError
+from rhei_pipeline.errors import QueryLimitError, SourceBusyError
+from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
 from rhei_pipeline.sources.postgres.connection import PooledConnection, set_config
 from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
 
@@ -48,11 +49,11 @@ class ReadSession(PooledConnection):
 
     Attributes:
         reading: What holds in the transaction of a query.
-        allowed_bytes: How many bytes of an answer it takes at once; None: any.
+        limits: How much of an answer it takes at once.
     """
 
     reading: Mapping[str, str] = SESSION_SETTINGS
-    allowed_bytes: int | None = None
+    limits: AnswerLimits = NO_LIMITS
     _taken = 0
 
     def prepare_to_read(self, seconds: float) -> None:
@@ -106,14 +107,12 @@ class ReadSession(PooledConnection):
         timeout: float | None = None,
     ) -> _Given:
         """Wait for the server, and take no more from it than is allowed."""
-        if self.allowed_bytes is not None:
+        if self.limits.held_bytes is not None:
             self._taken = 0
-            gen = self._metered(gen, self.allowed_bytes)
+            gen = self._metered(gen)
         return super().wait(gen, interval, timeout)
 
-    def _metered(
-        self, gen: Generator[Any, Any, _Given], allowed: int
-    ) -> Generator[Any, Any, _Given]:
+    def _metered(self, gen: Generator[Any, Any, _Given]) -> Generator[Any, Any, _Given]:
         received = _meter(self.pgconn.socket)
         ready: Any = None
         while True:
@@ -125,18 +124,12 @@ class ReadSession(PooledConnection):
                 return value
             # A server sends a value whole, and the driver would take it whole.
             self._taken += max(received() - before, 0)
-            if self._taken > allowed:
+            try:
+                self.limits.refuse_bytes(self._taken)
+            except QueryLimitError:
                 self.pgconn.finish()
-                raise too_large(allowed)
+                raise
             ready = yield wanted
-
-
-def too_large(allowed: int) -> QueryError:
-    """Return the error of an answer of more bytes than may be held."""
-    return QueryError(
-        f"the answer has more than {allowed:,} bytes",
-        hint="ask for fewer rows or shorter values, or raise 'queries.query_bytes'",
-    )
 
 
 def _meter(fd: int) -> Callable[[], int]:
@@ -253,7 +246,7 @@ class ReadSessions:
         dsn: Where they are.
         size: How many there are at most, at least two.
         seconds: How long a query may take; 0: as long as it likes.
-        allowed_bytes: How much of an answer is taken at once; None: any.
+        limits: How large an answer may be; of a streamed one, each batch.
         wait_seconds: How long a query waits for a session.
         started_with: What a connection starts with.
     """
@@ -264,13 +257,13 @@ class ReadSessions:
         *,
         size: int,
         seconds: float,
-        allowed_bytes: int | None,
+        limits: AnswerLimits,
         wait_seconds: float,
         started_with: Mapping[str, Any],
     ) -> None:
         size = max(size, 2)
         self.seconds = seconds
-        self.allowed_bytes = allowed_bytes
+        self.limits = limits
         self._wait_seconds = wait_seconds
         self._long = _Places(size - max(size // 4, 1))
         #: Statements that took longer than a second, newest last.
@@ -300,7 +293,7 @@ class ReadSessions:
         with ExitStack() as held:
             seconds = self._take_place(text, held, is_long=is_long)
             session = self._pool.getconn()
-            session.allowed_bytes = self.allowed_bytes
+            session.limits = self.limits
             places = held.pop_all()
         lent = Lent(session, seconds, lambda: self._return(session, places))
         try:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from rhei_pipeline.errors import PermanentError, QueryError, RheiError, SourceBusyError, SourceError
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.ownership import SourceIdentity
+from rhei_pipeline.model.query_limits import AnswerLimits
 from rhei_pipeline.model.reports import Finding
 from rhei_pipeline.model.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.model.semantics import MirroredTable
@@ -56,6 +57,7 @@ class SqliteDatabase:
         looking: Leave its journal mode as it is, because nothing will be written.
         query_bytes: The most that an answer takes while it is held, and four times what one value
             takes; left out: any.
+        query_rows: The most rows that an answer has; left out: any.
 
     Raises:
         SourceError: The file is missing, is no database, or cannot be opened.
@@ -70,9 +72,10 @@ class SqliteDatabase:
         read_only: bool = False,
         looking: bool = False,
         query_bytes: int | None = None,
+        query_rows: int | None = None,
     ) -> None:
         self.path = path
-        self._query_bytes = query_bytes
+        self._limits = AnswerLimits(query_bytes, query_rows)
         self._timeout = busy_timeout_seconds
         self._pool_size = read_pool
         self._readers: _Idle = SimpleQueue()
@@ -152,12 +155,13 @@ class SqliteDatabase:
         """Run one reading statement; see `query.query`."""
         with self._lent(self._askers, self._lock_down) as connection:
             if begun is None:
-                return sqlite_query.query(connection, sql, params, columns, self._query_bytes)
+                return sqlite_query.query(connection, sql, params, columns, self._limits)
             with Cancel.given(begun).ending_by(connection.interrupt):
-                return sqlite_query.query(connection, sql, params, columns, self._query_bytes)
+                return sqlite_query.query(connection, sql, params, columns, self._limits)
 
     def _lock_down(self, connection: sqlite3.Connection) -> None:
-        lock_down(connection, self._query_bytes and self._query_bytes // _VALUES_HELD)
+        held = self._limits.held_bytes
+        lock_down(connection, held and held // _VALUES_HELD)
 
     def stream(
         self,

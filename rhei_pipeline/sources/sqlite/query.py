@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from rhei_pipeline.errors import QueryError, QueryLimitError
+from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
 from rhei_pipeline.model.schema import Column
 from rhei_pipeline.sources.sqlite.types import InvalidText, admit_column, fetch, gather, size_of
 from rhei_pipeline.sql.read_only import WRITING, refuse_writing
@@ -33,7 +34,7 @@ def query(
     sql: str,
     params: Sequence[Any] = (),
     columns: Sequence[Column | None] | None = None,
-    most_bytes: int | None = None,
+    limits: AnswerLimits = NO_LIMITS,
 ) -> pa.Table:
     """Run one reading statement on a connection that refuses to write.
 
@@ -44,11 +45,11 @@ def query(
 
     Raises:
         QueryError: It is not a reading statement, SQLite refuses it, or a column mixes classes.
-        QueryLimitError: Its rows take more than `most_bytes`.
+        QueryLimitError: Its answer is larger than `limits` allow.
     """
     refuse_writing(sql, "sqlite")
     with _reading():
-        names, rows = _rows(connection, sql, params, most_bytes)
+        names, rows = _rows(connection, sql, params, limits)
     declared = (
         columns if columns is not None and len(columns) == len(names) else [None] * len(names)
     )
@@ -80,35 +81,35 @@ def _plain_shape(
 
 
 def _rows(
-    connection: sqlite3.Connection, sql: str, params: Sequence[Any], most_bytes: int | None
+    connection: sqlite3.Connection, sql: str, params: Sequence[Any], limits: AnswerLimits
 ) -> tuple[list[str], list[tuple[Any, ...]]]:
     cursor = connection.execute(sql, params)
     if cursor.description is None:
         raise QueryError("this is not a statement that only reads", hint=WRITING)
     names = [column[0] for column in cursor.description]
     try:
-        return names, _bounded(gather(cursor, _FETCH_ROWS), most_bytes)
+        return names, _bounded(gather(cursor, _fetched_at_once(limits)), limits)
     except sqlite3.OperationalError as error:
         if "UTF-8" not in str(error):
             raise
     cursor.close()
-    return names, _bounded(fetch(connection, sql, params, _FETCH_ROWS), most_bytes)
+    return names, _bounded(fetch(connection, sql, params, _fetched_at_once(limits)), limits)
 
 
-def _bounded(
-    lists: Iterator[list[tuple[Any, ...]]], most_bytes: int | None
-) -> list[tuple[Any, ...]]:
-    """Return all rows, as long as they take no more than so many bytes."""
+def _fetched_at_once(limits: AnswerLimits) -> int:
+    return _FETCH_ROWS if limits.rows is None else min(_FETCH_ROWS, limits.rows + 1)
+
+
+def _bounded(lists: Iterator[list[tuple[Any, ...]]], limits: AnswerLimits) -> list[tuple[Any, ...]]:
+    """Return all rows, as long as they are within the limits."""
     rows, held = next(lists, []), 0
+    limits.refuse_rows(len(rows))
     for more in lists:
         # A single list is of bounded bytes anyhow, so that a short answer is not measured.
         held += size_of(more if held else [*rows, *more])
-        if most_bytes is not None and held > most_bytes:
-            raise QueryLimitError(
-                f"the answer takes more than {most_bytes:,} bytes",
-                hint="ask for less at once, stream it, or raise queries.query_bytes",
-            )
+        limits.refuse_bytes(held)
         rows += more
+        limits.refuse_rows(len(rows))
     return rows
 
 

@@ -10,7 +10,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from rhei_pipeline.errors import QueryError, RheiError, SourceBusyError
+from rhei_pipeline.errors import QueryError, QueryLimitError, RheiError, SourceBusyError
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.query import _batch
 from rhei_pipeline.sources.postgres.read_only import reading_statement
@@ -234,10 +234,10 @@ def test_a_stream_ends_when_its_time_is_over(
     for asked in ("pg_sleep(0.001)", "repeat('x', 10)"):
         streamed = database.stream(f"select {asked} from generate_series(1, 1000000)", (), None, 10)
         assert streamed is not None
-        with pytest.raises(SourceBusyError, match=r"longer than 0\.5 s"):
+        with pytest.raises(QueryLimitError, match=r"longer than 0\.5 s.*query_seconds"):
             for _ in streamed.batches:
                 threading.Event().wait(0.01)  # as a slow reader
-    with pytest.raises(SourceBusyError, match=r"longer than 0\.5 s"):
+    with pytest.raises(QueryLimitError, match=r"longer than 0\.5 s.*query_seconds"):
         database.query("select pg_sleep(5)")
     assert database.query("select 1 as a").num_rows == 1
 
@@ -250,10 +250,24 @@ def test_an_answer_is_not_held_beyond_its_bytes(
         "select repeat('x', 200000000)",
         "select repeat('x', 1000) from generate_series(1, 20000)",
     ):
-        with pytest.raises(QueryError, match=r"more than 8,388,608 bytes.*query_bytes"):
+        with pytest.raises(QueryLimitError, match=r"more than 8,388,608 bytes.*query_bytes"):
             database.query(asked)
     rows = _streamed(database, "select repeat('x', 1000) as v from generate_series(1, 20000)")
     assert (rows.num_rows, rows.nbytes > 16 << 20) == (20000, True)
+
+
+def test_no_more_rows_are_fetched_than_an_answer_may_have(
+    open_database: Callable[..., PostgresDatabase],
+) -> None:
+    database = open_database(query_rows=3)
+    # Without end: it is answered only where no more is read of it.
+    counted = "with recursive c(n) as (select 1 union all select n + 1 from c) select n from c"
+    for asked in (counted, "select 1 from pg_class, pg_class b", "table pg_class"):
+        with pytest.raises(QueryLimitError, match=r"more than 3 rows.*queries\.query_rows"):
+            database.query(asked)
+    assert database.query(f"{counted} limit 3").num_rows == 3
+    assert database.query("select 1 where false").num_rows == 0
+    assert database.query("show server_version").num_rows == 1
 
 
 def test_nesting_without_end_is_read_or_refused() -> None:

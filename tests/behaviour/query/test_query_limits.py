@@ -6,12 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import adbc_driver_flightsql.dbapi as flight_sql
 import pytest
 
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import QueriesBusyError, QueryLimitError
 from rhei_pipeline.htap import Hint
 from rhei_pipeline.model.query_limits import Turns
+from rhei_pipeline.server.flight.server import FlightSqlServer
 from tests.support.fix_world import World
 
 ENDLESS = (
@@ -31,8 +33,12 @@ def opened(world: World, **queries: Any) -> Iterator[HTAP]:
     )
     world.htap.sync_now()
     world.htap.close()
-    with HTAP(Settings(**{**world.settings.model_dump(), "queries": queries})) as htap:
+    with opened_again(world, **queries) as htap:
         yield htap
+
+
+def opened_again(world: World, **queries: Any) -> HTAP:
+    return HTAP(Settings(**{**world.settings.model_dump(), "queries": queries}))
 
 
 @pytest.fixture(params=[None, "memory"], ids=["duckdb", "datafusion"])
@@ -62,6 +68,45 @@ def test_an_answer_held_whole_takes_a_bounded_number_of_bytes(either: World) -> 
         assert htap.query("select a.id from orders a, orders b limit 0").num_rows == 0
         streamed = htap.stream("select a.id, b.id as o from orders a, orders b", rows=10_000)
         assert sum(batch.num_rows for batch in streamed.batches) > 2**20 // 16
+
+
+#: Of more rows than two, and of two: for the mirror, for the mirror by its SQL, for the source.
+_MANY = "select a.id from orders a join orders b on a.id = b.id"
+_TWO = f"{_MANY} where a.id < 3"
+
+
+def test_an_answer_has_a_bounded_number_of_rows_however_it_is_asked(either: World) -> None:
+    with opened(either, query_rows=2) as htap:
+        htap.sync_now()
+        for hint in HINTS:
+            with pytest.raises(QueryLimitError, match=r"more than 2 rows.*queries\.query_rows"):
+                htap.query(_MANY, hint=hint)
+            assert htap.query(_TWO, hint=hint).num_rows == 2
+        # The mirror is asked for one row more than a limit, and gives it to nobody.
+        limited = htap.query(f"{_MANY} order by a.id limit 2")
+        assert (limited.num_rows, limited.schema.metadata[b"rhei.engine"]) == (2, b"olap")
+        with pytest.raises(QueryLimitError, match="more than 2 rows"):
+            htap.query(f"{_MANY} order by a.id limit 3")
+        for sql in (_MANY, "select id, status from orders", f"{_MANY} order by a.id limit 3"):
+            with pytest.raises(QueryLimitError, match="more than 2 rows"):
+                list(htap.stream(sql).batches)
+        for sql in (_TWO, f"{_MANY} order by a.id limit 2"):
+            assert sum(batch.num_rows for batch in htap.stream(sql).batches) == 2
+    with opened_again(either, query_rows=400) as htap:
+        htap.sync_now()
+        assert htap.query(_MANY).num_rows == htap.query(_MANY, hint="oltp").num_rows == 294
+
+
+def test_rows_are_bounded_over_flight_too(world: World) -> None:
+    with opened(world, query_rows=2) as htap, FlightSqlServer(htap) as server:
+        address = f"grpc://127.0.0.1:{server.port}"
+        with flight_sql.connect(address, autocommit=True) as client, client.cursor() as cursor:
+            cursor.execute(_TWO)
+            assert cursor.fetch_arrow_table().num_rows == 2
+            for sql in (_MANY, "select id from orders"):
+                with pytest.raises(flight_sql.Error, match=r"more than 2 rows.*query_rows"):
+                    cursor.execute(sql)
+                    cursor.fetch_arrow_table()
 
 
 def test_a_read_of_single_rows_never_waits_behind_long_queries(world: World) -> None:
