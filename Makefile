@@ -8,7 +8,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev test test-postgres combinations soak memory damage drift lint types arrows check wheel fix bench schema clean
+.PHONY: help demo dev test test-postgres combinations soak memory fuzz damage drift lint types arrows check wheel fix bench schema clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | \
@@ -43,6 +43,10 @@ soak: $(DEMO_READY) ## run the long tests: thousands of crashes; then plot what 
 # One pair only: make memory ARGS="3600 'SQLite, triggers' duckdb temporal"
 memory: $(DEMO_READY) ## plot memory, WAL and handles of each way over an hour's changes
 	@$(BIN)/python -m benchmarks.memory $(ARGS)
+
+fuzz: $(DEMO_READY) ## ask both sides 51,200 generated queries, and compare
+	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0 -n auto --maxprocesses 4 \
+		-k many_random tests/behaviour/query/test_equal_answers.py
 
 damage: $(DEMO_READY) ## damage every file of every mirror in every way, and print what came of it
 	@$(BIN)/python -m tests -m soak -s -o faulthandler_timeout=0 tests/behaviour/mirrors/test_damage.py

@@ -4,12 +4,14 @@ import random
 import re
 from dataclasses import dataclass
 
-#: Columns of both tables by kind. `price` is a decimal, `made` a timestamp.
+#: Columns of both tables by kind. `price` is a decimal, `made` a timestamp; the reals of `w` are
+#: whole numbers.
 KINDS = {
     "id": "int",
     "n": "int",
     "m": "int",
     "r": "real",
+    "w": "real",
     "t": "text",
     "u": "text",
     "ok": "bool",
@@ -44,7 +46,7 @@ class Queries:
         self.params = []
         shapes = [self.grouped, self.grouped, self.totals, self.joined, self.combined]
         shapes += [self.windowed, self.nested, self.listed, self.plain, self.limited]
-        shapes += [self.member, self.member]
+        shapes += [self.member, self.member, self.added, self.chained]
         sql, ordered = self.random.choice(shapes)()
         # Much that is made is not chosen: only the parameters that are left count.
         used = [self.params[int(place)] for place in _MARK.findall(sql)]
@@ -140,6 +142,7 @@ class Queries:
             f"coalesce(max({self.column('int', alias)}), 0)",
             f"sum({alias}.price)",
             f"count({alias}.made)",
+            f"{self.pick('min', 'max')}({alias}.made)",
         ]
         if self.sqlite:
             choices += [f"total({self.column(kind, alias)})", f"sum({alias}.ok)"]
@@ -222,6 +225,50 @@ class Queries:
         order, places = self.order(2) if self.sqlite else ("", ())
         return f"{sides[0]} {word} {sides[1]}{order}", places
 
+    def chained(self) -> tuple[str, tuple[int, ...]]:
+        """Set operations of several kinds, which dialects bind in different orders."""
+        words = ["union", "union all", "intersect", "except"]
+        if not self.sqlite:
+            words += ["intersect all", "except all"]
+        kind = self.pick("int", "text")
+
+        def side() -> str:
+            table = self.pick("a", "b")
+            return f"select {self.column(kind, 'x')} as v from {table} x{self.where('x')}"
+
+        found = side()
+        for _ in range(self.random.randint(2, 4)):
+            other = side()
+            if not self.sqlite and self.chance():
+                other = f"({other} {self.pick(*words)} {side()})"
+            found += f" {self.pick(*words)} {other}"
+        if self.chance():
+            return f"select count(*), count(v), count(distinct v) from ({found}) s", ()
+        return found, ()
+
+    def added(self) -> tuple[str, tuple[int, ...]]:
+        """Sums of reals that are compared: they must not depend on the order of rows."""
+        word = self.pick("sum", "avg", "total" if self.sqlite else "sum")
+        column = self.pick("w", "w", "w", "r")
+        total = f"{word}({self.pick('', '', 'distinct ')}y.{column})"
+        total = self.pick(total, total, f"0.5 * {total}", f"coalesce({word}(y.{column}), 0.0)")
+        same = self.pick("y.a_id = x.id", "y.n = x.n", "y.t = x.t", "y.id < x.id")
+        one = f"(select {total} from b y where {same}{self.pick('', ' and y.n > 0')})"
+        operator = self.pick(*COMPARISONS)
+        number = self.pick("0.0", "3.0", "-2", "x.m", "x.w", "x.w + 1")
+        fixed = self.pick("0", "3.0", "-2.5", "5")
+        choices = [
+            f"select x.id from a x where {number} {operator} {one}",
+            f"select count(*) from a x where {one} {operator} {number}",
+            f"select x.id from a x where {one} between {fixed} and 8.0",
+            f"select y.n, {total} as s from a y group by y.n having {total} {operator} {fixed}",
+            f"select y.n, count(*) as c from a y group by y.n having {total} {operator} {fixed}",
+            f"select y.t from b y group by y.t having {total} {operator} sum(y.n)",
+            f"select count(*) from (select y.n as n, {total} as s from b y group by y.n) q, a x"
+            f" where x.n = q.n and q.s {operator} {number}",
+        ]
+        return self.random.choice(choices), ()
+
     def windowed(self) -> tuple[str, tuple[int, ...]]:
         word = self.pick("rank()", "dense_rank()", "count(*)", "sum(x.n)", "max(x.m)")
         over = f"partition by {self.pick('x.t', 'x.n', 'x.ok')} order by {self.pick('x.m', 'x.id')}"
@@ -257,7 +304,12 @@ class Queries:
         """IN and EXISTS, where it matters that they may be neither true nor false."""
         test = self.membership()
         other = self.test("x", 1)
+        deep = self.deep_member(2)
         choices = [
+            f"select x.id from a x where {deep}",
+            f"select x.id, ({deep}) as found from a x",
+            f"select x.id from a x where not ({deep}) {self.pick('or', 'and')} {other}",
+            f"select count(*) from a x left join b z on x.id = z.a_id where {deep}",
             f"select x.id from a x where {test}",
             f"select x.id from a x where not ({test})",
             f"select x.id from a x where {test} {self.pick('or', 'and')} {other}",
@@ -273,6 +325,25 @@ class Queries:
             f" ({self.single('int')})",
         ]
         return self.random.choice(choices), ()
+
+    def deep_member(self, depth: int, alias: str = "x") -> str:
+        """IN or EXISTS whose subquery has another one in it, down to `depth`."""
+        inner = f"{alias}i"
+        kind = self.pick("int", "text")
+        mine, other = (
+            self.random.choice(["n", "m"] if kind == "int" else ["t", "u"]) for _ in "ab"
+        )
+        tests = [f"{inner}.{self.pick('n', 'm')} {self.pick('=', '<', '>')} {alias}.n"]
+        tests += [f"{inner}.{self.pick('a_id', 'n')} is not null", self.test(inner, 0)]
+        if depth > 1:
+            tests += [self.deep_member(depth - 1, inner)] * 3
+        demanded = f" where {self.pick(*tests)}" if self.chance() or depth > 1 else ""
+        if depth > 1 and self.chance():
+            demanded += f" {self.pick('or', 'and')} {self.pick(*tests)}"
+        negated = self.pick("", "not ")
+        if self.chance():
+            return f"{negated}exists (select 1 from b {inner}{demanded})"
+        return f"{alias}.{mine} {negated}in (select {inner}.{other} from b {inner}{demanded})"
 
     def membership(self) -> str:
         kind = self.pick("int", "text")

@@ -57,6 +57,7 @@ def _aggregated(found: Typed, parts: Sequence[Typed], scope: Scope, *, windowed:
     if any(part.aggregate for part in parts) and not windowed:
         raise StaysWithSourceError("an aggregate is inside an aggregate")
     loose = frozenset().union(*(part.loose for part in parts))
+    inexact = any(part.inexact for part in parts)
     if loose - scope.own:
         raise StaysWithSourceError("an aggregate uses columns from outside its subquery")
     kept = loose if windowed else frozenset[str]()
@@ -66,8 +67,9 @@ def _aggregated(found: Typed, parts: Sequence[Typed], scope: Scope, *, windowed:
         found.type,
         aggregate=not windowed,
         loose=kept,
-        inexact=found.inexact or any(part.inexact for part in parts),
-        steady=found.steady and not any(part.inexact for part in parts),
+        inexact=found.inexact or inexact,
+        steady=found.steady and not inexact,
+        whole=None if inexact else found.whole,
         collated=found.collated,
     )
 
@@ -168,13 +170,34 @@ def _real(
 ) -> Typed:
     """Sum reals so that the order of rows affects only the last digits."""
     words = context.words
+    if context.whole_sums:
+        return _real_of_whole(node, text, distinct, behind, context)
     total = words.sum_of_reals(text, distinct, behind)
     found = words.average_of_reals(text, distinct, behind) if isinstance(node, exp.Avg) else total
     magnitude = f"sum({distinct}abs({text})){behind}"
     found = words.finite(words.guarded(f"abs({total}) * {_CANCELLED} < {magnitude}", found))
     if not isinstance(node, exp.Avg | exp.Sum):
         found = f"coalesce({found}, cast(0 as double))"
-    return Typed(f"({found})", Kind.REAL, pa.float64(), inexact=True, steady=True)
+    whole = (
+        f"(coalesce(bool_and({text} = trunc({text})){behind}, true)"
+        f" and coalesce({magnitude}, 0) <= {EXACT // 2})"
+    )
+    return Typed(f"({found})", Kind.REAL, pa.float64(), inexact=True, steady=True, whole=whole)
+
+
+def _real_of_whole(
+    node: exp.Expr, text: str, distinct: str, behind: str, context: TranslationContext
+) -> Typed:
+    """Sum reals that are whole numbers: exact in any order, as long as doubles hold each sum."""
+    words = context.words
+    each = words.guarded(f"{text} <> trunc({text})", text)
+    added = words.average_of_reals if isinstance(node, exp.Avg) else words.sum_of_reals
+    found = words.guarded(
+        f"sum({distinct}abs({text})){behind} > {EXACT // 2}", added(each, distinct, behind)
+    )
+    if not isinstance(node, exp.Avg | exp.Sum):
+        found = f"coalesce({found}, cast(0 as double))"
+    return Typed(f"({found})", Kind.REAL, pa.float64())
 
 
 def window(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:

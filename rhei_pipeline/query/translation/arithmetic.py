@@ -5,7 +5,7 @@ import pyarrow as pa
 from rhei_pipeline.model.schema import decimal_type
 from rhei_pipeline.model.semantics import NUMERIC, QUOTIENT_SCALES, Kind
 from rhei_pipeline.query.translation.literals import as_double, cast
-from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
+from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived, whole_of
 from rhei_pipeline.query.translation.scope import TranslationContext
 
 #: Digits behind the point that an operand of a division may have.
@@ -110,4 +110,5 @@ def _reals(operator: str, left: Typed, right: Typed, context: TranslationContext
     kind = Kind.REAL if real else Kind.NUMBER
     # A difference of sums may be all last digits.
     steady = operator in {"*", "/"} and all(p.steady or not p.inexact for p in (left, right))
-    return derived(text, kind, pa.float64(), left, right, steady=steady)
+    exactly = whole_of(left, right) if steady else None
+    return derived(text, kind, pa.float64(), left, right, steady=steady, whole=exactly)

@@ -11,7 +11,13 @@ from rhei_pipeline.query.translation.literals import (
     in_full,
     is_day,
 )
-from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
+from rhei_pipeline.query.translation.meaning import (
+    StaysWithSourceError,
+    Typed,
+    UnsteadyError,
+    derived,
+    whole_of,
+)
 from rhei_pipeline.query.translation.scope import TranslationContext
 
 _UNSTEADY = "it compares sums of reals, whose last digits depend on the order of rows"
@@ -33,15 +39,14 @@ def compare(operator: str, left: Typed, right: Typed, context: TranslationContex
     if left.inexact or right.inexact:
         # The order of rows may not turn round how sums of reals compare.
         if not all(part.steady or not part.inexact for part in (left, right)):
-            raise StaysWithSourceError(_UNSTEADY)
+            raise UnsteadyError(_UNSTEADY)
         if operator not in _ORDERS:
-            raise StaysWithSourceError(_UNSTEADY)
+            raise UnsteadyError(_UNSTEADY)
         if any(part.inexact and part.loose for part in (left, right)):
-            raise StaysWithSourceError(
-                "it compares sums of reals that are computed again for each row"
-            )
+            raise UnsteadyError("it compares sums of reals that are computed again for each row")
         first, second = (context.words.cast(text, pa.float64()) for text in texts)
-        return truth(f"({context.words.apart(first, second)} {operator} 0)", left, right)
+        exact = whole_of(left, right) or "false"
+        return truth(f"({context.words.apart(first, second, exact)} {operator} 0)", left, right)
     return truth(f"({texts[0]} {operator} {texts[1]})", left, right)
 
 
@@ -56,7 +61,7 @@ def comparable(left: Typed, right: Typed, context: TranslationContext) -> tuple[
         StaysWithSourceError: They are of different kinds, or the source has a way of its own.
     """
     if left.inexact or right.inexact:
-        raise StaysWithSourceError(_UNSTEADY)
+        raise UnsteadyError(_UNSTEADY)
     return _comparable(*_settled(left, right, context), context)
 
 

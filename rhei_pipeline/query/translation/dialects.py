@@ -71,8 +71,11 @@ class Dialect(ABC):
         """End the query if a double is infinite or NaN: the source then answers it."""
 
     @abstractmethod
-    def apart(self, left: str, right: str) -> str:
-        """Write the difference of two sums of doubles; end the query where they nearly tie."""
+    def apart(self, left: str, right: str, exact: str) -> str:
+        """Write the difference of two sums of doubles; end the query where they nearly tie.
+
+        `exact`: the condition for both to be exact, so that they may.
+        """
 
     @abstractmethod
     def without_nan(self, text: str) -> str:
@@ -163,11 +166,11 @@ class DuckDBDialect(Dialect):
     def finite(self, text: str) -> str:  # noqa: D102
         return self.guarded(f"not isfinite({text})", text)
 
-    def apart(self, left: str, right: str) -> str:  # noqa: D102
+    def apart(self, left: str, right: str, exact: str) -> str:  # noqa: D102
         # Each side stands here once: it may be a subquery that is worth running once.
-        near = f"abs(p[1] - p[2]) <= {NEAR} * (abs(p[1]) + abs(p[2]))"
+        near = f"p[3] = 0 and abs(p[1] - p[2]) <= {NEAR} * (abs(p[1]) + abs(p[2]))"
         found = self.guarded(near, "p[1] - p[2]")
-        return f"list_transform([[{left}, {right}]], lambda p: {found})[1]"
+        return f"list_transform([[{left}, {right}, cast({exact} as double)]], lambda p: {found})[1]"
 
     def without_nan(self, text: str) -> str:  # noqa: D102
         return f"nullif({text}, 'nan'::double)"
@@ -242,8 +245,8 @@ class DataFusionDialect(Dialect):
     def finite(self, text: str) -> str:  # noqa: D102
         return f"{FINITE}({text})"
 
-    def apart(self, left: str, right: str) -> str:  # noqa: D102
-        return f"{APART}({left}, {right})"
+    def apart(self, left: str, right: str, exact: str) -> str:  # noqa: D102
+        return f"{APART}({left}, {right}, {exact})"
 
     def without_nan(self, text: str) -> str:  # noqa: D102
         return f"nanvl({text}, cast(null as double))"

@@ -23,7 +23,12 @@ from rhei_pipeline.query.translation.literals import (
     parameter,
     unify,
 )
-from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
+from rhei_pipeline.query.translation.meaning import (
+    StaysWithSourceError,
+    Typed,
+    UnsteadyError,
+    derived,
+)
 from rhei_pipeline.query.translation.parsing import list_of
 from rhei_pipeline.query.translation.scope import Scope, TranslationContext, resolve
 from rhei_pipeline.sql.text import literal
@@ -211,6 +216,26 @@ def _is(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     right = _operand(node.expression, scope, context)
     left = as_value(left, context)
     return compare("is not distinct from", left, right, context)
+
+
+def _steadied(
+    rule: Callable[[exp.Expr, Scope, TranslationContext], Typed],
+) -> Callable[[exp.Expr, Scope, TranslationContext], Typed]:
+    """Return a rule that compares sums of whole numbers where it cannot compare those of reals."""
+
+    def tried(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
+        try:
+            return rule(node, scope, context)
+        except UnsteadyError:
+            if context.whole_sums:
+                raise
+        context.whole_sums = True
+        try:
+            return rule(node, scope, context)
+        finally:
+            context.whole_sums = False
+
+    return tried
 
 
 def _between(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
@@ -540,7 +565,7 @@ _RULES: dict[type[exp.Expr], Callable[[exp.Expr, Scope, TranslationContext], Typ
     exp.And: _connective("and"),
     exp.Or: _connective("or"),
     exp.Is: _is,
-    exp.Between: _between,
+    exp.Between: _steadied(_between),
     exp.In: _in,
     exp.Exists: _exists,
     exp.Subquery: _scalar,
@@ -551,6 +576,6 @@ _RULES: dict[type[exp.Expr], Callable[[exp.Expr, Scope, TranslationContext], Typ
     exp.DPipe: _concatenation,
     exp.Case: _case,
     exp.Cast: _cast,
-    **dict.fromkeys(_COMPARISONS, _comparison),
+    **dict.fromkeys(_COMPARISONS, _steadied(_comparison)),
     **dict.fromkeys(_ARITHMETIC, _arithmetic),
 }

@@ -14,6 +14,10 @@ class StaysWithSourceError(Exception):
     """The query stays with the source; the message is the reason shown to users."""
 
 
+class UnsteadyError(StaysWithSourceError):
+    """The order in which reals are added might decide; where all are whole numbers, it does not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Typed:
     """An expression in the mirror's SQL.
@@ -28,6 +32,8 @@ class Typed:
         text: The literal's own text, where it is one.
         steady: Whether its last digits are all that depends on that order, also after arithmetic.
         digits: Whether it is a text of digits alone.
+        whole: Of an inexact number, the mirror's condition for it to be exact after all: that only
+            whole numbers were added. None where nothing tells.
     """
 
     sql: str
@@ -41,6 +47,7 @@ class Typed:
     text: str | None = None
     steady: bool = False
     digits: bool = False
+    whole: str | None = None
 
 
 def derived(sql: str, kind: Kind, kept: pa.DataType, *parts: Typed, **others: Any) -> Typed:  # noqa: ANN401
@@ -52,6 +59,13 @@ def derived(sql: str, kind: Kind, kept: pa.DataType, *parts: Typed, **others: An
         "collated": any(part.collated for part in parts),
     }
     return Typed(sql, kind, kept, **{**inherited, **others})
+
+
+def whole_of(*parts: Typed) -> str | None:
+    """Return the mirror's condition for sums of reals among the parts to be exact, if one tells."""
+    conditions = [part.whole for part in parts if part.inexact]
+    known = [each for each in conditions if each is not None]
+    return " and ".join(known) if known and len(known) == len(conditions) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,8 +96,19 @@ def outputs_alone(node: exp.Expr, context: TranslationContext) -> tuple[Typed | 
         try:
             found.append(_output(each, scope, context))
         except StaysWithSourceError:
-            found.append(None)
+            found.append(_column_alone(each.unalias(), scope, context))
     return tuple(found) if any(found) else None
+
+
+def _column_alone(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed | None:
+    """Return the column of which an output is the least or greatest value, whatever its order."""
+    of_one = isinstance(node, exp.Min | exp.Max) and not node.expressions
+    if not of_one or not isinstance(node.this, exp.Column):
+        return None
+    try:
+        return _output(node.this, scope, context)
+    except StaysWithSourceError:
+        return None
 
 
 def _plain(query: Query) -> tuple[str, Columns]:
@@ -222,7 +233,9 @@ def _assembled(  # noqa: PLR0913, PLR0917
 
 def _as_column(typed: Typed, place: int) -> Typed:
     """Return an output column as outer queries see it."""
-    return replace(typed, sql=f'"_{place}"', aggregate=False, loose=frozenset(), text=None)
+    return replace(
+        typed, sql=f'"_{place}"', aggregate=False, loose=frozenset(), text=None, whole=None
+    )
 
 
 def _refuse_loose(parts: Sequence[Typed], scope: Scope) -> None:
@@ -368,13 +381,6 @@ def _set_operation(
     multisets = context.words.multisets and not context.sqlite
     if not (distinct or isinstance(node, exp.Union) or multisets):
         raise StaysWithSourceError("it counts equal rows of two sides")
-    for side in (node.this, node.expression):
-        if isinstance(side, exp.SetOperation) and (
-            type(side) is not type(node)
-            or (side.args.get("distinct") is not False) != distinct
-            or (side is node.expression and not isinstance(node, exp.Union))
-        ):
-            raise StaysWithSourceError("it combines set operations of several kinds")
     left = _plain(translate(_inside(node.this), parent, context))
     right = _plain(translate(_inside(node.expression), parent, context))
     outputs = _combined(left[1], right[1], context, distinct=distinct)
@@ -405,7 +411,11 @@ def _ordered_set(
 
 
 def _inside(node: exp.Expr) -> exp.Expr:
-    return node.this if isinstance(node, exp.Subquery) else node
+    """Return a side of a set operation; the tree holds them in the order of its dialect."""
+    while isinstance(node, exp.Subquery):
+        refuse_other(node, {"this"})
+        node = node.this
+    return node
 
 
 def _combined(
@@ -417,6 +427,8 @@ def _combined(
     for place, ((name, first), (_, second)) in enumerate(zip(left, right, strict=True)):
         kind, kept, _ = unify([first, second], context)
         kinds = {first.kind, second.kind} - {Kind.NULL}
+        if kind is Kind.NULL and not context.sqlite:
+            raise StaysWithSourceError("its sides are nulls, to which the source gives a type")
         if len(kinds) > 1 or (distinct and (first.inexact or second.inexact)):
             raise StaysWithSourceError("its sides have columns of several kinds")
         collated = first.collated or second.collated

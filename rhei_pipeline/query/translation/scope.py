@@ -70,6 +70,8 @@ class TranslationContext:
         conjuncts: The identities of nodes that a WHERE demands to be true, be it negated.
         depth: How many expressions stand around the one that is translated.
         queries: How many queries stand around it.
+        whole_sums: Whether reals are added only where all of them are whole numbers: in any order,
+            their sum is the same.
     """
 
     catalog: Catalog
@@ -83,6 +85,7 @@ class TranslationContext:
     depth: int = 0
     queries: int = 0
     conjuncts: set[int] = field(default_factory=set)
+    whole_sums: bool = False
 
     @property
     def sqlite(self) -> bool:
