@@ -20,6 +20,7 @@ from rhei_pipeline.model.schema import Table, TableSchema
 from rhei_pipeline.protocols import (
     ChangeSource,
     Mirror,
+    Database,
     MirrorRecords,
     Rescan,
     SourcePositions,
@@ -94,6 +95,14 @@ class HoldsBytes(Protocol):
 
         Sizes that are not cheap to read are left out.
         """
+
+
+@runtime_checkable
+class HasViews(Protocol):
+    """An operational database with views, which queries read at the source."""
+
+    def views(self) -> list[tuple[str | None, str]]:
+        """Return the schema, None where it has none, and the name of each view."""
 
 
 @runtime_checkable
@@ -182,6 +191,11 @@ def bytes_held_by(source: ChangeSource) -> Mapping[str, int]:
     return source.held_bytes() if _holds_bytes(source) else MappingProxyType({})
 
 
+def views_of(database: Database) -> list[tuple[str | None, str]]:
+    """Return the schema and name of each view; nothing where there are none."""
+    return database.views() if _has_views(database) else []
+
+
 def heal_files(mirror: MirrorRecords, table: Table) -> tuple[DamagedFile, ...]:
     """Remove damaged files of a table; return what was damaged, nothing without such files."""
     return mirror.heal(table) if _repairs_files(mirror) else ()
@@ -228,6 +242,10 @@ def _holds_bytes(source: ChangeSource) -> TypeGuard[HoldsBytes]:
 
 def _reads_together(source: ChangeSource) -> TypeGuard[ReadsTogether]:
     return _has(type(source), ReadsTogether)
+
+
+def _has_views(database: Database) -> TypeGuard[HasViews]:
+    return issubclass(type(database), HasViews)
 
 
 def _repairs_files(mirror: MirrorRecords) -> TypeGuard[RepairsFiles]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 
 from rhei_pipeline.changes.consume import After, OnLost
+from rhei_pipeline.capabilities import views_of
 from rhei_pipeline.errors import PermanentError, QueryError, SchemaError
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
 from rhei_pipeline.model.reports import (
@@ -278,6 +279,10 @@ class HTAP:
     def table_schemas(self) -> dict[str, Table]:
         """Return the mirrored tables as they are captured now, by name."""
         return dict(self._engine.pipeline.tables)
+
+    def views(self) -> list[tuple[str | None, str]]:
+        """Return the schema and name of each view of the source, which answers queries on them."""
+        return [] if self._is_sidecar else views_of(self._engine.database)
 
     def add_column(self, table: str, column: str, arrow_type: pa.DataType) -> None:
         """Add a column to the source, unless it has it, and to the mirror."""

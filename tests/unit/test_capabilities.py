@@ -7,18 +7,22 @@ from rhei_pipeline.buffer.snapshot import BufferedSnapshot
 from rhei_pipeline.buffer.source import BufferedSource
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
+from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.logical.snapshot import LogicalSnapshot
 from rhei_pipeline.sources.postgres.logical.source import LogicalSource
 from rhei_pipeline.sources.postgres.polling.snapshot import PostgresPollingSnapshot
 from rhei_pipeline.sources.postgres.polling.source import PostgresPollingSource
 from rhei_pipeline.sources.postgres.triggers.snapshot import PostgresTriggerSnapshot
 from rhei_pipeline.sources.postgres.triggers.source import PostgresTriggerSource
+from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sources.sqlite.polling.snapshot import SqlitePollingSnapshot
 from rhei_pipeline.sources.sqlite.polling.source import SqlitePollingSource
 from rhei_pipeline.sources.sqlite.triggers.snapshot import SqliteTriggerSnapshot
 from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
 
 ADAPTERS = {
+    PostgresDatabase,
+    SqliteDatabase,
     BufferedSnapshot,
     BufferedSource,
     DataFusionMirror,
@@ -62,6 +66,7 @@ READS_TOGETHER: list[type[can.ReadsTogether]] = [
     PostgresPollingSource,
     PostgresTriggerSource,
 ]
+HAS_VIEWS: list[type[can.HasViews]] = [PostgresDatabase, SqliteDatabase]
 REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
 
 
@@ -76,6 +81,7 @@ REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
         (can.HoldsRowsApart, HOLDS_ROWS_APART),
         (can.HoldsBytes, HOLDS_BYTES),
         (can.ReadsTogether, READS_TOGETHER),
+        (can.HasViews, HAS_VIEWS),
         (can.RepairsFiles, REPAIRS_FILES),
     ],
 )

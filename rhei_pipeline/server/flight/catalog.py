@@ -1,16 +1,34 @@
 """Answers Flight SQL's metadata requests: tables, keys and capabilities."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import pyarrow as pa
 
-from rhei_pipeline.model.schema import Table
 from rhei_pipeline.server.flight.messages import Message
 
 CATALOG = "rhei"
-TABLE = "TABLE"
+#: The schema of tables that have none in their source.
+DEFAULT_NAMESPACE = "main"
+TABLE, VIEW = "TABLE", "VIEW"
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A table or view that clients are shown.
+
+    Attributes:
+        shape: Returns its columns.
+        kind: TABLE or VIEW.
+    """
+
+    namespace: str
+    name: str
+    shape: Callable[[], pa.Schema]
+    kind: str = TABLE
+    primary_key: tuple[str, ...] = ()
 
 
 def _required(name: str, kind: pa.DataType | None = None) -> pa.Field:
@@ -82,22 +100,20 @@ def schema_of(message: Message) -> pa.Schema:
     return ANSWERS[message.name]
 
 
-def answer(message: Message, tables: Mapping[str, Table], *, read_only: bool) -> pa.Table:
-    """Answer a metadata request."""
+def answer(
+    message: Message, relations: Callable[[], Sequence[Relation]], *, read_only: bool
+) -> pa.Table:
+    """Answer a metadata request; `relations` is called where it asks for some."""
     rules: Mapping[str, Callable[[], pa.Table]] = {
         "CommandGetCatalogs": lambda: pa.table([[CATALOG]], schema=ANSWERS["CommandGetCatalogs"]),
-        "CommandGetDbSchemas": lambda: _schemas(message, tables),
-        "CommandGetTables": lambda: _tables(message, tables),
-        "CommandGetTableTypes": lambda: pa.table([[TABLE]], schema=schema_of(message)),
-        "CommandGetPrimaryKeys": lambda: _primary_keys(message, tables),
+        "CommandGetDbSchemas": lambda: _schemas(message, relations()),
+        "CommandGetTables": lambda: _tables(message, relations()),
+        "CommandGetTableTypes": lambda: pa.table([[TABLE, VIEW]], schema=schema_of(message)),
+        "CommandGetPrimaryKeys": lambda: _primary_keys(message, relations()),
         "CommandGetSqlInfo": lambda: _info(message, read_only=read_only),
     }
     rule = rules.get(message.name)
     return rule() if rule is not None else schema_of(message).empty_table()
-
-
-def _namespace(table: Table) -> str:
-    return table.schema.namespace or "main"
 
 
 def _matches(pattern: str | None, name: str) -> bool:
@@ -112,42 +128,42 @@ def _in_catalog(message: Message) -> bool:
     return message.text(1) in {None, "", CATALOG}
 
 
-def _schemas(message: Message, tables: Mapping[str, Table]) -> pa.Table:
-    names = sorted({_namespace(table) for table in tables.values()})
+def _schemas(message: Message, relations: Sequence[Relation]) -> pa.Table:
+    names = sorted({relation.namespace for relation in relations})
     found = [name for name in names if _in_catalog(message) and _matches(message.text(2), name)]
     return pa.table([[CATALOG] * len(found), found], schema=_SCHEMAS)
 
 
-def _tables(message: Message, tables: Mapping[str, Table]) -> pa.Table:
-    kinds = message.texts(4)
+def _tables(message: Message, relations: Sequence[Relation]) -> pa.Table:
+    kinds = message.texts(4) or [TABLE, VIEW]
     found = [
-        table
-        for _, table in sorted(tables.items())
+        relation
+        for relation in relations
         if _in_catalog(message)
-        and _matches(message.text(2), _namespace(table))
-        and _matches(message.text(3), table.schema.relation)
-        and (not kinds or TABLE in kinds)
+        and _matches(message.text(2), relation.namespace)
+        and _matches(message.text(3), relation.name)
+        and relation.kind in kinds
     ]
     columns: list[list[object]] = [
         [CATALOG] * len(found),
-        [_namespace(table) for table in found],
-        [table.schema.relation for table in found],
-        [TABLE] * len(found),
+        [relation.namespace for relation in found],
+        [relation.name for relation in found],
+        [relation.kind for relation in found],
     ]
     schema = schema_of(message)
     if len(schema) > len(_TABLES):
-        columns.append([table.schema.arrow.serialize().to_pybytes() for table in found])
+        columns.append([relation.shape().serialize().to_pybytes() for relation in found])
     return pa.table(columns, schema=schema)
 
 
-def _primary_keys(message: Message, tables: Mapping[str, Table]) -> pa.Table:
+def _primary_keys(message: Message, relations: Sequence[Relation]) -> pa.Table:
     rows = [
-        (CATALOG, _namespace(table), table.schema.relation, column, None, place)
-        for table in tables.values()
+        (CATALOG, relation.namespace, relation.name, column, None, place)
+        for relation in relations
         if _in_catalog(message)
-        and message.text(3) == table.schema.relation
-        and message.text(2) in {None, "", _namespace(table)}
-        for place, column in enumerate(table.schema.primary_key, 1)
+        and message.text(3) == relation.name
+        and message.text(2) in {None, "", relation.namespace}
+        for place, column in enumerate(relation.primary_key, 1)
     ]
     columns = list(zip(*rows, strict=True)) or [()] * len(_PRIMARY_KEYS)
     return pa.table([list(column) for column in columns], schema=_PRIMARY_KEYS)

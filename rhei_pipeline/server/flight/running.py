@@ -35,13 +35,13 @@ class FlightLimits:
         queries: Long queries under way at once, and beside them short ones; more wait for their
             turn.
         seconds: The longest that one may take, its sending included.
-        batch_rows: Rows in one message; about so many of each query are in memory.
+        batch_rows: Rows in one message; of each query a few of them are in memory.
         turn_seconds: How long one waits for its turn before it is refused for now.
     """
 
     queries: int = 64
     seconds: float = 300.0
-    batch_rows: int = 65_536
+    batch_rows: int = 16_384
     turn_seconds: float = 30.0
 
 

@@ -6,12 +6,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import flight
 
-from rhei_pipeline.errors import QueryError
+from rhei_pipeline.errors import QueryError, TransientError
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.server.flight import catalog
@@ -21,6 +22,7 @@ from rhei_pipeline.server.flight.access import (
     NoHandshake,
     refuse_open_server,
 )
+from rhei_pipeline.server.flight.catalog import DEFAULT_NAMESPACE, VIEW, Relation
 from rhei_pipeline.server.flight.messages import (
     MalformedError,
     Message,
@@ -30,6 +32,7 @@ from rhei_pipeline.server.flight.messages import (
     unpack,
 )
 from rhei_pipeline.server.flight.running import FlightLimits, QueryRegistry, answered, translated
+from rhei_pipeline.sql.text import quote
 
 _log = logging.getLogger(__name__)
 
@@ -167,9 +170,36 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             return self._send(context, ticket.ticket, found.sql, params)
         _refuse_unknown(message)
         with translated():
-            tables = self._htap.table_schemas()
-        found_table = catalog.answer(message, tables, read_only=not self._writes)
-        return flight.RecordBatchStream(found_table)
+            told = catalog.answer(message, self._relations, read_only=not self._writes)
+        return flight.RecordBatchStream(told)
+
+    def _relations(self) -> list[Relation]:
+        """Return what clients are shown: the mirrored tables, and the source's views."""
+        tables = [
+            Relation(
+                table.schema.namespace or DEFAULT_NAMESPACE,
+                table.schema.relation,
+                partial(getattr, table.schema, "arrow"),
+                primary_key=table.schema.primary_key,
+            )
+            for table in self._htap.table_schemas().values()
+        ]
+        try:
+            views = self._htap.views()
+        except TransientError as error:
+            _log.warning("clients are shown no views: %s", error)
+            views = []
+        shown = [
+            Relation(space or DEFAULT_NAMESPACE, name, partial(self._shape, space, name), VIEW)
+            for space, name in views
+        ]
+        found = [*tables, *shown]
+        return sorted(found, key=lambda relation: (relation.namespace, relation.name))
+
+    def _shape(self, namespace: str | None, view: str) -> pa.Schema:
+        """Return the best guess at a view's columns; none where the source refuses to read it."""
+        named = ".".join(quote(part) for part in (namespace, view) if part is not None)
+        return self._htap.prepare(f"select * from {named}").schema or _NOTHING
 
     def _send(
         self,

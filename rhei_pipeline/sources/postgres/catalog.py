@@ -82,6 +82,12 @@ where c.relkind in ('r', 'p', 'v', 'm', 'f') and not c.relispartition
     and exists (select 1 from pg_index i where i.indrelid = c.oid and i.indisprimary))
 order by 1, 2
 """
+_VIEWS = f"""
+select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where c.relkind in ('v', 'm') and c.relpersistence <> 't' and {_SYSTEM}
+  and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')
+order by 1, 2
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,11 @@ def other_names(connection: Connection) -> dict[str, str]:
         else "it has no primary key"
         for namespace, relation, kind, persistence in connection.execute(_OTHERS)
     }
+
+
+def view_names(connection: Connection) -> list[tuple[str | None, str]]:
+    """Return the schema and name of each view, materialized or not, that this user may read."""
+    return [(namespace, relation) for namespace, relation in connection.execute(_VIEWS)]
 
 
 def read_table(

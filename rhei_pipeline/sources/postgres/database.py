@@ -35,6 +35,7 @@ from rhei_pipeline.sources.postgres.catalog import (
     qualified,
     read_table,
     table_names,
+    view_names,
 )
 from rhei_pipeline.sources.postgres.connection import PooledConnection
 from rhei_pipeline.sources.postgres.functions import Functions
@@ -308,6 +309,11 @@ class PostgresDatabase:
         """Return the names of all ordinary tables that have a primary key."""
         with self._lent() as connection:
             return table_names(connection)
+
+    def views(self) -> list[tuple[str | None, str]]:
+        """Return the schema and name of each view that this user may read."""
+        with self._lent() as connection:
+            return view_names(connection)
 
     def other_names(self) -> dict[str, str]:
         """Return the names of all other tables and views, each with the reason."""

@@ -42,7 +42,8 @@ _AFFINITIES = (
     (("BLOB",), pa.binary()),
     (("REAL", "FLOA", "DOUB"), pa.float64()),
 )
-_OTHERS = {"table": "it has no primary key", "view": "it is a view"}
+_A_VIEW = "it is a view"
+_OTHERS = {"table": "it has no primary key", "view": _A_VIEW}
 _DECLARATIONS = (
     "INTEGER",
     "REAL",
@@ -159,6 +160,11 @@ def other_names(connection: sqlite3.Connection) -> dict[str, str]:
         " (select 1 from pragma_table_info(pragma_table_list.name) where pk > 0)) order by name"
     )
     return {name: _OTHERS.get(kind, f"it is a {kind} table") for name, kind in rows}
+
+
+def view_names(connection: sqlite3.Connection) -> list[tuple[str | None, str]]:
+    """Return the views by name; they have no schema here."""
+    return [(None, name) for name, what in other_names(connection).items() if what == _A_VIEW]
 
 
 def read_table(

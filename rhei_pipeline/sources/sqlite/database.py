@@ -24,7 +24,13 @@ from rhei_pipeline.model.semantics import MirroredTable
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.sources.sqlite import query as sqlite_query
 from rhei_pipeline.sources.sqlite import validate
-from rhei_pipeline.sources.sqlite.catalog import declaration, other_names, read_table, table_names
+from rhei_pipeline.sources.sqlite.catalog import (
+    declaration,
+    other_names,
+    read_table,
+    table_names,
+    view_names,
+)
 from rhei_pipeline.sources.sqlite.identity import read_mark, write_mark
 from rhei_pipeline.sources.sqlite.read_only import lock_down
 from rhei_pipeline.sources.sqlite.semantics import meaning
@@ -211,6 +217,11 @@ class SqliteDatabase:
         """Return the names of all other tables and views, each with what it is or lacks."""
         with self.reader() as connection:
             return other_names(connection)
+
+    def views(self) -> list[tuple[str | None, str]]:
+        """Return the views by name; they have no schema here."""
+        with self.reader() as connection:
+            return view_names(connection)
 
     def read_schema(
         self, name: str, options: TableOptions, known: TableSchema | None

@@ -116,7 +116,7 @@ def test_clients_find_the_catalogue(serve: Serve) -> None:
             "status",
             "amount",
         ]
-        assert connection.adbc_get_table_types() == ["TABLE"]
+        assert connection.adbc_get_table_types() == ["TABLE", "VIEW"]
         assert connection.adbc_get_info()["vendor_name"] == "Rhei Pipeline"
         schema = connection.adbc_get_table_schema("orders")
         assert schema.names == ["id", "status", "amount"]
