@@ -8,12 +8,13 @@ from binascii import unhexlify
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from decimal import Decimal
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rhei_pipeline.model.decimals import decimal_of, decimals_of
 from rhei_pipeline.model.schema import INSTANT, Column
 from rhei_pipeline.sources.rejections import Rejection
 
@@ -64,7 +65,9 @@ class RowShape:
 def row_shape(columns: Sequence[Column]) -> RowShape | None:
     """Return the converter of such rows; None if a type must be converted by column."""
     readers = [
-        Decimal if pa.types.is_decimal(column.type) else _READERS.get(column.type)
+        partial(decimal_of, kind=column.type)
+        if pa.types.is_decimal(column.type)
+        else _READERS.get(column.type)
         for column in columns
     ]
     known = tuple(reader for reader in readers if reader is not None)
@@ -94,6 +97,8 @@ def _convert(texts: pa.Array, column: Column) -> pa.Array:
         return pc.multiply_checked(texts.cast(pa.int64()), factor).cast(INSTANT)
     if kind.equals(INSTANT):
         return _instants(texts)
+    if pa.types.is_decimal(kind):
+        return decimals_of(texts, kind)
     for known, convert in _CONVERSIONS:
         if known.equals(kind):
             return convert(texts)

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rhei_pipeline.model.decimals import decimals_of
 from rhei_pipeline.model.portions import portions
 from rhei_pipeline.model.schema import INSTANT, Column
 from rhei_pipeline.sources.rejections import Rejection
@@ -267,7 +268,7 @@ def _decimals(values: Sequence[Any], column: Column) -> pa.Array:
     missing = pa.array(values, pa.float64()).is_null() if None in values else None
     if missing is not None:
         texts = pc.if_else(missing, pa.scalar(None, pa.string()), texts)
-    return texts.cast(column.type)
+    return decimals_of(texts, column.type)
 
 
 def _sift(values: Sequence[Any], column: Column) -> tuple[pa.Array, list[Rejection]]:

@@ -412,3 +412,25 @@ def test_a_computed_infinite_date_is_answered_or_refused_with_a_way_out(
         way = str(refused.value).partition("'between ")[2].removesuffix("')")
         kept = world.htap.query(f"{query} where {column} between {way}", hint="olap")
         assert kept.num_rows == 1
+
+
+def test_a_numeric_beyond_128_bits_is_never_another_one(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    tables = [{"name": "wide", "types": {"n": "decimal(38, 0)"}}, {"name": "own"}]
+    world = make_postgres(tables=tables)
+    world.run(
+        "create table wide (id integer primary key, n numeric)",
+        # The first is beyond 2 ** 128, the second has 76 digits.
+        "insert into wide values (1, 360000000000000000000000000000000000000), (2, 81e74), (3, 9)",
+        "create table own (id integer primary key, n numeric(38, 0))",
+        "insert into own values (1, 9e37), (2, 9e37)",
+    )
+    world.htap.sync_now()
+    assert world.htap.dead_letters("wide").num_rows == 2
+    found = world.htap.query("select id, n from wide order by id", hint="olap")
+    assert found.to_pylist() == [{"id": 3, "n": Decimal(9)}]
+    # A column's declared digits say nothing of what is computed with it.
+    for sql in ("select sum(n + n) as v from own", "select n * n as v from own order by id"):
+        expected = [row[0] for row in world.app.execute(sql.encode()).fetchall()]
+        assert [Decimal(v) for v in world.htap.query(sql)["v"].to_pylist()] == expected

@@ -240,3 +240,17 @@ def test_a_column_that_was_empty_takes_the_type_of_its_first_values(make_world: 
     world.crash()
     world.htap.sync_now()
     assert mirror_values(world) == {1: 10}
+
+
+def test_a_real_for_which_a_decimal_has_no_room_is_never_another_one(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    world.run(
+        "create table w (id integer primary key, n decimal(38, 0), m decimal(38, 4))",
+        "insert into w values (1, 3.6e38, 0), (2, 0, 5e-324), (3, 1e17, 0.0001)",
+    )
+    world.htap.sync_now()
+    assert world.htap.dead_letters("w").num_rows == 2
+    found = world.htap.query("select n, m from w", hint="olap")
+    assert found.to_pylist() == [{"n": Decimal(10**17), "m": Decimal("0.0001")}]
