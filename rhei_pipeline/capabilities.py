@@ -19,8 +19,8 @@ from rhei_pipeline.model.reports import DamagedFile
 from rhei_pipeline.model.schema import Table, TableSchema
 from rhei_pipeline.protocols import (
     ChangeSource,
-    Mirror,
     Database,
+    Mirror,
     MirrorRecords,
     Rescan,
     SourcePositions,

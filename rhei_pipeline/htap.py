@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
-from rhei_pipeline.changes.consume import After, OnLost
 from rhei_pipeline.capabilities import views_of
+from rhei_pipeline.changes.consume import After, OnLost
 from rhei_pipeline.errors import PermanentError, QueryError, SchemaError
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
 from rhei_pipeline.model.reports import (
