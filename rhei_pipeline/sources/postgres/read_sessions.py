@@ -55,6 +55,7 @@ class ReadSession(PooledConnection):
     reading: Mapping[str, str] = SESSION_SETTINGS
     limits: AnswerLimits = NO_LIMITS
     _taken = 0
+    _cleanings = 0
 
     def prepare_to_read(self, seconds: float) -> None:
         """Learn on which path the user's own sessions find names, and hold to it."""
@@ -93,8 +94,11 @@ class ReadSession(PooledConnection):
         if self.pgconn.transaction_status != TransactionStatus.IDLE:
             self.rollback()
         if thoroughly and not self.is_pooled:
-            # Not prepared: it would be gone by itself.
-            psycopg.Connection.execute(self, "discard all", prepare=False)
+            # Not prepared: it would be gone by itself. And in new words each time: the driver looks
+            # at how a statement ended only where it has not met it, to forget what it prepared.
+            self._cleanings += 1
+            discard = f"discard all -- {self._cleanings}"
+            psycopg.Connection.execute(self, discard.encode(), prepare=False)
             self.hold_again()
             # Also where chance goes on from: whoever chose that would know what comes.
             chance = f"select pg_catalog.setseed({random.SystemRandom().uniform(-1, 1)})"

@@ -16,6 +16,7 @@ from rhei_pipeline.sources.postgres.query import _batch
 from rhei_pipeline.sources.postgres.read_only import reading_statement
 from rhei_pipeline.sources.postgres.read_sessions import ReadSession
 from tests.support.corpus import hostile_postgres, ordinary_postgres
+from tests.support.fix_postgres import PostgresWorld
 
 #: What a statement may have an effect on, seen by a session that took no part.
 _STATE = """
@@ -275,3 +276,26 @@ def test_nesting_without_end_is_read_or_refused() -> None:
         assert reading_statement(sql).is_fetched
     with pytest.raises(QueryError):
         reading_statement("select " + "(" * 100_000)
+
+
+def test_what_a_view_or_a_policy_runs_leaves_nothing_in_a_session(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    world = make_postgres()
+    world.run(
+        "create table t (id integer primary key)",
+        "insert into t values (1)",
+        "create function leave() returns boolean language plpgsql volatile as $$ begin"
+        " perform set_config('search_path', 'evil', false), pg_advisory_lock(99);"
+        " return true; end $$",
+        "create view seen as select id, leave() as left from t",
+    )
+    world.htap.sync_now()
+    settings = "select current_setting('search_path') as path"
+    before = world.htap.query(settings, hint="oltp").to_pylist()
+    # So often that the driver prepares each of them, and more often.
+    for _ in range(12):
+        assert world.htap.query("select * from seen").num_rows == 1
+        assert world.htap.query(settings, hint="oltp").to_pylist() == before
+    locks = "select count(*) from pg_locks where locktype = 'advisory'"
+    assert world.app.execute(locks).fetchall() == [(0,)]
