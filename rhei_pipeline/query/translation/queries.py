@@ -386,7 +386,7 @@ def _set_operation(
     outputs = _combined(left[1], right[1], context, distinct=distinct)
     word = {exp.Union: "union", exp.Intersect: "intersect", exp.Except: "except"}[type(node)]
     unique = context.alias()
-    texts = [_casted(side, outputs, context) for side in (left, right)]
+    texts = [_casted(side, outputs, context, distinct=distinct) for side in (left, right)]
     both = f"{texts[0]} {word}{'' if distinct else ' all'} {texts[1]}"
     shown = ", ".join(f'{unique}."_{place}"' for place in range(len(outputs)))
     sql = f"select {shown} from ({both}) as {unique}"
@@ -438,13 +438,17 @@ def _combined(
     return tuple(outputs)
 
 
-def _casted(side: tuple[str, Columns], outputs: Columns, context: TranslationContext) -> str:
+def _casted(
+    side: tuple[str, Columns], outputs: Columns, context: TranslationContext, *, distinct: bool
+) -> str:
     unique = context.alias()
     pairs = zip(side[1], outputs, strict=True)
-    texts = [
-        f"{_cast_to(f'{unique}.{typed.sql}', kept, context)} as {kept.sql}"
-        for (_, typed), (_, kept) in pairs
-    ]
+    texts = []
+    for (_, typed), (_, kept) in pairs:
+        text = _cast_to(f"{unique}.{typed.sql}", kept, context)
+        if distinct:
+            text = context.words.order_key(text, kept.kind)  # zeros of both signs are one
+        texts.append(f"{text} as {kept.sql}")
     return f"(select {', '.join(texts)} from ({side[0]}) as {unique})"
 
 

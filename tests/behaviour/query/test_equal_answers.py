@@ -286,6 +286,21 @@ def test_set_operations_bind_as_in_postgres(make_postgres: Callable[..., Postgre
     check_chained(make_postgres(storage="ipc"))
 
 
+def test_zeros_of_both_signs_are_one_in_set_operations(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    world = make_postgres(storage="ipc")
+    world.run(
+        "create table s (id integer primary key, r double precision)",
+        "create table u (id integer primary key, r double precision)",
+        "insert into s values (1, 0.0), (2, '-0.0'), (3, 1)",
+        "insert into u values (1, '-0.0')",
+    )
+    world.htap.sync_now()
+    for word in ("union", "except", "intersect"):
+        assert assert_same(world.htap, Asked(f"select r from s {word} select r from u", []))
+
+
 def test_the_least_of_a_column_has_its_type(make_world: Callable[..., World]) -> None:
     world = make_world()
     create(world.app.execute, "sqlite")
