@@ -34,7 +34,7 @@ FOLLOWED = {
     "another sync has committed since; run this one again": "tests/ways/test_files.py::test_a_commit_that_came_between_is_followed_by_another_sync",
     "ask a mirror of kind 'duckdb' or 'datafusion'": "tests/behaviour/history/test_changes.py::test_a_mirror_of_ones_own_that_keeps_no_order_says_so",
     "ask again later, or raise 'source.pool_size'": "tests/ways/test_postgres_queries.py::test_more_long_queries_are_asked_later_or_given_sessions",
-    "ask for fewer rows or shorter values, or raise 'queries.query_bytes'": "tests/ways/test_postgres_queries.py::test_a_larger_answer_is_allowed_or_made_smaller",
+    "ask for fewer rows, or raise queries.query_rows": "tests/behaviour/query/test_query_limits.py::test_an_answer_has_a_bounded_number_of_rows_however_it_is_asked",
     "ask for less at once, or raise queries.query_bytes, of which it is a quarter": "tests/ways/test_pipelines.py::test_a_value_larger_than_a_query_may_make_is_allowed",
     "ask for less at once, or raise queries.query_seconds": "tests/ways/test_queries.py::test_a_query_beyond_its_limits_is_made_smaller_or_given_more",
     "ask for less at once, stream it, or raise queries.query_bytes": "tests/ways/test_queries.py::test_a_query_beyond_its_limits_is_made_smaller_or_given_more",

@@ -539,7 +539,7 @@ class Pipeline:
             return due
 
     def _is_settled(self, ledger: Ledger) -> bool:
-        """Return whether nothing was copied or described anew since the last cycle.
+        """Return whether nothing was copied or described again since the last cycle.
 
         The cycle itself then shows whether the source still proves what each table has: where it
         does not, nothing is done, and all tables are asked about.

@@ -160,7 +160,7 @@ def test_what_takes_too_long_is_given_time_or_made_cheaper(world: PostgresWorld)
 def test_a_larger_answer_is_allowed_or_made_smaller(world: PostgresWorld) -> None:
     large = "select repeat('a', %s) as v"
     with HTAP(_limited(world, "queries", query_bytes=2**20)) as htap:
-        with refused("ask for fewer rows or shorter values, or raise 'queries.query_bytes'"):
+        with refused("ask for less at once, stream it, or raise queries.query_bytes"):
             htap.query(large, (2**21,), hint="oltp")
         assert htap.query(large, (2**10,), hint="oltp").num_rows == 1
     with HTAP(_limited(world, "queries", query_bytes=2**23)) as htap:

@@ -1,4 +1,4 @@
-"""What was made of the parts of a state, made anew only for parts that changed.
+"""What was made of the parts of a state, and is made again only for parts that changed.
 
 A commit replaces the parts that it changes by other objects, and shares all others with the state
 before: so what is written of many tables costs what is written of those that changed.

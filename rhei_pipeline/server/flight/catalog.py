@@ -16,7 +16,7 @@ TABLE, VIEW = "TABLE", "VIEW"
 
 
 @dataclass(frozen=True, slots=True)
-class Relation:
+class ListedRelation:
     """A table or view that clients are shown.
 
     Attributes:
@@ -101,7 +101,7 @@ def schema_of(message: Message) -> pa.Schema:
 
 
 def answer(
-    message: Message, relations: Callable[[], Sequence[Relation]], *, read_only: bool
+    message: Message, relations: Callable[[], Sequence[ListedRelation]], *, read_only: bool
 ) -> pa.Table:
     """Answer a metadata request; `relations` is called where it asks for some."""
     rules: Mapping[str, Callable[[], pa.Table]] = {
@@ -128,13 +128,13 @@ def _in_catalog(message: Message) -> bool:
     return message.text(1) in {None, "", CATALOG}
 
 
-def _schemas(message: Message, relations: Sequence[Relation]) -> pa.Table:
+def _schemas(message: Message, relations: Sequence[ListedRelation]) -> pa.Table:
     names = sorted({relation.namespace for relation in relations})
     found = [name for name in names if _in_catalog(message) and _matches(message.text(2), name)]
     return pa.table([[CATALOG] * len(found), found], schema=_SCHEMAS)
 
 
-def _tables(message: Message, relations: Sequence[Relation]) -> pa.Table:
+def _tables(message: Message, relations: Sequence[ListedRelation]) -> pa.Table:
     kinds = message.texts(4) or [TABLE, VIEW]
     found = [
         relation
@@ -156,7 +156,7 @@ def _tables(message: Message, relations: Sequence[Relation]) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _primary_keys(message: Message, relations: Sequence[Relation]) -> pa.Table:
+def _primary_keys(message: Message, relations: Sequence[ListedRelation]) -> pa.Table:
     rows = [
         (CATALOG, relation.namespace, relation.name, column, None, place)
         for relation in relations

@@ -22,7 +22,7 @@ from rhei_pipeline.server.flight.access import (
     NoHandshake,
     refuse_open_server,
 )
-from rhei_pipeline.server.flight.catalog import DEFAULT_NAMESPACE, VIEW, Relation
+from rhei_pipeline.server.flight.catalog import DEFAULT_NAMESPACE, VIEW, ListedRelation
 from rhei_pipeline.server.flight.messages import (
     MalformedError,
     Message,
@@ -173,10 +173,10 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             told = catalog.answer(message, self._relations, read_only=not self._writes)
         return flight.RecordBatchStream(told)
 
-    def _relations(self) -> list[Relation]:
+    def _relations(self) -> list[ListedRelation]:
         """Return what clients are shown: the mirrored tables, and the source's views."""
         tables = [
-            Relation(
+            ListedRelation(
                 table.schema.namespace or DEFAULT_NAMESPACE,
                 table.schema.relation,
                 partial(getattr, table.schema, "arrow"),
@@ -190,7 +190,9 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             _log.warning("clients are shown no views: %s", error)
             views = []
         shown = [
-            Relation(space or DEFAULT_NAMESPACE, name, partial(self._shape, space, name), VIEW)
+            ListedRelation(
+                space or DEFAULT_NAMESPACE, name, partial(self._shape, space, name), VIEW
+            )
             for space, name in views
         ]
         found = [*tables, *shown]

@@ -69,7 +69,7 @@ class SqliteDatabase:
         SourceError: The file is missing, is no database, or cannot be opened.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (settings, each with its name)
         self,
         path: Path,
         *,
