@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import capture, door, many_tables, mirrors, postgres
+from benchmarks import capture, door, holder, many_tables, mirrors, postgres
 from benchmarks.orders import Orders, orders
 from benchmarks.timing import timed
 
@@ -159,7 +159,7 @@ def main() -> None:
     chapters = {part.__name__: part for part in (cycles, buffer, copy, idle, triggers)}
     chapters |= {
         part.__name__.rpartition(".")[2]: part.measure
-        for part in (mirrors, postgres, capture, many_tables, door)
+        for part in (mirrors, postgres, capture, many_tables, door, holder)
     }
     shown = Table("measured", "figure")
     console = Console()

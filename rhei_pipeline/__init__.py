@@ -35,6 +35,7 @@ from rhei_pipeline.errors import (
     TableFailedError,
     TransientError,
 )
+from rhei_pipeline.holder.reader import OpenReader, reader
 from rhei_pipeline.htap import HTAP, open  # noqa: A004  (rhei.open is the public name)
 from rhei_pipeline.model.change_feed import ChangePosition, ChangeStream, TableChanges
 from rhei_pipeline.model.changes import (
@@ -137,6 +138,7 @@ __all__ = [
     "MissingExtraError",
     "Mode",
     "ObjectStoreSettings",
+    "OpenReader",
     "Operation",
     "PermanentError",
     "Pipeline",
@@ -194,6 +196,7 @@ __all__ = [
     "open_mirror",
     "open_with",
     "parse_type",
+    "reader",
     "unseen_events",
     "validate",
 ]

@@ -214,3 +214,12 @@ _QUOTED = re.compile(r"'.*'|\".*\"|\(.*\)|0x[0-9a-f ]+", re.DOTALL)
 def without_values(text: str) -> str:
     """Leave out of an engine's message what it may quote of a row."""
     return _QUOTED.sub("...", text)
+
+
+#: A file or directory by its whole path.
+_PLACE = re.compile(r"(?<=['\"])/[^'\"\n]+(?=['\"])|(?<![\w./:])(/[\w.@+-]+){2,}")
+
+
+def without_places(text: str) -> str:
+    """Return a text with files named by their names alone, not by where they are."""
+    return _PLACE.sub(lambda found: found[0].rpartition("/")[2] or "/", text)

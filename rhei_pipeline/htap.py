@@ -4,13 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import pyarrow as pa
 
 from rhei_pipeline.capabilities import views_of
 from rhei_pipeline.changes.consume import After, OnLost
-from rhei_pipeline.errors import PermanentError, QueryError, SchemaError
+from rhei_pipeline.errors import QueryError
+from rhei_pipeline.holder.access import Access
+from rhei_pipeline.holder.held import Hint, running_as
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
 from rhei_pipeline.model.reports import (
     CopyReport,
@@ -25,20 +27,14 @@ from rhei_pipeline.model.reports import (
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.protocols import Database, OnStep
-from rhei_pipeline.query import time_travel
 from rhei_pipeline.query.planner import Prepared
-from rhei_pipeline.query.results import dated
 from rhei_pipeline.query.router import Route
-from rhei_pipeline.query.service import Written
+from rhei_pipeline.query.service import Demand, Writes, Written
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.background import BackgroundSync
-from rhei_pipeline.sync.dead_letters import replay
 from rhei_pipeline.sync.initial_sync import OnProgress
-from rhei_pipeline.sync.kept_history import Declared
 from rhei_pipeline.sync.pipeline import no_progress, no_step
-from rhei_pipeline.wiring.engine import open_engine, open_query_service
-
-Hint = Literal["auto", "oltp", "olap"]
+from rhei_pipeline.wiring.engine import Engine
 
 
 class HTAP:
@@ -52,11 +48,11 @@ class HTAP:
     # each is one call, found beside the others. None does more than pass on to what the engine is
     # made of: the pipeline, the mirror, the database and the queries.
 
-    def __init__(self, settings: Settings, *, on_step: OnStep = no_step) -> None:
+    def __init__(self, settings: Settings, *, on_step: OnStep = no_step, hold: bool = True) -> None:
         self.settings = settings
-        self._engine = open_engine(settings, on_step)
-        self._queries = open_query_service(settings, self._engine)
+        self._access = Access(settings, on_step, keep=hold)
         self._background: BackgroundSync | None = None
+        self._writes = Writes()
 
     def __enter__(self) -> Self:
         return self
@@ -72,7 +68,16 @@ class HTAP:
     def close(self) -> None:
         """Stop the background sync and close everything; safe to repeat."""
         self.stop_sync()
-        self._engine.resources.close()
+        self._access.close()
+
+    @property
+    def holds(self) -> bool:
+        """Whether this process has the mirror open; another one is asked otherwise."""
+        return self._access.holds
+
+    @property
+    def _engine(self) -> Engine:
+        return self._access.held.engine
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Written:
         """Run one write in the source and commit it; return the rows affected.
@@ -82,11 +87,14 @@ class HTAP:
         Raises:
             QueryError: The source is only polled and no local database is declared.
         """
-        return self._queries.wrote(self._oltp().execute(sql, params))
+        return self._written(lambda oltp: oltp.execute(sql, params))
 
     def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> Written:
         """Run all statements in one transaction of the source, all or nothing."""
-        return self._queries.wrote(self._oltp().execute_batch(statements))
+        return self._written(lambda oltp: oltp.execute_batch(statements))
+
+    def _written(self, write: Callable[[Database], int]) -> Written:
+        return self._writes.note(self._access.write(lambda oltp: write(_writable(oltp))))
 
     def query(
         self,
@@ -115,13 +123,8 @@ class HTAP:
         Raises:
             QueryError: The statement does not only read, or its side refuses it.
         """
-        if hint == "auto":
-            return self._queries.ask(sql, params, max_staleness=max_staleness, after=after)
-        if hint == "olap":
-            return self._queries.ask_mirror(sql, params, max_staleness, after)
-        if hint == "oltp":
-            return self._queries.ask_source(sql, params, "asked for")
-        raise QueryError(f"unknown hint {hint!r}", hint="use 'auto', 'oltp' or 'olap'")
+        demand = Demand(max_staleness, after, self._writes.last)
+        return self._access.answer(lambda it: it.query(sql, params, hint, demand))
 
     def stream(
         self,
@@ -138,59 +141,42 @@ class HTAP:
             rows: The approximate number of rows in a batch.
             begun: Called before the first batch with a thread-safe cancel function.
         """
-        return self._queries.stream(sql, params, rows, begun)
+        return self._access.stream(
+            lambda it: it.stream(sql, params, rows, begun, self._writes.last)
+        )
 
     def reads(self, sql: str) -> bool:
         """Return whether a statement is a query, judged by its text."""
-        return self._queries.planner.reads(sql)
+        return self._access.answer(lambda it: it.reads(sql))
 
     def reads_single_rows(self, sql: str, params: Sequence[Any] = ()) -> bool:
         """Return whether a statement reads one table by key, and so is soon answered."""
-        return self._queries.reads_single_rows(sql, params)
+        return self._access.answer(lambda it: it.reads_single_rows(sql, params))
 
     def describe(self, sql: str, params: Sequence[Any] = ()) -> pa.Schema | None:
         """Return the schema of a query's answer without running it; None if only a run shows it."""
-        return self._queries.planner.describe(sql, params)
+        return self._access.answer(lambda it: it.describe(sql, params))
 
     def prepare(self, sql: str) -> Prepared:
         """Return what is known of a statement before its parameters are bound."""
-        return self._queries.planner.prepare(sql)
+        return self._access.answer(lambda it: it.prepare(sql))
 
     def explain_route(self, sql: str, params: Sequence[Any] = ()) -> Route:
         """Return which side would answer a statement now, and why."""
-        return self._queries.route(sql, params)
-
-    @property
-    def _is_sidecar(self) -> bool:
-        """Whether the source is read-only, so that a local database takes the writes."""
-        return self._engine.oltp is not self._engine.database
-
-    def _oltp(self) -> Database:
-        if self._engine.oltp is None:
-            raise QueryError(
-                "the source is read-only: it is captured by polling",
-                hint="write with its own application, or declare a 'local' database beside it",
-            )
-        return self._engine.oltp
+        return self._access.answer(lambda it: it.explain_route(sql, params))
 
     def tables(self) -> list[str]:
         """Return the names of the tables mirrored."""
-        return sorted(self._engine.pipeline.tables)
+        return self._access.answer(lambda it: it.tables())
 
     @property
     def left_out(self) -> dict[str, str]:
         """The tables that are left out because of an error, with the error and what to do."""
-        return {name: str(error) for name, error in self._engine.pipeline.left_out.items()}
+        return self._access.answer(lambda it: it.left_out())
 
     def register_table(self, name: str, mode: Mode | str | None = None) -> None:
         """Capture a table from now on; if it is captured already, repair what is missing."""
-        tables = self._engine.pipeline.tables.values()
-        spelled = {table.schema.full_name.lower(): table for table in tables}
-        spelled |= {table.name.lower(): table for table in tables}
-        standing = spelled.get(name.lower())
-        chosen = mode or (standing.mode if standing else self.settings.mode)
-        declared = Declared(name, Mode(chosen), explicit=mode is not None)
-        self._engine.pipeline.register(declared)
+        self._access.hold(lambda held: held.register_table(name, mode))
 
     def drop_table(
         self, table: str, keep_as: str | None = None, *, discard_history: bool = False
@@ -208,32 +194,33 @@ class HTAP:
             SchemaError: It is not in the mirror; it has history and neither option was given; or
                 the name to keep it as is taken.
         """
-        return self._engine.pipeline.drop_table(table, keep_as, discard_history=discard_history)
+        return self._access.hold(
+            lambda held: held.drop_table(table, keep_as, discard_history=discard_history)
+        )
 
     def initial_sync(self, table: str, on_progress: OnProgress = no_progress) -> CopyReport:
         """Copy a table; a repeated copy applies only the differences."""
-        return self._engine.pipeline.copy(table, on_progress)
+        return self._access.hold(lambda held: held.initial_sync(table, on_progress))
 
     def initial_sync_all(self, on_progress: OnProgress = no_progress) -> list[CopyReport]:
         """Copy every table that is not left out."""
-        reports = []
-        for table in self.tables():
-            try:
-                reports.append(self.initial_sync(table, on_progress))
-            except PermanentError:
-                if table not in self.left_out:
-                    raise
-        return reports
+        return self._access.hold(lambda held: held.initial_sync_all(on_progress))
 
     def sync_now(self, on_progress: OnProgress = no_progress) -> SyncReport:
         """Apply all pending changes; a table that was never copied is copied first."""
-        return self._engine.pipeline.sync(on_progress)
+        return self._access.answer(lambda it: it.sync_now(on_progress))
 
     def start_sync(self, interval_seconds: float | None = None) -> BackgroundSync:
-        """Sync in the background at an interval; does nothing if that is already running."""
+        """Sync in the background at an interval; does nothing if that is already running.
+
+        Where another process holds the mirror and syncs in the background, its reports are taken
+        over; one that holds the mirror and does not sync gives it to this process.
+        """
         if self._background is None or not self._background.running:
             interval = interval_seconds or self.settings.sync.interval_seconds
-            self._background = BackgroundSync(self._engine.pipeline, interval)
+            keeping = _KeepingUp(self._access)
+            self._background = keeping.background = BackgroundSync(keeping, interval)
+            self._access.background = self._background
             self._background.start()
         return self._background
 
@@ -251,21 +238,8 @@ class HTAP:
                 reason in `unreadable`. Left out: wait until the sync ends, and raise an error if
                 something cannot be read.
         """
-        background = self._background
-        error = background.last_error if background else None
-        error = error or self._engine.pipeline.emptiness
-        standing = self._engine.pipeline.status(patience_seconds)
-        return SyncStatus(
-            running=background is not None and background.running,
-            tables=standing.tables,
-            last_error=None if error is None else str(error),
-            copying=self._engine.pipeline.copying,
-            held_bytes=standing.held_bytes,
-            age_seconds=standing.age_seconds,
-            not_followed=standing.not_followed,
-            not_published=standing.not_published,
-            unreadable=standing.unreadable,
-        )
+        found = self._access.answer(lambda it: it.sync_status(patience_seconds))
+        return running_as(found, self._background)
 
     def watch(
         self,
@@ -273,12 +247,11 @@ class HTAP:
         on_query: Callable[[str, float], None],
     ) -> None:
         """Call `on_sync` with each sync's report, `on_query` with each query's side and seconds."""
-        self._engine.pipeline.watch(on_sync)
-        self._queries.watch(on_query)
+        self._access.watch(on_sync, on_query)
 
     def table_schemas(self) -> dict[str, Table]:
         """Return the mirrored tables as they are captured now, by name."""
-        return dict(self._engine.pipeline.tables)
+        return self._access.answer(lambda it: it.table_schemas())
 
     def views(self) -> list[tuple[str | None, str]]:
         """Return the schema and name of each view of the source, which answers queries on them."""
@@ -286,28 +259,11 @@ class HTAP:
 
     def add_column(self, table: str, column: str, arrow_type: pa.DataType) -> None:
         """Add a column to the source, unless it has it, and to the mirror."""
-        found = self._engine.pipeline.table(table)
-        if column.lower() not in map(str.lower, found.schema.names):
-            self._refuse_foreign_schema()
-            self._engine.database.add_column(found.schema, column, arrow_type)
-        self.sync_now()
+        self._access.hold(lambda held: held.add_column(table, column, arrow_type))
 
     def drop_column(self, table: str, column: str) -> None:
         """Drop a column from the source and the mirror; a temporal mirror keeps its values."""
-        found = self._engine.pipeline.table(table)
-        if column.lower() in map(str.lower, found.schema.primary_key):
-            raise SchemaError(f"column {column!r} is part of the primary key", table=found.name)
-        if column.lower() in map(str.lower, found.schema.names):
-            self._refuse_foreign_schema()
-            self._engine.database.drop_column(found.schema, column)
-        self.sync_now()
-
-    def _refuse_foreign_schema(self) -> None:
-        if self._is_sidecar:
-            raise QueryError(
-                "the source is read-only: only its owner changes its tables",
-                hint="change the table in the source; the next sync follows the change",
-            )
+        self._access.hold(lambda held: held.drop_column(table, column))
 
     def as_of(self, table: str, instant: datetime) -> pa.Table:
         """Return a temporal table's rows as they were at an instant, with the columns it had.
@@ -316,14 +272,11 @@ class HTAP:
             QueryError: The table keeps no history, its history begins later, or the instant has
                 no time zone.
         """
-        found = self._engine.pipeline.mirrored(table)
-        rows = time_travel.as_of(found, instant, self._engine.mirror)
-        left = self._engine.pipeline.not_followed
-        return dated(rows, {name: left[name] for name in [found.name] if name in left})
+        return self._access.answer(lambda it: it.as_of(table, instant))
 
     def known_since(self, table: str) -> datetime:
         """Return when a temporal table's history begins; earlier states are unknown."""
-        return time_travel.known_since(self._engine.pipeline.mirrored(table), self._engine.mirror)
+        return self._access.answer(lambda it: it.known_since(table))
 
     def changes(self, table: str, after: After = None, on_lost: OnLost = "raise") -> TableChanges:
         """Return what was inserted, updated and deleted in a temporal table since a position.
@@ -345,15 +298,13 @@ class HTAP:
             QueryError: The table keeps no history, its history begins after the instant, or the
                 position is none.
         """
-        found = self._engine.pipeline.mirrored(table)
-        return time_travel.changes(found, after, self._engine.mirror, on_lost)
+        return self._access.answer(lambda it: it.changes(table, after, on_lost))
 
     def stream_changes(
         self, table: str, after: After = None, rows: int = 50_000, on_lost: OnLost = "raise"
     ) -> ChangeStream:
         """Return the same as `changes`, in batches of about so many rows."""
-        found = self._engine.pipeline.mirrored(table)
-        return time_travel.stream_changes(found, after, self._engine.mirror, rows, on_lost)
+        return self._access.stream(lambda it: it.stream_changes(table, after, rows, on_lost))
 
     def diff(self, table: str, a: datetime, b: datetime) -> pa.Table:
         """Return what differs in a temporal table from one instant to another, by key.
@@ -366,20 +317,19 @@ class HTAP:
         Raises:
             QueryError: The table keeps no history, or it begins after one of the instants.
         """
-        found = self._engine.pipeline.mirrored(table)
-        return time_travel.diff(found, a, b, self._engine.mirror)
+        return self._access.answer(lambda it: it.diff(table, a, b))
 
     def verify(self, table: str | None = None) -> VerifyReport:
         """Sync, then compare every row of source and mirror at one source state."""
-        return self._engine.pipeline.verify(table)
+        return self._access.answer(lambda it: it.verify(table))
 
     def row_parity(self, table: str) -> RowParity:
         """Sync, then count the rows of source and mirror at one source state."""
-        return self._engine.pipeline.parity(table)
+        return self._access.answer(lambda it: it.row_parity(table))
 
     def row_count(self, table: str) -> int:
         """Return the number of the mirror's current rows."""
-        return self._engine.mirror.count(self._engine.pipeline.table(table))
+        return self._access.answer(lambda it: it.row_count(table))
 
     def snapshot(self, table: str, instants: Mapping[date, datetime]) -> dict[date, int]:
         """Store a temporal table's rows as of an instant for each day, in `snapshot.<table>`.
@@ -392,27 +342,59 @@ class HTAP:
         Raises:
             QueryError: The table keeps no history, or its history begins after one of the days.
         """
-        found = self._engine.pipeline.mirrored(table)
-        return time_travel.snapshot(found, instants, self._engine.mirror)
+        return self._access.hold(lambda held: held.snapshot(table, instants))
 
     def maintain(self) -> MaintenanceReport:
         """Merge the mirror's small files; call again until it reports that it is done."""
-        return self._engine.mirror.maintain()
+        return self._access.hold(lambda held: held.maintain())
 
     def repair(self, table: str) -> RepairReport:
         """Make a table equal to its source again."""
-        return self._engine.pipeline.repair(table)
+        return self._access.hold(lambda held: held.repair(table))
 
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return the rows that cannot be mirrored: table_name, key, column_name, reason, ...."""
-        return self._engine.mirror.dead_letters(table)
+        return self._access.answer(lambda it: it.dead_letters(table))
 
     def replay_dead_letters(self, table: str | None = None) -> SyncReport:
         """Read the rows of the dead letters again, and sync."""
-        replay(self.dead_letters(table), self._engine.pipeline)
-        return self.sync_now()
+        return self._access.hold(lambda held: held.replay_dead_letters(table))
 
 
-def open(source: Settings | str | Path) -> HTAP:  # noqa: A001  (rhei.open is the public name)
-    """Open the pipeline of a declaration, given as a file or as settings."""
-    return HTAP(source if isinstance(source, Settings) else Settings.load(source))
+class _KeepingUp:
+    """What the background sync of this process does: it syncs, or follows whoever syncs."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self.background: BackgroundSync | None = None
+
+    def sync(self) -> SyncReport:
+        *earlier, last = self._access.keep_up() or [SyncReport()]
+        for report in earlier:
+            if self.background is not None:
+                self.background.take_in(report)
+        return last
+
+
+def _writable(oltp: Database | None) -> Database:
+    if oltp is None:
+        raise QueryError(
+            "the source is read-only: it is captured by polling",
+            hint="write with its own application, or declare a 'local' database beside it",
+        )
+    return oltp
+
+
+def open(source: Settings | str | Path, *, hold: bool = True) -> HTAP:  # noqa: A001  (rhei.open is the public name)
+    """Open the pipeline of a declaration, given as a file or as settings.
+
+    Where another process holds the mirror, that one is asked, and steps aside for a moment where
+    only an open mirror will do.
+
+    Args:
+        source: The declaration.
+        hold: Keep the mirror open until this is closed, if it is free; otherwise it is opened for
+            each call alone.
+    """
+    settings = source if isinstance(source, Settings) else Settings.load(source)
+    return HTAP(settings, hold=hold)

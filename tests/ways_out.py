@@ -6,6 +6,11 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "run both as the same user, and delete a folder that is not private": "tests/behaviour/server/test_holder.py::test_a_folder_that_others_can_enter_is_not_used",
+    "give mirror.path a file or a directory": "tests/behaviour/server/test_reader.py::test_what_no_other_process_can_read_is_refused_with_the_way_out",
+    "restart it with the version of rhei-pipeline that is installed now": "tests/behaviour/server/test_holder.py::test_a_holder_of_another_version_is_named_and_restarted",
+    "ask again: another process answers, or this one": "tests/behaviour/server/test_holder.py::test_a_stream_of_a_holder_that_is_killed_ends_in_an_error",
+    "pass it as a number, a text, bytes, a date or a time": "tests/behaviour/server/test_holder.py::test_what_does_not_travel_is_refused_and_goes_as_a_text",
     "'delta' is for the storage 'delta'": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "'local' needs a source that is polled: use 'capture: {method: polling}', or leave it out": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "'path' is missing": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",

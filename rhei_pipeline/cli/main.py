@@ -4,7 +4,7 @@ import logging
 import sys
 import time as time_
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, date, datetime, time
 from enum import StrEnum
 from pathlib import Path
@@ -30,6 +30,7 @@ from rhei_pipeline.cli.output import (
 )
 from rhei_pipeline.cli.repl import Shell, line_editing
 from rhei_pipeline.errors import QueryError, RheiError
+from rhei_pipeline.holder.access import Access
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.htap import open as open_htap
 from rhei_pipeline.model import left_out
@@ -42,6 +43,7 @@ from rhei_pipeline.server.flight.running import FlightLimits
 from rhei_pipeline.server.flight.server import ServerOptions
 from rhei_pipeline.server.serve import Addresses, access_from, serving, tls_from, wait_for_signal
 from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.sync.pipeline import no_step
 from rhei_pipeline.wiring.adoption import adopt, validate_owner
 from rhei_pipeline.wiring.engine import bridge
 from rhei_pipeline.wiring.source import unread_logs, validate
@@ -49,6 +51,9 @@ from rhei_pipeline.wiring.source import unread_logs, validate
 FAILED = 1
 #: Done, but tables are left out.
 LEFT_OUT = 3
+
+#: So long a status waits for another process's sync; then it shows what was known before.
+_PATIENCE_SECONDS = 1.0
 
 app = typer.Typer(
     help="Keep an analytical mirror of an operational database by change data capture.",
@@ -144,18 +149,25 @@ def status(
     json_: Json = False,
 ) -> None:
     """Show the state of each table: mode, watermark, lag, dead letters."""
-    with _errors_at_the_end(), _opened(config) as htap, suppress(KeyboardInterrupt):
-        found = htap.sync_status()
+    # Between two looks nothing is held, and nobody kept waiting.
+    opened = _opened(config, hold=watch is None)
+    with _errors_at_the_end(), opened as htap, suppress(KeyboardInterrupt):
+        found = htap.sync_status(_patience(htap))
         while watch is not None:
             out.clear()
             _show_status(found, as_json=json_)
             time_.sleep(watch)
-            found = htap.sync_status()
+            found = htap.sync_status(_patience(htap))
     _show_status(found, as_json=json_)
     name_findings(unread_logs(Settings.load(config)))
     left_out = any(table.error for table in found.tables.values())
     _exit_if(left_out or bool(found.not_published), LEFT_OUT)
-    _exit_if(not found.tables)
+    _exit_if(bool(found.unreadable) or not (found.tables or found.copying))
+
+
+def _patience(htap: HTAP) -> float | None:
+    """Return how long to wait for a sync under way: it is another process's, or there is none."""
+    return None if htap.holds else _PATIENCE_SECONDS
 
 
 def _status_row(table: TableStatus) -> dict[str, Any]:
@@ -187,6 +199,10 @@ def _show_status(found: SyncStatus, *, as_json: bool) -> None:
     name_errors(errors)
     if not found.tables and found.last_error:
         name_errors({"": found.last_error})
+    if found.unreadable:
+        name_errors({"": found.unreadable})
+    if not as_json:
+        say(f"copying {name}: {it.rows:,} of {it.of:,} rows" for name, it in found.copying.items())
     name_not_followed(found.not_followed, errors)
     name_not_published(found.not_published)
 
@@ -208,7 +224,7 @@ def query(
     """Query the source or the mirror; without a statement, open a shell."""
     if sql is None and not sys.stdin.isatty():
         raise typer.BadParameter("give a statement, or run this in a terminal")
-    with _opened(config) as htap:
+    with _opened(config, hold=sql is not None) as htap:
         if sql is None:
             with line_editing(htap):
                 Shell(htap).run()
@@ -364,7 +380,9 @@ def adopt_command(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
 
     The next sync compares every table with the source; a temporal table keeps its history.
     """
-    before, now = adopt(Settings.load(config))
+    settings = Settings.load(config)
+    with closing(Access(settings, no_step, keep=False)) as access, access.stepping_in():
+        before, now = adopt(settings)
     rows = [{"was": str(before.source) if before else None, "is": str(now.source)}]
     show(rows[0], rows, ("was", "is"), as_json=json_)
 
@@ -504,8 +522,8 @@ def _errors_at_the_end() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(config: Path) -> Iterator[HTAP]:
-    with open_htap(config) as htap:
+def _opened(config: Path, *, hold: bool = True) -> Iterator[HTAP]:
+    with open_htap(config, hold=hold) as htap:
         yield htap
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rhei_pipeline.cli.output import err, name_errors, out, show_rows
 from rhei_pipeline.errors import QueryError, RheiError
-from rhei_pipeline.htap import HTAP, Hint
+from rhei_pipeline.holder.held import Hint
+from rhei_pipeline.htap import HTAP
 
 HISTORY = Path.home() / ".rhei_history"
 _HELP = """\

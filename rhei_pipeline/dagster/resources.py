@@ -188,7 +188,7 @@ class OlapResource(dg.ConfigurableResource[Any]):
     @contextmanager
     def reader(self) -> Iterator[HTAP]:
         """Open the mirror to query it, also while another process keeps it."""
-        with HTAP(self.settings()) as htap:
+        with HTAP(self.settings(), hold=False) as htap:
             yield htap
 
 

@@ -5,15 +5,132 @@ another descriptor of the file does not release it, as it would a POSIX record l
 """
 
 import fcntl
+import json
+import logging
 import os
+import re
+import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 from rhei_pipeline.errors import MirrorBusyError
 
-_POLL_SECONDS = 0.05
-#: More than the digits of any process id.
-_PID_BYTES = 20
+_log = logging.getLogger(__name__)
+
+#: After so long, whoever waits is told for whom.
+_TOLD_SECONDS = 1.0
+_POLL_SECONDS, _AGAIN_SECONDS = 0.02, 0.2
+#: More than any note takes: its longest part is the name of a socket.
+_NOTE_BYTES = 1024
+#: A subcommand, such as that of `rhei sync`; what is longer, or holds values, is not shown.
+_WORD = re.compile(r"[a-z][a-z-]{0,20}")
+_CLI = ("cli", "main.py")
+
+
+@dataclass(frozen=True, slots=True)
+class LockNote:
+    """What the holder of a lock says of itself in the lock's file.
+
+    Attributes:
+        command: The program, and its subcommand; no other argument, which may hold values.
+        since: When it took the lock.
+        socket: Where it answers for the mirror; None as long as it does not.
+        host: Its machine or container: another one numbers its processes anew.
+    """
+
+    pid: int
+    command: str = ""
+    since: str = ""
+    socket: str | None = None
+    host: str = ""
+
+    @classmethod
+    def of_this_process(cls, socket: str | None = None) -> Self:
+        """Return the note of this process, for a lock that it has taken just now."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(os.getpid(), command_of_this_process(), now, socket, os.uname().nodename)
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """Return what a lock's file says; None where it says nothing that can be read.
+
+        What it says is true as long as the lock is held: nobody clears it.
+        """
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return None
+        if isinstance(found, int):  # an earlier version wrote the number alone
+            return cls(found)
+        if not isinstance(found, dict):
+            return None
+        known = {field.name for field in fields(cls)}
+        with suppress(TypeError):
+            return cls(**{name: value for name, value in found.items() if name in known})
+        return None
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether it is this process that says so."""
+        return self.pid == os.getpid() and self.host in ("", os.uname().nodename)
+
+    @property
+    def shown(self) -> str:
+        """The process as a person is told of it."""
+        command = f" ({self.command})" if self.command else ""
+        since = f" since {self.since}" if self.since else ""
+        return f"process {self.pid}{command}{since}"
+
+    def text(self) -> bytes:
+        """Return what is written into the lock's file."""
+        return json.dumps(asdict(self)).encode()
+
+
+def command_of_this_process() -> str:
+    """Return this process's program and subcommand; never an argument that may hold a value."""
+    program, *arguments = sys.argv or [""]
+    name = "rhei" if Path(program).parts[-2:] == _CLI else Path(program).name
+    word = arguments[0] if arguments and _WORD.fullmatch(arguments[0]) else ""
+    return f"{name} {word}".strip()
+
+
+class Waiting:
+    """A wait for a mirror: it is told of after a second, and ends in an error.
+
+    Args:
+        mirror: Its name in messages.
+        seconds: How long to wait.
+        who: Returns who is waited for, as far as that is known.
+    """
+
+    def __init__(self, mirror: str, seconds: float, who: Callable[[], LockNote | None]) -> None:
+        self._mirror, self._who = mirror, who
+        started = time.monotonic()
+        self._until, self._tell_at = started + seconds, started + _TOLD_SECONDS
+        self._is_told = False
+        #: Why the last try failed, where that is no lock of ours.
+        self.reason: MirrorBusyError | None = None
+
+    def pause(self) -> None:
+        """Wait for a moment.
+
+        Raises:
+            MirrorBusyError: The time is up.
+        """
+        now, reason = time.monotonic(), self.reason
+        self.reason = None
+        if now > self._until:
+            raise reason or held(self._mirror, self._who())
+        if now > self._tell_at and not self._is_told:
+            self._is_told = True
+            _log.warning("waiting: %s", (reason or held(self._mirror, self._who())).message)
+        # An opening that failed is more work than a look at a lock.
+        time.sleep(_POLL_SECONDS if reason is None else _AGAIN_SECONDS)
 
 
 class WriterLock:
@@ -33,9 +150,8 @@ class WriterLock:
     def __init__(self, path: Path, mirror: str, timeout_seconds: float) -> None:
         self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _wait_for(self._descriptor, mirror, timeout_seconds)
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)
+            _wait_for(self._descriptor, path, mirror, timeout_seconds)
+            _write(self._descriptor, LockNote.of_this_process())
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -49,27 +165,67 @@ class WriterLock:
             os.close(descriptor)
 
 
-def _wait_for(descriptor: int, mirror: str, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
+def lock_of_file(mirror: Path) -> Path:
+    """Return the lock file of a mirror in one file."""
+    file = mirror.resolve()
+    return file.with_name(f"{file.name}.lock")
+
+
+def lock_of_directory(mirror: Path) -> Path:
+    """Return the lock file of a mirror in a directory."""
+    return mirror / "lock"
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether somebody holds the lock of a file now; takes it for no longer than that."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # there is none, or it is not ours to see
+        return False
+    try:
+        # Shared: two that look at the same time do not take one another for a holder.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def announce(path: Path, socket: str) -> None:
+    """Note in the file of a lock that this process has just taken where it answers."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        _write(descriptor, LockNote.of_this_process(socket))
+    finally:
+        os.close(descriptor)
+
+
+def _write(descriptor: int, note: LockNote) -> None:
+    # In one write, and never shorter than before: nobody reads the half of a note.
+    os.pwrite(descriptor, note.text().ljust(_NOTE_BYTES), 0)
+
+
+def _wait_for(descriptor: int, path: Path, mirror: str, timeout: float) -> None:
+    waiting = Waiting(mirror, timeout, lambda: LockNote.read(path))
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise _held(mirror, os.pread(descriptor, _PID_BYTES, 0).decode()) from None
-            time.sleep(_POLL_SECONDS)
+            waiting.pause()
         else:
             return
 
 
-def _held(mirror: str, pid: str) -> MirrorBusyError:
-    if pid == str(os.getpid()):
+def held(mirror: str, by: LockNote | None) -> MirrorBusyError:
+    """Return the error for a mirror that another process holds, or this one."""
+    if by is not None and by.is_of_this_process:
         return MirrorBusyError(
             f"mirror {mirror!r} is already open in this process",
             hint="use the object that opened it, or close that first",
         )
-    number = f" ({pid})" if pid else ""
+    named = f": {by.shown}" if by else ""
     return MirrorBusyError(
-        f"mirror {mirror!r} is held by another process{number}",
+        f"mirror {mirror!r} is held by another process{named}",
         hint="only one process can write a mirror: stop the other one first",
     )

@@ -169,6 +169,12 @@ class SyncReport:
         """The tables left out, each with the reason."""
         return {name: report.error for name, report in self.tables.items() if report.error}
 
+    @property
+    def did_something(self) -> bool:
+        """Whether there were events or rows, or a table was left out."""
+        tables = self.tables.values()
+        return any(table.events or table.copied_rows or table.error for table in tables)
+
 
 @dataclass(frozen=True, slots=True)
 class CopyReport:

@@ -115,6 +115,40 @@ def _no_write() -> QueryError:
 
 
 @dataclass(frozen=True, slots=True)
+class Demand:
+    """How new an answer has to be.
+
+    Attributes:
+        max_staleness: How many seconds it may be behind the source.
+        after: A write that it shows, because that was asked for.
+        own: The last write of whoever asks; it is shown where the side is chosen.
+    """
+
+    max_staleness: float | None = None
+    after: Written | str | None = None
+    own: Written | None = None
+
+
+_NONE = Demand()
+
+
+class Writes:
+    """The writes of one object, of which the last is known; from any thread."""
+
+    def __init__(self) -> None:
+        self.last: Written | None = None
+        self._lock = threading.Lock()
+
+    def note(self, rows: int) -> Written:
+        """Return a write that was committed just now."""
+        written = Written(rows, time.monotonic_ns())
+        with self._lock:  # one that was committed earlier may be noted later
+            if self.last is None or self.last.committed_at < written.committed_at:
+                self.last = written
+        return written
+
+
+@dataclass(frozen=True, slots=True)
 class Freshness:
     """What happens when a query needs newer data than the mirror has.
 
@@ -167,20 +201,11 @@ class QueryService:
         self._pipeline = engines.pipeline
         self._freshness = freshness
         self._doubted: tuple[Ledger, frozenset[str]] | None = None
-        self._last_write = 0
-        self._writes = threading.Lock()
         self._watchers: list[Callable[[str, float], None]] = []
 
     def watch(self, watcher: Callable[[str, float], None]) -> None:
         """Call `watcher` with the side and seconds of every answered query."""
         self._watchers.append(watcher)
-
-    def wrote(self, rows: int) -> Written:
-        """Record that a write was committed; later queries with `auto` see it."""
-        now = time.monotonic_ns()
-        with self._writes:  # a write that was committed earlier may be noted later
-            self._last_write = max(self._last_write, now)
-        return Written(rows, now)
 
     def route(self, sql: str, params: Sequence[Any] = ()) -> Route:
         """Return which side suits a statement, and why.
@@ -197,17 +222,16 @@ class QueryService:
         self,
         sql: str,
         params: Sequence[Any] = (),
-        *,
-        max_staleness: float | None = None,
-        after: Written | str | None = None,
+        demand: Demand = _NONE,
+        begun: Begun | None = None,
     ) -> pa.Table:
         """Answer a query from the suitable side; the answer's metadata say which, and how fresh."""
         if self._engines.is_sidecar:
             self._refuse_not_followed(sql)
-            return self.ask_mirror(sql, params, max_staleness, after)
+            return self.ask_mirror(sql, params, demand, begun)
         plan = self.planner.plan(sql, params)
-        with self._under_way(is_short=self._is_short(plan)) as query:
-            return self._ask(sql, params, plan, max_staleness, after, query.begun)
+        with self._under_way(begun, is_short=self._is_short(plan)) as query:
+            return self._ask(sql, params, plan, demand, query.begun)
 
     def reads_single_rows(self, sql: str, params: Sequence[Any] = ()) -> bool:
         """Return whether a statement reads one table by key, and so is soon answered."""
@@ -227,16 +251,15 @@ class QueryService:
         sql: str,
         params: Sequence[Any],
         plan: Plan,
-        max_staleness: float | None,
-        after: Written | str | None,
+        demand: Demand,
         begun: Begun,
     ) -> pa.Table:
-        reason = self._reason_to_leave(plan, max_staleness, after)
+        reason = self._reason_to_leave(plan, demand)
         if reason is not None:
             return self._ask_source(sql, params, reason, plan, begun)
         if plan.history:
             self._refuse_not_followed(sql)
-            self._refuse_bound(sql, max_staleness, after)
+            self._refuse_bound(sql, demand)
             return self._ask_history(sql, params, plan, begun)
         try:
             answer = self._ask_mirror(plan, params, begun)
@@ -260,7 +283,12 @@ class QueryService:
         return _NOT_SUPPORTED
 
     def stream(
-        self, sql: str, params: Sequence[Any], rows: int, begun: Begun | None = None
+        self,
+        sql: str,
+        params: Sequence[Any],
+        rows: int,
+        begun: Begun | None = None,
+        own: Written | None = None,
     ) -> Streamed:
         """Answer a query in batches of about `rows` rows; returns when the first one is ready.
 
@@ -276,7 +304,7 @@ class QueryService:
         with ExitStack() as held:
             under_way = self._under_way(begun, is_short=self._is_short(plan))
             query = held.enter_context(under_way)
-            streamed = self._stream(sql, params, plan, rows, query.begun)
+            streamed = self._stream(_Wanted(sql, params, rows, query.begun), plan, own)
             held.callback(self._tell, streamed.schema, query)
             batches = _until_closed(streamed, self._limits.answer, held.pop_all())
         next(batches)  # begun, it gives back its turn even where nobody takes a row
@@ -287,15 +315,13 @@ class QueryService:
         for watcher in self._watchers:
             watcher(engine, query.elapsed_seconds)
 
-    def _stream(
-        self, sql: str, params: Sequence[Any], plan: Plan, rows: int, begun: Begun
-    ) -> Streamed:
-        reason = None if self._engines.is_sidecar else self._reason_to_leave(plan, None, None)
-        wanted = _Wanted(sql, params, rows, begun)
+    def _stream(self, wanted: "_Wanted", plan: Plan, own: Written | None) -> Streamed:
+        demand, is_sidecar = Demand(own=own), self._engines.is_sidecar
+        reason = None if is_sidecar else self._reason_to_leave(plan, demand)
         if reason is not None:
             return self._stream_source(wanted, reason, plan)
-        if plan.query is None or self._engines.is_sidecar:
-            self._refuse_not_followed(sql)
+        if plan.query is None or is_sidecar:
+            self._refuse_not_followed(wanted.sql)
             return self._stream_as_it_is(wanted, plan)
         answer = self._stream_mirror(wanted, plan, plan.query)
         if answer is not None:
@@ -350,16 +376,14 @@ class QueryService:
         shape = results.labelled(empty, Route("oltp", reason), None).schema
         return Streamed(shape, results.shown(None, streamed.batches, shape), streamed.cancel)
 
-    def _reason_to_leave(
-        self, plan: Plan, max_staleness: float | None, after: Written | str | None
-    ) -> str | None:
+    def _reason_to_leave(self, plan: Plan, demand: Demand) -> str | None:
         """Make the mirror as fresh as needed; return why the source answers, or None."""
         if not plan.reads:
             raise QueryError(f"a query only reads: {plan.route.reason}", hint=plan.instead)
         if plan.route.engine == "oltp":
             return plan.route.reason
-        written = max(self._last_write, moment_of(after))
-        needed = self._needed(max_staleness, written)
+        written = max(moment_of(demand.own), moment_of(demand.after))
+        needed = self._needed(demand.max_staleness, written)
         try:
             is_fresh = self._is_fresh(needed) or self._freshen(needed, may_leave=not plan.history)
         except MirrorError as error:
@@ -371,10 +395,12 @@ class QueryService:
         doubt = None if plan.history else self._doubt(plan)
         return f"{plan.route.reason}, but {doubt}" if doubt else None
 
-    def ask_source(self, sql: str, params: Sequence[Any], reason: str) -> pa.Table:
+    def ask_source(
+        self, sql: str, params: Sequence[Any], reason: str, begun: Begun | None = None
+    ) -> pa.Table:
         """Answer a query from the source."""
         plan = self.planner.plan(sql, params)
-        with self._under_way(is_short=self._is_short(plan)) as query:
+        with self._under_way(begun, is_short=self._is_short(plan)) as query:
             return self._ask_source(sql, params, reason, plan, query.begun)
 
     def _ask_source(
@@ -409,16 +435,16 @@ class QueryService:
         self,
         sql: str,
         params: Sequence[Any] | Mapping[str, Any],
-        max_staleness: float | None = None,
-        after: Written | str | None = None,
+        demand: Demand = _NONE,
+        begun: Begun | None = None,
     ) -> pa.Table:
-        """Answer a query that is written in the mirror's SQL."""
-        needed = self._needed(max_staleness, moment_of(after))
+        """Answer a query that is written in the mirror's SQL; `own` writes do not matter there."""
+        needed = self._needed(demand.max_staleness, moment_of(demand.after))
         if not self._is_fresh(needed):
             self._freshen(needed, may_leave=False)
-        self._refuse_bound(sql, max_staleness, after)
+        self._refuse_bound(sql, demand)
         ledger = self._mirror.ledger()
-        with self._under_way(is_short=False) as query, self._logged("olap"):
+        with self._under_way(begun, is_short=False) as query, self._logged("olap"):
             found = self._mirror.query(sql, params, query.begun, self._limits.answer)
         labelled = results.labelled(
             found, Route("olap", "asked for"), ledger, _age(self._pipeline.synced_from)
@@ -442,11 +468,10 @@ class QueryService:
                     f" or drop it from the mirror with 'rhei drop-table {name}'",
                 )
 
-    def _refuse_bound(
-        self, sql: str, max_staleness: float | None, after: Written | str | None
-    ) -> None:
+    def _refuse_bound(self, sql: str, demand: Demand) -> None:
         """Refuse a freshness limit for tables that are no longer synced."""
-        stale = {} if max_staleness is None and after is None else self._not_followed_in(sql)
+        is_bound = demand.max_staleness is not None or demand.after is not None
+        stale = self._not_followed_in(sql) if is_bound else {}
         for name, since in stale.items():
             raise QueryError(
                 f"table {name!r} is not followed since {since.isoformat()}, and its mirror is "

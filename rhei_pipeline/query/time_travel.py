@@ -13,11 +13,12 @@ from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
 from rhei_pipeline.model.progress import AsOf
 from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Table
+from rhei_pipeline.model.streaming import Begun
 from rhei_pipeline.protocols import Mirror
 from rhei_pipeline.sql.text import listed, mirror_table
 
 
-def as_of(table: Table, instant: datetime, mirror: Mirror) -> pa.Table:
+def as_of(table: Table, instant: datetime, mirror: Mirror, begun: Begun | None = None) -> pa.Table:
     """Return a table's rows as they were at an instant, with the columns it had.
 
     Raises:
@@ -31,6 +32,7 @@ def as_of(table: Table, instant: datetime, mirror: Mirror) -> pa.Table:
         f"select {listed(known.columns(instant))} from {mirror_table(table.schema)}"
         f" where {VALID_FROM} <= $1 and ({VALID_TO} is null or {VALID_TO} > $1)",
         [instant],
+        begun,
     )
 
 

@@ -5,11 +5,11 @@ import random
 import threading
 import time
 from collections import deque
+from typing import Protocol
 
 from rhei_pipeline.errors import RheiError
 from rhei_pipeline.model.log_context import one_cycle
 from rhei_pipeline.model.reports import SyncReport
-from rhei_pipeline.sync.pipeline import Pipeline
 
 _log = logging.getLogger(__name__)
 
@@ -19,6 +19,13 @@ MAX_BACKOFF_SECONDS = 30.0
 KEPT_REPORTS = 1_000
 
 
+class Syncing(Protocol):
+    """What a background sync has sync."""
+
+    def sync(self) -> SyncReport:
+        """Bring every table up to the source as it is now."""
+
+
 class BackgroundSync:
     """Syncs at an interval in a thread of its own until it is stopped.
 
@@ -26,7 +33,7 @@ class BackgroundSync:
     whoever asks.
     """
 
-    def __init__(self, pipeline: Pipeline, interval_seconds: float) -> None:
+    def __init__(self, pipeline: Syncing, interval_seconds: float) -> None:
         self._pipeline = pipeline
         self._interval = interval_seconds
         self._stopping = threading.Event()
@@ -88,9 +95,11 @@ class BackgroundSync:
                 self._failed(RheiError(f"sync failed unexpectedly: {type(error).__name__}"))
                 return
         self._failures, self.last_error = 0, None
-        if any(
-            table.events or table.copied_rows or table.error for table in report.tables.values()
-        ):
+        self.take_in(report)
+
+    def take_in(self, report: SyncReport) -> None:
+        """Keep the report of a sync that did something, until somebody takes it."""
+        if report.did_something:
             with self._reports_lock:
                 self._reports.append(report)
 

@@ -26,6 +26,19 @@ def claim(settings: Settings, database: SourceDatabase, mirror: OwnedMirror) -> 
     _record(settings, database, mirror, forget_positions=False)
 
 
+def refuse_owner(settings: Settings, recorded: str) -> None:
+    """Refuse a mirror that another process holds, where it is not of the declared source.
+
+    Raises:
+        MirrorError: It belongs to another source or another pipeline.
+    """
+    with ExitStack() as stack:
+        database = open_database(settings)
+        stack.callback(database.close)
+        found = Owner(database.identity(), settings.name)
+    refuse_other(Owner.read(recorded), found, str(settings.mirror.path), _is_gone)
+
+
 def validate_owner(settings: Settings) -> list[Finding]:
     """Find a mirror of another source or pipeline; makes none, and waits for none."""
     path = settings.mirror.path

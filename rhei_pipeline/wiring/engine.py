@@ -89,10 +89,14 @@ def open_query_service(settings: Settings, engine: Engine) -> QueryService:
         engine.pipeline,
         (settings.source.kind, settings.mirror.kind),
     )
+    return QueryService(engines, table_options(settings), freshness, query_limits(settings))
+
+
+def query_limits(settings: Settings) -> QueryLimits:
+    """Return what one query may take."""
     asked = settings.queries
     answer = AnswerLimits(asked.query_bytes, asked.query_rows)
-    limits = QueryLimits(asked.query_seconds, answer, asked.at_once, asked.turn_seconds)
-    return QueryService(engines, table_options(settings), freshness, limits)
+    return QueryLimits(asked.query_seconds, answer, asked.at_once, asked.turn_seconds)
 
 
 def open_oltp(settings: Settings, source: SourceDatabase, stack: ExitStack) -> Database | None:

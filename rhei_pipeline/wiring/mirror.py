@@ -1,10 +1,17 @@
 """Opens the mirror that the settings declare; its engine is imported only then."""
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from rhei_pipeline.errors import needs_extra
+import pyarrow as pa
+
+from rhei_pipeline.errors import MirrorError, needs_extra
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
+from rhei_pipeline.mirrors.locking import lock_of_directory, lock_of_file
+from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.model.streaming import Begun
 from rhei_pipeline.protocols import Mirror
 from rhei_pipeline.settings.sections import DeltaSettings, MirrorSettings
 
@@ -52,6 +59,63 @@ def open_mirror(mirror: MirrorSettings) -> OwnedMirror:
         retained_manifests=mirror.retained_manifests,
         memory_limit_bytes=mirror.memory_limit,
     )
+
+
+class ReadMirror(Protocol):
+    """One committed state of a mirror that this process only reads."""
+
+    def query(
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] = (),
+        begun: Begun | None = None,
+        most_bytes: int | None = None,
+    ) -> pa.Table:
+        """Run one read-only statement, in the mirror's SQL."""
+
+    def ledger(self) -> Ledger:
+        """Return what the state has recorded."""
+
+    def close(self) -> None:
+        """Release the state; safe to repeat."""
+
+
+def read_mirror(mirror: MirrorSettings, path: Path | None = None) -> ReadMirror:
+    """Open a mirror's files for reading alone; whoever opened them closes them.
+
+    Args:
+        mirror: What is declared.
+        path: A copy of a DuckDB file, to be read instead.
+
+    Raises:
+        MirrorBusyError: A process has the DuckDB file open for writing.
+        MirrorError: There is no mirror yet, or it is in memory.
+    """
+    if mirror.in_memory:
+        raise MirrorError(
+            "a mirror in memory is read by the process that made it alone",
+            hint="give mirror.path a file or a directory",
+        )
+    if mirror.kind == "duckdb":
+        file = path or mirror.path
+        if not file.exists():
+            raise MirrorError(f"there is no mirror at {str(file)!r}", hint="sync once, then read")
+        limit = mirror.memory_limit
+        return DuckDBMirror(file, lock_timeout_seconds=0, memory_limit_bytes=limit, read_only=True)
+    with needs_extra("datafusion", _THIS):
+        from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
+    access = _access(mirror) if mirror.url else None
+    return MirrorReader(mirror.url or mirror.path, access=access)
+
+
+def lock_file(mirror: MirrorSettings) -> Path | None:
+    """Return the file whose lock the writing process holds.
+
+    None where no other process can have the mirror: in memory; or need not wait: in a store.
+    """
+    if mirror.in_memory or mirror.url:
+        return None
+    return lock_of_file(mirror.path) if mirror.kind == "duckdb" else lock_of_directory(mirror.path)
 
 
 def _access(mirror: MirrorSettings) -> "StoreAccess":

@@ -23,9 +23,8 @@ from rhei_pipeline.mirrors.datafusion.files import (
     committed_meanwhile,
     missing,
 )
-from rhei_pipeline.mirrors.locking import WriterLock
+from rhei_pipeline.mirrors.locking import WriterLock, lock_of_directory
 
-_LOCK = "lock"
 #: Holds the number of the newest manifest.
 _NEWEST = "newest"
 _REMEMBERED = b"%012d %010d\n"
@@ -60,7 +59,7 @@ class LocalFiles:
         with self._translated():
             if writing:
                 path.mkdir(parents=True, exist_ok=True)
-                self._lock = WriterLock(path / _LOCK, str(path), lock_timeout_seconds)
+                self._lock = WriterLock(lock_of_directory(path), str(path), lock_timeout_seconds)
 
     def put(self, name: str, content: pa.Buffer) -> Mark:
         """Write a file; `flush` brings it to the disk."""

@@ -20,10 +20,12 @@ from rhei_pipeline.mirrors.datafusion.mirror import FORMATS, RETAINED_MANIFESTS,
 from rhei_pipeline.mirrors.datafusion.past import past_of
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.datafusion.session import Params, ReadingSession
+from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.change_feed import TableChanges
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.progress import Ledger, Past
 from rhei_pipeline.model.schema import Table, nearest
+from rhei_pipeline.model.streaming import Begun
 
 if TYPE_CHECKING:
     from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
@@ -84,13 +86,21 @@ class MirrorReader:
         """Return what this state has recorded."""
         return self._manifest.ledger
 
-    def query(self, sql: str, params: Params = ()) -> pa.Table:
+    def query(
+        self,
+        sql: str,
+        params: Params = (),
+        begun: Begun | None = None,
+        most_bytes: int | None = None,
+    ) -> pa.Table:
         """Run one read-only statement on this state; `?` or named parameters.
 
         Raises:
             QueryError: Not one read-only statement, or DataFusion refuses it.
+            QueryLimitError: The answer takes more than `most_bytes`.
         """
-        return self._session.query(sql, params, self._manifest)
+        cancel = None if begun is None else Cancel.given(begun)
+        return self._session.query(sql, params, self._manifest, cancel, most_bytes)
 
     def changes(self, table: str, after: After = None, on_lost: OnLost = "raise") -> TableChanges:
         """Return what changed in a temporal table up to this state; see `HTAP.changes`.

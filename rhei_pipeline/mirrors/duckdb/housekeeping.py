@@ -65,14 +65,9 @@ def prepare(connection: duckdb.DuckDBPyConnection, path: str) -> str:
     Raises:
         MirrorError: A newer version of this package wrote the file; nothing is changed then.
     """
-    found = connection.execute("select table_name from duckdb_tables()").fetchall()
-    tables = {name for (name,) in found}
+    tables = _tables(connection)
     written = _format(connection) if "_rhei_mirror" in tables else FORMAT
-    if written is not None and written > FORMAT:
-        raise MirrorError(
-            too_new(f"mirror {path!r}", written, FORMAT),
-            hint="use the newer version of rhei-pipeline that wrote it, or give another path",
-        )
+    _refuse_newer(written, path)
     # One transaction: a file is brought up to date whole, and to the disk once.
     connection.execute("begin transaction")
     if written is None and _FORMER_COPIES in tables:
@@ -82,6 +77,32 @@ def prepare(connection: duckdb.DuckDBPyConnection, path: str) -> str:
     mirror_id = _mirror_id(connection)
     connection.execute("commit")
     return mirror_id
+
+
+def read_mirror_id(connection: duckdb.DuckDBPyConnection, path: str) -> str:
+    """Return the id of a mirror that is only read.
+
+    Raises:
+        MirrorError: It is no mirror yet, or one of another version.
+    """
+    written = _format(connection) if "_rhei_mirror" in _tables(connection) else None
+    if written is None:
+        raise MirrorError(f"{path!r} is no mirror yet", hint="sync once, then read")
+    _refuse_newer(written, path)
+    return _mirror_id(connection)
+
+
+def _tables(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    found = connection.execute("select table_name from duckdb_tables()").fetchall()
+    return {name for (name,) in found}
+
+
+def _refuse_newer(written: int | None, path: str) -> None:
+    if written is not None and written > FORMAT:
+        raise MirrorError(
+            too_new(f"mirror {path!r}", written, FORMAT),
+            hint="use the newer version of rhei-pipeline that wrote it, or give another path",
+        )
 
 
 def _format(connection: duckdb.DuckDBPyConnection) -> int | None:

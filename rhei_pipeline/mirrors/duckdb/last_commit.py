@@ -70,6 +70,11 @@ class LastCommit:
             os.pwrite(self._file, note.ljust(_SIZE).encode(), 0)
 
 
+def noted(path: str) -> bool:
+    """Return whether there is a note beside a mirror."""
+    return os.path.exists(os.path.realpath(path) + _SUFFIX)  # noqa: PTH110  (a link is followed)
+
+
 def _note(mirror_id: str, ledger: Ledger) -> str:
     marks = ledger.watermarks.values()
     # Watermarks never go back, so their sum tells one state from all others.

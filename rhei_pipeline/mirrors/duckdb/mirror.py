@@ -5,6 +5,7 @@ DELETE + INSERT on a plain table changes 10,000 random rows of a million (see be
 """
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -27,15 +28,20 @@ from rhei_pipeline.errors import (
 from rhei_pipeline.mirrors.duckdb.block_cache import BlockCache
 from rhei_pipeline.mirrors.duckdb.damage import cause, damage_of, first_line, is_damage
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds, instant_text, read_feed
-from rhei_pipeline.mirrors.duckdb.housekeeping import prepare, read_ledger, read_owner
-from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit
+from rhei_pipeline.mirrors.duckdb.housekeeping import (
+    prepare,
+    read_ledger,
+    read_mirror_id,
+    read_owner,
+)
+from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit, noted
 from rhei_pipeline.mirrors.duckdb.past import read_past
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
 from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
 from rhei_pipeline.mirrors.duckdb.read_only import DuckDBGuard
 from rhei_pipeline.mirrors.duckdb.tables import in_utc, read_tables, table_exists
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
-from rhei_pipeline.mirrors.locking import WriterLock
+from rhei_pipeline.mirrors.locking import Waiting, WriterLock, lock_of_file
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.progress import Ledger, Past
@@ -67,7 +73,6 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     # One for each 16 MB costs no measurable time more than one for each 64 MB.
     "checkpoint_threshold": "16MB",
 }
-_LOCK_POLL_SECONDS = 0.2
 #: What DuckDB, or the system, says where a file may not grow.
 _FULL = (
     "No space left",
@@ -76,6 +81,8 @@ _FULL = (
     "Out of disk",
     "not write all",
 )
+#: How DuckDB says which process has a file open.
+_PROCESS = re.compile(r"\(PID (\d+)\)")
 #: Rows that DuckDB gives at once; so few that wide ones take little.
 _BATCH_ROWS = 8192
 
@@ -88,6 +95,8 @@ class DuckDBMirror:
         published: A copy for other processes to read, written after commits.
         lock_timeout_seconds: How long to wait while another process holds the file.
         memory_limit_bytes: The most that queries and transactions take together.
+        read_only: Open it for queries alone, without the lock of the one that writes: it must not
+            be open anywhere else for writing.
 
     Raises:
         MirrorBusyError: Another process held the file all that time, or this one has it open.
@@ -101,6 +110,7 @@ class DuckDBMirror:
         lock_timeout_seconds: float = 30.0,
         published: PublishedCopy | None = None,
         memory_limit_bytes: int | None = None,
+        read_only: bool = False,
     ) -> None:
         self.path = str(path)
         self._published = published
@@ -115,19 +125,24 @@ class DuckDBMirror:
         self._closed = False
         with ExitStack() as opened:
             deadline = time.monotonic() + lock_timeout_seconds
-            self._hold(opened, lock_timeout_seconds)
+            if read_only:
+                config["access_mode"] = "READ_ONLY"
+            else:
+                self._hold(opened, lock_timeout_seconds)
             self._connection = _connect(self.path, config, deadline)
             opened.callback(self._connection.close)
             with translated(self.path):
-                self.mirror_id = prepare(self._connection, self.path)
+                opening = read_mirror_id if read_only else prepare
+                self.mirror_id = opening(self._connection, self.path)
             self._cache = BlockCache(self.path, memory_limit_bytes) if self.path != MEMORY else None
-            self._last = self._look_back(opened)
+            self._last = self._look_back(opened, read_only=read_only)
             self._opened = opened.pop_all()
 
-    def _look_back(self, opened: ExitStack) -> LastCommit | None:
+    def _look_back(self, opened: ExitStack, *, read_only: bool) -> LastCommit | None:
         """Detect whether the file is older than it was when it was last used."""
         self._older: MirrorDamagedError | None = None
-        if self.path == MEMORY:
+        # A published copy has no such note, and one that only reads makes none.
+        if self.path == MEMORY or (read_only and not noted(self.path)):
             return None
         last = LastCommit(self.path)
         opened.callback(last.close)
@@ -143,7 +158,7 @@ class DuckDBMirror:
         file = Path(self.path).resolve()
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            lock = WriterLock(file.with_name(f"{file.name}.lock"), self.path, timeout_seconds)
+            lock = WriterLock(lock_of_file(file), self.path, timeout_seconds)
         except OSError as error:
             raise MirrorError(
                 f"mirror {self.path!r} cannot be used: {error.strerror or error}",
@@ -409,14 +424,14 @@ def _connect(
     path: str, config: dict[str, str | bool | int | float | list[str]], deadline: float
 ) -> duckdb.DuckDBPyConnection:
     """Open the file; wait also for processes that have it open without our lock."""
+    waiting = Waiting(path, deadline - time.monotonic(), lambda: None)
     while True:
         try:
             with translated(path):
                 return duckdb.connect(path, config=config)
-        except MirrorBusyError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_LOCK_POLL_SECONDS)
+        except MirrorBusyError as error:
+            waiting.reason = error
+            waiting.pause()
 
 
 @contextmanager
@@ -446,11 +461,8 @@ def _translate(error: duckdb.Error, path: str) -> RheiError:
     text = str(error)
     if isinstance(error, duckdb.OutOfMemoryException):
         return _too_large()
-    if "Could not set lock" in text:
-        return MirrorBusyError(
-            f"mirror {path!r} is held by another process",
-            hint="only one process can write a mirror: stop the other one first",
-        )
+    if (busy := _busy(text, path)) is not None:
+        return busy
     if is_damage(error):
         return damage_of(error, path)
     if "not a valid DuckDB database" in text:
@@ -466,6 +478,22 @@ def _translate(error: duckdb.Error, path: str) -> RheiError:
     what = type(error).__name__ if quotes_values else first_line(error)
     hint = "check the disk and its mounts" if isinstance(error, duckdb.IOException) else None
     return MirrorError(f"DuckDB failed on {path!r}: {what}", hint=hint)
+
+
+def _busy(text: str, path: str) -> MirrorBusyError | None:
+    """Return the error for a file that is open elsewhere; None for any other trouble."""
+    if "different configuration" in text:
+        return MirrorBusyError(
+            f"mirror {path!r} is being read in this process",
+            hint="use the object that opened it, or close that first",
+        )
+    if "Could not set lock" not in text:
+        return None
+    process = _PROCESS.search(text)
+    return MirrorBusyError(
+        f"mirror {path!r} is held by another process{f': {process[1]}' if process else ''}",
+        hint="only one process can write a DuckDB file: stop the other one first",
+    )
 
 
 def _roll_back(connection: duckdb.DuckDBPyConnection) -> None:

@@ -1,7 +1,6 @@
 """The running queries: how many at once, for how long, and how to cancel them."""
 
 import logging
-import re
 import secrets
 import threading
 import time
@@ -14,7 +13,7 @@ from typing import ParamSpec, TypeVar
 import pyarrow as pa
 from pyarrow import flight
 
-from rhei_pipeline.errors import QueriesBusyError, RheiError
+from rhei_pipeline.errors import QueriesBusyError, RheiError, without_places
 from rhei_pipeline.model.query_limits import Turns
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.server.flight.messages import MalformedError
@@ -23,8 +22,6 @@ _log = logging.getLogger(__name__)
 _Given = ParamSpec("_Given")
 _Answer = TypeVar("_Answer")
 _AGAIN_SECONDS = 1.0
-#: A file or directory by its whole path.
-_PLACE = re.compile(r"(?<=['\"])/[^'\"\n]+(?=['\"])|(?<![\w./:])(/[\w.@+-]+){2,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +193,6 @@ def translated() -> Iterator[None]:
         raise flight.FlightServerError(
             f"the server failed, for a reason in its log: error {number}"
         ) from None
-
-
-def without_places(text: str) -> str:
-    """Return a text with files named by their names alone, not by where they are."""
-    return _PLACE.sub(lambda found: found[0].rpartition("/")[2] or "/", text)
 
 
 def answered(call: Callable[_Given, _Answer]) -> Callable[_Given, _Answer]:

@@ -116,7 +116,7 @@ def test_a_semicolon_belongs_to_no_columns_name(make_world: Callable[..., World]
     _make(world, "real")
     for sql in ("select 1;", "select null ; ", "select 1, (select max(v) from t);\n"):
         found = world.htap.query(sql, hint="oltp").schema.names
-        plan = world.htap._queries.planner.plan(sql)
+        plan = world.htap._access.held.queries.planner.plan(sql)
         assert list(plan.names) == found
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import QueryError, RheiError
-from rhei_pipeline.query.service import Written
+from rhei_pipeline.query.service import Writes, Written
 from tests.support.fix_world import World
 
 
@@ -290,14 +290,14 @@ def test_what_is_no_write_is_refused_as_one(world: World, after: Any) -> None:
             world.htap.query("select count(*) from orders", hint=hint, after=after)
 
 
-def test_a_write_noted_late_does_not_hide_a_later_one(world: World) -> None:
-    world.htap.sync_now()
-    door, clock = world.htap._queries, time.monotonic_ns
-    later = door.wrote(1)
+def test_a_write_noted_late_does_not_hide_a_later_one() -> None:
+    writes, clock = Writes(), time.monotonic_ns
+    later = writes.note(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "monotonic_ns", lambda: later.committed_at - 1)
-        assert door.wrote(1).committed_at < later.committed_at
-    assert door._last_write == later.committed_at <= clock()
+        assert writes.note(1).committed_at < later.committed_at
+    assert writes.last is later
+    assert later.committed_at <= clock()
 
 
 def test_what_the_source_answers_is_streamed_too(world: World) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from rhei_pipeline.errors import QueryError
-from rhei_pipeline.htap import Hint
+from rhei_pipeline.holder.held import Hint
 from tests.support.fix_world import World
 
 MakeWorld = Callable[..., World]

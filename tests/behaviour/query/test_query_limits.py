@@ -11,7 +11,7 @@ import pytest
 
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import QueriesBusyError, QueryLimitError
-from rhei_pipeline.htap import Hint
+from rhei_pipeline.holder.held import Hint
 from rhei_pipeline.model.query_limits import Turns
 from rhei_pipeline.server.flight.server import FlightSqlServer
 from tests.support.fix_world import World

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import flight
 
+from rhei_pipeline.errors import without_places
 from rhei_pipeline.server.flight.messages import encode, pack
-from rhei_pipeline.server.flight.running import without_places
 from rhei_pipeline.server.flight.server import FlightSqlServer
 from tests.support.fix_world import World
 

@@ -18,6 +18,7 @@ from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from rhei_pipeline.server.flight.access import Credentials
 from rhei_pipeline.server.flight.server import ServerOptions
 from rhei_pipeline.server.serve import Addresses, serving
+from tests.support import other_process
 from tests.support.fix_world import World
 from tests.support.locks import assert_held, file_locks, record_locks
 
@@ -112,16 +113,14 @@ def test_no_command_gives_up_a_lock(published: World, monkeypatch: pytest.Monkey
         held.clear()
 
 
-def test_syncs_beside_a_mirror_that_publishes_are_all_refused(published: World) -> None:
-    settings = published.settings.model_dump_json()
-    for _ in range(2):
+def test_syncs_beside_a_mirror_that_publishes_go_through_its_holder(published: World) -> None:
+    published.htap.sync_now()
+    for _ in range(3):
         published.run("update orders set status = status || '+'")
-        published.htap.sync_now()
-        done = subprocess.run(
-            [sys.executable, "-c", _SYNC, settings], capture_output=True, text=True, check=False
-        )
-        assert "MirrorBusyError" in done.stderr
-        assert "is held by another process" in done.stderr
+        other_process.run(_SYNC, published.settings.model_dump_json())
+        published.assert_equal("orders")
+        assert_held(published.directory / "mirror.duckdb")
+    assert record_locks(published.path), "SQLite's lock is lost"
 
 
 def lose_lock_of(file: Path) -> None:
@@ -135,10 +134,7 @@ def test_our_own_lock_refuses_where_duckdbs_is_lost(world: World) -> None:
     lose_lock_of(mirror)
     assert not record_locks(mirror)
     done = subprocess.run(
-        [sys.executable, "-c", _SYNC, world.settings.model_dump_json()],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", _OPEN, str(mirror)], capture_output=True, text=True, check=False
     )
     assert "MirrorBusyError" in done.stderr
     assert "is held by another process" in done.stderr
@@ -194,4 +190,9 @@ import sys, json
 from rhei_pipeline import HTAP, Settings
 with HTAP(Settings(**json.loads(sys.argv[1]))) as htap:
     htap.sync_now()
+"""
+_OPEN = """
+import sys
+from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
+DuckDBMirror(sys.argv[1], lock_timeout_seconds=0)
 """

@@ -1,0 +1,122 @@
+"""What it costs to ask the process that holds the mirror, and what that costs the process."""
+
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import IO, cast
+
+from benchmarks.orders import Orders, orders
+from benchmarks.timing import median
+from rhei_pipeline import HTAP
+
+_ROWS = 100_000
+_POINT = "select * from orders where id = ?"
+_ROUNDS, _CALLS = 5, 200
+_CHANGES, _CYCLES = 1_000, 15
+_READERS = 16
+#: A dashboard refreshes far less often.
+_PAUSE_SECONDS = 0.1
+
+_ASK = """
+import sys, time
+import rhei_pipeline as rhei
+from benchmarks.timing import median
+with rhei.open(rhei.Settings.model_validate_json(sys.argv[1])) as htap:
+    assert not htap.holds
+    for line in sys.stdin:
+        calls, pause = line.split()
+        def ask():
+            htap.query("select * from orders where id = ?", (777,), hint="olap")
+            time.sleep(float(pause))
+        if int(calls):
+            print(median(ask, int(calls)) - float(pause), flush=True)
+        else:
+            print("begun", flush=True)
+            while True:
+                ask()
+"""
+
+
+class _Asker:
+    """Another process that asks a point query, again and again."""
+
+    def __init__(self, htap: HTAP) -> None:
+        command = [sys.executable, "-c", _ASK, htap.settings.model_dump_json()]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def asks(self, calls: int, pause: float = 0.0) -> str:
+        """Have it ask so often, or until it ends; return what it says."""
+        print(calls, pause, file=self._process.stdin, flush=True)
+        return cast("IO[str]", self._process.stdout).readline()
+
+    def stop(self) -> None:
+        """Have it stand still."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Have it go on where it stood still."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def measure() -> Iterator[tuple[str, str]]:
+    """Measure a point query from another process, and the writer's cycles beside readers."""
+    with orders(_ROWS) as table, table.open() as htap, ExitStack() as stack:
+        htap.sync_now()
+        asker = _Asker(htap)
+        stack.callback(asker.end)
+        own, asked = [], []
+        for _ in range(_ROUNDS):  # turn by turn: the machine is shared
+            own.append(median(lambda: htap.query(_POINT, (777,), hint="olap"), _CALLS))
+            asked.append(float(asker.asks(_CALLS)))
+        inside, outside = (statistics.median(found) * 1000 for found in (own, asked))
+        yield (
+            "point query of the mirror from another process, p50 (bar: 2 ms more)",
+            f"{outside:.2f} ms against {inside:.2f} ms: {outside - inside:.2f} ms more",
+        )
+        for name, pause in (("each ten times a second", _PAUSE_SECONDS), ("without a pause", 0.0)):
+            alone, beside = _writer(table, htap, pause)
+            yield (
+                f"cycles of {_CHANGES:,} changes beside {_READERS} readers, {name} (bar: 1.2 x)",
+                f"{beside * 1000:.0f} ms against {alone * 1000:.0f} ms: {beside / alone:.2f} x",
+            )
+
+
+def _writer(table: Orders, htap: HTAP, pause: float) -> tuple[float, float]:
+    """Return the median seconds of a cycle alone, and beside readers, turn by turn."""
+    alone, beside = list[float](), list[float]()
+    askers = [_Asker(htap) for _ in range(_READERS)]
+    for asker in askers:
+        asker.asks(0, pause)
+    try:
+        for _ in range(_ROUNDS):
+            for asker in askers:
+                asker.stop()
+            alone += _cycles(table, htap)
+            for asker in askers:
+                asker.go_on()
+            beside += _cycles(table, htap)
+    finally:
+        for asker in askers:
+            asker.end()
+    return statistics.median(alone), statistics.median(beside)
+
+
+def _cycles(table: Orders, htap: HTAP) -> list[float]:
+    found = []
+    for _ in range(_CYCLES):
+        table.change(_CHANGES)
+        started = time.perf_counter()
+        htap.sync_now()
+        found.append(time.perf_counter() - started)
+    return found

@@ -1,0 +1,296 @@
+"""What the process that holds a mirror does with it, for itself and for those that ask it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import date, datetime
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from rhei_pipeline.changes.consume import After, OnLost
+from rhei_pipeline.errors import PermanentError, QueryError, SchemaError
+from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
+from rhei_pipeline.model.reports import (
+    CopyReport,
+    DropReport,
+    MaintenanceReport,
+    RepairReport,
+    RowParity,
+    SyncReport,
+    SyncStatus,
+    VerifyReport,
+)
+from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.model.streaming import Begun, Streamed
+from rhei_pipeline.protocols import OnStep
+from rhei_pipeline.query import time_travel
+from rhei_pipeline.query.planner import Prepared
+from rhei_pipeline.query.results import dated
+from rhei_pipeline.query.router import Route
+from rhei_pipeline.query.service import Demand, Written
+from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.sync.background import BackgroundSync
+from rhei_pipeline.sync.dead_letters import replay
+from rhei_pipeline.sync.initial_sync import OnProgress
+from rhei_pipeline.sync.kept_history import Declared
+from rhei_pipeline.sync.pipeline import no_progress
+from rhei_pipeline.wiring.engine import open_engine, open_query_service
+
+Hint = Literal["auto", "oltp", "olap"]
+
+#: What the holder answers for others, each by its name below.
+ANSWERED = frozenset(
+    {
+        *("query", "stream", "as_of", "dead_letters", "changes", "stream_changes", "diff"),
+        *("sync_now", "sync_status", "verify", "row_parity", "row_count", "known_since"),
+        *("explain_route", "reads", "reads_single_rows", "describe", "prepare"),
+        *("tables", "left_out", "table_schemas", "owner_unless"),
+    }
+)
+
+
+class Held:
+    """An open engine: all that can be done with source and mirror.
+
+    Args:
+        settings: The declaration.
+        on_step: Called at each named step.
+        background: Returns the background sync of the process, if there is one.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        on_step: OnStep,
+        background: Callable[[], BackgroundSync | None],
+    ) -> None:
+        self.settings = settings
+        self.engine = open_engine(settings, on_step)
+        self.queries = open_query_service(settings, self.engine)
+        self._background = background
+
+    def close(self) -> None:
+        """Close everything; safe to repeat."""
+        self.engine.resources.close()
+
+    def watch(
+        self, on_sync: Callable[[SyncReport], None], on_query: Callable[[str, float], None]
+    ) -> None:
+        """Call these with each sync's report, and with each query's side and seconds."""
+        self.engine.pipeline.watch(on_sync)
+        self.queries.watch(on_query)
+
+    def query(
+        self,
+        sql: str,
+        params: Sequence[Any],
+        hint: Hint,
+        demand: Demand,
+        begun: Begun | None = None,
+    ) -> pa.Table:
+        """Run one read-only statement on the side that is asked for, or suits."""
+        if hint == "auto":
+            return self.queries.ask(sql, params, demand, begun)
+        if hint == "olap":
+            return self.queries.ask_mirror(sql, params, demand, begun)
+        if hint == "oltp":
+            return self.queries.ask_source(sql, params, "asked for", begun)
+        raise QueryError(f"unknown hint {hint!r}", hint="use 'auto', 'oltp' or 'olap'")
+
+    def stream(
+        self,
+        sql: str,
+        params: Sequence[Any],
+        rows: int,
+        begun: Begun | None,
+        own: Written | None,
+    ) -> Streamed:
+        """Run one read-only statement, and return its answer in batches."""
+        return self.queries.stream(sql, params, rows, begun, own)
+
+    def reads(self, sql: str) -> bool:
+        """Return whether a statement is a query."""
+        return self.queries.planner.reads(sql)
+
+    def reads_single_rows(self, sql: str, params: Sequence[Any]) -> bool:
+        """Return whether a statement reads one table by key."""
+        return self.queries.reads_single_rows(sql, params)
+
+    def describe(self, sql: str, params: Sequence[Any]) -> pa.Schema | None:
+        """Return the schema of a query's answer; None if only a run shows it."""
+        return self.queries.planner.describe(sql, params)
+
+    def prepare(self, sql: str) -> Prepared:
+        """Return what is known of a statement before its parameters are bound."""
+        return self.queries.planner.prepare(sql)
+
+    def explain_route(self, sql: str, params: Sequence[Any]) -> Route:
+        """Return which side would answer a statement now, and why."""
+        return self.queries.route(sql, params)
+
+    def owner_unless(self, declared: Mapping[str, Any]) -> str | None:
+        """Return whose the mirror is; None where the same source is declared as here."""
+        return None if declared == declared_source(self.settings) else self.engine.mirror.owner
+
+    def tables(self) -> list[str]:
+        """Return the names of the tables mirrored."""
+        return sorted(self.engine.pipeline.tables)
+
+    def left_out(self) -> dict[str, str]:
+        """Return the tables that are left out, each with the error."""
+        return {name: str(error) for name, error in self.engine.pipeline.left_out.items()}
+
+    def table_schemas(self) -> dict[str, Table]:
+        """Return the mirrored tables as they are captured now, by name."""
+        return dict(self.engine.pipeline.tables)
+
+    def register_table(self, name: str, mode: Mode | str | None) -> None:
+        """Capture a table from now on."""
+        tables = self.engine.pipeline.tables.values()
+        spelled = {table.schema.full_name.lower(): table for table in tables}
+        spelled |= {table.name.lower(): table for table in tables}
+        standing = spelled.get(name.lower())
+        chosen = mode or (standing.mode if standing else self.settings.mode)
+        declared = Declared(name, Mode(chosen), explicit=mode is not None)
+        self.engine.pipeline.register(declared)
+
+    def drop_table(self, table: str, keep_as: str | None, *, discard_history: bool) -> DropReport:
+        """Drop a table of the mirror with its snapshots and records."""
+        return self.engine.pipeline.drop_table(table, keep_as, discard_history=discard_history)
+
+    def initial_sync(self, table: str, on_progress: OnProgress) -> CopyReport:
+        """Copy a table."""
+        return self.engine.pipeline.copy(table, on_progress)
+
+    def initial_sync_all(self, on_progress: OnProgress) -> list[CopyReport]:
+        """Copy every table that is not left out."""
+        reports = []
+        for table in self.tables():
+            try:
+                reports.append(self.initial_sync(table, on_progress))
+            except PermanentError:
+                if table not in self.engine.pipeline.left_out:
+                    raise
+        return reports
+
+    def sync_now(self, on_progress: OnProgress = no_progress) -> SyncReport:
+        """Apply all pending changes."""
+        return self.engine.pipeline.sync(on_progress)
+
+    def sync_status(self, patience_seconds: float | None) -> SyncStatus:
+        """Return every table's state."""
+        background = self._background()
+        error = background.last_error if background else None
+        error = error or self.engine.pipeline.emptiness
+        standing = self.engine.pipeline.status(patience_seconds)
+        return SyncStatus(
+            running=background is not None and background.running,
+            tables=standing.tables,
+            last_error=None if error is None else str(error),
+            copying=self.engine.pipeline.copying,
+            held_bytes=standing.held_bytes,
+            age_seconds=standing.age_seconds,
+            not_followed=standing.not_followed,
+            not_published=standing.not_published,
+            unreadable=standing.unreadable,
+        )
+
+    def add_column(self, table: str, column: str, arrow_type: pa.DataType) -> None:
+        """Add a column to the source, unless it has it, and to the mirror."""
+        found = self.engine.pipeline.table(table)
+        if column.lower() not in map(str.lower, found.schema.names):
+            self._refuse_foreign_schema()
+            self.engine.database.add_column(found.schema, column, arrow_type)
+        self.sync_now()
+
+    def drop_column(self, table: str, column: str) -> None:
+        """Drop a column from the source and the mirror."""
+        found = self.engine.pipeline.table(table)
+        if column.lower() in map(str.lower, found.schema.primary_key):
+            raise SchemaError(f"column {column!r} is part of the primary key", table=found.name)
+        if column.lower() in map(str.lower, found.schema.names):
+            self._refuse_foreign_schema()
+            self.engine.database.drop_column(found.schema, column)
+        self.sync_now()
+
+    def _refuse_foreign_schema(self) -> None:
+        if self.engine.oltp is not self.engine.database:
+            raise QueryError(
+                "the source is read-only: only its owner changes its tables",
+                hint="change the table in the source; the next sync follows the change",
+            )
+
+    def as_of(self, table: str, instant: datetime, begun: Begun | None = None) -> pa.Table:
+        """Return a temporal table's rows as they were at an instant."""
+        found = self.engine.pipeline.mirrored(table)
+        rows = time_travel.as_of(found, instant, self.engine.mirror, begun)
+        left = self.engine.pipeline.not_followed
+        return dated(rows, {name: left[name] for name in [found.name] if name in left})
+
+    def known_since(self, table: str) -> datetime:
+        """Return when a temporal table's history begins."""
+        return time_travel.known_since(self.engine.pipeline.mirrored(table), self.engine.mirror)
+
+    def changes(self, table: str, after: After, on_lost: OnLost) -> TableChanges:
+        """Return what changed in a temporal table since a position."""
+        found = self.engine.pipeline.mirrored(table)
+        return time_travel.changes(found, after, self.engine.mirror, on_lost)
+
+    def stream_changes(self, table: str, after: After, rows: int, on_lost: OnLost) -> ChangeStream:
+        """Return the same in batches."""
+        found = self.engine.pipeline.mirrored(table)
+        return time_travel.stream_changes(found, after, self.engine.mirror, rows, on_lost)
+
+    def diff(self, table: str, a: datetime, b: datetime) -> pa.Table:
+        """Return what differs in a temporal table from one instant to another."""
+        return time_travel.diff(self.engine.pipeline.mirrored(table), a, b, self.engine.mirror)
+
+    def verify(self, table: str | None) -> VerifyReport:
+        """Sync, then compare every row of source and mirror."""
+        return self.engine.pipeline.verify(table)
+
+    def row_parity(self, table: str) -> RowParity:
+        """Sync, then count the rows of source and mirror."""
+        return self.engine.pipeline.parity(table)
+
+    def row_count(self, table: str) -> int:
+        """Return the number of the mirror's current rows."""
+        return self.engine.mirror.count(self.engine.pipeline.table(table))
+
+    def snapshot(self, table: str, instants: Mapping[date, datetime]) -> dict[date, int]:
+        """Store a temporal table's rows as of an instant for each day."""
+        found = self.engine.pipeline.mirrored(table)
+        return time_travel.snapshot(found, instants, self.engine.mirror)
+
+    def maintain(self) -> MaintenanceReport:
+        """Merge the mirror's small files."""
+        return self.engine.mirror.maintain()
+
+    def repair(self, table: str) -> RepairReport:
+        """Make a table equal to its source again."""
+        return self.engine.pipeline.repair(table)
+
+    def dead_letters(self, table: str | None) -> pa.Table:
+        """Return the rows that cannot be mirrored."""
+        return self.engine.mirror.dead_letters(table)
+
+    def replay_dead_letters(self, table: str | None) -> SyncReport:
+        """Read the rows of the dead letters again, and sync."""
+        replay(self.dead_letters(table), self.engine.pipeline)
+        return self.sync_now()
+
+
+def declared_source(settings: Settings) -> dict[str, Any]:
+    """Return what is declared of the source, with its connection string: for a socket alone."""
+    form = settings.source.model_dump(mode="json")
+    secret = getattr(settings.source, "dsn", None)
+    found = {**form, "name": settings.name}
+    return found if secret is None else {**found, "dsn": secret.get_secret_value()}
+
+
+def running_as(status: SyncStatus, background: BackgroundSync | None) -> SyncStatus:
+    """Return another process's status, as it is for one that syncs in the background, too."""
+    if background is None or not background.running:
+        return status
+    error = None if background.last_error is None else str(background.last_error)
+    return replace(status, running=True, last_error=error or status.last_error)

@@ -1,0 +1,179 @@
+"""Reads a mirror from any process, beside whoever writes it, and keeps nobody from it."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+
+from rhei_pipeline.errors import MirrorBusyError, QueryError
+from rhei_pipeline.holder.client import Holder, HolderGoneError
+from rhei_pipeline.mirrors.locking import LockNote, Waiting, held, is_locked
+from rhei_pipeline.model.query_limits import QueryClock
+from rhei_pipeline.query.results import labelled
+from rhei_pipeline.query.router import Route
+from rhei_pipeline.query.service import Demand
+from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.wiring.engine import query_limits
+from rhei_pipeline.wiring.mirror import lock_file, read_mirror
+
+#: How soon a read of the file makes way for a process that wants to write.
+_LOOK_SECONDS = 0.05
+READ_FROM = b"rhei.read_from"
+
+
+class OpenReader:
+    """A mirror as another process reads it; a context manager.
+
+    Each query is answered from one committed state, by the first of these that can: the process
+    that holds the mirror; the file itself, between two syncs, which is closed at once where a
+    process wants to write; the published copy. A mirror in files is read as it is, always. Source
+    and capture take no part in it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._mirror = settings.mirror
+        self._lock = lock_file(settings.mirror) if settings.mirror.kind == "duckdb" else None
+        self._limits = query_limits(settings)
+        self._clock = QueryClock(self._limits.seconds)
+        self._holder: Holder | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; safe to repeat."""
+        holder, self._holder = self._holder, None
+        if holder is not None:
+            holder.close()
+
+    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+        """Run one read-only statement, in the mirror's SQL.
+
+        Returns:
+            The answer. Its schema's metadata name the watermark of each table
+            (`rhei.watermark`, JSON) and what was read (`rhei.read_from`): `holder`, `file` or
+            `published copy`.
+
+        Raises:
+            QueryError: The statement does not only read, or is refused.
+            MirrorBusyError: A process holds the mirror that cannot be asked.
+        """
+        if self._lock is None:
+            return self._from_files(sql, params, "file")
+        waiting = Waiting(
+            str(self._mirror.path),
+            self._mirror.lock_timeout_seconds,
+            lambda: LockNote.read(self._lock) if self._lock else None,
+        )
+        while True:
+            found = self._tried(sql, params, waiting)
+            if found is not None:
+                return found
+            waiting.pause()
+
+    def _tried(self, sql: str, params: Sequence[Any], waiting: Waiting) -> pa.Table | None:
+        """Answer from what is to be had now; None where that is nothing."""
+        try:
+            if self._lock is not None and not is_locked(self._lock):
+                return self._from_files(sql, params, "file")
+            holder = self._found()
+            if holder is not None:
+                return _named(holder.query(sql, params, "olap", Demand()), "holder")
+        except HolderGoneError:
+            self.close()
+        except MirrorBusyError as error:
+            waiting.reason = error
+        copy = self._mirror.published
+        if copy is not None and copy.path.exists():
+            return self._from_files(sql, params, "published copy", copy.path)
+        return None
+
+    def _found(self) -> Holder | None:
+        note = LockNote.read(self._lock) if self._lock is not None else None
+        if note is None or note.socket is None:
+            return None
+        if self._holder is None or self._holder.note != note:
+            self.close()
+            self._holder = Holder(note, self._limits, lambda _side, _seconds: None)
+        return self._holder
+
+    def _from_files(
+        self, sql: str, params: Sequence[Any], what: str, copy: Path | None = None
+    ) -> pa.Table:
+        with ExitStack() as opened:
+            mirror = read_mirror(self._mirror, copy)
+            opened.callback(mirror.close)
+            # Nobody writes into a copy, and files are written beside those that are read.
+            lock = None if copy else self._lock
+            way = opened.enter_context(_making_way(lock, str(self._mirror.path)))
+            query = opened.enter_context(self._clock.timing(way.begun))
+            ledger = mirror.ledger()
+            found = mirror.query(sql, params, query.begun, self._limits.held_bytes)
+        return _named(labelled(found, Route("olap", "asked for"), ledger), what)
+
+
+class _Way:
+    """Ends the read of a file once a process wants to write."""
+
+    def __init__(self, lock: Path) -> None:
+        self._lock, self._over = lock, threading.Event()
+        self._cancel: Callable[[], None] | None = None
+        self.is_wanted = False
+
+    def begun(self, cancel: Callable[[], None]) -> None:
+        """Take what ends it."""
+        self._cancel = cancel
+
+    def watch(self) -> None:
+        """Look until it is over; its end is asked for again where an engine has not heard it."""
+        while not self._over.wait(_LOOK_SECONDS):
+            if self._cancel is not None and is_locked(self._lock):
+                self.is_wanted = True
+                self._cancel()
+
+    def over(self) -> None:
+        """Stop looking."""
+        self._over.set()
+
+
+@contextmanager
+def _making_way(lock: Path | None, mirror: str) -> Iterator[_Way]:
+    """Watch over the read of a file for the length of the block.
+
+    Raises:
+        MirrorBusyError: The read was ended, as a process wants to write.
+    """
+    if lock is None:
+        yield _Way(Path())
+        return
+    way = _Way(lock)
+    threading.Thread(target=way.watch, name="rhei-reading", daemon=True).start()
+    try:
+        yield way
+    except QueryError:
+        if way.is_wanted:
+            raise held(mirror, LockNote.read(lock)) from None
+        raise
+    finally:
+        way.over()
+
+
+def _named(found: pa.Table, what: str) -> pa.Table:
+    return found.replace_schema_metadata({**(found.schema.metadata or {}), READ_FROM: what})
+
+
+def reader(source: Settings | str | Path) -> OpenReader:
+    """Return what reads the mirror of a declaration, given as a file or as settings."""
+    return OpenReader(source if isinstance(source, Settings) else Settings.load(source))

@@ -1,0 +1,92 @@
+"""A process that holds a mirror, and others beside it; each can be killed at any instant."""
+
+import json
+import subprocess
+import sys
+from types import TracebackType
+from typing import Self
+
+from rhei_pipeline import Settings
+
+_HOLD = """
+import sys
+from rhei_pipeline import HTAP, Settings
+with HTAP(Settings.model_validate_json(sys.argv[1])) as htap:
+    htap.sync_now()
+    if len(sys.argv) > 2:
+        htap.start_sync(0.02)
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+#: Copies a table, and stops within the copy until a line is given.
+COPY = """
+import sys
+from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.protocols import Step
+def stop(step):
+    if step is Step.COPY_BEGUN:
+        print("ready", flush=True)
+        sys.stdin.readline()
+with HTAP(Settings.model_validate_json(sys.argv[1]), on_step=stop) as htap:
+    htap.initial_sync(sys.argv[2])
+"""
+
+
+class OtherProcess:
+    """A process that runs code until it is asked to end, or killed; a context manager.
+
+    It has begun its work when it has printed a line.
+    """
+
+    def __init__(self, code: str, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.first = self.process.stdout.readline()
+        assert self.first, "it has ended"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL; safe to repeat."""
+        self.process.kill()
+        self._wait()
+
+    def end(self) -> int:
+        """Let it end by itself; return its exit code."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self._wait()
+
+    def _wait(self) -> int:
+        code = self.process.wait(60)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        return code
+
+
+def written(settings: Settings) -> str:
+    """Return a declaration as JSON, with its connection string, for another process to read."""
+    form = settings.model_dump(mode="json")
+    if settings.source.kind == "postgres":
+        form["source"]["dsn"] = settings.source.dsn.get_secret_value()
+    return json.dumps(form)
+
+
+def holding(settings: Settings, *, syncing: bool = False) -> OtherProcess:
+    """Start a process that holds a mirror, and syncs it once or all the time."""
+    return OtherProcess(_HOLD, written(settings), *(["syncing"] if syncing else []))
