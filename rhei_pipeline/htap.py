@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from rhei_pipeline.capabilities import views_of
 from rhei_pipeline.changes.consume import After, OnLost
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.holder.access import Access
@@ -255,7 +254,7 @@ class HTAP:
 
     def views(self) -> list[tuple[str | None, str]]:
         """Return the schema and name of each view of the source, which answers queries on them."""
-        return [] if self._is_sidecar else views_of(self._engine.database)
+        return self._access.answer(lambda it: it.views())
 
     def add_column(self, table: str, column: str, arrow_type: pa.DataType) -> None:
         """Add a column to the source, unless it has it, and to the mirror."""

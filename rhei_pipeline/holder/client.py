@@ -214,7 +214,7 @@ class Holder:
         def call() -> pa.Table:
             reader = self._get(asked, name, arguments)
             with closing(_batches(self.note, reader, cancel)) as batches:
-                return whole(reader.schema, batches, self._limits.held_bytes)
+                return whole(reader.schema, batches, self._limits.answer)
 
         with self._clock.timing(begun) as query:
             query.begun(cancel)

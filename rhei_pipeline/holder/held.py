@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from rhei_pipeline.capabilities import views_of
 from rhei_pipeline.changes.consume import After, OnLost
 from rhei_pipeline.errors import PermanentError, QueryError, SchemaError
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
@@ -44,7 +45,7 @@ ANSWERED = frozenset(
         *("query", "stream", "as_of", "dead_letters", "changes", "stream_changes", "diff"),
         *("sync_now", "sync_status", "verify", "row_parity", "row_count", "known_since"),
         *("explain_route", "reads", "reads_single_rows", "describe", "prepare"),
-        *("tables", "left_out", "table_schemas", "owner_unless"),
+        *("tables", "left_out", "table_schemas", "views", "owner_unless"),
     }
 )
 
@@ -143,6 +144,11 @@ class Held:
     def table_schemas(self) -> dict[str, Table]:
         """Return the mirrored tables as they are captured now, by name."""
         return dict(self.engine.pipeline.tables)
+
+    def views(self) -> list[tuple[str | None, str]]:
+        """Return the schema and name of each view of the source, which answers queries on them."""
+        is_sidecar = self.engine.oltp is not self.engine.database
+        return [] if is_sidecar else views_of(self.engine.database)
 
     def register_table(self, name: str, mode: Mode | str | None) -> None:
         """Capture a table from now on."""

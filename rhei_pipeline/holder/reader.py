@@ -120,7 +120,7 @@ class OpenReader:
             way = opened.enter_context(_making_way(lock, str(self._mirror.path)))
             query = opened.enter_context(self._clock.timing(way.begun))
             ledger = mirror.ledger()
-            found = mirror.query(sql, params, query.begun, self._limits.held_bytes)
+            found = mirror.query(sql, params, query.begun, self._limits.answer)
         return _named(labelled(found, Route("olap", "asked for"), ledger), what)
 
 

@@ -40,7 +40,7 @@ class LockNote:
         command: The program, and its subcommand; no other argument, which may hold values.
         since: When it took the lock.
         socket: Where it answers for the mirror; None as long as it does not.
-        host: Its machine or container: another one numbers its processes anew.
+        host: Its machine or container: another one numbers its own processes.
     """
 
     pid: int

@@ -11,6 +11,7 @@ from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
 from rhei_pipeline.mirrors.locking import lock_of_directory, lock_of_file
 from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
 from rhei_pipeline.model.streaming import Begun
 from rhei_pipeline.protocols import Mirror
 from rhei_pipeline.settings.sections import DeltaSettings, MirrorSettings
@@ -69,7 +70,7 @@ class ReadMirror(Protocol):
         sql: str,
         params: Sequence[Any] | Mapping[str, Any] = (),
         begun: Begun | None = None,
-        most_bytes: int | None = None,
+        limits: AnswerLimits = NO_LIMITS,
     ) -> pa.Table:
         """Run one read-only statement, in the mirror's SQL."""
 

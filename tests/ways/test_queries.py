@@ -10,7 +10,7 @@ import pytest
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.cli.repl import Shell
 from rhei_pipeline.errors import QueryError, SchemaError
-from rhei_pipeline.htap import Hint
+from rhei_pipeline.holder.held import Hint
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from tests.support.fix_world import World
 from tests.support.refusals import filled_in, refused

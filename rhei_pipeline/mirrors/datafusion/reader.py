@@ -24,6 +24,7 @@ from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.change_feed import TableChanges
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.progress import Ledger, Past
+from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
 from rhei_pipeline.model.schema import Table, nearest
 from rhei_pipeline.model.streaming import Begun
 
@@ -91,16 +92,16 @@ class MirrorReader:
         sql: str,
         params: Params = (),
         begun: Begun | None = None,
-        most_bytes: int | None = None,
+        limits: AnswerLimits = NO_LIMITS,
     ) -> pa.Table:
         """Run one read-only statement on this state; `?` or named parameters.
 
         Raises:
             QueryError: Not one read-only statement, or DataFusion refuses it.
-            QueryLimitError: The answer takes more than `most_bytes`.
+            QueryLimitError: The answer is larger than `limits` allow.
         """
         cancel = None if begun is None else Cancel.given(begun)
-        return self._session.query(sql, params, self._manifest, cancel, most_bytes)
+        return self._session.query(sql, params, self._manifest, cancel, limits)
 
     def changes(self, table: str, after: After = None, on_lost: OnLost = "raise") -> TableChanges:
         """Return what changed in a temporal table up to this state; see `HTAP.changes`.

@@ -492,7 +492,7 @@ def _busy(text: str, path: str) -> MirrorBusyError | None:
     process = _PROCESS.search(text)
     return MirrorBusyError(
         f"mirror {path!r} is held by another process{f': {process[1]}' if process else ''}",
-        hint="only one process can write a DuckDB file: stop the other one first",
+        hint="only one process can write a mirror: stop the other one first",
     )
 
 
