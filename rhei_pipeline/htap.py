@@ -347,6 +347,10 @@ class HTAP:
         """Merge the mirror's small files; call again until it reports that it is done."""
         return self._access.hold(lambda held: held.maintain())
 
+    def broken_histories(self, table: str) -> pa.Table:
+        """Return the keys of a temporal table whose versions contradict each other."""
+        return self._access.answer(lambda it: it.broken_histories(table))
+
     def repair(self, table: str) -> RepairReport:
         """Make a table equal to its source again."""
         return self._access.hold(lambda held: held.repair(table))

@@ -1,34 +1,23 @@
-"""Checks of the mirrors: lag, dead letters, and every row compared."""
+"""Checks of the mirrors: how each stands, and every row compared."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
 
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.resources import OlapResource
+from rhei_pipeline.dagster.state_checks import mirror_state_checks
 from rhei_pipeline.dagster.translator import Stage
 from rhei_pipeline.model.reports import TableVerification
 from rhei_pipeline.model.schema import Table
 
 
 def mirror_checks(declaration: Declaration) -> list[dg.AssetChecksDefinition]:
-    """Make the checks of all mirrors."""
+    """Make the checks of all mirrors: how each stands, and whether it equals its source."""
     return [
-        *_lag_checks(declaration),
+        *mirror_state_checks(declaration),
         *(_equality_check(declaration, table) for table in declaration.tables),
     ]
-
-
-def _lag_checks(declaration: Declaration) -> Sequence[dg.AssetChecksDefinition]:
-    """Fail when the latest report of a mirror shows more lag than declared."""
-    if not declaration.tables:
-        return []
-    return dg.build_metadata_bounds_checks(
-        assets=[declaration.key(Stage.MIRROR, table) for table in declaration.tables],
-        metadata_key="lag_ms_max",
-        max_value=declaration.settings.schedule.max_lag_seconds * 1000,
-    )
 
 
 def _equality_check(declaration: Declaration, table: Table) -> dg.AssetChecksDefinition:

@@ -1,16 +1,31 @@
-"""The mirrors, and the run that keeps them: it syncs while there is work."""
+"""The mirrors, and the run that keeps them: it syncs while there is work, then hands over."""
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
 
 import dagster as dg
 
 from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.initial_sync import parity_result
 from rhei_pipeline.dagster.pool import writer_wanted
+from rhei_pipeline.dagster.relay import SUCCESSOR, lead_seconds
 from rhei_pipeline.dagster.resources import OlapResource
-from rhei_pipeline.dagster.session import LOOK_SECONDS, ReportWindow, Session
+from rhei_pipeline.dagster.session import LOOK_SECONDS, ReportWindow, Session, reports
+from rhei_pipeline.dagster.state_checks import Finding, history, state_findings
 from rhei_pipeline.dagster.translator import Stage
+from rhei_pipeline.errors import RheiError, TransientError
+from rhei_pipeline.htap import HTAP
+from rhei_pipeline.model.reports import SyncStatus
+from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.settings.sections import ScheduleSettings
+from rhei_pipeline.sync.background import MAX_BACKOFF_SECONDS
+
+#: How long a session waits for a source or a mirror that is away before it fails.
+OPEN_SECONDS = 300.0
 
 
 class SessionConfig(dg.Config):
@@ -18,6 +33,14 @@ class SessionConfig(dg.Config):
 
     session_seconds: float | None = None
     idle_seconds: float | None = None
+
+
+class Ending(Enum):
+    """Why a session ends."""
+
+    IDLE = "nothing has changed for a while"
+    WANTED = "another run waits for the mirror"
+    OLD = "no other session has come to take over"
 
 
 def sync_session_asset(declaration: Declaration) -> list[dg.AssetsDefinition]:
@@ -44,69 +67,192 @@ def sync_session_asset(declaration: Declaration) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, config: SessionConfig
     ) -> Iterator[dg.MaterializeResult[None]]:
         olap: OlapResource = getattr(context.resources, names.olap)
-        schedule = olap.settings().schedule
-        until = time.monotonic() + (config.session_seconds or schedule.session_seconds)
+        schedule = _chosen(olap.settings().schedule, config)
         chosen = {by_key[key].name: by_key[key] for key in context.selected_asset_keys}
-        with olap.open() as htap:
-            idle_seconds = config.idle_seconds or schedule.idle_seconds
-            session = Session(htap, chosen, schedule.report_seconds, idle_seconds)
-            run = _SessionRun(context, session, declaration)
-            try:
-                run.watch(until)
-            finally:
-                htap.stop_sync()
-            yield from run.results()
+        with ExitStack() as stack:
+            htap = _opened(context, olap, stack)
+            session = Session(htap, chosen, schedule.report_seconds, schedule.idle_seconds)
+            yield from _SessionRun(context, session, declaration, schedule).events()
 
     return [sync_session]
 
 
-@dataclass(frozen=True, slots=True)
+def _chosen(schedule: ScheduleSettings, config: SessionConfig) -> ScheduleSettings:
+    """Return the schedule with what a run's configuration says; a run per batch never lingers."""
+    chosen = {name: value for name, value in config.model_dump().items() if value is not None}
+    return schedule.model_copy(update=chosen)
+
+
+def _opened(context: dg.AssetExecutionContext, olap: OlapResource, stack: ExitStack) -> HTAP:
+    """Open source and mirror; ride out for a while that one of them is away or held by another.
+
+    Raises:
+        TransientError: It lasts.
+    """
+    wait, until = 1.0, time.monotonic() + OPEN_SECONDS
+    while True:
+        try:
+            return stack.enter_context(olap.open())
+        except TransientError as error:
+            if time.monotonic() > until:
+                raise
+            context.log.warning("the session waits: %s", error)
+        time.sleep(wait)
+        wait = min(wait * 2, MAX_BACKOFF_SECONDS)
+
+
+@dataclass
 class _SessionRun:
     """A session as one run: what it reports becomes the run's events."""
 
     context: dg.AssetExecutionContext
     session: Session
     declaration: Declaration
+    schedule: ScheduleSettings
+    began: float = field(default_factory=time.monotonic)
+    told: dict[tuple[str, str], tuple[object, ...]] = field(default_factory=dict)
+    asked: bool = False
 
-    def watch(self, until: float) -> None:
-        """Report while the engine syncs, until there is a reason to end."""
-        while time.monotonic() < until:
-            self.session.collect()
-            if self.session.idle:
-                return
+    def events(self) -> Iterator[dg.MaterializeResult[None]]:
+        """Keep the mirror until there is a reason to end; then report every table once more."""
+        interrupted: BaseException | None = None
+        ending = None
+        try:
+            ending = self._last()
+            self.context.log.info("the session ends: %s", ending.value)
+        except dg.DagsterExecutionInterruptedError as error:
+            interrupted = error
+            self.context.log.info("the session was told to end")
+        if ending is not Ending.WANTED and interrupted is None:
+            self._sync_once_more()
+        # While another run waits, the engine goes on until all is told: then no change waits long.
+        yield from self._results()
+        self.session.htap.stop_sync()
+        if interrupted is not None and self._is_terminated():
+            raise interrupted
+
+    def _last(self) -> Ending:
+        """Report while the engine syncs; return why there is an end to it."""
+        if self.schedule.mode == "run":
+            return Ending.IDLE
+        self.session.collect()
+        while True:
             if self.session.due:
                 self._report()
             if writer_wanted(self.context.instance, self.declaration.names.pool):
-                self.context.log.info("another run waits for the mirror, so this session ends")
-                return
+                return Ending.WANTED
+            if self.session.idle:
+                return Ending.IDLE
+            if self._age > 2 * self.schedule.session_seconds:
+                return Ending.OLD
+            self._ask_for_successor()
             time.sleep(LOOK_SECONDS)
+            self.session.collect()
 
-    def results(self) -> Iterator[dg.MaterializeResult[None]]:
+    @property
+    def _age(self) -> float:
+        return time.monotonic() - self.began
+
+    def _ask_for_successor(self) -> None:
+        """Mark the run, so that the sensor opens the next session before this one ends."""
+        if self.asked or self._age < self.schedule.session_seconds - self._lead:
+            return
+        self.context.instance.add_run_tags(self._run_id, {SUCCESSOR: "wanted"})
+        self.asked = True
+
+    @cached_property
+    def _lead(self) -> float:
+        record = self.context.instance.get_run_record_by_id(self._run_id)
+        return lead_seconds(record, self.schedule.session_seconds)
+
+    @property
+    def _run_id(self) -> str:
+        return self.context.run.run_id
+
+    def _is_terminated(self) -> bool:
+        """Return whether somebody asked for the end, and not only the process was told to stop."""
+        run = self.context.instance.get_run_by_id(self._run_id)
+        return run is not None and run.status is dg.DagsterRunStatus.CANCELING
+
+    def _sync_once_more(self) -> None:
+        try:
+            self.session.sync_now()
+        except TransientError as error:
+            self.context.log.warning("what is pending is left to the next session: %s", error)
+
+    def _results(self) -> Iterator[dg.MaterializeResult[None]]:
         """Report every table once at the end, so that each session leaves a data version behind."""
-        session = self.session
-        session.htap.sync_now()
+        status = self.session.status()
+        windows = self.session.take_windows()
+        self._report_state(status, windows)
         self._report_copies()
-        session.windows = {
-            name: session.windows.get(name, ReportWindow()) for name in session.tables
-        }
-        for name, error in session.errors().items():
-            self.context.log.error("table %r is left out: %s", name, error)
-        for table, values in session.reports():
+        self._report_histories(status)
+        every = {name: windows.get(name, ReportWindow()) for name in self.session.tables}
+        for table, values in reports(self.session, status, every):
             yield dg.MaterializeResult(
-                asset_key=self.declaration.key(Stage.MIRROR, table),
+                asset_key=self._key(Stage.MIRROR, table),
                 data_version=dg.DataVersion(str(values["watermark"])),
                 metadata=values,
             )
 
     def _report(self) -> None:
+        status = self.session.status()
+        windows = self.session.take_windows()
         self._report_copies()
-        for table, values in self.session.reports():
-            key = self.declaration.key(Stage.MIRROR, table)
+        for table, values in reports(self.session, status, windows):
+            key = self._key(Stage.MIRROR, table)
             self.context.log_event(dg.AssetMaterialization(key, metadata=values))
+        self._report_state(status, windows)
+
+    def _report_state(self, status: SyncStatus, windows: dict[str, ReportWindow]) -> None:
+        """Report what the checks say, where it is news."""
+        now = self.session.htap.table_schemas()
+        for name, table in self.session.tables.items():
+            waited = windows[name].longest_lag if name in windows else 0.0
+            bound = self.schedule.max_lag_seconds
+            for finding in state_findings(table, status, now.get(name), bound, waited):
+                self._tell(table, finding)
+
+    def _tell(self, table: Table, finding: Finding) -> None:
+        if self.told.get((table.name, finding.check)) == finding.news:
+            return
+        self.told[table.name, finding.check] = finding.news
+        if not finding.passed:
+            self.context.log.warning("table %r, %s: %s", table.name, finding.check, finding.text)
+        self._log_check(finding.evaluation(self._key(Stage.MIRROR, table)))
+
+    def _report_histories(self, status: SyncStatus) -> None:
+        """Look whether histories contradict themselves; the engine goes on meanwhile."""
+        for name, table in self.session.tables.items():
+            found = status.tables.get(name)
+            if table.mode is Mode.TEMPORAL and found is not None and found.error is None:
+                with suppress(RheiError):  # a mirror that cannot be read is told by `followed`
+                    broken = self.session.htap.broken_histories(name)
+                    self._tell(table, history(broken.num_rows))
 
     def _report_copies(self) -> None:
-        """Report tables that this session copied for the first time."""
-        copied, self.session.copied_rows = self.session.copied_rows, {}
-        for name, rows in copied.items():
-            key = self.declaration.key(Stage.INITIAL_SYNC, self.session.tables[name])
-            self.context.log_event(dg.AssetMaterialization(key, metadata={"rows_copied": rows}))
+        """Report tables that this session copied, as their first copy's asset would have."""
+        for name, copied in self.session.take_copies().items():
+            key = self._key(Stage.INITIAL_SYNC, self.session.tables[name])
+            try:
+                parity = self.session.htap.row_parity(name)
+            except RheiError as error:
+                self.context.log.warning("table %r: its rows were not counted: %s", name, error)
+                continue
+            metadata = {"dagster/row_count": parity.mirror_rows, "rows_copied": copied.copied_rows}
+            self.context.log_event(dg.AssetMaterialization(key, metadata=metadata))
+            result = parity_result(parity, key)
+            self._log_check(
+                dg.AssetCheckEvaluation(
+                    asset_key=key,
+                    check_name=str(result.check_name),
+                    passed=result.passed,
+                    metadata=result.metadata,
+                )
+            )
+
+    def _log_check(self, evaluation: dg.AssetCheckEvaluation) -> None:
+        self.context.log_event(evaluation)
+
+    def _key(self, stage: Stage, table: Table) -> dg.AssetKey:
+        return self.declaration.key(stage, table)

@@ -15,10 +15,12 @@ import pyarrow as pa
 from pydantic import Field, SecretStr
 
 from rhei_pipeline.dagster.names import Names
+from rhei_pipeline.dagster.pool import limit_to_one_writer
 from rhei_pipeline.errors import needs_extra
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.wiring.engine import bridge, unseen_events
+from rhei_pipeline.wiring.preload import preload
 from rhei_pipeline.wiring.source import SourceDatabase, open_database
 
 if TYPE_CHECKING:
@@ -128,6 +130,11 @@ class CdcResource(dg.ConfigurableResource[Any]):
         """
         return unseen_events(self.settings())
 
+    @property
+    def counts_exactly(self) -> bool:
+        """Whether `pending` counts all events; of a server's log it only looks for the first."""
+        return self.method != "logical"
+
     def bridge(self) -> int:
         """Take what is pending into the buffer; the mirror is not opened.
 
@@ -178,6 +185,16 @@ class OlapResource(dg.ConfigurableResource[Any]):
             "lock_timeout_seconds": self.lock_timeout_seconds,
         }
         return self.cdc.oltp.declared.with_fields({**self.cdc.sections(), "mirror": mirror})
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Prepare a run, before its first step asks for the mirror: nothing is opened yet.
+
+        The run's step then waits in the pool with everything imported, and the pool has its limit,
+        whoever started the run.
+        """
+        preload(self.settings())
+        if context.instance is not None:
+            limit_to_one_writer(context.instance, Names.of(self.cdc.oltp.declared).pool)
 
     @contextmanager
     def open(self) -> Iterator[HTAP]:

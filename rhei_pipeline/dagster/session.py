@@ -9,11 +9,15 @@ import dagster as dg
 
 from rhei_pipeline.errors import PermanentError
 from rhei_pipeline.htap import HTAP
-from rhei_pipeline.model.reports import SyncReport, TableStatus
+from rhei_pipeline.model.reports import SyncReport, SyncStatus, TableReport
 from rhei_pipeline.model.schema import Table
 
 #: How often a session looks at what the engine has done.
 LOOK_SECONDS = 0.5
+#: How long a report waits for a sync under way, or for a source that does not answer.
+PATIENCE_SECONDS = 2.0
+#: The first report comes soon, so that the graph shows that the session is at work.
+FIRST_REPORT_SECONDS = 5.0
 
 
 @dataclass
@@ -21,15 +25,23 @@ class ReportWindow:
     """What happened to one table since its last report."""
 
     lags: list[float] = field(default_factory=list)
+    events: int = 0
     rows: int = 0
-    apply_seconds: float = 0.0
+    longest_sync: float = 0.0
 
     def add(self, report: SyncReport, table: str) -> None:
-        """Count one sync in."""
+        """Count one sync in; a copy's changes waited for the copy, so they are no lag."""
         found = report.tables[table]
-        self.lags.append(found.lag_seconds)
+        if not found.copied_rows:
+            self.lags.append(found.lag_seconds)
+            self.longest_sync = max(self.longest_sync, report.duration_seconds)
+        self.events += found.events
         self.rows += found.changed
-        self.apply_seconds += report.duration_seconds
+
+    @property
+    def longest_lag(self) -> float:
+        """The longest that a change waited, in seconds."""
+        return max(self.lags, default=0.0)
 
 
 @dataclass
@@ -41,9 +53,9 @@ class Session:
     report_seconds: float
     idle_seconds: float
     windows: dict[str, ReportWindow] = field(default_factory=dict)
-    copied_rows: dict[str, int] = field(default_factory=dict)
-    reported_at: float = field(default_factory=time.monotonic)
+    copies: dict[str, TableReport] = field(default_factory=dict)
     active_at: float = field(default_factory=time.monotonic)
+    report_at: float = field(default_factory=lambda: time.monotonic() + FIRST_REPORT_SECONDS)
 
     def collect(self) -> None:
         """Take over what the engine has done since the last call.
@@ -57,14 +69,22 @@ class Session:
         for report in background.take_reports():
             if report.events or any(found.copied_rows for found in report.tables.values()):
                 self.active_at = time.monotonic()  # a table that is left out keeps none open
-            for name in self.tables:
-                found = report.tables.get(name)
-                if found and (found.events or found.changed or found.copied_rows):
-                    self.windows.setdefault(name, ReportWindow()).add(report, name)
-                if found and found.copied_rows:
-                    self.copied_rows[name] = found.copied_rows
+            self._count(report)
         if isinstance(background.last_error, PermanentError):
             raise dg.Failure(str(background.last_error), allow_retries=False)
+
+    def _count(self, report: SyncReport) -> None:
+        for name in self.tables:
+            found = report.tables.get(name)
+            if found and (found.events or found.changed or found.copied_rows):
+                self.windows.setdefault(name, ReportWindow()).add(report, name)
+            if found and found.copied_rows:
+                self.copies[name] = found
+
+    def sync_now(self) -> None:
+        """Sync once more in this thread, after the engine's own has stopped."""
+        self.htap.stop_sync()
+        self._count(self.htap.sync_now())
 
     @property
     def idle(self) -> bool:
@@ -74,34 +94,55 @@ class Session:
     @property
     def due(self) -> bool:
         """Whether it is time to report."""
-        return bool(self.windows) and time.monotonic() - self.reported_at > self.report_seconds
+        return time.monotonic() > self.report_at
 
-    def reports(self) -> Iterator[tuple[Table, dict[str, float | int | str]]]:
-        """Yield the numbers of each table that changed, and begin new windows."""
-        status = self.htap.sync_status()
-        windows, self.windows = self.windows, {}
-        self.reported_at = time.monotonic()
-        for name, window in windows.items():
-            found = status.tables[name]
-            if found.error is None:
-                yield self.tables[name], numbers(window, found, self.htap.row_count(name))
+    def status(self) -> SyncStatus:
+        """Return how the tables stand, and when to report next.
 
-    def errors(self) -> dict[str, str]:
-        """Return the tables that are left out, each with the reason."""
-        tables = self.htap.sync_status().tables
-        return {name: found.error for name, found in tables.items() if found.error}
+        As last known where source or mirror cannot be read now: what the engine rides out, a
+        report does as well.
+        """
+        self.report_at = time.monotonic() + self.report_seconds
+        return self.htap.sync_status(PATIENCE_SECONDS)
+
+    def take_windows(self) -> dict[str, ReportWindow]:
+        """Return what happened to the tables that changed, and begin anew."""
+        taken, self.windows = self.windows, {}
+        return taken
+
+    def take_copies(self) -> dict[str, TableReport]:
+        """Return the tables that were copied since the last call."""
+        taken, self.copies = self.copies, {}
+        return taken
 
 
-def numbers(window: ReportWindow, status: TableStatus, rows: int) -> dict[str, float | int | str]:
-    """Return the same plotted numbers each time, and the watermark."""
+def numbers(window: ReportWindow, rows: int, watermark: int | None) -> dict[str, float | int | str]:
+    """Return the same plotted numbers each time, and the watermark as a text.
+
+    Dagster plots each number, in the order of the names; one that never changes would be in the
+    way. A number that is missing once is a gap.
+    """
     return {
-        "lag_ms_p50": round(median(window.lags) * 1000, 1) if window.lags else 0.0,
-        "lag_ms_max": round(max(window.lags, default=0.0) * 1000, 1),
-        "rows_applied": window.rows,
-        "pending_events": status.lag_events,
-        "apply_ms": round(window.apply_seconds * 1000, 1),
-        "dead_letters": status.dead_letters,
+        "change_lag_ms_max": _milliseconds(window.longest_lag),
+        "change_lag_ms_p50": _milliseconds(median(window.lags) if window.lags else 0.0),
         "dagster/row_count": rows,
-        "watermark": status.watermark or 0,
-        "proof": status.proof if status.doubt is None else f"unproved: {status.doubt}",
+        "events_applied": window.events,
+        "rows_applied": window.rows,
+        "sync_ms_max": _milliseconds(window.longest_sync),
+        "watermark": str(watermark or 0),
     }
+
+
+def reports(
+    session: Session, status: SyncStatus, windows: Mapping[str, ReportWindow]
+) -> Iterator[tuple[Table, dict[str, float | int | str]]]:
+    """Yield the numbers of each table with a window; not of those that are left out."""
+    for name, window in windows.items():
+        found = status.tables.get(name)
+        if found is not None and found.error is None:
+            rows = session.htap.row_count(name)
+            yield session.tables[name], numbers(window, rows, found.watermark)
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 1)

@@ -35,6 +35,7 @@ from rhei_pipeline.sync.dead_letters import replay
 from rhei_pipeline.sync.initial_sync import OnProgress
 from rhei_pipeline.sync.kept_history import Declared
 from rhei_pipeline.sync.pipeline import no_progress
+from rhei_pipeline.sync.verify import broken_histories
 from rhei_pipeline.wiring.engine import open_engine, open_query_service
 
 Hint = Literal["auto", "oltp", "olap"]
@@ -44,6 +45,7 @@ ANSWERED = frozenset(
     {
         *("query", "stream", "as_of", "dead_letters", "changes", "stream_changes", "diff"),
         *("sync_now", "sync_status", "verify", "row_parity", "row_count", "known_since"),
+        "broken_histories",
         *("explain_route", "reads", "reads_single_rows", "describe", "prepare"),
         *("tables", "left_out", "table_schemas", "views", "owner_unless"),
     }
@@ -271,6 +273,10 @@ class Held:
     def maintain(self) -> MaintenanceReport:
         """Merge the mirror's small files."""
         return self.engine.mirror.maintain()
+
+    def broken_histories(self, table: str) -> pa.Table:
+        """Return the keys of a temporal table whose versions contradict each other."""
+        return broken_histories(self.engine.pipeline.mirrored(table), self.engine.mirror)
 
     def repair(self, table: str) -> RepairReport:
         """Make a table equal to its source again."""

@@ -384,14 +384,28 @@ class RegistrySettings(_Section):
 class ScheduleSettings(_Section):
     """Schedules and limits of what runs automatically, under an orchestrator."""
 
-    session_seconds: float = Field(600.0, gt=0, description="Maximum duration of a sync session.")
+    mode: Literal["session", "run"] = Field(
+        "session",
+        description="session: a run syncs on while changes come, and hands over to the next. run:"
+        " a run for each batch of changes, which ends when it is applied.",
+    )
+    session_seconds: float = Field(
+        3600.0,
+        gt=0,
+        description="A sync session that lasts as long hands over to the next one. Without a next"
+        " one it ends after twice this time.",
+    )
     idle_seconds: float = Field(
         60.0, gt=0, description="A sync session ends after this time without changes."
     )
     report_seconds: float = Field(
-        15.0, gt=0, description="How often a session reports on each changed table."
+        60.0, gt=0, description="How often a session reports on each changed table."
     )
-    max_lag_seconds: float = Field(60.0, gt=0, description="Lag above this fails the lag check.")
+    max_lag_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Lag above this is a warning of the lag check, ten times it an error.",
+    )
     catalog_seconds: float = Field(
         5.0,
         gt=0,
@@ -428,6 +442,19 @@ class ScheduleSettings(_Section):
         ge=0,
         le=23,
         description="The hour, in the time zone, at which a mirror's small files are merged.",
+    )
+    verify_hour: int | None = Field(
+        4,
+        ge=0,
+        le=23,
+        description="The hour, in UTC, at which every row of source and mirror is compared; null:"
+        " only when asked for.",
+    )
+    keep_runs_days: int = Field(
+        14,
+        ge=1,
+        description="How long finished sync runs are kept, with what they reported and logged; the"
+        " plots show as much.",
     )
     snapshot_hour: int = Field(
         1,

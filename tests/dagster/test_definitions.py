@@ -26,7 +26,7 @@ from rhei_pipeline.settings.sections import TableSettings
 
 PROJECT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
+STATE_CHECKS = ("followed", "dead_letters", "drift", "lag", "proof")
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         "source: {path: app.db}\nmirror: {path: mirror.duckdb, lock_timeout_seconds: 2}\n"
         "registry: {path: registry.json}\nsync: {interval_seconds: 0.05}\n"
         "tables: [{name: orders, mode: temporal}, {name: odd name}]\n"
-        f"schedule: {{idle_seconds: 1, report_seconds: 0.1, snapshots_from: {today}}}\n"
+        f"schedule: {{idle_seconds: 1, report_seconds: 0.3, snapshots_from: {today}}}\n"
     )
     monkeypatch.setenv("RHEI_CONFIG", str(file))
     return Settings.load(file)
@@ -136,8 +136,8 @@ def test_jobs_schedules_sensors_checks_and_groups(settings: Settings) -> None:
     assert checks == {
         "initial_sync/orders:row_parity",
         "initial_sync/odd_name_ef5b:row_parity",
-        "mirror/orders:lag_ms_max_bounds_check",
-        "mirror/odd_name_ef5b:lag_ms_max_bounds_check",
+        *(f"mirror/orders:{check}" for check in (*STATE_CHECKS, "history")),
+        *(f"mirror/odd_name_ef5b:{check}" for check in STATE_CHECKS),
         "mirror/orders:equals_source",
         "mirror/odd_name_ef5b:equals_source",
     }
@@ -190,11 +190,11 @@ def test_a_session_moves_rows_and_reports_the_same_numbers_each_time(
     assert event.asset_materialization is not None
     metadata = event.asset_materialization.metadata
     assert {
-        "lag_ms_p50",
-        "lag_ms_max",
+        "change_lag_ms_p50",
+        "change_lag_ms_max",
         "rows_applied",
-        "pending_events",
-        "apply_ms",
+        "events_applied",
+        "sync_ms_max",
         "dagster/row_count",
         "watermark",
     } <= set(metadata)
@@ -229,7 +229,7 @@ def test_a_sensor_tick_opens_a_session_while_something_is_pending(
     write(settings, "insert into orders values (3, 'new')")
     again = tick()
     assert isinstance(again, dg.RunRequest)
-    assert again.tags["rhei/reason"] == "1 changes pending"
+    assert again.tags["rhei/reason"] == "1 change pending"
     assert job.execute_in_process(instance=instance).success
     assert "up to date" in str(tick())
     assert len(mirror(settings, "select * from orders")) == 3
@@ -310,7 +310,7 @@ def test_a_postgres_source_syncs_and_wakes_the_sensor(
     file = tmp_path / "pipeline.yaml"
     file.write_text(
         "source: {kind: postgres}\nmirror: {path: mirror.duckdb}\nsync: {interval_seconds: 0.05}\n"
-        "registry: {path: registry.json}\nschedule: {idle_seconds: 0.5, report_seconds: 0.1}\n"
+        "registry: {path: registry.json}\nschedule: {idle_seconds: 0.5, report_seconds: 0.3}\n"
         "tables: [{name: sales.orders, mode: temporal}]\n"
     )
     monkeypatch.setenv("RHEI_CONFIG", str(file))

@@ -1,0 +1,22 @@
+"""How one sync session hands over to the next: what they tell each other, and when."""
+
+import dagster as dg
+
+#: The tag of a session that is about to end while changes come.
+SUCCESSOR = "rhei/successor"
+#: The least time before its end at which a session asks for the next one.
+LEAST_LEAD_SECONDS = 45.0
+#: A start may take so many times as long as the last one did.
+_MARGIN = 3.0
+
+
+def lead_seconds(record: dg.RunRecord | None, session_seconds: float) -> float:
+    """Return how long before its end a session has to ask for the next.
+
+    It goes by how long its own run took to start, and never takes more than half of a session.
+    """
+    started = record.start_time if record else None
+    took = (
+        0.0 if record is None or started is None else started - record.create_timestamp.timestamp()
+    )
+    return min(max(LEAST_LEAD_SECONDS, _MARGIN * took), session_seconds / 2)

@@ -1,0 +1,224 @@
+"""How each mirror stands, as checks: what a session knows of a table becomes green, yellow, red.
+
+A session reports them itself while it runs, and only where something has changed. Run by hand, they
+ask the mirror.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import dagster as dg
+
+from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.resources import OlapResource
+from rhei_pipeline.dagster.translator import Stage
+from rhei_pipeline.model.reports import SyncStatus, TableStatus
+from rhei_pipeline.model.schema import Mode, Table
+
+#: So many times the lag that is a warning is an error.
+ERROR_FACTOR = 10
+
+
+class StateCheck(StrEnum):
+    """The checks of a mirror's state."""
+
+    FOLLOWED = "followed"
+    DEAD_LETTERS = "dead_letters"
+    DRIFT = "drift"
+    LAG = "lag"
+    PROOF = "proof"
+    HISTORY = "history"
+
+
+_DESCRIPTIONS = {
+    StateCheck.FOLLOWED: "The table takes part in the sync. One that is left out is named, with the"
+    " reason and the way out.",
+    StateCheck.DEAD_LETTERS: "Every row of the source fits the mirror.",
+    StateCheck.DRIFT: "The mirror has the columns that these definitions show.",
+    StateCheck.LAG: "No change waits longer than `schedule.max_lag_seconds`; ten times that is an"
+    " error.",
+    StateCheck.PROOF: "No change can have been missed.",
+    StateCheck.HISTORY: "The versions of each key follow each other: none overlaps or is missing.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found.
+
+    Attributes:
+        text: What is wrong and what to do; empty where nothing is.
+        facts: Numbers, shown with the check. A change of numbers alone is no news.
+    """
+
+    check: StateCheck
+    passed: bool
+    text: str = ""
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def news(self) -> tuple[object, ...]:
+        """What has to differ for the finding to be told again."""
+        return self.passed, self.severity, self.text
+
+    def evaluation(self, key: dg.AssetKey) -> dg.AssetCheckEvaluation:
+        """Return it as an event of its own."""
+        return dg.AssetCheckEvaluation(
+            asset_key=key,
+            check_name=self.check.value,
+            passed=self.passed,
+            severity=self.severity,
+            description=self.text or None,
+            metadata=dict(self.facts),
+        )
+
+    def result(self, key: dg.AssetKey) -> dg.AssetCheckResult:
+        """Return it as the result of a check that was run."""
+        return dg.AssetCheckResult(
+            asset_key=key,
+            check_name=self.check.value,
+            passed=self.passed,
+            severity=self.severity,
+            description=self.text or None,
+            metadata=dict(self.facts),
+        )
+
+
+def state_findings(
+    table: Table, status: SyncStatus, now: Table | None, max_lag_seconds: float, waited: float = 0.0
+) -> Iterator[Finding]:
+    """Yield what each check says of a table.
+
+    Args:
+        table: As the definitions have it.
+        status: How the tables stand.
+        now: The table as it is mirrored now; None where it is left out.
+        max_lag_seconds: From here on lag is a warning.
+        waited: The longest that a change waited since the last report.
+    """
+    found = status.tables.get(table.name)
+    if found is None:  # neither source nor mirror could be read yet
+        return
+    yield followed(found.error)
+    yield lag(max(found.lag_seconds, waited), max_lag_seconds, status.unreadable)
+    yield _dead_letters(found)
+    if now is not None:
+        yield _drift(table, now)
+    if found.error is None:
+        yield _proof(found)
+
+
+def followed(error: str | None) -> Finding:
+    """Say whether a table takes part in the sync."""
+    return Finding(StateCheck.FOLLOWED, error is None, error or "")
+
+
+def lag(seconds: float, max_lag_seconds: float, unreadable: str | None = None) -> Finding:
+    """Say whether changes wait longer than they may."""
+    facts = {"lag_seconds": round(seconds, 1), "max_lag_seconds": max_lag_seconds}
+    if unreadable is not None:
+        text = f"the lag is not known now: {unreadable}"
+        return Finding(StateCheck.LAG, passed=False, text=text, severity=_WARN, facts=facts)
+    if seconds <= max_lag_seconds:
+        return Finding(StateCheck.LAG, passed=True, facts=facts)
+    is_error = seconds > max_lag_seconds * ERROR_FACTOR
+    bound = max_lag_seconds * (ERROR_FACTOR if is_error else 1)
+    text = (
+        f"changes waited longer than {bound:g} s; see whether a sync session is open, and its log"
+    )
+    return Finding(
+        StateCheck.LAG, passed=False, text=text, severity=_ERROR if is_error else _WARN, facts=facts
+    )
+
+
+def history(broken: int) -> Finding:
+    """Say whether a history contradicts itself."""
+    text = f"the versions of {broken} keys contradict each other; rhei repair mends what it can"
+    return Finding(
+        StateCheck.HISTORY, broken == 0, text if broken else "", facts={"broken_keys": broken}
+    )
+
+
+_WARN, _ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
+
+
+def _dead_letters(found: TableStatus) -> Finding:
+    letters = found.dead_letters
+    text = (
+        f"{letters} rows of the source do not fit the mirror:"
+        f" 'rhei dead-letters --table {found.table}' shows each with its key and the reason"
+    )
+    return Finding(
+        StateCheck.DEAD_LETTERS, letters == 0, text if letters else "", facts={"rows": letters}
+    )
+
+
+def _drift(table: Table, now: Table) -> Finding:
+    """Compare the columns that the UI shows with those that are mirrored."""
+    shown = {column.name: column.type for column in table.schema.columns}
+    mirrored = {column.name: column.type for column in now.schema.columns}
+    changes = [
+        *(f"{name!r} was added" for name in mirrored if name not in shown),
+        *(f"{name!r} was dropped" for name in shown if name not in mirrored),
+        *(
+            f"{name!r} was {shown[name]}, and is {mirrored[name]}"
+            for name in shown
+            if name in mirrored and mirrored[name] != shown[name]
+        ),
+    ]
+    text = f"the mirror follows the source: {', '.join(changes)}; reload the definitions to see it"
+    return Finding(StateCheck.DRIFT, not changes, text if changes else "", severity=_WARN)
+
+
+def _proof(found: TableStatus) -> Finding:
+    return Finding(StateCheck.PROOF, found.doubt is None, found.doubt or "", severity=_WARN)
+
+
+def state_check_specs(declaration: Declaration, table: Table) -> Sequence[dg.AssetCheckSpec]:
+    """Return the specs of a table's checks."""
+    key = declaration.key(Stage.MIRROR, table)
+    checks = [check for check in StateCheck if _applies(check, table)]
+    return [
+        dg.AssetCheckSpec(check.value, asset=key, description=_DESCRIPTIONS[check])
+        for check in checks
+    ]
+
+
+def _applies(check: StateCheck, table: Table) -> bool:
+    return check is not StateCheck.HISTORY or table.mode is Mode.TEMPORAL
+
+
+def mirror_state_checks(declaration: Declaration) -> list[dg.AssetChecksDefinition]:
+    """Make the checks of all mirrors' state; nothing where there is no table."""
+    if not declaration.tables:
+        return []
+    names = declaration.names
+    specs = [spec for table in declaration.tables for spec in state_check_specs(declaration, table)]
+    by_key = {declaration.key(Stage.MIRROR, table): table for table in declaration.tables}
+
+    @dg.multi_asset_check(
+        name=names.named("mirror_state"),
+        specs=specs,
+        can_subset=True,
+        pool=names.pool,
+        required_resource_keys={names.olap},
+    )
+    def mirror_state(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        olap: OlapResource = getattr(context.resources, names.olap)
+        chosen = context.selected_asset_check_keys
+        with olap.open() as htap:
+            status, now = htap.sync_status(), htap.table_schemas()
+            bound = olap.settings().schedule.max_lag_seconds
+            for key in {check.asset_key for check in chosen}:
+                table = by_key[key]
+                found = list(state_findings(table, status, now.get(table.name), bound))
+                if table.name in now and table.mode is Mode.TEMPORAL:
+                    found.append(history(htap.broken_histories(table.name).num_rows))
+                for finding in found:
+                    if dg.AssetCheckKey(key, finding.check.value) in chosen:
+                        yield finding.result(key)
+
+    return [mirror_state]
