@@ -2,10 +2,12 @@
 
 import dagster as dg
 
+from rhei_pipeline.dagster.bridging import bridge_assets, bridge_jobs
 from rhei_pipeline.dagster.checks import mirror_checks
 from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.housekeeping import housekeeping_jobs, housekeeping_schedules
 from rhei_pipeline.dagster.initial_sync import initial_sync_assets
-from rhei_pipeline.dagster.jobs import AssetJob, asset_jobs
+from rhei_pipeline.dagster.jobs import AssetJob, asset_jobs, verification_schedules
 from rhei_pipeline.dagster.maintenance import maintenance_jobs, maintenance_schedules
 from rhei_pipeline.dagster.mirrors import sync_session_asset
 from rhei_pipeline.dagster.new_tables import new_tables_sensors
@@ -46,6 +48,7 @@ def load_assets(declaration: Declaration) -> list[dg.AssetSpec | dg.AssetsDefini
     """Return the assets of every table, from source to snapshot."""
     return [
         *source_specs(declaration),
+        *bridge_assets(declaration),
         *initial_sync_assets(declaration),
         *sync_session_asset(declaration),
         *snapshot_assets(declaration),
@@ -53,13 +56,23 @@ def load_assets(declaration: Declaration) -> list[dg.AssetSpec | dg.AssetsDefini
 
 
 def load_jobs(declaration: Declaration) -> list[AssetJob]:
-    """Return the jobs: the sync session, the snapshots, the maintenance of files."""
-    return [*asset_jobs(declaration), *maintenance_jobs(declaration)]
+    """Return the jobs: the sync session, its checks, the snapshots, what keeps files small."""
+    return [
+        *asset_jobs(declaration),
+        *bridge_jobs(declaration),
+        *maintenance_jobs(declaration),
+        *housekeeping_jobs(declaration),
+    ]
 
 
 def load_schedules(declaration: Declaration) -> list[dg.ScheduleDefinition]:
-    """Return the schedules: yesterday's snapshot, the nightly maintenance of files."""
-    return [*snapshot_schedules(declaration), *maintenance_schedules(declaration)]
+    """Return the schedules: yesterday's snapshot, the daily comparison, what keeps files small."""
+    return [
+        *snapshot_schedules(declaration),
+        *verification_schedules(declaration),
+        *maintenance_schedules(declaration),
+        *housekeeping_schedules(declaration),
+    ]
 
 
 def load_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:

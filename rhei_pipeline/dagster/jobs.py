@@ -15,22 +15,63 @@ AssetJob: TypeAlias = Any
 
 def asset_jobs(declaration: Declaration) -> list[AssetJob]:
     """Make the jobs of a pipeline, which run in one process: the mirror has one writer."""
-    return [*_sync_jobs(declaration), *_snapshot_jobs(declaration)]
+    return [
+        *_sync_jobs(declaration),
+        *_verification_jobs(declaration),
+        *_snapshot_jobs(declaration),
+    ]
 
 
 def _sync_jobs(declaration: Declaration) -> list[AssetJob]:
     """Make the job whose runs are sync sessions."""
     if not declaration.tables:
         return []
-    backstop = str(int(declaration.settings.schedule.session_seconds * 2 + 600))
+    # A session ends itself long before.
+    backstop = str(int(declaration.settings.schedule.session_seconds * 3 + 600))
     return [
         dg.define_asset_job(
             declaration.names.named("sync"),
             selection=_selection(declaration, Stage.MIRROR, declaration.tables),
-            description="A sync session: syncs while changes are pending, reports lag, ends when "
-            "idle.",
+            description="A sync session: syncs while changes come, reports lag, hands over to the"
+            " next. To pause, stop the sensor that opens sessions, then terminate the open run.",
             executor_def=dg.in_process_executor,
             run_tags={"dagster/max_runtime": backstop, "dagster/priority": "-1"},
+        )
+    ]
+
+
+def _verification_jobs(declaration: Declaration) -> list[AssetJob]:
+    """Make the job that compares every row of all tables."""
+    if not declaration.tables:
+        return []
+    checks = [
+        dg.AssetCheckKey(declaration.key(Stage.MIRROR, table), "equals_source")
+        for table in declaration.tables
+    ]
+    return [
+        dg.define_asset_job(
+            declaration.names.named("verification"),
+            selection=dg.AssetSelection.checks(*checks),
+            description="Compares every row of source and mirror, each table at one source state.",
+            executor_def=dg.in_process_executor,
+        )
+    ]
+
+
+def verification_schedules(declaration: Declaration) -> list[dg.ScheduleDefinition]:
+    """Make the schedule that compares every row once a day."""
+    hour = declaration.settings.schedule.verify_hour
+    if hour is None or not declaration.tables:
+        return []
+    names = declaration.names
+    return [
+        dg.ScheduleDefinition(
+            name=names.named("daily_verification"),
+            job_name=names.named("verification"),
+            cron_schedule=f"0 {hour} * * *",
+            execution_timezone="UTC",
+            default_status=dg.DefaultScheduleStatus.RUNNING,
+            description="Compares every row of source and mirror once a day, in UTC.",
         )
     ]
 

@@ -1,7 +1,7 @@
 """The mirrors, and the run that keeps them: it syncs while there is work, then hands over."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -9,13 +9,15 @@ from functools import cached_property
 
 import dagster as dg
 
+from rhei_pipeline.dagster.check_records import is_news, last_evaluations
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.initial_sync import parity_result
+from rhei_pipeline.dagster.observing import freshness
 from rhei_pipeline.dagster.pool import writer_wanted
-from rhei_pipeline.dagster.relay import SUCCESSOR, lead_seconds
-from rhei_pipeline.dagster.resources import OlapResource
+from rhei_pipeline.dagster.relay import LEFT_BEHIND, SUCCESSOR, WAITING, lead_seconds
+from rhei_pipeline.dagster.resources import CdcResource, OlapResource
 from rhei_pipeline.dagster.session import LOOK_SECONDS, ReportWindow, Session, reports
-from rhei_pipeline.dagster.state_checks import Finding, history, state_findings
+from rhei_pipeline.dagster.state_checks import history, state_findings
 from rhei_pipeline.dagster.translator import Stage
 from rhei_pipeline.errors import RheiError, TransientError
 from rhei_pipeline.htap import HTAP
@@ -52,7 +54,7 @@ def sync_session_asset(declaration: Declaration) -> list[dg.AssetsDefinition]:
     if not declaration.tables:
         return []
     names = declaration.names
-    specs = [declaration.spec(Stage.MIRROR, table) for table in declaration.tables]
+    specs = [_spec(declaration, table) for table in declaration.tables]
     by_key = {spec.key: table for spec, table in zip(specs, declaration.tables, strict=True)}
 
     # No RetryPolicy: a terminated session would be retried. The sensor opens the next one.
@@ -73,8 +75,19 @@ def sync_session_asset(declaration: Declaration) -> list[dg.AssetsDefinition]:
             htap = _opened(context, olap, stack)
             session = Session(htap, chosen, schedule.report_seconds, schedule.idle_seconds)
             yield from _SessionRun(context, session, declaration, schedule).events()
+            leaves_out = bool(htap.left_out)
+        if leaves_out:
+            _note_left_behind(context, olap.cdc)
 
     return [sync_session]
+
+
+def _spec(declaration: Declaration, table: Table) -> dg.AssetSpec:
+    """Return a mirror's spec; one that says nothing of freshness gets the ordinary policy."""
+    spec = declaration.spec(Stage.MIRROR, table)
+    if spec.freshness_policy is not None:
+        return spec
+    return spec.replace_attributes(freshness_policy=freshness(declaration.settings))
 
 
 def _chosen(schedule: ScheduleSettings, config: SessionConfig) -> ScheduleSettings:
@@ -97,8 +110,15 @@ def _opened(context: dg.AssetExecutionContext, olap: OlapResource, stack: ExitSt
             if time.monotonic() > until:
                 raise
             context.log.warning("the session waits: %s", error)
+            context.instance.add_run_tags(context.run.run_id, {WAITING: "yes"})
         time.sleep(wait)
         wait = min(wait * 2, MAX_BACKOFF_SECONDS)
+
+
+def _note_left_behind(context: dg.AssetExecutionContext, cdc: CdcResource) -> None:
+    """Mark the run with what stays pending for tables that are left out: no session applies it."""
+    with suppress(RheiError):  # whoever needs the source names what is wrong with it
+        context.instance.add_run_tags(context.run.run_id, {LEFT_BEHIND: str(cdc.pending())})
 
 
 @dataclass
@@ -110,7 +130,7 @@ class _SessionRun:
     declaration: Declaration
     schedule: ScheduleSettings
     began: float = field(default_factory=time.monotonic)
-    told: dict[tuple[str, str], tuple[object, ...]] = field(default_factory=dict)
+    told: set[dg.AssetCheckKey] = field(default_factory=set)
     asked: bool = False
 
     def events(self) -> Iterator[dg.MaterializeResult[None]]:
@@ -141,13 +161,23 @@ class _SessionRun:
                 self._report()
             if writer_wanted(self.context.instance, self.declaration.names.pool):
                 return Ending.WANTED
-            if self.session.idle:
+            if self.session.idle and not self._would_be_reopened:
                 return Ending.IDLE
             if self._age > 2 * self.schedule.session_seconds:
                 return Ending.OLD
             self._ask_for_successor()
             time.sleep(LOOK_SECONDS)
             self.session.collect()
+
+    @property
+    def _would_be_reopened(self) -> bool:
+        """Whether the sensor cannot tell that all that is pending belongs to tables left out.
+
+        Of a server's log it sees only that something is pending: a session that ended would be
+        opened again at once, for ever.
+        """
+        counts = self.declaration.settings.capture_method != "logical"
+        return not counts and bool(self.session.htap.left_out)
 
     @property
     def _age(self) -> float:
@@ -207,19 +237,26 @@ class _SessionRun:
     def _report_state(self, status: SyncStatus, windows: dict[str, ReportWindow]) -> None:
         """Report what the checks say, where it is news."""
         now = self.session.htap.table_schemas()
+        found = []
         for name, table in self.session.tables.items():
             waited = windows[name].longest_lag if name in windows else 0.0
-            bound = self.schedule.max_lag_seconds
-            for finding in state_findings(table, status, now.get(name), bound, waited):
-                self._tell(table, finding)
+            bound, key = self.schedule.max_lag_seconds, self._key(Stage.MIRROR, table)
+            findings = state_findings(table, status, now.get(name), bound, waited)
+            found += [finding.evaluation(key) for finding in findings]
+        self._tell(found)
 
-    def _tell(self, table: Table, finding: Finding) -> None:
-        if self.told.get((table.name, finding.check)) == finding.news:
-            return
-        self.told[table.name, finding.check] = finding.news
-        if not finding.passed:
-            self.context.log.warning("table %r, %s: %s", table.name, finding.check, finding.text)
-        self._log_check(finding.evaluation(self._key(Stage.MIRROR, table)))
+    def _tell(self, evaluations: Sequence[dg.AssetCheckEvaluation]) -> None:
+        """Report each check once a session, and then what differs from what is on record."""
+        keys = [evaluation.asset_check_key for evaluation in evaluations]
+        last = last_evaluations(self.context.instance, keys)
+        for evaluation in evaluations:
+            key = evaluation.asset_check_key
+            if key in self.told and not is_news(evaluation, last.get(key)):
+                continue
+            self.told.add(key)
+            if not evaluation.passed:
+                self.context.log.warning("%s: %s", key.to_user_string(), evaluation.description)
+            self.context.log_event(evaluation)
 
     def _report_histories(self, status: SyncStatus) -> None:
         """Look whether histories contradict themselves; the engine goes on meanwhile."""
@@ -228,7 +265,8 @@ class _SessionRun:
             if table.mode is Mode.TEMPORAL and found is not None and found.error is None:
                 with suppress(RheiError):  # a mirror that cannot be read is told by `followed`
                     broken = self.session.htap.broken_histories(name)
-                    self._tell(table, history(broken.num_rows))
+                    key = self._key(Stage.MIRROR, table)
+                    self._tell([history(broken.num_rows).evaluation(key)])
 
     def _report_copies(self) -> None:
         """Report tables that this session copied, as their first copy's asset would have."""
@@ -242,7 +280,7 @@ class _SessionRun:
             metadata = {"dagster/row_count": parity.mirror_rows, "rows_copied": copied.copied_rows}
             self.context.log_event(dg.AssetMaterialization(key, metadata=metadata))
             result = parity_result(parity, key)
-            self._log_check(
+            self.context.log_event(
                 dg.AssetCheckEvaluation(
                     asset_key=key,
                     check_name=str(result.check_name),
@@ -250,9 +288,6 @@ class _SessionRun:
                     metadata=result.metadata,
                 )
             )
-
-    def _log_check(self, evaluation: dg.AssetCheckEvaluation) -> None:
-        self.context.log_event(evaluation)
 
     def _key(self, stage: Stage, table: Table) -> dg.AssetKey:
         return self.declaration.key(stage, table)

@@ -4,6 +4,12 @@ import dagster as dg
 
 #: The tag of a session that is about to end while changes come.
 SUCCESSOR = "rhei/successor"
+#: The tag of a session that cannot open the source or the mirror, and waits for it.
+WAITING = "rhei/waiting"
+#: The tag of a session that ended with tables left out: how many changes stay pending for them.
+LEFT_BEHIND = "rhei/left_behind"
+#: After so long a session looks again whether tables that were left out can be followed.
+RETRY_SECONDS = 300.0
 #: The least time before its end at which a session asks for the next one.
 LEAST_LEAD_SECONDS = 45.0
 #: A start may take so many times as long as the last one did.

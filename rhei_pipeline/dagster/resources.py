@@ -18,10 +18,12 @@ from rhei_pipeline.dagster.names import Names
 from rhei_pipeline.dagster.pool import limit_to_one_writer
 from rhei_pipeline.errors import needs_extra
 from rhei_pipeline.htap import HTAP
+from rhei_pipeline.model.standing import SourceStanding
 from rhei_pipeline.settings.model import Settings
-from rhei_pipeline.wiring.engine import bridge, unseen_events
+from rhei_pipeline.wiring.engine import bridge, unbridged_events, unseen_events
 from rhei_pipeline.wiring.preload import preload
 from rhei_pipeline.wiring.source import SourceDatabase, open_database
+from rhei_pipeline.wiring.standing import source_standing
 
 if TYPE_CHECKING:
     import psycopg
@@ -130,10 +132,25 @@ class CdcResource(dg.ConfigurableResource[Any]):
         """
         return unseen_events(self.settings())
 
+    def standing(self) -> SourceStanding:
+        """Return what is pending and since when, where the logs end, and what they hold."""
+        return source_standing(self.settings())
+
+    def head(self) -> int:
+        """Return a number that grows with every change that capture sees; opens the source only.
+
+        0 where the source is polled: only a poll tells.
+        """
+        return sum(self.standing().heads.values())
+
     @property
     def counts_exactly(self) -> bool:
         """Whether `pending` counts all events; of a server's log it only looks for the first."""
         return self.method != "logical"
+
+    def unbridged(self) -> int | None:
+        """Count the events that are not in the buffer yet; None where nothing was buffered."""
+        return unbridged_events(self.settings())
 
     def bridge(self) -> int:
         """Take what is pending into the buffer; the mirror is not opened.

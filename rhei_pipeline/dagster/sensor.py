@@ -1,21 +1,18 @@
 """Pending changes open a sync session. The level decides, not the edge: nothing is ever missed."""
 
+import time
 from collections.abc import Sequence
 
 import dagster as dg
 
+from rhei_pipeline.dagster.bridging import bridge_sensors
 from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.observing import Observer
+from rhei_pipeline.dagster.own_runs import ACTIVE, LIVE, own_records, own_runs
 from rhei_pipeline.dagster.pool import limit_to_one_writer
-from rhei_pipeline.dagster.relay import SUCCESSOR
+from rhei_pipeline.dagster.relay import LEFT_BEHIND, RETRY_SECONDS, SUCCESSOR
 from rhei_pipeline.dagster.resources import CdcResource
 from rhei_pipeline.errors import TransientError
-
-_LIVE = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
-_COMING = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-]
 
 
 def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
@@ -28,6 +25,7 @@ def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
         return []
     names = declaration.names
     job_name = names.named("sync")
+    observer = Observer(declaration)
 
     @dg.sensor(
         name=names.named("pending_changes"),
@@ -42,21 +40,20 @@ def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
     def pending_changes(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         limit_to_one_writer(context.instance, names.pool)
         cdc: CdcResource = getattr(context.resources, names.cdc)
-        return _asked(cdc, _open_sessions(context, job_name))
+        runs = own_runs(context, job_name, ACTIVE)
+        observer.look(context, cdc, is_open=bool(runs))
+        if runs:
+            return _beside(runs)
+        if observer.can_follow_again:
+            return dg.RunRequest(tags={"rhei/reason": "a table can be followed again"})
+        left_behind = _left_behind(context, job_name)
+        return _of_source(cdc, left_behind)
 
-    return [pending_changes]
+    return [pending_changes, *bridge_sensors(declaration)]
 
 
-def _open_sessions(context: dg.SensorEvaluationContext, job_name: str) -> Sequence[dg.DagsterRun]:
-    """Return the sessions of this code location that are open, or about to be."""
-    wanted = dg.RunsFilter(job_name=job_name, statuses=_LIVE + _COMING, tags=_own_runs(context))
-    return context.instance.get_runs(wanted, limit=5)
-
-
-def _asked(cdc: CdcResource, runs: Sequence[dg.DagsterRun]) -> dg.RunRequest | dg.SkipReason:
-    """Decide whether a session is to be opened."""
-    if runs:
-        return _beside(runs)
+def _of_source(cdc: CdcResource, left_behind: int) -> dg.RunRequest | dg.SkipReason:
+    """Decide by what is pending whether a session is to be opened."""
     try:
         pending = cdc.pending()
     except TransientError as error:
@@ -64,12 +61,23 @@ def _asked(cdc: CdcResource, runs: Sequence[dg.DagsterRun]) -> dg.RunRequest | d
         return dg.SkipReason(f"the source cannot be read now: {error}")
     if pending == 0:
         return dg.SkipReason("up to date: the mirror has every change")
+    if pending == left_behind and cdc.counts_exactly:
+        return dg.SkipReason(f"what is pending ({pending}) belongs to tables that are left out")
     return dg.RunRequest(tags={"rhei/reason": _reason(pending, is_exact=cdc.counts_exactly)})
+
+
+def _left_behind(context: dg.SensorEvaluationContext, job_name: str) -> int:
+    """Return what the last session had to leave pending, unless it is time to try again."""
+    for record in own_records(context, job_name, limit=1):
+        ended = record.end_time or 0.0
+        if time.time() - ended < RETRY_SECONDS:
+            return int(record.dagster_run.tags.get(LEFT_BEHIND, 0))
+    return 0
 
 
 def _beside(runs: Sequence[dg.DagsterRun]) -> dg.RunRequest | dg.SkipReason:
     """Decide whether a session that is open is to be followed by the next."""
-    live = [run for run in runs if run.status in _LIVE]
+    live = [run for run in runs if run.status in LIVE]
     if len(live) < len(runs):
         return dg.SkipReason("a sync session is starting")
     if len(live) > 1:
@@ -85,11 +93,3 @@ def _reason(pending: int | None, *, is_exact: bool) -> str:
         return "never synced"
     changes = "change" if pending == 1 else "changes"
     return f"{'' if is_exact else 'at least '}{pending} {changes} pending"
-
-
-def _own_runs(context: dg.SensorEvaluationContext) -> dict[str, str]:
-    """Return the tag that runs of this code location carry, where this is one."""
-    origin, repository = context.code_location_origin, context.repository_name
-    if origin is None or repository is None:
-        return {}
-    return {".dagster/repository": f"{repository}@{origin.location_name}"}

@@ -11,4 +11,6 @@ def source_specs(declaration: Declaration) -> list[dg.AssetSpec]:
     if not declaration.tables:
         return []
     tables = [declaration.spec(Stage.SOURCE, table) for table in declaration.tables]
+    if declaration.settings.capture.buffer is not None:
+        return tables  # a run takes the changes into the buffer: they are an asset of its own
     return [*tables, declaration.spec(Stage.CHANGES)]

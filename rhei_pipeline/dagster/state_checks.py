@@ -50,7 +50,7 @@ class Finding:
 
     Attributes:
         text: What is wrong and what to do; empty where nothing is.
-        facts: Numbers, shown with the check. A change of numbers alone is no news.
+        facts: Numbers, shown with the check.
     """
 
     check: StateCheck
@@ -58,11 +58,6 @@ class Finding:
     text: str = ""
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
     facts: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def news(self) -> tuple[object, ...]:
-        """What has to differ for the finding to be told again."""
-        return self.passed, self.severity, self.text
 
     def evaluation(self, key: dg.AssetKey) -> dg.AssetCheckEvaluation:
         """Return it as an event of its own."""
@@ -111,13 +106,13 @@ def state_findings(
         yield _proof(found)
 
 
-def followed(error: str | None) -> Finding:
-    """Say whether a table takes part in the sync."""
-    return Finding(StateCheck.FOLLOWED, error is None, error or "")
+def followed(error: str | None, facts: Mapping[str, str] | None = None) -> Finding:
+    """Return whether a table takes part in the sync; its error says why not."""
+    return Finding(StateCheck.FOLLOWED, error is None, error or "", facts=facts or {})
 
 
 def lag(seconds: float, max_lag_seconds: float, unreadable: str | None = None) -> Finding:
-    """Say whether changes wait longer than they may."""
+    """Return whether changes wait longer than they may."""
     facts = {"lag_seconds": round(seconds, 1), "max_lag_seconds": max_lag_seconds}
     if unreadable is not None:
         text = f"the lag is not known now: {unreadable}"
@@ -135,7 +130,7 @@ def lag(seconds: float, max_lag_seconds: float, unreadable: str | None = None) -
 
 
 def history(broken: int) -> Finding:
-    """Say whether a history contradicts itself."""
+    """Return whether a history contradicts itself."""
     text = f"the versions of {broken} keys contradict each other; rhei repair mends what it can"
     return Finding(
         StateCheck.HISTORY, broken == 0, text if broken else "", facts={"broken_keys": broken}

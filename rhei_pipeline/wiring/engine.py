@@ -177,3 +177,13 @@ def unseen_events(settings: Settings) -> int | None:
     name, unapplied = reader
     behind = unread(settings, name)
     return None if behind is None else behind + unapplied
+
+
+def unbridged_events(settings: Settings) -> int | None:
+    """Count the source's events that the buffer does not have yet, without opening it.
+
+    None when nothing was ever buffered, or there is no buffer.
+    """
+    buffer = settings.capture.buffer
+    reader = None if buffer is None else unapplied_events(buffer.path)
+    return None if reader is None else unread(settings, reader[0])

@@ -5,15 +5,18 @@ from contextlib import closing
 
 from rhei_pipeline.model.reports import Finding
 from rhei_pipeline.model.schema import TableOptions
+from rhei_pipeline.model.standing import SourceStanding
 from rhei_pipeline.protocols import Database
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.sections import PostgresSettings
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
+from rhei_pipeline.sources.postgres.logical import standing as of_log
 from rhei_pipeline.sources.postgres.logical import validate
 from rhei_pipeline.sources.postgres.logical.slots import drop_elsewhere
 from rhei_pipeline.sources.postgres.logical.source import LogicalSource, unconfirmed
 from rhei_pipeline.sources.postgres.polling.source import PostgresPollingSource
 from rhei_pipeline.sources.postgres.triggers import abandoned_logs
+from rhei_pipeline.sources.postgres.triggers import standing as of_triggers
 from rhei_pipeline.sources.postgres.triggers.source import PostgresTriggerSource, unacknowledged
 
 __all__ = [
@@ -23,6 +26,7 @@ __all__ = [
     "of_postgres",
     "open_database",
     "open_source",
+    "standing",
     "unread",
     "unread_logs",
 ]
@@ -76,6 +80,15 @@ def unread(settings: Settings, database: PostgresDatabase, reader: str) -> int |
     if settings.capture_method == "trigger":
         return unacknowledged(database, reader)
     return unconfirmed(database, reader, settings.capture.publication)
+
+
+def standing(
+    settings: Settings, database: PostgresDatabase, reader: str, pending: int | None
+) -> SourceStanding:
+    """Return how far the server is ahead of a reader of its changes."""
+    if settings.capture_method == "trigger":
+        return of_triggers.standing(database, reader, pending)
+    return of_log.standing(database, reader, settings.capture.publication, pending)
 
 
 def findings(

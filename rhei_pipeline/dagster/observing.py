@@ -1,0 +1,200 @@
+"""What the sensor reports beside opening sessions: the source, and what is wrong while none runs.
+
+At most once a minute, and only what has changed: an event that says nothing new is never written.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from rhei_pipeline.dagster.check_records import is_news, last_evaluations
+from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.resources import CdcResource
+from rhei_pipeline.dagster.state_checks import StateCheck, followed, lag
+from rhei_pipeline.dagster.translator import Stage
+from rhei_pipeline.errors import RheiError, TransientError
+from rhei_pipeline.model.standing import SourceStanding
+from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.wiring.declared_schemas import declared_schemas
+
+_LOOK_SECONDS = 60.0
+#: How often a table of the source is observed at most, and the stream of changes while a session
+#: is open.
+_BESIDE_SECONDS = 600.0
+#: The least time between two reports that a quiet mirror is up to date.
+_LEAST_QUIET_SECONDS = 1200.0
+_FOUND_BY = "found_by"
+_SENSOR = "sensor"
+_DATA_VERSION = "dagster/data_version"
+
+
+def quiet_seconds(settings: Settings) -> float:
+    """Return how often a mirror is reported at least: by each session, or while none is open."""
+    return max(settings.schedule.session_seconds, _LEAST_QUIET_SECONDS)
+
+
+def freshness(settings: Settings) -> dg.FreshnessPolicy:
+    """Return the policy that nobody has told for long that a mirror is up to date."""
+    return dg.FreshnessPolicy.time_window(
+        fail_window=timedelta(seconds=3 * quiet_seconds(settings))
+    )
+
+
+class Observer:
+    """Looks at the source once a minute, and reports what is news.
+
+    It remembers what it reported in this process; forgetting it costs one more event.
+    """
+
+    def __init__(self, declaration: Declaration) -> None:
+        self._declaration = declaration
+        self._look_at = 0.0
+        self._observed: dict[dg.AssetKey, tuple[float, object]] = {}
+        self._can_follow_again = False
+
+    @property
+    def can_follow_again(self) -> bool:
+        """Whether a table that was found at fault is at fault no more: a session has to see it."""
+        return self._can_follow_again
+
+    def look(self, context: dg.SensorEvaluationContext, cdc: CdcResource, *, is_open: bool) -> None:
+        """Report, where it is time for it; never fails because of the source."""
+        if is_open:
+            self._can_follow_again = False
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + _LOOK_SECONDS
+        try:
+            standing = cdc.standing()
+            for event in self._observations(standing, is_open=is_open):
+                context.instance.report_runless_asset_event(event)
+            self._tell_lag(context.instance, standing)
+            if not is_open:
+                self._look_at_tables(context.instance, cdc.settings(), standing)
+        except TransientError:
+            return
+        except RheiError as error:  # fails the tick as well, while no session is open
+            faults = {table.name: str(error) for table in self._declaration.tables}
+            self._tell_faults(context.instance, {} if is_open else faults)
+
+    def _look_at_tables(
+        self, instance: dg.DagsterInstance, settings: Settings, standing: SourceStanding
+    ) -> None:
+        """Report the tables that a sync would leave out, as far as the source's catalogue shows."""
+        found = declared_schemas(settings, settings.schedule.catalog_seconds)
+        if found.source_fault is not None:
+            return
+        self._tell_faults(instance, found.faults)
+        if standing.pending == 0 and not found.faults:
+            self._tell_quiet(instance)
+
+    def _observations(
+        self, standing: SourceStanding, *, is_open: bool
+    ) -> Iterator[dg.AssetObservation]:
+        heads = {name.lower(): head for name, head in standing.heads.items()}
+        changes = self._declaration.key(Stage.CHANGES)
+        state = (standing.pending, heads, dict(standing.held_bytes))
+        # Events that belong to no run are for ever, and while a session is open, it reports.
+        if self._is_due(changes, state, _BESIDE_SECONDS if is_open else _LOOK_SECONDS):
+            yield dg.AssetObservation(changes, metadata=_numbers(standing))
+        for table in self._declaration.tables:
+            head = heads.get(table.name.lower(), heads.get("log"))
+            key = self._declaration.key(Stage.SOURCE, table)
+            if head is not None and self._is_due(key, head, _BESIDE_SECONDS):
+                yield dg.AssetObservation(key, metadata={"head": str(head)})
+
+    def _is_due(self, key: dg.AssetKey, state: object, seconds: float) -> bool:
+        """Return whether a state is another than the one observed last, and that is long ago."""
+        now = time.monotonic()
+        at, last = self._observed.get(key, (-seconds, None))
+        if last == state or now - at < seconds:
+            return False
+        self._observed[key] = now, state
+        return True
+
+    def _tell_lag(self, instance: dg.DagsterInstance, standing: SourceStanding) -> None:
+        """Report tables whose changes wait too long, whatever a session does; it says when not."""
+        bound, now = self._declaration.settings.schedule.max_lag_seconds, datetime.now(UTC)
+        waiting = {name.lower(): at for name, at in standing.waiting.items()}
+        late = []
+        for table in self._declaration.tables:
+            since = waiting.get(table.name.lower(), waiting.get("log"))
+            found = None if since is None else lag((now - since).total_seconds(), bound)
+            if found is not None and not found.passed:
+                late.append(found.evaluation(self._declaration.key(Stage.MIRROR, table)))
+        self._tell(instance, late)
+
+    def _tell_faults(self, instance: dg.DagsterInstance, faults: Mapping[str, str]) -> None:
+        """Report tables that a sync would leave out; that they are followed, only a sync knows."""
+        name_by_key = {
+            dg.AssetCheckKey(
+                self._declaration.key(Stage.MIRROR, table), StateCheck.FOLLOWED.value
+            ): table.name
+            for table in self._declaration.tables
+        }
+        last = last_evaluations(instance, name_by_key)
+        self._can_follow_again = any(
+            _FOUND_BY in evaluation.metadata and name_by_key[key] not in faults
+            for key, evaluation in last.items()
+        )
+        found = [
+            followed(faults[name], {_FOUND_BY: _SENSOR}).evaluation(key.asset_key)
+            for key, name in name_by_key.items()
+            if name in faults
+        ]
+        self._tell(instance, found)
+
+    @staticmethod
+    def _tell(instance: dg.DagsterInstance, evaluations: Sequence[dg.AssetCheckEvaluation]) -> None:
+        """Report what differs from what is on record."""
+        last = last_evaluations(instance, [found.asset_check_key for found in evaluations])
+        for found in evaluations:
+            if is_news(found, last.get(found.asset_check_key)):
+                instance.report_runless_asset_event(found)
+
+    def _tell_quiet(self, instance: dg.DagsterInstance) -> None:
+        """Report mirrors that are up to date though nothing was synced for long.
+
+        They keep their data version: nothing was changed, and nothing downstream is to be.
+        """
+        due = time.time() - quiet_seconds(self._declaration.settings)
+        for table in self._declaration.tables:
+            key = self._declaration.key(Stage.MIRROR, table)
+            last = instance.get_latest_materialization_event(key)
+            made = last.asset_materialization if last else None
+            if last is None or made is None or last.timestamp > due:
+                continue
+            version = (made.tags or {}).get(_DATA_VERSION)
+            instance.report_runless_asset_event(
+                dg.AssetMaterialization(
+                    key,
+                    description="Nothing is pending: the mirror is up to date.",
+                    metadata=_quiet(made.metadata),
+                    tags={_DATA_VERSION: version} if version else None,
+                )
+            )
+
+
+def _numbers(standing: SourceStanding) -> dict[str, float | int | str]:
+    """Return the same plotted numbers each time, and where the logs end as a text."""
+    oldest = standing.oldest_at
+    waited = 0.0 if oldest is None else (datetime.now(UTC) - oldest).total_seconds()
+    return {
+        "held_bytes": sum(standing.held_bytes.values()),
+        "oldest_pending_seconds": round(max(waited, 0.0), 1),
+        "pending_events": standing.pending or 0,
+        "head": str(sum(standing.heads.values())),
+    }
+
+
+def _quiet(last: Mapping[str, dg.MetadataValue]) -> dict[str, dg.MetadataValue]:
+    """Return the last report's entries with every number 0, but for the rows that are there."""
+    return {
+        name: dg.MetadataValue.int(0)
+        if isinstance(value, (dg.IntMetadataValue, dg.FloatMetadataValue))
+        and name != "dagster/row_count"
+        else value
+        for name, value in last.items()
+    }
