@@ -8,7 +8,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev test test-postgres combinations soak memory fuzz damage drift lint types arrows check wheel fix bench schema clean
+.PHONY: help demo dev test test-postgres combinations soak memory fuzz damage drift dagster-live lint types arrows check wheel fix bench schema clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | \
@@ -50,6 +50,9 @@ fuzz: $(DEMO_READY) ## ask both sides 51,200 generated queries, and compare
 
 damage: $(DEMO_READY) ## damage every file of every mirror in every way, and print what came of it
 	@$(BIN)/python -m tests -m soak -s -o faulthandler_timeout=0 tests/behaviour/mirrors/test_damage.py
+
+dagster-live: $(DEMO_READY) ## run Dagster's processes, and do to each of them what may happen
+	@$(BIN)/python -m tests -m "soak or not soak" -s -o faulthandler_timeout=0 tests/dagster/test_live.py $(ARGS)
 
 # Some cells only: make drift ARGS="-k 'rename and temporal and not polling'"
 drift: $(DEMO_READY) ## do to tables whatever can be done to them, and print how each mirror fares

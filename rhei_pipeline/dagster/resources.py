@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Union
 
 import dagster as dg
 import pyarrow as pa
-from pydantic import Field, SecretStr
+from pydantic import Field, PrivateAttr, SecretStr
 
+from rhei_pipeline.dagster.heartbeat import Heartbeat
 from rhei_pipeline.dagster.names import Names
 from rhei_pipeline.dagster.pool import limit_to_one_writer
 from rhei_pipeline.errors import needs_extra
@@ -176,6 +177,7 @@ class OlapResource(dg.ConfigurableResource[Any]):
     storage: str | None = Field(None, description="How a DataFusion mirror is stored.")
     path: str = Field(description="The DuckDB file, or the DataFusion mirror's directory.")
     lock_timeout_seconds: float = Field(30.0, description="How long to wait for another process.")
+    _heartbeat: Heartbeat | None = PrivateAttr(None)
 
     @classmethod
     def of(cls, settings: Settings, cdc: CdcResource) -> "OlapResource":
@@ -209,9 +211,20 @@ class OlapResource(dg.ConfigurableResource[Any]):
         The run's step then waits in the pool with everything imported, and the pool has its limit,
         whoever started the run.
         """
+        names = Names.of(self.cdc.oltp.declared)
         preload(self.settings())
-        if context.instance is not None:
-            limit_to_one_writer(context.instance, Names.of(self.cdc.oltp.declared).pool)
+        if context.instance is None:
+            return
+        limit_to_one_writer(context.instance, names.pool)
+        run = context.run
+        if run is not None and run.job_name == names.named("sync"):
+            self._heartbeat = Heartbeat(context.instance, run.run_id)
+            self._heartbeat.start()
+
+    def teardown_after_execution(self, _context: dg.InitResourceContext) -> None:
+        """End what the preparation began."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
 
     @contextmanager
     def open(self) -> Iterator[HTAP]:

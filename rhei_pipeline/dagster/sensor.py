@@ -7,8 +7,9 @@ import dagster as dg
 
 from rhei_pipeline.dagster.bridging import bridge_sensors
 from rhei_pipeline.dagster.declaration import Declaration
+from rhei_pipeline.dagster.heartbeat import end_the_dead
 from rhei_pipeline.dagster.observing import Observer
-from rhei_pipeline.dagster.own_runs import ACTIVE, LIVE, own_records, own_runs
+from rhei_pipeline.dagster.own_runs import ACTIVE, LIVE, own_records
 from rhei_pipeline.dagster.pool import limit_to_one_writer
 from rhei_pipeline.dagster.relay import LEFT_BEHIND, RETRY_SECONDS, SUCCESSOR
 from rhei_pipeline.dagster.resources import CdcResource
@@ -40,7 +41,10 @@ def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
     def pending_changes(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         limit_to_one_writer(context.instance, names.pool)
         cdc: CdcResource = getattr(context.resources, names.cdc)
-        runs = own_runs(context, job_name, ACTIVE)
+        records = own_records(context, job_name, ACTIVE)
+        if end_the_dead(context.instance, records):
+            return dg.SkipReason("a sync session has died; another one is opened")
+        runs = [record.dagster_run for record in records]
         observer.look(context, cdc, is_open=bool(runs))
         if runs:
             return _beside(runs)

@@ -1,0 +1,308 @@
+"""Daemon, webserver and code server as processes, and what may happen to each of them.
+
+The short form runs in the suite; `make dagster-live` runs all of it, and prints the latencies.
+"""
+
+import json
+import os
+import signal
+import sqlite3
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+import rhei_pipeline as rhei
+from rhei_pipeline import Settings
+from rhei_pipeline.dagster.check_records import last_evaluations
+from tests.support.dagster_deployment import Deployment, Location, awaited, deployment
+
+CANCELED, FAILURE = dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE
+STARTED, SUCCESS = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.SUCCESS
+
+
+@dataclass
+class World:
+    """An application's database, its declaration, and where both are."""
+
+    root: Path
+    name: str = "shop"
+
+    @classmethod
+    def made(cls, root: Path, extra: str = "", schedule: str = "", pipeline: str = "") -> "World":
+        root.mkdir(parents=True, exist_ok=True)
+        world = cls(root)
+        world.write(
+            "pragma journal_mode = wal",
+            "create table orders(id integer primary key, status text not null)",
+            "create table items(id integer primary key, amount integer)",
+        )
+        (root / "pipeline.yaml").write_text(
+            f"source: {{path: app.db}}\nmirror: {{path: mirror.duckdb}}\n{pipeline}"
+            "registry: {path: registry.json}\nsync: {interval_seconds: 0.05}\n"
+            "tables: [{name: orders, mode: temporal}, {name: items}]\n"
+            f"schedule: {{verify_hour: null, {schedule}}}\n{extra}"
+        )
+        return world
+
+    @property
+    def location(self) -> Location:
+        return Location(self.name, self.root / "pipeline.yaml")
+
+    @property
+    def settings(self) -> Settings:
+        return Settings.load(self.root / "pipeline.yaml")
+
+    def write(self, *statements: str) -> None:
+        with closing(sqlite3.connect(self.root / "app.db", timeout=30)) as connection, connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    def order(self, status: str = "new") -> None:
+        self.write(f"insert into orders(status) values ('{status}')")
+
+    def applied(self) -> bool:
+        """Whether the mirror has confirmed all that the application wrote, as the source says."""
+        file = f"file:{self.root / 'app.db'}?mode=ro"
+        with closing(sqlite3.connect(file, uri=True, timeout=30)) as connection:
+            try:
+                (written,) = connection.execute("select max(seq) from _rhei_log_orders").fetchone()
+                confirmed = connection.execute(
+                    "select seq from _rhei_consumer where tbl = 'orders'"
+                ).fetchone()
+            except sqlite3.OperationalError:  # capture is not there yet
+                return False
+        return confirmed is not None and confirmed[0] >= (written or 0)
+
+    def assert_equal(self) -> None:
+        with rhei.open(self.settings) as htap:
+            assert htap.verify().equal
+
+
+def ask(made: Deployment, query: str, **variables: str) -> Mapping[str, object]:
+    """Ask the webserver what its page asks when somebody clicks."""
+    asked = urllib.request.Request(
+        f"http://127.0.0.1:{made.web_port}/graphql",
+        json.dumps({"query": query, "variables": variables}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(asked, timeout=60) as answer:  # noqa: S310  (our own server)
+        found: Mapping[str, object] = json.load(answer)
+    return found
+
+
+TERMINATE = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }"
+
+
+def terminate(made: Deployment, run_id: str) -> None:
+    found = ask(made, TERMINATE, id=run_id)
+    assert "TerminateRunSuccess" in json.dumps(found), found
+
+
+def check(made: Deployment, table: str, name: str) -> dg.AssetCheckEvaluation | None:
+    key = dg.AssetCheckKey(dg.AssetKey(["mirror", table]), name)
+    with made.instance as instance:
+        return last_evaluations(instance, [key]).get(key)
+
+
+def passes(made: Deployment, table: str, name: str) -> bool | None:
+    found = check(made, table, name)
+    return None if found is None else found.passed
+
+
+def live_run(made: Deployment, job: str = "sync") -> str:
+    """Return the run that is at work, once one is."""
+    found = awaited("a session is open", lambda: made.runs(job, STARTED))
+    return found[0].dagster_run.run_id
+
+
+def test_a_killed_session_is_followed_by_the_next_and_a_terminated_one_is_not_red(
+    tmp_path: Path,
+) -> None:
+    world = World.made(tmp_path / "shop")
+    world.order()
+    with deployment(tmp_path / "home", world.location, webserver=True) as made:
+        awaited("the first copy", world.applied)
+        killed = live_run(made)
+        awaited("checks are reported", lambda: passes(made, "orders", "followed"))
+        os.kill(made.session_process(), signal.SIGKILL)
+        world.order()
+        awaited("the next session applies it", world.applied)
+        second = live_run(made)
+        assert second != killed
+        terminate(made, second)
+        awaited("it is canceled", lambda: made.runs("sync", CANCELED))
+        (failed,) = made.runs("sync", FAILURE)
+        assert failed.dagster_run.run_id == killed
+    world.assert_equal()
+
+
+@pytest.mark.soak
+def test_the_daemon_is_killed(tmp_path: Path) -> None:
+    world = World.made(tmp_path / "shop", schedule="session_seconds: 10, report_seconds: 2")
+    world.order()
+    with deployment(tmp_path / "home", world.location) as made:
+        awaited("the first copy", world.applied)
+        made.kill("daemon")
+        world.order()
+        awaited("the open session goes on without it", world.applied)
+        made.start_daemon()
+        first = {record.dagster_run.run_id for record in made.runs("sync")}
+        awaited("a session follows", lambda: len(made.runs("sync", STARTED, SUCCESS)) > len(first))
+        world.order()
+        awaited("it is applied", world.applied)
+        assert not made.runs("sync", FAILURE)
+    world.assert_equal()
+
+
+@pytest.mark.soak
+def test_the_code_server_is_killed(tmp_path: Path) -> None:
+    world = World.made(tmp_path / "shop")
+    world.order()
+    with deployment(tmp_path / "home", world.location) as made:
+        awaited("the first copy", world.applied)
+        made.kill(world.name)  # and with it, its session
+        world.order()
+        time.sleep(12)
+        made.start_code_server(made.locations[0])
+        awaited("the next session applies it", world.applied)
+    world.assert_equal()
+
+
+@pytest.mark.soak
+def test_a_table_is_dropped_and_made_again_while_nothing_runs(tmp_path: Path) -> None:
+    world = World.made(tmp_path / "shop", schedule="idle_seconds: 2")
+    world.write("insert into items values (1, 1)")
+    world.order()
+    with deployment(tmp_path / "home", world.location) as made:
+        awaited("the first copy", world.applied)
+        awaited("it is followed", lambda: passes(made, "items", "followed"))
+        awaited("the session ends", lambda: not made.runs("sync", STARTED))
+        world.write("drop table items")
+        awaited("it turns red", lambda: passes(made, "items", "followed") is False)
+        found = check(made, "items", "followed")
+        assert found is not None
+        assert "items" in (found.description or "")
+        assert passes(made, "orders", "followed")
+        world.order()
+        awaited("the other table goes on", world.applied)
+        time.sleep(30)
+        opened = len(made.runs("sync"))
+        time.sleep(30)
+        assert len(made.runs("sync")) == opened, "sessions are opened for a table left out"
+        world.write("create table items(id integer primary key, amount integer)")
+        awaited("it turns green", lambda: passes(made, "items", "followed"), 600)
+        assert not made.runs("sync", FAILURE)
+    world.assert_equal()
+
+
+@pytest.mark.soak
+def test_the_source_is_moved_away_and_back(tmp_path: Path) -> None:
+    world = World.made(tmp_path / "shop", schedule="idle_seconds: 5, report_seconds: 1")
+    world.order()
+    with deployment(tmp_path / "home", world.location) as made:
+        awaited("the first copy", world.applied)
+        awaited("the session ends", lambda: not made.runs("sync", STARTED))
+        for file in world.root.glob("app.db*"):
+            file.rename(world.root / file.name.replace("app", "away"))
+        awaited("it turns red", lambda: passes(made, "orders", "followed") is False)
+        for file in world.root.glob("away.db*"):
+            file.rename(world.root / file.name.replace("away", "app"))
+        awaited("it turns green", lambda: passes(made, "orders", "followed"), 300)
+        world.order()
+        awaited("it is applied", world.applied)
+        assert not made.runs("sync", FAILURE)
+    world.assert_equal()
+
+
+@pytest.mark.soak
+def test_the_mirror_is_held_by_another_process(tmp_path: Path) -> None:
+    world = World.made(tmp_path / "shop", schedule="idle_seconds: 3, max_lag_seconds: 5")
+    world.order()
+    with deployment(tmp_path / "home", world.location) as made:
+        awaited("the first copy", world.applied)
+        awaited("the session ends", lambda: not made.runs("sync", STARTED))
+        with rhei.open(world.settings):
+            world.order()
+            live_run(made)
+            awaited("the lag shows", lambda: passes(made, "orders", "lag") is False)
+        awaited("it is applied", world.applied)
+        awaited("the lag is over", lambda: passes(made, "orders", "lag"))
+        assert not made.runs("sync", FAILURE)
+    world.assert_equal()
+
+
+@pytest.mark.soak
+def test_two_locations_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    worlds = [World.made(tmp_path / name) for name in ("one", "two")]
+    worlds.append(World.made(tmp_path / "three", pipeline="name: third\n"))
+    for world in worlds:
+        world.name = world.root.name
+        world.order()
+    with deployment(tmp_path / "home", *(world.location for world in worlds)) as made:
+        for world in worlds:
+            awaited(f"the first copy of {world.name}", world.applied)
+        open_at_once = made.runs("sync", STARTED) + made.runs("third_sync", STARTED)
+        assert len(open_at_once) == len(worlds)
+    for world in worlds:
+        world.assert_equal()
+
+
+@pytest.mark.soak
+def test_handovers_leave_no_hole(tmp_path: Path) -> None:
+    """Rows at a constant rate; the source itself tells when the mirror has confirmed each."""
+    world = World.made(tmp_path / "shop", schedule="session_seconds: 30")
+    world.order()
+    with deployment(tmp_path / "home", world.location) as made:
+        awaited("the first copy", world.applied)
+        lags = lags_while(world, lambda: len(made.runs("sync", SUCCESS)) < 6)
+        handovers = len(made.runs("sync", SUCCESS)) - 1
+    at = {share: lags[int(share * len(lags))] * 1000 for share in (0.5, 0.9, 0.99)}
+    told = ", ".join(f"p{share * 100:g} {value:.0f} ms" for share, value in at.items())
+    sys.stderr.write(f"\n{len(lags)} rows, {handovers} handovers: {told}, max {lags[-1]:.2f} s\n")
+    assert handovers >= 5
+    assert not made.processes
+    world.assert_equal()
+
+
+def lags_while(world: World, goes_on: Callable[[], bool], per_second: float = 20) -> list[float]:
+    """Write at a constant rate, whatever the mirror does; return each row's lag, sorted."""
+    written, confirmed = list[float](), list[float]()
+    file = f"file:{world.root / 'app.db'}?mode=ro"
+    with closing(sqlite3.connect(file, uri=True, check_same_thread=False)) as reader:
+        (begin,) = reader.execute("select seq from _rhei_consumer where tbl = 'orders'").fetchone()
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.is_set() or len(confirmed) < len(written):
+                (place,) = reader.execute(
+                    "select seq from _rhei_consumer where tbl = 'orders'"
+                ).fetchone()
+                now = time.monotonic()
+                confirmed.extend([now] * (place - begin - len(confirmed)))
+                time.sleep(0.005)
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        going, look_at = True, 0.0
+        started = time.monotonic()
+        with closing(sqlite3.connect(world.root / "app.db", timeout=30)) as writer:
+            while going:
+                time.sleep(max(0.0, started + len(written) / per_second - time.monotonic()))
+                # The row is due now, whether its writing is late or not.
+                due = started + len(written) / per_second
+                with writer:
+                    writer.execute("insert into orders(status) values ('new')")
+                written.append(due)
+                if time.monotonic() > look_at:
+                    going, look_at = goes_on(), time.monotonic() + 5
+        ended.set()
+        watching.join()
+    return sorted(at - due for due, at in zip(written, confirmed, strict=True))
