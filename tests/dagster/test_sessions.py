@@ -1,0 +1,344 @@
+"""Sessions, their sensor and their checks: each in this process, on real databases."""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import dagster as dg
+import psycopg
+import pytest
+
+import rhei_pipeline as rhei
+from rhei_pipeline import HTAP, Settings
+from rhei_pipeline.dagster import CdcResource, Names, OltpResource, build_definitions
+from rhei_pipeline.dagster.check_records import last_evaluations
+from rhei_pipeline.dagster.session import Session
+from rhei_pipeline.wiring.standing import source_standing
+
+STARTED = dg.DagsterRunStatus.STARTED
+
+
+@dataclass
+class Shop:
+    """A small source, its declaration, and an instance of Dagster."""
+
+    settings: Settings
+    instance: dg.DagsterInstance
+
+    @property
+    def definitions(self) -> dg.Definitions:
+        return build_definitions(self.settings)
+
+    def write(self, *statements: str) -> None:
+        with closing(sqlite3.connect(self.settings.sqlite_path)) as connection, connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    def sync(self) -> dg.ExecuteInProcessResult:
+        job = self.definitions.resolve_job_def("sync")
+        return job.execute_in_process(instance=self.instance, raise_on_error=False)
+
+    def tick(
+        self, times: int = 1, repository: dg.RepositoryDefinition | None = None
+    ) -> dg.RunRequest | str:
+        """Return what the sensor asks for, or why for nothing; after the last of its ticks."""
+        repository = repository or self.definitions.get_repository_def()
+        sensor = repository.get_sensor_def("pending_changes")
+        for _ in range(times):
+            cdc = CdcResource.of(self.settings, OltpResource.of(self.settings))
+            with dg.build_sensor_context(
+                instance=self.instance, repository_def=repository, resources={"cdc": cdc}
+            ) as context:
+                found = sensor.evaluate_tick(context)
+        return found.run_requests[0] if found.run_requests else str(found.skip_message)
+
+    def check(self, table: str, name: str, stage: str = "mirror") -> dg.AssetCheckEvaluation:
+        key = dg.AssetCheckKey(dg.AssetKey([stage, table]), name)
+        return last_evaluations(self.instance, [key])[key]
+
+    def failing(self, table: str) -> set[str]:
+        """Return the checks of a table that fail."""
+        names = ["followed", "dead_letters", "drift", "lag", "proof", "history"]
+        keys = [dg.AssetCheckKey(dg.AssetKey(["mirror", table]), name) for name in names]
+        found = last_evaluations(self.instance, keys).values()
+        return {evaluation.check_name for evaluation in found if not evaluation.passed}
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    with closing(sqlite3.connect(tmp_path / "app.db")) as connection:
+        connection.executescript(
+            "create table orders(id integer primary key, status text not null);"
+            "create table items(id integer primary key, amount integer);"
+            "insert into orders values (1, 'new'); insert into items values (1, 1), (2, 2);"
+        )
+    settings = Settings(
+        source={"path": tmp_path / "app.db"},
+        mirror={"path": tmp_path / "mirror.duckdb"},
+        registry={"path": tmp_path / "registry.json"},
+        sync={"interval_seconds": 0.05},
+        tables=[{"name": "orders", "mode": "temporal"}, {"name": "items"}],
+        schedule={"idle_seconds": 0.2, "catalog_seconds": 60},
+    )
+    (tmp_path / "home").mkdir()
+    with dg.instance_for_test(temp_dir=str(tmp_path / "home")) as instance:
+        yield Shop(settings, instance)
+
+
+def declared(shop: Shop, **schedule: Any) -> None:
+    """Change the schedule that is declared."""
+    changed = shop.settings.schedule.model_copy(update=schedule)
+    shop.settings = shop.settings.model_copy(update={"schedule": changed})
+
+
+def test_a_table_that_is_left_out_turns_red_and_green_again(shop: Shop) -> None:
+    assert shop.sync().success
+    assert shop.failing("items") == shop.failing("orders") == set()
+    assert shop.check("items", "row_parity", "initial_sync").passed
+    shop.write("drop table items", "insert into orders values (2, 'new')")
+    assert shop.sync().success
+    assert shop.failing("items") == {"followed"}
+    assert "items" in str(shop.check("items", "followed").description)
+    assert shop.failing("orders") == set()
+    shop.write("create table items(id integer primary key, amount integer)")
+    assert shop.sync().success
+    assert shop.failing("items") == set()
+
+
+def test_the_sensor_turns_red_what_no_session_looks_at_and_has_a_session_turn_it_green(
+    shop: Shop,
+) -> None:
+    assert shop.sync().success
+    shop.write("drop table items")
+    assert "up to date" in str(shop.tick())
+    assert shop.failing("items") == {"followed"}
+    assert shop.check("items", "followed").metadata["found_by"].value == "sensor"
+    shop.write("create table items(id integer primary key, amount integer)")
+    asked = shop.tick()
+    assert isinstance(asked, dg.RunRequest)
+    assert shop.sync().success
+    assert shop.failing("items") == set()
+
+
+def test_changes_of_a_table_that_is_left_out_open_no_session_again_and_again(shop: Shop) -> None:
+    assert shop.sync().success
+    shop.write("insert into items values (3, 3)", "drop table items")
+    assert isinstance(shop.tick(), dg.RunRequest)
+    assert shop.sync().success
+    assert "left out" in str(shop.tick())
+    shop.write("insert into orders values (2, 'new')")
+    assert isinstance(shop.tick(), dg.RunRequest)
+
+
+def test_a_source_that_is_gone_is_red_though_no_session_runs(shop: Shop) -> None:
+    assert shop.sync().success
+    away = shop.settings.sqlite_path.rename(shop.settings.sqlite_path.with_suffix(".away"))
+    with pytest.raises(rhei.RheiError, match="does not exist"):
+        shop.tick()
+    assert shop.failing("orders") == shop.failing("items") == {"followed"}
+    away.rename(shop.settings.sqlite_path)
+    asked = shop.tick()
+    assert isinstance(asked, dg.RunRequest)
+    assert asked.tags["rhei/reason"] == "a table can be followed again"
+    assert shop.sync().success
+    assert shop.failing("orders") == shop.failing("items") == set()
+    assert "up to date" in str(shop.tick())
+
+
+def test_each_check_names_what_is_wrong(shop: Shop) -> None:
+    assert shop.sync().success
+    before = shop.definitions
+    shop.write(
+        "alter table items add column note text",
+        "insert into items values (3, 'many', 'no number')",
+    )
+    declared(shop, max_lag_seconds=1e-6)
+    assert before.resolve_job_def("sync").execute_in_process(instance=shop.instance).success
+    assert shop.failing("items") == {"dead_letters", "drift"}
+    assert "'note' was added" in str(shop.check("items", "drift").description)
+    assert "rhei dead-letters --table items" in str(shop.check("items", "dead_letters").description)
+    shop.write("insert into orders values (2, 'new')")
+    assert shop.sync().success
+    lag = shop.check("orders", "lag")
+    assert (lag.passed, lag.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    with closing(HTAP(shop.settings)) as htap:
+        mirror = htap._engine.mirror
+        with mirror.transaction() as transaction:
+            transaction._connection.execute("insert into orders select * from orders")  # type: ignore[attr-defined]
+    assert shop.sync().success
+    assert "history" in shop.failing("orders")
+
+
+def test_a_check_that_says_nothing_new_is_not_written_again(shop: Shop) -> None:
+    """A session tells each check once, however often it reports."""
+    declared(shop, report_seconds=0.01, idle_seconds=7)  # the first report comes after five
+    assert shop.sync().success
+    found = shop.instance.all_logs(
+        shop.instance.get_runs(limit=1)[0].run_id,
+        of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION,
+    )
+    told = [event.get_dagster_event().asset_check_evaluation_data for event in found]
+    assert len(told) == len({evaluation.asset_check_key for evaluation in told}) == 13
+
+
+def test_a_session_asks_for_the_next_and_gives_way_to_it(shop: Shop) -> None:
+    assert shop.sync().success
+    run = dg.DagsterRun(job_name="sync", run_id=str(uuid4()), status=STARTED)
+    shop.instance.add_run(run)
+    assert "is open" in str(shop.tick())
+    shop.instance.add_run_tags(run.run_id, {"rhei/successor": "wanted"})
+    asked = shop.tick()
+    assert isinstance(asked, dg.RunRequest)
+    assert asked.tags["rhei/reason"] == "handover"
+    shop.instance.add_run(dg.DagsterRun(job_name="sync", run_id=str(uuid4()), status=STARTED))
+    assert "hands over" in str(shop.tick())
+
+
+def test_a_run_by_click_limits_the_pool_of_its_pipeline_and_no_other(shop: Shop) -> None:
+    shop.instance.event_log_storage.set_concurrency_slots("of_others", 3)
+    assert shop.sync().success
+    limits = {pool.name: pool.limit for pool in shop.instance.event_log_storage.get_pool_limits()}
+    assert limits == {"of_others": 3, Names.of(shop.settings).pool: 1}
+
+
+def test_a_run_for_each_batch_ends_when_it_is_applied(shop: Shop) -> None:
+    declared(shop, mode="run", idle_seconds=3600.0)
+    assert shop.sync().success
+    shop.write("insert into orders values (2, 'new')")
+    assert isinstance(shop.tick(), dg.RunRequest)
+    assert shop.sync().success
+    assert "up to date" in str(shop.tick())
+    with rhei.open(shop.settings) as htap:
+        assert htap.verify().equal
+
+
+def test_a_quiet_mirror_is_reported_as_up_to_date_and_keeps_its_version(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shop.sync().success
+    key = dg.AssetKey(["mirror", "orders"])
+    before = shop.instance.get_latest_materialization_event(key)
+    assert "up to date" in str(shop.tick())
+    assert shop.instance.get_latest_materialization_event(key) == before
+    loaded = shop.definitions.get_repository_def()
+    monkeypatch.setattr("rhei_pipeline.dagster.observing.quiet_seconds", lambda _settings: -1.0)
+    shop.tick(repository=loaded)
+    after = shop.instance.get_latest_materialization_event(key)
+    assert before is not None
+    assert after is not None
+    assert after.timestamp > before.timestamp
+    (old, new) = (event.asset_materialization for event in (before, after))
+    assert old is not None
+    assert new is not None
+    assert (new.tags or {})["dagster/data_version"] == (old.tags or {})["dagster/data_version"]
+    assert new.metadata["dagster/row_count"] == old.metadata["dagster/row_count"]
+
+
+def test_the_sensor_observes_the_source(shop: Shop) -> None:
+    assert shop.sync().success
+    shop.write("insert into orders values (2, 'new'), (3, 'new')")
+    shop.tick(times=2)
+    (record,) = shop.instance.fetch_observations(dg.AssetKey(["cdc", "changes"]), limit=5).records
+    found = record.asset_observation
+    assert found is not None
+    assert found.metadata["pending_events"].value == 2
+    assert 0 < float(str(found.metadata["oldest_pending_seconds"].value)) < 600
+    assert shop.instance.fetch_observations(dg.AssetKey(["oltp", "orders"]), limit=5).records
+
+
+def test_old_runs_are_deleted_with_their_files(shop: Shop) -> None:
+    assert shop.sync().success
+    old = shop.instance.get_runs(limit=1)[0].run_id
+    storage = shop.instance.event_log_storage
+    file = Path(storage.path_for_shard(old))  # type: ignore[attr-defined]
+    assert file.exists()
+    key = dg.AssetKey(["mirror", "orders"])
+    declared(shop, keep_runs_days=-1)
+    job = shop.definitions.resolve_job_def("housekeeping")
+    assert job.execute_in_process(instance=shop.instance).success
+    assert shop.instance.get_run_by_id(old) is None
+    assert not file.exists()
+    assert not shop.instance.fetch_materializations(key, limit=1).records
+    kept = shop.sync()
+    declared(shop, keep_runs_days=14)
+    job = shop.definitions.resolve_job_def("housekeeping")
+    assert job.execute_in_process(instance=shop.instance).success
+    assert shop.instance.get_run_by_id(kept.run_id) is not None
+
+
+def test_a_report_rides_out_that_the_source_does_not_answer(dsn: str, tmp_path: Path) -> None:
+    elsewhere = psycopg.conninfo.make_conninfo(dsn, dbname="postgres")
+    with (
+        psycopg.connect(dsn, autocommit=True) as app,
+        psycopg.connect(elsewhere, autocommit=True) as owner,
+    ):
+        app.execute("create table orders(id int primary key, status text)")
+        (name,) = app.execute("select current_database()").fetchone() or ("",)
+        settings = Settings(
+            source={"kind": "postgres", "dsn": dsn},
+            mirror={"path": tmp_path / "mirror.duckdb"},
+            registry={"path": tmp_path / "registry.json"},
+            sync={"interval_seconds": 0.05},
+            tables=[{"name": "orders"}],
+        )
+        with HTAP(settings) as htap:
+            htap.sync_now()
+            session = Session(htap, htap.table_schemas(), report_seconds=60, idle_seconds=60)
+            session.collect()
+            assert session.status().unreadable is None
+            owner.execute(f'alter database "{name}" allow_connections false')
+            owner.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,)
+            )
+            try:
+                until = time.monotonic() + 60
+                while session.status().unreadable is None:
+                    session.collect()
+                    assert time.monotonic() < until
+                assert session.status().tables["orders"].error is None
+            finally:
+                owner.execute(f'alter database "{name}" allow_connections true')
+            with psycopg.connect(dsn, autocommit=True) as again:
+                again.execute("insert into orders values (1, 'new')")
+            while htap.row_count("orders") != 1:
+                session.collect()
+                time.sleep(0.05)
+                assert time.monotonic() < until
+            assert session.status().unreadable is None
+
+
+@pytest.mark.parametrize("method", ["logical", "trigger"])
+def test_what_a_server_tells_of_a_mirror_that_is_not_opened(
+    dsn: str, tmp_path: Path, method: str
+) -> None:
+    settings = Settings(
+        source={"kind": "postgres", "dsn": dsn},
+        capture={"method": method},
+        mirror={"path": tmp_path / "mirror.duckdb"},
+        registry={"path": tmp_path / "registry.json"},
+        tables=[{"name": "orders"}],
+    )
+    assert source_standing(settings).pending is None
+    with psycopg.connect(dsn, autocommit=True) as app:
+        app.execute("create table orders(id int primary key, status text)")
+        with rhei.open(settings) as htap:
+            htap.sync_now()
+        before = source_standing(settings)
+        assert (before.pending, before.oldest_at) == (0, None)
+        app.execute("insert into orders values (1, 'new')")
+        (now,) = app.execute("select now()").fetchone() or (datetime.now(UTC),)
+        app.execute("insert into orders values (2, 'new')")
+        found = source_standing(settings)
+    assert found.pending == (2 if found.is_exact else 1)
+    assert found.is_exact is (method == "trigger")
+    assert sum(found.heads.values()) > sum(before.heads.values())
+    assert found.oldest_at is not None
+    assert now - timedelta(seconds=60) < found.oldest_at <= now
+    assert list(found.held_bytes) == ["log" if method == "trigger" else "slot"]
+    assert CdcResource.of(settings, OltpResource.of(settings)).head() > 0
