@@ -15,6 +15,7 @@ This is the only part of the package that knows Dagster, and nothing else import
 from rhei_pipeline.errors import needs_extra
 
 with needs_extra("dagster", "Dagster definitions"):
+    from rhei_pipeline.dagster.check_records import last_evaluations
     from rhei_pipeline.dagster.checks import mirror_checks
     from rhei_pipeline.dagster.component import RheiComponent
     from rhei_pipeline.dagster.declaration import Declaration
@@ -45,6 +46,7 @@ __all__ = [
     "RheiTranslator",
     "Stage",
     "build_definitions",
+    "last_evaluations",
     "load_assets",
     "load_jobs",
     "load_schedules",

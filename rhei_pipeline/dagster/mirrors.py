@@ -16,7 +16,13 @@ from rhei_pipeline.dagster.observing import freshness
 from rhei_pipeline.dagster.pool import writer_wanted
 from rhei_pipeline.dagster.relay import LEFT_BEHIND, SUCCESSOR, WAITING, lead_seconds
 from rhei_pipeline.dagster.resources import CdcResource, OlapResource
-from rhei_pipeline.dagster.session import LOOK_SECONDS, ReportWindow, Session, reports
+from rhei_pipeline.dagster.session import (
+    LOOK_SECONDS,
+    TABLES_AT_ONCE,
+    ReportWindow,
+    Session,
+    reports,
+)
 from rhei_pipeline.dagster.state_checks import history, state_findings
 from rhei_pipeline.dagster.translator import Stage
 from rhei_pipeline.errors import RheiError, TransientError
@@ -227,12 +233,12 @@ class _SessionRun:
 
     def _report(self) -> None:
         status = self.session.status()
-        windows = self.session.take_windows()
+        self._report_state(status, self.session.windows)
+        windows = self.session.take_windows(TABLES_AT_ONCE)
         self._report_copies()
         for table, values in reports(self.session, status, windows):
             key = self._key(Stage.MIRROR, table)
             self.context.log_event(dg.AssetMaterialization(key, metadata=values))
-        self._report_state(status, windows)
 
     def _report_state(self, status: SyncStatus, windows: dict[str, ReportWindow]) -> None:
         """Report what the checks say, where it is news."""

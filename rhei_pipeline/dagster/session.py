@@ -16,6 +16,9 @@ from rhei_pipeline.model.schema import Table
 LOOK_SECONDS = 0.5
 #: How long a report waits for a sync under way, or for a source that does not answer.
 PATIENCE_SECONDS = 2.0
+#: So many tables are reported at once: each report takes some 8 KB of Dagster's event log, and
+#: however many tables there are, it must not grow faster.
+TABLES_AT_ONCE = 2
 #: The first report comes soon, so that the graph shows that the session is at work.
 FIRST_REPORT_SECONDS = 5.0
 
@@ -54,6 +57,7 @@ class Session:
     idle_seconds: float
     windows: dict[str, ReportWindow] = field(default_factory=dict)
     copies: dict[str, TableReport] = field(default_factory=dict)
+    reported_at: dict[str, float] = field(default_factory=dict)
     active_at: float = field(default_factory=time.monotonic)
     report_at: float = field(default_factory=lambda: time.monotonic() + FIRST_REPORT_SECONDS)
 
@@ -105,10 +109,15 @@ class Session:
         self.report_at = time.monotonic() + self.report_seconds
         return self.htap.sync_status(PATIENCE_SECONDS)
 
-    def take_windows(self) -> dict[str, ReportWindow]:
-        """Return what happened to the tables that changed, and begin anew."""
-        taken, self.windows = self.windows, {}
-        return taken
+    def take_windows(self, most: int | None = None) -> dict[str, ReportWindow]:
+        """Return what happened to the tables that changed, and begin anew.
+
+        Of more than `most`, those that were not reported for longest; the others wait their turn.
+        """
+        chosen = sorted(self.windows, key=lambda name: self.reported_at.get(name, 0.0))[:most]
+        now = time.monotonic()
+        self.reported_at |= dict.fromkeys(chosen, now)
+        return {name: self.windows.pop(name) for name in chosen}
 
     def take_copies(self) -> dict[str, TableReport]:
         """Return the tables that were copied since the last call."""

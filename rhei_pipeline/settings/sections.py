@@ -390,16 +390,18 @@ class ScheduleSettings(_Section):
         " a run for each batch of changes, which ends when it is applied.",
     )
     session_seconds: float = Field(
-        3600.0,
+        7200.0,
         gt=0,
         description="A sync session that lasts as long hands over to the next one. Without a next"
         " one it ends after twice this time.",
     )
     idle_seconds: float = Field(
-        60.0, gt=0, description="A sync session ends after this time without changes."
+        300.0, gt=0, description="A sync session ends after this time without changes."
     )
     report_seconds: float = Field(
-        60.0, gt=0, description="How often a session reports on each changed table."
+        60.0,
+        gt=0,
+        description="How often a session reports on tables that changed, two of them at once.",
     )
     max_lag_seconds: float = Field(
         60.0,

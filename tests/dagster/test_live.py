@@ -268,7 +268,7 @@ def test_handovers_leave_no_hole(tmp_path: Path) -> None:
     told = ", ".join(f"p{share * 100:g} {value:.0f} ms" for share, value in at.items())
     sys.stderr.write(f"\n{len(lags)} rows, {handovers} handovers: {told}, max {lags[-1]:.2f} s\n")
     assert handovers >= 5
-    assert not made.processes
+    assert lags[-1] < 10, "a hole as long as a start"
     world.assert_equal()
 
 
