@@ -14,7 +14,14 @@ from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.initial_sync import parity_result
 from rhei_pipeline.dagster.observing import freshness
 from rhei_pipeline.dagster.pool import writer_wanted
-from rhei_pipeline.dagster.relay import LEFT_BEHIND, SUCCESSOR, WAITING, lead_seconds
+from rhei_pipeline.dagster.relay import (
+    FREEING_SECONDS,
+    LEFT_BEHIND,
+    SUCCESSOR,
+    WAITING,
+    lead_seconds,
+    seconds_to_next_claim,
+)
 from rhei_pipeline.dagster.resources import CdcResource, OlapResource
 from rhei_pipeline.dagster.session import (
     LOOK_SECONDS,
@@ -138,6 +145,7 @@ class _SessionRun:
     began: float = field(default_factory=time.monotonic)
     told: set[dg.AssetCheckKey] = field(default_factory=set)
     asked: bool = False
+    wanted_at: float = 0.0
 
     def events(self) -> Iterator[dg.MaterializeResult[None]]:
         """Keep the mirror until there is a reason to end; then report every table once more."""
@@ -153,6 +161,9 @@ class _SessionRun:
             self._sync_once_more()
         # While another run waits, the engine goes on until all is told: then no change waits long.
         yield from self._results()
+        if ending is Ending.WANTED:
+            waited = time.monotonic() - self.wanted_at
+            time.sleep(seconds_to_next_claim(waited + FREEING_SECONDS))
         self.session.htap.stop_sync()
         if interrupted is not None and self._is_terminated():
             raise interrupted
@@ -166,13 +177,14 @@ class _SessionRun:
             if self.session.due:
                 self._report()
             if writer_wanted(self.context.instance, self.declaration.names.pool):
+                self.wanted_at = time.monotonic()
                 return Ending.WANTED
             if self.session.idle and not self._would_be_reopened:
                 return Ending.IDLE
             if self._age > 2 * self.schedule.session_seconds:
                 return Ending.OLD
             self._ask_for_successor()
-            time.sleep(LOOK_SECONDS)
+            time.sleep(LOOK_SECONDS / 5 if self.asked else LOOK_SECONDS)
             self.session.collect()
 
     @property

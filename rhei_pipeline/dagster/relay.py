@@ -10,6 +10,10 @@ WAITING = "rhei/waiting"
 LEFT_BEHIND = "rhei/left_behind"
 #: After so long a session looks again whether tables that were left out can be followed.
 RETRY_SECONDS = 300.0
+#: About how long it takes from the last sync of a session until its slot in the pool is free.
+FREEING_SECONDS = 0.5
+#: A step that waits in a pool asks again after so many seconds, and each time a little later.
+_FIRST_CLAIM_SECONDS, _LATER = 1.0, 1.1
 #: The least time before its end at which a session asks for the next one.
 LEAST_LEAD_SECONDS = 45.0
 #: A start may take so many times as long as the last one did.
@@ -26,3 +30,16 @@ def lead_seconds(record: dg.RunRecord | None, session_seconds: float) -> float:
         0.0 if record is None or started is None else started - record.create_timestamp.timestamp()
     )
     return min(max(LEAST_LEAD_SECONDS, _MARGIN * took), session_seconds / 2)
+
+
+def seconds_to_next_claim(waited: float) -> float:
+    """Return when a step that has waited so long in a pool asks for a slot again.
+
+    A session that ends just before has the next one begin without a pause. Dagster's intervals are
+    those of `dagster._core.execution.plan.instance_concurrency_context`; were they others, the
+    pause would be a second longer.
+    """
+    at, interval = 0.0, _FIRST_CLAIM_SECONDS
+    while at < waited:
+        at, interval = at + interval, interval * _LATER
+    return at - waited
