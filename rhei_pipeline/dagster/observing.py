@@ -87,8 +87,10 @@ class Observer:
         if found.source_fault is not None:
             return
         self._tell_faults(instance, found.faults)
-        if standing.pending == 0 and not found.faults:
-            self._tell_quiet(instance)
+        if standing.pending == 0:
+            self._tell_lag_is_over(instance)
+            if not found.faults:
+                self._tell_quiet(instance)
 
     def _observations(
         self, standing: SourceStanding, *, is_open: bool
@@ -125,6 +127,17 @@ class Observer:
             if found is not None and not found.passed:
                 late.append(found.evaluation(self._declaration.key(Stage.MIRROR, table)))
         self._tell(instance, late)
+
+    def _tell_lag_is_over(self, instance: dg.DagsterInstance) -> None:
+        """Report that nothing waits where a session's last word was that something had."""
+        keys = [self._declaration.key(Stage.MIRROR, table) for table in self._declaration.tables]
+        last = last_evaluations(
+            instance, [dg.AssetCheckKey(key, StateCheck.LAG.value) for key in keys]
+        )
+        bound = self._declaration.settings.schedule.max_lag_seconds
+        for key, evaluation in last.items():
+            if not evaluation.passed:
+                instance.report_runless_asset_event(lag(0.0, bound).evaluation(key.asset_key))
 
     def _tell_faults(self, instance: dg.DagsterInstance, faults: Mapping[str, str]) -> None:
         """Report tables that a sync would leave out; that they are followed, only a sync knows."""

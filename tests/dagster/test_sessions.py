@@ -167,6 +167,8 @@ def test_each_check_names_what_is_wrong(shop: Shop) -> None:
     assert shop.sync().success
     lag = shop.check("orders", "lag")
     assert (lag.passed, lag.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert "up to date" in str(shop.tick())
+    assert shop.check("orders", "lag").passed
     with closing(HTAP(shop.settings)) as htap:
         mirror = htap._engine.mirror
         with mirror.transaction() as transaction:
