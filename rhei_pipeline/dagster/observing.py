@@ -152,12 +152,14 @@ class Observer:
             _FOUND_BY in evaluation.metadata and name_by_key[key] not in faults
             for key, evaluation in last.items()
         )
-        found = [
-            followed(faults[name], {_FOUND_BY: _SENSOR}).evaluation(key.asset_key)
-            for key, name in name_by_key.items()
-            if name in faults
-        ]
-        self._tell(instance, found)
+        for key, name in name_by_key.items():
+            if name not in faults:
+                continue
+            found = followed(faults[name], {_FOUND_BY: _SENSOR}).evaluation(key.asset_key)
+            known = last.get(key)
+            # Marked, though a session has told it: the mark has the table looked at once mended.
+            if is_news(found, known) or _FOUND_BY not in (known.metadata if known else {}):
+                instance.report_runless_asset_event(found)
 
     @staticmethod
     def _tell(instance: dg.DagsterInstance, evaluations: Sequence[dg.AssetCheckEvaluation]) -> None:

@@ -118,6 +118,9 @@ def test_the_sensor_turns_red_what_no_session_looks_at_and_has_a_session_turn_it
     shop.write("drop table items")
     assert "up to date" in str(shop.tick())
     assert shop.failing("items") == {"followed"}
+    assert shop.sync().success  # which says so, too
+    assert "up to date" in str(shop.tick())
+    assert shop.failing("items") == {"followed"}
     assert shop.check("items", "followed").metadata["found_by"].value == "sensor"
     shop.write("create table items(id integer primary key, amount integer)")
     asked = shop.tick()
