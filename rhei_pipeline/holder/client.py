@@ -134,6 +134,10 @@ class Holder:
         """Do what `Held.dead_letters` does."""
         return self._table("dead_letters", table)
 
+    def broken_histories(self, table: str) -> pa.Table:
+        """Do what `Held.broken_histories` does."""
+        return self._table("broken_histories", table)
+
     def stream(
         self,
         sql: str,
