@@ -29,7 +29,7 @@ _Found = TypeVar("_Found")
 _LOOK_SECONDS = 0.2
 #: How long a server that closes waits for those who are slow to take their answers.
 _CLOSE_SECONDS = 1.0
-_IN_TABLES = frozenset({"query", "as_of", "dead_letters", "diff", "changes"})
+_IN_TABLES = frozenset({"query", "as_of", "dead_letters", "diff", "changes", "broken_histories"})
 _IN_STREAMS = frozenset({"stream", "stream_changes"})
 _IN_VALUES = ANSWERED - _IN_TABLES - _IN_STREAMS
 _CANCELLABLE = frozenset({"query", "as_of"})

@@ -144,7 +144,8 @@ ASKED: dict[str, Callable[[HTAP], object]] = {
     "reads": lambda htap: (htap.reads("select 1"), htap.reads_single_rows("select 1")),
     "describe": lambda htap: htap.describe("select count(*) as n from orders"),
     "prepare": lambda htap: htap.prepare("select status from orders where id = 1"),
-    "tables": lambda htap: (htap.tables(), htap.table_schemas(), htap.left_out),
+    "tables": lambda htap: (htap.tables(), htap.table_schemas(), htap.left_out, htap.views()),
+    "broken_histories": lambda htap: htap.broken_histories("orders"),
 }
 REFUSED: dict[str, Callable[[HTAP], object]] = {
     "a statement": lambda htap: htap.query("selec 1"),
