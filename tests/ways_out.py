@@ -236,7 +236,7 @@ FOLLOWED = {
 
 #: The same, by what one sees as `docs/operations.md` has it.
 FOLLOWED_IN_DOCS = {
-    "`lag_ms_max` fails its check": "tests/dagster/test_definitions.py::test_a_session_moves_rows_and_reports_the_same_numbers_each_time",
+    "the check `lag` fails": "tests/dagster/test_definitions.py::test_a_session_moves_rows_and_reports_the_same_numbers_each_time",
     "dead letters": "tests/behaviour/cli/test_cli.py::test_dead_letters_fail_until_they_are_mended",
     "a table is *left out*": "tests/behaviour/schema/test_opening.py::test_what_is_mended_is_taken_in_by_the_next_sync",
     '"registry ... cannot be written"': "tests/ways/test_files.py::test_a_registry_that_cannot_be_written_is_given_access_or_another_path",

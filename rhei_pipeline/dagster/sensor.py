@@ -92,7 +92,7 @@ def _beside(runs: Sequence[dg.DagsterRun]) -> dg.RunRequest | dg.SkipReason:
 
 
 def _reason(pending: int | None, *, is_exact: bool) -> str:
-    """Say why a session is opened."""
+    """Return why a session is opened."""
     if pending is None:
         return "never synced"
     changes = "change" if pending == 1 else "changes"

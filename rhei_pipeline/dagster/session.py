@@ -110,7 +110,7 @@ class Session:
         return self.htap.sync_status(PATIENCE_SECONDS)
 
     def take_windows(self, most: int | None = None) -> dict[str, ReportWindow]:
-        """Return what happened to the tables that changed, and begin anew.
+        """Return what happened to the tables that changed, and begin new windows.
 
         Of more than `most`, those that were not reported for longest; the others wait their turn.
         """

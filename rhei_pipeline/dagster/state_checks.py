@@ -45,7 +45,7 @@ _DESCRIPTIONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class StateFinding:
     """What a check found.
 
     Attributes:
@@ -84,7 +84,7 @@ class Finding:
 
 def state_findings(
     table: Table, status: SyncStatus, now: Table | None, max_lag_seconds: float, waited: float = 0.0
-) -> Iterator[Finding]:
+) -> Iterator[StateFinding]:
     """Yield what each check says of a table.
 
     Args:
@@ -106,33 +106,33 @@ def state_findings(
         yield _proof(found)
 
 
-def followed(error: str | None, facts: Mapping[str, str] | None = None) -> Finding:
+def followed(error: str | None, facts: Mapping[str, str] | None = None) -> StateFinding:
     """Return whether a table takes part in the sync; its error says why not."""
-    return Finding(StateCheck.FOLLOWED, error is None, error or "", facts=facts or {})
+    return StateFinding(StateCheck.FOLLOWED, error is None, error or "", facts=facts or {})
 
 
-def lag(seconds: float, max_lag_seconds: float, unreadable: str | None = None) -> Finding:
+def lag(seconds: float, max_lag_seconds: float, unreadable: str | None = None) -> StateFinding:
     """Return whether changes wait longer than they may."""
     facts = {"lag_seconds": round(seconds, 1), "max_lag_seconds": max_lag_seconds}
     if unreadable is not None:
         text = f"the lag is not known now: {unreadable}"
-        return Finding(StateCheck.LAG, passed=False, text=text, severity=_WARN, facts=facts)
+        return StateFinding(StateCheck.LAG, passed=False, text=text, severity=_WARN, facts=facts)
     if seconds <= max_lag_seconds:
-        return Finding(StateCheck.LAG, passed=True, facts=facts)
+        return StateFinding(StateCheck.LAG, passed=True, facts=facts)
     is_error = seconds > max_lag_seconds * ERROR_FACTOR
     bound = max_lag_seconds * (ERROR_FACTOR if is_error else 1)
     text = (
         f"changes waited longer than {bound:g} s; see whether a sync session is open, and its log"
     )
-    return Finding(
+    return StateFinding(
         StateCheck.LAG, passed=False, text=text, severity=_ERROR if is_error else _WARN, facts=facts
     )
 
 
-def history(broken: int) -> Finding:
+def history(broken: int) -> StateFinding:
     """Return whether a history contradicts itself."""
-    text = f"the versions of {broken} keys contradict each other; rhei repair mends what it can"
-    return Finding(
+    text = f"the versions of {broken} keys contradict each other; rhei repair corrects what it can"
+    return StateFinding(
         StateCheck.HISTORY, broken == 0, text if broken else "", facts={"broken_keys": broken}
     )
 
@@ -140,18 +140,18 @@ def history(broken: int) -> Finding:
 _WARN, _ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
 
 
-def _dead_letters(found: TableStatus) -> Finding:
+def _dead_letters(found: TableStatus) -> StateFinding:
     letters = found.dead_letters
     text = (
         f"{letters} rows of the source do not fit the mirror:"
         f" 'rhei dead-letters --table {found.table}' shows each with its key and the reason"
     )
-    return Finding(
+    return StateFinding(
         StateCheck.DEAD_LETTERS, letters == 0, text if letters else "", facts={"rows": letters}
     )
 
 
-def _drift(table: Table, now: Table) -> Finding:
+def _drift(table: Table, now: Table) -> StateFinding:
     """Compare the columns that the UI shows with those that are mirrored."""
     shown = {column.name: column.type for column in table.schema.columns}
     mirrored = {column.name: column.type for column in now.schema.columns}
@@ -165,11 +165,11 @@ def _drift(table: Table, now: Table) -> Finding:
         ),
     ]
     text = f"the mirror follows the source: {', '.join(changes)}; reload the definitions to see it"
-    return Finding(StateCheck.DRIFT, not changes, text if changes else "", severity=_WARN)
+    return StateFinding(StateCheck.DRIFT, not changes, text if changes else "", severity=_WARN)
 
 
-def _proof(found: TableStatus) -> Finding:
-    return Finding(StateCheck.PROOF, found.doubt is None, found.doubt or "", severity=_WARN)
+def _proof(found: TableStatus) -> StateFinding:
+    return StateFinding(StateCheck.PROOF, found.doubt is None, found.doubt or "", severity=_WARN)
 
 
 def state_check_specs(declaration: Declaration, table: Table) -> Sequence[dg.AssetCheckSpec]:

@@ -42,6 +42,7 @@ ALLOWED = {
     "examples/airline/data.py": "the example's rows, as they are shipped",
     "examples/airline/home.py": "a file of settings",
     "examples/json_lines.py:append": "a file of text",
+    "tests/support/dagster_deployment.py": "settings, and logs of processes",
     "tests/behaviour/faults/test_bad_input.py": BEFORE,
     "tests/ways/test_files.py": "every engine that had the file open was closed before",
     "tests/ways/test_pipelines.py": BEFORE,
