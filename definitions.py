@@ -3,6 +3,7 @@
 import dagster as dg
 
 from assets.delays import delays
+from assets.flight_changes import flight_changes
 from assets.tables import checks, tables
 from config.settings import load
 from resources.connections import connections
@@ -15,7 +16,7 @@ def build(settings: Settings) -> dg.Definitions:
     """Derive everything from the declaration."""
     declaration = Declaration.of(settings)
     return dg.Definitions(
-        assets=[*tables(declaration), *delays(declaration)],
+        assets=[*tables(declaration), *delays(declaration), *flight_changes(declaration)],
         asset_checks=checks(declaration),
         jobs=load_jobs(declaration),
         sensors=sensors(declaration),

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from datetime import date, timedelta
-from pathlib import Path
 
 from examples.airline.application import connect
 from examples.airline.database import build
@@ -56,7 +55,7 @@ def _run(database: str) -> None:
     )
     print(f"Dagster UI: http://127.0.0.1:{PORT}  (Ctrl-C ends it)", flush=True)
     try:
-        dagster = [str(Path(sys.executable).with_name("dagster")), "dev", "-w", "workspace.yaml"]
+        dagster = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml"]
         subprocess.run([*dagster, "-p", PORT], cwd=PROJECT, check=False)
     except KeyboardInterrupt:  # the ordinary end
         pass
