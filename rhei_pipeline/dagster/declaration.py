@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import dagster as dg
 
@@ -33,6 +33,9 @@ class Declaration:
     faults: Mapping[str, str]
     source_fault: str | None
     translator: RheiTranslator
+    _known: dict[tuple[Stage, str | None], dg.AssetKey] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @classmethod
     def of(cls, settings: Settings, translator: RheiTranslator | None = None) -> "Declaration":
@@ -70,7 +73,9 @@ class Declaration:
 
     def spec(self, stage: Stage, table: Table | None = None) -> dg.AssetSpec:
         """Return the spec of a table at a stage; of the change stream where no table is given."""
-        return self.translator.get_asset_spec(RheiAsset(stage, self.settings, self.tables, table))
+        return self.translator.get_asset_spec(
+            RheiAsset(stage, self.settings, self.tables, table, self._known)
+        )
 
     def key(self, stage: Stage, table: Table | None = None) -> dg.AssetKey:
         """Return the key of a table at a stage."""

@@ -2,51 +2,128 @@
 
 from typing import TYPE_CHECKING
 
-from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Column, Mode, Table, type_name
 from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.wiring.table_options import table_options
 
 if TYPE_CHECKING:
     from rhei_pipeline.dagster.translator import Stage
 
 _CAPTURED = {
-    "trigger": "The keys and row images that triggers log, in the transaction of the change "
-    "itself.",
-    "logical": "The server's own log, decoded from a replication slot.",
-    "polling": "What a comparison with the rows seen last finds; nothing is installed in the "
-    "source.",
+    "logical": "The server's own log is decoded, from a replication slot.",
+    "polling": "The rows' own timestamps, and comparisons, show the changes; nothing is created in "
+    "the source.",
 }
 
 
 def description(stage: "Stage", settings: Settings, table: Table | None) -> str:
     """Return the description of a table at a stage, in Markdown."""
     if table is None:
-        return _CAPTURED[settings.capture_method]
+        return _changes(settings)
     return {
-        "oltp": f"The table `{table.name}` of the operational database.",
-        "initial_sync": (
-            f"Copies `{table.name}` in short snapshots beside the mirror, applies the changes "
-            "made since, and puts the copy in place. A repeated run applies only the difference, "
-            "so history is kept."
-        ),
-        "mirror": _mirror(table),
-        "snapshot": (
-            f"`{table.name}` as it was at the end of each {_window(settings)}"
-            f" ({settings.schedule.time_zone}), in `snapshot.{table.name}` under `snapshot_date`."
-            " Any can be rebuilt from history. The present one is as of now, and counts as taken "
-            "once it is over."
-        ),
+        "oltp": _source(settings, table),
+        "initial_sync": _initial_sync(table),
+        "mirror": _mirror(settings, table),
+        "snapshot": _snapshot(settings, table),
     }[stage.value]
+
+
+def _changes(settings: Settings) -> str:
+    buffered = " A buffer on disk keeps them from there on." if settings.capture.buffer else ""
+    return (
+        f"{_captured(settings, None)}{buffered}\n\n"
+        "**Guaranteed**: a change is forgotten here only after its row is durable in the mirror."
+    )
+
+
+def _source(settings: Settings, table: Table) -> str:
+    return (
+        f"The table `{table.name}` of the operational database, as its application writes it.\n\n"
+        f"**Captured**: {_captured(settings, table)}"
+    )
+
+
+def _captured(settings: Settings, table: Table | None) -> str:
+    if settings.capture_method != "trigger":
+        return _CAPTURED[settings.capture_method]
+    logged = {
+        None: "what was touched",
+        Mode.TEMPORAL: "each version of a row",
+        Mode.DESTRUCTIVE: "the keys of rows that were touched",
+    }[None if table is None else table.mode]
+    return f"Triggers log {logged}, in the transaction of the change itself."
+
+
+def _initial_sync(table: Table) -> str:
+    return (
+        f"Copies `{table.name}` in short snapshots beside the mirror, applies the changes made "
+        "since, and puts the copy in place. A repeated run applies only the difference, so history "
+        "is kept.\n\n"
+        "**Checked**: `row_parity` counts the rows of source and mirror at one watermark. Where it "
+        "fails, what depends on this copy does not run."
+    )
+
+
+def _mirror(settings: Settings, table: Table) -> str:
+    return "\n\n".join(
+        [
+            _kept(table),
+            f"**Captured**: {_captured(settings, table)}",
+            f"**Guaranteed**: {_guaranteed(settings)}",
+            "**Checked**: `equals_source` compares every row of source and mirror at one state of "
+            "the source.",
+            _chosen(settings, table),
+        ]
+    ).rstrip()
+
+
+def _guaranteed(settings: Settings) -> str:
+    if settings.capture_method == "polling":
+        return (
+            "rows and watermark commit together, so after any crash nothing is lost and nothing is "
+            "there twice. `proof` says how far the rows' own timestamps prove this equal to the "
+            "source."
+        )
+    return (
+        "rows and watermark commit together, so after any crash this equals the source at exactly "
+        "the watermark. A reader sees only states that the source committed, across tables."
+    )
+
+
+def _kept(table: Table) -> str:
+    if table.mode is Mode.DESTRUCTIVE:
+        return f"The rows of `{table.name}` as they are in the source (mode `destructive`)."
+    return (
+        f"Every version of each row of `{table.name}` (mode `temporal`, SCD type 2). Rows as they "
+        "were at an instant T:\n\n"
+        f"    {VALID_FROM} <= T and ({VALID_TO} is null or {VALID_TO} > T)"
+    )
+
+
+def _chosen(settings: Settings, table: Table) -> str:
+    declared = table_options(settings).get(table.name)
+    if declared is None or declared.columns is None:
+        return ""
+    return "The declaration leaves all columns out that are not listed below."
+
+
+def column_description(column: Column, table: Table) -> str | None:
+    """Return what is to be known of a column beside its type."""
+    notes = ["primary key"] if column.name in table.schema.primary_key else []
+    if column.overridden:
+        notes.append(f"declared as {type_name(column.type, column.epoch)}")
+    return ", ".join(notes) or None
+
+
+def _snapshot(settings: Settings, table: Table) -> str:
+    return (
+        f"`{table.name}` as it was at the end of each {_window(settings)}"
+        f" ({settings.schedule.time_zone}), in `snapshot.{table.name}` under `snapshot_date`."
+        " Any can be rebuilt from history. The present one is as of now, and counts as taken once"
+        " it is over."
+    )
 
 
 def _window(settings: Settings) -> str:
     window = settings.schedule.snapshot_window
     return "day" if window == "0 0 * * *" else f"window (`{window}`)"
-
-
-def _mirror(table: Table) -> str:
-    if table.mode is Mode.DESTRUCTIVE:
-        return f"The rows of `{table.name}` in the source, up to the watermark."
-    return (
-        f"Every version of `{table.name}`. Rows as they were at an instant T:"
-        " `_rhei_valid_from <= T and (_rhei_valid_to is null or _rhei_valid_to > T)`."
-    )

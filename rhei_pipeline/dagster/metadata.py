@@ -4,12 +4,26 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from rhei_pipeline.model.schema import HISTORY_FIELDS, Mode, Table
+from rhei_pipeline.dagster.descriptions import column_description
+from rhei_pipeline.model.schema import (
+    HISTORY_FIELDS,
+    OPERATION,
+    VALID_FROM,
+    VALID_TO,
+    Mode,
+    Table,
+)
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sql.text import duckdb_type
 
 if TYPE_CHECKING:
     from rhei_pipeline.dagster.translator import Stage
+
+_KEPT = {
+    VALID_FROM: "since when this version is valid, by the source's clock",
+    VALID_TO: "when it ended; empty while it is valid",
+    OPERATION: "I: inserted, U: updated, D: the last version before the row was deleted",
+}
 
 
 def static_metadata(stage: "Stage", settings: Settings, table: Table | None) -> dict[str, Any]:
@@ -37,6 +51,14 @@ def static_metadata(stage: "Stage", settings: Settings, table: Table | None) -> 
     return {}
 
 
+def column_lineage(table: Table, upstream: dg.AssetKey) -> dict[str, Any]:
+    """Return the metadata that lead each column to the one that it comes from."""
+    lineage = dg.TableColumnLineage(
+        {name: [dg.TableColumnDep(upstream, name)] for name in table.schema.names}
+    )
+    return {"dagster/column_lineage": lineage}
+
+
 def _source_place(table: Table, settings: Settings) -> dict[str, str]:
     if settings.source.kind == "sqlite":
         file = settings.sqlite_path
@@ -61,13 +83,13 @@ def column_schema(table: Table, *, history: bool) -> dg.TableSchema:
             constraints=dg.TableColumnConstraints(
                 nullable=column.nullable, unique=key == (column.name,) and not versioned
             ),
-            description="primary key" if column.name in key else None,
+            description=column_description(column, table),
         )
         for column in table.schema.columns
     ]
     if versioned:
         columns += [
-            dg.TableColumn(field.name, duckdb_type(field.type), description="kept by Rhei")
+            dg.TableColumn(field.name, duckdb_type(field.type), description=_KEPT[field.name])
             for field in HISTORY_FIELDS
         ]
     return dg.TableSchema(columns)

@@ -1,26 +1,36 @@
 """The one place where a table becomes an asset: its key, group, kinds, metadata, description."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 import dagster as dg
 
+from rhei_pipeline.dagster.code_references import code_references, code_version
 from rhei_pipeline.dagster.descriptions import description
-from rhei_pipeline.dagster.metadata import static_metadata
+from rhei_pipeline.dagster.metadata import column_lineage, static_metadata
 from rhei_pipeline.dagster.names import Names, plain_name
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.settings.model import Settings
 
 
 class Stage(StrEnum):
-    """The stages that a table passes, in this order; each is a group of assets."""
+    """The stages that a table passes, in this order."""
 
     SOURCE = "oltp"
     CHANGES = "cdc"
     INITIAL_SYNC = "initial_sync"
     MIRROR = "mirror"
     SNAPSHOT = "snapshot"
+
+    @property
+    def group(self) -> str:
+        """The group of assets that it is shown in.
+
+        Few, in a row: the UI opens with groups folded, and shows in wide boxes what they hold.
+        """
+        return {Stage.CHANGES: Stage.SOURCE, Stage.INITIAL_SYNC: Stage.MIRROR}.get(self, self).value
 
 
 #: What each stage is made from. The stream of changes is one asset for all tables.
@@ -33,6 +43,14 @@ _UPSTREAM: dict[Stage, tuple[Stage, ...]] = {
 }
 
 
+#: Where a table's columns come from, past stages that have none.
+_COLUMNS_FROM = {
+    Stage.INITIAL_SYNC: Stage.SOURCE,
+    Stage.MIRROR: Stage.SOURCE,
+    Stage.SNAPSHOT: Stage.MIRROR,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class RheiAsset:
     """What an asset is made from.
@@ -42,12 +60,16 @@ class RheiAsset:
         settings: The declaration.
         tables: All tables of the declaration.
         table: The table; None at the stage of changes, which is one stream of all tables.
+        known: The keys of assets of this declaration, once they are known.
     """
 
     stage: Stage
     settings: Settings
     tables: Sequence[Table]
     table: Table | None
+    known: dict[tuple[Stage, str | None], dg.AssetKey] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
 
 class RheiTranslator:
@@ -68,10 +90,11 @@ class RheiTranslator:
             self._key(asset),
             deps=self._upstream(asset),
             description=description(asset.stage, asset.settings, asset.table),
-            group_name=Names.of(asset.settings).named(asset.stage.value),
+            group_name=Names.of(asset.settings).named(asset.stage.group),
             kinds=self._kinds(asset),
             skippable=asset.stage is Stage.MIRROR,
-            metadata=static_metadata(asset.stage, asset.settings, asset.table),
+            code_version=self._code_version(asset),
+            metadata=self._metadata(asset),
         )
 
     def _key(self, asset: RheiAsset) -> list[str]:
@@ -87,9 +110,29 @@ class RheiTranslator:
                 tables: Sequence[Table | None] = [None]
             else:
                 tables = asset.tables if asset.table is None else [asset.table]
-            made_from = [replace(asset, stage=stage, table=table) for table in tables]
-            found += [self.get_asset_spec(upstream).key for upstream in made_from]
+            found += [self._key_of(asset, stage, table) for table in tables]
         return found
+
+    def _key_of(self, asset: RheiAsset, stage: Stage, table: Table | None) -> dg.AssetKey:
+        """Return the key of another asset, which a subclass may have given it."""
+        place = (stage, None if table is None else table.name)
+        if place not in asset.known:
+            other = replace(asset, stage=stage, table=table)
+            asset.known[place] = self.get_asset_spec(other).key
+        return asset.known[place]
+
+    def _metadata(self, asset: RheiAsset) -> dict[str, Any]:
+        found = static_metadata(asset.stage, asset.settings, asset.table)
+        if asset.table is not None and asset.stage in _COLUMNS_FROM:
+            upstream = self._key_of(asset, _COLUMNS_FROM[asset.stage], asset.table)
+            found |= column_lineage(asset.table, upstream)
+        return found | code_references(asset.settings, asset.table)
+
+    def _code_version(self, asset: RheiAsset) -> str | None:
+        """Return what is declared of what this pipeline makes; it does not make the source."""
+        if asset.table is None or asset.stage is Stage.SOURCE:
+            return None
+        return code_version(asset.settings, asset.table)
 
     def _kinds(self, asset: RheiAsset) -> set[str]:
         if asset.stage is Stage.CHANGES:

@@ -11,6 +11,7 @@ from pydantic import (
     BaseModel,
     Discriminator,
     Field,
+    PrivateAttr,
     Tag,
     ValidationError,
     model_validator,
@@ -98,6 +99,8 @@ class Settings(BaseSettings):
     schedule: ScheduleSettings = Field(
         ScheduleSettings(), description="Schedules and limits of what runs automatically."
     )
+
+    _file: Path | None = PrivateAttr(None)
 
     def __init__(self, **values: Any) -> None:  # noqa: ANN401  (pydantic validates them)
         _refuse_unknown_variables()
@@ -196,7 +199,13 @@ class Settings(BaseSettings):
             settings = cls(**values)
         except SettingsError as error:
             raise SettingsError(f"{file}: {error.message}", hint=error.hint) from error
+        settings._file = file.resolve()
         return settings.anchored(_project_directory(file))
+
+    @property
+    def file(self) -> Path | None:
+        """The file that this was loaded from; None where it was made in Python."""
+        return self._file
 
     def with_fields(self, sections: Mapping[str, Mapping[str, Any]]) -> Self:
         """Return the same settings with some fields of sections replaced, and validated as a whole.

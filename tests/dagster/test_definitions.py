@@ -132,7 +132,7 @@ def test_jobs_schedules_sensors_checks_and_groups(settings: Settings) -> None:
     assert sensors >= {"pending_changes", "new_tables"}
     graph = definitions.resolve_asset_graph()
     groups = {graph.get(key).group_name for key in graph.get_all_asset_keys()}
-    assert groups == {"oltp", "cdc", "initial_sync", "mirror", "snapshot"}
+    assert groups == {"oltp", "mirror", "snapshot"}
     checks = {f"{key.asset_key.to_user_string()}:{key.name}" for key in graph.asset_check_keys}
     assert checks == {
         "initial_sync/orders:row_parity",
