@@ -8,7 +8,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev test test-postgres combinations soak memory fuzz damage drift dagster-live lint types arrows check wheel fix bench schema clean
+.PHONY: help demo dev test test-postgres combinations soak memory fuzz damage drift dagster-live lint types arrows check wheel fix bench schema screenshots clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | \
@@ -18,7 +18,7 @@ help: ## show this list
 SOURCE ?= sqlite
 
 demo: $(DEMO_READY) ## mirror a year of real flights, prove it equal, in about a minute
-	@SOURCE=$(SOURCE) $(BIN)/python -m examples.airline.demo
+	@SOURCE=$(SOURCE) $(BIN)/python -m examples.airline.demo || [ $$? = 130 ]
 
 dev: $(DEMO_READY) ## open the Dagster UI on the demo, with a writer going
 	@SOURCE=$(SOURCE) $(BIN)/python -m examples.airline.dev
@@ -82,6 +82,9 @@ bench: $(READY) ## measure: cycles, copies, idle cost, trigger cost
 schema: $(READY) ## write config/pipeline.schema.json
 	@$(BIN)/python -c 'from rhei_pipeline.settings.model import schema_text; print(schema_text(), end="")' \
 		> config/pipeline.schema.json
+
+screenshots: $(DEMO_READY) ## take the README's pictures of the Dagster UI; needs Chromium
+	@SOURCE=$(SOURCE) $(BIN)/python -m examples.airline.screenshots
 
 clean: ## remove the environment and the demo's data
 	rm -rf $(VENV) data .dagster

@@ -1,7 +1,6 @@
 """The demo: a year of flights mirrored, versioned, queried and proved equal, in about a minute."""
 
 import logging
-import subprocess
 import sys
 import time
 import warnings
@@ -19,12 +18,13 @@ from definitions import build as build_definitions
 from examples.airline.database import build as build_database
 from examples.airline.home import (
     DECLARATIONS,
-    PROJECT,
     address,
     choose_declaration,
+    claim_data,
     database_server,
     prepare_home,
     remove_data,
+    writer,
 )
 
 FIRST_DAY = date(2013, 12, 1)
@@ -38,6 +38,8 @@ _PLOTTED = {
     "change_lag_ms_max",
 }
 _KINDS = {"sqlite": "SQLite", "postgres": "PostgreSQL"}
+#: What a shell returns for a program that Ctrl-C ended.
+_INTERRUPTED = 130
 _SESSION = {"session_seconds": 120.0, "idle_seconds": 5.0}
 
 console = Console(highlight=False)
@@ -52,7 +54,15 @@ group by a.name order by avg_delay desc limit 5
 
 
 def main() -> None:
-    """Run it."""
+    """Run it; Ctrl-C ends it."""
+    try:
+        _main()
+    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+        console.print("\nEnded. 'make demo' begins anew.")
+        sys.exit(_INTERRUPTED)
+
+
+def _main() -> None:
     logging.disable(logging.WARNING)
     # Notes of the orchestrator to its own developers.
     warnings.simplefilter("ignore")
@@ -60,7 +70,7 @@ def main() -> None:
     settings = rhei.Settings.load(declaration)
     kind = _KINDS[settings.source.kind]
     console.print(f"[bold]Rhei Pipeline[/]: an airline's {kind} database, mirrored in DuckDB\n")
-    with database_server(settings):
+    with claim_data("make demo"), database_server(settings):
         remove_data(settings)
         prepare_home()
         _play(settings, kind)
@@ -97,25 +107,13 @@ def _replay(
     console.print(
         f"\n[bold]{DAYS} days of December[/], written by another process, synced by a session:"
     )
-    writer = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "examples.airline.writer",
-            *("--database", address(settings), "--first", FIRST_DAY.isoformat()),
-            *("--days", str(DAYS), "--seconds-per-day", str(SECONDS_PER_DAY)),
-        ],
-        cwd=PROJECT,
-    )
     halfway = datetime.fromtimestamp(time.time() + DAYS * SECONDS_PER_DAY / 2 + 1, UTC)
-    try:
+    tables = [table.name for table in settings.tables or ()]
+    pace = ("--days", str(DAYS), "--seconds-per-day", str(SECONDS_PER_DAY))
+    with writer(address(settings), FIRST_DAY, *pace, quiet=False):
         config = {"ops": {"sync_session": {"config": _SESSION}}, **_QUIET}
-        tables = [table.name for table in settings.tables or ()]
         keys = [["mirror", name] for name in tables]
         _materialize(definitions, instance, keys, config=config)
-    finally:
-        writer.terminate()
-        writer.wait()
     _show_lag(instance, tables)
     return halfway
 

@@ -4,7 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import date, timedelta
+from threading import Event, Thread
+from typing import TextIO
 
 from examples.airline.application import connect
 from examples.airline.database import build
@@ -13,55 +17,101 @@ from examples.airline.home import (
     PROJECT,
     address,
     choose_declaration,
+    claim_data,
     database_server,
     is_built,
     prepare_home,
     refuse_other_data,
     remove_data,
+    writer,
 )
 from rhei_pipeline import Settings
 
 PORT = os.environ.get("PORT", "3000")
+ADDRESS = f"http://127.0.0.1:{PORT}"
 #: A day of flights in so many seconds: about 50 changes a second.
 SECONDS_PER_DAY = 60
+#: How long Dagster may take to end: an open session finishes its cycle first.
+_END_SECONDS = 60.0
 
 
 def main() -> None:
-    """Run both until one ends or Ctrl-C is typed."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    """Run both until one ends, Ctrl-C is typed, or the process is asked to end."""
+    for asked in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(asked, signal.default_int_handler)
+    try:
+        with running("make dev") as dagster:
+            print(f"Dagster UI: {ADDRESS}  (Ctrl-C ends it)", flush=True)
+            dagster.wait()
+    except KeyboardInterrupt:
+        print("Ended. 'make dev' goes on where this stopped.", flush=True)
+
+
+@contextmanager
+def running(
+    command: str, prepare: Callable[[Settings], None] | None = None
+) -> Iterator["subprocess.Popen[str]"]:
+    """Run the airline's application and Dagster for the length of a block.
+
+    Args:
+        command: What others are told who want the demo's data meanwhile.
+        prepare: Called once the past is there, before anything runs; the past is then built anew.
+    """
     settings = Settings.load(choose_declaration())
     refuse_other_data(settings)
-    with database_server(settings):
-        if not is_built(settings):
+    with claim_data(command), database_server(settings):
+        if prepare is not None or not is_built(settings):
             print("Building the airline's past ...", flush=True)
             remove_data(settings)
             build(address(settings), FIRST_DAY)
         prepare_home()
-        os.environ.setdefault("RHEI__SCHEDULE__WEBSERVER", f"http://127.0.0.1:{PORT}")
-        _run(address(settings))
+        os.environ.setdefault("RHEI__SCHEDULE__WEBSERVER", ADDRESS)
+        if prepare is not None:
+            prepare(settings)
+        database = address(settings)
+        pace = ("--endless", "--seconds-per-day", str(SECONDS_PER_DAY))
+        with writer(database, _next_day(database), *pace, quiet=True), _dagster() as dagster:
+            yield dagster
 
 
-def _run(database: str) -> None:
-    writer = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "examples.airline.writer",
-            *("--database", database, "--first", _next_day(database).isoformat()),
-            *("--endless", "--seconds-per-day", str(SECONDS_PER_DAY)),
-        ],
+@contextmanager
+def _dagster() -> Iterator["subprocess.Popen[str]"]:
+    # A group of its own: Ctrl-C reaches this process alone, which then ends the group as a whole.
+    dagster = subprocess.Popen(
+        [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-p", PORT],
         cwd=PROJECT,
-        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    print(f"Dagster UI: http://127.0.0.1:{PORT}  (Ctrl-C ends it)", flush=True)
+    ending = Event()
+    assert dagster.stdout is not None  # noqa: S101  (it is a pipe)
+    shown = Thread(target=_show, args=(dagster.stdout, ending), daemon=True)
+    shown.start()
     try:
-        dagster = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml"]
-        subprocess.run([*dagster, "-p", PORT], cwd=PROJECT, check=False)
-    except KeyboardInterrupt:  # the ordinary end
-        pass
+        yield dagster
     finally:
-        writer.terminate()
-        writer.wait()
+        ending.set()
+        _end(dagster, shown)
+
+
+def _show(lines: TextIO, ending: Event) -> None:
+    """Show what Dagster prints, but not how each of its processes notes that it has to end."""
+    for line in lines:
+        if not ending.is_set():
+            print(line, end="", flush=True)
+
+
+def _end(dagster: "subprocess.Popen[str]", shown: Thread) -> None:
+    """End all of Dagster's processes; who asks once more does not wait for what they have open."""
+    with suppress(ProcessLookupError):
+        with suppress(KeyboardInterrupt):
+            os.killpg(dagster.pid, signal.SIGINT)
+            print("\nEnding ...", flush=True)
+            shown.join(_END_SECONDS)  # the last process closes the pipe
+        os.killpg(dagster.pid, signal.SIGKILL)
+    dagster.wait()
 
 
 def _next_day(database: str) -> date:

@@ -1,14 +1,17 @@
 """Where the demo keeps its things: a Dagster home in `.dagster`, and databases in `data`."""
 
+import fcntl
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
 import psycopg
 
-from examples.postgres_server import Server
 from rhei_pipeline import Settings, SqliteSettings
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -34,11 +37,56 @@ def choose_declaration() -> Path:
     return Path(os.environ.setdefault("RHEI_CONFIG", str(chosen)))
 
 
+@contextmanager
+def claim_data(command: str) -> Iterator[None]:
+    """Keep others off the demo's data for the length of a block.
+
+    Raises:
+        SystemExit: Another demo has them; it says which.
+    """
+    DATA.mkdir(exist_ok=True)
+    with (DATA / "in_use").open("a+") as claim:
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            claim.seek(0)
+            raise SystemExit(
+                f"The demo's data are in use by {claim.read().strip() or 'another demo'}."
+                " End it first."
+            ) from None
+        claim.truncate(0)
+        claim.write(f"'{command}', process {os.getpid()}")
+        claim.flush()
+        yield
+
+
+@contextmanager
+def writer(database: str, first: date, *pace: str, quiet: bool) -> Iterator[None]:
+    """Let the airline's application write in a process of its own for the length of a block."""
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            *("-m", "examples.airline.writer", "--database", database),
+            *("--first", first.isoformat(), *pace),
+        ],
+        cwd=PROJECT,
+        start_new_session=True,  # Ctrl-C is for whoever opened this
+        stdout=subprocess.DEVNULL if quiet else None,
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def prepare_home() -> None:
-    """Make the Dagster home and let this process and its children use it."""
-    HOME.mkdir(exist_ok=True)
-    shutil.copy(PROJECT / "dagster.yaml", HOME / "dagster.yaml")
-    os.environ["DAGSTER_HOME"] = str(HOME)
+    """Let this process and its children use a Dagster home: DAGSTER_HOME, or the demo's own."""
+    home = Path(os.environ.get("DAGSTER_HOME") or HOME)
+    os.environ["DAGSTER_HOME"] = str(home)
+    home.mkdir(parents=True, exist_ok=True)
+    if home == HOME or not (home / "dagster.yaml").exists():
+        shutil.copy(PROJECT / "dagster.yaml", home / "dagster.yaml")
     # Supersession notes of the orchestrator's own command line are not for its users.
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
 
@@ -62,7 +110,10 @@ def refuse_other_data(settings: Settings) -> None:
 
 
 def remove_data(settings: Settings) -> None:
-    """Remove what an earlier demo left: its database, its mirror, its registry, its runs."""
+    """Remove what an earlier demo left: its database, its mirror, its registry, its runs.
+
+    The runs are kept where DAGSTER_HOME names another place for them.
+    """
     refuse_other_data(settings)
     paths = [settings.mirror.path, settings.registry.path]
     if isinstance(settings.source, SqliteSettings):
@@ -72,7 +123,8 @@ def remove_data(settings: Settings) -> None:
     for path in paths:
         for suffix in ("", "-wal", "-shm", ".wal"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
-    shutil.rmtree(HOME, ignore_errors=True)
+    for directory in (HOME, settings.mirror.path.parent / "marts"):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def address(settings: Settings) -> str:
@@ -88,6 +140,8 @@ def database_server(settings: Settings) -> Iterator[None]:
         yield
         return
     refuse_other_data(settings)
+    from examples.postgres_server import Server  # noqa: PLC0415  (SQLite's demo needs no server)
+
     directory = DATA / "postgres" / "server"
     directory.mkdir(parents=True, exist_ok=True)
     server = Server(directory, port=POSTGRES_PORT)

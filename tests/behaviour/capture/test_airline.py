@@ -1,13 +1,16 @@
 """The demo's airline: a real application's writes, from another process, mirrored exactly."""
 
+import os
 import subprocess
 import sys
 from datetime import date
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from config.settings import load
+from examples.airline import dev, home
 from examples.airline.database import build
 from examples.airline.home import (
     DECLARATIONS,
@@ -77,3 +80,60 @@ def test_the_demo_never_deletes_what_is_not_its_own(
     with pytest.raises(SystemExit, match="does nothing"):
         remove_data(load())
     assert precious.read_text() == "precious"
+
+
+def test_one_demo_at_a_time_has_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(home, "DATA", tmp_path)
+    with (
+        home.claim_data("make dev"),
+        pytest.raises(SystemExit, match=rf"in use by 'make dev', process {os.getpid()}\. End it"),
+        home.claim_data("make demo"),
+    ):
+        pytest.fail("two demos had the same data")
+    with home.claim_data("make demo"):
+        pass
+
+
+@pytest.mark.parametrize("given", ["", "elsewhere"])
+def test_a_home_that_is_given_is_used_and_never_removed(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(home, "HOME", tmp_path / "own")
+    monkeypatch.setenv("DAGSTER_HOME", given and str(tmp_path / given))
+    monkeypatch.setenv("PYTHONWARNINGS", "")
+    used = tmp_path / (given or "own")
+    home.prepare_home()
+    assert os.environ["DAGSTER_HOME"] == str(used)
+    (used / "dagster.yaml").write_text("theirs")
+    home.prepare_home()
+    assert ((used / "dagster.yaml").read_text() == "theirs") is bool(given)
+
+
+GROUP = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+time.sleep(99)
+"""
+CHILD = "import signal as s, time; s.signal(s.SIGINT, {}); print('up', flush=True); time.sleep(99)"
+
+
+@pytest.mark.parametrize(("child", "seconds"), [("s.SIG_DFL", 60.0), ("s.SIG_IGN", 0.5)])
+def test_no_process_of_dagster_outlives_the_demo(
+    child: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dev, "_END_SECONDS", seconds)
+    group = subprocess.Popen(
+        [sys.executable, "-c", GROUP, CHILD.format(child)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+    )
+    with group:
+        assert group.stdout is not None
+        assert group.stdout.readline() == "up\n"
+        shown = Thread(target=group.stdout.read)
+        shown.start()
+        dev._end(group, shown)
+        shown.join(60)
+        assert not shown.is_alive(), "a process of the group has its end of the pipe"
