@@ -8,7 +8,13 @@ import psycopg
 import pytest
 
 from rhei_pipeline import HTAP, Settings
-from rhei_pipeline.errors import QueryError, RheiError, SourceBusyError, SourceError
+from rhei_pipeline.errors import (
+    QueryError,
+    QueryLimitError,
+    RheiError,
+    SourceBusyError,
+    SourceError,
+)
 from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.refusals import refused
@@ -142,7 +148,7 @@ def test_what_takes_too_long_is_given_time_or_made_cheaper(world: PostgresWorld)
         with refused(
             "make it cheaper, or raise 'queries.query_seconds' (of PostgreSQL, also"
             " 'source.statement_timeout_seconds')",
-            SourceBusyError,
+            QueryLimitError,
         ):
             htap.query(SLOW, (1000,), hint="oltp")
         assert htap.query("select 1 as n", hint="oltp").num_rows == 1
