@@ -27,7 +27,7 @@ WORLDS = [
     ("duckdb", "temporal", False),
     ("duckdb", "temporal", True),
 ]
-_SAMPLE = [("ipc", "temporal", 5), ("parquet", "destructive", 3), ("duckdb", "temporal", 2)]
+_SAMPLE = [("ipc", "temporal", 5), ("parquet", "destructive", 3), ("duckdb", "temporal", 3)]
 
 
 def run(

@@ -98,6 +98,11 @@ def test_a_large_value_leaves_the_number_of_threads_as_it_was(
     world.assert_equal("t")
 
 
+def keep_few_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the last reports, which are kept for processes that ask, be as many soon."""
+    monkeypatch.setattr("rhei_pipeline.holder.access.KEPT_REPORTS", 5)
+
+
 def kept_after_cycles(
     monkeypatch: pytest.MonkeyPatch, write: Callable[[int], object], sync: Callable[[], object]
 ) -> tuple[int, int]:
@@ -127,6 +132,7 @@ def kept_after_cycles(
 def test_cycles_into_duckdb_keep_no_objects(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    keep_few_reports(monkeypatch)
     world = make_world(mode="temporal", tables=[{"name": "t"}])
     world.run("create table t(id integer primary key, v integer)", "insert into t(id) values (1)")
     objects, arrow = kept_after_cycles(
@@ -141,6 +147,7 @@ def test_cycles_into_duckdb_keep_no_objects(
 def test_cycles_from_postgres_into_files_keep_no_objects(
     make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    keep_few_reports(monkeypatch)
     world = make_postgres(storage="parquet", capture={"method": "logical"}, tables=[{"name": "t"}])
     world.run("create table t(id int primary key, v int)", "insert into t values (1, 1)")
     objects, arrow = kept_after_cycles(
