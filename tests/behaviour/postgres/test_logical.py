@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pyarrow as pa
@@ -465,3 +466,43 @@ def test_a_slot_the_server_gave_up_is_named_and_survived(
         assert not any("is lost" in finding.what for finding in validate(world.settings))
     finally:
         world.run("alter system reset max_slot_wal_keep_size", "select pg_reload_conf()")
+
+
+def test_a_quiet_server_whose_log_ends_with_a_page_is_read(
+    make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next record is then placed behind a page's header, to where nothing is written yet."""
+    monkeypatch.setattr("rhei_pipeline.sources.postgres.logical.source.SETTLE_SECONDS", 2.0)
+    world = make_postgres(capture={"method": "logical"}, tables=[{"name": "t"}])
+    world.run("create table t(id int primary key, v int)", "insert into t values (1, 1)")
+    world.htap.sync_now()
+    world.run("update t set v = 2")
+    with psycopg.connect(world.dsn, autocommit=True) as other:
+        fill_a_page_of_the_log(other)
+        source: Any = world.htap._engine.source
+        with source._row_view():  # what a sync asks before it may come to move the log on
+            pass
+        assert not world.htap.sync_now().errors
+    world.assert_equal("t")
+
+
+def fill_a_page_of_the_log(connection: psycopg.Connection[Any]) -> None:
+    """Write messages until the last one ends exactly with a page, of 8192 bytes."""
+
+    def left() -> int:
+        """Return how much of the page is free; a new one begins with a header of 24 bytes."""
+        found = connection.execute("select pg_current_wal_insert_lsn() - '0/0'").fetchone()
+        assert found
+        return -int(found[0]) % 8192
+
+    message = "select pg_logical_emit_message(false, '', repeat('a', %s))"
+    for besides in (56, 48, 64, 40, 72) * 4:  # what a record takes besides its text
+        if left() > 400:
+            size = left() - besides
+            connection.execute(
+                "select pg_logical_emit_message(false, '', repeat('a', %s))", (size,)
+            )
+        if left() == 8192 - 24:
+            return
+        connection.execute(message, (600,))
+    raise AssertionError("no message ended with its page")

@@ -96,8 +96,8 @@ def test_every_command_goes_on_with_the_rest_and_names_each_fault_once(
         assert result.exit_code == code, (arguments, result.output, result.exception)
         if code == 3:
             for name, fault in FAULTS.items():
-                lines = [line for line in result.stderr.splitlines() if f"table '{name}'" in line]
-                told = [line for line in lines if fault in line]  # others may be logged
+                of_table = [it for it in result.stderr.splitlines() if f"table '{name}'" in it]
+                told = [line for line in of_table if fault in line]  # others may be logged
                 assert len(told) == 1, (arguments, name, result.stderr)
                 assert told[0].endswith(")"), told  # the way out
     with rhei.open(file) as htap:

@@ -313,7 +313,9 @@ def test_ctrl_c_and_a_killed_asker_end_the_query_in_the_holder(
 ) -> None:
     temporal.crash()
     settings = patient(temporal.settings)
-    ask = "import sys, rhei_pipeline as rhei; from rhei_pipeline import Settings;"
+    ask = "import signal, sys, rhei_pipeline as rhei; from rhei_pipeline import Settings;"
+    # A process that was started in the background has the signal ignored.
+    ask += "signal.signal(signal.SIGINT, signal.default_int_handler);"
     ask += (
         "htap = rhei.open(Settings.model_validate_json(sys.argv[1])); print('ready', flush=True);"
     )

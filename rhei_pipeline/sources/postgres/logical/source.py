@@ -52,6 +52,10 @@ _NOTE_EVERY_BYTES = 2 * 2**20
 _SYSTEM = "select system_identifier::text from pg_control_system()"
 _FLUSHED = "select pg_current_wal_flush_lsn()::text"
 _INSERTED = "select pg_current_wal_insert_lsn()::text"
+#: A transaction that changes nothing: its message is in the log, and no reader asks for messages.
+_COMMIT = "select pg_logical_emit_message(true, 'rhei', '')::text"
+#: How long a busy server's own commits are waited for.
+_FLUSH_SECONDS = 0.5
 _OLDEST_RUNNING = "select pg_snapshot_xmin(pg_current_snapshot())::text"
 _ANY_CHANGE = """
 select count(*) from (
@@ -340,6 +344,11 @@ class LogicalSource:
         def flushed() -> bool:
             return lsn_number(_value(self._connection, _FLUSHED)) >= position
 
+        if wait_until(flushed, _FLUSH_SECONDS):
+            return
+        # Where the log ends with a page, the next record's place is behind the header of a page
+        # that is not written yet. On a quiet server that may last: a commit ends it.
+        _value(self._connection, _COMMIT)
         if not wait_until(flushed, SETTLE_SECONDS):
             raise SourceBusyError("the server does not write its log to disk")
 
