@@ -41,7 +41,7 @@ class Walk:
 WALKS = [
     Walk("run them one by one", "select 1; select 2", "select 2"),
     Walk(READING, "select pg_read_file('x')", "select * from t"),
-    Walk(OF_FILES, "copy t to '/tmp/x'", "select * from t"),
+    Walk(OF_FILES, "copy t to '/x'", "select * from t"),
     Walk(OF_FILES, "load 'x'", "select * from t"),
     Walk(PLACEHOLDERS, "select %d", "select %s", (1,), (1,)),
     Walk(PLACEHOLDERS, "select 10 % 4 = %s", "select 10 %% 4 = %s", (2,), (2,)),

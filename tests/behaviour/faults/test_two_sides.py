@@ -40,6 +40,8 @@ def test_a_registry_that_cannot_be_written_costs_no_sync_and_is_written_later(
 _INTERRUPTED = """
 import signal, sys, json
 from rhei_pipeline import HTAP, Settings
+# A process that was started in the background has the signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
 long = "select count(*) from range(10000000) a, range(10000000) b where a.range < b.range"
 with HTAP(Settings(**json.loads(sys.argv[1]))) as htap:
@@ -80,6 +82,7 @@ def test_a_command_that_is_interrupted_ends_as_such(world: World) -> None:
     long = "select count(*) from range(9000000) a, range(9000000) b where a.range < b.range"
     code = (
         "import signal, sys; from rhei_pipeline.cli.main import main;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
         "signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT));"
         "from rhei_pipeline.htap import HTAP; query = HTAP.query;"
         "begin = lambda: signal.setitimer(signal.ITIMER_REAL, 0.3, 20);"
