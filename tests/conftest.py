@@ -1,5 +1,8 @@
 """Fixtures live in `fix_*.py`, one noun each."""
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
@@ -19,6 +22,16 @@ pytest_plugins = [
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out of the suite what `make combinations` runs."""
     mark_left_out(items)
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """Give each test a log without the handler that a command set up in the test before it."""
+    logger = logging.getLogger("rhei_pipeline")
+    handlers, level = logger.handlers[:], logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
 
 
 settings.register_profile(
