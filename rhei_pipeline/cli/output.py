@@ -7,15 +7,16 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime, time
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Shown
 
-from rhei_pipeline.model.plain_values import plain_rows, plain_values
-from rhei_pipeline.model.reports import Finding
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from rhei_pipeline.model.reports import Finding
 
 #: So many rows of an answer are shown to a person; machines get them all.
 SHOWN_ROWS = 40
@@ -68,8 +69,10 @@ def say(lines: Iterable[str]) -> None:
         out.print(line, soft_wrap=True, markup=False)
 
 
-def show_rows(table: pa.Table, *, as_json: bool) -> None:
+def show_rows(table: "pa.Table", *, as_json: bool) -> None:
     """Print an answer's rows: all as JSON, or the first as a table, one below another if wide."""
+    from rhei_pipeline.model.plain_values import plain_rows
+
     if as_json:
         _write_json(plain_rows(table))
         return
@@ -98,7 +101,7 @@ def name_not_followed(tables: Mapping[str, datetime], named: Collection[str]) ->
             err.print(f"[yellow]note[/] {escape(text)}", soft_wrap=True)
 
 
-def name_findings(findings: Iterable[Finding]) -> None:
+def name_findings(findings: "Iterable[Finding]") -> None:
     """Print what was found beside the tables' state, with what to do."""
     for found in findings:
         text = f"table {found.table!r}: {found.what}: {found.why} ({found.remedy})"
@@ -111,7 +114,9 @@ def name_not_published(reason: str | None) -> None:
         err.print(f"[red]error[/] {escape(reason)}", soft_wrap=True)
 
 
-def _print_rows(table: pa.Table) -> None:
+def _print_rows(table: "pa.Table") -> None:
+    from rhei_pipeline.model.plain_values import plain_values
+
     # A table's columns may share a name, so they are taken by place.
     columns = [[exact(value) for value in plain_values(column)] for column in table.columns]
     names = [escape(name) for name in table.column_names]
@@ -149,7 +154,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_numeric(kind: pa.DataType) -> bool:
+def _is_numeric(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
     return bool(
         pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     )

@@ -125,7 +125,7 @@ def words_of(htap: HTAP) -> list[str]:
 def line_editing(htap: HTAP, history: Path = HISTORY) -> Iterator[None]:
     """Give `input` history and completion by tabulator, where the platform has readline."""
     try:
-        import readline  # noqa: PLC0415
+        import readline
     except ModuleNotFoundError:  # Windows
         yield
         return

@@ -1,0 +1,90 @@
+"""Commands that compare mirror and source, and make them equal."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rhei_pipeline.cli.opening import errors_at_the_end, opened
+from rhei_pipeline.cli.options import (
+    DEFAULT_CONFIG,
+    LEFT_OUT,
+    Config,
+    Json,
+    OneTable,
+    example,
+    exit_if,
+)
+from rhei_pipeline.cli.output import name_errors, name_not_followed, say, show, show_rows, values
+
+if TYPE_CHECKING:
+    from rhei_pipeline.model.reports import TableVerification
+
+commands = typer.Typer()
+
+
+@commands.command(epilog=example("verify --table orders"))
+def verify(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json = False) -> None:
+    """Sync, then compare every row of source and mirror, both ways."""
+    with errors_at_the_end(), opened(config) as htap:
+        report = htap.verify(table)
+    show(
+        {**values(report), "equal": report.equal},
+        [{**values(found), "equal": found.equal} for found in report.tables.values()],
+        ("table", "equal", "rows", "missing", "extra", "different", "dead_letters"),
+        as_json=json_,
+    )
+    for found in report.tables.values():
+        _name_contradictions(found)
+    if not json_:
+        say(found.damage for found in report.tables.values() if found.damage)
+    name_errors(report.errors)
+    name_not_followed(report.not_followed, report.errors)
+    exit_if(not all(found.equal for found in report.tables.values()))
+    exit_if(bool(report.errors), LEFT_OUT)
+
+
+def _name_contradictions(found: "TableVerification") -> None:
+    if found.duplicate:
+        typer.echo(
+            f"table {found.table!r}: {found.duplicate} keys have more than one row in the mirror,"
+            f" such as {found.samples['duplicate'][0]}; 'rhei repair {found.table}' leaves one",
+            err=True,
+        )
+    if found.broken_history:
+        typer.echo(
+            f"table {found.table!r}: the history of {found.broken_history} keys contradicts"
+            f" itself, such as {found.samples['broken_history'][0]}; 'rhei repair {found.table}'"
+            " ends versions that overlap, and 'rhei drop-table' with --keep-as sets aside a"
+            " history that it cannot repair",
+            err=True,
+        )
+
+
+@commands.command(epilog=example("repair orders"))
+def repair(
+    table: Annotated[str, typer.Argument(help="The table.")],
+    config: Config = DEFAULT_CONFIG,
+    json_: Json = False,
+) -> None:
+    """Make a table equal to its source again; the differences are added to its history."""
+    with opened(config) as htap:
+        report = values(htap.repair(table))
+    show(report, [report], tuple(n for n in report if n != "damaged"), as_json=json_)
+    if not json_:
+        say(f"{found['file']}: {found['outcome']}" for found in report["damaged"])
+
+
+@commands.command("dead-letters", epilog=example("dead-letters --replay"))
+def dead_letters(
+    config: Config = DEFAULT_CONFIG,
+    table: OneTable = None,
+    replay: Annotated[bool, typer.Option("--replay", help="Read their rows again.")] = False,
+    json_: Json = False,
+) -> None:
+    """List the rows that cannot be mirrored, and why."""
+    with opened(config) as htap:
+        if replay:
+            htap.replay_dead_letters(table)
+        found = htap.dead_letters(table)
+    show_rows(found, as_json=json_)
+    exit_if(found.num_rows > 0)

@@ -1,0 +1,79 @@
+"""Commands for a first declaration: write it, check it, see one at work."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rhei_pipeline.cli.opening import settings_of
+from rhei_pipeline.cli.options import DEFAULT_CONFIG, Config, Json, example, exit_if
+from rhei_pipeline.cli.output import out, show, show_rows, values
+
+commands = typer.Typer()
+
+
+@commands.command(epilog=example("init app.db --output config/pipeline.yaml"))
+def init(
+    source: Annotated[str, typer.Argument(help="A SQLite file, or a postgresql:// URL.")],
+    output: Annotated[Path, typer.Option("--output", help="Where to write.")] = DEFAULT_CONFIG,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Write a first declaration from a live source, each choice explained."""
+    from rhei_pipeline.cli.init import starter
+
+    if output.exists() and not force:
+        raise typer.BadParameter(f"{str(output)!r} exists: --force overwrites it")
+    written = starter(source)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(written.text)
+    for name, why in written.left_out.items():
+        out.print(f"left out {name}: {why}", markup=False, soft_wrap=True)
+    out.print(f"wrote {output}: read it, then run 'rhei check --config {output}'", markup=False)
+
+
+@commands.command(epilog=example("check"))
+def check(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
+    """Check the declaration and the source: what is wrong, why it matters, how to fix it."""
+    from rhei_pipeline.model.reports import Severity
+    from rhei_pipeline.wiring.adoption import validate_owner
+    from rhei_pipeline.wiring.source import validate
+
+    settings = settings_of(config)
+    findings = [*validate(settings), *validate_owner(settings)]
+    broken = any(found.severity is Severity.ERROR for found in findings)
+    rows = [values(found) for found in findings]
+    if findings or json_:
+        show(
+            {"ready": not broken, "findings": rows},
+            rows,
+            ("severity", "table", "what", "why", "remedy"),
+            as_json=json_,
+        )
+    if not broken and not json_:
+        out.print("ready to sync")
+    exit_if(broken)
+
+
+@commands.command(epilog=example("demo --directory shop"))
+def demo(
+    directory: Annotated[Path, typer.Option(help="Where to make it.")] = Path("rhei-demo"),
+    json_: Json = False,
+) -> None:
+    """Create a small shop database, mirror it, change it and compare. The files stay."""
+    from rhei_pipeline.cli.demo import BY_COUNTRY, declaration, tour
+
+    chapters = []
+    for chapter in tour(directory):
+        chapters.append({"title": chapter.title, "seconds": chapter.seconds})
+        if json_:
+            continue
+        out.print(f"[green]done[/] {chapter.title} ({chapter.seconds:.1f} s)", soft_wrap=True)
+        if chapter.answer is not None:
+            show_rows(chapter.answer, as_json=False)
+    if json_:
+        show({"chapters": chapters}, [], (), as_json=True)
+        return
+    config = declaration(directory)
+    out.print(f"\nNow write to {directory / 'shop.db'} as you like, and then:", markup=False)
+    for command in ("sync", f'query "{BY_COUNTRY}"', "status", "check", "query", "serve"):
+        out.print(f"  rhei {command} --config {config}", markup=False, soft_wrap=True)

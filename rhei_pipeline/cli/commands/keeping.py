@@ -1,0 +1,120 @@
+"""Commands that serve a mirror, and keep it in order."""
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rhei_pipeline.cli.opening import opened, settings_of
+from rhei_pipeline.cli.options import DEFAULT_CONFIG, Config, Json, example, exit_if
+from rhei_pipeline.cli.output import out, say, show, values
+
+commands = typer.Typer()
+
+
+@commands.command(epilog=example("serve --port 31337 --metrics-port 9464"))
+def serve(
+    config: Config = DEFAULT_CONFIG,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Flight SQL's port; 0 for any.")] = 31337,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve /metrics, /healthz and /readyz there.")
+    ] = None,
+    writes: Annotated[bool, typer.Option("--writes", help="Accept writes too.")] = False,
+    tls_certificate: Annotated[Path | None, typer.Option(help="A PEM file.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="A PEM file.")] = None,
+    queries: Annotated[
+        int, typer.Option(min=1, help="How many queries run at the same time.")
+    ] = 64,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="Seconds after which a query is cancelled.")
+    ] = 300.0,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines.")] = False,
+) -> None:
+    """Sync in the background and answer Flight SQL clients, until stopped.
+
+    Clients authenticate with RHEI_SERVE_TOKEN, or RHEI_SERVE_USER and RHEI_SERVE_PASSWORD. One of
+    these must be set to serve on an address that other machines can reach.
+    """
+    from rhei_pipeline.model.log_context import log_to_stderr
+    from rhei_pipeline.server.flight.access import refuse_open_server
+    from rhei_pipeline.server.flight.running import FlightLimits
+    from rhei_pipeline.server.flight.server import ServerOptions
+    from rhei_pipeline.server.serve import (
+        Addresses,
+        access_from,
+        serving,
+        tls_from,
+        wait_for_signal,
+    )
+
+    log_to_stderr(as_json=log_json)
+    limits = FlightLimits(queries=queries, seconds=seconds)
+    options = ServerOptions(access_from(), limits, writes, tls_from(tls_certificate, tls_key))
+    refuse_open_server(host, options.access)
+    with opened(config) as htap:
+        addresses = Addresses(host, port, metrics_port)
+        with serving(htap, addresses, options) as (flight_port, _):
+            scheme = "grpc+tls" if options.tls else "grpc"
+            out.print(f"serving {scheme}://{host}:{flight_port}", markup=False)
+            wait_for_signal()
+
+
+@commands.command(epilog=example("maintain"))
+def maintain(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
+    """Merge the mirror's small files into large ones; a schedule does this each night."""
+    with opened(config) as htap:
+        report = values(htap.maintain())
+    show(report, [report], tuple(n for n in report if n != "damaged"), as_json=json_)
+    if not json_:
+        say(report["damaged"])
+    exit_if(bool(report["damaged"]))
+
+
+@commands.command("adopt", epilog=example("adopt"))
+def adopt_command(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
+    """Let the mirror follow a source that was moved, or a pipeline that was renamed.
+
+    The next sync compares every table with the source; a temporal table keeps its history.
+    """
+    from rhei_pipeline.holder.access import Access
+    from rhei_pipeline.sync.pipeline import no_step
+    from rhei_pipeline.wiring.adoption import adopt
+
+    settings = settings_of(config)
+    with closing(Access(settings, no_step, keep=False)) as access, access.stepping_in():
+        before, now = adopt(settings)
+    rows = [{"was": str(before.source) if before else None, "is": str(now.source)}]
+    show(rows[0], rows, ("was", "is"), as_json=json_)
+
+
+@commands.command("drop-table", epilog=example("drop-table orders --keep-as orders_2025"))
+def drop_table(
+    table: Annotated[
+        str, typer.Argument(help="A table of the mirror, whether it is still declared or not.")
+    ],
+    config: Config = DEFAULT_CONFIG,
+    keep_as: Annotated[
+        str | None, typer.Option("--keep-as", help="Keep rows and history under this name.")
+    ] = None,
+    discard_history: Annotated[
+        bool, typer.Option("--discard-history", help="Delete a temporal table's history for ever.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    json_: Json = False,
+) -> None:
+    """Drop a table from the mirror, or keep it under another name; the source is not changed.
+
+    Its snapshots, watermark and dead letters are deleted too. The next sync copies the table
+    again if it is still declared.
+    """
+    if keep_as is not None and discard_history:
+        raise typer.BadParameter("give '--keep-as' or '--discard-history', not both")
+    with opened(config) as htap:
+        if sys.stdin.isatty() and not yes:
+            what = "delete the rows" if keep_as is None else f"keep the rows as {keep_as!r}"
+            typer.confirm(f"drop {table!r} from the mirror and {what}?", abort=True, err=True)
+        report = values(htap.drop_table(table, keep_as, discard_history=discard_history))
+    show(report, [report], tuple(report), as_json=json_)

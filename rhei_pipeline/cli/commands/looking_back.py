@@ -1,0 +1,99 @@
+"""Commands that show the past of a temporal table."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rhei_pipeline.cli.opening import opened
+from rhei_pipeline.cli.options import DEFAULT_CONFIG, Config, Json, example, time_of
+from rhei_pipeline.cli.output import say, show, show_rows
+
+if TYPE_CHECKING:
+    from rhei_pipeline.model.change_feed import ChangePosition
+
+commands = typer.Typer()
+
+
+@commands.command("as-of", epilog=example("as-of orders 2026-11-01T12:00:00+00:00"))
+def as_of(
+    table: Annotated[str, typer.Argument(help="A temporal table.")],
+    instant: Annotated[str, typer.Argument(help="A date, or a time with its zone.")],
+    config: Config = DEFAULT_CONFIG,
+    json_: Json = False,
+) -> None:
+    """Show a temporal table's rows as they were at an instant."""
+    when = time_of(instant)
+    with opened(config) as htap:
+        show_rows(htap.as_of(table, when), as_json=json_)
+
+
+@commands.command(epilog=example("changes --table orders --after 1-00000000-8006...-66e9c87e706b"))
+def changes(
+    table: Annotated[str, typer.Option("--table", help="A temporal table.")],
+    config: Config = DEFAULT_CONFIG,
+    after: Annotated[
+        str | None,
+        typer.Option(help="The position that an earlier answer ended with, or a timestamp."),
+    ] = None,
+    snapshot_if_lost: Annotated[
+        bool,
+        typer.Option("--snapshot-if-lost", help="Show the whole table if the position is lost."),
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Show what was inserted, updated and deleted in the mirror of a table since a position.
+
+    Without a position, the whole table. Nothing is synced.
+    """
+    from rhei_pipeline.cli.differences import show_differences
+    from rhei_pipeline.model.plain_values import plain_rows
+
+    since = None if after is None else _position_or_instant(after)
+    with opened(config) as htap:
+        found = htap.changes(table, since, "snapshot" if snapshot_if_lost else "raise")
+    told = {name: getattr(found, name) for name in ("inserted", "updated", "deleted")}
+    head = {"table": found.table, "snapshot": found.snapshot, **told}
+    if json_:
+        rows = plain_rows(found.rows)
+        show({**head, "position": str(found.position), "changes": rows}, [], (), as_json=True)
+        return
+    show_differences(found.rows)
+    say([f"position {found.position}{' (the whole table)' if found.snapshot else ''}"])
+
+
+@commands.command(epilog=example("diff --table orders --from 2026-11-01 --to 2026-11-02"))
+def diff(
+    table: Annotated[str, typer.Option("--table", help="A temporal table.")],
+    since: Annotated[str, typer.Option("--from", help="A date, or a time with its zone.")],
+    until: Annotated[
+        str | None, typer.Option("--to", help="The same, later or earlier; left out: now.")
+    ] = None,
+    config: Config = DEFAULT_CONFIG,
+    json_: Json = False,
+) -> None:
+    """Show what differs in a temporal table between two instants, old values and new."""
+    from rhei_pipeline.cli.differences import show_differences
+
+    a, b = time_of(since), datetime.now(UTC) if until is None else time_of(until)
+    with opened(config) as htap:
+        found = htap.diff(table, a, b)
+    if json_:
+        show_rows(found, as_json=True)
+    else:
+        show_differences(found)
+
+
+def _position_or_instant(text: str) -> "ChangePosition | datetime":
+    from rhei_pipeline.errors import QueryError
+    from rhei_pipeline.model.change_feed import ChangePosition
+
+    try:
+        return ChangePosition.parse(text)
+    except QueryError:
+        try:
+            return time_of(text)
+        except typer.BadParameter as error:
+            raise typer.BadParameter(
+                f"{text!r} is neither the position of an earlier answer nor a timestamp"
+            ) from error

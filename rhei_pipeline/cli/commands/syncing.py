@@ -1,0 +1,148 @@
+"""Commands that bring the mirror up to date, and show how far it is."""
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rhei_pipeline.cli.opening import errors_at_the_end, opened, progress_shown, settings_of
+from rhei_pipeline.cli.options import (
+    DEFAULT_CONFIG,
+    LEFT_OUT,
+    Config,
+    Json,
+    OneTable,
+    example,
+    exit_if,
+)
+from rhei_pipeline.cli.output import (
+    name_errors,
+    name_findings,
+    name_not_followed,
+    name_not_published,
+    out,
+    say,
+    show,
+    values,
+)
+
+if TYPE_CHECKING:
+    from rhei_pipeline.htap import HTAP
+    from rhei_pipeline.model.reports import SyncStatus, TableStatus
+
+#: So long a status waits for another process's sync; then it shows what was known before.
+_PATIENCE_SECONDS = 1.0
+
+commands = typer.Typer()
+
+
+@commands.command(epilog=example("sync --json"))
+def sync(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
+    """Apply all pending changes; a table that was never copied is copied first."""
+    with errors_at_the_end(), opened(config) as htap, progress_shown(json_) as progress:
+        report = htap.sync_now(progress)
+    sums = ("events", "inserted", "updated", "deleted", "dead_letters", "watermark", "lag_seconds")
+    show(
+        {**values(report), **{name: getattr(report, name) for name in sums}},
+        [values(table) for table in report.tables.values() if not table.error],
+        ("table", "events", "inserted", "updated", "deleted", "dead_letters", "watermark"),
+        as_json=json_,
+    )
+    name_errors(report.errors)
+    name_not_followed(report.not_followed, report.errors)
+    name_not_published(report.not_published)
+    exit_if(bool(report.errors or report.not_published), LEFT_OUT)
+
+
+@commands.command(epilog=example("copy --table orders"))
+def copy(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json = False) -> None:
+    """Copy one table again, or all. An interrupted copy continues, and history is kept."""
+    with errors_at_the_end(), opened(config) as htap, progress_shown(json_) as progress:
+        copied = [htap.initial_sync(table, progress)] if table else htap.initial_sync_all(progress)
+        reports = [values(report) for report in copied]
+        left_out = {} if table else htap.left_out
+    show(
+        {"tables": reports},
+        reports,
+        ("table", "rows", "resumed", "inserted", "updated", "deleted", "duration_seconds"),
+        as_json=json_,
+    )
+    name_errors(left_out)
+    exit_if(bool(left_out), LEFT_OUT)
+
+
+@commands.command(epilog=example("status --watch 2"))
+def status(
+    config: Config = DEFAULT_CONFIG,
+    watch: Annotated[float | None, typer.Option(min=0.1, help="Refresh every N seconds.")] = None,
+    json_: Json = False,
+) -> None:
+    """Show the state of each table: mode, watermark, lag, dead letters."""
+    from rhei_pipeline.wiring.source import unread_logs
+
+    # Between two looks nothing is held, and nobody kept waiting.
+    opening = opened(config, hold=watch is None)
+    with errors_at_the_end(), opening as htap, suppress(KeyboardInterrupt):
+        found = htap.sync_status(_patience(htap))
+        while watch is not None:
+            out.clear()
+            _show_status(found, as_json=json_)
+            time.sleep(watch)
+            found = htap.sync_status(_patience(htap))
+    _show_status(found, as_json=json_)
+    name_findings(unread_logs(settings_of(config)))
+    left_out = any(table.error for table in found.tables.values())
+    exit_if(left_out or bool(found.not_published), LEFT_OUT)
+    exit_if(bool(found.unreadable) or not (found.tables or found.copying))
+
+
+def _patience(htap: "HTAP") -> float | None:
+    """Return how long to wait for a sync under way: it is another process's, or there is none."""
+    return None if htap.holds else _PATIENCE_SECONDS
+
+
+def _status_row(table: "TableStatus") -> dict[str, Any]:
+    # Only a table that is not proved says so: the screen is narrow.
+    proof = None if table.error or table.proof == "proved" else table.proof
+    state = {"state": "left out"} if table.error else {}
+    return {**values(table), "proof": proof, **state}
+
+
+def _show_status(found: "SyncStatus", *, as_json: bool) -> None:
+    show(
+        values(found),
+        [_status_row(table) for table in found.tables.values()],
+        (
+            "table",
+            "mode",
+            "state",
+            "proof",
+            "watermark",
+            "lag_events",
+            "lag_seconds",
+            "dead_letters",
+            "doubt",
+        ),
+        as_json=as_json,
+        rare=("proof", "dead_letters", "doubt"),
+    )
+    errors = {name: table.error for name, table in found.tables.items() if table.error}
+    name_errors(errors)
+    if not found.tables and found.last_error:
+        name_errors({"": found.last_error})
+    if found.unreadable:
+        name_errors({"": found.unreadable})
+    if not as_json:
+        say(f"copying {name}: {it.rows:,} of {it.of:,} rows" for name, it in found.copying.items())
+    name_not_followed(found.not_followed, errors)
+    name_not_published(found.not_published)
+
+
+@commands.command(name="bridge", epilog=example("bridge"))
+def bridge_command(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
+    """Drain pending changes into the buffer while the mirror is unavailable."""
+    from rhei_pipeline.wiring.engine import bridge
+
+    events = bridge(settings_of(config))
+    show({"events": events}, [{"events": events}], ("events",), as_json=json_)

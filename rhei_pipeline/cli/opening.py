@@ -1,0 +1,62 @@
+"""How a command opens the pipeline, and shows that work goes on."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rhei_pipeline.cli.output import err
+
+if TYPE_CHECKING:
+    from rhei_pipeline.htap import HTAP
+    from rhei_pipeline.settings.model import Settings
+
+
+def settings_of(config: Path) -> "Settings":
+    """Return what a file declares."""
+    from rhei_pipeline.settings.model import Settings
+
+    return Settings.load(config)
+
+
+@contextmanager
+def opened(config: Path, *, hold: bool = True) -> Iterator["HTAP"]:
+    """Open the pipeline that a file declares, for the length of the block."""
+    from rhei_pipeline.htap import open as open_htap
+
+    with open_htap(settings_of(config), hold=hold) as htap:
+        yield htap
+
+
+@contextmanager
+def errors_at_the_end() -> Iterator[None]:
+    """Do not log errors that leave a table out: the command prints them itself."""
+    from rhei_pipeline.model import left_out
+
+    logger = logging.getLogger(left_out.__name__)
+
+    def is_no_error(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
+
+    logger.addFilter(is_no_error)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_error)
+
+
+@contextmanager
+def progress_shown(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:  # noqa: FBT001
+    """Show how far each table's copy is; the function given takes table, rows and total."""
+    from rich.progress import Progress
+
+    with Progress(console=err, transient=True, disable=quiet) as progress:
+        tasks: dict[str, Any] = {}
+
+        def advance(table: str, rows: int, total: int) -> None:
+            if table not in tasks:
+                tasks[table] = progress.add_task(f"copying {table}", total=total)
+            progress.update(tasks[table], completed=rows, total=max(total, rows))
+
+        yield advance
