@@ -4,199 +4,39 @@ Everything that users, Dagster projects and tests of others need is importable f
 deeper may move between any two versions.
 """
 
-from importlib.metadata import version
+import ast
+from importlib import import_module
+from pkgutil import get_data
 
-from rhei_pipeline.buffer.log import ChangeLog
-from rhei_pipeline.errors import (
-    BufferBusyError,
-    BufferDamagedError,
-    BufferFullError,
-    CaptureError,
-    ChangesLostError,
-    HiddenRowsError,
-    MirrorBusyError,
-    MirrorDamagedError,
-    MirrorError,
-    MirrorMemoryError,
-    MirrorUnreachableError,
-    MissingExtraError,
-    PermanentError,
-    PositionLostError,
-    QueriesBusyError,
-    QueryError,
-    QueryLimitError,
-    RheiError,
-    SchemaDriftError,
-    SchemaError,
-    SettingsError,
-    SourceBusyError,
-    SourceError,
-    SourceUnreachableError,
-    TableFailedError,
-    TransientError,
-)
-from rhei_pipeline.holder.reader import OpenReader, reader
-from rhei_pipeline.htap import HTAP, open  # noqa: A004  (rhei.open is the public name)
-from rhei_pipeline.model.change_feed import ChangePosition, ChangeStream, TableChanges
-from rhei_pipeline.model.changes import (
-    ChangeBatch,
-    DeadLetter,
-    Operation,
-    Position,
-    RowBatch,
-    event_schema,
-)
-from rhei_pipeline.model.progress import TableState, Watermark
-from rhei_pipeline.model.reports import (
-    CopyReport,
-    CopyStatus,
-    DamagedFile,
-    DropReport,
-    Finding,
-    MaintenanceReport,
-    RepairReport,
-    RowParity,
-    Severity,
-    Standing,
-    SyncReport,
-    SyncStatus,
-    TableReport,
-    TableStatus,
-    TableVerification,
-    VerifyReport,
-)
-from rhei_pipeline.model.schema import HISTORY_FIELDS, Column, Mode, Table, TableSchema, parse_type
-from rhei_pipeline.model.streaming import Streamed
-from rhei_pipeline.protocols import ChangeSource, Mirror, Rescan, SourceSnapshot
-from rhei_pipeline.query.planner import Prepared
-from rhei_pipeline.query.router import Route
-from rhei_pipeline.query.service import Written
-from rhei_pipeline.settings.model import Settings
-from rhei_pipeline.settings.sections import (
-    BufferSettings,
-    CaptureSettings,
-    DeltaSettings,
-    LocalSettings,
-    MirrorSettings,
-    ObjectStoreSettings,
-    PollingSettings,
-    PostgresSettings,
-    PublishedSettings,
-    QuerySettings,
-    RegistrySettings,
-    ScheduleSettings,
-    SqliteSettings,
-    SyncSettings,
-    TableSettings,
-)
-from rhei_pipeline.sql.text import duckdb_type
-from rhei_pipeline.sync.background import BackgroundSync
-from rhei_pipeline.sync.pipeline import Pipeline
-from rhei_pipeline.wiring.adapters import open_with
-from rhei_pipeline.wiring.declared_schemas import DeclaredSchemas, declared_schemas
-from rhei_pipeline.wiring.engine import unseen_events
-from rhei_pipeline.wiring.mirror import open_mirror
-from rhei_pipeline.wiring.source import validate
 
-__version__ = version("rhei-pipeline")
+def _module_by_name() -> dict[str, str]:
+    """Return the module of each public name, from the stub that type checkers read, too."""
+    stub = ast.parse(get_data(__name__, "__init__.pyi") or b"")
+    return {
+        alias.name: node.module or ""
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
 
-__all__ = [
-    "HISTORY_FIELDS",
-    "HTAP",
-    "BackgroundSync",
-    "BufferBusyError",
-    "BufferDamagedError",
-    "BufferFullError",
-    "BufferSettings",
-    "CaptureError",
-    "CaptureSettings",
-    "ChangeBatch",
-    "ChangeLog",
-    "ChangePosition",
-    "ChangeSource",
-    "ChangeStream",
-    "ChangesLostError",
-    "Column",
-    "CopyReport",
-    "CopyStatus",
-    "DamagedFile",
-    "DeadLetter",
-    "DeclaredSchemas",
-    "DeltaSettings",
-    "DropReport",
-    "Finding",
-    "HiddenRowsError",
-    "LocalSettings",
-    "MaintenanceReport",
-    "Mirror",
-    "MirrorBusyError",
-    "MirrorDamagedError",
-    "MirrorError",
-    "MirrorMemoryError",
-    "MirrorSettings",
-    "MirrorUnreachableError",
-    "MissingExtraError",
-    "Mode",
-    "ObjectStoreSettings",
-    "OpenReader",
-    "Operation",
-    "PermanentError",
-    "Pipeline",
-    "PollingSettings",
-    "Position",
-    "PositionLostError",
-    "PostgresSettings",
-    "Prepared",
-    "PublishedSettings",
-    "QueriesBusyError",
-    "QueryError",
-    "QueryLimitError",
-    "QuerySettings",
-    "RegistrySettings",
-    "RepairReport",
-    "Rescan",
-    "RheiError",
-    "Route",
-    "RowBatch",
-    "RowParity",
-    "ScheduleSettings",
-    "SchemaDriftError",
-    "SchemaError",
-    "Settings",
-    "SettingsError",
-    "Severity",
-    "SourceBusyError",
-    "SourceError",
-    "SourceSnapshot",
-    "SourceUnreachableError",
-    "SqliteSettings",
-    "Standing",
-    "Streamed",
-    "SyncReport",
-    "SyncSettings",
-    "SyncStatus",
-    "Table",
-    "TableChanges",
-    "TableFailedError",
-    "TableReport",
-    "TableSchema",
-    "TableSettings",
-    "TableState",
-    "TableStatus",
-    "TableVerification",
-    "TransientError",
-    "VerifyReport",
-    "Watermark",
-    "Written",
-    "__version__",
-    "declared_schemas",
-    "duckdb_type",
-    "event_schema",
-    "open",
-    "open_mirror",
-    "open_with",
-    "parse_type",
-    "reader",
-    "unseen_events",
-    "validate",
-]
+
+_MODULES = _module_by_name()
+
+__all__ = sorted([*_MODULES, "__version__"])  # noqa: PLE0605  (the stub has the names)
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: who imports the package waits for nothing."""
+    if name == "__version__":
+        # Few ask, and it takes as long to import as all the rest of this.
+        found = import_module("importlib.metadata").version("rhei-pipeline")
+    elif name in _MODULES:
+        found = getattr(import_module(_MODULES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

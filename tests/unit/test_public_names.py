@@ -2,6 +2,9 @@
 
 import ast
 import inspect
+import json
+import subprocess
+import sys
 import typing
 from pathlib import Path
 from types import ModuleType
@@ -65,3 +68,22 @@ def test_no_two_public_classes_share_a_name() -> None:
                 found.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
     assert len(found) > 200
     assert {name: files for name, files in found.items() if len(files) > 1} == {}
+
+
+def test_the_package_is_imported_at_no_more_than_a_fifth_of_its_engines() -> None:
+    """Modules are counted, since time depends on the machine; what is used is imported then."""
+    program = """
+import json, sys
+before = set(sys.modules)
+import rhei_pipeline
+ours = set(sys.modules) - before
+names = set(dir(rhei_pipeline))
+import duckdb, pyarrow
+engines = set(sys.modules) - before - ours
+print(json.dumps([len(ours), len(engines), sorted(ours), sorted(names)]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    ours, engines, modules, names = json.loads(done.stdout)
+    assert 5 * ours < engines
+    assert not set(modules) & {"duckdb", "numpy", "pyarrow", "pydantic", "sqlglot", "sqlite3"}
+    assert set(rhei_pipeline.__all__) <= set(names)
