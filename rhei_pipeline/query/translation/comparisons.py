@@ -119,3 +119,11 @@ def like_text(parts: list[Typed], escape: str | None, context: TranslationContex
     if fixed is not None:
         fixed = fixed.translate(str.maketrans(UPPER, LOWER))
     return context.words.like(folded[0], folded[1], fixed, escape)
+
+
+def balanced(texts: list[str], word: str) -> str:
+    """Join conditions such that no parser has to nest them deeply."""
+    if len(texts) == 1:
+        return texts[0]
+    half = len(texts) // 2
+    return f"({balanced(texts[:half], word)} {word} {balanced(texts[half:], word)})"

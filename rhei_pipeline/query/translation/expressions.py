@@ -1,23 +1,22 @@
 """Translates operators, conditions, CASE and casts, with the source's meaning."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import pyarrow as pa
 from sqlglot import exp
-from sqlglot.tokenizer_core import Token, TokenType
 
-from rhei_pipeline.model.semantics import NUMERIC, TEMPORAL, Kind
+from rhei_pipeline.model.semantics import NUMERIC, Kind
 from rhei_pipeline.query.translation import dates, functions
 from rhei_pipeline.query.translation.arithmetic import compute
-from rhei_pipeline.query.translation.comparisons import comparable, compare, like_text, truth
+from rhei_pipeline.query.translation.casts import as_plain_text, converted
+from rhei_pipeline.query.translation.comparisons import balanced, compare, like_text, truth
 from rhei_pipeline.query.translation.literals import (
     NULL,
     as_double,
     as_text,
     as_truth,
     as_value,
-    cast,
     coerce,
     number,
     parameter,
@@ -29,8 +28,9 @@ from rhei_pipeline.query.translation.meaning import (
     UnsteadyError,
     derived,
 )
-from rhei_pipeline.query.translation.parsing import list_of
+from rhei_pipeline.query.translation.node_options import refuse_unread
 from rhei_pipeline.query.translation.scope import Scope, TranslationContext, resolve
+from rhei_pipeline.query.translation.subqueries import existence, membership, scalar
 from rhei_pipeline.sql.text import literal
 
 _COMPARISONS: dict[type[exp.Expr], str] = {
@@ -56,8 +56,6 @@ _LOOSE = (
     exp.ILike,
     exp.Escape,
 )
-#: Digits that any integer of 64 bits may have.
-_PLAIN_DIGITS = 18
 #: What no engine's parser or planner has trouble with.
 _DEEPEST = 100
 #: Conditions that one AND or OR joins; what plans them needs room for each.
@@ -69,9 +67,6 @@ _ARITHMETIC: dict[type[exp.Expr], str] = {
     exp.Div: "/",
     exp.Mod: "%",
 }
-
-
-_NULLS = "the mirror's engine forgets NULLs, or empty groups, in an IN or EXISTS of this form"
 
 
 def express(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
@@ -96,16 +91,6 @@ def express(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     if scope.groups is not None and found.sql in scope.groups:
         return replace(found, aggregate=False, loose=frozenset())
     return found
-
-
-def refuse_unread(node: exp.Expr) -> None:
-    """Refuse a node with options that the translation does not read: parsers gain new ones."""
-    known = _READ | _READ_OF.get(type(node), set())
-    unread = [name for name, value in node.args.items() if value and name not in known]
-    if unread:
-        raise StaysWithSourceError(
-            f"its {node.key} has an option {unread[0]!r} that is not translated"
-        )
 
 
 def _is_negated(node: exp.Expr) -> bool:
@@ -169,7 +154,7 @@ def _connective(word: str) -> Callable[[exp.Expr, Scope, TranslationContext], Ty
         parts = [express(part, scope, context) for part in _chained(node)]
         if len(parts) > _MOST_CONDITIONS:
             raise StaysWithSourceError(f"it joins more than {_MOST_CONDITIONS} conditions")
-        return truth(_balanced([as_truth(part, context) for part in parts], word), *parts)
+        return truth(balanced([as_truth(part, context) for part in parts], word), *parts)
 
     return connect
 
@@ -182,14 +167,6 @@ def _chained(node: exp.Expr) -> list[exp.Expr]:
         refuse_unread(node)
         node = node.this
     return [node, *reversed(found)]
-
-
-def _balanced(texts: list[str], word: str) -> str:
-    """Join conditions such that no parser has to nest them deeply."""
-    if len(texts) == 1:
-        return texts[0]
-    half = len(texts) // 2
-    return f"({_balanced(texts[:half], word)} {word} {_balanced(texts[half:], word)})"
 
 
 def _comparison(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
@@ -246,128 +223,6 @@ def _between(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed
         raise StaysWithSourceError("it is BETWEEN SYMMETRIC")
     parts = compare(">=", value, low, context), compare("<=", value, high, context)
     return truth(f"({parts[0].sql} and {parts[1].sql})", *parts)
-
-
-def _in(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
-    value = _operand(node.this, scope, context)
-    query = node.args.get("query")
-    if query is not None:
-        return _in_query(value, node, scope, context)
-    members = node.expressions
-    if not members or node.args.get("field") or node.args.get("unnest"):
-        raise StaysWithSourceError("its IN names a table, or nothing")
-    which = list_of(members[0])
-    if which is not None:
-        texts = _many(value, context.lists[which], context)
-        if texts is not None:
-            return truth(f"({value.sql} in ({texts}))", value)
-        members = [_literal_of(token) for token in context.lists[which]]
-    return _in_values(value, [_operand(part, scope, context) for part in members], context)
-
-
-def _many(value: Typed, tokens: Sequence[Token], context: TranslationContext) -> str | None:
-    """Write the values of a long list, where each is of the kind it is compared with."""
-    is_text = tokens[0].token_type is TokenType.STRING
-    texts = [token.text for token in tokens]
-    if value.inexact:
-        return None
-    if is_text and value.kind is Kind.TEXT and not any("\0" in text for text in texts):
-        return ", ".join(map(literal, texts))
-    if not is_text and value.kind is Kind.INT and all(map(_is_plain, texts)):
-        # One type for all, so that no engine takes the narrowest that the first one fits.
-        return ", ".join([context.words.cast(texts[0], pa.int64()), *texts[1:]])
-    return None
-
-
-def _is_plain(text: str) -> bool:
-    return text.isdecimal() and text.isascii() and len(text) <= _PLAIN_DIGITS
-
-
-def _literal_of(token: Token) -> exp.Expr:
-    return exp.Literal(this=token.text, is_string=token.token_type is TokenType.STRING)
-
-
-def _in_values(value: Typed, members: Sequence[Typed], context: TranslationContext) -> Typed:
-    """Write an IN list; its values apart by the form in which the left side is compared."""
-    by_left: dict[str, list[str]] = {}
-    for member in members:
-        left, right = comparable(value, member, context)
-        by_left.setdefault(left, []).append(right)
-    tests = [f"({left} in ({', '.join(rights)}))" for left, rights in by_left.items()]
-    return truth(_balanced(tests, "or"), value, *members)
-
-
-def _in_query(value: Typed, node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
-    query = node.args["query"]
-    text, columns = _subselect(query, scope, context)
-    if len(columns) != 1:
-        raise StaysWithSourceError("its IN compares rows")
-    other = columns[0][1]
-    kinds = {value.kind, other.kind} - {Kind.NULL, Kind.UNKNOWN}
-    if kinds == {Kind.INT, Kind.REAL} or Kind.NUMBER in kinds:
-        raise StaysWithSourceError("its IN compares integers with reals")
-    if Kind.DATE in kinds and len(kinds) > 1:
-        raise StaysWithSourceError("its IN compares dates with something else")
-    settled = coerce(value, other.kind, context)
-    if compare("=", settled, other, context).sql != f"({settled.sql} = {other.sql})":
-        raise StaysWithSourceError("its IN compares values of different types")
-    outer = _outer(text, columns, scope)
-    negated = bool(node.args.get("negate")) or isinstance(node.parent, exp.Not | exp.Paren)
-    _refuse_null_unaware(node, query, outer, context)
-    # One that takes something from around it is a join for both engines: without NULLs.
-    if outer.loose and (negated or id(node) not in context.conjuncts):
-        raise StaysWithSourceError(_NULLS)
-    if not context.words.null_aware and not value.loose:
-        raise StaysWithSourceError(_NULLS)
-    return truth(f"({settled.sql} in ({text}))", settled, outer)
-
-
-def _refuse_null_unaware(
-    node: exp.Expr, query: exp.Expr, outer: Typed, context: TranslationContext
-) -> None:
-    """Refuse an IN or EXISTS that the mirror's engine turns into a join which forgets NULLs."""
-    if context.words.null_aware:
-        return
-    one_row = query.find(exp.AggFunc, exp.Anonymous) and (outer.loose or type(node) is exp.Exists)
-    if id(node) not in context.conjuncts or one_row:
-        raise StaysWithSourceError(_NULLS)
-
-
-def _outer(text: str, columns: tuple[tuple[str | None, Typed], ...], scope: Scope) -> Typed:
-    """Return the columns of the outer query that a subquery uses."""
-    around: Scope | None = scope
-    known: set[str] = set()
-    while around is not None:
-        known |= around.own
-        around = around.parent
-    loose = frozenset(sql for sql in known if sql in text)
-    return Typed(text, Kind.NULL, pa.null(), loose=loose) if columns else NULL
-
-
-def _exists(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
-    text, columns = _subselect(node.this, scope, context)
-    outer = _outer(text, columns, scope)
-    _refuse_null_unaware(node, node.this, outer, context)
-    return truth(f"(exists ({text}))", outer)
-
-
-def _scalar(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
-    text, columns = _subselect(node, scope, context)
-    if len(columns) != 1:
-        raise StaysWithSourceError("a subquery used as a value has several columns")
-    found = columns[0][1]
-    outer = _outer(text, columns, scope)
-    return derived(
-        f"({text})", found.kind, found.type, found, outer, loose=outer.loose, steady=found.steady
-    )
-
-
-def _subselect(
-    node: exp.Expr, scope: Scope, context: TranslationContext
-) -> tuple[str, tuple[tuple[str | None, Typed], ...]]:
-    if context.subquery is None:
-        raise StaysWithSourceError("it has a subquery")
-    return context.subquery(node.this if isinstance(node, exp.Subquery) else node, scope)
 
 
 def _like(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
@@ -430,17 +285,10 @@ def _concatenation(node: exp.Expr, scope: Scope, context: TranslationContext) ->
     for side in (node.this, node.expression):
         if isinstance(side, (*_ARITHMETIC, exp.Neg)):
             raise StaysWithSourceError("its operators need brackets to mean the same everywhere")
-        parts.append(_as_text(coerce(_operand(side, scope, context), Kind.TEXT, context), context))
+        parts.append(
+            as_plain_text(coerce(_operand(side, scope, context), Kind.TEXT, context), context)
+        )
     return derived(f"({parts[0].sql} || {parts[1].sql})", Kind.TEXT, pa.string(), *parts)
-
-
-def _as_text(value: Typed, context: TranslationContext) -> Typed:
-    value = as_text(value, context)
-    if value.kind in {Kind.TEXT, Kind.INT, Kind.NULL}:
-        return derived(cast(value, pa.string(), context), Kind.TEXT, pa.string(), value)
-    raise StaysWithSourceError(
-        f"it converts a {value.kind} to text, which each engine writes differently"
-    )
 
 
 def _case(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
@@ -469,51 +317,7 @@ def choose(tests: list[Typed], values: list[Typed], context: TranslationContext)
 def _cast(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     value = _operand(node.this, scope, context)
     target = node.args["to"].sql(dialect=context.catalog.source).lower()
-    found = _sqlite_cast(value, target, context) if context.sqlite else None
-    found = found or (None if context.sqlite else _postgres_cast(value, target, context))
-    if found is None and target in {"text", "varchar"}:
-        found = _as_text(value, context)
-    if found is None:
-        raise StaysWithSourceError(f"it casts a {value.kind} to {target}")
-    return found
-
-
-def _sqlite_cast(value: Typed, target: str, context: TranslationContext) -> Typed | None:
-    if value.kind is Kind.NULL:
-        return NULL
-    if target in {"real", "double", "float"} and value.kind in {Kind.INT, Kind.REAL, Kind.NUMBER}:
-        return derived(as_double(value, context), Kind.REAL, pa.float64(), value)
-    if target in {"integer", "int", "bigint"} and value.kind is Kind.INT:
-        return derived(value.sql, Kind.INT, pa.int64(), value)
-    if target in {"integer", "int", "bigint"} and value.digits:
-        return derived(cast(value, pa.int64(), context), Kind.INT, pa.int64(), value)
-    return None
-
-
-_POSTGRES_TYPES: dict[str, tuple[Kind, pa.DataType]] = {
-    "bigint": (Kind.INT, pa.int64()),
-    "int": (Kind.INT, pa.int32()),
-    "integer": (Kind.INT, pa.int32()),
-    "double precision": (Kind.REAL, pa.float64()),
-    "text": (Kind.TEXT, pa.string()),
-    "date": (Kind.DATE, pa.date32()),
-    "timestamp": (Kind.TIMESTAMP, pa.timestamp("us")),
-}
-
-
-def _postgres_cast(value: Typed, target: str, context: TranslationContext) -> Typed | None:
-    kind, kept = _POSTGRES_TYPES.get(target, (Kind.OPAQUE, pa.null()))
-    if value.kind is Kind.UNKNOWN and kind in TEMPORAL | {Kind.TEXT}:
-        return coerce(value, kind, context)
-    if value.kind is Kind.NULL and kind is not Kind.OPAQUE:
-        return Typed(context.words.cast("null", kept), kind, kept)
-    if value.kind is Kind.INT and kind is Kind.INT:
-        return derived(cast(value, kept, context), kind, kept, value)
-    if value.kind in {Kind.INT, Kind.DECIMAL} and kind is Kind.REAL:
-        return derived(as_double(value, context), kind, kept, value)
-    if value.kind is Kind.TIMESTAMP and kind is Kind.DATE:
-        return derived(cast(value, kept, context), kind, kept, value)
-    return None
+    return converted(value, target, context)
 
 
 def _column(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
@@ -522,36 +326,6 @@ def _column(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
     return resolve(node, scope, context)
 
 
-#: What the rules read of every node, or what says nothing of its meaning.
-_READ = {"this", "expression", "expressions", "_type", "type"}
-_READ_OF: dict[type[exp.Expr], set[str]] = {
-    exp.Literal: {"is_string"},
-    exp.Column: {"table", "db", "catalog"},
-    exp.Is: {"negate"},
-    exp.In: {"negate", "query", "field", "unnest"},
-    exp.Between: {"negate", "low", "high", "symmetric"},
-    exp.Like: {"negate"},
-    exp.ILike: {"negate"},
-    exp.Div: {"typed", "safe"},
-    exp.DPipe: {"safe"},
-    exp.Case: {"ifs", "default"},
-    exp.If: {"true", "false"},
-    exp.Cast: {"to"},
-    exp.Count: {"big_int"},
-    exp.Window: {"partition_by", "order", "over", "spec", "alias", "first"},
-    exp.Substring: {"start", "length"},
-    exp.Trim: {"position", "collation"},
-    exp.Replace: {"replacement"},
-    exp.StrPosition: {"substr", "position", "occurrence"},
-    exp.Least: {"ignore_nulls"},
-    exp.Greatest: {"ignore_nulls"},
-    exp.Ordered: {"desc", "nulls_first", "with_fill"},
-    exp.Table: {"db", "catalog", "alias"},
-    exp.Subquery: {"alias"},
-    exp.Upper: set(),
-    exp.TimeToStr: {"format"},
-    exp.Interval: {"unit"},
-}
 _RULES: dict[type[exp.Expr], Callable[[exp.Expr, Scope, TranslationContext], Typed]] = {
     exp.Literal: _literal,
     exp.Null: lambda _node, _scope, _context: NULL,
@@ -566,9 +340,9 @@ _RULES: dict[type[exp.Expr], Callable[[exp.Expr, Scope, TranslationContext], Typ
     exp.Or: _connective("or"),
     exp.Is: _is,
     exp.Between: _steadied(_between),
-    exp.In: _in,
-    exp.Exists: _exists,
-    exp.Subquery: _scalar,
+    exp.In: lambda node, scope, context: membership(node, scope, context, _operand),
+    exp.Exists: existence,
+    exp.Subquery: scalar,
     exp.Like: _like,
     exp.ILike: _like,
     exp.Escape: _like,

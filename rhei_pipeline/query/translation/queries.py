@@ -11,8 +11,15 @@ from rhei_pipeline.query.translation.aggregates import order_text
 from rhei_pipeline.query.translation.expressions import condition, express
 from rhei_pipeline.query.translation.joins import from_clause, refuse_other, rowwise, with_names
 from rhei_pipeline.query.translation.limits import decided, hidden_keys, limit_text, order_keys
-from rhei_pipeline.query.translation.literals import as_value, coerce, unify
+from rhei_pipeline.query.translation.literals import unify
 from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed
+from rhei_pipeline.query.translation.outputs import (
+    group_keys,
+    is_star,
+    output,
+    output_columns,
+    star_columns,
+)
 from rhei_pipeline.query.translation.scope import (
     Columns,
     Relation,
@@ -90,11 +97,11 @@ def outputs_alone(node: exp.Expr, context: TranslationContext) -> tuple[Typed | 
     from_clause(node, scope, context)
     found: list[Typed | None] = []
     for each in node.expressions:
-        if _is_star(each):
-            found += [typed for _, typed in _star(each, scope, context)]
+        if is_star(each):
+            found += [typed for _, typed in star_columns(each, scope, context)]
             continue
         try:
-            found.append(_output(each, scope, context))
+            found.append(output(each, scope, context))
         except StaysWithSourceError:
             found.append(_column_alone(each.unalias(), scope, context))
     return tuple(found) if any(found) else None
@@ -106,7 +113,7 @@ def _column_alone(node: exp.Expr, scope: Scope, context: TranslationContext) -> 
     if not of_one or not isinstance(node.this, exp.Column):
         return None
     try:
-        return _output(node.this, scope, context)
+        return output(node.this, scope, context)
     except StaysWithSourceError:
         return None
 
@@ -146,10 +153,10 @@ def _select(node: exp.Select, parent: Scope | None, context: TranslationContext)
     from_ = from_clause(node, scope, context)
     where = node.args.get("where")
     filtered = f" where {_demanded(where.this, scope, context)}" if where is not None else ""
-    keys = _group_keys(node, scope, context)
+    keys = group_keys(node, scope, context)
     if keys:
         scope.groups = frozenset(key.sql for key in keys)
-    outputs = _outputs(node, scope, context)
+    outputs = output_columns(node, scope, context)
     scope.aliases |= {
         name.lower(): typed for name, typed in outputs if name is not None and context.sqlite
     }
@@ -257,120 +264,6 @@ def _refuse_vague(
     shown = {typed.sql for _, typed in outputs}
     if any(key.sql not in shown for _, key in order):
         raise StaysWithSourceError("it is DISTINCT, and ordered by what it does not return")
-
-
-def _group_keys(node: exp.Select, scope: Scope, context: TranslationContext) -> list[Typed]:
-    group = node.args.get("group")
-    if group is None:
-        return []
-    refuse_other(group, {"expressions"})
-    aliases = {
-        folded(each.args["alias"], context): each.this
-        for each in node.expressions
-        if isinstance(each, exp.Alias)
-    }
-    keys = []
-    for term in group.expressions:
-        expression = term
-        if isinstance(term, exp.Literal):
-            if term.args.get("is_string") or not 0 < int(term.this) <= len(node.expressions):
-                raise StaysWithSourceError("it groups by a constant")
-            expression = node.expressions[int(term.this) - 1].unalias()
-        elif isinstance(term, exp.Column) and not term.table:
-            expression = _column_or_alias(term, aliases, scope, context)
-        key = express(expression, scope, context)
-        if key.column is None:
-            key = _settled(key, context)
-        if key.kind is Kind.OPAQUE or key.inexact or key.aggregate:
-            raise StaysWithSourceError(
-                "it groups by a column that the mirror stores in another form"
-            )
-        keys.append(key)
-    return keys
-
-
-def _column_or_alias(
-    term: exp.Column, aliases: dict[str, exp.Expr], scope: Scope, context: TranslationContext
-) -> exp.Expr:
-    """Return what a name in GROUP BY means: a column, or else an output column."""
-    try:
-        express(term, scope, context)
-    except StaysWithSourceError:
-        return aliases.get(folded(term.this, context), term)
-    return term
-
-
-def _outputs(node: exp.Select, scope: Scope, context: TranslationContext) -> Columns:
-    outputs: list[tuple[str | None, Typed]] = []
-    for each in node.expressions:
-        if _is_star(each):
-            outputs += _star(each, scope, context)
-            continue
-        typed = _output(each, scope, context)
-        if scope.groups is not None and typed.sql in scope.groups:
-            typed = replace(typed, aggregate=False, loose=frozenset())
-        outputs.append((_alias(each, scope, context), typed))
-    return tuple(outputs)
-
-
-def _is_star(node: exp.Expr) -> bool:
-    inner = node.this if isinstance(node, exp.Column) else node
-    return isinstance(inner, exp.Star)
-
-
-def _output(node: exp.Expr, scope: Scope, context: TranslationContext) -> Typed:
-    typed = express(node.unalias(), scope, context)
-    return typed if typed.column is not None else _settled(typed, context)
-
-
-def _settled(typed: Typed, context: TranslationContext) -> Typed:
-    return as_value(coerce(typed, Kind.TEXT, context), context)
-
-
-def _alias(node: exp.Expr, scope: Scope, context: TranslationContext) -> str | None:
-    """Return an output's name if the query or a table gives it one."""
-    if isinstance(node, exp.Alias):
-        identifier = node.args["alias"]
-        name: str = identifier.this
-        return name if context.sqlite or identifier.args.get("quoted") else name.lower()
-    inner = node.unnest()
-    if not isinstance(inner, exp.Column):
-        return None
-    wanted = express(inner, Scope(scope.relations, scope.parent), context)
-    around: Scope | None = scope
-    while around is not None:
-        for relation in around.relations:
-            for known, typed in relation.columns:
-                if typed.sql == wanted.sql:
-                    return known
-        around = around.parent
-    return None
-
-
-def _star(
-    node: exp.Expr, scope: Scope, context: TranslationContext
-) -> list[tuple[str | None, Typed]]:
-    star = node.this if isinstance(node, exp.Column) else node
-    if any(star.args.get(extra) for extra in ("except_", "replace", "rename", "except")):
-        raise StaysWithSourceError("its star leaves columns out")
-    table = node.args.get("table") if isinstance(node, exp.Column) else None
-    wanted = folded(table, context) if table is not None else None
-    chosen = [each for each in scope.relations if wanted is None or each.name == wanted]
-    if not chosen or (wanted is not None and len(chosen) > 1):
-        raise StaysWithSourceError("its star names no table")
-    if not all(each.whole for each in chosen):
-        raise StaysWithSourceError("it asks for all columns, and some are not mirrored")
-    found = [
-        (name, typed)
-        for each in chosen
-        for name, typed in each.columns
-        if wanted is not None or name is None or name.lower() not in each.merged
-    ]
-    if any(name is None for name, _ in found):
-        raise StaysWithSourceError(
-            "an output column has no alias, and only the source knows its name"
-        )
-    return found
 
 
 def _set_operation(
