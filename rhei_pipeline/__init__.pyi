@@ -71,7 +71,7 @@ from rhei_pipeline.protocols import Rescan as Rescan
 from rhei_pipeline.protocols import SourceSnapshot as SourceSnapshot
 from rhei_pipeline.query.planner import Prepared as Prepared
 from rhei_pipeline.query.router import Route as Route
-from rhei_pipeline.query.service import Written as Written
+from rhei_pipeline.query.freshness import Written as Written
 from rhei_pipeline.settings.model import Settings as Settings
 from rhei_pipeline.settings.sections import BufferSettings as BufferSettings
 from rhei_pipeline.settings.sections import CaptureSettings as CaptureSettings

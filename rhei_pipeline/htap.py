@@ -26,9 +26,9 @@ from rhei_pipeline.model.reports import (
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.protocols import Database, OnStep
+from rhei_pipeline.query.freshness import Demand, Writes, Written
 from rhei_pipeline.query.planner import Prepared
 from rhei_pipeline.query.router import Route
-from rhei_pipeline.query.service import Demand, Writes, Written
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.background import BackgroundSync
 from rhei_pipeline.sync.initial_sync import OnProgress

@@ -27,7 +27,7 @@ from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
 from rhei_pipeline.model.query_limits import QueryClock, QueryLimits, whole
 from rhei_pipeline.model.reports import SyncReport
 from rhei_pipeline.model.streaming import Begun, Streamed
-from rhei_pipeline.query.service import Demand, Written
+from rhei_pipeline.query.freshness import Demand, Written
 from rhei_pipeline.sync.initial_sync import OnProgress
 from rhei_pipeline.sync.pipeline import no_progress
 

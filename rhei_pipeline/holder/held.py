@@ -25,10 +25,10 @@ from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.protocols import OnStep
 from rhei_pipeline.query import time_travel
+from rhei_pipeline.query.freshness import Demand, Written
 from rhei_pipeline.query.planner import Prepared
 from rhei_pipeline.query.results import dated
 from rhei_pipeline.query.router import Route
-from rhei_pipeline.query.service import Demand, Written
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.background import BackgroundSync
 from rhei_pipeline.sync.dead_letters import replay

@@ -13,9 +13,9 @@ from rhei_pipeline.errors import MirrorBusyError, QueryError
 from rhei_pipeline.holder.client import Holder, HolderGoneError
 from rhei_pipeline.mirrors.locking import LockNote, Waiting, held, is_locked
 from rhei_pipeline.model.query_limits import QueryClock
+from rhei_pipeline.query.freshness import Demand
 from rhei_pipeline.query.results import labelled
 from rhei_pipeline.query.router import Route
-from rhei_pipeline.query.service import Demand
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.wiring.engine import query_limits
 from rhei_pipeline.wiring.mirror import lock_file, read_mirror

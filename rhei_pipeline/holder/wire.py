@@ -21,9 +21,9 @@ from rhei_pipeline.model import reports
 from rhei_pipeline.model.change_feed import ChangePosition, ChangeStream, TableChanges
 from rhei_pipeline.model.progress import TableState
 from rhei_pipeline.model.schema import Mode, Table, TableSchema
+from rhei_pipeline.query.freshness import Demand, Written
 from rhei_pipeline.query.planner import Prepared
 from rhei_pipeline.query.router import Route
-from rhei_pipeline.query.service import Demand, Written
 
 #: Under this name, an object says of which kind it is.
 _KIND = "$"

@@ -61,7 +61,7 @@ class Planner:
     """Plans statements for the pipeline's present tables.
 
     Args:
-        sides: What can be asked.
+        engines: What can be asked.
         options: What the declaration says of a table.
     """
 

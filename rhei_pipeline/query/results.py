@@ -12,6 +12,7 @@ from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.query.router import Plan, Route
+from rhei_pipeline.query.translation.queries import Query
 
 
 def bound(plan: Plan, params: Sequence[Any]) -> dict[str, Any]:
@@ -98,3 +99,26 @@ def dated(found: pa.Table, not_followed: Mapping[str, datetime]) -> pa.Table:
     names = json.dumps({name: since.isoformat() for name, since in not_followed.items()})
     labels = {"rhei.not_followed": names}
     return found.replace_schema_metadata({**(found.schema.metadata or {}), **labels})
+
+
+def unanswered(found: pa.Table, query: Query) -> bool:
+    """Return whether a LIMIT cut between rows that are equal in its ORDER BY.
+
+    Args:
+        found: The mirror's answer, with one row more than the limit and the hidden keys.
+        query: The translated query.
+    """
+    if query.limit is None or found.num_rows <= query.limit or query.limit == 0:
+        return False
+    last = found.slice(query.limit - 1, 2)
+    for place, key in enumerate(query.ordering):
+        first, second = last.column(len(query.columns) + place).to_pylist()
+        if first != second and not (key.inexact and _near(first, second)):
+            return False
+    return True
+
+
+def _near(first: float | None, second: float | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return abs(first - second) <= 1e-9 * max(abs(first), abs(second))

@@ -378,26 +378,3 @@ def _columns_alone(
         if found is None
         else tuple(None if typed is None else _column(typed) for typed in found)
     )
-
-
-def unanswered(found: pa.Table, query: Query) -> bool:
-    """Return whether a LIMIT cut between rows that are equal in its ORDER BY.
-
-    Args:
-        found: The mirror's answer, with one row more than the limit and the hidden keys.
-        query: The translated query.
-    """
-    if query.limit is None or found.num_rows <= query.limit or query.limit == 0:
-        return False
-    last = found.slice(query.limit - 1, 2)
-    for place, key in enumerate(query.ordering):
-        first, second = last.column(len(query.columns) + place).to_pylist()
-        if first != second and not (key.inexact and _near(first, second)):
-            return False
-    return True
-
-
-def _near(first: float | None, second: float | None) -> bool:
-    if first is None or second is None:
-        return first is second
-    return abs(first - second) <= 1e-9 * max(abs(first), abs(second))

@@ -9,8 +9,9 @@ from rhei_pipeline.buffer.source import BufferedSource, BufferOptions
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.model.query_limits import AnswerLimits, QueryLimits
 from rhei_pipeline.protocols import ChangeSource, Database, OnStep
+from rhei_pipeline.query.freshness import Freshness
 from rhei_pipeline.query.planner import Engines
-from rhei_pipeline.query.service import Freshness, QueryService
+from rhei_pipeline.query.service import QueryService
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.sections import BufferSettings
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
@@ -21,12 +22,7 @@ from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
 from rhei_pipeline.wiring.adoption import claim
 from rhei_pipeline.wiring.discovery import declared_tables, finding_tables
 from rhei_pipeline.wiring.mirror import OwnedMirror, open_mirror
-from rhei_pipeline.wiring.source import (
-    SourceDatabase,
-    open_database,
-    open_source,
-    unread,
-)
+from rhei_pipeline.wiring.source import SourceDatabase, open_database, open_source, unread
 from rhei_pipeline.wiring.table_options import table_options
 
 

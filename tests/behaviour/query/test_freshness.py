@@ -13,7 +13,7 @@ import pytest
 
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import QueryError, RheiError
-from rhei_pipeline.query.service import Writes, Written
+from rhei_pipeline.query.freshness import Writes, Written
 from tests.support.fix_world import World
 
 

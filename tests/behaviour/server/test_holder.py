@@ -337,7 +337,7 @@ def test_an_asker_that_stands_still_keeps_nobody(temporal: World, ask: str) -> N
     many = "select range as n from range(3000000)"
     code = (
         "import sys, pyarrow.flight as flight; from rhei_pipeline.holder import wire;"
-        "from rhei_pipeline.query.service import Demand;"
+        "from rhei_pipeline.query.freshness import Demand;"
         "client = flight.FlightClient('grpc+unix://' + sys.argv[1]);"
         f"query = ['1', 'query', {many!r}, [], 'olap', Demand()];"
         f"stream = ['1', 'stream', {TEXTS!r}, [], 1000, None];"

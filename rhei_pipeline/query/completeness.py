@@ -1,0 +1,69 @@
+"""What the mirror lacks of the tables that a query reads."""
+
+from datetime import datetime
+
+from rhei_pipeline.errors import QueryError
+from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.query.freshness import Demand
+from rhei_pipeline.query.planner import Engines
+from rhei_pipeline.query.router import Plan, tables_read
+
+
+class Completeness:
+    """Knows which tables the mirror holds in full, and which are no longer synced.
+
+    Args:
+        engines: The mirror, its pipeline and its dialect.
+    """
+
+    def __init__(self, engines: Engines) -> None:
+        self._mirror = engines.mirror
+        self._pipeline = engines.pipeline
+        self._dialect = engines.dialects[1]
+        self._rejected: tuple[Ledger, frozenset[str]] | None = None
+
+    def lack(self, plan: Plan) -> str | None:
+        """Return what the mirror lacks for a query; None where it holds all of it."""
+        ledger = self._mirror.ledger()
+        waiting = [name for name in sorted(plan.tables) if not self._pipeline.holds(name, ledger)]
+        if waiting:
+            return f"table {waiting[0]!r} is not copied yet with its present columns"
+        lacking = sorted(plan.tables & self._with_dead_letters(ledger))
+        if lacking:
+            return f"table {lacking[0]!r} has rows that cannot be mirrored"
+        return None
+
+    def _with_dead_letters(self, ledger: Ledger) -> frozenset[str]:
+        known = self._rejected
+        if known is None or known[0] is not ledger:
+            names = frozenset(self._mirror.dead_letters()["table_name"].to_pylist())
+            known = self._rejected = (ledger, names)
+        return known[1]
+
+    def not_followed(self, sql: str) -> dict[str, datetime]:
+        """Return the tables of a statement for the mirror that are no longer synced."""
+        known = self._pipeline.not_followed
+        read = tables_read(sql, self._dialect) if known else frozenset()
+        return {name: since for name, since in known.items() if name.lower() in read}
+
+    def refuse_not_followed(self, sql: str) -> None:
+        """Refuse `auto` queries of tables that left the declaration or the source."""
+        for name, since in self.not_followed(sql).items():
+            if name not in self._pipeline.left_out:
+                raise QueryError(
+                    f"table {name!r} is no longer followed since {since.isoformat()}",
+                    hint="use the hint 'olap' to read what its mirror still holds, declare it "
+                    "again,"
+                    f" or drop it from the mirror with 'rhei drop-table {name}'",
+                )
+
+    def refuse_bound(self, sql: str, demand: Demand) -> None:
+        """Refuse a freshness limit for tables that are no longer synced."""
+        is_bound = demand.max_staleness is not None or demand.after is not None
+        stale = self.not_followed(sql) if is_bound else {}
+        for name, since in stale.items():
+            raise QueryError(
+                f"table {name!r} is not followed since {since.isoformat()}, and its mirror is "
+                "older than the query allows",
+                hint="query without 'max_staleness' and 'after'; 'rhei sync' says what to do",
+            )
