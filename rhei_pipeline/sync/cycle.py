@@ -7,9 +7,9 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from rhei_pipeline.capabilities import is_retained_for, keyless_rows, rescan_due
+from rhei_pipeline.capabilities import is_retained_for, rescan_due
 from rhei_pipeline.changes.compaction import compact
-from rhei_pipeline.changes.null_keys import is_keyless, without_keyless
+from rhei_pipeline.changes.null_keys import without_keyless
 from rhei_pipeline.changes.scd2 import supersede
 from rhei_pipeline.changes.toast import complete, wanted_keys
 from rhei_pipeline.errors import BufferFullError
@@ -20,21 +20,16 @@ from rhei_pipeline.model.changes import (
     SEQUENCE,
     ChangeBatch,
     Counts,
-    LetterName,
     NetChanges,
     Position,
     event_schema,
-    key_text,
-    read_keys,
 )
-from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.progress import Ledger, TableState, Watermark
 from rhei_pipeline.model.reports import TableReport
 from rhei_pipeline.model.schema import INSTANT, Mode, Table
 from rhei_pipeline.protocols import (
     ChangeApply,
     ChangeSource,
-    DeadLetterStore,
     Mirror,
     MirrorTransaction,
     OnStep,
@@ -46,6 +41,7 @@ from rhei_pipeline.protocols import (
     SourceSnapshot,
     Step,
 )
+from rhei_pipeline.sync.quarantine import keep_letters, letter_names, unknown_keys
 from rhei_pipeline.sync.rescan import find_drift
 
 
@@ -226,59 +222,6 @@ def keep_versions(table: Table, batch: ChangeBatch, transaction: RowApply) -> Co
     return Counts(versions.inserted, versions.updated, versions.deleted)
 
 
-def keep_letters(
-    table: Table, batch: ChangeBatch, snapshot: SourcePositions, transaction: DeadLetterStore
-) -> int:
-    """Keep the rows that cannot be mirrored as dead letters; resolve those that now can.
-
-    And those of rows that are no more, which have no event where no key tells of them.
-    """
-    known = transaction.quarantined(table)
-    if known:
-        rows = plain_rows(batch.events.select(list(table.schema.primary_key)))
-        keys = set(map(key_text, rows))
-        transaction.release(table, {name for name in known if name[0] in keys}, snapshot.clock)
-    count = transaction.quarantine(batch.rejected)
-    gone = _fitting_by_now(known, batch) if batch.truncated_at is None else known
-    if batch.seen_at is not None:
-        # A query for rows does not show that one has got a key.
-        gone |= _no_longer_keyless(known, table, snapshot)
-    if gone:
-        transaction.release(table, gone, snapshot.clock)
-    return count
-
-
-def _fitting_by_now(known: set[LetterName], batch: ChangeBatch) -> set[LetterName]:
-    """Return which letters, known or of the batch, are none behind it.
-
-    A row that does not fit names all of its columns that do not: the others fit by now.
-    """
-    # Of a value that the source did not send, nothing is known.
-    resolved = {name for name in batch.resolved if name[1] not in batch.unchanged}
-    found = _names(batch)
-    valid = {(key, column) for key, column in found if not {(key, None), (key, column)} & resolved}
-    # Rows that no key tells apart share their letters.
-    misfits = {key for key, _ in valid if not is_keyless(key)}
-    whole = {key for key, column in resolved if column is None}
-    in_part = {(key, c) for key, c in known | found if key in misfits and c not in batch.unchanged}
-    return (in_part | {name for name in known | found if name[0] in whole}) - valid
-
-
-def _names(batch: ChangeBatch) -> set[LetterName]:
-    return {letter.name for letter in batch.rejected}
-
-
-def _no_longer_keyless(
-    letters: Iterable[LetterName], table: Table, snapshot: SourcePositions
-) -> set[LetterName]:
-    """Return those whose keys are null in part or whole and have no row any more."""
-    keyless = {name for name in letters if is_keyless(name[0])}
-    if not keyless:
-        return set()
-    there = {letter.key for letter in keyless_rows(snapshot, table)}
-    return {name for name in keyless if name[0] not in there}
-
-
 def acknowledge(
     source: ChangeSource, ledger: Ledger, tables: Iterable[str], *, prune: bool
 ) -> None:
@@ -365,7 +308,7 @@ def _put_copy_in_place(
         letters += keep_letters(table, batch, snapshot, transaction)
         events += batch.count
         del captured, batch
-    transaction.keep_unknown(table, _unknown_keys(table, transaction))
+    transaction.keep_unknown(table, unknown_keys(table, transaction))
     adopted = transaction.adopt_copy(table, snapshot.clock)
     counts = Counts(inserted=adopted or 0)
     if adopted is None:
@@ -380,10 +323,6 @@ def _put_copy_in_place(
     return TableReport.of(
         table.name, counts, events=events, dead_letters=letters, watermark=watermark
     )
-
-
-def _unknown_keys(table: Table, transaction: DeadLetterStore) -> pa.Table:
-    return read_keys({key for key, _ in transaction.quarantined(table)}, table.schema)
 
 
 def _apply_versions(
@@ -406,7 +345,7 @@ def _apply_versions(
             batch = _completed(captured, table, transaction.present_keys, transaction.present_rows)
             counts += keep_versions(table, batch, transaction)
             transaction.quarantine(batch.rejected)
-            mended = _names(batch) - unknown
+            mended = letter_names(batch) - unknown
             if mended:
                 transaction.release(table, mended, snapshot.clock)
             letters += len(mended)

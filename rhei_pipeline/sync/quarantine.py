@@ -1,0 +1,71 @@
+"""Keeps rows that cannot be mirrored as dead letters, and resolves those that fit by now."""
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from rhei_pipeline.capabilities import keyless_rows
+from rhei_pipeline.changes.null_keys import is_keyless
+from rhei_pipeline.model.changes import ChangeBatch, LetterName, key_text, read_keys
+from rhei_pipeline.model.plain_values import plain_rows
+from rhei_pipeline.model.schema import Table
+from rhei_pipeline.protocols import DeadLetterStore, SourcePositions
+
+
+def keep_letters(
+    table: Table, batch: ChangeBatch, snapshot: SourcePositions, transaction: DeadLetterStore
+) -> int:
+    """Keep the rows that cannot be mirrored as dead letters; resolve those that now can.
+
+    And those of rows that are no more, which have no event where no key tells of them.
+    """
+    known = transaction.quarantined(table)
+    if known:
+        rows = plain_rows(batch.events.select(list(table.schema.primary_key)))
+        keys = set(map(key_text, rows))
+        transaction.release(table, {name for name in known if name[0] in keys}, snapshot.clock)
+    count = transaction.quarantine(batch.rejected)
+    gone = _fitting_by_now(known, batch) if batch.truncated_at is None else known
+    if batch.seen_at is not None:
+        # A query for rows does not show that one has got a key.
+        gone |= _no_longer_keyless(known, table, snapshot)
+    if gone:
+        transaction.release(table, gone, snapshot.clock)
+    return count
+
+
+def _fitting_by_now(known: set[LetterName], batch: ChangeBatch) -> set[LetterName]:
+    """Return which letters, known or of the batch, are none behind it.
+
+    A row that does not fit names all of its columns that do not: the others fit by now.
+    """
+    # Of a value that the source did not send, nothing is known.
+    resolved = {name for name in batch.resolved if name[1] not in batch.unchanged}
+    found = letter_names(batch)
+    valid = {(key, column) for key, column in found if not {(key, None), (key, column)} & resolved}
+    # Rows that no key tells apart share their letters.
+    misfits = {key for key, _ in valid if not is_keyless(key)}
+    whole = {key for key, column in resolved if column is None}
+    in_part = {(key, c) for key, c in known | found if key in misfits and c not in batch.unchanged}
+    return (in_part | {name for name in known | found if name[0] in whole}) - valid
+
+
+def letter_names(batch: ChangeBatch) -> set[LetterName]:
+    """Return the names of the dead letters that a batch brings."""
+    return {letter.name for letter in batch.rejected}
+
+
+def _no_longer_keyless(
+    letters: Iterable[LetterName], table: Table, snapshot: SourcePositions
+) -> set[LetterName]:
+    """Return those whose keys are null in part or whole and have no row any more."""
+    keyless = {name for name in letters if is_keyless(name[0])}
+    if not keyless:
+        return set()
+    there = {letter.key for letter in keyless_rows(snapshot, table)}
+    return {name for name in keyless if name[0] not in there}
+
+
+def unknown_keys(table: Table, transaction: DeadLetterStore) -> pa.Table:
+    """Return the keys whose rows are dead letters."""
+    return read_keys({key for key, _ in transaction.quarantined(table)}, table.schema)
