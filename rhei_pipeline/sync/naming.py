@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Iterator, Mapping
 
-from rhei_pipeline.errors import SchemaDriftError, SchemaError
-from rhei_pipeline.model.schema import Table, TableSchema
+from rhei_pipeline.errors import PermanentError, SchemaDriftError, SchemaError
+from rhei_pipeline.model.schema import Table, TableSchema, nearest
 from rhei_pipeline.sql.text import mirror_table
 
 
@@ -20,6 +20,25 @@ def nothing_declared() -> SchemaError:
         "the source has no table with a primary key",
         hint="create one, or name tables and their 'primary_key' under 'tables'",
     )
+
+
+def find_table(
+    name: str, tables: Mapping[str, Table], errors: Mapping[str, PermanentError]
+) -> Table:
+    """Return a table that takes part by its name, in any case; `errors` are those left out for.
+
+    Raises:
+        SchemaError: There is no such table.
+        PermanentError: It is left out; why.
+    """
+    by_lower = {table.schema.full_name.lower(): table for table in tables.values()}
+    by_lower |= {known.lower(): table for known, table in tables.items()}
+    found = by_lower.get(name.removeprefix("main.").lower())
+    if found is None and name in errors:
+        raise errors[name]
+    if found is None:
+        raise SchemaError("it is not mirrored", table=name, hint=nearest(name, sorted(tables)))
+    return found
 
 
 def refuse_like_columns(schema: TableSchema) -> None:

@@ -3,22 +3,20 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import TypeVar
 
-from rhei_pipeline.capabilities import heal_files, snapshot_of_rows
+from rhei_pipeline.capabilities import heal_files
 from rhei_pipeline.errors import (
-    MirrorDamagedError,
     MirrorUnreachableError,
     PermanentError,
     SchemaError,
     SourceBusyError,
     SourceUnreachableError,
 )
-from rhei_pipeline.model.blame import own_fault
 from rhei_pipeline.model.log_context import one_cycle
 from rhei_pipeline.model.progress import Ledger, TableState
 from rhei_pipeline.model.reports import (
@@ -31,34 +29,15 @@ from rhei_pipeline.model.reports import (
     Standing,
     SyncReport,
     TableReport,
-    TableVerification,
     VerifyReport,
 )
-from rhei_pipeline.model.schema import (
-    Mode,
-    Table,
-    nearest,
-    spelled,
-)
-from rhei_pipeline.protocols import (
-    ChangeSource,
-    Mirror,
-    MirrorTransaction,
-    OnStep,
-    SourcePositions,
-    SourceSnapshot,
-    Step,
-)
-from rhei_pipeline.sync.cycle import SyncOptions, apply_pending, sync_cycle
+from rhei_pipeline.model.schema import Mode, Table, spelled
+from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, Step
+from rhei_pipeline.sync.comparisons import Comparisons
+from rhei_pipeline.sync.copies import CopyOptions, TableCopies
+from rhei_pipeline.sync.cycle import SyncOptions, sync_cycle
 from rhei_pipeline.sync.free_memory import FreeMemory
-from rhei_pipeline.sync.initial_sync import (
-    Copied,
-    OnProgress,
-    copy_report,
-    copy_table,
-    has_shape,
-    needs_copy,
-)
+from rhei_pipeline.sync.initial_sync import Copied, OnProgress, copy_report
 from rhei_pipeline.sync.kept_history import (
     Declared,
     Dropping,
@@ -68,14 +47,11 @@ from rhei_pipeline.sync.kept_history import (
     not_followed,
     record_keys,
 )
-from rhei_pipeline.sync.naming import (
-    nothing_declared,
-)
+from rhei_pipeline.sync.naming import find_table, nothing_declared
 from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.schema_registry import Registry
 from rhei_pipeline.sync.schema_watch import ATTEMPTS, SchemaWatch
 from rhei_pipeline.sync.status import StatusCache, read_status
-from rhei_pipeline.sync.verify import count_rows, verify_tables
 
 _log = logging.getLogger(__name__)
 
@@ -129,9 +105,16 @@ class Pipeline:
         self._blame = self._parts.blame
         self._watch = SchemaWatch(find, source, mirror, registry, self._parts, self._cycle)
         self._synced_from: int | None = None
-        self._settled: dict[str, Table] = {}
-        self._copying: dict[str, CopyStatus] = {}
         self._status = StatusCache()
+        self._copies = TableCopies(
+            source,
+            mirror,
+            registry,
+            self._parts,
+            self._watch,
+            CopyOptions(pace, on_step, self._status.note_readable),
+        )
+        self._comparisons = Comparisons(source, mirror, self._parts, self._watch, pace, on_step)
         self._memory = FreeMemory()
         self._watchers: list[Callable[[SyncReport], None]] = []
         record_keys(mirror, registry)
@@ -172,17 +155,7 @@ class Pipeline:
             SchemaError: It is not one of the pipeline's.
             PermanentError: It is left out; why.
         """
-        by_lower = {table.schema.full_name.lower(): table for table in self._tables.values()}
-        by_lower |= {known.lower(): table for known, table in self._tables.items()}
-        found = by_lower.get(name.removeprefix("main.").lower())
-        errors = self._left_out.errors
-        if found is None and name in errors:
-            raise errors[name]
-        if found is None:
-            raise SchemaError(
-                "it is not mirrored", table=name, hint=nearest(name, sorted(self._tables))
-            )
-        return found
+        return find_table(name, self._tables, self._left_out.errors)
 
     @property
     def not_followed(self) -> Mapping[str, datetime]:
@@ -256,10 +229,10 @@ class Pipeline:
             for _ in range(ATTEMPTS):
                 begun = time.monotonic_ns()
                 self._watch.keep_up()
-                found = self._copy_what_needs_it(on_progress)
+                found = self._copies.copy_due(on_progress)
                 copied |= {name: copy.after(copied.get(name)) for name, copy in found.items()}
                 reports = self._cycle(self._tables.values(), self._watch.version)
-                self._settled = {}
+                self._copies.forget_cycle()
                 if reports is not None:
                     self._refuse_failure_of_all(reports)
                     self._synced_from = begun
@@ -297,7 +270,7 @@ class Pipeline:
             if caught_up is not None and table.name in copied:
                 report = caught_up.tables[table.name]
                 return copy_report(copied[table.name], report, started)
-            found = self._copied(table, on_progress, same_shape=caught_up is not None)
+            found = self._copies.copy(table, on_progress, same_shape=caught_up is not None)
             synced, gone_on = self._synced(on_progress)
             table = self.table(name)  # raises what it was left out for
             report, again = synced.tables[table.name], gone_on.get(table.name)
@@ -333,64 +306,18 @@ class Pipeline:
         _log.warning("table %r: it is copied without what is pending", name)
         self._watch.take_in(name)
 
-    def _copied(self, table: Table, on_progress: OnProgress, *, same_shape: bool) -> Copied | None:
-        """Copy a table; an error is its own, and leaves it out until the next sync.
-
-        None where a migration came between: the source is to be looked at again.
-        """
-        copied = None
-        try:
-            with self._blame.of(table.name):
-                copied = self._copy(table, on_progress, same_shape=same_shape)
-        except Exception as error:
-            # What reading or capture failed with may only say that the table is another by now.
-            if not self._is_migrated(table, error):
-                self._parts.leave_out(error, [table.name])
-                fault = self._left_out.errors[table.name]
-                if fault is error:
-                    raise
-                raise fault from error
-        if copied is None:
-            _log.warning("table %r: it was migrated while it was copied", table.name)
-            self._watch.refresh_next_time()
-        return copied
-
-    def _is_migrated(self, table: Table, error: Exception) -> bool:
-        is_own = own_fault(error, table.name) is not None
-        return is_own and not has_shape(table, self._source)
-
     def verify(self, name: str | None = None) -> VerifyReport:
         """Bring the mirror up to one source state and compare every row at that state."""
         started = time.monotonic()
         with self._lock:
-            found = self._once_unmigrated(lambda: self._verified(name))
-            if name is not None:
-                self.table(name)  # raises what it was left out for
-            damaged = {
-                left_out: TableVerification.of_damaged(left_out, error)
-                for left_out, error in self._left_out.errors.items()
-                if isinstance(error, MirrorDamagedError) and name is None
-            }
+            found = self._once_unmigrated(lambda: self._comparisons.verify(name))
         errors = {} if name else self._told_errors()
         return VerifyReport(
-            MappingProxyType(found | damaged),
+            MappingProxyType(found),
             time.monotonic() - started,
             MappingProxyType(errors),
             self.not_followed,
         )
-
-    def _verified(self, name: str | None) -> dict[str, TableVerification] | None:
-        chosen = list(self._tables.values()) if name is None else [self.table(name)]
-        return self._parts.without_failing(chosen, self._compared)
-
-    def _compared(self, tables: Sequence[Table]) -> dict[str, TableVerification] | None:
-        def compare(
-            snapshot: SourceSnapshot, transaction: MirrorTransaction
-        ) -> dict[str, TableVerification]:
-            rows, blame = self._pace.batch_rows, self._blame
-            return verify_tables(tables, snapshot, transaction, self._mirror, rows, blame)
-
-        return self._at_rows_of(tables, compare)
 
     def _once_unmigrated(self, look: Callable[[], _Found | None]) -> _Found:
         """Sync and look, again where a migration came between the two: `look` returns None then."""
@@ -401,34 +328,10 @@ class Pipeline:
                 return found
         raise _keeps_changing()
 
-    def _at_rows_of(
-        self,
-        tables: Iterable[Table],
-        look: Callable[[SourceSnapshot, MirrorTransaction], _Found],
-    ) -> _Found | None:
-        """Look at one source state with its rows, and the mirror as it would be at that state.
-
-        The mirror is only tried there: what lies between there and the head is for a cycle to
-        apply. None where the source has another schema by now than the tables were synced with.
-        """
-        with snapshot_of_rows(self._source) as snapshot:
-            if snapshot.schema_version != self._watch.version:
-                return None
-            with self._mirror.transaction(trial=True) as transaction:
-                for table in tables:
-                    with self._blame.of(table.name):
-                        apply_pending(table, snapshot, transaction, self._pace, self._on_step)
-                return look(snapshot, transaction)
-
     def parity(self, name: str) -> RowParity:
         """Bring the mirror up to one source state and count the rows of both at that state."""
         with self._lock:
-            return self._once_unmigrated(lambda: self._counted(self.table(name)))
-
-    def _counted(self, table: Table) -> RowParity | None:
-        return self._at_rows_of(
-            [table], lambda snapshot, transaction: count_rows(table, snapshot, transaction)
-        )
+            return self._once_unmigrated(lambda: self._comparisons.parity(name))
 
     def repair(self, name: str) -> RepairReport:
         """Make one table equal to its source again; history gets the difference as versions."""
@@ -484,7 +387,7 @@ class Pipeline:
     @property
     def copying(self) -> Mapping[str, CopyStatus]:
         """The copies under way; never waits."""
-        return MappingProxyType(dict(self._copying))
+        return self._copies.under_way()
 
     def touch(self, name: str, keys: Collection[tuple[object, ...]]) -> None:
         """Mark the rows of these keys to be read again by the next sync."""
@@ -511,67 +414,6 @@ class Pipeline:
             failing,
         )
 
-    def _copy_what_needs_it(self, on_progress: OnProgress) -> dict[str, Copied]:
-        copied = {}
-        for table in self._parts.without_failing(list(self._tables.values()), self._find_due):
-            try:
-                # What was pending in another shape has been drained: the history goes on.
-                found = self._copied(table, on_progress, same_shape=True)
-                if found is not None:
-                    copied[table.name] = found
-            except PermanentError:
-                if table.name not in self._left_out.errors:
-                    raise
-        return copied
-
-    def _find_due(self, tables: Sequence[Table]) -> list[Table]:
-        ledger = self._mirror.ledger()
-        if self._is_settled(ledger):
-            return []
-        with self._source.snapshot() as snapshot:
-            if snapshot.schema_version != self._watch.version:
-                return []
-            due = []
-            for table in tables:
-                with self._blame.of(table.name):
-                    if self._is_due(table, snapshot, ledger):
-                        due.append(table)
-            return due
-
-    def _is_settled(self, ledger: Ledger) -> bool:
-        """Return whether nothing was copied or described again since the last cycle.
-
-        The cycle itself then shows whether the source still proves what each table has: where it
-        does not, nothing is done, and all tables are asked about.
-        """
-        is_whole = not ledger.copies and self._tables.keys() <= ledger.watermarks.keys()
-        return is_whole and bool(self._settled) and self._settled == self._tables
-
-    def _is_due(self, table: Table, snapshot: SourcePositions, ledger: Ledger) -> bool:
-        return needs_copy(table, snapshot, ledger) or self._registry.table(table.name) != table
-
-    def _copy(
-        self, table: Table, on_progress: OnProgress, *, same_shape: bool = False
-    ) -> Copied | None:
-        def note(name: str, rows: int, of: int) -> None:
-            self._copying[name] = CopyStatus(rows, of)
-            self._status.note_readable()
-            on_progress(name, rows, of)
-
-        self._watch.install(table)
-        try:
-            return copy_table(
-                table,
-                self._source,
-                self._mirror,
-                self._pace,
-                self._on_step,
-                note,
-                same_shape=same_shape,
-            )
-        finally:
-            self._copying.pop(table.name, None)
-
     def _told_errors(self) -> dict[str, str]:
         return {name: str(error) for name, error in self._left_out.errors.items()}
 
@@ -579,7 +421,7 @@ class Pipeline:
         self, reports: dict[str, TableReport], copied: dict[str, Copied], started: float
     ) -> SyncReport:
         self._registry.save(*(self._tables[name] for name in reports))
-        self._settled = dict(self._tables)
+        self._copies.note_cycle()
         self._left_out.went_well(reports.keys())
         for name, error in self._told_errors().items():
             reports[name] = TableReport(name, error=error)

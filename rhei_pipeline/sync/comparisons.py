@@ -1,0 +1,105 @@
+"""Compares mirror and source at one state, to which the mirror is brought on trial."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from rhei_pipeline.capabilities import snapshot_of_rows
+from rhei_pipeline.errors import MirrorDamagedError
+from rhei_pipeline.model.reports import RowParity, TableVerification
+from rhei_pipeline.model.schema import Table
+from rhei_pipeline.protocols import ChangeSource, Mirror, MirrorTransaction, OnStep, SourceSnapshot
+from rhei_pipeline.sync.cycle import SyncOptions, apply_pending
+from rhei_pipeline.sync.naming import find_table
+from rhei_pipeline.sync.participants import Participants
+from rhei_pipeline.sync.schema_watch import SchemaWatch
+from rhei_pipeline.sync.verify import count_rows, verify_tables
+
+_Found = TypeVar("_Found")
+
+
+class Comparisons:
+    """Compares the tables that take part with their source.
+
+    Args:
+        source, mirror: What is compared.
+        parts: The tables that take part, and those that are left out.
+        watch: Knows the schema version that the tables are described at.
+        pace: How much at once.
+        on_step: Called at each named step.
+    """
+
+    def __init__(
+        self,
+        source: ChangeSource,
+        mirror: Mirror,
+        parts: Participants,
+        watch: SchemaWatch,
+        pace: SyncOptions,
+        on_step: OnStep,
+    ) -> None:
+        self._source = source
+        self._mirror = mirror
+        self._parts = parts
+        self._watch = watch
+        self._pace = pace
+        self._on_step = on_step
+
+    def verify(self, name: str | None) -> dict[str, TableVerification] | None:
+        """Compare every row of one table, or of all; those with damaged files are never equal.
+
+        None where a migration came between: the tables are to be synced, and looked at again.
+        """
+        found = self._verified(name)
+        if found is None:
+            return None
+        if name is not None:
+            self._table(name)  # raises what it was left out for
+            return found
+        damaged = {
+            left_out: TableVerification.of_damaged(left_out, error)
+            for left_out, error in self._parts.left_out.errors.items()
+            if isinstance(error, MirrorDamagedError)
+        }
+        return found | damaged
+
+    def _verified(self, name: str | None) -> dict[str, TableVerification] | None:
+        chosen = list(self._parts.tables.values()) if name is None else [self._table(name)]
+        return self._parts.without_failing(chosen, self._compared)
+
+    def _compared(self, tables: Sequence[Table]) -> dict[str, TableVerification] | None:
+        def compare(
+            snapshot: SourceSnapshot, transaction: MirrorTransaction
+        ) -> dict[str, TableVerification]:
+            rows, blame = self._pace.batch_rows, self._parts.blame
+            return verify_tables(tables, snapshot, transaction, self._mirror, rows, blame)
+
+        return self._at_rows_of(tables, compare)
+
+    def parity(self, name: str) -> RowParity | None:
+        """Count a table's rows on both sides; None where a migration came between."""
+        table = self._table(name)
+        return self._at_rows_of(
+            [table], lambda snapshot, transaction: count_rows(table, snapshot, transaction)
+        )
+
+    def _table(self, name: str) -> Table:
+        return find_table(name, self._parts.tables, self._parts.left_out.errors)
+
+    def _at_rows_of(
+        self,
+        tables: Iterable[Table],
+        look: Callable[[SourceSnapshot, MirrorTransaction], _Found],
+    ) -> _Found | None:
+        """Look at one source state with its rows, and the mirror as it would be at that state.
+
+        The mirror is only tried there: what lies between there and the head is for a cycle to
+        apply. None where the source has another schema by now than the tables were synced with.
+        """
+        with snapshot_of_rows(self._source) as snapshot:
+            if snapshot.schema_version != self._watch.version:
+                return None
+            with self._mirror.transaction(trial=True) as transaction:
+                for table in tables:
+                    with self._parts.blame.of(table.name):
+                        apply_pending(table, snapshot, transaction, self._pace, self._on_step)
+                return look(snapshot, transaction)

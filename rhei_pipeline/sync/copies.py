@@ -1,0 +1,166 @@
+"""Copies the tables that need it; what a copy fails with leaves its own table out."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from rhei_pipeline.errors import PermanentError
+from rhei_pipeline.model.blame import own_fault
+from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.model.reports import CopyStatus
+from rhei_pipeline.model.schema import Table
+from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourcePositions
+from rhei_pipeline.sync.cycle import SyncOptions
+from rhei_pipeline.sync.initial_sync import Copied, OnProgress, copy_table, has_shape, needs_copy
+from rhei_pipeline.sync.participants import Participants
+from rhei_pipeline.sync.schema_registry import Registry
+from rhei_pipeline.sync.schema_watch import SchemaWatch
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CopyOptions:
+    """How tables are copied.
+
+    Attributes:
+        pace: How much at once.
+        on_step: Called at each named step.
+        note_read: Called whenever rows were read and written.
+    """
+
+    pace: SyncOptions
+    on_step: OnStep
+    note_read: Callable[[], None]
+
+
+class TableCopies:
+    """Copies tables, and knows which of them need it.
+
+    Args:
+        source, mirror, registry: Where rows come from, where they go, what they looked like.
+        parts: The tables that take part, and those that are left out.
+        watch: Follows the source's schema, and installs capture.
+        options: How tables are copied.
+    """
+
+    def __init__(
+        self,
+        source: ChangeSource,
+        mirror: Mirror,
+        registry: Registry,
+        parts: Participants,
+        watch: SchemaWatch,
+        options: CopyOptions,
+    ) -> None:
+        self._settled: dict[str, Table] = {}
+        self._source = source
+        self._mirror = mirror
+        self._registry = registry
+        self._parts = parts
+        self._tables, self._left_out = parts.tables, parts.left_out
+        self._blame = parts.blame
+        self._watch = watch
+        self._options = options
+        self._under_way: dict[str, CopyStatus] = {}
+
+    def under_way(self) -> Mapping[str, CopyStatus]:
+        """Return the copies under way; never waits."""
+        return MappingProxyType(dict(self._under_way))
+
+    def note_cycle(self) -> None:
+        """Remember the tables as a cycle that succeeded left them."""
+        self._settled = dict(self._tables)
+
+    def forget_cycle(self) -> None:
+        """Forget what the last cycle left: the next one asks about all tables."""
+        self._settled = {}
+
+    def copy_due(self, on_progress: OnProgress) -> dict[str, Copied]:
+        """Copy the tables that need it; return what was read of each."""
+        copied = {}
+        for table in self._parts.without_failing(list(self._tables.values()), self._find_due):
+            try:
+                # What was pending in another shape has been drained: the history goes on.
+                found = self.copy(table, on_progress, same_shape=True)
+                if found is not None:
+                    copied[table.name] = found
+            except PermanentError:
+                if table.name not in self._left_out.errors:
+                    raise
+        return copied
+
+    def copy(self, table: Table, on_progress: OnProgress, *, same_shape: bool) -> Copied | None:
+        """Copy one table; an error is its own, and leaves it out until the next sync.
+
+        None where a migration came between: the source is to be looked at again.
+        """
+        copied = None
+        try:
+            with self._blame.of(table.name):
+                copied = self._copy(table, on_progress, same_shape=same_shape)
+        except Exception as error:
+            # What reading or capture failed with may only say that the table is another by now.
+            if not self._is_migrated(table, error):
+                self._parts.leave_out(error, [table.name])
+                fault = self._left_out.errors[table.name]
+                if fault is error:
+                    raise
+                raise fault from error
+        if copied is None:
+            _log.warning("table %r: it was migrated while it was copied", table.name)
+            self._watch.refresh_next_time()
+        return copied
+
+    def _is_migrated(self, table: Table, error: Exception) -> bool:
+        is_own = own_fault(error, table.name) is not None
+        return is_own and not has_shape(table, self._source)
+
+    def _find_due(self, tables: Sequence[Table]) -> list[Table]:
+        ledger = self._mirror.ledger()
+        if self._is_settled(ledger):
+            return []
+        with self._source.snapshot() as snapshot:
+            if snapshot.schema_version != self._watch.version:
+                return []
+            due = []
+            for table in tables:
+                with self._blame.of(table.name):
+                    if self._is_due(table, snapshot, ledger):
+                        due.append(table)
+            return due
+
+    def _is_settled(self, ledger: Ledger) -> bool:
+        """Return whether nothing was copied or described again since the last cycle.
+
+        The cycle itself then shows whether the source still proves what each table has: where it
+        does not, nothing is done, and all tables are asked about.
+        """
+        is_whole = not ledger.copies and self._tables.keys() <= ledger.watermarks.keys()
+        return is_whole and bool(self._settled) and self._settled == self._tables
+
+    def _is_due(self, table: Table, snapshot: SourcePositions, ledger: Ledger) -> bool:
+        return needs_copy(table, snapshot, ledger) or self._registry.table(table.name) != table
+
+    def _copy(
+        self, table: Table, on_progress: OnProgress, *, same_shape: bool = False
+    ) -> Copied | None:
+        def note(name: str, rows: int, of: int) -> None:
+            self._under_way[name] = CopyStatus(rows, of)
+            self._options.note_read()
+            on_progress(name, rows, of)
+
+        self._watch.install(table)
+        try:
+            return copy_table(
+                table,
+                self._source,
+                self._mirror,
+                self._options.pace,
+                self._options.on_step,
+                note,
+                same_shape=same_shape,
+            )
+        finally:
+            self._under_way.pop(table.name, None)
