@@ -12,11 +12,15 @@ class Crash(BaseException):
 
 
 class CrashAt:
-    """Passed as `on_step`: crashes at the n-th time that a step is reached, once."""
+    """Passed as `on_step`: crashes at the n-th time that a step is reached, once.
+
+    Or does other work there, such as a write that comes between two steps.
+    """
 
     def __init__(self) -> None:
         self._step: Step | None = None
         self._left = 0
+        self._due: list[tuple[Step, Callable[[], object]]] = []
         self.seen: list[Step] = []
 
     def arm(self, step: Step, occurrence: int = 1) -> None:
@@ -27,14 +31,22 @@ class CrashAt:
         """Crash no more."""
         self._step = None
 
+    def do_at(self, step: Step, work: Callable[[], object], times: int = 1) -> None:
+        """Do work at the step's next occurrences, so many times; what it raises ends the step."""
+        self._due += [(step, work)] * times
+
     def __call__(self, step: Step) -> None:
-        """Note the step; crash where it is the one."""
+        """Note the step; crash, or do the work that is due, where it is the one."""
         self.seen.append(step)
         if step is self._step:
             self._left -= 1
             if self._left == 0:
                 self._step = None
                 raise Crash(step)
+        due = next((each for each in self._due if each[0] is step), None)
+        if due is not None:
+            self._due.remove(due)
+            due[1]()
 
 
 class FaultIn:

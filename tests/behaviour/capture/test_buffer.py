@@ -132,14 +132,12 @@ def test_a_sensor_never_says_in_step_when_the_mirror_lacks_changes(
 def test_verify_compares_at_the_rows_state_and_records_nothing(buffered: World) -> None:
     buffered.htap.sync_now()
 
-    def write_late(step: Step) -> None:
-        if step is Step.COMMITTED:
-            buffered.run("update t set v = v + 1", "insert into u values (99, 1)")
+    def write_late() -> None:
+        buffered.run("update t set v = v + 1", "insert into u values (99, 1)")
 
     buffered.run("insert into u values (1, 1)")
-    buffered.htap._engine.pipeline._on_step = write_late
+    buffered.faults.do_at(Step.COMMITTED, write_late)
     assert buffered.htap.verify().equal
-    buffered.htap._engine.pipeline._on_step = buffered.faults
     buffered.htap.sync_now()
     buffered.assert_equal("t", "u")
 

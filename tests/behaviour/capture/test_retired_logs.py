@@ -99,18 +99,6 @@ def retired(world: World) -> list[str]:
     return [name for (name,) in rows]
 
 
-def once_at(world: World, step: Step, work: Callable[[], None]) -> None:
-    """Do work at the next time a step is reached."""
-    reached, left = world.faults, [work]
-
-    def on_step(met: Step) -> None:
-        reached(met)
-        if met is step and left:
-            left.pop()()
-
-    world.htap._engine.pipeline._on_step = on_step
-
-
 def rebuilt(columns: str, chosen: str) -> list[str]:
     """Write the statements that make the table again; its triggers go with the old one."""
     return [
@@ -152,7 +140,7 @@ def test_versions_written_beside_a_migration(
     writer.write()
     world.run(*IN_PLACE[migration])
     writer.write()
-    once_at(world, Step.ACKNOWLEDGED, writer.write)
+    world.faults.do_at(Step.ACKNOWLEDGED, writer.write)
     world.htap.sync_now()
     writer.write()
     assert_tells(writer, world)
@@ -172,7 +160,7 @@ def test_versions_written_beside_a_table_made_anew(
         writer.write()
         world.run("alter table t rename column c to b", *REBUILT[migration])
 
-    once_at(world, Step.ACKNOWLEDGED, rebuild)
+    world.faults.do_at(Step.ACKNOWLEDGED, rebuild)
     report = world.htap.sync_now()
     if migration == "key":
         # The past lacks a column of the key: nothing is lost, and the table is named.
@@ -304,7 +292,7 @@ def test_a_log_of_before_logs_were_kept_is_read_to_its_end(make_world: MakeWorld
     world = make_world(mode="temporal")
     writer = start(world)
     world.run("drop table _rhei_logs", "alter table t add column c text")
-    once_at(world, Step.ACKNOWLEDGED, writer.write)
+    world.faults.do_at(Step.ACKNOWLEDGED, writer.write)
     assert_tells(writer, world)
 
 
@@ -355,7 +343,7 @@ def test_a_broken_view_of_the_application_keeps_no_log_from_being_retired(
     world.tables = [{"name": "t"}]
     writer = start(world)
     world.run("alter table t add column c text", "drop table gone")
-    once_at(world, Step.ACKNOWLEDGED, writer.write)
+    world.faults.do_at(Step.ACKNOWLEDGED, writer.write)
     assert_tells(writer, world)
 
 

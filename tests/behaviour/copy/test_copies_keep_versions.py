@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -94,7 +93,7 @@ def test_what_is_written_while_a_healthy_table_is_repaired_is_kept_version_by_ve
     world = make_world(mode="temporal", storage=storage)
     world.run("create table t(id integer primary key, a integer)", "insert into t values (1, 1)")
     world.htap.sync_now()
-    _at(world, step, lambda: _write(world))
+    world.faults.do_at(step, lambda: _write(world))
     report = world.htap.repair("t")
     assert _told(world) == ALL_TOLD
     assert (report.inserted, report.updated, report.deleted) == (1, 3, 1)
@@ -106,24 +105,10 @@ def test_the_same_beside_a_writer_on_postgres(make_postgres: MakePostgres, metho
     world = make_postgres(mode="temporal", capture={"method": method})
     world.run("create table t(id int primary key, a int)", "insert into t values (1, 1)")
     world.htap.sync_now()
-    _at(world, Step.COPY_BEGUN, lambda: _write(world))
+    world.faults.do_at(Step.COPY_BEGUN, lambda: _write(world))
     world.htap.repair("t")
     assert _told(world) == ALL_TOLD
     assert world.htap.verify().equal
-
-
-def _at(world: Any, step: Step, work: Callable[[], None]) -> None:
-    """Write at a step of the next piece of work, once."""
-    reached = world.faults
-    done: list[Step] = []
-
-    def on_step(met: Step) -> None:
-        reached(met)
-        if met is step and not done:
-            done.append(met)
-            work()
-
-    world.htap._engine.pipeline._on_step = on_step
 
 
 @MIRRORS
@@ -152,7 +137,7 @@ def test_versions_written_while_a_changed_table_is_copied_are_kept(
     world.run("create table t(id integer primary key, a integer)", "insert into t values (1, 1)")
     world.htap.sync_now()
     world.run("alter table t add column c text default 'x'")
-    _at(world, Step.COPY_BEGUN, lambda: _write_wide(world))
+    world.faults.do_at(Step.COPY_BEGUN, lambda: _write_wide(world))
     world.htap.sync_now()
     assert [told for told in _told(world) if told[0] == 1][-3:] == ALL_TOLD[1:4]
     assert (9, 90, "D") in _told(world)
@@ -264,7 +249,7 @@ def test_versions_written_beside_a_migration_are_kept_by_the_log_of_postgres(
     world.run("create table t(id int primary key, a int)", "insert into t values (1, 1)")
     world.htap.sync_now()
     world.run("update t set a = 2", "alter table t add column c text")
-    _at(world, step, lambda: world.run("update t set a = 3", "update t set a = 4"))
+    world.faults.do_at(step, lambda: world.run("update t set a = 3", "update t set a = 4"))
     world.htap.sync_now()
     world.htap.sync_now()
     values = [value for _, value, _ in _told(world)]

@@ -52,18 +52,6 @@ def update(world: AnyWorld, value: int, stamp: str = "") -> None:
     world.run(f"update t set a = {value}{also} where id = 1")
 
 
-def at_first(world: AnyWorld, step: Step, work: Callable[[], None], times: int = 1) -> None:
-    """Do work the first times that a step is reached."""
-    reached, left = world.faults, [work] * times
-
-    def on_step(met: Step) -> None:
-        reached(met)
-        if met is step and left:
-            left.pop()()
-
-    world.htap._engine.pipeline._on_step = on_step
-
-
 def told(world: AnyWorld) -> list[int]:
     """Return what the history tells of the row, in order."""
     found = [row["a"] for row in world.versions("t") if row["id"] == 1]
@@ -103,7 +91,7 @@ def test_a_first_copy_of_sqlite_is_begun_anew(
 ) -> None:
     world = make_world(batch_rows=1, **options)
     begin(world, MILLISECONDS if "method" in options else "")
-    at_first(world, step, lambda: world.run(*MIGRATIONS[migration]))
+    world.faults.do_at(step, lambda: world.run(*MIGRATIONS[migration]))
     assert_copied_once(world, world.htap.sync_now())
     world.assert_equal("t", "z")
     assert world.htap.verify().equal
@@ -137,7 +125,7 @@ def test_a_repair_of_a_sqlite_history_keeps_every_version(
         world.run(*MIGRATIONS[migration])
         update(world, 4, stamp)
 
-    at_first(world, step, migrate)
+    world.faults.do_at(step, migrate)
     world.htap.repair("t")
     # A poll does not see what was overwritten before it looked.
     assert told(world) == ([1, 2, 4] if is_polled else [1, 2, 3, 4])
@@ -176,7 +164,7 @@ def test_a_copy_of_postgres_is_begun_anew(
         world.run(*MIGRATIONS[migration])
         update(world, 4)
 
-    at_first(world, Step.COPY_BEGUN, migrate)
+    world.faults.do_at(Step.COPY_BEGUN, migrate)
     if repaired:
         world.htap.repair("t")
         assert told(world) == [1, 2, 3, 4]
@@ -211,7 +199,7 @@ def test_a_migration_that_waits_for_a_batch_of_postgres(
         assert wait_until(is_waiting, 30)
 
     update(world, 2)
-    at_first(world, Step.COPY_BATCH, let_wait)
+    world.faults.do_at(Step.COPY_BATCH, let_wait)
     world.htap.repair("t")
     others[0].join()
     world.htap.sync_now()
@@ -224,8 +212,7 @@ def test_a_table_that_is_migrated_at_every_copy_is_given_up_for_now(make_world: 
     world = make_world(mode="temporal")
     begin(world)
     numbers = count()
-    at_first(
-        world,
+    world.faults.do_at(
         Step.COPY_BEGUN,
         lambda: world.run(f"alter table t add column c{next(numbers)} text"),
         times=10,
@@ -240,12 +227,12 @@ def compare_beside_a_migration(world: AnyWorld, migration: str, stamp: str = "")
     """Have the source migrated between the sync and the comparison, each time one is asked for."""
     begin(world, stamp)
     world.htap.sync_now()
-    at_first(world, Step.ACKNOWLEDGED, lambda: world.run(*MIGRATIONS[migration]))
+    world.faults.do_at(Step.ACKNOWLEDGED, lambda: world.run(*MIGRATIONS[migration]))
     found = world.htap.verify()
     assert found.equal, found
     assert {name: table.rows for name, table in found.tables.items()} == {"t": 3, "z": 3}
     world.assert_equal("t", "z")
-    at_first(world, Step.ACKNOWLEDGED, lambda: world.run("drop table t"))
+    world.faults.do_at(Step.ACKNOWLEDGED, lambda: world.run("drop table t"))
     with pytest.raises(SchemaError, match="no such table"):
         world.htap.row_parity("t")
     assert world.htap.row_parity("z").equal
@@ -278,8 +265,7 @@ def test_what_is_migrated_behind_every_sync_is_not_compared_for_now(make_world: 
     world = make_world()
     begin(world)
     numbers = count()
-    at_first(
-        world,
+    world.faults.do_at(
         Step.ACKNOWLEDGED,
         lambda: world.run(f"alter table z add column c{next(numbers)} text"),
         times=ATTEMPTS,

@@ -172,15 +172,13 @@ def test_a_fault_of_what_all_share_fails_the_cycle(make_world: MakeWorld, step: 
     _fill(world)
     _write(world, 1)
 
-    def fail(met: Step) -> None:
-        if met is step:
-            raise MirrorError("the disk is full")
+    def fail() -> None:
+        raise MirrorError("the disk is full")
 
-    world.htap._engine.pipeline._on_step = fail
+    world.faults.do_at(step, fail)
     with pytest.raises(MirrorError, match="the disk is full"):
         world.htap.sync_now()
     assert not world.htap.left_out
-    world.htap._engine.pipeline._on_step = world.faults
     world.htap.sync_now()
     assert world.htap.verify().equal
 

@@ -196,20 +196,6 @@ def test_what_is_written_after_a_migration_is_kept_version_by_version(
     told.assert_told()
 
 
-def at(world: PostgresWorld, step: Step, work: Callable[[], None]) -> None:
-    """Write at a step of the next sync, once."""
-    reached = world.faults
-    done: list[Step] = []
-
-    def on_step(met: Step) -> None:
-        reached(met)
-        if met is step and not done:
-            done.append(met)
-            work()
-
-    world.htap._engine.pipeline._on_step = on_step
-
-
 @pytest.mark.parametrize(
     ("migration", "step"),
     [
@@ -223,7 +209,7 @@ def test_what_is_written_beside_a_migration_is_kept_version_by_version(
     """Between the last reading of the old log and the making of the new one, and behind it."""
     told = migrated(make_postgres)
     migrate(told, migration)
-    at(told.world, step, lambda: write(told, 20))
+    told.world.faults.do_at(step, lambda: write(told, 20))
     synced(told.world)
     told.assert_told()
 
@@ -234,7 +220,7 @@ def test_nor_is_it_lost_by_other_mirrors(
 ) -> None:
     told = migrated(make_postgres, **options(way, tmp_path))
     migrate(told, "rename")
-    at(told.world, Step.ACKNOWLEDGED, lambda: write(told, 20))
+    told.world.faults.do_at(Step.ACKNOWLEDGED, lambda: write(told, 20))
     synced(told.world)
     told.assert_told()
 
