@@ -4,16 +4,10 @@ The contract suites are in `rhei_pipeline.testing.contracts`, which alone needs 
 """
 
 from rhei_pipeline.testing.faults import Crash, CrashAt, FaultIn
-from rhei_pipeline.testing.oracle import (
-    Dated,
-    Expected,
-    State,
-    arrow_rows,
-    by_key,
-    exact,
-)
-from rhei_pipeline.testing.stub_mirror import StubMirror, StubTransaction
+from rhei_pipeline.testing.oracle import Dated, Expected, State, arrow_rows, by_key, exact
+from rhei_pipeline.testing.stub_mirror import StubMirror
 from rhei_pipeline.testing.stub_source import StubSnapshot, StubSource, StubWrites
+from rhei_pipeline.testing.stub_transaction import StubTransaction
 
 __all__ = [
     "Crash",
