@@ -8,99 +8,31 @@ class TestMyMirror(MirrorContract, MirrorQueryContract):
         mirror.close()
 """
 
-from collections.abc import Sequence
-from datetime import UTC, date, datetime, timedelta
-from threading import Timer
-from typing import Any
+from datetime import date
 
 import pyarrow as pa
 import pytest
 
-from rhei_pipeline.changes.scd2 import supersede
 from rhei_pipeline.errors import MirrorError, QueryError, SchemaDriftError, SchemaError
-from rhei_pipeline.model.changes import Counts, DeadLetter, NetChanges, Position, event_schema
+from rhei_pipeline.model.changes import Counts, DeadLetter, NetChanges, Position
 from rhei_pipeline.model.progress import AsOf, CopyProgress, TableState, Watermark
-from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Column, Mode, Table
+from rhei_pipeline.model.schema import Column, Mode, Table
 from rhei_pipeline.model.schema import TableSchema as Schema
-from rhei_pipeline.protocols import Mirror, MirrorTransaction
-from rhei_pipeline.sql.text import mirror_table
-
-SCHEMA = Schema("t", (Column("k", pa.string()), Column("v", pa.float64())), ("k",))
-TABLE = Table(SCHEMA)
-HISTORY = Table(
-    Schema("h", (Column("k", pa.string()), Column("v", pa.float64())), ("k",)), Mode.TEMPORAL
+from rhei_pipeline.protocols import Mirror
+from rhei_pipeline.testing.mirror_work import (
+    HISTORY,
+    NOW,
+    SCHEMA,
+    SECOND,
+    TABLE,
+    apply,
+    copy,
+    held,
+    keys,
+    merge,
+    rows,
+    versions,
 )
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-_SECOND = timedelta(seconds=1)
-
-#: A key, its value, and when it became so, in seconds after `NOW`; value "gone": it was deleted.
-Event = tuple[str, float | str | None, int]
-
-
-def rows(**values: float | None) -> pa.Table:
-    """Return rows of the suites' tables: values by key."""
-    return pa.table({"k": list(values), "v": pa.array(values.values(), pa.float64())})
-
-
-def keys(*names: str) -> pa.Table:
-    """Return keys of the suites' tables."""
-    return pa.table({"k": pa.array(names, pa.string())})
-
-
-def merge(mirror: Mirror, upserts: pa.Table, tombstones: pa.Table) -> Counts:
-    """Merge into the destructive table, and commit."""
-    with mirror.transaction() as transaction:
-        return transaction.merge(TABLE, NetChanges(upserts, tombstones))
-
-
-def held(mirror: Mirror) -> dict[str, float | None]:
-    """Return what the destructive table holds."""
-    found = mirror.query("select * from t").to_pylist()
-    assert len({row["k"] for row in found}) == len(found)
-    return {row["k"]: row["v"] for row in found}
-
-
-def copy(mirror: Mirror, table: Table, values: pa.Table, at: datetime = NOW) -> int | None:
-    """Copy these rows whole, put the copy in place, and commit."""
-    progress = CopyProgress(table.name, Position(1, "p"), "shape", complete=True)
-    with mirror.transaction() as transaction:
-        transaction.begin_copy(table, progress)
-        transaction.append_copy(table, values, progress)
-        adopted = transaction.adopt_copy(table, at)
-        if adopted is None:
-            transaction.drop_copy(table)
-        return adopted
-
-
-def apply(transaction: MirrorTransaction, table: Table, *happened: Event) -> Counts:
-    """Give a history the versions of these events."""
-    rows = [
-        {
-            "_rhei_sequence": number,
-            "_rhei_changed_at": NOW + at * _SECOND,
-            "_rhei_live": value != "gone",
-            "k": key,
-            "v": None if value == "gone" else value,
-        }
-        for number, (key, value, at) in enumerate(happened)
-    ]
-    events = pa.Table.from_pylist(rows, schema=event_schema(table.schema))
-    opened, floors = transaction.open_versions(table, events)
-    versions = supersede(events, opened, floors, table.schema)
-    transaction.supersede(table, versions)
-    return Counts(versions.inserted, versions.updated, versions.deleted)
-
-
-def versions(mirror: Mirror, table: Table = HISTORY) -> list[tuple[Any, ...]]:
-    """Return a history's versions: key, value, from and to in seconds after `NOW`, operation."""
-    sql = f"select k, v, {VALID_FROM}, {VALID_TO}, {OPERATION} from {mirror_table(table.schema)}"
-    found = [tuple(row.values()) for row in mirror.query(sql).to_pylist()]
-
-    def seconds(at: datetime | None) -> float | None:
-        return None if at is None else (at - NOW) / _SECOND
-
-    rows = [(k, v, seconds(begin), seconds(end), what) for k, v, begin, end, what in found]
-    return sorted(rows, key=lambda each: (each[0], each[2]))
 
 
 class MirrorContract:
@@ -344,7 +276,7 @@ class MirrorContract:
         with history.transaction() as transaction:
             transaction.begin_copy(HISTORY, progress)
             transaction.append_copy(HISTORY, rows(a=1.0, c=3.0), progress)
-            assert transaction.adopt_copy(HISTORY, NOW + _SECOND) is None
+            assert transaction.adopt_copy(HISTORY, NOW + SECOND) is None
             found = list(transaction.copy_differences(HISTORY, 10))
         upserts = pa.concat_tables([part.upserts for part in found]).to_pylist()
         assert upserts == [{"k": "c", "v": 3.0}]
@@ -356,7 +288,7 @@ class MirrorContract:
             Schema("h", (Column("k", pa.string()), Column("w", pa.int64())), ("k",)),
             Mode.TEMPORAL,
         )
-        later = NOW + _SECOND
+        later = NOW + SECOND
         assert copy(history, other, other.schema.arrow.empty_table(), later) is None
         assert versions(history) == [("a", 1.0, 0.0, None, "I"), ("b", 2.0, 0.0, None, "I")]
         assert history.query("select w from h")["w"].to_pylist() == [None, None]
@@ -389,7 +321,7 @@ class MirrorContract:
         with history.transaction() as transaction:
             apply(transaction, HISTORY, ("a", 5.0, 10), ("b", "gone", 20))
             days = {
-                date(2026, 1, day): AsOf(NOW + seconds * _SECOND, ("k", "v"))
+                date(2026, 1, day): AsOf(NOW + seconds * SECOND, ("k", "v"))
                 for day, seconds in ((1, 9), (2, 10), (3, 20))
             }
             written = transaction.write_snapshots(HISTORY, days)
@@ -446,76 +378,3 @@ class MirrorContract:
     def test_closing_is_repeated_safely(self, adapter: Mirror) -> None:
         adapter.close()
         adapter.close()
-
-
-#: What a query may not do.
-REFUSED: Sequence[str] = (
-    "delete from t",
-    "with gone as (delete from t returning *) select * from gone",
-    "create table x(a int)",
-    "drop table t",
-    "copy t to 'out.csv'",
-    "select * from read_csv('pyproject.toml')",
-    "select * from 'pyproject.toml'",
-    "attach 'other.duckdb' as other",
-    "install httpfs",
-    "set threads = 1",
-    "select 1; select 2",
-    "",
-    "select * from nowhere",
-    "selec 1",
-)
-
-
-class MirrorQueryContract:
-    """What a mirror promises whose engine answers queries while it is written to.
-
-    Beside `MirrorContract`, which makes its fixture `mirror`.
-    """
-
-    @pytest.mark.parametrize("sql", REFUSED)
-    def test_a_query_only_reads_tables(self, mirror: Mirror, sql: str) -> None:
-        merge(mirror, rows(a=1.0), keys())
-        with pytest.raises(QueryError):
-            mirror.query(sql)
-        assert held(mirror) == {"a": 1.0}
-
-    def test_streamed_rows_are_of_the_state_they_began_with(self, mirror: Mirror) -> None:
-        merge(mirror, rows(**{f"k{number}": float(number) for number in range(1000)}), keys())
-        streamed = mirror.stream("select k, v from t where v >= $least", {"least": 10.0}, 100)
-        for _ in range(5):  # more commits than states are retained
-            merge(mirror, rows(k500=-1.0), keys("k20"))
-            merge(mirror, rows(k500=-2.0, k20=-3.0), keys("k30"))
-        batches = list(streamed.batches)
-        assert {batch.schema for batch in batches} == {streamed.schema}
-        found = pa.Table.from_batches(batches).sort_by("v")
-        assert found["v"].to_pylist() == [float(number) for number in range(10, 1000)]
-
-    def test_a_stream_that_is_cancelled_ends_in_an_error(self, mirror: Mirror) -> None:
-        many = 300_000
-        values = pa.array(range(many), pa.float64())
-        merge(mirror, pa.table({"k": values.cast(pa.string()), "v": values}), keys())
-        streamed = mirror.stream("select a.k from t a cross join t b", {}, 100)
-        next(streamed.batches)
-        streamed.cancel()
-        with pytest.raises(QueryError):
-            list(streamed.batches)
-
-    def test_a_stream_is_cancelled_before_its_first_row(self, mirror: Mirror) -> None:
-        values = pa.array(range(5000), pa.float64())
-        merge(mirror, pa.table({"k": values.cast(pa.string()), "v": values}), keys())
-        sql = "select max(a.v * b.v - c.v) as n from t a cross join t b cross join t c"
-        with pytest.raises(QueryError):
-            # The timer's thread ends what this one waits for.
-            next(mirror.stream(sql, {}, 100, lambda cancel: Timer(0.3, cancel).start()).batches)
-        assert mirror.query("select count(*) as n from t")["n"].to_pylist() == [5000]
-
-    def test_a_stream_that_was_cancelled_before_it_began_is_an_error(self, mirror: Mirror) -> None:
-        merge(mirror, rows(a=1.0), keys())
-        with pytest.raises(QueryError, match="cancelled"):
-            next(mirror.stream("select k from t", {}, 100, lambda cancel: cancel()).batches)
-        assert mirror.query("select count(*) as n from t")["n"].to_pylist() == [1]
-
-    def test_a_stream_only_reads(self, mirror: Mirror) -> None:
-        with pytest.raises(QueryError, match="DELETE"):
-            mirror.stream("delete from t", {}, 100)

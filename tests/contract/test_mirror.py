@@ -10,15 +10,9 @@ from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 from rhei_pipeline.mirrors.duckdb.mirror import MEMORY, DuckDBMirror
 from rhei_pipeline.protocols import Mirror
 from rhei_pipeline.testing import StubMirror
-from rhei_pipeline.testing.mirror_contract import (
-    TABLE,
-    MirrorContract,
-    MirrorQueryContract,
-    copy,
-    keys,
-    merge,
-    rows,
-)
+from rhei_pipeline.testing.mirror_contract import MirrorContract
+from rhei_pipeline.testing.mirror_query_contract import MirrorQueryContract
+from rhei_pipeline.testing.mirror_work import TABLE, copy, keys, merge, rows
 
 KINDS = (
     "duckdb-file",

@@ -14,7 +14,7 @@ import rhei_pipeline as rhei
 from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
 from rhei_pipeline.query import time_travel
 from rhei_pipeline.testing import StubMirror
-from rhei_pipeline.testing.mirror_contract import HISTORY
+from rhei_pipeline.testing.mirror_work import HISTORY
 from tests.support.consumer import Consumer
 from tests.support.damage import damage
 from tests.support.fix_world import World
