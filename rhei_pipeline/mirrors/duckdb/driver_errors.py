@@ -1,0 +1,114 @@
+"""What DuckDB, or the system below it, fails with, as errors of ours."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import duckdb
+
+from rhei_pipeline.errors import (
+    MirrorBusyError,
+    MirrorError,
+    MirrorMemoryError,
+    QueryError,
+    RheiError,
+    without_values,
+)
+from rhei_pipeline.mirrors.duckdb.damage import cause, damage_of, first_line, is_damage
+
+#: What DuckDB, or the system, says where a file may not grow.
+_FULL = (
+    "No space left",
+    "Disk quota exceeded",
+    "File too large",
+    "Out of disk",
+    "not write all",
+)
+#: How DuckDB says which process has a file open.
+_PROCESS = re.compile(r"\(PID (\d+)\)")
+
+
+def _too_large() -> MirrorMemoryError:
+    # No QueryError, after which the source would be asked for as much.
+    return MirrorMemoryError(
+        "DuckDB has reached its memory limit",
+        hint="make the query smaller, or raise mirror.memory_limit",
+    )
+
+
+def query_error(error: Exception, path: str, *, is_empty: bool) -> RheiError:
+    """Return the error for a query that failed; `is_empty`: the mirror holds no table yet."""
+    # Behind the first rows it reaches us through Arrow, which keeps the text alone.
+    if isinstance(error, duckdb.OutOfMemoryException) or str(error).startswith("Out of Memory"):
+        return _too_large()
+    if is_damage(error):
+        return damage_of(error, path)
+    hint = "the mirror answers reading queries on mirrored tables"
+    if is_empty:
+        hint = f"mirror {path!r} holds no table yet: run 'rhei sync' first"
+    message = first_line(error)
+    if isinstance(error, duckdb.DataError):
+        message = without_values(message)
+    return QueryError(f"DuckDB refused the query: {message}", hint=hint)
+
+
+@contextmanager
+def translated(path: str) -> Iterator[None]:
+    """Translate the driver's errors into ours."""
+    with keys_of_the_user():
+        try:
+            yield
+        except duckdb.InterruptException as error:
+            raise KeyboardInterrupt from error
+        except duckdb.Error as error:
+            raise _translate(cause(error), path) from error
+
+
+@contextmanager
+def keys_of_the_user() -> Iterator[None]:
+    """Raise KeyboardInterrupt for Ctrl-C, which DuckDB reports as its own error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":
+            raise
+        raise KeyboardInterrupt from error
+
+
+def _translate(error: duckdb.Error, path: str) -> RheiError:
+    text = str(error)
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return _too_large()
+    if (busy := _busy(text, path)) is not None:
+        return busy
+    if is_damage(error):
+        return damage_of(error, path)
+    if "not a valid DuckDB database" in text:
+        return MirrorError(
+            f"{path!r} exists and is not a DuckDB database",
+            hint=f"correct mirror.path, or move {path!r} away, with '{path}.wal' if it exists",
+        )
+    if any(reason in text for reason in _FULL):
+        return MirrorError(
+            f"the disk that holds {path!r} is full", hint="free space, then try again"
+        )
+    quotes_values = isinstance(error, duckdb.DataError | duckdb.IntegrityError)
+    what = type(error).__name__ if quotes_values else first_line(error)
+    hint = "check the disk and its mounts" if isinstance(error, duckdb.IOException) else None
+    return MirrorError(f"DuckDB failed on {path!r}: {what}", hint=hint)
+
+
+def _busy(text: str, path: str) -> MirrorBusyError | None:
+    """Return the error for a file that is open elsewhere; None for any other trouble."""
+    if "different configuration" in text:
+        return MirrorBusyError(
+            f"mirror {path!r} is being read in this process",
+            hint="use the object that opened it, or close that first",
+        )
+    if "Could not set lock" not in text:
+        return None
+    process = _PROCESS.search(text)
+    return MirrorBusyError(
+        f"mirror {path!r} is held by another process{f': {process[1]}' if process else ''}",
+        hint="only one process can write a mirror: stop the other one first",
+    )
