@@ -5,7 +5,8 @@ DuckDB's names are case-insensitive.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import duckdb
@@ -175,3 +176,13 @@ def in_utc(table: pa.Table) -> pa.Table:
             wanted = pa.timestamp(field.type.unit, INSTANT.tz)
             table = table.set_column(place, field.name, table.column(place).cast(wanted))
     return table
+
+
+@contextmanager
+def registered(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> Iterator[None]:
+    """Show rows to the connection under a name, within the block."""
+    connection.register(name, rows)
+    try:
+        yield
+    finally:
+        connection.unregister(name)

@@ -8,13 +8,21 @@ import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeated
+from rhei_pipeline.mirrors.duckdb.comparison import (
+    compare,
+    compare_digests,
+    differs_sql,
+    present_sql,
+    stage_differences,
+    staged_differences,
+)
 from rhei_pipeline.mirrors.duckdb.drop import drop_table
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds
 from rhei_pipeline.mirrors.duckdb.housekeeping import write_letters, write_owner
 from rhei_pipeline.mirrors.duckdb.past import write_snapshots
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
 from rhei_pipeline.mirrors.duckdb.promotion import adopt_copy, keep_unknown
-from rhei_pipeline.mirrors.duckdb.tables import copy_name, create, in_utc, write_built
+from rhei_pipeline.mirrors.duckdb.tables import copy_name, create, in_utc, registered, write_built
 from rhei_pipeline.model.changes import (
     Comparison,
     Counts,
@@ -32,11 +40,7 @@ from rhei_pipeline.sql.text import listed, literal, matching, mirror_table, quot
 #: Bytes of rows beyond which one value is large: batches of others have half as many.
 _LARGE_BYTES = 2 * PORTION_BYTES
 _STAGED = "temp._rhei_staged"
-_DIFFERENT = "temp._rhei_different"
 _ROW = "_rhei_row"
-_PART = "_rhei_part"
-_DIGEST = "_rhei_digest"
-_IS_GONE = "_rhei_is_gone"
 
 
 class DuckDBTransaction:
@@ -73,10 +77,13 @@ class DuckDBTransaction:
         inserted = updated = deleted = 0
         if changes.upserts.num_rows:
             upserts = changes.upserts
-            with self._registered("_rhei_upserts", upserts), self._in_few_copies(upserts):
+            with (
+                registered(self._connection, "_rhei_upserts", upserts),
+                self._in_few_copies(upserts),
+            ):
                 inserted, updated = self._upsert(table, target)
         if changes.tombstones.num_rows:
-            with self._registered("_rhei_tombstones", changes.tombstones):
+            with registered(self._connection, "_rhei_tombstones", changes.tombstones):
                 same = matching("t", "k", table.schema.primary_key)
                 deleted = self._changed(
                     f"delete from {target} t using _rhei_tombstones k where {same}"
@@ -91,7 +98,7 @@ class DuckDBTransaction:
             f"create or replace temp table _rhei_staged as"
             f" select {listed(key, 'u')}, t.rowid as {_ROW} from _rhei_upserts u"
             f" left join {target} t on {matching('t', 'u', key)}"
-            f" where t.rowid is null or {_differs(table, 't', 'u')}"
+            f" where t.rowid is null or {differs_sql(table, 't', 'u')}"
         )
         replaced = self._changed(
             f"delete from {target} where rowid in"
@@ -105,7 +112,7 @@ class DuckDBTransaction:
 
     def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the current rows of those keys."""
-        return self._rows_of(table, _present(table), keys)
+        return self._rows_of(table, present_sql(table), keys)
 
     def copied_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the rows of those keys in the copy."""
@@ -113,7 +120,7 @@ class DuckDBTransaction:
 
     def present_keys(self, table: Table) -> pa.Table:
         """Return the keys of all current rows."""
-        return self._arrow(f"select {listed(table.schema.primary_key)} from {_present(table)}")
+        return self._arrow(f"select {listed(table.schema.primary_key)} from {present_sql(table)}")
 
     def copied_keys(self, table: Table) -> pa.Table:
         """Return the keys of all rows in the copy."""
@@ -122,7 +129,7 @@ class DuckDBTransaction:
         )
 
     def _rows_of(self, table: Table, rows: str, keys: pa.Table) -> pa.Table:
-        with self._registered("_rhei_keys", keys):
+        with registered(self._connection, "_rhei_keys", keys):
             return self._arrow(
                 f"select {listed(table.schema.names, 't')} from {rows} t"
                 f" semi join _rhei_keys k on {matching('t', 'k', table.schema.primary_key)}"
@@ -131,13 +138,13 @@ class DuckDBTransaction:
     def open_versions(self, table: Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Return the open versions of the touched keys, and the last end of keys without one."""
         name, key = mirror_table(table.schema), table.schema.primary_key
-        with self._registered("_rhei_keys", events.select(list(key))):
+        with registered(self._connection, "_rhei_keys", events.select(list(key))):
             opened = self._arrow(
                 f"select {listed(table.schema.names, 't')}, t.{VALID_FROM},"
                 f" t.rowid as {LOCATOR} from {name} t"
                 f" semi join _rhei_keys k on {matching('t', 'k', key)} where t.{VALID_TO} is null"
             )
-            with self._registered("_rhei_open", opened.select(list(key))):
+            with registered(self._connection, "_rhei_open", opened.select(list(key))):
                 floors = self._arrow(
                     f"select {listed(key, 't')}, max(t.{VALID_TO}) as {FLOOR} from {name} t"
                     f" semi join (select distinct * from _rhei_keys k anti join _rhei_open o"
@@ -153,7 +160,7 @@ class DuckDBTransaction:
         name = mirror_table(table.schema)
         self._feeds.note(table, versions)
         if versions.closings.num_rows:
-            with self._registered("_rhei_closings", versions.closings):
+            with registered(self._connection, "_rhei_closings", versions.closings):
                 # Two statements: changing one column is cheaper, and most closings change one.
                 for deleted, also in (
                     ("not", ""),
@@ -166,7 +173,7 @@ class DuckDBTransaction:
                     )
         if versions.openings.num_rows:
             names = listed(versions.openings.column_names)
-            with self._registered("_rhei_openings", versions.openings):
+            with registered(self._connection, "_rhei_openings", versions.openings):
                 self._connection.execute(
                     f"insert into {name}({names}) select {names} from _rhei_openings"
                 )
@@ -233,7 +240,7 @@ class DuckDBTransaction:
     def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
         """Append rows to the copy and record its progress."""
         if rows.num_rows:
-            with self._registered("_rhei_rows", rows):
+            with registered(self._connection, "_rhei_rows", rows):
                 self._connection.execute(
                     f"insert into {copy_name(table.schema)} select * from _rhei_rows"
                 )
@@ -251,7 +258,7 @@ class DuckDBTransaction:
     def keep_unknown(self, table: Table, keys: pa.Table) -> None:
         """Add present rows to the copy for keys that it could not read."""
         if keys.num_rows:
-            with self._registered("_rhei_keys", keys):
+            with registered(self._connection, "_rhei_keys", keys):
                 keep_unknown(self._connection, table)
 
     def adopt_copy(self, table: Table, at: datetime) -> int | None:
@@ -314,17 +321,10 @@ class DuckDBTransaction:
 
     def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
         """Yield the changes from the table's present rows to the copy's, then drop the copy."""
-        self._stage_differences(table)
+        stage_differences(self._connection, table)
         self._connection.execute(f"drop table {copy_name(table.schema)}")
         self._records.forget_copy(table.name)
-        names, key = table.schema.names, table.schema.primary_key
-        for low in range(0, self._count(f"select count(*) from {_DIFFERENT}"), limit):
-            part = f"from {_DIFFERENT} where {_ROW} > {low} and {_ROW} <= {low + limit}"
-            yield NetChanges(
-                self._arrow(f"select {listed(names)} {part} and not {_IS_GONE}"),
-                self._arrow(f"select {listed(key)} {part} and {_IS_GONE}"),
-            )
-        self._connection.execute(f"drop table {_DIFFERENT}")
+        yield from staged_differences(self._connection, table, limit)
 
     def record_key(self, table: Table) -> None:
         """Record the key that the table was built for."""
@@ -338,70 +338,17 @@ class DuckDBTransaction:
 
     def count(self, table: Table) -> int:
         """Return the number of current rows."""
-        return self._count(f"select count(*) from {_present(table)}")
+        return self._count(f"select count(*) from {present_sql(table)}")
 
     def compare_digests(
         self, table: Table, parts: Iterable[pa.Table]
     ) -> tuple[list[int], pa.Table]:
-        """Stage each source row's key, digest and part; join them with the present digests."""
-        key = table.schema.primary_key
-        fields = [*table.schema.arrow_key, pa.field(_PART, pa.int64())]
-        create(self._connection, "_rhei_digests", pa.schema(fields), kind="temp table")
-        self._connection.execute(f"alter table temp._rhei_digests add column {_DIGEST} ubigint")
-        for number, part in enumerate(parts):
-            with self._registered("_rhei_rows", part):
-                self._connection.execute(
-                    f"insert into temp._rhei_digests select {listed(key, 'r')}, {number},"
-                    f" {_digest(table, 'r')} from _rhei_rows r"
-                )
-        same, present = matching("t", "s", key), _present(table)
-        stale = self._connection.execute(
-            f"select distinct s.{_PART} from temp._rhei_digests s left join {present} t on {same}"
-            f" where t.{quote(key[0])} is null or s.{_DIGEST} <> {_digest(table, 't')} order by 1"
-        ).fetchall()
-        extra = self._arrow(
-            f"select {listed(key, 't')} from {present} t anti join temp._rhei_digests s on {same}"
-        )
-        self._connection.execute("drop table temp._rhei_digests")
-        return [number for (number,) in stale], extra
+        """Name the parts whose rows differ from the present ones, and the keys that are extra."""
+        return compare_digests(self._connection, table, parts)
 
     def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
-        """Stage the source's rows and compare them with the table's present rows, both ways."""
-        key = table.schema.primary_key
-        create(self._connection, "_rhei_source", table.schema.arrow, kind="temp table")
-        for part in rows:
-            with self._registered("_rhei_rows", part):
-                self._connection.execute("insert into temp._rhei_source select * from _rhei_rows")
-        same, present = matching("t", "s", key), _present(table)
-        missing = f"temp._rhei_source s anti join {present} t on {same}"
-        extra = f"{present} t anti join temp._rhei_source s on {same}"
-        different = (
-            f"temp._rhei_source s join {present} t on {same} where {_differs(table, 's', 't')}"
-        )
-        found = Comparison(
-            self._arrow(f"select {listed(key, 's')} from {missing}"),
-            self._arrow(f"select {listed(key, 't')} from {extra}"),
-            self._arrow(f"select {listed(key, 's')} from {different}"),
-            self._arrow(
-                f"select {listed(key)} from {present} group by {listed(key)} having count(*) > 1"
-            ),
-        )
-        self._connection.execute("drop table temp._rhei_source")
-        return found
-
-    def _stage_differences(self, table: Table) -> None:
-        schema, current, copy = table.schema, _present(table), copy_name(table.schema)
-        same = matching("t", "c", schema.primary_key)
-        self._connection.execute(
-            f"create or replace temp table _rhei_different as"
-            f" select *, row_number() over () as {_ROW} from ("
-            f" select {listed(schema.names, 'c')}, false as {_IS_GONE} from {copy} c"
-            f" left join {current} t on {same}"
-            f" where t.{quote(schema.primary_key[0])} is null or {_differs(table, 't', 'c')}"
-            f" union all"
-            f" select {listed(schema.names, 't')}, true from {current} t"
-            f" anti join {copy} c on {same})"
-        )
+        """Compare the source's rows with the table's present rows, both ways."""
+        return compare(self._connection, table, rows)
 
     @contextmanager
     def _in_few_copies(self, rows: pa.Table) -> Iterator[None]:
@@ -416,14 +363,6 @@ class DuckDBTransaction:
             finally:
                 apart.execute("reset threads")
 
-    @contextmanager
-    def _registered(self, name: str, rows: pa.Table) -> Iterator[None]:
-        self._connection.register(name, rows)
-        try:
-            yield
-        finally:
-            self._connection.unregister(name)
-
     def _changed(self, sql: str, params: Mapping[str, object] | None = None) -> int:
         """Run a writing statement; return how many rows it changed."""
         return int(self._connection.execute(sql, params).fetchall()[0][0])
@@ -432,33 +371,3 @@ class DuckDBTransaction:
 
     def _arrow(self, sql: str) -> pa.Table:
         return in_utc(self._connection.sql(sql).to_arrow_table())
-
-
-def _present(table: Table) -> str:
-    """Return SQL that selects the current rows."""
-    if table.mode is Mode.DESTRUCTIVE:
-        return mirror_table(table.schema)
-    return f"(select * from {mirror_table(table.schema)} where {VALID_TO} is null)"
-
-
-def _differs(table: Table, left: str, right: str) -> str:
-    """Return SQL that compares the columns outside the key; 0.0 differs from -0.0."""
-    names = [quote(column.name) for column in table.schema.value_columns]
-    tests = [f"{left}.{name} is distinct from {right}.{name}" for name in names]
-    tests += [
-        f"signbit({left}.{n}) is distinct from signbit({right}.{n})" for n in _floating(table)
-    ]
-    return f"({' or '.join(tests)})" if tests else "false"
-
-
-def _digest(table: Table, row: str) -> str:
-    """Return SQL that hashes the columns outside the key to 64 bits, as `_differs` compares."""
-    values = [f"{row}.{quote(column.name)}" for column in table.schema.value_columns]
-    signs = [f"signbit({row}.{name})" for name in _floating(table)]
-    terms = ["0", *values, *signs]
-    return f"hash({', '.join(terms)})"
-
-
-def _floating(table: Table) -> list[str]:
-    """Return the quoted names of floating columns, the key's included."""
-    return [quote(c.name) for c in table.schema.columns if pa.types.is_floating(c.type)]

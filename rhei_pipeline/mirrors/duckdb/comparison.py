@@ -1,0 +1,137 @@
+"""Compares a mirrored table's present rows: with the source's, with a copy's, by digests."""
+
+from collections.abc import Iterable, Iterator
+
+import duckdb
+import pyarrow as pa
+
+from rhei_pipeline.mirrors.duckdb.tables import copy_name, create, in_utc, registered
+from rhei_pipeline.model.changes import Comparison, NetChanges
+from rhei_pipeline.model.schema import VALID_TO, Mode, Table
+from rhei_pipeline.sql.text import listed, matching, mirror_table, quote
+
+_DIFFERENT = "temp._rhei_different"
+_ROW = "_rhei_row"
+_PART = "_rhei_part"
+_DIGEST = "_rhei_digest"
+_IS_GONE = "_rhei_is_gone"
+
+
+def compare(
+    connection: duckdb.DuckDBPyConnection, table: Table, rows: Iterable[pa.Table]
+) -> Comparison:
+    """Stage the source's rows and compare them with the table's present rows, both ways."""
+    key = table.schema.primary_key
+    create(connection, "_rhei_source", table.schema.arrow, kind="temp table")
+    for part in rows:
+        with registered(connection, "_rhei_rows", part):
+            connection.execute("insert into temp._rhei_source select * from _rhei_rows")
+    same, present = matching("t", "s", key), present_sql(table)
+    missing = f"temp._rhei_source s anti join {present} t on {same}"
+    extra = f"{present} t anti join temp._rhei_source s on {same}"
+    different = (
+        f"temp._rhei_source s join {present} t on {same} where {differs_sql(table, 's', 't')}"
+    )
+    found = Comparison(
+        _arrow(connection, f"select {listed(key, 's')} from {missing}"),
+        _arrow(connection, f"select {listed(key, 't')} from {extra}"),
+        _arrow(connection, f"select {listed(key, 's')} from {different}"),
+        _arrow(
+            connection,
+            f"select {listed(key)} from {present} group by {listed(key)} having count(*) > 1",
+        ),
+    )
+    connection.execute("drop table temp._rhei_source")
+    return found
+
+
+def compare_digests(
+    connection: duckdb.DuckDBPyConnection, table: Table, parts: Iterable[pa.Table]
+) -> tuple[list[int], pa.Table]:
+    """Stage each source row's key, digest and part; join them with the present digests."""
+    key = table.schema.primary_key
+    fields = [*table.schema.arrow_key, pa.field(_PART, pa.int64())]
+    create(connection, "_rhei_digests", pa.schema(fields), kind="temp table")
+    connection.execute(f"alter table temp._rhei_digests add column {_DIGEST} ubigint")
+    for number, part in enumerate(parts):
+        with registered(connection, "_rhei_rows", part):
+            connection.execute(
+                f"insert into temp._rhei_digests select {listed(key, 'r')}, {number},"
+                f" {_digest(table, 'r')} from _rhei_rows r"
+            )
+    same, present = matching("t", "s", key), present_sql(table)
+    stale = connection.execute(
+        f"select distinct s.{_PART} from temp._rhei_digests s left join {present} t on {same}"
+        f" where t.{quote(key[0])} is null or s.{_DIGEST} <> {_digest(table, 't')} order by 1"
+    ).fetchall()
+    extra = _arrow(
+        connection,
+        f"select {listed(key, 't')} from {present} t anti join temp._rhei_digests s on {same}",
+    )
+    connection.execute("drop table temp._rhei_digests")
+    return [number for (number,) in stale], extra
+
+
+def stage_differences(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
+    """Stage what differs between the table's present rows and the copy's."""
+    schema, current, copy = table.schema, present_sql(table), copy_name(table.schema)
+    same = matching("t", "c", schema.primary_key)
+    connection.execute(
+        f"create or replace temp table _rhei_different as"
+        f" select *, row_number() over () as {_ROW} from ("
+        f" select {listed(schema.names, 'c')}, false as {_IS_GONE} from {copy} c"
+        f" left join {current} t on {same}"
+        f" where t.{quote(schema.primary_key[0])} is null or {differs_sql(table, 't', 'c')}"
+        f" union all"
+        f" select {listed(schema.names, 't')}, true from {current} t"
+        f" anti join {copy} c on {same})"
+    )
+
+
+def staged_differences(
+    connection: duckdb.DuckDBPyConnection, table: Table, limit: int
+) -> Iterator[NetChanges]:
+    """Yield what was staged, in batches of at most `limit` rows, then drop it."""
+    names, key = table.schema.names, table.schema.primary_key
+    (count,) = connection.execute(f"select count(*) from {_DIFFERENT}").fetchall()[0]
+    for low in range(0, count, limit):
+        part = f"from {_DIFFERENT} where {_ROW} > {low} and {_ROW} <= {low + limit}"
+        yield NetChanges(
+            _arrow(connection, f"select {listed(names)} {part} and not {_IS_GONE}"),
+            _arrow(connection, f"select {listed(key)} {part} and {_IS_GONE}"),
+        )
+    connection.execute(f"drop table {_DIFFERENT}")
+
+
+def _arrow(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
+    return in_utc(connection.sql(sql).to_arrow_table())
+
+
+def present_sql(table: Table) -> str:
+    """Return SQL that selects the current rows."""
+    if table.mode is Mode.DESTRUCTIVE:
+        return mirror_table(table.schema)
+    return f"(select * from {mirror_table(table.schema)} where {VALID_TO} is null)"
+
+
+def differs_sql(table: Table, left: str, right: str) -> str:
+    """Return SQL that compares the columns outside the key; 0.0 differs from -0.0."""
+    names = [quote(column.name) for column in table.schema.value_columns]
+    tests = [f"{left}.{name} is distinct from {right}.{name}" for name in names]
+    tests += [
+        f"signbit({left}.{n}) is distinct from signbit({right}.{n})" for n in _floating(table)
+    ]
+    return f"({' or '.join(tests)})" if tests else "false"
+
+
+def _digest(table: Table, row: str) -> str:
+    """Return SQL that hashes the columns outside the key to 64 bits, as `differs_sql` compares."""
+    values = [f"{row}.{quote(column.name)}" for column in table.schema.value_columns]
+    signs = [f"signbit({row}.{name})" for name in _floating(table)]
+    terms = ["0", *values, *signs]
+    return f"hash({', '.join(terms)})"
+
+
+def _floating(table: Table) -> list[str]:
+    """Return the quoted names of floating columns, the key's included."""
+    return [quote(c.name) for c in table.schema.columns if pa.types.is_floating(c.type)]
