@@ -1,16 +1,14 @@
-"""The housekeeping tables of a DuckDB mirror: progress, dead letters, ownership."""
+"""The housekeeping tables of a DuckDB mirror: their format, its owner, dead letters."""
 
 import uuid
 from collections.abc import Iterable
-from types import MappingProxyType
 
 import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorError
-from rhei_pipeline.model.changes import DeadLetter, Position
-from rhei_pipeline.model.instants import instant
-from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
+from rhei_pipeline.mirrors.duckdb.progress import forget_copies
+from rhei_pipeline.model.changes import DeadLetter
 from rhei_pipeline.model.schema import INSTANT
 from rhei_pipeline.model.stored_format import too_new
 from rhei_pipeline.sql.text import quote
@@ -40,14 +38,6 @@ _TABLES = (
 #: Its name could be that of a copy under way, of a table named `progress`.
 _FORMER_COPIES = "_rhei_copy_progress"
 
-_MARK = pa.schema(
-    [
-        ("table_name", pa.string()),
-        ("position", pa.int64()),
-        ("proof", pa.string()),
-        ("recorded_at", INSTANT),
-    ]
-)
 _LETTER = pa.schema(
     [
         ("table_name", pa.string()),
@@ -137,74 +127,6 @@ def write_owner(
     if forget_positions:
         connection.execute("update _rhei_watermark set proof = ''")
         connection.execute("update _rhei_copies set proof = ''")
-
-
-def read_ledger(connection: duckdb.DuckDBPyConnection) -> Ledger:
-    """Read everything recorded, as one state."""
-    # Microseconds, since fetching an instant as Python's would need one more package.
-    watermarks = connection.execute(
-        "select table_name, position, proof, epoch_us(recorded_at) from _rhei_watermark"
-    ).fetchall()
-    copies = connection.execute(
-        "select table_name, position, proof, shape, resume, complete from _rhei_copies"
-    ).fetchall()
-    return Ledger(
-        MappingProxyType({row[0]: _watermark(*row) for row in watermarks}),
-        MappingProxyType(
-            {row[0]: CopyProgress(row[0], Position(row[1], row[2]), *row[3:]) for row in copies}
-        ),
-    )
-
-
-def _watermark(table: str, order: int, proof: str, recorded_at: int) -> Watermark:
-    recorded = instant(recorded_at)
-    return Watermark(table, Position(order, proof), recorded)
-
-
-def write_watermarks(connection: duckdb.DuckDBPyConnection, marks: Iterable[Watermark]) -> None:
-    """Replace the watermarks of their tables."""
-    rows = pa.Table.from_pylist([_mark_row(mark) for mark in marks], _MARK)
-    connection.register("_rhei_marks", rows)
-    connection.execute(
-        "delete from _rhei_watermark w using _rhei_marks m where w.table_name = m.table_name"
-    )
-    connection.execute("insert into _rhei_watermark select * from _rhei_marks")
-    connection.unregister("_rhei_marks")
-
-
-def _mark_row(mark: Watermark) -> dict[str, object]:
-    return {
-        "table_name": mark.table,
-        "position": mark.position.order,
-        "proof": mark.position.proof,
-        "recorded_at": mark.recorded_at,
-    }
-
-
-def write_copy(
-    connection: duckdb.DuckDBPyConnection, progress: CopyProgress, *, is_new: bool
-) -> None:
-    """Record the progress of the table's copy; one that is not new is replaced."""
-    if not is_new:
-        forget_copies(connection, [progress.table])
-    connection.execute(
-        "insert into _rhei_copies values (?, ?, ?, ?, ?, ?)",
-        [
-            progress.table,
-            progress.position.order,
-            progress.position.proof,
-            progress.shape,
-            progress.resume,
-            progress.complete,
-        ],
-    )
-
-
-def forget_copies(connection: duckdb.DuckDBPyConnection, tables: Iterable[str]) -> None:
-    """Delete the records of running copies."""
-    connection.execute(
-        "delete from _rhei_copies where list_contains(?::varchar[], table_name)", [list(tables)]
-    )
 
 
 def drop_copies(connection: duckdb.DuckDBPyConnection) -> None:

@@ -26,15 +26,10 @@ from rhei_pipeline.mirrors.duckdb.block_cache import BlockCache
 from rhei_pipeline.mirrors.duckdb.damage import first_line
 from rhei_pipeline.mirrors.duckdb.driver_errors import keys_of_the_user, query_error, translated
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds, instant_text, read_feed
-from rhei_pipeline.mirrors.duckdb.housekeeping import (
-    prepare,
-    read_ledger,
-    read_mirror_id,
-    read_owner,
-)
+from rhei_pipeline.mirrors.duckdb.housekeeping import prepare, read_mirror_id, read_owner
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit, noted
 from rhei_pipeline.mirrors.duckdb.past import read_past
-from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
+from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords, read_ledger
 from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
 from rhei_pipeline.mirrors.duckdb.read_only import DuckDBGuard
 from rhei_pipeline.mirrors.duckdb.tables import in_utc, read_tables, table_exists

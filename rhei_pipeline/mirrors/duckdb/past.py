@@ -6,7 +6,7 @@ from datetime import date, datetime
 import duckdb
 import pyarrow as pa
 
-from rhei_pipeline.mirrors.duckdb.housekeeping import read_ledger
+from rhei_pipeline.mirrors.duckdb.progress import read_ledger
 from rhei_pipeline.model.progress import AsOf, Past
 from rhei_pipeline.model.schema import HISTORY_FIELDS, INSTANT, VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.sql.text import listed, mirror_table, quote

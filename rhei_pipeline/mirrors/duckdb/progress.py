@@ -1,20 +1,29 @@
-"""Progress within one transaction of a DuckDB mirror: read at its start, written at its end.
+"""The recorded progress of a DuckDB mirror: watermarks and copies under way.
 
-However many tables make progress, the ledger is read once and written by one statement.
+A transaction reads it at its start and writes it at its end: however many tables make progress,
+the ledger is read once and written by one statement.
 """
 
+from collections.abc import Iterable
 from types import MappingProxyType
 
 import duckdb
+import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorError
-from rhei_pipeline.mirrors.duckdb.housekeeping import (
-    forget_copies,
-    read_ledger,
-    write_copy,
-    write_watermarks,
-)
+from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
+from rhei_pipeline.model.schema import INSTANT
+
+_MARK = pa.schema(
+    [
+        ("table_name", pa.string()),
+        ("position", pa.int64()),
+        ("proof", pa.string()),
+        ("recorded_at", INSTANT),
+    ]
+)
 
 
 class ProgressRecords:
@@ -100,3 +109,71 @@ class ProgressRecords:
         """Read the records again at the next access: something else is about to write them."""
         self.write()
         self._is_known, self._ledger = False, None
+
+
+def read_ledger(connection: duckdb.DuckDBPyConnection) -> Ledger:
+    """Read everything recorded, as one state."""
+    # Microseconds, since fetching an instant as Python's would need one more package.
+    watermarks = connection.execute(
+        "select table_name, position, proof, epoch_us(recorded_at) from _rhei_watermark"
+    ).fetchall()
+    copies = connection.execute(
+        "select table_name, position, proof, shape, resume, complete from _rhei_copies"
+    ).fetchall()
+    return Ledger(
+        MappingProxyType({row[0]: _watermark(*row) for row in watermarks}),
+        MappingProxyType(
+            {row[0]: CopyProgress(row[0], Position(row[1], row[2]), *row[3:]) for row in copies}
+        ),
+    )
+
+
+def _watermark(table: str, order: int, proof: str, recorded_at: int) -> Watermark:
+    recorded = instant(recorded_at)
+    return Watermark(table, Position(order, proof), recorded)
+
+
+def write_watermarks(connection: duckdb.DuckDBPyConnection, marks: Iterable[Watermark]) -> None:
+    """Replace the watermarks of their tables."""
+    rows = pa.Table.from_pylist([_mark_row(mark) for mark in marks], _MARK)
+    connection.register("_rhei_marks", rows)
+    connection.execute(
+        "delete from _rhei_watermark w using _rhei_marks m where w.table_name = m.table_name"
+    )
+    connection.execute("insert into _rhei_watermark select * from _rhei_marks")
+    connection.unregister("_rhei_marks")
+
+
+def _mark_row(mark: Watermark) -> dict[str, object]:
+    return {
+        "table_name": mark.table,
+        "position": mark.position.order,
+        "proof": mark.position.proof,
+        "recorded_at": mark.recorded_at,
+    }
+
+
+def write_copy(
+    connection: duckdb.DuckDBPyConnection, progress: CopyProgress, *, is_new: bool
+) -> None:
+    """Record the progress of the table's copy; one that is not new is replaced."""
+    if not is_new:
+        forget_copies(connection, [progress.table])
+    connection.execute(
+        "insert into _rhei_copies values (?, ?, ?, ?, ?, ?)",
+        [
+            progress.table,
+            progress.position.order,
+            progress.position.proof,
+            progress.shape,
+            progress.resume,
+            progress.complete,
+        ],
+    )
+
+
+def forget_copies(connection: duckdb.DuckDBPyConnection, tables: Iterable[str]) -> None:
+    """Delete the records of running copies."""
+    connection.execute(
+        "delete from _rhei_copies where list_contains(?::varchar[], table_name)", [list(tables)]
+    )
