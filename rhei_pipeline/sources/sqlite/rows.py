@@ -1,9 +1,11 @@
 """Rows of a SQLite table as batches: what every way to capture from SQLite reads the same way."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain, islice
+from sys import getsizeof
 from typing import Any
 
 import pyarrow as pa
@@ -18,13 +20,16 @@ from rhei_pipeline.model.changes import (
     key_text,
 )
 from rhei_pipeline.model.plain_values import plain_value
+from rhei_pipeline.model.portions import portions
 from rhei_pipeline.model.schema import Column, TableSchema
 from rhei_pipeline.sources.mended_rows import mended
 from rhei_pipeline.sources.rejections import Rejection, without
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
-from rhei_pipeline.sources.sqlite.types import admit, decode_key, encode_key, fetch, plain
+from rhei_pipeline.sources.sqlite.types import InvalidText, admit, decode_key, encode_key, plain
 from rhei_pipeline.sql.text import listed, quote
 
+#: Columns that one select can return (SQLITE_MAX_COLUMN).
+MOST_CHOSEN = 2_000
 _KEYS = 10_000
 
 
@@ -161,3 +166,80 @@ def _letters(
         DeadLetter(schema.name, key_text(key(misfit.row)), misfit.column, misfit.reason, clock)
         for misfit in rejections
     )
+
+
+def fetch(
+    connection: sqlite3.Connection, sql: str, params: Sequence[Any], size: int
+) -> Iterator[list[tuple[Any, ...]]]:
+    """Run a query and yield its rows in lists of at most `size`, and of bounded bytes.
+
+    Text that is not UTF-8 makes the driver fail in mid-row. The query is then run again from its
+    start with a reader that keeps such text as `InvalidText`; inside one snapshot it meets the
+    same rows in the same order.
+    """
+    seen = 0
+    try:
+        for rows in gather(connection.execute(sql, params), size):
+            seen += len(rows)
+            yield rows
+            del rows
+    except sqlite3.OperationalError as error:
+        if "UTF-8" not in str(error):
+            raise
+        yield from _fetch_tolerant(connection, sql, params, size, skip=seen)
+
+
+def fetch_wide(
+    connection: sqlite3.Connection,
+    chosen: Sequence[str],
+    source: str,
+    params: Sequence[Any],
+    size: int,
+) -> Iterator[list[tuple[Any, ...]]]:
+    """Run `select chosen` + `source` as `fetch` does, however many columns are chosen.
+
+    More than one select can return are read by several side by side, so `source` must then give
+    its rows in one order.
+    """
+    parts = [chosen[i : i + MOST_CHOSEN] for i in range(0, len(chosen), MOST_CHOSEN)]
+    streams = [
+        fetch(connection, f"select {', '.join(part)}{source}", params, size) for part in parts
+    ]
+    if len(streams) == 1:
+        yield from streams[0]
+        return
+    flat = (chain.from_iterable(stream) for stream in streams)
+    whole = (tuple(chain.from_iterable(pieces)) for pieces in zip(*flat, strict=True))
+    while rows := list(islice(whole, size)):
+        yield rows
+
+
+def _fetch_tolerant(
+    connection: sqlite3.Connection, sql: str, params: Sequence[Any], size: int, *, skip: int
+) -> Iterator[list[tuple[Any, ...]]]:
+    ordinary = connection.text_factory
+    connection.text_factory = _tolerant_text
+    try:
+        cursor = connection.execute(sql, params)
+        if skip:  # the driver takes 0 for "all"
+            cursor.fetchmany(skip)
+        yield from gather(cursor, size)
+    finally:
+        connection.text_factory = ordinary
+
+
+def _tolerant_text(raw: bytes) -> str | InvalidText:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return InvalidText(raw)
+
+
+def gather(cursor: sqlite3.Cursor, size: int) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield a cursor's rows in lists of at most `size`, and of bounded bytes."""
+    yield from portions(cursor.fetchmany, size_of, size)
+
+
+def size_of(rows: Sequence[tuple[Any, ...]]) -> int:
+    """Return how many bytes the values of rows take, about."""
+    return sum(map(getsizeof, chain.from_iterable(rows)))

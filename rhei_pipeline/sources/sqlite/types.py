@@ -6,18 +6,14 @@ only when one does not convert is it searched for the rows to blame.
 
 import json
 import math
-import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
-from sys import getsizeof
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.model.decimals import decimals_of
-from rhei_pipeline.model.portions import portions
 from rhei_pipeline.model.schema import INSTANT, Column
 from rhei_pipeline.sources.rejections import Rejection
 
@@ -25,8 +21,6 @@ _NONE = type(None)
 _EXACT_INTEGER = 2**53  # beyond it not every integer is a double
 _MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _LONG = 2**63
-#: Columns that one select can return (SQLITE_MAX_COLUMN).
-MOST_CHOSEN = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,83 +28,6 @@ class InvalidText:
     """Text in the source that is not UTF-8."""
 
     raw: bytes
-
-
-def fetch(
-    connection: sqlite3.Connection, sql: str, params: Sequence[Any], size: int
-) -> Iterator[list[tuple[Any, ...]]]:
-    """Run a query and yield its rows in lists of at most `size`, and of bounded bytes.
-
-    Text that is not UTF-8 makes the driver fail in mid-row. The query is then run again from its
-    start with a reader that keeps such text as `InvalidText`; inside one snapshot it meets the
-    same rows in the same order.
-    """
-    seen = 0
-    try:
-        for rows in gather(connection.execute(sql, params), size):
-            seen += len(rows)
-            yield rows
-            del rows
-    except sqlite3.OperationalError as error:
-        if "UTF-8" not in str(error):
-            raise
-        yield from _fetch_tolerant(connection, sql, params, size, skip=seen)
-
-
-def fetch_wide(
-    connection: sqlite3.Connection,
-    chosen: Sequence[str],
-    source: str,
-    params: Sequence[Any],
-    size: int,
-) -> Iterator[list[tuple[Any, ...]]]:
-    """Run `select chosen` + `source` as `fetch` does, however many columns are chosen.
-
-    More than one select can return are read by several side by side, so `source` must then give
-    its rows in one order.
-    """
-    parts = [chosen[i : i + MOST_CHOSEN] for i in range(0, len(chosen), MOST_CHOSEN)]
-    streams = [
-        fetch(connection, f"select {', '.join(part)}{source}", params, size) for part in parts
-    ]
-    if len(streams) == 1:
-        yield from streams[0]
-        return
-    flat = (chain.from_iterable(stream) for stream in streams)
-    whole = (tuple(chain.from_iterable(pieces)) for pieces in zip(*flat, strict=True))
-    while rows := list(islice(whole, size)):
-        yield rows
-
-
-def _fetch_tolerant(
-    connection: sqlite3.Connection, sql: str, params: Sequence[Any], size: int, *, skip: int
-) -> Iterator[list[tuple[Any, ...]]]:
-    ordinary = connection.text_factory
-    connection.text_factory = _tolerant_text
-    try:
-        cursor = connection.execute(sql, params)
-        if skip:  # the driver takes 0 for "all"
-            cursor.fetchmany(skip)
-        yield from gather(cursor, size)
-    finally:
-        connection.text_factory = ordinary
-
-
-def _tolerant_text(raw: bytes) -> str | InvalidText:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return InvalidText(raw)
-
-
-def gather(cursor: sqlite3.Cursor, size: int) -> Iterator[list[tuple[Any, ...]]]:
-    """Yield a cursor's rows in lists of at most `size`, and of bounded bytes."""
-    yield from portions(cursor.fetchmany, size_of, size)
-
-
-def size_of(rows: Sequence[tuple[Any, ...]]) -> int:
-    """Return how many bytes the values of rows take, about."""
-    return sum(map(getsizeof, chain.from_iterable(rows)))
 
 
 def admit(

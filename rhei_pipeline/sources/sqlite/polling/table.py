@@ -18,8 +18,14 @@ from rhei_pipeline.model.polling import Clock, Keyset, PollOptions, Stamp
 from rhei_pipeline.model.portions import portions
 from rhei_pipeline.model.schema import INSTANT, Column
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
-from rhei_pipeline.sources.sqlite.rows import SqliteRowReader, event_batch, key_first
-from rhei_pipeline.sources.sqlite.types import admit_column, decode_key, fetch, size_of
+from rhei_pipeline.sources.sqlite.rows import (
+    SqliteRowReader,
+    event_batch,
+    fetch,
+    key_first,
+    size_of,
+)
+from rhei_pipeline.sources.sqlite.types import admit_column, decode_key
 from rhei_pipeline.sql.text import listed, quote
 
 _SECOND = 1_000_000

@@ -15,11 +15,10 @@ from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.schema import INSTANT, Mode, Table, TableSchema
 from rhei_pipeline.protocols import Rescan
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
-from rhei_pipeline.sources.sqlite.rows import SqliteRowReader, event_batch
+from rhei_pipeline.sources.sqlite.rows import MOST_CHOSEN, SqliteRowReader, event_batch, fetch_wide
 from rhei_pipeline.sources.sqlite.triggers.ddl import CLOCK, CONTINUED, has_key, key_places
 from rhei_pipeline.sources.sqlite.triggers.log_catalog import LogCatalog
 from rhei_pipeline.sources.sqlite.triggers.log_chain import TriggerLog, holds_images
-from rhei_pipeline.sources.sqlite.types import MOST_CHOSEN, fetch_wide
 from rhei_pipeline.sql.text import conjunction, disjunction, quote
 
 
