@@ -117,6 +117,11 @@ def test_a_change_event_from_sqlite_goes_the_way_that_is_told(synced: World) -> 
     assert_told("A change event from SQLite", calls(synced.htap.sync_now))
 
 
+def test_a_reader_of_the_first_way_opens_no_more_than_nine_files() -> None:
+    steps = STEP.findall(TEXT.split("\n### A change event from SQLite\n")[1].split("\n#")[0])
+    assert len({file for file, _ in steps}) <= 9
+
+
 def test_a_query_goes_the_way_that_is_told(synced: World) -> None:
     synced.htap.sync_now()
     asked = calls(lambda: synced.htap.query("select count(*) from orders"))
