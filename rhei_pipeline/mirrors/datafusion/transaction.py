@@ -9,18 +9,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rhei_pipeline.changes.compaction import key_codes
 from rhei_pipeline.changes.feed import FeedEnd
-from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeated
 from rhei_pipeline.errors import MirrorDamagedError, MirrorError, RheiError, SchemaError
 from rhei_pipeline.mirrors.datafusion import dead_letters as dead
+from rhei_pipeline.mirrors.datafusion.buffered_rows import (
+    all_keys,
+    append_rows,
+    append_versions,
+    close_versions,
+    end_overlapping,
+    merge,
+    open_versions,
+    rows_as_of,
+    rows_of,
+)
 from rhei_pipeline.mirrors.datafusion.diff import (
     compare,
     compare_digests,
     differing,
     present_repeats,
 )
-from rhei_pipeline.mirrors.datafusion.digests import key_hashes, table_digests
+from rhei_pipeline.mirrors.datafusion.digests import key_hashes
 from rhei_pipeline.mirrors.datafusion.feed import FileFeeds
 from rhei_pipeline.mirrors.datafusion.manifest import (
     COPY_PREFIX,
@@ -38,12 +47,10 @@ from rhei_pipeline.mirrors.datafusion.segment_merge import (
     due_in_a_cycle,
     fold,
 )
-from rhei_pipeline.mirrors.datafusion.segment_store import DATA, SegmentStore, conform
-from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds
-from rhei_pipeline.mirrors.datafusion.write_buffer import Found, WriteBuffer
+from rhei_pipeline.mirrors.datafusion.segment_store import DATA, SegmentStore
+from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.model.blame import own_fault
 from rhei_pipeline.model.changes import (
-    SEQUENCE,
     Comparison,
     Counts,
     DeadLetter,
@@ -63,7 +70,7 @@ from rhei_pipeline.model.schema import (
     TableSchema,
     renamed,
 )
-from rhei_pipeline.model.selection import chosen, taken
+from rhei_pipeline.model.selection import chosen
 from rhei_pipeline.sql.text import mirror_table, quote
 
 _DAY = pa.field("snapshot_date", pa.date32())
@@ -135,54 +142,37 @@ class FileTransaction:
 
     def merge(self, table: Table, changes: NetChanges) -> Counts:
         """Compare with the digests of the present rows; remove and append what really changed."""
-        return _merge(self._buffer(table), table, changes)
+        return merge(self._buffer(table), table, changes)
 
     def present_keys(self, table: Table) -> pa.Table:
         """Return the keys of all current rows."""
-        return _all_keys(self._buffer(table), table)
+        return all_keys(self._buffer(table), table)
 
     def copied_keys(self, table: Table) -> pa.Table:
         """Return the keys of all rows in the copy."""
-        return _all_keys(self._buffer(table, COPY_PREFIX), table)
+        return all_keys(self._buffer(table, COPY_PREFIX), table)
 
     def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the current rows of those keys."""
-        return _rows_of(self._buffer(table), table, keys)
+        return rows_of(self._buffer(table), table, keys)
 
     def copied_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the rows of those keys in the copy."""
-        return _rows_of(self._buffer(table, COPY_PREFIX), table, keys)
+        return rows_of(self._buffer(table, COPY_PREFIX), table, keys)
 
     def open_versions(self, table: Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Return the open versions of the touched keys, and the last end of keys without one."""
-        buffer, own = self._buffer(table), list(table.schema.primary_key)
-        ordered = taken(events, pc.sort_indices(events[SEQUENCE]).to_numpy())
-        firsts = taken(ordered, _first_of_each(ordered, table))
-        distinct = firsts.select(own)
-        sought = key_hashes(distinct)
-        found = buffer.find(sought)
-        opened = distinct.take(pa.array(found.key_numbers))
-        since = buffer.take(found.places, [VALID_FROM])[VALID_FROM]
-        opened = opened.append_column(VALID_FROM, since)
-        opened = opened.append_column(LOCATOR, pa.array(found.places))
-        opened = opened.append_column(REPEATED, _repeated(buffer, table, firsts, found))
-        pastless = np.setdiff1d(np.arange(distinct.num_rows), found.key_numbers)
-        past = buffer.find(sought.take(pastless), past=True)
-        floors = np.full(len(pastless), np.iinfo(np.int64).min)
-        np.maximum.at(floors, past.key_numbers, past.digests_or_ends.view(np.int64))
-        having = np.unique(past.key_numbers)
-        named = distinct.take(pa.array(pastless[having]))
-        return opened, named.append_column(FLOOR, pa.array(floors[having]).cast(INSTANT))
+        return open_versions(self._buffer(table), table, events)
 
     def supersede(self, table: Table, versions: Versions) -> None:
         """End versions, then append the new ones."""
         buffer = self._buffer(table)
         self.feeds.note(table, versions)
         if versions.closings.num_rows:
-            _close(buffer, table, versions.closings)
+            close_versions(buffer, table, versions.closings)
         ended = pc.is_valid(versions.openings[VALID_TO]).to_numpy()
         for past, mask in ((True, ended), (False, ~ended)):
-            _append_versions(buffer, table, chosen(versions.openings, mask), past)
+            append_versions(buffer, table, chosen(versions.openings, mask), past)
 
     def record(self, watermark: Watermark) -> None:
         """Record progress; a lower position is refused."""
@@ -226,7 +216,7 @@ class FileTransaction:
         target.reshape(pa.schema([*target.schema, *new]))
         written = {}
         for day, then in days.items():
-            rows = _rows_as_of(buffer, then)
+            rows = rows_as_of(buffer, then)
             dated = rows.add_column(0, _DAY, pa.repeat(pa.scalar(day), rows.num_rows))
             target.append_tagged(dated, day.isoformat())
             written[day] = rows.num_rows
@@ -241,7 +231,7 @@ class FileTransaction:
     def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
         """Append rows to the copy and record its progress."""
         if rows.num_rows:
-            _append(self._buffer(table, COPY_PREFIX), table, rows)
+            append_rows(self._buffer(table, COPY_PREFIX), table, rows)
         self._copies[table.name] = progress
         self._ledger = None
 
@@ -255,7 +245,7 @@ class FileTransaction:
 
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
         """Apply net changes that were made since to the copy."""
-        _merge(self._buffer(table, COPY_PREFIX), table, changes)
+        merge(self._buffer(table, COPY_PREFIX), table, changes)
 
     def keep_unknown(self, table: Table, keys: pa.Table) -> None:
         """Add the table's present rows to the copy for keys that the copy could not read."""
@@ -264,7 +254,7 @@ class FileTransaction:
             copy = self._buffer(table, COPY_PREFIX)
             held = copy.find(key_hashes(rows.select(list(table.schema.primary_key)))).key_numbers
             lacking = np.setdiff1d(np.arange(rows.num_rows), held)
-            _append(copy, table, rows.take(pa.array(lacking)))
+            append_rows(copy, table, rows.take(pa.array(lacking)))
 
     def adopt_copy(self, table: Table, at: datetime) -> int | None:
         """Make the copy the table unless one with its schema exists; return its rows, or None.
@@ -279,7 +269,7 @@ class FileTransaction:
         if self._stands(name):
             standing = self._buffer(table)
             if not outgrown(standing, table):
-                self._tables[name] = fit(standing, table, self.store, _append_versions)
+                self._tables[name] = fit(standing, table, self.store, append_versions)
                 note_columns(self._tables[name], table, at)
                 if table.mode is Mode.TEMPORAL:
                     self.feeds.fit(table)
@@ -305,7 +295,7 @@ class FileTransaction:
             buffer.remove(too_many)
             return Counts(deleted=len(too_many))
         self.feeds.begin(table)
-        ended = _end_overlapping(buffer, table, places, keys)
+        ended = end_overlapping(buffer, table, places, keys)
         if ended:
             self.feeds.lose(table)
         return Counts(deleted=ended)
@@ -448,110 +438,3 @@ class FileTransaction:
 
 def _snapshots(schema: TableSchema) -> str:
     return f"{SNAPSHOTS}.{quote(schema.snapshot_name)}"
-
-
-def _merge(buffer: WriteBuffer, table: Table, changes: NetChanges) -> Counts:
-    key = list(table.schema.primary_key)
-    inserted = updated = deleted = 0
-    upserts = changes.upserts
-    if upserts.num_rows:
-        hashes, digests = key_hashes(upserts.select(key)), table_digests(upserts, table.schema)
-        found = buffer.find(hashes)
-        same = found.digests_or_ends == digests[found.key_numbers]
-        changed = np.ones(upserts.num_rows, dtype=bool)
-        changed[found.key_numbers[same]] = False
-        buffer.remove(found.places[~same])
-        updated = int((~same).sum())
-        inserted = upserts.num_rows - len(found.key_numbers)
-        buffer.append(chosen(upserts, changed), hashes.take(changed), digests[changed])
-    if changes.tombstones.num_rows:
-        ended = buffer.find(key_hashes(changes.tombstones.select(key))).places
-        buffer.remove(ended)
-        deleted = len(ended)
-    return Counts(inserted, updated, deleted)
-
-
-def _append(buffer: WriteBuffer, table: Table, rows: pa.Table) -> None:
-    hashes = key_hashes(rows.select(list(table.schema.primary_key)))
-    buffer.append(rows, hashes, table_digests(rows, table.schema))
-
-
-def _first_of_each(events: pa.Table, table: Table) -> np.ndarray:
-    """Return where the first event of each key stands, of events in their order."""
-    codes = key_codes(events.select(list(table.schema.primary_key)))
-    first: np.ndarray = np.unique(codes, return_index=True)[1]
-    return first
-
-
-def _repeated(buffer: WriteBuffer, table: Table, firsts: pa.Table, found: Found) -> pa.Array:
-    """Return, for each open version, whether its key's first event has an equal digest.
-
-    Its row is read only if its digest covers other columns than the present ones.
-    """
-    same = found.digests_or_ends == table_digests(firsts, table.schema)[found.key_numbers]
-    unsure = np.flatnonzero(~buffer.digests_hold(found.places, table.schema.columns))
-    if len(unsure):
-        rows = conform(buffer.take(found.places[unsure], table.schema.names), table.schema.arrow)
-        same[unsure] = repeated(rows, firsts, table.schema).to_numpy(zero_copy_only=False)
-    return pa.array(same)
-
-
-def _close(buffer: WriteBuffer, table: Table, closings: pa.Table) -> None:
-    places, deleted = closings[LOCATOR].to_numpy(), closings[DELETED].to_numpy()
-    ends = closings[VALID_TO].cast(pa.int64()).to_numpy()
-    left = np.flatnonzero(~buffer.end(places, ends, deleted))
-    if len(left):
-        # Opened by this transaction, and not yet written: moved instead.
-        endings = VersionEnds(np.arange(len(left), dtype=np.uint32), ends[left], deleted[left])
-        rows = endings.written_into(buffer.take(places[left], buffer.schema.names))
-        buffer.remove(places[left])
-        _append_versions(buffer, table, rows, True)  # noqa: FBT003
-
-
-def _end_overlapping(
-    buffer: WriteBuffer, table: Table, places: np.ndarray, keys: np.ndarray
-) -> int:
-    """End each of a key's open versions where the next one begins; return how many ended."""
-    since = buffer.take(places, [VALID_FROM])[VALID_FROM].cast(pa.int64()).to_numpy()
-    order = np.lexsort((since, keys))
-    ends = np.flatnonzero(keys[order][1:] == keys[order][:-1])
-    if len(ends):
-        closings = {
-            LOCATOR: pa.array(places[order][ends]),
-            VALID_TO: pa.array(since[order][ends + 1]).cast(INSTANT),
-            DELETED: pa.array(np.zeros(len(ends), dtype=bool)),
-        }
-        _close(buffer, table, pa.table(closings))
-    return len(ends)
-
-
-def _append_versions(buffer: WriteBuffer, table: Table, rows: pa.Table, past: bool) -> None:  # noqa: FBT001
-    hashes = key_hashes(rows.select(list(table.schema.primary_key)))
-    if past:
-        digests_or_ends = rows[VALID_TO].cast(pa.int64()).to_numpy().view(np.uint64)
-    else:
-        digests_or_ends = table_digests(rows, table.schema)
-    buffer.append(rows, hashes, digests_or_ends, past=past)
-
-
-def _all_keys(buffer: WriteBuffer, table: Table) -> pa.Table:
-    parts = [keys for keys, _ in buffer.scan(table.schema.primary_key)]
-    return pa.concat_tables([table.schema.arrow_key.empty_table(), *parts])
-
-
-def _rows_of(buffer: WriteBuffer, table: Table, keys: pa.Table) -> pa.Table:
-    key = list(table.schema.primary_key)
-    found = buffer.find(key_hashes(keys.select(key)))
-    return conform(buffer.take(np.unique(found.places), table.schema.names), table.schema.arrow)
-
-
-def _rows_as_of(buffer: WriteBuffer, then: AsOf) -> pa.Table:
-    names = list(then.columns)
-    found = [pa.schema([buffer.schema.field(name) for name in names]).empty_table()]
-    at = pa.scalar(then.instant, INSTANT)
-    for past in (False, True):
-        for rows, _ in buffer.scan([*names, VALID_FROM, VALID_TO], past=past):
-            still = pc.fill_null(pc.greater(rows[VALID_TO], at), fill_value=True)
-            alive = pc.and_(pc.less_equal(rows[VALID_FROM], at), still)
-            found.append(rows.filter(alive).select(names))
-    return pa.concat_tables(found)
