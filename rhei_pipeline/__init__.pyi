@@ -69,9 +69,9 @@ from rhei_pipeline.protocols import ChangeSource as ChangeSource
 from rhei_pipeline.protocols import Mirror as Mirror
 from rhei_pipeline.protocols import Rescan as Rescan
 from rhei_pipeline.protocols import SourceSnapshot as SourceSnapshot
+from rhei_pipeline.query.freshness import Written as Written
 from rhei_pipeline.query.planner import Prepared as Prepared
 from rhei_pipeline.query.router import Route as Route
-from rhei_pipeline.query.freshness import Written as Written
 from rhei_pipeline.settings.model import Settings as Settings
 from rhei_pipeline.settings.sections import BufferSettings as BufferSettings
 from rhei_pipeline.settings.sections import CaptureSettings as CaptureSettings

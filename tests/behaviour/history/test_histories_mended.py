@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rhei_pipeline.cli.main import app
-from rhei_pipeline.mirrors.datafusion.transaction import FileTransaction, _append, _append_versions
+from rhei_pipeline.mirrors.datafusion.buffered_rows import append_rows, append_versions
+from rhei_pipeline.mirrors.datafusion.transaction import FileTransaction
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from rhei_pipeline.model.reports import TableVerification
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO
@@ -132,13 +133,13 @@ def test_a_doubled_key_in_files_is_named_and_mended(
             assert isinstance(transaction, FileTransaction)
             buffer = transaction._buffer(table)
             if mode == "destructive":
-                _append(buffer, table, rows)
+                append_rows(buffer, table, rows)
             else:
                 since = pa.array([NOW - timedelta(days=place)], pa.timestamp("us", "UTC"))
                 versions = rows.append_column(VALID_FROM, since)
                 versions = versions.append_column(VALID_TO, pa.nulls(1, since.type))
                 versions = versions.append_column(OPERATION, pa.array(["I"]))
-                _append_versions(buffer, table, versions, past=False)
+                append_versions(buffer, table, versions, past=False)
     found = _verified(world)
     assert (found.duplicate, found.samples["duplicate"]) == (1, ('{"id": 2}',))
     assert found.broken_history == (1 if mode == "temporal" else 0)
