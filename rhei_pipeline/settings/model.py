@@ -16,27 +16,25 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as PydanticSettingsError
 
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Mode, nearest
+from rhei_pipeline.settings.mirror import MirrorSettings
 from rhei_pipeline.settings.sections import (
-    CaptureSettings,
-    LocalSettings,
-    MirrorSettings,
-    PostgresSettings,
     QuerySettings,
     RegistrySettings,
     ScheduleSettings,
-    SqliteSettings,
     SyncSettings,
     TableSettings,
+)
+from rhei_pipeline.settings.source import (
+    CaptureSettings,
+    LocalSettings,
+    PostgresSettings,
+    SqliteSettings,
 )
 
 ENVIRONMENT_PREFIX = "RHEI__"

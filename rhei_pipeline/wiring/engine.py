@@ -13,7 +13,7 @@ from rhei_pipeline.query.freshness import Freshness
 from rhei_pipeline.query.planner import Engines
 from rhei_pipeline.query.service import QueryService
 from rhei_pipeline.settings.model import Settings
-from rhei_pipeline.settings.sections import BufferSettings
+from rhei_pipeline.settings.source import BufferSettings
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sync.cycle import SyncOptions
 from rhei_pipeline.sync.kept_history import Declared

@@ -14,7 +14,7 @@ from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
 from rhei_pipeline.model.streaming import Begun
 from rhei_pipeline.protocols import Mirror
-from rhei_pipeline.settings.sections import DeltaSettings, MirrorSettings
+from rhei_pipeline.settings.mirror import DeltaSettings, MirrorSettings
 
 if TYPE_CHECKING:
     from rhei_pipeline.mirrors.datafusion.delta import DeltaTables

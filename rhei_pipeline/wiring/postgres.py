@@ -8,7 +8,7 @@ from rhei_pipeline.model.schema import TableOptions
 from rhei_pipeline.model.standing import SourceStanding
 from rhei_pipeline.protocols import Database
 from rhei_pipeline.settings.model import Settings
-from rhei_pipeline.settings.sections import PostgresSettings
+from rhei_pipeline.settings.source import PostgresSettings
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.logical import standing as of_log
 from rhei_pipeline.sources.postgres.logical import validate

@@ -12,7 +12,7 @@ from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.model.schema import TableOptions, TableSchema
 from rhei_pipeline.protocols import ChangeSource, Database
 from rhei_pipeline.settings.model import Settings
-from rhei_pipeline.settings.sections import SqliteSettings
+from rhei_pipeline.settings.source import SqliteSettings
 from rhei_pipeline.sources import polling_validate
 from rhei_pipeline.sources.polling_progress import unseen
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase

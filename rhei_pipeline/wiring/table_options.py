@@ -6,7 +6,7 @@ from typing import TypeVar
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import TableOptions
 from rhei_pipeline.settings.model import Settings
-from rhei_pipeline.settings.sections import SqliteSettings
+from rhei_pipeline.settings.source import SqliteSettings
 
 _Value = TypeVar("_Value")
 

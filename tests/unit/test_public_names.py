@@ -14,7 +14,7 @@ import pytest
 import rhei_pipeline
 from rhei_pipeline import HTAP, errors
 from rhei_pipeline.model import reports
-from rhei_pipeline.settings import sections
+from rhei_pipeline.settings import mirror, sections, source
 
 ROOT = Path(__file__).parents[2]
 #: Everything that is a user of the package.
@@ -36,7 +36,9 @@ def test_users_import_nothing_deeper_than_the_package(file: Path) -> None:
         assert set(deeper) <= {"rhei_pipeline.dagster"}
 
 
-@pytest.mark.parametrize("module", [errors, reports, sections], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [errors, reports, source, mirror, sections], ids=lambda module: module.__name__
+)
 def test_every_error_report_and_section_is_public(module: ModuleType) -> None:
     made_here = {
         name
