@@ -21,9 +21,7 @@ import pyarrow as pa
 from rhei_pipeline.errors import MirrorDamagedError, MirrorError, RheiError
 from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS, is_open
 from rhei_pipeline.mirrors.datafusion.feed import instant_text, read_feed, without_positions
-from rhei_pipeline.mirrors.datafusion.files import Files, MemoryFiles, aside
-from rhei_pipeline.mirrors.datafusion.formats import Format, Ipc, Parquet
-from rhei_pipeline.mirrors.datafusion.local_files import LocalFiles
+from rhei_pipeline.mirrors.datafusion.files import aside
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest
 from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
 from rhei_pipeline.mirrors.datafusion.past import past_of
@@ -37,6 +35,7 @@ from rhei_pipeline.mirrors.datafusion.session import (
     plain_schema,
     streamed,
 )
+from rhei_pipeline.mirrors.datafusion.storages import FORMATS, MEMORY, open_files
 from rhei_pipeline.mirrors.datafusion.transaction import FileTransaction
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.feed_state import FeedState
@@ -54,21 +53,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-MEMORY = ":memory:"
 #: Manifests kept by default: whoever reads one has two more commits to say so.
 RETAINED_MANIFESTS = 3
 #: Rows that one call of `maintain` writes at most, about; half a minute's work.
 MAINTENANCE_ROWS = 20_000_000
-
-#: How the URLs of object stores begin.
-URL_SCHEMES = ("s3://", "gs://")
-#: How rows are written, by storage.
-FORMATS: dict[str, type[Format]] = {
-    "memory": Ipc,
-    "ipc": Ipc,
-    "parquet": Parquet,
-    "delta": Parquet,
-}
 
 
 class DataFusionMirror:
@@ -439,23 +427,3 @@ def _gathered(
     with held:
         yield pa.record_batch({})
         yield from gathered(batches, rows)
-
-
-def open_files(
-    storage: str,
-    path: Path | str,
-    access: "StoreAccess | None" = None,
-    timeout: float | None = None,
-) -> Files:
-    """Open a mirror's files: for writing if a lock timeout is given, else for reading."""
-    if storage == "memory":
-        return MemoryFiles()
-    if str(path).startswith(URL_SCHEMES):
-        from rhei_pipeline.mirrors.datafusion.object_store import (  # noqa: PLC0415  (its package is optional)
-            ObjectFiles,
-            StoreAccess,
-        )
-
-        return ObjectFiles(str(path), access or StoreAccess())
-    writing = timeout is not None
-    return LocalFiles(Path(path), writing=writing, lock_timeout_seconds=timeout or 0)

@@ -16,10 +16,11 @@ from rhei_pipeline.mirrors.datafusion.feed import instant_text, read_feed
 from rhei_pipeline.mirrors.datafusion.files import Files
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest
 from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
-from rhei_pipeline.mirrors.datafusion.mirror import FORMATS, RETAINED_MANIFESTS, open_files
+from rhei_pipeline.mirrors.datafusion.mirror import RETAINED_MANIFESTS
 from rhei_pipeline.mirrors.datafusion.past import past_of
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.datafusion.session import Params, ReadingSession
+from rhei_pipeline.mirrors.datafusion.storages import FORMATS, open_files
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.change_feed import TableChanges
 from rhei_pipeline.model.feed_state import FeedState

@@ -19,37 +19,33 @@ from datafusion.catalog import Schema
 from datafusion.record_batch import RecordBatch
 
 from rhei_pipeline.errors import MirrorDamagedError, MirrorMemoryError, QueryError, without_values
-from rhei_pipeline.mirrors.datafusion import (
-    deletion_vectors as bitmaps,
-)
-from rhei_pipeline.mirrors.datafusion import (
-    functions as datafusion_functions,
-)
-from rhei_pipeline.mirrors.datafusion import (
-    guard_udfs as refusals,
-)
-from rhei_pipeline.mirrors.datafusion import (
-    visibility_udfs as row_functions,
-)
+from rhei_pipeline.mirrors.datafusion import deletion_vectors as bitmaps
+from rhei_pipeline.mirrors.datafusion import functions as datafusion_functions
+from rhei_pipeline.mirrors.datafusion import guard_udfs as refusals
+from rhei_pipeline.mirrors.datafusion import visibility_udfs as row_functions
 from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS
-from rhei_pipeline.mirrors.datafusion.formats import ROW
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredTable
 from rhei_pipeline.mirrors.datafusion.parameters import numbered_placeholders
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
+from rhei_pipeline.mirrors.datafusion.views import (
+    MAIN,
+    SEGMENTS,
+    end_function,
+    operation_function,
+    presence_function,
+    segment_table,
+    view_sql,
+    views_of,
+)
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.feed_state import FEED_PREFIX
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits, whole
-from rhei_pipeline.model.schema import INSTANT, OPERATION, RESERVED_PREFIX, VALID_TO
+from rhei_pipeline.model.schema import INSTANT
 from rhei_pipeline.model.semantics import Translated
 from rhei_pipeline.sql.read_only import refuse_writing, statement_tokens
-from rhei_pipeline.sql.text import datafusion_type, literal, quote
 
 _CATALOGUE = "rhei"
-_MAIN = "main"
-_SEGMENTS = "_rhei_segments"
 _LETTERS = "_rhei_dead_letter"
-#: A schema of PostgreSQL's whose tables need not be qualified, as in the source.
-_UNQUALIFIED = "public"
 
 #: How soon after one query has failed for its memory another may fail for the same memory.
 _RELEASE_SECONDS = 0.5
@@ -85,12 +81,12 @@ class ReadingSession:
     def __init__(self, store: SegmentStore, memory_limit_bytes: int | None = None) -> None:
         self._store = store
         self._lock = threading.Lock()
-        config = SessionConfig(_SETTINGS).with_default_catalog_and_schema(_CATALOGUE, _MAIN)
+        config = SessionConfig(_SETTINGS).with_default_catalog_and_schema(_CATALOGUE, MAIN)
         runtime = RuntimeEnvBuilder().with_disk_manager_os()
         if memory_limit_bytes is not None:
             runtime = runtime.with_fair_spill_pool(memory_limit_bytes)
         self._context = SessionContext(config.with_information_schema(enabled=False), runtime)
-        self._schemas = {_MAIN}
+        self._schemas = {MAIN}
         self._views: dict[str, StoredTable] = {}
         self._segments: dict[str, Segment] = {}
         self._letters: str | None = ""
@@ -98,7 +94,7 @@ class ReadingSession:
         self._exhausted_at = -math.inf
         self._wanted: dict[str, StoredTable] = {}
         self._damaged: dict[str, MirrorDamagedError] = {}
-        self._create_schema(_SEGMENTS)
+        self._create_schema(SEGMENTS)
         datafusion_functions.restrict(self._context)
         refusals.register(self._context)
         store.files.register(self._context)
@@ -184,7 +180,7 @@ class ReadingSession:
         """
         self._damaged = {}
         if manifest is not self._shown:
-            self._wanted = dict(_views(manifest))
+            self._wanted = dict(views_of(manifest))
             stale = [n for n, table in self._views.items() if self._wanted.get(n) is not table]
             for name in stale:
                 self._drop(name)
@@ -203,7 +199,7 @@ class ReadingSession:
                 self._create_schema(name.split(".", 1)[0].strip('"'))
                 for segment in table.segments:
                     self._register(segment)
-                self._context.sql(f"create or replace view {name} as {_view(table)}")
+                self._context.sql(f"create or replace view {name} as {view_sql(table)}")
                 self._views[name] = table
         except MirrorDamagedError as error:
             # The other tables of the query may be in order, and this one's name a column's.
@@ -223,17 +219,19 @@ class ReadingSession:
     def _register(self, segment: Segment) -> None:
         known = self._segments.get(segment.name)
         if known is None:
-            self._store.register(segment, self._context, _place(segment))
+            self._store.register(segment, self._context, segment_table(segment))
         bits = self._store.bits(segment)
         if bits is not None and (known is None or known.gone != segment.gone):
             endings = self._store.endings(segment.ended)
             if segment.hidden_rows:
                 hidden = row_functions.hidden(bits, endings)
                 shown = bitmaps.as_arrow(hidden, segment.rows)
-                self._tell(_test(segment), pa.bool_(), row_functions.presence(shown))
+                self._tell(presence_function(segment), pa.bool_(), row_functions.presence(shown))
             if endings:
-                self._tell(_end(segment), INSTANT, row_functions.ends(endings))
-                self._tell(_operation(segment), pa.string(), row_functions.operations(endings))
+                self._tell(end_function(segment), INSTANT, row_functions.ends(endings))
+                self._tell(
+                    operation_function(segment), pa.string(), row_functions.operations(endings)
+                )
         self._segments[segment.name] = segment
 
     def _tell(self, name: str, kind: pa.DataType, look_up: Callable[[pa.Array], pa.Array]) -> None:
@@ -244,12 +242,12 @@ class ReadingSession:
         names = {segment.name for segment in manifest.segments}
         for name in [known for known in self._segments if known not in names]:
             segment = self._segments.pop(name)
-            self._context.deregister_table(_place(segment))
+            self._context.deregister_table(segment_table(segment))
             if segment.hidden_rows:
-                self._context.deregister_udf(_test(segment))
+                self._context.deregister_udf(presence_function(segment))
             if segment.ended:
-                self._context.deregister_udf(_end(segment))
-                self._context.deregister_udf(_operation(segment))
+                self._context.deregister_udf(end_function(segment))
+                self._context.deregister_udf(operation_function(segment))
 
     def _show_letters(self, manifest: Manifest) -> None:
         if manifest.letters != self._letters:
@@ -318,8 +316,8 @@ def _words(sql: str) -> set[str]:
 def _refuse_hidden(sql: str) -> None:
     """Refuse the files' own tables, which hold rows that were removed since, and the feeds."""
     # In the text, not in its tokens: DataFusion's are its own, and a name has no escapes.
-    if _SEGMENTS in sql.lower():
-        raise QueryError(f"schema {_SEGMENTS!r} is not for reading", hint="read the tables")
+    if SEGMENTS in sql.lower():
+        raise QueryError(f"schema {SEGMENTS!r} is not for reading", hint="read the tables")
     if FEED_PREFIX in sql.lower():
         raise QueryError(
             f"tables that begin with {FEED_PREFIX!r} are the mirror's housekeeping",
@@ -393,86 +391,6 @@ def _plain(schema: pa.Schema) -> pa.Schema:
 def _batches(table: pa.Table) -> list[pa.RecordBatch]:
     empty = pa.RecordBatch.from_pylist([], schema=table.schema)
     return table.to_batches() or [empty]
-
-
-def _views(manifest: Manifest) -> Iterator[tuple[str, StoredTable]]:
-    """Yield the views of a state; a qualified name comes before an unqualified one."""
-    shown = [
-        table
-        for table in manifest.tables.values()
-        if not table.relation.startswith(RESERVED_PREFIX) or table.relation.startswith(FEED_PREFIX)
-    ]
-    taken = {(table.namespace or _MAIN, table.relation) for table in shown}
-    for table in shown:
-        for place in _places(table):
-            if place == (table.namespace or _MAIN, table.relation) or place not in taken:
-                yield f"{quote(place[0])}.{quote(place[1])}", table
-
-
-def _places(table: StoredTable) -> set[tuple[str, str]]:
-    """Return the names that find a table; DataFusion lower-cases unquoted ones."""
-    namespaces = {table.namespace or _MAIN}
-    if table.namespace == _UNQUALIFIED:
-        namespaces.add(_MAIN)
-    return {
-        (name, form) for name in namespaces for form in (table.relation, table.relation.lower())
-    }
-
-
-def _place(segment: Segment) -> str:
-    return f"{_SEGMENTS}.s{segment.name}"
-
-
-def _test(segment: Segment) -> str:
-    return f"_rhei_present_{segment.name}"
-
-
-def _end(segment: Segment) -> str:
-    return f"_rhei_end_{segment.name}"
-
-
-def _operation(segment: Segment) -> str:
-    return f"_rhei_operation_{segment.name}"
-
-
-def _view(table: StoredTable) -> str:
-    if not table.segments:
-        columns = ", ".join(
-            f"{_cast('null', field)} as {quote(field.name)}" for field in table.schema
-        )
-        return f"select {columns} where false"
-    return " union all ".join(_select(table, segment) for segment in table.segments)
-
-
-def _select(table: StoredTable, segment: Segment) -> str:
-    columns = ", ".join(
-        f"{_value(segment, field)} as {quote(field.name)}" for field in table.schema
-    )
-    condition = f" where {_test(segment)}({ROW})" if segment.hidden_rows else ""
-    return f"select {columns} from {_place(segment)}{condition}"
-
-
-def _value(segment: Segment, wanted: pa.Field) -> str:
-    if segment.ended and wanted.name == VALID_TO:
-        return f"{_end(segment)}({ROW})"
-    if segment.ended and wanted.name == OPERATION:
-        return f"coalesce({_operation(segment)}({ROW}), {_standing(segment, wanted)})"
-    return _standing(segment, wanted)
-
-
-def _standing(segment: Segment, wanted: pa.Field) -> str:
-    if wanted.name in segment.schema.names:
-        standing = segment.schema.field(wanted.name).type
-        own = quote(wanted.name)
-        return own if standing.equals(wanted.type) else _cast(own, wanted)
-    constant = segment.constants.get(wanted.name)
-    if constant is None:
-        return _cast("null", wanted)
-    return literal(constant) if isinstance(constant, str) else _cast(str(constant), wanted)
-
-
-def _cast(value: str, field: pa.Field) -> str:
-    return f"arrow_cast({value}, {literal(datafusion_type(field.type))})"
 
 
 _PLAIN = {
