@@ -1,14 +1,12 @@
 """Damages one file of a mirror or a buffer, and proves that nothing wrong comes of it.
 
-Run as a program, it makes the trials it is given one after the other, each on a copy of one world,
-and prints what came of each: a crash of the process is then seen as such, with the trial it was in.
+In a process of its own, it makes the trials it is given one after the other, each on a copy of one
+world, and prints what came of each: a crash is then seen as such, with the trial it was in.
 """
 
 import json
-import os
 import shutil
 import sqlite3
-import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -307,9 +305,3 @@ def main(given: dict[str, Any]) -> None:
             except Exception as error:  # noqa: BLE001  (whatever it is, it is to be seen)
                 outcome = f"WRONG {type(error).__name__}: {error}"
         print(json.dumps(["end", file, kind, outcome]), flush=True)  # noqa: T201
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
-    sys.stdout.flush()
-    os._exit(0)

@@ -1,12 +1,11 @@
 """A process that holds a mirror, and others beside it; each can be killed at any instant."""
 
 import json
-import subprocess
-import sys
 from types import TracebackType
 from typing import Self
 
 from rhei_pipeline import Settings
+from tests.support.forked import Forked
 
 _HOLD = """
 import sys
@@ -39,13 +38,7 @@ class OtherProcess:
     """
 
     def __init__(self, code: str, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
+        self.process = Forked(code, *arguments)
         self.first = self.process.stdout.readline()
         assert self.first, "it has ended"
 
@@ -58,25 +51,16 @@ class OtherProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.kill()
+        self.process.__exit__(kind, error, trace)
 
     def kill(self) -> None:
         """Kill it with SIGKILL; safe to repeat."""
         self.process.kill()
-        self._wait()
 
     def end(self) -> int:
         """Let it end by itself; return its exit code."""
-        assert self.process.stdin is not None
         self.process.stdin.close()
-        return self._wait()
-
-    def _wait(self) -> int:
-        code = self.process.wait(60)
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-        return code
+        return self.process.wait(60)
 
 
 def written(settings: Settings) -> str:

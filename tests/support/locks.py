@@ -1,8 +1,8 @@
 """Whether a process still holds its databases, as the kernel and other processes see it."""
 
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.support.forked import run
 
 _OPEN = """
 import duckdb, sys
@@ -33,7 +33,5 @@ def _locks(kind: str, file: Path) -> int:
 def assert_held(mirror: Path) -> None:
     """DuckDB's own lock stands, and another process is refused because of it."""
     assert record_locks(mirror), "DuckDB's lock is lost"
-    done = subprocess.run(
-        [sys.executable, "-c", _OPEN, str(mirror)], capture_output=True, text=True, check=False
-    )
+    done = run(_OPEN, str(mirror))
     assert done.returncode == 0, done.stderr

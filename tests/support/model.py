@@ -16,6 +16,23 @@ def source_rows(connection: sqlite3.Connection, table: str) -> frozenset[Row]:
     return frozenset(map(exact, connection.execute(f'select * from "{table}"')))
 
 
+def instant_between() -> datetime:
+    """Return an instant behind all that was written so far, and before all that will be.
+
+    SQLite's clock has milliseconds: the one that it is in is over first, and then this one.
+    """
+    _await_next_millisecond()
+    now = datetime.now(UTC)
+    _await_next_millisecond()
+    return now
+
+
+def _await_next_millisecond() -> None:
+    begun = time.time_ns() // 1_000_000
+    while time.time_ns() // 1_000_000 <= begun + 1:  # SQLite rounds to the nearest one
+        time.sleep(0.0002)
+
+
 @dataclass
 class History:
     """The source's states, each with an instant at which it was the present one.

@@ -25,9 +25,3 @@ def digest(file: Path) -> str:
     return subprocess.run(
         [sys.executable, "-S", "-c", _DIGEST, str(file)], capture_output=True, text=True, check=True
     ).stdout
-
-
-def run(code: str, *arguments: str) -> str:
-    """Run Python code; return what it prints."""
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

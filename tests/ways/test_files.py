@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import threading
 import zlib
@@ -41,7 +39,8 @@ from rhei_pipeline.model.progress import Watermark
 from rhei_pipeline.wiring.engine import bridge
 from tests.support.damage import damage
 from tests.support.fix_world import World
-from tests.support.other_process import copy, run
+from tests.support.forked import Forked, output_of
+from tests.support.other_process import copy
 from tests.support.refusals import filled_in, refused, rhei
 
 MakeWorld = Callable[..., World]
@@ -239,10 +238,8 @@ def test_the_other_process_is_stopped(make_world: MakeWorld) -> None:
     for world in worlds:
         world.crash()
         world.run("update t set v = 'c'")
-    command = [sys.executable, "-c", _HOLD, *map(str, places)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
+    with Forked(_HOLD, *map(str, places)) as holder:
+        assert holder.stdout.readline() == "held\n"
         for world in worlds[:2]:
             way_out = "only one process can write a mirror: stop the other one first"
             with refused(way_out, MirrorBusyError):
@@ -472,7 +469,7 @@ def _put_format(world: World, number: int) -> None:
     """Write another number of the mirror's format, as that version would."""
     path = world.settings.mirror.path
     if world.storage is None:
-        run(
+        output_of(
             "import duckdb, sys; duckdb.connect(sys.argv[1]).execute("
             "'update _rhei_mirror set format = ' + sys.argv[2])",
             str(path),

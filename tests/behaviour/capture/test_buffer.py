@@ -2,8 +2,6 @@
 
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +28,7 @@ from rhei_pipeline.protocols import Step
 from rhei_pipeline.testing.faults import Crash, CrashAt
 from rhei_pipeline.wiring.engine import bridge, unseen_events
 from tests.support.fix_world import World
+from tests.support.forked import Forked, run
 from tests.support.other_process import copy
 
 MakeWorld = Callable[..., World]
@@ -267,13 +266,12 @@ def test_a_process_killed_while_bridging_loses_and_doubles_nothing(either: World
     random.seed(11)
     count = 0
     for _ in range(KILLS):
-        process = started(_BRIDGE_FOR_EVER, either.settings.model_dump_json())
-        until = time.monotonic() + 0.1 + random.random() * 0.3
-        while time.monotonic() < until:
-            count += 1
-            either.run("begin immediate", f"update t set v = {count} where id = 1")
-            either.run(f"replace into u values ({count % 50}, {count})", "commit")
-        kill(process)
+        with started(_BRIDGE_FOR_EVER, either.settings.model_dump_json()):
+            until = time.monotonic() + 0.1 + random.random() * 0.3
+            while time.monotonic() < until:
+                count += 1
+                either.run("begin immediate", f"update t set v = {count} where id = 1")
+                either.run(f"replace into u values ({count % 50}, {count})", "commit")
     either.htap.sync_now()
     either.assert_equal("t", "u")
     if either.mode == "temporal":
@@ -327,12 +325,11 @@ def test_a_large_drain_comes_in_parts(buffered: World, monkeypatch: pytest.Monke
 
 
 def test_a_buffer_opens_once(buffered: World) -> None:
-    holder = started(_HOLD, str(buffered.buffer))
-    with pytest.raises(BufferBusyError, match="held by another process"):
-        buffered.htap  # noqa: B018
-    with pytest.raises(BufferBusyError, match="held by another process"):
-        bridge(buffered.settings)
-    kill(holder)
+    with started(_HOLD, str(buffered.buffer)):
+        with pytest.raises(BufferBusyError, match="held by another process"):
+            buffered.htap  # noqa: B018
+        with pytest.raises(BufferBusyError, match="held by another process"):
+            bridge(buffered.settings)
     buffered.htap.sync_now()
     with pytest.raises(BufferBusyError, match="held"):
         ChangeLog(buffered.buffer)
@@ -577,12 +574,10 @@ while True:
 def test_what_was_appended_outlives_kills_in_order(tmp_path: Path) -> None:
     path = tmp_path / "log"
     for _ in range(APPENDERS_KILLED):
-        process = started(_APPEND_FOR_EVER, str(path))
-        time.sleep(0.1)
-        kill(process, close=False)
-        assert process.stdout is not None
-        told = process.stdout.read().split()
-        process.stdout.close()
+        with started(_APPEND_FOR_EVER, str(path)) as process:
+            told = [process.stdout.readline() for _ in range(random.randint(1, 200))]
+            process.kill()
+            told += process.stdout.read().split()
         promised = int(told[-1]) if told else 0
         with ChangeLog(path) as log:
             assert log.head().order >= promised
@@ -617,25 +612,11 @@ def test_a_closed_log_says_so(log: ChangeLog) -> None:
         log.append(events(1))
 
 
-def started(code: str, *arguments: str) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stdin=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"going\n"
+def started(code: str, *arguments: str) -> Forked:
+    process = Forked(code, *arguments)
+    assert process.stdout.readline() == "going\n"
     return process
 
 
 def died(code: str, world: World) -> int:
-    settings = world.settings.model_dump_json()
-    return subprocess.run([sys.executable, "-c", code, settings], check=False).returncode
-
-
-def kill(process: subprocess.Popen[bytes], *, close: bool = True) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.close()
-    if close:
-        process.stdout.close()
+    return run(code, world.settings.model_dump_json()).returncode

@@ -1,9 +1,6 @@
 """Several mirrors, several processes, and processes that are killed."""
 
 import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +14,7 @@ from rhei_pipeline.errors import MirrorBusyError
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.testing.oracle import arrow_rows
 from tests.support.fix_world import World
+from tests.support.forked import Forked, run
 from tests.support.model import source_rows
 
 MakeWorld = Callable[..., World]
@@ -66,19 +64,12 @@ def test_a_second_process_is_told_that_the_mirror_is_held(world: World) -> None:
     world.htap.sync_now()
     code = "import duckdb, sys; held = duckdb.connect(sys.argv[1]); print('opened')"
     mirror = str(world.directory / "mirror.duckdb")
-    found = subprocess.run([sys.executable, "-c", code, mirror], capture_output=True, check=False)
-    assert b"lock" in found.stderr
+    assert "lock" in run(code, mirror).stderr
     world.crash()
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code + "; sys.stdout.flush(); sys.stdin.read()", mirror],
-        stdout=subprocess.PIPE,
-        stdin=subprocess.PIPE,
-    )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == b"opened\n"
-    with pytest.raises(MirrorBusyError, match="held by another process"):
-        world.htap  # noqa: B018
-    holder.communicate(b"")
+    with Forked(code + "; sys.stdout.flush(); sys.stdin.read()", mirror) as holder:
+        assert holder.stdout.readline() == "opened\n"
+        with pytest.raises(MirrorBusyError, match="held by another process"):
+            world.htap  # noqa: B018
     world.htap.sync_now()
     world.assert_equal("orders")
 
@@ -194,22 +185,17 @@ def kill_again_and_again(
     settings = world.settings.model_dump_json()
     random.seed(7)
     for _ in range(kills):
-        process = subprocess.Popen(
-            [sys.executable, "-c", _SYNC_FOR_EVER, settings], stdout=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        until = time.monotonic() + random.random() * 0.3
-        while time.monotonic() < until:
-            n = random.randint(0, 300)
-            world.run("begin immediate")
-            world.app.execute("replace into t values (?, ?)", (n, random.randint(0, 9)))
-            world.app.execute("replace into u values (?, ?)", (str(n % 40), n % 31))
-            world.app.execute("delete from t where id = ?", (random.randint(0, 300),))
-            world.run("commit")
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        with Forked(_SYNC_FOR_EVER, settings) as process:
+            process.stdout.readline()
+            until = time.monotonic() + random.random() * 0.3
+            while time.monotonic() < until:
+                n = random.randint(0, 300)
+                world.run("begin immediate")
+                world.app.execute("replace into t values (?, ?)", (n, random.randint(0, 9)))
+                world.app.execute("replace into u values (?, ?)", (str(n % 40), n % 31))
+                world.app.execute("delete from t where id = ?", (random.randint(0, 300),))
+                world.run("commit")
+            process.kill()
         if random.random() < 0.5:
             world.htap.sync_now()
             world.assert_equal("t", "u")

@@ -12,6 +12,7 @@ import pytest
 import rhei_pipeline as rhei
 from rhei_pipeline.errors import MirrorError, QueryError, SchemaError, SourceBusyError, SourceError
 from tests.support.fix_world import World
+from tests.support.forked import run
 from tests.support.left_out import assert_left_out
 
 MakeWorld = Callable[..., World]
@@ -158,12 +159,7 @@ def test_a_disk_that_fills_up_loses_nothing(make_world: MakeWorld) -> None:
     world.run("pragma wal_checkpoint(truncate)")
     size = world.path.stat().st_size
     for limit in (size // 4, size // 2, size * 4):
-        found = subprocess.run(
-            [sys.executable, "-c", _FULL_DISK, world.settings.model_dump_json(), str(limit)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        found = run(_FULL_DISK, world.settings.model_dump_json(), str(limit))
         told = found.stdout.strip()
         assert told == "fitted" or "Error" in told, found.stderr
     assert told == "fitted"

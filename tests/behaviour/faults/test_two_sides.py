@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +10,7 @@ from rhei_pipeline import HTAP
 from rhei_pipeline.wiring.adoption import validate_owner
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
+from tests.support.forked import run
 
 MakeWorld = Callable[..., World]
 MakePostgres = Callable[..., PostgresWorld]
@@ -64,12 +63,7 @@ with HTAP(Settings(**json.loads(sys.argv[1]))) as htap:
 
 
 def test_an_interrupt_is_one_wherever_it_comes(world: World) -> None:
-    found = subprocess.run(
-        [sys.executable, "-c", _INTERRUPTED, world.settings.model_dump_json()],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    found = run(_INTERRUPTED, world.settings.model_dump_json())
     told = ["query KeyboardInterrupt", "transaction KeyboardInterrupt", "3 {}"]
     assert found.stdout.splitlines() == told, found.stderr
 
@@ -90,9 +84,7 @@ def test_a_command_that_is_interrupted_ends_as_such(world: World) -> None:
         f"sys.argv = ['rhei', 'query', {long!r}, '--hint', 'olap', '--config', {str(file)!r}];"
         "main()"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    found = run(code)
     assert found.returncode == 128 + signal.SIGINT, found.stderr
     assert "Traceback" not in found.stderr
 

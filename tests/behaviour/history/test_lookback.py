@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
-from time import sleep
 from typing import Any
 
 import pytest
@@ -14,20 +13,13 @@ from rhei_pipeline.errors import QueryError
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
-from tests.support.other_process import run
+from tests.support.forked import output_of
+from tests.support.model import instant_between
 
 MakeWorld = Callable[..., World]
 MIRRORS = pytest.mark.parametrize("storage", [None, "memory", "ipc", "parquet", "delta"])
 KEPT = pytest.mark.parametrize("storage", [None, "parquet"])
 LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
-
-
-def instant() -> datetime:
-    """Return an instant that no clock's rounding can move behind what comes next."""
-    sleep(0.003)
-    now = datetime.now(UTC)
-    sleep(0.003)
-    return now
 
 
 def as_of(world: World, at: datetime) -> list[dict[str, Any]]:
@@ -44,10 +36,10 @@ def dropped(make_world: MakeWorld, storage: str | None) -> tuple[World, datetime
     world.htap.sync_now()
     world.run("update t set n = 11 where id = 1")
     world.htap.sync_now()
-    before = instant()
+    before = instant_between()
     world.run("alter table t drop column n", "insert into t values (3, 0)")
     world.htap.sync_now()
-    return world, before, instant()
+    return world, before, instant_between()
 
 
 @MIRRORS
@@ -101,7 +93,7 @@ def test_columns_that_leave_one_after_the_other_are_shown_each_until_then(
     world, first, second = dropped
     world.run("alter table t drop column v")
     world.htap.sync_now()
-    third = instant()
+    third = instant_between()
     shown = [sorted(as_of(world, at)[0]) for at in (first, second, third)]
     assert shown == [["id", "n", "v"], ["id", "v"], ["id"]]
 
@@ -123,9 +115,9 @@ def test_before_the_first_copy_nothing_is_known(make_world: MakeWorld, storage: 
     world.run("create table t(id integer primary key, v int)", "insert into t values (1, 0)")
     with pytest.raises(QueryError, match=r"table 't': it is not copied yet \(run 'rhei sync'"):
         world.htap.as_of("t", datetime.now(UTC))
-    before = instant()
+    before = instant_between()
     world.htap.sync_now()
-    after = instant()
+    after = instant_between()
     for unknown in (before, LONG_AGO):
         with pytest.raises(QueryError, match=rf"its history begins at {after.year}-.*\+00:00"):
             world.htap.as_of("t", unknown)
@@ -139,7 +131,7 @@ def test_an_empty_table_is_known_to_be_empty_from_its_first_copy_on(
     world = make_world(mode="temporal", storage=storage)
     world.run("create table t(id integer primary key, v int)")
     world.htap.sync_now()
-    empty = instant()
+    empty = instant_between()
     world.run("insert into t values (1, 0)")
     world.htap.sync_now()
     assert as_of(world, empty) == []
@@ -185,12 +177,12 @@ def test_a_mirror_of_before_this_was_recorded_tells_what_its_versions_tell(
     world = make_world(mode="temporal")
     world.run("create table t(id integer primary key, n int)", "insert into t values (1, 1)")
     world.htap.sync_now()
-    at = instant()
+    at = instant_between()
     world.run("alter table t drop column n")
     world.htap.sync_now()
     world.crash()
     forget = "delete from _rhei_history"
-    run(f"import duckdb; duckdb.connect(r'{world.settings.mirror.path}').execute('{forget}')")
+    output_of(f"import duckdb; duckdb.connect(r'{world.settings.mirror.path}').execute('{forget}')")
     assert as_of(world, at) == [{"id": 1, "n": 1}]
     with pytest.raises(QueryError, match="begins at"):
         world.htap.as_of("t", LONG_AGO)
@@ -204,7 +196,7 @@ def test_a_mirror_in_memory_tells_its_past_as_well(make_world: MakeWorld) -> Non
     world = make_world(mode="temporal", mirror_path=":memory:")
     world.run("create table t(id integer primary key, n int)", "insert into t values (1, 1)")
     world.htap.sync_now()
-    before = instant()
+    before = instant_between()
     world.run("alter table t drop column n")
     world.htap.sync_now()
     assert as_of(world, before) == [{"id": 1, "n": 1}]
@@ -226,10 +218,10 @@ def test_the_past_of_postgresql_has_its_columns_too(
     world.run("create table t(id int primary key, n int, at timestamptz default clock_timestamp())")
     world.run("insert into t values (1, 1)")
     world.htap.sync_now()
-    before = instant()
+    before = instant_between()
     world.run("alter table t drop column n")
     world.htap.sync_now()
-    after = instant()
+    after = instant_between()
     assert world.htap.as_of("t", before)["n"].to_pylist() == [1]
     assert world.htap.as_of("t", after).column_names == ["id", "at"]
     with pytest.raises(QueryError, match="begins at"):
@@ -244,8 +236,8 @@ def test_the_past_of_a_polled_table_has_its_columns_too(make_world: MakeWorld) -
     world.run("create table t(id integer primary key, n int, updated_at text)")
     world.run("insert into t values (1, 1, '2026-01-01')")
     world.htap.sync_now()
-    before = instant()
+    before = instant_between()
     world.run("alter table t drop column n")
     world.htap.sync_now()
     assert world.htap.as_of("t", before)["n"].to_pylist() == [1]
-    assert "n" not in world.htap.as_of("t", instant()).column_names
+    assert "n" not in world.htap.as_of("t", instant_between()).column_names

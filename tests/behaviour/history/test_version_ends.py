@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from time import sleep
 from typing import Any
 
 import pytest
 
 from tests.support.fix_world import World
+from tests.support.model import instant_between
 
 Make = Callable[..., World]
 STORAGES = ["ipc", "parquet"]
@@ -52,9 +52,7 @@ def test_many_small_changes_leave_few_files_and_every_version(made: World) -> No
     for number in range(1, 31):
         made.run(f"update t set v = {number} where k in ({number}, 777)")
         made.htap.sync_now()
-        sleep(0.002)  # SQLite's clock has milliseconds
-        instants.append(datetime.now(UTC))
-        sleep(0.002)
+        instants.append(instant_between())
     assert max(len(segment.ended) for segment in segments(made)) < 10
     assert [version[0] for version in versions(made, 777)] == list(range(31))
     for number, instant in enumerate(instants, start=1):

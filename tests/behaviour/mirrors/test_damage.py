@@ -7,15 +7,12 @@ works. Trials run in processes of their own, a batch in each (see `tests/support
 import json
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support import damage
+from tests.support import damage, forked
 
-ROOT = Path(__file__).parents[3]
 #: Mirror, mode, and whether changes go through a buffer, whose files are then the ones damaged.
 WORLDS = [
     ("ipc", "destructive", False),
@@ -28,6 +25,12 @@ WORLDS = [
     ("duckdb", "temporal", True),
 ]
 _SAMPLE = [("ipc", "temporal", 5), ("parquet", "destructive", 3), ("duckdb", "temporal", 3)]
+#: A damaged file may end the process that reads it.
+_TRIALS = """
+import json, pathlib, sys
+from tests.support.damage import main
+main(json.loads(pathlib.Path(sys.argv[1]).read_text()))
+"""
 
 
 def run(
@@ -56,13 +59,9 @@ def run(
             "buffered": buffered,
             "trials": trials[len(outcomes) :],
         }
-        process = subprocess.run(
-            [sys.executable, "-m", "tests.support.damage", json.dumps(given)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        order = directory / "order.json"
+        order.write_text(json.dumps(given))
+        process = forked.run(_TRIALS, str(order))
         for line in process.stdout.splitlines():
             step, *rest = json.loads(line)
             if step == "end":

@@ -1,7 +1,5 @@
 """A damaged file of a mirror: what its readers, its writer, maintenance and repair do about it."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +21,7 @@ from rhei_pipeline.model.schema import Column, Table, TableSchema
 from tests.support.damage import damage
 from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
+from tests.support.forked import output_of
 
 MakeWorld = Callable[..., World]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -169,14 +168,9 @@ for work in (lambda: held(mirror), lambda: merge(mirror, TABLE, 6), lambda: mirr
 
 
 def test_a_file_cut_off_while_it_is_mapped_does_not_end_the_process(tmp_path: Path) -> None:
-    found = subprocess.run(
-        [sys.executable, "-c", _MAPPED, str(tmp_path / "m")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert found.stdout.count("named") == 2
-    assert "damaged=(" in found.stdout
+    found = output_of(_MAPPED, str(tmp_path / "m"))
+    assert found.count("named") == 2
+    assert "damaged=(" in found
 
 
 # Manifests

@@ -4,7 +4,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -24,6 +23,7 @@ from rhei_pipeline.model.progress import CopyProgress
 from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
 from rhei_pipeline.testing.oracle import Row, arrow_rows
 from tests.support.fix_world import World
+from tests.support.forked import run
 from tests.support.model import source_rows
 
 MakeWorld = Callable[..., World]
@@ -160,8 +160,8 @@ def test_a_process_killed_while_it_publishes(
     for turn in range(2):
         world.run(f"insert into t values ({turn + 2}, 0)", f"update t set v = {turn} where id = 1")
         world.run("update u set v = v || 'x'")
-        run = [sys.executable, "-c", _SYNC_AND_DIE, settings(world).model_dump_json(), instant]
-        assert subprocess.run(run, check=False).returncode == -signal.SIGKILL
+        died = run(_SYNC_AND_DIE, settings(world).model_dump_json(), instant)
+        assert died.returncode == -signal.SIGKILL
         now = {table: source_rows(world.app, table) for table in ("t", "u")}
         for table in ("t", "u"):
             assert present(world, table) in (before[table], now[table])

@@ -2,13 +2,10 @@
 
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
-from time import sleep
 
 import pyarrow as pa
 import pytest
@@ -20,6 +17,8 @@ from rhei_pipeline.model.changes import Counts, NetChanges, Position
 from rhei_pipeline.model.progress import CopyProgress, Watermark
 from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
 from tests.support.fix_world import World
+from tests.support.forked import Forked
+from tests.support.model import instant_between
 
 MakeWorld = Callable[..., World]
 STORAGES = ("ipc", "parquet", "delta")
@@ -166,23 +165,15 @@ def test_another_process_reads_one_state_and_leaves_nothing_when_killed(
     mirror: DataFusionMirror,
 ) -> None:
     merge(mirror, dict.fromkeys(range(50), 0))
-    process = subprocess.Popen(
-        [sys.executable, "-c", _READ, mirror.path],
-        stdout=subprocess.PIPE,
-        stdin=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdin is not None
-    assert process.stdout.readline() == "open\n"
-    for turn in range(10):
-        merge(mirror, dict.fromkeys(range(50), turn + 1))
-        mirror.maintain()
-    process.stdin.write("\n")
-    process.stdin.flush()
-    assert process.stdout.readline() == "[0]\n"
-    process.kill()
-    process.communicate()
+    with Forked(_READ, mirror.path) as process:
+        assert process.stdout.readline() == "open\n"
+        for turn in range(10):
+            merge(mirror, dict.fromkeys(range(50), turn + 1))
+            mirror.maintain()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "[0]\n"
+        process.kill()
     merge(mirror, {1: 100})
     assert not list((Path(mirror.path) / "pins").iterdir())
     assert len(list((Path(mirror.path) / "manifests").iterdir())) == 3
@@ -358,9 +349,7 @@ def test_snapshots_of_days_are_kept_and_written_anew(make_world: MakeWorld, stor
     world = make_world(mode="temporal", storage=storage)
     world.run("create table t(id integer primary key, v int)", "insert into t values (1, 1)")
     world.htap.sync_now()
-    sleep(0.002)  # SQLite's clock has milliseconds
-    early = datetime.now(UTC)
-    sleep(0.002)
+    early = instant_between()
     world.run("insert into t values (2, 2)")
     world.htap.sync_now()
     late = datetime.now(UTC)
@@ -390,9 +379,7 @@ def test_a_look_back_leaves_out_the_files_of_other_times(
     for _ in range(24):
         world.run("update t set v = v + 1")
         world.htap.sync_now()
-        sleep(0.002)  # SQLite's clock has milliseconds
-        instants.append(datetime.now(UTC))
-        sleep(0.002)
+        instants.append(instant_between())
     at = instants[10]
     assert set(world.htap.as_of("t", at)["v"].to_pylist()) == {11}
     since, until = f"_rhei_valid_from <= '{at.isoformat()}'", f"_rhei_valid_to > '{at.isoformat()}'"

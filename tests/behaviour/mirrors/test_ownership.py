@@ -22,8 +22,9 @@ from rhei_pipeline.testing.oracle import arrow_rows
 from rhei_pipeline.wiring.adoption import adopt
 from tests.support.fix_postgres import PostgresWorld, database
 from tests.support.fix_world import World
+from tests.support.forked import output_of
 from tests.support.model import source_rows
-from tests.support.other_process import copy, run
+from tests.support.other_process import copy
 
 pytestmark = pytest.mark.pairs
 
@@ -214,11 +215,12 @@ def test_files_of_a_newer_format_are_refused_by_name(make_world: MakeWorld, stor
 def test_a_duckdb_file_of_a_newer_format_is_refused_and_left_alone(make_world: MakeWorld) -> None:
     world = mirrored(make_world)
     file = str(world.settings.mirror.path)
-    run("import duckdb; duckdb.connect(r'" + file + "').execute('" + NEWER + "')")
+    output_of("import duckdb; duckdb.connect(r'" + file + "').execute('" + NEWER + "')")
     for _ in range(2):
         with pytest.raises(MirrorError, match=r"has format 99, and this version knows \d"):
             world.htap  # noqa: B018
-    found = run(f"import duckdb; print(duckdb.connect(r'{file}').execute('{FOUND}').fetchall())")
+    asked = f"duckdb.connect(r'{file}').execute('{FOUND}').fetchall()"
+    found = output_of(f"import duckdb; print({asked})")
     assert "99" in found
 
 

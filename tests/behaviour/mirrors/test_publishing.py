@@ -1,8 +1,6 @@
 """A published copy of a DuckDB mirror: always whole, always a committed state."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.testing.faults import Crash
 from tests.support.fix_world import World
+from tests.support.forked import output_of
 from tests.support.locks import assert_held
 
 _READ = """
@@ -31,10 +30,7 @@ def published(world: World, interval: float) -> Settings:
 
 def read(world: World) -> str:
     copy = str(world.directory / "published" / "copy.duckdb")
-    found = subprocess.run(
-        [sys.executable, "-c", _READ, copy], capture_output=True, text=True, check=True
-    )
-    return found.stdout.strip()
+    return output_of(_READ, copy).strip()
 
 
 def filled(world: World) -> World:
@@ -127,10 +123,7 @@ def tables_of(world: World) -> list[str]:
         "print(*(n for (n,) in rows if not n.startswith('_rhei_') or 'copy' in n))"
     )
     copy = str(world.directory / "published" / "copy.duckdb")
-    found = subprocess.run(
-        [sys.executable, "-c", code, copy], capture_output=True, text=True, check=True
-    )
-    return found.stdout.split()
+    return output_of(code, copy).split()
 
 
 def test_what_a_killed_publication_left_is_swept_away(world: World) -> None:

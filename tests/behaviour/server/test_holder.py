@@ -3,8 +3,6 @@
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +36,7 @@ from rhei_pipeline.server.flight.server import ServerOptions
 from rhei_pipeline.server.serve import Addresses, serving
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
+from tests.support.forked import output_of
 from tests.support.holding import COPY, OtherProcess, holding
 
 MakeWorld = Callable[..., World]
@@ -442,7 +441,7 @@ def test_who_asks_from_time_to_time_holds_nothing_in_between(temporal: World) ->
         assert streamed(shell, "select id from orders").num_rows == 3
         code = "import duckdb, sys; duckdb.connect(sys.argv[1])"
         mirror = str(temporal.settings.mirror.path)
-        subprocess.run([sys.executable, "-c", code, mirror], check=True)
+        output_of(code, mirror)
 
 
 def test_nobody_waits_in_silence(temporal: World, caplog: pytest.LogCaptureFixture) -> None:

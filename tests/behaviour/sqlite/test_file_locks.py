@@ -1,8 +1,6 @@
 """No command and no call gives up a lock on a database that this process has open."""
 
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +16,8 @@ from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from rhei_pipeline.server.flight.access import Credentials
 from rhei_pipeline.server.flight.server import ServerOptions
 from rhei_pipeline.server.serve import Addresses, serving
-from tests.support import other_process
 from tests.support.fix_world import World
+from tests.support.forked import output_of, run
 from tests.support.locks import assert_held, file_locks, record_locks
 
 MakeWorld = Callable[..., World]
@@ -117,7 +115,7 @@ def test_syncs_beside_a_mirror_that_publishes_go_through_its_holder(published: W
     published.htap.sync_now()
     for _ in range(3):
         published.run("update orders set status = status || '+'")
-        other_process.run(_SYNC, published.settings.model_dump_json())
+        output_of(_SYNC, published.settings.model_dump_json())
         published.assert_equal("orders")
         assert_held(published.directory / "mirror.duckdb")
     assert record_locks(published.path), "SQLite's lock is lost"
@@ -133,9 +131,7 @@ def test_our_own_lock_refuses_where_duckdbs_is_lost(world: World) -> None:
     mirror = world.directory / "mirror.duckdb"
     lose_lock_of(mirror)
     assert not record_locks(mirror)
-    done = subprocess.run(
-        [sys.executable, "-c", _OPEN, str(mirror)], capture_output=True, text=True, check=False
-    )
+    done = run(_OPEN, str(mirror))
     assert "MirrorBusyError" in done.stderr
     assert "is held by another process" in done.stderr
 
