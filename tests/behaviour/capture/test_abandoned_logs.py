@@ -8,36 +8,21 @@ from typer.testing import CliRunner
 
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.cli.main import app
+from rhei_pipeline.settings.sections import TableSettings
 from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
-LOG = "select count(*) from _rhei_log_t"
+AnyWorld = World | PostgresWorld
 
 
 def test_a_log_that_no_mirror_reads_is_named_until_it_is_ended(
     make_world: Callable[..., World],
 ) -> None:
     world = make_world(mode="temporal", tables=[{"name": "u"}])
-    for name in "tu":
-        world.run(f"create table {name}(id integer primary key, v text)")
-    gone = world.directory / "gone"
-    other = Settings(
-        source={"path": world.path},
-        mirror={"kind": "duckdb", "path": gone / "mirror.duckdb"},
-        registry={"path": gone / "registry.json"},
-        tables=[{"name": "t"}, {"name": "u"}],
-        mode="temporal",
-    )
-    for settings in (other, world.settings):
-        with HTAP(settings) as htap:
-            htap.sync_now()
-    world.run("insert into t values (1, 'a'), (2, 'b')", "insert into u values (1, 'a')")
-    assert not _named(world), "both mirrors were seen a moment ago"
-    shutil.rmtree(gone)
-    world.run("update _rhei_consumer set seen_at = 0 where tbl = 't'")
+    other = _abandoned(world, "update _rhei_consumer set seen_at = 0 where tbl = 't'")
     (named,) = _named(world)
-    entries = world.app.execute(LOG).fetchone()[0]
+    entries = world.app.execute("select count(*) from _rhei_log_t").fetchone()[0]
     assert f"it has {entries} entries" in named
     config = world.directory / "pipeline.yaml"
     config.write_text(
@@ -50,22 +35,48 @@ def test_a_log_that_no_mirror_reads_is_named_until_it_is_ended(
     assert named in re.sub(r"\s+", " ", shown.output)
     assert shown.exit_code == 0
     world.app.executescript(named.partition("in the source: ")[2].removesuffix(")"))
-    assert not _named(world)
     left = world.app.execute("select name from sqlite_master where name glob '_rhei_*_t'")
     assert left.fetchall() == []
-    world.run("update t set v = 'c'", "update u set v = 'c'")
-    assert not world.htap.sync_now().errors
-    assert len(world.versions("u")) == 2
-    assert world.htap.verify().equal
-    world.crash()
-    with HTAP(other) as htap:
-        htap.sync_now()
-        world.run("update t set v = 'd'")
-        htap.sync_now()
-        assert htap.verify().equal
+    _goes_on(world, other)
 
 
-def _named(world: World | PostgresWorld) -> list[str]:
+def test_a_log_of_postgres_that_no_mirror_reads_is_named_until_it_is_ended(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    world = make_postgres(mode="temporal", tables=[{"name": "u"}], capture={"method": "trigger"})
+    seen = "update _rhei.consumer set seen_at = '2020-01-01' where relation = 't'::regclass"
+    other = _abandoned(world, seen)
+    (named,) = _named(world)
+    assert re.search(r"its log for 7 days; it has \d+ kB", named)
+    world.run(named.partition("in the source: ")[2].removesuffix(")"))
+    left = world.app.execute("select tgname from pg_trigger where tgrelid = 't'::regclass")
+    assert left.fetchall() == []
+    _goes_on(world, other)
+
+
+def _abandoned(world: AnyWorld, seen: str) -> Settings:
+    """Have two mirrors follow a source, and one of them vanish long ago; return its settings."""
+    for name in "tu":
+        world.run(f"create table {name}(id integer primary key, v text)")
+    gone = world.directory / "gone"
+    other = world.settings.model_copy(
+        update={
+            "mirror": world.settings.mirror.model_copy(update={"path": gone / "mirror.duckdb"}),
+            "registry": world.settings.registry.model_copy(update={"path": gone / "registry.json"}),
+            "tables": [TableSettings(name="t"), TableSettings(name="u")],
+        }
+    )
+    for settings in (other, world.settings):
+        with HTAP(settings) as htap:
+            htap.sync_now()
+    world.run("insert into t values (1, 'a'), (2, 'b')", "insert into u values (1, 'a')")
+    assert not _named(world), "both mirrors were seen a moment ago"
+    shutil.rmtree(gone)
+    world.run(seen)
+    return other
+
+
+def _named(world: AnyWorld) -> list[str]:
     world.crash()
     return [
         f"{found.what}: {found.why} ({found.remedy})"
@@ -74,34 +85,9 @@ def _named(world: World | PostgresWorld) -> list[str]:
     ]
 
 
-def test_a_log_of_postgres_that_no_mirror_reads_is_named_until_it_is_ended(
-    make_postgres: Callable[..., PostgresWorld],
-) -> None:
-    world = make_postgres(mode="temporal", tables=[{"name": "u"}], capture={"method": "trigger"})
-    for name in "tu":
-        world.run(f"create table {name}(id integer primary key, v text)")
-    gone = world.directory / "gone"
-    other = Settings(
-        source={"kind": "postgres", "dsn": world.dsn},
-        capture={"method": "trigger"},
-        mirror={"kind": "duckdb", "path": gone / "mirror.duckdb"},
-        registry={"path": gone / "registry.json"},
-        tables=[{"name": "t"}, {"name": "u"}],
-        mode="temporal",
-    )
-    for settings in (other, world.settings):
-        with HTAP(settings) as htap:
-            htap.sync_now()
-    world.run("insert into t values (1, 'a'), (2, 'b')", "insert into u values (1, 'a')")
-    assert not _named(world), "both mirrors were seen a moment ago"
-    shutil.rmtree(gone)
-    world.run("update _rhei.consumer set seen_at = '2020-01-01' where relation = 't'::regclass")
-    (named,) = _named(world)
-    assert re.search(r"its log for 7 days; it has \d+ kB", named)
-    world.run(named.partition("in the source: ")[2].removesuffix(")"))
+def _goes_on(world: AnyWorld, other: Settings) -> None:
+    """Nothing is named any more, the other table flows, and the mirror can be made again."""
     assert not _named(world)
-    left = world.app.execute("select tgname from pg_trigger where tgrelid = 't'::regclass")
-    assert left.fetchall() == []
     world.run("update t set v = 'c'", "update u set v = 'c'")
     assert not world.htap.sync_now().errors
     assert len(world.versions("u")) == 2

@@ -1,0 +1,198 @@
+"""What hostile statements do to a mirror, by their effects: nothing. Ordinary reads pass."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+from datafusion import SessionContext
+
+from rhei_pipeline.errors import QueryError, RheiError
+from rhei_pipeline.mirrors.datafusion import functions as datafusion_functions
+from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
+from rhei_pipeline.mirrors.duckdb.functions import (
+    ALLOWED,
+    ALLOWED_VIEWS,
+    INTERNAL,
+    REFUSED,
+    REFUSED_VIEWS,
+    may_call,
+)
+from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
+from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.progress import CopyProgress
+from rhei_pipeline.model.schema import Column, Table, TableSchema
+from tests.support.corpus import datafusion as datafusion_corpus
+from tests.support.corpus import duckdb as duckdb_corpus
+from tests.support.corpus.duckdb import statements
+
+SECRET = "the-secret-of-a-file"  # noqa: S105
+COLUMNS = (Column("k", pa.int64()), Column("v", pa.string()), Column("w", pa.int64()))
+TABLE = Table(TableSchema("t", COLUMNS, ("k",)))
+#: Tells of the machine and of what DuckDB did of itself, not of what was set.
+_LIVING = {"duckdb_api"}
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A mirror with one table beside a file that holds a secret, and what is asked of it."""
+
+    directory: Path
+    mirror: Any
+    state: Callable[[Any], dict[str, Any]]
+    hostile: Sequence[str]
+    reads: Sequence[str]
+
+
+@pytest.fixture(scope="module")
+def duckdb_mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
+    directory = tmp_path_factory.mktemp("hostile")
+    duckdb.connect(str(directory / "other.duckdb")).close()
+    with closing(DuckDBMirror(directory / "mirror.duckdb")) as opened:
+        opened._connection.execute("create table t(id int, v varchar, w int)")
+        opened._connection.execute("insert into t values (1, 'a', 2), (2, 'b', 3), (3, 'A', null)")
+        opened._connection.execute("checkpoint")
+        asked = statements(duckdb_corpus.HOSTILE), statements(duckdb_corpus.READS)
+        yield Attacked(directory, opened, _duckdb_state, *asked)
+
+
+@pytest.fixture(scope="module")
+def datafusion_mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
+    directory = tmp_path_factory.mktemp("hostile")
+    rows = pa.table({"k": [1, 2, 3], "v": ["a", "b", "A"], "w": [2, 3, None]})
+    progress = CopyProgress("t", Position(1, "p"), "shape", complete=True)
+    with closing(DataFusionMirror("parquet", directory / "mirror")) as opened:
+        with opened.transaction() as transaction:
+            transaction.begin_copy(TABLE, progress)
+            transaction.append_copy(TABLE, rows.cast(TABLE.schema.arrow), progress)
+            transaction.adopt_copy(TABLE, datetime(2026, 1, 1, tzinfo=UTC))
+        asked = statements(datafusion_corpus.HOSTILE), statements(datafusion_corpus.READS)
+        yield Attacked(directory, opened, _datafusion_state, *asked)
+
+
+@pytest.fixture(params=["duckdb_mirror", "datafusion_mirror"])
+def attacked(request: pytest.FixtureRequest) -> Attacked:
+    found: Attacked = request.getfixturevalue(request.param)
+    return found
+
+
+def _duckdb_state(mirror: DuckDBMirror) -> dict[str, Any]:
+    """Return all that a statement could leave behind, as another session sees it."""
+    asked = {
+        "settings": "select name, value from duckdb_settings() order by 1",
+        "tables": "select database_name, schema_name, table_name, comment, sql from"
+        " duckdb_tables() order by all",
+        "functions": "select count(*) from duckdb_functions()",
+        "views": "select count(*) from duckdb_views()",
+        "types": "select count(*) from duckdb_types()",
+        "schemas": "select count(*) from duckdb_schemas()",
+        "databases": "select database_name, path from duckdb_databases() order by 1",
+        "sequences": "select count(*) from duckdb_sequences()",
+        "indexes": "select count(*) from duckdb_indexes()",
+        "variables": "select count(*) from duckdb_variables()",
+        "rows": "select * from t order by id",
+        "order": "select v from t order by v, id",
+        "equal": "select count(*) from t where v = 'a'",
+        "depth": "select 1 + 1 + 1 + 1 + 1 + 1 + abs(-1)",
+    }
+    with mirror._cursor() as cursor:
+        found: dict[str, Any] = {
+            name: cursor.execute(sql).fetchall() for name, sql in asked.items()
+        }
+    found["settings"] = [pair for pair in found["settings"] if pair[0] not in _LIVING]
+    return found
+
+
+def _datafusion_state(mirror: DataFusionMirror) -> dict[str, Any]:
+    """Return all that a statement could leave behind in the session that everybody's run in."""
+    context = mirror._session._context
+    mirror.query("select * from _rhei_dead_letter")  # it is shown once it is asked for
+    catalogue = context.catalog("rhei")
+    return {
+        "rows": mirror.query("select * from t order by k").to_pydict(),
+        "order": mirror.query("select v from t order by v nulls first").to_pydict(),
+        "names": mirror.query("select count(*) as N from T where v = 'a'").to_pydict(),
+        "abs": mirror.query("select abs(-1) as a, count(*) as n from t").to_pydict(),
+        "tables": {name: catalogue.schema(name).names() for name in catalogue.names()},
+        "catalogues": context.catalog_names(),
+        "functions": context.udfs() + context.udafs() + context.udwfs(),
+        "zone": mirror.query("select arrow_typeof(now()) as kind").to_pydict(),
+    }
+
+
+def test_no_hostile_statement_has_an_effect(attacked: Attacked) -> None:
+    mirror, directory = attacked.mirror, attacked.directory
+    (directory / "secret.csv").write_text(f"a\n{SECRET}\n")
+
+    def state() -> dict[str, Any]:
+        files = {str(file) for file in directory.rglob("*")}
+        return {**attacked.state(mirror), "files": files}
+
+    before = state()
+    assert len(attacked.hostile) >= 60
+    let_through, told = [], list[str]()
+    for place, sql in enumerate(attacked.hostile, 1):
+        given = sql.replace("{dir}", str(directory))
+        for ask in (mirror.query, lambda sql: list(mirror.stream(sql, (), 10).batches)):
+            try:
+                answer = ask(given)
+            except RheiError as error:
+                told.append(str(error))
+            else:
+                let_through.append((sql, answer))
+        if place % 10 == 0 or place == len(attacked.hostile):
+            assert state() == before, attacked.hostile[place - 10 : place]
+    assert let_through == []
+    assert not [text for text in told if SECRET in text or "Traceback" in text]
+
+
+def test_ordinary_reads_pass(attacked: Attacked) -> None:
+    assert len(attacked.reads) >= 60
+    for sql in attacked.reads:
+        assert attacked.mirror.query(sql).num_columns, sql
+
+
+def test_every_function_and_view_of_this_duckdb_is_allowed_or_refused() -> None:
+    with duckdb.connect() as connection:
+        functions = connection.execute(
+            "select distinct lower(function_name) from duckdb_functions()"
+            " where function_type <> 'pragma'"
+        ).fetchall()
+        views = connection.execute(
+            "select distinct view_name from duckdb_views() where internal"
+        ).fetchall()
+    names = {name for (name,) in functions if not INTERNAL.fullmatch(name)}
+    assert {name for name in names if not may_call(name) and name not in REFUSED} == set()
+    assert {name for (name,) in views} - ALLOWED_VIEWS - REFUSED_VIEWS == set()
+    assert ALLOWED.isdisjoint(REFUSED)
+    assert not any(may_call(name) for name in names if name.startswith("__internal"))
+
+
+def test_every_function_of_this_datafusion_is_allowed_or_refused(
+    datafusion_mirror: Attacked,
+) -> None:
+    allowed, refused = datafusion_functions.ALLOWED, datafusion_functions.REFUSED
+    context = SessionContext()
+    names = {*context.udfs(), *context.udafs(), *context.udwfs()}
+    assert names - allowed - refused == set()
+    assert allowed.isdisjoint(refused)
+    for name in refused:
+        with pytest.raises(QueryError, match="Invalid function"):
+            datafusion_mirror.mirror.query(f"select {name}(1, 2)")
+
+
+def test_functions_of_datafusion_with_bounds_answer_as_the_engines_own(
+    datafusion_mirror: Attacked,
+) -> None:
+    sql = (
+        "select lpad(a, n, b) as l, rpad(a, n, b) as r, repeat(a, n) as x from (values"
+        " ('abc', 2, 'x'), ('a', 5, 'xy'), ('é', 3, 'ñ'), (null, 3, 'x'), ('a', null, 'x'),"
+        " ('a', 3, ''), ('', 2, 'z'), ('a', 0, 'x'), ('a', 3, null)) v(a, n, b)"
+    )
+    found = datafusion_mirror.mirror.query(sql)
+    assert found.to_pydict() == SessionContext().sql(sql).to_pydict()
