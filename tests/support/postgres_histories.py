@@ -1,6 +1,5 @@
 """Random histories of an application on PostgreSQL, with another transaction open meanwhile."""
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -9,11 +8,10 @@ from typing import Any
 import psycopg
 from hypothesis import strategies as st
 
-from rhei_pipeline.model.reports import VerifyReport
 from rhei_pipeline.protocols import Step
-from rhei_pipeline.testing.oracle import Dated, Expected, State, by_key
-from tests.support.consumer import Consumer
+from rhei_pipeline.testing.oracle import Dated, State, by_key
 from tests.support.fix_postgres import PostgresWorld
+from tests.support.playing import Work, worked
 
 TABLES = ("items", "pairs", "sales.child")
 _PACES = (("items", 1), ("items", 3), ("pairs", 2), ("sales.child", 1))
@@ -132,19 +130,6 @@ class Spoiling:
 
 
 @dataclass(frozen=True)
-class Work:
-    """A piece of the pipeline's work, which crashes at a step, or does not.
-
-    It is one of `sync`, `copy`, `repair`, `verify`, `replay` (the dead letters) and `reopen`.
-    """
-
-    kind: str
-    table: str
-    crash_at: Step | None
-    occurrence: int
-
-
-@dataclass(frozen=True)
 class Migration:
     """Something an administrator does."""
 
@@ -198,13 +183,10 @@ class Play:
     world: PostgresWorld
     dated: bool
     other: psycopg.Connection[Any]
-    expected: dict[str, Expected] = field(default_factory=lambda: {t: Expected() for t in TABLES})
     states: list[tuple[datetime, dict[str, Dated]]] = field(default_factory=list)
-    #: Who reads the changes of a temporal table, and at each how-many-th check.
-    consumers: tuple[tuple[Consumer, int], ...] = field(
-        default_factory=lambda: tuple((Consumer(t, KEYS[t]), p) for t, p in _PACES)
-    )
-    checks: int = 0
+
+    def __post_init__(self) -> None:
+        self.mirror = worked(self.world, KEYS, _PACES)
 
     def run(self, actions: list[Write | Spoiling | Work | Migration]) -> None:
         """Play all; the mirror is as expected after each piece of work, and in the end."""
@@ -224,7 +206,7 @@ class Play:
                 self.note()
         self.other.rollback()
         self._work(_SYNC)
-        self._check_verification(self.world.htap.verify())
+        self.mirror.check_verification(self.world.htap.verify())
         for instant, state in self.states if self.dated else ():
             for table, dated in state.items():
                 found = self.world.htap.as_of(table, instant).to_pylist()
@@ -235,11 +217,11 @@ class Play:
         found = self.world.app.execute("select clock_timestamp() from pg_sleep(0.0005)").fetchone()
         assert found is not None
         self._saw()
-        state = {table: Dated.of(expected) for table, expected in self.expected.items()}
+        state = {table: Dated.of(expected) for table, expected in self.mirror.expected.items()}
         self.states.append((found[0].astimezone(UTC), state))
 
     def _saw(self, *, whole: bool = False) -> None:
-        for table, expected in self.expected.items():
+        for table, expected in self.mirror.expected.items():
             expected.saw(self._state(table), whole=whole)
 
     def _state(self, table: str) -> State:
@@ -289,56 +271,9 @@ class Play:
 
     def _work(self, work: Work) -> None:
         self.world.faults.disarm()
-        if work.crash_at:
-            self.world.faults.arm(work.crash_at, work.occurrence)
         if not self.dated or work.kind in {"copy", "repair"}:
             self._commit(self.other)  # a copy, which may be due, waits for older transactions
-        if not self.world.surviving(lambda: self._do(work)):
-            self.world.faults.disarm()
-            self._check()
-
-    def _do(self, work: Work) -> None:
-        if work.kind == "reopen":
-            self.world.crash()
-        htap = self.world.htap
-        if work.kind == "copy":
-            htap.initial_sync(work.table)
-        elif work.kind == "repair":
-            htap.repair(work.table)
-        elif work.kind == "verify":
-            self._check_verification(htap.verify())
-        elif work.kind == "replay":
-            htap.replay_dead_letters(work.table)
-        htap.sync_now()
-
-    def _check(self) -> None:
-        """The mirror holds what is expected, and has named each row that does not fit."""
-        letters = self.world.htap.dead_letters().to_pylist()
-        for table, expected in self.expected.items():
-            expected.check(by_key(self.world.present(table), KEYS[table]))
-            named = {
-                tuple(json.loads(letter["key"]).values())
-                for letter in letters
-                if letter["table_name"] == table
-            }
-            assert named == set(expected.now.unfit), (table, named)
-        if self.world.mode == "temporal":
-            self._consume()
-
-    def _consume(self) -> None:
-        """Whoever reads changes alone, now and then, has what the mirror holds."""
-        self.checks += 1
-        for consumer, pace in self.consumers:
-            if self.checks % pace == 0:
-                consumer.read(self.world.htap)
-                consumer.check(self.world.present(consumer.table))
-
-    def _check_verification(self, report: VerifyReport) -> None:
-        """Nothing differs but what does not fit."""
-        for table, found in report.tables.items():
-            unfit = len(self.expected[table].now.unfit)
-            told = (found.missing, found.extra, found.different, found.dead_letters)
-            assert told == (0, 0, 0, unfit), (table, told, unfit)
+        self.mirror.do(work)
 
     def _migrate(self, sql: str) -> None:
         self._commit(self.other)

@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from rhei_pipeline.protocols import Step
+from tests.support.playing import Work
 
 SCHEMA = (
     "create table items(id integer primary key, code text unique, qty real, note text)",
@@ -93,19 +94,6 @@ class Transaction:
             write.run(connection)
         connection.execute("rollback to s")
         connection.execute("commit" if self.commits else "rollback")
-
-
-@dataclass(frozen=True)
-class Work:
-    """A piece of the pipeline's work, which crashes at a step, or does not.
-
-    It is one of `sync`, `copy`, `repair`, `verify`, `replay` (the dead letters) and `reopen`.
-    """
-
-    kind: str
-    table: str
-    crash_at: Step | None
-    occurrence: int = 1
 
 
 @dataclass(frozen=True)

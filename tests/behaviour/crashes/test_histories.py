@@ -1,10 +1,9 @@
 """Whatever an application does and wherever the engine dies: the mirror equals the source."""
 
-import json
 import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,11 +13,10 @@ import pytest
 from hypothesis import given, settings
 
 from rhei_pipeline.buffer import writer as log_writer
-from rhei_pipeline.model.reports import VerifyReport
-from rhei_pipeline.testing.oracle import Expected, State, by_key
-from tests.support.consumer import Consumer
+from rhei_pipeline.testing.oracle import State, by_key
 from tests.support.fix_world import World
 from tests.support.model import History
+from tests.support.playing import Work, worked
 from tests.support.strategies import (
     FITTING,
     KEYS,
@@ -27,7 +25,6 @@ from tests.support.strategies import (
     Spoiling,
     Statement,
     Transaction,
-    Work,
     Write,
     calm,
     stormy,
@@ -76,27 +73,24 @@ class Played:
 
     world: World
     dated: bool
-    expected: dict[str, Expected] = field(default_factory=lambda: {t: Expected() for t in TABLES})
-    #: Who reads the changes of a temporal table, and at each how-many-th check.
-    consumers: tuple[tuple[Consumer, int], ...] = field(
-        default_factory=lambda: tuple((Consumer(t, KEYS[t]), p) for t, p in _PACES)
-    )
-    checks: int = 0
+
+    def __post_init__(self) -> None:
+        self.mirror = worked(self.world, KEYS, _PACES)
 
     def run(self, actions: Sequence[Any]) -> None:
         """Play all; the mirror is as expected after each piece of work, and in the end."""
-        self._work(_SYNC)
-        history = History(self.world.app, self.expected)
+        self.mirror.do(_SYNC)
+        history = History(self.world.app, self.mirror.expected)
         history.note()
         for action in actions:
             if isinstance(action, Work):
-                self._work(action)
+                self.mirror.do(action)
             else:
                 self._write(action)
             if self.dated and isinstance(action, Write | Transaction):
                 history.note()
-        self._work(_SYNC)
-        self._check_verification(self.world.htap.verify())
+        self.mirror.do(_SYNC)
+        self.mirror.check_verification(self.world.htap.verify())
         if self.dated:
             self._check_history(history)
 
@@ -111,7 +105,7 @@ class Played:
                 action.run(app)
         if app.in_transaction:
             app.execute("rollback")
-        for table, expected in self.expected.items():
+        for table, expected in self.mirror.expected.items():
             expected.saw(self._state(table), whole=isinstance(action, Spoiling))
 
     def _state(self, table: str) -> State:
@@ -119,58 +113,6 @@ class Played:
         names = [column[0] for column in found.description]
         rows = by_key((dict(zip(names, row, strict=True)) for row in found), KEYS[table])
         return State(rows, {key for key, row in rows.items() if not _fits(row)})
-
-    def _work(self, work: Work) -> None:
-        self.world.faults.disarm()
-        if work.crash_at:
-            self.world.faults.arm(work.crash_at, work.occurrence)
-        if not self.world.surviving(lambda: self._do(work)):
-            self.world.faults.disarm()
-            self._check()
-
-    def _do(self, work: Work) -> None:
-        # Opening belongs to what may crash: it drains and copies too.
-        if work.kind == "reopen":
-            self.world.crash()
-        htap = self.world.htap
-        if work.kind == "copy":
-            htap.initial_sync(work.table)
-        elif work.kind == "repair":
-            htap.repair(work.table)
-        elif work.kind == "verify":
-            self._check_verification(htap.verify())
-        elif work.kind == "replay":
-            htap.replay_dead_letters(work.table)
-        htap.sync_now()
-
-    def _check(self) -> None:
-        """The mirror holds what is expected, and has named each row that does not fit."""
-        letters = self.world.htap.dead_letters().to_pylist()
-        for table, expected in self.expected.items():
-            if self.world.storage == "memory":
-                expected.forgot()
-            expected.check(by_key(self.world.present(table), KEYS[table]))
-            named = {
-                tuple(json.loads(x["key"]).values()) for x in letters if x["table_name"] == table
-            }
-            assert named == set(expected.now.unfit), (table, named)
-        if self.world.mode == "temporal":
-            self._consume()
-
-    def _consume(self) -> None:
-        """Whoever reads changes alone, now and then, has what the mirror holds."""
-        self.checks += 1
-        for consumer, pace in self.consumers:
-            if self.checks % pace == 0:
-                consumer.read(self.world.htap, may_lose=self.world.storage == "memory")
-                consumer.check(self.world.present(consumer.table))
-
-    def _check_verification(self, report: VerifyReport) -> None:
-        """Nothing differs but what does not fit."""
-        for table, found in report.tables.items():
-            unfit = len(self.expected[table].now.unfit)
-            told = (found.missing, found.extra, found.different, found.dead_letters)
-            assert told == (0, 0, 0, unfit), (table, told, unfit)
 
     def _check_history(self, history: History) -> None:
         for instant, state in history.states:
