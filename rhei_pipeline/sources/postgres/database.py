@@ -65,6 +65,8 @@ _STARTED_WITH: dict[str, Any] = {
 }
 #: The server ends a replication connection that is silent, as ours is while nothing is written.
 _PATIENT = {"wal_sender_timeout": "0"}
+#: What reads tables to mirror them sees all rows or fails: a policy made meanwhile hides none.
+_ALL_ROWS = {"row_security": "off"}
 #: A copy takes as long as it takes, and its connection may wait for the mirror meanwhile.
 _UNLIMITED_BEFORE = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
 _UNLIMITED = {**_UNLIMITED_BEFORE, "transaction_timeout": "0"}
@@ -157,7 +159,7 @@ class PostgresDatabase:
             unlimited = (
                 _UNLIMITED if has(connection, Since.TRANSACTION_TIMEOUT) else _UNLIMITED_BEFORE
             )
-            connection.settings = {**SESSION_SETTINGS, **unlimited, **self._more}
+            connection.settings = {**SESSION_SETTINGS, **_ALL_ROWS, **unlimited, **self._more}
             try:
                 connection.look_around()
             except psycopg.Error:

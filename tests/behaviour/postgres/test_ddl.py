@@ -1,12 +1,12 @@
 """DDL that changes PostgreSQL's rows without telling any log: each capture, mode and mirror."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import psycopg
 import pytest
 
 from rhei_pipeline.cli.init import starter
+from rhei_pipeline.protocols import Step
 from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.left_out import assert_left_out
@@ -314,37 +314,72 @@ def test_a_publication_that_was_altered_is_mended_and_what_it_left_out_is_read(
         world.htap.close()
 
 
+@pytest.fixture
+def guarded(make_postgres: MakeWorld, dsn: str) -> Iterator[Callable[..., PostgresWorld]]:
+    """Make sources of a user whom policies concern; drop the user at the end."""
+    opened: list[tuple[PostgresWorld, str]] = []
+
+    def make(capture: dict[str, Any]) -> PostgresWorld:
+        world = made(make_postgres, capture, "destructive", None)
+        role = f"half_{capture['method']}"
+        opened.append((world, role))
+        world.run(
+            f"drop role if exists {role}",
+            f"create role {role} login replication",
+            f"create table t(id int primary key, v int, {STAMPED})",
+            "insert into t values (1, 1), (2, 2)",
+            f"alter table t owner to {role}",
+            f"grant create on database {world.app.info.dbname} to {role}",
+            f"grant pg_monitor to {role}",
+        )
+        world.dsn = f"{dsn}&user={role}"
+        return world
+
+    yield make
+    for world, role in opened:
+        world.crash()
+        world.run(f"drop owned by {role} cascade")
+
+
+HALF_HIDDEN = (
+    "alter table t enable row level security",
+    "alter table t force row level security",
+    "create policy half on t using (id = 1)",
+)
+
+
 @pytest.mark.parametrize("capture", [LOGICAL, TRIGGER, POLLING], ids=lambda c: c["method"])
 def test_row_security_that_hides_rows_is_named_until_the_user_bypasses_it(
-    make_postgres: MakeWorld, dsn: str, capture: dict[str, Any]
+    guarded: Callable[..., PostgresWorld], capture: dict[str, Any]
 ) -> None:
-    world = made(make_postgres, capture, "destructive", None)
-    role = f"half_{capture['method']}"
-    world.run(
-        f"drop role if exists {role}",
-        f"create role {role} login replication",
-        f"create table t(id int primary key, v int, {STAMPED})",
-        "insert into t values (1, 1), (2, 2)",
-        f"alter table t owner to {role}",
-        f"grant create on database {psycopg.conninfo.conninfo_to_dict(dsn)['dbname']} to {role}",
-        f"grant pg_monitor to {role}",
-    )
-    world.dsn = f"{dsn}&user={role}"
+    world = guarded(capture)
     synced(world)
-    world.run(
-        "alter table t enable row level security",
-        "alter table t force row level security",
-        "create policy half on t using (id = 1)",
-        "insert into t values (3, 3)",
-    )
+    world.run(*HALF_HIDDEN, "insert into t values (3, 3)")
     assert "row security hides rows" in str(world.htap.sync_now().errors["t"])
     (finding,) = [found for found in validate(world.settings) if found.table == "t"]
     assert "row security hides rows" in finding.what
     assert "bypassrls" in finding.remedy
-    world.run(f"alter role {role} bypassrls")
+    world.run(f"alter role half_{capture['method']} bypassrls")
     synced(world)
-    world.crash()
-    world.run(f"drop owned by {role} cascade")
+
+
+@pytest.mark.parametrize("capture", [TRIGGER, POLLING], ids=lambda c: c["method"])
+def test_rows_that_row_security_hides_for_a_moment_are_not_taken_for_deleted_ones(
+    guarded: Callable[..., PostgresWorld], capture: dict[str, Any]
+) -> None:
+    world = guarded(capture)
+    synced(world)
+    world.run("update t set v = v + 1, at = clock_timestamp()")
+    statements = list(HALF_HIDDEN)
+
+    def hide(step: Step) -> None:
+        while step is Step.SNAPSHOT and statements:
+            world.run(statements.pop(0))
+
+    world.htap._engine.pipeline._on_step = hide
+    assert "row security hides rows" in str(world.htap.sync_now().errors["t"])
+    world.run("alter table t disable row level security")
+    synced(world)
 
 
 def test_what_capture_keeps_in_the_source_is_no_table_to_mirror(
