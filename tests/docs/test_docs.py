@@ -1,6 +1,8 @@
 """What the pages say is what the project does."""
 
 import re
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,30 @@ def test_every_command_is_documented() -> None:
     pages = "".join(page.read_text() for page in PAGES)
     for name in COMMANDS:
         assert re.search(rf"rhei {name}\b|\| {name}\b", pages), name
+
+
+#: Whoever passes these on owes nobody the source of what uses them.
+PERMISSIVE = re.compile(r"\b(MIT|BSD|Apache|0BSD|Zlib|CC0)\b", re.IGNORECASE)
+RESERVED = re.compile(r"\b([AL]?GPL|MPL|EUPL|SSPL|BUSL)\b", re.IGNORECASE)
+
+
+def test_the_readme_names_every_library_whose_license_asks_something() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    wanted = {"always": project["dependencies"], **project["optional-dependencies"]}
+    del wanted["dev"]
+    found = {
+        (extra, name)
+        for extra, requirements in wanted.items()
+        for name in (re.split(r"[^\w-]", each)[0] for each in requirements)
+        if not _is_permissive(metadata.metadata(name))
+    }
+    assert found == {("postgres", "pglast"), ("postgres", "psycopg")}
+    _, _, told = (PROJECT / "README.md").read_text().partition("## License")
+    assert all(f"`{word}`" in told for pair in found for word in pair)
+
+
+def _is_permissive(told: metadata.PackageMetadata) -> bool:
+    words = [told.get(field, "") or "" for field in ("License-Expression", "License")]
+    words += [each for each in told.get_all("Classifier") or () if each.startswith("License")]
+    text = " ".join(words)
+    return bool(PERMISSIVE.search(text)) and not RESERVED.search(text)
