@@ -13,7 +13,7 @@ import pytest
 from rhei_pipeline.errors import QueryError, QueryLimitError, RheiError, SourceBusyError
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.query import _batch
-from rhei_pipeline.sources.postgres.read_only import reading_statement
+from rhei_pipeline.sources.postgres.read_only import Call, reading_statement
 from rhei_pipeline.sources.postgres.read_sessions import ReadSession
 from tests.support.corpus import hostile_postgres, ordinary_postgres
 from tests.support.fix_postgres import PostgresWorld
@@ -276,6 +276,32 @@ def test_nesting_without_end_is_read_or_refused() -> None:
         assert reading_statement(sql).is_fetched
     with pytest.raises(QueryError):
         reading_statement("select " + "(" * 100_000)
+
+
+def test_every_name_that_a_statement_reaches_is_looked_up() -> None:
+    """Also where the grammar implies it, and where no catalogue in reach makes a difference."""
+    compared = {("", word) for word in ("<", "<=", ">", ">=")}
+    for condition, operators in {
+        "1 between 2 and 3": compared,
+        "1 not between symmetric 2 and 3": compared,
+        "1 === any (select 2)": {("", "===")},
+        "1 operator(app.+) all (array[2])": {("app", "+")},
+        "1 in (select 2)": {("", "=")},
+        "case 1 when 2 then true end": {("", "=")},
+        "exists (select from t order by id using <<<)": {("", "<<<")},
+    }.items():
+        assert reading_statement(f"select {condition}").operators >= operators, condition
+    for text, call in {
+        "select f(variadic array[1])": Call(("", "f"), None),
+        "select app.f(1) within group (order by 2)": Call(("app", "f"), None),
+        "select * from t tablesample app.f(1)": Call(("app", "f"), None),
+        "select json_arrayagg(1)": Call(("", "json_arrayagg"), None),
+        "select json_query('{}', '$')": Call(("", "json_query"), None),
+    }.items():
+        assert call in reading_statement(text).calls, text
+    for text in ("select 1; select 2", "select 1 for update", "select 1 into t", "select '\0'"):
+        with pytest.raises(QueryError):
+            reading_statement(text)
 
 
 def test_what_a_view_or_a_policy_runs_leaves_nothing_in_a_session(

@@ -40,6 +40,8 @@ WORLD = (
     "create function step(int, int) returns int language plpgsql as"
     " $$ begin perform pg_advisory_lock(91); return 1; end $$",
     "create aggregate agg(int) (sfunc = step, stype = int)",
+    "create aggregate ordered(int order by int) (sfunc = step, stype = int)",
+    "create operator <= (leftarg = int, rightarg = text, function = cmp)",
     "create view counting as select nextval('s') as n",
     "create view locking as select plain_lock() as n",
     "create procedure proc() language sql as $$ insert into log_ values ('proc') $$",
@@ -240,7 +242,9 @@ HOSTILE: dict[str, list[str]] = {
         "select t.lower from t",
         "select agg(1)",
         "select agg(id::int) over () from t",
+        "select ordered(1) within group (order by 1)",
         "select 1 === 'a'::text",
+        "select 1 between 0 and 'a'::text",
         "select 1 operator(public.===) 'a'::text",
         "select 1 operator(app.+) 'a'::text",
         "select 1 = 'a'::text",
