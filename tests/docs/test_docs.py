@@ -86,7 +86,11 @@ def test_the_readme_names_every_library_whose_license_asks_something() -> None:
 
 
 def _is_permissive(told: metadata.PackageMetadata) -> bool:
-    words = [told.get(field, "") or "" for field in ("License-Expression", "License")]
-    words += [each for each in told.get_all("Classifier") or () if each.startswith("License")]
+    words = [
+        each
+        for field in ("License-Expression", "License", "Classifier")
+        for each in told.get_all(field) or ()
+        if field != "Classifier" or each.startswith("License")
+    ]
     text = " ".join(words)
     return bool(PERMISSIVE.search(text)) and not RESERVED.search(text)
