@@ -331,7 +331,7 @@ class DataFusionMirror:
         cancel = Cancel.given(begun)
         with ExitStack() as held:
             manifest = held.enter_context(self._held())
-            frame = self._session.plan(sql, params, manifest)
+            frame = self._session.plan(sql, params, manifest, None if begun is None else cancel)
             batches = streamed(frame, cancel) if begun is None else interruptible(frame, cancel)
             gathered = _gathered(batches, rows, held.pop_all())
         next(gathered)  # begun, it lets go of its files even where nobody takes a row

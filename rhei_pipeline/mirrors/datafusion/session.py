@@ -18,12 +18,19 @@ from datafusion import DataFrame, RuntimeEnvBuilder, SessionConfig, SessionConte
 from datafusion.catalog import Schema
 from datafusion.record_batch import RecordBatch
 
-from rhei_pipeline.errors import MirrorDamagedError, MirrorMemoryError, QueryError, without_values
+from rhei_pipeline.errors import (
+    MirrorDamagedError,
+    MirrorMemoryError,
+    QueryError,
+    RheiError,
+    without_values,
+)
 from rhei_pipeline.mirrors.datafusion import deletion_vectors as bitmaps
 from rhei_pipeline.mirrors.datafusion import functions as datafusion_functions
 from rhei_pipeline.mirrors.datafusion import guard_udfs as refusals
 from rhei_pipeline.mirrors.datafusion import visibility_udfs as row_functions
 from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS
+from rhei_pipeline.mirrors.datafusion.decimal_sums import DecimalSums
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredTable
 from rhei_pipeline.mirrors.datafusion.parameters import numbered_placeholders
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
@@ -91,6 +98,7 @@ class ReadingSession:
         self._segments: dict[str, Segment] = {}
         self._letters: str | None = ""
         self._shown: Manifest | None = None
+        self._sums = DecimalSums()
         self._exhausted_at = -math.inf
         self._wanted: dict[str, StoredTable] = {}
         self._damaged: dict[str, MirrorDamagedError] = {}
@@ -115,12 +123,8 @@ class ReadingSession:
         """
 
         def ask() -> pa.Table:
-            frame = self.plan(sql, params, manifest)
-            if cancel is None or _in_event_loop():
-                batches = streamed(frame, cancel or Cancel())
-            else:
-                batches = interruptible(frame, cancel)
-            return whole(plain_schema(frame), batches, limits)
+            frame = self.plan(sql, params, manifest, cancel)
+            return whole(plain_schema(frame), _running(frame, cancel), limits)
 
         try:
             return ask()
@@ -132,18 +136,32 @@ class ReadingSession:
         time.sleep(_RELEASE_SECONDS)
         return ask()
 
-    def plan(self, sql: str, params: Params, manifest: Manifest) -> DataFrame:
+    def plan(
+        self, sql: str, params: Params, manifest: Manifest, cancel: Cancel | None = None
+    ) -> DataFrame:
         """Plan one read-only statement on a committed state; see `streamed`.
+
+        A statement that adds up decimals may have to look at them first, until it is cancelled.
 
         Raises:
             QueryError: As of `query`.
         """
         if isinstance(sql, Translated):
-            words, bound = set(sql.relations), str(sql)
-        else:
-            refuse_writing(sql, "datafusion")
-            _refuse_hidden(sql)
-            bound, words = numbered_placeholders(sql), _words(sql)
+            return self._planned(str(sql), set(sql.relations), params, manifest)
+        refuse_writing(sql, "datafusion")
+        _refuse_hidden(sql)
+        frame = self._planned(numbered_placeholders(sql), _words(sql), params, manifest)
+        if "sum" in sql.lower():
+            _translated(
+                lambda: self._sums.refuse_wrapping(
+                    frame, lambda asked: whole(plain_schema(asked), _running(asked, cancel))
+                )
+            )
+        return frame
+
+    def _planned(
+        self, bound: str, words: set[str], params: Params, manifest: Manifest
+    ) -> DataFrame:
         values = (
             dict(params)
             if isinstance(params, Mapping)
@@ -275,7 +293,7 @@ def _translated(call: Callable[[], _Result]) -> _Result:
         return call()
     except asyncio.CancelledError as error:
         raise QueryError("the query was cancelled") from error
-    except QueryError:
+    except RheiError:
         raise
     except BaseException as error:  # DataFusion's errors have no type of their own
         if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
@@ -336,6 +354,12 @@ def streamed(frame: DataFrame, cancel: Cancel) -> Iterator[pa.RecordBatch]:
     while (batch := _translated(lambda: next(stream, None))) is not None:
         cancel.refuse_cancelled()
         yield batch.to_pyarrow().cast(schema)
+
+
+def _running(frame: DataFrame, cancel: Cancel | None) -> Iterator[pa.RecordBatch]:
+    if cancel is None or _in_event_loop():
+        return streamed(frame, cancel or Cancel())
+    return interruptible(frame, cancel)
 
 
 def interruptible(frame: DataFrame, cancel: Cancel) -> Iterator[pa.RecordBatch]:
