@@ -1,5 +1,6 @@
 """A query of PostgreSQL has no effect: on data, settings, locks, sessions or others' answers."""
 
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -186,6 +187,7 @@ def test_what_named_functions_leave_in_a_session_is_gone(
         "create function poison() returns int language plpgsql as $$ begin"
         " perform pg_advisory_lock(1); perform set_config('work_mem', '5MB', false);"
         " perform set_config('search_path', 'app', false); execute 'listen news';"
+        " perform pg_notify('told', 'x'); perform setseed(0.5);"
         " execute 'prepare mine as select 1'; return 1; end $$"
     )
     _made(dsn, (poison,))
@@ -194,9 +196,34 @@ def test_what_named_functions_leave_in_a_session_is_gone(
     database, fresh = open_database(functions=["poison"]), open_database()
     fresh.query("select 1")
     (wanted,) = map(_footprint, _sessions(fresh))
+    with psycopg.connect(dsn, autocommit=True) as observer:
+        told = list[Any]()
+        observer.add_notify_handler(told.append)
+        observer.execute("listen told")
+        seeded = observer.execute("select random() from (select setseed(0.5)) s").fetchall()
+        for ask in (database.query, lambda sql: _streamed(database, sql)):
+            ask("select poison()")
+            (session,) = _sessions(database)
+            assert _footprint(session) == wanted
+            assert psycopg.Connection.execute(session, "select random()").fetchall() != seeded
+        observer.execute("select")  # brings what it was told
+        assert told == []
+
+
+def test_no_temporary_table_stands_for_one_of_the_application(
+    dsn: str, open_database: Callable[..., PostgresDatabase]
+) -> None:
+    _made(dsn, hostile_postgres.WORLD)
+    database = open_database()
+    asked = "select min(v) as v from t"
+    assert database.query(asked).to_pylist() == [{"v": "v1"}]
+    (session,) = _sessions(database)
+    forged = "begin read write; create temp table t as select 1::bigint as id, 'x' as v; commit"
+    for statement in forged.split("; "):
+        psycopg.Connection.execute(session, statement.encode())
     for ask in (database.query, lambda sql: _streamed(database, sql)):
-        ask("select poison()")
-        assert [_footprint(session) for session in _sessions(database)] == [wanted]
+        assert ask(asked).to_pylist() == [{"v": "v1"}]
+    assert list(_sessions(database)) == [session]
 
 
 def test_long_queries_keep_no_short_one_waiting(
@@ -247,14 +274,20 @@ def test_an_answer_is_not_held_beyond_its_bytes(
     open_database: Callable[..., PostgresDatabase],
 ) -> None:
     database = open_database(query_bytes=8 << 20)
+    before = _peak_bytes()
     for asked in (
-        "select repeat('x', 200000000)",
+        "select repeat('x', 400000000)",
         "select repeat('x', 1000) from generate_series(1, 20000)",
     ):
         with pytest.raises(QueryLimitError, match=r"more than 8,388,608 bytes.*query_bytes"):
             database.query(asked)
+    assert _peak_bytes() - before < 100 << 20
     rows = _streamed(database, "select repeat('x', 1000) as v from generate_series(1, 20000)")
     assert (rows.num_rows, rows.nbytes > 16 << 20) == (20000, True)
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def test_no_more_rows_are_fetched_than_an_answer_may_have(
