@@ -30,10 +30,16 @@ Run = Callable[[DataFrame], pa.Table]
 
 
 class DecimalSums:
-    """Looks at the sums of statements before they run."""
+    """Looks at the sums of statements before they run.
 
-    def __init__(self) -> None:
-        self._context = SessionContext(SessionConfig(_FLAT))
+    Args:
+        context: Where they run, with its files and its limits.
+    """
+
+    def __init__(self, context: SessionContext) -> None:
+        self._context = context
+        #: For planning alone.
+        self._flat = SessionContext(SessionConfig(_FLAT))
 
     def refuse_wrapping(self, frame: DataFrame, run: Run) -> None:
         """Refuse a statement of which a sum of decimals could have more digits than there is room.
@@ -44,7 +50,7 @@ class DecimalSums:
         Raises:
             QueryError: It could; or what is added up cannot be known beforehand.
         """
-        flat = self._context.create_dataframe_from_logical_plan(frame.logical_plan())
+        flat = self._flat.create_dataframe_from_logical_plan(frame.logical_plan())
         for kind, summand in self._sums(flat.optimized_logical_plan()):
             source = summand.schema().field(0).type
             if source.precision + _SPARE_DIGITS <= kind.precision:

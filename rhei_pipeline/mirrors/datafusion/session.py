@@ -98,7 +98,7 @@ class ReadingSession:
         self._segments: dict[str, Segment] = {}
         self._letters: str | None = ""
         self._shown: Manifest | None = None
-        self._sums = DecimalSums()
+        self._sums = DecimalSums(self._context)
         self._exhausted_at = -math.inf
         self._wanted: dict[str, StoredTable] = {}
         self._damaged: dict[str, MirrorDamagedError] = {}

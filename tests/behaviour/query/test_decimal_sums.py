@@ -47,6 +47,8 @@ def test_decimals_without_room_are_refused_in_the_mirrors_own_sql(
         with pytest.raises(QueryError):
             world.htap.query(sql, hint="olap")
     with pytest.raises(QueryError):
+        world.htap.query("select sum(d * ?) as x from t", (Decimal("0.999"),), hint="olap")
+    with pytest.raises(QueryError):
         list(world.htap.stream("select sum(d) from t where _rhei_valid_to is null").batches)
     for sql in _WITH_ROOM:
         expected = world.htap.query(sql, hint="oltp").to_pylist()
