@@ -87,7 +87,9 @@ class Settings(BaseSettings):
         description="Default of every table. destructive: overwrite; temporal: keep history.",
     )
     tables: list[TableSettings] | None = Field(
-        None, min_length=1, description="Left out: every table that has a primary key."
+        None,
+        description="Left out: every table that has a primary key. An empty list: those that are"
+        " registered at run time.",
     )
     sync: SyncSettings = Field(SyncSettings(), description="How a sync works.")
     queries: QuerySettings = Field(QuerySettings(), description="How queries are answered.")
@@ -136,11 +138,19 @@ class Settings(BaseSettings):
                 " publications"
             )
         if self.capture_method == "polling":
+            self._refuse_created_source()
             self._refuse_lossy_buffer()
         elif self.local is not None:
             raise ValueError(
                 "'local' needs a source that is polled: use 'capture: {method: polling}', or leave"
                 " it out"
+            )
+
+    def _refuse_created_source(self) -> None:
+        if isinstance(self.source, SqliteSettings) and self.source.create:
+            raise ValueError(
+                "source.create: a polled source is only read: use 'capture: {method: trigger}', or"
+                " create the file with its application"
             )
 
     def _refuse_lossy_buffer(self) -> None:

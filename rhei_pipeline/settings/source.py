@@ -14,7 +14,12 @@ class SqliteSettings(Section):
     """An SQLite file."""
 
     kind: Literal["sqlite"] = Field("sqlite", description="What kind of database it is.")
-    path: Path = Field(description="The SQLite file. It must exist.")
+    path: Path = Field(description="The SQLite file.")
+    create: bool = Field(
+        default=False,
+        description="Create the file, empty, if it is missing and nothing was mirrored from it"
+        " yet. Left out: a missing file is an error.",
+    )
     busy_timeout_seconds: float = Field(
         10.0, gt=0, description="How long to wait while another process holds the write lock."
     )

@@ -83,9 +83,10 @@ class Pipeline:
         source, mirror, registry: Where changes come from, where they go, what they looked like.
         pace: How much at once.
         on_step: Called at each named step.
+        may_be_empty: It is no error that there is nothing to mirror.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (what it is made of, each with its name)
         self,
         find: Callable[[], Collection[Declared]],
         source: ChangeSource,
@@ -93,7 +94,10 @@ class Pipeline:
         registry: Registry,
         pace: SyncOptions,
         on_step: OnStep = no_step,
+        *,
+        may_be_empty: bool = False,
     ) -> None:
+        self._may_be_empty = may_be_empty
         self._source = source
         self._mirror = mirror
         self._registry = registry
@@ -165,7 +169,8 @@ class Pipeline:
     @property
     def emptiness(self) -> SchemaError | None:
         """What to say where there is nothing to mirror at all."""
-        return None if self._watch.declared else nothing_declared()
+        is_fine = self._may_be_empty or bool(self._watch.declared)
+        return None if is_fine else nothing_declared()
 
     @property
     def left_out(self) -> Mapping[str, PermanentError]:

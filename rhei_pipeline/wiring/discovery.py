@@ -5,6 +5,7 @@ from functools import partial
 from typing import Protocol
 
 from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.settings.source import SqliteSettings
 from rhei_pipeline.sync.kept_history import Declared
 from rhei_pipeline.sync.schema_registry import Registry
 
@@ -17,6 +18,12 @@ class TableCatalog(Protocol):
 
     def other_names(self) -> Mapping[str, str]:
         """Return the names of all other tables and views, each with what it is or lacks."""
+
+
+def may_be_empty(settings: Settings) -> bool:
+    """Return whether a declaration is in order while there is no table to mirror."""
+    created = isinstance(settings.source, SqliteSettings) and settings.source.create
+    return created or settings.tables is not None
 
 
 def finding_tables(

@@ -20,7 +20,7 @@ from rhei_pipeline.sync.kept_history import Declared
 from rhei_pipeline.sync.pipeline import Pipeline, no_step
 from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
 from rhei_pipeline.wiring.adoption import claim
-from rhei_pipeline.wiring.discovery import declared_tables, finding_tables
+from rhei_pipeline.wiring.discovery import declared_tables, finding_tables, may_be_empty
 from rhei_pipeline.wiring.mirror import OwnedMirror, open_mirror
 from rhei_pipeline.wiring.source import SourceDatabase, open_database, open_source, unread
 from rhei_pipeline.wiring.table_options import table_options
@@ -71,6 +71,7 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
             registry,
             SyncOptions(settings.sync.batch_rows, settings.sync.prune),
             on_step,
+            may_be_empty=may_be_empty(settings),
         )
         return Engine(database, oltp, source, mirror, pipeline, stack.pop_all())
 

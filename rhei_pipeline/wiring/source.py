@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rhei_pipeline.buffer.confirmation import unapplied_events
-from rhei_pipeline.errors import RheiError, needs_extra
+from rhei_pipeline.errors import RheiError, SourceError, needs_extra
 from rhei_pipeline.model.ownership import SourceIdentity
 from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.model.schema import TableOptions, TableSchema
@@ -68,18 +68,32 @@ def open_database(settings: Settings, *, looking: bool = False) -> SourceDatabas
     """
     source = settings.source
     if isinstance(source, SqliteSettings):
+        if source.create:
+            _refuse_lost(settings, source.path)
         return SqliteDatabase(
             source.path,
             busy_timeout_seconds=source.busy_timeout_seconds,
             read_pool=source.read_pool,
             read_only=settings.capture_method == "polling",
             looking=looking,
+            create=source.create,
             query_bytes=settings.queries.query_bytes,
             query_rows=settings.queries.query_rows,
         )
     with needs_extra("postgres", _POSTGRES):
         from rhei_pipeline.wiring import postgres
     return postgres.open_database(settings)
+
+
+def _refuse_lost(settings: Settings, path: Path) -> None:
+    """Refuse a missing file that has a mirror already: it would be replaced by an empty one."""
+    mirror = settings.mirror
+    stands = mirror.url is None and mirror.path.exists()
+    if not mirror.in_memory and not path.exists() and (settings.registry.path.exists() or stands):
+        raise SourceError(
+            f"source database {str(path)!r} does not exist any more",
+            hint="put it back; or delete the mirror and its registry as well, to begin anew",
+        )
 
 
 def open_source(

@@ -65,6 +65,12 @@ WALKS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"local": {"path": "local.db"}, **POLLED},
     ),
     (
+        "source.create: a polled source is only read: use 'capture: {method: trigger}', or create"
+        " the file with its application",
+        {"source": {**SOURCE, "create": True}, **POLLED},
+        {"source": {**SOURCE, "create": True}, "capture": {"method": "trigger"}},
+    ),
+    (
         "capture.buffer: table {} needs whole comparisons with the mirror, which a buffer cannot"
         " hold: use 'clock: database' and no 'reconcile', or no buffer",
         {"capture": BUFFERED, "tables": [{"name": "t"}]},

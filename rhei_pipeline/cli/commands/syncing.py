@@ -94,7 +94,8 @@ def status(
     name_findings(unread_logs(settings_of(config)))
     left_out = any(table.error for table in found.tables.values())
     exit_if(left_out or bool(found.not_published), LEFT_OUT)
-    exit_if(bool(found.unreadable) or not (found.tables or found.copying))
+    is_empty = not (found.tables or found.copying)
+    exit_if(bool(found.unreadable) or (is_empty and found.last_error is not None))
 
 
 def _patience(htap: "HTAP") -> float | None:

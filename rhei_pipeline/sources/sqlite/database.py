@@ -56,11 +56,12 @@ class SqliteDatabase:
     """One SQLite file as an application uses it.
 
     Args:
-        path: An existing database file.
+        path: The database file.
         busy_timeout_seconds: How long a statement waits for another process's lock.
         read_pool: How many idle reading connections are kept open.
         read_only: Never open it for writing, and change nothing in it, not even a pragma.
         looking: Leave its journal mode as it is, because nothing will be written.
+        create: Create a missing file. Only looked at, it is the empty database that it will be.
         query_bytes: The most that an answer takes while it is held, and four times what one value
             takes; left out: any.
         query_rows: The most rows that an answer has; left out: any.
@@ -77,6 +78,7 @@ class SqliteDatabase:
         read_pool: int = 4,
         read_only: bool = False,
         looking: bool = False,
+        create: bool = False,
         query_bytes: int | None = None,
         query_rows: int | None = None,
     ) -> None:
@@ -88,14 +90,19 @@ class SqliteDatabase:
         self._askers: _Idle = SimpleQueue()
         self._write_lock = threading.RLock()
         self._depth = 0
-        if not path.is_file():
-            raise _missing(path)
         self._read_only, self._looking = read_only, looking
+        self._is_to_come = create and looking
+        if not path.is_file() and not self._is_to_come:
+            if not create:
+                raise _missing(path) if read_only else _not_declared(path)
+            self._create()
         self._writer, self._writer_file = self._open_writer()
 
     def connect(self, mode: str = "rw") -> sqlite3.Connection:
         """Open one more connection, in autocommit, that waits for locks."""
         uri = f"{self.path.resolve().as_uri()}?mode={mode}"
+        if self._is_to_come and not self.path.exists():
+            uri = "file::memory:"
         with self.translated():
             return sqlite3.connect(
                 uri,
@@ -105,11 +112,18 @@ class SqliteDatabase:
                 timeout=self._timeout,
             )
 
+    def _create(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.connect(mode="rwc").close()
+        except (OSError, SourceError) as error:
+            raise _not_created(self.path) from error
+
     def file_id(self) -> FileId:
         """Return what the path names now: another file once one was put in its place."""
         try:
             found = self.path.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return found.st_dev, found.st_ino
 
@@ -378,6 +392,21 @@ def _missing(path: Path) -> SourceError:
     return SourceError(
         f"source database {str(path)!r} does not exist",
         hint="create it with your application first, or correct source.path",
+    )
+
+
+def _not_declared(path: Path) -> SourceError:
+    return SourceError(
+        f"source database {str(path)!r} does not exist",
+        hint="correct source.path; or, for a new database, create it with your application first,"
+        " or declare 'create: true' under 'source'",
+    )
+
+
+def _not_created(path: Path) -> SourceError:
+    return SourceError(
+        f"source database {str(path)!r} cannot be created",
+        hint="give this user write access to its folder, or correct source.path",
     )
 
 

@@ -27,7 +27,14 @@ def findings(
             "use a Python that is built with a newer SQLite",
         )
     (journal,) = connection.execute("pragma journal_mode").fetchone()
-    if journal != "wal":
+    if not connection.execute("pragma database_list").fetchone()[2]:
+        yield Finding(
+            Severity.NOTE,
+            "the source's file does not exist yet",
+            "it is to be created, with 'create: true'",
+            "rhei sync",
+        )
+    elif journal != "wal":
         yield Finding(
             Severity.WARNING,
             f"the journal mode is {journal!r}",

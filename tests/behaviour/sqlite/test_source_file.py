@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+import rhei_pipeline as rhei
+from rhei_pipeline import Settings
+from rhei_pipeline.cli.main import app
+from rhei_pipeline.errors import SourceError
 from tests.support.fix_world import World
+from tests.support.refusals import refused
 
 MakeWorld = Callable[..., World]
 
@@ -130,3 +136,62 @@ def test_what_fires_no_trigger_is_found_by_verify_and_healed_by_repair(
     world.htap.repair("t")
     world.assert_equal("t")
     assert world.htap.verify().equal
+
+
+def test_file_table_and_mirror_are_made_in_one_go(tmp_path: Path) -> None:
+    path, mirror = tmp_path / "new" / "app.db", {"path": tmp_path / "mirror.duckdb"}
+    registry = {"path": tmp_path / "registry.json"}
+    way_out = (
+        "correct source.path; or, for a new database, create it with your application first, or"
+        " declare 'create: true' under 'source'"
+    )
+    with refused(way_out, SourceError):
+        rhei.open(Settings(source={"path": path}, mirror=mirror, registry=registry))
+    settings = Settings(
+        source={"path": path, "create": True}, mirror=mirror, registry=registry, tables=None
+    )
+    # Who only looks does not make it.
+    assert not rhei.declared_schemas(settings).tables
+    told = [found.what for found in rhei.validate(settings)]
+    assert "the source's file does not exist yet" in told
+    assert not path.parent.exists()
+    with rhei.open(settings) as htap:
+        assert not htap.sync_now().tables
+        assert not htap.sync_status().tables
+        assert htap.verify().equal
+        htap.execute("create table t(id integer primary key, v text)")
+        htap.register_table("t")
+        htap.execute("insert into t values (?, ?)", [1, "a"])
+        assert htap.sync_now().tables["t"].copied_rows == 1
+        assert htap.query("select v from t", hint="olap")["v"].to_pylist() == ["a"]
+    path.unlink()
+    # A file that was mirrored is lost, and not a new one.
+    with refused(
+        "put it back; or delete the mirror and its registry as well, to begin anew", SourceError
+    ):
+        rhei.open(settings)
+    assert not path.exists()
+    mirror["path"].unlink()
+    registry["path"].unlink()
+    with rhei.open(settings) as htap:
+        assert not htap.sync_now().tables
+
+
+def test_a_new_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    settings = Settings(
+        source={"path": tmp_path / "file" / "app.db", "create": True}, mirror={"path": ":memory:"}
+    )
+    assert rhei.validate(settings)
+    with refused("give this user write access to its folder, or correct source.path", SourceError):
+        rhei.open(settings)
+    (tmp_path / "file").unlink()
+    rhei.open(settings).close()
+
+
+def test_commands_are_in_order_where_nothing_is_there_yet(tmp_path: Path) -> None:
+    config = tmp_path / "pipeline.yaml"
+    config.write_text("source: {path: a.db, create: true}\nmirror: {path: m.duckdb}\n")
+    for command in ("check", "sync", "status", "verify"):
+        found = CliRunner().invoke(app, [command, "--config", str(config)])
+        assert found.exit_code == 0, (command, found.output, found.exception)
