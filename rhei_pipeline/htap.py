@@ -88,6 +88,20 @@ class HTAP:
         """
         return self._written(lambda oltp: oltp.execute(sql, params))
 
+    def execute_returning(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+        """Run one write in the source, such as `insert ... returning id`; return its rows.
+
+        Returns:
+            The rows. Its schema's metadata name, as `rhei.written`, the token that a query's
+            `after` takes.
+
+        Raises:
+            QueryError: The statement returns no rows, and was undone; or see `execute`.
+        """
+        found = self._access.write(lambda oltp: _writable(oltp).execute_returning(sql, params))
+        written = self._writes.note(found.num_rows)
+        return found.replace_schema_metadata({"rhei.written": written.token})
+
     def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> Written:
         """Run all statements in one transaction of the source, all or nothing."""
         return self._written(lambda oltp: oltp.execute_batch(statements))
@@ -210,7 +224,7 @@ class HTAP:
         return self._access.answer(lambda it: it.sync_now(on_progress))
 
     def start_sync(self, interval_seconds: float | None = None) -> BackgroundSync:
-        """Sync in the background at an interval; does nothing if that is already running.
+        """Sync in the background at an interval; one that is running already takes the new one.
 
         Where another process holds the mirror and syncs in the background, its reports are taken
         over; one that holds the mirror and does not sync gives it to this process.
@@ -221,6 +235,8 @@ class HTAP:
             self._background = keeping.background = BackgroundSync(keeping, interval)
             self._access.background = self._background
             self._background.start()
+        elif interval_seconds is not None:
+            self._background.change_interval(interval_seconds)
         return self._background
 
     def stop_sync(self) -> None:
@@ -257,11 +273,20 @@ class HTAP:
         return self._access.answer(lambda it: it.views())
 
     def add_column(self, table: str, column: str, arrow_type: pa.DataType) -> None:
-        """Add a column to the source, unless it has it, and to the mirror."""
+        """Add a column to the source, unless it has it, and to the mirror.
+
+        Raises:
+            SchemaError: The table has a column of that name and of another type, or its columns
+                are declared.
+        """
         self._access.hold(lambda held: held.add_column(table, column, arrow_type))
 
     def drop_column(self, table: str, column: str) -> None:
-        """Drop a column from the source and the mirror; a temporal mirror keeps its values."""
+        """Drop a column from the source and the mirror; a temporal mirror keeps its values.
+
+        Raises:
+            SchemaError: It is part of the key, or neither source nor mirror has it.
+        """
         self._access.hold(lambda held: held.drop_column(table, column))
 
     def as_of(self, table: str, instant: datetime) -> pa.Table:

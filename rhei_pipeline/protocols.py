@@ -73,6 +73,13 @@ class DatabaseWrites(Protocol):
     def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
         """Run one writing statement and commit it; return how many rows it changed."""
 
+    def execute_returning(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+        """Run one writing statement and return its rows; it is committed once they are read.
+
+        Raises:
+            QueryError: The statement returns no rows, or these cannot be shown; it had no effect.
+        """
+
     def execute_batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> int:
         """Run all statements in one transaction, all or nothing; return the rows changed."""
 

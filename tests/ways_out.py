@@ -7,9 +7,12 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
     "ask without the hint 'olap', or widen what is added up, as in sum(arrow_cast(amount, 'Decimal256(76, {})'))": "tests/behaviour/query/test_decimal_sums.py::test_a_sum_without_room_is_exact_where_its_decimals_are_widened",
+    "add a column of another name; or change the type in the source, and the next sync follows": "tests/behaviour/capture/test_lost_capture.py::test_a_column_of_another_type_or_beside_the_declared_ones_is_not_added",
+    "add it to 'columns' in the declaration, and to the table in the source": "tests/behaviour/capture/test_lost_capture.py::test_a_column_of_another_type_or_beside_the_declared_ones_is_not_added",
+    "use execute, or let it return rows with 'returning ...'": "tests/behaviour/query/test_freshness.py::test_a_write_that_returns_rows_is_seen_like_any_other",
     "correct source.path; or, for a new database, create it with your application first, or declare 'create: true' under 'source'": "tests/behaviour/sqlite/test_source_file.py::test_file_table_and_mirror_are_made_in_one_go",
     "give this user write access to its folder, or correct source.path": "tests/behaviour/sqlite/test_source_file.py::test_a_new_file_that_cannot_be_made_is_named",
-    "put it back; or delete the mirror and its registry as well, to begin anew": "tests/behaviour/sqlite/test_source_file.py::test_file_table_and_mirror_are_made_in_one_go",
+    "put it back; or delete its mirror and registry as well": "tests/behaviour/sqlite/test_source_file.py::test_file_table_and_mirror_are_made_in_one_go",
     "source.create: a polled source is only read: use 'capture: {method: trigger}', or create the file with its application": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "run both as the same user, and delete a folder that is not private": "tests/behaviour/server/test_holder.py::test_a_folder_that_others_can_enter_is_not_used",
     "give mirror.path a file or a directory": "tests/behaviour/server/test_reader.py::test_what_no_other_process_can_read_is_refused_with_the_way_out",

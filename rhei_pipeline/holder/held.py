@@ -11,6 +11,11 @@ from rhei_pipeline.capabilities import views_of
 from rhei_pipeline.changes.consume import After, OnLost
 from rhei_pipeline.errors import PermanentError, QueryError, SchemaError
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
+from rhei_pipeline.model.named_columns import (
+    find_column,
+    refuse_other_type,
+    refuse_unknown_column,
+)
 from rhei_pipeline.model.reports import (
     CopyReport,
     DropReport,
@@ -21,7 +26,7 @@ from rhei_pipeline.model.reports import (
     SyncStatus,
     VerifyReport,
 )
-from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.protocols import OnStep
 from rhei_pipeline.query import time_travel
@@ -33,10 +38,11 @@ from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.background import BackgroundSync
 from rhei_pipeline.sync.dead_letters import replay
 from rhei_pipeline.sync.initial_sync import OnProgress
-from rhei_pipeline.sync.kept_history import Declared
+from rhei_pipeline.sync.kept_history import Declared, find_mirrored
 from rhei_pipeline.sync.pipeline import no_progress
 from rhei_pipeline.sync.verify import broken_histories
 from rhei_pipeline.wiring.engine import open_engine, open_query_service
+from rhei_pipeline.wiring.table_options import table_options
 
 Hint = Literal["auto", "oltp", "olap"]
 
@@ -206,9 +212,14 @@ class Held:
     def add_column(self, table: str, column: str, arrow_type: pa.DataType) -> None:
         """Add a column to the source, unless it has it, and to the mirror."""
         found = self.engine.pipeline.table(table)
-        if column.lower() not in map(str.lower, found.schema.names):
+        schema = self._present_schema(found)
+        standing = find_column(schema, column)
+        if standing is not None:
+            refuse_other_type(schema, standing, arrow_type)
+        else:
             self._refuse_foreign_schema()
-            self.engine.database.add_column(found.schema, column, arrow_type)
+            self._refuse_declared_columns(found.name, column)
+            self.engine.database.add_column(schema, column, arrow_type)
         self.sync_now()
 
     def drop_column(self, table: str, column: str) -> None:
@@ -216,10 +227,34 @@ class Held:
         found = self.engine.pipeline.table(table)
         if column.lower() in map(str.lower, found.schema.primary_key):
             raise SchemaError(f"column {column!r} is part of the primary key", table=found.name)
-        if column.lower() in map(str.lower, found.schema.names):
+        schema = self._present_schema(found)
+        if find_column(schema, column) is None:
+            # A drop that was cut short has reached the source alone.
+            refuse_unknown_column(schema, column, self._mirrored_columns(found))
+        else:
             self._refuse_foreign_schema()
-            self.engine.database.drop_column(found.schema, column)
+            self.engine.database.drop_column(schema, column)
         self.sync_now()
+
+    def _present_schema(self, table: Table) -> TableSchema:
+        """Return a table's schema as it is in the source now, also where no sync has met that."""
+        options = table_options(self.settings).get(table.name, TableOptions())
+        return self.engine.database.read_schema(table.name, options, table.schema)
+
+    def _mirrored_columns(self, table: Table) -> tuple[str, ...]:
+        """Return the columns that the mirror has of a table; none before its first copy."""
+        found = find_mirrored(table.schema.full_name, self.engine.mirror)
+        return found.schema.names if found else ()
+
+    def _refuse_declared_columns(self, table: str, column: str) -> None:
+        """Refuse a column that would be in the source alone, as it is not among those declared."""
+        options = table_options(self.settings).get(table)
+        if options is not None and options.columns is not None:
+            raise SchemaError(
+                f"column {column!r} is not among the columns that are declared",
+                table=table,
+                hint="add it to 'columns' in the declaration, and to the table in the source",
+            )
 
     def _refuse_foreign_schema(self) -> None:
         if self.engine.oltp is not self.engine.database:

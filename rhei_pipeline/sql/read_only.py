@@ -28,6 +28,7 @@ READING = "a query reads tables only"
 OF_FILES = (
     "a query reads tables only: load the file into the source, or use a client of your own for it"
 )
+RETURNING = "use execute, or let it return rows with 'returning ...'"
 _READING_WORDS = {"select", "with", "values", "("}
 _MORE_READING_WORDS = {
     "sqlite": set[str](),
@@ -102,6 +103,11 @@ _FILE_LIKE = re.compile(
 
 
 @lru_cache(maxsize=_REMEMBERED)
+def returns_nothing() -> QueryError:
+    """Return the error of a statement that was asked for rows and has none."""
+    return QueryError("the statement returns no rows, and was undone", hint=RETURNING)
+
+
 def refuse_writing(sql: str, dialect: str) -> None:
     """Refuse everything but one reading statement.
 

@@ -36,7 +36,9 @@ class BackgroundSync:
     def __init__(self, pipeline: Syncing, interval_seconds: float) -> None:
         self._pipeline = pipeline
         self._interval = interval_seconds
-        self._stopping = threading.Event()
+        #: Guards the interval and whether it is to end; notified when one of them changes.
+        self._news = threading.Condition()
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="rhei-sync", daemon=True)
         self._failures = 0
         self.last_error: RheiError | None = None
@@ -61,9 +63,17 @@ class BackgroundSync:
 
     def stop(self) -> None:
         """End after the cycle under way, and wait for that."""
-        self._stopping.set()
+        with self._news:
+            self._stopping = True
+            self._news.notify_all()
         if self._thread.is_alive():
             self._thread.join()
+
+    def change_interval(self, interval_seconds: float) -> None:
+        """Sync at another interval from now on, the wait under way included."""
+        with self._news:
+            self._interval = interval_seconds
+            self._news.notify_all()
 
     def take_reports(self) -> list[SyncReport]:
         """Return the reports of syncs that did something since the last call, oldest first.
@@ -76,11 +86,19 @@ class BackgroundSync:
         return taken
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
+        while not self._stopping:
             started = self._cycle_since = time.monotonic()
             self._sync_once()
             self._cycle_since = None
-            self._stopping.wait(max(self._wait() - (time.monotonic() - started), 0.0))
+            self._rest(started)
+
+    def _rest(self, since: float) -> None:
+        """Wait until the next sync is due, or until this is to end."""
+        with self._news:
+            while not self._stopping:
+                left = self._wait() - (time.monotonic() - since)
+                if left <= 0 or not self._news.wait(left):
+                    return
 
     def _sync_once(self) -> None:
         with one_cycle():

@@ -36,7 +36,7 @@ class Engine:
             source that is only read, or nowhere.
     """
 
-    database: Database
+    database: SourceDatabase
     oltp: Database | None
     source: ChangeSource
     mirror: OwnedMirror

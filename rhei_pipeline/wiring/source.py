@@ -92,7 +92,7 @@ def _refuse_lost(settings: Settings, path: Path) -> None:
     if not mirror.in_memory and not path.exists() and (settings.registry.path.exists() or stands):
         raise SourceError(
             f"source database {str(path)!r} does not exist any more",
-            hint="put it back; or delete the mirror and its registry as well, to begin anew",
+            hint="put it back; or delete its mirror and registry as well",
         )
 
 

@@ -90,3 +90,21 @@ def test_a_stream_only_reads(database: Database, sql: str) -> None:
     with pytest.raises(QueryError):
         database.stream(sql, (), COLUMNS, 10)
     assert database.query("select count(*) as n from t")["n"].to_pylist() == [2500]
+
+
+def test_a_write_returns_its_rows_or_has_no_effect(database: Database) -> None:
+    mark = "?" if isinstance(database, SqliteDatabase) else "%s"
+    returning = f"insert into t values ({mark}, {mark}), (9002, null) returning k, v"
+    found = database.execute_returning(returning, [9001, "new"])
+    assert found.to_pydict() == {"k": [9001, 9002], "v": ["new", None]}
+    assert found.schema.types == [pa.int64(), pa.string()]
+    assert database.execute("delete from t where k > 9000 returning k") == 2
+    for sql, told in (
+        ("delete from t", "returns no rows"),
+        ("delete from t returning nothing", "nothing"),
+        ("commit", "single statement"),
+    ):
+        with pytest.raises(QueryError, match=told):
+            database.execute_returning(sql)
+    assert database.query("select count(*) as n from t")["n"].to_pylist() == [2500]
+    assert database.execute_returning("delete from t where k < 0 returning k").num_rows == 0

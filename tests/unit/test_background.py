@@ -69,3 +69,14 @@ def test_reports_that_nobody_takes_do_not_pile_up() -> None:
     taken = [report.tables["t"].events for report in background.take_reports()]
     assert taken == list(range(6, KEPT_REPORTS + 6))
     assert not background.take_reports()
+
+
+def test_a_new_interval_ends_the_wait_for_the_old_one() -> None:
+    pipeline = Failing()
+    background = made(pipeline, interval=3600)
+    background.start()
+    assert pipeline.succeeded.wait(60)
+    pipeline.succeeded.clear()
+    background.change_interval(0.001)
+    assert pipeline.succeeded.wait(60)
+    background.stop()

@@ -40,7 +40,7 @@ from rhei_pipeline.sources.postgres.catalog import (
 from rhei_pipeline.sources.postgres.connection import PooledConnection
 from rhei_pipeline.sources.postgres.functions import Functions
 from rhei_pipeline.sources.postgres.identity import identity
-from rhei_pipeline.sources.postgres.query import Reader
+from rhei_pipeline.sources.postgres.query import Reader, returned
 from rhei_pipeline.sources.postgres.read_sessions import ReadSessions
 from rhei_pipeline.sources.postgres.semantics import finds_public, meaning
 from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
@@ -118,6 +118,7 @@ class PostgresDatabase:
         self._connect_timeout = connect_timeout_seconds
         self._write_lock = threading.RLock()
         self._closed = False
+        self._limits = AnswerLimits(query_bytes, query_rows)
         with self.connect() as connection:
             refuse_older(connection)
             self._refuse_other_encodings(connection)
@@ -139,7 +140,7 @@ class PostgresDatabase:
             dsn,
             size=pool_size,
             seconds=min(limits, default=0.0),
-            limits=AnswerLimits(query_bytes, query_rows),
+            limits=self._limits,
             wait_seconds=connect_timeout_seconds,
             started_with=_STARTED_WITH,
         )
@@ -252,6 +253,20 @@ class PostgresDatabase:
             connection.atomic(settings=self._asking),
         ):
             return sum(_run(connection, sql, params) for sql, params in statements)
+
+    def execute_returning(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+        """Run one statement and return its rows; it is committed once they are read.
+
+        Raises:
+            QueryError: As `execute`; or the statement returns no rows.
+        """
+        _refuse_transactions(sql)
+        with (
+            self._lent() as connection,
+            _holding(connection, sql),
+            connection.atomic(settings=self._asking),
+        ):
+            return returned(connection.execute(sql, params or None), self._limits)
 
     def query(
         self,

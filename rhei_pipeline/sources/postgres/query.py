@@ -14,6 +14,7 @@ from psycopg import errors
 from rhei_pipeline.errors import QueryError, QueryLimitError
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.plain_values import instant_of
+from rhei_pipeline.model.query_limits import AnswerLimits
 from rhei_pipeline.model.schema import Column
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.sources.postgres.catalog import NUMERIC, arrow_type
@@ -22,7 +23,7 @@ from rhei_pipeline.sources.postgres.read_only import Statement, reading_statemen
 from rhei_pipeline.sources.postgres.read_sessions import Lent, ReadSessions
 from rhei_pipeline.sources.postgres.types import RowShape, admit_text, row_shape
 from rhei_pipeline.sources.rejections import Rejection
-from rhei_pipeline.sql.read_only import WRITING
+from rhei_pipeline.sql.read_only import WRITING, returns_nothing
 
 #: Of a stream, so many rows come first; more at a time once it is known how large they are.
 _FIRST_ROWS = 1024
@@ -212,6 +213,21 @@ class Reader:
     def close(self) -> None:
         """Close every session; safe to repeat."""
         self._sessions.close()
+
+
+def returned(cursor: psycopg.Cursor[tuple[Any, ...]], limits: AnswerLimits) -> pa.Table:
+    """Return the rows of a writing statement that was run.
+
+    Raises:
+        QueryError: It returned none, or a value cannot be shown.
+        QueryLimitError: They are more than `limits` allow.
+    """
+    if cursor.description is None:
+        raise returns_nothing()
+    limits.refuse_rows(cursor.rowcount)
+    found = _batch(cursor, None)
+    limits.refuse_bytes(found.nbytes)
+    return pa.Table.from_batches([found])
 
 
 def _next_rows(found: pa.RecordBatch, wanted: int, most: int) -> int:

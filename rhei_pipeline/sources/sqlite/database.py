@@ -148,11 +148,7 @@ class SqliteDatabase:
         Raises:
             QueryError: The statement is wrong, breaks a constraint, or opens a transaction.
         """
-        if _first_word(sql) in _TRANSACTION_WORDS:
-            raise QueryError(
-                f"{_first_word(sql)} cannot be run as a single statement",
-                hint=BATCHED,
-            )
+        _refuse_transactions(sql)
         with self._write_lock:
             self._follow_the_file()
             with self.translated(), closing(self._writer.cursor()) as cursor:
@@ -164,6 +160,16 @@ class SqliteDatabase:
         """Run all statements in one transaction, all or nothing; return the rows changed."""
         with self.transaction():
             return sum(self.execute(sql, params) for sql, params in statements)
+
+    def execute_returning(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+        """Run one statement and return its rows; it is committed once they are read.
+
+        Raises:
+            QueryError: As `execute`; or the statement returns no rows.
+        """
+        _refuse_transactions(sql)
+        with self.transaction(), self.translated():
+            return sqlite_query.returned(self._writer, sql, params, self._limits)
 
     def query(
         self,
@@ -425,6 +431,14 @@ def _environment_error(family: int | None, path: Path) -> PermanentError | None:
             f"the disk failed to read or write {str(path)!r}", hint="check the disk and its mounts"
         )
     return None
+
+
+def _refuse_transactions(sql: str) -> None:
+    if _first_word(sql) in _TRANSACTION_WORDS:
+        raise QueryError(
+            f"{_first_word(sql)} cannot be run as a single statement",
+            hint=BATCHED,
+        )
 
 
 def _first_word(sql: str) -> str:

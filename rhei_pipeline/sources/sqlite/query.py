@@ -13,7 +13,7 @@ from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
 from rhei_pipeline.model.schema import Column
 from rhei_pipeline.sources.sqlite.rows import fetch, gather, size_of
 from rhei_pipeline.sources.sqlite.types import InvalidText, admit_column
-from rhei_pipeline.sql.read_only import WRITING, refuse_writing
+from rhei_pipeline.sql.read_only import WRITING, refuse_writing, returns_nothing
 
 _FETCH_ROWS = 50_000
 
@@ -61,6 +61,25 @@ def query(
     found = list(zip(*rows, strict=True)) or [()] * len(names)
     arrays = [_typed(*each) for each in zip(names, found, declared, strict=True)]
     return pa.table(arrays, names)
+
+
+def returned(
+    connection: sqlite3.Connection, sql: str, params: Sequence[Any], limits: AnswerLimits
+) -> pa.Table:
+    """Run one writing statement in an open transaction; return its rows, typed by the values.
+
+    Raises:
+        QueryError: It returns none, or a column mixes classes.
+        QueryLimitError: Its answer is larger than `limits` allow.
+    """
+    with _reading():
+        cursor = connection.execute(sql, params)
+        if cursor.description is None:
+            raise returns_nothing()
+        names = [column[0] for column in cursor.description]
+        rows = _bounded(gather(cursor, _fetched_at_once(limits)), limits)
+    found = list(zip(*rows, strict=True)) or [()] * len(names)
+    return pa.table(list(map(_array, names, found)), names)
 
 
 @lru_cache(maxsize=1024)

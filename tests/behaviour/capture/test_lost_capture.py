@@ -3,10 +3,13 @@
 import sqlite3
 from collections.abc import Callable
 
+import pyarrow as pa
 import pytest
 
+from rhei_pipeline.errors import SchemaError
 from tests.support.fix_world import World
 from tests.support.other_process import copy
+from tests.support.refusals import refused
 
 MakeWorld = Callable[..., World]
 
@@ -192,14 +195,46 @@ def test_a_type_that_its_past_does_not_fit_is_named(make_world: MakeWorld) -> No
 
 
 def test_columns_are_added_and_dropped_by_call(orders: World) -> None:
-    import pyarrow as pa  # noqa: PLC0415
-
     orders.htap.add_column("orders", "extra", pa.int64())
+    orders.htap.add_column("orders", "Extra", pa.int64())
     orders.htap.execute("update orders set extra = 5")
     orders.htap.sync_now()
     orders.assert_equal("orders")
-    orders.htap.drop_column("orders", "extra")
+    orders.run("alter table orders drop column extra")  # a call that was cut short did as much
     orders.htap.drop_column("orders", "extra")
     orders.assert_equal("orders")
+    kept = "extra" in orders.htap.query("select * from orders", hint="olap").column_names
+    assert kept is (orders.mode == "temporal")
+    with pytest.raises(SchemaError, match=r"no column 'statis' \(did you mean 'status'\?\)"):
+        orders.htap.drop_column("orders", "statis")
     with pytest.raises(Exception, match="part of the primary key"):
         orders.htap.drop_column("orders", "id")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_column_of_another_type_or_beside_the_declared_ones_is_not_added(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    make = request.getfixturevalue("make_world" if kind == "sqlite" else "make_postgres")
+    world = make(tables=[{"name": "t"}, {"name": "part", "columns": ["id"]}])
+    bigint = "integer" if kind == "sqlite" else "bigint"
+    for name in ("t", "part"):
+        world.run(f"create table {name}(id {bigint} primary key, n {bigint})")
+    world.htap.sync_now()
+    way_out = (
+        "add a column of another name; or change the type in the source, and the next sync follows"
+    )
+    with refused(way_out, SchemaError) as met:
+        world.htap.add_column("t", "n", pa.string())
+    assert "'n' already, of type int64, not string" in met.error.message
+    world.htap.add_column("t", "n_text", pa.string())
+    assert "n_text" in world.htap.query("select * from t", hint="olap").column_names
+    way_out = "add it to 'columns' in the declaration, and to the table in the source"
+    with refused(way_out, SchemaError):
+        world.htap.add_column("part", "more", pa.int64())
+    world.crash()
+    world.tables = [{"name": "t"}, {"name": "part", "columns": ["id", "more"]}]
+    world.run(f"alter table part add column more {bigint}")
+    world.htap.sync_now()
+    found = world.htap.query("select * from part", hint="olap").column_names
+    assert found == ["id", "more"]

@@ -15,6 +15,7 @@ from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import QueryError, RheiError
 from rhei_pipeline.query.freshness import Writes, Written
 from tests.support.fix_world import World
+from tests.support.refusals import refused
 
 
 def engine(found: pa.Table) -> str:
@@ -344,3 +345,19 @@ def test_a_stream_is_cancelled_before_its_first_row(world: World, hint: str) -> 
     with pytest.raises(RheiError, match=r"cancelled|ended|nterrupt"):
         # The timer's thread ends what this one waits for.
         world.htap.stream(sql, begun=lambda cancel: threading.Timer(0.2, cancel).start())
+
+
+def test_a_write_that_returns_rows_is_seen_like_any_other(world: World) -> None:
+    world.htap.sync_now()
+    sql = "insert into orders(status, amount) values ('new', ?) returning id, amount"
+    found = world.htap.execute_returning(sql, [4.5])
+    assert values(found) == [(4, 4.5)]
+    seen = world.htap.query("select count(*), sum(amount) from orders")
+    assert (engine(seen), values(seen)) == ("olap", [(4, 12.0)])
+    with refused("use execute, or let it return rows with 'returning ...'", QueryError):
+        world.htap.execute_returning("delete from orders")
+    assert world.htap.execute_returning("delete from orders returning id").num_rows == 4
+    world.crash()
+    with opened(world) as other:
+        token = found.schema.metadata[b"rhei.written"].decode()
+        assert values(other.query("select count(*) from orders", after=token)) == [(0,)]

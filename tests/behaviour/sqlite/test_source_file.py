@@ -167,7 +167,8 @@ def test_file_table_and_mirror_are_made_in_one_go(tmp_path: Path) -> None:
     path.unlink()
     # A file that was mirrored is lost, and not a new one.
     with refused(
-        "put it back; or delete the mirror and its registry as well, to begin anew", SourceError
+        "put it back; or delete its mirror and registry as well",
+        SourceError,
     ):
         rhei.open(settings)
     assert not path.exists()
