@@ -15,8 +15,9 @@ from typing import Protocol, TypeGuard, runtime_checkable
 
 from rhei_pipeline.model.changes import DeadLetter, Position
 from rhei_pipeline.model.feed_state import FeedState
+from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.reports import DamagedFile
-from rhei_pipeline.model.schema import Table, TableSchema
+from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
 from rhei_pipeline.protocols import (
     ChangeSource,
     Database,
@@ -151,6 +152,37 @@ class ReadsTogether(Protocol):
         """
 
 
+@runtime_checkable
+class Redeclares(Protocol):
+    """A source that takes what is said of a table while it is open."""
+
+    def redeclare(self, name: str, options: TableOptions, polling: PollOptions) -> None:
+        """Capture a table as these say from now on, once it is described and installed again."""
+
+
+@runtime_checkable
+class EndsCapture(Protocol):
+    """A source that keeps something for each table whose changes it captures."""
+
+    def end_capture(self, name: str) -> None:
+        """Capture a table no more for this mirror; what other mirrors of it need stays.
+
+        Its changes that this mirror lacks are lost. Safe to repeat, and for a table that is gone.
+        """
+
+
+def redeclare(source: ChangeSource, name: str, options: TableOptions, polling: PollOptions) -> None:
+    """Have a source take what is said of a table; one that knows no options has none to take."""
+    if _redeclares(source):
+        source.redeclare(name, options, polling)
+
+
+def end_capture(source: ChangeSource, name: str) -> None:
+    """Have a source keep nothing more of a table for this mirror."""
+    if _ends_capture(source):
+        source.end_capture(name)
+
+
 def rescan_due(snapshot: SourcePositions, table: Table, after: Position) -> Rescan:
     """Return whether the whole table must be compared; never where every change is seen."""
     return snapshot.rescan(table, after) if _rescans(snapshot) else Rescan.NONE
@@ -242,6 +274,14 @@ def _holds_bytes(source: ChangeSource) -> TypeGuard[HoldsBytes]:
 
 def _reads_together(source: ChangeSource) -> TypeGuard[ReadsTogether]:
     return _has(type(source), ReadsTogether)
+
+
+def _redeclares(source: ChangeSource) -> TypeGuard[Redeclares]:
+    return _has(type(source), Redeclares)
+
+
+def _ends_capture(source: ChangeSource) -> TypeGuard[EndsCapture]:
+    return _has(type(source), EndsCapture)
 
 
 def _has_views(database: Database) -> TypeGuard[HasViews]:

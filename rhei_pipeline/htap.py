@@ -30,9 +30,11 @@ from rhei_pipeline.query.freshness import Demand, Writes, Written
 from rhei_pipeline.query.planner import Prepared
 from rhei_pipeline.query.router import Route
 from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.settings.source import PollingSettings
 from rhei_pipeline.sync.background import BackgroundSync
 from rhei_pipeline.sync.initial_sync import OnProgress
 from rhei_pipeline.sync.pipeline import no_progress, no_step
+from rhei_pipeline.wiring.declarations import table_settings
 from rhei_pipeline.wiring.engine import Engine
 
 
@@ -187,9 +189,58 @@ class HTAP:
         """The tables that are left out because of an error, with the error and what to do."""
         return self._access.answer(lambda it: it.left_out())
 
-    def register_table(self, name: str, mode: Mode | str | None = None) -> None:
-        """Capture a table from now on; if it is captured already, repair what is missing."""
-        self._access.hold(lambda held: held.register_table(name, mode))
+    def register_table(  # noqa: PLR0913  (what a declaration says of a table, each by its name)
+        self,
+        name: str,
+        mode: Mode | str | None = None,
+        *,
+        columns: Sequence[str] | None = None,
+        primary_key: Sequence[str] | None = None,
+        types: Mapping[str, str] | None = None,
+        polling: PollingSettings | Mapping[str, Any] | None = None,
+        mirror_name: str | None = None,
+    ) -> None:
+        """Capture a table from now on; if it is captured already, repair what is missing.
+
+        What is said of it is remembered beside the mirror, as if it stood in the declaration. A
+        later call changes what it names, and keeps the rest.
+
+        Args:
+            name: Its name in the source.
+            mode: destructive or temporal; left out: the pipeline's default.
+            columns: Mirror these columns only.
+            primary_key: Use this unique key; left out: the declared one.
+            types: Types that override the declared ones, by column.
+            polling: How it is polled, with the fields of a declaration's `polling`.
+            mirror_name: Its name in the mirror; left out: as in the source.
+
+        Raises:
+            SchemaError: It cannot be captured so, or the declaration names it and says otherwise.
+            SettingsError: A value does not make sense.
+        """
+        asked = table_settings(
+            {
+                "name": name,
+                "mode": mode,
+                "columns": None if columns is None else list(columns),
+                "primary_key": None if primary_key is None else list(primary_key),
+                "types": None if types is None else dict(types),
+                "polling": polling,
+                "mirror_name": mirror_name,
+            }
+        )
+        self._access.hold(lambda held: held.register_table(asked))
+
+    def unregister_table(self, name: str) -> None:
+        """Capture a table no more: its triggers, log and entry in a publication go.
+
+        What other mirrors of it need stays. Its mirror stays, with its history, and is not brought
+        up to date any more; `drop_table` drops it.
+
+        Raises:
+            SchemaError: The declaration names it, or it is not known.
+        """
+        self._access.hold(lambda held: held.unregister_table(name))
 
     def drop_table(
         self, table: str, keep_as: str | None = None, *, discard_history: bool = False

@@ -7,6 +7,8 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
     "ask without the hint 'olap', or widen what is added up, as in sum(arrow_cast(amount, 'Decimal256(76, {})'))": "tests/behaviour/query/test_decimal_sums.py::test_a_sum_without_room_is_exact_where_its_decimals_are_widened",
+    "remove it from 'tables' there; then 'rhei unregister' ends its capture": "tests/behaviour/capture/test_registered_tables.py::test_what_the_declaration_says_is_not_contradicted",
+    "change it there, and leave it out of the call": "tests/behaviour/capture/test_registered_tables.py::test_what_the_declaration_says_is_not_contradicted",
     "add a column of another name; or change the type in the source, and the next sync follows": "tests/behaviour/capture/test_lost_capture.py::test_a_column_of_another_type_or_beside_the_declared_ones_is_not_added",
     "add it to 'columns' in the declaration, and to the table in the source": "tests/behaviour/capture/test_lost_capture.py::test_a_column_of_another_type_or_beside_the_declared_ones_is_not_added",
     "use execute, or let it return rows with 'returning ...'": "tests/behaviour/query/test_freshness.py::test_a_write_that_returns_rows_is_seen_like_any_other",
@@ -83,7 +85,7 @@ FOLLOWED = {
     "declare 'mode: temporal'": "tests/ways/test_queries.py::test_what_belongs_to_a_call_is_given_as_its_refusal_says",
     "declare 'mode: temporal', or run 'rhei drop-table {}' with '--keep-as NAME' to keep the history under another name, or with '--discard-history' to delete it": "tests/behaviour/history/test_kept_past.py::test_a_refused_mode_is_taken_after_the_history_was_dropped_or_set_aside",
     "declare as 'primary_key' a unique key without nulls whose columns its history has, or start again: 'rhei drop-table {} --keep-as NAME' keeps the history under another name": "tests/ways/test_tables.py::test_a_table_that_is_refused_later_is_taken_in_again",
-    "declare it again, or drop it from the mirror: rhei drop-table {}": "tests/ways/test_check.py::test_a_table_that_left_the_declaration_is_declared_again_or_dropped",
+    "declare it again; end its capture now: rhei unregister {}; or drop it from the mirror as well: rhei drop-table {}": "tests/ways/test_check.py::test_a_table_that_left_the_declaration_is_declared_again_or_dropped",
     "declare one under 'capture.buffer'": "tests/ways/test_pipelines.py::test_a_buffer_is_declared",
     "declare one: 'types: {{}: string}'; rows that do not fit become dead letters": "tests/behaviour/schema/test_opening.py::test_what_is_mended_is_taken_in_by_the_next_sync",
     "declare that storage, or use another path": "tests/ways/test_pipelines.py::test_another_storage_has_another_path",

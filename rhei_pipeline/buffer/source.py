@@ -19,8 +19,10 @@ from rhei_pipeline.buffer.snapshot import BufferedSnapshot, FollowedTable
 from rhei_pipeline.buffer.writer import LogWriter
 from rhei_pipeline.capabilities import (
     bytes_held_by,
+    end_capture,
     is_retained_for,
     reading_together,
+    redeclare,
     rescan_due,
     snapshot_of_rows,
 )
@@ -33,8 +35,9 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.model.blame import Blame, own_fault
 from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.progress import changed_positions
-from rhei_pipeline.model.schema import Mode, Table, TableSchema
+from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
 from rhei_pipeline.protocols import ChangeSource, OnStep, Rescan, SourceSnapshot, Step
 
 _log = logging.getLogger(__name__)
@@ -319,6 +322,15 @@ class BufferedSource:
         """Return the bytes in the buffer, and those that the source still keeps for it."""
         return {"buffer": self._log.held_bytes, **bytes_held_by(self._inner)}
 
+    def redeclare(self, name: str, options: TableOptions, polling: PollOptions) -> None:
+        """Have the source take what is said of a table."""
+        redeclare(self._inner, name, options, polling)
+
+    def end_capture(self, name: str) -> None:
+        """Keep nothing more of a table, here or in the source."""
+        end_capture(self._inner, name)
+        self._forget(name)
+
     def forget_all_but(self, names: Sequence[str]) -> None:
         """Delete the changes of tables that are no longer declared."""
         kept = {name.lower() for name in names}
@@ -328,10 +340,13 @@ class BufferedSource:
             if kept.isdisjoint((name.lower(), known.table.schema.full_name.lower()))
         ]
         for name in gone:
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        if self._bridged.pop(name, None) is not None:
             with self._log.writing() as writer:
                 writer.restart(name, self._log.head(name).order + 1)
                 writer.set_fact(_TABLES + name, None)
-            del self._bridged[name]
 
     def _start_anew(self, table: Table, inner: Position, least: int) -> None:
         order = max(self._log.head(table.name).order, least) + 1

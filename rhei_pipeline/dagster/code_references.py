@@ -12,6 +12,7 @@ import yaml
 from rhei_pipeline import __version__
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.sync.schema_registry import StoredRegistrations
 from rhei_pipeline.wiring.table_options import poll_options, table_options
 
 
@@ -55,10 +56,11 @@ def _lines(file: Path, _changed: int) -> dict[str, int]:
 
 def code_version(settings: Settings, table: Table) -> str:
     """Return a text that differs where this package, or what is declared of a table, does."""
+    said = StoredRegistrations(settings.registry.path)
     declared = (
         table.mode.value,
-        table_options(settings).get(table.name),
-        poll_options(settings).get(table.name),
+        table_options(settings, said).get(table.name),
+        poll_options(settings, said).get(table.name),
         settings.capture_method,
         settings.mirror.kind,
     )

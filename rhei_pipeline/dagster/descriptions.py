@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Column, Mode, Table, type_name
 from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.sync.schema_registry import StoredRegistrations
 from rhei_pipeline.wiring.table_options import table_options
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ def _kept(table: Table) -> str:
 
 
 def _chosen(settings: Settings, table: Table) -> str:
-    declared = table_options(settings).get(table.name)
+    said = StoredRegistrations(settings.registry.path)
+    declared = table_options(settings, said).get(table.name)
     if declared is None or declared.columns is None:
         return ""
     return "The declaration leaves all columns out that are not listed below."

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from rhei_pipeline.capabilities import views_of
+from rhei_pipeline.capabilities import redeclare, views_of
 from rhei_pipeline.changes.consume import After, OnLost
 from rhei_pipeline.errors import PermanentError, QueryError, SchemaError
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
@@ -16,6 +16,7 @@ from rhei_pipeline.model.named_columns import (
     refuse_other_type,
     refuse_unknown_column,
 )
+from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.reports import (
     CopyReport,
     DropReport,
@@ -26,7 +27,7 @@ from rhei_pipeline.model.reports import (
     SyncStatus,
     VerifyReport,
 )
-from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
+from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.protocols import OnStep
 from rhei_pipeline.query import time_travel
@@ -35,14 +36,16 @@ from rhei_pipeline.query.planner import Prepared
 from rhei_pipeline.query.results import dated
 from rhei_pipeline.query.router import Route
 from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.settings.sections import TableSettings
 from rhei_pipeline.sync.background import BackgroundSync
 from rhei_pipeline.sync.dead_letters import replay
 from rhei_pipeline.sync.initial_sync import OnProgress
 from rhei_pipeline.sync.kept_history import Declared, find_mirrored
 from rhei_pipeline.sync.pipeline import no_progress
 from rhei_pipeline.sync.verify import broken_histories
+from rhei_pipeline.wiring.declarations import forget, joined, refuse_declared, remember
 from rhei_pipeline.wiring.engine import open_engine, open_query_service
-from rhei_pipeline.wiring.table_options import table_options
+from rhei_pipeline.wiring.table_options import options_of, poll_options, table_options
 
 Hint = Literal["auto", "oltp", "olap"]
 
@@ -158,15 +161,36 @@ class Held:
         is_sidecar = self.engine.oltp is not self.engine.database
         return [] if is_sidecar else views_of(self.engine.database)
 
-    def register_table(self, name: str, mode: Mode | str | None) -> None:
-        """Capture a table from now on."""
+    def register_table(self, asked: TableSettings) -> None:
+        """Capture a table from now on, as is asked for; remembered once it is captured."""
+        settings, engine = self.settings, self.engine
+        said = joined(settings, engine.registry, asked)
+        before = table_options(settings, engine.registry).get(said.name, TableOptions())
+        redeclare(engine.source, said.name, options_of(said), said.polling.options)
+        try:
+            engine.pipeline.register(self._declared(said, asked))
+        except BaseException:
+            polls = poll_options(settings, engine.registry)
+            redeclare(engine.source, said.name, before, polls.get(said.name, PollOptions()))
+            raise
+        remember(settings, engine.registry, said)
+
+    def _declared(self, said: TableSettings, asked: TableSettings) -> Declared:
         tables = self.engine.pipeline.tables.values()
         spelled = {table.schema.full_name.lower(): table for table in tables}
         spelled |= {table.name.lower(): table for table in tables}
-        standing = spelled.get(name.lower())
+        standing = spelled.get(said.name.lower())
+        mode = asked.mode or said.mode
         chosen = mode or (standing.mode if standing else self.settings.mode)
-        declared = Declared(name, Mode(chosen), explicit=mode is not None)
-        self.engine.pipeline.register(declared)
+        name = asked.name if standing else said.name
+        return Declared(name, chosen, mode is not None, said.mirror_name or "")
+
+    def unregister_table(self, table: str) -> None:
+        """Capture a table no more; its mirror stays as it is."""
+        pipeline = self.engine.pipeline
+        name = pipeline.followed_or_left(table)
+        refuse_declared(self.settings, name)
+        pipeline.unregister(name, lambda: forget(self.settings, self.engine.registry, name))
 
     def drop_table(self, table: str, keep_as: str | None, *, discard_history: bool) -> DropReport:
         """Drop a table of the mirror with its snapshots and records."""
@@ -238,7 +262,7 @@ class Held:
 
     def _present_schema(self, table: Table) -> TableSchema:
         """Return a table's schema as it is in the source now, also where no sync has met that."""
-        options = table_options(self.settings).get(table.name, TableOptions())
+        options = table_options(self.settings, self.engine.registry).get(table.name, TableOptions())
         return self.engine.database.read_schema(table.name, options, table.schema)
 
     def _mirrored_columns(self, table: Table) -> tuple[str, ...]:
@@ -248,7 +272,7 @@ class Held:
 
     def _refuse_declared_columns(self, table: str, column: str) -> None:
         """Refuse a column that would be in the source alone, as it is not among those declared."""
-        options = table_options(self.settings).get(table)
+        options = table_options(self.settings, self.engine.registry).get(table)
         if options is not None and options.columns is not None:
             raise SchemaError(
                 f"column {column!r} is not among the columns that are declared",

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -41,6 +41,8 @@ ENVIRONMENT_PREFIX = "RHEI__"
 #: Ways to capture each kind of source; the first one is taken where none is declared.
 _METHODS = {"sqlite": ("trigger", "polling"), "postgres": ("logical", "polling", "trigger")}
 
+
+_Section = TypeVar("_Section", bound=BaseModel)
 
 #: Kinds of problems of a field that has parts.
 _OF_PARTS = {"list_type", "dict_type", "model_type", "model_attributes_type"}
@@ -215,6 +217,29 @@ class Settings(BaseSettings):
         """The file that this was loaded from; None where it was made in Python."""
         return self._file
 
+    @staticmethod
+    def checked(section: type[_Section], fields: Mapping[str, Any], name: str) -> _Section:
+        """Return a part of a declaration that is given in Python.
+
+        Raises:
+            SettingsError: A field is unknown or does not make sense; names the field.
+        """
+        try:
+            return section.model_validate(fields)
+        except ValidationError as error:
+            raise SettingsError(_describe(error, name)) from None
+
+    def refuse_table(self, table: TableSettings) -> None:
+        """Refuse a table that this declaration could not name.
+
+        Raises:
+            SettingsError: It needs another way of capture.
+        """
+        try:
+            self.model_copy(update={"tables": [table]})._refuse_unfit_capture()  # noqa: SLF001
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+
     def with_fields(self, sections: Mapping[str, Mapping[str, Any]]) -> Self:
         """Return the same settings with some fields of sections replaced, and validated as a whole.
 
@@ -226,10 +251,7 @@ class Settings(BaseSettings):
         made = {}
         for name, fields in sections.items():
             section = getattr(self, name)
-            try:
-                made[name] = type(section).model_validate({**dict(section), **fields})
-            except ValidationError as error:
-                raise SettingsError(_describe(error, name)) from None
+            made[name] = self.checked(type(section), {**dict(section), **fields}, name)
         changed = self.model_copy(update=made)
         try:
             changed._refuse_unfit_capture()  # noqa: SLF001  (of the same class)

@@ -5,11 +5,11 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import TypeVar
 
-from rhei_pipeline.capabilities import heal_files
+from rhei_pipeline.capabilities import end_capture, heal_files
 from rhei_pipeline.errors import (
     MirrorUnreachableError,
     PermanentError,
@@ -56,6 +56,11 @@ from rhei_pipeline.sync.status import StatusCache, read_status
 _log = logging.getLogger(__name__)
 
 _Found = TypeVar("_Found")
+
+
+#: A table that leaves the declaration is captured on for so long: put back until then, it goes on
+#: without a gap, as does a mirror that was not seen for as long.
+KEEP_CAPTURE_FOR = timedelta(days=7)
 
 
 def no_step(_step: Step) -> None:
@@ -121,6 +126,7 @@ class Pipeline:
         self._comparisons = Comparisons(source, mirror, self._parts, self._watch, pace, on_step)
         self._memory = FreeMemory()
         self._watchers: list[Callable[[SyncReport], None]] = []
+        self._ended: set[str] = set()
         record_keys(mirror, registry)
         self._watch.keep_up()
 
@@ -205,6 +211,8 @@ class Pipeline:
             going = Dropping(table, keep_as, discard_history)
             report = drop_table(going, self._mirror, self._registry, self._watch.declared)
             self._watch.forget(table.name)
+            if table.name not in self._watch.declared:
+                end_capture(self._source, table.name)
             return report
 
     def register(self, declared: Declared) -> None:
@@ -215,6 +223,55 @@ class Pipeline:
         """
         with self._lock:
             self.table(self._watch.add(declared))
+
+    def followed_or_left(self, name: str) -> str:
+        """Return the source's name of a table that is declared, or was mirrored once.
+
+        Raises:
+            SchemaError: It is neither.
+        """
+        known = {*self._watch.declared, *self.not_followed}
+        by_lower = {each.removeprefix("public.").lower(): each for each in known}
+        found = by_lower.get(name.removeprefix("public.").lower())
+        if found is None:
+            raise SchemaError("it is not mirrored", table=name, hint=nearest(name, sorted(known)))
+        return found
+
+    def unregister(self, name: str, forget: Callable[[], None]) -> None:
+        """Follow a table no more: what is pending is applied, and its capture ends.
+
+        Args:
+            name: A table that `followed_or_left` has named.
+            forget: Called once nothing is pending: afterwards the table is not found again.
+        """
+        with self._lock:
+            is_followed = name in self._watch.declared
+            if is_followed:
+                self._apply_last(name)
+            forget()
+            if is_followed:
+                self._watch.leave(name)
+            end_capture(self._source, name)
+            self._registry.note_not_followed(self.not_followed, datetime.now(UTC))
+
+    def _apply_last(self, name: str) -> None:
+        """Apply what is pending for a table that goes; where that fails, it goes without."""
+        try:
+            self.sync()
+        except PermanentError as error:
+            _log.warning("table %r: it goes with changes that no sync applied: %s", name, error)
+
+    def _end_old_captures(self) -> None:
+        """End the capture of tables that left the declaration long ago."""
+        now = datetime.now(UTC)
+        self._registry.note_not_followed(self.not_followed, now)
+        for name, left in self._registry.left_at.items():
+            if now - left > KEEP_CAPTURE_FOR and name not in self._ended:
+                _log.warning(
+                    "table %r: it left the declaration on %s; its capture ends", name, left.date()
+                )
+                end_capture(self._source, name)
+                self._ended.add(name)
 
     def sync(self, on_progress: OnProgress = no_progress) -> SyncReport:
         """Bring every table up to the source as it is now; copy first what was never copied."""
@@ -436,7 +493,7 @@ class Pipeline:
         for name, copy in copied.items():
             letters = reports[name].dead_letters + copy.dead_letters
             reports[name] = replace(reports[name], copied_rows=copy.rows, dead_letters=letters)
-        self._registry.note_not_followed(self.not_followed)
+        self._end_old_captures()
         seconds = time.monotonic() - started
         unpublished = self._mirror.not_published
         return SyncReport(

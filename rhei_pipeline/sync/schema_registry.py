@@ -1,4 +1,8 @@
-"""The schemas that the mirror was last built with, kept as JSON beside it."""
+"""The schemas that the mirror was last built with, and what was registered at run time.
+
+Both are kept as JSON beside the mirror. What was registered is of the pipeline, and so outlives the
+mirror; the rest is of one mirror.
+"""
 
 import json
 import logging
@@ -6,9 +10,10 @@ import os
 import tempfile
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.schema import Mode, Table, TableSchema, spelled
@@ -16,9 +21,21 @@ from rhei_pipeline.model.stored_format import too_new
 
 _log = logging.getLogger(__name__)
 
-#: What this version writes; it is in every registry that was ever written.
-FORMAT = 1
-_NOT_FOLLOWED = "not_followed_since"
+#: What this version writes where tables were registered at run time, and where none were: versions
+#: of before can still read that.
+FORMAT, WITHOUT_REGISTERED = 2, 1
+_NOT_FOLLOWED, _LEFT, _REGISTERED = "not_followed_since", "left_at", "registered"
+
+
+_NOTHING: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+
+
+class Registrations(Protocol):
+    """Where it stands what was registered at run time."""
+
+    @property
+    def registered(self) -> Mapping[str, Mapping[str, Any]]:
+        """What was said of tables at run time, by name; another object after each change."""
 
 
 class Registry:
@@ -38,9 +55,27 @@ class Registry:
         self._tables: dict[str, Table] = {}
         self._versions: dict[str, int] = {}
         self._not_followed: dict[str, datetime] = {}
+        self._left: dict[str, datetime] = {}
+        self._registered = _NOTHING
         self._is_unwritten = False
-        if path is not None and mirror_id_of(path) == mirror_id:
-            self._tables, self._versions, self._not_followed = _read(path)
+        if path is not None and path.exists():
+            form = _load(path)
+            self._registered = MappingProxyType(dict(form.get(_REGISTERED, {})))
+            if form["mirror"] == mirror_id:
+                self._take_over(form["tables"], path)
+
+    def _take_over(self, entries: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+        try:
+            for name, entry in entries.items():
+                self._tables[name] = Table(
+                    TableSchema.from_json(entry["schema"]), Mode(entry["mode"])
+                )
+                self._versions[name] = int(entry["version"])
+                for key, known in ((_NOT_FOLLOWED, self._not_followed), (_LEFT, self._left)):
+                    if key in entry:
+                        known[name] = datetime.fromisoformat(entry[key])
+        except (ValueError, KeyError, TypeError, AttributeError, SchemaError) as error:
+            raise _unreadable(path) from error
 
     def table(self, name: str) -> Table | None:
         """Return the table as it was last saved; None when it never was.
@@ -70,6 +105,23 @@ class Registry:
         """The tables that no sync brings up to date any more, and since when."""
         return MappingProxyType(self._not_followed)
 
+    @property
+    def left_at(self) -> Mapping[str, datetime]:
+        """When it was first seen of each of them that it is not followed any more."""
+        return MappingProxyType(self._left)
+
+    @property
+    def registered(self) -> Mapping[str, Mapping[str, Any]]:
+        """What was said of tables at run time, by name; another object after each change."""
+        return self._registered
+
+    def register(self, name: str, form: Mapping[str, Any] | None) -> None:
+        """Keep what was said of a table at run time; None: nothing is."""
+        if self._registered.get(name) != form:
+            rest = {known: of for known, of in self._registered.items() if known != name}
+            self._registered = MappingProxyType(rest if form is None else {**rest, name: form})
+            self._save()
+
     def save(self, *tables: Table) -> None:
         """Keep tables; written to disk at once, whole and atomically, before this returns.
 
@@ -94,19 +146,22 @@ class Registry:
             self._tables.pop(former, None)
         self._tables[table.name] = table
         self._not_followed.pop(table.name, None)
+        self._left.pop(table.name, None)
         return True
 
-    def note_not_followed(self, names: Mapping[str, datetime]) -> None:
+    def note_not_followed(self, names: Mapping[str, datetime], now: datetime) -> None:
         """Keep which of the tables are not followed any more."""
         known = {name: since for name, since in names.items() if name in self._tables}
-        if known != self._not_followed:
+        if known != self._not_followed or known.keys() != self._left.keys():
             self._not_followed = known
+            self._left = {name: self._left.get(name, now) for name in known}
             self._save()
 
     def forget(self, name: str) -> None:
         """Forget a table, as if it had never been saved."""
         if self._tables.pop(name, None) is not None:
             self._not_followed.pop(name, None)
+            self._left.pop(name, None)
             self._save()
 
     def _save(self) -> None:
@@ -115,7 +170,7 @@ class Registry:
         entries = {name: self._entry(name) for name in sorted(self._tables)}
         was_unwritten, self._is_unwritten = self._is_unwritten, True
         try:
-            _write(self._path, {"format": FORMAT, "mirror": self._mirror_id, "tables": entries})
+            _write(self._path, self._form(entries))
         except OSError as error:
             if not was_unwritten:
                 _log.error(
@@ -127,6 +182,13 @@ class Registry:
             return
         self._is_unwritten = False
 
+    def _form(self, entries: Mapping[str, Any]) -> dict[str, Any]:
+        form = {"format": WITHOUT_REGISTERED, "mirror": self._mirror_id, "tables": entries}
+        if self._registered:
+            said = {name: dict(of) for name, of in self._registered.items()}
+            form |= {"format": FORMAT, _REGISTERED: said}
+        return form
+
     def _entry(self, name: str) -> dict[str, Any]:
         table, since = self._tables[name], self._not_followed.get(name)
         entry = {
@@ -134,7 +196,34 @@ class Registry:
             "mode": table.mode.value,
             "schema": table.schema.to_json(),
         }
-        return entry if since is None else {**entry, _NOT_FOLLOWED: since.isoformat()}
+        left = self._left.get(name)
+        entry |= {} if since is None else {_NOT_FOLLOWED: since.isoformat()}
+        return entry | ({} if left is None else {_LEFT: left.isoformat()})
+
+
+class StoredRegistrations:
+    """What was registered at run time, as the file has it, for whoever does not open the mirror.
+
+    Args:
+        path: The registry's file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def registered(self) -> Mapping[str, Mapping[str, Any]]:
+        """See `Registry`; nothing where the file is missing or cannot be read."""
+        try:
+            found = self._path.stat()
+            return _registered_in(self._path, found.st_mtime_ns, found.st_ino)
+        except (OSError, SchemaError):
+            return _NOTHING
+
+
+@lru_cache(maxsize=8)
+def _registered_in(path: Path, _changed_at: int, _file: int) -> Mapping[str, Mapping[str, Any]]:
+    return MappingProxyType(dict(_load(path).get(_REGISTERED, {})))
 
 
 def mirror_id_of(path: Path) -> str | None:
@@ -142,29 +231,11 @@ def mirror_id_of(path: Path) -> str | None:
     return str(_load(path)["mirror"]) if path.exists() else None
 
 
-def _read(path: Path) -> tuple[dict[str, Table], dict[str, int], dict[str, datetime]]:
-    entries = _load(path)["tables"]
-    try:
-        tables = {
-            name: Table(TableSchema.from_json(entry["schema"]), Mode(entry["mode"]))
-            for name, entry in entries.items()
-        }
-        not_followed = {
-            name: datetime.fromisoformat(entry[_NOT_FOLLOWED])
-            for name, entry in entries.items()
-            if _NOT_FOLLOWED in entry
-        }
-        versions = {name: int(entry["version"]) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, SchemaError) as error:
-        raise _unreadable(path) from error
-    return tables, versions, not_followed
-
-
 def _load(path: Path) -> dict[str, Any]:
     try:
         form: dict[str, Any] = json.loads(path.read_text("utf-8"))
         written = int(form["format"])
-        if written == FORMAT and {"mirror", "tables"} <= set(form):
+        if WITHOUT_REGISTERED <= written <= FORMAT and {"mirror", "tables"} <= set(form):
             return form
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(path) from error

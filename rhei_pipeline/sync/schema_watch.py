@@ -110,6 +110,15 @@ class SchemaWatch:
         self.keep_up()
         return schema.name
 
+    def leave(self, name: str) -> None:
+        """Follow a table no more that nobody finds again."""
+        del self.declared[name]
+        self._found = {found: own for found, own in self._found.items() if own != name}
+        self._undescribed.discard(name)
+        self._unclear.pop(name, None)
+        self._left_out.take_in(name)
+        self.forget(name)
+
     def forget(self, name: str) -> None:
         """Forget a table that the mirror has no more; one that is declared is found again."""
         self._tables.pop(name, None)

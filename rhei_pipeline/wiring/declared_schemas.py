@@ -1,6 +1,5 @@
 """The declared tables' schemas: from the source while it answers, else as they were mirrored."""
 
-from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.kept_history import Declared
 from rhei_pipeline.sync.schema_registry import Registry
-from rhei_pipeline.wiring.discovery import declared_tables
+from rhei_pipeline.wiring.discovery import declared_tables, mirrored_before
 from rhei_pipeline.wiring.source import known_tables, open_database
 from rhei_pipeline.wiring.table_options import table_options
 
@@ -73,7 +72,7 @@ def _answer(found: "Future[DeclaredSchemas]", settings: Settings, registry: Regi
 def _from_source(settings: Settings, registry: Registry) -> DeclaredSchemas:
     database = open_database(settings, looking=True)
     try:
-        options = table_options(settings)
+        options = table_options(settings, registry)
         faults = dict[str, str]()
         tables: dict[str, Table] = {}
         for declared in declared_tables(settings, database, registry):
@@ -97,21 +96,11 @@ def _from_source(settings: Settings, registry: Registry) -> DeclaredSchemas:
 def _as_mirrored(settings: Settings, registry: Registry, fault: str) -> DeclaredSchemas:
     """Return the tables as the registry knows them, without asking the source."""
     tables: dict[str, Table] = {}
-    for declared in _named(settings, registry):
+    for declared in mirrored_before(settings, registry):
         known = registry.table(declared.name)
         table = _table(settings, declared, known, known.schema if known else None)
         tables.setdefault(table.name, table)
     return DeclaredSchemas(tuple(tables.values()), {}, fault)
-
-
-def _named(settings: Settings, registry: Registry) -> Sequence[Declared]:
-    explicit = "mode" in settings.model_fields_set
-    if settings.tables is None:
-        return [Declared(name, settings.mode, explicit) for name in sorted(registry.tables)]
-    return [
-        Declared(table.name, table.mode or settings.mode, explicit or table.mode is not None)
-        for table in settings.tables
-    ]
 
 
 def _table(

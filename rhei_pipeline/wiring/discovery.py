@@ -1,6 +1,6 @@
 """Lists the tables to mirror: those that are declared, or else all of the source."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -8,6 +8,7 @@ from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.source import SqliteSettings
 from rhei_pipeline.sync.kept_history import Declared
 from rhei_pipeline.sync.schema_registry import Registry
+from rhei_pipeline.wiring.declarations import all_tables, ignored, plain_name, registered
 
 
 class TableCatalog(Protocol):
@@ -29,34 +30,63 @@ def may_be_empty(settings: Settings) -> bool:
 def finding_tables(
     settings: Settings, database: TableCatalog, registry: Registry
 ) -> Callable[[], list[Declared]]:
-    """Return what finds the tables to mirror; those of a declaration stay the same."""
+    """Return what finds the tables to mirror; those that are named change with the registry."""
     if settings.tables is None:
         return partial(declared_tables, settings, database, registry)
-    declared = declared_tables(settings, database, registry)
-    return lambda: declared
+    known: tuple[object, list[Declared]] | None = None
+
+    def find() -> list[Declared]:
+        nonlocal known
+        if known is None or known[0] is not registry.registered:
+            known = (registry.registered, named_tables(settings, registry))
+        return known[1]
+
+    return find
 
 
 def declared_tables(
     settings: Settings, database: TableCatalog, registry: Registry
 ) -> list[Declared]:
-    """Return the tables of the declaration; without any, all that have a primary key.
+    """Return the tables that are named; where the declaration names none, all that have a key.
 
     Then also those that were mirrored once and are there still, though no key of theirs is: they
-    are left out by name, and not forgotten.
+    are left out by name, and not forgotten. Those that were unregistered are not among them.
     """
-    explicit = "mode" in settings.model_fields_set
+    named = named_tables(settings, registry)
     if settings.tables is not None:
-        return [
-            Declared(
-                table.name,
-                table.mode or settings.mode,
-                explicit or table.mode is not None,
-                table.mirror_name or "",
-            )
-            for table in settings.tables
-        ]
+        return named
     names = database.table_names()
     missing = registry.tables.keys() - names
     if missing:
         names += sorted(missing & database.other_names().keys())
-    return [Declared(name, settings.mode, explicit) for name in names]
+    return [*named, *_all_others(names, settings, registry)]
+
+
+def named_tables(settings: Settings, registry: Registry) -> list[Declared]:
+    """Return the tables that are declared or registered by name."""
+    explicit = "mode" in settings.model_fields_set
+    return [
+        Declared(
+            table.name,
+            table.mode or settings.mode,
+            explicit or table.mode is not None,
+            table.mirror_name or "",
+        )
+        for table in all_tables(settings, registry)
+    ]
+
+
+def mirrored_before(settings: Settings, registry: Registry) -> list[Declared]:
+    """Return the tables to mirror as they are known without the source."""
+    named = named_tables(settings, registry)
+    if settings.tables is not None:
+        return named
+    return [*named, *_all_others(sorted(registry.tables), settings, registry)]
+
+
+def _all_others(names: Iterable[str], settings: Settings, registry: Registry) -> list[Declared]:
+    """Return those of the tables of which nothing is said."""
+    explicit, plain = "mode" in settings.model_fields_set, plain_name(settings)
+    known = {plain(table.name) for table in registered(settings, registry)}
+    known |= ignored(registry)
+    return [Declared(name, settings.mode, explicit) for name in names if plain(name) not in known]

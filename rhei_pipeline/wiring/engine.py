@@ -41,6 +41,7 @@ class Engine:
     source: ChangeSource
     mirror: OwnedMirror
     pipeline: Pipeline
+    registry: Registry
     resources: ExitStack
 
 
@@ -73,7 +74,7 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
             on_step,
             may_be_empty=may_be_empty(settings),
         )
-        return Engine(database, oltp, source, mirror, pipeline, stack.pop_all())
+        return Engine(database, oltp, source, mirror, pipeline, registry, stack.pop_all())
 
 
 def open_query_service(settings: Settings, engine: Engine) -> QueryService:
@@ -86,7 +87,8 @@ def open_query_service(settings: Settings, engine: Engine) -> QueryService:
         engine.pipeline,
         (settings.source.kind, settings.mirror.kind),
     )
-    return QueryService(engines, table_options(settings), freshness, query_limits(settings))
+    options = table_options(settings, engine.registry)
+    return QueryService(engines, options, freshness, query_limits(settings))
 
 
 def query_limits(settings: Settings) -> QueryLimits:

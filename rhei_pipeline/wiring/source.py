@@ -100,7 +100,7 @@ def open_source(
     settings: Settings, database: SourceDatabase, reader: str, registry: Registry
 ) -> Source:
     """Open capture; the source knows the reader of its changes, a mirror or a buffer, by name."""
-    options = table_options(settings)
+    options = table_options(settings, registry)
     if settings.capture_method == "polling":
         return _open_polling(settings, database, registry, _notes_path(settings, reader))
     if isinstance(database, SqliteDatabase):
@@ -140,7 +140,7 @@ def validate(settings: Settings) -> list[Finding]:
         registry = known_tables(settings)
         names = [declared.name for declared in declared_tables(settings, database, registry)]
         return [
-            *_validate(settings, database, names),
+            *_validate(settings, database, registry, names),
             *_validate_registry(registry, names),
             *_abandoned_logs(settings, database),
         ]
@@ -179,10 +179,12 @@ def _reader_of(settings: Settings) -> str | None:
     return None
 
 
-def _validate(settings: Settings, database: SourceDatabase, names: Sequence[str]) -> list[Finding]:
+def _validate(
+    settings: Settings, database: SourceDatabase, registry: Registry, names: Sequence[str]
+) -> list[Finding]:
     if settings.capture_method == "polling":
-        return _validate_polling(settings, database, names)
-    options = table_options(settings)
+        return _validate_polling(settings, database, registry, names)
+    options = table_options(settings, registry)
     mirror_id = mirror_id_of(settings.registry.path)
 
     def chosen(name: str) -> TableOptions:
@@ -211,8 +213,10 @@ def _validate_registry(registry: Registry, names: Sequence[str]) -> Iterator[Fin
             yield Finding(
                 Severity.WARNING,
                 "it is no longer followed" + (f" since {since.isoformat()}" if since else ""),
-                "its mirror still holds the rows of that time, and no sync changes them",
-                f"declare it again, or drop it from the mirror: rhei drop-table {name}",
+                "its mirror still holds the rows of that time, and no sync changes them; its"
+                " capture in the source ends a week after it left the declaration",
+                f"declare it again; end its capture now: rhei unregister {name}; or drop it from"
+                f" the mirror as well: rhei drop-table {name}",
                 name,
             )
 
@@ -220,7 +224,7 @@ def _validate_registry(registry: Registry, names: Sequence[str]) -> Iterator[Fin
 def _open_polling(
     settings: Settings, database: SourceDatabase, registry: Registry, notes: Path | None
 ) -> PolledSource:
-    polls, options = poll_options(settings), table_options(settings)
+    polls, options = poll_options(settings, registry), table_options(settings, registry)
     if isinstance(database, SqliteDatabase):
         return SqlitePollingSource(database, polls, options, registry.table, notes)
     with needs_extra("postgres", _POSTGRES):
@@ -234,9 +238,9 @@ def _notes_path(settings: Settings, reader: str) -> Path:
 
 
 def _validate_polling(
-    settings: Settings, database: SourceDatabase, names: Sequence[str]
+    settings: Settings, database: SourceDatabase, registry: Registry, names: Sequence[str]
 ) -> list[Finding]:
-    source = _open_polling(settings, database, Registry(None, ""), None)
+    source = _open_polling(settings, database, registry, None)
     try:
         return list(polling_validate.findings(source, names))
     finally:

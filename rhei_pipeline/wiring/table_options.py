@@ -1,65 +1,72 @@
-"""What the declaration says of single tables, found by any spelling of their names."""
+"""What is said of single tables, found by any spelling of their names, also while it changes."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import TableOptions
 from rhei_pipeline.settings.model import Settings
-from rhei_pipeline.settings.source import SqliteSettings
+from rhei_pipeline.settings.sections import TableSettings
+from rhei_pipeline.sync.schema_registry import Registrations
+from rhei_pipeline.wiring.declarations import all_tables, plain_name
 
 _Value = TypeVar("_Value")
 
 
-class ByTable(Mapping[str, _Value]):
+class ByTable(Mapping[str, _Value], Generic[_Value]):
     """Values of tables, found by the names that are declared, and by others for the same tables.
 
     Args:
-        declared: The values, by the names in the declaration.
-        plain: Returns the same name for all spellings of one table's.
+        settings, registry: What is declared, and what was registered at run time.
+        value: Returns what is wanted of one table.
     """
 
-    def __init__(self, declared: Mapping[str, _Value], plain: Callable[[str], str]) -> None:
-        self._declared = declared
-        self._plain = plain
-        self._by_plain_name = {plain(name): value for name, value in declared.items()}
+    def __init__(
+        self, settings: Settings, registry: Registrations, value: Callable[[TableSettings], _Value]
+    ) -> None:
+        self._settings, self._registry, self._value = settings, registry, value
+        self._plain = plain_name(settings)
+        self._read_at: object = None
+        self._declared: dict[str, _Value] = {}
+        self._by_plain_name: dict[str, _Value] = {}
 
     def __getitem__(self, name: str) -> _Value:
         """Return a table's value; the very spelling comes first, as it does in the source."""
-        if name in self._declared:
-            return self._declared[name]
-        return self._by_plain_name[self._plain(name)]
+        values = self._values()
+        return values[name] if name in values else self._by_plain_name[self._plain(name)]
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names that are declared."""
-        return iter(self._declared)
+        return iter(self._values())
 
     def __len__(self) -> int:
         """Return how many tables are declared with a value."""
-        return len(self._declared)
+        return len(self._values())
+
+    def _values(self) -> dict[str, _Value]:
+        registered = self._registry.registered
+        if self._read_at is not registered:
+            tables = all_tables(self._settings, self._registry)
+            self._declared = {table.name: self._value(table) for table in tables}
+            self._by_plain_name = {self._plain(n): found for n, found in self._declared.items()}
+            self._read_at = registered
+        return self._declared
 
 
-def table_options(settings: Settings) -> Mapping[str, TableOptions]:
-    """Return what the declaration says of single tables."""
-    found = {
-        table.name: TableOptions(
-            columns=None if table.columns is None else tuple(table.columns),
-            primary_key=None if table.primary_key is None else tuple(table.primary_key),
-            types=dict(table.types or {}),
-        )
-        for table in settings.tables or ()
-    }
-    return ByTable(found, _plain(settings))
+def table_options(settings: Settings, registry: Registrations) -> Mapping[str, TableOptions]:
+    """Return what is said of single tables."""
+    return ByTable(settings, registry, options_of)
 
 
-def poll_options(settings: Settings) -> Mapping[str, PollOptions]:
+def poll_options(settings: Settings, registry: Registrations) -> Mapping[str, PollOptions]:
     """Return how single tables are polled."""
-    found = {table.name: table.polling.options for table in settings.tables or ()}
-    return ByTable(found, _plain(settings))
+    return ByTable(settings, registry, lambda table: table.polling.options)
 
 
-def _plain(settings: Settings) -> Callable[[str], str]:
-    """SQLite ignores case; a table in PostgreSQL's schema `public` has two names."""
-    if isinstance(settings.source, SqliteSettings):
-        return str.lower
-    return lambda name: name.removeprefix("public.")
+def options_of(table: TableSettings) -> TableOptions:
+    """Return what is said of a table in the form that sources use."""
+    return TableOptions(
+        columns=None if table.columns is None else tuple(table.columns),
+        primary_key=None if table.primary_key is None else tuple(table.primary_key),
+        types=dict(table.types or {}),
+    )

@@ -64,13 +64,17 @@ def test_a_table_that_left_the_declaration_is_declared_again_or_dropped(
     world.tables = [{"name": "t"}]
     world.run("insert into u values (2)")
     (remedy,) = findings(world)
-    way_out = "declare it again, or drop it from the mirror: rhei drop-table {}"
-    (name,) = filled_in(way_out, remedy)
+    way_out = (
+        "declare it again; end its capture now: rhei unregister {}; or drop it from the mirror as"
+        " well: rhei drop-table {}"
+    )
+    (name, _) = filled_in(way_out, remedy)
     if declared:
         world.tables = [{"name": "t"}, {"name": name}]
         sync(world)
         world.assert_equal("t", "u")
     else:
+        rhei(world.settings, world.directory, "unregister", name)
         rhei(world.settings, world.directory, "drop-table", name)
         assert sorted(world.htap._engine.mirror.tables()) == ['"t"']
         sync(world)

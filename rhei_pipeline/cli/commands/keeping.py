@@ -118,3 +118,19 @@ def drop_table(
             typer.confirm(f"drop {table!r} from the mirror and {what}?", abort=True, err=True)
         report = values(htap.drop_table(table, keep_as, discard_history=discard_history))
     show(report, [report], tuple(report), as_json=json_)
+
+
+@commands.command("unregister", epilog=example("unregister orders"))
+def unregister(
+    table: Annotated[
+        str, typer.Argument(help="A table that the declaration does not name, or names no more.")
+    ],
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Capture a table no more: its triggers, log and entry in a publication go.
+
+    What other mirrors of it need stays. Its mirror stays too, with its history; 'rhei drop-table'
+    drops it.
+    """
+    with opened(config) as htap:
+        htap.unregister_table(table)

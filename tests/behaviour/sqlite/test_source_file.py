@@ -179,7 +179,7 @@ def test_file_table_and_mirror_are_made_in_one_go(tmp_path: Path) -> None:
 
 
 def test_a_new_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
+    (tmp_path / "file").symlink_to(tmp_path / "nowhere")
     settings = Settings(
         source={"path": tmp_path / "file" / "app.db", "create": True}, mirror={"path": ":memory:"}
     )

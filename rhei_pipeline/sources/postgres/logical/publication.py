@@ -6,7 +6,7 @@ from collections.abc import Callable
 from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qualified
 from rhei_pipeline.sources.postgres.identity import BEGUN_WITH
-from rhei_pipeline.sources.postgres.table_facts import NAMELESS
+from rhei_pipeline.sources.postgres.table_facts import NAMELESS, candidates
 from rhei_pipeline.sources.postgres.versions import Since, has, where
 from rhei_pipeline.sql.text import literal, quote
 
@@ -54,6 +54,12 @@ select p.puballtables,
     p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate and p.pubviaroot {generated},
     exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = %s)
 from pg_publication p where p.pubname = %s
+"""
+_NAMED = """
+select from pg_publication p
+join pg_publication_rel r on r.prpubid = p.oid join pg_class c on c.oid = r.prrelid
+join pg_namespace n on n.oid = c.relnamespace
+where p.pubname = %s and n.nspname = %s and c.relname = %s
 """
 #: Tables that the server lets nobody update while they are published.
 _VAGUE = f"""
@@ -115,6 +121,16 @@ class Publication:
             names_it = False
         if not names_it:
             self._run(f"alter publication {name} add table {shown}")
+
+    def remove(self, name: str) -> None:
+        """Publish a table of this name no more; one that somebody else keeps stays as it is."""
+        if not self._is_ours:
+            return
+        for found in candidates(name):
+            if self._connection().execute(_NAMED.encode(), (self.name, *found)).rowcount:
+                shown = ".".join(map(quote, found))
+                self._run(f"alter publication {quote(self.name)} drop table {shown}")
+                return
 
     def withdraw_vague(self) -> None:
         """Remove tables from the publication whose updates by the application would fail.

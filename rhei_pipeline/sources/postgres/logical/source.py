@@ -17,6 +17,7 @@ import psycopg
 
 from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError
 from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
 from rhei_pipeline.sources.postgres.catalog import (
     Connection,
@@ -121,7 +122,7 @@ class LogicalSource:
             streaming=streaming,
             publication=publication,
         )
-        self._options = options or {}
+        self._options = {_plain(name): chosen for name, chosen in (options or {}).items()}
         self._is_own = publication is None
         self._publication = Publication(
             lambda: self._connection, publication or self._name, is_ours=self._is_own
@@ -411,6 +412,21 @@ class LogicalSource:
                 self._run("select pg_drop_replication_slot(%s)", self._name)
             self._publication.drop()
 
+    def redeclare(self, name: str, options: TableOptions, _polling: PollOptions) -> None:
+        """Take what is said of a table from now on."""
+        self._options[_plain(name)] = options
+        self._known.clear()
+
+    def end_capture(self, name: str) -> None:
+        """Publish a table no more; with the last one, the slot goes, which would hold the log."""
+        self._installed.pop(name, None)
+        with self._database.translated():
+            self._log.end_stream()
+            if self._installed:
+                self._publication.remove(name)
+            else:
+                self.forget_mirror()
+
     def close(self) -> None:
         """Close the connections; safe to repeat."""
         self._log.close()
@@ -419,7 +435,7 @@ class LogicalSource:
                 connection.close()
 
     def _table(self, name: str) -> PostgresTable:
-        options = self._options.get(name, TableOptions())
+        options = self._options.get(_plain(name), TableOptions())
         with self._database.translated():
             connection = self._connection
             if self._ahead is not None and name in self._ahead.facts:
@@ -470,6 +486,10 @@ def unconfirmed(
             return 0
         except psycopg.errors.UndefinedObject:  # its publication is gone: to be seen to as well
             return 1
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("public.")
 
 
 def _exists(connection: Connection, catalogue: str, column: str, name: str) -> bool:

@@ -129,6 +129,11 @@ class PostgresPollingSource(PollingSource):
         with self._database.translated():
             return self._follow_schema()
 
+    def redeclare(self, name: str, options: TableOptions, polling: PollOptions) -> None:
+        """Take what is said of a table from now on."""
+        self._options[_plain(name)], self._polls[_plain(name)] = options, polling
+        self._known.clear()
+
     def timestamp_column(self, name: str) -> str:
         """Return the column by which a table is polled."""
         return self._poll(name).options.updated_at

@@ -430,9 +430,9 @@ def log_name(relation: int) -> str:
 
 
 def remains(relation: int) -> Iterable[str]:
-    """Yield the statements that remove the capture of a dropped table."""
+    """Yield the statements that remove the capture of a table."""
     yield f"drop table if exists {log_name(relation)}"
-    yield f"drop function if exists {SCHEMA}.capture_{relation}"
+    yield f"drop function if exists {SCHEMA}.capture_{relation} cascade"
     for table in ("capture", "consumer", "broken"):
         yield f"delete from {SCHEMA}.{table} where relation = {relation}"
 

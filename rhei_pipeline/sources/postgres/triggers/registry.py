@@ -8,6 +8,7 @@ from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.model.stored_format import UNNUMBERED, too_new
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.identity import one
+from rhei_pipeline.sources.postgres.table_facts import candidates
 from rhei_pipeline.sources.postgres.triggers.ddl import (
     BEGUN,
     FORMAT,
@@ -82,6 +83,10 @@ select m.relation::bigint, m.snapshot::text from {SCHEMA}.consumer m where m.mir
 _GONE = f"""
 select c.relation::bigint, c.images and to_regclass('{SCHEMA}.log_' || c.relation) is not null
 from {SCHEMA}.capture c where not exists (select from pg_class where oid = c.relation)
+"""
+_NAMED = f"""
+select c.oid::bigint from pg_class c join pg_namespace n on n.oid = c.relnamespace
+join {SCHEMA}.capture r on r.relation = c.oid where n.nspname = %s and c.relname = %s
 """
 _LOG_BYTES = """
 select coalesce(sum(pg_total_relation_size(to_regclass(name))), 0)::bigint
@@ -425,11 +430,37 @@ def remove_remains(connection: Connection) -> None:
         logs = [log_name(relation), *(former.name for former in formers)]
         if tells and any(_is_awaited(connection, relation, log) for log in logs):
             continue
-        for former in formers:
-            for statement in former_remains(former.log):
-                connection.execute(statement.encode())
-        for statement in remains(relation):
+        remove(connection, relation)
+
+
+def remove(connection: Connection, relation: int) -> None:
+    """Remove a table's triggers, all its logs and their records."""
+    for former in read_formers(connection, [relation]).get(relation, ()):
+        for statement in former_remains(former.log):
             connection.execute(statement.encode())
+    for statement in remains(relation):
+        connection.execute(statement.encode())
+
+
+def captured(connection: Connection, name: str) -> int | None:
+    """Return the oid of a table, if it is captured; nobody else changes capture meanwhile."""
+    if not _is_prepared(connection):
+        return None
+    connection.execute(f"lock table {SCHEMA}.capture in exclusive mode".encode())
+    for found in candidates(name):
+        row = connection.execute(_NAMED.encode(), found).fetchone()
+        if row is not None:
+            return int(row[0])
+    return None
+
+
+def leave(connection: Connection, mirror: str, relation: int) -> bool:
+    """Delete a mirror's record of a table; return whether no mirror has one any more."""
+    connection.execute(
+        f"delete from {SCHEMA}.consumer where mirror = %s and relation = %s".encode(),
+        (mirror, relation),
+    )
+    return not one(connection, _HAS_CONSUMER, relation)[0]
 
 
 def _is_awaited(connection: Connection, relation: int, log: str) -> bool:

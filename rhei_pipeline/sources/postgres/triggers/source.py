@@ -6,7 +6,7 @@ logged, and their rows read when they are needed.
 """
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ import psycopg
 
 from rhei_pipeline.errors import RheiError, SchemaError, SourceBusyError
 from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.reports import Finding
 from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema, nearest
 from rhei_pipeline.sources.acknowledged import Acknowledged
@@ -209,11 +210,15 @@ class PostgresTriggerSource:
         self._installed[table.name] = entry.source.oid
 
     def _install_soon(self, table: Table, least: int) -> None:
+        self._soon(lambda connection: self._install(connection, table, least))
+
+    def _soon(self, change: Callable[[Connection], None]) -> None:
+        """Change capture in one transaction, as soon as the writers of its table leave room."""
         for attempt in range(1, _LOCK_ATTEMPTS + 1):
             try:
                 with self._writing(lasting=True) as connection:
                     connection.execute(f"set local lock_timeout = '{_LOCK_TIMEOUT}'".encode())
-                    self._install(connection, table, least)
+                    change(connection)
                     return
             except SourceBusyError:
                 if attempt == _LOCK_ATTEMPTS:
@@ -303,6 +308,27 @@ class PostgresTriggerSource:
         """Delete the source's records of this mirror."""
         with self._writing(lasting=True) as connection:
             registry.forget(connection, self._mirror_id)
+
+    def redeclare(self, name: str, options: TableOptions, _polling: PollOptions) -> None:
+        """Take what is said of a table from now on."""
+        self._options[_plain(name)] = options
+        self._entries.clear()
+        self._entry_states.clear()
+
+    def end_capture(self, name: str) -> None:
+        """Delete this mirror's records of a table; with the last mirror's, triggers and logs go.
+
+        Raises:
+            SourceBusyError: Long transactions write the table all the time.
+        """
+        self._soon(lambda connection: self._end_capture(connection, name))
+        self._installed.pop(name, None)
+        self._acknowledged.clear()
+
+    def _end_capture(self, connection: Connection, name: str) -> None:
+        relation = registry.captured(connection, name)
+        if relation is not None and registry.leave(connection, self._mirror_id, relation):
+            registry.remove(connection, relation)
 
     def close(self) -> None:
         """Close the connection; safe to repeat."""

@@ -71,6 +71,11 @@ class SqlitePollingSource(PollingSource):
         with self._database.translated():
             return int(self._connection.execute("pragma schema_version").fetchone()[0])
 
+    def redeclare(self, name: str, options: TableOptions, polling: PollOptions) -> None:
+        """Take what is said of a table from now on."""
+        self._options[name.lower()], self._polls[name.lower()] = options, polling
+        self._catalogue.forget()
+
     def timestamp_column(self, name: str) -> str:
         """Return the column by which a table is polled."""
         return self._poll(name).options.updated_at

@@ -175,6 +175,14 @@ def drop_retired(connection: sqlite3.Connection, log: TriggerLog) -> None:
     connection.execute(f"delete from {LOGS} where retired = ?", (log.name,))
 
 
+def drop_all(connection: sqlite3.Connection, table: str) -> None:
+    """Drop all logs of a table, in a writing transaction; its triggers are gone."""
+    for log in find_logs(connection, table):
+        connection.execute(f"drop table if exists {quote(log.name)}")
+    if exists(connection, LOGS):
+        connection.execute(f"delete from {LOGS} where tbl = ?", (table,))
+
+
 def exists(connection: sqlite3.Connection, table: str) -> bool:
     """Return whether there is a table of that name; SQLite compares names without case."""
     found = connection.execute(

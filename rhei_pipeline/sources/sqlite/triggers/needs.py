@@ -102,6 +102,18 @@ def forget(connection: sqlite3.Connection, mirror: str) -> None:
         connection.execute(f"delete from {NEEDS} where mirror = ?", (mirror,))
 
 
+def forget_table(connection: sqlite3.Connection, mirror: str, table: str) -> None:
+    """Delete what a mirror needs of one table."""
+    if exists(connection, NEEDS):
+        connection.execute(f"delete from {NEEDS} where mirror = ? and tbl = ?", (mirror, table))
+
+
+def is_read(connection: sqlite3.Connection, table: str) -> bool:
+    """Return whether any mirror reads a table's log, or is about to."""
+    noted = _noted(connection, table) if exists(connection, NEEDS) else {}
+    return bool(noted or _readers(connection, table))
+
+
 def forget_the_absent(connection: sqlite3.Connection, until: int) -> None:
     """Delete what mirrors need that noted it before an instant and read no log of the table."""
     if exists(connection, NEEDS):

@@ -14,6 +14,7 @@ from typing import Any
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
 from rhei_pipeline.sources.acknowledged import Acknowledged
 from rhei_pipeline.sources.catalog_cache import CatalogCache
@@ -371,6 +372,29 @@ class SqliteTriggerSource:
                     "delete from _rhei_consumer where mirror = ?", (self._mirror_id,)
                 )
             needs.forget(self._connection, self._mirror_id)
+
+    def redeclare(self, name: str, options: TableOptions, _polling: PollOptions) -> None:
+        """Take what is said of a table from now on."""
+        self._options[name.lower()] = options
+        self._catalogue.forget()
+
+    def end_capture(self, name: str) -> None:
+        """Delete this mirror's records of a table; with the last mirror's, triggers and logs go."""
+        connection = self._connection
+        with self._writing():
+            self._mark_changed()
+            if exists(connection, "_rhei_consumer"):
+                connection.execute(
+                    "delete from _rhei_consumer where mirror = ? and tbl = ? collate nocase",
+                    (self._mirror_id, name),
+                )
+            needs.forget_table(connection, self._mirror_id, name)
+            if not needs.is_read(connection, name):
+                self._drop_triggers(name)
+                log_chain.drop_all(connection, name)
+                self._drop_tables(name)
+            self._left_at = self._schema_count()
+        self._acknowledged.clear()
 
     def close(self) -> None:
         """Close the connection; safe to repeat."""
