@@ -172,13 +172,13 @@ class EndsCapture(Protocol):
 
 
 def redeclare(source: ChangeSource, name: str, options: TableOptions, polling: PollOptions) -> None:
-    """Have a source take what is said of a table; one that knows no options has none to take."""
+    """Give a source what is said of a table; not one that knows no options."""
     if _redeclares(source):
         source.redeclare(name, options, polling)
 
 
 def end_capture(source: ChangeSource, name: str) -> None:
-    """Have a source keep nothing more of a table for this mirror."""
+    """End the capture of a table where a source keeps something for it."""
     if _ends_capture(source):
         source.end_capture(name)
 

@@ -323,7 +323,7 @@ class BufferedSource:
         return {"buffer": self._log.held_bytes, **bytes_held_by(self._inner)}
 
     def redeclare(self, name: str, options: TableOptions, polling: PollOptions) -> None:
-        """Have the source take what is said of a table."""
+        """Give the source what is said of a table."""
         redeclare(self._inner, name, options, polling)
 
     def end_capture(self, name: str) -> None:

@@ -21,9 +21,10 @@ from rhei_pipeline.model.stored_format import too_new
 
 _log = logging.getLogger(__name__)
 
-#: What this version writes where tables were registered at run time, and where none were: versions
-#: of before can still read that.
-FORMAT, WITHOUT_REGISTERED = 2, 1
+#: What this version writes where tables were registered at run time.
+FORMAT = 2
+#: What it writes where none were: versions of before can read that.
+WITHOUT_REGISTERED = 1
 _NOT_FOLLOWED, _LEFT, _REGISTERED = "not_followed_since", "left_at", "registered"
 
 
@@ -213,7 +214,7 @@ class StoredRegistrations:
 
     @property
     def registered(self) -> Mapping[str, Mapping[str, Any]]:
-        """See `Registry`; nothing where the file is missing or cannot be read."""
+        """What was said of tables; nothing where the file is missing or cannot be read."""
         try:
             found = self._path.stat()
             return _registered_in(self._path, found.st_mtime_ns, found.st_ino)

@@ -178,8 +178,8 @@ def test_a_table_that_left_the_declaration_is_captured_for_a_week(
     world.run("update t set v = 'c' where id = 1")
     world.tables = named
     world.htap.sync_now()
-    # The server's log goes on for all tables at once, and then only the difference is known.
-    assert history(world) == (["a", "b", "c"] if way == "sqlite" else ["a", "c"])
+    # A slot may have moved on for the other tables, and then only the difference is known.
+    assert history(world) in [["a", "b", "c"], *([["a", "c"]] if way != "sqlite" else [])]
     world.crash()
     world.tables = named[1:]
     world.htap.sync_now()
