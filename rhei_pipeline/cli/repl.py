@@ -64,6 +64,8 @@ class Shell:
     def _guarded(self, act: Callable[[str], None], text: str) -> None:
         try:
             act(text)
+        except KeyboardInterrupt:
+            err.print("interrupted")
         except RheiError as error:
             err.print(f"[red]error[/] {error}", soft_wrap=True)
 

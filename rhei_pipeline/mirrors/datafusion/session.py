@@ -6,6 +6,7 @@ filters down to the segments, and skips parts of Parquet files by their statisti
 
 import asyncio
 import math
+import os
 import re
 import threading
 import time
@@ -57,6 +58,10 @@ _LETTERS = "_rhei_dead_letter"
 #: How soon after one query has failed for its memory another may fail for the same memory.
 _RELEASE_SECONDS = 0.5
 
+#: Threads of DataFusion for each processor. A join that is cancelled works on until its next
+#: batch of the table on its right: the queries after it need others.
+_THREADS_EACH = 4
+
 _SETTINGS = {
     # Arrow's plain types in, the same types out.
     "datafusion.execution.parquet.schema_force_view_types": "false",
@@ -88,6 +93,8 @@ class ReadingSession:
     def __init__(self, store: SegmentStore, memory_limit_bytes: int | None = None) -> None:
         self._store = store
         self._lock = threading.Lock()
+        # Read by DataFusion when its first query begins.
+        os.environ.setdefault("TOKIO_WORKER_THREADS", str(_THREADS_EACH * (os.cpu_count() or 1)))
         config = SessionConfig(_SETTINGS).with_default_catalog_and_schema(_CATALOGUE, MAIN)
         runtime = RuntimeEnvBuilder().with_disk_manager_os()
         if memory_limit_bytes is not None:

@@ -34,6 +34,7 @@ from rhei_pipeline.sources.sqlite.catalog import (
 from rhei_pipeline.sources.sqlite.identity import read_mark, write_mark
 from rhei_pipeline.sources.sqlite.read_only import lock_down
 from rhei_pipeline.sources.sqlite.semantics import meaning
+from rhei_pipeline.sources.sqlite.signals import signals_heard
 from rhei_pipeline.sql.read_only import BATCHED
 from rhei_pipeline.sql.text import quote
 
@@ -151,7 +152,11 @@ class SqliteDatabase:
         _refuse_transactions(sql)
         with self._write_lock:
             self._follow_the_file()
-            with self.translated(), closing(self._writer.cursor()) as cursor:
+            with (
+                self.translated(),
+                signals_heard(self._writer),
+                closing(self._writer.cursor()) as cursor,
+            ):
                 cursor.execute(sql, params)
                 cursor.fetchall()
                 return max(cursor.rowcount, 0)
@@ -315,7 +320,7 @@ class SqliteDatabase:
     ) -> Iterator[sqlite3.Connection]:
         file, connection = self._reading_connection(idle, prepare)
         try:
-            with self.translated():
+            with self.translated(), signals_heard(connection):
                 yield connection
         finally:
             if connection.in_transaction:

@@ -1,0 +1,86 @@
+"""Ctrl-C ends any query, whichever engine works on it; the shell goes on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+from tests.support.terminal import INTERRUPT, Terminal
+
+ENDLESS = "with recursive n(i) as (select 1 union all select i + 1 from n) select max(i) from n"
+CROSS = "select count(*) from t a, t b, t c, t d, t e where a.id + b.id + c.id + d.id > e.id"
+
+
+def declared(world: World) -> Path:
+    """Close a world, and return the declaration of its pipeline."""
+    world.run(
+        "create table t(id integer primary key)",
+        "insert into t with recursive n(i) as"
+        " (select 1 union all select i + 1 from n where i < 1000) select i from n",
+    )
+    world.htap.sync_now()
+    world.crash()
+    file = world.directory / "p.json"
+    file.write_text(world.settings.model_dump_json())
+    return file
+
+
+@pytest.mark.parametrize("storage", [None, "parquet"], ids=["duckdb", "datafusion"])
+def test_ctrl_c_ends_a_query_and_the_shell_goes_on(
+    make_world: Callable[..., World], storage: str | None
+) -> None:
+    file = declared(make_world(storage=storage))
+    asked = (("\\olap", CROSS), ("\\oltp", ENDLESS)) if storage is None else (("\\olap", CROSS),)
+    with Terminal("query", "--config", str(file), cwd=file.parent) as shell:
+        shell.shows("rhei> ")
+        for side, sql in asked:
+            shell.press(f"{side}\n{sql};\n")
+            shell.is_at_work()
+            shell.press(INTERRUPT)
+            shell.shows("interrupted")
+        shell.press("select 40 + 2 as answer;\n")
+        shell.shows("42")
+        shell.press("\\q\n")
+        assert shell.exit_code() == 0
+
+
+def test_ctrl_c_ends_a_command_that_asks_sqlite(make_world: Callable[..., World]) -> None:
+    file = declared(make_world())
+    arguments = ("query", ENDLESS, "--hint", "oltp", "--config", str(file))
+    with Terminal(*arguments, cwd=file.parent) as command:
+        command.is_at_work()
+        command.press(INTERRUPT)
+        assert command.exit_code() == 130
+
+
+def test_ctrl_c_ends_what_a_server_does(
+    make_postgres: Callable[..., PostgresWorld], tmp_path: Path
+) -> None:
+    world = make_postgres()
+    world.run("create table t(id int primary key)")
+    world.htap.sync_now()
+    world.crash()
+    file = tmp_path / "p.yaml"
+    file.write_text(
+        f"source: {{kind: postgres, dsn: {world.dsn!r}}}\n"
+        f"mirror: {{path: {world.settings.mirror.path}}}\n"
+        f"registry: {{path: {world.settings.registry.path}}}\n"
+    )
+    under_way = (
+        "select count(*) from pg_stat_activity where state = 'active'"
+        " and query like '%pg_sleep(86400)%' and pid <> pg_backend_pid()"
+    )
+    sql = "select pg_sleep(86400), count(*) from t"
+    with (
+        psycopg.connect(world.dsn, autocommit=True) as watching,
+        Terminal("query", sql, "--config", str(file), cwd=tmp_path) as command,
+    ):
+        command.shows("<begun>")
+        while watching.execute(under_way).fetchone() == (0,):
+            assert command.process.poll() is None
+        command.press(INTERRUPT)
+        assert command.exit_code() == 130
+        assert watching.execute(under_way).fetchone() == (0,)
