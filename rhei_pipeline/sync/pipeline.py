@@ -31,7 +31,7 @@ from rhei_pipeline.model.reports import (
     TableReport,
     VerifyReport,
 )
-from rhei_pipeline.model.schema import Mode, Table, spelled
+from rhei_pipeline.model.schema import Mode, Table, nearest, spelled
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, Step
 from rhei_pipeline.sync.comparisons import Comparisons
 from rhei_pipeline.sync.copies import CopyOptions, TableCopies

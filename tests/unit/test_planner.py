@@ -118,7 +118,8 @@ def test_plans_last_until_other_tables_take_part(planning: Planning) -> None:
     assert planner.plan(sql) is first
     planning.followed.take_in(planning.database, "late")
     later = planner.plan(sql)
-    assert (later.route.engine, later.tables) == ("olap", {"late"})
+    assert later.route.engine == "olap"
+    assert later.tables == frozenset({"late"})
 
 
 def test_what_the_mirrors_engine_does_not_run_goes_to_the_source_from_then_on(
