@@ -44,6 +44,7 @@ ALLOWED = {
     "examples/airline/browser.py": "a browser's files",
     "examples/airline/home.py": "a file of settings, and a lock's file",
     "examples/json_lines.py:append": "a file of text",
+    "tests/support/forked.py": "pipes",
     "tests/support/dagster_deployment.py": "settings, and logs of processes",
     "tests/behaviour/faults/test_bad_input.py": BEFORE,
     "tests/ways/test_files.py": "every engine that had the file open was closed before",
