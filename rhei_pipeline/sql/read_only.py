@@ -102,12 +102,12 @@ _FILE_LIKE = re.compile(
 )
 
 
-@lru_cache(maxsize=_REMEMBERED)
 def returns_nothing() -> QueryError:
     """Return the error of a statement that was asked for rows and has none."""
     return QueryError("the statement returns no rows, and was undone", hint=RETURNING)
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def refuse_writing(sql: str, dialect: str) -> None:
     """Refuse everything but one reading statement.
 

@@ -1,9 +1,11 @@
 """The gate: what only reads passes, everything else is refused by name."""
 
 import pytest
+from sqlglot.tokenizer_core import Token
 
 from rhei_pipeline.errors import QueryError
-from rhei_pipeline.sql.read_only import refuse_writing
+from rhei_pipeline.sql import read_only
+from rhei_pipeline.sql.read_only import refuse_writing, returns_nothing
 
 READS = [
     ("sqlite", "select replace(a, 'insert into', 'x') from t;"),
@@ -50,3 +52,29 @@ def test_everything_else_is_refused_by_name(dialect: str, sql: str, named: str) 
     with pytest.raises(QueryError) as caught:
         refuse_writing(sql, dialect)
     assert named in caught.value.message
+
+
+def test_a_harmless_text_is_judged_once_and_a_refused_one_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    harmless, refused = "select 'judged once'", "delete from judged"
+    refuse_writing(harmless, "sqlite")
+    with pytest.raises(QueryError):
+        refuse_writing(refused, "sqlite")
+    judged: list[str] = []
+    tokens = read_only.statement_tokens
+
+    def counted(sql: str, dialect: str) -> list[Token]:
+        judged.append(sql)
+        return tokens(sql, dialect)
+
+    monkeypatch.setattr(read_only, "statement_tokens", counted)
+    refuse_writing(harmless, "sqlite")
+    assert not judged
+    with pytest.raises(QueryError):
+        refuse_writing(refused, "sqlite")
+    assert set(judged) == {refused}
+
+
+def test_each_refusal_is_an_error_of_its_own() -> None:
+    assert returns_nothing() is not returns_nothing()
