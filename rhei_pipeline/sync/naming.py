@@ -41,6 +41,19 @@ def find_table(
     return found
 
 
+def find_known(name: str, known: Collection[str]) -> str:
+    """Return the source's name of a known table by a name in any case.
+
+    Raises:
+        SchemaError: There is none.
+    """
+    by_lower = {each.removeprefix("public.").lower(): each for each in known}
+    found = by_lower.get(name.removeprefix("public.").lower())
+    if found is None:
+        raise SchemaError("it is not mirrored", table=name, hint=nearest(name, sorted(known)))
+    return found
+
+
 def refuse_like_columns(schema: TableSchema) -> None:
     """Refuse columns whose names differ by case only, for a mirror that ignores it.
 

@@ -5,11 +5,11 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from types import MappingProxyType
 from typing import TypeVar
 
-from rhei_pipeline.capabilities import end_capture, heal_files
+from rhei_pipeline.capabilities import heal_files
 from rhei_pipeline.errors import (
     MirrorUnreachableError,
     PermanentError,
@@ -31,8 +31,9 @@ from rhei_pipeline.model.reports import (
     TableReport,
     VerifyReport,
 )
-from rhei_pipeline.model.schema import Mode, Table, nearest, spelled
+from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, Step
+from rhei_pipeline.sync.capture_ends import CaptureEnds
 from rhei_pipeline.sync.comparisons import Comparisons
 from rhei_pipeline.sync.copies import CopyOptions, TableCopies
 from rhei_pipeline.sync.cycle import SyncOptions, sync_cycle
@@ -47,8 +48,9 @@ from rhei_pipeline.sync.kept_history import (
     not_followed,
     record_keys,
 )
-from rhei_pipeline.sync.naming import find_table, nothing_declared
+from rhei_pipeline.sync.naming import find_known, find_table, nothing_declared
 from rhei_pipeline.sync.participants import Participants
+from rhei_pipeline.sync.reporting import table_reports
 from rhei_pipeline.sync.schema_registry import Registry
 from rhei_pipeline.sync.schema_watch import ATTEMPTS, SchemaWatch
 from rhei_pipeline.sync.status import StatusCache, read_status
@@ -56,11 +58,6 @@ from rhei_pipeline.sync.status import StatusCache, read_status
 _log = logging.getLogger(__name__)
 
 _Found = TypeVar("_Found")
-
-
-#: A table that leaves the declaration is captured on for so long: put back until then, it goes on
-#: without a gap, as does a mirror that was not seen for as long.
-KEEP_CAPTURE_FOR = timedelta(days=7)
 
 
 def no_step(_step: Step) -> None:
@@ -126,7 +123,7 @@ class Pipeline:
         self._comparisons = Comparisons(source, mirror, self._parts, self._watch, pace, on_step)
         self._memory = FreeMemory()
         self._watchers: list[Callable[[SyncReport], None]] = []
-        self._ended: set[str] = set()
+        self._capture_ends = CaptureEnds(source, registry)
         record_keys(mirror, registry)
         self._watch.keep_up()
 
@@ -212,7 +209,7 @@ class Pipeline:
             report = drop_table(going, self._mirror, self._registry, self._watch.declared)
             self._watch.forget(table.name)
             if table.name not in self._watch.declared:
-                end_capture(self._source, table.name)
+                self._capture_ends.end(table.name)
             return report
 
     def register(self, declared: Declared) -> None:
@@ -230,12 +227,7 @@ class Pipeline:
         Raises:
             SchemaError: It is neither.
         """
-        known = {*self._watch.declared, *self.not_followed}
-        by_lower = {each.removeprefix("public.").lower(): each for each in known}
-        found = by_lower.get(name.removeprefix("public.").lower())
-        if found is None:
-            raise SchemaError("it is not mirrored", table=name, hint=nearest(name, sorted(known)))
-        return found
+        return find_known(name, {*self._watch.declared, *self.not_followed})
 
     def unregister(self, name: str, forget: Callable[[], None]) -> None:
         """Follow a table no more: what is pending is applied, and its capture ends.
@@ -251,8 +243,8 @@ class Pipeline:
             forget()
             if is_followed:
                 self._watch.leave(name)
-            end_capture(self._source, name)
-            self._registry.note_not_followed(self.not_followed, datetime.now(UTC))
+            self._capture_ends.end(name)
+            self._capture_ends.note(self.not_followed)
 
     def _apply_last(self, name: str) -> None:
         """Apply what is pending for a table that goes; where that fails, it goes without."""
@@ -260,18 +252,6 @@ class Pipeline:
             self.sync()
         except PermanentError as error:
             _log.warning("table %r: it goes with changes that no sync applied: %s", name, error)
-
-    def _end_old_captures(self) -> None:
-        """End the capture of tables that left the declaration long ago."""
-        now = datetime.now(UTC)
-        self._registry.note_not_followed(self.not_followed, now)
-        for name, left in self._registry.left_at.items():
-            if now - left > KEEP_CAPTURE_FOR and name not in self._ended:
-                _log.warning(
-                    "table %r: it left the declaration on %s; its capture ends", name, left.date()
-                )
-                end_capture(self._source, name)
-                self._ended.add(name)
 
     def sync(self, on_progress: OnProgress = no_progress) -> SyncReport:
         """Bring every table up to the source as it is now; copy first what was never copied."""
@@ -485,19 +465,12 @@ class Pipeline:
         self._registry.save(*(self._tables[name] for name in reports))
         self._copies.note_cycle()
         self._left_out.went_well(reports.keys())
-        for name, error in self._told_errors().items():
-            reports[name] = TableReport(name, error=error)
-        for earlier in self._watch.take_drained():
-            name = spelled(earlier.table, reports)  # renamed by case, it goes on
-            reports[name] = reports[name].after(earlier)
-        for name, copy in copied.items():
-            letters = reports[name].dead_letters + copy.dead_letters
-            reports[name] = replace(reports[name], copied_rows=copy.rows, dead_letters=letters)
-        self._end_old_captures()
+        told = table_reports(reports, self._told_errors(), self._watch.take_drained(), copied)
+        self._capture_ends.end_old(self.not_followed)
         seconds = time.monotonic() - started
         unpublished = self._mirror.not_published
         return SyncReport(
-            MappingProxyType(reports),
+            MappingProxyType(told),
             seconds,
             self.not_followed,
             None if unpublished is None else str(unpublished),

@@ -1,0 +1,34 @@
+"""What a sync reports of each table: what its cycle did, what came before it, what was left out."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from rhei_pipeline.model.reports import TableReport
+from rhei_pipeline.model.schema import spelled
+from rhei_pipeline.sync.initial_sync import Copied
+
+
+def table_reports(
+    cycle: Mapping[str, TableReport],
+    errors: Mapping[str, str],
+    drained: Iterable[TableReport],
+    copied: Mapping[str, Copied],
+) -> dict[str, TableReport]:
+    """Return one report for each table.
+
+    Args:
+        cycle: What the cycle itself did.
+        errors: The tables that are left out, each with the reason.
+        drained: What was applied before capture was installed again.
+        copied: What the tables took that were copied first.
+    """
+    reports = dict(cycle)
+    for name, error in errors.items():
+        reports[name] = TableReport(name, error=error)
+    for earlier in drained:
+        name = spelled(earlier.table, reports)  # renamed by case, it goes on
+        reports[name] = reports[name].after(earlier)
+    for name, copy in copied.items():
+        letters = reports[name].dead_letters + copy.dead_letters
+        reports[name] = replace(reports[name], copied_rows=copy.rows, dead_letters=letters)
+    return reports
