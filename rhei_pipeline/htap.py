@@ -9,9 +9,9 @@ from typing import Any, Self
 import pyarrow as pa
 
 from rhei_pipeline.changes.consume import After, OnLost
-from rhei_pipeline.errors import QueryError
 from rhei_pipeline.holder.access import Access
-from rhei_pipeline.holder.held import Hint, running_as
+from rhei_pipeline.holder.held import Hint, running_as, writable
+from rhei_pipeline.holder.keeping_up import KeepingUp
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
 from rhei_pipeline.model.reports import (
     CopyReport,
@@ -100,7 +100,7 @@ class HTAP:
         Raises:
             QueryError: The statement returns no rows, and was undone; or see `execute`.
         """
-        found = self._access.write(lambda oltp: _writable(oltp).execute_returning(sql, params))
+        found = self._access.write(lambda oltp: writable(oltp).execute_returning(sql, params))
         written = self._writes.note(found.num_rows)
         return found.replace_schema_metadata({"rhei.written": written.token})
 
@@ -109,7 +109,7 @@ class HTAP:
         return self._written(lambda oltp: oltp.execute_batch(statements))
 
     def _written(self, write: Callable[[Database], int]) -> Written:
-        return self._writes.note(self._access.write(lambda oltp: write(_writable(oltp))))
+        return self._writes.note(self._access.write(lambda oltp: write(writable(oltp))))
 
     def query(
         self,
@@ -202,8 +202,7 @@ class HTAP:
     ) -> None:
         """Capture a table from now on; if it is captured already, repair what is missing.
 
-        What is said of it is remembered beside the mirror, as if it stood in the declaration. A
-        later call changes what it names, and keeps the rest.
+        What is said of it is remembered, as if declared. A later call changes what it names.
 
         Args:
             name: Its name in the source.
@@ -218,24 +217,12 @@ class HTAP:
             SchemaError: It cannot be captured so, or the declaration names it and says otherwise.
             SettingsError: A value does not make sense.
         """
-        asked = table_settings(
-            {
-                "name": name,
-                "mode": mode,
-                "columns": None if columns is None else list(columns),
-                "primary_key": None if primary_key is None else list(primary_key),
-                "types": None if types is None else dict(types),
-                "polling": polling,
-                "mirror_name": mirror_name,
-            }
-        )
+        how = {"columns": columns, "primary_key": primary_key, "types": types, "polling": polling}
+        asked = table_settings({"name": name, "mode": mode, "mirror_name": mirror_name, **how})
         self._access.hold(lambda held: held.register_table(asked))
 
     def unregister_table(self, name: str) -> None:
-        """Capture a table no more: its triggers, log and entry in a publication go.
-
-        What other mirrors of it need stays. Its mirror stays, with its history, and is not brought
-        up to date any more; `drop_table` drops it.
+        """Capture a table no more, unless another mirror needs that; its own stays as it is.
 
         Raises:
             SchemaError: The declaration names it, or it is not known.
@@ -282,7 +269,7 @@ class HTAP:
         """
         if self._background is None or not self._background.running:
             interval = interval_seconds or self.settings.sync.interval_seconds
-            keeping = _KeepingUp(self._access)
+            keeping = KeepingUp(self._access)
             self._background = keeping.background = BackgroundSync(keeping, interval)
             self._access.background = self._background
             self._background.start()
@@ -438,30 +425,6 @@ class HTAP:
     def replay_dead_letters(self, table: str | None = None) -> SyncReport:
         """Read the rows of the dead letters again, and sync."""
         return self._access.hold(lambda held: held.replay_dead_letters(table))
-
-
-class _KeepingUp:
-    """What the background sync of this process does: it syncs, or follows whoever syncs."""
-
-    def __init__(self, access: Access) -> None:
-        self._access = access
-        self.background: BackgroundSync | None = None
-
-    def sync(self) -> SyncReport:
-        *earlier, last = self._access.keep_up() or [SyncReport()]
-        for report in earlier:
-            if self.background is not None:
-                self.background.take_in(report)
-        return last
-
-
-def _writable(oltp: Database | None) -> Database:
-    if oltp is None:
-        raise QueryError(
-            "the source is read-only: it is captured by polling",
-            hint="write with its own application, or declare a 'local' database beside it",
-        )
-    return oltp
 
 
 def open(source: Settings | str | Path, *, hold: bool = True) -> HTAP:  # noqa: A001  (rhei.open is the public name)

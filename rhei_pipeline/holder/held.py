@@ -29,7 +29,7 @@ from rhei_pipeline.model.reports import (
 )
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
 from rhei_pipeline.model.streaming import Begun, Streamed
-from rhei_pipeline.protocols import OnStep
+from rhei_pipeline.protocols import Database, OnStep
 from rhei_pipeline.query import time_travel
 from rhei_pipeline.query.freshness import Demand, Written
 from rhei_pipeline.query.planner import Prepared
@@ -188,9 +188,10 @@ class Held:
     def unregister_table(self, table: str) -> None:
         """Capture a table no more; its mirror stays as it is."""
         pipeline = self.engine.pipeline
-        name = pipeline.followed_or_left(table)
+        name = pipeline.leaving.name_of(table)
         refuse_declared(self.settings, name)
-        pipeline.unregister(name, lambda: forget(self.settings, self.engine.registry, name))
+        registry = self.engine.registry
+        pipeline.leaving.leave(name, pipeline.sync, lambda: forget(self.settings, registry, name))
 
     def drop_table(self, table: str, keep_as: str | None, *, discard_history: bool) -> DropReport:
         """Drop a table of the mirror with its snapshots and records."""
@@ -365,3 +366,17 @@ def running_as(status: SyncStatus, background: BackgroundSync | None) -> SyncSta
         return status
     error = None if background.last_error is None else str(background.last_error)
     return replace(status, running=True, last_error=error or status.last_error)
+
+
+def writable(oltp: Database | None) -> Database:
+    """Return where writes go.
+
+    Raises:
+        QueryError: Nowhere: the source is only read.
+    """
+    if oltp is None:
+        raise QueryError(
+            "the source is read-only: it is captured by polling",
+            hint="write with its own application, or declare a 'local' database beside it",
+        )
+    return oltp

@@ -33,7 +33,6 @@ from rhei_pipeline.model.reports import (
 )
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, Step
-from rhei_pipeline.sync.capture_ends import CaptureEnds
 from rhei_pipeline.sync.comparisons import Comparisons
 from rhei_pipeline.sync.copies import CopyOptions, TableCopies
 from rhei_pipeline.sync.cycle import SyncOptions, sync_cycle
@@ -48,7 +47,8 @@ from rhei_pipeline.sync.kept_history import (
     not_followed,
     record_keys,
 )
-from rhei_pipeline.sync.naming import find_known, find_table, nothing_declared
+from rhei_pipeline.sync.leaving import LeavingTables
+from rhei_pipeline.sync.naming import find_table, nothing_declared
 from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.reporting import table_reports
 from rhei_pipeline.sync.schema_registry import Registry
@@ -86,6 +86,9 @@ class Pipeline:
         pace: How much at once.
         on_step: Called at each named step.
         may_be_empty: It is no error that there is nothing to mirror.
+
+    Attributes:
+        leaving: Ends the capture of tables that are followed no more.
     """
 
     def __init__(  # noqa: PLR0913  (what it is made of, each with its name)
@@ -123,7 +126,7 @@ class Pipeline:
         self._comparisons = Comparisons(source, mirror, self._parts, self._watch, pace, on_step)
         self._memory = FreeMemory()
         self._watchers: list[Callable[[SyncReport], None]] = []
-        self._capture_ends = CaptureEnds(source, registry)
+        self.leaving = LeavingTables(self._lock, source, registry, self._watch, mirror)
         record_keys(mirror, registry)
         self._watch.keep_up()
 
@@ -172,8 +175,7 @@ class Pipeline:
     @property
     def emptiness(self) -> SchemaError | None:
         """What to say where there is nothing to mirror at all."""
-        is_fine = self._may_be_empty or bool(self._watch.declared)
-        return None if is_fine else nothing_declared()
+        return None if self._may_be_empty or self._watch.declared else nothing_declared()
 
     @property
     def left_out(self) -> Mapping[str, PermanentError]:
@@ -208,8 +210,7 @@ class Pipeline:
             going = Dropping(table, keep_as, discard_history)
             report = drop_table(going, self._mirror, self._registry, self._watch.declared)
             self._watch.forget(table.name)
-            if table.name not in self._watch.declared:
-                self._capture_ends.end(table.name)
+            self.leaving.end_unless_followed(table.name)
             return report
 
     def register(self, declared: Declared) -> None:
@@ -220,38 +221,6 @@ class Pipeline:
         """
         with self._lock:
             self.table(self._watch.add(declared))
-
-    def followed_or_left(self, name: str) -> str:
-        """Return the source's name of a table that is declared, or was mirrored once.
-
-        Raises:
-            SchemaError: It is neither.
-        """
-        return find_known(name, {*self._watch.declared, *self.not_followed})
-
-    def unregister(self, name: str, forget: Callable[[], None]) -> None:
-        """Follow a table no more: what is pending is applied, and its capture ends.
-
-        Args:
-            name: A table that `followed_or_left` has named.
-            forget: Called once nothing is pending: afterwards the table is not found again.
-        """
-        with self._lock:
-            is_followed = name in self._watch.declared
-            if is_followed:
-                self._apply_last(name)
-            forget()
-            if is_followed:
-                self._watch.leave(name)
-            self._capture_ends.end(name)
-            self._capture_ends.note(self.not_followed)
-
-    def _apply_last(self, name: str) -> None:
-        """Apply what is pending for a table that goes; where that fails, it goes without."""
-        try:
-            self.sync()
-        except PermanentError as error:
-            _log.warning("table %r: it goes with changes that no sync applied: %s", name, error)
 
     def sync(self, on_progress: OnProgress = no_progress) -> SyncReport:
         """Bring every table up to the source as it is now; copy first what was never copied."""
@@ -466,7 +435,7 @@ class Pipeline:
         self._copies.note_cycle()
         self._left_out.went_well(reports.keys())
         told = table_reports(reports, self._told_errors(), self._watch.take_drained(), copied)
-        self._capture_ends.end_old(self.not_followed)
+        self.leaving.end_old()
         seconds = time.monotonic() - started
         unpublished = self._mirror.not_published
         return SyncReport(
