@@ -75,12 +75,15 @@ class LeavingTables:
         """End the capture of a table that is not to be mirrored."""
         if name not in self._watch.declared:
             end_capture(self._source, name)
-            self._registry.note_not_followed(self._not_followed(), datetime.now(UTC))
+            self._registry.note_left(self._not_followed().keys(), datetime.now(UTC))
 
     def end_old(self) -> None:
-        """Note which tables have left, and end the capture of those that left long ago."""
+        """Note which tables have left, and end the capture of those that left long ago.
+
+        One that is declared and left out for a fault has not left: its changes are awaited.
+        """
         now = datetime.now(UTC)
-        self._registry.note_not_followed(self._not_followed(), now)
+        self._registry.note_left(self._not_followed().keys(), now)
         for name, left in self._registry.left_at.items():
             if now - left > KEEP_CAPTURE_FOR and name not in self._ended:
                 _log.warning(

@@ -86,9 +86,6 @@ class Pipeline:
         pace: How much at once.
         on_step: Called at each named step.
         may_be_empty: It is no error that there is nothing to mirror.
-
-    Attributes:
-        leaving: Ends the capture of tables that are followed no more.
     """
 
     def __init__(  # noqa: PLR0913  (what it is made of, each with its name)
@@ -106,8 +103,7 @@ class Pipeline:
         self._source = source
         self._mirror = mirror
         self._registry = registry
-        self._pace = pace
-        self._on_step = on_step
+        self._pace, self._on_step = pace, on_step
         self._lock = threading.RLock()
         self._parts = Participants()
         self._tables, self._left_out = self._parts.tables, self._parts.left_out
@@ -126,6 +122,7 @@ class Pipeline:
         self._comparisons = Comparisons(source, mirror, self._parts, self._watch, pace, on_step)
         self._memory = FreeMemory()
         self._watchers: list[Callable[[SyncReport], None]] = []
+        #: Ends the capture of tables that are followed no more.
         self.leaving = LeavingTables(self._lock, source, registry, self._watch, mirror)
         record_keys(mirror, registry)
         self._watch.keep_up()
@@ -435,6 +432,7 @@ class Pipeline:
         self._copies.note_cycle()
         self._left_out.went_well(reports.keys())
         told = table_reports(reports, self._told_errors(), self._watch.take_drained(), copied)
+        self._registry.note_not_followed(self.not_followed)
         self.leaving.end_old()
         seconds = time.monotonic() - started
         unpublished = self._mirror.not_published

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -108,7 +108,7 @@ class Registry:
 
     @property
     def left_at(self) -> Mapping[str, datetime]:
-        """When it was first seen of each of them that it is not followed any more."""
+        """The tables that are not to be mirrored any more, and when that was first seen."""
         return MappingProxyType(self._left)
 
     @property
@@ -150,12 +150,18 @@ class Registry:
         self._left.pop(table.name, None)
         return True
 
-    def note_not_followed(self, names: Mapping[str, datetime], now: datetime) -> None:
+    def note_not_followed(self, names: Mapping[str, datetime]) -> None:
         """Keep which of the tables are not followed any more."""
         known = {name: since for name, since in names.items() if name in self._tables}
-        if known != self._not_followed or known.keys() != self._left.keys():
+        if known != self._not_followed:
             self._not_followed = known
-            self._left = {name: self._left.get(name, now) for name in known}
+            self._save()
+
+    def note_left(self, names: Collection[str], now: datetime) -> None:
+        """Keep which of the tables are not to be mirrored any more, and since when."""
+        known = {name: self._left.get(name, now) for name in names if name in self._tables}
+        if known != self._left:
+            self._left = known
             self._save()
 
     def forget(self, name: str) -> None:

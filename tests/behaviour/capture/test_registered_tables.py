@@ -194,6 +194,15 @@ def test_a_table_that_left_the_declaration_is_captured_for_a_week(
     assert history(world)[-1] == "c"
 
 
+def test_a_table_that_is_left_out_has_not_left(make: Callable[..., AnyWorld]) -> None:
+    world = make("sqlite", tables=[{"name": "t", "mode": "temporal"}, {"name": "u"}])
+    world.htap.sync_now()
+    world.crash()
+    world.run("alter table t rename to away")
+    assert world.htap.sync_now().errors.keys() == {"t"}
+    assert "left_at" not in world.settings.registry.path.read_text()
+
+
 def test_a_dropped_table_that_is_not_declared_leaves_nothing(make: Callable[..., AnyWorld]) -> None:
     world = make("sqlite", tables=[{"name": "t"}, {"name": "u"}])
     world.htap.sync_now()
