@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DEMO_READY := $(VENV)/.demo-ready
+RUN_READY := $(VENV)/.run-ready
 PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -17,45 +17,45 @@ help: ## show this list
 # What the demo runs on: sqlite or postgres (a server from a wheel; nothing to install).
 SOURCE ?= sqlite
 
-demo: $(DEMO_READY) ## mirror a year of real flights, prove it equal, in about a minute
+demo: $(RUN_READY) ## mirror a year of real flights, prove it equal, in about a minute
 	@SOURCE=$(SOURCE) $(BIN)/python -m examples.airline.demo || [ $$? = 130 ]
 
-dev: $(DEMO_READY) ## open the Dagster UI on the demo, with a writer going
+dev: $(RUN_READY) ## open the Dagster UI on the demo, with a writer going
 	@SOURCE=$(SOURCE) $(BIN)/python -m examples.airline.dev
 
-test: $(DEMO_READY) ## run the tests
+test: $(READY) ## run the tests
 	@$(BIN)/python -m tests -n auto --maxprocesses 4 --dist worksteal
 
 # The version whose installed programs are used instead of the package's server: Debian's paths.
 PG ?= 15
 
-test-postgres: $(DEMO_READY) ## run PostgreSQL's tests on an installed server: make test-postgres PG=15
+test-postgres: $(READY) ## run PostgreSQL's tests on an installed server: make test-postgres PG=15
 	@RHEI_TEST_POSTGRES=$(PG) $(BIN)/python -m tests -n auto --maxprocesses 4 --dist worksteal \
 		$(ARGS) $$(grep -rlE --include='*.py' 'dsn|PostgresWorld' tests/behaviour) tests/contract
 
-combinations: $(DEMO_READY) ## run tests with the combinations of parameters that 'make test' leaves out
+combinations: $(READY) ## run tests with the combinations of parameters that 'make test' leaves out
 	@$(BIN)/python -m tests -m combination -n auto --maxprocesses 4 --dist worksteal
 
-soak: $(DEMO_READY) ## run the long tests: thousands of crashes; then plot what a process takes
+soak: $(READY) ## run the long tests: thousands of crashes; then plot what a process takes
 	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0
 	@$(MAKE) memory
 
 # One pair only: make memory ARGS="3600 'SQLite, triggers' duckdb temporal"
-memory: $(DEMO_READY) ## plot memory, WAL and handles of each way over an hour's changes
+memory: $(READY) ## plot memory, WAL and handles of each way over an hour's changes
 	@$(BIN)/python -m benchmarks.memory $(ARGS)
 
-fuzz: $(DEMO_READY) ## ask both sides 51,200 generated queries, and compare
+fuzz: $(READY) ## ask both sides 51,200 generated queries, and compare
 	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0 -n auto --maxprocesses 4 \
 		-k many_random tests/behaviour/query/test_equal_answers.py
 
-damage: $(DEMO_READY) ## damage every file of every mirror in every way, and print what came of it
+damage: $(READY) ## damage every file of every mirror in every way, and print what came of it
 	@$(BIN)/python -m tests -m soak -s -o faulthandler_timeout=0 tests/behaviour/mirrors/test_damage.py
 
-dagster-live: $(DEMO_READY) ## run Dagster's processes, and do to each of them what may happen
+dagster-live: $(READY) ## run Dagster's processes, and do to each of them what may happen
 	@$(BIN)/python -m tests -m "soak or not soak" -s -o faulthandler_timeout=0 tests/dagster/test_live.py $(ARGS)
 
 # Some cells only: make drift ARGS="-k 'rename and temporal and not polling'"
-drift: $(DEMO_READY) ## do to tables whatever can be done to them, and print how each mirror fares
+drift: $(READY) ## do to tables whatever can be done to them, and print how each mirror fares
 	@$(BIN)/python -m tests tests/behaviour/schema/test_drift.py -m soak -p tests.support.drift.table --tb=no \
 		-n auto --maxprocesses 4 --dist worksteal -o faulthandler_timeout=0 $(ARGS)
 
@@ -83,21 +83,22 @@ schema: $(READY) ## write config/pipeline.schema.json
 	@$(BIN)/python -c 'from rhei_pipeline.settings.model import schema_text; print(schema_text(), end="")' \
 		> config/pipeline.schema.json
 
-screenshots: $(DEMO_READY) ## take the README's pictures of the Dagster UI; needs Chromium
+screenshots: $(RUN_READY) ## take the README's pictures of the Dagster UI; needs Chromium
 	@SOURCE=$(SOURCE) $(BIN)/python -m examples.airline.screenshots
 
 clean: ## remove the environment and the demo's data
 	rm -rf $(VENV) data .dagster
 
-$(READY): requirements.lock pyproject.toml
+# What running needs, without the developer's tools. Bytecode is made of what is imported only.
+$(RUN_READY): requirements-run.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and was not found."; exit 1; }
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) -r requirements.lock
+	@$(PIP) --no-deps --no-compile -r requirements-run.lock
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(DEMO_READY): $(READY) requirements-demo.lock
-	@echo "Fetching the demo's data ..."
-	@$(PIP) --no-deps -r requirements-demo.lock
+$(READY): $(RUN_READY) requirements.lock
+	@echo "Adding the developer's tools ..."
+	@$(PIP) --no-compile -r requirements.lock
 	@touch $@

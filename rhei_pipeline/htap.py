@@ -1,10 +1,12 @@
 """The facade of the library: write, query, sync, copy, verify, read history."""
 
+import atexit
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakMethod
 
 import pyarrow as pa
 
@@ -54,6 +56,7 @@ class HTAP:
         self._access = Access(settings, on_step, keep=hold)
         self._background: BackgroundSync | None = None
         self._writes = Writes()
+        self._at_exit = _at_exit(WeakMethod(self.close))
 
     def __enter__(self) -> Self:
         return self
@@ -68,6 +71,7 @@ class HTAP:
 
     def close(self) -> None:
         """Stop the background sync and close everything; safe to repeat."""
+        atexit.unregister(self._at_exit)
         self.stop_sync()
         self._access.close()
 
@@ -425,6 +429,21 @@ class HTAP:
     def replay_dead_letters(self, table: str | None = None) -> SyncReport:
         """Read the rows of the dead letters again, and sync."""
         return self._access.hold(lambda held: held.replay_dead_letters(table))
+
+
+def _at_exit(close: WeakMethod[Callable[[], None]]) -> Callable[[], None]:
+    """Have a program that forgets to close do it as it ends, while everything still works.
+
+    Otherwise the interpreter ends below a running sync, and DuckDB's binding lists what it held.
+    """
+
+    def close_if_open() -> None:
+        forgotten = close()
+        if forgotten is not None:
+            forgotten()
+
+    atexit.register(close_if_open)
+    return close_if_open
 
 
 def open(source: Settings | str | Path, *, hold: bool = True) -> HTAP:  # noqa: A001  (rhei.open is the public name)

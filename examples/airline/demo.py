@@ -58,7 +58,7 @@ def main() -> None:
     try:
         _main()
     except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
-        console.print("\nEnded. 'make demo' begins anew.")
+        console.print("\nEnded. 'make demo' starts over.")
         sys.exit(_INTERRUPTED)
 
 
@@ -78,7 +78,7 @@ def _main() -> None:
 
 
 def _play(settings: rhei.Settings, kind: str) -> None:
-    with _step("The airline's past, January to November 2013") as tell:
+    with _step("The airline's past, until November 2013") as tell:
         tell(f"{build_database(address(settings), FIRST_DAY):,} flights in {kind}")
     with _step("Loading the Dagster definitions"):
         definitions = build_definitions(settings)
@@ -227,7 +227,7 @@ def _say_what_next(declaration: Path) -> None:
     own = declaration.name == DECLARATIONS["sqlite"]
     where, source = ("", "") if own else (f" --config config/{declaration.name}", "postgres")
     dev = f"make dev SOURCE={source}" if source else "make dev"
-    ask = f'.venv/bin/rhei query "select count(*) from flights" --hint olap{where}'
+    ask = f'.venv/bin/rhei query "select status, count(*) from flights group by 1"{where}'
     # Where the database is a server of the demo's own, it runs while the UI does.
     meanwhile = " (while the UI runs)" if source else ""
     for command, purpose in (

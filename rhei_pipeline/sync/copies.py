@@ -77,10 +77,10 @@ class TableCopies:
         """Forget what the last cycle left: the next one asks about all tables."""
         self._settled = {}
 
-    def copy_due(self, on_progress: OnProgress) -> dict[str, Copied]:
-        """Copy the tables that need it; return what was read of each."""
+    def copy_due(self, tables: Sequence[Table], on_progress: OnProgress) -> dict[str, Copied]:
+        """Copy those of the tables that need it; return what was read of each."""
         copied = {}
-        for table in self._parts.without_failing(list(self._tables.values()), self._find_due):
+        for table in self._parts.without_failing(tables, self._find_due):
             try:
                 # What was pending in another shape has been drained: the history goes on.
                 found = self.copy(table, on_progress, same_shape=True)

@@ -22,6 +22,13 @@ def nothing_declared() -> SchemaError:
     )
 
 
+def in_any_case(name: str, tables: Mapping[str, Table]) -> Table | None:
+    """Return a table by its name, in any case."""
+    by_lower = {table.schema.full_name.lower(): table for table in tables.values()}
+    by_lower |= {known.lower(): table for known, table in tables.items()}
+    return by_lower.get(name.removeprefix("main.").lower())
+
+
 def find_table(
     name: str, tables: Mapping[str, Table], errors: Mapping[str, PermanentError]
 ) -> Table:
@@ -31,9 +38,7 @@ def find_table(
         SchemaError: There is no such table.
         PermanentError: It is left out; why.
     """
-    by_lower = {table.schema.full_name.lower(): table for table in tables.values()}
-    by_lower |= {known.lower(): table for known, table in tables.items()}
-    found = by_lower.get(name.removeprefix("main.").lower())
+    found = in_any_case(name, tables)
     if found is None and name in errors:
         raise errors[name]
     if found is None:

@@ -48,7 +48,7 @@ from rhei_pipeline.sync.kept_history import (
     record_keys,
 )
 from rhei_pipeline.sync.leaving import LeavingTables
-from rhei_pipeline.sync.naming import find_table, nothing_declared
+from rhei_pipeline.sync.naming import find_table, in_any_case, nothing_declared
 from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.reporting import table_reports
 from rhei_pipeline.sync.schema_registry import Registry
@@ -221,15 +221,23 @@ class Pipeline:
 
     def sync(self, on_progress: OnProgress = no_progress) -> SyncReport:
         """Bring every table up to the source as it is now; copy first what was never copied."""
+        return self._sync(on_progress)
+
+    def _sync(self, on_progress: OnProgress, only: str | None = None) -> SyncReport:
         with self._lock:
             try:
-                return self._synced(on_progress)[0]
+                return self._synced(on_progress, only)[0]
             except (SourceUnreachableError, MirrorUnreachableError) as error:
                 self._status.note_unreadable(error)
                 raise
 
-    def _synced(self, on_progress: OnProgress) -> tuple[SyncReport, dict[str, Copied]]:
-        """Sync; return the report, and what the tables that were copied first took."""
+    def _synced(
+        self, on_progress: OnProgress, only: str | None = None
+    ) -> tuple[SyncReport, dict[str, Copied]]:
+        """Sync; return the report, and what the tables that were copied first took.
+
+        `only`: Of the tables that were never copied, this one alone takes part.
+        """
         with one_cycle():
             started = time.monotonic()
             copied: dict[str, Copied] = {}
@@ -237,9 +245,9 @@ class Pipeline:
             for _ in range(ATTEMPTS):
                 begun = time.monotonic_ns()
                 self._watch.keep_up()
-                found = self._copies.copy_due(on_progress)
+                found = self._copies.copy_due(self._taking_part(only), on_progress)
                 copied |= {name: copy.after(copied.get(name)) for name, copy in found.items()}
-                reports = self._cycle(self._tables.values(), self._watch.version)
+                reports = self._cycle(self._taking_part(only), self._watch.version)
                 self._copies.forget_cycle()
                 if reports is not None:
                     self._refuse_failure_of_all(reports)
@@ -254,6 +262,13 @@ class Pipeline:
                     return report, copied
             raise _keeps_changing()
 
+    def _taking_part(self, only: str | None) -> list[Table]:
+        if only is None:
+            return list(self._tables.values())
+        ledger, chosen = self._mirror.ledger(), in_any_case(only, self._tables)
+        begun = {*ledger.watermarks, *ledger.copies, chosen.name if chosen else only}
+        return [table for table in self._tables.values() if table.name in begun]
+
     def _refuse_failure_of_all(self, reports: Collection[str]) -> None:
         """Raise what the tables failed with, where none is left: it may be no fault of theirs."""
         if not reports and (unknown := self._left_out.unknown):
@@ -264,6 +279,7 @@ class Pipeline:
     def copy(self, name: str, on_progress: OnProgress = no_progress) -> CopyReport:
         """Copy one table again, or go on with a copy that was cut off, and put it in place.
 
+        Tables that were never copied are left to their own copies, and to the next sync.
         A history first gets every version that the source tells of; the copy then adds what no
         event showed.
         """
@@ -279,7 +295,7 @@ class Pipeline:
                 report = caught_up.tables[table.name]
                 return copy_report(copied[table.name], report, started)
             found = self._copies.copy(table, on_progress, same_shape=caught_up is not None)
-            synced, gone_on = self._synced(on_progress)
+            synced, gone_on = self._synced(on_progress, only=table.name)
             table = self.table(name)  # raises what it was left out for
             report, again = synced.tables[table.name], gone_on.get(table.name)
             if again is not None:
@@ -300,7 +316,7 @@ class Pipeline:
         if table.mode is Mode.DESTRUCTIVE:
             return None, {}
         try:
-            caught_up, copied = self._synced(on_progress)
+            caught_up, copied = self._synced(on_progress, only=table.name)
             error = self._left_out.errors.get(table.name)
         except PermanentError as failure:
             error = failure
@@ -318,7 +334,7 @@ class Pipeline:
         """Bring the mirror up to one source state and compare every row at that state."""
         started = time.monotonic()
         with self._lock:
-            found = self._once_unmigrated(lambda: self._comparisons.verify(name))
+            found = self._once_unmigrated(lambda: self._comparisons.verify(name), name)
         errors = {} if name else self._told_errors()
         return VerifyReport(
             MappingProxyType(found),
@@ -327,10 +343,10 @@ class Pipeline:
             self.not_followed,
         )
 
-    def _once_unmigrated(self, look: Callable[[], _Found | None]) -> _Found:
+    def _once_unmigrated(self, look: Callable[[], _Found | None], only: str | None) -> _Found:
         """Sync and look, again where a migration came between the two: `look` returns None then."""
         for _ in range(ATTEMPTS):
-            self.sync()
+            self._sync(no_progress, only)
             found = look()
             if found is not None:
                 return found
@@ -339,7 +355,7 @@ class Pipeline:
     def parity(self, name: str) -> RowParity:
         """Bring the mirror up to one source state and count the rows of both at that state."""
         with self._lock:
-            return self._once_unmigrated(lambda: self._comparisons.parity(name))
+            return self._once_unmigrated(lambda: self._comparisons.parity(name), name)
 
     def repair(self, name: str) -> RepairReport:
         """Make one table equal to its source again; history gets the difference as versions."""

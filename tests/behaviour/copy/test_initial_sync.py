@@ -37,6 +37,29 @@ def test_a_first_sync_copies_what_nobody_asked_to_copy(make_world: MakeWorld, mo
 
 
 @BOTH_MODES
+def test_first_copies_read_each_table_once(make_world: MakeWorld, mode: str) -> None:
+    """One after the other, each with the checks that follow in Dagster, then the rest at once."""
+    world = make_world(mode=mode)
+    for name in "abcd":
+        world.run(f"create table {name}(id integer primary key)", f"insert into {name} values (1)")
+
+    def copies() -> int:
+        return world.faults.seen.count(Step.COPY_COMPLETE)
+
+    for number, name in enumerate(("a", "B"), start=1):
+        assert world.htap.initial_sync(name).inserted == 1
+        assert world.htap.row_parity(name).equal
+        assert world.htap.verify(name).equal
+        assert copies() == number
+    world.run("insert into a values (2)")
+    assert world.htap.sync_now().inserted == 3
+    assert copies() == 4
+    assert world.htap.verify().equal
+    world.htap.initial_sync_all()
+    assert copies() == 8
+
+
+@BOTH_MODES
 def test_a_repeated_copy_changes_nothing(make_world: MakeWorld, mode: str) -> None:
     world = filled(make_world, mode)
     world.htap.initial_sync("t")
