@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakMethod
 
 import pyarrow as pa
 
 from rhei_pipeline.changes.consume import After, OnLost
+from rhei_pipeline.errors import needs_extra
 from rhei_pipeline.holder.access import Access
 from rhei_pipeline.holder.held import Hint, running_as, writable
 from rhei_pipeline.holder.keeping_up import KeepingUp
@@ -39,6 +40,9 @@ from rhei_pipeline.sync.pipeline import no_progress, no_step
 from rhei_pipeline.wiring.declarations import table_settings
 from rhei_pipeline.wiring.engine import Engine
 
+if TYPE_CHECKING:
+    from rhei_pipeline.monitoring.server import MonitoringServer
+
 
 class HTAP:
     """An operational database and its analytical mirror.
@@ -55,6 +59,8 @@ class HTAP:
         self.settings = settings
         self._access = Access(settings, on_step, keep=hold)
         self._background: BackgroundSync | None = None
+        #: What serves metrics and the status page, once `start_sync` was asked for that.
+        self.monitoring: MonitoringServer | None = None
         self._writes = Writes()
         self._at_exit = _at_exit(WeakMethod(self.close))
 
@@ -73,6 +79,8 @@ class HTAP:
         """Stop the background sync and close everything; safe to repeat."""
         atexit.unregister(self._at_exit)
         self.stop_sync()
+        if self.monitoring is not None:
+            self.monitoring.close()
         self._access.close()
 
     @property
@@ -265,12 +273,21 @@ class HTAP:
         """Apply all pending changes; a table that was never copied is copied first."""
         return self._access.answer(lambda it: it.sync_now(on_progress))
 
-    def start_sync(self, interval_seconds: float | None = None) -> BackgroundSync:
+    def start_sync(
+        self, interval_seconds: float | None = None, metrics_port: int | None = None
+    ) -> BackgroundSync:
         """Sync in the background at an interval; one that is running already takes the new one.
 
         Where another process holds the mirror and syncs in the background, its reports are taken
         over; one that holds the mirror and does not sync gives it to this process.
+
+        Args:
+            interval_seconds: The pause between two syncs. Left out: `sync.interval_seconds`.
+            metrics_port: Serve `/metrics`, `/healthz`, `/readyz` and a status page there, for
+                this machine alone, until this is closed; 0 chooses any free port.
         """
+        if metrics_port is not None and self.monitoring is None:
+            self.monitoring = _monitoring(self, metrics_port)
         if self._background is None or not self._background.running:
             interval = interval_seconds or self.settings.sync.interval_seconds
             keeping = KeepingUp(self._access)
@@ -429,6 +446,12 @@ class HTAP:
     def replay_dead_letters(self, table: str | None = None) -> SyncReport:
         """Read the rows of the dead letters again, and sync."""
         return self._access.hold(lambda held: held.replay_dead_letters(table))
+
+
+def _monitoring(htap: HTAP, port: int) -> "MonitoringServer":
+    with needs_extra("metrics", "the metrics endpoint"):
+        from rhei_pipeline.monitoring.server import MonitoringServer  # noqa: PLC0415
+    return MonitoringServer(htap, port=port)
 
 
 def _at_exit(close: WeakMethod[Callable[[], None]]) -> Callable[[], None]:

@@ -80,8 +80,8 @@ def _serve_metrics(htap: HTAP, addresses: Addresses, stack: ExitStack) -> int | 
     if addresses.metrics_port is None:
         return None
     with needs_extra("metrics", "the metrics endpoint"):
-        from rhei_pipeline.server.metrics import Monitoring, MonitoringServer  # noqa: PLC0415
-    made = MonitoringServer(Monitoring(htap), addresses.host, addresses.metrics_port)
+        from rhei_pipeline.monitoring.server import MonitoringServer  # noqa: PLC0415
+    made = MonitoringServer(htap, addresses.host, addresses.metrics_port)
     stack.enter_context(made)
     return made.port
 

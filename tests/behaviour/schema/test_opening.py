@@ -13,7 +13,7 @@ from rhei_pipeline import Settings
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.cli.repl import Shell
 from rhei_pipeline.errors import PermanentError, SchemaError
-from rhei_pipeline.server.metrics import Monitoring
+from rhei_pipeline.monitoring.metrics import Monitoring
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 

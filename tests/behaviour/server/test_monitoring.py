@@ -1,29 +1,35 @@
 """The numbers that Prometheus reads, over real HTTP."""
 
+import json
+import re
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
+import yaml
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from psycopg.conninfo import conninfo_to_dict
 
 from examples.postgres_server import Server
 from rhei_pipeline.model.reports import Standing
-from rhei_pipeline.server.metrics import Monitoring, MonitoringServer
+from rhei_pipeline.monitoring.server import MonitoringServer
 from rhei_pipeline.sync.status import StatusCache
 from rhei_pipeline.wiring.engine import bridge
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
+DEPLOY = Path(__file__).parents[3] / "deploy" / "monitoring"
+
 
 @pytest.fixture(name="metrics")
 def metrics_of(world: World) -> Iterator[MonitoringServer]:
-    with MonitoringServer(Monitoring(world.htap), port=0) as made:
+    with MonitoringServer(world.htap, port=0) as made:
         yield made
 
 
@@ -76,6 +82,16 @@ def test_readiness_waits_for_the_first_copy(world: World, metrics: MonitoringSer
     assert get(metrics, "/else")[0] == 404
 
 
+def test_a_table_that_is_left_out_keeps_nobody_from_asking(world: World) -> None:
+    """The source answers for it; the page and the metrics name it."""
+    world.run("create table keyless(v)")
+    world.tables = [{"name": "orders"}, {"name": "keyless"}]
+    with MonitoringServer(world.htap, port=0) as metrics:
+        world.htap.sync_now()
+        assert get(metrics, "/readyz") == (200, "ready\n")
+        assert scrape(metrics)["rhei_table_left_out", "keyless"] == 1
+
+
 def test_a_closed_engine_is_neither_up_nor_ready(world: World, metrics: MonitoringServer) -> None:
     world.htap.close()
     assert get(metrics, "/readyz")[0] == 503
@@ -105,7 +121,7 @@ def test_while_the_source_is_away_every_series_stays_and_nothing_flaps(
     world = make_postgres(capture={"method": "trigger"})
     world.run("create table t(id int primary key)", "insert into t values (1)")
     world.htap.sync_now()
-    with MonitoringServer(Monitoring(world.htap), port=0) as metrics:
+    with MonitoringServer(world.htap, port=0) as metrics:
         world.run("insert into t values (2)")
         known = scrape(metrics)
         assert known["rhei_sync_cdc_lag_events", "t"] == 1
@@ -152,7 +168,7 @@ def test_a_scrape_during_a_long_copy_tells_how_far_it_has_come(
             reached.set()
             assert go_on.wait(60)
 
-    with MonitoringServer(Monitoring(world.htap), port=0) as server:
+    with MonitoringServer(world.htap, port=0) as server:
         copy = threading.Thread(target=world.htap.sync_now, args=(pause,))
         copy.start()
         assert reached.wait(60)
@@ -185,3 +201,27 @@ def test_an_error_that_nobody_expected_is_told_and_not_taken_for_news() -> None:
     assert found.unreadable == "reading failed with ZeroDivisionError"
     assert found.held_bytes == {"slot": 1}
     assert found.age_seconds > 0
+
+
+def test_dashboard_and_alerts_ask_for_metrics_that_exist(
+    world: World, metrics: MonitoringServer
+) -> None:
+    world.htap.sync_now()
+    world.htap.query("select count(*) from orders")
+    text = get(metrics, "/metrics")[1]
+    families = re.findall(r"^# TYPE (\w+) (\w+)$", text, flags=re.MULTILINE)
+    known = {name for name, _ in families}
+    known |= {f"{name}_bucket" for name, kind in families if kind == "histogram"}
+    rules = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"][0]["rules"]
+    panels = json.loads((DEPLOY / "grafana.json").read_text())["panels"]
+    asked = [rule["expr"] for rule in rules]
+    asked += [target["expr"] for panel in panels for target in panel["targets"]]
+    labels = {"instance", "table", "keeper", "engine", "le"}
+    for expression in asked:
+        named = set(re.findall(r"\brhei_\w+", expression))
+        assert named
+        assert named <= known, expression
+        grouped = re.findall(r"(?:by|on) \(([\w, ]+)\)", expression)
+        assert {label for group in grouped for label in group.split(", ")} <= labels
+    used = set(re.findall(r"\brhei_\w+", " ".join(asked)))
+    assert used >= {"rhei_up", "rhei_sync_failing", "rhei_table_left_out"}

@@ -1,24 +1,33 @@
-"""Prometheus metrics, health and readiness over HTTP."""
+"""Prometheus metrics of a pipeline, and whether it is ready for queries."""
 
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from rhei_pipeline.htap import HTAP
 from rhei_pipeline.model.progress import TableState
 from rhei_pipeline.model.reports import SyncReport, SyncStatus
 
 #: From a routed point read to a copy's hours.
 _SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600, 3600)
 #: A scrape waits so long for a sync under way, then tells what was known before it.
-_PATIENCE_SECONDS = 1.0
-_TEXT = "text/plain; charset=utf-8"
+PATIENCE_SECONDS = 1.0
+
+
+class Watched(Protocol):
+    """What can be monitored."""
+
+    def sync_status(self, patience_seconds: float | None = None) -> SyncStatus:
+        """Return every table's state, after so long at most."""
+
+    def watch(
+        self,
+        on_sync: Callable[[SyncReport], None],
+        on_query: Callable[[str, float], None],
+    ) -> None:
+        """Call these with each sync's report, and with each query's side and seconds."""
 
 
 class Monitoring:
@@ -28,8 +37,8 @@ class Monitoring:
     `rhei_query_routed_total{engine}`, `rhei_sync_cdc_lag_events{table}`, ....
     """
 
-    def __init__(self, htap: HTAP) -> None:
-        self._htap = htap
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
         self.registry = CollectorRegistry()
         self._routed = self._counter("rhei_query_routed", "Queries answered.", "engine")
         self._query = self._histogram("rhei_query_seconds", "Time to answer a query.", "engine")
@@ -50,8 +59,8 @@ class Monitoring:
                 ("copied_rows", "rows_copied", "Rows read by initial syncs."),
             )
         }
-        self.registry.register(_Standing(htap))
-        htap.watch(self._synced, self._answered)
+        self.registry.register(_Standing(watched))
+        watched.watch(self._synced, self._answered)
 
     def _counter(self, name: str, help_: str, label: str) -> Counter:
         return Counter(name, help_, [label], registry=self.registry)
@@ -73,7 +82,7 @@ class Monitoring:
 
     def readiness(self) -> str | None:
         """Return why queries should not be sent here yet; None when they can be."""
-        found = self._htap.sync_status(_PATIENCE_SECONDS)
+        found = self._watched.sync_status(PATIENCE_SECONDS)
         if found.unreadable is not None:
             return found.unreadable
         if not found.tables:  # the first sync is under way, and nothing was known before it
@@ -96,12 +105,12 @@ def _is_ready(state: TableState | None) -> bool:
 class _Standing(Collector):
     """Gauges of the tables' state, read at each scrape."""
 
-    def __init__(self, htap: HTAP) -> None:
-        self._htap = htap
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
 
     def collect(self) -> Iterator[Metric]:
         """Yield the gauges, with the last known values while source or mirror cannot be read."""
-        status = self._htap.sync_status(_PATIENCE_SECONDS)
+        status = self._watched.sync_status(PATIENCE_SECONDS)
         up = GaugeMetricFamily("rhei_up", "Whether source and mirror can be read.")
         up.add_metric([], status.unreadable is None)
         yield up
@@ -172,58 +181,3 @@ def _tables(status: SyncStatus) -> Iterator[Metric]:
         ):
             gauge.add_metric([name], value)
     yield from gauges.values()
-
-
-class MonitoringServer:
-    """Serves `/metrics`, `/healthz` and `/readyz` in a thread until it is closed.
-
-    Args:
-        port: 0 chooses any free port.
-    """
-
-    def __init__(self, monitoring: Monitoring, host: str = "127.0.0.1", port: int = 9464) -> None:
-        handler = type("Handler", (_Handler,), {"monitoring": monitoring})
-        self._server = ThreadingHTTPServer((host, port), handler)
-        self.port = int(self._server.server_address[1])
-        self._thread = threading.Thread(target=self._server.serve_forever, name="rhei-metrics")
-        self._thread.daemon = True
-        self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop serving; safe to repeat."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    monitoring: Monitoring
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        if path == "/metrics":
-            encode, kind = choose_encoder(self.headers.get("Accept", ""))
-            self._answer(200, encode(self.monitoring.registry), kind)
-        elif path == "/healthz":
-            self._answer(200, b"alive\n", _TEXT)
-        elif path == "/readyz":
-            reason = self.monitoring.readiness()
-            self._answer(503 if reason else 200, f"{reason or 'ready'}\n".encode(), _TEXT)
-        else:
-            self._answer(404, b"there are /metrics, /healthz and /readyz\n", _TEXT)
-
-    def _answer(self, status: int, body: bytes, kind: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Keep scrapes out of the log."""

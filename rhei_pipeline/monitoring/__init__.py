@@ -1,0 +1,1 @@
+"""What others see of a running pipeline: metrics, health, and a page for people."""

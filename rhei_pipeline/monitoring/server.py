@@ -1,0 +1,94 @@
+"""Serves metrics, health, readiness and the status page over HTTP, in a thread."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+from prometheus_client import make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
+
+from rhei_pipeline.monitoring.metrics import PATIENCE_SECONDS, Monitoring, Watched
+from rhei_pipeline.monitoring.recent import Recent
+from rhei_pipeline.monitoring.status_page import PAGE_POLICY, status_page
+
+_TEXT = "text/plain; charset=utf-8"
+_Respond = Callable[[str, list[tuple[str, str]]], object]
+
+
+class MonitoringServer:
+    """Serves `/`, `/metrics`, `/healthz` and `/readyz` until it is closed.
+
+    Args:
+        watched: The pipeline that is shown.
+        host: The address to listen on. Nobody has to authenticate there.
+        port: 0 chooses any free port.
+    """
+
+    def __init__(self, watched: Watched, host: str = "127.0.0.1", port: int = 9464) -> None:
+        self._watched = watched
+        self._monitoring = Monitoring(watched)
+        self._recent = Recent()
+        watched.watch(
+            lambda report: self._recent.note_sync(report, time.time()),
+            lambda _side, _seconds: None,
+        )
+        self._metrics = make_wsgi_app(self._monitoring.registry)
+        self._server = make_server(host, port, self._app, ThreadingWSGIServer, _Handler)
+        self.port = int(self._server.server_address[1])
+        self._thread = threading.Thread(target=self._server.serve_forever, name="rhei-metrics")
+        self._thread.daemon = True
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop serving; safe to repeat."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _app(self, environ: dict[str, Any], respond: _Respond) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            found: Iterable[bytes] = self._metrics(environ, respond)
+            return found
+        if path == "/":
+            headers = [("Content-Security-Policy", PAGE_POLICY), ("Cache-Control", "no-store")]
+            return _answer(respond, "200 OK", self._page(), "text/html; charset=utf-8", headers)
+        if path == "/healthz":
+            return _answer(respond, "200 OK", "alive\n")
+        if path == "/readyz":
+            reason = self._monitoring.readiness()
+            status = "503 Service Unavailable" if reason else "200 OK"
+            return _answer(respond, status, f"{reason or 'ready'}\n")
+        known = "there are /, /metrics, /healthz and /readyz\n"
+        return _answer(respond, "404 Not Found", known)
+
+    def _page(self) -> str:
+        now = time.time()
+        status = self._watched.sync_status(PATIENCE_SECONDS)
+        self._recent.note_status(status, now)
+        return status_page(status, self._recent, now)
+
+
+def _answer(
+    respond: _Respond,
+    status: str,
+    text: str,
+    kind: str = _TEXT,
+    headers: Iterable[tuple[str, str]] = (),
+) -> Iterable[bytes]:
+    body = text.encode()
+    respond(status, [("Content-Type", kind), ("Content-Length", str(len(body))), *headers])
+    return [body]
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Keep scrapes out of the log."""
