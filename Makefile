@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN_READY := $(VENV)/.run-ready
+DOCS_READY := $(VENV)/.docs-ready
 PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev test test-postgres combinations soak memory fuzz damage drift dagster-live lint types arrows check wheel fix bench schema screenshots clean
+.PHONY: help demo dev docs docs-update test test-postgres combinations soak memory fuzz damage drift dagster-live lint types arrows check wheel fix bench schema screenshots clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | \
@@ -83,6 +84,14 @@ schema: $(READY) ## write config/pipeline.schema.json
 	@$(BIN)/python -c 'from rhei_pipeline.settings.model import schema_text; print(schema_text(), end="")' \
 		> config/pipeline.schema.json
 
+docs: $(DOCS_READY) ## build the documentation as a site, in build/site
+	@NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+	@echo "Open build/site/index.html"
+
+docs-update: $(READY) ## write the reference and the answers of commands into the pages
+	@$(BIN)/python docs/reference_pages.py
+	@$(BIN)/python -m tests.docs.transcripts README.md docs/*.md
+
 screenshots: $(RUN_READY) ## take the README's pictures of the Dagster UI; needs Chromium
 	@SOURCE=$(SOURCE) $(BIN)/python -m examples.airline.screenshots
 
@@ -101,4 +110,8 @@ $(RUN_READY): requirements-run.lock pyproject.toml
 $(READY): $(RUN_READY) requirements.lock
 	@echo "Adding the developer's tools ..."
 	@$(PIP) --no-compile -r requirements.lock
+	@touch $@
+
+$(DOCS_READY): $(READY) requirements-docs.lock
+	@$(PIP) --no-compile -r requirements-docs.lock
 	@touch $@

@@ -12,16 +12,24 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
-import click
 import typer
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
+from typer.core import TyperArgument
 
 import rhei_pipeline
 import rhei_pipeline.dagster
 import rhei_pipeline.testing
+from rhei_pipeline import TableState
 from rhei_pipeline.cli import options
 from rhei_pipeline.cli.main import app
+from rhei_pipeline.model.reports import (
+    CopyStatus,
+    SyncReport,
+    SyncStatus,
+    TableReport,
+    TableStatus,
+)
 from rhei_pipeline.monitoring.metrics import Monitoring
 
 DOCS = Path(__file__).parent
@@ -53,47 +61,43 @@ def _table(*heads: str) -> Iterator[str]:
 
 
 def _cli() -> Iterator[str]:
-    command = typer.main.get_command(app)
-    assert isinstance(command, click.Group)
+    group: Any = typer.main.get_command(app)
     yield "# The command line\n"
-    yield "What `rhei COMMAND --help` says, for every command. What the codes mean that a command"
-    yield "ends with is told under [exit codes](exit-codes.md).\n"
-    for name, found in command.commands.items():
-        yield from _command(name, found)
+    yield "What `rhei COMMAND --help` says, for every command. A command ends with one of these"
+    yield "[exit codes](exit-codes.md).\n"
+    for name, command in group.commands.items():
+        yield from _command(name, command)
 
 
-def _command(name: str, command: click.Command) -> Iterator[str]:
-    arguments = [one for one in command.params if isinstance(one, click.Argument)]
-    words = " ".join(
-        f"[{one.human_readable_name}]" if not one.required else one.human_readable_name
-        for one in arguments
-    )
+def _command(name: str, command: Any) -> Iterator[str]:  # noqa: ANN401  (typer has no public class for it)
+    arguments = [one for one in command.params if isinstance(one, TyperArgument)]
+    words = [one.name.upper() if one.required else f"[{one.name.upper()}]" for one in arguments]
     yield f"## rhei {name}\n"
-    yield inspect.cleandoc(command.help or "").replace("\n\n", "\n\n") + "\n"
-    yield f"```text\nrhei {name} {words}".rstrip() + " [OPTIONS]\n```\n"
+    yield f"{inspect.cleandoc(command.help or '')}\n"
+    yield f"```text\n{' '.join(['rhei', name, *words, '[OPTIONS]'])}\n```\n"
     yield from _table("argument or option", "default", "what it is")
-    for parameter in command.params:
-        if getattr(parameter, "hidden", False):
-            continue
-        yield _row(_spelled(parameter), _default(parameter), getattr(parameter, "help", "") or "")
+    for one in command.params:
+        if not one.hidden:
+            yield _row(_spelled(one), _default(one), one.help or "")
     yield f"\n`{command.epilog}`\n" if command.epilog else ""
 
 
-def _spelled(parameter: click.Parameter) -> str:
-    if isinstance(parameter, click.Argument):
-        return f"`{parameter.human_readable_name}`"
-    spelled = ", ".join(f"`{name}`" for name in parameter.opts)
-    if isinstance(parameter, click.Option) and parameter.is_flag:
+def _spelled(one: Any) -> str:  # noqa: ANN401
+    if isinstance(one, TyperArgument):
+        return f"`{(one.name or '').upper()}`"
+    spelled = ", ".join(f"`{name}`" for name in one.opts)
+    kind = one.type_descriptor.annotation
+    if one.is_flag:
         return spelled
-    kind = parameter.type
-    words = "|".join(map(str, kind.choices)) if isinstance(kind, click.Choice) else kind.name
+    choices = inspect.isclass(kind) and issubclass(kind, Enum)
+    words = " or ".join(str(choice.value) for choice in kind) if choices else kind.__name__.lower()
     return f"{spelled} {words}"
 
 
-def _default(parameter: click.Parameter) -> str:
-    found = parameter.default
-    if found is None or found is False or callable(found) or "Sentinel" in repr(found):
-        return "required" if parameter.required else ""
+def _default(one: Any) -> str:  # noqa: ANN401
+    found = one.default
+    if found is None or found is False or callable(found):
+        return "required" if one.required else ""
     return f"`{found.value if isinstance(found, Enum) else found}`"
 
 
@@ -151,11 +155,16 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:  # noqa: ANN401  (a t
 
 
 def _type(field: FieldInfo) -> str:
+    models = [model.__name__ for model in _models(field.annotation)]
+    if len(models) > 1:
+        return " | ".join(models)
     text = re.sub(r"<enum '(\w+)'>|<class '([\w.]+)'>", r"\1\2", str(field.annotation))
     text = re.sub(r"typing\.|pathlib\._local\.|pathlib\.|pydantic\.types\.|datetime\.", "", text)
     text = re.sub(r"rhei_pipeline\.[\w.]*\.(\w+)", r"\1", text)
     text = re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace(", ", " or "), text)
     text = re.sub(r"Annotated\[(.*?), .*\]$", r"\1", text)
+    text = re.sub(r"Optional\[(.*)\]", r"\1 | null", text)
+    text = re.sub(r"Union\[(.*)\]", lambda found: found[1].replace(", ", " | "), text)
     for long, short in {"SecretStr": "secret", "NoneType": "null", "None": "null"}.items():
         text = re.sub(rf"\b{long}\b", short, text)
     bounds = [str(one) for one in field.metadata if type(one).__name__ in {"Ge", "Gt", "Le", "Lt"}]
@@ -200,7 +209,7 @@ def _public(module: ModuleType, name: str) -> Iterator[str]:
         yield _text(found)
     elif name != "__version__":
         yield f"### {name}\n"
-        yield f"A constant: `{found!r}`.\n" if len(repr(found)) < 200 else "A constant.\n"
+        yield "A constant.\n"
 
 
 def _methods(owner: type) -> Iterator[str]:
@@ -237,15 +246,41 @@ def _text(found: object) -> str:
 # Metrics
 
 
+class _Shown:
+    """A pipeline with one of everything, so that each metric has a value and its labels."""
+
+    def __init__(self) -> None:
+        self.on_sync: Callable[[SyncReport], None] = lambda _report: None
+        self.on_query: Callable[[str, float], None] = lambda _side, _seconds: None
+
+    def sync_status(self, patience_seconds: float | None = None) -> SyncStatus:
+        """Return the state of one table that is being copied."""
+        assert patience_seconds is not None
+        table = TableStatus("t", "temporal", TableState.READY, 1, 0, 0.0, 0)
+        copying, held = {"t": CopyStatus(1, 2)}, {"log": 1}
+        return SyncStatus(running=True, tables={"t": table}, copying=copying, held_bytes=held)
+
+    def watch(
+        self, on_sync: Callable[[SyncReport], None], on_query: Callable[[str, float], None]
+    ) -> None:
+        """Keep what is to be called."""
+        self.on_sync, self.on_query = on_sync, on_query
+
+
 def _metrics() -> Iterator[str]:
     yield "# Metrics\n"
-    yield "What `/metrics` of `rhei serve` and of `start_sync(metrics_port=...)` shows. What each is"
-    yield "good for is told under [serving](../serving.md#metrics-and-health).\n"
+    yield "What `/metrics` of `rhei serve` and of `start_sync(metrics_port=...)` shows."
+    yield "See [serving](../serving.md#metrics-and-health) for where to look first.\n"
     yield from _table("metric", "kind", "labels", "what it is")
-    for family in sorted(Monitoring.families(), key=lambda one: one.name):
-        suffix = "_total" if family.kind == "counter" else ""
-        labels = ", ".join(f"`{label}`" for label in family.labels)
-        yield _row(f"`{family.name}{suffix}`", family.kind, labels, family.text)
+    shown = _Shown()
+    monitoring = Monitoring(shown)
+    shown.on_sync(SyncReport({"t": TableReport("t", events=1)}, 0.1))
+    shown.on_query("olap", 0.1)
+    for family in sorted(monitoring.registry.collect(), key=lambda one: one.name):
+        suffix = "_total" if family.type == "counter" else ""
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        named = ", ".join(f"`{label}`" for label in sorted(labels))
+        yield _row(f"`{family.name}{suffix}`", family.type, named, family.documentation)
 
 
 def main() -> None:

@@ -10,6 +10,15 @@ import typer
 FAILED = 1
 #: Done, but tables are left out.
 LEFT_OUT = 3
+#: What a command ends with, and what that means.
+EXIT_CODES = {
+    0: "done",
+    FAILED: "failed; also: `verify` found a difference, `check` an error, `dead-letters` a letter,"
+    " or the source has no table at all to mirror",
+    2: "wrong usage",
+    LEFT_OUT: "done, but tables are left out, be it all of them, or something was not published",
+    130: "interrupted by Ctrl-C",
+}
 
 Config = Annotated[Path, typer.Option("--config", help="The declaration.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]

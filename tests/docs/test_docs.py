@@ -1,5 +1,6 @@
 """What the pages say is what the project does."""
 
+import importlib.util
 import re
 import tomllib
 from importlib import metadata
@@ -43,8 +44,37 @@ def test_python_of_the_pages_compiles(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        found = page.parent / name if name else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as the site and the repository's host make them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+def test_every_page_of_the_site_is_in_its_navigation() -> None:
+    named = set(re.findall(r"[\w/.-]+\.md", (PROJECT / "mkdocs.yml").read_text()))
+    docs = PROJECT / "docs"
+    assert named == {str(page.relative_to(docs)) for page in docs.rglob("*.md")}
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    path = PROJECT / "docs" / "reference_pages.py"
+    spec = importlib.util.spec_from_file_location("reference_pages", path)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    for name, text in made.pages().items():
+        assert (path.parent / "reference" / name).read_text() == text, "run 'make docs-update'"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
