@@ -85,7 +85,7 @@ schema: $(READY) ## write config/pipeline.schema.json
 		> config/pipeline.schema.json
 
 docs: $(DOCS_READY) ## build the documentation as a site, in build/site
-	@NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 	@echo "Open build/site/index.html"
 
 docs-update: $(READY) ## write the reference and the answers of commands into the pages
