@@ -130,6 +130,7 @@ class HTAP:
         hint: Hint = "auto",
         max_staleness: float | None = None,
         after: Written | str | None = None,
+        begun: Begun | None = None,
     ) -> pa.Table:
         """Run one read-only statement, in the source's SQL.
 
@@ -143,6 +144,7 @@ class HTAP:
             max_staleness: How many seconds the mirror's answer may be behind the source.
             after: What `execute` returned, or its `token`, here or in another process of this
                 machine: the answer shows that write.
+            begun: Called with a thread-safe cancel function once the query may be cancelled.
 
         Returns:
             The answer. Its schema's metadata name the side, the reason and the watermark.
@@ -151,7 +153,7 @@ class HTAP:
             QueryError: The statement does not only read, or its side refuses it.
         """
         demand = Demand(max_staleness, after, self._writes.last)
-        return self._access.answer(lambda it: it.query(sql, params, hint, demand))
+        return self._access.answer(lambda it: it.query(sql, params, hint, demand, begun))
 
     def stream(
         self,

@@ -1,6 +1,7 @@
 """A first declaration, written from what a live source holds, with a reason for each choice."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,24 @@ from rhei_pipeline.wiring.source import SourceDatabase, open_database, validate
 _WORTH_KEEPING = {"status", "state", "price", "balance", "plan", "tier", "stage", "owner_id"}
 
 
+#: PostgreSQL's other form of a connection string.
+_CONNECTION_STRING = re.compile(r"(?<!\w)(host|hostaddr|dbname|service|user)\s*=")
+#: Databases that people have, by the schemes of their URLs.
+_OTHERS = {
+    "mysql": "a MySQL database",
+    "mariadb": "a MariaDB database",
+    "mongodb": "a MongoDB database",
+    "mssql": "a SQL Server database",
+    "sqlserver": "a SQL Server database",
+    "oracle": "an Oracle database",
+    "duckdb": "a DuckDB file",
+    "redis": "a Redis database",
+    "s3": "an object store",
+    "http": "a web address",
+    "https": "a web address",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class StarterDeclaration:
     """A generated declaration.
@@ -26,10 +45,12 @@ class StarterDeclaration:
     Attributes:
         text: The declaration, as YAML.
         left_out: The tables and views that it leaves out, with the reasons.
+        secret: The line of a `.env` file that it needs beside it; None where it holds all.
     """
 
     text: str
     left_out: Mapping[str, str]
+    secret: str | None = None
 
 
 def starter(source: str) -> StarterDeclaration:
@@ -58,7 +79,7 @@ def starter(source: str) -> StarterDeclaration:
     entries = [line for schema in schemas for line in _table(schema)]
     omitted = [f"  # {name}: left out: {_one_line(why)}" for name, why in left_out.items()]
     text = "\n".join([*_head(settings, source, obstacle), *entries, *omitted, *_TAIL, ""])
-    return StarterDeclaration(text, left_out)
+    return StarterDeclaration(text, left_out, _secret(settings))
 
 
 def _one_line(text: str) -> str:
@@ -103,16 +124,45 @@ def _with_own_name(schema: TableSchema, others: Sequence[TableSchema]) -> TableS
 
 
 def _source(source: str) -> dict[str, Any]:
-    if source.startswith(("postgres://", "postgresql://")) or "dbname=" in source:
+    scheme, has_scheme, rest = source.partition("://")
+    if scheme.lower() in {"postgres", "postgresql"} or _CONNECTION_STRING.search(source):
         return {"kind": "postgres", "dsn": source}
+    if scheme.lower() == "file" and has_scheme:
+        return {"kind": "sqlite", "path": Path(rest)}
+    if scheme.lower() == "sqlite" and has_scheme:  # a fourth slash begins an absolute path
+        return {"kind": "sqlite", "path": Path(rest.removeprefix("/"))}
+    if has_scheme and scheme.isidentifier():
+        known = _OTHERS.get(scheme.lower(), f"a source {scheme!r}")
+        raise SettingsError(
+            f"{known} cannot be mirrored",
+            hint="a source is a SQLite file, or a PostgreSQL server by its postgresql:// URL",
+        )
     return {"kind": "sqlite", "path": Path(source)}
+
+
+def _secret(settings: Settings) -> str | None:
+    """Return the variable that gives a connection string with a password; None without one."""
+    if settings.source.kind != "postgres":
+        return None
+    from psycopg.conninfo import conninfo_to_dict
+
+    dsn = settings.source.dsn.get_secret_value()
+    if not conninfo_to_dict(dsn).get("password"):
+        return None
+    quoted = dsn.replace("\\", "\\\\").replace("'", "\\'")
+    return f"RHEI__SOURCE__DSN='{quoted}'"
 
 
 def _head(settings: Settings, source: str, obstacle: str | None) -> Iterator[str]:
     if settings.source.kind == "postgres":
-        yield "# PostgreSQL. Its connection string may hold a password: the environment gives it."
-        yield "#   export RHEI__SOURCE__DSN='postgresql://...'"
-        yield "source: {kind: postgres}"
+        if _secret(settings):
+            yield "# PostgreSQL. Its connection string holds a password, and is not for this file:"
+            yield "# the variable RHEI__SOURCE__DSN gives it, such as from the file .env."
+            yield "source: {kind: postgres}"
+        else:
+            yield "# PostgreSQL. A connection string with a password belongs in the variable"
+            yield "# RHEI__SOURCE__DSN, or in the file .env; this one has none."
+            yield f"source: {{kind: postgres, dsn: {json.dumps(source)}}}"
         if obstacle is None:
             yield "# The server's own log is read, through a replication slot."
             yield "capture: {method: logical}"
@@ -122,7 +172,7 @@ def _head(settings: Settings, source: str, obstacle: str | None) -> Iterator[str
             yield "capture: {method: trigger}"
     else:
         yield "# The application's SQLite file."
-        yield f"source: {{kind: sqlite, path: {json.dumps(str(Path(source).resolve()))}}}"
+        yield f"source: {{kind: sqlite, path: {json.dumps(str(settings.sqlite_path.resolve()))}}}"
         yield "# Triggers note which keys are touched, in the writer's own transaction: nothing is"
         yield "# missed. A file that may only be read is captured by 'polling'."
         yield "capture: {method: trigger}"

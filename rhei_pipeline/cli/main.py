@@ -4,6 +4,8 @@ A command imports what it works with when it runs: nobody waits for engines to r
 """
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -15,14 +17,16 @@ from rhei_pipeline.cli.commands import (
     querying,
     syncing,
 )
-from rhei_pipeline.cli.options import FAILED
-from rhei_pipeline.cli.output import err
+from rhei_pipeline.cli.options import FAILED, Quiet, Verbose, be_quiet, be_verbose, talking
+from rhei_pipeline.cli.output import notes, print_error
 from rhei_pipeline.errors import RheiError
 
 app = typer.Typer(
     help="Keep an analytical mirror of an operational database by change data capture.",
+    epilog="Exit codes: 0 done; 1 failed, or something is wrong; 2 wrong usage; 3 done, but tables"
+    " are left out; 130 interrupted.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 #: The commands by what they are for, in the order of the help.
@@ -37,7 +41,32 @@ _PANELS = {
 for _panel, _group in _PANELS.items():
     for _command in _group.commands.registered_commands:
         _command.rich_help_panel = _panel
+        if _command.callback is not None:
+            _command.callback = talking(_command.callback)
         app.registered_commands.append(_command)
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001  (a callback of typer's)
+    if wanted:
+        typer.echo(f"rhei {version('rhei-pipeline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def before_the_command(
+    show_version: Annotated[  # noqa: ARG001  (its callback has done it)
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Do what is asked for before the command's name."""
+    notes.quiet = False
+    if verbose:
+        be_verbose()
+    if quiet:
+        be_quiet()
 
 
 def main() -> None:
@@ -45,7 +74,7 @@ def main() -> None:
     try:
         app(prog_name="rhei")
     except RheiError as error:
-        err.print(f"[red]error[/] {error}", markup=True, soft_wrap=True)
+        print_error(str(error))
         sys.exit(FAILED)
 
 

@@ -6,18 +6,38 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rhei_pipeline.cli.output import err
+from rhei_pipeline.cli.options import DEFAULT_CONFIG
+from rhei_pipeline.cli.output import notes
 
 if TYPE_CHECKING:
     from rhei_pipeline.htap import HTAP
     from rhei_pipeline.settings.model import Settings
 
 
+def found(config: Path) -> Path:
+    """Return the declaration: the default one is looked for in the parent folders, too."""
+    if config != DEFAULT_CONFIG or config.exists():
+        return config
+    here = Path.cwd()
+    candidates = (folder / config for folder in here.parents)
+    return next((file for file in candidates if file.exists()), config)
+
+
+def take_environment(config: Path) -> None:
+    """Set the variables of the project's file `.env`, except those that are set already."""
+    from dotenv import load_dotenv
+
+    from rhei_pipeline.settings.model import project_directory
+
+    load_dotenv(project_directory(found(config)) / ".env")
+
+
 def settings_of(config: Path) -> "Settings":
     """Return what a file declares."""
     from rhei_pipeline.settings.model import Settings
 
-    return Settings.load(config)
+    take_environment(config)
+    return Settings.load(found(config))
 
 
 @contextmanager
@@ -51,7 +71,7 @@ def progress_shown(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:  #
     """Show how far each table's copy is; the function given takes table, rows and total."""
     from rich.progress import Progress
 
-    with Progress(console=err, transient=True, disable=quiet) as progress:
+    with Progress(console=notes, transient=True, disable=quiet or notes.quiet) as progress:
         tasks: dict[str, Any] = {}
 
         def advance(table: str, rows: int, total: int) -> None:
@@ -60,3 +80,13 @@ def progress_shown(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:  #
             progress.update(tasks[table], completed=rows, total=max(total, rows))
 
         yield advance
+
+
+@contextmanager
+def work_shown(what: str) -> Iterator[None]:
+    """Show in a terminal that work goes on whose length nobody knows."""
+    if not notes.is_terminal or notes.quiet:
+        yield
+        return
+    with notes.status(what):
+        yield

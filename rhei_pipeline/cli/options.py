@@ -1,11 +1,16 @@
 """What the commands have in common: options, exit codes, and how a time is read."""
 
+from collections.abc import Callable, Collection
 from datetime import UTC, date, datetime, time
 from enum import StrEnum
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from rhei_pipeline.cli.output import notes
 
 FAILED = 1
 #: Done, but tables are left out.
@@ -20,10 +25,21 @@ EXIT_CODES = {
     130: "interrupted by Ctrl-C",
 }
 
-Config = Annotated[Path, typer.Option("--config", help="The declaration.")]
+Config = Annotated[
+    Path,
+    typer.Option(
+        "--config",
+        envvar="RHEI_CONFIG",
+        help="The declaration; the default is looked for in the parent folders, too.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 OneTable = Annotated[str | None, typer.Option("--table", help="This table only.")]
 DEFAULT_CONFIG = Path("config/pipeline.yaml")
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Log what is done, on standard error.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show neither progress nor notes.")]
 
 
 class Side(StrEnum):
@@ -32,6 +48,39 @@ class Side(StrEnum):
     AUTO = "auto"
     OLTP = "oltp"
     OLAP = "olap"
+
+
+def talking(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that can be asked behind its name, too, to say more or less."""
+
+    @wraps(command)
+    def run(*, verbose: bool, quiet: bool, **options: object) -> None:
+        if verbose:
+            be_verbose()
+        if quiet:
+            be_quiet()
+        command(**options)
+
+    own = signature(command)
+    more = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in (("verbose", Verbose), ("quiet", Quiet))
+    ]
+    run.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])  # type: ignore[attr-defined]
+    run.__annotations__ = {**command.__annotations__, "verbose": Verbose, "quiet": Quiet}
+    return run
+
+
+def be_verbose() -> None:
+    """Log what is done."""
+    from rhei_pipeline.model.log_context import log_to_stderr
+
+    log_to_stderr(as_json=False)
+
+
+def be_quiet() -> None:
+    """Show neither progress nor notes."""
+    notes.quiet = True
 
 
 def example(text: str) -> str:
@@ -53,6 +102,19 @@ def time_of(text: str) -> datetime:
         raise typer.BadParameter(
             f"{text!r} is not a timestamp such as 2026-11-01T12:00Z"
         ) from error
+
+
+def refuse_unknown(table: str, known: Collection[str]) -> None:
+    """Refuse a table's name that is not known.
+
+    Raises:
+        SchemaError: It is not; names the nearest.
+    """
+    from rhei_pipeline.errors import SchemaError
+    from rhei_pipeline.model.schema import nearest
+
+    if table not in known:
+        raise SchemaError(f"there is no table {table!r}", hint=nearest(table, sorted(known)))
 
 
 def exit_if(failed: bool, code: int = FAILED) -> None:  # noqa: FBT001

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, time
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Shown
+from rich.text import Text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,6 +24,8 @@ SHOWN_ROWS = 40
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+#: For notes and progress; silent where nobody wants them.
+notes = Console(stderr=True, highlight=False)
 
 
 def values(report: Any) -> dict[str, Any]:  # noqa: ANN401  (any of the reports)
@@ -79,56 +82,75 @@ def show_rows(table: "pa.Table", *, as_json: bool) -> None:
     if table.num_rows == 0:
         out.print("no rows")
         return
-    _print_rows(table.slice(0, SHOWN_ROWS))
+    for shown in rows_shown(table.slice(0, SHOWN_ROWS), out.width):
+        out.print(shown)
     if table.num_rows > SHOWN_ROWS:
-        out.print(f"{SHOWN_ROWS} of {table.num_rows:,} rows; --json prints all")
+        out.print(f"{SHOWN_ROWS} of {table.num_rows:,} rows; --format and --output have all")
+
+
+def print_error(text: str) -> None:
+    """Print an error; a terminal's lines are broken between words."""
+    err.print(Text.assemble(("error ", "red"), text), soft_wrap=not err.is_terminal)
+
+
+def print_note(text: str) -> None:
+    """Print what is worth knowing, unless it is not wanted."""
+    notes.print(Text.assemble(("note ", "yellow"), text), soft_wrap=not notes.is_terminal)
 
 
 def name_errors(errors: Mapping[str, str]) -> None:
     """Print the tables that were left out, with the reasons."""
     for error in errors.values():
-        err.print(f"[red]error[/] {escape(error)}", soft_wrap=True)
+        print_error(error)
+
+
+def name_dead_letters(met: Mapping[str, int]) -> None:
+    """Print how many rows a sync could not mirror, and how to see which."""
+    count = sum(met.values())
+    if count:
+        names = ", ".join(name for name, letters in met.items() if letters)
+        rows = "1 row" if count == 1 else f"{count:,} rows"
+        print_note(f"{rows} of {names} could not be mirrored: 'rhei dead-letters' says why")
 
 
 def name_not_followed(tables: Mapping[str, datetime], named: Collection[str]) -> None:
     """Print the mirror's tables that are no longer followed, except those printed before."""
     for name, since in tables.items():
         if name not in named:
-            text = (
+            print_note(
                 f"table {name!r} is no longer followed since {since.isoformat()}: declare it"
                 f" again, or drop it from the mirror with 'rhei drop-table {name}'"
             )
-            err.print(f"[yellow]note[/] {escape(text)}", soft_wrap=True)
 
 
 def name_findings(findings: "Iterable[Finding]") -> None:
     """Print what was found beside the tables' state, with what to do."""
     for found in findings:
-        text = f"table {found.table!r}: {found.what}: {found.why} ({found.remedy})"
-        err.print(f"[yellow]note[/] {escape(text)}", soft_wrap=True)
+        print_note(f"table {found.table!r}: {found.what}: {found.why} ({found.remedy})")
 
 
 def name_not_published(reason: str | None) -> None:
     """Print why the published copy or the Delta tables are out of date, if they are."""
     if reason is not None:
-        err.print(f"[red]error[/] {escape(reason)}", soft_wrap=True)
+        print_error(reason)
 
 
-def _print_rows(table: "pa.Table") -> None:
+def rows_shown(table: "pa.Table", width: int) -> Iterator[Shown]:
+    """Return rows as one table; where it were too wide, as one for each row."""
     from rhei_pipeline.model.plain_values import plain_values
 
     # A table's columns may share a name, so they are taken by place.
     columns = [[exact(value) for value in plain_values(column)] for column in table.columns]
     names = [escape(name) for name in table.column_names]
     rows = [list(cells) for cells in zip(*columns, strict=True)]
-    if _width(names, rows) <= out.width:
-        out.print(_table(names, rows, [_is_numeric(column.type) for column in table.columns]))
+    if _width(names, rows) <= width:
+        yield _table(names, rows, [_is_numeric(column.type) for column in table.columns])
         return
     for row in rows:
         record = Shown(show_header=False)
         for name, cell in zip(names, row, strict=True):
             record.add_row(name, cell)
-        out.print(record)
+        yield record
 
 
 def _width(names: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
@@ -179,7 +201,12 @@ def exact(value: object) -> str:
 
 
 def _write_json(value: object) -> None:
-    sys.stdout.write(json.dumps(_json(value)) + "\n")
+    sys.stdout.write(json_text(value) + "\n")
+
+
+def json_text(value: object) -> str:
+    """Return a value as JSON; what JSON cannot hold becomes text."""
+    return json.dumps(_json(value))
 
 
 def _json(value: object) -> object:

@@ -1,147 +1,236 @@
-"""`rhei query` without a statement: a small shell with history and completion."""
+"""`rhei query` without a statement: a shell, in a terminal or over a script."""
 
-import contextlib
-import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from time import monotonic, sleep
+from typing import TYPE_CHECKING
 
-from rhei_pipeline.cli.output import err, name_errors, out, show_rows
+from rhei_pipeline.cli.interrupting import interruptible
+from rhei_pipeline.cli.output import err, name_errors, out, print_error, say
+from rhei_pipeline.cli.rows import OutputFormat, RowWriter
+from rhei_pipeline.cli.statements import keywords, says_something, whole_statements
 from rhei_pipeline.errors import QueryError, RheiError
-from rhei_pipeline.holder.held import Hint
-from rhei_pipeline.htap import HTAP
 
-HISTORY = Path.home() / ".rhei_history"
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from rhei_pipeline.holder.held import Hint
+    from rhei_pipeline.htap import HTAP
+
 _HELP = """\
-Statements end with ';'. Commands:
-  \\d             the tables           \\d TABLE      its columns
-  \\route SQL     which side, and why  \\auto \\oltp \\olap   which side answers next
-  \\sync          apply pending changes  \\q             quit"""
-_KEYWORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "select from where group by having order limit join left on using with as count sum avg"
-        " min max distinct union case when then else end and or not null like between in exists is",
-    )
+A statement ends with ';', and may have many lines. Commands:
+  \\d                 the tables             \\d TABLE    its columns
+  \\route [SQL]       which side would answer, and why (left out: the last statement)
+  \\auto \\oltp \\olap  which side answers from now on
+  \\sync              apply what is pending  \\timing     show how long answers take, or not
+  \\watch [SECONDS]   ask the last statement again and again; Ctrl-C ends that
+  \\export FILE       write the last answer: .csv, .json, .ndjson, .md, .parquet
+  \\q, exit           leave the shell (Ctrl-D does, too); Ctrl-C ends a query"""
+COMMANDS = (
+    *("\\d", "\\route", "\\auto", "\\oltp", "\\olap", "\\sync", "\\timing"),
+    *("\\watch", "\\export", "\\q", "\\?"),
 )
-_HINTS: tuple[Hint, ...] = ("auto", "oltp", "olap")
+_HINTS: tuple["Hint", ...] = ("auto", "oltp", "olap")
+_ENDS = {"\\q", "\\quit", "exit", "quit", "exit;", "quit;"}
+#: Between two answers of `\\watch`.
+_PAUSE_SECONDS = 2.0
 
 
 class Shell:
-    """An interactive prompt for queries.
+    """Answers statements and commands, one after another.
 
     Args:
-        read: Asks for one line, given a prompt; raises EOFError at the end.
+        htap: What is asked.
+        read: Asks for one line or more, given a prompt; raises EOFError at the end.
+        writer: How rows are written; left out: as tables for people.
+        hint: The side that answers first.
+        is_script: Say nothing beside the answers, and end at the first error.
     """
 
-    def __init__(self, htap: HTAP, read: Callable[[str], str] = input) -> None:
+    def __init__(
+        self,
+        htap: "HTAP",
+        read: Callable[[str], str] = input,
+        writer: RowWriter | None = None,
+        hint: "Hint" = "auto",
+        *,
+        is_script: bool = False,
+    ) -> None:
         self._htap = htap
         self._read = read
-        self._hint: Hint = "auto"
+        self._writer = writer or RowWriter(OutputFormat.TABLE)
+        self._hint: Hint = hint
+        self._is_script = is_script
+        self._shows_time = not is_script
+        self._last = ""
+        self._answer: pa.Table | None = None
 
     def run(self) -> None:
-        """Answer lines until the end of the input or the quit command."""
-        out.print("rhei: \\? for help, \\q to quit")
+        """Answer what is read until the end of the input or the quit command."""
+        if not self._is_script:
+            out.print("rhei: \\? for help, \\q to quit", markup=False)
         pending = ""
         while True:
             try:
                 line = self._read("    > " if pending else "rhei> ")
             except EOFError:
-                return
+                break
             except KeyboardInterrupt:
                 pending = ""
                 continue
+            if not pending and line.strip().lower() in _ENDS:
+                return
             if not pending and line.strip().startswith("\\"):
-                if line.strip() in {"\\q", "\\quit"}:
-                    return
                 self._guarded(self._command, line.strip())
                 continue
-            pending = f"{pending}\n{line}".strip()
-            if pending.endswith(";"):
-                self._guarded(self._answer, pending)
-                pending = ""
+            pending = self._answered(f"{pending}\n{line}".strip())
+        if says_something(pending, self._dialect):
+            self._guarded(self._ask, pending)
+
+    def read_by(self, read: Callable[[str], str]) -> None:
+        """Ask for lines in another way from now on."""
+        self._read = read
+
+    def is_whole(self, text: str) -> bool:
+        """Return whether what is typed is a command, or ends with a statement's end."""
+        typed = text.strip()
+        if not typed or typed.startswith("\\") or typed.lower() in _ENDS:
+            return True
+        found, rest = whole_statements(typed, self._dialect)
+        return bool(found) and not says_something(rest, self._dialect)
+
+    def words(self) -> list[str]:
+        """Return the words for completion: keywords, tables, columns."""
+        names = {
+            name
+            for table in self._htap.table_schemas().values()
+            for name in (table.name, *table.schema.names)
+        }
+        return sorted({*keywords(self._dialect), *names})
+
+    @property
+    def _dialect(self) -> str:
+        """The dialect that statements are read in, only to see where they end."""
+        is_for_mirror = self._hint == "olap"
+        return "duckdb" if is_for_mirror else self._htap.settings.source.kind
+
+    def _answered(self, text: str) -> str:
+        """Answer the statements that end in a text; return what is left of it."""
+        found, rest = whole_statements(text, self._dialect)
+        for statement in found:
+            self._guarded(self._ask, statement)
+        return rest if says_something(rest, self._dialect) else ""
 
     def _guarded(self, act: Callable[[str], None], text: str) -> None:
+        """Do something; an error, or Ctrl-C, ends that alone."""
+        if self._is_script:
+            act(text)
+            return
         try:
             act(text)
         except KeyboardInterrupt:
             err.print("interrupted")
         except RheiError as error:
-            err.print(f"[red]error[/] {error}", soft_wrap=True)
+            print_error(str(error))
 
-    def _answer(self, sql: str) -> None:
-        started = time.monotonic()
-        found = self._htap.query(sql, hint=self._hint)
-        seconds = time.monotonic() - started
-        show_rows(found, as_json=False)
+    def _ask(self, sql: str) -> None:
+        self._last = sql
+        started = monotonic()
+        self._answer = found = interruptible(
+            lambda begun: self._htap.query(sql, hint=self._hint, begun=begun)
+        )
+        seconds = monotonic() - started
+        self._writer.write(found)
         labels = found.schema.metadata or {}
         side, reason = (labels.get(name, b"").decode() for name in (b"rhei.engine", b"rhei.reason"))
-        out.print(f"{found.num_rows:,} rows in {seconds * 1000:.1f} ms from {side}: {reason}")
+        if not self._is_script:
+            rows = "1 row" if found.num_rows == 1 else f"{found.num_rows:,} rows"
+            took = f" in {seconds * 1000:.1f} ms" if self._shows_time else ""
+            out.print(f"{rows}{took} from {side}: {reason}", markup=False)
 
     def _command(self, line: str) -> None:
-        word, _, rest = line[1:].partition(" ")
+        word, _, rest = line[1:].rstrip(";").partition(" ")
+        rest = rest.strip()
         if word in _HINTS:
             self._hint = next(hint for hint in _HINTS if hint == word)
-        elif word == "d":
-            self._describe(rest.strip())
-        elif word == "route":
-            route = self._htap.explain_route(rest)
-            out.print(f"{route.engine}: {route.reason}")
-        elif word == "sync":
-            report = self._htap.sync_now()
-            out.print(f"{report.events:,} events in {report.duration_seconds:.3f} s")
-            name_errors(report.errors)
-        elif word == "?":
-            out.print(_HELP, markup=False)
-        else:
+            return
+        commands: dict[str, Callable[[str], None]] = {
+            "d": self._describe,
+            "route": self._route,
+            "sync": self._sync,
+            "timing": self._time,
+            "watch": self._watch,
+            "export": self._export,
+            "?": lambda _: out.print(_HELP, markup=False),
+        }
+        if word not in commands:
             raise QueryError(f"there is no command '\\{word}'", hint="\\? lists them")
+        commands[word](rest)
 
     def _describe(self, name: str) -> None:
         tables = self._htap.table_schemas()
         if not name:
-            for each in sorted(tables):
-                out.print(each)
+            say(sorted(tables))
             name_errors(self._htap.left_out)
             return
-        found = tables.get(name)
         if name in self._htap.left_out:
             raise QueryError(self._htap.left_out[name])
-        if found is None:
+        if name not in tables:
             raise QueryError(f"table {name!r} is not mirrored", hint="\\d lists the tables")
-        for column in found.schema.columns:
-            key = " (key)" if column.name in found.schema.primary_key else ""
-            out.print(f"{column.name}  {column.type}{key}", markup=False)
+        schema = tables[name].schema
+        for column in schema.columns:
+            key = " (key)" if column.name in schema.primary_key else ""
+            say([f"{column.name}  {column.type}{key}"])
+
+    def _route(self, sql: str) -> None:
+        route = self._htap.explain_route(sql.rstrip(";") or self._asked_last())
+        out.print(f"{route.engine}: {route.reason}", markup=False)
+
+    def _sync(self, _: str) -> None:
+        report = self._htap.sync_now()
+        out.print(f"{report.events:,} events in {report.duration_seconds:.3f} s")
+        name_errors(report.errors)
+
+    def _time(self, _: str) -> None:
+        self._shows_time = not self._shows_time
+        out.print(f"timing is {'on' if self._shows_time else 'off'}")
+
+    def _watch(self, seconds: str) -> None:
+        try:
+            pause = float(seconds) if seconds else _PAUSE_SECONDS
+        except ValueError:
+            raise QueryError(
+                f"{seconds!r} is not a number of seconds", hint="such as '\\watch 5'"
+            ) from None
+        sql = self._asked_last()
+        while True:
+            self._ask(sql)
+            sleep(max(pause, 0.1))
+
+    def _export(self, file: str) -> None:
+        if self._answer is None:
+            raise QueryError("there is no answer to write yet", hint="ask something first")
+        if not file:
+            raise QueryError("'\\export' needs a file", hint="such as '\\export orders.csv'")
+        try:
+            RowWriter.for_file(Path(file)).write(self._answer)
+        except OSError as error:
+            raise QueryError(f"{file!r} cannot be written: {error.strerror}") from error
+
+    def _asked_last(self) -> str:
+        if not self._last:
+            raise QueryError("there is no last statement", hint="ask something first")
+        return self._last
 
 
-def words_of(htap: HTAP) -> list[str]:
-    """Return the words for completion: keywords, tables, columns."""
-    names = {
-        name
-        for table in htap.table_schemas().values()
-        for name in (table.name, *table.schema.names)
-    }
-    return sorted({*_KEYWORDS, *names})
+def reading(text: str) -> Callable[[str], str]:
+    """Return a function that reads a text line by line, whatever the prompt."""
+    lines = iter(text.splitlines())
 
+    def read(_: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
 
-@contextlib.contextmanager
-def line_editing(htap: HTAP, history: Path = HISTORY) -> Iterator[None]:
-    """Give `input` history and completion by tabulator, where the platform has readline."""
-    try:
-        import readline
-    except ModuleNotFoundError:  # Windows
-        yield
-        return
-    words = words_of(htap)
-
-    def complete(text: str, state: int) -> str | None:
-        fitting = [word for word in words if word.lower().startswith(text.lower())]
-        return fitting[state] if state < len(fitting) else None
-
-    readline.set_completer(complete)
-    readline.parse_and_bind("tab: complete")
-    with contextlib.suppress(OSError):
-        readline.read_history_file(history)
-    yield
-    readline.set_history_length(1000)
-    with contextlib.suppress(OSError):
-        readline.write_history_file(history)
+    return read

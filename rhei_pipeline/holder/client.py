@@ -2,7 +2,6 @@
 
 import logging
 import os
-import queue
 import threading
 import time
 import uuid
@@ -22,6 +21,7 @@ from rhei_pipeline.errors import MirrorBusyError, QueryError
 from rhei_pipeline.holder import wire
 from rhei_pipeline.holder.held import ANSWERED, Hint
 from rhei_pipeline.holder.place import is_private
+from rhei_pipeline.holder.worker import Worker
 from rhei_pipeline.mirrors.locking import LockNote
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
 from rhei_pipeline.model.query_limits import QueryClock, QueryLimits, whole
@@ -75,7 +75,7 @@ class Holder:
                 hint="run both as the same user, and delete a folder that is not private",
             )
         self.note, self._on_query = note, on_query
-        self._worker = _Worker()
+        self._worker = Worker()
         self._clock, self._limits = QueryClock(limits.seconds), limits
         # Its own log would tell a user's terminal of every process that ends.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -252,39 +252,6 @@ class Holder:
             self._worker.leave()
             cancel()
             raise
-
-
-class _Worker:
-    """A thread that makes the calls of the main one: no signal is heard within them.
-
-    After Ctrl-C the thread may still be waiting: the next call gets another one.
-    """
-
-    def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] | None = None
-
-    def put(self, answer: "Future[Any]", call: Callable[[], Any]) -> None:
-        """Make a call in the thread."""
-        if self._calls is None:
-            self._calls = queue.SimpleQueue()
-            threading.Thread(target=_work, args=(self._calls,), daemon=True).start()
-        self._calls.put((answer, call))
-
-    def leave(self) -> None:
-        """Let the thread end once it has done what it does."""
-        calls, self._calls = self._calls, None
-        if calls is not None:
-            calls.put(None)
-
-
-def _work(calls: "queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]") -> None:
-    while (asked := calls.get()) is not None:
-        answer, call = asked
-        try:
-            answer.set_result(call())
-        except BaseException as error:  # noqa: BLE001  (it is raised where it is waited for)
-            answer.set_exception(error)
-        del answer, call, asked
 
 
 def _batches(

@@ -344,7 +344,8 @@ class Held:
 
     def dead_letters(self, table: str | None) -> pa.Table:
         """Return the rows that cannot be mirrored."""
-        return self.engine.mirror.dead_letters(table)
+        known = None if table is None else self.engine.pipeline.mirrored(table).name
+        return self.engine.mirror.dead_letters(known)
 
     def replay_dead_letters(self, table: str | None) -> SyncReport:
         """Read the rows of the dead letters again, and sync."""

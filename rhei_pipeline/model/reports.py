@@ -169,6 +169,10 @@ class SyncReport:
         """The tables left out, each with the reason."""
         return {name: report.error for name, report in self.tables.items() if report.error}
 
+    def of_table(self, name: str) -> "SyncReport":
+        """Return the same of one table alone."""
+        return replace(self, tables={name: self.tables[name]} if name in self.tables else {})
+
     @property
     def did_something(self) -> bool:
         """Whether there were events or rows, or a table was left out."""

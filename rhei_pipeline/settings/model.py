@@ -210,7 +210,7 @@ class Settings(BaseSettings):
         except SettingsError as error:
             raise SettingsError(f"{file}: {error.message}", hint=error.hint) from error
         settings._file = file.resolve()
-        return settings.anchored(_project_directory(file))
+        return settings.anchored(project_directory(file))
 
     @property
     def file(self) -> Path | None:
@@ -279,7 +279,8 @@ class Settings(BaseSettings):
         )
 
 
-def _project_directory(file: Path) -> Path:
+def project_directory(file: Path) -> Path:
+    """Return the directory that a declaration's relative paths are taken from."""
     directory = file.resolve().parent
     return directory.parent if directory.name == "config" else directory
 
@@ -344,30 +345,45 @@ def _declared_path(path: tuple[str | int, ...]) -> tuple[str | int, ...]:
 
 def _problem(path: tuple[str | int, ...], kind: str, message: str) -> str:
     dotted = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
+    variable = _variable(path)
+    named = f"field {dotted!r}" if variable is None else f"environment variable {variable}"
     if kind == "extra_forbidden":
-        return f"unknown field {dotted!r}; {nearest(str(path[-1]), _fields_beside(path))}"
+        return f"unknown {named}; {_nearest_beside(path, variable)}"
     if kind == "union_tag_invalid":
         return f"field '{dotted}.kind': use {' or '.join(map(repr, _METHODS))}"
     if kind == "missing":
         return f"field {dotted!r} is missing"
     message = message.removeprefix("Value error, ")
-    return f"field {dotted!r}: {message[:1].lower()}{message[1:]}"
+    return f"{named}: {message[:1].lower()}{message[1:]}"
+
+
+def _variable(path: tuple[str | int, ...]) -> str | None:
+    """Return the environment variable that gives this field; None where it is given otherwise."""
+    wanted = "__".join(map(str, (ENVIRONMENT_PREFIX[:-2], *path))).upper()
+    return next((variable for variable in os.environ if variable.upper() == wanted), None)
+
+
+def _nearest_beside(path: tuple[str | int, ...], variable: str | None) -> str:
+    known = _fields_beside(path)
+    if variable is None:
+        return nearest(str(path[-1]), known)
+    section, _, _ = variable.rpartition("__")
+    return nearest(variable, [f"{section}__{name.upper()}" for name in known])
 
 
 def _fields_beside(path: tuple[str | int, ...]) -> list[str]:
-    """Return the names of the model's fields at this position of the path."""
-    model: type[BaseModel] = Settings
+    """Return the names of the fields at this position of the path, of each kind that fits."""
+    models: list[type[BaseModel]] = [Settings]
     for part in path[:-1]:
-        if isinstance(part, str) and part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation) or model
-    return list(model.model_fields)
+        inner = [m.model_fields[part] for m in models if part in m.model_fields]
+        models = [model for field in inner for model in _models_in(field.annotation)] or models
+    return list(dict.fromkeys(name for model in models for name in model.model_fields))
 
 
-def _model_in(annotation: object) -> type[BaseModel] | None:
+def _models_in(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    inner = (_model_in(argument) for argument in get_args(annotation))
-    return next((model for model in inner if model), None)
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
 def schema_text() -> str:

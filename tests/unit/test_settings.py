@@ -96,7 +96,10 @@ def test_the_environment_stands_above_the_file(
     ("variable", "message"),
     [
         ("RHEI__SYNK__BATCH_ROWS", "unknown section 'synk'.*did you mean 'sync'"),
-        ("RHEI__SYNC__BATCH_ROW", "unknown field 'sync.batch_row'; did you mean 'batch_rows'"),
+        (
+            "RHEI__SYNC__BATCH_ROW",
+            "environment variable RHEI__SYNC__BATCH_ROW; did you mean 'RHEI__SYNC__BATCH_ROWS'",
+        ),
     ],
 )
 def test_an_unknown_variable_is_refused(

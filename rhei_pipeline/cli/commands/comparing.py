@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rhei_pipeline.cli.opening import errors_at_the_end, opened
+from rhei_pipeline.cli.opening import errors_at_the_end, opened, work_shown
 from rhei_pipeline.cli.options import (
     DEFAULT_CONFIG,
     LEFT_OUT,
@@ -25,7 +25,7 @@ commands = typer.Typer()
 @commands.command(epilog=example("verify --table orders"))
 def verify(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json = False) -> None:
     """Sync, then compare every row of source and mirror, both ways."""
-    with errors_at_the_end(), opened(config) as htap:
+    with errors_at_the_end(), opened(config) as htap, work_shown("comparing every row"):
         report = htap.verify(table)
     show(
         {**values(report), "equal": report.equal},
@@ -67,7 +67,7 @@ def repair(
     json_: Json = False,
 ) -> None:
     """Make a table equal to its source again; the differences are added to its history."""
-    with opened(config) as htap:
+    with opened(config) as htap, work_shown(f"comparing and repairing {table}"):
         report = values(htap.repair(table))
     show(report, [report], tuple(n for n in report if n != "damaged"), as_json=json_)
     if not json_:

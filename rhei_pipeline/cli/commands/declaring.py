@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
+from rhei_pipeline.cli.findings import show_findings
 from rhei_pipeline.cli.opening import settings_of
 from rhei_pipeline.cli.options import DEFAULT_CONFIG, Config, Json, example, exit_if
-from rhei_pipeline.cli.output import out, show, show_rows, values
+from rhei_pipeline.cli.output import out, print_note, say, show, show_rows, values
 
 commands = typer.Typer()
 
@@ -27,8 +28,25 @@ def init(
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(written.text)
     for name, why in written.left_out.items():
-        out.print(f"left out {name}: {why}", markup=False, soft_wrap=True)
-    out.print(f"wrote {output}: read it, then run 'rhei check --config {output}'", markup=False)
+        print_note(f"left out {name}: {why}")
+    if written.secret is not None:
+        _keep_secret(output, written.secret)
+    out.print(f"wrote {output}: read it, then run", markup=False)
+    say([f"  rhei check{'' if output == DEFAULT_CONFIG else f' --config {output}'}"])
+
+
+def _keep_secret(output: Path, line: str) -> None:
+    """Write a variable with a secret into the project's `.env`, for its owner alone."""
+    from rhei_pipeline.settings.model import project_directory
+
+    file = project_directory(output) / ".env"
+    name = line.partition("=")[0]
+    if file.exists():
+        print_note(f"{file} exists: set {name} there, to the connection string that you gave")
+        return
+    file.touch(mode=0o600)
+    file.write_text(f"{line}\n")
+    print_note(f"{file} holds the connection string: keep it out of version control")
 
 
 @commands.command(epilog=example("check"))
@@ -41,14 +59,11 @@ def check(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     settings = settings_of(config)
     findings = [*validate(settings), *validate_owner(settings)]
     broken = any(found.severity is Severity.ERROR for found in findings)
-    rows = [values(found) for found in findings]
-    if findings or json_:
-        show(
-            {"ready": not broken, "findings": rows},
-            rows,
-            ("severity", "table", "what", "why", "remedy"),
-            as_json=json_,
-        )
+    if json_:
+        rows = [values(found) for found in findings]
+        show({"ready": not broken, "findings": rows}, [], (), as_json=True)
+    else:
+        show_findings(findings)
     if not broken and not json_:
         out.print("ready to sync")
     exit_if(broken)

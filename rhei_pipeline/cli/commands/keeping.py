@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rhei_pipeline.cli.opening import opened, settings_of
+from rhei_pipeline.cli.opening import opened, settings_of, take_environment, work_shown
 from rhei_pipeline.cli.options import DEFAULT_CONFIG, Config, Json, example, exit_if
 from rhei_pipeline.cli.output import out, say, show, values
 
@@ -50,6 +50,7 @@ def serve(
         wait_for_signal,
     )
 
+    take_environment(config)
     log_to_stderr(as_json=log_json)
     limits = FlightLimits(queries=queries, seconds=seconds)
     options = ServerOptions(access_from(), limits, writes, tls_from(tls_certificate, tls_key))
@@ -65,7 +66,7 @@ def serve(
 @commands.command(epilog=example("maintain"))
 def maintain(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     """Merge the mirror's small files into large ones; a schedule does this each night."""
-    with opened(config) as htap:
+    with opened(config) as htap, work_shown("merging files"):
         report = values(htap.maintain())
     show(report, [report], tuple(n for n in report if n != "damaged"), as_json=json_)
     if not json_:

@@ -7,7 +7,8 @@ import typer
 
 from rhei_pipeline.cli.opening import opened
 from rhei_pipeline.cli.options import DEFAULT_CONFIG, Config, Json, example, time_of
-from rhei_pipeline.cli.output import say, show, show_rows
+from rhei_pipeline.cli.output import say, show
+from rhei_pipeline.cli.rows import RowFile, RowFormat, RowLimit, RowWriter
 
 if TYPE_CHECKING:
     from rhei_pipeline.model.change_feed import ChangePosition
@@ -20,12 +21,16 @@ def as_of(
     table: Annotated[str, typer.Argument(help="A temporal table.")],
     instant: Annotated[str, typer.Argument(help="A date, or a time with its zone.")],
     config: Config = DEFAULT_CONFIG,
+    format_: RowFormat = None,
+    output: RowFile = None,
+    limit: RowLimit = None,
     json_: Json = False,
 ) -> None:
     """Show a temporal table's rows as they were at an instant."""
+    writer = RowWriter.asked(format_, as_json=json_, file=output, limit=limit)
     when = time_of(instant)
     with opened(config) as htap:
-        show_rows(htap.as_of(table, when), as_json=json_)
+        writer.write(htap.as_of(table, when))
 
 
 @commands.command(epilog=example("changes --table orders --after 1-00000000-8006...-66e9c87e706b"))
@@ -70,18 +75,22 @@ def diff(
         str | None, typer.Option("--to", help="The same, later or earlier; left out: now.")
     ] = None,
     config: Config = DEFAULT_CONFIG,
+    format_: RowFormat = None,
+    output: RowFile = None,
+    limit: RowLimit = None,
     json_: Json = False,
 ) -> None:
     """Show what differs in a temporal table between two instants, old values and new."""
     from rhei_pipeline.cli.differences import show_differences
 
     a, b = time_of(since), datetime.now(UTC) if until is None else time_of(until)
+    writer = RowWriter.asked(format_, as_json=json_, file=output, limit=limit)
     with opened(config) as htap:
         found = htap.diff(table, a, b)
-    if json_:
-        show_rows(found, as_json=True)
+    if writer.is_for_people:
+        show_differences(found if limit is None else found.slice(0, limit))
     else:
-        show_differences(found)
+        writer.write(found)
 
 
 def _position_or_instant(text: str) -> "ChangePosition | datetime":

@@ -1,21 +1,29 @@
-"""Commands that ask source or mirror."""
+"""Commands that ask source or mirror, and that write into the source."""
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rhei_pipeline.cli.opening import opened
 from rhei_pipeline.cli.options import DEFAULT_CONFIG, Config, Json, Side, example
-from rhei_pipeline.cli.output import show, show_rows, values
+from rhei_pipeline.cli.output import out, show, values
+from rhei_pipeline.cli.rows import RowFile, RowFormat, RowLimit, RowWriter
+
+if TYPE_CHECKING:
+    from rhei_pipeline.htap import HTAP
 
 commands = typer.Typer()
+
+SqlFile = Annotated[Path | None, typer.Option("--file", help="Read the statements from this file.")]
 
 
 @commands.command(epilog=example('query "select count(*) from orders" --hint olap'))
 def query(
     sql: Annotated[
-        str | None, typer.Argument(help="One SELECT statement; without it, a shell opens.")
+        str | None,
+        typer.Argument(help="One SELECT statement; '-' reads standard input; without, a shell."),
     ] = None,
     config: Config = DEFAULT_CONFIG,
     hint: Annotated[
@@ -24,19 +32,71 @@ def query(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show which side would answer, and why.")
     ] = False,
+    file: SqlFile = None,
+    format_: RowFormat = None,
+    output: RowFile = None,
+    limit: RowLimit = None,
     json_: Json = False,
 ) -> None:
     """Query the source or the mirror; without a statement, open a shell."""
-    if sql is None and not sys.stdin.isatty():
+    writer = RowWriter.asked(format_, as_json=json_, file=output, limit=limit)
+    if sql not in (None, "-") and file is None:
+        _answer(str(sql), config, hint, writer, explain=explain)
+        return
+    script = _script(sql, file)
+    if script is not None and not script.strip():
         raise typer.BadParameter("give a statement, or run this in a terminal")
-    with opened(config, hold=sql is not None) as htap:
-        if sql is None:
-            from rhei_pipeline.cli.repl import Shell, line_editing
+    with opened(config, hold=script is not None) as htap:
+        _run_shell(htap, script, writer, hint)
 
-            with line_editing(htap):
-                Shell(htap).run()
-        elif explain:
+
+def _answer(sql: str, config: Path, hint: Side, writer: RowWriter, *, explain: bool) -> None:
+    from rhei_pipeline.cli.interrupting import interruptible
+
+    with opened(config) as htap:
+        if explain:
             route = values(htap.explain_route(sql))
-            show(route, [route], tuple(route), as_json=json_)
+            show(route, [route], tuple(route), as_json=writer.is_json)
         else:
-            show_rows(htap.query(sql, hint=hint.value), as_json=json_)
+            writer.write(interruptible(lambda begun: htap.query(sql, hint=hint.value, begun=begun)))
+
+
+def _script(sql: str | None, file: Path | None) -> str | None:
+    """Return the text of a script; None where a person types."""
+    if file is not None:
+        if sql is not None:
+            raise typer.BadParameter("give a statement or '--file', not both")
+        try:
+            return file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise typer.BadParameter(f"{str(file)!r} cannot be read: {error}") from error
+    return None if sql is None and sys.stdin.isatty() else sys.stdin.read()
+
+
+def _run_shell(htap: "HTAP", script: str | None, writer: RowWriter, hint: Side) -> None:
+    from rhei_pipeline.cli.repl import Shell, reading
+
+    if script is not None:
+        Shell(htap, reading(script), writer, hint.value, is_script=True).run()
+        return
+    from rhei_pipeline.cli.prompt import line_reader
+
+    shell = Shell(htap, writer=writer, hint=hint.value)
+    is_postgres = htap.settings.source.kind == "postgres"
+    shell.read_by(line_reader(shell, Path.home() / ".rhei_history", is_postgres=is_postgres))
+    shell.run()
+
+
+@commands.command(epilog=example("execute \"update orders set status = 'paid' where id = 7\""))
+def execute(
+    sql: Annotated[str, typer.Argument(help="One statement that writes.")],
+    config: Config = DEFAULT_CONFIG,
+    json_: Json = False,
+) -> None:
+    """Run one write in the source, and commit it."""
+    with opened(config, hold=False) as htap:
+        rows = int(htap.execute(sql))
+    if json_:
+        show({"rows": rows}, [], (), as_json=True)
+    else:
+        out.print("1 row changed" if rows == 1 else f"{rows:,} rows changed")

@@ -1,7 +1,8 @@
 """Commands that bring the mirror up to date, and show how far it is."""
 
-import time
 from contextlib import suppress
+from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,8 +16,10 @@ from rhei_pipeline.cli.options import (
     OneTable,
     example,
     exit_if,
+    refuse_unknown,
 )
 from rhei_pipeline.cli.output import (
+    name_dead_letters,
     name_errors,
     name_findings,
     name_not_followed,
@@ -37,22 +40,60 @@ _PATIENCE_SECONDS = 1.0
 commands = typer.Typer()
 
 
-@commands.command(epilog=example("sync --json"))
-def sync(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
+@commands.command(epilog=example("sync --dry-run"))
+def sync(
+    config: Config = DEFAULT_CONFIG,
+    table: Annotated[
+        str | None,
+        typer.Option(help="Show this table only; a sync is always of all, at one state."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what is pending, and roughly how long.")
+    ] = False,
+    json_: Json = False,
+) -> None:
     """Apply all pending changes; a table that was never copied is copied first."""
+    if dry_run:
+        _show_pending(config, table, as_json=json_)
+        return
     with errors_at_the_end(), opened(config) as htap, progress_shown(json_) as progress:
+        if table is not None:
+            refuse_unknown(table, [*htap.tables(), *htap.left_out])
         report = htap.sync_now(progress)
+    report = report if table is None else report.of_table(table)
     sums = ("events", "inserted", "updated", "deleted", "dead_letters", "watermark", "lag_seconds")
     show(
         {**values(report), **{name: getattr(report, name) for name in sums}},
-        [values(table) for table in report.tables.values() if not table.error],
+        [values(each) for each in report.tables.values() if not each.error],
         ("table", "events", "inserted", "updated", "deleted", "dead_letters", "watermark"),
         as_json=json_,
     )
+    name_dead_letters({each.table: each.dead_letters for each in report.tables.values()})
     name_errors(report.errors)
     name_not_followed(report.not_followed, report.errors)
     name_not_published(report.not_published)
     exit_if(bool(report.errors or report.not_published), LEFT_OUT)
+
+
+def _show_pending(config: Path, table: str | None, *, as_json: bool) -> None:
+    from rhei_pipeline.cli.dry_run import first_copies, is_new, pending
+
+    settings = settings_of(config)
+    if is_new(settings):
+        found = list(first_copies(settings))
+    else:
+        with errors_at_the_end(), opened(config, hold=False) as htap:
+            found = list(pending(htap))
+    if table is not None:
+        refuse_unknown(table, [each.table for each in found])
+        found = [each for each in found if each.table == table]
+    rows = [values(each) for each in found]
+    columns = ("table", "work", "events", "rows", "about_seconds")
+    rare = ("events", "rows", "about_seconds")
+    show({"pending": rows}, rows, columns, as_json=as_json, rare=rare)
+    errors = {each.table: each.error for each in found if each.error is not None}
+    name_errors(errors)
+    exit_if(bool(errors), LEFT_OUT)
 
 
 @commands.command(epilog=example("copy --table orders"))
@@ -88,7 +129,7 @@ def status(
         while watch is not None:
             out.clear()
             _show_status(found, as_json=json_)
-            time.sleep(watch)
+            sleep(watch)
             found = htap.sync_status(_patience(htap))
     _show_status(found, as_json=json_)
     name_findings(unread_logs(settings_of(config)))

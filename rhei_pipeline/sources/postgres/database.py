@@ -38,6 +38,7 @@ from rhei_pipeline.sources.postgres.catalog import (
     view_names,
 )
 from rhei_pipeline.sources.postgres.connection import PooledConnection
+from rhei_pipeline.sources.postgres.connection_string import refuse_unreadable
 from rhei_pipeline.sources.postgres.functions import Functions
 from rhei_pipeline.sources.postgres.identity import identity
 from rhei_pipeline.sources.postgres.query import Reader, returned
@@ -89,6 +90,7 @@ class PostgresDatabase:
         functions: Functions that queries may call though they are VOLATILE; see `Functions`.
 
     Raises:
+        SettingsError: The connection string cannot be read.
         SourceError: The server refuses the connection, or its encoding is not UTF-8.
         SourceBusyError: The server cannot be reached, or has no connection free.
     """
@@ -108,6 +110,8 @@ class PostgresDatabase:
         query_rows: int | None = None,
         functions: Iterable[str] = (),
     ) -> None:
+        refuse_unreadable(dsn, "source.dsn")
+        refuse_unreadable(direct_dsn or dsn, "source.direct_dsn")
         self._dsn = dsn
         self._direct_dsn = direct_dsn or dsn
         self._more = {"transaction_read_only": "on"} if read_only else {}

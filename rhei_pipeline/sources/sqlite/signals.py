@@ -40,6 +40,8 @@ def _listening(raised: list[BaseException]) -> Generator[int]:
     while True:
         try:
             yield 0
+        except GeneratorExit:  # the block has ended
+            return
         except BaseException as error:  # noqa: BLE001  (whatever the signal's handler raises)
             raised.append(error)
             yield 1

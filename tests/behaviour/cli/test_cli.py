@@ -258,7 +258,7 @@ def test_status_is_shown_again_until_it_is_interrupted(
         if next(turns, None) is None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("rhei_pipeline.cli.commands.syncing.time.sleep", sleep)
+    monkeypatch.setattr("rhei_pipeline.cli.commands.syncing.sleep", sleep)
     found = rhei("status", "--watch", "0.5", "--json")
     shown = [json.loads(line) for line in found.stdout.splitlines()]
     lags = [status["tables"]["orders"]["lag_events"] for status in shown]

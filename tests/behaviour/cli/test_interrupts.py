@@ -1,5 +1,6 @@
 """Ctrl-C ends any query, whichever engine works on it; the shell goes on."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,13 +48,27 @@ def test_ctrl_c_ends_a_query_and_the_shell_goes_on(
         assert shell.exit_code() == 0
 
 
-def test_ctrl_c_ends_a_command_that_asks_sqlite(make_world: Callable[..., World]) -> None:
-    file = declared(make_world())
-    arguments = ("query", ENDLESS, "--hint", "oltp", "--config", str(file))
-    with Terminal(*arguments, cwd=file.parent) as command:
-        command.is_at_work()
-        command.press(INTERRUPT)
-        assert command.exit_code() == 130
+class Rung(Exception):  # noqa: N818  (a signal's, not an error of ours)
+    """What the handler of a signal raises."""
+
+
+def test_a_signal_ends_what_sqlite_does_in_the_main_thread(world: World) -> None:
+    def ring(*_: object) -> None:
+        raise Rung
+
+    former = signal.signal(signal.SIGALRM, ring)
+    try:
+        for work in (
+            lambda: world.htap.query(ENDLESS, hint="oltp"),
+            lambda: world.htap.execute(f"update orders set status = ({ENDLESS})"),
+        ):
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(Rung):
+                work()
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    assert world.htap.query("select count(*) as n from orders", hint="oltp")["n"][0].as_py() == 3
+    assert world.htap.execute("update orders set status = 'x' where id = 1") == 1
 
 
 def test_ctrl_c_ends_what_a_server_does(

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from rhei_pipeline import Settings
 from rhei_pipeline.cli.init import starter
 from rhei_pipeline.cli.main import app
-from rhei_pipeline.cli.repl import Shell, words_of
+from rhei_pipeline.cli.repl import Shell
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.model.log_context import JsonLines, one_cycle
 from rhei_pipeline.server.serve import access_from, tls_from
@@ -51,8 +52,52 @@ def test_the_shell_answers_and_says_who_did(
     assert "no command" in shown.err
 
 
+def test_the_shell_exports_watches_and_times(
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world.htap.sync_now()
+    monkeypatch.chdir(tmp_path)
+    pauses = iter([0.5, KeyboardInterrupt()])
+
+    def sleep(seconds: float) -> None:
+        pause = next(pauses)
+        if isinstance(pause, BaseException):
+            raise pause
+        assert seconds == pause
+
+    monkeypatch.setattr("rhei_pipeline.cli.repl.sleep", sleep)
+    refused = ["\\watch", "\\route", "\\export x.csv"]
+    asked = ["select id -- a; b", "from orders where status = ';'", "; select 7 as seven;"]
+    more = ["\\export", "\\export x", "\\export none/x.csv", "\\export x.csv", "\\timing"]
+    more += ["select 8 as eight;", "\\watch no", "\\watch 0.5", "\\route", "select 9 as nine"]
+    Shell(world.htap, typed([*refused, *asked, *more])).run()
+    shown = capsys.readouterr()
+    assert Path("x.csv").read_text() == '"seven"\n7\n'
+    assert "no rows" in shown.out
+    assert re.search(r"1 row in [0-9.]+ ms from oltp", shown.out)
+    assert "1 row from oltp" in shown.out
+    assert shown.out.count("│     8 │") == 3
+    assert "nine" in shown.out  # the last statement needs no semicolon
+    for text in (
+        *("ask something first", "such as '\\export orders.csv'", "end its name with .json"),
+        *("such as '\\watch 5'", "No such file or directory"),
+    ):
+        assert text in " ".join(shown.err.split())
+
+
+def test_the_shell_knows_where_a_statement_ends(world: World) -> None:
+    shell = Shell(world.htap)
+    for text in ("select 1;", "\\d", "exit", "", "select ';';", "select 1; -- and so on"):
+        assert shell.is_whole(text), text
+    for text in ("select 1", "select ';", "select 1 /* ;", "select 1; select", "-- a;"):
+        assert not shell.is_whole(text), text
+
+
 def test_the_shell_completes_tables_columns_and_keywords(world: World) -> None:
-    assert {"orders", "amount", "select"} <= set(words_of(world.htap))
+    assert {"orders", "amount", "select"} <= set(Shell(world.htap).words())
 
 
 def test_a_first_declaration_of_sqlite_works_as_it_is(world: World) -> None:
@@ -69,8 +114,10 @@ def test_a_first_declaration_of_postgres_keeps_the_password_out(
 ) -> None:
     world = make_postgres()
     world.run("create table o (id integer primary key, v text)")
-    text = starter(f"{world.dsn} password=hidden" if "://" not in world.dsn else world.dsn).text
-    assert world.dsn not in text
+    written = starter(re.sub(r"://([^:@/]*):?@?", r"://\1:hidden@", world.dsn))
+    text = written.text
+    assert "hidden" not in text
+    assert "hidden" in str(written.secret)
     assert yaml.safe_load(text)["tables"][0]["name"] == "o"
 
 

@@ -1,0 +1,36 @@
+"""Where a statement ends, by sqlglot's reading: a semicolon in a text or comment ends none."""
+
+from sqlglot import tokenize
+from sqlglot.dialects.dialect import Dialect
+from sqlglot.errors import SqlglotError
+from sqlglot.tokenizer_core import TokenType
+
+
+def whole_statements(text: str, dialect: str) -> tuple[list[str], str]:
+    """Return the statements that end in a text, and what is behind the last of them."""
+    try:
+        tokens = tokenize(text, read=dialect)
+    except SqlglotError:  # a quotation mark or a comment is open
+        return [], text
+    found, start = [], 0
+    for token in tokens:
+        if token.token_type is TokenType.SEMICOLON:
+            statement = text[start : token.start].strip()
+            start = token.end + 1
+            if statement:
+                found.append(statement)
+    return found, text[start:].strip()
+
+
+def says_something(text: str, dialect: str) -> bool:
+    """Return whether there is more in a text than space and comments."""
+    try:
+        return bool(tokenize(text, read=dialect))
+    except SqlglotError:
+        return True
+
+
+def keywords(dialect: str) -> set[str]:
+    """Return the words that mean something in a dialect, in lower case."""
+    known = Dialect.get_or_raise(dialect).tokenizer_class.KEYWORDS
+    return {word.lower() for word in known if word.isalpha()}

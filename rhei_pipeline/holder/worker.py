@@ -1,0 +1,42 @@
+"""A thread that makes the calls of the main one, so that Ctrl-C is heard while they last."""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+
+class Worker:
+    """A thread that makes the calls of the main one: no signal is heard within them.
+
+    After Ctrl-C the thread may still be waiting: the next call gets another one.
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] | None = None
+
+    def put(self, answer: "Future[Any]", call: Callable[[], Any]) -> None:
+        """Make a call in the thread."""
+        if self._calls is None:
+            self._calls = queue.SimpleQueue()
+            threading.Thread(target=_work, args=(self._calls,), daemon=True).start()
+        self._calls.put((answer, call))
+
+    def leave(self) -> None:
+        """Let the thread end once it has done what it does."""
+        calls, self._calls = self._calls, None
+        if calls is not None:
+            calls.put(None)
+
+
+def _work(calls: "queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]") -> None:
+    while (asked := calls.get()) is not None:
+        answer, call = asked
+        try:
+            answer.set_result(call())
+        except BaseException as error:  # noqa: BLE001  (it is raised where it is waited for)
+            answer.set_exception(error)
+        del answer, call, asked

@@ -1,0 +1,309 @@
+"""The command line as a daily tool: where it looks, what it takes, what it writes, what it says."""
+
+import csv
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from pyarrow import parquet
+from rich.console import Console
+from typer import BadParameter
+from typer.testing import CliRunner, Result
+
+from rhei_pipeline import Settings
+from rhei_pipeline.cli import output
+from rhei_pipeline.cli.main import app
+from rhei_pipeline.cli.rows import OutputFormat, RowWriter
+from rhei_pipeline.errors import RheiError, SettingsError
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+from tests.ways_out import FOLLOWED
+
+HEAVY = {"dagster", "datafusion", "duckdb", "numpy", "psycopg", "pyarrow", "sqlglot", "yaml"}
+
+
+@pytest.fixture
+def project(world: World, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project's folder with its declaration in `config`; the command runs in a folder below."""
+    world.crash()
+    folder = world.directory / "project"
+    (folder / "config").mkdir(parents=True)
+    (folder / "config" / "pipeline.yaml").write_text(
+        f"source: {{path: {world.path}}}\nmirror: {{path: m.duckdb}}\n"
+        "registry: {path: registry.json}\n"
+    )
+    (folder / "below" / "it").mkdir(parents=True)
+    monkeypatch.chdir(folder / "below" / "it")
+    monkeypatch.delenv("RHEI_CONFIG", raising=False)
+    return folder
+
+
+def rhei(*arguments: str, typed: str | None = None) -> Result:
+    return CliRunner().invoke(app, arguments, prog_name="rhei", input=typed)
+
+
+def done(*arguments: str, typed: str | None = None) -> str:
+    found = rhei(*arguments, typed=typed)
+    assert found.exit_code == 0, (found.output, found.exception)
+    return found.stdout
+
+
+def test_the_help_is_read_without_loading_an_engine() -> None:
+    code = (
+        "import sys; sys.argv = ['rhei', *sys.argv[1:]]\n"
+        "from rhei_pipeline.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    print(sorted(sys.modules))\n"
+        "    raise\n"
+    )
+    for asked in ("-h", "--help", "--version"):
+        shown = subprocess.run(
+            [sys.executable, "-c", code, asked], capture_output=True, text=True, check=True
+        ).stdout
+        modules = set(re.findall(r"'([^']+)'", shown.splitlines()[-1]))
+        assert "typer" in modules
+        assert not HEAVY & modules
+    assert re.match(r"rhei \d+\.\d+", shown)
+
+
+def test_the_exit_codes_are_in_the_help() -> None:
+    text = " ".join(done("--help").split())
+    assert "1 failed, or something is wrong; 2 wrong usage; 3 done, but tables are left out" in text
+
+
+def test_the_declaration_is_found_above_or_by_a_variable(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert json.loads(done("sync", "--json"))["inserted"] == 3
+    assert (project / "m.duckdb").exists()
+    monkeypatch.chdir(tmp_path)
+    assert "cannot be read" in str(rhei("status").exception)
+    monkeypatch.setenv("RHEI_CONFIG", str(project / "config" / "pipeline.yaml"))
+    assert "orders" in done("status")
+
+
+def test_variables_come_from_the_projects_env_file_unless_they_are_set(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / ".env").write_text("RHEI__MIRROR__PATH=by_env.duckdb\n")
+    with monkeypatch.context() as inside:
+        inside.setenv("RHEI__MIRROR__PATH", "set.duckdb")
+        done("sync")
+    assert (project / "set.duckdb").exists()
+    # `delenv` has what the file sets taken back at the end of the test.
+    monkeypatch.setenv("RHEI__MIRROR__PATH", "")
+    monkeypatch.delenv("RHEI__MIRROR__PATH")
+    done("sync")
+    assert (project / "by_env.duckdb").exists()
+
+
+def test_rows_are_written_in_each_format(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done("sync")
+    sql = "select id, status, amount, x'00ff' as raw, null as empty from orders order by id"
+    rows = json.loads(done("query", sql, "--json"))
+    assert rows[0] == {
+        "id": 1,
+        "status": "new",
+        "amount": 1.5,
+        "raw": {"hex": "00ff"},
+        "empty": None,
+    }
+    assert [json.loads(line) for line in done("query", sql, "--format", "ndjson").splitlines()] == (
+        rows
+    )
+    for name in ("rows.csv", "rows.parquet", "rows.json", "rows.md"):
+        done("query", sql, "--output", name)
+    read = list(csv.DictReader(Path("rows.csv").read_text().splitlines()))
+    assert [(row["id"], row["amount"], row["raw"]) for row in read] == [
+        (str(row["id"]), format(row["amount"], "g"), "00ff") for row in rows
+    ]
+    assert parquet.read_table("rows.parquet").column("raw").to_pylist() == [b"\0\xff"] * 3
+    assert json.loads(Path("rows.json").read_text()) == rows
+    assert len(Path("rows.md").read_text().splitlines()) == 5
+    assert len(json.loads(done("query", sql, "--json", "--limit", "2"))) == 2
+    piped = rhei("query", sql, "--format", "table", "--output", "rows.txt")
+    assert piped.exit_code == 0
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with pytest.raises(BadParameter, match=r"not text: give '--output FILE\.parquet'"):
+        RowWriter.asked(OutputFormat.PARQUET, as_json=False, file=None, limit=None)
+    assert rhei("query", sql, "--output", "rows.xyz").exit_code == 2
+    assert rhei("query", sql, "--json", "--format", "csv").exit_code == 2
+
+
+def test_statements_come_from_a_file_or_standard_input(project: Path) -> None:
+    done("sync")
+    script = "-- two; of them\nselect ';' as a;\nselect count(*) as n\n  from orders"
+    Path("two.sql").write_text(script)
+    wanted = [[{"a": ";"}], [{"n": 3}]]
+    for arguments, typed in (
+        (("--file", "two.sql"), None),
+        (("-",), script),
+        ((), script),
+    ):
+        shown = done("query", *arguments, "--json", typed=typed)
+        assert [json.loads(line) for line in shown.splitlines()] == wanted
+    failed = rhei("query", "-", typed="select 1 as a; selec; select 2 as b")
+    assert failed.exit_code == 1
+    assert "│ 2 │" not in failed.stdout
+    assert rhei("query", "select 1", "--file", "two.sql").exit_code == 2
+    assert rhei("query", "--file", "none.sql").exit_code == 2
+    assert rhei("query", "-", typed=" \n").exit_code == 2
+
+
+def test_a_write_is_done_from_the_command_line(project: Path) -> None:
+    assert done("execute", "update orders set status = 'paid' where id < 3") == "2 rows changed\n"
+    assert json.loads(done("execute", "delete from orders where id = 3", "--json")) == {"rows": 1}
+    shown = json.loads(done("query", "select status from orders", "--json"))
+    assert shown == [{"status": "paid"}] * 2
+
+
+def test_a_dry_run_says_what_is_pending_and_changes_nothing(project: Path, world: World) -> None:
+    before = sorted(world.app.execute("select name from sqlite_master"))
+    first = json.loads(done("sync", "--dry-run", "--json"))["pending"]
+    assert [(each["table"], each["work"], each["rows"]) for each in first] == [
+        ("orders", "copy", 3)
+    ]
+    assert sorted(world.app.execute("select name from sqlite_master")) == before
+    assert not (project / "m.duckdb").exists()
+    done("sync")
+    world.run("update orders set status = 'sent' where id < 3")
+    for _ in range(2):
+        (found,) = json.loads(done("sync", "--dry-run", "--json"))["pending"]
+        assert (found["work"], found["events"]) == ("apply changes", 2)
+    assert "apply changes" in done("sync", "--dry-run", "--table", "orders")
+
+
+def test_one_table_is_shown_of_a_sync_of_all(project: Path, world: World) -> None:
+    world.run("create table other(id integer primary key)", "insert into other values (1)")
+    found = json.loads(done("sync", "--table", "orders", "--json"))
+    assert list(found["tables"]) == ["orders"]
+    assert json.loads(done("query", "select count(*) as n from other", "--hint", "olap", "--json"))[
+        0
+    ] == {"n": 1}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(("sync", "--table"), ("copy", "--table"), ("verify", "--table")),
+        *(("dead-letters", "--table"), ("dead-letters", "--replay", "--table")),
+        *(("changes", "--table"), ("diff", "--from", "2026-01-01", "--table")),
+        *(("repair",), ("drop-table", "--yes"), ("as-of",)),
+    ],
+    ids=" ".join,
+)
+def test_an_unknown_table_is_refused_with_the_nearest(
+    project: Path, command: tuple[str, ...]
+) -> None:
+    done("sync", "-q")
+    more = ("2026-01-01",) if command == ("as-of",) else ()
+    found = rhei(*command, "ordrs", *more)
+    assert found.exit_code == 1
+    assert "did you mean 'orders'?" in str(found.exception)
+
+
+def test_check_says_once_what_is_found_of_many_tables(
+    project: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output.out, "width", 80)
+    world.run(*(f"create table t{n}(id integer primary key, v any_thing)" for n in range(7)))
+    world.run(*(f"insert into t{n}(id, v) values (1, 'a'), (2, 3)" for n in range(7)))
+    found = json.loads(rhei("check", "--json").stdout)["findings"]
+    assert len([each for each in found if re.fullmatch(r"t\d", str(each["table"]))]) == 7
+    shown = rhei("check").stdout
+    assert shown.count("column 'v' has no clear type") == 1
+    assert "t0, t1, t2, t3, t4 and 2 more" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_mistake_in_a_variable_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = {"source": {"kind": "postgres"}, "mirror": {"path": "m.duckdb"}}
+    for variable, said in (
+        ("RHEI__SOURCE__DNS", "RHEI__SOURCE__DNS; did you mean 'RHEI__SOURCE__DSN'?"),
+        ("RHEI__SYNC__BATCH_ROW", "RHEI__SYNC__BATCH_ROW; did you mean 'RHEI__SYNC__BATCH_ROWS'?"),
+        ("RHEI__SYNC__BATCH_ROWS", "environment variable RHEI__SYNC__BATCH_ROWS: input should be"),
+    ):
+        with monkeypatch.context() as inside, pytest.raises(SettingsError) as raised:
+            inside.setenv(variable, "hidden")
+            Settings(**declared)
+        assert said in str(raised.value)
+        assert "hidden" not in str(raised.value)
+    # The same mistake in a file: the fields of its kind of source are known.
+    with pytest.raises(SettingsError, match=r"'source.dns'; did you mean 'dsn'\?"):
+        Settings(source={"kind": "postgres", "dns": "x"}, mirror={"path": "m.duckdb"})
+
+
+def test_a_connection_string_that_cannot_be_read_says_so_without_the_secret(
+    make_postgres: Callable[..., PostgresWorld], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    world = make_postgres()
+    world.run("create table o (id integer primary key, v text)")
+    place = re.sub(r"^.*?://[^@/]*@?", "", world.dsn)
+    before = re.sub(r"(://[^:@/]*).*", r"\1", world.dsn)
+    for password in ("hid@den", "hid/den", "hid:d@en", "hid%zzden"):
+        found = rhei("init", f"{before}:{password}@{place}")
+        assert found.exit_code == 1
+        assert "write @ as %40" in str(found.exception)
+        assert "hid" not in str(found.exception)
+        assert "den" not in re.sub("hidden", "", str(found.exception))
+    mode = rhei("init", f"{before}:hid%40den@{place}{'&' if '?' in place else '?'}sslmode=no")
+    assert "use one of disable, allow, prefer" in str(mode.exception)
+    # The same, as the refusals say; and the command that it names next works as it is.
+    shown = done("init", f"{before}:hid%40den@{place}{'&' if '?' in place else '?'}sslmode=disable")
+    assert Path(".env").stat().st_mode & 0o777 == 0o600
+    declaration = Path("config/pipeline.yaml").read_text()
+    assert "hid" not in declaration
+    assert yaml.safe_load(declaration)["source"] == {"kind": "postgres"}
+    monkeypatch.setenv("RHEI__SOURCE__DSN", "")
+    monkeypatch.delenv("RHEI__SOURCE__DSN")
+    (command,) = [line.strip() for line in shown.splitlines() if line.startswith("  rhei ")]
+    assert "ready to sync" in done(*command.split()[1:])
+
+
+def test_init_knows_what_it_cannot_serve(
+    project: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for url, name in (("mysql://shop@db/shop", "MySQL"), ("clickhouse://db", "'clickhouse'")):
+        found = rhei("init", url)
+        assert found.exit_code == 1
+        assert name in str(found.exception)
+        assert "postgresql://" in str(found.exception)
+    shown = done("init", f"sqlite:////{world.path.relative_to('/')}")
+    (command,) = [line.strip() for line in shown.splitlines() if line.startswith("  rhei ")]
+    assert "ready to sync" in done(*command.split()[1:])
+
+
+@pytest.mark.parametrize("is_terminal", [True, False], ids=["terminal", "file"])
+def test_each_way_out_is_printed_whole(
+    *, is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(width=80, force_terminal=is_terminal, highlight=False, record=True)
+    monkeypatch.setattr(output, "err", console)
+    ways = [*FOLLOWED, "pip install 'rhei-pipeline[postgres]'", "[bold]so[/] \\[x] [/none]"]
+    for hint in ways:
+        with console.capture() as captured:
+            output.print_error(str(RheiError("it failed", hint=hint)))
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", captured.get())
+        assert " ".join(hint.split()) in " ".join(plain.split())
+        assert not is_terminal or max(map(len, plain.splitlines())) <= 80
+
+
+def test_quiet_says_neither_notes_nor_progress_and_verbose_logs(
+    project: Path, world: World
+) -> None:
+    world.run("update orders set amount = 'much' where id = 2")
+    noted = rhei("sync")
+    assert "'rhei dead-letters' says why" in noted.stderr
+    world.run("update orders set amount = 'more' where id = 2")
+    for arguments in (("-q", "sync"), ("sync", "--quiet")):
+        assert rhei(*arguments).stderr == ""
+    assert "rhei_pipeline" not in rhei("-v", "sync").stdout
+    with sqlite3.connect(world.path) as connection:
+        connection.execute("create table late(id integer primary key)")
+    assert rhei("sync", "-v").exit_code in {0, 3}
