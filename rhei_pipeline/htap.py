@@ -1,18 +1,17 @@
 """The facade of the library: write, query, sync, copy, verify, read history."""
 
-import atexit
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from weakref import WeakMethod
 
 import pyarrow as pa
 
 from rhei_pipeline.changes.consume import After, OnLost
 from rhei_pipeline.errors import needs_extra
 from rhei_pipeline.holder.access import Access
+from rhei_pipeline.holder.close_at_exit import close_at_exit
 from rhei_pipeline.holder.held import Hint, running_as, writable
 from rhei_pipeline.holder.keeping_up import KeepingUp
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
@@ -62,7 +61,7 @@ class HTAP:
         #: What serves metrics and the status page, once `start_sync` was asked for that.
         self.monitoring: MonitoringServer | None = None
         self._writes = Writes()
-        self._at_exit = _at_exit(WeakMethod(self.close))
+        self._note_closed = close_at_exit(self.close)
 
     def __enter__(self) -> Self:
         return self
@@ -77,7 +76,7 @@ class HTAP:
 
     def close(self) -> None:
         """Stop the background sync and close everything; safe to repeat."""
-        atexit.unregister(self._at_exit)
+        self._note_closed()
         self.stop_sync()
         if self.monitoring is not None:
             self.monitoring.close()
@@ -454,21 +453,6 @@ def _monitoring(htap: HTAP, port: int) -> "MonitoringServer":
     with needs_extra("metrics", "the metrics endpoint"):
         from rhei_pipeline.monitoring.server import MonitoringServer  # noqa: PLC0415
     return MonitoringServer(htap, port=port)
-
-
-def _at_exit(close: WeakMethod[Callable[[], None]]) -> Callable[[], None]:
-    """Have a program that forgets to close do it as it ends, while everything still works.
-
-    Otherwise the interpreter ends below a running sync, and DuckDB's binding lists what it held.
-    """
-
-    def close_if_open() -> None:
-        forgotten = close()
-        if forgotten is not None:
-            forgotten()
-
-    atexit.register(close_if_open)
-    return close_if_open
 
 
 def open(source: Settings | str | Path, *, hold: bool = True) -> HTAP:  # noqa: A001  (rhei.open is the public name)
