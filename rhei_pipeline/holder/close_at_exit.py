@@ -6,7 +6,7 @@ from weakref import WeakMethod
 
 
 def close_at_exit(close: Callable[[], None]) -> Callable[[], None]:
-    """Have a program that ends without closing close first, while everything still works.
+    """Register what closes before a program ends that did not close, while everything still works.
 
     Otherwise the interpreter ends below a running sync, and DuckDB's binding lists what it held.
 
