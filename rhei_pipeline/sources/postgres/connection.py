@@ -88,6 +88,15 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             words = f"{words} read write"
         super().execute(f"begin {words}; ".encode() + _set_local(self.lacking(chosen)))
 
+    def end_reading(self) -> None:
+        """End a transaction that has only read; safe to repeat, and where none is open.
+
+        By a commit: at a rollback the driver forgets what it has prepared, and the server would
+        plan every statement of the next snapshot again.
+        """
+        if not self.closed:
+            self.commit()
+
     def lacking(self, settings: Mapping[str, str]) -> Mapping[str, str]:
         """Return those settings that the session does not have."""
         return {name: value for name, value in settings.items() if self._held.get(name) != value}

@@ -106,6 +106,6 @@ def read_marks(connection: Connection, oids: Collection[int]) -> dict[int, Marks
 def shapes(connection: Connection, oids: Collection[int]) -> str:
     """Return a text that changes whenever the catalogue's entries of these tables change."""
     found = connection.execute(
-        f"{_parts(connection)}{_SHAPES}".encode(), {"oids": list(oids)}
+        f"{_parts(connection)}{_SHAPES}".encode(), {"oids": f"{{{','.join(map(str, oids))}}}"}
     ).fetchone()
     return str(found[0]) if found else ""

@@ -20,7 +20,9 @@ from rhei_pipeline.sources.postgres.logical import source as logical_source
 from rhei_pipeline.sources.postgres.polling.snapshot import PostgresPollingSnapshot
 from rhei_pipeline.sources.postgres.triggers import snapshot as trigger_snapshot
 from rhei_pipeline.sources.postgres.triggers import source as triggers
+from rhei_pipeline.sources.postgres.triggers.registry import Registered
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.sources.sqlite.polling.snapshot import SqlitePollingSnapshot
 from rhei_pipeline.sources.sqlite.schema_objects import SchemaState
 from rhei_pipeline.sources.sqlite.triggers import schema_watch
 from rhei_pipeline.sources.sqlite.triggers.snapshot import SqliteTriggerSnapshot
@@ -136,6 +138,7 @@ def test_how_logs_of_postgres_are_read_is_found_out_anew_for_changed_tables_only
             return run(*given)
 
         monkeypatch.setattr(module, name, count)
+    counting_calls(monkeypatch, Registered, "of", calls)
 
     def change() -> None:
         world.app.execute("update t0 set v = v + 1")
@@ -154,6 +157,46 @@ def test_how_logs_of_postgres_are_read_is_found_out_anew_for_changed_tables_only
     few, many = found
     assert many == few
     world.assert_equal("t0", f"t{_MANY - 1}")
+
+
+@pytest.mark.parametrize("method", ["trigger", "polling"])
+def test_what_is_asked_of_tables_of_postgres_without_changes_stays_planned(
+    method: str, make_postgres: Callable[..., PostgresWorld]
+) -> None:
+    many = trigger_snapshot._LOOKS_AT_ONCE + 1
+    columns = "id int primary key, v int, updated_at timestamptz not null default clock_timestamp()"
+    names = [f"t{number}" for number in range(many)]
+    tables = [{"name": name, "polling": {"clock": "database"}} for name in names]
+    world = make_postgres(capture={"method": method}, tables=tables)
+    world.run(
+        *(f"create table {name}({columns})" for name in names),
+        *(f"insert into {name} values (1, 0)" for name in names),
+    )
+
+    def change() -> None:
+        world.app.execute("update t0 set v = v + 1, updated_at = clock_timestamp()")
+
+    for _ in range(4):  # from then on the driver has statements prepared
+        _settle(world, change)
+    source: Any = world.htap._engine.source
+    ((oid,),) = world.app.execute(f"select '{names[-1]}'::regclass::oid::int")
+    asked = f"%log_{oid} where%not exists%" if method == "trigger" else f'%"{names[-1]}"%w.unread%'
+
+    def planned() -> set[tuple[str, int, int]]:
+        return set(
+            source._connection.execute(
+                "select statement, custom_plans, generic_plans from pg_prepared_statements"
+                " where statement like %s",
+                (asked,),
+            )
+        )
+
+    before = planned()
+    change()
+    assert world.htap.sync_now().events == 1
+    ((text, custom, generic),) = planned() - before
+    assert (text, custom, generic - 1) in before
+    world.assert_equal("t0", names[-1])
 
 
 def test_a_change_makes_postgres_plan_anew_what_asks_about_few_tables_only(
@@ -198,7 +241,10 @@ def _settle(world: PostgresWorld, change: Callable[[], None]) -> None:
     ("method", "mode"), [("trigger", "temporal"), ("trigger", "destructive"), ("polling", None)]
 )
 def test_a_cycle_sends_sqlite_the_same_for_few_tables_and_many(
-    method: str, mode: str | None, make_world: Callable[..., World]
+    method: str,
+    mode: str | None,
+    make_world: Callable[..., World],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = []
     for count in (_FEW, _MANY):
@@ -222,6 +268,9 @@ def test_a_cycle_sends_sqlite_the_same_for_few_tables_and_many(
             change()
             world.htap.sync_now()
         world.htap.sync_now()
+        if method == "polling":
+            looked = counting_calls(monkeypatch, SqlitePollingSnapshot, "_look_behind")
+            assert least(world.htap, looked, change, 1) == 1
         costs = [least(world.htap, sent, lambda: None, 0), least(world.htap, sent, change, 1)]
         change()
         sent.clear()

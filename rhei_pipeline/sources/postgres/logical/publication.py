@@ -66,7 +66,8 @@ _VAGUE = f"""
 select distinct n.nspname, c.relname from pg_publication p
 join pg_publication_rel r on r.prpubid = p.oid join pg_class c on c.oid = r.prrelid
 join pg_namespace n on n.oid = c.relnamespace
-cross join lateral (select c.oid as oid union select relid from pg_partition_tree(c.oid)) part
+cross join lateral (select c.oid as oid union all
+    select relid from pg_partition_tree(c.oid) where c.relkind = 'p') part
 join pg_class named on named.oid = part.oid
 where p.pubname = %s and {NAMELESS}
 """

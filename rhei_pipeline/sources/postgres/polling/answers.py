@@ -12,6 +12,11 @@ from rhei_pipeline.sources.postgres.catalog import Connection
 
 #: Questions in one statement, and about how long its text may be: the server plans it as a whole.
 _AT_ONCE, _TEXT_LENGTH = 25, 500_000
+#: Few rows lie behind a position, which a plan for any values cannot know: it uses the index that
+#: polling asks for wherever there is one.
+_CHOICES = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "jit": "off"}
+_PLANNED_ONCE = "".join(f"set local {name} = {value}; " for name, value in _CHOICES.items())
+_PLANNED_AS_EVER = "".join(f"set local {name} to default; " for name in _CHOICES)
 
 
 class Answers:
@@ -52,10 +57,12 @@ class Answers:
         Whoever needs an answer asks for it alone, and an error is then its own.
         """
         before = dict(self._known)
-        self._connection.execute("savepoint rhei_ahead")
+        self._connection.execute(f"savepoint rhei_ahead; {_PLANNED_ONCE}", prepare=False)
         try:
             yield
-            self._connection.execute("release savepoint rhei_ahead")
+            self._connection.execute(
+                f"{_PLANNED_AS_EVER} release savepoint rhei_ahead", prepare=False
+            )
         except (psycopg.Error, RheiError):
             # The locks that keep a table from being rewritten are given back as well.
             self._known = before

@@ -6,6 +6,7 @@ from typing import Any
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.polling import Horizon
 from rhei_pipeline.model.schema import Table
+from rhei_pipeline.sources.postgres.polling.table import Asked, Glance
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,9 @@ class PostgresPollMemory:
         floors: New positions are above these.
         parsed: What a position's proof says, and by which column.
         asked: The position behind which a table was looked at last.
+        questions: What was asked behind that position.
         windows: Where the next poll begins.
-        witnessed: The newest row of this proof existed in this state of the source.
+        glances: What a look behind this proof found in this state of the source.
         audited: The clock of the last rescan, and the source's state then.
         doubts: Why changes may be missed, as found in a state of the source.
         touched: Keys to read again.
@@ -49,8 +51,9 @@ class PostgresPollMemory:
     floors: dict[str, int] = field(default_factory=dict)
     parsed: dict[str, tuple[str, str, Horizon | None]] = field(default_factory=dict)
     asked: dict[str, tuple[Table, Position]] = field(default_factory=dict)
+    questions: dict[str, Asked] = field(default_factory=dict)
     windows: dict[str, Window] = field(default_factory=dict)
-    witnessed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    glances: dict[str, tuple[tuple[str, str], Glance]] = field(default_factory=dict)
     audited: dict[str, tuple[int, str]] = field(default_factory=dict)
     doubts: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     touched: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
@@ -58,7 +61,8 @@ class PostgresPollMemory:
 
     def note(self, table: str, order: int) -> None:
         """Record that a position exists."""
-        self.floors[table] = max(self.floors.get(table, 0), order)
+        if order > self.floors.get(table, 0):
+            self.floors[table] = order
 
     def distrust(self) -> None:
         """Mark all existing positions as unreliable."""
@@ -67,5 +71,5 @@ class PostgresPollMemory:
 
     def forget_states(self) -> None:
         """Delete what depends on a connection to the server."""
-        for facts in (self.windows, self.witnessed, self.audited, self.doubts):
+        for facts in (self.windows, self.glances, self.audited, self.doubts):
             facts.clear()

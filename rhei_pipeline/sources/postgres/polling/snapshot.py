@@ -15,15 +15,22 @@ from typing import Any
 from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.model.changes import ChangeBatch, Position, RowBatch
 from rhei_pipeline.model.instants import instant
-from rhei_pipeline.model.polling import DeletePolicy, Horizon, PollOptions
+from rhei_pipeline.model.polling import Clock, DeletePolicy, Horizon, PollOptions
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import Rescan
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.identity import refuse_rewritten
 from rhei_pipeline.sources.postgres.polling.answers import Answers
+from rhei_pipeline.sources.postgres.polling.clauses import Clause, ask_together
 from rhei_pipeline.sources.postgres.polling.horizon import HorizonReading
 from rhei_pipeline.sources.postgres.polling.memory import PostgresPollMemory, Window
-from rhei_pipeline.sources.postgres.polling.table import PostgresPoll, PostgresPolledTable, unread
+from rhei_pipeline.sources.postgres.polling.table import (
+    Behind,
+    Glance,
+    PostgresPoll,
+    PostgresPolledTable,
+    unread,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +40,9 @@ _NAMED = 64
 _WORTH_ASKING = 2
 #: Numbers of transactions in rows return after twice as many.
 _XIDS = 2**31
+
+#: Of a table that was never looked at.
+_NO_GLANCE: tuple[tuple[str, str], Glance | None] = (("", ""), None)
 
 #: A snapshot of a replica does not number what runs at its primary.
 _STATE = """
@@ -82,7 +92,8 @@ class PostgresPollingSnapshot:
     ) -> None:
         self._connection = connection
         self._answers = Answers(connection)
-        self._asked_ahead: set[object] = set()
+        self._has_looked_ahead = False
+        self._settled: dict[str, str] = {}
         self._polls = polls
         self._memory = memory
         self._reading = reading
@@ -109,7 +120,8 @@ class PostgresPollingSnapshot:
     def head(self, table: Table) -> Position:
         """Return the position of all that this snapshot shows, or the one asked about if equal."""
         if table.name not in self._heads:
-            self._heads[table.name] = self._head(table)
+            head = self._heads[table.name] = self._head(table)
+            self._memory.asked[table.name] = (table, head)
         return self._heads[table.name]
 
     def origin(self, table: Table) -> Position:
@@ -138,7 +150,7 @@ class PostgresPollingSnapshot:
         refuse_rewritten(self._connection, polled.poll.source)
         newest = polled.newest()
         low, least = self._begin(table, known)
-        versions, read = polled.versions(polled.within(low, least))
+        versions, read = polled.versions(str(polled.within(low, least)))
         lately = audited == self._now
         horizon = Horizon(
             polled.poll.options.updated_at,
@@ -163,11 +175,19 @@ class PostgresPollingSnapshot:
         """Return the instant, and the timestamp, from which the next poll must read."""
         doubt = self.doubt(table)
         low = self._reading.low(known.low if known else None, doubted=doubt is not None)
-        return low, None if doubt is None else self._table(table).newest_stamp()
+        return low, None if doubt is None else self._newest_stamp(table)
+
+    def _newest_stamp(self, table: Table) -> str | None:
+        (_, at), glance = self._memory.glances.get(table.name, _NO_GLANCE)
+        if at == self._state and glance is not None and glance.newest is not None:
+            return glance.newest
+        return self._table(table).newest_stamp()
 
     def proves(self, table: Table, position: Position) -> bool:
         """Return False if the source was restored to an older state or its clock went back."""
         self._remember(table, position)
+        if self._is_settled(table, position):
+            return True
         known = self._known(table, position)
         if known is None:
             return False
@@ -192,19 +212,26 @@ class PostgresPollingSnapshot:
 
     def _is_witnessed(self, table: Table, position: Position) -> bool:
         """Return whether the newest row read before exists, with the same or a newer timestamp."""
+        known = self._known(table, position)
+        return known is None or self._glance(table, position, known).has_newest
+
+    def _glance(self, table: Table, position: Position, known: Horizon) -> Glance:
+        """Look at a table; the first time, at all that were looked at before as well."""
         place = (position.proof, self._state)
-        if self._memory.witnessed.get(table.name) != place:
-            self._look_ahead(self._ask_for_witnesses)
-            known = self._known(table, position)
-            if known is not None and not self._table(table).has_newest(known):
-                return False
-            self._memory.witnessed[table.name] = place
-        return True
+        if self._memory.glances.get(table.name, _NO_GLANCE)[0] != place:
+            self._look_ahead()
+        before, glance = self._memory.glances.get(table.name, _NO_GLANCE)
+        if before != place or glance is None:
+            polled = self._table(table)
+            question = self._question(table, known, self._behind(table, position))
+            glance = polled.glance(question)
+            self._memory.glances[table.name] = place, glance
+        return glance
 
     def pending(self, table: Table, after: Position) -> int:
         """Count the rows that were written since the position was recorded."""
         self._remember(table, after)
-        return self._look(table, after).events
+        return 0 if self._is_settled(table, after) else self._look(table, after).events
 
     def oldest_pending(self, table: Table, after: Position) -> datetime | None:
         """Return the oldest timestamp of the new rows, or when none of them existed yet."""
@@ -230,6 +257,8 @@ class PostgresPollingSnapshot:
     def rescan(self, table: Table, after: Position) -> Rescan:
         """Return whether a rescan is due: at an interval, or if the newest row read is gone."""
         self._remember(table, after)
+        if self._is_settled(table, after):
+            return Rescan.NONE
         options, known = self._polls(table.name).options, self._known(table, after)
         wanted = self._wanted(table, options, known)
         if wanted is Rescan.NONE or known is None or known.audited is None:
@@ -249,7 +278,8 @@ class PostgresPollingSnapshot:
         """Return why a write may be missed: its timestamp may be earlier than the horizon."""
         state, reason = self._memory.doubts.get(table.name, (None, None))
         if state != self._state:
-            reason = self._table(table).doubt()
+            (_, at), glance = self._memory.glances.get(table.name, _NO_GLANCE)
+            reason = self._table(table).doubt(glance if at == self._state else None)
             self._memory.doubts[table.name] = (self._state, reason)
         # Who is connected changes without a commit.
         return reason or self._reading.doubt
@@ -290,68 +320,80 @@ class PostgresPollingSnapshot:
             return _Look()
         place = (table.name, after.proof)
         if place not in self._looks:
-            self._look_ahead(self._ask_for_changes)
             self._looks[place] = self._look_behind(table, after)
             self._memory.asked[table.name] = (table, after)
         return self._looks[place]
 
-    def _look_ahead(self, ask: Callable[[Collection[tuple[Table, Position]]], None]) -> None:
-        """Ask a question of all tables that were looked at before, once in a snapshot.
+    def _look_ahead(self) -> None:
+        """Look at all tables that were looked at before, once in a snapshot.
 
         In most cycles most tables have no changes. If a table fails, all are forgotten: each is
         then read alone, and only those that can be are asked about the next time.
         """
-        if ask in self._asked_ahead:
+        if self._has_looked_ahead:
             return
-        self._asked_ahead.add(ask)
+        self._has_looked_ahead = True
         asked = [place for place in self._memory.asked.values() if not self._is_idle(*place)]
         if len(asked) < _WORTH_ASKING:
             return
         before, self._memory.asked = self._memory.asked, {}
+        glances, self._memory.glances = self._memory.glances, {}
         with self._answers.ahead():
-            ask(asked)
-            self._memory.asked = before
+            self._ask_of_all(asked)
+            self._memory.asked, glances = before, glances | self._memory.glances
+        self._memory.glances = glances
 
-    def _ask_forms(self, asked: Collection[tuple[Table, Position]]) -> None:
-        """Ask what the other questions are made of."""
+    def _ask_of_all(self, asked: Collection[tuple[Table, Position]]) -> None:
+        # What the other questions are made of.
         self._answers.ask(sql for table, _ in asked for sql in self._table(table).form_questions())
-
-    def _ask_for_witnesses(self, asked: Collection[tuple[Table, Position]]) -> None:
-        self._answers.ask(
-            sql
+        looks = [
+            (table, after, known, self._behind(table, after))
             for table, after in asked
             if (known := self._known(table, after))
-            and self._memory.witnessed.get(table.name) != (after.proof, self._state)
-            for sql in self._table(table).newest_questions(known)
-        )
+        ]
+        questions = [self._question(table, known, behind) for table, _, known, behind in looks]
+        quiet = []
+        for (table, after, known, behind), found in zip(
+            looks, ask_together(self._connection, questions), strict=True
+        ):
+            glance = Glance(*found)
+            self._memory.glances[table.name] = (after.proof, self._state), glance
+            if behind and not glance.unread and not self._memory.touched.get(table.name):
+                quiet.append((table, after, known))
+        self._settle(quiet)
 
-    def _ask_for_changes(self, asked: Collection[tuple[Table, Position]]) -> None:
-        self._ask_forms(asked)
-        looks = [
-            (table, after, known, self._table(table), behind[0])
-            for table, after in asked
-            if (known := self._known(table, after)) and (behind := self._behind(table, after))
+    def _question(self, table: Table, known: Horizon, behind: Behind | None) -> Clause:
+        """Ask for a glance; where there is a doubt anyway, it finds the newest timestamp."""
+        polled = self._table(table)
+        is_doubted = polled.poll.options.clock is Clock.APPLICATION or self._reading.doubt
+        known_one = self._memory.questions.get(table.name)
+        asked = polled.question(known, behind, known_one, with_newest=bool(is_doubted))
+        self._memory.questions[table.name] = asked
+        return asked.clause
+
+    def _settle(self, quiet: Collection[tuple[Table, Position, Horizon]]) -> None:
+        """Note of which tables all is done: they are proved, and nothing is pending."""
+        begins = [
+            (table, after, begin, self._read_before(table, after, *begin))
+            for table, after, known in quiet
+            if self._sign(table, after, known) is None
+            and self.rescan(table, after) is Rescan.NONE
+            and (begin := self._next_begin(table, known))
         ]
         self._answers.ask(
-            sql
-            for _, _, _, polled, condition in looks
-            for sql in polled.questions_behind(condition)
-        )
-        quiet = [look for look in looks if not look[3].count(look[4])]
-        self._answers.ask(
-            polled.newest_stamp_sql()
-            for table, _, _, polled, _ in quiet
-            if self.doubt(table) is not None
-        )
-        begins = [(look, self._next_begin(look[0], look[2])) for look in quiet]
-        self._answers.ask(
             [
-                polled.versions_sql(polled.within(*begin))
-                for (table, after, _, polled, _), begin in begins
-                if self._read_before(table, after, *begin) is None
+                self._table(table).versions_sql(str(self._table(table).within(*begin)))
+                for table, _, begin, former in begins
+                if former is None
             ],
             columns=2,
         )
+        for table, after, begin, former in begins:
+            self._move_window(table, after, begin, former)
+            self._settled[table.name] = after.proof
+
+    def _is_settled(self, table: Table, position: Position) -> bool:
+        return self._settled.get(table.name) == position.proof
 
     def _look_behind(self, table: Table, after: Position) -> _Look:
         polled, known = self._table(table), self._known(table, after)
@@ -360,39 +402,47 @@ class PostgresPollingSnapshot:
             return _Look("true", polled.count("true"), touched)
         behind = self._behind(table, after)
         if behind is None:
-            within = polled.within(known.low, known.least)
-            is_same = polled.versions(within)[0] == known.seen
-            behind = "false" if is_same else within, known.clock
-        condition, since = behind
-        rows = polled.count(condition) if condition != "false" else 0
+            condition, since = str(polled.within(known.low, known.least)), known.clock
+            is_same = polled.versions(condition)[0] == known.seen
+            rows = 0 if is_same else polled.count(condition)
+        else:
+            rows, since = self._glance(table, after, known).unread, behind.since
+            if rows:
+                within = polled.within(behind.low, behind.least)
+                condition = f"{within} and {unread(behind.read)}"
         if not rows:
-            self._move_window(table, after, known)
+            condition = "false"
+            begin = self._next_begin(table, known)
+            self._move_window(table, after, begin, self._read_before(table, after, *begin))
         return _Look(condition, rows, touched, since)
 
-    def _behind(self, table: Table, after: Position) -> tuple[str, int] | None:
-        """Return SQL that selects what was written since a position, and the clock then.
+    def _behind(self, table: Table, after: Position) -> Behind | None:
+        """Return where the rows lie that were written since a position.
 
-        None if only a digest shows whether anything was.
+        None if only a digest shows whether any were.
         """
-        polled, known = self._table(table), self._known(table, after)
+        known = self._known(table, after)
         window = self._memory.windows.get(table.name)
         if window is not None and window.proof == after.proof:
-            within = polled.within(window.low, window.least)
-            return f"{within} and {unread(window.read)}", window.clock
+            return Behind(window.low, window.least, window.read, window.clock)
         if known is None or known.writers is None or self._xid - known.xid >= _XIDS:
             return None
-        within = polled.within(known.low, known.least)
-        return f"{within} and {unread(known.writers)}", known.clock
+        return Behind(known.low, known.least, known.writers, known.clock)
 
-    def _move_window(self, table: Table, after: Position, known: Horizon) -> None:
+    def _move_window(
+        self,
+        table: Table,
+        after: Position,
+        begin: tuple[int | None, str | None],
+        former: Window | None,
+    ) -> None:
         """Let the next poll begin at this snapshot's horizon: the mirror has all it shows."""
-        low, least = self._next_begin(table, known)
-        former, polled = self._read_before(table, after, low, least), self._table(table)
         read, xid = (former.read, former.xid) if former else ((), self._xid)
         if former is None:
-            _, read = polled.versions(polled.within(low, least))
+            polled = self._table(table)
+            _, read = polled.versions(str(polled.within(*begin)))
         self._memory.windows[table.name] = Window(
-            after.proof, low, least, read, xid, self._now, self._state
+            after.proof, *begin, read, xid, self._now, self._state
         )
 
     def _read_before(

@@ -180,8 +180,7 @@ class PostgresPollingSource(PollingSource):
                 with closing(snapshot):
                     yield snapshot
             finally:
-                if not connection.closed:
-                    connection.rollback()
+                connection.end_reading()
 
     def close(self) -> None:
         """Close the connection; safe to repeat."""

@@ -15,7 +15,8 @@ from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.polling import Clock, Horizon, PollOptions, Stamp
 from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qualified
 from rhei_pipeline.sources.postgres.polling.answers import Answers
-from rhei_pipeline.sources.postgres.polling.timestamps import StampColumn
+from rhei_pipeline.sources.postgres.polling.clauses import Clause, Value
+from rhei_pipeline.sources.postgres.polling.timestamps import MOMENT, StampColumn, written
 from rhei_pipeline.sources.postgres.rows import (
     PostgresRowReader,
     admit_rows,
@@ -28,7 +29,7 @@ from rhei_pipeline.sql.text import listed, matching, quote
 
 _SECOND = 1_000_000
 #: A stamp so far ahead of the source's clock was not made by it.
-_AHEAD_SECONDS = 2
+_AHEAD = 2 * _SECOND
 #: Keys read again by one statement.
 _TOUCHED_ROWS = 500
 
@@ -52,6 +53,54 @@ class PostgresPoll:
     def table(self) -> str:
         """The table's quoted name in the source."""
         return qualified(self.source.schema)
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """Where the rows lie that were written since a position.
+
+    Attributes:
+        low, least: As in `Horizon`.
+        read: The transactions whose rows from there on were read.
+        since: The source's clock when they were.
+    """
+
+    low: int | None
+    least: str | None
+    read: tuple[str, ...]
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """What one look at a table finds behind a position.
+
+    Attributes:
+        has_newest: Whether the newest row read exists, with the same or a newer timestamp.
+        unread: How many rows were written since; 0 where only a digest shows that.
+        is_ahead: Whether a timestamp lies ahead of the source's clock.
+        newest: The newest timestamp that the clock has reached; None where it was not asked for.
+    """
+
+    has_newest: bool
+    unread: int
+    is_ahead: bool
+    newest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked of a table, to be asked again in other moments.
+
+    Attributes:
+        place: What it was made of; with the same, only the moments change.
+        moments: Values in it: from where on is read, and what lies ahead of the clock.
+    """
+
+    poll: PostgresPoll
+    place: tuple[object, ...]
+    moments: tuple[Value, Value]
+    clause: Clause
 
 
 class PostgresPolledTable:
@@ -79,25 +128,86 @@ class PostgresPolledTable:
             self._connection, self.poll.source.schema, self._clock, self.poll.live
         )
 
-    def within(self, low: int | None, least: str | None) -> str:
+    def within(self, low: int | None, least: str | None) -> Clause:
         """Return SQL of the rows that must be read from there on; as in `Horizon`."""
         stamp = self.poll.stamp
         bounds = [] if low is None else [self._bound(low)]
         if least is not None:
-            bounds.append(bare_literal(least))
+            bounds.append(Clause.of(least))
         known = [bound for bound in bounds if bound is not None]
         if low is None or not known:
-            return "true"
-        behind = " or ".join(f"{stamp.sql} >= {bound}" for bound in known)
-        return f"({behind} or {stamp.sql} is null)" if stamp.is_nullable else f"({behind})"
+            return Clause("true")
+        behind = [self._than(">=", bound) for bound in known]
+        if stamp.is_nullable:
+            behind.append(Clause(f"{stamp.sql} is null"))
+        found = Clause.joined(" or ", behind)
+        return Clause(f"({found.text})", found.values)
+
+    def glance(self, question: Clause) -> Glance:
+        """Return what one look finds."""
+        return Glance(*self._row(f"select {question}"))
+
+    def question(
+        self, known: Horizon, behind: Behind | None, before: Asked | None, *, with_newest: bool
+    ) -> Asked:
+        """Return what one look asks behind a position; most is often as it was asked before."""
+        low = behind.low if behind else None
+        place = (known, behind and behind.least, behind and behind.read, with_newest, low is None)
+        is_alike = self.poll.stamp.family.is_written_alike
+        moments: tuple[Value, Value] = (
+            (written(low or 0), MOMENT),
+            (written(self._now + _AHEAD), MOMENT),
+        )
+        if is_alike and before and before.poll is self.poll and before.place == place:
+            moved = dict(zip(before.moments, moments, strict=True))
+            values = tuple([moved.get(value, value) for value in before.clause.values])
+            return replace(before, clause=Clause(before.clause.text, values), moments=moments)
+        clause = self._clause(known, behind, with_newest=with_newest)
+        return Asked(self.poll, place, moments, clause)
+
+    def _clause(self, known: Horizon, behind: Behind | None, *, with_newest: bool) -> Clause:
+        table, ahead = self.poll.table, self._ahead
+        is_ahead = self._than(">", ahead)
+        if behind is None:
+            parts = [Clause("0"), Clause(f"exists (select from {table} where ").then(is_ahead, ")")]
+        else:
+            parts = [Clause("w.unread"), Clause("w.is_ahead")]
+        newest = Clause("null")
+        if with_newest:
+            newest = Clause("(").then(self._newest_stamp_clause(), ")")
+        asked = Clause.joined(", ", [self._witness(known), *parts, newest])
+        if behind is None:
+            return asked
+        # What lies ahead of the clock is in there as well.
+        read = Clause.of(_list_of(behind.read), "xid[]")
+        return (
+            asked.then(Clause(" from (select count(*) filter (where xmin <> all ("), "")
+            .then(read, ")) as unread, coalesce(bool_or(")
+            .then(is_ahead, f"), false) as is_ahead from {table} where ")
+            .then(self.within(behind.low, behind.least), ") w")
+        )
+
+    def _witness(self, known: Horizon) -> Clause:
+        """Return whether the newest known row exists, with the same or a newer timestamp."""
+        if known.newest is None:
+            return Clause("true")
+        poll = self.poll
+        same = [
+            Clause(f"{quote(name)} = ").then(Clause.of(value), "")
+            for name, value in zip(poll.source.schema.primary_key, known.key, strict=True)
+        ]
+        same.append(self._than(">=", Clause.of(known.newest)))
+        there = Clause(f"exists (select from {poll.table} where ")
+        return there.then(Clause.joined(" and ", same), ")")
+
+    def _than(self, comparison: str, bound: Clause | None) -> Clause:
+        if bound is None:
+            return Clause("false")
+        return Clause(f"{self.poll.stamp.sql} {comparison} {bound.text}", bound.values)
 
     def count(self, condition: str) -> int:
         """Count rows, including those marked as deleted."""
-        return int(self._row(self.count_sql(condition))[0])
-
-    def count_sql(self, condition: str) -> str:
-        """Return the question that `count` asks."""
-        return f"select count(*) from {self.poll.table} where {condition}"
+        return int(self._row(f"select count(*) from {self.poll.table} where {condition}")[0])
 
     def versions(self, condition: str) -> tuple[str, tuple[str, ...]]:
         """Return a digest of the row versions there, and the transactions that wrote them."""
@@ -126,24 +236,12 @@ class PostgresPolledTable:
 
     def newest_stamp(self) -> str | None:
         """Return the newest timestamp that the clock has reached."""
-        found: str | None = self._row(self.newest_stamp_sql())[0]
+        found: str | None = self._row(str(self._newest_stamp_clause()))[0]
         return found
 
-    def newest_stamp_sql(self) -> str:
-        """Return the question that `newest_stamp` asks."""
-        reached = f"{self.poll.stamp.sql} <= {self._ahead}" if self._ahead else "true"
-        return self._extreme_sql("max", reached)
-
-    def has_newest(self, known: Horizon) -> bool:
-        """Return whether the newest known row exists, with the same or a newer timestamp."""
-        return known.newest is None or bool(self._row(self._has_newest_sql(known))[0])
-
-    def _has_newest_sql(self, known: Horizon) -> str:
-        poll = self.poll
-        pairs = zip(poll.source.schema.primary_key, known.key, strict=True)
-        same = " and ".join(f"{quote(name)} = {bare_literal(value)}" for name, value in pairs)
-        newer = f"{poll.stamp.sql} >= {bare_literal(known.newest)}"
-        return self._has_sql(f"{same} and {newer}")
+    def _newest_stamp_clause(self) -> Clause:
+        reached = self._than("<=", self._ahead) if self._ahead else Clause("true")
+        return Clause(self._extreme_sql("max", ""), ()).then(reached, "")
 
     def oldest(self, condition: str) -> datetime:
         """Return the oldest timestamp there as an instant; now if there is none."""
@@ -190,14 +288,14 @@ class PostgresPolledTable:
         admitted = without_rows(events.cast(event_schema(schema)), rejections)
         return ChangeBatch(admitted, count, net=True, rejected=letters, seen_at=self._clock)
 
-    def doubt(self) -> str | None:
+    def doubt(self, glance: Glance | None) -> str | None:
         """Return why this table's timestamps may be earlier than the server's horizon."""
         poll, name = self.poll, repr(self.poll.options.updated_at)
         if poll.options.clock is Clock.APPLICATION:
             return f"{name} is stamped by the application's clock"
         if not poll.stamp.family.is_written_alike and not self._is_of_one_form():
             return f"{name} holds values of unknown or several forms"
-        if self._ahead and self._row(self._is_ahead_sql())[0]:
+        if self._is_ahead(glance):
             return f"{name} lies ahead of the database's clock"
         return poll.stamp.doubt(self._form)
 
@@ -208,19 +306,11 @@ class PostgresPolledTable:
             if self.poll.options.clock is not Clock.APPLICATION:
                 yield self._extreme_sql("min")
 
-    def newest_questions(self, known: Horizon) -> Iterator[str]:
-        """Yield the question that `has_newest` asks."""
-        if known.newest is not None:
-            yield self._has_newest_sql(known)
-
-    def questions_behind(self, condition: str) -> Iterator[str]:
-        """Yield what a poll behind a position asks once the form is known."""
-        yield self.count_sql(condition)
-        if self._ahead and self.poll.options.clock is not Clock.APPLICATION:
-            yield self._is_ahead_sql()
-
-    def _is_ahead_sql(self) -> str:
-        return self._has_sql(f"{self.poll.stamp.sql} > {self._ahead}")
+    def _is_ahead(self, glance: Glance | None) -> bool:
+        if glance is not None or self._ahead is None:
+            return glance is not None and glance.is_ahead
+        ahead = f"{self.poll.stamp.sql} > {self._ahead}"
+        return bool(self._row(f"select exists (select from {self.poll.table} where {ahead})")[0])
 
     def _is_of_one_form(self) -> bool:
         oldest = self._extreme("min")
@@ -236,10 +326,10 @@ class PostgresPolledTable:
         return None if alike else self.poll.stamp.form(self._extreme("max"))
 
     @cached_property
-    def _ahead(self) -> str | None:
-        return self._bound(self._now + _AHEAD_SECONDS * _SECOND)
+    def _ahead(self) -> Clause | None:
+        return self._bound(self._now + _AHEAD)
 
-    def _bound(self, micros: int) -> str | None:
+    def _bound(self, micros: int) -> Clause | None:
         return self.poll.stamp.bound(micros, self._form)
 
     def _extreme(self, which: str) -> str | None:
@@ -250,16 +340,17 @@ class PostgresPolledTable:
         stamp = self.poll.stamp.sql
         return f"select {which}({stamp})::text from {self.poll.table} where {condition}"
 
-    def _has_sql(self, condition: str) -> str:
-        return f"select exists (select from {self.poll.table} where {condition})"
-
     def _row(self, question: str) -> tuple[Any, ...]:
         return self._answers.row(question)
 
 
 def unread(read: Sequence[str]) -> str:
     """Return SQL of the row versions written by other transactions than those read."""
-    return f"xmin <> all ('{{{','.join(read)}}}'::xid[])"
+    return f"xmin <> all ('{_list_of(read)}'::xid[])"
+
+
+def _list_of(read: Sequence[str]) -> str:
+    return f"{{{','.join(read)}}}"
 
 
 def _rows_sql(poll: PostgresPoll, condition: str) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,10 +10,13 @@ import pyarrow.compute as pc
 from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.polling import Stamp
 from rhei_pipeline.model.schema import INSTANT, Column
+from rhei_pipeline.sources.postgres.polling.clauses import Clause
 from rhei_pipeline.sources.postgres.types import admit_text
 from rhei_pipeline.sql.text import literal, quote
 
 _SECOND = 1_000_000
+#: The type of instants in questions.
+MOMENT = "timestamptz"
 _UTC = {"UTC", "Etc/UTC", "GMT", "Etc/GMT"}
 #: Instants before year 1 are no stamps.
 _EARLIEST = -62_135_596_800 * _SECOND
@@ -33,7 +37,7 @@ class Family(Enum):
     @property
     def is_written_alike(self) -> bool:
         """Whether the column's type alone defines the form of its timestamps."""
-        return self in {Family.INSTANT, Family.TIMESTAMP, Family.DATE}
+        return self is Family.INSTANT or self is Family.TIMESTAMP or self is Family.DATE
 
 
 #: By the type's oid, as `postgres_schema` reads it; others hold no stamps.
@@ -105,29 +109,30 @@ class StampColumn:
             return None if self.zone.name in _UTC else why
         return None
 
-    def bound(self, micros: int, form: Stamp | None) -> str | None:
-        """Return SQL of the earliest timestamp of a write at this instant or later.
+    def bound(self, micros: int, form: Stamp | None) -> Clause | None:
+        """Return the earliest timestamp of a write at this instant or later.
 
         None if the column's form is not known.
         """
-        moment = f"timestamptz '{instant(micros).isoformat()}'"
+        moment = Clause.of(written(micros), MOMENT)
         if self.family is Family.INSTANT:
             return moment
-        local = f"({moment} at time zone {literal(self.zone.name)})"
+        local = f"({moment.text} at time zone {literal(self.zone.name)})"
         if self.family is Family.TIMESTAMP:
-            return local
+            return Clause(local, moment.values)
         if self.family is Family.DATE:
-            return f"{local}::date"
+            return Clause(f"{local}::date", moment.values)
         return None if form is None else self._bound_in(form, micros)
 
-    def _bound_in(self, form: Stamp, micros: int) -> str:
+    def _bound_in(self, form: Stamp, micros: int) -> Clause:
         if form.kind is int:
-            return str(form.floor(micros))
+            return Clause.of(str(form.floor(micros)), "bigint")
         if form.kind is float:
-            return repr((micros - 1) / _SECOND)  # a double does not hold every microsecond
+            # A double does not hold every microsecond.
+            return Clause.of(repr((micros - 1) / _SECOND))
         # Without its fraction, which texts of one instant may write with more digits or fewer.
         moment = instant(micros)
-        return literal(f"{moment:%Y-%m-%d{form.separator}%H:%M:%S}")
+        return Clause.of(f"{moment:%Y-%m-%d{form.separator}%H:%M:%S}")
 
     def instants(
         self, texts: pa.Array, form: Stamp | None, now: int, since: int = _EARLIEST
@@ -151,6 +156,12 @@ class StampColumn:
             return admit_text(texts, Column("", INSTANT, epoch=form.epoch))[0]
         kind = INSTANT if form is None or form.zone else pa.timestamp("us")
         return admit_text(texts, Column("", kind))[0]
+
+
+@lru_cache(maxsize=256)
+def written(micros: int) -> str:
+    """Return an instant as text of the type `MOMENT`; in one snapshot most tables ask for one."""
+    return instant(micros).isoformat()
 
 
 def _is_plausible(form: Stamp, newest: str) -> bool:

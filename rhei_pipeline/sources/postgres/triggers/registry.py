@@ -1,13 +1,13 @@
 """The source's own records of capture by triggers: its logs, and the mirrors that read them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.model.stored_format import UNNUMBERED, too_new
 from rhei_pipeline.sources.postgres.catalog import Connection
-from rhei_pipeline.sources.postgres.identity import one
+from rhei_pipeline.sources.postgres.identity import array_of, one
 from rhei_pipeline.sources.postgres.table_facts import candidates
 from rhei_pipeline.sources.postgres.triggers.ddl import (
     BEGUN,
@@ -69,6 +69,12 @@ select c.relation::bigint, c.columns, c.key, c.images, c.wanted, c.base, c.prune
 from {SCHEMA}.capture c where c.relation = any(%(oids)s::oid[])
     or exists (select from {SCHEMA}.consumer m
                where m.mirror = %(mirror)s and m.relation = c.relation)
+"""
+#: Of all of them only how many they are, and those whose marks are not known.
+_CHANGED = """
+with found as materialized ({captures})
+select n.count, d.* from (select count(*) from found) n(count)
+left join (select md5(f::text) as mark, f.* from found f) d on d.mark <> all(%(marks)s::text[])
 """
 _STANDING = f"""
 select relation::bigint from {SCHEMA}.capture
@@ -171,7 +177,7 @@ class Registered:
 
     def is_same(self, other: "Registered") -> bool:
         """Return whether another entry says the same, also of the logs that were retired."""
-        return self == other and self.formers == other.formers
+        return self is other or (self == other and self.formers == other.formers)
 
     @property
     def intact(self) -> bool:
@@ -243,6 +249,34 @@ def registered(
     found = [Registered.of(row) for row in connection.execute(sql.encode(), params)]
     formers = read_formers(connection, [one.relation for one in found])
     return [replace(one, formers=formers.get(one.relation, ())) for one in found]
+
+
+def changed(
+    connection: Connection,
+    server: str,
+    oids: Sequence[int],
+    mirror: str,
+    marks: Iterable[str],
+) -> tuple[int, list[tuple[str, Registered]]]:
+    """Return how many records there are, and those whose marks are not known, with theirs.
+
+    They are those that `registered` reads, without the logs that were retired.
+    """
+    if not _is_prepared(connection):
+        return 0, []
+    if not _is_current(connection):
+        found = registered(connection, server, oids, mirror)
+        return len(found), [("", one) for one in found]
+    captures = _CAPTURES.format(lost=_LOST, numbers=_NUMBERS)
+    params = {
+        "origin": server,
+        "oids": array_of(oids),
+        "mirror": mirror,
+        "marks": f"{{{','.join(filter(None, marks))}}}",
+    }
+    rows = connection.execute(_CHANGED.format(captures=captures).encode(), params).fetchall()
+    read = [(mark, Registered.of(tuple(row))) for _, mark, *row in rows if mark is not None]
+    return (rows[0][0] if rows else 0), read
 
 
 def enter(

@@ -42,6 +42,7 @@ from rhei_pipeline.sources.postgres.triggers.entry import (
     log_of_the_gone,
     parts_of,
 )
+from rhei_pipeline.sources.postgres.triggers.known_logs import KnownLogs
 from rhei_pipeline.sources.postgres.triggers.logs import Captured
 from rhei_pipeline.sources.postgres.triggers.position import Proof, VisibleText
 from rhei_pipeline.sources.postgres.triggers.registry import Registered
@@ -122,7 +123,7 @@ class PostgresTriggerSource:
         self._ahead: dict[str, TableFacts] = {}
         self._ahead_at: object = None
         self._records: dict[int, _Records] = {}
-        self._registered: dict[int, Registered] = {}
+        self._registered = KnownLogs()
         self._installed: dict[str, int] = {}
         self._read: dict[str, _Read] = {}
         self._acknowledged = Acknowledged()
@@ -254,8 +255,7 @@ class PostgresTriggerSource:
                 with closing(snapshot):
                     yield snapshot
             finally:
-                if not connection.closed:
-                    connection.rollback()
+                connection.end_reading()
 
     def acknowledge(self, needed_from: Mapping[str, Position], *, prune: bool) -> int:
         """Record the mirror's positions, then delete what no mirror needs.
@@ -349,14 +349,8 @@ class PostgresTriggerSource:
         return version
 
     def _look(self, connection: Connection, oids: Sequence[int]) -> object:
-        rows = registry.registered(connection, self._origin, oids, self._mirror_id)
-        self._registered = {found.relation: self._as_known(found) for found in rows}
+        rows = self._registered.read(connection, self._origin, oids, self._mirror_id)
         return sorted((found.relation, found.identity, found.intact) for found in rows)
-
-    def _as_known(self, found: Registered) -> Registered:
-        """Return the object of before if it is as it was, and with it what was found out of it."""
-        before = self._registered.get(found.relation)
-        return before if before is not None and before.is_same(found) else found
 
     def _entry(self, name: str) -> Entry:
         return self._entries.get(name) or self._read_entry(name)
@@ -388,10 +382,7 @@ class PostgresTriggerSource:
                 raise SchemaError("no such table in the source", table=name, hint=hint)
             validate.refuse_unfit(source, known.faults)
             entry, found = Entry(source, known.columns, known.primary), known.found
-        if found is None:
-            self._registered.pop(source.oid, None)
-        else:
-            self._registered[source.oid] = self._as_known(found)
+        self._registered.put(source.oid, found)
         for spelling in (name, source.schema.name):
             self._entries[spelling], self._entry_states[spelling] = entry, read_at
         return entry
@@ -406,9 +397,9 @@ class PostgresTriggerSource:
         relation = self._installed.get(table.name)
         if relation is None and proof is None and entry is not None:
             relation = entry.source.oid
-        found = self._registered.get(relation or 0) or next(
-            (one for one in self._registered.values() if proof and one.has(proof.identity)), None
-        )
+        found = self._registered.get(relation or 0)
+        if found is None and proof is not None:
+            found = self._registered.with_log(proof.identity)
         if found is None or not found.has_log:
             return None
         known = self._read.get(table.name)
@@ -437,7 +428,8 @@ class PostgresTriggerSource:
     def _order(self, entry: Entry) -> int:
         with self._database.translated():
             text = one(self._connection, "select pg_current_snapshot()::text")[0]
-        return self._registered[entry.source.oid].base + VisibleText.parse(text).order
+        found = self._registered.get(entry.source.oid)
+        return (found.base if found else 0) + VisibleText.parse(text).order
 
     def _install(self, connection: Connection, table: Table, least: int) -> None:
         registry.prepare(connection)
@@ -487,9 +479,7 @@ class PostgresTriggerSource:
 
     def _acknowledge(self, connection: Connection, position: Position, *, prune: bool) -> int:
         proof = Proof.parse(position.proof)
-        found = next(
-            (log for log in self._registered.values() if proof and log.has(proof.identity)), None
-        )
+        found = self._registered.with_log(proof.identity) if proof else None
         if found is None or proof is None or not found.has_log:
             return 0
         relation = found.relation

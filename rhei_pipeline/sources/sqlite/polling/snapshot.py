@@ -57,6 +57,7 @@ class SqlitePollMemory:
         drained: This proof was made at this data version, and so all that it says still holds.
         idle: Nothing was pending behind this proof at this data version.
         quiet: Nothing was pending behind this proof at this time, so what follows is later.
+        settled: Where this glance is found behind this proof, nothing is to be done.
         ended: The tick of this timestamp had ended at this data version.
         closed: No row can join or leave the ties (timestamp, digest) any more unseen.
         audited: The clock of the last rescan, and its data version.
@@ -74,6 +75,7 @@ class SqlitePollMemory:
     drained: dict[str, tuple[str, int]] = field(default_factory=dict)
     idle: dict[str, tuple[str, int]] = field(default_factory=dict)
     quiet: dict[str, tuple[str, int]] = field(default_factory=dict)
+    settled: dict[str, tuple[str, Glance]] = field(default_factory=dict)
     ended: dict[str, tuple[str, int]] = field(default_factory=dict)
     closed: dict[str, tuple[str, str]] = field(default_factory=dict)
     audited: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -85,18 +87,21 @@ class SqlitePollMemory:
 
     def note(self, table: str, order: int) -> None:
         """Record that a position exists."""
-        self.floors[table] = max(self.floors.get(table, 0), order)
+        if order > self.floors.get(table, 0):
+            self.floors[table] = order
 
     def distrust(self) -> None:
         """Mark all existing positions as unreliable."""
         self.distrusted = dict(self.floors)
         self.drained.clear()
         self.idle.clear()
+        self.settled.clear()
 
     def forget_versions(self) -> None:
         """Forget what was tied to a connection's data versions."""
         for facts in (
             self.glances,
+            self.settled,
             self.drained,
             self.idle,
             self.ended,
@@ -357,10 +362,23 @@ class SqlitePollingSnapshot:
         most = self._connection.getlimit(sqlite3.SQLITE_LIMIT_COMPOUND_SELECT)
         conditions = [question.condition for question in questions.values()]
         found = list(glances(self._connection, conditions, most))
-        self._memory.glances |= {
-            name: ((question.proof, self._version), glance)
-            for (name, question), glance in zip(questions.items(), found, strict=True)
-        }
+        for (name, question), glance in zip(questions.items(), found, strict=True):
+            place = (question.proof, self._version)
+            self._memory.glances[name] = place, glance
+            if self._memory.settled.get(name) == (question.proof, glance):
+                self._memory.drained[name] = self._memory.idle[name] = place
+                self._memory.doubts[name] = (self._version, None)
+
+    def _settle(self, table: Table, after: Position, keyset: Keyset | None) -> None:
+        """Note that a table is as it was, for as long as a glance at it finds the same."""
+        place, glance = self._memory.glances.get(table.name, (("", 0), None))
+        if glance is None or keyset is None or place != (after.proof, self._version):
+            return
+        is_plain = glance.has_newest and not (glance.newer or glance.has_blank or keyset.ahead)
+        ties = self._memory.closed.get(table.name)
+        is_closed = keyset.at is None or ties == (keyset.at, keyset.ties)
+        if is_plain and is_closed and self.doubt(table) is None:
+            self._memory.settled[table.name] = after.proof, glance
 
     def doubt(self, table: Table) -> str | None:
         """Return why a write may be missed: its timestamp need not follow the commit order."""
@@ -419,6 +437,7 @@ class SqlitePollingSnapshot:
             if not look.events:
                 self._memory.idle[table.name] = (after.proof, self._version)
                 self._memory.quiet[table.name] = (after.proof, self._now)
+                self._settle(table, after, self._known(table, after))
         return self._looks[place]
 
     def _look_behind(self, table: Table, after: Position) -> _Look:
