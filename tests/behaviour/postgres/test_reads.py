@@ -226,6 +226,16 @@ def test_no_temporary_table_stands_for_one_of_the_application(
     assert list(_sessions(database)) == [session]
 
 
+def test_a_text_is_lexed_by_the_server_as_it_was_judged(
+    dsn: str, open_database: Callable[..., PostgresDatabase]
+) -> None:
+    name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
+    _made(dsn, (f"alter database {name} set standard_conforming_strings = off",))
+    # One text, or with backslashes as escapes a text, a call and a comment.
+    asked = "select '\\'' , pg_try_advisory_lock(7)::text --' as told"
+    assert open_database().query(asked).num_columns == 1
+
+
 def test_long_queries_keep_no_short_one_waiting(
     open_database: Callable[..., PostgresDatabase],
 ) -> None:
@@ -332,9 +342,11 @@ def test_every_name_that_a_statement_reaches_is_looked_up() -> None:
         "select json_query('{}', '$')": Call(("", "json_query"), None),
     }.items():
         assert call in reading_statement(text).calls, text
-    for text in ("select 1; select 2", "select 1 for update", "select 1 into t", "select '\0'"):
+    refused = ("select 1; select 2", "select 1 for update", "select 1 into t", "select '\0'")
+    for text in (*refused, "explain (nonsense) select 1"):
         with pytest.raises(QueryError):
             reading_statement(text)
+    assert "hidden" not in reading_statement("explain /* hidden */ (analyze) select 1").text
 
 
 def test_what_a_view_or_a_policy_runs_leaves_nothing_in_a_session(

@@ -1,7 +1,7 @@
 """What hostile statements do to a mirror, by their effects: nothing. Ordinary reads pass."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -149,6 +149,24 @@ def test_no_hostile_statement_has_an_effect(attacked: Attacked) -> None:
             assert state() == before, attacked.hostile[place - 10 : place]
     assert let_through == []
     assert not [text for text in told if SECRET in text or "Traceback" in text]
+
+
+def test_duckdb_is_asked_nothing_hostile(duckdb_mirror: Attacked) -> None:
+    guard = duckdb_mirror.mirror._guard
+    with duckdb_mirror.mirror._cursor() as cursor:
+        for sql in duckdb_mirror.hostile:
+            with pytest.raises(RheiError):
+                guard.admitted(sql, cursor)
+        explained = "explain (analyze) /* ; drop table t */ select 1"
+        assert guard.admitted(explained, cursor) == "explain (analyze) select 1"
+
+
+def test_datafusion_itself_plans_nothing_that_changes(datafusion_mirror: Attacked) -> None:
+    mirror, before = datafusion_mirror.mirror, datafusion_mirror.state(datafusion_mirror.mirror)
+    for sql in datafusion_mirror.hostile:
+        with suppress(RheiError):
+            mirror._session._bound(sql.replace("{dir}", str(datafusion_mirror.directory)), {})
+    assert datafusion_mirror.state(mirror) == before
 
 
 def test_ordinary_reads_pass(attacked: Attacked) -> None:

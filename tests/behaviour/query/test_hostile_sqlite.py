@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rhei_pipeline.errors import RheiError
-from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.sources.sqlite.database import SqliteDatabase, _Idle
 from rhei_pipeline.sources.sqlite.read_only import ALLOWED_FUNCTIONS, REFUSED_FUNCTIONS
 from tests.support.corpus.duckdb import statements
 from tests.support.corpus.sqlite import HOSTILE, READS
@@ -89,6 +89,29 @@ def test_no_hostile_statement_has_an_effect(database: SqliteDatabase) -> None:
     assert let_through == []
     # Kilobytes: what would have been made is ten times as large.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held_before < 3 * BYTES // 1024
+
+
+#: Settings of the whole process, which are still there when a session ends.
+_OF_PROCESS = ("heap_limit", "temp_store_directory", "data_store_directory")
+
+
+def test_a_session_whose_guard_is_gone_still_changes_nothing(database: SqliteDatabase) -> None:
+    state(database)
+    before = state(database)
+    for sql in statements(HOSTILE):
+        if any(setting in sql for setting in _OF_PROCESS):
+            continue  # the guard alone stands before it
+        for only in (True, False):
+            _, session = database._reading_connection(_Idle(), database._lock_down)
+            with closing(session), suppress(sqlite3.Error):
+                session.set_authorizer(None)
+                if not only:
+                    session.execute("pragma query_only = off")
+                session.execute(sql.replace("{dir}", str(database.path.parent))).fetchmany(1)
+                assert len(session.execute("pragma database_list").fetchall()) <= 2, sql
+                made = session.execute("select * from sqlite_temp_master").fetchall()
+                assert made == [] or not only, sql
+    assert state(database) == before
 
 
 def test_ordinary_reads_pass(database: SqliteDatabase) -> None:

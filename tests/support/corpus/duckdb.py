@@ -10,6 +10,8 @@ explain (analyze) insert into t values (9, 'x', 9)
 explain /* */ analyze -- x
  delete from t
 explain explain analyze delete from t
+explain analyze select * from read_text('{dir}/secret.csv')
+with d as (delete from t returning id) select * from d
 explain (analyze) (delete from t)
 set global default_collation = 'nocase'
 set max_expression_depth = 1
