@@ -13,7 +13,7 @@ from rhei_pipeline.changes.compaction import compact, key_codes
 from rhei_pipeline.changes.scd2 import FLOOR, LOCATOR, REPEATED, repeated, supersede
 from rhei_pipeline.changes.toast import complete, wanted_keys
 from rhei_pipeline.errors import SchemaError
-from rhei_pipeline.model.changes import ChangeBatch, event_schema
+from rhei_pipeline.model.changes import ChangeBatch, event_schema, key_text
 from rhei_pipeline.model.schema import (
     INSTANT,
     VALID_FROM,
@@ -303,3 +303,8 @@ def test_a_value_that_is_nowhere_is_a_dead_letter() -> None:
     found = complete(batch, schema.arrow.empty_table(), schema)
     assert found.events.num_rows == 0
     assert [(letter.key, letter.column) for letter in found.rejected] == [('{"k": 7}', "v")]
+
+
+def test_equal_keys_have_equal_texts() -> None:
+    assert key_text({"k": -0.0}) == key_text({"k": 0.0})
+    assert key_text({"k": b"\0"}) != key_text({"k": "\0"})
