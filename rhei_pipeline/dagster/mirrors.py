@@ -231,6 +231,7 @@ class _SessionRun:
     def _results(self) -> Iterator[dg.MaterializeResult[None]]:
         """Report every table once at the end, so that each session leaves a data version behind."""
         status = self.session.status()
+        self.session.take_reports()  # what came since the last look, however the session ends
         windows = self.session.take_windows()
         self._report_state(status, windows)
         self._report_copies()

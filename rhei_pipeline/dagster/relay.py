@@ -12,8 +12,9 @@ LEFT_BEHIND = "rhei/left_behind"
 RETRY_SECONDS = 300.0
 #: About how long it takes from the last sync of a session until its slot in the pool is free.
 FREEING_SECONDS = 0.5
-#: A step that waits in a pool asks again after so many seconds, and each time a little later.
-_FIRST_CLAIM_SECONDS, _LATER = 1.0, 1.1
+#: A step that waits in a pool asks again after so many seconds, each time a little later, and at
+#: last after these.
+_FIRST_CLAIM_SECONDS, _LATER, _LAST_CLAIM_SECONDS = 1.0, 1.1, 15.0
 #: The least time before its end at which a session asks for the next one.
 LEAST_LEAD_SECONDS = 45.0
 #: A start may take so many times as long as the last one did.
@@ -41,5 +42,5 @@ def seconds_to_next_claim(waited: float) -> float:
     """
     at, interval = 0.0, _FIRST_CLAIM_SECONDS
     while at < waited:
-        at, interval = at + interval, interval * _LATER
+        at, interval = at + interval, min(interval * _LATER, _LAST_CLAIM_SECONDS)
     return at - waited

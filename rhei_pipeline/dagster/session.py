@@ -11,6 +11,7 @@ from rhei_pipeline.errors import PermanentError
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.model.reports import SyncReport, SyncStatus, TableReport
 from rhei_pipeline.model.schema import Table
+from rhei_pipeline.sync.background import BackgroundSync
 
 #: How often a session looks at what the engine has done.
 LOOK_SECONDS = 0.5
@@ -57,6 +58,7 @@ class Session:
     idle_seconds: float
     windows: dict[str, ReportWindow] = field(default_factory=dict)
     copies: dict[str, TableReport] = field(default_factory=dict)
+    background: BackgroundSync | None = None
     reported_at: dict[str, float] = field(default_factory=dict)
     active_at: float = field(default_factory=time.monotonic)
     report_at: float = field(default_factory=lambda: time.monotonic() + FIRST_REPORT_SECONDS)
@@ -67,15 +69,19 @@ class Session:
         Raises:
             Failure: The engine met an error that trying again does not cure.
         """
-        background = self.htap.start_sync()
-        if background.cycle_seconds > LOOK_SECONDS:
+        self.background = self.htap.start_sync()
+        if self.background.cycle_seconds > LOOK_SECONDS:
             self.active_at = time.monotonic()  # longer than a cycle that finds nothing
-        for report in background.take_reports():
+        self.take_reports()
+        if isinstance(self.background.last_error, PermanentError):
+            raise dg.Failure(str(self.background.last_error), allow_retries=False)
+
+    def take_reports(self) -> None:
+        """Count in what the engine has reported since the last call, whether it syncs on or not."""
+        for report in self.background.take_reports() if self.background else ():
             if report.events or any(found.copied_rows for found in report.tables.values()):
                 self.active_at = time.monotonic()  # a table that is left out keeps none open
             self._count(report)
-        if isinstance(background.last_error, PermanentError):
-            raise dg.Failure(str(background.last_error), allow_retries=False)
 
     def _count(self, report: SyncReport) -> None:
         for name in self.tables:
@@ -88,6 +94,7 @@ class Session:
     def sync_now(self) -> None:
         """Sync once more in this thread, after the engine's own has stopped."""
         self.htap.stop_sync()
+        self.take_reports()
         self._count(self.htap.sync_now())
 
     @property
