@@ -21,8 +21,8 @@ from rhei_pipeline.wiring.declared_schemas import declared_schemas
 
 _LOOK_SECONDS = 60.0
 #: How often a table of the source is observed at most, and the stream of changes while a session
-#: is open.
-_BESIDE_SECONDS = 600.0
+#: is open. What the sensor reports belongs to no run, and is never deleted.
+_BESIDE_SECONDS = 1200.0
 #: The least time between two reports that a quiet mirror is up to date.
 _LEAST_QUIET_SECONDS = 1200.0
 _FOUND_BY = "found_by"
@@ -50,7 +50,7 @@ class Observer:
 
     def __init__(self, declaration: Declaration) -> None:
         self._declaration = declaration
-        self._look_at = 0.0
+        self._look_at = self._table_at = 0.0
         self._observed: dict[dg.AssetKey, tuple[float, object]] = {}
         self._can_follow_again = False
 
@@ -101,11 +101,29 @@ class Observer:
         # Events that belong to no run are for ever, and while a session is open, it reports.
         if self._is_due(changes, state, _BESIDE_SECONDS if is_open else _LOOK_SECONDS):
             yield dg.AssetObservation(changes, metadata=_numbers(standing))
+        known = dict[dg.AssetKey, int]()
         for table in self._declaration.tables:
             head = heads.get(table.name.lower(), heads.get("log"))
-            key = self._declaration.key(Stage.SOURCE, table)
-            if head is not None and self._is_due(key, head, _BESIDE_SECONDS):
-                yield dg.AssetObservation(key, metadata={"head": str(head)})
+            if head is not None:
+                known[self._declaration.key(Stage.SOURCE, table)] = head
+        for key in self._tables_to_tell(known):
+            yield dg.AssetObservation(key, metadata={"head": str(known[key])})
+
+    def _tables_to_tell(self, heads: Mapping[dg.AssetKey, int]) -> list[dg.AssetKey]:
+        """Return the tables that were never observed, and one that has changed since it was.
+
+        That is the one not observed for longest: however many tables there are, what is never
+        deleted must not grow faster.
+        """
+        now, observed = time.monotonic(), self._observed
+        told = [key for key in heads if key not in observed]
+        changed = [key for key in heads if key in observed and observed[key][1] != heads[key]]
+        if changed and now > self._table_at:
+            told.append(min(changed, key=lambda key: observed[key][0]))
+        if told:
+            self._table_at = now + _BESIDE_SECONDS
+        observed |= {key: (now, heads[key]) for key in told}
+        return told
 
     def _is_due(self, key: dg.AssetKey, state: object, seconds: float) -> bool:
         """Return whether a state is another than the one observed last, and that is long ago."""

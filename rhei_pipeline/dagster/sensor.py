@@ -39,9 +39,16 @@ def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
         required_resource_keys={names.cdc},
     )
     def pending_changes(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        limit_to_one_writer(context.instance, names.pool)
         cdc: CdcResource = getattr(context.resources, names.cdc)
         records = own_records(context, job_name, ACTIVE)
+        found = tick(context, cdc, records)
+        if records or isinstance(found, dg.RunRequest):  # a quiet tick asks for as little as it can
+            limit_to_one_writer(context.instance, names.pool)
+        return found
+
+    def tick(
+        context: dg.SensorEvaluationContext, cdc: CdcResource, records: Sequence[dg.RunRecord]
+    ) -> dg.RunRequest | dg.SkipReason:
         if end_the_dead(context.instance, records):
             return dg.SkipReason("a sync session has died; another one is opened")
         runs = [record.dagster_run for record in records]
@@ -50,13 +57,14 @@ def changes_sensors(declaration: Declaration) -> list[dg.SensorDefinition]:
             return _beside(runs)
         if observer.can_follow_again:
             return dg.RunRequest(tags={"rhei/reason": "a table can be followed again"})
-        left_behind = _left_behind(context, job_name)
-        return _of_source(cdc, left_behind)
+        return _of_source(context, cdc, job_name)
 
     return [pending_changes, *bridge_sensors(declaration)]
 
 
-def _of_source(cdc: CdcResource, left_behind: int) -> dg.RunRequest | dg.SkipReason:
+def _of_source(
+    context: dg.SensorEvaluationContext, cdc: CdcResource, job_name: str
+) -> dg.RunRequest | dg.SkipReason:
     """Decide by what is pending whether a session is to be opened."""
     try:
         pending = cdc.pending()
@@ -65,7 +73,7 @@ def _of_source(cdc: CdcResource, left_behind: int) -> dg.RunRequest | dg.SkipRea
         return dg.SkipReason(f"the source cannot be read now: {error}")
     if pending == 0:
         return dg.SkipReason("up to date: the mirror has every change")
-    if pending == left_behind and cdc.counts_exactly:
+    if cdc.counts_exactly and pending == _left_behind(context, job_name):
         return dg.SkipReason(f"what is pending ({pending}) belongs to tables that are left out")
     return dg.RunRequest(tags={"rhei/reason": _reason(pending, is_exact=cdc.counts_exactly)})
 

@@ -128,7 +128,7 @@ class ScheduleSettings(Section):
         300.0, gt=0, description="A sync session ends after this time without changes."
     )
     report_seconds: float = Field(
-        60.0,
+        90.0,
         gt=0,
         description="How often a session reports on tables that changed, two of them at once.",
     )

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -256,6 +257,25 @@ def test_the_sensor_observes_the_source(shop: Shop) -> None:
     assert found.metadata["pending_events"].value == 2
     assert 0 < float(str(found.metadata["oldest_pending_seconds"].value)) < 600
     assert shop.instance.fetch_observations(dg.AssetKey(["oltp", "orders"]), limit=5).records
+
+
+def test_what_is_never_deleted_grows_no_faster_with_more_tables(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shop.sync().success
+    repository, now = shop.definitions.get_repository_def(), [1e6]
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr("rhei_pipeline.dagster.observing.time", clock)
+    counts = list[list[int]]()
+    for _ in range(10):
+        shop.write("insert into orders(status) values ('new')", "insert into items default values")
+        shop.tick(repository=repository)
+        keys = [dg.AssetKey(["oltp", table]) for table in ("orders", "items")]
+        found = [shop.instance.fetch_observations(key, limit=99).records for key in keys]
+        counts.append([len(records) for records in found])
+        now[0] += 401
+    assert counts[0] == [1, 1]
+    assert counts[-1] in ([2, 3], [3, 2])  # three in an hour, in turn
 
 
 def test_old_runs_are_deleted_with_their_files(shop: Shop) -> None:
