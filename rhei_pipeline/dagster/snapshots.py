@@ -3,13 +3,16 @@
 A day may be any window of a day or longer. Its snapshot shows the last instant of the window.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import dagster as dg
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rhei_pipeline.dagster.declaration import Declaration
@@ -22,6 +25,7 @@ from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sql.text import mirror_table, quote
 
 _TICK = timedelta(microseconds=1)
+_INSTANT = pa.timestamp("us", "UTC")
 #: Which side is asked.
 _MIRROR: Literal["olap"] = "olap"
 #: A window and a day of changed clocks: what is looked back to for the latest closed one.
@@ -153,7 +157,7 @@ class _Taking:
         rows = self.htap.snapshot(
             name, {window.day: window.last_instant for window in known or asked}
         )
-        told = {window.key: self._metadata(window, rows, report.watermark) for window in known}
+        told = self._metadata(known, rows, report.watermark)
         if self.files is not None:
             for window in known:
                 told[window.key]["file"] = dg.MetadataValue.path(self._write(window, self.files))
@@ -166,19 +170,40 @@ class _Taking:
         )
 
     def _metadata(
-        self, window: SnapshotWindow, rows: Mapping[date, int], watermark: int | None
-    ) -> dict[str, Any]:
-        changes = self.htap.query(
-            f"select count(*) as n from {mirror_table(self.table.schema)}"
-            f" where {VALID_FROM} >= ? and {VALID_FROM} < ?",
-            (window.start, window.end),
+        self, windows: Sequence[SnapshotWindow], rows: Mapping[date, int], watermark: int | None
+    ) -> dict[str, dict[str, Any]]:
+        """Return what is told of each window, by its partition."""
+        return {
+            window.key: {
+                "dagster/partition_row_count": rows[window.day],
+                "versions_begun": versions,
+                "watermark": watermark or 0,
+            }
+            for window, versions in zip(windows, self._versions_begun(windows), strict=True)
+        }
+
+    def _versions_begun(self, windows: Sequence[SnapshotWindow]) -> list[int]:
+        """Count the versions that began in each window; one query for all, however many they are.
+
+        A window begins and ends with a minute, as a cron expression has it.
+        """
+        if not windows:
+            return []
+        minute = f"date_trunc('minute', {VALID_FROM})"
+        found = self.htap.query(
+            f"select {minute} as began, count(*) as n from {mirror_table(self.table.schema)}"
+            f" where {VALID_FROM} >= ? and {VALID_FROM} < ? group by 1 order by 1",
+            (min(window.start for window in windows), max(window.end for window in windows)),
             hint=_MIRROR,
         )
-        return {
-            "dagster/partition_row_count": rows[window.day],
-            "versions_begun": changes["n"][0].as_py(),
-            "watermark": watermark or 0,
-        }
+        minutes = _microseconds(found["began"])
+        before = np.concatenate(([0], np.cumsum(found["n"].to_numpy())))
+        counts = []
+        for window in windows:
+            ends = _microseconds(pa.chunked_array([pa.array([window.start, window.end], _INSTANT)]))
+            first, last = np.searchsorted(minutes, ends)
+            counts.append(int(before[last] - before[first]))
+        return counts
 
     def _write(self, window: SnapshotWindow, files: Path) -> str:
         """Write beside the file and rename over it: a reader sees the old one or the new one."""
@@ -194,6 +219,12 @@ class _Taking:
         pq.write_table(found, beside)
         beside.replace(file)
         return str(file)
+
+
+def _microseconds(instants: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Return instants as numbers."""
+    found: npt.NDArray[np.int64] = instants.cast(_INSTANT).cast(pa.int64()).to_numpy()
+    return found
 
 
 def _events(
