@@ -104,7 +104,8 @@ class DuckDBMirror:
         self._guard = DuckDBGuard()
         self._ledger: Ledger | None = None
         self._feeds: Mapping[str, FeedEnd] = {}
-        self._default_namespace = False
+        self._commits = 0
+        self._default_namespace = (-1, False)
         self._closed = False
         with ExitStack() as opened:
             deadline = time.monotonic() + lock_timeout_seconds
@@ -195,6 +196,7 @@ class DuckDBMirror:
                 _roll_back(self._connection)
                 raise
             if not trial:
+                self._commits += 1
                 self._ledger, self._feeds = committed, feeds.ends()
                 self._older = None
                 if self._last is not None:
@@ -296,11 +298,16 @@ class DuckDBMirror:
         return cursor.sql(admitted, params=bound) if bound else cursor.sql(admitted)
 
     def _has_default_namespace(self, cursor: duckdb.DuckDBPyConnection) -> bool:
-        """Return whether tables of PostgreSQL's `public` exist, which need no schema name."""
-        if not self._default_namespace:
-            found = cursor.execute("select 1 from duckdb_schemas() where schema_name = 'public'")
-            self._default_namespace = bool(found.fetchall())
-        return self._default_namespace
+        """Return whether tables of PostgreSQL's `public` exist, which need no schema name.
+
+        Looked for once after each commit, until there is one: that costs as much as a point query.
+        """
+        commits, (looked_at, found) = self._commits, self._default_namespace
+        if not found and looked_at != commits:
+            asked = cursor.execute("select 1 from duckdb_schemas() where schema_name = 'public'")
+            found = bool(asked.fetchall())
+            self._default_namespace = (commits, found)
+        return found
 
     def tables(self) -> dict[str, Table]:
         """Return the tables of the mirror with their stored schemas, by quoted name."""
