@@ -1,6 +1,8 @@
 """The Dagster page: its Python loads, its YAML is accepted, what it names is there."""
 
+import os
 import re
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import dagster as dg
@@ -60,6 +62,9 @@ def test_the_files_of_a_deployment_fit_together() -> None:
     server = workspace["load_from"][0]["grpc_server"]
     assert server["host"]["env"] in given
     assert f"-p {server['port']} " in services["code"]["command"]
+    programs = {found.name for found in entry_points(group="console_scripts")}
+    for service in ("code", "webserver", "daemon"):
+        assert services[service]["command"].split()[0] in programs
     instance = yaml.safe_load((deploy / "dagster.yaml").read_text())
     assert instance["storage"]["postgres"]["postgres_url"]["env"] in given
     copied = re.findall(r"^COPY (.*) \S+$", (deploy / "Dockerfile").read_text(), flags=re.MULTILINE)
@@ -67,6 +72,23 @@ def test_the_files_of_a_deployment_fit_together() -> None:
         assert (PROJECT / name).exists()
     units = sorted(path.stem for path in (deploy / "systemd").glob("*.service"))
     assert units == ["rhei-code", "rhei-daemon", "rhei-webserver"]
+
+
+def test_a_container_has_what_its_declaration_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed = yaml.safe_load((PROJECT / "deploy" / "compose.yaml").read_text())
+    code = composed["services"]["code"]
+    for name, value in code["environment"].items():
+        if value is not None:  # else it is set where the machine has set it
+            monkeypatch.setenv(name, re.sub(r"\$\{\w+:-(.*?)\}", r"\1", value))
+    declared = Path(os.environ["RHEI_CONFIG"])
+    settings = Settings.load(PROJECT / declared.relative_to("/app"))
+    volumes = [Path(volume.rsplit(":", 1)[1]) for volume in code["volumes"]]
+    for path in (settings.mirror.path, settings.registry.path, settings.sqlite_path):
+        assert any(path.is_relative_to(volume) for volume in volumes), path
+    kept = {volume.split(":")[0] for volume in code["volumes"]}
+    assert "mirror" in kept & composed["volumes"].keys()
+    image = (PROJECT / "deploy" / "Dockerfile").read_text()
+    assert f"chown -R rhei {settings.mirror.path.parent} " in image
 
 
 @pytest.mark.parametrize("file", ["dagster.yaml", "deploy/dagster.yaml"])
