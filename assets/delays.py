@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 import pyarrow.parquet as pq
 
-from rhei_pipeline.dagster import Declaration, OlapResource, Stage
+from rhei_pipeline.dagster import Declaration, OlapResource
 
 DAYS = dg.DailyPartitionsDefinition(start_date="2013-01-01", end_date="2014-01-01")
 
@@ -29,25 +29,21 @@ where flight_date = ? and _rhei_valid_to is null and arrival_delay is not null
 
 def delays(declaration: Declaration) -> list[dg.AssetsDefinition]:
     """Return the asset, where flights are mirrored with their history."""
-    flights = next((table for table in declaration.temporal if table.name == "flights"), None)
-    if flights is None:
+    spec = declaration.spec_over(
+        "flights",
+        *("marts", "delay_by_airline"),
+        kinds={"parquet"},
+        description="Flights, average arrival delay in minutes, and flights more than 30 minutes "
+        "late: one row an airline, one file a day.",
+    )
+    if spec is None:
         return []
-    names = declaration.names
-    key = dg.AssetKey(names.key("marts", "delay_by_airline"))
+    names, key = declaration.names, spec.key
     directory = declaration.settings.mirror.path.parent / "marts" / "delay_by_airline"
 
     @dg.multi_asset(
         name=names.named("delay_by_airline"),
-        specs=[
-            dg.AssetSpec(
-                key,
-                deps=[declaration.key(Stage.MIRROR, flights)],
-                group_name=names.named("marts"),
-                kinds={"parquet"},
-                description="Flights, average arrival delay in minutes, and flights more than 30 "
-                "minutes late: one row an airline, one file a day.",
-            )
-        ],
+        specs=[spec],
         check_specs=[
             dg.AssetCheckSpec(
                 "counts_every_flight",

@@ -15,32 +15,30 @@ import dagster as dg
 import pyarrow.parquet as pq
 
 import rhei_pipeline as rhei
-from rhei_pipeline.dagster import Declaration, OlapResource, Stage
+from rhei_pipeline.dagster import Declaration, OlapResource
 
 _FIRST = "0"
 
 
 def flight_changes(declaration: Declaration) -> list[dg.AssetsDefinition]:
     """Return the asset, where flights are mirrored with their history."""
-    flights = next((table for table in declaration.temporal if table.name == "flights"), None)
-    if flights is None:
+    spec = declaration.spec_over(
+        "flights",
+        *("marts", "flight_changes"),
+        kinds={"parquet"},
+        description="Every flight that was entered, changed or cancelled, once, with its values "
+        "before and after: a Parquet file for what came between two runs.",
+        # Once an hour, after its mirror has reported: a run costs more than what is in it.
+        automation_condition=dg.AutomationCondition.on_cron("0 * * * *"),
+    )
+    if spec is None:
         return []
-    names = declaration.names
-    key = dg.AssetKey(names.key("marts", "flight_changes"))
+    names, key = declaration.names, spec.key
     directory = declaration.settings.mirror.path.parent / "marts" / "flight_changes"
 
     @dg.multi_asset(
         name=names.named("flight_changes"),
-        specs=[
-            dg.AssetSpec(
-                key,
-                deps=[declaration.key(Stage.MIRROR, flights)],
-                group_name=names.named("marts"),
-                kinds={"parquet"},
-                description="Every flight that was entered, changed or cancelled, once, with its "
-                "values before and after: a Parquet file for what came between two runs.",
-            )
-        ],
+        specs=[spec],
         required_resource_keys={names.olap},
     )
     def follow_flights(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import dagster as dg
 
@@ -80,6 +81,34 @@ class Declaration:
     def key(self, stage: Stage, table: Table | None = None) -> dg.AssetKey:
         """Return the key of a table at a stage."""
         return self.spec(stage, table).key
+
+    def spec_over(
+        self,
+        table: str,
+        *key: str,
+        **more: Any,  # noqa: ANN401  (what Dagster's spec takes)
+    ) -> dg.AssetSpec | None:
+        """Return the spec of an asset of your own that reads the history of a mirrored table.
+
+        It depends on the mirror, and carries the pipeline's name as all other assets do.
+
+        Args:
+            table: The table, by the name that the source has for it.
+            key: The parts of the asset's key; the first one names its group.
+            more: Whatever else `dagster.AssetSpec` takes.
+
+        Returns:
+            None where the declaration does not mirror the table with its history.
+        """
+        found = next((each for each in self.temporal if each.name == table), None)
+        if found is None:
+            return None
+        return dg.AssetSpec(
+            self.names.key(*key),
+            deps=[self.key(Stage.MIRROR, found)],
+            group_name=self.names.named(key[0]),
+            **more,
+        )
 
     @property
     def metadata(self) -> dict[str, str]:

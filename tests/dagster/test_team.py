@@ -1,6 +1,7 @@
 """What a team builds over the mirror, and what follows the source's catalogue."""
 
 import sqlite3
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rhei_pipeline.dagster import build_definitions
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
 
+CHANGES = ("marts", "flight_changes")
 FLIGHTS = """
 create table flights(id integer primary key, flight_date text, carrier text, arrival_delay real);
 insert into flights(flight_date, carrier, arrival_delay) values
@@ -99,6 +101,32 @@ def test_definitions_of_a_source_that_was_away_are_loaded_again(airline: Setting
     assert "new: flights" in str(tick(airline, definitions).skip_message)
 
 
+def test_changes_are_followed_once_an_hour_once_the_mirror_has_reported(airline: Settings) -> None:
+    definitions, now = build(airline), datetime.now(UTC)
+    mirror, follower = (dg.AssetKey([*key]) for key in (("mirror", "flights"), CHANGES))
+    with dg.instance_for_test() as instance:
+
+        def asked(at: datetime, cursor: Any = None) -> tuple[int, Any]:
+            found = dg.evaluate_automation_conditions(
+                definitions,
+                instance,
+                dg.AssetSelection.assets(follower),
+                evaluation_time=at,
+                cursor=cursor,
+            )
+            return found.get_num_requested(follower), found.cursor
+
+        requested, cursor = asked(now - timedelta(hours=2))
+        assert requested == 0
+        requested, cursor = asked(now, cursor)  # an hour has begun, and nothing is new
+        assert requested == 0
+        instance.report_runless_asset_event(dg.AssetMaterialization(mirror))
+        requested, cursor = asked(now + timedelta(milliseconds=1), cursor)
+        assert requested == 1
+        requested, _ = asked(now + timedelta(milliseconds=2), cursor)
+        assert requested == 0
+
+
 def fold(folder: Path) -> dict[int, float | None]:
     """Apply the files of changes in their order, refusing what would come twice or be lost."""
     flights = dict[int, float | None]()
@@ -123,7 +151,7 @@ def test_an_asset_follows_each_change_once_across_a_crash_and_a_lost_position(
     airline: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = build(airline).resolve_implicit_global_asset_job_def()
-    key = dg.AssetKey(["marts", "flight_changes"])
+    key = dg.AssetKey([*CHANGES])
     marts = tmp_path / "marts" / "flight_changes"
 
     def change(sql: str) -> dict[int, float | None]:
