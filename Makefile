@@ -52,8 +52,8 @@ fuzz: $(READY) ## ask both sides 51,200 generated queries, and compare
 damage: $(READY) ## damage every file of every mirror in every way, and print what came of it
 	@$(BIN)/python -m tests -m soak -s -o faulthandler_timeout=0 tests/behaviour/mirrors/test_damage.py
 
-dagster-live: $(READY) ## run Dagster's processes, and do to each of them what may happen
-	@$(BIN)/python -m tests -m "soak or not soak" -s -o faulthandler_timeout=0 tests/dagster/test_live.py $(ARGS)
+dagster-live: $(READY) ## run Dagster's processes, do to each what may happen, and measure
+	@$(BIN)/python -m tests -m "soak or not soak" -s -o faulthandler_timeout=0 tests/dagster/test_live*.py $(ARGS)
 
 # Some cells only: make drift ARGS="-k 'rename and temporal and not polling'"
 drift: $(READY) ## do to tables whatever can be done to them, and print how each mirror fares

@@ -13,77 +13,21 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
+import psycopg
+import pyarrow.compute as pc
 import pytest
 
 import rhei_pipeline as rhei
-from rhei_pipeline import Settings
+from rhei_pipeline import HTAP
 from rhei_pipeline.dagster.check_records import last_evaluations
-from tests.support.dagster_deployment import Deployment, Location, awaited, deployment
+from tests.support.dagster_deployment import Deployment, awaited, deployment
+from tests.support.live_worlds import ServerWorld, World
 
 CANCELED, FAILURE = dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE
 STARTED, SUCCESS = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.SUCCESS
-
-
-@dataclass
-class World:
-    """An application's database, its declaration, and where both are."""
-
-    root: Path
-    name: str = "shop"
-
-    @classmethod
-    def made(cls, root: Path, extra: str = "", schedule: str = "", pipeline: str = "") -> "World":
-        root.mkdir(parents=True, exist_ok=True)
-        world = cls(root)
-        world.write(
-            "pragma journal_mode = wal",
-            "create table orders(id integer primary key, status text not null)",
-            "create table items(id integer primary key, amount integer)",
-        )
-        (root / "pipeline.yaml").write_text(
-            f"source: {{path: app.db}}\nmirror: {{path: mirror.duckdb}}\n{pipeline}"
-            "registry: {path: registry.json}\nsync: {interval_seconds: 0.05}\n"
-            "tables: [{name: orders, mode: temporal}, {name: items}]\n"
-            f"schedule: {{verify_hour: null, {schedule}}}\n{extra}"
-        )
-        return world
-
-    @property
-    def location(self) -> Location:
-        return Location(self.name, self.root / "pipeline.yaml")
-
-    @property
-    def settings(self) -> Settings:
-        return Settings.load(self.root / "pipeline.yaml")
-
-    def write(self, *statements: str) -> None:
-        with closing(sqlite3.connect(self.root / "app.db", timeout=30)) as connection, connection:
-            for statement in statements:
-                connection.execute(statement)
-
-    def order(self, status: str = "new") -> None:
-        self.write(f"insert into orders(status) values ('{status}')")
-
-    def applied(self) -> bool:
-        """Whether the mirror has confirmed all that the application wrote, as the source says."""
-        file = f"file:{self.root / 'app.db'}?mode=ro"
-        with closing(sqlite3.connect(file, uri=True, timeout=30)) as connection:
-            try:
-                (written,) = connection.execute("select max(seq) from _rhei_log_orders").fetchone()
-                confirmed = connection.execute(
-                    "select seq from _rhei_consumer where tbl = 'orders'"
-                ).fetchone()
-            except sqlite3.OperationalError:  # capture is not there yet
-                return False
-        return confirmed is not None and confirmed[0] >= (written or 0)
-
-    def assert_equal(self) -> None:
-        with rhei.open(self.settings) as htap:
-            assert htap.verify().equal
 
 
 def ask(made: Deployment, query: str, **variables: str) -> Mapping[str, object]:
@@ -106,14 +50,16 @@ def terminate(made: Deployment, run_id: str) -> None:
     assert "TerminateRunSuccess" in json.dumps(found), found
 
 
-def check(made: Deployment, table: str, name: str) -> dg.AssetCheckEvaluation | None:
-    key = dg.AssetCheckKey(dg.AssetKey(["mirror", table]), name)
+def check(
+    made: Deployment, table: str, name: str, stage: str = "mirror"
+) -> dg.AssetCheckEvaluation | None:
+    key = dg.AssetCheckKey(dg.AssetKey([stage, table]), name)
     with made.instance as instance:
         return last_evaluations(instance, [key]).get(key)
 
 
-def passes(made: Deployment, table: str, name: str) -> bool | None:
-    found = check(made, table, name)
+def passes(made: Deployment, table: str, name: str, stage: str = "mirror") -> bool | None:
+    found = check(made, table, name, stage)
     return None if found is None else found.passed
 
 
@@ -253,6 +199,51 @@ def test_two_locations_do_not_wait_for_each_other(tmp_path: Path) -> None:
         assert len(open_at_once) == len(worlds)
     for world in worlds:
         world.assert_equal()
+
+
+@pytest.mark.soak
+def test_a_server_is_mirrored_in_files_though_a_session_is_killed_and_a_table_dropped(
+    dsn: str, tmp_path: Path
+) -> None:
+    world = ServerWorld.on(dsn, tmp_path / "shop", "idle_seconds: 20, report_seconds: 2")
+    world.write("insert into items values (1, 1), (2, 2)")
+    world.order()
+    with deployment(tmp_path / "home", world.location) as made:
+        awaited("the first copy", lambda: passes(made, "orders", "row_parity", "initial_sync"))
+        world.write("update orders set status = 'sent'", "delete from items where id = 1")
+        awaited("changes are applied", world.applied)
+        killed = live_run(made)
+        os.kill(made.session_process(), signal.SIGKILL)
+        world.order()
+        awaited("the next session applies it", world.applied)
+        assert live_run(made) != killed
+        world.write("update items set amount = 3", "drop table items")
+        awaited("it turns red", lambda: passes(made, "items", "followed") is False)
+        world.order()
+        awaited("the other table goes on", lambda: rows_of(world, "orders")[0])
+        assert passes(made, "orders", "followed")
+        world.write("create table items(id int primary key, amount int)")
+        world.write("insert into items values (5, 5)")
+        awaited("it turns green", lambda: passes(made, "items", "followed"), 600)
+        awaited("all is applied", lambda: rows_of(world, "items")[0])
+        (failed,) = made.runs("sync", FAILURE)
+        assert failed.dagster_run.run_id == killed
+    for table in ("orders", "items"):
+        is_equal, found = rows_of(world, table)
+        assert is_equal, found
+    world.assert_equal()
+
+
+def rows_of(world: ServerWorld, table: str) -> tuple[bool, str]:
+    """Return whether source and mirror have the same rows now, and what each of them has."""
+    with psycopg.connect(world.dsn) as app, HTAP(world.settings, hold=False) as htap:
+        source = app.execute(f"select * from {table} order by id".encode()).fetchall()
+        shown = htap.query(f"select * from {table} order by id", hint="oltp").column_names
+        found = htap.query(f"select * from {table} order by id", hint="olap")
+    if "_rhei_valid_to" in found.column_names:
+        found = found.filter(pc.is_null(found["_rhei_valid_to"]))
+    mirror = [tuple(row.values()) for row in found.select(shown).to_pylist()]
+    return source == mirror, f"{source} in the source, {mirror} in the mirror"
 
 
 @pytest.mark.soak

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -40,11 +40,12 @@ def free_port() -> int:
 
 @dataclass
 class Location:
-    """A code location: its name, and the declaration that it loads."""
+    """A code location: its name, the declaration that it loads, and the file that loads it."""
 
     name: str
     declaration: Path
     port: int = field(default_factory=free_port)
+    file: Path = PROJECT / "definitions.py"
 
 
 @dataclass
@@ -100,7 +101,7 @@ class Deployment:
         self._start(
             location.name,
             *("dagster", "code-server", "start", "-h", "127.0.0.1", "-p", str(location.port)),
-            *("-f", str(PROJECT / "definitions.py"), "-d", str(PROJECT)),
+            *("-f", str(location.file), "-d", str(PROJECT)),
             RHEI_CONFIG=str(location.declaration),
         )
 
@@ -159,6 +160,19 @@ class Deployment:
         with self.instance as instance:
             return list(instance.get_run_records(wanted))
 
+    def cpu_seconds(self) -> dict[str, float]:
+        """Return what each process has used of a core, with what it started, ended or not."""
+        used = list(_processes())
+        return {
+            name: sum(seconds for _, group, seconds in used if group == process.pid)
+            for name, process in self.processes.items()
+        }
+
+    def session_cpu_seconds(self) -> float:
+        """Return what the newest open session has used of a core."""
+        session = self.session_process()
+        return next(used for process, _, used in _processes() if process == session)
+
     def session_process(self) -> int:
         """Return the process of the newest open session, as its run says."""
         (record, *_) = self.runs("sync", dg.DagsterRunStatus.STARTED)
@@ -168,6 +182,16 @@ class Deployment:
             )
         told = (re.search(r"process \(pid: (\d+)\)", event.message) for event in found)
         return next(int(match[1]) for match in told if match)
+
+
+def _processes() -> Iterator[tuple[int, int, float]]:
+    """Yield each process, its group, and what it and its ended children have used of a core."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            _, _, told = file.read_text().rpartition(")")
+            fields = told.split()
+            used = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+            yield int(file.parent.name), int(fields[2]), used
 
 
 @contextmanager
