@@ -51,14 +51,14 @@ def is_new(settings: "Settings") -> bool:
 def first_copies(settings: "Settings") -> Iterator[Pending]:
     """Return what the first sync would copy; nothing is opened but the source, to read."""
     from rhei_pipeline.model.schema import TableOptions
-    from rhei_pipeline.sync.schema_registry import Registry
+    from rhei_pipeline.sync.schema_registry import StoredRegistrations
     from rhei_pipeline.wiring.source import open_database
     from rhei_pipeline.wiring.table_options import table_options
 
     database = open_database(settings, looking=True)
     try:
         declared = [table.name for table in settings.tables or ()]
-        options = table_options(settings, Registry(None, ""))
+        options = table_options(settings, StoredRegistrations(settings.registry.path))
         for name in declared or database.table_names():
             try:
                 schema = database.read_schema(name, options.get(name, TableOptions()), None)

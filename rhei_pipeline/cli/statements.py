@@ -34,3 +34,13 @@ def keywords(dialect: str) -> set[str]:
     """Return the words that mean something in a dialect, in lower case."""
     known = Dialect.get_or_raise(dialect).tokenizer_class.KEYWORDS
     return {word.lower() for word in known if word.isalpha()}
+
+
+def words(text: str, dialect: str) -> set[str]:
+    """Return the words of a statement, in lower case, without its texts and quoted names."""
+    try:
+        tokens = tokenize(text, read=dialect)
+    except SqlglotError:
+        return set()
+    quoted = {TokenType.STRING, TokenType.IDENTIFIER}
+    return {token.text.lower() for token in tokens if token.token_type not in quoted}

@@ -8,7 +8,7 @@ import typer
 
 from rhei_pipeline.cli.opening import opened
 from rhei_pipeline.cli.options import DEFAULT_CONFIG, Config, Json, Side, example
-from rhei_pipeline.cli.output import out, show, values
+from rhei_pipeline.cli.output import out, show, show_rows, values
 from rhei_pipeline.cli.rows import RowFile, RowFormat, RowLimit, RowWriter
 
 if TYPE_CHECKING:
@@ -93,10 +93,20 @@ def execute(
     config: Config = DEFAULT_CONFIG,
     json_: Json = False,
 ) -> None:
-    """Run one write in the source, and commit it."""
+    """Run one write in the source, and commit it; `returning` shows its rows."""
     with opened(config, hold=False) as htap:
+        if _returns(sql, htap.settings.source.kind):
+            show_rows(htap.execute_returning(sql), as_json=json_)
+            return
         rows = int(htap.execute(sql))
     if json_:
         show({"rows": rows}, [], (), as_json=True)
     else:
         out.print("1 row changed" if rows == 1 else f"{rows:,} rows changed")
+
+
+def _returns(sql: str, dialect: str) -> bool:
+    """Return whether a write asks for rows, judged by its words outside texts and comments."""
+    from rhei_pipeline.cli.statements import words
+
+    return "returning" in words(sql, dialect)

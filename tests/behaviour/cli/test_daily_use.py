@@ -160,6 +160,9 @@ def test_a_write_is_done_from_the_command_line(project: Path) -> None:
     assert json.loads(done("execute", "delete from orders where id = 3", "--json")) == {"rows": 1}
     shown = json.loads(done("query", "select status from orders", "--json"))
     assert shown == [{"status": "paid"}] * 2
+    assert "1 row changed" in done("execute", "update orders set status = 'returning' where id = 1")
+    more = "insert into orders(id) values (7), (8) returning id"
+    assert json.loads(done("execute", more, "--json")) == [{"id": 7}, {"id": 8}]
 
 
 def test_a_dry_run_says_what_is_pending_and_changes_nothing(project: Path, world: World) -> None:
