@@ -190,8 +190,8 @@ class HTAP:
         return self._access.answer(lambda it: it.prepare(sql))
 
     def explain_route(self, sql: str, params: Sequence[Any] = ()) -> Route:
-        """Return which side would answer a statement now, and why."""
-        return self._access.answer(lambda it: it.explain_route(sql, params))
+        """Return which side would answer a statement now, why, and how new the answer would be."""
+        return self._access.answer(lambda it: it.explain_route(sql, params, self._writes.last))
 
     def tables(self) -> list[str]:
         """Return the names of the tables mirrored."""

@@ -113,6 +113,14 @@ def name_dead_letters(met: Mapping[str, int]) -> None:
         print_note(f"{rows} of {names} could not be mirrored: 'rhei dead-letters' says why")
 
 
+def name_missing(answer: "pa.Table") -> None:
+    """Print how many rows the mirror lacks of the tables that an answer is from."""
+    lacking = (answer.schema.metadata or {}).get(b"rhei.dead_letters", b"{}")
+    for name, count in json.loads(lacking).items():
+        rows = "1 row" if count == 1 else f"{count:,} rows"
+        print_note(f"table {name!r}: {rows} may be missing or old: 'rhei dead-letters' says why")
+
+
 def name_not_followed(tables: Mapping[str, datetime], named: Collection[str]) -> None:
     """Print the mirror's tables that are no longer followed, except those printed before."""
     for name, since in tables.items():

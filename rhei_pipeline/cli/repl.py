@@ -6,7 +6,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from rhei_pipeline.cli.interrupting import interruptible
-from rhei_pipeline.cli.output import err, name_errors, out, print_error, say
+from rhei_pipeline.cli.output import err, name_errors, name_missing, out, print_error, say
 from rhei_pipeline.cli.rows import OutputFormat, RowWriter
 from rhei_pipeline.cli.statements import keywords, says_something, whole_statements
 from rhei_pipeline.errors import QueryError, RheiError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from rhei_pipeline.holder.held import Hint
     from rhei_pipeline.htap import HTAP
+    from rhei_pipeline.query.router import Route
 
 _HELP = """\
 A statement ends with ';', and may have many lines. Commands:
@@ -141,6 +142,7 @@ class Shell:
         )
         seconds = monotonic() - started
         self._writer.write(found)
+        name_missing(found)
         labels = found.schema.metadata or {}
         side, reason = (labels.get(name, b"").decode() for name in (b"rhei.engine", b"rhei.reason"))
         if not self._is_script:
@@ -183,8 +185,9 @@ class Shell:
             say([f"{column.name}  {column.type}{key}"])
 
     def _route(self, sql: str) -> None:
-        route = self._htap.explain_route(sql.rstrip(";") or self._asked_last())
-        out.print(f"{route.engine}: {route.reason}", markup=False)
+        route = route_of(self._htap, sql.rstrip(";") or self._asked_last(), self._hint)
+        how_new = f"; {route.freshness}" if route.freshness else ""
+        out.print(f"{route.engine}: {route.reason}{how_new}", markup=False)
 
     def _sync(self, _: str) -> None:
         report = self._htap.sync_now()
@@ -221,6 +224,13 @@ class Shell:
         if not self._last:
             raise QueryError("there is no last statement", hint="ask something first")
         return self._last
+
+
+def route_of(htap: "HTAP", sql: str, hint: "Hint") -> "Route":
+    """Return which side would answer, where one may be asked for."""
+    from rhei_pipeline.query.router import Route
+
+    return htap.explain_route(sql) if hint == "auto" else Route(hint, "asked for")
 
 
 def reading(text: str) -> Callable[[str], str]:

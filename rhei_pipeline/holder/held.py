@@ -136,9 +136,9 @@ class Held:
         """Return what is known of a statement before its parameters are bound."""
         return self.queries.planner.prepare(sql)
 
-    def explain_route(self, sql: str, params: Sequence[Any]) -> Route:
+    def explain_route(self, sql: str, params: Sequence[Any], own: Written | None = None) -> Route:
         """Return which side would answer a statement now, and why."""
-        return self.queries.route(sql, params)
+        return self.queries.route(sql, params, own)
 
     def owner_unless(self, declared: Mapping[str, Any]) -> str | None:
         """Return whose the mirror is; None where the same source is declared as here."""

@@ -1,5 +1,7 @@
 """What the mirror lacks of the tables that a query reads."""
 
+from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
 
 from rhei_pipeline.errors import QueryError
@@ -20,7 +22,7 @@ class Completeness:
         self._mirror = engines.mirror
         self._pipeline = engines.pipeline
         self._dialect = engines.dialects[1]
-        self._rejected: tuple[Ledger, frozenset[str]] | None = None
+        self._rejected: tuple[Ledger, Mapping[str, int]] | None = None
 
     def lack(self, plan: Plan) -> str | None:
         """Return what the mirror lacks for a query; None where it holds all of it."""
@@ -28,15 +30,21 @@ class Completeness:
         waiting = [name for name in sorted(plan.tables) if not self._pipeline.holds(name, ledger)]
         if waiting:
             return f"table {waiting[0]!r} is not copied yet with its present columns"
-        lacking = sorted(plan.tables & self._with_dead_letters(ledger))
+        lacking = sorted(plan.tables & self._with_dead_letters(ledger).keys())
         if lacking:
             return f"table {lacking[0]!r} has rows that cannot be mirrored"
         return None
 
-    def _with_dead_letters(self, ledger: Ledger) -> frozenset[str]:
+    def dead_letters(self, sql: str, ledger: Ledger) -> dict[str, int]:
+        """Return how many dead letters the tables have that a statement for the mirror reads."""
+        known = self._with_dead_letters(ledger)
+        read = tables_read(sql, self._dialect) if known else frozenset()
+        return {name: count for name, count in known.items() if name.lower() in read}
+
+    def _with_dead_letters(self, ledger: Ledger) -> Mapping[str, int]:
         known = self._rejected
         if known is None or known[0] is not ledger:
-            names = frozenset(self._mirror.dead_letters()["table_name"].to_pylist())
+            names = Counter(self._mirror.dead_letters()["table_name"].to_pylist())
             known = self._rejected = (ledger, names)
         return known[1]
 

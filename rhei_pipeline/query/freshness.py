@@ -155,6 +155,17 @@ class MirrorFreshness:
         now = time.monotonic_ns()
         return max(written, now - int(max_staleness * _NANOSECONDS))
 
+    def described(self, needed: int) -> str:
+        """Return how new an answer of the mirror would be; see `leaves`."""
+        if not self._is_fresh(needed):
+            return "the mirror syncs first, to show the last write"
+        age = self.age_seconds(self._pipeline.synced_from)
+        return "as of the last sync" if age is None else f"as of a sync {age:.1f} s ago"
+
+    def leaves(self, needed: int) -> bool:
+        """Return whether the source answers for a mirror that is not as fresh as needed."""
+        return self._freshness.when_stale == "oltp" and not self._is_fresh(needed)
+
     def reach(self, needed: int, *, may_leave: bool) -> bool:
         """Make the mirror as fresh as needed; return False if the source should answer."""
         return self._is_fresh(needed) or self._freshen(needed, may_leave=may_leave)

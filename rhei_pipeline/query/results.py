@@ -122,3 +122,14 @@ def _near(first: float | None, second: float | None) -> bool:
     if first is None or second is None:
         return first is second
     return abs(first - second) <= 1e-9 * max(abs(first), abs(second))
+
+
+def lacking(found: pa.Table, dead_letters: Mapping[str, int]) -> pa.Table:
+    """Add to an answer's metadata how many rows the mirror lacks of its tables.
+
+    `rhei.dead_letters` (JSON, a number for each table); left out if it lacks none.
+    """
+    if not dead_letters:
+        return found
+    labels = {"rhei.dead_letters": json.dumps(dead_letters)}
+    return found.replace_schema_metadata({**(found.schema.metadata or {}), **labels})

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -46,10 +46,15 @@ _FIRST_WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The side that answers a statement, and why."""
+    """The side that answers a statement, and why.
+
+    Attributes:
+        freshness: How new the answer would be; None where that was not asked.
+    """
 
     engine: Side
     reason: str
+    freshness: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ from rhei_pipeline.query.planner import Engines, Planner
 from rhei_pipeline.query.router import Plan, Route, tables_read
 from rhei_pipeline.query.streams import ONLY_READ, MirrorStreams, Wanted, until_closed
 
+#: How new an answer of the source is.
+_CURRENT = "the source's present state"
 _INEXACT = "the mirror cannot answer it exactly for these rows"
 _NOT_SUPPORTED = "the mirror's engine does not run a query of its form"
 #: How an engine says that it does not run a query on any rows.
@@ -74,16 +76,28 @@ class QueryService:
         """Call `watcher` with the side and seconds of every answered query."""
         self._watchers.append(watcher)
 
-    def route(self, sql: str, params: Sequence[Any] = ()) -> Route:
-        """Return which side suits a statement, and why.
+    def route(self, sql: str, params: Sequence[Any] = (), own: Written | None = None) -> Route:
+        """Return which side would answer a statement now, and why; nothing is run or synced.
 
-        If the mirror does not hold all of the tables yet, the source answers anyway; the answer's
-        metadata say so.
+        What only the answer itself shows is not known here: that the mirror fails, or cannot answer
+        exactly for these rows. The answer's metadata say so.
         """
         plan = self.planner.plan(sql, params)
-        if self._engines.is_sidecar and plan.reads:
-            return Route("olap", ONLY_READ)
-        return plan.route
+        if not plan.reads:
+            return plan.route
+        needed = 0 if self._engines.is_sidecar else moment_of(own)
+        if self._engines.is_sidecar:
+            return Route("olap", ONLY_READ, self._freshness.described(needed))
+        reason = plan.route.reason
+        if plan.route.engine == "olap" and not plan.history:
+            doubt = self._doubt(plan)
+            if self._freshness.leaves(needed):
+                doubt = "the mirror is older than the query allows"
+            if doubt:
+                return Route("oltp", f"{reason}, but {doubt}", _CURRENT)
+        if plan.route.engine == "oltp":
+            return Route("oltp", reason, _CURRENT)
+        return Route("olap", reason, self._freshness.described(needed))
 
     def ask(
         self,
@@ -282,7 +296,8 @@ class QueryService:
             ledger,
             self._freshness.age_seconds(self._pipeline.synced_from),
         )
-        return results.dated(labelled, self._completeness.not_followed(sql))
+        lacking = results.lacking(labelled, self._completeness.dead_letters(sql, ledger))
+        return results.dated(lacking, self._completeness.not_followed(sql))
 
     def _ask_history(self, sql: str, params: Sequence[Any], plan: Plan, begun: Begun) -> pa.Table:
         ledger = self._mirror.ledger()

@@ -8,7 +8,7 @@ import typer
 
 from rhei_pipeline.cli.opening import opened
 from rhei_pipeline.cli.options import DEFAULT_CONFIG, Config, Json, Side, example
-from rhei_pipeline.cli.output import out, show, show_rows, values
+from rhei_pipeline.cli.output import name_missing, out, show, show_rows, values
 from rhei_pipeline.cli.rows import RowFile, RowFormat, RowLimit, RowWriter
 
 if TYPE_CHECKING:
@@ -52,13 +52,16 @@ def query(
 
 def _answer(sql: str, config: Path, hint: Side, writer: RowWriter, *, explain: bool) -> None:
     from rhei_pipeline.cli.interrupting import interruptible
+    from rhei_pipeline.cli.repl import route_of
 
     with opened(config) as htap:
         if explain:
-            route = values(htap.explain_route(sql))
-            show(route, [route], tuple(route), as_json=writer.is_json)
-        else:
-            writer.write(interruptible(lambda begun: htap.query(sql, hint=hint.value, begun=begun)))
+            route = values(route_of(htap, sql, hint.value))
+            show(route, [route], tuple(route), as_json=writer.is_json, rare=("freshness",))
+            return
+        found = interruptible(lambda begun: htap.query(sql, hint=hint.value, begun=begun))
+    writer.write(found)
+    name_missing(found)
 
 
 def _script(sql: str | None, file: Path | None) -> str | None:

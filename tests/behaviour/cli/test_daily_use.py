@@ -17,6 +17,7 @@ from typer import BadParameter
 from typer.testing import CliRunner, Result
 
 from rhei_pipeline import Settings
+from rhei_pipeline import open as rhei_open
 from rhei_pipeline.cli import output
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.cli.rows import OutputFormat, RowWriter
@@ -310,3 +311,33 @@ def test_quiet_says_neither_notes_nor_progress_and_verbose_logs(
     with sqlite3.connect(world.path) as connection:
         connection.execute("create table late(id integer primary key)")
     assert rhei("sync", "-v").exit_code in {0, 3}
+
+
+def test_what_is_explained_is_what_answers(project: Path, world: World) -> None:
+    done("sync")
+    sql = "select status, count(*) as n from orders group by status"
+    with rhei_open(project / "config" / "pipeline.yaml") as htap:
+        htap.sync_now()
+        assert "ago" in str(htap.explain_route(sql).freshness)
+        htap.execute("update orders set status = 'own'")
+        route = htap.explain_route(sql)
+        assert route.engine == "olap"
+        assert route.freshness == "the mirror syncs first, to show the last write"
+        htap.execute("update orders set amount = 'much' where id = 2")
+        htap.sync_now()
+        route = htap.explain_route(sql)
+        metadata = htap.query(sql).schema.metadata
+    assert metadata[b"rhei.engine"].decode() == route.engine == "oltp"
+    assert metadata[b"rhei.reason"].decode() == route.reason
+    assert "'orders' has rows that cannot be mirrored" in route.reason
+    told = json.loads(done("query", sql, "--explain", "--json"))
+    assert told == {
+        "engine": "oltp",
+        "reason": route.reason,
+        "freshness": "the source's present state",
+    }
+    # The mirror's own answer says what it lacks.
+    missing = rhei("query", sql, "--hint", "olap")
+    assert "'orders': 1 row may be missing" in " ".join(missing.stderr.split())
+    of_mirror = json.loads(done("query", sql, "--hint", "olap", "--explain", "--json"))
+    assert of_mirror["engine"] == "olap"
