@@ -118,12 +118,14 @@ def _sql(file: str, sql: str) -> str:
 
 
 def rewrite(page: Path) -> None:
-    """Put into a page what its commands print."""
+    """Put into a page what its commands print, where that is more than another length of time."""
     answers = replayed(transcripts(page))
-    text = _BLOCK.sub(
-        lambda found: found[0].replace(found["text"], next(answers)), page.read_text()
-    )
-    page.write_text(text)
+
+    def put(found: re.Match[str]) -> str:
+        shown, printed = found["text"], next(answers)
+        return found[0] if steady(shown) == steady(printed) else found[0].replace(shown, printed)
+
+    page.write_text(_BLOCK.sub(put, page.read_text()))
 
 
 if __name__ == "__main__":
