@@ -1,4 +1,4 @@
-"""Builds the wheel, installs it into an environment of its own, and tries it there.
+"""Builds source package and wheel, installs it into an environment of its own, and tries it there.
 
 `python -m tests.try_wheel`, or `make wheel`. Nothing of the repository is on the way.
 """
@@ -49,9 +49,12 @@ def main() -> None:
     with TemporaryDirectory(prefix="rhei-wheel-") as made:
         home = Path(made)
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-        run(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", home, PROJECT, cwd=home)
+        run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", home, cwd=PROJECT)
+        (source,) = home.glob("*.tar.gz")
+        # The wheel is built of the source package: what that lacks would be missing here.
+        run(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", home, source, cwd=home)
         (wheel,) = home.glob("*.whl")
-        print(f"built {wheel.name}")  # noqa: T201
+        print(f"built {source.name} and, of that, {wheel.name}")  # noqa: T201
         venv.create(home / "fresh", with_pip=False)
         programs = home / "fresh" / "bin"
         pins = PROJECT / "requirements.lock"
@@ -60,7 +63,11 @@ def main() -> None:
         where = home / "elsewhere"
         where.mkdir()
         for command in (
-            [programs / "python", "-c", "import rhei_pipeline; print(rhei_pipeline.__file__)"],
+            [
+                programs / "python",
+                "-c",
+                "import rhei_pipeline as rhei; print(rhei.__file__, rhei.HTAP)",
+            ],
             [programs / "rhei", "--help"],
             [programs / "rhei", "demo"],
             [programs / "python", "-c", EXTRAS],
