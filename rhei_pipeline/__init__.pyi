@@ -85,6 +85,7 @@ from rhei_pipeline.settings.sections import TableSettings as TableSettings
 from rhei_pipeline.settings.source import BufferSettings as BufferSettings
 from rhei_pipeline.settings.source import CaptureSettings as CaptureSettings
 from rhei_pipeline.settings.source import LocalSettings as LocalSettings
+from rhei_pipeline.settings.source import LogSettings as LogSettings
 from rhei_pipeline.settings.source import PollingSettings as PollingSettings
 from rhei_pipeline.settings.source import PostgresSettings as PostgresSettings
 from rhei_pipeline.settings.source import SqliteSettings as SqliteSettings

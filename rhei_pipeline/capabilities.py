@@ -153,6 +153,17 @@ class ReadsTogether(Protocol):
 
 
 @runtime_checkable
+class Replays(Protocol):
+    """A snapshot of a source that may still have every change since its tables were empty."""
+
+    def beginning(self, table: Table) -> tuple[Position, datetime] | None:
+        """Return the position before the first change, and when that was made.
+
+        None if the first changes are not there any more, or there were none.
+        """
+
+
+@runtime_checkable
 class Redeclares(Protocol):
     """A source that takes what is said of a table while it is open."""
 
@@ -181,6 +192,11 @@ def end_capture(source: ChangeSource, name: str) -> None:
     """End the capture of a table where a source keeps something for it."""
     if _ends_capture(source):
         source.end_capture(name)
+
+
+def beginning_of(snapshot: SourcePositions, table: Table) -> tuple[Position, datetime] | None:
+    """Return the position before the first change that there was; None where it is not known."""
+    return snapshot.beginning(table) if _replays(snapshot) else None
 
 
 def rescan_due(snapshot: SourcePositions, table: Table, after: Position) -> Rescan:
@@ -250,6 +266,10 @@ def _rescans(snapshot: SourcePositions) -> TypeGuard[Rescans]:
 
 def _doubts(snapshot: SourcePositions) -> TypeGuard[Doubts]:
     return _has(type(snapshot), Doubts)
+
+
+def _replays(snapshot: SourcePositions) -> TypeGuard[Replays]:
+    return _has(type(snapshot), Replays)
 
 
 def _retains(snapshot: SourcePositions) -> TypeGuard[Retains]:

@@ -111,7 +111,7 @@ class HTAP:
         Raises:
             QueryError: The statement returns no rows, and was undone; or see `execute`.
         """
-        found = self._access.write(lambda oltp: writable(oltp).execute_returning(sql, params))
+        found = self._access.write(lambda oltp: self._writable(oltp).execute_returning(sql, params))
         written = self._writes.note(found.num_rows)
         return found.replace_schema_metadata({"rhei.written": written.token})
 
@@ -120,7 +120,20 @@ class HTAP:
         return self._written(lambda oltp: oltp.execute_batch(statements))
 
     def _written(self, write: Callable[[Database], int]) -> Written:
-        return self._writes.note(self._access.write(lambda oltp: write(writable(oltp))))
+        return self._writes.note(self._access.write(lambda oltp: write(self._writable(oltp))))
+
+    def _writable(self, oltp: Database | None) -> Database:
+        return writable(oltp, self.settings.source.kind)
+
+    def append(self, table: str, events: pa.Table) -> Written:
+        """Append events of a table to the log that is the source; on disk before this returns.
+
+        Args:
+            table: A declared table.
+            events: Whole rows in their order, each what its key has now. `_rhei_live` false says
+                that the key has no row any more, `_rhei_changed_at` when it was changed.
+        """
+        return self._writes.note(self._access.hold(lambda held: held.append(table, events)))
 
     def query(
         self,

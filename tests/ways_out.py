@@ -7,6 +7,13 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
     "ask without the hint 'olap', or widen what is added up, as in sum(arrow_cast(amount, 'Decimal256(76, {})'))": "tests/behaviour/query/test_decimal_sums.py::test_a_sum_without_room_is_exact_where_its_decimals_are_widened",
+    "query the mirror; write with 'append'": "tests/behaviour/capture/test_event_logs.py::test_what_a_log_cannot_do_is_refused",
+    "declare each column under 'types', such as 'types: {id: int64, v: string}', and 'primary_key: [id]'": "tests/behaviour/capture/test_event_logs.py::test_what_a_log_cannot_do_is_refused",
+    "write with 'execute', or declare 'source: {kind: log, path: ...}'": "tests/behaviour/capture/test_event_logs.py::test_what_a_log_cannot_do_is_refused",
+    "declare its type under 'types'; {}": "tests/behaviour/capture/test_event_logs.py::test_what_does_not_fit_is_a_dead_letter_until_an_event_fits",
+    "put the log back from a backup; or append all rows that are there now again, to a log of another path": "tests/behaviour/capture/test_event_logs.py::test_a_log_that_lost_events_is_named",
+    "put the newer log back, or start again: 'rhei drop-table {}'": "tests/behaviour/capture/test_event_logs.py::test_an_older_log_is_not_taken_for_the_one_that_was_read",
+    "'capture' does not suit a log, to which events are appended: leave out its method and its buffer": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "remove it from 'tables' there; then 'rhei unregister' ends its capture": "tests/behaviour/capture/test_registered_tables.py::test_what_the_declaration_says_is_not_contradicted",
     "change it there, and leave it out of the call": "tests/behaviour/capture/test_registered_tables.py::test_what_the_declaration_says_is_not_contradicted",
     "add a column of another name; or change the type in the source, and the next sync follows": "tests/behaviour/capture/test_lost_capture.py::test_a_column_of_another_type_or_beside_the_declared_ones_is_not_added",

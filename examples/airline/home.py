@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg
 
-from rhei_pipeline import Settings, SqliteSettings
+from rhei_pipeline import PostgresSettings, Settings, SqliteSettings
 
 PROJECT = Path(__file__).resolve().parents[2]
 HOME = PROJECT / ".dagster"
@@ -130,7 +130,9 @@ def remove_data(settings: Settings) -> None:
 def address(settings: Settings) -> str:
     """Return the declared source as the application opens it: a path or an address."""
     source = settings.source
-    return str(source.path) if isinstance(source, SqliteSettings) else source.dsn.get_secret_value()
+    if isinstance(source, PostgresSettings):
+        return source.dsn.get_secret_value()
+    return str(source.path)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rhei_pipeline.dagster.translator import Stage
 
 _CAPTURED = {
+    "append": "The application appends its events to the log.",
     "logical": "The server's own log is decoded, from a replication slot.",
     "polling": "The rows' own timestamps, and comparisons, show the changes; nothing is created in "
     "the source.",

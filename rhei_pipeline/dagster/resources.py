@@ -21,6 +21,7 @@ from rhei_pipeline.errors import needs_extra
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.model.standing import SourceStanding
 from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.sql.read_only import of_log
 from rhei_pipeline.wiring.engine import bridge, unbridged_events, unseen_events
 from rhei_pipeline.wiring.preload import preload
 from rhei_pipeline.wiring.source import SourceDatabase, open_database
@@ -57,7 +58,7 @@ class OltpResource(dg.ConfigurableResource[Any]):
 
     def section(self) -> dict[str, Any]:
         """Return the fields that stand above the declaration's `source`."""
-        if self.kind == "sqlite":
+        if self.kind in ("sqlite", "log"):
             return {"kind": self.kind, "path": Path(self.path)}
         return {"kind": self.kind} | ({"dsn": SecretStr(self.dsn)} if self.dsn else {})
 
@@ -80,6 +81,8 @@ class OltpResource(dg.ConfigurableResource[Any]):
         source = self.settings().source
         if source.kind == "sqlite":
             return sqlite3.connect(source.path, timeout=source.busy_timeout_seconds)
+        if source.kind == "log":
+            raise of_log()
         with needs_extra("postgres", "a PostgreSQL source"):
             import psycopg
         return psycopg.connect(source.dsn.get_secret_value())
@@ -122,7 +125,7 @@ class CdcResource(dg.ConfigurableResource[Any]):
         """Return the fields as the declaration's `source`, `capture` and `sync`."""
         return {
             "source": self.oltp.section(),
-            "capture": {"method": self.method},
+            "capture": {"method": None if self.oltp.kind == "log" else self.method},
             "sync": {"batch_rows": self.batch_rows, "prune": self.prune},
         }
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from rhei_pipeline.buffer.events.database import EventLogDatabase
 from rhei_pipeline.capabilities import redeclare, views_of
 from rhei_pipeline.changes.consume import After, OnLost
 from rhei_pipeline.errors import PermanentError, QueryError, SchemaError
@@ -37,6 +38,7 @@ from rhei_pipeline.query.results import dated
 from rhei_pipeline.query.router import Route
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.sections import TableSettings
+from rhei_pipeline.sql.read_only import of_log
 from rhei_pipeline.sync.background import BackgroundSync
 from rhei_pipeline.sync.dead_letters import replay
 from rhei_pipeline.sync.initial_sync import OnProgress
@@ -282,6 +284,8 @@ class Held:
             )
 
     def _refuse_foreign_schema(self) -> None:
+        if self.settings.source.kind == "log":
+            raise of_log()
         if self.engine.oltp is not self.engine.database:
             raise QueryError(
                 "the source is read-only: only its owner changes its tables",
@@ -312,6 +316,18 @@ class Held:
     def diff(self, table: str, a: datetime, b: datetime) -> pa.Table:
         """Return what differs in a temporal table from one instant to another."""
         return time_travel.diff(self.engine.pipeline.mirrored(table), a, b, self.engine.mirror)
+
+    def append(self, table: str, events: pa.Table) -> int:
+        """Append events to the log that is the source; return how many."""
+        database = self.engine.database
+        if not isinstance(database, EventLogDatabase):
+            raise QueryError(
+                "the source is a database: events are appended to a log",
+                hint="write with 'execute', or declare 'source: {kind: log, path: ...}'",
+            )
+        name = self.engine.pipeline.leaving.name_of(table)
+        database.log.append(events, stream=name)
+        return int(events.num_rows)
 
     def verify(self, table: str | None) -> VerifyReport:
         """Sync, then compare every row of source and mirror."""
@@ -369,12 +385,14 @@ def running_as(status: SyncStatus, background: BackgroundSync | None) -> SyncSta
     return replace(status, running=True, last_error=error or status.last_error)
 
 
-def writable(oltp: Database | None) -> Database:
+def writable(oltp: Database | None, kind: str) -> Database:
     """Return where writes go.
 
     Raises:
         QueryError: Nowhere: the source is only read.
     """
+    if kind == "log":
+        raise of_log()
     if oltp is None:
         raise QueryError(
             "the source is read-only: it is captured by polling",

@@ -12,7 +12,7 @@ class SourceIdentity:
     """What distinguishes one source from all others.
 
     Attributes:
-        kind: `sqlite` or `postgres`.
+        kind: `sqlite`, `postgres` or `log`.
         place: Where it is: a file's path; a server's identifier and a database's name. A backup
             restored there is the same source in another state.
         mark: What stays the same when it is moved: an id kept in the file, empty if the file is
@@ -88,4 +88,4 @@ def refuse_other(
         )
 
 
-_KINDS = {"sqlite": "SQLite file", "postgres": "PostgreSQL database"}
+_KINDS = {"sqlite": "SQLite file", "postgres": "PostgreSQL database", "log": "log of events"}

@@ -28,6 +28,7 @@ class Engines:
         oltp: What answers `oltp`: the source, a local database beside a read-only source, or
             None.
         dialects: The source's and the mirror's.
+        is_log: Whether the source is a log of events, which answers nothing.
     """
 
     source: Database
@@ -35,6 +36,7 @@ class Engines:
     mirror: Mirror
     pipeline: Pipeline
     dialects: tuple[str, str]
+    is_log: bool = False
 
     @property
     def is_sidecar(self) -> bool:

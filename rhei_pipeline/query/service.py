@@ -27,6 +27,7 @@ from rhei_pipeline.query.freshness import (
 from rhei_pipeline.query.planner import Engines, Planner
 from rhei_pipeline.query.router import Plan, Route, tables_read
 from rhei_pipeline.query.streams import ONLY_READ, MirrorStreams, Wanted, until_closed
+from rhei_pipeline.sql.read_only import of_log
 
 #: How new an answer of the source is.
 _CURRENT = "the source's present state"
@@ -257,6 +258,8 @@ class QueryService:
     def _from_source(
         self, sql: str, params: Sequence[Any], reason: str, plan: Plan, begun: Begun | None
     ) -> pa.Table:
+        if self._engines.is_log:
+            raise of_log()
         if self._engines.oltp is None:
             raise QueryError(
                 "the source is read-only: it is captured by polling",

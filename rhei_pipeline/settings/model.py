@@ -33,13 +33,18 @@ from rhei_pipeline.settings.sections import (
 from rhei_pipeline.settings.source import (
     CaptureSettings,
     LocalSettings,
+    LogSettings,
     PostgresSettings,
     SqliteSettings,
 )
 
 ENVIRONMENT_PREFIX = "RHEI__"
 #: Ways to capture each kind of source; the first one is taken where none is declared.
-_METHODS = {"sqlite": ("trigger", "polling"), "postgres": ("logical", "polling", "trigger")}
+_METHODS: dict[str, tuple[str, ...]] = {
+    "sqlite": ("trigger", "polling"),
+    "postgres": ("logical", "polling", "trigger"),
+    "log": ("append",),
+}
 
 
 _Section = TypeVar("_Section", bound=BaseModel)
@@ -75,7 +80,9 @@ class Settings(BaseSettings):
         " name.",
     )
     source: Annotated[
-        Annotated[SqliteSettings, Tag("sqlite")] | Annotated[PostgresSettings, Tag("postgres")],
+        Annotated[SqliteSettings, Tag("sqlite")]
+        | Annotated[PostgresSettings, Tag("postgres")]
+        | Annotated[LogSettings, Tag("log")],
         Discriminator(_source_kind),
     ] = Field(description="The operational database.")
     capture: CaptureSettings = Field(CaptureSettings(), description="How changes are captured.")
@@ -124,6 +131,11 @@ class Settings(BaseSettings):
 
     def _refuse_unfit_capture(self) -> None:
         fitting = _METHODS[self.source.kind]
+        if self.source.kind == "log" and (self.capture.method or self.capture.buffer):
+            raise ValueError(
+                "'capture' does not suit a log, to which events are appended: leave out its method"
+                " and its buffer"
+            )
         if self.capture.method not in (None, *fitting):
             raise ValueError(
                 f"capture.method {self.capture.method!r} does not suit a {self.source.kind} source:"
@@ -262,7 +274,7 @@ class Settings(BaseSettings):
     def anchored(self, directory: Path) -> Self:
         """Return the same settings with relative paths resolved against a directory."""
         source = self.source
-        if isinstance(source, SqliteSettings):
+        if isinstance(source, SqliteSettings | LogSettings):
             source = source.model_copy(update={"path": directory / source.path})
         return self.model_copy(
             update={

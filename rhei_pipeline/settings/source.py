@@ -26,6 +26,15 @@ class SqliteSettings(Section):
     read_pool: int = Field(4, ge=1, description="How many idle reading connections to keep.")
 
 
+class LogSettings(Section):
+    """A log to which an application appends its own events, without a database."""
+
+    kind: Literal["log"] = Field(description="What kind of source it is.")
+    path: Path = Field(
+        description="The log's directory, created when missing; one process opens it."
+    )
+
+
 class PostgresSettings(Section):
     """A PostgreSQL database."""
 

@@ -102,6 +102,14 @@ _FILE_LIKE = re.compile(
 )
 
 
+def of_log() -> QueryError:
+    """Return the error of what only a database can do, asked of a log of events."""
+    return QueryError(
+        "the source is a log of events, which runs no statements",
+        hint="query the mirror; write with 'append'",
+    )
+
+
 def returns_nothing() -> QueryError:
     """Return the error of a statement that was asked for rows and has none."""
     return QueryError("the statement returns no rows, and was undone", hint=RETURNING)

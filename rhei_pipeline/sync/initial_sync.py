@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from rhei_pipeline.capabilities import keyless_rows, snapshot_of_rows
+from rhei_pipeline.capabilities import beginning_of, keyless_rows, snapshot_of_rows
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import Position, RowBatch
-from rhei_pipeline.model.progress import CopyProgress, Ledger, TableState
+from rhei_pipeline.model.progress import CopyProgress, Ledger, TableState, Watermark
 from rhei_pipeline.model.reports import CopyReport, TableReport
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import (
@@ -81,6 +81,8 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
     with source.snapshot() as snapshot:
         if not has_shape(table, source):
             return None
+        if _replays(table, snapshot, mirror):
+            return Copied(0, 0, resumed=False)
         progress = _resumable(table, snapshot, mirror.ledger())
         resumed = progress is not None
         progress = progress or _begin(table, snapshot, mirror, same_shape=same_shape)
@@ -103,6 +105,22 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
                 on_progress(table.name, rows, total)
                 on_step(Step.COPY_COMPLETE if progress.complete else Step.COPY_BATCH)
     return Copied(rows, letters, resumed)
+
+
+def _replays(table: Table, snapshot: SourcePositions, mirror: Mirror) -> bool:
+    """Begin a new history before the first change that there ever was, where the source has all."""
+    if table.mode is Mode.DESTRUCTIVE or mirror_table(table.schema) in mirror.tables():
+        return False
+    found = beginning_of(snapshot, table)
+    if found is None or mirror.ledger().state(table.name) is not TableState.NEW:
+        return False
+    position, began = found
+    with mirror.transaction() as transaction:
+        transaction.begin_copy(table, CopyProgress(table.name, position, fingerprint(table)))
+        transaction.adopt_copy(table, began)
+        transaction.drop_copy(table)
+        transaction.record(Watermark(table.name, position, snapshot.clock))
+    return True
 
 
 def has_shape(table: Table, source: ChangeSource) -> bool:

@@ -80,12 +80,14 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
 def open_query_service(settings: Settings, engine: Engine) -> QueryService:
     """Open what answers queries."""
     freshness = Freshness(settings.queries.when_stale, settings.queries.wait_seconds)
+    is_log = settings.source.kind == "log"
     engines = Engines(
         engine.database,
         engine.oltp,
         engine.mirror,
         engine.pipeline,
-        (settings.source.kind, settings.mirror.kind),
+        ("sqlite" if is_log else settings.source.kind, settings.mirror.kind),
+        is_log,
     )
     options = table_options(settings, engine.registry)
     return QueryService(engines, options, freshness, query_limits(settings))
@@ -100,6 +102,8 @@ def query_limits(settings: Settings) -> QueryLimits:
 
 def open_oltp(settings: Settings, source: SourceDatabase, stack: ExitStack) -> Database | None:
     """Return where writes go: the source; a local database where the source is only read."""
+    if settings.source.kind == "log":
+        return None
     if settings.capture_method != "polling":
         return source
     if settings.local is None:

@@ -1,18 +1,22 @@
 """Which source, and how its changes are learned of: the only place that knows every adapter."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from rhei_pipeline.buffer.confirmation import unapplied_events
-from rhei_pipeline.errors import RheiError, SourceError, needs_extra
+from rhei_pipeline.buffer.events.database import EventLogDatabase
+from rhei_pipeline.buffer.events.declared import declared_schema
+from rhei_pipeline.buffer.events.source import EventLogSource, unapplied
+from rhei_pipeline.buffer.log import ChangeLog
+from rhei_pipeline.errors import RheiError, SchemaError, SourceError, needs_extra
 from rhei_pipeline.model.ownership import SourceIdentity
 from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.model.schema import TableOptions, TableSchema
 from rhei_pipeline.protocols import ChangeSource, Database
 from rhei_pipeline.settings.model import Settings
-from rhei_pipeline.settings.source import SqliteSettings
+from rhei_pipeline.settings.source import LogSettings, SqliteSettings
 from rhei_pipeline.sources import polling_validate
 from rhei_pipeline.sources.polling_progress import unseen
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
@@ -80,6 +84,8 @@ def open_database(settings: Settings, *, looking: bool = False) -> SourceDatabas
             query_bytes=settings.queries.query_bytes,
             query_rows=settings.queries.query_rows,
         )
+    if isinstance(source, LogSettings):
+        return EventLogDatabase(source.path)
     with needs_extra("postgres", _POSTGRES):
         from rhei_pipeline.wiring import postgres
     return postgres.open_database(settings)
@@ -105,6 +111,8 @@ def open_source(
         return _open_polling(settings, database, registry, _notes_path(settings, reader))
     if isinstance(database, SqliteDatabase):
         return SqliteTriggerSource(database, reader, options, registry.table)
+    if settings.source.kind == "log":
+        return EventLogSource(log_of(database), reader, options)
     with needs_extra("postgres", _POSTGRES):
         from rhei_pipeline.wiring import postgres
     return postgres.open_source(settings, postgres.of_postgres(database), reader, options)
@@ -126,6 +134,8 @@ def unread(settings: Settings, reader: str) -> int | None:
             return _unpolled(settings, database, reader)
         if isinstance(database, SqliteDatabase):
             return unacknowledged(database, reader)
+        if settings.source.kind == "log":
+            return unapplied(log_of(database), reader)
         with needs_extra("postgres", _POSTGRES):
             from rhei_pipeline.wiring import postgres
         return postgres.unread(settings, postgres.of_postgres(database), reader)
@@ -192,9 +202,27 @@ def _validate(
 
     if isinstance(database, SqliteDatabase):
         return database.validate(names, chosen)
+    if settings.source.kind == "log":
+        return list(_undeclared(names, chosen))
     with needs_extra("postgres", _POSTGRES):
         from rhei_pipeline.wiring import postgres
     return postgres.findings(settings, postgres.of_postgres(database), names, options, mirror_id)
+
+
+def _undeclared(names: Sequence[str], options: Callable[[str], TableOptions]) -> Iterator[Finding]:
+    """Name the tables of a log whose columns or key are not declared."""
+    for name in names:
+        try:
+            declared_schema(name, {name: options(name)})
+        except SchemaError as error:
+            why = "the table is left out until this is fixed"
+            yield Finding(Severity.ERROR, error.message, why, error.hint or "", name)
+
+
+def log_of(database: Database) -> ChangeLog:
+    """Return the log that the settings say the source is."""
+    assert isinstance(database, EventLogDatabase), "the settings declare another kind of source"
+    return database.log
 
 
 def known_tables(settings: Settings) -> Registry:

@@ -21,7 +21,7 @@ def source_standing(settings: Settings) -> SourceStanding:
     buffer = settings.capture.buffer
     buffered = None if buffer is None else unapplied_events(buffer.path)
     reader = buffered[0] if buffered else mirror_id
-    if reader is None or settings.capture_method == "polling":
+    if reader is None or settings.capture_method in ("polling", "append"):
         return SourceStanding(pending)
     found = _of_reader(settings, reader, pending)
     if buffer is None:

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pytest
 
 from examples.json_lines import JsonLinesSource
+from rhei_pipeline.buffer.events.source import EventLogSource
 from rhei_pipeline.buffer.log import ChangeLog
 from rhei_pipeline.buffer.source import BufferedSource
 from rhei_pipeline.model.polling import Clock, DeletePolicy, PollOptions
-from rhei_pipeline.model.schema import Column, TableSchema
+from rhei_pipeline.model.schema import Column, TableOptions, TableSchema
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.logical.source import LogicalSource
 from rhei_pipeline.sources.postgres.polling.source import PostgresPollingSource
@@ -258,6 +259,50 @@ class TestStubSource(SourceContract):
     def bench(self) -> SourceBench:
         source = StubSource()
         return SourceBench(source, StubApplication(source))
+
+
+class LogApplication:
+    """An application that appends its events to a log."""
+
+    def __init__(self, log: ChangeLog, source: EventLogSource) -> None:
+        self._log, self._source = log, source
+        self._rows: dict[int, str | None] = {}
+
+    def _append(self, *events: tuple[int, str | None, bool]) -> None:
+        keys, values, live = zip(*events, strict=True)
+        columns = {"k": pa.array(keys), "v": pa.array(values, pa.string()), "_rhei_live": live}
+        self._log.append(pa.table(columns), stream="t")
+        self._rows |= dict(zip(keys, values, strict=True))
+
+    def insert(self, rows: Rows) -> None:
+        self._append(*((key, value, True) for key, value in rows.items()))
+
+    def update(self, key: int, value: str | None) -> None:
+        self._append((key, value, True))
+
+    def delete(self, key: int) -> None:
+        self._append((key, None, False))
+
+    def move(self, key: int, to: int) -> None:
+        self._append((key, None, False), (to, self._rows[key], True))
+
+    @contextmanager
+    def unfinished(self, rows: Rows) -> Iterator[None]:
+        del rows  # what is not appended yet is not there
+        yield
+
+    def add_column(self) -> None:
+        columns = {"k": "int64", "v": "string", "w": "string"}
+        self._source.redeclare("t", TableOptions(None, ("k",), columns), PollOptions())
+
+
+class TestEventLogSource(SourceContract):
+    @pytest.fixture
+    def bench(self, tmp_path: Path) -> Iterator[SourceBench]:
+        options = TableOptions(None, ("k",), {"k": "int64", "v": "string"})
+        with ChangeLog(tmp_path / "log") as log:
+            source = EventLogSource(log, "mirror", {"t": options})
+            yield SourceBench(source, LogApplication(log, source), forgets=False)
 
 
 class JsonLinesApplication:

@@ -65,6 +65,12 @@ WALKS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"local": {"path": "local.db"}, **POLLED},
     ),
     (
+        "'capture' does not suit a log, to which events are appended: leave out its method and its"
+        " buffer",
+        {"source": {"kind": "log", "path": "log"}, "capture": BUFFERED},
+        {"source": {"kind": "log", "path": "log"}},
+    ),
+    (
         "source.create: a polled source is only read: use 'capture: {method: trigger}', or create"
         " the file with its application",
         {"source": {**SOURCE, "create": True}, **POLLED},

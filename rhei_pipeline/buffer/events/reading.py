@@ -1,0 +1,144 @@
+"""Appended events in a table's declared shape; what does not fit it becomes dead letters."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from rhei_pipeline.buffer.layout import Extent
+from rhei_pipeline.buffer.log import ChangeLog
+from rhei_pipeline.changes.compaction import last_per_key
+from rhei_pipeline.changes.null_keys import without_keyless
+from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.changes import (
+    CHANGED_AT,
+    LIVE,
+    SEQUENCE,
+    ChangeBatch,
+    DeadLetter,
+    event_schema,
+    key_text,
+)
+from rhei_pipeline.model.plain_values import plain_rows
+from rhei_pipeline.model.schema import INSTANT, Column, TableSchema, nearest
+
+
+def batches(
+    log: ChangeLog, extents: list[Extent], schema: TableSchema, known: frozenset[str]
+) -> Iterator[ChangeBatch]:
+    """Yield the events of extents, in order.
+
+    Args:
+        log: Where they are.
+        extents: Which of them.
+        schema: The table's shape.
+        known: All columns that events of the table may have.
+    """
+    for extent in extents:
+        for part in log.parts(schema.name, extent):
+            yield _batch(part, extent, schema, known)
+
+
+def net(found: list[ChangeBatch], schema: TableSchema) -> Iterator[ChangeBatch]:
+    """Yield the batches without the events that are followed by a later one of the same key."""
+    if not found:
+        return
+    keys = pa.concat_tables([batch.events.select(list(schema.primary_key)) for batch in found])
+    last = np.zeros(keys.num_rows, dtype=bool)
+    last[last_per_key(keys, schema)] = True
+    start = 0
+    for batch in found:
+        kept = last[start : start + batch.events.num_rows]
+        start += len(kept)
+        yield replace(batch, events=batch.events.filter(pa.array(kept)), net=True)
+
+
+def open_letters(found: list[ChangeBatch], schema: TableSchema) -> tuple[DeadLetter, ...]:
+    """Return the dead letters of keys that have had no event since that fits."""
+    waiting: dict[str, list[DeadLetter]] = {}
+    for batch in found:
+        if waiting:
+            for key in plain_rows(batch.events.select(list(schema.primary_key))):
+                waiting.pop(key_text(key), None)
+        fit_again = {key for key, _ in batch.resolved}
+        for letter in batch.rejected:
+            if letter.key not in fit_again:
+                waiting.setdefault(letter.key, []).append(letter)
+    return tuple(letter for letters in waiting.values() for letter in letters)
+
+
+def _batch(
+    part: pa.Table, extent: Extent, schema: TableSchema, known: frozenset[str]
+) -> ChangeBatch:
+    strange = sorted(set(part.column_names) - known - {SEQUENCE, CHANGED_AT, LIVE})
+    if strange:
+        raise SchemaError(
+            f"an event has a column {strange[0]!r} that is not declared",
+            table=schema.name,
+            hint=f"declare its type under 'types'; {nearest(strange[0], sorted(known))}",
+        )
+    count = part.num_rows
+    made: dict[str, pa.ChunkedArray | pa.Array] = {
+        SEQUENCE: part[SEQUENCE],
+        CHANGED_AT: _filled(part, CHANGED_AT, pa.scalar(extent.written_us, pa.int64()), INSTANT),
+        LIVE: _filled(part, LIVE, pa.scalar(value=True), pa.bool_()),
+    }
+    misfits: dict[str, np.ndarray] = {}
+    for column in schema.columns:
+        given = part[column.name] if column.name in part.column_names else pa.nulls(count)
+        made[column.name], misfits[column.name] = _fitting(given, column)
+    events = pa.table([made[name] for name in event_schema(schema).names], event_schema(schema))
+    return without_keyless(_without_misfits(events, misfits, schema), schema)
+
+
+def _filled(part: pa.Table, name: str, default: pa.Scalar, kind: pa.DataType) -> pa.ChunkedArray:
+    if name not in part.column_names:
+        return pa.chunked_array([pa.repeat(default, part.num_rows).cast(kind)])
+    return part[name].cast(kind).fill_null(default.cast(kind))
+
+
+def _fitting(given: pa.ChunkedArray, column: Column) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """Return values in a column's type, null where they do not fit it, and where that is."""
+    try:
+        return _cast(given, column), np.zeros(len(given), dtype=bool)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        values = [_single(value, column) for value in given]
+    misfits = np.array([value is None for value in values], dtype=bool)
+    scalars = [pa.scalar(None, column.type) if value is None else value for value in values]
+    return pa.chunked_array([pa.array(scalars, column.type)]), misfits
+
+
+def _cast(given: pa.ChunkedArray | pa.Array, column: Column) -> pa.ChunkedArray:
+    if column.epoch is not None and pa.types.is_integer(given.type):
+        given = given.cast(pa.int64()).cast(pa.timestamp(column.epoch, "UTC"))
+    return given.cast(column.type)
+
+
+def _single(value: pa.Scalar, column: Column) -> pa.Scalar | None:
+    try:
+        return _cast(pa.array([value], value.type), column)[0]
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
+
+
+def _without_misfits(
+    events: pa.Table, misfits: dict[str, np.ndarray], schema: TableSchema
+) -> ChangeBatch:
+    live = events[LIVE].to_numpy()
+    wrong = {name: found & live for name, found in misfits.items() if (found & live).any()}
+    if not wrong:
+        return ChangeBatch(events, events.num_rows)
+    keys = [key_text(key) for key in plain_rows(events.select(list(schema.primary_key)))]
+    times = events[CHANGED_AT].to_pylist()
+    kinds = {column.name: column.type for column in schema.columns}
+    letters = [
+        DeadLetter(schema.name, keys[row], name, f"it does not fit {kinds[name]}", times[row])
+        for name, found in wrong.items()
+        for row in np.flatnonzero(found).tolist()
+    ]
+    refused = np.logical_or.reduce(list(wrong.values()))
+    last = {key: bool(refused[row]) for row, key in enumerate(keys)}
+    resolved = tuple((key, None) for key in {letter.key for letter in letters} if not last[key])
+    kept = events.filter(pa.array(~refused))
+    return ChangeBatch(kept, events.num_rows, rejected=tuple(letters), resolved=resolved)
