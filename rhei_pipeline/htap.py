@@ -165,7 +165,10 @@ class HTAP:
             QueryError: The statement does not only read, or its side refuses it.
         """
         demand = Demand(max_staleness, after, self._writes.last)
-        return self._access.answer(lambda it: it.query(sql, params, hint, demand, begun))
+        return self._access.answer_without(
+            lambda it: it.query(sql, params, hint, demand, begun),
+            lambda source: source.query(sql, params, hint, begun),
+        )
 
     def stream(
         self,
@@ -204,7 +207,10 @@ class HTAP:
 
     def explain_route(self, sql: str, params: Sequence[Any] = ()) -> Route:
         """Return which side would answer a statement now, why, and how new the answer would be."""
-        return self._access.answer(lambda it: it.explain_route(sql, params, self._writes.last))
+        return self._access.answer_without(
+            lambda it: it.explain_route(sql, params, self._writes.last),
+            lambda source: source.route(sql, params),
+        )
 
     def tables(self) -> list[str]:
         """Return the names of the tables mirrored."""

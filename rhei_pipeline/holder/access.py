@@ -18,6 +18,7 @@ from rhei_pipeline.holder.gate import Gate, StoodAsideError
 from rhei_pipeline.holder.held import Held, declared_source
 from rhei_pipeline.holder.place import new_socket
 from rhei_pipeline.holder.server import HolderServer
+from rhei_pipeline.holder.source_alone import SourceAlone
 from rhei_pipeline.holder.turn import Turn, turn_file
 from rhei_pipeline.mirrors.locking import LockNote, Waiting, announce, is_locked
 from rhei_pipeline.model.change_feed import ChangeStream
@@ -65,6 +66,8 @@ class Access:
         self._holder: Holder | None = None
         self._own = ExitStack()
         self._oltp: Database | None = None
+        self._source: Database | None = None
+        self._fault: MirrorError | None = None
         self._has_own = self._is_closed = False
         self._limits = query_limits(settings)
         self._watchers: list[tuple[OnSync, OnQuery]] = []
@@ -94,6 +97,26 @@ class Access:
             return self._elsewhere(ask, self.answer_here)
         finally:
             self._let_go()
+
+    def answer_without(
+        self, ask: Callable[[Held], _Found], alone: Callable[[SourceAlone], _Found]
+    ) -> _Found:
+        """Return the answer; where the mirror cannot be opened, what the source answers alone.
+
+        Raises:
+            MirrorError: The mirror cannot be opened, and only it can answer.
+        """
+        try:
+            return self.answer(ask)
+        except MirrorError as error:
+            if error is not self._fault:
+                raise
+            oltp = self._own_database()
+            if self._source is None:
+                raise
+            found = alone(SourceAlone(self._settings, self._source, oltp, error))
+            _log.warning("the mirror cannot be opened, and the source answers: %s", error)
+            return found
 
     def stream(self, ask: Callable[[Held], _Stream]) -> _Stream:
         """Return an answer in batches; the mirror is held until the last one is taken."""
@@ -376,7 +399,11 @@ class Access:
         update = {} if self._lock is None else {"lock_timeout_seconds": 0.0}
         mirror = self._settings.mirror.model_copy(update=update)
         settings = self._settings.model_copy(update={"mirror": mirror})
-        held = Held(settings, self._on_step, lambda: self.background)
+        try:
+            held = Held(settings, self._on_step, lambda: self.background)
+        except MirrorError as error:
+            self._fault = error
+            raise
         held.engine.pipeline.watch(self._note)
         for on_sync, on_query in self._watchers:
             held.watch(on_sync, on_query)
@@ -443,7 +470,7 @@ class Access:
         with self._moving:
             self._refuse_closed()
             if not self._has_own:
-                database = open_database(self._settings)
+                self._source = database = open_database(self._settings)
                 self._own.callback(database.close)
                 self._oltp = open_oltp(self._settings, database, self._own)
                 self._has_own = True

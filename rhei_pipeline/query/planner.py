@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from rhei_pipeline.errors import QueryError, RheiError
-from rhei_pipeline.model.schema import TableOptions
+from rhei_pipeline.model.schema import Table, TableOptions
 from rhei_pipeline.model.semantics import MirroredTable  # noqa: TC001
 from rhei_pipeline.protocols import Database, Mirror
 from rhei_pipeline.query import results
@@ -59,6 +59,22 @@ class Prepared:
     reads: bool
 
 
+def catalog_of(
+    source: Database,
+    tables: Sequence[Table],
+    options: Mapping[str, TableOptions],
+    dialects: tuple[str, str],
+) -> Catalog:
+    """Return what statements on some tables mean in the dialects of source and mirror."""
+    found = source.meanings(tables, lambda name: options.get(name, TableOptions()))
+    fold: Callable[[MirroredTable], str] = (
+        (lambda table: table.schema.name.lower())
+        if dialects[0] == "sqlite"
+        else (lambda table: table.schema.name)
+    )
+    return Catalog(*dialects, {fold(table): table for table in found}, source.finds_public())
+
+
 class Planner:
     """Plans statements for the pipeline's present tables.
 
@@ -90,20 +106,9 @@ class Planner:
         return known[1]
 
     def _catalog(self) -> Catalog:
-        tables = list(self._engines.pipeline.tables.values())
-        found = self._engines.source.meanings(
-            tables, lambda name: self._options.get(name, TableOptions())
-        )
-        fold: Callable[[MirroredTable], str] = (
-            (lambda table: table.schema.name.lower())
-            if self._engines.dialects[0] == "sqlite"
-            else (lambda table: table.schema.name)
-        )
-        return Catalog(
-            *self._engines.dialects,
-            {fold(table): table for table in found},
-            self._engines.source.finds_public(),
-        )
+        engines = self._engines
+        tables = list(engines.pipeline.tables.values())
+        return catalog_of(engines.source, tables, self._options, engines.dialects)
 
     def reads(self, sql: str) -> bool:
         """Return whether a statement is a query, judged by its text."""

@@ -7,7 +7,7 @@ from rhei_pipeline.buffer.confirmation import unapplied_events
 from rhei_pipeline.buffer.log import BufferLimits, ChangeLog
 from rhei_pipeline.buffer.source import BufferedSource, BufferOptions
 from rhei_pipeline.errors import SettingsError
-from rhei_pipeline.model.query_limits import AnswerLimits, QueryLimits
+from rhei_pipeline.model.query_limits import AnswerLimits, QueryClock, QueryLimits
 from rhei_pipeline.protocols import ChangeSource, Database, OnStep
 from rhei_pipeline.query.freshness import Freshness
 from rhei_pipeline.query.planner import Engines
@@ -98,6 +98,11 @@ def query_limits(settings: Settings) -> QueryLimits:
     asked = settings.queries
     answer = AnswerLimits(asked.query_bytes, asked.query_rows)
     return QueryLimits(asked.query_seconds, answer, asked.at_once, asked.turn_seconds)
+
+
+def query_clock(settings: Settings) -> QueryClock:
+    """Return what ends queries that take too long."""
+    return QueryClock(settings.queries.query_seconds)
 
 
 def open_oltp(settings: Settings, source: SourceDatabase, stack: ExitStack) -> Database | None:

@@ -51,6 +51,8 @@ ALLOWED = {
     "tests/support/dagster_deployment.py": "settings, and logs of processes",
     "tests/dagster/test_live_costs.py": "a number that another process has written",
     "tests/behaviour/faults/test_bad_input.py": BEFORE,
+    "tests/behaviour/faults/test_two_sides.py:_damaged_database": AFTER,
+    "tests/behaviour/faults/test_two_sides.py:_damaged_files": FILES,
     "tests/ways/test_files.py": "every engine that had the file open was closed before",
     "tests/ways/test_pipelines.py": BEFORE,
     "tests/behaviour/capture/test_buffer.py:damage": "the process that had it open has died",

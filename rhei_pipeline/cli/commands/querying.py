@@ -54,7 +54,7 @@ def _answer(sql: str, config: Path, hint: Side, writer: RowWriter, *, explain: b
     from rhei_pipeline.cli.interrupting import interruptible
     from rhei_pipeline.cli.repl import route_of
 
-    with opened(config) as htap:
+    with opened(config, hold=False) as htap:  # so that the source answers without its mirror
         if explain:
             route = values(route_of(htap, sql, hint.value))
             show(route, [route], tuple(route), as_json=writer.is_json, rare=("freshness",))

@@ -1,12 +1,18 @@
 """What one side of a pipeline cannot do just now, and what the rest makes of it."""
 
 import json
+import re
 import signal
 from collections.abc import Callable
 
+import duckdb
 import pytest
+from typer.testing import CliRunner, Result
 
 from rhei_pipeline import HTAP
+from rhei_pipeline.cli.main import app
+from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.wiring.adoption import validate_owner
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
@@ -141,3 +147,70 @@ def test_check_names_a_mirror_of_another_source(make_world: MakeWorld) -> None:
     (finding,) = validate_owner(settings)
     assert "belongs to another source" in finding.what
     assert "mirror.path of its own" in finding.remedy
+
+
+def _damaged_database(world: World) -> None:
+    file = world.directory / "mirror.duckdb"
+    file.write_bytes(b"no database" + file.read_bytes()[11:])
+
+
+def _newer_database(world: World) -> None:
+    with duckdb.connect(str(world.directory / "mirror.duckdb")) as mirror:
+        mirror.execute("update _rhei_mirror set format = 99")
+
+
+def _damaged_files(world: World) -> None:
+    for manifest in (world.directory / "mirror" / "manifests").iterdir():
+        manifest.write_bytes(b"no manifest")
+
+
+@pytest.mark.parametrize(
+    ("mirror", "break_it"),
+    [
+        ({"kind": "duckdb", "path": "mirror.duckdb"}, _damaged_database),
+        ({"kind": "duckdb", "path": "mirror.duckdb"}, _newer_database),
+        ({"kind": "datafusion", "storage": "parquet", "path": "mirror"}, _damaged_files),
+    ],
+    ids=["damaged database", "newer database", "damaged files"],
+)
+def test_a_mirror_that_cannot_be_opened_stops_nothing_that_does_not_need_it(
+    mirror: dict[str, str],
+    break_it: Callable[[World], None],
+    world: World,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    file = world.directory / "p.yaml"
+    file.write_text(
+        json.dumps({"source": {"path": str(world.settings.sqlite_path)}, "mirror": mirror})
+    )
+    settings = Settings.load(file)
+    with HTAP(settings) as htap:
+        htap.sync_now()
+        types = htap.query("select * from orders", hint="oltp").schema.types
+    break_it(world)
+    with HTAP(settings, hold=False) as htap:
+        with pytest.raises(MirrorError) as fault:
+            htap.query("select * from orders", hint="olap")
+        assert fault.value.hint
+        assert htap.execute("update orders set status = 'x'") == 3
+        for hint in ("oltp", "auto"):
+            found = htap.query("select * from orders where status = ?", ["x"], hint=hint)
+            assert (found.num_rows, found.schema.types) == (3, types)
+        told = f"the mirror cannot be opened: {fault.value}"
+        assert found.schema.metadata[b"rhei.reason"].decode() == told
+        assert htap.explain_route("select count(*) from orders").reason == told
+        assert str(fault.value) in caplog.text
+        with pytest.raises(MirrorError, match=re.escape(fault.value.message)):
+            htap.sync_now()
+
+    def rhei(*given: str) -> Result:
+        return CliRunner().invoke(app, [*given, "--config", str(file)], prog_name="rhei")
+
+    assert rhei("execute", "update orders set status = 'y'").exit_code == 0
+    for given in ([], ["--hint", "oltp"]):
+        caplog.clear()
+        shown = rhei("query", "select distinct status from orders", "--json", *given)
+        assert (shown.exit_code, json.loads(shown.stdout)) == (0, [{"status": "y"}]), shown.output
+        assert str(fault.value) in caplog.text
+    refused = rhei("query", "select * from orders", "--hint", "olap")
+    assert refused.exit_code == 1

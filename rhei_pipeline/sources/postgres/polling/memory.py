@@ -6,7 +6,12 @@ from typing import Any
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.polling import Horizon
 from rhei_pipeline.model.schema import Table
-from rhei_pipeline.sources.postgres.polling.table import Asked, Glance
+from rhei_pipeline.sources.postgres.polling.table import Asked, PostgresGlance
+
+#: So many transactions a position names; more of them it only tells by a digest.
+NAMED = 64
+#: Numbers of transactions in rows return after twice as many.
+XIDS = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,14 @@ class Window:
     xid: int
     clock: int
     state: str
+
+    def holds_all_from(self, low: int | None, xid: int) -> bool:
+        """Return whether its transactions wrote all that is read from there on.
+
+        They did if nothing else is in it, and reading begins no earlier.
+        """
+        is_later = low is not None and self.low is not None and low >= self.low
+        return is_later and len(self.read) <= NAMED and xid - self.xid < XIDS
 
 
 @dataclass
@@ -53,7 +66,7 @@ class PostgresPollMemory:
     asked: dict[str, tuple[Table, Position]] = field(default_factory=dict)
     questions: dict[str, Asked] = field(default_factory=dict)
     windows: dict[str, Window] = field(default_factory=dict)
-    glances: dict[str, tuple[tuple[str, str], Glance]] = field(default_factory=dict)
+    glances: dict[str, tuple[tuple[str, str], PostgresGlance]] = field(default_factory=dict)
     audited: dict[str, tuple[int, str]] = field(default_factory=dict)
     doubts: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     touched: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)

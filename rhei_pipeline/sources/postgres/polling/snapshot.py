@@ -23,10 +23,10 @@ from rhei_pipeline.sources.postgres.identity import refuse_rewritten
 from rhei_pipeline.sources.postgres.polling.answers import Answers
 from rhei_pipeline.sources.postgres.polling.clauses import Clause, ask_together
 from rhei_pipeline.sources.postgres.polling.horizon import HorizonReading
-from rhei_pipeline.sources.postgres.polling.memory import PostgresPollMemory, Window
+from rhei_pipeline.sources.postgres.polling.memory import NAMED, XIDS, PostgresPollMemory, Window
 from rhei_pipeline.sources.postgres.polling.table import (
     Behind,
-    Glance,
+    PostgresGlance,
     PostgresPoll,
     PostgresPolledTable,
     unread,
@@ -34,15 +34,11 @@ from rhei_pipeline.sources.postgres.polling.table import (
 
 _log = logging.getLogger(__name__)
 
-#: So many transactions a position names; more of them it only tells by a digest.
-_NAMED = 64
 #: Fewer tables are not asked about together.
 _WORTH_ASKING = 2
-#: Numbers of transactions in rows return after twice as many.
-_XIDS = 2**31
 
 #: Of a table that was never looked at.
-_NO_GLANCE: tuple[tuple[str, str], Glance | None] = (("", ""), None)
+_NO_GLANCE: tuple[tuple[str, str], PostgresGlance | None] = (("", ""), None)
 
 #: A snapshot of a replica does not number what runs at its primary.
 _STATE = """
@@ -159,7 +155,7 @@ class PostgresPollingSnapshot:
             least,
             newest=None if newest is None else newest[0],
             key=() if newest is None else newest[1:],
-            writers=read if len(read) <= _NAMED else None,
+            writers=read if len(read) <= NAMED else None,
             seen=versions,
             clock=self._now,
             xid=self._xid,
@@ -215,7 +211,7 @@ class PostgresPollingSnapshot:
         known = self._known(table, position)
         return known is None or self._glance(table, position, known).has_newest
 
-    def _glance(self, table: Table, position: Position, known: Horizon) -> Glance:
+    def _glance(self, table: Table, position: Position, known: Horizon) -> PostgresGlance:
         """Look at a table; the first time, at all that were looked at before as well."""
         place = (position.proof, self._state)
         if self._memory.glances.get(table.name, _NO_GLANCE)[0] != place:
@@ -344,7 +340,6 @@ class PostgresPollingSnapshot:
         self._memory.glances = glances
 
     def _ask_of_all(self, asked: Collection[tuple[Table, Position]]) -> None:
-        # What the other questions are made of.
         self._answers.ask(sql for table, _ in asked for sql in self._table(table).form_questions())
         looks = [
             (table, after, known, self._behind(table, after))
@@ -356,7 +351,7 @@ class PostgresPollingSnapshot:
         for (table, after, known, behind), found in zip(
             looks, ask_together(self._connection, questions), strict=True
         ):
-            glance = Glance(*found)
+            glance = PostgresGlance(*found)
             self._memory.glances[table.name] = (after.proof, self._state), glance
             if behind and not glance.unread and not self._memory.touched.get(table.name):
                 quiet.append((table, after, known))
@@ -425,7 +420,7 @@ class PostgresPollingSnapshot:
         window = self._memory.windows.get(table.name)
         if window is not None and window.proof == after.proof:
             return Behind(window.low, window.least, window.read, window.clock)
-        if known is None or known.writers is None or self._xid - known.xid >= _XIDS:
+        if known is None or known.writers is None or self._xid - known.xid >= XIDS:
             return None
         return Behind(known.low, known.least, known.writers, known.clock)
 
@@ -448,17 +443,12 @@ class PostgresPollingSnapshot:
     def _read_before(
         self, table: Table, after: Position, low: int | None, least: str | None
     ) -> Window | None:
-        """Return the last window if its transactions wrote all that is in the next one as well.
-
-        They did if nothing else is in it, and the next one begins no earlier.
-        """
+        """Return the last window if its transactions wrote all that is in the next one as well."""
         window = self._memory.windows.get(table.name)
         if window is None or window.proof != after.proof or window.least != least:
             return None
-        is_later = None not in (low, window.low) and (low or 0) >= (window.low or 0)
         is_alike = self._table(table).poll.stamp.family.is_written_alike
-        is_short = len(window.read) <= _NAMED and self._xid - window.xid < _XIDS
-        return window if is_later and is_alike and is_short else None
+        return window if is_alike and window.holds_all_from(low, self._xid) else None
 
     def _next_begin(self, table: Table, known: Horizon) -> tuple[int | None, str | None]:
         """Return where the next poll begins if nothing is pending.

@@ -72,7 +72,7 @@ class Behind:
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
+class PostgresGlance:
     """What one look at a table finds behind a position.
 
     Attributes:
@@ -143,9 +143,9 @@ class PostgresPolledTable:
         found = Clause.joined(" or ", behind)
         return Clause(f"({found.text})", found.values)
 
-    def glance(self, question: Clause) -> Glance:
+    def glance(self, question: Clause) -> PostgresGlance:
         """Return what one look finds."""
-        return Glance(*self._row(f"select {question}"))
+        return PostgresGlance(*self._row(f"select {question}"))
 
     def question(
         self, known: Horizon, behind: Behind | None, before: Asked | None, *, with_newest: bool
@@ -288,7 +288,7 @@ class PostgresPolledTable:
         admitted = without_rows(events.cast(event_schema(schema)), rejections)
         return ChangeBatch(admitted, count, net=True, rejected=letters, seen_at=self._clock)
 
-    def doubt(self, glance: Glance | None) -> str | None:
+    def doubt(self, glance: PostgresGlance | None) -> str | None:
         """Return why this table's timestamps may be earlier than the server's horizon."""
         poll, name = self.poll, repr(self.poll.options.updated_at)
         if poll.options.clock is Clock.APPLICATION:
@@ -306,7 +306,7 @@ class PostgresPolledTable:
             if self.poll.options.clock is not Clock.APPLICATION:
                 yield self._extreme_sql("min")
 
-    def _is_ahead(self, glance: Glance | None) -> bool:
+    def _is_ahead(self, glance: PostgresGlance | None) -> bool:
         if glance is not None or self._ahead is None:
             return glance is not None and glance.is_ahead
         ahead = f"{self.poll.stamp.sql} > {self._ahead}"
