@@ -8,9 +8,7 @@ recognized by the xid of their transaction, which becomes visible as a whole or 
 
 import logging
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.model.changes import ChangeBatch, Position, RowBatch
@@ -26,6 +24,7 @@ from rhei_pipeline.sources.postgres.polling.horizon import HorizonReading
 from rhei_pipeline.sources.postgres.polling.memory import NAMED, XIDS, PostgresPollMemory, Window
 from rhei_pipeline.sources.postgres.polling.table import (
     Behind,
+    PendingRows,
     PostgresGlance,
     PostgresPoll,
     PostgresPolledTable,
@@ -45,24 +44,6 @@ _STATE = """
 select pg_current_snapshot()::text || coalesce(pg_last_wal_replay_lsn()::text, ''),
     pg_snapshot_xmax(pg_current_snapshot())::text::bigint
 """
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """The pending changes after a position: a condition for rows, their count, and keys.
-
-    Attributes:
-        since: The source's clock when none of them existed yet.
-    """
-
-    condition: str = "false"
-    rows: int = 0
-    touched: tuple[tuple[Any, ...], ...] = ()
-    since: int = 0
-
-    @property
-    def events(self) -> int:
-        return self.rows + len(self.touched)
 
 
 class PostgresPollingSnapshot:
@@ -102,7 +83,7 @@ class PostgresPollingSnapshot:
         self.schema_version = version()
         self._after: dict[str, Position] = {}
         self._heads: dict[str, Position] = {}
-        self._looks: dict[tuple[str, str], _Look] = {}
+        self._looks: dict[tuple[str, str], PendingRows] = {}
         self._tables: dict[str, PostgresPolledTable] = {}
 
     def _table(self, table: Table) -> PostgresPolledTable:
@@ -311,9 +292,9 @@ class PostgresPollingSnapshot:
         same = window is not None and (window.proof, window.state) == (position.proof, self._state)
         return same and not self._memory.touched.get(table.name)
 
-    def _look(self, table: Table, after: Position) -> _Look:
+    def _look(self, table: Table, after: Position) -> PendingRows:
         if self._is_idle(table, after):
-            return _Look()
+            return PendingRows()
         place = (table.name, after.proof)
         if place not in self._looks:
             self._looks[place] = self._look_behind(table, after)
@@ -390,11 +371,11 @@ class PostgresPollingSnapshot:
     def _is_settled(self, table: Table, position: Position) -> bool:
         return self._settled.get(table.name) == position.proof
 
-    def _look_behind(self, table: Table, after: Position) -> _Look:
+    def _look_behind(self, table: Table, after: Position) -> PendingRows:
         polled, known = self._table(table), self._known(table, after)
         touched = tuple(self._memory.touched.get(table.name, ()))
         if known is None:
-            return _Look("true", polled.count("true"), touched)
+            return PendingRows("true", polled.count("true"), touched)
         behind = self._behind(table, after)
         if behind is None:
             condition, since = str(polled.within(known.low, known.least)), known.clock
@@ -409,7 +390,7 @@ class PostgresPollingSnapshot:
             condition = "false"
             begin = self._next_begin(table, known)
             self._move_window(table, after, begin, self._read_before(table, after, *begin))
-        return _Look(condition, rows, touched, since)
+        return PendingRows(condition, rows, touched, since)
 
     def _behind(self, table: Table, after: Position) -> Behind | None:
         """Return where the rows lie that were written since a position.

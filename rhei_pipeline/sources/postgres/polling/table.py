@@ -89,6 +89,25 @@ class PostgresGlance:
 
 
 @dataclass(frozen=True, slots=True)
+class PendingRows:
+    """The pending changes after a position: a condition for rows, their count, and keys.
+
+    Attributes:
+        since: The source's clock when none of them existed yet.
+    """
+
+    condition: str = "false"
+    rows: int = 0
+    touched: tuple[tuple[Any, ...], ...] = ()
+    since: int = 0
+
+    @property
+    def events(self) -> int:
+        """How many changes these are."""
+        return self.rows + len(self.touched)
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """What was asked of a table, to be asked again in other moments.
 
