@@ -46,8 +46,8 @@ class Store:
 
     @property
     def access(self) -> StoreAccess:
-        """How it is reached."""
-        return StoreAccess(**self.settings, secrets=self.keys, timeout_seconds=1, retry_seconds=2)
+        """How it is reached, with the patience that no load of the machine uses up."""
+        return StoreAccess(**self.settings, secrets=self.keys)
 
     @property
     def settings(self) -> dict[str, Any]:

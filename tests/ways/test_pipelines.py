@@ -480,7 +480,7 @@ def test_a_store_that_refuses_or_is_away_is_tried_again(
     world = make_world()
     world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
     declared = world.settings.model_dump()
-    given = {**bucket.settings, **bucket.keys, "retry_seconds": 0, "timeout_seconds": 1}
+    given = {**bucket.settings, **bucket.keys, "retry_seconds": 0, "timeout_seconds": 30}
     declared["mirror"] |= {
         "kind": "datafusion",
         "storage": "parquet",

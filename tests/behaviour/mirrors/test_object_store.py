@@ -1,6 +1,8 @@
 """A mirror in an object store: exact while requests fail, and never written by two."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -33,6 +35,14 @@ def mirror(bucket: Store) -> Iterator[DataFusionMirror]:
         transaction.adopt_copy(TABLE, NOW)
     yield made
     made.close()
+
+
+def opened_again(
+    bucket: Store, timeout_seconds: float = 30, retry_seconds: float = 60
+) -> AbstractContextManager[DataFusionMirror]:
+    """Open the mirror once more, with less patience."""
+    access = replace(bucket.access, timeout_seconds=timeout_seconds, retry_seconds=retry_seconds)
+    return closing(DataFusionMirror("parquet", bucket.url, access=access))
 
 
 def merge(mirror: DataFusionMirror, order: int, **values: int) -> None:
@@ -85,10 +95,12 @@ def test_failing_requests_are_tried_again(mirror: DataFusionMirror, bucket: Stor
 
 
 def test_slow_requests_are_given_up_and_made_anew(mirror: DataFusionMirror, bucket: Store) -> None:
-    bucket.failing = {"PUT": ["slow"]}
-    merge(mirror, 2, k1=1)
-    bucket.released.set()
-    assert held(mirror) == {1: 1}
+    mirror.close()
+    with opened_again(bucket, timeout_seconds=1) as hasty:
+        bucket.failing = {"PUT": ["slow"]}
+        merge(hasty, 2, k1=1)
+        bucket.released.set()
+        assert held(hasty) == {1: 1}
 
 
 def test_a_manifest_that_arrived_without_an_answer_counts_once(
@@ -108,14 +120,16 @@ def test_a_store_that_does_not_answer_is_named_and_nothing_is_lost(
     mirror: DataFusionMirror, bucket: Store
 ) -> None:
     merge(mirror, 2, k1=1)
-    bucket.failing = {"PUT": ["503"] * 1000, "GET": ["503"] * 1000}
-    with pytest.raises(MirrorUnreachableError, match="did not answer") as error:
-        merge(mirror, 3, k1=2)
-    assert "hush" not in str(error.value)
-    bucket.failing = {}
-    assert held(mirror) == {1: 1}
-    merge(mirror, 3, k1=3)
-    assert held(mirror) == {1: 3}
+    mirror.close()
+    with opened_again(bucket, retry_seconds=2) as hasty:
+        bucket.failing = {"PUT": ["503"] * 1000, "GET": ["503"] * 1000}
+        with pytest.raises(MirrorUnreachableError, match="did not answer") as error:
+            merge(hasty, 3, k1=2)
+        assert "hush" not in str(error.value)
+        bucket.failing = {}
+        assert held(hasty) == {1: 1}
+        merge(hasty, 3, k1=3)
+        assert held(hasty) == {1: 3}
 
 
 def test_of_two_writers_the_second_to_commit_is_told(
