@@ -169,6 +169,19 @@ def test_datafusion_itself_plans_nothing_that_changes(datafusion_mirror: Attacke
     assert datafusion_mirror.state(mirror) == before
 
 
+def test_files_of_datafusion_are_read_through_their_tables_alone(
+    datafusion_mirror: Attacked,
+) -> None:
+    mirror = datafusion_mirror.mirror
+    assert mirror.query("select k from t").num_rows == 3
+    files = mirror._session._context.catalog("rhei").schema("_rhei_segments").names()
+    assert files
+    for name in files:
+        for place in (f'_rhei_segments."{name}"', f'"_rhei_segments"."{name}"'):
+            with pytest.raises(QueryError):
+                mirror.query(f"select * from {place}")
+
+
 def test_ordinary_reads_pass(attacked: Attacked) -> None:
     assert len(attacked.reads) >= 60
     for sql in attacked.reads:
