@@ -33,7 +33,8 @@ with needs_extra("dagster", "Dagster definitions"):
         OltpResource,
         pipeline_resources,
     )
-    from rhei_pipeline.dagster.translator import RheiAsset, RheiTranslator, Stage
+    from rhei_pipeline.dagster.stages import Stage
+    from rhei_pipeline.dagster.translator import RheiAsset, RheiTranslator
 
 __all__ = [
     "CdcResource",

@@ -13,7 +13,7 @@ from rhei_pipeline.dagster.jobs import AssetJob
 from rhei_pipeline.dagster.own_runs import ACTIVE, own_runs
 from rhei_pipeline.dagster.relay import WAITING
 from rhei_pipeline.dagster.resources import CdcResource
-from rhei_pipeline.dagster.translator import Stage
+from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.errors import BufferBusyError, TransientError
 
 

@@ -6,8 +6,8 @@ import dagster as dg
 
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.resources import OlapResource
+from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.dagster.state_checks import mirror_state_checks
-from rhei_pipeline.dagster.translator import Stage
 from rhei_pipeline.model.reports import TableVerification
 from rhei_pipeline.model.schema import Table
 

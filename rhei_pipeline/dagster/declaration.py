@@ -8,7 +8,8 @@ from typing import Any
 import dagster as dg
 
 from rhei_pipeline.dagster.names import Names
-from rhei_pipeline.dagster.translator import RheiAsset, RheiTranslator, Stage
+from rhei_pipeline.dagster.stages import Stage
+from rhei_pipeline.dagster.translator import RheiAsset, RheiTranslator
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.wiring.declared_schemas import declared_schemas

@@ -1,14 +1,10 @@
 """What the UI says of an asset, derived from the declaration."""
 
-from typing import TYPE_CHECKING
-
+from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Column, Mode, Table, type_name
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.schema_registry import StoredRegistrations
 from rhei_pipeline.wiring.table_options import table_options
-
-if TYPE_CHECKING:
-    from rhei_pipeline.dagster.translator import Stage
 
 _CAPTURED = {
     "append": "The application appends its events to the log.",
@@ -18,7 +14,7 @@ _CAPTURED = {
 }
 
 
-def description(stage: "Stage", settings: Settings, table: Table | None) -> str:
+def description(stage: Stage, settings: Settings, table: Table | None) -> str:
     """Return the description of a table at a stage, in Markdown."""
     if table is None:
         return _changes(settings)

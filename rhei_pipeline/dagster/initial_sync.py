@@ -8,7 +8,7 @@ import dagster as dg
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.names import plain_name
 from rhei_pipeline.dagster.resources import OlapResource
-from rhei_pipeline.dagster.translator import Stage
+from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.model.reports import CopyReport, RowParity
 from rhei_pipeline.model.schema import Table
 

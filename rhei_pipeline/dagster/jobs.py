@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import dagster as dg
 
 from rhei_pipeline.dagster.declaration import Declaration
-from rhei_pipeline.dagster.translator import Stage
+from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.model.schema import Table
 
 #: What `define_asset_job` returns; Dagster exports no name for it.

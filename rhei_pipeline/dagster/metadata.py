@@ -1,10 +1,11 @@
 """What an asset's page shows before anything has run: columns, place, key."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
 from rhei_pipeline.dagster.descriptions import column_description
+from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.model.schema import (
     HISTORY_FIELDS,
     OPERATION,
@@ -16,9 +17,6 @@ from rhei_pipeline.model.schema import (
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sql.text import duckdb_type
 
-if TYPE_CHECKING:
-    from rhei_pipeline.dagster.translator import Stage
-
 _KEPT = {
     VALID_FROM: "since when this version is valid, by the source's clock",
     VALID_TO: "when it ended; empty while it is valid",
@@ -26,24 +24,24 @@ _KEPT = {
 }
 
 
-def static_metadata(stage: "Stage", settings: Settings, table: Table | None) -> dict[str, Any]:
+def static_metadata(stage: Stage, settings: Settings, table: Table | None) -> dict[str, Any]:
     """Return the metadata of a table at a stage; no connection string is in it."""
     if table is None:
         return {"capture_method": settings.capture_method}
-    if stage.value == "oltp":
+    if stage is Stage.SOURCE:
         return {
             "dagster/column_schema": column_schema(table, history=False),
             **_source_place(table, settings),
             "primary_key": ", ".join(table.schema.primary_key),
         }
-    if stage.value == "mirror":
+    if stage is Stage.MIRROR:
         return {
             "dagster/column_schema": column_schema(table, history=True),
             "dagster/table_name": f"{settings.mirror.path.stem}.{_mirror_place(table)}",
             "dagster/storage_kind": settings.mirror.kind,
             "dagster/uri": settings.mirror.uri,
         }
-    if stage.value == "snapshot":
+    if stage is Stage.SNAPSHOT:
         return {
             "dagster/column_schema": column_schema(table, history=False),
             "dagster/table_name": f"{settings.mirror.path.stem}.snapshot.{table.name}",

@@ -30,8 +30,8 @@ from rhei_pipeline.dagster.session import (
     Session,
     reports,
 )
+from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.dagster.state_checks import history, state_findings
-from rhei_pipeline.dagster.translator import Stage
 from rhei_pipeline.errors import RheiError, TransientError
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.model.reports import SyncStatus

@@ -12,8 +12,8 @@ import dagster as dg
 from rhei_pipeline.dagster.check_records import is_news, last_evaluations
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.resources import CdcResource
+from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.dagster.state_checks import StateCheck, followed, lag
-from rhei_pipeline.dagster.translator import Stage
 from rhei_pipeline.errors import RheiError, TransientError
 from rhei_pipeline.model.standing import SourceStanding
 from rhei_pipeline.settings.model import Settings

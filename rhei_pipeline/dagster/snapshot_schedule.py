@@ -6,7 +6,7 @@ import dagster as dg
 
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.snapshots import snapshot_windows
-from rhei_pipeline.dagster.translator import Stage
+from rhei_pipeline.dagster.stages import Stage
 
 _RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.names import plain_name
 from rhei_pipeline.dagster.resources import OlapResource
-from rhei_pipeline.dagster.translator import Stage
+from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.model.schema import VALID_FROM, Table
 from rhei_pipeline.settings.model import Settings

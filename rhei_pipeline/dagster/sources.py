@@ -3,7 +3,7 @@
 import dagster as dg
 
 from rhei_pipeline.dagster.declaration import Declaration
-from rhei_pipeline.dagster.translator import Stage
+from rhei_pipeline.dagster.stages import Stage
 
 
 def source_specs(declaration: Declaration) -> list[dg.AssetSpec]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Any
 
 import dagster as dg
@@ -11,27 +10,9 @@ from rhei_pipeline.dagster.code_references import code_references, code_version
 from rhei_pipeline.dagster.descriptions import description
 from rhei_pipeline.dagster.metadata import column_lineage, static_metadata
 from rhei_pipeline.dagster.names import Names, plain_name
+from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.settings.model import Settings
-
-
-class Stage(StrEnum):
-    """The stages that a table passes, in this order."""
-
-    SOURCE = "oltp"
-    CHANGES = "cdc"
-    INITIAL_SYNC = "initial_sync"
-    MIRROR = "mirror"
-    SNAPSHOT = "snapshot"
-
-    @property
-    def group(self) -> str:
-        """The group of assets that it is shown in.
-
-        Few, in a row: the UI opens with groups folded, and shows in wide boxes what they hold.
-        """
-        return {Stage.CHANGES: Stage.SOURCE, Stage.INITIAL_SYNC: Stage.MIRROR}.get(self, self).value
-
 
 #: What each stage is made from. The stream of changes is one asset for all tables.
 _UPSTREAM: dict[Stage, tuple[Stage, ...]] = {
