@@ -24,7 +24,7 @@ class Comparisons:
         source, mirror: What is compared.
         parts: The tables that take part, and those that are left out.
         watch: Knows the schema version that the tables are described at.
-        pace: How much at once.
+        options: How much at once.
         on_step: Called at each named step.
     """
 
@@ -34,14 +34,14 @@ class Comparisons:
         mirror: Mirror,
         parts: Participants,
         watch: SchemaWatch,
-        pace: SyncOptions,
+        options: SyncOptions,
         on_step: OnStep,
     ) -> None:
         self._source = source
         self._mirror = mirror
         self._parts = parts
         self._watch = watch
-        self._pace = pace
+        self._options = options
         self._on_step = on_step
 
     def verify(self, name: str | None) -> dict[str, TableVerification] | None:
@@ -70,7 +70,7 @@ class Comparisons:
         def compare(
             snapshot: SourceSnapshot, transaction: MirrorTransaction
         ) -> dict[str, TableVerification]:
-            rows, blame = self._pace.batch_rows, self._parts.blame
+            rows, blame = self._options.batch_rows, self._parts.blame
             return verify_tables(tables, snapshot, transaction, self._mirror, rows, blame)
 
         return self._at_rows_of(tables, compare)
@@ -101,5 +101,5 @@ class Comparisons:
             with self._mirror.transaction(trial=True) as transaction:
                 for table in tables:
                     with self._parts.blame.of(table.name):
-                        apply_pending(table, snapshot, transaction, self._pace, self._on_step)
+                        apply_pending(table, snapshot, transaction, self._options, self._on_step)
                 return look(snapshot, transaction)

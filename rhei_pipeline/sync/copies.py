@@ -25,12 +25,12 @@ class CopyOptions:
     """How tables are copied.
 
     Attributes:
-        pace: How much at once.
+        sync: How much at once.
         on_step: Called at each named step.
         note_read: Called whenever rows were read and written.
     """
 
-    pace: SyncOptions
+    sync: SyncOptions
     on_step: OnStep
     note_read: Callable[[], None]
 
@@ -157,7 +157,7 @@ class TableCopies:
                 table,
                 self._source,
                 self._mirror,
-                self._options.pace,
+                self._options.sync,
                 self._options.on_step,
                 note,
                 same_shape=same_shape,

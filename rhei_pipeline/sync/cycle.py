@@ -62,7 +62,7 @@ def sync_cycle(  # noqa: PLR0913  (the seams, the options, and callbacks)
     tables: Collection[Table],
     source: ChangeSource,
     mirror: Mirror,
-    pace: SyncOptions,
+    options: SyncOptions,
     on_step: OnStep,
     *,
     schema_version: int | None,
@@ -82,13 +82,13 @@ def sync_cycle(  # noqa: PLR0913  (the seams, the options, and callbacks)
     Raises:
         BufferFullError: The source has more than a buffer can take.
     """
-    seams = (tables, source, mirror, pace, on_step)
+    seams = (tables, source, mirror, options, on_step)
     reports = _apply_one_state(*seams, schema_version=schema_version, blame=blame)
     if reports is None:
         return None
     try:
         names = {*(table.name for table in tables), *held}
-        acknowledge(source, mirror.ledger(), names, prune=pace.prune)
+        acknowledge(source, mirror.ledger(), names, prune=options.prune)
     except BufferFullError as error:
         if not error.made_room:
             raise
@@ -103,7 +103,7 @@ def _apply_one_state(  # noqa: PLR0913  (the seams, the options, and callbacks)
     tables: Collection[Table],
     source: ChangeSource,
     mirror: Mirror,
-    pace: SyncOptions,
+    options: SyncOptions,
     on_step: OnStep,
     *,
     schema_version: int | None,
@@ -119,7 +119,7 @@ def _apply_one_state(  # noqa: PLR0913  (the seams, the options, and callbacks)
         due = _due(tables, snapshot, mirror.ledger(), blame)
         if due:
             with mirror.transaction() as transaction:
-                reports = _apply_all(due, snapshot, transaction, pace, on_step, blame)
+                reports = _apply_all(due, snapshot, transaction, options, on_step, blame)
                 on_step(Step.RECORDED)
             on_step(Step.COMMITTED)
         else:
@@ -136,14 +136,14 @@ def _apply_all(
     due: Iterable[Table],
     snapshot: SourceSnapshot,
     transaction: MirrorTransaction,
-    pace: SyncOptions,
+    options: SyncOptions,
     on_step: OnStep,
     blame: Blame,
 ) -> dict[str, TableReport]:
     reports = {}
     for table in due:
         with blame.of(table.name):
-            reports[table.name] = apply_pending(table, snapshot, transaction, pace, on_step)
+            reports[table.name] = apply_pending(table, snapshot, transaction, options, on_step)
     return reports
 
 
@@ -151,20 +151,20 @@ def apply_pending(
     table: Table,
     snapshot: SourceSnapshot,
     transaction: MirrorTransaction,
-    pace: SyncOptions,
+    options: SyncOptions,
     on_step: OnStep,
 ) -> TableReport:
     """Apply and record all of one table's changes up to the snapshot."""
     ledger = transaction.ledger()
     if ledger.state(table.name) is TableState.COPIED:
-        return _put_copy_in_place(table, snapshot, transaction, pace, on_step)
+        return _put_copy_in_place(table, snapshot, transaction, options, on_step)
     mark = ledger.watermarks[table.name]
     after = mark.position
     if not snapshot.pending(table, after) and rescan_due(snapshot, table, after) is Rescan.NONE:
         # It only follows the head: however many such tables there are, nothing is asked for them.
         return TableReport(table.name, watermark=_record(table, snapshot, transaction, mark))
     counts, events, letters = Counts(), 0, 0
-    for captured in snapshot.changes(table, after, pace.batch_rows):
+    for captured in snapshot.changes(table, after, options.batch_rows):
         on_step(Step.CAPTURED)
         batch = _completed(captured, table, transaction.present_keys, transaction.present_rows)
         if table.mode is Mode.DESTRUCTIVE:
@@ -294,14 +294,14 @@ def _put_copy_in_place(
     table: Table,
     snapshot: SourceSnapshot,
     transaction: MirrorTransaction,
-    pace: SyncOptions,
+    options: SyncOptions,
     on_step: OnStep,
 ) -> TableReport:
     """Catch the copy up to the snapshot, then make it the table, or apply what differs."""
     ledger = transaction.ledger()
     after = ledger.copies[table.name].position
     events = letters = 0
-    for captured in snapshot.net_changes(table, after, pace.batch_rows):
+    for captured in snapshot.net_changes(table, after, options.batch_rows):
         on_step(Step.CAPTURED)
         batch = _completed(captured, table, transaction.copied_keys, transaction.copied_rows)
         transaction.heal_copy(table, compact(batch, table.schema))
@@ -313,9 +313,9 @@ def _put_copy_in_place(
     counts = Counts(inserted=adopted or 0)
     if adopted is None:
         counts += transaction.mend_keys(table, snapshot.clock)
-        versions, unfit = _apply_versions(table, after, snapshot, transaction, pace)
+        versions, unfit = _apply_versions(table, after, snapshot, transaction, options)
         counts, letters = counts + versions, letters + unfit
-        for changes in transaction.copy_differences(table, pace.batch_rows):
+        for changes in transaction.copy_differences(table, options.batch_rows):
             counts += _apply_difference(table, changes, snapshot, transaction)
     on_step(Step.PROMOTED)
     counts += _rescan(table, snapshot, transaction, after, on_step)
@@ -330,7 +330,7 @@ def _apply_versions(
     after: Position,
     snapshot: SourceChanges,
     transaction: ChangeApply,
-    pace: SyncOptions,
+    options: SyncOptions,
 ) -> tuple[Counts, int]:
     """Give a temporal table each version that events tell of since the copy began.
 
@@ -341,7 +341,7 @@ def _apply_versions(
     counts, letters = Counts(), 0
     if table.mode is Mode.TEMPORAL:
         unknown = transaction.quarantined(table)
-        for captured in snapshot.changes(table, after, pace.batch_rows):
+        for captured in snapshot.changes(table, after, options.batch_rows):
             batch = _completed(captured, table, transaction.present_keys, transaction.present_rows)
             counts += keep_versions(table, batch, transaction)
             transaction.quarantine(batch.rejected)

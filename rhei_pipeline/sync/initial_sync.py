@@ -63,7 +63,7 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
     table: Table,
     source: ChangeSource,
     mirror: Mirror,
-    pace: SyncOptions,
+    options: SyncOptions,
     on_step: OnStep,
     on_progress: OnProgress,
     *,
@@ -97,7 +97,7 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
             total = snapshot.count(table)
             until = time.monotonic() + SNAPSHOT_SECONDS
             while not progress.complete and time.monotonic() < until:
-                batch = snapshot.rows(table, progress.resume, pace.batch_rows)
+                batch = snapshot.rows(table, progress.resume, options.batch_rows)
                 progress = _append(table, progress, batch, mirror)
                 rows += batch.rows.num_rows if batch else 0
                 letters += len(batch.rejected) if batch else 0

@@ -83,7 +83,7 @@ class Pipeline:
     Args:
         find: Returns the tables to mirror, as the declaration or the source has them now.
         source, mirror, registry: Where changes come from, where they go, what they looked like.
-        pace: How much at once.
+        options: How much at once.
         on_step: Called at each named step.
         may_be_empty: It is no error that there is nothing to mirror.
     """
@@ -94,7 +94,7 @@ class Pipeline:
         source: ChangeSource,
         mirror: Mirror,
         registry: Registry,
-        pace: SyncOptions,
+        options: SyncOptions,
         on_step: OnStep = no_step,
         *,
         may_be_empty: bool = False,
@@ -103,7 +103,7 @@ class Pipeline:
         self._source = source
         self._mirror = mirror
         self._registry = registry
-        self._pace, self._on_step = pace, on_step
+        self._options, self._on_step = options, on_step
         self._lock = threading.RLock()
         self._parts = Participants()
         self._tables, self._left_out = self._parts.tables, self._parts.left_out
@@ -117,9 +117,9 @@ class Pipeline:
             registry,
             self._parts,
             self._watch,
-            CopyOptions(pace, on_step, self._status.note_readable),
+            CopyOptions(options, on_step, self._status.note_readable),
         )
-        self._comparisons = Comparisons(source, mirror, self._parts, self._watch, pace, on_step)
+        self._comparisons = Comparisons(source, mirror, self._parts, self._watch, options, on_step)
         self._memory = FreeMemory()
         self._watchers: list[Callable[[SyncReport], None]] = []
         #: Ends the capture of tables that are followed no more.
@@ -429,7 +429,7 @@ class Pipeline:
                 rest,
                 self._source,
                 self._mirror,
-                self._pace,
+                self._options,
                 self._on_step,
                 schema_version=schema_version,
                 blame=self._blame,

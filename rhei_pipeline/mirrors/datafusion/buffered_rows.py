@@ -93,8 +93,8 @@ def close_versions(buffer: WriteBuffer, table: Table, closings: pa.Table) -> Non
     left = np.flatnonzero(~buffer.end(places, ends, deleted))
     if len(left):
         # Opened by this transaction, and not yet written: moved instead.
-        endings = VersionEnds(np.arange(len(left), dtype=np.uint32), ends[left], deleted[left])
-        rows = endings.written_into(buffer.take(places[left], buffer.schema.names))
+        version_ends = VersionEnds(np.arange(len(left), dtype=np.uint32), ends[left], deleted[left])
+        rows = version_ends.written_into(buffer.take(places[left], buffer.schema.names))
         buffer.remove(places[left])
         append_versions(buffer, table, rows, True)  # noqa: FBT003
 

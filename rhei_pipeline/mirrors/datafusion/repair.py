@@ -144,7 +144,7 @@ class TableRepair:
 
     def _with_bits(self, segment: Segment) -> Segment:
         bits, gone = none_gone(segment.rows), 0
-        for part in self.store.endings(segment.ended):
+        for part in self.store.version_ends(segment.ended):
             remove(bits, part.positions.astype(np.int64))
             gone += len(part.positions)
         [(file, offset)] = self.store.write_bits([bits])

@@ -48,7 +48,7 @@ class SegmentStore:
         self._manifest: Manifest | None = None
         self._indexes: dict[str, KeyIndex] = {}
         self._bits: dict[tuple[str, int], Bits] = {}
-        self._endings: dict[VersionEndsPart, VersionEnds] = {}
+        self._version_ends: dict[VersionEndsPart, VersionEnds] = {}
         self._written: set[str] = set()
         self._named_by = UnchangedParts[StoredTable, tuple[str, ...]](
             lambda _, table: tuple(self.table_files(table))
@@ -100,31 +100,31 @@ class SegmentStore:
         self._bits.update(zip(places, bitmaps, strict=True))
         return places
 
-    def write_endings(self, endings: Sequence[VersionEnds]) -> list[VersionEndsPart]:
+    def write_version_ends(self, version_ends: Sequence[VersionEnds]) -> list[VersionEndsPart]:
         """Write version ends into one file; return the location of each."""
-        if not endings:
+        if not version_ends:
             return []
         file = f"{DATA}/{uuid.uuid4().hex}{_ENDED}"
-        encoded = [part.encode() for part in endings]
+        encoded = [part.encode() for part in version_ends]
         self._put(file, pa.py_buffer(b"".join(encoded)))
         starts = np.cumsum([0, *map(len, encoded)])
         places = [
             VersionEndsPart(file, int(start), len(part.positions))
-            for start, part in zip(starts, endings, strict=False)
+            for start, part in zip(starts, version_ends, strict=False)
         ]
-        self._endings.update(zip(places, endings, strict=True))
+        self._version_ends.update(zip(places, version_ends, strict=True))
         return places
 
-    def endings(self, places: Sequence[VersionEndsPart]) -> list[VersionEnds]:
+    def version_ends(self, places: Sequence[VersionEndsPart]) -> list[VersionEnds]:
         """Return version ends, memory-mapped or cached."""
         found = []
         for place in places:
-            kept = self._endings.get(place)
+            kept = self._version_ends.get(place)
             if kept is not None:
                 self.check([place.file])  # mapped, as an index may be
             else:
                 kept = VersionEnds.decode(self._get(place.file), place.offset, place.rows)
-                self._endings[place] = kept
+                self._version_ends[place] = kept
             found.append(kept)
         return found
 
@@ -204,13 +204,13 @@ class SegmentStore:
 
     def ended_rows(self, segment: Segment, schema: pa.Schema) -> tuple[pa.Table, KeyHashes, Words]:
         """Return the rows of ended versions in a table's schema, with their index entries."""
-        endings = VersionEnds.merged(self.endings(segment.ended))
+        version_ends = VersionEnds.merged(self.version_ends(segment.ended))
         names = [name for name in schema.names if name in segment.schema.names]
-        positions = endings.positions.astype(np.int64)
+        positions = version_ends.positions.astype(np.int64)
         rows = self.form.take(self.content(segment), names, positions)
         hashes, _ = self.index(segment).in_row_order()
-        whole = endings.written_into(conform(rows, schema, segment.constants))
-        return whole, hashes.take(positions), endings.ends.view(np.uint64)
+        whole = version_ends.written_into(conform(rows, schema, segment.constants))
+        return whole, hashes.take(positions), version_ends.ends.view(np.uint64)
 
     def files_of(self, manifest: Manifest) -> Iterator[str]:
         """Yield every file that a manifest names."""
@@ -316,8 +316,8 @@ class SegmentStore:
         # Readers may add to either meanwhile; one that is lost is read again.
         indexes, bits = list(self._indexes.items()), list(self._bits.items())
         ended = {part for segment in manifest.segments for part in segment.ended}
-        endings = list(self._endings.items())
-        self._endings = {place: kept for place, kept in endings if place in ended}
+        version_ends = list(self._version_ends.items())
+        self._version_ends = {place: kept for place, kept in version_ends if place in ended}
         self._indexes = {name: kept for name, kept in indexes if name in names}
         self._bits = {place: kept for place, kept in bits if place in places}
 

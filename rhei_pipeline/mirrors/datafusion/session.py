@@ -26,10 +26,12 @@ from rhei_pipeline.errors import (
     RheiError,
     without_values,
 )
-from rhei_pipeline.mirrors.datafusion import deletion_vectors as bitmaps
-from rhei_pipeline.mirrors.datafusion import functions as datafusion_functions
-from rhei_pipeline.mirrors.datafusion import guard_udfs as refusals
-from rhei_pipeline.mirrors.datafusion import visibility_udfs as row_functions
+from rhei_pipeline.mirrors.datafusion import (
+    deletion_vectors,
+    functions,
+    guard_udfs,
+    visibility_udfs,
+)
 from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS
 from rhei_pipeline.mirrors.datafusion.decimal_sums import DecimalSums
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredTable
@@ -110,8 +112,8 @@ class ReadingSession:
         self._wanted: dict[str, StoredTable] = {}
         self._damaged: dict[str, MirrorDamagedError] = {}
         self._create_schema(SEGMENTS)
-        datafusion_functions.restrict(self._context)
-        refusals.register(self._context)
+        functions.restrict(self._context)
+        guard_udfs.register(self._context)
         store.files.register(self._context)
 
     def query(
@@ -247,15 +249,17 @@ class ReadingSession:
             self._store.register(segment, self._context, segment_table(segment))
         bits = self._store.bits(segment)
         if bits is not None and (known is None or known.gone != segment.gone):
-            endings = self._store.endings(segment.ended)
+            version_ends = self._store.version_ends(segment.ended)
             if segment.hidden_rows:
-                hidden = row_functions.hidden(bits, endings)
-                shown = bitmaps.as_arrow(hidden, segment.rows)
-                self._tell(presence_function(segment), pa.bool_(), row_functions.presence(shown))
-            if endings:
-                self._tell(end_function(segment), INSTANT, row_functions.ends(endings))
+                hidden = visibility_udfs.hidden(bits, version_ends)
+                shown = deletion_vectors.as_arrow(hidden, segment.rows)
+                self._tell(presence_function(segment), pa.bool_(), visibility_udfs.presence(shown))
+            if version_ends:
+                self._tell(end_function(segment), INSTANT, visibility_udfs.ends(version_ends))
                 self._tell(
-                    operation_function(segment), pa.string(), row_functions.operations(endings)
+                    operation_function(segment),
+                    pa.string(),
+                    visibility_udfs.operations(version_ends),
                 )
         self._segments[segment.name] = segment
 

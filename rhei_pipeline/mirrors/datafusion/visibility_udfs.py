@@ -15,34 +15,34 @@ from rhei_pipeline.model.schema import INSTANT
 OfNumbers = Callable[[pa.Array], pa.Array]
 
 
-def hidden(bits: Bits, endings: Sequence[VersionEnds]) -> Bits:
+def hidden(bits: Bits, version_ends: Sequence[VersionEnds]) -> Bits:
     """Return a mask of removed rows that no reader sees; rows of ended versions are visible."""
-    if not endings:
+    if not version_ends:
         return bits
     gone = np.unpackbits(bits, bitorder="little")
-    for some in endings:
+    for some in version_ends:
         gone[some.positions] = 0
     return np.packbits(gone, bitorder="little")
 
 
-def ends(endings: Sequence[VersionEnds]) -> OfNumbers:
+def ends(version_ends: Sequence[VersionEnds]) -> OfNumbers:
     """Return a function of row numbers: when each version ended, or null."""
 
     def look_up(numbers: pa.Array) -> pa.Array:
         ended, standing = np.zeros(len(numbers), np.int64), np.ones(len(numbers), dtype=bool)
-        for some, met, where in _met(endings, numbers):
+        for some, met, where in _met(version_ends, numbers):
             ended[met], standing[met] = some.ends[where], False
         return pa.array(ended, mask=standing).cast(INSTANT)
 
     return look_up
 
 
-def operations(endings: Sequence[VersionEnds]) -> OfNumbers:
+def operations(version_ends: Sequence[VersionEnds]) -> OfNumbers:
     """Return a function of row numbers: the delete operation that ended a version, or null."""
 
     def look_up(numbers: pa.Array) -> pa.Array:
         deleted = np.zeros(len(numbers), dtype=bool)
-        for some, met, where in _met(endings, numbers):
+        for some, met, where in _met(version_ends, numbers):
             deleted[met] = some.deleted[where]
         none = pa.scalar(None, pa.string())
         return pc.if_else(pa.array(deleted), Operation.DELETE.value, none)
@@ -51,12 +51,12 @@ def operations(endings: Sequence[VersionEnds]) -> OfNumbers:
 
 
 def _met(
-    endings: Sequence[VersionEnds], numbers: pa.Array
+    version_ends: Sequence[VersionEnds], numbers: pa.Array
 ) -> Iterator[tuple[VersionEnds, np.ndarray, np.ndarray | slice]]:
     """Yield version ends, a mask of the rows that ended there, and the entry of each."""
     rows = numbers.to_numpy()
     together = _stand_together(rows)
-    for some in endings:
+    for some in version_ends:
         if together:
             first, last = np.searchsorted(some.positions, [rows[0], rows[0] + len(rows)])
             if first < last:

@@ -35,7 +35,7 @@ _POSITION_BITS = 32
 _POSITION = (1 << _POSITION_BITS) - 1
 _TOLD = {found.name for found in HISTORY_FIELDS}
 
-#: So many files of endings of about one size are made one.
+#: So many files of version ends of about one size are made one.
 _HAND = 8
 #: Rows, and bytes of rows, that a transaction holds in memory before it writes them; readers see
 #: them at its end.
@@ -130,7 +130,7 @@ class _Part:
         self._bits = bits
         self.constants: Mapping[str, int | str] = MappingProxyType({})
         self.ended: tuple[VersionEndsPart, ...] = ()
-        self.ending: list[VersionEnds] = []
+        self.new_ends: list[VersionEnds] = []
         if isinstance(rows, _Written):
             self.constants = rows.segment.constants
             self.ended = rows.segment.ended
@@ -228,10 +228,10 @@ class WriteBuffer:
             key_numbers.append(which[there])
             places.append(positions[there] | (number << _POSITION_BITS))
             digests_or_ends.append(index.digests_or_ends[entries[there]])
-        for number, part, endings in self._with_endings() if past else ():
+        for number, part, version_ends in self._with_version_ends() if past else ():
             which, entries = part.rows.index().find(sought)
             positions = part.rows.index().positions[entries].astype(np.int64)
-            for some in endings:
+            for some in version_ends:
                 met, where = some.find(positions)
                 key_numbers.append(which[met])
                 places.append(positions[met] | (number << _POSITION_BITS))
@@ -253,7 +253,7 @@ class WriteBuffer:
             part = self._parts[number]
             if isinstance(part.rows, _Written):
                 part.remove(positions)
-                part.ending.append(VersionEnds.of(positions, ends[where], deleted[where]))
+                part.new_ends.append(VersionEnds.of(positions, ends[where], deleted[where]))
                 done[where] = True
         return done
 
@@ -304,8 +304,8 @@ class WriteBuffer:
                     whole = whole.take(pa.array(kept))
                 yield whole, (kept + low) | (number << _POSITION_BITS)
                 low += rows.num_rows
-        for number, part, endings in self._with_endings() if past else ():
-            low, all_of_it = 0, VersionEnds.merged(endings)
+        for number, part, version_ends in self._with_version_ends() if past else ():
+            low, all_of_it = 0, VersionEnds.merged(version_ends)
             for rows in part.rows.parts(self._own(part, columns)):
                 some = all_of_it.within(low, low + rows.num_rows)
                 positions = some.positions.astype(np.int64)
@@ -345,17 +345,18 @@ class WriteBuffer:
 
     def _stage_version_ends(self) -> dict[int, tuple[VersionEndsPart, ...]]:
         """Write the new version ends; return the locations of all of them by part."""
-        ending = [part for part in self._parts if part.ending]
+        changed = [part for part in self._parts if part.new_ends]
         kept: list[tuple[VersionEndsPart, ...]] = []
         merged = []
-        for part in ending:
-            mine = VersionEnds.merged(part.ending)
+        for part in changed:
+            mine = VersionEnds.merged(part.new_ends)
             full = _full_hand(part.ended, len(mine.positions))
             kept.append(tuple(place for place in part.ended if place not in full))
-            merged.append(VersionEnds.merged([mine, *self._store.endings(full)]))
-        places = self._store.write_endings(merged)
+            merged.append(VersionEnds.merged([mine, *self._store.version_ends(full)]))
+        places = self._store.write_version_ends(merged)
         return {
-            id(part): (*stay, place) for part, stay, place in zip(ending, kept, places, strict=True)
+            id(part): (*stay, place)
+            for part, stay, place in zip(changed, kept, places, strict=True)
         }
 
     def _gather(self) -> None:
@@ -406,11 +407,11 @@ class WriteBuffer:
             if part.rows.past is past and not part.rows.tag:
                 yield number, part
 
-    def _with_endings(self) -> Iterator[tuple[int, _Part, list[VersionEnds]]]:
+    def _with_version_ends(self) -> Iterator[tuple[int, _Part, list[VersionEnds]]]:
         for number, part in self._numbered(past=False):
-            endings = [*self._store.endings(part.ended), *part.ending]
-            if endings:
-                yield number, part, endings
+            version_ends = [*self._store.version_ends(part.ended), *part.new_ends]
+            if version_ends:
+                yield number, part, version_ends
 
     def _by_part(self, places: Numbers) -> Iterator[tuple[int, Numbers, Numbers]]:
         numbers = places >> _POSITION_BITS
