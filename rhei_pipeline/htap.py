@@ -152,7 +152,7 @@ class HTAP:
                 PostgreSQL.
             hint: `auto` chooses the side, and sees every write made by this object; `oltp`
                 queries the source; `olap` queries the mirror as it is. With a polled source,
-                `oltp` queries the local database, and `auto` the mirror, in the mirror's SQL.
+                `oltp` queries the local database, and `auto` that one, or the mirror in its SQL.
             max_staleness: How many seconds the mirror's answer may be behind the source.
             after: What `execute` returned, or its `token`, here or in another process of this
                 machine: the answer shows that write.

@@ -6,6 +6,8 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "run 'rhei sync', or call sync_now(), and query again": "tests/behaviour/sqlite/test_polling.py::test_a_local_database_stands_beside_the_source",
+    "query each side alone, with the hint 'oltp' or 'olap', and join the answers": "tests/behaviour/sqlite/test_polling.py::test_a_local_database_stands_beside_the_source",
     "ask without the hint 'olap', or widen what is added up, as in sum(arrow_cast(amount, 'Decimal256(76, {})'))": "tests/behaviour/query/test_decimal_sums.py::test_a_sum_without_room_is_exact_where_its_decimals_are_widened",
     "query the mirror; write with 'append'": "tests/behaviour/capture/test_event_logs.py::test_what_a_log_cannot_do_is_refused",
     "declare each column under 'types', such as 'types: {id: int64, v: string}', and 'primary_key: [id]'": "tests/behaviour/capture/test_event_logs.py::test_what_a_log_cannot_do_is_refused",

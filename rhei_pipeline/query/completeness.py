@@ -1,7 +1,8 @@
 """What the mirror lacks of the tables that a query reads."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 
 from rhei_pipeline.errors import QueryError
@@ -64,6 +65,44 @@ class Completeness:
                     "again,"
                     f" or drop it from the mirror with 'rhei drop-table {name}'",
                 )
+
+    @contextmanager
+    def naming_uncopied(self, sql: str) -> Iterator[None]:
+        """Say of a query that the mirror refuses which of its tables were never copied."""
+        try:
+            yield
+        except QueryError as error:
+            read, ledger = tables_read(sql, self._dialect), self._mirror.ledger()
+            for name in self._pipeline.tables:
+                if name.lower() in read and name not in ledger.watermarks:
+                    raise QueryError(
+                        f"table {name!r} is not copied yet",
+                        hint="run 'rhei sync', or call sync_now(), and query again",
+                    ) from error
+            raise
+
+    def is_local(self, sql: str, engines: Engines) -> bool:
+        """Return whether a query reads tables of the local database, beside a polled source.
+
+        Raises:
+            QueryError: It reads tables of both sides together.
+        """
+        if engines.oltp is None or not engines.is_sidecar:
+            return False
+        found = engines.oltp.query(
+            "select lower(name) as name from sqlite_master where sql is not null"
+        )
+        read = tables_read(sql, "sqlite")
+        mirrored = {name.lower() for name in self._pipeline.tables}
+        own = sorted(read & set(found["name"].to_pylist()) - mirrored)
+        both = sorted(read & mirrored)
+        if own and both:
+            raise QueryError(
+                f"it reads table {own[0]!r} of the local database and table {both[0]!r} of the"
+                " mirror together",
+                hint="query each side alone, with the hint 'oltp' or 'olap', and join the answers",
+            )
+        return bool(own)
 
     def refuse_bound(self, sql: str, demand: Demand) -> None:
         """Refuse a freshness limit for tables that are no longer synced."""

@@ -31,6 +31,7 @@ from rhei_pipeline.sql.read_only import of_log
 
 #: How new an answer of the source is.
 _CURRENT = "the source's present state"
+_LOCAL = "it reads tables of the local database"
 _INEXACT = "the mirror cannot answer it exactly for these rows"
 _NOT_SUPPORTED = "the mirror's engine does not run a query of its form"
 #: How an engine says that it does not run a query on any rows.
@@ -87,6 +88,8 @@ class QueryService:
         if not plan.reads:
             return plan.route
         needed = 0 if self._engines.is_sidecar else moment_of(own)
+        if self._completeness.is_local(sql, self._engines):
+            return Route("oltp", _LOCAL, _CURRENT)
         if self._engines.is_sidecar:
             return Route("olap", ONLY_READ, self._freshness.described(needed))
         reason = plan.route.reason
@@ -109,6 +112,8 @@ class QueryService:
     ) -> pa.Table:
         """Answer a query from the suitable side; the answer's metadata say which, and how fresh."""
         if self._engines.is_sidecar:
+            if self._completeness.is_local(sql, self._engines):
+                return self.ask_source(sql, params, _LOCAL, begun)
             self._completeness.refuse_not_followed(sql)
             return self.ask_mirror(sql, params, demand, begun)
         plan = self.planner.plan(sql, params)
@@ -202,9 +207,12 @@ class QueryService:
         reason = None if is_sidecar else self._reason_to_leave(plan, demand)
         if reason is not None:
             return self._stream_source(wanted, reason, plan)
+        if is_sidecar and self._completeness.is_local(wanted.sql, self._engines.oltp):
+            return self._stream_source(wanted, _LOCAL, plan)
         if plan.query is None or is_sidecar:
             self._completeness.refuse_not_followed(wanted.sql)
-            return self._streams.as_it_is(wanted, plan)
+            with self._completeness.naming_uncopied(wanted.sql):
+                return self._streams.as_it_is(wanted, plan)
         answer = self._streams.translated(wanted, plan, plan.query)
         if answer is not None:
             return answer
@@ -291,7 +299,11 @@ class QueryService:
         self._freshness.reach(needed, may_leave=False)
         self._completeness.refuse_bound(sql, demand)
         ledger = self._mirror.ledger()
-        with self._under_way(begun, is_short=False) as query, self._logged("olap"):
+        with (
+            self._under_way(begun, is_short=False) as query,
+            self._logged("olap"),
+            self._completeness.naming_uncopied(sql),
+        ):
             found = self._mirror.query(sql, params, query.begun, self._limits.answer)
         labelled = results.labelled(
             found,

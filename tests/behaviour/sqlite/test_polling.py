@@ -25,6 +25,7 @@ from tests.support.fix_world import World
 from tests.support.left_out import assert_left_out
 from tests.support.model import instant_between, source_rows
 from tests.support.other_process import digest
+from tests.support.refusals import refused
 
 NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
 HOUR = 3600.0
@@ -508,8 +509,24 @@ def test_a_local_database_stands_beside_the_source(tmp_path: Path) -> None:
     with HTAP(settings) as htap:
         htap.execute("create table notes(id integer primary key)")
         assert htap.execute("insert into notes values (7)") == 1
-        assert htap.query("select id from notes", hint="oltp")["id"].to_pylist() == [7]
+        for hint in ("oltp", "auto"):
+            assert htap.query("select id from notes", hint=hint)["id"].to_pylist() == [7]
+        assert [batch.num_rows for batch in htap.stream("select id from Notes").batches] == [1]
+        assert htap.explain_route("select id from notes").engine == "oltp"
         assert htap.tables() == ["t"]
+        for ask in (
+            lambda: htap.query("select count(*) as n from t"),
+            lambda: htap.query("select count(*) as n from t", hint="olap"),
+            lambda: htap.stream("select count(*) as n from t"),
+        ):
+            with refused("run 'rhei sync', or call sync_now(), and query again", QueryError) as met:
+                ask()
+            assert met.error.message == "table 't' is not copied yet"
+        htap.sync_now()
+        assert htap.query("select count(*) as n from t")["n"].to_pylist() == [0]
+        way_out = "query each side alone, with the hint 'oltp' or 'olap', and join the answers"
+        with refused(way_out, QueryError):
+            htap.query("select * from t join notes using (id)")
 
 
 def test_an_idle_poll_does_not_look_at_tables(make: Make) -> None:
