@@ -15,7 +15,7 @@ from pyarrow import flight
 from rhei_pipeline.errors import QueryError, TransientError
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.model.streaming import Begun, Streamed
-from rhei_pipeline.server.flight import catalog
+from rhei_pipeline.server.flight import catalog, compression
 from rhei_pipeline.server.flight.access import (
     AuthMiddleware,
     Credentials,
@@ -95,7 +95,10 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             f"{scheme}://{shown}:{port}",
             auth_handler=NoHandshake(),
             tls_certificates=[options.tls] if options.tls else None,
-            middleware={"gate": AuthMiddleware(options.access)},
+            middleware={
+                "gate": AuthMiddleware(options.access),
+                compression.HEADER: compression.CompressionMiddleware(),
+            },
         )
         self._htap = htap
         self._writes = options.writes
@@ -217,7 +220,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
 
         is_short = self._htap.reads_single_rows(sql, params)
         schema, batches = self._running.send(handle, ask, context.is_cancelled, is_short=is_short)
-        return flight.GeneratorStream(schema, batches)
+        return flight.GeneratorStream(schema, batches, compression.write_options(context))
 
     @answered
     def do_put(

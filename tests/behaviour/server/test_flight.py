@@ -1,6 +1,7 @@
 """The Flight SQL server under the real ADBC driver."""
 
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -55,6 +56,71 @@ def test_statements_are_answered_by_the_side_that_suits(serve: Serve) -> None:
         assert found.to_pylist() == [{"status": "new", "n": 2}, {"status": "paid", "n": 1}]
         rows = ask(connection, "select id, amount from orders where id = 3")
         assert rows.to_pylist() == [{"id": 3, "amount": 3.5}]
+
+
+class Wire:
+    """A way to a server that counts the bytes that come back."""
+
+    def __init__(self, port: int) -> None:
+        self.received = 0
+        self._to = port
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.port = self._door.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._door.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self._to))
+            for ends in ((client, server), (server, client)):
+                threading.Thread(target=self._carry, args=(*ends, server), daemon=True).start()
+
+    def _carry(self, taken: socket.socket, given: socket.socket, server: socket.socket) -> None:
+        try:
+            while part := taken.recv(65536):
+                self.received += len(part) if taken is server else 0
+                given.sendall(part)
+        except OSError:
+            pass
+        given.close()
+
+    def close(self) -> None:
+        self._door.close()
+
+
+@pytest.mark.parametrize("asked", ["zstd", "lz4"])
+def test_an_answer_is_compressed_for_a_client_that_asks(
+    serve: Serve, world: World, asked: str
+) -> None:
+    world.run(
+        "insert into orders select value + 10, 'the same status', value from"
+        " (with recursive n(value) as (select 1 union all select value + 1 from n"
+        " where value < 20000) select value from n)"
+    )
+    world.htap.sync_now()
+    sql, header = (
+        "select id, status from orders",
+        "adbc.flight.sql.rpc.call_header.rhei-compression",
+    )
+    server, found, sizes = serve(), [], []
+    for options in ({}, {header: asked}):
+        wire = Wire(server.port)
+        address = f"grpc://127.0.0.1:{wire.port}"
+        with flight_sql.connect(address, db_kwargs=options, autocommit=True) as connection:
+            found.append(ask(connection, sql).sort_by("id"))
+        sizes.append(wire.received)
+        wire.close()
+    assert found[0] == found[1]
+    assert found[0].num_rows == 20003
+    assert sizes[1] * 3 < sizes[0]
+    with (
+        connect(server, **{header: "zip"}) as connection,
+        pytest.raises(adbc_driver_manager.Error, match="use zstd or lz4"),
+    ):
+        ask(connection, sql)
 
 
 def test_prepared_statements_take_parameters(serve: Serve) -> None:
