@@ -23,6 +23,7 @@ from rhei_pipeline.model.reports import (
     RowParity,
     SyncReport,
     SyncStatus,
+    TypeProposal,
     VerifyReport,
 )
 from rhei_pipeline.model.schema import Mode, Table
@@ -462,6 +463,14 @@ class HTAP:
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return the rows that cannot be mirrored: table_name, key, column_name, reason, ...."""
         return self._access.answer(lambda it: it.dead_letters(table))
+
+    def propose_types(self, table: str | None = None) -> list[TypeProposal]:
+        """Return types that could be declared because they take dead letters, the best first.
+
+        Each is tried on the values of the dead letters and on other rows of the source; nothing is
+        changed. There are none for PostgreSQL, which types its columns itself.
+        """
+        return self._access.answer(lambda it: it.propose_types(table))
 
     def replay_dead_letters(self, table: str | None = None) -> SyncReport:
         """Read the rows of the dead letters again, and sync."""

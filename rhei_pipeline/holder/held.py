@@ -26,6 +26,7 @@ from rhei_pipeline.model.reports import (
     RowParity,
     SyncReport,
     SyncStatus,
+    TypeProposal,
     VerifyReport,
 )
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
@@ -48,6 +49,7 @@ from rhei_pipeline.sync.verify import broken_histories
 from rhei_pipeline.wiring.declarations import forget, joined, refuse_declared, remember
 from rhei_pipeline.wiring.engine import open_engine, open_query_service
 from rhei_pipeline.wiring.table_options import options_of, poll_options, table_options
+from rhei_pipeline.wiring.type_proposals import proposals
 
 Hint = Literal["auto", "oltp", "olap"]
 
@@ -56,7 +58,7 @@ ANSWERED = frozenset(
     {
         *("query", "stream", "as_of", "dead_letters", "changes", "stream_changes", "diff"),
         *("sync_now", "sync_status", "verify", "row_parity", "row_count", "known_since"),
-        "broken_histories",
+        *("broken_histories", "propose_types"),
         *("explain_route", "reads", "reads_single_rows", "describe", "prepare"),
         *("tables", "left_out", "table_schemas", "views", "owner_unless"),
     }
@@ -362,6 +364,11 @@ class Held:
         """Return the rows that cannot be mirrored."""
         known = None if table is None else self.engine.pipeline.mirrored(table).name
         return self.engine.mirror.dead_letters(known)
+
+    def propose_types(self, table: str | None) -> list[TypeProposal]:
+        """Return the types that would take dead letters, found by trying them."""
+        engine, letters = self.engine, self.dead_letters(table)
+        return list(proposals(self.settings, letters, engine.pipeline, engine.database))
 
     def replay_dead_letters(self, table: str | None) -> SyncReport:
         """Read the rows of the dead letters again, and sync."""

@@ -394,3 +394,23 @@ class RepairReport:
     deleted: int
     duration_seconds: float
     damaged: tuple[DamagedFile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TypeProposal:
+    """A type that could be declared for a column, because it takes dead letters of it.
+
+    Attributes:
+        type: Its name, as `types` in a declaration has it.
+        letters: The dead letters of the column that it was tried on.
+        healed: Those of them that it takes.
+        refused: Rows that are mirrored now and that it would not take, of `others` that were tried.
+    """
+
+    table: str
+    column: str
+    type: str
+    letters: int
+    healed: int
+    refused: int
+    others: int

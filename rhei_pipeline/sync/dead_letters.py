@@ -22,5 +22,15 @@ def replay(letters: pa.Table, pipeline: Pipeline) -> int:
     return sum(map(len, keys_by_table.values()))
 
 
+def keys_by_column(letters: pa.Table) -> dict[tuple[str, str], list[tuple[object, ...]]]:
+    """Return the keys of dead letters by table and column; a letter of no column is left out."""
+    found: dict[tuple[str, str], list[tuple[object, ...]]] = {}
+    for letter in letters.to_pylist():
+        if letter["column_name"] is not None:
+            key = tuple(map(_bound, json.loads(letter["key"]).values()))
+            found.setdefault((letter["table_name"], letter["column_name"]), []).append(key)
+    return found
+
+
 def _bound(part: object) -> object:
     return bytes.fromhex(part["hex"]) if isinstance(part, Mapping) else part

@@ -14,7 +14,8 @@ from rhei_pipeline.cli.options import (
     example,
     exit_if,
 )
-from rhei_pipeline.cli.output import name_errors, name_not_followed, say, show, show_rows, values
+from rhei_pipeline.cli.output import name_errors, name_not_followed, say, show, values
+from rhei_pipeline.cli.rows import RowFile, RowFormat, RowLimit, RowWriter
 
 if TYPE_CHECKING:
     from rhei_pipeline.model.reports import TableVerification
@@ -79,12 +80,21 @@ def dead_letters(
     config: Config = DEFAULT_CONFIG,
     table: OneTable = None,
     replay: Annotated[bool, typer.Option("--replay", help="Read their rows again.")] = False,
+    format_: RowFormat = None,
+    output: RowFile = None,
+    limit: RowLimit = None,
     json_: Json = False,
 ) -> None:
-    """List the rows that cannot be mirrored, and why."""
+    """Show the rows that cannot be mirrored, why, and what could be declared to take them."""
+    writer = RowWriter.asked(format_, as_json=json_, file=output, limit=limit)
     with opened(config) as htap:
         if replay:
             htap.replay_dead_letters(table)
         found = htap.dead_letters(table)
-    show_rows(found, as_json=json_)
+        if writer.is_for_people:
+            from rhei_pipeline.cli.letters import show_letters
+
+            show_letters(found, htap.propose_types(table) if found.num_rows else [])
+        else:
+            writer.write(found)
     exit_if(found.num_rows > 0)

@@ -1,5 +1,6 @@
 """The command line on a real source and mirror: what it prints, and how it exits."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ import duckdb
 import pytest
 from typer.testing import CliRunner
 
+from rhei_pipeline import open as rhei_open
 from rhei_pipeline.cli import output as terminal
 from rhei_pipeline.cli.main import app
+from rhei_pipeline.model.reports import TypeProposal
 from tests.support.fix_world import World
 
 
@@ -195,6 +198,49 @@ def test_dead_letters_fail_until_they_are_mended(rhei: Rhei, world: World) -> No
     assert "much" not in rhei("dead-letters").output
     world.run("update orders set amount = 2 where id = 2")
     assert answer(rhei("dead-letters", "--replay", "--json")) == []
+
+
+def test_a_type_is_proposed_that_takes_the_dead_letters(
+    rhei: Rhei, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal.out, "width", 80)
+    config = tmp_path / "pipeline.yaml"
+    config.write_text(config.read_text().replace("orders, mode", "made, mode"))
+    world.run("create table made(id integer primary key, at timestamp, size real, odd real)")
+    world.app.executemany(
+        "insert into made values (?, ?, ?, ?)",
+        [
+            (n, 1_700_000_000 + n, "big" if n % 4 == 0 else 1.5, b"hidden" if n == 1 else 2.5)
+            for n in range(1, 13)
+        ],
+    )
+    synced = rhei("sync")
+    assert "16 rows of made could not be mirrored" in synced.output
+    shown = rhei("dead-letters")
+    assert shown.exit_code == 1
+    assert "hidden" not in shown.output
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert "12" in shown.stdout
+    found = {
+        (each["column"], each["type"]): (each["healed"], each["letters"], each["refused"])
+        for each in map(dataclasses.asdict, proposed(config))
+    }
+    assert found[("at", "timestamp_s")] == (12, 12, 0)
+    assert ("at", "timestamp_ms") not in found
+    assert found[("size", "string")] == (3, 3, 0)
+    assert found[("odd", "binary")] == (1, 1, 11)
+    # As it is printed: declared, and replayed.
+    for declared in ('"at": timestamp_s', '"size": string'):
+        assert f"made:  types: {{{declared}}}" in shown.stdout
+    types = "types: {at: timestamp_s, size: string}"
+    config.write_text(config.read_text().replace("made, mode", f"made, {types}, mode"))
+    left = json.loads(rhei("dead-letters", "--replay", "--json").stdout)
+    assert [(each["column_name"], each["key"]) for each in left] == [("odd", '{"id": 1}')]
+
+
+def proposed(config: Path) -> list[TypeProposal]:
+    with rhei_open(config) as htap:
+        return htap.propose_types("made")
 
 
 @pytest.mark.parametrize(
