@@ -207,7 +207,7 @@ class QueryService:
         reason = None if is_sidecar else self._reason_to_leave(plan, demand)
         if reason is not None:
             return self._stream_source(wanted, reason, plan)
-        if is_sidecar and self._completeness.is_local(wanted.sql, self._engines.oltp):
+        if is_sidecar and self._completeness.is_local(wanted.sql, self._engines):
             return self._stream_source(wanted, _LOCAL, plan)
         if plan.query is None or is_sidecar:
             self._completeness.refuse_not_followed(wanted.sql)
