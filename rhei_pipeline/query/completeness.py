@@ -68,7 +68,7 @@ class Completeness:
 
     @contextmanager
     def naming_uncopied(self, sql: str) -> Iterator[None]:
-        """Say of a query that the mirror refuses which of its tables were never copied."""
+        """Raise, where the mirror refuses a query, which of its tables was never copied."""
         try:
             yield
         except QueryError as error:
