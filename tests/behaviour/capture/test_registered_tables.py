@@ -203,6 +203,24 @@ def test_a_table_that_is_left_out_has_not_left(make: Callable[..., AnyWorld]) ->
     assert "left_at" not in world.settings.registry.path.read_text()
 
 
+def test_the_slot_of_a_table_that_is_left_out_stays(make: Callable[..., AnyWorld]) -> None:
+    world = make("postgres by its log", tables=[{"name": "t"}])
+    slots = "select count(*) from pg_replication_slots where database = current_database()"
+    world.htap.register_table("u")
+    world.htap.sync_now()
+    world.crash()
+    world.run("alter table t rename to away")
+    world.htap.unregister_table("u")
+    assert world.app.execute(slots).fetchone() == (1,)
+    world.crash()
+    world.run("alter table away rename to t", "update t set v = 'b' where id = 1")
+    assert world.htap.sync_now().tables["t"].copied_rows == 0
+    world.crash()
+    world.tables = []
+    world.htap.unregister_table("t")
+    assert world.app.execute(slots).fetchone() == (0,)
+
+
 def test_a_dropped_table_that_is_not_declared_leaves_nothing(make: Callable[..., AnyWorld]) -> None:
     world = make("sqlite", tables=[{"name": "t"}, {"name": "u"}])
     world.htap.sync_now()

@@ -55,6 +55,10 @@ select p.puballtables,
     exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = %s)
 from pg_publication p where p.pubname = %s
 """
+_ANY = """
+select exists (select from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
+               where p.pubname = %s)
+"""
 _NAMED = """
 select from pg_publication p
 join pg_publication_rel r on r.prpubid = p.oid join pg_class c on c.oid = r.prrelid
@@ -132,6 +136,12 @@ class Publication:
                 shown = ".".join(map(quote, found))
                 self._run(f"alter publication {quote(self.name)} drop table {shown}")
                 return
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is ours and names no table, not even one that was renamed since."""
+        found = self._connection().execute(_ANY.encode(), (self.name,)).fetchone()
+        return self._is_ours and found is not None and not found[0]
 
     def withdraw_vague(self) -> None:
         """Remove tables from the publication whose updates by the application would fail.

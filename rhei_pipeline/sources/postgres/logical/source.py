@@ -422,9 +422,9 @@ class LogicalSource:
         self._installed.pop(name, None)
         with self._database.translated():
             self._log.end_stream()
-            if self._installed:
-                self._publication.remove(name)
-            else:
+            self._publication.remove(name)
+            # A table that is left out is published still, and needs what the slot keeps.
+            if not self._installed and self._publication.is_empty:
                 self.forget_mirror()
 
     def close(self) -> None:
