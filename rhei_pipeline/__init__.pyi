@@ -57,6 +57,7 @@ from rhei_pipeline.model.reports import SyncStatus as SyncStatus
 from rhei_pipeline.model.reports import TableReport as TableReport
 from rhei_pipeline.model.reports import TableStatus as TableStatus
 from rhei_pipeline.model.reports import TableVerification as TableVerification
+from rhei_pipeline.model.reports import TypeProposal as TypeProposal
 from rhei_pipeline.model.reports import VerifyReport as VerifyReport
 from rhei_pipeline.model.schema import HISTORY_FIELDS as HISTORY_FIELDS
 from rhei_pipeline.model.schema import Column as Column

@@ -68,7 +68,7 @@ class Completeness:
 
     @contextmanager
     def naming_uncopied(self, sql: str) -> Iterator[None]:
-        """Raise, where the mirror refuses a query, which of its tables was never copied."""
+        """Name, where the mirror refuses a query, the first of its tables that was never copied."""
         try:
             yield
         except QueryError as error:
