@@ -56,6 +56,10 @@ class RheiError(Exception):
         advice = f" ({self.hint})" if self.hint else ""
         return f"{named}{self.message}{advice}"
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows: the message says it all, and traces only hide it."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class TransientError(RheiError):
     """Trying again, unchanged, may succeed."""

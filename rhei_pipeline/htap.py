@@ -15,6 +15,7 @@ from rhei_pipeline.holder.close_at_exit import close_at_exit
 from rhei_pipeline.holder.held import Hint, running_as, writable
 from rhei_pipeline.holder.keeping_up import KeepingUp
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
+from rhei_pipeline.model.instants import When, as_instant
 from rhei_pipeline.model.reports import (
     CopyReport,
     DropReport,
@@ -26,7 +27,7 @@ from rhei_pipeline.model.reports import (
     TypeProposal,
     VerifyReport,
 )
-from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.model.schema import Mode, Table, parse_type
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.protocols import Database, OnStep
 from rhei_pipeline.query.freshness import Demand, Writes, Written
@@ -352,14 +353,20 @@ class HTAP:
         """Return the schema and name of each view of the source, which answers queries on them."""
         return self._access.answer(lambda it: it.views())
 
-    def add_column(self, table: str, column: str, arrow_type: pa.DataType) -> None:
+    def add_column(self, table: str, column: str, arrow_type: pa.DataType | str) -> None:
         """Add a column to the source, unless it has it, and to the mirror.
 
+        Args:
+            table: The table.
+            column: The column's name.
+            arrow_type: Its type, or the type's name as in a declaration, such as `decimal(9,2)`.
+
         Raises:
-            SchemaError: The table has a column of that name and of another type, or its columns
-                are declared.
+            SchemaError: The table has a column of that name and of another type, its columns are
+                declared, or the type's name is not known.
         """
-        self._access.hold(lambda held: held.add_column(table, column, arrow_type))
+        kind = parse_type(arrow_type)[0] if isinstance(arrow_type, str) else arrow_type
+        self._access.hold(lambda held: held.add_column(table, column, kind))
 
     def drop_column(self, table: str, column: str) -> None:
         """Drop a column from the source and the mirror; a temporal mirror keeps its values.
@@ -369,14 +376,19 @@ class HTAP:
         """
         self._access.hold(lambda held: held.drop_column(table, column))
 
-    def as_of(self, table: str, instant: datetime) -> pa.Table:
+    def as_of(self, table: str, instant: When) -> pa.Table:
         """Return a temporal table's rows as they were at an instant, with the columns it had.
+
+        Args:
+            table: A temporal table.
+            instant: A datetime with its zone, a text such as `2026-11-01T12:00Z`, or a day, which
+                means its beginning in UTC.
 
         Raises:
             QueryError: The table keeps no history, its history begins later, or the instant has
                 no time zone.
         """
-        return self._access.answer(lambda it: it.as_of(table, instant))
+        return self._access.answer(lambda it: it.as_of(table, as_instant(instant)))
 
     def known_since(self, table: str) -> datetime:
         """Return when a temporal table's history begins; earlier states are unknown."""
@@ -410,8 +422,10 @@ class HTAP:
         """Return the same as `changes`, in batches of about so many rows."""
         return self._access.stream(lambda it: it.stream_changes(table, after, rows, on_lost))
 
-    def diff(self, table: str, a: datetime, b: datetime) -> pa.Table:
+    def diff(self, table: str, a: When, b: When) -> pa.Table:
         """Return what differs in a temporal table from one instant to another, by key.
+
+        The instants are given as for `as_of`.
 
         Returns:
             `_rhei_operation` (I, U or D), the columns at `b` (of a deleted row its key alone),
@@ -421,7 +435,7 @@ class HTAP:
         Raises:
             QueryError: The table keeps no history, or it begins after one of the instants.
         """
-        return self._access.answer(lambda it: it.diff(table, a, b))
+        return self._access.answer(lambda it: it.diff(table, as_instant(a), as_instant(b)))
 
     def verify(self, table: str | None = None) -> VerifyReport:
         """Sync, then compare every row of source and mirror at one source state."""

@@ -27,6 +27,7 @@ FOLLOWED = {
     "source.create: a polled source is only read: use 'capture: {method: trigger}', or create the file with its application": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "Parquet is not text: give '--output FILE.parquet'": "tests/behaviour/cli/test_daily_use.py::test_rows_are_written_in_each_format",
     "a source is a SQLite file, or a PostgreSQL server by its postgresql:// URL": "tests/behaviour/cli/test_daily_use.py::test_init_knows_what_it_cannot_serve",
+    "such as '2026-11-01' or '2026-11-01T12:00Z'": "tests/behaviour/cli/test_daily_use.py::test_python_takes_days_texts_and_names_of_types",
     "ask something first": "tests/behaviour/cli/test_serving.py::test_the_shell_exports_watches_and_times",
     "end its name with {}": "tests/behaviour/cli/test_serving.py::test_the_shell_exports_watches_and_times",
     "give '--json' or '--format', not both": "tests/behaviour/cli/test_daily_use.py::test_rows_are_written_in_each_format",

@@ -191,7 +191,9 @@ class Access:
 
         Raises:
             StoodAsideError: Another process holds the mirror.
+            MirrorError: It is closed.
         """
+        self._refuse_closed()
         if self._held is None:
             raise StoodAsideError
         return self._held

@@ -20,10 +20,12 @@ def signals_heard(connection: sqlite3.Connection) -> Iterator[None]:
         yield
         return
     raised: list[BaseException] = []
-    connection.set_progress_handler(_listening(raised).__next__, _INSTRUCTIONS)
+    listening = _listening(raised)
+    next(listening)
+    connection.set_progress_handler(listening.__next__, _INSTRUCTIONS)
     try:
         yield
-    except sqlite3.Error:
+    except Exception:
         if raised:
             raise raised[0] from None
         raise
@@ -35,13 +37,15 @@ def _listening(raised: list[BaseException]) -> Generator[int]:
     """Yield 0 each time that SQLite asks; 1, which ends its statement, once a signal has raised.
 
     A function would not do: Python handles a signal before the first line of it, where nothing
-    catches the error, and SQLite's module drops it. A generator goes on within its `try`.
+    catches the error, and SQLite's module drops it. A generator that has begun goes on within its
+    `try`.
     """
-    while True:
-        try:
+    try:
+        while True:
             yield 0
-        except GeneratorExit:  # the block has ended
-            return
-        except BaseException as error:  # noqa: BLE001  (whatever the signal's handler raises)
-            raised.append(error)
-            yield 1
+    except GeneratorExit:  # the block has ended
+        return
+    except BaseException as error:  # noqa: BLE001  (whatever the signal's handler raises)
+        raised.append(error)
+    while True:
+        yield 1

@@ -7,8 +7,12 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
+import duckdb
+import polars as pl
 import pytest
 import yaml
 from pyarrow import parquet
@@ -21,7 +25,7 @@ from rhei_pipeline import open as rhei_open
 from rhei_pipeline.cli import output
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.cli.rows import OutputFormat, RowWriter
-from rhei_pipeline.errors import RheiError, SettingsError
+from rhei_pipeline.errors import MirrorError, QueryError, RheiError, SchemaError, SettingsError
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.ways_out import FOLLOWED
@@ -341,3 +345,48 @@ def test_what_is_explained_is_what_answers(project: Path, world: World) -> None:
     assert "'orders': 1 row may be missing" in " ".join(missing.stderr.split())
     of_mirror = json.loads(done("query", sql, "--hint", "olap", "--explain", "--json"))
     assert of_mirror["engine"] == "olap"
+
+
+def test_python_takes_days_texts_and_names_of_types(make_world: Callable[..., World]) -> None:
+    world = make_world(mode="temporal")
+    world.run("create table t(id integer primary key)", "insert into t values (1)")
+    htap = world.htap
+    htap.sync_now()
+    now = datetime.now(UTC)
+    tomorrow = (now + timedelta(days=1)).date()
+    for instant in (now, now.isoformat(), tomorrow, tomorrow.isoformat()):
+        assert htap.as_of("t", instant).to_pylist() == [{"id": 1}]
+    assert htap.diff("t", now.isoformat(), tomorrow).num_rows == 0
+    with pytest.raises(QueryError, match=r"no date or time \(such as '2026-11-01' or"):
+        htap.as_of("t", "yesterday")
+    with pytest.raises(QueryError, match="no time zone"):
+        htap.as_of("t", "2026-11-01T12:00")
+    htap.add_column("t", "price", "decimal(9,2)")
+    htap.execute("update t set price = 1.25")
+    htap.sync_now()
+    assert htap.query("select price from t", hint="olap")["price"].to_pylist()[-1] == Decimal(
+        "1.25"
+    )
+    with pytest.raises(SchemaError, match="unknown type 'number'"):
+        htap.add_column("t", "other", "number")
+    answer = htap.query("select id from t")
+    assert pl.DataFrame(answer).to_dicts() == [{"id": 1}]
+    assert duckdb.from_arrow(answer).project("id + 1").fetchall() == [(2,)]
+
+
+def test_a_closed_object_says_so_and_a_notebook_shows_one_line(world: World) -> None:
+    htap = world.htap
+    htap.close()
+    htap.close()
+    for call in (
+        lambda: htap.query("select 1"),
+        lambda: htap.query("select 1", hint="oltp"),
+        lambda: htap.execute("delete from orders"),
+        htap.sync_now,
+        lambda: htap.verify("orders"),
+        lambda: htap.repair("orders"),
+    ):
+        with pytest.raises(MirrorError, match=r"closed \(open it again") as raised:
+            call()
+    assert raised.value._render_traceback_() == [f"MirrorError: {raised.value}"]
+    assert world.app.execute("select count(*) from orders").fetchone() == (3,)

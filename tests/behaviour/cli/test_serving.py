@@ -42,11 +42,13 @@ def test_the_shell_answers_and_says_who_did(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = ["\\sync", "\\d", "\\d orders", "select count(*)", "from orders;", "selec;", "\\olap"]
-    lines += ["select 1 as one;", "\\route select * from orders", "\\nothing", "\\?", "\\q", "no;"]
+    lines += ["select 1 as one;", "\\route select 2"]
+    lines += ["\\auto", "\\route select * from orders", "\\nothing", "\\?", "\\q", "no;"]
     Shell(world.htap, typed(lines)).run()
     shown = capsys.readouterr()
     for text in ("orders", "status  string", "count(*)", "from olap: it aggregates", "asked for"):
         assert text in shown.out
+    assert "olap: asked for" in shown.out
     assert "oltp: it reads rows of one table" in shown.out
     assert "SELEC is not a reading statement" in shown.err
     assert "no command" in shown.err
