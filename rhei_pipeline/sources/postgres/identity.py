@@ -33,8 +33,13 @@ join pg_namespace n on n.nspname = t.namespace
 join pg_class c on c.relname = t.relation and c.relnamespace = n.oid order by 1
 """
 _REWRITTEN = """
-select bool_or(pg_relation_filenode(c.oid) is distinct from nullif(c.relfilenode, 0))
-from pg_class c where c.oid = %(oid)s or c.oid in (select relid from pg_partition_tree(%(oid)s))
+with asked as (select oid, relkind, relfilenode from pg_class where oid = any(%(oids)s))
+select oid::bigint from asked
+where relkind <> 'p' and pg_relation_filenode(oid) is distinct from nullif(relfilenode, 0)
+union all
+select a.oid::bigint from asked a cross join lateral pg_partition_tree(a.oid) part
+join pg_class c on c.oid = part.relid
+where a.relkind = 'p' and pg_relation_filenode(c.oid) is distinct from nullif(c.relfilenode, 0)
 """
 
 
@@ -80,18 +85,20 @@ def lost_slot(connection: Connection, *, is_ours: bool = True) -> str:
     return f"(wal_status = 'lost' or restart_lsn is null{invalidated}{made_later})"
 
 
-def refuse_rewritten(connection: Connection, table: PostgresTable) -> None:
+def refuse_rewritten(connection: Connection, *tables: PostgresTable) -> None:
     """Refuse a table that was rewritten since this transaction's snapshot was taken.
 
     To that snapshot it looks empty: TRUNCATE and ALTER TABLE do not keep the rows that it should
-    see. Call this after the table was read or locked: from then on it cannot be rewritten.
+    see. Call this after the tables were read or locked: from then on they cannot be rewritten.
 
     Raises:
-        SourceBusyError: It was; the next snapshot sees all its rows.
+        SourceBusyError: One was; the next snapshot sees all its rows.
     """
-    if connection.execute(_REWRITTEN, {"oid": table.oid}).fetchall() == [(True,)]:
+    by_oid = {table.oid: table for table in tables}
+    for (oid,) in connection.execute(_REWRITTEN, {"oids": list(by_oid)}).fetchall():
         raise SourceBusyError(
-            f"table {table.schema.name!r} was rewritten while it was read", hint="it is tried again"
+            f"table {by_oid[oid].schema.name!r} was rewritten while it was read",
+            hint="it is tried again",
         )
 
 

@@ -364,6 +364,10 @@ class PostgresPollingSnapshot:
             ],
             columns=2,
         )
+        # Rows that a table's rewriting hides would lie before where the next poll begins.
+        refuse_rewritten(
+            self._connection, *(self._table(table).poll.source for table, *_ in begins)
+        )
         for table, after, begin, former in begins:
             self._move_window(table, after, begin, former)
             self._settled[table.name] = after.proof
@@ -388,6 +392,7 @@ class PostgresPollingSnapshot:
                 condition = f"{within} and {unread(behind.read)}"
         if not rows:
             condition = "false"
+            refuse_rewritten(self._connection, polled.poll.source)
             begin = self._next_begin(table, known)
             self._move_window(table, after, begin, self._read_before(table, after, *begin))
         return PendingRows(condition, rows, touched, since)
