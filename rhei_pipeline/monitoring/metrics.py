@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from rhei_pipeline.errors import RheiError
 from rhei_pipeline.model.progress import TableState
 from rhei_pipeline.model.reports import SyncReport, SyncStatus
 
@@ -82,7 +83,7 @@ class Monitoring:
 
     def readiness(self) -> str | None:
         """Return why queries should not be sent here yet; None when they can be."""
-        found = self._watched.sync_status(PATIENCE_SECONDS)
+        found = status_of(self._watched)
         if found.unreadable is not None:
             return found.unreadable
         if not found.tables:  # the first sync is under way, and nothing was known before it
@@ -98,6 +99,14 @@ class Monitoring:
         return f"the background sync fails: {found.last_error}" if found.last_error else None
 
 
+def status_of(watched: Watched) -> SyncStatus:
+    """Return the state of a pipeline; of one that is closed, that it cannot be read."""
+    try:
+        return watched.sync_status(PATIENCE_SECONDS)
+    except RheiError as error:
+        return SyncStatus(running=False, tables={}, unreadable=str(error))
+
+
 def _is_ready(state: TableState | None) -> bool:
     return state is TableState.READY
 
@@ -110,7 +119,7 @@ class _Standing(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the gauges, with the last known values while source or mirror cannot be read."""
-        status = self._watched.sync_status(PATIENCE_SECONDS)
+        status = status_of(self._watched)
         up = GaugeMetricFamily("rhei_up", "Whether source and mirror can be read.")
         up.add_metric([], status.unreadable is None)
         yield up

@@ -9,7 +9,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from prometheus_client import make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
-from rhei_pipeline.monitoring.metrics import PATIENCE_SECONDS, Monitoring, Watched
+from rhei_pipeline.monitoring.metrics import Monitoring, Watched, status_of
 from rhei_pipeline.monitoring.recent import Recent
 from rhei_pipeline.monitoring.status_page import PAGE_POLICY, status_page
 
@@ -72,7 +72,7 @@ class MonitoringServer:
 
     def _page(self) -> str:
         now = time.time()
-        status = self._watched.sync_status(PATIENCE_SECONDS)
+        status = status_of(self._watched)
         self._recent.note_status(status, now)
         return status_page(status, self._recent, now)
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import pyarrow as pa
 import sqlglot
 from sqlglot import exp
-from sqlglot.errors import SqlglotError
 from sqlglot.tokenizer_core import Token
 
 from rhei_pipeline.errors import QueryError
@@ -236,7 +235,7 @@ def tables_read(sql: str, dialect: str) -> frozenset[str]:
     """
     try:
         parsed = sqlglot.parse_one(sql, dialect="duckdb" if dialect == "datafusion" else dialect)
-    except (SqlglotError, RecursionError):
+    except Exception:  # noqa: BLE001  (see `plan`)
         return frozenset()
     named = [(table.db.lower(), table.name.lower()) for table in parsed.find_all(exp.Table)]
     full = {f"{schema}.{name}" if schema else f"public.{name}" for schema, name in named}

@@ -48,7 +48,6 @@ ALLOWED = {
     "examples/airline/home.py": "a file of settings, and a lock's file",
     "examples/json_lines.py:append": "a file of text",
     "tests/support/forked.py": "pipes",
-    "tests/behaviour/capture/test_event_logs.py": "the log is closed",
     "tests/support/dagster_deployment.py": "settings, and logs of processes",
     "tests/dagster/test_live_costs.py": "a number that another process has written",
     "tests/behaviour/faults/test_bad_input.py": BEFORE,

@@ -3,13 +3,14 @@
 import resource
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pyarrow as pa
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from rhei_pipeline.errors import QueryError, QueryLimitError, RheiError, SourceBusyError
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
@@ -18,6 +19,7 @@ from rhei_pipeline.sources.postgres.read_only import Call, reading_statement
 from rhei_pipeline.sources.postgres.read_sessions import ReadSession
 from tests.support.corpus import hostile_postgres, ordinary_postgres
 from tests.support.fix_postgres import PostgresWorld
+from tests.support.tcp_relay import tcp_relay
 
 #: What a statement may have an effect on, seen by a session that took no part.
 _STATE = """
@@ -281,19 +283,36 @@ def test_a_stream_ends_when_its_time_is_over(
 
 
 def test_an_answer_is_not_held_beyond_its_bytes(
+    dsn: str, open_database: Callable[..., PostgresDatabase]
+) -> None:
+    """Over TCP, where what has come is counted exactly."""
+    place = conninfo_to_dict(dsn)
+    with ExitStack() as held:
+        if str(place["host"]).startswith("/"):
+            socket = f"{place['host']}/.s.PGSQL.{place.get('port', 5432)}"
+            port = held.enter_context(tcp_relay(socket))
+            dsn = make_conninfo(dsn, host="127.0.0.1", port=port)
+        database = PostgresDatabase(dsn, query_bytes=8 << 20)
+        held.callback(database.close)
+        before = _peak_bytes()
+        for asked in (
+            "select repeat('x', 400000000)",
+            "select repeat('x', 1000) from generate_series(1, 20000)",
+        ):
+            with pytest.raises(QueryLimitError, match=r"more than 8,388,608 bytes.*query_bytes"):
+                database.query(asked)
+        assert _peak_bytes() - before < 100 << 20
+        rows = _streamed(database, "select repeat('x', 1000) as v from generate_series(1, 20000)")
+        assert (rows.num_rows, rows.nbytes > 16 << 20) == (20000, True)
+
+
+def test_a_value_beyond_the_bytes_of_an_answer_is_refused_on_any_connection(
     open_database: Callable[..., PostgresDatabase],
 ) -> None:
     database = open_database(query_bytes=8 << 20)
-    before = _peak_bytes()
-    for asked in (
-        "select repeat('x', 400000000)",
-        "select repeat('x', 1000) from generate_series(1, 20000)",
-    ):
-        with pytest.raises(QueryLimitError, match=r"more than 8,388,608 bytes.*query_bytes"):
-            database.query(asked)
-    assert _peak_bytes() - before < 100 << 20
-    rows = _streamed(database, "select repeat('x', 1000) as v from generate_series(1, 20000)")
-    assert (rows.num_rows, rows.nbytes > 16 << 20) == (20000, True)
+    with pytest.raises(QueryLimitError, match=r"more than 8,388,608 bytes.*query_bytes"):
+        database.query("select repeat('x', 9000000)")
+    assert database.query("select 1 as a").num_rows == 1
 
 
 def _peak_bytes() -> int:

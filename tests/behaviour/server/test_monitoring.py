@@ -96,6 +96,7 @@ def test_a_closed_engine_is_neither_up_nor_ready(world: World, metrics: Monitori
     world.htap.close()
     assert get(metrics, "/readyz")[0] == 503
     assert "rhei_up 0.0" in get(metrics, "/metrics")[1]
+    assert "the mirror is closed" in get(metrics, "/")[1]
 
 
 def scrape(server: MonitoringServer) -> dict[tuple[str, str], float]:

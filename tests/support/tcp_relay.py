@@ -1,0 +1,37 @@
+"""Has a server that listens on a Unix socket answer on TCP as well."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+_CHUNK = 1 << 16
+
+
+@contextmanager
+def tcp_relay(unix_socket: str) -> Iterator[int]:
+    """Yield the port of this machine on which a Unix socket's server answers."""
+    loop = asyncio.new_event_loop()
+
+    async def relay(near: asyncio.StreamReader, far: asyncio.StreamWriter) -> None:
+        reader, writer = await asyncio.open_unix_connection(unix_socket)
+        with closing(far), closing(writer):
+            ways = [loop.create_task(_pump(near, writer)), loop.create_task(_pump(reader, far))]
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+
+    server = loop.run_until_complete(asyncio.start_server(relay, "127.0.0.1"))
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        server.close()
+        loop.close()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(_CHUNK):
+        writer.write(data)
+        await writer.drain()
