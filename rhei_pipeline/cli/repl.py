@@ -215,10 +215,7 @@ class Shell:
             raise QueryError("there is no answer to write yet", hint="ask something first")
         if not file:
             raise QueryError("'\\export' needs a file", hint="such as '\\export orders.csv'")
-        try:
-            RowWriter.for_file(Path(file)).write(self._answer)
-        except OSError as error:
-            raise QueryError(f"{file!r} cannot be written: {error.strerror}") from error
+        RowWriter.for_file(Path(file), self._htap.settings).write(self._answer)
 
     def _asked_last(self) -> str:
         if not self._last:

@@ -9,13 +9,17 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
+from rhei_pipeline.cli.opening import settings_of
 from rhei_pipeline.cli.output import json_text, print_note, show_rows
+from rhei_pipeline.cli.written_file import refuse_own, whole_file
 from rhei_pipeline.errors import QueryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pyarrow as pa
+
+    from rhei_pipeline.settings.model import Settings
 
 
 class OutputFormat(StrEnum):
@@ -62,12 +66,19 @@ class RowWriter:
 
     @classmethod
     def asked(
-        cls, format_: OutputFormat | None, *, as_json: bool, file: Path | None, limit: int | None
+        cls,
+        format_: OutputFormat | None,
+        config: Path,
+        *,
+        as_json: bool,
+        file: Path | None,
+        limit: int | None,
     ) -> "RowWriter":
         """Return a writer for a command's options.
 
         Raises:
             BadParameter: They contradict each other, or the format is not known.
+            QueryError: The file is one that the pipeline keeps.
         """
         if as_json and format_ not in (None, OutputFormat.JSON):
             raise typer.BadParameter("give '--json' or '--format', not both")
@@ -78,14 +89,16 @@ class RowWriter:
             chosen = _BY_SUFFIX[file.suffix.lower()]
         if chosen is OutputFormat.PARQUET and file is None and sys.stdout.isatty():
             raise typer.BadParameter("Parquet is not text: give '--output FILE.parquet'")
+        if file is not None:
+            refuse_own(file, settings_of(config))
         return cls(chosen or OutputFormat.TABLE, file, limit)
 
     @classmethod
-    def for_file(cls, file: Path) -> "RowWriter":
+    def for_file(cls, file: Path, settings: "Settings") -> "RowWriter":
         """Return a writer for a file, by its name.
 
         Raises:
-            QueryError: Its name does not say what format it is to have.
+            QueryError: Its name does not say what format it is to have, or the pipeline keeps it.
         """
         found = _BY_SUFFIX.get(file.suffix.lower())
         if found is None:
@@ -93,6 +106,7 @@ class RowWriter:
                 f"file {file.name!r} does not say its format",
                 hint=f"end its name with {', '.join(_BY_SUFFIX)}",
             )
+        refuse_own(file, settings)
         return cls(found, file)
 
     @property
@@ -115,7 +129,7 @@ class RowWriter:
             _WRITERS[self.format](rows, sys.stdout.buffer)
             sys.stdout.buffer.flush()
         else:
-            with self.file.open("wb") as opened:
+            with whole_file(self.file) as opened:
                 _WRITERS[self.format](rows, opened)
             print_note(f"{rows.num_rows:,} rows written to {self.file}")
 

@@ -86,7 +86,7 @@ def dead_letters(
     json_: Json = False,
 ) -> None:
     """Show the rows that cannot be mirrored, why, and what could be declared to take them."""
-    writer = RowWriter.asked(format_, as_json=json_, file=output, limit=limit)
+    writer = RowWriter.asked(format_, config, as_json=json_, file=output, limit=limit)
     with opened(config) as htap:
         if replay:
             htap.replay_dead_letters(table)

@@ -24,6 +24,9 @@ def init(
 
     if output.exists() and not force:
         raise typer.BadParameter(f"{str(output)!r} exists: --force overwrites it")
+    is_file = "://" not in source and Path(source).exists()
+    if is_file and output.exists() and output.samefile(source):
+        raise typer.BadParameter(f"{str(output)!r} is the source: give '--output' another file")
     written = starter(source)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(written.text)

@@ -27,7 +27,7 @@ def as_of(
     json_: Json = False,
 ) -> None:
     """Show a temporal table's rows as they were at an instant."""
-    writer = RowWriter.asked(format_, as_json=json_, file=output, limit=limit)
+    writer = RowWriter.asked(format_, config, as_json=json_, file=output, limit=limit)
     when = time_of(instant)
     with opened(config) as htap:
         writer.write(htap.as_of(table, when))
@@ -84,7 +84,7 @@ def diff(
     from rhei_pipeline.cli.differences import show_differences
 
     a, b = time_of(since), datetime.now(UTC) if until is None else time_of(until)
-    writer = RowWriter.asked(format_, as_json=json_, file=output, limit=limit)
+    writer = RowWriter.asked(format_, config, as_json=json_, file=output, limit=limit)
     with opened(config) as htap:
         found = htap.diff(table, a, b)
     if writer.is_for_people:

@@ -39,7 +39,7 @@ def query(
     json_: Json = False,
 ) -> None:
     """Query the source or the mirror; without a statement, open a shell."""
-    writer = RowWriter.asked(format_, as_json=json_, file=output, limit=limit)
+    writer = RowWriter.asked(format_, config, as_json=json_, file=output, limit=limit)
     if sql not in (None, "-") and file is None:
         _answer(str(sql), config, hint, writer, explain=explain)
         return

@@ -1,7 +1,9 @@
 """The command line as a daily tool: where it looks, what it takes, what it writes, what it says."""
 
 import csv
+import errno
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -10,6 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import IO
 
 import duckdb
 import polars as pl
@@ -23,6 +26,7 @@ from typer.testing import CliRunner, Result
 from rhei_pipeline import Settings
 from rhei_pipeline import open as rhei_open
 from rhei_pipeline.cli import output
+from rhei_pipeline.cli import rows as row_formats
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.cli.rows import OutputFormat, RowWriter
 from rhei_pipeline.errors import MirrorError, QueryError, RheiError, SchemaError, SettingsError
@@ -135,9 +139,66 @@ def test_rows_are_written_in_each_format(project: Path, monkeypatch: pytest.Monk
     assert piped.exit_code == 0
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     with pytest.raises(BadParameter, match=r"not text: give '--output FILE\.parquet'"):
-        RowWriter.asked(OutputFormat.PARQUET, as_json=False, file=None, limit=None)
+        RowWriter.asked(OutputFormat.PARQUET, Path(), as_json=False, file=None, limit=None)
     assert rhei("query", sql, "--output", "rows.xyz").exit_code == 2
     assert rhei("query", sql, "--json", "--format", "csv").exit_code == 2
+
+
+def test_no_file_of_the_pipeline_is_overwritten(project: Path, world: World) -> None:
+    config = project / "config" / "pipeline.yaml"
+    config.write_text(config.read_text() + "capture: {buffer: {path: buffer}}\n")
+    done("sync")
+    link = Path("link.csv")
+    link.symlink_to(world.path)
+    buffered = next(file for file in (project / "buffer").rglob("*") if file.is_file())
+    kept = [world.path, config, *(project / n for n in ("m.duckdb", "m.duckdb.lock"))]
+    kept += [project / "registry.json", buffered, link]
+    lasting = [file for file in kept if file.name != "m.duckdb.lock"]
+    before = [file.read_bytes() for file in lasting]
+    sql = "select id from orders order by id"
+    for file in kept:
+        for command in (("query", sql), ("dead-letters",), ("as-of", "orders", "2026-11-01")):
+            found = rhei(*command, "--output", str(file), "--format", "csv")
+            assert "of this pipeline, and is not overwritten" in str(found.exception), file
+    typed = f"{sql};\n\\export {project / 'registry.json'}\n"
+    assert "belongs to the registry" in str(rhei("query", "-", typed=typed).exception)
+    forced = rhei("init", str(world.path), "--output", str(world.path), "--force")
+    assert (forced.exit_code, "is the source" in forced.output) == (2, True)
+    assert [file.read_bytes() for file in lasting] == before
+    done("query", sql, "--output", str(project / "registry.csv"))
+    assert (project / "registry.csv").read_text() == '"id"\n1\n2\n3\n'
+    done("init", str(world.path), "--output", str(project / "new.yaml"), "--force")
+
+
+def test_a_file_is_written_whole_or_not_at_all(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done("sync")
+    sql = "select id from orders order by id"
+    Path("rows.csv").write_text("as it was")
+    Path("rows.csv").chmod(0o640)
+
+    def fill_the_disk(_table: object, to: IO[bytes]) -> None:
+        to.write(b"half a ro")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as inside:
+        inside.setitem(row_formats._WRITERS, OutputFormat.CSV, fill_the_disk)
+        failed = rhei("query", sql, "--output", "rows.csv")
+    assert "'rows.csv' cannot be written: No space left" in str(failed.exception)
+    assert Path("rows.csv").read_text() == "as it was"
+    done("query", sql, "--output", "rows.csv")
+    assert Path("rows.csv").read_text() == '"id"\n1\n2\n3\n'
+    assert Path("rows.csv").stat().st_mode & 0o777 == 0o640
+    assert [file.name for file in Path().iterdir()] == ["rows.csv"]
+    assert "No such file" in str(rhei("query", sql, "--output", "none/rows.csv").exception)
+    Path("none").mkdir()
+    done("query", sql, "--output", "none/rows.csv")
+    os.mkfifo("pipe")
+    read = "import sys; print(open('pipe').read(), end='')"
+    reader = subprocess.Popen([sys.executable, "-c", read], stdout=subprocess.PIPE, text=True)
+    done("query", sql, "--output", "pipe", "--format", "csv")
+    assert reader.communicate()[0] == '"id"\n1\n2\n3\n'
 
 
 def test_statements_come_from_a_file_or_standard_input(project: Path) -> None:

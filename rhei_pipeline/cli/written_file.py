@@ -1,0 +1,89 @@
+"""A file that a command writes: whole or not at all, and never one that the pipeline keeps."""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from rhei_pipeline.errors import QueryError
+
+if TYPE_CHECKING:
+    from rhei_pipeline.settings.model import Settings
+
+#: What SQLite, DuckDB and this package keep beside a file, by the end of its name.
+_BESIDE = ("", "-wal", "-shm", "-journal", ".wal", ".lock", ".lock.turn", ".confirmed.json")
+
+
+def refuse_own(file: Path, settings: "Settings") -> None:
+    """Refuse to overwrite a file that the declaration names, or one that is kept beside it.
+
+    Raises:
+        QueryError: It is one; names what it is.
+    """
+    for what, place in _own(settings):
+        if _is_of(file.resolve(), place.resolve()):
+            raise QueryError(
+                f"file {str(file)!r} belongs to {what} of this pipeline, and is not overwritten",
+                hint="give a file of another name, outside its folders",
+            )
+
+
+def _own(settings: "Settings") -> Iterator[tuple[str, Path]]:
+    source, mirror = settings.source, settings.mirror
+    if source.kind != "postgres":
+        yield "the source", source.path
+    if settings.local is not None:
+        yield "the local database", settings.local.path
+    if not (mirror.in_memory or mirror.url):
+        yield "the mirror", mirror.path
+    if mirror.published is not None:
+        yield "the published copy", mirror.published.path
+    yield "the registry", settings.registry.path
+    if settings.capture.buffer is not None:
+        yield "the buffer", settings.capture.buffer.path
+    if settings.file is not None:
+        yield "the declaration", settings.file
+
+
+def _is_of(file: Path, place: Path) -> bool:
+    """Return whether a file is a place's, lies in it, or is kept beside it."""
+    if place.is_dir() and place in file.parents:
+        return True
+    beside = [place.with_name(place.name + end) for end in _BESIDE]
+    # A file system may know one file by several names, such as in another case.
+    return file in beside or (
+        file.exists() and any(b.exists() and b.samefile(file) for b in beside)
+    )
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[IO[bytes]]:
+    """Open a file to write; it takes its name once the block is done, and is gone if it fails.
+
+    Raises:
+        QueryError: It cannot be written.
+    """
+    try:
+        # What is no file, such as a pipe, cannot be replaced by one.
+        is_plain = file.is_file() or not file.exists()
+        with _replacing(file.resolve()) if is_plain else file.open("wb") as opened:
+            yield opened
+    except OSError as error:
+        raise QueryError(
+            f"file {str(file)!r} cannot be written: {error.strerror or error}",
+            hint="give a file in a folder that exists, that you may write into, and that has room",
+        ) from error
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[IO[bytes]]:
+    beside = file.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        with beside.open("xb") as opened:
+            yield opened
+        if file.exists():
+            beside.chmod(file.stat().st_mode & 0o7777)
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
