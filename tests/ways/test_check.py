@@ -86,7 +86,9 @@ def test_a_log_that_nobody_reads_is_synced_or_its_capture_ended(
     t: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync(t)
-    t.run("update t set v = 'b'", "update _rhei_consumer set seen_at = 0, mirror = 'gone'")
+    gone = "update _rhei_consumer set seen_at = 0, mirror = 'gone'"
+    long_ago = (gone, "update _rhei_log_t set at = 0")
+    t.run("update t set v = 'b'", *long_ago)
     way_out = (
         "run 'rhei sync' where the table is to be mirrored; or end its capture in the source: {}"
     )
@@ -96,7 +98,7 @@ def test_a_log_that_nobody_reads_is_synced_or_its_capture_ended(
     assert findings(t) == {}
     t.assert_equal("t")
     t.crash()
-    t.run("update t set v = 'c'", "update _rhei_consumer set seen_at = 0, mirror = 'gone'")
+    t.run("update t set v = 'c'", *long_ago)
     (remedy,) = findings(t)
     (statements,) = filled_in(way_out, remedy)
     assert abandoned_logs.FORGET_MIRROR_AFTER

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.sources.postgres.catalog import Connection, shown_name
 from rhei_pipeline.sources.postgres.identity import one
-from rhei_pipeline.sources.postgres.triggers.ddl import SCHEMA, remains
+from rhei_pipeline.sources.postgres.triggers.ddl import BEGUN, SCHEMA, log_name, remains
 from rhei_pipeline.sources.postgres.triggers.registry import FORGET_MIRROR_AFTER, PREPARED
 from rhei_pipeline.sources.postgres.triggers.retired_logs import former_remains
 from rhei_pipeline.sql.text import quote
@@ -28,6 +28,11 @@ select exists ({PREPARED}) and count(*) = 2 and bool_and(has_table_privilege(c.o
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = '{SCHEMA}' and c.relname in ('consumer', 'former')
 """
+#: The first entry is of when the log was made: a mirror says that it reads it after its copy.
+_JUST_BEGUN = f"""
+select exists (select from (select kind, at from {{log}} order by xid limit 1) oldest
+    where kind = '{BEGUN}' and at >= now() - interval '{FORGET_MIRROR_AFTER}')
+"""
 
 
 def findings(connection: Connection, mirror_id: str | None) -> Iterator[Finding]:
@@ -36,6 +41,8 @@ def findings(connection: Connection, mirror_id: str | None) -> Iterator[Finding]
         return
     rows = connection.execute(_UNREAD.encode(), (mirror_id or "",)).fetchall()
     for oid, namespace, relation, size, triggers, formers in rows:
+        if _is_just_begun(connection, oid):
+            continue
         table = f"{quote(namespace)}.{quote(relation)}"
         statements = [f"drop trigger if exists {quote(name)} on {table}" for name in triggers]
         for former in formers:
@@ -48,3 +55,11 @@ def findings(connection: Connection, mirror_id: str | None) -> Iterator[Finding]
             + "; ".join(["begin", *statements, *remains(oid), "commit"]),
             shown_name(namespace, relation),
         )
+
+
+def _is_just_begun(connection: Connection, relation: int) -> bool:
+    """Return whether a table's log was made so lately that no mirror can be missing yet."""
+    log = log_name(relation)
+    if not one(connection, "select has_table_privilege(%s, 'select')", log)[0]:
+        return False
+    return bool(one(connection, _JUST_BEGUN.format(log=log))[0])

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.sources.sqlite.triggers.ddl import log_table, object_names
-from rhei_pipeline.sources.sqlite.triggers.log_chain import LOGS, all_logs, exists
+from rhei_pipeline.sources.sqlite.triggers.log_chain import LOGS, TriggerLog, all_logs, exists
 from rhei_pipeline.sources.sqlite.triggers.needs import NEEDS
 from rhei_pipeline.sql.text import literal, quote
 
@@ -21,7 +21,7 @@ def findings(connection: sqlite3.Connection, mirror_id: str | None) -> Iterator[
     for logs in all_logs(connection).values():
         log = logs[-1]
         table = log.name.removeprefix(log_table(""))
-        if log.retired or _is_read(connection, table, log.name, mirror_id):
+        if log.retired or _is_read(connection, table, log, mirror_id):
             continue
         (entries,) = connection.execute(f"select count(*) from {quote(log.name)}").fetchone()
         yield Finding(
@@ -35,14 +35,21 @@ def findings(connection: sqlite3.Connection, mirror_id: str | None) -> Iterator[
         )
 
 
-def _is_read(connection: sqlite3.Connection, table: str, log: str, mirror_id: str | None) -> bool:
-    """Return whether a mirror reads a log, or has nothing left to read in it."""
+def _is_read(
+    connection: sqlite3.Connection, table: str, log: TriggerLog, mirror_id: str | None
+) -> bool:
+    """Return whether a mirror reads a log, has nothing left to read in it, or may yet come."""
     if not exists(connection, _CONSUMERS):
         return False
     least = int((datetime.now(UTC) - FORGET_MIRROR_AFTER).timestamp() * 1_000_000)
+    name = quote(log.name)
+    # The first entry is of when the log was made: a mirror says that it reads it after its copy.
+    begun = f"select 1 from {name} where seq = ? and at >= ?"
+    if connection.execute(begun, (log.first, least)).fetchone() is not None:
+        return True
     found = connection.execute(
         f"select 1 from {_CONSUMERS} where tbl = ? collate nocase and (mirror = ? or seen_at >= ?"
-        f" or seq >= (select max(seq) from {quote(log)}))",
+        f" or seq >= (select max(seq) from {name}))",
         (table, mirror_id, least),
     )
     return found.fetchone() is not None
