@@ -44,11 +44,7 @@ from rhei_pipeline.model.progress import TableState as TableState
 from rhei_pipeline.model.progress import Watermark as Watermark
 from rhei_pipeline.model.reports import CopyReport as CopyReport
 from rhei_pipeline.model.reports import CopyStatus as CopyStatus
-from rhei_pipeline.model.reports import DamagedFile as DamagedFile
-from rhei_pipeline.model.reports import DropReport as DropReport
 from rhei_pipeline.model.reports import Finding as Finding
-from rhei_pipeline.model.reports import MaintenanceReport as MaintenanceReport
-from rhei_pipeline.model.reports import RepairReport as RepairReport
 from rhei_pipeline.model.reports import RowParity as RowParity
 from rhei_pipeline.model.reports import Severity as Severity
 from rhei_pipeline.model.reports import Standing as Standing
@@ -66,6 +62,10 @@ from rhei_pipeline.model.schema import Table as Table
 from rhei_pipeline.model.schema import TableSchema as TableSchema
 from rhei_pipeline.model.schema import parse_type as parse_type
 from rhei_pipeline.model.streaming import Streamed as Streamed
+from rhei_pipeline.model.upkeep import DamagedFile as DamagedFile
+from rhei_pipeline.model.upkeep import DropReport as DropReport
+from rhei_pipeline.model.upkeep import MaintenanceReport as MaintenanceReport
+from rhei_pipeline.model.upkeep import RepairReport as RepairReport
 from rhei_pipeline.protocols import ChangeSource as ChangeSource
 from rhei_pipeline.protocols import Mirror as Mirror
 from rhei_pipeline.protocols import Rescan as Rescan

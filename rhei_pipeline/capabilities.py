@@ -16,8 +16,8 @@ from typing import Protocol, TypeGuard, runtime_checkable
 from rhei_pipeline.model.changes import DeadLetter, Position
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.polling import PollOptions
-from rhei_pipeline.model.reports import DamagedFile
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
+from rhei_pipeline.model.upkeep import DamagedFile
 from rhei_pipeline.protocols import (
     ChangeSource,
     Database,

@@ -18,9 +18,6 @@ from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
 from rhei_pipeline.model.instants import When, as_instant
 from rhei_pipeline.model.reports import (
     CopyReport,
-    DropReport,
-    MaintenanceReport,
-    RepairReport,
     RowParity,
     SyncReport,
     SyncStatus,
@@ -29,6 +26,7 @@ from rhei_pipeline.model.reports import (
 )
 from rhei_pipeline.model.schema import Mode, Table, parse_type
 from rhei_pipeline.model.streaming import Begun, Streamed
+from rhei_pipeline.model.upkeep import DropReport, MaintenanceReport, RepairReport
 from rhei_pipeline.protocols import Database, OnStep
 from rhei_pipeline.query.freshness import Demand, Writes, Written
 from rhei_pipeline.query.planner import Prepared

@@ -27,10 +27,10 @@ from rhei_pipeline.model.changes import (
 )
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Past, Watermark
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
-from rhei_pipeline.model.reports import MaintenanceReport
 from rhei_pipeline.model.schema import Column, Table, TableOptions, TableSchema
 from rhei_pipeline.model.semantics import MirroredTable
 from rhei_pipeline.model.streaming import Begun, Streamed
+from rhei_pipeline.model.upkeep import MaintenanceReport
 
 
 class Step(StrEnum):

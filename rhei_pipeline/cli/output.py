@@ -1,12 +1,10 @@
 """What the command line prints: tables for people, JSON for machines."""
 
-import dataclasses
 import json
 import math
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, time
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -26,23 +24,6 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 #: For notes and progress; silent where nobody wants them.
 notes = Console(stderr=True, highlight=False)
-
-
-def values(report: Any) -> dict[str, Any]:  # noqa: ANN401  (any of the reports)
-    """Return a report's fields as plain values."""
-    return {field.name: _plain(getattr(report, field.name)) for field in dataclasses.fields(report)}
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401
-    if isinstance(value, Enum):
-        return value.value
-    if dataclasses.is_dataclass(value):
-        return values(value)
-    if isinstance(value, Mapping):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(part) for part in value]
-    return value
 
 
 def show(

@@ -20,9 +20,6 @@ from rhei_pipeline.model.named_columns import (
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.reports import (
     CopyReport,
-    DropReport,
-    MaintenanceReport,
-    RepairReport,
     RowParity,
     SyncReport,
     SyncStatus,
@@ -31,6 +28,7 @@ from rhei_pipeline.model.reports import (
 )
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
 from rhei_pipeline.model.streaming import Begun, Streamed
+from rhei_pipeline.model.upkeep import DropReport, MaintenanceReport, RepairReport
 from rhei_pipeline.protocols import Database, OnStep
 from rhei_pipeline.query import time_travel
 from rhei_pipeline.query.freshness import Demand, Written

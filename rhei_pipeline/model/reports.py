@@ -1,6 +1,6 @@
-"""The reports of sync, copy, status, verify and repair."""
+"""The reports of sync, copy, status and verify."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -9,6 +9,7 @@ from typing import Any
 
 from rhei_pipeline.model.changes import Counts
 from rhei_pipeline.model.progress import TableState
+from rhei_pipeline.model.report import Report, changed, counted, named
 
 
 class Severity(StrEnum):
@@ -35,27 +36,6 @@ class Finding:
     why: str
     remedy: str
     table: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MaintenanceReport:
-    """What maintenance changed in a mirror's files.
-
-    Attributes:
-        files_before, files_after: Files that hold rows.
-        bytes_before, bytes_after: Their size.
-        rows_written: Rows that were rewritten.
-        done: Nothing more is due; else the limit was reached, and another call continues.
-        damaged: Damaged files, each with what to do; their tables were not changed.
-    """
-
-    files_before: int = 0
-    files_after: int = 0
-    bytes_before: int = 0
-    bytes_after: int = 0
-    rows_written: int = 0
-    done: bool = True
-    damaged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +94,8 @@ class TableReport:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class SyncReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class SyncReport(Report):
     """What one sync did: one source state, applied in one mirror transaction.
 
     The sums over all tables, and the same per table in `tables`. `watermark` is the sum of the
@@ -128,6 +108,22 @@ class SyncReport:
     duration_seconds: float = 0.0
     not_followed: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
     not_published: str | None = None
+    derived = (
+        *("events", "inserted", "updated", "deleted", "dead_letters"),
+        *("watermark", "lag_seconds"),
+    )
+    shown = ("table", "events", "inserted", "updated", "deleted", "dead_letters", "watermark")
+
+    def _facts(self) -> Iterator[str]:
+        yield counted(len(self.tables), "table")
+        yield counted(self.events, "event")
+        yield from changed(self.inserted, self.updated, self.deleted)
+        if self.dead_letters:
+            yield counted(self.dead_letters, "dead letter")
+        yield f"{self.duration_seconds:.3f} s"
+        yield from named("left out", list(self.errors))
+        if self.not_published:
+            yield "not published"
 
     @property
     def events(self) -> int:
@@ -180,8 +176,8 @@ class SyncReport:
         return any(table.events or table.copied_rows or table.error for table in tables)
 
 
-@dataclass(frozen=True, slots=True)
-class CopyReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class CopyReport(Report):
     """What an initial sync did to one table.
 
     Attributes:
@@ -199,6 +195,15 @@ class CopyReport:
     dead_letters: int
     watermark: int
     duration_seconds: float
+    shown = ("table", "rows", "resumed", "inserted", "updated", "deleted", "duration_seconds")
+
+    def _facts(self) -> Iterator[str]:
+        yield repr(self.table)
+        yield counted(self.rows, "row") + (" of a resumed copy" if self.resumed else "")
+        yield from changed(self.inserted, self.updated, self.deleted)
+        if self.dead_letters:
+            yield counted(self.dead_letters, "dead letter")
+        yield f"{self.duration_seconds:.3f} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +226,7 @@ class TableStatus:
     dead_letters: int
     error: str | None = None
     doubt: str | None = None
+    derived = ("proof",)
 
     @property
     def proof(self) -> str:
@@ -257,8 +263,8 @@ class Standing:
     unreadable: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SyncStatus:
+@dataclass(frozen=True, slots=True, repr=False)
+class SyncStatus(Report):
     """The state of the pipeline.
 
     Attributes:
@@ -280,6 +286,21 @@ class SyncStatus:
     not_followed: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
     not_published: str | None = None
     unreadable: str | None = None
+    derived = ("lag_events", "lag_seconds")
+    shown = (
+        *("table", "mode", "state", "proof", "watermark"),
+        *("lag_events", "lag_seconds", "dead_letters", "error", "doubt"),
+    )
+
+    def _facts(self) -> Iterator[str]:
+        yield "running" if self.running else "not running"
+        yield counted(len(self.tables), "table")
+        yield f"{counted(self.lag_events, 'event')} and {self.lag_seconds:.3f} s behind"
+        yield from named("copying", list(self.copying))
+        yield from named("left out", [t.table for t in self.tables.values() if t.error])
+        for what in ("last_error", "unreadable", "not_published"):
+            if getattr(self, what):
+                yield what.replace("_", " ")
 
     @property
     def lag_events(self) -> int:
@@ -329,6 +350,7 @@ class TableVerification:
     duplicate: int = 0
     broken_history: int = 0
     damage: str | None = None
+    derived = ("equal",)
 
     @classmethod
     def of_damaged(cls, table: str, error: Exception) -> "TableVerification":
@@ -342,8 +364,8 @@ class TableVerification:
         return not (differ or self.broken_history or self.dead_letters or self.damage)
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class VerifyReport(Report):
     """The differences between mirror and source, all tables at one source state.
 
     Attributes:
@@ -355,45 +377,21 @@ class VerifyReport:
     duration_seconds: float
     errors: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     not_followed: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
+    derived = ("equal",)
+    shown = ("table", "equal", "rows", "missing", "extra", "different", "dead_letters")
+
+    def _facts(self) -> Iterator[str]:
+        yield "equal" if self.equal else "not equal"
+        yield counted(len(self.tables), "table")
+        yield counted(sum(found.rows for found in self.tables.values()), "row")
+        yield f"{self.duration_seconds:.3f} s"
+        yield from named("differ", [t.table for t in self.tables.values() if not t.equal])
+        yield from named("left out", list(self.errors))
 
     @property
     def equal(self) -> bool:
         """Whether every table is equal, and none was left out."""
         return not self.errors and all(found.equal for found in self.tables.values())
-
-
-@dataclass(frozen=True, slots=True)
-class DropReport:
-    """What dropping a table of the mirror did.
-
-    Attributes:
-        rows: The rows, or versions, it had.
-        kept_as: The name under which they are kept; None if they were deleted.
-    """
-
-    table: str
-    rows: int
-    kept_as: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class DamagedFile:
-    """A file of the mirror that a repair set aside, and what was done about its content."""
-
-    file: str
-    outcome: str
-
-
-@dataclass(frozen=True, slots=True)
-class RepairReport:
-    """What a repair changed in one table's mirror, and which of its files were damaged."""
-
-    table: str
-    inserted: int
-    updated: int
-    deleted: int
-    duration_seconds: float
-    damaged: tuple[DamagedFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from types import MappingProxyType
 from rhei_pipeline.changes.scd2 import refuse_lost_history
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.progress import Ledger
-from rhei_pipeline.model.reports import DropReport
 from rhei_pipeline.model.schema import RESERVED_PREFIX, Mode, Table, TableSchema, nearest
+from rhei_pipeline.model.upkeep import DropReport
 from rhei_pipeline.protocols import (
     Mirror,
     MirrorRecords,

@@ -22,9 +22,6 @@ from rhei_pipeline.model.progress import Ledger, TableState
 from rhei_pipeline.model.reports import (
     CopyReport,
     CopyStatus,
-    DamagedFile,
-    DropReport,
-    RepairReport,
     RowParity,
     Standing,
     SyncReport,
@@ -32,6 +29,7 @@ from rhei_pipeline.model.reports import (
     VerifyReport,
 )
 from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.model.upkeep import DamagedFile, DropReport, RepairReport
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, Step
 from rhei_pipeline.sync.comparisons import Comparisons
 from rhei_pipeline.sync.copies import CopyOptions, TableCopies

@@ -14,8 +14,9 @@ from rhei_pipeline.cli.options import (
     example,
     exit_if,
 )
-from rhei_pipeline.cli.output import name_errors, name_not_followed, say, show, values
+from rhei_pipeline.cli.output import name_errors, name_not_followed, say, show
 from rhei_pipeline.cli.rows import RowFile, RowFormat, RowLimit, RowWriter
+from rhei_pipeline.model.report import values
 
 if TYPE_CHECKING:
     from rhei_pipeline.model.reports import TableVerification
@@ -29,9 +30,9 @@ def verify(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json 
     with errors_at_the_end(), opened(config) as htap, work_shown("comparing every row"):
         report = htap.verify(table)
     show(
-        {**values(report), "equal": report.equal},
-        [{**values(found), "equal": found.equal} for found in report.tables.values()],
-        ("table", "equal", "rows", "missing", "extra", "different", "dead_letters"),
+        report.to_dict(),
+        [values(found) for found in report.tables.values()],
+        report.shown,
         as_json=json_,
     )
     for found in report.tables.values():
@@ -69,10 +70,10 @@ def repair(
 ) -> None:
     """Make a table equal to its source again; the differences are added to its history."""
     with opened(config) as htap, work_shown(f"comparing and repairing {table}"):
-        report = values(htap.repair(table))
-    show(report, [report], tuple(n for n in report if n != "damaged"), as_json=json_)
+        report = htap.repair(table)
+    show(report.to_dict(), [report.to_dict()], report.shown, as_json=json_)
     if not json_:
-        say(f"{found['file']}: {found['outcome']}" for found in report["damaged"])
+        say(f"{found.file}: {found.outcome}" for found in report.damaged)
 
 
 @commands.command("dead-letters", epilog=example("dead-letters --replay"))

@@ -8,7 +8,8 @@ import typer
 from rhei_pipeline.cli.findings import show_findings
 from rhei_pipeline.cli.opening import settings_of
 from rhei_pipeline.cli.options import DEFAULT_CONFIG, Config, Json, example, exit_if
-from rhei_pipeline.cli.output import out, print_note, say, show, show_rows, values
+from rhei_pipeline.cli.output import out, print_note, say, show, show_rows
+from rhei_pipeline.model.report import values
 
 commands = typer.Typer()
 

@@ -9,7 +9,8 @@ import typer
 
 from rhei_pipeline.cli.opening import opened, settings_of, take_environment, work_shown
 from rhei_pipeline.cli.options import DEFAULT_CONFIG, Config, Json, example, exit_if
-from rhei_pipeline.cli.output import out, say, show, values
+from rhei_pipeline.cli.output import out, say, show
+from rhei_pipeline.model.report import values
 
 commands = typer.Typer()
 
@@ -67,11 +68,11 @@ def serve(
 def maintain(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     """Merge the mirror's small files into large ones; a schedule does this each night."""
     with opened(config) as htap, work_shown("merging files"):
-        report = values(htap.maintain())
-    show(report, [report], tuple(n for n in report if n != "damaged"), as_json=json_)
+        report = htap.maintain()
+    show(report.to_dict(), [report.to_dict()], report.shown, as_json=json_)
     if not json_:
-        say(report["damaged"])
-    exit_if(bool(report["damaged"]))
+        say(report.damaged)
+    exit_if(bool(report.damaged))
 
 
 @commands.command("adopt", epilog=example("adopt"))

@@ -8,8 +8,9 @@ import typer
 
 from rhei_pipeline.cli.opening import opened
 from rhei_pipeline.cli.options import DEFAULT_CONFIG, Config, Json, Side, example
-from rhei_pipeline.cli.output import name_missing, out, show, show_rows, values
+from rhei_pipeline.cli.output import name_missing, out, show, show_rows
 from rhei_pipeline.cli.rows import RowFile, RowFormat, RowLimit, RowWriter
+from rhei_pipeline.model.report import values
 
 if TYPE_CHECKING:
     from rhei_pipeline.htap import HTAP

@@ -27,8 +27,8 @@ from rhei_pipeline.cli.output import (
     out,
     say,
     show,
-    values,
 )
+from rhei_pipeline.model.report import values
 
 if TYPE_CHECKING:
     from rhei_pipeline.htap import HTAP
@@ -61,11 +61,10 @@ def sync(
             refuse_unknown(table, [*htap.tables(), *htap.left_out])
         report = htap.sync_now(progress)
     report = report if table is None else report.of_table(table)
-    sums = ("events", "inserted", "updated", "deleted", "dead_letters", "watermark", "lag_seconds")
     show(
-        {**values(report), **{name: getattr(report, name) for name in sums}},
+        report.to_dict(),
         [values(each) for each in report.tables.values() if not each.error],
-        ("table", "events", "inserted", "updated", "deleted", "dead_letters", "watermark"),
+        report.shown,
         as_json=json_,
     )
     name_dead_letters({each.table: each.dead_letters for each in report.tables.values()})
@@ -99,14 +98,16 @@ def _show_pending(config: Path, table: str | None, *, as_json: bool) -> None:
 @commands.command(epilog=example("copy --table orders"))
 def copy(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json = False) -> None:
     """Copy one table again, or all. An interrupted copy continues, and history is kept."""
+    from rhei_pipeline.model.reports import CopyReport
+
     with errors_at_the_end(), opened(config) as htap, progress_shown(json_) as progress:
         copied = [htap.initial_sync(table, progress)] if table else htap.initial_sync_all(progress)
-        reports = [values(report) for report in copied]
+        reports = [report.to_dict() for report in copied]
         left_out = {} if table else htap.left_out
     show(
         {"tables": reports},
         reports,
-        ("table", "rows", "resumed", "inserted", "updated", "deleted", "duration_seconds"),
+        CopyReport.shown,
         as_json=json_,
     )
     name_errors(left_out)
@@ -153,7 +154,7 @@ def _status_row(table: "TableStatus") -> dict[str, Any]:
 
 def _show_status(found: "SyncStatus", *, as_json: bool) -> None:
     show(
-        values(found),
+        found.to_dict(),
         [_status_row(table) for table in found.tables.values()],
         (
             "table",

@@ -31,8 +31,8 @@ from rhei_pipeline.mirrors.datafusion.formats import Parquet, encoded
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredTable
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
 from rhei_pipeline.mirrors.publishing import PublishSchedule
-from rhei_pipeline.model.reports import DamagedFile
 from rhei_pipeline.model.schema import RESERVED_PREFIX
+from rhei_pipeline.model.upkeep import DamagedFile
 
 #: The folder of all Delta tables; in it, as in SQL, a folder for each namespace.
 DELTA = "delta"

@@ -28,8 +28,8 @@ from rhei_pipeline.mirrors.datafusion.manifest import (
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, index_place
 from rhei_pipeline.model.feed_state import FEED_PREFIX
 from rhei_pipeline.model.progress import Ledger
-from rhei_pipeline.model.reports import DamagedFile
 from rhei_pipeline.model.schema import HISTORY_FIELDS, VALID_TO, Mode, Table
+from rhei_pipeline.model.upkeep import DamagedFile
 from rhei_pipeline.sql.text import mirror_table, quote
 
 _READ_AGAIN = "its rows are read again from the source"

@@ -17,7 +17,7 @@ from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, Words
 from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex
 from rhei_pipeline.mirrors.datafusion.manifest import Segment, StoredTable
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
-from rhei_pipeline.model.reports import MaintenanceReport
+from rhei_pipeline.model.upkeep import MaintenanceReport
 
 #: So many segments of one size are merged into one of the next.
 FAN = 8

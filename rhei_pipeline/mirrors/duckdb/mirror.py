@@ -39,10 +39,10 @@ from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.progress import Ledger, Past
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits, gathered, whole
-from rhei_pipeline.model.reports import MaintenanceReport
 from rhei_pipeline.model.schema import VALID_TO, Mode, Table
 from rhei_pipeline.model.semantics import Translated
 from rhei_pipeline.model.streaming import Begun, Streamed
+from rhei_pipeline.model.upkeep import MaintenanceReport
 from rhei_pipeline.sql.text import mirror_table
 
 if TYPE_CHECKING:
