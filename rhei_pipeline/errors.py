@@ -34,6 +34,7 @@ do next. Whether to try again depends on the first level only.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 
 class RheiError(Exception):
@@ -185,12 +186,18 @@ class MissingExtraError(PermanentError):
 
 #: The packages that each optional extra brings.
 _EXTRAS = {
+    "dagster": {"dagster"},
     "postgres": {"pglast", "psycopg", "psycopg_pool"},
     "datafusion": {"datafusion", "obstore"},
     "delta": {"datafusion", "deltalake", "obstore"},
     "metrics": {"prometheus_client"},
     "rocksdb": {"rocksdict"},
 }
+
+
+def extras_installed() -> list[str]:
+    """Return the optional extras that have all their packages here; none is imported."""
+    return sorted(name for name, packages in _EXTRAS.items() if all(map(find_spec, packages)))
 
 
 @contextmanager

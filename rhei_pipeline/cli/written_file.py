@@ -21,40 +21,45 @@ def refuse_own(file: Path, settings: "Settings") -> None:
     Raises:
         QueryError: It is one; names what it is.
     """
-    for what, place in _own(settings):
+    for what, place in own_places(settings):
         if _is_of(file.resolve(), place.resolve()):
             raise QueryError(
-                f"file {str(file)!r} belongs to {what} of this pipeline, and is not overwritten",
+                f"file {str(file)!r} belongs to the {what} of this pipeline, and is"
+                " not overwritten",
                 hint="give a file of another name, outside its folders",
             )
 
 
-def _own(settings: "Settings") -> Iterator[tuple[str, Path]]:
+def own_places(settings: "Settings") -> Iterator[tuple[str, Path]]:
+    """Yield what a declaration names on this machine, each with what it is."""
     source, mirror = settings.source, settings.mirror
     if source.kind != "postgres":
-        yield "the source", source.path
+        yield "source", source.path
     if settings.local is not None:
-        yield "the local database", settings.local.path
+        yield "local database", settings.local.path
     if not (mirror.in_memory or mirror.url):
-        yield "the mirror", mirror.path
+        yield "mirror", mirror.path
     if mirror.published is not None:
-        yield "the published copy", mirror.published.path
-    yield "the registry", settings.registry.path
+        yield "published copy", mirror.published.path
+    yield "registry", settings.registry.path
     if settings.capture.buffer is not None:
-        yield "the buffer", settings.capture.buffer.path
+        yield "buffer", settings.capture.buffer.path
     if settings.file is not None:
-        yield "the declaration", settings.file
+        yield "declaration", settings.file
+
+
+def beside(place: Path) -> list[Path]:
+    """Return a place itself, and the files that may be kept beside it."""
+    return [place.with_name(place.name + end) for end in _BESIDE]
 
 
 def _is_of(file: Path, place: Path) -> bool:
     """Return whether a file is a place's, lies in it, or is kept beside it."""
     if place.is_dir() and place in file.parents:
         return True
-    beside = [place.with_name(place.name + end) for end in _BESIDE]
     # A file system may know one file by several names, such as in another case.
-    return file in beside or (
-        file.exists() and any(b.exists() and b.samefile(file) for b in beside)
-    )
+    there = [kept for kept in beside(place) if file.exists() and kept.exists()]
+    return file in beside(place) or any(kept.samefile(file) for kept in there)
 
 
 @contextmanager
@@ -78,12 +83,12 @@ def whole_file(file: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _replacing(file: Path) -> Iterator[IO[bytes]]:
-    beside = file.with_name(f".{uuid.uuid4().hex}.partial")
+    partial = file.with_name(f".{uuid.uuid4().hex}.partial")
     try:
-        with beside.open("xb") as opened:
+        with partial.open("xb") as opened:
             yield opened
         if file.exists():
-            beside.chmod(file.stat().st_mode & 0o7777)
-        beside.replace(file)
+            partial.chmod(file.stat().st_mode & 0o7777)
+        partial.replace(file)
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import typer
 from rhei_pipeline.cli.findings import show_findings
 from rhei_pipeline.cli.opening import settings_of
 from rhei_pipeline.cli.options import DEFAULT_CONFIG, Config, Json, example, exit_if
-from rhei_pipeline.cli.output import out, print_note, say, show, show_rows
+from rhei_pipeline.cli.output import out, print_error, print_note, say, show, show_rows
 from rhei_pipeline.model.report import values
 
 commands = typer.Typer()
@@ -71,6 +71,21 @@ def check(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     if not broken and not json_:
         out.print("ready to sync")
     exit_if(broken)
+
+
+@commands.command(epilog=example("info --json"))
+def info(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
+    """Show what is installed and declared, and how much room it takes; opens no database."""
+    from rhei_pipeline.cli.information import information, lines
+
+    found = information(settings_of(config))
+    if not json_:
+        say(lines(found))
+        show(found, found["tables"], ("table", "mode"), as_json=False)
+    show(found, found["storage"], ("part", "bytes", "path"), as_json=json_)
+    if found["problem"] is not None:
+        print_error(found["problem"])
+    exit_if(found["problem"] is not None)
 
 
 @commands.command(epilog=example("demo --directory shop"))

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
@@ -199,6 +200,36 @@ def test_a_file_is_written_whole_or_not_at_all(
     reader = subprocess.Popen([sys.executable, "-c", read], stdout=subprocess.PIPE, text=True)
     done("query", sql, "--output", "pipe", "--format", "csv")
     assert reader.communicate()[0] == '"id"\n1\n2\n3\n'
+
+
+def test_info_tells_what_is_there_without_source_or_secret(project: Path, world: World) -> None:
+    done("sync")
+    wal = world.path.with_name(f"{world.path.name}-wal")
+    source = sum(file.stat().st_size for file in (world.path, wal) if file.exists())
+    told = json.loads(done("info", "--json"))
+    assert (told["version"], told["source"]["capture"]) == (version("rhei-pipeline"), "trigger")
+    assert {"datafusion", "postgres"} <= {*told["extras"]}
+    assert told["tables"] == [{"table": "orders", "mode": "destructive"}]
+    sizes = {row["part"]: row["bytes"] for row in told["storage"]}
+    assert sizes["registry"] >= (project / "registry.json").stat().st_size
+    assert sizes["mirror"] >= (project / "m.duckdb").stat().st_size
+    assert sizes["source"] >= source
+    world.close()
+    world.path.unlink()
+    wal.unlink(missing_ok=True)
+    shown = " ".join(done("info").split())
+    assert all(word in shown for word in ("rhei ", "sqlite, capture by trigger: ", "orders"))
+    config = project / "config" / "pipeline.yaml"
+    config.write_text(
+        "source: {kind: postgres, dsn: 'postgresql://me:hidden@127.0.0.1:1/shop'}\n"
+        "mirror: {kind: datafusion, path: m}\nregistry: {path: registry.json}\n"
+    )
+    assert "postgres, capture by logical: 127.0.0.1:1/shop\n" in done("info")
+    assert "hidden" not in done("info") + done("info", "--json")
+    (project / "registry.json").write_text("{")
+    broken = rhei("info", "--json")
+    assert (broken.exit_code, json.loads(broken.stdout)["tables"]) == (1, [])
+    assert "registry" in broken.stderr
 
 
 def test_statements_come_from_a_file_or_standard_input(project: Path) -> None:
