@@ -39,7 +39,7 @@ ALLOWED = {
     "rhei_pipeline/mirrors/locking.py": "a lock's file, held by flock, which closing leaves alone",
     "rhei_pipeline/cli/commands/declaring.py:_keep_secret": "a file of variables, made anew",
     "rhei_pipeline/cli/prompt.py:_history": "the shell's history",
-    "rhei_pipeline/cli/rows.py:write": "a file that a user names for an answer",
+    "rhei_pipeline/cli/written_file.py": "a file that a user names, and none of the pipeline's",
     "rhei_pipeline/server/serve.py": "a certificate and its key",
     "rhei_pipeline/wiring/engine.py:open_oltp": "it opens no file that exists",
     "examples/airline/data.py": "the example's rows, as they are shipped",
