@@ -151,14 +151,21 @@ _KEYS = st.integers(1, 3)
 _VALUES = st.integers(0, 9)
 _WRITES = st.one_of(
     st.builds(
-        "insert into t values ({0}, {1}, 'b{1}', {1}) on conflict(id) do update set a = {1}".format,
+        "insert into t select {0}, {1}, 'b{1}', {1}"
+        " where 'b{1}' not in (select b from t where id <> {0} and b is not null)"
+        " on conflict(id) do update set a = {1}".format,
         _KEYS,
         _VALUES,
     ),
     st.builds(
         "update t set {1} = {2} where id = {0}".format, _KEYS, st.sampled_from("ac"), _VALUES
     ),
-    st.builds("update t set b = 'v{0}{1}' where id = {0}".format, _KEYS, _VALUES),
+    st.builds(
+        "update t set b = 'v{0}{1}' where id = {0}"
+        " and 'v{0}{1}' not in (select b from t where b is not null)".format,
+        _KEYS,
+        _VALUES,
+    ),
     st.builds(
         "update t set id = {1} where id = {0} and {1} not in (select id from t)".format,
         _KEYS,
