@@ -18,6 +18,11 @@ def tcp_relay(unix_socket: str) -> Iterator[int]:
         with closing(far), closing(writer):
             ways = [loop.create_task(_pump(near, writer)), loop.create_task(_pump(reader, far))]
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            await _end(*ways)
+
+    async def end() -> None:
+        server.close()
+        await _end(*(asyncio.all_tasks() - {asyncio.current_task()}))
 
     server = loop.run_until_complete(asyncio.start_server(relay, "127.0.0.1"))
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -25,10 +30,17 @@ def tcp_relay(unix_socket: str) -> Iterator[int]:
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
+        asyncio.run_coroutine_threadsafe(end(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
-        server.close()
         loop.close()
+
+
+async def _end(*tasks: "asyncio.Task[None] | None") -> None:
+    begun = [task for task in tasks if task is not None]
+    for task in begun:
+        task.cancel()
+    await asyncio.gather(*begun, return_exceptions=True)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
