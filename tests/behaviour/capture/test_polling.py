@@ -92,6 +92,8 @@ def test_ties_longer_than_a_batch_come_whole(make: Make) -> None:
     world.run(f"update t set v = 'b', updated_at = {now(world)} where id >= 10")
     report = world.htap.sync_now()
     assert (report.inserted, report.updated) == (0, 10)
+    if not isinstance(world, World):  # SQLite's clock may not have left the tick of the others
+        assert report.events == 10
     world.assert_equal("t")
 
 
