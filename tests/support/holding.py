@@ -40,7 +40,9 @@ class OtherProcess:
     def __init__(self, code: str, *arguments: str) -> None:
         self.process = Forked(code, *arguments)
         self.first = self.process.stdout.readline()
-        assert self.first, "it has ended"
+        if not self.first:
+            self.process.__exit__(None, None, None)
+            raise AssertionError("it has ended")
 
     def __enter__(self) -> Self:
         return self

@@ -66,6 +66,8 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     # One for each 16 MB costs no measurable time more than one for each 64 MB.
     "checkpoint_threshold": "16MB",
 }
+#: Who opens the file has its lock for at least so long: reads of the file end as they see that.
+_READERS_END_SECONDS = 0.5
 #: Rows that DuckDB gives at once; so few that wide ones take little.
 _BATCH_ROWS = 8192
 
@@ -113,6 +115,7 @@ class DuckDBMirror:
                 config["access_mode"] = "READ_ONLY"
             else:
                 self._hold(opened, lock_timeout_seconds)
+                deadline = max(deadline, time.monotonic() + _READERS_END_SECONDS)
             self._connection = _connect(self.path, config, deadline)
             opened.callback(self._connection.close)
             with translated(self.path):

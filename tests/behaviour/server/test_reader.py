@@ -1,7 +1,7 @@
 """A mirror is read from any process, whoever holds it, and nobody is kept from writing it."""
 
 import json
-import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +11,9 @@ import pytest
 
 import rhei_pipeline as rhei
 from rhei_pipeline import Settings
-from rhei_pipeline.errors import MirrorBusyError, MirrorError, QueryError, QueryLimitError
+from rhei_pipeline.errors import MirrorBusyError, MirrorError, QueryError
 from tests.support.fix_world import World
-from tests.support.holding import OtherProcess, holding
+from tests.support.holding import OtherProcess, holding, written
 
 MakeWorld = Callable[..., World]
 SQL = "select id, status from orders order by id"
@@ -24,6 +24,28 @@ OPEN = (
     "import duckdb, sys; held = duckdb.connect(sys.argv[1]);"
     "print('ready', flush=True); sys.stdin.read()"
 )
+READ = """
+import sys
+import rhei_pipeline as rhei
+with rhei.reader(rhei.Settings.model_validate_json(sys.argv[1])) as reader:
+    print("ready", flush=True)
+    reader.query(sys.argv[2])
+"""
+
+
+def waits(settings: Settings, seconds: float) -> Settings:
+    """Return the same declaration, with so long a wait for the mirror."""
+    mirror = settings.mirror.model_copy(update={"lock_timeout_seconds": float(seconds)})
+    return settings.model_copy(update={"mirror": mirror})
+
+
+def is_held(mirror: Path) -> bool:
+    """Return whether another process has the file open."""
+    try:
+        duckdb.connect(str(mirror)).close()
+    except duckdb.IOException:
+        return True
+    return False
 
 
 def told(found: pa.Table) -> tuple[str, dict[str, int]]:
@@ -59,24 +81,12 @@ def test_the_holder_answers_and_without_one_the_file(world: World) -> None:
 def test_a_read_of_the_file_makes_way_for_a_process_that_writes(world: World) -> None:
     world.htap.sync_now()
     world.crash()
-    form = {**world.settings.model_dump(), "queries": {"query_seconds": 20}}
-    form["mirror"] |= {"lock_timeout_seconds": 60}
-    ended: list[Exception] = []
-
-    def read() -> None:
-        with rhei.reader(Settings(**form)) as reader:
-            try:
-                reader.query(LONG)
-            except QueryLimitError as error:
-                ended.append(error)
-
-    reading = threading.Thread(target=read)
-    reading.start()
-    with holding(world.settings), rhei.reader(world.settings) as other:
-        assert reading.is_alive()
-        assert told(other.query(SQL))[0] == "holder"
-    reading.join(60)
-    assert ended
+    with OtherProcess(READ, written(waits(world.settings, 60)), LONG) as reading:
+        while not is_held(world.settings.mirror.path):
+            time.sleep(0.01)
+        with holding(waits(world.settings, 0)), rhei.reader(world.settings) as other:
+            assert told(other.query(SQL))[0] == "holder"
+        assert reading.process.poll() is None
 
 
 def test_the_published_copy_is_read_where_the_holder_cannot_be_asked(world: World) -> None:
