@@ -37,7 +37,6 @@ from rhei_pipeline.sync.background import BackgroundSync
 from rhei_pipeline.sync.initial_sync import OnProgress
 from rhei_pipeline.sync.pipeline import no_progress, no_step
 from rhei_pipeline.wiring.declarations import table_settings
-from rhei_pipeline.wiring.engine import Engine
 
 if TYPE_CHECKING:
     from rhei_pipeline.monitoring.server import MonitoringServer
@@ -86,10 +85,6 @@ class HTAP:
     def holds(self) -> bool:
         """Whether this process has the mirror open; another one is asked otherwise."""
         return self._access.holds
-
-    @property
-    def _engine(self) -> Engine:
-        return self._access.held.engine
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Written:
         """Run one write in the source and commit it; return the rows affected.

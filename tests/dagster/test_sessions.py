@@ -21,6 +21,7 @@ from rhei_pipeline.dagster import CdcResource, Names, OltpResource, build_defini
 from rhei_pipeline.dagster.check_records import last_evaluations
 from rhei_pipeline.dagster.session import Session
 from rhei_pipeline.wiring.standing import source_standing
+from tests.support.parts import engine_of
 
 STARTED = dg.DagsterRunStatus.STARTED
 
@@ -174,7 +175,7 @@ def test_each_check_names_what_is_wrong(shop: Shop) -> None:
     assert "up to date" in str(shop.tick())
     assert shop.check("orders", "lag").passed
     with closing(HTAP(shop.settings)) as htap:
-        mirror = htap._engine.mirror
+        mirror = engine_of(htap).mirror
         with mirror.transaction() as transaction:
             transaction._connection.execute("insert into orders select * from orders")  # type: ignore[attr-defined]
     assert shop.sync().success

@@ -16,6 +16,7 @@ from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import RheiError
 from rhei_pipeline.model.schema import Mode
 from tests.support.other_process import copy
+from tests.support.parts import engine_of
 
 #: What is done to a file, by name.
 KINDS: dict[str, Callable[[bytes], bytes | None]] = {
@@ -174,7 +175,7 @@ def _prove(world: Path, settings_: Settings, before: dict[str, Any], ways: str) 
         if report.errors:
             raise WrongError(f"left out: {report.errors}")
         _prove_equal(world, htap)
-        if htap._engine.pipeline.table("t").mode is Mode.TEMPORAL:
+        if engine_of(htap).pipeline.table("t").mode is Mode.TEMPORAL:
             _prove_past(htap, before, whole="versions" not in ways and "away" not in ways)
         htap.maintain()
         _prove_equal(world, htap)
@@ -258,7 +259,7 @@ def _prove_table_equal(world: Path, htap: HTAP, table: str) -> None:
     app = sqlite3.connect(world / "app.db")
     source = sorted(map(str, app.execute(f"select {columns} from {table}")))
     app.close()
-    temporal = htap._engine.pipeline.table(table).mode is Mode.TEMPORAL
+    temporal = engine_of(htap).pipeline.table(table).mode is Mode.TEMPORAL
     valid = " where _rhei_valid_to is null" if temporal else ""
     found = htap.query(f"select {columns} from {table}{valid}", hint="olap").to_pylist()
     if sorted(str(tuple(row.values())) for row in found) != source:

@@ -21,6 +21,7 @@ from rhei_pipeline.model.schema import Mode
 from rhei_pipeline.testing.faults import Crash, CrashAt
 from rhei_pipeline.testing.oracle import Row, arrow_rows, exact
 from tests.support.installed_postgres import InstalledServer, Pooler, binaries, missing
+from tests.support.parts import engine_of
 
 #: The version whose installed programs all tests use: `make test-postgres PG=15`.
 CHOSEN = os.environ.get("RHEI_TEST_POSTGRES")
@@ -221,7 +222,7 @@ class PostgresWorld:
         return rows
 
     def _present(self, table: str) -> pa.Table:
-        known = self.htap._engine.pipeline.table(table)
+        known = engine_of(self.htap).pipeline.table(table)
         columns = ", ".join(f'"{name}"' for name in known.schema.names)
         where = " where _rhei_valid_to is null" if known.mode is Mode.TEMPORAL else ""
         return self.htap.query(f"select {columns} from {table}{where}", hint="olap")

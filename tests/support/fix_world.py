@@ -14,6 +14,7 @@ from rhei_pipeline.model.schema import Mode
 from rhei_pipeline.testing.faults import Crash, CrashAt
 from rhei_pipeline.testing.oracle import Row, arrow_rows
 from tests.support.model import source_rows
+from tests.support.parts import engine_of
 
 
 @dataclass
@@ -103,7 +104,7 @@ class World:
 
     def _present(self, table: str) -> pa.Table:
         columns = ", ".join(f'"{name}"' for name in self.columns(table))
-        temporal = self.htap._engine.pipeline.table(table).mode is Mode.TEMPORAL
+        temporal = engine_of(self.htap).pipeline.table(table).mode is Mode.TEMPORAL
         where = " where _rhei_valid_to is null" if temporal else ""
         return self.htap.query(f'select {columns} from "{table}"{where}', hint="olap")
 

@@ -15,6 +15,7 @@ from rhei_pipeline.protocols import Step
 from rhei_pipeline.testing.oracle import Row, arrow_rows, exact
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 
 TABLES = ("items", "pairs")
 SQLITE_NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
@@ -248,7 +249,7 @@ class Play:
         for table in TABLES:
             state = self._alive(table)
             assert self.world.mirror_rows(table) == state, table
-            mark = self.world.htap._engine.mirror.ledger().watermarks[table]
+            mark = engine_of(self.world.htap).mirror.ledger().watermarks[table]
             form = Keyset if self._is_sqlite else Horizon
             known = form.read(mark.position.proof, "updated_at")
             assert known is not None

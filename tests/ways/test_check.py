@@ -9,6 +9,7 @@ from rhei_pipeline.model.reports import Finding
 from rhei_pipeline.sources.sqlite.triggers import abandoned_logs
 from rhei_pipeline.wiring.source import validate
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 from tests.support.refusals import filled_in, rhei
 
 MakeWorld = Callable[..., World]
@@ -76,7 +77,7 @@ def test_a_table_that_left_the_declaration_is_declared_again_or_dropped(
     else:
         rhei(world.settings, world.directory, "unregister", name)
         rhei(world.settings, world.directory, "drop-table", name)
-        assert sorted(world.htap._engine.mirror.tables()) == ['"t"']
+        assert sorted(engine_of(world.htap).mirror.tables()) == ['"t"']
         sync(world)
     world.crash()
     assert findings(world) == {}

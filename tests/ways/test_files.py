@@ -41,6 +41,7 @@ from tests.support.damage import damage
 from tests.support.fix_world import World
 from tests.support.forked import Forked, output_of
 from tests.support.other_process import copy
+from tests.support.parts import engine_of
 from tests.support.refusals import filled_in, refused, rhei
 
 MakeWorld = Callable[..., World]
@@ -315,7 +316,7 @@ def test_a_damaged_log_of_duckdb_is_moved_away(make_world: MakeWorld) -> None:
 
 
 def file_of(world: World, table: str) -> Path:
-    mirror = world.htap._engine.mirror
+    mirror = engine_of(world.htap).mirror
     assert isinstance(mirror, DataFusionMirror)
     [stored] = [t for t in mirror._manifest.tables.values() if t.relation == table]
     names = mirror._store.table_files(stored)
@@ -342,7 +343,7 @@ def test_a_damaged_file_of_no_table_is_repaired_with_any(make_world: MakeWorld) 
     world.run("create table u(id integer primary key, v integer)")
     world.run("insert into t values (1, 'no number'), (2, 2)", "insert into u values (1, 1)")
     world.htap.sync_now()
-    mirror = world.htap._engine.mirror
+    mirror = engine_of(world.htap).mirror
     assert isinstance(mirror, DataFusionMirror)
     assert mirror.dead_letters().num_rows == 1
     owned = {n for t in mirror._manifest.tables.values() for n in mirror._store.table_files(t)}

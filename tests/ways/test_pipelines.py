@@ -35,6 +35,7 @@ from rhei_pipeline.server.serve import access_from, tls_from
 from rhei_pipeline.wiring.engine import bridge
 from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 from tests.support.refusals import filled_in, refused, rhei
 
 MakeWorld = Callable[..., World]
@@ -201,7 +202,7 @@ def test_a_source_that_is_no_database_is_checked_and_corrected(t: World) -> None
 
 
 def test_a_full_disk_is_freed(t: World) -> None:
-    database: Any = t.htap._engine.database
+    database: Any = engine_of(t.htap).database
     writer = database._writer
     pages = writer.execute("pragma max_page_count").fetchone()[0]
     writer.execute("pragma max_page_count = 20")
@@ -276,7 +277,7 @@ def test_a_schema_that_keeps_changing_is_synced_once_that_ends(
     t: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns = iter(range(100))
-    watch = t.htap._engine.pipeline._watch
+    watch = engine_of(t.htap).pipeline._watch
     keep_up = watch.keep_up
 
     def migrated_behind_its_back() -> None:

@@ -17,6 +17,7 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import PostgresWorld
+from tests.support.parts import engine_of
 from tests.support.refusals import refused
 
 MakeWorld = Callable[..., PostgresWorld]
@@ -177,7 +178,7 @@ def test_more_long_queries_are_asked_later_or_given_sessions(world: PostgresWorl
     def asked(pool_size: int) -> None:
         fields = {"pool_size": pool_size, "connect_timeout_seconds": 0.3}
         with HTAP(_limited(world, "source", **fields)) as htap:
-            sessions = htap._engine.database._reader._sessions  # type: ignore[attr-defined]
+            sessions = engine_of(htap).database._reader._sessions  # type: ignore[attr-defined]
             with sessions.lend("first", is_long=True), sessions.lend("second", is_long=True):
                 assert htap.query("select * from t", hint="oltp").num_rows == 2
 
@@ -191,7 +192,7 @@ def test_more_writers_are_given_sessions(world: PostgresWorld) -> None:
     for pool_size in (1, 2):
         fields = {"pool_size": pool_size, "connect_timeout_seconds": 0.3}
         with HTAP(_limited(world, "source", **fields)) as htap:
-            database: Any = htap._engine.database
+            database: Any = engine_of(htap).database
             with database._pool.connection():
                 if pool_size == 1:
                     with refused(way_out, SourceBusyError):

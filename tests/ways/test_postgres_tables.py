@@ -22,6 +22,7 @@ from rhei_pipeline.sources.postgres.logical import source as logical_source
 from rhei_pipeline.sources.postgres.logical import validate as logical_validate
 from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import CHOSEN, AnyServer, PostgresWorld, database, started
+from tests.support.parts import engine_of
 from tests.support.refusals import filled_in, refused
 
 MakeWorld = Callable[..., PostgresWorld]
@@ -245,7 +246,7 @@ def test_another_mirrors_key_is_used_here_too(make_postgres: MakeWorld) -> None:
     other = [{"name": "t", "primary_key": ["code"]}]
     second = make_postgres(capture={"method": "trigger"}, tables=other)
     with refused("use 'primary_key: [{}]' here too", RheiError) as met:
-        raise second.htap._engine.pipeline.left_out.get("t") or _first_error(second)
+        raise engine_of(second.htap).pipeline.left_out.get("t") or _first_error(second)
     second.crash()
     second.tables = [{"name": "t", "primary_key": met.told[0].split(", ")}]
     second.run("update t set v = 'b'")
@@ -259,7 +260,7 @@ def _first_error(world: PostgresWorld) -> Exception:
         world.htap.sync_now()
     except RheiError as error:
         return error
-    return world.htap._engine.pipeline.left_out["t"]
+    return engine_of(world.htap).pipeline.left_out["t"]
 
 
 def test_a_log_table_that_is_gone_is_made_again(make_postgres: MakeWorld) -> None:
@@ -271,7 +272,7 @@ def test_a_log_table_that_is_gone_is_made_again(make_postgres: MakeWorld) -> Non
     ).fetchone()
     assert found is not None
     world.run(f"drop table _rhei.{found[0]} cascade")
-    pipeline = world.htap._engine.pipeline
+    pipeline = engine_of(world.htap).pipeline
     pipeline._source.schema_version()
     way_out = (
         "sync again: the log table is created again, and the table is copied by its difference"
@@ -423,7 +424,7 @@ def test_an_old_transaction_is_ended_and_the_copy_goes_on(
 
 def forget(world: PostgresWorld) -> None:
     """Drop what the source keeps for this mirror."""
-    source: Any = world.htap._engine.source
+    source: Any = engine_of(world.htap).source
     source.forget_mirror()
 
 

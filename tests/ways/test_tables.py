@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 from tests.support.refusals import filled_in, refused, rhei
 
 MakeWorld = Callable[..., World]
@@ -233,7 +234,7 @@ def _walked(world: World, walk: Walk) -> None:
     world.assert_equal("good")
     if walk.gone:
         return
-    found = world.htap._engine.pipeline.table("t")
+    found = engine_of(world.htap).pipeline.table("t")
     names = ", ".join(f'"{name}"' for name in found.schema.names)
     relation = found.schema.mirror_relation
     still = " where _rhei_valid_to is null" if found.mode.value == "temporal" else ""
@@ -343,7 +344,7 @@ def test_a_buffered_table_whose_schema_changed_is_synced_again(make_world: MakeW
     world = make_world(buffered=True, tables=[{"name": "good"}, {"name": "t"}])
     world.run("create table good(id integer primary key)", *KEYED)
     world.htap.sync_now()
-    pipeline = world.htap._engine.pipeline
+    pipeline = engine_of(world.htap).pipeline
     table, after = pipeline.table("t"), pipeline._mirror.ledger().watermarks["t"].position
     world.run("alter table t add column more text", "insert into t values (2, 'b', 'c')")
     with refused("sync again"), pipeline._source.snapshot() as snapshot:

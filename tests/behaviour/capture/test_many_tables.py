@@ -30,6 +30,7 @@ from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
 from rhei_pipeline.sync import naming
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 
 _FEW, _MANY = 3, 15
 #: A cycle is counted so often, and the least is taken: the server itself writes to its log, too.
@@ -77,7 +78,7 @@ def sent_to_postgres(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def counting(htap: rhei.HTAP) -> list[str]:
     """Count what is sent to the mirror from now on."""
     sent: list[str] = []
-    mirror: Any = htap._engine.pipeline._mirror
+    mirror: Any = engine_of(htap).pipeline._mirror
     mirror._connection = Counted(mirror._connection, sent)
     return sent
 
@@ -178,7 +179,7 @@ def test_what_is_asked_of_tables_of_postgres_without_changes_stays_planned(
 
     for _ in range(4):  # from then on the driver has statements prepared
         _settle(world, change)
-    source: Any = world.htap._engine.source
+    source: Any = engine_of(world.htap).source
     ((oid,),) = world.app.execute(f"select '{names[-1]}'::regclass::oid::int")
     asked = f"%log_{oid} where%not exists%" if method == "trigger" else f'%"{names[-1]}"%w.unread%'
 
@@ -257,7 +258,7 @@ def test_a_cycle_sends_sqlite_the_same_for_few_tables_and_many(
                 f"insert into t{number} values (1, 0, 1)",
             )
         world.htap.sync_now()
-        source: Any = world.htap._engine.source
+        source: Any = engine_of(world.htap).source
         sent: list[str] = []
         source._connection.set_trace_callback(sent.append)
 

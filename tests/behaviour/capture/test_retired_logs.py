@@ -15,6 +15,7 @@ from rhei_pipeline.sources import acknowledged
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 
 MakeWorld = Callable[..., World]
 #: What one row became, in order; None where it was deleted.
@@ -165,7 +166,7 @@ def test_versions_written_beside_a_table_made_anew(
     if migration == "key":
         # The past lacks a column of the key: nothing is lost, and the table is named.
         assert "'t'" in report.errors["t"]
-        found = world.htap._engine.mirror.query("select a from t where id = 1 order by 1")
+        found = engine_of(world.htap).mirror.query("select a from t where id = 1 order by 1")
         assert found["a"].to_pylist() == writer.committed[1]
     else:
         assert_tells(writer, world)
@@ -307,7 +308,7 @@ def test_a_mirror_that_was_away_for_a_week_holds_no_log_back(make_world: MakeWor
         writer.write()
         first.htap.sync_now()
     assert len(retired(first)) == 2
-    mirror = first.htap._engine.mirror.mirror_id
+    mirror = engine_of(first.htap).mirror.mirror_id
     first.app.execute("update _rhei_consumer set seen_at = 0 where mirror <> ?", (mirror,))
     writer.write()
     first.htap.sync_now()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rhei_pipeline.testing.oracle import by_key
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 
 EXAMPLES = 10
 SOAK_EXAMPLES = 1_000
@@ -100,7 +101,7 @@ class Played:
         """A new mirror comes; the one whose place it takes is gone for good."""
         gone = self.consumers.pop(slot, None)
         if gone is not None:
-            mirror = gone.world.htap._engine.mirror.mirror_id
+            mirror = engine_of(gone.world.htap).mirror.mirror_id
             gone.world.crash()
             self.first.run(self.forgotten.format(mirror))
             self.has_forgotten = True

@@ -9,6 +9,7 @@ from rhei_pipeline.protocols import Step
 from rhei_pipeline.testing.faults import Crash
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 
 pytestmark = pytest.mark.pairs
 
@@ -169,7 +170,7 @@ def test_a_renamed_column_takes_no_pending_version_along(
     _write(world)
     world.run(*renamed)
     world.htap.sync_now()
-    mirror = world.htap._engine.mirror
+    mirror = engine_of(world.htap).mirror
     told = mirror.query("select id, a, _rhei_operation as o from t where a is not null")
     assert {tuple(row.values()) for row in told.to_pylist()} >= set(ALL_TOLD)
 

@@ -11,6 +11,7 @@ from rhei_pipeline.protocols import Step
 from rhei_pipeline.testing.faults import Crash
 from tests.support.fix_world import World
 from tests.support.model import source_rows
+from tests.support.parts import engine_of
 
 MakeWorld = Callable[..., World]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
@@ -74,7 +75,7 @@ def test_a_repeated_copy_repairs_the_mirror_and_keeps_its_history(
 ) -> None:
     world = filled(make_world, mode)
     world.htap.sync_now()
-    with world.htap._engine.mirror.transaction() as transaction:
+    with engine_of(world.htap).mirror.transaction() as transaction:
         assert isinstance(transaction, DuckDBTransaction)
         transaction._connection.execute("delete from t where b < 10")
         transaction._connection.execute("update t set v = 'wrong' where b = 20")

@@ -16,6 +16,7 @@ from rhei_pipeline.testing.oracle import arrow_rows
 from tests.support.fix_world import World
 from tests.support.forked import Forked, run
 from tests.support.model import source_rows
+from tests.support.parts import engine_of
 
 MakeWorld = Callable[..., World]
 
@@ -118,7 +119,7 @@ def test_a_reader_sees_only_states_that_the_source_committed(make_world: MakeWor
 
 
 def sqlite(htap: HTAP) -> SqliteDatabase:
-    database = htap._engine.database
+    database = engine_of(htap).database
     assert isinstance(database, SqliteDatabase)
     return database
 

@@ -17,6 +17,7 @@ from rhei_pipeline.protocols import Step
 from rhei_pipeline.testing.faults import FaultIn
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 
 AnyWorld = World | PostgresWorld
 MakeWorld = Callable[..., World]
@@ -119,13 +120,13 @@ def _values(world: AnyWorld, name: str) -> list[tuple[Any, ...]]:
 
 def _fails_alone(world: AnyWorld, fault: FaultIn, report: SyncReport) -> None:
     """Table `b` failed, is named with a way out and stays where it is; so in the next process."""
-    place = world.htap._engine.mirror.ledger().watermarks["b"]
+    place = engine_of(world.htap).mirror.ledger().watermarks["b"]
     _assert_named(report)
     fault.begin()
     world.crash()
     assert world.htap.left_out.keys() <= {"b"}
     _assert_named(world.htap.sync_now())
-    assert world.htap._engine.mirror.ledger().watermarks["b"] == place
+    assert engine_of(world.htap).mirror.ledger().watermarks["b"] == place
 
 
 def _assert_named(report: SyncReport) -> None:
@@ -213,7 +214,7 @@ def test_a_copy_that_fails_is_its_tables_own(
 def test_the_slot_waits_for_a_table_that_fails(make_postgres: MakePostgres, fault: FaultIn) -> None:
     world = make_postgres(faults=fault, mode="temporal")
     _fill(world)
-    place = world.htap._engine.mirror.ledger().watermarks["b"].position.order
+    place = engine_of(world.htap).mirror.ledger().watermarks["b"].position.order
     fault.arm(Step.APPLIED, ERRORS[0])
     for round_ in (1, 2):
         _write(world, round_)

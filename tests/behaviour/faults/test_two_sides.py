@@ -45,6 +45,7 @@ def test_a_registry_that_cannot_be_written_costs_no_sync_and_is_written_later(
 _INTERRUPTED = """
 import signal, sys, json
 from rhei_pipeline import HTAP, Settings
+from tests.support.parts import engine_of
 # A process that was started in the background has the signal ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -58,7 +59,7 @@ with HTAP(Settings(**json.loads(sys.argv[1]))) as htap:
             if work == "query":
                 htap.query(long, hint="olap")
             else:
-                with htap._engine.mirror.transaction() as transaction:
+                with engine_of(htap).mirror.transaction() as transaction:
                     transaction._connection.execute(long).fetchall()
         except BaseException as error:
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -9,6 +9,7 @@ import pytest
 from rhei_pipeline.errors import RheiError
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 
 
 def test_what_stands_in_the_way_is_moved_and_the_next_sync_goes_on(
@@ -47,7 +48,7 @@ def test_a_mirror_refuses_a_value_without_quoting_it(
     world.app.execute("insert into t values (1, ?)", [PRIVATE])
     world.htap.sync_now()
     with pytest.raises(RheiError) as refused:
-        world.htap._engine.mirror.query("select cast(v as integer) from t")
+        engine_of(world.htap).mirror.query("select cast(v as integer) from t")
     assert "refused the query" in str(refused.value)
     assert not {"secret", "4711"} & set(re.findall(r"\w+", str(refused.value)))
 

@@ -14,6 +14,7 @@ from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from rhei_pipeline.model.reports import TableVerification
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 
 MakeWorld = Callable[..., World]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -33,7 +34,7 @@ def _world(make_world: MakeWorld, mode: str, storage: str | None = None) -> Worl
 
 def _forge(world: World, *statements: str) -> None:
     """Change the mirror's file as a fault, or another program, might."""
-    with world.htap._engine.mirror.transaction() as transaction:
+    with engine_of(world.htap).mirror.transaction() as transaction:
         assert isinstance(transaction, DuckDBTransaction)
         for statement in statements:
             transaction._connection.execute(statement)
@@ -126,10 +127,10 @@ def test_a_doubled_key_in_files_is_named_and_mended(
     make_world: MakeWorld, mode: str, storage: str
 ) -> None:
     world = _world(make_world, mode, storage)
-    table = world.htap._engine.pipeline.table("t")
+    table = engine_of(world.htap).pipeline.table("t")
     for place in range(2):
         rows = pa.table({"id": [2], "a": [90 + place]}, table.schema.arrow)
-        with world.htap._engine.mirror.transaction() as transaction:
+        with engine_of(world.htap).mirror.transaction() as transaction:
             assert isinstance(transaction, FileTransaction)
             buffer = transaction._buffer(table)
             if mode == "destructive":

@@ -10,6 +10,7 @@ import pytest
 
 from rhei_pipeline.errors import QueryError, SchemaDriftError, SchemaError
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 
 pytestmark = pytest.mark.pairs
 
@@ -221,7 +222,7 @@ def test_a_mirror_of_before_keys_were_recorded_takes_the_registrys(make_world: M
     world.run("create table p(id integer primary key, v text not null)")
     world.run("insert into p values (1, 'a'), (2, 'a')")
     world.htap.sync_now()
-    mirror: Any = world.htap._engine.mirror
+    mirror: Any = engine_of(world.htap).mirror
     mirror._connection.execute("delete from _rhei_table")
     world.crash()
     rebuilt(world, "id integer, v text primary key not null", "1, 'a'")

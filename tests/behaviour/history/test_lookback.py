@@ -15,6 +15,7 @@ from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.forked import output_of
 from tests.support.model import instant_between
+from tests.support.parts import engine_of
 
 MakeWorld = Callable[..., World]
 MIRRORS = pytest.mark.parametrize("storage", [None, "memory", "ipc", "parquet", "delta"])
@@ -200,7 +201,7 @@ def test_a_mirror_in_memory_tells_its_past_as_well(make_world: MakeWorld) -> Non
     world.run("alter table t drop column n")
     world.htap.sync_now()
     assert as_of(world, before) == [{"id": 1, "n": 1}]
-    assert isinstance(world.htap._engine.mirror, DuckDBMirror)
+    assert isinstance(engine_of(world.htap).mirror, DuckDBMirror)
 
 
 @pytest.mark.parametrize("method", ["logical", "trigger", "polling"])

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.fix_world import World
 from tests.support.model import instant_between
+from tests.support.parts import engine_of
 
 Make = Callable[..., World]
 STORAGES = ["ipc", "parquet"]
@@ -23,7 +24,7 @@ def made(make_world: Make, request: pytest.FixtureRequest) -> World:
 
 
 def segments(world: World) -> Any:
-    mirror: Any = world.htap._engine.mirror
+    mirror: Any = engine_of(world.htap).mirror
     return mirror._manifest.tables['"t"'].segments
 
 

@@ -22,6 +22,7 @@ from tests.support.damage import damage
 from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
 from tests.support.forked import output_of
+from tests.support.parts import engine_of
 
 MakeWorld = Callable[..., World]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -286,7 +287,7 @@ def test_repair_says_which_history_was_lost(make_world: MakeWorld) -> None:
     world.run("create table t(id integer primary key, v)", "create table u(id integer primary key)")
     world.run(*(f"insert into t values ({key}, {key})" for key in range(1, 10)))
     world.htap.sync_now()
-    mirror = world.htap._engine.mirror
+    mirror = engine_of(world.htap).mirror
     assert isinstance(mirror, DataFusionMirror)
     file = file_of(mirror, Table(TableSchema("t", (), ())))
     world.run("update t set v = 5 where id = 1")

@@ -25,6 +25,7 @@ from rhei_pipeline.testing.oracle import Row, arrow_rows
 from tests.support.fix_world import World
 from tests.support.forked import run
 from tests.support.model import source_rows
+from tests.support.parts import engine_of
 
 MakeWorld = Callable[..., World]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
@@ -178,7 +179,7 @@ def test_a_process_killed_while_it_publishes(
 def test_a_table_that_is_ahead_of_the_mirror_is_named(world: World) -> None:
     with HTAP(settings(filled(world))) as htap:
         htap.sync_now()
-        ahead = Transaction(f"rhei-{htap._engine.mirror.mirror_id}", 1000)
+        ahead = Transaction(f"rhei-{engine_of(htap).mirror.mirror_id}", 1000)
         table = delta(world, "t")
         told = CommitProperties(app_transactions=[ahead])
         table.create_write_transaction([], "append", table.schema(), commit_properties=told)

@@ -15,6 +15,7 @@ from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 
 MB = 2**20
 #: Cycles until caches have filled, and those after which one object kept in each would show.
@@ -45,7 +46,7 @@ def test_what_a_checkpoint_wrote_does_not_stay_in_memory(make_world: Callable[..
         " insert into t select n, hex(randomblob(75)) from s",
     )
     world.htap.sync_now()
-    mirror = world.htap._engine.mirror
+    mirror = engine_of(world.htap).mirror
     assert isinstance(mirror, DuckDBMirror)
     limit = "select current_setting('memory_limit')"
     before = told(mirror, limit)
@@ -75,7 +76,7 @@ def test_a_large_value_leaves_the_number_of_threads_as_it_was(
     world = make_world(mode="destructive", tables=[{"name": "t"}])
     world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
     world.htap.sync_now()
-    mirror = world.htap._engine.mirror
+    mirror = engine_of(world.htap).mirror
     assert isinstance(mirror, DuckDBMirror)
     seen = []
     during = DuckDBTransaction._upsert

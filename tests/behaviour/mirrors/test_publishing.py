@@ -14,6 +14,7 @@ from rhei_pipeline.testing.faults import Crash
 from tests.support.fix_world import World
 from tests.support.forked import output_of
 from tests.support.locks import assert_held
+from tests.support.parts import engine_of
 
 _READ = """
 import duckdb, sys
@@ -159,7 +160,7 @@ def test_a_quiet_mirror_is_published_once_its_interval_is_over(world: World) -> 
         world.run("update t set v = 2")
         htap.sync_now()
         assert read(world) == "(1, 1)"
-        standing = htap._engine.mirror._published.pace  # type: ignore[attr-defined]
+        standing = engine_of(htap).mirror._published.pace  # type: ignore[attr-defined]
         standing.note_publication(3600)
         standing.note_change()
         htap.sync_now()  # with nothing to apply

@@ -10,6 +10,7 @@ from rhei_pipeline.protocols import Step
 from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.left_out import assert_left_out
+from tests.support.parts import engine_of
 
 pytestmark = pytest.mark.pairs
 
@@ -376,7 +377,7 @@ def test_rows_that_row_security_hides_for_a_moment_are_not_taken_for_deleted_one
         while step is Step.SNAPSHOT and statements:
             world.run(statements.pop(0))
 
-    world.htap._engine.pipeline._on_step = hide
+    engine_of(world.htap).pipeline._on_step = hide
     assert "row security hides rows" in str(world.htap.sync_now().errors["t"])
     world.run("alter table t disable row level security")
     synced(world)

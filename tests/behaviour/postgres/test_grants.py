@@ -12,6 +12,7 @@ from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import PostgresWorld, drop_slots
+from tests.support.parts import engine_of
 
 _PAGE = Path(__file__).parents[3] / "docs" / "postgres-servers.md"
 _BLOCK = re.compile(r"<!-- grants: (\w+) -->\n```sql\n(.*?)```", re.DOTALL)
@@ -218,5 +219,5 @@ def test_a_publication_that_others_keep_is_never_touched(world: PostgresWorld) -
     world.run("insert into orders values (8, 'seen')")
     world.htap.sync_now()
     world.assert_equal(*_NAMES)
-    world.htap._engine.source.forget_mirror()  # type: ignore[attr-defined]
+    engine_of(world.htap).source.forget_mirror()  # type: ignore[attr-defined]
     assert world.app.execute("select pubname from pg_publication").fetchall() == [("shop",)]

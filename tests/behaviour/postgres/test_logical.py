@@ -16,6 +16,7 @@ from rhei_pipeline.errors import QueryError, SourceError
 from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import PostgresWorld, drop_slots
 from tests.support.left_out import assert_left_out
+from tests.support.parts import engine_of
 
 MakeWorld = Callable[..., PostgresWorld]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
@@ -479,7 +480,7 @@ def test_a_quiet_server_whose_log_ends_with_a_page_is_read(
     world.run("update t set v = 2")
     with psycopg.connect(world.dsn, autocommit=True) as other:
         fill_a_page_of_the_log(other)
-        source: Any = world.htap._engine.source
+        source: Any = engine_of(world.htap).source
         with source._row_view():  # what a sync asks before it may come to move the log on
             pass
         assert not world.htap.sync_now().errors

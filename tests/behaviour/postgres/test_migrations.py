@@ -14,6 +14,7 @@ from rhei_pipeline.protocols import Step
 from rhei_pipeline.sources.postgres.triggers import registry as trigger_registry
 from rhei_pipeline.testing.faults import Crash
 from tests.support.fix_postgres import PostgresWorld
+from tests.support.parts import engine_of
 
 MakePostgres = Callable[..., PostgresWorld]
 State = dict[str, Any] | None
@@ -342,7 +343,7 @@ def test_a_transaction_that_is_older_than_the_new_log_is_not_skipped(
 
 def migrate_waits(told: Told) -> None:
     """No log is changed under a transaction that has written the table."""
-    source = told.world.htap._engine.pipeline._source
+    source = engine_of(told.world.htap).pipeline._source
     with told.world.app.transaction():
         told.world.run("set local lock_timeout = '50ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):
@@ -357,9 +358,9 @@ def test_a_reader_meets_no_log_but_the_one_of_its_own_moment(make_postgres: Make
     other.htap.sync_now()
     told.states = {key: [(row, False)] for key, row in told.rows.items()}
     write(told, 20)
-    table = other.htap._engine.pipeline.table("t")
-    after = other.htap._engine.mirror.ledger().watermarks["t"].position
-    with other.htap._engine.source.snapshot() as snapshot:
+    table = engine_of(other.htap).pipeline.table("t")
+    after = engine_of(other.htap).mirror.ledger().watermarks["t"].position
+    with engine_of(other.htap).source.snapshot() as snapshot:
         migrate(told, "add")
         told.world.htap.sync_now()
         with pytest.raises(SourceBusyError, match="created again while it was read"):
@@ -453,9 +454,13 @@ def test_a_version_of_another_type_is_taken_exactly_or_named(
     synced(told.world)
     versions = told.world.versions("t")
     assert [row["a"] for row in versions if row["code"] == 1] == [0, 10, 11, 12, 55]
-    letters = told.world.htap._engine.mirror.query(
-        "select column_name, reason from _rhei_dead_letter where resolved_at is not null"
-    ).to_pylist()
+    letters = (
+        engine_of(told.world.htap)
+        .mirror.query(
+            "select column_name, reason from _rhei_dead_letter where resolved_at is not null"
+        )
+        .to_pylist()
+    )
     assert [(one["column_name"], "another type" in one["reason"]) for one in letters] == [
         ("r", True)
     ]

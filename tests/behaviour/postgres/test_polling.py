@@ -27,6 +27,7 @@ from rhei_pipeline.wiring.engine import bridge, unseen_events
 from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.left_out import assert_left_out
+from tests.support.parts import engine_of
 
 Make = Callable[..., PostgresWorld]
 
@@ -224,7 +225,7 @@ def test_a_row_is_deleted_softly_by_a_flag(make: Make) -> None:
 
 
 def horizon(world: PostgresWorld) -> Horizon:
-    mark = world.htap._engine.mirror.ledger().watermarks["t"]
+    mark = engine_of(world.htap).mirror.ledger().watermarks["t"]
     found = Horizon.read(mark.position.proof, "updated_at")
     assert found is not None
     return found
@@ -365,7 +366,7 @@ def test_signs_of_another_server_are_seen(
     found = horizon(world)
     ((name, changed),) = change.items()
     proof = replace(found, **{name: changed(getattr(found, name))}).text()
-    with world.htap._engine.mirror.transaction() as transaction:
+    with engine_of(world.htap).mirror.transaction() as transaction:
         assert isinstance(transaction, DuckDBTransaction)
         transaction._connection.execute("update _rhei_watermark set proof = ?", [proof])
     world.crash()
@@ -405,8 +406,8 @@ def test_a_table_that_is_truncated_while_it_is_read_is_read_again(
         )
     put(world, 1, "a")
     world.htap.sync_now()
-    table = world.htap._engine.pipeline.table("t")
-    with world.htap._engine.source.snapshot() as snapshot:
+    table = engine_of(world.htap).pipeline.table("t")
+    with engine_of(world.htap).source.snapshot() as snapshot:
         world.run("truncate t")
         with pytest.raises(SourceBusyError, match="rewritten while it was read"):
             snapshot.head(table)
@@ -426,7 +427,7 @@ def test_rows_that_a_rewritten_table_hides_are_not_passed_over(
         columns = "id int primary key, v text, updated_at timestamptz, deleted_at text"
         world.run(f"create table {name}({columns})")
     world.htap.sync_now()
-    source, followed = world.htap._engine.source, world.htap._engine.pipeline.tables
+    source, followed = engine_of(world.htap).source, engine_of(world.htap).pipeline.tables
     with source.snapshot() as snapshot:
         positions = {name: snapshot.head(table) for name, table in followed.items()}
     put(world, 1, "a")
@@ -450,7 +451,7 @@ def test_nothing_is_created_in_the_source(make: Make) -> None:
     world.htap.verify()
     assert world.app.execute("select count(*), max(oid) from pg_class").fetchone() == before
     assert world.app.execute("select count(*) from pg_publication").fetchone() == (0,)
-    source = world.htap._engine.source
+    source = engine_of(world.htap).source
     assert isinstance(source, PostgresPollingSource)
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         source._connection.execute("delete from public.t")
@@ -494,7 +495,7 @@ def test_a_poll_begins_where_the_last_one_ended_though_nothing_was_found(
     time.sleep(1.1)
     world.run("insert into other values (1)")
     world.htap.sync_now()
-    source = world.htap._engine.source
+    source = engine_of(world.htap).source
     assert isinstance(source, PostgresPollingSource)
     low = source._memory.windows["t"].low
     behind = "select count(*) from t where updated_at >= to_timestamp(%s / 1e6)"
@@ -544,7 +545,7 @@ def test_touched_keys_of_every_kind_are_read_again(make_postgres: Make) -> None:
     world.run("update u set c = 'it''s \\ silent'")
     present = ("00000000-0000-0000-0000-000000000001", 1)
     gone = ("00000000-0000-0000-0000-000000000002", 7)
-    world.htap._engine.pipeline.touch("u", [present, gone])
+    engine_of(world.htap).pipeline.touch("u", [present, gone])
     report = world.htap.sync_now()
     assert (report.events, report.updated) == (2, 1)
     found = world.htap.query("select c from u", hint="olap")

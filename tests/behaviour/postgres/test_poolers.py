@@ -23,6 +23,7 @@ from rhei_pipeline.wiring.engine import unseen_events
 from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import AnyServer, PostgresWorld, database
 from tests.support.installed_postgres import Pooler
+from tests.support.parts import engine_of
 
 _WRITERS = 3
 _TRANSACTIONS = 60
@@ -151,7 +152,7 @@ def _commands(world: PostgresWorld) -> list[Callable[[], object]]:
     ]
     if world.capture["method"] == "polling":  # the source is only read, and by capture alone
         return commands
-    streamed: Any = htap._engine.database
+    streamed: Any = engine_of(htap).database
     asked = "select id from orders where id > %s"
     return [
         lambda: [htap.execute(insert, (9, turn)) for turn in range(8)],
@@ -232,7 +233,7 @@ def test_what_needs_a_session_names_the_way_round_the_pooler(
     assert shared  # a large copy reads on several connections again
     world.run("update orders set turn = 0 where turn = 7")
     assert world.htap.sync_now().updated == 1
-    assert world.htap._engine.source._log._stream is not None  # type: ignore[attr-defined]
+    assert engine_of(world.htap).source._log._stream is not None  # type: ignore[attr-defined]
     world.assert_equal("orders")
     assert validate(world.settings) == []
     assert installed_dsn not in repr(world.settings)
@@ -266,7 +267,7 @@ def test_another_server_behind_the_pooler_is_noticed(
 ) -> None:
     world = _world(make_installed, make_pooler("transaction").dsn, method)
     world.htap.sync_now()
-    source: Any = world.htap._engine.source
+    source: Any = engine_of(world.htap).source
     source._origin = f"{source._origin}0"  # as if it had been another one, or before a promotion
     with pytest.raises(SourceBusyError, match="another server answers behind the pooler"):
         world.htap.sync_now()

@@ -14,6 +14,7 @@ from rhei_pipeline.wiring.engine import unseen_events
 from rhei_pipeline.wiring.source import validate
 from tests.behaviour.crashes.test_postgres_histories import TRIGGERS, by_log, play
 from tests.support.fix_postgres import PostgresWorld
+from tests.support.parts import engine_of
 from tests.support.postgres_histories import calm, triggers_stormy
 
 #: The catalogues and views that we read, and their columns that version 13 did not have, with the
@@ -151,7 +152,7 @@ def _all_of_it(make: Callable[..., PostgresWorld], method: str) -> None:
     if method != "polling":
         world.htap.query("select count(*) from t", hint="oltp")
         world.htap.execute("delete from t where id = 3")
-    world.htap._engine.source.forget_mirror()  # type: ignore[attr-defined]
+    engine_of(world.htap).source.forget_mirror()  # type: ignore[attr-defined]
     world.close()
 
 

@@ -17,6 +17,7 @@ from rhei_pipeline.testing.oracle import exact
 from rhei_pipeline.wiring.source import unread, validate
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.left_out import assert_left_out
+from tests.support.parts import engine_of
 
 MakeWorld = Callable[..., PostgresWorld]
 
@@ -180,7 +181,7 @@ def test_keys_of_every_kind(
         assert world.htap.verify().equal, statement
         assert len(world.mirror_rows("t")) == count(world, "t")
     key = world.htap.query("select k from t where v = 2", hint="olap")["k"].to_pylist()[0]
-    world.htap._engine.pipeline.touch("t", [(key,)])
+    engine_of(world.htap).pipeline.touch("t", [(key,)])
     world.htap.sync_now()
     assert world.htap.verify().equal
 
@@ -264,7 +265,7 @@ def test_triggers_that_were_off_for_a_while_are_found(world: PostgresWorld, turn
 
 
 def test_keys_cannot_be_reported_to_a_log_that_is_gone(world: PostgresWorld) -> None:
-    pipeline = world.htap._engine.pipeline
+    pipeline = engine_of(world.htap).pipeline
     world.run(f"drop table {log_of(world)}")
     pipeline._source.schema_version()
     with pytest.raises(CaptureError, match="its log table is gone"):
@@ -456,7 +457,7 @@ def test_a_server_that_is_too_old_is_named(
 
 
 def test_what_is_pending_is_known_without_the_mirror(world: PostgresWorld) -> None:
-    mirror = world.htap._engine.mirror.mirror_id
+    mirror = engine_of(world.htap).mirror.mirror_id
     assert unread(world.settings, mirror) == 0
     world.run("update orders set amount = 0")
     assert unread(world.settings, mirror) == 3
@@ -470,9 +471,9 @@ def test_what_is_pending_is_known_without_the_mirror(world: PostgresWorld) -> No
 def test_a_table_that_is_truncated_while_it_is_read_is_read_again(world: PostgresWorld) -> None:
     """The truncation is not in the snapshot, yet takes the rows that the snapshot should see."""
     world.run("update orders set amount = 0")
-    table = world.htap._engine.pipeline.table("orders")
-    after = world.htap._engine.mirror.ledger().watermarks["orders"].position
-    with world.htap._engine.source.snapshot() as snapshot:
+    table = engine_of(world.htap).pipeline.table("orders")
+    after = engine_of(world.htap).mirror.ledger().watermarks["orders"].position
+    with engine_of(world.htap).source.snapshot() as snapshot:
         world.run("truncate orders")
         with pytest.raises(SourceBusyError, match="rewritten while it was read"):
             list(snapshot.net_changes(table, after, 100))

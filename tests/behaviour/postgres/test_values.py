@@ -19,6 +19,7 @@ from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.sources.postgres.logical import pgoutput
 from tests.support.fix_postgres import PostgresWorld
+from tests.support.parts import engine_of
 
 MakeWorld = Callable[..., PostgresWorld]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
@@ -382,7 +383,7 @@ def test_rows_whose_keys_are_such_days_become_dead_letters_and_are_mended(
     assert world.htap.dead_letters().num_rows == 0
     found = world.htap.query("select sum(v) as n from t where _rhei_valid_to is null", hint="olap")
     assert found["n"].to_pylist() == [6]
-    world.htap._engine.mirror._connection.execute("delete from public.t")  # type: ignore[attr-defined]
+    engine_of(world.htap).mirror._connection.execute("delete from public.t")  # type: ignore[attr-defined]
     assert set(world.htap.verify("t").tables["t"].samples["missing"]) == {
         json.dumps({"d": day}) for day in days
     }

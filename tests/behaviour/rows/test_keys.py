@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 
 pytestmark = pytest.mark.pairs
 
@@ -209,7 +210,7 @@ def copies(world: PostgresWorld, names: list[str]) -> dict[str, list[tuple[str, 
     """Return the mirror's present rows as text, by table."""
     found = {}
     for name in names:
-        table = world.htap._engine.pipeline.table(f"k_{name}")
+        table = engine_of(world.htap).pipeline.table(f"k_{name}")
         temporal = " where _rhei_valid_to is null" if world.mode == "temporal" else ""
         columns = ", ".join(table.schema.names)
         rows = world.htap.query(f"select {columns} from k_{name}{temporal}", hint="olap")

@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 
 MakeWorld = Callable[..., World]
 MakePostgres = Callable[..., PostgresWorld]
@@ -53,7 +54,7 @@ def test_sqlite_goes_on_under_the_new_name(
         report = world.htap.sync_now()
         assert {name: table.error for name, table in report.tables.items()} == {new: None}
         assert not report.not_followed
-        pipeline_names.append(list(world.htap._engine.pipeline.tables))
+        pipeline_names.append(list(engine_of(world.htap).pipeline.tables))
         world.assert_equal(new)
         assert world.htap.verify().equal
     assert pipeline_names == [["T"], ["t"]]

@@ -12,6 +12,7 @@ from rhei_pipeline import declared_schemas
 from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 
 OPTIONS: dict[str, Any] = {
     "columns": ["code", "id", "made", "at", "gone"],
@@ -44,8 +45,8 @@ def test_what_is_declared_of_a_table_in_public_holds_under_both_names(
     world = make_postgres(tables=[own], capture=capture)
     world.run(*SOURCE)
     assert not world.htap.sync_now().errors
-    table = world.htap._engine.pipeline.table("public.orders")
-    assert table is world.htap._engine.pipeline.table("orders")
+    table = engine_of(world.htap).pipeline.table("public.orders")
+    assert table is engine_of(world.htap).pipeline.table("orders")
     assert (table.mode, table.schema.primary_key) == ("temporal", ("code",))
     assert table.schema.names == tuple(OPTIONS["columns"])
     assert table.schema.arrow.field("made").type == pa.timestamp("us", tz="UTC")

@@ -25,6 +25,7 @@ from tests.support.fix_world import World
 from tests.support.left_out import assert_left_out
 from tests.support.model import instant_between, source_rows
 from tests.support.other_process import digest
+from tests.support.parts import engine_of
 from tests.support.refusals import refused
 
 NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
@@ -62,7 +63,7 @@ def mirrored(world: World) -> dict[int, str]:
 
 
 def polling(world: World) -> SqlitePollingSource:
-    source = world.htap._engine.source
+    source = engine_of(world.htap).source
     assert isinstance(source, SqlitePollingSource)
     return source
 
@@ -233,7 +234,7 @@ def test_timestamps_of_every_kind_are_kept_exactly(make: Make, kind: str) -> Non
 
 
 def _keyset(world: World) -> dict[str, Any]:
-    mark = world.htap._engine.mirror.ledger().watermarks["t"]
+    mark = engine_of(world.htap).mirror.ledger().watermarks["t"]
     found: dict[str, Any] = json.loads(mark.position.proof)
     return found
 
@@ -338,7 +339,7 @@ def _rewrite_proof(world: World, **changes: Callable[[Any], Any]) -> None:
     """Change what the mirror's watermark says, as if the clock had said so."""
     proof = _keyset(world)
     proof |= {name: change(proof[name]) for name, change in changes.items()}
-    with world.htap._engine.mirror.transaction() as transaction:
+    with engine_of(world.htap).mirror.transaction() as transaction:
         assert isinstance(transaction, DuckDBTransaction)
         transaction._connection.execute(
             "update _rhei_watermark set proof = ?", [json.dumps(proof, separators=(",", ":"))]

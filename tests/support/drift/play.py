@@ -10,6 +10,7 @@ from tests.support.drift import drifts
 from tests.support.drift.drifts import Way
 from tests.support.drift.matrix import MOMENTS, Cell
 from tests.support.drift.stage import Row, Stage
+from tests.support.parts import engine_of
 
 
 @dataclass
@@ -110,7 +111,7 @@ def _compare(table: str, source: list[Row], mirror: list[Row]) -> None:
 
 def _assert_history(stage: Stage, known: Known, *, kept: bool) -> None:
     held = stage.versions("t")
-    keys = stage.htap._engine.pipeline.table("t").schema.primary_key
+    keys = engine_of(stage.htap).pipeline.table("t").schema.primary_key
     _assert_invariants(held, keys)
     if not kept:
         return
