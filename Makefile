@@ -21,8 +21,9 @@ SOURCE ?= sqlite
 demo: $(RUN_READY) ## mirror a year of real flights, prove it equal, in about a minute
 	@SOURCE=$(SOURCE) $(BIN)/python -m examples.airline.demo || [ $$? = 130 ]
 
+# By exec, so that what ends make ends it, too.
 dev: $(RUN_READY) ## open the Dagster UI on the demo, with a writer going
-	@SOURCE=$(SOURCE) $(BIN)/python -m examples.airline.dev
+	@exec env SOURCE=$(SOURCE) $(BIN)/python -m examples.airline.dev
 
 test: $(READY) ## run the tests
 	@$(BIN)/python -m tests -n auto --maxprocesses 4 --dist worksteal
