@@ -192,12 +192,20 @@ _EXTRAS = {
     "delta": {"datafusion", "deltalake", "obstore"},
     "metrics": {"prometheus_client"},
     "rocksdb": {"rocksdict"},
+    "serve": {"google.protobuf"},
 }
 
 
 def extras_installed() -> list[str]:
     """Return the optional extras that have all their packages here; none is imported."""
-    return sorted(name for name, packages in _EXTRAS.items() if all(map(find_spec, packages)))
+    return sorted(name for name, packages in _EXTRAS.items() if all(map(_is_there, packages)))
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # what it is a part of is not there either
+        return False
 
 
 @contextmanager
@@ -210,11 +218,14 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in _EXTRAS[extra]:
+        missing = f"{error.name}."
+        lacking = (f"{package}." for package in _EXTRAS[extra])
+        package = next((p for p in lacking if missing.startswith(p) or p.startswith(missing)), None)
+        if package is None:
             raise
         raise MissingExtraError(
-            f"{what} needs the package {package!r}", hint=f"pip install 'rhei-pipeline[{extra}]'"
+            f"{what} needs the package {package.rstrip('.')!r}",
+            hint=f"pip install 'rhei-pipeline[{extra}]'",
         ) from error
 
 

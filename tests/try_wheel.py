@@ -32,6 +32,12 @@ for extra, form in wanted.items():
         assert f"pip install 'rhei-pipeline[{extra}]'" in str(error), error
     else:
         raise SystemExit(f"{extra}: nothing was missing")
+try:
+    import rhei_pipeline.server.flight
+except rhei.MissingExtraError as error:
+    assert "pip install 'rhei-pipeline[serve]'" in str(error), error
+else:
+    raise SystemExit("serve: nothing was missing")
 """
 
 

@@ -341,9 +341,16 @@ def test_a_missing_package_is_installed(t: World, monkeypatch: pytest.MonkeyPatc
         t.buffered = True
         with refused("pip install 'rhei-pipeline[{}]'", MissingExtraError) as met:
             t.htap.sync_now()
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "google.protobuf", None)
+        for name in [name for name in sys.modules if name.startswith("rhei_pipeline.server")]:
+            without.delitem(sys.modules, name)
+        with refused("pip install 'rhei-pipeline[{}]'", MissingExtraError) as serve:
+            raise _of("serve", "--config", "any.yaml")
     with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as file:
         extras = tomllib.load(file)["project"]["optional-dependencies"]
     assert any("rocksdict" in package for package in extras[met.told[0].rstrip("'])")])
+    assert any("protobuf" in package for package in extras[serve.told[0].rstrip("'])")])
 
 
 def test_the_demo_is_made_elsewhere_or_anew(tmp_path: Path) -> None:

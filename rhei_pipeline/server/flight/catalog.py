@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 import pyarrow as pa
+from google.protobuf.message import Message
 
-from rhei_pipeline.server.flight.messages import Message
+from rhei_pipeline.server.flight.generated import flight_sql_pb2 as wire
+from rhei_pipeline.server.flight.messages import optional
 
 CATALOG = "rhei"
 #: The schema of tables that have none in their source.
@@ -80,39 +82,39 @@ _VALUE = pa.dense_union(
 _INFO = pa.schema([_required("info_name", pa.uint32()), _required("value", _VALUE)])
 
 #: What answers each question; every answer is small.
-ANSWERS: Mapping[str, pa.Schema] = {
-    "CommandGetCatalogs": pa.schema([_required("catalog_name")]),
-    "CommandGetDbSchemas": _SCHEMAS,
-    "CommandGetTables": _TABLES,
-    "CommandGetTableTypes": pa.schema([_required("table_type")]),
-    "CommandGetPrimaryKeys": _PRIMARY_KEYS,
-    "CommandGetExportedKeys": _REFERENCES,
-    "CommandGetImportedKeys": _REFERENCES,
-    "CommandGetCrossReference": _REFERENCES,
-    "CommandGetSqlInfo": _INFO,
+ANSWERS: Mapping[type[Message], pa.Schema] = {
+    wire.CommandGetCatalogs: pa.schema([_required("catalog_name")]),
+    wire.CommandGetDbSchemas: _SCHEMAS,
+    wire.CommandGetTables: _TABLES,
+    wire.CommandGetTableTypes: pa.schema([_required("table_type")]),
+    wire.CommandGetPrimaryKeys: _PRIMARY_KEYS,
+    wire.CommandGetExportedKeys: _REFERENCES,
+    wire.CommandGetImportedKeys: _REFERENCES,
+    wire.CommandGetCrossReference: _REFERENCES,
+    wire.CommandGetSqlInfo: _INFO,
 }
 
 
 def schema_of(message: Message) -> pa.Schema:
     """Return the schema of the answer to a metadata request."""
-    if message.name == "CommandGetTables" and 1 in message.integers(5):
+    if isinstance(message, wire.CommandGetTables) and message.include_schema:
         return _TABLES_WITH_SCHEMAS
-    return ANSWERS[message.name]
+    return ANSWERS[type(message)]
 
 
 def answer(
     message: Message, relations: Callable[[], Sequence[ListedRelation]], *, read_only: bool
 ) -> pa.Table:
     """Answer a metadata request; `relations` is called where it asks for some."""
-    rules: Mapping[str, Callable[[], pa.Table]] = {
-        "CommandGetCatalogs": lambda: pa.table([[CATALOG]], schema=ANSWERS["CommandGetCatalogs"]),
-        "CommandGetDbSchemas": lambda: _schemas(message, relations()),
-        "CommandGetTables": lambda: _tables(message, relations()),
-        "CommandGetTableTypes": lambda: pa.table([[TABLE, VIEW]], schema=schema_of(message)),
-        "CommandGetPrimaryKeys": lambda: _primary_keys(message, relations()),
-        "CommandGetSqlInfo": lambda: _info(message, read_only=read_only),
+    rules: Mapping[type[Message], Callable[[], pa.Table]] = {
+        wire.CommandGetCatalogs: lambda: pa.table([[CATALOG]], schema=schema_of(message)),
+        wire.CommandGetDbSchemas: lambda: _schemas(message, relations()),
+        wire.CommandGetTables: lambda: _tables(message, relations()),
+        wire.CommandGetTableTypes: lambda: pa.table([[TABLE, VIEW]], schema=schema_of(message)),
+        wire.CommandGetPrimaryKeys: lambda: _primary_keys(message, relations()),
+        wire.CommandGetSqlInfo: lambda: _info(message, read_only=read_only),
     }
-    rule = rules.get(message.name)
+    rule = rules.get(type(message))
     return rule() if rule is not None else schema_of(message).empty_table()
 
 
@@ -125,23 +127,26 @@ def _matches(pattern: str | None, name: str) -> bool:
 
 
 def _in_catalog(message: Message) -> bool:
-    return message.text(1) in {None, "", CATALOG}
+    return optional(message, "catalog") in {None, "", CATALOG}
 
 
-def _schemas(message: Message, relations: Sequence[ListedRelation]) -> pa.Table:
+def _schemas(message: wire.CommandGetDbSchemas, relations: Sequence[ListedRelation]) -> pa.Table:
     names = sorted({relation.namespace for relation in relations})
-    found = [name for name in names if _in_catalog(message) and _matches(message.text(2), name)]
+    pattern = optional(message, "db_schema_filter_pattern")
+    found = [name for name in names if _in_catalog(message) and _matches(pattern, name)]
     return pa.table([[CATALOG] * len(found), found], schema=_SCHEMAS)
 
 
-def _tables(message: Message, relations: Sequence[ListedRelation]) -> pa.Table:
-    kinds = message.texts(4) or [TABLE, VIEW]
+def _tables(message: wire.CommandGetTables, relations: Sequence[ListedRelation]) -> pa.Table:
+    kinds = message.table_types or [TABLE, VIEW]
+    namespaces = optional(message, "db_schema_filter_pattern")
+    names = optional(message, "table_name_filter_pattern")
     found = [
         relation
         for relation in relations
         if _in_catalog(message)
-        and _matches(message.text(2), relation.namespace)
-        and _matches(message.text(3), relation.name)
+        and _matches(namespaces, relation.namespace)
+        and _matches(names, relation.name)
         and relation.kind in kinds
     ]
     columns: list[list[object]] = [
@@ -156,24 +161,26 @@ def _tables(message: Message, relations: Sequence[ListedRelation]) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _primary_keys(message: Message, relations: Sequence[ListedRelation]) -> pa.Table:
+def _primary_keys(
+    message: wire.CommandGetPrimaryKeys, relations: Sequence[ListedRelation]
+) -> pa.Table:
     rows = [
         (CATALOG, relation.namespace, relation.name, column, None, place)
         for relation in relations
         if _in_catalog(message)
-        and message.text(3) == relation.name
-        and message.text(2) in {None, "", relation.namespace}
+        and message.table == relation.name
+        and optional(message, "db_schema") in {None, "", relation.namespace}
         for place, column in enumerate(relation.primary_key, 1)
     ]
     columns = list(zip(*rows, strict=True)) or [()] * len(_PRIMARY_KEYS)
     return pa.table([list(column) for column in columns], schema=_PRIMARY_KEYS)
 
 
-def _info(message: Message, *, read_only: bool) -> pa.Table:
+def _info(message: wire.CommandGetSqlInfo, *, read_only: bool) -> pa.Table:
     strings = {0: "Rhei Pipeline", 1: version("rhei-pipeline"), 2: pa.__version__, 504: '"'}
     booleans = {3: read_only, 4: True, 5: False, 9: True}
     integers = {8: 0}  # no transactions over the wire
-    wanted = message.integers(1) or [*strings, *booleans, *integers]
+    wanted = message.info or [*strings, *booleans, *integers]
     names = [code for code in wanted if code in strings | booleans | integers]
     chosen = [0 if code in strings else 1 if code in booleans else 2 for code in names]
     offsets = [chosen[:place].count(kind) for place, kind in enumerate(chosen)]

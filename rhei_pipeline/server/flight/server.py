@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+from google.protobuf.message import Message
 from pyarrow import flight
 
 from rhei_pipeline.errors import QueryError, TransientError
@@ -23,14 +24,8 @@ from rhei_pipeline.server.flight.access import (
     refuse_open_server,
 )
 from rhei_pipeline.server.flight.catalog import DEFAULT_NAMESPACE, VIEW, ListedRelation
-from rhei_pipeline.server.flight.messages import (
-    MalformedError,
-    Message,
-    encode,
-    fields,
-    pack,
-    unpack,
-)
+from rhei_pipeline.server.flight.generated import flight_sql_pb2 as wire
+from rhei_pipeline.server.flight.messages import MalformedError, pack, parse, unpack
 from rhei_pipeline.server.flight.running import FlightLimits, QueryRegistry, answered, translated
 from rhei_pipeline.sql.text import quote
 
@@ -42,7 +37,8 @@ _NOTHING = pa.schema([])
 _ONLY_READS = QueryError(
     "this server only reads", hint="write to the source, or start the server with --writes"
 )
-_CANCELLED, _NOT_CANCELLABLE = 1, 3
+#: So many bytes of a ticket make it another one than that of the same query asked again.
+_OWN_BYTES = 8
 
 
 @dataclass
@@ -116,12 +112,12 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         ticket = descriptor.command
         # A schema that is left out is not known before the run; an empty one would be a promise.
         schema: pa.Schema | None = None
-        if message.name == "CommandStatementQuery":
-            self._refuse_writing(message.text(1) or "")
-            schema = self._schema(message.text(1) or "")
-            handle = encode([(1, secrets.token_bytes(8)), (2, message.blob(1) or b"")])
-            ticket = pack("TicketStatementQuery", [(1, handle)])
-        elif message.name == "CommandPreparedStatementQuery":
+        if isinstance(message, wire.CommandStatementQuery):
+            self._refuse_writing(message.query)
+            schema = self._schema(message.query)
+            handle = secrets.token_bytes(_OWN_BYTES) + message.query.encode()
+            ticket = pack(wire.TicketStatementQuery(statement_handle=handle))
+        elif isinstance(message, wire.CommandPreparedStatementQuery):
             found = self._find(message)
             self._refuse_writing(found.sql)
             schema = self._schema(found.sql, found.params[0] if found.params else ())
@@ -148,9 +144,9 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
     ) -> flight.SchemaResult:
         del context
         message = _read(descriptor.command)
-        if message.name == "CommandStatementQuery":
-            return flight.SchemaResult(self._schema(message.text(1) or "") or _NOTHING)
-        if message.name == "CommandPreparedStatementQuery":
+        if isinstance(message, wire.CommandStatementQuery):
+            return flight.SchemaResult(self._schema(message.query) or _NOTHING)
+        if isinstance(message, wire.CommandPreparedStatementQuery):
             known = self._htap.prepare(self._find(message).sql).schema
             return flight.SchemaResult(known or _NOTHING)
         _refuse_unknown(message)
@@ -162,10 +158,9 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
     ) -> flight.FlightDataStream:
         """Send an answer, as fast as the client reads it."""
         message = _read(ticket.ticket)
-        if message.name == "TicketStatementQuery":
-            inner = Message("handle", fields(message.blob(1) or b""))
-            return self._send(context, ticket.ticket, inner.text(2) or "", ())
-        if message.name == "CommandPreparedStatementQuery":
+        if isinstance(message, wire.TicketStatementQuery):
+            return self._send(context, ticket.ticket, _asked(message.statement_handle), ())
+        if isinstance(message, wire.CommandPreparedStatementQuery):
             found = self._find(message)
             if len(found.params) > 1:
                 raise flight.FlightServerError("a query takes exactly one row of parameters")
@@ -233,19 +228,22 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         """Bind parameters to a prepared statement, or run a write."""
         del context
         message = _read(descriptor.command)
-        if message.name == "CommandPreparedStatementQuery":
+        if isinstance(message, wire.CommandPreparedStatementQuery):
             self._find(message).params = _rows(reader)
-            writer.write(pa.py_buffer(encode([(1, message.blob(1) or b"")])))
+            handle = message.prepared_statement_handle
+            bound = wire.DoPutPreparedStatementResult(prepared_statement_handle=handle)
+            writer.write(pa.py_buffer(bound.SerializeToString()))
             return
-        if message.name == "CommandStatementUpdate":
-            rows = self._write(message.text(1) or "", [()])
-        elif message.name == "CommandPreparedStatementUpdate":
+        if isinstance(message, wire.CommandStatementUpdate):
+            rows = self._write(message.query, [()])
+        elif isinstance(message, wire.CommandPreparedStatementUpdate):
             found = self._find(message)
             found.params = _rows(reader)
             rows = self._write(found.sql, found.params or [()])
         else:
-            raise flight.FlightServerError(f"{message.name} is not supported")
-        writer.write(pa.py_buffer(encode([(1, rows)])))
+            raise _unsupported(message)
+        written = wire.DoPutUpdateResult(record_count=rows)
+        writer.write(pa.py_buffer(written.SerializeToString()))
 
     def _refuse_writing(self, sql: str) -> None:
         with translated():
@@ -276,13 +274,13 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         del context
         body = action.body.to_pybytes()
         if action.type == "CancelFlightInfo":
-            return iter([flight.Result(pa.py_buffer(encode([(1, self._cancel(body))])))])
+            return iter([flight.Result(pa.py_buffer(self._cancel(body)))])
         message = _read(body)
-        if action.type == "CreatePreparedStatement":
-            return iter([flight.Result(pa.py_buffer(self._prepare(message)))])
-        if action.type == "ClosePreparedStatement":
+        if isinstance(message, wire.ActionCreatePreparedStatementRequest):
+            return iter([flight.Result(pa.py_buffer(self._prepare(message.query)))])
+        if isinstance(message, wire.ActionClosePreparedStatementRequest):
             with self._lock:
-                self._prepared.pop(message.blob(1) or b"", None)
+                self._prepared.pop(message.prepared_statement_handle, None)
             return iter([])
         raise flight.FlightServerError(f"action {action.type!r} is not supported")
 
@@ -304,43 +302,49 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         del context, descriptor, reader, writer
         raise flight.FlightServerError("do_exchange is not supported")
 
-    def _prepare(self, message: Message) -> bytes:
-        sql, handle = message.text(1) or "", secrets.token_bytes(16)
+    def _prepare(self, sql: str) -> bytes:
+        handle = secrets.token_bytes(16)
         with translated():
             known = self._htap.prepare(sql)
         with self._lock:
             self._prepared[handle] = _Prepared(sql)
             while len(self._prepared) > _MAX_PREPARED:
                 self._prepared.popitem(last=False)
-        answered: list[tuple[int, bytes | int]] = [(1, handle)]
+        answered = wire.ActionCreatePreparedStatementResult(
+            prepared_statement_handle=handle, is_update=not known.reads
+        )
         # JDBC takes a statement without a schema for a write, and binds what it was described.
         if known.schema is not None:
-            answered.append((2, known.schema.serialize().to_pybytes()))
+            answered.dataset_schema = known.schema.serialize().to_pybytes()
         if len(known.parameters):
-            answered.append((3, known.parameters.serialize().to_pybytes()))
-        answered.append((4, int(not known.reads)))
-        return pack("ActionCreatePreparedStatementResult", answered)
+            answered.parameter_schema = known.parameters.serialize().to_pybytes()
+        return pack(answered)
 
-    def _find(self, message: Message) -> _Prepared:
+    def _find(
+        self, message: wire.CommandPreparedStatementQuery | wire.CommandPreparedStatementUpdate
+    ) -> _Prepared:
+        handle = message.prepared_statement_handle
         with self._lock:
-            found = self._prepared.get(message.blob(1) or b"")
+            found = self._prepared.get(handle)
             if found is None:
                 raise flight.FlightServerError("the prepared statement is closed or expired")
-            self._prepared.move_to_end(message.blob(1) or b"")
+            self._prepared.move_to_end(handle)
             return found
 
     def _schema(self, sql: str, params: tuple[Any, ...] = ()) -> pa.Schema | None:
         with translated():
             return self._htap.describe(sql, params)
 
-    def _cancel(self, body: bytes) -> int:
-        request = Message("CancelFlightInfoRequest", fields(body))
+    def _cancel(self, body: bytes) -> bytes:
+        request = parse(wire.CancelFlightInfoRequest, body)
         try:
-            info = flight.FlightInfo.deserialize(request.blob(1) or b"")
+            info = flight.FlightInfo.deserialize(request.info)
         except (pa.ArrowException, flight.FlightError, OSError, ValueError):
             raise MalformedError("it names no query") from None
         found = [self._running.cancel(endpoint.ticket.ticket) for endpoint in info.endpoints]
-        return _CANCELLED if any(found) else _NOT_CANCELLABLE
+        result = wire.CancelFlightInfoResult
+        status = result.CANCELLED if any(found) else result.NOT_CANCELLABLE
+        return bytes(result(status=status).SerializeToString())
 
 
 def _read(data: bytes | None) -> Message:
@@ -349,9 +353,21 @@ def _read(data: bytes | None) -> Message:
     return unpack(data)
 
 
+def _asked(handle: bytes) -> str:
+    """Return the query that a ticket holds."""
+    try:
+        return handle[_OWN_BYTES:].decode()
+    except UnicodeDecodeError:
+        raise MalformedError("a text in it is not UTF-8") from None
+
+
+def _unsupported(message: Message) -> flight.FlightServerError:
+    return flight.FlightServerError(f"{message.DESCRIPTOR.name} is not supported")
+
+
 def _refuse_unknown(message: Message) -> None:
-    if message.name not in catalog.ANSWERS:
-        raise flight.FlightServerError(f"{message.name} is not supported")
+    if type(message) not in catalog.ANSWERS:
+        raise _unsupported(message)
 
 
 def _affected(rows: int) -> Streamed:

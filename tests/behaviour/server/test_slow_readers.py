@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from pyarrow import flight
 
-from rhei_pipeline.server.flight.messages import encode, pack
+from rhei_pipeline.server.flight.generated import flight_sql_pb2 as wire
+from rhei_pipeline.server.flight.messages import pack
 from tests.support.fix_world import World
 
 _CLIENTS = 100
@@ -68,7 +69,7 @@ def test_a_hundred_slow_readers_take_bounded_memory(served: tuple[str, int]) -> 
 
 
 def _ticket(sql: str) -> flight.Ticket:
-    return flight.Ticket(pack("TicketStatementQuery", [(1, encode([(2, sql.encode())]))]))
+    return flight.Ticket(pack(wire.TicketStatementQuery(statement_handle=bytes(8) + sql.encode())))
 
 
 def next_chunk(reader: flight.FlightStreamReader) -> flight.FlightStreamChunk:

@@ -1,0 +1,1 @@
+"""What protobuf's compiler makes of `flight_sql.proto`; nothing here is written by hand."""
