@@ -27,6 +27,7 @@ from rhei_pipeline.errors import SourceError as SourceError
 from rhei_pipeline.errors import SourceUnreachableError as SourceUnreachableError
 from rhei_pipeline.errors import TableFailedError as TableFailedError
 from rhei_pipeline.errors import TransientError as TransientError
+from rhei_pipeline.holder.joint_reader import JointReader as JointReader
 from rhei_pipeline.holder.reader import OpenReader as OpenReader
 from rhei_pipeline.holder.reader import reader as reader
 from rhei_pipeline.htap import HTAP as HTAP

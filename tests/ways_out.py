@@ -6,6 +6,10 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "declare 'mirror.published': its copy is read as long as a process has the mirror open; or wait until that process ends": "tests/behaviour/server/test_joint_reader.py::test_files_are_read_beside_writers_and_duckdb_from_its_copy",
+    "declare 'name' for each, or give names: rhei.reader({'shop': ..., ...})": "tests/behaviour/server/test_joint_reader.py::test_pipelines_are_told_apart_by_their_names",
+    "give one or more declarations to rhei.reader": "tests/behaviour/server/test_joint_reader.py::test_pipelines_are_told_apart_by_their_names",
+    "give all of them one 'mirror.kind', or ask each by a reader of its own": "tests/behaviour/server/test_joint_reader.py::test_pipelines_are_told_apart_by_their_names",
     "run 'rhei sync', or call sync_now(), and query again": "tests/behaviour/sqlite/test_polling.py::test_a_local_database_stands_beside_the_source",
     "query each side alone, with the hint 'oltp' or 'olap', and join the answers": "tests/behaviour/sqlite/test_polling.py::test_a_local_database_stands_beside_the_source",
     "ask without the hint 'olap', or widen what is added up, as in sum(arrow_cast(amount, 'Decimal256(76, {})'))": "tests/behaviour/query/test_decimal_sums.py::test_a_sum_without_room_is_exact_where_its_decimals_are_widened",

@@ -1,17 +1,18 @@
 """Reads a mirror from any process, beside whoever writes it, and keeps nobody from it."""
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import pyarrow as pa
 
-from rhei_pipeline.errors import MirrorBusyError, QueryError
+from rhei_pipeline.errors import MirrorBusyError
 from rhei_pipeline.holder.client import Holder, HolderGoneError
-from rhei_pipeline.mirrors.locking import LockNote, Waiting, held, is_locked
+from rhei_pipeline.holder.joint_reader import READ_FROM, Declared, JointReader, side_by_side
+from rhei_pipeline.holder.making_way import making_way
+from rhei_pipeline.mirrors.locking import LockNote, Waiting, is_locked
 from rhei_pipeline.model.query_limits import QueryClock
 from rhei_pipeline.query.freshness import Demand
 from rhei_pipeline.query.results import labelled
@@ -19,10 +20,6 @@ from rhei_pipeline.query.router import Route
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.wiring.engine import query_limits
 from rhei_pipeline.wiring.mirror import lock_file, read_mirror
-
-#: How soon a read of the file makes way for a process that wants to write.
-_LOOK_SECONDS = 0.05
-READ_FROM = b"rhei.read_from"
 
 
 class OpenReader:
@@ -117,63 +114,31 @@ class OpenReader:
             opened.callback(mirror.close)
             # Nobody writes into a copy, and files are written beside those that are read.
             lock = None if copy else self._lock
-            way = opened.enter_context(_making_way(lock, str(self._mirror.path)))
+            way = opened.enter_context(making_way(lock, str(self._mirror.path)))
             query = opened.enter_context(self._clock.timing(way.begun))
             ledger = mirror.ledger()
             found = mirror.query(sql, params, query.begun, self._limits.answer)
         return _named(labelled(found, Route("olap", "asked for"), ledger), what)
 
 
-class _Way:
-    """Ends the read of a file once a process wants to write."""
-
-    def __init__(self, lock: Path) -> None:
-        self._lock, self._over = lock, threading.Event()
-        self._cancel: Callable[[], None] | None = None
-        self.is_wanted = False
-
-    def begun(self, cancel: Callable[[], None]) -> None:
-        """Take what ends it."""
-        self._cancel = cancel
-
-    def watch(self) -> None:
-        """Look until it is over; its end is asked for again where an engine has not heard it."""
-        while not self._over.wait(_LOOK_SECONDS):
-            if self._cancel is not None and is_locked(self._lock):
-                self.is_wanted = True
-                self._cancel()
-
-    def over(self) -> None:
-        """Stop looking."""
-        self._over.set()
-
-
-@contextmanager
-def _making_way(lock: Path | None, mirror: str) -> Iterator[_Way]:
-    """Watch over the read of a file for the length of the block.
-
-    Raises:
-        MirrorBusyError: The read was ended, as a process wants to write.
-    """
-    if lock is None:
-        yield _Way(Path())
-        return
-    way = _Way(lock)
-    threading.Thread(target=way.watch, name="rhei-reading", daemon=True).start()
-    try:
-        yield way
-    except QueryError:
-        if way.is_wanted:
-            raise held(mirror, LockNote.read(lock)) from None
-        raise
-    finally:
-        way.over()
-
-
 def _named(found: pa.Table, what: str) -> pa.Table:
     return found.replace_schema_metadata({**(found.schema.metadata or {}), READ_FROM: what})
 
 
-def reader(source: Settings | str | Path) -> OpenReader:
-    """Return what reads the mirror of a declaration, given as a file or as settings."""
+@overload
+def reader(source: Declared) -> OpenReader: ...
+
+
+@overload
+def reader(source: Mapping[str, Declared] | list[Declared]) -> JointReader: ...
+
+
+def reader(source: Declared | Mapping[str, Declared] | list[Declared]) -> OpenReader | JointReader:
+    """Return what reads the mirror of a declaration, given as a file or as settings.
+
+    Of several declarations, in a list or under names of your own, it returns what reads all of
+    their mirrors by one statement: `shop.orders` is the table `orders` of the pipeline `shop`.
+    """
+    if isinstance(source, Mapping | list):
+        return JointReader(side_by_side(source))
     return OpenReader(source if isinstance(source, Settings) else Settings.load(source))

@@ -19,6 +19,7 @@ from rhei_pipeline.settings.mirror import DeltaSettings, MirrorSettings
 if TYPE_CHECKING:
     from rhei_pipeline.mirrors.datafusion.delta import DeltaTables
     from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
+    from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
 
 _THIS = "this mirror"
 
@@ -92,21 +93,35 @@ def read_mirror(mirror: MirrorSettings, path: Path | None = None) -> ReadMirror:
         MirrorBusyError: A process has the DuckDB file open for writing.
         MirrorError: There is no mirror yet, or it is in memory.
     """
+    refuse_unread(mirror, path)
+    if mirror.kind == "duckdb":
+        file, limit = path or mirror.path, mirror.memory_limit
+        return DuckDBMirror(file, lock_timeout_seconds=0, memory_limit_bytes=limit, read_only=True)
+    return read_files(mirror)
+
+
+def read_files(mirror: MirrorSettings) -> "MirrorReader":
+    """Open a mirror of files at its newest state; whoever opened it closes it."""
+    with needs_extra("datafusion", _THIS):
+        from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
+    access = _access(mirror) if mirror.url else None
+    return MirrorReader(mirror.url or mirror.path, access=access)
+
+
+def refuse_unread(mirror: MirrorSettings, path: Path | None = None) -> None:
+    """Refuse a mirror that no process but its own can read.
+
+    Raises:
+        MirrorError: It is in memory, or its DuckDB file is not there.
+    """
     if mirror.in_memory:
         raise MirrorError(
             "a mirror in memory is read by the process that made it alone",
             hint="give mirror.path a file or a directory",
         )
-    if mirror.kind == "duckdb":
-        file = path or mirror.path
-        if not file.exists():
-            raise MirrorError(f"there is no mirror at {str(file)!r}", hint="sync once, then read")
-        limit = mirror.memory_limit
-        return DuckDBMirror(file, lock_timeout_seconds=0, memory_limit_bytes=limit, read_only=True)
-    with needs_extra("datafusion", _THIS):
-        from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
-    access = _access(mirror) if mirror.url else None
-    return MirrorReader(mirror.url or mirror.path, access=access)
+    file = path or mirror.path
+    if mirror.kind == "duckdb" and not file.exists():
+        raise MirrorError(f"there is no mirror at {str(file)!r}", hint="sync once, then read")
 
 
 def lock_file(mirror: MirrorSettings) -> Path | None:

@@ -57,8 +57,8 @@ class MirrorReader:
         self._files = open_files("parquet", path, access)
         self._pin = ExitStack()
         try:
-            self._store = SegmentStore(self._files, FORMATS[_storage(self._files, path)]())
-            self._session = ReadingSession(self._store)
+            self.store = SegmentStore(self._files, FORMATS[_storage(self._files, path)]())
+            self._session = ReadingSession(self.store)
             self._manifest = self._hold(version)
         except BaseException:
             self._files.close()
@@ -79,6 +79,21 @@ class MirrorReader:
     def version(self) -> int:
         """The version of the state that is read."""
         return self._manifest.version
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the state that is read consists of."""
+        return self._manifest
+
+    @property
+    def session(self) -> ReadingSession:
+        """What shows the state."""
+        return self._session
+
+    @property
+    def files(self) -> Files:
+        """Where the state is."""
+        return self._files
 
     def versions(self) -> list[int]:
         """Return the versions that can be read now, the newest last."""
@@ -161,7 +176,7 @@ class MirrorReader:
                     self._pin = pin.pop_all()
                     manifest = manifests.newest() if wanted is None else manifests.read(version)
                     if manifest is not None and manifest.version == version:
-                        self._store.learn(manifest)
+                        self.store.learn(manifest)
                         return manifest
             if wanted is not None:
                 break

@@ -54,7 +54,8 @@ from rhei_pipeline.model.schema import INSTANT
 from rhei_pipeline.model.semantics import Translated
 from rhei_pipeline.sql.read_only import refuse_writing, statement_tokens
 
-_CATALOGUE = "rhei"
+#: The catalogue whose tables need not be qualified.
+CATALOGUE = "rhei"
 _LETTERS = "_rhei_dead_letter"
 
 #: How soon after one query has failed for its memory another may fail for the same memory.
@@ -87,6 +88,8 @@ _PANIC = "PanicException"
 _Result = TypeVar("_Result")
 #: Values of a statement, by place or by name.
 Params = Sequence[Any] | Mapping[str, Any]
+#: A table's quoted name, the table, and its rows.
+Frame = tuple[str, StoredTable, DataFrame]
 
 
 class ReadingSession:
@@ -97,7 +100,7 @@ class ReadingSession:
         self._lock = threading.Lock()
         # Read by DataFusion when its first query begins.
         os.environ.setdefault("TOKIO_WORKER_THREADS", str(_THREADS_EACH * (os.cpu_count() or 1)))
-        config = SessionConfig(_SETTINGS).with_default_catalog_and_schema(_CATALOGUE, MAIN)
+        config = SessionConfig(_SETTINGS).with_default_catalog_and_schema(CATALOGUE, MAIN)
         runtime = RuntimeEnvBuilder().with_disk_manager_os()
         if memory_limit_bytes is not None:
             runtime = runtime.with_fair_spill_pool(memory_limit_bytes)
@@ -110,7 +113,7 @@ class ReadingSession:
         self._sums = DecimalSums(self._context)
         self._exhausted_at = -math.inf
         self._wanted: dict[str, StoredTable] = {}
-        self._damaged: dict[str, MirrorDamagedError] = {}
+        self.damaged: dict[str, MirrorDamagedError] = {}
         self._create_schema(SEGMENTS)
         functions.restrict(self._context)
         guard_udfs.register(self._context)
@@ -181,18 +184,26 @@ class ReadingSession:
             try:
                 return self._bound(bound, values)
             except QueryError as error:
-                if not self._damaged and "not found" not in str(error):
+                if not self.damaged and "not found" not in str(error):
                     raise
                 # Its tables may be named where no token shows them, as in an 'explain'; or one
                 # may be damaged, and not shown for that.
                 self._show(manifest, None)
-                if self._damaged:
-                    raise next(iter(self._damaged.values())) from None
+                if self.damaged:
+                    raise next(iter(self.damaged.values())) from None
                 if not manifest.tables:
                     root = self._store.files.root
                     error.hint = f"mirror {root!r} holds no table yet: run 'rhei sync' first"
                     raise
                 return self._bound(bound, values)
+
+    def frames(self, manifest: Manifest, words: set[str] | None) -> list[Frame]:
+        """Return the tables that a statement names, or all, for another session to show."""
+        with self._lock:
+            self._show(manifest, words)
+            shown = {n: table for n, table in self._wanted.items() if n in self._views}
+            named = [n for n, t in shown.items() if words is None or t.relation.lower() in words]
+            return [(n, shown[n], self._context.sql(f"select * from {n}")) for n in named]
 
     def _bound(self, sql: str, values: dict[str, Any]) -> DataFrame:
         """Plan a statement; this binds its tables, so later changes to views do not affect it."""
@@ -205,7 +216,7 @@ class ReadingSession:
 
         A table's files are checked before its view is created, and again if one changed since.
         """
-        self._damaged = {}
+        self.damaged = {}
         if manifest is not self._shown:
             self._wanted = dict(views_of(manifest))
             stale = [n for n, table in self._views.items() if self._wanted.get(n) is not table]
@@ -230,7 +241,7 @@ class ReadingSession:
                 self._views[name] = table
         except MirrorDamagedError as error:
             # The other tables of the query may be in order, and this one's name a column's.
-            self._damaged[name] = error
+            self.damaged[name] = error
             if name in self._views:
                 self._drop(name)
 
@@ -240,7 +251,7 @@ class ReadingSession:
 
     def _create_schema(self, name: str) -> None:
         if name not in self._schemas:
-            self._context.catalog(_CATALOGUE).register_schema(name, Schema.memory_schema())
+            self._context.catalog(CATALOGUE).register_schema(name, Schema.memory_schema())
             self._schemas.add(name)
 
     def _register(self, segment: Segment) -> None:

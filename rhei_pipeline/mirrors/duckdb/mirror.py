@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 MEMORY = ":memory:"
 
-_CONFIG: dict[str, str | bool | int | float | list[str]] = {
+CONFIG: dict[str, str | bool | int | float | list[str]] = {
     # A query reads tables of the mirror; not files, not the network, not our Python variables.
     "enable_external_access": "false",
     "python_enable_replacements": "false",
@@ -69,7 +69,7 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
 #: Who opens the file has its lock for at least so long: reads of the file end as they see that.
 _READERS_END_SECONDS = 0.5
 #: Rows that DuckDB gives at once; so few that wide ones take little.
-_BATCH_ROWS = 8192
+BATCH_ROWS = 8192
 
 
 class DuckDBMirror:
@@ -99,7 +99,7 @@ class DuckDBMirror:
     ) -> None:
         self.path = str(path)
         self._published = published
-        config = dict(_CONFIG)
+        config = dict(CONFIG)
         if memory_limit_bytes is not None:
             config["memory_limit"] = f"{memory_limit_bytes} B"
         self._lock = threading.Lock()
@@ -241,7 +241,7 @@ class DuckDBMirror:
             QueryError: Not one statement, not a reading one, or DuckDB refuses it.
             QueryLimitError: The answer is larger than `limits` allow.
         """
-        with closing(self._begun(sql, params, _BATCH_ROWS, Cancel.given(begun))) as batches:
+        with closing(self._begun(sql, params, BATCH_ROWS, Cancel.given(begun))) as batches:
             return whole(next(batches).schema, batches, limits)
 
     def stream(
@@ -257,7 +257,7 @@ class DuckDBMirror:
             QueryError: It is not one read-only statement, or DuckDB refuses it.
         """
         cancel = Cancel.given(begun)
-        batches = self._begun(sql, params, min(rows, _BATCH_ROWS), cancel)
+        batches = self._begun(sql, params, min(rows, BATCH_ROWS), cancel)
         # DuckDB works up to the first rows before it says what columns there are.
         return Streamed(next(batches).schema, gathered(batches, rows), cancel)
 

@@ -1,0 +1,73 @@
+"""Opens several mirrors, each at one committed state, for a query over all of them."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+
+from rhei_pipeline.errors import SettingsError, needs_extra
+from rhei_pipeline.mirrors.duckdb.joint import JointDuckDB
+from rhei_pipeline.mirrors.joining import Part
+from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
+from rhei_pipeline.model.streaming import Begun
+from rhei_pipeline.settings.mirror import MirrorSettings
+from rhei_pipeline.wiring.mirror import read_files, refuse_unread
+
+if TYPE_CHECKING:
+    from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
+
+
+class JointMirrors(Protocol):
+    """Several mirrors that one statement reads, each at one committed state."""
+
+    def ledgers(self) -> list[Ledger]:
+        """Return what each mirror has recorded, in their order."""
+
+    def query(
+        self,
+        sql: str,
+        params: Sequence[Any] = (),
+        begun: Begun | None = None,
+        limits: AnswerLimits = NO_LIMITS,
+    ) -> pa.Table:
+        """Run one read-only statement over all mirrors, in their SQL."""
+
+    def close(self) -> None:
+        """Release all states; safe to repeat."""
+
+
+def read_together(mirrors: Sequence[tuple[Part, MirrorSettings, Path | None]]) -> JointMirrors:
+    """Open mirrors for reading alone; whoever opened them closes them.
+
+    Args:
+        mirrors: Each with how it is shown, and the copy of a DuckDB file to be read instead.
+
+    Raises:
+        MirrorBusyError: A process has one of the DuckDB files open for writing.
+        MirrorError: There is no mirror yet, or it is in memory.
+        SettingsError: They are of two kinds.
+    """
+    kinds = {mirror.kind for _, mirror, _ in mirrors}
+    if len(kinds) > 1:
+        raise SettingsError(
+            "mirrors of DuckDB and of files are read by two engines",
+            hint="give all of them one 'mirror.kind', or ask each by a reader of its own",
+        )
+    for _, mirror, copy in mirrors:
+        refuse_unread(mirror, copy)
+    if kinds == {"duckdb"}:
+        files = [(part, copy or mirror.path) for part, mirror, copy in mirrors]
+        return JointDuckDB(files, mirrors[0][1].memory_limit)
+    with needs_extra("datafusion", "these mirrors"), ExitStack() as opened:
+        from rhei_pipeline.mirrors.datafusion.joint import JointFiles
+
+        read = list[tuple[Part, "MirrorReader"]]()
+        for part, mirror, _ in mirrors:
+            read.append((part, read_files(mirror)))
+            opened.callback(read[-1][1].close)
+        joint = JointFiles(read)
+        opened.pop_all()
+    return joint
