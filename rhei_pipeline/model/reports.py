@@ -101,13 +101,16 @@ class SyncReport(Report):
     The sums over all tables, and the same per table in `tables`. `watermark` is the sum of the
     tables' positions: it grows by one for each event of the source. `not_followed` names tables
     of the mirror that are no longer synced, and since when. `not_published` is the reason why the
-    published copy or the Delta tables are older than the mirror.
+    published copy or the Delta tables are older than the mirror. `rows_pruned` counts the rows that
+    were deleted from the source's own log, or from the buffer, since every mirror has them; a log
+    that the database server keeps counts none.
     """
 
     tables: Mapping[str, TableReport] = field(default_factory=lambda: MappingProxyType({}))
     duration_seconds: float = 0.0
     not_followed: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
     not_published: str | None = None
+    rows_pruned: int = 0
     derived = (
         *("events", "inserted", "updated", "deleted", "dead_letters"),
         *("watermark", "lag_seconds"),

@@ -60,6 +60,11 @@ class Monitoring:
                 ("copied_rows", "rows_copied", "Rows read by initial syncs."),
             )
         }
+        self._pruned = Counter(
+            "rhei_sync_rows_pruned",
+            "Rows deleted from the source's log, or from the buffer.",
+            registry=self.registry,
+        )
         self.registry.register(_Standing(watched))
         watched.watch(self._synced, self._answered)
 
@@ -75,6 +80,7 @@ class Monitoring:
 
     def _synced(self, report: SyncReport) -> None:
         self._cycle.observe(report.duration_seconds)
+        self._pruned.inc(report.rows_pruned)
         for name, table in report.tables.items():
             for field, counter in self._counts.items():
                 counter.labels(name).inc(getattr(table, field))

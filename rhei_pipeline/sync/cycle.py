@@ -58,6 +58,24 @@ class SyncOptions:
     prune: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class AppliedCycle:
+    """What one cycle did.
+
+    Attributes:
+        tables: A report for each table.
+        rows_pruned: Rows that the source, or the buffer, deleted from its log.
+    """
+
+    tables: dict[str, TableReport]
+    rows_pruned: int = 0
+
+    def after(self, earlier: dict[str, TableReport]) -> "AppliedCycle":
+        """Return the sum of an earlier state's reports and this cycle."""
+        told = {name: report.after(earlier[name]) for name, report in self.tables.items()}
+        return replace(self, tables=told)
+
+
 def sync_cycle(  # noqa: PLR0913  (the seams, the options, and callbacks)
     tables: Collection[Table],
     source: ChangeSource,
@@ -68,7 +86,7 @@ def sync_cycle(  # noqa: PLR0913  (the seams, the options, and callbacks)
     schema_version: int | None,
     blame: Blame,
     held: Collection[str] = (),
-) -> dict[str, TableReport] | None:
+) -> AppliedCycle | None:
     """Bring every table up to one source state, in one mirror transaction.
 
     `schema_version` is that at which the tables were described; None: they are to be described
@@ -76,7 +94,7 @@ def sync_cycle(  # noqa: PLR0913  (the seams, the options, and callbacks)
     tables `held`, which take no part now, the source keeps what they need.
 
     Returns:
-        A report for each table; None when the source is no longer as it was looked at (another
+        What it did; None when the source is no longer as it was looked at (another
         schema, an older state put back), and nothing was done.
 
     Raises:
@@ -88,15 +106,15 @@ def sync_cycle(  # noqa: PLR0913  (the seams, the options, and callbacks)
         return None
     try:
         names = {*(table.name for table in tables), *held}
-        acknowledge(source, mirror.ledger(), names, prune=options.prune)
+        pruned = acknowledge(source, mirror.ledger(), names, prune=options.prune)
     except BufferFullError as error:
         if not error.made_room:
             raise
         later = sync_cycle(*seams, schema_version=schema_version, blame=blame, held=held)
         # Where the source has changed meanwhile, the rest waits for the next sync.
-        return {n: r.after(reports[n]) for n, r in later.items()} if later else reports
+        return later.after(reports) if later else AppliedCycle(reports)
     on_step(Step.ACKNOWLEDGED)
-    return reports
+    return AppliedCycle(reports, pruned)
 
 
 def _apply_one_state(  # noqa: PLR0913  (the seams, the options, and callbacks)
@@ -224,10 +242,14 @@ def keep_versions(table: Table, batch: ChangeBatch, transaction: RowApply) -> Co
 
 def acknowledge(
     source: ChangeSource, ledger: Ledger, tables: Iterable[str], *, prune: bool
-) -> None:
-    """Report what this mirror still needs to the source, and let it delete the rest."""
+) -> int:
+    """Report what this mirror still needs to the source, and let it delete the rest.
+
+    Returns:
+        How many rows of its log it deleted.
+    """
     known = {name: ledger.needed_from(name) for name in tables}
-    source.acknowledge({name: place for name, place in known.items() if place}, prune=prune)
+    return source.acknowledge({name: place for name, place in known.items() if place}, prune=prune)
 
 
 def _all_proved(

@@ -120,6 +120,7 @@ class Pipeline:
         self._comparisons = Comparisons(source, mirror, self._parts, self._watch, options, on_step)
         self._memory = FreeMemory()
         self._watchers: list[Callable[[SyncReport], None]] = []
+        self._rows_pruned = 0  # since the last report
         #: Ends the capture of tables that are followed no more.
         self.leaving = LeavingTables(self._lock, source, registry, self._watch, mirror)
         record_keys(mirror, registry)
@@ -420,7 +421,7 @@ class Pipeline:
         self, tables: Collection[Table], schema_version: int | None, failing: set[str] | None = None
     ) -> dict[str, TableReport] | None:
         """Sync the tables but for those that fail, which are left out."""
-        return self._parts.without_failing(
+        cycle = self._parts.without_failing(
             # What failed before fails before the others have done their work.
             sorted(tables, key=lambda table: table.name not in self._left_out.suspects),
             lambda rest: sync_cycle(
@@ -435,6 +436,10 @@ class Pipeline:
             ),
             failing,
         )
+        if cycle is None:
+            return None
+        self._rows_pruned += cycle.rows_pruned
+        return cycle.tables
 
     def _told_errors(self) -> dict[str, str]:
         return {name: str(error) for name, error in self._left_out.errors.items()}
@@ -450,9 +455,11 @@ class Pipeline:
         self.leaving.end_old()
         seconds = time.monotonic() - started
         unpublished = self._mirror.not_published
+        pruned, self._rows_pruned = self._rows_pruned, 0
         return SyncReport(
             MappingProxyType(told),
             seconds,
             self.not_followed,
             None if unpublished is None else str(unpublished),
+            pruned,
         )

@@ -238,7 +238,7 @@ def test_what_the_mirror_has_makes_room(buffered: World) -> None:
     buffered.limits = {"max_bytes": 200_000}
     for turn in range(5):
         fill(buffered, 100, first=1000 * (turn + 1))
-        buffered.htap.sync_now()
+        assert buffered.htap.sync_now().rows_pruned == 100
     buffered.assert_equal("t")
     buffered.crash()
     with ChangeLog(buffered.buffer) as log:

@@ -186,11 +186,15 @@ while True:
 
 def test_the_log_of_a_source_does_not_grow_without_bound(make_world: MakeWorld) -> None:
     world = filled(make_world, "temporal")
+    world.htap.sync_now()
     for turn in range(5):
         world.run(f"update t set v = 'turn {turn}'")
-        world.htap.sync_now()
+        (logged,) = world.app.execute("select count(*) from _rhei_log_t").fetchone()
+        report = world.htap.sync_now()
         (left,) = world.app.execute("select count(*) from _rhei_log_t").fetchone()
         assert left == 1
+        assert report.rows_pruned == logged - left > 0
+        assert world.htap.sync_now().rows_pruned == 0
 
 
 def test_nothing_is_pruned_where_pruning_is_off(make_world: MakeWorld) -> None:

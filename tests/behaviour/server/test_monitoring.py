@@ -70,6 +70,7 @@ def test_metrics_are_valid_openmetrics_and_count_what_happened(
     assert found["rhei_sync_events_processed_total", "orders"] == 2
     assert found["rhei_sync_rows_copied_total", "orders"] == 3
     assert found["rhei_sync_rows_deleted_total", "orders"] == 1
+    assert found["rhei_sync_rows_pruned_total", ""] == 2  # one of three stays as the proof
     assert found["rhei_sync_cdc_lag_events", "orders"] == 1
     assert found["rhei_up", ""] == 1
 
