@@ -73,7 +73,7 @@ def talking(command: Callable[..., None]) -> Callable[..., None]:
 
 def be_verbose() -> None:
     """Log what is done."""
-    from rhei_pipeline.model.log_context import log_to_stderr
+    from rhei_pipeline.cli.logs import log_to_stderr
 
     log_to_stderr(as_json=False)
 

@@ -240,9 +240,7 @@ def keep_versions(table: Table, batch: ChangeBatch, transaction: RowApply) -> Co
     return Counts(versions.inserted, versions.updated, versions.deleted)
 
 
-def acknowledge(
-    source: ChangeSource, ledger: Ledger, tables: Iterable[str], *, prune: bool
-) -> int:
+def acknowledge(source: ChangeSource, ledger: Ledger, tables: Iterable[str], *, prune: bool) -> int:
     """Report what this mirror still needs to the source, and let it delete the rest.
 
     Returns:

@@ -39,7 +39,7 @@ def serve(
     Clients authenticate with RHEI_SERVE_TOKEN, or RHEI_SERVE_USER and RHEI_SERVE_PASSWORD. One of
     these must be set to serve on an address that other machines can reach.
     """
-    from rhei_pipeline.model.log_context import log_to_stderr
+    from rhei_pipeline.cli.logs import log_to_stderr
     from rhei_pipeline.server.flight.access import refuse_open_server
     from rhei_pipeline.server.flight.running import FlightLimits
     from rhei_pipeline.server.flight.server import ServerOptions

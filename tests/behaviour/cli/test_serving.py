@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 from rhei_pipeline import Settings
 from rhei_pipeline.cli.init import starter
+from rhei_pipeline.cli.logs import json_lines
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.cli.repl import Shell
 from rhei_pipeline.errors import SettingsError
-from rhei_pipeline.model.log_context import JsonLines, one_cycle
+from rhei_pipeline.model.log_context import one_cycle
 from rhei_pipeline.server.serve import access_from, tls_from
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
@@ -184,11 +185,20 @@ def test_what_belongs_together_is_asked_for_together(tmp_path: Path) -> None:
 
 
 def test_lines_of_one_cycle_carry_one_number() -> None:
-    record = logging.LogRecord("rhei", logging.INFO, "", 0, "said %d", (1,), None)
+    shown = json_lines()
+    error = OSError("with a row's values")
+    record = logging.LogRecord("rhei", logging.INFO, "", 0, "said %d", (1,), (OSError, error, None))
+    record.created, record.table = 0.0, "orders"
     lines = []
     for _ in range(2):
         with one_cycle():
-            lines += [json.loads(JsonLines().format(record)) for _ in range(2)]
-    assert lines[0]["message"] == "said 1"
+            lines += [json.loads(shown.format(record)) for _ in range(2)]
     assert lines[0]["cycle"] == lines[1]["cycle"] != lines[2]["cycle"]
-    assert "cycle" not in json.loads(JsonLines().format(record))
+    assert json.loads(shown.format(record)) == {
+        "at": "1970-01-01T00:00:00+00:00",
+        "level": "info",
+        "logger": "rhei",
+        "message": "said 1",
+        "error": "OSError",
+        "table": "orders",
+    }

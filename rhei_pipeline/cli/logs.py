@@ -1,0 +1,54 @@
+"""The log of a command: lines for people, or JSON, one object a line."""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from rhei_pipeline.model.log_context import current_cycle
+
+
+def log_to_stderr(*, as_json: bool) -> None:
+    """Send the log of this package to standard error."""
+    handler = _StandardError()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(json_lines() if as_json else plain)
+    logger = logging.getLogger("rhei_pipeline")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+
+
+def json_lines() -> logging.Formatter:
+    """Return a formatter of JSON: at, level, logger, message, cycle, and the error's type."""
+    from structlog import processors, stdlib
+
+    return stdlib.ProcessorFormatter(
+        foreign_pre_chain=[stdlib.add_log_level, stdlib.add_logger_name, stdlib.ExtraAdder()],
+        processors=[
+            _complete,
+            stdlib.ProcessorFormatter.remove_processors_meta,
+            processors.EventRenamer("message"),
+            processors.JSONRenderer(),
+        ],
+    )
+
+
+def _complete(_: object, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Add the time and the cycle; of an error its type alone, since its text may quote a row."""
+    record: logging.LogRecord = line["_record"]
+    line["at"] = datetime.fromtimestamp(record.created, UTC).isoformat()
+    if (cycle := current_cycle()) is not None:
+        line["cycle"] = cycle
+    if raised := line.pop("exc_info", None):
+        line["error"] = raised[0].__name__
+    return line
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to the current standard error, which may change after this was created."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        self.stream = sys.stderr
+        super().emit(record)
