@@ -14,7 +14,8 @@ from rhei_pipeline.changes.scd2 import supersede
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 from rhei_pipeline.model.changes import NetChanges, Position, event_schema
 from rhei_pipeline.model.progress import CopyProgress
-from rhei_pipeline.model.schema import INSTANT, Column, Mode, Table, TableSchema
+from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
+from rhei_pipeline.model.type_names import INSTANT
 
 STORAGES = ("memory", "ipc", "parquet")
 SMALL, LARGE = 1_000_000, 10_000_000

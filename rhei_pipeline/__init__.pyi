@@ -61,8 +61,8 @@ from rhei_pipeline.model.schema import Column as Column
 from rhei_pipeline.model.schema import Mode as Mode
 from rhei_pipeline.model.schema import Table as Table
 from rhei_pipeline.model.schema import TableSchema as TableSchema
-from rhei_pipeline.model.schema import parse_type as parse_type
 from rhei_pipeline.model.streaming import Streamed as Streamed
+from rhei_pipeline.model.type_names import parse_type as parse_type
 from rhei_pipeline.model.upkeep import DamagedFile as DamagedFile
 from rhei_pipeline.model.upkeep import DropReport as DropReport
 from rhei_pipeline.model.upkeep import MaintenanceReport as MaintenanceReport

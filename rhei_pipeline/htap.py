@@ -24,8 +24,9 @@ from rhei_pipeline.model.reports import (
     TypeProposal,
     VerifyReport,
 )
-from rhei_pipeline.model.schema import Mode, Table, parse_type
+from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.model.streaming import Begun, Streamed
+from rhei_pipeline.model.type_names import parse_type
 from rhei_pipeline.model.upkeep import DropReport, MaintenanceReport, RepairReport
 from rhei_pipeline.protocols import Database, OnStep
 from rhei_pipeline.query.freshness import Demand, Writes, Written

@@ -22,7 +22,8 @@ import pyarrow as pa
 
 from rhei_pipeline.model.changes import Versions
 from rhei_pipeline.model.feed_state import KIND, LATE, LINEAGE, FeedEntry
-from rhei_pipeline.model.schema import INSTANT, VALID_FROM, VALID_TO, TableSchema
+from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, TableSchema
+from rhei_pipeline.model.type_names import INSTANT
 
 
 @dataclass(frozen=True, slots=True)

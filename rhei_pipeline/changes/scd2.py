@@ -11,16 +11,9 @@ import pyarrow.compute as pc
 from rhei_pipeline.changes.compaction import key_codes
 from rhei_pipeline.errors import SchemaDriftError
 from rhei_pipeline.model.changes import CHANGED_AT, LIVE, SEQUENCE, Operation, Versions
-from rhei_pipeline.model.schema import (
-    INSTANT,
-    OPERATION,
-    VALID_FROM,
-    VALID_TO,
-    Mode,
-    Table,
-    TableSchema,
-)
+from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table, TableSchema
 from rhei_pipeline.model.selection import chosen, taken
+from rhei_pipeline.model.type_names import INSTANT
 
 #: The mirror's own way to find an open version again: it hands it out and takes it back.
 LOCATOR = "_rhei_locator"

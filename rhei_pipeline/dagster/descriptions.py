@@ -1,7 +1,8 @@
 """What the UI says of an asset, derived from the declaration."""
 
 from rhei_pipeline.dagster.stages import Stage
-from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Column, Mode, Table, type_name
+from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Column, Mode, Table
+from rhei_pipeline.model.type_names import type_name
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.schema_registry import StoredRegistrations
 from rhei_pipeline.wiring.table_options import table_options
@@ -110,7 +111,7 @@ def column_description(column: Column, table: Table) -> str | None:
     """Return what is to be known of a column beside its type."""
     notes = ["primary key"] if column.name in table.schema.primary_key else []
     if column.overridden:
-        notes.append(f"declared as {type_name(column.type, column.epoch)}")
+        notes.append(f"declared as {type_name(column.type, column.epoch, column.logical)}")
     return ", ".join(notes) or None
 
 

@@ -77,7 +77,7 @@ def column_schema(table: Table, *, history: bool) -> dg.TableSchema:
     columns = [
         dg.TableColumn(
             column.name,
-            duckdb_type(column.type),
+            duckdb_type(column.type, column.logical),
             constraints=dg.TableColumnConstraints(
                 nullable=column.nullable, unique=key == (column.name,) and not versioned
             ),

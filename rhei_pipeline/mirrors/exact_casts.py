@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.errors import SchemaDriftError
-from rhei_pipeline.model.schema import type_name
+from rhei_pipeline.model.type_names import type_name
 
 Cast = Callable[[pa.Array, pa.DataType], pa.Array]
 

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from rhei_pipeline.model.plain_values import instant_of, plain_rows
-from rhei_pipeline.model.schema import INSTANT, TableSchema
+from rhei_pipeline.model.schema import TableSchema
+from rhei_pipeline.model.type_names import INSTANT
 
 #: Where the event stands in the source's order.
 SEQUENCE = "_rhei_sequence"

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaError
-from rhei_pipeline.model.schema import Column, TableSchema, nearest, type_name
+from rhei_pipeline.model.schema import Column, TableSchema, nearest
+from rhei_pipeline.model.type_names import type_name
 
 
 def find_column(schema: TableSchema, name: str) -> Column | None:
@@ -22,7 +23,7 @@ def refuse_other_type(schema: TableSchema, column: Column, arrow_type: pa.DataTy
         SchemaError: Names both types.
     """
     if column.type != arrow_type:
-        standing = type_name(column.type, column.epoch)
+        standing = type_name(column.type, column.epoch, column.logical)
         raise SchemaError(
             f"it has a column {column.name!r} already, of type {standing}, not {arrow_type}",
             table=schema.name,

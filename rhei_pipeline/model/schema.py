@@ -1,14 +1,15 @@
 """Columns, tables, and the difference of two schemas, in Arrow types."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from dataclasses import field as dataclass_field
 from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.type_names import INSTANT, named_type, type_name
 
 #: Tables and columns that begin so are ours; a source that uses the prefix is refused by name.
 RESERVED_PREFIX = "_rhei_"
@@ -17,35 +18,12 @@ VALID_FROM = "_rhei_valid_from"
 VALID_TO = "_rhei_valid_to"
 OPERATION = "_rhei_operation"
 
-#: Instants are UTC with microseconds everywhere, as Python and DuckDB keep them.
-INSTANT = pa.timestamp("us", tz="UTC")
-
 #: The three columns a temporal mirror adds behind the source's own.
 HISTORY_FIELDS = (
     pa.field(VALID_FROM, INSTANT, nullable=False),
     pa.field(VALID_TO, INSTANT),
     pa.field(OPERATION, pa.string(), nullable=False),
 )
-
-_NAMED_TYPES: dict[str, tuple[pa.DataType, str | None]] = {
-    "int16": (pa.int16(), None),
-    "int32": (pa.int32(), None),
-    "int64": (pa.int64(), None),
-    "float32": (pa.float32(), None),
-    "float64": (pa.float64(), None),
-    "string": (pa.string(), None),
-    "binary": (pa.binary(), None),
-    "boolean": (pa.bool_(), None),
-    "date": (pa.date32(), None),
-    "time": (pa.time64("us"), None),
-    "timestamp": (pa.timestamp("us"), None),
-    "timestamptz": (INSTANT, None),
-    "timestamp_s": (INSTANT, "s"),
-    "timestamp_ms": (INSTANT, "ms"),
-    "timestamp_us": (INSTANT, "us"),
-}
-_DECIMAL = re.compile(r"decimal\((\d+),\s*(\d+)\)")
-_MAX_DECIMAL_DIGITS = 38
 
 
 class Mode(StrEnum):
@@ -64,6 +42,8 @@ class Column:
     is accepted if it converts exactly.
     `mark` changes whenever DDL may have changed the column's values; empty where the source's
     catalogue does not show that.
+    `logical` says what its text is, `uuid` or `json`, for engines that have such a type. It is no
+    part of the column's identity: each mirror decides how it stores such a text.
     """
 
     name: str
@@ -72,6 +52,7 @@ class Column:
     epoch: str | None = None
     overridden: bool = False
     mark: str = ""
+    logical: str | None = dataclass_field(default=None, compare=False)
 
     @property
     def field(self) -> pa.Field:
@@ -85,13 +66,14 @@ class Column:
             "type": type_name(self.type, self.epoch),
             "nullable": self.nullable,
             **({"mark": self.mark} if self.mark else {}),
+            **({"logical": self.logical} if self.logical else {}),
         }
         return {**form, "overridden": True} if self.overridden else form
 
     @classmethod
     def from_json(cls, form: dict[str, Any]) -> "Column":
         """Read the form that the registry stores."""
-        arrow_type, epoch = parse_type(form["type"])
+        arrow_type, epoch, _ = named_type(form["type"])
         return cls(
             form["name"],
             arrow_type,
@@ -99,6 +81,7 @@ class Column:
             epoch,
             overridden=form.get("overridden", False),
             mark=form.get("mark", ""),
+            logical=form.get("logical"),
         )
 
 
@@ -157,6 +140,11 @@ class TableSchema:
     def value_columns(self) -> tuple[Column, ...]:
         """The columns outside the primary key, in order."""
         return tuple(column for column in self.columns if column.name not in self.primary_key)
+
+    @property
+    def logical(self) -> Mapping[str, str]:
+        """What the text of columns is, by name, where it is more than text."""
+        return {column.name: column.logical for column in self.columns if column.logical}
 
     @property
     def arrow(self) -> pa.Schema:
@@ -224,11 +212,13 @@ class TableOptions:
         columns: Mirror these only; None for all.
         primary_key: Use this unique key; None for the declared one.
         types: Types that override the declared ones, by column.
+        as_text: Text that is more than text, such as JSON, is mirrored as text alone.
     """
 
     columns: tuple[str, ...] | None = None
     primary_key: tuple[str, ...] | None = None
     types: Mapping[str, str] = field(default_factory=dict)
+    as_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,49 +285,6 @@ def difference(old: TableSchema, new: TableSchema) -> SchemaDifference:
 
 def _same_type(old: Column, new: Column) -> bool:
     return bool(old.type.equals(new.type)) and old.epoch == new.epoch
-
-
-def parse_type(name: str) -> tuple[pa.DataType, str | None]:
-    """Parse a type's name as settings and registry write it.
-
-    Returns:
-        The Arrow type, and the unit of integers counted from 1970 where the name implies one.
-
-    Raises:
-        SchemaError: The name is unknown; the hint lists the known ones.
-    """
-    text = name.strip().lower()
-    if text in _NAMED_TYPES:
-        return _NAMED_TYPES[text]
-    decimal = _DECIMAL.fullmatch(text)
-    if decimal:
-        return decimal_type(int(decimal[1]), int(decimal[2])), None
-    known = ", ".join([*_NAMED_TYPES, "decimal(p,s)"])
-    raise SchemaError(f"unknown type {name!r}", hint=f"use one of: {known}")
-
-
-def decimal_type(precision: int, scale: int) -> pa.DataType:
-    """Return the decimal of that precision and scale.
-
-    Raises:
-        SchemaError: Arrow and DuckDB keep at most 38 digits.
-    """
-    if not 1 <= precision <= _MAX_DECIMAL_DIGITS or scale > precision:
-        raise SchemaError(
-            f"decimal({precision},{scale}) cannot be kept",
-            hint=f"use at most {_MAX_DECIMAL_DIGITS} digits, and a scale within them",
-        )
-    return pa.decimal128(precision, scale)
-
-
-def type_name(arrow_type: pa.DataType, epoch: str | None = None) -> str:
-    """Return the name that `parse_type` reads back to the same type."""
-    if pa.types.is_decimal(arrow_type):
-        return f"decimal({arrow_type.precision},{arrow_type.scale})"
-    for name, (known, unit) in _NAMED_TYPES.items():
-        if known.equals(arrow_type) and unit == epoch:
-            return name
-    raise SchemaError(f"type {arrow_type} has no name in a registry")
 
 
 def refuse_reserved(table: str, columns: Iterable[str]) -> None:

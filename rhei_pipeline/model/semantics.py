@@ -56,6 +56,7 @@ class Kind(StrEnum):
     NUMBER = "number"
     DECIMAL = "numeric"
     TEXT = "text"
+    UUID = "uuid"
     BLOB = "blob"
     TRUTH = "boolean"
     DATE = "date"

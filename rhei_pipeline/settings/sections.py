@@ -9,7 +9,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import ByteSize, Field, field_validator
 
 from rhei_pipeline.errors import SchemaError
-from rhei_pipeline.model.schema import Mode, parse_type
+from rhei_pipeline.model.schema import Mode
+from rhei_pipeline.model.type_names import parse_type
 from rhei_pipeline.settings.section import Section
 from rhei_pipeline.settings.source import PollingSettings
 
@@ -35,6 +36,11 @@ class TableSettings(Section):
     )
     types: dict[str, str] | None = Field(
         None, description="Types that override the declared ones, by column."
+    )
+    as_text: bool = Field(
+        default=False,
+        description="Mirror UUIDs and JSON of PostgreSQL as text alone, as earlier versions did;"
+        " 'types' does so for single columns.",
     )
     polling: PollingSettings = Field(
         PollingSettings(), description="How it is polled, with the capture method polling."

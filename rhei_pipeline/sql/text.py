@@ -58,12 +58,14 @@ def mirror_table(schema: TableSchema, prefix: str = "") -> str:
     return f"{quote(schema.namespace)}.{relation}" if schema.namespace else relation
 
 
-def duckdb_type(arrow_type: pa.DataType) -> str:
-    """Return DuckDB's name of an Arrow type.
+def duckdb_type(arrow_type: pa.DataType, logical: str | None = None) -> str:
+    """Return DuckDB's name of an Arrow type, or of what its text is.
 
     Raises:
         SchemaError: No column of ours has such a type.
     """
+    if logical is not None and pa.types.is_string(arrow_type):
+        return logical  # DuckDB has both, under these names
     if pa.types.is_decimal(arrow_type):
         return f"decimal({arrow_type.precision}, {arrow_type.scale})"
     for known, name in _DUCKDB_TYPES:

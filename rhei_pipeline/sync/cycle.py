@@ -26,7 +26,8 @@ from rhei_pipeline.model.changes import (
 )
 from rhei_pipeline.model.progress import Ledger, TableState, Watermark
 from rhei_pipeline.model.reports import TableReport
-from rhei_pipeline.model.schema import INSTANT, Mode, Table
+from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.protocols import (
     ChangeApply,
     ChangeSource,

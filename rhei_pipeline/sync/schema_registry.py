@@ -140,7 +140,7 @@ class Registry:
         known = self.table(name)
         if known == table and name not in self._not_followed:
             self._tables[known.name] = table
-            return False
+            return known.schema.logical != table.schema.logical
         if known != table:
             former = table.name if known is None else known.name
             self._versions[table.name] = self.version(former) + 1

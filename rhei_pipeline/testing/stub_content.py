@@ -15,7 +15,8 @@ from rhei_pipeline.mirrors.exact_casts import InexactError, cast_exactly, past_d
 from rhei_pipeline.mirrors.key_change import refuse_unfit_key
 from rhei_pipeline.model.changes import Counts, DeadLetter, LetterName, NetChanges
 from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
-from rhei_pipeline.model.schema import HISTORY_FIELDS, INSTANT, VALID_TO, Mode, Table, TableSchema
+from rhei_pipeline.model.schema import HISTORY_FIELDS, VALID_TO, Mode, Table, TableSchema
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.testing.oracle import exact
 
 Key = tuple[Any, ...]

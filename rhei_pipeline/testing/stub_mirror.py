@@ -14,8 +14,9 @@ from rhei_pipeline.mirrors.duckdb.read_only import DuckDBGuard
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.progress import Ledger, Past
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits, whole
-from rhei_pipeline.model.schema import INSTANT, Table
+from rhei_pipeline.model.schema import Table
 from rhei_pipeline.model.streaming import Begun, Streamed
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.model.upkeep import MaintenanceReport
 from rhei_pipeline.sql.text import mirror_table, quote
 from rhei_pipeline.testing.stub_content import Named, StubContent, letters_table

@@ -19,15 +19,8 @@ from rhei_pipeline.model.changes import (
     Versions,
 )
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
-from rhei_pipeline.model.schema import (
-    INSTANT,
-    OPERATION,
-    VALID_FROM,
-    VALID_TO,
-    Mode,
-    Table,
-    renamed,
-)
+from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table, renamed
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.text import mirror_table
 from rhei_pipeline.testing.stub_content import (
     Key,

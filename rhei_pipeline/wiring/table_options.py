@@ -69,4 +69,5 @@ def options_of(table: TableSettings) -> TableOptions:
         columns=None if table.columns is None else tuple(table.columns),
         primary_key=None if table.primary_key is None else tuple(table.primary_key),
         types=dict(table.types or {}),
+        as_text=table.as_text,
     )

@@ -14,16 +14,8 @@ from rhei_pipeline.changes.scd2 import FLOOR, LOCATOR, REPEATED, repeated, super
 from rhei_pipeline.changes.toast import complete, wanted_keys
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import ChangeBatch, event_schema, key_text
-from rhei_pipeline.model.schema import (
-    INSTANT,
-    VALID_FROM,
-    VALID_TO,
-    Column,
-    TableSchema,
-    difference,
-    parse_type,
-    type_name,
-)
+from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Column, TableSchema, difference
+from rhei_pipeline.model.type_names import INSTANT, parse_type, type_name
 from rhei_pipeline.sql.text import quote
 
 SCHEMA = TableSchema(

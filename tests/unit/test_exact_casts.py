@@ -16,7 +16,7 @@ from rhei_pipeline.mirrors.exact_casts import (
     is_castable,
     same_bits,
 )
-from rhei_pipeline.model.schema import INSTANT
+from rhei_pipeline.model.type_names import INSTANT
 
 EXACT: list[tuple[Any, pa.DataType, pa.DataType, Any]] = [
     (1, pa.int64(), pa.int16(), 1),

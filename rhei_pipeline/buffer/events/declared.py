@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from rhei_pipeline.errors import SchemaError
-from rhei_pipeline.model.schema import Column, TableOptions, TableSchema, nearest, parse_type
+from rhei_pipeline.model.schema import Column, TableOptions, TableSchema, nearest
+from rhei_pipeline.model.type_names import named_type
 
 
 def declared_schema(name: str, options: Mapping[str, TableOptions]) -> TableSchema:
@@ -37,5 +38,6 @@ def declared_schema(name: str, options: Mapping[str, TableOptions]) -> TableSche
 
 
 def _column(name: str, options: TableOptions) -> Column:
-    kind, epoch = parse_type(options.types[name])
-    return Column(name, kind, name not in (options.primary_key or ()), epoch)
+    kind, epoch, logical = named_type(options.types[name])
+    is_nullable = name not in (options.primary_key or ())
+    return Column(name, kind, is_nullable, epoch, mark=logical or "", logical=logical)

@@ -20,8 +20,10 @@ from rhei_pipeline.model.changes import (
     event_schema,
     key_text,
 )
+from rhei_pipeline.model.logical_texts import admit_texts
 from rhei_pipeline.model.plain_values import plain_rows
-from rhei_pipeline.model.schema import INSTANT, Column, TableSchema, nearest
+from rhei_pipeline.model.schema import Column, TableSchema, nearest
+from rhei_pipeline.model.type_names import INSTANT
 
 
 def batches(
@@ -112,7 +114,14 @@ def _fitting(given: pa.ChunkedArray, column: Column) -> tuple[pa.ChunkedArray, n
 def _cast(given: pa.ChunkedArray | pa.Array, column: Column) -> pa.ChunkedArray:
     if column.epoch is not None and pa.types.is_integer(given.type):
         given = given.cast(pa.int64()).cast(pa.timestamp(column.epoch, "UTC"))
-    return given.cast(column.type)
+    return _logical(given.cast(column.type), column)
+
+
+def _logical(taken: pa.ChunkedArray | pa.Array, column: Column) -> pa.ChunkedArray | pa.Array:
+    if column.logical is not None:
+        for chunk in taken.chunks if isinstance(taken, pa.ChunkedArray) else [taken]:
+            admit_texts(chunk, column.logical, trusted=False)
+    return taken
 
 
 def _single(value: pa.Scalar, column: Column) -> pa.Scalar | None:
@@ -131,7 +140,7 @@ def _without_misfits(
         return ChangeBatch(events, events.num_rows)
     keys = [key_text(key) for key in plain_rows(events.select(list(schema.primary_key)))]
     times = events[CHANGED_AT].to_pylist()
-    kinds = {column.name: column.type for column in schema.columns}
+    kinds = {column.name: column.logical or column.type for column in schema.columns}
     letters = [
         DeadLetter(schema.name, keys[row], name, f"it does not fit {kinds[name]}", times[row])
         for name, found in wrong.items()

@@ -12,8 +12,9 @@ from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds
 from rhei_pipeline.mirrors.datafusion.write_buffer import Found, WriteBuffer
 from rhei_pipeline.model.changes import SEQUENCE, Counts, NetChanges
 from rhei_pipeline.model.progress import AsOf
-from rhei_pipeline.model.schema import INSTANT, VALID_FROM, VALID_TO, Table
+from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Table
 from rhei_pipeline.model.selection import chosen, taken
+from rhei_pipeline.model.type_names import INSTANT
 
 
 def merge(buffer: WriteBuffer, table: Table, changes: NetChanges) -> Counts:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.model.changes import DeadLetter, LetterName
-from rhei_pipeline.model.schema import INSTANT
+from rhei_pipeline.model.type_names import INSTANT
 
 LETTERS = pa.schema(
     [

@@ -16,8 +16,9 @@ from rhei_pipeline.mirrors.datafusion.session import ReadingSession
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.model.changes import Versions
 from rhei_pipeline.model.feed_state import FEED_PREFIX, KIND, LATE, LINEAGE, LINEAGES, FeedState
-from rhei_pipeline.model.schema import INSTANT, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.model.semantics import Translated
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.text import datafusion_type, literal, mirror_table
 
 _READ = [KIND, LATE, LINEAGE, VALID_FROM]

@@ -24,10 +24,9 @@ from rhei_pipeline.model.schema import (
     Mode,
     Table,
     TableSchema,
-    parse_type,
-    type_name,
 )
 from rhei_pipeline.model.stored_format import too_new
+from rhei_pipeline.model.type_names import parse_type, type_name
 
 MEMORY = ":memory:"
 FORMAT = 3

@@ -50,8 +50,8 @@ from rhei_pipeline.mirrors.datafusion.views import (
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.feed_state import FEED_PREFIX
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits, whole
-from rhei_pipeline.model.schema import INSTANT
 from rhei_pipeline.model.semantics import Translated
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.read_only import refuse_writing, statement_tokens
 
 #: The catalogue whose tables need not be qualified.

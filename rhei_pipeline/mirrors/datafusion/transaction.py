@@ -61,7 +61,6 @@ from rhei_pipeline.model.changes import (
 )
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
 from rhei_pipeline.model.schema import (
-    INSTANT,
     OPERATION,
     VALID_FROM,
     VALID_TO,
@@ -71,6 +70,7 @@ from rhei_pipeline.model.schema import (
     renamed,
 )
 from rhei_pipeline.model.selection import chosen
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.text import mirror_table, quote
 
 _DAY = pa.field("snapshot_date", pa.date32())

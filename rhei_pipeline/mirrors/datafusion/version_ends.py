@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from rhei_pipeline.mirrors.datafusion.key_index import Numbers
 from rhei_pipeline.model.changes import Operation
-from rhei_pipeline.model.schema import INSTANT, OPERATION, VALID_TO
+from rhei_pipeline.model.schema import OPERATION, VALID_TO
+from rhei_pipeline.model.type_names import INSTANT
 
 _BYTES_PER_ROW = 13
 

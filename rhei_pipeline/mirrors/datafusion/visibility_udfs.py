@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from rhei_pipeline.mirrors.datafusion.deletion_vectors import Bits
 from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds
 from rhei_pipeline.model.changes import Operation
-from rhei_pipeline.model.schema import INSTANT
+from rhei_pipeline.model.type_names import INSTANT
 
 #: What DataFusion calls with the numbers of a batch's rows.
 OfNumbers = Callable[[pa.Array], pa.Array]

@@ -116,8 +116,10 @@ def present_sql(table: Table) -> str:
 
 def differs_sql(table: Table, left: str, right: str) -> str:
     """Return SQL that compares the columns outside the key; 0.0 differs from -0.0."""
-    names = [quote(column.name) for column in table.schema.value_columns]
-    tests = [f"{left}.{name} is distinct from {right}.{name}" for name in names]
+    tests = [
+        f"{left_value} is distinct from {right_value}"
+        for left_value, right_value in zip(_values(table, left), _values(table, right), strict=True)
+    ]
     tests += [
         f"signbit({left}.{n}) is distinct from signbit({right}.{n})" for n in _floating(table)
     ]
@@ -126,10 +128,17 @@ def differs_sql(table: Table, left: str, right: str) -> str:
 
 def _digest(table: Table, row: str) -> str:
     """Return SQL that hashes the columns outside the key to 64 bits, as `differs_sql` compares."""
-    values = [f"{row}.{quote(column.name)}" for column in table.schema.value_columns]
     signs = [f"signbit({row}.{name})" for name in _floating(table)]
-    terms = ["0", *values, *signs]
+    terms = ["0", *_values(table, row), *signs]
     return f"hash({', '.join(terms)})"
+
+
+def _values(table: Table, row: str) -> list[str]:
+    """Return SQL of the values outside the key; what the mirror keeps of a text is text again."""
+    return [
+        f"{row}.{quote(column.name)}{'::varchar' if pa.types.is_string(column.type) else ''}"
+        for column in table.schema.value_columns
+    ]
 
 
 def _floating(table: Table) -> list[str]:

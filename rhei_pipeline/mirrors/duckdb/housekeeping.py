@@ -9,8 +9,8 @@ import pyarrow as pa
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.duckdb.progress import forget_copies
 from rhei_pipeline.model.changes import DeadLetter
-from rhei_pipeline.model.schema import INSTANT
 from rhei_pipeline.model.stored_format import too_new
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.text import quote
 
 #: How the names of tables begin that hold a copy under way.

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.progress import read_ledger
 from rhei_pipeline.model.progress import AsOf, Past
-from rhei_pipeline.model.schema import HISTORY_FIELDS, INSTANT, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.model.schema import HISTORY_FIELDS, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.text import listed, mirror_table, quote
 
 _TOLD = {field.name for field in HISTORY_FIELDS}

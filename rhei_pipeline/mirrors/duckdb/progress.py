@@ -14,7 +14,7 @@ from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.progress import CopyProgress, Ledger, Watermark
-from rhei_pipeline.model.schema import INSTANT
+from rhei_pipeline.model.type_names import INSTANT
 
 _MARK = pa.schema(
     [

@@ -15,6 +15,7 @@ from rhei_pipeline.mirrors.duckdb.tables import (
     arrow_type,
     copy_name,
     create,
+    fit_texts,
     in_utc,
     read_built,
     standing_name,
@@ -31,7 +32,7 @@ from rhei_pipeline.mirrors.exact_casts import (
 )
 from rhei_pipeline.mirrors.key_change import refuse_unfit_key
 from rhei_pipeline.model.changes import Operation
-from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Column, Mode, Table
 from rhei_pipeline.sql.text import duckdb_type, listed, matching, mirror_table, quote
 
 #: How many values of a column are cast at once.
@@ -48,6 +49,7 @@ def adopt_copy(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime
     if standing_name(connection, table.schema) is not None:
         built = _refuse_other_table(connection, table)
         if not _is_outgrown(connection, table, built):
+            fit_texts(connection, table.schema)
             write_built(connection, table.schema)
             note_columns(connection, table, at)
             return None
@@ -88,7 +90,8 @@ def keep_unknown(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
 
 
 def _adopt_as_versions(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime) -> None:
-    create(connection, mirror_table(table.schema), table.mirror_schema)
+    logical = table.schema.logical
+    create(connection, mirror_table(table.schema), table.mirror_schema, logical=logical)
     connection.execute(
         f"insert into {mirror_table(table.schema)} select *, ?, null, ?"
         f" from {copy_name(table.schema)}",
@@ -135,7 +138,7 @@ def _is_outgrown(connection: duckdb.DuckDBPyConnection, table: Table, built: Bui
     for column in table.schema.columns:
         old = standing.get(column.name)
         if old is None:
-            _add_column(connection, table, column.name, column.type)
+            _add_column(connection, table, column)
         elif not old.equals(column.type):
             _retype(connection, table, column.name, old, column.type)
     return False
@@ -173,11 +176,10 @@ def _versions(connection: duckdb.DuckDBPyConnection, table: Table) -> pa.Table:
     return in_utc(found.to_arrow_table())
 
 
-def _add_column(
-    connection: duckdb.DuckDBPyConnection, table: Table, name: str, kind: pa.DataType
-) -> None:
+def _add_column(connection: duckdb.DuckDBPyConnection, table: Table, column: Column) -> None:
+    wanted = duckdb_type(column.type, column.logical)
     connection.execute(
-        f"alter table {mirror_table(table.schema)} add column {quote(name)} {duckdb_type(kind)}"
+        f"alter table {mirror_table(table.schema)} add column {quote(column.name)} {wanted}"
     )
 
 

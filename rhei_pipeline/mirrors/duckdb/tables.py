@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import duckdb
 import pyarrow as pa
@@ -15,7 +16,6 @@ import pyarrow as pa
 from rhei_pipeline.mirrors.duckdb.housekeeping import COPY_PREFIX
 from rhei_pipeline.model.schema import (
     HISTORY_FIELDS,
-    INSTANT,
     RESERVED_PREFIX,
     VALID_TO,
     Column,
@@ -23,11 +23,15 @@ from rhei_pipeline.model.schema import (
     Table,
     TableSchema,
 )
+from rhei_pipeline.model.type_names import INSTANT, JSON, UUID
 from rhei_pipeline.sql.text import duckdb_type, mirror_table, quote
 
 MAIN = "main"
 SNAPSHOTS = "snapshot"
 _HISTORY = {field.name for field in HISTORY_FIELDS}
+_TEXT = "VARCHAR"
+#: What a text is where DuckDB keeps it as more than text; it reads and writes all three as text.
+_LOGICAL = {"UUID": UUID, "JSON": JSON}
 _DECIMAL = re.compile(r"DECIMAL\((\d+),(\d+)\)")
 _TYPES: dict[str, pa.DataType] = {
     "SMALLINT": pa.int16(),
@@ -36,6 +40,8 @@ _TYPES: dict[str, pa.DataType] = {
     "FLOAT": pa.float32(),
     "DOUBLE": pa.float64(),
     "VARCHAR": pa.string(),
+    "UUID": pa.string(),
+    "JSON": pa.string(),
     "BLOB": pa.binary(),
     "BOOLEAN": pa.bool_(),
     "DATE": pa.date32(),
@@ -94,17 +100,18 @@ def read_tables(connection: duckdb.DuckDBPyConnection) -> dict[str, Table]:
         own = None if namespace == MAIN else str(namespace)
         unrecorded = Built(relation if own is None else f"{own}.{relation}", ())
         found = built.get((own, relation), unrecorded)
-        types = list(map(arrow_type, kinds))
-        if None not in types:
-            table = _table(found, own, relation, dict(zip(names, types, strict=True)))
+        if None not in map(arrow_type, kinds):
+            table = _table(found, own, relation, dict(zip(names, kinds, strict=True)))
             tables[mirror_table(table.schema)] = table
     return tables
 
 
-def _table(
-    built: Built, namespace: str | None, relation: str, types: Mapping[str, pa.DataType]
-) -> Table:
-    own = tuple(Column(name, kind) for name, kind in types.items() if name not in _HISTORY)
+def _table(built: Built, namespace: str | None, relation: str, types: Mapping[str, str]) -> Table:
+    own = tuple(
+        Column(name, arrow_type(kind), logical=_LOGICAL.get(kind))
+        for name, kind in types.items()
+        if name not in _HISTORY
+    )
     mode = Mode.TEMPORAL if VALID_TO in types else Mode.DESTRUCTIVE
     schema = TableSchema(built.name, own, built.primary_key, namespace)
     if schema.relation.lower() != relation.lower():
@@ -157,11 +164,82 @@ def arrow_type(name: str) -> pa.DataType | None:
 
 
 def create(
-    connection: duckdb.DuckDBPyConnection, target: str, schema: pa.Schema, kind: str = "table"
+    connection: duckdb.DuckDBPyConnection,
+    target: str,
+    schema: pa.Schema,
+    kind: str = "table",
+    logical: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Create an empty table."""
-    columns = ", ".join(f"{quote(field.name)} {duckdb_type(field.type)}" for field in schema)
+    """Create an empty table; `logical` says what the text of columns is."""
+    columns = ", ".join(
+        f"{quote(field.name)} {duckdb_type(field.type, logical.get(field.name))}"
+        for field in schema
+    )
     connection.execute(f"create {kind} {target}({columns})")
+
+
+def kept_logical(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> Mapping[str, str]:
+    """Return what the text of a table's columns is, but for those that its mirror has as text."""
+    standing = _declared_types(connection, schema)
+    return {
+        name: logical
+        for name, logical in schema.logical.items()
+        if standing.get(name.lower()) != _TEXT
+    }
+
+
+def fit_texts(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> None:
+    """Give columns of text the type that their text is by now, history included.
+
+    A column that is text stays so where one of its values would not be the same again, or where
+    somebody has put an index on the table.
+    """
+    standing, target = _declared_types(connection, schema), mirror_table(schema)
+    kept = {c.name: standing.get(c.name.lower()) for c in schema.columns if c.type == pa.string()}
+    for name, old in kept.items():
+        new = schema.logical.get(name, _TEXT).upper()
+        is_text = old == _TEXT or old in _LOGICAL
+        if not is_text or old == new or (new != _TEXT and _is_indexed(connection, schema)):
+            continue
+        column = quote(name)
+        cast = f"try_cast({column}::varchar as {new})"
+        other = f"{cast}::varchar is distinct from {column}::varchar"
+        found = connection.execute(f"select exists (from {target} where {other})")
+        if new == _TEXT or not found.fetchall()[0][0]:
+            connection.execute(
+                f"alter table {target} alter column {column} set data type {new} using {cast}"
+            )
+
+
+def labelled(rows: pa.Table, schema: TableSchema) -> pa.Table:
+    """Return rows whose JSON DuckDB takes as JSON, without reading it."""
+    names = {name for name, logical in schema.logical.items() if logical == JSON}
+    if not names:
+        return rows
+    label = {"ARROW:extension:name": "arrow.json"}
+    fields = [f.with_metadata(label) if f.name in names else f for f in rows.schema]
+    return pa.Table.from_arrays(rows.columns, schema=pa.schema(fields))
+
+
+def _declared_types(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> dict[str, str]:
+    """Return the types of a mirrored table's columns, by their names in lower case."""
+    return dict(
+        connection.execute(
+            "select lower(column_name), data_type from duckdb_columns()"
+            " where database_name = current_database()"
+            " and lower(schema_name) = lower(?) and lower(table_name) = lower(?)",
+            [schema.namespace or MAIN, schema.mirror_relation],
+        ).fetchall()
+    )
+
+
+def _is_indexed(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> bool:
+    found = connection.execute(
+        "select exists (from duckdb_indexes() where database_name = current_database()"
+        " and lower(schema_name) = lower(?) and lower(table_name) = lower(?))",
+        [schema.namespace or MAIN, schema.mirror_relation],
+    )
+    return bool(found.fetchall()[0][0])
 
 
 def copy_name(schema: TableSchema) -> str:

@@ -22,7 +22,15 @@ from rhei_pipeline.mirrors.duckdb.housekeeping import write_letters, write_owner
 from rhei_pipeline.mirrors.duckdb.past import write_snapshots
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
 from rhei_pipeline.mirrors.duckdb.promotion import adopt_copy, keep_unknown
-from rhei_pipeline.mirrors.duckdb.tables import copy_name, create, in_utc, registered, write_built
+from rhei_pipeline.mirrors.duckdb.tables import (
+    copy_name,
+    create,
+    in_utc,
+    kept_logical,
+    labelled,
+    registered,
+    write_built,
+)
 from rhei_pipeline.model.changes import (
     Comparison,
     Counts,
@@ -34,7 +42,8 @@ from rhei_pipeline.model.changes import (
 )
 from rhei_pipeline.model.portions import PORTION_BYTES
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
-from rhei_pipeline.model.schema import INSTANT, OPERATION, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.text import listed, literal, matching, mirror_table, quote
 
 #: Bytes of rows beyond which one value is large: batches of others have half as many.
@@ -76,7 +85,7 @@ class DuckDBTransaction:
     def _merge(self, table: Table, target: str, changes: NetChanges) -> Counts:
         inserted = updated = deleted = 0
         if changes.upserts.num_rows:
-            upserts = changes.upserts
+            upserts = labelled(changes.upserts, table.schema)
             with (
                 registered(self._connection, "_rhei_upserts", upserts),
                 self._in_few_copies(upserts),
@@ -173,7 +182,8 @@ class DuckDBTransaction:
                     )
         if versions.openings.num_rows:
             names = listed(versions.openings.column_names)
-            with registered(self._connection, "_rhei_openings", versions.openings):
+            openings = labelled(versions.openings, table.schema)
+            with registered(self._connection, "_rhei_openings", openings):
                 self._connection.execute(
                     f"insert into {name}({names}) select {names} from _rhei_openings"
                 )
@@ -234,13 +244,15 @@ class DuckDBTransaction:
             name = quote(table.schema.namespace)
             self._connection.execute(f"create schema if not exists {name}")
         self._connection.execute(f"drop table if exists {copy_name(table.schema)}")
-        create(self._connection, copy_name(table.schema), table.schema.arrow)
+        # A table from before keeps its columns as text, and what is compared with it is as it is.
+        logical = kept_logical(self._connection, table.schema)
+        create(self._connection, copy_name(table.schema), table.schema.arrow, logical=logical)
         self._records.note_copy(progress)
 
     def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
         """Append rows to the copy and record its progress."""
         if rows.num_rows:
-            with registered(self._connection, "_rhei_rows", rows):
+            with registered(self._connection, "_rhei_rows", labelled(rows, table.schema)):
                 self._connection.execute(
                     f"insert into {copy_name(table.schema)} select * from _rhei_rows"
                 )

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pyarrow as pa
 from sqlglot import exp
 
-from rhei_pipeline.model.schema import decimal_type
 from rhei_pipeline.model.semantics import NUMERIC, QUOTIENT_SCALES, Kind
+from rhei_pipeline.model.type_names import decimal_type
 from rhei_pipeline.query.translation.arithmetic import exact
 from rhei_pipeline.query.translation.literals import EXACT, as_double, as_value, cast
 from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
@@ -86,6 +86,8 @@ def _of_one(
         return Typed(f"count({distinct}{counted}){behind}", Kind.INT, pa.int64())
     if value.kind in _UNORDERED or value.kind is Kind.NULL:
         raise StaysWithSourceError("it aggregates a column that the mirror stores in another form")
+    if value.kind is Kind.UUID:
+        raise StaysWithSourceError("not every PostgreSQL knows a least or greatest uuid")
     if isinstance(node, exp.Min | exp.Max):
         return _extreme(node, value, behind, context)
     if value.kind not in NUMERIC:

@@ -2,8 +2,8 @@
 
 import pyarrow as pa
 
-from rhei_pipeline.model.schema import decimal_type
 from rhei_pipeline.model.semantics import NUMERIC, QUOTIENT_SCALES, Kind
+from rhei_pipeline.model.type_names import decimal_type
 from rhei_pipeline.query.translation.literals import as_double, cast
 from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived, whole_of
 from rhei_pipeline.query.translation.scope import TranslationContext

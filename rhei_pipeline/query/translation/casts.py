@@ -39,7 +39,7 @@ def as_plain_text(value: Typed, context: TranslationContext) -> Typed:
         StaysWithSourceError: Each engine writes it differently.
     """
     value = as_text(value, context)
-    if value.kind in {Kind.TEXT, Kind.INT, Kind.NULL}:
+    if value.kind in {Kind.TEXT, Kind.INT, Kind.UUID, Kind.NULL}:
         return derived(cast(value, pa.string(), context), Kind.TEXT, pa.string(), value)
     raise StaysWithSourceError(
         f"it converts a {value.kind} to text, which each engine writes differently"

@@ -8,8 +8,9 @@ from decimal import Decimal
 
 import pyarrow as pa
 
-from rhei_pipeline.model.schema import INSTANT, decimal_type
+from rhei_pipeline.model.logical_texts import is_uuid
 from rhei_pipeline.model.semantics import NUMERIC, Kind
+from rhei_pipeline.model.type_names import INSTANT, decimal_type
 from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
 from rhei_pipeline.query.translation.scope import TranslationContext
 from rhei_pipeline.sql.text import literal
@@ -169,6 +170,9 @@ def coerce(typed: Typed, kind: Kind, context: TranslationContext) -> Typed:
         zoned = f"{whole}Z" if kind is Kind.INSTANT else whole  # the session's zone is UTC
         kept = _TEMPORAL_TYPES[kind]
         return Typed(context.words.cast(literal(zoned), kept), kind, kept, text=text)
+    if kind is Kind.UUID and is_uuid(text.lower()):
+        # As the mirrors write it: some keep it as text.
+        return Typed(literal(text.lower()), kind, pa.string(), text=text)
     if kind is Kind.INT and re.fullmatch(r"-?\d{1,18}", text):
         return Typed(context.words.cast(text, pa.int64()), kind, pa.int64(), text=text)
     raise StaysWithSourceError(f"a literal is compared with a {kind}")

@@ -6,8 +6,8 @@ from datetime import UTC, date, datetime
 import pyarrow as pa
 from sqlglot import exp
 
-from rhei_pipeline.model.schema import INSTANT
 from rhei_pipeline.model.semantics import Kind, MirroredTable
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.query.translation.meaning import Catalog
 
 #: A value of each type, to plan with before any is bound.

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from rhei_pipeline.errors import HiddenRowsError, SchemaError
-from rhei_pipeline.model.schema import (
-    INSTANT,
-    Column,
-    TableOptions,
-    TableSchema,
-    nearest,
-    parse_type,
-    refuse_reserved,
-)
+from rhei_pipeline.model.schema import Column, TableOptions, TableSchema, nearest, refuse_reserved
+from rhei_pipeline.model.type_names import INSTANT, JSON, UUID, named_type
 from rhei_pipeline.sources.postgres import connection as postgres_connection
-from rhei_pipeline.sources.postgres.table_facts import DEFAULT_NAMESPACE, TableFacts, read_facts
+from rhei_pipeline.sources.postgres.table_facts import (
+    DEFAULT_NAMESPACE,
+    ColumnFacts,
+    TableFacts,
+    read_facts,
+)
 from rhei_pipeline.sources.postgres.versions import Since, has
 from rhei_pipeline.sql.text import quote
 
@@ -46,6 +44,8 @@ _TYPES = {
     1114: pa.timestamp("us"),
     1184: INSTANT,
 }
+#: Those whose text is more than text.
+_LOGICAL = {2950: UUID, 114: JSON, 3802: JSON}
 _DECLARATIONS = {
     pa.bool_(): "boolean",
     pa.binary(): "bytea",
@@ -262,12 +262,31 @@ def _columns(
                 name,
             )
             continue
-        kind, epoch = arrow_type(stored.oid, stored.modifier), None
-        if name in options.types:
-            kind, epoch = parse_type(options.types[name])
-        mark = facts.marks.columns.get(name, "")
-        columns.append(Column(name, kind, not stored.not_null, epoch, mark=mark))
+        declared = options.types.get(name)
+        if declared is None and options.as_text and stored.oid in _LOGICAL:
+            declared = "string"
+        columns.append(_column(facts, stored, declared))
     return columns
+
+
+def _column(facts: TableFacts, stored: ColumnFacts, declared: str | None) -> Column:
+    """Return a column as it is mirrored, with the type that the declaration gives it."""
+    mark, natural = facts.marks.columns.get(stored.name, ""), _LOGICAL.get(stored.oid)
+    if declared is None:
+        kind = arrow_type(stored.oid, stored.modifier)
+        return Column(stored.name, kind, not stored.not_null, mark=mark, logical=natural)
+    kind, epoch, logical = named_type(declared)
+    if logical != natural:
+        mark += f" as {declared}"  # one that is declared as something else by now is copied again
+    return Column(
+        stored.name,
+        kind,
+        not stored.not_null,
+        epoch,
+        overridden=logical not in {None, natural},
+        mark=mark,
+        logical=logical,
+    )
 
 
 def _is_logged(connection: Connection, generated: str) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.model.changes import CHANGED_AT
-from rhei_pipeline.model.schema import INSTANT
+from rhei_pipeline.model.type_names import INSTANT
 
 #: Which transaction made an entry.
 XID = "_rhei_xid"

@@ -26,6 +26,7 @@ _KINDS = {
     1114: Kind.TIMESTAMP,
     1184: Kind.INSTANT,
     1700: Kind.DECIMAL,
+    2950: Kind.UUID,
 }
 _COLUMNS = """
 select a.attname, a.atttypid::bigint, a.atttypmod,

@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.model.decimals import decimal_of, decimals_of
-from rhei_pipeline.model.schema import INSTANT, Column
+from rhei_pipeline.model.logical_texts import admit_texts, text_reader
+from rhei_pipeline.model.schema import Column
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sources.rejections import Rejection
 
 #: What every session of ours sets, so that text means one thing.
@@ -64,16 +66,19 @@ class RowShape:
 
 def row_shape(columns: Sequence[Column]) -> RowShape | None:
     """Return the converter of such rows; None if a type must be converted by column."""
-    readers = [
-        partial(decimal_of, kind=column.type)
-        if pa.types.is_decimal(column.type)
-        else _READERS.get(column.type)
-        for column in columns
-    ]
+    readers = [_reader(column) for column in columns]
     known = tuple(reader for reader in readers if reader is not None)
     if len(known) < len(columns) or any(column.epoch is not None for column in columns):
         return None
     return RowShape(pa.struct([(column.name, column.type) for column in columns]), known)
+
+
+def _reader(column: Column) -> Callable[[str], object] | None:
+    if pa.types.is_decimal(column.type):
+        return partial(decimal_of, kind=column.type)
+    if column.logical is not None:
+        return text_reader(column.logical, trusted=not column.overridden)
+    return _READERS.get(column.type)
 
 
 def _halve(texts: pa.Array, column: Column, offset: int) -> tuple[pa.Array, list[Rejection]]:
@@ -82,7 +87,7 @@ def _halve(texts: pa.Array, column: Column, offset: int) -> tuple[pa.Array, list
         return _convert(texts, column), []
     except pa.ArrowInvalid:
         if len(texts) == 1:
-            reason = f"its value is not a {column.type} that the mirror can hold"
+            reason = f"its value is not a {column.logical or column.type} that the mirror can hold"
             return pa.nulls(1, column.type), [Rejection(offset, column.name, reason)]
     middle = len(texts) // 2
     left, left_misfits = _halve(texts.slice(0, middle), column, offset)
@@ -102,7 +107,10 @@ def _convert(texts: pa.Array, column: Column) -> pa.Array:
     for known, convert in _CONVERSIONS:
         if known.equals(kind):
             return convert(texts)
-    return texts.cast(kind)
+    plain = texts.cast(kind)
+    if column.logical is not None:
+        return admit_texts(plain, column.logical, trusted=not column.overridden)
+    return plain
 
 
 def _booleans(texts: pa.Array) -> pa.Array:

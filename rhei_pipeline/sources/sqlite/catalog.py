@@ -9,16 +9,14 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.schema import (
-    INSTANT,
     RESERVED_PREFIX,
     Column,
     TableOptions,
     TableSchema,
-    decimal_type,
     nearest,
-    parse_type,
     refuse_reserved,
 )
+from rhei_pipeline.model.type_names import INSTANT, decimal_type, named_type
 from rhei_pipeline.sql.text import quote
 
 _BINARY = "BINARY"
@@ -442,9 +440,10 @@ def _as_declared(info: _Info, text: str | None, known: Column | None, *, key: bo
 
 
 def _overridden(name: str, text: str, *, nullable: bool, key: bool) -> Column:
-    arrow_type, epoch = parse_type(text)
+    arrow_type, epoch, logical = named_type(text)
     # Not in a key: two values of the source could become one key.
-    return Column(name, arrow_type, nullable, epoch, overridden=not key)
+    mark = logical or ""  # one that is declared as something else by now is copied again
+    return Column(name, arrow_type, nullable, epoch, not key, mark=mark, logical=logical)
 
 
 def declared_type(declared: str) -> pa.DataType | None:

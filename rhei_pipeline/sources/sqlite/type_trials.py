@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from rhei_pipeline.model.reports import TypeProposal
-from rhei_pipeline.model.schema import TableSchema, parse_type, type_name
+from rhei_pipeline.model.schema import TableSchema
+from rhei_pipeline.model.type_names import named_type, type_name
 from rhei_pipeline.sources.sqlite.rows import fetch
 from rhei_pipeline.sources.sqlite.types import admit_column
 from rhei_pipeline.sql.text import quote
@@ -42,10 +43,10 @@ def proposals(
     letters = _of_keys(connection, table, column, keys[:_MOST])
     others = _first(connection, table, column)
     fitting = _taken(others, present)
-    now = type_name(present.type, present.epoch)
+    now = type_name(present.type, present.epoch, present.logical)
     for name in TRIED:
-        kind, epoch = parse_type(name)
-        tried = replace(present, type=kind, epoch=epoch, overridden=True)
+        kind, epoch, logical = named_type(name)
+        tried = replace(present, type=kind, epoch=epoch, overridden=True, logical=logical)
         healed = len(_taken(letters, tried))
         if healed and name != now and letters:
             refused = len(fitting - _taken(others, tried))

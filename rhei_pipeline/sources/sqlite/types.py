@@ -6,6 +6,7 @@ only when one does not convert is it searched for the rows to blame.
 
 import json
 import math
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.model.decimals import decimals_of
-from rhei_pipeline.model.schema import INSTANT, Column
+from rhei_pipeline.model.logical_texts import EXPECTED, admit_texts
+from rhei_pipeline.model.schema import Column
+from rhei_pipeline.model.type_names import INSTANT, JSON, UUID
 from rhei_pipeline.sources.rejections import Rejection
 
 _NONE = type(None)
 _EXACT_INTEGER = 2**53  # beyond it not every integer is a double
 _MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _LONG = 2**63
+_UUID_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,8 @@ def _accepted(column: Column) -> set[type]:
 
 
 def _family(column: Column) -> str:
+    if column.logical is not None:
+        return column.logical
     if column.epoch is not None:
         return "epoch"
     if pa.types.is_decimal(column.type):
@@ -93,12 +99,16 @@ _STORAGE_CLASSES: dict[str, set[type]] = {
     "instant": {str},
     "epoch": {int},
     "decimal": {int, float},
+    UUID: {str},
+    JSON: {str},
 }
 #: What a column whose type is declared above the source's takes as well, where it is exact.
 _EXACT_TOO: dict[str, set[type]] = {
     "int64": {float},
     "string": {int, float},
     "binary": {str},
+    UUID: {bytes},
+    JSON: {int, float},
 }
 _EXPECTED = {
     "int64": "an integer",
@@ -112,14 +122,15 @@ _EXPECTED = {
     "instant": "a timestamp with its zone, as YYYY-MM-DDTHH:MM:SSZ",
     "epoch": "an integer within the range of timestamps",
     "decimal": "a number within the declared digits",
+    UUID: f"{EXPECTED[UUID]}, or a blob of 16 bytes",
+    JSON: EXPECTED[JSON],
 }
 
 
 def _convert(values: Sequence[Any], column: Column, kinds: set[type]) -> pa.Array:
     family = _family(column)
     if family in _EXACT_TOO:
-        native = _STORAGE_CLASSES[family] | {_NONE}
-        return pa.array(values if kinds <= native else map(_AS[family], values), column.type)
+        return _exactly(values, column, family, kinds)
     if family == "double":
         return _doubles(values, kinds)
     if family == "bool":
@@ -130,6 +141,12 @@ def _convert(values: Sequence[Any], column: Column, kinds: set[type]) -> pa.Arra
         return _decimals(values, column)
     texts = pa.array(values, pa.string())
     return _times(texts) if family == "time64[us]" else texts.cast(column.type)
+
+
+def _exactly(values: Sequence[Any], column: Column, family: str, kinds: set[type]) -> pa.Array:
+    native = _STORAGE_CLASSES[family] | {_NONE}
+    taken = pa.array(values if kinds <= native else map(_AS[family], values), column.type)
+    return admit_texts(taken, column.logical, trusted=False) if column.logical else taken
 
 
 def _integer(value: object) -> object:
@@ -150,7 +167,22 @@ def _bytes(value: object) -> object:
     return value.encode() if isinstance(value, str) else value
 
 
-_AS: dict[str, Callable[[object], object]] = {"int64": _integer, "string": _text, "binary": _bytes}
+def _uuid_text(value: object) -> object:
+    """Return the 16 bytes of a UUID as its text."""
+    if not isinstance(value, bytes):
+        return value
+    if len(value) != _UUID_BYTES:
+        raise pa.ArrowInvalid
+    return str(uuid.UUID(bytes=value))
+
+
+_AS: dict[str, Callable[[object], object]] = {
+    "int64": _integer,
+    "string": _text,
+    "binary": _bytes,
+    UUID: _uuid_text,
+    JSON: _text,
+}
 
 
 def _times(texts: pa.Array) -> pa.Array:

@@ -16,7 +16,8 @@ from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.progress import CopyProgress
-from rhei_pipeline.model.schema import INSTANT, Column, Mode, Table, TableSchema
+from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.protocols import Mirror
 from tests.support.fix_world import World
 

@@ -254,3 +254,38 @@ def test_a_real_for_which_a_decimal_has_no_room_is_never_another_one(
     assert world.htap.dead_letters("w").num_rows == 2
     found = world.htap.query("select n, m from w", hint="olap")
     assert found.to_pylist() == [{"n": Decimal(10**17), "m": Decimal("0.0001")}]
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_uuids_and_json_are_declared(make_world: MakeWorld, mode: str) -> None:
+    types = {"id": "uuid", "owner": "uuid", "doc": "json"}
+    world = make_world(mode=mode, tables=[{"name": "t", "types": types}])
+    ids = [f"a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a{n:02x}" for n in range(5)]
+    world.run("create table t(id text primary key, owner uuid, doc json)")
+    rows: list[tuple[str, Any, Any]] = [
+        (ids[0], bytes.fromhex(ids[1].replace("-", "")), '{"a": [1.10, "\\ud83d\\ude00"]}'),
+        (ids[1], ids[2], "12"),  # which the column's affinity makes a number
+        (ids[2], None, "1e400"),  # an infinite real by now
+        (ids[3], ids[3].upper(), "[]"),
+        (ids[4], b"too short", None),
+    ]
+    world.app.executemany("insert into t values (?, ?, ?)", rows[:2])
+    world.htap.sync_now()
+    world.app.executemany("insert into t values (?, ?, ?)", rows[2:])
+    assert world.htap.sync_now().dead_letters == 3
+    present = {row["id"]: (row["owner"], row["doc"]) for row in world.present("t")}
+    assert present == {ids[0]: (ids[1], rows[0][2]), ids[1]: (ids[2], "12")}
+    world.run(f"update t set owner = null, doc = null where id > '{ids[1]}'")
+    world.htap.sync_now()
+    assert world.htap.dead_letters().num_rows == 0
+    assert world.htap.verify().equal
+    found = world.htap.query(
+        f"select typeof(id) || typeof(owner) || typeof(doc) as kinds, doc->>'$.a[1]' as v from t"
+        f" where id = '{ids[0].upper()}'",
+        hint="olap",
+    ).to_pylist()
+    assert found[-1] == {"kinds": "UUIDUUIDJSON", "v": "\U0001f600"}
+    # Texts of SQLite differ by their case, UUIDs do not.
+    assert (
+        world.htap.explain_route(f"select count(*) from t where id > '{ids[0]}'").engine == "oltp"
+    )

@@ -19,8 +19,9 @@ from rhei_pipeline.model.changes import (
     event_schema,
 )
 from rhei_pipeline.model.instants import instant
-from rhei_pipeline.model.schema import INSTANT, Table, TableSchema
+from rhei_pipeline.model.schema import Table, TableSchema
 from rhei_pipeline.model.selection import taken
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sources.mended_rows import mended
 from rhei_pipeline.sources.postgres.logical import pgoutput
 from rhei_pipeline.sources.postgres.logical.moment import LogMoment, RowView, Slot

@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 
 from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.polling import Stamp
-from rhei_pipeline.model.schema import INSTANT, Column
+from rhei_pipeline.model.schema import Column
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sources.postgres.polling.clauses import Clause
 from rhei_pipeline.sources.postgres.types import admit_text
 from rhei_pipeline.sql.text import literal, quote

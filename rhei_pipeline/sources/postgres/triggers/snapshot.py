@@ -25,7 +25,8 @@ from rhei_pipeline.model.changes import (
     RowBatch,
     event_schema,
 )
-from rhei_pipeline.model.schema import INSTANT, Mode, Table, TableSchema
+from rhei_pipeline.model.schema import Mode, Table, TableSchema
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sources.mended_rows import mended
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.identity import refuse_rewritten

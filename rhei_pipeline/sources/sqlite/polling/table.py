@@ -16,7 +16,8 @@ from rhei_pipeline.model.changes import ChangeBatch
 from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.polling import Clock, Keyset, PollOptions, Stamp
 from rhei_pipeline.model.portions import portions
-from rhei_pipeline.model.schema import INSTANT, Column
+from rhei_pipeline.model.schema import Column
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
 from rhei_pipeline.sources.sqlite.rows import (
     SqliteRowReader,

@@ -12,7 +12,8 @@ import pyarrow as pa
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.model.instants import instant
-from rhei_pipeline.model.schema import INSTANT, Mode, Table, TableSchema
+from rhei_pipeline.model.schema import Mode, Table, TableSchema
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.protocols import Rescan
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
 from rhei_pipeline.sources.sqlite.rows import MOST_CHOSEN, SqliteRowReader, event_batch, fetch_wide

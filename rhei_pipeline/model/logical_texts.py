@@ -1,0 +1,97 @@
+"""Texts that are more than text: UUIDs and JSON, each taken as it is or not at all."""
+
+import json
+import re
+from collections.abc import Callable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.model.type_names import JSON, UUID
+
+#: The one form that both PostgreSQL and the mirrors write.
+_UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_UUID_WHOLE = re.compile(_UUID)
+#: Halves of a pair that stands for one character; alone, they are none.
+_HALF = r"\\u[dD][89a-fA-F]"
+_PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+_LONE = re.compile(_HALF)
+_BACKSLASH = r"\\"
+
+#: What is expected of a text, for whoever mends one that is not taken.
+EXPECTED = {
+    UUID: "a UUID in lower case with hyphens",
+    JSON: "JSON without halves of surrogate pairs",
+}
+
+
+def admit_texts(texts: pa.Array, logical: str, *, trusted: bool) -> pa.Array:
+    """Return texts that are all of this logical type.
+
+    Args:
+        texts: The values.
+        logical: What they are to be.
+        trusted: The source holds the column's JSON to be JSON.
+
+    Raises:
+        pyarrow.ArrowInvalid: One of them is not.
+    """
+    if logical == UUID:
+        if pc.all(pc.match_substring_regex(texts, f"^{_UUID}$")).as_py() is False:
+            raise pa.ArrowInvalid
+        return texts
+    doubted = texts
+    if trusted:
+        doubted = texts.filter(pc.match_substring_regex(texts, _HALF))
+    if not all(text is None or _is_json(text) for text in doubted.to_pylist()):
+        raise pa.ArrowInvalid
+    return texts
+
+
+def text_reader(logical: str | None, *, trusted: bool) -> Callable[[str], str]:
+    """Return what takes one such text and raises ValueError at another."""
+    if logical is None:
+        return str
+    return _uuid if logical == UUID else _json_trusted if trusted else _json
+
+
+def is_uuid(text: str) -> bool:
+    """Return whether a text is a UUID as it is written by PostgreSQL and by the mirrors."""
+    return _UUID_WHOLE.fullmatch(text) is not None
+
+
+def _uuid(text: str) -> str:
+    if not is_uuid(text):
+        raise ValueError
+    return text
+
+
+def _json(text: str) -> str:
+    if not _is_json(text):
+        raise ValueError
+    return text
+
+
+def _json_trusted(text: str) -> str:
+    if _LONE.search(text) and not _has_whole_characters(text):
+        raise ValueError
+    return text
+
+
+def _is_json(text: str) -> bool:
+    try:
+        # A number is not converted: one of many digits is JSON as well.
+        json.loads(text, parse_int=str, parse_float=str, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return False
+    return _has_whole_characters(text)
+
+
+def _refuse(_name: str) -> object:
+    raise ValueError
+
+
+def _has_whole_characters(text: str) -> bool:
+    """Return whether no escape in it is half of a pair; PostgreSQL's json allows that."""
+    escaped = text.replace(_BACKSLASH, "")
+    return _LONE.search(_PAIR.sub("", escaped)) is None
