@@ -130,7 +130,7 @@ def test_how_logs_of_postgres_are_read_is_found_out_anew_for_changed_tables_only
 ) -> None:
     world = make_postgres(capture={"method": "trigger"}, mode="temporal", tables=[{"name": "t0"}])
     calls: list[str] = []
-    for name in ("parts_of", "_quiet_sql"):
+    for name in ("captured", "_quiet_sql"):
         module: Any = triggers if hasattr(triggers, name) else trigger_snapshot
         run = getattr(module, name)
 

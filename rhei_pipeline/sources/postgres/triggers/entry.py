@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rhei_pipeline.model.schema import Mode, Table, TableSchema
 from rhei_pipeline.sources.postgres.catalog import PostgresTable
 from rhei_pipeline.sources.postgres.triggers.ddl import LoggedColumn, TableLog
-from rhei_pipeline.sources.postgres.triggers.logs import LogPart, read_now, read_then
+from rhei_pipeline.sources.postgres.triggers.logs import Captured, read_now, read_on, read_then
 from rhei_pipeline.sources.postgres.triggers.position import Proof, shape_of
 from rhei_pipeline.sources.postgres.triggers.registry import Registered
 
@@ -62,15 +62,16 @@ def _dropped(name: str) -> LoggedColumn:
     return LoggedColumn(name, 0, 0, "text", None, "operator(pg_catalog.=)", 0)
 
 
-def parts_of(
-    found: Registered, table: Table, entry: Entry | None, proof: Proof | None
-) -> tuple[tuple[LogPart, ...], bool]:
-    """Return the logs from a position to where a table is read to, and whether they are complete.
+def captured(
+    found: Registered, log: TableLog, table: Table, entry: Entry | None, proof: Proof | None
+) -> Captured:
+    """Return the logs from a position to where a table is read to.
 
     With the table's present schema, that is the end of the newest one. With the schema that the
     mirror knew, it is where the table was changed: later entries are read once the mirror has the
     new schema. For a table that was dropped, it is the end as well.
 
+    `log`: the newest one, as it was created.
     `entry`: the table of that name, if the logs are of that table.
     `proof`: of the position; None for the newest log.
     """
@@ -80,12 +81,16 @@ def parts_of(
     else:
         places = [place for place, log in enumerate(logs) if log.identity == proof.identity]
         logs = logs[places[0] :] if places else ()
-    if not logs or (table.mode is Mode.DESTRUCTIVE and len(logs) > 1):
-        return (), False
-    if entry is not None and (entry.source.schema == table.schema or not found.images):
-        return read_now(logs, table, entry.columns), True
+    is_same = entry is not None and entry.source.schema == table.schema
+    if not logs or (table.mode is Mode.DESTRUCTIVE and len(logs) > 1 and not is_same):
+        return Captured(log, (), is_now=False)
+    if entry is not None and (is_same or not found.images):
+        return Captured(log, read_now(logs, table, entry.columns), is_now=True)
     if proof is not None and proof.shape not in {"", shape_of(table)}:
-        return (), False
+        return Captured(log, (), is_now=False)
     if entry is None:
-        return read_then(logs, table.schema, late=True), True
-    return read_then(logs[:1], table.schema, late=False), False
+        return Captured(log, read_then(logs, table.schema, late=True), is_now=True)
+    present = Table(entry.source.schema, table.mode)
+    if len(logs) > 1 and not read_now(logs, present, entry.columns):
+        return read_on(log, logs, table, present, entry.columns)
+    return Captured(log, read_then(logs[:1], table.schema, late=False), is_now=False)

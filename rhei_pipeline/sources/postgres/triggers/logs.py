@@ -257,12 +257,20 @@ class Captured:
     Attributes:
         log: As it was created.
         parts: The logs from a position to where the table is read to; none if one is missing.
-        is_now: Whether they are read with the table's present schema, to their ends.
+        is_now: Whether they are read to their ends.
+        next_log: The log that is read behind them, with the table's present schema; None where
+            they are the last ones, or the rest of theirs is read so.
     """
 
     log: TableLog
     parts: tuple[LogPart, ...]
     is_now: bool
+    next_log: Generation | None = None
+
+    @property
+    def is_left(self) -> bool:
+        """Whether a position is in a log that the table's mirror can leave, and others can drop."""
+        return len(self.parts) > 1 or self.next_log is not None
 
 
 def read_now(
@@ -280,6 +288,8 @@ def read_now(
         replace(_part(generation, wanted, schema, late=True), left=left)
         for generation in generations
     ]
+    if table.mode is Mode.TEMPORAL and not all(one.images for one in generations):
+        return ()
     return tuple(parts) if all(map(_tells_enough, parts)) else ()
 
 
@@ -303,6 +313,41 @@ def read_then(
     name = f"{schema.namespace or DEFAULT_NAMESPACE}.{schema.relation}"
     return tuple(
         _part(generation, wanted, schema, late=late, only=name) for generation in generations
+    )
+
+
+def read_on(
+    log: TableLog,
+    logs: Sequence[Generation],
+    table: Table,
+    present: Table,
+    columns: Mapping[str, LoggedColumn],
+) -> Captured:
+    """Return how logs are read of which the first does not tell all of the table's present schema.
+
+    With the schema that the mirror knew, as long as no other one will do and they hold its
+    columns: a table that is declared otherwise is written on, and a log made since, for another
+    mirror, may hold what was written.
+    """
+    parts = read_then(logs, table.schema, late=False)
+    count = min(1, len(parts))
+    while count < len(parts) and not read_now(logs[count:], present, columns):
+        if not _holds_all(parts[count]):
+            break
+        count += 1
+    next_log = logs[count] if 0 < count < len(logs) else None
+    return Captured(log, parts[:count], is_now=count == len(logs), next_log=next_log)
+
+
+def _holds_all(part: LogPart) -> bool:
+    """Return whether a log is of the same key, and has all columns, each as it was."""
+    generation, places = part.generation, part.generation.places()
+    numbers = dict(zip(generation.columns, places, strict=True))
+    return (
+        not generation.is_cut
+        and generation.cut is None
+        and {numbers[name] for name in generation.key} == {w.attribute for w in part.key}
+        and all(w.attribute in places and w.fits(places[w.attribute][1]) for w in part.wanted)
     )
 
 

@@ -9,6 +9,8 @@ from rhei_pipeline.model.schema import Table
 from rhei_pipeline.sql.text import literal
 
 _SHAPE_DIGITS = 16
+#: A snapshot that sees no transaction, as PostgreSQL's text.
+NOTHING_SEEN = "1:1:"
 
 
 @dataclass(frozen=True, slots=True)

@@ -331,7 +331,7 @@ def retire(connection: Connection, before: Registered | None, log: TableLog) -> 
     """
     if (
         before is None
-        or not (before.images and before.has_log and before.attributes and log.images)
+        or not (before.has_log and before.attributes)
         or not one(connection, _HAS_CONSUMER, before.relation)[0]
     ):
         return None

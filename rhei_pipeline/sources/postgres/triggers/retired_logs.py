@@ -10,9 +10,12 @@ from rhei_pipeline.sources.postgres.identity import one
 from rhei_pipeline.sources.postgres.triggers.ddl import SCHEMA
 from rhei_pipeline.sources.postgres.triggers.logs import Generation
 
+#: Only a log of rows has a place for those of a table that has changed.
 _FORMERS = f"""
 select relation::bigint, log::bigint, columns, key, attributes, types::bigint[], base, pruned,
-    identity, ended, cut, leads_on, whole
+    identity, ended, cut, leads_on, whole,
+    exists (select from pg_attribute where attname = 'misfit'
+            and attrelid = to_regclass('{SCHEMA}.former_' || log))
 from {SCHEMA}.former
 where relation = any(%s::oid[]) and to_regclass('{SCHEMA}.former_' || log) is not null
 order by ended
@@ -37,7 +40,7 @@ def read_formers(
     found: dict[int, tuple[Generation, ...]] = {}
     for row in connection.execute(_FORMERS.encode(), (list(relations),)):
         relation, log, columns, key, attributes, types, base, pruned, identity, *end = row
-        ended, cut, leads_on, whole = end
+        ended, cut, leads_on, whole, images = end
         former = Generation(
             relation,
             former_name(log),
@@ -49,7 +52,7 @@ def read_formers(
             base,
             pruned,
             identity,
-            images=True,
+            images=images,
             ended=ended,
             cut=cut,
             leads_on=leads_on,

@@ -41,7 +41,13 @@ from rhei_pipeline.sources.postgres.rows import (
 from rhei_pipeline.sources.postgres.triggers.ddl import BEGUN, TRUNCATED, log_name
 from rhei_pipeline.sources.postgres.triggers.logs import Captured, Generation, LogPart
 from rhei_pipeline.sources.postgres.triggers.misfit import OTHER_KINDS, OTHER_TRUNCATED
-from rhei_pipeline.sources.postgres.triggers.position import Proof, VisibleText, outside, shape_of
+from rhei_pipeline.sources.postgres.triggers.position import (
+    NOTHING_SEEN,
+    Proof,
+    VisibleText,
+    outside,
+    shape_of,
+)
 from rhei_pipeline.sources.rejections import Rejection
 from rhei_pipeline.sql.text import literal
 
@@ -127,6 +133,7 @@ class PostgresTriggerSnapshot:
         self._held: set[str] = set()
         self._proofs: dict[str, Proof] = {}
         self._reads: dict[tuple[str, str], list[tuple[LogPart, str]]] = {}
+        self._left: set[str] = set()
         self._entries: dict[str, str] = {}
         self._dated: dict[tuple[str, ...], CommitInstants] = {}
         self._reading: Generator[pa.Table, None, None] | None = None
@@ -143,18 +150,24 @@ class PostgresTriggerSnapshot:
         found, seen = self._known(table), self._moment.visible
         own, before = found.parts[-1].generation, self._proofs.get(table.name)
         order = own.base + seen.order
+        if found.next_log is not None and own.ended is not None:
+            begun = self._noted(found.next_log, NOTHING_SEEN, table, "asc")
+            return Position(own.ended, begun.text())
         if not found.is_now and before is not None:
             # What was done to the table in another shape is left, and with it the entry noted.
             late, shape = before.late or before.snapshot, shape_of(table)
             proof = replace(before, snapshot=seen.text, late=late, shape=shape)
             return Position(order, proof.text())
-        newest = self._connection.execute(
-            f"select l.seq, l.xid::text, l.at::text from {own.name} l"
-            " order by l.xid desc limit 1".encode()
+        return Position(order, self._noted(own, seen.text, table, "desc").text())
+
+    def _noted(self, log: Generation, seen: str, table: Table, order: str) -> Proof:
+        """Return a proof of what is seen of a log, by its first or its last entry."""
+        found = self._connection.execute(
+            f"select l.seq, l.xid::text, l.at::text from {log.name} l"
+            f" order by l.xid {order} limit 1".encode()
         ).fetchone()
-        marker, by, at = newest or (0, "", "")
-        proof = Proof(own.identity, seen.text, marker, by, at, shape=shape_of(table))
-        return Position(order, proof.text())
+        marker, by, at = found or (0, "", "")
+        return Proof(log.identity, seen, marker, by, at, shape=shape_of(table))
 
     def origin(self, table: Table) -> Position:
         """Return the head: rows and log are one state."""
@@ -167,6 +180,10 @@ class PostgresTriggerSnapshot:
     def pending(self, table: Table, after: Position) -> int:
         """Count the entries after the position."""
         return self._look(table, after).entries
+
+    def retains(self, position: Position) -> bool:
+        """Return whether the position keeps a log from being dropped, as no later one would."""
+        return position.proof in self._left
 
     def oldest_pending(self, table: Table, after: Position) -> datetime | None:
         """Return the time of the oldest entry after the position."""
@@ -350,6 +367,8 @@ class PostgresTriggerSnapshot:
         if found is None or proof is None or not found.parts:
             return _Look(proved=False)
         self._proofs[table.name] = proof
+        if found.is_left:
+            self._left.add(after.proof)
         quiet = self._quiet(after, found)
         if self._memory.quiet.get(table.name) != quiet and not self._has_looked_ahead:
             self._has_looked_ahead = True

@@ -37,10 +37,10 @@ from rhei_pipeline.sources.postgres.triggers.ddl import (
 )
 from rhei_pipeline.sources.postgres.triggers.entry import (
     Entry,
+    captured,
     is_captured,
     log_of,
     log_of_the_gone,
-    parts_of,
 )
 from rhei_pipeline.sources.postgres.triggers.known_logs import KnownLogs
 from rhei_pipeline.sources.postgres.triggers.logs import Captured
@@ -417,7 +417,7 @@ class PostgresTriggerSource:
             log, entry = log_of_the_gone(found, table.schema), None
         else:
             return None
-        return Captured(log, *parts_of(found, table, entry, proof))
+        return captured(found, log, table, entry, proof)
 
     def _entry_of(self, name: str) -> Entry | None:
         try:
