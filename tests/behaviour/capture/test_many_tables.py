@@ -24,7 +24,7 @@ from rhei_pipeline.sources.postgres.triggers.registry import Registered
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sources.sqlite.polling.snapshot import SqlitePollingSnapshot
 from rhei_pipeline.sources.sqlite.schema_objects import SchemaState
-from rhei_pipeline.sources.sqlite.triggers import schema_watch
+from rhei_pipeline.sources.sqlite.triggers import log_catalog, schema_watch
 from rhei_pipeline.sources.sqlite.triggers.snapshot import SqliteTriggerSnapshot
 from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
 from rhei_pipeline.sync import naming
@@ -300,7 +300,7 @@ def test_a_first_sync_writes_the_watermarks_of_all_tables_at_once(tmp_path: Path
     assert found == [1, 1]
 
 
-def _sqlite(directory: Path, count: int) -> rhei.Settings:
+def _sqlite(directory: Path, count: int, *, is_buffered: bool = False) -> rhei.Settings:
     directory.mkdir()
     with sqlite3.connect(directory / "app.db") as source:
         for number in range(count):
@@ -308,6 +308,7 @@ def _sqlite(directory: Path, count: int) -> rhei.Settings:
             source.execute(f"insert into t{number} values (1)")
     return rhei.Settings(
         source={"path": directory / "app.db"},
+        capture={"buffer": {"path": directory / "cdc"} if is_buffered else None},
         mirror={"path": directory / "mirror.duckdb"},
         registry={"path": directory / "registry.json"},
     )
@@ -354,16 +355,19 @@ def test_opening_reads_what_postgres_says_of_all_tables_as_often_for_few_as_for_
     assert many == few
 
 
+@pytest.mark.parametrize("is_buffered", [False, True])
 def test_opening_sqlite_reads_its_schema_and_names_as_often_for_few_tables_as_for_many(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    *, is_buffered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     schemas = counting_calls(monkeypatch, SchemaState, "read")
+    counting_calls(monkeypatch, log_catalog, "all_logs", schemas)
     names = counting_calls(monkeypatch, naming, "mirror_table")
     found = []
     for count in (_FEW, _MANY):
         schemas.clear()
         names.clear()
-        with rhei.open(_sqlite(tmp_path / str(count), count)) as htap:
+        settings = _sqlite(tmp_path / str(count), count, is_buffered=is_buffered)
+        with rhei.open(settings) as htap:
             htap.sync_now()
             found.append((len(schemas), len(names) / count))
     few, many = found

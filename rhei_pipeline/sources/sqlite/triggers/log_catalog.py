@@ -52,9 +52,16 @@ class LogCatalog:
         name = folded(table)
         if name not in self._newest:
             # It is missing, empty, or was not to be read with the others: the error is its own.
-            row = self._connection.execute(_newest_sql(log_table(table))).fetchone()
-            self._newest[name] = Position(0, "") if row is None else Position(row[0], str(row[1]))
+            self._newest[name] = self._read_one(table)
         return self._newest[name]
+
+    def newest_alone(self, table: str) -> Position:
+        """Return the same, and read no other log for it: many tables may be captured in a row."""
+        return self._read_one(table) if self._newest is None else self.newest(table)
+
+    def _read_one(self, table: str) -> Position:
+        row = self._connection.execute(_newest_sql(log_table(table))).fetchone()
+        return Position(0, "") if row is None else Position(row[0], str(row[1]))
 
     def note_rest(self, table: Table) -> None:
         """Note that a table's log could be read behind its newest entry, at this schema."""

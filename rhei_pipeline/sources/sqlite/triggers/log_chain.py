@@ -185,9 +185,8 @@ def drop_all(connection: sqlite3.Connection, table: str) -> None:
 
 def exists(connection: sqlite3.Connection, table: str) -> bool:
     """Return whether there is a table of that name; SQLite compares names without case."""
-    found = connection.execute(
-        "select 1 from sqlite_master where type = 'table' and name = ? collate nocase", (table,)
-    )
+    # Found by its name alone, however many there are.
+    found = connection.execute("select 1 from pragma_table_info(?) limit 1", (table,))
     return found.fetchone() is not None
 
 

@@ -83,7 +83,7 @@ class SqliteTriggerSnapshot:
 
     def origin(self, table: Table) -> Position:
         """Return the newest entry: rows and log are one state."""
-        return self._logs.newest(table.name)
+        return self._logs.newest_alone(table.name)
 
     def proves(self, table: Table, position: Position) -> bool:
         """Return whether the position's entry is kept and has the same time."""

@@ -171,6 +171,9 @@ class SqliteTriggerSource:
                 self._mark_changed()
                 schema_watch.note(self._connection)
             self._left_at = None
+        self._read_marks()
+
+    def _read_marks(self) -> None:
         if not self._are_marks_known:
             with self._database.translated():
                 self._marks = schema_watch.marks(self._connection)
@@ -300,7 +303,7 @@ class SqliteTriggerSource:
     def snapshot(self) -> Iterator[SqliteTriggerSnapshot]:
         """Hold one committed state of the source; its rows can always be read."""
         self._follow_the_file()
-        self._note_schema()
+        self._read_marks()
         with self._database.translated():
             self._connection.execute("begin")
             try:
