@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: So many rows of an answer are shown to a person; machines get them all.
 SHOWN_ROWS = 40
+#: A report's words, such as 'destructive', are no longer than this.
+_WORD = 12
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -44,7 +46,21 @@ def show(
     wanted = [name for name in columns if name not in rare or any(row.get(name) for row in rows)]
     cells = [[_cell(row.get(name)) for name in wanted] for row in rows]
     numeric = [any(_is_number(row.get(name)) for row in rows) for name in wanted]
-    out.print(_table([name.replace("_", " ") for name in wanted], cells, numeric))
+    out.print(_report(wanted, cells, numeric, out.width))
+
+
+def _report(
+    names: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool], width: int
+) -> Shown:
+    """Return a report's table; where it is too wide, long texts and headings take more lines."""
+    shown = _table([name.replace("_", " ") for name in names], rows, numeric)
+    if _width(names, rows) > width:
+        for column, cells in zip(shown.columns, zip(*rows, strict=True), strict=True):
+            column.header = str(column.header).replace(" ", "\n")
+            # A word or number is not cut; a name takes as many lines as it needs.
+            column.no_wrap = max(map(len, cells)) <= _WORD
+            column.overflow = "fold"
+    return shown
 
 
 def say(lines: Iterable[str]) -> None:
@@ -85,21 +101,27 @@ def name_errors(errors: Mapping[str, str]) -> None:
         print_error(error)
 
 
+def rows_counted(count: int) -> str:
+    """Return a number of rows in words."""
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
 def name_dead_letters(met: Mapping[str, int]) -> None:
     """Print how many rows a sync could not mirror, and how to see which."""
     count = sum(met.values())
     if count:
         names = ", ".join(name for name, letters in met.items() if letters)
-        rows = "1 row" if count == 1 else f"{count:,} rows"
-        print_note(f"{rows} of {names} could not be mirrored: 'rhei dead-letters' says why")
+        print_note(
+            f"{rows_counted(count)} of {names} could not be mirrored: 'rhei dead-letters' says why"
+        )
 
 
 def name_missing(answer: "pa.Table") -> None:
     """Print how many rows the mirror lacks of the tables that an answer is from."""
     lacking = (answer.schema.metadata or {}).get(b"rhei.dead_letters", b"{}")
     for name, count in json.loads(lacking).items():
-        rows = "1 row" if count == 1 else f"{count:,} rows"
-        print_note(f"table {name!r}: {rows} may be missing or old: 'rhei dead-letters' says why")
+        may = f"{rows_counted(count)} may be missing or old"
+        print_note(f"table {name!r}: {may}: 'rhei dead-letters' says why")
 
 
 def name_not_followed(tables: Mapping[str, datetime], named: Collection[str]) -> None:

@@ -2,13 +2,22 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from rhei_pipeline.cli.interrupting import interruptible
-from rhei_pipeline.cli.output import err, name_errors, name_missing, out, print_error, say
+from rhei_pipeline.cli.output import (
+    err,
+    name_errors,
+    name_missing,
+    out,
+    print_error,
+    rows_counted,
+    say,
+)
 from rhei_pipeline.cli.rows import OutputFormat, RowWriter
 from rhei_pipeline.cli.statements import keywords, says_something, whole_statements
+from rhei_pipeline.cli.watching import watch
 from rhei_pipeline.errors import QueryError, RheiError
 
 if TYPE_CHECKING:
@@ -21,9 +30,9 @@ if TYPE_CHECKING:
 _HELP = """\
 A statement ends with ';', and may have many lines. Commands:
   \\d                 the tables             \\d TABLE    its columns
-  \\route [SQL]       which side would answer, and why (left out: the last statement)
+  \\route [SQL]       which side would answer this, or the last statement, and why
   \\auto \\oltp \\olap  which side answers from now on
-  \\sync              apply what is pending  \\timing     show how long answers take, or not
+  \\sync              apply what is pending  \\timing     show answers' times, or not
   \\watch [SECONDS]   ask the last statement again and again; Ctrl-C ends that
   \\export FILE       write the last answer: .csv, .json, .ndjson, .md, .parquet
   \\q, exit           leave the shell (Ctrl-D does, too); Ctrl-C ends a query"""
@@ -79,14 +88,20 @@ class Shell:
             except KeyboardInterrupt:
                 pending = ""
                 continue
-            if not pending and line.strip().lower() in _ENDS:
+            pending, command = self._taken(line, pending)
+            if command.lower() in _ENDS:
                 return
-            if not pending and line.strip().startswith("\\"):
-                self._guarded(self._command, line.strip())
-                continue
-            pending = self._answered(f"{pending}\n{line}".strip())
+            if command:
+                self._guarded(self._command, command)
         if says_something(pending, self._dialect):
             self._guarded(self._ask, pending)
+
+    def _taken(self, line: str, pending: str) -> tuple[str, str]:
+        """Answer what is whole; return what is not, and the command that ends the line."""
+        said, command = _parts(line)
+        if pending and not _is_known(command):
+            said, command = line, ""
+        return self._answered(f"{pending}\n{said}".strip()), command
 
     def read_by(self, read: Callable[[str], str]) -> None:
         """Ask for lines in another way from now on."""
@@ -95,7 +110,7 @@ class Shell:
     def is_whole(self, text: str) -> bool:
         """Return whether what is typed is a command, or ends with a statement's end."""
         typed = text.strip()
-        if not typed or typed.startswith("\\") or typed.lower() in _ENDS:
+        if not typed or _parts(typed)[1]:
             return True
         found, rest = whole_statements(typed, self._dialect)
         return bool(found) and not says_something(rest, self._dialect)
@@ -146,9 +161,8 @@ class Shell:
         labels = found.schema.metadata or {}
         side, reason = (labels.get(name, b"").decode() for name in (b"rhei.engine", b"rhei.reason"))
         if not self._is_script:
-            rows = "1 row" if found.num_rows == 1 else f"{found.num_rows:,} rows"
             took = f" in {seconds * 1000:.1f} ms" if self._shows_time else ""
-            out.print(f"{rows}{took} from {side}: {reason}", markup=False)
+            out.print(f"{rows_counted(found.num_rows)}{took} from {side}: {reason}", markup=False)
 
     def _command(self, line: str) -> None:
         word, _, rest = line[1:].rstrip(";").partition(" ")
@@ -170,16 +184,21 @@ class Shell:
         commands[word](rest)
 
     def _describe(self, name: str) -> None:
+        from rhei_pipeline.sync.naming import in_any_case
+
         tables = self._htap.table_schemas()
         if not name:
             say(sorted(tables))
             name_errors(self._htap.left_out)
             return
+        if name.startswith('"') and name.endswith('"'):
+            name = name[1:-1].replace('""', '"')
         if name in self._htap.left_out:
             raise QueryError(self._htap.left_out[name])
-        if name not in tables:
+        found = in_any_case(name, tables)
+        if found is None:
             raise QueryError(f"table {name!r} is not mirrored", hint="\\d lists the tables")
-        schema = tables[name].schema
+        schema = found.schema
         for column in schema.columns:
             key = " (key)" if column.name in schema.primary_key else ""
             say([f"{column.name}  {column.type}{key}"])
@@ -206,9 +225,7 @@ class Shell:
                 f"{seconds!r} is not a number of seconds", hint="such as '\\watch 5'"
             ) from None
         sql = self._asked_last()
-        while True:
-            self._ask(sql)
-            sleep(max(pause, 0.1))
+        watch(lambda: self._ask(sql), max(pause, 0.1))
 
     def _export(self, file: str) -> None:
         if self._answer is None:
@@ -221,6 +238,20 @@ class Shell:
         if not self._last:
             raise QueryError("there is no last statement", hint="ask something first")
         return self._last
+
+
+def _parts(typed: str) -> tuple[str, str]:
+    """Return what is typed before a command in the last line, and the command, if there is one."""
+    *before, last = typed.strip().splitlines() or [""]
+    command = last.strip()
+    is_alone = command.startswith("\\") or command.lower() in _ENDS
+    if _is_known(command) or (is_alone and not before):
+        return "\n".join(before), command
+    return typed, ""
+
+
+def _is_known(command: str) -> bool:
+    return command.partition(" ")[0].rstrip(";") in COMMANDS
 
 
 def route_of(htap: "HTAP", sql: str, hint: "Hint") -> "Route":

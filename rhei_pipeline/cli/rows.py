@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from rhei_pipeline.cli.opening import settings_of
-from rhei_pipeline.cli.output import json_text, print_note, show_rows
+from rhei_pipeline.cli.output import json_text, print_note, rows_counted, show_rows
 from rhei_pipeline.cli.written_file import refuse_own, whole_file
 from rhei_pipeline.errors import QueryError
 
@@ -131,7 +131,7 @@ class RowWriter:
         else:
             with whole_file(self.file) as opened:
                 _WRITERS[self.format](rows, opened)
-            print_note(f"{rows.num_rows:,} rows written to {self.file}")
+            print_note(f"{rows_counted(rows.num_rows)} written to {self.file}")
 
 
 def _write_json(table: "pa.Table", to: IO[bytes]) -> None:

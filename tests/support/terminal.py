@@ -28,7 +28,7 @@ INTERRUPT = "\x03"
 class Terminal:
     """`rhei` with these arguments, as it is in a terminal of 80 columns."""
 
-    def __init__(self, *arguments: str, cwd: Path) -> None:
+    def __init__(self, *arguments: str, cwd: Path, kind: str = "dumb") -> None:
         self._screen, end = pty.openpty()
         os.environ.pop("COLUMNS", None)
         self.process = subprocess.Popen(
@@ -38,7 +38,7 @@ class Terminal:
             stderr=end,
             start_new_session=True,
             cwd=cwd,
-            env={**os.environ, "TERM": "dumb", "COLUMNS": "80", "PYTHONPATH": _PROJECT},
+            env={**os.environ, "TERM": kind, "COLUMNS": "80", "PYTHONPATH": _PROJECT},
         )
         os.close(end)
 

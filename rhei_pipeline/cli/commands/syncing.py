@@ -2,7 +2,6 @@
 
 from contextlib import suppress
 from pathlib import Path
-from time import sleep
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,7 +23,6 @@ from rhei_pipeline.cli.output import (
     name_findings,
     name_not_followed,
     name_not_published,
-    out,
     say,
     show,
 )
@@ -121,18 +119,23 @@ def status(
     json_: Json = False,
 ) -> None:
     """Show the state of each table: mode, watermark, lag, dead letters."""
+    from rhei_pipeline.cli.watching import watch as watch_it
     from rhei_pipeline.wiring.source import unread_logs
 
     # Between two looks nothing is held, and nobody kept waiting.
     opening = opened(config, hold=watch is None)
-    with errors_at_the_end(), opening as htap, suppress(KeyboardInterrupt):
-        found = htap.sync_status(_patience(htap))
-        while watch is not None:
-            out.clear()
-            _show_status(found, as_json=json_)
-            sleep(watch)
+    with errors_at_the_end(), opening as htap:
+
+        def look() -> "SyncStatus":
             found = htap.sync_status(_patience(htap))
-    _show_status(found, as_json=json_)
+            _show_status(found, as_json=json_)
+            return found
+
+        if watch is not None:
+            with suppress(KeyboardInterrupt):
+                watch_it(look, watch)
+            return
+        found = look()
     name_findings(unread_logs(settings_of(config)))
     left_out = any(table.error for table in found.tables.values())
     exit_if(left_out or bool(found.not_published), LEFT_OUT)

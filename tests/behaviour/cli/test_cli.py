@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from rhei_pipeline.cli import output as terminal
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.model.reports import TypeProposal
 from tests.support.fix_world import World
+from tests.support.terminal import INTERRUPT, Terminal
 
 
 @dataclass(frozen=True)
@@ -304,12 +306,45 @@ def test_status_is_shown_again_until_it_is_interrupted(
         if next(turns, None) is None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("rhei_pipeline.cli.commands.syncing.sleep", sleep)
+    monkeypatch.setattr("rhei_pipeline.cli.watching.sleep", sleep)
     found = rhei("status", "--watch", "0.5", "--json")
     shown = [json.loads(line) for line in found.stdout.splitlines()]
     lags = [status["tables"]["orders"]["lag_events"] for status in shown]
     assert found.exit_code == 0
     assert lags[:3] == [0, 3, 6]
+
+
+def test_a_terminal_shows_the_state_again_in_one_place(
+    rhei: Rhei, world: World, tmp_path: Path
+) -> None:
+    rhei("sync")
+    config = str(tmp_path / "pipeline.yaml")
+    watching = ("status", "--watch", "0.1", "--config", config)
+    with Terminal(*watching, cwd=tmp_path, kind="xterm") as screen:
+        screen.shows("orders")
+        world.run("update orders set status = 'sent'")
+        drawn = screen.shows(" 3 │")
+        assert "\x1b[1A" in drawn  # the cursor goes back up
+        assert "\x1b[2J" not in drawn  # and what was on the screen before stays there
+        screen.press(INTERRUPT)
+        assert screen.exit_code() == 0
+
+
+def test_long_names_are_whole_on_a_narrow_screen(
+    rhei: Rhei, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal.out, "width", 80)
+    name = "customers_of_the_northern_hemisphere_and_all_others"
+    world.run(f"create table {name}(id integer primary key, v integer)")
+    world.run(f"insert into {name} values (1, 'no number')")
+    config = tmp_path / "pipeline.yaml"
+    config.write_text(f"{config.read_text()}\n".replace("orders", name, 1))
+    for command in (["sync"], ["status"], ["verify"], ["copy"]):
+        shown = rhei(*command).stdout
+        letters = "".join(re.findall(r"^│ (\S*) *│", shown, flags=re.MULTILINE))
+        assert letters == name, shown
+        assert "…" not in shown
+        assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_the_status_of_an_ordinary_table_fits_a_narrow_screen(

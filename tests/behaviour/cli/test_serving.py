@@ -71,7 +71,7 @@ def test_the_shell_exports_watches_and_times(
             raise pause
         assert seconds == pause
 
-    monkeypatch.setattr("rhei_pipeline.cli.repl.sleep", sleep)
+    monkeypatch.setattr("rhei_pipeline.cli.watching.sleep", sleep)
     refused = ["\\watch", "\\route", "\\export x.csv"]
     asked = ["select id -- a; b", "from orders where status = ';'", "; select 7 as seven;"]
     more = ["\\export", "\\export x", "\\export none/x.csv", "\\export x.csv", "\\timing"]
@@ -91,9 +91,25 @@ def test_the_shell_exports_watches_and_times(
         assert text in " ".join(shown.err.split())
 
 
+def test_a_command_is_one_in_the_midst_of_a_statement_too(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.run('create table "Odd ""name"(id integer primary key)')
+    world.tables = [{"name": "orders"}, {"name": 'Odd "name'}]
+    world.htap.sync_now()
+    lines = ["exit", "\\x", "\\d ORDERS", '\\d "odd ""name"', "*/ select 3 as three;"]
+    Shell(world.htap, typed(["/*", *lines, "select 4", "\\q", "select 5 as five;"])).run()
+    shown = capsys.readouterr()
+    assert "status  string" in shown.out
+    assert "id  int64 (key)" in shown.out
+    assert "three" in shown.out
+    assert "five" not in shown.out
+    assert not shown.err
+
+
 def test_the_shell_knows_where_a_statement_ends(world: World) -> None:
     shell = Shell(world.htap)
-    for text in ("select 1;", "\\d", "exit", "", "select ';';", "select 1; -- and so on"):
+    for text in ("select 1;", "\\d", "exit", "", "select ';';", "select 1; -- and so on", "a\n\\q"):
         assert shell.is_whole(text), text
     for text in ("select 1", "select ';", "select 1 /* ;", "select 1; select", "-- a;"):
         assert not shell.is_whole(text), text
