@@ -43,11 +43,19 @@ def _declared(proposals: Sequence["TypeProposal"]) -> Iterable[str]:
     if proposals:
         yield "Declared in the table's section, these would take them:"
     for each in proposals:
-        yield f"  {each.table}:  types: {{{json.dumps(each.column)}: {each.type}}}"
-        share = f"{each.healed / each.letters:.0%}"
-        yield f"      takes {share} of {each.letters:,} letters, and {_others(each)}"
+        types = f"types: {{{json.dumps(each.column, ensure_ascii=False)}: {each.type}}}"
+        line = f"  {each.table}:  {types}"
+        yield from [line] if len(line) <= out.width else [f"  {each.table}:", f"      {types}"]
+        yield f"      takes {_share(each)}, and {_others(each)}"
     if proposals:
         yield "Then run 'rhei dead-letters --replay'."
+
+
+def _share(proposal: "TypeProposal") -> str:
+    letters = "1 letter" if proposal.letters == 1 else f"{proposal.letters:,} letters"
+    if proposal.healed == proposal.letters:
+        return f"the {letters}" if proposal.letters == 1 else f"all {letters}"
+    return f"{proposal.healed:,} of {letters} ({proposal.healed / proposal.letters:.0%})"
 
 
 def _others(proposal: "TypeProposal") -> str:

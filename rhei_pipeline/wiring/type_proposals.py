@@ -1,11 +1,13 @@
 """Declarations of types that would take dead letters, found by trying them on the source."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 import pyarrow as pa
 
 from rhei_pipeline.errors import PermanentError
 from rhei_pipeline.model.reports import TypeProposal
+from rhei_pipeline.model.schema import TableSchema
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.dead_letters import keys_by_column
 from rhei_pipeline.sync.pipeline import Pipeline
@@ -13,6 +15,7 @@ from rhei_pipeline.wiring.source import SourceDatabase
 
 #: So many types are proposed for a column.
 _MOST = 2
+_OTHER = "the settings declare another kind of source"
 
 
 def proposals(
@@ -20,14 +23,10 @@ def proposals(
 ) -> Iterator[TypeProposal]:
     """Yield the types that would take most of each column's dead letters, the best first.
 
-    Nothing for a source that types its columns itself, such as PostgreSQL.
+    Nothing for a log of events, which has nothing else to try them on.
     """
-    if settings.source.kind != "sqlite":
+    if settings.source.kind == "log":
         return
-    from rhei_pipeline.sources.sqlite import type_trials
-    from rhei_pipeline.sources.sqlite.database import SqliteDatabase
-
-    assert isinstance(database, SqliteDatabase), "the settings declare another kind of source"
     for (name, column), keys in keys_by_column(letters).items():
         try:
             table = pipeline.table(name)
@@ -35,8 +34,30 @@ def proposals(
             continue
         if column not in table.schema.names:
             continue
-        with database.reader() as connection:
-            found = list(type_trials.proposals(connection, table.schema, column, keys))
+        found = list(_tried(settings, database, table.schema, column, keys))
         safe = [each for each in found if not each.refused] or found
         safe.sort(key=lambda each: (-each.healed, each.refused))
         yield from safe[:_MOST]
+
+
+def _tried(
+    settings: Settings,
+    database: SourceDatabase,
+    table: TableSchema,
+    column: str,
+    keys: Sequence[tuple[object, ...]],
+) -> Iterator[TypeProposal]:
+    if settings.source.kind == "postgres":
+        from rhei_pipeline.sources.postgres import type_trials as in_postgres
+        from rhei_pipeline.sources.postgres.database import PostgresDatabase
+
+        assert isinstance(database, PostgresDatabase), _OTHER
+        with database.translated(), closing(database.connect()) as connection:
+            yield from in_postgres.proposals(connection, table, column, keys)
+    else:
+        from rhei_pipeline.sources.sqlite import type_trials as in_sqlite
+        from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+
+        assert isinstance(database, SqliteDatabase), _OTHER
+        with database.reader() as reader:
+            yield from in_sqlite.proposals(reader, table, column, keys)

@@ -15,7 +15,7 @@ from rhei_pipeline.sql.text import quote
 #: The types that are tried; of those that fit alike, the one that tells most comes first.
 TRIED = (
     *("timestamp_s", "timestamp_ms", "timestamp_us", "timestamptz", "timestamp", "date", "time"),
-    *("int64", "float64", "decimal(38,9)", "binary", "string"),
+    *("int64", "float64", "decimal(38,9)", "string", "binary"),
 )
 #: So many letters, and other rows, are tried.
 _MOST = 10_000

@@ -363,6 +363,40 @@ def test_days_beyond_pythons_are_shown_as_the_source_writes_them(
     assert "10000-01-01" in CliRunner().invoke(app, asked).stdout
 
 
+def test_a_type_is_proposed_that_takes_what_is_beyond_arrow(make_postgres: MakeWorld) -> None:
+    world = make_postgres(tables=[{"name": "t", "types": {"n": "int64"}}])
+    world.run(
+        'create table t(id text, "a b" int, at timestamp, m numeric(9, 2), n text,'
+        ' primary key(id, "a b"))',
+        "insert into t values ('it''s', 1, '12024-01-01', 'NaN', '1.5'),"
+        " ('y', 2, '2024-01-01', 1.25, '2'), ('z', 3, '2024-01-01', 1.25, '3')",
+    )
+    assert world.htap.sync_now().dead_letters == 3
+    found = proposed(world)
+    assert found == {
+        "at": [("string", 1, 1, 0, 2)],
+        "m": [("string", 1, 1, 0, 2)],
+        "n": [("decimal(38,9)", 1, 1, 0, 2), ("string", 1, 1, 0, 2)],
+    }
+    world.crash()
+    types = {column: each[0][0] for column, each in found.items()}
+    world.tables = [{"name": "t", "types": types}]
+    world.htap.sync_now()
+    assert world.htap.dead_letters().num_rows == 0
+    assert world.htap.verify().equal
+    assert world.htap.query("select m, n from t where id = 'it''s'", hint="olap").to_pylist() == [
+        {"m": "NaN", "n": Decimal("1.5")}
+    ]
+
+
+def proposed(world: PostgresWorld) -> dict[str, list[tuple[object, ...]]]:
+    found: dict[str, list[tuple[object, ...]]] = {}
+    for each in world.htap.propose_types():
+        told = (each.type, each.letters, each.healed, each.refused, each.others)
+        found.setdefault(each.column, []).append(told)
+    return found
+
+
 def test_rows_whose_keys_are_such_days_become_dead_letters_and_are_mended(
     make_postgres: MakeWorld,
 ) -> None:
