@@ -1,8 +1,7 @@
 """A first declaration, written from what a live source holds, with a reason for each choice."""
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,6 @@ from rhei_pipeline.settings.sections import TableSettings
 from rhei_pipeline.sql.text import mirror_table
 from rhei_pipeline.sync.naming import refuse_like_columns
 from rhei_pipeline.wiring.source import SourceDatabase, open_database, validate
-
-#: Columns whose past values people ask for.
-_WORTH_KEEPING = {"status", "state", "price", "balance", "plan", "tier", "stage", "owner_id"}
-
 
 #: PostgreSQL's other form of a connection string.
 _CONNECTION_STRING = re.compile(r"(?<!\w)(host|hostaddr|dbname|service|user)\s*=")
@@ -76,10 +71,20 @@ def starter(source: str) -> StarterDeclaration:
             hint="add a primary key to a table that it has"
             + "".join(f"; {name}: {why}" for name, why in left_out.items()),
         )
-    entries = [line for schema in schemas for line in _table(schema)]
-    omitted = [f"  # {name}: left out: {_one_line(why)}" for name, why in left_out.items()]
-    text = "\n".join([*_head(settings, source, obstacle), *entries, *omitted, *_TAIL, ""])
-    return StarterDeclaration(text, left_out, _secret(settings))
+    from rhei_pipeline.cli.declaration_text import (
+        declaration_text,
+        postgres_source,
+        sqlite_source,
+    )
+
+    secret = _secret(settings)
+    if settings.source.kind == "postgres":
+        declared = postgres_source(None if secret else source)
+    else:
+        declared = sqlite_source(str(settings.sqlite_path.resolve()))
+    told = {name: _one_line(why) for name, why in left_out.items()}
+    text = declaration_text(declared, method, obstacle, schemas, told)
+    return StarterDeclaration(text, left_out, secret)
 
 
 def _one_line(text: str) -> str:
@@ -153,62 +158,7 @@ def _secret(settings: Settings) -> str | None:
     return f"RHEI__SOURCE__DSN='{quoted}'"
 
 
-def _head(settings: Settings, source: str, obstacle: str | None) -> Iterator[str]:
-    if settings.source.kind == "postgres":
-        if _secret(settings):
-            yield "# PostgreSQL. Its connection string holds a password, and is not for this file:"
-            yield "# the variable RHEI__SOURCE__DSN gives it, such as from the file .env."
-            yield "source: {kind: postgres}"
-        else:
-            yield "# PostgreSQL. A connection string with a password belongs in the variable"
-            yield "# RHEI__SOURCE__DSN, or in the file .env; this one has none."
-            yield f"source: {{kind: postgres, dsn: {json.dumps(source)}}}"
-        if obstacle is None:
-            yield "# The server's own log is read, through a replication slot."
-            yield "capture: {method: logical}"
-        else:
-            yield f"# The server's own log cannot be read: {obstacle}. So triggers"
-            yield "# note what is touched; one that may only be read is captured by 'polling'."
-            yield "capture: {method: trigger}"
-    else:
-        yield "# The application's SQLite file."
-        yield f"source: {{kind: sqlite, path: {json.dumps(str(settings.sqlite_path.resolve()))}}}"
-        yield "# Triggers note which keys are touched, in the writer's own transaction: nothing is"
-        yield "# missed. A file that may only be read is captured by 'polling'."
-        yield "capture: {method: trigger}"
-    yield ""
-    yield "# The analytical copy; one file, made by the first sync."
-    yield "mirror: {kind: duckdb, path: data/mirror.duckdb}"
-    yield ""
-    yield "# destructive: the mirror is what the source is now. temporal: it keeps every version;"
-    yield "# 'rhei as-of' looks back. Leave a table out, and it is not mirrored."
-    yield "tables:"
-
-
 def _obstacle(settings: Settings) -> str | None:
     """Return why logical decoding, the best method, is not possible on this server."""
     found = (f for f in validate(settings) if f.severity is Severity.ERROR and not f.table)
     return next((finding.what for finding in found), None)
-
-
-def _table(schema: TableSchema) -> Iterator[str]:
-    kept = sorted(_WORTH_KEEPING & {name.lower() for name in schema.names})
-    key = ", ".join(json.dumps(name) for name in schema.primary_key)
-    yield f"  - name: {json.dumps(schema.name)}"
-    if schema.mirror_name:
-        yield f"    mirror_name: {json.dumps(schema.mirror_name)}  # another differs by case only"
-    if kept:
-        yield f"    mode: temporal     # {', '.join(kept)}: its earlier values are often needed"
-    else:
-        yield "    mode: destructive  # nothing in it suggests that its history is needed"
-    yield f"    primary_key: [{key}]  # as the source declares it"
-
-
-_TAIL = (
-    "",
-    "# About how many rows are in memory at once, and the pause between background syncs.",
-    "sync: {batch_rows: 50000, interval_seconds: 1.0, prune: true}",
-    "# When the mirror is older than a query allows: 'sync' first, or ask the source ('oltp').",
-    "queries: {when_stale: sync}",
-    "registry: {path: data/registry.json}",
-)

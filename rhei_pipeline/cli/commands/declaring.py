@@ -17,7 +17,9 @@ commands = typer.Typer()
 @commands.command(epilog=example("init app.db --output config/pipeline.yaml"))
 def init(
     source: Annotated[str, typer.Argument(help="A SQLite file, or a postgresql:// URL.")],
-    output: Annotated[Path, typer.Option("--output", help="Where to write.")] = DEFAULT_CONFIG,
+    output: Annotated[
+        Path, typer.Option("--output", "--config", help="Where to write.")
+    ] = DEFAULT_CONFIG,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Write a first declaration from a live source, each choice explained."""

@@ -121,11 +121,22 @@ def test_the_shell_completes_tables_columns_and_keywords(world: World) -> None:
 
 def test_a_first_declaration_of_sqlite_works_as_it_is(world: World) -> None:
     world.run("create table loose(a, b)", "create table plain(k text primary key, v int)")
+    odd = ["on", "1.0", "null", "a: b # c", 'ü "x\\y', "two\nlines\t"]
+    for name in odd:
+        quoted = name.replace('"', '""')
+        world.run(f'create table "{quoted}"("{quoted}" text primary key)')
     text = starter(str(world.path)).text
     found = Settings(**yaml.safe_load(text))
     tables = {table.name: (table.mode, table.primary_key) for table in found.tables or ()}
-    assert tables == {"orders": ("temporal", ["id"]), "plain": ("destructive", ["k"])}
-    assert "triggers" in text.lower()
+    assert tables == {
+        "orders": ("temporal", ["id"]),
+        "plain": ("destructive", ["k"]),
+        **{name: ("destructive", [name]) for name in odd},
+    }
+    assert "loose: it has no primary key" in text
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    assert len(comments) > 10
+    assert max(map(len, comments)) < 80
 
 
 def test_a_first_declaration_of_postgres_keeps_the_password_out(
