@@ -7,7 +7,8 @@ import pyarrow as pa
 from psycopg.sql import Literal
 
 from rhei_pipeline.model.reports import TypeProposal
-from rhei_pipeline.model.schema import Column, TableSchema, parse_type, type_name
+from rhei_pipeline.model.schema import Column, TableSchema
+from rhei_pipeline.model.type_names import named_type, type_name
 from rhei_pipeline.sources.postgres.catalog import Connection, qualified
 from rhei_pipeline.sources.postgres.rows import copied
 from rhei_pipeline.sources.postgres.types import admit_text
@@ -37,10 +38,10 @@ def proposals(
     others = _texts(connection, table, column, "true")
     fitting = len(others) - _refused(others, present)
     for name in TRIED:
-        kind, epoch = parse_type(name)
-        tried = replace(present, type=kind, epoch=epoch)
+        kind, epoch, logical = named_type(name)
+        tried = replace(present, type=kind, epoch=epoch, logical=logical)
         healed = len(letters) - _refused(letters, tried)
-        if healed and name != type_name(present.type, present.epoch):
+        if healed and name != type_name(present.type, present.epoch, present.logical):
             refused = max(0, _refused(others, tried) - (len(others) - fitting))
             yield TypeProposal(table.name, column, name, len(letters), healed, refused, fitting)
 
