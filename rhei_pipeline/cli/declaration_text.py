@@ -35,7 +35,7 @@ _BY_TRIGGERS = (
     "Triggers note which keys are touched, in the writer's own transaction: nothing is missed. A"
     " file that may only be read is captured by 'polling'."
 )
-_MIRROR = "The analytical copy; one file, made by the first sync."
+_COPY = "The analytical copy; one file, made by the first sync."
 _MODES = (
     "destructive: the mirror is what the source is now. temporal: it keeps every version;"
     " 'rhei as-of' looks back. Leave a table out, and it is not mirrored."
@@ -80,7 +80,7 @@ def declaration_text(
     sections: list[tuple[str, object, Sequence[str]]] = [
         ("source", source[0], [source[1]]),
         ("capture", _flow(method=method), [why]),
-        ("mirror", _flow(kind="duckdb", path="data/mirror.duckdb"), ["", _MIRROR]),
+        ("mirror", _flow(kind="duckdb", path="data/mirror.duckdb"), ["", _COPY]),
         ("tables", CommentedSeq(map(_table, tables)), ["", _MODES]),
         (
             "sync",

@@ -110,7 +110,7 @@ def test_the_readme_names_every_library_whose_license_asks_something() -> None:
     found = {
         (extra, name)
         for extra, requirements in wanted.items()
-        for name in (re.split(r"[^\w-]", each)[0] for each in requirements)
+        for name in (re.split(r"[^\w.-]", each)[0] for each in requirements)
         if not _is_permissive(metadata.metadata(name))
     }
     assert found == {("postgres", "pglast"), ("postgres", "psycopg")}
