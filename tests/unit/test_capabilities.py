@@ -51,7 +51,7 @@ DOUBTS: list[type[can.Doubts]] = [
     PostgresPollingSnapshot,
     SqlitePollingSnapshot,
 ]
-RETAINS: list[type[can.Retains]] = [LogicalSnapshot]
+RETAINS: list[type[can.Retains]] = [LogicalSnapshot, PostgresTriggerSnapshot]
 CHANGES_SHAPE: list[type[can.ChangesShape]] = [SqliteTriggerSnapshot]
 HAS_KEYLESS_ROWS: list[type[can.HasKeylessRows]] = [
     BufferedSnapshot,
