@@ -79,6 +79,7 @@ from rhei_pipeline.settings.mirror import MirrorSettings as MirrorSettings
 from rhei_pipeline.settings.mirror import ObjectStoreSettings as ObjectStoreSettings
 from rhei_pipeline.settings.mirror import PublishedSettings as PublishedSettings
 from rhei_pipeline.settings.model import Settings as Settings
+from rhei_pipeline.settings.sections import MaskingSettings as MaskingSettings
 from rhei_pipeline.settings.sections import QuerySettings as QuerySettings
 from rhei_pipeline.settings.sections import RegistrySettings as RegistrySettings
 from rhei_pipeline.settings.sections import ScheduleSettings as ScheduleSettings

@@ -10,6 +10,7 @@ import pyarrow as pa
 from rhei_pipeline.buffer.events.database import EventLogDatabase
 from rhei_pipeline.capabilities import redeclare, views_of
 from rhei_pipeline.changes.consume import After, OnLost
+from rhei_pipeline.changes.masks import source_schema
 from rhei_pipeline.errors import PermanentError, QueryError, SchemaError
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
 from rhei_pipeline.model.named_columns import (
@@ -168,12 +169,12 @@ class Held:
         settings, engine = self.settings, self.engine
         said = joined(settings, engine.registry, asked)
         before = table_options(settings, engine.registry).get(said.name, TableOptions())
-        redeclare(engine.source, said.name, options_of(said), said.polling.options)
+        redeclare(engine.masked, said.name, options_of(said), said.polling.options)
         try:
             engine.pipeline.register(self._declared(said, asked))
         except BaseException:
             polls = poll_options(settings, engine.registry)
-            redeclare(engine.source, said.name, before, polls.get(said.name, PollOptions()))
+            redeclare(engine.masked, said.name, before, polls.get(said.name, PollOptions()))
             raise
         remember(settings, engine.registry, said)
 
@@ -266,7 +267,8 @@ class Held:
     def _present_schema(self, table: Table) -> TableSchema:
         """Return a table's schema as it is in the source now, also where no sync has met that."""
         options = table_options(self.settings, self.engine.registry).get(table.name, TableOptions())
-        return self.engine.database.read_schema(table.name, options, table.schema)
+        known = source_schema(table.schema)
+        return self.engine.database.read_schema(table.name, options, known)
 
     def _mirrored_columns(self, table: Table) -> tuple[str, ...]:
         """Return the columns that the mirror has of a table; none before its first copy."""

@@ -9,6 +9,7 @@ from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.model.streaming import Begun
 from rhei_pipeline.protocols import Database
 from rhei_pipeline.query import results
+from rhei_pipeline.query.masked_tables import only_mirror
 from rhei_pipeline.query.planner import catalog_of
 from rhei_pipeline.query.router import Plan, Route, Router
 from rhei_pipeline.settings.model import Settings
@@ -43,7 +44,7 @@ class SourceAlone:
         if oltp is None or not (is_chosen or (hint == "auto" and not is_sidecar)):
             raise self._fault
         plan = self._plan(sql, params)
-        if plan.history and not is_chosen:
+        if (plan.history or plan.masked is not None) and not is_chosen:
             raise self._fault
         columns = None if is_sidecar else plan.columns
         with self._clock.timing(begun) as timed:
@@ -56,7 +57,8 @@ class SourceAlone:
         Raises:
             MirrorError: None does.
         """
-        if self._oltp is not self._source or self._plan(sql, params).history:
+        plan = None if self._oltp is not self._source else self._plan(sql, params)
+        if plan is None or plan.history or plan.masked is not None:
             raise self._fault
         return Route("oltp", self.why)
 
@@ -72,5 +74,6 @@ class SourceAlone:
         registry = Registry(path if mirror_id else None, mirror_id or "")
         kinds = (self._settings.source.kind, self._settings.mirror.kind)
         options = table_options(self._settings, registry)
-        catalog = catalog_of(self._source, list(registry.tables.values()), options, kinds)
-        return Router(catalog).plan(sql, params)
+        tables, masked = list(registry.tables.values()), self._settings.queries.masked
+        catalog = catalog_of(self._source, tables, options, kinds, masked)
+        return Router(catalog, finish=only_mirror).plan(sql, params)

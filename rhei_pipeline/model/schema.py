@@ -44,6 +44,7 @@ class Column:
     catalogue does not show that.
     `logical` says what its text is, `uuid` or `json`, for engines that have such a type. It is no
     part of the column's identity: each mirror decides how it stores such a text.
+    `masked`: How the mirror's values differ from the source's; None where they are the same.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Column:
     overridden: bool = False
     mark: str = ""
     logical: str | None = dataclass_field(default=None, compare=False)
+    masked: "MaskedColumn | None" = None
 
     @property
     def field(self) -> pa.Field:
@@ -67,6 +69,7 @@ class Column:
             "nullable": self.nullable,
             **({"mark": self.mark} if self.mark else {}),
             **({"logical": self.logical} if self.logical else {}),
+            **({"masked": self.masked.to_json()} if self.masked else {}),
         }
         return {**form, "overridden": True} if self.overridden else form
 
@@ -82,7 +85,32 @@ class Column:
             overridden=form.get("overridden", False),
             mark=form.get("mark", ""),
             logical=form.get("logical"),
+            masked=MaskedColumn.from_json(form["masked"]) if "masked" in form else None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedColumn:
+    """How a column is masked.
+
+    Attributes:
+        rule: As it is declared, such as `hash` or `truncate:3`.
+        source: The column as the source has it.
+        key: Changes with the key of the hash, and does not show it; empty for other rules.
+    """
+
+    rule: str
+    source: Column
+    key: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form that the registry stores."""
+        return {"rule": self.rule, "source": self.source.to_json(), "key": self.key}
+
+    @classmethod
+    def from_json(cls, form: dict[str, Any]) -> "MaskedColumn":
+        """Read the form that the registry stores."""
+        return cls(form["rule"], Column.from_json(form["source"]), form["key"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,12 +241,14 @@ class TableOptions:
         primary_key: Use this unique key; None for the declared one.
         types: Types that override the declared ones, by column.
         as_text: Text that is more than text, such as JSON, is mirrored as text alone.
+        masks: How columns are masked, by column.
     """
 
     columns: tuple[str, ...] | None = None
     primary_key: tuple[str, ...] | None = None
     types: Mapping[str, str] = field(default_factory=dict)
     as_text: bool = False
+    masks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,11 +306,16 @@ def difference(old: TableSchema, new: TableSchema) -> SchemaDifference:
             for column in new.columns
             if column.name in before
             and _same_type(before[column.name], column)
-            and before[column.name].mark != column.mark
+            and _origin(before[column.name]) != _origin(column)
         ),
         replaced=old.mark != new.mark,
         key_changed=old.primary_key != new.primary_key,
     )
+
+
+def _origin(column: Column) -> tuple[str, MaskedColumn | None]:
+    """Return what changes with the column's values while its type stays."""
+    return column.mark, column.masked
 
 
 def _same_type(old: Column, new: Column) -> bool:

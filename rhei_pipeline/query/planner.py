@@ -3,20 +3,25 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import pyarrow as pa
 
+from rhei_pipeline.changes.masks import source_table
 from rhei_pipeline.errors import QueryError, RheiError
 from rhei_pipeline.model.schema import Table, TableOptions
-from rhei_pipeline.model.semantics import MirroredTable  # noqa: TC001
+from rhei_pipeline.model.semantics import MirroredTable
 from rhei_pipeline.protocols import Database, Mirror
 from rhei_pipeline.query import results
+from rhei_pipeline.query.masked_tables import only_mirror
 from rhei_pipeline.query.router import Plan, Router
 from rhei_pipeline.query.translation.meaning import Catalog
 from rhei_pipeline.query.translation.placeholders import SAMPLES
 from rhei_pipeline.sync.pipeline import Pipeline
+
+#: Which side answers about tables with masked columns.
+MaskedAnswers = Literal["mirror", "source"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,7 @@ class Engines:
             None.
         dialects: The source's and the mirror's.
         is_log: Whether the source is a log of events, which answers nothing.
+        masked: Which side answers about tables with masked columns.
     """
 
     source: Database
@@ -37,6 +43,7 @@ class Engines:
     pipeline: Pipeline
     dialects: tuple[str, str]
     is_log: bool = False
+    masked: MaskedAnswers = "mirror"
 
     @property
     def is_sidecar(self) -> bool:
@@ -64,15 +71,54 @@ def catalog_of(
     tables: Sequence[Table],
     options: Mapping[str, TableOptions],
     dialects: tuple[str, str],
+    masked: MaskedAnswers = "mirror",
 ) -> Catalog:
-    """Return what statements on some tables mean in the dialects of source and mirror."""
-    found = source.meanings(tables, lambda name: options.get(name, TableOptions()))
+    """Return what statements on some tables mean in the dialects of source and mirror.
+
+    `masked`: Which side answers about tables with masked columns.
+    """
+    found = source.meanings(
+        [source_table(table) for table in tables], lambda name: options.get(name, TableOptions())
+    )
+    by_name = {table.name: table for table in tables}
+    found = [_masked(meant, by_name[meant.schema.name], masked) for meant in found]
     fold: Callable[[MirroredTable], str] = (
         (lambda table: table.schema.name.lower())
         if dialects[0] == "sqlite"
         else (lambda table: table.schema.name)
     )
-    return Catalog(*dialects, {fold(table): table for table in found}, source.finds_public())
+    return Catalog(
+        *dialects,
+        {fold(table): table for table in found},
+        source.finds_public(),
+        _names_of_masked(tables, options) if masked == "mirror" else frozenset(),
+    )
+
+
+def _masked(found: MirroredTable, table: Table, answers: MaskedAnswers) -> MirroredTable:
+    """Return what queries may do with a table's columns: masked ones are shown and counted only."""
+    masked = {column.name for column in table.schema.columns if column.masked}
+    if not masked:
+        return found
+    kinds = {name: kind for name, kind in found.kinds.items() if name not in masked}
+    doubt = "has masked columns in the mirror" if answers == "source" else None
+    return replace(found, schema=table.schema, kinds=kinds, doubt=found.doubt or doubt)
+
+
+def _names_of_masked(
+    tables: Sequence[Table], options: Mapping[str, TableOptions]
+) -> frozenset[str]:
+    """Return the names of all tables that are masked, also of those that are left out."""
+    names = {name for name, said in options.items() if said.masks}
+    names |= {t.schema.full_name for t in tables if any(c.masked for c in t.schema.columns)}
+    return frozenset(form for name in names for form in _forms(name.lower()))
+
+
+def _forms(name: str) -> tuple[str, ...]:
+    schema, dot, relation = name.rpartition(".")
+    if not dot:
+        return name, f"public.{name}"
+    return (name, relation) if schema in {"public", "main"} else (name,)
 
 
 class Planner:
@@ -102,13 +148,13 @@ class Planner:
         known = self._known
         if known is None or known[0] != generation:
             with self._lock:
-                known = self._known = (generation, Router(self._catalog()))
+                known = self._known = (generation, Router(self._catalog(), finish=only_mirror))
         return known[1]
 
     def _catalog(self) -> Catalog:
         engines = self._engines
         tables = list(engines.pipeline.tables.values())
-        return catalog_of(engines.source, tables, self._options, engines.dialects)
+        return catalog_of(engines.source, tables, self._options, engines.dialects, engines.masked)
 
     def reads(self, sql: str) -> bool:
         """Return whether a statement is a query, judged by its text."""
@@ -143,7 +189,7 @@ class Planner:
         plan = self.plan(sql, params)
         if self._engines.is_sidecar or plan.history:
             found = self._engines.mirror.query(nothing, params)
-        elif self._engines.oltp is not None:
+        elif self._engines.oltp is not None and plan.masked is None:
             found = self._engines.oltp.query(nothing, params, plan.columns)
         else:
             raise QueryError("there is nothing to query")

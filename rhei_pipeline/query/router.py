@@ -1,7 +1,7 @@
 """Decides which side answers a statement, and translates it for the mirror."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -71,6 +71,7 @@ class Plan:
         instead: If it is none, what to do instead; None if nothing would help.
         history: Whether it reads history, in the mirror's SQL.
         scans: Whether it reads one table, but not by key, and the mirror could answer.
+        masked: Why only the mirror may answer, as it may read a masked table; None if it does not.
     """
 
     route: Route
@@ -83,6 +84,7 @@ class Plan:
     instead: str | None = WRITING
     history: bool = False
     scans: bool = False
+    masked: str | None = None
 
 
 class Router:
@@ -91,10 +93,17 @@ class Router:
     Args:
         catalog: The tables that both sides hold.
         remembered: How many plans are cached; the least recently used is dropped first.
+        finish: Has the last word on each plan.
     """
 
-    def __init__(self, catalog: Catalog, remembered: int = 2048) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        remembered: int = 2048,
+        finish: Callable[[Plan, str, Catalog], Plan] = lambda made, _sql, _catalog: made,
+    ) -> None:
         self.catalog = catalog
+        self._finish = finish
         self._remembered = remembered
         self._plans: OrderedDict[tuple[Any, ...], Plan] = OrderedDict()
 
@@ -102,13 +111,17 @@ class Router:
         """Return the plan of a statement with parameters of these types."""
         key = _key(sql, params)
         known = self._plans.get(key)
-        return known if known is not None else self._remember(key, plan(sql, params, self.catalog))
+        if known is not None:
+            return known
+        made = self._finish(plan(sql, params, self.catalog), sql, self.catalog)
+        return self._remember(key, made)
 
     def refused(self, sql: str, params: Sequence[Any], why: str) -> None:
         """Take note that the mirror's engine does not run what a plan asks of it."""
         known = self.plan(sql, params)
         route = Route("oltp", f"{known.route.reason}, but {why}")
-        self._remember(_key(sql, params), Plan(route, columns=known.columns))
+        left = Plan(route, columns=known.columns, masked=known.masked)
+        self._remember(_key(sql, params), left)
 
     def _remember(self, key: tuple[Any, ...], made: Plan) -> Plan:
         if len(key[0]) <= _REMEMBERED_LENGTH:

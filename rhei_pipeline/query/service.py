@@ -24,6 +24,7 @@ from rhei_pipeline.query.freshness import (
     Written,
     moment_of,
 )
+from rhei_pipeline.query.masked_tables import refuse_source
 from rhei_pipeline.query.planner import Engines, Planner
 from rhei_pipeline.query.router import Plan, Route, tables_read
 from rhei_pipeline.query.streams import ONLY_READ, MirrorStreams, Wanted, until_closed
@@ -95,11 +96,13 @@ class QueryService:
         reason = plan.route.reason
         if plan.route.engine == "olap" and not plan.history:
             doubt = self._doubt(plan)
-            if self._freshness.leaves(needed):
+            if plan.masked is None and self._freshness.leaves(needed):
                 doubt = "the mirror is older than the query allows"
             if doubt:
+                refuse_source(plan, doubt)
                 return Route("oltp", f"{reason}, but {doubt}", _CURRENT)
         if plan.route.engine == "oltp":
+            refuse_source(plan, reason)
             return Route("oltp", reason, _CURRENT)
         return Route("olap", reason, self._freshness.described(needed))
 
@@ -143,6 +146,7 @@ class QueryService:
     ) -> pa.Table:
         reason = self._reason_to_leave(plan, demand)
         if reason is not None:
+            refuse_source(plan, reason)
             return self._ask_source(sql, params, reason, plan, begun)
         if plan.history:
             self._completeness.refuse_not_followed(sql)
@@ -158,6 +162,7 @@ class QueryService:
             why = _INEXACT
         if answer is not None:
             return answer
+        refuse_source(plan, why)
         return self._ask_source(sql, params, f"{plan.route.reason}, but {why}", plan, begun)
 
     def _failure(self, error: Exception, sql: str, params: Sequence[Any]) -> str:
@@ -206,6 +211,7 @@ class QueryService:
         demand, is_sidecar = Demand(own=own), self._engines.is_sidecar
         reason = None if is_sidecar else self._reason_to_leave(plan, demand)
         if reason is not None:
+            refuse_source(plan, reason)
             return self._stream_source(wanted, reason, plan)
         if is_sidecar and self._completeness.is_local(wanted.sql, self._engines):
             return self._stream_source(wanted, _LOCAL, plan)
@@ -216,6 +222,7 @@ class QueryService:
         answer = self._streams.translated(wanted, plan, plan.query)
         if answer is not None:
             return answer
+        refuse_source(plan, _INEXACT)
         return self._stream_source(wanted, f"{plan.route.reason}, but {_INEXACT}", plan)
 
     def _stream_source(self, wanted: Wanted, reason: str, plan: Plan) -> Streamed:
@@ -236,12 +243,13 @@ class QueryService:
             raise QueryError(f"a query only reads: {plan.route.reason}", hint=plan.instead)
         if plan.route.engine == "oltp":
             return plan.route.reason
+        stays = plan.history or plan.masked is not None
         written = max(moment_of(demand.own), moment_of(demand.after))
         needed = self._freshness.needed(demand.max_staleness, written)
         try:
-            is_fresh = self._freshness.reach(needed, may_leave=not plan.history)
+            is_fresh = self._freshness.reach(needed, may_leave=not stays)
         except MirrorError as error:
-            if plan.history:
+            if stays:
                 raise
             return f"{plan.route.reason}, but {_failure(error)}"
         if not is_fresh:

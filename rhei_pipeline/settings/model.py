@@ -24,6 +24,7 @@ from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Mode, nearest
 from rhei_pipeline.settings.mirror import MirrorSettings
 from rhei_pipeline.settings.sections import (
+    MaskingSettings,
     QuerySettings,
     RegistrySettings,
     ScheduleSettings,
@@ -100,6 +101,9 @@ class Settings(BaseSettings):
         description="Left out: every table that has a primary key. An empty list: those that are"
         " registered at run time.",
     )
+    masking: MaskingSettings = Field(
+        MaskingSettings(), description="What the masks of all tables have in common."
+    )
     sync: SyncSettings = Field(SyncSettings(), description="How a sync works.")
     queries: QuerySettings = Field(QuerySettings(), description="How queries are answered.")
     registry: RegistrySettings = Field(
@@ -130,6 +134,7 @@ class Settings(BaseSettings):
         return self
 
     def _refuse_unfit_capture(self) -> None:
+        self._refuse_hash_without_key()
         fitting = _METHODS[self.source.kind]
         if self.source.kind == "log" and (self.capture.method or self.capture.buffer):
             raise ValueError(
@@ -158,6 +163,14 @@ class Settings(BaseSettings):
             raise ValueError(
                 "'local' needs a source that is polled: use 'capture: {method: polling}', or leave"
                 " it out"
+            )
+
+    def _refuse_hash_without_key(self) -> None:
+        rules = {rule for table in self.tables or () for rule in (table.mask or {}).values()}
+        if "hash" in rules and self.masking.key is None:
+            raise ValueError(
+                "masking.key: the mask 'hash' needs a key; set the environment variable"
+                f" {ENVIRONMENT_PREFIX}MASKING__KEY"
             )
 
     def _refuse_created_source(self) -> None:

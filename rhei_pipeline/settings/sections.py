@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import ByteSize, Field, field_validator
+from pydantic import ByteSize, Field, SecretStr, field_validator
 
 from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.masks import LEAST_KEY_CHARACTERS, parse_rule
 from rhei_pipeline.model.schema import Mode
 from rhei_pipeline.model.type_names import parse_type
 from rhei_pipeline.settings.section import Section
@@ -42,6 +43,12 @@ class TableSettings(Section):
         description="Mirror UUIDs and JSON of PostgreSQL as text alone, as earlier versions did;"
         " 'types' does so for single columns.",
     )
+    mask: dict[str, str] | None = Field(
+        None,
+        description="Columns that are masked before anything of them is stored: hash (keyed; equal"
+        " values have equal hashes), redact, null, truncate:n (the first n characters), partial:n"
+        " (the last n), or package.module:function over an Arrow array.",
+    )
     polling: PollingSettings = Field(
         PollingSettings(), description="How it is polled, with the capture method polling."
     )
@@ -55,6 +62,35 @@ class TableSettings(Section):
             except SchemaError as error:
                 raise ValueError(str(error)) from error
         return types
+
+    @field_validator("mask", mode="before")
+    @classmethod
+    def _bare_null(cls, masks: object) -> object:
+        """Return masks with the word null where YAML has read none."""
+        if not isinstance(masks, dict):
+            return masks
+        return {name: "null" if rule is None else rule for name, rule in masks.items()}
+
+    @field_validator("mask")
+    @classmethod
+    def _known_masks(cls, masks: dict[str, str] | None) -> dict[str, str] | None:
+        for rule in (masks or {}).values():
+            try:
+                parse_rule(rule)
+            except SchemaError as error:
+                raise ValueError(str(error)) from error
+        return masks
+
+
+class MaskingSettings(Section):
+    """What the masks of all tables have in common."""
+
+    key: SecretStr | None = Field(
+        None,
+        min_length=LEAST_KEY_CHARACTERS,
+        description="The key of hashes, kept secret: best in the environment, as"
+        " RHEI__MASKING__KEY. With another key every hash is another one.",
+    )
 
 
 class SyncSettings(Section):
@@ -102,6 +138,12 @@ class QuerySettings(Section):
     )
     turn_seconds: float = Field(
         30.0, ge=0, description="How long a query waits for its turn before it is refused."
+    )
+    masked: Literal["mirror", "source"] = Field(
+        "mirror",
+        description="Which side answers 'auto' about tables with masked columns. mirror: only the"
+        " mirror, with masked values. source: only the source, with its own values, for everyone"
+        " who may query.",
     )
     functions: list[str] = Field(
         [],

@@ -18,6 +18,7 @@ from rhei_pipeline.protocols import ChangeSource, Mirror
 from rhei_pipeline.sync.drain import find_pending, take_on_next_shapes
 from rhei_pipeline.sync.kept_history import Declared, in_kept_mode
 from rhei_pipeline.sync.naming import TakenNames, declared_twice, refuse_like_columns
+from rhei_pipeline.sync.other_masks import drop_other_masks
 from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.schema_registry import Registry
 
@@ -273,7 +274,9 @@ class SchemaWatch:
         if self._mirror.folds_names:
             refuse_like_columns(schema)
         names.refuse_taken(schema)
-        return in_kept_mode(schema, declared, standing)
+        table = in_kept_mode(schema, declared, standing)
+        drop_other_masks(table, standing, self._mirror, self._registry)
+        return table
 
     def _describe(self, name: str) -> TableSchema:
         self._undescribed.add(name)

@@ -5,6 +5,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field, replace
 from threading import Thread
 
+from rhei_pipeline.changes.masks import source_schema
 from rhei_pipeline.errors import RheiError
 from rhei_pipeline.model.blame import own_fault
 from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
@@ -12,6 +13,7 @@ from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.kept_history import Declared
 from rhei_pipeline.sync.schema_registry import Registry
 from rhei_pipeline.wiring.discovery import declared_tables, mirrored_before
+from rhei_pipeline.wiring.masking import declared_masks
 from rhei_pipeline.wiring.source import known_tables, open_database
 from rhei_pipeline.wiring.table_options import table_options
 
@@ -72,7 +74,7 @@ def _answer(found: "Future[DeclaredSchemas]", settings: Settings, registry: Regi
 def _from_source(settings: Settings, registry: Registry) -> DeclaredSchemas:
     database = open_database(settings, looking=True)
     try:
-        options = table_options(settings, registry)
+        options, masks = table_options(settings, registry), declared_masks(settings, registry)
         faults = dict[str, str]()
         tables: dict[str, Table] = {}
         for declared in declared_tables(settings, database, registry):
@@ -80,7 +82,8 @@ def _from_source(settings: Settings, registry: Registry) -> DeclaredSchemas:
             schema = known.schema if known else None
             try:
                 chosen = options.get(declared.name, TableOptions())
-                schema = database.read_schema(declared.name, chosen, schema)
+                before = source_schema(schema) if schema else None
+                schema = masks.masked(database.read_schema(declared.name, chosen, before))
             except Exception as error:
                 fault = own_fault(error, declared.name)
                 if fault is None:

@@ -14,6 +14,7 @@ from rhei_pipeline.query.planner import Engines
 from rhei_pipeline.query.service import QueryService
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.source import BufferSettings
+from rhei_pipeline.sources.masked_source import MaskedSource
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sync.cycle import SyncOptions
 from rhei_pipeline.sync.kept_history import Declared
@@ -21,6 +22,7 @@ from rhei_pipeline.sync.pipeline import Pipeline, no_step
 from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
 from rhei_pipeline.wiring.adoption import claim
 from rhei_pipeline.wiring.discovery import declared_tables, finding_tables, may_be_empty
+from rhei_pipeline.wiring.masking import declared_masks
 from rhei_pipeline.wiring.mirror import OwnedMirror, open_mirror
 from rhei_pipeline.wiring.source import SourceDatabase, open_database, open_source, unread
 from rhei_pipeline.wiring.table_options import table_options
@@ -32,6 +34,8 @@ class Engine:
 
     Attributes:
         database: The source.
+        source: How its changes are captured, or the buffer over that.
+        masked: The same capture, with masked columns.
         oltp: Where the application writes through us: the source, a local database beside a
             source that is only read, or nowhere.
     """
@@ -39,6 +43,7 @@ class Engine:
     database: SourceDatabase
     oltp: Database | None
     source: ChangeSource
+    masked: MaskedSource
     mirror: OwnedMirror
     pipeline: Pipeline
     registry: Registry
@@ -64,17 +69,19 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
         if in_memory:
             # Nobody comes back for it, so the log must not be held for it either.
             stack.callback(inner.forget_mirror)
-        source = inner if log is None else _bridged(settings, inner, log, find(), on_step)
+        masked = MaskedSource(inner, declared_masks(settings, registry))
+        buffered = None if log is None else _bridged(settings, masked, log, find(), on_step)
         pipeline = Pipeline(
             find,
-            source,
+            buffered or masked,
             mirror,
             registry,
             SyncOptions(settings.sync.batch_rows, settings.sync.prune),
             on_step,
             may_be_empty=may_be_empty(settings),
         )
-        return Engine(database, oltp, source, mirror, pipeline, registry, stack.pop_all())
+        source = buffered or inner
+        return Engine(database, oltp, source, masked, mirror, pipeline, registry, stack.pop_all())
 
 
 def open_query_service(settings: Settings, engine: Engine) -> QueryService:
@@ -88,6 +95,7 @@ def open_query_service(settings: Settings, engine: Engine) -> QueryService:
         engine.pipeline,
         ("sqlite" if is_log else settings.source.kind, settings.mirror.kind),
         is_log,
+        settings.queries.masked,
     )
     options = table_options(settings, engine.registry)
     return QueryService(engines, options, freshness, query_limits(settings))
@@ -168,7 +176,8 @@ def bridge(settings: Settings, on_step: OnStep = no_step) -> int:
         inner = open_source(settings, database, log.log_id, registry)
         stack.callback(inner.close)
         declared = declared_tables(settings, database, registry)
-        return _bridged(settings, inner, log, declared, on_step).drain()
+        masked = MaskedSource(inner, declared_masks(settings, registry))
+        return _bridged(settings, masked, log, declared, on_step).drain()
 
 
 def unseen_events(settings: Settings) -> int | None:

@@ -25,6 +25,7 @@ from rhei_pipeline.sources.sqlite.triggers import abandoned_logs
 from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource, unacknowledged
 from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
 from rhei_pipeline.wiring.discovery import declared_tables
+from rhei_pipeline.wiring.masking import declared_masks, known_to_source
 from rhei_pipeline.wiring.table_options import poll_options, table_options
 
 _POSTGRES = "a PostgreSQL source"
@@ -110,7 +111,7 @@ def open_source(
     if settings.capture_method == "polling":
         return _open_polling(settings, database, registry, _notes_path(settings, reader))
     if isinstance(database, SqliteDatabase):
-        return SqliteTriggerSource(database, reader, options, registry.table)
+        return SqliteTriggerSource(database, reader, options, known_to_source(registry))
     if settings.source.kind == "log":
         return EventLogSource(log_of(database), reader, options)
     with needs_extra("postgres", _POSTGRES):
@@ -151,6 +152,7 @@ def validate(settings: Settings) -> list[Finding]:
         names = [declared.name for declared in declared_tables(settings, database, registry)]
         return [
             *_validate(settings, database, registry, names),
+            *_validate_masks(settings, database, registry, names),
             *_validate_registry(registry, names),
             *_abandoned_logs(settings, database),
         ]
@@ -209,6 +211,22 @@ def _validate(
     return postgres.findings(settings, postgres.of_postgres(database), names, options, mirror_id)
 
 
+def _validate_masks(
+    settings: Settings, database: SourceDatabase, registry: Registry, names: Sequence[str]
+) -> Iterator[Finding]:
+    """Name the masks that do not suit their columns."""
+    options, masks = table_options(settings, registry), declared_masks(settings, registry)
+    for name in names:
+        chosen = options.get(name)
+        if chosen is None or not chosen.masks:
+            continue
+        try:
+            masks.masked(database.read_schema(name, chosen, None))
+        except SchemaError as error:
+            why = "the table is left out until this is fixed"
+            yield Finding(Severity.ERROR, error.message, why, error.hint or "", name)
+
+
 def _undeclared(names: Sequence[str], options: Callable[[str], TableOptions]) -> Iterator[Finding]:
     """Name the tables of a log whose columns or key are not declared."""
     for name in names:
@@ -254,7 +272,7 @@ def _open_polling(
 ) -> PolledSource:
     polls, options = poll_options(settings, registry), table_options(settings, registry)
     if isinstance(database, SqliteDatabase):
-        return SqlitePollingSource(database, polls, options, registry.table, notes)
+        return SqlitePollingSource(database, polls, options, known_to_source(registry), notes)
     with needs_extra("postgres", _POSTGRES):
         from rhei_pipeline.wiring import postgres
     return postgres.PostgresPollingSource(postgres.of_postgres(database), polls, options, notes)

@@ -70,4 +70,5 @@ def options_of(table: TableSettings) -> TableOptions:
         primary_key=None if table.primary_key is None else tuple(table.primary_key),
         types=dict(table.types or {}),
         as_text=table.as_text,
+        masks=dict(table.mask or {}),
     )

@@ -31,6 +31,14 @@ WALKS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {**POLLED, "tables": [{"name": "t", "polling": {"deletes": "soft"}}]},
         {**POLLED, "tables": [{"name": "t", "polling": {"deletes": "soft_delete:gone"}}]},
     ),
+    (
+        "masking.key: the mask 'hash' needs a key; set the environment variable {}MASKING__KEY",
+        {"tables": [{"name": "t", "mask": {"v": "hash"}}]},
+        {
+            "tables": [{"name": "t", "mask": {"v": "hash"}}],
+            "masking": {"key": "sixteen letters!"},
+        },
+    ),
     ("use one of: {}", _of_types(v="strnig"), _of_types(v="string")),
     ("use one of: {}", _of_types(v="number"), _of_types(v="decimal(9,2)")),
     (

@@ -77,12 +77,14 @@ class Catalog:
         mirror: The mirror's dialect: duckdb or datafusion.
         tables: The mirrored tables; lower-case name in SQLite, exact name in PostgreSQL.
         unqualified: Whether a PostgreSQL table's name without its schema means `public`.
+        masked: The tables that only the mirror may show, in lower case, with and without schemas.
     """
 
     source: str
     mirror: str
     tables: Mapping[str, MirroredTable]
     unqualified: bool = True
+    masked: frozenset[str] = frozenset()
 
     @property
     def exact_parts(self) -> bool:

@@ -343,7 +343,7 @@ def test_a_transaction_that_is_older_than_the_new_log_is_not_skipped(
 
 def migrate_waits(told: Told) -> None:
     """No log is changed under a transaction that has written the table."""
-    source = engine_of(told.world.htap).pipeline._source
+    source = engine_of(told.world.htap).source
     with told.world.app.transaction():
         told.world.run("set local lock_timeout = '50ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):

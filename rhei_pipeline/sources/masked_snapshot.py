@@ -1,0 +1,152 @@
+"""One state of a source, with masked columns."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime
+from typing import Protocol
+
+from rhei_pipeline.capabilities import (
+    beginning_of,
+    doubt_about,
+    is_retained_for,
+    keyless_rows,
+    rescan_due,
+    shape_after,
+)
+from rhei_pipeline.changes.masks import (
+    MaskingKey,
+    has_masked_key,
+    masked_key_text,
+    masked_rows,
+    source_table,
+)
+from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
+from rhei_pipeline.model.schema import Table, TableSchema
+from rhei_pipeline.protocols import Rescan, SourceSnapshot
+
+
+class Masks(Protocol):
+    """The masks that are declared.
+
+    Attributes:
+        key: The key of hashes.
+    """
+
+    key: MaskingKey
+
+    def masked(self, schema: TableSchema, *, whole: bool = True) -> TableSchema:
+        """Return a table's schema as the mirror has it."""
+
+    def fits(self, table: Table) -> bool:
+        """Return whether a table is masked as is declared now."""
+
+
+class MaskedSnapshot:
+    """A `SourceSnapshot` over another one; tables come and go with masked columns.
+
+    Nothing is read for a table with other masks than those declared now: no position is proved
+    for it, so it is copied again.
+    """
+
+    def __init__(self, inner: SourceSnapshot, masks: Masks) -> None:
+        self._inner = inner
+        self._masks = masks
+        self.clock = inner.clock
+        self.schema_version = inner.schema_version
+        self.shares_log = inner.shares_log
+
+    def head(self, table: Table) -> Position:
+        """Return the source's answer."""
+        return self._inner.head(source_table(table))
+
+    def origin(self, table: Table) -> Position:
+        """Return the source's answer."""
+        return self._inner.origin(source_table(table))
+
+    def proves(self, table: Table, position: Position) -> bool:
+        """Return whether the source holds every change after it, and masks are as they were."""
+        return self._masks.fits(table) and self._inner.proves(source_table(table), position)
+
+    def pending(self, table: Table, after: Position) -> int:
+        """Return the source's answer."""
+        return self._inner.pending(source_table(table), after)
+
+    def oldest_pending(self, table: Table, after: Position) -> datetime | None:
+        """Return the source's answer."""
+        return self._inner.oldest_pending(source_table(table), after)
+
+    def retains(self, position: Position) -> bool:
+        """Return the source's answer."""
+        return is_retained_for(self._inner, position)
+
+    def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
+        """Yield the source's changes, masked."""
+        for batch in self._inner.changes(source_table(table), after, limit):
+            yield self._masked(batch, table)
+
+    def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
+        """Yield the source's net changes, masked."""
+        for batch in self._inner.net_changes(source_table(table), after, limit):
+            yield self._masked(batch, table)
+
+    def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
+        """Return the next rows, masked; where to go on names a key, and is sealed where it must."""
+        key, is_sealed = self._masks.key, has_masked_key(table.schema)
+        if resume is not None and is_sealed:
+            resume = key.unseal(resume)
+        found = self._inner.rows(source_table(table), resume, limit)
+        if found is None or not _is_masked(table):
+            return found
+        return RowBatch(
+            masked_rows(found.rows, table.schema, key),
+            key.seal(found.resume) if is_sealed else found.resume,
+            self._letters(found.rejected, table),
+        )
+
+    def count(self, table: Table) -> int:
+        """Return the source's row count."""
+        return self._inner.count(source_table(table))
+
+    def rescan(self, table: Table, after: Position) -> Rescan:
+        """Return the source's answer."""
+        return rescan_due(self._inner, source_table(table), after)
+
+    def doubt(self, table: Table) -> str | None:
+        """Return the source's answer."""
+        return doubt_about(self._inner, source_table(table))
+
+    def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
+        """Return the source's rows without a key; parts that are there are masked."""
+        return self._letters(keyless_rows(self._inner, source_table(table)), table)
+
+    def next_shape(self, table: Table, after: Position) -> TableSchema | None:
+        """Return the shape in which the table's changes go on, with the masks that it has then."""
+        shape = shape_after(self._inner, source_table(table), after)
+        return None if shape is None else self._masks.masked(shape, whole=False)
+
+    def beginning(self, table: Table) -> tuple[Position, datetime] | None:
+        """Return the source's answer."""
+        return beginning_of(self._inner, source_table(table))
+
+    def _masked(self, batch: ChangeBatch, table: Table) -> ChangeBatch:
+        if not _is_masked(table):
+            return batch
+        schema, key = table.schema, self._masks.key
+        former = batch.former_keys
+        return replace(
+            batch,
+            events=masked_rows(batch.events, schema, key),
+            former_keys=None if former is None else masked_rows(former, schema, key),
+            rejected=self._letters(batch.rejected, table),
+            resolved=tuple((masked_key_text(text, schema, key), c) for text, c in batch.resolved),
+        )
+
+    def _letters(self, letters: tuple[DeadLetter, ...], table: Table) -> tuple[DeadLetter, ...]:
+        if not has_masked_key(table.schema):
+            return letters
+        schema, key = table.schema, self._masks.key
+        return tuple(replace(each, key=masked_key_text(each.key, schema, key)) for each in letters)
+
+
+def _is_masked(table: Table) -> bool:
+    return any(column.masked for column in table.schema.columns)
