@@ -13,7 +13,12 @@ from sensors.automation import schedules, sensors
 
 
 def build(settings: Settings) -> dg.Definitions:
-    """Derive everything from the declaration."""
+    """Derive everything from the declaration, for each of its pipelines."""
+    return dg.Definitions.merge(*map(build_pipeline, settings.pipelines()))
+
+
+def build_pipeline(settings: Settings) -> dg.Definitions:
+    """Derive everything from the declaration of one pipeline."""
     declaration = Declaration.of(settings)
     return dg.Definitions(
         assets=[*tables(declaration), *delays(declaration), *flight_changes(declaration)],

@@ -55,6 +55,7 @@ class HTAP:
     # made of: the pipeline, the mirror, the database and the queries.
 
     def __init__(self, settings: Settings, *, on_step: OnStep = no_step, hold: bool = True) -> None:
+        settings.refuse_whole()
         self.settings = settings
         self._access = Access(settings, on_step, keep=hold)
         self._background: BackgroundSync | None = None

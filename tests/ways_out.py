@@ -6,6 +6,14 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "'shards' are at least {} and at most {}, or left out": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
+    "'shards' does not suit a log, which one process opens: leave it out": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
+    "'shards' needs a 'mirror.path' in which each has a place of its own": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
+    "give a number from 1 to {}": "tests/behaviour/mirrors/test_shards.py::test_what_is_not_of_one_shard_is_refused_with_the_way_out",
+    "leave the shard out": "tests/behaviour/mirrors/test_shards.py::test_what_is_not_of_one_shard_is_refused_with_the_way_out",
+    "take one: rhei.open(settings.of_shard(1)); rhei.reader reads all of them": "tests/behaviour/mirrors/test_shards.py::test_what_is_not_of_one_shard_is_refused_with_the_way_out",
+    "register it there: with '--shard {}', or settings.of_shard({})": "tests/behaviour/mirrors/test_shards.py::test_what_is_not_of_one_shard_is_refused_with_the_way_out",
+    "name one for this command: '--shard 1', up to {}": "tests/behaviour/mirrors/test_shards.py::test_commands_work_on_all_shards_or_on_one",
     "declare 'mirror.published': its copy is read as long as a process has the mirror open; or wait until that process ends": "tests/behaviour/server/test_joint_reader.py::test_files_are_read_beside_writers_and_duckdb_from_its_copy",
     "declare 'name' for each, or give names: rhei.reader({'shop': ..., ...})": "tests/behaviour/server/test_joint_reader.py::test_pipelines_are_told_apart_by_their_names",
     "give one or more declarations to rhei.reader": "tests/behaviour/server/test_joint_reader.py::test_pipelines_are_told_apart_by_their_names",

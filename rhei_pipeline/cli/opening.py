@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rhei_pipeline.cli.options import DEFAULT_CONFIG
 from rhei_pipeline.cli.output import notes
+from rhei_pipeline.cli.shards import chosen_of
 
 if TYPE_CHECKING:
     from rhei_pipeline.htap import HTAP
@@ -33,11 +34,11 @@ def take_environment(config: Path) -> None:
 
 
 def settings_of(config: Path) -> "Settings":
-    """Return what a file declares."""
+    """Return what a file declares; of a declaration with shards, what it declares of one."""
     from rhei_pipeline.settings.model import Settings
 
     take_environment(config)
-    return Settings.load(found(config))
+    return chosen_of(Settings.load(found(config)))
 
 
 @contextmanager

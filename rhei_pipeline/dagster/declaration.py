@@ -47,6 +47,7 @@ class Declaration:
             settings: The declaration.
             translator: Makes the assets' specs; left out, `RheiTranslator` does.
         """
+        settings.refuse_whole()
         found = declared_schemas(settings, settings.schedule.catalog_seconds)
         for fault in found.faults.values():
             _log.error("%s; the table is left out until this is fixed", fault)

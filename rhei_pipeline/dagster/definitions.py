@@ -26,12 +26,18 @@ def build_definitions(
     """Derive everything from the declaration: assets, checks, jobs, sensors, resources.
 
     It loads whatever the source looks like: what is known of its tables is then what the mirror
-    was last built with. Merge it with definitions of your own by `dg.Definitions.merge`.
+    was last built with. Merge it with definitions of your own by `dg.Definitions.merge`. Of a
+    declaration with shards, every shard has assets, jobs, sensors, resources and a pool of its own.
 
     Args:
         settings: The declaration, as `rhei_pipeline.Settings.load` returns it.
         translator: Makes the assets' specs; left out, `RheiTranslator` does.
     """
+    pipelines = settings.pipelines()
+    return dg.Definitions.merge(*(_of_pipeline(each, translator) for each in pipelines))
+
+
+def _of_pipeline(settings: Settings, translator: RheiTranslator | None) -> dg.Definitions:
     declaration = Declaration.of(settings, translator)
     return dg.Definitions(
         assets=load_assets(declaration),

@@ -163,6 +163,11 @@ def _place_of(settings: Settings, *, is_open_elsewhere: bool) -> Place:
     raise error
 
 
+def as_one(shards: Sequence[Settings]) -> list[tuple[Part, Settings]]:
+    """Return shards of one declaration, each with the tables that are its own."""
+    return [(Part(None, shard.takes), shard) for shard in shards]
+
+
 def side_by_side(
     sources: Mapping[str, Declared] | Sequence[Declared],
 ) -> list[tuple[Part, Settings]]:
@@ -176,6 +181,7 @@ def side_by_side(
     for given, source in named:
         settings = source if isinstance(source, Settings) else Settings.load(source)
         name = given or settings.name
+        settings.refuse_whole()
         if name is None or name.lower() in {*_TAKEN, *found}:
             raise SettingsError(
                 "pipelines that are read together need a name each, which is no other's"

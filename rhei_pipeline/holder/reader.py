@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Self
 
 import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorBusyError
 from rhei_pipeline.holder.client import Holder, HolderGoneError
-from rhei_pipeline.holder.joint_reader import READ_FROM, Declared, JointReader, side_by_side
+from rhei_pipeline.holder.joint_reader import READ_FROM, Declared, JointReader, as_one, side_by_side
 from rhei_pipeline.holder.making_way import making_way
 from rhei_pipeline.mirrors.locking import LockNote, Waiting, is_locked
 from rhei_pipeline.model.query_limits import QueryClock
@@ -125,20 +125,15 @@ def _named(found: pa.Table, what: str) -> pa.Table:
     return found.replace_schema_metadata({**(found.schema.metadata or {}), READ_FROM: what})
 
 
-@overload
-def reader(source: Declared) -> OpenReader: ...
-
-
-@overload
-def reader(source: Mapping[str, Declared] | list[Declared]) -> JointReader: ...
-
-
 def reader(source: Declared | Mapping[str, Declared] | list[Declared]) -> OpenReader | JointReader:
     """Return what reads the mirror of a declaration, given as a file or as settings.
 
     Of several declarations, in a list or under names of your own, it returns what reads all of
-    their mirrors by one statement: `shop.orders` is the table `orders` of the pipeline `shop`.
+    their mirrors by one statement: `shop.orders` is the table `orders` of the pipeline `shop`. Of
+    a declaration with shards, it returns what reads all shards: each table has its own name.
     """
     if isinstance(source, Mapping | list):
         return JointReader(side_by_side(source))
-    return OpenReader(source if isinstance(source, Settings) else Settings.load(source))
+    settings = source if isinstance(source, Settings) else Settings.load(source)
+    pipelines = settings.pipelines()
+    return OpenReader(settings) if pipelines == [settings] else JointReader(as_one(pipelines))

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import ByteSize, Field, SecretStr, model_validator
 
 from rhei_pipeline.settings.section import Section
+from rhei_pipeline.settings.shards import beside, label
 
 _MEMORY = ":memory:"
 _OBJECT_URL = re.compile(r"(s3|gs):/+(.+)")
@@ -127,6 +128,16 @@ class MirrorSettings(Section):
             update["path"] = directory / self.path
         if self.published:
             place = {"path": directory / self.published.path}
+            update["published"] = self.published.model_copy(update=place)
+        return self.model_copy(update=update)
+
+    def of_shard(self, shard: int) -> Self:
+        """Return the same settings with places that are one shard's own."""
+        is_file = self.kind == "duckdb"
+        own = beside(self.path, shard) if is_file else self.path / label(shard)
+        update: dict[str, object] = {"path": own}
+        if self.published:
+            place = {"path": beside(self.published.path, shard)}
             update["published"] = self.published.model_copy(update=place)
         return self.model_copy(update=update)
 

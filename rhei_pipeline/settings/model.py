@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar, get_args
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -23,6 +23,7 @@ from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Mode, nearest
 from rhei_pipeline.settings.mirror import MirrorSettings
+from rhei_pipeline.settings.problems import ENVIRONMENT_PREFIX, describe, is_misformed
 from rhei_pipeline.settings.sections import (
     MaskingSettings,
     QuerySettings,
@@ -31,7 +32,17 @@ from rhei_pipeline.settings.sections import (
     SyncSettings,
     TableSettings,
 )
+from rhei_pipeline.settings.shards import (
+    FEWEST_SHARDS,
+    MOST_SHARDS,
+    Sharding,
+    Shards,
+    beside,
+    label,
+    plain_name_in,
+)
 from rhei_pipeline.settings.source import (
+    METHODS,
     CaptureSettings,
     LocalSettings,
     LogSettings,
@@ -39,19 +50,8 @@ from rhei_pipeline.settings.source import (
     SqliteSettings,
 )
 
-ENVIRONMENT_PREFIX = "RHEI__"
-#: Ways to capture each kind of source; the first one is taken where none is declared.
-_METHODS: dict[str, tuple[str, ...]] = {
-    "sqlite": ("trigger", "polling"),
-    "postgres": ("logical", "polling", "trigger"),
-    "log": ("append",),
-}
-
-
 _Section = TypeVar("_Section", bound=BaseModel)
 
-#: Kinds of problems of a field that has parts.
-_OF_PARTS = {"list_type", "dict_type", "model_type", "model_attributes_type"}
 _AS_JSON = "lists and mappings are written as JSON"
 
 
@@ -104,6 +104,12 @@ class Settings(BaseSettings):
     masking: MaskingSettings = Field(
         MaskingSettings(), description="What the masks of all tables have in common."
     )
+    shards: Shards | None = Field(
+        None,
+        description="Share the tables among several pipelines, each with a mirror of its own: how"
+        " many, by a hash of their names; or a list for each, of the names of its tables, in which"
+        " '*' is any text, and the last one takes all others. Left out: one pipeline.",
+    )
     sync: SyncSettings = Field(SyncSettings(), description="How a sync works.")
     queries: QuerySettings = Field(QuerySettings(), description="How queries are answered.")
     registry: RegistrySettings = Field(
@@ -114,14 +120,17 @@ class Settings(BaseSettings):
     )
 
     _file: Path | None = PrivateAttr(None)
+    _shard: int | None = PrivateAttr(None)
 
     def __init__(self, **values: Any) -> None:  # noqa: ANN401  (pydantic validates them)
         _refuse_unknown_variables()
         try:
             super().__init__(**values)
         except ValidationError as error:
-            hint = _AS_JSON if _is_misformed(error) else None
-            raise SettingsError(_describe(error), hint=hint) from None  # its text shows the values
+            hint = _AS_JSON if is_misformed(error) else None
+            raise SettingsError(
+                describe(error, Settings), hint=hint
+            ) from None  # its text shows the values
         except PydanticSettingsError as error:
             raise SettingsError(
                 f"an environment variable {ENVIRONMENT_PREFIX}... has a value of the wrong form",
@@ -135,7 +144,7 @@ class Settings(BaseSettings):
 
     def _refuse_unfit_capture(self) -> None:
         self._refuse_hash_without_key()
-        fitting = _METHODS[self.source.kind]
+        fitting = METHODS[self.source.kind]
         if self.source.kind == "log" and (self.capture.method or self.capture.buffer):
             raise ValueError(
                 "'capture' does not suit a log, to which events are appended: leave out its method"
@@ -190,10 +199,86 @@ class Settings(BaseSettings):
                 " buffer"
             )
 
+    @model_validator(mode="after")
+    def _fitting_shards(self) -> Self:
+        if self.shards is None:
+            return self
+        if not FEWEST_SHARDS <= Sharding(self.shards, str).count <= MOST_SHARDS:
+            raise ValueError(
+                f"'shards' are at least {FEWEST_SHARDS} and at most {MOST_SHARDS}, or left out"
+            )
+        if self.source.kind == "log":
+            raise ValueError("'shards' does not suit a log, which one process opens: leave it out")
+        if self.mirror.in_memory:
+            raise ValueError("'shards' needs a 'mirror.path' in which each has a place of its own")
+        return self
+
+    @property
+    def shard(self) -> int | None:
+        """Which shard of a declaration this is; None where it is the whole."""
+        return self._shard
+
+    @property
+    def sharding(self) -> Sharding | None:
+        """What distributes the tables over shards; None where there is one pipeline."""
+        if self.shards is None:
+            return None
+        return Sharding(self.shards, plain_name_in(self.source.kind))
+
+    def takes(self, table: str) -> bool:
+        """Return whether a table of the source belongs to this pipeline."""
+        sharding = self.sharding
+        return sharding is None or self._shard in (None, sharding.shard_of(table))
+
+    def pipelines(self) -> list[Self]:
+        """Return the declaration of each pipeline: of every shard, or this alone."""
+        if self.sharding is None or self._shard is not None:
+            return [self]
+        return [self.of_shard(shard) for shard in range(1, self.sharding.count + 1)]
+
+    def of_shard(self, shard: int) -> Self:
+        """Return the declaration of one shard: its tables, its name, and places of its own.
+
+        Raises:
+            SettingsError: There is no such shard.
+        """
+        sharding = self.sharding
+        if sharding is None or self._shard is not None or not 1 <= shard <= sharding.count:
+            count = 0 if sharding is None or self._shard is not None else sharding.count
+            raise SettingsError(
+                f"this declaration has no shard {shard}",
+                hint=f"give a number from 1 to {count}" if count else "leave the shard out",
+            )
+        own = self.model_copy(
+            update={
+                "name": "_".join(filter(None, (self.name, label(shard)))),
+                "capture": self.capture.of_shard(shard),
+                "mirror": self.mirror.of_shard(shard),
+                "registry": self.registry.model_copy(
+                    update={"path": beside(self.registry.path, shard)}
+                ),
+            }
+        )
+        own._shard = shard  # noqa: SLF001  (of the same class)
+        tables = None if self.tables is None else [t for t in self.tables if own.takes(t.name)]
+        return own.model_copy(update={"tables": tables})
+
+    def refuse_whole(self) -> None:
+        """Do nothing where this declares one pipeline.
+
+        Raises:
+            SettingsError: It declares several, none of which was chosen.
+        """
+        if self.sharding is not None and self._shard is None:
+            raise SettingsError(
+                f"this declares {self.sharding.count} pipelines, one for each shard",
+                hint="take one: rhei.open(settings.of_shard(1)); rhei.reader reads all of them",
+            )
+
     @property
     def capture_method(self) -> str:
         """How changes are captured: as declared, or the default for the source."""
-        return self.capture.method or _METHODS[self.source.kind][0]
+        return self.capture.method or METHODS[self.source.kind][0]
 
     @property
     def sqlite_path(self) -> Path:
@@ -252,7 +337,7 @@ class Settings(BaseSettings):
         try:
             return section.model_validate(fields)
         except ValidationError as error:
-            raise SettingsError(_describe(error, name)) from None
+            raise SettingsError(describe(error, Settings, name)) from None
 
     def refuse_table(self, table: TableSettings) -> None:
         """Refuse a table that this declaration could not name.
@@ -337,78 +422,6 @@ def _refuse_unknown_variables() -> None:
                     f"environment variable {variable}: unknown section {section!r}",
                     hint=nearest(section, known),
                 )
-
-
-def _is_misformed(error: ValidationError) -> bool:
-    """Return whether a variable of the environment holds text in a list's or mapping's place."""
-    given = {variable.upper() for variable in os.environ}
-    places = (
-        _declared_path(tuple(problem["loc"]))
-        for problem in error.errors()
-        if isinstance(problem["input"], str) and problem["type"] in _OF_PARTS
-    )
-    return any(
-        "__".join(map(str, (ENVIRONMENT_PREFIX[:-2], *path))).upper() in given for path in places
-    )
-
-
-def _describe(error: ValidationError, *section: str) -> str:
-    """Name every problem by its field's path; never by the value, which may be a secret."""
-    problems = error.errors(include_input=False, include_url=False, include_context=False)
-    return "; ".join(
-        _problem(
-            (*section, *_declared_path(tuple(problem["loc"]))), problem["type"], problem["msg"]
-        )
-        for problem in problems
-    )
-
-
-def _declared_path(path: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """Leave out the tried kind of source: a declaration has no such level."""
-    return path[:1] + path[2:] if path[:1] == ("source",) and path[1:2] != () else path
-
-
-def _problem(path: tuple[str | int, ...], kind: str, message: str) -> str:
-    dotted = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
-    variable = _variable(path)
-    named = f"field {dotted!r}" if variable is None else f"environment variable {variable}"
-    if kind == "extra_forbidden":
-        return f"unknown {named}; {_nearest_beside(path, variable)}"
-    if kind == "union_tag_invalid":
-        return f"field '{dotted}.kind': use {' or '.join(map(repr, _METHODS))}"
-    if kind == "missing":
-        return f"field {dotted!r} is missing"
-    message = message.removeprefix("Value error, ")
-    return f"{named}: {message[:1].lower()}{message[1:]}"
-
-
-def _variable(path: tuple[str | int, ...]) -> str | None:
-    """Return the environment variable that gives this field; None where it is given otherwise."""
-    wanted = "__".join(map(str, (ENVIRONMENT_PREFIX[:-2], *path))).upper()
-    return next((variable for variable in os.environ if variable.upper() == wanted), None)
-
-
-def _nearest_beside(path: tuple[str | int, ...], variable: str | None) -> str:
-    known = _fields_beside(path)
-    if variable is None:
-        return nearest(str(path[-1]), known)
-    section, _, _ = variable.rpartition("__")
-    return nearest(variable, [f"{section}__{name.upper()}" for name in known])
-
-
-def _fields_beside(path: tuple[str | int, ...]) -> list[str]:
-    """Return the names of the fields at this position of the path, of each kind that fits."""
-    models: list[type[BaseModel]] = [Settings]
-    for part in path[:-1]:
-        inner = [m.model_fields[part] for m in models if part in m.model_fields]
-        models = [model for field in inner for model in _models_in(field.annotation)] or models
-    return list(dict.fromkeys(name for model in models for name in model.model_fields))
-
-
-def _models_in(annotation: object) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
 def schema_text() -> str:

@@ -8,6 +8,14 @@ from pydantic import Field, SecretStr, field_validator
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.model.polling import Clock, PollOptions, parse_deletes
 from rhei_pipeline.settings.section import Section
+from rhei_pipeline.settings.shards import label
+
+#: Ways to capture each kind of source; the first one is taken where none is declared.
+METHODS: dict[str, tuple[str, ...]] = {
+    "sqlite": ("trigger", "polling"),
+    "postgres": ("logical", "polling", "trigger"),
+    "log": ("append",),
+}
 
 
 class SqliteSettings(Section):
@@ -101,6 +109,13 @@ class CaptureSettings(Section):
             return self
         moved = self.buffer.model_copy(update={"path": directory / self.buffer.path})
         return self.model_copy(update={"buffer": moved})
+
+    def of_shard(self, shard: int) -> Self:
+        """Return the same settings with a buffer that is one shard's own."""
+        if self.buffer is None:
+            return self
+        own = self.buffer.model_copy(update={"path": self.buffer.path / label(shard)})
+        return self.model_copy(update={"buffer": own})
 
 
 class PollingSettings(Section):

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.errors import SchemaError, SettingsError
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.sections import TableSettings
-from rhei_pipeline.settings.source import SqliteSettings
+from rhei_pipeline.settings.shards import plain_name_in
 from rhei_pipeline.sync.schema_registry import Registrations, Registry
 
 #: Of a table that would be found in the source: it is not to be mirrored.
@@ -14,13 +14,8 @@ _IGNORED = {"ignored": True}
 
 
 def plain_name(settings: Settings) -> Callable[[str], str]:
-    """Return what gives all spellings of one table's name the same form.
-
-    SQLite ignores case; a table in PostgreSQL's schema `public` has two names.
-    """
-    if isinstance(settings.source, SqliteSettings):
-        return str.lower
-    return lambda name: name.removeprefix("public.")
+    """Return what gives all spellings of one table's name the same form."""
+    return plain_name_in(settings.source.kind)
 
 
 def declared(settings: Settings, name: str) -> TableSettings | None:
@@ -55,8 +50,9 @@ def joined(settings: Settings, registry: Registry, asked: TableSettings) -> Tabl
 
     Raises:
         SchemaError: The declaration says something else of it.
-        SettingsError: A table of this pipeline cannot be polled so.
+        SettingsError: A table of this pipeline cannot be polled so, or is another shard's.
     """
+    _refuse_of_other_shard(settings, asked.name)
     given = {name: getattr(asked, name) for name in asked.model_fields_set - {"name"}}
     standing = declared(settings, asked.name)
     if standing is not None:
@@ -96,6 +92,15 @@ def forget(settings: Settings, registry: Registry, name: str) -> None:
     """Forget what was registered of a table; where all are mirrored, it is ignored from now on."""
     form = _IGNORED if settings.tables is None else None
     registry.register(plain_name(settings)(name), form)
+
+
+def _refuse_of_other_shard(settings: Settings, name: str) -> None:
+    if settings.sharding is not None and not settings.takes(name):
+        shard = settings.sharding.shard_of(name)
+        raise SettingsError(
+            f"table {name!r} belongs to shard {shard} of this declaration",
+            hint=f"register it there: with '--shard {shard}', or settings.of_shard({shard})",
+        )
 
 
 def _refuse_other(settings: Settings, table: TableSettings, given: Mapping[str, Any]) -> None:

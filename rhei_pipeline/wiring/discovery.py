@@ -24,7 +24,7 @@ class TableCatalog(Protocol):
 def may_be_empty(settings: Settings) -> bool:
     """Return whether a declaration is in order while there is no table to mirror."""
     created = isinstance(settings.source, SqliteSettings) and settings.source.create
-    return created or settings.tables is not None
+    return created or settings.tables is not None or settings.shard is not None
 
 
 def finding_tables(
@@ -89,4 +89,8 @@ def _all_others(names: Iterable[str], settings: Settings, registry: Registry) ->
     explicit, plain = "mode" in settings.model_fields_set, plain_name(settings)
     known = {plain(table.name) for table in registered(settings, registry)}
     known |= ignored(registry)
-    return [Declared(name, settings.mode, explicit) for name in names if plain(name) not in known]
+    return [
+        Declared(name, settings.mode, explicit)
+        for name in names
+        if plain(name) not in known and settings.takes(name)
+    ]

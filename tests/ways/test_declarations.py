@@ -135,6 +135,17 @@ WALKS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"mirror": {"kind": "datafusion", "path": ":memory:", "storage": "ipc"}},
         {"mirror": {"kind": "datafusion", "path": "mirror", "storage": "ipc"}},
     ),
+    ("'shards' are at least {} and at most {}, or left out", {"shards": 1}, {"shards": 2}),
+    (
+        "'shards' does not suit a log, which one process opens: leave it out",
+        {"source": {"kind": "log", "path": "log"}, "shards": 2},
+        {"source": {"kind": "log", "path": "log"}},
+    ),
+    (
+        "'shards' needs a 'mirror.path' in which each has a place of its own",
+        {"mirror": {"path": ":memory:"}, "shards": 2},
+        {"mirror": {"path": "m.duckdb"}, "shards": 2},
+    ),
 ]
 
 

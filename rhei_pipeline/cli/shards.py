@@ -1,0 +1,139 @@
+"""Which shards of a declaration a command works on: one, the one with its table, or each in turn.
+
+A command is written for one pipeline. It is called again for each shard that it concerns.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from rhei_pipeline.errors import RheiError, SettingsError
+
+if TYPE_CHECKING:
+    from rhei_pipeline.settings.model import Settings
+
+#: Commands that do the same for each shard.
+_FOR_EACH = {
+    "adopt_command",
+    "bridge_command",
+    "check",
+    "copy",
+    "dead_letters",
+    "info",
+    "maintain",
+    "status",
+    "sync",
+    "verify",
+}
+#: Commands that ask the source alone, which all shards have in common.
+_FOR_ANY = {"execute"}
+_chosen: ContextVar[int | None] = ContextVar("shard", default=None)
+
+
+class SeveralShardsError(SettingsError):
+    """A command was given a declaration with shards, and none of them."""
+
+    def __init__(self, settings: "Settings", count: int) -> None:
+        super().__init__(
+            f"this declares {count} pipelines, one for each shard",
+            hint=f"name one for this command: '--shard 1', up to {count}",
+        )
+        self.settings, self.count = settings, count
+
+
+def chosen_of(settings: "Settings") -> "Settings":
+    """Return the declaration of the shard that was chosen; the same where there are none.
+
+    Raises:
+        SeveralShardsError: None was chosen, and there are some.
+        SettingsError: There is no such shard.
+    """
+    shard = _chosen.get()
+    if shard is not None:
+        return settings.of_shard(shard)
+    if settings.sharding is not None:
+        raise SeveralShardsError(settings, settings.sharding.count)
+    return settings
+
+
+@contextmanager
+def choosing(shard: int | None) -> Iterator[None]:
+    """Work on this shard within the block."""
+    token = _chosen.set(shard)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def run_on_shards(
+    command: Callable[..., None], options: Mapping[str, Any], shard: int | None
+) -> None:
+    """Run a command on the shard that is given; without one, on those that it concerns.
+
+    Raises:
+        SeveralShardsError: The command is for one shard, and none is given.
+    """
+    try:
+        with choosing(shard):
+            command(**options)
+    except SeveralShardsError as several:
+        _run_on_all(command, options, several)
+
+
+def _run_on_all(
+    command: Callable[..., None], options: Mapping[str, Any], several: SeveralShardsError
+) -> None:
+    name, sharding = command.__name__, several.settings.sharding
+    if options.get("table") is not None and sharding is not None:
+        shards = [sharding.shard_of(options["table"])]
+    elif name in _FOR_EACH and options.get("watch") is None:
+        shards = list(range(1, several.count + 1))
+    elif name in _FOR_ANY or options.get("hint") == "oltp":
+        shards = [1]
+    elif name == "query" and options["sql"] not in (None, "-") and not options["explain"]:
+        _query_all(options, several)
+        return
+    else:
+        raise several
+    _run_each(command, options, shards, several.count)
+
+
+def _run_each(
+    command: Callable[..., None], options: Mapping[str, Any], shards: list[int], count: int
+) -> None:
+    from rhei_pipeline.cli.options import FAILED
+    from rhei_pipeline.cli.output import notes, print_error
+
+    codes = []
+    for shard in shards:
+        if len(shards) > 1:
+            notes.print(f"shard {shard} of {count}")
+        try:
+            with choosing(shard):
+                command(**options)
+        except typer.Exit as ended:
+            codes.append(ended.exit_code)
+        except RheiError as error:
+            if len(shards) == 1:
+                raise
+            print_error(str(error))
+            codes.append(FAILED)
+    if any(codes):
+        raise typer.Exit(FAILED if FAILED in codes else max(codes))
+
+
+def _query_all(options: Mapping[str, Any], several: SeveralShardsError) -> None:
+    """Answer a query from the mirrors of all shards."""
+    from rhei_pipeline.cli.rows import RowWriter
+    from rhei_pipeline.holder.reader import reader
+
+    asked = {"as_json": options["json_"], "file": options["output"], "limit": options["limit"]}
+    for shard in range(1, several.count + 1):
+        with choosing(shard):  # none of whose own files is overwritten
+            writer = RowWriter.asked(options["format_"], options["config"], **asked)
+    with reader(several.settings) as opened:
+        writer.write(opened.query(str(options["sql"])))
