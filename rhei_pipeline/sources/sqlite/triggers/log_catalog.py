@@ -57,7 +57,12 @@ class LogCatalog:
 
     def newest_alone(self, table: str) -> Position:
         """Return the same, and read no other log for it: many tables may be captured in a row."""
-        return self._read_one(table) if self._newest is None else self.newest(table)
+        if self._newest is not None:
+            return self.newest(table)
+        name, found = folded(table), self._read_one(table)
+        if self._places.get(name) != found:
+            self._places[name] = found
+        return self._places[name]
 
     def _read_one(self, table: str) -> Position:
         row = self._connection.execute(_newest_sql(log_table(table))).fetchone()
