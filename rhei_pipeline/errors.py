@@ -208,6 +208,11 @@ def _is_there(package: str) -> bool:
         return False
 
 
+def mirror_closed() -> MirrorError:
+    """Return the error of whoever asks for a mirror that was closed, also while it answers."""
+    return MirrorError("the mirror is closed", hint="open it again")
+
+
 @contextmanager
 def needs_extra(extra: str, what: str) -> Iterator[None]:
     """Import an optional extra's packages within the block; `what` is the feature that needs it.

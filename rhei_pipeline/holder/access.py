@@ -4,7 +4,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, cast
@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 import pyarrow as pa
 from pyarrow.flight import FlightError
 
-from rhei_pipeline.errors import MirrorBusyError, MirrorError
+from rhei_pipeline.errors import MirrorBusyError, MirrorError, mirror_closed
 from rhei_pipeline.holder.client import Holder, HolderGoneError
 from rhei_pipeline.holder.gate import Gate, StoodAsideError
 from rhei_pipeline.holder.held import Held, declared_source
@@ -224,8 +224,18 @@ class Access:
         Raises:
             StoodAsideError: It does not hold the mirror.
         """
-        with self._gate.passing():
+        with self._gate.passing(), self._as_closed():
             return ask(self.held)
+
+    @contextmanager
+    def _as_closed(self) -> Iterator[None]:
+        """Raise what a call failed with because it was closed under way as what it is."""
+        try:
+            yield
+        except Exception as error:
+            if not self._is_closed or isinstance(error, StoodAsideError):
+                raise
+            raise mirror_closed() from error
 
     def stream_here(self, ask: Callable[[Held], _Stream]) -> _Stream:
         """Answer in batches from what this process holds; it is held until they are taken.
@@ -240,7 +250,7 @@ class Access:
             leave()
             self._let_go()
             raise
-        batches = _until_closed(streamed.batches, leave, self._let_go)
+        batches = _until_closed(streamed.batches, self._as_closed(), leave, self._let_go)
         next(batches)  # begun, it lets go of the mirror even where nobody takes a row
         return replace(streamed, batches=batches)
 
@@ -489,7 +499,7 @@ class Access:
 
     def _refuse_closed(self) -> None:
         if self._is_closed:
-            raise MirrorError("the mirror is closed", hint="open it again")
+            raise mirror_closed()
 
 
 def _turn_in_folder(lock: Path, mirror: str) -> Turn:
@@ -499,12 +509,16 @@ def _turn_in_folder(lock: Path, mirror: str) -> Turn:
 
 
 def _until_closed(
-    batches: Iterator[pa.RecordBatch], leave: Callable[[], None], let_go: Callable[[], None]
+    batches: Iterator[pa.RecordBatch],
+    as_closed: AbstractContextManager[None],
+    leave: Callable[[], None],
+    let_go: Callable[[], None],
 ) -> Generator[pa.RecordBatch, None, None]:
     """Yield an empty batch, then those of an answer; let go of the mirror when that is over."""
     with ExitStack() as held:
         held.callback(let_go)
         held.callback(leave)
+        held.enter_context(as_closed)
         if isinstance(batches, Generator):
             held.callback(batches.close)
         yield pa.record_batch({})

@@ -85,7 +85,8 @@ class Held:
         self._background = background
 
     def close(self) -> None:
-        """Close everything; safe to repeat."""
+        """Close everything, once the queries under way were ended; safe to repeat."""
+        self.queries.close()
         self.engine.resources.close()
 
     def watch(

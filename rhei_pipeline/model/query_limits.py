@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from rhei_pipeline.errors import QueriesBusyError, QueryLimitError, RheiError
+from rhei_pipeline.errors import QueriesBusyError, QueryLimitError, RheiError, mirror_closed
 from rhei_pipeline.model.streaming import Begun
 
 #: How soon a query that was ended is ended again: an engine about to begin may not have heard it.
@@ -139,6 +139,7 @@ class QueryClock:
         self._timed: OrderedDict[int, TimedQuery] = OrderedDict()  # the first ends first
         self._late: dict[int, TimedQuery] = {}
         self._watching = False
+        self._closed = False
 
     @contextmanager
     def timing(self, begun: Begun | None = None) -> Iterator["TimedQuery"]:
@@ -146,9 +147,12 @@ class QueryClock:
 
         Raises:
             QueryLimitError: The query failed, and its time was up.
+            MirrorError: It failed, and the mirror was closed.
         """
         query = TimedQuery(self.seconds, begun)
         with self._lock:
+            if self._closed:
+                query.end(mirror_closed())
             self._timed[id(query)] = query
             if not self._watching:
                 self._watching = True
@@ -156,12 +160,20 @@ class QueryClock:
         try:
             yield query
         except RheiError:
-            query.refuse_late()
+            query.refuse_ended()
             raise
         finally:
             with self._lock:
                 self._timed.pop(id(query), None)
                 self._late.pop(id(query), None)
+
+    def close(self) -> None:
+        """End all queries, those under way and any that begins later: the mirror is closed."""
+        with self._lock:
+            self._closed = True
+            under_way = [*self._timed.values(), *self._late.values()]
+        for query in under_way:
+            query.end(mirror_closed())
 
     def _watch(self) -> None:
         while (pause := self._end_late()) is not None:
@@ -178,7 +190,7 @@ class QueryClock:
             self._watching = bool(self._timed or ended)
             first = next(iter(self._timed.values()), None)
         for query in ended:
-            query.end()
+            query.end(_too_long(self.seconds))
         if first is None:
             return _AGAIN_SECONDS if ended else None
         return min(first.deadline - now, _AGAIN_SECONDS if ended else self.seconds)
@@ -190,10 +202,9 @@ class TimedQuery:
     def __init__(self, seconds: float, begun: Begun | None) -> None:
         self.started = time.monotonic()
         self.deadline = self.started + seconds
-        self._seconds = seconds
         self._asker = begun
         self._cancel: Callable[[], None] | None = None
-        self._is_late = False
+        self._ended: RheiError | None = None
 
     @property
     def elapsed_seconds(self) -> float:
@@ -205,26 +216,30 @@ class TimedQuery:
         self._cancel = cancel
         if self._asker is not None:
             self._asker(cancel)
-        if self._is_late:
+        if self._ended is not None:
             cancel()
 
-    def end(self) -> None:
-        """End it: its time is up."""
-        self._is_late = True
+    def end(self, reason: RheiError) -> None:
+        """End it; what is said first is why."""
+        self._ended = self._ended or reason
         if self._cancel is not None:
             self._cancel()
 
-    def refuse_late(self) -> None:
-        """Do nothing while there is time left.
+    def refuse_ended(self) -> None:
+        """Do nothing while nobody has ended it.
 
         Raises:
-            QueryLimitError: The query took longer than it may.
+            RheiError: Why it was ended.
         """
-        if self._is_late:
-            raise QueryLimitError(
-                f"the query took longer than {self._seconds:g} s",
-                hint="ask for less at once, or raise queries.query_seconds",
-            ) from None
+        if self._ended is not None:
+            raise self._ended from None
+
+
+def _too_long(seconds: float) -> QueryLimitError:
+    return QueryLimitError(
+        f"the query took longer than {seconds:g} s",
+        hint="ask for less at once, or raise queries.query_seconds",
+    )
 
 
 def whole(

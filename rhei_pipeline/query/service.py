@@ -75,6 +75,10 @@ class QueryService:
         self._streams = MirrorStreams(engines, self._limits.answer, self._freshness)
         self._watchers: list[Callable[[str, float], None]] = []
 
+    def close(self) -> None:
+        """End the queries under way: each fails, as does any that begins later."""
+        self._clock.close()
+
     def watch(self, watcher: Callable[[str, float], None]) -> None:
         """Call `watcher` with the side and seconds of every answered query."""
         self._watchers.append(watcher)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from rhei_pipeline.errors import MirrorDamagedError, MirrorError, RheiError
+from rhei_pipeline.errors import MirrorDamagedError, MirrorError, RheiError, mirror_closed
 from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS, is_open
 from rhei_pipeline.mirrors.datafusion.feed import instant_text, read_feed, without_positions
 from rhei_pipeline.mirrors.datafusion.files import aside
@@ -402,7 +402,7 @@ class DataFusionMirror:
 
     def _refuse_closed(self) -> None:
         if self._closed:
-            raise MirrorError("the mirror is closed", hint="open it again")
+            raise mirror_closed()
 
     def _refuse_unusable(self) -> None:
         self._refuse_closed()

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from rhei_pipeline.errors import (
     MirrorError,
     QueryError,
     RheiError,
+    mirror_closed,
 )
 from rhei_pipeline.mirrors.duckdb.block_cache import BlockCache
 from rhei_pipeline.mirrors.duckdb.damage import first_line
@@ -68,6 +69,8 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
 }
 #: Who opens the file has its lock for at least so long: reads of the file end as they see that.
 _READERS_END_SECONDS = 0.5
+#: How long to wait for queries to hear that they are ended.
+_PAUSE_SECONDS = 0.01
 #: Rows that DuckDB gives at once; so few that wide ones take little.
 BATCH_ROWS = 8192
 
@@ -108,7 +111,8 @@ class DuckDBMirror:
         self._feeds: Mapping[str, FeedEnd] = {}
         self._commits = 0
         self._default_namespace = (-1, False)
-        self._closed = False
+        self._closed = self._is_closing = False
+        self._under_way: set[Cancel] = set()
         with ExitStack() as opened:
             deadline = time.monotonic() + lock_timeout_seconds
             if read_only:
@@ -117,7 +121,7 @@ class DuckDBMirror:
                 self._hold(opened, lock_timeout_seconds)
                 deadline = max(deadline, time.monotonic() + _READERS_END_SECONDS)
             self._connection = _connect(self.path, config, deadline)
-            opened.callback(self._connection.close)
+            opened.callback(self._disconnect)
             with translated(self.path):
                 opening = read_mirror_id if read_only else prepare
                 self.mirror_id = opening(self._connection, self.path)
@@ -270,6 +274,7 @@ class DuckDBMirror:
         with (
             keys_of_the_user(),
             self._cursor() as cursor,
+            self._ended_at_close(cancel),
             cancel.ending_by(cursor.interrupt),
         ):
             try:
@@ -283,6 +288,8 @@ class DuckDBMirror:
                     yield batch if batch.schema.equals(shape) else batch.cast(shape)
                     cancel.refuse_cancelled()
             except (duckdb.Error, pa.ArrowException, OSError) as error:
+                if self._is_closing:
+                    raise mirror_closed() from error
                 raise query_error(
                     error, self.path, is_empty=not self.ledger().watermarks
                 ) from error
@@ -379,12 +386,32 @@ class DuckDBMirror:
                 self._publish(self._published)
             self._closed = True
 
+    def _disconnect(self) -> None:
+        """Close the connection; what is read from it meanwhile is ended."""
+        self._is_closing = True
+        while True:
+            # DuckDB refuses while one of its cursors is at work.
+            with suppress(duckdb.ResourceInUseException):
+                self._connection.close()
+                return
+            for cancel in [*self._under_way]:
+                cancel()
+            time.sleep(_PAUSE_SECONDS)
+
+    @contextmanager
+    def _ended_at_close(self, cancel: Cancel) -> Iterator[None]:
+        self._under_way.add(cancel)
+        try:
+            yield
+        finally:
+            self._under_way.discard(cancel)
+
     @contextmanager
     def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
         try:
             cursor = self._connection.cursor()
         except duckdb.ConnectionException as error:
-            raise MirrorError("the mirror is closed", hint="open it again") from error
+            raise mirror_closed() from error
         with self._cache.in_use() if self._cache else nullcontext():
             try:
                 yield cursor

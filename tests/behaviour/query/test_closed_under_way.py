@@ -1,0 +1,64 @@
+"""A pipeline that is closed while it is asked: who asked hears that, and closing succeeds."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import pytest
+
+from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.holder.held import Hint
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+
+ROWS = "from t a, t b, t c, t d, t e, t f, t g, t h"
+#: Under way for longer than any test.
+LONG = f"select count(*) as n {ROWS} where a.v + b.v + c.v + d.v + e.v < h.v"
+CLOSED = r"the mirror is closed \(open it again\)"
+
+
+def filled(world: World | PostgresWorld) -> World | PostgresWorld:
+    numbers = "with recursive n(i) as (select 1 union all select i + 1 from n where i < 200)"
+    world.run(
+        "create table t(id integer primary key, v integer)",
+        f"insert into t {numbers} select i, i from n",
+    )
+    world.htap.sync_now()
+    return world
+
+
+def close_under_way(world: World | PostgresWorld, hints: Sequence[Hint]) -> None:
+    htap = world.htap
+
+    def ask(hint: Hint, is_begun: Event) -> object:
+        return htap.query(LONG, hint=hint, begun=lambda _: is_begun.set())
+
+    begun = [Event() for _ in hints]
+    with ThreadPoolExecutor(len(hints)) as asking:
+        asked = [asking.submit(ask, *one) for one in zip(hints, begun, strict=True)]
+        assert all(is_begun.wait(60) for is_begun in begun)
+        htap.close()
+        for one in asked:
+            with pytest.raises(MirrorError, match=CLOSED):
+                one.result(60)
+    world.crash()
+    assert world.htap.query("select count(*) as n from t", hint="olap")["n"].to_pylist() == [200]
+
+
+@pytest.mark.parametrize("storage", [None, "ipc"])
+def test_queries_under_way_end_when_a_pipeline_is_closed(
+    storage: str | None, make_world: Callable[..., World]
+) -> None:
+    world = filled(make_world(storage=storage))
+    close_under_way(world, ["olap", "oltp", "auto"])
+    streamed = world.htap.stream("select a.id from t a, t b, t c")
+    next(streamed.batches)
+    world.htap.close()
+    with pytest.raises(MirrorError, match=CLOSED):
+        list(streamed.batches)
+
+
+def test_queries_of_postgres_under_way_end_when_a_pipeline_is_closed(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    close_under_way(filled(make_postgres(capture={"method": "trigger"})), ["olap", "oltp"])
