@@ -443,6 +443,39 @@ def test_rows_that_a_rewritten_table_hides_are_not_passed_over(
     world.assert_equal("t")
 
 
+def test_rows_that_one_rewritten_partition_hides_are_not_passed_over(make_postgres: Make) -> None:
+    """The other partition still shows the newest row, so that the table looks read to its end."""
+    declared = [{"name": "t", "polling": {"clock": "database"}}]
+    world = make_postgres(capture={"method": "polling"}, tables=declared)
+    world.run(
+        "create table t(id int primary key, v text, updated_at timestamptz, deleted_at text)"
+        " partition by range (id)",
+        "create table t_low partition of t for values from (0) to (5)",
+        "create table t_high partition of t default",
+        "create index on t(updated_at, id)",
+    )
+    put(world, 1, "a")
+    put(world, 9, "a")
+    world.htap.sync_now()
+    table, source = engine_of(world.htap).pipeline.table("t"), engine_of(world.htap).source
+    with source.snapshot() as snapshot:
+        position = snapshot.head(table)
+    put(world, 1, "b")
+    put(world, 9, "b")
+    with source.snapshot() as snapshot:
+        world.run(
+            "alter table t detach partition t_low",
+            "alter table t_low add column rewritten float default random()",
+            "alter table t_low drop column rewritten",
+            "alter table t attach partition t_low for values from (0) to (5)",
+        )
+        assert snapshot.pending(table, position) == 1
+        with pytest.raises(SourceBusyError, match="rewritten"):
+            snapshot.head(table)
+    world.htap.sync_now()
+    world.assert_equal("t")
+
+
 def test_nothing_is_created_in_the_source(make: Make) -> None:
     world = make(deletes="reconcile", reconcile_seconds=0)
     put(world, 1, "a")
