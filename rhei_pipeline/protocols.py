@@ -25,6 +25,7 @@ from rhei_pipeline.model.changes import (
     RowBatch,
     Versions,
 )
+from rhei_pipeline.model.key_span import WHOLE, KeySpan
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Past, Watermark
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
 from rhei_pipeline.model.schema import Column, Table, TableOptions, TableSchema
@@ -363,8 +364,15 @@ class RowComparison(Protocol):
             keys of the table's rows that are in no part.
         """
 
-    def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
-        """Compare the table's present rows with all rows of the source; changes nothing."""
+    def compare(
+        self, table: Table, rows: Iterable[pa.Table], span: KeySpan | None = WHOLE
+    ) -> Comparison:
+        """Compare the table's present rows with the source's; changes nothing.
+
+        `rows` are all rows of the source in that span of keys; one that is not the whole table is
+        of keys that `orders_alike`. With None they are some rows: nothing is extra then.
+        The rows are taken one table after the other, and not held.
+        """
 
 
 class TableAdministration(Protocol):

@@ -18,6 +18,7 @@ from rhei_pipeline.model.changes import (
     Operation,
     Versions,
 )
+from rhei_pipeline.model.key_span import WHOLE, KeySpan
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table, renamed
 from rhei_pipeline.model.type_names import INSTANT
@@ -275,16 +276,19 @@ class StubTransaction:
             extra = {key: row for key, row in extra.items() if key not in rows}
         return stale, keys_table(extra.values(), schema)
 
-    def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
-        """Compare the table's present rows with all rows of the source."""
+    def compare(
+        self, table: Table, rows: Iterable[pa.Table], span: KeySpan | None = WHOLE
+    ) -> Comparison:
+        """Compare the table's present rows with the source's."""
         schema, source = table.schema, dict[Key, Named]()
         for part in rows:
             source |= by_key(part.to_pylist(), schema)
         held = by_key(self._standing(table).present, schema)
         both = held.keys() & source.keys()
+        extra = keys_table([row for key, row in held.items() if key not in source], schema)
         return Comparison(
             missing=keys_table([row for key, row in source.items() if key not in held], schema),
-            extra=keys_table([row for key, row in held.items() if key not in source], schema),
+            extra=extra.slice(0, 0) if span is None else extra.filter(span.holds(extra)),
             different=keys_table(
                 [source[key] for key in both if differs(held[key], source[key], schema)], schema
             ),

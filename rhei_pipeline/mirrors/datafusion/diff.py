@@ -1,14 +1,16 @@
 """Finds the differences of two tables by digests, without holding all rows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, key_hashes, table_digests
-from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex, Numbers
+from rhei_pipeline.mirrors.datafusion.key_index import Numbers
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
+from rhei_pipeline.mirrors.met_rows import Differences, MetRows, gathered
 from rhei_pipeline.model.changes import Comparison
+from rhei_pipeline.model.key_span import KeySpan
 from rhei_pipeline.model.schema import Table, TableSchema
 
 
@@ -24,26 +26,56 @@ def differing(standing: WriteBuffer, copy: WriteBuffer) -> tuple[Numbers, Number
     return np.concatenate(changed), np.concatenate(extra)
 
 
-def compare(buffer: WriteBuffer, table: Table, rows: Iterable[pa.Table]) -> Comparison:
-    """Compare a table's present rows, with new digests, with all rows of its source."""
-    schema = table.schema
-    index, places = _fresh_index(buffer, schema)
-    seen = np.zeros(len(places), dtype=bool)
-    missing, different = [schema.arrow_key.empty_table()], [schema.arrow_key.empty_table()]
-    for part in rows:
-        keys = part.select(list(schema.primary_key))
-        key_numbers, entries = index.find(key_hashes(keys))
-        seen[index.positions[entries]] = True
-        unequal = index.digests_or_ends[entries] != table_digests(part, schema)[key_numbers]
-        missing.append(keys.take(pa.array(np.delete(np.arange(keys.num_rows), key_numbers))))
-        different.append(keys.take(pa.array(key_numbers[unequal])))
-    extra = buffer.take(places[~seen], schema.primary_key)
-    unequal_keys = pa.concat_tables(different)
-    repeated, _ = repeats(index.hashes)
-    duplicate = buffer.take(places[index.positions[repeated]], schema.primary_key)
-    return Comparison(
-        pa.concat_tables(missing), extra, _distinct(unequal_keys), _distinct(duplicate)
-    )
+def compare(
+    buffer: WriteBuffer, table: Table, rows: Iterable[pa.Table], span: KeySpan | None
+) -> Comparison:
+    """Compare a table's present rows with its source's, portion by portion.
+
+    The index only says where a row may stand: key and columns are read there and hashed again. A
+    row that it hides is not met, and so is extra.
+    """
+    schema, met = table.schema, MetRows()
+    key, found = list(schema.primary_key), Differences(schema.arrow_key)
+    for part in gathered(rows):
+        keys = part.select(key)
+        hashes = key_hashes(keys)
+        places, numbers, standing = _standing_rows(buffer, schema, hashes)
+        met.add(places)
+        unequal = table_digests(standing, schema) != table_digests(part, schema)[numbers]
+        found.add(keys, numbers, numbers[unequal])
+        del part, standing
+    extra = [schema.arrow_key.empty_table()]
+    if span is not None:
+        extra += _not_met(buffer, key, met, span)
+    return found.with_extra(pa.concat_tables(extra))
+
+
+def _standing_rows(
+    buffer: WriteBuffer, schema: TableSchema, hashes: KeyHashes
+) -> tuple[Numbers, Numbers, pa.Table]:
+    """Return where rows of these keys stand, the numbers of their keys, and the rows."""
+    found = buffer.find(hashes)
+    order = np.argsort(found.places)  # neighbours stand in one part of a file
+    places, numbers = found.places[order], found.key_numbers[order]
+    rows = buffer.take(places, schema.names)
+    own, sought = key_hashes(rows.select(list(schema.primary_key))), hashes.take(numbers)
+    same = (own.words == sought.words) & (own.checks == sought.checks)
+    if same.all():
+        return places, numbers, rows
+    return places[same], numbers[same], rows.filter(pa.array(same))
+
+
+def _not_met(
+    buffer: WriteBuffer, key: list[str], met: MetRows, span: KeySpan
+) -> Iterator[pa.Table]:
+    """Yield the keys of a span's present rows that were not met."""
+    if span.is_whole and buffer.count() == met.count:
+        return
+    for keys, places in buffer.scan(key):
+        lacking = met.lacks(places)
+        if lacking.any():
+            left = keys.filter(pa.array(lacking))
+            yield left.filter(span.holds(left))
 
 
 def repeats(hashes: KeyHashes) -> tuple[Numbers, Numbers]:
@@ -72,10 +104,6 @@ def present_repeats(buffer: WriteBuffer) -> tuple[Numbers, Numbers]:
     return np.concatenate(places)[met], number
 
 
-def _distinct(keys: pa.Table) -> pa.Table:
-    return keys.group_by(keys.column_names).aggregate([])
-
-
 def compare_digests(
     buffer: WriteBuffer, schema: TableSchema, parts: Iterable[pa.Table]
 ) -> tuple[list[int], pa.Table]:
@@ -90,19 +118,6 @@ def compare_digests(
     known = np.concatenate(seen)
     extra = [places[~np.isin(places, known)] for _, _, places in buffer.entries()]
     return stale, buffer.take(np.concatenate([_NONE, *extra]), schema.primary_key)
-
-
-def _fresh_index(buffer: WriteBuffer, schema: TableSchema) -> tuple[KeyIndex, Numbers]:
-    words, checks = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
-    digests, places = [np.zeros(0, np.uint64)], [_NONE]
-    for rows, where in buffer.scan(schema.names):
-        hashes = key_hashes(rows.select(list(schema.primary_key)))
-        words.append(hashes.words)
-        checks.append(hashes.checks)
-        digests.append(table_digests(rows, schema))
-        places.append(where)
-    merged = KeyHashes(np.concatenate(words), np.concatenate(checks))
-    return KeyIndex.build(merged, np.concatenate(digests)), np.concatenate(places)
 
 
 _NONE = np.zeros(0, dtype=np.int64)

@@ -59,6 +59,7 @@ from rhei_pipeline.model.changes import (
     Operation,
     Versions,
 )
+from rhei_pipeline.model.key_span import WHOLE, KeySpan
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
 from rhei_pipeline.model.schema import (
     OPERATION,
@@ -378,17 +379,20 @@ class FileTransaction:
         """Compare with the index's digests, without reading rows."""
         return compare_digests(self._buffer(table), table.schema, parts)
 
-    def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
+    def compare(
+        self, table: Table, rows: Iterable[pa.Table], span: KeySpan | None = WHOLE
+    ) -> Comparison:
         """Compare the source's rows with the table's present ones, both ways.
 
-        All files are checked, and all rows are read and hashed again; the index's own digests are
-        not trusted. Queries must return what the files hold.
+        All files are checked, and the rows are read and hashed again; the index's own digests are
+        not trusted. Queries must return what the files hold, which the last span of keys proves.
         """
         stored = self.base.tables.get(mirror_table(table.schema))
         if stored is not None:
             self.store.check_anew(self.store.table_files(stored))
-            self._prove_queries(table, stored)
-        return compare(self._buffer(table), table, rows)
+            if span is not None and span.until is None:
+                self._prove_queries(table, stored)
+        return compare(self._buffer(table), table, rows, span)
 
     def _prove_queries(self, table: Table, stored: StoredTable) -> None:
         if self.ask is None:

@@ -64,6 +64,14 @@ class BlockCache:
             if self._users == 0:
                 self._is_due = self._free(connection)
 
+    def free_read(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Free what a transaction has read so far, if nothing else is running."""
+        with self._lock:
+            if self._users == 0:
+                # Apart: what DuckDB refuses here would end the transaction.
+                with connection.cursor() as apart:
+                    self._free(apart)
+
     def _free(self, connection: duckdb.DuckDBPyConnection) -> bool:
         """Free blocks; return whether there are more."""
         used, cached = connection.execute(_USED).fetchall()[0]

@@ -1,4 +1,4 @@
-"""Compares a mirrored table's present rows: with the source's, with a copy's, by digests."""
+"""Compares a mirrored table's present rows: with the source's by digests, and with a copy's."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,7 +6,7 @@ import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.tables import copy_name, create, in_utc, registered
-from rhei_pipeline.model.changes import Comparison, NetChanges
+from rhei_pipeline.model.changes import NetChanges
 from rhei_pipeline.model.schema import VALID_TO, Mode, Table
 from rhei_pipeline.sql.text import listed, matching, mirror_table, quote
 
@@ -15,34 +15,6 @@ _ROW = "_rhei_row"
 _PART = "_rhei_part"
 _DIGEST = "_rhei_digest"
 _IS_GONE = "_rhei_is_gone"
-
-
-def compare(
-    connection: duckdb.DuckDBPyConnection, table: Table, rows: Iterable[pa.Table]
-) -> Comparison:
-    """Stage the source's rows and compare them with the table's present rows, both ways."""
-    key = table.schema.primary_key
-    create(connection, "_rhei_source", table.schema.arrow, kind="temp table")
-    for part in rows:
-        with registered(connection, "_rhei_rows", part):
-            connection.execute("insert into temp._rhei_source select * from _rhei_rows")
-    same, present = matching("t", "s", key), present_sql(table)
-    missing = f"temp._rhei_source s anti join {present} t on {same}"
-    extra = f"{present} t anti join temp._rhei_source s on {same}"
-    different = (
-        f"temp._rhei_source s join {present} t on {same} where {differs_sql(table, 's', 't')}"
-    )
-    found = Comparison(
-        _arrow(connection, f"select {listed(key, 's')} from {missing}"),
-        _arrow(connection, f"select {listed(key, 't')} from {extra}"),
-        _arrow(connection, f"select {listed(key, 's')} from {different}"),
-        _arrow(
-            connection,
-            f"select {listed(key)} from {present} group by {listed(key)} having count(*) > 1",
-        ),
-    )
-    connection.execute("drop table temp._rhei_source")
-    return found
 
 
 def compare_digests(

@@ -257,7 +257,7 @@ def in_utc(table: pa.Table) -> pa.Table:
 
 
 @contextmanager
-def registered(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> Iterator[None]:
+def registered(connection: duckdb.DuckDBPyConnection, name: str, rows: object) -> Iterator[None]:
     """Show rows to the connection under a name, within the block."""
     connection.register(name, rows)
     try:

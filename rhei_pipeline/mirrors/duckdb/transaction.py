@@ -1,6 +1,6 @@
 """One transaction of a DuckDB mirror."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime
 
@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeated
 from rhei_pipeline.mirrors.duckdb.comparison import (
-    compare,
     compare_digests,
     differs_sql,
     present_sql,
@@ -22,6 +21,7 @@ from rhei_pipeline.mirrors.duckdb.housekeeping import write_letters, write_owner
 from rhei_pipeline.mirrors.duckdb.past import write_snapshots
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
 from rhei_pipeline.mirrors.duckdb.promotion import adopt_copy, keep_unknown
+from rhei_pipeline.mirrors.duckdb.row_comparison import RowComparing
 from rhei_pipeline.mirrors.duckdb.tables import (
     copy_name,
     create,
@@ -40,6 +40,7 @@ from rhei_pipeline.model.changes import (
     Operation,
     Versions,
 )
+from rhei_pipeline.model.key_span import WHOLE, KeySpan
 from rhei_pipeline.model.portions import PORTION_BYTES
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table
@@ -59,14 +60,20 @@ class DuckDBTransaction:
         connection: In that transaction.
         records: The recorded progress; to be written before the transaction commits.
         feeds: The order in which versions of temporal tables came.
+        freed: Called where much was read: what is cached of the file may be let go.
     """
 
     def __init__(
-        self, connection: duckdb.DuckDBPyConnection, records: ProgressRecords, feeds: DuckDBFeeds
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        records: ProgressRecords,
+        feeds: DuckDBFeeds,
+        freed: Callable[[], None],
     ) -> None:
         self._connection = connection
         self._records = records
         self._feeds = feeds
+        self._freed = freed
         self._may_have_letters: bool | None = None
 
     def ledger(self) -> Ledger:
@@ -358,9 +365,11 @@ class DuckDBTransaction:
         """Name the parts whose rows differ from the present ones, and the keys that are extra."""
         return compare_digests(self._connection, table, parts)
 
-    def compare(self, table: Table, rows: Iterable[pa.Table]) -> Comparison:
+    def compare(
+        self, table: Table, rows: Iterable[pa.Table], span: KeySpan | None = WHOLE
+    ) -> Comparison:
         """Compare the source's rows with the table's present rows, both ways."""
-        return compare(self._connection, table, rows)
+        return RowComparing(self._connection, table, span, self._freed).compare(rows)
 
     @contextmanager
     def _in_few_copies(self, rows: pa.Table) -> Iterator[None]:

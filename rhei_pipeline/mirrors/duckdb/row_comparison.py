@@ -1,0 +1,140 @@
+"""Compares a table's present rows with its source's, a portion at a time.
+
+What is staged or registered in a transaction, DuckDB holds in memory until its end. So one thing
+alone is registered, which shows each portion of the source's rows in turn; they are joined with
+the table where they lie, and of the table it is noted which rows were met.
+"""
+
+from collections.abc import Callable, Iterable
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from rhei_pipeline.mirrors.duckdb.comparison import differs_sql
+from rhei_pipeline.mirrors.duckdb.tables import in_utc, registered
+from rhei_pipeline.mirrors.met_rows import Differences, MetRows, gathered
+from rhei_pipeline.model.changes import Comparison
+from rhei_pipeline.model.key_span import WHOLE, KeySpan
+from rhei_pipeline.model.schema import VALID_TO, Mode, Table
+from rhei_pipeline.sql.text import listed, matching, mirror_table, quote
+
+#: Rows of the table in one answer.
+_ANSWER_ROWS = 65_536
+_ROWS = "_rhei_rows"
+_PLACE, _NUMBER, _DIFFERS = "_rhei_place", "_rhei_number", "_rhei_differs"
+
+
+class _Portion:
+    """Rows as a stream of Arrow, other ones for each query that reads it.
+
+    DuckDB takes it to have one row, and so looks up its rows in the table and never the reverse.
+    """
+
+    rows: pa.Table
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self.rows.__arrow_c_stream__(requested_schema)
+
+
+class RowComparing:
+    """One comparison of a table with its source.
+
+    Args:
+        connection: In the transaction that sees the table.
+        table: What is compared.
+        span: The keys that are; None: those of the source's rows alone.
+        freed: Called after each portion: what DuckDB holds of the file may be let go.
+    """
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        table: Table,
+        span: KeySpan | None,
+        freed: Callable[[], None],
+    ) -> None:
+        self._connection = connection
+        self._table = table
+        self._freed = freed
+        self._span = span
+        self._present, self._bounds = _present_sql(table, span or WHOLE)
+        self._met = MetRows()
+
+    def compare(self, rows: Iterable[pa.Table]) -> Comparison:
+        """Compare; rows are taken one portion after the other."""
+        key, found = list(self._table.schema.primary_key), Differences(self._table.schema.arrow_key)
+        portion = _Portion()
+        portion.rows = _numbered(self._table.schema.arrow.empty_table())
+        with registered(self._connection, _ROWS, portion):
+            for part in gathered(rows):
+                portion.rows = _numbered(part)
+                met = self._looked_up()
+                self._met.add(met[_PLACE].to_numpy())
+                numbers = met[_NUMBER].to_numpy()
+                found.add(part.select(key), numbers, numbers[met[_DIFFERS].to_numpy()])
+                del part
+                self._freed()
+        if self._span is None:
+            return found.with_extra(self._table.schema.arrow_key.empty_table())
+        return found.with_extra(self._extra())
+
+    def _looked_up(self) -> pa.Table:
+        """Return the table's rows of these keys: the key's number, its place, if it differs."""
+        return self._arrow(
+            f"select s.{_NUMBER}, t.{_PLACE}, {differs_sql(self._table, 's', 't')} as {_DIFFERS}"
+            f" from {_ROWS} s join {self._present} t"
+            f" on {matching('t', 's', self._table.schema.primary_key)}"
+        )
+
+    def _extra(self) -> pa.Table:
+        """Return the keys of the table's rows that were not met."""
+        count = self._arrow(f"select count(*) as n from {self._present} t")["n"][0].as_py()
+        nothing = self._table.schema.arrow_key.empty_table()
+        if count == self._met.count:
+            return nothing
+        key = self._table.schema.primary_key
+        answer = self._asked(f"select {listed(key, 't')}, t.{_PLACE} from {self._present} t")
+        found = [nothing]
+        for batch in answer.to_arrow_reader(_ANSWER_ROWS):
+            rows = in_utc(pa.Table.from_batches([batch]))
+            lacking = self._met.lacks(rows[_PLACE].to_numpy())
+            if lacking.any():
+                found.append(rows.select(list(key)).filter(pa.array(lacking)).cast(nothing.schema))
+        return pa.concat_tables(found)
+
+    def _arrow(self, sql: str) -> pa.Table:
+        return in_utc(self._asked(sql).to_arrow_table())
+
+    def _asked(self, sql: str) -> duckdb.DuckDBPyRelation:
+        return self._connection.sql(sql, params=self._bounds or None)
+
+
+def _numbered(rows: pa.Table) -> pa.Table:
+    numbers = pa.array(np.arange(rows.num_rows, dtype=np.int64))
+    return rows.append_column(_NUMBER, numbers)
+
+
+def _present_sql(table: Table, span: KeySpan) -> tuple[str, dict[str, object]]:
+    """Return SQL that selects the present rows of a span with their places, and its parameters."""
+    conditions = [] if table.mode is Mode.DESTRUCTIVE else [f"{VALID_TO} is null"]
+    bounds: dict[str, object] = {}
+    for side, bound, begins in (("after", span.after, True), ("until", span.until, False)):
+        if bound is not None:
+            names = {name: f"{side}_{n}" for n, name in enumerate(bound.column_names)}
+            bounds |= {names[name]: bound[name][0].as_py() for name in bound.column_names}
+            conditions.append(_bound_sql(names, begins=begins))
+    where = f" where {' and '.join(conditions)}" if conditions else ""
+    return f"(select *, rowid as {_PLACE} from {mirror_table(table.schema)}{where})", bounds
+
+
+def _bound_sql(names: dict[str, str], *, begins: bool) -> str:
+    """Return the condition of a bound; that on the first column alone lets DuckDB skip rows."""
+    behind = ""
+    for name, parameter in reversed(names.items()):
+        more = f"{quote(name)} > ${parameter}"
+        behind = f"({more} or ({quote(name)} = ${parameter} and {behind}))" if behind else more
+    first, parameter = next(iter(names.items()))
+    return f"{quote(first)} {'>=' if begins else '<='} ${parameter} and " + (
+        behind if begins else f"not {behind}"
+    )
