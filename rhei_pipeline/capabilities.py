@@ -13,8 +13,11 @@ from functools import cache
 from types import MappingProxyType
 from typing import Protocol, TypeGuard, runtime_checkable
 
+import pyarrow as pa
+
 from rhei_pipeline.model.changes import DeadLetter, Position
 from rhei_pipeline.model.feed_state import FeedState
+from rhei_pipeline.model.key_span import orders_alike
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
 from rhei_pipeline.model.upkeep import DamagedFile
@@ -74,6 +77,14 @@ class HasKeylessRows(Protocol):
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
         """Return dead letters for the rows without a usable key, which `rows` leaves out."""
+
+
+@runtime_checkable
+class OrdersTexts(Protocol):
+    """A snapshot that knows how its source orders keys with texts."""
+
+    def orders_bytewise(self, table: Table) -> bool:
+        """Return whether rows come in the order of the bytes of their keys' texts, in UTF-8."""
 
 
 @runtime_checkable
@@ -222,6 +233,19 @@ def shape_after(snapshot: SourcePositions, table: Table, after: Position) -> Tab
 def keyless_rows(snapshot: SourcePositions, table: Table) -> tuple[DeadLetter, ...]:
     """Return dead letters for rows without a usable key; none where every row has one."""
     return snapshot.keyless(table) if _has_keyless_rows(snapshot) else ()
+
+
+def is_ordered_alike(snapshot: SourcePositions, table: Table) -> bool:
+    """Return whether the source gives its rows in an order of keys that every engine has.
+
+    Of texts that is not known, unless the source says so: a collation orders them in its own way.
+    """
+    schema = table.schema
+    if not orders_alike(schema):
+        return False
+    if not any(pa.types.is_string(column.type) for column in schema.key_columns):
+        return True
+    return isinstance(snapshot, OrdersTexts) and snapshot.orders_bytewise(table)
 
 
 def snapshot_of_rows(source: ChangeSource) -> AbstractContextManager[SourceSnapshot]:

@@ -432,9 +432,26 @@ class HTAP:
         """
         return self._access.answer(lambda it: it.diff(table, as_instant(a), as_instant(b)))
 
-    def verify(self, table: str | None = None) -> VerifyReport:
-        """Sync, then compare every row of source and mirror at one source state."""
-        return self._access.answer(lambda it: it.verify(table))
+    def verify(
+        self,
+        table: str | None = None,
+        *,
+        rows_per_second: float | None = None,
+        max_rows: int | None = None,
+    ) -> VerifyReport:
+        """Sync, then compare every row of source and mirror at one source state.
+
+        With a pace or a number of rows, tables are compared part by part, each at a source state
+        of its own, and others sync in between. The next such call goes on where this one ended:
+        `coverage` in the report of a table tells how far.
+
+        Args:
+            table: This table alone.
+            rows_per_second: How many rows of the source to read in a second, on average.
+            max_rows: How many rows of each table to compare now, about.
+        """
+        budget = (rows_per_second, max_rows)
+        return self._access.answer(lambda it: it.verify(table, *budget))
 
     def row_parity(self, table: str) -> RowParity:
         """Sync, then count the rows of source and mirror at one source state."""

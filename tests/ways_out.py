@@ -24,6 +24,7 @@ FOLLOWED = {
     "return values of one type": "tests/behaviour/privacy/test_masks.py::test_a_mask_that_does_not_suit_leaves_its_table_out",
     "write it in the mirror's SQL with the hint 'olap', or ask the source itself with the hint 'oltp'": "tests/behaviour/privacy/test_masks.py::test_auto_never_shows_what_is_masked",
     "{} Correct 'mask' in the declaration": "tests/behaviour/privacy/test_masks.py::test_a_mask_that_does_not_suit_leaves_its_table_out",
+    "give a number above 0": "tests/behaviour/rows/test_verify.py::test_a_pace_is_kept_and_a_table_in_another_order_is_one_part",
     "run 'rhei sync', or call sync_now(), and query again": "tests/behaviour/sqlite/test_polling.py::test_a_local_database_stands_beside_the_source",
     "query each side alone, with the hint 'oltp' or 'olap', and join the answers": "tests/behaviour/sqlite/test_polling.py::test_a_local_database_stands_beside_the_source",
     "ask without the hint 'olap', or widen what is added up, as in sum(arrow_cast(amount, 'Decimal256(76, {})'))": "tests/behaviour/query/test_decimal_sums.py::test_a_sum_without_room_is_exact_where_its_decimals_are_widened",

@@ -10,7 +10,7 @@ import pyarrow as pa
 from rhei_pipeline.buffer.codec import in_size, unseal
 from rhei_pipeline.buffer.layout import Extent
 from rhei_pipeline.buffer.log import ChangeLog
-from rhei_pipeline.capabilities import doubt_about, keyless_rows
+from rhei_pipeline.capabilities import doubt_about, is_ordered_alike, keyless_rows
 from rhei_pipeline.changes.compaction import last_per_key
 from rhei_pipeline.errors import PermanentError, RheiError
 from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
@@ -131,6 +131,10 @@ class BufferedSnapshot:
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
         """Return the source's rows without a key."""
         return keyless_rows(self._inner, table)
+
+    def orders_bytewise(self, table: Table) -> bool:
+        """Return whether the source orders the table's keys by their bytes."""
+        return is_ordered_alike(self._inner, table)
 
     def count(self, table: Table) -> int:
         """Return the source's row count."""

@@ -45,6 +45,7 @@ from rhei_pipeline.sync.initial_sync import OnProgress
 from rhei_pipeline.sync.kept_history import Declared, find_mirrored
 from rhei_pipeline.sync.pipeline import no_progress
 from rhei_pipeline.sync.verify import broken_histories
+from rhei_pipeline.sync.verify_parts import verify_budget
 from rhei_pipeline.wiring.declarations import forget, joined, refuse_declared, remember
 from rhei_pipeline.wiring.engine import open_engine, open_query_service
 from rhei_pipeline.wiring.table_options import options_of, poll_options, table_options
@@ -332,9 +333,16 @@ class Held:
         database.log.append(events, stream=name)
         return int(events.num_rows)
 
-    def verify(self, table: str | None) -> VerifyReport:
-        """Sync, then compare every row of source and mirror."""
-        return self.engine.pipeline.verify(table)
+    def verify(
+        self,
+        table: str | None,
+        rows_per_second: float | None = None,
+        max_rows: int | None = None,
+    ) -> VerifyReport:
+        """Sync, then compare every row of source and mirror, or what a budget allows."""
+        if rows_per_second is None and max_rows is None:
+            return self.engine.pipeline.verify(table)
+        return self.engine.pipeline.verify(table, verify_budget(rows_per_second, max_rows))
 
     def row_parity(self, table: str) -> RowParity:
         """Sync, then count the rows of source and mirror."""

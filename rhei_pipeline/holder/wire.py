@@ -19,6 +19,7 @@ from rhei_pipeline import errors
 from rhei_pipeline.errors import MirrorError, QueryError, RheiError, without_places
 from rhei_pipeline.model import reports
 from rhei_pipeline.model.change_feed import ChangePosition, ChangeStream, TableChanges
+from rhei_pipeline.model.coverage import CheckedPart
 from rhei_pipeline.model.progress import TableState
 from rhei_pipeline.model.schema import Mode, Table, TableSchema
 from rhei_pipeline.query.freshness import Demand, Written
@@ -31,7 +32,7 @@ _CHANGES = b"rhei.changes"
 _PLAIN = {str, bool, int, type(None)}
 _REPORTS: dict[str, type[Any]] = {
     kind.__name__: kind
-    for kind in (*vars(reports).values(), Demand, Prepared, Route)
+    for kind in (*vars(reports).values(), CheckedPart, Demand, Prepared, Route)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind)
 }
 _ENUMS: dict[str, type[StrEnum]] = {kind.__name__: kind for kind in (TableState, reports.Severity)}

@@ -8,8 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 from rhei_pipeline.model.changes import Counts
+from rhei_pipeline.model.coverage import Coverage, KeyRange
 from rhei_pipeline.model.progress import TableState
 from rhei_pipeline.model.report import Report, changed, counted, named
+
+#: How many keys, or ranges, of each kind of difference are named; the counts are always whole.
+SAMPLE_KEYS = 20
 
 
 class Severity(StrEnum):
@@ -340,7 +344,9 @@ class TableVerification:
     `broken_history` counts keys of a temporal table whose versions contradict each other: two are
     valid at once, one ends before it begins, or one ends without a successor or a delete.
     `damage` names a file of the mirror that could not be read, and what to do; then no row was
-    compared.
+    compared. `ranges` are the keys that differ, gathered where they are close to each other.
+    `coverage` tells which parts of the table were compared when, this time and before; `rows`
+    are those of this time.
     """
 
     table: str
@@ -353,12 +359,33 @@ class TableVerification:
     duplicate: int = 0
     broken_history: int = 0
     damage: str | None = None
+    ranges: tuple[KeyRange, ...] = ()
+    coverage: Coverage | None = None
     derived = ("equal",)
 
     @classmethod
     def of_damaged(cls, table: str, error: Exception) -> "TableVerification":
         """Return the result for a table whose files cannot be read."""
         return cls(table, 0, 0, 0, 0, 0, {}, damage=str(error))
+
+    def joined(self, later: "TableVerification") -> "TableVerification":
+        """Return this and a later part of the same table as one."""
+        samples = {
+            kind: (*keys, *later.samples.get(kind, ()))[:SAMPLE_KEYS]
+            for kind, keys in self.samples.items()
+        }
+        return replace(
+            later,
+            rows=self.rows + later.rows,
+            missing=self.missing + later.missing,
+            extra=self.extra + later.extra,
+            different=self.different + later.different,
+            dead_letters=self.dead_letters + later.dead_letters,
+            duplicate=self.duplicate + later.duplicate,
+            broken_history=self.broken_history + later.broken_history,
+            ranges=(*self.ranges, *later.ranges)[:SAMPLE_KEYS],
+            samples=MappingProxyType(dict(later.samples) | samples),
+        )
 
     @property
     def equal(self) -> bool:

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from rhei_pipeline.capabilities import snapshot_of_rows
 from rhei_pipeline.errors import MirrorDamagedError
+from rhei_pipeline.model.coverage import Coverage
 from rhei_pipeline.model.reports import RowParity, TableVerification
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import ChangeSource, Mirror, MirrorTransaction, OnStep, SourceSnapshot
@@ -12,7 +13,8 @@ from rhei_pipeline.sync.cycle import SyncOptions, apply_pending
 from rhei_pipeline.sync.naming import find_table
 from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.schema_watch import SchemaWatch
-from rhei_pipeline.sync.verify import count_rows, verify_tables
+from rhei_pipeline.sync.verify import broken_histories, count_rows, verify_tables
+from rhei_pipeline.sync.verify_parts import verify_part
 
 _Found = TypeVar("_Found")
 
@@ -74,6 +76,38 @@ class Comparisons:
             return verify_tables(tables, snapshot, transaction, self._mirror, rows, blame)
 
         return self._at_rows_of(tables, compare)
+
+    def verify_part(
+        self, name: str, rows: int, known: Callable[[Table], Coverage]
+    ) -> TableVerification | None:
+        """Compare so many of a table's rows, behind those that were compared before.
+
+        None where a migration came between.
+        """
+        table = self._table(name)
+
+        def look(
+            snapshot: SourceSnapshot, transaction: MirrorTransaction
+        ) -> dict[str, TableVerification]:
+            with self._parts.blame.of(table.name):
+                sought = (rows, self._options.batch_rows)
+                return {
+                    table.name: verify_part(
+                        *(table, snapshot, transaction, sought, known(table)),
+                        lambda table: broken_histories(table, self._mirror),
+                    )
+                }
+
+        found = self._parts.without_failing(
+            [table], lambda rest: self._at_rows_of(rest, look) if rest else {}
+        )
+        if found is None:
+            return None
+        error = self._parts.left_out.errors.get(table.name)
+        if isinstance(error, MirrorDamagedError):
+            return TableVerification.of_damaged(table.name, error)
+        self._table(name)  # raises what it was left out for
+        return found[table.name]
 
     def parity(self, name: str) -> RowParity | None:
         """Count a table's rows on both sides; None where a migration came between."""

@@ -26,6 +26,7 @@ from rhei_pipeline.model.reports import (
     Standing,
     SyncReport,
     TableReport,
+    TableVerification,
     VerifyReport,
 )
 from rhei_pipeline.model.schema import Mode, Table
@@ -52,6 +53,7 @@ from rhei_pipeline.sync.reporting import table_reports
 from rhei_pipeline.sync.schema_registry import Registry
 from rhei_pipeline.sync.schema_watch import ATTEMPTS, SchemaWatch
 from rhei_pipeline.sync.status import StatusCache, read_status
+from rhei_pipeline.sync.verify_parts import VerifyBudget, within_budget
 
 _log = logging.getLogger(__name__)
 
@@ -329,11 +331,18 @@ class Pipeline:
         _log.warning("table %r: it is copied without what is pending", name)
         self._watch.take_in(name)
 
-    def verify(self, name: str | None = None) -> VerifyReport:
-        """Bring the mirror up to one source state and compare every row at that state."""
+    def verify(self, name: str | None = None, budget: VerifyBudget | None = None) -> VerifyReport:
+        """Bring the mirror up to one source state and compare every row at that state.
+
+        With a budget, each part of a table is compared at a state of its own, and others sync
+        in between.
+        """
         started = time.monotonic()
-        with self._lock:
-            found = self._once_unmigrated(lambda: self._comparisons.verify(name), name)
+        if budget is not None:
+            found = self._verified_in_parts(name, budget)
+        else:
+            with self._lock:
+                found = self._once_unmigrated(lambda: self._comparisons.verify(name), name)
         errors = {} if name else self._told_errors()
         return VerifyReport(
             MappingProxyType(found),
@@ -341,6 +350,33 @@ class Pipeline:
             MappingProxyType(errors),
             self.not_followed,
         )
+
+    def _verified_in_parts(
+        self, name: str | None, budget: VerifyBudget
+    ) -> dict[str, TableVerification]:
+        if name is not None:
+            table = self.table(name)
+            return {table.name: self._verified_table(table.name, budget)}
+        found = {}
+        for each in list(self._tables):
+            try:
+                found[each] = self._verified_table(each, budget)
+            except PermanentError:
+                if each not in self._left_out.errors:
+                    raise
+        return found
+
+    def _verified_table(self, name: str, budget: VerifyBudget) -> TableVerification:
+        return within_budget(budget, lambda rows: self._verified_part(name, rows), time.sleep)
+
+    def _verified_part(self, name: str, rows: int) -> TableVerification:
+        with self._lock:
+            found = self._once_unmigrated(
+                lambda: self._comparisons.verify_part(name, rows, self._registry.coverage), name
+            )
+            if found.coverage is not None:
+                self._registry.note_coverage(found.table, found.coverage)
+            return found
 
     def _once_unmigrated(self, look: Callable[[], _Found | None], only: str | None) -> _Found:
         """Sync and look, again where a migration came between the two: `look` returns None then."""

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.coverage import Coverage
 from rhei_pipeline.model.schema import Mode, Table, TableSchema, spelled
 from rhei_pipeline.model.stored_format import too_new
 
@@ -26,6 +27,7 @@ FORMAT = 2
 #: What it writes where none were: versions of before can read that.
 WITHOUT_REGISTERED = 1
 _NOT_FOLLOWED, _LEFT, _REGISTERED = "not_followed_since", "left_at", "registered"
+_CHECKED = "checked"
 
 
 _NOTHING: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
@@ -57,6 +59,7 @@ class Registry:
         self._versions: dict[str, int] = {}
         self._not_followed: dict[str, datetime] = {}
         self._left: dict[str, datetime] = {}
+        self._coverage: dict[str, Coverage] = {}
         self._registered = _NOTHING
         self._is_unwritten = False
         if path is not None and path.exists():
@@ -72,6 +75,8 @@ class Registry:
                     TableSchema.from_json(entry["schema"]), Mode(entry["mode"])
                 )
                 self._versions[name] = int(entry["version"])
+                if _CHECKED in entry:
+                    self._coverage[name] = Coverage.from_json(entry[_CHECKED])
                 for key, known in ((_NOT_FOLLOWED, self._not_followed), (_LEFT, self._left)):
                     if key in entry:
                         known[name] = datetime.fromisoformat(entry[key])
@@ -164,11 +169,22 @@ class Registry:
             self._left = known
             self._save()
 
+    def coverage(self, table: Table) -> Coverage:
+        """Return what of a table was compared, by the key that it has now."""
+        known, key = self._coverage.get(table.name), table.schema.primary_key
+        return known if known is not None and known.key == key else Coverage(key)
+
+    def note_coverage(self, name: str, coverage: Coverage) -> None:
+        """Keep what of a table was compared."""
+        self._coverage[name] = coverage
+        self._save()
+
     def forget(self, name: str) -> None:
         """Forget a table, as if it had never been saved."""
         if self._tables.pop(name, None) is not None:
             self._not_followed.pop(name, None)
             self._left.pop(name, None)
+            self._coverage.pop(name, None)
             self._save()
 
     def _save(self) -> None:
@@ -203,7 +219,8 @@ class Registry:
             "mode": table.mode.value,
             "schema": table.schema.to_json(),
         }
-        left = self._left.get(name)
+        left, checked = self._left.get(name), self._coverage.get(name)
+        entry |= {} if checked is None else {_CHECKED: checked.to_json()}
         entry |= {} if since is None else {_NOT_FOLLOWED: since.isoformat()}
         return entry | ({} if left is None else {_LEFT: left.isoformat()})
 

@@ -1,30 +1,46 @@
 """Compares the mirror with its source, row by row; a repeated copy repairs differences."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
+from typing import Protocol
 
 import pyarrow as pa
 
 from rhei_pipeline.capabilities import gaps_in, keyless_rows
 from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.model.blame import Blame
-from rhei_pipeline.model.changes import DeadLetter, Operation, key_text, without_keys
-from rhei_pipeline.model.plain_values import plain_rows
-from rhei_pipeline.model.reports import RowParity, TableVerification
-from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Column, Mode, Table
-from rhei_pipeline.protocols import (
-    Mirror,
-    RowComparison,
-    SourceRows,
+from rhei_pipeline.model.changes import (
+    Comparison,
+    DeadLetter,
+    Operation,
+    key_text,
+    without_keys,
 )
+from rhei_pipeline.model.coverage import KeyRange
+from rhei_pipeline.model.key_span import KeySpan, orders_alike
+from rhei_pipeline.model.plain_values import plain_rows
+from rhei_pipeline.model.reports import SAMPLE_KEYS, RowParity, TableVerification
+from rhei_pipeline.model.schema import (
+    OPERATION,
+    VALID_FROM,
+    VALID_TO,
+    Column,
+    Mode,
+    Table,
+    TableSchema,
+)
+from rhei_pipeline.protocols import DeadLetterStore, Mirror, RowComparison, SourceRows
 from rhei_pipeline.sql.text import listed, literal, mirror_table, quote
 
-#: How many keys of each kind of difference are named; the counts are always whole.
-SAMPLE_KEYS = 20
 #: Versions of a history that an engine sorts at once.
 SORTED_VERSIONS = 1_000_000
+
+
+class VerifyTransaction(RowComparison, DeadLetterStore, Protocol):
+    """What of a mirror's transaction a comparison in parts takes."""
 
 
 def verify_tables(
@@ -44,7 +60,7 @@ def verify_tables(
         with blame.of(table.name):
             try:
                 broken = broken_histories(table, mirror)
-                verified = verify_table(table, snapshot, transaction, batch_rows, broken)
+                verified = compare_whole(table, snapshot, transaction, batch_rows, broken)
             except MirrorDamagedError as error:
                 if error.table != table.name:
                     raise
@@ -53,7 +69,7 @@ def verify_tables(
     return found
 
 
-def verify_table(
+def compare_whole(
     table: Table,
     snapshot: SourceRows,
     transaction: RowComparison,
@@ -67,26 +83,78 @@ def verify_table(
     `broken` is what `broken_histories` found.
     """
     rows, letters = snapshot.count(table), list(keyless_rows(snapshot, table))
-    compared: Counter[str] = Counter()
-    parts = _all_rows(table, snapshot, batch_rows, letters)
-    found = transaction.compare(table, _counted(parts, table.name, compared))
-    unknown = {letter.key for letter in letters}
-    extra = without_keys(found.extra, unknown)
+    counted: Counter[str] = Counter()
+    parts = _counted(_all_rows(table, snapshot, batch_rows, letters), table.name, counted)
+    found = transaction.compare(table, parts)
+    # By rows: several may share a key that is null in part.
+    compared = Compared(rows, rows - counted[table.name], {letter.key for letter in letters})
+    return _verification(table, found, compared, broken)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What was read of the source.
+
+    Attributes:
+        rows: All rows.
+        dead_letters: Those that cannot be mirrored.
+        unknown: The keys, as text, of which the mirror may keep the last good version.
+    """
+
+    rows: int
+    dead_letters: int
+    unknown: Collection[str]
+
+
+def compare_rows(
+    table: Table,
+    transaction: RowComparison,
+    rows: Iterable[pa.Table],
+    span: KeySpan | None,
+    compared: Compared,
+    broken: pa.Table,
+) -> TableVerification:
+    """Compare the rows of a span of keys; see `RowComparison.compare`."""
+    return _verification(table, transaction.compare(table, rows, span), compared, broken)
+
+
+def _verification(
+    table: Table, found: Comparison, compared: Compared, broken: pa.Table
+) -> TableVerification:
     kinds = {
         "missing": found.missing,
-        "extra": extra,
+        "extra": without_keys(found.extra, compared.unknown),
         "different": found.different,
         "duplicate": found.duplicate,
         "broken_history": broken,
     }
     return TableVerification(
         table.name,
-        rows=rows,
+        rows=compared.rows,
         **{kind: keys.num_rows for kind, keys in kinds.items()},
-        # By rows: several may share a key that is null in part.
-        dead_letters=rows - compared[table.name],
+        dead_letters=compared.dead_letters,
         samples=MappingProxyType({kind: _samples(keys) for kind, keys in kinds.items()}),
+        ranges=differing_ranges(pa.concat_tables(kinds.values()), table.schema),
     )
+
+
+def differing_ranges(keys: pa.Table, schema: TableSchema) -> tuple[KeyRange, ...]:
+    """Return up to `SAMPLE_KEYS` ranges of about equally many keys; none where they do not order.
+
+    So few keys are a range each.
+    """
+    if not keys.num_rows or not orders_alike(schema):
+        return ()
+    names = list(schema.primary_key)
+    ordered = keys.group_by(names).aggregate([]).sort_by([(name, "ascending") for name in names])
+    step = -(-ordered.num_rows // SAMPLE_KEYS)
+    return tuple(_range(ordered.slice(first, step)) for first in range(0, ordered.num_rows, step))
+
+
+def _range(keys: pa.Table) -> KeyRange:
+    ends = pa.concat_tables([keys.slice(0, 1), keys.slice(keys.num_rows - 1)])
+    first, last = map(key_text, plain_rows(ends))
+    return KeyRange(first, last, keys.num_rows)
 
 
 def broken_histories(table: Table, mirror: Mirror) -> pa.Table:

@@ -1,5 +1,6 @@
 """Commands that compare mirror and source, and make them equal."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,11 +25,28 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 
-@commands.command(epilog=example("verify --table orders"))
-def verify(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json = False) -> None:
+@commands.command(epilog=example("verify --table orders --rows-per-second 20000"))
+def verify(
+    config: Config = DEFAULT_CONFIG,
+    table: OneTable = None,
+    rows_per_second: Annotated[
+        float | None,
+        typer.Option(
+            "--rows-per-second",
+            help="The pace; tables are compared in parts, and others sync in between.",
+        ),
+    ] = None,
+    max_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--max-rows", help="Compare about so many rows of each table; the next call goes on."
+        ),
+    ] = None,
+    json_: Json = False,
+) -> None:
     """Sync, then compare every row of source and mirror, both ways."""
     with errors_at_the_end(), opened(config) as htap, work_shown("comparing every row"):
-        report = htap.verify(table)
+        report = htap.verify(table, rows_per_second=rows_per_second, max_rows=max_rows)
     show(
         report.to_dict(),
         [values(found) for found in report.tables.values()],
@@ -37,12 +55,26 @@ def verify(config: Config = DEFAULT_CONFIG, table: OneTable = None, json_: Json 
     )
     for found in report.tables.values():
         _name_contradictions(found)
+        if not json_:
+            say(_where(found))
     if not json_:
         say(found.damage for found in report.tables.values() if found.damage)
     name_errors(report.errors)
     name_not_followed(report.not_followed, report.errors)
     exit_if(not all(found.equal for found in report.tables.values()))
     exit_if(bool(report.errors), LEFT_OUT)
+
+
+def _where(found: "TableVerification") -> Iterator[str]:
+    """Yield which keys differ, and how far a comparison in parts has come."""
+    for part in found.ranges:
+        ends = part.first if part.first == part.last else f"{part.first} to {part.last}"
+        yield f"{found.table}: {part.keys} keys differ: {ends}"
+    if found.coverage is not None:
+        through, oldest = found.coverage.through, found.coverage.oldest_checked_at
+        done = "compared to its end" if through is None else f"compared through {through}"
+        since = "some rows never were" if oldest is None else f"the oldest part at {oldest:%F %T}"
+        yield f"{found.table}: {done}, {since}"
 
 
 def _name_contradictions(found: "TableVerification") -> None:

@@ -22,6 +22,21 @@ from rhei_pipeline.sources.postgres.types import admit_text
 from rhei_pipeline.sources.rejections import Rejection
 from rhei_pipeline.sql.text import listed, quote
 
+#: Whether all texts of a key are ordered by their bytes: texts whose collation says so, and UUIDs.
+#: The default collation is the database's; what other types show as text, they order otherwise.
+_BYTEWISE = """
+select pg_encoding_to_char(d.encoding) = 'UTF8' and bool_and(
+    t.typname = 'uuid' or t.typname in ('text', 'varchar') and (
+        c.collname in ('C', 'POSIX', 'ucs_basic')
+        or c.collname = 'default' and d.datcollate in ('C', 'POSIX')
+        and coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') = 'c'))
+from pg_catalog.pg_attribute a
+join pg_catalog.pg_type t on t.oid = a.atttypid
+left join pg_catalog.pg_collation c on c.oid = a.attcollation
+join pg_catalog.pg_database d on d.datname = current_database()
+where a.attrelid = %s::regclass and a.attname = any(%s)
+group by d.encoding
+"""
 #: How a copy writes null; a text that reads so is quoted, and so stays a text.
 _NULL = "\\N"
 _ROW, _BYTES = "_rhei_row", "_rhei_bytes"
@@ -67,6 +82,13 @@ class PostgresRowReader:
         statement = f"select count(*) from {qualified(self.schema)} where {self.condition}"
         found = self.connection.execute(statement.encode()).fetchone()
         return int(found[0]) if found else 0
+
+    def orders_bytewise(self) -> bool:
+        """Return whether keys are ordered by the bytes of their texts in UTF-8."""
+        texts = [c.name for c in self.schema.key_columns if c.type == pa.string()]
+        asked = (qualified(self.schema), texts)
+        found = self.connection.execute(_BYTEWISE.encode(), asked).fetchone()
+        return bool(found and found[0])
 
     def end_of(self, resume: str | None, limit: int) -> str | None:
         """Find the last key of the next rows, so many or about as many as a portion has bytes.

@@ -91,6 +91,11 @@ class SqliteRowReader:
         )
         return int(found.fetchone()[0])
 
+    def orders_bytewise(self) -> bool:
+        """Return whether keys are ordered by the bytes of their texts in UTF-8."""
+        (encoding,) = self.connection.execute("pragma encoding").fetchone()
+        return self.source.binary_key and encoding == "UTF-8"
+
     def _rows_sql(self, resume: str | None, limit: int) -> tuple[str, list[Any]]:
         schema = self.source.schema
         key = listed(schema.primary_key)

@@ -231,6 +231,10 @@ class LogicalSnapshot:
             raise RuntimeError("this snapshot was not opened to read rows")
         return PostgresRowReader(self._view.connection, table.schema, self.clock)
 
+    def orders_bytewise(self, table: Table) -> bool:
+        """Return whether the source orders the table's keys by their bytes."""
+        return self._reader(table).orders_bytewise()
+
     def count(self, table: Table) -> int:
         """Return the table's row count."""
         self._counted[table.name] = self._reader(table).count()

@@ -265,6 +265,10 @@ class PostgresPollingSnapshot:
         """Return the next rows in key order."""
         return self._table(table).reader.rows(resume, limit)
 
+    def orders_bytewise(self, table: Table) -> bool:
+        """Return whether the source orders the table's keys by their bytes."""
+        return self._table(table).reader.orders_bytewise()
+
     def count(self, table: Table) -> int:
         """Return the table's row count."""
         return self._table(table).reader.count()

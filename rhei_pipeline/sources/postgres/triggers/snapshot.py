@@ -269,6 +269,10 @@ class PostgresTriggerSnapshot:
         self._hold(self._known(table))
         return self._reader(table).rows(resume, limit)
 
+    def orders_bytewise(self, table: Table) -> bool:
+        """Return whether the source orders the table's keys by their bytes."""
+        return self._reader(table).orders_bytewise()
+
     def count(self, table: Table) -> int:
         """Count the table's rows."""
         self._hold(self._known(table))

@@ -397,6 +397,10 @@ class SqlitePollingSnapshot:
         """Return the rows whose key is null."""
         return self._table(table).reader.keyless()
 
+    def orders_bytewise(self, table: Table) -> bool:
+        """Return whether the source orders the table's keys by their bytes."""
+        return self._table(table).reader.orders_bytewise()
+
     def count(self, table: Table) -> int:
         """Count the table's rows."""
         return self._table(table).reader.count()

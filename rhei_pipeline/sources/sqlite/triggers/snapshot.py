@@ -264,6 +264,10 @@ class SqliteTriggerSnapshot:
         """Return the rows whose key is null."""
         return self._reader(table).keyless()
 
+    def orders_bytewise(self, table: Table) -> bool:
+        """Return whether the source orders the table's keys by their bytes."""
+        return self._reader(table).orders_bytewise()
+
     def count(self, table: Table) -> int:
         """Count the table's rows."""
         return self._reader(table).count()

@@ -1,0 +1,183 @@
+"""Compares a table part by part: each in a source state of its own, at a pace that is asked for."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from rhei_pipeline.capabilities import is_ordered_alike, keyless_rows
+from rhei_pipeline.errors import SettingsError
+from rhei_pipeline.model.changes import DeadLetter, key_text, read_keys
+from rhei_pipeline.model.coverage import CheckedPart, Coverage
+from rhei_pipeline.model.key_span import KeySpan
+from rhei_pipeline.model.plain_values import plain_rows
+from rhei_pipeline.model.portions import PORTION_BYTES
+from rhei_pipeline.model.reports import TableVerification
+from rhei_pipeline.model.schema import Table
+from rhei_pipeline.protocols import SourceRows
+from rhei_pipeline.sync.quarantine import unknown_keys
+from rhei_pipeline.sync.verify import (
+    Compared,
+    VerifyTransaction,
+    compare_rows,
+    compare_whole,
+)
+
+#: Rows of a part: they are held together.
+PART_ROWS = 250_000
+#: A part takes no longer than this, where a pace is asked for: then the source has a pause.
+_PART_SECONDS = 5.0
+_LEAST_ROWS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyBudget:
+    """How much a comparison may ask of the source.
+
+    Attributes:
+        rows_per_second: Its pace; None: as fast as it goes.
+        max_rows: How many rows of each table, about; the next comparison goes on behind them.
+            None: up to the table's end.
+    """
+
+    rows_per_second: float | None = None
+    max_rows: int | None = None
+
+    def part_rows(self, compared: int) -> int:
+        """Return how many rows the next part has, once so many are compared."""
+        most = PART_ROWS
+        if self.rows_per_second is not None:
+            most = min(most, max(_LEAST_ROWS, int(self.rows_per_second * _PART_SECONDS)))
+        return most if self.max_rows is None else min(most, self.max_rows - compared)
+
+    def pause_seconds(self, rows: int, seconds: float) -> float:
+        """Return how long to leave the source alone after so many rows in so many seconds."""
+        return max(0.0, rows / self.rows_per_second - seconds) if self.rows_per_second else 0.0
+
+
+def verify_budget(rows_per_second: float | None, max_rows: int | None) -> VerifyBudget:
+    """Return a budget.
+
+    Raises:
+        SettingsError: A number is not positive.
+    """
+    for name, given in (("rows_per_second", rows_per_second), ("max_rows", max_rows)):
+        if given is not None and given <= 0:
+            raise SettingsError(
+                f"{name} is {given}, and no row is compared so", hint="give a number above 0"
+            )
+    return VerifyBudget(rows_per_second, max_rows)
+
+
+def within_budget(
+    budget: VerifyBudget,
+    compare_next: Callable[[int], TableVerification],
+    pause: Callable[[float], None],
+) -> TableVerification:
+    """Compare part after part until the budget, or the table, is at its end."""
+    total: TableVerification | None = None
+    while True:
+        began = time.monotonic()
+        found = compare_next(budget.part_rows(total.rows if total else 0))
+        total = found if total is None else total.joined(found)
+        is_whole = found.damage is not None or found.coverage is None or found.coverage.complete
+        if is_whole or (budget.max_rows is not None and total.rows >= budget.max_rows):
+            return total
+        pause(budget.pause_seconds(found.rows, time.monotonic() - began))
+
+
+def verify_part(
+    table: Table,
+    snapshot: SourceRows,
+    transaction: VerifyTransaction,
+    sought: tuple[int, int],
+    known: Coverage,
+    find_broken: Callable[[Table], pa.Table],
+) -> TableVerification:
+    """Compare the part of a table that comes next, at the snapshot that the mirror is brought to.
+
+    A table whose keys the source orders in its own way is one part. Histories are looked through
+    with the last part of each round.
+
+    Args:
+        table: What is compared.
+        snapshot: The source.
+        transaction: The mirror.
+        sought: How many rows, and how many of them are read at once.
+        known: What was compared before.
+        find_broken: Finds histories that contradict themselves.
+    """
+    if not is_ordered_alike(snapshot, table):
+        found = compare_whole(table, snapshot, transaction, sought[1], find_broken(table))
+        checked = CheckedPart(None, snapshot.clock, found.rows)
+        return replace(found, coverage=Coverage(known.key, (checked,)))
+    known = known.next_round()
+    part = _read(table, snapshot, known, *sought)
+    span = KeySpan(_key(known.through, table), _key(part.until, table))
+    letters = part.letters if known.parts else [*keyless_rows(snapshot, table), *part.letters]
+    broken = find_broken(table) if part.until is None else table.schema.arrow_key.empty_table()
+    # What was rejected behind the last part's end is known by its open dead letters.
+    also = unknown_keys(table, transaction)
+    keys = {letter.key for letter in letters} | {key_text(key) for key in plain_rows(also)}
+    compared = Compared(part.count, len({letter.key for letter in letters}), keys)
+    found = compare_rows(table, transaction, part.rows, span, compared, broken)
+    checked = CheckedPart(part.until, snapshot.clock, part.count)
+    coverage = known.joined(checked, _behind(known.former, part.until, table), part.resume)
+    return replace(found, coverage=coverage)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows that follow each other.
+
+    Attributes:
+        until: The last key, as JSON; None: no row follows.
+        resume: Where the source goes on.
+        count: The rows, those that cannot be mirrored among them.
+    """
+
+    rows: list[pa.Table]
+    letters: list[DeadLetter]
+    until: str | None
+    resume: str
+    count: int
+
+
+def _read(table: Table, snapshot: SourceRows, known: Coverage, most: int, at_once: int) -> _Part:
+    rows: list[pa.Table] = []
+    letters: list[DeadLetter] = []
+    resume, count, size, last = known.resume if known.parts else None, 0, 0, known.through
+    while last == known.through or (count < most and size < PORTION_BYTES):
+        batch = snapshot.rows(table, resume, max(1, min(at_once, most - count)))
+        if batch is None:
+            return _Part(rows, letters, None, resume or "", count)
+        resume = batch.resume
+        rows.append(batch.rows)
+        letters += batch.rejected
+        count += batch.rows.num_rows + len({letter.key for letter in batch.rejected})
+        size += batch.rows.nbytes
+        if batch.rows.num_rows:
+            key = batch.rows.select(list(table.schema.primary_key)).slice(batch.rows.num_rows - 1)
+            last = key_text(next(iter(plain_rows(key))))
+    is_end = snapshot.rows(table, resume, 1) is None
+    return _Part(rows, letters, None if is_end else last, resume or "", count)
+
+
+def _key(text: str | None, table: Table) -> pa.Table | None:
+    return None if text is None else read_keys([text], table.schema)
+
+
+def _behind(
+    parts: Iterable[CheckedPart], until: str | None, table: Table
+) -> tuple[CheckedPart, ...]:
+    """Return the parts that reach further than a key."""
+    bound = _key(until, table)
+    if bound is None:
+        return ()
+    span = KeySpan(after=bound)
+    return tuple(
+        part
+        for part in parts
+        if (key := _key(part.until, table)) is None or span.holds(key)[0].as_py()
+    )
