@@ -6,16 +6,18 @@ contracts would list methods that most need not have. A method whose name is mis
 missing: that is why the contract suites ask these same questions.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from types import MappingProxyType
 from typing import Protocol, TypeGuard, runtime_checkable
 
+import numpy as np
 import pyarrow as pa
 
-from rhei_pipeline.model.changes import DeadLetter, Position
+from rhei_pipeline.model.changes import DeadLetter, Position, RowBatch
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.key_span import orders_alike
 from rhei_pipeline.model.polling import PollOptions
@@ -28,6 +30,7 @@ from rhei_pipeline.protocols import (
     MirrorRecords,
     Rescan,
     SourcePositions,
+    SourceRows,
     SourceSnapshot,
 )
 
@@ -85,6 +88,22 @@ class OrdersTexts(Protocol):
 
     def orders_bytewise(self, table: Table) -> bool:
         """Return whether rows come in the order of the bytes of their keys' texts, in UTF-8."""
+
+
+@runtime_checkable
+class FindsKeys(Protocol):
+    """A snapshot that can read a table's rows from any key on."""
+
+    def start_at(self, table: Table, key: pa.Table) -> str | None:
+        """Return a text from which `rows` goes on with this key, or the first one behind it."""
+
+
+@runtime_checkable
+class DrawsRows(Protocol):
+    """A snapshot whose source draws rows by lot itself."""
+
+    def draw(self, table: Table, share: float, limit: int) -> Iterator[RowBatch]:
+        """Yield rows in any order, each row of the table with this chance."""
 
 
 @runtime_checkable
@@ -246,6 +265,25 @@ def is_ordered_alike(snapshot: SourcePositions, table: Table) -> bool:
     if not any(pa.types.is_string(column.type) for column in schema.key_columns):
         return True
     return isinstance(snapshot, OrdersTexts) and snapshot.orders_bytewise(table)
+
+
+def start_at(snapshot: SourcePositions, table: Table, key: pa.Table) -> str | None:
+    """Return where `rows` goes on with a key; None where all rows have to be read for that."""
+    if not isinstance(snapshot, FindsKeys) or not orders_alike(table.schema):
+        return None
+    return snapshot.start_at(table, key)
+
+
+def draw_rows(snapshot: SourceRows, table: Table, share: float, limit: int) -> Iterator[RowBatch]:
+    """Yield rows drawn by lot; where the source does not draw, all of them are read for it."""
+    if isinstance(snapshot, DrawsRows):
+        yield from snapshot.draw(table, share, limit)
+        return
+    lot, resume = np.random.default_rng(), None
+    while batch := snapshot.rows(table, resume, limit):
+        resume = batch.resume
+        drawn = pa.array(lot.random(batch.rows.num_rows) < share)
+        yield replace(batch, rows=batch.rows.filter(drawn), rejected=())
 
 
 def snapshot_of_rows(source: ChangeSource) -> AbstractContextManager[SourceSnapshot]:

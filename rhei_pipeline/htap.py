@@ -37,6 +37,7 @@ from rhei_pipeline.settings.source import PollingSettings
 from rhei_pipeline.sync.background import BackgroundSync
 from rhei_pipeline.sync.initial_sync import OnProgress
 from rhei_pipeline.sync.pipeline import no_progress, no_step
+from rhei_pipeline.sync.repair_keys import Key, RepairRange
 from rhei_pipeline.wiring.declarations import table_settings
 
 if TYPE_CHECKING:
@@ -438,6 +439,7 @@ class HTAP:
         *,
         rows_per_second: float | None = None,
         max_rows: int | None = None,
+        sample: float | None = None,
     ) -> VerifyReport:
         """Sync, then compare every row of source and mirror at one source state.
 
@@ -449,8 +451,13 @@ class HTAP:
             table: This table alone.
             rows_per_second: How many rows of the source to read in a second, on average.
             max_rows: How many rows of each table to compare now, about.
+            sample: Compare rows that are drawn by lot, each with this chance, and count the rows
+                of both sides; `sample` in the report of a table says what that would have seen.
+
+        Raises:
+            SettingsError: A number is not positive, or a sample is asked for and a pace, too.
         """
-        budget = (rows_per_second, max_rows)
+        budget = (rows_per_second, max_rows, sample)
         return self._access.answer(lambda it: it.verify(table, *budget))
 
     def row_parity(self, table: str) -> RowParity:
@@ -482,9 +489,29 @@ class HTAP:
         """Return the keys of a temporal table whose versions contradict each other."""
         return self._access.answer(lambda it: it.broken_histories(table))
 
-    def repair(self, table: str) -> RepairReport:
-        """Make a table equal to its source again."""
-        return self._access.hold(lambda held: held.repair(table))
+    def repair(
+        self,
+        table: str,
+        *,
+        key: Key | None = None,
+        first: Key | None = None,
+        last: Key | None = None,
+        dry_run: bool = False,
+    ) -> RepairReport:
+        """Make a table equal to its source again, or a range of its keys.
+
+        Args:
+            table: The table.
+            key: This key alone: its value, its values in order, or a dict of them by column.
+            first: From this key on.
+            last: Up to this key.
+            dry_run: Only say what there is to change.
+
+        Raises:
+            SchemaError: This is no key of the table, or its keys have no ranges.
+        """
+        asked = RepairRange.of(key, first, last)
+        return self._access.hold(lambda held: held.repair(table, asked, dry_run=dry_run))
 
     def dead_letters(self, table: str | None = None) -> pa.Table:
         """Return the rows that cannot be mirrored: table_name, key, column_name, reason, ...."""

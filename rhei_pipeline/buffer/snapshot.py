@@ -10,7 +10,13 @@ import pyarrow as pa
 from rhei_pipeline.buffer.codec import in_size, unseal
 from rhei_pipeline.buffer.layout import Extent
 from rhei_pipeline.buffer.log import ChangeLog
-from rhei_pipeline.capabilities import doubt_about, is_ordered_alike, keyless_rows
+from rhei_pipeline.capabilities import (
+    doubt_about,
+    draw_rows,
+    is_ordered_alike,
+    keyless_rows,
+    start_at,
+)
 from rhei_pipeline.changes.compaction import last_per_key
 from rhei_pipeline.errors import PermanentError, RheiError
 from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
@@ -131,6 +137,14 @@ class BufferedSnapshot:
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
         """Return the source's rows without a key."""
         return keyless_rows(self._inner, table)
+
+    def start_at(self, table: Table, key: pa.Table) -> str | None:
+        """Return where the source's rows go on with a key."""
+        return start_at(self._inner, table, key)
+
+    def draw(self, table: Table, share: float, limit: int) -> Iterator[RowBatch]:
+        """Yield rows drawn by lot, each with the same chance."""
+        return draw_rows(self._inner, table, share, limit)
 
     def orders_bytewise(self, table: Table) -> bool:
         """Return whether the source orders the table's keys by their bytes."""

@@ -44,6 +44,7 @@ from rhei_pipeline.sync.dead_letters import replay
 from rhei_pipeline.sync.initial_sync import OnProgress
 from rhei_pipeline.sync.kept_history import Declared, find_mirrored
 from rhei_pipeline.sync.pipeline import no_progress
+from rhei_pipeline.sync.repair_keys import RepairRange
 from rhei_pipeline.sync.verify import broken_histories
 from rhei_pipeline.sync.verify_parts import verify_budget
 from rhei_pipeline.wiring.declarations import forget, joined, refuse_declared, remember
@@ -338,11 +339,12 @@ class Held:
         table: str | None,
         rows_per_second: float | None = None,
         max_rows: int | None = None,
+        sample: float | None = None,
     ) -> VerifyReport:
         """Sync, then compare every row of source and mirror, or what a budget allows."""
-        if rows_per_second is None and max_rows is None:
-            return self.engine.pipeline.verify(table)
-        return self.engine.pipeline.verify(table, verify_budget(rows_per_second, max_rows))
+        asked = (rows_per_second, max_rows, sample)
+        budget = None if asked == (None, None, None) else verify_budget(*asked)
+        return self.engine.pipeline.verify(table, budget)
 
     def row_parity(self, table: str) -> RowParity:
         """Sync, then count the rows of source and mirror."""
@@ -365,9 +367,11 @@ class Held:
         """Return the keys of a temporal table whose versions contradict each other."""
         return broken_histories(self.engine.pipeline.mirrored(table), self.engine.mirror)
 
-    def repair(self, table: str) -> RepairReport:
-        """Make a table equal to its source again."""
-        return self.engine.pipeline.repair(table)
+    def repair(
+        self, table: str, asked: RepairRange | None = None, *, dry_run: bool = False
+    ) -> RepairReport:
+        """Make a table equal to its source again, or a range of its keys."""
+        return self.engine.pipeline.repair(table, asked, dry_run=dry_run)
 
     def dead_letters(self, table: str | None) -> pa.Table:
         """Return the rows that cannot be mirrored."""

@@ -31,9 +31,13 @@ class MetRows:
 
     def add(self, places: Places) -> None:
         """Note rows; any of them may have been met before."""
+        if not len(places):
+            return
         ordered = np.unique(places)
         pages, starts = np.unique(ordered >> _PAGE_BITS, return_index=True)
-        for page, own in zip(pages.tolist(), np.split(ordered, starts[1:]), strict=True):
+        ends = np.append(starts[1:], len(ordered))
+        for page, low, high in zip(pages.tolist(), starts, ends, strict=True):
+            own = ordered[low:high]
             flags = self._pages.setdefault(page, np.zeros(_WITHIN + 1, dtype=bool))
             within = own & _WITHIN
             self.count += len(own) - int(flags[within].sum())

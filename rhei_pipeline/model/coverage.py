@@ -19,6 +19,34 @@ class KeyRange:
 
 
 @dataclass(frozen=True, slots=True)
+class RowSample:
+    """Rows that were drawn by lot and compared, each with the same chance.
+
+    Attributes:
+        share: The chance of each row of the source.
+        source_rows, mirror_rows: All rows of both; they were counted.
+    """
+
+    share: float
+    rows: int
+    source_rows: int
+    mirror_rows: int
+    derived = ("chances",)
+
+    def chance(self, wrong: int) -> float:
+        """Return how probably it meets one of so many rows that are missing or different.
+
+        Rows of the mirror that are too many are seen by the counts, unless as many are missing.
+        """
+        return 1.0 - (1.0 - self.share) ** wrong
+
+    @property
+    def chances(self) -> Mapping[int, float]:
+        """The same for 1, 10, 100 and 1,000 such rows."""
+        return {wrong: round(self.chance(wrong), 6) for wrong in (1, 10, 100, 1_000)}
+
+
+@dataclass(frozen=True, slots=True)
 class CheckedPart:
     """A part of a table that was compared at one source state.
 

@@ -1,5 +1,6 @@
 """A range of a table's keys, as source and mirror order them alike."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 
@@ -13,11 +14,13 @@ from rhei_pipeline.model.schema import TableSchema
 class KeySpan:
     """The keys after one key and up to another, each a table of one row with the key's columns.
 
-    None: from the first key on, or up to the last.
+    None: from the first key on, or up to the last. With `includes_after` it begins with that key
+    itself.
     """
 
     after: pa.Table | None = None
     until: pa.Table | None = None
+    includes_after: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -28,9 +31,10 @@ class KeySpan:
         """Return which of the keys it holds."""
         found = pa.chunked_array([pa.repeat(pa.scalar(value=True), keys.num_rows)])
         if self.after is not None:
-            found = pc.and_(found, _is_behind(keys, self.after))
+            begun = pc.greater_equal if self.includes_after else pc.greater
+            found = pc.and_(found, _is_behind(keys, self.after, begun))
         if self.until is not None:
-            found = pc.and_not(found, _is_behind(keys, self.until))
+            found = pc.and_not(found, _is_behind(keys, self.until, pc.greater))
         return found
 
 
@@ -38,14 +42,15 @@ class KeySpan:
 WHOLE = KeySpan()
 
 
-def _is_behind(keys: pa.Table, bound: pa.Table) -> pa.ChunkedArray:
+def _is_behind(
+    keys: pa.Table, bound: pa.Table, last_part: Callable[[pa.ChunkedArray, pa.Scalar], pa.Array]
+) -> pa.ChunkedArray:
     """Return which keys come after the bound: the first part that is another one decides."""
     columns = [(keys[name], bound[name][0]) for name in reversed(bound.column_names)]
-    last, rest = columns[0], columns[1:]
     return reduce(
         lambda behind, part: pc.or_(pc.greater(*part), pc.and_(pc.equal(*part), behind)),
-        rest,
-        pc.greater(*last),
+        columns[1:],
+        last_part(*columns[0]),
     )
 
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rhei_pipeline.model.changes import Counts
-from rhei_pipeline.model.coverage import Coverage, KeyRange
+from rhei_pipeline.model.coverage import Coverage, KeyRange, RowSample
 from rhei_pipeline.model.progress import TableState
 from rhei_pipeline.model.report import Report, changed, counted, named
 
@@ -346,7 +346,7 @@ class TableVerification:
     `damage` names a file of the mirror that could not be read, and what to do; then no row was
     compared. `ranges` are the keys that differ, gathered where they are close to each other.
     `coverage` tells which parts of the table were compared when, this time and before; `rows`
-    are those of this time.
+    are those of this time. `sample` says what a comparison of some rows would have seen.
     """
 
     table: str
@@ -361,6 +361,7 @@ class TableVerification:
     damage: str | None = None
     ranges: tuple[KeyRange, ...] = ()
     coverage: Coverage | None = None
+    sample: RowSample | None = None
     derived = ("equal",)
 
     @classmethod

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rhei_pipeline.model.coverage import KeyRange
 from rhei_pipeline.model.report import Report, changed, counted
 
 
@@ -68,7 +69,12 @@ class DamagedFile:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RepairReport(Report):
-    """What a repair changed in one table's mirror, and which of its files were damaged."""
+    """What a repair changed in one table's mirror, and which of its files were damaged.
+
+    Attributes:
+        ranges: The keys that differed, where a range of keys was repaired.
+        dry_run: Nothing was changed: this is what there is to change.
+    """
 
     table: str
     inserted: int
@@ -76,10 +82,14 @@ class RepairReport(Report):
     deleted: int
     duration_seconds: float
     damaged: tuple[DamagedFile, ...] = ()
+    ranges: tuple[KeyRange, ...] = ()
+    dry_run: bool = False
     shown = ("table", "inserted", "updated", "deleted", "duration_seconds")
 
     def _facts(self) -> Iterator[str]:
         yield repr(self.table)
+        if self.dry_run:
+            yield "dry run"
         yield from changed(self.inserted, self.updated, self.deleted)
         yield f"{self.duration_seconds:.3f} s"
         if self.damaged:

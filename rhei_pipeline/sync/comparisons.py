@@ -1,6 +1,7 @@
 """Compares mirror and source at one state, to which the mirror is brought on trial."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from rhei_pipeline.capabilities import snapshot_of_rows
@@ -12,8 +13,9 @@ from rhei_pipeline.protocols import ChangeSource, Mirror, MirrorTransaction, OnS
 from rhei_pipeline.sync.cycle import SyncOptions, apply_pending
 from rhei_pipeline.sync.naming import find_table
 from rhei_pipeline.sync.participants import Participants
+from rhei_pipeline.sync.repair_keys import Mending, RepairRange, find_differences
 from rhei_pipeline.sync.schema_watch import SchemaWatch
-from rhei_pipeline.sync.verify import broken_histories, count_rows, verify_tables
+from rhei_pipeline.sync.verify import broken_histories, count_rows, verify_sample, verify_tables
 from rhei_pipeline.sync.verify_parts import verify_part
 
 _Found = TypeVar("_Found")
@@ -46,12 +48,15 @@ class Comparisons:
         self._options = options
         self._on_step = on_step
 
-    def verify(self, name: str | None) -> dict[str, TableVerification] | None:
+    def verify(
+        self, name: str | None, share: float | None = None
+    ) -> dict[str, TableVerification] | None:
         """Compare every row of one table, or of all; those with damaged files are never equal.
 
-        None where a migration came between: the tables are to be synced, and looked at again.
+        `share`: Only rows that are drawn by lot, each with that chance. None where a migration
+        came between: the tables are to be synced, and looked at again.
         """
-        found = self._verified(name)
+        found = self._verified(name, share)
         if found is None:
             return None
         if name is not None:
@@ -64,16 +69,26 @@ class Comparisons:
         }
         return found | damaged
 
-    def _verified(self, name: str | None) -> dict[str, TableVerification] | None:
+    def _verified(
+        self, name: str | None, share: float | None
+    ) -> dict[str, TableVerification] | None:
         chosen = list(self._parts.tables.values()) if name is None else [self._table(name)]
-        return self._parts.without_failing(chosen, self._compared)
+        return self._parts.without_failing(chosen, partial(self._compared, share))
 
-    def _compared(self, tables: Sequence[Table]) -> dict[str, TableVerification] | None:
+    def _compared(
+        self, share: float | None, tables: Sequence[Table]
+    ) -> dict[str, TableVerification] | None:
         def compare(
             snapshot: SourceSnapshot, transaction: MirrorTransaction
         ) -> dict[str, TableVerification]:
             rows, blame = self._options.batch_rows, self._parts.blame
-            return verify_tables(tables, snapshot, transaction, self._mirror, rows, blame)
+            if share is None:
+                return verify_tables(tables, snapshot, transaction, self._mirror, rows, blame)
+            found = {}
+            for table in tables:
+                with blame.of(table.name):
+                    found[table.name] = verify_sample(table, snapshot, transaction, share, rows)
+            return found
 
         return self._at_rows_of(tables, compare)
 
@@ -108,6 +123,16 @@ class Comparisons:
             return TableVerification.of_damaged(table.name, error)
         self._table(name)  # raises what it was left out for
         return found[table.name]
+
+    def differences(self, name: str, asked: RepairRange) -> Mending | None:
+        """Find what differs in a range of keys; None where a migration came between."""
+        table, rows = self._table(name), self._options.batch_rows
+        return self._at_rows_of(
+            [table],
+            lambda snapshot, transaction: find_differences(
+                table, snapshot, transaction, asked, rows
+            ),
+        )
 
     def parity(self, name: str) -> RowParity | None:
         """Count a table's rows on both sides; None where a migration came between."""

@@ -1,7 +1,7 @@
 """The sync cycle: capture, compact, apply, record, acknowledge."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -42,7 +42,9 @@ from rhei_pipeline.protocols import (
     SourceSnapshot,
     Step,
 )
+from rhei_pipeline.sync.cycle_reports import age_of_oldest, with_unchanged, with_waiting
 from rhei_pipeline.sync.quarantine import keep_letters, letter_names, unknown_keys
+from rhei_pipeline.sync.repair_keys import Mending, untouched
 from rhei_pipeline.sync.rescan import find_drift
 
 
@@ -87,12 +89,14 @@ def sync_cycle(  # noqa: PLR0913  (the seams, the options, and callbacks)
     schema_version: int | None,
     blame: Blame,
     held: Collection[str] = (),
+    mending: Mending | None = None,
 ) -> AppliedCycle | None:
     """Bring every table up to one source state, in one mirror transaction.
 
     `schema_version` is that at which the tables were described; None: they are to be described
     again. `blame` is left with the table whose work an error ended, if it was one table's. Of the
-    tables `held`, which take no part now, the source keeps what they need.
+    tables `held`, which take no part now, the source keeps what they need. `mending` is what a
+    repair found to differ: it is applied in the same transaction.
 
     Returns:
         What it did; None when the source is no longer as it was looked at (another
@@ -102,7 +106,7 @@ def sync_cycle(  # noqa: PLR0913  (the seams, the options, and callbacks)
         BufferFullError: The source has more than a buffer can take.
     """
     seams = (tables, source, mirror, options, on_step)
-    reports = _apply_one_state(*seams, schema_version=schema_version, blame=blame)
+    reports = _apply_one_state(*seams, schema_version=schema_version, blame=blame, mending=mending)
     if reports is None:
         return None
     try:
@@ -127,6 +131,7 @@ def _apply_one_state(  # noqa: PLR0913  (the seams, the options, and callbacks)
     *,
     schema_version: int | None,
     blame: Blame,
+    mending: Mending | None,
 ) -> dict[str, TableReport] | None:
     with source.snapshot() as snapshot:
         on_step(Step.SNAPSHOT)
@@ -136,9 +141,14 @@ def _apply_one_state(  # noqa: PLR0913  (the seams, the options, and callbacks)
         if not _all_proved(tables, snapshot, mirror.ledger(), blame):
             return None
         due = _due(tables, snapshot, mirror.ledger(), blame)
+        mended = [t for t in tables if mending is not None and t.name == mending.table]
+        due += [table for table in mended if table not in due]
         if due:
             with mirror.transaction() as transaction:
                 reports = _apply_all(due, snapshot, transaction, options, on_step, blame)
+                for table in mended:
+                    with blame.of(table.name):
+                        _mend(table, mending, snapshot, transaction, options)
                 on_step(Step.RECORDED)
             on_step(Step.COMMITTED)
         else:
@@ -147,8 +157,8 @@ def _apply_one_state(  # noqa: PLR0913  (the seams, the options, and callbacks)
                 mirror.confirm()
         clock = snapshot.clock
     waited = time.monotonic() - started
-    reports = {name: _later(report, waited) for name, report in reports.items()}
-    return _with_unchanged(tables, mirror.ledger(), reports, clock)
+    reports = {name: with_waiting(report, waited) for name, report in reports.items()}
+    return with_unchanged(tables, mirror.ledger(), reports, clock)
 
 
 def _apply_all(
@@ -164,6 +174,19 @@ def _apply_all(
         with blame.of(table.name):
             reports[table.name] = apply_pending(table, snapshot, transaction, options, on_step)
     return reports
+
+
+def _mend(
+    table: Table,
+    mending: Mending | None,
+    snapshot: SourceSnapshot,
+    transaction: MirrorTransaction,
+    options: SyncOptions,
+) -> None:
+    """Put right what a repair found to differ; what was changed since has just been applied."""
+    if mending is not None:
+        changes = untouched(mending, table, snapshot, options.batch_rows)
+        mending.done.append(_apply_difference(table, changes, snapshot, transaction))
 
 
 def apply_pending(
@@ -202,7 +225,7 @@ def apply_pending(
         events=events,
         dead_letters=letters,
         watermark=watermark,
-        lag_seconds=_age_of_oldest(table, snapshot, after),
+        lag_seconds=age_of_oldest(table, snapshot, after),
     )
 
 
@@ -415,30 +438,3 @@ def _record(
     if mark is None or mark.position != head:
         transaction.record(Watermark(table.name, head, snapshot.clock))
     return head.order
-
-
-def _age_of_oldest(table: Table, snapshot: SourcePositions, after: Position) -> float:
-    oldest = snapshot.oldest_pending(table, after)
-    return 0.0 if oldest is None else max((snapshot.clock - oldest).total_seconds(), 0.0)
-
-
-def _later(report: TableReport, seconds: float) -> TableReport:
-    """Count the time from the snapshot to the commit into the lag of what was applied."""
-    return replace(report, lag_seconds=report.lag_seconds + seconds) if report.events else report
-
-
-def _with_unchanged(
-    tables: Iterable[Table], ledger: Ledger, reports: Mapping[str, TableReport], clock: datetime
-) -> dict[str, TableReport]:
-    """Report the tables without changes beside the others, all as of the same source state."""
-    marks, found = ledger.watermarks, {}
-    for table in tables:
-        name = table.name
-        report, mark = reports.get(name), marks.get(name)
-        order = None if mark is None else mark.position.order
-        found[name] = (
-            TableReport(name, watermark=order, as_of=clock)
-            if report is None
-            else replace(report, as_of=clock)
-        )
-    return found

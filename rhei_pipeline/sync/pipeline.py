@@ -17,6 +17,7 @@ from rhei_pipeline.errors import (
     SourceBusyError,
     SourceUnreachableError,
 )
+from rhei_pipeline.model.changes import Counts
 from rhei_pipeline.model.log_context import one_cycle
 from rhei_pipeline.model.progress import Ledger, TableState
 from rhei_pipeline.model.reports import (
@@ -49,6 +50,7 @@ from rhei_pipeline.sync.kept_history import (
 from rhei_pipeline.sync.leaving import LeavingTables
 from rhei_pipeline.sync.naming import find_table, in_any_case, nothing_declared
 from rhei_pipeline.sync.participants import Participants
+from rhei_pipeline.sync.repair_keys import Mending, RepairRange
 from rhei_pipeline.sync.reporting import table_reports
 from rhei_pipeline.sync.schema_registry import Registry
 from rhei_pipeline.sync.schema_watch import ATTEMPTS, SchemaWatch
@@ -335,14 +337,15 @@ class Pipeline:
         """Bring the mirror up to one source state and compare every row at that state.
 
         With a budget, each part of a table is compared at a state of its own, and others sync
-        in between.
+        in between; or only rows are that are drawn by lot, at one state.
         """
         started = time.monotonic()
-        if budget is not None:
+        if budget is not None and budget.sample is None:
             found = self._verified_in_parts(name, budget)
         else:
+            share = None if budget is None else budget.sample
             with self._lock:
-                found = self._once_unmigrated(lambda: self._comparisons.verify(name), name)
+                found = self._once_unmigrated(lambda: self._comparisons.verify(name, share), name)
         errors = {} if name else self._told_errors()
         return VerifyReport(
             MappingProxyType(found),
@@ -392,8 +395,18 @@ class Pipeline:
         with self._lock:
             return self._once_unmigrated(lambda: self._comparisons.parity(name), name)
 
-    def repair(self, name: str) -> RepairReport:
-        """Make one table equal to its source again; history gets the difference as versions."""
+    def repair(
+        self, name: str, asked: RepairRange | None = None, *, dry_run: bool = False
+    ) -> RepairReport:
+        """Make one table equal to its source again; history gets the difference as versions.
+
+        `asked`: Only these keys; they are compared, and the rest is not read. A dry run changes
+        nothing but what a sync does.
+        """
+        started = time.monotonic()
+        if asked is not None or dry_run:
+            with self._lock:
+                return self._repaired_keys(name, asked or RepairRange(), started, dry_run=dry_run)
         with self._lock:
             damaged = self._heal(name)
             report = self.copy(name)
@@ -405,6 +418,30 @@ class Pipeline:
             report.duration_seconds,
             damaged,
         )
+
+    def _repaired_keys(
+        self, name: str, asked: RepairRange, started: float, *, dry_run: bool
+    ) -> RepairReport:
+        for _ in range(ATTEMPTS):
+            found = self._once_unmigrated(lambda: self._comparisons.differences(name, asked), name)
+            if dry_run or not found.found.total or self._mended(found):
+                counts = sum(found.done, Counts()) if not dry_run else found.found
+                return RepairReport(
+                    found.table,
+                    counts.inserted,
+                    counts.updated,
+                    counts.deleted,
+                    time.monotonic() - started,
+                    ranges=found.ranges,
+                    dry_run=dry_run,
+                )
+        raise _keeps_changing()
+
+    def _mended(self, mending: Mending) -> bool:
+        """Apply what differs in a cycle of all tables; return whether the source let it."""
+        reports = self._cycle(self._tables.values(), self._watch.version, mending=mending)
+        self.table(mending.table)  # raises what it was left out for
+        return reports is not None
 
     def _heal(self, name: str) -> tuple[DamagedFile, ...]:
         """Remove a table's damaged files from the mirror, and stop leaving the table out."""
@@ -454,7 +491,11 @@ class Pipeline:
             self._source.touch(self.table(name), list(keys))
 
     def _cycle(
-        self, tables: Collection[Table], schema_version: int | None, failing: set[str] | None = None
+        self,
+        tables: Collection[Table],
+        schema_version: int | None,
+        failing: set[str] | None = None,
+        mending: Mending | None = None,
     ) -> dict[str, TableReport] | None:
         """Sync the tables but for those that fail, which are left out."""
         cycle = self._parts.without_failing(
@@ -469,6 +510,7 @@ class Pipeline:
                 schema_version=schema_version,
                 blame=self._blame,
                 held=self._left_out.failed,
+                mending=mending,
             ),
             failing,
         )

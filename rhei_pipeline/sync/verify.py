@@ -2,24 +2,25 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Protocol
 
 import pyarrow as pa
 
-from rhei_pipeline.capabilities import gaps_in, keyless_rows
+from rhei_pipeline.capabilities import draw_rows, gaps_in, keyless_rows
 from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.model.blame import Blame
 from rhei_pipeline.model.changes import (
     Comparison,
     DeadLetter,
     Operation,
+    RowBatch,
     key_text,
     without_keys,
 )
-from rhei_pipeline.model.coverage import KeyRange
+from rhei_pipeline.model.coverage import KeyRange, RowSample
 from rhei_pipeline.model.key_span import KeySpan, orders_alike
 from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.reports import SAMPLE_KEYS, RowParity, TableVerification
@@ -155,6 +156,39 @@ def _range(keys: pa.Table) -> KeyRange:
     ends = pa.concat_tables([keys.slice(0, 1), keys.slice(keys.num_rows - 1)])
     first, last = map(key_text, plain_rows(ends))
     return KeyRange(first, last, keys.num_rows)
+
+
+def verify_sample(
+    table: Table,
+    snapshot: SourceRows,
+    transaction: VerifyTransaction,
+    share: float,
+    batch_rows: int,
+) -> TableVerification:
+    """Compare rows that are drawn by lot, and count those of both sides."""
+    letters: list[DeadLetter] = []
+    counted: Counter[str] = Counter()
+    drawn = _drawn(draw_rows(snapshot, table, share, batch_rows), letters)
+    found = transaction.compare(table, _counted(drawn, table.name, counted), None)
+    rejected = {letter.key for letter in letters}
+    rows = counted[table.name] + len(rejected)
+    compared = Compared(rows, len(rejected), rejected)
+    seen = _verification(table, found, compared, table.schema.arrow_key.empty_table())
+    sample = RowSample(share, rows, snapshot.count(table), transaction.count(table))
+    unknown = len({key for key, _ in transaction.quarantined(table)})
+    fewer, more = sample.source_rows - sample.mirror_rows, sample.mirror_rows - sample.source_rows
+    return replace(
+        seen,
+        missing=max(seen.missing, fewer if fewer > unknown else 0),
+        extra=max(0, more),
+        sample=sample,
+    )
+
+
+def _drawn(batches: Iterable[RowBatch], letters: list[DeadLetter]) -> Iterator[pa.Table]:
+    for batch in batches:
+        letters.extend(batch.rejected)
+        yield batch.rows
 
 
 def broken_histories(table: Table, mirror: Mirror) -> pa.Table:

@@ -39,10 +39,12 @@ class VerifyBudget:
         rows_per_second: Its pace; None: as fast as it goes.
         max_rows: How many rows of each table, about; the next comparison goes on behind them.
             None: up to the table's end.
+        sample: The chance of each row to be drawn; the others are not compared. None: all are.
     """
 
     rows_per_second: float | None = None
     max_rows: int | None = None
+    sample: float | None = None
 
     def part_rows(self, compared: int) -> int:
         """Return how many rows the next part has, once so many are compared."""
@@ -56,18 +58,28 @@ class VerifyBudget:
         return max(0.0, rows / self.rows_per_second - seconds) if self.rows_per_second else 0.0
 
 
-def verify_budget(rows_per_second: float | None, max_rows: int | None) -> VerifyBudget:
+def verify_budget(
+    rows_per_second: float | None, max_rows: int | None, sample: float | None
+) -> VerifyBudget:
     """Return a budget.
 
     Raises:
-        SettingsError: A number is not positive.
+        SettingsError: A number is not positive, or a sample is asked for and something else, too.
     """
-    for name, given in (("rows_per_second", rows_per_second), ("max_rows", max_rows)):
+    for name, given in (
+        *(("rows_per_second", rows_per_second), ("max_rows", max_rows)),
+        ("sample", sample),
+    ):
         if given is not None and given <= 0:
             raise SettingsError(
                 f"{name} is {given}, and no row is compared so", hint="give a number above 0"
             )
-    return VerifyBudget(rows_per_second, max_rows)
+    if sample is not None and (sample > 1 or rows_per_second is not None or max_rows is not None):
+        raise SettingsError(
+            "a sample is a share of all rows, and is compared at one source state",
+            hint="give a sample of up to 1 (100%) alone, without rows_per_second and max_rows",
+        )
+    return VerifyBudget(rows_per_second, max_rows, sample)
 
 
 def within_budget(

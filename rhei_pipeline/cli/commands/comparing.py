@@ -1,7 +1,8 @@
 """Commands that compare mirror and source, and make them equal."""
 
+import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +21,7 @@ from rhei_pipeline.cli.rows import RowFile, RowFormat, RowLimit, RowWriter
 from rhei_pipeline.model.report import values
 
 if TYPE_CHECKING:
+    from rhei_pipeline.model.coverage import KeyRange
     from rhei_pipeline.model.reports import TableVerification
 
 commands = typer.Typer()
@@ -42,11 +44,18 @@ def verify(
             "--max-rows", help="Compare about so many rows of each table; the next call goes on."
         ),
     ] = None,
+    sample: Annotated[
+        str | None,
+        typer.Option("--sample", help="Compare rows drawn by lot, such as 1% of them."),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Sync, then compare every row of source and mirror, both ways."""
-    with errors_at_the_end(), opened(config) as htap, work_shown("comparing every row"):
-        report = htap.verify(table, rows_per_second=rows_per_second, max_rows=max_rows)
+    share = None if sample is None else _share(sample)
+    with errors_at_the_end(), opened(config) as htap, work_shown("comparing rows"):
+        report = htap.verify(
+            table, rows_per_second=rows_per_second, max_rows=max_rows, sample=share
+        )
     show(
         report.to_dict(),
         [values(found) for found in report.tables.values()],
@@ -67,14 +76,32 @@ def verify(
 
 def _where(found: "TableVerification") -> Iterator[str]:
     """Yield which keys differ, and how far a comparison in parts has come."""
-    for part in found.ranges:
-        ends = part.first if part.first == part.last else f"{part.first} to {part.last}"
-        yield f"{found.table}: {part.keys} keys differ: {ends}"
+    yield from (_named_range(found.table, part) for part in found.ranges)
+    if found.sample is not None:
+        chances = ", ".join(f"{k:,}: {c:.1%}" for k, c in found.sample.chances.items())
+        yield (
+            f"{found.table}: {found.sample.rows:,} of {found.sample.source_rows:,} rows were drawn;"
+            f" of so many wrong rows one would have been met by this chance: {chances}"
+        )
     if found.coverage is not None:
         through, oldest = found.coverage.through, found.coverage.oldest_checked_at
         done = "compared to its end" if through is None else f"compared through {through}"
         since = "some rows never were" if oldest is None else f"the oldest part at {oldest:%F %T}"
         yield f"{found.table}: {done}, {since}"
+
+
+def _share(text: str) -> float:
+    """Return the share that a text such as `1%` or `0.01` means."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no share, such as 1% or 0.01") from error
+
+
+def _named_range(table: str, part: "KeyRange") -> str:
+    if part.keys == 1:
+        return f"{table}: a key differs: {part.first}"
+    return f"{table}: {part.keys} keys differ, from {part.first} to {part.last}"
 
 
 def _name_contradictions(found: "TableVerification") -> None:
@@ -94,18 +121,42 @@ def _name_contradictions(found: "TableVerification") -> None:
         )
 
 
-@commands.command(epilog=example("repair orders"))
+_KEY_HELP = "as 'rhei verify' names it, or its value alone"
+
+
+@commands.command(epilog=example("repair orders --from 1000 --to 2000 --dry-run"))
 def repair(
     table: Annotated[str, typer.Argument(help="The table.")],
     config: Config = DEFAULT_CONFIG,
+    key: Annotated[str | None, typer.Option("--key", help=f"This key alone: {_KEY_HELP}.")] = None,
+    first: Annotated[
+        str | None, typer.Option("--from", help=f"From this key on: {_KEY_HELP}.")
+    ] = None,
+    last: Annotated[str | None, typer.Option("--to", help=f"Up to this key: {_KEY_HELP}.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what there is to change.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Make a table equal to its source again; the differences are added to its history."""
     with opened(config) as htap, work_shown(f"comparing and repairing {table}"):
-        report = htap.repair(table)
+        report = htap.repair(
+            table, key=_key(key), first=_key(first), last=_key(last), dry_run=dry_run
+        )
     show(report.to_dict(), [report.to_dict()], report.shown, as_json=json_)
     if not json_:
         say(f"{found.file}: {found.outcome}" for found in report.damaged)
+        say(_named_range(table, part) for part in report.ranges)
+
+
+def _key(text: str | None) -> Any:  # noqa: ANN401  (any key)
+    """Return what an option gives as a key: JSON with its columns, or its only value."""
+    if text is None or not text.startswith(("{", "[")):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f'{text!r} is no JSON, such as {{"id": 5}}') from error
 
 
 @commands.command("dead-letters", epilog=example("dead-letters --replay"))

@@ -119,22 +119,25 @@ def _present_sql(table: Table, span: KeySpan) -> tuple[str, dict[str, object]]:
     """Return SQL that selects the present rows of a span with their places, and its parameters."""
     conditions = [] if table.mode is Mode.DESTRUCTIVE else [f"{VALID_TO} is null"]
     bounds: dict[str, object] = {}
-    for side, bound, begins in (("after", span.after, True), ("until", span.until, False)):
+    for side, bound, last_part in (
+        ("after", span.after, ">=" if span.includes_after else ">"),
+        ("until", span.until, ">"),
+    ):
         if bound is not None:
             names = {name: f"{side}_{n}" for n, name in enumerate(bound.column_names)}
             bounds |= {names[name]: bound[name][0].as_py() for name in bound.column_names}
-            conditions.append(_bound_sql(names, begins=begins))
+            conditions.append(_bound_sql(names, last_part, begins=side == "after"))
     where = f" where {' and '.join(conditions)}" if conditions else ""
     return f"(select *, rowid as {_PLACE} from {mirror_table(table.schema)}{where})", bounds
 
 
-def _bound_sql(names: dict[str, str], *, begins: bool) -> str:
+def _bound_sql(names: dict[str, str], last_part: str, *, begins: bool) -> str:
     """Return the condition of a bound; that on the first column alone lets DuckDB skip rows."""
-    behind = ""
-    for name, parameter in reversed(names.items()):
-        more = f"{quote(name)} > ${parameter}"
-        behind = f"({more} or ({quote(name)} = ${parameter} and {behind}))" if behind else more
+    (last, parameter), *rest = reversed(names.items())
+    behind = f"{quote(last)} {last_part} ${parameter}"
+    for name, parameter in rest:
+        here = f"{quote(name)} > ${parameter}"
+        behind = f"({here} or ({quote(name)} = ${parameter} and {behind}))"
     first, parameter = next(iter(names.items()))
-    return f"{quote(first)} {'>=' if begins else '<='} ${parameter} and " + (
-        behind if begins else f"not {behind}"
-    )
+    side = f"{quote(first)} {'>=' if begins else '<='} ${parameter}"
+    return f"{side} and {behind if begins else f'not ({behind})'}"

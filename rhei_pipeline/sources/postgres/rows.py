@@ -1,7 +1,7 @@
 """Reads rows of a PostgreSQL table as text and as batches, for every capture method."""
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,6 +39,8 @@ group by d.encoding
 """
 #: How a copy writes null; a text that reads so is quoted, and so stays a text.
 _NULL = "\\N"
+#: How a place to go on at begins if the key there is still to be read.
+_FROM = "from"
 _ROW, _BYTES = "_rhei_row", "_rhei_bytes"
 #: About how many bytes a value is as text that is neither text nor a blob.
 _NARROW = 16
@@ -64,13 +66,23 @@ class PostgresRowReader:
         self, resume: str | None, limit: int | None, until: str | None = None
     ) -> RowBatch | None:
         """Return the next rows in key order, up to a limit or a key; None if there are none."""
-        schema = self.schema
         if until is None and limit is not None and self._may_be_large(limit):
             until = self.end_of(resume, limit)
         query = self._rows_sql(resume, limit, until)
-        texts = next(copied(self.connection, query, schema.names), None)
-        if texts is None:
-            return None
+        texts = next(copied(self.connection, query, self.schema.names), None)
+        return None if texts is None else self._batch(texts)
+
+    def draw(self, share: float, limit: int) -> Iterator[RowBatch]:
+        """Yield rows drawn by lot, each with the same chance."""
+        query = (
+            f"select {listed(self.schema.names)} from {qualified(self.schema)}"
+            f" where {self.condition} and random() < {share!r}"
+        )
+        for texts in copied(self.connection, query, self.schema.names, limit):
+            yield self._batch(texts)
+
+    def _batch(self, texts: pa.Table) -> RowBatch:
+        schema = self.schema
         arrays, rejections = admit_rows(schema, texts)
         letters = letters_of(schema, rejections, texts, self.clock)
         rows = without_rows(pa.table(arrays, schema.names), rejections)
@@ -82,6 +94,13 @@ class PostgresRowReader:
         statement = f"select count(*) from {qualified(self.schema)} where {self.condition}"
         found = self.connection.execute(statement.encode()).fetchone()
         return int(found[0]) if found else 0
+
+    def start_at(self, key: pa.Table) -> str:
+        """Return where `rows` goes on with a key."""
+        values = [column[0].as_py() for column in key.columns]
+        return _FROM + json.dumps(
+            [f"\\x{value.hex()}" if isinstance(value, bytes) else str(value) for value in values]
+        )
 
     def orders_bytewise(self) -> bool:
         """Return whether keys are ordered by the bytes of their texts in UTF-8."""
@@ -146,9 +165,10 @@ class PostgresRowReader:
 
     def _range(self, resume: str | None, until: str | None) -> str:
         key, found = listed(self.schema.primary_key), self.condition
-        for operator, place in ((">", resume), ("<=", until)):
+        begins = ">=" if resume is not None and resume.startswith(_FROM) else ">"
+        for operator, place in ((begins, resume), ("<=", until)):
             if place is not None:
-                values = ", ".join(map(bare_literal, json.loads(place)))
+                values = ", ".join(map(bare_literal, json.loads(place.removeprefix(_FROM))))
                 found += f" and ({key}) {operator} ({values})"
         return found
 

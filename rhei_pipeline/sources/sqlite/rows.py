@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from itertools import chain, islice
 from sys import getsizeof
 from typing import Any
@@ -31,6 +31,8 @@ from rhei_pipeline.sql.text import listed, quote
 #: Columns that one select can return (SQLITE_MAX_COLUMN).
 MOST_CHOSEN = 2_000
 _KEYS = 10_000
+#: How a place to go on at begins if the key there is still to be read.
+_FROM = "from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,25 @@ class SqliteRowReader:
 
     def rows(self, resume: str | None, limit: int) -> RowBatch | None:
         """Read the next rows in key order; None when there are no more."""
-        schema = self.source.schema
         sql, params = self._rows_sql(resume, limit)
         rows = next(fetch(self.connection, sql, params, limit), None)
-        if rows is None:
-            return None
+        return None if rows is None else self._batch(rows)
+
+    def draw(self, share: float, limit: int) -> Iterator[RowBatch]:
+        """Yield rows drawn by lot, each with the same chance."""
+        schema = self.source.schema
+        conditions = [f"{quote(name)} is not null" for name in self.source.nullable_key]
+        conditions += [self.condition] if self.condition else []
+        conditions.append("abs(random() % 1000000000) < ?")
+        sql = (
+            f"select {listed(column.name for column in key_first(schema))}"
+            f" from {quote(schema.name)} where {' and '.join(conditions)}"
+        )
+        for rows in fetch(self.connection, sql, (round(share * 1_000_000_000),), limit):
+            yield self._batch(rows)
+
+    def _batch(self, rows: list[tuple[Any, ...]]) -> RowBatch:
+        schema = self.source.schema
         columns = key_first(schema)
         arrays, rejections = admit(rows, columns)
         letters = _letters(schema, rejections, arrays, rows, self.clock)
@@ -91,6 +107,11 @@ class SqliteRowReader:
         )
         return int(found.fetchone()[0])
 
+    def start_at(self, key: pa.Table) -> str:
+        """Return where `rows` goes on with a key."""
+        values = [column[0].as_py() for column in key.columns]
+        return _FROM + encode_key([v.isoformat() if isinstance(v, date) else v for v in values])
+
     def orders_bytewise(self) -> bool:
         """Return whether keys are ordered by the bytes of their texts in UTF-8."""
         (encoding,) = self.connection.execute("pragma encoding").fetchone()
@@ -103,8 +124,9 @@ class SqliteRowReader:
         conditions = [f"{quote(name)} is not null" for name in self.source.nullable_key]
         params: list[Any] = []
         if resume is not None:
-            placeholders, params = decode_key(resume)
-            conditions.append(f"({key}) > ({', '.join(placeholders)})")
+            operator = ">=" if resume.startswith(_FROM) else ">"
+            placeholders, params = decode_key(resume.removeprefix(_FROM))
+            conditions.append(f"({key}) {operator} ({', '.join(placeholders)})")
         if self.condition:
             conditions.append(self.condition)
         where = f" where {' and '.join(conditions)}" if conditions else ""

@@ -2,24 +2,31 @@
 
 import ctypes
 import gc
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner, Result
 
-from rhei_pipeline.errors import SettingsError
+from rhei_pipeline.changes.scd2 import supersede
+from rhei_pipeline.cli.main import app
+from rhei_pipeline.errors import SchemaError, SettingsError
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
-from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.changes import CHANGED_AT, LIVE, SEQUENCE, Position, event_schema
 from rhei_pipeline.model.coverage import CheckedPart, Coverage
 from rhei_pipeline.model.progress import CopyProgress
 from rhei_pipeline.model.reports import TableVerification
-from rhei_pipeline.model.schema import Column, Table, TableSchema
+from rhei_pipeline.model.schema import INSTANT, Column, Table, TableSchema
+from rhei_pipeline.protocols import Step
 from rhei_pipeline.sync.verify_parts import VerifyBudget, within_budget
+from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 
 PART_ROWS, PARTS = 300_000, 14
 LOGS = ("_rhei_log_t", "_rhei_log_n")
@@ -85,9 +92,9 @@ def spoil(world: World, *statements: str) -> None:
 
 @pytest.mark.parametrize(("storage", "mode"), [(None, "temporal"), ("ipc", "destructive")])
 def test_parts_add_up_to_all_rows_and_go_on_where_the_last_call_ended(
-    tmp_path: Path, storage: str | None, mode: str
+    make_world: Callable[..., World], storage: str | None, mode: str
 ) -> None:
-    world = World(tmp_path, storage=storage, mode=mode, prune=False)
+    world = make_world(storage=storage, mode=mode, prune=False)
     filled(world)
     spoil(
         world,
@@ -124,8 +131,7 @@ def test_parts_add_up_to_all_rows_and_go_on_where_the_last_call_ended(
     assert again.oldest_checked_at is not None
 
 
-def test_a_pace_is_kept_and_a_table_in_another_order_is_one_part(tmp_path: Path) -> None:
-    world = World(tmp_path)
+def test_a_pace_is_kept_and_a_table_in_another_order_is_one_part(world: World) -> None:
     world.run(
         "create table t (id text collate nocase primary key, v)",
         "insert into t values ('b', 'x'), ('A', 'y'), ('c', 'z')",
@@ -144,6 +150,9 @@ def test_a_pace_is_kept_and_a_table_in_another_order_is_one_part(tmp_path: Path)
     assert whole.tables["u"].rows == 500
     with pytest.raises(SettingsError, match="give a number above 0"):
         world.htap.verify(max_rows=0)
+    with pytest.raises(SettingsError, match="alone, without rows_per_second and max_rows"):
+        world.htap.verify(sample=0.1, max_rows=5)
+    assert world.htap.verify(sample=0.1).equal
 
 
 def test_the_pace_leaves_the_source_alone_between_parts() -> None:
@@ -162,3 +171,161 @@ def test_the_pace_leaves_the_source_alone_between_parts() -> None:
     assert within_budget(budget, compare, pauses.append).rows == 15_000
     assert len(pauses) == 2
     assert all(4.0 < pause <= 5.0 for pause in pauses)
+
+
+@pytest.mark.parametrize(("storage", "mode"), [("ipc", "temporal"), (None, "destructive")])
+def test_a_range_is_repaired_and_the_rest_left_as_it_is(
+    make_world: Callable[..., World], storage: str | None, mode: str
+) -> None:
+    world = make_world(storage=storage, mode=mode, prune=False)
+    filled(world)
+    spoil(
+        world,
+        "delete from t where id in (41, 99)",
+        "update t set v = 'other' where id = 7",
+        "insert into t values (0, 'new'), (200, 'new')",
+        "update n set v = 'other' where a = 'b' and b = 40",
+    )
+    tried = world.htap.repair("t", first=0, last={"id": 50}, dry_run=True)
+    assert (tried.inserted, tried.updated, tried.deleted) == (1, 1, 1)
+    assert [part.first for part in tried.ranges] == ['{"id": 0}', '{"id": 7}', '{"id": 41}']
+    before = world.htap.verify()
+    assert (before.tables["t"].missing, before.tables["t"].extra) == (2, 2)
+
+    # A key that is changed between what is found and what is applied is right by then.
+    world.faults.do_at(Step.ACKNOWLEDGED, lambda: world.run("insert into t values (300, 'x')"))
+    world.faults.do_at(Step.APPLIED, lambda: world.run("update t set v = 'late' where id = 7"))
+    done = world.htap.repair("t", first=0, last=50)
+    assert (done.inserted, done.updated, done.deleted, done.dry_run) == (1, 0, 1, False)
+    left = world.htap.verify("t").tables["t"]
+    assert (left.missing, left.extra, left.different) == (1, 1, 0)
+    one = world.htap.repair("n", key=("b", 40))
+    assert (one.inserted, one.updated, one.deleted) == (0, 1, 0)
+    assert world.htap.verify("n").equal
+    world.htap.repair("t", key="99")
+    world.htap.repair("t", first=100)
+    report = world.htap.verify()
+    assert report.equal
+    if mode == "temporal":
+        kept = world.htap.query(
+            "select v, _rhei_operation from t where id in (7, 99) order by id, _rhei_valid_from",
+            hint="olap",
+        ).to_pylist()
+        assert [row["v"] for row in kept] == ["v7", "late", "v99"]
+        assert kept[-1]["_rhei_operation"] == "D"
+
+
+def test_keys_that_are_none_and_ranges_without_an_order_are_refused(world: World) -> None:
+    world.run(
+        "create table t (id text collate nocase primary key, v)", "insert into t values ('b', 1)"
+    )
+    world.htap.sync_now()
+    for bad in ({"v": 1}, ("a", "b")):
+        with pytest.raises(SchemaError, match="give id, such as 'rhei verify' names keys"):
+            world.htap.repair("t", key=bad)
+    with pytest.raises(SchemaError, match="give one of them"):
+        world.htap.repair("t", key="b", last="c")
+    with pytest.raises(SchemaError, match="repair the whole table, or one key after the other"):
+        world.htap.repair("t", first="a")
+    assert world.htap.repair("t", key={"id": "b"}).updated == 0
+
+
+def test_a_sample_says_what_it_would_have_seen(make_world: Callable[..., World]) -> None:
+    world = make_world(prune=False)
+    filled(world)
+    spoil(world, "update t set v = 'other' where id < 11", "delete from t where id > 97")
+    found = world.htap.verify("t", sample=1.0).tables["t"]
+    assert (found.rows, found.different, found.extra, found.equal) == (97, 10, 3, False)
+    drawn = [world.htap.verify("t", sample=0.5).tables["t"] for _ in range(8)]
+    assert len({found.samples["different"] for found in drawn}) > 1
+    assert all(0 < found.rows < 97 and found.extra == 3 for found in drawn)
+    sample = drawn[0].sample
+    assert sample is not None
+    assert (sample.source_rows, sample.mirror_rows) == (97, 100)
+    assert sample.chances[1] == 0.5
+    assert sample.chance(3) == 1 - 0.5**3
+
+
+def test_the_command_repairs_the_keys_that_verify_names(
+    make_world: Callable[..., World], tmp_path: Path
+) -> None:
+    world = make_world(prune=False)
+    filled(world)
+    spoil(world, "update n set v = 'other' where a = 'b'", "delete from t where id = 5")
+    world.crash()
+    config = tmp_path / "pipeline.yaml"
+    config.write_text(world.settings.model_dump_json(exclude_none=True))
+
+    def rhei(*arguments: str) -> Result:
+        return CliRunner().invoke(app, [*arguments, "--config", str(config)])
+
+    seen = rhei("verify", "--max-rows", "1000")
+    assert seen.exit_code == 1
+    ranges = re.findall(r"n: 2 keys differ, from (\{.*?\}) to (\{.*?\})", seen.output)
+    assert len(ranges) == 17
+    first, last = ranges[0][0], ranges[-1][1]
+    assert 't: a key differs: {"id": 5}' in seen.output
+    assert "t: compared to its end, the oldest part at 20" in seen.output
+    for bad in (["--key", "{5"], ["--from", "[", "--to", "9"]):
+        assert 'is no JSON, such as {"id": 5}' in rhei("repair", "t", *bad).output
+    assert json.loads(rhei("repair", "n", "--dry-run", "--json").stdout)["updated"] == 34
+    assert rhei("verify", "--table", "n").exit_code == 1
+    done = rhei("repair", "n", "--from", first, "--to", last, "--json")
+    assert json.loads(done.stdout)["updated"] == 34
+    assert json.loads(rhei("repair", "t", "--key", "5", "--json").stdout)["deleted"] == 1
+    sampled = rhei("verify", "--sample", "50%")
+    assert sampled.exit_code == 0
+    assert "1: 50.0%, 10: 99.9%" in sampled.output
+    assert "is no share, such as 1% or 0.01" in rhei("verify", "--sample", "some").output
+
+
+@pytest.mark.parametrize(("method", "storage"), [("logical", None), ("trigger", "parquet")])
+def test_postgres_is_compared_and_repaired_in_ranges_where_its_order_is_that_of_bytes(
+    make_postgres: Callable[..., PostgresWorld], method: str, storage: str | None
+) -> None:
+    world = make_postgres(capture={"method": method}, storage=storage, mode="temporal")
+    world.run(
+        'create table c (id text collate "C", n bigint, v text, primary key (id, n))',
+        "create table u (id uuid primary key, v text)",
+        "create table l (id char(2) primary key, v text)",
+        "insert into c select chr(64 + i % 40), i, 'v' from generate_series(1, 90) i",
+        "insert into u select md5(i::text)::uuid, 'v' from generate_series(1, 90) i",
+        "insert into l select chr(64 + i), 'v' from generate_series(1, 60) i",
+    )
+    world.htap.sync_now()
+    rows = {"c": 40, "u": 40, "l": 60}
+    found = world.htap.verify(max_rows=40).tables
+    assert {name: part.rows for name, part in found.items()} == rows
+    assert {name: part.equal for name, part in found.items()} == dict.fromkeys(rows, True)
+    # The mirror is spoilt: nobody else writes into it.
+    pipeline = engine_of(world.htap).pipeline
+    with engine_of(world.htap).mirror.transaction() as transaction:
+        for name in rows:
+            table = pipeline.table(name)
+            keys = transaction.present_keys(table).slice(0, 1)
+            events = gone(table, transaction.present_rows(table, keys))
+            versions = supersede(events, *transaction.open_versions(table, events), table.schema)
+            transaction.supersede(table, versions)
+    whole = world.htap.verify().tables
+    assert [part.missing for part in whole.values()] == [1, 1, 1]
+    for name in ("c", "u"):
+        lost = json.loads(whole[name].ranges[0].first)
+        assert world.htap.repair(name, first=lost, last=lost).inserted == 1
+    with pytest.raises(SchemaError, match="one key after the other"):
+        world.htap.repair("l", first="A")
+    lost = json.loads(whole["l"].samples["missing"][0])
+    assert world.htap.repair("l", key=lost).inserted == 1
+    assert world.htap.verify().equal
+    assert world.htap.verify(sample=0.5).equal
+
+
+def gone(table: Table, rows: pa.Table) -> pa.Table:
+    """Return events that say that these rows are no more."""
+    own = {
+        SEQUENCE: pa.array([0] * rows.num_rows, pa.int64()),
+        CHANGED_AT: pa.array([datetime.now(UTC)] * rows.num_rows, INSTANT),
+        LIVE: pa.array([False] * rows.num_rows),
+    }
+    given = {**own, **{name: rows[name] for name in rows.column_names}}
+    schema = event_schema(table.schema)
+    return pa.table([given[field.name] for field in schema], schema=schema)

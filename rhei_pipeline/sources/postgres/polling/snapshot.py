@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
 
+import pyarrow as pa
+
 from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.model.changes import ChangeBatch, Position, RowBatch
 from rhei_pipeline.model.instants import instant
@@ -264,6 +266,14 @@ class PostgresPollingSnapshot:
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Return the next rows in key order."""
         return self._table(table).reader.rows(resume, limit)
+
+    def start_at(self, table: Table, key: pa.Table) -> str:
+        """Return where `rows` goes on with a key."""
+        return self._table(table).reader.start_at(key)
+
+    def draw(self, table: Table, share: float, limit: int) -> Iterator[RowBatch]:
+        """Yield rows drawn by lot, each with the same chance."""
+        return self._table(table).reader.draw(share, limit)
 
     def orders_bytewise(self, table: Table) -> bool:
         """Return whether the source orders the table's keys by their bytes."""

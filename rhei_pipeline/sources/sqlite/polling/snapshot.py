@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import pyarrow as pa
+
 from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.polling import DeletePolicy, Keyset, PollOptions, Stamp
@@ -396,6 +398,14 @@ class SqlitePollingSnapshot:
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
         """Return the rows whose key is null."""
         return self._table(table).reader.keyless()
+
+    def start_at(self, table: Table, key: pa.Table) -> str:
+        """Return where `rows` goes on with a key."""
+        return self._table(table).reader.start_at(key)
+
+    def draw(self, table: Table, share: float, limit: int) -> Iterator[RowBatch]:
+        """Yield rows drawn by lot, each with the same chance."""
+        return self._table(table).reader.draw(share, limit)
 
     def orders_bytewise(self, table: Table) -> bool:
         """Return whether the source orders the table's keys by their bytes."""

@@ -264,6 +264,14 @@ class SqliteTriggerSnapshot:
         """Return the rows whose key is null."""
         return self._reader(table).keyless()
 
+    def start_at(self, table: Table, key: pa.Table) -> str:
+        """Return where `rows` goes on with a key."""
+        return self._reader(table).start_at(key)
+
+    def draw(self, table: Table, share: float, limit: int) -> Iterator[RowBatch]:
+        """Yield rows drawn by lot, each with the same chance."""
+        return self._reader(table).draw(share, limit)
+
     def orders_bytewise(self, table: Table) -> bool:
         """Return whether the source orders the table's keys by their bytes."""
         return self._reader(table).orders_bytewise()
