@@ -83,11 +83,11 @@ class HasKeylessRows(Protocol):
 
 
 @runtime_checkable
-class OrdersTexts(Protocol):
-    """A snapshot that knows how its source orders keys with texts."""
+class OrdersKeys(Protocol):
+    """A snapshot that knows how its source orders keys."""
 
     def orders_bytewise(self, table: Table) -> bool:
-        """Return whether rows come in the order of the bytes of their keys' texts, in UTF-8."""
+        """Return whether rows come in the order of their keys, texts by their bytes in UTF-8."""
 
 
 @runtime_checkable
@@ -262,9 +262,9 @@ def is_ordered_alike(snapshot: SourcePositions, table: Table) -> bool:
     schema = table.schema
     if not orders_alike(schema):
         return False
-    if not any(pa.types.is_string(column.type) for column in schema.key_columns):
-        return True
-    return isinstance(snapshot, OrdersTexts) and snapshot.orders_bytewise(table)
+    if isinstance(snapshot, OrdersKeys):
+        return snapshot.orders_bytewise(table)
+    return not any(pa.types.is_string(column.type) for column in schema.key_columns)
 
 
 def start_at(snapshot: SourcePositions, table: Table, key: pa.Table) -> str | None:

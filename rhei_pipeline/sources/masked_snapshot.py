@@ -5,13 +5,18 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
+import pyarrow as pa
+
 from rhei_pipeline.capabilities import (
     beginning_of,
     doubt_about,
+    draw_rows,
+    is_ordered_alike,
     is_retained_for,
     keyless_rows,
     rescan_due,
     shape_after,
+    start_at,
 )
 from rhei_pipeline.changes.masks import (
     MaskingKey,
@@ -95,12 +100,32 @@ class MaskedSnapshot:
         if resume is not None and is_sealed:
             resume = key.unseal(resume)
         found = self._inner.rows(source_table(table), resume, limit)
-        if found is None or not _is_masked(table):
-            return found
+        return None if found is None else self._masked_rows(found, table)
+
+    def orders_bytewise(self, table: Table) -> bool:
+        """Return the source's answer; masked keys come in the order of what they were."""
+        return not has_masked_key(table.schema) and is_ordered_alike(
+            self._inner, source_table(table)
+        )
+
+    def start_at(self, table: Table, key: pa.Table) -> str | None:
+        """Return the source's answer; what a masked key was, nobody knows."""
+        is_known = not has_masked_key(table.schema)
+        return start_at(self._inner, source_table(table), key) if is_known else None
+
+    def draw(self, table: Table, share: float, limit: int) -> Iterator[RowBatch]:
+        """Yield the source's rows, masked."""
+        for batch in draw_rows(self._inner, source_table(table), share, limit):
+            yield self._masked_rows(batch, table)
+
+    def _masked_rows(self, batch: RowBatch, table: Table) -> RowBatch:
+        key, is_sealed = self._masks.key, has_masked_key(table.schema)
+        if not _is_masked(table):
+            return batch
         return RowBatch(
-            masked_rows(found.rows, table.schema, key),
-            key.seal(found.resume) if is_sealed else found.resume,
-            self._letters(found.rejected, table),
+            masked_rows(batch.rows, table.schema, key),
+            key.seal(batch.resume) if is_sealed else batch.resume,
+            self._letters(batch.rejected, table),
         )
 
     def count(self, table: Table) -> int:

@@ -59,6 +59,30 @@ HAS_KEYLESS_ROWS: list[type[can.HasKeylessRows]] = [
     SqliteTriggerSnapshot,
 ]
 HOLDS_ROWS_APART: list[type[can.HoldsRowsApart]] = [BufferedSource, LogicalSource]
+ORDERS_KEYS: list[type[can.OrdersKeys]] = [
+    BufferedSnapshot,
+    LogicalSnapshot,
+    PostgresPollingSnapshot,
+    PostgresTriggerSnapshot,
+    SqlitePollingSnapshot,
+    SqliteTriggerSnapshot,
+]
+FINDS_KEYS: list[type[can.FindsKeys]] = [
+    BufferedSnapshot,
+    LogicalSnapshot,
+    PostgresPollingSnapshot,
+    PostgresTriggerSnapshot,
+    SqlitePollingSnapshot,
+    SqliteTriggerSnapshot,
+]
+DRAWS_ROWS: list[type[can.DrawsRows]] = [
+    BufferedSnapshot,
+    LogicalSnapshot,
+    PostgresPollingSnapshot,
+    PostgresTriggerSnapshot,
+    SqlitePollingSnapshot,
+    SqliteTriggerSnapshot,
+]
 HOLDS_BYTES: list[type[can.HoldsBytes]] = [BufferedSource, LogicalSource, PostgresTriggerSource]
 READS_TOGETHER: list[type[can.ReadsTogether]] = [
     BufferedSource,
@@ -79,6 +103,9 @@ REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
         (can.ChangesShape, CHANGES_SHAPE),
         (can.HasKeylessRows, HAS_KEYLESS_ROWS),
         (can.HoldsRowsApart, HOLDS_ROWS_APART),
+        (can.OrdersKeys, ORDERS_KEYS),
+        (can.FindsKeys, FINDS_KEYS),
+        (can.DrawsRows, DRAWS_ROWS),
         (can.HoldsBytes, HOLDS_BYTES),
         (can.ReadsTogether, READS_TOGETHER),
         (can.HasViews, HAS_VIEWS),

@@ -105,6 +105,8 @@ class PostgresRowReader:
     def orders_bytewise(self) -> bool:
         """Return whether keys are ordered by the bytes of their texts in UTF-8."""
         texts = [c.name for c in self.schema.key_columns if c.type == pa.string()]
+        if not texts:
+            return True
         asked = (qualified(self.schema), texts)
         found = self.connection.execute(_BYTEWISE.encode(), asked).fetchone()
         return bool(found and found[0])

@@ -114,6 +114,8 @@ class SqliteRowReader:
 
     def orders_bytewise(self) -> bool:
         """Return whether keys are ordered by the bytes of their texts in UTF-8."""
+        if not any(pa.types.is_string(c.type) for c in self.source.schema.key_columns):
+            return True
         (encoding,) = self.connection.execute("pragma encoding").fetchone()
         return self.source.binary_key and encoding == "UTF-8"
 

@@ -21,7 +21,8 @@ from rhei_pipeline.model.changes import CHANGED_AT, LIVE, SEQUENCE, Position, ev
 from rhei_pipeline.model.coverage import CheckedPart, Coverage
 from rhei_pipeline.model.progress import CopyProgress
 from rhei_pipeline.model.reports import TableVerification
-from rhei_pipeline.model.schema import INSTANT, Column, Table, TableSchema
+from rhei_pipeline.model.schema import Column, Table, TableSchema
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sync.verify_parts import VerifyBudget, within_budget
 from tests.support.fix_postgres import PostgresWorld
