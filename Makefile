@@ -90,7 +90,7 @@ docs: $(DOCS_READY) ## build the documentation as a site, in build/site
 	@echo "Open build/site/index.html"
 
 docs-update: $(READY) ## write the reference and the answers of commands into the pages
-	@$(BIN)/python docs/reference_pages.py
+	@PYTHONPATH=. $(BIN)/python docs/reference_pages.py
 	@$(BIN)/python -m tests.docs.transcripts README.md docs/*.md
 
 screenshots: $(RUN_READY) ## take the README's pictures of the Dagster UI; needs Chromium

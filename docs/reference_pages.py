@@ -20,6 +20,7 @@ from typer.core import TyperArgument
 import rhei_pipeline
 import rhei_pipeline.dagster
 import rhei_pipeline.testing
+from docs.reference_types import types_page
 from rhei_pipeline import TableState
 from rhei_pipeline.cli import options
 from rhei_pipeline.cli.main import app
@@ -44,6 +45,7 @@ def pages() -> dict[str, str]:
         "python.md": _python,
         "metrics.md": _metrics,
         "exit-codes.md": _exit_codes,
+        "types.md": types_page,
     }
     return {name: _NOTE + "\n".join(make()) + "\n" for name, make in made.items()}
 

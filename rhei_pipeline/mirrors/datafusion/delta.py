@@ -242,10 +242,11 @@ def _shape(table: StoredTable) -> pa.Schema:
                 " path",
             )
         seen.add(name.lower())
-    return pa.schema([pa.field(field.name, _kind(field.type)) for field in table.schema])
+    return pa.schema([pa.field(field.name, delta_type(field.type)) for field in table.schema])
 
 
-def _kind(kind: pa.DataType) -> pa.DataType:
+def delta_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type that a Delta table has for an Arrow type: it knows no times of day."""
     return pa.string() if pa.types.is_time(kind) else kind
 
 
@@ -300,7 +301,7 @@ def _is_shown_whole(table: StoredTable, segment: Segment) -> bool:
     """Return whether Delta readers can use the segment's own file."""
     if segment.gone or segment.constants:
         return False
-    wanted = {field.name: _kind(field.type) for field in table.schema}
+    wanted = {field.name: delta_type(field.type) for field in table.schema}
     return all(wanted.get(field.name, field.type) == field.type for field in segment.schema)
 
 

@@ -190,6 +190,11 @@ def arrow_type(oid: int, modifier: int) -> pa.DataType:
     return _TYPES.get(oid, pa.string())
 
 
+def logical_of(oid: int) -> str | None:
+    """Return what the text of a built-in type is; None of one that is text alone, or no text."""
+    return _LOGICAL.get(oid)
+
+
 def declaration(kind: pa.DataType) -> str:
     """Return the declared type that is read back as this Arrow type.
 
@@ -263,7 +268,7 @@ def _columns(
             )
             continue
         declared = options.types.get(name)
-        if declared is None and options.as_text and stored.oid in _LOGICAL:
+        if declared is None and options.as_text and logical_of(stored.oid):
             declared = "string"
         columns.append(_column(facts, stored, declared))
     return columns
@@ -271,7 +276,7 @@ def _columns(
 
 def _column(facts: TableFacts, stored: ColumnFacts, declared: str | None) -> Column:
     """Return a column as it is mirrored, with the type that the declaration gives it."""
-    mark, natural = facts.marks.columns.get(stored.name, ""), _LOGICAL.get(stored.oid)
+    mark, natural = facts.marks.columns.get(stored.name, ""), logical_of(stored.oid)
     if declared is None:
         kind = arrow_type(stored.oid, stored.modifier)
         return Column(stored.name, kind, not stored.not_null, mark=mark, logical=natural)

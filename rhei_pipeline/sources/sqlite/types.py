@@ -245,6 +245,11 @@ def _halve(values: Sequence[Any], column: Column, offset: int) -> tuple[pa.Array
     return pa.concat_arrays([left, right]), left_misfits + right_misfits
 
 
+def expected(kind: pa.DataType, logical: str | None = None) -> str:
+    """Return what a column of this type takes."""
+    return _EXPECTED[_family(Column("", kind, logical=logical))]
+
+
 def _reason(value: object, column: Column) -> str:
     """Return what was found and what was expected, without the value."""
     found = {

@@ -24,6 +24,7 @@ from tests.support.parts import engine_of
 MakeWorld = Callable[..., PostgresWorld]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
 
+A_UUID = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
 #: Declared type, literals, what the mirror is to hold.
 VALUES: list[tuple[str, list[str], list[Any]]] = [
     ("smallint", ["-32768", "32767"], [-(2**15), 2**15 - 1]),
@@ -69,7 +70,7 @@ VALUES: list[tuple[str, list[str], list[Any]]] = [
     ),
     ("timetz", ["12:00:00+02"], ["12:00:00+02"]),
     ("interval", ["1 year 2 mons 3 days 04:05:06.789"], ["P1Y2M3DT4H5M6.789S"]),
-    ("uuid", ["A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"], ["a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"]),
+    ("uuid", [A_UUID.upper()], [A_UUID]),
     ("json", ['{"a":  1}'], ['{"a":  1}']),
     ("jsonb", ['{"b": [1, null],  "a": "x"}'], ['{"a": "x", "b": [1, null]}']),
     ("integer[]", ["{1,NULL,3}", "{}"], ["{1,NULL,3}", "{}"]),
@@ -78,11 +79,39 @@ VALUES: list[tuple[str, list[str], list[Any]]] = [
     ("tstzrange", ["[2024-01-01 00:00+00,)"], ['["2024-01-01 00:00:00+00",)']),
     ("inet", ["192.168.0.1/24", "::1"], ["192.168.0.1/24", "::1"]),
     ("macaddr", ["08:00:2b:01:02:03"], ["08:00:2b:01:02:03"]),
+    ("macaddr8", ["08:00:2b:01:02:03:04:05"], ["08:00:2b:01:02:03:04:05"]),
+    ("cidr", ["10.1.0.0/16"], ["10.1.0.0/16"]),
     ("money_domain", ["5.25"], [Decimal("5.25")]),
+    ("money", ["-12.50"], ["-$12.50"]),
     ("mood", ["happy"], ["happy"]),
-    ("pair", ["(1,two)"], ["(1,two)"]),
-    ("bit varying", ["101"], ["101"]),
+    ("mood[]", ["{sad,NULL,happy}"], ["{sad,NULL,happy}"]),
+    ("pair", ["(1,two)", '(,"a ""b"", c")'], ["(1,two)", '(,"a ""b"", c")']),
+    ("pair[]", ['{"(1,two)",NULL}'], ['{"(1,two)",NULL}']),
+    ("bit(3)", ["101"], ["101"]),
+    ("bit varying", ["101", ""], ["101", ""]),
     ("point", ["(1,2)"], ["(1,2)"]),
+    ("line", ["{1,2,3}"], ["{1,2,3}"]),
+    ("lseg", ["[(1,2),(3,4)]"], ["[(1,2),(3,4)]"]),
+    ("box", ["(3,4),(1,2)"], ["(3,4),(1,2)"]),
+    ("path", ["((1,2),(3,4))"], ["((1,2),(3,4))"]),
+    ("polygon", ["((1,2),(3,4),(5,6))"], ["((1,2),(3,4),(5,6))"]),
+    ("circle", ["<(1,2),3>"], ["<(1,2),3>"]),
+    ("tsvector", ["'a':1 'b'"], ["'a':1 'b'"]),
+    ("tsquery", ["'a' & 'b'"], ["'a' & 'b'"]),
+    ("pg_lsn", ["16/B374D848"], ["16/B374D848"]),
+    ("name", ["a name"], ["a name"]),
+    ("oid", ["4294967295"], [2**32 - 1]),
+    ("integer[][]", ["{{1,2},{3,NULL}}", "[0:1]={7,8}"], ["{{1,2},{3,NULL}}", "[0:1]={7,8}"]),
+    ("double precision[]", ["{NaN,-0,1e-300}"], ["{NaN,-0,1e-300}"]),
+    (
+        "uuid[]",
+        ["{a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11}"],
+        ["{a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11}"],
+    ),
+    ("jsonb[]", ['{"{\\"a\\": 1}"}'], ['{"{\\"a\\": 1}"}']),
+    ("numrange", ["(,1.50]"], ["(,1.50]"]),
+    ("int4multirange", ["{[1,3),[5,9)}", "{}"], ["{[1,3),[5,9)}", "{}"]),
+    ("jsonpath", ['$."a"'], ['$."a"']),
 ]
 TYPES = (
     "create domain base_domain as numeric(8, 2)",
@@ -96,30 +125,55 @@ def repr_all(values: list[Any]) -> list[str]:
     return [repr(value) for value in values]
 
 
-@BOTH_MODES
-def test_every_type_by_copy_and_by_log(make_postgres: MakeWorld, mode: str) -> None:
-    world = make_postgres(mode=mode)
-    world.run(*TYPES)
-    for place, (kind, literals, _) in enumerate(VALUES):
-        world.run(f"create table t{place}(id serial primary key, v {kind})")
-        _insert(world, place, [*literals, None])
+@pytest.mark.parametrize(
+    ("capture", "mode", "storage"),
+    [
+        ("logical", "temporal", None),
+        ("logical", "destructive", "delta"),
+        ("trigger", "destructive", None),
+        ("trigger", "temporal", "parquet"),
+        ("polling", "destructive", None),
+        ("buffer", "temporal", None),
+    ],
+)
+def test_every_type_by_every_way(
+    make_postgres: MakeWorld, capture: str, mode: str, storage: str | None
+) -> None:
+    tables = [{"name": "t", "polling": {"deletes": "reconcile"}}]
+    method = "logical" if capture == "buffer" else capture
+    world = make_postgres(mode=mode, storage=storage, tables=tables, capture={"method": method})
+    if capture == "buffer":
+        world.capture["buffer"] = {"kind": "rocksdb", "path": world.directory / "cdc"}
+    columns = ", ".join(f"c{place} {kind}" for place, (kind, _, _) in enumerate(VALUES))
+    world.run(
+        *TYPES,
+        f"create table t(id serial primary key, {columns},"
+        " updated_at timestamptz not null default clock_timestamp())",
+    )
+    count = max(len(literals) for _, literals, _ in VALUES)
+    _insert(world, count)
     world.htap.sync_now()
-    for place, (_, literals, _) in enumerate(VALUES):
-        _insert(world, place, [*literals, None])
+    _insert(world, count)
     world.htap.sync_now()
-    for place, (kind, literals, expected) in enumerate(VALUES):
-        found = world.htap.query(f"select v from t{place} order by id", hint="olap")[
-            "v"
-        ].to_pylist()
-        assert repr_all(found) == repr_all([*expected, None] * 2), (kind, literals)
+    names = [f"c{place}" for place in range(len(VALUES))]
+    found = world.htap.query(f"select {', '.join(names)} from t order by id", hint="olap")
+    for place, (kind, _, expected) in enumerate(VALUES):
+        wanted = [*(expected[row % len(expected)] for row in range(count)), None]
+        assert repr_all(found[f"c{place}"].to_pylist()) == repr_all(wanted * 2), kind
     assert world.htap.dead_letters().num_rows == 0
     assert world.htap.verify().equal
 
 
-def _insert(world: PostgresWorld, place: int, literals: list[str | None]) -> None:
-    for literal in literals:
-        value = psycopg.sql.Literal(literal).as_string(None)
-        world.app.execute(f"insert into t{place}(v) values ({value})".encode())
+def _insert(world: PostgresWorld, count: int) -> None:
+    """Insert rows of each type's values in turn, and one of nulls."""
+    names = ", ".join(f"c{place}" for place in range(len(VALUES)))
+    for row in range(count):
+        values = ", ".join(
+            psycopg.sql.Literal(literals[row % len(literals)]).as_string(None)
+            for _, literals, _ in VALUES
+        )
+        world.app.execute(f"insert into t({names}) values ({values})".encode())
+    world.run("insert into t default values")
 
 
 @BOTH_MODES
