@@ -76,8 +76,10 @@ def types_page() -> Iterator[str]:
         kind = declared_type(declared)
         if kind is not None:
             yield _row(f"`{declared}`", kind, None, expected(kind), "all else")
+    yield "\n## Declared under `types`\n"
+    yield from _head("type", "value taken", "dead letters")
     for name in TAKEN:
-        yield _row(f"`types: {name}`", pa.string(), name, expected(pa.string(), name), "all else")
+        yield _row(f"`{name}`", pa.string(), name, expected(pa.string(), name), "all else")
 
 
 def _of_postgres(shown: str, kind: pa.DataType, logical: str | None) -> str:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from rhei_pipeline.changes.history import ReadsPast, history_of, refuse_naive
 from rhei_pipeline.errors import ChangesLostError, QueryError
+from rhei_pipeline.model.array_texts import as_texts
 from rhei_pipeline.model.change_feed import (
     OLD_PREFIX,
     ChangePosition,
@@ -62,7 +63,9 @@ def changes(table: Table, after: After, mirror: ReadsHistory, on_lost: OnLost) -
     """Return what changed since a position; see `HTAP.changes`."""
     asking = _Asking(table, _place(after), on_lost)
     rows, position, whole = asking.answered(mirror, mirror.query)
-    return TableChanges(table.name, rows.cast(changes_schema(table.schema)), position, whole)
+    return TableChanges(
+        table.name, as_texts(rows).cast(changes_schema(table.schema)), position, whole
+    )
 
 
 def stream_changes(
@@ -71,7 +74,8 @@ def stream_changes(
     """Return the same in batches of about so many rows, none of which is held longer."""
     schema, asking = changes_schema(table.schema), _Asking(table, _place(after), on_lost)
     found, position, whole = asking.answered(mirror, lambda sql: mirror.stream(sql, (), rows))
-    batches = (batch.cast(schema) for batch in found.batches)
+    tables = (as_texts(pa.Table.from_batches([batch])).cast(schema) for batch in found.batches)
+    batches = (batch for table in tables for batch in table.to_batches())
     return ChangeStream(table.name, schema, batches, position, snapshot=whole)
 
 

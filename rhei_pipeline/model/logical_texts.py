@@ -3,11 +3,13 @@
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rhei_pipeline.model.type_names import JSON, UUID
+from rhei_pipeline.model.array_texts import array_form, lists_of
+from rhei_pipeline.model.type_names import ARRAYS, JSON, UUID
 
 #: The one form that both PostgreSQL and the mirrors write.
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
@@ -22,6 +24,7 @@ _BACKSLASH = r"\\"
 EXPECTED = {
     UUID: "a UUID in lower case with hyphens",
     JSON: "JSON without halves of surrogate pairs",
+    **dict.fromkeys(ARRAYS, "an array of one dimension, as PostgreSQL writes it"),
 }
 
 
@@ -40,6 +43,11 @@ def admit_texts(texts: pa.Array, logical: str, *, trusted: bool) -> pa.Array:
         if pc.all(pc.match_substring_regex(texts, f"^{_UUID}$")).as_py() is False:
             raise pa.ArrowInvalid
         return texts
+    if logical in ARRAYS:
+        if pc.all(pc.match_substring_regex(texts, f"^(?:{array_form(logical)})$")).as_py() is False:
+            raise pa.ArrowInvalid
+        lists_of(texts, logical)  # each element is within its type
+        return texts
     doubted = texts
     if trusted:
         doubted = texts.filter(pc.match_substring_regex(texts, _HALF))
@@ -52,7 +60,14 @@ def text_reader(logical: str | None, *, trusted: bool) -> Callable[[str], str]:
     """Return what takes one such text and raises ValueError at another."""
     if logical is None:
         return str
+    if logical in ARRAYS:
+        return partial(_array, logical=logical)
     return _uuid if logical == UUID else _json_trusted if trusted else _json
+
+
+def _array(text: str, logical: str) -> str:
+    admit_texts(pa.array([text]), logical, trusted=False)
+    return text
 
 
 def is_uuid(text: str) -> bool:

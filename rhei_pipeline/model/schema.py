@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaError
-from rhei_pipeline.model.type_names import INSTANT, named_type, type_name
+from rhei_pipeline.model.type_names import ARRAYS, INSTANT, named_type, type_name
 
 #: Tables and columns that begin so are ours; a source that uses the prefix is refused by name.
 RESERVED_PREFIX = "_rhei_"
@@ -171,8 +171,15 @@ class TableSchema:
 
     @property
     def logical(self) -> Mapping[str, str]:
-        """What the text of columns is, by name, where it is more than text."""
-        return {column.name: column.logical for column in self.columns if column.logical}
+        """What the text of columns is, by name, where it is more than text.
+
+        An array in the key is text: rows are found by it everywhere.
+        """
+        return {
+            column.name: column.logical
+            for column in self.columns
+            if column.logical and not (column.logical in ARRAYS and column.name in self.primary_key)
+        }
 
     @property
     def arrow(self) -> pa.Schema:

@@ -11,6 +11,15 @@ from rhei_pipeline.errors import SchemaError
 INSTANT = pa.timestamp("us", tz="UTC")
 
 UUID, JSON = "uuid", "json"
+#: What the elements of an array are, by the name of its type; the array itself is text.
+ARRAYS = {
+    "boolean[]": pa.bool_(),
+    "int16[]": pa.int16(),
+    "int32[]": pa.int32(),
+    "int64[]": pa.int64(),
+    "string[]": pa.string(),
+    "uuid[]": pa.string(),
+}
 
 _MAX_DECIMAL_DIGITS = 38
 _DECIMAL = re.compile(r"decimal\((\d+),\s*(\d+)\)")
@@ -22,7 +31,7 @@ class NamedType(NamedTuple):
     Attributes:
         type: The Arrow type of the values.
         epoch: The unit of integers counted from 1970, where the name implies one.
-        logical: What a text is, beyond being text: a UUID, or JSON.
+        logical: What a text is, beyond being text: a UUID, JSON, or an array.
     """
 
     type: pa.DataType
@@ -48,9 +57,10 @@ _NAMED_TYPES = {
     "timestamp_us": NamedType(INSTANT, "us"),
     UUID: NamedType(pa.string(), logical=UUID),
     JSON: NamedType(pa.string(), logical=JSON),
+    **{name: NamedType(pa.string(), logical=name) for name in ARRAYS},
 }
 #: Other names for the same.
-_ALSO = {"text": "string"}
+_ALSO = {"text": "string", "text[]": "string[]"}
 
 
 def parse_type(name: str) -> tuple[pa.DataType, str | None]:

@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.schema import TableSchema
+from rhei_pipeline.model.type_names import ARRAYS, UUID
 
 #: Conditions in a row before they are grouped.
 _CHAIN = 50
@@ -65,6 +66,9 @@ def duckdb_type(arrow_type: pa.DataType, logical: str | None = None) -> str:
         SchemaError: No column of ours has such a type.
     """
     if logical is not None and pa.types.is_string(arrow_type):
+        if logical in ARRAYS:
+            element = UUID if logical == f"{UUID}[]" else duckdb_type(ARRAYS[logical])
+            return f"{element}[]"
         return logical  # DuckDB has both, under these names
     if pa.types.is_decimal(arrow_type):
         return f"decimal({arrow_type.precision}, {arrow_type.scale})"

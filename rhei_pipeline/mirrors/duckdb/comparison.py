@@ -5,7 +5,9 @@ from collections.abc import Iterable, Iterator
 import duckdb
 import pyarrow as pa
 
+from rhei_pipeline.mirrors.duckdb.logical import as_kept
 from rhei_pipeline.mirrors.duckdb.tables import copy_name, create, in_utc, registered
+from rhei_pipeline.model.array_texts import as_texts
 from rhei_pipeline.model.changes import NetChanges
 from rhei_pipeline.model.schema import VALID_TO, Mode, Table
 from rhei_pipeline.sql.text import listed, matching, mirror_table, quote
@@ -26,7 +28,7 @@ def compare_digests(
     create(connection, "_rhei_digests", pa.schema(fields), kind="temp table")
     connection.execute(f"alter table temp._rhei_digests add column {_DIGEST} ubigint")
     for number, part in enumerate(parts):
-        with registered(connection, "_rhei_rows", part):
+        with registered(connection, "_rhei_rows", as_kept(connection, part, table.schema)):
             connection.execute(
                 f"insert into temp._rhei_digests select {listed(key, 'r')}, {number},"
                 f" {_digest(table, 'r')} from _rhei_rows r"
@@ -76,7 +78,7 @@ def staged_differences(
 
 
 def _arrow(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
-    return in_utc(connection.sql(sql).to_arrow_table())
+    return as_texts(in_utc(connection.sql(sql).to_arrow_table()))
 
 
 def present_sql(table: Table) -> str:

@@ -9,13 +9,13 @@ import pyarrow as pa
 from rhei_pipeline.changes.scd2 import refuse_lost_history, refuse_unknown_key
 from rhei_pipeline.errors import SchemaDriftError
 from rhei_pipeline.mirrors.duckdb.housekeeping import rename_records
+from rhei_pipeline.mirrors.duckdb.logical import as_kept, fit_texts
 from rhei_pipeline.mirrors.duckdb.past import note_beginning, note_columns
 from rhei_pipeline.mirrors.duckdb.tables import (
     Built,
     arrow_type,
     copy_name,
     create,
-    fit_texts,
     in_utc,
     read_built,
     standing_name,
@@ -31,6 +31,7 @@ from rhei_pipeline.mirrors.exact_casts import (
     same_bits,
 )
 from rhei_pipeline.mirrors.key_change import refuse_unfit_key
+from rhei_pipeline.model.array_texts import as_texts
 from rhei_pipeline.model.changes import Operation
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Column, Mode, Table
 from rhei_pipeline.sql.text import duckdb_type, listed, matching, mirror_table, quote
@@ -81,7 +82,8 @@ def keep_unknown(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
         f" anti join {copy_name(schema)} c on {matching('t', 'c', schema.primary_key)}"
         f" where {present}"
     )
-    kept = in_other_types(in_utc(found.to_arrow_table()), schema.arrow)
+    texts = as_texts(in_utc(found.to_arrow_table()))
+    kept = as_kept(connection, in_other_types(texts, schema.arrow), schema)
     connection.register("_rhei_kept", kept)
     connection.execute(
         f"insert into {copy_name(schema)}({listed(held)}) select {listed(held)} from _rhei_kept"

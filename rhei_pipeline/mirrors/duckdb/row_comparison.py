@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.comparison import differs_sql
+from rhei_pipeline.mirrors.duckdb.logical import as_kept
 from rhei_pipeline.mirrors.duckdb.tables import in_utc, registered
 from rhei_pipeline.mirrors.met_rows import Differences, MetRows, gathered
 from rhei_pipeline.model.changes import Comparison
@@ -65,10 +66,10 @@ class RowComparing:
         """Compare; rows are taken one portion after the other."""
         key, found = list(self._table.schema.primary_key), Differences(self._table.schema.arrow_key)
         portion = _Portion()
-        portion.rows = _numbered(self._table.schema.arrow.empty_table())
+        portion.rows = self._kept(self._table.schema.arrow.empty_table())
         with registered(self._connection, _ROWS, portion):
             for part in gathered(rows):
-                portion.rows = _numbered(part)
+                portion.rows = self._kept(part)
                 met = self._looked_up()
                 self._met.add(met[_PLACE].to_numpy())
                 numbers = met[_NUMBER].to_numpy()
@@ -78,6 +79,10 @@ class RowComparing:
         if self._span is None:
             return found.with_extra(self._table.schema.arrow_key.empty_table())
         return found.with_extra(self._extra())
+
+    def _kept(self, rows: pa.Table) -> pa.Table:
+        """Return rows of the source as they are compared, each with its number."""
+        return _numbered(as_kept(self._connection, rows, self._table.schema))
 
     def _looked_up(self) -> pa.Table:
         """Return the table's rows of these keys: the key's number, its place, if it differs."""

@@ -23,15 +23,14 @@ from rhei_pipeline.model.schema import (
     Table,
     TableSchema,
 )
-from rhei_pipeline.model.type_names import INSTANT, JSON, UUID
+from rhei_pipeline.model.type_names import ARRAYS, INSTANT, JSON, UUID
 from rhei_pipeline.sql.text import duckdb_type, mirror_table, quote
 
 MAIN = "main"
 SNAPSHOTS = "snapshot"
 _HISTORY = {field.name for field in HISTORY_FIELDS}
-_TEXT = "VARCHAR"
-#: What a text is where DuckDB keeps it as more than text; it reads and writes all three as text.
-_LOGICAL = {"UUID": UUID, "JSON": JSON}
+#: What a text is where DuckDB keeps it as more than text, by its type there.
+LOGICAL = {duckdb_type(pa.string(), logical).upper(): logical for logical in (UUID, JSON, *ARRAYS)}
 _DECIMAL = re.compile(r"DECIMAL\((\d+),(\d+)\)")
 _TYPES: dict[str, pa.DataType] = {
     "SMALLINT": pa.int16(),
@@ -40,8 +39,7 @@ _TYPES: dict[str, pa.DataType] = {
     "FLOAT": pa.float32(),
     "DOUBLE": pa.float64(),
     "VARCHAR": pa.string(),
-    "UUID": pa.string(),
-    "JSON": pa.string(),
+    **{kind: pa.string() for kind in LOGICAL},
     "BLOB": pa.binary(),
     "BOOLEAN": pa.bool_(),
     "DATE": pa.date32(),
@@ -108,7 +106,7 @@ def read_tables(connection: duckdb.DuckDBPyConnection) -> dict[str, Table]:
 
 def _table(built: Built, namespace: str | None, relation: str, types: Mapping[str, str]) -> Table:
     own = tuple(
-        Column(name, arrow_type(kind), logical=_LOGICAL.get(kind))
+        Column(name, arrow_type(kind), logical=LOGICAL.get(kind))
         for name, kind in types.items()
         if name not in _HISTORY
     )
@@ -176,70 +174,6 @@ def create(
         for field in schema
     )
     connection.execute(f"create {kind} {target}({columns})")
-
-
-def kept_logical(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> Mapping[str, str]:
-    """Return what the text of a table's columns is, but for those that its mirror has as text."""
-    standing = _declared_types(connection, schema)
-    return {
-        name: logical
-        for name, logical in schema.logical.items()
-        if standing.get(name.lower()) != _TEXT
-    }
-
-
-def fit_texts(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> None:
-    """Give columns of text the type that their text is by now, history included.
-
-    A column that is text stays so where one of its values would not be the same again, or where
-    somebody has put an index on the table.
-    """
-    standing, target = _declared_types(connection, schema), mirror_table(schema)
-    kept = {c.name: standing.get(c.name.lower()) for c in schema.columns if c.type == pa.string()}
-    for name, old in kept.items():
-        new = schema.logical.get(name, _TEXT).upper()
-        is_text = old == _TEXT or old in _LOGICAL
-        if not is_text or old == new or (new != _TEXT and _is_indexed(connection, schema)):
-            continue
-        column = quote(name)
-        cast = f"try_cast({column}::varchar as {new})"
-        other = f"{cast}::varchar is distinct from {column}::varchar"
-        found = connection.execute(f"select exists (from {target} where {other})")
-        if new == _TEXT or not found.fetchall()[0][0]:
-            connection.execute(
-                f"alter table {target} alter column {column} set data type {new} using {cast}"
-            )
-
-
-def labelled(rows: pa.Table, schema: TableSchema) -> pa.Table:
-    """Return rows whose JSON DuckDB takes as JSON, without reading it."""
-    names = {name for name, logical in schema.logical.items() if logical == JSON}
-    if not names:
-        return rows
-    label = {"ARROW:extension:name": "arrow.json"}
-    fields = [f.with_metadata(label) if f.name in names else f for f in rows.schema]
-    return pa.Table.from_arrays(rows.columns, schema=pa.schema(fields))
-
-
-def _declared_types(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> dict[str, str]:
-    """Return the types of a mirrored table's columns, by their names in lower case."""
-    return dict(
-        connection.execute(
-            "select lower(column_name), data_type from duckdb_columns()"
-            " where database_name = current_database()"
-            " and lower(schema_name) = lower(?) and lower(table_name) = lower(?)",
-            [schema.namespace or MAIN, schema.mirror_relation],
-        ).fetchall()
-    )
-
-
-def _is_indexed(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> bool:
-    found = connection.execute(
-        "select exists (from duckdb_indexes() where database_name = current_database()"
-        " and lower(schema_name) = lower(?) and lower(table_name) = lower(?))",
-        [schema.namespace or MAIN, schema.mirror_relation],
-    )
-    return bool(found.fetchall()[0][0])
 
 
 def copy_name(schema: TableSchema) -> str:

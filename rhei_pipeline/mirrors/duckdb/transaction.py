@@ -18,6 +18,7 @@ from rhei_pipeline.mirrors.duckdb.comparison import (
 from rhei_pipeline.mirrors.duckdb.drop import drop_table
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds
 from rhei_pipeline.mirrors.duckdb.housekeeping import write_letters, write_owner
+from rhei_pipeline.mirrors.duckdb.logical import as_kept, kept_logical
 from rhei_pipeline.mirrors.duckdb.past import write_snapshots
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
 from rhei_pipeline.mirrors.duckdb.promotion import adopt_copy, keep_unknown
@@ -26,11 +27,10 @@ from rhei_pipeline.mirrors.duckdb.tables import (
     copy_name,
     create,
     in_utc,
-    kept_logical,
-    labelled,
     registered,
     write_built,
 )
+from rhei_pipeline.model.array_texts import as_texts
 from rhei_pipeline.model.changes import (
     Comparison,
     Counts,
@@ -92,7 +92,7 @@ class DuckDBTransaction:
     def _merge(self, table: Table, target: str, changes: NetChanges) -> Counts:
         inserted = updated = deleted = 0
         if changes.upserts.num_rows:
-            upserts = labelled(changes.upserts, table.schema)
+            upserts = as_kept(self._connection, changes.upserts, table.schema)
             with (
                 registered(self._connection, "_rhei_upserts", upserts),
                 self._in_few_copies(upserts),
@@ -189,7 +189,7 @@ class DuckDBTransaction:
                     )
         if versions.openings.num_rows:
             names = listed(versions.openings.column_names)
-            openings = labelled(versions.openings, table.schema)
+            openings = as_kept(self._connection, versions.openings, table.schema)
             with registered(self._connection, "_rhei_openings", openings):
                 self._connection.execute(
                     f"insert into {name}({names}) select {names} from _rhei_openings"
@@ -259,7 +259,8 @@ class DuckDBTransaction:
     def append_copy(self, table: Table, rows: pa.Table, progress: CopyProgress) -> None:
         """Append rows to the copy and record its progress."""
         if rows.num_rows:
-            with registered(self._connection, "_rhei_rows", labelled(rows, table.schema)):
+            kept = as_kept(self._connection, rows, table.schema)
+            with registered(self._connection, "_rhei_rows", kept):
                 self._connection.execute(
                     f"insert into {copy_name(table.schema)} select * from _rhei_rows"
                 )
@@ -391,4 +392,4 @@ class DuckDBTransaction:
     _count = _changed
 
     def _arrow(self, sql: str) -> pa.Table:
-        return in_utc(self._connection.sql(sql).to_arrow_table())
+        return as_texts(in_utc(self._connection.sql(sql).to_arrow_table()))

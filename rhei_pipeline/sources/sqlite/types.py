@@ -99,14 +99,14 @@ _STORAGE_CLASSES: dict[str, set[type]] = {
     "instant": {str},
     "epoch": {int},
     "decimal": {int, float},
-    UUID: {str},
-    JSON: {str},
+    **{name: {str} for name in EXPECTED},
 }
 #: What a column whose type is declared above the source's takes as well, where it is exact.
 _EXACT_TOO: dict[str, set[type]] = {
     "int64": {float},
     "string": {int, float},
     "binary": {str},
+    **{name: set() for name in EXPECTED},
     UUID: {bytes},
     JSON: {int, float},
 }
@@ -122,8 +122,8 @@ _EXPECTED = {
     "instant": "a timestamp with its zone, as YYYY-MM-DDTHH:MM:SSZ",
     "epoch": "an integer within the range of timestamps",
     "decimal": "a number within the declared digits",
+    **EXPECTED,
     UUID: f"{EXPECTED[UUID]}, or a blob of 16 bytes",
-    JSON: EXPECTED[JSON],
 }
 
 

@@ -11,7 +11,8 @@ from tests.support.fix_postgres import PostgresWorld
 
 MakeWorld = Callable[..., PostgresWorld]
 
-IDS = [f"a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a{n:02x}" for n in range(8)]
+#: Some of them have the bit set that makes a signed number negative.
+IDS = [f"{n}0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11" for n in "0a79f38b"]
 #: What a JSON parser may stumble over, or write otherwise than it was.
 JSONS = [
     '{"a": {"b": [1, null, "ž"]}, "n": 1.10}',
@@ -100,8 +101,10 @@ ROUTED = [
     (f"select count(*) from t where owner <> '{IDS[1]}' or owner is null", "olap"),
     (f"select count(distinct owner) from t where owner in ('{IDS[1]}', '{IDS[2]}')", "olap"),
     ("select owner, count(*) from t group by owner order by owner", "olap"),
+    ("select a.id from t a join t b on a.id = b.id order by a.id desc", "olap"),
     ("select count(*) from t a join t b on a.id = b.owner", "olap"),
     ("select coalesce(owner, id), owner::text || 'x', count(*) from t group by 1, 2", "olap"),
+    ("select a.b, a.id from t a join t c on a.id = c.owner", "olap"),
     ("select count(*) from t where owner = '{a0eebc999c0b4ef8bb6d6bb9bd380a01}'", "oltp"),
     ("select count(*) from t where owner::text like 'a0%'", "olap"),
     ("select count(*) from t where b->>'n' = '1.10'", "oltp"),
@@ -128,7 +131,8 @@ def test_what_is_asked_of_them_is_answered_alike(
         assert route.engine == engine, (sql, route)
         answers = [world.htap.query(sql, hint=hint) for hint in ("auto", "oltp")]
         assert answers[0].schema == answers[1].schema, sql
-        first, second = (sorted(map(repr, answer.to_pylist())) for answer in answers)
+        in_order = list if " order by " in sql else sorted
+        first, second = (in_order(map(repr, answer.to_pylist())) for answer in answers)
         assert first == second, sql
 
 
@@ -198,11 +202,11 @@ def test_the_declaration_says_what_is_text_and_what_is_more(make_postgres: MakeW
     )
     world.htap.sync_now()
     letters = world.htap.dead_letters().to_pylist()
-    assert sorted((row["key"][-4:-2], row["column_name"]) for row in letters) == [
-        ("00", "j"),
-        ("01", "note"),
-        ("01", "ref"),
-    ]
+    assert {(json.loads(row["key"])["id"], row["column_name"]) for row in letters} == {
+        (IDS[0], "j"),
+        (IDS[1], "note"),
+        (IDS[1], "ref"),
+    }
     assert {row["id"] for row in world.present("t")} == {IDS[2]}
     world.run(f"update t set note = '[]', ref = '{IDS[3]}', j = null")
     world.htap.sync_now()
