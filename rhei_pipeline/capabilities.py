@@ -118,6 +118,17 @@ class HoldsRowsApart(Protocol):
 
 
 @runtime_checkable
+class ReadsForCopies(Protocol):
+    """A source that reads rows sooner where they need not be of one state."""
+
+    def copy_snapshot(self) -> AbstractContextManager[SourceSnapshot]:
+        """Hold a committed state; its `rows` may be of later ones, of the same schema.
+
+        That is enough for a copy, which reads again whatever is touched after its position.
+        """
+
+
+@runtime_checkable
 class HoldsBytes(Protocol):
     """A source, or its buffer, that keeps changes until the mirror has them."""
 
@@ -291,6 +302,11 @@ def snapshot_of_rows(source: ChangeSource) -> AbstractContextManager[SourceSnaps
     return source.row_snapshot() if _holds_rows_apart(source) else source.snapshot()
 
 
+def snapshot_for_copy(source: ChangeSource) -> AbstractContextManager[SourceSnapshot]:
+    """Hold a state whose rows a copy can read; see `ReadsForCopies`."""
+    return source.copy_snapshot() if _reads_for_copies(source) else snapshot_of_rows(source)
+
+
 def reading_together(source: ChangeSource, names: Collection[str]) -> AbstractContextManager[None]:
     """Let tables be described and installed from one reading, where the source can do that."""
     return source.reading_together(names) if _reads_together(source) else nullcontext()
@@ -348,6 +364,10 @@ def _has_keyless_rows(snapshot: SourcePositions) -> TypeGuard[HasKeylessRows]:
 
 def _holds_rows_apart(source: ChangeSource) -> TypeGuard[HoldsRowsApart]:
     return _has(type(source), HoldsRowsApart)
+
+
+def _reads_for_copies(source: ChangeSource) -> TypeGuard[ReadsForCopies]:
+    return _has(type(source), ReadsForCopies)
 
 
 def _holds_bytes(source: ChangeSource) -> TypeGuard[HoldsBytes]:

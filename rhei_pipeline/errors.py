@@ -193,6 +193,7 @@ _EXTRAS = {
     "metrics": {"prometheus_client"},
     "rocksdb": {"rocksdict"},
     "serve": {"google.protobuf"},
+    "sqlite": {"adbc_driver_sqlite"},
 }
 
 

@@ -40,6 +40,7 @@ CLAIMS = {
         "When the value is mended at the source the dead letter resolves itself;": "test_a_dead_letter_is_resolved_once_its_row_fits",
         "a table of which a policy hides rows from the pipeline's user is left out by name,": "test_row_security_that_hides_rows_is_named_until_the_user_bypasses_it",
         "so a policy that is made while they run is not taken for deleted rows.": "test_rows_that_row_security_hides_for_a_moment_are_not_taken_for_deleted_ones",
+        "A table whose columns mix storage classes, or that computes a column as it is read, is read as without it.": "test_a_column_of_several_classes_is_read_here",
         "The log is pruned as soon as every mirror has what it holds;": "test_the_log_of_a_source_does_not_grow_without_bound",
         "for what only an open mirror can do it steps aside between two calls, and goes on afterwards.": "test_the_holder_steps_aside_for_what_needs_the_mirror_and_goes_on",
         "Whoever dies at any of these steps is not waited for.": "test_whoever_is_killed_while_the_holder_stands_aside_is_not_waited_for",

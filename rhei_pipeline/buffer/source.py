@@ -7,7 +7,7 @@ snapshot that was drained, so that changes and rows agree.
 
 import json
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +24,7 @@ from rhei_pipeline.capabilities import (
     reading_together,
     redeclare,
     rescan_due,
+    snapshot_for_copy,
     snapshot_of_rows,
 )
 from rhei_pipeline.errors import (
@@ -61,6 +62,10 @@ class BufferOptions:
 
     batch_rows: int = 50_000
     prune: bool = True
+
+
+def _snapshot(source: ChangeSource) -> AbstractContextManager[SourceSnapshot]:
+    return source.snapshot()
 
 
 class BufferedSource:
@@ -204,27 +209,34 @@ class BufferedSource:
 
         Where the log is full, the changes end where the log does, and `acknowledge` says so.
         """
-        return self._held(rows=False)
+        return self._held(_snapshot, drains=True)
 
     def row_snapshot(self) -> AbstractContextManager[BufferedSnapshot]:
         """Hold a state with its rows and drain nothing.
 
         Changes end where the rows do, the last of them read from the source.
         """
-        return self._held(rows=True)
+        return self._held(snapshot_of_rows, drains=False)
+
+    def copy_snapshot(self) -> AbstractContextManager[BufferedSnapshot]:
+        """Hold a state as `row_snapshot` does; rows may be of later ones."""
+        return self._held(snapshot_for_copy, drains=False)
 
     @contextmanager
-    def _held(self, *, rows: bool) -> Iterator[BufferedSnapshot]:
+    def _held(
+        self,
+        hold: Callable[[ChangeSource], AbstractContextManager[SourceSnapshot]],
+        *,
+        drains: bool,
+    ) -> Iterator[BufferedSnapshot]:
         self._release()
         self._failing.clear()
         while True:
             try:
-                source = self._inner
-                held = snapshot_of_rows(source) if rows else source.snapshot()
-                with held as inner:
-                    if not rows:
+                with hold(self._inner) as inner:
+                    if drains:
                         self._drain_if_room(inner)
-                    snapshot = self._over(inner, passes_on=rows)
+                    snapshot = self._over(inner, passes_on=not drains)
                     yield snapshot
                 break
             except Exception as error:  # noqa: BLE001  (one table's, or raised again)

@@ -15,6 +15,7 @@ from rhei_pipeline.capabilities import (
     keyless_rows,
     reading_together,
     redeclare,
+    snapshot_for_copy,
     snapshot_of_rows,
 )
 from rhei_pipeline.changes.masks import (
@@ -134,6 +135,10 @@ class MaskedSource:
     def row_snapshot(self) -> AbstractContextManager[SourceSnapshot]:
         """Hold one committed state with its rows."""
         return self._held(snapshot_of_rows(self._inner))
+
+    def copy_snapshot(self) -> AbstractContextManager[SourceSnapshot]:
+        """Hold one committed state; rows may be of later ones."""
+        return self._held(snapshot_for_copy(self._inner))
 
     @contextmanager
     def _held(self, inner: AbstractContextManager[SourceSnapshot]) -> Iterator[SourceSnapshot]:

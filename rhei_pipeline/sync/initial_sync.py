@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from rhei_pipeline.capabilities import beginning_of, keyless_rows, snapshot_of_rows
+from rhei_pipeline.capabilities import beginning_of, keyless_rows, snapshot_for_copy
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import Position, RowBatch
 from rhei_pipeline.model.progress import CopyProgress, Ledger, TableState, Watermark
@@ -91,7 +91,7 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
     acknowledge(source, mirror.ledger(), [table.name], prune=False)
     rows = letters = 0
     while not progress.complete:
-        with snapshot_of_rows(source) as snapshot:
+        with snapshot_for_copy(source) as snapshot:
             if not has_shape(table, source):
                 return None
             total = snapshot.count(table)

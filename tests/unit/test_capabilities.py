@@ -83,6 +83,11 @@ DRAWS_ROWS: list[type[can.DrawsRows]] = [
     SqlitePollingSnapshot,
     SqliteTriggerSnapshot,
 ]
+READS_FOR_COPIES: list[type[can.ReadsForCopies]] = [
+    BufferedSource,
+    SqlitePollingSource,
+    SqliteTriggerSource,
+]
 HOLDS_BYTES: list[type[can.HoldsBytes]] = [BufferedSource, LogicalSource, PostgresTriggerSource]
 READS_TOGETHER: list[type[can.ReadsTogether]] = [
     BufferedSource,
@@ -106,6 +111,7 @@ REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
         (can.OrdersKeys, ORDERS_KEYS),
         (can.FindsKeys, FINDS_KEYS),
         (can.DrawsRows, DRAWS_ROWS),
+        (can.ReadsForCopies, READS_FOR_COPIES),
         (can.HoldsBytes, HOLDS_BYTES),
         (can.ReadsTogether, READS_TOGETHER),
         (can.HasViews, HAS_VIEWS),

@@ -1,7 +1,7 @@
 """Rows of a SQLite table as batches: what every way to capture from SQLite reads the same way."""
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from itertools import chain, islice
@@ -51,8 +51,10 @@ class SqliteRowReader:
 
     def rows(self, resume: str | None, limit: int) -> RowBatch | None:
         """Read the next rows in key order; None when there are no more."""
-        sql, params = self._rows_sql(resume, limit)
-        rows = next(fetch(self.connection, sql, params, limit), None)
+        ordered, params = self.ordered(resume)
+        columns = listed(column.name for column in key_first(self.source.schema))
+        sql = f"select {columns}{ordered} limit ?"
+        rows = next(fetch(self.connection, sql, [*params, limit], limit), None)
         return None if rows is None else self._batch(rows)
 
     def draw(self, share: float, limit: int) -> Iterator[RowBatch]:
@@ -119,10 +121,10 @@ class SqliteRowReader:
         (encoding,) = self.connection.execute("pragma encoding").fetchone()
         return self.source.binary_key and encoding == "UTF-8"
 
-    def _rows_sql(self, resume: str | None, limit: int) -> tuple[str, list[Any]]:
+    def ordered(self, resume: str | None) -> tuple[str, list[Any]]:
+        """Write what follows the columns in a `select` of the rows after `resume`, in key order."""
         schema = self.source.schema
         key = listed(schema.primary_key)
-        columns = [column.name for column in key_first(schema)]
         conditions = [f"{quote(name)} is not null" for name in self.source.nullable_key]
         params: list[Any] = []
         if resume is not None:
@@ -132,8 +134,11 @@ class SqliteRowReader:
         if self.condition:
             conditions.append(self.condition)
         where = f" where {' and '.join(conditions)}" if conditions else ""
-        sql = f"select {listed(columns)} from {quote(schema.name)}{where} order by {key} limit ?"
-        return sql, [*params, limit]
+        return f" from {quote(schema.name)}{where} order by {key}", params
+
+
+#: Reads the next rows of a reader's table, as `SqliteRowReader.rows` does.
+ReadRows = Callable[[SqliteRowReader, str | None, int], RowBatch | None]
 
 
 def key_first(schema: TableSchema) -> list[Column]:

@@ -110,6 +110,15 @@ _EXACT_TOO: dict[str, set[type]] = {
     UUID: {bytes},
     JSON: {int, float},
 }
+#: Of values as they are stored; dates and times are text.
+_RAW_TYPES = {
+    "int64": pa.int64(),
+    "bool": pa.int64(),
+    "epoch": pa.int64(),
+    "double": pa.float64(),
+    "decimal": pa.float64(),
+    "binary": pa.binary(),
+}
 _EXPECTED = {
     "int64": "an integer",
     "double": "a real, or an integer that a double can hold",
@@ -133,20 +142,38 @@ def _convert(values: Sequence[Any], column: Column, kinds: set[type]) -> pa.Arra
         return _exactly(values, column, family, kinds)
     if family == "double":
         return _doubles(values, kinds)
-    if family == "bool":
-        return _booleans(values)
-    if family == "epoch":
-        return _from_epoch(values, column)
     if family == "decimal":
         return _decimals(values, column)
-    texts = pa.array(values, pa.string())
-    return _times(texts) if family == "time64[us]" else texts.cast(column.type)
+    return from_raw(pa.array(values, raw_type(column)), column)
+
+
+def raw_type(column: Column) -> pa.DataType:
+    """Return the Arrow type of SQLite's own values in a column, where they are of one class."""
+    return _RAW_TYPES.get(_family(column), pa.string())
+
+
+def from_raw(raw: pa.Array, column: Column) -> pa.Array:
+    """Turn values of the column's `raw_type` into its type.
+
+    Raises:
+        pa.ArrowInvalid: One of them is no such date, decimal, ...
+    """
+    family = _family(column)
+    if column.logical is not None:
+        return admit_texts(raw, column.logical, trusted=False)
+    if family == "bool":
+        return _booleans(raw)
+    if family == "epoch":
+        return _from_epoch(raw, column)
+    if family == "decimal":
+        return decimals_of(raw.cast(pa.string()), column.type)
+    return _times(raw) if family == "time64[us]" else raw.cast(column.type)
 
 
 def _exactly(values: Sequence[Any], column: Column, family: str, kinds: set[type]) -> pa.Array:
     native = _STORAGE_CLASSES[family] | {_NONE}
     taken = pa.array(values if kinds <= native else map(_AS[family], values), column.type)
-    return admit_texts(taken, column.logical, trusted=False) if column.logical else taken
+    return from_raw(taken, column)
 
 
 def _integer(value: object) -> object:
@@ -197,17 +224,16 @@ def _doubles(values: Sequence[Any], kinds: set[type]) -> pa.Array:
     return pa.array(values, pa.float64())
 
 
-def _booleans(values: Sequence[Any]) -> pa.Array:
-    numbers = pa.array(values, pa.int64())
+def _booleans(numbers: pa.Array) -> pa.Array:
     extremes = pc.min_max(numbers).as_py()
     if (extremes["min"] or 0) < 0 or (extremes["max"] or 0) > 1:
         raise pa.ArrowInvalid
     return numbers.cast(pa.bool_())
 
 
-def _from_epoch(values: Sequence[Any], column: Column) -> pa.Array:
+def _from_epoch(numbers: pa.Array, column: Column) -> pa.Array:
     factor = _MICROSECONDS[column.epoch or "us"]
-    scaled = pc.multiply_checked(pa.array(values, pa.int64()), pa.scalar(factor, pa.int64()))
+    scaled = pc.multiply_checked(numbers, pa.scalar(factor, pa.int64()))
     return scaled.cast(INSTANT)
 
 

@@ -26,6 +26,7 @@ from rhei_pipeline.sources.sqlite.polling.table import (
     SqlitePolledTable,
     glances,
 )
+from rhei_pipeline.sources.sqlite.rows import ReadRows, SqliteRowReader
 from rhei_pipeline.sources.sqlite.schema_objects import SchemaState
 from rhei_pipeline.sources.sqlite.types import decode_key, encode_key
 
@@ -160,6 +161,7 @@ class SqlitePollingSnapshot:
         memory: What earlier snapshots of this connection found out.
         clock: The source's clock in microseconds, read before the transaction's first read: what
             a transaction not seen here stamps from now on is not older.
+        read_rows: Reads rows of tables whole.
     """
 
     shares_log = False
@@ -170,8 +172,11 @@ class SqlitePollingSnapshot:
         polls: Callable[[str, int], SqlitePoll],
         memory: SqlitePollMemory,
         clock: int,
+        *,
+        read_rows: ReadRows = SqliteRowReader.rows,
     ) -> None:
         self._connection = connection
+        self._read_rows = read_rows
         self._polls_at = polls
         self._memory = memory
         self._now = clock
@@ -393,7 +398,7 @@ class SqlitePollingSnapshot:
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Read the next rows in key order."""
-        return self._table(table).reader.rows(resume, limit)
+        return self._read_rows(self._table(table).reader, resume, limit)
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
         """Return the rows whose key is null."""

@@ -6,7 +6,7 @@ alone; what this source remembers beside it only saves reads.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from rhei_pipeline.model.reports import Finding
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema, nearest
 from rhei_pipeline.sources.catalog_cache import CatalogCache
 from rhei_pipeline.sources.polling_source import PollingSource
+from rhei_pipeline.sources.sqlite.arrow_rows import ArrowRows
 from rhei_pipeline.sources.sqlite.catalog import read_table
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sources.sqlite.polling.snapshot import SqlitePollingSnapshot, SqlitePollMemory
 from rhei_pipeline.sources.sqlite.polling.table import SqlitePoll
+from rhei_pipeline.sources.sqlite.rows import ReadRows, SqliteRowReader
 from rhei_pipeline.sources.sqlite.triggers.ddl import CLOCK
 from rhei_pipeline.sql.text import listed, quote
 
@@ -60,6 +62,7 @@ class SqlitePollingSource(PollingSource):
         self._catalogue: CatalogCache[SqlitePoll] = CatalogCache()
         self._connection = database.connect(mode="ro")
         self._file = database.file_id()
+        self._arrow_rows = ArrowRows(database.path)
 
     def describe(self, name: str) -> TableSchema:
         """Read a table's schema as it is now."""
@@ -102,15 +105,29 @@ class SqlitePollingSource(PollingSource):
     def grant_against(self, doubt: str) -> None:
         """Return None: a file has no grants."""
 
-    @contextmanager
-    def snapshot(self) -> Iterator[SqlitePollingSnapshot]:
+    def snapshot(self) -> AbstractContextManager[SqlitePollingSnapshot]:
         """Hold one committed state of the source; its rows can always be read."""
+        return self._held(SqliteRowReader.rows)
+
+    @contextmanager
+    def copy_snapshot(self) -> Iterator[SqlitePollingSnapshot]:
+        """Hold a state from which a copy reads rows; they may be of a later one."""
+        with (
+            self._held(self._arrow_rows.rows) as snapshot,
+            self._arrow_rows.of(self._file, snapshot.schema_version),
+        ):
+            yield snapshot
+
+    @contextmanager
+    def _held(self, read_rows: ReadRows) -> Iterator[SqlitePollingSnapshot]:
         self._follow_the_file()
         with self._database.translated():
             clock = self._clock()
             self._connection.execute("begin")
             try:
-                yield SqlitePollingSnapshot(self._connection, self._poll_at, self._memory, clock)
+                yield SqlitePollingSnapshot(
+                    self._connection, self._poll_at, self._memory, clock, read_rows=read_rows
+                )
             finally:
                 if self._connection.in_transaction:
                     self._connection.execute("rollback")

@@ -16,7 +16,13 @@ from rhei_pipeline.model.schema import Mode, Table, TableSchema
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.protocols import Rescan
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
-from rhei_pipeline.sources.sqlite.rows import MOST_CHOSEN, SqliteRowReader, event_batch, fetch_wide
+from rhei_pipeline.sources.sqlite.rows import (
+    MOST_CHOSEN,
+    ReadRows,
+    SqliteRowReader,
+    event_batch,
+    fetch_wide,
+)
 from rhei_pipeline.sources.sqlite.triggers.ddl import CLOCK, CONTINUED, has_key, key_places
 from rhei_pipeline.sources.sqlite.triggers.log_catalog import LogCatalog
 from rhei_pipeline.sources.sqlite.triggers.log_chain import TriggerLog, holds_images
@@ -47,6 +53,7 @@ class SqliteTriggerSnapshot:
         logs: What the connection knows of the tables' logs.
         marks: By table, the entry of its log at which its rows are to be compared whole.
         as_given: Returns the shape of a log as this mirror would know that of its table.
+        read_rows: Reads rows of tables whole.
     """
 
     shares_log = False
@@ -58,12 +65,15 @@ class SqliteTriggerSnapshot:
         logs: LogCatalog,
         marks: Mapping[str, int],
         as_given: Callable[[TableSchema, TableSchema], TableSchema],
+        *,
+        read_rows: ReadRows = SqliteRowReader.rows,
     ) -> None:
         self._connection = connection
         self._catalogue_at = catalogue
         self._logs = logs
         self._marks = marks
         self._as_given = as_given
+        self._read_rows = read_rows
         self._readings: dict[tuple[str, Position], tuple[Table, _Reading | None]] = {}
         self._ends: dict[str, Position] = {}
         # The first read fixes the snapshot; DEFERRED transactions have none before it.
@@ -258,7 +268,7 @@ class SqliteTriggerSnapshot:
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Read the next rows in key order."""
-        return self._reader(table).rows(resume, limit)
+        return self._read_rows(self._reader(table), resume, limit)
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
         """Return the rows whose key is null."""

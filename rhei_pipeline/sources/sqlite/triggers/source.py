@@ -7,7 +7,7 @@ same snapshot, so no stale image can reach the mirror.
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,6 +18,7 @@ from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
 from rhei_pipeline.sources.acknowledged import Acknowledged
 from rhei_pipeline.sources.catalog_cache import CatalogCache
+from rhei_pipeline.sources.sqlite.arrow_rows import ArrowRows
 from rhei_pipeline.sources.sqlite.catalog import (
     SqliteTable,
     in_given_types,
@@ -25,6 +26,7 @@ from rhei_pipeline.sources.sqlite.catalog import (
     with_columns,
 )
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.sources.sqlite.rows import ReadRows, SqliteRowReader
 from rhei_pipeline.sources.sqlite.triggers import (
     capture_format,
     log_chain,
@@ -95,6 +97,7 @@ class SqliteTriggerSource:
         self._connection = _connected(database)
         self._format_known_at: int | None = None
         self._logs = LogCatalog(self._connection)
+        self._arrow_rows = ArrowRows(database.path)
 
     def describe(self, name: str) -> TableSchema:
         """Read a table's schema as it is now."""
@@ -299,16 +302,33 @@ class SqliteTriggerSource:
         is_kept = {*held} == {*table.schema.names}
         return is_kept and log_chain.holds_images(self._connection, log.name)
 
-    @contextmanager
-    def snapshot(self) -> Iterator[SqliteTriggerSnapshot]:
+    def snapshot(self) -> AbstractContextManager[SqliteTriggerSnapshot]:
         """Hold one committed state of the source; its rows can always be read."""
+        return self._held(SqliteRowReader.rows)
+
+    @contextmanager
+    def copy_snapshot(self) -> Iterator[SqliteTriggerSnapshot]:
+        """Hold a state from which a copy reads rows; they may be of a later one."""
+        with (
+            self._held(self._arrow_rows.rows) as snapshot,
+            self._arrow_rows.of(self._file, snapshot.schema_version),
+        ):
+            yield snapshot
+
+    @contextmanager
+    def _held(self, read_rows: ReadRows) -> Iterator[SqliteTriggerSnapshot]:
         self._follow_the_file()
         self._read_marks()
         with self._database.translated():
             self._connection.execute("begin")
             try:
                 yield SqliteTriggerSnapshot(
-                    self._connection, self._table_at, self._logs, self._marks, self._as_given
+                    self._connection,
+                    self._table_at,
+                    self._logs,
+                    self._marks,
+                    self._as_given,
+                    read_rows=read_rows,
                 )
             finally:
                 if self._connection.in_transaction:

@@ -1,0 +1,250 @@
+"""Reads the rows of large tables as Arrow, in a process of its own beside this one.
+
+The values never become Python's, which is most of what a copy costs. The process begins a read
+transaction of its own, so its rows are of the state that this process reads, or of a later one:
+enough for a copy, which catches up from its position in the log.
+"""
+
+import importlib.util
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.model.changes import RowBatch
+from rhei_pipeline.model.portions import PORTION_BYTES
+from rhei_pipeline.model.schema import Column
+from rhei_pipeline.sources.sqlite import arrow_program
+from rhei_pipeline.sources.sqlite.database import FileId
+from rhei_pipeline.sources.sqlite.rows import SqliteRowReader, key_first
+from rhei_pipeline.sources.sqlite.types import encode_key, from_raw, raw_type
+from rhei_pipeline.sql.text import conjunction, listed, quote
+
+_log = logging.getLogger(__name__)
+
+#: Fewer are read sooner than a process starts, which takes as long as reading some ten thousand.
+LEAST_ROWS = 100_000
+#: Of a batch of the driver's, about: it counts rows alone.
+_BATCH_BYTES, _BATCH_ROWS = 4 * 2**20, 1024
+#: What the pipe holds, so that the process need not wait for each few rows to be taken.
+_PIPE_BYTES = 2**20
+
+#: The driver takes a column's type from the first values it meets. These come first.
+_FIRST_VALUES = {pa.int64(): "1", pa.float64(): "0.5", pa.string(): "'a'", pa.binary(): "x'00'"}
+#: Values of other classes that the driver would convert without a word.
+_CLASSES = {pa.string(): "text", pa.binary(): "blob"}
+#: Integers from here on may have lost digits as a double, up to the largest that there is.
+_DOUBTFUL_FROM, _DOUBTFUL_UNTIL = 2.0**53, 2.0**63
+
+
+class _NotReadableError(Exception):
+    """The rows are to be read in this process; says why, without a value."""
+
+
+class ArrowRows:
+    """Reads rows in a process beside this one, where that is quicker and gives the same.
+
+    Args:
+        path: The database file.
+
+    It reads one table at a time, from where the reader's last batch ended. Not for several threads
+    at once. Whatever keeps the process from reading a table has it read in this process instead:
+    values of several classes in one column, of which some may not fit, above all.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._is_installed = importlib.util.find_spec("adbc_driver_sqlite") is not None
+        self._state: tuple[FileId, int] = (None, 0)
+        self._process: _Process | None = None
+        self._unreadable: set[str] = set()
+        self._read_here: set[str] = set()
+
+    @contextmanager
+    def of(self, file: FileId, schema_version: int) -> Iterator[None]:
+        """Within the block, read rows of this file, as long as it has this schema."""
+        self._state = file, schema_version
+        self._read_here.clear()
+        try:
+            yield
+        finally:
+            self._end()
+
+    def rows(self, reader: SqliteRowReader, resume: str | None, limit: int) -> RowBatch | None:
+        """Read the next rows in key order; None when there are no more."""
+        name = reader.source.schema.name
+        if resume is None:
+            self._unreadable.discard(name)
+        try:
+            if self._process is None or not self._process.is_at(name, resume, limit):
+                self._end()
+                self._process = self._begun(reader, resume, limit)
+            if self._process is not None:
+                return self._process.next()
+        except (_NotReadableError, pa.ArrowException, OSError) as error:
+            self._end()
+            self._unreadable.add(name)
+            _log.info("table %r: its rows are read without a process beside: %s", name, error)
+        return reader.rows(resume, limit)
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def _begun(self, reader: SqliteRowReader, resume: str | None, limit: int) -> "_Process | None":
+        file, schema_version = self._state
+        table = reader.source.schema
+        unfit = self._unreadable | self._read_here
+        if not self._is_installed or file is None or table.name in unfit:
+            return None
+        count = reader.count()
+        if count < LEAST_ROWS or _computes(reader):
+            self._read_here.add(table.name)
+            return None
+        ordered, values = reader.ordered(resume)
+        request = {
+            "path": str(self._path),
+            "uri": f"{self._path.resolve().as_uri()}?mode=ro",
+            "file": f"{file[0]}:{file[1]}",
+            "schema_version": str(schema_version),
+            "sql": _sql(key_first(table), ordered),
+            "batch_rows": str(min(_batch_rows(reader, count), limit)),
+            "portion_rows": str(limit),
+            "portion_bytes": str(PORTION_BYTES),
+        }
+        return _Process(reader, resume, limit, _bound(values).replace_schema_metadata(request))
+
+
+class _Process:
+    """A process that reads the rows of one table, from one place on to their end."""
+
+    def __init__(
+        self, reader: SqliteRowReader, resume: str | None, limit: int, request: pa.RecordBatch
+    ) -> None:
+        self._schema = reader.source.schema
+        self._columns = key_first(self._schema)
+        self._resume, self._limit = resume, limit
+        self._stream: pa.RecordBatchStreamReader | None = None
+        # Files, since a pipe that nobody reads or writes in time can block either process.
+        self._said = TemporaryFile()  # noqa: SIM115  (closed with the process)
+        with TemporaryFile() as asked:
+            with pa.ipc.new_stream(asked, request.schema) as stream:
+                stream.write_batch(request)
+            asked.seek(0)
+            self._running = subprocess.Popen(  # noqa: S603  (a program of ours)
+                [sys.executable, "-P", arrow_program.__file__],
+                stdin=asked,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+                pipesize=_PIPE_BYTES,
+                # A Ctrl-C reaches this process alone, which then ends it.
+                start_new_session=True,
+            )
+
+    def is_at(self, name: str, resume: str | None, limit: int) -> bool:
+        """Return whether what it reads next are these rows."""
+        return (name, resume, limit) == (self._schema.name, self._resume, self._limit)
+
+    def next(self) -> RowBatch | None:
+        """Return the next rows; None at their end."""
+        try:
+            if self._stream is None:
+                self._stream = pa.ipc.open_stream(self._running.stdout)
+                self._refuse_other_classes(self._stream.schema)
+            raw = self._stream.read_next_batch()
+        except (StopIteration, pa.ArrowException) as error:
+            # A stream that was cut off between two batches looks as if it had ended.
+            self._refuse_failure()
+            if isinstance(error, StopIteration):
+                return None
+            raise
+        batch = self._admitted(raw)
+        self._resume = batch.resume
+        return batch
+
+    def close(self) -> None:
+        """End the process, and wait until it has ended; safe to repeat."""
+        with self._said, self._running:
+            self._running.kill()
+
+    def _refuse_other_classes(self, schema: pa.Schema) -> None:
+        expected = [*(raw_type(column) for column in self._columns), pa.int64()]
+        if schema.types != expected:
+            raise _NotReadableError("a column holds values of several classes")
+
+    def _refuse_failure(self) -> None:
+        status = self._running.wait()
+        if status != 0:
+            self._said.seek(0)
+            said = self._said.read().decode(errors="replace").strip()
+            raise _NotReadableError(said.rpartition("\n")[2] or f"it ended with status {status}")
+
+    def _admitted(self, raw: pa.RecordBatch) -> RowBatch:
+        *values, are_of_one_class = raw.columns
+        if not pc.all(are_of_one_class.cast(pa.bool_())).as_py():
+            raise _NotReadableError("a column holds values of several classes")
+        try:
+            arrays = [_admitted(*each) for each in zip(values, self._columns, strict=True)]
+        except pa.ArrowInvalid:  # its text has the value
+            raise _NotReadableError("a value does not fit its column") from None
+        found = pa.table(arrays, [column.name for column in self._columns])
+        key = [part[-1].as_py() for part in values[: len(self._schema.primary_key)]]
+        return RowBatch(found.select(list(self._schema.names)), encode_key(key))
+
+
+def _admitted(raw: pa.Array, column: Column) -> pa.Array:
+    if pa.types.is_float64(raw.type):
+        size = pc.abs(raw)
+        doubtful = pc.and_(
+            pc.greater_equal(size, _DOUBTFUL_FROM), pc.less_equal(size, _DOUBTFUL_UNTIL)
+        )
+        if pc.any(doubtful).as_py():
+            raise _NotReadableError("a real may be an integer that lost digits")
+    raw.validate(full=True)  # the driver takes text as it is, UTF-8 or not
+    return from_raw(raw, column)
+
+
+def _sql(columns: Sequence[Column], ordered: str) -> str:
+    """Write the statement: a row that types the columns, then the rows; last, are they of one type.
+
+    The limit, which is none, keeps SQLite from dropping the order.
+    """
+    kinds = [raw_type(column) for column in columns]
+    names = [column.name for column in columns]
+    first = ", ".join(_FIRST_VALUES[kind] for kind in kinds)
+    of_one_class = conjunction(
+        f"({quote(name)} is null or typeof({quote(name)}) = '{_CLASSES[kind]}')"
+        for name, kind in zip(names, kinds, strict=True)
+        if kind in _CLASSES
+    )
+    rows = f"select {listed(names)}, {of_one_class or 1}{ordered} limit -1"
+    return f"select {first}, 1 union all select * from ({rows})"
+
+
+def _bound(values: Sequence[Any]) -> pa.RecordBatch:
+    """Return values to bind as one row."""
+    return pa.record_batch([pa.array([value]) for value in values], [*map(str, range(len(values)))])
+
+
+def _computes(reader: SqliteRowReader) -> bool:
+    """Return whether a column is computed as it is read: another SQLite may compute otherwise."""
+    found = reader.connection.execute(
+        "select 1 from pragma_table_xinfo(?) where hidden = 2", (reader.source.schema.name,)
+    )
+    return found.fetchone() is not None
+
+
+def _batch_rows(reader: SqliteRowReader, count: int) -> int:
+    """Return how many rows take few megabytes, if the whole file were of this table's rows."""
+    (size,) = reader.connection.execute(
+        "select page_count * page_size from pragma_page_count, pragma_page_size"
+    ).fetchone()
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * count // int(size)))
