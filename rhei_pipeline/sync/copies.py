@@ -17,6 +17,9 @@ from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.schema_registry import Registry
 from rhei_pipeline.sync.schema_watch import SchemaWatch
 
+#: Of so many small tables, commits are the most work: they are copied by one each.
+MANY_TABLES = 20
+
 _log = logging.getLogger(__name__)
 
 
@@ -80,10 +83,12 @@ class TableCopies:
     def copy_due(self, tables: Sequence[Table], on_progress: OnProgress) -> dict[str, Copied]:
         """Copy those of the tables that need it; return what was read of each."""
         copied = {}
-        for table in self._parts.without_failing(tables, self._find_due):
+        due = self._parts.without_failing(tables, self._find_due)
+        at_once = len(due) >= MANY_TABLES
+        for table in due:
             try:
                 # What was pending in another shape has been drained: the history goes on.
-                found = self.copy(table, on_progress, same_shape=True)
+                found = self.copy(table, on_progress, same_shape=True, at_once=at_once)
                 if found is not None:
                     copied[table.name] = found
             except PermanentError:
@@ -91,7 +96,9 @@ class TableCopies:
                     raise
         return copied
 
-    def copy(self, table: Table, on_progress: OnProgress, *, same_shape: bool) -> Copied | None:
+    def copy(
+        self, table: Table, on_progress: OnProgress, *, same_shape: bool, at_once: bool = False
+    ) -> Copied | None:
         """Copy one table; an error is its own, and leaves it out until the next sync.
 
         None where a migration came between: the source is to be looked at again.
@@ -99,7 +106,7 @@ class TableCopies:
         copied = None
         try:
             with self._blame.of(table.name):
-                copied = self._copy(table, on_progress, same_shape=same_shape)
+                copied = self._copy(table, on_progress, same_shape=same_shape, at_once=at_once)
         except Exception as error:
             # What reading or capture failed with may only say that the table is another by now.
             if not self._is_migrated(table, error):
@@ -144,7 +151,7 @@ class TableCopies:
         return needs_copy(table, snapshot, ledger) or self._registry.table(table.name) != table
 
     def _copy(
-        self, table: Table, on_progress: OnProgress, *, same_shape: bool = False
+        self, table: Table, on_progress: OnProgress, *, same_shape: bool, at_once: bool
     ) -> Copied | None:
         def note(name: str, rows: int, of: int) -> None:
             self._under_way[name] = CopyStatus(rows, of)
@@ -161,6 +168,7 @@ class TableCopies:
                 self._options.on_step,
                 note,
                 same_shape=same_shape,
+                at_once=at_once,
             )
         finally:
             self._under_way.pop(table.name, None)

@@ -9,11 +9,16 @@ copy in the table's place. What readers of the mirror see is one state of the so
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from rhei_pipeline.capabilities import beginning_of, keyless_rows, snapshot_for_copy
+from rhei_pipeline.capabilities import (
+    beginning_of,
+    keyless_rows,
+    snapshot_for_copy,
+    snapshot_of_rows,
+)
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import Position, RowBatch
 from rhei_pipeline.model.progress import CopyProgress, Ledger, TableState, Watermark
@@ -22,6 +27,7 @@ from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import (
     ChangeSource,
     Mirror,
+    MirrorTransaction,
     OnStep,
     SourcePositions,
     Step,
@@ -31,6 +37,9 @@ from rhei_pipeline.sync.cycle import SyncOptions, acknowledge
 
 #: How long one read transaction of a copy may last, about: the source's WAL grows meanwhile.
 SNAPSHOT_SECONDS = 5.0
+
+#: A table that is copied at once has no more rows.
+SMALL_ROWS = 1_000
 
 #: Called after each batch: the table, rows copied so far by this call, the table's rows.
 OnProgress = Callable[[str, int, int], None]
@@ -52,6 +61,15 @@ class Copied:
         return Copied(earlier.rows + self.rows, letters, earlier.resumed)
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A copy as it goes on from here; one that is complete at once has read these batches."""
+
+    progress: CopyProgress
+    resumed: bool
+    batches: Sequence[RowBatch] = ()
+
+
 def needs_copy(table: Table, snapshot: SourcePositions, ledger: Ledger) -> bool:
     """Return whether only a copy can make the table equal to its source again."""
     if ledger.state(table.name) is not TableState.READY:
@@ -68,28 +86,31 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
     on_progress: OnProgress,
     *,
     same_shape: bool = False,
+    at_once: bool = False,
 ) -> Copied | None:
     """Copy all rows beside the table; a copy that was cut off goes on where it ended.
 
     Afterwards the table is in state COPIED and the next sync cycle puts the copy in place.
     `same_shape`: the mirror's table has the columns and the key that its source has now.
+    `at_once`: the copy of a small table is begun and completed by one commit.
 
     Returns:
         What was read; None where the source gave the table another shape meanwhile. What is copied
         by then is of no use: the copy is to be begun again, in that shape.
     """
-    with source.snapshot() as snapshot:
-        if not has_shape(table, source):
-            return None
-        if _replays(table, snapshot, mirror):
-            return Copied(0, 0, resumed=False)
-        progress = _resumable(table, snapshot, mirror.ledger())
-        resumed = progress is not None
-        progress = progress or _begin(table, snapshot, mirror, same_shape=same_shape)
+    small_rows = min(SMALL_ROWS, options.batch_rows) if at_once else 0
+    start = _start(table, source, mirror, small_rows, same_shape=same_shape)
+    if not isinstance(start, _Start):
+        return start
+    progress, resumed = start.progress, start.resumed
     on_step(Step.COPY_BEGUN)
     # From now on no other mirror's sync may let the source forget what this copy needs.
     acknowledge(source, mirror.ledger(), [table.name], prune=False)
-    rows = letters = 0
+    rows = sum(batch.rows.num_rows for batch in start.batches)
+    letters = sum(len(batch.rejected) for batch in start.batches)
+    if progress.complete and not resumed:
+        on_progress(table.name, rows, rows)
+        on_step(Step.COPY_COMPLETE)
     while not progress.complete:
         with snapshot_for_copy(source) as snapshot:
             if not has_shape(table, source):
@@ -98,7 +119,8 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
             until = time.monotonic() + SNAPSHOT_SECONDS
             while not progress.complete and time.monotonic() < until:
                 batch = snapshot.rows(table, progress.resume, options.batch_rows)
-                progress = _append(table, progress, batch, mirror)
+                with mirror.transaction() as transaction:
+                    progress = _append(table, progress, batch, transaction, is_last=batch is None)
                 rows += batch.rows.num_rows if batch else 0
                 letters += len(batch.rejected) if batch else 0
                 batch = None  # it may be large, and the next one is read now
@@ -169,17 +191,42 @@ def _resumable(table: Table, snapshot: SourcePositions, ledger: Ledger) -> CopyP
     return progress if snapshot.proves(table, progress.position) else None
 
 
-def _begin(
-    table: Table, snapshot: SourcePositions, mirror: Mirror, *, same_shape: bool
-) -> CopyProgress:
-    mark = _watermark(table, snapshot, mirror.ledger()) if same_shape else None
-    progress = CopyProgress(table.name, mark or snapshot.origin(table), fingerprint(table))
+def _start(
+    table: Table, source: ChangeSource, mirror: Mirror, small_rows: int, *, same_shape: bool
+) -> _Start | Copied | None:
+    """Begin a copy, or go on with one; where nothing is to be read, return what was copied."""
+    with source.snapshot() as snapshot:
+        if not has_shape(table, source):
+            return None
+        if _replays(table, snapshot, mirror):
+            return Copied(0, 0, resumed=False)
+        progress = _resumable(table, snapshot, mirror.ledger())
+        if progress is not None:
+            return _Start(progress, resumed=True)
+        mark = _watermark(table, snapshot, mirror.ledger()) if same_shape else None
+        progress = CopyProgress(table.name, mark or snapshot.origin(table), fingerprint(table))
+        keyless, clock = keyless_rows(snapshot, table), snapshot.clock
+    batches = _all_rows(table, source, small_rows) if small_rows else None
     with mirror.transaction() as transaction:
         transaction.begin_copy(table, progress)
         # Every row is about to be read again, and what does not fit will be named again.
-        transaction.release(table, transaction.quarantined(table), snapshot.clock)
-        transaction.quarantine(keyless_rows(snapshot, table))
-    return progress
+        transaction.release(table, transaction.quarantined(table), clock)
+        transaction.quarantine(keyless)
+        if batches is not None:
+            batch = next(iter(batches), None)
+            progress = _append(table, progress, batch, transaction, is_last=True)
+    return _Start(progress, resumed=False, batches=batches or ())
+
+
+def _all_rows(table: Table, source: ChangeSource, most: int) -> Sequence[RowBatch] | None:
+    """Return all rows of a small table, in one batch or none; None where it has more."""
+    with snapshot_of_rows(source) as snapshot:
+        if not has_shape(table, source):
+            return None
+        batch = snapshot.rows(table, None, most)
+        if batch is None:
+            return []
+        return [batch] if snapshot.rows(table, batch.resume, most) is None else None
 
 
 def _watermark(table: Table, snapshot: SourcePositions, ledger: Ledger) -> Position | None:
@@ -191,16 +238,19 @@ def _watermark(table: Table, snapshot: SourcePositions, ledger: Ledger) -> Posit
 
 
 def _append(
-    table: Table, progress: CopyProgress, batch: RowBatch | None, mirror: Mirror
+    table: Table,
+    progress: CopyProgress,
+    batch: RowBatch | None,
+    transaction: MirrorTransaction,
+    *,
+    is_last: bool,
 ) -> CopyProgress:
-    with mirror.transaction() as transaction:
-        if batch is None:
-            progress = replace(progress, complete=True)
-            transaction.append_copy(table, table.schema.arrow.empty_table(), progress)
-        else:
-            progress = replace(progress, resume=batch.resume)
-            transaction.append_copy(table, batch.rows, progress)
-            transaction.quarantine(batch.rejected)
+    resume = progress.resume if batch is None else batch.resume
+    progress = replace(progress, resume=resume, complete=is_last)
+    rows = table.schema.arrow.empty_table() if batch is None else batch.rows
+    transaction.append_copy(table, rows, progress)
+    if batch is not None:
+        transaction.quarantine(batch.rejected)
     return progress
 
 

@@ -23,6 +23,8 @@ _JSON_LABEL = {"ARROW:extension:name": "arrow.json"}
 
 def kept_logical(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> Mapping[str, str]:
     """Return what the text of a table's columns is, but for those that its mirror has as text."""
+    if not schema.logical:
+        return {}
     standing = _declared_types(connection, schema)
     return {
         name: logical

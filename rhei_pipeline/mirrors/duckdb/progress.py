@@ -42,6 +42,8 @@ class ProgressRecords:
         self._marks: dict[str, Watermark] = {}
         self._copies: dict[str, CopyProgress] = {}
         self._unwritten: dict[str, Watermark] = {}
+        self._unwritten_copies: dict[str, CopyProgress] = {}
+        self._recorded: set[str] = set()
         self._ended: set[str] = set()
         self._is_known = False
         if begun_with is not None:
@@ -73,15 +75,15 @@ class ProgressRecords:
     def note_copy(self, progress: CopyProgress) -> None:
         """Replace the progress of the table's copy."""
         self._read()
-        self._forget_ended()
-        write_copy(self._connection, progress, is_new=progress.table not in self._copies)
-        self._copies[progress.table] = progress
+        self._copies[progress.table] = self._unwritten_copies[progress.table] = progress
         self._ledger = None
 
     def forget_copy(self, table: str) -> None:
         """Delete the record of a running copy, with the others before the commit."""
         self._read()
-        if self._copies.pop(table, None) is not None:
+        self._copies.pop(table, None)
+        self._unwritten_copies.pop(table, None)
+        if table in self._recorded:
             self._ended.add(table)
         self._ledger = None
 
@@ -92,18 +94,24 @@ class ProgressRecords:
     def _take(self, ledger: Ledger) -> None:
         self._ledger, self._is_known = ledger, True
         self._marks, self._copies = dict(ledger.watermarks), dict(ledger.copies)
+        self._recorded = set(ledger.copies)
 
     def write(self) -> None:
         """Write the changed progress; it commits with the rows."""
-        self._forget_ended()
+        self._write_copies()
         if self._unwritten:
             write_watermarks(self._connection, self._unwritten.values())
             self._unwritten.clear()
 
-    def _forget_ended(self) -> None:
-        if self._ended:
-            forget_copies(self._connection, self._ended)
-            self._ended.clear()
+    def _write_copies(self) -> None:
+        replaced = self._ended | (self._recorded & self._unwritten_copies.keys())
+        if replaced:
+            forget_copies(self._connection, replaced)
+        for progress in self._unwritten_copies.values():
+            write_copy(self._connection, progress)
+        self._recorded = self._recorded - replaced | self._unwritten_copies.keys()
+        self._ended.clear()
+        self._unwritten_copies.clear()
 
     def read_anew(self) -> None:
         """Read the records again at the next access: something else is about to write them."""
@@ -153,12 +161,8 @@ def _mark_row(mark: Watermark) -> dict[str, object]:
     }
 
 
-def write_copy(
-    connection: duckdb.DuckDBPyConnection, progress: CopyProgress, *, is_new: bool
-) -> None:
-    """Record the progress of the table's copy; one that is not new is replaced."""
-    if not is_new:
-        forget_copies(connection, [progress.table])
+def write_copy(connection: duckdb.DuckDBPyConnection, progress: CopyProgress) -> None:
+    """Record the progress of a table's copy that has no record."""
     connection.execute(
         "insert into _rhei_copies values (?, ?, ?, ?, ?, ?)",
         [

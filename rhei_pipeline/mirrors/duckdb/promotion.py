@@ -13,12 +13,12 @@ from rhei_pipeline.mirrors.duckdb.logical import as_kept, fit_texts
 from rhei_pipeline.mirrors.duckdb.past import note_beginning, note_columns
 from rhei_pipeline.mirrors.duckdb.tables import (
     Built,
+    TableNames,
     arrow_type,
     copy_name,
     create,
     in_utc,
     read_built,
-    standing_name,
     write_built,
 )
 from rhei_pipeline.mirrors.exact_casts import (
@@ -40,15 +40,17 @@ from rhei_pipeline.sql.text import duckdb_type, listed, matching, mirror_table, 
 _ROWS = 65_536
 
 
-def adopt_copy(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime) -> int | None:
+def adopt_copy(
+    connection: duckdb.DuckDBPyConnection, table: Table, at: datetime, names: TableNames
+) -> int | None:
     """Make the copy the table unless one exists; see `MirrorTransaction.adopt_copy`.
 
     Raises:
         SchemaDriftError: History would be lost, or does not fit the new schema.
     """
     target = mirror_table(table.schema)
-    if standing_name(connection, table.schema) is not None:
-        built = _refuse_other_table(connection, table)
+    if names.find(table.schema) is not None:
+        built = _refuse_other_table(connection, table, names)
         if not _is_outgrown(connection, table, built):
             fit_texts(connection, table.schema)
             write_built(connection, table.schema)
@@ -61,15 +63,16 @@ def adopt_copy(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime
         )
     else:
         _adopt_as_versions(connection, table, at)
+    names.note(table.schema)
     note_beginning(connection, table, at)
     write_built(connection, table.schema)
     return int(connection.execute(f"select count(*) from {target}").fetchall()[0][0])
 
 
-def keep_unknown(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
+def keep_unknown(connection: duckdb.DuckDBPyConnection, table: Table, names: TableNames) -> None:
     """Add present rows to the copy for the keys in `_rhei_keys` that it could not read."""
     schema = table.schema
-    if standing_name(connection, schema) is None:
+    if names.find(schema) is None:
         return
     standing = _types(connection, table)
     if not set(schema.primary_key) <= set(standing):
@@ -102,13 +105,15 @@ def _adopt_as_versions(connection: duckdb.DuckDBPyConnection, table: Table, at: 
     connection.execute(f"drop table {copy_name(table.schema)}")
 
 
-def _refuse_other_table(connection: duckdb.DuckDBPyConnection, table: Table) -> Built | None:
+def _refuse_other_table(
+    connection: duckdb.DuckDBPyConnection, table: Table, names: TableNames
+) -> Built | None:
     """Refuse another table's rows; rename a table whose name changed its case.
 
     In a source without schemas, names that differ by case only belong to one renamed table.
     """
     schema, built = table.schema, read_built(connection, table.schema)
-    standing = standing_name(connection, schema) or schema.mirror_relation
+    standing = names.find(schema) or schema.mirror_relation
     renamed = standing != schema.mirror_relation
     if (built is not None and built.set_aside) or (renamed and schema.namespace):
         raise SchemaDriftError(
@@ -120,6 +125,7 @@ def _refuse_other_table(connection: duckdb.DuckDBPyConnection, table: Table) -> 
         connection.execute(
             f"alter table {quote(standing)} rename to {quote(schema.mirror_relation)}"
         )
+        names.note(schema)
         rename_records(connection, standing, schema.name)
     return built
 

@@ -78,6 +78,42 @@ def standing_name(connection: duckdb.DuckDBPyConnection, schema: TableSchema) ->
     return str(found[0][0]) if found else None
 
 
+class TableNames:
+    """The names of the mirror's tables as one transaction sees them.
+
+    DuckDB looks through all tables to find one, so they are read once, and what changes is noted.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+        self._found: dict[tuple[str, str], str] | None = None
+
+    def find(self, schema: TableSchema) -> str | None:
+        """Return the name of the mirror's table in its own case; None if there is none."""
+        return self._names().get(_folded(schema))
+
+    def note(self, schema: TableSchema) -> None:
+        """Note that the table is there now, under this name."""
+        self._names()[_folded(schema)] = schema.mirror_relation
+
+    def forget(self) -> None:
+        """Read the names again at the next question."""
+        self._found = None
+
+    def _names(self) -> dict[tuple[str, str], str]:
+        if self._found is None:
+            found = self._connection.execute(
+                "select lower(schema_name), lower(table_name), table_name from duckdb_tables()"
+                " where database_name = current_database()"
+            ).fetchall()
+            self._found = {(namespace, folded): name for namespace, folded, name in found}
+        return self._found
+
+
+def _folded(schema: TableSchema) -> tuple[str, str]:
+    return (schema.namespace or MAIN).lower(), schema.mirror_relation.lower()
+
+
 def read_tables(connection: duckdb.DuckDBPyConnection) -> dict[str, Table]:
     """Return the mirrored tables by their quoted names; see `Mirror.tables`."""
     columns = connection.execute(

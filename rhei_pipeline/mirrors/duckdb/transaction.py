@@ -24,6 +24,7 @@ from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
 from rhei_pipeline.mirrors.duckdb.promotion import adopt_copy, keep_unknown
 from rhei_pipeline.mirrors.duckdb.row_comparison import RowComparing
 from rhei_pipeline.mirrors.duckdb.tables import (
+    TableNames,
     copy_name,
     create,
     in_utc,
@@ -74,6 +75,7 @@ class DuckDBTransaction:
         self._records = records
         self._feeds = feeds
         self._freed = freed
+        self._names = TableNames(connection)
         self._may_have_letters: bool | None = None
 
     def ledger(self) -> Ledger:
@@ -279,7 +281,7 @@ class DuckDBTransaction:
         """Add present rows to the copy for keys that it could not read."""
         if keys.num_rows:
             with registered(self._connection, "_rhei_keys", keys):
-                keep_unknown(self._connection, table)
+                keep_unknown(self._connection, table, self._names)
 
     def adopt_copy(self, table: Table, at: datetime) -> int | None:
         """Make the copy the table unless one with its schema exists; return its rows, or None.
@@ -291,7 +293,7 @@ class DuckDBTransaction:
         """
         if self._has_another_spelling(table.name):
             self._records.read_anew()  # what is recorded of that name becomes this one's
-        adopted = adopt_copy(self._connection, table, at)
+        adopted = adopt_copy(self._connection, table, at, self._names)
         if adopted is not None:
             self._records.forget_copy(table.name)
         if table.mode is Mode.TEMPORAL:
@@ -354,6 +356,7 @@ class DuckDBTransaction:
         """Drop a table and its records; return the number of rows or versions it had."""
         self._records.read_anew()
         self._feeds.drop(table)
+        self._names.forget()
         return drop_table(self._connection, table, keep_as)
 
     def count(self, table: Table) -> int:
