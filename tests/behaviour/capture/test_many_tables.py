@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import duckdb
 import psycopg
@@ -51,6 +51,12 @@ class Counted:
     def cursor(self) -> "Counted":
         """Return another one that counts in the same place."""
         return Counted(self._connection.cursor(), self._sent)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._connection, name)
