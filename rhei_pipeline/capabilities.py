@@ -107,6 +107,14 @@ class DrawsRows(Protocol):
 
 
 @runtime_checkable
+class CountsChosen(Protocol):
+    """A snapshot of a source that takes conditions in SQL."""
+
+    def count_where(self, table: Table, where: str) -> int:
+        """Return the number of rows of which a condition is true."""
+
+
+@runtime_checkable
 class HoldsRowsApart(Protocol):
     """A source whose changes and rows are read in different ways."""
 
@@ -297,6 +305,13 @@ def draw_rows(snapshot: SourceRows, table: Table, share: float, limit: int) -> I
         yield replace(batch, rows=batch.rows.filter(drawn), rejected=())
 
 
+def count_where(snapshot: SourceRows, table: Table, where: str) -> int:
+    """Return the number of rows of which a condition is true; of all rows where none is taken."""
+    if _counts_chosen(snapshot):
+        return snapshot.count_where(table, where)
+    return snapshot.count(table)
+
+
 def snapshot_of_rows(source: ChangeSource) -> AbstractContextManager[SourceSnapshot]:
     """Hold one committed state whose rows can be read; see `HoldsRowsApart`."""
     return source.row_snapshot() if _holds_rows_apart(source) else source.snapshot()
@@ -360,6 +375,10 @@ def _changes_shape(snapshot: SourcePositions) -> TypeGuard[ChangesShape]:
 
 def _has_keyless_rows(snapshot: SourcePositions) -> TypeGuard[HasKeylessRows]:
     return _has(type(snapshot), HasKeylessRows)
+
+
+def _counts_chosen(snapshot: SourceRows) -> TypeGuard[CountsChosen]:
+    return _has(type(snapshot), CountsChosen)
 
 
 def _holds_rows_apart(source: ChangeSource) -> TypeGuard[HoldsRowsApart]:

@@ -110,10 +110,10 @@ def _text_of(value: object) -> str:
 
 def source_schema(schema: TableSchema) -> TableSchema:
     """Return a table's schema as the source has it."""
-    if not any(column.masked for column in schema.columns):
+    if not schema.where and not any(column.masked for column in schema.columns):
         return schema
     columns = (column.masked.source if column.masked else column for column in schema.columns)
-    return replace(schema, columns=tuple(columns))
+    return replace(schema, columns=tuple(columns), where="")
 
 
 def source_table(table: Table) -> Table:

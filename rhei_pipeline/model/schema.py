@@ -124,6 +124,7 @@ class TableSchema:
         mark: Changes whenever the name may mean other rows: the table was created again, or its
             partitions changed. Empty if the source's catalogue does not show that.
         mirror_name: Its name in the mirror, if that differs from the one in the source.
+        where: The condition on the rows that the mirror has; empty for all.
     """
 
     name: str
@@ -132,6 +133,7 @@ class TableSchema:
     namespace: str | None = None
     mark: str = ""
     mirror_name: str = field(default="", compare=False)
+    where: str = ""
 
     @property
     def full_name(self) -> str:
@@ -200,6 +202,7 @@ class TableSchema:
             "columns": [column.to_json() for column in self.columns],
             **({"mark": self.mark} if self.mark else {}),
             **({"mirror_name": self.mirror_name} if self.mirror_name else {}),
+            **({"where": self.where} if self.where else {}),
         }
 
     @classmethod
@@ -208,7 +211,8 @@ class TableSchema:
         columns = tuple(Column.from_json(column) for column in form["columns"])
         key, namespace = tuple(form["primary_key"]), form.get("namespace")
         mark, mirror_name = form.get("mark", ""), form.get("mirror_name", "")
-        return cls(form["name"], columns, key, namespace, mark, mirror_name)
+        where = form.get("where", "")
+        return cls(form["name"], columns, key, namespace, mark, mirror_name, where)
 
 
 def renamed(schema: TableSchema, relation: str) -> TableSchema:
@@ -249,6 +253,7 @@ class TableOptions:
         types: Types that override the declared ones, by column.
         as_text: Text that is more than text, such as JSON, is mirrored as text alone.
         masks: How columns are masked, by column.
+        where: Mirror the rows of which this is true; empty for all.
     """
 
     columns: tuple[str, ...] | None = None
@@ -256,6 +261,7 @@ class TableOptions:
     types: Mapping[str, str] = field(default_factory=dict)
     as_text: bool = False
     masks: Mapping[str, str] = field(default_factory=dict)
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,11 +274,12 @@ class SchemaDifference:
     rewritten: tuple[Column, ...] = ()
     replaced: bool = False
     key_changed: bool = False
+    refiltered: bool = False
     reordered: bool = field(default=False, compare=False)
 
     def __bool__(self) -> bool:
         columns = self.added or self.dropped or self.retyped or self.rewritten
-        return bool(columns or self.replaced or self.key_changed)
+        return bool(columns or self.replaced or self.key_changed or self.refiltered)
 
     def describe(self) -> str:
         """Return a clause that says what changed, with names only."""
@@ -290,6 +297,8 @@ class SchemaDifference:
             clauses.append("is another table, or has other partitions")
         if self.key_changed:
             clauses.append("changed the primary key")
+        if self.refiltered:
+            clauses.append("has another row filter")
         return " and ".join(clauses) or "changed nothing"
 
 
@@ -317,6 +326,7 @@ def difference(old: TableSchema, new: TableSchema) -> SchemaDifference:
         ),
         replaced=old.mark != new.mark,
         key_changed=old.primary_key != new.primary_key,
+        refiltered=old.where != new.where,
     )
 
 

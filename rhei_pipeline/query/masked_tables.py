@@ -54,10 +54,10 @@ def _reasons(made: Plan, sql: str, catalog: Catalog) -> Iterator[str]:
 def _of_untranslated(sql: str, catalog: Catalog) -> Iterator[str]:
     parsed = _parsed(sql, catalog.source)
     if parsed is None:
-        yield "it may read a table with masked columns"
+        yield "it may read a masked or filtered table"
         return
     if catalog.source == "postgres" and parsed.find(exp.Anonymous):
-        yield "it calls a function, which may read a table with masked columns"
+        yield "it calls a function, which may read a masked or filtered table"
     yield from _of_tables(_tables_of(parsed), catalog)
 
 
@@ -77,9 +77,9 @@ def _of_tables(names: Iterable[str], catalog: Catalog) -> Iterator[str]:
     for name in sorted(names):
         lower = name.lower()
         if lower in catalog.masked:
-            yield f"table {name!r} has masked columns"
+            yield f"table {name!r} is masked or filtered"
         elif lower.removeprefix("public.").removeprefix("main.") not in plain:
-            yield f"{name!r} is not mirrored, and may show masked columns"
+            yield f"{name!r} is not mirrored, and may show what is masked or filtered"
 
 
 def _tables_of(parsed: exp.Query) -> list[str]:

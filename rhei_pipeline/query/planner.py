@@ -98,10 +98,10 @@ def catalog_of(
 def _masked(found: MirroredTable, table: Table, answers: MaskedAnswers) -> MirroredTable:
     """Return what queries may do with a table's columns: masked ones are shown and counted only."""
     masked = {column.name for column in table.schema.columns if column.masked}
-    if not masked:
+    if not masked and not table.schema.where:
         return found
     kinds = {name: kind for name, kind in found.kinds.items() if name not in masked}
-    doubt = "has masked columns in the mirror" if answers == "source" else None
+    doubt = "is masked or filtered in the mirror" if answers == "source" else None
     return replace(found, schema=table.schema, kinds=kinds, doubt=found.doubt or doubt)
 
 
@@ -109,8 +109,9 @@ def _names_of_masked(
     tables: Sequence[Table], options: Mapping[str, TableOptions]
 ) -> frozenset[str]:
     """Return the names of all tables that are masked, also of those that are left out."""
-    names = {name for name, said in options.items() if said.masks}
-    names |= {t.schema.full_name for t in tables if any(c.masked for c in t.schema.columns)}
+    names = {name for name, said in options.items() if said.masks or said.where}
+    shown = {t.schema.full_name: t.schema for t in tables}
+    names |= {n for n, s in shown.items() if s.where or any(c.masked for c in s.columns)}
     return frozenset(form for name in names for form in _forms(name.lower()))
 
 

@@ -49,6 +49,12 @@ class TableSettings(Section):
         " values have equal hashes), redact, null, truncate:n (the first n characters), partial:n"
         " (the last n), or package.module:function over an Arrow array.",
     )
+    where: str | None = Field(
+        None,
+        min_length=1,
+        description="Mirror only the rows of which this is true: comparisons of columns with"
+        " literals, joined by and, or, not.",
+    )
     polling: PollingSettings = Field(
         PollingSettings(), description="How it is polled, with the capture method polling."
     )
@@ -141,9 +147,9 @@ class QuerySettings(Section):
     )
     masked: Literal["mirror", "source"] = Field(
         "mirror",
-        description="Which side answers 'auto' about tables with masked columns. mirror: only the"
-        " mirror, with masked values. source: only the source, with its own values, for everyone"
-        " who may query.",
+        description="Which side answers 'auto' about tables with masked columns or a row filter."
+        " mirror: only the mirror, with what it has. source: only the source, with its own rows"
+        " and values, for everyone who may query.",
     )
     functions: list[str] = Field(
         [],

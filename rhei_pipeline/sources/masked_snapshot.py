@@ -1,4 +1,4 @@
-"""One state of a source, with masked columns."""
+"""One state of a source, with masked columns and chosen rows."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from rhei_pipeline.capabilities import (
     beginning_of,
+    count_where,
     doubt_about,
     draw_rows,
     is_ordered_alike,
@@ -18,6 +19,7 @@ from rhei_pipeline.capabilities import (
     shape_after,
     start_at,
 )
+from rhei_pipeline.changes.filters import RowFilter, chosen_changes, chosen_rows
 from rhei_pipeline.changes.masks import (
     MaskingKey,
     has_masked_key,
@@ -30,6 +32,13 @@ from rhei_pipeline.model.schema import Table, TableSchema
 from rhei_pipeline.protocols import Rescan, SourceSnapshot
 
 
+class ReadsFilters(Protocol):
+    """What reads row filters."""
+
+    def of(self, table: Table) -> RowFilter | None:
+        """Return the filter that a table is mirrored with."""
+
+
 class Masks(Protocol):
     """The masks that are declared.
 
@@ -38,6 +47,10 @@ class Masks(Protocol):
     """
 
     key: MaskingKey
+
+    @property
+    def filters(self) -> ReadsFilters:
+        """What reads row filters."""
 
     def masked(self, schema: TableSchema, *, whole: bool = True) -> TableSchema:
         """Return a table's schema as the mirror has it."""
@@ -114,23 +127,26 @@ class MaskedSnapshot:
         return start_at(self._inner, source_table(table), key) if is_known else None
 
     def draw(self, table: Table, share: float, limit: int) -> Iterator[RowBatch]:
-        """Yield the source's rows, masked."""
+        """Yield the source's rows, masked and in the filter."""
         for batch in draw_rows(self._inner, source_table(table), share, limit):
             yield self._masked_rows(batch, table)
 
     def _masked_rows(self, batch: RowBatch, table: Table) -> RowBatch:
         key, is_sealed = self._masks.key, has_masked_key(table.schema)
-        if not _is_masked(table):
+        if not _is_changed(table):
             return batch
+        chosen = self._masks.filters.of(table)
+        rows = chosen_rows(batch.rows, chosen) if chosen else batch.rows
         return RowBatch(
-            masked_rows(batch.rows, table.schema, key),
+            masked_rows(rows, table.schema, key),
             key.seal(batch.resume) if is_sealed else batch.resume,
             self._letters(batch.rejected, table),
         )
 
     def count(self, table: Table) -> int:
-        """Return the source's row count."""
-        return self._inner.count(source_table(table))
+        """Return the source's row count, of the rows in the filter."""
+        own, chosen = source_table(table), self._masks.filters.of(table)
+        return count_where(self._inner, own, chosen.sql) if chosen else self._inner.count(own)
 
     def rescan(self, table: Table, after: Position) -> Rescan:
         """Return the source's answer."""
@@ -154,9 +170,11 @@ class MaskedSnapshot:
         return beginning_of(self._inner, source_table(table))
 
     def _masked(self, batch: ChangeBatch, table: Table) -> ChangeBatch:
-        if not _is_masked(table):
+        if not _is_changed(table):
             return batch
         schema, key = table.schema, self._masks.key
+        chosen = self._masks.filters.of(table)
+        batch = chosen_changes(batch, source_table(table).schema, chosen) if chosen else batch
         former = batch.former_keys
         return replace(
             batch,
@@ -173,5 +191,6 @@ class MaskedSnapshot:
         return tuple(replace(each, key=masked_key_text(each.key, schema, key)) for each in letters)
 
 
-def _is_masked(table: Table) -> bool:
-    return any(column.masked for column in table.schema.columns)
+def _is_changed(table: Table) -> bool:
+    """Return whether the mirror has a table otherwise than the source."""
+    return bool(table.schema.where) or any(column.masked for column in table.schema.columns)

@@ -1,12 +1,13 @@
-"""A source whose columns are masked before anything of them is written anywhere.
+"""A source whose columns are masked, and rows chosen, before anything is written anywhere.
 
 It stands directly over the way of capture: buffer, mirror, dead letters, registry and whatever is
 made of them know the masked values alone. What an adapter keeps in the source itself, such as the
 log of its triggers, is the source's own.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from rhei_pipeline.capabilities import (
@@ -18,12 +19,14 @@ from rhei_pipeline.capabilities import (
     snapshot_for_copy,
     snapshot_of_rows,
 )
+from rhei_pipeline.changes.filters import RowFilter, refuse_columns, row_filter
 from rhei_pipeline.changes.masks import (
     MaskingKey,
     has_masked_key,
     masked_key_text,
     masked_rows,
     masked_schema,
+    source_schema,
     source_table,
 )
 from rhei_pipeline.errors import SchemaError
@@ -31,27 +34,68 @@ from rhei_pipeline.model.changes import Position, key_text, read_keys
 from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
+from rhei_pipeline.model.semantics import MirroredTable
 from rhei_pipeline.protocols import ChangeSource, SourceSnapshot
 from rhei_pipeline.sources.masked_snapshot import MaskedSnapshot
 
+_NOTHING = TableOptions()
 #: Rows read at once while the rows of masked keys are looked for.
 _ROWS = 50_000
 
 
+class Filters:
+    """Reads row filters.
+
+    Args:
+        dialect: The source's.
+        meaning: Returns how a table's columns are compared; None where nothing is known of it.
+    """
+
+    def __init__(
+        self, dialect: str, meaning: Callable[[TableSchema], MirroredTable | None]
+    ) -> None:
+        self._dialect = dialect
+        self._meaning = meaning
+        self._fitting: set[tuple[TableSchema, str]] = set()
+
+    def of(self, table: Table) -> RowFilter | None:
+        """Return the filter that a table is mirrored with."""
+        where = table.schema.where
+        return row_filter(where, source_schema(table.schema), self._dialect) if where else None
+
+    def refuse_unfit(self, schema: TableSchema, where: str) -> None:
+        """Refuse a condition that is not certain to be read alike everywhere.
+
+        Raises:
+            SchemaError: Says what it may be.
+        """
+        if (schema, where) not in self._fitting:
+            found, meant = row_filter(where, schema, self._dialect), self._meaning(schema)
+            refuse_columns(found, schema, meant.kinds if meant else {})
+            self._fitting.add((schema, where))
+
+
 class DeclaredMasks:
-    """The masks of a declaration, and of tables that are registered at run time.
+    """The masks and row filters of a declaration, and of tables registered at run time.
 
     Args:
         options: What is said of single tables.
         key: The key of hashes.
         names_keys: Whether positions in the source name keys, as those of polling do; keys are
             not masked then.
+        filters: Reads the row filters.
     """
 
     def __init__(
-        self, options: Mapping[str, TableOptions], key: MaskingKey, *, names_keys: bool = False
+        self,
+        options: Mapping[str, TableOptions],
+        key: MaskingKey,
+        *,
+        names_keys: bool = False,
+        filters: Filters,
     ) -> None:
         self.key = key
+        self.filters = filters
         self._options = options
         self._names_keys = names_keys
         self._redeclared: dict[str, TableOptions] = {}
@@ -66,7 +110,10 @@ class DeclaredMasks:
         Raises:
             SchemaError: A mask does not suit its column, or the column is missing.
         """
-        rules = self._rules(schema.name)
+        rules, where = self._rules(schema.name), self._where(schema.name)
+        if where and whole:
+            self.filters.refuse_unfit(schema, where)
+        schema = replace(schema, where=where) if where else schema
         if not rules:
             return schema
         found = masked_schema(schema, dict(rules), self.key, whole=whole)
@@ -87,12 +134,17 @@ class DeclaredMasks:
         return [c.masked for c in declared.columns] == [c.masked for c in columns]
 
     def _rules(self, name: str) -> Mapping[str, str]:
-        found = self._redeclared.get(name) or self._options.get(name)
-        return found.masks if found else {}
+        return self._said(name).masks
+
+    def _where(self, name: str) -> str:
+        return self._said(name).where
+
+    def _said(self, name: str) -> TableOptions:
+        return self._redeclared.get(name) or self._options.get(name) or _NOTHING
 
 
 class MaskedSource:
-    """A `ChangeSource` over another one, whose tables it shows with masked columns.
+    """A `ChangeSource` over another one: its tables with masked columns and chosen rows.
 
     Args:
         inner: The source as it is.

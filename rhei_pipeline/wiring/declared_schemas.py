@@ -74,7 +74,10 @@ def _answer(found: "Future[DeclaredSchemas]", settings: Settings, registry: Regi
 def _from_source(settings: Settings, registry: Registry) -> DeclaredSchemas:
     database = open_database(settings, looking=True)
     try:
-        options, masks = table_options(settings, registry), declared_masks(settings, registry)
+        options, masks = (
+            table_options(settings, registry),
+            declared_masks(settings, registry, database),
+        )
         faults = dict[str, str]()
         tables: dict[str, Table] = {}
         for declared in declared_tables(settings, database, registry):

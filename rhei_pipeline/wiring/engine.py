@@ -69,7 +69,7 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
         if in_memory:
             # Nobody comes back for it, so the log must not be held for it either.
             stack.callback(inner.forget_mirror)
-        masked = MaskedSource(inner, declared_masks(settings, registry))
+        masked = MaskedSource(inner, declared_masks(settings, registry, database))
         buffered = None if log is None else _bridged(settings, masked, log, find(), on_step)
         pipeline = Pipeline(
             find,
@@ -176,7 +176,7 @@ def bridge(settings: Settings, on_step: OnStep = no_step) -> int:
         inner = open_source(settings, database, log.log_id, registry)
         stack.callback(inner.close)
         declared = declared_tables(settings, database, registry)
-        masked = MaskedSource(inner, declared_masks(settings, registry))
+        masked = MaskedSource(inner, declared_masks(settings, registry, database))
         return _bridged(settings, masked, log, declared, on_step).drain()
 
 

@@ -3,20 +3,30 @@
 from collections.abc import Callable
 
 from rhei_pipeline.changes.masks import MaskingKey, source_table
-from rhei_pipeline.model.schema import Table
+from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
+from rhei_pipeline.model.semantics import MirroredTable
+from rhei_pipeline.protocols import Database
 from rhei_pipeline.settings.model import Settings
-from rhei_pipeline.sources.masked_source import DeclaredMasks
+from rhei_pipeline.sources.masked_source import DeclaredMasks, Filters
 from rhei_pipeline.sync.schema_registry import Registrations, Registry
 from rhei_pipeline.wiring.table_options import table_options
 
 
-def declared_masks(settings: Settings, registry: Registrations) -> DeclaredMasks:
-    """Return the masks of all tables."""
-    key = settings.masking.key
+def declared_masks(
+    settings: Settings, registry: Registrations, database: Database
+) -> DeclaredMasks:
+    """Return the masks and row filters of all tables."""
+    key, options = settings.masking.key, table_options(settings, registry)
+
+    def meaning(schema: TableSchema) -> MirroredTable | None:
+        said = database.meanings([Table(schema)], lambda name: options.get(name, TableOptions()))
+        return said[0] if said else None
+
     return DeclaredMasks(
-        table_options(settings, registry),
+        options,
         MaskingKey("" if key is None else key.get_secret_value()),
         names_keys=settings.capture_method == "polling",
+        filters=Filters(settings.source.kind, meaning),
     )
 
 

@@ -215,10 +215,10 @@ def _validate_masks(
     settings: Settings, database: SourceDatabase, registry: Registry, names: Sequence[str]
 ) -> Iterator[Finding]:
     """Name the masks that do not suit their columns."""
-    options, masks = table_options(settings, registry), declared_masks(settings, registry)
+    options, masks = table_options(settings, registry), declared_masks(settings, registry, database)
     for name in names:
         chosen = options.get(name)
-        if chosen is None or not chosen.masks:
+        if chosen is None or not (chosen.masks or chosen.where):
             continue
         try:
             masks.masked(database.read_schema(name, chosen, None))

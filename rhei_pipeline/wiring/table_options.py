@@ -71,4 +71,5 @@ def options_of(table: TableSettings) -> TableOptions:
         types=dict(table.types or {}),
         as_text=table.as_text,
         masks=dict(table.mask or {}),
+        where=table.where or "",
     )

@@ -58,6 +58,13 @@ HAS_KEYLESS_ROWS: list[type[can.HasKeylessRows]] = [
     SqlitePollingSnapshot,
     SqliteTriggerSnapshot,
 ]
+COUNTS_CHOSEN: list[type[can.CountsChosen]] = [
+    LogicalSnapshot,
+    PostgresPollingSnapshot,
+    PostgresTriggerSnapshot,
+    SqlitePollingSnapshot,
+    SqliteTriggerSnapshot,
+]
 HOLDS_ROWS_APART: list[type[can.HoldsRowsApart]] = [BufferedSource, LogicalSource]
 ORDERS_KEYS: list[type[can.OrdersKeys]] = [
     BufferedSnapshot,
@@ -107,6 +114,7 @@ REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
         (can.Retains, RETAINS),
         (can.ChangesShape, CHANGES_SHAPE),
         (can.HasKeylessRows, HAS_KEYLESS_ROWS),
+        (can.CountsChosen, COUNTS_CHOSEN),
         (can.HoldsRowsApart, HOLDS_ROWS_APART),
         (can.OrdersKeys, ORDERS_KEYS),
         (can.FindsKeys, FINDS_KEYS),

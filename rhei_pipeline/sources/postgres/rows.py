@@ -89,9 +89,10 @@ class PostgresRowReader:
         last = [texts[name][texts.num_rows - 1].as_py() for name in schema.primary_key]
         return RowBatch(rows, json.dumps(last), letters)
 
-    def count(self) -> int:
+    def count(self, where: str = "true") -> int:
         """Count the rows."""
-        statement = f"select count(*) from {qualified(self.schema)} where {self.condition}"
+        name = qualified(self.schema)
+        statement = f"select count(*) from {name} where {self.condition} and ({where})"
         found = self.connection.execute(statement.encode()).fetchone()
         return int(found[0]) if found else 0
 

@@ -101,11 +101,11 @@ class SqliteRowReader:
             letters += _letters(schema, missing, arrays, rows, self.clock)
         return tuple(letters)
 
-    def count(self) -> int:
+    def count(self, where: str = "true") -> int:
         """Count the rows."""
-        where = f" where {self.condition}" if self.condition else ""
+        name, condition = quote(self.source.schema.name), self.condition or "true"
         found = self.connection.execute(
-            f"select count(*) from {quote(self.source.schema.name)}{where}"
+            f"select count(*) from {name} where {condition} and ({where})"
         )
         return int(found.fetchone()[0])
 

@@ -248,6 +248,10 @@ class LogicalSnapshot:
         self._counted[table.name] = self._reader(table).count()
         return self._counted[table.name]
 
+    def count_where(self, table: Table, where: str) -> int:
+        """Count the rows of which a condition in the source's SQL is true."""
+        return self._reader(table).count(where)
+
     def close(self) -> None:
         """Delete the messages read, and stop reading ahead."""
         self._end_reading()

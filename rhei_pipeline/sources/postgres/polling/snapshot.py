@@ -283,6 +283,10 @@ class PostgresPollingSnapshot:
         """Return the table's row count."""
         return self._table(table).reader.count()
 
+    def count_where(self, table: Table, where: str) -> int:
+        """Count the rows of which a condition in the source's SQL is true."""
+        return self._table(table).reader.count(where)
+
     def close(self) -> None:
         """End all unfinished reads."""
         for polled in self._tables.values():

@@ -286,6 +286,11 @@ class PostgresTriggerSnapshot:
         self._hold(self._known(table))
         return self._reader(table).count()
 
+    def count_where(self, table: Table, where: str) -> int:
+        """Count the rows of which a condition in the source's SQL is true."""
+        self._hold(self._known(table))
+        return self._reader(table).count(where)
+
     def close(self) -> None:
         """End an unfinished read."""
         if self._reading is not None:

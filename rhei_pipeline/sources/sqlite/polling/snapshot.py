@@ -420,6 +420,10 @@ class SqlitePollingSnapshot:
         """Count the table's rows."""
         return self._table(table).reader.count()
 
+    def count_where(self, table: Table, where: str) -> int:
+        """Count the rows of which a condition in the source's SQL is true."""
+        return self._table(table).reader.count(where)
+
     def _table(self, table: Table) -> SqlitePolledTable:
         if table.name not in self._tables:
             poll = self._polls(table.name)

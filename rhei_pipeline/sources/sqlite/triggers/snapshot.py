@@ -290,6 +290,10 @@ class SqliteTriggerSnapshot:
         """Count the table's rows."""
         return self._reader(table).count()
 
+    def count_where(self, table: Table, where: str) -> int:
+        """Count the rows of which a condition in the source's SQL is true."""
+        return self._reader(table).count(where)
+
     def rescan(self, table: Table, after: Position) -> Rescan:
         """Return whether a rescan is needed: after a schema change; triggers see other changes.
 
