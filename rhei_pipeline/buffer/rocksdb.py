@@ -112,7 +112,8 @@ class RocksDirectory:
         if any(self.path.glob("MANIFEST-*")) and not (self.path / "CURRENT").exists():
             # RocksDB would begin again over what is there.
             raise self.damaged("its file CURRENT is missing")
-        self.path.mkdir(parents=True, exist_ok=True)
+        # It holds rows, and nobody but this user has anything to read in it.
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         rocks = self._rocks
         options = rocks.Options(raw_mode=True)
         options.create_if_missing(create_if_missing=True)

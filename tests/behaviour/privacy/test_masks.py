@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+import stat
 from collections.abc import Callable
 from typing import Any
 
@@ -139,7 +141,10 @@ def test_no_file_of_a_mirror_of_sqlite_has_a_masked_value(
     assert shown(world) == expected(world, masks)
     assert world.htap.verify().equal
     assert holding(world.directory, SECRET) == []
-    assert SECRET not in caplog.text
+    assert holding(world.directory, KEY) == []
+    assert not {SECRET, KEY} & set(re.findall(f"{SECRET}|{KEY}", caplog.text))
+    assert KEY not in repr(world.settings) + world.settings.model_dump_json()
+    assert not world.buffered or stat.S_IMODE(world.buffer.stat().st_mode) == 0o700
     parts = {file[:3] for file in holding(world.directory, SEEN)}
     assert parts >= ({"cdc"} if world.buffered else set()), "nothing would be found here"
     assert parts - {"cdc"}, "nor here"
