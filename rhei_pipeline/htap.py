@@ -229,6 +229,8 @@ class HTAP:
         types: Mapping[str, str] | None = None,
         polling: PollingSettings | Mapping[str, Any] | None = None,
         mirror_name: str | None = None,
+        mask: Mapping[str, str] | None = None,
+        where: str | None = None,
     ) -> None:
         """Capture a table from now on; if it is captured already, repair what is missing.
 
@@ -242,13 +244,16 @@ class HTAP:
             types: Types that override the declared ones, by column.
             polling: How it is polled, with the fields of a declaration's `polling`.
             mirror_name: Its name in the mirror; left out: as in the source.
+            mask: How columns are masked, by column.
+            where: Mirror the rows of which this is true.
 
         Raises:
             SchemaError: It cannot be captured so, or the declaration names it and says otherwise.
             SettingsError: A value does not make sense.
         """
         how = {"columns": columns, "primary_key": primary_key, "types": types, "polling": polling}
-        asked = table_settings({"name": name, "mode": mode, "mirror_name": mirror_name, **how})
+        shown = {"mirror_name": mirror_name, "mask": mask, "where": where}
+        asked = table_settings({"name": name, "mode": mode, **how, **shown})
         self._access.hold(lambda held: held.register_table(asked))
 
     def unregister_table(self, name: str) -> None:

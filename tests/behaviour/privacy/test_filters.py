@@ -220,3 +220,21 @@ def test_a_condition_that_is_not_certain_leaves_its_table_out(
     world.tables = [{"name": "t", "where": "status = 'open' or n is null"}]
     assert world.htap.sync_now().errors == {}
     assert [row["id"] for row in world.present("t")] == [1]
+
+
+def test_a_table_is_registered_with_its_mask_and_filter(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No row is read before they are known; what is said later counts from then on."""
+    monkeypatch.setenv("RHEI__MASKING__KEY", KEY)
+    world = make_world(tables=[])
+    world.run(CREATE, "insert into t(id, status, n) values (1, 'open', 1), (2, 'shut', 2)")
+    world.htap.register_table("T", mask={"status": "hash"}, where="n < 2")
+    world.htap.sync_now()
+    assert [(row["id"], row["status"]) for row in world.present("t")] == [(1, hashed("open"))]
+    world.crash()
+    world.htap.register_table("t", mask={"status": "redact"}, where="n > 1")
+    world.htap.sync_now()
+    assert [(row["id"], row["status"]) for row in world.present("t")] == [(2, "***")]
+    with pytest.raises(QueryError, match="masked or filtered"):
+        world.htap.query("select id from t where status = 'shut'")
