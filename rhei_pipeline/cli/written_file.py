@@ -1,5 +1,6 @@
 """A file that a command writes: whole or not at all, and never one that the pipeline keeps."""
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,12 @@ if TYPE_CHECKING:
     from rhei_pipeline.settings.model import Settings
 
 #: What SQLite, DuckDB and this package keep beside a file, by the end of its name.
-_BESIDE = ("", "-wal", "-shm", "-journal", ".wal", ".lock", ".lock.turn", ".confirmed.json")
+_BESIDE = (
+    *("", "-wal", "-shm", "-journal", ".wal", ".last", ".lock", ".lock.turn"),
+    ".confirmed.json",
+)
+#: Where Linux has the files that a process has open, by which one without a name gets one.
+_OPEN_FILES = Path("/proc/self/fd")
 
 
 def refuse_own(file: Path, settings: "Settings") -> None:
@@ -42,6 +48,8 @@ def own_places(settings: "Settings") -> Iterator[tuple[str, Path]]:
     if mirror.published is not None:
         yield "published copy", mirror.published.path
     yield "registry", settings.registry.path
+    for polled in sorted(settings.registry.path.parent.glob("*.polled.json")):
+        yield "progress", polled
     if settings.capture.buffer is not None:
         yield "buffer", settings.capture.buffer.path
     if settings.file is not None:
@@ -85,10 +93,34 @@ def whole_file(file: Path) -> Iterator[IO[bytes]]:
 def _replacing(file: Path) -> Iterator[IO[bytes]]:
     partial = file.with_name(f".{uuid.uuid4().hex}.partial")
     try:
-        with partial.open("xb") as opened:
+        unnamed = _unnamed(file.parent)
+        with unnamed or partial.open("xb") as opened:
             yield opened
+            opened.flush()
+            if unnamed is not None:
+                _name(unnamed, partial)
         if file.exists():
             partial.chmod(file.stat().st_mode & 0o7777)
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _unnamed(folder: Path) -> IO[bytes] | None:
+    """Open a file that has no name yet, so that a killed process leaves none; None without such."""
+    if not _OPEN_FILES.exists():
+        return None
+    try:
+        return os.fdopen(os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666), "wb")
+    except (AttributeError, OSError):  # another system, or a file system without such files
+        return None
+
+
+def _name(opened: IO[bytes], file: Path) -> None:
+    there = _OPEN_FILES / str(opened.fileno())
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        # With a folder the link is followed to the file itself; what is given is absolute.
+        os.link(there, file, src_dir_fd=folder)
+    finally:
+        os.close(folder)

@@ -18,9 +18,8 @@ from rhei_pipeline.buffer.log import ChangeLog
 from tests.support.fix_world import World
 
 DOCS = Path(__file__).parents[2] / "docs"
-ASYNC, FASTAPI, DJANGO, NOTEBOOK = re.findall(
-    r"```python\n(.*?)```", (DOCS / "applications.md").read_text(), flags=re.DOTALL
-)
+PAGES = "".join((DOCS / page).read_text() for page in ("applications.md", "how-to/notebooks.md"))
+ASYNC, FASTAPI, DJANGO, NOTEBOOK = re.findall(r"```python\n(.*?)```", PAGES, flags=re.DOTALL)
 EXPECTED = [{"status": "new", "orders": 2}, {"status": "paid", "orders": 1}]
 
 

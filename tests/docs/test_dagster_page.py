@@ -15,7 +15,7 @@ import rhei_pipeline.dagster
 from rhei_pipeline import Settings
 
 PROJECT = Path(__file__).parents[2]
-PAGE = (PROJECT / "docs" / "dagster.md").read_text()
+PAGE = "".join((PROJECT / "docs" / name).read_text() for name in ("dagster.md", "how-to/dbt.md"))
 
 
 def blocks(language: str) -> list[str]:

@@ -1,5 +1,6 @@
 """A mirror is opened with what it needs, or says what to install."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,3 +35,17 @@ def test_a_package_that_is_not_installed_is_named_with_the_command(
     with pytest.raises(MissingExtraError, match=f"{package}.*rhei-pipeline\\[{extra}\\]"):
         open_mirror(settings.mirror)
     assert not list(tmp_path.iterdir())
+
+
+def test_duckdb_prints_no_progress_where_somebody_types(tmp_path: Path) -> None:
+    # A program without a file is interactive to DuckDB, which then prints while it works.
+    shown = (
+        "from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror;"
+        f"held = DuckDBMirror({str(tmp_path / 'm.duckdb')!r})._connection;"
+        "ask = \"select current_setting('enable_progress_bar')\";"
+        "print([each.execute(ask).fetchone() for each in (held, held.cursor())])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", shown], check=True, capture_output=True, text=True
+    )
+    assert found.stdout == "[(False,), (False,)]\n"

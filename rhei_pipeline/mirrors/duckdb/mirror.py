@@ -62,7 +62,7 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
     # What one statement set for all would change everybody's answers.
     "lock_configuration": "true",
     # Our own connections set these; readers' statements only read.
-    "allowed_configs": ["memory_limit", "threads"],
+    "allowed_configs": ["memory_limit", "threads", "enable_progress_bar"],
     # Until a checkpoint, what was written is held in memory beside the log, in half as much again.
     # One for each 16 MB costs no measurable time more than one for each 64 MB.
     "checkpoint_threshold": "16MB",
@@ -423,6 +423,13 @@ class DuckDBMirror:
                 cursor.close()
 
 
+def connect(path: str, config: Mapping[str, Any]) -> duckdb.DuckDBPyConnection:
+    """Open a database; nothing is printed while it works, not in a notebook either."""
+    opened = duckdb.connect(path, config=dict(config))
+    opened.execute("set enable_progress_bar = false")
+    return opened
+
+
 def _connect(
     path: str, config: dict[str, str | bool | int | float | list[str]], deadline: float
 ) -> duckdb.DuckDBPyConnection:
@@ -431,7 +438,7 @@ def _connect(
     while True:
         try:
             with translated(path):
-                return duckdb.connect(path, config=config)
+                return connect(path, config)
         except MirrorBusyError as error:
             waiting.reason = error
             waiting.pause()

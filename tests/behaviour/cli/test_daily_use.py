@@ -153,7 +153,9 @@ def test_no_file_of_the_pipeline_is_overwritten(project: Path, world: World) -> 
     link.symlink_to(world.path)
     buffered = next(file for file in (project / "buffer").rglob("*") if file.is_file())
     kept = [world.path, config, *(project / n for n in ("m.duckdb", "m.duckdb.lock"))]
-    kept += [project / "registry.json", buffered, link]
+    (project / "0123.polled.json").write_text("{}")
+    kept += [project / name for name in ("registry.json", "m.duckdb.last", "0123.polled.json")]
+    kept += [buffered, link]
     lasting = [file for file in kept if file.name != "m.duckdb.lock"]
     before = [(file.stat().st_ino, file.stat().st_size) for file in lasting]
     sql = "select id from orders order by id"
@@ -169,6 +171,16 @@ def test_no_file_of_the_pipeline_is_overwritten(project: Path, world: World) -> 
     done("query", sql, "--output", str(project / "registry.csv"))
     assert (project / "registry.csv").read_text() == '"id"\n1\n2\n3\n'
     done("init", str(world.path), "--output", str(project / "new.yaml"), "--force")
+
+
+KILLED_AS_IT_WRITES = """
+import os, pathlib
+from rhei_pipeline.cli.written_file import whole_file
+with whole_file(pathlib.Path("rows.csv")) as to:
+    to.write(b"half a ro")
+    to.flush()
+    os.kill(os.getpid(), 9)
+"""
 
 
 def test_a_file_is_written_whole_or_not_at_all(
@@ -191,6 +203,7 @@ def test_a_file_is_written_whole_or_not_at_all(
     done("query", sql, "--output", "rows.csv")
     assert Path("rows.csv").read_text() == '"id"\n1\n2\n3\n'
     assert Path("rows.csv").stat().st_mode & 0o777 == 0o640
+    subprocess.run([sys.executable, "-c", KILLED_AS_IT_WRITES], check=False)
     assert [file.name for file in Path().iterdir()] == ["rows.csv"]
     assert "No such file" in str(rhei("query", sql, "--output", "none/rows.csv").exception)
     Path("none").mkdir()
