@@ -41,6 +41,11 @@ from rhei_pipeline.model.changes import Operation as Operation
 from rhei_pipeline.model.changes import Position as Position
 from rhei_pipeline.model.changes import RowBatch as RowBatch
 from rhei_pipeline.model.changes import event_schema as event_schema
+from rhei_pipeline.model.coverage import CheckedPart as CheckedPart
+from rhei_pipeline.model.coverage import Coverage as Coverage
+from rhei_pipeline.model.coverage import KeyRange as KeyRange
+from rhei_pipeline.model.coverage import RowSample as RowSample
+from rhei_pipeline.model.key_span import KeySpan as KeySpan
 from rhei_pipeline.model.progress import TableState as TableState
 from rhei_pipeline.model.progress import Watermark as Watermark
 from rhei_pipeline.model.reports import CopyReport as CopyReport
@@ -61,6 +66,7 @@ from rhei_pipeline.model.schema import Column as Column
 from rhei_pipeline.model.schema import Mode as Mode
 from rhei_pipeline.model.schema import Table as Table
 from rhei_pipeline.model.schema import TableSchema as TableSchema
+from rhei_pipeline.model.schema_log import SchemaChange as SchemaChange
 from rhei_pipeline.model.streaming import Streamed as Streamed
 from rhei_pipeline.model.type_names import parse_type as parse_type
 from rhei_pipeline.model.upkeep import DamagedFile as DamagedFile
@@ -85,6 +91,7 @@ from rhei_pipeline.settings.sections import RegistrySettings as RegistrySettings
 from rhei_pipeline.settings.sections import ScheduleSettings as ScheduleSettings
 from rhei_pipeline.settings.sections import SyncSettings as SyncSettings
 from rhei_pipeline.settings.sections import TableSettings as TableSettings
+from rhei_pipeline.settings.sections import VerifySettings as VerifySettings
 from rhei_pipeline.settings.source import BufferSettings as BufferSettings
 from rhei_pipeline.settings.source import CaptureSettings as CaptureSettings
 from rhei_pipeline.settings.source import LocalSettings as LocalSettings

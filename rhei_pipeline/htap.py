@@ -25,6 +25,7 @@ from rhei_pipeline.model.reports import (
     VerifyReport,
 )
 from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.model.schema_log import SchemaChange
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.model.type_names import parse_type
 from rhei_pipeline.model.upkeep import DropReport, MaintenanceReport, RepairReport
@@ -454,7 +455,8 @@ class HTAP:
 
         Args:
             table: This table alone.
-            rows_per_second: How many rows of the source to read in a second, on average.
+            rows_per_second: How many rows of the source to read in a second, on average; left
+                out: the declared pace.
             max_rows: How many rows of each table to compare now, about.
             sample: Compare rows that are drawn by lot, each with this chance, and count the rows
                 of both sides; `sample` in the report of a table says what that would have seen.
@@ -464,6 +466,13 @@ class HTAP:
         """
         budget = (rows_per_second, max_rows, sample)
         return self._access.answer(lambda it: it.verify(table, *budget))
+
+    def schema_log(self, table: str | None = None) -> list[SchemaChange]:
+        """Return the schema changes that the mirror has followed, the oldest first.
+
+        Each with the position and the time, the columns before and after, and what it cost.
+        """
+        return self._access.answer(lambda it: it.schema_log(table))
 
     def row_parity(self, table: str) -> RowParity:
         """Sync, then count the rows of source and mirror at one source state."""

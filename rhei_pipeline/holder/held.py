@@ -28,6 +28,7 @@ from rhei_pipeline.model.reports import (
     VerifyReport,
 )
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
+from rhei_pipeline.model.schema_log import SchemaChange
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.model.upkeep import DropReport, MaintenanceReport, RepairReport
 from rhei_pipeline.protocols import Database, OnStep
@@ -59,7 +60,7 @@ ANSWERED = frozenset(
     {
         *("query", "stream", "as_of", "dead_letters", "changes", "stream_changes", "diff"),
         *("sync_now", "sync_status", "verify", "row_parity", "row_count", "known_since"),
-        *("broken_histories", "propose_types"),
+        *("broken_histories", "propose_types", "schema_log"),
         *("explain_route", "reads", "reads_single_rows", "describe", "prepare"),
         *("tables", "left_out", "table_schemas", "views", "owner_unless"),
     }
@@ -342,9 +343,17 @@ class Held:
         sample: float | None = None,
     ) -> VerifyReport:
         """Sync, then compare every row of source and mirror, or what a budget allows."""
+        if sample is None:
+            rows_per_second = rows_per_second or self.settings.verify.rows_per_second
         asked = (rows_per_second, max_rows, sample)
         budget = None if asked == (None, None, None) else verify_budget(*asked)
         return self.engine.pipeline.verify(table, budget)
+
+    def schema_log(self, table: str | None) -> list[SchemaChange]:
+        """Return the schema changes that the mirror has followed, of one table or of all."""
+        known = None if table is None else self.engine.pipeline.mirrored(table).name
+        found = self.engine.pipeline.schema_log
+        return [change for change in found if known in (None, change.table)]
 
     def row_parity(self, table: str) -> RowParity:
         """Sync, then count the rows of source and mirror."""

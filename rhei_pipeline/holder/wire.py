@@ -22,6 +22,7 @@ from rhei_pipeline.model.change_feed import ChangePosition, ChangeStream, TableC
 from rhei_pipeline.model.coverage import CheckedPart
 from rhei_pipeline.model.progress import TableState
 from rhei_pipeline.model.schema import Mode, Table, TableSchema
+from rhei_pipeline.model.schema_log import SchemaChange
 from rhei_pipeline.query.freshness import Demand, Written
 from rhei_pipeline.query.planner import Prepared
 from rhei_pipeline.query.router import Route
@@ -32,7 +33,7 @@ _CHANGES = b"rhei.changes"
 _PLAIN = {str, bool, int, type(None)}
 _REPORTS: dict[str, type[Any]] = {
     kind.__name__: kind
-    for kind in (*vars(reports).values(), CheckedPart, Demand, Prepared, Route)
+    for kind in (*vars(reports).values(), CheckedPart, Demand, Prepared, Route, SchemaChange)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind)
 }
 _ENUMS: dict[str, type[StrEnum]] = {kind.__name__: kind for kind in (TableState, reports.Severity)}

@@ -31,6 +31,7 @@ from rhei_pipeline.settings.sections import (
     ScheduleSettings,
     SyncSettings,
     TableSettings,
+    VerifySettings,
 )
 from rhei_pipeline.settings.shards import (
     FEWEST_SHARDS,
@@ -111,6 +112,9 @@ class Settings(BaseSettings):
         " '*' is any text, and the last one takes all others. Left out: one pipeline.",
     )
     sync: SyncSettings = Field(SyncSettings(), description="How a sync works.")
+    verify: VerifySettings = Field(
+        VerifySettings(), description="How source and mirror are compared."
+    )
     queries: QuerySettings = Field(QuerySettings(), description="How queries are answered.")
     registry: RegistrySettings = Field(
         RegistrySettings(), description="Where known schemas are kept."

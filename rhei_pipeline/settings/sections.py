@@ -164,6 +164,23 @@ class RegistrySettings(Section):
     path: Path = Field(Path("data/registry.json"), description="The JSON file.")
 
 
+class VerifySettings(Section):
+    """What comparing source and mirror may ask of the source."""
+
+    rows_per_second: float | None = Field(
+        None,
+        gt=0,
+        description="The pace, part after part, with syncs in between; left out: as fast as it"
+        " goes, all tables at one source state.",
+    )
+    max_rows: int | None = Field(
+        None,
+        gt=0,
+        description="About how many rows of each table the scheduled check compares; the next one"
+        " goes on behind them. Left out: all rows.",
+    )
+
+
 class ScheduleSettings(Section):
     """Schedules and limits of what runs automatically, under an orchestrator."""
 

@@ -3,9 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -31,6 +31,7 @@ from rhei_pipeline.model.reports import (
     VerifyReport,
 )
 from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.model.schema_log import Followed, SchemaChange
 from rhei_pipeline.model.upkeep import DamagedFile, DropReport, RepairReport
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, Step
 from rhei_pipeline.sync.comparisons import Comparisons
@@ -139,6 +140,11 @@ class Pipeline:
     def generation(self) -> int:
         """How often the tables were described again; they change only when it grows."""
         return self._parts.generation
+
+    @property
+    def schema_log(self) -> Sequence[SchemaChange]:
+        """The schema changes of the source that the mirror has followed, the oldest first."""
+        return self._registry.schema_log
 
     @property
     def synced_from(self) -> int | None:
@@ -525,7 +531,17 @@ class Pipeline:
     def _report(
         self, reports: dict[str, TableReport], copied: dict[str, Copied], started: float
     ) -> SyncReport:
-        self._registry.save(*(self._tables[name] for name in reports))
+        seconds = time.monotonic() - started
+        followed = {
+            name: Followed(
+                report.as_of or datetime.now(UTC),
+                report.watermark,
+                copied[name].rows if name in copied else 0,
+                seconds,
+            )
+            for name, report in reports.items()
+        }
+        self._registry.save(*(self._tables[name] for name in reports), followed=followed)
         self._copies.note_cycle()
         self._left_out.went_well(reports.keys())
         told = table_reports(reports, self._told_errors(), self._watch.take_drained(), copied)

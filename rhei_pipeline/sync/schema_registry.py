@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.coverage import Coverage
 from rhei_pipeline.model.schema import Mode, Table, TableSchema, spelled
+from rhei_pipeline.model.schema_log import Followed, SchemaChange
 from rhei_pipeline.model.stored_format import too_new
 
 _log = logging.getLogger(__name__)
@@ -27,9 +28,12 @@ FORMAT = 2
 #: What it writes where none were: versions of before can read that.
 WITHOUT_REGISTERED = 1
 _NOT_FOLLOWED, _LEFT, _REGISTERED = "not_followed_since", "left_at", "registered"
-_CHECKED = "checked"
+_CHECKED, _SCHEMA_LOG = "checked", "schema_log"
+#: Older schema changes are forgotten.
+_MOST_CHANGES = 1_000
 
 
+_NO_COSTS: Mapping[str, Followed] = MappingProxyType({})
 _NOTHING: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
@@ -60,17 +64,19 @@ class Registry:
         self._not_followed: dict[str, datetime] = {}
         self._left: dict[str, datetime] = {}
         self._coverage: dict[str, Coverage] = {}
+        self._schema_log: list[SchemaChange] = []
         self._registered = _NOTHING
         self._is_unwritten = False
         if path is not None and path.exists():
             form = _load(path)
             self._registered = MappingProxyType(dict(form.get(_REGISTERED, {})))
             if form["mirror"] == mirror_id:
-                self._take_over(form["tables"], path)
+                self._take_over(form, path)
 
-    def _take_over(self, entries: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    def _take_over(self, form: Mapping[str, Any], path: Path) -> None:
         try:
-            for name, entry in entries.items():
+            self._schema_log = [SchemaChange.from_json(each) for each in form.get(_SCHEMA_LOG, ())]
+            for name, entry in form["tables"].items():
                 self._tables[name] = Table(
                     TableSchema.from_json(entry["schema"]), Mode(entry["mode"])
                 )
@@ -128,16 +134,17 @@ class Registry:
             self._registered = MappingProxyType(rest if form is None else {**rest, name: form})
             self._save()
 
-    def save(self, *tables: Table) -> None:
+    def save(self, *tables: Table, followed: Mapping[str, Followed] = _NO_COSTS) -> None:
         """Keep tables; written to disk at once, whole and atomically, before this returns.
 
         Where the file cannot be written, that is logged, and tried again at the next call.
+        `followed` says of tables how a change of their schema was.
         """
-        news = [table for table in tables if self._take_in(table)]
+        news = [table for table in tables if self._take_in(table, followed)]
         if news or self._is_unwritten:
             self._save()
 
-    def _take_in(self, table: Table) -> bool:
+    def _take_in(self, table: Table, followed: Mapping[str, Followed]) -> bool:
         """Take a table over; return whether anything about it is new."""
         name = table.name
         if self._tables.get(name) is table and name not in self._not_followed:
@@ -149,11 +156,24 @@ class Registry:
         if known != table:
             former = table.name if known is None else known.name
             self._versions[table.name] = self.version(former) + 1
+            if known is not None and table.name in followed:
+                self._note_change(known.schema, table, followed[table.name])
             self._tables.pop(former, None)
         self._tables[table.name] = table
         self._not_followed.pop(table.name, None)
         self._left.pop(table.name, None)
         return True
+
+    def _note_change(self, before: TableSchema, table: Table, followed: Followed) -> None:
+        version = self._versions[table.name]
+        change = SchemaChange.between(before, table.schema, version, followed)
+        if change is not None:
+            self._schema_log = [*self._schema_log, change][-_MOST_CHANGES:]
+
+    @property
+    def schema_log(self) -> Sequence[SchemaChange]:
+        """The schema changes that were followed, the oldest first."""
+        return tuple(self._schema_log)
 
     def note_not_followed(self, names: Mapping[str, datetime]) -> None:
         """Keep which of the tables are not followed any more."""
@@ -207,6 +227,8 @@ class Registry:
 
     def _form(self, entries: Mapping[str, Any]) -> dict[str, Any]:
         form = {"format": WITHOUT_REGISTERED, "mirror": self._mirror_id, "tables": entries}
+        if self._schema_log:
+            form[_SCHEMA_LOG] = [change.to_json() for change in self._schema_log]
         if self._registered:
             said = {name: dict(of) for name, of in self._registered.items()}
             form |= {"format": FORMAT, _REGISTERED: said}

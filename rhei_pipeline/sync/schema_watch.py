@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from rhei_pipeline.capabilities import reading_together
 from rhei_pipeline.errors import MirrorDamagedError, PermanentError, SchemaError
 from rhei_pipeline.model.blame import own_fault
 from rhei_pipeline.model.reports import TableReport
 from rhei_pipeline.model.schema import Table, TableSchema, difference, refuse_reserved
+from rhei_pipeline.model.schema_log import Followed
 from rhei_pipeline.protocols import ChangeSource, Mirror
 from rhei_pipeline.sync.drain import find_pending, take_on_next_shapes
 from rhei_pipeline.sync.kept_history import Declared, in_kept_mode
@@ -222,7 +224,13 @@ class SchemaWatch:
             lambda rest: take_on_next_shapes(rest, self._source, self._mirror, self._blame),
             self._left_out.undrained,
         )
-        self._registry.save(*taken)
+        marks, now = self._mirror.ledger().watermarks, datetime.now(UTC)
+        followed = {
+            table.name: Followed(now, mark.position.order)
+            for table in taken
+            if (mark := marks.get(table.name)) is not None
+        }
+        self._registry.save(*taken, followed=followed)
         return bool(taken)
 
     def _find_pending(self, tables: Collection[Table]) -> list[Table]:

@@ -22,7 +22,7 @@ from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.dagster import CdcResource, OltpResource
 from rhei_pipeline.dagster.session import Session
 from rhei_pipeline.protocols import Step
-from rhei_pipeline.settings.sections import TableSettings
+from rhei_pipeline.settings.sections import TableSettings, VerifySettings
 
 PROJECT = Path(__file__).parents[2]
 
@@ -271,6 +271,21 @@ def test_a_check_shows_what_differs(settings: Settings, instance: dg.DagsterInst
     assert not equals.passed
     assert equals.metadata["dead_letters"].value == 1
     assert json.loads(json.dumps(equals.metadata["examples"].value)) == {}
+
+
+def test_a_check_goes_on_where_the_last_one_ended(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    settings = settings.model_copy(update={"verify": VerifySettings(max_rows=1)})
+    found = []
+    for _ in range(2):
+        result = run(settings, instance, "mirror/orders")
+        checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
+        assert checks["equals_source"].passed
+        found.append({name: v.value for name, v in checks["equals_source"].metadata.items()})
+    assert [each["rows_of_this_round"] for each in found] == [1, 2]
+    assert [each["verified_through"] for each in found] == ['{"id": 1}', "the end"]
+    assert ["oldest_part_checked_at" in each for each in found] == [False, True]
 
 
 def test_a_session_that_copies_says_so_of_the_initial_sync(

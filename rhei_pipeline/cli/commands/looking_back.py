@@ -1,12 +1,20 @@
 """Commands that show the past of a temporal table."""
 
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rhei_pipeline.cli.opening import opened
-from rhei_pipeline.cli.options import DEFAULT_CONFIG, Config, Json, example, time_of
+from rhei_pipeline.cli.options import (
+    DEFAULT_CONFIG,
+    Config,
+    Json,
+    OneTable,
+    example,
+    time_of,
+)
 from rhei_pipeline.cli.output import say, show
 from rhei_pipeline.cli.rows import RowFile, RowFormat, RowLimit, RowWriter
 
@@ -106,3 +114,27 @@ def _position_or_instant(text: str) -> "ChangePosition | datetime":
             raise typer.BadParameter(
                 f"{text!r} is neither the position of an earlier answer nor a timestamp"
             ) from error
+
+
+class _SchemaView(StrEnum):
+    """What of the schemas is shown."""
+
+    LOG = "log"
+
+
+@commands.command(epilog=example("schema log --table orders"))
+def schema(
+    view: Annotated[  # noqa: ARG001  (there is one)
+        _SchemaView, typer.Argument(help="log: the changes that were followed.")
+    ],
+    config: Config = DEFAULT_CONFIG,
+    table: OneTable = None,
+    json_: Json = False,
+) -> None:
+    """Show the schema changes of the source that the mirror has followed, and what each cost."""
+    from rhei_pipeline.model.report import values
+    from rhei_pipeline.model.schema_log import SchemaChange
+
+    with opened(config) as htap:
+        found = [values(change) for change in htap.schema_log(table)]
+    show({"changes": found}, found, SchemaChange.shown, as_json=json_)

@@ -1,0 +1,85 @@
+"""The schema changes of the source that a mirror has followed, and what each cost."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import Any, Self
+
+from rhei_pipeline.model.schema import Column, TableSchema, difference
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """How a schema change was followed.
+
+    Attributes:
+        at: The source's clock when the mirror had it.
+        position: Where the table stood then.
+        rows_read: Rows that were read again for it.
+        seconds: What the whole sync took.
+    """
+
+    at: datetime
+    position: int | None = None
+    rows_read: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaChange:
+    """One schema change that a mirror has followed.
+
+    Attributes:
+        version: How often the table's schema has changed since it was first mirrored, plus one.
+        what: What changed, in words.
+        old, new: The columns that it concerns, before and after, each with its type.
+        at, position, rows_read, seconds: See `Followed`.
+    """
+
+    table: str
+    version: int
+    what: str
+    old: tuple[str, ...]
+    new: tuple[str, ...]
+    at: datetime
+    position: int | None
+    rows_read: int
+    seconds: float
+    shown = ("at", "table", "version", "what", "old", "new", "position", "rows_read", "seconds")
+
+    @classmethod
+    def between(
+        cls, before: TableSchema, after: TableSchema, version: int, followed: Followed
+    ) -> Self | None:
+        """Return the change from one schema to another; None where no column and no key differs."""
+        found = difference(before, after)
+        if not found:
+            return None
+        touched = {c.name for c in (*found.retyped, *found.rewritten)}
+        if found.key_changed:
+            touched |= {*before.primary_key, *after.primary_key}
+        return cls(
+            after.name,
+            version,
+            found.describe(),
+            _told(c for c in before.columns if c in found.dropped or c.name in touched),
+            _told(c for c in after.columns if c in found.added or c.name in touched),
+            followed.at,
+            followed.position,
+            followed.rows_read,
+            round(followed.seconds, 3),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {**asdict(self), "at": self.at.isoformat()}
+
+    @classmethod
+    def from_json(cls, form: Mapping[str, Any]) -> Self:
+        """Read the output of `to_json`."""
+        known = cls(**{**form, "at": datetime.fromisoformat(form["at"])})
+        return replace(known, old=tuple(form["old"]), new=tuple(form["new"]))
+
+
+def _told(columns: Iterable[Column]) -> tuple[str, ...]:
+    return tuple(f"{column.name} {column.type}" for column in columns)
