@@ -64,6 +64,7 @@ from rhei_pipeline.model.reports import VerifyReport as VerifyReport
 from rhei_pipeline.model.schema import HISTORY_FIELDS as HISTORY_FIELDS
 from rhei_pipeline.model.schema import Column as Column
 from rhei_pipeline.model.schema import Mode as Mode
+from rhei_pipeline.model.schema import SchemaPolicy as SchemaPolicy
 from rhei_pipeline.model.schema import Table as Table
 from rhei_pipeline.model.schema import TableSchema as TableSchema
 from rhei_pipeline.model.schema_log import SchemaChange as SchemaChange

@@ -190,7 +190,8 @@ class Held:
         mode = asked.mode or said.mode
         chosen = mode or (standing.mode if standing else self.settings.mode)
         name = asked.name if standing else said.name
-        return Declared(name, chosen, mode is not None, said.mirror_name or "")
+        policy = said.schema_changes or self.settings.schema_changes
+        return Declared(name, chosen, mode is not None, said.mirror_name or "", policy)
 
     def unregister_table(self, table: str) -> None:
         """Capture a table no more; its mirror stays as it is."""

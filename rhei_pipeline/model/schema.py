@@ -33,6 +33,16 @@ class Mode(StrEnum):
     TEMPORAL = "temporal"
 
 
+class SchemaPolicy(StrEnum):
+    """What becomes of a mirrored table whose source changes its schema.
+
+    EVOLVE: the mirror follows. QUARANTINE: the table is left out until somebody decides.
+    """
+
+    EVOLVE = "evolve"
+    QUARANTINE = "quarantine"
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column of a table.

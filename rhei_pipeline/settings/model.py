@@ -21,7 +21,7 @@ from pydantic_settings import SettingsError as PydanticSettingsError
 
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.model.polling import PollOptions
-from rhei_pipeline.model.schema import Mode, nearest
+from rhei_pipeline.model.schema import Mode, SchemaPolicy, nearest
 from rhei_pipeline.settings.mirror import MirrorSettings
 from rhei_pipeline.settings.problems import ENVIRONMENT_PREFIX, describe, is_misformed
 from rhei_pipeline.settings.sections import (
@@ -96,6 +96,12 @@ class Settings(BaseSettings):
     mode: Mode = Field(
         Mode.DESTRUCTIVE,
         description="Default of every table. destructive: overwrite; temporal: keep history.",
+    )
+    schema_changes: SchemaPolicy = Field(
+        SchemaPolicy.EVOLVE,
+        description="What becomes of a table whose schema changes in the source, default of every"
+        " table. evolve: the mirror follows; quarantine: the table is left out, by name, until"
+        " somebody decides.",
     )
     tables: list[TableSettings] | None = Field(
         None,

@@ -10,7 +10,7 @@ from pydantic import ByteSize, Field, SecretStr, field_validator
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.masks import LEAST_KEY_CHARACTERS, parse_rule
-from rhei_pipeline.model.schema import Mode
+from rhei_pipeline.model.schema import Mode, SchemaPolicy
 from rhei_pipeline.model.type_names import parse_type
 from rhei_pipeline.settings.section import Section
 from rhei_pipeline.settings.source import PollingSettings
@@ -54,6 +54,9 @@ class TableSettings(Section):
         min_length=1,
         description="Mirror only the rows of which this is true: comparisons of columns with"
         " literals, joined by and, or, not.",
+    )
+    schema_changes: SchemaPolicy | None = Field(
+        None, description="evolve or quarantine; left out: the default."
     )
     polling: PollingSettings = Field(
         PollingSettings(), description="How it is polled, with the capture method polling."

@@ -10,7 +10,14 @@ from types import MappingProxyType
 from rhei_pipeline.changes.scd2 import refuse_lost_history
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.progress import Ledger
-from rhei_pipeline.model.schema import RESERVED_PREFIX, Mode, Table, TableSchema, nearest
+from rhei_pipeline.model.schema import (
+    RESERVED_PREFIX,
+    Mode,
+    SchemaPolicy,
+    Table,
+    TableSchema,
+    nearest,
+)
 from rhei_pipeline.model.upkeep import DropReport
 from rhei_pipeline.protocols import (
     Mirror,
@@ -30,12 +37,14 @@ class Declared:
         explicit: The mode was asked for; otherwise it is the default, and a mirror that has
             history keeps it.
         mirror_name: Its own name in the mirror; left out: as in the source.
+        policy: What becomes of it where its schema changes.
     """
 
     name: str
     mode: Mode
     explicit: bool = True
     mirror_name: str = ""
+    policy: SchemaPolicy = SchemaPolicy.EVOLVE
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from rhei_pipeline.sync.kept_history import Declared, in_kept_mode
 from rhei_pipeline.sync.naming import TakenNames, declared_twice, refuse_like_columns
 from rhei_pipeline.sync.other_masks import drop_other_masks
 from rhei_pipeline.sync.participants import Participants
+from rhei_pipeline.sync.schema_policy import evolving, refuse_change
 from rhei_pipeline.sync.schema_registry import Registry
 
 _log = logging.getLogger(__name__)
@@ -217,6 +218,7 @@ class SchemaWatch:
 
     def _take_on_next_shapes(self, tables: Sequence[Table]) -> bool:
         """Give histories the shape in which their logs go on; return whether more is to be read."""
+        tables = evolving(tables, self.declared)
         if not tables:
             return False
         taken = self._parts.without_failing(
@@ -245,6 +247,8 @@ class SchemaWatch:
         try:
             table = self._wanted(declared, standing, names)
             is_described = True
+            known = self._registry.table(table.name)
+            refuse_change(declared, known.schema if known else None, table.schema)
             with self._blame.of(declared.name):
                 self.install(table)
         except Exception as error:
@@ -258,7 +262,6 @@ class SchemaWatch:
             del self.declared[declared.name]
             self._tables.pop(declared.name, None)
             self.declared.setdefault(table.name, replace(declared, name=table.name))
-        known = self._registry.table(table.name)
         is_news = self._tables.get(table.name) != table
         if is_news and known is not None and known.schema != table.schema:
             changes = difference(known.schema, table.schema).describe()

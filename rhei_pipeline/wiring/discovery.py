@@ -71,6 +71,7 @@ def named_tables(settings: Settings, registry: Registry) -> list[Declared]:
             table.mode or settings.mode,
             explicit or table.mode is not None,
             table.mirror_name or "",
+            table.schema_changes or settings.schema_changes,
         )
         for table in all_tables(settings, registry)
     ]
@@ -90,7 +91,7 @@ def _all_others(names: Iterable[str], settings: Settings, registry: Registry) ->
     known = {plain(table.name) for table in registered(settings, registry)}
     known |= ignored(registry)
     return [
-        Declared(name, settings.mode, explicit)
+        Declared(name, settings.mode, explicit, policy=settings.schema_changes)
         for name in names
         if plain(name) not in known and settings.takes(name)
     ]

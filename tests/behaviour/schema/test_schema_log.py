@@ -45,3 +45,48 @@ def test_each_change_that_was_followed_is_kept(make_world: Callable[..., World],
     assert [change["what"] for change in json.loads(shown.stdout)["changes"]] == [
         t[1] for t in told
     ]
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_a_change_in_quarantine_leaves_its_table_as_it_is_until_somebody_decides(
+    make_world: Callable[..., World], mode: str
+) -> None:
+    asked = [{"name": "t", "schema_changes": "quarantine"}, {"name": "u"}]
+    world = make_world(mode=mode, tables=asked)
+    for name in ("t", "u"):
+        world.run(f"create table {name} (id integer primary key, a integer)")
+        world.run(f"insert into {name} values (1, 1), (2, 2)")
+    world.htap.sync_now()
+    world.run("insert into t values (3, 3)")  # before the change: it is still followed
+    world.run("alter table t add column c integer default 7", "alter table u add column c real")
+    world.run("update t set c = 8, a = 20 where id = 2", "update u set c = 1.5 where id = 1")
+    for _ in range(2):
+        report = world.htap.sync_now()
+        assert report.errors.keys() == {"t"}
+        assert (
+            "its source added 'c', and its schema changes are put in quarantine"
+            in (report.errors["t"])
+        )
+        assert "declare 'schema_changes: evolve' for it and sync" in report.errors["t"]
+        world.crash()  # nor does another start decide
+    assert columns(world, "t") == {"id", "a"}
+    assert columns(world, "u") == {"id", "a", "c"}
+    assert [change.table for change in world.htap.schema_log()] == ["u"]
+    world.run("insert into t values (4, 4, 4)")
+    world.htap.sync_now()
+
+    world.crash()
+    world.tables = [{"name": "t", "schema_changes": "evolve"}, {"name": "u"}]
+    assert not world.htap.sync_now().errors
+    assert world.htap.verify().equal
+    assert columns(world, "t") == {"id", "a", "c"}
+    world.crash()
+    world.tables = asked
+    assert not world.htap.sync_now().errors  # for the changes to come
+    world.run("alter table t drop column c")
+    assert world.htap.sync_now().errors.keys() == {"t"}
+
+
+def columns(world: World, name: str) -> set[str]:
+    found = world.htap.query(f"select * from {name}", hint="olap").column_names
+    return {column for column in found if not column.startswith("_rhei_")}
