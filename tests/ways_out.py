@@ -8,6 +8,7 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 FOLLOWED = {
     "run 'alter table {} replica identity full' in the source, and 'rhei copy {}'": "tests/behaviour/privacy/test_filters.py::test_a_filter_on_a_value_that_the_log_left_out_says_so",
     "declare 'schema_changes: evolve' for it and sync, and its mirror follows; then declare 'quarantine' again for the changes to come": "tests/behaviour/schema/test_schema_log.py::test_a_change_in_quarantine_leaves_its_table_as_it_is_until_somebody_decides",
+    "declare 'schema_changes: evolve' for it and sync, and its mirror follows; then declare '{}' again for the changes to come": "tests/behaviour/schema/test_schema_log.py::test_a_change_in_quarantine_leaves_its_table_as_it_is_until_somebody_decides",
     "'shards' are at least {} and at most {}, or left out": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "'shards' does not suit a log, which one process opens: leave it out": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "'shards' needs a 'mirror.path' in which each has a place of its own": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",

@@ -22,7 +22,8 @@ EXIT_CODES = {
     FAILED: "failed; also: `verify` found a difference, `check` an error, `dead-letters` a letter,"
     " or the source has no table at all to mirror",
     2: "wrong usage",
-    LEFT_OUT: "done, but tables are left out, be it all of them, or something was not published",
+    LEFT_OUT: "done, but tables are left out or frozen, be it all of them, or something was not"
+    " published",
     130: "interrupted by Ctrl-C",
 }
 

@@ -107,7 +107,8 @@ class SyncReport(Report):
     of the mirror that are no longer synced, and since when. `not_published` is the reason why the
     published copy or the Delta tables are older than the mirror. `rows_pruned` counts the rows that
     were deleted from the source's own log, or from the buffer, since every mirror has them; a log
-    that the database server keeps counts none.
+    that the database server keeps counts none. `frozen` names tables that go on with the columns
+    that they had, and what their source has changed.
     """
 
     tables: Mapping[str, TableReport] = field(default_factory=lambda: MappingProxyType({}))
@@ -115,6 +116,7 @@ class SyncReport(Report):
     not_followed: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
     not_published: str | None = None
     rows_pruned: int = 0
+    frozen: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     derived = (
         *("events", "inserted", "updated", "deleted", "dead_letters"),
         *("watermark", "lag_seconds"),
@@ -129,6 +131,7 @@ class SyncReport(Report):
             yield counted(self.dead_letters, "dead letter")
         yield f"{self.duration_seconds:.3f} s"
         yield from named("left out", list(self.errors))
+        yield from named("frozen", list(self.frozen))
         if self.not_published:
             yield "not published"
 
@@ -368,25 +371,6 @@ class TableVerification:
     def of_damaged(cls, table: str, error: Exception) -> "TableVerification":
         """Return the result for a table whose files cannot be read."""
         return cls(table, 0, 0, 0, 0, 0, {}, damage=str(error))
-
-    def joined(self, later: "TableVerification") -> "TableVerification":
-        """Return this and a later part of the same table as one."""
-        samples = {
-            kind: (*keys, *later.samples.get(kind, ()))[:SAMPLE_KEYS]
-            for kind, keys in self.samples.items()
-        }
-        return replace(
-            later,
-            rows=self.rows + later.rows,
-            missing=self.missing + later.missing,
-            extra=self.extra + later.extra,
-            different=self.different + later.different,
-            dead_letters=self.dead_letters + later.dead_letters,
-            duplicate=self.duplicate + later.duplicate,
-            broken_history=self.broken_history + later.broken_history,
-            ranges=(*self.ranges, *later.ranges)[:SAMPLE_KEYS],
-            samples=MappingProxyType(dict(later.samples) | samples),
-        )
 
     @property
     def equal(self) -> bool:

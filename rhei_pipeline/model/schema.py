@@ -36,10 +36,12 @@ class Mode(StrEnum):
 class SchemaPolicy(StrEnum):
     """What becomes of a mirrored table whose source changes its schema.
 
-    EVOLVE: the mirror follows. QUARANTINE: the table is left out until somebody decides.
+    EVOLVE: the mirror follows. FREEZE: the table goes on with the columns that it had, if its
+    source still has them. QUARANTINE: the table is left out until somebody decides.
     """
 
     EVOLVE = "evolve"
+    FREEZE = "freeze"
     QUARANTINE = "quarantine"
 
 

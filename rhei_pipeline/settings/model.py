@@ -100,7 +100,8 @@ class Settings(BaseSettings):
     schema_changes: SchemaPolicy = Field(
         SchemaPolicy.EVOLVE,
         description="What becomes of a table whose schema changes in the source, default of every"
-        " table. evolve: the mirror follows; quarantine: the table is left out, by name, until"
+        " table. evolve: the mirror follows; freeze: the table goes on with the columns that it"
+        " had, where only others were added; quarantine: the table is left out, by name, until"
         " somebody decides.",
     )
     tables: list[TableSettings] | None = Field(

@@ -56,7 +56,7 @@ class TableSettings(Section):
         " literals, joined by and, or, not.",
     )
     schema_changes: SchemaPolicy | None = Field(
-        None, description="evolve or quarantine; left out: the default."
+        None, description="evolve, freeze or quarantine; left out: the default."
     )
     polling: PollingSettings = Field(
         PollingSettings(), description="How it is polled, with the capture method polling."

@@ -53,6 +53,7 @@ from rhei_pipeline.sync.naming import find_table, in_any_case, nothing_declared
 from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.repair_keys import Mending, RepairRange
 from rhei_pipeline.sync.reporting import table_reports
+from rhei_pipeline.sync.schema_policy import Said, nothing_said
 from rhei_pipeline.sync.schema_registry import Registry
 from rhei_pipeline.sync.schema_watch import ATTEMPTS, SchemaWatch
 from rhei_pipeline.sync.status import StatusCache, read_status
@@ -89,6 +90,7 @@ class Pipeline:
         options: How much at once.
         on_step: Called at each named step.
         may_be_empty: It is no error that there is nothing to mirror.
+        said: What is said of a table.
     """
 
     def __init__(  # noqa: PLR0913  (what it is made of, each with its name)
@@ -101,6 +103,7 @@ class Pipeline:
         on_step: OnStep = no_step,
         *,
         may_be_empty: bool = False,
+        said: Said = nothing_said,
     ) -> None:
         self._may_be_empty = may_be_empty
         self._source = source
@@ -111,7 +114,7 @@ class Pipeline:
         self._parts = Participants()
         self._tables, self._left_out = self._parts.tables, self._parts.left_out
         self._blame = self._parts.blame
-        self._watch = SchemaWatch(find, source, mirror, registry, self._parts, self._cycle)
+        self._watch = SchemaWatch(find, source, mirror, registry, self._parts, self._cycle, said)
         self._synced_from: int | None = None
         self._status = StatusCache()
         self._copies = TableCopies(
@@ -556,4 +559,5 @@ class Pipeline:
             self.not_followed,
             None if unpublished is None else str(unpublished),
             pruned,
+            MappingProxyType(dict(self._watch.policies.frozen)),
         )

@@ -1,29 +1,82 @@
 """What is done about a schema change that is not simply to be followed."""
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
+from rhei_pipeline.capabilities import redeclare
 from rhei_pipeline.errors import SchemaDriftError
-from rhei_pipeline.model.schema import SchemaPolicy, Table, TableSchema, difference
+from rhei_pipeline.model.polling import PollOptions
+from rhei_pipeline.model.schema import (
+    SchemaDifference,
+    SchemaPolicy,
+    Table,
+    TableOptions,
+    difference,
+)
+from rhei_pipeline.protocols import ChangeSource
 from rhei_pipeline.sync.kept_history import Declared
 
+_log = logging.getLogger(__name__)
 
-def refuse_change(declared: Declared, known: TableSchema | None, found: TableSchema) -> None:
-    """Refuse a table whose schema is another than its mirror was last built with.
+#: What is said of a table: how its source reads it, and how it polls it.
+Said = Callable[[str], tuple[TableOptions, PollOptions]]
 
-    Raises:
-        SchemaDriftError: Somebody has to decide; says what changed.
+
+def nothing_said(_name: str) -> tuple[TableOptions, PollOptions]:
+    """Return what is said of a table of which nothing is (the default)."""
+    return TableOptions(), PollOptions()
+
+
+class SchemaPolicies:
+    """Decides what becomes of tables whose schema changed.
+
+    Args:
+        source: Told to read fewer columns.
+        said: What it was told of a table before.
+
+    Attributes:
+        frozen: The tables that go on with the columns that they had, and what was changed.
     """
-    if declared.policy is SchemaPolicy.EVOLVE or known is None:
-        return
-    changed = difference(known, found)
-    if changed:
+
+    def __init__(self, source: ChangeSource, said: Said) -> None:
+        self.frozen: dict[str, str] = {}
+        self._source = source
+        self._said = said
+
+    def settled(self, declared: Declared, known: Table | None, found: Table) -> Table:
+        """Return a table as it takes part: with its new schema, or with the columns that it had.
+
+        Raises:
+            SchemaDriftError: Somebody has to decide; says what changed.
+        """
+        if declared.policy is SchemaPolicy.EVOLVE or known is None:
+            self.frozen.pop(found.name, None)
+            return found
+        changed = difference(known.schema, found.schema)
+        if not changed:  # or the source reads the columns alone that it had
+            return found
+        self.frozen.pop(found.name, None)
+        if declared.policy is SchemaPolicy.FREEZE and changed == SchemaDifference(changed.added):
+            return self._narrowed(known, found, changed)
         raise SchemaDriftError(
-            f"its source {changed.describe()}, and its schema changes are put in quarantine; its"
-            " mirror stays as it is",
+            f"its source {changed.describe()}, and its schema changes are held back by"
+            f" '{declared.policy}'; its mirror stays as it is",
             table=declared.name,
             hint="declare 'schema_changes: evolve' for it and sync, and its mirror follows; then"
-            " declare 'quarantine' again for the changes to come",
+            f" declare '{declared.policy}' again for the changes to come",
         )
+
+    def _narrowed(self, known: Table, found: Table, changed: SchemaDifference) -> Table:
+        options, polling = self._said(found.name)
+        columns = known.schema.names
+        redeclare(self._source, found.name, replace(options, columns=columns), polling)
+        own = found.schema.mirror_name
+        schema = replace(self._source.describe(found.name), mirror_name=own)
+        told = f"its source {changed.describe()}, and it goes on with the columns that it had"
+        self.frozen[found.name] = told
+        _log.warning("table %r: %s", found.name, told)
+        return replace(found, schema=schema)
 
 
 def evolving(tables: Iterable[Table], declared: Mapping[str, Declared]) -> list[Table]:

@@ -22,7 +22,7 @@ from rhei_pipeline.sync.kept_history import Declared, in_kept_mode
 from rhei_pipeline.sync.naming import TakenNames, declared_twice, refuse_like_columns
 from rhei_pipeline.sync.other_masks import drop_other_masks
 from rhei_pipeline.sync.participants import Participants
-from rhei_pipeline.sync.schema_policy import evolving, refuse_change
+from rhei_pipeline.sync.schema_policy import Said, SchemaPolicies, evolving
 from rhei_pipeline.sync.schema_registry import Registry
 
 _log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class SchemaWatch:
         source, mirror, registry: Where changes come from, where they go, what they looked like.
         parts: The tables that take part, and those that are left out; kept up to date.
         apply: One sync cycle for some tables.
+        said: What is said of a table.
 
     Attributes:
         declared: The tables to mirror, by the source's name for them.
@@ -50,7 +51,7 @@ class SchemaWatch:
             have to be described again.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  (what it works with, each with its name)
         self,
         find: Callable[[], Collection[Declared]],
         source: ChangeSource,
@@ -58,6 +59,7 @@ class SchemaWatch:
         registry: Registry,
         parts: Participants,
         apply: Apply,
+        said: Said,
     ) -> None:
         self.declared: dict[str, Declared] = {}
         self.version: int | None = None
@@ -72,6 +74,8 @@ class SchemaWatch:
         self._parts = parts
         self._tables, self._left_out, self._blame = parts.tables, parts.left_out, parts.blame
         self._apply = apply
+        #: What becomes of schema changes that are not simply followed.
+        self.policies = SchemaPolicies(source, said)
 
     def keep_up(self) -> None:
         """Look at the source's schema again if it may have changed, and mend what it broke.
@@ -248,7 +252,8 @@ class SchemaWatch:
             table = self._wanted(declared, standing, names)
             is_described = True
             known = self._registry.table(table.name)
-            refuse_change(declared, known.schema if known else None, table.schema)
+            with self._blame.of(declared.name):
+                table = self.policies.settled(declared, known, table)
             with self._blame.of(declared.name):
                 self.install(table)
         except Exception as error:

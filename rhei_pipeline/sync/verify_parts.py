@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import pyarrow as pa
 
@@ -13,7 +14,7 @@ from rhei_pipeline.model.coverage import CheckedPart, Coverage
 from rhei_pipeline.model.key_span import KeySpan
 from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.portions import PORTION_BYTES
-from rhei_pipeline.model.reports import TableVerification
+from rhei_pipeline.model.reports import SAMPLE_KEYS, TableVerification
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import SourceRows
 from rhei_pipeline.sync.quarantine import unknown_keys
@@ -92,11 +93,25 @@ def within_budget(
     while True:
         began = time.monotonic()
         found = compare_next(budget.part_rows(total.rows if total else 0))
-        total = found if total is None else total.joined(found)
+        total = found if total is None else _joined(total, found)
         is_whole = found.damage is not None or found.coverage is None or found.coverage.complete
         if is_whole or (budget.max_rows is not None and total.rows >= budget.max_rows):
             return total
         pause(budget.pause_seconds(found.rows, time.monotonic() - began))
+
+
+def _joined(total: TableVerification, later: TableVerification) -> TableVerification:
+    """Return what was found and a later part of the same table as one."""
+    kinds = ("rows", "missing", "extra", "different", "dead_letters", "duplicate", "broken_history")
+    counts = {kind: getattr(total, kind) + getattr(later, kind) for kind in kinds}
+    samples = {
+        kind: (*keys, *later.samples.get(kind, ()))[:SAMPLE_KEYS]
+        for kind, keys in total.samples.items()
+    }
+    ranges = (*total.ranges, *later.ranges)[:SAMPLE_KEYS]
+    return replace(
+        later, **counts, ranges=ranges, samples=MappingProxyType({**later.samples, **samples})
+    )
 
 
 def verify_part(

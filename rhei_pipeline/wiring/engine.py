@@ -7,7 +7,9 @@ from rhei_pipeline.buffer.confirmation import unapplied_events
 from rhei_pipeline.buffer.log import BufferLimits, ChangeLog
 from rhei_pipeline.buffer.source import BufferedSource, BufferOptions
 from rhei_pipeline.errors import SettingsError
+from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.query_limits import AnswerLimits, QueryClock, QueryLimits
+from rhei_pipeline.model.schema import TableOptions
 from rhei_pipeline.protocols import ChangeSource, Database, OnStep
 from rhei_pipeline.query.freshness import Freshness
 from rhei_pipeline.query.planner import Engines
@@ -25,7 +27,7 @@ from rhei_pipeline.wiring.discovery import declared_tables, finding_tables, may_
 from rhei_pipeline.wiring.masking import declared_masks
 from rhei_pipeline.wiring.mirror import OwnedMirror, open_mirror
 from rhei_pipeline.wiring.source import SourceDatabase, open_database, open_source, unread
-from rhei_pipeline.wiring.table_options import table_options
+from rhei_pipeline.wiring.table_options import poll_options, table_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
             stack.callback(inner.forget_mirror)
         masked = MaskedSource(inner, declared_masks(settings, registry, database))
         buffered = None if log is None else _bridged(settings, masked, log, find(), on_step)
+        options, polls = table_options(settings, registry), poll_options(settings, registry)
         pipeline = Pipeline(
             find,
             buffered or masked,
@@ -79,6 +82,10 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
             SyncOptions(settings.sync.batch_rows, settings.sync.prune),
             on_step,
             may_be_empty=may_be_empty(settings),
+            said=lambda name: (
+                options.get(name, TableOptions()),
+                polls.get(name, PollOptions()),
+            ),
         )
         source = buffered or inner
         return Engine(database, oltp, source, masked, mirror, pipeline, registry, stack.pop_all())

@@ -23,6 +23,7 @@ from rhei_pipeline.cli.output import (
     name_findings,
     name_not_followed,
     name_not_published,
+    print_note,
     say,
     show,
 )
@@ -69,7 +70,9 @@ def sync(
     name_errors(report.errors)
     name_not_followed(report.not_followed, report.errors)
     name_not_published(report.not_published)
-    exit_if(bool(report.errors or report.not_published), LEFT_OUT)
+    for name, what in report.frozen.items():
+        print_note(f"table {name!r}: {what}")
+    exit_if(bool(report.errors or report.not_published or report.frozen), LEFT_OUT)
 
 
 def _show_pending(config: Path, table: str | None, *, as_json: bool) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 import pytest
 from typer.testing import CliRunner
 
+from rhei_pipeline import HTAP
 from rhei_pipeline.cli.main import app
+from rhei_pipeline.model.schema import SchemaPolicy
 from tests.support.fix_world import World
 
 
@@ -85,6 +87,45 @@ def test_a_change_in_quarantine_leaves_its_table_as_it_is_until_somebody_decides
     assert not world.htap.sync_now().errors  # for the changes to come
     world.run("alter table t drop column c")
     assert world.htap.sync_now().errors.keys() == {"t"}
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_a_frozen_table_goes_on_with_the_columns_that_it_had(
+    make_world: Callable[..., World], mode: str
+) -> None:
+    world = make_world(mode=mode)
+    world.run("create table t (id integer primary key, a integer)", "insert into t values (1, 1)")
+    world.htap.sync_now()
+    before = world.settings
+    config = world.directory / "pipeline.yaml"
+    world.crash()
+    frozen = before.model_copy(update={"schema_changes": SchemaPolicy.FREEZE})
+    config.write_text(frozen.model_dump_json(exclude_none=True))
+    world.run("alter table t add column c integer default 7", "update t set c = 8, a = 10")
+    for number in range(2, 4):
+        world.run(f"insert into t values ({number}, {number}, 0)")
+        with HTAP(frozen) as htap:
+            for _ in range(2):
+                report = htap.sync_now()
+                assert not report.errors
+                assert "added 'c', and it goes on with the columns" in report.frozen["t"]
+            assert htap.verify().equal
+            found = htap.query("select * from t order by id", hint="olap").to_pylist()
+            assert [row["a"] for row in found if not row.get("_rhei_valid_to")] == [
+                10,
+                *range(2, number + 1),
+            ]
+            assert "c" not in found[0]
+            assert htap.schema_log() == []
+    shown = CliRunner().invoke(app, ["sync", "--config", str(config)])
+    assert (shown.exit_code, "it goes on with the columns" in shown.output) == (3, True)
+
+    world.run("alter table t drop column a")
+    with HTAP(frozen) as htap:
+        assert "its source added 'c' and dropped 'a'" in htap.sync_now().errors["t"]
+    assert not world.htap.sync_now().errors  # evolve
+    assert columns(world, "t") >= {"id", "c"}
+    assert world.htap.verify().equal
 
 
 def columns(world: World, name: str) -> set[str]:
