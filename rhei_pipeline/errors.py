@@ -6,6 +6,7 @@
     |   |   `-- SourceUnreachableError   there is no connection to it
     |   |-- MirrorBusyError            another process holds the mirror
     |   |-- MirrorUnreachableError       the store that holds the mirror does not answer
+    |   |-- ComputeUnreachableError      the cluster does not answer
     |   |-- BufferBusyError            another process holds the buffer
     |   |-- BufferFullError            the buffer takes no more until the mirror has caught up
     |   `-- QueriesBusyError           as many queries as may run at once are under way
@@ -80,6 +81,10 @@ class MirrorBusyError(TransientError):
 
 class MirrorUnreachableError(TransientError):
     """The object store that holds the mirror does not answer."""
+
+
+class ComputeUnreachableError(TransientError):
+    """The cluster that reads a mirror's Delta tables does not answer."""
 
 
 class BufferBusyError(TransientError):
@@ -186,6 +191,7 @@ class MissingExtraError(PermanentError):
 
 #: The packages that each optional extra brings.
 _EXTRAS = {
+    "cluster": {"grpc", "grpc_status", "pandas", "pyspark"},
     "dagster": {"dagster"},
     "postgres": {"pglast", "psycopg", "psycopg_pool"},
     "datafusion": {"datafusion", "obstore"},

@@ -39,6 +39,7 @@ from rhei_pipeline.sync.background import BackgroundSync
 from rhei_pipeline.sync.initial_sync import OnProgress
 from rhei_pipeline.sync.pipeline import no_progress, no_step
 from rhei_pipeline.sync.repair_keys import Key, RepairRange
+from rhei_pipeline.wiring.compute import Cluster
 from rhei_pipeline.wiring.declarations import table_settings
 
 if TYPE_CHECKING:
@@ -146,12 +147,14 @@ class HTAP:
         """Run one read-only statement, in the source's SQL.
 
         Args:
-            sql: The statement. With `olap` it is in the mirror's SQL.
-            params: Values for its placeholders: `?` for SQLite and the mirror, `%s` for
+            sql: The statement. With `olap` it is in the mirror's SQL, with `cluster` in Spark's.
+            params: Values for its placeholders: `?` for SQLite, the mirror and a cluster, `%s` for
                 PostgreSQL.
             hint: `auto` chooses the side, and sees every write made by this object; `oltp`
-                queries the source; `olap` queries the mirror as it is. With a polled source,
-                `oltp` queries the local database, and `auto` that one, or the mirror in its SQL.
+                queries the source; `olap` queries the mirror as it is; `cluster` has the declared
+                cluster read what the mirror has published, or the mirror where that is not there.
+                With a polled source, `oltp` queries the local database, and `auto` that one, or
+                the mirror in its SQL.
             max_staleness: How many seconds the mirror's answer may be behind the source.
             after: What `execute` returned, or its `token`, here or in another process of this
                 machine: the answer shows that write.
@@ -163,6 +166,9 @@ class HTAP:
         Raises:
             QueryError: The statement does not only read, or its side refuses it.
         """
+        if hint == "cluster":
+            asked = Cluster(self.settings)
+            return asked.query(sql, params, begun, lambda: self.query(sql, params, "olap"))
         demand = Demand(max_staleness, after, self._writes.last)
         return self._access.answer_without(
             lambda it: it.query(sql, params, hint, demand, begun),

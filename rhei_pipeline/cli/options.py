@@ -58,6 +58,7 @@ class Side(StrEnum):
     AUTO = "auto"
     OLTP = "oltp"
     OLAP = "olap"
+    CLUSTER = "cluster"
 
 
 def talking(command: Callable[..., None]) -> Callable[..., None]:

@@ -53,7 +53,7 @@ from rhei_pipeline.wiring.engine import open_engine, open_query_service
 from rhei_pipeline.wiring.table_options import options_of, poll_options, table_options
 from rhei_pipeline.wiring.type_proposals import proposals
 
-Hint = Literal["auto", "oltp", "olap"]
+Hint = Literal["auto", "oltp", "olap", "cluster"]
 
 #: What the holder answers for others, each by its name below.
 ANSWERED = frozenset(

@@ -21,7 +21,7 @@ from rhei_pipeline.query.translation.queries import Query, outputs_alone, transl
 from rhei_pipeline.query.translation.scope import TranslationContext
 from rhei_pipeline.sql.read_only import WRITING, statement_tokens, way_out
 
-Side = Literal["oltp", "olap"]
+Side = Literal["oltp", "olap", "cluster"]
 
 _WRITES = {"insert", "update", "delete", "replace", "merge", "copy", "truncate"}
 _DDL = {"create", "alter", "drop", "comment", "reindex", "analyze", "vacuum", "grant", "revoke"}

@@ -22,6 +22,7 @@ from pydantic_settings import SettingsError as PydanticSettingsError
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Mode, SchemaPolicy, nearest
+from rhei_pipeline.settings.compute import ComputeSettings
 from rhei_pipeline.settings.mirror import MirrorSettings
 from rhei_pipeline.settings.problems import ENVIRONMENT_PREFIX, describe, is_misformed
 from rhei_pipeline.settings.sections import (
@@ -89,6 +90,9 @@ class Settings(BaseSettings):
     ] = Field(description="The operational database.")
     capture: CaptureSettings = Field(CaptureSettings(), description="How changes are captured.")
     mirror: MirrorSettings = Field(description="The analytical copy.")
+    compute: ComputeSettings | None = Field(
+        None, description="A cluster that answers queries with the hint 'cluster'."
+    )
     local: LocalSettings | None = Field(
         None,
         description="Where writes go while the source is polled. Left out: writes are refused.",
@@ -209,6 +213,12 @@ class Settings(BaseSettings):
                 " which a buffer cannot hold: use 'clock: database' and no 'reconcile', or no"
                 " buffer"
             )
+
+    @model_validator(mode="after")
+    def _fitting_compute(self) -> Self:
+        if self.compute is not None and self.mirror.storage != "delta":
+            raise ValueError("'compute' reads Delta tables: give the mirror the storage 'delta'")
+        return self
 
     @model_validator(mode="after")
     def _fitting_shards(self) -> Self:

@@ -55,7 +55,7 @@ def open_mirror(mirror: MirrorSettings) -> OwnedMirror:
     return DataFusionMirror(
         "memory" if mirror.in_memory else mirror.storage or "parquet",
         mirror.url or mirror.path,
-        access=_access(mirror) if mirror.url else None,
+        access=store_access(mirror) if mirror.url else None,
         delta=_delta(mirror) if mirror.storage == "delta" else None,
         lock_timeout_seconds=mirror.lock_timeout_seconds,
         retained_manifests=mirror.retained_manifests,
@@ -104,7 +104,7 @@ def read_files(mirror: MirrorSettings) -> "MirrorReader":
     """Open a mirror of files at its newest state; whoever opened it closes it."""
     with needs_extra("datafusion", _THIS):
         from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
-    access = _access(mirror) if mirror.url else None
+    access = store_access(mirror) if mirror.url else None
     return MirrorReader(mirror.url or mirror.path, access=access)
 
 
@@ -134,7 +134,8 @@ def lock_file(mirror: MirrorSettings) -> Path | None:
     return lock_of_file(mirror.path) if mirror.kind == "duckdb" else lock_of_directory(mirror.path)
 
 
-def _access(mirror: MirrorSettings) -> "StoreAccess":
+def store_access(mirror: MirrorSettings) -> "StoreAccess":
+    """Return how a mirror's object store is reached."""
     with needs_extra("datafusion", _THIS):
         from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
     store = mirror.object_store

@@ -60,10 +60,11 @@ def check(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     """Check the declaration and the source: what is wrong, why it matters, how to fix it."""
     from rhei_pipeline.model.reports import Severity
     from rhei_pipeline.wiring.adoption import validate_owner
+    from rhei_pipeline.wiring.compute import validate_compute
     from rhei_pipeline.wiring.source import validate
 
     settings = settings_of(config)
-    findings = [*validate(settings), *validate_owner(settings)]
+    findings = [*validate(settings), *validate_owner(settings), *validate_compute(settings)]
     broken = any(found.severity is Severity.ERROR for found in findings)
     if json_:
         rows = [values(found) for found in findings]

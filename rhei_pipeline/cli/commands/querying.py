@@ -28,7 +28,8 @@ def query(
     ] = None,
     config: Config = DEFAULT_CONFIG,
     hint: Annotated[
-        Side, typer.Option(help="Which side answers: auto, oltp (source) or olap (mirror).")
+        Side,
+        typer.Option(help="Who answers: auto, oltp (source), olap (mirror) or cluster."),
     ] = Side.AUTO,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show which side would answer, and why.")

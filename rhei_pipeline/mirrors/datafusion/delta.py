@@ -26,11 +26,13 @@ from deltalake.transaction import (
 
 from rhei_pipeline.errors import MirrorError, RheiError
 from rhei_pipeline.mirrors.datafusion.deletion_vectors import present
+from rhei_pipeline.mirrors.datafusion.delta_states import write_state
 from rhei_pipeline.mirrors.datafusion.files import Files
 from rhei_pipeline.mirrors.datafusion.formats import Parquet, encoded
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, Segment, StoredTable
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
 from rhei_pipeline.mirrors.publishing import PublishSchedule
+from rhei_pipeline.model.published_state import PublishedState, PublishedTable
 from rhei_pipeline.model.schema import RESERVED_PREFIX
 from rhei_pipeline.model.upkeep import DamagedFile
 
@@ -53,6 +55,7 @@ class DeltaTables:
         self.pace = PublishSchedule(interval_seconds)
         self._retention_hours = retention_hours
         self._published: dict[str, StoredTable] = {}
+        self._versions: dict[str, int] = {}
         self._gone: list[StoredTable] = []
         kept = f"interval {max(retention_hours, 1)} hours"
         self._configuration = {
@@ -87,12 +90,13 @@ class DeltaTables:
             if self._published.get(folder) is not table:
                 try:
                     with _translated(table, folder):
-                        self._publish(manifest, table, store)
+                        self._versions[folder] = self._publish(manifest, table, store)
                     self._published[folder] = table
                 except RheiError as error:
                     failed.append(error)  # the other tables are published all the same
         if failed:
             raise failed[0]
+        write_state(_state(manifest, self._versions), store)
         self.pace.note_publication()
 
     def heal(self, manifest: Manifest, name: str, store: SegmentStore) -> tuple[DamagedFile, ...]:
@@ -127,11 +131,12 @@ class DeltaTables:
             for files in (store.files.names(f"{folder}/{_LOG}"), store.files.names(folder)):
                 store.files.delete(name for name in files if not name.endswith(_LOG))
 
-    def _publish(self, manifest: Manifest, table: StoredTable, store: SegmentStore) -> None:
+    def _publish(self, manifest: Manifest, table: StoredTable, store: SegmentStore) -> int:
+        """Publish a table; return the version of its Delta table."""
         target = _Target(store.files, _folder(table), _shape(table))
         wanted = {_file(table, segment): segment for segment in table.segments}
         if target.shows(set(wanted)):
-            return
+            return target.version()
         _refuse_going_back(manifest, table, target)
         new = [name for name in wanted if name not in target.held]
         added = [_add(store, table, wanted[name], f"{target.folder}/{name}") for name in new]
@@ -140,6 +145,7 @@ class DeltaTables:
         # What a process that was killed has left lies beside the log, and is looked for once.
         target.vacuum(self._retention_hours, full=_folder(table) not in self._published)
         store.files.harden(f"{target.folder}/{_LOG}")
+        return target.version()
 
 
 class _Target:
@@ -163,6 +169,13 @@ class _Target:
 
     def shows(self, wanted: set[str]) -> bool:
         return self._fits and self.held.keys() == wanted
+
+    def version(self) -> int:
+        """Return the version of the table as it is now."""
+        if self._table is None:
+            self._table = DeltaTable(self._uri, storage_options=self._options)
+        self._table.update_incremental()
+        return int(self._table.version())
 
     def version_of(self, application: str) -> int | None:
         return None if self._table is None else self._table.transaction_version(application)
@@ -329,6 +342,20 @@ def _properties(manifest: Manifest, table: StoredTable) -> CommitProperties:
         properties["rhei.recorded_at"] = mark.recorded_at.isoformat()
     applied = Transaction(_application(manifest), manifest.version, _now())
     return CommitProperties(properties, max_commit_retries=0, app_transactions=[applied])
+
+
+def _state(manifest: Manifest, versions: Mapping[str, int]) -> PublishedState:
+    tables = (
+        PublishedTable(table.namespace, table.relation, folder, versions[folder])
+        for folder, table in _tables(manifest)
+    )
+    marks = manifest.ledger.watermarks
+    return PublishedState(
+        manifest.version,
+        manifest.committed_at.isoformat(),
+        {name: mark.position.order for name, mark in marks.items()},
+        tuple(tables),
+    )
 
 
 def _application(manifest: Manifest) -> str:

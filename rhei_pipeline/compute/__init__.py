@@ -1,0 +1,1 @@
+"""Engines on other machines that read what a mirror has published."""

@@ -1,0 +1,38 @@
+"""Which versions of all Delta tables show one state of the mirror together.
+
+A table is published by a commit of its own, so the newest versions of two tables may show two
+states. After all of them are published, a small file names the version of each.
+"""
+
+from rhei_pipeline.errors import MirrorDamagedError
+from rhei_pipeline.mirrors.datafusion.files import Files
+from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
+from rhei_pipeline.model.published_state import PublishedState
+
+_STATES = "published"
+_SUFFIX = ".json"
+#: A reader may be about to read the one before the newest.
+_KEPT = 3
+
+
+def write_state(state: PublishedState, store: SegmentStore) -> None:
+    """Name the versions of a publication that is complete."""
+    files = store.files
+    name = f"{_STATES}/{state.version:020}{_SUFFIX}"
+    known = sorted(files.names(_STATES))
+    if name not in known:
+        files.create(name, state.text().encode())
+        files.delete(known[: 1 - _KEPT])
+
+
+def newest_state(files: Files) -> PublishedState | None:
+    """Return the newest state that was published whole; None where there was none."""
+    for _ in range(_KEPT):
+        known = sorted(name for name in files.names(_STATES) if name.endswith(_SUFFIX))
+        if not known:
+            return None
+        try:
+            return PublishedState.read(files.get(known[-1]).to_pybytes().decode())
+        except MirrorDamagedError:
+            continue  # the writer has replaced it in between
+    return None

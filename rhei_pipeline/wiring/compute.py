@@ -1,0 +1,127 @@
+"""Asks the declared cluster, which reads one published state of the mirror."""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any
+
+import pyarrow as pa
+
+from rhei_pipeline.compute.judging import tables_read
+from rhei_pipeline.compute.spark_connect import SparkConnect
+from rhei_pipeline.errors import (
+    ComputeUnreachableError,
+    MirrorError,
+    MissingExtraError,
+    SettingsError,
+    needs_extra,
+)
+from rhei_pipeline.model.cancellation import Cancel
+from rhei_pipeline.model.published_state import PublishedState
+from rhei_pipeline.model.reports import Finding, Severity
+from rhei_pipeline.model.streaming import Begun
+from rhei_pipeline.settings.compute import ComputeSettings
+from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.wiring.engine import query_clock, query_limits
+from rhei_pipeline.wiring.mirror import store_access
+
+
+class Cluster:
+    """The cluster of a declaration.
+
+    Raises:
+        SettingsError: None is declared.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.compute is None:
+            raise SettingsError(
+                "no cluster is declared", hint="declare 'compute', or leave the hint 'cluster' out"
+            )
+        self._settings = settings
+        self._engine = _engine(settings.compute)
+        self._clock = query_clock(settings)
+        self._limits = query_limits(settings).answer
+
+    def query(
+        self,
+        sql: str,
+        params: Sequence[Any],
+        begun: Begun | None,
+        mirror: Callable[[], pa.Table],
+    ) -> pa.Table:
+        """Return the cluster's answer; where it is not there, that of the mirror.
+
+        Args:
+            sql: One statement in Spark's SQL.
+            params: Values for its `?`.
+            begun: Given what cancels the query.
+            mirror: Asks the mirror the same.
+
+        Raises:
+            QueryError: The statement does not only read, or the cluster refuses it.
+        """
+        state, root = self._state()
+        read = tables_read(sql, [table.name for table in state.tables])
+        tables = {
+            table.name: (f"{root}/{table.folder}", table.version)
+            for table in state.tables
+            if table.name.lower() in read
+        }
+        try:
+            with self._clock.timing(begun) as query:
+                cancel = Cancel.given(query.begun)
+                found = self._engine.query(sql, params, tables, cancel)
+        except ComputeUnreachableError as error:
+            return _labelled(mirror(), **{"rhei.reason": f"the mirror answers: {error.message}"})
+        self._limits.refuse_bytes(found.nbytes)
+        self._limits.refuse_rows(found.num_rows)
+        return _labelled(
+            found,
+            **{
+                "rhei.engine": "cluster",
+                "rhei.reason": f"asked for; version {state.version} of the mirror, as published",
+                "rhei.watermark": json.dumps(dict(state.watermarks)),
+                "rhei.committed_at": state.committed_at,
+            },
+        )
+
+    def _state(self) -> tuple[PublishedState, str]:
+        """Return the newest published state, and where its folders are."""
+        with needs_extra("delta", "what a cluster reads"):
+            from rhei_pipeline.mirrors.datafusion.delta_states import newest_state
+            from rhei_pipeline.mirrors.datafusion.storages import open_files
+        mirror = self._settings.mirror
+        access = store_access(mirror) if mirror.url else None
+        with closing(open_files("parquet", mirror.url or mirror.path, access)) as files:
+            found = newest_state(files)
+        if found is None or not found.tables:
+            raise MirrorError(
+                "nothing was published for a cluster yet",
+                hint="sync once; 'mirror.delta.interval_seconds' says how often it is published",
+            )
+        return found, mirror.url or str(mirror.path.resolve())
+
+
+def validate_compute(settings: Settings) -> list[Finding]:
+    """Return what prevents queries of the cluster; it is asked for its version alone."""
+    if settings.compute is None:
+        return []
+    try:
+        _engine(settings.compute).version()
+    except (ComputeUnreachableError, MissingExtraError) as error:
+        why = "queries with the hint 'cluster' are answered by the mirror until then"
+        return [Finding(Severity.WARNING, error.message, why, error.hint or "")]
+    return []
+
+
+def _engine(compute: ComputeSettings) -> SparkConnect:
+    token = compute.token.get_secret_value() if compute.token else None
+    return SparkConnect(
+        compute.endpoint, token, tls=compute.tls, connect_seconds=compute.connect_seconds
+    )
+
+
+def _labelled(found: pa.Table, **labels: str) -> pa.Table:
+    told = {name.encode(): value.encode() for name, value in labels.items()}
+    return found.replace_schema_metadata({**(found.schema.metadata or {}), **told})
