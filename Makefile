@@ -9,7 +9,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev docs docs-update test test-postgres combinations soak memory fuzz damage drift dagster-live lint types arrows check wheel fix bench schema screenshots clean
+.PHONY: help demo dev docs docs-update test test-cluster test-postgres combinations soak memory fuzz damage drift dagster-live lint types arrows check wheel fix bench schema screenshots clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | \
@@ -84,6 +84,10 @@ bench: $(READY) ## measure: cycles, copies, idle cost, trigger cost
 schema: $(READY) ## write config/pipeline.schema.json
 	@$(BIN)/python -c 'from rhei_pipeline.settings.model import schema_text; print(schema_text(), end="")' \
 		> config/pipeline.schema.json
+
+test-cluster: $(READY) ## run the tests that need a Sail server; installs 320 MB more
+	@$(PIP) --no-compile -r requirements-cluster.lock
+	@$(BIN)/python -m tests tests/behaviour/query/test_cluster.py
 
 docs: $(DOCS_READY) ## build the documentation as a site, in build/site
 	@NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict

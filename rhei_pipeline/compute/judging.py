@@ -38,7 +38,7 @@ def tables_read(sql: str, known: Collection[str]) -> set[str]:
 
 def _name(table: exp.Table, tree: exp.Query, known: Collection[str]) -> str | None:
     if not isinstance(table.this, exp.Identifier):
-        raise QueryError("a function stands in a table's place", hint=READING)
+        raise QueryError("the query reads a function as a table", hint=READING)
     if not table.db and table.name.lower() in {cte.alias.lower() for cte in tree.find_all(exp.CTE)}:
         return None
     by_lower = {name.lower(): name for name in known}

@@ -53,7 +53,8 @@ def test_the_demo_installs_what_running_needs_and_nothing_else() -> None:
 
 
 def test_each_pin_is_within_the_declared_range() -> None:
-    everything = pins("requirements.lock") | pins("requirements-docs.lock")
+    locks = ("requirements.lock", "requirements-docs.lock", "requirements-cluster.lock")
+    everything = {name: version for lock in locks for name, version in pins(lock).items()}
     extras = PYPROJECT["optional-dependencies"]
     for text in [
         *PYPROJECT["dependencies"],
