@@ -49,6 +49,11 @@ _LETTER = pa.schema(
 )
 
 
+def silent(connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+    """Return a connection that prints nothing while it works, not in a notebook either."""
+    return connection.execute("set enable_progress_bar = false")
+
+
 def prepare(connection: duckdb.DuckDBPyConnection, path: str) -> str:
     """Create our tables in a new file, or upgrade older ones; return the mirror's id.
 

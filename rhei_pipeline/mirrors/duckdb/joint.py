@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.mirrors.duckdb.driver_errors import keys_of_the_user, query_error, translated
-from rhei_pipeline.mirrors.duckdb.housekeeping import read_mirror_id
+from rhei_pipeline.mirrors.duckdb.housekeeping import read_mirror_id, silent
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit, noted
-from rhei_pipeline.mirrors.duckdb.mirror import BATCH_ROWS, CONFIG, MEMORY, connect
+from rhei_pipeline.mirrors.duckdb.mirror import BATCH_ROWS, CONFIG, MEMORY
 from rhei_pipeline.mirrors.duckdb.progress import read_ledger
 from rhei_pipeline.mirrors.duckdb.read_only import DuckDBGuard
 from rhei_pipeline.mirrors.duckdb.tables import MAIN, SNAPSHOTS, in_utc, read_tables
@@ -51,7 +51,9 @@ class JointDuckDB:
         if memory_limit_bytes is not None:
             config["memory_limit"] = f"{memory_limit_bytes} B"
         with ExitStack() as opened:
-            self._connection = opened.enter_context(closing(connect(MEMORY, config)))
+            self._connection = opened.enter_context(
+                closing(silent(duckdb.connect(MEMORY, config=config)))
+            )
             for place, (part, path) in enumerate(mirrors):
                 with translated(str(path)):
                     self._attach(part, path, part.schema or f"_rhei_part_{place}")

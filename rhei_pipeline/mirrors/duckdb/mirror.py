@@ -27,7 +27,7 @@ from rhei_pipeline.mirrors.duckdb.block_cache import BlockCache
 from rhei_pipeline.mirrors.duckdb.damage import first_line
 from rhei_pipeline.mirrors.duckdb.driver_errors import keys_of_the_user, query_error, translated
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds, instant_text, read_feed
-from rhei_pipeline.mirrors.duckdb.housekeeping import prepare, read_mirror_id, read_owner
+from rhei_pipeline.mirrors.duckdb.housekeeping import prepare, read_mirror_id, read_owner, silent
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit, noted
 from rhei_pipeline.mirrors.duckdb.past import read_past
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords, read_ledger
@@ -423,13 +423,6 @@ class DuckDBMirror:
                 cursor.close()
 
 
-def connect(path: str, config: Mapping[str, Any]) -> duckdb.DuckDBPyConnection:
-    """Open a database; nothing is printed while it works, not in a notebook either."""
-    opened = duckdb.connect(path, config=dict(config))
-    opened.execute("set enable_progress_bar = false")
-    return opened
-
-
 def _connect(
     path: str, config: dict[str, str | bool | int | float | list[str]], deadline: float
 ) -> duckdb.DuckDBPyConnection:
@@ -438,7 +431,7 @@ def _connect(
     while True:
         try:
             with translated(path):
-                return connect(path, config)
+                return silent(duckdb.connect(path, config=config))
         except MirrorBusyError as error:
             waiting.reason = error
             waiting.pause()
