@@ -7,7 +7,6 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
     "run 'alter table {} replica identity full' in the source, and 'rhei copy {}'": "tests/behaviour/privacy/test_filters.py::test_a_filter_on_a_value_that_the_log_left_out_says_so",
-    "declare 'schema_changes: evolve' for it and sync, and its mirror follows; then declare 'quarantine' again for the changes to come": "tests/behaviour/schema/test_schema_log.py::test_a_change_in_quarantine_leaves_its_table_as_it_is_until_somebody_decides",
     "declare 'schema_changes: evolve' for it and sync, and its mirror follows; then declare '{}' again for the changes to come": "tests/behaviour/schema/test_schema_log.py::test_a_change_in_quarantine_leaves_its_table_as_it_is_until_somebody_decides",
     "'compute' reads Delta tables: give the mirror the storage 'delta'": "tests/behaviour/query/test_cluster.py::test_a_cluster_is_declared_for_delta_tables_alone",
     "declare 'compute', or leave the hint 'cluster' out": "tests/behaviour/query/test_cluster.py::test_what_a_cluster_is_not_asked",

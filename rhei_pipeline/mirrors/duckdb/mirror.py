@@ -191,7 +191,7 @@ class DuckDBMirror:
             records = ProgressRecords(self._connection, self._ledger)
             feeds = DuckDBFeeds(self._connection, self._feeds)
             try:
-                yield DuckDBTransaction(self._connection, records, feeds, self._free_blocks)
+                yield DuckDBTransaction(self._connection, records, feeds, self._cache)
                 if not trial:
                     records.write()
                     committed = records.ledger()
@@ -213,10 +213,6 @@ class DuckDBMirror:
                 self._publish(self._published)
             if not trial and self._cache is not None:
                 self._cache.note_commit(self._connection)
-
-    def _free_blocks(self) -> None:
-        if self._cache is not None:
-            self._cache.free_read(self._connection)
 
     def _publish(self, copy: PublishedCopy) -> None:
         """Checkpoint the file and copy it; nothing writes meanwhile, because the lock is held."""

@@ -1,6 +1,6 @@
 """One transaction of a DuckDB mirror."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime
 
@@ -8,6 +8,7 @@ import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeated
+from rhei_pipeline.mirrors.duckdb.block_cache import BlockCache
 from rhei_pipeline.mirrors.duckdb.comparison import (
     compare_digests,
     differs_sql,
@@ -61,7 +62,7 @@ class DuckDBTransaction:
         connection: In that transaction.
         records: The recorded progress; to be written before the transaction commits.
         feeds: The order in which versions of temporal tables came.
-        freed: Called where much was read: what is cached of the file may be let go.
+        cache: What is cached of the file; None for a mirror in memory.
     """
 
     def __init__(
@@ -69,12 +70,12 @@ class DuckDBTransaction:
         connection: duckdb.DuckDBPyConnection,
         records: ProgressRecords,
         feeds: DuckDBFeeds,
-        freed: Callable[[], None],
+        cache: BlockCache | None,
     ) -> None:
         self._connection = connection
         self._records = records
         self._feeds = feeds
-        self._freed = freed
+        self._cache = cache
         self._names = TableNames(connection)
         self._may_have_letters: bool | None = None
 
@@ -373,7 +374,11 @@ class DuckDBTransaction:
         self, table: Table, rows: Iterable[pa.Table], span: KeySpan | None = WHOLE
     ) -> Comparison:
         """Compare the source's rows with the table's present rows, both ways."""
-        return RowComparing(self._connection, table, span, self._freed).compare(rows)
+        return RowComparing(self._connection, table, span, self._let_go).compare(rows)
+
+    def _let_go(self) -> None:
+        if self._cache is not None:
+            self._cache.free_read(self._connection)
 
     @contextmanager
     def _in_few_copies(self, rows: pa.Table) -> Iterator[None]:

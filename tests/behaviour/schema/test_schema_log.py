@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 from rhei_pipeline import HTAP
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.model.schema import SchemaPolicy
+from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
 
@@ -65,10 +67,7 @@ def test_a_change_in_quarantine_leaves_its_table_as_it_is_until_somebody_decides
     for _ in range(2):
         report = world.htap.sync_now()
         assert report.errors.keys() == {"t"}
-        assert (
-            "its source added 'c', and its schema changes are put in quarantine"
-            in (report.errors["t"])
-        )
+        assert "its source added 'c', and its schema changes are held back" in (report.errors["t"])
         assert "declare 'schema_changes: evolve' for it and sync" in report.errors["t"]
         world.crash()  # nor does another start decide
     assert columns(world, "t") == {"id", "a"}
@@ -128,6 +127,28 @@ def test_a_frozen_table_goes_on_with_the_columns_that_it_had(
     assert world.htap.verify().equal
 
 
-def columns(world: World, name: str) -> set[str]:
+@pytest.mark.parametrize("buffered", [False, True])
+def test_a_frozen_table_of_postgresql_goes_on_as_well(
+    make_postgres: Callable[..., PostgresWorld], tmp_path: Path, *, buffered: bool
+) -> None:
+    buffer = {"buffer": {"path": str(tmp_path / "cdc")}} if buffered else {}
+    world = make_postgres(capture={"method": "logical", **buffer}, mode="temporal")
+    world.run("create table t (id integer primary key, a integer)", "insert into t values (1, 1)")
+    world.htap.sync_now()
+    world.crash()
+    frozen = world.settings.model_copy(update={"schema_changes": SchemaPolicy.FREEZE})
+    world.run("alter table t add column c integer default 7", "update t set c = 8, a = 10")
+    for _ in range(2):
+        with HTAP(frozen) as htap:
+            report = htap.sync_now()
+            assert (dict(report.errors), set(report.frozen)) == ({}, {"t"})
+            world.run("update t set a = a + 1, c = c + 1")
+            assert htap.verify().equal
+    assert not world.htap.sync_now().errors
+    assert world.htap.verify().equal
+    assert columns(world, "t") == {"id", "a", "c"}
+
+
+def columns(world: World | PostgresWorld, name: str) -> set[str]:
     found = world.htap.query(f"select * from {name}", hint="olap").column_names
     return {column for column in found if not column.startswith("_rhei_")}
