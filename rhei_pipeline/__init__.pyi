@@ -12,6 +12,7 @@ from rhei_pipeline.errors import MirrorBusyError as MirrorBusyError
 from rhei_pipeline.errors import MirrorDamagedError as MirrorDamagedError
 from rhei_pipeline.errors import MirrorError as MirrorError
 from rhei_pipeline.errors import MirrorMemoryError as MirrorMemoryError
+from rhei_pipeline.errors import MirrorOwnerError as MirrorOwnerError
 from rhei_pipeline.errors import MirrorUnreachableError as MirrorUnreachableError
 from rhei_pipeline.errors import MissingExtraError as MissingExtraError
 from rhei_pipeline.errors import PermanentError as PermanentError

@@ -21,7 +21,8 @@
         |   `-- PositionLostError      the source no longer holds the changes after the watermark
         |-- MirrorError                the mirror refused a statement or cannot be used
         |   |-- MirrorMemoryError      its engine has reached its memory limit
-        |   `-- MirrorDamagedError     a file of the mirror is damaged or missing
+        |   |-- MirrorDamagedError     a file of the mirror is damaged or missing
+        |   `-- MirrorOwnerError       the mirror is another source's or pipeline's
         |-- TableFailedError           a table could not be read or applied, for no known reason
         |-- QueryError                 a query cannot be run as asked
         |   |-- QueryLimitError          a query takes more time or memory than one may
@@ -150,6 +151,10 @@ class MirrorError(PermanentError):
 
 class MirrorMemoryError(MirrorError):
     """The mirror's engine has reached its memory limit."""
+
+
+class MirrorOwnerError(MirrorError):
+    """The mirror belongs to another source or another pipeline."""
 
 
 class MirrorDamagedError(MirrorError):

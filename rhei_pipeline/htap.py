@@ -190,25 +190,35 @@ class HTAP:
             rows: The approximate number of rows in a batch.
             begun: Called before the first batch with a thread-safe cancel function.
         """
-        return self._access.stream(
-            lambda it: it.stream(sql, params, rows, begun, self._writes.last)
+        return self._access.stream_without(
+            lambda it: it.stream(sql, params, rows, begun, self._writes.last),
+            lambda source: source.stream(sql, params, rows, begun),
         )
 
     def reads(self, sql: str) -> bool:
         """Return whether a statement is a query, judged by its text."""
-        return self._access.answer(lambda it: it.reads(sql))
+        return self._access.answer_without(
+            lambda it: it.reads(sql), lambda source: source.reads(sql)
+        )
 
     def reads_single_rows(self, sql: str, params: Sequence[Any] = ()) -> bool:
         """Return whether a statement reads one table by key, and so is soon answered."""
-        return self._access.answer(lambda it: it.reads_single_rows(sql, params))
+        return self._access.answer_without(
+            lambda it: it.reads_single_rows(sql, params),
+            lambda source: source.reads_single_rows(sql, params),
+        )
 
     def describe(self, sql: str, params: Sequence[Any] = ()) -> pa.Schema | None:
         """Return the schema of a query's answer without running it; None if only a run shows it."""
-        return self._access.answer(lambda it: it.describe(sql, params))
+        return self._access.answer_without(
+            lambda it: it.describe(sql, params), lambda source: source.describe(sql, params)
+        )
 
     def prepare(self, sql: str) -> Prepared:
         """Return what is known of a statement before its parameters are bound."""
-        return self._access.answer(lambda it: it.prepare(sql))
+        return self._access.answer_without(
+            lambda it: it.prepare(sql), lambda source: source.prepare(sql)
+        )
 
     def explain_route(self, sql: str, params: Sequence[Any] = ()) -> Route:
         """Return which side would answer a statement now, why, and how new the answer would be."""
@@ -355,11 +365,13 @@ class HTAP:
 
     def table_schemas(self) -> dict[str, Table]:
         """Return the mirrored tables as they are captured now, by name."""
-        return self._access.answer(lambda it: it.table_schemas())
+        return self._access.answer_without(
+            lambda it: it.table_schemas(), lambda source: source.tables
+        )
 
     def views(self) -> list[tuple[str | None, str]]:
         """Return the schema and name of each view of the source, which answers queries on them."""
-        return self._access.answer(lambda it: it.views())
+        return self._access.answer_without(lambda it: it.views(), lambda source: source.views())
 
     def add_column(self, table: str, column: str, arrow_type: pa.DataType | str) -> None:
         """Add a column to the source, unless it has it, and to the mirror.

@@ -193,10 +193,10 @@ class Shell:
             return
         if name.startswith('"') and name.endswith('"'):
             name = name[1:-1].replace('""', '"')
-        if name in self._htap.left_out:
-            raise QueryError(self._htap.left_out[name])
         found = in_any_case(name, tables)
         if found is None:
+            if name in self._htap.left_out:
+                raise QueryError(self._htap.left_out[name])
             raise QueryError(f"table {name!r} is not mirrored", hint="\\d lists the tables")
         schema = found.schema
         for column in schema.columns:

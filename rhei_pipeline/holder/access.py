@@ -8,11 +8,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, cast
+from weakref import WeakSet
 
 import pyarrow as pa
 from pyarrow.flight import FlightError
 
-from rhei_pipeline.errors import MirrorBusyError, MirrorError, mirror_closed
+from rhei_pipeline.errors import MirrorBusyError, MirrorError, MirrorOwnerError, mirror_closed
 from rhei_pipeline.holder.client import Holder, HolderGoneError
 from rhei_pipeline.holder.gate import Gate, StoodAsideError
 from rhei_pipeline.holder.held import Held, declared_source
@@ -67,7 +68,8 @@ class Access:
         self._own = ExitStack()
         self._oltp: Database | None = None
         self._source: Database | None = None
-        self._fault: MirrorError | None = None
+        self._faults: WeakSet[MirrorError] = WeakSet()
+        self._named = ""
         self._has_own = self._is_closed = False
         self._limits = query_limits(settings)
         self._watchers: list[tuple[OnSync, OnQuery]] = []
@@ -79,9 +81,17 @@ class Access:
             self._begin()
 
     def _begin(self) -> None:
+        """Hold the mirror, or find who does; one that cannot be opened is tried at each call."""
         waiting = self._waiting()
-        while not self._take(waiting) and self._found(waiting) is None:
-            waiting.pause()
+        try:
+            while not self._take(waiting) and self._found(waiting) is None:
+                waiting.pause()
+        except MirrorOwnerError:
+            raise  # that of another is none to wait for
+        except MirrorError as error:
+            if error not in self._faults:
+                raise
+            self._name_fault(error)
 
     # Calls of this process.
 
@@ -109,14 +119,37 @@ class Access:
         try:
             return self.answer(ask)
         except MirrorError as error:
-            if error is not self._fault:
-                raise
-            oltp = self._own_database()
-            if self._source is None:
-                raise
+            return self._asked_alone(error, alone)
+
+    def stream_without(
+        self, ask: Callable[[Held], Streamed], alone: Callable[[SourceAlone], Streamed]
+    ) -> Streamed:
+        """Return the same in batches.
+
+        Raises:
+            MirrorError: The mirror cannot be opened, and only it can answer.
+        """
+        try:
+            return self.stream(ask)
+        except MirrorError as error:
+            return self._asked_alone(error, alone)
+
+    def _asked_alone(self, error: MirrorError, alone: Callable[[SourceAlone], _Found]) -> _Found:
+        if error not in self._faults:
+            raise error
+        oltp = self._own_database()
+        if self._source is None:
+            raise error
+        with self._as_closed():
             found = alone(SourceAlone(self._settings, self._source, oltp, error))
-            _log.warning("the mirror cannot be opened, and the source answers: %s", error)
-            return found
+        self._name_fault(error)
+        return found
+
+    def _name_fault(self, fault: MirrorError) -> None:
+        """Log why the source answers, once as long as it is for the same."""
+        if self._named != str(fault):
+            self._named = str(fault)
+            _log.warning("the mirror cannot be opened, and the source answers: %s", fault)
 
     def stream(self, ask: Callable[[Held], _Stream]) -> _Stream:
         """Return an answer in batches; the mirror is held until the last one is taken."""
@@ -414,12 +447,12 @@ class Access:
         try:
             held = Held(settings, self._on_step, lambda: self.background)
         except MirrorError as error:
-            self._fault = error
+            self._faults.add(error)
             raise
         held.engine.pipeline.watch(self._note)
         for on_sync, on_query in self._watchers:
             held.watch(on_sync, on_query)
-        self._held = held
+        self._held, self._named = held, ""
         if self._lock is not None:
             self._listen(self._lock)
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.errors import MirrorOwnerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +71,10 @@ def refuse_other(
     """Refuse a mirror that belongs to another source or another pipeline.
 
     Raises:
-        MirrorError: It does; the message names both.
+        MirrorOwnerError: It does; the message names both.
     """
     if not is_same(recorded.source, found.source, is_gone=is_gone(recorded.source)):
-        raise MirrorError(
+        raise MirrorOwnerError(
             f"mirror {mirror!r} belongs to another source, {recorded.source}, not to "
             f"{found.source}",
             hint="give this pipeline a mirror.path of its own; if the database was moved, run "
@@ -82,7 +82,7 @@ def refuse_other(
         )
     names = (recorded.pipeline, found.pipeline)
     if None not in names and names[0] != names[1]:
-        raise MirrorError(
+        raise MirrorOwnerError(
             f"mirror {mirror!r} belongs to another pipeline, {names[0]!r}, not to {names[1]!r}",
             hint="give this pipeline a mirror.path of its own; if it was renamed, run 'rhei adopt'",
         )

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
@@ -51,6 +51,57 @@ class Engines:
         return self.oltp is not self.source
 
 
+class Queried(Protocol):
+    """What answers a query in the mirror's SQL."""
+
+    def query(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+        """Run one read-only statement."""
+
+
+class KnownTables(Protocol):
+    """The tables that statements are about."""
+
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        """The tables, by name."""
+
+    @property
+    def generation(self) -> int:
+        """How often they were described again."""
+
+
+class Planned(Protocol):
+    """What statements are planned for: see `Engines`."""
+
+    @property
+    def source(self) -> Database:
+        """The database that is mirrored."""
+
+    @property
+    def oltp(self) -> Database | None:
+        """What answers `oltp`."""
+
+    @property
+    def mirror(self) -> Queried:
+        """What answers in the mirror's SQL."""
+
+    @property
+    def pipeline(self) -> KnownTables:
+        """The tables that are known."""
+
+    @property
+    def dialects(self) -> tuple[str, str]:
+        """The source's and the mirror's."""
+
+    @property
+    def masked(self) -> MaskedAnswers:
+        """Which side answers about tables with masked columns."""
+
+    @property
+    def is_sidecar(self) -> bool:
+        """Whether a local database answers beside the source."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """What is known of a statement before it runs.
@@ -64,6 +115,11 @@ class Prepared:
     schema: pa.Schema | None
     parameters: pa.Schema
     reads: bool
+
+
+def reads_single_rows(plan: Plan) -> bool:
+    """Return whether a statement reads one table by key, and so is soon answered."""
+    return plan.route.engine == "oltp" and bool(plan.tables) and not plan.scans
 
 
 def catalog_of(
@@ -130,7 +186,7 @@ class Planner:
         options: What the declaration says of a table.
     """
 
-    def __init__(self, engines: Engines, options: Mapping[str, TableOptions]) -> None:
+    def __init__(self, engines: Planned, options: Mapping[str, TableOptions]) -> None:
         self._engines = engines
         self._options = options
         self._lock = threading.Lock()

@@ -25,7 +25,7 @@ from rhei_pipeline.query.freshness import (
     moment_of,
 )
 from rhei_pipeline.query.masked_tables import refuse_source
-from rhei_pipeline.query.planner import Engines, Planner
+from rhei_pipeline.query.planner import Engines, Planner, reads_single_rows
 from rhei_pipeline.query.router import Plan, Route, tables_read
 from rhei_pipeline.query.streams import ONLY_READ, MirrorStreams, Wanted, until_closed
 from rhei_pipeline.sql.read_only import of_log
@@ -124,15 +124,12 @@ class QueryService:
             self._completeness.refuse_not_followed(sql)
             return self.ask_mirror(sql, params, demand, begun)
         plan = self.planner.plan(sql, params)
-        with self._under_way(begun, is_short=self._is_short(plan)) as query:
+        with self._under_way(begun, is_short=reads_single_rows(plan)) as query:
             return self._ask(sql, params, plan, demand, query.begun)
 
     def reads_single_rows(self, sql: str, params: Sequence[Any] = ()) -> bool:
         """Return whether a statement reads one table by key, and so is soon answered."""
-        return self._is_short(self.planner.plan(sql, params))
-
-    def _is_short(self, plan: Plan) -> bool:
-        return plan.route.engine == "oltp" and bool(plan.tables) and not plan.scans
+        return reads_single_rows(self.planner.plan(sql, params))
 
     @contextmanager
     def _under_way(self, begun: Begun | None = None, *, is_short: bool) -> Iterator[TimedQuery]:
@@ -198,7 +195,7 @@ class QueryService:
         if plan.scans:
             plan = replace(plan, route=Route("olap", "it reads many rows"))
         with ExitStack() as held:
-            under_way = self._under_way(begun, is_short=self._is_short(plan))
+            under_way = self._under_way(begun, is_short=reads_single_rows(plan))
             query = held.enter_context(under_way)
             streamed = self._stream(Wanted(sql, params, rows, query.begun), plan, own)
             held.callback(self._tell, streamed.schema, query)
@@ -266,7 +263,7 @@ class QueryService:
     ) -> pa.Table:
         """Answer a query from the source."""
         plan = self.planner.plan(sql, params)
-        with self._under_way(begun, is_short=self._is_short(plan)) as query:
+        with self._under_way(begun, is_short=reads_single_rows(plan)) as query:
             return self._ask_source(sql, params, reason, plan, query.begun)
 
     def _ask_source(

@@ -496,6 +496,7 @@ def test_a_mirror_of_a_newer_version_is_left_to_it_or_made_elsewhere(
     way_out = "use the newer version of rhei-pipeline that wrote it, or give another path"
     with refused(way_out, MirrorError):
         world.htap.sync_now()
+    world.crash()
     former = world.mirror_path
     world.mirror_path = str(world.directory / "other")
     goes_on(world)

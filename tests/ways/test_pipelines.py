@@ -69,6 +69,7 @@ def test_another_storage_has_another_path(make_world: MakeWorld) -> None:
     world.storage, world.mirror_path = "ipc", path
     with refused("declare that storage, or use another path", MirrorError):
         world.htap.sync_now()
+    world.crash()
     world.storage = "parquet"
     synced(world)
     world.crash()

@@ -39,7 +39,7 @@ def test_a_source_that_is_no_database(make_world: MakeWorld) -> None:
 def test_a_mirror_that_is_no_database(world: World) -> None:
     (world.directory / "mirror.duckdb").write_bytes(b"no mirror" * 1000)
     with pytest.raises(MirrorError, match="not a DuckDB database"):
-        world.htap  # noqa: B018
+        world.htap.sync_now()
 
 
 def test_a_table_that_does_not_exist_is_named_with_the_nearest(make_world: MakeWorld) -> None:

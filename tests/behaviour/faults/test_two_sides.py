@@ -5,13 +5,17 @@ import re
 import signal
 from collections.abc import Callable
 
+import adbc_driver_flightsql.dbapi as flight_sql
 import duckdb
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner, Result
 
 from rhei_pipeline import HTAP
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.server.flight.server import ServerOptions
+from rhei_pipeline.server.serve import Addresses, serving
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.wiring.adoption import validate_owner
 from tests.support.fix_postgres import PostgresWorld
@@ -204,9 +208,17 @@ def test_a_mirror_that_cannot_be_opened_stops_nothing_that_does_not_need_it(
         with pytest.raises(MirrorError, match=re.escape(fault.value.message)):
             htap.sync_now()
 
-    def rhei(*given: str) -> Result:
-        return CliRunner().invoke(app, [*given, "--config", str(file)], prog_name="rhei")
+    caplog.clear()
+    _assert_served(settings, types, fault.value)
+    assert caplog.text.count("cannot be opened, and the source answers") == 1
 
+    def rhei(*given: str, typed: str | None = None) -> Result:
+        return CliRunner().invoke(
+            app, [*given, "--config", str(file)], prog_name="rhei", input=typed
+        )
+
+    shell = rhei("query", "-", typed="select count(*) as found from orders;\n\\d orders\n")
+    assert (shell.exit_code, "3" in shell.stdout, "amount" in shell.stdout) == (0, True, True)
     assert rhei("execute", "update orders set status = 'y'").exit_code == 0
     for given in ([], ["--hint", "oltp"]):
         caplog.clear()
@@ -215,3 +227,22 @@ def test_a_mirror_that_cannot_be_opened_stops_nothing_that_does_not_need_it(
         assert str(fault.value) in caplog.text
     refused = rhei("query", "select * from orders", "--hint", "olap")
     assert refused.exit_code == 1
+
+
+def _assert_served(settings: Settings, types: list[pa.DataType], fault: MirrorError) -> None:
+    """A process that holds the pipeline answers from the source, also in batches and to others."""
+    with HTAP(settings) as htap, serving(htap, Addresses(port=0), ServerOptions()) as (port, _):
+        streamed = htap.stream("select * from orders where id > ?", [0])
+        assert (streamed.schema.types, htap.holds) == (types, False)
+        assert sum(batch.num_rows for batch in streamed.batches) == 3
+        address = f"grpc://127.0.0.1:{port}"
+        with flight_sql.connect(address, autocommit=True) as client, client.cursor() as cursor:
+            cursor.execute("select id, status from orders where id < ?", [3])
+            assert cursor.fetch_arrow_table().num_rows == 2
+            cursor.execute("select count(*) as n from orders")
+            assert cursor.fetch_arrow_table().to_pylist() == [{"n": 3}]
+            listed = client.adbc_get_objects(depth="tables").read_all().to_pylist()
+            assert "orders" in str(listed)
+        for only_mirror in (htap.sync_now, htap.sync_status, lambda: htap.row_count("orders")):
+            with pytest.raises(MirrorError, match=re.escape(fault.message)):
+                only_mirror()
