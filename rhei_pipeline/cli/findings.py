@@ -26,7 +26,8 @@ def show_findings(findings: Sequence["Finding"]) -> None:
         out.print(head)
         for label, text in (("why", first.why), ("do", first.remedy)):
             alike = f" (of {first.table!r}; alike for the others)" if _differs(text, group) else ""
-            out.print(Padding(Text.assemble((f"{label}: ", "dim"), text, alike), (0, 0, 0, 4)))
+            said = Text.assemble((f"{label}: ", "dim"), text, alike)
+            out.print(Padding(said, (0, 0, 0, 4), expand=False))
 
 
 def _groups(findings: Sequence["Finding"]) -> list[list["Finding"]]:
