@@ -14,6 +14,7 @@ FOLLOWED = {
     "start the server there, or correct compute.endpoint": "tests/behaviour/query/test_cluster.py::test_where_the_cluster_is_away_the_mirror_answers_and_says_so",
     "see the server's log; whether it is there, 'rhei check' says": "tests/behaviour/query/test_cluster.py::test_a_server_that_ends_is_not_waited_for",
     "ask it in Spark's SQL": "tests/behaviour/query/test_cluster.py::test_random_queries_have_one_answer_in_the_cluster_and_in_the_mirror",
+    "run 'rhei copy --table {}', which converts them and keeps the history; one that stays text has other values in it: 'types: {{}: text}'": "tests/behaviour/postgres/test_native_types.py::test_what_is_kept_as_text_is_named_until_it_is_copied_or_declared",
     "'shards' are at least {} and at most {}, or left out": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "'shards' does not suit a log, which one process opens: leave it out": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "'shards' needs a 'mirror.path' in which each has a place of its own": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",

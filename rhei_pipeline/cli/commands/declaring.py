@@ -61,10 +61,16 @@ def check(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
     from rhei_pipeline.model.reports import Severity
     from rhei_pipeline.wiring.adoption import validate_owner
     from rhei_pipeline.wiring.compute import validate_compute
+    from rhei_pipeline.wiring.kept_texts import validate_texts
     from rhei_pipeline.wiring.source import validate
 
     settings = settings_of(config)
-    findings = [*validate(settings), *validate_owner(settings), *validate_compute(settings)]
+    findings = [
+        *validate(settings),
+        *validate_owner(settings),
+        *validate_compute(settings),
+        *validate_texts(settings),
+    ]
     broken = any(found.severity is Severity.ERROR for found in findings)
     if json_:
         rows = [values(found) for found in findings]

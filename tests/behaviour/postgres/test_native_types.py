@@ -1,13 +1,16 @@
 """Columns whose text is more than text: UUIDs and JSON, in every mirror and by every capture."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import duckdb
 import pytest
 
+from rhei_pipeline.wiring.kept_texts import validate_texts
 from tests.support.fix_postgres import PostgresWorld
+from tests.support.refusals import rhei
 
 MakeWorld = Callable[..., PostgresWorld]
 
@@ -185,6 +188,38 @@ def _as_before(world: PostgresWorld) -> None:
     for column in form["tables"]["t"]["schema"]["columns"]:
         column.pop("logical", None)
     path.write_text(json.dumps(form))
+
+
+def test_what_is_kept_as_text_is_named_until_it_is_copied_or_declared(
+    make_postgres: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_postgres(mode="temporal")
+    world.run(
+        "create table t(id uuid primary key, b jsonb, v text)",
+        f"insert into t values ('{IDS[0]}', '1', 'x')",
+    )
+    world.htap.sync_now()
+    _as_before(world)
+    (found,) = validate_texts(world.settings)
+    assert (found.severity, found.table) == ("note", "t")
+    assert found.what.startswith("id, b ")
+    command = re.search("'rhei (copy --table t)'", found.remedy)
+    assert command is not None
+    monkeypatch.setenv("RHEI__SOURCE__DSN", world.dsn)
+    rhei(world.settings, world.directory, *command[1].split())
+    assert validate_texts(world.settings) == []
+    assert (_kept(world)["id"], _kept(world)["b"]) == ("UUID", "JSON")
+    # One that stays text is declared as such.
+    world.run("alter table t alter column v set data type uuid using id")
+    world.htap.sync_now()
+    world.crash()
+    (found,) = validate_texts(world.settings)
+    declared = re.search("'types: {(.*): (.*)}'", found.remedy)
+    assert declared is not None
+    world.tables = [{"name": "t", "types": {declared[1]: declared[2]}}]
+    assert validate_texts(world.settings) == []
+    world.htap.sync_now()
+    assert world.htap.verify().equal
 
 
 def test_the_declaration_says_what_is_text_and_what_is_more(make_postgres: MakeWorld) -> None:
