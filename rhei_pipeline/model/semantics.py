@@ -46,6 +46,7 @@ class Kind(StrEnum):
     NUMBER: numbers of SQLite that are integers in some rows and reals in others.
     DECIMAL: PostgreSQL's exact numeric.
     TRUTH: true or false; in SQLite the integers 1 and 0.
+    ENUM: an enum of PostgreSQL, which the mirror keeps as its label, and so orders otherwise.
     UNKNOWN: a literal of PostgreSQL that takes the type of its context.
     OPAQUE: a value that the mirror stores in another form, or compares differently, than the
         source; it can be returned and counted, nothing else.
@@ -57,6 +58,7 @@ class Kind(StrEnum):
     DECIMAL = "numeric"
     TEXT = "text"
     UUID = "uuid"
+    ENUM = "enum"
     BLOB = "blob"
     TRUTH = "boolean"
     DATE = "date"
@@ -72,6 +74,14 @@ TEMPORAL = {Kind.DATE, Kind.TIMESTAMP, Kind.INSTANT}
 
 
 @dataclass(frozen=True, slots=True)
+class EnumLabels:
+    """An enum: which one it is, and its labels."""
+
+    oid: int
+    labels: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class MirroredTable:
     """A table that both sides have, and how its columns behave.
 
@@ -81,6 +91,7 @@ class MirroredTable:
         all_columns: All columns of the source's table, in its order.
         doubt: Why the source may show other rows of it than the mirror has.
         exact_parts: Whether its server's EXTRACT is numeric, and not a double.
+        enums: The enums of columns, by name.
     """
 
     schema: TableSchema
@@ -90,3 +101,4 @@ class MirroredTable:
     all_columns: tuple[str, ...] = ()
     doubt: str | None = None
     exact_parts: bool = True
+    enums: Mapping[str, EnumLabels] = field(default_factory=dict)

@@ -13,6 +13,7 @@ _POSTGRES_TYPES: dict[str, tuple[Kind, pa.DataType]] = {
     "integer": (Kind.INT, pa.int32()),
     "double precision": (Kind.REAL, pa.float64()),
     "text": (Kind.TEXT, pa.string()),
+    "uuid": (Kind.UUID, pa.string()),
     "date": (Kind.DATE, pa.date32()),
     "timestamp": (Kind.TIMESTAMP, pa.timestamp("us")),
 }
@@ -39,7 +40,11 @@ def as_plain_text(value: Typed, context: TranslationContext) -> Typed:
         StaysWithSourceError: Each engine writes it differently.
     """
     value = as_text(value, context)
-    if value.kind in {Kind.TEXT, Kind.INT, Kind.UUID, Kind.NULL}:
+    if value.kind in {Kind.UUID, Kind.ENUM}:
+        # The text has the database's own collation, whichever that is.
+        text = cast(value, pa.string(), context)
+        return derived(text, Kind.TEXT, pa.string(), value, collated=True)
+    if value.kind in {Kind.TEXT, Kind.INT, Kind.NULL}:
         return derived(cast(value, pa.string(), context), Kind.TEXT, pa.string(), value)
     raise StaysWithSourceError(
         f"it converts a {value.kind} to text, which each engine writes differently"
@@ -60,7 +65,7 @@ def _sqlite_cast(value: Typed, target: str, context: TranslationContext) -> Type
 
 def _postgres_cast(value: Typed, target: str, context: TranslationContext) -> Typed | None:
     kind, kept = _POSTGRES_TYPES.get(target, (Kind.OPAQUE, pa.null()))
-    if value.kind is Kind.UNKNOWN and kind in TEMPORAL | {Kind.TEXT}:
+    if value.kind is Kind.UNKNOWN and kind in TEMPORAL | {Kind.TEXT, Kind.UUID}:
         return coerce(value, kind, context)
     if value.kind is Kind.NULL and kind is not Kind.OPAQUE:
         return Typed(context.words.cast("null", kept), kind, kept)

@@ -19,6 +19,7 @@ from rhei_pipeline.query.translation.meaning import (
     whole_of,
 )
 from rhei_pipeline.query.translation.scope import TranslationContext
+from rhei_pipeline.sql.text import literal
 
 _UNSTEADY = "it compares sums of reals, whose last digits depend on the order of rows"
 _ORDERS = {"<", "<=", ">", ">="}
@@ -50,7 +51,22 @@ def compare(operator: str, left: Typed, right: Typed, context: TranslationContex
     return truth(f"({texts[0]} {operator} {texts[1]})", left, right)
 
 
+def _as_label(value: Typed, beside: Typed) -> Typed:
+    """Return a literal as the label that it is, where it is compared with an enum.
+
+    Raises:
+        StaysWithSourceError: It is none, which the source refuses.
+    """
+    enum = beside.enum
+    if value.kind is not Kind.UNKNOWN or enum is None:
+        return value
+    if value.text not in enum.labels:
+        raise StaysWithSourceError("it compares an enum with what is none of its labels")
+    return Typed(literal(value.text), Kind.ENUM, pa.string(), text=value.text, enum=enum)
+
+
 def _settled(left: Typed, right: Typed, context: TranslationContext) -> tuple[Typed, Typed]:
+    left, right = _as_label(left, right), _as_label(right, left)
     return coerce(left, right.kind, context), coerce(right, left.kind, context)
 
 
@@ -71,6 +87,8 @@ def _comparable(left: Typed, right: Typed, context: TranslationContext) -> tuple
         raise StaysWithSourceError(
             "it compares a column that the mirror stores in another form or order"
         )
+    if kinds == {Kind.ENUM} and (left.enum is None or left.enum != right.enum):
+        raise StaysWithSourceError("it compares enums of several types, or one that it made")
     if Kind.DECIMAL in kinds and kinds <= {Kind.INT, Kind.DECIMAL}:
         return in_full(left, right, context)
     if len(kinds) <= 1 and kinds != {Kind.NUMBER}:

@@ -20,6 +20,9 @@ from rhei_pipeline.query.translation.scope import (
 
 _OUTER = {"LEFT", "RIGHT", "FULL"}
 
+#: Columns of these kinds are compared differently by the engines, or perhaps not at all.
+_NOT_MERGED = {Kind.OPAQUE, Kind.NUMBER, Kind.ENUM}
+
 
 def from_clause(node: exp.Select, scope: Scope, context: TranslationContext) -> str:
     """Translate a FROM clause, and add its relations to the scope."""
@@ -104,7 +107,7 @@ def _merged(names: Sequence[str], relation: Relation, scope: Scope) -> tuple[str
             if len(found) != 1:
                 raise StaysWithSourceError(f"column {name!r} is not mirrored")
             sides.append(found[0])
-        if sides[0].kind is not sides[1].kind or sides[0].kind in {Kind.OPAQUE, Kind.NUMBER}:
+        if sides[0].kind is not sides[1].kind or sides[0].kind in _NOT_MERGED:
             raise StaysWithSourceError("it joins columns that the engines compare differently")
         tests.append(f"{sides[0].sql} = {sides[1].sql}")
     return " and ".join(tests), replace(relation, merged=frozenset(names))

@@ -192,7 +192,7 @@ def unify(
     kinds = {value.kind for value in values} - {Kind.NULL}
     if not kinds:
         return Kind.NULL, pa.null(), [value.sql for value in values]
-    if Kind.OPAQUE in kinds:
+    if kinds & {Kind.OPAQUE, Kind.ENUM}:
         raise StaysWithSourceError(
             "it computes with a column that the mirror stores in another form"
         )

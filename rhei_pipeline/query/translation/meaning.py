@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from rhei_pipeline.model.schema import Column
-from rhei_pipeline.model.semantics import NUMERIC, Kind, MirroredTable
+from rhei_pipeline.model.semantics import NUMERIC, EnumLabels, Kind, MirroredTable
 
 
 class StaysWithSourceError(Exception):
@@ -34,6 +34,7 @@ class Typed:
         digits: Whether it is a text of digits alone.
         whole: Of an inexact number, the mirror's condition for it to be exact after all: that only
             whole numbers were added. None where nothing tells.
+        enum: The enum whose label it is.
     """
 
     sql: str
@@ -48,6 +49,7 @@ class Typed:
     steady: bool = False
     digits: bool = False
     whole: str | None = None
+    enum: EnumLabels | None = None
 
 
 def derived(sql: str, kind: Kind, kept: pa.DataType, *parts: Typed, **others: Any) -> Typed:  # noqa: ANN401

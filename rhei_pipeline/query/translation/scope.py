@@ -158,8 +158,10 @@ def _mirrored(table: MirroredTable, shown: str, context: TranslationContext) -> 
 def _column(table: MirroredTable, column: Column, alias: str) -> Typed:
     sql = f"{alias}.{quote(column.name)}"
     kind = table.kinds.get(column.name, Kind.OPAQUE)
-    collated = column.name in table.collated
-    return Typed(sql, kind, column.type, column, loose=frozenset({sql}), collated=collated)
+    enum = table.enums.get(column.name) if kind is Kind.ENUM else None
+    collated = column.name in table.collated or kind is Kind.ENUM
+    loose = frozenset({sql})
+    return Typed(sql, kind, column.type, column, loose=loose, collated=collated, enum=enum)
 
 
 def resolve(node: exp.Column, scope: Scope, context: TranslationContext) -> Typed:

@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from rhei_pipeline.model.schema import Column, Table, TableOptions
-from rhei_pipeline.model.semantics import Kind, MirroredTable
+from rhei_pipeline.model.semantics import EnumLabels, Kind, MirroredTable
 from rhei_pipeline.sources.postgres.catalog import (
     NUMERIC,
     Connection,
@@ -33,7 +33,8 @@ select a.attname, a.atttypid::bigint, a.atttypmod,
        coalesce(l.collisdeterministic, true),
        coalesce(l.collnamespace = 'pg_catalog'::regnamespace and (
                 l.collname in ('C', 'POSIX', 'ucs_basic')
-                or l.collname = 'default' and ({by_bytes} or {in_order})), true)
+                or l.collname = 'default' and ({by_bytes} or {in_order})), true),
+       (select array_agg(e.enumlabel::text) from pg_enum e where e.enumtypid = a.atttypid)
 from pg_attribute a
 join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
 join pg_database d on d.datname = current_database()
@@ -63,7 +64,7 @@ where n.nspname = %s and c.relname = %s
 
 
 def meaning(connection: Connection, table: Table, options: TableOptions) -> MirroredTable:
-    """Describe a table for translation; domains and user-defined types stay OPAQUE."""
+    """Describe a table for translation; domains, and types of users but enums, stay OPAQUE."""
     schema = table.schema
     name_parts = (schema.namespace or DEFAULT_NAMESPACE, schema.relation)
     by_bytes = where(connection, Since.LOCALE_PROVIDERS, _BY_BYTES_OF_PROVIDER, _BY_BYTES)
@@ -73,17 +74,22 @@ def meaning(connection: Connection, table: Table, options: TableOptions) -> Mirr
     by_name = {column.name: column for column in schema.columns}
     kinds: dict[str, Kind] = {}
     collated = set()
-    for name, oid, modifier, plain, is_by_bytes in rows:
+    enums: dict[str, EnumLabels] = {}
+    for name, oid, modifier, plain, is_by_bytes, labels in rows:
         column = by_name.get(name)
         if column is None or name in options.types or not plain:
             continue
         kinds[name] = _kind(column, oid, modifier)
+        if labels is not None:
+            kinds[name], enums[name] = Kind.ENUM, EnumLabels(oid, frozenset(labels))
         if not is_by_bytes:
             collated.add(name)
     names = tuple(row[0] for row in rows)
     doubt = _doubt(connection, name_parts)
     exact_parts = has(connection, Since.EXACT_PARTS)
-    return MirroredTable(schema, table.mode, kinds, frozenset(collated), names, doubt, exact_parts)
+    return MirroredTable(
+        schema, table.mode, kinds, frozenset(collated), names, doubt, exact_parts, enums
+    )
 
 
 def _doubt(connection: Connection, name_parts: tuple[str, str]) -> str | None:
