@@ -53,7 +53,8 @@ class SchemaPolicies:
         if declared.policy is SchemaPolicy.EVOLVE or known is None:
             self.frozen.pop(found.name, None)
             return found
-        changed = difference(known.schema, found.schema)
+        # Another row filter is declared, and no change of the source.
+        changed = replace(difference(known.schema, found.schema), refiltered=False)
         if not changed:  # or the source reads the columns alone that it had
             return found
         self.frozen.pop(found.name, None)

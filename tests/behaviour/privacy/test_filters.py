@@ -20,7 +20,8 @@ BESIDE = "create table u(id integer primary key, v text, at timestamp)"
 
 
 def table(**more: Any) -> dict[str, Any]:
-    return {"name": "t", "where": WHERE, "polling": {"updated_at": "at"}, **more}
+    own = {"name": "t", "where": WHERE, "polling": {"updated_at": "at"}}
+    return {**own, "schema_changes": "freeze", **more}
 
 
 def write(world: AnyWorld) -> None:

@@ -250,7 +250,7 @@ def test_a_changed_mask_leaves_nothing_of_a_plain_table_behind(
     assert len(world.present("t")) == 2
     world.run(f"update t set email = '{SECRET}pending' where id = 1")
     world.crash()
-    world.tables = [{"name": "t", "mask": {"email": "hash"}}]
+    world.tables = [{"name": "t", "mask": {"email": "hash"}, "schema_changes": "quarantine"}]
     with pytest.raises(QueryError):
         world.htap.query("select email from t", hint="olap")
     world.htap.sync_now()
