@@ -109,6 +109,7 @@ class DuckDBMirror:
         self._guard = DuckDBGuard()
         self._ledger: Ledger | None = None
         self._feeds: Mapping[str, FeedEnd] = {}
+        self._may_have_letters: bool | None = None
         self._commits = 0
         self._default_namespace = (-1, False)
         self._closed = self._is_closing = False
@@ -191,7 +192,9 @@ class DuckDBMirror:
             records = ProgressRecords(self._connection, self._ledger)
             feeds = DuckDBFeeds(self._connection, self._feeds)
             try:
-                yield DuckDBTransaction(self._connection, records, feeds, self._cache)
+                transaction = DuckDBTransaction(self._connection, records, feeds, self._cache)
+                transaction.may_have_letters = self._may_have_letters
+                yield transaction
                 if not trial:
                     records.write()
                     committed = records.ledger()
@@ -199,12 +202,15 @@ class DuckDBMirror:
                         self._last.blank()
                 self._connection.execute("rollback" if trial else "commit")
             except BaseException:
-                self._ledger, self._feeds = None, {}
+                self._ledger, self._feeds, self._may_have_letters = None, {}, None
                 _roll_back(self._connection)
                 raise
             if not trial:
                 self._commits += 1
                 self._ledger, self._feeds = committed, feeds.ends()
+                # Whether those that there are have been resolved is asked again.
+                asked = transaction.may_have_letters
+                self._may_have_letters = None if asked else asked
                 self._older = None
                 if self._last is not None:
                     self._last.note(self.mirror_id, self.ledger())

@@ -4,7 +4,7 @@ A transaction reads it at its start and writes it at its end: however many table
 the ledger is read once and written by one statement.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from types import MappingProxyType
 
 import duckdb
@@ -24,6 +24,10 @@ _MARK = pa.schema(
         ("recorded_at", INSTANT),
     ]
 )
+
+
+#: Watermarks that are written one by one.
+_FEW = 2
 
 
 class ProgressRecords:
@@ -141,8 +145,12 @@ def _watermark(table: str, order: int, proof: str, recorded_at: int) -> Watermar
     return Watermark(table, Position(order, proof), recorded)
 
 
-def write_watermarks(connection: duckdb.DuckDBPyConnection, marks: Iterable[Watermark]) -> None:
+def write_watermarks(connection: duckdb.DuckDBPyConnection, marks: Collection[Watermark]) -> None:
     """Replace the watermarks of their tables."""
+    if len(marks) <= _FEW:
+        for mark in marks:
+            _write_watermark(connection, mark)
+        return
     rows = pa.Table.from_pylist([_mark_row(mark) for mark in marks], _MARK)
     connection.register("_rhei_marks", rows)
     connection.execute(
@@ -150,6 +158,18 @@ def write_watermarks(connection: duckdb.DuckDBPyConnection, marks: Iterable[Wate
     )
     connection.execute("insert into _rhei_watermark select * from _rhei_marks")
     connection.unregister("_rhei_marks")
+
+
+def _write_watermark(connection: duckdb.DuckDBPyConnection, mark: Watermark) -> None:
+    """Replace the watermark of one table, for half of what a statement for many takes."""
+    values = list(_mark_row(mark).values())
+    found = connection.execute(
+        "update _rhei_watermark set position = $2, proof = $3, recorded_at = $4"
+        " where table_name = $1",
+        values,
+    ).fetchall()
+    if not found[0][0]:
+        connection.execute("insert into _rhei_watermark values ($1, $2, $3, $4)", values)
 
 
 def _mark_row(mark: Watermark) -> dict[str, object]:

@@ -63,6 +63,9 @@ class DuckDBTransaction:
         records: The recorded progress; to be written before the transaction commits.
         feeds: The order in which versions of temporal tables came.
         cache: What is cached of the file; None for a mirror in memory.
+
+    Attributes:
+        may_have_letters: Whether a dead letter may be open; None where that was not asked yet.
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class DuckDBTransaction:
         self._feeds = feeds
         self._cache = cache
         self._names = TableNames(connection)
-        self._may_have_letters: bool | None = None
+        self.may_have_letters: bool | None = None
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as this transaction sees it."""
@@ -206,15 +209,15 @@ class DuckDBTransaction:
         """Store dead letters; return how many."""
         count = write_letters(self._connection, letters)
         if count:
-            self._may_have_letters = True
+            self.may_have_letters = True
         return count
 
     def quarantined(self, table: Table) -> set[LetterName]:
         """Return the names of a table's open dead letters."""
-        if self._may_have_letters is None:
+        if self.may_have_letters is None:
             any_ = "select exists (from _rhei_dead_letter where resolved_at is null)"
-            self._may_have_letters = bool(self._connection.execute(any_).fetchall()[0][0])
-        if not self._may_have_letters:  # one question for all tables, in most mirrors
+            self.may_have_letters = bool(self._connection.execute(any_).fetchall()[0][0])
+        if not self.may_have_letters:  # one question for all tables, in most mirrors
             return set()
         found = self._connection.execute(
             "select key, column_name from _rhei_dead_letter"

@@ -306,6 +306,22 @@ def test_a_first_sync_writes_the_watermarks_of_all_tables_at_once(tmp_path: Path
     assert found == [1, 1]
 
 
+def test_a_cycle_of_one_change_sends_six_statements(world: World) -> None:
+    world.htap.sync_now()
+    world.run("update orders set amount = 9.5 where id = 1")
+    sent = counting(world.htap)
+    assert world.htap.sync_now().updated == 1
+    assert len(sent) == 6, sent
+    world.run("update orders set amount = 'none' where id = 1")
+    assert world.htap.sync_now().dead_letters == 1
+    world.crash()
+    with engine_of(world.htap).mirror.transaction():
+        pass  # it does not ask about dead letters
+    world.run("update orders set amount = 1 where id = 1")
+    world.htap.sync_now()
+    assert world.htap.dead_letters().num_rows == 0
+
+
 def _sqlite(directory: Path, count: int, *, is_buffered: bool = False) -> rhei.Settings:
     directory.mkdir()
     with sqlite3.connect(directory / "app.db") as source:
