@@ -12,8 +12,8 @@ from rhei_pipeline.sql.read_only import READING
 _CHANGING = (exp.DML, exp.DDL, exp.Command, exp.Into, exp.Set, exp.Use)
 
 
-def tables_read(sql: str, known: Collection[str]) -> set[str]:
-    """Return the published tables that a statement reads, by their names in lower case.
+def tables_read(sql: str, known: Collection[str]) -> dict[str, str]:
+    """Return the published tables that a statement reads, by their names as it writes them.
 
     Raises:
         QueryError: It is not one query, or reads something else.
@@ -33,18 +33,23 @@ def tables_read(sql: str, known: Collection[str]) -> set[str]:
             raise QueryError(
                 f"function {node.name!r} is not known to work out values alone", hint=READING
             )
-    return {name for table in tree.find_all(exp.Table) if (name := _name(table, tree, known))}
+    ctes = {cte.alias.lower() for cte in tree.find_all(exp.CTE)}
+    tables = [table for table in tree.find_all(exp.Table) if _plain_name(table).lower() not in ctes]
+    return {table.name: _known_name(table, known) for table in tables}
 
 
-def _name(table: exp.Table, tree: exp.Query, known: Collection[str]) -> str | None:
-    if not isinstance(table.this, exp.Identifier):
-        raise QueryError("the query reads a function as a table", hint=READING)
-    if not table.db and table.name.lower() in {cte.alias.lower() for cte in tree.find_all(exp.CTE)}:
-        return None
-    by_lower = {name.lower(): name for name in known}
-    if table.db or table.name.lower() not in by_lower:
+def _known_name(table: exp.Table, known: Collection[str]) -> str:
+    found = {name.lower(): name for name in known}.get(_plain_name(table).lower())
+    if found is None:
         full = ".".join(part.name for part in table.parts)
         raise QueryError(
             f"table {full!r} is not published", hint=nearest(table.name, sorted(known))
         )
-    return table.name.lower()
+    return found
+
+
+def _plain_name(table: exp.Table) -> str:
+    """Return the name of a table; nothing where it is qualified, as files are."""
+    if not isinstance(table.this, exp.Identifier):
+        raise QueryError("the query reads a function as a table", hint=READING)
+    return "" if table.db else table.name

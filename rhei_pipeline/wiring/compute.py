@@ -62,11 +62,10 @@ class Cluster:
             QueryError: The statement does not only read, or the cluster refuses it.
         """
         state, root = self._state()
-        read = tables_read(sql, [table.name for table in state.tables])
+        published = {table.name: table for table in state.tables}
         tables = {
-            table.name: (f"{root}/{table.folder}", table.version)
-            for table in state.tables
-            if table.name.lower() in read
+            written: (f"{root}/{published[name].folder}", published[name].version)
+            for written, name in tables_read(sql, published).items()
         }
         try:
             with self._clock.timing(begun) as query:

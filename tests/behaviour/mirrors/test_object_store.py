@@ -9,11 +9,14 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
+import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import MirrorBusyError, MirrorError, MirrorUnreachableError
+from rhei_pipeline.mirrors.datafusion.delta_states import newest_state
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 from rhei_pipeline.mirrors.datafusion.object_store import StoreAccess
 from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
+from rhei_pipeline.mirrors.datafusion.storages import open_files
 from rhei_pipeline.model.changes import NetChanges, Position
 from rhei_pipeline.model.progress import CopyProgress, Watermark
 from rhei_pipeline.model.schema import Column, Table, TableSchema
@@ -83,6 +86,40 @@ def test_a_mirror_in_a_bucket_equals_its_source(
                 f"{bucket.url}/delta/main/t", storage_options=bucket.storage_options
             )
             assert arrow_rows(published.to_pyarrow_table()) == source_rows(world.app, "t")
+
+
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_two_mirrors_below_one_root_are_read_together_and_name_what_they_published(
+    bucket: Store, make_world: MakeWorld
+) -> None:
+    declared = {}
+    for name in ("shop", "bills"):
+        world = make_world()
+        world.run("create table t(id integer primary key, v text)")
+        world.run(f"insert into t values (1, '{name}'), (2, 'b')")
+        mirror = {
+            "kind": "datafusion",
+            "storage": "delta",
+            "path": f"{bucket.url}/{name}",
+            "object_store": bucket.settings | bucket.keys,
+            "delta": {"interval_seconds": 0},
+        }
+        declared[name] = Settings(**{**world.settings.model_dump(), "mirror": mirror})
+        with HTAP(declared[name]) as htap:
+            htap.sync_now()
+            world.run("delete from t where id = 2")
+            marks = {"t": htap.sync_now().watermark}
+        with closing(open_files("parquet", f"{bucket.url}/{name}", bucket.access)) as files:
+            state = newest_state(files)
+        assert state is not None
+        assert state.watermarks == marks
+        (table,) = state.tables
+        place = f"{bucket.url}/{name}/{table.folder}"
+        shown = DeltaTable(place, table.version, storage_options=bucket.storage_options)
+        assert shown.to_pyarrow_table().to_pylist() == [{"id": 1, "v": name}]
+    with rhei.reader(declared) as reader:
+        found = reader.query("select a.v as a, b.v as b from shop.t a join bills.t b using (id)")
+    assert found.to_pylist() == [{"a": "shop", "b": "bills"}]
 
 
 def test_failing_requests_are_tried_again(mirror: DataFusionMirror, bucket: Store) -> None:
