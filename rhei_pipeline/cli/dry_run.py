@@ -57,9 +57,10 @@ def first_copies(settings: "Settings") -> Iterator[Pending]:
 
     database = open_database(settings, looking=True)
     try:
-        declared = [table.name for table in settings.tables or ()]
         options = table_options(settings, StoredRegistrations(settings.registry.path))
-        for name in declared or database.table_names():
+        found = [name for name in database.table_names() if settings.takes(name)]
+        declared = settings.tables
+        for name in found if declared is None else [table.name for table in declared]:
             try:
                 schema = database.read_schema(name, options.get(name, TableOptions()), None)
             except RheiError as error:

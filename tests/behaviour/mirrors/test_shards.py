@@ -152,6 +152,8 @@ def test_commands_work_on_all_shards_or_on_one(
     def run(*arguments: str) -> Result:
         return CliRunner().invoke(app, [*arguments, "--config", str(config)])
 
+    pending = [json.loads(line) for line in run("sync", "--dry-run", "--json").stdout.splitlines()]
+    assert sorted(each["table"] for found in pending for each in found["pending"]) == TABLES
     reports = [json.loads(line) for line in run("sync", "--json").stdout.splitlines()]
     assert sorted(name for report in reports for name in report["tables"]) == TABLES
     sql = f"select count(*) as n from {', '.join(TABLES)}"
