@@ -30,6 +30,8 @@ _FOR_EACH = {
 }
 #: Commands that ask the source alone, which all shards have in common.
 _FOR_ANY = {"execute"}
+#: Commands for a table that may be in a shard whose table it is no longer: that one is meant.
+_FOR_ONE = {"drop_table", "unregister"}
 _chosen: ContextVar[int | None] = ContextVar("shard", default=None)
 
 
@@ -88,6 +90,8 @@ def _run_on_all(
     command: Callable[..., None], options: Mapping[str, Any], several: SeveralShardsError
 ) -> None:
     name, sharding = command.__name__, several.settings.sharding
+    if name in _FOR_ONE:
+        raise several
     if options.get("table") is not None and sharding is not None:
         shards = [sharding.shard_of(options["table"])]
     elif name in _FOR_EACH and options.get("watch") is None:

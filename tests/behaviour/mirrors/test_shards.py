@@ -163,8 +163,9 @@ def test_commands_work_on_all_shards_or_on_one(
     world.run("drop table t3", "create table t3(v text)")  # without a key it is left out
     assert run("sync").exit_code == 3
     assert run("sync", "--shard", str(shard_of("t3") % 3 + 1)).exit_code == 0
-    refused = run("query", "--explain", "select 1")
-    assert "name one for this command: '--shard 1', up to 3" in str(refused.exception)
+    for asked in (("query", "--explain", "select 1"), ("drop-table", "t1", "--discard-history")):
+        refused = run(*asked)
+        assert "name one for this command: '--shard 1', up to 3" in str(refused.exception)
     assert run("query", "--explain", "select 1", "--shard", "1").exit_code == 0
 
 
