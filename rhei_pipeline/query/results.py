@@ -78,7 +78,10 @@ def pointing(
     mirrored: Callable[[], Mapping[str, Table]],
     followed: Collection[str],
 ) -> Iterator[None]:
-    """Add to the source's refusal of a query which of its tables exist only in the mirror."""
+    """Add to the source's refusal of a query which of its tables exist only in the mirror.
+
+    Of a table that is nowhere, the nearest that is mirrored.
+    """
     try:
         yield
     except QueryError as error:
@@ -86,7 +89,21 @@ def pointing(
         name = next((name for name in sorted(apart) if name.lower() in read()), None)
         if name is not None and error.hint is None:
             error.hint = f"table {name!r} exists only in the mirror: query it with '--hint olap'"
+        elif error.hint is None:
+            error.hint = _nearest_table(error.message, read(), followed)
         raise
+
+
+def _nearest_table(refused: str, read: Collection[str], followed: Collection[str]) -> str | None:
+    """Return the table that was probably meant, where the source knows none of a name."""
+    from difflib import get_close_matches  # noqa: PLC0415  (only on the way to an error)
+
+    known = {name.lower(): name for name in followed}
+    for name in sorted(set(read) - known.keys()):
+        close = get_close_matches(name, known, n=1)
+        if close and name in refused.lower():
+            return f"did you mean {known[close[0]]!r}?"
+    return None
 
 
 def dated(found: pa.Table, not_followed: Mapping[str, datetime]) -> pa.Table:

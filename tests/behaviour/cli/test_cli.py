@@ -249,6 +249,7 @@ def proposed(config: Path) -> list[TypeProposal]:
     ("arguments", "message"),
     [
         (["query", "delete from orders"], "only reads"),
+        (["query", "select * from ordrs"], "did you mean 'orders'?"),
         (["verify", "--table", "ordrs"], "'orders'"),
         (["as-of", "orders", "2026-01-01T00:00:00"], "time zone"),
         (["diff", "--table", "orders", "--from", "2026-01-01T00:00:00"], "time zone"),
