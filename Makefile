@@ -87,7 +87,7 @@ schema: $(READY) ## write config/pipeline.schema.json
 
 test-cluster: $(READY) ## run the tests that need a Sail server; installs 320 MB more
 	@$(PIP) --no-compile -r requirements-cluster.lock
-	@$(BIN)/python -m tests tests/behaviour/query/test_cluster.py
+	@$(BIN)/python -m tests -m cluster tests/behaviour/query/test_cluster.py
 
 docs: $(DOCS_READY) ## build the documentation as a site, in build/site
 	@NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict

@@ -26,7 +26,6 @@ NOTHING = "sc://127.0.0.1:9"  # the port of 'discard', where nothing listens
 def sail() -> Iterator[str]:
     """Start a Sail server of this process; return its address."""
     spark = pytest.importorskip("pysail.spark", reason="pysail is not installed")
-    pytest.importorskip("pyspark", reason="pyspark-client is not installed")
     server = spark.SparkConnectServer("127.0.0.1", 0)
     server.start(background=True)
     _, port = server.listening_address
@@ -95,6 +94,7 @@ def label(found: pa.Table, name: str) -> str:
     return value.decode()
 
 
+@pytest.mark.cluster
 def test_random_queries_have_one_answer_in_the_cluster_and_in_the_mirror(
     make_world: Callable[..., World], sail: str
 ) -> None:
@@ -127,6 +127,7 @@ def test_random_queries_have_one_answer_in_the_cluster_and_in_the_mirror(
         assert validate_compute(htap.settings) == []
 
 
+@pytest.mark.cluster
 def test_the_cluster_shows_one_published_state_and_not_the_next(
     make_world: Callable[..., World], sail: str
 ) -> None:
@@ -162,8 +163,8 @@ def test_where_the_cluster_is_away_the_mirror_answers_and_says_so(
         assert "the mirror answers: nothing answers at" in label(found, "reason")
 
 
+@pytest.mark.cluster
 def test_a_server_that_ends_is_not_waited_for(make_world: Callable[..., World]) -> None:
-    pytest.importorskip("pyspark", reason="pyspark-client is not installed")
     world = filled(make_world)
     with closing(socket.create_server(("127.0.0.1", 0))) as mute:
         ending = threading.Thread(target=_hang_up, args=(mute,), daemon=True)
