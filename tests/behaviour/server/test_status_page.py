@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -35,8 +36,9 @@ def test_the_page_shows_tables_lag_and_dead_letters(make_world: Callable[..., Wo
     world.tables = [{"name": "t"}, {"name": HOSTILE}, {"name": "keyless"}]
     world.htap.sync_now()
     world.run("insert into t values (2, 'no number')")
-    world.htap.start_sync(3600, metrics_port=0)
-    world.htap.sync_now()
+    background = world.htap.start_sync(3600, metrics_port=0)
+    while not background.take_reports():  # its first cycle takes the row
+        time.sleep(0.01)
     world.run("insert into t values (3, 3), (4, 4)")
     page = page_of(world)
     assert "2 changes wait" in page
