@@ -1,6 +1,7 @@
 """What a cycle costs follows what changed: as many statements for few tables as for many."""
 
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -64,14 +65,18 @@ class Counted:
 
 @pytest.fixture
 def sent_to_postgres(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Note every statement that the driver sends, and run it."""
+    """Note every statement that this thread has the driver send, and run it.
+
+    A pool opens its sessions in a thread of its own, sooner or later.
+    """
     sent: list[object] = []
 
     def noting(name: str) -> None:
         run = getattr(psycopg.Cursor, name)
 
         def note(cursor: object, query: object, *more: Any, **options: Any) -> Any:
-            sent.append(query)
+            if threading.current_thread() is threading.main_thread():
+                sent.append(query)
             return run(cursor, query, *more, **options)
 
         monkeypatch.setattr(psycopg.Cursor, name, note)
