@@ -84,7 +84,8 @@ def row_filter(text: str, schema: TableSchema, dialect: str) -> RowFilter:
         raise _refused(schema, "it is more than a condition")
     reading = _Reading(schema, dialect, schema.arrow.empty_table())
     reading.evaluate(tree)
-    sql = tree.sql(dialect, comments=False, identify=True)
+    named = tree.transform(reading.named)
+    sql = named.sql(dialect, comments=False, identify=True)
     return RowFilter(sql, frozenset(reading.read), tree, schema, dialect)
 
 
@@ -127,7 +128,7 @@ class _Reading:
                 return values
         if isinstance(node, exp.Is) and isinstance(node.expression, exp.Null):
             return pc.is_null(self._column(node.this)[1])
-        if isinstance(node, exp.Between):
+        if isinstance(node, exp.Between) and not node.args.get("symmetric"):
             low, high = node.args["low"], node.args["high"]
             return pc.and_kleene(
                 self._compared(exp.GTE, node.this, low), self._compared(exp.LTE, node.this, high)
@@ -172,6 +173,11 @@ class _Reading:
             )
         self.read.add(name)
         return self._schema.columns[names.index(name)], self._rows[name]
+
+    def named(self, node: exp.Expr) -> exp.Expr:
+        """Return a part of a condition with the column's name in place of how it is written."""
+        is_column = isinstance(node, exp.Column)
+        return exp.column(self._column(node)[0].name, quoted=True) if is_column else node
 
     def _literal(self, node: exp.Expr, column: Column) -> pa.Scalar:
         try:

@@ -178,6 +178,28 @@ def test_a_filter_on_a_value_that_the_log_left_out_says_so(make_postgres: MakePo
     world.assert_equal("t")
 
 
+def test_a_condition_names_columns_as_postgres_does(make_postgres: MakePostgres) -> None:
+    """Names are in lower case unless they are quoted; a table is not left out for that."""
+    world = make_postgres(
+        tables=[
+            {"name": "t", "where": "Status = 'open' and \"N\" > 1"},
+            {"name": "u", "where": "n between symmetric 3 and 1"},
+        ],
+        capture={"method": "trigger"},
+    )
+    world.run(
+        'create table t(id int primary key, status text, "N" int)',
+        "create table u(id int primary key, n int)",
+        "insert into t values (1, 'open', 2), (2, 'shut', 2), (3, 'open', 1)",
+        "insert into u values (1, 2)",
+    )
+    errors = world.htap.sync_now().errors
+    assert set(errors) == {"u"}
+    assert "BETWEEN is not a comparison" in errors["u"]
+    assert [row["id"] for row in world.present("t")] == [1]
+    assert world.htap.verify("t").equal
+
+
 def test_a_masked_column_is_filtered_by_what_the_source_has(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
