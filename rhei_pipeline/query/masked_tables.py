@@ -4,7 +4,7 @@ Where a table is masked, the source answers only what is certain not to read it:
 name mirrored tables without masks. A view, a partition or a function may show a masked one.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import sqlglot
@@ -16,6 +16,8 @@ from rhei_pipeline.query.translation.meaning import Catalog
 
 #: Statements about the session and the schema, which return no rows of tables.
 _HARMLESS = ("pragma", "show")
+#: The schema that a name without one is of.
+_DEFAULT = {"sqlite": "main", "postgres": "public"}
 
 
 def only_mirror(made: Plan, sql: str, catalog: Catalog) -> Plan:
@@ -46,7 +48,9 @@ def refuse_source(plan: Plan, reason: str) -> None:
 
 def _reasons(made: Plan, sql: str, catalog: Catalog) -> Iterator[str]:
     if made.query is not None:
-        yield from _of_tables(made.tables, catalog)
+        for name in sorted(made.tables):
+            if name.lower() in catalog.masked:
+                yield f"table {name!r} is masked or filtered"
     elif not sql.lstrip().lower().startswith(_HARMLESS):
         yield from _of_untranslated(sql, catalog)
 
@@ -58,7 +62,10 @@ def _of_untranslated(sql: str, catalog: Catalog) -> Iterator[str]:
         return
     if catalog.source == "postgres" and parsed.find(exp.Anonymous):
         yield "it calls a function, which may read a masked or filtered table"
-    yield from _of_tables(_tables_of(parsed), catalog)
+    if any(node.args.get("field") for node in parsed.find_all(exp.In)):
+        yield "it has a table behind IN, which may be a masked or filtered one"
+    for table in parsed.find_all(exp.Table):
+        yield from _of_table(table, catalog)
 
 
 def _parsed(sql: str, dialect: str) -> exp.Query | None:
@@ -72,22 +79,46 @@ def _parsed(sql: str, dialect: str) -> exp.Query | None:
     return found if isinstance(found, exp.Query) else None
 
 
-def _of_tables(names: Iterable[str], catalog: Catalog) -> Iterator[str]:
-    plain = {name.lower() for name in catalog.tables}
-    for name in sorted(names):
-        lower = name.lower()
-        if lower in catalog.masked:
-            yield f"table {name!r} is masked or filtered"
-        elif lower.removeprefix("public.").removeprefix("main.") not in plain:
-            yield f"{name!r} is not mirrored, and may show what is masked or filtered"
+def _of_table(table: exp.Table, catalog: Catalog) -> Iterator[str]:
+    if not isinstance(table.this, exp.Identifier) or table.catalog:
+        yield "it reads from a function, which may read a masked or filtered table"
+        return
+    if _is_cte(table, catalog.source):
+        return
+    name, schema = _folded(table.this, catalog.source), table.args.get("db")
+    namespace = _folded(schema, catalog.source) if schema else ""
+    full = name if namespace in {"", _DEFAULT[catalog.source]} else f"{namespace}.{name}"
+    if full.lower() in catalog.masked:
+        yield f"table {full!r} is masked or filtered"
+    elif catalog.named(name, namespace) is None:
+        yield f"{full!r} is not mirrored, and may show what is masked or filtered"
 
 
-def _tables_of(parsed: exp.Query) -> list[str]:
-    """Return the tables that a query names, but for its own CTEs."""
-    own = {cte.alias.lower() for cte in parsed.find_all(exp.CTE)}
-    named = [(table.db, table.name) for table in parsed.find_all(exp.Table)]
-    return [
-        f"{schema}.{name}" if schema else name
-        for schema, name in named
-        if schema or name.lower() not in own
-    ]
+def _folded(name: exp.Identifier, dialect: str) -> str:
+    """Return a name as the source understands it."""
+    is_exact = dialect == "postgres" and name.args.get("quoted")
+    return name.name if is_exact else name.name.lower()
+
+
+def _is_cte(table: exp.Table, dialect: str) -> bool:
+    """Return whether a name means a CTE where it stands: elsewhere it means a table or a view."""
+    if table.args.get("db"):
+        return False
+    name = _folded(table.this, dialect)
+    node: exp.Expr = table
+    while node.parent is not None:
+        below, node = node, node.parent
+        seen = _ctes_seen(below, node, dialect)
+        if any(_folded(cte.args["alias"].this, dialect) == name for cte in seen):
+            return True
+    return False
+
+
+def _ctes_seen(below: exp.Expr, node: exp.Expr, dialect: str) -> list[exp.CTE]:
+    """Return the CTEs that a node declares, of those that are seen in a part of it."""
+    if isinstance(node, exp.With):
+        sees_all = dialect == "sqlite" or node.args.get("recursive")
+        ctes: list[exp.CTE] = node.expressions
+        return ctes if sees_all else ctes[: below.index]
+    declared = node.args.get("with_")
+    return [] if declared is None or declared is below else declared.expressions

@@ -99,19 +99,22 @@ class Catalog:
         Raises:
             StaysWithSourceError: The mirror has no such table.
         """
-        if self.source == "sqlite":
-            found = self.tables.get(name.lower()) if namespace.lower() in {"", "main"} else None
-        elif namespace or self.unqualified:
-            full = name if namespace in {"", "public"} else f"{namespace}.{name}"
-            found = self.tables.get(full)
-        else:
-            found = None
+        found = self.named(name, namespace)
         if found is None:
             what = "a system table" if _is_system(name, namespace) else "not mirrored"
             raise StaysWithSourceError(f"table {name!r} is {what}")
         if found.doubt is not None:
             raise StaysWithSourceError(f"table {name!r} {found.doubt}")
         return found
+
+    def named(self, name: str, namespace: str) -> MirroredTable | None:
+        """Return the mirrored table that a name means in the source, if it means one."""
+        if self.source == "sqlite":
+            return self.tables.get(name.lower()) if namespace.lower() in {"", "main"} else None
+        if not namespace and not self.unqualified:
+            return None
+        full = name if namespace in {"", "public"} else f"{namespace}.{name}"
+        return self.tables.get(full)
 
 
 def _is_system(name: str, namespace: str) -> bool:

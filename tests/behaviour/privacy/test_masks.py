@@ -327,9 +327,21 @@ def test_auto_never_shows_what_is_masked(
         "select printf('%s', email) from people",
         "explain select email from people",
         "values ((select email from people))",
+        "select printf('%s', email) from main.people",
+        "with a as (with people as (select 1) select * from people) select printf('%s', email)"
+        " from people, a",
+        "with a as (with everyone as (select 1) select * from everyone) select email"
+        " from everyone, a",
+        f"select printf('%s', (1, '{SECRET}') in people) from plain",
     ):
         with pytest.raises(QueryError, match="mask"):
             ask(sql)
+    for sql in (
+        "with people as (select v from plain) select printf('%s', v) as v from people",
+        "with v as (select v from w), w as (select v from main.plain) select printf('%s', v) as v"
+        " from v",
+    ):
+        assert ask(sql).to_pylist() == [{"v": "x"}]
     server = FlightSqlServer(world.htap)
     with flight_sql.connect(f"grpc://127.0.0.1:{server.port}", autocommit=True) as connection:
         for sql in ("select email from everyone", "select upper(email) from people"):
@@ -344,6 +356,37 @@ def test_auto_never_shows_what_is_masked(
         answer = world.htap.query(sql)
         assert answer.schema.metadata[b"rhei.engine"] == b"oltp"
         assert answer["email"].to_pylist() == [SECRET]
+
+
+def test_auto_never_takes_one_name_of_postgres_for_another(make_postgres: MakePostgres) -> None:
+    """A view's name may be a mirrored table's but for its case, or a CTE's inside of that CTE."""
+    world = make_postgres(
+        tables=[{"name": "people", "mask": {"email": "hash"}}, {"name": "plain"}],
+        capture={"method": "trigger"},
+    )
+    world.run(
+        "create table people(id int primary key, email text)",
+        "create table plain(id int primary key, v text)",
+        f"insert into people values (1, '{SECRET}')",
+        "insert into plain values (1, 'x')",
+        'create view "Plain" as select id, email as v from people',
+    )
+    world.htap.sync_now()
+    for sql in (
+        'select v collate "C" from "Plain"',
+        'with people as (select * from people) select email collate "C" from people',
+        'with "Plain" as (select * from "Plain") select v collate "C" from "Plain"',
+        'with plain as (select 1) select v collate "C" from "Plain"',
+        "select 1 from plain where (1, v) in (table people)",
+    ):
+        with pytest.raises(QueryError, match="masked or filtered"):
+            world.htap.query(sql)
+    for sql in (
+        'select v collate "C" as v from PUBLIC.Plain',
+        "with recursive people as (select v from plain union select v from people)"
+        ' select v collate "C" as v from people',
+    ):
+        assert world.htap.query(sql).to_pylist() == [{"v": "x"}]
 
 
 @pytest.mark.parametrize(
