@@ -165,8 +165,8 @@ def rows_shown(table: "pa.Table", width: int) -> Iterator[Shown]:
 
 
 def _width(names: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-    cells = [[name, *column] for name, column in zip(names, zip(*rows, strict=True), strict=True)]
-    return sum(max(map(len, column)) + 3 for column in cells) + 1
+    lines = (names, *rows)  # the names alone, where a report has no row
+    return sum(max(map(len, column)) + 3 for column in zip(*lines, strict=True)) + 1
 
 
 def show_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

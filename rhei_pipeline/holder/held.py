@@ -344,8 +344,8 @@ class Held:
         sample: float | None = None,
     ) -> VerifyReport:
         """Sync, then compare every row of source and mirror, or what a budget allows."""
-        if sample is None:
-            rows_per_second = rows_per_second or self.settings.verify.rows_per_second
+        if sample is None and rows_per_second is None:
+            rows_per_second = self.settings.verify.rows_per_second
         asked = (rows_per_second, max_rows, sample)
         budget = None if asked == (None, None, None) else verify_budget(*asked)
         return self.engine.pipeline.verify(table, budget)

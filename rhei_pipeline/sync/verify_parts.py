@@ -1,5 +1,6 @@
 """Compares a table part by part: each in a source state of its own, at a pace that is asked for."""
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -65,13 +66,14 @@ def verify_budget(
     """Return a budget.
 
     Raises:
-        SettingsError: A number is not positive, or a sample is asked for and something else, too.
+        SettingsError: A number is not positive or not finite, or a sample is asked for and
+            something else, too.
     """
     for name, given in (
         *(("rows_per_second", rows_per_second), ("max_rows", max_rows)),
         ("sample", sample),
     ):
-        if given is not None and given <= 0:
+        if given is not None and not 0 < given < math.inf:
             raise SettingsError(
                 f"{name} is {given}, and no row is compared so", hint="give a number above 0"
             )

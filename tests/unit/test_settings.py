@@ -36,6 +36,8 @@ def test_defaults(tmp_path: Path) -> None:
         (MINIMAL + "tables: [{name: t, types: {a: int3}}]", "unknown type 'int3'"),
         (MINIMAL + "mode: temporl", "field 'mode': input should be 'destructive' or 'temporal'"),
         (MINIMAL + "sync: {batch_rows: 0}", "field 'sync.batch_rows'"),
+        (MINIMAL + "verify: {rows_per_second: .inf}", "'verify.rows_per_second'.*finite"),
+        (MINIMAL + "sync: {interval_seconds: .inf}", "'sync.interval_seconds'.*finite"),
         ("source: {path: a, kind: oracle}\nmirror: {path: b}", "field 'source.kind'.*'sqlite'"),
         ("mirror: {path: b}", "field 'source' is missing"),
         ("source: {path: a}\nmirror: {kind: duckdb}", "'path' is missing"),

@@ -479,6 +479,16 @@ def test_python_takes_days_texts_and_names_of_types(make_world: Callable[..., Wo
     assert duckdb.from_arrow(answer).project("id + 1").fetchall() == [(2,)]
 
 
+def test_where_all_tables_are_left_out_each_command_says_why(project: Path, world: World) -> None:
+    world.run("create table plain (id integer)")
+    declared = project / "config" / "pipeline.yaml"
+    declared.write_text(f"{declared.read_text('utf-8')}tables: [{{name: plain}}]\n", "utf-8")
+    for asked in (["sync"], ["copy"], ["verify"], ["verify", "--max-rows", "5"]):
+        found = rhei(*asked)
+        assert found.exit_code == 3, (asked, found.output, found.exception)
+        assert "table 'plain': it has no primary key" in found.output
+
+
 def test_a_closed_object_says_so_and_a_notebook_shows_one_line(world: World) -> None:
     htap = world.htap
     htap.close()

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -149,8 +150,11 @@ def test_a_pace_is_kept_and_a_table_in_another_order_is_one_part(world: World) -
     assert report.tables["u"].rows == 2_000
     whole = world.htap.verify("u", rows_per_second=20_000)
     assert whole.tables["u"].rows == 500
-    with pytest.raises(SettingsError, match="give a number above 0"):
-        world.htap.verify(max_rows=0)
+    for wrong in ({"max_rows": 0}, {"rows_per_second": 0}, {"sample": math.nan}):
+        with pytest.raises(SettingsError, match="give a number above 0"):
+            world.htap.verify(**wrong)
+    with pytest.raises(SettingsError, match="rows_per_second is inf"):
+        world.htap.verify(rows_per_second=math.inf)
     with pytest.raises(SettingsError, match="alone, without rows_per_second and max_rows"):
         world.htap.verify(sample=0.1, max_rows=5)
     assert world.htap.verify(sample=0.1).equal
