@@ -12,6 +12,9 @@ ENVIRONMENT_PREFIX = "RHEI__"
 #: Kinds of problems of a field that has parts.
 _OF_PARTS = {"list_type", "dict_type", "model_type", "model_attributes_type"}
 
+#: Fields of which there are several kinds.
+_OF_KINDS = {("source",), ("shards",)}
+
 
 def is_misformed(error: ValidationError) -> bool:
     """Return whether a variable of the environment holds text in a list's or mapping's place."""
@@ -37,8 +40,8 @@ def describe(error: ValidationError, root: type[BaseModel], *section: str) -> st
 
 
 def _declared_path(path: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """Leave out the tried kind of source: a declaration has no such level."""
-    return path[:1] + path[2:] if path[:1] == ("source",) and path[1:2] != () else path
+    """Leave out which kind of source, or of shards, was tried: a declaration has no such level."""
+    return path[:1] + path[2:] if path[:1] in _OF_KINDS else path
 
 
 def _problem(root: type[BaseModel], path: tuple[str | int, ...], kind: str, message: str) -> str:
@@ -52,6 +55,8 @@ def _problem(root: type[BaseModel], path: tuple[str | int, ...], kind: str, mess
     if kind == "missing":
         return f"field {dotted!r} is missing"
     message = message.removeprefix("Value error, ")
+    if not path:  # it is of no single field, and says which ones
+        return message
     return f"{named}: {message[:1].lower()}{message[1:]}"
 
 

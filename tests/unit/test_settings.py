@@ -59,6 +59,8 @@ def test_defaults(tmp_path: Path) -> None:
             "source: {path: a}\nmirror: {kind: datafusion, path: b, published: {path: c}}",
             "'published' is for a DuckDB file",
         ),
+        (MINIMAL + "shards: 1", r"^[^:]+: 'shards' are at least 2 and at most 64"),
+        (MINIMAL + "shards: [a]", r"field 'shards': .*; field 'shards\[0\]': .*valid list"),
         ("source: [", "not YAML in line 1"),
         ("- 1", "a declaration is a YAML mapping"),
         ("", "a declaration is a YAML mapping"),
