@@ -28,6 +28,7 @@ FOLLOWED = {
     "give {}, such as 'rhei verify' names keys": "tests/behaviour/rows/test_verify.py::test_keys_that_are_none_and_ranges_without_an_order_are_refused",
     "give one of them": "tests/behaviour/rows/test_verify.py::test_keys_that_are_none_and_ranges_without_an_order_are_refused",
     "repair the whole table, or one key after the other": "tests/behaviour/rows/test_verify.py::test_keys_that_are_none_and_ranges_without_an_order_are_refused",
+    "give the smaller key first": "tests/behaviour/rows/test_verify.py::test_keys_that_are_none_and_ranges_without_an_order_are_refused",
     '{} is no JSON, such as {"id": 5}': "tests/behaviour/rows/test_verify.py::test_the_command_repairs_the_keys_that_verify_names",
     "declare 'mirror.published': its copy is read as long as a process has the mirror open; or wait until that process ends": "tests/behaviour/server/test_joint_reader.py::test_files_are_read_beside_writers_and_duckdb_from_its_copy",
     "declare 'name' for each, or give names: rhei.reader({'shop': ..., ...})": "tests/behaviour/server/test_joint_reader.py::test_pipelines_are_told_apart_by_their_names",

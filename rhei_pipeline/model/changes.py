@@ -6,12 +6,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 
-from rhei_pipeline.model.plain_values import instant_of, plain_rows
+from rhei_pipeline.model.plain_values import instant_of, plain_rows, plain_value
 from rhei_pipeline.model.schema import TableSchema
 from rhei_pipeline.model.type_names import INSTANT
 
@@ -98,24 +99,42 @@ def _json_part(value: object) -> object:
     return {"hex": value.hex()} if isinstance(value, bytes) else str(value)
 
 
-def read_keys(texts: Iterable[str], schema: TableSchema) -> pa.Table:
+def read_keys(texts: Iterable[str], schema: TableSchema, *, in_words: bool = False) -> pa.Table:
     """Read keys that `key_text` wrote, with the key's Arrow schema.
 
     Keys that no row of the table can have are left out: a part is null or of another type.
+    `in_words`: A person wrote them, who may write a number or a time in several ways.
     """
-    keys = [_read_key(json.loads(text), schema.arrow_key) for text in texts]
+    read = partial(_read_key, schema=schema.arrow_key, in_words=in_words)
+    keys = [read(json.loads(text)) for text in texts]
     columns = zip(*(key for key in keys if key is not None), strict=True)
     kinds = [field.type for field in schema.arrow_key]
     arrays = [pa.array(parts, kind) for parts, kind in zip(columns, kinds, strict=False)]
     return pa.table(arrays, schema=schema.arrow_key) if arrays else schema.arrow_key.empty_table()
 
 
-def _read_key(parts: dict[str, Any], schema: pa.Schema) -> list[pa.Scalar] | None:
+def _read_key(
+    parts: dict[str, Any], *, schema: pa.Schema, in_words: bool
+) -> list[pa.Scalar] | None:
     try:
-        key = [_typed(parts[field.name], field.type) for field in schema]
-    except (KeyError, ValueError, pa.ArrowException):
+        given = {field.name: _whole(parts[field.name], field.type) for field in schema}
+        key = [_typed(given[field.name], field.type) for field in schema]
+    except (KeyError, OverflowError, TypeError, ValueError, pa.ArrowException):
         return None
-    return key if all(part.is_valid for part in key) else None
+    if not all(part.is_valid for part in key):
+        return None
+    # What reads as another key, such as the text of a number, is not that one in the source.
+    written = key_text(dict(zip(schema.names, map(plain_value, key), strict=True)))
+    return key if in_words or written == key_text(given) else None
+
+
+def _whole(part: object, kind: pa.DataType) -> object:
+    """Return a part as it is, but a whole number as an integer; Arrow would cut any number."""
+    if not isinstance(part, float) or pa.types.is_floating(kind):
+        return part
+    if not part.is_integer():
+        raise ValueError(f"a key of {kind} has no fractions")
+    return int(part)
 
 
 def _typed(part: object, kind: pa.DataType) -> pa.Scalar:
@@ -123,6 +142,8 @@ def _typed(part: object, kind: pa.DataType) -> pa.Scalar:
         part = bytes.fromhex(part["hex"])
         if not pa.types.is_binary(kind):
             raise ValueError(f"a key of {kind} has no bytes")
+    if isinstance(part, int) and pa.types.is_temporal(kind):
+        raise ValueError(f"a key of {kind} is no number")
     if not isinstance(part, str) or pa.types.is_string(kind):
         return pa.scalar(part, kind)
     if pa.types.is_temporal(kind):

@@ -95,8 +95,9 @@ def key_of(given: Key, table: Table) -> pa.Table:
             [given] if isinstance(given, str | bytes) or not isinstance(given, Sequence) else given
         )
         parts = dict(zip(names, values, strict=False)) if len(values) == len(names) else {}
-    found = read_keys([key_text(parts)], table.schema) if parts.keys() == set(names) else None
-    if found is None or not found.num_rows:
+    texts = [key_text(parts)] if parts.keys() == set(names) else []
+    found = read_keys(texts, table.schema, in_words=True)
+    if not found.num_rows:
         raise SchemaError(
             "this is no key of it",
             table=table.name,
@@ -115,9 +116,11 @@ def find_differences(
     """Compare a range, at the snapshot that the mirror is brought to; only what differs is held.
 
     Raises:
-        SchemaError: The source orders the table's keys in its own way, so that it has no range.
+        SchemaError: The source orders the table's keys in its own way, so that it has no range;
+            or the range ends before it begins.
     """
-    if not asked.is_one_key and not is_ordered_alike(snapshot, table):
+    is_range = asked != RepairRange() and not asked.is_one_key
+    if is_range and not is_ordered_alike(snapshot, table):
         raise SchemaError(
             "its keys are ordered in another way in the source than in the mirror, so that they"
             " have no ranges",
@@ -128,6 +131,12 @@ def find_differences(
         None if given is None else key_of(given, table) for given in (asked.first, asked.last)
     )
     span = KeySpan(first, last, includes_after=True)
+    if is_range and first is not None and not KeySpan(until=last).holds(first)[0].as_py():
+        raise SchemaError(
+            "the range ends before it begins, so that it holds no key",
+            table=table.name,
+            hint="give the smaller key first",
+        )
     rows = partial(_rows, table, snapshot, span, at_once)
     found = transaction.compare(table, rows(), span)
     unknown = {key_text(key) for key in plain_rows(unknown_keys(table, transaction))}

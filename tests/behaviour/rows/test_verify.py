@@ -233,6 +233,15 @@ def test_keys_that_are_none_and_ranges_without_an_order_are_refused(world: World
     with pytest.raises(SchemaError, match="repair the whole table, or one key after the other"):
         world.htap.repair("t", first="a")
     assert world.htap.repair("t", key={"id": "b"}).updated == 0
+    assert world.htap.repair("t", dry_run=True).dry_run  # all keys need no order
+    world.run("create table n (id integer primary key, v)", "insert into n values (1, 'x')")
+    world.htap.sync_now()
+    for bad in (0.5, 2**70, {"id": {"hex": 1}}):  # none of them is cut to a key that there is
+        with pytest.raises(SchemaError, match="this is no key of it"):
+            world.htap.repair("n", key=bad)
+    with pytest.raises(SchemaError, match="give the smaller key first"):
+        world.htap.repair("n", first=10, last=9)
+    assert world.htap.repair("n", first=9, last="9").deleted == 0
 
 
 def test_a_sample_says_what_it_would_have_seen(make_world: Callable[..., World]) -> None:
