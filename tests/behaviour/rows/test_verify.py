@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -236,9 +237,10 @@ def test_keys_that_are_none_and_ranges_without_an_order_are_refused(world: World
     assert world.htap.repair("t", dry_run=True).dry_run  # all keys need no order
     world.run("create table n (id integer primary key, v)", "insert into n values (1, 'x')")
     world.htap.sync_now()
-    for bad in (0.5, 2**70, {"id": {"hex": 1}}):  # none of them is cut to a key that there is
+    nowhere: list[Any] = [0.5, 2**70, {"id": {"hex": 1}}]  # none is cut to a key that there is
+    for key in nowhere:
         with pytest.raises(SchemaError, match="this is no key of it"):
-            world.htap.repair("n", key=bad)
+            world.htap.repair("n", key=key)
     with pytest.raises(SchemaError, match="give the smaller key first"):
         world.htap.repair("n", first=10, last=9)
     assert world.htap.repair("n", first=9, last="9").deleted == 0
