@@ -5,6 +5,7 @@ from contextlib import closing
 
 import pyarrow as pa
 
+from rhei_pipeline.changes.masks import has_masked_key, source_schema
 from rhei_pipeline.errors import PermanentError
 from rhei_pipeline.model.reports import TypeProposal
 from rhei_pipeline.model.schema import TableSchema
@@ -23,7 +24,8 @@ def proposals(
 ) -> Iterator[TypeProposal]:
     """Yield the types that would take most of each column's dead letters, the best first.
 
-    Nothing for a log of events, which has nothing else to try them on.
+    Nothing for a log of events, which has nothing else to try them on; nor where the letters name
+    no row of the source: by a masked key, or one that has no value.
     """
     if settings.source.kind == "log":
         return
@@ -32,9 +34,10 @@ def proposals(
             table = pipeline.table(name)
         except PermanentError:  # it is left out, which is to be mended first
             continue
-        if column not in table.schema.names:
+        keys = [key for key in keys if None not in key]
+        if column not in table.schema.names or has_masked_key(table.schema) or not keys:
             continue
-        found = list(_tried(settings, database, table.schema, column, keys))
+        found = list(_tried(settings, database, source_schema(table.schema), column, keys))
         safe = [each for each in found if not each.refused] or found
         safe.sort(key=lambda each: (-each.healed, each.refused))
         yield from safe[:_MOST]

@@ -181,6 +181,22 @@ def test_a_dead_letter_of_a_masked_key_is_read_again_by_that_key(make_world: Mak
     assert found["id"].to_pylist() == [hashed(SECRET)]
 
 
+@pytest.mark.parametrize("mask", [{}, {"n": "null"}, {"n": "hash"}, {"id": "hash"}])
+def test_types_are_proposed_for_what_the_source_has(
+    mask: dict[str, str], make_world: MakeWorld
+) -> None:
+    """Not for what the mask makes of it; none for rows that no key names."""
+    world = make_world(tables=[{"name": "t", "mask": mask}])
+    world.run(
+        "create table t(id text primary key, n integer)",
+        "insert into t values ('a', 'no number'), ('b', 2), (null, 3)",
+    )
+    world.htap.sync_now()
+    assert world.htap.dead_letters().num_rows == 2
+    proposed = [(found.column, found.type) for found in world.htap.propose_types()]
+    assert proposed == ([] if "id" in mask else [("n", "string")])
+
+
 @pytest.mark.parametrize(("method", "mode"), [("logical", "temporal"), ("trigger", "destructive")])
 def test_no_file_of_a_mirror_of_postgres_has_a_masked_value(
     method: str, mode: str, make_postgres: MakePostgres
