@@ -157,13 +157,14 @@ def find_differences(
 def _rows(table: Table, snapshot: SourceRows, span: KeySpan, at_once: int) -> Iterator[pa.Table]:
     """Yield the source's rows in a span; only these are read where the source finds keys."""
     resume = None if span.after is None else start_at(snapshot, table, span.after)
-    if resume is not None and span.after == span.until:
+    is_found = resume is not None and span.after == span.until
+    if is_found:
         at_once = 1  # its row, or one behind it
-    ends_early = at_once == 1 or is_ordered_alike(snapshot, table)
+    ends_early = is_found or is_ordered_alike(snapshot, table)
     while batch := snapshot.rows(table, resume, at_once):
         keys = batch.rows.select(list(table.schema.primary_key))
         yield batch.rows.filter(span.holds(keys))
-        reached = at_once == 1 or (
+        reached = is_found or (
             keys.num_rows and not KeySpan(until=span.until).holds(keys)[-1].as_py()
         )
         if ends_early and reached:

@@ -29,12 +29,12 @@ def proposals(
     """
     if settings.source.kind == "log":
         return
-    for (name, column), keys in keys_by_column(letters).items():
+    for (name, column), named in keys_by_column(letters).items():
         try:
             table = pipeline.table(name)
         except PermanentError:  # it is left out, which is to be mended first
             continue
-        keys = [key for key in keys if None not in key]
+        keys = [key for key in named if None not in key]
         if column not in table.schema.names or has_masked_key(table.schema) or not keys:
             continue
         found = list(_tried(settings, database, source_schema(table.schema), column, keys))

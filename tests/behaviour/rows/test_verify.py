@@ -246,6 +246,31 @@ def test_keys_that_are_none_and_ranges_without_an_order_are_refused(world: World
     assert world.htap.repair("n", first=9, last="9").deleted == 0
 
 
+def test_what_a_whole_table_lacks_is_said_in_whatever_order_its_keys_are(
+    make_world: Callable[..., World],
+) -> None:
+    """However few rows are read at once."""
+    world = make_world(prune=False, batch_rows=1)
+    world.run(
+        "create table t (id text collate nocase primary key, v)",
+        "create table n (id integer primary key, v)",
+        "insert into t values ('b', 1), ('C', 1), ('a', 1), ('D', 1)",
+        "insert into n values (1, 1), (2, 1), (3, 1)",
+    )
+    world.htap.sync_now()
+    spoil(
+        world,
+        "delete from t where id = 'd'",
+        "update t set v = 2 where id = 'c'",
+        "insert into t values ('e', 1)",
+        "update n set v = 2 where id = 2",
+    )
+    tried = world.htap.repair("t", dry_run=True)
+    assert (tried.inserted, tried.updated, tried.deleted) == (1, 1, 1)
+    done = world.htap.repair("n", first=1, last=3)
+    assert (done.inserted, done.updated, done.deleted) == (0, 1, 0)
+
+
 def test_a_sample_says_what_it_would_have_seen(make_world: Callable[..., World]) -> None:
     world = make_world(prune=False)
     filled(world)
