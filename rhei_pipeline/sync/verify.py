@@ -171,10 +171,12 @@ def verify_sample(
     drawn = _drawn(draw_rows(snapshot, table, share, batch_rows), letters)
     found = transaction.compare(table, _counted(drawn, table.name, counted), None)
     rejected = {letter.key for letter in letters}
-    rows = counted[table.name] + len(rejected)
-    compared = Compared(rows, len(rejected), rejected)
+    rows, keyless = counted[table.name] + len(rejected), len(keyless_rows(snapshot, table))
+    compared = Compared(rows, len(rejected) + keyless, rejected)
     seen = _verification(table, found, compared, table.schema.arrow_key.empty_table())
-    sample = RowSample(share, rows, snapshot.count(table), transaction.count(table))
+    # Rows without a key are in the source alone, and are no reason for fewer in the mirror.
+    in_source = snapshot.count(table) - keyless
+    sample = RowSample(share, rows, in_source, transaction.count(table))
     unknown = len({key for key, _ in transaction.quarantined(table)})
     fewer, more = sample.source_rows - sample.mirror_rows, sample.mirror_rows - sample.source_rows
     return replace(
