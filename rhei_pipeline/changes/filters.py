@@ -169,7 +169,7 @@ class _Reading:
             raise _refused(
                 self._schema,
                 f"there is no column {name!r}",
-                f"{nearest(name, names)} Correct 'where' in the declaration",
+                f"correct 'where' in the declaration: {nearest(name, names)}",
             )
         self.read.add(name)
         return self._schema.columns[names.index(name)], self._rows[name]

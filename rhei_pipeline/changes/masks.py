@@ -148,7 +148,7 @@ def masked_schema(
         raise SchemaError(
             f"column {missing[0]!r} is to be masked, and is not there",
             table=schema.name,
-            hint=f"{nearest(missing[0], schema.names)} Correct 'mask' in the declaration",
+            hint=f"correct 'mask' in the declaration: {nearest(missing[0], schema.names)}",
         )
     columns = (
         _masked(column, by_name[column.name], schema, key) if column.name in by_name else column

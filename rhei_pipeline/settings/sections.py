@@ -156,8 +156,8 @@ class QuerySettings(Section):
     )
     functions: list[str] = Field(
         [],
-        description="PostgreSQL's functions that queries may call though they are VOLATILE, as"
-        " 'name' (in public) or 'schema.name'.",
+        description="PostgreSQL's functions that queries may call though they are VOLATILE, or"
+        " though tables are masked or filtered, as 'name' (in public) or 'schema.name'.",
     )
 
 

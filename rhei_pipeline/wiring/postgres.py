@@ -54,6 +54,8 @@ def open_database(settings: Settings) -> PostgresDatabase:
         query_bytes=settings.queries.query_bytes,
         query_rows=settings.queries.query_rows,
         functions=settings.queries.functions,
+        only_these_functions=settings.queries.masked == "mirror"
+        and any(table.mask or table.where for table in settings.tables or ()),
     )
 
 

@@ -88,6 +88,7 @@ class PostgresDatabase:
         query_bytes: How much of an answer is held at once; None: any.
         query_rows: The most rows that an answer has; None: any.
         functions: Functions that queries may call though they are VOLATILE; see `Functions`.
+        only_these_functions: Queries may call none that users wrote but these.
 
     Raises:
         SettingsError: The connection string cannot be read.
@@ -109,6 +110,7 @@ class PostgresDatabase:
         query_bytes: int | None = None,
         query_rows: int | None = None,
         functions: Iterable[str] = (),
+        only_these_functions: bool = False,
     ) -> None:
         refuse_unreadable(dsn, "source.dsn")
         refuse_unreadable(direct_dsn or dsn, "source.direct_dsn")
@@ -148,7 +150,7 @@ class PostgresDatabase:
             wait_seconds=connect_timeout_seconds,
             started_with=_STARTED_WITH,
         )
-        self._reader = Reader(sessions, Functions(functions))
+        self._reader = Reader(sessions, Functions(functions, only_allowed=only_these_functions))
 
     def _configure(self, connection: Connection) -> None:
         connection.settings = self._asking

@@ -204,6 +204,11 @@ class _Function:
         return self.oid >= _FIRST_OF_USERS
 
     @property
+    def is_written_by_users(self) -> bool:
+        """Whether it is a function, and not a type, that no extension brought."""
+        return self.is_of_users and self.extension is None and self.types != [self.oid]
+
+    @property
     def types_of_users(self) -> set[int]:
         return {oid for oid in self.types if oid >= _FIRST_OF_USERS}
 
@@ -248,9 +253,12 @@ class Functions:
     Args:
         allowed: Functions that may be called whatever their label, as `name` (in `public`) or
             `schema.name`.
+        only_allowed: Of the functions that users wrote, no other may be called: each can read what
+            a query may not.
     """
 
-    def __init__(self, allowed: Iterable[str] = ()) -> None:
+    def __init__(self, allowed: Iterable[str] = (), *, only_allowed: bool = False) -> None:
+        self._only_allowed = only_allowed
         self._allowed = frozenset(
             (schema or "public", name)
             for schema, _, name in (text.rpartition(".") for text in allowed)
@@ -275,6 +283,7 @@ class Functions:
             return known[1]
         self._learn(_names(statement), session, now)
         named = list(self._named(statement))
+        self._refuse_unnamed(found for candidates, _ in named for found in candidates)
         touched: set[int] | None = None
         for candidates, fits in named:
             for found in [each for each in candidates if not each.is_harmless(self._allowed)]:
@@ -294,6 +303,15 @@ class Functions:
         while len(self._passed) > _REMEMBERED:
             self._passed.popitem(last=False)
         return verdict
+
+    def _refuse_unnamed(self, found: Iterable[_Function]) -> None:
+        for each in found if self._only_allowed else ():
+            full = (each.namespace, each.function)
+            if each.is_written_by_users and full not in self._allowed:
+                raise QueryError(
+                    f"function {'.'.join(full)!r} may read a masked or filtered table",
+                    hint="name it in 'queries.functions' if it reads no such table",
+                )
 
     def _named(self, statement: Statement) -> Iterator[tuple[list[_Function], int | None]]:
         """Yield the functions that each name may reach, and how many of them may do harm.

@@ -11,6 +11,8 @@ import adbc_driver_flightsql.dbapi as flight_sql
 import pytest
 from adbc_driver_manager.dbapi import DatabaseError
 
+import rhei_pipeline as rhei
+from rhei_pipeline import QuerySettings
 from rhei_pipeline.errors import QueryError, SchemaDriftError
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.server.flight.server import FlightSqlServer
@@ -403,6 +405,39 @@ def test_auto_never_takes_one_name_of_postgres_for_another(make_postgres: MakePo
         ' select v collate "C" as v from people',
     ):
         assert world.htap.query(sql).to_pylist() == [{"v": "x"}]
+
+
+def test_no_function_of_users_shows_what_is_masked_unless_it_is_named(
+    make_postgres: MakePostgres,
+) -> None:
+    tables = [{"name": "people", "mask": {"email": "hash"}}, {"name": "plain"}]
+    world = make_postgres(tables=tables, capture={"method": "trigger"})
+    reads = "stable language sql as 'select email from people'"
+    world.run(
+        "create table people(id int primary key, email text)",
+        "create table plain(id int primary key, v text)",
+        f"insert into people values (1, '{SECRET}')",
+        "insert into plain values (1, 'x')",
+        f"create function leak(plain) returns text {reads}",
+        f"create function cbrt(text) returns text {reads}",
+        f"create function leaks(text, text) returns text {reads}",
+        "create operator <#> (leftarg = text, rightarg = text, function = leaks)",
+    )
+    world.htap.sync_now()
+    for sql in (
+        "select p.leak from plain p",
+        "select cbrt(v) from plain",
+        "select v <#> v from plain",
+        "select leak(p) from plain p",
+    ):
+        for hint in ("auto", "oltp"):
+            with pytest.raises(QueryError, match="masked or filtered"):
+                world.htap.query(sql, hint=hint)
+    assert world.htap.query('select v collate "C" as v from plain').to_pylist() == [{"v": "x"}]
+    world.crash()
+    named = world.settings.model_copy(update={"queries": QuerySettings(functions=["leak"])})
+    with rhei.open(named) as htap:
+        assert htap.query("select p.leak from plain p", hint="oltp").num_rows == 1
 
 
 @pytest.mark.parametrize(
