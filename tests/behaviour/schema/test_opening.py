@@ -274,7 +274,7 @@ def test_the_first_declaration_names_what_it_leaves_out_and_runs_as_it_is(
     assert made.exit_code == 0, made.output
     for name in ("keyless", "mixed", "seen", "found", "lost"):
         assert f"left out {name}: " in made.output, made.output
-        assert f"# {name}: left out: " in file.read_text()
+        assert f"#   {name}: " in file.read_text()
     result = CliRunner().invoke(app, ["sync", "--json", "--config", str(file)])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["tables"].keys() == {"good", "twice"}
@@ -305,7 +305,7 @@ def test_the_first_declaration_of_postgres_runs_as_it_is(
     left_out = {"c", "unlogged", "keyless", "seen", "kept", *(["parts"] * (method == "trigger"))}
     for name in left_out:
         assert f"left out {name}: " in made.output, made.output
-        assert f"# {name}: left out: " in text
+        assert f"#   {name}: " in text
     monkeypatch.setenv("RHEI__SOURCE__DSN", dsn)
     settings = Settings.load(file)
     with rhei.open(settings) as htap:
