@@ -124,11 +124,12 @@ class Waiting:
         """
         now, reason = time.monotonic(), self.reason
         self.reason = None
-        if now > self._until:
-            raise reason or held(self._mirror, self._who())
+        # A try may take long, so that it is told of at the end at the latest.
         if now > self._tell_at and not self._is_told:
             self._is_told = True
             _log.warning("waiting: %s", (reason or held(self._mirror, self._who())).message)
+        if now > self._until:
+            raise reason or held(self._mirror, self._who())
         # An opening that failed is more work than a look at a lock.
         time.sleep(_POLL_SECONDS if reason is None else _AGAIN_SECONDS)
 
