@@ -11,6 +11,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from functools import cache
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import sqlglot
@@ -266,13 +267,15 @@ def _refuse_left_out(
 
 
 def _with_tombstones(events: pa.Table, inside: pa.Array, schema: TableSchema) -> pa.Table:
+    # By a new array: a value that is only marked as null would remain in memory, and be stored.
+    positions = pc.if_else(inside, np.arange(len(events)), None)
     columns = []
     for field in events.schema:
         values = events[field.name]
         if field.name == LIVE:
             values = inside
         elif field.name in schema.names and field.name not in schema.primary_key:
-            values = pc.if_else(inside, values, pa.scalar(None, field.type))
+            values = values.take(positions)
         columns.append(values)
     return pa.table(columns, schema=events.schema)
 

@@ -534,16 +534,15 @@ class Pipeline:
     def _report(
         self, reports: dict[str, TableReport], copied: dict[str, Copied], started: float
     ) -> SyncReport:
-        seconds = time.monotonic() - started
-        followed = {
-            name: Followed(
+        def followed(name: str) -> Followed:
+            report = reports[name]
+            return Followed(
                 report.as_of or datetime.now(UTC),
                 report.watermark,
                 copied[name].rows if name in copied else 0,
-                seconds,
+                time.monotonic() - started,
             )
-            for name, report in reports.items()
-        }
+
         self._registry.save(*(self._tables[name] for name in reports), followed=followed)
         self._copies.note_cycle()
         self._left_out.went_well(reports.keys())

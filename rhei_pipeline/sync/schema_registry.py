@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -33,7 +33,6 @@ _CHECKED, _SCHEMA_LOG = "checked", "schema_log"
 _MOST_CHANGES = 1_000
 
 
-_NO_COSTS: Mapping[str, Followed] = MappingProxyType({})
 _NOTHING: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
@@ -134,17 +133,17 @@ class Registry:
             self._registered = MappingProxyType(rest if form is None else {**rest, name: form})
             self._save()
 
-    def save(self, *tables: Table, followed: Mapping[str, Followed] = _NO_COSTS) -> None:
+    def save(self, *tables: Table, followed: Callable[[str], Followed] | None = None) -> None:
         """Keep tables; written to disk at once, whole and atomically, before this returns.
 
         Where the file cannot be written, that is logged, and tried again at the next call.
-        `followed` says of tables how a change of their schema was.
+        `followed` says of a table how a change of its schema was followed.
         """
         news = [table for table in tables if self._take_in(table, followed)]
         if news or self._is_unwritten:
             self._save()
 
-    def _take_in(self, table: Table, followed: Mapping[str, Followed]) -> bool:
+    def _take_in(self, table: Table, followed: Callable[[str], Followed] | None) -> bool:
         """Take a table over; return whether anything about it is new."""
         name = table.name
         if self._tables.get(name) is table and name not in self._not_followed:
@@ -156,8 +155,8 @@ class Registry:
         if known != table:
             former = table.name if known is None else known.name
             self._versions[table.name] = self.version(former) + 1
-            if known is not None and table.name in followed:
-                self._note_change(known.schema, table, followed[table.name])
+            if known is not None and followed is not None:
+                self._note_change(known.schema, table, followed(table.name))
             self._tables.pop(former, None)
         self._tables[table.name] = table
         self._not_followed.pop(table.name, None)

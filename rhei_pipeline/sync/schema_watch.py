@@ -231,11 +231,11 @@ class SchemaWatch:
             self._left_out.undrained,
         )
         marks, now = self._mirror.ledger().watermarks, datetime.now(UTC)
-        followed = {
-            table.name: Followed(now, mark.position.order)
-            for table in taken
-            if (mark := marks.get(table.name)) is not None
-        }
+
+        def followed(name: str) -> Followed:
+            mark = marks.get(name)
+            return Followed(now, None if mark is None else mark.position.order)
+
         self._registry.save(*taken, followed=followed)
         return bool(taken)
 

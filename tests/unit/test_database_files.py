@@ -121,7 +121,7 @@ def test_no_module_but_the_engines_own_opens_duckdb_or_sqlite() -> None:
     """Two of one library in a process break each other's locks; here, one module opens each."""
     engines = {
         "sqlite3": "rhei_pipeline/sources/sqlite/database.py",
-        "duckdb": "rhei_pipeline/mirrors/duckdb/mirror.py",
+        "duckdb": "rhei_pipeline/mirrors/duckdb/connecting.py",
     }
     others = {
         "rhei_pipeline/cli/demo.py": "the demo's application",

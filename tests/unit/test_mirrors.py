@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rhei_pipeline import Settings
-from rhei_pipeline.errors import MissingExtraError
+from rhei_pipeline.errors import MirrorBusyError, MissingExtraError
+from rhei_pipeline.mirrors import locking
 from rhei_pipeline.wiring.mirror import open_mirror
 
 
@@ -49,3 +50,13 @@ def test_duckdb_prints_no_progress_where_somebody_types(tmp_path: Path) -> None:
         [sys.executable, "-c", shown], check=True, capture_output=True, text=True
     )
     assert found.stdout == "[(False,), (False,)]\n"
+
+
+def test_who_is_waited_for_is_told_of_even_where_the_wait_ends_with_the_first_try(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(locking, "_TOLD_SECONDS", 0.0)
+    waiting = locking.Waiting("m", 0.0, lambda: locking.LockNote(7))
+    with pytest.raises(MirrorBusyError, match="process 7"):
+        waiting.pause()
+    assert "waiting: mirror 'm' is held by another process: process 7" in caplog.text

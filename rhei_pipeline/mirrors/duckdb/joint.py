@@ -8,10 +8,11 @@ import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.errors import QueryError
+from rhei_pipeline.mirrors.duckdb.connecting import CONFIG
 from rhei_pipeline.mirrors.duckdb.driver_errors import keys_of_the_user, query_error, translated
 from rhei_pipeline.mirrors.duckdb.housekeeping import read_mirror_id, silent
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit, noted
-from rhei_pipeline.mirrors.duckdb.mirror import BATCH_ROWS, CONFIG, MEMORY
+from rhei_pipeline.mirrors.duckdb.mirror import BATCH_ROWS, MEMORY
 from rhei_pipeline.mirrors.duckdb.progress import read_ledger
 from rhei_pipeline.mirrors.duckdb.read_only import DuckDBGuard
 from rhei_pipeline.mirrors.duckdb.tables import MAIN, SNAPSHOTS, in_utc, read_tables

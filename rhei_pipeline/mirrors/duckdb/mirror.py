@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.errors import (
-    MirrorBusyError,
     MirrorDamagedError,
     MirrorError,
     QueryError,
@@ -24,10 +24,17 @@ from rhei_pipeline.errors import (
     mirror_closed,
 )
 from rhei_pipeline.mirrors.duckdb.block_cache import BlockCache
+from rhei_pipeline.mirrors.duckdb.connecting import (
+    CONFIG,
+    READERS_END_SECONDS,
+    connect_once_free,
+    interrupt,
+    roll_back,
+)
 from rhei_pipeline.mirrors.duckdb.damage import first_line
 from rhei_pipeline.mirrors.duckdb.driver_errors import keys_of_the_user, query_error, translated
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds, instant_text, read_feed
-from rhei_pipeline.mirrors.duckdb.housekeeping import prepare, read_mirror_id, read_owner, silent
+from rhei_pipeline.mirrors.duckdb.housekeeping import prepare, read_mirror_id, read_owner
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit, noted
 from rhei_pipeline.mirrors.duckdb.past import read_past
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords, read_ledger
@@ -35,7 +42,7 @@ from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
 from rhei_pipeline.mirrors.duckdb.read_only import DuckDBGuard
 from rhei_pipeline.mirrors.duckdb.tables import in_utc, read_tables, table_exists
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
-from rhei_pipeline.mirrors.locking import Waiting, WriterLock, lock_of_file
+from rhei_pipeline.mirrors.locking import WriterLock, lock_of_file
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.progress import Ledger, Past
@@ -53,22 +60,6 @@ _log = logging.getLogger(__name__)
 
 MEMORY = ":memory:"
 
-CONFIG: dict[str, str | bool | int | float | list[str]] = {
-    # A query reads tables of the mirror; not files, not the network, not our Python variables.
-    "enable_external_access": "false",
-    "python_enable_replacements": "false",
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-    # What one statement set for all would change everybody's answers.
-    "lock_configuration": "true",
-    # Our own connections set these; readers' statements only read.
-    "allowed_configs": ["memory_limit", "threads", "enable_progress_bar"],
-    # Until a checkpoint, what was written is held in memory beside the log, in half as much again.
-    # One for each 16 MB costs no measurable time more than one for each 64 MB.
-    "checkpoint_threshold": "16MB",
-}
-#: Who opens the file has its lock for at least so long: reads of the file end as they see that.
-_READERS_END_SECONDS = 0.5
 #: How long to wait for queries to hear that they are ended.
 _PAUSE_SECONDS = 0.01
 #: Rows that DuckDB gives at once; so few that wide ones take little.
@@ -120,8 +111,8 @@ class DuckDBMirror:
                 config["access_mode"] = "READ_ONLY"
             else:
                 self._hold(opened, lock_timeout_seconds)
-                deadline = max(deadline, time.monotonic() + _READERS_END_SECONDS)
-            self._connection = _connect(self.path, config, deadline)
+                deadline = max(deadline, time.monotonic() + READERS_END_SECONDS)
+            self._connection = connect_once_free(self.path, config, deadline)
             opened.callback(self._disconnect)
             with translated(self.path):
                 opening = read_mirror_id if read_only else prepare
@@ -203,7 +194,7 @@ class DuckDBMirror:
                 self._connection.execute("rollback" if trial else "commit")
             except BaseException:
                 self._ledger, self._feeds, self._may_have_letters = None, {}, None
-                _roll_back(self._connection)
+                roll_back(self._connection)
                 raise
             if not trial:
                 self._commits += 1
@@ -281,7 +272,7 @@ class DuckDBMirror:
             keys_of_the_user(),
             self._cursor() as cursor,
             self._ended_at_close(cancel),
-            cancel.ending_by(cursor.interrupt),
+            cancel.ending_by(partial(interrupt, cursor)),
         ):
             try:
                 result = self._asked(cursor, sql, params)
@@ -423,25 +414,3 @@ class DuckDBMirror:
                 yield cursor
             finally:
                 cursor.close()
-
-
-def _connect(
-    path: str, config: dict[str, str | bool | int | float | list[str]], deadline: float
-) -> duckdb.DuckDBPyConnection:
-    """Open the file; wait also for processes that have it open without our lock."""
-    waiting = Waiting(path, deadline - time.monotonic(), lambda: None)
-    while True:
-        try:
-            with translated(path):
-                return silent(duckdb.connect(path, config=config))
-        except MirrorBusyError as error:
-            waiting.reason = error
-            waiting.pause()
-
-
-def _roll_back(connection: duckdb.DuckDBPyConnection) -> None:
-    try:
-        connection.execute("rollback")
-    except duckdb.Error:
-        # The failed statement ended the transaction already; its own error is the one to see.
-        return

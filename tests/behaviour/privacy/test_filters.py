@@ -8,7 +8,7 @@ import pytest
 from rhei_pipeline.errors import QueryError, SchemaError
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
-from tests.support.masking import KEY, hashed
+from tests.support.masking import KEY, hashed, holding
 
 MakeWorld = Callable[..., World]
 MakePostgres = Callable[..., PostgresWorld]
@@ -113,6 +113,25 @@ def test_a_mirror_of_postgres_has_what_is_in_the_filter(
         tables=[table(), table(name="u", where="id > 0")], mode=mode, capture={"method": method}
     )
     walk(world)
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_what_is_outside_of_the_filter_is_in_no_file(mode: str, make_world: MakeWorld) -> None:
+    world = make_world(tables=[{"name": "t", "where": "n < 10"}], mode=mode, buffered=True)
+    world.run("create table t(id integer primary key, v text, n integer)")
+    world.run("insert into t values (1, 'kept-here', 1), (2, 'never-here', 10)")
+    world.htap.sync_now()
+    world.run(
+        "insert into t values (3, 'never-here', 11)",
+        "update t set v = 'kept-too', n = 2 where id = 1",
+        "update t set v = 'never-here', n = 12 where id = 1",
+    )
+    world.htap.sync_now()
+    assert world.present("t") == []
+    # A plain mirror is told of the last state alone; what it had before was copied.
+    found = {part[:3] for part in holding(world.directory, "kept-")}
+    assert found == {"mir", *(["cdc"] * (mode == "temporal"))}
+    assert holding(world.directory, "never-here") == []
 
 
 def test_versions_end_and_begin_where_rows_leave_and_enter(make_world: MakeWorld) -> None:

@@ -183,6 +183,26 @@ def test_a_dead_letter_of_a_masked_key_is_read_again_by_that_key(make_world: Mak
     assert found["id"].to_pylist() == [hashed(SECRET)]
 
 
+def test_a_row_without_a_key_is_named_by_masked_parts_and_forgotten_by_them(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(tables=[{"name": "t", "mask": {"a": "hash"}}])
+    world.run("create table t(a text, b integer, primary key (a, b))")
+    world.htap.sync_now()
+    world.run(f"insert into t values ('{SECRET}', null), ('{SECRET}', 1)")
+    world.htap.sync_now()
+    [letter] = world.htap.dead_letters().to_pylist()
+    assert json.loads(letter["key"]) == {"a": hashed(SECRET), "b": None}
+    world.run("delete from t where b is null")
+    world.htap.sync_now()
+    assert world.htap.dead_letters().num_rows == 0
+    assert shown_keys(world) == [(hashed(SECRET), 1)]
+
+
+def shown_keys(world: World) -> list[tuple[Any, ...]]:
+    return [(row["a"], row["b"]) for row in world.present("t")]
+
+
 @pytest.mark.parametrize("mask", [{}, {"n": "null"}, {"n": "hash"}, {"id": "hash"}])
 def test_types_are_proposed_for_what_the_source_has(
     mask: dict[str, str], make_world: MakeWorld

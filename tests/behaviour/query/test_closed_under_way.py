@@ -6,8 +6,9 @@ from threading import Event
 
 import pytest
 
-from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.errors import MirrorError, QueryError
 from rhei_pipeline.holder.held import Hint
+from rhei_pipeline.model.query_limits import QueryClock
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
@@ -62,3 +63,13 @@ def test_queries_of_postgres_under_way_end_when_a_pipeline_is_closed(
     make_postgres: Callable[..., PostgresWorld],
 ) -> None:
     close_under_way(filled(make_postgres(capture={"method": "trigger"})), ["olap", "oltp"])
+
+
+def test_a_query_that_begins_after_the_end_is_ended_at_once() -> None:
+    """One may have the clock in hand already when another thread closes the pipeline."""
+    clock, cancelled = QueryClock(60), Event()
+    clock.close()
+    with pytest.raises(MirrorError, match=CLOSED), clock.timing() as query:
+        query.begun(cancelled.set)
+        assert cancelled.is_set()
+        raise QueryError("the query was cancelled")

@@ -271,6 +271,25 @@ def test_what_a_whole_table_lacks_is_said_in_whatever_order_its_keys_are(
     assert (done.inserted, done.updated, done.deleted) == (0, 1, 0)
 
 
+def test_a_part_knows_the_letters_of_rows_that_the_last_one_has_read(
+    make_world: Callable[..., World],
+) -> None:
+    """The mirror keeps the last good version of a row with which a part ended."""
+    world = make_world()
+    world.run(
+        "create table t (id integer primary key, n integer)",
+        "insert into t values (1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6)",
+    )
+    world.htap.sync_now()
+    world.run("update t set n = 'no number' where id = 3")
+    world.htap.sync_now()
+    found = [world.htap.verify("t", max_rows=3).tables["t"] for _ in range(2)]
+    assert [(part.rows, part.extra, part.missing) for part in found] == [(3, 0, 0), (3, 0, 0)]
+    assert [part.dead_letters for part in found] == [1, 0]
+    assert found[-1].coverage is not None
+    assert found[-1].coverage.complete
+
+
 def test_rows_without_a_key_hide_no_others_from_a_sample(make_world: Callable[..., World]) -> None:
     world = make_world(prune=False, tables=[{"name": "nk"}])
     world.run(

@@ -1,0 +1,57 @@
+"""Opens a DuckDB file so that queries reach nothing but its tables, and ends what is under way."""
+
+import time
+from contextlib import suppress
+
+import duckdb
+
+from rhei_pipeline.errors import MirrorBusyError
+from rhei_pipeline.mirrors.duckdb.driver_errors import translated
+from rhei_pipeline.mirrors.duckdb.housekeeping import silent
+from rhei_pipeline.mirrors.locking import Waiting
+
+CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    # A query reads tables of the mirror; not files, not the network, not our Python variables.
+    "enable_external_access": "false",
+    "python_enable_replacements": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    # What one statement set for all would change everybody's answers.
+    "lock_configuration": "true",
+    # Our own connections set these; readers' statements only read.
+    "allowed_configs": ["memory_limit", "threads", "enable_progress_bar"],
+    # Until a checkpoint, what was written is held in memory beside the log, in half as much again.
+    # One for each 16 MB costs no measurable time more than one for each 64 MB.
+    "checkpoint_threshold": "16MB",
+}
+#: Who opens the file has its lock for at least so long: reads of the file end as they see that.
+READERS_END_SECONDS = 0.5
+
+
+def connect_once_free(
+    path: str, config: dict[str, str | bool | int | float | list[str]], deadline: float
+) -> duckdb.DuckDBPyConnection:
+    """Open the file; wait also for processes that have it open without our lock."""
+    waiting = Waiting(path, deadline - time.monotonic(), lambda: None)
+    while True:
+        try:
+            with translated(path):
+                return silent(duckdb.connect(path, config=config))
+        except MirrorBusyError as error:
+            waiting.reason = error
+            waiting.pause()
+
+
+def interrupt(cursor: duckdb.DuckDBPyConnection) -> None:
+    """End what a cursor does; one that is closed already has nothing left to end."""
+    with suppress(duckdb.ConnectionException):
+        cursor.interrupt()
+
+
+def roll_back(connection: duckdb.DuckDBPyConnection) -> None:
+    """End a transaction, if there is one."""
+    try:
+        connection.execute("rollback")
+    except duckdb.Error:
+        # The failed statement ended the transaction already; its own error is the one to see.
+        return
