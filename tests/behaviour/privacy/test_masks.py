@@ -203,6 +203,20 @@ def shown_keys(world: World) -> list[tuple[Any, ...]]:
     return [(row["a"], row["b"]) for row in world.present("t")]
 
 
+def test_what_fits_again_within_a_batch_leaves_no_letter_of_a_masked_key(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(tables=[{"name": "t", "mask": {"id": "hash"}}], mode="temporal")
+    world.run(
+        "create table t(id text primary key, n integer)", f"insert into t values ('{SECRET}', 1)"
+    )
+    world.htap.sync_now()
+    world.run("update t set n = 'no number'", "update t set n = 2")
+    world.htap.sync_now()
+    assert world.htap.dead_letters().num_rows == 0
+    assert [row["n"] for row in world.present("t")] == [2]
+
+
 @pytest.mark.parametrize("mask", [{}, {"n": "null"}, {"n": "hash"}, {"id": "hash"}])
 def test_types_are_proposed_for_what_the_source_has(
     mask: dict[str, str], make_world: MakeWorld
