@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -15,6 +14,7 @@ from rhei_pipeline.holder.close_at_exit import close_at_exit
 from rhei_pipeline.holder.held import Hint, running_as, writable
 from rhei_pipeline.holder.keeping_up import KeepingUp
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
+from rhei_pipeline.model.closing import Closing
 from rhei_pipeline.model.instants import When, as_instant
 from rhei_pipeline.model.reports import (
     CopyReport,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from rhei_pipeline.monitoring.server import MonitoringServer
 
 
-class HTAP:
+class HTAP(Closing):
     """An operational database and its analytical mirror.
 
     A context manager: leaving the block stops the background sync and closes everything, also
@@ -66,17 +66,6 @@ class HTAP:
         self.monitoring: MonitoringServer | None = None
         self._writes = Writes()
         self._note_closed = close_at_exit(self.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop the background sync and close everything; safe to repeat."""

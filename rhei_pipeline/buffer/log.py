@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,6 +32,7 @@ from rhei_pipeline.buffer.rocksdb import RocksDirectory
 from rhei_pipeline.buffer.writer import LogState, LogWriter
 from rhei_pipeline.errors import BufferFullError, CaptureError, PositionLostError
 from rhei_pipeline.model.changes import SEQUENCE, Position
+from rhei_pipeline.model.closing import Closing
 from rhei_pipeline.model.stored_format import UNNUMBERED, too_new
 
 #: What this version writes and reads: keys, extents, batches and facts.
@@ -61,7 +60,7 @@ def _no_part() -> None:
     """Do nothing (the default callback)."""
 
 
-class ChangeLog:
+class ChangeLog(Closing):
     """The log in one directory. Only one process can open it; its threads may share it.
 
     Args:
@@ -87,17 +86,6 @@ class ChangeLog:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the directory, so that another process can open it; safe to repeat."""

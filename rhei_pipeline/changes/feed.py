@@ -15,6 +15,8 @@ back from a backup and then goes on does not pass for the one that a consumer ha
 """
 
 import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +24,7 @@ import pyarrow as pa
 
 from rhei_pipeline.model.changes import Versions
 from rhei_pipeline.model.feed_state import KIND, LATE, LINEAGE, FeedEntry
-from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, TableSchema
+from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Table, TableSchema
 from rhei_pipeline.model.type_names import INSTANT
 
 
@@ -142,6 +144,75 @@ class Recording:
         }
         columns = [told.get(f.name, pa.nulls(1, f.type)) for f in feed_schema(self.table)]
         return pa.table(columns, schema=feed_schema(self.table))
+
+
+class Feeds(ABC):
+    """What one transaction adds to the feeds of its tables.
+
+    Args:
+        known: What the feeds came to before it, of the tables for which that is known.
+    """
+
+    def __init__(self, known: Mapping[str, FeedEnd]) -> None:
+        self._known = dict(known)
+        self._recordings: dict[str, Recording] = {}
+
+    def ends(self) -> dict[str, FeedEnd]:
+        """Return what the feeds come to with this transaction."""
+        told = {name: recording.end() for name, recording in self._recordings.items()}
+        return {**self._known, **told}
+
+    def begin(self, table: Table) -> None:
+        """Read where the feed stands, before the transaction changes the table's versions."""
+        if table.name not in self._recordings:
+            base = self._known.get(table.name) or self._read_end(table)
+            self._recordings[table.name] = Recording(table.schema, base)
+
+    def note(self, table: Table, versions: Versions) -> None:
+        """Note versions that the transaction is about to end and begin."""
+        self.begin(table)
+        self._add(table, self._recordings[table.name].note(versions))
+
+    def born(self, table: Table, at: int) -> None:
+        """Note that the table was created, with versions that begin at an instant."""
+        self.drop(table)
+        self._recordings[table.name] = recording = Recording(table.schema, FeedEnd())
+        self._add(table, recording.born(at))
+
+    def lose(self, table: Table) -> None:
+        """Note that positions of before say nothing any more."""
+        self.begin(table)
+        self._add(table, self._recordings[table.name].lose())
+
+    def fit(self, table: Table) -> None:
+        """Begin the feed again if the table has another key than it was written for."""
+        if not self._is_fitting(table):
+            self._recordings.pop(table.name, None)
+            self.begin(table)
+            self._discard(table)
+            self.lose(table)
+
+    def drop(self, table: Table) -> None:
+        """Delete a table's feed."""
+        self._recordings.pop(table.name, None)
+        self._known.pop(table.name, None)
+        self._discard(table)
+
+    @abstractmethod
+    def _read_end(self, table: Table) -> FeedEnd:
+        """Read from the mirror what a table's feed has come to."""
+
+    @abstractmethod
+    def _is_fitting(self, table: Table) -> bool:
+        """Return whether the table's feed, if there is one, has the columns for its key."""
+
+    @abstractmethod
+    def _add(self, table: Table, entries: pa.Table) -> None:
+        """Add entries to the table's feed, which begins with the first."""
+
+    @abstractmethod
+    def _discard(self, table: Table) -> None:
+        """Delete the table's feed in the mirror."""
 
 
 def _microseconds(versions: pa.Table, name: str) -> np.ndarray:

@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 
@@ -14,6 +13,7 @@ from rhei_pipeline.errors import MirrorBusyError, SettingsError
 from rhei_pipeline.holder.making_way import making_way
 from rhei_pipeline.mirrors.joining import Part, every_table
 from rhei_pipeline.mirrors.locking import LockNote, Waiting, held, is_locked
+from rhei_pipeline.model.closing import Closing
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.query_limits import QueryClock
 from rhei_pipeline.settings.model import Settings
@@ -43,7 +43,7 @@ class Place:
     copy: Path | None = None
 
 
-class JointReader:
+class JointReader(Closing):
     """Several mirrors, as one query reads them; a context manager.
 
     Each mirror is read at one committed state of its own. The tables of a mirror stand in a schema
@@ -55,17 +55,6 @@ class JointReader:
         self._pipelines = pipelines
         self._limits = query_limits(pipelines[0][1])
         self._clock = QueryClock(self._limits.seconds)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Do nothing: between two queries nothing is open."""

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 
@@ -13,6 +12,7 @@ from rhei_pipeline.holder.client import Holder, HolderGoneError
 from rhei_pipeline.holder.joint_reader import READ_FROM, Declared, JointReader, as_one, side_by_side
 from rhei_pipeline.holder.making_way import making_way
 from rhei_pipeline.mirrors.locking import LockNote, Waiting, is_locked
+from rhei_pipeline.model.closing import Closing
 from rhei_pipeline.model.query_limits import QueryClock
 from rhei_pipeline.query.freshness import Demand
 from rhei_pipeline.query.results import labelled
@@ -22,7 +22,7 @@ from rhei_pipeline.wiring.engine import query_limits
 from rhei_pipeline.wiring.mirror import lock_file, read_mirror
 
 
-class OpenReader:
+class OpenReader(Closing):
     """A mirror as another process reads it; a context manager.
 
     Each query is answered from one committed state, by the first of these that can: the process
@@ -37,17 +37,6 @@ class OpenReader:
         self._limits = query_limits(settings)
         self._clock = QueryClock(self._limits.seconds)
         self._holder: Holder | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connection; safe to repeat."""

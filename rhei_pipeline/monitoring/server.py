@@ -3,12 +3,13 @@
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from prometheus_client import make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
+from rhei_pipeline.model.closing import Closing
 from rhei_pipeline.monitoring.metrics import Monitoring, Watched, status_of
 from rhei_pipeline.monitoring.recent import Recent
 from rhei_pipeline.monitoring.status_page import PAGE_POLICY, status_page
@@ -17,7 +18,7 @@ _TEXT = "text/plain; charset=utf-8"
 _Respond = Callable[[str, list[tuple[str, str]]], object]
 
 
-class MonitoringServer:
+class MonitoringServer(Closing):
     """Serves `/`, `/metrics`, `/healthz` and `/readyz` until it is closed.
 
     Args:
@@ -40,12 +41,6 @@ class MonitoringServer:
         self._thread = threading.Thread(target=self._server.serve_forever, name="rhei-metrics")
         self._thread.daemon = True
         self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop serving; safe to repeat."""

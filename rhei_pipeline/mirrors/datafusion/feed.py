@@ -1,20 +1,19 @@
 """The feeds of temporal tables in a mirror of files: see `changes.feed`."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rhei_pipeline.changes.feed import FeedEnd, Recording, feed_schema
+from rhei_pipeline.changes.feed import FeedEnd, Feeds, Recording, feed_schema
 from rhei_pipeline.mirrors.datafusion.digests import KeyHashes
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest, StoredTable
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.datafusion.session import ReadingSession
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
-from rhei_pipeline.model.changes import Versions
 from rhei_pipeline.model.feed_state import FEED_PREFIX, KIND, LATE, LINEAGE, LINEAGES, FeedState
 from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.model.semantics import Translated
@@ -24,28 +23,30 @@ from rhei_pipeline.sql.text import datafusion_type, literal, mirror_table
 _READ = [KIND, LATE, LINEAGE, VALID_FROM]
 
 
-@dataclass(slots=True)
-class FileFeeds:
-    """What one transaction adds to the feeds of its tables.
+class FileFeeds(Feeds):
+    """What one transaction of files adds to the feeds of its tables.
 
-    Attributes:
+    Args:
         base: The committed state.
+        store: The files.
         tables: The tables that the transaction changes, by name; feeds are put there too.
         dropped: The names of those that it drops.
         known: What the feeds came to before it, of the tables for which that is known.
     """
 
-    base: Manifest
-    store: SegmentStore
-    tables: dict[str, WriteBuffer]
-    dropped: set[str]
-    known: Mapping[str, FeedEnd]
-    _recordings: dict[str, Recording] = field(default_factory=dict)
-
-    def ends(self) -> dict[str, FeedEnd]:
-        """Return what the feeds come to with this transaction."""
-        told = {name: recording.end() for name, recording in self._recordings.items()}
-        return {**self.known, **told}
+    def __init__(
+        self,
+        base: Manifest,
+        store: SegmentStore,
+        tables: dict[str, WriteBuffer],
+        dropped: set[str],
+        known: Mapping[str, FeedEnd],
+    ) -> None:
+        super().__init__(known)
+        self._base = base
+        self._store = store
+        self._tables = tables
+        self._dropped = dropped
 
     def reached(self, tables: Mapping[str, StoredTable]) -> dict[str, StoredTable]:
         """Return the tables to commit with the latest instants of their versions."""
@@ -56,63 +57,30 @@ class FileFeeds:
                 result[name] = replace(result[name], newest=recording.end().newest)
         return result
 
-    def begin(self, table: Table) -> None:
-        """Read where the feed stands, before the transaction changes the table's versions."""
-        if table.name not in self._recordings:
-            base = self.known.get(table.name) or self._read_end(table)
-            self._recordings[table.name] = Recording(table.schema, base)
-
-    def note(self, table: Table, versions: Versions) -> None:
-        """Note versions that the transaction is about to end and begin."""
-        self.begin(table)
-        self._add(table, self._recordings[table.name].note(versions))
-
-    def born(self, table: Table, at: int) -> None:
-        """Note that the table was created, with versions that begin at an instant."""
-        self.drop(table)
-        self._recordings[table.name] = recording = Recording(table.schema, FeedEnd())
-        self._add(table, recording.born(at))
-
-    def lose(self, table: Table) -> None:
-        """Note that positions of before say nothing any more."""
-        self.begin(table)
-        self._add(table, self._recordings[table.name].lose())
-
-    def fit(self, table: Table) -> None:
-        """Begin the feed again if the table has another key than it was written for."""
-        standing = self._standing(feed_name(table))
-        if standing is not None and not standing.schema.equals(feed_schema(table.schema)):
-            self._recordings.pop(table.name, None)
-            self.begin(table)
-            self._leave(table)
-            self.lose(table)
-
-    def drop(self, table: Table) -> None:
-        """Delete a table's feed."""
-        self._recordings.pop(table.name, None)
-        self.known = {n: end for n, end in self.known.items() if n != table.name}
-        self._leave(table)
-
     def move(self, old: StoredTable, table: Table) -> None:
         """Let a table that was renamed keep its feed."""
         former = mirror_table(replace(table.schema, mirror_name=old.relation), FEED_PREFIX)
         standing = self._standing(former)
         if standing is not None:
             standing.move(table.schema.namespace, FEED_PREFIX + table.schema.mirror_relation)
-            self.tables.pop(former, None)
-            self.dropped.add(former)
-            self.tables[feed_name(table)] = standing
+            self._tables.pop(former, None)
+            self._dropped.add(former)
+            self._tables[feed_name(table)] = standing
 
-    def _leave(self, table: Table) -> None:
-        self.tables.pop(feed_name(table), None)
-        self.dropped.add(feed_name(table))
+    def _is_fitting(self, table: Table) -> bool:
+        standing = self._standing(feed_name(table))
+        return standing is None or standing.schema.equals(feed_schema(table.schema))
+
+    def _discard(self, table: Table) -> None:
+        self._tables.pop(feed_name(table), None)
+        self._dropped.add(feed_name(table))
 
     def _standing(self, name: str) -> WriteBuffer | None:
         """Return a table as this transaction has it."""
-        found = self.tables.get(name)
-        if found is None and name in self.base.tables and name not in self.dropped:
-            self.store.refuse_damaged(self.base.tables[name])
-            found = WriteBuffer(self.base.tables[name], self.store)
+        found = self._tables.get(name)
+        if found is None and name in self._base.tables and name not in self._dropped:
+            self._store.refuse_damaged(self._base.tables[name])
+            found = WriteBuffer(self._base.tables[name], self._store)
         return found
 
     def _read_end(self, table: Table) -> FeedEnd:
@@ -132,8 +100,8 @@ class FileFeeds:
 
     def _add(self, table: Table, entries: pa.Table) -> None:
         if entries.num_rows:
-            buffer = self._standing(feed_name(table)) or WriteBuffer(_empty(table), self.store)
-            self.tables[feed_name(table)] = _written(buffer, entries)
+            buffer = self._standing(feed_name(table)) or WriteBuffer(_empty(table), self._store)
+            self._tables[feed_name(table)] = _written(buffer, entries)
 
 
 def feed_name(table: Table) -> str:

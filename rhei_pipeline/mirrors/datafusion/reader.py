@@ -4,8 +4,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -23,6 +22,7 @@ from rhei_pipeline.mirrors.datafusion.session import Params, ReadingSession
 from rhei_pipeline.mirrors.datafusion.storages import FORMATS, open_files
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.change_feed import TableChanges
+from rhei_pipeline.model.closing import Closing
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.progress import Ledger, Past
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _TRIES = 10
 
 
-class MirrorReader:
+class MirrorReader(Closing):
     """One committed state of a mirror, as long as this is open; a context manager.
 
     Syncs and maintenance can run at the same time and change nothing here; `refresh` moves to
@@ -63,17 +63,6 @@ class MirrorReader:
         except BaseException:
             self._files.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def version(self) -> int:

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 import duckdb
 import pyarrow as pa
 
-from rhei_pipeline.changes.feed import FeedEnd, Recording, feed_schema
+from rhei_pipeline.changes.feed import FeedEnd, Feeds, feed_schema
 from rhei_pipeline.mirrors.duckdb.tables import MAIN, arrow_type, create, standing_name
-from rhei_pipeline.model.changes import Versions
 from rhei_pipeline.model.feed_state import FEED_PREFIX, KIND, LATE, LINEAGE, LINEAGES, FeedState
 from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Table, TableSchema
 from rhei_pipeline.sql.text import literal, mirror_table
@@ -15,8 +14,8 @@ from rhei_pipeline.sql.text import literal, mirror_table
 _ADDED = "_rhei_entries"
 
 
-class DuckDBFeeds:
-    """What one transaction adds to the feeds of its tables.
+class DuckDBFeeds(Feeds):
+    """What one transaction of DuckDB adds to the feeds of its tables.
 
     Args:
         connection: In that transaction.
@@ -24,51 +23,18 @@ class DuckDBFeeds:
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, ends: Mapping[str, FeedEnd]) -> None:
+        super().__init__(ends)
         self._connection = connection
-        self._ends = dict(ends)
-        self._recordings: dict[str, Recording] = {}
 
-    def ends(self) -> dict[str, FeedEnd]:
-        """Return what the feeds come to with this transaction."""
-        told = {name: recording.end() for name, recording in self._recordings.items()}
-        return {**self._ends, **told}
+    def _read_end(self, table: Table) -> FeedEnd:
+        return _read_end(self._connection, table)
 
-    def begin(self, table: Table) -> None:
-        """Read where the feed stands, before the transaction changes the table's versions."""
-        if table.name not in self._recordings:
-            base = self._ends.get(table.name) or _read_end(self._connection, table)
-            self._recordings[table.name] = Recording(table.schema, base)
-
-    def note(self, table: Table, versions: Versions) -> None:
-        """Note versions that the transaction is about to end and begin."""
-        self.begin(table)
-        self._add(table, self._recordings[table.name].note(versions))
-
-    def born(self, table: Table, at: int) -> None:
-        """Note that the table was created, with versions that begin at an instant."""
-        self.drop(table)
-        self._recordings[table.name] = recording = Recording(table.schema, FeedEnd())
-        self._add(table, recording.born(at))
-
-    def lose(self, table: Table) -> None:
-        """Note that positions of before say nothing any more."""
-        self.begin(table)
-        self._add(table, self._recordings[table.name].lose())
-
-    def fit(self, table: Table) -> None:
-        """Begin the feed again if the table has another key than it was written for."""
+    def _is_fitting(self, table: Table) -> bool:
         found = _columns(self._connection, table.schema)
         wanted = [(f.name.lower(), f.type) for f in feed_schema(table.schema)]
-        if found and [(name.lower(), arrow_type(kind)) for name, kind in found] != wanted:
-            self._recordings.pop(table.name, None)
-            self.begin(table)
-            self._connection.execute(f"drop table {feed_name(table.schema)}")
-            self.lose(table)
+        return not found or [(name.lower(), arrow_type(kind)) for name, kind in found] == wanted
 
-    def drop(self, table: Table) -> None:
-        """Delete a table's feed."""
-        self._recordings.pop(table.name, None)
-        self._ends.pop(table.name, None)
+    def _discard(self, table: Table) -> None:
         self._connection.execute(f"drop table if exists {feed_name(table.schema)}")
 
     def _add(self, table: Table, entries: pa.Table) -> None:

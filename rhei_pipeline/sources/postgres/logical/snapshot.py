@@ -35,6 +35,7 @@ from rhei_pipeline.sources.postgres.rows import (
 )
 from rhei_pipeline.sources.postgres.types import admit_text
 from rhei_pipeline.sources.rejections import Rejection
+from rhei_pipeline.sources.table_reads import TableReads
 
 #: Messages beyond so many bytes wait in a temporary file instead of in memory.
 SPOOL_BYTES = 32 * 2**20
@@ -93,7 +94,7 @@ class _Spool:
 ReadLog = Callable[[Slot, int], Iterator[list[bytes]]]
 
 
-class LogicalSnapshot:
+class LogicalSnapshot(TableReads):
     """A `SourceSnapshot` that ends at a log position, or exactly where a row view does.
 
     Args:
@@ -231,26 +232,10 @@ class LogicalSnapshot:
             raise RuntimeError("this snapshot was not opened to read rows")
         return PostgresRowReader(self._view.connection, table.schema, self.clock)
 
-    def start_at(self, table: Table, key: pa.Table) -> str:
-        """Return where `rows` goes on with a key."""
-        return self._reader(table).start_at(key)
-
-    def draw(self, table: Table, share: float, limit: int) -> Iterator[RowBatch]:
-        """Yield rows drawn by lot, each with the same chance."""
-        return self._reader(table).draw(share, limit)
-
-    def orders_bytewise(self, table: Table) -> bool:
-        """Return whether the source orders the table's keys by their bytes."""
-        return self._reader(table).orders_bytewise()
-
     def count(self, table: Table) -> int:
         """Return the table's row count."""
         self._counted[table.name] = self._reader(table).count()
         return self._counted[table.name]
-
-    def count_where(self, table: Table, where: str) -> int:
-        """Count the rows of which a condition in the source's SQL is true."""
-        return self._reader(table).count(where)
 
     def close(self) -> None:
         """Delete the messages read, and stop reading ahead."""

@@ -10,8 +10,6 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
 
-import pyarrow as pa
-
 from rhei_pipeline.errors import CaptureError
 from rhei_pipeline.model.changes import ChangeBatch, Position, RowBatch
 from rhei_pipeline.model.instants import instant
@@ -32,6 +30,8 @@ from rhei_pipeline.sources.postgres.polling.table import (
     PostgresPolledTable,
     unread,
 )
+from rhei_pipeline.sources.postgres.rows import PostgresRowReader
+from rhei_pipeline.sources.table_reads import TableReads
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ select pg_current_snapshot()::text || coalesce(pg_last_wal_replay_lsn()::text, '
 """
 
 
-class PostgresPollingSnapshot:
+class PostgresPollingSnapshot(TableReads):
     """A `SourceSnapshot` inside an open REPEATABLE READ transaction.
 
     Args:
@@ -87,6 +87,9 @@ class PostgresPollingSnapshot:
         self._heads: dict[str, Position] = {}
         self._looks: dict[tuple[str, str], PendingRows] = {}
         self._tables: dict[str, PostgresPolledTable] = {}
+
+    def _reader(self, table: Table) -> PostgresRowReader:
+        return self._table(table).reader
 
     def _table(self, table: Table) -> PostgresPolledTable:
         if table.name not in self._tables:
@@ -266,26 +269,6 @@ class PostgresPollingSnapshot:
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
         """Return the next rows in key order."""
         return self._table(table).reader.rows(resume, limit)
-
-    def start_at(self, table: Table, key: pa.Table) -> str:
-        """Return where `rows` goes on with a key."""
-        return self._table(table).reader.start_at(key)
-
-    def draw(self, table: Table, share: float, limit: int) -> Iterator[RowBatch]:
-        """Yield rows drawn by lot, each with the same chance."""
-        return self._table(table).reader.draw(share, limit)
-
-    def orders_bytewise(self, table: Table) -> bool:
-        """Return whether the source orders the table's keys by their bytes."""
-        return self._table(table).reader.orders_bytewise()
-
-    def count(self, table: Table) -> int:
-        """Return the table's row count."""
-        return self._table(table).reader.count()
-
-    def count_where(self, table: Table, where: str) -> int:
-        """Count the rows of which a condition in the source's SQL is true."""
-        return self._table(table).reader.count(where)
 
     def close(self) -> None:
         """End all unfinished reads."""

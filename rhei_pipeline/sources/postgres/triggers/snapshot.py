@@ -49,6 +49,7 @@ from rhei_pipeline.sources.postgres.triggers.position import (
     shape_of,
 )
 from rhei_pipeline.sources.rejections import Rejection
+from rhei_pipeline.sources.table_reads import TableReads
 from rhei_pipeline.sql.text import literal
 
 _log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class TriggerMoment:
     instant: str
 
 
-class PostgresTriggerSnapshot:
+class PostgresTriggerSnapshot(TableReads):
     """A `SourceSnapshot` inside an open REPEATABLE READ transaction.
 
     Args:
@@ -268,18 +269,6 @@ class PostgresTriggerSnapshot:
         """Read the next rows in key order."""
         self._hold(self._known(table))
         return self._reader(table).rows(resume, limit)
-
-    def start_at(self, table: Table, key: pa.Table) -> str:
-        """Return where `rows` goes on with a key."""
-        return self._reader(table).start_at(key)
-
-    def draw(self, table: Table, share: float, limit: int) -> Iterator[RowBatch]:
-        """Yield rows drawn by lot, each with the same chance."""
-        return self._reader(table).draw(share, limit)
-
-    def orders_bytewise(self, table: Table) -> bool:
-        """Return whether the source orders the table's keys by their bytes."""
-        return self._reader(table).orders_bytewise()
 
     def count(self, table: Table) -> int:
         """Count the table's rows."""

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-import pyarrow as pa
-
 from rhei_pipeline.model.changes import ChangeBatch, DeadLetter, Position, RowBatch
 from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.polling import DeletePolicy, Keyset, PollOptions, Stamp
@@ -29,6 +27,7 @@ from rhei_pipeline.sources.sqlite.polling.table import (
 from rhei_pipeline.sources.sqlite.rows import ReadRows, SqliteRowReader
 from rhei_pipeline.sources.sqlite.schema_objects import SchemaState
 from rhei_pipeline.sources.sqlite.types import decode_key, encode_key
+from rhei_pipeline.sources.table_reads import TableReads
 
 _log = logging.getLogger(__name__)
 
@@ -152,7 +151,7 @@ class _Look:
         return self.newer + self.others + len(self.touched)
 
 
-class SqlitePollingSnapshot:
+class SqlitePollingSnapshot(TableReads):
     """A `SourceSnapshot` inside an open read transaction.
 
     Args:
@@ -404,25 +403,8 @@ class SqlitePollingSnapshot:
         """Return the rows whose key is null."""
         return self._table(table).reader.keyless()
 
-    def start_at(self, table: Table, key: pa.Table) -> str:
-        """Return where `rows` goes on with a key."""
-        return self._table(table).reader.start_at(key)
-
-    def draw(self, table: Table, share: float, limit: int) -> Iterator[RowBatch]:
-        """Yield rows drawn by lot, each with the same chance."""
-        return self._table(table).reader.draw(share, limit)
-
-    def orders_bytewise(self, table: Table) -> bool:
-        """Return whether the source orders the table's keys by their bytes."""
-        return self._table(table).reader.orders_bytewise()
-
-    def count(self, table: Table) -> int:
-        """Count the table's rows."""
-        return self._table(table).reader.count()
-
-    def count_where(self, table: Table, where: str) -> int:
-        """Count the rows of which a condition in the source's SQL is true."""
-        return self._table(table).reader.count(where)
+    def _reader(self, table: Table) -> SqliteRowReader:
+        return self._table(table).reader
 
     def _table(self, table: Table) -> SqlitePolledTable:
         if table.name not in self._tables:

@@ -26,6 +26,7 @@ from rhei_pipeline.sources.sqlite.rows import (
 from rhei_pipeline.sources.sqlite.triggers.ddl import CLOCK, CONTINUED, has_key, key_places
 from rhei_pipeline.sources.sqlite.triggers.log_catalog import LogCatalog
 from rhei_pipeline.sources.sqlite.triggers.log_chain import TriggerLog, holds_images
+from rhei_pipeline.sources.table_reads import TableReads
 from rhei_pipeline.sql.text import conjunction, disjunction, quote
 
 
@@ -44,7 +45,7 @@ class _Reading:
     next_log: TriggerLog | None = None
 
 
-class SqliteTriggerSnapshot:
+class SqliteTriggerSnapshot(TableReads):
     """A `SourceSnapshot` inside an open read transaction.
 
     Args:
@@ -273,26 +274,6 @@ class SqliteTriggerSnapshot:
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
         """Return the rows whose key is null."""
         return self._reader(table).keyless()
-
-    def start_at(self, table: Table, key: pa.Table) -> str:
-        """Return where `rows` goes on with a key."""
-        return self._reader(table).start_at(key)
-
-    def draw(self, table: Table, share: float, limit: int) -> Iterator[RowBatch]:
-        """Yield rows drawn by lot, each with the same chance."""
-        return self._reader(table).draw(share, limit)
-
-    def orders_bytewise(self, table: Table) -> bool:
-        """Return whether the source orders the table's keys by their bytes."""
-        return self._reader(table).orders_bytewise()
-
-    def count(self, table: Table) -> int:
-        """Count the table's rows."""
-        return self._reader(table).count()
-
-    def count_where(self, table: Table, where: str) -> int:
-        """Count the rows of which a condition in the source's SQL is true."""
-        return self._reader(table).count(where)
 
     def rescan(self, table: Table, after: Position) -> Rescan:
         """Return whether a rescan is needed: after a schema change; triggers see other changes.
