@@ -311,7 +311,7 @@ FOLLOWED_IN_DOCS = {
     "dead letters": "tests/behaviour/cli/test_cli.py::test_dead_letters_fail_until_they_are_mended",
     "a table is *left out*": "tests/behaviour/schema/test_opening.py::test_what_is_mended_is_taken_in_by_the_next_sync",
     '"registry ... cannot be written"': "tests/ways/test_files.py::test_a_registry_that_cannot_be_written_is_given_access_or_another_path",
-    '"copied again" in the log': "tests/behaviour/capture/test_lost_capture.py::test_dropped_triggers",
+    '"copied again" in the log': "tests/behaviour/capture/test_lost_capture.py::test_dropped_triggers_are_noticed",
     "`rhei verify` names a key with more than one row, or a history that contradicts itself": "tests/behaviour/history/test_histories_mended.py::test_the_command_line_names_what_contradicts_itself",
     '"its history does not fit"': "tests/ways/test_tables.py::test_a_table_that_is_refused_later_is_taken_in_again",
     '"no longer followed since"': "tests/ways/test_check.py::test_a_table_that_left_the_declaration_is_declared_again_or_dropped",

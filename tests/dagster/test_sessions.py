@@ -21,7 +21,7 @@ from rhei_pipeline.dagster import CdcResource, Names, OltpResource, build_defini
 from rhei_pipeline.dagster.check_records import last_evaluations
 from rhei_pipeline.dagster.session import Session
 from rhei_pipeline.wiring.standing import source_standing
-from tests.support.parts import engine_of
+from tests.support.parts import connection_of, engine_of
 
 STARTED = dg.DagsterRunStatus.STARTED
 
@@ -177,7 +177,7 @@ def test_each_check_names_what_is_wrong(shop: Shop) -> None:
     with closing(HTAP(shop.settings)) as htap:
         mirror = engine_of(htap).mirror
         with mirror.transaction() as transaction:
-            transaction._connection.execute("insert into orders select * from orders")  # type: ignore[attr-defined]
+            connection_of(transaction).execute("insert into orders select * from orders")
     assert shop.sync().success
     assert "history" in shop.failing("orders")
 

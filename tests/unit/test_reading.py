@@ -43,7 +43,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("dialect", "sql"), READS)
-def test_reads_pass(dialect: str, sql: str) -> None:
+def test_reads_are_let_through(dialect: str, sql: str) -> None:
     refuse_writing(sql, dialect)
 
 

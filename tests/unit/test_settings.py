@@ -17,7 +17,7 @@ def load(tmp_path: Path, text: str) -> Settings:
     return Settings.load(file)
 
 
-def test_defaults(tmp_path: Path) -> None:
+def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
     settings = load(tmp_path, MINIMAL)
     assert settings.tables is None
     assert settings.sync.batch_rows == 50_000

@@ -41,7 +41,7 @@ from tests.support.damage import damage
 from tests.support.fix_world import World
 from tests.support.forked import Forked, output_of
 from tests.support.other_process import copy
-from tests.support.parts import engine_of
+from tests.support.parts import engine_of, manifest_of, store_of
 from tests.support.refusals import filled_in, refused, rhei
 
 MakeWorld = Callable[..., World]
@@ -318,9 +318,9 @@ def test_a_damaged_log_of_duckdb_is_moved_away(make_world: MakeWorld) -> None:
 def file_of(world: World, table: str) -> Path:
     mirror = engine_of(world.htap).mirror
     assert isinstance(mirror, DataFusionMirror)
-    [stored] = [t for t in mirror._manifest.tables.values() if t.relation == table]
-    names = mirror._store.table_files(stored)
-    [name] = [n for n in names if n.endswith(mirror._store.form.suffix)]
+    [stored] = [t for t in manifest_of(mirror).tables.values() if t.relation == table]
+    names = store_of(mirror).table_files(stored)
+    [name] = [n for n in names if n.endswith(store_of(mirror).form.suffix)]
     return world.settings.mirror.path / name
 
 
@@ -346,8 +346,9 @@ def test_a_damaged_file_of_no_table_is_repaired_with_any(make_world: MakeWorld) 
     mirror = engine_of(world.htap).mirror
     assert isinstance(mirror, DataFusionMirror)
     assert mirror.dead_letters().num_rows == 1
-    owned = {n for t in mirror._manifest.tables.values() for n in mirror._store.table_files(t)}
-    [letters] = {n for n in mirror._store.files_of(mirror._manifest) if "letters" in n} - owned
+    manifest, store = manifest_of(mirror), store_of(mirror)
+    owned = {name for table in manifest.tables.values() for name in store.table_files(table)}
+    [letters] = {name for name in store.files_of(manifest) if "letters" in name} - owned
     world.crash()
     damage(world.settings.mirror.path / letters, "flip half")
     with refused("run 'rhei repair' with any table: it moves the file out of the mirror"):

@@ -13,7 +13,7 @@ from rhei_pipeline.errors import QueryError, SchemaError
 from rhei_pipeline.holder.held import Hint
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from tests.support.fix_world import World
-from tests.support.parts import engine_of
+from tests.support.parts import connection_of, engine_of
 from tests.support.refusals import filled_in, refused
 
 MakeWorld = Callable[..., World]
@@ -177,7 +177,7 @@ def test_a_setting_is_declared(mirrored: World) -> None:
     with HTAP(Settings(**declared)) as htap:
         mirror = engine_of(htap).mirror
         assert isinstance(mirror, DuckDBMirror)
-        found = mirror._connection.execute("select current_setting('memory_limit')")
+        found = connection_of(mirror).execute("select current_setting('memory_limit')")
         assert found.fetchone() == ("95.3 MiB",)
 
 

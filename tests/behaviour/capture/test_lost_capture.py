@@ -78,7 +78,7 @@ def test_versions_before_a_migration_are_kept(make_world: MakeWorld) -> None:
     assert world.htap.verify().equal
 
 
-def test_dropped_triggers(orders: World) -> None:
+def test_dropped_triggers_are_noticed(orders: World) -> None:
     orders.run("drop trigger _rhei_update_orders", "update orders set status = 'unseen'")
     orders.htap.sync_now()
     orders.assert_equal("orders")

@@ -31,7 +31,7 @@ from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
 from rhei_pipeline.sync import naming
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
-from tests.support.parts import engine_of
+from tests.support.parts import connection_of, engine_of
 
 _FEW, _MANY = 3, 15
 #: A cycle is counted so often, and the least is taken: the server itself writes to its log, too.
@@ -196,7 +196,7 @@ def test_what_is_asked_of_tables_of_postgres_without_changes_stays_planned(
 
     def planned() -> set[tuple[str, int, int]]:
         return set(
-            source._connection.execute(
+            connection_of(source).execute(
                 "select statement, custom_plans, generic_plans from pg_prepared_statements"
                 " where statement like %s",
                 (asked,),
@@ -271,7 +271,7 @@ def test_a_cycle_sends_sqlite_the_same_for_few_tables_and_many(
         world.htap.sync_now()
         source: Any = engine_of(world.htap).source
         sent: list[str] = []
-        source._connection.set_trace_callback(sent.append)
+        connection_of(source).set_trace_callback(sent.append)
 
         def change(app: Any = world.app) -> None:
             app.execute("update t0 set v = v + 1, updated_at = unixepoch('subsec') * 1000")
@@ -559,18 +559,18 @@ def test_a_schema_change_between_two_installs_of_one_look_is_met(tmp_path: Path)
     for table in tables:
         source.install(table, 0)
     source.schema_version()
-    before = schema_watch.marks(source._connection)
+    before = schema_watch.marks(connection_of(source))
     with closing(sqlite3.connect(path)) as app:
         app.execute("create table t9(id integer primary key, v int)")
         source.install(Table(source.describe("t9")), 0)
-        assert schema_watch.marks(source._connection).items() >= before.items()
+        assert schema_watch.marks(connection_of(source)).items() >= before.items()
         # Its rows are others by now, and nothing of its definition shows it.
         app.execute("alter table t0 add column v default 1")
         app.execute("alter table t0 drop column v")
         app.execute("create table t8(id integer primary key)")
     source.install(Table(source.describe("t8")), 0)
     with source.snapshot():
-        marks = schema_watch.marks(source._connection)
+        marks = schema_watch.marks(connection_of(source))
     assert marks["t0"] > before["t0"]
     source.close()
     database.close()

@@ -15,7 +15,7 @@ from rhei_pipeline.sources import acknowledged
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
 from tests.support.fix_world import World
-from tests.support.parts import engine_of
+from tests.support.parts import connection_of, engine_of
 
 MakeWorld = Callable[..., World]
 #: What one row became, in order; None where it was deleted.
@@ -401,7 +401,7 @@ def test_a_log_is_made_anew_whole_or_not_at_all(make_world: MakeWorld) -> None:
             is_met = action in WRITES and next(met) == at
             return sqlite3.SQLITE_DENY if is_met else sqlite3.SQLITE_OK
 
-        source._connection.set_authorizer(deny)
+        connection_of(source).set_authorizer(deny)
         try:
             source.install(table, 0)
         except RheiError:
@@ -411,7 +411,7 @@ def test_a_log_is_made_anew_whole_or_not_at_all(make_world: MakeWorld) -> None:
             continue
         break
     assert refused > 30
-    source._connection.set_authorizer(None)
+    connection_of(source).set_authorizer(None)
     assert source.is_installed(table)
     source.close()
     database.close()

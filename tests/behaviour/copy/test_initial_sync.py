@@ -11,7 +11,7 @@ from rhei_pipeline.protocols import Step
 from rhei_pipeline.testing.faults import Crash
 from tests.support.fix_world import World
 from tests.support.model import source_rows
-from tests.support.parts import engine_of
+from tests.support.parts import connection_of, engine_of
 
 MakeWorld = Callable[..., World]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
@@ -77,8 +77,8 @@ def test_a_repeated_copy_repairs_the_mirror_and_keeps_its_history(
     world.htap.sync_now()
     with engine_of(world.htap).mirror.transaction() as transaction:
         assert isinstance(transaction, DuckDBTransaction)
-        transaction._connection.execute("delete from t where b < 10")
-        transaction._connection.execute("update t set v = 'wrong' where b = 20")
+        connection_of(transaction).execute("delete from t where b < 10")
+        connection_of(transaction).execute("update t set v = 'wrong' where b = 20")
     assert not world.htap.verify().equal
     report = world.htap.repair("t")
     assert (report.inserted, report.updated) == (10, 1)

@@ -49,7 +49,7 @@ def test_a_registry_that_cannot_be_written_costs_no_sync_and_is_written_later(
 _INTERRUPTED = """
 import signal, sys, json
 from rhei_pipeline import HTAP, Settings
-from tests.support.parts import engine_of
+from tests.support.parts import connection_of, engine_of
 # A process that was started in the background has the signal ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -64,7 +64,7 @@ with HTAP(Settings(**json.loads(sys.argv[1]))) as htap:
                 htap.query(long, hint="olap")
             else:
                 with engine_of(htap).mirror.transaction() as transaction:
-                    transaction._connection.execute(long).fetchall()
+                    connection_of(transaction).execute(long).fetchall()
         except BaseException as error:
             signal.setitimer(signal.ITIMER_REAL, 0)
             print(work, type(error).__name__)

@@ -14,7 +14,7 @@ from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from rhei_pipeline.model.reports import TableVerification
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO
 from tests.support.fix_world import World
-from tests.support.parts import engine_of
+from tests.support.parts import connection_of, engine_of
 
 MakeWorld = Callable[..., World]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -37,7 +37,7 @@ def _forge(world: World, *statements: str) -> None:
     with engine_of(world.htap).mirror.transaction() as transaction:
         assert isinstance(transaction, DuckDBTransaction)
         for statement in statements:
-            transaction._connection.execute(statement)
+            connection_of(transaction).execute(statement)
 
 
 def _verified(world: World) -> TableVerification:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.fix_world import World
 from tests.support.model import instant_between
-from tests.support.parts import engine_of
+from tests.support.parts import engine_of, manifest_of
 
 Make = Callable[..., World]
 STORAGES = ["ipc", "parquet"]
@@ -25,7 +25,7 @@ def made(make_world: Make, request: pytest.FixtureRequest) -> World:
 
 def segments(world: World) -> Any:
     mirror: Any = engine_of(world.htap).mirror
-    return mirror._manifest.tables['"t"'].segments
+    return manifest_of(mirror).tables['"t"'].segments
 
 
 def versions(world: World, key: int) -> list[tuple[Any, ...]]:

@@ -22,7 +22,7 @@ from tests.support.damage import damage
 from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
 from tests.support.forked import output_of
-from tests.support.parts import engine_of
+from tests.support.parts import engine_of, manifest_of, objects_of, store_of
 
 MakeWorld = Callable[..., World]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -65,9 +65,9 @@ def mirror(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DataFusio
 
 
 def file_of(mirror: DataFusionMirror, table: Table, suffix: str = "") -> Path:
-    [stored] = [t for t in mirror._manifest.tables.values() if t.relation == table.name]
-    names = mirror._store.table_files(stored)
-    [name] = [n for n in names if n.endswith(suffix or mirror._store.form.suffix)]
+    [stored] = [t for t in manifest_of(mirror).tables.values() if t.relation == table.name]
+    names = store_of(mirror).table_files(stored)
+    [name] = [n for n in names if n.endswith(suffix or store_of(mirror).form.suffix)]
     return Path(mirror.path) / name
 
 
@@ -124,7 +124,7 @@ def test_maintenance_reads_every_file_and_folds_the_other_tables(mirror: DataFus
     report = mirror.maintain()
     assert report.done
     assert file.name in report.damaged[0]
-    assert len(list(mirror._manifest.tables['"u"'].segments)) == 1
+    assert len(list(manifest_of(mirror).tables['"u"'].segments)) == 1
     assert held(mirror, "u") == [7, 10, 11]
 
 
@@ -228,9 +228,9 @@ def remote(bucket: Store) -> Iterator[DataFusionMirror]:
 
 @pytest.mark.parametrize("suffix", [".parquet", ".index"])
 def test_a_damaged_object_is_named_and_left_out(remote: DataFusionMirror, suffix: str) -> None:
-    store = remote._files._store  # type: ignore[attr-defined]
-    [stored] = [t for t in remote._manifest.tables.values() if t.relation == "t"]
-    [name] = [n for n in remote._store.table_files(stored) if n.endswith(suffix)]
+    store = objects_of(remote)
+    [stored] = [t for t in manifest_of(remote).tables.values() if t.relation == "t"]
+    [name] = [n for n in store_of(remote).table_files(stored) if n.endswith(suffix)]
     content = bytearray(bytes(obstore.get(store, name).bytes()))
     content[len(content) // 2] ^= 4
     obstore.put(store, name, bytes(content))
@@ -249,7 +249,7 @@ def test_a_manifest_deleted_from_a_bucket_is_noticed(
     remote: DataFusionMirror, bucket: Store
 ) -> None:
     merge(remote, TABLE, 4)
-    store = remote._files._store  # type: ignore[attr-defined]
+    store = objects_of(remote)
     newest = max(remote._files.names("manifests"))
     remote.close()
     obstore.delete(store, newest)

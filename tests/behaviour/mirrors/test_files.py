@@ -19,6 +19,7 @@ from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
 from tests.support.fix_world import World
 from tests.support.forked import Forked
 from tests.support.model import instant_between
+from tests.support.parts import manifest_of
 
 MakeWorld = Callable[..., World]
 STORAGES = ("ipc", "parquet", "delta")
@@ -96,7 +97,7 @@ def test_random_changes_are_folded_and_nothing_is_lost(mirror: DataFusionMirror)
 def test_segments_stay_few_and_maintenance_leaves_one(mirror: DataFusionMirror) -> None:
     for turn in range(100):
         merge(mirror, dict.fromkeys(range(turn * 10, turn * 10 + 20), turn))
-    assert len(mirror._manifest.segments) < 24
+    assert len(manifest_of(mirror).segments) < 24
     before = held(mirror)
     report = mirror.maintain()
     assert report.done

@@ -15,7 +15,7 @@ from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
-from tests.support.parts import engine_of
+from tests.support.parts import connection_of, engine_of
 
 MB = 2**20
 #: Cycles until caches have filled, and those after which one object kept in each would show.
@@ -24,7 +24,7 @@ WARM_UP, CYCLES, SAMPLES = 20, 60, 6
 
 def told(mirror: DuckDBMirror, sql: str) -> Any:
     """Ask DuckDB for one value about itself."""
-    return mirror._connection.execute(sql).fetchall()[0][0]
+    return connection_of(mirror).execute(sql).fetchall()[0][0]
 
 
 def cached(mirror: DuckDBMirror) -> int:

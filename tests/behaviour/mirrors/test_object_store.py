@@ -24,6 +24,7 @@ from rhei_pipeline.testing.oracle import arrow_rows
 from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
 from tests.support.model import source_rows
+from tests.support.parts import manifest_of
 
 MakeWorld = Callable[..., World]
 TABLE = Table(TableSchema("t", (Column("k", pa.int64()), Column("v", pa.int64())), ("k",)))
@@ -143,11 +144,11 @@ def test_slow_requests_are_given_up_and_made_anew(mirror: DataFusionMirror, buck
 def test_a_manifest_that_arrived_without_an_answer_counts_once(
     mirror: DataFusionMirror, bucket: Store
 ) -> None:
-    before = mirror._manifest.version
+    before = manifest_of(mirror).version
     for lost in range(6):
         bucket.failing = {"PUT": [""] * lost + ["lost"]}
         merge(mirror, lost + 2, k1=lost)
-    assert mirror._manifest.version == before + 6
+    assert manifest_of(mirror).version == before + 6
     assert held(mirror) == {1: 5}
     with MirrorReader(bucket.url, access=bucket.access) as reader:
         assert held(reader) == {1: 5}

@@ -172,7 +172,7 @@ def test_the_event_trigger_of_the_docs_leaves_no_moment_without_updates(
 
 
 @pytest.mark.parametrize("identity", ["default", "full"])
-def test_replica_identities(world: PostgresWorld, identity: str) -> None:
+def test_changes_come_under_every_replica_identity(world: PostgresWorld, identity: str) -> None:
     world.run(f"alter table orders replica identity {identity}")
     world.run(
         "update orders set status = 'x'",

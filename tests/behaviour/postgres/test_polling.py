@@ -27,7 +27,7 @@ from rhei_pipeline.wiring.engine import bridge, unseen_events
 from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.left_out import assert_left_out
-from tests.support.parts import engine_of
+from tests.support.parts import connection_of, engine_of
 
 Make = Callable[..., PostgresWorld]
 
@@ -368,7 +368,7 @@ def test_signs_of_another_server_are_seen(
     proof = replace(found, **{name: changed(getattr(found, name))}).text()
     with engine_of(world.htap).mirror.transaction() as transaction:
         assert isinstance(transaction, DuckDBTransaction)
-        transaction._connection.execute("update _rhei_watermark set proof = ?", [proof])
+        connection_of(transaction).execute("update _rhei_watermark set proof = ?", [proof])
     world.crash()
     put(world, 2, "b", "'2020-01-01'")
     world.htap.sync_now()
@@ -487,7 +487,7 @@ def test_nothing_is_created_in_the_source(make: Make) -> None:
     source = engine_of(world.htap).source
     assert isinstance(source, PostgresPollingSource)
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
-        source._connection.execute("delete from public.t")
+        connection_of(source).execute("delete from public.t")
     with pytest.raises(QueryError, match="source is read-only"):
         world.htap.execute("delete from t")
 

@@ -19,7 +19,7 @@ from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.sources.postgres.logical import pgoutput
 from tests.support.fix_postgres import PostgresWorld
-from tests.support.parts import engine_of
+from tests.support.parts import connection_of, engine_of
 
 MakeWorld = Callable[..., PostgresWorld]
 BOTH_MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])
@@ -222,7 +222,7 @@ def test_what_the_mirror_cannot_hold_is_a_dead_letter(make_postgres: MakeWorld, 
     assert world.htap.verify().equal
 
 
-def test_generated_columns(make_postgres: MakeWorld) -> None:
+def test_generated_columns_are_mirrored(make_postgres: MakeWorld) -> None:
     world = make_postgres()
     if world.app.info.server_version < 180_000:
         pytest.skip("servers before version 18 log no generated columns, and have no virtual ones")
@@ -251,7 +251,7 @@ def test_types_may_be_declared(make_postgres: MakeWorld) -> None:
     assert row == {"seen": datetime.fromtimestamp(1700000000.123, UTC), "n": Decimal("1.5000")}
 
 
-def test_partial_columns(make_postgres: MakeWorld) -> None:
+def test_declared_columns_alone_are_mirrored(make_postgres: MakeWorld) -> None:
     world = make_postgres(tables=[{"name": "t", "columns": ["id", "v"]}], mode="temporal")
     world.run("create table t(id int primary key, secret text, v int)")
     world.run("insert into t values (1, 'x', 1)")
@@ -471,7 +471,7 @@ def test_rows_whose_keys_are_such_days_become_dead_letters_and_are_mended(
     assert world.htap.dead_letters().num_rows == 0
     found = world.htap.query("select sum(v) as n from t where _rhei_valid_to is null", hint="olap")
     assert found["n"].to_pylist() == [6]
-    engine_of(world.htap).mirror._connection.execute("delete from public.t")  # type: ignore[attr-defined]
+    connection_of(engine_of(world.htap).mirror).execute("delete from public.t")
     assert set(world.htap.verify("t").tables["t"].samples["missing"]) == {
         json.dumps({"d": day}) for day in days
     }

@@ -30,6 +30,7 @@ from rhei_pipeline.model.schema import Column, Table, TableSchema
 from tests.support.corpus import datafusion as datafusion_corpus
 from tests.support.corpus import duckdb as duckdb_corpus
 from tests.support.corpus.duckdb import statements
+from tests.support.parts import connection_of
 
 SECRET = "the-secret-of-a-file"  # noqa: S105
 COLUMNS = (Column("k", pa.int64()), Column("v", pa.string()), Column("w", pa.int64()))
@@ -54,9 +55,11 @@ def duckdb_mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked
     directory = tmp_path_factory.mktemp("hostile")
     duckdb.connect(str(directory / "other.duckdb")).close()
     with closing(DuckDBMirror(directory / "mirror.duckdb")) as opened:
-        opened._connection.execute("create table t(id int, v varchar, w int)")
-        opened._connection.execute("insert into t values (1, 'a', 2), (2, 'b', 3), (3, 'A', null)")
-        opened._connection.execute("checkpoint")
+        connection_of(opened).execute("create table t(id int, v varchar, w int)")
+        connection_of(opened).execute(
+            "insert into t values (1, 'a', 2), (2, 'b', 3), (3, 'A', null)"
+        )
+        connection_of(opened).execute("checkpoint")
         asked = statements(duckdb_corpus.HOSTILE), statements(duckdb_corpus.READS)
         yield Attacked(directory, opened, _duckdb_state, *asked)
 

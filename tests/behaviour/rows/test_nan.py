@@ -21,6 +21,7 @@ from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
 from rhei_pipeline.model.changes import NetChanges, Position
 from rhei_pipeline.model.progress import CopyProgress
 from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
+from tests.support.parts import manifest_of, store_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 COLUMNS = (Column("k", pa.int64()), Column("x", pa.float64()), Column("f", pa.float32()))
@@ -161,8 +162,8 @@ def test_a_mirror_of_the_format_before_is_read_rightly_and_maintenance_writes_it
     assert mirror.dead_letters()["key"].to_pylist() == ["[9]"]
     assert mirror.maintain().done
     assert everything(mirror) == before
-    manifest = mirror._manifest
-    named = set(mirror._store.files_of(manifest))
+    manifest = manifest_of(mirror)
+    named = set(store_of(mirror).files_of(manifest))
     assert named - manifest.files.keys() <= {manifest.letters}
     newest = max((old / "manifests").iterdir())
     assert f'"format": {FORMAT}'.encode() in newest.read_bytes()
@@ -179,14 +180,14 @@ def test_a_change_to_a_mirror_of_the_format_before_keeps_what_it_holds(old: Path
         transaction.merge(PLAIN, NetChanges(change, PLAIN.schema.arrow_key.empty_table()))
     found = mirror.query("select k, s from plain order by k").to_pylist()
     assert [row["s"] for row in found] == ["a", "B", "C"]
-    assert len(mirror._manifest.files) > 0
+    assert len(manifest_of(mirror).files) > 0
     mirror.close()
 
 
 def test_a_missing_file_of_the_format_before_is_named_and_healed(old: Path) -> None:
     mirror = DataFusionMirror(_storage(old), old)
-    [stored] = [t for t in mirror._manifest.tables.values() if t.relation == "plain"]
-    name = mirror._store.place(max(stored.segments, key=lambda s: s.rows).name)
+    [stored] = [t for t in manifest_of(mirror).tables.values() if t.relation == "plain"]
+    name = store_of(mirror).place(max(stored.segments, key=lambda s: s.rows).name)
     (old / name).unlink()
     with pytest.raises(MirrorDamagedError, match=name) as caught:
         mirror.query("select * from plain")

@@ -68,7 +68,9 @@ def test_values_by_copy_and_by_capture(
 
 @settings(max_examples=10)
 @given(st.lists(st.floats(allow_nan=False), min_size=200, max_size=200))
-def test_every_double(tmp_path_factory: pytest.TempPathFactory, values: list[float]) -> None:
+def test_every_double_comes_back_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory, values: list[float]
+) -> None:
     world = World(tmp_path_factory.mktemp("doubles"))
     world.run("create table t(id integer primary key, v real)")
     world.htap.sync_now()
@@ -97,7 +99,7 @@ def test_every_double(tmp_path_factory: pytest.TempPathFactory, values: list[flo
         ("varchar(3)", "longer", "longer"),
     ],
 )
-def test_declared_types(
+def test_declared_types_are_what_the_mirror_has(
     make_world: MakeWorld, mode: str, declared: str, value: object, expected: object
 ) -> None:
     world = make_world(mode=mode)

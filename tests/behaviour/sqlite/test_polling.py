@@ -25,7 +25,7 @@ from tests.support.fix_world import World
 from tests.support.left_out import assert_left_out
 from tests.support.model import instant_between, source_rows
 from tests.support.other_process import digest
-from tests.support.parts import engine_of
+from tests.support.parts import connection_of, engine_of
 from tests.support.refusals import refused
 
 NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
@@ -71,7 +71,7 @@ def polling(world: World) -> SqlitePollingSource:
 def statements_of(world: World) -> list[str]:
     """Record what the source's own connection runs from now on."""
     seen: list[str] = []
-    polling(world)._connection.set_trace_callback(seen.append)
+    connection_of(polling(world)).set_trace_callback(seen.append)
     return seen
 
 
@@ -341,7 +341,7 @@ def _rewrite_proof(world: World, **changes: Callable[[Any], Any]) -> None:
     proof |= {name: change(proof[name]) for name, change in changes.items()}
     with engine_of(world.htap).mirror.transaction() as transaction:
         assert isinstance(transaction, DuckDBTransaction)
-        transaction._connection.execute(
+        connection_of(transaction).execute(
             "update _rhei_watermark set proof = ?", [json.dumps(proof, separators=(",", ":"))]
         )
     world.crash()
@@ -477,7 +477,7 @@ def test_nothing_is_created_in_the_source(make: Make, journal: str) -> None:
     world.htap.verify()
     assert before == (digest(world.path), list(world.app.execute("select * from sqlite_master")))
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
-        polling(world)._connection.execute("delete from t")
+        connection_of(polling(world)).execute("delete from t")
 
 
 def test_a_sidecar_refuses_writes_and_reads_the_mirror(make: Make) -> None:
