@@ -2,19 +2,27 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.streaming import Begun
 
+#: How soon a query that goes on is cancelled again, and how rarely in the end.
+AGAIN_SECONDS, RARELY_SECONDS = 0.2, 5.0
+
 
 class Cancel:
-    """A thread-safe function that cancels a query; it does nothing once the query has ended."""
+    """A thread-safe function that cancels a query; it does nothing once the query has ended.
+
+    It asks again until the query ends: an engine may miss the first time. DuckDB does, now and
+    then, where it is between two of its tasks.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._asked = False
         self._end: Callable[[], object] | None = None
+        self._ended = threading.Event()
 
     @classmethod
     def given(cls, begun: Begun | None) -> "Cancel":
@@ -27,9 +35,22 @@ class Cancel:
     def __call__(self) -> None:
         """Cancel the query, from any thread; its next batch is then an error."""
         with self._lock:
-            self._asked = True
-            if self._end is not None:
-                self._end()
+            is_first, self._asked = not self._asked, True
+            if self._end is None:
+                return
+            self._end()
+        if is_first:
+            threading.Thread(target=self._insist, name="rhei-cancel", daemon=True).start()
+
+    def _insist(self) -> None:
+        wait = AGAIN_SECONDS
+        while not self._ended.wait(wait):
+            with self._lock:
+                if self._end is None:
+                    return
+                with suppress(Exception):  # the query has its own error
+                    self._end()
+            wait = min(wait * 2, RARELY_SECONDS)
 
     @contextmanager
     def ending_by(self, end: Callable[[], object]) -> Iterator[None]:
@@ -39,13 +60,15 @@ class Cancel:
             QueryError: It was cancelled before.
         """
         with self._lock:
-            self._end = end
             self.refuse_cancelled()
+            self._ended.clear()
+            self._end = end
         try:
             yield
         finally:
             with self._lock:
                 self._end = None
+            self._ended.set()
 
     def refuse_cancelled(self) -> None:
         """Raise an error if the query was cancelled between two batches.

@@ -8,6 +8,8 @@ Item = TypeVar("Item")
 #: Bytes that a portion has at most, however few rows that are; a larger row is a portion by itself.
 #: What becomes of it on its way into the mirror takes several times as much.
 PORTION_BYTES = 32 * 2**20
+#: Bytes of rows beyond which one value is large: batches of others have half as many.
+LARGE_BYTES = 2 * PORTION_BYTES
 #: Rows asked for before their size is looked at.
 _STEP = 256
 

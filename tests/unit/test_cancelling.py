@@ -1,5 +1,7 @@
 """Ending a query from another thread: only while it has its connection."""
 
+import threading
+
 import pytest
 
 from rhei_pipeline.errors import QueryError
@@ -16,3 +18,22 @@ def test_a_query_that_has_ended_is_not_ended_again() -> None:
     assert ended == ["during"]
     with pytest.raises(QueryError, match="cancelled"):
         cancel.refuse_cancelled()
+
+
+def test_an_engine_that_misses_the_first_time_is_asked_again() -> None:
+    heard = threading.Semaphore(0)
+    cancel = Cancel()
+    with cancel.ending_by(heard.release):
+        cancel()
+        assert all(heard.acquire(timeout=30) for _ in range(3))
+
+
+def test_who_asks_again_ends_with_the_query() -> None:
+    cancel = Cancel()
+    with cancel.ending_by(lambda: None):
+        cancel()
+        asking = [each for each in threading.enumerate() if each.name == "rhei-cancel"]
+        assert asking
+    for each in asking:
+        each.join(30)
+        assert not each.is_alive()

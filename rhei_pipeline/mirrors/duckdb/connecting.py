@@ -1,7 +1,11 @@
 """Opens a DuckDB file so that queries reach nothing but its tables, and ends what is under way."""
 
+import signal
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 import duckdb
 
@@ -46,6 +50,35 @@ def interrupt(cursor: duckdb.DuckDBPyConnection) -> None:
     """End what a cursor does; one that is closed already has nothing left to end."""
     with suppress(duckdb.ConnectionException):
         cursor.interrupt()
+
+
+@contextmanager
+def ended_by_signals(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Within the block, let a signal whose handler raises end what a connection does.
+
+    DuckDB hears it in the main thread, but then waits for the tasks of its other threads, which
+    do not hear it; a statement would go on to its end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    replaced = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: old for number, old in replaced.items() if callable(old)}
+
+    def interrupting(number: int, frame: FrameType | None) -> None:
+        try:
+            handlers[signal.Signals(number)](number, frame)
+        except BaseException:
+            interrupt(connection)
+            raise
+
+    for number in handlers:
+        signal.signal(number, interrupting)
+    try:
+        yield
+    finally:
+        for number, old in handlers.items():
+            signal.signal(number, old)
 
 
 def roll_back(connection: duckdb.DuckDBPyConnection) -> None:

@@ -8,7 +8,7 @@ import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.errors import QueryError
-from rhei_pipeline.mirrors.duckdb.connecting import CONFIG
+from rhei_pipeline.mirrors.duckdb.connecting import CONFIG, ended_by_signals
 from rhei_pipeline.mirrors.duckdb.driver_errors import keys_of_the_user, query_error, translated
 from rhei_pipeline.mirrors.duckdb.housekeeping import read_mirror_id, silent
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit, noted
@@ -111,7 +111,12 @@ class JointDuckDB:
         """
         cancel = Cancel.given(begun)
         cursor = self._connection.cursor()
-        with keys_of_the_user(), closing(cursor), cancel.ending_by(cursor.interrupt):
+        with (
+            keys_of_the_user(),
+            closing(cursor),
+            cancel.ending_by(cursor.interrupt),
+            ended_by_signals(cursor),
+        ):
             try:
                 admitted = self._guard.admitted(sql, cursor)
                 cursor.execute("begin transaction read only")

@@ -28,6 +28,7 @@ from rhei_pipeline.mirrors.duckdb.connecting import (
     CONFIG,
     READERS_END_SECONDS,
     connect_once_free,
+    ended_by_signals,
     interrupt,
     roll_back,
 )
@@ -178,7 +179,7 @@ class DuckDBMirror:
     @contextmanager
     def transaction(self, *, trial: bool = False) -> Iterator[DuckDBTransaction]:
         """Open the one writing transaction; a trial is rolled back at its end."""
-        with self._lock, translated(self.path):
+        with self._lock, translated(self.path), ended_by_signals(self._connection):
             self._connection.execute("begin transaction")
             records = ProgressRecords(self._connection, self._ledger)
             feeds = DuckDBFeeds(self._connection, self._feeds)
@@ -191,6 +192,7 @@ class DuckDBMirror:
                     committed = records.ledger()
                     if self._last is not None:
                         self._last.blank()
+                transaction.give_back_freed()
                 self._connection.execute("rollback" if trial else "commit")
             except BaseException:
                 self._ledger, self._feeds, self._may_have_letters = None, {}, None
@@ -275,13 +277,14 @@ class DuckDBMirror:
             cancel.ending_by(partial(interrupt, cursor)),
         ):
             try:
-                result = self._asked(cursor, sql, params)
-                if result is None:
-                    raise QueryError("the statement returns no rows")
-                reader = result.to_arrow_reader(rows)
+                with ended_by_signals(cursor):
+                    result = self._asked(cursor, sql, params)
+                    if result is None:
+                        raise QueryError("the statement returns no rows")
+                    reader = result.to_arrow_reader(rows)
                 shape = in_utc(reader.schema.empty_table()).schema
                 yield pa.RecordBatch.from_pylist([], shape)
-                for batch in reader:
+                while (batch := _next(reader, cursor)) is not None:
                     yield batch if batch.schema.equals(shape) else batch.cast(shape)
                     cancel.refuse_cancelled()
             except (duckdb.Error, pa.ArrowException, OSError) as error:
@@ -414,3 +417,8 @@ class DuckDBMirror:
                 yield cursor
             finally:
                 cursor.close()
+
+
+def _next(reader: pa.RecordBatchReader, cursor: duckdb.DuckDBPyConnection) -> pa.RecordBatch | None:
+    with ended_by_signals(cursor):
+        return next(reader, None)

@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.housekeeping import COPY_PREFIX
+from rhei_pipeline.model.portions import LARGE_BYTES
 from rhei_pipeline.model.schema import (
     HISTORY_FIELDS,
     RESERVED_PREFIX,
@@ -226,11 +227,35 @@ def in_utc(table: pa.Table) -> pa.Table:
     return table
 
 
+class _Lent:
+    """Rows that DuckDB reads while they are registered, and does not hold on to afterwards."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self.rows: pa.Table | None = rows
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        if self.rows is None:
+            raise RuntimeError("these rows were registered, and are so no longer")
+        return self.rows.__arrow_c_stream__(requested_schema)
+
+
 @contextmanager
 def registered(connection: duckdb.DuckDBPyConnection, name: str, rows: object) -> Iterator[None]:
-    """Show rows to the connection under a name, within the block."""
-    connection.register(name, rows)
+    """Show rows to the connection under a name, within the block.
+
+    Within a transaction DuckDB keeps what was registered until that commits, which takes memory
+    of its own for each value. Large rows are lent, therefore; reading those takes some longer.
+    """
+    lent = _Lent(rows) if isinstance(rows, pa.Table) and rows.nbytes > LARGE_BYTES else None
+    connection.register(name, rows if lent is None else lent)
     try:
         yield
     finally:
         connection.unregister(name)
+        if lent is not None:
+            lent.rows = None
+
+
+def give_back_freed() -> None:
+    """Give memory that Arrow has freed back to the system, before DuckDB takes as much."""
+    pa.default_memory_pool().release_unused()

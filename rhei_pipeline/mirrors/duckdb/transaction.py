@@ -28,6 +28,7 @@ from rhei_pipeline.mirrors.duckdb.tables import (
     TableNames,
     copy_name,
     create,
+    give_back_freed,
     in_utc,
     registered,
     write_built,
@@ -43,14 +44,12 @@ from rhei_pipeline.model.changes import (
     Versions,
 )
 from rhei_pipeline.model.key_span import WHOLE, KeySpan
-from rhei_pipeline.model.portions import PORTION_BYTES
+from rhei_pipeline.model.portions import LARGE_BYTES
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.text import listed, literal, matching, mirror_table, quote
 
-#: Bytes of rows beyond which one value is large: batches of others have half as many.
-_LARGE_BYTES = 2 * PORTION_BYTES
 _STAGED = "temp._rhei_staged"
 _ROW = "_rhei_row"
 
@@ -81,6 +80,7 @@ class DuckDBTransaction:
         self._cache = cache
         self._names = TableNames(connection)
         self.may_have_letters: bool | None = None
+        self._had_large_rows = False
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as this transaction sees it."""
@@ -100,7 +100,7 @@ class DuckDBTransaction:
         if changes.upserts.num_rows:
             upserts = as_kept(self._connection, changes.upserts, table.schema)
             with (
-                registered(self._connection, "_rhei_upserts", upserts),
+                self._shown("_rhei_upserts", upserts),
                 self._in_few_copies(upserts),
             ):
                 inserted, updated = self._upsert(table, target)
@@ -196,7 +196,7 @@ class DuckDBTransaction:
         if versions.openings.num_rows:
             names = listed(versions.openings.column_names)
             openings = as_kept(self._connection, versions.openings, table.schema)
-            with registered(self._connection, "_rhei_openings", openings):
+            with self._shown("_rhei_openings", openings):
                 self._connection.execute(
                     f"insert into {name}({names}) select {names} from _rhei_openings"
                 )
@@ -266,7 +266,7 @@ class DuckDBTransaction:
         """Append rows to the copy and record its progress."""
         if rows.num_rows:
             kept = as_kept(self._connection, rows, table.schema)
-            with registered(self._connection, "_rhei_rows", kept):
+            with self._shown("_rhei_rows", kept):
                 self._connection.execute(
                     f"insert into {copy_name(table.schema)} select * from _rhei_rows"
                 )
@@ -383,10 +383,23 @@ class DuckDBTransaction:
         if self._cache is not None:
             self._cache.free_read(self._connection)
 
+    def give_back_freed(self) -> None:
+        """Give back what large rows took: DuckDB takes several times as much to commit them."""
+        if self._had_large_rows:
+            give_back_freed()
+
+    @contextmanager
+    def _shown(self, name: str, rows: pa.Table) -> Iterator[None]:
+        if rows.nbytes > LARGE_BYTES:
+            self._had_large_rows = True
+            give_back_freed()
+        with registered(self._connection, name, rows):
+            yield
+
     @contextmanager
     def _in_few_copies(self, rows: pa.Table) -> Iterator[None]:
         """Let one thread alone work on rows with a large value: several hold it more often."""
-        if rows.nbytes <= _LARGE_BYTES:
+        if rows.nbytes <= LARGE_BYTES:
             yield
             return
         with self._connection.cursor() as apart:  # works also once the transaction has failed

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from rhei_pipeline.errors import MirrorError
-from rhei_pipeline.mirrors.duckdb import transaction
+from rhei_pipeline.mirrors.duckdb import tables, transaction
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from tests.support.fix_postgres import PostgresWorld
@@ -72,7 +72,7 @@ def test_what_a_checkpoint_wrote_does_not_stay_in_memory(make_world: Callable[..
 def test_a_large_value_leaves_the_number_of_threads_as_it_was(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(transaction, "LARGE_BYTES", 0)
     world = make_world(mode="destructive", tables=[{"name": "t"}])
     world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
     world.htap.sync_now()
@@ -96,6 +96,30 @@ def test_a_large_value_leaves_the_number_of_threads_as_it_was(
     assert set(seen) == {1}
     monkeypatch.undo()
     world.htap.sync_now()
+    world.assert_equal("t")
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_a_large_value_is_not_held_while_duckdb_commits_it(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    for module in (tables, transaction):
+        monkeypatch.setattr(module, "LARGE_BYTES", MB)
+    world = make_world(mode=mode, tables=[{"name": "t"}])
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    world.htap.sync_now()
+    held = []
+    during = DuckDBTransaction.give_back_freed
+
+    def noted(self: DuckDBTransaction) -> None:
+        held.append(pa.total_allocated_bytes() - before)
+        during(self)
+
+    monkeypatch.setattr(DuckDBTransaction, "give_back_freed", noted)
+    before = pa.total_allocated_bytes()
+    world.run(f"update t set v = hex(zeroblob({5 * MB}))")
+    world.htap.sync_now()
+    assert max(held) < MB
     world.assert_equal("t")
 
 
