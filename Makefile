@@ -9,7 +9,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev docs docs-update test test-cluster test-postgres combinations soak memory fuzz damage drift dagster-live lint types arrows check wheel fix bench schema screenshots clean
+.PHONY: help demo dev docs docs-update test test-cluster test-postgres combinations soak memory fuzz damage drift dagster-live lint types arrows check wheel fix bench bench-quick schema screenshots clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | \
@@ -78,8 +78,13 @@ wheel: $(READY) ## build the package, install it into a fresh environment, and t
 fix: $(READY) ## format, and mend what can be mended by itself
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-bench: $(READY) ## measure: cycles, copies, idle cost, trigger cost
-	@$(BIN)/python -m benchmarks.run
+# Some chapters only: make bench ARGS="cycles copy"
+bench: $(READY) ## measure: cycles, copies, idle and trigger cost; a report in build/bench
+	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+# After a change that is meant to cost: make bench-quick ARGS=--write, and commit the baseline.
+bench-quick: $(READY) ## compare our CPU with a hand-written loop's, and name what got slower
+	@$(BIN)/python -m benchmarks.quick $(ARGS)
 
 schema: $(READY) ## write config/pipeline.schema.json
 	@$(BIN)/python -c 'from rhei_pipeline.settings.model import schema_text; print(schema_text(), end="")' \

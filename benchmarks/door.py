@@ -8,7 +8,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 from benchmarks.orders import orders
-from benchmarks.timing import median
+from benchmarks.timing import median, prove
 from rhei_pipeline.server.flight.server import FlightSqlServer
 
 _ROWS = 1_000_000
@@ -48,6 +48,7 @@ def measure() -> Iterator[tuple[str, str]]:
         with flight_sql.connect(f"grpc://127.0.0.1:{server.port}", autocommit=True) as connection:
             seconds = median(lambda: _scan(connection), 9)
         server.shutdown()
+        prove(htap)
         bare = _bare_scan(whole)
         yield (
             f"full scan of {_ROWS:,} rows by ADBC, share of bare pyarrow.flight's pace (bar: 50 %)",

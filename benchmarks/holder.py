@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import IO, cast
 
 from benchmarks.orders import Orders, orders
-from benchmarks.timing import Timing, median
+from benchmarks.timing import Timing, median, prove
 from rhei_pipeline import HTAP
 
 _ROWS = 100_000
@@ -102,6 +102,7 @@ def measure() -> Iterator[tuple[str, str]]:
                     f"{with_all * 1000:.0f} ms against {with_none * 1000:.0f} ms: "
                     f"{with_all / with_none:.2f} x",
                 )
+        prove(htap)
 
 
 def _writer(table: Orders, htap: HTAP, pause: float) -> tuple[list[Timing], list[Timing]]:

@@ -67,14 +67,21 @@ class Orders:
                 run("delete from orders where id = ?", (key,))
         run("commit")
 
-    def open(self, mode: str = "destructive", *, buffered: bool = False) -> rhei.HTAP:
-        """Open the pipeline that mirrors the table, directly or through a buffer."""
+    def open(
+        self, mode: str = "destructive", *, buffered: bool = False, storage: str | None = None
+    ) -> rhei.HTAP:
+        """Open the pipeline that mirrors the table, directly or through a buffer.
+
+        The mirror is a DuckDB file, or with a storage in DataFusion's files.
+        """
         buffer = {"path": self.directory / f"{mode}.cdc"} if buffered else None
         return rhei.open(
             rhei.Settings(
                 source={"path": self.path},
                 capture={"buffer": buffer},
-                mirror={"path": self.directory / f"{mode}.duckdb"},
+                mirror={"kind": "datafusion", "storage": storage, "path": self.directory / mode}
+                if storage
+                else {"path": self.directory / f"{mode}.duckdb"},
                 registry={"path": self.directory / f"{mode}.json"},
                 tables=[{"name": "orders", "mode": mode}],
             )

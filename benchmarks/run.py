@@ -1,5 +1,6 @@
-"""Measure and print: `make bench`, or `python -m benchmarks.run` and some chapters' names."""
+"""Measure and report: `make bench`, or `python -m benchmarks.run` and some chapters' names."""
 
+import json
 import statistics
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from rich.table import Table
 
 from benchmarks import capture, door, holder, many_tables, mirrors, postgres
 from benchmarks.orders import Orders, orders
-from benchmarks.timing import timed
+from benchmarks.report import Chapter, write
+from benchmarks.timing import peak_megabytes, prove, timed
 
 MODES = ("destructive", "temporal")
 ROUNDS = 3
@@ -34,10 +36,7 @@ def cycles() -> Iterator[Figure]:
                         f"{mode}: 100,000 mixed changes on 1,000,000 rows",
                         f"{rate:,.0f} changes/s CPU, {seconds * 1000:,.0f} ms",
                     )
-                    if not htap.verify().equal:
-                        raise SystemExit(
-                            "source and mirror differ: these figures are worth nothing"
-                        )
+                    prove(htap)
                 htap.close()
         fast, slow = small[mode, 100_000], small[mode, 1_000_000]
         yield (
@@ -76,8 +75,7 @@ def buffer() -> Iterator[Figure]:
                 for pair in [pipelines.items()] * ROUNDS
             ]
             for htap in pipelines.values():
-                if not htap.verify().equal:
-                    raise SystemExit("source and mirror differ: these figures are worth nothing")
+                prove(htap)
                 htap.close()
         cpu = {name: statistics.median(turn[name][0] for turn in turns) for name in tables}
         wall = {name: statistics.median(turn[name][1] for turn in turns) for name in tables}
@@ -105,22 +103,17 @@ def copy() -> Iterator[Figure]:
 def copy_once(rows: int) -> None:
     """Copy a table and print rows per second, memory before and its peak in megabytes."""
     with orders(rows) as table, table.open() as htap:
-        before = _peak_megabytes()
+        before = peak_megabytes()
         with timed() as timing:
             htap.sync_now()
-        print(rows / timing.cpu_seconds, before, _peak_megabytes())
+        print(rows / timing.cpu_seconds, before, peak_megabytes())
+        prove(htap)
 
 
 def _in_a_process(call: str) -> list[float]:
     code = f"from benchmarks.run import *; {call}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return [float(part) for part in done.stdout.split()]
-
-
-def _peak_megabytes() -> float:
-    # Not getrusage: its peak is inherited from the process that started this one.
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def idle() -> Iterator[Figure]:
@@ -130,6 +123,7 @@ def idle() -> Iterator[Figure]:
         with timed() as timing:
             for _ in range(1000):
                 htap.sync_now()
+        prove(htap)
         yield ("a cycle with nothing to do", f"{timing.cpu_seconds:.2f} ms")
 
 
@@ -154,21 +148,48 @@ def triggers() -> Iterator[Figure]:
         )
 
 
-def main() -> None:
-    """Run what is named, or all."""
-    chapters = {part.__name__: part for part in (cycles, buffer, copy, idle, triggers)}
-    chapters |= {
-        part.__name__.rpartition(".")[2]: part.measure
-        for part in (mirrors, postgres, capture, many_tables, door, holder)
-    }
-    shown = Table("measured", "figure")
-    console = Console()
-    for name in sys.argv[1:] or chapters:
+CHAPTERS: dict[str, Callable[[], Iterator[Figure]]] = {
+    part.__name__: part for part in (cycles, buffer, copy, idle, triggers)
+} | {
+    part.__name__.rpartition(".")[2]: part.measure
+    for part in (mirrors, postgres, capture, many_tables, door, holder)
+}
+
+
+def chapter(name: str) -> None:
+    """Measure a chapter and print it, as JSON: it has this process for itself."""
+    with timed() as timing:
+        figures = [list(figure) for figure in CHAPTERS[name]()]
+    print(json.dumps([figures, timing.cpu_seconds, timing.wall_seconds, peak_megabytes()]))
+
+
+def _measured(name: str) -> Chapter:
+    code = f"from benchmarks.run import chapter; chapter({name!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return Chapter(name, failure=done.stderr.strip().rpartition("\n")[2])
+    figures, cpu, wall, peak = json.loads(done.stdout.splitlines()[-1])
+    return Chapter(name, [tuple(figure) for figure in figures], cpu, wall, peak)
+
+
+def main() -> int:
+    """Measure what is named, or all; print it, write the report, and return how it ended."""
+    console, chapters = Console(), []
+    for name in sys.argv[1:] or CHAPTERS:
         with console.status(f"measuring {name} ..."):
-            for label, figure in chapters[name]():
-                shown.add_row(label, figure)
+            chapters.append(_measured(name))
+    shown = Table("measured", "figure")
+    for found in chapters:
+        for row in found.figures:
+            shown.add_row(*row)
     console.print(shown)
+    for file in write(chapters, Path("build/bench")):
+        console.print(f"written: {file}")
+    failed = [found for found in chapters if found.failure]
+    for found in failed:
+        console.print(f"{found.name}: {found.failure}", style="red")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,6 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+from rhei_pipeline import HTAP
+
+DIFFER = "source and mirror differ: these figures are worth nothing"
 
 
 @dataclass
@@ -41,3 +46,16 @@ def median(act: Callable[[], object], times: int) -> float:
         act()
         found.append(time.perf_counter() - started)
     return statistics.median(found)
+
+
+def prove(htap: HTAP) -> None:
+    """End the run unless the mirror is equal to the source: its figures were worth nothing."""
+    if not htap.verify().equal:
+        raise SystemExit(DIFFER)
+
+
+def peak_megabytes() -> float:
+    """Return the most memory that this process has had."""
+    # Not getrusage: its peak is inherited from the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
