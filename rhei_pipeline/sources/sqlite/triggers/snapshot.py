@@ -325,9 +325,12 @@ def _net_sql(source: SqliteTable, logs: Sequence[TriggerLog]) -> tuple[list[str]
     chosen += [f"t.{quote(name)}" for name in values]
     having = "" if source.nullable_key else f" and {places[0]} is not null"
     touched = " union all ".join(_touched_sql(log, schema) for log in logs)
-    order = f" order by {', '.join(places)}" if len(chosen) > MOST_CHOSEN else ""
+    keys = ", ".join(places)
+    order = f" order by {keys}" if len(chosen) > MOST_CHOSEN else ""
+    # Grouping sorts, where `distinct` keeps the order of the log: so rows are found one after
+    # another, not scattered over the table.
     return chosen, (
-        f" from (select distinct {', '.join(places)} from ({touched}) where true{having}{order}) k"
+        f" from (select {keys} from ({touched}) where true{having} group by {keys}{order}) k"
         f" left join {quote(schema.name)} t on {joined}"
     )
 
