@@ -79,7 +79,13 @@ class HasKeylessRows(Protocol):
     """A snapshot of a source whose rows may have no usable key."""
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
-        """Return dead letters for the rows without a usable key, which `rows` leaves out."""
+        """Return dead letters for the rows without a usable key, one for each key they have.
+
+        `rows` leaves these rows out.
+        """
+
+    def keyless_count(self, table: Table, where: str) -> int:
+        """Count these rows, several of which may share a key, of those with a condition."""
 
 
 @runtime_checkable
@@ -271,6 +277,11 @@ def shape_after(snapshot: SourcePositions, table: Table, after: Position) -> Tab
 def keyless_rows(snapshot: SourcePositions, table: Table) -> tuple[DeadLetter, ...]:
     """Return dead letters for rows without a usable key; none where every row has one."""
     return snapshot.keyless(table) if _has_keyless_rows(snapshot) else ()
+
+
+def keyless_count(snapshot: SourcePositions, table: Table, where: str = "true") -> int:
+    """Count the rows without a usable key of which a condition in the source's SQL is true."""
+    return snapshot.keyless_count(table, where) if _has_keyless_rows(snapshot) else 0
 
 
 def is_ordered_alike(snapshot: SourcePositions, table: Table) -> bool:

@@ -14,6 +14,7 @@ from rhei_pipeline.capabilities import (
     doubt_about,
     draw_rows,
     is_ordered_alike,
+    keyless_count,
     keyless_rows,
     start_at,
 )
@@ -137,6 +138,10 @@ class BufferedSnapshot:
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
         """Return the source's rows without a key."""
         return keyless_rows(self._inner, table)
+
+    def keyless_count(self, table: Table, where: str) -> int:
+        """Count the source's rows without a key."""
+        return keyless_count(self._inner, table, where)
 
     def start_at(self, table: Table, key: pa.Table) -> str | None:
         """Return where the source's rows go on with a key."""

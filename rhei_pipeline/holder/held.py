@@ -48,8 +48,15 @@ from rhei_pipeline.sync.pipeline import no_progress
 from rhei_pipeline.sync.repair_keys import RepairRange
 from rhei_pipeline.sync.verify import broken_histories
 from rhei_pipeline.sync.verify_parts import verify_budget
-from rhei_pipeline.wiring.declarations import forget, joined, refuse_declared, remember
+from rhei_pipeline.wiring.declarations import (
+    all_tables,
+    forget,
+    joined,
+    refuse_declared,
+    remember,
+)
 from rhei_pipeline.wiring.engine import open_engine, open_query_service
+from rhei_pipeline.wiring.source import restrict_functions
 from rhei_pipeline.wiring.table_options import options_of, poll_options, table_options
 from rhei_pipeline.wiring.type_proposals import proposals
 
@@ -174,13 +181,20 @@ class Held:
         said = joined(settings, engine.registry, asked)
         before = table_options(settings, engine.registry).get(said.name, TableOptions())
         redeclare(engine.masked, said.name, options_of(said), said.polling.options)
+        self._restrict_functions(said)
         try:
             engine.pipeline.register(self._declared(said, asked))
         except BaseException:
             polls = poll_options(settings, engine.registry)
             redeclare(engine.masked, said.name, before, polls.get(said.name, PollOptions()))
+            self._restrict_functions()
             raise
         remember(settings, engine.registry, said)
+        self._restrict_functions()
+
+    def _restrict_functions(self, *more: TableSettings) -> None:
+        known = all_tables(self.settings, self.engine.registry)
+        restrict_functions(self.settings, self.engine.database, [*known, *more])
 
     def _declared(self, said: TableSettings, asked: TableSettings) -> Declared:
         tables = self.engine.pipeline.tables.values()
@@ -200,6 +214,7 @@ class Held:
         refuse_declared(self.settings, name)
         registry = self.engine.registry
         pipeline.leaving.leave(name, pipeline.sync, lambda: forget(self.settings, registry, name))
+        self._restrict_functions()
 
     def drop_table(self, table: str, keep_as: str | None, *, discard_history: bool) -> DropReport:
         """Drop a table of the mirror with its snapshots and records."""

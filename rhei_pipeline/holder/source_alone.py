@@ -19,7 +19,9 @@ from rhei_pipeline.query.router import Plan, Route
 from rhei_pipeline.query.streams import until_closed
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
+from rhei_pipeline.wiring.declarations import all_tables
 from rhei_pipeline.wiring.engine import query_clock, query_limits
+from rhei_pipeline.wiring.source import restrict_functions
 from rhei_pipeline.wiring.table_options import table_options
 
 
@@ -74,6 +76,7 @@ class SourceAlone:
         path = settings.registry.path
         mirror_id = mirror_id_of(path)
         registry = Registry(path if mirror_id else None, mirror_id or "")
+        restrict_functions(settings, source, all_tables(settings, registry))
         kind = "sqlite" if settings.source.kind == "log" else settings.source.kind
         self._engines = _Engines(
             source,

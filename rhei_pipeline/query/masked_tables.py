@@ -9,13 +9,15 @@ from dataclasses import replace
 
 import sqlglot
 from sqlglot import exp
+from sqlglot.tokenizer_core import TokenType
 
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.query.router import Plan, Route
 from rhei_pipeline.query.translation.meaning import Catalog
+from rhei_pipeline.sql.read_only import statement_tokens
 
 #: Statements about the session and the schema, which return no rows of tables.
-_HARMLESS = ("pragma", "show")
+_HARMLESS = {"pragma", "show"}
 #: The schema that a name without one is of.
 _DEFAULT = {"sqlite": "main", "postgres": "public"}
 
@@ -51,8 +53,18 @@ def _reasons(made: Plan, sql: str, catalog: Catalog) -> Iterator[str]:
         for name in sorted(made.tables):
             if name.lower() in catalog.masked:
                 yield f"table {name!r} is masked or filtered"
-    elif not sql.lstrip().lower().startswith(_HARMLESS):
+    elif _first_word(sql, catalog.source) not in _HARMLESS:
         yield from _of_untranslated(sql, catalog)
+
+
+def _first_word(sql: str, dialect: str) -> str:
+    """Return a statement's first word, behind comments and parentheses; none of several ones."""
+    try:
+        tokens = statement_tokens(sql, dialect)
+    except QueryError:
+        return ""
+    words = (token.text for token in tokens if token.token_type is not TokenType.L_PAREN)
+    return next(words, "").lower()
 
 
 def _of_untranslated(sql: str, catalog: Catalog) -> Iterator[str]:
@@ -70,7 +82,7 @@ def _of_untranslated(sql: str, catalog: Catalog) -> Iterator[str]:
 
 def _parsed(sql: str, dialect: str) -> exp.Query | None:
     """Return a query's tree; None of another statement, and of one that is not understood."""
-    if not sql.lstrip("( \t\r\n").lower().startswith(("select", "with")):
+    if _first_word(sql, dialect) not in {"select", "with"}:
         return None
     try:
         found = sqlglot.parse_one(sql, dialect=dialect)

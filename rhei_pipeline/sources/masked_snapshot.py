@@ -14,6 +14,7 @@ from rhei_pipeline.capabilities import (
     draw_rows,
     is_ordered_alike,
     is_retained_for,
+    keyless_count,
     keyless_rows,
     rescan_due,
     shape_after,
@@ -159,6 +160,11 @@ class MaskedSnapshot:
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
         """Return the source's rows without a key; parts that are there are masked."""
         return self._letters(keyless_rows(self._inner, source_table(table)), table)
+
+    def keyless_count(self, table: Table, where: str) -> int:
+        """Count the source's rows without a key, of those in the filter."""
+        own, chosen = source_table(table), self._masks.filters.of(table)
+        return keyless_count(self._inner, own, f"({where}) and ({chosen.sql})" if chosen else where)
 
     def next_shape(self, table: Table, after: Position) -> TableSchema | None:
         """Return the shape in which the table's changes go on, with the masks that it has then."""

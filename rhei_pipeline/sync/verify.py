@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from rhei_pipeline.capabilities import draw_rows, gaps_in, keyless_rows
+from rhei_pipeline.capabilities import draw_rows, gaps_in, keyless_count, keyless_rows
 from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.model.blame import Blame
 from rhei_pipeline.model.changes import (
@@ -171,7 +171,7 @@ def verify_sample(
     drawn = _drawn(draw_rows(snapshot, table, share, batch_rows), letters)
     found = transaction.compare(table, _counted(drawn, table.name, counted), None)
     rejected = {letter.key for letter in letters}
-    rows, keyless = counted[table.name] + len(rejected), len(keyless_rows(snapshot, table))
+    rows, keyless = counted[table.name] + len(rejected), keyless_count(snapshot, table)
     compared = Compared(rows, len(rejected) + keyless, rejected)
     seen = _verification(table, found, compared, table.schema.arrow_key.empty_table())
     # Rows without a key are in the source alone, and are no reason for fewer in the mirror.

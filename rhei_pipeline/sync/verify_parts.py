@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from rhei_pipeline.capabilities import is_ordered_alike, keyless_rows
+from rhei_pipeline.capabilities import is_ordered_alike, keyless_count, keyless_rows
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.model.changes import DeadLetter, key_text, read_keys
 from rhei_pipeline.model.coverage import CheckedPart, Coverage
@@ -144,14 +144,17 @@ def verify_part(
     known = known.next_round()
     part = _read(table, snapshot, known, *sought)
     span = KeySpan(_key(known.through, table), _key(part.until, table))
-    letters = part.letters if known.parts else [*keyless_rows(snapshot, table), *part.letters]
+    keyless = () if known.parts else keyless_rows(snapshot, table)
+    # Several of these rows may share what there is of a key.
+    unkeyed = 0 if known.parts else keyless_count(snapshot, table)
     broken = find_broken(table) if part.until is None else table.schema.arrow_key.empty_table()
     # What was rejected behind the last part's end is known by its open dead letters.
     also = unknown_keys(table, transaction)
-    keys = {letter.key for letter in letters} | {key_text(key) for key in plain_rows(also)}
-    compared = Compared(part.count, len({letter.key for letter in letters}), keys)
+    rejected = {letter.key for letter in part.letters}
+    keys = rejected | {letter.key for letter in keyless} | set(map(key_text, plain_rows(also)))
+    compared = Compared(part.count + unkeyed, len(rejected) + unkeyed, keys)
     found = compare_rows(table, transaction, part.rows, span, compared, broken)
-    checked = CheckedPart(part.until, snapshot.clock, part.count)
+    checked = CheckedPart(part.until, snapshot.clock, compared.rows)
     coverage = known.joined(checked, _behind(known.former, part.until, table), part.resume)
     return replace(found, coverage=coverage)
 

@@ -23,10 +23,17 @@ from rhei_pipeline.sync.kept_history import Declared
 from rhei_pipeline.sync.pipeline import Pipeline, no_step
 from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
 from rhei_pipeline.wiring.adoption import claim
+from rhei_pipeline.wiring.declarations import all_tables
 from rhei_pipeline.wiring.discovery import declared_tables, finding_tables, may_be_empty
 from rhei_pipeline.wiring.masking import declared_masks
 from rhei_pipeline.wiring.mirror import OwnedMirror, open_mirror
-from rhei_pipeline.wiring.source import SourceDatabase, open_database, open_source, unread
+from rhei_pipeline.wiring.source import (
+    SourceDatabase,
+    open_database,
+    open_source,
+    restrict_functions,
+    unread,
+)
 from rhei_pipeline.wiring.table_options import poll_options, table_options
 
 
@@ -62,6 +69,7 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
         claim(settings, database, mirror)
         in_memory = settings.mirror.in_memory
         registry = Registry(None if in_memory else settings.registry.path, mirror.mirror_id)
+        restrict_functions(settings, database, all_tables(settings, registry))
         oltp = open_oltp(settings, database, stack)
         find = finding_tables(settings, database, registry)
         log = open_buffer(settings.capture.buffer, stack) if settings.capture.buffer else None

@@ -1,6 +1,6 @@
 """PostgreSQL's adapters, made from the settings; imported once such a source is wanted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 
 from rhei_pipeline.model.reports import Finding
@@ -8,6 +8,7 @@ from rhei_pipeline.model.schema import TableOptions
 from rhei_pipeline.model.standing import SourceStanding
 from rhei_pipeline.protocols import Database
 from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.settings.sections import TableSettings
 from rhei_pipeline.settings.source import PostgresSettings
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.logical import standing as of_log
@@ -42,7 +43,7 @@ def open_database(settings: Settings) -> PostgresDatabase:
     """Open a server's database; one that is polled is never written to."""
     source = settings.source
     assert isinstance(source, PostgresSettings), "the settings declare another kind of source"
-    return PostgresDatabase(
+    database = PostgresDatabase(
         source.dsn.get_secret_value(),
         direct_dsn=source.direct_dsn.get_secret_value() if source.direct_dsn else None,
         statement_timeout_seconds=source.statement_timeout_seconds,
@@ -54,8 +55,18 @@ def open_database(settings: Settings) -> PostgresDatabase:
         query_bytes=settings.queries.query_bytes,
         query_rows=settings.queries.query_rows,
         functions=settings.queries.functions,
-        only_these_functions=settings.queries.masked == "mirror"
-        and any(table.mask or table.where for table in settings.tables or ()),
+    )
+    restrict_functions(settings, database, settings.tables or ())
+    return database
+
+
+def restrict_functions(
+    settings: Settings, database: PostgresDatabase, tables: Iterable[TableSettings]
+) -> None:
+    """Let queries call only named functions of users where a table is masked or filtered."""
+    database.allow_named_functions_alone(
+        asked=settings.queries.masked == "mirror"
+        and any(table.mask or table.where for table in tables)
     )
 
 

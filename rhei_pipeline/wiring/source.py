@@ -1,6 +1,6 @@
 """Which source, and how its changes are learned of: the only place that knows every adapter."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +16,7 @@ from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.model.schema import TableOptions, TableSchema
 from rhei_pipeline.protocols import ChangeSource, Database
 from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.settings.sections import TableSettings
 from rhei_pipeline.settings.source import LogSettings, SqliteSettings
 from rhei_pipeline.sources import polling_validate
 from rhei_pipeline.sources.polling_progress import unseen
@@ -117,6 +118,19 @@ def open_source(
     with needs_extra("postgres", _POSTGRES):
         from rhei_pipeline.wiring import postgres
     return postgres.open_source(settings, postgres.of_postgres(database), reader, options)
+
+
+def restrict_functions(
+    settings: Settings, database: Database, tables: Iterable[TableSettings]
+) -> None:
+    """Let queries call only named functions of users where one of all tables is masked.
+
+    A function of SQLite's cannot read a table.
+    """
+    if settings.source.kind == "postgres":
+        with needs_extra("postgres", _POSTGRES):
+            from rhei_pipeline.wiring import postgres
+        postgres.restrict_functions(settings, postgres.of_postgres(database), tables)
 
 
 def forget_elsewhere(settings: Settings, database: SourceDatabase, reader: str) -> None:

@@ -88,7 +88,6 @@ class PostgresDatabase:
         query_bytes: How much of an answer is held at once; None: any.
         query_rows: The most rows that an answer has; None: any.
         functions: Functions that queries may call though they are VOLATILE; see `Functions`.
-        only_these_functions: Queries may call none that users wrote but these.
 
     Raises:
         SettingsError: The connection string cannot be read.
@@ -110,7 +109,6 @@ class PostgresDatabase:
         query_bytes: int | None = None,
         query_rows: int | None = None,
         functions: Iterable[str] = (),
-        only_these_functions: bool = False,
     ) -> None:
         refuse_unreadable(dsn, "source.dsn")
         refuse_unreadable(direct_dsn or dsn, "source.direct_dsn")
@@ -150,7 +148,12 @@ class PostgresDatabase:
             wait_seconds=connect_timeout_seconds,
             started_with=_STARTED_WITH,
         )
-        self._reader = Reader(sessions, Functions(functions, only_allowed=only_these_functions))
+        self._functions = Functions(functions)
+        self._reader = Reader(sessions, self._functions)
+
+    def allow_named_functions_alone(self, *, asked: bool) -> None:
+        """Let queries call no function that users wrote but those that are named; or any."""
+        self._functions.allow_no_others(asked=asked)
 
     def _configure(self, connection: Connection) -> None:
         connection.settings = self._asking

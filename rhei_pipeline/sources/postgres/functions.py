@@ -134,12 +134,10 @@ class Functions:
     Args:
         allowed: Functions that may be called whatever their label, as `name` (in `public`) or
             `schema.name`.
-        only_allowed: Of the functions that users wrote, no other may be called: each can read what
-            a query may not.
     """
 
-    def __init__(self, allowed: Iterable[str] = (), *, only_allowed: bool = False) -> None:
-        self._only_allowed = only_allowed
+    def __init__(self, allowed: Iterable[str] = ()) -> None:
+        self._only_allowed = False
         self._allowed = frozenset(
             (schema or "public", name)
             for schema, _, name in (text.rpartition(".") for text in allowed)
@@ -147,6 +145,12 @@ class Functions:
         self._path: tuple[str, ...] = ()
         self._known: dict[tuple[str, str], tuple[float, list[Any]]] = {}
         self._passed: OrderedDict[str, tuple[float, Verdict]] = OrderedDict()
+
+    def allow_no_others(self, *, asked: bool) -> None:
+        """Let no other function that users wrote be called: each can read what a query may not."""
+        if asked != self._only_allowed:
+            self._only_allowed = asked
+            self._passed.clear()
 
     def judge(self, statement: Statement, session: ReadSession) -> Verdict:
         """Judge a statement by what the server's catalogue says of the names in it.

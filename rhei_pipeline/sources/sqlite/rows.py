@@ -26,7 +26,7 @@ from rhei_pipeline.sources.mended_rows import mended
 from rhei_pipeline.sources.rejections import Rejection, without
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
 from rhei_pipeline.sources.sqlite.types import InvalidText, admit, decode_key, encode_key, plain
-from rhei_pipeline.sql.text import listed, quote
+from rhei_pipeline.sql.text import disjunction, listed, quote
 
 #: Columns that one select can return (SQLITE_MAX_COLUMN).
 MOST_CHOSEN = 2_000
@@ -82,14 +82,12 @@ class SqliteRowReader:
     def keyless(self) -> tuple[DeadLetter, ...]:
         """Name the keys that are null in part or whole: nothing can tell their rows apart."""
         schema = self.source.schema
-        nullable = self.source.nullable_key
-        if not nullable:
+        if not self.source.nullable_key:
             return ()
-        unknown = " or ".join(f"{quote(name)} is null" for name in nullable)
         also = f" and {self.condition}" if self.condition else ""
         sql = (
             f"select distinct {listed(schema.primary_key)} from {quote(schema.name)}"
-            f" where ({unknown}){also}"
+            f" where ({self._has_no_key()}){also}"
         )
         letters: list[DeadLetter] = []
         for rows in fetch(self.connection, sql, (), _KEYS):
@@ -100,6 +98,15 @@ class SqliteRowReader:
             ]
             letters += _letters(schema, missing, arrays, rows, self.clock)
         return tuple(letters)
+
+    def keyless_count(self, where: str) -> int:
+        """Count the rows whose key is null in part or whole."""
+        if not self.source.nullable_key:
+            return 0
+        return self.count(f"({self._has_no_key()}) and ({where})")
+
+    def _has_no_key(self) -> str:
+        return disjunction(f"{quote(name)} is null" for name in self.source.nullable_key)
 
     def count(self, where: str = "true") -> int:
         """Count the rows."""

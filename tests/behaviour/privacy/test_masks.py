@@ -13,7 +13,7 @@ from adbc_driver_manager.dbapi import DatabaseError
 
 import rhei_pipeline as rhei
 from rhei_pipeline import QuerySettings
-from rhei_pipeline.errors import QueryError, SchemaDriftError
+from rhei_pipeline.errors import QueryError, SchemaDriftError, SchemaError
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.server.flight.server import FlightSqlServer
 from tests.support.fix_postgres import PostgresWorld
@@ -385,6 +385,8 @@ def test_auto_never_shows_what_is_masked(
         "with a as (with everyone as (select 1) select * from everyone) select email"
         " from everyone, a",
         f"select printf('%s', (1, '{SECRET}') in people) from plain",
+        "/* select 1 */ explain select email from people",
+        "-- pragma\nselect email from everyone",
     ):
         with pytest.raises(QueryError, match="mask"):
             ask(sql)
@@ -472,6 +474,33 @@ def test_no_function_of_users_shows_what_is_masked_unless_it_is_named(
     named = world.settings.model_copy(update={"queries": QuerySettings(functions=["leak"])})
     with rhei.open(named) as htap:
         assert htap.query("select p.leak from plain p", hint="oltp").num_rows == 1
+
+
+def test_a_mask_of_run_time_restricts_functions_as_long_as_it_is_there(
+    make_postgres: MakePostgres,
+) -> None:
+    world = make_postgres(tables=[{"name": "plain"}], capture={"method": "trigger"})
+    world.run(
+        "create table people(id int primary key, email text)",
+        "create table plain(id int primary key)",
+        f"insert into people values (1, '{SECRET}')",
+        "insert into plain values (1)",
+        "create function leak(plain) returns text stable language sql"
+        " as 'select email from people'",
+    )
+    world.htap.sync_now()
+    sql = "select leak(p) from plain p"
+    assert world.htap.query(sql, hint="oltp").num_rows == 1
+    with pytest.raises(SchemaError, match="did you mean 'email'"):
+        world.htap.register_table("people", mask={"mail": "hash"})
+    assert world.htap.query(sql, hint="oltp").num_rows == 1
+    world.htap.register_table("people", mask={"email": "hash"})
+    for _ in range(2):
+        with pytest.raises(QueryError, match="masked or filtered"):
+            world.htap.query(sql, hint="oltp")
+        world.crash()  # what was registered is remembered
+    world.htap.unregister_table("people")
+    assert world.htap.query(sql, hint="oltp").num_rows == 1
 
 
 @pytest.mark.parametrize(

@@ -290,16 +290,39 @@ def test_a_part_knows_the_letters_of_rows_that_the_last_one_has_read(
     assert found[-1].coverage.complete
 
 
+def test_rows_without_a_key_are_counted_alike_in_parts_and_as_a_whole(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(tables=[{"name": "nk"}])
+    world.run(
+        "create table nk (a text, b int, v int, primary key (a, b))",
+        "insert into nk values ('x', 1, 1), ('y', 2, 'none'), ('z', 3, 3)",
+        "insert into nk values (null, 3, 1), (null, 3, 2), ('z', null, 1)",
+    )
+    world.htap.sync_now()
+    counted = world.htap.query("select count(*) as n from nk", hint="oltp")
+    in_source = counted["n"][0].as_py()
+    whole = world.htap.verify("nk").tables["nk"]
+    paced = world.htap.verify("nk", rows_per_second=1e9).tables["nk"]
+    assert (whole.rows, whole.dead_letters) == (in_source, 4)
+    assert (paced.rows, paced.dead_letters) == (in_source, 4)
+    # The first part has the three rows that no key finds, too; a part ends with a row that fits.
+    parts = [world.htap.verify("nk", max_rows=1).tables["nk"] for _ in range(2)]
+    assert [(part.rows, part.dead_letters) for part in parts] == [(4, 3), (2, 1)]
+    assert parts[-1].coverage is not None
+    assert (parts[-1].coverage.rows, parts[-1].coverage.complete) == (in_source, True)
+
+
 def test_rows_without_a_key_hide_no_others_from_a_sample(make_world: Callable[..., World]) -> None:
     world = make_world(prune=False, tables=[{"name": "nk"}])
     world.run(
         "create table nk (a text, b int, primary key (a, b))",
-        "insert into nk values ('x', 1), ('y', 2), (null, 3), (null, 4)",
+        "insert into nk values ('x', 1), ('y', 2), (null, 3), (null, 3), (null, 4)",
     )
     world.htap.sync_now()
     spoil(world, "delete from nk where a = 'x'", logs=("_rhei_log_nk",))
     found = world.htap.verify("nk", sample=1.0).tables["nk"]
-    assert (found.extra, found.missing, found.dead_letters, found.equal) == (1, 0, 2, False)
+    assert (found.extra, found.missing, found.dead_letters, found.equal) == (1, 0, 3, False)
 
 
 def test_a_sample_says_what_it_would_have_seen(make_world: Callable[..., World]) -> None:

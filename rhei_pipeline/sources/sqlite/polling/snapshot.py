@@ -403,6 +403,10 @@ class SqlitePollingSnapshot(TableReads):
         """Return the rows whose key is null."""
         return self._table(table).reader.keyless()
 
+    def keyless_count(self, table: Table, where: str) -> int:
+        """Count the rows whose key is null."""
+        return self._reader(table).keyless_count(where)
+
     def _reader(self, table: Table) -> SqliteRowReader:
         return self._table(table).reader
 

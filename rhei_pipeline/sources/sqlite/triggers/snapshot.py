@@ -275,6 +275,10 @@ class SqliteTriggerSnapshot(TableReads):
         """Return the rows whose key is null."""
         return self._reader(table).keyless()
 
+    def keyless_count(self, table: Table, where: str) -> int:
+        """Count the rows whose key is null."""
+        return self._reader(table).keyless_count(where)
+
     def rescan(self, table: Table, after: Position) -> Rescan:
         """Return whether a rescan is needed: after a schema change; triggers see other changes.
 
