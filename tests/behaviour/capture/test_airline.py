@@ -118,7 +118,8 @@ def test_a_home_that_is_given_is_used_and_never_removed(
 
 
 GROUP = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a process in the background has ignored
 subprocess.Popen([sys.executable, "-c", sys.argv[1]])
 time.sleep(99)
 """
