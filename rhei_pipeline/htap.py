@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from rhei_pipeline.changes.consume import After, OnLost
-from rhei_pipeline.errors import needs_extra
+from rhei_pipeline.errors import RheiError, needs_extra
 from rhei_pipeline.holder.access import Access
 from rhei_pipeline.holder.close_at_exit import close_at_exit
 from rhei_pipeline.holder.held import Hint, running_as, writable
@@ -338,10 +338,17 @@ class HTAP(Closing):
         Args:
             patience_seconds: How long to wait for a running sync before the last known status is
                 returned. That is also returned if source or mirror cannot be read, with the
-                reason in `unreadable`. Left out: wait until the sync ends, and raise an error if
-                something cannot be read.
+                reason in `unreadable`; of a mirror that cannot be opened while the background
+                sync tries to, without tables. Left out: wait until the sync ends, and raise an
+                error if something cannot be read.
         """
-        found = self._access.answer(lambda it: it.sync_status(patience_seconds))
+        syncs = self._background is not None and self._background.running
+        try:
+            found = self._access.answer(lambda it: it.sync_status(patience_seconds))
+        except RheiError as error:
+            if patience_seconds is None or not syncs:
+                raise
+            found = SyncStatus(running=syncs, tables={}, unreadable=str(error))
         return running_as(found, self._background)
 
     def watch(

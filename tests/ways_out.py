@@ -16,6 +16,7 @@ FOLLOWED = {
     "ask it in Spark's SQL": "tests/behaviour/query/test_cluster.py::test_random_queries_have_one_answer_in_the_cluster_and_in_the_mirror",
     "run 'rhei copy --table {}', which converts them and keeps the history; one that stays text has other values in it: 'types: {{}: text}'": "tests/behaviour/postgres/test_native_types.py::test_what_is_kept_as_text_is_named_until_it_is_copied_or_declared",
     "'shards' are at least {} and at most {}, or left out": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
+    "'shards' names {} in shard {}, and shard {} takes it: name it in one of them alone": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "'shards' does not suit a log, which one process opens: leave it out": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "'shards' needs a 'mirror.path' in which each has a place of its own": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "give a number from 1 to {}": "tests/behaviour/mirrors/test_shards.py::test_what_is_not_of_one_shard_is_refused_with_the_way_out",

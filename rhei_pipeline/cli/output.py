@@ -12,6 +12,8 @@ from rich.markup import escape
 from rich.table import Table as Shown
 from rich.text import Text
 
+from rhei_pipeline.cli.shards import shard_option
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -130,7 +132,7 @@ def name_not_followed(tables: Mapping[str, datetime], named: Collection[str]) ->
         if name not in named:
             print_note(
                 f"table {name!r} is no longer followed since {since.isoformat()}: declare it"
-                f" again, or drop it from the mirror with 'rhei drop-table {name}'"
+                f" again, or drop it from the mirror with 'rhei drop-table {name}{shard_option()}'"
             )
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rhei_pipeline.errors import RheiError, SettingsError
+from rhei_pipeline.errors import RheiError, SchemaError, SettingsError
 
 if TYPE_CHECKING:
     from rhei_pipeline.settings.model import Settings
+    from rhei_pipeline.settings.shards import Sharding
 
 #: Commands that do the same for each shard.
 _FOR_EACH = {
@@ -24,6 +25,7 @@ _FOR_EACH = {
     "dead_letters",
     "info",
     "maintain",
+    "schema",
     "status",
     "sync",
     "verify",
@@ -61,6 +63,12 @@ def chosen_of(settings: "Settings") -> "Settings":
     return settings
 
 
+def shard_option() -> str:
+    """Return the option that has another command work on the same shard; nothing without shards."""
+    shard = _chosen.get()
+    return "" if shard is None else f" --shard {shard}"
+
+
 @contextmanager
 def choosing(shard: int | None) -> Iterator[None]:
     """Work on this shard within the block."""
@@ -93,8 +101,9 @@ def _run_on_all(
     if name in _FOR_ONE:
         raise several
     if options.get("table") is not None and sharding is not None:
-        shards = [sharding.shard_of(options["table"])]
-    elif name in _FOR_EACH and options.get("watch") is None:
+        _run_on_its_own(command, options, several.settings, sharding)
+        return
+    if name in _FOR_EACH and options.get("watch") is None:
         shards = list(range(1, several.count + 1))
     elif name in _FOR_ANY or options.get("hint") == "oltp":
         shards = [1]
@@ -104,6 +113,33 @@ def _run_on_all(
     else:
         raise several
     _run_each(command, options, shards, several.count)
+
+
+def _run_on_its_own(
+    command: Callable[..., None],
+    options: Mapping[str, Any],
+    settings: "Settings",
+    sharding: "Sharding",
+) -> None:
+    """Run a command for one table on its shard.
+
+    Raises:
+        SchemaError: No shard has it; names the nearest of all tables.
+    """
+    from rhei_pipeline.sync.naming import find_known
+    from rhei_pipeline.wiring.source import known_tables
+
+    name = options["table"]
+    try:
+        _run_each(command, options, [sharding.shard_of(name)], sharding.count)
+    except SchemaError:
+        # A shard knows its own tables, and a misspelt name is the shard's of its hash.
+        known = {table.name for table in settings.tables or ()}
+        for pipeline in settings.pipelines():
+            known |= known_tables(pipeline).tables.keys()
+        if known:
+            find_known(name, known)
+        raise
 
 
 def _run_each(

@@ -140,12 +140,13 @@ def _gauges(status: SyncStatus) -> Iterator[Metric]:
     failing.add_metric([], status.last_error is not None)
     yield failing
     age = GaugeMetricFamily("rhei_status_age_seconds", "Age of the per-table metrics.")
-    age.add_metric([], status.age_seconds)
-    yield age
     behind = GaugeMetricFamily(
         "rhei_publishing_failing", "Whether the published copy or a Delta table is out of date."
     )
-    behind.add_metric([], status.not_published is not None)
+    if status.tables or status.unreadable is None:  # otherwise neither is known
+        age.add_metric([], status.age_seconds)
+        behind.add_metric([], status.not_published is not None)
+    yield age
     yield behind
     held = GaugeMetricFamily(
         "rhei_capture_held_bytes", "Bytes kept until the mirror has them.", labels=["keeper"]

@@ -35,8 +35,6 @@ from rhei_pipeline.settings.sections import (
     VerifySettings,
 )
 from rhei_pipeline.settings.shards import (
-    FEWEST_SHARDS,
-    MOST_SHARDS,
     Sharding,
     Shards,
     beside,
@@ -224,10 +222,7 @@ class Settings(BaseSettings):
     def _fitting_shards(self) -> Self:
         if self.shards is None:
             return self
-        if not FEWEST_SHARDS <= Sharding(self.shards, str).count <= MOST_SHARDS:
-            raise ValueError(
-                f"'shards' are at least {FEWEST_SHARDS} and at most {MOST_SHARDS}, or left out"
-            )
+        Sharding(self.shards, plain_name_in(self.source.kind)).refuse_unfit()
         if self.source.kind == "log":
             raise ValueError("'shards' does not suit a log, which one process opens: leave it out")
         if self.mirror.in_memory:

@@ -1,7 +1,7 @@
 """How one declaration is shared among several pipelines: which tables each has, and its places."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,6 +11,9 @@ FEWEST_SHARDS = 2
 MOST_SHARDS = 64
 #: A number of shards, or the names of each one's tables, in which `*` stands for any text.
 Shards = int | list[list[str]]
+
+#: What makes a name a pattern.
+_WILD = frozenset("*?[")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,33 @@ class Sharding:
             return max(numbers, key=lambda number: _weight(number, name))
         named = zip(numbers, self.shards, strict=True)
         return next((n for n, patterns in named if self._fits(name, patterns)), self.count)
+
+    def refuse_unfit(self) -> None:
+        """Refuse too few or too many shards, and what is named in two of them.
+
+        Raises:
+            ValueError: Says what to declare.
+        """
+        if not FEWEST_SHARDS <= self.count <= MOST_SHARDS:
+            raise ValueError(
+                f"'shards' are at least {FEWEST_SHARDS} and at most {MOST_SHARDS}, or left out"
+            )
+        for shard, name, taker in self._taken():
+            raise ValueError(
+                f"'shards' names {name!r} in shard {shard}, and shard {taker} takes it: name it in"
+                " one of them alone"
+            )
+
+    def _taken(self) -> Iterator[tuple[int, str, int]]:
+        """Yield what a shard names in vain: its number, the name or pattern, and who takes it."""
+        before: set[str] = set()
+        for number, patterns in enumerate([] if isinstance(self.shards, int) else self.shards, 1):
+            for pattern in patterns:
+                taker, is_name = self.shard_of(pattern), _WILD.isdisjoint(pattern)
+                # What of a pattern's tables an earlier one leaves cannot be seen from the two.
+                if taker < number and (is_name or self.plain(pattern) in before):
+                    yield number, pattern, taker
+            before.update(map(self.plain, patterns))
 
     def _fits(self, name: str, patterns: Sequence[str]) -> bool:
         return any(fnmatchcase(name, self.plain(pattern)) for pattern in patterns)

@@ -137,6 +137,16 @@ WALKS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("'shards' are at least {} and at most {}, or left out", {"shards": 1}, {"shards": 2}),
     (
+        "'shards' names {} in shard {}, and shard {} takes it: name it in one of them alone",
+        {"shards": [["a"], ["b", "A"]]},
+        {"shards": [["a"], ["b"]]},
+    ),
+    (
+        "'shards' names {} in shard {}, and shard {} takes it: name it in one of them alone",
+        {"shards": [["a_*"], ["*_b", "a_b"]]},
+        {"shards": [["a_*"], ["*_b"]]},
+    ),
+    (
         "'shards' does not suit a log, which one process opens: leave it out",
         {"source": {"kind": "log", "path": "log"}, "shards": 2},
         {"source": {"kind": "log", "path": "log"}},

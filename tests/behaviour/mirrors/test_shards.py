@@ -1,6 +1,7 @@
 """One declaration shares its tables among several pipelines, which are read as one mirror."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
@@ -160,6 +161,10 @@ def test_commands_work_on_all_shards_or_on_one(
     assert json.loads(run("query", sql, "--json").stdout) == [{"n": 2**7}]
     assert run("verify").exit_code == 0
     assert run("as-of", "t3", "2100-01-01", "--json").exit_code == 0
+    for unknown in (("repair", "t33"), ("as-of", "t33", "2100-01-01"), ("copy", "--table", "t33")):
+        assert "did you mean 't3'?" in str(run(*unknown).exception)
+    changes = [json.loads(line) for line in run("schema", "log", "--json").stdout.splitlines()]
+    assert len(changes) == 3
     world.run("drop table t3", "create table t3(v text)")  # without a key it is left out
     assert run("sync").exit_code == 3
     assert run("sync", "--shard", str(shard_of("t3") % 3 + 1)).exit_code == 0
@@ -167,6 +172,12 @@ def test_commands_work_on_all_shards_or_on_one(
         refused = run(*asked)
         assert "name one for this command: '--shard 1', up to 3" in str(refused.exception)
     assert run("query", "--explain", "select 1", "--shard", "1").exit_code == 0
+    world.run("drop table t4")
+    assert run("sync").exit_code == 3
+    way = re.search(r"'rhei (drop-table t4 --shard \d)'", run("status").output)
+    assert way is not None
+    assert run(*way[1].split(), "--discard-history", "--yes").exit_code == 0
+    assert "t4" not in run("status").output
 
 
 def test_each_shard_has_definitions_of_its_own(world: World) -> None:

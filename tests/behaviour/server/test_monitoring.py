@@ -100,6 +100,31 @@ def test_a_closed_engine_is_neither_up_nor_ready(world: World, metrics: Monitori
     assert "the mirror is closed" in get(metrics, "/")[1]
 
 
+def test_a_sync_that_cannot_open_the_mirror_is_failing(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.run("create table t(id integer primary key)")
+    world.htap.sync_now()
+    world.crash()
+    mirror = world.settings.mirror.path
+    aside = mirror.rename(mirror.with_name("aside"))
+    mirror.mkdir()
+    world.htap.start_sync(0.05)
+    with MonitoringServer(world.htap, port=0) as metrics:
+        found = eventually(lambda: scrape(metrics), lambda s: s["rhei_sync_failing", ""] == 1)
+        assert (found["rhei_up", ""], found["rhei_sync_running", ""]) == (0, 1)
+        # Nothing is claimed of what is not known.
+        assert ("rhei_publishing_failing", "") not in found
+        assert ("rhei_status_age_seconds", "") not in found
+        page = get(metrics, "/")[1]
+        assert "Cannot be read" in page
+        assert "Last error" in page
+        mirror.rmdir()
+        aside.rename(mirror)
+        found = eventually(lambda: scrape(metrics), lambda s: s["rhei_sync_failing", ""] == 0)
+        assert (found["rhei_up", ""], found["rhei_table_ready", "t"]) == (1, 1)
+        assert found["rhei_publishing_failing", ""] == 0
+
+
 def scrape(server: MonitoringServer) -> dict[tuple[str, str], float]:
     return samples(get(server, "/metrics", "application/openmetrics-text; version=1.0.0")[1])
 
