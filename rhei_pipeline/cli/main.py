@@ -17,8 +17,9 @@ from rhei_pipeline.cli.commands import (
     querying,
     syncing,
 )
-from rhei_pipeline.cli.options import FAILED, Quiet, Verbose, be_quiet, be_verbose, talking
+from rhei_pipeline.cli.options import FAILED, Quiet, Verbose, be_quiet, be_verbose
 from rhei_pipeline.cli.output import notes, print_error
+from rhei_pipeline.cli.talking import talking
 from rhei_pipeline.errors import RheiError
 
 app = typer.Typer(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rhei_pipeline.cli.options import DEFAULT_CONFIG
 from rhei_pipeline.cli.output import notes
-from rhei_pipeline.cli.shards import chosen_of
+from rhei_pipeline.cli.shard_choice import chosen_of
 
 if TYPE_CHECKING:
     from rhei_pipeline.htap import HTAP

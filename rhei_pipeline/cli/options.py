@@ -1,17 +1,14 @@
 """What the commands have in common: options, exit codes, and how a time is read."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from datetime import UTC, date, datetime, time
 from enum import StrEnum
-from functools import wraps
-from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rhei_pipeline.cli.output import notes
-from rhei_pipeline.cli.shards import run_on_shards
 
 FAILED = 1
 #: Done, but tables are left out.
@@ -36,14 +33,6 @@ Config = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
-OneShard = Annotated[
-    int | None,
-    typer.Option(
-        "--shard",
-        envvar="RHEI_SHARD",
-        help="Of a declaration with shards: this one; without it, those that the command concerns.",
-    ),
-]
 OneTable = Annotated[str | None, typer.Option("--table", help="This table only.")]
 DEFAULT_CONFIG = Path("config/pipeline.yaml")
 Verbose = Annotated[
@@ -59,34 +48,6 @@ class Side(StrEnum):
     OLTP = "oltp"
     OLAP = "olap"
     CLUSTER = "cluster"
-
-
-def talking(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command that can be asked behind its name, too, to say more or less.
-
-    One that reads a declaration takes a shard of it.
-    """
-    own = signature(command)
-    more: dict[str, tuple[object, object]] = {"verbose": (Verbose, False), "quiet": (Quiet, False)}
-    if "config" in own.parameters:
-        more["shard"] = (OneShard, None)
-
-    @wraps(command)
-    def run(*, verbose: bool, quiet: bool, shard: int | None = None, **options: object) -> None:
-        if verbose:
-            be_verbose()
-        if quiet:
-            be_quiet()
-        run_on_shards(command, options, shard)
-
-    added = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, (kind, default) in more.items()
-    ]
-    run.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])  # type: ignore[attr-defined]
-    kinds = {name: kind for name, (kind, _) in more.items()}
-    run.__annotations__ = {**command.__annotations__, **kinds}
-    return run
 
 
 def be_verbose() -> None:

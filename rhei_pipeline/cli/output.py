@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table as Shown
 from rich.text import Text
 
-from rhei_pipeline.cli.shards import shard_option
+from rhei_pipeline.cli.shard_choice import shard_option
 
 if TYPE_CHECKING:
     import pyarrow as pa

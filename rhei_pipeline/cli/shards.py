@@ -3,14 +3,13 @@
 A command is written for one pipeline. It is called again for each shard that it concerns.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rhei_pipeline.errors import RheiError, SchemaError, SettingsError
+from rhei_pipeline.cli.shard_choice import SeveralShardsError, choosing
+from rhei_pipeline.errors import RheiError, SchemaError
 
 if TYPE_CHECKING:
     from rhei_pipeline.settings.model import Settings
@@ -34,49 +33,6 @@ _FOR_EACH = {
 _FOR_ANY = {"execute"}
 #: Commands for a table that may be in a shard whose table it is no longer: that one is meant.
 _FOR_ONE = {"drop_table", "unregister"}
-_chosen: ContextVar[int | None] = ContextVar("shard", default=None)
-
-
-class SeveralShardsError(SettingsError):
-    """A command was given a declaration with shards, and none of them."""
-
-    def __init__(self, settings: "Settings", count: int) -> None:
-        super().__init__(
-            f"this declares {count} pipelines, one for each shard",
-            hint=f"name one for this command: '--shard 1', up to {count}",
-        )
-        self.settings, self.count = settings, count
-
-
-def chosen_of(settings: "Settings") -> "Settings":
-    """Return the declaration of the shard that was chosen; the same where there are none.
-
-    Raises:
-        SeveralShardsError: None was chosen, and there are some.
-        SettingsError: There is no such shard.
-    """
-    shard = _chosen.get()
-    if shard is not None:
-        return settings.of_shard(shard)
-    if settings.sharding is not None:
-        raise SeveralShardsError(settings, settings.sharding.count)
-    return settings
-
-
-def shard_option() -> str:
-    """Return the option that has another command work on the same shard; nothing without shards."""
-    shard = _chosen.get()
-    return "" if shard is None else f" --shard {shard}"
-
-
-@contextmanager
-def choosing(shard: int | None) -> Iterator[None]:
-    """Work on this shard within the block."""
-    token = _chosen.set(shard)
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
 
 
 def run_on_shards(
