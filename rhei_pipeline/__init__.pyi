@@ -47,6 +47,7 @@ from rhei_pipeline.model.coverage import CheckedPart as CheckedPart
 from rhei_pipeline.model.coverage import Coverage as Coverage
 from rhei_pipeline.model.coverage import KeyRange as KeyRange
 from rhei_pipeline.model.coverage import RowSample as RowSample
+from rhei_pipeline.model.forgetting import ForgetReport as ForgetReport
 from rhei_pipeline.model.key_span import KeySpan as KeySpan
 from rhei_pipeline.model.progress import TableState as TableState
 from rhei_pipeline.model.progress import Watermark as Watermark

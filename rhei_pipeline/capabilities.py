@@ -17,6 +17,7 @@ from typing import Protocol, TypeGuard, runtime_checkable
 import numpy as np
 import pyarrow as pa
 
+from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import DeadLetter, Position, RowBatch
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.key_span import orders_alike
@@ -187,6 +188,20 @@ class KeepsFeed(Protocol):
         """Write an instant, counted from 1970, in the mirror's SQL."""
 
 
+@runtime_checkable
+class Forgets(Protocol):
+    """A mirror that can lose single keys with all their past."""
+
+    def forget(self, table: Table, keys: pa.Table, *, trial: bool = False) -> list[pa.Table]:
+        """Remove all that there is of these keys: rows, versions, snapshots and dead letters.
+
+        A trial changes nothing. Returns the rows that were removed, or would be.
+        """
+
+    def erase(self) -> tuple[str, ...]:
+        """Remove from the disk what was deleted; return what still stands there, in words."""
+
+
 class TellsChanges(KeepsFeed, Mirror, Protocol):
     """A mirror that can be asked what changed."""
 
@@ -353,6 +368,21 @@ def heal_files(mirror: MirrorRecords, table: Table) -> tuple[DamagedFile, ...]:
     return mirror.heal(table) if _repairs_files(mirror) else ()
 
 
+def refuse_unless_forgetting(mirror: MirrorRecords, table: Table) -> Forgets:
+    """Return a mirror as one that can forget.
+
+    Raises:
+        SchemaError: It cannot.
+    """
+    if _forgets(mirror):
+        return mirror
+    raise SchemaError(
+        "its mirror cannot forget single keys",
+        table=table.name,
+        hint=f"drop the whole table with 'rhei drop-table {table.name}'",
+    )
+
+
 def gaps_in(mirror: MirrorRecords, table: Table) -> datetime | None:
     """Return until when a history may have gaps; None where it has none."""
     return mirror.gaps_until(table) if _repairs_files(mirror) else None
@@ -422,3 +452,7 @@ def _has_views(database: Database) -> TypeGuard[HasViews]:
 
 def _repairs_files(mirror: MirrorRecords) -> TypeGuard[RepairsFiles]:
     return _has(type(mirror), RepairsFiles)
+
+
+def _forgets(mirror: MirrorRecords) -> TypeGuard[Forgets]:
+    return _has(type(mirror), Forgets)

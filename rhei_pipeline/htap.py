@@ -15,6 +15,7 @@ from rhei_pipeline.holder.held import Hint, running_as, writable
 from rhei_pipeline.holder.keeping_up import KeepingUp
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
 from rhei_pipeline.model.closing import Closing
+from rhei_pipeline.model.forgetting import ForgetReport
 from rhei_pipeline.model.instants import When, as_instant
 from rhei_pipeline.model.reports import (
     CopyReport,
@@ -512,6 +513,23 @@ class HTAP(Closing):
     def maintain(self) -> MaintenanceReport:
         """Merge the mirror's small files; call again until it reports that it is done."""
         return self._access.hold(lambda held: held.maintain())
+
+    def forget(self, table: str, keys: Sequence[Key], *, dry_run: bool = False) -> ForgetReport:
+        """Remove keys from the mirror with all their past, and search the files for them.
+
+        Rows, versions, snapshots in the mirror, dead letters and published copies lose them, and
+        files that held them are written again. Syncs first. An as-of of before lacks the rows from
+        then on; `schema_log` tells when how many keys were forgotten.
+
+        Args:
+            table: A table of the mirror, whether it is still declared or not.
+            keys: Each its value, its values in order, or a dict of them by column.
+            dry_run: Only say what there is to forget.
+
+        Raises:
+            SchemaError: The source still has one, or one is no key of the table.
+        """
+        return self._access.hold(lambda held: held.forget(table, keys, dry_run=dry_run))
 
     def broken_histories(self, table: str) -> pa.Table:
         """Return the keys of a temporal table whose versions contradict each other."""

@@ -8,6 +8,7 @@ list item of the parts that promise something has one here, or a reason why it h
 #: By page, the sentence and its test.
 CLAIMS = {
     "docs/guarantees.md": {
+        "All other versions stay as they were": "test_nothing_of_a_forgotten_key_is_left_on_the_disk",
         "Either both are there or neither.": "test_a_process_killed_at_any_instant",
         "The watermark never goes back.": "test_a_mirror_equals_its_source_through_crashes_and_migrations",
         "The tests raise an error at every named step of the way": "test_a_mirror_equals_its_source_through_crashes_and_migrations",

@@ -6,6 +6,10 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "delete it in the source first, or leave it out by a filter, 'where'": "tests/behaviour/privacy/test_forgetting.py::test_nothing_of_a_forgotten_key_is_left_on_the_disk",
+    "name one with '--key'": "tests/behaviour/privacy/test_forgetting.py::test_what_cannot_be_forgotten_is_refused_with_the_way_out",
+    "drop the whole table with 'rhei drop-table {}'": "tests/behaviour/privacy/test_forgetting.py::test_what_cannot_be_forgotten_is_refused_with_the_way_out",
+    "give this user the right to read them, and forget the keys again": "tests/behaviour/privacy/test_forgetting.py::test_what_cannot_be_forgotten_is_refused_with_the_way_out",
     "run 'alter table {} replica identity full' in the source, and 'rhei copy {}'": "tests/behaviour/privacy/test_filters.py::test_a_filter_on_a_value_that_the_log_left_out_says_so",
     "declare 'schema_changes: evolve' for it and sync, and its mirror follows; then declare '{}' again for the changes to come": "tests/behaviour/schema/test_schema_log.py::test_a_change_in_quarantine_leaves_its_table_as_it_is_until_somebody_decides",
     "'compute' reads Delta tables: give the mirror the storage 'delta'": "tests/behaviour/query/test_cluster.py::test_a_cluster_is_declared_for_delta_tables_alone",

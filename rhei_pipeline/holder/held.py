@@ -12,7 +12,9 @@ from rhei_pipeline.capabilities import redeclare, views_of
 from rhei_pipeline.changes.consume import After, OnLost
 from rhei_pipeline.changes.masks import source_schema
 from rhei_pipeline.errors import PermanentError, QueryError, SchemaError
+from rhei_pipeline.holder.searching import search, written_paths
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
+from rhei_pipeline.model.forgetting import ForgetReport
 from rhei_pipeline.model.named_columns import (
     find_column,
     refuse_other_type,
@@ -45,7 +47,7 @@ from rhei_pipeline.sync.dead_letters import replay
 from rhei_pipeline.sync.initial_sync import OnProgress
 from rhei_pipeline.sync.kept_history import Declared, find_mirrored
 from rhei_pipeline.sync.pipeline import no_progress
-from rhei_pipeline.sync.repair_keys import RepairRange
+from rhei_pipeline.sync.repair_keys import Key, RepairRange
 from rhei_pipeline.sync.verify import broken_histories
 from rhei_pipeline.sync.verify_parts import verify_budget
 from rhei_pipeline.wiring.declarations import (
@@ -383,6 +385,13 @@ class Held:
         """Store a temporal table's rows as of an instant for each day."""
         found = self.engine.pipeline.mirrored(table)
         return time_travel.snapshot(found, instants, self.engine.mirror)
+
+    def forget(self, table: str, keys: Sequence[Key], *, dry_run: bool = False) -> ForgetReport:
+        """Remove keys from the mirror with all their past, and search the files for them."""
+        paths = written_paths(self.settings)
+        return self.engine.pipeline.forget(
+            table, keys, lambda texts: search(paths, texts), dry_run=dry_run
+        )
 
     def maintain(self) -> MaintenanceReport:
         """Merge the mirror's small files."""

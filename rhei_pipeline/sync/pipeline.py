@@ -18,6 +18,7 @@ from rhei_pipeline.errors import (
     SourceUnreachableError,
 )
 from rhei_pipeline.model.changes import Counts
+from rhei_pipeline.model.forgetting import ForgetReport, Search
 from rhei_pipeline.model.log_context import one_cycle
 from rhei_pipeline.model.progress import Ledger, TableState
 from rhei_pipeline.model.reports import (
@@ -37,6 +38,7 @@ from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, Step
 from rhei_pipeline.sync.comparisons import Comparisons
 from rhei_pipeline.sync.copies import CopyOptions, TableCopies
 from rhei_pipeline.sync.cycle import SyncOptions, sync_cycle
+from rhei_pipeline.sync.forgetting import forget_keys, keys_of, refuse_present
 from rhei_pipeline.sync.free_memory import FreeMemory
 from rhei_pipeline.sync.initial_sync import Copied, OnProgress, copy_report
 from rhei_pipeline.sync.kept_history import (
@@ -51,7 +53,7 @@ from rhei_pipeline.sync.kept_history import (
 from rhei_pipeline.sync.leaving import LeavingTables
 from rhei_pipeline.sync.naming import find_table, in_any_case, nothing_declared
 from rhei_pipeline.sync.participants import Participants
-from rhei_pipeline.sync.repair_keys import Mending, RepairRange
+from rhei_pipeline.sync.repair_keys import Key, Mending, RepairRange
 from rhei_pipeline.sync.reporting import table_reports
 from rhei_pipeline.sync.schema_policy import Said, nothing_said
 from rhei_pipeline.sync.schema_registry import Registry
@@ -221,6 +223,35 @@ class Pipeline:
             self._watch.forget(table.name)
             self.leaving.end_unless_followed(table.name)
             return report
+
+    def forget(
+        self, name: str, given: Sequence[Key], search: Search, *, dry_run: bool = False
+    ) -> ForgetReport:
+        """Remove keys from the mirror with all their past; see `sync.forgetting`.
+
+        A table that is not followed any more is taken as the mirror has it.
+
+        Raises:
+            SchemaError: The source still has one, or one is no key of the table.
+        """
+        with self._lock:
+            self._sync(no_progress)
+            table = self._to_forget_in(name)
+            keys = keys_of(given, table)
+            if table.name in self._tables:
+                refuse_present(table, keys, self._source)
+                # What was made of the keys before they went is applied, and so comes no more.
+                self._sync(no_progress)
+            report = forget_keys(table, keys, self._mirror, search, dry_run=dry_run)
+            if not dry_run:
+                self._registry.note_forgotten(table, report.keys, datetime.now(UTC))
+            return report
+
+    def _to_forget_in(self, name: str) -> Table:
+        left_out = self._left_out.errors.get(name)
+        if left_out is not None:
+            raise left_out  # whether the source has a key cannot be asked
+        return self.mirrored(name)
 
     def register(self, declared: Declared) -> None:
         """Capture a table from now on; safe to repeat, and mends what is missing.

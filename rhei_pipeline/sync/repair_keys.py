@@ -137,7 +137,7 @@ def find_differences(
             table=table.name,
             hint="give the smaller key first",
         )
-    rows = partial(_rows, table, snapshot, span, at_once)
+    rows = partial(rows_in_span, table, snapshot, span, at_once)
     found = transaction.compare(table, rows(), span)
     unknown = {key_text(key) for key in plain_rows(unknown_keys(table, transaction))}
     extra = without_keys(found.extra, unknown)
@@ -154,7 +154,9 @@ def find_differences(
     )
 
 
-def _rows(table: Table, snapshot: SourceRows, span: KeySpan, at_once: int) -> Iterator[pa.Table]:
+def rows_in_span(
+    table: Table, snapshot: SourceRows, span: KeySpan, at_once: int
+) -> Iterator[pa.Table]:
     """Yield the source's rows in a span; only these are read where the source finds keys."""
     resume = None if span.after is None else start_at(snapshot, table, span.after)
     is_found = resume is not None and span.after == span.until

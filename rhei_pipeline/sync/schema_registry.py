@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.coverage import Coverage
+from rhei_pipeline.model.report import counted
 from rhei_pipeline.model.schema import Mode, Table, TableSchema, spelled
 from rhei_pipeline.model.schema_log import Followed, SchemaChange
 from rhei_pipeline.model.stored_format import too_new
@@ -168,6 +169,14 @@ class Registry:
         change = SchemaChange.between(before, table.schema, version, followed)
         if change is not None:
             self._schema_log = [*self._schema_log, change][-_MOST_CHANGES:]
+
+    def note_forgotten(self, table: Table, keys: int, at: datetime) -> None:
+        """Record that keys were forgotten, and how many; never which."""
+        what = f"forgot {counted(keys, 'key')} with all their past"
+        version = self.version(table.name)
+        change = SchemaChange(table.name, version, what, (), (), at, None, 0, 0.0)
+        self._schema_log = [*self._schema_log, change][-_MOST_CHANGES:]
+        self._save()
 
     @property
     def schema_log(self) -> Sequence[SchemaChange]:

@@ -103,6 +103,7 @@ READS_TOGETHER: list[type[can.ReadsTogether]] = [
     PostgresTriggerSource,
 ]
 HAS_VIEWS: list[type[can.HasViews]] = [PostgresDatabase, SqliteDatabase]
+FORGETS: list[type[can.Forgets]] = [DataFusionMirror, DuckDBMirror]
 REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
 
 
@@ -123,6 +124,7 @@ REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
         (can.HoldsBytes, HOLDS_BYTES),
         (can.ReadsTogether, READS_TOGETHER),
         (can.HasViews, HAS_VIEWS),
+        (can.Forgets, FORGETS),
         (can.RepairsFiles, REPAIRS_FILES),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 
 from rhei_pipeline import (
     CopyReport,
+    ForgetReport,
     MaintenanceReport,
     RepairReport,
     SyncReport,
@@ -48,6 +49,9 @@ LINES: dict[str, Report] = {
     ),
     "SyncStatus(running, 1 table, 3 events and 1.500 s behind, last error)": SyncStatus(
         running=True, tables={"t": READY}, last_error="no route to secret@host"
+    ),
+    "ForgetReport('t', 1 key, 3 rows, searched for 2 texts, found in 1 file)": ForgetReport(
+        "t", 1, 3, 2, {"a": 1, "b": 4}, {"b": 1}
     ),
     "RepairReport('t', 1 inserted, 2 updated, 3 deleted, 0.100 s)": RepairReport("t", 1, 2, 3, 0.1),
     "MaintenanceReport(12 to 1 file, 9,000 to 800 bytes, 7 rows written, more is due,"

@@ -18,7 +18,7 @@ from rhei_pipeline.cli.options import (
 )
 from rhei_pipeline.cli.output import name_errors, name_not_followed, say, show
 from rhei_pipeline.cli.rows import RowFile, RowFormat, RowLimit, RowWriter
-from rhei_pipeline.model.report import values
+from rhei_pipeline.model.report import counted, values
 
 if TYPE_CHECKING:
     from rhei_pipeline.model.coverage import KeyRange
@@ -147,6 +147,35 @@ def repair(
     if not json_:
         say(f"{found.file}: {found.outcome}" for found in report.damaged)
         say(_named_range(table, part) for part in report.ranges)
+
+
+@commands.command(epilog=example("forget --table customers --key 4711 --dry-run"))
+def forget(
+    table: Annotated[str, typer.Option("--table", help="A table of the mirror.")],
+    key: Annotated[
+        list[str], typer.Option("--key", help=f"{_KEY_HELP[0].upper()}{_KEY_HELP[1:]}; repeatable.")
+    ],
+    config: Config = DEFAULT_CONFIG,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what there is to forget.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Remove keys from the mirror with all their past, and search the files for what is left.
+
+    The source must not have them any more. Values are never shown: the report counts by file.
+    """
+    with opened(config) as htap, work_shown(f"forgetting in {table}"):
+        report = htap.forget(table, [_key(text) for text in key], dry_run=dry_run)
+    show(report.to_dict(), [report.to_dict()], report.shown, as_json=json_)
+    if not json_:
+        found, where = (report.before, "holds") if dry_run else (report.after, "still holds")
+        say(f"{file} {where} {counted(count, 'such text')}" for file, count in found.items())
+        if not report.searched:
+            say(["the mirror had no text of these keys any more that could be searched for"])
+        say(f"still there: {kept}" for kept in report.kept)
+        say(f"not searched: {place}" for place in report.beyond)
+    exit_if(not dry_run and not report.is_clear)
 
 
 def _key(text: str | None) -> Any:  # noqa: ANN401  (any key)

@@ -82,6 +82,12 @@ def forget(kept: pa.Table, table: str) -> pa.Table:
     return kept.filter(pc.not_equal(kept["table_name"], table))
 
 
+def without_keys(kept: pa.Table, table: str, keys: pa.Array) -> pa.Table:
+    """Delete the dead letters of some of a table's keys, open and resolved ones."""
+    chosen = pc.and_(pc.equal(kept["table_name"], table), pc.is_in(kept["key"], keys))
+    return kept.filter(pc.invert(chosen))
+
+
 def rename(kept: pa.Table, old: str, new: str) -> pa.Table:
     """Assign the dead letters of a table to its new name."""
     names = pc.if_else(pc.equal(kept["table_name"], old), new, kept["table_name"])

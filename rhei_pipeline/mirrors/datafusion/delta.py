@@ -107,14 +107,21 @@ class DeltaTables:
         table = manifest.tables.get(name)
         if table is None:
             return ()
-        folder = _folder(table)
         found = sorted(_damaged_files(table, store))
         if found:
-            log = f"{folder}/{_LOG}"
-            store.files.delete([*store.files.names(log), *store.files.names(folder)])
-            self._published.pop(folder, None)
-            self.pace.note_change()
+            self.begin_again(manifest, name, store)
         return tuple(DamagedFile(file, "the Delta table is written again") for file in found)
+
+    def begin_again(self, manifest: Manifest, name: str, store: SegmentStore) -> None:
+        """Delete a Delta table with its earlier versions; the next publication writes it again."""
+        table = manifest.tables.get(name)
+        if table is None or table.relation.startswith(RESERVED_PREFIX):
+            return
+        folder = _folder(table)
+        log = f"{folder}/{_LOG}"
+        store.files.delete([*store.files.names(log), *store.files.names(folder)])
+        self._published.pop(folder, None)
+        self.pace.note_change()
 
     def _remove_gone(self, store: SegmentStore) -> None:
         while self._gone:

@@ -97,18 +97,21 @@ class ManifestStore:
         self._files.remember(manifest.version)
         self._known[manifest.version] = manifest
 
-    def collect(self, store: SegmentStore, in_use: Callable[[], set[int]]) -> int:
+    def collect(
+        self, store: SegmentStore, in_use: Callable[[], set[int]], retained: int | None = None
+    ) -> int:
         """Delete manifests beyond those retained or in use, and the files only they name.
 
         Args:
             store: Knows the files that a manifest names.
             in_use: Returns the versions that readers hold now.
+            retained: How many to keep this time.
 
         Returns:
             How many files were deleted.
         """
         versions = self.versions()
-        kept = {*versions[-self._retained :], *in_use()}
+        kept = {*versions[-(retained or self._retained) :], *in_use()}
         dropped = [version for version in versions if version not in kept]
         if not dropped:
             return 0

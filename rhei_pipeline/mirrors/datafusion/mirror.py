@@ -22,6 +22,7 @@ from rhei_pipeline.errors import MirrorDamagedError, MirrorError, RheiError, mir
 from rhei_pipeline.mirrors.datafusion.dead_letters import LETTERS, is_open
 from rhei_pipeline.mirrors.datafusion.feed import instant_text, read_feed, without_positions
 from rhei_pipeline.mirrors.datafusion.files import aside
+from rhei_pipeline.mirrors.datafusion.forgetting import Forgetting
 from rhei_pipeline.mirrors.datafusion.manifest import Manifest
 from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
 from rhei_pipeline.mirrors.datafusion.past import past_of
@@ -205,6 +206,33 @@ class DataFusionMirror:
             if self._delta is not None:
                 self._delta.catch_up(self._manifest, self._store)
             return report
+
+    def forget(self, table: Table, keys: pa.Table, *, trial: bool = False) -> list[pa.Table]:
+        """Remove all that there is of these keys, with their past; return the rows."""
+        with self._lock, self._undoing():
+            forgetting = Forgetting(table, keys, self._store)
+            state, found = forgetting.of(self._manifest)
+            if trial:
+                self._store.discard()
+            elif state != self._manifest:
+                self._feeds = {}
+                version = self._manifest.version + 1
+                self._commit(replace(state, version=version, committed_at=datetime.now(UTC)))
+            if self._delta is not None and not trial:
+                for name in forgetting.names():
+                    self._delta.begin_again(self._manifest, name, self._store)
+                self._delta.catch_up(self._manifest, self._store)
+            return found
+
+    def erase(self) -> tuple[str, ...]:
+        """Delete the states of before, and the files that only they name; return what stays."""
+        with self._lock, self._undoing():
+            self._manifests.collect(self._store, self._in_use, retained=1)
+            self._manifests.collect_orphans(self._store)
+            held = len(self._manifests.versions()) - 1
+        if not held:
+            return ()
+        return (f"{held} earlier states of the mirror, which queries under way still read",)
 
     def _damaged_letters(self) -> list[str]:
         try:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorDamagedError
@@ -38,6 +39,8 @@ GONE_SHARE = 0.1
 
 Group = list[Segment]
 _Rows = tuple[pa.Table, KeyHashes, Words]
+#: Says of rows which of them stay.
+Kept = Callable[[pa.Table], npt.NDArray[np.bool_]]
 
 
 def due_in_a_cycle(
@@ -131,13 +134,18 @@ def _bytes_of(group: Group) -> int:
     return sum(segment.size_bytes for segment in group)
 
 
-def fold(table: StoredTable, groups: Sequence[Group], store: SegmentStore) -> StoredTable:
+def fold(
+    table: StoredTable,
+    groups: Sequence[Group],
+    store: SegmentStore,
+    kept: Kept | None = None,
+) -> StoredTable:
     """Write each group as one segment with the table's present schema, without deleted rows.
 
-    Versions that have ended become a segment of their own.
+    Versions that have ended become a segment of their own. `kept` says which rows stay.
     """
     merged = {segment.name: number for number, group in enumerate(groups) for segment in group}
-    made = [_fold_group(table.schema, group, store) for group in groups]
+    made = [_fold_group(table.schema, group, store, kept) for group in groups]
     # A merged segment stands where the first of its group stood.
     first = {group[0].name: segments for group, segments in zip(groups, made, strict=True)}
     segments = [
@@ -205,13 +213,26 @@ def _sizes(tables: Iterable[StoredTable]) -> list[int]:
     return [segment.size_bytes for table in tables for segment in table.segments]
 
 
-def _fold_group(schema: pa.Schema, group: Group, store: SegmentStore) -> list[Segment]:
+def _fold_group(
+    schema: pa.Schema, group: Group, store: SegmentStore, kept: Kept | None = None
+) -> list[Segment]:
     standing = [_conformed(schema, segment, store) for segment in group if segment.present_rows]
     ended = [store.ended_rows(segment, schema) for segment in group if segment.ended]
+    if kept is not None:
+        standing, ended = _only(standing, kept), _only(ended, kept)
     return [
         _written(parts, store, past=past)
         for parts, past in ((standing, group[0].past), (ended, True))
         if parts
+    ]
+
+
+def _only(parts: Sequence[_Rows], kept: Kept) -> list[_Rows]:
+    masked = ((part, kept(part[0])) for part in parts)
+    return [
+        (rows.filter(pa.array(mask)), hashes.take(mask), own[mask])
+        for (rows, hashes, own), mask in masked
+        if mask.any()
     ]
 
 

@@ -35,6 +35,7 @@ from rhei_pipeline.mirrors.duckdb.connecting import (
 from rhei_pipeline.mirrors.duckdb.damage import first_line
 from rhei_pipeline.mirrors.duckdb.driver_errors import keys_of_the_user, query_error, translated
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds, instant_text, read_feed
+from rhei_pipeline.mirrors.duckdb.forgetting import Door, rewrite_file
 from rhei_pipeline.mirrors.duckdb.housekeeping import prepare, read_mirror_id, read_owner
 from rhei_pipeline.mirrors.duckdb.last_commit import LastCommit, noted
 from rhei_pipeline.mirrors.duckdb.past import read_past
@@ -63,6 +64,8 @@ MEMORY = ":memory:"
 
 #: How long to wait for queries to hear that they are ended.
 _PAUSE_SECONDS = 0.01
+#: How long to wait until a file that was written again can be opened again.
+REOPENED_SECONDS = 30.0
 #: Rows that DuckDB gives at once; so few that wide ones take little.
 BATCH_ROWS = 8192
 
@@ -105,6 +108,7 @@ class DuckDBMirror:
         self._commits = 0
         self._default_namespace = (-1, False)
         self._closed = self._is_closing = False
+        self._door = Door()
         self._under_way: set[Cancel] = set()
         with ExitStack() as opened:
             deadline = time.monotonic() + lock_timeout_seconds
@@ -113,6 +117,7 @@ class DuckDBMirror:
             else:
                 self._hold(opened, lock_timeout_seconds)
                 deadline = max(deadline, time.monotonic() + READERS_END_SECONDS)
+            self._config = config
             self._connection = connect_once_free(self.path, config, deadline)
             opened.callback(self._disconnect)
             with translated(self.path):
@@ -215,9 +220,13 @@ class DuckDBMirror:
 
     def _publish(self, copy: PublishedCopy) -> None:
         """Checkpoint the file and copy it; nothing writes meanwhile, because the lock is held."""
-        ledger = read_ledger(self._connection) if copy.pace.due else Ledger()
+        if copy.pace.due:
+            self._publish_now(copy)
+
+    def _publish_now(self, copy: PublishedCopy) -> None:
+        ledger = read_ledger(self._connection)
         if not ledger.watermarks:
-            return  # it is not due, or the first tables are being copied
+            return  # the first tables are being copied
         try:
             self._connection.execute("checkpoint")
         except duckdb.TransactionException as error:
@@ -374,6 +383,39 @@ class DuckDBMirror:
             self._connection.execute("checkpoint")
             return MaintenanceReport(1, 1, before, self._bytes())
 
+    def forget(self, table: Table, keys: pa.Table, *, trial: bool = False) -> list[pa.Table]:
+        """Delete all that there is of these keys, with their past; return the rows."""
+        with self.transaction(trial=trial) as transaction:
+            return transaction.forget(table, keys)
+
+    def erase(self) -> tuple[str, ...]:
+        """Write the file again: deleted rows stand in its free parts until then.
+
+        Queries wait meanwhile; those that take long are ended. The published copy follows.
+        """
+        if self.path == MEMORY:
+            return ()
+        self.ledger()  # whoever is inside may ask for it, and could not once the door is shut
+        with self._lock, translated(self.path):
+            with self._door.shut(self._end_queries):
+                self._rewrite()
+            if self._published is not None:
+                self._publish_now(self._published)
+        return ()
+
+    def _rewrite(self) -> None:
+        self._connection.execute("checkpoint")
+        self._connection.close()
+        try:
+            rewrite_file(Path(self.path).resolve(), self._config.get("memory_limit"))
+        finally:
+            deadline = time.monotonic() + REOPENED_SECONDS
+            self._connection = connect_once_free(self.path, self._config, deadline)
+
+    def _end_queries(self) -> None:
+        for cancel in [*self._under_way]:
+            cancel()
+
     def _bytes(self) -> int:
         """Return the size of the file and its write-ahead log; 0 in memory."""
         files = (Path(self.path), Path(f"{self.path}.wal"))
@@ -394,8 +436,7 @@ class DuckDBMirror:
             with suppress(duckdb.ResourceInUseException):
                 self._connection.close()
                 return
-            for cancel in [*self._under_way]:
-                cancel()
+            self._end_queries()
             time.sleep(_PAUSE_SECONDS)
 
     @contextmanager
@@ -408,11 +449,11 @@ class DuckDBMirror:
 
     @contextmanager
     def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        try:
-            cursor = self._connection.cursor()
-        except duckdb.ConnectionException as error:
-            raise mirror_closed() from error
-        with self._cache.in_use() if self._cache else nullcontext():
+        with self._door.entered(), self._cache.in_use() if self._cache else nullcontext():
+            try:
+                cursor = self._connection.cursor()
+            except duckdb.ConnectionException as error:
+                raise mirror_closed() from error
             try:
                 yield cursor
             finally:

@@ -18,6 +18,7 @@ from rhei_pipeline.mirrors.duckdb.comparison import (
 )
 from rhei_pipeline.mirrors.duckdb.drop import drop_table
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds
+from rhei_pipeline.mirrors.duckdb.forgetting import forget_rows
 from rhei_pipeline.mirrors.duckdb.housekeeping import write_letters, write_owner
 from rhei_pipeline.mirrors.duckdb.logical import as_kept, kept_logical
 from rhei_pipeline.mirrors.duckdb.past import write_snapshots
@@ -246,6 +247,15 @@ class DuckDBTransaction:
             )
         else:
             self._connection.execute(f"delete from _rhei_dead_letter d where {chosen}", named)
+
+    def forget(self, table: Table, keys: pa.Table) -> list[pa.Table]:
+        """Delete all that there is of these keys, with their past; return the rows."""
+        found = forget_rows(self._connection, table, keys)
+        if table.mode is Mode.TEMPORAL and any(rows.num_rows for rows in found):
+            # Who follows the feed may not have read yet that a row is gone.
+            self._feeds.drop(table)
+            self._feeds.lose(table)
+        return found
 
     def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:
         """Store a temporal table's rows as of each day's instant, under the day."""

@@ -1,0 +1,126 @@
+"""Forgets keys: removes them from the mirror with their past, and searches what is on the disk."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.capabilities import refuse_unless_forgetting, snapshot_of_rows
+from rhei_pipeline.errors import QueryError, SchemaError
+from rhei_pipeline.model.forgetting import ForgetReport, Search
+from rhei_pipeline.model.key_span import KeySpan
+from rhei_pipeline.model.schema import OPERATION, Table
+from rhei_pipeline.protocols import ChangeSource, Mirror
+from rhei_pipeline.sql.text import mirror_table, quote
+from rhei_pipeline.sync.repair_keys import Key, key_of, rows_in_span
+
+#: Shorter texts occur by chance.
+_SHORTEST_BYTES = 6
+#: Most values that are searched for; each is looked for in the other rows, too.
+_MOST_VALUES = 100
+
+
+def keys_of(given: Sequence[Key], table: Table) -> pa.Table:
+    """Return keys as one table.
+
+    Raises:
+        SchemaError: One is none of the table's, or there is none.
+    """
+    if not given:
+        raise SchemaError("no key was given", table=table.name, hint="name one with '--key'")
+    found = pa.concat_tables([key_of(key, table) for key in given])
+    return found.group_by(found.column_names).aggregate([])
+
+
+def refuse_present(table: Table, keys: pa.Table, source: ChangeSource) -> None:
+    """Refuse keys that the source still has: the next copy would bring them back.
+
+    Raises:
+        SchemaError: It has one.
+    """
+    with snapshot_of_rows(source) as snapshot:
+        for number in range(keys.num_rows):
+            key = keys.slice(number, 1)
+            span = KeySpan(key, key, includes_after=True)
+            if any(part.num_rows for part in rows_in_span(table, snapshot, span, 1000)):
+                raise SchemaError(
+                    "the source still has a row of this key, which would come back",
+                    table=table.name,
+                    hint="delete it in the source first, or leave it out by a filter, 'where'",
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A text, or bytes, that a row to be forgotten has in a column."""
+
+    column: str
+    content: str | bytes
+
+    @property
+    def on_disk(self) -> bytes:
+        """The bytes to search for."""
+        return self.content.encode() if isinstance(self.content, str) else self.content
+
+
+def forget_keys(
+    table: Table, keys: pa.Table, mirror: Mirror, search: Search, *, dry_run: bool
+) -> ForgetReport:
+    """Forget keys, and search the files before and after."""
+    forgetting = refuse_unless_forgetting(mirror, table)
+    found = forgetting.forget(table, keys, trial=True)
+    values = list(_values([*found, keys]))[:_MOST_VALUES]
+    before = search([value.on_disk for value in values])
+    kept: tuple[str, ...] = ()
+    if dry_run:
+        own = list(range(len(values)))
+        after: Mapping[str, Sequence[int]] = before
+    else:
+        found = forgetting.forget(table, keys)
+        kept = forgetting.erase()
+        own = [n for n, value in enumerate(values) if not _is_others(value, table, mirror)]
+        after = search([value.on_disk for value in values])
+    return ForgetReport(
+        table.name,
+        keys.num_rows,
+        sum(rows.num_rows for rows in found),
+        len(own),
+        _counts(before, own),
+        _counts(after, own),
+        kept,
+        dry_run=dry_run,
+    )
+
+
+def _values(rows: Iterable[pa.Table]) -> Iterator[Value]:
+    """Yield each text and each run of bytes once that is long enough not to occur by chance."""
+    seen: set[bytes] = set()
+    for part in rows:
+        for field in part.schema:
+            kind = field.type
+            is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            if field.name == OPERATION or not (is_text or pa.types.is_binary(kind)):
+                continue
+            for content in pc.unique(part[field.name]).to_pylist():
+                if content is None:
+                    continue
+                value = Value(field.name, content)
+                if len(value.on_disk) >= _SHORTEST_BYTES and value.on_disk not in seen:
+                    seen.add(value.on_disk)
+                    yield value
+
+
+def _is_others(value: Value, table: Table, mirror: Mirror) -> bool:
+    """Return whether a row that stays has the same value: then it says nothing of the one gone."""
+    name, column = mirror_table(table.schema), quote(value.column)
+    asked = f"select count(*) as n from {name} where {column} = ?"
+    with suppress(QueryError):
+        return bool(mirror.query(asked, [value.content])["n"][0].as_py())
+    return False  # it left the table, or is of a type that is not compared with texts
+
+
+def _counts(found: Mapping[str, Sequence[int]], own: Sequence[int]) -> dict[str, int]:
+    sums = {file: sum(counts[n] for n in own) for file, counts in found.items()}
+    return {file: count for file, count in sorted(sums.items()) if count}
