@@ -23,6 +23,7 @@ from rhei_pipeline.mirrors.datafusion.files import (
     committed_meanwhile,
     missing,
 )
+from rhei_pipeline.mirrors.durable import make_durable
 from rhei_pipeline.mirrors.locking import WriterLock, lock_of_directory
 
 #: Holds the number of the newest manifest.
@@ -130,7 +131,7 @@ class LocalFiles:
         """Sync all written files and their folders to the disk."""
         with self._translated():
             for path in [*self._unsynced, *self._touched]:
-                _sync(path)
+                make_durable(path)
         self._unsynced.clear()
         self._touched.clear()
 
@@ -138,7 +139,7 @@ class LocalFiles:
         """Sync a folder and its files to the disk."""
         with self._translated():
             for path in [*(self._path / folder).glob("*"), self._path / folder]:
-                _sync(path)
+                make_durable(path)
 
     def create(self, name: str, content: bytes) -> None:
         """Write a temporary file, sync it, then link it: the name appears with its full content."""
@@ -147,14 +148,14 @@ class LocalFiles:
         with self._translated():
             file.parent.mkdir(exist_ok=True)
             partial.write_bytes(content)
-            _sync(partial)
+            make_durable(partial)
             try:
                 os.link(partial, file)
             except FileExistsError:
                 raise committed_meanwhile(self.root) from None
             finally:
                 partial.unlink()
-            _sync(file.parent)
+            make_durable(file.parent)
 
     def get(self, name: str) -> pa.Buffer:
         """Map a file into memory."""
@@ -272,11 +273,3 @@ class _Opened:
         while left:
             left = left[os.write(self.descriptor, left) :]
         return len(piece)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ from rhei_pipeline.mirrors.duckdb.tables import (
     in_utc,
     registered,
 )
+from rhei_pipeline.mirrors.durable import make_durable
 from rhei_pipeline.model.changes import key_text
 from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.schema import Table, TableSchema
@@ -79,6 +80,7 @@ def rewrite_file(file: Path, memory_limit: object) -> None:
             written.execute("detach _rhei_former")
         fresh.chmod(file.stat().st_mode)
         fresh.replace(file)
+        make_durable(file.parent)
     except BaseException:
         with suppress(OSError):
             fresh.unlink()
