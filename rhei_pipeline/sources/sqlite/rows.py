@@ -154,16 +154,21 @@ def key_first(schema: TableSchema) -> list[Column]:
 
 
 def event_batch(
-    schema: TableSchema, own: list[pa.Array], rows: list[tuple[Any, ...]], clock: datetime
+    schema: TableSchema,
+    own: list[pa.Array],
+    rows: list[tuple[Any, ...]],
+    clock: datetime,
+    first: int = 0,
 ) -> ChangeBatch:
     """Turn rows, key first, into a batch of events; those that do not fit become dead letters.
 
     `own` are the event's fields of ours, one array each, the last of them whether the row is there;
-    every row counts as one event. Keys that are null stay among the events.
+    every row counts as one event. Keys that are null stay among the events. The key stands at the
+    place `first` of each row.
     """
     columns = key_first(schema)
-    arrays, rejections = admit(rows, columns)
-    letters = _letters(schema, rejections, arrays, rows, clock)
+    arrays, rejections = admit(rows, columns, first)
+    letters = _letters(schema, rejections, arrays, rows, clock, first)
     rejected, gone = _present_and_gone(rejections, letters, own[-1])
     names = [*(field.name for field in EVENT_FIELDS), *(column.name for column in columns)]
     events = pa.table(without([*own, *arrays], rejections), names)
@@ -193,13 +198,14 @@ def _letters(
     arrays: Sequence[pa.Array],
     rows: Sequence[tuple[Any, ...]],
     clock: datetime,
+    first: int = 0,
 ) -> tuple[DeadLetter, ...]:
     names = schema.primary_key
 
     def key(row: int) -> dict[str, object]:
         # As admitted where it was, so that the key reads the same once its row is accepted.
         admitted = (plain_value(array[row]) for array in arrays)
-        raw = (plain(value) for value in rows[row])
+        raw = (plain(value) for value in rows[row][first:])
         parts = zip(names, admitted, raw, strict=False)
         return {name: given if value is None else value for name, value, given in parts}
 

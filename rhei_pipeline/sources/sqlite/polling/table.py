@@ -252,7 +252,7 @@ class SqlitePolledTable:
             self._dated(stamps, since),
             pa.array(live, pa.int64()).cast(pa.bool_()),
         ]
-        batch = event_batch(self.poll.source.schema, own, [row[2:] for row in rows], self._clock)
+        batch = event_batch(self.poll.source.schema, own, rows, self._clock, first=2)
         return replace(batch, net=True, seen_at=self._clock)
 
     def _dated(self, stamps: Sequence[Any], since: int) -> pa.Array:

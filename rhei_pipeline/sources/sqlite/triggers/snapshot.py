@@ -291,10 +291,9 @@ class SqliteTriggerSnapshot(TableReads):
         return SqliteRowReader(self._connection, self._catalogue(table.name), self.clock)
 
     def _versions(self, schema: TableSchema, rows: list[tuple[Any, ...]]) -> ChangeBatch:
-        sequence, at, live = (pa.array(values) for values in list(zip(*rows, strict=True))[:3])
+        sequence, at, live = (pa.array([row[place] for row in rows]) for place in range(3))
         own = [sequence, at.cast(INSTANT), live.cast(pa.bool_())]
-        values = [row[len(own) :] for row in rows]
-        return event_batch(schema, own, values, self.clock)
+        return event_batch(schema, own, rows, self.clock, first=len(own))
 
     def _net_batch(
         self, source: SqliteTable, rows: list[tuple[Any, ...]], count: int
@@ -304,7 +303,7 @@ class SqliteTriggerSnapshot(TableReads):
         live = pa.array([row[0] for row in rows], pa.int64()).cast(pa.bool_())
         now = pa.repeat(pa.scalar(self.clock, INSTANT), len(rows))
         own = [pa.array(np.zeros(len(rows), np.int64)), now, live]
-        batch = event_batch(source.schema, own, [row[1:] for row in rows], self.clock)
+        batch = event_batch(source.schema, own, rows, self.clock, first=1)
         return replace(batch, count=count, net=source.binary_key)
 
 
