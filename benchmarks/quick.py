@@ -17,8 +17,9 @@ from benchmarks.orders import Orders, orders
 from benchmarks.timing import prove, timed
 
 BASELINE = Path(__file__).with_name("baseline.json")
-#: How much more than its baseline a ratio may be: two runs of the same code differ by less.
-ALLOWED = 1.25
+#: How much more than its baseline a ratio may be. On a busy machine, two runs of the same code have
+#: differed by up to a quarter.
+ALLOWED = 1.33
 SMALL_CHANGES = 10
 
 #: What is measured: a name, the mode, and the storage of a mirror in files.

@@ -4,9 +4,13 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from rhei_pipeline.model.schema import Table
+from rhei_pipeline.sources.sqlite.database import SqliteDatabase
+from rhei_pipeline.sources.sqlite.triggers.source import SqliteTriggerSource
 from tests.support.fix_world import World
 from tests.support.left_out import assert_left_out
 from tests.support.model import source_rows
@@ -292,3 +296,24 @@ def test_capture_waits_for_nobody_and_nobody_for_it(world: World) -> None:
     other.close()
     world.htap.sync_now()
     world.assert_equal("orders")
+
+
+def test_touched_rows_are_read_in_the_order_of_their_keys(tmp_path: Path) -> None:
+    """Each row is then beside the one read before; two spellings of a number are one key."""
+    application = sqlite3.connect(tmp_path / "app.db", isolation_level=None)
+    application.execute("create table t(k real primary key, v integer) without rowid")
+    database = SqliteDatabase(tmp_path / "app.db")
+    source = SqliteTriggerSource(database, "mirror")
+    table = Table(source.describe("t"))
+    source.install(table, 0)
+    with source.snapshot() as before:
+        after = before.head(table)
+    keys = [7, 3, 9, 1, 8, 3.0, 2]
+    application.executemany("replace into t values (?, 1)", [(key,) for key in keys])
+    with source.snapshot() as snapshot:
+        batches = list(snapshot.net_changes(table, after, limit=100))
+    assert [batch.events["k"].to_pylist() for batch in batches] == [[1, 2, 3, 7, 8, 9]]
+    assert sum(batch.count for batch in batches) == len(keys)
+    source.close()
+    database.close()
+    application.close()
