@@ -202,6 +202,14 @@ class Forgets(Protocol):
         """Remove from the disk what was deleted; return what still stands there, in words."""
 
 
+@runtime_checkable
+class ErasesPruned(Protocol):
+    """A source with a buffer, whose files hold changes for a while after they were pruned."""
+
+    def erase_pruned(self) -> None:
+        """Remove from the disk what was pruned."""
+
+
 class TellsChanges(KeepsFeed, Mirror, Protocol):
     """A mirror that can be asked what changed."""
 
@@ -383,6 +391,12 @@ def refuse_unless_forgetting(mirror: MirrorRecords, table: Table) -> Forgets:
     )
 
 
+def erase_pruned(source: ChangeSource) -> None:
+    """Remove pruned changes from the disk, where the source keeps them in files of ours."""
+    if _erases_pruned(source):
+        source.erase_pruned()
+
+
 def gaps_in(mirror: MirrorRecords, table: Table) -> datetime | None:
     """Return until when a history may have gaps; None where it has none."""
     return mirror.gaps_until(table) if _repairs_files(mirror) else None
@@ -456,3 +470,7 @@ def _repairs_files(mirror: MirrorRecords) -> TypeGuard[RepairsFiles]:
 
 def _forgets(mirror: MirrorRecords) -> TypeGuard[Forgets]:
     return _has(type(mirror), Forgets)
+
+
+def _erases_pruned(source: ChangeSource) -> TypeGuard[ErasesPruned]:
+    return _has(type(source), ErasesPruned)

@@ -198,6 +198,12 @@ class ChangeLog(Closing):
             self._compact(sum(extent.bytes for extent in gone))
             return sum(extent.end - extent.base for extent in gone)
 
+    def erase(self) -> None:
+        """Remove from the disk what was pruned; takes as long as writing what is held."""
+        with self._lock:
+            self._rocks.erase()
+            self._pruned_bytes = 0
+
     def watermark(self, name: str) -> Position | None:
         """Return the position stored under a name."""
         value = self.fact(f"watermark/{name}")

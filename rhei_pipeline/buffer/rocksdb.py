@@ -94,6 +94,12 @@ class RocksDirectory:
         with self._translated():
             self._opened().compact_range(None, None)
 
+    def erase(self) -> None:
+        """Write again all files that hold what was deleted, and delete the logs of writes."""
+        with self._translated():
+            self._opened().flush()
+        self.compact()
+
     def damaged(self, reason: str) -> BufferDamagedError:
         """Return the error for a directory that cannot be read."""
         return BufferDamagedError(

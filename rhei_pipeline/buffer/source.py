@@ -334,6 +334,10 @@ class BufferedSource:
         """Return the bytes in the buffer, and those that the source still keeps for it."""
         return {"buffer": self._log.held_bytes, **bytes_held_by(self._inner)}
 
+    def erase_pruned(self) -> None:
+        """Remove from the disk the events that the mirror has, and that were pruned."""
+        self._log.erase()
+
     def redeclare(self, name: str, options: TableOptions, polling: PollOptions) -> None:
         """Give the source what is said of a table."""
         redeclare(self._inner, name, options, polling)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rhei_pipeline.capabilities import refuse_unless_forgetting, snapshot_of_rows
+from rhei_pipeline.capabilities import erase_pruned, refuse_unless_forgetting, snapshot_of_rows
 from rhei_pipeline.errors import QueryError, SchemaError
 from rhei_pipeline.model.forgetting import ForgetReport, Search
 from rhei_pipeline.model.key_span import KeySpan
@@ -66,7 +66,13 @@ class Value:
 
 
 def forget_keys(
-    table: Table, keys: pa.Table, mirror: Mirror, search: Search, *, dry_run: bool
+    table: Table,
+    keys: pa.Table,
+    mirror: Mirror,
+    source: ChangeSource,
+    search: Search,
+    *,
+    dry_run: bool,
 ) -> ForgetReport:
     """Forget keys, and search the files before and after."""
     forgetting = refuse_unless_forgetting(mirror, table)
@@ -80,6 +86,7 @@ def forget_keys(
     else:
         found = forgetting.forget(table, keys)
         kept = forgetting.erase()
+        erase_pruned(source)
         own = [n for n, value in enumerate(values) if not _is_others(value, table, mirror)]
         after = search([value.on_disk for value in values])
     return ForgetReport(

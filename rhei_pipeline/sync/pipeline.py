@@ -242,7 +242,7 @@ class Pipeline:
                 refuse_present(table, keys, self._source)
                 # What was made of the keys before they went is applied, and so comes no more.
                 self._sync(no_progress)
-            report = forget_keys(table, keys, self._mirror, search, dry_run=dry_run)
+            report = forget_keys(table, keys, self._mirror, self._source, search, dry_run=dry_run)
             if not dry_run:
                 self._registry.note_forgotten(table, report.keys, datetime.now(UTC))
             return report

@@ -180,6 +180,21 @@ def test_a_table_set_aside_is_forgotten_by_its_name(
     assert not report.is_clear
 
 
+def test_the_buffer_of_an_open_pipeline_forgets_what_the_mirror_has(make_world: MakeWorld) -> None:
+    world = make_world(mode="temporal", buffered=True)
+    live(world)
+    world.run("delete from people where id = 77")
+    world.htap.sync_now()
+    assert search([world.buffer], [MARK.encode()]) != {}
+    report = world.htap.forget("people", [77])
+    assert any("cdc" in file for file in report.before)
+    assert search([world.buffer], [MARK.encode()]) == {}
+    assert report.is_clear
+    world.run("insert into people values (78, 'person 78', 'x', 1)")
+    assert world.htap.sync_now().inserted == 1
+    assert world.htap.verify("people").equal
+
+
 def test_what_cannot_be_forgotten_is_refused_with_the_way_out(
     make_world: MakeWorld, tmp_path: Path
 ) -> None:
