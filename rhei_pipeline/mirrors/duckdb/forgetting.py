@@ -28,8 +28,7 @@ from rhei_pipeline.sql.text import literal, matching, mirror_table, quote
 _REWRITTEN = ".rewritten"
 _KEYS = "_rhei_forgotten"
 #: How long queries may still run before they are ended.
-_PATIENCE_SECONDS = 5.0
-_PAUSE_SECONDS = 0.05
+_PATIENCE_SECONDS = 2.0
 
 
 def forget_rows(
@@ -109,17 +108,23 @@ class Door:
                 self._changed.notify_all()
 
     @contextmanager
-    def shut(self, end: Callable[[], None]) -> Iterator[None]:
-        """Keep everybody out during the block; `end` ends what takes long."""
+    def shut(self, end: Callable[[], None]) -> Iterator[bool]:
+        """Keep everybody out during the block; `end` ends what takes long.
+
+        Yields whether nobody is inside: who takes no more rows of an answer cannot be made to go.
+        """
         with self._changed:
             self._is_shut = True
-            patience = _PATIENCE_SECONDS
-            while not self._changed.wait_for(lambda: not self._inside, patience):
+            is_empty = self._changed.wait_for(self._is_empty, _PATIENCE_SECONDS)
+            if not is_empty:
                 end()
-                patience = _PAUSE_SECONDS
+                is_empty = self._changed.wait_for(self._is_empty, _PATIENCE_SECONDS)
         try:
-            yield
+            yield is_empty
         finally:
             with self._changed:
                 self._is_shut = False
                 self._changed.notify_all()
+
+    def _is_empty(self) -> bool:
+        return not self._inside

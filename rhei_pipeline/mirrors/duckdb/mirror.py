@@ -397,7 +397,9 @@ class DuckDBMirror:
             return ()
         self.ledger()  # whoever is inside may ask for it, and could not once the door is shut
         with self._lock, translated(self.path):
-            with self._door.shut(self._end_queries):
+            with self._door.shut(self._end_queries) as is_empty:
+                if not is_empty:
+                    return ("the free parts of the mirror's file: a query under way reads it",)
                 self._rewrite()
             if self._published is not None:
                 self._publish_now(self._published)

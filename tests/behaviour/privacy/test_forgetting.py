@@ -195,6 +195,26 @@ def test_the_buffer_of_an_open_pipeline_forgets_what_the_mirror_has(make_world: 
     assert world.htap.verify("people").equal
 
 
+def test_an_answer_that_nobody_takes_does_not_hold_forgetting_up(make_world: MakeWorld) -> None:
+    """What it keeps on the disk is named, and the same call again finishes."""
+    world = make_world(mode="temporal")
+    live(world)
+    world.run("delete from people where id = 77")
+    world.htap.sync_now()
+    mirror = engine_of(world.htap).mirror
+    answer = mirror.stream("select a.* from people a, people b, people c", (), 1000)
+    taken = iter(answer.batches)
+    next(taken)
+    report = world.htap.forget("people", [77])
+    assert "a query under way" in report.kept[0]
+    assert not report.is_clear
+    del taken, answer
+    assert len(versions(world)) == 51
+    assert world.htap.forget("people", [77]).is_clear
+    world.crash()
+    assert holding(world) == []
+
+
 def test_what_cannot_be_forgotten_is_refused_with_the_way_out(
     make_world: MakeWorld, tmp_path: Path
 ) -> None:
