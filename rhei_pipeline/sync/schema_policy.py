@@ -1,11 +1,12 @@
 """What is done about a schema change that is not simply to be followed."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
-from rhei_pipeline.capabilities import redeclare
-from rhei_pipeline.errors import SchemaDriftError
+from rhei_pipeline.capabilities import reading_together, redeclare
+from rhei_pipeline.errors import PermanentError, SchemaDriftError
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import (
     SchemaDifference,
@@ -58,7 +59,7 @@ class SchemaPolicies:
         if not changed:  # or the source reads the columns alone that it had
             return found
         self.frozen.pop(found.name, None)
-        if declared.policy is SchemaPolicy.FREEZE and changed == SchemaDifference(changed.added):
+        if not _is_held(declared, changed):
             return self._narrowed(known, found, changed)
         raise SchemaDriftError(
             f"its source {changed.describe()}, and its schema changes are held back by"
@@ -67,6 +68,25 @@ class SchemaPolicies:
             hint="declare 'schema_changes: evolve' for it and sync, and its mirror follows; then"
             f" declare '{declared.policy}' again for the changes to come",
         )
+
+    def held(self, tables: Collection[Table], declared: Mapping[str, Declared]) -> frozenset[str]:
+        """Return the tables whose mirrors stay as they are, until somebody decides.
+
+        Args:
+            tables: As they were mirrored last.
+            declared: What is declared, by the source's names.
+        """
+        asked = _asked(declared)
+        doubtful = [table for table in tables if table.name in asked]
+        with reading_together(self._source, [table.name for table in doubtful]):
+            return frozenset(t.name for t in doubtful if self._is_held(declared[t.name], t))
+
+    def _is_held(self, declared: Declared, known: Table) -> bool:
+        with suppress(PermanentError):  # one that cannot be described is left out for that
+            found = self._source.describe(known.name)
+            changed = replace(difference(known.schema, found), refiltered=False)
+            return bool(changed) and _is_held(declared, changed)
+        return False
 
     def _narrowed(self, known: Table, found: Table, changed: SchemaDifference) -> Table:
         options, polling = self._said(found.name)
@@ -82,5 +102,15 @@ class SchemaPolicies:
 
 def evolving(tables: Iterable[Table], declared: Mapping[str, Declared]) -> list[Table]:
     """Return the tables that follow their schema changes without being asked."""
-    asked = {name for name, of in declared.items() if of.policy is not SchemaPolicy.EVOLVE}
+    asked = _asked(declared)
     return [table for table in tables if table.name not in asked]
+
+
+def _asked(declared: Mapping[str, Declared]) -> set[str]:
+    return {name for name, of in declared.items() if of.policy is not SchemaPolicy.EVOLVE}
+
+
+def _is_held(declared: Declared, changed: SchemaDifference) -> bool:
+    """Return whether a change is left to somebody; a frozen table can do without what was added."""
+    only_added = changed == SchemaDifference(changed.added)
+    return declared.policy is not SchemaPolicy.FREEZE or not only_added

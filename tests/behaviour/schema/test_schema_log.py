@@ -61,7 +61,7 @@ def test_a_change_in_quarantine_leaves_its_table_as_it_is_until_somebody_decides
         world.run(f"create table {name} (id integer primary key, a integer)")
         world.run(f"insert into {name} values (1, 1), (2, 2)")
     world.htap.sync_now()
-    world.run("insert into t values (3, 3)")  # before the change: it is still followed
+    world.run("insert into t values (3, 3)")  # waits with what follows
     world.run("alter table t add column c integer default 7", "alter table u add column c real")
     world.run("update t set c = 8, a = 20 where id = 2", "update u set c = 1.5 where id = 1")
     for _ in range(2):
@@ -72,7 +72,12 @@ def test_a_change_in_quarantine_leaves_its_table_as_it_is_until_somebody_decides
         world.crash()  # nor does another start decide
     assert columns(world, "t") == {"id", "a"}
     assert columns(world, "u") == {"id", "a", "c"}
-    assert [change.table for change in world.htap.schema_log()] == ["u"]
+    # Nothing of it comes along with another table's migration, nor at a start.
+    world.run("update t set a = 30 where id = 1", "alter table u drop column a")
+    world.htap.sync_now()
+    held = world.htap.query("select id, a from t order by id", hint="olap").to_pylist()
+    assert held == [{"id": 1, "a": 1}, {"id": 2, "a": 2}]
+    assert {change.table for change in world.htap.schema_log()} == {"u"}
     world.run("insert into t values (4, 4, 4)")
     world.htap.sync_now()
 
@@ -81,11 +86,35 @@ def test_a_change_in_quarantine_leaves_its_table_as_it_is_until_somebody_decides
     assert not world.htap.sync_now().errors
     assert world.htap.verify().equal
     assert columns(world, "t") == {"id", "a", "c"}
+    if mode == "temporal":  # what waited is in the history
+        kept = {(version["id"], version["a"]) for version in world.versions("t")}
+        assert kept == {(1, 1), (1, 30), (2, 2), (2, 20), (3, 3), (4, 4)}
     world.crash()
     world.tables = asked
     assert not world.htap.sync_now().errors  # for the changes to come
     world.run("alter table t drop column c")
     assert world.htap.sync_now().errors.keys() == {"t"}
+
+
+def test_a_history_of_postgres_in_quarantine_has_what_waited_once_somebody_decides(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    asked = [{"name": "t", "schema_changes": "quarantine"}, {"name": "u"}]
+    world = make_postgres(mode="temporal", tables=asked, capture={"method": "logical"})
+    for name in ("t", "u"):
+        world.run(f"create table {name} (id int primary key, a int)")
+        world.run(f"insert into {name} values (1, 1)")
+    world.htap.sync_now()
+    world.run("update t set a = 2", "alter table t add column c int", "update t set a = 3")
+    assert world.htap.sync_now().errors.keys() == {"t"}
+    world.run("update t set a = 4", "alter table u add column c int")
+    assert world.htap.sync_now().errors.keys() == {"t"}
+    history = "select a from t order by _rhei_valid_from"
+    assert world.htap.query(history, hint="olap")["a"].to_pylist() == [1]
+    world.crash()
+    world.tables = [{"name": "t"}, {"name": "u"}]
+    assert not world.htap.sync_now().errors
+    assert world.htap.query(history, hint="olap")["a"].to_pylist() == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("mode", ["destructive", "temporal"])
