@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.capabilities import erase_pruned, refuse_unless_forgetting, snapshot_of_rows
+from rhei_pipeline.changes.masks import has_masked_key
 from rhei_pipeline.errors import QueryError, SchemaError
 from rhei_pipeline.model.forgetting import ForgetReport, Search
 from rhei_pipeline.model.key_span import KeySpan
+from rhei_pipeline.model.report import counted
 from rhei_pipeline.model.schema import OPERATION, Table
 from rhei_pipeline.protocols import ChangeSource, Mirror
 from rhei_pipeline.sql.text import mirror_table, quote
@@ -89,6 +91,12 @@ def forget_keys(
         erase_pruned(source)
         own = [n for n, value in enumerate(values) if not _is_others(value, table, mirror)]
         after = search([value.on_disk for value in values])
+    unknown = _unknown(table, keys, found)
+    if unknown:
+        kept += (
+            f"{counted(unknown, 'key')} that no row had: the keys of this table are hashed; give"
+            " them as the mirror has them",
+        )
     return ForgetReport(
         table.name,
         keys.num_rows,
@@ -99,6 +107,18 @@ def forget_keys(
         kept,
         dry_run=dry_run,
     )
+
+
+def _unknown(table: Table, keys: pa.Table, found: Sequence[pa.Table]) -> int:
+    """Return how many keys no row had, of a table whose keys are not those of the source."""
+    if not has_masked_key(table.schema):
+        return 0
+    names = keys.column_names
+    met = [rows.select(names).cast(keys.schema) for rows in found]
+    rows = pa.concat_tables([keys.slice(0, 0), *met])
+    there: int = rows.group_by(names).aggregate([]).num_rows
+    asked: int = keys.num_rows
+    return asked - there
 
 
 def _values(rows: Iterable[pa.Table]) -> Iterator[Value]:

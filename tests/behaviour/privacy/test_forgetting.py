@@ -15,6 +15,7 @@ from rhei_pipeline.testing.faults import Crash
 from rhei_pipeline.testing.stub_mirror import StubMirror
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
+from tests.support.masking import KEY
 from tests.support.parts import engine_of
 from tests.support.refusals import refused, rhei
 
@@ -165,6 +166,23 @@ def test_forgetting_that_was_cut_off_is_finished_by_the_next(
     world.crash()
     assert holding(world) == []
     assert len(versions(world)) == 51
+
+
+def test_a_hashed_key_is_given_as_the_mirror_has_it(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RHEI__MASKING__KEY", KEY)
+    world = make_world(mode="temporal", tables=[{"name": "people", "mask": {"id": "hash"}}])
+    live(world)
+    world.run("delete from people where id = 77")
+    report = world.htap.forget("people", ["77"])
+    assert not report.is_clear
+    assert "give them as the mirror has them" in report.kept[0]
+    kept = world.htap.query(f"select id from people where name = '{MARK} 1'", hint="olap")
+    report = world.htap.forget("people", kept["id"].to_pylist())
+    assert (report.rows, report.is_clear) == (2, True)
+    world.crash()
+    assert holding(world) == []
 
 
 def test_a_table_set_aside_is_forgotten_by_its_name(
