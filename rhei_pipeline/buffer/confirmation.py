@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from rhei_pipeline.errors import BufferDamagedError, CaptureError
+from rhei_pipeline.model.durable import make_durable
 from rhei_pipeline.model.stored_format import UNNUMBERED, too_new
 
 #: What this version writes and reads.
@@ -34,7 +35,7 @@ class Confirmation:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
-        _sync_directory(self._path.parent)
+        make_durable(self._path.parent)
         self._recorded = unapplied
 
 
@@ -60,15 +61,6 @@ def unapplied_events(buffer: Path) -> tuple[str, int] | None:
     raise CaptureError(
         too_new(repr(str(file)), written, FORMAT), hint="delete it: the next sync writes it again"
     )
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a renaming durable against power failure."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def file_of(buffer: Path) -> Path:

@@ -19,7 +19,8 @@ class Cancel:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # A signal handler may cancel while its thread is in here.
+        self._lock = threading.RLock()
         self._asked = False
         self._end: Callable[[], object] | None = None
         self._ended = threading.Event()
@@ -38,9 +39,9 @@ class Cancel:
             is_first, self._asked = not self._asked, True
             if self._end is None:
                 return
+            if is_first:
+                threading.Thread(target=self._insist, name="rhei-cancel", daemon=True).start()
             self._end()
-        if is_first:
-            threading.Thread(target=self._insist, name="rhei-cancel", daemon=True).start()
 
     def _insist(self) -> None:
         wait = AGAIN_SECONDS

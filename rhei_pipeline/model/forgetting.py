@@ -16,6 +16,12 @@ BEYOND = (
     "blocks that the file system has freed and not written over",
 )
 
+#: Where the mirror had no row of the keys any more.
+ROWS_OF_BEFORE = (
+    "texts of rows that a sync or an earlier run has removed: they are not known any more, and"
+    " the keys' own texts alone were searched for"
+)
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ForgetReport(Report):

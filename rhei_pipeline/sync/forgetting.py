@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from rhei_pipeline.capabilities import erase_pruned, refuse_unless_forgetting, snapshot_of_rows
 from rhei_pipeline.changes.masks import has_masked_key
 from rhei_pipeline.errors import QueryError, SchemaError
-from rhei_pipeline.model.forgetting import ForgetReport, Search
+from rhei_pipeline.model.forgetting import BEYOND, ROWS_OF_BEFORE, ForgetReport, Search
 from rhei_pipeline.model.key_span import KeySpan
 from rhei_pipeline.model.report import counted
 from rhei_pipeline.model.schema import OPERATION, Table
@@ -20,8 +20,8 @@ from rhei_pipeline.sync.repair_keys import Key, key_of, rows_in_span
 
 #: Shorter texts occur by chance.
 _SHORTEST_BYTES = 6
-#: Most values that are searched for; each is looked for in the other rows, too.
-_MOST_VALUES = 100
+#: Values that are looked for in the other rows by one query.
+_AT_ONCE = 500
 
 
 def keys_of(given: Sequence[Key], table: Table) -> pa.Table:
@@ -79,7 +79,7 @@ def forget_keys(
     """Forget keys, and search the files before and after."""
     forgetting = refuse_unless_forgetting(mirror, table)
     found = forgetting.forget(table, keys, trial=True)
-    values = list(_values([*found, keys]))[:_MOST_VALUES]
+    values = list(_values([*found, keys]))
     before = search([value.on_disk for value in values])
     kept: tuple[str, ...] = ()
     if dry_run:
@@ -88,8 +88,11 @@ def forget_keys(
     else:
         found = forgetting.forget(table, keys)
         kept = forgetting.erase()
+        if mirror.not_published is not None:
+            kept += (f"what was published: {mirror.not_published.message}",)
         erase_pruned(source)
-        own = [n for n, value in enumerate(values) if not _is_others(value, table, mirror)]
+        shared = _shared(values, table, mirror)
+        own = [n for n, value in enumerate(values) if value not in shared]
         after = search([value.on_disk for value in values])
     unknown = _unknown(table, keys, found)
     if unknown:
@@ -105,6 +108,7 @@ def forget_keys(
         _counts(before, own),
         _counts(after, own),
         kept,
+        beyond=BEYOND if any(rows.num_rows for rows in found) else (ROWS_OF_BEFORE, *BEYOND),
         dry_run=dry_run,
     )
 
@@ -139,13 +143,24 @@ def _values(rows: Iterable[pa.Table]) -> Iterator[Value]:
                     yield value
 
 
-def _is_others(value: Value, table: Table, mirror: Mirror) -> bool:
-    """Return whether a row that stays has the same value: then it says nothing of the one gone."""
-    name, column = mirror_table(table.schema), quote(value.column)
-    asked = f"select count(*) as n from {name} where {column} = ?"
-    with suppress(QueryError):
-        return bool(mirror.query(asked, [value.content])["n"][0].as_py())
-    return False  # it left the table, or is of a type that is not compared with texts
+def _shared(values: Sequence[Value], table: Table, mirror: Mirror) -> set[Value]:
+    """Return the values that rows which stay have, too: they say nothing of those that are gone."""
+    of_column: dict[str, list[Value]] = {}
+    for value in values:
+        of_column.setdefault(value.column, []).append(value)
+    found: set[Value] = set()
+    for column, wanted in of_column.items():
+        for first in range(0, len(wanted), _AT_ONCE):
+            some = wanted[first : first + _AT_ONCE]
+            asked = (
+                f"select distinct {quote(column)} as v from {mirror_table(table.schema)}"
+                f" where {quote(column)} in ({', '.join('?' * len(some))})"
+            )
+            # A column that left the table has none, nor one that is not compared with texts.
+            with suppress(QueryError):
+                rows = mirror.query(asked, [value.content for value in some])
+                found |= {Value(column, content) for content in rows["v"].to_pylist()}
+    return found
 
 
 def _counts(found: Mapping[str, Sequence[int]], own: Sequence[int]) -> dict[str, int]:

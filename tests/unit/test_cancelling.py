@@ -37,3 +37,33 @@ def test_who_asks_again_ends_with_the_query() -> None:
     for each in asking:
         each.join(30)
         assert not each.is_alive()
+
+
+def test_a_first_time_that_fails_is_asked_again() -> None:
+    heard = threading.Semaphore(0)
+    times: list[int] = []
+
+    def end() -> None:
+        times.append(1)
+        if len(times) == 1:
+            raise OSError("the server cannot be reached")
+        heard.release()
+
+    cancel = Cancel()
+    with cancel.ending_by(end):
+        with pytest.raises(OSError, match="cannot be reached"):
+            cancel()
+        assert heard.acquire(timeout=30)
+
+
+def test_a_signal_handler_may_cancel_while_its_thread_cancels() -> None:
+    cancel, times = Cancel(), []
+
+    def end() -> None:
+        times.append(1)
+        if len(times) == 1:
+            cancel()  # as a handler does that runs just now
+
+    with cancel.ending_by(end):
+        cancel()
+        assert len(times) >= 2

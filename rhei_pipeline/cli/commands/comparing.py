@@ -171,8 +171,6 @@ def forget(
     if not json_:
         found, where = (report.before, "holds") if dry_run else (report.after, "still holds")
         say(f"{file} {where} {counted(count, 'such text')}" for file, count in found.items())
-        if not report.searched:
-            say(["the mirror had no text of these keys any more that could be searched for"])
         say(f"still there: {kept}" for kept in report.kept)
         say(f"not searched: {place}" for place in report.beyond)
     exit_if(not dry_run and not report.is_clear)

@@ -23,8 +23,8 @@ from rhei_pipeline.mirrors.datafusion.files import (
     committed_meanwhile,
     missing,
 )
-from rhei_pipeline.mirrors.durable import make_durable
 from rhei_pipeline.mirrors.locking import WriterLock, lock_of_directory
+from rhei_pipeline.model.durable import make_durable
 
 #: Holds the number of the newest manifest.
 _NEWEST = "newest"

@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
 import duckdb
@@ -72,13 +72,12 @@ def ended_by_signals(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
             interrupt(connection)
             raise
 
-    for number in handlers:
-        signal.signal(number, interrupting)
-    try:
-        yield
-    finally:
+    # A handler that raises while others are put back must leave none of ours behind.
+    with ExitStack() as put_back:
         for number, old in handlers.items():
-            signal.signal(number, old)
+            put_back.callback(signal.signal, number, old)
+            signal.signal(number, interrupting)
+        yield
 
 
 def roll_back(connection: duckdb.DuckDBPyConnection) -> None:

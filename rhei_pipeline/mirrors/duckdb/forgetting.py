@@ -1,6 +1,7 @@
 """Removes keys from a DuckDB file: their rows, then what its free parts still hold of them."""
 
-import glob
+import os
+import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from rhei_pipeline.mirrors.duckdb.connecting import ended_by_signals
 from rhei_pipeline.mirrors.duckdb.housekeeping import silent
+from rhei_pipeline.mirrors.duckdb.remains import delete_remains
 from rhei_pipeline.mirrors.duckdb.tables import (
     MAIN,
     SNAPSHOTS,
@@ -19,8 +22,8 @@ from rhei_pipeline.mirrors.duckdb.tables import (
     in_utc,
     registered,
 )
-from rhei_pipeline.mirrors.durable import make_durable
 from rhei_pipeline.model.changes import key_text
+from rhei_pipeline.model.durable import make_durable
 from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.schema import Table, TableSchema
 from rhei_pipeline.sql.text import literal, matching, mirror_table, quote
@@ -66,24 +69,27 @@ def _holding(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> Iter
 
 def rewrite_file(file: Path, memory_limit: object) -> None:
     """Replace a closed database file by one without free parts, atomically."""
-    for left in file.parent.glob(f"{glob.escape(file.name)}.*{_REWRITTEN}*"):
-        left.unlink(missing_ok=True)  # of a process that was killed
-    fresh = file.with_name(f"{file.name}.{uuid.uuid4().hex}{_REWRITTEN}")
+    delete_remains(file, _REWRITTEN)  # only the mirror's writer rewrites it
+    # A folder for its owner alone: DuckDB writes its log and what it spills there, too.
+    folder = file.with_name(f"{file.name}.{uuid.uuid4().hex}{_REWRITTEN}")
+    folder.mkdir(mode=0o700)
+    fresh = folder / file.name
     try:
-        with silent(duckdb.connect(str(fresh))) as written:
+        with silent(duckdb.connect(str(fresh))) as written, ended_by_signals(written):
             if memory_limit is not None:
                 written.execute(f"set memory_limit = {literal(str(memory_limit))}")
             written.execute(f"attach {literal(str(file))} as _rhei_former (read_only)")
             new = written.execute("select current_database()").fetchall()[0][0]
             written.execute(f"copy from database _rhei_former to {quote(new)}")
             written.execute("detach _rhei_former")
-        fresh.chmod(file.stat().st_mode)
+        former = file.stat()
+        with suppress(PermissionError):  # nobody but the superuser gives files away
+            os.chown(fresh, former.st_uid, former.st_gid)
+        fresh.chmod(former.st_mode)
         fresh.replace(file)
         make_durable(file.parent)
-    except BaseException:
-        with suppress(OSError):
-            fresh.unlink()
-        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Door:
@@ -113,13 +119,13 @@ class Door:
 
         Yields whether nobody is inside: who takes no more rows of an answer cannot be made to go.
         """
-        with self._changed:
-            self._is_shut = True
-            is_empty = self._changed.wait_for(self._is_empty, _PATIENCE_SECONDS)
-            if not is_empty:
-                end()
-                is_empty = self._changed.wait_for(self._is_empty, _PATIENCE_SECONDS)
         try:
+            with self._changed:
+                self._is_shut = True
+                is_empty = self._changed.wait_for(self._is_empty, _PATIENCE_SECONDS)
+                if not is_empty:
+                    end()
+                    is_empty = self._changed.wait_for(self._is_empty, _PATIENCE_SECONDS)
             yield is_empty
         finally:
             with self._changed:

@@ -396,14 +396,19 @@ class DuckDBMirror:
         if self.path == MEMORY:
             return ()
         self.ledger()  # whoever is inside may ask for it, and could not once the door is shut
+        kept = []
         with self._lock, translated(self.path):
             with self._door.shut(self._end_queries) as is_empty:
-                if not is_empty:
-                    return ("the free parts of the mirror's file: a query under way reads it",)
-                self._rewrite()
+                if is_empty:
+                    self._rewrite()
+                else:
+                    kept.append("the free parts of the mirror's file: a query under way reads it")
             if self._published is not None:
-                self._publish_now(self._published)
-        return ()
+                if is_empty:
+                    self._publish_now(self._published)
+                if self._published.pace.behind:
+                    kept.append("the published copy, which was not written again yet")
+        return tuple(kept)
 
     def _rewrite(self) -> None:
         self._connection.execute("checkpoint")

@@ -1,6 +1,5 @@
 """A copy of a DuckDB mirror that others can open read-only while the mirror is written."""
 
-import glob
 import logging
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import duckdb
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.duckdb import copy_program
 from rhei_pipeline.mirrors.duckdb.housekeeping import drop_copies
+from rhei_pipeline.mirrors.duckdb.remains import delete_remains
 from rhei_pipeline.mirrors.publishing import PublishSchedule
 
 _PARTIAL = ".partial"
@@ -56,7 +56,7 @@ class PublishedCopy:
         partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}{_PARTIAL}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._sweep()
+            delete_remains(self.path, _PARTIAL)  # only the mirror's writer publishes
             _copy(source, partial)
             if unfinished:
                 _leave_out_copies(partial)
@@ -70,11 +70,6 @@ class PublishedCopy:
                 hint="fix this, or remove mirror.published; the mirror itself is not affected",
             ) from error
         self.pace.note_publication()
-
-    def _sweep(self) -> None:
-        """Delete the remains of killed processes; only the mirror's writer publishes."""
-        for left in self.path.parent.glob(f"{glob.escape(self.path.name)}.*{_PARTIAL}*"):
-            left.unlink(missing_ok=True)
 
 
 def _copy(source: Path, target: Path) -> None:

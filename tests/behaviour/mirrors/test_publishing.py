@@ -129,12 +129,14 @@ def tables_of(world: World) -> list[str]:
 
 def test_what_a_killed_publication_left_is_swept_away(world: World) -> None:
     settings = published(filled(world), 0)
-    left = world.directory / "published" / "copy.duckdb.0123.partial"
+    left = world.directory / "published" / f"copy.duckdb.{'0' * 32}.partial"
+    others = left.with_name(f"copy.duckdb.b.{'0' * 32}.partial")
     left.parent.mkdir()
-    left.write_text("half")
+    for file in (left, others):
+        file.write_text("half")
     with HTAP(settings) as htap:
         htap.sync_now()
-    assert [file.name for file in left.parent.iterdir()] == ["copy.duckdb"]
+    assert {file.name for file in left.parent.iterdir()} == {"copy.duckdb", others.name}
 
 
 def test_a_copy_that_cannot_be_written_is_named_and_the_mirror_is_in_order(world: World) -> None:

@@ -1,6 +1,8 @@
 """Forgotten keys: no byte of theirs stays in a file, and what stays is named."""
 
+import errno
 import json
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from rhei_pipeline.capabilities import refuse_unless_forgetting
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.holder.searching import search
+from rhei_pipeline.mirrors.datafusion import delta as delta_tables
 from rhei_pipeline.testing.faults import Crash
 from rhei_pipeline.testing.stub_mirror import StubMirror
 from tests.support.fix_postgres import PostgresWorld
@@ -183,6 +186,74 @@ def test_a_hashed_key_is_given_as_the_mirror_has_it(
     assert (report.rows, report.is_clear) == (2, True)
     world.crash()
     assert holding(world) == []
+
+
+def test_every_text_is_searched_for_however_many_there_are(make_world: MakeWorld) -> None:
+    world = make_world(mode="temporal")
+    world.run("create table people(id integer primary key, name text, note text, n integer)")
+    world.run(*(f"insert into people values ({n}, 'person {n}', 'kept', 0)" for n in range(600)))
+    world.run(f"insert into people values (777, 'person 3', '{MARK} at the end', 0)")
+    world.htap.sync_now()
+    world.run("delete from people where id > 10")
+    backup = world.directory / "mirror.duckdb.backup"
+    backup.write_text(f"of somebody else's: {MARK} at the end, and person 3")
+    report = world.htap.forget("people", [*range(11, 600), 777])
+    # That text alone: what a row that stays has, too, says nothing.
+    assert (report.searched, dict(report.after)) == (590, {str(backup): 1})
+    assert not report.is_clear
+    again = world.htap.forget("people", [777])
+    assert "are not known any more" in again.beyond[0]
+
+
+@pytest.mark.parametrize("storage", [None, "delta"])
+def test_a_published_copy_that_could_not_be_replaced_is_named(
+    make_world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str | None
+) -> None:
+    copy = tmp_path / "world0" / "out.duckdb"
+    options: dict[str, Any] = {} if storage else {"published": {"path": copy}}
+    world = make_world(storage=storage, mode="temporal", **options)
+    live(world)
+    world.run("delete from people where id = 77")
+    world.htap.sync_now()
+    with monkeypatch.context() as patched:
+        if storage:
+            patched.setattr(delta_tables, "_add", disk_full)
+        else:
+            copy.unlink()
+            (copy / "in the way").mkdir(parents=True)
+        report = world.htap.forget("people", [77])
+        assert not report.is_clear
+        assert "publish" in report.kept[0]
+    if not storage:
+        shutil.rmtree(copy)
+    assert world.htap.forget("people", [77]).is_clear
+    world.crash()
+    assert holding(world) == []
+
+
+def disk_full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "no space left on device")
+
+
+def test_what_killed_rewrites_left_is_deleted_and_nothing_of_other_mirrors(
+    world: World,
+) -> None:
+    world.mode = "temporal"
+    live(world)
+    world.run("delete from people where id = 77")
+    left, others = (
+        world.directory / f"{name}.{'0' * 32}.rewritten"
+        for name in ("mirror.duckdb", "mirror.duckdb.b")
+    )
+    for folder in (left, others):
+        (folder / "mirror.duckdb.tmp").mkdir(parents=True)
+        (folder / "mirror.duckdb.tmp" / "spilled").write_text(f"{MARK} was here")
+    file = Path(world.settings.mirror.path)
+    file.chmod(0o600)
+    report = world.htap.forget("people", [77])
+    assert (left.exists(), others.exists()) == (False, True)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert report.rows == 3 - 1
 
 
 def test_a_table_set_aside_is_forgotten_by_its_name(
