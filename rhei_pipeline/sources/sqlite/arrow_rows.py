@@ -21,7 +21,6 @@ import pyarrow.compute as pc
 from rhei_pipeline.model.changes import RowBatch
 from rhei_pipeline.model.portions import PORTION_BYTES
 from rhei_pipeline.model.schema import Column
-from rhei_pipeline.sources.sqlite import arrow_program
 from rhei_pipeline.sources.sqlite.database import FileId
 from rhei_pipeline.sources.sqlite.rows import SqliteRowReader, key_first
 from rhei_pipeline.sources.sqlite.types import encode_key, from_raw, raw_type
@@ -29,6 +28,8 @@ from rhei_pipeline.sql.text import conjunction, listed, quote
 
 _log = logging.getLogger(__name__)
 
+#: Never imported: its driver brings a second SQLite library, and is not installed everywhere.
+_PROGRAM = Path(__file__).with_name("arrow_program.py")
 #: Fewer are read sooner than a process starts, which takes as long as reading some ten thousand.
 LEAST_ROWS = 100_000
 #: Of a batch of the driver's, about: it counts rows alone.
@@ -140,7 +141,7 @@ class _Process:
                 stream.write_batch(request)
             asked.seek(0)
             self._running = subprocess.Popen(  # noqa: S603  (a program of ours)
-                [sys.executable, "-P", arrow_program.__file__],
+                [sys.executable, "-P", str(_PROGRAM)],
                 stdin=asked,
                 stdout=subprocess.PIPE,
                 stderr=self._said,
