@@ -28,7 +28,7 @@ from examples.airline.home import (
 )
 
 FIRST_DAY = date(2013, 12, 1)
-DAYS = 8
+DAYS = 7
 SECONDS_PER_DAY = 1.5
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 _PLOTTED = {
@@ -40,7 +40,7 @@ _PLOTTED = {
 _KINDS = {"sqlite": "SQLite", "postgres": "PostgreSQL"}
 #: What a shell returns for a program that Ctrl-C ended.
 _INTERRUPTED = 130
-_SESSION = {"session_seconds": 120.0, "idle_seconds": 5.0}
+_SESSION = {"session_seconds": 120.0, "idle_seconds": 3.0}
 
 console = Console(highlight=False)
 
@@ -104,9 +104,7 @@ def _replay(
     definitions: dg.Definitions, instance: dg.DagsterInstance, settings: rhei.Settings
 ) -> datetime:
     """Sync while another process writes; return an instant in the middle of it."""
-    console.print(
-        f"\n[bold]{DAYS} days of December[/], written by another process, synced by a session:"
-    )
+    console.print("\n[bold]A week of December[/], written by another process, synced by a session:")
     halfway = datetime.fromtimestamp(time.time() + DAYS * SECONDS_PER_DAY / 2 + 1, UTC)
     tables = [table.name for table in settings.tables or ()]
     pace = ("--days", str(DAYS), "--seconds-per-day", str(SECONDS_PER_DAY))
