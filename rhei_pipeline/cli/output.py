@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table as Shown
 from rich.text import Text
 
-from rhei_pipeline.cli.shard_choice import shard_option
+from rhei_pipeline.cli.shard_choice import for_shard
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,12 +89,14 @@ def show_rows(table: "pa.Table", *, as_json: bool) -> None:
 
 def print_error(text: str) -> None:
     """Print an error; a terminal's lines are broken between words."""
-    err.print(Text.assemble(("error ", "red"), text), soft_wrap=not err.is_terminal)
+    err.print(Text.assemble(("error ", "red"), for_shard(text)), soft_wrap=not err.is_terminal)
 
 
 def print_note(text: str) -> None:
     """Print what is worth knowing, unless it is not wanted."""
-    notes.print(Text.assemble(("note ", "yellow"), text), soft_wrap=not notes.is_terminal)
+    notes.print(
+        Text.assemble(("note ", "yellow"), for_shard(text)), soft_wrap=not notes.is_terminal
+    )
 
 
 def name_errors(errors: Mapping[str, str]) -> None:
@@ -132,7 +134,7 @@ def name_not_followed(tables: Mapping[str, datetime], named: Collection[str]) ->
         if name not in named:
             print_note(
                 f"table {name!r} is no longer followed since {since.isoformat()}: declare it"
-                f" again, or drop it from the mirror with 'rhei drop-table {name}{shard_option()}'"
+                f" again, or drop it from the mirror with 'rhei drop-table {name}'"
             )
 
 

@@ -1,15 +1,18 @@
 """Which shard of a declaration a command works on at the moment."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from rhei_pipeline.errors import SettingsError
+from rhei_pipeline.errors import RheiError, SettingsError
 
 if TYPE_CHECKING:
     from rhei_pipeline.settings.model import Settings
 
+#: Commands that do not look for the shard of a table, as a message names them.
+_FOR_ONE = re.compile(r"'rhei (drop-table|unregister)((?: (?!--shard)[^' ]+)*)'")
 _chosen: ContextVar[int | None] = ContextVar("shard", default=None)
 
 
@@ -39,10 +42,13 @@ def chosen_of(settings: "Settings") -> "Settings":
     return settings
 
 
-def shard_option() -> str:
-    """Return the option that has another command work on the same shard; nothing without shards."""
+def for_shard(text: str) -> str:
+    """Return a text whose commands for one shard name the shard that is worked on.
+
+    Other commands find the shard of a table by themselves.
+    """
     shard = _chosen.get()
-    return "" if shard is None else f" --shard {shard}"
+    return text if shard is None else _FOR_ONE.sub(rf"'rhei \1\2 --shard {shard}'", text)
 
 
 @contextmanager
@@ -51,5 +57,8 @@ def choosing(shard: int | None) -> Iterator[None]:
     token = _chosen.set(shard)
     try:
         yield
+    except RheiError as error:  # which is printed when no shard is worked on any more
+        error.hint = error.hint and for_shard(error.hint)
+        raise
     finally:
         _chosen.reset(token)
