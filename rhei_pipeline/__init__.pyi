@@ -9,6 +9,7 @@ from rhei_pipeline.errors import ChangesLostError as ChangesLostError
 from rhei_pipeline.errors import ComputeUnreachableError as ComputeUnreachableError
 from rhei_pipeline.errors import HiddenRowsError as HiddenRowsError
 from rhei_pipeline.errors import MirrorBusyError as MirrorBusyError
+from rhei_pipeline.errors import MirrorConflictError as MirrorConflictError
 from rhei_pipeline.errors import MirrorDamagedError as MirrorDamagedError
 from rhei_pipeline.errors import MirrorError as MirrorError
 from rhei_pipeline.errors import MirrorMemoryError as MirrorMemoryError

@@ -6,6 +6,7 @@
     |   |   `-- SourceUnreachableError   there is no connection to it
     |   |-- MirrorBusyError            another process holds the mirror
     |   |-- MirrorUnreachableError       the store that holds the mirror does not answer
+    |   |-- MirrorConflictError          its engine refused a commit as if another had written
     |   |-- ComputeUnreachableError      the cluster does not answer
     |   |-- BufferBusyError            another process holds the buffer
     |   |-- BufferFullError            the buffer takes no more until the mirror has caught up
@@ -82,6 +83,10 @@ class MirrorBusyError(TransientError):
 
 class MirrorUnreachableError(TransientError):
     """The object store that holds the mirror does not answer."""
+
+
+class MirrorConflictError(TransientError):
+    """The mirror's engine refused a change as if another had made it too; nothing is committed."""
 
 
 class ComputeUnreachableError(TransientError):

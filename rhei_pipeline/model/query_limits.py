@@ -135,7 +135,7 @@ class QueryClock:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()  # notified when it is closed
         self._timed: OrderedDict[int, TimedQuery] = OrderedDict()  # the first ends first
         self._late: dict[int, TimedQuery] = {}
         self._watching = False
@@ -171,13 +171,20 @@ class QueryClock:
         """End all queries, those under way and any that begins later: the mirror is closed."""
         with self._lock:
             self._closed = True
-            under_way = [*self._timed.values(), *self._late.values()]
+            self._late.update(self._timed)
+            self._timed.clear()
+            under_way = list(self._late.values())
+            self._lock.notify()
         for query in under_way:
             query.end(mirror_closed())
 
     def _watch(self) -> None:
         while (pause := self._end_late()) is not None:
-            time.sleep(pause)
+            with self._lock:
+                if not self._closed:
+                    self._lock.wait(pause)
+                elif self._late:
+                    self._lock.wait(_AGAIN_SECONDS)
 
     def _end_late(self) -> float | None:
         """End what is late; return after how long to look again, None where nothing is timed."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
-from rhei_pipeline.errors import PermanentError, SourceUnreachableError
+from rhei_pipeline.errors import MirrorConflictError, PermanentError, SourceUnreachableError
 from rhei_pipeline.model.blame import Blame, own_fault
 from rhei_pipeline.model.left_out import LeftOut
 from rhei_pipeline.model.schema import Table
@@ -42,10 +42,11 @@ class Participants:
             self.blame.clear()
             try:
                 return work(rest)
-            except SourceUnreachableError:
+            except (SourceUnreachableError, MirrorConflictError):
+                # A connection that was kept may have ended with its server.
                 if is_again:
                     raise
-                is_again = True  # a connection that was kept may have ended with its server
+                is_again = True
                 continue
             except Exception as error:  # noqa: BLE001  (one table's, or raised again)
                 name = self.leave_out(error, [table.name for table in rest])

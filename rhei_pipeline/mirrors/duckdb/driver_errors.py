@@ -8,10 +8,12 @@ import duckdb
 
 from rhei_pipeline.errors import (
     MirrorBusyError,
+    MirrorConflictError,
     MirrorError,
     MirrorMemoryError,
     QueryError,
     RheiError,
+    TransientError,
     without_values,
 )
 from rhei_pipeline.mirrors.duckdb.damage import cause, damage_of, first_line, is_damage
@@ -79,8 +81,8 @@ def _translate(error: duckdb.Error, path: str) -> RheiError:
     text = str(error)
     if isinstance(error, duckdb.OutOfMemoryException):
         return _too_large()
-    if (busy := _busy(text, path)) is not None:
-        return busy
+    if (passing := _passing(error, path)) is not None:
+        return passing
     if is_damage(error):
         return damage_of(error, path)
     if "not a valid DuckDB database" in text:
@@ -98,8 +100,16 @@ def _translate(error: duckdb.Error, path: str) -> RheiError:
     return MirrorError(f"DuckDB failed on {path!r}: {what}", hint=hint)
 
 
-def _busy(text: str, path: str) -> MirrorBusyError | None:
-    """Return the error for a file that is open elsewhere; None for any other trouble."""
+def _passing(error: duckdb.Error, path: str) -> TransientError | None:
+    """Return the error for what passes by itself, or with a process that ends; None for others."""
+    text = str(error)
+    if isinstance(error, duckdb.TransactionException) and "Conflict on " in text:
+        # There is one writer, so there is none to be in conflict with. Seen with DuckDB 2.0 on a
+        # busy machine, once in some thousand copies, and never when it was tried again.
+        return MirrorConflictError(
+            f"DuckDB refused a change to {path!r}: {first_line(error)}",
+            hint="nothing of it is committed: try again",
+        )
     if "different configuration" in text:
         return MirrorBusyError(
             f"mirror {path!r} is being read in this process",

@@ -1,8 +1,9 @@
 """A pipeline that is closed while it is asked: who asked hears that, and closing succeeds."""
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from threading import Event, Semaphore
 
 import pytest
 
@@ -63,6 +64,19 @@ def test_queries_of_postgres_under_way_end_when_a_pipeline_is_closed(
     make_postgres: Callable[..., PostgresWorld],
 ) -> None:
     close_under_way(filled(make_postgres(capture={"method": "trigger"})), ["olap", "oltp"])
+
+
+def test_no_thread_watches_over_queries_once_a_pipeline_is_closed() -> None:
+    clock, cancelled, before = QueryClock(3_600), Semaphore(0), set(threading.enumerate())
+    with pytest.raises(MirrorError, match=CLOSED), clock.timing() as query:
+        query.begun(cancelled.release)
+        clock.close()
+        # One that its engine misses is cancelled again, until the query has ended.
+        assert all(cancelled.acquire(timeout=30) for _ in range(2))
+        raise QueryError("the query was cancelled")
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def test_a_query_that_begins_after_the_end_is_ended_at_once() -> None:
