@@ -1,5 +1,6 @@
 """Fixtures live in `fix_*.py`, one noun each."""
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -29,6 +30,13 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out of the suite what `make combinations` runs."""
     mark_left_out(items)
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage less often, and not among the modules and tests that stay to the end."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

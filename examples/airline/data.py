@@ -3,7 +3,7 @@
 import csv
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,16 +18,37 @@ def read(name: str) -> Iterator[dict[str, str | None]]:
         SystemExit: The package is not installed; says the command.
     """
     with _open(name) as file:
-        for row in csv.DictReader(file):
-            yield {column: None if value in _MISSING else value for column, value in row.items()}
+        lines = csv.reader(file)
+        names = next(lines)
+        for values in lines:
+            yield _row(names, values)
 
 
-def flights_by_day() -> dict[date, list[dict[str, str | None]]]:
-    """Return the year's flights, day by day, in the order they were scheduled."""
+def _row(names: Sequence[str], values: Sequence[str]) -> dict[str, str | None]:
+    return {
+        name: None if value in _MISSING else value
+        for name, value in zip(names, values, strict=True)
+    }
+
+
+def flights_by_day(
+    first: date = date.min, until: date = date.max
+) -> dict[date, list[dict[str, str | None]]]:
+    """Return the flights of the year, or of some days, in the order they were scheduled.
+
+    Args:
+        first: The first of these days.
+        until: The day after the last.
+    """
     days: dict[date, list[dict[str, str | None]]] = {}
-    for row in read("flights"):
-        day = date(2013, int(row["month"] or 0), int(row["day"] or 0))
-        days.setdefault(day, []).append(row)
+    with _open("flights") as file:
+        lines = csv.reader(file)
+        names = next(lines)
+        month, number = names.index("month"), names.index("day")
+        for values in lines:
+            day = date(2013, int(values[month]), int(values[number]))
+            if first <= day < until:
+                days.setdefault(day, []).append(_row(names, values))
     for rows in days.values():
         rows.sort(key=lambda row: int(row["sched_dep_time"] or 0))
     return days

@@ -65,11 +65,10 @@ def build(database: str, until: date) -> int:
 
 
 def _past(until: date) -> Iterator[tuple[Any, ...]]:
-    for day, rows in flights_by_day().items():
-        if day < until:
-            for row in rows:
-                if row["dep_time"] is not None:
-                    yield (*scheduled(day, row), *outcome(day, row))
+    for day, rows in flights_by_day(until=until).items():
+        for row in rows:
+            if row["dep_time"] is not None:
+                yield (*scheduled(day, row), *outcome(day, row))
 
 
 def scheduled(day: date, row: Row) -> tuple[Any, ...]:

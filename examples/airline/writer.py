@@ -29,6 +29,8 @@ _REGISTER_PLANE = (
 #: One hour in so many is tried and rolled back before it is written.
 _ROLLED_BACK = 10
 _YEAR = 365
+#: The day after the last of which there are flights.
+_END = date(2014, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,9 @@ def main() -> None:
     """Write days until there are no more to write, or until told to stop."""
     arguments = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    known = flights_by_day()
+    end = arguments.first + timedelta(days=arguments.days)
+    is_of_the_year = not arguments.endless and end <= _END
+    known = flights_by_day(arguments.first, end) if is_of_the_year else flights_by_day()
     airline = connect(arguments.database)
     try:
         for place, (day, source) in enumerate(days_from(arguments.first, max(known))):

@@ -32,6 +32,12 @@ def _trees() -> dict[Path, ast.Module]:
 
 
 @cache
+def _parts(file: str) -> tuple[ast.AST, ...]:
+    """Return whatever is in a file of the tests."""
+    return tuple(ast.walk(ast.parse((ROOT / file).read_text())))
+
+
+@cache
 def _constants() -> dict[str, list[ast.expr]]:
     """Return what each constant of a module is, by its name."""
     found: dict[str, list[ast.expr]] = {}
@@ -147,8 +153,7 @@ def test_each_way_out_of_the_page_on_operations_is_followed() -> None:
 def test_the_tests_that_follow_them_exist() -> None:
     for place in {*FOLLOWED.values(), *FOLLOWED_IN_DOCS.values()}:
         file, _, name = place.partition("::")
-        tree = ast.parse((ROOT / file).read_text())
-        assert name in {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}, place
+        assert name in {n.name for n in _parts(file) if isinstance(n, ast.FunctionDef)}, place
 
 
 def test_what_is_followed_under_tests_ways_is_quoted_there() -> None:
@@ -156,5 +161,4 @@ def test_what_is_followed_under_tests_ways_is_quoted_there() -> None:
     for text, place in FOLLOWED.items():
         file = place.partition("::")[0]
         if file.startswith("tests/ways/"):
-            tree = ast.parse((ROOT / file).read_text())
-            assert text in {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}, text
+            assert text in {n.value for n in _parts(file) if isinstance(n, ast.Constant)}, text

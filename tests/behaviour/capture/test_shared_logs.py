@@ -17,7 +17,7 @@ from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.parts import engine_of
 
-EXAMPLES = 10
+EXAMPLES = 6
 SOAK_EXAMPLES = 1_000
 COLUMNS = ("a", "b", "c")
 CREATE = "create table t(id integer primary key, a integer, b varchar(9) unique, c real)"

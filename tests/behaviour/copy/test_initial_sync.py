@@ -154,7 +154,7 @@ def test_copies_while_another_process_writes(make_world: MakeWorld, mode: str) -
     assert writer.stdout is not None
     writer.stdout.readline()
     try:
-        for _ in range(5):
+        for _ in range(2):
             world.htap.initial_sync("t")
             world.htap.sync_now()
     finally:

@@ -32,9 +32,9 @@ from tests.support.strategies import (
 
 pytestmark = pytest.mark.pairs
 
-EXAMPLES = 9
-BUFFERED_EXAMPLES = 6
-STORAGE_EXAMPLES = 6
+EXAMPLES = 5
+BUFFERED_EXAMPLES = 3
+STORAGE_EXAMPLES = 4
 SOAK_EXAMPLES = 2_000
 DURABLE = ("ipc", "parquet", "delta")
 STORAGES = ("memory", *DURABLE)

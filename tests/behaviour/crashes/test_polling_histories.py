@@ -14,7 +14,7 @@ from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.polled_histories import POSTGRES_NOW, SQLITE_NOW, TABLES, Play, drawn, schema
 
-EXAMPLES = 6
+EXAMPLES = 4
 SOAK_EXAMPLES = 250
 
 MODES = pytest.mark.parametrize("mode", ["destructive", "temporal"])

@@ -23,7 +23,7 @@ from tests.support.postgres_histories import (
     triggers_stormy,
 )
 
-EXAMPLES = 4
+EXAMPLES = 3
 SOAK_EXAMPLES = 400
 TRIGGERS = {"method": "trigger"}
 

@@ -124,7 +124,7 @@ def test_a_consumer_beside_a_busy_writer_misses_nothing(
 ) -> None:
     world, consumer = made(make_world, storage), Consumer("t", ["k"])
     background = world.htap.start_sync(0.001)
-    for number in range(60):
+    for number in range(24):
         world.run(f"insert or replace into t values ({number % 7}, '{number}')")
         if number % 3 == 0:
             world.run(f"delete from t where k = {number % 5}")

@@ -33,7 +33,7 @@ TABLE = Table(
     Mode.TEMPORAL,
 )
 START = datetime(2026, 1, 1, tzinfo=UTC)
-EXAMPLES = 12
+EXAMPLES = 6
 KINDS: dict[str, Callable[[Path], TellsChanges]] = {
     "duckdb": lambda path: DuckDBMirror(path / "m.duckdb"),
     "datafusion": lambda path: DataFusionMirror("ipc", path / "ipc"),

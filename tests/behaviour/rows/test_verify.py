@@ -31,7 +31,7 @@ from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.parts import engine_of
 
-PART_ROWS, PARTS = 300_000, 14
+PART_ROWS, PARTS = 200_000, 10
 LOGS = ("_rhei_log_t", "_rhei_log_n")
 
 
