@@ -92,6 +92,8 @@ class MirroredTable:
         doubt: Why the source may show other rows of it than the mirror has.
         exact_parts: Whether its server's EXTRACT is numeric, and not a double.
         enums: The enums of columns, by name.
+        documents: Columns of jsonb. Their texts are collated as texts of the database are.
+        arrays: How the elements of arrays behave that are lists in the mirror, by name.
     """
 
     schema: TableSchema
@@ -102,3 +104,5 @@ class MirroredTable:
     doubt: str | None = None
     exact_parts: bool = True
     enums: Mapping[str, EnumLabels] = field(default_factory=dict)
+    documents: frozenset[str] = frozenset()
+    arrays: Mapping[str, Kind] = field(default_factory=dict)

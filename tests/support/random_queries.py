@@ -20,6 +20,25 @@ KINDS = {
 }
 TEXTS = ["", "a", "A", "ab", "AB", "aB_c", "50%", "é", "É", " x ", "O'Brien", "zz", "10", "-1"]
 TEXTS += ["a\\b", "_B\n%", "e\u0301a", "A\\", "\t"]
+#: Expressions of `x.d`, a jsonb, and of `x.tags` and `x.sizes`, arrays.
+_NESTED = {
+    "text": [
+        *("(x.d ->> 't')", "(x.d -> 'o' ->> 't')", "(x.d #>> '{items,0}')", "x.tags[1]"),
+        *("(x.d -> 'items' ->> -1)", "jsonb_typeof(x.d -> 't')", "(x.d ->> 'r')", "x.tags[2]"),
+    ],
+    "int": [
+        *("(x.d ->> 'n')::int", "jsonb_array_length(x.d -> 'items')", "cardinality(x.tags)"),
+        *("x.sizes[1]", "array_length(x.sizes, 1)", "(x.d #>> '{o,n}')::bigint"),
+    ],
+    "real": ["(x.d ->> 'n')::double precision"],
+    "test": [
+        *("x.d ? 't'", "x.d @> '{\"n\": 1}'", "x.d -> 'items' @> '[\"a\"]'", "x.d ->> 't' = x.t"),
+        *("x.t = any(x.tags)", "'a' <> all(x.tags)", "x.tags @> array['a']", "x.tags && '{a,zz}'"),
+        *("1 = any(x.sizes)", "x.n <> all(x.sizes)", "x.sizes @> array[1, 3]", "x.tags @> '{}'"),
+        *("x.d -> 'o' @> '{\"r\": 0.5}'", "(x.d ->> 'ok')::boolean", "x.d ?| array['n', 'r']"),
+        *("x.d -> 'o' is null", "not (x.d ?& '{t,r}')", 'x.d @> \'{"items": ["A"]}\''),
+    ],
+}
 _MARK = re.compile(r"<<(\d+)>>")
 COMPARISONS = ["=", "<>", "<", "<=", ">", ">="]
 
@@ -36,8 +55,9 @@ class Asked:
 class Queries:
     """Makes queries; the same ones for the same seed."""
 
-    def __init__(self, seed: int, dialect: str) -> None:
+    def __init__(self, seed: int, dialect: str, *, nested: bool = False) -> None:
         self.random = random.Random(seed)
+        self.nested_values = nested
         self.sqlite = dialect == "sqlite"
         self.params: list[object] = []
 
@@ -98,6 +118,9 @@ class Queries:
             common += [f"(-{self.column(kind, alias)})", f"abs({inner(kind)})"]
         if kind == "int":
             common += [f"length({inner('text')})"]
+        if self.nested_values and self.chance():
+            common += _NESTED.get(kind, [])
+            return self.random.choice(common[3:]).replace("x.", f"{alias}.")
         if kind == "real" and self.sqlite:
             common += [f"({inner('real')} / {inner('int')})"]
         return self.random.choice(common)
@@ -126,6 +149,8 @@ class Queries:
         if depth > 0:
             a, b = self.test(alias, depth - 1), self.test(alias, depth - 1)
             choices += [f"({a} {self.pick('and', 'or')} {b})", f"not ({a})"]
+        if self.nested_values and self.chance():
+            return self.pick(*_NESTED["test"]).replace("x.", f"{alias}.")
         return self.random.choice(choices)
 
     def aggregate(self, alias: str) -> str:

@@ -16,6 +16,19 @@ _POSTGRES_TYPES: dict[str, tuple[Kind, pa.DataType]] = {
     "uuid": (Kind.UUID, pa.string()),
     "date": (Kind.DATE, pa.date32()),
     "timestamp": (Kind.TIMESTAMP, pa.timestamp("us")),
+    "boolean": (Kind.TRUTH, pa.bool_()),
+}
+#: Kinds of values that both sides cast alike.
+_CAST_ALIKE = {(Kind.INT, Kind.INT), (Kind.TIMESTAMP, Kind.DATE)}
+_DAY = r"[1-9]\d{3}-\d\d-\d\d"
+#: Texts that both sides read as equal values; in any other form, the source reads or refuses it.
+_READ_ALIKE: dict[pa.DataType, str] = {
+    pa.int32(): r"-?\d{1,9}",
+    pa.int64(): r"-?\d{1,18}",
+    pa.float64(): r"-?\d{1,30}(\.\d{1,30})?",
+    pa.bool_(): "true|false",
+    pa.date32(): _DAY,
+    pa.timestamp("us"): rf"{_DAY}[ T]([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{{1,6}})?",
 }
 
 
@@ -69,10 +82,17 @@ def _postgres_cast(value: Typed, target: str, context: TranslationContext) -> Ty
         return coerce(value, kind, context)
     if value.kind is Kind.NULL and kind is not Kind.OPAQUE:
         return Typed(context.words.cast("null", kept), kind, kept)
-    if value.kind is Kind.INT and kind is Kind.INT:
+    if (value.kind, kind) in _CAST_ALIKE:
         return derived(cast(value, kept, context), kind, kept, value)
     if value.kind in {Kind.INT, Kind.DECIMAL} and kind is Kind.REAL:
         return derived(as_double(value, context), kind, kept, value)
-    if value.kind is Kind.TIMESTAMP and kind is Kind.DATE:
-        return derived(cast(value, kept, context), kind, kept, value)
+    if value.kind is Kind.TEXT and kept in _READ_ALIKE:
+        return _read(value, kind, kept, context)
     return None
+
+
+def _read(value: Typed, kind: Kind, kept: pa.DataType, context: TranslationContext) -> Typed:
+    """Read a text, where it is of the form that both sides read alike."""
+    other = context.words.other_form(value.sql, _READ_ALIKE[kept])
+    text = context.words.guarded(other, cast(value, kept, context))
+    return derived(f"({text})", kind, kept, value, collated=False)

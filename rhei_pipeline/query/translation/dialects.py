@@ -78,6 +78,10 @@ class Dialect(ABC):
         """
 
     @abstractmethod
+    def other_form(self, text: str, form: str) -> str:
+        """Write whether a text is not wholly of the form of a regular expression."""
+
+    @abstractmethod
     def without_nan(self, text: str) -> str:
         """Replace a NaN by null."""
 
@@ -172,6 +176,9 @@ class DuckDBDialect(Dialect):
         found = self.guarded(near, "p[1] - p[2]")
         return f"list_transform([[{left}, {right}, cast({exact} as double)]], lambda p: {found})[1]"
 
+    def other_form(self, text: str, form: str) -> str:  # noqa: D102
+        return f"not regexp_full_match({text}, {literal(form)})"
+
     def without_nan(self, text: str) -> str:  # noqa: D102
         return f"nullif({text}, 'nan'::double)"
 
@@ -247,6 +254,9 @@ class DataFusionDialect(Dialect):
 
     def apart(self, left: str, right: str, exact: str) -> str:  # noqa: D102
         return f"{APART}({left}, {right}, {exact})"
+
+    def other_form(self, text: str, form: str) -> str:  # noqa: D102
+        return f"not regexp_like({text}, {literal(f'^({form})$')})"
 
     def without_nan(self, text: str) -> str:  # noqa: D102
         return f"nanvl({text}, cast(null as double))"

@@ -7,7 +7,7 @@ import pyarrow as pa
 from sqlglot import exp
 
 from rhei_pipeline.model.semantics import NUMERIC, Kind
-from rhei_pipeline.query.translation import dates, functions
+from rhei_pipeline.query.translation import arrays, dates, functions
 from rhei_pipeline.query.translation.arithmetic import compute
 from rhei_pipeline.query.translation.casts import as_plain_text, converted
 from rhei_pipeline.query.translation.comparisons import balanced, compare, like_text, truth
@@ -174,6 +174,8 @@ def _comparison(node: exp.Expr, scope: Scope, context: TranslationContext) -> Ty
         node.expression, exp.Boolean
     ):
         raise StaysWithSourceError("IS TRUE asks for truth, not for a value")
+    if arrays.compares_elements(node.expression):
+        return arrays.member(node, scope, context, express)
     left = _operand(node.this, scope, context)
     right = _operand(node.expression, scope, context)
     return compare(_COMPARISONS[type(node)], left, right, context)

@@ -6,7 +6,7 @@ import pyarrow as pa
 from sqlglot import exp
 
 from rhei_pipeline.model.semantics import Kind
-from rhei_pipeline.query.translation import dates
+from rhei_pipeline.query.translation import arrays, containment, dates, documents
 from rhei_pipeline.query.translation.aggregates import AGGREGATES, Express, aggregate, window
 from rhei_pipeline.query.translation.comparisons import LOWER, UPPER
 from rhei_pipeline.query.translation.literals import (
@@ -41,12 +41,20 @@ def call(node: exp.Expr, scope: Scope, context: TranslationContext, express: Exp
         return aggregate(node, scope, context, express, None)
     if isinstance(node, dates.DATES) or dates.is_date_call(node):
         return dates.call(node, scope, context, express)
-    rule = _SCALARS.get(type(node))
+    rule = _rule(node, context)
     if rule is None:
         raise StaysWithSourceError(
             f"{_named(node)} exists only in the source, or gives another answer on the mirror"
         )
     return rule(node, scope, context, express)
+
+
+def _rule(node: exp.Expr, context: TranslationContext) -> "Rule | None":
+    if context.sqlite or type(node) in _SCALARS:
+        return _SCALARS.get(type(node))
+    if isinstance(node, exp.Anonymous):
+        return _POSTGRES_CALLS.get(str(node.this).lower())
+    return _POSTGRES.get(type(node))
 
 
 def _named(node: exp.Expr) -> str:
@@ -206,7 +214,16 @@ def _counted(text: str, context: TranslationContext, *parts: Typed) -> Typed:
     return derived(context.words.cast(text, kept), Kind.INT, kept, *parts, collated=False)
 
 
-_SCALARS: dict[type[exp.Expr], Callable[[exp.Expr, Scope, TranslationContext, Express], Typed]] = {
+def _contains(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
+    """Translate `@>`, which arrays have and jsonb."""
+    inner = node.this.unnest()
+    is_part = isinstance(inner, exp.JSONBExtract)
+    is_array = not is_part and express(inner, scope, context).elements is not None
+    return (arrays.holds if is_array else containment.contains)(node, scope, context, express)
+
+
+Rule = Callable[[exp.Expr, Scope, TranslationContext, Express], Typed]
+_SCALARS: dict[type[exp.Expr], Rule] = {
     exp.Coalesce: _coalesce,
     exp.Nullif: _nullif,
     exp.If: _if,
@@ -220,4 +237,20 @@ _SCALARS: dict[type[exp.Expr], Callable[[exp.Expr, Scope, TranslationContext, Ex
     exp.StrPosition: _position,
     exp.Least: _least,
     exp.Greatest: _least,
+}
+_POSTGRES_CALLS: dict[str, Rule] = {
+    "jsonb_array_length": documents.length,
+    "jsonb_typeof": documents.type_name,
+    "cardinality": arrays.cardinality,
+}
+_POSTGRES: dict[type[exp.Expr], Rule] = {
+    exp.JSONBExtractScalar: documents.text_at,
+    exp.JSONBExtract: documents.part_at,
+    exp.JSONBContainsTopKey: containment.has_keys,
+    exp.JSONBContainsAnyTopKeys: containment.has_keys,
+    exp.JSONBContainsAllTopKeys: containment.has_keys,
+    exp.ArrayContainsAll: _contains,
+    exp.ArrayOverlaps: arrays.holds,
+    exp.ArraySize: arrays.length,
+    exp.Bracket: arrays.element,
 }

@@ -35,6 +35,8 @@ class Typed:
         whole: Of an inexact number, the mirror's condition for it to be exact after all: that only
             whole numbers were added. None where nothing tells.
         enum: The enum whose label it is.
+        document: Whether it is a whole document of PostgreSQL's jsonb.
+        elements: How the elements behave, where it is an array that the mirror has as a list.
     """
 
     sql: str
@@ -50,6 +52,8 @@ class Typed:
     digits: bool = False
     whole: str | None = None
     enum: EnumLabels | None = None
+    document: bool = False
+    elements: Kind | None = None
 
 
 def derived(sql: str, kind: Kind, kept: pa.DataType, *parts: Typed, **others: Any) -> Typed:  # noqa: ANN401

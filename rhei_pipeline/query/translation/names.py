@@ -38,6 +38,18 @@ _NAMED_FOR_THEMSELVES: dict[type[exp.Expr], str] = {
     exp.Replace: "replace",
     exp.Exists: "exists",
 }
+#: Operators that the tree has as functions.
+_OPERATORS = (
+    exp.JSONBExtract,
+    exp.JSONBExtractScalar,
+    exp.JSONBContainsTopKey,
+    exp.JSONBContainsAnyTopKeys,
+    exp.JSONBContainsAllTopKeys,
+    exp.ArrayContainsAll,
+    exp.ArrayOverlaps,
+)
+_CONNECTED = (exp.And, exp.Or, exp.Mod, exp.Is, exp.Parameter, exp.Placeholder)
+_CALLED = {"jsonb_array_length", "jsonb_typeof", "cardinality"}
 _WITHOUT_NAME = (exp.Binary, exp.Neg, exp.Not, exp.Literal, exp.Null, exp.In, exp.Between)
 
 
@@ -92,11 +104,17 @@ def postgres_name(node: exp.Expr, text: str) -> str:
         # Synonyms are parsed alike, and PostgreSQL names a column for the one that was written.
         if isinstance(node, kind) and text.lower().lstrip("( ").startswith(named):
             return named
-    if isinstance(node, _WITHOUT_NAME) and not isinstance(node, exp.Func):
-        return "?column?"
-    if isinstance(node, exp.And | exp.Or | exp.Mod | exp.Is | exp.Parameter | exp.Placeholder):
+    if isinstance(node, exp.Anonymous) and str(node.this).lower() in _CALLED:
+        return str(node.this).lower()
+    if _is_nameless(node):
         return "?column?"
     raise StaysWithSourceError("an output column has no alias, and only the source knows its name")
+
+
+def _is_nameless(node: exp.Expr) -> bool:
+    if isinstance(node, _WITHOUT_NAME) and not isinstance(node, exp.Func):
+        return True
+    return isinstance(node, (*_OPERATORS, *_CONNECTED))
 
 
 def _refuse_unsure(node: exp.Expr, text: str) -> None:

@@ -31,6 +31,7 @@ _READ_OF: dict[type[exp.Expr], set[str]] = {
     exp.Table: {"db", "catalog", "alias"},
     exp.Subquery: {"alias"},
     exp.Upper: set(),
+    exp.Bracket: {"offset"},
     exp.TimeToStr: {"format"},
     exp.Interval: {"unit"},
 }

@@ -15,6 +15,8 @@ from sqlglot.tokenizer_core import Token, TokenType
 _MANY = 16
 _LIST = "rhei_list_"
 _PLACE = "rhei_"
+#: Behind it stands a fixed key, or a fixed index, of JSON.
+_KEY, _KEY_INDEX = "rhei_key:", "rhei_index:"
 #: What a plus behind it adds to; behind all else it is a sign.
 _OPERANDS = {
     TokenType.NUMBER,
@@ -90,6 +92,8 @@ def parse(text: str, dialect: str, tokens: Sequence[Token], taken: int = 0) -> P
     edited = list(_with_short_lists(tokens, lists))
     if dialect == "sqlite":
         edited, taken = _with_places(_with_affinities(edited))
+    else:
+        edited = list(_with_json_keys(edited))
     trees = Dialect.get_or_raise(dialect).parser().parse(edited, text)
     if len(trees) != 1 or trees[0] is None:
         raise SqlglotError("it is no statement")
@@ -100,6 +104,14 @@ def list_of(node: exp.Expr) -> int | None:
     """Return which long list a placeholder stands for; None where it is a parameter."""
     name = str(node.this or "") if isinstance(node, exp.Placeholder) else ""
     return int(name.removeprefix(_LIST)) if name.startswith(_LIST) else None
+
+
+def key_of(node: exp.Expr) -> str | int | None:
+    """Return the fixed key or index that stands behind `->` or `->>`, if this is one."""
+    name = str(node.this or "") if isinstance(node, exp.Placeholder) else ""
+    if name.startswith(_KEY_INDEX):
+        return int(name.removeprefix(_KEY_INDEX))
+    return name.removeprefix(_KEY) if name.startswith(_KEY) else None
 
 
 def _doubt(tokens: Sequence[Token], dialect: str) -> str | None:
@@ -148,6 +160,39 @@ def _values(tokens: Sequence[Token], opening: int) -> Sequence[Token] | None:
             return None
         place += 2
     return None
+
+
+def _with_json_keys(tokens: Sequence[Token]) -> Iterator[Token]:
+    """Yield the tokens, with `->` and `->>` as `#>` and `#>>`, and what is fixed behind as a name.
+
+    The parser takes a key for a path, an arrow in a function's call for a lambda, and binds both
+    otherwise than PostgreSQL does.
+    """
+    place = 0
+    while place < len(tokens):
+        token = tokens[place]
+        place += 1
+        if token.token_type not in _ARROWS:
+            yield token
+            continue
+        yield _like(token, *_ARROWS[token.token_type])
+        sign = "-" if tokens[place : place + 1] and tokens[place].text == "-" else ""
+        behind = tokens[place + len(sign)] if place + len(sign) < len(tokens) else None
+        name = _key_name(behind, sign)
+        if behind is not None and name is not None:
+            place += len(sign) + 1
+            yield _like(behind, TokenType.COLON, ":")
+            yield _like(behind, TokenType.VAR, name)
+
+
+def _key_name(behind: Token | None, sign: str) -> str | None:
+    """Return the name that stands for a fixed key or index in the tree."""
+    if behind is None:
+        return None
+    if behind.token_type is TokenType.STRING and not sign:
+        return _KEY + behind.text
+    is_index = behind.token_type is TokenType.NUMBER and behind.text.isdigit()
+    return f"{_KEY_INDEX}{sign}{behind.text}" if is_index else None
 
 
 def _with_places(tokens: Sequence[Token]) -> tuple[list[Token], int]:
@@ -218,6 +263,10 @@ def _foreign_type(tokens: Sequence[Token]) -> str | None:
     return next((name for name in names if name not in _POSTGRES_TYPES), None)
 
 
+_ARROWS = {
+    TokenType.ARROW: (TokenType.HASH_ARROW, "#>"),
+    TokenType.DARROW: (TokenType.DHASH_ARROW, "#>>"),
+}
 _TYPE_TOKENS = {
     "integer": TokenType.INT,
     "text": TokenType.TEXT,

@@ -161,7 +161,17 @@ def _column(table: MirroredTable, column: Column, alias: str) -> Typed:
     enum = table.enums.get(column.name) if kind is Kind.ENUM else None
     collated = column.name in table.collated or kind is Kind.ENUM
     loose = frozenset({sql})
-    return Typed(sql, kind, column.type, column, loose=loose, collated=collated, enum=enum)
+    return Typed(
+        sql,
+        kind,
+        column.type,
+        column,
+        loose=loose,
+        collated=collated,
+        enum=enum,
+        document=column.name in table.documents,
+        elements=table.arrays.get(column.name),
+    )
 
 
 def resolve(node: exp.Column, scope: Scope, context: TranslationContext) -> Typed:

@@ -28,6 +28,18 @@ _KINDS = {
     1700: Kind.DECIMAL,
     2950: Kind.UUID,
 }
+#: The arrays whose elements DuckDB compares as PostgreSQL does, by oid, as they are declared.
+_ARRAYS = {
+    1000: ("boolean[]", Kind.TRUTH),
+    1005: ("int16[]", Kind.INT),
+    1007: ("int32[]", Kind.INT),
+    1009: ("string[]", Kind.TEXT),
+    1016: ("int64[]", Kind.INT),
+    2951: ("uuid[]", Kind.UUID),
+}
+_JSONB = 3802
+#: The collation of texts that nothing gives another one, as those in JSON.
+_DEFAULT_COLLATION = 100
 _COLUMNS = """
 select a.attname, a.atttypid::bigint, a.atttypmod,
        coalesce(l.collisdeterministic, true),
@@ -38,7 +50,8 @@ select a.attname, a.atttypid::bigint, a.atttypmod,
 from pg_attribute a
 join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
 join pg_database d on d.datname = current_database()
-left join pg_collation l on l.oid = a.attcollation
+left join pg_collation l
+    on l.oid = case a.atttypid when {jsonb} then {texts} else a.attcollation end
 where n.nspname = %s and c.relname = %s and a.attnum > 0 and not a.attisdropped
 order by a.attnum
 """
@@ -69,26 +82,49 @@ def meaning(connection: Connection, table: Table, options: TableOptions) -> Mirr
     name_parts = (schema.namespace or DEFAULT_NAMESPACE, schema.relation)
     by_bytes = where(connection, Since.LOCALE_PROVIDERS, _BY_BYTES_OF_PROVIDER, _BY_BYTES)
     libc = where(connection, Since.LOCALE_PROVIDERS, "d.datlocprovider = 'c'", "true")
-    described = _COLUMNS.format(by_bytes=by_bytes, in_order=_IN_ORDER.format(libc=libc))
+    described = _COLUMNS.format(
+        by_bytes=by_bytes,
+        in_order=_IN_ORDER.format(libc=libc),
+        jsonb=_JSONB,
+        texts=_DEFAULT_COLLATION,
+    )
     rows = connection.execute(described.encode(), name_parts).fetchall()
     by_name = {column.name: column for column in schema.columns}
     kinds: dict[str, Kind] = {}
     collated = set()
     enums: dict[str, EnumLabels] = {}
+    arrays: dict[str, Kind] = {}
+    documents = set()
     for name, oid, modifier, plain, is_by_bytes, labels in rows:
         column = by_name.get(name)
-        if column is None or name in options.types or not plain:
+        if column is None or not plain:
+            continue
+        if not is_by_bytes:
+            collated.add(name)
+        if oid == _JSONB:
+            documents.add(name)
+        declared, elements = _ARRAYS.get(oid, (None, Kind.OPAQUE))
+        if declared is not None and column.logical == declared:
+            arrays[name] = elements
+        if name in options.types:
             continue
         kinds[name] = _kind(column, oid, modifier)
         if labels is not None:
             kinds[name], enums[name] = Kind.ENUM, EnumLabels(oid, frozenset(labels))
-        if not is_by_bytes:
-            collated.add(name)
     names = tuple(row[0] for row in rows)
     doubt = _doubt(connection, name_parts)
     exact_parts = has(connection, Since.EXACT_PARTS)
     return MirroredTable(
-        schema, table.mode, kinds, frozenset(collated), names, doubt, exact_parts, enums
+        schema,
+        table.mode,
+        kinds,
+        frozenset(collated),
+        names,
+        doubt,
+        exact_parts,
+        enums,
+        documents=frozenset(documents),
+        arrays=arrays,
     )
 
 

@@ -118,11 +118,14 @@ def test_an_order_is_asked_of_the_side_that_keeps_it(
 ) -> None:
     world = make_ordered(locale)(tables=[{"name": "t"}])
     world.run(
-        'create table t(id int primary key, v text, b text collate "C")',
-        *(f"insert into t values ({n}, '{key}', '{key}')" for n, key in enumerate(_KEYS)),
+        'create table t(id int primary key, v text, b text collate "C", d jsonb)',
+        *(
+            f"insert into t values ({n}, '{key}', '{key}', jsonb_build_object('k', '{key}'))"
+            for n, key in enumerate(_KEYS)
+        ),
     )
     world.htap.sync_now()
-    for column in ("v", "b"):
+    for column in ("v", "b", "(d ->> 'k')"):
         for sql in (
             f"select min({column}) from t",
             f"select max({column}) from t",

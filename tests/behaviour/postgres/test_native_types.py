@@ -100,6 +100,7 @@ def test_uuids_and_json_are_the_same_by_every_way(
         )
 
 
+#: Who answers; `duckdb` is the mirror where it is one of DuckDB, and else the source.
 ROUTED = [
     (f"select count(*), owner from t where owner = '{IDS[1].upper()}' group by owner", "olap"),
     (f"select count(*) from t where owner <> '{IDS[1]}' or owner is null", "olap"),
@@ -122,8 +123,8 @@ ROUTED = [
     ("select max(mood), min(mood) from t", "oltp"),
     ("select max(id::text), min(mood::text) from t", "oltp"),
     ("select coalesce(mood, 'sad'), count(*) from t group by 1", "oltp"),
-    ("select count(*) from t where b->>'n' = '1.10'", "oltp"),
-    ("select count(*) from t where b @> '{}'", "oltp"),
+    ("select count(*) from t where b->>'n' = '1.10'", "duckdb"),
+    ("select count(*) from t where b @> '{}'", "duckdb"),
     ("select count(*) from t where b = '{}'", "oltp"),
     ("select sum((b->>'n')::numeric) from t", "oltp"),
 ]
@@ -147,7 +148,8 @@ def test_what_is_asked_of_them_is_answered_alike(
     world.htap.sync_now()
     for sql, engine in ROUTED:
         route = world.htap.explain_route(sql)
-        assert route.engine == engine, (sql, route)
+        mirror = "olap" if storage is None else "oltp"
+        assert route.engine == (mirror if engine == "duckdb" else engine), (sql, route)
         answers = [world.htap.query(sql, hint=hint) for hint in ("auto", "oltp")]
         assert answers[0].schema == answers[1].schema, sql
         in_order = list if " order by " in sql else sorted

@@ -4,10 +4,12 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from psycopg.types.json import Jsonb
 
 from rhei_pipeline import HTAP
 from rhei_pipeline.errors import QueryError
@@ -129,9 +131,11 @@ def assert_same(htap: HTAP, asked: Asked) -> bool:
     return True
 
 
-def compare(htap: HTAP, dialect: str, seed: int, count: int) -> Counter[str]:
+def compare(
+    htap: HTAP, dialect: str, seed: int, count: int, *, nested: bool = False
+) -> Counter[str]:
     """Ask both sides so many queries that the source does not refuse."""
-    queries = Queries(seed, dialect)
+    queries = Queries(seed, dialect, nested=nested)
     sides: Counter[str] = Counter()
     while sides["olap"] + sides["oltp"] < count:
         asked = queries.make()
@@ -159,15 +163,16 @@ def check_sqlite(world: World, seed: int, count: int, *, wild: bool = False) -> 
     return compare(world.htap, "sqlite", seed, count)
 
 
+def many(world: PostgresWorld, sql: str, found: list[tuple[object, ...]]) -> None:
+    with world.app.cursor() as cursor:
+        cursor.executemany(sql.encode(), found)
+
+
 def check_postgres(
     world: PostgresWorld, seed: int, count: int, *, wild: bool = False
 ) -> Counter[str]:
-    def many(sql: str, found: list[tuple[object, ...]]) -> None:
-        with world.app.cursor() as cursor:
-            cursor.executemany(sql.encode(), found)
-
     create(world.run, "postgres")
-    fill(many, "postgres", seed, wild=wild)
+    fill(partial(many, world), "postgres", seed, wild=wild)
     world.htap.sync_now()
     return compare(world.htap, "postgres", seed, count)
 
@@ -211,6 +216,42 @@ def test_random_queries_on_extreme_numbers_have_the_answers_of_postgres(
     make_postgres: Callable[..., PostgresWorld], storage: str | None
 ) -> None:
     assert check_postgres(make_postgres(storage=storage), 4, 150, wild=True)["olap"] > 60
+
+
+_NESTED = {"tags": "string[]", "sizes": "int32[]"}
+
+
+def nest(world: PostgresWorld, seed: int) -> None:
+    """Give both tables documents and arrays."""
+    chance = random.Random(seed)
+    for table in "ab":
+        world.run(f"alter table {table} add d jsonb, add tags text[], add sizes integer[]")
+        for number in range(60):
+            tags, sizes = chance.choices([*TEXTS, None], k=4), chance.choices([1, 2, 3, None], k=4)
+            inner = {"t": chance.choice(TEXTS), "n": chance.randint(-3, 9), "r": 0.5}
+            made = {**inner, "o": inner, "items": tags[2:], "ok": chance.random() < 0.5}
+            keys = chance.sample(list(made), chance.randint(0, len(made)))
+            d = Jsonb({key: chance.choice([made[key], made[key], None]) for key in keys})
+            values = [d, tags[: chance.randint(0, 3)], sizes[: chance.randint(0, 4)]]
+            world.app.execute(
+                f"update {table} set d = %s, tags = %s, sizes = %s where id = %s".encode(),
+                [*(None if chance.random() < 0.1 else value for value in values), number],
+            )
+
+
+def check_nested(make_postgres: Callable[..., PostgresWorld], seed: int, count: int) -> int:
+    world = make_postgres(tables=[{"name": name, "types": _NESTED} for name in "ab"])
+    create(world.run, "postgres")
+    fill(partial(many, world), "postgres", seed)
+    nest(world, seed)
+    world.htap.sync_now()
+    return compare(world.htap, "postgres", seed, count, nested=True)["olap"]
+
+
+def test_random_queries_of_json_and_arrays_have_the_answers_of_postgres(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    assert check_nested(make_postgres, 6, 150) > 70
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -367,3 +408,11 @@ def test_many_random_queries_have_the_answers_of_postgres(
     make_postgres: Callable[..., PostgresWorld], seed: int, storage: str | None, *, wild: bool
 ) -> None:
     check_postgres(make_postgres(storage=storage), 2000 + seed, 400, wild=wild)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", _SEEDS)
+def test_many_random_queries_of_json_and_arrays_have_the_answers_of_postgres(
+    make_postgres: Callable[..., PostgresWorld], seed: int
+) -> None:
+    check_nested(make_postgres, 3000 + seed, 400)

@@ -1,0 +1,134 @@
+"""What a jsonb column contains: `?`, `?|`, `?&` and `@>`, in DuckDB's SQL."""
+
+from collections.abc import Iterator
+from decimal import Decimal
+
+import pyarrow as pa
+from sqlglot import exp
+
+from rhei_pipeline.model.semantics import Kind
+from rhei_pipeline.query.translation.aggregates import Express
+from rhei_pipeline.query.translation.documents import JsonPlace, find
+from rhei_pipeline.query.translation.fixed_values import Json, fixed_json, fixed_texts
+from rhei_pipeline.query.translation.meaning import StaysWithSourceError, Typed, derived
+from rhei_pipeline.query.translation.scope import Scope, TranslationContext
+from rhei_pipeline.sql.text import conjunction, literal
+
+#: Values that one constant may hold: each is a condition.
+_MOST_VALUES = 50
+#: Digits up to which a number's double tells it from all others of so many digits.
+_DOUBLE_DIGITS = 15
+_OBJECT, _ARRAY = "'OBJECT'", "'ARRAY'"
+
+
+def has_keys(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
+    """Translate `?`, `?|` and `?&`."""
+    root, place = find(node.this, scope, context, express)
+    given = node.expression
+    if isinstance(node, exp.JSONBContainsTopKey):
+        if not isinstance(given, exp.Literal) or not given.args.get("is_string"):
+            raise StaysWithSourceError("it looks for a key that is not fixed")
+        keys = [given.this]
+    else:
+        keys = list(fixed_texts(given))
+    word = " and " if isinstance(node, exp.JSONBContainsAllTopKeys) else " or "
+    tests = [_has_key(place, key) for key in keys]
+    if not tests:
+        raise StaysWithSourceError("it looks for no key at all")
+    return _answer(root, place, f"({word.join(tests)})", context)
+
+
+def _has_key(place: JsonPlace, key: str) -> str:
+    """Write whether an object has a key, an array a string, or a string is it."""
+    return (
+        f"(case {place.type} when 'OBJECT' then {place.at(key).type} is not null when 'ARRAY' then"
+        f" {_any_element(place, f'e = cast(to_json({literal(key)}) as json)', 'e')}"
+        f" when 'VARCHAR' then {place.string} = {literal(key)} else false end)"
+    )
+
+
+def contains(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
+    """Translate `@>` with JSON that is fixed."""
+    wanted = fixed_json(node.expression)
+    if sum(1 for _ in _values(wanted)) > _MOST_VALUES:
+        raise StaysWithSourceError("it looks for JSON of too many values")
+    root, place = find(node.this, scope, context, express)
+    test = _holds(place, wanted, context, 0)
+    if not isinstance(wanted, dict | list):
+        # An array contains each of its scalars; at the top alone.
+        inside = _any_element(place, _holds(_element("e", place), wanted, context, 1), "e")
+        test = f"{test} or {place.type} = 'ARRAY' and {inside}"
+    return _answer(root, place, test, context)
+
+
+def _answer(root: Typed, place: JsonPlace, test: str, context: TranslationContext) -> Typed:
+    text = f"(case when {place.type} is not null then coalesce(({test}), false) end)"
+    if place.scalars:
+        asked = " or ".join(f"coalesce({each}, false)" for each in place.scalars)
+        text = f"({context.words.guarded(asked, text)})"
+    return derived(text, Kind.TRUTH, pa.bool_(), root, collated=False)
+
+
+def _values(wanted: Json) -> Iterator[Json]:
+    yield wanted
+    if isinstance(wanted, dict | list):
+        for part in wanted.values() if isinstance(wanted, dict) else wanted:
+            yield from _values(part)
+
+
+def _holds(place: JsonPlace, wanted: Json, context: TranslationContext, depth: int) -> str:
+    """Write the condition for what stands at a place to contain a constant."""
+    if isinstance(wanted, dict):
+        parts = [_holds(place.at(key), part, context, depth) for key, part in wanted.items()]
+        return f"({conjunction([f'{place.type} = {_OBJECT}', *parts])})"
+    if isinstance(wanted, list):
+        name = f"e{depth}"
+        one = _element(name, place)
+        parts = [
+            _any_element(place, _holds(one, part, context, depth + 1), name) for part in wanted
+        ]
+        return f"({conjunction([f'{place.type} = {_ARRAY}', *parts])})"
+    return _is_scalar(place, wanted, context)
+
+
+def _is_scalar(place: JsonPlace, wanted: Json, context: TranslationContext) -> str:
+    if wanted is None:
+        return f"({place.type} = 'NULL')"
+    if isinstance(wanted, bool):
+        return f"({place.type} = 'BOOLEAN' and {place.string} = '{str(wanted).lower()}')"
+    if isinstance(wanted, Decimal):
+        return _is_number(place, wanted, context)
+    return f"({place.type} = 'VARCHAR' and {place.string} = {literal(str(wanted))})"
+
+
+def _is_number(place: JsonPlace, wanted: Decimal, context: TranslationContext) -> str:
+    """Write whether a number is this one; DuckDB has integers as they are, and others as doubles.
+
+    Where the doubles are equal, the digits decide, without the zeros that end them.
+    """
+    exact = format(wanted, "f") if wanted else "0"
+    whole, _, fraction = exact.partition(".")
+    fraction = fraction.rstrip("0")
+    if len(whole.lstrip("-")) + len(fraction) > _DOUBLE_DIGITS:
+        raise StaysWithSourceError("it looks for a number of many digits")
+    value = int(whole) if not fraction else None
+    as_whole = "false" if value is None else f"{place.string} = '{value}'"
+    digits = f"{whole}.{fraction}"  # as rtrim leaves those of a whole number, with its point
+    same = f"try_cast({place.string} as double) = cast({literal(exact)} as double)"
+    shown = f"rtrim({place.number(context)}, '0') = {literal(digits)}"
+    return (
+        f"(case {place.type} when 'BIGINT' then {as_whole} when 'UBIGINT' then {as_whole}"
+        f" when 'DOUBLE' then case when {same} then {shown} else false end else false end)"
+    )
+
+
+def _any_element(place: JsonPlace, test: str, name: str) -> str:
+    (path,) = place.paths if len(place.paths) == 1 else ("",)
+    if not path:
+        raise StaysWithSourceError("its path has an index: write it with ->")
+    elements = f"json_extract({place.document}, {literal(path + '[*]')})"
+    return f"(len(list_filter({elements}, lambda {name}: coalesce({test}, false))) > 0)"
+
+
+def _element(name: str, place: JsonPlace) -> JsonPlace:
+    return JsonPlace(place.text, name)
