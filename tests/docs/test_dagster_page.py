@@ -13,6 +13,7 @@ from dagster._core.instance.config import dagster_instance_config_schema
 
 import rhei_pipeline.dagster
 from rhei_pipeline import Settings
+from rhei_pipeline.dagster import build_definitions
 
 PROJECT = Path(__file__).parents[2]
 PAGE = "".join((PROJECT / "docs" / name).read_text() for name in ("dagster.md", "how-to/dbt.md"))
@@ -49,6 +50,28 @@ def test_the_yaml_of_the_page_is_accepted() -> None:
     assert component["type"] == "rhei_pipeline.dagster.RheiComponent"
     assert rhei_pipeline.dagster.RheiComponent(**component["attributes"])
     assert Settings(source={"path": "app.db"}, **mirror).mirror.published is not None
+
+
+def test_each_sensor_job_and_schedule_that_a_page_names_is_there(tmp_path: Path) -> None:
+    settings = Settings(
+        name="shop",
+        source={"path": tmp_path / "app.db"},
+        capture={"buffer": {"path": tmp_path / "cdc"}},
+        mirror={"kind": "datafusion", "storage": "parquet", "path": tmp_path / "mirror"},
+        registry={"path": tmp_path / "registry.json"},
+        tables=[{"name": "orders", "mode": "temporal"}],
+    )
+    found = build_definitions(settings)
+    made = {
+        "sensor": [one.name for one in found.sensors or ()],
+        "schedule": [one.name for one in found.schedules or ()],
+        "job": [one.name for one in found.jobs or ()],
+    }
+    text = "".join(page.read_text() for page in (PROJECT / "docs").rglob("*.md"))
+    named = set(re.findall(r"\b(sensor|schedule|job) `(\w+)`", text))
+    assert {("sensor", "pending_changes"), ("job", "sync")} <= named
+    for kind, name in named:
+        assert name in made[kind] or f"shop_{name}" in made[kind], (kind, name)
 
 
 def test_the_files_of_a_deployment_fit_together() -> None:
