@@ -285,7 +285,7 @@ FOLLOWED = {
     "unknown time zone {}: use a name such as 'Europe/Berlin' or 'UTC'": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "upgrade it to {} or a later one": "tests/ways/test_postgres_tables.py::test_a_server_too_old_for_triggers_is_read_by_its_log",
     "upgrade it, or use 'capture: {method: logical}' or 'polling'": "tests/ways/test_postgres_tables.py::test_a_server_too_old_for_triggers_is_read_by_its_log",
-    "use 'auto', 'oltp' or 'olap'": "tests/ways/test_queries.py::test_what_belongs_to_a_call_is_given_as_its_refusal_says",
+    "use 'auto', 'oltp', 'olap' or 'cluster'": "tests/ways/test_queries.py::test_what_belongs_to_a_call_is_given_as_its_refusal_says",
     "use 'primary_key: [{}]' here too": "tests/ways/test_postgres_tables.py::test_another_mirrors_key_is_used_here_too",
     "use 'set local' as the first statement of execute_batch": "tests/ways/test_postgres_queries.py::test_a_transaction_goes_through_execute_batch",
     "use a Python that is built with a newer SQLite": "tests/ways/test_check.py::test_a_table_is_captured_and_the_journal_switched_by_the_first_sync",

@@ -123,7 +123,7 @@ class Held:
             return self.queries.ask_mirror(sql, params, demand, begun)
         if hint == "oltp":
             return self.queries.ask_source(sql, params, "asked for", begun)
-        raise QueryError(f"unknown hint {hint!r}", hint="use 'auto', 'oltp' or 'olap'")
+        raise QueryError(f"unknown hint {hint!r}", hint="use 'auto', 'oltp', 'olap' or 'cluster'")
 
     def stream(
         self,

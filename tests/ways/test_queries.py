@@ -204,7 +204,7 @@ def test_what_belongs_to_a_call_is_given_as_its_refusal_says(make_world: MakeWor
     with refused("run 'rhei sync', which copies it", QueryError):
         htap.as_of("t", now)
     htap.sync_now()
-    with refused("use 'auto', 'oltp' or 'olap'", QueryError):
+    with refused("use 'auto', 'oltp', 'olap' or 'cluster'", QueryError):
         htap.query("select 1", hint="mirror")  # type: ignore[arg-type]
     with refused("give a number of seconds; 0 asks for the present state", QueryError):
         htap.query("select count(*) from t", max_staleness=-1)
