@@ -193,19 +193,20 @@ def _equals_previous(rows: pa.Table, schema: TableSchema) -> np.ndarray:
     equal = np.ones(count, dtype=bool)
     floating_keys = [c for c in schema.key_columns if pa.types.is_floating(c.type)]
     for column in [*schema.value_columns, *floating_keys]:
-        values = _bits(rows[column.name].combine_chunks())
+        values = _bits(rows[column.name])  # not joined: large ones would be copied
         later, earlier = values.slice(1), values.slice(0, max(count - 1, 0))
         same = pc.fill_null(pc.equal(later, earlier), fill_value=False)
         both_null = pc.and_(pc.is_null(later), pc.is_null(earlier))
-        equal[1:] &= pc.or_(same, both_null).to_numpy(zero_copy_only=False)
+        equal[1:] &= pc.or_(same, both_null).to_numpy()
     return equal
 
 
-def _bits(values: pa.Array) -> pa.Array:
+def _bits(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return doubles as their bits: 0.0 and -0.0 are two different values."""
     if not pa.types.is_floating(values.type):
         return values
-    return values.view(pa.int64() if pa.types.is_float64(values.type) else pa.int32())
+    bits = pa.int64() if pa.types.is_float64(values.type) else pa.int32()
+    return pa.chunked_array([chunk.view(bits) for chunk in values.chunks], bits)
 
 
 def _instants(states: _States) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Rows chosen by a mask or by their numbers, without a copy where all of them are."""
+"""Rows chosen by a mask or by their numbers, without a copy where they stand side by side."""
 
 from typing import TypeVar
 
@@ -10,12 +10,18 @@ Rows = TypeVar("Rows", pa.Table, pa.Array)
 
 
 def chosen(rows: Rows, mask: npt.NDArray[np.bool_]) -> Rows:
-    """Return the rows where the mask is true; the rows themselves where it is true for all."""
-    return rows if mask.all() else rows.filter(pa.array(mask))
+    """Return the rows where the mask is true; a part of the rows themselves if it is one range."""
+    return taken(rows, np.flatnonzero(mask))
 
 
 def taken(rows: Rows, positions: npt.NDArray[np.int64]) -> Rows:
-    """Return the rows at these positions; the rows themselves where all are asked for in order."""
-    if len(positions) == len(rows) and np.array_equal(positions, np.arange(len(rows))):
-        return rows
+    """Return the rows at these positions; a part of the rows themselves if these are one range."""
+    count = len(positions)
+    if not count:
+        return rows.slice(0, 0)
+    first = int(positions[0])
+    if positions[-1] - first == count - 1 and np.array_equal(
+        positions, np.arange(first, first + count)
+    ):
+        return rows.slice(first, count)
     return rows.take(pa.array(positions))

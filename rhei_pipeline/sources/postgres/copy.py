@@ -6,6 +6,7 @@ Source: postgresql.org/docs/18/libpq-copy.html.
 import select
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from functools import partial
 
 from psycopg import errors, pq
 
@@ -54,9 +55,8 @@ def _value(message: bytes) -> bytes | None:
 
 
 def _messages(connection: Connection) -> Iterator[bytes]:
-    while (message := _next_message(connection)) is not None:
-        yield message
-        del message  # it may be large, and the next one is waited for
+    # In no variable: it may be large, and would be held until the next one is asked for.
+    yield from iter(partial(_next_message, connection), None)
 
 
 def _next_message(connection: Connection) -> bytes | None:

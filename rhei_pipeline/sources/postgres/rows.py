@@ -14,7 +14,7 @@ from psycopg.sql import Literal
 
 from rhei_pipeline.model.changes import DeadLetter, RowBatch, key_text
 from rhei_pipeline.model.plain_values import plain_value
-from rhei_pipeline.model.portions import PORTION_BYTES, portions
+from rhei_pipeline.model.portions import LARGE_BYTES, PORTION_BYTES, portions
 from rhei_pipeline.model.schema import TableSchema
 from rhei_pipeline.sources.postgres.catalog import Connection, qualified
 from rhei_pipeline.sources.postgres.copy import copy_out
@@ -195,22 +195,21 @@ def copied(
     statement = f"copy ({query}) to stdout (format csv, null '{_NULL}')"
     with closing(copy_out(connection, statement.encode())) as lines:
         if limit is None:
-            if data := b"".join(lines):
-                yield _parsed(data, names)
+            if whole := list(lines):
+                yield _parsed(whole, names)
             return
         for portion in portions(
             lambda count: list(islice(lines, count)), lambda taken: sum(map(len, taken)), limit
         ):
-            data = b"".join(portion)
-            portion.clear()
-            texts = _parsed(data, names)
-            del data
-            yield texts
-            del texts
+            # In no variable, which would hold it beside what becomes of it.
+            yield _parsed(portion, names)
 
 
-def _parsed(data: bytes, names: Sequence[str]) -> pa.Table:
-    return pa_csv.read_csv(
+def _parsed(lines: list[bytes], names: Sequence[str]) -> pa.Table:
+    """Take lines over, and return their columns."""
+    data = b"".join(lines)
+    lines.clear()
+    texts = pa_csv.read_csv(
         pa.BufferReader(data),
         # One block: a value may be longer than any block chosen beforehand.
         read_options=pa_csv.ReadOptions(block_size=len(data), column_names=list(names)),
@@ -222,6 +221,9 @@ def _parsed(data: bytes, names: Sequence[str]) -> pa.Table:
             quoted_strings_can_be_null=False,
         ),
     )
+    if len(data) > LARGE_BYTES:
+        pa.default_memory_pool().release_unused()  # the parser held it once more
+    return texts
 
 
 def admit_rows(schema: TableSchema, texts: pa.Table) -> tuple[list[pa.Array], list[Rejection]]:

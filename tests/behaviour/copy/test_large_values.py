@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 from rhei_pipeline.mirrors.datafusion import digests, formats
 from rhei_pipeline.model import portions
 from rhei_pipeline.model.portions import PORTION_BYTES
+from rhei_pipeline.protocols import Step
 from rhei_pipeline.sources.postgres import rows
+from rhei_pipeline.sources.postgres.logical import snapshot
 from tests.support.fix_postgres import PostgresWorld
 
 MB = 2**20
@@ -99,6 +102,45 @@ def test_a_first_copy_from_postgres_is_read_in_portions_of_bytes(
     assert batches.sum() == 40
     assert batches.max() <= 4  # each has some 21 KB of text
     world.assert_equal("t")
+
+
+@pytest.mark.parametrize("method", ["trigger", "polling", "logical"])
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_a_large_value_of_postgres_is_held_once_when_it_is_applied(
+    make_postgres: Callable[..., PostgresWorld],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    mode: str,
+) -> None:
+    """Beside the room that libpq keeps for the largest message of a connection."""
+    monkeypatch.setattr(snapshot, "SPOOL_BYTES", MB)
+    size, held = 16 * MB, list[float]()
+    polling = {"updated_at": "at", "clock": "database"}
+    table = {"name": "t", **({"polling": polling} if method == "polling" else {})}
+    world = make_postgres(capture={"method": method}, mode=mode, tables=[table])
+    world.run(
+        "create table t(id integer primary key, v text, at timestamptz default clock_timestamp())",
+        "create index on t(at, id)",
+        "insert into t values (1, 'a')",
+    )
+    world.htap.sync_now()
+    # Random, or the server would keep it in less.
+    random = f"select string_agg(md5(i::text), '') from generate_series(1, {size // 32}) i"
+    world.run(f"update t set v = ({random}), at = clock_timestamp()")
+    world.faults.do_at(Step.CAPTURED, lambda: held.append(taken() - before))
+    tracemalloc.start()
+    try:
+        before = taken()
+        world.htap.sync_now()
+    finally:
+        tracemalloc.stop()
+    assert size <= held[0] < 1.5 * size
+    world.assert_equal("t")
+
+
+def taken() -> int:
+    """Return the bytes that Python's objects and Arrow's buffers take."""
+    return tracemalloc.get_traced_memory()[0] + int(pa.total_allocated_bytes())
 
 
 SOME_TEXTS = pa.array(["", None, "a", "tail", *(f"xyz{n}" * n for n in range(60)), "é" * 700])

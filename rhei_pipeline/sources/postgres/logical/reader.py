@@ -36,6 +36,7 @@ class LogReader:
 
     Args:
         connection: Returns an open connection.
+        connect_apart: Opens another.
         connect: Opens one for replication.
         streaming: Keep a stream open while few changes are pending.
         publication: Its name, if that is not the slot's.
@@ -46,12 +47,14 @@ class LogReader:
     def __init__(
         self,
         connection: Callable[[], Connection],
+        connect_apart: Callable[[], Connection],
         connect: Callable[[], Replicating],
         *,
         streaming: bool = False,
         publication: str | None = None,
     ) -> None:
         self._connection = connection
+        self._connect_apart = connect_apart
         self._connect = connect
         self._streaming = streaming
         self._publication = publication
@@ -119,7 +122,14 @@ class LogReader:
         return messages
 
     def _peeked(self, slot: Slot, head: int) -> Iterator[list[bytes]]:
-        connection = self._connection()
+        if head - slot.confirmed <= STREAM_BYTES:
+            yield from self._peeked_by(self._connection(), slot, head)
+            return
+        # A connection keeps room for the largest message that it was ever sent, until it ends.
+        with closing(self._connect_apart()) as connection:
+            yield from self._peeked_by(connection, slot, head)
+
+    def _peeked_by(self, connection: Connection, slot: Slot, head: int) -> Iterator[list[bytes]]:
         name, end = psql.Literal(slot.name), psql.Literal(lsn_text(head))
         published = psql.Literal(quote(self._publication or slot.name))
         query = psql.SQL(_PEEK).format(name, end, published).as_bytes(connection)

@@ -118,6 +118,7 @@ class LogicalSource:
         self._name = slot_name(mirror_id)
         self._log = LogReader(
             lambda: self._connection,
+            database.connect,
             database.connect_replicating,
             streaming=streaming,
             publication=publication,

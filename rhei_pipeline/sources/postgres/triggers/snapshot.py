@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 import numpy as np
 import psycopg
@@ -206,7 +207,10 @@ class PostgresTriggerSnapshot(TableReads):
                     instants.of(texts[XID].combine_chunks().cast(pa.int64()).to_numpy()),
                 ]
                 batch = self._batch(table.schema, own, texts, texts.num_rows)
-                yield replace(batch, whole_transactions=True)
+                batch = replace(batch, whole_transactions=True)
+                del texts
+                yield batch
+                del batch
             if place is not None and xid is not None:
                 at = instants.of(np.array([xid]))[0].as_py()
                 yield replace(_truncation(table.schema, at, 1), whole_transactions=True)
@@ -234,9 +238,12 @@ class PostgresTriggerSnapshot(TableReads):
         """Yield the entries between two truncations, log after log."""
         for part, window in self._windows(table, after):
             for sql in part.versions(f"{window} and {between}"):
-                for texts in self._copied(sql, [SEQUENCE, XID, LIVE, _UNFIT], table.schema, limit):
-                    yield _without_other_keys(table, texts)
-                    del texts
+                own = [SEQUENCE, XID, LIVE, _UNFIT]
+                # Mapped: a loop's variable would hold the texts beside what becomes of them.
+                yield from map(
+                    partial(_without_other_keys, table),
+                    self._copied(sql, own, table.schema, limit),
+                )
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Join the touched keys to the rows they have now."""
