@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from rhei_pipeline.mirrors.datafusion.delta import delta_type
 from rhei_pipeline.model.logical_texts import EXPECTED as TAKEN
-from rhei_pipeline.model.type_names import INSTANT, JSON
+from rhei_pipeline.model.type_names import INSTANT, INTERVAL, JSON
 from rhei_pipeline.sources.postgres.catalog import arrow_type, logical_of
 from rhei_pipeline.sources.sqlite.catalog import declared_type
 from rhei_pipeline.sources.sqlite.types import expected
@@ -87,6 +87,8 @@ def _of_postgres(shown: str, kind: pa.DataType, logical: str | None) -> str:
     refused = _REFUSED.get(kind, "`NaN`" if pa.types.is_decimal(kind) else _ALL)
     if logical == JSON:
         refused = 'half a surrogate pair, `"\\ud800"`'
+    if logical == INTERVAL:
+        refused = "infinity, and more than 292 years of hours"
     return _row(shown, kind, logical, _AS_WRITTEN if is_text else "exact", refused)
 
 

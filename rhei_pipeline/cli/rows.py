@@ -120,8 +120,10 @@ class RowWriter:
         return self.format is OutputFormat.TABLE and self.file is None
 
     def write(self, table: "pa.Table") -> None:
-        """Write an answer's rows."""
-        rows = table if self.limit is None else table.slice(0, self.limit)
+        """Write an answer's rows; no format of files has intervals."""
+        from rhei_pipeline.model.interval_texts import with_interval_texts
+
+        rows = with_interval_texts(table if self.limit is None else table.slice(0, self.limit))
         if self.is_for_people:
             show_rows(rows, as_json=False)
         elif self.file is None:

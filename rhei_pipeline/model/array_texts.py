@@ -8,6 +8,7 @@ import re
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rhei_pipeline.model.interval_texts import with_interval_texts
 from rhei_pipeline.model.type_names import ARRAYS
 
 _UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -73,12 +74,12 @@ def texts_of(lists: pa.Array) -> pa.Array:
 
 
 def as_texts(rows: pa.Table) -> pa.Table:
-    """Return rows of a mirror as everything else meets them: their lists are texts."""
+    """Return rows of a mirror as everything else meets them: lists and intervals are texts."""
     for place, field in enumerate(rows.schema):
         if pa.types.is_list(field.type):
             texts = [texts_of(chunk) for chunk in rows.column(place).chunks]
             rows = rows.set_column(place, field.name, pa.chunked_array(texts, pa.string()))
-    return rows
+    return with_interval_texts(rows)
 
 
 def _of_lengths(lists: pa.Array, flat: pa.Array) -> pa.Array:

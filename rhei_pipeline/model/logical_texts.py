@@ -1,4 +1,4 @@
-"""Texts that are more than text: UUIDs and JSON, each taken as it is or not at all."""
+"""Texts that are more than text, such as UUIDs and JSON, each taken as it is or not at all."""
 
 import json
 import re
@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.model.array_texts import array_form, lists_of
-from rhei_pipeline.model.type_names import ARRAYS, JSON, UUID
+from rhei_pipeline.model.interval_texts import admit_intervals
+from rhei_pipeline.model.type_names import ARRAYS, INTERVAL, JSON, UUID
 
 #: The one form that both PostgreSQL and the mirrors write.
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
@@ -24,6 +25,7 @@ _BACKSLASH = r"\\"
 EXPECTED = {
     UUID: "a UUID in lower case with hyphens",
     JSON: "JSON without halves of surrogate pairs",
+    INTERVAL: "an interval in ISO 8601 as PostgreSQL writes it, of at most 292 years of hours",
     **dict.fromkeys(ARRAYS, "an array of one dimension, as PostgreSQL writes it"),
 }
 
@@ -43,6 +45,9 @@ def admit_texts(texts: pa.Array, logical: str, *, trusted: bool) -> pa.Array:
         if pc.all(pc.match_substring_regex(texts, f"^{_UUID}$")).as_py() is False:
             raise pa.ArrowInvalid
         return texts
+    if logical == INTERVAL:
+        admit_intervals(texts)
+        return texts
     if logical in ARRAYS:
         if pc.all(pc.match_substring_regex(texts, f"^(?:{array_form(logical)})$")).as_py() is False:
             raise pa.ArrowInvalid
@@ -60,12 +65,12 @@ def text_reader(logical: str | None, *, trusted: bool) -> Callable[[str], str]:
     """Return what takes one such text and raises ValueError at another."""
     if logical is None:
         return str
-    if logical in ARRAYS:
-        return partial(_array, logical=logical)
+    if logical == INTERVAL or logical in ARRAYS:
+        return partial(_by_column, logical=logical)
     return _uuid if logical == UUID else _json_trusted if trusted else _json
 
 
-def _array(text: str, logical: str) -> str:
+def _by_column(text: str, logical: str) -> str:
     admit_texts(pa.array([text]), logical, trusted=False)
     return text
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaError
-from rhei_pipeline.model.type_names import ARRAYS, INSTANT, named_type, type_name
+from rhei_pipeline.model.type_names import INSTANT, TEXT_IN_KEYS, named_type, type_name
 
 #: Tables and columns that begin so are ours; a source that uses the prefix is refused by name.
 RESERVED_PREFIX = "_rhei_"
@@ -54,8 +54,8 @@ class Column:
     is accepted if it converts exactly.
     `mark` changes whenever DDL may have changed the column's values; empty where the source's
     catalogue does not show that.
-    `logical` says what its text is, `uuid` or `json`, for engines that have such a type. It is no
-    part of the column's identity: each mirror decides how it stores such a text.
+    `logical` says what its text is, such as `uuid` or `json`, for engines that have such a type.
+    It is no part of the column's identity: each mirror decides how it stores such a text.
     `masked`: How the mirror's values differ from the source's; None where they are the same.
     """
 
@@ -187,12 +187,13 @@ class TableSchema:
     def logical(self) -> Mapping[str, str]:
         """What the text of columns is, by name, where it is more than text.
 
-        An array in the key is text: rows are found by it everywhere.
+        An array or an interval in the key is text: rows are found by it everywhere.
         """
         return {
             column.name: column.logical
             for column in self.columns
-            if column.logical and not (column.logical in ARRAYS and column.name in self.primary_key)
+            if column.logical
+            and not (column.logical in TEXT_IN_KEYS and column.name in self.primary_key)
         }
 
     @property

@@ -10,7 +10,7 @@ from rhei_pipeline.errors import SchemaError
 #: Instants are UTC with microseconds everywhere, as Python and DuckDB keep them.
 INSTANT = pa.timestamp("us", tz="UTC")
 
-UUID, JSON = "uuid", "json"
+UUID, JSON, INTERVAL = "uuid", "json", "interval"
 #: What the elements of an array are, by the name of its type; the array itself is text.
 ARRAYS = {
     "boolean[]": pa.bool_(),
@@ -20,6 +20,9 @@ ARRAYS = {
     "string[]": pa.string(),
     "uuid[]": pa.string(),
 }
+
+#: Whose texts differ while DuckDB holds them equal, or for which it has no index: text in keys.
+TEXT_IN_KEYS = {INTERVAL, *ARRAYS}
 
 _MAX_DECIMAL_DIGITS = 38
 _DECIMAL = re.compile(r"decimal\((\d+),\s*(\d+)\)")
@@ -31,7 +34,7 @@ class NamedType(NamedTuple):
     Attributes:
         type: The Arrow type of the values.
         epoch: The unit of integers counted from 1970, where the name implies one.
-        logical: What a text is, beyond being text: a UUID, JSON, or an array.
+        logical: What a text is, beyond being text: a UUID, JSON, an interval, or an array.
     """
 
     type: pa.DataType
@@ -57,6 +60,7 @@ _NAMED_TYPES = {
     "timestamp_us": NamedType(INSTANT, "us"),
     UUID: NamedType(pa.string(), logical=UUID),
     JSON: NamedType(pa.string(), logical=JSON),
+    INTERVAL: NamedType(pa.string(), logical=INTERVAL),
     **{name: NamedType(pa.string(), logical=name) for name in ARRAYS},
 }
 #: Other names for the same.

@@ -53,7 +53,7 @@ def _kept(standing: TableSchema, described: TableSchema) -> list[str]:
 def _finding(table: str, names: list[str]) -> Finding:
     return Finding(
         Severity.NOTE,
-        f"{', '.join(names)} of an earlier version's mirror: text, and no UUID, JSON or list",
+        f"{', '.join(names)} of an earlier version's mirror: text, and nothing more than text",
         "DuckDB's functions for these do not take text",
         f"run 'rhei copy --table {table}', which converts them and keeps the history; one that"
         f" stays text has other values in it: 'types: {{{names[0]}: text}}'",

@@ -1,4 +1,4 @@
-"""Columns of text that DuckDB keeps as more: UUIDs, JSON and arrays.
+"""Columns of text that DuckDB keeps as more: UUIDs, JSON, intervals and arrays.
 
 Everything else meets them as text, and each table keeps what it has until it is copied.
 """
@@ -11,11 +11,15 @@ import pyarrow as pa
 from rhei_pipeline.mirrors.duckdb.housekeeping import COPY_PREFIX
 from rhei_pipeline.mirrors.duckdb.tables import LOGICAL, MAIN, copy_name
 from rhei_pipeline.model.array_texts import NEEDS_QUOTES, as_texts, lists_of
+from rhei_pipeline.model.interval_texts import INTERVAL_TYPE, intervals_of
 from rhei_pipeline.model.schema import TableSchema
-from rhei_pipeline.model.type_names import ARRAYS, JSON
+from rhei_pipeline.model.type_names import ARRAYS, INTERVAL, JSON
+from rhei_pipeline.sql.intervals import interval_sql, interval_text_sql
 from rhei_pipeline.sql.text import duckdb_type, literal, mirror_table, quote
 
-_TEXT = "VARCHAR"
+_TEXT, _INTERVAL = "VARCHAR", INTERVAL.upper()
+#: What Arrow has otherwise than as text, or under a label.
+_CONVERTED = {JSON, INTERVAL, *ARRAYS}
 #: How many values of a column are compared at once.
 _ROWS = 65_536
 _JSON_LABEL = {"ARROW:extension:name": "arrow.json"}
@@ -55,12 +59,12 @@ def fit_texts(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> Non
 
 
 def as_kept(connection: duckdb.DuckDBPyConnection, rows: pa.Table, schema: TableSchema) -> pa.Table:
-    """Return rows as the mirror keeps them: arrays as lists, and JSON as JSON without reading it.
+    """Return rows as the mirror keeps them: arrays as lists, intervals as such, JSON unread.
 
     So are rows that are to be compared with those of the mirror.
     """
     logical = schema.logical
-    if not any(of == JSON or of in ARRAYS for of in logical.values()):
+    if not any(of in _CONVERTED for of in logical.values()):
         return rows
     kept = kept_logical(connection, schema)
     for place, field in enumerate(rows.schema):
@@ -70,6 +74,9 @@ def as_kept(connection: duckdb.DuckDBPyConnection, rows: pa.Table, schema: Table
             lists = [lists_of(chunk, of) for chunk in values.chunks]
             kind = pa.list_(ARRAYS[of])
             rows = rows.set_column(place, field.name, pa.chunked_array(lists, kind))
+        elif of == INTERVAL:
+            made = [intervals_of(chunk) for chunk in values.chunks]
+            rows = rows.set_column(place, field.name, pa.chunked_array(made, INTERVAL_TYPE))
         elif of == JSON:
             rows = rows.set_column(place, field.with_metadata(_JSON_LABEL), values)
     return rows
@@ -101,6 +108,10 @@ def _alter(
 def _cast(name: str, old: str, new: str) -> str:
     """Return SQL that casts a column's text to another type; null where that is not possible."""
     column = quote(name)
+    if new == _INTERVAL:
+        return interval_sql(f"{column}::varchar")
+    if old == _INTERVAL:
+        return f"try_cast({interval_text_sql(column)} as {new})"
     was_array, is_array = old.endswith("[]"), new.endswith("[]")
     if is_array and old == _TEXT:
         return f"try_cast('[' || {column}[2:-2] || ']' as {new})"

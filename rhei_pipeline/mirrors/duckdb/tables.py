@@ -24,14 +24,15 @@ from rhei_pipeline.model.schema import (
     Table,
     TableSchema,
 )
-from rhei_pipeline.model.type_names import ARRAYS, INSTANT, JSON, UUID
+from rhei_pipeline.model.type_names import ARRAYS, INSTANT, INTERVAL, JSON, UUID
 from rhei_pipeline.sql.text import duckdb_type, mirror_table, quote
 
 MAIN = "main"
 SNAPSHOTS = "snapshot"
 _HISTORY = {field.name for field in HISTORY_FIELDS}
+_TEXTS = (UUID, JSON, INTERVAL, *ARRAYS)
 #: What a text is where DuckDB keeps it as more than text, by its type there.
-LOGICAL = {duckdb_type(pa.string(), logical).upper(): logical for logical in (UUID, JSON, *ARRAYS)}
+LOGICAL = {duckdb_type(pa.string(), logical).upper(): logical for logical in _TEXTS}
 _DECIMAL = re.compile(r"DECIMAL\((\d+),(\d+)\)")
 _TYPES: dict[str, pa.DataType] = {
     "SMALLINT": pa.int16(),

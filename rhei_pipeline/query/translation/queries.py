@@ -7,7 +7,7 @@ import pyarrow as pa
 from sqlglot import exp
 
 from rhei_pipeline.model.semantics import Kind
-from rhei_pipeline.model.type_names import ARRAYS
+from rhei_pipeline.model.type_names import ARRAYS, INTERVAL
 from rhei_pipeline.query.translation.aggregates import order_text
 from rhei_pipeline.query.translation.expressions import condition, express
 from rhei_pipeline.query.translation.joins import from_clause, refuse_other, rowwise, with_names
@@ -28,6 +28,7 @@ from rhei_pipeline.query.translation.scope import (
     TranslationContext,
     folded,
 )
+from rhei_pipeline.sql.intervals import interval_text_sql
 
 _SELECT_PARTS = {
     "with_",
@@ -350,4 +351,6 @@ def _cast_to(text: str, kept: Typed, context: TranslationContext) -> str:
     column = kept.column
     if context.catalog.mirror == "duckdb" and column is not None and column.logical in ARRAYS:
         raise StaysWithSourceError(f"{column.name!r} is a list in the mirror, and an array there")
+    if context.catalog.mirror == "duckdb" and column is not None and column.logical == INTERVAL:
+        return interval_text_sql(text)
     return "null" if pa.types.is_null(kept.type) else context.words.cast(text, kept.type)

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import HiddenRowsError, SchemaError
 from rhei_pipeline.model.schema import Column, TableOptions, TableSchema, nearest, refuse_reserved
-from rhei_pipeline.model.type_names import INSTANT, JSON, UUID, named_type
+from rhei_pipeline.model.type_names import INSTANT, INTERVAL, JSON, UUID, named_type
 from rhei_pipeline.sources.postgres import connection as postgres_connection
 from rhei_pipeline.sources.postgres.table_facts import (
     DEFAULT_NAMESPACE,
@@ -45,7 +45,7 @@ _TYPES = {
     1184: INSTANT,
 }
 #: Those whose text is more than text.
-_LOGICAL = {2950: UUID, 114: JSON, 3802: JSON}
+_LOGICAL = {2950: UUID, 114: JSON, 3802: JSON, 1186: INTERVAL}
 _DECLARATIONS = {
     pa.bool_(): "boolean",
     pa.binary(): "bytea",

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import QueryError
+from rhei_pipeline.model.interval_texts import with_interval_texts
 from rhei_pipeline.sources.postgres.logical import pgoutput
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.parts import connection_of, engine_of
@@ -156,7 +157,8 @@ def test_every_type_by_every_way(
     _insert(world, count)
     world.htap.sync_now()
     names = [f"c{place}" for place in range(len(VALUES))]
-    found = world.htap.query(f"select {', '.join(names)} from t order by id", hint="olap")
+    asked = f"select {', '.join(names)} from t order by id"
+    found = with_interval_texts(world.htap.query(asked, hint="olap"))
     for place, (kind, _, expected) in enumerate(VALUES):
         wanted = [*(expected[row % len(expected)] for row in range(count)), None]
         assert repr_all(found[f"c{place}"].to_pylist()) == repr_all(wanted * 2), kind
