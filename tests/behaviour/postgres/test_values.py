@@ -1,23 +1,30 @@
 """Every type of PostgreSQL, by copy and by the log, to equal values in the mirror."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import adbc_driver_flightsql.dbapi as flight_sql
+import duckdb
 import numpy as np
 import psycopg
+import pyarrow as pa
 import pytest
 import yaml
+from deltalake import DeltaTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from rhei_pipeline import HTAP
 from rhei_pipeline.cli.main import app
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.interval_texts import with_interval_texts
+from rhei_pipeline.server.flight.server import FlightSqlServer
 from rhei_pipeline.sources.postgres.logical import pgoutput
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.parts import connection_of, engine_of
@@ -70,7 +77,12 @@ VALUES: list[tuple[str, list[str], list[Any]]] = [
         [datetime.fromisoformat("2024-02-29T07:04:56.789012").replace(tzinfo=ZoneInfo("UTC"))],
     ),
     ("timetz", ["12:00:00+02"], ["12:00:00+02"]),
-    ("interval", ["1 year 2 mons 3 days 04:05:06.789"], ["P1Y2M3DT4H5M6.789S"]),
+    (
+        "interval",
+        ["1 year 2 mons 3 days 04:05:06.789", "30 days", "720:00:00", "-1 mon 1 day -00:00:00.5"],
+        ["P1Y2M3DT4H5M6.789S", "P30D", "PT720H", "P-1M1DT-0.5S"],
+    ),
+    ("interval day to minute", ["3 days 04:05:06"], ["P3DT4H5M"]),
     ("uuid", [A_UUID.upper()], [A_UUID]),
     ("json", ['{"a":  1}'], ['{"a":  1}']),
     ("jsonb", ['{"b": [1, null],  "a": "x"}'], ['{"a": "x", "b": [1, null]}']),
@@ -113,12 +125,25 @@ VALUES: list[tuple[str, list[str], list[Any]]] = [
     ("numrange", ["(,1.50]"], ["(,1.50]"]),
     ("int4multirange", ["{[1,3),[5,9)}", "{}"], ["{[1,3),[5,9)}", "{}"]),
     ("jsonpath", ['$."a"'], ['$."a"']),
+    ("int8range", ["(,9223372036854775807)"], ["(,9223372036854775807)"]),
+    ("daterange", ["[2024-02-29,infinity)"], ["[2024-02-29,infinity)"]),
+    ("tsrange", ["(2024-01-01,2024-01-02]"], ['("2024-01-01 00:00:00","2024-01-02 00:00:00"]']),
+    ("datemultirange", ["{[2024-01-01,2024-01-03)}"], ["{[2024-01-01,2024-01-03)}"]),
+    ("interval[]", ['{"1 mon",NULL}'], ["{P1M,NULL}"]),
+    ("bytea[]", ['{"\\\\x00ff",NULL}'], ['{"\\\\x00ff",NULL}']),
+    ("timestamptz[]", ['{"2024-01-01 02:00+02"}'], ['{"2024-01-01 00:00:00+00"}']),
+    ("boolean[]", ["{t,f,NULL}"], ["{t,f,NULL}"]),
+    ("numeric[]", ["{1.10,NaN}"], ["{1.10,NaN}"]),
+    ('"char"', ["x"], ["x"]),
+    ("regtype", ["integer"], ["integer"]),
+    ("nested", ['("(1,two)","{1,2}",)'], ['("(1,two)","{1,2}",)']),
 ]
 TYPES = (
     "create domain base_domain as numeric(8, 2)",
     "create domain money_domain as base_domain check (value >= 0)",
     "create type mood as enum ('sad', 'happy')",
     "create type pair as (a int, b text)",
+    "create type nested as (one pair, many int[], at timestamptz)",
 )
 
 
@@ -156,14 +181,54 @@ def test_every_type_by_every_way(
     world.htap.sync_now()
     _insert(world, count)
     world.htap.sync_now()
-    names = [f"c{place}" for place in range(len(VALUES))]
-    asked = f"select {', '.join(names)} from t order by id"
-    found = with_interval_texts(world.htap.query(asked, hint="olap"))
-    for place, (kind, _, expected) in enumerate(VALUES):
-        wanted = [*(expected[row % len(expected)] for row in range(count)), None]
-        assert repr_all(found[f"c{place}"].to_pylist()) == repr_all(wanted * 2), kind
     assert world.htap.dead_letters().num_rows == 0
     assert world.htap.verify().equal
+    for reader, found in _readings(world, capture, mode, storage):
+        rows = with_interval_texts(found).sort_by("id")
+        for place, (kind, _, expected) in enumerate(VALUES):
+            wanted = [*(expected[row % len(expected)] for row in range(count)), None]
+            if reader == "delta" and kind == "time":
+                wanted = [None if value is None else f"{value:%H:%M:%S.%f}" for value in wanted]
+            assert repr_all(rows[f"c{place}"].to_pylist()) == repr_all(wanted * 2), (reader, kind)
+
+
+def _readings(
+    world: PostgresWorld, capture: str, mode: str, storage: str | None
+) -> Iterator[tuple[str, pa.Table]]:
+    """Yield the table as each reader has it; the last ones are none of ours."""
+    names = ", ".join(["id", *(f"c{place}" for place in range(len(VALUES)))])
+    yield "query", world.htap.query(f"select {names} from t", hint="olap")
+    if capture in {"logical", "trigger"}:
+        joined = ", ".join(f"a.{name}" for name in names.split(", "))
+        sql = f"select {joined} from t a join t b on a.id = b.id"
+        assert world.htap.explain_route(sql).engine == "olap"
+        with serving(world.htap) as connection, connection.cursor() as cursor:
+            cursor.execute(sql)
+            yield "flight", cursor.fetch_arrow_table()
+    if mode == "temporal":
+        now, day = datetime.now(UTC), date(2030, 1, 2)
+        yield "as of", world.htap.as_of("t", now)
+        world.htap.snapshot("t", {day: now})
+        sql = f"select {names} from snapshot.t where snapshot_date = date '2030-01-02'"
+        yield "snapshot", world.htap.query(sql, hint="olap")
+    world.crash()
+    if storage == "delta":
+        yield "delta", DeltaTable(f"{world.directory}/delta/delta/public/t").to_pyarrow_table()
+    if storage is None:
+        with duckdb.connect(world.directory / "mirror.duckdb", read_only=True) as beside:
+            beside.execute("set timezone = 'UTC'")
+            yield "duckdb", beside.sql(f"select {names} from public.t").to_arrow_table()
+
+
+@contextmanager
+def serving(htap: HTAP) -> Iterator[Any]:
+    """Serve a pipeline by Flight SQL, and connect to it by the driver of ADBC."""
+    server = FlightSqlServer(htap)
+    try:
+        with flight_sql.connect(f"grpc://127.0.0.1:{server.port}", autocommit=True) as connection:
+            yield connection
+    finally:
+        server.shutdown()
 
 
 def _insert(world: PostgresWorld, count: int) -> None:
