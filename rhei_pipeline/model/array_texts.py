@@ -1,4 +1,4 @@
-"""One-dimensional arrays as PostgreSQL writes them, `{1,NULL,3}`, and as lists.
+"""Arrays of one or two dimensions as PostgreSQL writes them, `{1,NULL,3}`, and as lists.
 
 Source: postgresql.org/docs/18/arrays.html, Array Input and Output Syntax.
 """
@@ -23,13 +23,15 @@ _FORMS = {
 }
 _INTEGER = r"(?:0|-?[1-9]\d{0,18})"
 _ELEMENT = re.compile(f"({_QUOTED})|([^,]+)")
+_ROW = re.compile(rf'\{{(?:{_QUOTED}|[^"}}])*\}}')
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _NULL = "NULL"
 
 
 def array_form(logical: str) -> str:
     """Return the regular expression that matches the whole of such an array's text."""
-    element = f"(?:{_FORMS.get(logical, _INTEGER)}|NULL)"
+    inner = _inner(logical)
+    element = array_form(inner) if inner else f"(?:{_FORMS.get(logical, _INTEGER)}|NULL)"
     return rf"\{{(?:{element}(?:,{element})*)?\}}"
 
 
@@ -40,6 +42,10 @@ def lists_of(texts: pa.Array, logical: str) -> pa.Array:
         pyarrow.ArrowInvalid: An element is out of its type's range.
     """
     inner = pc.utf8_slice_codeunits(texts.cast(pa.string()), 1, -1)
+    of = _inner(logical)
+    if of is not None:
+        rows = _rows(inner)
+        return _of_lengths(rows, lists_of(rows.flatten(), of))
     if pc.any(pc.match_substring(inner, '"')).as_py():
         parts = pa.array(
             [None if text is None else _elements(text) for text in inner.to_pylist()],
@@ -62,7 +68,9 @@ def lists_of(texts: pa.Array, logical: str) -> pa.Array:
 def texts_of(lists: pa.Array) -> pa.Array:
     """Return arrays as PostgreSQL writes them."""
     flat = lists.flatten()
-    if pa.types.is_boolean(flat.type):
+    if pa.types.is_list(flat.type):
+        shown = texts_of(flat)
+    elif pa.types.is_boolean(flat.type):
         shown = pc.if_else(flat, pa.scalar("t"), pa.scalar("f"))
     else:
         shown = flat.cast(pa.string())
@@ -89,6 +97,23 @@ def _of_lengths(lists: pa.Array, flat: pa.Array) -> pa.Array:
     offsets = pa.concat_arrays([pa.array([0], pa.int32()), ends])
     mask = lists.is_null() if lists.null_count else None
     return pa.ListArray.from_arrays(offsets, flat, mask=mask)
+
+
+def _inner(logical: str) -> str | None:
+    """Return what the elements of an array of two dimensions are; None of one of one."""
+    of = logical.removesuffix("[]")
+    return of if of in ARRAYS else None
+
+
+def _rows(inner: pa.Array) -> pa.Array:
+    """Return the texts of the arrays in each array's text, which is without its own braces."""
+    if pc.any(pc.match_substring(inner, '"')).as_py():
+        texts = [None if text is None else _ROW.findall(text) for text in inner.to_pylist()]
+        return pa.array(texts, pa.list_(pa.string()))
+    split = pc.split_pattern(pc.utf8_slice_codeunits(inner, 1, -1), "},{")
+    is_empty = pc.fill_null(pc.equal(inner, ""), fill_value=False)
+    rows = pc.if_else(is_empty, pa.scalar([], pa.list_(pa.string())), split)
+    return _of_lengths(rows, pc.binary_join_element_wise("{", rows.flatten(), "}", ""))
 
 
 def _elements(inner: str) -> list[str | None]:

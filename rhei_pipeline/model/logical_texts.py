@@ -26,7 +26,11 @@ EXPECTED = {
     UUID: "a UUID in lower case with hyphens",
     JSON: "JSON without halves of surrogate pairs",
     INTERVAL: "an interval in ISO 8601 as PostgreSQL writes it, of at most 292 years of hours",
-    **dict.fromkeys(ARRAYS, "an array of one dimension, as PostgreSQL writes it"),
+    **{
+        name: f"an array of {'two' if name.endswith('[][]') else 'one'} dimension"
+        f"{'s' if name.endswith('[][]') else ''}, as PostgreSQL writes it"
+        for name in ARRAYS
+    },
 }
 
 

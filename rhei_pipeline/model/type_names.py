@@ -11,8 +11,7 @@ from rhei_pipeline.errors import SchemaError
 INSTANT = pa.timestamp("us", tz="UTC")
 
 UUID, JSON, INTERVAL = "uuid", "json", "interval"
-#: What the elements of an array are, by the name of its type; the array itself is text.
-ARRAYS = {
+_ARRAYS: dict[str, pa.DataType] = {
     "boolean[]": pa.bool_(),
     "int16[]": pa.int16(),
     "int32[]": pa.int32(),
@@ -20,6 +19,9 @@ ARRAYS = {
     "string[]": pa.string(),
     "uuid[]": pa.string(),
 }
+#: What the elements of an array are, by the name of its type; the array itself is text. Those of
+#: one of two dimensions are arrays.
+ARRAYS = {**_ARRAYS, **{f"{name}[]": pa.list_(kind) for name, kind in _ARRAYS.items()}}
 
 #: Whose texts differ while DuckDB holds them equal, or for which it has no index: text in keys.
 TEXT_IN_KEYS = {INTERVAL, *ARRAYS}
@@ -64,7 +66,7 @@ _NAMED_TYPES = {
     **{name: NamedType(pa.string(), logical=name) for name in ARRAYS},
 }
 #: Other names for the same.
-_ALSO = {"text": "string", "text[]": "string[]"}
+_ALSO = {"text": "string", "text[]": "string[]", "text[][]": "string[][]"}
 
 
 def parse_type(name: str) -> tuple[pa.DataType, str | None]:

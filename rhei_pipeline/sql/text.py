@@ -67,8 +67,9 @@ def duckdb_type(arrow_type: pa.DataType, logical: str | None = None) -> str:
     """
     if logical is not None and pa.types.is_string(arrow_type):
         if logical in ARRAYS:
-            element = UUID if logical == f"{UUID}[]" else duckdb_type(ARRAYS[logical])
-            return f"{element}[]"
+            of = logical.removesuffix("[]")
+            inner = of if of in ARRAYS or of == UUID else None
+            return f"{duckdb_type(ARRAYS[logical] if inner is None else arrow_type, inner)}[]"
         return logical  # DuckDB has both, under these names
     if pa.types.is_decimal(arrow_type):
         return f"decimal({arrow_type.precision}, {arrow_type.scale})"

@@ -113,6 +113,8 @@ def _cast(name: str, old: str, new: str) -> str:
     if old == _INTERVAL:
         return f"try_cast({interval_text_sql(column)} as {new})"
     was_array, is_array = old.endswith("[]"), new.endswith("[]")
+    if new.endswith("[][]") and old == _TEXT:
+        return f"try_cast(translate({column}, '{{}}', '[]') as {new})"
     if is_array and old == _TEXT:
         return f"try_cast('[' || {column}[2:-2] || ']' as {new})"
     if was_array and new == _TEXT:
@@ -123,6 +125,9 @@ def _cast(name: str, old: str, new: str) -> str:
 def _array_text(column: str, kind: str) -> str:
     """Return SQL of an array as PostgreSQL writes it."""
     shown = "e::varchar"
+    if kind.endswith("[][]"):
+        rows = f"list_transform({column}, lambda r: {_array_text('r', kind.removesuffix('[]'))})"
+        return f"'{{' || array_to_string({rows}, ',') || '}}'"
     if kind == "BOOLEAN[]":
         shown = "case when e then 't' when not e then 'f' end"
     elif kind == "VARCHAR[]":

@@ -20,6 +20,8 @@ TYPES = {
     "big": "int64[]",
     "flags": "boolean[]",
     "ids": "uuid[]",
+    "grid": "int32[][]",
+    "words": "text[][]",
 }
 NATIVE = {
     "tags": "VARCHAR[]",
@@ -28,24 +30,28 @@ NATIVE = {
     "big": "BIGINT[]",
     "flags": "BOOLEAN[]",
     "ids": "UUID[]",
+    "grid": "INTEGER[][]",
+    "words": "VARCHAR[][]",
 }
 #: What is quoted in an array's text, and what is not.
 AWKWARD = ["a", None, "null", 'q"\\', "", " x", "{y},", "ž\n\v"]
 #: Rows of arrays, in the order of the columns above.
 ROWS: list[list[Any]] = [
-    [AWKWARD, [-(2**15)], [1, None], [], [True], [AN_ID]],
-    [[], [], [], [2**63 - 1, -(2**63)], [None, False], [None, AN_ID]],
-    [["plain", "nul"], [None], None, None, None, None],
-    [None] * 6,
+    [AWKWARD, [-(2**15)], [1, None], [], [True], [AN_ID], [[1, 2], [3, None]], [["a"]]],
+    [[], [], [], [2**63 - 1, -(2**63)], [None, False], [None, AN_ID], [], [[None, 'q"\\, x']]],
+    [["plain", "nul"], [None], None, None, None, None, [[-1]], [["", "null"], ["b", "c d"]]],
+    [None] * 8,
 ]
 
 
 def _put(world: PostgresWorld, key: int, row: list[Any]) -> None:
     world.app.execute(
-        "insert into t(id, tags, small, mid, big, flags, ids) values"
-        " (%s, %s, %s::int2[], %s::int4[], %s::int8[], %s::bool[], %s::uuid[])"
+        "insert into t(id, tags, small, mid, big, flags, ids, grid, words) values"
+        " (%s, %s, %s::int2[], %s::int4[], %s::int8[], %s::bool[], %s::uuid[], %s::int4[],"
+        " %s::text[])"
         " on conflict (id) do update set tags = excluded.tags, small = excluded.small,"
         " mid = excluded.mid, big = excluded.big, flags = excluded.flags, ids = excluded.ids,"
+        " grid = excluded.grid, words = excluded.words,"
         " updated_at = clock_timestamp()",
         (key, *row),
     )
@@ -62,7 +68,8 @@ def _make(make_postgres: MakeWorld, types: dict[str, str] | None, **options: Any
     world = make_postgres(tables=[table], **options)
     world.run(
         "create table t(id int primary key, tags text[], small int2[], mid int4[], big int8[],"
-        " flags bool[], ids uuid[], updated_at timestamptz not null default clock_timestamp())"
+        " flags bool[], ids uuid[], grid int4[], words text[],"
+        " updated_at timestamptz not null default clock_timestamp())"
     )
     return world
 
@@ -126,12 +133,13 @@ def test_what_is_no_plain_array_is_a_dead_letter(make_postgres: MakeWorld) -> No
         "insert into keyed values ('{1,2}', '{3}'), ('{}', null)",
         "insert into t(id, mid) values (1, '{{1,2},{3,4}}'), (2, '[0:1]={1,2}'), (3, '{1}')",
         "insert into t(id, tags) values (4, array[array['a']])",
+        "insert into t(id, grid) values (5, '{1,2}'), (6, '{{{1}}}'), (7, '[0:0][1:1]={{1}}')",
     )
     world.htap.sync_now()
     letters = world.htap.dead_letters()
-    assert sorted(letters["key"].to_pylist()) == [f'{{"id": {key}}}' for key in (1, 2, 4)]
+    assert sorted(letters["key"].to_pylist()) == [f'{{"id": {key}}}' for key in (1, 2, 4, 5, 6, 7)]
     world.run(
-        "update t set mid = '{5}', tags = null",
+        "update t set mid = '{5}', tags = null, grid = '{{1}}'",
         "update keyed set v = '{4}' where k = '{1,2}'",
         "delete from keyed where k = '{}'",
     )
