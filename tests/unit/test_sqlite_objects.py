@@ -4,6 +4,7 @@ import contextlib
 import sqlite3
 from contextlib import closing
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +27,10 @@ _STATEMENTS = (
     "alter table b add column n integer",
     "alter table b add column r integer references a(id)",
     "alter table b drop column n",
+    "alter table t add column d integer default 7",
+    "alter table t add column e text default 'a, b)' check (length(e) > 0)",
+    "alter table t drop column d",
+    "alter table t rename column c to d",
     "drop table b",
     "drop table a",
     "create table b(id integer primary key)",
@@ -48,6 +53,12 @@ _STATEMENTS = (
     "vacuum",
 )
 _HIDDEN = ("drop table t", _BASE[0])
+_ADDED = {
+    "create table t(id integer primary key, c text)",
+    "create table t(id integer primary key, c text, check (c > ''), unique (c, id)) strict",
+    "create table t(id integer, c text, primary key (id)) -- one, two)\n without rowid",
+    'create table "t"("id" integer primary key, c text default ")", d text default \'a,b)\' )',
+}
 
 
 def changed_unseen(statements: list[str], hidden_at: int | None) -> set[str]:
@@ -89,3 +100,27 @@ def test_a_migration_of_other_tables_is_explained() -> None:
         ["create table n(id integer primary key autoincrement, x)", "create index i on n(x)"],
     ):
         assert changed_unseen(statements, None) == set(), statements
+
+
+@pytest.mark.parametrize("created", _ADDED)
+def test_added_columns_are_explained_and_what_comes_with_them_is_not(created: str) -> None:
+    added = [
+        "alter table t add column x text default 'it''s, (odd'",
+        'alter table t add column "y, z" integer references t(id)',
+        "alter table t add column z text check (z in ('a', 'b'))",
+    ]
+    for count in range(1, len(added) + 1):
+        assert seen_of(created, added[:count]) == set()
+    for other in ("alter table t rename c to c2", "alter table t drop column x"):
+        assert seen_of(created, [*added, other]) == {"t"}
+    again = ["alter table t drop column z", added[2]]
+    assert seen_of(created, [*added, *again]) == {"t"}
+
+
+def seen_of(created: str, statements: list[str]) -> set[str]:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute(created)
+        before = SchemaState.read(connection)
+        for text in statements:
+            connection.execute(text)
+        return SchemaState.read(connection).changed_unseen(before, {"t"})

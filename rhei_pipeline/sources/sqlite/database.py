@@ -453,3 +453,10 @@ def _first_word(sql: str) -> str:
         end = text.find("\n") if text.startswith("--") else text.find("*/") + 1
         text = text[end + 1 :].lstrip() if end > 0 else ""
     return text.split(None, 1)[0].rstrip(";").lower() if text else ""
+
+
+@contextmanager
+def blank_database() -> Iterator[sqlite3.Connection]:
+    """Open an empty database in memory, in which SQLite shows what it makes of a declaration."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        yield connection
