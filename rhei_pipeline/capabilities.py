@@ -242,6 +242,24 @@ class Replays(Protocol):
 
 
 @runtime_checkable
+class KnowsAdded(Protocol):
+    """A source that knows what an added column is in rows that stood before.
+
+    Whatever is written after the column was added is among its changes, with the column's value or
+    without the column.
+    """
+
+    def added_values(
+        self, table: Table, known: TableSchema, after: Position
+    ) -> Mapping[str, pa.Scalar] | None:
+        """Return that value of each column that `table` has and `known` lacks; null is one, too.
+
+        The columns are the table's last ones. `known` is the table as it was described when the
+        position `after` was recorded. None where a row may have another value that no change shows.
+        """
+
+
+@runtime_checkable
 class Redeclares(Protocol):
     """A source that takes what is said of a table while it is open."""
 
@@ -264,6 +282,13 @@ def redeclare(source: ChangeSource, name: str, options: TableOptions, polling: P
     """Give a source what is said of a table; not one that knows no options."""
     if _redeclares(source):
         source.redeclare(name, options, polling)
+
+
+def added_values(
+    source: ChangeSource, table: Table, known: TableSchema, after: Position
+) -> Mapping[str, pa.Scalar] | None:
+    """Return what added columns are in rows that no change shows; None where that is not known."""
+    return source.added_values(table, known, after) if _knows_added(source) else None
 
 
 def end_capture(source: ChangeSource, name: str) -> None:
@@ -454,6 +479,10 @@ def _reads_together(source: ChangeSource) -> TypeGuard[ReadsTogether]:
 
 def _redeclares(source: ChangeSource) -> TypeGuard[Redeclares]:
     return _has(type(source), Redeclares)
+
+
+def _knows_added(source: ChangeSource) -> TypeGuard[KnowsAdded]:
+    return _has(type(source), KnowsAdded)
 
 
 def _ends_capture(source: ChangeSource) -> TypeGuard[EndsCapture]:

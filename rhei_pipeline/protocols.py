@@ -384,6 +384,13 @@ class TableAdministration(Protocol):
         They go into the table of this name in the schema `snapshot`; existing days are replaced.
         """
 
+    def add_columns(self, table: Table, values: Mapping[str, pa.Scalar]) -> None:
+        """Add columns behind those of a table without history; each row has this value in them.
+
+        `table` is the table with these columns. No row is written where the storage can do that.
+        A column that is there already stays as it is.
+        """
+
     def record_key(self, table: Table) -> None:
         """Record the key that a table was built for, if that was not recorded then."""
 

@@ -7,6 +7,10 @@ list item of the parts that promise something has one here, or a reason why it h
 
 #: By page, the sentence and its test.
 CLAIMS = {
+    "docs/schema-changes.md": {
+        "A column is added to a destructive mirror without reading a row, however large the table is, where both are so:": "test_no_row_is_read_for_columns_whose_values_are_known",
+        "Otherwise the table is copied again.": "test_a_table_is_copied_where_more_was_done_than_columns_added",
+    },
     "docs/guarantees.md": {
         "All other versions stay as they were": "test_nothing_of_a_forgotten_key_is_left_on_the_disk",
         "Either both are there or neither.": "test_a_process_killed_at_any_instant",

@@ -177,6 +177,7 @@ class ChangeBatch:
         former_keys: With `unchanged`: the key that each event's row had before.
         truncated_at: When all of the table's rows were removed by TRUNCATE. That is one event,
             and `events` is empty until the mirror's keys are filled in.
+        absent: Columns that the table did not have yet when these changes were made.
         seen_at: When the source was read, if rows carry their own timestamps: an event that is
             older than the mirror's version of its key gets this time instead.
         whole_transactions: Events that share an instant are of one transaction, and an event of
@@ -193,6 +194,7 @@ class ChangeBatch:
     seen_at: datetime | None = None
     whole_transactions: bool = False
     resolved: tuple[tuple[str, str | None], ...] = ()
+    absent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,6 +137,8 @@ class TableSchema:
             partitions changed. Empty if the source's catalogue does not show that.
         mirror_name: Its name in the mirror, if that differs from the one in the source.
         where: The condition on the rows that the mirror has; empty for all.
+        storage: Tells the source later which columns the table lacked, and whether its rows were
+            written again since. Empty where that is not known.
     """
 
     name: str
@@ -146,6 +148,7 @@ class TableSchema:
     mark: str = ""
     mirror_name: str = field(default="", compare=False)
     where: str = ""
+    storage: str = field(default="", compare=False)
 
     @property
     def full_name(self) -> str:

@@ -10,7 +10,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
+
 from rhei_pipeline.capabilities import (
+    added_values,
     bytes_held_by,
     end_capture,
     keyless_rows,
@@ -239,6 +242,15 @@ class MaskedSource:
         """Take what is said of a table from now on."""
         self._masks.redeclare(name, options)
         redeclare(self._inner, name, options, polling)
+
+    def added_values(
+        self, table: Table, known: TableSchema, after: Position
+    ) -> Mapping[str, pa.Scalar] | None:
+        """Return the source's answer; None where a column is masked: its values are not there."""
+        added = table.schema.columns[len(known.columns) :]
+        if any(column.masked for column in added):
+            return None
+        return added_values(self._inner, source_table(table), source_schema(known), after)
 
     def end_capture(self, name: str) -> None:
         """Capture a table no more."""

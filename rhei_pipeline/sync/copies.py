@@ -11,6 +11,7 @@ from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.reports import CopyStatus
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourcePositions
+from rhei_pipeline.sync.added_columns import AddedValues, find_added
 from rhei_pipeline.sync.cycle import SyncOptions
 from rhei_pipeline.sync.initial_sync import Copied, OnProgress, copy_table, has_shape, needs_copy
 from rhei_pipeline.sync.participants import Participants
@@ -67,6 +68,8 @@ class TableCopies:
         self._watch = watch
         self._options = options
         self._under_way: dict[str, CopyStatus] = {}
+        #: The columns that the next cycle adds to tables, which are not copied for them.
+        self.added: dict[str, AddedValues] = {}
 
     def under_way(self) -> Mapping[str, CopyStatus]:
         """Return the copies under way; never waits."""
@@ -78,7 +81,7 @@ class TableCopies:
 
     def forget_cycle(self) -> None:
         """Forget what the last cycle left: the next one asks about all tables."""
-        self._settled = {}
+        self._settled, self.added = {}, {}
 
     def copy_due(self, tables: Sequence[Table], on_progress: OnProgress) -> dict[str, Copied]:
         """Copy those of the tables that need it; return what was read of each."""
@@ -125,7 +128,7 @@ class TableCopies:
         return is_own and not has_shape(table, self._source)
 
     def _find_due(self, tables: Sequence[Table]) -> list[Table]:
-        ledger = self._mirror.ledger()
+        ledger, self.added = self._mirror.ledger(), {}
         if self._is_settled(ledger):
             return []
         with self._source.snapshot() as snapshot:
@@ -148,7 +151,16 @@ class TableCopies:
         return is_whole and bool(self._settled) and self._settled == self._tables
 
     def _is_due(self, table: Table, snapshot: SourcePositions, ledger: Ledger) -> bool:
-        return needs_copy(table, snapshot, ledger) or self._registry.table(table.name) != table
+        if needs_copy(table, snapshot, ledger):
+            return True
+        known = self._registry.table(table.name)
+        if known == table:
+            return False
+        added = find_added(table, known, self._source, snapshot, self._mirror, ledger)
+        if added is None:
+            return True
+        self.added[table.name] = added
+        return False
 
     def _copy(
         self, table: Table, on_progress: OnProgress, *, same_shape: bool, at_once: bool

@@ -1,33 +1,29 @@
 """The sync cycle: capture, compact, apply, record, acknowledge."""
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from types import MappingProxyType
 
 import pyarrow as pa
 
 from rhei_pipeline.capabilities import is_retained_for, rescan_due
 from rhei_pipeline.changes.compaction import compact
+from rhei_pipeline.changes.made_events import as_events
 from rhei_pipeline.changes.null_keys import without_keyless
 from rhei_pipeline.changes.scd2 import supersede
 from rhei_pipeline.changes.toast import complete, wanted_keys
 from rhei_pipeline.errors import BufferFullError
 from rhei_pipeline.model.blame import Blame
 from rhei_pipeline.model.changes import (
-    CHANGED_AT,
-    LIVE,
-    SEQUENCE,
     ChangeBatch,
     Counts,
     NetChanges,
     Position,
-    event_schema,
 )
 from rhei_pipeline.model.progress import Ledger, TableState, Watermark
 from rhei_pipeline.model.reports import TableReport
 from rhei_pipeline.model.schema import Mode, Table
-from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.protocols import (
     ChangeApply,
     ChangeSource,
@@ -42,10 +38,15 @@ from rhei_pipeline.protocols import (
     SourceSnapshot,
     Step,
 )
+from rhei_pipeline.sync.added_columns import AddedValues, added_of, with_added
 from rhei_pipeline.sync.cycle_reports import age_of_oldest, with_unchanged, with_waiting
 from rhei_pipeline.sync.quarantine import keep_letters, letter_names, unknown_keys
 from rhei_pipeline.sync.repair_keys import Mending, untouched
 from rhei_pipeline.sync.rescan import find_drift
+
+_NO_COLUMNS: AddedValues = MappingProxyType({})
+#: No columns are added to any table.
+NOTHING_ADDED: Mapping[str, AddedValues] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +91,15 @@ def sync_cycle(  # noqa: PLR0913  (the seams, the options, and callbacks)
     blame: Blame,
     held: Collection[str] = (),
     mending: Mending | None = None,
+    added: Mapping[str, AddedValues] = NOTHING_ADDED,
 ) -> AppliedCycle | None:
     """Bring every table up to one source state, in one mirror transaction.
 
     `schema_version` is that at which the tables were described; None: they are to be described
     again. `blame` is left with the table whose work an error ended, if it was one table's. Of the
     tables `held`, which take no part now, the source keeps what they need. `mending` is what a
-    repair found to differ: it is applied in the same transaction.
+    repair found to differ: it is applied in the same transaction. `added` has the columns that are
+    added to tables, by name: so has the same transaction.
 
     Returns:
         What it did; None when the source is no longer as it was looked at (another
@@ -106,7 +109,9 @@ def sync_cycle(  # noqa: PLR0913  (the seams, the options, and callbacks)
         BufferFullError: The source has more than a buffer can take.
     """
     seams = (tables, source, mirror, options, on_step)
-    reports = _apply_one_state(*seams, schema_version=schema_version, blame=blame, mending=mending)
+    reports = _apply_one_state(
+        *seams, schema_version=schema_version, blame=blame, mending=mending, added=added
+    )
     if reports is None:
         return None
     try:
@@ -132,6 +137,7 @@ def _apply_one_state(  # noqa: PLR0913  (the seams, the options, and callbacks)
     schema_version: int | None,
     blame: Blame,
     mending: Mending | None,
+    added: Mapping[str, AddedValues],
 ) -> dict[str, TableReport] | None:
     with source.snapshot() as snapshot:
         on_step(Step.SNAPSHOT)
@@ -142,10 +148,10 @@ def _apply_one_state(  # noqa: PLR0913  (the seams, the options, and callbacks)
             return None
         due = _due(tables, snapshot, mirror.ledger(), blame)
         mended = [t for t in tables if mending is not None and t.name == mending.table]
-        due += [table for table in mended if table not in due]
+        due += [table for table in (*mended, *added_of(tables, added)) if table not in due]
         if due:
             with mirror.transaction() as transaction:
-                reports = _apply_all(due, snapshot, transaction, options, on_step, blame)
+                reports = _apply_all(due, snapshot, transaction, options, on_step, blame, added)
                 for table in mended:
                     with blame.of(table.name):
                         _mend(table, mending, snapshot, transaction, options)
@@ -161,18 +167,22 @@ def _apply_one_state(  # noqa: PLR0913  (the seams, the options, and callbacks)
     return with_unchanged(tables, mirror.ledger(), reports, clock)
 
 
-def _apply_all(
+def _apply_all(  # noqa: PLR0913, PLR0917  (the seams, the options, and what else is to be done)
     due: Iterable[Table],
     snapshot: SourceSnapshot,
     transaction: MirrorTransaction,
     options: SyncOptions,
     on_step: OnStep,
     blame: Blame,
+    added: Mapping[str, AddedValues],
 ) -> dict[str, TableReport]:
     reports = {}
     for table in due:
         with blame.of(table.name):
-            reports[table.name] = apply_pending(table, snapshot, transaction, options, on_step)
+            news = added.get(table.name, {})
+            reports[table.name] = apply_pending(
+                table, snapshot, transaction, options, on_step, news
+            )
     return reports
 
 
@@ -195,11 +205,14 @@ def apply_pending(
     transaction: MirrorTransaction,
     options: SyncOptions,
     on_step: OnStep,
+    added: AddedValues = _NO_COLUMNS,
 ) -> TableReport:
-    """Apply and record all of one table's changes up to the snapshot."""
+    """Apply and record all of one table's changes up to the snapshot; first add columns to it."""
     ledger = transaction.ledger()
     if ledger.state(table.name) is TableState.COPIED:
         return _put_copy_in_place(table, snapshot, transaction, options, on_step)
+    if added:
+        transaction.add_columns(table, added)
     mark = ledger.watermarks[table.name]
     after = mark.position
     if not snapshot.pending(table, after) and rescan_due(snapshot, table, after) is Rescan.NONE:
@@ -209,6 +222,7 @@ def apply_pending(
     for captured in snapshot.changes(table, after, options.batch_rows):
         on_step(Step.CAPTURED)
         batch = _completed(captured, table, transaction.present_keys, transaction.present_rows)
+        batch = with_added(batch, added)
         if table.mode is Mode.DESTRUCTIVE:
             counts += transaction.merge(table, compact(batch, table.schema))
         else:
@@ -241,7 +255,7 @@ def _completed(
     """
     batch = without_keyless(batch, table.schema)
     if batch.truncated_at is not None:
-        events = _as_events(table, keys_of(table), batch.truncated_at, live=False)
+        events = as_events(table.schema, keys_of(table), batch.truncated_at, live=False)
         return replace(batch, events=events)
     if not batch.unchanged:
         return batch
@@ -405,26 +419,11 @@ def _apply_difference(
     events = pa.concat_tables(
         [
             # When they came about, nobody saw.
-            _as_events(table, changes.upserts, snapshot.clock, live=True),
-            _as_events(table, changes.tombstones, snapshot.clock, live=False),
+            as_events(table.schema, changes.upserts, snapshot.clock, live=True),
+            as_events(table.schema, changes.tombstones, snapshot.clock, live=False),
         ]
     )
     return keep_versions(table, ChangeBatch(events, events.num_rows), transaction)
-
-
-def _as_events(table: Table, rows: pa.Table, at: datetime, *, live: bool) -> pa.Table:
-    """Make one event of each row, or of each key that has none any more."""
-    count, schema = rows.num_rows, event_schema(table.schema)
-    own = {
-        SEQUENCE: pa.repeat(pa.scalar(0, pa.int64()), count),
-        CHANGED_AT: pa.repeat(pa.scalar(at, INSTANT), count),
-        LIVE: pa.repeat(pa.scalar(live), count),
-    }
-    given = {name: rows[name] for name in rows.column_names}
-    columns = [
-        own.get(field.name, given.get(field.name, pa.nulls(count, field.type))) for field in schema
-    ]
-    return pa.table(columns, schema=schema)
 
 
 def _record(

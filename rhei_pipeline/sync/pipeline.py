@@ -35,9 +35,10 @@ from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.model.schema_log import Followed, SchemaChange
 from rhei_pipeline.model.upkeep import DamagedFile, DropReport, RepairReport
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, Step
+from rhei_pipeline.sync.added_columns import AddedValues
 from rhei_pipeline.sync.comparisons import Comparisons
 from rhei_pipeline.sync.copies import CopyOptions, TableCopies
-from rhei_pipeline.sync.cycle import SyncOptions, sync_cycle
+from rhei_pipeline.sync.cycle import NOTHING_ADDED, SyncOptions, sync_cycle
 from rhei_pipeline.sync.forgetting import forget_keys, keys_of, refuse_present
 from rhei_pipeline.sync.free_memory import FreeMemory
 from rhei_pipeline.sync.initial_sync import Copied, OnProgress, copy_report
@@ -290,7 +291,8 @@ class Pipeline:
                 self._watch.keep_up()
                 found = self._copies.copy_due(self._taking_part(only), on_progress)
                 copied |= {name: copy.after(copied.get(name)) for name, copy in found.items()}
-                reports = self._cycle(self._taking_part(only), self._watch.version)
+                taking_part = self._taking_part(only)
+                reports = self._cycle(taking_part, self._watch.version, added=self._copies.added)
                 self._copies.forget_cycle()
                 if reports is not None:
                     self._refuse_failure_of_all(reports)
@@ -536,6 +538,7 @@ class Pipeline:
         schema_version: int | None,
         failing: set[str] | None = None,
         mending: Mending | None = None,
+        added: Mapping[str, AddedValues] = NOTHING_ADDED,
     ) -> dict[str, TableReport] | None:
         """Sync the tables but for those that fail, which are left out."""
         cycle = self._parts.without_failing(
@@ -551,6 +554,7 @@ class Pipeline:
                 blame=self._blame,
                 held=self._left_out.failed,
                 mending=mending,
+                added=added,
             ),
             failing,
         )

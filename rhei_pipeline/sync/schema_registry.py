@@ -9,6 +9,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +30,7 @@ FORMAT = 2
 #: What it writes where none were: versions of before can read that.
 WITHOUT_REGISTERED = 1
 _NOT_FOLLOWED, _LEFT, _REGISTERED = "not_followed_since", "left_at", "registered"
-_CHECKED, _SCHEMA_LOG = "checked", "schema_log"
+_CHECKED, _SCHEMA_LOG, _STORAGE = "checked", "schema_log", "storage"
 #: Older schema changes are forgotten.
 _MOST_CHANGES = 1_000
 
@@ -77,9 +78,9 @@ class Registry:
         try:
             self._schema_log = [SchemaChange.from_json(each) for each in form.get(_SCHEMA_LOG, ())]
             for name, entry in form["tables"].items():
-                self._tables[name] = Table(
-                    TableSchema.from_json(entry["schema"]), Mode(entry["mode"])
-                )
+                schema = TableSchema.from_json(entry["schema"])
+                schema = replace(schema, storage=entry.get(_STORAGE, ""))
+                self._tables[name] = Table(schema, Mode(entry["mode"]))
                 self._versions[name] = int(entry["version"])
                 if _CHECKED in entry:
                     self._coverage[name] = Coverage.from_json(entry[_CHECKED])
@@ -152,7 +153,7 @@ class Registry:
         known = self.table(name)
         if known == table and name not in self._not_followed:
             self._tables[known.name] = table
-            return known.schema.logical != table.schema.logical
+            return _beside(known.schema) != _beside(table.schema)
         if known != table:
             former = table.name if known is None else known.name
             self._versions[table.name] = self.version(former) + 1
@@ -252,6 +253,7 @@ class Registry:
         left, checked = self._left.get(name), self._coverage.get(name)
         entry |= {} if checked is None else {_CHECKED: checked.to_json()}
         entry |= {} if since is None else {_NOT_FOLLOWED: since.isoformat()}
+        entry |= {_STORAGE: table.schema.storage} if table.schema.storage else {}
         return entry | ({} if left is None else {_LEFT: left.isoformat()})
 
 
@@ -278,6 +280,11 @@ class StoredRegistrations:
 @lru_cache(maxsize=8)
 def _registered_in(path: Path, _changed_at: int, _file: int) -> Mapping[str, Mapping[str, Any]]:
     return MappingProxyType(dict(_load(path).get(_REGISTERED, {})))
+
+
+def _beside(schema: TableSchema) -> tuple[Mapping[str, str], str]:
+    """Return what is kept of a schema and makes it no other one."""
+    return schema.logical, schema.storage
 
 
 def mirror_id_of(path: Path) -> str | None:

@@ -188,6 +188,9 @@ class SchemaWatch:
         with reading_together(self._source, [declared.name for declared in wanted]):
             for declared in wanted:
                 self._refresh_table(declared, standing, names)
+        # Before a position is recorded at which the source has other columns that are not mirrored.
+        tables = self._tables.values()
+        self._registry.save(*(t for t in tables if self._registry.table(t.name) == t))
         self.version = version
 
     def _is_mended(self) -> bool:
@@ -275,7 +278,7 @@ class SchemaWatch:
             changes = difference(known.schema, table.schema).describe()
             if known.name != table.name:
                 changes = f"called it {known.name!r} before"
-            _log.warning("table %r: its source %s; it is copied again", table.name, changes)
+            _log.warning("table %r: its source %s, and its mirror follows", table.name, changes)
         self._tables[table.name] = table
         names.add(table)
 

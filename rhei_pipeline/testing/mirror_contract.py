@@ -18,6 +18,7 @@ from rhei_pipeline.model.changes import Counts, DeadLetter, NetChanges, Position
 from rhei_pipeline.model.progress import AsOf, CopyProgress, TableState, Watermark
 from rhei_pipeline.model.schema import Column, Mode, Table
 from rhei_pipeline.model.schema import TableSchema as Schema
+from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.protocols import Mirror
 from rhei_pipeline.testing.mirror_work import (
     HISTORY,
@@ -66,6 +67,29 @@ class MirrorContract:
         merge(mirror, rows(a=None), keys())
         assert merge(mirror, rows(a=None), keys()).total == 0
         assert merge(mirror, rows(a=0.0), keys()).updated == 1
+
+    @pytest.mark.parametrize(
+        "value", [7, -0.5, None, "it's", b"\x00\xff", date(1969, 12, 31), NOW, True, float("inf")]
+    )
+    def test_an_added_column_has_its_value_in_the_rows_that_stand(
+        self, mirror: Mirror, value: object
+    ) -> None:
+        merge(mirror, rows(a=1.0, b=2.0), keys())
+        given = pa.scalar(value, INSTANT) if value is NOW else pa.scalar(value)
+        kind = pa.string() if value is None else given.type
+        wider = Schema("t", (*SCHEMA.columns, Column("w", kind)), SCHEMA.primary_key)
+        with mirror.transaction() as transaction:
+            transaction.add_columns(Table(wider), {"w": given.cast(kind)})
+
+        def merged(values: list[object]) -> Counts:
+            news = rows(a=1.0, b=2.0).append_column("w", pa.array(values, kind))
+            with mirror.transaction() as transaction:
+                return transaction.merge(Table(wider), NetChanges(news, keys()))
+
+        assert merged([value, value]).total == 0
+        assert mirror.query("select w from t")["w"].cast(kind).to_pylist() == [value, value]
+        assert merged([value, None]).updated == (value is not None)
+        assert merged([value, None]).total == 0
 
     def test_rows_and_watermark_come_and_go_together(self, mirror: Mirror) -> None:
         with pytest.raises(RuntimeError), mirror.transaction() as transaction:

@@ -213,6 +213,13 @@ class StubTransaction:
         self.drop_copy(table)
         return len(rows)
 
+    def add_columns(self, table: Table, values: Mapping[str, pa.Scalar]) -> None:
+        """Add columns behind those of a table; each row has this value in them."""
+        standing = self._standing(table)
+        standing.fields |= {name: table.schema.arrow.field(name).type for name in values}
+        added = {name: value.as_py() for name, value in values.items()}
+        standing.rows, standing.table = [added | row for row in standing.rows], table
+
     def record_key(self, table: Table) -> None:
         """Record the key that a table was built for."""
         self._standing(table).table = table

@@ -103,6 +103,11 @@ READS_TOGETHER: list[type[can.ReadsTogether]] = [
     PostgresTriggerSource,
 ]
 HAS_VIEWS: list[type[can.HasViews]] = [PostgresDatabase, SqliteDatabase]
+KNOWS_ADDED: list[type[can.KnowsAdded]] = [
+    LogicalSource,
+    PostgresTriggerSource,
+    SqliteTriggerSource,
+]
 ERASES_PRUNED: list[type[can.ErasesPruned]] = [BufferedSource]
 FORGETS: list[type[can.Forgets]] = [DataFusionMirror, DuckDBMirror]
 REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
@@ -125,6 +130,7 @@ REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
         (can.HoldsBytes, HOLDS_BYTES),
         (can.ReadsTogether, READS_TOGETHER),
         (can.HasViews, HAS_VIEWS),
+        (can.KnowsAdded, KNOWS_ADDED),
         (can.ErasesPruned, ERASES_PRUNED),
         (can.Forgets, FORGETS),
         (can.RepairsFiles, REPAIRS_FILES),

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorDamagedError, MirrorError
 from rhei_pipeline.mirrors.datafusion.checksums import Checksum
+from rhei_pipeline.mirrors.datafusion.constants import Constant
 from rhei_pipeline.mirrors.datafusion.unchanged_parts import UnchangedParts
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.feed_state import FEED_PREFIX
@@ -29,10 +30,13 @@ from rhei_pipeline.model.stored_format import too_new
 from rhei_pipeline.model.type_names import parse_type, type_name
 
 MEMORY = ":memory:"
-FORMAT = 3
+FORMAT = 4
+#: What is written where the index of each segment has the digests of whole rows.
+WITH_WHOLE_DIGESTS = 3
 #: In the first format no version ended where its row stood; before the third, nothing had a
-#: checksum, and Parquet files had statistics that leave NaN out.
-_READ = {1, 2, FORMAT}
+#: checksum, and Parquet files had statistics that leave NaN out. In the fourth, added columns can
+#: be constants of segments whose index does not know them.
+_READ = {1, 2, WITH_WHOLE_DIGESTS, FORMAT}
 _CHECKED_FROM = 3
 #: What a manifest ends with: the checksum of all that stands before.
 _SEAL = b', "crc32": "%08x"}'
@@ -80,7 +84,7 @@ class Segment:
     rows: int
     size_bytes: int
     schema: pa.Schema
-    constants: Mapping[str, int | str] = field(default_factory=lambda: MappingProxyType({}))
+    constants: Mapping[str, Constant] = field(default_factory=lambda: MappingProxyType({}))
     past: bool = False
     tag: str = ""
     gone: DeletionVector | None = None
@@ -198,6 +202,13 @@ class Manifest:
         """All segments of all tables."""
         return [segment for table in self.tables.values() for segment in table.segments]
 
+    @property
+    def _format(self) -> int:
+        """The oldest format that says all there is: more versions of this package read it."""
+        constants = (segment.constants for segment in self.segments)
+        is_new = any(own and not own.keys() <= _HISTORY for own in constants)
+        return FORMAT if is_new else WITH_WHOLE_DIGESTS
+
     def encode(self, texts: "ManifestTexts | None" = None) -> bytes:
         """Return it as JSON that ends with its own checksum.
 
@@ -206,7 +217,7 @@ class Manifest:
         texts = texts or ManifestTexts()
         head = json.dumps(
             {
-                "format": FORMAT,
+                "format": self._format,
                 "version": self.version,
                 "mirror": self.mirror_id,
                 "storage": self.storage,

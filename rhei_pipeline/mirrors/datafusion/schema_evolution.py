@@ -1,6 +1,6 @@
 """Fits a mirrored table to a changed schema: without rewriting rows, if its types only widen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +8,8 @@ import pyarrow as pa
 
 from rhei_pipeline.changes.scd2 import refuse_lost_history, refuse_unknown_key
 from rhei_pipeline.errors import SchemaDriftError
+from rhei_pipeline.mirrors.datafusion.buffered_rows import append_rows
+from rhei_pipeline.mirrors.datafusion.constants import constant_of
 from rhei_pipeline.mirrors.datafusion.digests import key_hashes
 from rhei_pipeline.mirrors.datafusion.manifest import TableShape
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
@@ -71,6 +73,30 @@ def fit(buffer: WriteBuffer, table: Table, store: SegmentStore, append: Append) 
     for past in (True, False):
         for rows, _ in buffer.scan(buffer.schema.names, past=past):
             append(fresh, table, _in_shape(rows, shape, table.name), past)
+    return fresh
+
+
+def widen(
+    buffer: WriteBuffer, table: Table, values: Mapping[str, pa.Scalar], store: SegmentStore
+) -> WriteBuffer:
+    """Return a table with more columns, in which each row has one value.
+
+    No file is written, unless a manifest cannot keep a value.
+    """
+    values = {name: value for name, value in values.items() if name not in buffer.schema.names}
+    shape = pa.schema([*buffer.schema, *(table.schema.arrow.field(name) for name in values)])
+    told = {name: value for name, value in values.items() if value.is_valid}
+    constants = {name: constant_of(value) for name, value in told.items()}
+    if None not in constants.values():
+        buffer.reshape(shape)
+        buffer.fix({name: kept for name, kept in constants.items() if kept is not None})
+        return buffer
+    fresh = WriteBuffer(replace(buffer.table, schema=shape, segments=()), store)
+    for rows, _ in buffer.scan(buffer.schema.names):
+        filled = rows
+        for name, value in values.items():
+            filled = filled.append_column(shape.field(name), pa.repeat(value, rows.num_rows))
+        append_rows(fresh, table, filled)
     return fresh
 
 

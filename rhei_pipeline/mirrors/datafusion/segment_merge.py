@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorDamagedError
+from rhei_pipeline.mirrors.datafusion.constants import constant_digest
 from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, Words
 from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex
 from rhei_pipeline.mirrors.datafusion.manifest import Segment, StoredTable
@@ -238,6 +239,8 @@ def _only(parts: Sequence[_Rows], kept: Kept) -> list[_Rows]:
 
 def _conformed(schema: pa.Schema, segment: Segment, store: SegmentStore) -> _Rows:
     rows, hashes, digests_or_ends = store.rows(segment)
+    if not segment.past:
+        digests_or_ends = digests_or_ends + constant_digest(segment.constants, schema)
     return conform(rows, schema, segment.constants), hashes, digests_or_ends
 
 

@@ -17,6 +17,7 @@ from datafusion import SessionContext
 
 from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.mirrors.datafusion.checksums import CheckedFiles
+from rhei_pipeline.mirrors.datafusion.constants import as_scalar
 from rhei_pipeline.mirrors.datafusion.deletion_vectors import Bits, none_gone, present
 from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, Words
 from rhei_pipeline.mirrors.datafusion.files import REPAIR_ANY, Files
@@ -354,7 +355,7 @@ def conform(
         if field.name in rows.column_names:
             columns.append(rows[field.name].cast(field.type))
         elif field.name in constants:
-            value = pa.scalar(constants[field.name]).cast(field.type)
+            value = as_scalar(constants[field.name], field.type)
             columns.append(pa.repeat(value, rows.num_rows))
         else:
             columns.append(pa.nulls(rows.num_rows, field.type))

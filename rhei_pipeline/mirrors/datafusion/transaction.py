@@ -40,7 +40,7 @@ from rhei_pipeline.mirrors.datafusion.manifest import (
 )
 from rhei_pipeline.mirrors.datafusion.past import note_columns
 from rhei_pipeline.mirrors.datafusion.query_proof import misread_columns
-from rhei_pipeline.mirrors.datafusion.schema_evolution import fit, last_good_rows, outgrown
+from rhei_pipeline.mirrors.datafusion.schema_evolution import fit, last_good_rows, outgrown, widen
 from rhei_pipeline.mirrors.datafusion.segment_merge import (
     CYCLE_ROWS,
     SEGMENT_ROWS,
@@ -319,6 +319,11 @@ class FileTransaction:
                 self._ledger = None
                 self._letters = dead.rename(self._kept(), stored.relation, schema.name)
                 self._letters_changed = True
+
+    def add_columns(self, table: Table, values: Mapping[str, pa.Scalar]) -> None:
+        """Add columns behind those of a table; each row has this value in them."""
+        name = mirror_table(table.schema)
+        self._tables[name] = widen(self._buffer(table), table, values, self.store)
 
     def record_key(self, table: Table) -> None:
         """Record the key that the table was built for."""

@@ -94,7 +94,10 @@ def _standing(segment: Segment, wanted: pa.Field) -> str:
     constant = segment.constants.get(wanted.name)
     if constant is None:
         return _cast("null", wanted)
-    return literal(constant) if isinstance(constant, str) else _cast(str(constant), wanted)
+    if isinstance(constant, int):
+        return _cast(str(constant), wanted)
+    is_text = pa.types.is_string(wanted.type)
+    return literal(constant) if is_text else _cast(literal(constant), wanted)
 
 
 def _cast(value: str, field: pa.Field) -> str:

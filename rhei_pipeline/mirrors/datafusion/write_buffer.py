@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rhei_pipeline.mirrors.datafusion.constants import Constant, constant_digest
 from rhei_pipeline.mirrors.datafusion.deletion_vectors import (
     Bits,
     are_gone,
@@ -128,7 +129,7 @@ class _Part:
     def __init__(self, rows: _Staged | _Written, bits: Bits | None = None) -> None:
         self.rows = rows
         self._bits = bits
-        self.constants: Mapping[str, int | str] = MappingProxyType({})
+        self.constants: Mapping[str, Constant] = MappingProxyType({})
         self.ended: tuple[VersionEndsPart, ...] = ()
         self.new_ends: list[VersionEnds] = []
         if isinstance(rows, _Written):
@@ -139,6 +140,11 @@ class _Part:
     @property
     def bits(self) -> Bits | None:
         return self._bits
+
+    def digests(self, entries: Words, schema: pa.Schema) -> Words:
+        """Return digests of whole rows; those of the index lack columns that are in no file."""
+        more = constant_digest(self.constants, schema)
+        return entries + more if more else entries
 
     def remove(self, positions: Numbers) -> None:
         if not self.changed:
@@ -227,7 +233,8 @@ class WriteBuffer:
             there = part.there(positions)
             key_numbers.append(which[there])
             places.append(positions[there] | (number << _POSITION_BITS))
-            digests_or_ends.append(index.digests_or_ends[entries[there]])
+            own = index.digests_or_ends[entries[there]]
+            digests_or_ends.append(own if past else part.digests(own, self.schema))
         for number, part, version_ends in self._with_version_ends() if past else ():
             which, entries = part.rows.index().find(sought)
             positions = part.rows.index().positions[entries].astype(np.int64)
@@ -284,11 +291,12 @@ class WriteBuffer:
         return taken(pa.concat_tables(found), np.argsort(np.concatenate(order)))
 
     def entries(self) -> Iterator[tuple[KeyHashes, Words, Numbers]]:
-        """Yield hashes, digests_or_ends and positions of all present rows, part by part."""
+        """Yield hashes, digests and positions of all present rows, part by part."""
         for number, part in self._numbered(past=False):
             hashes, digests_or_ends = part.rows.index().in_row_order()
             kept = np.flatnonzero(part.mask())
-            yield hashes.take(kept), digests_or_ends[kept], kept | (number << _POSITION_BITS)
+            digests = part.digests(digests_or_ends[kept], self.schema)
+            yield hashes.take(kept), digests, kept | (number << _POSITION_BITS)
 
     def scan(
         self, columns: Sequence[str], *, past: bool = False
@@ -317,7 +325,7 @@ class WriteBuffer:
         """Count present rows."""
         return sum(p.rows.count - p.gone() for _, p in self._numbered(past=False))
 
-    def fix(self, constants: Mapping[str, int | str]) -> None:
+    def fix(self, constants: Mapping[str, Constant]) -> None:
         """Set columns that no row has yet to one value in all rows."""
         self._spill()
         for part in self._parts:

@@ -19,6 +19,7 @@ from rhei_pipeline.mirrors.duckdb.tables import (
     create,
     in_utc,
     read_built,
+    registered,
     write_built,
 )
 from rhei_pipeline.mirrors.exact_casts import (
@@ -34,7 +35,7 @@ from rhei_pipeline.mirrors.key_change import refuse_unfit_key
 from rhei_pipeline.model.array_texts import as_texts
 from rhei_pipeline.model.changes import Operation
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Column, Mode, Table
-from rhei_pipeline.sql.text import duckdb_type, listed, matching, mirror_table, quote
+from rhei_pipeline.sql.text import duckdb_type, listed, literal, matching, mirror_table, quote
 
 #: How many values of a column are cast at once.
 _ROWS = 65_536
@@ -146,7 +147,7 @@ def _is_outgrown(connection: duckdb.DuckDBPyConnection, table: Table, built: Bui
     for column in table.schema.columns:
         old = standing.get(column.name)
         if old is None:
-            _add_column(connection, table, column)
+            add_column(connection, table, column)
         elif not old.equals(column.type):
             _retype(connection, table, column.name, old, column.type)
     return False
@@ -184,11 +185,27 @@ def _versions(connection: duckdb.DuckDBPyConnection, table: Table) -> pa.Table:
     return in_utc(found.to_arrow_table())
 
 
-def _add_column(connection: duckdb.DuckDBPyConnection, table: Table, column: Column) -> None:
-    wanted = duckdb_type(column.type, column.logical)
-    connection.execute(
-        f"alter table {mirror_table(table.schema)} add column {quote(column.name)} {wanted}"
-    )
+def add_column(
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    column: Column,
+    value: pa.Scalar | None = None,
+) -> None:
+    """Add a column to a table; every row has the value in it, or null."""
+    wanted, name = duckdb_type(column.type, column.logical), quote(column.name)
+    alter, default = f"alter table {mirror_table(table.schema)}", ""
+    if value is not None and value.is_valid:
+        default = f" default {_as_literal(connection, value)}::{wanted}"
+    connection.execute(f"{alter} add column if not exists {name} {wanted}{default}")
+    if default:  # it is a value of the rows that stand, and of no others
+        connection.execute(f"{alter} alter column {name} drop default")
+
+
+def _as_literal(connection: duckdb.DuckDBPyConnection, value: pa.Scalar) -> str:
+    """Write a value as DuckDB writes it; that is read back as the same."""
+    with registered(connection, "_rhei_value", pa.table({"value": pa.repeat(value, 1)})):
+        (text,) = connection.execute("select value::varchar from _rhei_value").fetchall()[0]
+    return literal(text)
 
 
 def _retype(

@@ -23,7 +23,7 @@ from rhei_pipeline.mirrors.duckdb.housekeeping import write_letters, write_owner
 from rhei_pipeline.mirrors.duckdb.logical import as_kept, kept_logical
 from rhei_pipeline.mirrors.duckdb.past import write_snapshots
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
-from rhei_pipeline.mirrors.duckdb.promotion import adopt_copy, keep_unknown
+from rhei_pipeline.mirrors.duckdb.promotion import add_column, adopt_copy, keep_unknown
 from rhei_pipeline.mirrors.duckdb.row_comparison import RowComparing
 from rhei_pipeline.mirrors.duckdb.tables import (
     TableNames,
@@ -361,6 +361,12 @@ class DuckDBTransaction:
         self._connection.execute(f"drop table {copy_name(table.schema)}")
         self._records.forget_copy(table.name)
         yield from staged_differences(self._connection, table, limit)
+
+    def add_columns(self, table: Table, values: Mapping[str, pa.Scalar]) -> None:
+        """Add columns behind those of a table; each row has this value in them."""
+        for column in table.schema.columns:
+            if column.name in values:
+                add_column(self._connection, table, column, values[column.name])
 
     def record_key(self, table: Table) -> None:
         """Record the key that the table was built for."""

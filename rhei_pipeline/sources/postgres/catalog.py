@@ -163,7 +163,9 @@ def read_table(
     if not reread:
         _refuse_nameless_part(facts, shown)
     _refuse_unknown(shown, "primary_key", key, [column.name for column in columns])
-    schema = TableSchema(shown, tuple(columns), key, facts.namespace, facts.marks.table)
+    schema = TableSchema(
+        *(shown, tuple(columns), key, facts.namespace, facts.marks.table), storage=facts.storage
+    )
     return PostgresTable(schema, facts.oid)
 
 

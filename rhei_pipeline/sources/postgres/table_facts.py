@@ -18,10 +18,14 @@ named.relkind = 'r' and named.relreplident <> 'f' and not exists (
         named.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end)
 """
 
-_RELATIONS = """
+#: Of a row `c` of pg_class: where its rows are, and the greatest number that a column of it ever
+#: had. Numbers are not used again. Nothing is said of a partitioned table: its rows are elsewhere.
+STORAGE = "case when c.relkind = 'r' then c.relfilenode || ':' || c.relnatts else '' end"
+
+_RELATIONS = f"""
 select t.place, n.nspname, c.relname, c.oid::bigint, c.relkind::text, c.relpersistence::text,
     c.relreplident::text, row_security_active(c.oid),
-    c.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = c.oid)
+    c.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = c.oid), {STORAGE}
 from unnest(%s::text[], %s::text[]) with ordinality as t(namespace, relation, place)
 join pg_namespace n on n.nspname = t.namespace
 join pg_class c on c.relnamespace = n.oid and c.relname = t.relation
@@ -101,6 +105,7 @@ class TableFacts:
         kind, persistence, identity: As pg_class has them.
         hides_rows: Row security hides some from this user.
         has_heirs: Tables inherit from it.
+        storage: See `STORAGE`.
         led_by: The columns with which indexes of all its rows begin.
         nameless_part: The first of its parts whose rows no replica identity names.
     """
@@ -113,6 +118,7 @@ class TableFacts:
     identity: str
     hides_rows: bool
     has_heirs: bool
+    storage: str = ""
     marks: Marks = field(default_factory=lambda: Marks("", {}))
     columns: list[ColumnFacts] = field(default_factory=list)
     indexes: list[IndexFacts] = field(default_factory=list)

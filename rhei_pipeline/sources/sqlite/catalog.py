@@ -1,5 +1,6 @@
 """Reads tables from SQLite's catalogue: columns as Arrow types, keys, unique indexes."""
 
+import json
 import re
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
@@ -224,7 +225,13 @@ def _with_uniqueness(
     everything = [info.name for info in _columns(connection, schema.name, None)]
     unmirrored = tuple(name for name in everything if name not in schema.names)
     free_key = any(_takes_any_number(info.declared) for info in infos if info.name in key)
+    schema = replace(schema, storage=storage_of(everything))
     return SqliteTable(schema, others, collations, unmirrored, free_key)
+
+
+def storage_of(names: Collection[str]) -> str:
+    """Write which columns a table has, mirrored or not."""
+    return json.dumps([name.lower() for name in names])
 
 
 def _takes_any_number(declared: str) -> bool:

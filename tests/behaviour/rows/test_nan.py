@@ -15,7 +15,7 @@ from deltalake import DeltaTable
 
 from rhei_pipeline.errors import MirrorDamagedError
 from rhei_pipeline.mirrors.datafusion.formats import Parquet
-from rhei_pipeline.mirrors.datafusion.manifest import FORMAT
+from rhei_pipeline.mirrors.datafusion.manifest import WITH_WHOLE_DIGESTS
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
 from rhei_pipeline.model.changes import NetChanges, Position
@@ -166,7 +166,7 @@ def test_a_mirror_of_the_format_before_is_read_rightly_and_maintenance_writes_it
     named = set(store_of(mirror).files_of(manifest))
     assert named - manifest.files.keys() <= {manifest.letters}
     newest = max((old / "manifests").iterdir())
-    assert f'"format": {FORMAT}'.encode() in newest.read_bytes()
+    assert f'"format": {WITH_WHOLE_DIGESTS}'.encode() in newest.read_bytes()
     mirror.close()
     again = DataFusionMirror(_storage(old), old)
     assert everything(again) == before

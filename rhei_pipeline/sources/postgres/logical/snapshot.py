@@ -184,6 +184,10 @@ class LogicalSnapshot(TableReads):
         """Yield every change; the last one of a key is its net change."""
         yield from self.changes(table, after, limit)
 
+    def logged_columns(self, after: Position) -> set[tuple[str, ...]]:
+        """Return which columns the table had when it was changed after the position."""
+        return {run.relation.columns for _, run in self._runs(after)}
+
     def _runs(self, after: Position) -> Iterator[tuple[_Chunk, pgoutput.Run]]:
         relation = _relation_of(after, self._server)
         for chunk, run in self._loaded().of(relation):
@@ -293,6 +297,7 @@ class _Rows:
             unchanged=masks,
             former_keys=former,
             whole_transactions=True,
+            absent=frozenset(self._schema.names) - {*run.relation.columns},
         )
 
     def _texts(

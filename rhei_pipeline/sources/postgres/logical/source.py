@@ -14,11 +14,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
+import pyarrow as pa
 
 from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
+from rhei_pipeline.sources.postgres.added_columns import added_values, leads_here
 from rhei_pipeline.sources.postgres.catalog import (
     Connection,
     PostgresTable,
@@ -179,6 +181,16 @@ class LogicalSource:
         """Return a number that changes with the catalogue's entries of all described tables."""
         with self._database.translated():
             return self._catalogue.version(self._connection)
+
+    def added_values(
+        self, table: Table, known: TableSchema, after: Position
+    ) -> Mapping[str, pa.Scalar] | None:
+        """Return what columns that are new since are in rows that nobody has written since."""
+        oid = self._table(table.name).oid
+        with self.snapshot() as snapshot:
+            values = added_values(self._connection, oid, known, table.schema)
+            logged = snapshot.logged_columns(after) if values is not None else ()
+            return values if leads_here(self._connection, oid, logged) else None
 
     @property
     def logs_rows(self) -> bool:

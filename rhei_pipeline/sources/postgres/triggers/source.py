@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+import pyarrow as pa
 
 from rhei_pipeline.errors import RheiError, SchemaError, SourceBusyError
 from rhei_pipeline.model.changes import Position
@@ -19,6 +20,7 @@ from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.reports import Finding
 from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema, nearest
 from rhei_pipeline.sources.acknowledged import Acknowledged
+from rhei_pipeline.sources.postgres.added_columns import added_values
 from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qualified, read_table
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.identity import SourceCatalog, one, origin, refuse_other_server
@@ -225,6 +227,14 @@ class PostgresTriggerSource:
                 if attempt == _LOCK_ATTEMPTS:
                     raise
                 time.sleep(_PAUSE_SECONDS)
+
+    def added_values(
+        self, table: Table, known: TableSchema, _after: Position
+    ) -> Mapping[str, pa.Scalar] | None:
+        """Return what columns that are new since are in rows that nobody has written since."""
+        oid = self._current(table.name).source.oid
+        with self._database.translated():
+            return added_values(self._connection, oid, known, table.schema)
 
     @property
     def logs_rows(self) -> bool:

@@ -12,12 +12,15 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pyarrow as pa
+
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
 from rhei_pipeline.sources.acknowledged import Acknowledged
 from rhei_pipeline.sources.catalog_cache import CatalogCache
+from rhei_pipeline.sources.sqlite.added_columns import added_values
 from rhei_pipeline.sources.sqlite.arrow_rows import ArrowRows
 from rhei_pipeline.sources.sqlite.catalog import (
     SqliteTable,
@@ -264,6 +267,13 @@ class SqliteTriggerSource:
             "select max(seq) from _rhei_consumer where tbl = ? collate nocase", (name,)
         )
         return max([0, *ends, int(read.fetchone()[0] or 0)])
+
+    def added_values(
+        self, table: Table, known: TableSchema, _after: Position
+    ) -> Mapping[str, pa.Scalar] | None:
+        """Return what columns that are new since are in rows that no trigger has logged since."""
+        with self._database.translated():
+            return added_values(self._connection, known, table.schema)
 
     @property
     def logs_rows(self) -> bool:

@@ -1,0 +1,68 @@
+"""What columns that were added to a PostgreSQL table are in the rows that stood before.
+
+A column whose default is a constant, or that has none, is added without writing a row. What the
+rows that stood before have in it, the server keeps beside the column: `attmissingval`. It forgets
+that when it writes the table again, and then the rows are elsewhere.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pyarrow as pa
+
+from rhei_pipeline.model.schema import Column, TableSchema
+from rhei_pipeline.sources.postgres.connection import Connection
+from rhei_pipeline.sources.postgres.table_facts import STORAGE
+from rhei_pipeline.sources.postgres.types import admit_text
+
+#: The value is the text of the only element of the array that holds it.
+_ADDED = f"""
+select {STORAGE}, a.attname, a.attnum, a.attgenerated <> '', a.atthasmissing,
+    (a.attmissingval::text::text[])[1]
+from pg_class c join pg_attribute a on a.attrelid = c.oid
+where c.oid = %s and a.attname = any(%s) and a.attnum > 0 and not a.attisdropped
+"""
+_NAMES = """
+select attname, attgenerated <> '' from pg_attribute
+where attrelid = %s and attnum > 0 and not attisdropped order by attnum
+"""
+
+
+def added_values(
+    connection: Connection, oid: int, known: TableSchema, schema: TableSchema
+) -> Mapping[str, pa.Scalar] | None:
+    """Return what each column that is new since is in rows that nobody has written since.
+
+    None where one was there before and was not mirrored, or is not all that was added; where the
+    rows were written again; or where a column's values are computed.
+    """
+    place, _, most = known.storage.partition(":")
+    columns = {column.name: column for column in schema.columns[len(known.columns) :]}
+    found = connection.execute(_ADDED, (oid, list(columns))).fetchall() if place else []
+    expected = f"{place}:{int(most or 0) + len(columns)}"
+    values = {}
+    for now, name, number, computed, has_value, text in found:
+        if now != expected or number <= int(most) or computed or (has_value and text is None):
+            return None
+        values[name] = _value(columns[name], text)
+    told = {name: value for name in columns if (value := values.get(name)) is not None}
+    return told if len(told) == len(columns) else None
+
+
+def _value(column: Column, text: str | None) -> pa.Scalar | None:
+    """Return a value in the mirror's type; None where it does not fit."""
+    values, rejections = admit_text(pa.array([text], pa.large_string()), column)
+    return None if rejections else values[0]
+
+
+def leads_here(connection: Connection, oid: int, logged: Iterable[Sequence[str]]) -> bool:
+    """Return whether a table had its first columns, by these names, whenever it was logged.
+
+    A column that was renamed since it was added would be taken for another one.
+    """
+    names = dict(connection.execute(_NAMES, (oid,)).fetchall())
+    stored = [name for name, computed in names.items() if not computed]
+    return all(
+        own == stored[: len(own)]
+        for columns in logged
+        for own in [[name for name in columns if not names.get(name, False)]]
+    )

@@ -1,0 +1,91 @@
+"""Columns that were added in the source and need no copy: what old rows have in them is known.
+
+The cycle that follows adds them to the mirror's table and fills them in, in the transaction in
+which it applies what was changed since. So a reader sees no state that the source never had.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rhei_pipeline.capabilities import added_values, rescan_due
+from rhei_pipeline.model.changes import LIVE, ChangeBatch
+from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.model.type_names import UUID
+from rhei_pipeline.protocols import ChangeSource, MirrorRecords, Rescan, SourcePositions
+from rhei_pipeline.sql.text import mirror_table
+
+#: Added columns by name, each with what rows have in it that stood before; null is a value.
+AddedValues = Mapping[str, pa.Scalar]
+
+
+def find_added(
+    table: Table,
+    known: Table | None,
+    source: ChangeSource,
+    snapshot: SourcePositions,
+    mirror: MirrorRecords,
+    ledger: Ledger,
+) -> AddedValues | None:
+    """Return the columns to add to a table whose changes are proved; None: it is to be copied.
+
+    `known`: The table as it was mirrored last.
+    """
+    if known is None or not _is_only_added(known, table) or not _stands_as(known, mirror):
+        return None
+    after = ledger.watermarks[table.name].position
+    if rescan_due(snapshot, table, after) is not Rescan.NONE:
+        return None
+    # What a row that did not fit has in the column is not known.
+    if mirror.dead_letters(table.name).num_rows:
+        return None
+    found = added_values(source, table, known.schema, after)
+    return found if found is not None and _fits_mirrors(found, table) else None
+
+
+def _fits_mirrors(values: AddedValues, table: Table) -> bool:
+    """Return whether a mirror can be told the values; of JSON and arrays only null."""
+    read = {name for name, kind in table.schema.logical.items() if kind != UUID}
+    return not any(values[name].is_valid for name in read & values.keys())
+
+
+def _is_only_added(known: Table, table: Table) -> bool:
+    """Return whether a table without history is as it was, with other columns behind its own."""
+    before, after = known.schema, table.schema
+    widened = replace(before, columns=(*before.columns, *after.columns[len(before.columns) :]))
+    same = widened == after and before.mirror_relation == after.mirror_relation
+    return same and known.mode is table.mode is Mode.DESTRUCTIVE and before != after
+
+
+def _stands_as(known: Table, mirror: MirrorRecords) -> bool:
+    """Return whether the mirror has the table with just these columns and this key."""
+    found = mirror.tables().get(mirror_table(known.schema))
+    return (
+        found is not None
+        and found.mode is known.mode
+        and found.schema.primary_key == known.schema.primary_key
+        and _shape(found) == _shape(known)
+    )
+
+
+def _shape(table: Table) -> Sequence[tuple[str, pa.DataType]]:
+    return [(column.name, column.type) for column in table.schema.columns]
+
+
+def with_added(batch: ChangeBatch, added: AddedValues) -> ChangeBatch:
+    """Fill in what rows have that were logged before the columns were added."""
+    events = batch.events
+    for name in batch.absent & added.keys():
+        place = events.schema.get_field_index(name)
+        nothing = pa.scalar(None, events.schema.field(place).type)
+        filled = pc.if_else(events[LIVE], added[name], nothing)
+        events = events.set_column(place, events.schema.field(place), filled)
+    return replace(batch, events=events)
+
+
+def added_of(tables: Collection[Table], added: Mapping[str, AddedValues]) -> list[Table]:
+    """Return the tables to which columns are to be added."""
+    return [table for table in tables if table.name in added]

@@ -1,0 +1,250 @@
+"""A column whose values are known is added to the mirror, and no row of the source is read for it.
+
+What must not be taken for such a column is in `test_added_columns.py`, and below.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from rhei_pipeline.errors import SourceUnreachableError
+from rhei_pipeline.protocols import Step
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+
+AnyWorld = World | PostgresWorld
+MakeWorld = Callable[..., AnyWorld]
+
+_CREATE = (
+    "create table {} (id integer primary key, a integer)",
+    "insert into {} values (1, 10), (2, 20), (3, 30), (4, 40)",
+)
+#: Rows 1 to 4 stand; each is written before, between or behind the columns, or never.
+_WORK = (
+    "update {} set a = 11 where id = 1",
+    "delete from {} where id = 4",
+    "alter table {} add column c integer default 7",
+    "alter table {} add column d text default 'it''s'",
+    "insert into {} (id, a) values (5, 50)",
+    "update {} set c = 8 where id = 2",
+    "alter table {} add column e integer",
+    "insert into {} (id, a, c, e) values (6, 60, null, 9)",
+)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A source, how it is captured, and what its mirror is in."""
+
+    capture: str
+    storage: str | None
+
+    def __str__(self) -> str:
+        return f"{self.capture}-{self.storage or 'duckdb'}"
+
+
+WAYS = [
+    Way(capture, storage)
+    for capture in ("sqlite", "logical", "trigger")
+    for storage in (None, "memory", "ipc", "parquet", "delta")
+]
+STEPS = (
+    *(Step.SNAPSHOT, Step.CAPTURED, Step.APPLIED, Step.RECORDED, Step.COMMITTED),
+    Step.ACKNOWLEDGED,
+)
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest) -> Callable[..., AnyWorld]:
+    """Make a world of a way, with what was in it synced."""
+
+    def made(way: Way, *names: str, **options: Any) -> AnyWorld:
+        options["storage"] = way.storage
+        if way.capture == "sqlite":
+            world: AnyWorld = request.getfixturevalue("make_world")(**options)
+        else:
+            options["capture"] = {"method": way.capture}
+            world = request.getfixturevalue("make_postgres")(**options)
+        for name in names or ("t",):
+            world.run(*(each.format(name) for each in _CREATE))
+        assert not world.htap.sync_now().errors
+        return world
+
+    return made
+
+
+def work(world: AnyWorld, name: str = "t") -> None:
+    """Write, and add columns in between."""
+    world.run(*(each.format(name) for each in _WORK))
+
+
+@pytest.mark.each
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_no_row_is_read_for_columns_whose_values_are_known(make: MakeWorld, way: Way) -> None:
+    world = make(way)
+    work(world)
+    report = world.htap.sync_now().tables["t"]
+    assert (report.copied_rows, report.inserted, report.deleted) == (0, 2, 1)
+    world.assert_equal("t")
+    assert world.htap.sync_now().events == 0
+    world.run("update t set c = null, d = 'x' where id = 3", "update t set c = 7 where id = 6")
+    assert world.htap.sync_now().tables["t"].updated == 2
+    world.htap.maintain()
+    world.assert_equal("t")
+    assert world.htap.verify("t").equal
+    (change,) = world.htap.schema_log("t")
+    assert change.rows_read == 0
+    assert [told.partition(" ")[0] for told in change.new] == ["c", "d", "e"]
+
+
+@pytest.mark.each
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "way", [Way("sqlite", "parquet"), Way("logical", None), Way("trigger", "delta")], ids=str
+)
+def test_a_crash_while_a_column_is_added_loses_and_doubles_nothing(
+    make: MakeWorld, way: Way, step: Step
+) -> None:
+    world = make(way)
+    work(world)
+    world.faults.arm(step)
+    assert world.surviving(world.htap.sync_now)
+    world.run("update t set c = 1 where id = 3")
+    assert not world.htap.sync_now().errors
+    world.assert_equal("t")
+    assert world.htap.verify("t").equal
+
+
+def test_a_default_of_any_type_is_what_the_source_has_in_its_rows(make: MakeWorld) -> None:
+    types = {
+        "timestamptz": "'2020-01-01 00:00:00+02'",
+        "timestamp": "'1969-12-31 23:59:59.999999'",
+        "date": "'2020-02-29'",
+        "time": "'12:30:00.5'",
+        "bytea": r"'\x00ff'",
+        "numeric(10, 2)": "-1.5",
+        "numeric": "1.50",
+        "float8": "-0.1",
+        "float4": "'infinity'",
+        "boolean": "true",
+        "bigint": "-9007199254740993",
+        "uuid": "'6f9619ff-8b86-d011-b42d-00cf4fc964ff'",
+        "text": "E'it''s {\"odd\", \\\\ NULL}'",
+    }
+    for storage in (None, "parquet"):
+        name = f"t_{storage}".lower()
+        world = make(Way("logical", storage), name, tables=[{"name": name}])
+        for place, (kind, default) in enumerate(types.items()):
+            world.run(f"alter table {name} add column c{place} {kind} default {default}")
+        assert world.htap.sync_now().tables[name].copied_rows == 0
+        assert world.htap.verify(name).equal
+
+
+#: What is done, and in which way it is captured: a row may have what no log tells.
+_OTHERWISE = {
+    "renamed_since": (
+        "logical",
+        [
+            "alter table t add column x integer default 7",
+            "update t set x = 8 where id = 1",
+            "alter table t rename x to c",
+        ],
+    ),
+    "names_changed_places": (
+        "logical",
+        [
+            "alter table t add column c integer default 7",
+            "alter table t add column d integer default 7",
+            "update t set c = 8 where id = 1",
+            "alter table t rename c to x",
+            "alter table t rename d to c",
+            "alter table t rename x to d",
+        ],
+    ),
+    "written_again": ("trigger", ["alter table t add column c int default 7", "vacuum full t"]),
+    "new_and_dropped": (
+        "sqlite",
+        ["alter table t add column c integer default 7", "alter table t drop column a"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", _OTHERWISE)
+def test_a_table_is_copied_where_more_was_done_than_columns_added(
+    make: MakeWorld, case: str
+) -> None:
+    capture, statements = _OTHERWISE[case]
+    world = make(Way(capture, None))
+    world.run(*statements)
+    assert world.htap.sync_now().tables["t"].copied_rows > 0
+    world.assert_equal("t")
+    assert world.htap.verify("t").equal
+
+
+@pytest.mark.parametrize("capture", ["sqlite", "logical"])
+def test_a_column_that_was_there_while_its_table_was_frozen_is_read(
+    make: MakeWorld, capture: str
+) -> None:
+    world = make(Way(capture, None))
+    world.crash()
+    world.tables = [{"name": "t", "schema_changes": "freeze"}]
+    world.run("alter table t add column c integer default 7", "update t set c = 8 where id = 1")
+    world.htap.sync_now()
+    world.crash()
+    world.tables = [{"name": "t"}]
+    assert world.htap.sync_now().tables["t"].copied_rows == 4
+    world.assert_equal("t")
+
+
+def test_rows_that_did_not_fit_have_their_table_copied_for_a_column(make: MakeWorld) -> None:
+    world = make(Way("sqlite", None))
+    world.run("update t set a = 'odd' where id = 1")
+    assert world.htap.sync_now().dead_letters == 1
+    world.run("alter table t add column c integer default 7")
+    assert world.htap.sync_now().tables["t"].copied_rows > 0
+
+
+def test_a_default_that_does_not_fit_is_a_dead_letter_of_each_row(make: MakeWorld) -> None:
+    world = make(Way("sqlite", None))
+    world.run("alter table t add column c integer default '7x'")
+    assert world.htap.sync_now().dead_letters == 4
+
+
+def test_a_default_in_a_strict_table_is_as_sqlite_has_it(make: MakeWorld) -> None:
+    world = make(Way("sqlite", None))
+    world.run("create table s (id integer primary key) strict", "insert into s values (1)")
+    world.htap.sync_now()
+    world.run("alter table s add column c any default '7'")
+    world.htap.sync_now()
+    world.assert_equal("s")
+
+
+def test_one_of_two_mirrors_that_comes_later_adds_the_column_too(make: MakeWorld) -> None:
+    first = make(Way("sqlite", None))
+    assert isinstance(first, World)
+    second = World(first.directory / "other")
+    second.app.close()
+    second.path, second.app = first.path, first.app
+    second.htap.sync_now()
+    first.run("alter table t add column c integer default 7", "update t set c = 8 where id = 1")
+    for world in (first, second):
+        assert world.htap.sync_now().tables["t"].copied_rows == 0
+        world.assert_equal("t")
+    second.crash()
+
+
+def test_a_source_that_is_away_once_a_column_was_added_has_nothing_added_twice(
+    make: MakeWorld,
+) -> None:
+    world = make(Way("sqlite", None))
+    work(world)
+    world.faults.do_at(Step.COMMITTED, _fail)
+    assert not world.htap.sync_now().errors
+    world.assert_equal("t")
+    assert world.htap.verify("t").equal
+
+
+def _fail() -> None:
+    raise SourceUnreachableError("it is away")
