@@ -260,6 +260,17 @@ class KnowsAdded(Protocol):
 
 
 @runtime_checkable
+class ReadsWider(Protocol):
+    """A source whose log has every column that a table had, whoever asked for which."""
+
+    def reads_wider(self) -> bool:
+        """Return whether changes that were made since a column was added have its value.
+
+        Though it was added before anybody looked, and capture was made again.
+        """
+
+
+@runtime_checkable
 class Redeclares(Protocol):
     """A source that takes what is said of a table while it is open."""
 
@@ -289,6 +300,11 @@ def added_values(
 ) -> Mapping[str, pa.Scalar] | None:
     """Return what added columns are in rows that no change shows; None where that is not known."""
     return source.added_values(table, known, after) if _knows_added(source) else None
+
+
+def reads_wider(source: ChangeSource) -> bool:
+    """Return whether changes always have the values of columns that the table had then."""
+    return _reads_wider(source) and source.reads_wider()
 
 
 def end_capture(source: ChangeSource, name: str) -> None:
@@ -483,6 +499,10 @@ def _redeclares(source: ChangeSource) -> TypeGuard[Redeclares]:
 
 def _knows_added(source: ChangeSource) -> TypeGuard[KnowsAdded]:
     return _has(type(source), KnowsAdded)
+
+
+def _reads_wider(source: ChangeSource) -> TypeGuard[ReadsWider]:
+    return _has(type(source), ReadsWider)
 
 
 def _ends_capture(source: ChangeSource) -> TypeGuard[EndsCapture]:

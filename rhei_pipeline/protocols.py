@@ -385,7 +385,7 @@ class TableAdministration(Protocol):
         """
 
     def add_columns(self, table: Table, values: Mapping[str, pa.Scalar]) -> None:
-        """Add columns behind those of a table without history; each row has this value in them.
+        """Add columns behind those of a table; each row has this value in them, null in a history.
 
         `table` is the table with these columns. No row is written where the storage can do that.
         A column that is there already stays as it is.

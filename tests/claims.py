@@ -9,6 +9,8 @@ list item of the parts that promise something has one here, or a reason why it h
 CLAIMS = {
     "docs/schema-changes.md": {
         "A column is added to a destructive mirror without reading a row, however large the table is, where both are so:": "test_no_row_is_read_for_columns_whose_values_are_known",
+        "So it is added to a history that follows the log of PostgreSQL, where it has no default.": "test_a_history_takes_a_column_without_default_and_keeps_each_version",
+        "A default makes new versions of all rows, so the table is copied for it, and its past stays as it": "test_a_history_has_a_default_as_versions_and_its_past_as_it_was",
         "Otherwise the table is copied again.": "test_a_table_is_copied_where_more_was_done_than_columns_added",
     },
     "docs/guarantees.md": {

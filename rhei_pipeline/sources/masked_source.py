@@ -18,6 +18,7 @@ from rhei_pipeline.capabilities import (
     end_capture,
     keyless_rows,
     reading_together,
+    reads_wider,
     redeclare,
     snapshot_for_copy,
     snapshot_of_rows,
@@ -177,6 +178,10 @@ class MaskedSource:
     def schema_version(self) -> int:
         """Return the source's schema version."""
         return self._inner.schema_version()
+
+    def reads_wider(self) -> bool:
+        """Return the source's answer."""
+        return reads_wider(self._inner)
 
     @property
     def logs_rows(self) -> bool:

@@ -4,18 +4,21 @@ The cycle that follows adds them to the mirror's table and fills them in, in the
 which it applies what was changed since. So a reader sees no state that the source never had.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rhei_pipeline.capabilities import added_values, rescan_due
+from rhei_pipeline.capabilities import added_values, reads_wider, rescan_due
+from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.blame import Blame
 from rhei_pipeline.model.changes import LIVE, ChangeBatch
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.model.type_names import UUID
-from rhei_pipeline.protocols import ChangeSource, MirrorRecords, Rescan, SourcePositions
+from rhei_pipeline.protocols import ChangeSource, Mirror, MirrorRecords, Rescan, SourcePositions
 from rhei_pipeline.sql.text import mirror_table
 
 #: Added columns by name, each with what rows have in it that stood before; null is a value.
@@ -33,8 +36,13 @@ def find_added(
     """Return the columns to add to a table whose changes are proved; None: it is to be copied.
 
     `known`: The table as it was mirrored last.
+
+    A history is copied for a default: its rows have other values from then on, which are versions.
+    It needs a source that has kept the values that were written before anybody looked.
     """
-    if known is None or not _is_only_added(known, table) or not _stands_as(known, mirror):
+    if known is None or not _is_only_added(known, table) or not _stands_as(known, table, mirror):
+        return None
+    if table.mode is Mode.TEMPORAL and not reads_wider(source):
         return None
     after = ledger.watermarks[table.name].position
     if rescan_due(snapshot, table, after) is not Rescan.NONE:
@@ -46,33 +54,58 @@ def find_added(
     return found if found is not None and _fits_mirrors(found, table) else None
 
 
+def find_widened(
+    tables: Iterable[Table], source: ChangeSource, mirror: Mirror, ledger: Ledger, blame: Blame
+) -> set[str]:
+    """Return the tables that nothing has to be read of in the shape that they had.
+
+    `tables`: As they were mirrored last. `blame` is left with the one at which an error came up.
+    """
+    found = set()
+    with source.snapshot() as snapshot:
+        for known in tables:
+            with blame.of(known.name), suppress(SchemaError):  # it may be gone
+                now = source.describe(known.name)
+                table = Table(replace(now, mirror_name=known.schema.mirror_name), known.mode)
+                if find_added(table, known, source, snapshot, mirror, ledger) is not None:
+                    found.add(known.name)
+    return found
+
+
 def _fits_mirrors(values: AddedValues, table: Table) -> bool:
-    """Return whether a mirror can be told the values; of JSON and arrays only null."""
+    """Return whether a mirror can be told the values; of JSON, arrays and histories only null."""
     read = {name for name, kind in table.schema.logical.items() if kind != UUID}
+    read = {*values} if table.mode is Mode.TEMPORAL else read
     return not any(values[name].is_valid for name in read & values.keys())
 
 
 def _is_only_added(known: Table, table: Table) -> bool:
-    """Return whether a table without history is as it was, with other columns behind its own."""
+    """Return whether a table is as it was, with other columns behind its own."""
     before, after = known.schema, table.schema
     widened = replace(before, columns=(*before.columns, *after.columns[len(before.columns) :]))
     same = widened == after and before.mirror_relation == after.mirror_relation
-    return same and known.mode is table.mode is Mode.DESTRUCTIVE and before != after
+    return same and known.mode is table.mode and before != after
 
 
-def _stands_as(known: Table, mirror: MirrorRecords) -> bool:
-    """Return whether the mirror has the table with just these columns and this key."""
+def _stands_as(known: Table, table: Table, mirror: MirrorRecords) -> bool:
+    """Return whether the mirror has the table with its key and columns, and not yet the new ones.
+
+    A history may have more, which its source has dropped.
+    """
     found = mirror.tables().get(mirror_table(known.schema))
-    return (
-        found is not None
-        and found.mode is known.mode
-        and found.schema.primary_key == known.schema.primary_key
-        and _shape(found) == _shape(known)
-    )
+    if found is None or found.mode is not known.mode:
+        return False
+    if found.schema.primary_key != known.schema.primary_key:
+        return False
+    stands, wanted = _types(found), _types(known)
+    if known.mode is Mode.DESTRUCTIVE:
+        return [*stands.items()] == [*wanted.items()]
+    added = {name.lower() for name in _types(table).keys() - wanted.keys()}
+    return wanted.items() <= stands.items() and not added & {name.lower() for name in stands}
 
 
-def _shape(table: Table) -> Sequence[tuple[str, pa.DataType]]:
-    return [(column.name, column.type) for column in table.schema.columns]
+def _types(table: Table) -> Mapping[str, pa.DataType]:
+    return {column.name: column.type for column in table.schema.columns}
 
 
 def with_added(batch: ChangeBatch, added: AddedValues) -> ChangeBatch:

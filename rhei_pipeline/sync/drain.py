@@ -11,6 +11,7 @@ from rhei_pipeline.model.blame import Blame
 from rhei_pipeline.model.progress import Ledger, TableState
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import ChangeSource, Mirror
+from rhei_pipeline.sync.added_columns import find_widened
 from rhei_pipeline.sync.initial_sync import take_on_shape
 
 _log = logging.getLogger(__name__)
@@ -32,13 +33,16 @@ def find_pending(
         with blame.of(table.name):
             if not source.is_installed(table):
                 broken.add(table.name)
-    if not any(_is_read_first(table, source) for table in ready if table.name in broken):
+    changed = [t for t in ready if t.name in broken and t.mode is Mode.TEMPORAL]
+    wider = find_widened(changed, source, mirror, ledger, blame) if changed else ()
+    first = {t.name for t in ready if t.name not in wider and _is_read_first(t, source)}
+    if not first & broken:
         return []
     with source.snapshot() as snapshot:
         readable = []
         for table in ready:
             with blame.of(table.name):
-                in_shape = _is_read_first(table, source) or not _has_drifted(table, broken, source)
+                in_shape = table.name in first or not _has_drifted(table, broken, source)
                 if in_shape and snapshot.proves(table, ledger.watermarks[table.name].position):
                     readable.append(table)
     return readable

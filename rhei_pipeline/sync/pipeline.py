@@ -117,7 +117,7 @@ class Pipeline:
         self._parts = Participants()
         self._tables, self._left_out = self._parts.tables, self._parts.left_out
         self._blame = self._parts.blame
-        self._watch = SchemaWatch(find, source, mirror, registry, self._parts, self._cycle, said)
+        self._watch = SchemaWatch(find, source, mirror, registry, self._parts, self._drain, said)
         self._synced_from: int | None = None
         self._status = StatusCache()
         self._copies = TableCopies(
@@ -532,6 +532,13 @@ class Pipeline:
         with self._lock:
             self._source.touch(self.table(name), list(keys))
 
+    def _drain(
+        self, tables: Collection[Table], schema_version: int, failing: set[str] | None
+    ) -> dict[str, TableReport] | None:
+        """Sync these tables before capture is made again; the source keeps what others need."""
+        declared = self._watch.declared.keys()
+        return self._cycle(tables, schema_version, failing, held=declared)
+
     def _cycle(
         self,
         tables: Collection[Table],
@@ -539,6 +546,7 @@ class Pipeline:
         failing: set[str] | None = None,
         mending: Mending | None = None,
         added: Mapping[str, AddedValues] = NOTHING_ADDED,
+        held: Collection[str] = (),
     ) -> dict[str, TableReport] | None:
         """Sync the tables but for those that fail, which are left out."""
         cycle = self._parts.without_failing(
@@ -552,7 +560,7 @@ class Pipeline:
                 self._on_step,
                 schema_version=schema_version,
                 blame=self._blame,
-                held=self._left_out.failed,
+                held={*self._left_out.failed, *held},
                 mending=mending,
                 added=added,
             ),

@@ -108,6 +108,7 @@ KNOWS_ADDED: list[type[can.KnowsAdded]] = [
     PostgresTriggerSource,
     SqliteTriggerSource,
 ]
+READS_WIDER: list[type[can.ReadsWider]] = [LogicalSource]
 ERASES_PRUNED: list[type[can.ErasesPruned]] = [BufferedSource]
 FORGETS: list[type[can.Forgets]] = [DataFusionMirror, DuckDBMirror]
 REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
@@ -131,6 +132,7 @@ REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
         (can.ReadsTogether, READS_TOGETHER),
         (can.HasViews, HAS_VIEWS),
         (can.KnowsAdded, KNOWS_ADDED),
+        (can.ReadsWider, READS_WIDER),
         (can.ErasesPruned, ERASES_PRUNED),
         (can.Forgets, FORGETS),
         (can.RepairsFiles, REPAIRS_FILES),

@@ -248,3 +248,69 @@ def test_a_source_that_is_away_once_a_column_was_added_has_nothing_added_twice(
 
 def _fail() -> None:
     raise SourceUnreachableError("it is away")
+
+
+@pytest.mark.each
+@pytest.mark.parametrize("storage", [None, "memory", "ipc", "parquet", "delta"])
+def test_a_history_takes_a_column_without_default_and_keeps_each_version(
+    make: MakeWorld, make_postgres: MakeWorld, storage: str | None
+) -> None:
+    world = make(Way("logical", storage), mode="temporal")
+    copying = make_postgres(capture={"method": "trigger"}, mode="temporal")
+    copying.htap.sync_now()
+    world.run(
+        "update t set a = 11 where id = 1",
+        "alter table t add column c integer",
+        "update t set c = 8 where id = 2",
+        "alter table t add column d text",
+        "update t set c = 9, d = 'x' where id = 2",
+        "insert into t (id, a, d) values (5, 50, 'y')",
+        "delete from t where id = 4",
+    )
+    assert world.htap.sync_now().tables["t"].copied_rows == 0
+    assert copying.htap.sync_now().tables["t"].copied_rows > 0
+    world.assert_equal("t")
+    assert world.mirror_rows("t") == copying.mirror_rows("t")
+    history = [
+        (row["id"], row["a"], row["c"], row["d"], row["_rhei_valid_to"] is None)
+        for row in world.versions("t", "id, _rhei_valid_from")
+    ]
+    assert history == [
+        (1, 10, None, None, False),
+        (1, 11, None, None, True),
+        (2, 20, None, None, False),
+        (2, 20, 8, None, False),
+        (2, 20, 9, "x", True),
+        (3, 30, None, None, True),
+        (4, 40, None, None, False),
+        (5, 50, None, "y", True),
+    ]
+    assert world.htap.verify("t").equal
+
+
+def test_a_history_has_a_default_as_versions_and_its_past_as_it_was(make: MakeWorld) -> None:
+    world = make(Way("logical", None), mode="temporal")
+    world.run(
+        "update t set a = 11 where id = 1",
+        "alter table t add column c integer default 7",
+        "update t set c = 8 where id = 2",
+    )
+    assert world.htap.sync_now().tables["t"].copied_rows == 4
+    world.assert_equal("t")
+    known = [(row["id"], row["c"]) for row in world.versions("t", "id, _rhei_valid_from")]
+    assert (3, None) in known
+    assert (3, 7) in known
+
+
+def test_tables_without_history_keep_their_log_while_a_history_is_read(make: MakeWorld) -> None:
+    tables = [{"name": "t"}, {"name": "h", "mode": "temporal"}]
+    world = make(Way("logical", None), "t", "h", tables=tables)
+    for name in ("t", "h"):
+        world.run(
+            f"update {name} set a = 11 where id = 1",
+            f"alter table {name} add column c integer default 7",
+            f"update {name} set c = 8 where id = 2",
+        )
+    report = world.htap.sync_now()
+    assert (report.tables["t"].copied_rows, report.tables["h"].copied_rows) == (0, 4)
+    world.assert_equal("t", "h")

@@ -192,6 +192,10 @@ class LogicalSource:
             logged = snapshot.logged_columns(after) if values is not None else ()
             return values if leads_here(self._connection, oid, logged) else None
 
+    def reads_wider(self) -> bool:
+        """Return True: the server logs all columns, from the change of the table on."""
+        return True
+
     @property
     def logs_rows(self) -> bool:
         """True: the server logs whole rows."""
