@@ -65,6 +65,7 @@ from rhei_pipeline.model.reports import TableStatus as TableStatus
 from rhei_pipeline.model.reports import TableVerification as TableVerification
 from rhei_pipeline.model.reports import TypeProposal as TypeProposal
 from rhei_pipeline.model.reports import VerifyReport as VerifyReport
+from rhei_pipeline.model.retention import ExpiredHistory as ExpiredHistory
 from rhei_pipeline.model.schema import HISTORY_FIELDS as HISTORY_FIELDS
 from rhei_pipeline.model.schema import Column as Column
 from rhei_pipeline.model.schema import Mode as Mode
@@ -86,6 +87,7 @@ from rhei_pipeline.query.freshness import Written as Written
 from rhei_pipeline.query.planner import Prepared as Prepared
 from rhei_pipeline.query.router import Route as Route
 from rhei_pipeline.settings.compute import ComputeSettings as ComputeSettings
+from rhei_pipeline.settings.keeping import HistorySettings as HistorySettings
 from rhei_pipeline.settings.mirror import DeltaSettings as DeltaSettings
 from rhei_pipeline.settings.mirror import MirrorSettings as MirrorSettings
 from rhei_pipeline.settings.mirror import ObjectStoreSettings as ObjectStoreSettings

@@ -6,7 +6,7 @@ contracts would list methods that most need not have. A method whose name is mis
 missing: that is why the contract suites ask these same questions.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime
@@ -22,6 +22,7 @@ from rhei_pipeline.model.changes import DeadLetter, Position, RowBatch
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.key_span import orders_alike
 from rhei_pipeline.model.polling import PollOptions
+from rhei_pipeline.model.retention import Ageing, ExpiredHistory
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
 from rhei_pipeline.model.upkeep import DamagedFile
 from rhei_pipeline.protocols import (
@@ -200,6 +201,21 @@ class Forgets(Protocol):
 
     def erase(self) -> tuple[str, ...]:
         """Remove from the disk what was deleted; return what still stands there, in words."""
+
+
+@runtime_checkable
+class Expires(Protocol):
+    """A mirror whose temporal tables can lose old versions."""
+
+    def expire(self, ageing: Sequence[Ageing]) -> list[ExpiredHistory]:
+        """Remove versions that have ended, of all tables in one commit; return what went.
+
+        Since when a history is kept is recorded with it: an instant before is refused from then
+        on. A table that the mirror lacks is left out.
+        """
+
+    def kept_since(self) -> Mapping[str, datetime]:
+        """Return since when histories are kept, of the tables that have lost older versions."""
 
 
 @runtime_checkable
@@ -432,6 +448,26 @@ def refuse_unless_forgetting(mirror: MirrorRecords, table: Table) -> Forgets:
     )
 
 
+def refuse_unless_expiring(mirror: MirrorRecords, table: Table) -> Expires:
+    """Return a mirror as one whose histories can be shortened.
+
+    Raises:
+        SchemaError: They cannot.
+    """
+    if _expires(mirror):
+        return mirror
+    raise SchemaError(
+        "its mirror cannot remove old versions alone",
+        table=table.name,
+        hint="leave out 'history' in the declaration",
+    )
+
+
+def kept_since(mirror: MirrorRecords) -> Mapping[str, datetime]:
+    """Return since when histories are kept that lost older versions; {} where none ever does."""
+    return mirror.kept_since() if _expires(mirror) else MappingProxyType({})
+
+
 def erase_pruned(source: ChangeSource) -> None:
     """Remove pruned changes from the disk, where the source keeps them in files of ours."""
     if _erases_pruned(source):
@@ -519,6 +555,10 @@ def _repairs_files(mirror: MirrorRecords) -> TypeGuard[RepairsFiles]:
 
 def _forgets(mirror: MirrorRecords) -> TypeGuard[Forgets]:
     return _has(type(mirror), Forgets)
+
+
+def _expires(mirror: MirrorRecords) -> TypeGuard[Expires]:
+    return _has(type(mirror), Expires)
 
 
 def _erases_pruned(source: ChangeSource) -> TypeGuard[ErasesPruned]:

@@ -402,13 +402,13 @@ class HTAP(Closing):
                 means its beginning in UTC.
 
         Raises:
-            QueryError: The table keeps no history, its history begins later, or the instant has
-                no time zone.
+            QueryError: The table keeps no history, its history begins later or is kept since then
+                alone, or the instant has no time zone.
         """
         return self._access.answer(lambda it: it.as_of(table, as_instant(instant)))
 
     def known_since(self, table: str) -> datetime:
-        """Return when a temporal table's history begins; earlier states are unknown."""
+        """Return since when a temporal table's history is known; earlier states are refused."""
         return self._access.answer(lambda it: it.known_since(table))
 
     def changes(self, table: str, after: After = None, on_lost: OnLost = "raise") -> TableChanges:
@@ -428,6 +428,7 @@ class HTAP(Closing):
         Raises:
             ChangesLostError: The position is of another history: the table was dropped and copied
                 again, the mirror was put back from a backup, or a repair changed the past itself.
+                Or it is older than what is kept of the history.
             QueryError: The table keeps no history, its history begins after the instant, or the
                 position is none.
         """
@@ -511,7 +512,13 @@ class HTAP(Closing):
         return self._access.hold(lambda held: held.snapshot(table, instants))
 
     def maintain(self) -> MaintenanceReport:
-        """Merge the mirror's small files; call again until it reports that it is done."""
+        """Remove versions that are not to be kept, and merge the mirror's small files.
+
+        Call it again until it reports that it is done.
+
+        Raises:
+            SchemaError: The mirror cannot remove versions, and `history` asks for it.
+        """
         return self._access.hold(lambda held: held.maintain())
 
     def forget(self, table: str, keys: Sequence[Key], *, dry_run: bool = False) -> ForgetReport:

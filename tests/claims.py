@@ -68,6 +68,8 @@ CLAIMS = {
         "The mirror of a temporal table holds versions.": "test_a_temporal_table_is_what_is_valid_now_unless_history_is_asked_for",
     },
     "docs/temporal.md": {
+        "Every instant from there on is answered as before.": "test_what_stays_of_a_shortened_history_is_as_it_was",
+        'An instant before the cut is refused: "its history is kept since ...".': "test_versions_go_by_their_age_and_no_instant_before_is_answered",
         "an `as_of` of now does not show writes since then.": "test_the_mirror_as_it_is_and_its_past_lack_writes_until_a_sync",
     },
     "docs/operations.md": {

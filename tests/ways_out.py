@@ -6,6 +6,9 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "give a later timestamp; what was before was removed, as 'history' declares": "tests/behaviour/history/test_retention.py::test_versions_go_by_their_age_and_no_instant_before_is_answered",
+    "leave out 'history' in the declaration": "tests/behaviour/history/test_retention.py::test_what_cannot_be_shortened_is_refused_with_the_way_out",
+    "history: table {} keeps none: give it 'mode: temporal', or leave its 'history' out": "tests/behaviour/history/test_retention.py::test_what_cannot_be_shortened_is_refused_with_the_way_out",
     "delete it in the source first, or leave it out by a filter, 'where'": "tests/behaviour/privacy/test_forgetting.py::test_nothing_of_a_forgotten_key_is_left_on_the_disk",
     "name one with '--key'": "tests/behaviour/privacy/test_forgetting.py::test_what_cannot_be_forgotten_is_refused_with_the_way_out",
     "drop the whole table with 'rhei drop-table {}'": "tests/behaviour/privacy/test_forgetting.py::test_what_cannot_be_forgotten_is_refused_with_the_way_out",

@@ -8,7 +8,7 @@ the versions that began or ended between them.
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal, Protocol, Self, TypeVar, cast
 
 import pyarrow as pa
@@ -25,6 +25,7 @@ from rhei_pipeline.model.change_feed import (
 )
 from rhei_pipeline.model.changes import CHANGED_AT, Operation
 from rhei_pipeline.model.feed_state import FEED_PREFIX, KIND, LATE, FeedEntry, FeedState
+from rhei_pipeline.model.instants import microseconds
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Table, TableSchema
 from rhei_pipeline.model.semantics import Translated
 from rhei_pipeline.model.streaming import Streamed
@@ -36,7 +37,6 @@ OnLost = Literal["raise", "snapshot"]
 After = ChangePosition | str | datetime | None
 
 _OPENED, _ENDED, _WAS, _IS = "_rhei_opened", "_rhei_ended", "_rhei_was", "_rhei_is"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 InstantText = Callable[[int], str]
 _Answer = TypeVar("_Answer")
@@ -86,13 +86,12 @@ def diff(table: Table, a: datetime, b: datetime, mirror: ReadsHistory) -> pa.Tab
     for instant in (a, b):
         known.refuse_unknown(instant)
     compared = _Compared(table.schema, known.columns(min(a, b)), mirror.instant_text)
-    return mirror.query(
-        compared.of(_State(_microseconds(a)), _State(_microseconds(b)), in_order=True)
+    found = mirror.query(
+        compared.of(_State(microseconds(a)), _State(microseconds(b)), in_order=True)
     )
-
-
-def _microseconds(instant: datetime) -> int:
-    return (instant - _EPOCH) // datetime.resolution
+    # Maintenance may have removed versions while this was read.
+    history_of(table, mirror).refuse_unknown(min(a, b))
+    return found
 
 
 def _place(after: After) -> ChangePosition | datetime | None:
@@ -117,9 +116,8 @@ class _Asking:
         Up to that position it stays the same whatever is committed meanwhile, but for a history
         that is lost, or a commit that is the first late one: then it is asked for again.
         """
-        known, is_raced = history_of(self.table, mirror), False
-        if isinstance(self.after, datetime):
-            known.refuse_unknown(self.after)
+        self._refuse_unknown(mirror)
+        is_raced = False
         names = self.table.schema.names
         while True:
             now = self._stand(mirror)
@@ -132,9 +130,24 @@ class _Asking:
             )
             later = self._stand(mirror)
             is_raced = later.late > now.late
-            if later.knows(now.position) and not (is_raced and late is None):
+            whole = later.knows(now.position) and not (is_raced and late is None)
+            if whole and self._is_answerable(later, since):
                 return answer, now.position, since is _EMPTY
             _close(answer)
+            self._refuse_unknown(mirror)
+
+    def _refuse_unknown(self, mirror: ReadsHistory) -> None:
+        known = history_of(self.table, mirror)
+        if isinstance(self.after, datetime):
+            known.refuse_unknown(self.after)
+
+    def _is_answerable(self, later: FeedState, since: "_State") -> bool:
+        """Return whether no version of the earlier state was removed while this was read."""
+        if since is _EMPTY or self.after is None:
+            return True
+        if isinstance(self.after, ChangePosition):
+            return later.knows(self.after)
+        return later.is_kept_at(since.newest)
 
     def _stand(self, mirror: ReadsHistory) -> FeedState:
         found = mirror.feed(self.table)
@@ -149,7 +162,7 @@ class _Asking:
     def _since(self, now: FeedState) -> "_State":
         if isinstance(self.after, datetime):
             # What is known of it by now; what comes while this is read is for the next answer.
-            at = _microseconds(self.after)
+            at = microseconds(self.after)
             return _State(None if now.newest is None else min(at, now.newest), now.late)
         if self.after is None:
             return _EMPTY

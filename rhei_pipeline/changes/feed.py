@@ -134,12 +134,22 @@ class Recording:
         }
         return pa.table(columns).cast(feed_schema(self.table))
 
+    def kept(self, since: int, late: int) -> pa.Table:
+        """Return the entries after which states before an instant, or a late commit, are void."""
+        counted = self._told(FeedEntry.COUNTED, self.base.late, None)
+        return pa.concat_tables([self._told(FeedEntry.KEPT, late, since), counted])
+
     def _begin(self, kind: FeedEntry, late: int, since: int | None = None) -> pa.Table:
         self._lineage = uuid.uuid4().hex[:12]
+        return self._told(kind, late, since, self._lineage)
+
+    def _told(
+        self, kind: FeedEntry, late: int, since: int | None, lineage: str | None = None
+    ) -> pa.Table:
         told = {
             KIND: pa.array([kind.value]),
             LATE: pa.array([late], pa.int64()),
-            LINEAGE: pa.array([self._lineage]),
+            LINEAGE: pa.array([lineage], pa.string()),
             VALID_FROM: pa.array([since], pa.int64()).cast(INSTANT),
         }
         columns = [told.get(f.name, pa.nulls(1, f.type)) for f in feed_schema(self.table)]
@@ -183,6 +193,11 @@ class Feeds(ABC):
         """Note that positions of before say nothing any more."""
         self.begin(table)
         self._add(table, self._recordings[table.name].lose())
+
+    def keep(self, table: Table, since: int, late: int) -> None:
+        """Note that versions were removed that had ended by an instant, or in a late commit."""
+        self.begin(table)
+        self._add(table, self._recordings[table.name].kept(since, late))
 
     def fit(self, table: Table) -> None:
         """Begin the feed again if the table has another key than it was written for."""

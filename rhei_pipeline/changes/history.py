@@ -28,9 +28,16 @@ class ReadsPast(Protocol):
 class History:
     """What is known of a table's history."""
 
-    def __init__(self, table: Table, begins_at: datetime, left: Mapping[str, datetime]) -> None:
+    def __init__(
+        self,
+        table: Table,
+        begins_at: datetime,
+        left: Mapping[str, datetime],
+        *,
+        is_shortened: bool = False,
+    ) -> None:
         self._table, self._left = table, left
-        self.begins_at = begins_at
+        self.begins_at, self._is_shortened = begins_at, is_shortened
 
     def columns(self, instant: datetime) -> tuple[str, ...]:
         """Return the present columns, then those that were dropped after the instant."""
@@ -41,14 +48,22 @@ class History:
         """Refuse an instant before the history.
 
         Raises:
-            QueryError: What the table held then was never recorded.
+            QueryError: What the table held then was never recorded, or was removed.
         """
         if instant < self.begins_at:
             raise QueryError(
-                f"its history begins at {self.begins_at.isoformat()}",
+                self.beginning,
                 table=self._table.name,
-                hint="give a later timestamp; earlier states were never recorded",
+                hint="give a later timestamp; what was before was removed, as 'history' declares"
+                if self._is_shortened
+                else "give a later timestamp; earlier states were never recorded",
             )
+
+    @property
+    def beginning(self) -> str:
+        """Since when the history is known, in words."""
+        verb = "is kept since" if self._is_shortened else "begins at"
+        return f"its history {verb} {self.begins_at.astimezone(UTC).isoformat()}"
 
 
 def refuse_naive(*instants: datetime) -> None:
@@ -75,7 +90,8 @@ def history_of(table: Table, mirror: ReadsPast) -> History:
             "it is not copied yet", table=table.name, hint="run 'rhei sync', which copies it"
         )
     left = {name: at or _last_seen(table, name, mirror) for name, at in past.left.items()}
-    return History(table, past.begins_at or _first_seen(table, past, mirror), left)
+    begins_at = past.begins_at or _first_seen(table, past, mirror)
+    return History(table, begins_at, left, is_shortened=past.is_shortened)
 
 
 def _first_seen(table: Table, past: Past, mirror: ReadsPast) -> datetime:

@@ -28,7 +28,7 @@ def take_environment(config: Path) -> None:
     """Set the variables of the project's file `.env`, except those that are set already."""
     from dotenv import load_dotenv
 
-    from rhei_pipeline.settings.model import project_directory
+    from rhei_pipeline.settings.reading import project_directory
 
     load_dotenv(project_directory(found(config)) / ".env")
 

@@ -59,7 +59,12 @@ from rhei_pipeline.wiring.declarations import (
 )
 from rhei_pipeline.wiring.engine import open_engine, open_query_service
 from rhei_pipeline.wiring.source import restrict_functions
-from rhei_pipeline.wiring.table_options import options_of, poll_options, table_options
+from rhei_pipeline.wiring.table_options import (
+    history_bounds,
+    options_of,
+    poll_options,
+    table_options,
+)
 from rhei_pipeline.wiring.type_proposals import proposals
 
 Hint = Literal["auto", "oltp", "olap", "cluster"]
@@ -394,8 +399,10 @@ class Held:
         )
 
     def maintain(self) -> MaintenanceReport:
-        """Merge the mirror's small files."""
-        return self.engine.mirror.maintain()
+        """Remove versions that are not to be kept, then merge the mirror's small files."""
+        bounds = history_bounds(self.settings, self.engine.registry)
+        expired = self.engine.pipeline.expire(bounds)
+        return replace(self.engine.mirror.maintain(), expired=expired)
 
     def broken_histories(self, table: str) -> pa.Table:
         """Return the keys of a temporal table whose versions contradict each other."""

@@ -25,6 +25,9 @@ class FeedEntry(StrEnum):
     BEGUN: another process goes on from this state.
     LOST: the history was changed in a way that is no change of rows; earlier positions are void.
     OPENED, ENDED: a version that began, or ended, in a late commit.
+    KEPT: older versions were removed, up to this instant; states of before are void, and those
+        that do not know the late commits up to this one.
+    COUNTED: how many late commits there were when entries of removed versions went with them.
     """
 
     BORN = "born"
@@ -32,10 +35,14 @@ class FeedEntry(StrEnum):
     LOST = "lost"
     OPENED = "opened"
     ENDED = "ended"
+    KEPT = "kept"
+    COUNTED = "counted"
 
 
 #: The entries that say who wrote from where on.
 LINEAGES = (FeedEntry.BORN, FeedEntry.BEGUN, FeedEntry.LOST)
+#: The entries that a state is made of.
+TOLD = (*LINEAGES, FeedEntry.KEPT)
 
 
 _SINCE = "since"
@@ -47,8 +54,8 @@ class FeedState:
     """Which state of a table's history a mirror holds.
 
     Attributes:
-        lineages: The entries that say who wrote: kind, number of late commits, lineage, and the
-            newest instant as microseconds.
+        lineages: The entries that say who wrote, and what was removed: kind, number of late
+            commits, lineage, and the newest instant as microseconds.
         late: How many late commits there were.
         newest: The latest instant of all versions, in microseconds; None: there is none.
     """
@@ -95,12 +102,30 @@ class FeedState:
             bound = (later[LATE][0].as_py(), later[_SINCE][0].as_py())
         if position.late > bound[0] or at_least(position.newest) > at_least(bound[1]):
             return "the mirror is older than the position, or was so since"
+        if self._lacks(position):
+            return "its history is kept since a later state than that of the position"
         return None
 
+    def is_kept_at(self, newest: int | None) -> bool:
+        """Return whether no version was removed that was valid at an instant, in microseconds."""
+        kept = self._kept()
+        return not kept.num_rows or newest is None or newest >= pc.max(kept[_SINCE]).as_py()
+
+    def _lacks(self, position: ChangePosition) -> bool:
+        """Return whether versions were removed that were valid at a position."""
+        kept = self._kept()
+        if not kept.num_rows or position.newest is None:
+            return False
+        return not self.is_kept_at(position.newest) or position.late < pc.max(kept[LATE]).as_py()
+
+    def _kept(self) -> pa.Table:
+        return self.lineages.filter(pc.equal(self.lineages[KIND], FeedEntry.KEPT.value))
+
     def _in_order(self) -> pa.Table:
-        rows = self.lineages.append_column(
-            "begun", pc.equal(self.lineages[KIND], FeedEntry.BEGUN.value)
-        ).append_column("place", pc.fill_null(self.lineages[_SINCE], _BEFORE_ALL))
+        lineages = self.lineages.filter(pc.not_equal(self.lineages[KIND], FeedEntry.KEPT.value))
+        rows = lineages.append_column(
+            "begun", pc.equal(lineages[KIND], FeedEntry.BEGUN.value)
+        ).append_column("place", pc.fill_null(lineages[_SINCE], _BEFORE_ALL))
         order = [(name, "ascending") for name in (LATE, "place", "begun")]
         return rows.sort_by(order)
 

@@ -9,9 +9,14 @@ When = datetime | date | str
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def instant(microseconds: int) -> datetime:
+def instant(count: int) -> datetime:
     """Return the instant so many microseconds after the beginning of 1970; exact, unlike floats."""
-    return _EPOCH + timedelta(microseconds=microseconds)
+    return _EPOCH + timedelta(microseconds=count)
+
+
+def microseconds(when: datetime) -> int:
+    """Return how many microseconds after the beginning of 1970 an instant is."""
+    return (when - _EPOCH) // datetime.resolution
 
 
 def as_instant(when: When) -> datetime:

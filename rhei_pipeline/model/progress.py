@@ -66,11 +66,14 @@ class Past:
         left: The columns that the source no longer has, and when that was noticed; None if that
             was not recorded.
         recorded_at: When the table was last synced.
+        is_shortened: Older versions were removed, as is declared: `begins_at` is since when the
+            history is kept.
     """
 
     begins_at: datetime | None
     left: Mapping[str, datetime | None]
     recorded_at: datetime | None = None
+    is_shortened: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,6 +225,7 @@ class TableStatus:
         lag_seconds: How long the oldest of them has waited; 0 when there is none.
         dead_letters: Open ones.
         doubt: Why changes may be missed until the next rescan; None if none can be missed.
+        kept_since: Since when its history is kept; None if nothing was removed of it.
     """
 
     table: str
@@ -236,6 +237,7 @@ class TableStatus:
     dead_letters: int
     error: str | None = None
     doubt: str | None = None
+    kept_since: datetime | None = None
     derived = ("proof",)
 
     @property
@@ -299,7 +301,7 @@ class SyncStatus(Report):
     derived = ("lag_events", "lag_seconds")
     shown = (
         *("table", "mode", "state", "proof", "watermark"),
-        *("lag_events", "lag_seconds", "dead_letters", "error", "doubt"),
+        *("lag_events", "lag_seconds", "dead_letters", "error", "doubt", "kept_since"),
     )
 
     def _facts(self) -> Iterator[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rhei_pipeline.model.coverage import KeyRange
 from rhei_pipeline.model.report import Report, changed, counted
+from rhei_pipeline.model.retention import ExpiredHistory
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -17,6 +18,7 @@ class MaintenanceReport(Report):
         rows_written: Rows that were rewritten.
         done: Nothing more is due; else the limit was reached, and another call continues.
         damaged: Damaged files, each with what to do; their tables were not changed.
+        expired: What was removed of the past of temporal tables, as is declared.
     """
 
     files_before: int = 0
@@ -26,7 +28,10 @@ class MaintenanceReport(Report):
     rows_written: int = 0
     done: bool = True
     damaged: tuple[str, ...] = ()
+    expired: tuple[ExpiredHistory, ...] = ()
+    derived = ("versions_removed",)
     shown = (
+        "versions_removed",
         "files_before",
         "files_after",
         "bytes_before",
@@ -35,7 +40,14 @@ class MaintenanceReport(Report):
         "done",
     )
 
+    @property
+    def versions_removed(self) -> int:
+        """How many versions of all tables were removed."""
+        return sum(found.versions for found in self.expired)
+
     def _facts(self) -> Iterator[str]:
+        if self.expired:
+            yield counted(self.versions_removed, "version") + " removed"
         yield f"{self.files_before:,} to {counted(self.files_after, 'file')}"
         yield f"{self.bytes_before:,} to {counted(self.bytes_after, 'byte')}"
         yield counted(self.rows_written, "row") + " written"

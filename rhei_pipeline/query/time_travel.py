@@ -28,12 +28,15 @@ def as_of(table: Table, instant: datetime, mirror: Mirror, begun: Begun | None =
     refuse_naive(instant)
     known = history_of(table, mirror)
     known.refuse_unknown(instant)
-    return mirror.query(
+    found = mirror.query(
         f"select {listed(known.columns(instant))} from {mirror_table(table.schema)}"
         f" where {VALID_FROM} <= $1 and ({VALID_TO} is null or {VALID_TO} > $1)",
         [instant],
         begun,
     )
+    # Maintenance may have removed versions while this was read.
+    history_of(table, mirror).refuse_unknown(instant)
+    return found
 
 
 def known_since(table: Table, mirror: Mirror) -> datetime:
@@ -54,19 +57,26 @@ def snapshot(table: Table, instants: Mapping[date, datetime], mirror: Mirror) ->
     Raises:
         QueryError: The table keeps no history, or its history begins after one of the days.
     """
+    _known_days(table, instants, mirror)
+    with mirror.transaction() as transaction:
+        # Once more: nobody removes versions from here on.
+        return transaction.write_snapshots(table, _known_days(table, instants, mirror))
+
+
+def _known_days(
+    table: Table, instants: Mapping[date, datetime], mirror: Mirror
+) -> dict[date, AsOf]:
     known = history_of(table, mirror)
     unknown = sorted(day for day, instant in instants.items() if instant < known.begins_at)
     if unknown:
         first = known.begins_at.astimezone(UTC)
         raise QueryError(
-            f"its history begins at {first.isoformat()}, and {unknown[0]} ended before"
+            f"{known.beginning}, and {unknown[0]} ended before"
             f" ({len(unknown)} of the {len(instants)} days asked for)",
             table=table.name,
             hint=f"choose days from {first.date()} on, and set 'schedule.snapshots_from' to it",
         )
-    days = {day: AsOf(at, known.columns(at)) for day, at in instants.items()}
-    with mirror.transaction() as transaction:
-        return transaction.write_snapshots(table, days)
+    return {day: AsOf(at, known.columns(at)) for day, at in instants.items()}
 
 
 def changes(table: Table, after: After, mirror: Mirror, on_lost: OnLost) -> TableChanges:

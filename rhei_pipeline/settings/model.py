@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     Discriminator,
@@ -23,8 +22,10 @@ from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Mode, SchemaPolicy, nearest
 from rhei_pipeline.settings.compute import ComputeSettings
+from rhei_pipeline.settings.keeping import HistorySettings
 from rhei_pipeline.settings.mirror import MirrorSettings
 from rhei_pipeline.settings.problems import ENVIRONMENT_PREFIX, describe, is_misformed
+from rhei_pipeline.settings.reading import project_directory, read_declaration
 from rhei_pipeline.settings.sections import (
     MaskingSettings,
     QuerySettings,
@@ -33,6 +34,7 @@ from rhei_pipeline.settings.sections import (
     SyncSettings,
     TableSettings,
     VerifySettings,
+    refuse_history_of_none,
 )
 from rhei_pipeline.settings.shards import (
     Sharding,
@@ -99,6 +101,9 @@ class Settings(BaseSettings):
         Mode.DESTRUCTIVE,
         description="Default of every table. destructive: overwrite; temporal: keep history.",
     )
+    history: HistorySettings = Field(
+        HistorySettings(), description="How much of temporal tables is kept, default of every one."
+    )
     schema_changes: SchemaPolicy = Field(
         SchemaPolicy.EVOLVE,
         description="What becomes of a table whose schema changes in the source, default of every"
@@ -157,6 +162,7 @@ class Settings(BaseSettings):
 
     def _refuse_unfit_capture(self) -> None:
         self._refuse_hash_without_key()
+        refuse_history_of_none(self.tables or (), self.mode)
         fitting = METHODS[self.source.kind]
         if self.source.kind == "log" and (self.capture.method or self.capture.buffer):
             raise ValueError(
@@ -330,7 +336,7 @@ class Settings(BaseSettings):
             SettingsError: The file cannot be read, or a field does not make sense.
         """
         file = Path(path)
-        values = _read(file)
+        values = read_declaration(file)
         try:
             settings = cls(**values)
         except SettingsError as error:
@@ -403,29 +409,6 @@ class Settings(BaseSettings):
                 ),
             }
         )
-
-
-def project_directory(file: Path) -> Path:
-    """Return the directory that a declaration's relative paths are taken from."""
-    directory = file.resolve().parent
-    return directory.parent if directory.name == "config" else directory
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text("utf-8"))
-    except OSError as error:
-        raise SettingsError(
-            f"{file}: the declaration cannot be read: {error.strerror}",
-            hint="give its path with --config, or create one with 'rhei init'",
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise SettingsError(f"{file}: this is not YAML{place}") from error
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise SettingsError(f"{file}: a declaration is a YAML mapping with a 'source:' section")
-    return values
 
 
 def _refuse_unknown_variables() -> None:

@@ -1,6 +1,7 @@
 """Sections of a declaration: the tables, and how they are synced, queried and scheduled."""
 
 import re
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Literal, Self
@@ -12,6 +13,7 @@ from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.masks import LEAST_KEY_CHARACTERS, parse_rule
 from rhei_pipeline.model.schema import Mode, SchemaPolicy
 from rhei_pipeline.model.type_names import parse_type
+from rhei_pipeline.settings.keeping import HistorySettings
 from rhei_pipeline.settings.section import Section
 from rhei_pipeline.settings.source import PollingSettings
 
@@ -55,6 +57,10 @@ class TableSettings(Section):
         description="Mirror only the rows of which this is true: comparisons of columns with"
         " literals, joined by and, or, not.",
     )
+    history: HistorySettings | None = Field(
+        None,
+        description="How much of its history is kept; left out: the default. With neither: all.",
+    )
     schema_changes: SchemaPolicy | None = Field(
         None, description="evolve, freeze or quarantine; left out: the default."
     )
@@ -89,6 +95,20 @@ class TableSettings(Section):
             except SchemaError as error:
                 raise ValueError(str(error)) from error
         return masks
+
+
+def refuse_history_of_none(tables: Iterable[TableSettings], default: Mode) -> None:
+    """Refuse to bound the history of a table that keeps none.
+
+    Raises:
+        ValueError: One is declared so.
+    """
+    for table in tables:
+        if table.history is not None and (table.mode or default) is not Mode.TEMPORAL:
+            raise ValueError(
+                f"history: table {table.name!r} keeps none: give it 'mode: temporal', or leave its"
+                " 'history' out"
+            )
 
 
 class MaskingSettings(Section):

@@ -31,6 +31,7 @@ from rhei_pipeline.model.reports import (
     TableVerification,
     VerifyReport,
 )
+from rhei_pipeline.model.retention import ExpiredHistory
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.model.schema_log import Followed, SchemaChange
 from rhei_pipeline.model.upkeep import DamagedFile, DropReport, RepairReport
@@ -56,6 +57,7 @@ from rhei_pipeline.sync.naming import find_table, in_any_case, nothing_declared
 from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.repair_keys import Key, Mending, RepairRange
 from rhei_pipeline.sync.reporting import table_reports
+from rhei_pipeline.sync.retention import BoundsOf, expire
 from rhei_pipeline.sync.schema_policy import Said, nothing_said
 from rhei_pipeline.sync.schema_registry import Registry
 from rhei_pipeline.sync.schema_watch import ATTEMPTS, SchemaWatch
@@ -253,6 +255,15 @@ class Pipeline:
         if left_out is not None:
             raise left_out  # whether the source has a key cannot be asked
         return self.mirrored(name)
+
+    def expire(self, bounds_of: BoundsOf) -> tuple[ExpiredHistory, ...]:
+        """Remove what is not to be kept of the past of all tables that are followed.
+
+        Raises:
+            SchemaError: The mirror cannot remove versions.
+        """
+        with self._lock:
+            return expire(self._tables.values(), bounds_of, self._source, self._mirror)
 
     def register(self, declared: Declared) -> None:
         """Capture a table from now on; safe to repeat, and mends what is missing.

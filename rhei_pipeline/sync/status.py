@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
-from rhei_pipeline.capabilities import bytes_held_by, doubt_about
+from rhei_pipeline.capabilities import bytes_held_by, doubt_about, kept_since
 from rhei_pipeline.errors import RheiError
 from rhei_pipeline.model.blame import Blame
 from rhei_pipeline.model.progress import Ledger
@@ -93,11 +93,12 @@ def read_status(
     with source.snapshot() as snapshot:
         ledger = mirror.ledger()
         letters = Counter(mirror.dead_letters()["table_name"].to_pylist())
-        found = {}
+        kept, found = kept_since(mirror), {}
         for name, mode in declared.items():
             with blame.of(name):
                 table, waiting = tables.get(name), letters[name]
-                found[name] = _status(name, mode, table, snapshot, ledger, waiting)
+                status = _status(name, mode, table, snapshot, ledger, waiting)
+                found[name] = replace(status, kept_since=kept.get(name))
     shown = {
         name: replace(status, error=str(errors[name])) if name in errors else status
         for name, status in found.items()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 from rhei_pipeline.model.polling import PollOptions
+from rhei_pipeline.model.retention import HistoryBounds
 from rhei_pipeline.model.schema import TableOptions
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.sections import TableSettings
@@ -61,6 +62,12 @@ def table_options(settings: Settings, registry: Registrations) -> Mapping[str, T
 def poll_options(settings: Settings, registry: Registrations) -> Mapping[str, PollOptions]:
     """Return how single tables are polled."""
     return ByTable(settings, registry, lambda table: table.polling.options)
+
+
+def history_bounds(settings: Settings, registry: Registrations) -> Callable[[str], HistoryBounds]:
+    """Return what tells of a table how much of its past is kept."""
+    said = ByTable(settings, registry, lambda table: table.history)
+    return lambda name: (said.get(name) or settings.history).bounds
 
 
 def options_of(table: TableSettings) -> TableOptions:

@@ -73,6 +73,31 @@ def test_a_mirror_in_files_is_kept_in_sync_and_folded_at_night(
         assert htap.verify().equal
 
 
+def test_bounded_histories_are_shortened_at_night_and_say_since_when_they_are_kept(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    assert "maintenance" not in {job.name for job in build(settings).jobs or ()}
+    file = Path(os.environ["RHEI_CONFIG"])
+    bounded = file.read_text().replace(
+        "mode: temporal}", "mode: temporal, history: {keep_versions: 1}}"
+    )
+    file.write_text(bounded)
+    settings = Settings.load(file)
+    with rhei.open(settings) as htap:
+        htap.sync_now()
+        write(settings, "update orders set status = 'sent'")
+        htap.sync_now()
+    job = build(settings).resolve_job_def("maintenance")
+    result = job.execute_in_process(instance=instance)
+    assert result.success
+    with rhei.open(settings) as htap:
+        since = htap.known_since("orders")
+    key = dg.AssetKey(["mirror", "orders"])
+    observed = instance.fetch_observations(key, limit=1).records[0].asset_observation
+    assert observed is not None
+    assert observed.metadata["history_kept_since"].value == since.timestamp()
+
+
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     (tmp_path / "home").mkdir()

@@ -110,6 +110,7 @@ KNOWS_ADDED: list[type[can.KnowsAdded]] = [
 ]
 READS_WIDER: list[type[can.ReadsWider]] = [LogicalSource]
 ERASES_PRUNED: list[type[can.ErasesPruned]] = [BufferedSource]
+EXPIRES: list[type[can.Expires]] = [DataFusionMirror, DuckDBMirror]
 FORGETS: list[type[can.Forgets]] = [DataFusionMirror, DuckDBMirror]
 REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
 
@@ -134,6 +135,7 @@ REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
         (can.KnowsAdded, KNOWS_ADDED),
         (can.ReadsWider, READS_WIDER),
         (can.ErasesPruned, ERASES_PRUNED),
+        (can.Expires, EXPIRES),
         (can.Forgets, FORGETS),
         (can.RepairsFiles, REPAIRS_FILES),
     ],

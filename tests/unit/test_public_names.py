@@ -14,7 +14,7 @@ import pytest
 import rhei_pipeline
 from rhei_pipeline import HTAP, errors
 from rhei_pipeline.model import reports
-from rhei_pipeline.settings import mirror, sections, source
+from rhei_pipeline.settings import keeping, mirror, sections, source
 
 ROOT = Path(__file__).parents[2]
 #: Everything that is a user of the package.
@@ -37,7 +37,9 @@ def test_users_import_nothing_deeper_than_the_package(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [errors, reports, source, mirror, sections], ids=lambda module: module.__name__
+    "module",
+    [errors, reports, source, mirror, sections, keeping],
+    ids=lambda module: module.__name__,
 )
 def test_every_error_report_and_section_is_public(module: ModuleType) -> None:
     made_here = {

@@ -43,7 +43,7 @@ def init(
 
 def _keep_secret(output: Path, line: str) -> None:
     """Write a variable with a secret into the project's `.env`, for its owner alone."""
-    from rhei_pipeline.settings.model import project_directory
+    from rhei_pipeline.settings.reading import project_directory
 
     file = project_directory(output) / ".env"
     name = line.partition("=")[0]

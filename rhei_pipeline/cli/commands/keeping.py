@@ -3,7 +3,7 @@
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from rhei_pipeline.cli.opening import opened, settings_of, take_environment, wor
 from rhei_pipeline.cli.options import DEFAULT_CONFIG, Config, Json, example, exit_if
 from rhei_pipeline.cli.output import out, say, show
 from rhei_pipeline.model.report import values
+
+if TYPE_CHECKING:
+    from rhei_pipeline.model.retention import ExpiredHistory
 
 commands = typer.Typer()
 
@@ -66,13 +69,25 @@ def serve(
 
 @commands.command(epilog=example("maintain"))
 def maintain(config: Config = DEFAULT_CONFIG, json_: Json = False) -> None:
-    """Merge the mirror's small files into large ones; a schedule does this each night."""
+    """Remove versions that are not to be kept, and merge small files; a schedule does so nightly.
+
+    Which versions of temporal tables are kept is declared, as 'history'.
+    """
     with opened(config) as htap, work_shown("merging files"):
         report = htap.maintain()
-    show(report.to_dict(), [report.to_dict()], report.shown, as_json=json_)
+    rare = ("versions_removed",)
+    show(report.to_dict(), [report.to_dict()], report.shown, as_json=json_, rare=rare)
     if not json_:
+        say(_kept_since(found) for found in report.expired)
         say(report.damaged)
     exit_if(bool(report.damaged))
+
+
+def _kept_since(found: "ExpiredHistory") -> str:
+    return (
+        f"{found.table}: {found.versions:,} old versions were removed; its history is kept since"
+        f" {found.kept_since.isoformat()}"
+    )
 
 
 @commands.command("adopt", epilog=example("adopt"))

@@ -155,7 +155,8 @@ def _status_row(table: "TableStatus") -> dict[str, Any]:
     # Only a table that is not proved says so: the screen is narrow.
     proof = None if table.error or table.proof == "proved" else table.proof
     state = {"state": "left out"} if table.error else {}
-    return {**values(table), "proof": proof, **state}
+    day = table.kept_since and table.kept_since.date().isoformat()
+    return {**values(table), "proof": proof, "kept_since": day, **state}
 
 
 def _show_status(found: "SyncStatus", *, as_json: bool) -> None:
@@ -172,9 +173,10 @@ def _show_status(found: "SyncStatus", *, as_json: bool) -> None:
             "lag_seconds",
             "dead_letters",
             "doubt",
+            "kept_since",
         ),
         as_json=as_json,
-        rare=("proof", "dead_letters", "doubt"),
+        rare=("proof", "dead_letters", "doubt", "kept_since"),
     )
     errors = {name: table.error for name, table in found.tables.items() if table.error}
     name_errors(errors)

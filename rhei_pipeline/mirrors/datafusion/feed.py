@@ -14,7 +14,7 @@ from rhei_pipeline.mirrors.datafusion.manifest import Manifest, StoredTable
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.datafusion.session import ReadingSession
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
-from rhei_pipeline.model.feed_state import FEED_PREFIX, KIND, LATE, LINEAGE, LINEAGES, FeedState
+from rhei_pipeline.model.feed_state import FEED_PREFIX, KIND, LATE, LINEAGE, TOLD, FeedState
 from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.model.semantics import Translated
 from rhei_pipeline.model.type_names import INSTANT
@@ -66,6 +66,16 @@ class FileFeeds(Feeds):
             self._tables.pop(former, None)
             self._dropped.add(former)
             self._tables[feed_name(table)] = standing
+
+    def entries(self, table: Table) -> pa.Table:
+        """Return what a table's feed holds."""
+        standing, shape = self._standing(feed_name(table)), feed_schema(table.schema)
+        parts = standing.scan(shape.names, past=True) if standing is not None else ()
+        return pa.concat_tables([shape.empty_table(), *(rows.cast(shape) for rows, _ in parts)])
+
+    def rewrite(self, table: Table, entries: pa.Table) -> None:
+        """Replace what a table's feed holds."""
+        self._tables[feed_name(table)] = _written(WriteBuffer(_empty(table), self._store), entries)
 
     def _is_fitting(self, table: Table) -> bool:
         standing = self._standing(feed_name(table))
@@ -138,7 +148,7 @@ def read_feed(manifest: Manifest, table: Table, session: ReadingSession) -> Feed
         )
         newest = _newest(session.query(asked, (), manifest).columns)
     late = pc.max(entries[LATE]).as_py() or 0
-    own = entries.filter(pc.is_in(entries[KIND], pa.array([kind.value for kind in LINEAGES])))
+    own = entries.filter(pc.is_in(entries[KIND], pa.array([kind.value for kind in TOLD])))
     return FeedState.of(own, late, newest)
 
 

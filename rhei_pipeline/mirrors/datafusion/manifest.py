@@ -133,6 +133,7 @@ class StoredTable:
         built: What it was built for; None if it is older than this field.
         newest: The latest instant at which one of its versions begins or ends, in microseconds;
             None if there is none, or it is older than this field.
+        kept_since: `begins_at` of a history that has lost its older versions, as is declared.
     """
 
     namespace: str | None
@@ -144,6 +145,7 @@ class StoredTable:
     gaps_until: datetime | None = None
     built: TableShape | None = None
     newest: int | None = None
+    kept_since: datetime | None = None
 
     @property
     def is_mirrored(self) -> bool:
@@ -337,6 +339,7 @@ def _table(table: StoredTable) -> dict[str, Any]:
         "gaps_until": table.gaps_until.isoformat() if table.gaps_until else None,
         "built": _built(table.built),
         "newest": table.newest,
+        "kept_since": table.kept_since.isoformat() if table.kept_since else None,
     }
 
 
@@ -360,6 +363,7 @@ def _read_table(form: dict[str, Any]) -> StoredTable:
         gaps_until=datetime.fromisoformat(until) if (until := form.get("gaps_until")) else None,
         built=_read_built(form.get("built")),
         newest=form.get("newest"),
+        kept_since=datetime.fromisoformat(kept) if (kept := form.get("kept_since")) else None,
     )
 
 

@@ -8,7 +8,7 @@ import logging
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,6 +27,7 @@ from rhei_pipeline.mirrors.datafusion.manifest import Manifest
 from rhei_pipeline.mirrors.datafusion.manifest_store import ManifestStore
 from rhei_pipeline.mirrors.datafusion.past import past_of
 from rhei_pipeline.mirrors.datafusion.repair import TableRepair
+from rhei_pipeline.mirrors.datafusion.retention import Removal
 from rhei_pipeline.mirrors.datafusion.segment_merge import maintained
 from rhei_pipeline.mirrors.datafusion.segment_store import DATA, SegmentStore
 from rhei_pipeline.mirrors.datafusion.session import (
@@ -42,6 +43,7 @@ from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.progress import Ledger, Past
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits, gathered
+from rhei_pipeline.model.retention import Ageing, ExpiredHistory
 from rhei_pipeline.model.schema import VALID_TO, Mode, Table
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.model.upkeep import DamagedFile, MaintenanceReport
@@ -206,6 +208,33 @@ class DataFusionMirror:
             if self._delta is not None:
                 self._delta.catch_up(self._manifest, self._store)
             return report
+
+    def expire(self, ageing: Sequence[Ageing]) -> list[ExpiredHistory]:
+        """Remove old versions of temporal tables, all in one commit; return what went."""
+        with self._lock, self._undoing():
+            base = self._manifest
+            removal = Removal(
+                base, self._store, lambda sql: self._session.query(sql, (), base), self._feeds
+            )
+            try:
+                state = removal.of(ageing)
+            except BaseException:
+                self._store.discard()
+                raise
+            if removal.removed:
+                version = base.version + 1
+                self._commit(replace(state, version=version, committed_at=datetime.now(UTC)))
+                self._feeds = removal.ends()
+            return removal.removed
+
+    def kept_since(self) -> Mapping[str, datetime]:
+        """Return since when histories are kept, of the tables that have lost older versions."""
+        manifest = self._manifest
+        return {
+            manifest.name_of(stored): stored.kept_since
+            for stored in manifest.tables.values()
+            if stored.kept_since is not None
+        }
 
     def forget(self, table: Table, keys: pa.Table, *, trial: bool = False) -> list[pa.Table]:
         """Remove all that there is of these keys, with their past; return the rows."""

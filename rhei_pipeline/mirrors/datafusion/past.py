@@ -18,7 +18,12 @@ def past_of(manifest: Manifest, table: Table) -> Past | None:
     if stored is None:
         return None
     mark = manifest.ledger.watermarks.get(table.name)
-    return Past(stored.begins_at, _left(stored, table), mark.recorded_at if mark else None)
+    return Past(
+        stored.begins_at,
+        _left(stored, table),
+        mark.recorded_at if mark else None,
+        is_shortened=stored.kept_since is not None,
+    )
 
 
 def note_columns(buffer: WriteBuffer, table: Table, at: datetime) -> None:

@@ -7,7 +7,15 @@ import pyarrow as pa
 
 from rhei_pipeline.changes.feed import FeedEnd, Feeds, feed_schema
 from rhei_pipeline.mirrors.duckdb.tables import MAIN, arrow_type, create, standing_name
-from rhei_pipeline.model.feed_state import FEED_PREFIX, KIND, LATE, LINEAGE, LINEAGES, FeedState
+from rhei_pipeline.model.feed_state import (
+    FEED_PREFIX,
+    KIND,
+    LATE,
+    LINEAGE,
+    TOLD,
+    FeedEntry,
+    FeedState,
+)
 from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Table, TableSchema
 from rhei_pipeline.sql.text import literal, mirror_table
 
@@ -30,7 +38,7 @@ class DuckDBFeeds(Feeds):
         return _read_end(self._connection, table)
 
     def _is_fitting(self, table: Table) -> bool:
-        found = _columns(self._connection, table.schema)
+        found = feed_columns(self._connection, table.schema)
         wanted = [(f.name.lower(), f.type) for f in feed_schema(table.schema)]
         return not found or [(name.lower(), arrow_type(kind)) for name, kind in found] == wanted
 
@@ -41,7 +49,7 @@ class DuckDBFeeds(Feeds):
         if not entries.num_rows:
             return
         target, schema = feed_name(table.schema), feed_schema(table.schema)
-        if not _columns(self._connection, table.schema):
+        if not feed_columns(self._connection, table.schema):
             create(self._connection, target, schema)
         self._connection.register(_ADDED, entries)
         self._connection.execute(f"insert into {target} select * from {_ADDED}")
@@ -59,8 +67,8 @@ def read_feed(connection: duckdb.DuckDBPyConnection, table: Table) -> FeedState 
         return None
     end = _read_end(connection, table)
     lineages = FeedState.no_lineages()
-    if _columns(connection, table.schema):
-        kinds = ", ".join(map(literal, LINEAGES))
+    if feed_columns(connection, table.schema):
+        kinds = ", ".join(map(literal, TOLD))
         found = connection.sql(
             f"select {KIND}, {LATE}, {LINEAGE}, epoch_us({VALID_FROM}) as since"
             f" from {feed_name(table.schema)} where {KIND} in ({kinds})"
@@ -80,13 +88,20 @@ def _read_end(connection: duckdb.DuckDBPyConnection, table: Table) -> FeedEnd:
         f" from {mirror_table(table.schema)}"
     ).fetchall()[0][0]
     late = 0
-    if _columns(connection, table.schema):
-        counted = connection.execute(f"select max({LATE}) from {feed_name(table.schema)}")
-        late = counted.fetchall()[0][0] or 0
+    if feed_columns(connection, table.schema):
+        counted = connection.execute(
+            f"select coalesce(max({LATE}), 0), epoch_us(max({VALID_FROM}) filter"
+            f" (where {KIND} = {literal(FeedEntry.KEPT)})) from {feed_name(table.schema)}"
+        )
+        late, kept = counted.fetchall()[0]
+        # Removed versions may have been the newest ones.
+        newest = max((at for at in (newest, kept) if at is not None), default=None)
     return FeedEnd(late, newest)
 
 
-def _columns(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> list[tuple[str, str]]:
+def feed_columns(
+    connection: duckdb.DuckDBPyConnection, schema: TableSchema
+) -> list[tuple[str, str]]:
     """Return a feed's columns with their types; none if there is no feed."""
     found: list[tuple[str, str]] = connection.execute(
         "select column_name, data_type from duckdb_columns() where lower(schema_name) = lower(?)"

@@ -29,7 +29,8 @@ _TABLES = (
     " proof varchar, shape varchar, resume varchar, complete boolean)",
     "create table if not exists _rhei_dead_letter(table_name varchar, key varchar,"
     " column_name varchar, reason varchar, captured_at timestamptz, resolved_at timestamptz)",
-    # Without a column: when the table's history begins. With one: when the source lost it.
+    # Without a column: when the table's history begins. With one: when the source lost it. With an
+    # empty one: since when the history is kept; older versions were removed.
     "create table if not exists _rhei_history(table_name varchar, column_name varchar,"
     " noted_at timestamptz)",
     "create table if not exists _rhei_table(table_name varchar, namespace varchar,"

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ from rhei_pipeline.mirrors.duckdb.past import read_past
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords, read_ledger
 from rhei_pipeline.mirrors.duckdb.published_copy import PublishedCopy
 from rhei_pipeline.mirrors.duckdb.read_only import DuckDBGuard
+from rhei_pipeline.mirrors.duckdb.retention import read_kept_since
 from rhei_pipeline.mirrors.duckdb.tables import in_utc, read_tables, table_exists
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from rhei_pipeline.mirrors.locking import WriterLock, lock_of_file
@@ -49,6 +51,7 @@ from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.progress import Ledger, Past
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits, gathered, whole
+from rhei_pipeline.model.retention import Ageing, ExpiredHistory
 from rhei_pipeline.model.schema import VALID_TO, Mode, Table
 from rhei_pipeline.model.semantics import Translated
 from rhei_pipeline.model.streaming import Begun, Streamed
@@ -382,6 +385,16 @@ class DuckDBMirror:
             before = self._bytes()
             self._connection.execute("checkpoint")
             return MaintenanceReport(1, 1, before, self._bytes())
+
+    def expire(self, ageing: Sequence[Ageing]) -> list[ExpiredHistory]:
+        """Remove old versions of temporal tables, all in one transaction; return what went."""
+        with self.transaction() as transaction:
+            return [found for each in ageing if (found := transaction.expire(each))]
+
+    def kept_since(self) -> Mapping[str, datetime]:
+        """Return since when histories are kept, of the tables that have lost older versions."""
+        with translated(self.path), self._cursor() as cursor:
+            return read_kept_since(cursor)
 
     def forget(self, table: Table, keys: pa.Table, *, trial: bool = False) -> list[pa.Table]:
         """Delete all that there is of these keys, with their past; return the rows."""

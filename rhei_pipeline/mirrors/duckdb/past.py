@@ -7,6 +7,7 @@ import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.progress import read_ledger
+from rhei_pipeline.mirrors.duckdb.retention import KEPT
 from rhei_pipeline.model.progress import AsOf, Past
 from rhei_pipeline.model.schema import HISTORY_FIELDS, VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.model.type_names import INSTANT
@@ -27,6 +28,7 @@ def read_past(connection: duckdb.DuckDBPyConnection, table: Table) -> Past:
         recorded.get(None),
         {name: recorded.get(name) for name in _left(connection, table)},
         mark.recorded_at if mark else None,
+        is_shortened=KEPT in recorded,
     )
 
 
@@ -43,8 +45,9 @@ def note_columns(connection: duckdb.DuckDBPyConnection, table: Table, at: dateti
         return
     left = _left(connection, table)
     connection.execute(
-        "delete from _rhei_history where table_name = ? and not list_contains(?, column_name)",
-        [table.name, left],
+        "delete from _rhei_history where table_name = ? and not list_contains(?, column_name)"
+        " and column_name <> ?",
+        [table.name, left, KEPT],
     )
     connection.execute(
         "insert into _rhei_history select $1, name, $3 from (select unnest($2::varchar[]) as name)"

@@ -24,6 +24,7 @@ from rhei_pipeline.mirrors.duckdb.logical import as_kept, kept_logical
 from rhei_pipeline.mirrors.duckdb.past import write_snapshots
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
 from rhei_pipeline.mirrors.duckdb.promotion import add_column, adopt_copy, keep_unknown
+from rhei_pipeline.mirrors.duckdb.retention import expire
 from rhei_pipeline.mirrors.duckdb.row_comparison import RowComparing
 from rhei_pipeline.mirrors.duckdb.tables import (
     TableNames,
@@ -47,6 +48,7 @@ from rhei_pipeline.model.changes import (
 from rhei_pipeline.model.key_span import WHOLE, KeySpan
 from rhei_pipeline.model.portions import LARGE_BYTES
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
+from rhei_pipeline.model.retention import Ageing, ExpiredHistory
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.text import listed, literal, matching, mirror_table, quote
@@ -247,6 +249,10 @@ class DuckDBTransaction:
             )
         else:
             self._connection.execute(f"delete from _rhei_dead_letter d where {chosen}", named)
+
+    def expire(self, ageing: Ageing) -> ExpiredHistory | None:
+        """Delete the versions that a table may lose; return what went, None if nothing did."""
+        return expire(self._connection, self._feeds, ageing)
 
     def forget(self, table: Table, keys: pa.Table) -> list[pa.Table]:
         """Delete all that there is of these keys, with their past; return the rows."""

@@ -15,12 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhei_pipeline import ChangePosition, Column, Mode, Position, Table, TableChanges, TableSchema
-from rhei_pipeline.capabilities import TellsChanges
+from rhei_pipeline.capabilities import TellsChanges, kept_since, refuse_unless_expiring
 from rhei_pipeline.changes import consume
+from rhei_pipeline.errors import ChangesLostError, QueryError
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from rhei_pipeline.model.changes import ChangeBatch, event_schema
+from rhei_pipeline.model.instants import microseconds
 from rhei_pipeline.model.progress import CopyProgress
+from rhei_pipeline.model.retention import Ageing
 from rhei_pipeline.sync.cycle import keep_versions
 
 TABLE = Table(
@@ -231,3 +234,96 @@ def play(kind: str, commits: list[Commit]) -> None:
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_changes_add_up_whenever_versions_come(kind: str, commits: list[Commit]) -> None:
     play(kind, commits)
+
+
+@dataclass
+class Shortened(Play):
+    """The same, and now and then old versions are removed."""
+
+    #: Since when the history is kept.
+    since: datetime | None = None
+
+    def versions(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.mirror.query('select * from "s"."things"').to_pylist()
+        return found
+
+    def shorten(self, until: int | None, count: int | None) -> None:
+        """Remove versions: those that were to go went, and what was later is as it was."""
+        before = self.versions()
+        at = None if until is None else START + timedelta(microseconds=until)
+        gone = [row for row in before if at is not None and ended_by(row, at)]
+        if count is not None:
+            many = [row for row in before if newer_than(row, before) >= count and has_ended(row)]
+            gone += [row for row in many if row not in gone]
+        found = refuse_unless_expiring(self.mirror, TABLE).expire([Ageing(TABLE, at, count)])
+        assert [each.versions for each in found] == ([len(gone)] if gone else [])
+        if found:
+            ends = [row["_rhei_valid_to"] for row in gone]
+            self.since = max([*ends, *([self.since] if self.since else [])])
+            assert found[0].kept_since == self.since
+            assert kept_since(self.mirror) == {TABLE.name: self.since}
+        after = self.versions()
+        assert Counter(map(repr, after)) == Counter(repr(r) for r in before if r not in gone)
+        for instant in (START + timedelta(microseconds=n) for n in (0, 3, 5, 9, 12, 10**9)):
+            if self.since is None or instant >= self.since:
+                assert self.state(after, instant) == self.state(before, instant)
+            else:
+                with pytest.raises(QueryError, match="its history is kept since"):
+                    consume.diff(TABLE, instant, START + timedelta(days=9), self.mirror)
+
+    def check(self) -> None:
+        """Whoever stands before that is told so; all others come to the present."""
+        for number, copy in enumerate(self.copies):
+            held = ChangePosition.parse(str(copy.position))
+            try:
+                copy.read(self.mirror)
+            except ChangesLostError:
+                assert self.since is not None or number < self.lost
+                assert copy is not self.copies[-1]
+                copy.read(self.mirror, may_lose=True)
+            else:
+                stood = held.newest
+                assert stood is None or self.since is None or stood >= microseconds(self.since)
+            assert copy.rows == self.model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    commits=st.lists(
+        st.tuples(COMMITS, st.none() | st.integers(0, 13), st.sampled_from([None, None, 1, 2, 3])),
+        max_size=5,
+    )
+)
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_what_stays_of_a_shortened_history_is_as_it_was(
+    kind: str, commits: list[tuple[Commit, int | None, int | None]]
+) -> None:
+    with TemporaryDirectory() as directory:
+        played = Shortened(Path(directory), kind)
+        try:
+            for work, until, count in commits:
+                played.commit(work)
+                if until is not None or count is not None:
+                    played.shorten(until, count)
+                    played.see()
+            played.check()
+        finally:
+            played.mirror.close()
+
+
+def has_ended(row: Mapping[str, Any]) -> bool:
+    return row["_rhei_valid_to"] is not None
+
+
+def ended_by(row: Mapping[str, Any], at: datetime) -> bool:
+    return has_ended(row) and row["_rhei_valid_to"] <= at
+
+
+def newer_than(row: Mapping[str, Any], versions: list[dict[str, Any]]) -> int:
+    """Return how many versions of the same key are newer."""
+    return sum(name(other) == name(row) and span(other) > span(row) for other in versions)
+
+
+def span(row: Mapping[str, Any]) -> tuple[datetime, datetime]:
+    until: datetime | None = row["_rhei_valid_to"]
+    return row["_rhei_valid_from"], until or datetime.max.replace(tzinfo=UTC)
