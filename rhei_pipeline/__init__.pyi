@@ -49,6 +49,7 @@ from rhei_pipeline.model.coverage import Coverage as Coverage
 from rhei_pipeline.model.coverage import KeyRange as KeyRange
 from rhei_pipeline.model.coverage import RowSample as RowSample
 from rhei_pipeline.model.forgetting import ForgetReport as ForgetReport
+from rhei_pipeline.model.forgetting import PersonReport as PersonReport
 from rhei_pipeline.model.key_span import KeySpan as KeySpan
 from rhei_pipeline.model.progress import TableState as TableState
 from rhei_pipeline.model.progress import Watermark as Watermark

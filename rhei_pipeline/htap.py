@@ -15,7 +15,7 @@ from rhei_pipeline.holder.held import Hint, running_as, writable
 from rhei_pipeline.holder.keeping_up import KeepingUp
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
 from rhei_pipeline.model.closing import Closing
-from rhei_pipeline.model.forgetting import ForgetReport
+from rhei_pipeline.model.forgetting import ForgetReport, PersonReport
 from rhei_pipeline.model.instants import When, as_instant
 from rhei_pipeline.model.reports import (
     CopyReport,
@@ -537,6 +537,23 @@ class HTAP(Closing):
             SchemaError: The source still has one, or one is no key of the table.
         """
         return self._access.hold(lambda held: held.forget(table, keys, dry_run=dry_run))
+
+    def forget_person(self, person: str, value: Key, *, dry_run: bool = False) -> PersonReport:
+        """Remove a person from all tables that the declaration names, and search the files.
+
+        The rows are found by the columns under `people`, in the mirror, its history and snapshots;
+        a column that is hashed is looked for by the hash. See `forget` for what becomes of them.
+
+        Args:
+            person: What the declaration calls such people.
+            value: What names this one, as the source has it.
+            dry_run: Only say what there is to forget.
+
+        Raises:
+            SchemaError: The source still has a row, or a table has no such column.
+            SettingsError: No such people are declared.
+        """
+        return self._access.hold(lambda held: held.forget_person(person, value, dry_run=dry_run))
 
     def broken_histories(self, table: str) -> pa.Table:
         """Return the keys of a temporal table whose versions contradict each other."""

@@ -6,6 +6,13 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "name {} above it": "tests/behaviour/privacy/test_people.py::test_who_cannot_be_found_is_refused_with_the_way_out",
+    "give '--table' and '--key', or '--person' alone": "tests/behaviour/privacy/test_people.py::test_who_cannot_be_found_is_refused_with_the_way_out",
+    "people: {} names no column; write {table: column}": "tests/behaviour/privacy/test_people.py::test_who_cannot_be_found_is_refused_with_the_way_out",
+    "declare them under 'people': {}": "tests/behaviour/privacy/test_people.py::test_who_cannot_be_found_is_refused_with_the_way_out",
+    "correct 'people' in the declaration: {}": "tests/behaviour/privacy/test_people.py::test_who_cannot_be_found_is_refused_with_the_way_out",
+    "name a column that holds what names the person": "tests/behaviour/privacy/test_people.py::test_who_cannot_be_found_is_refused_with_the_way_out",
+    "mask it by 'hash', or name another column": "tests/behaviour/privacy/test_people.py::test_a_mask_under_which_nobody_is_found_is_named",
     "give a later timestamp; what was before was removed, as 'history' declares": "tests/behaviour/history/test_retention.py::test_versions_go_by_their_age_and_no_instant_before_is_answered",
     "leave out 'history' in the declaration": "tests/behaviour/history/test_retention.py::test_what_cannot_be_shortened_is_refused_with_the_way_out",
     "history: table {} keeps none: give it 'mode: temporal', or leave its 'history' out": "tests/behaviour/history/test_retention.py::test_what_cannot_be_shortened_is_refused_with_the_way_out",

@@ -14,13 +14,14 @@ from rhei_pipeline.changes.masks import source_schema
 from rhei_pipeline.errors import PermanentError, QueryError, SchemaError
 from rhei_pipeline.holder.searching import search, written_paths
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
-from rhei_pipeline.model.forgetting import ForgetReport
+from rhei_pipeline.model.forgetting import ForgetReport, PersonReport, Trace
 from rhei_pipeline.model.named_columns import (
     find_column,
     refuse_other_type,
     refuse_unknown_column,
 )
 from rhei_pipeline.model.polling import PollOptions
+from rhei_pipeline.model.report import counted
 from rhei_pipeline.model.reports import (
     CopyReport,
     RowParity,
@@ -39,6 +40,7 @@ from rhei_pipeline.query.freshness import Demand, Written
 from rhei_pipeline.query.planner import Prepared
 from rhei_pipeline.query.results import dated
 from rhei_pipeline.query.router import Route
+from rhei_pipeline.settings.keeping import traces_of
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.sections import TableSettings
 from rhei_pipeline.sql.read_only import of_log
@@ -46,6 +48,7 @@ from rhei_pipeline.sync.background import BackgroundSync
 from rhei_pipeline.sync.dead_letters import replay
 from rhei_pipeline.sync.initial_sync import OnProgress
 from rhei_pipeline.sync.kept_history import Declared, find_mirrored
+from rhei_pipeline.sync.people import PersonSearch, letters_of_nobody
 from rhei_pipeline.sync.pipeline import no_progress
 from rhei_pipeline.sync.repair_keys import Key, RepairRange
 from rhei_pipeline.sync.verify import broken_histories
@@ -58,6 +61,7 @@ from rhei_pipeline.wiring.declarations import (
     remember,
 )
 from rhei_pipeline.wiring.engine import open_engine, open_query_service
+from rhei_pipeline.wiring.masking import masking_key
 from rhei_pipeline.wiring.source import restrict_functions
 from rhei_pipeline.wiring.table_options import (
     history_bounds,
@@ -397,6 +401,24 @@ class Held:
         return self.engine.pipeline.forget(
             table, keys, lambda texts: search(paths, texts), dry_run=dry_run
         )
+
+    def forget_person(self, person: str, value: Key, *, dry_run: bool = False) -> PersonReport:
+        """Remove a person's rows from all tables that the declaration names for such people."""
+        paths, pipeline = written_paths(self.settings), self.engine.pipeline
+        declared = traces_of(self.settings.people, person)
+        found = PersonSearch(declared, value, masking_key(self.settings), pipeline.mirrored)
+        reports = pipeline.forget_person(found, lambda texts: search(paths, texts), dry_run=dry_run)
+        told = zip(declared, reports, strict=True)
+        tables = {trace.table: self._with_letters(trace, report) for trace, report in told}
+        return PersonReport(person, tables, dry_run)
+
+    def _with_letters(self, trace: Trace, report: ForgetReport) -> ForgetReport:
+        table, mirror = self.engine.pipeline.mirrored(trace.table), self.engine.mirror
+        letters = letters_of_nobody(trace, table, mirror)
+        if not letters:
+            return report
+        more = f"{counted(letters, 'dead letter')} of it, which do not say whose they are"
+        return replace(report, beyond=(*report.beyond, more))
 
     def maintain(self) -> MaintenanceReport:
         """Remove versions that are not to be kept, then merge the mirror's small files."""

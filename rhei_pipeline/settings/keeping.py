@@ -1,8 +1,13 @@
 """Sections of a declaration that say how much is kept."""
 
+from collections.abc import Mapping
+
 from pydantic import Field
 
+from rhei_pipeline.errors import SchemaError, SettingsError
+from rhei_pipeline.model.forgetting import Trace, traces
 from rhei_pipeline.model.retention import HistoryBounds
+from rhei_pipeline.model.schema import nearest
 from rhei_pipeline.settings.section import Section
 
 
@@ -27,3 +32,33 @@ class HistorySettings(Section):
     def bounds(self) -> HistoryBounds:
         """The same as a value."""
         return HistoryBounds(self.keep_days, self.keep_versions)
+
+
+def checked_people(people: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Return by which columns people are found.
+
+    Raises:
+        ValueError: Nothing is named, or a table is found by one that is not named before it.
+    """
+    for person, declared in people.items():
+        if not declared or not all(declared.values()):
+            raise ValueError(f"people: {person!r} names no column; write {{table: column}}")
+        try:
+            traces(declared)
+        except SchemaError as error:
+            raise ValueError(f"people: {error}") from error
+    return people
+
+
+def traces_of(people: Mapping[str, Mapping[str, str]], person: str) -> tuple[Trace, ...]:
+    """Return how a kind of person is found in each table.
+
+    Raises:
+        SettingsError: No such people are declared.
+    """
+    if person not in people:
+        raise SettingsError(
+            f"no people are declared as {person!r}",
+            hint=f"declare them under 'people': {nearest(person, list(people))}",
+        )
+    return traces(people[person])

@@ -13,6 +13,7 @@ from pydantic import (
     PrivateAttr,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -22,7 +23,7 @@ from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Mode, SchemaPolicy, nearest
 from rhei_pipeline.settings.compute import ComputeSettings
-from rhei_pipeline.settings.keeping import HistorySettings
+from rhei_pipeline.settings.keeping import HistorySettings, checked_people
 from rhei_pipeline.settings.mirror import MirrorSettings
 from rhei_pipeline.settings.problems import ENVIRONMENT_PREFIX, describe, is_misformed
 from rhei_pipeline.settings.reading import project_directory, read_declaration
@@ -118,6 +119,11 @@ class Settings(BaseSettings):
     )
     masking: MaskingSettings = Field(
         MaskingSettings(), description="What the masks of all tables have in common."
+    )
+    people: dict[str, dict[str, str]] = Field(
+        {},
+        description="By which columns people are found to be forgotten, such as {customer:"
+        " {customers: id, orders: customer_id, items: order_id -> orders}}.",
     )
     shards: Shards | None = Field(
         None,
@@ -234,6 +240,11 @@ class Settings(BaseSettings):
         if self.mirror.in_memory:
             raise ValueError("'shards' needs a 'mirror.path' in which each has a place of its own")
         return self
+
+    @field_validator("people")
+    @classmethod
+    def _known_before(cls, people: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+        return checked_people(people)
 
     @property
     def shard(self) -> int | None:

@@ -2,12 +2,18 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rhei_pipeline.capabilities import erase_pruned, refuse_unless_forgetting, snapshot_of_rows
+from rhei_pipeline.capabilities import (
+    Forgets,
+    erase_pruned,
+    refuse_unless_forgetting,
+    snapshot_of_rows,
+)
 from rhei_pipeline.changes.masks import has_masked_key
 from rhei_pipeline.errors import QueryError, SchemaError
 from rhei_pipeline.model.forgetting import BEYOND, ROWS_OF_BEFORE, ForgetReport, Search
@@ -22,6 +28,8 @@ from rhei_pipeline.sync.repair_keys import Key, key_of, rows_in_span
 _SHORTEST_BYTES = 6
 #: Values that are looked for in the other rows by one query.
 _AT_ONCE = 500
+#: How often files hold each text.
+Found = Mapping[str, Sequence[int]]
 
 
 def keys_of(given: Sequence[Key], table: Table) -> pa.Table:
@@ -67,50 +75,94 @@ class Value:
         return self.content.encode() if isinstance(self.content, str) else self.content
 
 
+@dataclass(frozen=True, slots=True)
+class KeysToForget:
+    """Keys of a table that are to be forgotten.
+
+    Attributes:
+        found: They are the mirror's own; otherwise somebody gave them.
+    """
+
+    table: Table
+    keys: pa.Table
+    found: bool = False
+
+
 def forget_keys(
-    table: Table,
-    keys: pa.Table,
+    asked: Sequence[KeysToForget],
     mirror: Mirror,
     source: ChangeSource,
     search: Search,
     *,
     dry_run: bool,
-) -> ForgetReport:
-    """Forget keys, and search the files before and after."""
-    forgetting = refuse_unless_forgetting(mirror, table)
-    found = forgetting.forget(table, keys, trial=True)
-    values = list(_values([*found, keys]))
-    before = search([value.on_disk for value in values])
+) -> list[ForgetReport]:
+    """Forget keys, the last table first, and search the files before and after."""
+    forgetting = refuse_unless_forgetting(mirror, asked[0].table)
+    found = [forgetting.forget(each.table, each.keys, trial=True) for each in asked]
+    values = [list(_values([*rows, each.keys])) for rows, each in zip(found, asked, strict=True)]
+    before = _searched(values, search)
+    own, after = [list(range(len(of_table))) for of_table in values], before
     kept: tuple[str, ...] = ()
-    if dry_run:
-        own = list(range(len(values)))
-        after: Mapping[str, Sequence[int]] = before
-    else:
-        found = forgetting.forget(table, keys)
-        kept = forgetting.erase()
-        if mirror.not_published is not None:
-            kept += (f"what was published: {mirror.not_published.message}",)
-        erase_pruned(source)
-        shared = _shared(values, table, mirror)
-        own = [n for n, value in enumerate(values) if value not in shared]
-        after = search([value.on_disk for value in values])
-    unknown = _unknown(table, keys, found)
-    if unknown:
-        kept += (
-            f"{counted(unknown, 'key')} that no row had: the keys of this table are hashed; give"
-            " them as the mirror has them",
-        )
+    if not dry_run:
+        for place in reversed(range(len(asked))):
+            found[place] = forgetting.forget(asked[place].table, asked[place].keys)
+        kept = _erase(forgetting, mirror, source)
+        own = [
+            _of_these_alone(of_table, each.table, mirror)
+            for of_table, each in zip(values, asked, strict=True)
+        ]
+        after = _searched(values, search)
+    told = zip(asked, found, own, before, after, strict=True)
+    reports = [_report(*part) for part in told]
+    return [replace(report, kept=(*kept, *report.kept), dry_run=dry_run) for report in reports]
+
+
+def _searched(values: Sequence[Sequence[Value]], search: Search) -> list[Found]:
+    """Search for the texts of all tables at once; return what was found of each table's."""
+    found = search([value.on_disk for of_table in values for value in of_table])
+    ends = list(accumulate(map(len, values), initial=0))
+    return [
+        {file: counts[low:high] for file, counts in found.items()} for low, high in pairwise(ends)
+    ]
+
+
+def _erase(forgetting: Forgets, mirror: Mirror, source: ChangeSource) -> tuple[str, ...]:
+    """Remove from the disk what was deleted; return what still stands there."""
+    kept = forgetting.erase()
+    if mirror.not_published is not None:
+        kept += (f"what was published: {mirror.not_published.message}",)
+    erase_pruned(source)
+    return kept
+
+
+def _of_these_alone(values: Sequence[Value], table: Table, mirror: Mirror) -> list[int]:
+    shared = _shared(values, table, mirror)
+    return [number for number, value in enumerate(values) if value not in shared]
+
+
+def _report(
+    asked: KeysToForget, found: Sequence[pa.Table], own: Sequence[int], before: Found, after: Found
+) -> ForgetReport:
+    rows = sum(part.num_rows for part in found)
     return ForgetReport(
-        table.name,
-        keys.num_rows,
-        sum(rows.num_rows for rows in found),
+        asked.table.name,
+        asked.keys.num_rows,
+        rows,
         len(own),
         _counts(before, own),
         _counts(after, own),
-        kept,
-        beyond=BEYOND if any(rows.num_rows for rows in found) else (ROWS_OF_BEFORE, *BEYOND),
-        dry_run=dry_run,
+        tuple(_hashed_otherwise(asked, found)),
+        beyond=BEYOND if rows else (ROWS_OF_BEFORE, *BEYOND),
     )
+
+
+def _hashed_otherwise(asked: KeysToForget, found: Sequence[pa.Table]) -> Iterator[str]:
+    unknown = 0 if asked.found else _unknown(asked.table, asked.keys, found)
+    if unknown:
+        yield (
+            f"{counted(unknown, 'key')} that no row had: the keys of this table are hashed; give"
+            " them as the mirror has them"
+        )
 
 
 def _unknown(table: Table, keys: pa.Table, found: Sequence[pa.Table]) -> int:

@@ -40,7 +40,7 @@ from rhei_pipeline.sync.added_columns import AddedValues
 from rhei_pipeline.sync.comparisons import Comparisons
 from rhei_pipeline.sync.copies import CopyOptions, TableCopies
 from rhei_pipeline.sync.cycle import NOTHING_ADDED, SyncOptions, sync_cycle
-from rhei_pipeline.sync.forgetting import forget_keys, keys_of, refuse_present
+from rhei_pipeline.sync.forgetting import KeysToForget, forget_keys, keys_of, refuse_present
 from rhei_pipeline.sync.free_memory import FreeMemory
 from rhei_pipeline.sync.initial_sync import Copied, OnProgress, copy_report
 from rhei_pipeline.sync.kept_history import (
@@ -55,6 +55,7 @@ from rhei_pipeline.sync.kept_history import (
 from rhei_pipeline.sync.leaving import LeavingTables
 from rhei_pipeline.sync.naming import find_table, in_any_case, nothing_declared
 from rhei_pipeline.sync.participants import Participants
+from rhei_pipeline.sync.people import PersonSearch
 from rhei_pipeline.sync.repair_keys import Key, Mending, RepairRange
 from rhei_pipeline.sync.reporting import table_reports
 from rhei_pipeline.sync.retention import BoundsOf, expire
@@ -245,10 +246,40 @@ class Pipeline:
                 refuse_present(table, keys, self._source)
                 # What was made of the keys before they went is applied, and so comes no more.
                 self._sync(no_progress)
-            report = forget_keys(table, keys, self._mirror, self._source, search, dry_run=dry_run)
-            if not dry_run:
-                self._registry.note_forgotten(table, report.keys, datetime.now(UTC))
-            return report
+            return self._forget([KeysToForget(table, keys)], search, dry_run=dry_run)[0]
+
+    def forget_person(
+        self, person: PersonSearch, search: Search, *, dry_run: bool = False
+    ) -> list[ForgetReport]:
+        """Remove a person's keys from all tables that the search names, in one go.
+
+        Raises:
+            SchemaError: The source still has one, or a table has no such column.
+        """
+        with self._lock:
+            # A table without history has the rows no more once their deletion is synced.
+            person.look(self._mirror)
+            self._sync(no_progress)
+            person.look(self._mirror)
+            asked = [
+                KeysToForget(self._to_forget_in(name), keys, found=True)
+                for name, keys in person.found.items()
+            ]
+            for each in asked:
+                if each.table.name in self._tables:
+                    refuse_present(each.table, each.keys, self._source)
+            self._sync(no_progress)
+            return self._forget(asked, search, dry_run=dry_run)
+
+    def _forget(
+        self, asked: Sequence[KeysToForget], search: Search, *, dry_run: bool
+    ) -> list[ForgetReport]:
+        reports = forget_keys(asked, self._mirror, self._source, search, dry_run=dry_run)
+        if not dry_run:
+            for each, report in zip(asked, reports, strict=True):
+                if report.keys:
+                    self._registry.note_forgotten(each.table, report.keys, datetime.now(UTC))
+        return reports
 
     def _to_forget_in(self, name: str) -> Table:
         left_out = self._left_out.errors.get(name)

@@ -16,7 +16,7 @@ def declared_masks(
     settings: Settings, registry: Registrations, database: Database
 ) -> DeclaredMasks:
     """Return the masks and row filters of all tables."""
-    key, options = settings.masking.key, table_options(settings, registry)
+    options = table_options(settings, registry)
 
     def meaning(schema: TableSchema) -> MirroredTable | None:
         said = database.meanings([Table(schema)], lambda name: options.get(name, TableOptions()))
@@ -24,10 +24,16 @@ def declared_masks(
 
     return DeclaredMasks(
         options,
-        MaskingKey("" if key is None else key.get_secret_value()),
+        masking_key(settings),
         names_keys=settings.capture_method == "polling",
         filters=Filters(settings.source.kind, meaning),
     )
+
+
+def masking_key(settings: Settings) -> MaskingKey:
+    """Return the key of hashes."""
+    key = settings.masking.key
+    return MaskingKey("" if key is None else key.get_secret_value())
 
 
 def known_to_source(registry: Registry) -> Callable[[str], Table | None]:

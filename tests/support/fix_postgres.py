@@ -153,6 +153,7 @@ class PostgresWorld:
     mode: str = "destructive"
     batch_rows: int = 50_000
     capture: dict[str, Any] = field(default_factory=dict)
+    people: dict[str, dict[str, str]] = field(default_factory=dict)
     faults: CrashAt = field(default_factory=CrashAt)
     storage: str | None = None
     source: dict[str, Any] = field(default_factory=dict)
@@ -176,6 +177,7 @@ class PostgresWorld:
             },
             registry={"path": self.directory / "registry.json"},
             tables=self.tables,
+            people=self.people,
             mode=self.mode,
             sync={"batch_rows": self.batch_rows},
         )

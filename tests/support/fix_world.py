@@ -33,6 +33,7 @@ class World:
     method: str = "trigger"
     local: dict[str, Any] | None = None
     published: dict[str, Any] | None = None
+    people: dict[str, dict[str, str]] = field(default_factory=dict)
     faults: CrashAt = field(default_factory=CrashAt)
     _htap: HTAP | None = None
 
@@ -62,6 +63,7 @@ class World:
             registry={"path": self.directory / "registry.json"},
             local=self.local,
             tables=self.tables,
+            people=self.people,
             **({} if self.mode is None else {"mode": self.mode}),
             sync={"batch_rows": self.batch_rows, "prune": self.prune},
         )

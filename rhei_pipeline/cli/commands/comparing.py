@@ -1,7 +1,7 @@
 """Commands that compare mirror and source, and make them equal."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +22,7 @@ from rhei_pipeline.model.report import counted, values
 
 if TYPE_CHECKING:
     from rhei_pipeline.model.coverage import KeyRange
+    from rhei_pipeline.model.forgetting import ForgetReport
     from rhei_pipeline.model.reports import TableVerification
 
 commands = typer.Typer()
@@ -151,11 +152,18 @@ def repair(
 
 @commands.command(epilog=example("forget --table customers --key 4711 --dry-run"))
 def forget(
-    table: Annotated[str, typer.Option("--table", help="A table of the mirror.")],
-    key: Annotated[
-        list[str], typer.Option("--key", help=f"{_KEY_HELP[0].upper()}{_KEY_HELP[1:]}; repeatable.")
-    ],
     config: Config = DEFAULT_CONFIG,
+    table: Annotated[
+        str | None, typer.Option("--table", help="A table of the mirror; with --key.")
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option("--key", help=f"{_KEY_HELP[0].upper()}{_KEY_HELP[1:]}; repeatable."),
+    ] = None,
+    person: Annotated[
+        str | None,
+        typer.Option("--person", help="Or a person in all tables, such as customer=4711."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what there is to forget.")
     ] = False,
@@ -164,16 +172,32 @@ def forget(
     """Remove keys from the mirror with all their past, and search the files for what is left.
 
     The source must not have them any more. Values are never shown: the report counts by file.
+    In which columns a person is looked for is declared, under 'people'.
     """
-    with opened(config) as htap, work_shown(f"forgetting in {table}"):
-        report = htap.forget(table, [_key(text) for text in key], dry_run=dry_run)
-    show(report.to_dict(), [report.to_dict()], report.shown, as_json=json_)
+    if (table is None) == (person is None) or (table is None) != (not key):
+        raise typer.BadParameter("give '--table' and '--key', or '--person' alone")
+    name, _, value = (person or "").partition("=")
+    with opened(config) as htap, work_shown(f"forgetting in {table or 'all tables'}"):
+        if table is None:
+            whole = htap.forget_person(name, _key(value), dry_run=dry_run)
+            told, reports = whole.to_dict(), list(whole.tables.values())
+        else:
+            reports = [htap.forget(table, [_key(text) for text in key or ()], dry_run=dry_run)]
+            told = reports[0].to_dict()
+    show(told, [report.to_dict() for report in reports], reports[0].shown, as_json=json_)
     if not json_:
-        found, where = (report.before, "holds") if dry_run else (report.after, "still holds")
-        say(f"{file} {where} {counted(count, 'such text')}" for file, count in found.items())
-        say(f"still there: {kept}" for kept in report.kept)
-        say(f"not searched: {place}" for place in report.beyond)
-    exit_if(not dry_run and not report.is_clear)
+        _say_what_is_left(reports, dry_run=dry_run)
+    exit_if(not dry_run and not all(report.is_clear for report in reports))
+
+
+def _say_what_is_left(reports: Sequence["ForgetReport"], *, dry_run: bool) -> None:
+    where = "holds" if dry_run else "still holds"
+    for report in reports:
+        found = report.before if dry_run else report.after
+        of_table = f" of {report.table}" if len(reports) > 1 else ""
+        say(f"{file} {where} {counted(n, 'such text')}{of_table}" for file, n in found.items())
+    say(dict.fromkeys(f"still there: {kept}" for report in reports for kept in report.kept))
+    say(dict.fromkeys(f"not searched: {place}" for report in reports for place in report.beyond))
 
 
 def _key(text: str | None) -> Any:  # noqa: ANN401  (any key)

@@ -1,0 +1,229 @@
+"""A person is found in every table that the declaration names, and forgotten in all of them."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhei_pipeline.errors import SchemaError, SettingsError
+from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
+from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
+from rhei_pipeline.testing.faults import Crash
+from tests.behaviour.privacy.test_forgetting import MARK, holding
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+from tests.support.masking import KEY
+from tests.support.refusals import refused, rhei
+
+MakeWorld = Callable[..., World]
+AnyWorld = World | PostgresWorld
+PEOPLE = {
+    "customer": {
+        "customers": "id",
+        "orders": "customer_id",
+        "items": "order_id -> orders",
+        "visits": "customer_id",
+    }
+}
+TABLES = [
+    {"name": "customers", "mode": "temporal"},
+    {"name": "orders", "mode": "temporal"},
+    {"name": "items", "mode": "destructive"},
+    {"name": "visits", "mode": "temporal"},
+]
+HASHED = [
+    {**TABLES[0], "mask": {"id": "hash"}},
+    {**TABLES[1], "mask": {"customer_id": "hash", "id": "hash"}},
+    {**TABLES[2], "mask": {"order_id": "hash"}},
+    {**TABLES[3], "mask": {"customer_id": "hash"}},
+]
+
+
+def live(world: AnyWorld) -> None:
+    """Two customers with orders, items and visits; the first is to be forgotten, and is gone."""
+    world.run(
+        "create table customers(id integer primary key, name text)",
+        "create table orders(id integer primary key, customer_id integer, note text)",
+        "create table items(order_id integer, n integer, what text, primary key (order_id, n))",
+        "create table visits(customer_id integer, at text, page text,"
+        " primary key (customer_id, at))",
+        f"insert into customers values (42, '{MARK} of old'), (43, 'somebody else')",
+        f"insert into orders values (1, 42, '{MARK} first'), (2, 42, '{MARK} second'),"
+        " (3, 43, 'another note')",
+        f"insert into items values (1, 1, '{MARK} item'), (3, 1, 'another item')",
+        f"insert into visits values (42, '2026', '{MARK} page'), (43, '2026', 'another page')",
+    )
+    world.htap.sync_now()
+    world.run(f"update customers set name = '{MARK} of late' where id = 42")
+    world.htap.sync_now()
+
+
+def gone(world: AnyWorld) -> None:
+    world.run(
+        "delete from items where order_id in (1, 2)",
+        "delete from orders where customer_id = 42",
+        "delete from visits where customer_id = 42",
+        "delete from customers where id = 42",
+    )
+
+
+def left(world: AnyWorld) -> dict[str, int]:
+    counted = {}
+    for table in PEOPLE["customer"]:
+        found = world.htap.query(f"select count(*) as n from {table}", hint="olap")
+        counted[table] = found["n"][0].as_py()
+    return counted
+
+
+OTHERS = {"customers": 1, "orders": 1, "items": 1, "visits": 1}
+
+
+@pytest.mark.parametrize(
+    ("storage", "tables"), [(None, TABLES), ("parquet", TABLES), ("ipc", HASHED), (None, HASHED)]
+)
+def test_one_person_is_forgotten_in_all_tables_at_once(
+    make_world: MakeWorld,
+    monkeypatch: pytest.MonkeyPatch,
+    storage: str | None,
+    tables: list[dict[str, Any]],
+) -> None:
+    monkeypatch.setenv("RHEI__MASKING__KEY", KEY)
+    world = make_world(storage=storage, tables=tables, people=PEOPLE)
+    live(world)
+    world.htap.snapshot("customers", {datetime.now(UTC).date(): datetime.now(UTC)})
+    with pytest.raises(SchemaError, match="the source still has a row"):
+        world.htap.forget_person("customer", 42)
+    gone(world)
+    planned = world.htap.forget_person("customer", 42, dry_run=True)
+    assert planned.dry_run
+    assert {name: found.keys for name, found in planned.tables.items()} == {
+        "customers": 1,
+        "orders": 2,
+        # Without history their rows went with that sync, and are found no more.
+        "items": 1,
+        "visits": 1,
+    }
+    report = world.htap.forget_person("customer", "42")
+    assert report.is_clear, report.to_dict()
+    rows = {name: found.rows for name, found in report.tables.items()}
+    assert rows == {"customers": 3, "orders": 2, "items": 0, "visits": 1}
+    assert report.tables["orders"].searched >= 2
+    assert MARK not in repr(report.to_dict())
+    assert left(world) == OTHERS
+    assert world.htap.verify().equal
+    assert [change.table for change in world.htap.schema_log()[-3:]] == [
+        "customers",
+        "orders",
+        "visits",
+    ]
+    world.crash()
+    assert holding(world) == []
+
+
+def test_postgres_people_are_found_by_their_columns(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    world = make_postgres(tables=TABLES, people=PEOPLE)
+    live(world)
+    gone(world)
+    report = world.htap.forget_person("customer", 42)
+    assert report.tables["items"].keys == 1
+    assert report.is_clear
+    assert left(world) == OTHERS
+
+
+def test_dead_letters_go_where_their_key_says_whose_they_are(make_world: MakeWorld) -> None:
+    world = make_world(tables=TABLES, people=PEOPLE)
+    live(world)
+    world.run(
+        "insert into visits values (42, x'00', 'no text'), (43, x'00', 'no text')",
+        "update customers set name = x'ff' where id = 42",
+        "insert into orders values (9, 42, x'ff')",
+    )
+    world.htap.sync_now()
+    assert world.htap.dead_letters().num_rows == 4
+    gone(world)
+    report = world.htap.forget_person("customer", 42)
+    assert world.htap.dead_letters()["table_name"].to_pylist() == ["visits"]
+    assert report.is_clear
+
+
+@pytest.mark.parametrize("storage", [None, "ipc"])
+def test_what_was_cut_off_between_two_tables_is_finished(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, storage: str | None
+) -> None:
+    world = make_world(storage=storage, tables=TABLES, people=PEOPLE)
+    live(world)
+    gone(world)
+    world.htap.sync_now()
+    mirror: type[Any] = DataFusionMirror if storage else DuckDBMirror
+    real = mirror.forget
+
+    def dying(self: Any, table: Any, keys: Any, *, trial: bool = False) -> Any:
+        if not trial and table.name == "orders":
+            raise Crash
+        return real(self, table, keys, trial=trial)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mirror, "forget", dying)
+        assert world.surviving(lambda: world.htap.forget_person("customer", 42))
+    assert left(world) == {**OTHERS, "customers": 3, "orders": 3}
+    assert world.htap.forget_person("customer", 42).is_clear
+    assert left(world) == OTHERS
+    world.crash()
+    assert holding(world) == []
+
+
+def test_who_cannot_be_found_is_refused_with_the_way_out(
+    make_world: MakeWorld, tmp_path: Path
+) -> None:
+    world = make_world(tables=TABLES)
+
+    def declared(**tables: str) -> None:
+        world.crash()
+        world.people = {"customer": tables}
+
+    declared(items="order_id -> orders", orders="customer_id")
+    with refused("name 'orders' above it", SettingsError):
+        _ = world.settings
+    world.people = {"customer": {}}
+    with refused("names no column; write {table: column}", SettingsError):
+        _ = world.settings
+    world.people = {}
+    live(world)
+    gone(world)
+    with refused("declare them under 'people': {}", SettingsError):
+        world.htap.forget_person("customer", 42)
+    declared(orders="customer")
+    with refused("correct 'people' in the declaration: {}") as met:
+        world.htap.forget_person("customer", 42)
+    assert "'customer_id'" in met.told[0]
+    declared(visits="customer_id", items="order_id -> visits")
+    with refused("name a column that holds what names the person"):
+        world.htap.forget_person("customer", 42)
+    world.crash()
+    world.people = PEOPLE
+    with pytest.raises(SchemaError, match="this is no key of it"):
+        world.htap.forget_person("customer", "nobody")
+    world.crash()
+    asked = ("forget", "--person", "customer=42")
+    with pytest.raises(AssertionError, match="give '--table' and '--key', or '--person' alone"):
+        rhei(world.settings, tmp_path, *asked, "--table", "orders")
+    assert "holds" in rhei(world.settings, tmp_path, *asked, "--dry-run")
+    done = json.loads(rhei(world.settings, tmp_path, *asked, "--json"))
+    assert (done["is_clear"], done["tables"]["orders"]["rows"]) == (True, 2)
+
+
+def test_a_mask_under_which_nobody_is_found_is_named(make_world: MakeWorld) -> None:
+    redacted = [TABLES[0], {**TABLES[1], "mask": {"customer_id": "redact"}}]
+    world = make_world(tables=redacted, people={"customer": {"orders": "customer_id"}})
+    live(world)
+    with refused("mask it by 'hash', or name another column"):
+        world.htap.forget_person("customer", 42)
+    world.crash()
+    world.people = {"customer": {"customers": "id"}}
+    gone(world)
+    assert world.htap.forget_person("customer", 42).tables["customers"].rows == 2
