@@ -207,6 +207,8 @@ def _cell(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.3f}"
+    if isinstance(value, list):
+        return exact(", ".join(map(str, value)))
     return exact(value)
 
 

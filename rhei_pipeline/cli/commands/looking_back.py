@@ -133,8 +133,10 @@ def schema(
 ) -> None:
     """Show the schema changes of the source that the mirror has followed, and what each cost."""
     from rhei_pipeline.model.report import values
-    from rhei_pipeline.model.schema_log import SchemaChange
 
     with opened(config) as htap:
         found = [values(change) for change in htap.schema_log(table)]
-    show({"changes": found}, found, SchemaChange.shown, as_json=json_)
+    # To the minute, in UTC: the rest is in the JSON.
+    rows = [{**change, "at": change["at"][:16].replace("T", " ")} for change in found]
+    shown = ("at", "table", "what", "old", "new", "rows_read", "seconds")
+    show({"changes": found}, rows, shown, as_json=json_, rare=("old", "new"))
