@@ -115,6 +115,11 @@ class Dialect(ABC):
         del kind
         return text
 
+    def nullif(self, text: str, other: str, kind: Kind) -> str:
+        """Return null where two values are equal, else the first."""
+        del kind
+        return f"nullif({text}, {other})"
+
 
 class DuckDBDialect(Dialect):
     """DuckDB's SQL: its arithmetic fails on overflow, and it has compensated sums."""
@@ -200,6 +205,10 @@ class DuckDBDialect(Dialect):
         It counts rows, too, where it can tell that no argument is null.
         """
         return f"greatest({text})"
+
+
+#: Longer expressions are not written twice: those within them would be doubled again and again.
+_WRITTEN_TWICE = 500
 
 
 class DataFusionDialect(Dialect):
@@ -294,6 +303,14 @@ class DataFusionDialect(Dialect):
     def order_key(self, text: str, kind: Kind) -> str:
         """Write what rows are ordered by; a zero below zero sorts before zero here."""
         return f"({text} + cast(0 as double))" if kind in {Kind.REAL, Kind.NUMBER} else text
+
+    def nullif(self, text: str, other: str, kind: Kind) -> str:
+        """Write it by `=`: its own NULLIF takes zeros of both signs for two values."""
+        if kind is not Kind.REAL:
+            return super().nullif(text, other, kind)
+        if len(text) > _WRITTEN_TWICE:
+            raise StaysWithSourceError("its NULLIF is of a long expression, to be written twice")
+        return f"(case when {text} = {other} then null else {text} end)"
 
 
 def _unscaled(text: str, scale: int) -> str:

@@ -113,7 +113,7 @@ def _nullif(node: exp.Expr, scope: Scope, context: TranslationContext, express: 
     if first.kind is not kind or first.kind is Kind.NUMBER or first.inexact:
         raise StaysWithSourceError("its NULLIF compares values of several kinds")
     # The answer is the first value, so it has the first value's type.
-    text = context.words.cast(f"nullif({', '.join(texts)})", first.type)
+    text = context.words.cast(context.words.nullif(texts[0], texts[1], kind), first.type)
     return derived(text, kind, first.type, *parts)
 
 

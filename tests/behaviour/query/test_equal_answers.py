@@ -342,6 +342,29 @@ def test_zeros_of_both_signs_are_one_in_set_operations(
         assert assert_same(world.htap, Asked(f"select r from s {word} select r from u", []))
 
 
+def test_zeros_of_both_signs_are_one_where_values_are_compared(
+    make_postgres: Callable[..., PostgresWorld],
+) -> None:
+    world = make_postgres(storage="ipc")
+    world.run(
+        "create table s (id integer primary key, r double precision, w double precision)",
+        "insert into s values (1, 0.0, '-0.0'), (2, '-0.0', 0.0), (3, 1, 0), (4, 'NaN', 'NaN')",
+        "insert into s values (5, null, 0), (6, 1, null)",
+    )
+    world.htap.sync_now()
+    for test in (
+        *("nullif(r, w) is null", "nullif(r, 0.0) is null"),
+        *("case r when w then true else false end", "r = w", "r between w and w", "r in (w, 2)"),
+        *("r is not distinct from w", "coalesce(r, w) = w", "not r < w", "greatest(r, w) = w"),
+    ):
+        asked = f"select sum(id) as n, count(*) as c from s where {test}"
+        assert assert_same(world.htap, Asked(asked, [])), test
+    nested = "r"
+    for _ in range(12):
+        nested = f"nullif({nested}, w)"
+    assert_same(world.htap, Asked(f"select count({nested}) as x from s", []))
+
+
 def test_the_least_of_a_column_has_its_type(make_world: Callable[..., World]) -> None:
     world = make_world()
     create(world.app.execute, "sqlite")
