@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 KEYS = ["a", "b", "a.b", 'q"q', "$x", "0", "é\U0001f600", "back\\slash", "a b", "A", "-1", "#"]
 SCALARS = ["", "x", "a", "1.10", "é", "\U0001f600 'q\" \\", "null", "{}", "\n", 0, 1, -1, 2**63]
@@ -73,7 +74,7 @@ def json_queries(seed: int, count: int) -> list[str]:
 
 def _query(chance: random.Random, text: str, other: str, truth: str) -> str:
     value = _quoted(chance.choice(["x", "a", "1", "1.10", "object", "é"]))
-    ours, theirs = text.replace("d ", "x.d "), truth.replace("d ", "y.d ")
+    ours, theirs = re.sub(r"\bd\b", "x.d", text), re.sub(r"\bd\b", "y.d", truth)
     return chance.choice(
         [
             f"select {text} as x, count(*) as n from t group by {text} order by 2, 1",

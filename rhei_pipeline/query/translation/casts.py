@@ -93,6 +93,5 @@ def _postgres_cast(value: Typed, target: str, context: TranslationContext) -> Ty
 
 def _read(value: Typed, kind: Kind, kept: pa.DataType, context: TranslationContext) -> Typed:
     """Read a text, where it is of the form that both sides read alike."""
-    other = context.words.other_form(value.sql, _READ_ALIKE[kept])
-    text = context.words.guarded(other, cast(value, kept, context))
+    text = context.words.read_text(value.sql, _READ_ALIKE[kept], kept)
     return derived(f"({text})", kind, kept, value, collated=False)

@@ -40,10 +40,11 @@ def has_keys(node: exp.Expr, scope: Scope, context: TranslationContext, express:
 
 def _has_key(place: JsonPlace, key: str) -> str:
     """Write whether an object has a key, an array a string, or a string is it."""
+    same = f"e = cast(to_json({literal(key)}) as json)"
     return (
-        f"(case {place.type} when 'OBJECT' then {place.at(key).type} is not null when 'ARRAY' then"
-        f" {_any_element(place, f'e = cast(to_json({literal(key)}) as json)', 'e')}"
-        f" when 'VARCHAR' then {place.string} = {literal(key)} else false end)"
+        f"(case when {place.at(key).type} is not null then true else case {place.type}"
+        f" when 'ARRAY' then {_any_element(place, same, 'e')}"
+        f" when 'VARCHAR' then {place.string} = {literal(key)} else false end end)"
     )
 
 
@@ -62,7 +63,7 @@ def contains(node: exp.Expr, scope: Scope, context: TranslationContext, express:
 
 
 def _answer(root: Typed, place: JsonPlace, test: str, context: TranslationContext) -> Typed:
-    text = f"(case when {place.type} is not null then coalesce(({test}), false) end)"
+    text = f"(case when {place.is_there} then coalesce(({test}), false) end)"
     if place.scalars:
         asked = " or ".join(f"coalesce({each}, false)" for each in place.scalars)
         text = f"({context.words.guarded(asked, text)})"
@@ -80,14 +81,15 @@ def _holds(place: JsonPlace, wanted: Json, context: TranslationContext, depth: i
     """Write the condition for what stands at a place to contain a constant."""
     if isinstance(wanted, dict):
         parts = [_holds(place.at(key), part, context, depth) for key, part in wanted.items()]
-        return f"({conjunction([f'{place.type} = {_OBJECT}', *parts])})"
+        # What has a key is an object, and what has an element an array.
+        return f"({conjunction(parts or [f'{place.type} = {_OBJECT}'])})"
     if isinstance(wanted, list):
         name = f"e{depth}"
         one = _element(name, place)
         parts = [
             _any_element(place, _holds(one, part, context, depth + 1), name) for part in wanted
         ]
-        return f"({conjunction([f'{place.type} = {_ARRAY}', *parts])})"
+        return f"({conjunction(parts or [f'{place.type} = {_ARRAY}'])})"
     return _is_scalar(place, wanted, context)
 
 
@@ -95,10 +97,16 @@ def _is_scalar(place: JsonPlace, wanted: Json, context: TranslationContext) -> s
     if wanted is None:
         return f"({place.type} = 'NULL')"
     if isinstance(wanted, bool):
-        return f"({place.type} = 'BOOLEAN' and {place.string} = '{str(wanted).lower()}')"
+        return _is_text(place, str(wanted).lower(), "BOOLEAN")
     if isinstance(wanted, Decimal):
         return _is_number(place, wanted, context)
-    return f"({place.type} = 'VARCHAR' and {place.string} = {literal(str(wanted))})"
+    return _is_text(place, str(wanted), "VARCHAR")
+
+
+def _is_text(place: JsonPlace, text: str, kind: str) -> str:
+    """Write whether a scalar has this text and this type, of which few have the text."""
+    same = f"{place.string} = {literal(text)}"
+    return f"(case when {same} then {place.type} = '{kind}' else false end)"
 
 
 def _is_number(place: JsonPlace, wanted: Decimal, context: TranslationContext) -> str:
@@ -111,14 +119,14 @@ def _is_number(place: JsonPlace, wanted: Decimal, context: TranslationContext) -
     fraction = fraction.rstrip("0")
     if len(whole.lstrip("-")) + len(fraction) > _DOUBLE_DIGITS:
         raise StaysWithSourceError("it looks for a number of many digits")
-    value = int(whole) if not fraction else None
-    as_whole = "false" if value is None else f"{place.string} = '{value}'"
     digits = f"{whole}.{fraction}"  # as rtrim leaves those of a whole number, with its point
     same = f"try_cast({place.string} as double) = cast({literal(exact)} as double)"
     shown = f"rtrim({place.number(context)}, '0') = {literal(digits)}"
+    as_whole = "false" if fraction else f"{place.string} = '{int(whole)}'"
     return (
-        f"(case {place.type} when 'BIGINT' then {as_whole} when 'UBIGINT' then {as_whole}"
-        f" when 'DOUBLE' then case when {same} then {shown} else false end else false end)"
+        f"(case when {same} then case {place.type} when 'BIGINT' then {as_whole}"
+        f" when 'UBIGINT' then {as_whole} when 'DOUBLE' then {shown} else false end"
+        f" else false end)"
     )
 
 

@@ -78,8 +78,8 @@ class Dialect(ABC):
         """
 
     @abstractmethod
-    def other_form(self, text: str, form: str) -> str:
-        """Write whether a text is not wholly of the form of a regular expression."""
+    def read_text(self, text: str, form: str, kept: pa.DataType) -> str:
+        """Cast a text; end the query where it is not wholly of a regular expression's form."""
 
     @abstractmethod
     def without_nan(self, text: str) -> str:
@@ -181,8 +181,11 @@ class DuckDBDialect(Dialect):
         found = self.guarded(near, "p[1] - p[2]")
         return f"list_transform([[{left}, {right}, cast({exact} as double)]], lambda p: {found})[1]"
 
-    def other_form(self, text: str, form: str) -> str:  # noqa: D102
-        return f"not regexp_full_match({text}, {literal(form)})"
+    def read_text(self, text: str, form: str, kept: pa.DataType) -> str:  # noqa: D102
+        # The text stands here once: it may be a path into a document.
+        other = f"not regexp_full_match(t, {literal(form)})"
+        read = self.guarded(other, self.cast("t", kept))
+        return f"list_transform([{text}], lambda t: {read})[1]"
 
     def without_nan(self, text: str) -> str:  # noqa: D102
         return f"nullif({text}, 'nan'::double)"
@@ -264,8 +267,9 @@ class DataFusionDialect(Dialect):
     def apart(self, left: str, right: str, exact: str) -> str:  # noqa: D102
         return f"{APART}({left}, {right}, {exact})"
 
-    def other_form(self, text: str, form: str) -> str:  # noqa: D102
-        return f"not regexp_like({text}, {literal(f'^({form})$')})"
+    def read_text(self, text: str, form: str, kept: pa.DataType) -> str:  # noqa: D102
+        other = f"not regexp_like({text}, {literal(f'^({form})$')})"
+        return self.guarded(other, self.cast(text, kept))
 
     def without_nan(self, text: str) -> str:  # noqa: D102
         return f"nanvl({text}, cast(null as double))"

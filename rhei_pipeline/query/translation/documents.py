@@ -29,6 +29,7 @@ _NAMES = {
     "VARCHAR": "string",
     "BOOLEAN": "boolean",
     "NULL": "null",
+    **dict.fromkeys(("BIGINT", "UBIGINT", "DOUBLE"), "number"),
 }
 
 
@@ -60,6 +61,12 @@ class JsonPlace:
         return self.called("json_type")
 
     @property
+    def is_there(self) -> str:
+        """The condition for anything to stand there."""
+        is_root = self.paths == (_ROOT,)
+        return f"{self.document if is_root else self.type} is not null"
+
+    @property
     def string(self) -> str:
         """The text of a scalar."""
         return self.called("json_extract_string")
@@ -85,10 +92,22 @@ class JsonPlace:
 def text_at(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     """Translate `->>` and `#>>`: a scalar's text. Of an array or an object, the source has it."""
     root, place = find(node, scope, context, express)
-    compound = f"{place.type} in ('OBJECT', 'ARRAY')"
-    text = f"case when {place.type} = 'DOUBLE' then {place.number(context)} else {place.string} end"
-    guarded = context.words.guarded(_either(compound, *place.scalars), f"({text})")
-    return derived(f"({guarded})", Kind.TEXT, pa.string(), root)
+    text = f"case when {_may_be_other(place)} then {_told(place, context)} else {place.string} end"
+    return derived(_checked(place, f"({text})", context), Kind.TEXT, pa.string(), root)
+
+
+def _may_be_other(place: JsonPlace) -> str:
+    """Write whether a text may not be that of a string: few documents are read again for more."""
+    return f"contains('-0123456789{{[', left({place.string}, 1))"
+
+
+def _told(place: JsonPlace, context: TranslationContext) -> str:
+    """Write the text of a scalar by its type, or the end of the query."""
+    compound = context.words.guarded(f"{place.document} is not null", "null")
+    return (
+        f"case {place.type} when 'DOUBLE' then {place.number(context)}"
+        f" when 'OBJECT' then {compound} when 'ARRAY' then {compound} else {place.string} end"
+    )
 
 
 def part_at(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
@@ -105,18 +124,18 @@ def part_at(node: exp.Expr, scope: Scope, context: TranslationContext, express: 
 def length(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     """Translate `jsonb_array_length`."""
     root, place = find(_only(node), scope, context, express)
-    counted = context.words.cast(place.called("json_array_length"), pa.int32())
-    # Of what is no array, the source says so.
-    text = context.words.guarded(f"{place.type} <> 'ARRAY'", counted)
-    return derived(_checked(place, f"({text})", context), Kind.INT, pa.int32(), root)
+    # Of what is no array, the source says so, and DuckDB that it has no elements.
+    counted = context.words.guarded(f"n = 0 and {place.type} <> 'ARRAY'", "n")
+    of = place.called("json_array_length")
+    text = context.words.cast(f"list_transform([{of}], lambda n: {counted})[1]", pa.int32())
+    return derived(_checked(place, text, context), Kind.INT, pa.int32(), root)
 
 
 def type_name(node: exp.Expr, scope: Scope, context: TranslationContext, express: Express) -> Typed:
     """Translate `jsonb_typeof`."""
     root, place = find(_only(node), scope, context, express)
     known = " ".join(f"when {literal(found)} then {literal(to)}" for found, to in _NAMES.items())
-    text = f"case {place.type} {known} else 'number' end"
-    text = f"(case when {place.type} is not null then {text} end)"
+    text = f"(case {place.type} {known} end)"
     return derived(_checked(place, text, context), Kind.TEXT, pa.string(), root)
 
 
