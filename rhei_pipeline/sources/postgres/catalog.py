@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -163,10 +163,16 @@ def read_table(
     if not reread:
         _refuse_nameless_part(facts, shown)
     _refuse_unknown(shown, "primary_key", key, [column.name for column in columns])
+    kept = tuple(_in_key(column) if column.name in key else column for column in columns)
     schema = TableSchema(
-        *(shown, tuple(columns), key, facts.namespace, facts.marks.table), storage=facts.storage
+        *(shown, kept, key, facts.namespace, facts.marks.table), storage=facts.storage
     )
     return PostgresTable(schema, facts.oid)
+
+
+def _in_key(column: Column) -> Column:
+    """Return a column of the key; an interval is text there, whatever PostgreSQL takes for one."""
+    return replace(column, logical=None) if column.logical == INTERVAL else column
 
 
 def slot_name(mirror_id: str) -> str:

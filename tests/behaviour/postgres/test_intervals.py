@@ -141,6 +141,21 @@ def test_what_no_interval_holds_is_a_dead_letter_unless_it_is_declared_as_text(
     assert found == [row[:2] for row in _told(world)]
 
 
+def test_an_interval_in_the_key_is_text_whatever_it_is(make_postgres: MakeWorld) -> None:
+    world = make_postgres(tables=[{"name": "keyed"}])
+    keys = ("infinity", "1 mon", "9999999:00:00")
+    world.run(
+        "create table keyed(k interval primary key, v int)",
+        *(f"insert into keyed values ('{key}', 1)" for key in keys),
+    )
+    world.htap.sync_now()
+    world.run("update keyed set v = 2", "delete from keyed where k = '1 mon'")
+    world.htap.sync_now()
+    assert world.htap.dead_letters().num_rows == 0
+    assert sorted(row["k"] for row in world.present("keyed")) == ["PT9999999H", "infinity"]
+    assert world.htap.verify().equal
+
+
 @pytest.mark.parametrize("mode", ["temporal", "destructive"])
 def test_text_becomes_intervals_and_back_with_its_history(
     make_postgres: MakeWorld, mode: str
