@@ -7,6 +7,7 @@ from rhei_pipeline.errors import BufferFullError as BufferFullError
 from rhei_pipeline.errors import CaptureError as CaptureError
 from rhei_pipeline.errors import ChangesLostError as ChangesLostError
 from rhei_pipeline.errors import ComputeUnreachableError as ComputeUnreachableError
+from rhei_pipeline.errors import DeadLettersFullError as DeadLettersFullError
 from rhei_pipeline.errors import HiddenRowsError as HiddenRowsError
 from rhei_pipeline.errors import MirrorBusyError as MirrorBusyError
 from rhei_pipeline.errors import MirrorConflictError as MirrorConflictError
@@ -88,6 +89,7 @@ from rhei_pipeline.query.freshness import Written as Written
 from rhei_pipeline.query.planner import Prepared as Prepared
 from rhei_pipeline.query.router import Route as Route
 from rhei_pipeline.settings.compute import ComputeSettings as ComputeSettings
+from rhei_pipeline.settings.keeping import DeadLetterSettings as DeadLetterSettings
 from rhei_pipeline.settings.keeping import HistorySettings as HistorySettings
 from rhei_pipeline.settings.mirror import DeltaSettings as DeltaSettings
 from rhei_pipeline.settings.mirror import MirrorSettings as MirrorSettings

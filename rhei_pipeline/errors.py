@@ -179,6 +179,10 @@ class MirrorDamagedError(MirrorError):
         self.file = file
 
 
+class DeadLettersFullError(PermanentError):
+    """A table would get more dead letters than are to be kept; the source keeps its changes."""
+
+
 class TableFailedError(PermanentError):
     """A table could not be read or applied, for an unknown reason."""
 

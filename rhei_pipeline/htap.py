@@ -595,6 +595,14 @@ class HTAP(Closing):
         """
         return self._access.answer(lambda it: it.propose_types(table))
 
+    def drop_dead_letters(self, table: str | None = None) -> int:
+        """Forget open dead letters, and return how many; their rows stay as the mirror has them.
+
+        A row that is met again, by a change, a copy or a replay, becomes a dead letter again.
+        `verify` reads all rows, and counts those that cannot be mirrored in any case.
+        """
+        return self._access.hold(lambda held: held.drop_dead_letters(table))
+
     def replay_dead_letters(self, table: str | None = None) -> SyncReport:
         """Read the rows of the dead letters again, and sync."""
         return self._access.hold(lambda held: held.replay_dead_letters(table))

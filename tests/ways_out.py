@@ -6,6 +6,8 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
+    "correct the rows in the source, run 'rhei dead-letters --table {} --drop', or raise 'dead_letters' in the declaration; then sync": "tests/behaviour/faults/test_full_dead_letters.py::test_a_table_that_is_full_of_dead_letters_is_left_out_until_there_is_room",
+    "correct the rows in the source and run 'rhei dead-letters --table {} --drop', or raise 'dead_letters' in the declaration; the copy then goes on": "tests/behaviour/faults/test_full_dead_letters.py::test_a_first_copy_stops_at_the_bound_and_goes_on_from_there",
     "name {} above it": "tests/behaviour/privacy/test_people.py::test_who_cannot_be_found_is_refused_with_the_way_out",
     "give '--table' and '--key', or '--person' alone": "tests/behaviour/privacy/test_people.py::test_who_cannot_be_found_is_refused_with_the_way_out",
     "people: {} names no column; write {table: column}": "tests/behaviour/privacy/test_people.py::test_who_cannot_be_found_is_refused_with_the_way_out",

@@ -8,6 +8,7 @@ from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.housekeeping import housekeeping_jobs, housekeeping_schedules
 from rhei_pipeline.dagster.initial_sync import initial_sync_assets
 from rhei_pipeline.dagster.jobs import AssetJob, asset_jobs, verification_schedules
+from rhei_pipeline.dagster.letters import dead_letter_jobs
 from rhei_pipeline.dagster.maintenance import maintenance_jobs, maintenance_schedules
 from rhei_pipeline.dagster.mirrors import sync_session_asset
 from rhei_pipeline.dagster.new_tables import new_tables_sensors
@@ -67,6 +68,7 @@ def load_jobs(declaration: Declaration) -> list[AssetJob]:
         *asset_jobs(declaration),
         *bridge_jobs(declaration),
         *maintenance_jobs(declaration),
+        *dead_letter_jobs(declaration),
         *housekeeping_jobs(declaration),
     ]
 

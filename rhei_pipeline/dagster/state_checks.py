@@ -146,9 +146,8 @@ def _dead_letters(found: TableStatus) -> StateFinding:
         f"{letters} rows of the source do not fit the mirror:"
         f" 'rhei dead-letters --table {found.table}' shows each with its key and the reason"
     )
-    return StateFinding(
-        StateCheck.DEAD_LETTERS, letters == 0, text if letters else "", facts={"rows": letters}
-    )
+    facts = {"rows": letters, **({"reasons": dict(found.dead_letter_reasons)} if letters else {})}
+    return StateFinding(StateCheck.DEAD_LETTERS, letters == 0, text if letters else "", facts=facts)
 
 
 def _drift(table: Table, now: Table) -> StateFinding:

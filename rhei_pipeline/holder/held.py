@@ -438,13 +438,19 @@ class Held:
 
     def dead_letters(self, table: str | None) -> pa.Table:
         """Return the rows that cannot be mirrored."""
-        known = None if table is None else self.engine.pipeline.mirrored(table).name
+        known = None if table is None else self.engine.pipeline.with_letters(table).name
         return self.engine.mirror.dead_letters(known)
 
     def propose_types(self, table: str | None) -> list[TypeProposal]:
         """Return the types that would take dead letters, found by trying them."""
         engine, letters = self.engine, self.dead_letters(table)
         return list(proposals(self.settings, letters, engine.pipeline, engine.database))
+
+    def drop_dead_letters(self, table: str | None) -> int:
+        """Forget open dead letters; return how many."""
+        return self.engine.pipeline.drop_letters(
+            sorted(set(self.dead_letters(table)["table_name"].to_pylist()))
+        )
 
     def replay_dead_letters(self, table: str | None) -> SyncReport:
         """Read the rows of the dead letters again, and sync."""

@@ -5,12 +5,17 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from types import MappingProxyType
 
-from rhei_pipeline.errors import MirrorDamagedError, PermanentError, SchemaError
+from rhei_pipeline.errors import (
+    DeadLettersFullError,
+    MirrorDamagedError,
+    PermanentError,
+    SchemaError,
+)
 
 _log = logging.getLogger(__name__)
 
 #: Errors that say themselves which table they are of.
-_OWN = (SchemaError, MirrorDamagedError)
+_OWN = (SchemaError, MirrorDamagedError, DeadLettersFullError)
 
 
 class LeftOut:

@@ -224,6 +224,7 @@ class TableStatus:
         lag_events: Events of the source that are not applied yet, exactly.
         lag_seconds: How long the oldest of them has waited; 0 when there is none.
         dead_letters: Open ones.
+        dead_letter_reasons: How many of them have each of the most frequent reasons.
         doubt: Why changes may be missed until the next rescan; None if none can be missed.
         kept_since: Since when its history is kept; None if nothing was removed of it.
     """
@@ -238,6 +239,7 @@ class TableStatus:
     error: str | None = None
     doubt: str | None = None
     kept_since: datetime | None = None
+    dead_letter_reasons: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     derived = ("proof",)
 
     @property

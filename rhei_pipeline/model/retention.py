@@ -1,8 +1,10 @@
-"""How much of a temporal table's past is kept, and what was removed of it."""
+"""How much is kept: of a temporal table's past, what was removed of it, and of dead letters."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from rhei_pipeline.model.changes import LetterName
 from rhei_pipeline.model.schema import Table
 
 
@@ -54,3 +56,30 @@ class ExpiredHistory:
     table: str
     versions: int
     kept_since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LetterBounds:
+    """The most dead letters that a table may have at once.
+
+    Attributes:
+        max_rows: How many; None: any number.
+        max_bytes: How much their keys and columns may take, as text; None: any.
+    """
+
+    max_rows: int | None = None
+    max_bytes: int | None = None
+
+    def exceeded_by(self, now: Collection[LetterName], before: Collection[LetterName]) -> bool:
+        """Return whether there are too many, and more than there were."""
+        return _is_over(self.max_rows, len(now), len(before)) or _is_over(
+            self.max_bytes, _size(now), _size(before)
+        )
+
+
+def _is_over(most: int | None, now: int, before: int) -> bool:
+    return most is not None and now > max(most, before)
+
+
+def _size(names: Collection[LetterName]) -> int:
+    return sum(len(part.encode()) for name in names for part in name if part)

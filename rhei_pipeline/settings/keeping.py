@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from pydantic import Field
+from pydantic import ByteSize, Field
 
 from rhei_pipeline.errors import SchemaError, SettingsError
 from rhei_pipeline.model.forgetting import Trace, traces
-from rhei_pipeline.model.retention import HistoryBounds
+from rhei_pipeline.model.retention import HistoryBounds, LetterBounds
 from rhei_pipeline.model.schema import nearest
 from rhei_pipeline.settings.section import Section
 
@@ -32,6 +32,22 @@ class HistorySettings(Section):
     def bounds(self) -> HistoryBounds:
         """The same as a value."""
         return HistoryBounds(self.keep_days, self.keep_versions)
+
+
+class DeadLetterSettings(Section):
+    """How many dead letters a table may have; one that would get more is left out, by name."""
+
+    max_rows: int | None = Field(1_000_000, ge=0, description="The most of them; null: any number.")
+    max_bytes: ByteSize | None = Field(
+        None,
+        description="The most that their keys and columns take, as text, such as 100MiB; left out:"
+        " any.",
+    )
+
+    @property
+    def bounds(self) -> LetterBounds:
+        """The same as a value."""
+        return LetterBounds(self.max_rows, self.max_bytes)
 
 
 def checked_people(people: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:

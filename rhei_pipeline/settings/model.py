@@ -23,7 +23,11 @@ from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Mode, SchemaPolicy, nearest
 from rhei_pipeline.settings.compute import ComputeSettings
-from rhei_pipeline.settings.keeping import HistorySettings, checked_people
+from rhei_pipeline.settings.keeping import (
+    DeadLetterSettings,
+    HistorySettings,
+    checked_people,
+)
 from rhei_pipeline.settings.mirror import MirrorSettings
 from rhei_pipeline.settings.problems import ENVIRONMENT_PREFIX, describe, is_misformed
 from rhei_pipeline.settings.reading import project_directory, read_declaration
@@ -104,6 +108,9 @@ class Settings(BaseSettings):
     )
     history: HistorySettings = Field(
         HistorySettings(), description="How much of temporal tables is kept, default of every one."
+    )
+    dead_letters: DeadLetterSettings = Field(
+        DeadLetterSettings(), description="How many dead letters a table may have, default of all."
     )
     schema_changes: SchemaPolicy = Field(
         SchemaPolicy.EVOLVE,

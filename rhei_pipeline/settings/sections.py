@@ -13,7 +13,7 @@ from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.masks import LEAST_KEY_CHARACTERS, parse_rule
 from rhei_pipeline.model.schema import Mode, SchemaPolicy
 from rhei_pipeline.model.type_names import parse_type
-from rhei_pipeline.settings.keeping import HistorySettings
+from rhei_pipeline.settings.keeping import DeadLetterSettings, HistorySettings
 from rhei_pipeline.settings.section import Section
 from rhei_pipeline.settings.source import PollingSettings
 
@@ -60,6 +60,9 @@ class TableSettings(Section):
     history: HistorySettings | None = Field(
         None,
         description="How much of its history is kept; left out: the default. With neither: all.",
+    )
+    dead_letters: DeadLetterSettings | None = Field(
+        None, description="How many it may have; left out: the default."
     )
     schema_changes: SchemaPolicy | None = Field(
         None, description="evolve, freeze or quarantine; left out: the default."

@@ -10,8 +10,9 @@ from rhei_pipeline.model.coverage import Coverage
 from rhei_pipeline.model.reports import RowParity, TableVerification
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import ChangeSource, Mirror, MirrorTransaction, OnStep, SourceSnapshot
-from rhei_pipeline.sync.cycle import SyncOptions, apply_pending
+from rhei_pipeline.sync.cycle import apply_pending
 from rhei_pipeline.sync.naming import find_table
+from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.repair_keys import Mending, RepairRange, find_differences
 from rhei_pipeline.sync.schema_watch import SchemaWatch

@@ -12,8 +12,8 @@ from rhei_pipeline.model.reports import CopyStatus
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourcePositions
 from rhei_pipeline.sync.added_columns import AddedValues, find_added
-from rhei_pipeline.sync.cycle import SyncOptions
 from rhei_pipeline.sync.initial_sync import Copied, OnProgress, copy_table, has_shape, needs_copy
+from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.schema_registry import Registry
 from rhei_pipeline.sync.schema_watch import SchemaWatch

@@ -40,26 +40,14 @@ from rhei_pipeline.protocols import (
 )
 from rhei_pipeline.sync.added_columns import AddedValues, added_of, with_added
 from rhei_pipeline.sync.cycle_reports import age_of_oldest, with_unchanged, with_waiting
-from rhei_pipeline.sync.quarantine import keep_letters, letter_names, unknown_keys
+from rhei_pipeline.sync.options import SyncOptions
+from rhei_pipeline.sync.quarantine import keep_letters, letter_names, refuse_overflow, unknown_keys
 from rhei_pipeline.sync.repair_keys import Mending, untouched
 from rhei_pipeline.sync.rescan import find_drift
 
 _NO_COLUMNS: AddedValues = MappingProxyType({})
 #: No columns are added to any table.
 NOTHING_ADDED: Mapping[str, AddedValues] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class SyncOptions:
-    """How many rows a sync holds at once, and whether it prunes the source.
-
-    Attributes:
-        batch_rows: About how many rows are held in memory; never a limit to what is atomic.
-        prune: Let the source forget what no mirror needs.
-    """
-
-    batch_rows: int = 50_000
-    prune: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +140,9 @@ def _apply_one_state(  # noqa: PLR0913  (the seams, the options, and callbacks)
         if due:
             with mirror.transaction() as transaction:
                 reports = _apply_all(due, snapshot, transaction, options, on_step, blame, added)
+                for table in due:
+                    with blame.of(table.name):
+                        _refuse_overflow(table, reports, transaction, mirror, options)
                 for table in mended:
                     with blame.of(table.name):
                         _mend(table, mending, snapshot, transaction, options)
@@ -184,6 +175,19 @@ def _apply_all(  # noqa: PLR0913, PLR0917  (the seams, the options, and what els
                 table, snapshot, transaction, options, on_step, news
             )
     return reports
+
+
+def _refuse_overflow(
+    table: Table,
+    reports: Mapping[str, TableReport],
+    transaction: MirrorTransaction,
+    mirror: Mirror,
+    options: SyncOptions,
+) -> None:
+    """Refuse too many dead letters of a table that has done more than follow the head."""
+    report = reports[table.name]
+    if report != TableReport(table.name, watermark=report.watermark):
+        refuse_overflow(table, transaction, mirror, options.letter_bounds(table.name))
 
 
 def _mend(

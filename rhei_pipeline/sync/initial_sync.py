@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 from rhei_pipeline.capabilities import (
     beginning_of,
@@ -33,7 +34,9 @@ from rhei_pipeline.protocols import (
     Step,
 )
 from rhei_pipeline.sql.text import mirror_table
-from rhei_pipeline.sync.cycle import SyncOptions, acknowledge
+from rhei_pipeline.sync.cycle import acknowledge
+from rhei_pipeline.sync.options import SyncOptions
+from rhei_pipeline.sync.quarantine import refuse_overflow
 
 #: How long one read transaction of a copy may last, about: the source's WAL grows meanwhile.
 SNAPSHOT_SECONDS = 5.0
@@ -99,7 +102,8 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
         by then is of no use: the copy is to be begun again, in that shape.
     """
     small_rows = min(SMALL_ROWS, options.batch_rows) if at_once else 0
-    start = _start(table, source, mirror, small_rows, same_shape=same_shape)
+    bounded = partial(_refuse_overflow, table, mirror, options)
+    start = _start(table, source, mirror, small_rows, bounded, same_shape=same_shape)
     if not isinstance(start, _Start):
         return start
     progress, resumed = start.progress, start.resumed
@@ -121,6 +125,7 @@ def copy_table(  # noqa: PLR0913  (the seams, the options, and callbacks)
                 batch = snapshot.rows(table, progress.resume, options.batch_rows)
                 with mirror.transaction() as transaction:
                     progress = _append(table, progress, batch, transaction, is_last=batch is None)
+                    bounded(transaction)
                 rows += batch.rows.num_rows if batch else 0
                 letters += len(batch.rejected) if batch else 0
                 batch = None  # it may be large, and the next one is read now
@@ -192,7 +197,13 @@ def _resumable(table: Table, snapshot: SourcePositions, ledger: Ledger) -> CopyP
 
 
 def _start(
-    table: Table, source: ChangeSource, mirror: Mirror, small_rows: int, *, same_shape: bool
+    table: Table,
+    source: ChangeSource,
+    mirror: Mirror,
+    small_rows: int,
+    bounded: Callable[[MirrorTransaction], None],
+    *,
+    same_shape: bool,
 ) -> _Start | Copied | None:
     """Begin a copy, or go on with one; where nothing is to be read, return what was copied."""
     with source.snapshot() as snapshot:
@@ -215,7 +226,15 @@ def _start(
         if batches is not None:
             batch = next(iter(batches), None)
             progress = _append(table, progress, batch, transaction, is_last=True)
+        bounded(transaction)
     return _Start(progress, resumed=False, batches=batches or ())
+
+
+def _refuse_overflow(
+    table: Table, mirror: Mirror, options: SyncOptions, transaction: MirrorTransaction
+) -> None:
+    bounds = options.letter_bounds(table.name)
+    refuse_overflow(table, transaction, mirror, bounds, is_copy=True)
 
 
 def _all_rows(table: Table, source: ChangeSource, most: int) -> Sequence[RowBatch] | None:

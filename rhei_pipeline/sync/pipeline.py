@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from rhei_pipeline.capabilities import heal_files
 from rhei_pipeline.errors import (
+    DeadLettersFullError,
     MirrorUnreachableError,
     PermanentError,
     SchemaError,
@@ -32,14 +33,14 @@ from rhei_pipeline.model.reports import (
     VerifyReport,
 )
 from rhei_pipeline.model.retention import ExpiredHistory
-from rhei_pipeline.model.schema import Mode, Table
+from rhei_pipeline.model.schema import Mode, Table, TableSchema
 from rhei_pipeline.model.schema_log import Followed, SchemaChange
 from rhei_pipeline.model.upkeep import DamagedFile, DropReport, RepairReport
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, Step
 from rhei_pipeline.sync.added_columns import AddedValues
 from rhei_pipeline.sync.comparisons import Comparisons
 from rhei_pipeline.sync.copies import CopyOptions, TableCopies
-from rhei_pipeline.sync.cycle import NOTHING_ADDED, SyncOptions, sync_cycle
+from rhei_pipeline.sync.cycle import NOTHING_ADDED, sync_cycle
 from rhei_pipeline.sync.forgetting import KeysToForget, forget_keys, keys_of, refuse_present
 from rhei_pipeline.sync.free_memory import FreeMemory
 from rhei_pipeline.sync.initial_sync import Copied, OnProgress, copy_report
@@ -54,6 +55,7 @@ from rhei_pipeline.sync.kept_history import (
 )
 from rhei_pipeline.sync.leaving import LeavingTables
 from rhei_pipeline.sync.naming import find_table, in_any_case, nothing_declared
+from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.participants import Participants
 from rhei_pipeline.sync.people import PersonSearch
 from rhei_pipeline.sync.repair_keys import Key, Mending, RepairRange
@@ -572,7 +574,34 @@ class Pipeline:
     def touch(self, name: str, keys: Collection[tuple[object, ...]]) -> None:
         """Mark the rows of these keys to be read again by the next sync."""
         with self._lock:
-            self._source.touch(self.table(name), list(keys))
+            self._source.touch(self.with_letters(name), list(keys))
+
+    def drop_letters(self, names: Collection[str]) -> int:
+        """Forget the open dead letters of tables; a row that is met again becomes one again.
+
+        Returns:
+            How many there were.
+        """
+        with self._lock, self._mirror.transaction() as transaction:
+            count = 0
+            for name in names:
+                table = self.with_letters(name)
+                letters = transaction.quarantined(table)
+                # As of a table without history: those that are resolved would say that rows fit.
+                transaction.release(Table(table.schema), letters, datetime.now(UTC))
+                count += len(letters)
+            return count
+
+    def with_letters(self, name: str) -> Table:
+        """Return a table, also one that is left out because it would have too many dead letters.
+
+        One that was never in place is known by its name alone.
+        """
+        full = (n for n, error in self.left_out.items() if isinstance(error, DeadLettersFullError))
+        found = next((each for each in full if each.lower() == name.lower()), None)
+        if found is None:
+            return self.mirrored(name)
+        return self._registry.table(found) or Table(TableSchema(found, (), ()))
 
     def _drain(
         self, tables: Collection[Table], schema_version: int, failing: set[str] | None

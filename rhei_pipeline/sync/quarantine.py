@@ -6,10 +6,12 @@ import pyarrow as pa
 
 from rhei_pipeline.capabilities import keyless_rows
 from rhei_pipeline.changes.null_keys import is_keyless
+from rhei_pipeline.errors import DeadLettersFullError
 from rhei_pipeline.model.changes import ChangeBatch, LetterName, key_text, read_keys
 from rhei_pipeline.model.plain_values import plain_rows
+from rhei_pipeline.model.retention import LetterBounds
 from rhei_pipeline.model.schema import Table
-from rhei_pipeline.protocols import DeadLetterStore, SourcePositions
+from rhei_pipeline.protocols import DeadLetterStore, MirrorRecords, SourcePositions
 
 
 def keep_letters(
@@ -69,3 +71,34 @@ def _no_longer_keyless(
 def unknown_keys(table: Table, transaction: DeadLetterStore) -> pa.Table:
     """Return the keys whose rows are dead letters."""
     return read_keys({key for key, _ in transaction.quarantined(table)}, table.schema)
+
+
+def refuse_overflow(
+    table: Table,
+    transaction: DeadLetterStore,
+    mirror: MirrorRecords,
+    bounds: LetterBounds,
+    *,
+    is_copy: bool = False,
+) -> None:
+    """Refuse more dead letters than are to be kept; fewer than before are taken in any case.
+
+    Raises:
+        DeadLettersFullError: There would be too many. Nothing is kept of this transaction.
+    """
+    now = transaction.quarantined(table)
+    if not bounds.exceeded_by(now, ()):
+        return
+    kept = mirror.dead_letters(table.name)
+    before = set(zip(kept["key"].to_pylist(), kept["column_name"].to_pylist(), strict=True))
+    if bounds.exceeded_by(now, before):
+        raise DeadLettersFullError(
+            f"it would have {len(now):,} dead letters, which is more than 'dead_letters' lets it"
+            " have; the source keeps its changes",
+            table=table.name,
+            hint=f"correct the rows in the source and run 'rhei dead-letters --table {table.name}"
+            " --drop', or raise 'dead_letters' in the declaration; the copy then goes on"
+            if is_copy
+            else f"correct the rows in the source, run 'rhei dead-letters --table {table.name}"
+            " --drop', or raise 'dead_letters' in the declaration; then sync",
+        )

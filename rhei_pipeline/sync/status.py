@@ -9,6 +9,9 @@ from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from rhei_pipeline.capabilities import bytes_held_by, doubt_about, kept_since
 from rhei_pipeline.errors import RheiError
 from rhei_pipeline.model.blame import Blame
@@ -22,6 +25,9 @@ from rhei_pipeline.protocols import (
 )
 
 _log = logging.getLogger(__name__)
+
+#: So many reasons of dead letters are told of a table.
+_REASONS = 5
 
 
 class StatusCache:
@@ -92,13 +98,17 @@ def read_status(
     """
     with source.snapshot() as snapshot:
         ledger = mirror.ledger()
-        letters = Counter(mirror.dead_letters()["table_name"].to_pylist())
+        open_letters = mirror.dead_letters()
+        letters = Counter(open_letters["table_name"].to_pylist())
         kept, found = kept_since(mirror), {}
         for name, mode in declared.items():
             with blame.of(name):
                 table, waiting = tables.get(name), letters[name]
                 status = _status(name, mode, table, snapshot, ledger, waiting)
-                found[name] = replace(status, kept_since=kept.get(name))
+                reasons = _reasons(open_letters, name) if waiting else MappingProxyType({})
+                found[name] = replace(
+                    status, kept_since=kept.get(name), dead_letter_reasons=reasons
+                )
     shown = {
         name: replace(status, error=str(errors[name])) if name in errors else status
         for name, status in found.items()
@@ -109,6 +119,18 @@ def read_status(
         MappingProxyType(dict(bytes_held_by(source))),
         not_published=None if unpublished is None else str(unpublished),
     )
+
+
+def _reasons(letters: pa.Table, table: str) -> Mapping[str, int]:
+    """Return the most frequent reasons of a table's dead letters, each with its number."""
+    own = letters.filter(pc.equal(letters["table_name"], table))
+    found = own.group_by(["column_name", "reason"]).aggregate([([], "count_all")])
+    largest = found.sort_by([("count_all", "descending")]).slice(0, _REASONS)
+    told = {}
+    for row in largest.to_pylist():
+        column = f"column {row['column_name']!r}: " if row["column_name"] else ""
+        told[f"{column}{row['reason']}"] = row["count_all"]
+    return MappingProxyType(told)
 
 
 def _status(

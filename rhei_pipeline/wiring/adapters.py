@@ -6,8 +6,8 @@ from pathlib import Path
 from rhei_pipeline.model.schema import Mode
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep
 from rhei_pipeline.settings.sections import SyncSettings
-from rhei_pipeline.sync.cycle import SyncOptions
 from rhei_pipeline.sync.kept_history import Declared
+from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.pipeline import Pipeline, no_step
 from rhei_pipeline.sync.schema_registry import Registry
 

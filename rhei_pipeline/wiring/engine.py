@@ -18,8 +18,8 @@ from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.source import BufferSettings
 from rhei_pipeline.sources.masked_source import MaskedSource
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
-from rhei_pipeline.sync.cycle import SyncOptions
 from rhei_pipeline.sync.kept_history import Declared
+from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.pipeline import Pipeline, no_step
 from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
 from rhei_pipeline.wiring.adoption import claim
@@ -34,7 +34,7 @@ from rhei_pipeline.wiring.source import (
     restrict_functions,
     unread,
 )
-from rhei_pipeline.wiring.table_options import poll_options, table_options
+from rhei_pipeline.wiring.table_options import letter_bounds, poll_options, table_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,9 @@ def open_engine(settings: Settings, on_step: OnStep = no_step) -> Engine:
             buffered or masked,
             mirror,
             registry,
-            SyncOptions(settings.sync.batch_rows, settings.sync.prune),
+            SyncOptions(
+                settings.sync.batch_rows, settings.sync.prune, letter_bounds(settings, registry)
+            ),
             on_step,
             may_be_empty=may_be_empty(settings),
             said=lambda name: (

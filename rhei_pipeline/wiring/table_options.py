@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 from rhei_pipeline.model.polling import PollOptions
-from rhei_pipeline.model.retention import HistoryBounds
+from rhei_pipeline.model.retention import HistoryBounds, LetterBounds
 from rhei_pipeline.model.schema import TableOptions
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.settings.sections import TableSettings
@@ -68,6 +68,12 @@ def history_bounds(settings: Settings, registry: Registrations) -> Callable[[str
     """Return what tells of a table how much of its past is kept."""
     said = ByTable(settings, registry, lambda table: table.history)
     return lambda name: (said.get(name) or settings.history).bounds
+
+
+def letter_bounds(settings: Settings, registry: Registrations) -> Callable[[str], LetterBounds]:
+    """Return what tells of a table how many dead letters it may have."""
+    said = ByTable(settings, registry, lambda table: table.dead_letters)
+    return lambda name: (said.get(name) or settings.dead_letters).bounds
 
 
 def options_of(table: TableSettings) -> TableOptions:

@@ -98,6 +98,30 @@ def test_bounded_histories_are_shortened_at_night_and_say_since_when_they_are_ke
     assert observed.metadata["history_kept_since"].value == since.timestamp()
 
 
+def test_dead_letters_are_counted_by_reason_and_settled_by_a_job(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    with rhei.open(settings) as htap:
+        htap.sync_now()
+        write(settings, "update orders set id = id, status = x'ff'")
+        htap.sync_now()
+        found = htap.sync_status().tables["orders"]
+    [(reason, count)] = found.dead_letter_reasons.items()
+    assert (count, "status" in reason) == (found.dead_letters, True)
+    job = build(settings).resolve_job_def("dead_letters")
+    write(settings, "update orders set status = 'corrected'")
+    replayed = job.execute_in_process(instance=instance)
+    assert replayed.success
+    with rhei.open(settings) as htap:
+        assert htap.dead_letters().num_rows == 0
+        write(settings, "update orders set status = x'ff'")
+        htap.sync_now()
+    asked = {"ops": {"settle_dead_letters": {"config": {"drop": True, "table": "orders"}}}}
+    assert job.execute_in_process(instance=instance, run_config=asked).success
+    with rhei.open(settings) as htap:
+        assert htap.dead_letters().num_rows == 0
+
+
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     (tmp_path / "home").mkdir()

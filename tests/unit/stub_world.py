@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Column, Mode, TableSchema
-from rhei_pipeline.sync.cycle import SyncOptions
 from rhei_pipeline.sync.kept_history import Declared
+from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.pipeline import Pipeline
 from rhei_pipeline.sync.schema_registry import Registry
 from rhei_pipeline.testing import Crash, CrashAt, StubMirror, StubSource

@@ -215,6 +215,7 @@ def dead_letters(
     config: Config = DEFAULT_CONFIG,
     table: OneTable = None,
     replay: Annotated[bool, typer.Option("--replay", help="Read their rows again.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Forget them until they are met.")] = False,
     format_: RowFormat = None,
     output: RowFile = None,
     limit: RowLimit = None,
@@ -223,6 +224,8 @@ def dead_letters(
     """Show the rows that cannot be mirrored, why, and what could be declared to take them."""
     writer = RowWriter.asked(format_, config, as_json=json_, file=output, limit=limit)
     with opened(config) as htap:
+        if drop:
+            htap.drop_dead_letters(table)
         if replay:
             htap.replay_dead_letters(table)
         found = htap.dead_letters(table)
