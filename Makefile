@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN_READY := $(VENV)/.run-ready
 DOCS_READY := $(VENV)/.docs-ready
+AUDIT := build/audit/.venv
+AUDIT_READY := $(AUDIT)/.ready
 PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev docs docs-update test test-cluster test-postgres combinations soak memory fuzz damage drift dagster-live lint types arrows check wheel fix bench bench-quick schema screenshots clean
+.PHONY: help demo dev docs docs-update test test-cluster test-postgres combinations soak memory fuzz damage drift dagster-live lint types arrows check wheel fix bench bench-quick schema screenshots audit clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | \
@@ -105,6 +107,14 @@ docs-update: $(READY) ## write the reference and the answers of commands into th
 screenshots: $(RUN_READY) ## take the README's pictures of the Dagster UI; needs Chromium
 	@SOURCE=$(SOURCE) $(BIN)/python -m examples.airline.screenshots
 
+# The last step asks PyPI, and fails where it cannot ask: what it did not look up is not called safe.
+audit: $(RUN_READY) $(AUDIT_READY) ## licences, an SBOM and known vulnerabilities of what is locked, in build/audit
+	@$(AUDIT)/bin/pip-licenses --python=$(BIN)/python --order=license --format=markdown \
+		--output-file=build/audit/licences.md
+	@$(AUDIT)/bin/cyclonedx-py requirements requirements-run.lock --output-format JSON \
+		--output-file build/audit/sbom.json
+	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements-run.lock
+
 clean: ## remove the environment and the demo's data
 	rm -rf $(VENV) data .dagster
 
@@ -124,4 +134,10 @@ $(READY): $(RUN_READY) requirements.lock
 
 $(DOCS_READY): $(READY) requirements-docs.lock
 	@$(PIP) --no-compile -r requirements-docs.lock
+	@touch $@
+
+$(AUDIT_READY): requirements-audit.lock
+	@$(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r requirements-audit.lock
 	@touch $@
