@@ -116,6 +116,28 @@ def _in_a_process(call: str) -> list[float]:
     return [float(part) for part in done.stdout.split()]
 
 
+def columns() -> Iterator[Figure]:
+    """Measure syncs that follow an added column: with a default, then without one."""
+    for storage in (None, "parquet"):
+        seconds = {}
+        for rows in (10_000, 1_000_000):
+            with orders(rows) as table, table.open(storage=storage) as htap:
+                htap.sync_now()
+                for default in (" default 7", ""):
+                    name = f"c{len(default)}"
+                    table.connection.execute(f"alter table orders add {name} integer{default}")
+                    with timed() as timing:
+                        htap.sync_now()
+                    seconds[rows, default] = timing.wall_seconds
+                prove(htap)
+        for default in (" default 7", ""):
+            few, many = (seconds[rows, default] for rows in (10_000, 1_000_000))
+            yield (
+                f"{storage or 'duckdb'}: a column added{default}, 1,000,000 against 10,000 rows",
+                f"{many * 1000:,.0f} ms against {few * 1000:,.0f} ms",
+            )
+
+
 def idle() -> Iterator[Figure]:
     """Measure a cycle with nothing to do."""
     with orders(100_000) as table, table.open() as htap:
@@ -149,7 +171,7 @@ def triggers() -> Iterator[Figure]:
 
 
 CHAPTERS: dict[str, Callable[[], Iterator[Figure]]] = {
-    part.__name__: part for part in (cycles, buffer, copy, idle, triggers)
+    part.__name__: part for part in (cycles, buffer, copy, columns, idle, triggers)
 } | {
     part.__name__.rpartition(".")[2]: part.measure
     for part in (mirrors, postgres, capture, many_tables, door, holder)
