@@ -11,14 +11,22 @@ import pyarrow as pa
 
 from rhei_pipeline.model.schema import Column, TableSchema
 from rhei_pipeline.sources.postgres.connection import Connection
-from rhei_pipeline.sources.postgres.table_facts import STORAGE
+from rhei_pipeline.sources.postgres.table_facts import HOLDING, STORAGE
 from rhei_pipeline.sources.postgres.types import admit_text
 
-#: The value is the text of the only element of the array that holds it.
+#: A value is the text of the only element of the array that holds it. Partitions have each their
+#: own, and can be the tables of another server.
 _ADDED = f"""
-select {STORAGE}, a.attname, a.attnum, a.attgenerated <> '', a.atthasmissing,
-    (a.attmissingval::text::text[])[1]
-from pg_class c join pg_attribute a on a.attrelid = c.oid
+select {STORAGE}, a.attname, a.attnum, a.attgenerated <> '' or held.kinds > 1, held.has_value,
+    held.value
+from pg_class c join pg_attribute a on a.attrelid = c.oid cross join lateral (
+    select bool_or(own.atthasmissing) as has_value,
+        min((own.attmissingval::text::text[])[1]) as value,
+        count(distinct concat_ws(' ', own.atthasmissing, own.attmissingval::text))
+        + count(*) filter (where held.relkind <> 'r') as kinds
+    from {HOLDING} held join pg_attribute own on own.attrelid = held.oid
+    where own.attname = a.attname
+) held
 where c.oid = %s and a.attname = any(%s) and a.attnum > 0 and not a.attisdropped
 """
 _NAMES = """
@@ -33,15 +41,15 @@ def added_values(
     """Return what each column that is new since is in rows that nobody has written since.
 
     None where one was there before and was not mirrored, or is not all that was added; where the
-    rows were written again; or where a column's values are computed.
+    rows were written again; or where a column's values are computed, or differ among partitions.
     """
     place, _, most = known.storage.partition(":")
     columns = {column.name: column for column in schema.columns[len(known.columns) :]}
     found = connection.execute(_ADDED, (oid, list(columns))).fetchall() if place else []
     expected = f"{place}:{int(most or 0) + len(columns)}"
     values = {}
-    for now, name, number, computed, has_value, text in found:
-        if now != expected or number <= int(most) or computed or (has_value and text is None):
+    for now, name, number, differs, has_value, text in found:
+        if now != expected or number <= int(most) or differs or (has_value and text is None):
             return None
         values[name] = _value(columns[name], text)
     told = {name: value for name in columns if (value := values.get(name)) is not None}

@@ -18,9 +18,19 @@ named.relkind = 'r' and named.relreplident <> 'f' and not exists (
         named.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end)
 """
 
+#: The tables that hold the rows of a row `c` of pg_class.
+HOLDING = """
+(select c.oid, c.relkind, c.relfilenode where c.relkind = 'r' union all
+    select part.oid, part.relkind, part.relfilenode from pg_partition_tree(c.oid) tree
+    join pg_class part on part.oid = tree.relid where c.relkind = 'p' and tree.isleaf)
+"""
 #: Of a row `c` of pg_class: where its rows are, and the greatest number that a column of it ever
-#: had. Numbers are not used again. Nothing is said of a partitioned table: its rows are elsewhere.
-STORAGE = "case when c.relkind = 'r' then c.relfilenode || ':' || c.relnatts else '' end"
+#: had. Numbers are not used again.
+STORAGE = f"""
+case when c.relkind in ('r', 'p') then coalesce((select md5(string_agg(
+    concat_ws(' ', held.oid, held.relfilenode), ',' order by held.oid)) from {HOLDING} held
+), '-') || ':' || c.relnatts else '' end
+"""
 
 _RELATIONS = f"""
 select t.place, n.nspname, c.relname, c.oid::bigint, c.relkind::text, c.relpersistence::text,

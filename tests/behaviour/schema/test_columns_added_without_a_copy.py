@@ -142,6 +142,34 @@ def test_a_default_of_any_type_is_what_the_source_has_in_its_rows(make: MakeWorl
         assert world.htap.verify(name).equal
 
 
+_PARTS = (
+    "create table p (id integer, a integer, primary key (id)) partition by range (id)",
+    "create table low partition of p for values from (0) to (10)",
+    "create table high partition of p for values from (10) to (20) partition by hash (id)",
+    "create table high0 partition of high for values with (modulus 1, remainder 0)",
+    "insert into p values (1, 10), (2, 20), (11, 110)",
+)
+
+
+def test_a_column_of_a_partitioned_table_is_added_unless_a_partition_was_written_again(
+    make: MakeWorld,
+) -> None:
+    world = make(Way("logical", None))
+    world.run(*_PARTS)
+    world.htap.sync_now()
+    world.run(
+        "alter table p add column c integer default 7",
+        "update p set c = 8 where id = 2",
+        "insert into p values (12, 120, null)",
+    )
+    assert world.htap.sync_now().tables["p"].copied_rows == 0
+    world.assert_equal("p")
+    world.run("alter table p add column d integer default 9", "vacuum full low")
+    assert world.htap.sync_now().tables["p"].copied_rows > 0
+    world.assert_equal("p")
+    assert world.htap.verify("p").equal
+
+
 #: What is done, and in which way it is captured: a row may have what no log tells.
 _OTHERWISE = {
     "renamed_since": (
