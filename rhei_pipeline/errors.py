@@ -210,6 +210,7 @@ _EXTRAS = {
     "postgres": {"pglast", "psycopg", "psycopg_pool"},
     "datafusion": {"datafusion", "obstore"},
     "delta": {"datafusion", "deltalake", "obstore"},
+    "masking": {"cryptography"},
     "metrics": {"prometheus_client"},
     "rocksdb": {"rocksdict"},
     "serve": {"google.protobuf"},

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.changes.compaction import one_form
-from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.errors import SchemaError, needs_extra
 from rhei_pipeline.model.changes import key_text, read_keys
 from rhei_pipeline.model.masks import MaskRule, parse_rule
 from rhei_pipeline.model.plain_values import plain_rows, plain_values
@@ -30,11 +31,16 @@ from rhei_pipeline.model.schema import (
 )
 from rhei_pipeline.model.type_names import type_name
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+
 #: In place of a text, or of what is not shown of it. As long for short texts as for long ones.
 REDACTED = "***"
 #: Half of SHA-256: no two values of any table will ever share so many bits.
 _HASH_CHARACTERS = 32
 _TAG_BYTES = 16
+#: What a sealed text begins with; those of older versions have no full stop.
+_SEALED = "2."
 
 #: Takes distinct values, none of them null, and returns as many.
 _Mask = Callable[[pa.Array], pa.Array]
@@ -67,22 +73,37 @@ class MaskingKey:
         )
 
     def seal(self, text: str) -> str:
-        """Encrypt a text; the same text always gives the same (synthetic nonce, as in SIV)."""
-        plain = text.encode()
-        tag = hmac.digest(self._derived("tag"), plain, "sha256")[:_TAG_BYTES]
-        return base64.urlsafe_b64encode(tag + self._stirred(plain, tag)).decode()
+        """Encrypt a text by AES-SIV; the same text always gives the same.
+
+        Raises:
+            MissingExtraError: The package for it is not installed.
+        """
+        sealed = self._cipher().encrypt(text.encode(), None)
+        return _SEALED + base64.urlsafe_b64encode(sealed).decode()
 
     def unseal(self, sealed: str) -> str:
-        """Decrypt what `seal` returned."""
-        found = base64.urlsafe_b64decode(sealed)
-        return self._stirred(found[_TAG_BYTES:], found[:_TAG_BYTES]).decode()
+        """Decrypt what `seal` returned, in this version or in one before."""
+        if not sealed.startswith(_SEALED):
+            return self._unseal_former(sealed)
+        found = base64.urlsafe_b64decode(sealed.removeprefix(_SEALED))
+        return self._cipher().decrypt(found, None).decode()
 
-    def _stirred(self, data: bytes, tag: bytes) -> bytes:
+    def _cipher(self) -> "AESSIV":
+        with needs_extra("masking", "a key that is masked"):
+            from cryptography.hazmat.primitives.ciphers.aead import (  # noqa: PLC0415  (an extra)
+                AESSIV,
+            )
+        return AESSIV(hashlib.sha512(b"rhei siv\0" + self._secret).digest())
+
+    def _unseal_former(self, sealed: str) -> str:
+        """Decrypt what a version before this one has left; nothing is written so any more."""
+        found = base64.urlsafe_b64decode(sealed)
+        tag, data = found[:_TAG_BYTES], found[_TAG_BYTES:]
         key, size = self._derived("stream"), hashlib.sha256().digest_size
         blocks = range(-(-len(data) // size))
         stream = b"".join(hmac.digest(key, tag + n.to_bytes(8), "sha256") for n in blocks)
         mixed = int.from_bytes(data) ^ int.from_bytes(stream[: len(data)])
-        return mixed.to_bytes(len(data))
+        return mixed.to_bytes(len(data)).decode()
 
     def _derived(self, purpose: str) -> bytes:
         # Not by the hash of a value: a row of that value would show it.
