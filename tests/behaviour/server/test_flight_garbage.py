@@ -14,7 +14,7 @@ from pyarrow import flight
 
 from rhei_pipeline.errors import without_places
 from rhei_pipeline.server.flight.generated import flight_sql_pb2 as wire
-from rhei_pipeline.server.flight.messages import pack
+from rhei_pipeline.server.flight.messages import pack, unpack
 from rhei_pipeline.server.flight.server import FlightSqlServer
 from tests.support.fix_world import World
 
@@ -204,3 +204,37 @@ def next_chunk(reader: flight.FlightStreamReader) -> flight.FlightStreamChunk:
 def held_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
+
+
+def test_a_statement_prepared_long_ago_is_forgotten_unless_it_is_used(
+    server: FlightSqlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhei_pipeline.server.flight.server._MAX_PREPARED", 2)
+    with flight.connect(f"grpc://127.0.0.1:{server.port}") as client:
+
+        def prepared() -> bytes:
+            body = pack(wire.ActionCreatePreparedStatementRequest(query=COUNT))
+            (result,) = client.do_action(flight.Action("CreatePreparedStatement", body))
+            made = unpack(result.body.to_pybytes())
+            return bytes(made.prepared_statement_handle)
+
+        def ask(handle: bytes) -> int:
+            command = pack(wire.CommandPreparedStatementQuery(prepared_statement_handle=handle))
+            return int(client.do_get(flight.Ticket(command)).read_all()["n"][0].as_py())
+
+        used, idle = prepared(), prepared()
+        assert ask(used) == 3
+        newest = prepared()
+        assert (ask(used), ask(newest)) == (3, 3)
+        for unknown in (idle, b"", used[:-1], bytes(16)):
+            with pytest.raises(flight.FlightServerError, match="closed or expired"):
+                ask(unknown)
+
+
+def test_the_same_query_asked_twice_has_two_tickets(server: FlightSqlServer) -> None:
+    """Who cancels the one must not end the other."""
+    command = flight.FlightDescriptor.for_command(pack(wire.CommandStatementQuery(query=COUNT)))
+    with flight.connect(f"grpc://127.0.0.1:{server.port}") as client:
+        tickets = [client.get_flight_info(command).endpoints[0].ticket for _ in range(2)]
+        assert tickets[0].ticket != tickets[1].ticket
+        assert [client.do_get(each).read_all()["n"].to_pylist() for each in tickets] == [[3], [3]]
