@@ -209,10 +209,14 @@ def _parsed(lines: list[bytes], names: Sequence[str]) -> pa.Table:
     """Take lines over, and return their columns."""
     data = b"".join(lines)
     lines.clear()
+    is_large = len(data) > LARGE_BYTES
     texts = pa_csv.read_csv(
         pa.BufferReader(data),
-        # One block: a value may be longer than any block chosen beforehand.
-        read_options=pa_csv.ReadOptions(block_size=len(data), column_names=list(names)),
+        # One block: a value may be longer than any block chosen beforehand. And no threads for a
+        # large one: they let go of what they had read some time after its texts are there.
+        read_options=pa_csv.ReadOptions(
+            block_size=len(data), column_names=list(names), use_threads=not is_large
+        ),
         parse_options=pa_csv.ParseOptions(newlines_in_values=True),
         convert_options=pa_csv.ConvertOptions(
             column_types={name: pa.large_string() for name in names},
@@ -221,7 +225,7 @@ def _parsed(lines: list[bytes], names: Sequence[str]) -> pa.Table:
             quoted_strings_can_be_null=False,
         ),
     )
-    if len(data) > LARGE_BYTES:
+    if is_large:
         pa.default_memory_pool().release_unused()  # the parser held it once more
     return texts
 

@@ -114,6 +114,7 @@ def test_a_large_value_of_postgres_is_held_once_when_it_is_applied(
 ) -> None:
     """Beside the room that libpq keeps for the largest message of a connection."""
     monkeypatch.setattr(snapshot, "SPOOL_BYTES", MB)
+    monkeypatch.setattr(rows, "LARGE_BYTES", MB)
     size, held = 16 * MB, list[float]()
     polling = {"updated_at": "at", "clock": "database"}
     table = {"name": "t", **({"polling": polling} if method == "polling" else {})}
