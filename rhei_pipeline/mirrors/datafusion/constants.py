@@ -26,7 +26,10 @@ def constant_of(value: pa.Scalar) -> Constant | None:
     counted = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_timestamp, pa.types.is_time)
     is_number = any(is_such(kind) for is_such in counted)
     kept: Constant = value.cast(pa.int64() if is_number else pa.string()).as_py()
-    return kept if as_scalar(kept, kind).equals(value) else None
+    try:
+        return kept if as_scalar(kept, kind).equals(value) else None
+    except pa.ArrowInvalid:  # a day beyond those that Arrow writes, or an infinite one
+        return None
 
 
 def as_scalar(constant: Constant, kind: pa.DataType) -> pa.Scalar:
