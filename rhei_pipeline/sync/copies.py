@@ -11,6 +11,7 @@ from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.reports import CopyStatus
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourcePositions
+from rhei_pipeline.sql.text import mirror_table
 from rhei_pipeline.sync.added_columns import AddedValues, find_added
 from rhei_pipeline.sync.initial_sync import Copied, OnProgress, copy_table, has_shape, needs_copy
 from rhei_pipeline.sync.options import SyncOptions
@@ -134,10 +135,11 @@ class TableCopies:
         with self._source.snapshot() as snapshot:
             if snapshot.schema_version != self._watch.version:
                 return []
-            due = []
+            due, standing = [], self._mirror.tables()
             for table in tables:
                 with self._blame.of(table.name):
-                    if self._is_due(table, snapshot, ledger):
+                    found = standing.get(mirror_table(table.schema))
+                    if self._is_due(table, found, snapshot, ledger):
                         due.append(table)
             return due
 
@@ -150,12 +152,14 @@ class TableCopies:
         is_whole = not ledger.copies and self._tables.keys() <= ledger.watermarks.keys()
         return is_whole and bool(self._settled) and self._settled == self._tables
 
-    def _is_due(self, table: Table, snapshot: SourcePositions, ledger: Ledger) -> bool:
+    def _is_due(
+        self, table: Table, standing: Table | None, snapshot: SourcePositions, ledger: Ledger
+    ) -> bool:
         if needs_copy(table, snapshot, ledger):
             return True
         known = self._registry.table(table.name)
         if known == table:
-            return False
+            return standing is not None and _lacks_columns(standing, table)
         added = find_added(table, known, self._source, snapshot, self._mirror, ledger)
         if added is None:
             return True
@@ -184,3 +188,9 @@ class TableCopies:
             )
         finally:
             self._under_way.pop(table.name, None)
+
+
+def _lacks_columns(standing: Table, table: Table) -> bool:
+    """Return whether the mirror is older than the registry: it was put back from a backup."""
+    there = {name.lower() for name in standing.schema.names}
+    return not {name.lower() for name in table.schema.names} <= there
