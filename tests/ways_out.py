@@ -219,6 +219,7 @@ FOLLOWED = {
     "leave it out of 'tables'": "tests/ways/test_postgres_tables.py::test_a_table_that_is_left_out_is_taken_in",
     "leave it out with 'columns', or mirror to the storage 'parquet' at another path": "tests/ways/test_postgres_tables.py::test_columns_of_a_delta_table_differ_by_more_than_case",
     "leave one of them out with 'columns', or rename it in the source": "tests/ways/test_postgres_tables.py::test_a_table_that_is_left_out_is_taken_in",
+    "leave it out with 'columns', rename it, or keep the mirror in files": "tests/behaviour/schema/test_mirror_names.py::test_a_column_named_as_duckdb_finds_rows_leaves_its_table_out",
     "let the mirror catch up, or raise capture.buffer.max_bytes": "tests/ways/test_pipelines.py::test_a_full_buffer_is_given_room_or_emptied",
     "let the mirror catch up: run 'rhei sync'": "tests/behaviour/capture/test_buffer.py::test_changes_that_wait_too_long_stop_the_bridging",
     "lists and mappings are written as JSON": "tests/ways/test_declarations.py::test_a_list_in_the_environment_is_written_as_json",
@@ -340,6 +341,7 @@ FOLLOWED_IN_DOCS = {
     "no such table, no key, a view, a virtual or foreign table, a column without a clear type": "tests/behaviour/schema/test_opening.py::test_what_is_mended_is_taken_in_by_the_next_sync",
     "the same table named more than once under `tables`": "tests/behaviour/schema/test_opening.py::test_what_is_mended_is_taken_in_by_the_next_sync",
     "two names that differ by case only, in a DuckDB mirror": "tests/behaviour/schema/test_mirror_names.py::test_a_name_that_is_taken_leaves_its_table_out_and_mirror_name_gives_it_one",
+    "a column named `rowid`, in a DuckDB mirror": "tests/behaviour/schema/test_mirror_names.py::test_a_column_named_as_duckdb_finds_rows_leaves_its_table_out",
     "a privilege is missing": "tests/behaviour/postgres/test_grants.py::test_the_documented_grants_are_enough_and_each_one_is_named_where_it_lacks",
     '"it failed unexpectedly with ..." while it was read or applied': "tests/behaviour/faults/test_one_table_fails.py::test_any_fault_of_one_sqlite_table_is_its_own",
 }

@@ -6,6 +6,9 @@ from rhei_pipeline.errors import PermanentError, SchemaDriftError, SchemaError
 from rhei_pipeline.model.schema import Table, TableSchema, nearest
 from rhei_pipeline.sql.text import mirror_table
 
+#: By this name DuckDB finds rows; a column of this name would hide it, and other rows be changed.
+_ROW_PLACE = "rowid"
+
 
 def declared_twice(name: str) -> SchemaError:
     """Return the fault of a table that has several entries in the declaration."""
@@ -60,13 +63,19 @@ def find_known(name: str, known: Collection[str]) -> str:
 
 
 def refuse_like_columns(schema: TableSchema) -> None:
-    """Refuse columns whose names differ by case only, for a mirror that ignores it.
+    """Refuse columns whose names DuckDB takes for another: by case, or for a row's place.
 
     Raises:
         SchemaError: Names them.
     """
     met: dict[str, str] = {}
     for name in schema.names:
+        if name.lower() == _ROW_PLACE:
+            raise SchemaError(
+                f"its column {name!r} has the name by which DuckDB finds rows",
+                table=schema.name,
+                hint="leave it out with 'columns', rename it, or keep the mirror in files",
+            )
         if (other := met.setdefault(name.lower(), name)) != name:
             raise SchemaError(
                 f"its columns {other!r} and {name!r} differ by case only, and its mirror ignores "

@@ -3,6 +3,7 @@
 What must not be taken for such a column is in `test_added_columns.py`, and below.
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -122,6 +123,7 @@ def test_a_default_of_any_type_is_what_the_source_has_in_its_rows(make: MakeWorl
         "timestamptz": "'2020-01-01 00:00:00+02'",
         "timestamp": "'1969-12-31 23:59:59.999999'",
         "date": "'2020-02-29'",
+        "date not null": "'infinity'",
         "time": "'12:30:00.5'",
         "bytea": r"'\x00ff'",
         "numeric(10, 2)": "-1.5",
@@ -224,6 +226,25 @@ def test_a_column_that_was_there_while_its_table_was_frozen_is_read(
     world.tables = [{"name": "t"}]
     assert world.htap.sync_now().tables["t"].copied_rows == 4
     world.assert_equal("t")
+
+
+@pytest.mark.parametrize("storage", [None, "parquet"])
+def test_a_mirror_put_back_from_before_a_column_has_it_again(
+    make: MakeWorld, storage: str | None
+) -> None:
+    world = make(Way("sqlite", storage))
+    world.crash()
+    place, backup = world.directory / (storage or "mirror.duckdb"), world.directory / "backup"
+    put = shutil.copytree if storage else shutil.copy
+    put(place, backup)
+    world.run("alter table t add column c integer default 7")
+    world.htap.sync_now()
+    world.crash()
+    shutil.rmtree(place) if storage else place.unlink()
+    put(backup, place)
+    assert world.htap.sync_now().tables["t"].copied_rows == 4
+    world.assert_equal("t")
+    assert world.htap.verify("t").equal
 
 
 def test_rows_that_did_not_fit_have_their_table_copied_for_a_column(make: MakeWorld) -> None:

@@ -94,3 +94,25 @@ def test_files_tell_names_apart(make_postgres: MakePostgres) -> None:
     world.htap.sync_now()
     assert world.htap.verify().equal
     assert [row["v"] for row in _rows(world, 'select v from "Orders"')] == ["upper"]
+
+
+@pytest.mark.parametrize("storage", [None, "parquet"])
+def test_a_column_named_as_duckdb_finds_rows_leaves_its_table_out(
+    make_world: Callable[..., World], storage: str | None
+) -> None:
+    world = make_world(storage=storage)
+    world.run("create table t (id integer primary key, a integer)", "insert into t values (1, 1)")
+    world.htap.sync_now()
+    world.run("alter table t add column RowId integer default 7", "insert into t values (2, 2, 7)")
+    errors = world.htap.sync_now().errors
+    if storage is None:
+        assert "column 'RowId' has the name by which DuckDB finds rows" in errors["t"]
+        assert "leave it out with 'columns'" in errors["t"]
+        world.crash()
+        world.tables = [{"name": "t", "columns": ["id", "a"]}]
+        assert not world.htap.sync_now().errors
+    world.run("update t set a = 9 where id = 1")
+    world.htap.sync_now()
+    found = _rows(world, "select a from t order by id")
+    assert [row["a"] for row in found] == [9, 2]
+    assert world.htap.verify("t").equal
