@@ -244,6 +244,8 @@ FOLLOWED = {
     "pass what execute returned, or its 'token': a number alone has no commit time": "tests/ways/test_queries.py::test_what_belongs_to_a_call_is_given_as_its_refusal_says",
     "pip install 'rhei-pipeline[{}]'": "tests/ways/test_pipelines.py::test_a_missing_package_is_installed",
     "pool whole transactions ('pool_mode = transaction'), or set source.dsn to the server itself": "tests/behaviour/postgres/test_poolers.py::test_a_pooler_that_lends_a_session_for_a_statement_is_refused_by_name",
+    "mirror {} with 'mode: temporal', or find them by a column of its own": "tests/behaviour/privacy/test_people.py::test_a_history_is_not_found_by_a_table_whose_past_is_gone",
+    "correct 'people' in the declaration: name a column that holds them": "tests/behaviour/privacy/test_people.py::test_a_column_that_holds_no_keys_of_the_other_table_is_named",
     "nothing of it is committed: try again": "tests/behaviour/mirrors/test_conflicts.py::test_a_conflict_is_tried_again_and_then_named",
     "query the mirror, or declare a 'local' database beside it": "tests/behaviour/sqlite/test_polling.py::test_a_sidecar_refuses_writes_and_reads_the_mirror",
     "query without 'max_staleness' and 'after'; 'rhei sync' says what to do": "tests/behaviour/query/test_left_out_freshness.py::test_an_answer_from_a_table_that_is_left_out_is_never_called_fresh",

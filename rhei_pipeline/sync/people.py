@@ -12,7 +12,7 @@ from rhei_pipeline.changes.masks import MaskingKey, masked_rows
 from rhei_pipeline.errors import QueryError, SchemaError
 from rhei_pipeline.model.changes import read_keys
 from rhei_pipeline.model.forgetting import Trace
-from rhei_pipeline.model.schema import Column, Table, TableSchema, nearest
+from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema, nearest
 from rhei_pipeline.protocols import Mirror
 from rhei_pipeline.sql.text import listed, mirror_table, quote
 from rhei_pipeline.sync.repair_keys import Key, key_of
@@ -57,6 +57,14 @@ class PersonSearch:
         column = _column(trace, table)
         if trace.of is None:
             return self._as_mirrored(column, table)
+        if table.mode is Mode.TEMPORAL and self.table(trace.of).mode is not Mode.TEMPORAL:
+            raise SchemaError(
+                f"its history cannot be searched by {trace.of!r}, which has none: after a sync of"
+                " their deletion, people are not found there any more",
+                table=table.name,
+                hint=f"mirror {trace.of!r} with 'mode: temporal', or find them by a column of its"
+                " own",
+            )
         keys = self.found[trace.of]
         if keys.num_columns != 1:
             raise SchemaError(
@@ -64,7 +72,15 @@ class PersonSearch:
                 table=table.name,
                 hint="name a column that holds what names the person",
             )
-        return keys.column(0).cast(column.type).combine_chunks()
+        try:
+            return keys.column(0).cast(column.type).combine_chunks()
+        except pa.ArrowInvalid:  # whose text has a value of a row
+            raise SchemaError(
+                f"its column {trace.column!r} does not hold keys of {trace.of!r}: they are of"
+                " another type",
+                table=table.name,
+                hint="correct 'people' in the declaration: name a column that holds them",
+            ) from None
 
     def _as_mirrored(self, column: Column, table: Table) -> pa.Array:
         """Return what names the person as the mirror has it: hashed where the column is."""

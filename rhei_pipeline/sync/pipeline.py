@@ -259,10 +259,12 @@ class Pipeline:
             SchemaError: The source still has one, or a table has no such column.
         """
         with self._lock:
-            # A table without history has the rows no more once their deletion is synced.
+            # A table without history has the rows no more once their deletion is synced; a dry run
+            # leaves them to be found.
             person.look(self._mirror)
-            self._sync(no_progress)
-            person.look(self._mirror)
+            if not dry_run:
+                self._sync(no_progress)
+                person.look(self._mirror)
             asked = [
                 KeysToForget(self._to_forget_in(name), keys, found=True)
                 for name, keys in person.found.items()
@@ -270,7 +272,8 @@ class Pipeline:
             for each in asked:
                 if each.table.name in self._tables:
                     refuse_present(each.table, each.keys, self._source)
-            self._sync(no_progress)
+            if not dry_run:
+                self._sync(no_progress)
             return self._forget(asked, search, dry_run=dry_run)
 
     def _forget(

@@ -102,23 +102,19 @@ def test_one_person_is_forgotten_in_all_tables_at_once(
     assert {name: found.keys for name, found in planned.tables.items()} == {
         "customers": 1,
         "orders": 2,
-        # Without history their rows went with that sync, and are found no more.
         "items": 1,
         "visits": 1,
     }
     report = world.htap.forget_person("customer", "42")
     assert report.is_clear, report.to_dict()
+    # Without history their rows went with the sync before; the keys were found before that.
     rows = {name: found.rows for name, found in report.tables.items()}
     assert rows == {"customers": 3, "orders": 2, "items": 0, "visits": 1}
     assert report.tables["orders"].searched >= 2
     assert MARK not in repr(report.to_dict())
     assert left(world) == OTHERS
     assert world.htap.verify().equal
-    assert [change.table for change in world.htap.schema_log()[-3:]] == [
-        "customers",
-        "orders",
-        "visits",
-    ]
+    assert [change.table for change in world.htap.schema_log()[-4:]] == [*PEOPLE["customer"]]
     world.crash()
     assert holding(world) == []
 
@@ -215,6 +211,47 @@ def test_who_cannot_be_found_is_refused_with_the_way_out(
     assert "holds" in rhei(world.settings, tmp_path, *asked, "--dry-run")
     done = json.loads(rhei(world.settings, tmp_path, *asked, "--json"))
     assert (done["is_clear"], done["tables"]["orders"]["rows"]) == (True, 2)
+
+
+def test_a_history_is_not_found_by_a_table_whose_past_is_gone(make_world: MakeWorld) -> None:
+    people = {"customer": {"orders": "customer_id", "items": "order_id -> orders"}}
+    plain, kept = {"name": "orders", "mode": "destructive"}, {"name": "items", "mode": "temporal"}
+    world = make_world(tables=[plain, kept], people=people)
+    live(world)
+    gone(world)
+    world.htap.sync_now()
+    with refused("mirror {} with 'mode: temporal', or find them by a column of its own"):
+        world.htap.forget_person("customer", 42)
+    other = make_world(tables=[{**plain, "mode": "temporal"}, kept], people=people)
+    live(other)
+    gone(other)
+    other.htap.sync_now()
+    assert other.htap.forget_person("customer", 42).tables["items"].rows == 1
+
+
+def test_a_dry_run_leaves_what_it_has_found_to_be_found(make_world: MakeWorld) -> None:
+    world = make_world(tables=TABLES, people=PEOPLE)
+    live(world)
+    gone(world)
+    planned = [world.htap.forget_person("customer", 42, dry_run=True) for _ in range(2)]
+    done = world.htap.forget_person("customer", 42)
+    for report in (*planned, done):
+        assert report.tables["items"].keys == 1
+        assert report.tables["orders"].keys == 2
+    assert done.is_clear
+
+
+def test_a_column_that_holds_no_keys_of_the_other_table_is_named(make_world: MakeWorld) -> None:
+    people = {"customer": {"labels": "customer_id", "items": "order_id -> labels"}}
+    world = make_world(tables=[{"name": "labels"}, {"name": "items"}], people=people)
+    world.run(
+        "create table labels(id text primary key, customer_id integer)",
+        f"insert into labels values ('{MARK}', 42)",
+    )
+    live(world)
+    with refused("correct 'people' in the declaration: name a column that holds them") as met:
+        world.htap.forget_person("customer", 42)
+    assert MARK not in str(met.error)
 
 
 def test_a_mask_under_which_nobody_is_found_is_named(make_world: MakeWorld) -> None:
