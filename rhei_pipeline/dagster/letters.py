@@ -43,6 +43,8 @@ def dead_letter_jobs(declaration: Declaration) -> list[dg.JobDefinition]:
             after = htap.dead_letters(config.table).num_rows
         told = {"before": before, "after": after, "left_out": dict(report.errors)}
         context.add_output_metadata(told)
+        if report.errors:
+            raise dg.Failure("; ".join(report.errors.values()), allow_retries=False)
 
     @dg.job(
         name=names.named("dead_letters"),

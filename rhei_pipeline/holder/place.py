@@ -2,7 +2,8 @@
 
 A socket's own permissions are not looked at everywhere, so its folder's are what counts. It stands
 beside the mirror, where processes find it that share nothing else, such as two containers; or, as
-the name of a socket must be short, in the user's folder for what lasts as long as a session.
+the name of a socket must be short, and the same in a URI, in the user's folder for what lasts as
+long as a session.
 """
 
 import hashlib
@@ -14,10 +15,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 _FOLDER = ".rhei"
 #: What Linux takes is 107 bytes, what macOS takes 103.
 _LONGEST = 100
+#: What a URI's path may have as it is. Arrow decodes what is escaped, and gRPC then refuses it.
+_PLAIN = "/:@!$&'()*+;="
 #: How long a process that is alive may take to accept a connection.
 _SWEEP_SECONDS = 0.2
 _counter = itertools.count(1)
@@ -38,7 +42,7 @@ def new_socket(lock: Path, environment: Mapping[str, str] | None = None) -> Path
     mirror = hashlib.sha256(os.fsencode(lock.resolve())).hexdigest()[:8]
     name = f"{mirror}-{os.getpid()}-{next(_counter)}"
     for folder in _folders(lock, os.environ if environment is None else environment):
-        if len(os.fsencode(folder / name)) > _LONGEST or not _made_private(folder):
+        if not _is_usable(folder / name) or not _made_private(folder):
             continue
         _sweep(folder, mirror)
         if _can_bind(folder / name):
@@ -53,6 +57,12 @@ def _folders(lock: Path, environment: Mapping[str, str]) -> Iterator[Path]:
         yield Path(runtime) / "rhei"
     for temporary in dict.fromkeys((tempfile.gettempdir(), "/tmp")):  # noqa: S108  (it is looked at)
         yield Path(temporary) / f"rhei-{os.geteuid()}"
+
+
+def _is_usable(path: Path) -> bool:
+    """Return whether a socket may have this name: short, and the same in a URI."""
+    written = os.fsencode(path)
+    return len(written) <= _LONGEST and quote(written, safe=_PLAIN) == str(path)
 
 
 def is_private(folder: Path) -> bool:

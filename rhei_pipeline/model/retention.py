@@ -72,13 +72,10 @@ class LetterBounds:
 
     def exceeded_by(self, now: Collection[LetterName], before: Collection[LetterName]) -> bool:
         """Return whether there are too many, and more than there were."""
-        return _is_over(self.max_rows, len(now), len(before)) or _is_over(
-            self.max_bytes, _size(now), _size(before)
-        )
-
-
-def _is_over(most: int | None, now: int, before: int) -> bool:
-    return most is not None and now > max(most, before)
+        if self.max_rows is not None and len(now) > max(self.max_rows, len(before)):
+            return True
+        # Each of them is looked at for that, so only where it is asked for.
+        return self.max_bytes is not None and _size(now) > max(self.max_bytes, _size(before))
 
 
 def _size(names: Collection[LetterName]) -> int:

@@ -1,7 +1,6 @@
 """Finds a person's rows across tables, by the columns that a declaration names."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -116,15 +115,24 @@ def _in_rows(trace: Trace, table: Table, wanted: pa.Array, mirror: Mirror) -> It
     shown = listed(dict.fromkeys([*schema.primary_key, trace.column]))
     values: list[Any] = wanted.to_pylist()
     for name in (mirror_table(schema), mirror_table(days)):
+        if trace.column not in _columns_of(name, mirror):
+            continue
         for first in range(0, len(values), _AT_ONCE):
             some = values[first : first + _AT_ONCE]
             asked = (
                 f"select distinct {shown} from {name}"
                 f" where {quote(trace.column)} in ({', '.join('?' * len(some))})"
             )
-            # There are no snapshots, or they have no such column; or nothing was copied yet.
-            with suppress(QueryError):
-                yield mirror.query(asked, some)
+            yield mirror.query(asked, some)
+
+
+def _columns_of(relation: str, mirror: Mirror) -> Sequence[str]:
+    """Return the columns of one of the mirror's tables; none where it is not there (yet)."""
+    try:
+        names: Sequence[str] = mirror.query(f"select * from {relation} limit 0").column_names
+    except QueryError:
+        return ()
+    return names
 
 
 def _in_letters(trace: Trace, table: Table, mirror: Mirror) -> Iterator[pa.Table]:

@@ -120,6 +120,11 @@ def test_dead_letters_are_counted_by_reason_and_settled_by_a_job(
     assert job.execute_in_process(instance=instance, run_config=asked).success
     with rhei.open(settings) as htap:
         assert htap.dead_letters().num_rows == 0
+    write(settings, "drop table orders")
+    left_out = job.execute_in_process(instance=instance, raise_on_error=False)
+    assert not left_out.success
+    (failed,) = left_out.get_step_failure_events()
+    assert "'orders'" in str(failed.step_failure_data.user_failure_data)
 
 
 @pytest.fixture

@@ -433,6 +433,17 @@ def test_a_long_path_of_a_mirror_has_a_short_socket(make_world: MakeWorld, tmp_p
         assert not guest.holds
 
 
+@pytest.mark.parametrize("name", ["my files", "50%", "größe"])
+def test_any_path_of_a_mirror_has_a_socket_that_can_be_asked(name: str) -> None:
+    with TemporaryDirectory() as directory:  # short, so that a socket could be beside the mirror
+        world = World(Path(directory) / name)
+        world.run("create table t(id integer primary key)", "insert into t values (1)")
+        with holding(world.settings), rhei.open(world.settings) as guest:
+            assert guest.row_count("t") == 1
+            assert not guest.holds
+        world.close()
+
+
 def test_who_asks_from_time_to_time_holds_nothing_in_between(temporal: World) -> None:
     temporal.crash()
     with rhei.open(temporal.settings, hold=False) as shell:
