@@ -79,6 +79,7 @@ CLAIMS = {
         "Where WAL cannot be had, the mode was never changed.": "test_what_the_page_says_takes_rhei_out_of_sqlite",
     },
     "docs/serving.md": {
+        "The client is then told to log in again.": "test_a_client_whose_token_lay_idle_is_told_to_log_in_again",
         "every table is copied that is not left out": "test_a_table_that_is_left_out_keeps_nobody_from_asking",
         "It loads nothing from elsewhere and needs no script.": "test_a_browser_shows_the_page_and_runs_nothing",
     },

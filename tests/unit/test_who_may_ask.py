@@ -80,6 +80,31 @@ def test_a_token_for_a_password_is_its_own_and_the_oldest_is_forgotten(
         call(AuthMiddleware(Credentials(None, "ann", "word")), given[2])
 
 
+def test_a_token_for_a_password_ends_when_it_lies_idle_and_the_client_is_told_to_log_in() -> None:
+    now = [0]
+    gate = AuthMiddleware(Credentials("sesam", "ann", "word"), 60, clock=lambda: now[0])
+    used, idle = (call(gate, basic("ann:word")) or "" for _ in range(2))
+    for now[0] in (59, 118):  # each use begins its time anew
+        assert call(gate, used) is None
+    with pytest.raises(REFUSED, match="log in again"):
+        call(gate, idle)
+    now[0] += 60
+    for _ in range(2):
+        with pytest.raises(REFUSED, match="log in again"):
+            call(gate, used)
+    assert call(gate, "Bearer sesam") is None
+    assert call(gate, call(gate, basic("ann:word")) or "") is None
+
+
+def test_tokens_in_use_outlive_any_number_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "_MAX_SESSIONS", 2)
+    gate = AuthMiddleware(Credentials(None, "ann", "word"))
+    used = call(gate, basic("ann:word")) or ""
+    for _ in range(3):
+        call(gate, basic("ann:word"))
+        assert call(gate, used) is None
+
+
 def test_an_answer_may_be_exactly_as_large_as_its_limits() -> None:
     batch = pa.record_batch({"n": pa.array([1, 2, 3], pa.int64())})
     twice, size = [batch, batch], 2 * batch.nbytes

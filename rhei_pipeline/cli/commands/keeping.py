@@ -35,6 +35,9 @@ def serve(
     seconds: Annotated[
         float, typer.Option(min=0.1, help="Seconds after which a query is cancelled.")
     ] = 300.0,
+    idle_hours: Annotated[
+        float, typer.Option(min=0.1, help="Hours without a call that end a password's token.")
+    ] = 12.0,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines.")] = False,
 ) -> None:
     """Sync in the background and answer Flight SQL clients, until stopped.
@@ -57,7 +60,8 @@ def serve(
     take_environment(config)
     log_to_stderr(as_json=log_json)
     limits = FlightLimits(queries=queries, seconds=seconds)
-    options = ServerOptions(access_from(), limits, writes, tls_from(tls_certificate, tls_key))
+    tls = tls_from(tls_certificate, tls_key)
+    options = ServerOptions(access_from(), limits, writes, tls, idle_hours * 3600)
     refuse_open_server(host, options.access)
     with opened(config) as htap:
         addresses = Addresses(host, port, metrics_port)

@@ -4,7 +4,10 @@ import base64
 import hmac
 import ipaddress
 import secrets
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pyarrow import flight
@@ -12,8 +15,10 @@ from pyarrow import flight
 from rhei_pipeline.errors import SettingsError
 
 _HEADER = "authorization"
-#: Tokens given to those who came with a password; the oldest is forgotten first.
+#: Tokens given to those who came with a password; the one unused for longest is forgotten first.
 _MAX_SESSIONS = 1024
+#: How long such a token is valid after its last use.
+IDLE_SECONDS = 12 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +75,52 @@ class NoHandshake(flight.ServerAuthHandler):  # type: ignore[misc]
         return b""
 
 
-class AuthMiddleware(flight.ServerMiddlewareFactory):  # type: ignore[misc]
-    """Checks the authorization header of every call."""
+class _Sessions:
+    """The tokens of clients that came with a password; each is valid until it lies idle."""
 
-    def __init__(self, access: Credentials) -> None:
+    def __init__(self, idle_seconds: float, clock: Callable[[], float]) -> None:
+        self._idle_seconds = idle_seconds
+        self._clock = clock
+        self._used: OrderedDict[str, float] = OrderedDict()  # the one unused for longest first
+        self._lock = threading.Lock()
+
+    def begin(self) -> str:
+        """Return a new token."""
+        token = secrets.token_urlsafe(32)
+        with self._lock:
+            self._used[token] = self._clock()
+            while len(self._used) > _MAX_SESSIONS:
+                self._used.popitem(last=False)
+        return token
+
+    def use(self, token: str) -> bool:
+        """Return whether a token is valid; it then is for as long again."""
+        with self._lock:
+            used = self._used.pop(token, None)
+            now = self._clock()
+            if used is None or now - used >= self._idle_seconds:
+                return False
+            self._used[token] = now
+            return True
+
+
+class AuthMiddleware(flight.ServerMiddlewareFactory):  # type: ignore[misc]
+    """Checks the authorization header of every call.
+
+    Args:
+        access: The credentials that clients must present.
+        idle_seconds: How long a token that was given for a password is valid after its last use.
+        clock: Tells the seconds.
+    """
+
+    def __init__(
+        self,
+        access: Credentials,
+        idle_seconds: float = IDLE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._access = access
-        self._sessions: dict[str, None] = {}
+        self._sessions = _Sessions(idle_seconds, clock)
 
     def start_call(
         self,
@@ -94,11 +139,16 @@ class AuthMiddleware(flight.ServerMiddlewareFactory):  # type: ignore[misc]
         if kind.lower() == "bearer" and self._knows_token(secret):
             return None
         if kind.lower() == "basic" and self._knows_password(secret):
-            return _Answer(self._new_session())
+            return _Answer(self._sessions.begin())
+        if kind.lower() == "bearer" and self._access.password is not None:
+            raise flight.FlightUnauthenticatedError(
+                "the token is not known, or was not used for too long: log in again with user name"
+                " and password"
+            )
         raise flight.FlightUnauthenticatedError("give a valid token, or a user name and password")
 
     def _knows_token(self, token: str) -> bool:
-        if token in self._sessions:
+        if self._sessions.use(token):
             return True
         known = self._access.token
         return known is not None and hmac.compare_digest(known.encode(), token.encode())
@@ -113,13 +163,6 @@ class AuthMiddleware(flight.ServerMiddlewareFactory):  # type: ignore[misc]
             return False
         wanted = f"{self._access.user or ''}:{self._access.password}".encode()
         return hmac.compare_digest(wanted, given)
-
-    def _new_session(self) -> str:
-        token = secrets.token_urlsafe(32)
-        self._sessions[token] = None
-        while len(self._sessions) > _MAX_SESSIONS:
-            del self._sessions[next(iter(self._sessions))]
-        return token
 
 
 class _Answer(flight.ServerMiddleware):  # type: ignore[misc]

@@ -18,6 +18,7 @@ from rhei_pipeline.htap import HTAP
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.server.flight import catalog, compression
 from rhei_pipeline.server.flight.access import (
+    IDLE_SECONDS,
     AuthMiddleware,
     Credentials,
     NoHandshake,
@@ -56,12 +57,14 @@ class ServerOptions:
         limits: How many queries run at once, and for how long.
         writes: Whether writing statements are accepted and run in the source.
         tls: Certificate and key as PEM.
+        idle_seconds: How long a token that was given for a password is valid after its last use.
     """
 
     access: Credentials = field(default_factory=Credentials)
     limits: FlightLimits = field(default_factory=FlightLimits)
     writes: bool = False
     tls: tuple[bytes, bytes] | None = field(default=None, repr=False)
+    idle_seconds: float = IDLE_SECONDS
 
 
 class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
@@ -92,7 +95,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             auth_handler=NoHandshake(),
             tls_certificates=[options.tls] if options.tls else None,
             middleware={
-                "gate": AuthMiddleware(options.access),
+                "gate": AuthMiddleware(options.access, options.idle_seconds),
                 compression.HEADER: compression.CompressionMiddleware(),
             },
         )

@@ -244,6 +244,15 @@ def test_who_is_not_known_is_refused(serve: Serve) -> None:
         ask(connection, sql)
 
 
+def test_a_client_whose_token_lay_idle_is_told_to_log_in_again(serve: Serve) -> None:
+    server = serve(access=Credentials(user="ann", password="word"), idle_seconds=0)  # noqa: S106
+    with (
+        pytest.raises(adbc_driver_manager.Error, match="log in again"),
+        connect(server, username="ann", password="word") as connection,  # noqa: S106
+    ):
+        ask(connection, "select count(*) as n from orders")
+
+
 def test_an_open_server_stays_on_its_machine(world: World) -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):  # noqa: S104
         with pytest.raises(SettingsError, match="other machines"):
