@@ -381,13 +381,14 @@ def slot_in_use(world: PostgresWorld) -> Iterator[None]:
 def test_another_reader_of_the_slot_is_stopped(
     make_postgres: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_reader, "_RELEASE_SECONDS", 0.2)
     world = make_postgres(tables=[{"name": "t"}])
     world.run(*MADE, ROW)
     world.htap.sync_now()
     world.run("update t set v = 'b'")
-    with slot_in_use(world), refused("stop the other process that reads from it", SourceBusyError):
-        world.htap.sync_now()
+    with monkeypatch.context() as hasty, slot_in_use(world):
+        hasty.setattr(log_reader, "_RELEASE_SECONDS", 0.2)
+        with refused("stop the other process that reads from it", SourceBusyError):
+            world.htap.sync_now()
     world.htap.sync_now()
     world.assert_equal("t")
 
