@@ -1,20 +1,25 @@
 """Has a server that listens on a Unix socket answer on TCP as well."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 _CHUNK = 1 << 16
+#: Linux's `SO_MAX_PACING_RATE`, which Python has no name for.
+_MAX_PACING_RATE = 47
 
 
 @contextmanager
-def tcp_relay(unix_socket: str) -> Iterator[int]:
-    """Yield the port of this machine on which a Unix socket's server answers."""
+def tcp_relay(unix_socket: str, bytes_per_second: int) -> Iterator[int]:
+    """Yield the port of this machine on which a Unix socket's server answers, no faster."""
     loop = asyncio.new_event_loop()
 
     async def relay(near: asyncio.StreamReader, far: asyncio.StreamWriter) -> None:
         reader, writer = await asyncio.open_unix_connection(unix_socket)
+        way_back = far.get_extra_info("socket")
+        way_back.setsockopt(socket.SOL_SOCKET, _MAX_PACING_RATE, bytes_per_second)
         with closing(far), closing(writer):
             ways = [loop.create_task(_pump(near, writer)), loop.create_task(_pump(reader, far))]
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)

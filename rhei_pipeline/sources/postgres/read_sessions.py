@@ -54,7 +54,6 @@ class ReadSession(PooledConnection):
 
     reading: Mapping[str, str] = SESSION_SETTINGS
     limits: AnswerLimits = NO_LIMITS
-    _taken = 0
     _cleanings = 0
 
     def prepare_to_read(self, seconds: float) -> None:
@@ -112,40 +111,56 @@ class ReadSession(PooledConnection):
     ) -> _Given:
         """Wait for the server, and take no more from it than is allowed."""
         if self.limits.held_bytes is not None:
-            self._taken = 0
             gen = self._metered(gen)
         return super().wait(gen, interval, timeout)
 
     def _metered(self, gen: Generator[Any, Any, _Given]) -> Generator[Any, Any, _Given]:
-        received = _meter(self.pgconn.socket)
+        come = _meter(self.pgconn.socket)
         ready: Any = None
         while True:
-            before = received()
+            self._refuse_bytes(come())
             try:
                 wanted = gen.send(ready)
             except StopIteration as end:
                 value: _Given = end.value
                 return value
-            # A server sends a value whole, and the driver would take it whole.
-            self._taken += max(received() - before, 0)
-            try:
-                self.limits.refuse_bytes(self._taken)
-            except QueryLimitError:
-                self.pgconn.finish()
-                raise
+            self._refuse_bytes(come())
             ready = yield wanted
+
+    def _refuse_bytes(self, come: int) -> None:
+        """Hang up on an answer that is too large: a server sends a row whole."""
+        try:
+            self.limits.refuse_bytes(come)
+        except QueryLimitError:
+            self.pgconn.finish()
+            raise
 
 
 def _meter(fd: int) -> Callable[[], int]:
-    """Return what tells how many bytes were taken from a socket, against another time it is asked.
+    """Return what tells how many bytes have come from now on: asked before and after each read.
 
     Of a connection on this machine alone, what came while it was read is not counted.
     """
     with socket.socket(fileno=socket.dup(fd)) as found:
         family = found.family
     if family == socket.AF_UNIX or not hasattr(socket, "TCP_INFO"):
-        return lambda: -_waiting(fd)
-    return lambda: _received(fd)
+        return _LocalMeter(fd)
+    begun = _received(fd)
+    return lambda: _received(fd) - begun
+
+
+class _LocalMeter:
+    """Counts what was waiting and was then taken, for a system that does not count."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._taken = self._left = 0
+
+    def __call__(self) -> int:
+        waiting = _waiting(self._fd)
+        self._taken += max(self._left - waiting, 0)
+        self._left = waiting
+        return self._taken + waiting
 
 
 def _waiting(fd: int) -> int:
