@@ -17,8 +17,9 @@ import psycopg
 import pytest
 
 import rhei_pipeline as rhei
+from config.settings import load
 from definitions import build
-from rhei_pipeline import HTAP, Settings
+from rhei_pipeline import HTAP, Settings, SettingsError
 from rhei_pipeline.dagster import CdcResource, OltpResource
 from rhei_pipeline.dagster.session import Session
 from rhei_pipeline.protocols import Step
@@ -50,6 +51,24 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     )
     monkeypatch.setenv("RHEI_CONFIG", str(file))
     return Settings.load(file)
+
+
+def test_a_code_server_may_have_one_shard(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared = Path(os.environ["RHEI_CONFIG"])
+    declared.write_text(f"{declared.read_text()}name: shop\nshards: [[orders], []]\n")
+    for shard, tables in (("", ["odd_name", "orders"]), ("1", ["orders"]), ("2", ["odd_name"])):
+        monkeypatch.setenv("RHEI_SHARD", shard)
+        found = build(load())
+        keys = found.resolve_asset_graph().get_all_asset_keys()
+        mirrored = sorted(key.path[-1] for key in keys if key.path[-2] == "mirror")
+        assert len(mirrored) == len(tables)
+        assert all(map(str.startswith, mirrored, tables))
+    for wrong in ("3", "two"):
+        monkeypatch.setenv("RHEI_SHARD", wrong)
+        with pytest.raises(SettingsError, match=wrong):
+            load()
 
 
 def test_a_mirror_in_files_is_kept_in_sync_and_folded_at_night(

@@ -23,7 +23,8 @@ import pytest
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP
 from rhei_pipeline.dagster.check_records import last_evaluations
-from tests.support.dagster_deployment import Deployment, awaited, deployment
+from rhei_pipeline.errors import RheiError
+from tests.support.dagster_deployment import Deployment, Location, awaited, deployment
 from tests.support.live_worlds import ServerWorld, World
 
 CANCELED, FAILURE = dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE
@@ -199,6 +200,36 @@ def test_two_locations_do_not_wait_for_each_other(tmp_path: Path) -> None:
         assert len(open_at_once) == len(worlds)
     for world in worlds:
         world.assert_equal()
+
+
+@pytest.mark.soak
+def test_a_code_server_for_each_shard_follows_its_own_tables_and_stops_no_other(
+    tmp_path: Path,
+) -> None:
+    world = World.made(tmp_path / "shop", pipeline="name: shop\nshards: [[orders], []]\n")
+    servers = [Location(f"shard_{n}", world.location.declaration, shard=n) for n in (1, 2)]
+
+    def synced(shard: int, table: str) -> int:
+        with rhei.open(world.settings.of_shard(shard), hold=False) as htap:
+            try:
+                return htap.row_count(table)
+            except RheiError:  # not copied yet
+                return 0
+
+    with deployment(tmp_path / "home", *servers) as made:
+        world.write("insert into orders values (1, 'new')", "insert into items values (1, 5)")
+        for shard in (1, 2):
+            live_run(made, f"shop_shard_{shard}_sync")
+        awaited("the first copies", lambda: synced(1, "orders") and synced(2, "items"))
+        made.kill("shard_1")
+        world.write("insert into orders values (2, 'new')", "insert into items values (2, 5)")
+        awaited("the other shard goes on", lambda: synced(2, "items") == 2)
+        assert synced(1, "orders") == 1
+        made.start_code_server(servers[0])
+        awaited("the shard goes on", lambda: synced(1, "orders") == 2)
+    for shard in (1, 2):
+        with rhei.open(world.settings.of_shard(shard)) as htap:
+            assert htap.verify().equal
 
 
 @pytest.mark.soak

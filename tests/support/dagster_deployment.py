@@ -40,12 +40,17 @@ def free_port() -> int:
 
 @dataclass
 class Location:
-    """A code location: its name, the declaration that it loads, and the file that loads it."""
+    """A code location: its name, the declaration that it loads, and the file that loads it.
+
+    Attributes:
+        shard: The one that it has of a declaration with shards; None: all of them.
+    """
 
     name: str
     declaration: Path
     port: int = field(default_factory=free_port)
     file: Path = PROJECT / "definitions.py"
+    shard: int | None = None
 
 
 @dataclass
@@ -103,6 +108,7 @@ class Deployment:
             *("dagster", "code-server", "start", "-h", "127.0.0.1", "-p", str(location.port)),
             *("-f", str(location.file), "-d", str(PROJECT)),
             RHEI_CONFIG=str(location.declaration),
+            RHEI_SHARD=str(location.shard or ""),
         )
 
         def answers() -> bool:
