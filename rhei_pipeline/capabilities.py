@@ -276,6 +276,18 @@ class KnowsAdded(Protocol):
 
 
 @runtime_checkable
+class KnowsKept(Protocol):
+    """A source that knows which columns a schema change has left as they were."""
+
+    def former_names(self, table: Table, known: TableSchema) -> Mapping[str, str] | None:
+        """Return the name that each column of `table` had in `known`.
+
+        Rows have in each what they had in it then, unless a change tells of another value. None
+        where that is not sure, or a column is new.
+        """
+
+
+@runtime_checkable
 class ReadsWider(Protocol):
     """A source whose log has every column that a table had, whoever asked for which."""
 
@@ -316,6 +328,13 @@ def added_values(
 ) -> Mapping[str, pa.Scalar] | None:
     """Return what added columns are in rows that no change shows; None where that is not known."""
     return source.added_values(table, known, after) if _knows_added(source) else None
+
+
+def former_names(
+    source: ChangeSource, table: Table, known: TableSchema
+) -> Mapping[str, str] | None:
+    """Return the names that columns had, where a schema change has left their values alone."""
+    return source.former_names(table, known) if _knows_kept(source) else None
 
 
 def reads_wider(source: ChangeSource) -> bool:
@@ -535,6 +554,10 @@ def _redeclares(source: ChangeSource) -> TypeGuard[Redeclares]:
 
 def _knows_added(source: ChangeSource) -> TypeGuard[KnowsAdded]:
     return _has(type(source), KnowsAdded)
+
+
+def _knows_kept(source: ChangeSource) -> TypeGuard[KnowsKept]:
+    return _has(type(source), KnowsKept)
 
 
 def _reads_wider(source: ChangeSource) -> TypeGuard[ReadsWider]:

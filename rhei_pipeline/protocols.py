@@ -391,6 +391,12 @@ class TableAdministration(Protocol):
         A column that is there already stays as it is.
         """
 
+    def reshape(self, table: Table, at: datetime) -> None:
+        """Give a table fewer columns; the values in those that it has are left alone.
+
+        A history keeps the columns that `table` has no more, as left since `at`. Safe to repeat.
+        """
+
     def record_key(self, table: Table) -> None:
         """Record the key that a table was built for, if that was not recorded then."""
 

@@ -16,6 +16,7 @@ from rhei_pipeline.capabilities import (
     added_values,
     bytes_held_by,
     end_capture,
+    former_names,
     keyless_rows,
     reading_together,
     reads_wider,
@@ -256,6 +257,10 @@ class MaskedSource:
         if any(column.masked for column in added):
             return None
         return added_values(self._inner, source_table(table), source_schema(known), after)
+
+    def former_names(self, table: Table, known: TableSchema) -> Mapping[str, str] | None:
+        """Return the source's answer."""
+        return former_names(self._inner, source_table(table), source_schema(known))
 
     def end_capture(self, name: str) -> None:
         """Capture a table no more."""

@@ -4,7 +4,7 @@ The cycle that follows adds them to the mirror's table and fills them in, in the
 which it applies what was changed since. So a reader sees no state that the source never had.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ def find_added(
     A history is copied for a default: its rows have other values from then on, which are versions.
     It needs a source that has kept the values that were written before anybody looked.
     """
-    if known is None or not _is_only_added(known, table) or not _stands_as(known, table, mirror):
+    if known is None or not _is_only_added(known, table) or not stands_as(known, table, mirror):
         return None
     if table.mode is Mode.TEMPORAL and not reads_wider(source):
         return None
@@ -87,7 +87,7 @@ def _is_only_added(known: Table, table: Table) -> bool:
     return same and known.mode is table.mode and before != after
 
 
-def _stands_as(known: Table, table: Table, mirror: MirrorRecords) -> bool:
+def stands_as(known: Table, table: Table, mirror: MirrorRecords) -> bool:
     """Return whether the mirror has the table with its key and columns, and not yet the new ones.
 
     A history may have more, which its source has dropped.
@@ -117,8 +117,3 @@ def with_added(batch: ChangeBatch, added: AddedValues) -> ChangeBatch:
         filled = pc.if_else(events[LIVE], added[name], nothing)
         events = events.set_column(place, events.schema.field(place), filled)
     return replace(batch, events=events)
-
-
-def added_of(tables: Collection[Table], added: Mapping[str, AddedValues]) -> list[Table]:
-    """Return the tables to which columns are to be added."""
-    return [table for table in tables if table.name in added]

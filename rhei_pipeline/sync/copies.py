@@ -9,10 +9,10 @@ from rhei_pipeline.errors import PermanentError
 from rhei_pipeline.model.blame import own_fault
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.reports import CopyStatus
-from rhei_pipeline.model.schema import Table
+from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, SourcePositions
 from rhei_pipeline.sql.text import mirror_table
-from rhei_pipeline.sync.added_columns import AddedValues, find_added
+from rhei_pipeline.sync.alterations import Alteration, find_alteration
 from rhei_pipeline.sync.initial_sync import Copied, OnProgress, copy_table, has_shape, needs_copy
 from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.participants import Participants
@@ -69,8 +69,8 @@ class TableCopies:
         self._watch = watch
         self._options = options
         self._under_way: dict[str, CopyStatus] = {}
-        #: The columns that the next cycle adds to tables, which are not copied for them.
-        self.added: dict[str, AddedValues] = {}
+        #: How the next cycle alters tables, which are not copied for that.
+        self.altered: dict[str, Alteration] = {}
 
     def under_way(self) -> Mapping[str, CopyStatus]:
         """Return the copies under way; never waits."""
@@ -82,7 +82,7 @@ class TableCopies:
 
     def forget_cycle(self) -> None:
         """Forget what the last cycle left: the next one asks about all tables."""
-        self._settled, self.added = {}, {}
+        self._settled, self.altered = {}, {}
 
     def copy_due(self, tables: Sequence[Table], on_progress: OnProgress) -> dict[str, Copied]:
         """Copy those of the tables that need it; return what was read of each."""
@@ -129,7 +129,7 @@ class TableCopies:
         return is_own and not has_shape(table, self._source)
 
     def _find_due(self, tables: Sequence[Table]) -> list[Table]:
-        ledger, self.added = self._mirror.ledger(), {}
+        ledger, self.altered = self._mirror.ledger(), {}
         if self._is_settled(ledger):
             return []
         with self._source.snapshot() as snapshot:
@@ -159,11 +159,11 @@ class TableCopies:
             return True
         known = self._registry.table(table.name)
         if known == table:
-            return standing is not None and _lacks_columns(standing, table)
-        added = find_added(table, known, self._source, snapshot, self._mirror, ledger)
-        if added is None:
+            return standing is not None and _has_other_columns(standing, table)
+        found = find_alteration(table, known, self._source, snapshot, self._mirror, ledger)
+        if found is None:
             return True
-        self.added[table.name] = added
+        self.altered[table.name] = found
         return False
 
     def _copy(
@@ -190,7 +190,11 @@ class TableCopies:
             self._under_way.pop(table.name, None)
 
 
-def _lacks_columns(standing: Table, table: Table) -> bool:
-    """Return whether the mirror is older than the registry: it was put back from a backup."""
+def _has_other_columns(standing: Table, table: Table) -> bool:
+    """Return whether the mirror is older than the registry: it was put back from a backup.
+
+    A history may have more: it keeps what its source has dropped.
+    """
     there = {name.lower() for name in standing.schema.names}
-    return not {name.lower() for name in table.schema.names} <= there
+    wanted = {name.lower() for name in table.schema.names}
+    return not wanted <= there or (table.mode is Mode.DESTRUCTIVE and wanted != there)

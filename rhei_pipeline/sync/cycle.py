@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 import pyarrow as pa
 
@@ -38,16 +37,13 @@ from rhei_pipeline.protocols import (
     SourceSnapshot,
     Step,
 )
-from rhei_pipeline.sync.added_columns import AddedValues, added_of, with_added
+from rhei_pipeline.sync.added_columns import with_added
+from rhei_pipeline.sync.alterations import NOTHING_ALTERED, Alteration, alter, altered_of
 from rhei_pipeline.sync.cycle_reports import age_of_oldest, with_unchanged, with_waiting
 from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.quarantine import keep_letters, letter_names, refuse_overflow, unknown_keys
 from rhei_pipeline.sync.repair_keys import Mending, untouched
 from rhei_pipeline.sync.rescan import find_drift
-
-_NO_COLUMNS: AddedValues = MappingProxyType({})
-#: No columns are added to any table.
-NOTHING_ADDED: Mapping[str, AddedValues] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +75,15 @@ def sync_cycle(  # noqa: PLR0913  (the seams, the options, and callbacks)
     blame: Blame,
     held: Collection[str] = (),
     mending: Mending | None = None,
-    added: Mapping[str, AddedValues] = NOTHING_ADDED,
+    altered: Mapping[str, Alteration] = NOTHING_ALTERED,
 ) -> AppliedCycle | None:
     """Bring every table up to one source state, in one mirror transaction.
 
     `schema_version` is that at which the tables were described; None: they are to be described
     again. `blame` is left with the table whose work an error ended, if it was one table's. Of the
     tables `held`, which take no part now, the source keeps what they need. `mending` is what a
-    repair found to differ: it is applied in the same transaction. `added` has the columns that are
-    added to tables, by name: so has the same transaction.
+    repair found to differ: it is applied in the same transaction. `altered` says how tables are
+    altered, by name: so does the same transaction.
 
     Returns:
         What it did; None when the source is no longer as it was looked at (another
@@ -98,7 +94,7 @@ def sync_cycle(  # noqa: PLR0913  (the seams, the options, and callbacks)
     """
     seams = (tables, source, mirror, options, on_step)
     reports = _apply_one_state(
-        *seams, schema_version=schema_version, blame=blame, mending=mending, added=added
+        *seams, schema_version=schema_version, blame=blame, mending=mending, altered=altered
     )
     if reports is None:
         return None
@@ -125,7 +121,7 @@ def _apply_one_state(  # noqa: PLR0913  (the seams, the options, and callbacks)
     schema_version: int | None,
     blame: Blame,
     mending: Mending | None,
-    added: Mapping[str, AddedValues],
+    altered: Mapping[str, Alteration],
 ) -> dict[str, TableReport] | None:
     with source.snapshot() as snapshot:
         on_step(Step.SNAPSHOT)
@@ -136,10 +132,10 @@ def _apply_one_state(  # noqa: PLR0913  (the seams, the options, and callbacks)
             return None
         due = _due(tables, snapshot, mirror.ledger(), blame)
         mended = [t for t in tables if mending is not None and t.name == mending.table]
-        due += [table for table in (*mended, *added_of(tables, added)) if table not in due]
+        due += [table for table in (*mended, *altered_of(tables, altered)) if table not in due]
         if due:
             with mirror.transaction() as transaction:
-                reports = _apply_all(due, snapshot, transaction, options, on_step, blame, added)
+                reports = _apply_all(due, snapshot, transaction, options, on_step, blame, altered)
                 for table in due:
                     with blame.of(table.name):
                         _refuse_overflow(table, reports, transaction, mirror, options)
@@ -165,14 +161,13 @@ def _apply_all(  # noqa: PLR0913, PLR0917  (the seams, the options, and what els
     options: SyncOptions,
     on_step: OnStep,
     blame: Blame,
-    added: Mapping[str, AddedValues],
+    altered: Mapping[str, Alteration],
 ) -> dict[str, TableReport]:
     reports = {}
     for table in due:
         with blame.of(table.name):
-            news = added.get(table.name, {})
             reports[table.name] = apply_pending(
-                table, snapshot, transaction, options, on_step, news
+                table, snapshot, transaction, options, on_step, altered.get(table.name)
             )
     return reports
 
@@ -209,14 +204,14 @@ def apply_pending(
     transaction: MirrorTransaction,
     options: SyncOptions,
     on_step: OnStep,
-    added: AddedValues = _NO_COLUMNS,
+    alteration: Alteration | None = None,
 ) -> TableReport:
-    """Apply and record all of one table's changes up to the snapshot; first add columns to it."""
+    """Apply and record all of one table's changes up to the snapshot; first alter it."""
     ledger = transaction.ledger()
     if ledger.state(table.name) is TableState.COPIED:
         return _put_copy_in_place(table, snapshot, transaction, options, on_step)
-    if added:
-        transaction.add_columns(table, added)
+    if alteration is not None:
+        alter(table, alteration, transaction, snapshot.clock)
     mark = ledger.watermarks[table.name]
     after = mark.position
     if not snapshot.pending(table, after) and rescan_due(snapshot, table, after) is Rescan.NONE:
@@ -226,7 +221,8 @@ def apply_pending(
     for captured in snapshot.changes(table, after, options.batch_rows):
         on_step(Step.CAPTURED)
         batch = _completed(captured, table, transaction.present_keys, transaction.present_rows)
-        batch = with_added(batch, added)
+        if alteration is not None:
+            batch = with_added(batch, alteration.added)
         if table.mode is Mode.DESTRUCTIVE:
             counts += transaction.merge(table, compact(batch, table.schema))
         else:

@@ -37,10 +37,10 @@ from rhei_pipeline.model.schema import Mode, Table, TableSchema
 from rhei_pipeline.model.schema_log import Followed, SchemaChange
 from rhei_pipeline.model.upkeep import DamagedFile, DropReport, RepairReport
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, Step
-from rhei_pipeline.sync.added_columns import AddedValues
+from rhei_pipeline.sync.alterations import NOTHING_ALTERED, Alteration
 from rhei_pipeline.sync.comparisons import Comparisons
 from rhei_pipeline.sync.copies import CopyOptions, TableCopies
-from rhei_pipeline.sync.cycle import NOTHING_ADDED, sync_cycle
+from rhei_pipeline.sync.cycle import sync_cycle
 from rhei_pipeline.sync.forgetting import KeysToForget, forget_keys, keys_of, refuse_present
 from rhei_pipeline.sync.free_memory import FreeMemory
 from rhei_pipeline.sync.initial_sync import Copied, OnProgress, copy_report
@@ -339,7 +339,9 @@ class Pipeline:
                 found = self._copies.copy_due(self._taking_part(only), on_progress)
                 copied |= {name: copy.after(copied.get(name)) for name, copy in found.items()}
                 taking_part = self._taking_part(only)
-                reports = self._cycle(taking_part, self._watch.version, added=self._copies.added)
+                reports = self._cycle(
+                    taking_part, self._watch.version, altered=self._copies.altered
+                )
                 self._copies.forget_cycle()
                 if reports is not None:
                     self._refuse_failure_of_all(reports)
@@ -621,7 +623,7 @@ class Pipeline:
         schema_version: int | None,
         failing: set[str] | None = None,
         mending: Mending | None = None,
-        added: Mapping[str, AddedValues] = NOTHING_ADDED,
+        altered: Mapping[str, Alteration] = NOTHING_ALTERED,
         held: Collection[str] = (),
     ) -> dict[str, TableReport] | None:
         """Sync the tables but for those that fail, which are left out."""
@@ -638,7 +640,7 @@ class Pipeline:
                 blame=self._blame,
                 held={*self._left_out.failed, *held},
                 mending=mending,
-                added=added,
+                altered=altered,
             ),
             failing,
         )

@@ -8,6 +8,7 @@ class TestMyMirror(MirrorContract, MirrorQueryContract):
         mirror.close()
 """
 
+from dataclasses import replace
 from datetime import date
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from rhei_pipeline.model.schema import Column, Mode, Table
 from rhei_pipeline.model.schema import TableSchema as Schema
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.protocols import Mirror
+from rhei_pipeline.sql.text import mirror_table
 from rhei_pipeline.testing.mirror_work import (
     HISTORY,
     NOW,
@@ -90,6 +92,23 @@ class MirrorContract:
         assert mirror.query("select w from t")["w"].cast(kind).to_pylist() == [value, value]
         assert merged([value, None]).updated == (value is not None)
         assert merged([value, None]).total == 0
+
+    def test_a_table_goes_on_without_a_column_and_a_history_keeps_it(self, mirror: Mirror) -> None:
+        wide = Schema("t", (*SCHEMA.columns, Column("w", pa.int64())), SCHEMA.primary_key)
+        begun = rows(a=1.0, b=2.0).append_column("w", pa.array([1, 2]))
+        for name, mode in (("t", Mode.DESTRUCTIVE), ("h", Mode.TEMPORAL)):
+            copy(mirror, Table(replace(wide, name=name), mode), begun)
+            narrow = Table(replace(SCHEMA, name=name), mode)
+            with mirror.transaction() as transaction:
+                transaction.reshape(narrow, NOW)
+                transaction.reshape(narrow, NOW)  # safe to repeat
+        assert merge(mirror, rows(a=1.0, b=3.0), keys()) == Counts(0, 1, 0)
+        assert held(mirror) == {"a": 1.0, "b": 3.0}
+        assert mirror.tables()[mirror_table(SCHEMA)].schema.names == ("k", "v")
+        assert mirror.query("select w from h order by k")["w"].to_pylist() == [1, 2]
+        past = mirror.past(Table(replace(SCHEMA, name="h"), Mode.TEMPORAL))
+        assert past is not None
+        assert past.left == {"w": NOW}
 
     def test_rows_and_watermark_come_and_go_together(self, mirror: Mirror) -> None:
         with pytest.raises(RuntimeError), mirror.transaction() as transaction:

@@ -220,6 +220,17 @@ class StubTransaction:
         added = {name: value.as_py() for name, value in values.items()}
         standing.rows, standing.table = [added | row for row in standing.rows], table
 
+    def reshape(self, table: Table, at: datetime) -> None:
+        """Drop the columns that a table has no more; a history keeps them."""
+        standing = self._standing(table)
+        if table.mode is Mode.TEMPORAL:
+            take_on_shape(standing, table, at)
+            return
+        names = table.schema.names
+        standing.fields = {name: standing.fields[name] for name in names}
+        standing.rows = [{name: row[name] for name in names} for row in standing.rows]
+        standing.table = table
+
     def record_key(self, table: Table) -> None:
         """Record the key that a table was built for."""
         self._standing(table).table = table

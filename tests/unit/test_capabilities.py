@@ -108,6 +108,11 @@ KNOWS_ADDED: list[type[can.KnowsAdded]] = [
     PostgresTriggerSource,
     SqliteTriggerSource,
 ]
+KNOWS_KEPT: list[type[can.KnowsKept]] = [
+    LogicalSource,
+    PostgresPollingSource,
+    PostgresTriggerSource,
+]
 READS_WIDER: list[type[can.ReadsWider]] = [LogicalSource]
 ERASES_PRUNED: list[type[can.ErasesPruned]] = [BufferedSource]
 EXPIRES: list[type[can.Expires]] = [DataFusionMirror, DuckDBMirror]
@@ -133,6 +138,7 @@ REPAIRS_FILES: list[type[can.RepairsFiles]] = [DataFusionMirror]
         (can.ReadsTogether, READS_TOGETHER),
         (can.HasViews, HAS_VIEWS),
         (can.KnowsAdded, KNOWS_ADDED),
+        (can.KnowsKept, KNOWS_KEPT),
         (can.ReadsWider, READS_WIDER),
         (can.ErasesPruned, ERASES_PRUNED),
         (can.Expires, EXPIRES),

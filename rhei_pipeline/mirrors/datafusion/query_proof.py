@@ -9,7 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rhei_pipeline.sql.text import quote
+from rhei_pipeline.errors import MirrorDamagedError
+from rhei_pipeline.mirrors.datafusion.manifest import StoredTable
+from rhei_pipeline.mirrors.datafusion.segment_store import DATA, SegmentStore
+from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
+from rhei_pipeline.model.schema import Table
+from rhei_pipeline.sql.text import mirror_table, quote
 
 #: Columns that one query asks about.
 _COLUMNS = 50
@@ -38,6 +43,27 @@ def misread_columns(
         answer = ask(f"select {', '.join(t for f in asked for t in _terms(f))} from {name}")
         found |= {term: answer[term][0] for term in answer.column_names}
     return [field.name for field in schema if not _agree(field, held, found)]
+
+
+def refuse_misread(
+    stored: StoredTable, store: SegmentStore, table: Table, ask: Callable[[str], pa.Table]
+) -> None:
+    """Compare what queries return with all rows of a table's files.
+
+    Raises:
+        MirrorDamagedError: They return something else.
+    """
+    buffer, columns = WriteBuffer(stored, store), stored.schema.names
+    parts = (rows for past in (False, True) for rows, _ in buffer.scan(columns, past=past))
+    misread = misread_columns(stored.schema, mirror_table(table.schema), parts, ask)
+    if misread:
+        raise MirrorDamagedError(
+            f"queries read other values in column {misread[0]!r} than its files hold",
+            file=DATA,
+            table=table.name,
+            hint=f"run 'rhei drop-table {table.name}', with '--keep-as NAME' for its history:"
+            " the next sync copies it into new files",
+        )
 
 
 def _terms(field: pa.Field) -> Iterator[str]:

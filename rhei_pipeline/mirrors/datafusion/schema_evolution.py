@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from rhei_pipeline.mirrors.datafusion.buffered_rows import append_rows
 from rhei_pipeline.mirrors.datafusion.constants import constant_of
 from rhei_pipeline.mirrors.datafusion.digests import key_hashes
 from rhei_pipeline.mirrors.datafusion.manifest import TableShape
+from rhei_pipeline.mirrors.datafusion.past import note_columns
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.mirrors.exact_casts import (
@@ -21,7 +23,7 @@ from rhei_pipeline.mirrors.exact_casts import (
     past_does_not_fit,
 )
 from rhei_pipeline.mirrors.key_change import refuse_unfit_key
-from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Table
+from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table
 
 _INTEGERS = (pa.int16(), pa.int32(), pa.int64())
 #: Appends versions of a table, that have ended or have not, to a buffer of it.
@@ -97,6 +99,22 @@ def widen(
         for name, value in values.items():
             filled = filled.append_column(shape.field(name), pa.repeat(value, rows.num_rows))
         append_rows(fresh, table, filled)
+    return fresh
+
+
+def narrow(buffer: WriteBuffer, table: Table, at: datetime, store: SegmentStore) -> WriteBuffer:
+    """Return a table without the columns that it has no more; a history keeps them.
+
+    Its files are written again, because the digests in their indexes are of whole rows.
+    """
+    if table.mode is Mode.TEMPORAL:
+        note_columns(buffer, table, at)
+        return buffer
+    if buffer.schema.names == list(table.schema.names):
+        return buffer
+    fresh = WriteBuffer(replace(buffer.table, schema=table.mirror_schema, segments=()), store)
+    for rows, _ in buffer.scan(table.schema.names):
+        append_rows(fresh, table, rows)
     return fresh
 
 

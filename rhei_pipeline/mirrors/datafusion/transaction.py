@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.changes.feed import FeedEnd
-from rhei_pipeline.errors import MirrorDamagedError, MirrorError, RheiError, SchemaError
+from rhei_pipeline.errors import MirrorError, RheiError, SchemaError
 from rhei_pipeline.mirrors.datafusion import dead_letters as dead
 from rhei_pipeline.mirrors.datafusion.buffered_rows import (
     all_keys,
@@ -39,15 +39,21 @@ from rhei_pipeline.mirrors.datafusion.manifest import (
     TableShape,
 )
 from rhei_pipeline.mirrors.datafusion.past import note_columns
-from rhei_pipeline.mirrors.datafusion.query_proof import misread_columns
-from rhei_pipeline.mirrors.datafusion.schema_evolution import fit, last_good_rows, outgrown, widen
+from rhei_pipeline.mirrors.datafusion.query_proof import refuse_misread
+from rhei_pipeline.mirrors.datafusion.schema_evolution import (
+    fit,
+    last_good_rows,
+    narrow,
+    outgrown,
+    widen,
+)
 from rhei_pipeline.mirrors.datafusion.segment_merge import (
     CYCLE_ROWS,
     SEGMENT_ROWS,
     due_in_a_cycle,
     fold,
 )
-from rhei_pipeline.mirrors.datafusion.segment_store import DATA, SegmentStore
+from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.model.blame import own_fault
 from rhei_pipeline.model.changes import (
@@ -325,6 +331,11 @@ class FileTransaction:
         name = mirror_table(table.schema)
         self._tables[name] = widen(self._buffer(table), table, values, self.store)
 
+    def reshape(self, table: Table, at: datetime) -> None:
+        """Drop the columns that a table has no more; a history keeps them."""
+        name = mirror_table(table.schema)
+        self._tables[name] = narrow(self._buffer(table), table, at, self.store)
+
     def record_key(self, table: Table) -> None:
         """Record the key that the table was built for."""
         self._buffer(table).build_for(TableShape(table.name, table.schema.primary_key))
@@ -395,24 +406,9 @@ class FileTransaction:
         stored = self.base.tables.get(mirror_table(table.schema))
         if stored is not None:
             self.store.check_anew(self.store.table_files(stored))
-            if span is not None and span.until is None:
-                self._prove_queries(table, stored)
+            if span is not None and span.until is None and self.ask is not None:
+                refuse_misread(stored, self.store, table, self.ask)
         return compare(self._buffer(table), table, rows, span)
-
-    def _prove_queries(self, table: Table, stored: StoredTable) -> None:
-        if self.ask is None:
-            return
-        buffer, columns = WriteBuffer(stored, self.store), stored.schema.names
-        parts = (rows for past in (False, True) for rows, _ in buffer.scan(columns, past=past))
-        misread = misread_columns(stored.schema, mirror_table(table.schema), parts, self.ask)
-        if misread:
-            raise MirrorDamagedError(
-                f"queries read other values in column {misread[0]!r} than its files hold",
-                file=DATA,
-                table=table.name,
-                hint=f"run 'rhei drop-table {table.name}', with '--keep-as NAME' for its history:"
-                " the next sync copies it into new files",
-            )
 
     def _buffer(self, table: Table, prefix: str = "") -> WriteBuffer:
         return self._named(mirror_table(table.schema, prefix), table)

@@ -44,14 +44,14 @@ def fit_texts(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> Non
     somebody has put an index on the table. The table's copy gets what the table has.
     """
     standing, copied = (_declared_types(connection, schema, copy) for copy in ("", COPY_PREFIX))
-    is_indexed = _is_indexed(connection, schema)
+    stays_as_it_is = is_indexed(connection, schema)
     for column in schema.columns:
         old, name = standing.get(column.name.lower()), column.name
         new = duckdb_type(column.type, schema.logical.get(name)).upper()
         if old not in {_TEXT, *LOGICAL} or new not in {_TEXT, *LOGICAL} or old == new:
             continue
         target = mirror_table(schema)
-        if new != _TEXT and (is_indexed or not _stays(connection, target, name, (old, new))):
+        if new != _TEXT and (stays_as_it_is or not _stays(connection, target, name, (old, new))):
             continue
         _alter(connection, target, name, (old, new))
         if name.lower() in copied:
@@ -152,7 +152,8 @@ def _declared_types(
     )
 
 
-def _is_indexed(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> bool:
+def is_indexed(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> bool:
+    """Return whether somebody has put an index on a table; such a table cannot be altered."""
     found = connection.execute(
         "select exists (from duckdb_indexes() where database_name = current_database()"
         " and lower(schema_name) = lower(?) and lower(table_name) = lower(?))",

@@ -23,7 +23,7 @@ from rhei_pipeline.mirrors.duckdb.housekeeping import write_letters, write_owner
 from rhei_pipeline.mirrors.duckdb.logical import as_kept, kept_logical
 from rhei_pipeline.mirrors.duckdb.past import write_snapshots
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
-from rhei_pipeline.mirrors.duckdb.promotion import add_column, adopt_copy, keep_unknown
+from rhei_pipeline.mirrors.duckdb.promotion import add_column, adopt_copy, keep_unknown, reshape
 from rhei_pipeline.mirrors.duckdb.retention import expire
 from rhei_pipeline.mirrors.duckdb.row_comparison import RowComparing
 from rhei_pipeline.mirrors.duckdb.tables import (
@@ -373,6 +373,10 @@ class DuckDBTransaction:
         for column in table.schema.columns:
             if column.name in values:
                 add_column(self._connection, table, column, values[column.name])
+
+    def reshape(self, table: Table, at: datetime) -> None:
+        """Drop the columns that a table has no more; a history keeps them."""
+        reshape(self._connection, table, at)
 
     def record_key(self, table: Table) -> None:
         """Record the key that the table was built for."""

@@ -30,6 +30,7 @@ from rhei_pipeline.sources.postgres.catalog import (
 )
 from rhei_pipeline.sources.postgres.database import PostgresDatabase, pooled_stream
 from rhei_pipeline.sources.postgres.identity import SourceCatalog, lost_slot
+from rhei_pipeline.sources.postgres.kept_columns import former_names
 from rhei_pipeline.sources.postgres.logical import slots
 from rhei_pipeline.sources.postgres.logical.moment import (
     LogMoment,
@@ -191,6 +192,10 @@ class LogicalSource:
             values = added_values(self._connection, oid, known, table.schema)
             logged = snapshot.logged_columns(after) if values is not None else ()
             return values if leads_here(self._connection, oid, logged) else None
+
+    def former_names(self, table: Table, known: TableSchema) -> Mapping[str, str] | None:
+        """Return the names that columns had, where nothing was done to those that remain."""
+        return former_names(known, table.schema)
 
     def reads_wider(self) -> bool:
         """Return True: the server logs all columns, from the change of the table on."""

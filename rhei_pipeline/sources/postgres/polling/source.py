@@ -12,7 +12,7 @@ from pathlib import Path
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.reports import Finding
-from rhei_pipeline.model.schema import TableOptions, TableSchema, nearest
+from rhei_pipeline.model.schema import Table, TableOptions, TableSchema, nearest
 from rhei_pipeline.sources.polling_source import PollingSource
 from rhei_pipeline.sources.postgres import grants
 from rhei_pipeline.sources.postgres.catalog import (
@@ -21,6 +21,7 @@ from rhei_pipeline.sources.postgres.catalog import (
 )
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.identity import SourceCatalog, one, origin, refuse_other_server
+from rhei_pipeline.sources.postgres.kept_columns import former_names
 from rhei_pipeline.sources.postgres.polling.horizon import HorizonReader
 from rhei_pipeline.sources.postgres.polling.memory import PostgresPollMemory
 from rhei_pipeline.sources.postgres.polling.snapshot import PostgresPollingSnapshot
@@ -128,6 +129,10 @@ class PostgresPollingSource(PollingSource):
         """Return a number made of the catalogue's entries of all described tables."""
         with self._database.translated():
             return self._follow_schema()
+
+    def former_names(self, table: Table, known: TableSchema) -> Mapping[str, str] | None:
+        """Return the names that columns had, where nothing was done to those that remain."""
+        return former_names(known, table.schema)
 
     def redeclare(self, name: str, options: TableOptions, polling: PollOptions) -> None:
         """Take what is said of a table from now on."""
