@@ -84,9 +84,9 @@ def pending(htap: "HTAP") -> Iterator[Pending]:
 
 
 def _changes(name: str, status: "TableStatus") -> Pending:
-    seconds = math.ceil(status.lag_events / _EVENTS_EACH_SECOND)
-    work = "apply changes" if status.lag_events else "nothing"
-    return Pending(name, work, status.lag_events, about_seconds=seconds)
+    events = status.lag_events or 0
+    work = "apply changes" if events else "nothing"
+    return Pending(name, work, events, about_seconds=math.ceil(events / _EVENTS_EACH_SECOND))
 
 
 def _copy(schema: "TableSchema", database: "SourceDatabase") -> Pending:

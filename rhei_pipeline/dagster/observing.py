@@ -13,7 +13,7 @@ from rhei_pipeline.dagster.check_records import is_news, last_evaluations
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.resources import CdcResource
 from rhei_pipeline.dagster.stages import Stage
-from rhei_pipeline.dagster.state_checks import StateCheck, followed, lag
+from rhei_pipeline.dagster.state_checks import StateCheck, followed, lag, unknown_lag
 from rhei_pipeline.errors import RheiError, TransientError
 from rhei_pipeline.model.standing import SourceStanding
 from rhei_pipeline.settings.model import Settings
@@ -144,7 +144,8 @@ class Observer:
             found = None if since is None else lag((now - since).total_seconds(), bound)
             if found is not None and not found.passed:
                 late.append(found.evaluation(self._declaration.key(Stage.MIRROR, table)))
-        self._tell(instance, late)
+        unknown = self._not_followed(instance) if late else ()
+        self._tell(instance, [found for found in late if found.asset_key not in unknown])
 
     def _tell_lag_is_over(self, instance: dg.DagsterInstance) -> None:
         """Report that nothing waits where a session's last word was that something had."""
@@ -153,9 +154,17 @@ class Observer:
             instance, [dg.AssetCheckKey(key, StateCheck.LAG.value) for key in keys]
         )
         bound = self._declaration.settings.schedule.max_lag_seconds
+        unknown = self._not_followed(instance)
         for key, evaluation in last.items():
-            if not evaluation.passed:
+            if not evaluation.passed and key.asset_key not in unknown:
                 instance.report_runless_asset_event(lag(0.0, bound).evaluation(key.asset_key))
+
+    def _not_followed(self, instance: dg.DagsterInstance) -> set[dg.AssetKey]:
+        """Return the mirrors that were last told to be left out: how far they are, nobody knows."""
+        keys = [self._declaration.key(Stage.MIRROR, table) for table in self._declaration.tables]
+        checks = [dg.AssetCheckKey(key, StateCheck.FOLLOWED.value) for key in keys]
+        last = last_evaluations(instance, checks)
+        return {check.asset_key for check, told in last.items() if not told.passed}
 
     def _tell_faults(self, instance: dg.DagsterInstance, faults: Mapping[str, str]) -> None:
         """Report tables that a sync would leave out; that they are followed, only a sync knows."""
@@ -170,14 +179,17 @@ class Observer:
             _FOUND_BY in evaluation.metadata and name_by_key[key] not in faults
             for key, evaluation in last.items()
         )
+        bound, unknown = self._declaration.settings.schedule.max_lag_seconds, []
         for key, name in name_by_key.items():
             if name not in faults:
                 continue
+            unknown.append(unknown_lag(faults[name], bound).evaluation(key.asset_key))
             found = followed(faults[name], {_FOUND_BY: _SENSOR}).evaluation(key.asset_key)
             known = last.get(key)
             # Marked, though a session has told it: the mark has the table looked at once mended.
             if is_news(found, known) or _FOUND_BY not in (known.metadata if known else {}):
                 instance.report_runless_asset_event(found)
+        self._tell(instance, unknown)
 
     @staticmethod
     def _tell(instance: dg.DagsterInstance, evaluations: Sequence[dg.AssetCheckEvaluation]) -> None:
@@ -193,8 +205,11 @@ class Observer:
         They keep their data version: nothing was changed, and nothing downstream is to be.
         """
         due = time.time() - quiet_seconds(self._declaration.settings)
+        unknown = self._not_followed(instance)
         for table in self._declaration.tables:
             key = self._declaration.key(Stage.MIRROR, table)
+            if key in unknown:
+                continue
             last = instance.get_latest_materialization_event(key)
             made = last.asset_materialization if last else None
             if last is None or made is None or last.timestamp > due:

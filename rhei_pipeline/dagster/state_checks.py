@@ -98,7 +98,7 @@ def state_findings(
     if found is None:  # neither source nor mirror could be read yet
         return
     yield followed(found.error)
-    yield lag(max(found.lag_seconds, waited), max_lag_seconds, status.unreadable)
+    yield from _lag(found, max_lag_seconds, waited, status.unreadable)
     yield _dead_letters(found)
     if now is not None:
         yield _drift(table, now)
@@ -111,12 +111,32 @@ def followed(error: str | None, facts: Mapping[str, str] | None = None) -> State
     return StateFinding(StateCheck.FOLLOWED, error is None, error or "", facts=facts or {})
 
 
-def lag(seconds: float, max_lag_seconds: float, unreadable: str | None = None) -> StateFinding:
+def _lag(
+    found: TableStatus, max_lag_seconds: float, waited: float, unreadable: str | None
+) -> Iterator[StateFinding]:
+    """Yield whether changes wait; nothing of a table that waits for its first copy."""
+    why = unreadable or found.error
+    if why is not None:
+        yield unknown_lag(why, max_lag_seconds, found.lag_seconds)
+    elif found.lag_seconds is not None:
+        yield lag(max(found.lag_seconds, waited), max_lag_seconds)
+
+
+def unknown_lag(why: str, max_lag_seconds: float, last: float | None = None) -> StateFinding:
+    """Return that nobody knows how long changes wait; `last` is what was known before."""
+    facts = {} if last is None else {"lag_seconds": round(last, 1)}
+    return StateFinding(
+        StateCheck.LAG,
+        passed=False,
+        text=f"the lag is not known now: {why}",
+        severity=_WARN,
+        facts={**facts, "max_lag_seconds": max_lag_seconds},
+    )
+
+
+def lag(seconds: float, max_lag_seconds: float) -> StateFinding:
     """Return whether changes wait longer than they may."""
     facts = {"lag_seconds": round(seconds, 1), "max_lag_seconds": max_lag_seconds}
-    if unreadable is not None:
-        text = f"the lag is not known now: {unreadable}"
-        return StateFinding(StateCheck.LAG, passed=False, text=text, severity=_WARN, facts=facts)
     if seconds <= max_lag_seconds:
         return StateFinding(StateCheck.LAG, passed=True, facts=facts)
     is_error = seconds > max_lag_seconds * ERROR_FACTOR

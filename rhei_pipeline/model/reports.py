@@ -221,8 +221,10 @@ class TableStatus:
     """The state of one table.
 
     Attributes:
-        lag_events: Events of the source that are not applied yet, exactly.
-        lag_seconds: How long the oldest of them has waited; 0 when there is none.
+        lag_events: Events of the source that are not applied yet, exactly; None where that is not
+            known: the table is left out, or was never copied.
+        lag_seconds: How long the oldest of them has waited; 0 when there is none, None where that
+            is not known.
         dead_letters: Open ones.
         dead_letter_reasons: How many of them have each of the most frequent reasons.
         doubt: Why changes may be missed until the next rescan; None if none can be missed.
@@ -233,8 +235,8 @@ class TableStatus:
     mode: str
     state: TableState | None
     watermark: int | None
-    lag_events: int
-    lag_seconds: float
+    lag_events: int | None
+    lag_seconds: float | None
     dead_letters: int
     error: str | None = None
     doubt: str | None = None
@@ -310,6 +312,7 @@ class SyncStatus(Report):
         yield "running" if self.running else "not running"
         yield counted(len(self.tables), "table")
         yield f"{counted(self.lag_events, 'event')} and {self.lag_seconds:.3f} s behind"
+        yield from named("lag not known", [t.table for t in self.unmeasured])
         yield from named("copying", list(self.copying))
         yield from named("left out", [t.table for t in self.tables.values() if t.error])
         for what in ("last_error", "unreadable", "not_published"):
@@ -318,13 +321,18 @@ class SyncStatus(Report):
 
     @property
     def lag_events(self) -> int:
-        """Events not applied yet, over all tables."""
-        return sum(status.lag_events for status in self.tables.values())
+        """Events not applied yet, over all tables whose lag is known."""
+        return sum(status.lag_events or 0 for status in self.tables.values())
 
     @property
     def lag_seconds(self) -> float:
         """How long the oldest of them has waited."""
-        return max((status.lag_seconds for status in self.tables.values()), default=0.0)
+        return max((status.lag_seconds or 0.0 for status in self.tables.values()), default=0.0)
+
+    @property
+    def unmeasured(self) -> list[TableStatus]:
+        """The tables whose lag is not known: they are left out, or were never copied."""
+        return [status for status in self.tables.values() if status.lag_events is None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,5 +195,6 @@ def _tables(status: SyncStatus) -> Iterator[Metric]:
             ),
             strict=True,
         ):
-            gauge.add_metric([name], value)
+            if value is not None:  # a lag that nobody knows has no sample: 0 would say none
+                gauge.add_metric([name], value)
     yield from gauges.values()

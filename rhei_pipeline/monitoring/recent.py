@@ -33,12 +33,14 @@ class Recent:
         """Keep how old each table's oldest change was when a sync made it visible."""
         self.last_sync = LastSync(now, report.duration_seconds, report.events)
         for name, table in report.tables.items():
-            self._note(name, table.lag_seconds if table.events else 0.0, now)
+            if table.error is None:
+                self._note(name, table.lag_seconds if table.events else 0.0, now)
 
     def note_status(self, status: SyncStatus, now: float) -> None:
         """Keep how long each table's oldest change has waited; forget tables that are gone."""
         for name, table in status.tables.items():
-            self._note(name, table.lag_seconds, now)
+            if table.lag_seconds is not None:
+                self._note(name, table.lag_seconds, now)
         if status.tables:
             with self._lock:
                 for name in self._points.keys() - status.tables.keys():

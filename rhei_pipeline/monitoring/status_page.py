@@ -14,6 +14,7 @@ _REFRESH_SECONDS = 5
 _WIDTH, _HEIGHT = 160, 28
 #: A line that is flat at next to nothing must not look like a mountain.
 _LEAST_SCALE_SECONDS = 1.0
+_UNKNOWN = "not known"
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #2f6fde; --good: #1a7f37; --bad: #c62828; --dim: #7779 }
@@ -63,6 +64,10 @@ def _body(status: SyncStatus, recent: Recent, now: float) -> Iterator[str]:
 def _freshness(status: SyncStatus, recent: Recent, now: float) -> Iterator[str]:
     waiting = f"{status.lag_events:,} changes wait, the oldest for {_duration(status.lag_seconds)}"
     tone, text = ("", waiting) if status.lag_events else ("good", "Every change is in the mirror")
+    if status.unmeasured:
+        known = f"{waiting}; " if status.lag_events else ""
+        names = ", ".join(escape(table.table) for table in status.unmeasured)
+        tone, text = "bad", f"{known}how far the mirror of {names} is behind is not known"
     if status.unreadable or not status.tables:
         tone, text = "bad", "How far the mirror is behind is not known"
     yield f'<p class="{tone}" id="freshness">{text}.</p>'
@@ -111,11 +116,13 @@ def _tables(status: SyncStatus, recent: Recent, now: float) -> Iterator[str]:
 
 def _table(table: TableStatus, line: str) -> Iterator[str]:
     tone, state = _state(table)
+    waiting = _UNKNOWN if table.lag_events is None else f"{table.lag_events:,}"
+    oldest = _UNKNOWN if table.lag_seconds is None else _duration(table.lag_seconds)
     letters = f'<span class="bad">{table.dead_letters:,}</span>' if table.dead_letters else "0"
     cells = (
         f"<td>{escape(table.table)}</td><td>{escape(table.mode)}</td>"
-        f'<td class="{tone}">{state}</td><td class="n">{table.lag_events:,}</td>'
-        f'<td class="n">{_duration(table.lag_seconds)}</td><td>{line}</td>'
+        f'<td class="{tone}">{state}</td><td class="n">{waiting}</td>'
+        f'<td class="n">{oldest}</td><td>{line}</td>'
         f'<td class="n">{letters}</td>'
     )
     yield f"<tr>{cells}</tr>"

@@ -23,6 +23,7 @@ from rhei_pipeline.protocols import (
     MirrorRecords,
     SourcePositions,
 )
+from rhei_pipeline.sync.cycle_reports import age_of_oldest
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def read_status(
                     status, kept_since=kept.get(name), dead_letter_reasons=reasons
                 )
     shown = {
-        name: replace(status, error=str(errors[name])) if name in errors else status
+        name: _left_out(status, errors[name]) if name in errors else status
         for name, status in found.items()
     }
     unpublished = mirror.not_published
@@ -119,6 +120,11 @@ def read_status(
         MappingProxyType(dict(bytes_held_by(source))),
         not_published=None if unpublished is None else str(unpublished),
     )
+
+
+def _left_out(status: TableStatus, error: RheiError) -> TableStatus:
+    """Return the state of a table that no sync brings up to date: nobody measures its lag."""
+    return replace(status, error=str(error), lag_events=None, lag_seconds=None)
 
 
 def _reasons(letters: pa.Table, table: str) -> Mapping[str, int]:
@@ -142,18 +148,17 @@ def _status(
     letters: int,
 ) -> TableStatus:
     mark = ledger.watermarks.get(name)
-    lag_events, lag_seconds = 0, 0.0
+    lag_events = lag_seconds = None
     if table is not None and mark is not None:
         lag_events = snapshot.pending(table, mark.position)
-        oldest = snapshot.oldest_pending(table, mark.position) if lag_events else None
-        lag_seconds = 0.0 if oldest is None else (snapshot.clock - oldest).total_seconds()
+        lag_seconds = age_of_oldest(table, snapshot, mark.position) if lag_events else 0.0
     return TableStatus(
         name,
         mode.value,
         ledger.state(name),
         None if mark is None else mark.position.order,
         lag_events,
-        max(lag_seconds, 0.0),
+        lag_seconds,
         letters,
         doubt=None if table is None else doubt_about(snapshot, table),
     )

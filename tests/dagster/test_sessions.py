@@ -105,7 +105,7 @@ def test_a_table_that_is_left_out_turns_red_and_green_again(shop: Shop) -> None:
     assert shop.check("items", "row_parity", "initial_sync").passed
     shop.write("drop table items", "insert into orders values (2, 'new')")
     assert shop.sync().success
-    assert shop.failing("items") == {"followed"}
+    assert shop.failing("items") == {"followed", "lag"}
     assert "items" in str(shop.check("items", "followed").description)
     assert shop.failing("orders") == set()
     shop.write("create table items(id integer primary key, amount integer)")
@@ -119,10 +119,10 @@ def test_the_sensor_turns_red_what_no_session_looks_at_and_has_a_session_turn_it
     assert shop.sync().success
     shop.write("drop table items")
     assert "up to date" in str(shop.tick())
-    assert shop.failing("items") == {"followed"}
+    assert shop.failing("items") == {"followed", "lag"}
     assert shop.sync().success  # which says so, too
     assert "up to date" in str(shop.tick())
-    assert shop.failing("items") == {"followed"}
+    assert shop.failing("items") == {"followed", "lag"}
     assert shop.check("items", "followed").metadata["found_by"].value == "sensor"
     shop.write("create table items(id integer primary key, amount integer)")
     asked = shop.tick()
@@ -146,7 +146,7 @@ def test_a_source_that_is_gone_is_red_though_no_session_runs(shop: Shop) -> None
     away = shop.settings.sqlite_path.rename(shop.settings.sqlite_path.with_suffix(".away"))
     with pytest.raises(rhei.RheiError, match="does not exist"):
         shop.tick()
-    assert shop.failing("orders") == shop.failing("items") == {"followed"}
+    assert shop.failing("orders") == shop.failing("items") == {"followed", "lag"}
     away.rename(shop.settings.sqlite_path)
     asked = shop.tick()
     assert isinstance(asked, dg.RunRequest)

@@ -50,6 +50,11 @@ LINES: dict[str, Report] = {
     "SyncStatus(running, 1 table, 3 events and 1.500 s behind, last error)": SyncStatus(
         running=True, tables={"t": READY}, last_error="no route to secret@host"
     ),
+    "SyncStatus(not running, 2 tables, 3 events and 1.500 s behind, lag not known: u,"
+    " left out: u)": SyncStatus(
+        running=False,
+        tables={"t": READY, "u": TableStatus("u", "temporal", None, 7, None, None, 0, "dropped")},
+    ),
     "ForgetReport('t', 1 key, 3 rows, searched for 2 texts, found in 1 file)": ForgetReport(
         "t", 1, 3, 2, {"a": 1, "b": 4}, {"b": 1}
     ),

@@ -156,7 +156,9 @@ def _status_row(table: "TableStatus") -> dict[str, Any]:
     proof = None if table.error or table.proof == "proved" else table.proof
     state = {"state": "left out"} if table.error else {}
     day = table.kept_since and table.kept_since.date().isoformat()
-    return {**values(table), "proof": proof, "kept_since": day, **state}
+    lag = {"lag_events": "not known", "lag_seconds": "not known"}
+    unknown = lag if table.lag_events is None else {}
+    return {**values(table), "proof": proof, "kept_since": day, **state, **unknown}
 
 
 def _show_status(found: "SyncStatus", *, as_json: bool) -> None:

@@ -108,7 +108,7 @@ def test_lag_counts_what_is_buffered_and_what_is_not(buffered: World) -> None:
     assert unseen_events(buffered.settings) == 3
     status = buffered.htap.sync_status().tables["t"]
     assert status.lag_events == 3
-    assert status.lag_seconds > 0
+    assert (status.lag_seconds or 0) > 0
     buffered.htap.sync_now()
     assert buffered.htap.sync_status().tables["t"].lag_events == 0
     assert unseen_events(buffered.settings) == 0

@@ -90,7 +90,14 @@ def test_a_table_that_is_left_out_keeps_nobody_from_asking(world: World) -> None
     with MonitoringServer(world.htap, port=0) as metrics:
         world.htap.sync_now()
         assert get(metrics, "/readyz") == (200, "ready\n")
-        assert scrape(metrics)["rhei_table_left_out", "keyless"] == 1
+        found = scrape(metrics)
+        assert found["rhei_table_left_out", "keyless"] == 1
+        # Its changes are not measured: 0 would say that it is up to date.
+        assert ("rhei_sync_cdc_lag_events", "keyless") not in found
+        assert ("rhei_sync_cdc_lag_seconds", "keyless") not in found
+        page = get(metrics, "/")[1]
+        assert "how far the mirror of keyless is behind is not known" in page
+        assert "Every change is in the mirror" not in page
 
 
 def test_a_closed_engine_is_neither_up_nor_ready(world: World, metrics: MonitoringServer) -> None:
