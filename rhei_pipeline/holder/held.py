@@ -410,6 +410,12 @@ class Held:
         reports = pipeline.forget_person(found, lambda texts: search(paths, texts), dry_run=dry_run)
         told = zip(declared, reports, strict=True)
         tables = {trace.table: self._with_letters(trace, report) for trace, report in told}
+        for name, keys in found.shared.items():
+            if keys.num_rows:
+                left = (
+                    f"{counted(keys.num_rows, 'key')} of {name} that others had, too, or may have"
+                )
+                tables[name] = replace(tables[name], kept=(*tables[name].kept, left))
         return PersonReport(person, tables, dry_run)
 
     def _with_letters(self, trace: Trace, report: ForgetReport) -> ForgetReport:

@@ -1,6 +1,6 @@
 """Forgets keys: removes them from the mirror with their past, and searches what is on the disk."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -44,8 +44,15 @@ def keys_of(given: Sequence[Key], table: Table) -> pa.Table:
     return found.group_by(found.column_names).aggregate([])
 
 
-def refuse_present(table: Table, keys: pa.Table, source: ChangeSource) -> None:
+def refuse_present(
+    table: Table,
+    keys: pa.Table,
+    source: ChangeSource,
+    is_meant: Callable[[pa.Table], pa.Array] | None = None,
+) -> None:
     """Refuse keys that the source still has: the next copy would bring them back.
+
+    With `is_meant`, only rows for which it holds; others have only the key in common.
 
     Raises:
         SchemaError: It has one.
@@ -54,7 +61,9 @@ def refuse_present(table: Table, keys: pa.Table, source: ChangeSource) -> None:
         for number in range(keys.num_rows):
             key = keys.slice(number, 1)
             span = KeySpan(key, key, includes_after=True)
-            if any(part.num_rows for part in rows_in_span(table, snapshot, span, 1000)):
+            parts = rows_in_span(table, snapshot, span, 1000)
+            meant = (part if is_meant is None else part.filter(is_meant(part)) for part in parts)
+            if any(part.num_rows for part in meant):
                 raise SchemaError(
                     "the source still has a row of this key, which would come back",
                     table=table.name,

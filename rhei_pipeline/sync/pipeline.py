@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -265,15 +266,19 @@ class Pipeline:
             if not dry_run:
                 self._sync(no_progress)
                 person.look(self._mirror)
+            for name, keys in person.found.items():
+                table = self._to_forget_in(name)
+                # Before a sync, the row that another refers to may be somebody else's by now.
+                is_known = not (dry_run and person.is_referred(name))
+                if table.name in self._tables and is_known:
+                    refuse_present(table, keys, self._source, partial(person.is_theirs, name))
+            if not dry_run:
+                self._sync(no_progress)
+                person.look(self._mirror)  # what is somebody else's by now stays
             asked = [
                 KeysToForget(self._to_forget_in(name), keys, found=True)
                 for name, keys in person.found.items()
             ]
-            for each in asked:
-                if each.table.name in self._tables:
-                    refuse_present(each.table, each.keys, self._source)
-            if not dry_run:
-                self._sync(no_progress)
             return self._forget(asked, search, dry_run=dry_run)
 
     def _forget(

@@ -148,6 +148,48 @@ def test_dead_letters_go_where_their_key_says_whose_they_are(make_world: MakeWor
 
 
 @pytest.mark.parametrize("storage", [None, "ipc"])
+def test_what_somebody_else_has_by_now_is_neither_forgotten_nor_to_be_deleted(
+    make_world: MakeWorld, storage: str | None
+) -> None:
+    """An order moves to another customer, a key is used again, a row is only a dead letter."""
+    world = make_world(storage=storage, tables=TABLES, people=PEOPLE)
+    live(world)
+    world.run(
+        "insert into orders values (4, 42, 'of 42 alone'), (5, 42, 'so is this')",
+        "insert into items values (4, 1, 'of 42'), (2, 1, 'moves along')",
+    )
+    world.htap.sync_now()
+    world.run(
+        "delete from orders where id = 1",
+        "insert into orders values (1, 43, 'used again')",
+        "update orders set customer_id = 43 where id = 2",
+        "delete from items where order_id = 4",
+        "delete from orders where id in (4, 5)",
+        "insert into orders values (5, 43, x'ff')",
+        "delete from visits where customer_id = 42",
+        "delete from customers where id = 42",
+    )
+    assert world.htap.forget_person("customer", 42, dry_run=True).tables["items"].keys == 3
+    source = "select order_id, n, what from items order by order_id"
+    report = world.htap.forget_person("customer", 42)
+    keys = {name: found.keys for name, found in report.tables.items()}
+    assert keys == {"customers": 1, "orders": 1, "items": 1, "visits": 1}
+    assert not report.is_clear
+    assert report.tables["orders"].kept[-1].startswith("3 keys of orders that others had")
+    assert report.tables["items"].kept[-1].startswith("2 keys of items that others had")
+    of_orders = "select id from orders where customer_id = 43 order by id"
+    assert world.htap.query(of_orders, hint="olap")["id"].to_pylist() == [1, 2, 3]
+    assert (
+        world.htap.query(source, hint="olap").to_pylist()
+        == world.htap.query(source, hint="oltp").to_pylist()
+    )
+    assert world.htap.dead_letters()["table_name"].to_pylist() == ["orders"]
+    world.run("update orders set note = 'a text' where id = 5")
+    world.htap.sync_now()
+    assert world.htap.verify().equal
+
+
+@pytest.mark.parametrize("storage", [None, "ipc"])
 def test_what_was_cut_off_between_two_tables_is_finished(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, storage: str | None
 ) -> None:
