@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pyarrow as pa
 import pytest
+from pglast import parser
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from rhei_pipeline.errors import QueryError, QueryLimitError, RheiError, SourceBusyError
@@ -157,6 +158,23 @@ def test_the_hostile_statements_do_harm_where_nobody_judges_them(dsn: str) -> No
             file.unlink()
     assert harmful >= 40
     assert files
+
+
+def test_what_is_no_query_is_refused_by_its_grammar_alone() -> None:
+    """Also where its transaction would have ended without an effect."""
+    hostile = hostile_postgres.HOSTILE
+    kinds = ("plain writes", "hidden writes", "explained writes", "commands")
+    let_through = set[str]()
+    for sql in (sql for kind in kinds for sql in hostile[kind]):
+        with suppress(QueryError):
+            reading_statement(sql)
+            let_through.add(sql)
+    # A text that only looks like two statements, and what the catalogue tells of functions.
+    assert let_through == {
+        "select E'\\'; delete from t; --'",
+        "explain analyze select vol(1)",
+        "explain analyze select pg_advisory_lock(1)",
+    }
 
 
 def _directory(observer: psycopg.Connection[Any]) -> Path:
@@ -366,6 +384,24 @@ def test_every_name_that_a_statement_reaches_is_looked_up() -> None:
         with pytest.raises(QueryError):
             reading_statement(text)
     assert "hidden" not in reading_statement("explain /* hidden */ (analyze) select 1").text
+
+
+def test_an_explain_that_was_rebuilt_otherwise_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = "explain select 1"
+    assert "select 1" in reading_statement(asked).text.lower()
+    reading_statement.cache_clear()
+    monkeypatch.setattr(parser, "deparse_protobuf", lambda _: "EXPLAIN DELETE FROM t")
+    with pytest.raises(QueryError, match="not supported"):
+        reading_statement(asked)
+
+
+def test_a_statement_takes_as_many_parameters_as_it_is_given() -> None:
+    assert reading_statement("select %s, '%%'", parameters=1).text == "select $1, '%'"
+    for sql, parameters in (("select %s", 2), ("select %s, %s", 1), ("select %d", 1)):
+        with pytest.raises(QueryError, match=r"takes|placeholder"):
+            reading_statement(sql, parameters=parameters)
 
 
 def test_what_a_view_or_a_policy_runs_leaves_nothing_in_a_session(

@@ -1,7 +1,7 @@
 """What hostile statements do to a mirror, by their effects: nothing. Ordinary reads pass."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,9 @@ from rhei_pipeline.mirrors.duckdb.functions import (
     REFUSED_VIEWS,
     may_call,
 )
+from rhei_pipeline.mirrors.duckdb.joint import JointDuckDB
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
+from rhei_pipeline.mirrors.joining import Part, every_table
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.progress import CopyProgress
 from rhei_pipeline.model.schema import Column, Table, TableSchema
@@ -162,6 +164,68 @@ def test_duckdb_is_asked_nothing_hostile(duckdb_mirror: Attacked) -> None:
                 guard.admitted(sql, cursor)
         explained = "explain (analyze) /* ; drop table t */ select 1"
         assert guard.admitted(explained, cursor) == "explain (analyze) select 1"
+
+
+@pytest.mark.parametrize("how", ["alone", "joint"])
+def test_a_session_of_duckdb_cannot_be_told_otherwise(tmp_path: Path, how: str) -> None:
+    """Also where the guard would have let it through."""
+    path = tmp_path / "mirror.duckdb"
+    (tmp_path / "secret.csv").write_text(f"a\n{SECRET}\n")
+    with ExitStack() as opened:
+        mirror: Any = opened.enter_context(closing(DuckDBMirror(path)))
+        if how == "joint":
+            mirror.close()
+            joint = JointDuckDB([(Part("shop", every_table), path)])
+            mirror = opened.enter_context(closing(joint))
+        cursor = opened.enter_context(connection_of(mirror).cursor())
+        for (name,) in cursor.execute("select name from duckdb_settings()").fetchall():
+            if name not in _SET_BY_US:
+                for sql in (f"set {name} = true", f"set global {name} = 1", f"reset {name}"):
+                    with pytest.raises(duckdb.Error, match="has been locked"):
+                        cursor.execute(sql)
+        outside = pa.table({"a": [SECRET]})
+        assert outside.num_rows == 1
+        for sql in _OUTSIDE:
+            with pytest.raises(duckdb.Error, match=r"Permission|does not exist|not in the catalog"):
+                cursor.execute(sql.replace("{dir}", str(tmp_path))).fetchall()
+    made = {file.name for file in tmp_path.iterdir()}
+    assert {name for name in made if not name.startswith("mirror.duckdb")} == {"secret.csv"}
+
+
+def test_mirrors_read_together_are_asked_and_told_nothing_hostile(
+    tmp_path: Path, duckdb_mirror: Attacked
+) -> None:
+    path = tmp_path / "mirror.duckdb"
+    DuckDBMirror(path).close()
+    with closing(JointDuckDB([(Part("shop", every_table), path)])) as joint:
+        for sql in duckdb_mirror.hostile:
+            with pytest.raises(RheiError):
+                joint.query(sql.replace("{dir}", str(tmp_path)))
+        with connection_of(joint).cursor() as cursor:
+            for sql in ("create table shop.pwned (a int)", "drop table shop._rhei_mirror"):
+                with pytest.raises(duckdb.Error, match="read-only mode"):
+                    cursor.execute(sql)
+
+
+#: Each with its older name; and where names are found, which is of a session alone.
+_SET_BY_US = {
+    *("enable_progress_bar", "memory_limit", "max_memory", "threads", "worker_threads"),
+    *("schema", "search_path"),
+}
+_OUTSIDE = (
+    "select * from outside",
+    "select * from '{dir}/secret.csv'",
+    "select * from read_csv('{dir}/secret.csv')",
+    "select * from read_text('{dir}/secret.csv')",
+    "select * from glob('{dir}/*')",
+    "select * from 'https://example.org/secret.csv'",
+    "attach '{dir}/other.duckdb'",
+    "copy (select 1) to '{dir}/pwned.csv'",
+    "export database '{dir}/pwned'",
+    "install httpfs",
+    "load httpfs",
+    "select * from sqlite_scan('{dir}/a', 'b')",
+)
 
 
 def test_datafusion_itself_plans_nothing_that_changes(datafusion_mirror: Attacked) -> None:

@@ -114,6 +114,43 @@ def test_a_session_whose_guard_is_gone_still_changes_nothing(database: SqliteDat
     assert state(database) == before
 
 
+def test_a_session_refuses_by_itself_what_is_hostile(database: SqliteDatabase) -> None:
+    """Also where the tokens of the text would have let it through."""
+    state(database)
+    before = state(database)
+    for asked in (statements(HOSTILE), *_pragmas_that_set()):
+        for sql in asked:
+            with (
+                database._lent(database._askers, database._lock_down) as session,
+                suppress(sqlite3.Error, sqlite3.Warning),
+            ):
+                session.execute(sql.replace("{dir}", str(database.path.parent))).fetchmany(1)
+        assert state(database) == before, asked
+
+
+def test_no_pragma_that_sets_anything_passes(database: SqliteDatabase) -> None:
+    state(database)
+    before = state(database)
+    for asked in _pragmas_that_set():
+        for sql in asked:
+            with suppress(RheiError):
+                database.query(sql)
+        assert state(database) == before, asked
+
+
+def _pragmas_that_set() -> Iterator[list[str]]:
+    """Yield every pragma of this version with one value, in each way to give it."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        found = connection.execute("select name from pragma_pragma_list").fetchall()
+    names = [name for (name,) in found if name not in _NOT_ASKED]
+    for value in ("0", "1", "2", "'utf16'"):
+        yield [
+            sql
+            for name in names
+            for sql in (f"pragma {name}({value})", f"pragma main.{name} = {value}")
+        ]
+
+
 def test_ordinary_reads_pass(database: SqliteDatabase) -> None:
     reads = statements(READS)
     assert len(reads) >= 60
