@@ -52,6 +52,10 @@ fuzz: $(READY) ## ask both sides 51,200 generated queries, and compare
 	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0 -n auto --maxprocesses 4 \
 		-k many_random tests/behaviour/query/test_equal_answers.py
 
+# The scripts are not ours: make logic ARGS="select1.test select2.test --every 10"
+logic: $(READY) ## ask both mirrors the queries of scripts for sqllogictest
+	@$(BIN)/python -m benchmarks.sql_logic $(ARGS)
+
 damage: $(READY) ## damage every file of every mirror in every way, and print what came of it
 	@$(BIN)/python -m tests -m soak -s -o faulthandler_timeout=0 tests/behaviour/mirrors/test_damage.py
 

@@ -1,12 +1,13 @@
 """What compares our cost with the floor's names what got slower, and proves both mirrors."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import duckdb
 import pytest
 
-from benchmarks import quick
+from benchmarks import quick, sql_logic
 from benchmarks.floor import Floor
 from benchmarks.orders import orders
 from benchmarks.quick import Size
@@ -63,3 +64,56 @@ def test_a_report_has_conditions_figures_and_what_failed(tmp_path: Path) -> None
     assert "Failed: source and mirror differ" in page
     assert whole["conditions"]["duckdb"] == duckdb.__version__
     assert [part["name"] for part in whole["chapters"]] == ["copy", "idle"]
+
+
+#: As sqllogictest writes it: values one a line, many of them as a hash.
+_SCRIPT = """statement ok
+CREATE TABLE t1(a INTEGER, b VARCHAR(9))
+
+statement ok
+INSERT INTO t1(a, b) VALUES (2, 'x'), (1, ''), (NULL, 'y')
+
+skipif sqlite
+query I nosort
+SELECT 1 FROM t1
+----
+9
+
+query TI rowsort
+SELECT b, a FROM t1
+----
+(empty)
+1
+x
+2
+y
+NULL
+
+query R nosort
+SELECT avg(a) FROM t1
+----
+1.500
+
+query I valuesort
+SELECT a.a * b.a FROM t1 AS a CROSS JOIN t1 AS b WHERE a.a > 0 AND b.a > 0
+----
+4 values hashing to 00000000000000000000000000000000
+"""
+
+
+def test_a_script_for_sqllogictest_is_played_and_a_difference_counted(tmp_path: Path) -> None:
+    hashed = hashlib.md5(b"1\n2\n2\n4\n", usedforsecurity=False).hexdigest()
+    right = _SCRIPT.replace("00000000000000000000000000000000", hashed)
+    for name, text, different in (
+        ("right", right, False),
+        ("hash", _SCRIPT, True),
+        ("value", right.replace("1.500", "1.501"), True),
+        ("row", right.replace("2\ny", "1\ny"), True),
+    ):
+        (tmp_path / name).mkdir()
+        script = tmp_path / f"{name}.test"
+        script.write_text(text)
+        told = sql_logic.play(script, {"kind": "duckdb"}, tmp_path / name, every=1)
+        asked = told["olap"] + told["olap by hint"] + told["olap refused"]
+        assert (told["queries"], asked) == (3, 3)
+        assert bool(told["different"]) == different, name
