@@ -371,6 +371,8 @@ def test_every_name_that_a_statement_reaches_is_looked_up() -> None:
         "exists (select from t order by id using <<<)": {("", "<<<")},
     }.items():
         assert reading_statement(f"select {condition}").operators >= operators, condition
+    for join in ("natural join u", "join u using (id)"):
+        assert reading_statement(f"select 1 from t {join}").operators == {("", "=")}, join
     for text, call in {
         "select f(variadic array[1])": Call(("", "f"), None),
         "select app.f(1) within group (order by 2)": Call(("app", "f"), None),

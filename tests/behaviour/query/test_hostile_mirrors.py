@@ -25,6 +25,7 @@ from rhei_pipeline.mirrors.duckdb.functions import (
 )
 from rhei_pipeline.mirrors.duckdb.joint import JointDuckDB
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
+from rhei_pipeline.mirrors.duckdb.read_only import _refuse_forms
 from rhei_pipeline.mirrors.joining import Part, every_table
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.progress import CopyProgress
@@ -164,6 +165,16 @@ def test_duckdb_is_asked_nothing_hostile(duckdb_mirror: Attacked) -> None:
                 guard.admitted(sql, cursor)
         explained = "explain (analyze) /* ; drop table t */ select 1"
         assert guard.admitted(explained, cursor) == "explain (analyze) select 1"
+
+
+def test_a_form_that_is_on_no_list_is_refused() -> None:
+    """DuckDB's next version may have forms, and kinds of change, that this one has not."""
+    for kind, named in (
+        ("NEWER_NODE", "NEWER_NODE"),
+        ("NEWER_QUERY_NODE", "changes data by NEWER"),
+    ):
+        with pytest.raises(QueryError, match=named):
+            _refuse_forms({"statements": [{"node": {"from_table": {"type": kind}}}]})
 
 
 @pytest.mark.parametrize("how", ["alone", "joint"])
