@@ -15,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from rhei_pipeline.errors import QueryError, QueryLimitError, RheiError, SourceBusyError
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
+from rhei_pipeline.sources.postgres.functions import Functions
 from rhei_pipeline.sources.postgres.query import _batch
 from rhei_pipeline.sources.postgres.read_only import Call, reading_statement
 from rhei_pipeline.sources.postgres.read_sessions import ReadSession
@@ -174,6 +175,30 @@ def test_what_is_no_query_is_refused_by_its_grammar_alone() -> None:
         "select E'\\'; delete from t; --'",
         "explain analyze select vol(1)",
         "explain analyze select pg_advisory_lock(1)",
+    }
+
+
+def test_what_changes_something_is_refused_by_the_catalogue_alone(
+    dsn: str, open_database: Callable[..., PostgresDatabase]
+) -> None:
+    """Also where its transaction would not have let it happen."""
+    _made(dsn, hostile_postgres.WORLD)
+    database = open_database()
+    database.query("select 1")
+    (session,) = _sessions(database)
+    functions = Functions()
+    kinds = ("functions of the server", "statements in strings", "functions of users")
+    let_through = set[str]()
+    for sql in (sql for kind in kinds for sql in hostile_postgres.HOSTILE[kind]):
+        with suppress(RheiError):
+            functions.judge(reading_statement(sql), session)
+            let_through.add(sql)
+    # Views and defaults are the application's own.
+    assert let_through == {
+        "select * from counting",
+        "select * from locking",
+        "table locking",
+        "select defaulted()",
     }
 
 

@@ -1,5 +1,6 @@
 """What hostile statements do to a SQLite source, by their effects: nothing. Ordinary reads pass."""
 
+import re
 import resource
 import sqlite3
 from collections.abc import Iterator
@@ -117,14 +118,30 @@ def test_a_session_whose_guard_is_gone_still_changes_nothing(database: SqliteDat
 def test_a_session_refuses_by_itself_what_is_hostile(database: SqliteDatabase) -> None:
     """Also where the tokens of the text would have let it through."""
     state(database)
+    before, ended_late = state(database), []
+    for sql in statements(HOSTILE):
+        with (
+            database._lent(database._askers, database._lock_down) as session,
+            pytest.raises((sqlite3.Error, sqlite3.Warning)) as refused,
+        ):
+            session.execute(sql.replace("{dir}", str(database.path.parent))).fetchmany(1)
+        if "readonly" in str(refused.value):
+            ended_late.append(sql)
+    assert state(database) == before
+    # What an R-tree is read by is compiled; only the file refuses it, which is open for reading.
+    assert ended_late == ["insert into r_node values (9, x'00')", "delete from r_rowid"]
+
+
+def test_a_session_refuses_by_itself_every_pragma_that_sets(database: SqliteDatabase) -> None:
+    state(database)
     before = state(database)
-    for asked in (statements(HOSTILE), *_pragmas_that_set()):
+    for asked in _pragmas_that_set():
         for sql in asked:
             with (
                 database._lent(database._askers, database._lock_down) as session,
-                suppress(sqlite3.Error, sqlite3.Warning),
+                suppress(sqlite3.Error),
             ):
-                session.execute(sql.replace("{dir}", str(database.path.parent))).fetchmany(1)
+                session.execute(sql).fetchmany(1)
         assert state(database) == before, asked
 
 
@@ -136,6 +153,21 @@ def test_no_pragma_that_sets_anything_passes(database: SqliteDatabase) -> None:
             with suppress(RheiError):
                 database.query(sql)
         assert state(database) == before, asked
+
+
+def test_only_pragmas_that_look_at_what_they_are_given_take_a_value(
+    database: SqliteDatabase,
+) -> None:
+    taken = set[str]()
+    with database._lent(database._askers, database._lock_down) as session:
+        for sql in (sql for asked in _pragmas_that_set() for sql in asked):
+            with suppress(sqlite3.DatabaseError):
+                session.execute(sql)
+                taken.update(re.findall(r"^pragma (?:main\.)?(\w+)", sql))
+    assert taken == {
+        *("foreign_key_list", "index_info", "index_list", "index_xinfo"),
+        *("table_info", "table_list", "table_xinfo"),
+    }
 
 
 def _pragmas_that_set() -> Iterator[list[str]]:
