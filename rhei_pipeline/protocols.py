@@ -392,7 +392,7 @@ class TableAdministration(Protocol):
         """
 
     def reshape(self, table: Table, at: datetime) -> None:
-        """Give a table fewer columns; the values in those that it has are left alone.
+        """Give a table fewer columns, or such of wider types; their values are left alone.
 
         A history keeps the columns that `table` has no more, as left since `at`. Safe to repeat.
         """

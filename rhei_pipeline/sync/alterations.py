@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
 
+import pyarrow as pa
+
 from rhei_pipeline.capabilities import former_names, rescan_due
 from rhei_pipeline.model.progress import Ledger
-from rhei_pipeline.model.schema import Table
+from rhei_pipeline.model.schema import Column, Table
 from rhei_pipeline.protocols import (
     ChangeSource,
     MirrorRecords,
@@ -28,7 +30,7 @@ class Alteration:
 
     Attributes:
         added: Its new columns, each with what rows have in it that stood before; without one, it
-            only has fewer.
+            only has fewer, or wider ones.
     """
 
     added: AddedValues = field(default_factory=lambda: MappingProxyType({}))
@@ -53,7 +55,7 @@ def find_alteration(
     added = find_added(table, known, source, snapshot, mirror, ledger)
     if added is not None:
         return Alteration(added)
-    if known is None or not _has_only_less(known, table):
+    if known is None or not _has_no_more(known, table):
         return None
     # A sync that was cut off may have left it with its new shape.
     if not stands_as(known, table, mirror) and not stands_as(table, table, mirror):
@@ -66,13 +68,26 @@ def find_alteration(
     return Alteration() if former_names(source, table, known.schema) is not None else None
 
 
-def _has_only_less(known: Table, table: Table) -> bool:
-    """Return whether a table is as it was, without some of its columns."""
+def _has_no_more(known: Table, table: Table) -> bool:
+    """Return whether a table is as it was, with columns gone, or of a type that holds the same."""
     before, after = known.schema, table.schema
     left = tuple(column for column in before.columns if column.name in after.names)
-    same = replace(before, columns=left) == after
+    same = tuple(column.name for column in left) == after.names
+    same = same and replace(before, columns=after.columns) == after
     same = same and before.mirror_relation == after.mirror_relation and known.mode is table.mode
-    return same and left != before.columns
+    return same and before != after and all(map(_holds_the_same, left, after.columns))
+
+
+def _holds_the_same(old: Column, new: Column) -> bool:
+    """Return whether a mirror can keep a column's values as they are."""
+    told = replace(new, type=old.type, nullable=old.nullable, mark=old.mark)
+    is_alike = told == old and old.logical == new.logical
+    return is_alike and (old.type.equals(new.type) or _is_wider(old.type, new.type))
+
+
+def _is_wider(old: pa.DataType, new: pa.DataType) -> bool:
+    are_decimals = pa.types.is_decimal(old) and pa.types.is_decimal(new)
+    return bool(are_decimals and old.scale == new.scale and old.precision <= new.precision)
 
 
 def alter(

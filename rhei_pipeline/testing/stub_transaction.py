@@ -221,13 +221,13 @@ class StubTransaction:
         standing.rows, standing.table = [added | row for row in standing.rows], table
 
     def reshape(self, table: Table, at: datetime) -> None:
-        """Drop the columns that a table has no more; a history keeps them."""
+        """Give a table fewer or wider columns; a history keeps those that are gone."""
         standing = self._standing(table)
         if table.mode is Mode.TEMPORAL:
             take_on_shape(standing, table, at)
             return
         names = table.schema.names
-        standing.fields = {name: standing.fields[name] for name in names}
+        standing.fields = {column.name: column.type for column in table.schema.columns}
         standing.rows = [{name: row[name] for name in names} for row in standing.rows]
         standing.table = table
 

@@ -102,19 +102,22 @@ def widen(
     return fresh
 
 
-def narrow(buffer: WriteBuffer, table: Table, at: datetime, store: SegmentStore) -> WriteBuffer:
-    """Return a table without the columns that it has no more; a history keeps them.
+def reshape(
+    buffer: WriteBuffer, table: Table, at: datetime, store: SegmentStore, append: Append
+) -> WriteBuffer:
+    """Return a table with fewer or wider columns; a history keeps those that are gone.
 
-    Its files are written again, because the digests in their indexes are of whole rows.
+    Without history its files are written again: the digests in their indexes are of whole rows.
     """
     if table.mode is Mode.TEMPORAL:
-        note_columns(buffer, table, at)
-        return buffer
-    if buffer.schema.names == list(table.schema.names):
+        fitted = fit(buffer, table, store, append)
+        note_columns(fitted, table, at)
+        return fitted
+    if _equal(buffer.schema, table.mirror_schema):
         return buffer
     fresh = WriteBuffer(replace(buffer.table, schema=table.mirror_schema, segments=()), store)
     for rows, _ in buffer.scan(table.schema.names):
-        append_rows(fresh, table, rows)
+        append_rows(fresh, table, conform(rows, table.mirror_schema))
     return fresh
 
 

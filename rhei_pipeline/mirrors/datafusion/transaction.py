@@ -43,8 +43,8 @@ from rhei_pipeline.mirrors.datafusion.query_proof import refuse_misread
 from rhei_pipeline.mirrors.datafusion.schema_evolution import (
     fit,
     last_good_rows,
-    narrow,
     outgrown,
+    reshape,
     widen,
 )
 from rhei_pipeline.mirrors.datafusion.segment_merge import (
@@ -332,9 +332,9 @@ class FileTransaction:
         self._tables[name] = widen(self._buffer(table), table, values, self.store)
 
     def reshape(self, table: Table, at: datetime) -> None:
-        """Drop the columns that a table has no more; a history keeps them."""
+        """Give a table fewer or wider columns; a history keeps those that are gone."""
         name = mirror_table(table.schema)
-        self._tables[name] = narrow(self._buffer(table), table, at, self.store)
+        self._tables[name] = reshape(self._buffer(table), table, at, self.store, append_versions)
 
     def record_key(self, table: Table) -> None:
         """Record the key that the table was built for."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 from rhei_pipeline.changes.scd2 import refuse_lost_history, refuse_unknown_key
 from rhei_pipeline.errors import SchemaDriftError
 from rhei_pipeline.mirrors.duckdb.housekeeping import rename_records
-from rhei_pipeline.mirrors.duckdb.logical import as_kept, fit_texts, is_indexed
+from rhei_pipeline.mirrors.duckdb.logical import as_kept, fit_texts, is_indexed, kept_logical
 from rhei_pipeline.mirrors.duckdb.past import note_beginning, note_columns
 from rhei_pipeline.mirrors.duckdb.tables import (
     Built,
@@ -202,23 +202,30 @@ def add_column(
 
 
 def reshape(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime) -> None:
-    """Drop the columns that a table has no more; see `MirrorTransaction.reshape`."""
+    """Give a table fewer or wider columns; see `MirrorTransaction.reshape`."""
+    standing, target = _types(connection, table), mirror_table(table.schema)
+    wanted = {column.name: column.type for column in table.schema.columns}
+    other = [name for name, kind in wanted.items() if not kind.equals(standing[name])]
+    gone = [name for name in standing if name not in wanted]
     if table.mode is Mode.TEMPORAL:
         note_columns(connection, table, at)
-        return
-    names, target = table.schema.names, mirror_table(table.schema)
-    gone = [name for name in _types(connection, table) if name not in names]
-    if gone and is_indexed(connection, table.schema):
+        gone = []
+    elif (gone or other) and is_indexed(connection, table.schema):
         _build_again(connection, table)
         return
     for name in gone:
         connection.execute(f"alter table {target} drop column {quote(name)}")
+    for name in other:
+        _retype(connection, table, name, standing[name], wanted[name])
 
 
 def _build_again(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
     """Write the rows into another table, because somebody's index keeps this one as it is."""
     target, other = mirror_table(table.schema), copy_name(table.schema)
-    connection.execute(f"create table {other} as select {listed(table.schema.names)} from {target}")
+    kept = kept_logical(connection, table.schema)
+    create(connection, other, table.schema.arrow, logical=kept)
+    names = listed(table.schema.names)
+    connection.execute(f"insert into {other}({names}) select {names} from {target}")
     connection.execute(f"drop table {target}")
     connection.execute(f"alter table {other} rename to {quote(table.schema.mirror_relation)}")
 

@@ -375,7 +375,7 @@ class DuckDBTransaction:
                 add_column(self._connection, table, column, values[column.name])
 
     def reshape(self, table: Table, at: datetime) -> None:
-        """Drop the columns that a table has no more; a history keeps them."""
+        """Give a table fewer or wider columns; a history keeps those that are gone."""
         reshape(self._connection, table, at)
 
     def record_key(self, table: Table) -> None:

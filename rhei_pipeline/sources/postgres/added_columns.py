@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from rhei_pipeline.model.schema import Column, TableSchema
 from rhei_pipeline.sources.postgres.connection import Connection
+from rhei_pipeline.sources.postgres.kept_columns import files_of
 from rhei_pipeline.sources.postgres.table_facts import HOLDING, STORAGE
 from rhei_pipeline.sources.postgres.types import admit_text
 
@@ -43,7 +44,7 @@ def added_values(
     None where one was there before and was not mirrored, or is not all that was added; where the
     rows were written again; or where a column's values are computed, or differ among partitions.
     """
-    place, _, most = known.storage.partition(":")
+    place, _, most = files_of(known).partition(":")
     columns = {column.name: column for column in schema.columns[len(known.columns) :]}
     found = connection.execute(_ADDED, (oid, list(columns))).fetchall() if place else []
     expected = f"{place}:{int(most or 0) + len(columns)}"

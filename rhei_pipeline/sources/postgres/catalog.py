@@ -10,6 +10,7 @@ from rhei_pipeline.errors import HiddenRowsError, SchemaError
 from rhei_pipeline.model.schema import Column, TableOptions, TableSchema, nearest, refuse_reserved
 from rhei_pipeline.model.type_names import INSTANT, INTERVAL, JSON, UUID, named_type
 from rhei_pipeline.sources.postgres import connection as postgres_connection
+from rhei_pipeline.sources.postgres.kept_columns import storage_of
 from rhei_pipeline.sources.postgres.table_facts import (
     DEFAULT_NAMESPACE,
     ColumnFacts,
@@ -165,7 +166,8 @@ def read_table(
     _refuse_unknown(shown, "primary_key", key, [column.name for column in columns])
     kept = tuple(_in_key(column) if column.name in key else column for column in columns)
     schema = TableSchema(
-        *(shown, kept, key, facts.namespace, facts.marks.table), storage=facts.storage
+        *(shown, kept, key, facts.namespace, facts.marks.table),
+        storage=storage_of(facts, [column.name for column in kept]),
     )
     return PostgresTable(schema, facts.oid)
 

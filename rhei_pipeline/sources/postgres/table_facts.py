@@ -49,7 +49,8 @@ with recursive base(relation, attnum, oid, modifier) as (
     select b.relation, b.attnum, t.typbasetype, t.typtypmod
     from base b join pg_type t on t.oid = b.oid where t.typtype = 'd'
 )
-select a.attrelid::bigint, a.attname, a.attnotnull, a.attgenerated::text, b.oid::bigint, b.modifier
+select a.attrelid::bigint, a.attname, a.attnotnull, a.attgenerated::text, b.oid::bigint,
+    b.modifier, a.attnum
 from base b join pg_attribute a on a.attrelid = b.relation and a.attnum = b.attnum
 join pg_type t on t.oid = b.oid and t.typtype <> 'd'
 order by a.attrelid, a.attnum
@@ -83,6 +84,7 @@ class ColumnFacts:
     Attributes:
         generated: How it is generated; empty if it is not.
         oid, modifier: Its type's; for a domain, those of its base type.
+        number: No other column of the table ever has it.
     """
 
     name: str
@@ -90,6 +92,7 @@ class ColumnFacts:
     generated: str
     oid: int
     modifier: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)

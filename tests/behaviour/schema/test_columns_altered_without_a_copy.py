@@ -1,0 +1,134 @@
+"""A column of PostgreSQL that is altered without its rows being written again takes no copy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rhei_pipeline.protocols import Step
+from tests.support.fix_postgres import PostgresWorld
+
+MakePostgres = Callable[..., PostgresWorld]
+
+_CREATE = (
+    "create type mood as enum ('calm', 'loud')",
+    "create table t (id integer primary key, a integer, v varchar(9), n numeric(10, 2),"
+    " m mood default 'calm', s timestamp, w text)",
+    "insert into t values (1, 10, 'one', 1.25, 'calm', '2020-01-01', 'x'),"
+    " (2, 20, null, -2.5, 'loud', null, ''), (3, 30, 'three', null, 'calm', '2021-01-01', null)",
+)
+#: What leaves every value as it is, and no other row of the table written.
+_ALIKE = {
+    "not_null": "alter table t alter column a set not null",
+    "default": "alter table t alter column a set default 7",
+    "longer": "alter table t alter column v type varchar(20)",
+    "text": "alter table t alter column v type text",
+    "wider": "alter table t alter column n type numeric(14, 2)",
+    "many": "alter table t alter column v type text, alter column n type numeric(12, 2), drop a",
+}
+_WAYS = [
+    (capture, storage, mode)
+    for capture in ("logical", "trigger")
+    for storage in (None, "parquet", "delta")
+    for mode in ("destructive", "temporal")
+]
+
+
+@pytest.fixture
+def make(make_postgres: MakePostgres) -> MakePostgres:
+    """Make a world with what was in it synced."""
+
+    def made(capture: str, storage: str | None = None, **options: Any) -> PostgresWorld:
+        world = make_postgres(capture={"method": capture}, storage=storage, **options)
+        world.run(*_CREATE)
+        assert not world.htap.sync_now().errors
+        return world
+
+    return made
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("way", _WAYS, ids=lambda way: "-".join(map(str, way)))
+@pytest.mark.parametrize("case", _ALIKE)
+def test_no_row_is_read_for_a_column_that_holds_the_same_values(
+    make: MakePostgres, case: str, way: tuple[str, str | None, str]
+) -> None:
+    capture, storage, mode = way
+    world = make(capture, storage, mode=mode)
+    before = _past(world) if mode == "temporal" else set()
+    world.run(
+        "update t set n = 3.75 where id = 1",
+        _ALIKE[case],
+        "update t set v = 'zwei' where id = 2",
+        "insert into t (id, v, n) values (4, 'four', 12345678.5)"
+        if case == "default"
+        else "delete from t where id = 3",
+    )
+    report = world.htap.sync_now().tables["t"]
+    assert (report.copied_rows, report.updated) == (0, 2)
+    world.run("update t set n = 99999999.75, v = 'long' where id = 2")
+    assert world.htap.sync_now().tables["t"].updated == 1
+    world.htap.maintain()
+    world.assert_equal("t")
+    assert world.htap.verify("t").equal
+    assert [change.rows_read for change in world.htap.schema_log("t")] == [0]
+    assert before <= (_past(world) if mode == "temporal" else set())
+
+
+def _past(world: PostgresWorld) -> set[tuple[object, ...]]:
+    """Return what each version said when it began."""
+    told = ("id", "a", "v", "n", "m", "s", "w", "_rhei_valid_from")
+    return {tuple(str(version[name]) for name in told) for version in world.versions("t")}
+
+
+#: What may have other values in a column of the same name.
+_OTHERWISE = {
+    "computed": "alter table t alter column a type integer using a + 1",
+    "of_another_column": "alter table t alter column v type text using w",
+    "names_changed_places": "alter table t rename v to x; alter table t rename w to v;"
+    " alter table t rename x to w",
+    "an_enum": "alter type mood rename value 'calm' to 'quiet'",
+    "an_instant": "set timezone to 'UTC'; alter table t alter column s type timestamptz",
+    "there_again": "alter table t drop w; alter table t add w text default 'y'",
+    "written_again": "alter table t alter column v type text; vacuum full t",
+}
+
+
+@pytest.mark.parametrize("case", _OTHERWISE)
+def test_a_table_is_copied_where_a_column_may_hold_other_values(
+    make: MakePostgres, case: str
+) -> None:
+    world = make("logical")
+    world.run(*_OTHERWISE[case].split("; "))
+    assert world.htap.sync_now().tables["t"].copied_rows == 3
+    world.assert_equal("t")
+    assert world.htap.verify("t").equal
+
+
+@pytest.mark.each
+@pytest.mark.parametrize("step", [Step.SNAPSHOT, Step.APPLIED, Step.RECORDED, Step.COMMITTED])
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_a_crash_while_a_column_is_widened_loses_and_doubles_nothing(
+    make: MakePostgres, step: Step, mode: str
+) -> None:
+    world = make("trigger", "parquet", mode=mode)
+    world.run(_ALIKE["many"], "update t set n = 7 where id = 1")
+    world.faults.arm(step)
+    assert world.surviving(world.htap.sync_now)
+    world.run("update t set v = 'after' where id = 1")
+    assert world.htap.sync_now().tables["t"].copied_rows == 0
+    world.assert_equal("t")
+    assert world.htap.verify("t").equal
+
+
+def test_a_history_has_a_value_for_which_its_column_was_widened(make: MakePostgres) -> None:
+    world = make("logical", mode="temporal")
+    world.run(
+        "update t set n = 5 where id = 1",
+        "alter table t alter column n type numeric(14, 2)",
+        "update t set n = 999999999999.25 where id = 1",
+    )
+    assert not world.htap.sync_now().errors
+    world.assert_equal("t")
+    assert world.htap.verify("t").equal
+    assert world.htap.dead_letters("t").num_rows == 0
