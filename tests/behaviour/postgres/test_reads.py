@@ -310,16 +310,20 @@ def test_long_queries_keep_no_short_one_waiting(
         sleeper.join()
 
 
+def _read_slowly(database: PostgresDatabase, sql: str) -> None:
+    streamed = database.stream(sql, (), None, 10)
+    assert streamed is not None
+    for _ in streamed.batches:
+        threading.Event().wait(0.01)
+
+
 def test_a_stream_ends_when_its_time_is_over(
     open_database: Callable[..., PostgresDatabase],
 ) -> None:
     database = open_database(query_seconds=0.5)
     for asked in ("pg_sleep(0.001)", "repeat('x', 10)"):
-        streamed = database.stream(f"select {asked} from generate_series(1, 1000000)", (), None, 10)
-        assert streamed is not None
         with pytest.raises(QueryLimitError, match=r"longer than 0\.5 s.*query_seconds"):
-            for _ in streamed.batches:
-                threading.Event().wait(0.01)  # as a slow reader
+            _read_slowly(database, f"select {asked} from generate_series(1, 1000000)")
     with pytest.raises(QueryLimitError, match=r"longer than 0\.5 s.*query_seconds"):
         database.query("select pg_sleep(5)")
     assert database.query("select 1 as a").num_rows == 1

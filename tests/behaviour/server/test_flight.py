@@ -273,6 +273,11 @@ def test_a_large_answer_comes_in_small_batches(world: World, serve: Serve) -> No
     assert max(sizes) <= 4096
 
 
+def _info(client: flight.FlightClient, sql: str) -> flight.FlightInfo:
+    command = pack(wire.CommandStatementQuery(query=sql))
+    return client.get_flight_info(flight.FlightDescriptor.for_command(command))
+
+
 def test_a_query_under_way_can_be_cancelled(world: World, serve: Serve) -> None:
     world.run(
         "with recursive n(i) as (select 10 union all select i + 1 from n where i < 3000)"
@@ -282,13 +287,15 @@ def test_a_query_under_way_can_be_cancelled(world: World, serve: Serve) -> None:
     server = serve(limits=FlightLimits(queries=1, batch_rows=2048, turn_seconds=0))
     with flight.FlightClient(f"grpc://127.0.0.1:{server.port}") as client:
         sql = "select a.id, b.id as other from orders a cross join orders b"
-        info = client.get_flight_info(
-            flight.FlightDescriptor.for_command(pack(wire.CommandStatementQuery(query=sql)))
-        )
+        info = _info(client, sql)
+        assert _info(client, sql).endpoints[0].ticket != info.endpoints[0].ticket
         reader = client.do_get(info.endpoints[0].ticket)
         reader.read_chunk()
         with pytest.raises(flight.FlightUnavailableError, match="turn did not come"):
             client.do_get(info.endpoints[0].ticket).read_chunk()
+        # A read of single rows has a turn of its own.
+        short = _info(client, "select id from orders where id = 1").endpoints[0].ticket
+        assert client.do_get(short).read_all().num_rows == 1
         request = flight.Action(
             "CancelFlightInfo",
             wire.CancelFlightInfoRequest(info=info.serialize()).SerializeToString(),
