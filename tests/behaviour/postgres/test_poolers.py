@@ -291,6 +291,21 @@ def test_a_pool_without_room_for_a_sync_is_named_with_its_way_out(
     assert world.htap.sync_now().inserted == 1
 
 
+def test_no_temporary_table_in_a_shared_session_stands_for_one_of_the_application(
+    make_pooler: Callable[..., Pooler],
+) -> None:
+    pooler = make_pooler("transaction", size=1)
+    with psycopg.connect(pooler.dsn, autocommit=True) as careless:
+        careless.execute("create table t as select 'kept' as v")
+        careless.execute("create temp table t as select 'forged' as v")
+        assert careless.execute("select v from t").fetchall() == [("forged",)]
+        with closing(PostgresDatabase(pooler.dsn)) as database:
+            asked = "select v from t"
+            assert database.query(asked).to_pylist() == [{"v": "kept"}]
+            (batch,) = [batch for batch in _streamed(database, asked) if batch.num_rows]
+            assert batch.to_pylist() == [{"v": "kept"}]
+
+
 def test_what_a_statement_sets_is_not_there_for_the_next(dsn: str) -> None:
     asked = "select date '2026-01-02' as day, decode('ff', 'hex') as bytes"
     with closing(PostgresDatabase(dsn, pool_size=1, functions=["change"])) as database:

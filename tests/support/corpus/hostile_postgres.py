@@ -201,7 +201,7 @@ HOSTILE: dict[str, list[str]] = {
         "select txid_current()",
         "select pg_current_xact_id()",
         "select setseed(0.5)",
-        "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'rhei'",
+        "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'rhei'",
         "select pg_cancel_backend(0)",
         "select pg_reload_conf()",
         "select pg_rotate_logfile()",
