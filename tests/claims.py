@@ -11,7 +11,7 @@ CLAIMS = {
         "A column is added to a destructive mirror without reading a row, however large the table is, where both are so:": "test_no_row_is_read_for_columns_whose_values_are_known",
         "So it is added to a history that follows the log of PostgreSQL, where it has no default.": "test_a_history_takes_a_column_without_default_and_keeps_each_version",
         "A default makes new versions of all rows, so the table is copied for it, and its past stays as it": "test_a_history_has_a_default_as_versions_and_its_past_as_it_was",
-        "Nothing is read of a PostgreSQL table for a column that was dropped.": "test_no_row_is_read_for_a_column_that_was_dropped",
+        "Nothing is read of a PostgreSQL table for a column that was dropped, where it follows the log or is polled.": "test_no_row_is_read_for_a_column_that_was_dropped",
         "Nor is it where the column is left out of `columns`": "test_a_column_that_is_not_to_be_mirrored_any_more_takes_no_copy",
         "A history keeps the column as it is: versions that are written from then on have null in it.": "test_a_history_keeps_a_dropped_column_and_has_null_in_it_from_then_on",
         "The table is copied where one of the other columns was added, renamed or written again, or where it has dead letters.": "test_a_table_is_copied_where_more_was_done_than_columns_dropped",

@@ -108,11 +108,7 @@ KNOWS_ADDED: list[type[can.KnowsAdded]] = [
     PostgresTriggerSource,
     SqliteTriggerSource,
 ]
-KNOWS_KEPT: list[type[can.KnowsKept]] = [
-    LogicalSource,
-    PostgresPollingSource,
-    PostgresTriggerSource,
-]
+KNOWS_KEPT: list[type[can.KnowsKept]] = [LogicalSource, PostgresPollingSource]
 READS_WIDER: list[type[can.ReadsWider]] = [LogicalSource]
 ERASES_PRUNED: list[type[can.ErasesPruned]] = [BufferedSource]
 EXPIRES: list[type[can.Expires]] = [DataFusionMirror, DuckDBMirror]

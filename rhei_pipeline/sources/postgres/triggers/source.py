@@ -24,7 +24,6 @@ from rhei_pipeline.sources.postgres.added_columns import added_values
 from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qualified, read_table
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.identity import SourceCatalog, one, origin, refuse_other_server
-from rhei_pipeline.sources.postgres.kept_columns import former_names
 from rhei_pipeline.sources.postgres.rows import bare_literal
 from rhei_pipeline.sources.postgres.table_facts import TableFacts, read_ahead
 from rhei_pipeline.sources.postgres.triggers import registry, validate
@@ -236,10 +235,6 @@ class PostgresTriggerSource:
         oid = self._current(table.name).source.oid
         with self._database.translated():
             return added_values(self._connection, oid, known, table.schema)
-
-    def former_names(self, table: Table, known: TableSchema) -> Mapping[str, str] | None:
-        """Return the names that columns had, where nothing was done to those that remain."""
-        return former_names(known, table.schema)
 
     @property
     def logs_rows(self) -> bool:
