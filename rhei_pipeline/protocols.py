@@ -20,6 +20,7 @@ from rhei_pipeline.model.changes import (
     Counts,
     DeadLetter,
     LetterName,
+    LetterReason,
     NetChanges,
     Position,
     RowBatch,
@@ -288,6 +289,9 @@ class DeadLetterStore(Protocol):
 
     def quarantined(self, table: Table) -> set[LetterName]:
         """Return the names of a table's open dead letters."""
+
+    def letter_reasons(self, table: Table) -> Mapping[LetterReason, int]:
+        """Return how many of a table's open dead letters have each column and reason."""
 
     def release(self, table: Table, letters: Collection[LetterName], at: datetime) -> None:
         """Resolve dead letters of values that fit now, or of rows that are gone."""

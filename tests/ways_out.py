@@ -7,6 +7,9 @@ A way out is known by its text, with `{}` for what is filled in: see `tests/unit
 #: By its text, the test that meets it and then does what it says.
 FOLLOWED = {
     "correct the rows in the source, run 'rhei dead-letters --table {} --drop', or raise 'dead_letters' in the declaration; then sync": "tests/behaviour/faults/test_full_dead_letters.py::test_a_table_that_is_full_of_dead_letters_is_left_out_until_there_is_room",
+    "give '--replay' or '--drop', not both": "tests/behaviour/faults/test_full_dead_letters.py::test_a_table_that_is_full_of_dead_letters_is_left_out_until_there_is_room",
+    "correct the rows in the source, or raise 'dead_letters' in the declaration; then sync": "tests/behaviour/faults/test_full_dead_letters.py::test_postgres_keeps_what_a_full_table_needs",
+    "correct the rows in the source, or raise 'dead_letters' in the declaration; the copy then goes on": "tests/behaviour/faults/test_full_dead_letters.py::test_a_first_copy_with_too_many_at_once_does_not_ask_to_forget_them",
     "correct the rows in the source and run 'rhei dead-letters --table {} --drop', or raise 'dead_letters' in the declaration; the copy then goes on": "tests/behaviour/faults/test_full_dead_letters.py::test_a_first_copy_stops_at_the_bound_and_goes_on_from_there",
     "name {} above it": "tests/behaviour/privacy/test_people.py::test_who_cannot_be_found_is_refused_with_the_way_out",
     "give '--table' and '--key', or '--person' alone": "tests/behaviour/privacy/test_people.py::test_who_cannot_be_found_is_refused_with_the_way_out",

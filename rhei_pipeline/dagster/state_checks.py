@@ -14,6 +14,7 @@ import dagster as dg
 from rhei_pipeline.dagster.declaration import Declaration
 from rhei_pipeline.dagster.resources import OlapResource
 from rhei_pipeline.dagster.stages import Stage
+from rhei_pipeline.model.report import counted
 from rhei_pipeline.model.reports import SyncStatus, TableStatus
 from rhei_pipeline.model.schema import Mode, Table
 
@@ -151,7 +152,10 @@ def lag(seconds: float, max_lag_seconds: float) -> StateFinding:
 
 def history(broken: int) -> StateFinding:
     """Return whether a history contradicts itself."""
-    text = f"the versions of {broken} keys contradict each other; rhei repair corrects what it can"
+    text = (
+        f"the versions of {counted(broken, 'key')} contradict each other; rhei repair corrects what"
+        " it can"
+    )
     return StateFinding(
         StateCheck.HISTORY, broken == 0, text if broken else "", facts={"broken_keys": broken}
     )
@@ -162,8 +166,9 @@ _WARN, _ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
 
 def _dead_letters(found: TableStatus) -> StateFinding:
     letters = found.dead_letters
+    rows = "1 row of the source does" if letters == 1 else f"{letters:,} rows of the source do"
     text = (
-        f"{letters} rows of the source do not fit the mirror:"
+        f"{rows} not fit the mirror:"
         f" 'rhei dead-letters --table {found.table}' shows each with its key and the reason"
     )
     facts = {"rows": letters, **({"reasons": dict(found.dead_letter_reasons)} if letters else {})}

@@ -51,6 +51,7 @@ from rhei_pipeline.sync.kept_history import Declared, find_mirrored
 from rhei_pipeline.sync.people import PersonSearch, letters_of_nobody
 from rhei_pipeline.sync.pipeline import no_progress
 from rhei_pipeline.sync.repair_keys import Key, RepairRange
+from rhei_pipeline.sync.reporting import summed
 from rhei_pipeline.sync.verify import broken_histories
 from rhei_pipeline.sync.verify_parts import verify_budget
 from rhei_pipeline.wiring.declarations import (
@@ -460,8 +461,9 @@ class Held:
 
     def replay_dead_letters(self, table: str | None) -> SyncReport:
         """Read the rows of the dead letters again, and sync."""
-        replay(self.dead_letters(table), self.engine.pipeline)
-        return self.sync_now()
+        before = self.sync_now()  # it shows which tables are full of them
+        replayed = replay(self.dead_letters(table), self.engine.pipeline)
+        return summed(before, self.sync_now()) if replayed else before
 
 
 def declared_source(settings: Settings) -> dict[str, Any]:

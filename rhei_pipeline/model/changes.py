@@ -59,6 +59,8 @@ class Position:
 
 #: A dead letter among those of its table: the row's key as text, and the column.
 LetterName = tuple[str, str]
+#: What dead letters have in common: their column, and what was found and expected there.
+LetterReason = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)

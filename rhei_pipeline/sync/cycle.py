@@ -182,7 +182,8 @@ def _refuse_overflow(
     """Refuse too many dead letters of a table that has done more than follow the head."""
     report = reports[table.name]
     if report != TableReport(table.name, watermark=report.watermark):
-        refuse_overflow(table, transaction, mirror, options.letter_bounds(table.name))
+        bounds = options.letter_bounds(table.name)
+        refuse_overflow(table, transaction, mirror, bounds, report.dead_letters)
 
 
 def _mend(

@@ -234,7 +234,7 @@ def _refuse_overflow(
     table: Table, mirror: Mirror, options: SyncOptions, transaction: MirrorTransaction
 ) -> None:
     bounds = options.letter_bounds(table.name)
-    refuse_overflow(table, transaction, mirror, bounds, is_copy=True)
+    refuse_overflow(table, transaction, mirror, bounds)
 
 
 def _all_rows(table: Table, source: ChangeSource, most: int) -> Sequence[RowBatch] | None:

@@ -584,9 +584,7 @@ class Pipeline:
     def touch(self, name: str, keys: Collection[tuple[object, ...]]) -> None:
         """Mark the rows of these keys to be read again by the next sync."""
         with self._lock:
-            is_full = isinstance(self.left_out.get(name), DeadLettersFullError)
-            known = self._registry.table(name) if is_full else None
-            self._source.touch(known or self.table(name), list(keys))
+            self._source.touch(self.table(name), list(keys))
 
     def drop_letters(self, names: Collection[str]) -> int:
         """Forget the open dead letters of tables; a row that is met again becomes one again.

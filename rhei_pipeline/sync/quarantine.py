@@ -1,17 +1,21 @@
 """Keeps rows that cannot be mirrored as dead letters, and resolves those that fit by now."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
 from rhei_pipeline.capabilities import keyless_rows
 from rhei_pipeline.changes.null_keys import is_keyless
 from rhei_pipeline.errors import DeadLettersFullError
-from rhei_pipeline.model.changes import ChangeBatch, LetterName, key_text, read_keys
+from rhei_pipeline.model.changes import ChangeBatch, LetterName, LetterReason, key_text, read_keys
 from rhei_pipeline.model.plain_values import plain_rows
+from rhei_pipeline.model.report import counted
 from rhei_pipeline.model.retention import LetterBounds
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import DeadLetterStore, MirrorRecords, SourcePositions
+
+#: So many reasons of dead letters are told of a table.
+_REASONS = 5
 
 
 def keep_letters(
@@ -78,10 +82,17 @@ def refuse_overflow(
     transaction: DeadLetterStore,
     mirror: MirrorRecords,
     bounds: LetterBounds,
-    *,
-    is_copy: bool = False,
+    met: int | None = None,
 ) -> None:
     """Refuse more dead letters than are to be kept; fewer than before are taken in any case.
+
+    Args:
+        table: Whose they are.
+        transaction: Has those that there would be.
+        mirror: Has those that there were before.
+        bounds: How many there may be.
+        met: How many letters came, with those that were there before; None in a copy, which reads
+            each row once.
 
     Raises:
         DeadLettersFullError: There would be too many. Nothing is kept of this transaction.
@@ -92,13 +103,58 @@ def refuse_overflow(
     kept = mirror.dead_letters(table.name)
     before = set(zip(kept["key"].to_pylist(), kept["column_name"].to_pylist(), strict=True))
     if bounds.exceeded_by(now, before):
+        reasons = told_reasons(transaction.letter_reasons(table))
+        told = "; ".join(f"{reason} ({count:,})" for reason, count in reasons.items())
         raise DeadLettersFullError(
-            f"it would have {len(now):,} dead letters, which is more than 'dead_letters' lets it"
-            " have; the source keeps its changes",
+            f"it would have {counted(len(now), 'dead letter')}, which is more than 'dead_letters'"
+            f" lets it have: {told}; the source keeps its changes",
             table=table.name,
-            hint=f"correct the rows in the source and run 'rhei dead-letters --table {table.name}"
-            " --drop', or raise 'dead_letters' in the declaration; the copy then goes on"
-            if is_copy
-            else f"correct the rows in the source, run 'rhei dead-letters --table {table.name}"
-            " --drop', or raise 'dead_letters' in the declaration; then sync",
+            hint=_ways_out(
+                table.name,
+                is_copy=met is None,
+                may_drop=bool(before) and _is_room(now - before, met, bounds),
+            ),
         )
+
+
+def told_reasons(found: Mapping[LetterReason, int]) -> dict[str, int]:
+    """Return the most frequent reasons of dead letters in words, each with its number."""
+    largest = sorted(found.items(), key=lambda counted: (-counted[1], counted[0]))[:_REASONS]
+    return {
+        f"column {column!r}: {reason}" if column else reason: count
+        for (column, reason), count in largest
+    }
+
+
+def _is_room(new: set[LetterName], met: int | None, bounds: LetterBounds) -> bool:
+    """Return whether what comes again fits, once the letters of before are forgotten.
+
+    Rows that were changed again, or are to be tried again, come with what is pending.
+    """
+    if met is not None and met > len(new):
+        return bounds.max_bytes is None and met <= (bounds.max_rows or 0)
+    return not bounds.exceeded_by(new, ())
+
+
+def _ways_out(name: str, *, is_copy: bool, may_drop: bool) -> str:
+    """Return what leads out; to forget letters does only where there is room for the others."""
+    if is_copy and may_drop:
+        way = (
+            f"correct the rows in the source and run 'rhei dead-letters --table {name} --drop', or"
+            " raise 'dead_letters' in the declaration; the copy then goes on"
+        )
+    elif is_copy:
+        way = (
+            "correct the rows in the source, or raise 'dead_letters' in the declaration; the copy"
+            " then goes on"
+        )
+    elif may_drop:
+        way = (
+            f"correct the rows in the source, run 'rhei dead-letters --table {name} --drop', or"
+            " raise 'dead_letters' in the declaration; then sync"
+        )
+    else:
+        way = (
+            "correct the rows in the source, or raise 'dead_letters' in the declaration; then sync"
+        )
+    return way

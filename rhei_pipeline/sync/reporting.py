@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
-from rhei_pipeline.model.reports import TableReport
+from rhei_pipeline.model.reports import SyncReport, TableReport
 from rhei_pipeline.model.schema import spelled
 from rhei_pipeline.sync.initial_sync import Copied
 
@@ -32,3 +33,18 @@ def table_reports(
         letters = reports[name].dead_letters + copy.dead_letters
         reports[name] = replace(reports[name], copied_rows=copy.rows, dead_letters=letters)
     return reports
+
+
+def summed(earlier: SyncReport, later: SyncReport) -> SyncReport:
+    """Return the sum of two syncs' reports, of which one followed the other."""
+    before = earlier.tables
+    tables = {
+        name: table.after(before[name]) if name in before else table
+        for name, table in later.tables.items()
+    }
+    return replace(
+        later,
+        tables=MappingProxyType(tables),
+        duration_seconds=earlier.duration_seconds + later.duration_seconds,
+        rows_pruned=earlier.rows_pruned + later.rows_pruned,
+    )

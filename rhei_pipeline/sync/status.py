@@ -24,11 +24,9 @@ from rhei_pipeline.protocols import (
     SourcePositions,
 )
 from rhei_pipeline.sync.cycle_reports import age_of_oldest
+from rhei_pipeline.sync.quarantine import told_reasons
 
 _log = logging.getLogger(__name__)
-
-#: So many reasons of dead letters are told of a table.
-_REASONS = 5
 
 
 class StatusCache:
@@ -130,13 +128,8 @@ def _left_out(status: TableStatus, error: RheiError) -> TableStatus:
 def _reasons(letters: pa.Table, table: str) -> Mapping[str, int]:
     """Return the most frequent reasons of a table's dead letters, each with its number."""
     own = letters.filter(pc.equal(letters["table_name"], table))
-    found = own.group_by(["column_name", "reason"]).aggregate([([], "count_all")])
-    largest = found.sort_by([("count_all", "descending")]).slice(0, _REASONS)
-    told = {}
-    for row in largest.to_pylist():
-        column = f"column {row['column_name']!r}: " if row["column_name"] else ""
-        told[f"{column}{row['reason']}"] = row["count_all"]
-    return MappingProxyType(told)
+    pairs = zip(own["column_name"].to_pylist(), own["reason"].to_pylist(), strict=True)
+    return MappingProxyType(told_reasons(Counter(pairs)))
 
 
 def _status(

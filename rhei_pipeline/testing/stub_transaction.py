@@ -1,5 +1,6 @@
 """All that one transaction of a stub mirror may do."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import date, datetime
@@ -14,6 +15,7 @@ from rhei_pipeline.model.changes import (
     Counts,
     DeadLetter,
     LetterName,
+    LetterReason,
     NetChanges,
     Operation,
     Versions,
@@ -130,6 +132,12 @@ class StubTransaction:
         """Name the open dead letters of a table."""
         found = self._content.letters.items()
         return {name for (own, name), (_, at) in found if own == table.name and at is None}
+
+    def letter_reasons(self, table: Table) -> Mapping[LetterReason, int]:
+        """Count the open dead letters of a table by column and reason."""
+        kept = self._content.letters
+        own = [kept[table.name, name][0] for name in self.quarantined(table)]
+        return Counter((letter.column, letter.reason) for letter in own)
 
     def release(self, table: Table, letters: Collection[LetterName], at: datetime) -> None:
         """Resolve dead letters; a temporal table keeps them as resolved."""

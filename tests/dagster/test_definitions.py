@@ -136,9 +136,14 @@ def test_dead_letters_are_counted_by_reason_and_settled_by_a_job(
         write(settings, "update orders set status = x'ff'")
         htap.sync_now()
     asked = {"ops": {"settle_dead_letters": {"config": {"drop": True, "table": "orders"}}}}
+    file = Path(os.environ["RHEI_CONFIG"])
+    file.write_text(file.read_text() + "dead_letters: {max_rows: 2}\n")
+    job = build(Settings.load(file)).resolve_job_def("dead_letters")
+    write(settings, "insert into orders values (3, x'ff')")  # one too many: it is left out
+    assert not job.execute_in_process(instance=instance, raise_on_error=False).success
     assert job.execute_in_process(instance=instance, run_config=asked).success
     with rhei.open(settings) as htap:
-        assert htap.dead_letters().num_rows == 0
+        assert htap.dead_letters()["key"].to_pylist() == ['{"id": 3}']
     write(settings, "drop table orders")
     left_out = job.execute_in_process(instance=instance, raise_on_error=False)
     assert not left_out.success

@@ -102,7 +102,7 @@ def _share(text: str) -> float:
 def _named_range(table: str, part: "KeyRange") -> str:
     if part.keys == 1:
         return f"{table}: a key differs: {part.first}"
-    return f"{table}: {part.keys} keys differ, from {part.first} to {part.last}"
+    return f"{table}: {part.keys:,} keys differ, from {part.first} to {part.last}"
 
 
 def _name_contradictions(found: "TableVerification") -> None:
@@ -222,17 +222,22 @@ def dead_letters(
     json_: Json = False,
 ) -> None:
     """Show the rows that cannot be mirrored, why, and what could be declared to take them."""
+    if replay and drop:
+        raise typer.BadParameter("give '--replay' or '--drop', not both")
     writer = RowWriter.asked(format_, config, as_json=json_, file=output, limit=limit)
     with opened(config) as htap:
-        if drop:
-            htap.drop_dead_letters(table)
+        dropped = htap.drop_dead_letters(table) if drop else None
         if replay:
-            htap.replay_dead_letters(table)
+            name_errors(htap.replay_dead_letters(table).errors)
         found = htap.dead_letters(table)
         if writer.is_for_people:
             from rhei_pipeline.cli.letters import show_letters
 
-            show_letters(found, htap.propose_types(table) if found.num_rows else [])
+            if dropped is not None:
+                verb = "was" if dropped == 1 else "were"
+                say([f"{counted(dropped, 'dead letter')} {verb} forgotten"])
+            else:
+                show_letters(found, htap.propose_types(table) if found.num_rows else [])
         else:
             writer.write(found)
     exit_if(found.num_rows > 0)

@@ -1,12 +1,13 @@
 """The dead letters of a mirror of files, as one Arrow table."""
 
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rhei_pipeline.model.changes import DeadLetter, LetterName
+from rhei_pipeline.model.changes import DeadLetter, LetterName, LetterReason
 from rhei_pipeline.model.type_names import INSTANT
 
 LETTERS = pa.schema(
@@ -61,6 +62,12 @@ def open_names(kept: pa.Table, table: str) -> set[LetterName]:
     """Return the names of a table's dead letters that are not resolved."""
     found = kept.filter(is_open(kept, table))
     return set(zip(found["key"].to_pylist(), found["column_name"].to_pylist(), strict=True))
+
+
+def reasons(kept: pa.Table, table: str) -> Mapping[LetterReason, int]:
+    """Return how many of a table's open dead letters have each column and reason."""
+    found = kept.filter(is_open(kept, table)).select(["column_name", "reason"])
+    return Counter(zip(*(column.to_pylist() for column in found.columns), strict=True))
 
 
 def release(

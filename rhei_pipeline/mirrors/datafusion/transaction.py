@@ -61,6 +61,7 @@ from rhei_pipeline.model.changes import (
     Counts,
     DeadLetter,
     LetterName,
+    LetterReason,
     NetChanges,
     Operation,
     Versions,
@@ -203,6 +204,10 @@ class FileTransaction:
     def quarantined(self, table: Table) -> set[LetterName]:
         """Return the names of a table's open dead letters."""
         return dead.open_names(self._kept(), table.name)
+
+    def letter_reasons(self, table: Table) -> Mapping[LetterReason, int]:
+        """Return how many of a table's open dead letters have each column and reason."""
+        return dead.reasons(self._kept(), table.name)
 
     def release(self, table: Table, letters: Collection[LetterName], at: datetime) -> None:
         """Resolve dead letters; a temporal table keeps them as resolved."""

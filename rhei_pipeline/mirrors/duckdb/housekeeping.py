@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.duckdb.progress import forget_copies
-from rhei_pipeline.model.changes import DeadLetter
+from rhei_pipeline.model.changes import DeadLetter, LetterReason
 from rhei_pipeline.model.stored_format import too_new
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.text import quote
@@ -182,6 +182,16 @@ def write_letters(connection: duckdb.DuckDBPyConnection, letters: Iterable[DeadL
     connection.execute("insert into _rhei_dead_letter select *, null from _rhei_letters")
     connection.unregister("_rhei_letters")
     return len(latest)
+
+
+def count_reasons(connection: duckdb.DuckDBPyConnection, table: str) -> dict[LetterReason, int]:
+    """Return how many of a table's open dead letters have each column and reason."""
+    found = connection.execute(
+        "select column_name, reason, count(*) from _rhei_dead_letter"
+        " where table_name = ? and resolved_at is null group by all",
+        [table],
+    ).fetchall()
+    return {(column, reason): count for column, reason, count in found}
 
 
 def _letter_row(letter: DeadLetter) -> dict[str, object]:

@@ -19,7 +19,7 @@ from rhei_pipeline.mirrors.duckdb.comparison import (
 from rhei_pipeline.mirrors.duckdb.drop import drop_table
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds
 from rhei_pipeline.mirrors.duckdb.forgetting import forget_rows
-from rhei_pipeline.mirrors.duckdb.housekeeping import write_letters, write_owner
+from rhei_pipeline.mirrors.duckdb.housekeeping import count_reasons, write_letters, write_owner
 from rhei_pipeline.mirrors.duckdb.logical import as_kept, kept_logical
 from rhei_pipeline.mirrors.duckdb.past import write_snapshots
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
@@ -41,6 +41,7 @@ from rhei_pipeline.model.changes import (
     Counts,
     DeadLetter,
     LetterName,
+    LetterReason,
     NetChanges,
     Operation,
     Versions,
@@ -228,6 +229,10 @@ class DuckDBTransaction:
             [table.name],
         ).fetchall()
         return {(key, column) for key, column in found}
+
+    def letter_reasons(self, table: Table) -> Mapping[LetterReason, int]:
+        """Return how many of a table's open dead letters have each column and reason."""
+        return count_reasons(self._connection, table.name)
 
     def release(self, table: Table, letters: Collection[LetterName], at: datetime) -> None:
         """Resolve dead letters.

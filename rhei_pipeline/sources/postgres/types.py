@@ -87,7 +87,7 @@ def _halve(texts: pa.Array, column: Column, offset: int) -> tuple[pa.Array, list
         return _convert(texts, column), []
     except pa.ArrowInvalid:
         if len(texts) == 1:
-            reason = f"its value is not a {column.logical or column.type} that the mirror can hold"
+            reason = f"the mirror cannot hold its value as {column.logical or column.type}"
             return pa.nulls(1, column.type), [Rejection(offset, column.name, reason)]
     middle = len(texts) // 2
     left, left_misfits = _halve(texts.slice(0, middle), column, offset)

@@ -1,5 +1,6 @@
 """A table with too many dead letters is left out by name, and nothing of it is lost."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,14 @@ WAY = (
     " 'dead_letters' in the declaration; then sync"
 )
 
+#: To forget letters leads out only where there is room for those that come.
+WAY_WITHOUT = (
+    "correct the rows in the source, or raise 'dead_letters' in the declaration; then sync"
+)
+COPYING_WITHOUT = (
+    "correct the rows in the source, or raise 'dead_letters' in the declaration; the copy then"
+    " goes on"
+)
 COPYING = (
     "correct the rows in the source and run 'rhei dead-letters --table {} --drop', or raise"
     " 'dead_letters' in the declaration; the copy then goes on"
@@ -57,6 +66,9 @@ def overflow(world: World) -> None:
     report = world.htap.sync_now()
     assert list(report.errors) == ["p"]
     assert WAY.replace("{}", "p") in report.errors["p"]
+    # It says which column does not fit and why, and never shows a value.
+    assert re.search(r"have: column 'n': .*text.* \(3\);", report.errors["p"]), report.errors
+    assert "three" not in report.errors["p"]
     world.assert_equal("q")
     assert rows(world) == before
     assert world.htap.dead_letters("p").num_rows == 2
@@ -86,8 +98,13 @@ def test_a_table_that_is_full_of_dead_letters_is_left_out_until_there_is_room(
         # Those that are there may be tried again: they are no more than before.
         assert not world.htap.replay_dead_letters("p").errors
     elif way == "drop":
+        # What they are tried again for cannot come while the table is full: it would fill it anew.
+        assert WAY.replace("{}", "p") in world.htap.replay_dead_letters("p").errors["p"]
         world.crash()
-        rhei(world.settings, tmp_path, "dead-letters", "--table", "p", "--drop")
+        with pytest.raises(AssertionError, match="'--replay' or '--drop', not both"):
+            rhei(world.settings, tmp_path, "dead-letters", "--replay", "--drop")
+        done = rhei(world.settings, tmp_path, "dead-letters", "--table", "p", "--drop")
+        assert "2 dead letters were forgotten" in done
         good(world)
         assert world.htap.dead_letters("p")["key"].to_pylist() == ['{"id": 3}']
     else:
@@ -106,15 +123,33 @@ def test_a_first_copy_stops_at_the_bound_and_goes_on_from_there(make_world: Make
         *(f"insert into p values ({n}, 'no number')" for n in range(1, 4)),
         *(f"insert into p values ({n}, {n})" for n in range(4, 9)),
     )
-    assert COPYING.replace("{}", "p") in world.htap.sync_now().errors["p"]
+    stopped = world.htap.sync_now().errors["p"]
+    assert COPYING.replace("{}", "p") in stopped
+    assert re.search(r"have: column 'n': .*text.* \(3\);", stopped), stopped
     assert world.htap.dead_letters("P").num_rows == 2
     world.run("update p set n = id where id < 3")
+    world.crash()
     assert world.htap.drop_dead_letters("p") == 2
     world.crash()
     assert not world.htap.sync_now().errors
     assert world.htap.dead_letters("p")["key"].to_pylist() == ['{"id": 3}']
     found = world.htap.query("select count(*) as n from p", hint="olap")["n"].to_pylist()
     assert found == [7]
+
+
+def test_a_first_copy_with_too_many_at_once_does_not_ask_to_forget_them(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(tables=declared(max_rows=2))
+    world.run(
+        "create table p(id integer primary key, n integer)",
+        "create table q(id integer primary key)",
+        *(f"insert into p values ({n}, 'no number')" for n in range(1, 4)),
+    )
+    assert COPYING_WITHOUT in world.htap.sync_now().errors["p"]
+    world.run("update p set n = id where id = 3")
+    assert not world.htap.sync_now().errors
+    assert world.htap.dead_letters("p").num_rows == 2
 
 
 def test_their_size_is_bounded_as_well_and_a_lower_bound_takes_fewer(
@@ -139,7 +174,7 @@ def test_postgres_keeps_what_a_full_table_needs(
     world.run("create table t(id integer primary key, v int[])", "insert into t values (1, '{1}')")
     world.htap.sync_now()
     world.run("insert into t values (2, '{{1},{2}}'), (3, '{{1},{2}}'), (4, '{4}')")
-    assert WAY.replace("{}", "t") in world.htap.sync_now().errors["t"]
+    assert WAY_WITHOUT in world.htap.sync_now().errors["t"]
     world.run("delete from t where id = 3")
     assert world.htap.sync_now().inserted == 1
     status = world.htap.sync_status().tables["t"]
