@@ -1,11 +1,12 @@
 """The nightly snapshot: the window that has just ended, and those that were missed."""
 
 from collections.abc import Collection, Sequence
+from datetime import datetime
 
 import dagster as dg
 
 from rhei_pipeline.dagster.declaration import Declaration
-from rhei_pipeline.dagster.snapshots import snapshot_windows
+from rhei_pipeline.dagster.snapshots import KNOWN_FROM, SnapshotWindow, snapshot_windows
 from rhei_pipeline.dagster.stages import Stage
 
 _RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
@@ -32,20 +33,38 @@ def snapshot_schedules(declaration: Declaration) -> list[dg.ScheduleDefinition]:
         context: dg.ScheduleEvaluationContext,
     ) -> dg.RunRequest | dg.SkipReason:
         now = context.scheduled_execution_time
-        closed = [
-            key
-            for key in windows.get_partition_keys(current_time=now)
-            if windows.time_window_for_partition_key(key).end <= now
-        ]
+        every = (
+            SnapshotWindow.of(windows, key) for key in windows.get_partition_keys(current_time=now)
+        )
+        ended = [window for window in every if window.end <= now]
+        closed = [window.key for window in ended]
         if not closed:
             return dg.SkipReason(f"no window has ended since {schedule.snapshots_from}")
-        done = [context.instance.get_materialized_partitions(key) for key in keys]
-        wanted = _wanted(closed, done, schedule.snapshot_rebuild)
+        settled = [_settled(context.instance, key, ended) for key in keys]
+        wanted = _wanted(closed, settled, schedule.snapshot_rebuild)
         if not wanted:
             return dg.SkipReason("every window that has ended has its snapshot")
         return _request(wanted)
 
     return [daily_snapshot]
+
+
+def _settled(
+    instance: dg.DagsterInstance, key: dg.AssetKey, ended: Sequence[SnapshotWindow]
+) -> Collection[str]:
+    """Return the windows that have a snapshot, and those since the first that can have none.
+
+    The history of old ones was removed meanwhile, as the last snapshot of the table told.
+    """
+    done = instance.get_materialized_partitions(key)
+    last = instance.get_latest_materialization_event(key)
+    made = last.asset_materialization if last else None
+    told = made.metadata.get(KNOWN_FROM) if made else None
+    if told is None or not done:
+        return done
+    since = datetime.fromisoformat(str(told.value))
+    lost = {window.key for window in ended if window.last_instant < since}
+    return {*done, *(key for key in lost if key > min(done))}
 
 
 def _wanted(closed: Sequence[str], done: Sequence[Collection[str]], rebuild: int) -> list[str]:

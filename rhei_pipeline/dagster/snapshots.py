@@ -24,6 +24,8 @@ from rhei_pipeline.model.schema import VALID_FROM, Table
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sql.text import mirror_table, quote
 
+#: The entry of a snapshot's metadata that tells since when the history is known.
+KNOWN_FROM = "history_known_from"
 _TICK = timedelta(microseconds=1)
 _INSTANT = pa.timestamp("us", "UTC")
 #: Which side is asked.
@@ -242,13 +244,13 @@ def _events(
             len(taken.before_history),
             ", ".join(taken.before_history[:3]),
         )
+    closed = {window: {**values, KNOWN_FROM: begins} for window, values in taken.closed.items()}
     if taken.open or taken.before_history:
         # A result would report all partitions of the run.
-        for window, values in taken.closed.items():
-            told = {**values, "history_known_from": begins}
+        for window, told in closed.items():
             context.log_event(dg.AssetMaterialization(key, partition=window, metadata=told))
         return
-    for window, values in taken.closed.items():
-        context.add_asset_metadata(values, key, partition_key=window)
+    for window, told in closed.items():
+        context.add_asset_metadata(told, key, partition_key=window)
     rows = sum(values["dagster/partition_row_count"] for values in taken.closed.values())
     yield dg.MaterializeResult(asset_key=key, metadata={"windows": len(taken.closed), "rows": rows})

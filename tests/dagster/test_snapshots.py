@@ -152,6 +152,24 @@ def test_the_nightly_schedule_makes_up_for_missed_days(
     assert asked(tick(again, instance, night())) == (day(2).isoformat(), yesterday)
 
 
+def test_a_missed_day_whose_history_was_removed_is_not_asked_for_every_night(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    assert take(settings, instance, day(5), day(5)).success
+    with rhei.open(settings) as htap:  # the versions of day 4 and before are removed now
+        htap.sync_now()
+    with duckdb.connect(str(settings.mirror.path)) as mirror:
+        mirror.execute("update orders set _rhei_valid_from = _rhei_valid_from + interval 2 day")
+        mirror.execute("update _rhei_history set noted_at = noted_at + interval 2 day")
+    assert asked(tick(settings, instance, night(1))) == (day(4).isoformat(), day(2).isoformat())
+    assert take(settings, instance, day(4), day(2)).success
+    for back in (0, -1):  # also after a run that met nothing of what is removed
+        missing = day(back + 1)
+        assert asked(tick(settings, instance, night(back))) == (missing.isoformat(),) * 2
+        if back == 0:
+            assert take(settings, instance, missing, missing).success
+
+
 def test_a_tick_before_the_first_window_has_ended_skips(
     settings: Settings, instance: dg.DagsterInstance
 ) -> None:
