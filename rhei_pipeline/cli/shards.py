@@ -22,6 +22,7 @@ _FOR_EACH = {
     "check",
     "copy",
     "dead_letters",
+    "forget",
     "info",
     "maintain",
     "schema",

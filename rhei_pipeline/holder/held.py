@@ -406,7 +406,10 @@ class Held:
     def forget_person(self, person: str, value: Key, *, dry_run: bool = False) -> PersonReport:
         """Remove a person's rows from all tables that the declaration names for such people."""
         paths, pipeline = written_paths(self.settings), self.engine.pipeline
-        declared = traces_of(self.settings.people, person)
+        every = traces_of(self.settings.people, person)
+        declared = [trace for trace in every if self.settings.takes(trace.table)]
+        if not declared:  # this shard has none of these tables
+            return PersonReport(person, {}, dry_run)
         found = PersonSearch(declared, value, masking_key(self.settings), pipeline.mirrored)
         reports = pipeline.forget_person(found, lambda texts: search(paths, texts), dry_run=dry_run)
         told = zip(declared, reports, strict=True)

@@ -1,6 +1,6 @@
 """Sections of a declaration that say how much is kept."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from pydantic import ByteSize, Field
 
@@ -64,6 +64,21 @@ def checked_people(people: dict[str, dict[str, str]]) -> dict[str, dict[str, str
         except SchemaError as error:
             raise ValueError(f"people: {error}") from error
     return people
+
+
+def refuse_apart(people: Mapping[str, Mapping[str, str]], shard_of: Callable[[str], int]) -> None:
+    """Refuse tables in which people are found by a table of another shard, and so of its mirror.
+
+    Raises:
+        ValueError: Says what to declare.
+    """
+    for declared in people.values():
+        for trace in traces(declared):
+            if trace.of is not None and shard_of(trace.table) != shard_of(trace.of):
+                raise ValueError(
+                    f"people: {trace.table!r} is found by {trace.of!r}, which is in another shard:"
+                    " name both in one list of 'shards', or find people by a column of its own"
+                )
 
 
 def traces_of(people: Mapping[str, Mapping[str, str]], person: str) -> tuple[Trace, ...]:

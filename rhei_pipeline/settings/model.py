@@ -27,6 +27,7 @@ from rhei_pipeline.settings.keeping import (
     DeadLetterSettings,
     HistorySettings,
     checked_people,
+    refuse_apart,
 )
 from rhei_pipeline.settings.mirror import MirrorSettings
 from rhei_pipeline.settings.problems import ENVIRONMENT_PREFIX, describe, is_misformed
@@ -241,7 +242,9 @@ class Settings(BaseSettings):
     def _fitting_shards(self) -> Self:
         if self.shards is None:
             return self
-        Sharding(self.shards, plain_name_in(self.source.kind)).refuse_unfit()
+        sharding = Sharding(self.shards, plain_name_in(self.source.kind))
+        sharding.refuse_unfit()
+        refuse_apart(self.people, sharding.shard_of)
         if self.source.kind == "log":
             raise ValueError("'shards' does not suit a log, which one process opens: leave it out")
         if self.mirror.in_memory:

@@ -184,7 +184,9 @@ def forget(
         else:
             reports = [htap.forget(table, [_key(text) for text in key or ()], dry_run=dry_run)]
             told = reports[0].to_dict()
-    show(told, [report.to_dict() for report in reports], reports[0].shown, as_json=json_)
+    rows = [report.to_dict() for report in reports]
+    if rows or json_:
+        show(told, rows, tuple(reports[0].shown) if reports else (), as_json=json_)
     if not json_:
         _say_what_is_left(reports, dry_run=dry_run)
     exit_if(not dry_run and not all(report.is_clear for report in reports))

@@ -19,6 +19,7 @@ from rhei_pipeline.dagster import build_definitions
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.settings.shards import Sharding
 from rhei_pipeline.testing.oracle import arrow_rows
+from tests.behaviour.privacy import test_people
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.model import source_rows
@@ -178,6 +179,45 @@ def test_commands_work_on_all_shards_or_on_one(
     assert way is not None
     assert run(*way[1].split(), "--discard-history", "--yes").exit_code == 0
     assert "t4" not in run("status").output
+
+
+def test_a_person_is_forgotten_in_all_shards(
+    make_world: Callable[..., World], tmp_path: Path
+) -> None:
+    world = make_world()
+    test_people.live(world)
+    values = {name: getattr(world.settings, name) for name in ("source", "mirror", "registry")}
+
+    def declared(*shards: list[str]) -> Settings:
+        tables = {"tables": test_people.TABLES, "people": test_people.PEOPLE}
+        return Settings(**values, **tables, name="shop", shards=list(shards))
+
+    with pytest.raises(SettingsError, match="'items' is found by 'orders', which is in another"):
+        declared(["orders"], ["*"])
+    settings = declared(["orders", "items"], ["visits"], ["customers"], ["nothing"])
+    config = tmp_path / "pipeline.yaml"
+    config.write_text(json.dumps(settings.model_dump(mode="json")))
+    sync(settings.pipelines())
+    test_people.gone(world)
+
+    def run(*arguments: str) -> Result:
+        asked = ["forget", "--person", "customer=42", "--config", str(config)]
+        return CliRunner().invoke(app, [*asked, *arguments])
+
+    done = run("--json")
+    assert done.exit_code == 0, done.output
+    told = [json.loads(line)["tables"] for line in done.stdout.splitlines()]
+    assert [sorted(tables) for tables in told] == [
+        ["items", "orders"],
+        ["visits"],
+        ["customers"],
+        [],
+    ]
+    assert told[0]["orders"]["rows"] == 2
+    with rhei.reader(settings) as reader:
+        for table in test_people.PEOPLE["customer"]:
+            assert reader.query(f"select count(*) as n from {table}")["n"].to_pylist() == [1]
+    assert run("--dry-run").exit_code == 0
 
 
 def test_each_shard_has_definitions_of_its_own(world: World) -> None:
