@@ -1,23 +1,20 @@
 """Reads rows of a PostgreSQL table as text and as batches, for every capture method."""
 
 import json
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 from psycopg.sql import Literal
 
 from rhei_pipeline.model.changes import DeadLetter, RowBatch, key_text
 from rhei_pipeline.model.plain_values import plain_value
-from rhei_pipeline.model.portions import LARGE_BYTES, PORTION_BYTES, portions
+from rhei_pipeline.model.portions import PORTION_BYTES
 from rhei_pipeline.model.schema import TableSchema
 from rhei_pipeline.sources.postgres.catalog import Connection, qualified
-from rhei_pipeline.sources.postgres.copy import copy_out
+from rhei_pipeline.sources.postgres.row_texts import Stored, copied
 from rhei_pipeline.sources.postgres.types import admit_text
 from rhei_pipeline.sources.rejections import Rejection
 from rhei_pipeline.sql.text import listed, quote
@@ -37,8 +34,6 @@ join pg_catalog.pg_database d on d.datname = current_database()
 where a.attrelid = %s::regclass and a.attname = any(%s)
 group by d.encoding
 """
-#: How a copy writes null; a text that reads so is quoted, and so stays a text.
-_NULL = "\\N"
 #: How a place to go on at begins if the key there is still to be read.
 _FROM = "from"
 _ROW, _BYTES = "_rhei_row", "_rhei_bytes"
@@ -69,8 +64,9 @@ class PostgresRowReader:
         if until is None and limit is not None and self._may_be_large(limit):
             until = self.end_of(resume, limit)
         query = self._rows_sql(resume, limit, until)
-        texts = next(copied(self.connection, query, self.schema.names), None)
-        return None if texts is None else self._batch(texts)
+        # Mapped: a loop's variable would hold the texts beside what becomes of them.
+        found = list(map(self._batch, self._texts(query, None)))
+        return _joined(found) if found else None
 
     def draw(self, share: float, limit: int) -> Iterator[RowBatch]:
         """Yield rows drawn by lot, each with the same chance."""
@@ -78,8 +74,11 @@ class PostgresRowReader:
             f"select {listed(self.schema.names)} from {qualified(self.schema)}"
             f" where {self.condition} and random() < {share!r}"
         )
-        for texts in copied(self.connection, query, self.schema.names, limit):
-            yield self._batch(texts)
+        yield from map(self._batch, self._texts(query, limit))
+
+    def _texts(self, query: str, limit: int | None) -> Iterator[pa.Table]:
+        stored = Stored(qualified(self.schema), self.schema.columns)
+        return copied(self.connection, query, self.schema.names, limit, stored)
 
     def _batch(self, texts: pa.Table) -> RowBatch:
         schema = self.schema
@@ -181,53 +180,11 @@ def bare_literal(value: object) -> str:
     return Literal(value).as_string(None)
 
 
-def copied(
-    connection: Connection,
-    query: str,
-    names: Sequence[str],
-    limit: int | None = None,
-) -> Generator[pa.Table, None, None]:
-    """Run a query and yield its columns as text, in tables of `limit` rows; none if empty.
-
-    With a limit, tables are bounded by their bytes as well. The connection is busy until the last
-    table is read, or the generator is closed.
-    """
-    statement = f"copy ({query}) to stdout (format csv, null '{_NULL}')"
-    with closing(copy_out(connection, statement.encode())) as lines:
-        if limit is None:
-            if whole := list(lines):
-                yield _parsed(whole, names)
-            return
-        for portion in portions(
-            lambda count: list(islice(lines, count)), lambda taken: sum(map(len, taken)), limit
-        ):
-            # In no variable, which would hold it beside what becomes of it.
-            yield _parsed(portion, names)
-
-
-def _parsed(lines: list[bytes], names: Sequence[str]) -> pa.Table:
-    """Take lines over, and return their columns."""
-    data = b"".join(lines)
-    lines.clear()
-    is_large = len(data) > LARGE_BYTES
-    texts = pa_csv.read_csv(
-        pa.BufferReader(data),
-        # One block: a value may be longer than any block chosen beforehand. And no threads for a
-        # large one: they let go of what they had read some time after its texts are there.
-        read_options=pa_csv.ReadOptions(
-            block_size=len(data), column_names=list(names), use_threads=not is_large
-        ),
-        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-        convert_options=pa_csv.ConvertOptions(
-            column_types={name: pa.large_string() for name in names},
-            null_values=[_NULL],
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
-        ),
-    )
-    if is_large:
-        pa.default_memory_pool().release_unused()  # the parser held it once more
-    return texts
+def _joined(found: Sequence[RowBatch]) -> RowBatch:
+    """Return batches that follow each other as one."""
+    rows = pa.concat_tables([batch.rows for batch in found])
+    letters = tuple(letter for batch in found for letter in batch.rejected)
+    return RowBatch(rows, found[-1].resume, letters)
 
 
 def admit_rows(schema: TableSchema, texts: pa.Table) -> tuple[list[pa.Array], list[Rejection]]:

@@ -10,7 +10,7 @@ from rhei_pipeline.model.reports import TypeProposal
 from rhei_pipeline.model.schema import Column, TableSchema
 from rhei_pipeline.model.type_names import named_type, type_name
 from rhei_pipeline.sources.postgres.catalog import Connection, qualified
-from rhei_pipeline.sources.postgres.rows import copied
+from rhei_pipeline.sources.postgres.row_texts import copied
 from rhei_pipeline.sources.postgres.types import admit_text
 from rhei_pipeline.sql.text import quote
 

@@ -40,7 +40,12 @@ _EPOCH_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
 
 def admit_text(texts: pa.Array, column: Column) -> tuple[pa.Array, list[Rejection]]:
-    """Convert one column's text to its type, and return the rows that do not fit."""
+    """Convert one column's text to its type, and return the rows that do not fit.
+
+    What is bytes already, as large values are, is not converted.
+    """
+    if pa.types.is_large_binary(texts.type):
+        return texts.cast(pa.binary()), []
     try:
         return _convert(texts, column), []
     except pa.ArrowInvalid:

@@ -14,7 +14,7 @@ from rhei_pipeline.mirrors.datafusion import digests, formats
 from rhei_pipeline.model import portions
 from rhei_pipeline.model.portions import PORTION_BYTES
 from rhei_pipeline.protocols import Step
-from rhei_pipeline.sources.postgres import rows
+from rhei_pipeline.sources.postgres import row_texts, rows
 from rhei_pipeline.sources.postgres.logical import snapshot
 from tests.support.fix_postgres import PostgresWorld
 
@@ -114,7 +114,7 @@ def test_a_large_value_of_postgres_is_held_once_when_it_is_applied(
 ) -> None:
     """Beside the room that libpq keeps for the largest message of a connection."""
     monkeypatch.setattr(snapshot, "SPOOL_BYTES", MB)
-    monkeypatch.setattr(rows, "LARGE_BYTES", MB)
+    monkeypatch.setattr(row_texts, "LARGE_BYTES", MB)
     size, held = 16 * MB, list[float]()
     polling = {"updated_at": "at", "clock": "database"}
     table = {"name": "t", **({"polling": polling} if method == "polling" else {})}

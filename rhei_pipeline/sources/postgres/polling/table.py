@@ -17,11 +17,11 @@ from rhei_pipeline.sources.postgres.catalog import Connection, PostgresTable, qu
 from rhei_pipeline.sources.postgres.polling.answers import Answers
 from rhei_pipeline.sources.postgres.polling.clauses import Clause, Value
 from rhei_pipeline.sources.postgres.polling.timestamps import MOMENT, StampColumn, written
+from rhei_pipeline.sources.postgres.row_texts import Stored, copied
 from rhei_pipeline.sources.postgres.rows import (
     PostgresRowReader,
     admit_rows,
     bare_literal,
-    copied,
     letters_of,
     without_rows,
 )
@@ -285,8 +285,9 @@ class PostgresPolledTable:
             yield from self._batches(sql, since, limit)
 
     def _batches(self, query: str, since: int, limit: int) -> Iterator[ChangeBatch]:
-        names, form = [LIVE, CHANGED_AT, *self.poll.source.schema.names], self._form
-        self._reading = copied(self._connection, query, names, limit)
+        schema, form = self.poll.source.schema, self._form
+        names, stored = [LIVE, CHANGED_AT, *schema.names], Stored(self.poll.table, schema.columns)
+        self._reading = copied(self._connection, query, names, limit, stored)
         for texts in self._reading:
             batch = self._batch(texts, form, since)
             del texts

@@ -32,10 +32,10 @@ from rhei_pipeline.sources.mended_rows import mended
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.identity import refuse_rewritten
 from rhei_pipeline.sources.postgres.instants import XID, CommitInstants
+from rhei_pipeline.sources.postgres.row_texts import Stored, copied
 from rhei_pipeline.sources.postgres.rows import (
     PostgresRowReader,
     admit_rows,
-    copied,
     letters_of,
     without_rows,
 )
@@ -242,7 +242,7 @@ class PostgresTriggerSnapshot(TableReads):
                 # Mapped: a loop's variable would hold the texts beside what becomes of them.
                 yield from map(
                     partial(_without_other_keys, table),
-                    self._copied(sql, own, table.schema, limit),
+                    self._copied(sql, own, table.schema, limit, part.generation.name),
                 )
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
@@ -263,7 +263,7 @@ class PostgresTriggerSnapshot(TableReads):
         if not touched:
             return
         sql = found.log.net_sql(table.schema.names, " union all ".join(touched), entries)
-        for texts in self._copied(sql, [LIVE], table.schema, limit):
+        for texts in self._copied(sql, [LIVE], table.schema, limit, found.log.table):
             size = texts.num_rows
             now = pa.repeat(pa.scalar(self.clock, INSTANT), size)
             own = [pa.array(np.zeros(size, np.int64)), now]
@@ -485,9 +485,10 @@ class PostgresTriggerSnapshot(TableReads):
         return self._dated[logs]
 
     def _copied(
-        self, sql: str, own: Sequence[str], schema: TableSchema, limit: int
+        self, sql: str, own: Sequence[str], schema: TableSchema, limit: int, relation: str
     ) -> Iterator[pa.Table]:
-        self._reading = copied(self._connection, sql, [*own, *schema.names], limit)
+        stored = Stored(relation, schema.columns)
+        self._reading = copied(self._connection, sql, [*own, *schema.names], limit, stored)
         return self._reading
 
     def _batch(
