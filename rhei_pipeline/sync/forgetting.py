@@ -16,8 +16,10 @@ from rhei_pipeline.capabilities import (
 )
 from rhei_pipeline.changes.masks import has_masked_key
 from rhei_pipeline.errors import QueryError, SchemaError
+from rhei_pipeline.model.changes import DeadLetter, key_text
 from rhei_pipeline.model.forgetting import BEYOND, ROWS_OF_BEFORE, ForgetReport, Search
 from rhei_pipeline.model.key_span import KeySpan
+from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.report import counted
 from rhei_pipeline.model.schema import OPERATION, Table
 from rhei_pipeline.protocols import ChangeSource, Mirror
@@ -52,7 +54,8 @@ def refuse_present(
 ) -> None:
     """Refuse keys that the source still has: the next copy would bring them back.
 
-    With `is_meant`, only rows for which it holds; others have only the key in common.
+    With `is_meant`, only rows for which it holds; others have only the key in common. Of a row that
+    does not fit, nobody can say that.
 
     Raises:
         SchemaError: It has one.
@@ -61,9 +64,12 @@ def refuse_present(
         for number in range(keys.num_rows):
             key = keys.slice(number, 1)
             span = KeySpan(key, key, includes_after=True)
-            parts = rows_in_span(table, snapshot, span, 1000)
+            unfit: list[DeadLetter] = []
+            parts = rows_in_span(table, snapshot, span, 1000, unfit.extend)
             meant = (part if is_meant is None else part.filter(is_meant(part)) for part in parts)
-            if any(part.num_rows for part in meant):
+            there = any(part.num_rows for part in meant)
+            (text,) = map(key_text, plain_rows(key))
+            if there or (is_meant is None and any(letter.key == text for letter in unfit)):
                 raise SchemaError(
                     "the source still has a row of this key, which would come back",
                     table=table.name,

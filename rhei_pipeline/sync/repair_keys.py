@@ -5,7 +5,7 @@ in the next cycle, beside what that cycle applies; a key that was changed in bet
 then.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
@@ -17,6 +17,7 @@ from rhei_pipeline.capabilities import is_ordered_alike, start_at
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import (
     Counts,
+    DeadLetter,
     NetChanges,
     Position,
     key_text,
@@ -155,15 +156,23 @@ def find_differences(
 
 
 def rows_in_span(
-    table: Table, snapshot: SourceRows, span: KeySpan, at_once: int
+    table: Table,
+    snapshot: SourceRows,
+    span: KeySpan,
+    at_once: int,
+    on_rejected: Callable[[Sequence[DeadLetter]], None] = lambda _: None,
 ) -> Iterator[pa.Table]:
-    """Yield the source's rows in a span; only these are read where the source finds keys."""
+    """Yield the source's rows in a span; only these are read where the source finds keys.
+
+    `on_rejected` is told of rows that were read, some of them outside, and do not fit.
+    """
     resume = None if span.after is None else start_at(snapshot, table, span.after)
     is_found = resume is not None and span.after == span.until
     if is_found:
         at_once = 1  # its row, or one behind it
     ends_early = is_found or is_ordered_alike(snapshot, table)
     while batch := snapshot.rows(table, resume, at_once):
+        on_rejected(batch.rejected)
         keys = batch.rows.select(list(table.schema.primary_key))
         yield batch.rows.filter(span.holds(keys))
         reached = is_found or (
