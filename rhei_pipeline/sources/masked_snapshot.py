@@ -73,26 +73,34 @@ class MaskedSnapshot:
         self.clock = inner.clock
         self.schema_version = inner.schema_version
         self.shares_log = inner.shares_log
+        self._owned: dict[str, tuple[Table, Table]] = {}
+
+    def _own(self, table: Table) -> Table:
+        """Return a table as the source has it; a cycle asks again and again for each."""
+        known = self._owned.get(table.name)
+        if known is None or known[0] is not table:
+            known = self._owned[table.name] = table, source_table(table)
+        return known[1]
 
     def head(self, table: Table) -> Position:
         """Return the source's answer."""
-        return self._inner.head(source_table(table))
+        return self._inner.head(self._own(table))
 
     def origin(self, table: Table) -> Position:
         """Return the source's answer."""
-        return self._inner.origin(source_table(table))
+        return self._inner.origin(self._own(table))
 
     def proves(self, table: Table, position: Position) -> bool:
         """Return whether the source holds every change after it, and masks are as they were."""
-        return self._masks.fits(table) and self._inner.proves(source_table(table), position)
+        return self._masks.fits(table) and self._inner.proves(self._own(table), position)
 
     def pending(self, table: Table, after: Position) -> int:
         """Return the source's answer."""
-        return self._inner.pending(source_table(table), after)
+        return self._inner.pending(self._own(table), after)
 
     def oldest_pending(self, table: Table, after: Position) -> datetime | None:
         """Return the source's answer."""
-        return self._inner.oldest_pending(source_table(table), after)
+        return self._inner.oldest_pending(self._own(table), after)
 
     def retains(self, position: Position) -> bool:
         """Return the source's answer."""
@@ -100,12 +108,12 @@ class MaskedSnapshot:
 
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Yield the source's changes, masked."""
-        for batch in self._inner.changes(source_table(table), after, limit):
+        for batch in self._inner.changes(self._own(table), after, limit):
             yield self._masked(batch, table)
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Yield the source's net changes, masked."""
-        for batch in self._inner.net_changes(source_table(table), after, limit):
+        for batch in self._inner.net_changes(self._own(table), after, limit):
             yield self._masked(batch, table)
 
     def rows(self, table: Table, resume: str | None, limit: int) -> RowBatch | None:
@@ -113,23 +121,21 @@ class MaskedSnapshot:
         key, is_sealed = self._masks.key, has_masked_key(table.schema)
         if resume is not None and is_sealed:
             resume = key.unseal(resume)
-        found = self._inner.rows(source_table(table), resume, limit)
+        found = self._inner.rows(self._own(table), resume, limit)
         return None if found is None else self._masked_rows(found, table)
 
     def orders_bytewise(self, table: Table) -> bool:
         """Return the source's answer; masked keys come in the order of what they were."""
-        return not has_masked_key(table.schema) and is_ordered_alike(
-            self._inner, source_table(table)
-        )
+        return not has_masked_key(table.schema) and is_ordered_alike(self._inner, self._own(table))
 
     def start_at(self, table: Table, key: pa.Table) -> str | None:
         """Return the source's answer; what a masked key was, nobody knows."""
         is_known = not has_masked_key(table.schema)
-        return start_at(self._inner, source_table(table), key) if is_known else None
+        return start_at(self._inner, self._own(table), key) if is_known else None
 
     def draw(self, table: Table, share: float, limit: int) -> Iterator[RowBatch]:
         """Yield the source's rows, masked and in the filter."""
-        for batch in draw_rows(self._inner, source_table(table), share, limit):
+        for batch in draw_rows(self._inner, self._own(table), share, limit):
             yield self._masked_rows(batch, table)
 
     def _masked_rows(self, batch: RowBatch, table: Table) -> RowBatch:
@@ -146,41 +152,41 @@ class MaskedSnapshot:
 
     def count(self, table: Table) -> int:
         """Return the source's row count, of the rows in the filter."""
-        own, chosen = source_table(table), self._masks.filters.of(table)
+        own, chosen = self._own(table), self._masks.filters.of(table)
         return count_where(self._inner, own, chosen.sql) if chosen else self._inner.count(own)
 
     def rescan(self, table: Table, after: Position) -> Rescan:
         """Return the source's answer."""
-        return rescan_due(self._inner, source_table(table), after)
+        return rescan_due(self._inner, self._own(table), after)
 
     def doubt(self, table: Table) -> str | None:
         """Return the source's answer."""
-        return doubt_about(self._inner, source_table(table))
+        return doubt_about(self._inner, self._own(table))
 
     def keyless(self, table: Table) -> tuple[DeadLetter, ...]:
         """Return the source's rows without a key; parts that are there are masked."""
-        return self._letters(keyless_rows(self._inner, source_table(table)), table)
+        return self._letters(keyless_rows(self._inner, self._own(table)), table)
 
     def keyless_count(self, table: Table, where: str) -> int:
         """Count the source's rows without a key, of those in the filter."""
-        own, chosen = source_table(table), self._masks.filters.of(table)
+        own, chosen = self._own(table), self._masks.filters.of(table)
         return keyless_count(self._inner, own, f"({where}) and ({chosen.sql})" if chosen else where)
 
     def next_shape(self, table: Table, after: Position) -> TableSchema | None:
         """Return the shape in which the table's changes go on, with the masks that it has then."""
-        shape = shape_after(self._inner, source_table(table), after)
+        shape = shape_after(self._inner, self._own(table), after)
         return None if shape is None else self._masks.masked(shape, whole=False)
 
     def beginning(self, table: Table) -> tuple[Position, datetime] | None:
         """Return the source's answer."""
-        return beginning_of(self._inner, source_table(table))
+        return beginning_of(self._inner, self._own(table))
 
     def _masked(self, batch: ChangeBatch, table: Table) -> ChangeBatch:
         if not _is_changed(table):
             return batch
         schema, key = table.schema, self._masks.key
         chosen = self._masks.filters.of(table)
-        batch = chosen_changes(batch, source_table(table).schema, chosen) if chosen else batch
+        batch = chosen_changes(batch, self._own(table).schema, chosen) if chosen else batch
         former = batch.former_keys
         return replace(
             batch,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from rhei_pipeline.capabilities import is_retained_for, rescan_due
+from rhei_pipeline.capabilities import rescan_due
 from rhei_pipeline.changes.compaction import compact
 from rhei_pipeline.changes.made_events import as_events
 from rhei_pipeline.changes.null_keys import without_keyless
@@ -40,6 +40,7 @@ from rhei_pipeline.protocols import (
 from rhei_pipeline.sync.added_columns import with_added
 from rhei_pipeline.sync.alterations import NOTHING_ALTERED, Alteration, alter, altered_of
 from rhei_pipeline.sync.cycle_reports import age_of_oldest, with_unchanged, with_waiting
+from rhei_pipeline.sync.due_tables import all_proved, find_due
 from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.quarantine import keep_letters, letter_names, refuse_overflow, unknown_keys
 from rhei_pipeline.sync.repair_keys import Mending, untouched
@@ -128,14 +129,16 @@ def _apply_one_state(  # noqa: PLR0913  (the seams, the options, and callbacks)
         if snapshot.schema_version != schema_version:
             return None
         started = time.monotonic()
-        if not _all_proved(tables, snapshot, mirror.ledger(), blame):
+        if not all_proved(tables, snapshot, mirror.ledger(), blame):
             return None
-        due = _due(tables, snapshot, mirror.ledger(), blame)
+        due, behind = find_due(tables, snapshot, mirror.ledger(), blame)
         mended = [t for t in tables if mending is not None and t.name == mending.table]
         due += [table for table in (*mended, *altered_of(tables, altered)) if table not in due]
         if due:
             with mirror.transaction() as transaction:
                 reports = _apply_all(due, snapshot, transaction, options, on_step, blame, altered)
+                left = [table for table in behind if table.name not in reports]
+                reports |= _follow(left, snapshot, transaction, blame)
                 for table in due:
                     with blame.of(table.name):
                         _refuse_overflow(table, reports, transaction, mirror, options)
@@ -170,6 +173,23 @@ def _apply_all(  # noqa: PLR0913, PLR0917  (the seams, the options, and what els
                 table, snapshot, transaction, options, on_step, altered.get(table.name)
             )
     return reports
+
+
+def _follow(
+    behind: Iterable[Table], snapshot: SourceSnapshot, transaction: MirrorTransaction, blame: Blame
+) -> dict[str, TableReport]:
+    """Move tables without changes to the head; however many they are, nothing is asked for them.
+
+    One transaction is paid for anyway, and a table that stays behind holds the source's log.
+    """
+    marks, moved = transaction.ledger().watermarks, {}
+    for table in behind if snapshot.shares_log else ():
+        mark = marks[table.name]
+        with blame.of(table.name):
+            if snapshot.head(table) != mark.position:
+                order = _record(table, snapshot, transaction, mark)
+                moved[table.name] = TableReport(table.name, watermark=order)
+    return moved
 
 
 def _refuse_overflow(
@@ -216,7 +236,6 @@ def apply_pending(
     mark = ledger.watermarks[table.name]
     after = mark.position
     if not snapshot.pending(table, after) and rescan_due(snapshot, table, after) is Rescan.NONE:
-        # It only follows the head: however many such tables there are, nothing is asked for them.
         return TableReport(table.name, watermark=_record(table, snapshot, transaction, mark))
     counts, events, letters = Counts(), 0, 0
     for captured in snapshot.changes(table, after, options.batch_rows):
@@ -287,49 +306,6 @@ def acknowledge(source: ChangeSource, ledger: Ledger, tables: Iterable[str], *, 
     """
     known = {name: ledger.needed_from(name) for name in tables}
     return source.acknowledge({name: place for name, place in known.items() if place}, prune=prune)
-
-
-def _all_proved(
-    tables: Iterable[Table], snapshot: SourcePositions, ledger: Ledger, blame: Blame
-) -> bool:
-    for table in tables:
-        name = table.name
-        place = ledger.needed_from(name)
-        with blame.of(name):
-            if place is not None and not snapshot.proves(table, place):
-                return False
-    return True
-
-
-def _due(
-    tables: Iterable[Table], snapshot: SourcePositions, ledger: Ledger, blame: Blame
-) -> list[Table]:
-    """Return the tables with something to do, and with them those that can move on for free."""
-    due: list[Table] = []
-    others: list[tuple[Table, Position]] = []
-    for table in tables:
-        name = table.name
-        if name in ledger.copies:
-            if ledger.copies[name].complete:
-                due.append(table)
-        elif (mark := ledger.watermarks.get(name)) is not None:
-            with blame.of(name):
-                if _has_work(table, snapshot, mark.position):
-                    due.append(table)
-                else:
-                    others.append((table, mark.position))
-    if not due or not snapshot.shares_log:
-        return due
-    # One transaction is paid for anyway, and a table that stays behind holds the source's log.
-    return due + [table for table, place in others if snapshot.head(table) != place]
-
-
-def _has_work(table: Table, snapshot: SourcePositions, after: Position) -> bool:
-    return (
-        snapshot.pending(table, after) > 0
-        or is_retained_for(snapshot, after)
-        or rescan_due(snapshot, table, after) is not Rescan.NONE
-    )
 
 
 def _rescan(

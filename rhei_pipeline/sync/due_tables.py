@@ -1,0 +1,51 @@
+"""Which tables a cycle has something to do for."""
+
+from collections.abc import Iterable
+
+from rhei_pipeline.capabilities import is_retained_for, rescan_due
+from rhei_pipeline.model.blame import Blame
+from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.progress import Ledger
+from rhei_pipeline.model.schema import Table
+from rhei_pipeline.protocols import Rescan, SourcePositions
+
+
+def all_proved(
+    tables: Iterable[Table], snapshot: SourcePositions, ledger: Ledger, blame: Blame
+) -> bool:
+    """Return whether the source still has all that these tables need."""
+    for table in tables:
+        name = table.name
+        place = ledger.needed_from(name)
+        with blame.of(name):
+            if place is not None and not snapshot.proves(table, place):
+                return False
+    return True
+
+
+def find_due(
+    tables: Iterable[Table], snapshot: SourcePositions, ledger: Ledger, blame: Blame
+) -> tuple[list[Table], list[Table]]:
+    """Return the tables with something to do, and those that only follow the head."""
+    due: list[Table] = []
+    behind: list[Table] = []
+    for table in tables:
+        name = table.name
+        if name in ledger.copies:
+            if ledger.copies[name].complete:
+                due.append(table)
+        elif (mark := ledger.watermarks.get(name)) is not None:
+            with blame.of(name):
+                if _has_work(table, snapshot, mark.position):
+                    due.append(table)
+                else:
+                    behind.append(table)
+    return due, behind
+
+
+def _has_work(table: Table, snapshot: SourcePositions, after: Position) -> bool:
+    return (
+        snapshot.pending(table, after) > 0
+        or is_retained_for(snapshot, after)
+        or rescan_due(snapshot, table, after) is not Rescan.NONE
+    )
