@@ -393,19 +393,25 @@ class Pipeline:
             if caught_up is not None and table.name in copied:
                 report = caught_up.tables[table.name]
                 return copy_report(copied[table.name], report, started)
-            found = self._copies.copy(table, on_progress, same_shape=caught_up is not None)
-            synced, gone_on = self._synced(on_progress, only=table.name)
-            table = self.table(name)  # raises what it was left out for
-            report, again = synced.tables[table.name], gone_on.get(table.name)
-            if again is not None:
-                found = again.after(found)
-            elif found is None:  # it was given back the shape that it had
+            earlier = caught_up.tables[table.name] if caught_up is not None else None
+            for _ in range(ATTEMPTS):
+                found = self._copies.copy(table, on_progress, same_shape=caught_up is not None)
+                synced, gone_on = self._synced(on_progress, only=table.name)
+                table = self.table(name)  # raises what it was left out for
+                report, again = synced.tables[table.name], gone_on.get(table.name)
+                if again is not None:
+                    found = again.after(found)
+                if found is not None:
+                    break
+                # It has a shape for which it needed no copy, or the one that it had before.
+                earlier = report.after(earlier) if earlier else report
+            else:
                 raise _keeps_changing()
             # The report tells of those that were met since.
             letters = report.dead_letters + found.dead_letters
             letters -= again.dead_letters if again else 0
-            if caught_up is not None:
-                report = report.after(caught_up.tables[table.name])
+            if earlier is not None:
+                report = report.after(earlier)
             return copy_report(found, replace(report, dead_letters=letters), started)
 
     def _caught_up(

@@ -28,7 +28,7 @@ from rhei_pipeline.errors import (
     PositionLostError,
     SourceError,
 )
-from rhei_pipeline.mirrors.datafusion import transaction
+from rhei_pipeline.mirrors.datafusion import query_proof
 from rhei_pipeline.mirrors.datafusion.manifest import FORMAT as FILES_FORMAT
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
 from rhei_pipeline.mirrors.datafusion.reader import MirrorReader
@@ -521,7 +521,7 @@ def test_files_that_queries_misread_are_copied_anew(
         world.run("create table u(id integer primary key, v real)")
         world.run("insert into t values (1, 1.5)", "insert into u values (1, 1)")
         with monkeypatch.context() as broken:
-            broken.setattr(transaction, "misread_columns", lambda *_: ["v"])
+            broken.setattr(query_proof, "misread_columns", lambda *_: ["v"])
             world.htap.sync_now()
             told = world.htap.verify().tables["t"].damage
         way_out = (

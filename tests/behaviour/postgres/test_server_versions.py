@@ -116,7 +116,7 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return copy_out(connection, statement)
 
     monkeypatch.setattr(psycopg.Cursor, "execute", executed)
-    for module in ("copy", "rows"):
+    for module in ("copy", "row_texts"):
         monkeypatch.setattr(f"rhei_pipeline.sources.postgres.{module}.copy_out", copied)
     return seen
 
