@@ -44,14 +44,21 @@ def find_added(
         return None
     if table.mode is Mode.TEMPORAL and not reads_wider(source):
         return None
-    after = ledger.watermarks[table.name].position
-    if rescan_due(snapshot, table, after) is not Rescan.NONE:
+    if not is_followed(table, snapshot, mirror, ledger):
         return None
-    # What a row that did not fit has in the column is not known.
-    if mirror.dead_letters(table.name).num_rows:
-        return None
-    found = added_values(source, table, known.schema, after)
+    found = added_values(source, table, known.schema, ledger.watermarks[table.name].position)
     return found if found is not None and _fits_mirrors(found, table) else None
+
+
+def is_followed(
+    table: Table, snapshot: SourcePositions, mirror: MirrorRecords, ledger: Ledger
+) -> bool:
+    """Return whether changes alone tell of every row: none is read again, and none did not fit.
+
+    What a row that did not fit has in a column, or for which column it did not, is not known.
+    """
+    rescan = rescan_due(snapshot, table, ledger.watermarks[table.name].position)
+    return rescan is Rescan.NONE and not mirror.dead_letters(table.name).num_rows
 
 
 def find_widened(

@@ -11,17 +11,16 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from rhei_pipeline.capabilities import former_names, rescan_due
+from rhei_pipeline.capabilities import former_names
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.schema import Column, Table
 from rhei_pipeline.protocols import (
     ChangeSource,
     MirrorRecords,
-    Rescan,
     SourcePositions,
     TableAdministration,
 )
-from rhei_pipeline.sync.added_columns import AddedValues, find_added, stands_as
+from rhei_pipeline.sync.added_columns import AddedValues, find_added, is_followed, stands_as
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +59,7 @@ def find_alteration(
     # A sync that was cut off may have left it with its new shape.
     if not stands_as(known, table, mirror) and not stands_as(table, table, mirror):
         return None
-    if rescan_due(snapshot, table, ledger.watermarks[table.name].position) is not Rescan.NONE:
-        return None
-    # A row may not have fitted for the column that is gone.
-    if mirror.dead_letters(table.name).num_rows:
+    if not is_followed(table, snapshot, mirror, ledger):
         return None
     return Alteration() if former_names(source, table, known.schema) is not None else None
 

@@ -3,15 +3,14 @@
 What must not be taken for such a column is in `test_added_columns.py`, and below.
 """
 
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from rhei_pipeline.errors import SourceUnreachableError
 from rhei_pipeline.protocols import Step
+from tests.support.altered_tables import STEPS, STORAGES, Way, put_back_after
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
@@ -35,26 +34,9 @@ _WORK = (
 )
 
 
-@dataclass(frozen=True)
-class Way:
-    """A source, how it is captured, and what its mirror is in."""
-
-    capture: str
-    storage: str | None
-
-    def __str__(self) -> str:
-        return f"{self.capture}-{self.storage or 'duckdb'}"
-
-
 WAYS = [
-    Way(capture, storage)
-    for capture in ("sqlite", "logical", "trigger")
-    for storage in (None, "memory", "ipc", "parquet", "delta")
+    Way(capture, storage) for capture in ("sqlite", "logical", "trigger") for storage in STORAGES
 ]
-STEPS = (
-    *(Step.SNAPSHOT, Step.CAPTURED, Step.APPLIED, Step.RECORDED, Step.COMMITTED),
-    Step.ACKNOWLEDGED,
-)
 
 
 @pytest.fixture
@@ -233,15 +215,7 @@ def test_a_mirror_put_back_from_before_a_column_has_it_again(
     make: MakeWorld, storage: str | None
 ) -> None:
     world = make(Way("sqlite", storage))
-    world.crash()
-    place, backup = world.directory / (storage or "mirror.duckdb"), world.directory / "backup"
-    put = shutil.copytree if storage else shutil.copy
-    put(place, backup)
-    world.run("alter table t add column c integer default 7")
-    world.htap.sync_now()
-    world.crash()
-    shutil.rmtree(place) if storage else place.unlink()
-    put(backup, place)
+    put_back_after(world, storage, "alter table t add column c integer default 7")
     assert world.htap.sync_now().tables["t"].copied_rows == 4
     world.assert_equal("t")
     assert world.htap.verify("t").equal

@@ -27,8 +27,7 @@ _ALIKE = {
     "many": "alter table t alter column v type text, alter column n type numeric(12, 2), drop a",
 }
 _WAYS = [
-    (capture, storage, mode)
-    for capture in ("logical",)
+    (storage, mode)
     for storage in (None, "parquet", "delta")
     for mode in ("destructive", "temporal")
 ]
@@ -38,8 +37,8 @@ _WAYS = [
 def make(make_postgres: MakePostgres) -> MakePostgres:
     """Make a world with what was in it synced."""
 
-    def made(capture: str, storage: str | None = None, **options: Any) -> PostgresWorld:
-        world = make_postgres(capture={"method": capture}, storage=storage, **options)
+    def made(storage: str | None = None, **options: Any) -> PostgresWorld:
+        world = make_postgres(capture={"method": "logical"}, storage=storage, **options)
         world.run(*_CREATE)
         assert not world.htap.sync_now().errors
         return world
@@ -51,10 +50,10 @@ def make(make_postgres: MakePostgres) -> MakePostgres:
 @pytest.mark.parametrize("way", _WAYS, ids=lambda way: "-".join(map(str, way)))
 @pytest.mark.parametrize("case", _ALIKE)
 def test_no_row_is_read_for_a_column_that_holds_the_same_values(
-    make: MakePostgres, case: str, way: tuple[str, str | None, str]
+    make: MakePostgres, case: str, way: tuple[str | None, str]
 ) -> None:
-    capture, storage, mode = way
-    world = make(capture, storage, mode=mode)
+    storage, mode = way
+    world = make(storage, mode=mode)
     before = _past(world) if mode == "temporal" else set()
     world.run(
         "update t set n = 3.75 where id = 1",
@@ -98,7 +97,7 @@ _OTHERWISE = {
 def test_a_table_is_copied_where_a_column_may_hold_other_values(
     make: MakePostgres, case: str
 ) -> None:
-    world = make("logical")
+    world = make()
     world.run(*_OTHERWISE[case].split("; "))
     assert world.htap.sync_now().tables["t"].copied_rows == 3
     world.assert_equal("t")
@@ -111,7 +110,7 @@ def test_a_table_is_copied_where_a_column_may_hold_other_values(
 def test_a_crash_while_a_column_is_widened_loses_and_doubles_nothing(
     make: MakePostgres, step: Step, mode: str
 ) -> None:
-    world = make("logical", "parquet", mode=mode)
+    world = make("parquet", mode=mode)
     world.run(_ALIKE["many"], "update t set n = 7 where id = 1")
     world.faults.arm(step)
     assert world.surviving(world.htap.sync_now)
@@ -122,7 +121,7 @@ def test_a_crash_while_a_column_is_widened_loses_and_doubles_nothing(
 
 
 def test_a_history_has_a_value_for_which_its_column_was_widened(make: MakePostgres) -> None:
-    world = make("logical", mode="temporal")
+    world = make(mode="temporal")
     world.run(
         "update t set n = 5 where id = 1",
         "alter table t alter column n type numeric(14, 2)",

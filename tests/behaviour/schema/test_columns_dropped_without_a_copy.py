@@ -1,15 +1,14 @@
 """A column that is dropped takes no copy: a plain mirror drops it, and a history keeps its past."""
 
 import random
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 import pytest
 
 from rhei_pipeline.protocols import Step
+from tests.support.altered_tables import STEPS, STORAGES, Way, put_back_after
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 
@@ -35,26 +34,7 @@ _WORK = (
 _POLLING = {"deletes": "disabled", "clock": "database"}
 
 
-@dataclass(frozen=True)
-class Way:
-    """A way to capture, and what its mirror is in."""
-
-    capture: str
-    storage: str | None
-
-    def __str__(self) -> str:
-        return f"{self.capture}-{self.storage or 'duckdb'}"
-
-
-WAYS = [
-    Way(capture, storage)
-    for capture in ("logical",)
-    for storage in (None, "memory", "ipc", "parquet", "delta")
-]
-STEPS = (
-    *(Step.SNAPSHOT, Step.CAPTURED, Step.APPLIED, Step.RECORDED, Step.COMMITTED),
-    Step.ACKNOWLEDGED,
-)
+WAYS = [Way("logical", storage) for storage in STORAGES]
 
 
 @pytest.fixture
@@ -199,15 +179,7 @@ def test_a_mirror_put_back_from_before_a_column_was_dropped_lacks_it_again(
     make: MakeWorld, storage: str | None
 ) -> None:
     world = make(Way("sqlite", storage))
-    world.crash()
-    place, backup = world.directory / (storage or "mirror.duckdb"), world.directory / "backup"
-    put = shutil.copytree if storage else shutil.copy
-    put(place, backup)
-    world.run("alter table t drop column b")
-    world.htap.sync_now()
-    world.crash()
-    shutil.rmtree(place) if storage else place.unlink()
-    put(backup, place)
+    put_back_after(world, storage, "alter table t drop column b")
     world.htap.sync_now()
     assert world.htap.query("select * from t", hint="olap").column_names == ["id", "a", "c"]
     world.assert_equal("t")
