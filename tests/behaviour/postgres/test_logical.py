@@ -507,3 +507,17 @@ def fill_a_page_of_the_log(connection: psycopg.Connection[Any]) -> None:
             return
         connection.execute(message, (600,))
     raise AssertionError("no message ended with its page")
+
+
+def test_a_table_without_changes_holds_no_log_that_another_has_left(
+    make_postgres: MakeWorld,
+) -> None:
+    world = make_postgres(capture={"method": "logical"}, tables=[{"name": "t"}, {"name": "quiet"}])
+    world.run("create table t (id int primary key)", "create table quiet (id int primary key)")
+    world.htap.sync_now()
+    begun = engine_of(world.htap).mirror.ledger().watermarks["quiet"].position.order
+    world.run("insert into t values (1)")
+    report = world.htap.sync_now()
+    marks = engine_of(world.htap).mirror.ledger().watermarks
+    assert marks["quiet"].position.order == marks["t"].position.order > begun
+    assert report.tables["quiet"].watermark == report.tables["t"].watermark

@@ -147,6 +147,16 @@ def test_a_table_is_copied_where_more_was_done_than_columns_dropped(
     assert world.htap.verify("t").equal
 
 
+def test_a_row_that_did_not_fit_for_a_dropped_column_is_read(make: MakeWorld) -> None:
+    world = make(Way("logical", None))
+    world.run("alter table t add column n numeric(10, 2)", "update t set n = 'NaN' where id = 1")
+    assert world.htap.sync_now().dead_letters == 1
+    world.run("alter table t drop column n")
+    world.htap.sync_now()
+    assert world.htap.dead_letters().num_rows == 0
+    world.assert_equal("t")
+
+
 def test_a_polled_table_goes_on_without_a_column(make_postgres: MakeWorld) -> None:
     world = make_postgres(
         capture={"method": "polling"}, tables=[{"name": "t", "polling": _POLLING}]
