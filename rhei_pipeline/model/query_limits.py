@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from rhei_pipeline.errors import QueriesBusyError, QueryLimitError, RheiError, mirror_closed
+from rhei_pipeline.model.places import Places
 from rhei_pipeline.model.streaming import Begun
 
 #: How soon a query that was ended is ended again: an engine about to begin may not have heard it.
@@ -84,10 +85,8 @@ class Turns:
     """Lets so many in at once; the others wait in line, and whoever came first goes first."""
 
     def __init__(self, at_once: int, wait_seconds: float) -> None:
-        self._at_once = self._free = at_once
+        self._places = Places(at_once)
         self._wait_seconds = wait_seconds
-        self._waiting: deque[threading.Event] = deque()
-        self._lock = threading.Lock()
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -96,34 +95,16 @@ class Turns:
         Raises:
             QueriesBusyError: None was free in time.
         """
-        self._take()
+        if not self._places.take(self._wait_seconds):
+            raise QueriesBusyError(
+                f"{self._places.number} queries are under way, and this one's turn did not come in"
+                f" {self._wait_seconds:g} s",
+                hint="try again, or let more run at once: queries.at_once",
+            )
         try:
             yield
         finally:
-            with self._lock:
-                if self._waiting:
-                    self._waiting.popleft().set()
-                else:
-                    self._free += 1
-
-    def _take(self) -> None:
-        with self._lock:
-            if self._free:
-                self._free -= 1
-                return
-            mine = threading.Event()
-            self._waiting.append(mine)
-        if mine.wait(self._wait_seconds):
-            return
-        with self._lock:
-            if mine.is_set():
-                return
-            self._waiting.remove(mine)
-        raise QueriesBusyError(
-            f"{self._at_once} queries are under way, and this one's turn did not come in"
-            f" {self._wait_seconds:g} s",
-            hint="try again, or let more run at once: queries.at_once",
-        )
+            self._places.give_back()
 
 
 class QueryClock:

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import flight
 
-from rhei_pipeline.model import query_limits
-from rhei_pipeline.model.query_limits import QueryClock, Turns
+from rhei_pipeline.model import places, query_limits
+from rhei_pipeline.model.query_limits import QueryClock
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.server.flight import running
 from rhei_pipeline.server.flight.running import FlightLimits, QueryRegistry
@@ -125,17 +125,15 @@ def test_a_late_query_is_ended_again_until_it_is_over(monkeypatch: pytest.Monkey
         assert all(heard.acquire(timeout=30) for _ in range(3))
 
 
-def test_a_turn_that_comes_to_who_just_gave_up_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = Turns(1, 0)
-    first = turns.taken()
-    first.__enter__()
+def test_a_place_that_comes_to_who_just_gave_up_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    single = places.Places(1)
+    assert single.take(0)
 
     class Late(threading.Event):
         def wait(self, _timeout: float | None = None) -> bool:
-            first.__exit__(None, None, None)
+            single.give_back()
             return False
 
-    monkeypatch.setattr(query_limits, "threading", SimpleNamespace(Event=Late))
+    monkeypatch.setattr(places, "threading", SimpleNamespace(Event=Late))
     for _ in range(2):
-        with turns.taken():
-            pass
+        assert single.take(0.01)

@@ -12,7 +12,7 @@ import struct
 import termios
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
 from rhei_pipeline.errors import QueryLimitError, SourceBusyError
+from rhei_pipeline.model.places import Places
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
 from rhei_pipeline.sources.postgres.connection import PooledConnection, set_config
 from rhei_pipeline.sources.postgres.types import SESSION_SETTINGS
@@ -174,42 +175,6 @@ def _received(fd: int) -> int:
     return int.from_bytes(info[_TCP_RECEIVED], "little")
 
 
-class _Places:
-    """A number of places, given in the order in which they were asked for."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self._free = number
-        self._waiting: deque[threading.Event] = deque()
-        self._lock = threading.Lock()
-
-    def take(self, seconds: float) -> bool:
-        """Take a place; tell whether one came free in time."""
-        with self._lock:
-            if self._free and not self._waiting:
-                self._free -= 1
-                return True
-            if not seconds:
-                return False
-            mine = threading.Event()
-            self._waiting.append(mine)
-        if mine.wait(seconds):
-            return True
-        with self._lock:
-            if mine.is_set():
-                return True
-            self._waiting.remove(mine)
-            return False
-
-    def give_back(self) -> None:
-        """Let the next one have the place."""
-        with self._lock:
-            if self._waiting:
-                self._waiting.popleft().set()
-            else:
-                self._free += 1
-
-
 class Lent:
     """A session that is lent for one query.
 
@@ -284,7 +249,7 @@ class ReadSessions:
         self.seconds = seconds
         self.limits = limits
         self._wait_seconds = wait_seconds
-        self._long = _Places(size - max(size // 4, 1))
+        self._long = Places(size - max(size // 4, 1))
         #: Statements that took longer than a second, newest last.
         self._slow: OrderedDict[str, None] = OrderedDict()
         self._pool: ConnectionPool[ReadSession] = ConnectionPool(

@@ -12,7 +12,7 @@ import pytest
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.errors import QueriesBusyError, QueryLimitError
 from rhei_pipeline.holder.held import Hint
-from rhei_pipeline.model.query_limits import Turns
+from rhei_pipeline.model.places import Places
 from rhei_pipeline.server.flight.server import FlightSqlServer
 from tests.support.fix_world import World
 
@@ -122,23 +122,28 @@ def test_a_read_of_single_rows_never_waits_behind_long_queries(world: World) -> 
         assert htap.query("select count(*) from orders").num_rows == 1
 
 
-def test_who_came_first_gets_the_first_free_turn() -> None:
-    turns, order, entered = Turns(1, 60.0), list[int](), threading.Event()
+def test_who_came_first_gets_the_first_free_place() -> None:
+    places, order, entered = Places(1), list[int](), threading.Event()
 
     def wait(number: int) -> None:
-        with turns.taken():
-            order.append(number)
+        assert places.take(60.0)
+        order.append(number)
+        places.give_back()
 
+    assert places.take(0)
+    assert not places.take(0)
+    assert not places.take(0.01)
     with ThreadPoolExecutor(5) as pool:
-        with turns.taken():
-            waiting = []
-            for number in range(5):
-                waiting.append(pool.submit(wait, number))
-                while len(turns._waiting) <= number:
-                    entered.wait(0.001)
+        waiting = []
+        for number in range(5):
+            waiting.append(pool.submit(wait, number))
+            while len(places._waiting) <= number:
+                entered.wait(0.001)
+        places.give_back()
         for each in waiting:
             each.result()
     assert order == [0, 1, 2, 3, 4]
+    assert places.take(0)
 
 
 def test_a_streamed_query_is_timed_until_it_is_closed(world: World) -> None:
