@@ -29,6 +29,7 @@ from rhei_pipeline.errors import SettingsError as SettingsError
 from rhei_pipeline.errors import SourceBusyError as SourceBusyError
 from rhei_pipeline.errors import SourceError as SourceError
 from rhei_pipeline.errors import SourceUnreachableError as SourceUnreachableError
+from rhei_pipeline.errors import TableBusyError as TableBusyError
 from rhei_pipeline.errors import TableFailedError as TableFailedError
 from rhei_pipeline.errors import TransientError as TransientError
 from rhei_pipeline.holder.joint_reader import JointReader as JointReader

@@ -3,7 +3,8 @@
     RheiError
     |-- TransientError                 trying again, unchanged, may succeed
     |   |-- SourceBusyError            the source is locked or cannot be reached
-    |   |   `-- SourceUnreachableError   there is no connection to it
+    |   |   |-- SourceUnreachableError   there is no connection to it
+    |   |   `-- TableBusyError           one table cannot be read now; the others can
     |   |-- MirrorBusyError            another process holds the mirror
     |   |-- MirrorUnreachableError       the store that holds the mirror does not answer
     |   |-- MirrorConflictError          its engine refused a commit as if another had written
@@ -24,7 +25,7 @@
         |   |-- MirrorMemoryError      its engine has reached its memory limit
         |   |-- MirrorDamagedError     a file of the mirror is damaged or missing
         |   `-- MirrorOwnerError       the mirror is another source's or pipeline's
-        |-- TableFailedError           a table could not be read or applied, for no known reason
+        |-- TableFailedError           a table could not be read or applied; it is tried again
         |-- QueryError                 a query cannot be run as asked
         |   |-- QueryLimitError          a query takes more time or memory than one may
         |   `-- ChangesLostError         what changed since a consumer's position is not known
@@ -75,6 +76,10 @@ class SourceBusyError(TransientError):
 
 class SourceUnreachableError(SourceBusyError):
     """There is no connection to the source."""
+
+
+class TableBusyError(SourceBusyError):
+    """One table of the source cannot be read now; the other tables go on."""
 
 
 class MirrorBusyError(TransientError):
@@ -184,7 +189,7 @@ class DeadLettersFullError(PermanentError):
 
 
 class TableFailedError(PermanentError):
-    """A table could not be read or applied, for an unknown reason."""
+    """A table could not be read or applied: it is locked, or for a reason that is not known."""
 
 
 class QueryError(PermanentError):

@@ -84,6 +84,11 @@ CLAIMS = {
         "A mirror has a slot and a publication of one name,": "test_what_the_page_says_takes_rhei_out_of_postgres",
         "Where WAL cannot be had, the mode was never changed.": "test_what_the_page_says_takes_rhei_out_of_sqlite",
     },
+    "docs/postgres.md": {
+        "Then that table is left out by name, and the other tables go on.": "test_a_locked_table_is_read_once_its_lock_is_gone",
+        "so changes arrive all the same.": "test_changes_that_are_logged_are_read_though_their_table_is_locked",
+        "Transactions that have begun meanwhile are nothing": "test_a_copy_that_waits_for_an_older_transaction_keeps_no_other_table_waiting",
+    },
     "docs/serving.md": {
         "The client is then told to log in again.": "test_a_client_whose_token_lay_idle_is_told_to_log_in_again",
         "every table is copied that is not left out": "test_a_table_that_is_left_out_keeps_nobody_from_asking",

@@ -182,6 +182,7 @@ FOLLOWED = {
     "fix this, or remove mirror.published; the mirror itself is not affected": "tests/ways/test_pipelines.py::test_a_disk_that_fails_the_published_copy_is_mended",
     "fix this, then try again; committed data is not affected": "tests/ways/test_pipelines.py::test_a_disk_that_fails_the_mirror_is_mended",
     "free space, or let the mirror catch up": "tests/ways/test_pipelines.py::test_a_full_buffer_is_given_room_or_emptied",
+    "it is tried again; 'select * from pg_locks where granted' shows who holds it": "tests/behaviour/postgres/test_locked_tables.py::test_who_has_locked_a_table_is_found_and_ended",
     "free space, then try again": "tests/ways/test_pipelines.py::test_a_full_disk_is_freed",
     "give '--keep-as NAME' or '--discard-history'": "tests/behaviour/history/test_kept_past.py::test_history_is_dropped_only_when_it_is_said",
     "give '--keep-as' or '--discard-history', not both": "tests/ways/test_pipelines.py::test_what_a_command_lacks_is_given",

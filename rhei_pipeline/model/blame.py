@@ -7,6 +7,7 @@ from typing import Self
 from rhei_pipeline.errors import (
     MirrorDamagedError,
     PermanentError,
+    TableBusyError,
     TableFailedError,
     TransientError,
 )
@@ -54,8 +55,13 @@ class Blame:
 def own_fault(error: Exception, table: str | None) -> PermanentError | None:
     """Return the error if it concerns one table only, else None.
 
-    Transient errors, and damage that is not limited to one table, concern all tables.
+    Transient errors, and damage that is not limited to one table, concern all tables; but not
+    what only one table is busy with.
     """
+    if isinstance(error, TableBusyError) and table is not None:
+        busy = TableFailedError(error.message, table=table, hint=error.hint)
+        busy.__cause__ = error
+        return busy
     if isinstance(error, TransientError):
         return None
     if isinstance(error, MirrorDamagedError):

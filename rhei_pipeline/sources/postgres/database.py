@@ -21,6 +21,7 @@ from rhei_pipeline.errors import (
     SourceBusyError,
     SourceError,
     SourceUnreachableError,
+    TableBusyError,
     without_values,
 )
 from rhei_pipeline.model.ownership import SourceIdentity
@@ -70,6 +71,8 @@ _PATIENT = {"wal_sender_timeout": "0"}
 _ALL_ROWS = {"row_security": "off"}
 #: A copy takes as long as it takes, and its connection may wait for the mirror meanwhile.
 _UNLIMITED_BEFORE = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
+#: What mirrors waits for no table that another session has locked: the other tables go on.
+_PATIENCE = {"lock_timeout": "1s"}
 _UNLIMITED = {**_UNLIMITED_BEFORE, "transaction_timeout": "0"}
 
 
@@ -160,7 +163,10 @@ class PostgresDatabase:
         connection.look_around()
 
     def connect(self) -> Connection:
-        """Open a new connection, in autocommit, without a statement timeout."""
+        """Open a new connection, in autocommit, without a statement timeout.
+
+        It waits for a table's lock for a second only; see `TableBusyError`.
+        """
         return self._connected(self._direct_dsn)
 
     def _connected(self, dsn: str) -> Connection:
@@ -169,7 +175,8 @@ class PostgresDatabase:
             unlimited = (
                 _UNLIMITED if has(connection, Since.TRANSACTION_TIMEOUT) else _UNLIMITED_BEFORE
             )
-            connection.settings = {**SESSION_SETTINGS, **_ALL_ROWS, **unlimited, **self._more}
+            wanted = {**_ALL_ROWS, **unlimited, **_PATIENCE, **self._more}
+            connection.settings = {**SESSION_SETTINGS, **wanted}
             try:
                 connection.look_around()
             except psycopg.Error:
@@ -451,18 +458,8 @@ def translate(error: psycopg.Error) -> RheiError:
     """Name a driver's error by what can be done about it; never quotes a row's values."""
     if isinstance(error, errors.ReadOnlySqlTransaction):
         return QueryError("a query only reads", hint=WRITING)
-    if isinstance(error, errors.ObjectInUse | errors.LockNotAvailable):
-        told = error.diag.message_primary or ""
-        is_slot = "replication slot" in told
-        return SourceBusyError(
-            f"the source is busy: {told}",
-            hint="stop the other process that reads from it" if is_slot else "it is tried again",
-        )
-    if isinstance(error, errors.QueryCanceled):
-        return SourceBusyError(
-            "the source's server cancelled the statement after its timeout",
-            hint="make the statement cheaper, or raise source.statement_timeout_seconds",
-        )
+    if isinstance(error, errors.ObjectInUse | errors.LockNotAvailable | errors.QueryCanceled):
+        return _busy(error)
     if isinstance(error, errors.InsufficientPrivilege):
         return SourceError(
             f"the source refuses the statement: {error.diag.message_primary}",
@@ -477,6 +474,25 @@ def translate(error: psycopg.Error) -> RheiError:
     if isinstance(error, errors.DataError):
         message = without_values(message)
     return QueryError(f"PostgreSQL refused: {message}")
+
+
+def _busy(error: psycopg.Error) -> SourceBusyError:
+    if isinstance(error, errors.LockNotAvailable):
+        return TableBusyError(
+            "another session of the source has locked the table",
+            hint="it is tried again; 'select * from pg_locks where granted' shows who holds it",
+        )
+    if isinstance(error, errors.QueryCanceled):
+        return SourceBusyError(
+            "the source's server cancelled the statement after its timeout",
+            hint="make the statement cheaper, or raise source.statement_timeout_seconds",
+        )
+    told = error.diag.message_primary or ""
+    is_slot = "replication slot" in told
+    return SourceBusyError(
+        f"the source is busy: {told}",
+        hint="stop the other process that reads from it" if is_slot else "it is tried again",
+    )
 
 
 def _connection_error(error: psycopg.OperationalError) -> RheiError:

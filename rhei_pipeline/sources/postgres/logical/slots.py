@@ -29,7 +29,7 @@ def create(connection: Connection, name: str, seconds: float) -> None:
     Raises:
         SourceBusyError: One is still open after so many seconds.
     """
-    limit = {"statement_timeout": str(int(seconds * 1000))}
+    limit = {"statement_timeout": str(int(seconds * 1000)), "lock_timeout": "0"}
     try:
         with connection.atomic(settings={**connection.settings, **limit}):
             connection.execute(_CREATE, (name,))

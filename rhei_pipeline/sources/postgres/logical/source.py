@@ -32,6 +32,7 @@ from rhei_pipeline.sources.postgres.database import PostgresDatabase, pooled_str
 from rhei_pipeline.sources.postgres.identity import SourceCatalog, lost_slot
 from rhei_pipeline.sources.postgres.kept_columns import former_names
 from rhei_pipeline.sources.postgres.logical import slots
+from rhei_pipeline.sources.postgres.logical.copy_start import CopyStart
 from rhei_pipeline.sources.postgres.logical.moment import (
     LogMoment,
     RowView,
@@ -49,8 +50,10 @@ from rhei_pipeline.sql.text import quote
 
 _log = logging.getLogger(__name__)
 
-#: How long a copy waits for transactions that began before it, and a row snapshot for its log.
+#: How long a slot waits for transactions that began before it, and a row snapshot for its log.
 SETTLE_SECONDS = 60.0
+#: How long a copy does, while which the other tables wait; only the first time that it is tried.
+WRITERS_SECONDS = 10.0
 _NOTE_EVERY_BYTES = 2 * 2**20
 
 _SYSTEM = "select system_identifier::text from pg_control_system()"
@@ -60,7 +63,6 @@ _INSERTED = "select pg_current_wal_insert_lsn()::text"
 _COMMIT = "select pg_logical_emit_message(true, 'rhei', '')::text"
 #: How long a busy server's own commits are waited for.
 _FLUSH_SECONDS = 0.5
-_OLDEST_RUNNING = "select pg_snapshot_xmin(pg_current_snapshot())::text"
 _ANY_CHANGE = """
 select count(*) from (
     select data from pg_logical_slot_peek_binary_changes(
@@ -137,6 +139,7 @@ class LogicalSource:
         self._ahead: _ReadAhead | None = None
         self._installed: dict[str, PostgresTable] = {}
         self._advanced = self._noted = 0
+        self._copy_start = CopyStart()
         self._may_note = True
         self._silent_until: int | None = None
         self._reader: Connection | None = None
@@ -266,6 +269,7 @@ class LogicalSource:
                 slots.create(self._connection, self._name, SETTLE_SECONDS)
                 self._publication.note_begun()
                 self._advanced = 0
+                self._copy_start.forget()
                 slot = self._slot()
             if self._ahead is not None:
                 self._ahead.slot = slot
@@ -346,22 +350,8 @@ class LogicalSource:
         return connection
 
     def _wait_for_writers(self) -> int:
-        """Wait for every running transaction; return the log's end before that.
-
-        Their commits may be in the log already although no snapshot sees them yet. Afterwards
-        everything that a snapshot does not see is in the log after the returned position.
-        """
-        start = lsn_number(_value(self._connection, _FLUSHED))
-        newest = int(
-            _value(self._connection, "select pg_snapshot_xmax(pg_current_snapshot())::text")
-        )
-
-        def ended() -> bool:
-            return int(_value(self._connection, _OLDEST_RUNNING)) >= newest
-
-        if not wait_until(ended, SETTLE_SECONDS):
-            raise slots.older_transaction(self._connection)
-        return start
+        """Return where in the log a copy begins; see `CopyStart`."""
+        return self._copy_start.wait(self._connection, WRITERS_SECONDS)
 
     def _await_flush(self, position: int) -> None:
         def flushed() -> bool:
@@ -383,7 +373,10 @@ class LogicalSource:
         """
         if not prune or not needed_from:
             return 0
+        self._copy_start.let_go()
         target = min(position.order for position in needed_from.values())
+        if (needed := self._copy_start.needed_from) is not None:
+            target = min(target, needed)
         if target <= self._advanced:
             return 0
         with self._database.translated():

@@ -59,7 +59,7 @@ from rhei_pipeline.sources.postgres.triggers.snapshot import (
 
 #: Who waits for the lock that creating a trigger takes has all later writers wait behind it.
 _LOCK_TIMEOUT = "1s"
-_LOCK_ATTEMPTS, _PAUSE_SECONDS = 5, 0.3
+_LOCK_ATTEMPTS, _PAUSE_SECONDS = 2, 0.3
 #: Keys logged by one statement.
 _TOUCHED_ROWS = 500
 

@@ -1,0 +1,196 @@
+"""A table that another session keeps from being read is left out; the other tables go on."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from rhei_pipeline.errors import TableFailedError
+from rhei_pipeline.sources.postgres import database as postgres_database
+from rhei_pipeline.sources.postgres.logical import source as logical_source
+from rhei_pipeline.sources.postgres.triggers import source as trigger_source
+from tests.support.fix_postgres import PostgresWorld
+
+MakeWorld = Callable[..., PostgresWorld]
+LOCKED = "lock table locked in access exclusive mode"
+MIRRORS = ((None, "destructive"), ("parquet", "temporal"))
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(postgres_database._PATIENCE, "lock_timeout", "100ms")
+    monkeypatch.setattr(trigger_source, "_LOCK_TIMEOUT", "100ms")
+    monkeypatch.setattr(logical_source, "WRITERS_SECONDS", 0.1)
+
+
+def _made(
+    make_postgres: MakeWorld, method: str, storage: str | None = None, mode: str = "destructive"
+) -> PostgresWorld:
+    world = make_postgres(capture={"method": method}, storage=storage, mode=mode)
+    for table in ("free", "locked"):
+        world.run(
+            f"create table {table} (id int primary key, v text,"
+            " updated_at timestamptz not null default clock_timestamp())",
+            f"insert into {table} values (1, 'a')",
+        )
+    return world
+
+
+@pytest.fixture
+def holder(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(dsn) as connection:
+        yield connection
+
+
+def _change(world: PostgresWorld, number: int) -> None:
+    world.run(f"insert into free values ({number}, 'b')", f"update free set v = 'c{number}'")
+
+
+def _let_go(world: PostgresWorld, holder: psycopg.Connection[Any]) -> None:
+    holder.execute("update locked set v = 'behind the lock', updated_at = clock_timestamp()")
+    holder.commit()
+    assert not world.htap.sync_now().errors
+    assert not world.htap.left_out
+    world.assert_equal("free", "locked")
+    assert world.htap.verify().equal
+
+
+@pytest.mark.parametrize(("storage", "mode"), MIRRORS)
+def test_a_locked_table_is_read_once_its_lock_is_gone(
+    make_postgres: MakeWorld, holder: psycopg.Connection[Any], storage: str | None, mode: str
+) -> None:
+    world = _made(make_postgres, "polling", storage, mode)
+    world.htap.sync_now()
+    world.run("insert into locked values (2, 'before')")
+    holder.execute(LOCKED)
+    for number in (2, 3):
+        _change(world, number)
+        report = world.htap.sync_now()
+        assert set(report.errors) == {"locked"}
+        world.assert_equal("free")
+    assert "another session of the source has locked" in str(world.htap.left_out["locked"])
+    status = world.htap.sync_status()
+    assert status.tables["locked"].lag_events is None
+    assert status.tables["free"].lag_events == 0
+    _let_go(world, holder)
+
+
+def test_who_has_locked_a_table_is_found_and_ended(make_postgres: MakeWorld) -> None:
+    world = _made(make_postgres, "polling")
+    world.htap.sync_now()
+    holder = psycopg.connect(world.dsn)
+    holder.execute(LOCKED)
+    asked = "select * from pg_locks where granted"
+    assert f"'{asked}' shows who holds it" in world.htap.sync_now().errors["locked"]
+    found = f"select pg_terminate_backend(pid) from ({asked}) l where relation = 'locked'::regclass"
+    world.run(f"{found} and mode = 'AccessExclusiveLock'")
+    holder.close()
+    assert not world.htap.sync_now().errors
+    world.assert_equal("free", "locked")
+
+
+@pytest.mark.parametrize("method", ["trigger", "logical"])
+def test_changes_that_are_logged_are_read_though_their_table_is_locked(
+    make_postgres: MakeWorld, holder: psycopg.Connection[Any], method: str
+) -> None:
+    world = _made(make_postgres, method, None, "temporal")
+    world.htap.sync_now()
+    world.run("update locked set v = 'before'")
+    holder.execute(LOCKED)
+    _change(world, 2)
+    assert not world.htap.sync_now().errors
+    world.assert_equal("free")
+    (row,) = world.present("locked")
+    assert row["v"] == "before"
+    _let_go(world, holder)
+
+
+@pytest.mark.parametrize("method", ["trigger", "polling", "logical"])
+def test_a_comparison_leaves_a_locked_table_out(
+    make_postgres: MakeWorld, holder: psycopg.Connection[Any], method: str
+) -> None:
+    world = _made(make_postgres, method)
+    world.htap.sync_now()
+    holder.execute(LOCKED)
+    _change(world, 2)
+    report = world.htap.verify()
+    assert (report.equal, set(report.tables), set(report.errors)) == (False, {"free"}, {"locked"})
+    assert report.tables["free"].equal
+    _let_go(world, holder)
+
+
+@pytest.mark.parametrize("method", ["trigger", "polling"])
+def test_copying_all_leaves_a_locked_table_out(
+    make_postgres: MakeWorld, holder: psycopg.Connection[Any], method: str
+) -> None:
+    world = _made(make_postgres, method)
+    world.htap.sync_now()
+    holder.execute(LOCKED)
+    _change(world, 2)
+    assert [report.table for report in world.htap.initial_sync_all()] == ["free"]
+    for work in (world.htap.initial_sync, world.htap.repair):
+        with pytest.raises(TableFailedError, match="table 'locked'"):
+            work("locked")
+    world.assert_equal("free")
+    _let_go(world, holder)
+
+
+@pytest.mark.parametrize("method", ["trigger", "polling"])
+def test_a_pipeline_begins_without_a_locked_table(
+    make_postgres: MakeWorld, holder: psycopg.Connection[Any], method: str
+) -> None:
+    world = _made(make_postgres, method)
+    holder.execute(LOCKED)
+    assert set(world.htap.sync_now().errors) == {"locked"}
+    world.assert_equal("free")
+    _change(world, 2)
+    world.htap.sync_now()
+    world.assert_equal("free")
+    _let_go(world, holder)
+
+
+@pytest.mark.parametrize(("storage", "mode"), MIRRORS)
+def test_a_copy_that_waits_for_an_older_transaction_keeps_no_other_table_waiting(
+    make_postgres: MakeWorld, holder: psycopg.Connection[Any], storage: str | None, mode: str
+) -> None:
+    world = _made(make_postgres, "logical", storage, mode)
+    world.htap.sync_now()
+    holder.execute("insert into free values (100, 'older')")
+    world.run("create table late (id int primary key, v text)", "insert into late values (1, 'a')")
+    for number in (2, 3):
+        _change(world, number)
+        world.run(f"insert into late values ({number}, 'b')", "update late set v = v || 'c'")
+        report = world.htap.sync_now()
+        assert set(report.errors) == {"late"}
+        assert "an older transaction is open" in str(report.errors["late"])
+        assert report.tables["free"].events > 0
+    # What has begun meanwhile is nothing to wait for: it is read from the log.
+    with psycopg.connect(world.dsn) as younger:
+        younger.execute("insert into late values (200, 'younger')")
+        holder.execute("insert into late values (100, 'older')")
+        holder.commit()
+        report = world.htap.sync_now()
+        assert not report.errors
+        assert report.tables["late"].copied_rows > 0
+        world.assert_equal("free", "late")
+        younger.commit()
+    assert world.htap.sync_now().tables["late"].copied_rows == 0
+    world.assert_equal("free", "late")
+    assert world.htap.verify().equal
+
+
+def test_a_copy_that_waited_is_copied_once_though_its_process_ended(
+    make_postgres: MakeWorld, holder: psycopg.Connection[Any]
+) -> None:
+    world = _made(make_postgres, "logical")
+    world.htap.sync_now()
+    holder.execute("insert into free values (100, 'older')")
+    world.run("create table late (id int primary key)", "insert into late values (1)")
+    assert set(world.htap.sync_now().errors) == {"late"}
+    world.crash()
+    _change(world, 2)
+    assert set(world.htap.sync_now().errors) == {"late"}
+    holder.commit()
+    assert not world.htap.sync_now().errors
+    world.assert_equal("free", "late")
