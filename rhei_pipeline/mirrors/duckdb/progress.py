@@ -4,7 +4,7 @@ A transaction reads it at its start and writes it at its end: however many table
 the ledger is read once and written by one statement.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
 import duckdb
@@ -45,6 +45,7 @@ class ProgressRecords:
         self._ledger: Ledger | None = None
         self._marks: dict[str, Watermark] = {}
         self._copies: dict[str, CopyProgress] = {}
+        self._written: dict[str, Watermark] = {}
         self._unwritten: dict[str, Watermark] = {}
         self._unwritten_copies: dict[str, CopyProgress] = {}
         self._recorded: set[str] = set()
@@ -98,13 +99,15 @@ class ProgressRecords:
     def _take(self, ledger: Ledger) -> None:
         self._ledger, self._is_known = ledger, True
         self._marks, self._copies = dict(ledger.watermarks), dict(ledger.copies)
+        self._written = dict(ledger.watermarks)
         self._recorded = set(ledger.copies)
 
     def write(self) -> None:
         """Write the changed progress; it commits with the rows."""
         self._write_copies()
         if self._unwritten:
-            write_watermarks(self._connection, self._unwritten.values())
+            write_watermarks(self._connection, self._unwritten.values(), self._written)
+            self._written |= self._unwritten
             self._unwritten.clear()
 
     def _write_copies(self) -> None:
@@ -145,8 +148,14 @@ def _watermark(table: str, order: int, proof: str, recorded_at: int) -> Watermar
     return Watermark(table, Position(order, proof), recorded)
 
 
-def write_watermarks(connection: duckdb.DuckDBPyConnection, marks: Collection[Watermark]) -> None:
-    """Replace the watermarks of their tables."""
+def write_watermarks(
+    connection: duckdb.DuckDBPyConnection,
+    marks: Collection[Watermark],
+    written: Mapping[str, Watermark],
+) -> None:
+    """Replace the watermarks of their tables; `written` is what is recorded of all tables."""
+    if len(marks) > _FEW:
+        marks = _move_together(connection, marks, written)
     if len(marks) <= _FEW:
         for mark in marks:
             _write_watermark(connection, mark)
@@ -158,6 +167,34 @@ def write_watermarks(connection: duckdb.DuckDBPyConnection, marks: Collection[Wa
     )
     connection.execute("insert into _rhei_watermark select * from _rhei_marks")
     connection.unregister("_rhei_marks")
+
+
+def _move_together(
+    connection: duckdb.DuckDBPyConnection,
+    marks: Collection[Watermark],
+    written: Mapping[str, Watermark],
+) -> Collection[Watermark]:
+    """Move those that only follow one log's head by one statement; return the others.
+
+    A table costs a fraction of what it takes to write its watermark from values of its own.
+    """
+    following = {mark.table: mark for mark in marks if _proves_alike(mark, written.get(mark.table))}
+    places = {(mark.position.order, mark.recorded_at) for mark in following.values()}
+    staying = written.keys() - following.keys()
+    if len(places) != 1 or len(staying) > len(following):
+        return marks
+    # Where there are rows that are not known of, none is moved.
+    moved = connection.execute(
+        "update _rhei_watermark set position = $1, recorded_at = $2"
+        " where not list_contains($3::varchar[], table_name)"
+        " and (select count(*) from _rhei_watermark) = $4",
+        [*places.pop(), list(staying), len(written)],
+    ).fetchall()
+    return [mark for mark in marks if mark.table not in following] if moved[0][0] else marks
+
+
+def _proves_alike(mark: Watermark, written: Watermark | None) -> bool:
+    return written is not None and written.position.proof == mark.position.proof
 
 
 def _write_watermark(connection: duckdb.DuckDBPyConnection, mark: Watermark) -> None:

@@ -13,6 +13,9 @@ from pydantic import SecretStr
 
 from examples.postgres_server import Server
 from rhei_pipeline.errors import QueryError, SourceError
+from rhei_pipeline.sources.postgres.connection import Connection
+from rhei_pipeline.sources.postgres.identity import SourceCatalog
+from rhei_pipeline.sources.postgres.logical.publication import Publication
 from rhei_pipeline.wiring.source import validate
 from tests.support.fix_postgres import PostgresWorld, drop_slots
 from tests.support.left_out import assert_left_out
@@ -521,3 +524,43 @@ def test_a_table_without_changes_holds_no_log_that_another_has_left(
     marks = engine_of(world.htap).mirror.ledger().watermarks
     assert marks["quiet"].position.order == marks["t"].position.order > begun
     assert report.tables["quiet"].watermark == report.tables["t"].watermark
+
+
+class Explained(Connection):
+    """A connection that adds up how many rows of the catalogue its statements look at."""
+
+    looked_at = 0.0
+
+    def execute(self, query: Any, params: Any = None, **_: Any) -> Any:
+        plan = b"explain (analyze, format json) " + query
+        found = psycopg.Connection.execute(self, plan, params).fetchone()
+        self.looked_at += looked_at(found[0][0]["Plan"]) if found else 0
+        return psycopg.Connection.execute(self, query, params)
+
+
+def looked_at(plan: dict[str, Any]) -> float:
+    """Return how many rows a plan's scans have looked at."""
+    own = plan.get("Actual Rows", 0) + plan.get("Rows Removed by Filter", 0)
+    own *= plan.get("Actual Loops", 0) if "Relation Name" in plan else 0
+    return float(own) + sum(map(looked_at, plan.get("Plans", ())))
+
+
+def test_a_cycle_looks_at_each_row_of_the_catalogue_a_few_times_however_many_tables_there_are(
+    make_postgres: MakeWorld,
+) -> None:
+    world, names = make_postgres(), [f"t{number}" for number in range(200)]
+    world.run(
+        *(f"create table {name}(id int primary key, v int unique)" for name in names),
+        f"create publication looked_at for table {', '.join(names)}"
+        " with (publish_via_partition_root = true)",
+    )
+    with Explained.connect(world.dsn) as connection:
+        publication = Publication(lambda: connection, "looked_at")
+        catalogue = SourceCatalog(lambda *_: publication.look())
+        for name in names:
+            catalogue.follow(name)
+        catalogue.version(connection)
+        assert len(publication.members()) == len(names)
+        rows = "select (select count(*) from pg_class) + (select count(*) from pg_index)"
+        (count,) = psycopg.Connection.execute(connection, rows).fetchone() or (0,)
+        assert connection.looked_at < 20 * count

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 _MEMBERS = """
 select c.oid::bigint, concat_ws('.', r.oid, p.oid, p.xmin) from pg_publication_rel r
 join pg_publication p on p.oid = r.prpubid join pg_class c on c.oid = r.prrelid
-where p.pubname = %s and {whole} {unfiltered}
+where p.pubname = %(name)s and {whole} {unfiltered}
 """
 #: The same of one that somebody else keeps: it may be of schemas, or of all tables.
 _FOREIGN_MEMBERS = """
@@ -26,7 +26,7 @@ from pg_publication_tables t join pg_publication p on p.pubname = t.pubname
 join pg_namespace n on n.nspname = t.schemaname
 join pg_class c on c.relnamespace = n.oid and c.relname = t.tablename
 left join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid
-where t.pubname = %s and {whole} {unfiltered}
+where t.pubname = %(name)s and {whole} {unfiltered}
 """
 _WHOLE = (
     "p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate"
@@ -65,15 +65,21 @@ join pg_publication_rel r on r.prpubid = p.oid join pg_class c on c.oid = r.prre
 join pg_namespace n on n.oid = c.relnamespace
 where p.pubname = %s and n.nspname = %s and c.relname = %s
 """
-#: Tables that the server lets nobody update while they are published.
+#: Of our own: the tables that the server lets nobody update while they are published, by name. Each
+#: relation of the catalogue is read once, however many tables there are.
 _VAGUE = f"""
-select distinct n.nspname, c.relname from pg_publication p
-join pg_publication_rel r on r.prpubid = p.oid join pg_class c on c.oid = r.prrelid
-join pg_namespace n on n.oid = c.relnamespace
-cross join lateral (select c.oid as oid union all
-    select relid from pg_partition_tree(c.oid) where c.relkind = 'p') part
-join pg_class named on named.oid = part.oid
-where p.pubname = %s and {NAMELESS}
+with ours(oid) as (
+    select r.prrelid from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
+    where p.pubname = %(name)s
+), part(root, oid) as (
+    select ours.oid, ours.oid from ours union all
+    select c.oid, tree.relid from ours join pg_class c using (oid)
+    cross join lateral pg_partition_tree(c.oid) tree where c.relkind = 'p'
+)
+select distinct null::bigint, quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+from part join pg_class named on named.oid = part.oid
+join pg_class c on c.oid = part.root join pg_namespace n on n.oid = c.relnamespace
+where {NAMELESS}
 """
 
 
@@ -143,22 +149,32 @@ class Publication:
         found = self._connection().execute(_ANY.encode(), (self.name,)).fetchone()
         return self._is_ours and found is not None and not found[0]
 
-    def withdraw_vague(self) -> None:
-        """Remove tables from the publication whose updates by the application would fail.
+    def look(self) -> dict[int, str]:
+        """Return the members, once those are removed whose updates by the application would fail.
 
         Without a replica identity the server refuses updates of published tables. A table that
         gets one again is published again, and copied by its difference.
         """
         if not self._is_ours:
-            return
-        for namespace, relation in self._connection().execute(_VAGUE.encode(), (self.name,)):
-            shown = f"{quote(namespace)}.{quote(relation)}"
-            self._run(f"alter publication {quote(self.name)} drop table {shown}")
-            _log.warning(
-                "table %s has no replica identity: it is removed from the publication, so "
-                "that the application can update it",
-                shown,
-            )
+            return self.members()
+        connection, members, vague = self._connection(), dict[int, str](), list[str]()
+        statement = f"{_members(connection, is_ours=True)} union all ({_VAGUE})"
+        for oid, text in connection.execute(statement.encode(), {"name": self.name}):
+            if oid is None:
+                vague.append(text)
+            else:
+                members[oid] = text
+        for shown in vague:
+            self._withdraw(shown)
+        return self.members() if vague else members
+
+    def _withdraw(self, shown: str) -> None:
+        self._run(f"alter publication {quote(self.name)} drop table {shown}")
+        _log.warning(
+            "table %s has no replica identity: it is removed from the publication, so "
+            "that the application can update it",
+            shown,
+        )
 
     def note_begun(self) -> None:
         """Record at the publication that its slot was just created: older servers need that."""
@@ -187,14 +203,18 @@ class Publication:
 
 def published(connection: Connection, name: str, *, is_ours: bool) -> dict[int, str]:
     """Return the tables, by oid, that a publication publishes with all changes."""
+    statement = _members(connection, is_ours=is_ours).encode()
+    return dict(connection.execute(statement, {"name": name}).fetchall())
+
+
+def _members(connection: Connection, *, is_ours: bool) -> str:
     generated = where(connection, Since.GENERATED_PUBLISHED, _WITH_GENERATED)
     filters = "and r.prqual is null and r.prattrs is null" if is_ours else _ALL_COLUMNS
-    statement = (_MEMBERS if is_ours else _FOREIGN_MEMBERS).format(
+    return (_MEMBERS if is_ours else _FOREIGN_MEMBERS).format(
         whole=f"{_WHOLE}{generated}",
         unfiltered=where(connection, Since.FILTERED_PUBLICATIONS, filters),
         of_schema=where(connection, Since.FILTERED_PUBLICATIONS, _OF_SCHEMA),
     )
-    return dict(connection.execute(statement.encode(), (name,)).fetchall())
 
 
 def addition(connection: Connection, name: str, table: PostgresTable) -> str:

@@ -173,8 +173,7 @@ class LogicalSource:
 
     def _look(self) -> dict[int, str]:
         """Return what is published; cached while the catalogue's version is the same."""
-        self._publication.withdraw_vague()
-        self._members = self._publication.members()
+        self._members = self._publication.look()
         return self._members
 
     def describe(self, name: str) -> TableSchema:
