@@ -30,13 +30,15 @@ PAIRS = (
     ("SQLite, triggers", "delta", "temporal"),
     ("SQLite, triggers", "memory", "destructive"),
     ("PostgreSQL, its log", "parquet", "temporal"),
+    ("PostgreSQL, its log", "ipc", "destructive"),
+    ("PostgreSQL, its log", "delta", "temporal"),
 )
 _CREATE = (
     "create table orders(id integer primary key, status text, amount {real}, updated_at {stamp})"
 )
 _CHANGE = (
     "update orders set amount = amount + 1, status = 'state ' || (id % 7), updated_at = {now}"
-    " where id in (select (value * 7919 + ?) % ? from {series})"
+    " where id in (select (cast(value as bigint) * 7919 + ?) % ? from {series})"
 )
 _BARS = "▁▂▃▄▅▆▇█"
 
