@@ -279,11 +279,14 @@ class KnowsAdded(Protocol):
 class KnowsKept(Protocol):
     """A source that knows which columns a schema change has left as they were."""
 
-    def former_names(self, table: Table, known: TableSchema) -> Mapping[str, str] | None:
+    def former_names(
+        self, table: Table, known: TableSchema, after: Position
+    ) -> Mapping[str, str] | None:
         """Return the name that each column of `table` had in `known`.
 
-        Rows have in each what they had in it then, unless a change tells of another value. None
-        where that is not sure, or a column is new.
+        Rows have in each what they had in it then, unless a change tells of another value. All
+        changes after the position are told by the names that columns have now. None where that is
+        not sure, or a column is new, or has a name by now that another one had.
         """
 
 
@@ -331,10 +334,10 @@ def added_values(
 
 
 def former_names(
-    source: ChangeSource, table: Table, known: TableSchema
+    source: ChangeSource, table: Table, known: TableSchema, after: Position
 ) -> Mapping[str, str] | None:
     """Return the names that columns had, where a schema change has left their values alone."""
-    return source.former_names(table, known) if _knows_kept(source) else None
+    return source.former_names(table, known, after) if _knows_kept(source) else None
 
 
 def reads_wider(source: ChangeSource) -> bool:

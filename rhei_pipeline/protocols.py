@@ -29,7 +29,13 @@ from rhei_pipeline.model.changes import (
 from rhei_pipeline.model.key_span import WHOLE, KeySpan
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Past, Watermark
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
-from rhei_pipeline.model.schema import Column, Table, TableOptions, TableSchema
+from rhei_pipeline.model.schema import (
+    Column,
+    FormerNames,
+    Table,
+    TableOptions,
+    TableSchema,
+)
 from rhei_pipeline.model.semantics import MirroredTable
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.model.upkeep import MaintenanceReport
@@ -395,10 +401,11 @@ class TableAdministration(Protocol):
         A column that is there already stays as it is.
         """
 
-    def reshape(self, table: Table, at: datetime) -> None:
-        """Give a table fewer columns, or such of wider types; their values are left alone.
+    def reshape(self, table: Table, at: datetime, former: FormerNames) -> None:
+        """Give a table fewer columns, other names, or wider types; their values are left alone.
 
-        A history keeps the columns that `table` has no more, as left since `at`. Safe to repeat.
+        `former`: The name that each renamed column had. A history keeps the columns that `table`
+        has no more, as left since `at`. Safe to repeat.
         """
 
     def record_key(self, table: Table) -> None:

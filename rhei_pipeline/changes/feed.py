@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from rhei_pipeline.model.changes import Versions
 from rhei_pipeline.model.feed_state import KIND, LATE, LINEAGE, FeedEntry
-from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Table, TableSchema
+from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Mode, Table, TableSchema
 from rhei_pipeline.model.type_names import INSTANT
 
 
@@ -200,8 +200,8 @@ class Feeds(ABC):
         self._add(table, self._recordings[table.name].kept(since, late))
 
     def fit(self, table: Table) -> None:
-        """Begin the feed again if the table has another key than it was written for."""
-        if not self._is_fitting(table):
+        """Begin the feed again if a history has another key than it was written for."""
+        if table.mode is Mode.TEMPORAL and not self._is_fitting(table):
             self._recordings.pop(table.name, None)
             self.begin(table)
             self._discard(table)

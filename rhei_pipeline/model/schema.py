@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from dataclasses import field as dataclass_field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,10 @@ RESERVED_PREFIX = "_rhei_"
 VALID_FROM = "_rhei_valid_from"
 VALID_TO = "_rhei_valid_to"
 OPERATION = "_rhei_operation"
+
+#: The name that each renamed column had before.
+FormerNames = Mapping[str, str]
+NOTHING_RENAMED: FormerNames = MappingProxyType({})
 
 #: The three columns a temporal mirror adds behind the source's own.
 HISTORY_FIELDS = (
@@ -282,7 +287,12 @@ class TableOptions:
 
 @dataclass(frozen=True, slots=True)
 class SchemaDifference:
-    """The changes from one schema of a table to the next; empty when nothing changed."""
+    """The changes from one schema of a table to the next; empty when nothing changed.
+
+    Attributes:
+        renamed: Columns that have other names by now, and may have changed otherwise as well.
+        former: The name that each of these had.
+    """
 
     added: tuple[Column, ...] = ()
     dropped: tuple[Column, ...] = ()
@@ -292,9 +302,11 @@ class SchemaDifference:
     key_changed: bool = False
     refiltered: bool = False
     reordered: bool = field(default=False, compare=False)
+    renamed: tuple[Column, ...] = ()
+    former: FormerNames = field(default_factory=lambda: NOTHING_RENAMED)
 
     def __bool__(self) -> bool:
-        columns = self.added or self.dropped or self.retyped or self.rewritten
+        columns = self.added or self.dropped or self.retyped or self.rewritten or self.renamed
         return bool(columns or self.replaced or self.key_changed or self.refiltered)
 
     def describe(self) -> str:
@@ -309,6 +321,9 @@ class SchemaDifference:
             )
             if columns
         ]
+        if self.renamed:
+            names = ", ".join(f"{self.former[c.name]!r} to {c.name!r}" for c in self.renamed)
+            clauses.append(f"renamed {names}")
         if self.replaced:
             clauses.append("is another table, or has other partitions")
         if self.key_changed:
@@ -318,16 +333,19 @@ class SchemaDifference:
         return " and ".join(clauses) or "changed nothing"
 
 
-def difference(old: TableSchema, new: TableSchema) -> SchemaDifference:
+def difference(
+    old: TableSchema, new: TableSchema, former: FormerNames = NOTHING_RENAMED
+) -> SchemaDifference:
     """Compare two schemas of one table by column name.
 
-    A rename shows as one column dropped and one added: names are all a catalogue gives.
+    A rename shows as one column dropped and one added, but for those whose former names are given.
     """
     before = {column.name: column for column in old.columns}
     after = {column.name: column for column in new.columns}
+    known, gone = before.keys() | former.keys(), before.keys() - {*former.values()}
     return SchemaDifference(
-        added=tuple(column for column in new.columns if column.name not in before),
-        dropped=tuple(column for column in old.columns if column.name not in after),
+        added=tuple(column for column in new.columns if column.name not in known),
+        dropped=tuple(c for c in old.columns if c.name in gone and c.name not in after),
         retyped=tuple(
             column
             for column in new.columns
@@ -341,8 +359,10 @@ def difference(old: TableSchema, new: TableSchema) -> SchemaDifference:
             and _origin(before[column.name]) != _origin(column)
         ),
         replaced=old.mark != new.mark,
-        key_changed=old.primary_key != new.primary_key,
+        key_changed=old.primary_key != tuple(former.get(key, key) for key in new.primary_key),
         refiltered=old.where != new.where,
+        renamed=tuple(column for column in new.columns if column.name in former),
+        former=former,
     )
 
 

@@ -1,11 +1,17 @@
 """The schema changes of the source that a mirror has followed, and what each cost."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Self
 
-from rhei_pipeline.model.schema import Column, TableSchema, difference
+from rhei_pipeline.model.schema import (
+    NOTHING_RENAMED,
+    Column,
+    FormerNames,
+    TableSchema,
+    difference,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +23,14 @@ class Followed:
         position: Where the table stood then.
         rows_read: Rows that were read again for it.
         seconds: What the whole sync took.
+        former: The names that columns had which were renamed.
     """
 
     at: datetime
     position: int | None = None
     rows_read: int = 0
     seconds: float = 0.0
+    former: FormerNames = field(default_factory=lambda: NOTHING_RENAMED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +60,11 @@ class SchemaChange:
         cls, before: TableSchema, after: TableSchema, version: int, followed: Followed
     ) -> Self | None:
         """Return the change from one schema to another; None where no column and no key differs."""
-        found = difference(before, after)
+        found = difference(before, after, followed.former)
         if not found:
             return None
-        touched = {c.name for c in (*found.retyped, *found.rewritten)}
+        touched = {c.name for c in (*found.retyped, *found.rewritten, *found.renamed)}
+        touched |= {*found.former.values()}
         if found.key_changed:
             touched |= {*before.primary_key, *after.primary_key}
         return cls(

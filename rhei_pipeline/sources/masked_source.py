@@ -258,9 +258,11 @@ class MaskedSource:
             return None
         return added_values(self._inner, source_table(table), source_schema(known), after)
 
-    def former_names(self, table: Table, known: TableSchema) -> Mapping[str, str] | None:
+    def former_names(
+        self, table: Table, known: TableSchema, after: Position
+    ) -> Mapping[str, str] | None:
         """Return the source's answer."""
-        return former_names(self._inner, source_table(table), source_schema(known))
+        return former_names(self._inner, source_table(table), source_schema(known), after)
 
     def end_capture(self, name: str) -> None:
         """Capture a table no more."""

@@ -4,21 +4,18 @@ The cycle that follows adds them to the mirror's table and fills them in, in the
 which it applies what was changed since. So a reader sees no state that the source never had.
 """
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.capabilities import added_values, reads_wider, rescan_due
-from rhei_pipeline.errors import SchemaError
-from rhei_pipeline.model.blame import Blame
 from rhei_pipeline.model.changes import LIVE, ChangeBatch
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.model.type_names import UUID
-from rhei_pipeline.protocols import ChangeSource, Mirror, MirrorRecords, Rescan, SourcePositions
+from rhei_pipeline.protocols import ChangeSource, MirrorRecords, Rescan, SourcePositions
 from rhei_pipeline.sql.text import mirror_table
 
 #: Added columns by name, each with what rows have in it that stood before; null is a value.
@@ -59,24 +56,6 @@ def is_followed(
     """
     rescan = rescan_due(snapshot, table, ledger.watermarks[table.name].position)
     return rescan is Rescan.NONE and not mirror.dead_letters(table.name).num_rows
-
-
-def find_widened(
-    tables: Iterable[Table], source: ChangeSource, mirror: Mirror, ledger: Ledger, blame: Blame
-) -> set[str]:
-    """Return the tables that nothing has to be read of in the shape that they had.
-
-    `tables`: As they were mirrored last. `blame` is left with the one at which an error came up.
-    """
-    found = set()
-    with source.snapshot() as snapshot:
-        for known in tables:
-            with blame.of(known.name), suppress(SchemaError):  # it may be gone
-                now = source.describe(known.name)
-                table = Table(replace(now, mirror_name=known.schema.mirror_name), known.mode)
-                if find_added(table, known, source, snapshot, mirror, ledger) is not None:
-                    found.add(known.name)
-    return found
 
 
 def _fits_mirrors(values: AddedValues, table: Table) -> bool:

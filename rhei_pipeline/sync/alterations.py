@@ -4,7 +4,8 @@ The cycle that follows does it, in the transaction in which it applies what was 
 a reader sees no state that the source never had.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
@@ -12,14 +13,18 @@ from types import MappingProxyType
 import pyarrow as pa
 
 from rhei_pipeline.capabilities import former_names
+from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.blame import Blame
 from rhei_pipeline.model.progress import Ledger
-from rhei_pipeline.model.schema import Column, Table
+from rhei_pipeline.model.schema import NOTHING_RENAMED, Column, FormerNames, Mode, Table
 from rhei_pipeline.protocols import (
     ChangeSource,
+    Mirror,
     MirrorRecords,
     SourcePositions,
     TableAdministration,
 )
+from rhei_pipeline.sql.text import mirror_table
 from rhei_pipeline.sync.added_columns import AddedValues, find_added, is_followed, stands_as
 
 
@@ -29,10 +34,15 @@ class Alteration:
 
     Attributes:
         added: Its new columns, each with what rows have in it that stood before; without one, it
-            only has fewer, or wider ones.
+            only has fewer, or wider ones, or such of other names.
+        former: The names that columns had which were renamed.
+        is_read_as_it_was: What was written before is to be read with the columns that it had: a
+            history has values that its table lacks by now.
     """
 
     added: AddedValues = field(default_factory=lambda: MappingProxyType({}))
+    former: FormerNames = field(default_factory=lambda: NOTHING_RENAMED)
+    is_read_as_it_was: bool = False
 
 
 #: No table is altered.
@@ -54,29 +64,74 @@ def find_alteration(
     added = find_added(table, known, source, snapshot, mirror, ledger)
     if added is not None:
         return Alteration(added)
-    if known is None or not _has_no_more(known, table):
-        return None
-    # A sync that was cut off may have left it with its new shape.
-    if not stands_as(known, table, mirror) and not stands_as(table, table, mirror):
+    if known is None or not _may_have_no_more(known, table):
         return None
     if not is_followed(table, snapshot, mirror, ledger):
         return None
-    return Alteration() if former_names(source, table, known.schema) is not None else None
+    after = ledger.watermarks[table.name].position
+    names = former_names(source, table, known.schema, after)
+    if names is None or not _has_no_more(known, table, names):
+        return None
+    former = {new: old for new, old in names.items() if new != old}
+    is_narrower = len(names) < len(known.schema.names)
+    altered = Alteration(former=former, is_read_as_it_was=is_narrower)
+    return altered if _can_be_altered(known, table, altered, mirror) else None
 
 
-def _has_no_more(known: Table, table: Table) -> bool:
-    """Return whether a table is as it was, with columns gone, or of a type that holds the same."""
+def find_widened(
+    tables: Iterable[Table], source: ChangeSource, mirror: Mirror, ledger: Ledger, blame: Blame
+) -> set[str]:
+    """Return the histories that nothing has to be read of in the shape that they had.
+
+    `tables`: As they were mirrored last. `blame` is left with the one at which an error came up.
+    """
+    found = set()
+    with source.snapshot() as snapshot:
+        for known in tables:
+            with blame.of(known.name), suppress(SchemaError):  # it may be gone
+                now = source.describe(known.name)
+                table = Table(replace(now, mirror_name=known.schema.mirror_name), known.mode)
+                altered = find_alteration(table, known, source, snapshot, mirror, ledger)
+                if altered is not None and not altered.is_read_as_it_was:
+                    found.add(known.name)
+    return found
+
+
+def _may_have_no_more(known: Table, table: Table) -> bool:
+    """Return whether a table may be as it was, with columns gone or renamed, or wider ones."""
     before, after = known.schema, table.schema
-    left = tuple(column for column in before.columns if column.name in after.names)
-    same = tuple(column.name for column in left) == after.names
-    same = same and replace(before, columns=after.columns) == after
-    same = same and before.mirror_relation == after.mirror_relation and known.mode is table.mode
-    return same and before != after and all(map(_holds_the_same, left, after.columns))
+    alike = replace(before, columns=after.columns, primary_key=after.primary_key) == after
+    alike = alike and before.mirror_relation == after.mirror_relation and known.mode is table.mode
+    return alike and before != after and len(after.columns) <= len(before.columns)
+
+
+def _has_no_more(known: Table, table: Table, names: Mapping[str, str]) -> bool:
+    """Return whether its columns hold what those had, whose names are given, in their order."""
+    before, after = known.schema, table.schema
+    there = {*names.values()}
+    left = tuple(column for column in before.columns if column.name in there)
+    same = tuple(column.name for column in left) == tuple(names[name] for name in after.names)
+    same = same and tuple(names[name] for name in after.primary_key) == before.primary_key
+    return same and all(map(_holds_the_same, left, after.columns))
+
+
+def _can_be_altered(known: Table, table: Table, altered: Alteration, mirror: MirrorRecords) -> bool:
+    """Return whether the mirror has the table as it was, or, after a sync that was cut off, is."""
+    former, found = altered.former, mirror.tables().get(mirror_table(known.schema))
+    if not former or found is None:
+        return stands_as(known, table, mirror) or stands_as(table, table, mirror)
+    if altered.is_read_as_it_was and table.mode is Mode.TEMPORAL:
+        return False  # what its log has in either shape is read with the names of one of them
+    gone = {*former.values()} - {*table.schema.names}
+    if gone.isdisjoint(found.schema.names):
+        return stands_as(table, table, mirror)
+    others = {name.lower() for name in found.schema.names if name not in gone}
+    return stands_as(known, known, mirror) and not any(name.lower() in others for name in former)
 
 
 def _holds_the_same(old: Column, new: Column) -> bool:
     """Return whether a mirror can keep a column's values as they are."""
-    told = replace(new, type=old.type, nullable=old.nullable, mark=old.mark)
+    told = replace(new, name=old.name, type=old.type, nullable=old.nullable, mark=old.mark)
     is_alike = told == old and old.logical == new.logical
     return is_alike and (old.type.equals(new.type) or _is_wider(old.type, new.type))
 
@@ -93,7 +148,7 @@ def alter(
     if alteration.added:
         transaction.add_columns(table, alteration.added)
     else:
-        transaction.reshape(table, at)
+        transaction.reshape(table, at, alteration.former)
 
 
 def altered_of(tables: Collection[Table], altered: Mapping[str, Alteration]) -> list[Table]:

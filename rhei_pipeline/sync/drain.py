@@ -11,7 +11,7 @@ from rhei_pipeline.model.blame import Blame
 from rhei_pipeline.model.progress import Ledger, TableState
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.protocols import ChangeSource, Mirror
-from rhei_pipeline.sync.added_columns import find_widened
+from rhei_pipeline.sync.alterations import find_widened
 from rhei_pipeline.sync.initial_sync import take_on_shape
 
 _log = logging.getLogger(__name__)

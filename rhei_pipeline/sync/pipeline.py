@@ -34,7 +34,7 @@ from rhei_pipeline.model.reports import (
     VerifyReport,
 )
 from rhei_pipeline.model.retention import ExpiredHistory
-from rhei_pipeline.model.schema import Mode, Table, TableSchema
+from rhei_pipeline.model.schema import NOTHING_RENAMED, Mode, Table, TableSchema
 from rhei_pipeline.model.schema_log import Followed, SchemaChange
 from rhei_pipeline.model.upkeep import DamagedFile, DropReport, RepairReport
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, Step
@@ -343,16 +343,14 @@ class Pipeline:
                 self._watch.keep_up()
                 found = self._copies.copy_due(self._taking_part(only), on_progress)
                 copied |= {name: copy.after(copied.get(name)) for name, copy in found.items()}
-                taking_part = self._taking_part(only)
-                reports = self._cycle(
-                    taking_part, self._watch.version, altered=self._copies.altered
-                )
+                taking_part, altered = self._taking_part(only), self._copies.altered
+                reports = self._cycle(taking_part, self._watch.version, altered=altered)
                 self._copies.forget_cycle()
                 if reports is not None:
                     self._refuse_failure_of_all(reports)
                     self._synced_from = begun
                     self._status.note_readable()
-                    report = self._report(reports, copied, started)
+                    report = self._report(reports, copied, altered, started)
                     _log.debug("synced %d events", report.events)
                     if report.events:
                         self._memory.give_back()
@@ -662,7 +660,11 @@ class Pipeline:
         return {name: str(error) for name, error in self._left_out.errors.items()}
 
     def _report(
-        self, reports: dict[str, TableReport], copied: dict[str, Copied], started: float
+        self,
+        reports: dict[str, TableReport],
+        copied: dict[str, Copied],
+        altered: Mapping[str, Alteration],
+        started: float,
     ) -> SyncReport:
         def followed(name: str) -> Followed:
             report = reports[name]
@@ -671,6 +673,7 @@ class Pipeline:
                 report.watermark,
                 copied[name].rows if name in copied else 0,
                 time.monotonic() - started,
+                altered[name].former if name in altered else NOTHING_RENAMED,
             )
 
         self._registry.save(*(self._tables[name] for name in reports), followed=followed)

@@ -100,8 +100,8 @@ class MirrorContract:
             copy(mirror, Table(replace(wide, name=name), mode), begun)
             narrow = Table(replace(SCHEMA, name=name), mode)
             with mirror.transaction() as transaction:
-                transaction.reshape(narrow, NOW)
-                transaction.reshape(narrow, NOW)  # safe to repeat
+                transaction.reshape(narrow, NOW, {})
+                transaction.reshape(narrow, NOW, {})  # safe to repeat
         assert merge(mirror, rows(a=1.0, b=3.0), keys()) == Counts(0, 1, 0)
         assert held(mirror) == {"a": 1.0, "b": 3.0}
         assert mirror.tables()[mirror_table(SCHEMA)].schema.names == ("k", "v")
@@ -109,6 +109,26 @@ class MirrorContract:
         past = mirror.past(Table(replace(SCHEMA, name="h"), Mode.TEMPORAL))
         assert past is not None
         assert past.left == {"w": NOW}
+
+    def test_a_renamed_column_keeps_its_values_and_versions(self, mirror: Mirror) -> None:
+        columns = (Column("n", pa.string()), Column("w", pa.float64()))
+        former = {"n": "k", "w": "v"}
+        for name, mode in (("p", Mode.DESTRUCTIVE), ("q", Mode.TEMPORAL)):
+            copy(mirror, Table(replace(SCHEMA, name=name), mode), rows(a=1.0, b=2.0))
+            other = Table(replace(SCHEMA, name=name, columns=columns, primary_key=("n",)), mode)
+            with mirror.transaction() as transaction:
+                transaction.reshape(other, NOW, former)
+                transaction.reshape(other, NOW, former)  # safe to repeat
+            assert mirror.tables()[mirror_table(other.schema)].schema.primary_key == ("n",)
+        plain = Table(replace(other.schema, name="p"))
+        news = rows(a=1.0, b=3.0).rename_columns(["n", "w"])
+        with mirror.transaction() as transaction:
+            gone = keys().rename_columns(["n"])
+            assert transaction.merge(plain, NetChanges(news, gone)) == Counts(0, 1, 0)
+        found = mirror.query("select n, w from p order by n").to_pylist()
+        assert found == [{"n": "a", "w": 1.0}, {"n": "b", "w": 3.0}]
+        versions = mirror.query("select n, w from q order by n").to_pylist()
+        assert versions == [{"n": "a", "w": 1.0}, {"n": "b", "w": 2.0}]
 
     def test_rows_and_watermark_come_and_go_together(self, mirror: Mirror) -> None:
         with pytest.raises(RuntimeError), mirror.transaction() as transaction:

@@ -22,7 +22,15 @@ from rhei_pipeline.model.changes import (
 )
 from rhei_pipeline.model.key_span import WHOLE, KeySpan
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
-from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table, renamed
+from rhei_pipeline.model.schema import (
+    OPERATION,
+    VALID_FROM,
+    VALID_TO,
+    FormerNames,
+    Mode,
+    Table,
+    renamed,
+)
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.text import mirror_table
 from rhei_pipeline.testing.stub_content import (
@@ -228,9 +236,13 @@ class StubTransaction:
         added = {name: value.as_py() for name, value in values.items()}
         standing.rows, standing.table = [added | row for row in standing.rows], table
 
-    def reshape(self, table: Table, at: datetime) -> None:
-        """Give a table fewer or wider columns; a history keeps those that are gone."""
+    def reshape(self, table: Table, at: datetime, former: FormerNames) -> None:
+        """Give a table fewer, renamed or wider columns; a history keeps those that are gone."""
         standing = self._standing(table)
+        news = {old: new for new, old in former.items()}
+        standing.fields = {news.get(name, name): kind for name, kind in standing.fields.items()}
+        standing.rows = [{news.get(n, n): value for n, value in r.items()} for r in standing.rows]
+        standing.table = table if former else standing.table
         if table.mode is Mode.TEMPORAL:
             take_on_shape(standing, table, at)
             return

@@ -198,6 +198,11 @@ def test_the_difference_of_two_schemas() -> None:
     assert found.key_changed
     assert not difference(SCHEMA, SCHEMA)
     assert "added 'w' and dropped 'b'" in found.describe()
+    renamed = difference(SCHEMA, other, {"w": "b"})
+    assert [c.name for c in renamed.renamed] == ["w"]
+    assert not renamed.added
+    assert not renamed.dropped
+    assert "renamed 'b' to 'w'" in renamed.describe()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from rhei_pipeline.mirrors.exact_casts import (
     past_does_not_fit,
 )
 from rhei_pipeline.mirrors.key_change import refuse_unfit_key
-from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, FormerNames, Mode, Table
 
 _INTEGERS = (pa.int16(), pa.int32(), pa.int64())
 #: Appends versions of a table, that have ended or have not, to a buffer of it.
@@ -103,12 +103,18 @@ def widen(
 
 
 def reshape(
-    buffer: WriteBuffer, table: Table, at: datetime, store: SegmentStore, append: Append
+    buffer: WriteBuffer,
+    table: Table,
+    at: datetime,
+    former: FormerNames,
+    store: SegmentStore,
+    append: Append,
 ) -> WriteBuffer:
-    """Return a table with fewer or wider columns; a history keeps those that are gone.
+    """Return a table with fewer, renamed or wider columns; a history keeps those that are gone.
 
     Without history its files are written again: the digests in their indexes are of whole rows.
     """
+    buffer = _rename(buffer, table, former, store, append)
     if table.mode is Mode.TEMPORAL:
         fitted = fit(buffer, table, store, append)
         note_columns(fitted, table, at)
@@ -118,6 +124,22 @@ def reshape(
     fresh = WriteBuffer(replace(buffer.table, schema=table.mirror_schema, segments=()), store)
     for rows, _ in buffer.scan(table.schema.names):
         append_rows(fresh, table, conform(rows, table.mirror_schema))
+    return fresh
+
+
+def _rename(
+    buffer: WriteBuffer, table: Table, former: FormerNames, store: SegmentStore, append: Append
+) -> WriteBuffer:
+    """Return a table whose columns have their new names; its files, which name them, are others."""
+    names = {old: new for new, old in former.items() if old in buffer.schema.names}
+    if not names:
+        return buffer
+    fields = [field.with_name(names.get(field.name, field.name)) for field in buffer.schema]
+    shape, own = pa.schema(fields), _built(table)
+    fresh = WriteBuffer(replace(buffer.table, schema=shape, segments=(), built=own), store)
+    for past in (True, False) if VALID_TO in shape.names else (False,):
+        for rows, _ in buffer.scan(buffer.schema.names, past=past):
+            append(fresh, table, rows.rename_columns(shape.names), past)
     return fresh
 
 

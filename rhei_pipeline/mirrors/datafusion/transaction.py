@@ -72,6 +72,7 @@ from rhei_pipeline.model.schema import (
     OPERATION,
     VALID_FROM,
     VALID_TO,
+    FormerNames,
     Mode,
     Table,
     TableSchema,
@@ -283,8 +284,7 @@ class FileTransaction:
             if not outgrown(standing, table):
                 self._tables[name] = fit(standing, table, self.store, append_versions)
                 note_columns(self._tables[name], table, at)
-                if table.mode is Mode.TEMPORAL:
-                    self.feeds.fit(table)
+                self.feeds.fit(table)
                 return None
         copy = self._drop_copy(table)
         copy.move(table.schema.namespace, table.schema.mirror_relation)
@@ -336,10 +336,11 @@ class FileTransaction:
         name = mirror_table(table.schema)
         self._tables[name] = widen(self._buffer(table), table, values, self.store)
 
-    def reshape(self, table: Table, at: datetime) -> None:
-        """Give a table fewer or wider columns; a history keeps those that are gone."""
-        name = mirror_table(table.schema)
-        self._tables[name] = reshape(self._buffer(table), table, at, self.store, append_versions)
+    def reshape(self, table: Table, at: datetime, former: FormerNames) -> None:
+        """Give a table fewer, renamed or wider columns; a history keeps those that are gone."""
+        name, own = mirror_table(table.schema), self._buffer(table)
+        self._tables[name] = reshape(own, table, at, former, self.store, append_versions)
+        self.feeds.fit(table)
 
     def record_key(self, table: Table) -> None:
         """Record the key that the table was built for."""
@@ -384,10 +385,9 @@ class FileTransaction:
         """Yield the changes from the table's present rows to the copy's, then drop the copy."""
         standing, copy = self._buffer(table), self._drop_copy(table)
         differing_places, gone_places = differing(standing, copy)
-        names, key = table.schema.names, table.schema.primary_key
-        gone = standing.take(gone_places, key)
+        gone = standing.take(gone_places, table.schema.primary_key)
         for low in range(0, max(len(differing_places), len(gone_places)), limit):
-            rows = copy.take(differing_places[low : low + limit], names)
+            rows = copy.take(differing_places[low : low + limit], table.schema.names)
             yield NetChanges(rows, gone.slice(low, limit))
 
     def count(self, table: Table) -> int:

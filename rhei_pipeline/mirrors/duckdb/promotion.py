@@ -34,7 +34,15 @@ from rhei_pipeline.mirrors.exact_casts import (
 from rhei_pipeline.mirrors.key_change import refuse_unfit_key
 from rhei_pipeline.model.array_texts import as_texts
 from rhei_pipeline.model.changes import Operation
-from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Column, Mode, Table
+from rhei_pipeline.model.schema import (
+    OPERATION,
+    VALID_FROM,
+    VALID_TO,
+    Column,
+    FormerNames,
+    Mode,
+    Table,
+)
 from rhei_pipeline.sql.text import duckdb_type, listed, literal, matching, mirror_table, quote
 
 #: How many values of a column are cast at once.
@@ -201,8 +209,11 @@ def add_column(
         connection.execute(f"{alter} alter column {name} drop default")
 
 
-def reshape(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime) -> None:
-    """Give a table fewer or wider columns; see `MirrorTransaction.reshape`."""
+def reshape(
+    connection: duckdb.DuckDBPyConnection, table: Table, at: datetime, former: FormerNames
+) -> None:
+    """Give a table fewer, renamed or wider columns; see `MirrorTransaction.reshape`."""
+    _rename(connection, table, former)
     standing, target = _types(connection, table), mirror_table(table.schema)
     wanted = {column.name: column.type for column in table.schema.columns}
     other = [name for name, kind in wanted.items() if not kind.equals(standing[name])]
@@ -217,6 +228,24 @@ def reshape(connection: duckdb.DuckDBPyConnection, table: Table, at: datetime) -
         connection.execute(f"alter table {target} drop column {quote(name)}")
     for name in other:
         _retype(connection, table, name, standing[name], wanted[name])
+
+
+def _rename(connection: duckdb.DuckDBPyConnection, table: Table, former: FormerNames) -> None:
+    """Rename columns; where somebody's index keeps the table as it is, it is built again."""
+    standing, target = _types(connection, table), mirror_table(table.schema)
+    left = [(quote(old), quote(new)) for new, old in former.items() if old in standing]
+    if not left:
+        return
+    if is_indexed(connection, table.schema):
+        names = ", ".join(f"{old} as {new}" for old, new in left)
+        other, own = copy_name(table.schema), quote(table.schema.mirror_relation)
+        connection.execute(f"create table {other} as select * rename ({names}) from {target}")
+        connection.execute(f"drop table {target}")
+        connection.execute(f"alter table {other} rename to {own}")
+    else:
+        for old, new in left:
+            connection.execute(f"alter table {target} rename {old} to {new}")
+    write_built(connection, table.schema)
 
 
 def _build_again(connection: duckdb.DuckDBPyConnection, table: Table) -> None:

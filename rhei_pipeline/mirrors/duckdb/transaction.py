@@ -50,7 +50,7 @@ from rhei_pipeline.model.key_span import WHOLE, KeySpan
 from rhei_pipeline.model.portions import LARGE_BYTES
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
 from rhei_pipeline.model.retention import Ageing, ExpiredHistory
-from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, Mode, Table
+from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, FormerNames, Mode, Table
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.text import listed, literal, matching, mirror_table, quote
 
@@ -329,8 +329,7 @@ class DuckDBTransaction:
         return adopted
 
     def _has_another_spelling(self, name: str) -> bool:
-        lower = name.lower()
-        known = self._records.ledger().watermarks
+        lower, known = name.lower(), self._records.ledger().watermarks
         return any(other != name and other.lower() == lower for other in known)
 
     def mend_keys(self, table: Table, at: datetime) -> Counts:
@@ -379,9 +378,10 @@ class DuckDBTransaction:
             if column.name in values:
                 add_column(self._connection, table, column, values[column.name])
 
-    def reshape(self, table: Table, at: datetime) -> None:
-        """Give a table fewer or wider columns; a history keeps those that are gone."""
-        reshape(self._connection, table, at)
+    def reshape(self, table: Table, at: datetime, former: FormerNames) -> None:
+        """Give a table fewer, renamed or wider columns; a history keeps those that are gone."""
+        reshape(self._connection, table, at, former)
+        self._feeds.fit(table)
 
     def record_key(self, table: Table) -> None:
         """Record the key that the table was built for."""

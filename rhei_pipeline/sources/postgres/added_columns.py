@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pyarrow as pa
 
 from rhei_pipeline.model.schema import Column, TableSchema
+from rhei_pipeline.sources.postgres.catalog import is_logged
 from rhei_pipeline.sources.postgres.connection import Connection
 from rhei_pipeline.sources.postgres.kept_columns import files_of
 from rhei_pipeline.sources.postgres.table_facts import HOLDING, STORAGE
@@ -31,7 +32,7 @@ from pg_class c join pg_attribute a on a.attrelid = c.oid cross join lateral (
 where c.oid = %s and a.attname = any(%s) and a.attnum > 0 and not a.attisdropped
 """
 _NAMES = """
-select attname, attgenerated <> '' from pg_attribute
+select attname, attgenerated <> '', attgenerated::text from pg_attribute
 where attrelid = %s and attnum > 0 and not attisdropped order by attnum
 """
 
@@ -63,12 +64,18 @@ def _value(column: Column, text: str | None) -> pa.Scalar | None:
     return None if rejections else values[0]
 
 
+def logged_names(connection: Connection, oid: int) -> tuple[str, ...]:
+    """Return the names of all columns of a table that its changes are logged with, in order."""
+    found = connection.execute(_NAMES, (oid,)).fetchall()
+    return tuple(name for name, _, generated in found if is_logged(connection, generated))
+
+
 def leads_here(connection: Connection, oid: int, logged: Iterable[Sequence[str]]) -> bool:
     """Return whether a table had its first columns, by these names, whenever it was logged.
 
     A column that was renamed since it was added would be taken for another one.
     """
-    names = dict(connection.execute(_NAMES, (oid,)).fetchall())
+    names = {name: computed for name, computed, _ in connection.execute(_NAMES, (oid,))}
     stored = [name for name, computed in names.items() if not computed]
     return all(
         own == stored[: len(own)]

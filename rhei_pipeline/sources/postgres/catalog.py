@@ -270,7 +270,7 @@ def _columns(
         name = stored.name
         if options.columns is not None and name not in options.columns:
             continue
-        if not reread and not _is_logged(connection, stored.generated):
+        if not reread and not is_logged(connection, stored.generated):
             _log.warning(
                 "table %r: generated column %r is left out: it is not in the server's log",
                 shown,
@@ -304,7 +304,8 @@ def _column(facts: TableFacts, stored: ColumnFacts, declared: str | None) -> Col
     )
 
 
-def _is_logged(connection: Connection, generated: str) -> bool:
+def is_logged(connection: Connection, generated: str) -> bool:
+    """Return whether the server's log has a column that is generated so, if it is."""
     if not generated:
         return True
     return generated == "s" and has(connection, Since.GENERATED_PUBLISHED)

@@ -1,8 +1,9 @@
-"""Which columns of a PostgreSQL table a schema change has left alone.
+"""Which columns of a PostgreSQL table a schema change has left alone, whatever they are called.
 
 A column's mark is another one after whatever was done to it. Where the server has not written the
 table again since, its rows are the same bytes, and read as the same values if the type is one that
-reads them alike. So it is after `set not null`, `set default`, or a longer `varchar`.
+reads them alike. So it is after `set not null`, `set default`, or a longer `varchar`. A column is
+known by its number, whatever it is called: no other one of its table ever has that.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,17 +31,51 @@ def files_of(schema: TableSchema) -> str:
     return schema.storage.rpartition(" ")[2]
 
 
+def columns_ever(schema: TableSchema) -> str:
+    """Return how many columns a table ever had; empty where that is not known."""
+    return schema.storage.rpartition(" ")[2].partition(":")[2]
+
+
 def former_names(known: TableSchema, schema: TableSchema) -> Mapping[str, str] | None:
     """Return the name that each column had; see `capabilities.KnowsKept`."""
     before = {column.name: column for column in known.columns}
     was, now = _identities(known), _identities(schema)
     is_written = files_of(known).partition(":")[0] != files_of(schema).partition(":")[0]
-    is_kept = all(
-        (column.mark and before.get(column.name) == column)
-        or (not is_written and _reads_alike(was.get(column.name), now.get(column.name)))
-        for column in schema.columns
+    numbered = {_number(identity): name for name, identity in was.items() if identity != _UNSURE}
+    names = {}
+    for column in schema.columns:
+        if column.mark and before.get(column.name) == column:
+            names[column.name] = column.name
+            continue
+        former = numbered.get(_number(now.get(column.name, _UNSURE)))
+        if former is None or is_written or not _reads_alike(was[former], now[column.name]):
+            return None
+        names[column.name] = former
+    return None if _is_name_taken(names, known) else names
+
+
+def _is_name_taken(names: Mapping[str, str], known: TableSchema) -> bool:
+    """Return whether a column has a name, in any case, by which another one was known."""
+    return any(
+        new.lower() == other.lower() and old != other
+        for new, old in renamed_of(names).items()
+        for other in known.names
     )
-    return {name: name for name in schema.names} if is_kept else None
+
+
+def is_named_as(logged: Sequence[str], known: TableSchema, own: Sequence[str]) -> bool:
+    """Return whether columns were logged by names that they were known by, in their order.
+
+    `own`: The names of those that are there now, mirrored or not.
+    """
+    there = [name for name in known.names if name in logged]
+    in_order = [name for name in logged if name in known.names]
+    return there == in_order and {*own} <= {*logged} <= {*known.names, *own}
+
+
+def renamed_of(names: Mapping[str, str]) -> dict[str, str]:
+    """Return those of the names that were others."""
+    return {new: old for new, old in names.items() if new != old}
 
 
 def _identity(column: ColumnFacts) -> str:
@@ -55,8 +90,12 @@ def _identities(schema: TableSchema) -> Mapping[str, str]:
     return dict(zip(schema.names, told, strict=True)) if len(told) == len(schema.names) else {}
 
 
-def _reads_alike(was: str | None, now: str | None) -> bool:
-    if not was or not now or _UNSURE in {was, now}:
+def _number(identity: str) -> str:
+    return identity.partition("/")[0]
+
+
+def _reads_alike(was: str, now: str) -> bool:
+    if now == _UNSURE:
         return False
-    (number, kind), (same, other) = was.split("/"), now.split("/")
-    return number == same and (kind == other or {kind, other} <= _TEXTS)
+    kind, other = was.partition("/")[2], now.partition("/")[2]
+    return kind == other or {kind, other} <= _TEXTS

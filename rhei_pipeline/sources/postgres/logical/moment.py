@@ -1,8 +1,9 @@
 """The state of a PostgreSQL server at one time: its log's end, our slot, visible transactions."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 
 import numpy as np
 
@@ -58,6 +59,8 @@ class LogMoment:
         proofs: For each captured table, by name, a proof that distinguishes it from a table of
             that name that was dropped, left the publication, or belongs to another server.
         silent: Whether the slot is known to have no pending changes.
+        columns: Of tables that were logged under other columns' names: the names that all their
+            columns have now, in the log's order.
     """
 
     head: int
@@ -67,6 +70,7 @@ class LogMoment:
     server: str
     proofs: Mapping[str, str]
     silent: bool = False
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -119,6 +119,7 @@ class LogicalSnapshot(TableReads):
         self._server = moment.server
         self._proofs = dict(moment.proofs)
         self._silent = moment.silent
+        self._columns = moment.columns
         self._wait_for_writers = wait_for_writers
         self._view = view
         self._spool: _Spool | None = None
@@ -175,7 +176,8 @@ class LogicalSnapshot(TableReads):
     def changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Yield every change, in commit order."""
         schema = table.schema
-        for chunk, run in self._runs(after):
+        for chunk, logged in self._runs(after):
+            run = self._by_places(table, logged)
             for start in range(0, len(run.order), limit):
                 part = run.take(np.arange(start, min(start + limit, len(run.order))))
                 yield self._batch(schema, self._loaded().read(chunk), part)
@@ -187,6 +189,13 @@ class LogicalSnapshot(TableReads):
     def logged_columns(self, after: Position) -> set[tuple[str, ...]]:
         """Return which columns the table had when it was changed after the position."""
         return {run.relation.columns for _, run in self._runs(after)}
+
+    def _by_places(self, table: Table, run: pgoutput.Run) -> pgoutput.Run:
+        """Give columns that were logged under other names the names that they have now."""
+        own = self._columns.get(table.name, ())
+        if not {*table.schema.names} <= {*own} or len(own) != len(run.relation.columns):
+            return run
+        return replace(run, relation=replace(run.relation, columns=own))
 
     def _runs(self, after: Position) -> Iterator[tuple[_Chunk, pgoutput.Run]]:
         relation = _relation_of(after, self._server)

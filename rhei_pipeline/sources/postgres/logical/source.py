@@ -20,7 +20,11 @@ from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError
 from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
-from rhei_pipeline.sources.postgres.added_columns import added_values, leads_here
+from rhei_pipeline.sources.postgres.added_columns import (
+    added_values,
+    leads_here,
+    logged_names,
+)
 from rhei_pipeline.sources.postgres.catalog import (
     Connection,
     PostgresTable,
@@ -30,7 +34,12 @@ from rhei_pipeline.sources.postgres.catalog import (
 )
 from rhei_pipeline.sources.postgres.database import PostgresDatabase, pooled_stream
 from rhei_pipeline.sources.postgres.identity import SourceCatalog, lost_slot
-from rhei_pipeline.sources.postgres.kept_columns import former_names
+from rhei_pipeline.sources.postgres.kept_columns import (
+    columns_ever,
+    former_names,
+    is_named_as,
+    renamed_of,
+)
 from rhei_pipeline.sources.postgres.logical import slots
 from rhei_pipeline.sources.postgres.logical.copy_start import CopyStart
 from rhei_pipeline.sources.postgres.logical.moment import (
@@ -138,6 +147,7 @@ class LogicalSource:
         self._known: dict[str, tuple[object, PostgresTable]] = {}
         self._ahead: _ReadAhead | None = None
         self._installed: dict[str, PostgresTable] = {}
+        self._renamed: dict[str, tuple[int, tuple[str, ...]]] = {}
         self._advanced = self._noted = 0
         self._copy_start = CopyStart()
         self._may_note = True
@@ -195,9 +205,28 @@ class LogicalSource:
             logged = snapshot.logged_columns(after) if values is not None else ()
             return values if leads_here(self._connection, oid, logged) else None
 
-    def former_names(self, table: Table, known: TableSchema) -> Mapping[str, str] | None:
-        """Return the names that columns had, where nothing was done to those that remain."""
-        return former_names(known, table.schema)
+    def former_names(
+        self, table: Table, known: TableSchema, after: Position
+    ) -> Mapping[str, str] | None:
+        """Return the names that columns had, where their values were left alone.
+
+        Where no column came or went, the log is read by the columns' places, whatever they were
+        called when it was written: from then on, while the catalogue stays as it is.
+        """
+        names = former_names(known, table.schema)
+        if names is None:
+            return None
+        # What was logged before the names were others is among what is read next.
+        self._await_flush(lsn_number(_value(self._connection, _INSERTED)))
+        with self.snapshot() as snapshot:
+            own = logged_names(self._connection, self._table(table.name).oid)
+            logged = snapshot.logged_columns(after)
+            are_all_there = columns_ever(known) == columns_ever(table.schema)
+            if are_all_there and all(len(columns) == len(own) for columns in logged):
+                self._renamed[table.name] = snapshot.schema_version, own
+            elif renamed_of(names) or not all(is_named_as(c, known, own) for c in logged):
+                return None
+            return names
 
     def reads_wider(self) -> bool:
         """Return True: the server logs all columns, from the change of the table on."""
@@ -323,7 +352,10 @@ class LogicalSource:
             if table.oid in members
         }
         clock = datetime.fromtimestamp(seconds, UTC)
-        return LogMoment(lsn_number(head), clock, version, self._slot(), server, proofs)
+        self._renamed = {name: of for name, of in self._renamed.items() if of[0] == version}
+        columns = {name: own for name, (_, own) in self._renamed.items()}
+        place, slot = lsn_number(head), self._slot()
+        return LogMoment(place, clock, version, slot, server, proofs, columns=columns)
 
     @contextmanager
     def _row_view(self) -> Iterator[RowView]:

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.changes import Position
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.reports import Finding
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema, nearest
@@ -130,8 +131,10 @@ class PostgresPollingSource(PollingSource):
         with self._database.translated():
             return self._follow_schema()
 
-    def former_names(self, table: Table, known: TableSchema) -> Mapping[str, str] | None:
-        """Return the names that columns had, where nothing was done to those that remain."""
+    def former_names(
+        self, table: Table, known: TableSchema, _after: Position
+    ) -> Mapping[str, str] | None:
+        """Return the names that columns had, where their values were left alone."""
         return former_names(known, table.schema)
 
     def redeclare(self, name: str, options: TableOptions, polling: PollOptions) -> None:
