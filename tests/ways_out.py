@@ -177,7 +177,7 @@ FOLLOWED = {
     "did you mean {}?": "tests/ways/test_declarations.py::test_a_declaration_is_mended_as_its_refusal_says",
     "drop the index, or leave the table out of 'tables'": "tests/ways/test_tables.py::test_an_index_that_cannot_be_read_is_dropped_or_its_table_left_out",
     "dump it and restore it into a database with encoding UTF8": "tests/ways/test_postgres_queries.py::test_another_encoding_is_dumped_and_restored",
-    "end it in its application, or: select pg_terminate_backend({})": "tests/ways/test_postgres_tables.py::test_an_old_transaction_is_ended_and_the_copy_goes_on",
+    "end it in its application, or: {}": "tests/ways/test_postgres_tables.py::test_an_old_transaction_is_ended_and_the_copy_goes_on",
     "every sync tries again; if the error stays, 'rhei repair {}' copies the table again": "tests/behaviour/faults/test_one_table_fails.py::test_any_fault_of_one_sqlite_table_is_its_own",
     "fix this, or remove mirror.published; the mirror itself is not affected": "tests/ways/test_pipelines.py::test_a_disk_that_fails_the_published_copy_is_mended",
     "fix this, then try again; committed data is not affected": "tests/ways/test_pipelines.py::test_a_disk_that_fails_the_mirror_is_mended",

@@ -15,6 +15,7 @@ from rhei_pipeline.errors import (
     SettingsError,
     SourceBusyError,
     SourceError,
+    TableFailedError,
 )
 from rhei_pipeline.model.reports import Finding
 from rhei_pipeline.sources.postgres.logical import reader as log_reader
@@ -406,10 +407,8 @@ def test_an_old_transaction_is_ended_and_the_copy_goes_on(
         with refused(way_out, SourceBusyError):
             world.htap.sync_now()
         (found,) = [each for each in validate(world.settings) if "open for" in each.what]
-        told = filled_in(
-            "end it in its application, or: select pg_terminate_backend({})", found.remedy
-        )
-        world.run(f"select pg_terminate_backend({told[0].rstrip(')')})")
+        (statement,) = filled_in("end it in its application, or: {}", found.remedy)
+        world.run(statement)
         with pytest.raises(psycopg.OperationalError):
             open_one.execute("select 1")
     world.htap.sync_now()
@@ -420,6 +419,24 @@ def test_an_old_transaction_is_ended_and_the_copy_goes_on(
         monkeypatch.setattr(logical_source, "SETTLE_SECONDS", 60.0)
         world.htap.initial_sync("t")
     world.htap.sync_now()
+    world.assert_equal("t")
+
+
+def test_a_prepared_transaction_that_holds_up_a_copy_is_named_and_ended(
+    make_postgres: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logical_source, "WRITERS_SECONDS", 0.1)
+    monkeypatch.setattr(logical_validate, "_LONG_SECONDS", 0)
+    world = make_postgres(tables=[{"name": "t"}])
+    world.run(*MADE, ROW)
+    world.htap.sync_now()
+    world.run("begin", "insert into t values (2, 2, 'b')", "prepare transaction 'it''s two'")
+    with refused("wait until it ends, or end it; the copy is tried again", TableFailedError):
+        world.htap.initial_sync("t")
+    (found,) = [each for each in validate(world.settings) if "open for" in each.what]
+    assert found.what.startswith("prepared transaction 'it''s two'")
+    world.run(*filled_in("end it in its application, or: {}", found.remedy))
+    world.htap.initial_sync("t")
     world.assert_equal("t")
 
 

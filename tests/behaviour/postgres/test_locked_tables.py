@@ -1,6 +1,8 @@
 """A table that another session keeps from being read is left out; the other tables go on."""
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -10,7 +12,7 @@ from rhei_pipeline.errors import TableFailedError
 from rhei_pipeline.sources.postgres import database as postgres_database
 from rhei_pipeline.sources.postgres.logical import source as logical_source
 from rhei_pipeline.sources.postgres.triggers import source as trigger_source
-from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_postgres import CHOSEN, AnyServer, PostgresWorld, database, started
 
 MakeWorld = Callable[..., PostgresWorld]
 LOCKED = "lock table locked in access exclusive mode"
@@ -194,3 +196,63 @@ def test_a_copy_that_waited_is_copied_once_though_its_process_ended(
     holder.commit()
     assert not world.htap.sync_now().errors
     world.assert_equal("free", "late")
+
+
+@pytest.fixture(scope="module")
+def waiting_server() -> Iterator[AnyServer]:
+    with started(CHOSEN) as server:
+        yield server
+
+
+@pytest.fixture
+def waiting_dsn(waiting_server: AnyServer) -> Iterator[str]:
+    yield from database(waiting_server)
+
+
+@contextmanager
+def _waiting_for_a_standby(world: PostgresWorld, statement: str) -> Iterator[None]:
+    """Commit a statement that is in the log, and not seen by anybody while the block runs."""
+    world.run("alter system set synchronous_standby_names = 'none_there'")
+    world.run("select pg_reload_conf()", "set synchronous_commit = local")
+    with psycopg.connect(world.dsn, autocommit=True) as writer:
+        work = threading.Thread(target=writer.execute, args=(statement.encode(),))
+        work.start()
+        try:
+            waits = "select 1 from pg_stat_activity where wait_event = 'SyncRep'"
+            while not world.app.execute(waits).fetchall():
+                pass
+            yield
+        finally:
+            world.run("alter system reset synchronous_standby_names", "select pg_reload_conf()")
+            work.join()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_a_commit_that_waits_for_a_standby_is_neither_shown_nor_lost(
+    waiting_dsn: str, make_worlds: Any, mode: str, *, streaming: bool
+) -> None:
+    """It is in the log, and no snapshot of rows sees it."""
+    world = make_worlds(waiting_dsn)(
+        capture={"method": "logical", "streaming": streaming}, mode=mode
+    )
+    world.run("create table t (id int primary key)", "insert into t values (0)")
+    world.htap.sync_now()
+    world.run("insert into t values (1)")
+    world.htap.sync_now()
+    with _waiting_for_a_standby(world, "insert into t values (2)"):
+        assert world.htap.sync_now().events == 0
+        world.assert_equal("t")
+        assert world.htap.verify().equal
+        if mode == "temporal":
+            assert world.htap.repair("t").inserted == 0
+        else:
+            with pytest.raises(TableFailedError, match="an older transaction is open"):
+                world.htap.repair("t")
+        world.run("insert into t values (3)")
+        world.htap.sync_now()
+    world.htap.sync_now()
+    world.assert_equal("t")
+    assert world.htap.verify().equal
+    if mode == "temporal":
+        assert [row["_rhei_operation"] for row in world.versions("t")] == ["I"] * 4

@@ -7,9 +7,9 @@ from rhei_pipeline.sources.postgres.logical import slots
 from rhei_pipeline.sources.postgres.logical.moment import lsn_number
 from rhei_pipeline.sources.waiting import wait_until
 
-_HEAD = (
-    "select pg_current_wal_flush_lsn()::text, pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
-)
+_HEAD = "select pg_current_wal_flush_lsn()::text"
+#: A transaction of its own: a snapshot's end would leave out one that runs and is the newest.
+_NEWEST = "select pg_current_xact_id()::text::bigint"
 _OLDEST_RUNNING = "select pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
 
 
@@ -38,7 +38,7 @@ class CopyStart:
             TableBusyError: One of the transactions has not ended.
         """
         if self._place is None:
-            head, newest = one(connection, _HEAD)
+            (head,), (newest,) = one(connection, _HEAD), one(connection, _NEWEST)
             self._place = lsn_number(head), newest
         else:
             seconds = 0.0

@@ -1,14 +1,23 @@
 """Replication slots of a reader; their names are unique on a server, across its databases."""
 
+from dataclasses import dataclass
+
 import psycopg
 
 from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.sources.postgres.catalog import Connection, slot_name
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 
-_LONGEST = """
-select pid, to_char(xact_start at time zone 'UTC', 'HH24:MI:SS') from pg_stat_activity
-where backend_xid is not null and pid <> pg_backend_pid() order by xact_start limit 1
+#: Of the whole server: a copy waits for those of its other databases, too.
+_OLDEST = """
+select who, to_char(since at time zone 'UTC', 'HH24:MI:SS'),
+    extract(epoch from clock_timestamp() - since)::int, ended_by
+from (
+    select 'process ' || pid, xact_start, 'select pg_terminate_backend(' || pid || ')'
+    from pg_stat_activity where backend_xid is not null and pid <> pg_backend_pid() union all
+    select 'prepared transaction ' || quote_literal(gid), prepared,
+        'rollback prepared ' || quote_literal(gid) from pg_prepared_xacts
+) open(who, since, ended_by) order by since limit 1
 """
 _CREATE = b"select pg_create_logical_replication_slot(%s, 'pgoutput')"
 _ELSEWHERE = (
@@ -37,10 +46,33 @@ def create(connection: Connection, name: str, seconds: float) -> None:
         raise older_transaction(connection) from error
 
 
+@dataclass(frozen=True, slots=True)
+class OpenTransaction:
+    """A transaction that has written and has not ended.
+
+    Attributes:
+        who: Whose it is.
+        since: The time of the day when it began, in UTC.
+        seconds: How long ago that was.
+        ended_by: The statement that ends it.
+    """
+
+    who: str
+    since: str
+    seconds: int
+    ended_by: str
+
+
+def oldest_transaction(connection: Connection) -> OpenTransaction | None:
+    """Return the oldest open transaction that has written; None where none can be seen."""
+    found = connection.execute(_OLDEST).fetchone()
+    return None if found is None else OpenTransaction(*found)
+
+
 def older_transaction(connection: Connection) -> SourceBusyError:
     """Return the error for a copy that an open transaction holds up; names the oldest one."""
-    found = connection.execute(_LONGEST).fetchone()
-    who = f"process {found[0]}, open since {found[1]} UTC" if found else "one"
+    found = oldest_transaction(connection)
+    who = f"{found.who}, open since {found.since} UTC" if found else "one"
     return SourceBusyError(
         f"a copy cannot begin while an older transaction is open: {who}",
         hint="wait until it ends, or end it; the copy is tried again",

@@ -24,7 +24,7 @@ from rhei_pipeline.model.selection import taken
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sources.mended_rows import mended
 from rhei_pipeline.sources.postgres.logical import pgoutput
-from rhei_pipeline.sources.postgres.logical.moment import LogMoment, RowView, Slot
+from rhei_pipeline.sources.postgres.logical.moment import LogMoment, RowView, Slot, Visible
 from rhei_pipeline.sources.postgres.read_ahead import ReadAhead
 from rhei_pipeline.sources.postgres.rows import (
     PostgresRowReader,
@@ -68,6 +68,12 @@ class _Spool:
         """Return the locations of one table's changes."""
         return self._parts.get(relation, ()) if relation is not None else ()
 
+    def first_unseen(self, visible: Visible) -> int | None:
+        """Return where the first transaction committed that is not visible; None where all are."""
+        runs = (run for found in self._parts.values() for _, run in found)
+        unseen = [run.lsn[~visible.sees(run.xid)] for run in runs]
+        return min((int(found.min()) for found in unseen if len(found)), default=None)
+
     def add(self, messages: list[bytes], first: int, context: pgoutput.DecodingContext) -> int:
         """Take messages over, and return how many they were."""
         buffer = b"".join(messages)
@@ -97,9 +103,13 @@ ReadLog = Callable[[Slot, int], Iterator[list[bytes]]]
 class LogicalSnapshot(TableReads):
     """A `SourceSnapshot` that ends at a log position, or exactly where a row view does.
 
+    A commit is in the log before others see it; while it waits for a standby, long before. So the
+    position comes before the first such commit: whoever reads rows later sees all that is before.
+
     Args:
         read: Yields the slot's pending messages, up to a log position, in batches.
         moment: When it was taken.
+        look: Returns what a snapshot of the rows sees now.
         wait_for_writers: Waits for running transactions; returns the log's end before that.
         view: Reads rows; changes that it does not see are left out.
     """
@@ -110,11 +120,13 @@ class LogicalSnapshot(TableReads):
         self,
         read: ReadLog,
         moment: LogMoment,
+        look: Callable[[], Visible],
         wait_for_writers: Callable[[], int],
         view: RowView | None = None,
     ) -> None:
         self._read = read
-        self._head = moment.head
+        self._end = self._head = moment.head
+        self._look = look
         self._slot = moment.slot
         self._server = moment.server
         self._proofs = dict(moment.proofs)
@@ -135,6 +147,8 @@ class LogicalSnapshot(TableReads):
 
     def head(self, table: Table) -> Position:
         """Return the end of what is read."""
+        if self._view is None:
+            self._loaded()
         return Position(self._head, self._proof(table))
 
     def origin(self, table: Table) -> Position:
@@ -156,13 +170,13 @@ class LogicalSnapshot(TableReads):
         return (
             slot is not None
             and not slot.lost
-            and slot.confirmed <= position.order <= self._head
+            and slot.confirmed <= position.order <= self._end
             and self._proof(table) == position.proof != ""
         )
 
     def retains(self, position: Position) -> bool:
         """Return whether the server keeps much of its log for this position alone."""
-        return self._head - position.order > RETAINED_BYTES
+        return self._end - position.order > RETAINED_BYTES
 
     def pending(self, _table: Table, after: Position) -> int:
         """Count the changes after the position."""
@@ -201,7 +215,9 @@ class LogicalSnapshot(TableReads):
         relation = _relation_of(after, self._server)
         for chunk, run in self._loaded().of(relation):
             wanted = run.lsn >= after.order
-            if self._view is not None:
+            if self._view is None:
+                wanted &= run.lsn < self._head
+            else:
                 wanted &= self._view.visible.sees(run.xid)
             if wanted.any():
                 yield chunk, run.take(np.flatnonzero(wanted))
@@ -215,8 +231,11 @@ class LogicalSnapshot(TableReads):
 
     def _load(self, slot: Slot, spool: _Spool) -> None:
         context, first = pgoutput.DecodingContext(), 0
-        for messages in self._read(slot, self._head):
+        for messages in self._read(slot, self._end):
             first += spool.add(messages, first, context)
+        if self._view is None and not spool.is_empty:
+            unseen = spool.first_unseen(self._look())
+            self._head = self._end if unseen is None else unseen
 
     def _batch(self, schema: TableSchema, buffer: bytes, run: pgoutput.Run) -> ChangeBatch:
         if run.truncate:

@@ -68,6 +68,7 @@ _NOTE_EVERY_BYTES = 2 * 2**20
 _SYSTEM = "select system_identifier::text from pg_control_system()"
 _FLUSHED = "select pg_current_wal_flush_lsn()::text"
 _INSERTED = "select pg_current_wal_insert_lsn()::text"
+_VISIBLE = "select pg_current_snapshot()::text"
 #: A transaction that changes nothing: its message is in the log, and no reader asks for messages.
 _COMMIT = "select pg_logical_emit_message(true, 'rhei', '')::text"
 #: How long a busy server's own commits are waited for.
@@ -320,6 +321,7 @@ class LogicalSource:
             snapshot = LogicalSnapshot(
                 self._read,
                 replace(moment, silent=moment.head == self._silent_until),
+                self._visible,
                 self._wait_for_writers,
                 view,
             )
@@ -362,10 +364,13 @@ class LogicalSource:
         if self._reader is None or self._reader.closed:
             self._reader = self._database.connect()
         with self._reader.atomic("isolation level repeatable read read only"):
-            text = _value(self._reader, "select pg_current_snapshot()::text")
+            visible = Visible.parse(_value(self._reader, _VISIBLE))
             # A commit can be seen before it is flushed, and is read from the log only after.
             self._await_flush(lsn_number(_value(self._reader, _INSERTED)))
-            yield RowView(self._reader, Visible.parse(text), self._share(self._reader))
+            yield RowView(self._reader, visible, self._share(self._reader))
+
+    def _visible(self) -> Visible:
+        return Visible.parse(_value(self._connection, _VISIBLE))
 
     def _share(self, reader: Connection) -> Callable[[], Connection] | None:
         if reader.is_pooled:  # each more would wait for a session that others may need as well

@@ -12,6 +12,7 @@ from rhei_pipeline.sources.postgres.catalog import Connection, read_table, slot_
 from rhei_pipeline.sources.postgres.database import PostgresDatabase, pooled_stream
 from rhei_pipeline.sources.postgres.identity import lost_slot, one
 from rhei_pipeline.sources.postgres.logical.publication import addition, published
+from rhei_pipeline.sources.postgres.logical.slots import oldest_transaction
 
 #: Free slots and senders below this leave no room for a second mirror or a replica.
 _SPARE_SLOTS = 1
@@ -26,12 +27,6 @@ _SLOT = """
 select {lost}, coalesce(safe_wal_size, 9223372036854775807)::bigint,
     pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint
 from pg_replication_slots where slot_name = %s
-"""
-_LONGEST = """
-select pid, extract(epoch from clock_timestamp() - xact_start)::int from pg_stat_activity
-where datname = current_database() and backend_type = 'client backend'
-    and xact_start < clock_timestamp() - interval '1 second' * %s
-order by xact_start limit 1
 """
 
 
@@ -126,13 +121,13 @@ def _server(connection: Connection) -> Iterator[Finding]:
 
 
 def _long_transaction(connection: Connection) -> Iterator[Finding]:
-    found = connection.execute(_LONGEST, (_LONG_SECONDS,)).fetchone()
-    if found is not None:
+    found = oldest_transaction(connection)
+    if found is not None and found.seconds >= _LONG_SECONDS:
         yield Finding(
             Severity.WARNING,
-            f"process {found[0]} has held a transaction open for {found[1] // 60} minutes",
+            f"{found.who} has held a transaction open for {found.seconds // 60} minutes",
             "a first copy waits for it, and until then the server keeps its log",
-            f"end it in its application, or: select pg_terminate_backend({found[0]})",
+            f"end it in its application, or: {found.ended_by}",
         )
 
 
