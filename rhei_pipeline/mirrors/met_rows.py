@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from rhei_pipeline.model.changes import Comparison
 from rhei_pipeline.model.portions import PORTION_BYTES
+from rhei_pipeline.model.selection import each_once
 
 Places = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -33,7 +34,7 @@ class MetRows:
         """Note rows; any of them may have been met before."""
         if not len(places):
             return
-        ordered = np.unique(places)
+        ordered = each_once(places)
         pages, starts = np.unique(ordered >> _PAGE_BITS, return_index=True)
         ends = np.append(starts[1:], len(ordered))
         for page, low, high in zip(pages.tolist(), starts, ends, strict=True):

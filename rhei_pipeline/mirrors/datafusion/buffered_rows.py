@@ -13,7 +13,7 @@ from rhei_pipeline.mirrors.datafusion.write_buffer import Found, WriteBuffer
 from rhei_pipeline.model.changes import SEQUENCE, Counts, NetChanges
 from rhei_pipeline.model.progress import AsOf
 from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Table
-from rhei_pipeline.model.selection import chosen, taken
+from rhei_pipeline.model.selection import chosen, each_once, taken
 from rhei_pipeline.model.type_names import INSTANT
 
 
@@ -58,11 +58,13 @@ def open_versions(buffer: WriteBuffer, table: Table, events: pa.Table) -> tuple[
     opened = opened.append_column(VALID_FROM, since)
     opened = opened.append_column(LOCATOR, pa.array(found.places))
     opened = opened.append_column(REPEATED, _repeated(buffer, table, firsts, found))
-    pastless = np.setdiff1d(np.arange(distinct.num_rows), found.key_numbers)
+    is_pastless = np.ones(distinct.num_rows, dtype=bool)
+    is_pastless[found.key_numbers] = False
+    pastless = np.flatnonzero(is_pastless)
     past = buffer.find(sought.take(pastless), past=True)
     floors = np.full(len(pastless), np.iinfo(np.int64).min)
     np.maximum.at(floors, past.key_numbers, past.digests_or_ends.view(np.int64))
-    having = np.unique(past.key_numbers)
+    having = each_once(past.key_numbers)
     named = distinct.take(pa.array(pastless[having]))
     return opened, named.append_column(FLOOR, pa.array(floors[having]).cast(INSTANT))
 
@@ -135,7 +137,7 @@ def rows_of(buffer: WriteBuffer, table: Table, keys: pa.Table) -> pa.Table:
     """Return the current rows of those keys."""
     key = list(table.schema.primary_key)
     found = buffer.find(key_hashes(keys.select(key)))
-    return conform(buffer.take(np.unique(found.places), table.schema.names), table.schema.arrow)
+    return conform(buffer.take(each_once(found.places), table.schema.names), table.schema.arrow)
 
 
 def rows_as_of(buffer: WriteBuffer, then: AsOf) -> pa.Table:

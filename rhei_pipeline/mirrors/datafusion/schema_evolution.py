@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
-import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.changes.scd2 import refuse_lost_history, refuse_unknown_key
@@ -24,6 +23,7 @@ from rhei_pipeline.mirrors.exact_casts import (
 )
 from rhei_pipeline.mirrors.key_change import refuse_unfit_key
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, FormerNames, Mode, Table
+from rhei_pipeline.model.selection import each_once
 
 _INTEGERS = (pa.int16(), pa.int32(), pa.int64())
 #: Appends versions of a table, that have ended or have not, to a buffer of it.
@@ -185,7 +185,7 @@ def last_good_rows(standing: WriteBuffer, table: Table, keys: pa.Table) -> pa.Ta
     former = pa.schema([standing.schema.field(name) for name in key])
     found = standing.find(key_hashes(keys.select(key).cast(former)))
     held = [name for name in wanted.names if name in standing.schema.names]
-    rows = standing.take(np.unique(found.places), held)
+    rows = standing.take(each_once(found.places), held)
     return conform(in_other_types(rows, wanted), wanted)
 
 
