@@ -1,7 +1,8 @@
 """Collects rows into portions that are bounded by row count and bytes."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from itertools import chain
+from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
 
@@ -10,8 +11,18 @@ Item = TypeVar("Item")
 PORTION_BYTES = 32 * 2**20
 #: Bytes of rows beyond which one value is large: batches of others have half as many.
 LARGE_BYTES = 2 * PORTION_BYTES
-#: Rows asked for before their size is looked at.
-_STEP = 256
+#: Items asked for before their size is looked at, and how many times as many as the last time.
+_STEP, _GROWTH = 256, 8
+
+
+class Sized(Protocol):
+    """Some items together."""
+
+    def __len__(self) -> int:
+        """Return how many items they are."""
+
+
+Taken = TypeVar("Taken", bound=Sized)
 
 
 def portions(
@@ -26,19 +37,31 @@ def portions(
         size_of: Returns their approximate size in memory, in bytes.
         most: Maximum number of items; None: only bytes are limited.
     """
-    portion: list[Item] = []
-    held, step = 0, 1
+    for taken in gathered(take, size_of, most):
+        portion = list(chain.from_iterable(taken))
+        taken.clear()
+        yield portion
+        del portion  # let go of it before the next one is read
+
+
+def gathered(
+    take: Callable[[int], Taken], size_of: Callable[[Taken], int], most: int | None
+) -> Iterator[list[Taken]]:
+    """Yield portions as `portions` does, each as a list of what was taken at once."""
+    portion: list[Taken] = []
+    count = held = 0
+    step = 1
     while items := take(step):
-        count, size = len(items), size_of(items)
-        portion += items
+        found, size = len(items), size_of(items)
+        portion.append(items)
         del items
-        held += size
-        by_size = (PORTION_BYTES - held) * count // max(size, 1)
-        if len(portion) == most or by_size < 1:
+        count, held = count + found, held + size
+        by_size = (PORTION_BYTES - held) * found // max(size, 1)
+        if (most is not None and count >= most) or by_size < 1:
             yield portion
-            portion, held = [], 0  # let go of it before the next one is read
-            by_size = PORTION_BYTES * count // max(size, 1)
-        left = _STEP if most is None else most - len(portion)
-        step = max(1, min(2 * step, _STEP, left, by_size))
+            portion, count, held = [], 0, 0  # let go of it before the next one is read
+            by_size = PORTION_BYTES * found // max(size, 1)
+        left = _STEP if most is None else most - count
+        step = max(1, min(_GROWTH * step, _STEP, left, by_size))
     if portion:
         yield portion

@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 from rhei_pipeline.model.changes import RowBatch
 from rhei_pipeline.model.portions import PORTION_BYTES
 from rhei_pipeline.model.schema import Column
+from rhei_pipeline.sources.sqlite.admission import key_first
 from rhei_pipeline.sources.sqlite.database import FileId
-from rhei_pipeline.sources.sqlite.rows import SqliteRowReader, key_first
+from rhei_pipeline.sources.sqlite.rows import SqliteRowReader
 from rhei_pipeline.sources.sqlite.types import encode_key, from_raw, raw_type
 from rhei_pipeline.sql.text import conjunction, listed, quote
 

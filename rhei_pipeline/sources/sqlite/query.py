@@ -11,7 +11,7 @@ import pyarrow as pa
 from rhei_pipeline.errors import QueryError, QueryLimitError
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits
 from rhei_pipeline.model.schema import Column
-from rhei_pipeline.sources.sqlite.rows import fetch, gather, size_of
+from rhei_pipeline.sources.sqlite.cursors import fetch, gather, size_of
 from rhei_pipeline.sources.sqlite.types import InvalidText, admit_column
 from rhei_pipeline.sql.read_only import WRITING, refuse_writing, returns_nothing
 

@@ -8,7 +8,7 @@ from typing import Any
 from rhei_pipeline.model.reports import TypeProposal
 from rhei_pipeline.model.schema import TableSchema
 from rhei_pipeline.model.type_names import named_type, type_name
-from rhei_pipeline.sources.sqlite.rows import fetch
+from rhei_pipeline.sources.sqlite.cursors import fetch
 from rhei_pipeline.sources.sqlite.types import admit_column
 from rhei_pipeline.sql.text import quote
 

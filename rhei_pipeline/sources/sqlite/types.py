@@ -35,24 +35,16 @@ class InvalidText:
 
 
 def admit(
-    rows: Sequence[tuple[Any, ...]], columns: Sequence[Column], first: int = 0
+    values: Sequence[Sequence[Any]], columns: Sequence[Column]
 ) -> tuple[list[pa.Array], list[Rejection]]:
-    """Turn rows into Arrow columns.
-
-    Args:
-        rows: As SQLite returns them.
-        columns: What they should be; the first of them stands at place `first` of a row.
-        first: How many places to leave out at the start of each row.
+    """Turn the values of columns, as SQLite returns them, into Arrow.
 
     Returns:
         One array a column, null where a row is rejected, and the rejections.
     """
-    if not rows:
-        return [pa.array([], column.type) for column in columns], []
-    by_column = list(zip(*rows, strict=True))[first:]
     arrays, rejections = [], []
-    for column, values in zip(columns, by_column, strict=True):
-        array, misfits = admit_column(values, column)
+    for column, given in zip(columns, values, strict=True):
+        array, misfits = admit_column(given, column)
         arrays.append(array)
         rejections.extend(misfits)
     return arrays, rejections

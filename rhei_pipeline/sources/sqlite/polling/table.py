@@ -15,17 +15,13 @@ import pyarrow.compute as pc
 from rhei_pipeline.model.changes import ChangeBatch
 from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.polling import Clock, Keyset, PollOptions, Stamp
-from rhei_pipeline.model.portions import portions
 from rhei_pipeline.model.schema import Column
 from rhei_pipeline.model.type_names import INSTANT
+from rhei_pipeline.sources.sqlite.admission import Admission, Values, key_first
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
-from rhei_pipeline.sources.sqlite.rows import (
-    SqliteRowReader,
-    event_batch,
-    fetch,
-    key_first,
-    size_of,
-)
+from rhei_pipeline.sources.sqlite.cursors import RowCursor, Take, fetch, size_of
+from rhei_pipeline.sources.sqlite.event_rows import event_batches
+from rhei_pipeline.sources.sqlite.rows import SqliteRowReader
 from rhei_pipeline.sources.sqlite.types import admit_column, decode_key
 from rhei_pipeline.sql.text import listed, quote
 
@@ -199,19 +195,14 @@ class SqlitePolledTable:
     def changed_rows(self, condition: Condition, since: int, limit: int) -> Iterator[ChangeBatch]:
         """Read rows as they are now; `since`: they were not so before, by the source's clock."""
         sql = f"{self.poll.select} where {condition[0]}"
-        for rows in fetch(self._connection, sql, condition[1], limit):
-            batch = self._batch(rows, since)
-            rows.clear()  # they are in Arrow now, and may be large
-            yield batch
-            del batch
+        yield from self._batches(RowCursor(self._connection, sql, condition[1]).take, since, limit)
 
     def touched_rows(
         self, keys: Sequence[tuple[Any, ...]], since: int, limit: int
     ) -> Iterator[ChangeBatch]:
         """Read the same for keys, whether or not they have a row."""
         found = self._rows_of(keys)
-        for rows in portions(lambda count: list(islice(found, count)), size_of, limit):
-            yield self._batch(rows, since)
+        yield from self._batches(lambda count: list(islice(found, count)), since, limit)
 
     def doubt(self, glance: Glance | None) -> str | None:
         """Return why timestamps of this table need not follow the order of commits."""
@@ -245,15 +236,22 @@ class SqlitePolledTable:
             rows = next(fetch(self._connection, f"{select} where {condition}", values, 1), [])
             yield rows[0] if rows else (0, None, *values, *([None] * missing))
 
-    def _batch(self, rows: list[tuple[Any, ...]], since: int) -> ChangeBatch:
-        live, stamps = zip(*((row[0], row[1]) for row in rows), strict=True)
-        own = [
-            pa.array(np.zeros(len(rows), np.int64)),
-            self._dated(stamps, since),
-            pa.array(live, pa.int64()).cast(pa.bool_()),
-        ]
-        batch = event_batch(self.poll.source.schema, own, rows, self._clock, first=2)
-        return replace(batch, net=True, seen_at=self._clock)
+    def _batches(self, take: Take, since: int, limit: int) -> Iterator[ChangeBatch]:
+        """Turn rows into batches: whether each is live, its timestamp, then key and values."""
+
+        def own(values: Values) -> list[pa.Array]:
+            live, stamps = values[:2]
+            now = self._dated(stamps, since)
+            return [
+                pa.array(np.zeros(len(live), np.int64)),
+                now,
+                pa.array(live, pa.int64()).cast(pa.bool_()),
+            ]
+
+        admission = Admission(self.poll.source.schema, self._clock, 2, own)
+        for batch in event_batches(admission, take, limit):
+            yield replace(batch, net=True, seen_at=self._clock)
+            del batch
 
     def _dated(self, stamps: Sequence[Any], since: int) -> pa.Array:
         """Turn timestamps into instants; one of a time when its row was not there is dated now."""

@@ -4,7 +4,6 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,19 +14,19 @@ from rhei_pipeline.model.instants import instant
 from rhei_pipeline.model.schema import Mode, Table, TableSchema
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.protocols import Rescan
+from rhei_pipeline.sources.sqlite.admission import Admission, Values
 from rhei_pipeline.sources.sqlite.catalog import SqliteTable
-from rhei_pipeline.sources.sqlite.rows import (
-    MOST_CHOSEN,
-    ReadRows,
-    SqliteRowReader,
-    event_batch,
-    fetch_wide,
-)
+from rhei_pipeline.sources.sqlite.cursors import MOST_CHOSEN, Rows, Take, wide_rows
+from rhei_pipeline.sources.sqlite.event_rows import event_batches
+from rhei_pipeline.sources.sqlite.rows import ReadRows, SqliteRowReader
 from rhei_pipeline.sources.sqlite.triggers.ddl import CLOCK, CONTINUED, has_key, key_places
 from rhei_pipeline.sources.sqlite.triggers.log_catalog import LogCatalog
 from rhei_pipeline.sources.sqlite.triggers.log_chain import TriggerLog, holds_images
 from rhei_pipeline.sources.table_reads import TableReads
 from rhei_pipeline.sql.text import conjunction, disjunction, quote
+
+#: What an entry tells of an event, beside the row.
+_TOLD = ("entry.seq", "entry.at", "entry.live")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,26 +136,27 @@ class SqliteTriggerSnapshot(TableReads):
             return
         # From the logs alone, in the shape they were made in: the table may have changed since.
         for log in self._logs_behind(table, after):
-            chosen = ["entry.seq", "entry.at", "entry.live", *log.places(table.schema)]
+            chosen = [*_TOLD, *log.places(table.schema)]
             entries = (
                 f" from {log.entries(table.schema)} where entry.seq > ?1 and entry.live is not null"
                 f" and entry.live <> {CONTINUED} order by entry.seq"
             )
-            for rows in fetch_wide(self._connection, chosen, entries, (after.order,), limit):
-                batch = self._versions(table.schema, rows)
-                rows.clear()  # they are in Arrow now, and may be large
-                yield batch
-                del batch
+            take = wide_rows(self._connection, chosen, entries, (after.order,))
+            admission = Admission(table.schema, self.clock, len(_TOLD), _told)
+            yield from event_batches(admission, take, limit)
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
         """Join the touched keys to the rows they have now."""
         source = self._catalogue(table.name)
         count = self.pending(table, after)
         chosen, touched = _net_sql(source, self._logs_behind(table, after))
-        for rows in fetch_wide(self._connection, chosen, touched, (after.order,), limit):
-            batch, count = self._net_batch(source, rows, count), 0
-            rows.clear()  # they are in Arrow now, and may be large
-            yield batch
+        take = wide_rows(self._connection, chosen, touched, (after.order,))
+        if not source.binary_key:
+            take = _splitting(take, len(source.schema.primary_key))
+        admission = Admission(source.schema, self.clock, 1, self._seen_now)
+        for batch in event_batches(admission, take, limit):
+            yield replace(batch, count=count, net=source.binary_key)
+            count = 0
             del batch
 
     def next_shape(self, table: Table, after: Position) -> TableSchema | None:
@@ -290,21 +290,17 @@ class SqliteTriggerSnapshot(TableReads):
     def _reader(self, table: Table) -> SqliteRowReader:
         return SqliteRowReader(self._connection, self._catalogue(table.name), self.clock)
 
-    def _versions(self, schema: TableSchema, rows: list[tuple[Any, ...]]) -> ChangeBatch:
-        sequence, at, live = (pa.array([row[place] for row in rows]) for place in range(3))
-        own = [sequence, at.cast(INSTANT), live.cast(pa.bool_())]
-        return event_batch(schema, own, rows, self.clock, first=len(own))
+    def _seen_now(self, values: Values) -> list[pa.Array]:
+        """Return the fields of events that tell what is there now."""
+        live = pa.array(values[0], pa.int64()).cast(pa.bool_())
+        now = pa.repeat(pa.scalar(self.clock, INSTANT), len(live))
+        return [pa.array(np.zeros(len(live), np.int64)), now, live]
 
-    def _net_batch(
-        self, source: SqliteTable, rows: list[tuple[Any, ...]], count: int
-    ) -> ChangeBatch:
-        if not source.binary_key:
-            rows = _split_by_collation(rows, len(source.schema.primary_key))
-        live = pa.array([row[0] for row in rows], pa.int64()).cast(pa.bool_())
-        now = pa.repeat(pa.scalar(self.clock, INSTANT), len(rows))
-        own = [pa.array(np.zeros(len(rows), np.int64)), now, live]
-        batch = event_batch(source.schema, own, rows, self.clock, first=1)
-        return replace(batch, count=count, net=source.binary_key)
+
+def _told(values: Values) -> list[pa.Array]:
+    """Return the fields of events as an entry tells them."""
+    sequence, at, live = map(pa.array, values[: len(_TOLD)])
+    return [sequence, at.cast(INSTANT), live.cast(pa.bool_())]
 
 
 def _order_of_columns(schema: TableSchema) -> list[str]:
@@ -358,7 +354,12 @@ def _live_sql(source: SqliteTable) -> str:
     )
 
 
-def _split_by_collation(rows: list[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
+def _splitting(take: Take, width: int) -> Take:
+    """Return what takes rows, each split by its collation."""
+    return lambda count: _split_by_collation(take(count), width)
+
+
+def _split_by_collation(rows: Rows, width: int) -> Rows:
     """Where a touched key met a row of another spelling, the touched spelling has no row.
 
     Each row is (live, key as logged, values, key of the row met). Spellings that are one key to
