@@ -9,7 +9,7 @@ from rhei_pipeline.mirrors.duckdb.logical import as_kept
 from rhei_pipeline.mirrors.duckdb.tables import copy_name, create, in_utc, registered
 from rhei_pipeline.model.array_texts import as_texts
 from rhei_pipeline.model.changes import NetChanges
-from rhei_pipeline.model.schema import VALID_TO, Mode, Table
+from rhei_pipeline.model.schema import VALID_TO, Column, Mode, Table
 from rhei_pipeline.sql.text import listed, matching, mirror_table, quote
 
 _DIFFERENT = "temp._rhei_different"
@@ -107,11 +107,25 @@ def _digest(table: Table, row: str) -> str:
     return f"hash({', '.join(terms)})"
 
 
+def row_digest(table: Table, row: str) -> str:
+    """Return SQL that hashes a row, key included, to 64 bits; sums of them tell sets of rows apart.
+
+    Hashed once more: the last column is only mixed in by its bits, so that rows which have changed
+    it among each other would have the same sum too often.
+    """
+    keys = _texts_or_values(table.schema.key_columns, row)
+    return f"hash(hash({', '.join(keys)}, {_digest(table, row)}))"
+
+
 def _values(table: Table, row: str) -> list[str]:
     """Return SQL of the values outside the key; what the mirror keeps of a text is text again."""
+    return _texts_or_values(table.schema.value_columns, row)
+
+
+def _texts_or_values(columns: Iterable[Column], row: str) -> list[str]:
     return [
         f"{row}.{quote(column.name)}{'::varchar' if pa.types.is_string(column.type) else ''}"
-        for column in table.schema.value_columns
+        for column in columns
     ]
 
 
