@@ -31,6 +31,9 @@ def main() -> None:
             pass
         with _run(connection, "pragma schema_version") as version:
             _refuse_another(asked, str(version.read_all().column(0)[0]))
+        with _run(connection, asked["proof_sql"]) as proof:
+            if proof.read_all().column(0).to_pylist() != [asked["proof"]]:
+                sys.exit("the rows are of a later state by now")
         with _run(connection, asked["sql"], asked["batch_rows"], bound) as rows:
             _write(rows, int(asked["portion_rows"]), int(asked["portion_bytes"]))
 

@@ -2,15 +2,18 @@
 
 The values never become Python's, which is most of what a copy costs. The process begins a read
 transaction of its own, so its rows are of the state that this process reads, or of a later one:
-enough for a copy, which catches up from its position in the log.
+enough for a copy, which catches up from its position in the log. A comparison has it read that very
+state, or not at all.
 """
 
 import importlib.util
 import logging
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -50,6 +53,19 @@ class _NotReadableError(Exception):
     """The rows are to be read in this process; says why, without a value."""
 
 
+@dataclass(frozen=True, slots=True)
+class StateProof:
+    """What tells the state of a table's rows from later ones.
+
+    Attributes:
+        sql: Returns one value.
+        text: That value in the state that this process reads.
+    """
+
+    sql: str
+    text: str
+
+
 class ArrowRows:
     """Reads rows in a process beside this one, where that is quicker and gives the same.
 
@@ -68,48 +84,70 @@ class ArrowRows:
         self._process: _Process | None = None
         self._unreadable: set[str] = set()
         self._read_here: set[str] = set()
+        self._rows_read: Counter[str] = Counter()
+        self._bytes_read: Counter[str] = Counter()
 
     @contextmanager
     def of(self, file: FileId, schema_version: int) -> Iterator[None]:
         """Within the block, read rows of this file, as long as it has this schema."""
         self._state = file, schema_version
-        self._read_here.clear()
+        for of_tables in (self._read_here, self._rows_read, self._bytes_read):
+            of_tables.clear()
         try:
             yield
         finally:
             self._end()
 
-    def rows(self, reader: SqliteRowReader, resume: str | None, limit: int) -> RowBatch | None:
-        """Read the next rows in key order; None when there are no more."""
+    def rows(
+        self,
+        reader: SqliteRowReader,
+        resume: str | None,
+        limit: int,
+        proof: StateProof | None = None,
+    ) -> RowBatch | None:
+        """Read the next rows in key order; None when there are no more.
+
+        With a proof they are of the state that this process reads. How many are wanted is not known
+        then: only after many were read does a process begin.
+        """
         name = reader.source.schema.name
         if resume is None:
             self._unreadable.discard(name)
         try:
             if self._process is None or not self._process.is_at(name, resume, limit):
                 self._end()
-                self._process = self._begun(reader, resume, limit)
+                self._process = self._begun(reader, resume, limit, proof)
             if self._process is not None:
                 return self._process.next()
         except (_NotReadableError, pa.ArrowException, OSError) as error:
             self._end()
             self._unreadable.add(name)
             _log.info("table %r: its rows are read without a process beside: %s", name, error)
-        return reader.rows(resume, limit)
+        batch = reader.rows(resume, limit)
+        if batch is not None:
+            self._rows_read[name] += batch.rows.num_rows
+            self._bytes_read[name] += batch.rows.nbytes
+        return batch
 
     def _end(self) -> None:
         if self._process is not None:
             self._process.close()
             self._process = None
 
-    def _begun(self, reader: SqliteRowReader, resume: str | None, limit: int) -> "_Process | None":
+    def _begun(
+        self,
+        reader: SqliteRowReader,
+        resume: str | None,
+        limit: int,
+        proof: StateProof | None,
+    ) -> "_Process | None":
         file, schema_version = self._state
         table = reader.source.schema
         unfit = self._unreadable | self._read_here
         if not self._is_installed or file is None or table.name in unfit:
             return None
-        count = reader.count()
-        if count < LEAST_ROWS or _computes(reader):
-            self._read_here.add(table.name)
+        at_once = self._rows_at_once(reader, resume, is_copy=proof is None)
+        if not at_once:
             return None
         ordered, values = reader.ordered(resume)
         request = {
@@ -117,12 +155,31 @@ class ArrowRows:
             "uri": f"{self._path.resolve().as_uri()}?mode=ro",
             "file": f"{file[0]}:{file[1]}",
             "schema_version": str(schema_version),
+            "proof_sql": proof.sql if proof else "select ''",
+            "proof": proof.text if proof else "",
             "sql": _sql(key_first(table), ordered),
-            "batch_rows": str(min(_batch_rows(reader, count), limit)),
+            "batch_rows": str(min(at_once, limit)),
             "portion_rows": str(limit),
             "portion_bytes": str(PORTION_BYTES),
         }
         return _Process(reader, resume, limit, _bound(values).replace_schema_metadata(request))
+
+    def _rows_at_once(self, reader: SqliteRowReader, resume: str | None, *, is_copy: bool) -> int:
+        """Return how many rows to take at once; 0 where a process would not be worth its while."""
+        name = reader.source.schema.name
+        if is_copy:
+            # As if the whole file were of this table's rows.
+            count, size = reader.count(), _file_bytes(reader)
+            is_large = count >= LEAST_ROWS
+        else:
+            count, size = self._rows_read[name], self._bytes_read[name]
+            if count < LEAST_ROWS:
+                return 0
+            is_large = reader.has_behind(resume, LEAST_ROWS)
+        if not is_large or _computes(reader):
+            self._read_here.add(name)
+            return 0
+        return max(1, min(_BATCH_ROWS, _BATCH_BYTES * count // max(1, size)))
 
 
 class _Process:
@@ -244,9 +301,8 @@ def _computes(reader: SqliteRowReader) -> bool:
     return found.fetchone() is not None
 
 
-def _batch_rows(reader: SqliteRowReader, count: int) -> int:
-    """Return how many rows take few megabytes, if the whole file were of this table's rows."""
+def _file_bytes(reader: SqliteRowReader) -> int:
     (size,) = reader.connection.execute(
         "select page_count * page_size from pragma_page_count, pragma_page_size"
     ).fetchone()
-    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * count // int(size)))
+    return int(size)

@@ -104,6 +104,12 @@ class SqliteRowReader:
         )
         return int(found.fetchone()[0])
 
+    def has_behind(self, resume: str | None, count: int) -> bool:
+        """Return whether there are so many rows after `resume`; so many are looked at at most."""
+        ordered, params = self.ordered(resume)
+        sql = f"select count(*) from (select 1{ordered} limit ?)"
+        return int(self.connection.execute(sql, [*params, count]).fetchone()[0]) >= count
+
     def start_at(self, key: pa.Table) -> str:
         """Return where `rows` goes on with a key."""
         values = [column[0].as_py() for column in key.columns]

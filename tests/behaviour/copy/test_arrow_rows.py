@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from rhei_pipeline.model.changes import RowBatch
@@ -22,6 +23,7 @@ from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sources.sqlite.rows import SqliteRowReader
 from rhei_pipeline.testing.faults import Crash
 from tests.support.fix_world import World
+from tests.support.parts import engine_of
 
 MakeWorld = Callable[..., World]
 
@@ -256,3 +258,27 @@ def test_a_copy_that_is_cut_off_leaves_no_process_and_goes_on(
     report = world.htap.initial_sync("t")
     assert (report.resumed, report.rows, len(started)) == (True, 250, 2)
     world.assert_equal("t")
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_a_comparison_reads_rows_beside_only_of_the_state_that_it_holds(
+    make_world: MakeWorld, started: Started, mode: str
+) -> None:
+    world = make_world(mode=mode, batch_rows=50)
+    world.run("create table t(id integer primary key, v text)")
+    world.app.executemany("insert into t values (?, 'x')", [(n,) for n in range(400)])
+    world.htap.sync_now()
+    started.clear()
+    assert world.htap.verify().equal
+    assert len(started) == 1  # for what follows the first rows
+    engine = engine_of(world.htap)
+    source, table = engine.source, engine.pipeline.table("t")
+    with source.snapshot() as snapshot:
+        expected = batches(lambda resume: snapshot.rows(table, resume, 399), None)
+        world.run("delete from t where id = 399", "update t set v = 'y' where id > 300")
+        assert batches(lambda resume: snapshot.rows(table, resume, 50), None)
+        found = batches(lambda resume: snapshot.rows(table, resume, 50), None)
+    assert sum(batch.rows.num_rows for batch in found) == 400
+    told = [pa.concat_tables(batch.rows for batch in part) for part in (expected, found)]
+    assert told[0].combine_chunks() == told[1].combine_chunks()
+    assert world.htap.verify().equal

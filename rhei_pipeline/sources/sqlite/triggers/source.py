@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaError
-from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.changes import Position, RowBatch
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
 from rhei_pipeline.sources.acknowledged import Acknowledged
 from rhei_pipeline.sources.catalog_cache import CatalogCache
 from rhei_pipeline.sources.sqlite.added_columns import added_values
-from rhei_pipeline.sources.sqlite.arrow_rows import ArrowRows
+from rhei_pipeline.sources.sqlite.arrow_rows import ArrowRows, StateProof
 from rhei_pipeline.sources.sqlite.catalog import (
     SqliteTable,
     in_given_types,
@@ -314,16 +314,21 @@ class SqliteTriggerSource:
 
     def snapshot(self) -> AbstractContextManager[SqliteTriggerSnapshot]:
         """Hold one committed state of the source; its rows can always be read."""
-        return self._held(SqliteRowReader.rows)
+        return self._held(self._rows_of_this_state)
 
-    @contextmanager
-    def copy_snapshot(self) -> Iterator[SqliteTriggerSnapshot]:
+    def copy_snapshot(self) -> AbstractContextManager[SqliteTriggerSnapshot]:
         """Hold a state from which a copy reads rows; they may be of a later one."""
-        with (
-            self._held(self._arrow_rows.rows) as snapshot,
-            self._arrow_rows.of(self._file, snapshot.schema_version),
-        ):
-            yield snapshot
+        return self._held(self._arrow_rows.rows)
+
+    def _rows_of_this_state(
+        self, reader: SqliteRowReader, resume: str | None, limit: int
+    ) -> RowBatch | None:
+        """Read rows; a process beside has the same ones where the log has the same newest entry."""
+        name = reader.source.schema.name
+        newest = self._logs.newest_alone(name)
+        sql = f"select seq || ' ' || at from {quote(log_table(name))} order by seq desc limit 1"
+        proof = StateProof(sql, f"{newest.order} {newest.proof}")
+        return self._arrow_rows.rows(reader, resume, limit, proof)
 
     @contextmanager
     def _held(self, read_rows: ReadRows) -> Iterator[SqliteTriggerSnapshot]:
@@ -332,7 +337,7 @@ class SqliteTriggerSource:
         with self._database.translated():
             self._connection.execute("begin")
             try:
-                yield SqliteTriggerSnapshot(
+                snapshot = SqliteTriggerSnapshot(
                     self._connection,
                     self._table_at,
                     self._logs,
@@ -340,6 +345,8 @@ class SqliteTriggerSource:
                     self._as_given,
                     read_rows=read_rows,
                 )
+                with self._arrow_rows.of(self._file, snapshot.schema_version):
+                    yield snapshot
             finally:
                 if self._connection.in_transaction:
                     self._connection.execute("rollback")
