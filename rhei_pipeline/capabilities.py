@@ -20,6 +20,7 @@ import pyarrow as pa
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import DeadLetter, Position, RowBatch
 from rhei_pipeline.model.feed_state import FeedState
+from rhei_pipeline.model.kept_columns import KeptColumns
 from rhei_pipeline.model.key_span import orders_alike
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.retention import Ageing, ExpiredHistory
@@ -279,14 +280,12 @@ class KnowsAdded(Protocol):
 class KnowsKept(Protocol):
     """A source that knows which columns a schema change has left as they were."""
 
-    def former_names(
-        self, table: Table, known: TableSchema, after: Position
-    ) -> Mapping[str, str] | None:
-        """Return the name that each column of `table` had in `known`.
+    def kept_columns(self, table: Table, known: TableSchema, after: Position) -> KeptColumns | None:
+        """Return which columns of `table` are those of `known`, and hold what they held.
 
-        Rows have in each what they had in it then, unless a change tells of another value. All
-        changes after the position are told by the names that columns have now. None where that is
-        not sure, or a column is new, or has a name by now that another one had.
+        Unless a change tells of another value. All changes after the position are told by the
+        names that columns have now. None where that is not sure, or a column has a name by now
+        that another one had.
         """
 
 
@@ -333,11 +332,11 @@ def added_values(
     return source.added_values(table, known, after) if _knows_added(source) else None
 
 
-def former_names(
+def kept_columns(
     source: ChangeSource, table: Table, known: TableSchema, after: Position
-) -> Mapping[str, str] | None:
-    """Return the names that columns had, where a schema change has left their values alone."""
-    return source.former_names(table, known, after) if _knows_kept(source) else None
+) -> KeptColumns | None:
+    """Return which columns a schema change has left as they were; None where that is not known."""
+    return source.kept_columns(table, known, after) if _knows_kept(source) else None
 
 
 def reads_wider(source: ChangeSource) -> bool:

@@ -16,7 +16,7 @@ from rhei_pipeline.capabilities import (
     added_values,
     bytes_held_by,
     end_capture,
-    former_names,
+    kept_columns,
     keyless_rows,
     reading_together,
     reads_wider,
@@ -36,6 +36,7 @@ from rhei_pipeline.changes.masks import (
 )
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import Position, key_text, read_keys
+from rhei_pipeline.model.kept_columns import KeptColumns
 from rhei_pipeline.model.plain_values import plain_rows
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
@@ -258,11 +259,11 @@ class MaskedSource:
             return None
         return added_values(self._inner, source_table(table), source_schema(known), after)
 
-    def former_names(
-        self, table: Table, known: TableSchema, after: Position
-    ) -> Mapping[str, str] | None:
-        """Return the source's answer."""
-        return former_names(self._inner, source_table(table), source_schema(known), after)
+    def kept_columns(self, table: Table, known: TableSchema, after: Position) -> KeptColumns | None:
+        """Return the source's answer; None where values that are to be read are not its own."""
+        found = kept_columns(self._inner, source_table(table), source_schema(known), after)
+        is_plain = not table.schema.where and not any(c.masked for c in table.schema.columns)
+        return found if found is None or is_plain or not found.unknown else None
 
     def end_capture(self, name: str) -> None:
         """Capture a table no more."""

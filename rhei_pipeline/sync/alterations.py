@@ -12,9 +12,10 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from rhei_pipeline.capabilities import former_names
+from rhei_pipeline.capabilities import kept_columns
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.blame import Blame
+from rhei_pipeline.model.kept_columns import KeptColumns
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.schema import NOTHING_RENAMED, Column, FormerNames, Mode, Table
 from rhei_pipeline.protocols import (
@@ -27,6 +28,8 @@ from rhei_pipeline.protocols import (
 from rhei_pipeline.sql.text import mirror_table
 from rhei_pipeline.sync.added_columns import AddedValues, find_added, is_followed, stands_as
 
+_INTEGERS = (pa.int16(), pa.int32(), pa.int64())
+
 
 @dataclass(frozen=True, slots=True)
 class Alteration:
@@ -36,12 +39,16 @@ class Alteration:
         added: Its new columns, each with what rows have in it that stood before; without one, it
             only has fewer, or wider ones, or such of other names.
         former: The names that columns had which were renamed.
+        read: The columns whose values are read again, in all rows.
+        rows_read: In how many that was, once it was done.
         is_read_as_it_was: What was written before is to be read with the columns that it had: a
             history has values that its table lacks by now.
     """
 
     added: AddedValues = field(default_factory=lambda: MappingProxyType({}))
     former: FormerNames = field(default_factory=lambda: NOTHING_RENAMED)
+    read: frozenset[str] = frozenset()
+    rows_read: list[int] = field(default_factory=list, compare=False)
     is_read_as_it_was: bool = False
 
 
@@ -64,17 +71,20 @@ def find_alteration(
     added = find_added(table, known, source, snapshot, mirror, ledger)
     if added is not None:
         return Alteration(added)
-    if known is None or not _may_have_no_more(known, table):
+    if known is None or not _may_be_followed(known, table):
         return None
     if not is_followed(table, snapshot, mirror, ledger):
         return None
-    after = ledger.watermarks[table.name].position
-    names = former_names(source, table, known.schema, after)
-    if names is None or not _has_no_more(known, table, names):
+    kept = kept_columns(source, table, known.schema, ledger.watermarks[table.name].position)
+    if kept is None or not _is_kept(known, table, kept):
         return None
-    former = {new: old for new, old in names.items() if new != old}
-    is_narrower = len(names) < len(known.schema.names)
-    altered = Alteration(former=former, is_read_as_it_was=is_narrower)
+    news = [name for name in table.schema.names if name not in kept.former]
+    altered = Alteration(
+        {name: pa.scalar(None, table.schema.arrow.field(name).type) for name in news},
+        former=kept.renamed,
+        read=kept.unknown,
+        is_read_as_it_was=len(kept.former) < len(known.schema.names),
+    )
     return altered if _can_be_altered(known, table, altered, mirror) else None
 
 
@@ -97,22 +107,38 @@ def find_widened(
     return found
 
 
-def _may_have_no_more(known: Table, table: Table) -> bool:
-    """Return whether a table may be as it was, with columns gone or renamed, or wider ones."""
+def _may_be_followed(known: Table, table: Table) -> bool:
+    """Return whether nothing but a table's columns may be others."""
     before, after = known.schema, table.schema
     alike = replace(before, columns=after.columns, primary_key=after.primary_key) == after
     alike = alike and before.mirror_relation == after.mirror_relation and known.mode is table.mode
-    return alike and before != after and len(after.columns) <= len(before.columns)
+    return alike and before != after
 
 
-def _has_no_more(known: Table, table: Table, names: Mapping[str, str]) -> bool:
-    """Return whether its columns hold what those had, whose names are given, in their order."""
-    before, after = known.schema, table.schema
-    there = {*names.values()}
-    left = tuple(column for column in before.columns if column.name in there)
-    same = tuple(column.name for column in left) == tuple(names[name] for name in after.names)
-    same = same and tuple(names[name] for name in after.primary_key) == before.primary_key
-    return same and all(map(_holds_the_same, left, after.columns))
+def _is_kept(known: Table, table: Table, kept: KeptColumns) -> bool:
+    """Return whether a table has the columns that it had, in their order, and its key.
+
+    Others may be gone; or come behind them, where none is gone or called otherwise. What is to be
+    read is less than all.
+    """
+    before, after, former = known.schema, table.schema, kept.former
+    own = [column for column in after.columns if column.name in former]
+    left = [column for column in before.columns if column.name in {*former.values()}]
+    has_news = len(own) < len(after.columns)
+    is_whole = len(left) == len(before.columns) and not kept.renamed
+    return (
+        [column.name for column in left] == [former[column.name] for column in own]
+        and [*after.columns[: len(own)]] == own
+        and (is_whole or not has_news)
+        and tuple(former.get(name) for name in after.primary_key) == before.primary_key
+        and kept.unknown.isdisjoint(after.primary_key)
+        and (not kept.unknown or len(kept.unknown) < len(after.value_columns))
+        and all(
+            _holds_the_same(old, new)
+            or (new.name in kept.unknown and _reads_as(old, new, known.mode))
+            for old, new in zip(left, own, strict=True)
+        )
+    )
 
 
 def _can_be_altered(known: Table, table: Table, altered: Alteration, mirror: MirrorRecords) -> bool:
@@ -131,14 +157,35 @@ def _can_be_altered(known: Table, table: Table, altered: Alteration, mirror: Mir
 
 def _holds_the_same(old: Column, new: Column) -> bool:
     """Return whether a mirror can keep a column's values as they are."""
+    return _is_alike(old, new) and (old.type.equals(new.type) or _is_wider(old.type, new.type))
+
+
+def _is_alike(old: Column, new: Column) -> bool:
+    """Return whether nothing but the name, the type and nulls of a column are others."""
     told = replace(new, name=old.name, type=old.type, nullable=old.nullable, mark=old.mark)
-    is_alike = told == old and old.logical == new.logical
-    return is_alike and (old.type.equals(new.type) or _is_wider(old.type, new.type))
+    return told == old and old.logical == new.logical
 
 
 def _is_wider(old: pa.DataType, new: pa.DataType) -> bool:
     are_decimals = pa.types.is_decimal(old) and pa.types.is_decimal(new)
     return bool(are_decimals and old.scale == new.scale and old.precision <= new.precision)
+
+
+def _reads_as(old: Column, new: Column, mode: Mode) -> bool:
+    """Return whether what was written in a column's old type is the same in its new one.
+
+    A float's shortest text is another double than the float is; a history would have both.
+    """
+    was, now = old.type, new.type
+    if not _is_alike(old, new):
+        return False
+    if was in _INTEGERS and now in _INTEGERS:
+        return _INTEGERS.index(was) <= _INTEGERS.index(now)
+    if pa.types.is_decimal(was) and pa.types.is_decimal(now):
+        whole = (was.precision - was.scale, now.precision - now.scale)
+        return bool(whole[0] <= whole[1] and was.scale <= now.scale)
+    are_floats = was.equals(pa.float32()) and now.equals(pa.float64())
+    return bool(are_floats and mode is Mode.DESTRUCTIVE)
 
 
 def alter(
@@ -147,7 +194,7 @@ def alter(
     """Alter a mirror's table."""
     if alteration.added:
         transaction.add_columns(table, alteration.added)
-    else:
+    if alteration.read or not alteration.added:
         transaction.reshape(table, at, alteration.former)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from rhei_pipeline.capabilities import rescan_due
+from rhei_pipeline.capabilities import rescan_due, snapshot_of_rows
 from rhei_pipeline.changes.compaction import compact
 from rhei_pipeline.changes.made_events import as_events
 from rhei_pipeline.changes.null_keys import without_keyless
@@ -39,8 +39,9 @@ from rhei_pipeline.protocols import (
 )
 from rhei_pipeline.sync.added_columns import with_added
 from rhei_pipeline.sync.alterations import NOTHING_ALTERED, Alteration, alter, altered_of
+from rhei_pipeline.sync.column_reads import read_columns
 from rhei_pipeline.sync.cycle_reports import age_of_oldest, with_unchanged, with_waiting
-from rhei_pipeline.sync.due_tables import all_proved, find_due
+from rhei_pipeline.sync.due_tables import all_parted, all_proved, find_due
 from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.quarantine import keep_letters, letter_names, refuse_overflow, unknown_keys
 from rhei_pipeline.sync.repair_keys import Mending, untouched
@@ -124,12 +125,15 @@ def _apply_one_state(  # noqa: PLR0913  (the seams, the options, and callbacks)
     mending: Mending | None,
     altered: Mapping[str, Alteration],
 ) -> dict[str, TableReport] | None:
-    with source.snapshot() as snapshot:
+    is_read = any(alteration.read for alteration in altered.values())
+    with snapshot_of_rows(source) if is_read else source.snapshot() as snapshot:
         on_step(Step.SNAPSHOT)
         if snapshot.schema_version != schema_version:
             return None
         started = time.monotonic()
         if not all_proved(tables, snapshot, mirror.ledger(), blame):
+            return None
+        if is_read and not all_parted(tables, snapshot, mirror.ledger(), blame):
             return None
         due, behind = find_due(tables, snapshot, mirror.ledger(), blame)
         mended = [t for t in tables if mending is not None and t.name == mending.table]
@@ -235,7 +239,9 @@ def apply_pending(
         alter(table, alteration, transaction, snapshot.clock)
     mark = ledger.watermarks[table.name]
     after = mark.position
-    if not snapshot.pending(table, after) and rescan_due(snapshot, table, after) is Rescan.NONE:
+    is_read = alteration is not None and bool(alteration.read)
+    is_due = is_read or rescan_due(snapshot, table, after) is not Rescan.NONE
+    if not snapshot.pending(table, after) and not is_due:
         return TableReport(table.name, watermark=_record(table, snapshot, transaction, mark))
     counts, events, letters = Counts(), 0, 0
     for captured in snapshot.changes(table, after, options.batch_rows):
@@ -251,6 +257,9 @@ def apply_pending(
         events += batch.count
         on_step(Step.APPLIED)
         del captured, batch  # it may be large, and the next one is read now
+    if alteration is not None and alteration.read:
+        found, unfit = _read_columns(table, alteration, snapshot, transaction)
+        counts, letters = counts + found, letters + unfit
     counts += _rescan(table, snapshot, transaction, after, on_step)
     watermark = _record(table, snapshot, transaction, mark)
     return TableReport.of(
@@ -323,6 +332,23 @@ def _rescan(
         counts += _apply_difference(table, changes, snapshot, transaction)
     on_step(Step.AUDITED)
     return counts
+
+
+def _read_columns(
+    table: Table, alteration: Alteration, snapshot: SourceSnapshot, transaction: MirrorTransaction
+) -> tuple[Counts, int]:
+    """Read the columns of which no change tells what is in them; apply what differs.
+
+    Returns:
+        What was changed, and how many values do not fit.
+    """
+    counts, letters = Counts(), 0
+    alteration.rows_read.clear()  # of a cycle in which another table failed
+    for batch, changes in read_columns(table, alteration.read, snapshot, transaction):
+        counts += _apply_difference(table, changes, snapshot, transaction)
+        alteration.rows_read.append(batch.rows.num_rows)
+        letters += len(batch.rejected)
+    return counts, letters
 
 
 def _put_copy_in_place(

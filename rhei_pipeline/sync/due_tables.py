@@ -23,6 +23,25 @@ def all_proved(
     return True
 
 
+def all_parted(
+    tables: Iterable[Table], snapshot: SourcePositions, ledger: Ledger, blame: Blame
+) -> bool:
+    """Return whether a state of rows parts each table's changes into those before and behind it.
+
+    A transaction may be in the log and not yet be seen: then the state is older than a mirror
+    that has it, or sees what stands behind it.
+    """
+    for table in tables:
+        mark = ledger.watermarks.get(table.name)
+        with blame.of(table.name):
+            head = snapshot.head(table)
+            if mark is not None and head.order < mark.position.order:
+                return False
+            if snapshot.shares_log and snapshot.pending(table, head):
+                return False
+    return True
+
+
 def find_due(
     tables: Iterable[Table], snapshot: SourcePositions, ledger: Ledger, blame: Blame
 ) -> tuple[list[Table], list[Table]]:

@@ -34,7 +34,7 @@ from rhei_pipeline.model.reports import (
     VerifyReport,
 )
 from rhei_pipeline.model.retention import ExpiredHistory
-from rhei_pipeline.model.schema import NOTHING_RENAMED, Mode, Table, TableSchema
+from rhei_pipeline.model.schema import Mode, Table, TableSchema
 from rhei_pipeline.model.schema_log import Followed, SchemaChange
 from rhei_pipeline.model.upkeep import DamagedFile, DropReport, RepairReport
 from rhei_pipeline.protocols import ChangeSource, Mirror, OnStep, Step
@@ -667,13 +667,13 @@ class Pipeline:
         started: float,
     ) -> SyncReport:
         def followed(name: str) -> Followed:
-            report = reports[name]
+            report, change = reports[name], altered.get(name, Alteration())
             return Followed(
                 report.as_of or datetime.now(UTC),
                 report.watermark,
-                copied[name].rows if name in copied else 0,
+                copied[name].rows if name in copied else sum(change.rows_read),
                 time.monotonic() - started,
-                altered[name].former if name in altered else NOTHING_RENAMED,
+                change.former,
             )
 
         self._registry.save(*(self._tables[name] for name in reports), followed=followed)

@@ -8,6 +8,7 @@ known by its number, whatever it is called: no other one of its table ever has t
 
 from collections.abc import Mapping, Sequence
 
+from rhei_pipeline.model.kept_columns import KeptColumns
 from rhei_pipeline.model.schema import TableSchema
 from rhei_pipeline.sources.postgres.marks import FIRST_OWN_OID
 from rhei_pipeline.sources.postgres.table_facts import ColumnFacts, TableFacts
@@ -36,29 +37,46 @@ def columns_ever(schema: TableSchema) -> str:
     return schema.storage.rpartition(" ")[2].partition(":")[2]
 
 
-def former_names(known: TableSchema, schema: TableSchema) -> Mapping[str, str] | None:
-    """Return the name that each column had; see `capabilities.KnowsKept`."""
+def kept_columns(known: TableSchema, schema: TableSchema) -> KeptColumns | None:
+    """Return which columns are those that were known; see `capabilities.KnowsKept`."""
     before = {column.name: column for column in known.columns}
     was, now = _identities(known), _identities(schema)
     is_written = files_of(known).partition(":")[0] != files_of(schema).partition(":")[0]
     numbered = {_number(identity): name for name, identity in was.items() if identity != _UNSURE}
-    names = {}
+    former, unknown = {}, set()
     for column in schema.columns:
         if column.mark and before.get(column.name) == column:
-            names[column.name] = column.name
+            former[column.name] = column.name
             continue
-        former = numbered.get(_number(now.get(column.name, _UNSURE)))
-        if former is None or is_written or not _reads_alike(was[former], now[column.name]):
+        identity = now.get(column.name, _UNSURE)
+        old = numbered.get(_number(identity))
+        if old is not None:
+            former[column.name] = old
+        elif not _is_new(identity, known):
             return None
-        names[column.name] = former
-    return None if _is_name_taken(names, known) else names
+        if old is None or is_written or not _reads_alike(was[old], identity):
+            unknown.add(column.name)
+    news = len(schema.columns) - len(former)
+    # One that came and went may have been logged by the name of one that stayed.
+    if news and columns_ever(schema) != str(int(columns_ever(known)) + news):
+        return None
+    if _is_name_taken(schema.names, former, known):
+        return None
+    return KeptColumns(former, frozenset(unknown))
 
 
-def _is_name_taken(names: Mapping[str, str], known: TableSchema) -> bool:
+def _is_new(identity: str, known: TableSchema) -> bool:
+    """Return whether a column came since a table was known: numbers are not used again."""
+    ever = columns_ever(known)
+    return identity != _UNSURE and ever.isdecimal() and int(_number(identity)) > int(ever)
+
+
+def _is_name_taken(names: Sequence[str], former: Mapping[str, str], known: TableSchema) -> bool:
     """Return whether a column has a name, in any case, by which another one was known."""
     return any(
-        new.lower() == other.lower() and old != other
-        for new, old in renamed_of(names).items()
+        name.lower() == other.lower() and former.get(name) != other
+        for name in names
+        if former.get(name) != name
         for other in known.names
     )
 
@@ -71,11 +89,6 @@ def is_named_as(logged: Sequence[str], known: TableSchema, own: Sequence[str]) -
     there = [name for name in known.names if name in logged]
     in_order = [name for name in logged if name in known.names]
     return there == in_order and {*own} <= {*logged} <= {*known.names, *own}
-
-
-def renamed_of(names: Mapping[str, str]) -> dict[str, str]:
-    """Return those of the names that were others."""
-    return {new: old for new, old in names.items() if new != old}
 
 
 def _identity(column: ColumnFacts) -> str:

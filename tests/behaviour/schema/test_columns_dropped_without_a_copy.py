@@ -131,7 +131,7 @@ _OTHERWISE = {
         "alter table t drop column c",
         "alter table t add column c integer default 3",
     ],
-    "written_again": ["alter table t drop column b, alter column c type integer using c + 1"],
+    "narrower": ["alter table t drop column b, alter column c type smallint using c + 1"],
 }
 
 

@@ -200,9 +200,7 @@ _OTHERWISE = {
     " to c",
     "reused": "alter table t drop a; alter table t rename c to a",
     "dropped_and_added": "alter table t drop a; alter table t add amount integer default 3",
-    "retyped": "alter table t rename a to amount; alter table t alter amount type bigint"
-    " using amount + 1",
-    "written_again": "alter table t rename a to amount; vacuum full t",
+    "narrower": "alter table t rename a to amount; alter table t alter amount type smallint",
     "one_more": "alter table t rename a to amount; alter table t add a integer",
 }
 

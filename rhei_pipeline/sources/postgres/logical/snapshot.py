@@ -146,9 +146,8 @@ class LogicalSnapshot(TableReads):
         return self._spool is not None and self._spool.is_empty
 
     def head(self, table: Table) -> Position:
-        """Return the end of what is read."""
-        if self._view is None:
-            self._loaded()
+        """Return the end of what is read: before the first commit that is not seen."""
+        self._loaded()
         return Position(self._head, self._proof(table))
 
     def origin(self, table: Table) -> Position:
@@ -233,8 +232,8 @@ class LogicalSnapshot(TableReads):
         context, first = pgoutput.DecodingContext(), 0
         for messages in self._read(slot, self._end):
             first += spool.add(messages, first, context)
-        if self._view is None and not spool.is_empty:
-            unseen = spool.first_unseen(self._look())
+        if not spool.is_empty:
+            unseen = spool.first_unseen(self._view.visible if self._view else self._look())
             self._head = self._end if unseen is None else unseen
 
     def _batch(self, schema: TableSchema, buffer: bytes, run: pgoutput.Run) -> ChangeBatch:

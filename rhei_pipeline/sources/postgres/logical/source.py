@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import CaptureError, SchemaError, SourceBusyError
 from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.kept_columns import KeptColumns
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
 from rhei_pipeline.sources.postgres.added_columns import (
@@ -36,9 +37,8 @@ from rhei_pipeline.sources.postgres.database import PostgresDatabase, pooled_str
 from rhei_pipeline.sources.postgres.identity import SourceCatalog, lost_slot
 from rhei_pipeline.sources.postgres.kept_columns import (
     columns_ever,
-    former_names,
     is_named_as,
-    renamed_of,
+    kept_columns,
 )
 from rhei_pipeline.sources.postgres.logical import slots
 from rhei_pipeline.sources.postgres.logical.copy_start import CopyStart
@@ -206,28 +206,29 @@ class LogicalSource:
             logged = snapshot.logged_columns(after) if values is not None else ()
             return values if leads_here(self._connection, oid, logged) else None
 
-    def former_names(
-        self, table: Table, known: TableSchema, after: Position
-    ) -> Mapping[str, str] | None:
-        """Return the names that columns had, where their values were left alone.
+    def kept_columns(self, table: Table, known: TableSchema, after: Position) -> KeptColumns | None:
+        """Return which columns are those that were known, and hold what they held.
 
         Where no column came or went, the log is read by the columns' places, whatever they were
         called when it was written: from then on, while the catalogue stays as it is.
         """
-        names = former_names(known, table.schema)
-        if names is None:
+        found = kept_columns(known, table.schema)
+        if found is None:
             return None
         # What was logged before the names were others is among what is read next.
         self._await_flush(lsn_number(_value(self._connection, _INSERTED)))
         with self.snapshot() as snapshot:
-            own = logged_names(self._connection, self._table(table.name).oid)
-            logged = snapshot.logged_columns(after)
+            oid = self._table(table.name).oid
+            own, logged = logged_names(self._connection, oid), snapshot.logged_columns(after)
             are_all_there = columns_ever(known) == columns_ever(table.schema)
             if are_all_there and all(len(columns) == len(own) for columns in logged):
                 self._renamed[table.name] = snapshot.schema_version, own
-            elif renamed_of(names) or not all(is_named_as(c, known, own) for c in logged):
-                return None
-            return names
+                return found
+            if found.former.keys() < {*table.schema.names}:
+                is_named = leads_here(self._connection, oid, logged)
+            else:
+                is_named = all(is_named_as(columns, known, own) for columns in logged)
+            return found if is_named and not found.renamed else None
 
     def reads_wider(self) -> bool:
         """Return True: the server logs all columns, from the change of the table on."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.kept_columns import KeptColumns
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.reports import Finding
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema, nearest
@@ -22,7 +23,7 @@ from rhei_pipeline.sources.postgres.catalog import (
 )
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.identity import SourceCatalog, one, origin, refuse_other_server
-from rhei_pipeline.sources.postgres.kept_columns import former_names
+from rhei_pipeline.sources.postgres.kept_columns import kept_columns
 from rhei_pipeline.sources.postgres.polling.horizon import HorizonReader
 from rhei_pipeline.sources.postgres.polling.memory import PostgresPollMemory
 from rhei_pipeline.sources.postgres.polling.snapshot import PostgresPollingSnapshot
@@ -131,11 +132,11 @@ class PostgresPollingSource(PollingSource):
         with self._database.translated():
             return self._follow_schema()
 
-    def former_names(
+    def kept_columns(
         self, table: Table, known: TableSchema, _after: Position
-    ) -> Mapping[str, str] | None:
-        """Return the names that columns had, where their values were left alone."""
-        return former_names(known, table.schema)
+    ) -> KeptColumns | None:
+        """Return which columns are those that were known, and hold what they held."""
+        return kept_columns(known, table.schema)
 
     def redeclare(self, name: str, options: TableOptions, polling: PollOptions) -> None:
         """Take what is said of a table from now on."""
