@@ -12,7 +12,7 @@ PORTION_BYTES = 32 * 2**20
 #: Bytes of rows beyond which one value is large: batches of others have half as many.
 LARGE_BYTES = 2 * PORTION_BYTES
 #: Items asked for before their size is looked at, and how many times as many as the last time.
-_STEP, _GROWTH = 512, 8
+_STEP, _GROWTH = 512, 32
 
 
 class Sized(Protocol):
