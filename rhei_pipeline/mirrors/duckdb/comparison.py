@@ -1,6 +1,6 @@
 """Compares a mirrored table's present rows: with the source's by digests, and with a copy's."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import duckdb
 import pyarrow as pa
@@ -88,21 +88,26 @@ def present_sql(table: Table) -> str:
     return f"(select * from {mirror_table(table.schema)} where {VALID_TO} is null)"
 
 
-def differs_sql(table: Table, left: str, right: str) -> str:
-    """Return SQL that compares the columns outside the key; 0.0 differs from -0.0."""
-    tests = [
-        f"{left_value} is distinct from {right_value}"
-        for left_value, right_value in zip(_values(table, left), _values(table, right), strict=True)
-    ]
+def differs_sql(
+    table: Table, left: str, right: str, columns: Sequence[Column] | None = None
+) -> str:
+    """Return SQL that compares the columns outside the key; 0.0 differs from -0.0.
+
+    With `columns` only those of them.
+    """
+    compared = table.schema.columns if columns is None else columns
+    outside = [column for column in compared if column.name not in table.schema.primary_key]
+    values = (_texts_or_values(outside, side) for side in (left, right))
+    tests = [f"{one} is distinct from {other}" for one, other in zip(*values, strict=True)]
     tests += [
-        f"signbit({left}.{n}) is distinct from signbit({right}.{n})" for n in _floating(table)
+        f"signbit({left}.{n}) is distinct from signbit({right}.{n})" for n in _floating(compared)
     ]
     return f"({' or '.join(tests)})" if tests else "false"
 
 
 def _digest(table: Table, row: str) -> str:
     """Return SQL that hashes the columns outside the key to 64 bits, as `differs_sql` compares."""
-    signs = [f"signbit({row}.{name})" for name in _floating(table)]
+    signs = [f"signbit({row}.{name})" for name in _floating(table.schema.columns)]
     terms = ["0", *_values(table, row), *signs]
     return f"hash({', '.join(terms)})"
 
@@ -129,6 +134,6 @@ def _texts_or_values(columns: Iterable[Column], row: str) -> list[str]:
     ]
 
 
-def _floating(table: Table) -> list[str]:
-    """Return the quoted names of floating columns, the key's included."""
-    return [quote(c.name) for c in table.schema.columns if pa.types.is_floating(c.type)]
+def _floating(columns: Iterable[Column]) -> list[str]:
+    """Return the quoted names of floating columns."""
+    return [quote(c.name) for c in columns if pa.types.is_floating(c.type)]

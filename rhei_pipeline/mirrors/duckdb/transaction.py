@@ -11,7 +11,6 @@ from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeat
 from rhei_pipeline.mirrors.duckdb.block_cache import BlockCache
 from rhei_pipeline.mirrors.duckdb.comparison import (
     compare_digests,
-    differs_sql,
     present_sql,
     stage_differences,
     staged_differences,
@@ -35,6 +34,7 @@ from rhei_pipeline.mirrors.duckdb.tables import (
     registered,
     write_built,
 )
+from rhei_pipeline.mirrors.duckdb.upsert import UPSERTS, numbered, upsert
 from rhei_pipeline.model.array_texts import as_texts
 from rhei_pipeline.model.changes import (
     Comparison,
@@ -53,9 +53,6 @@ from rhei_pipeline.model.retention import Ageing, ExpiredHistory
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, FormerNames, Mode, Table
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sql.text import listed, literal, matching, mirror_table, quote
-
-_STAGED = "temp._rhei_staged"
-_ROW = "_rhei_row"
 
 
 class DuckDBTransaction:
@@ -102,12 +99,9 @@ class DuckDBTransaction:
     def _merge(self, table: Table, target: str, changes: NetChanges) -> Counts:
         inserted = updated = deleted = 0
         if changes.upserts.num_rows:
-            upserts = as_kept(self._connection, changes.upserts, table.schema)
-            with (
-                self._shown("_rhei_upserts", upserts),
-                self._in_few_copies(upserts),
-            ):
-                inserted, updated = self._upsert(table, target)
+            upserts = numbered(as_kept(self._connection, changes.upserts, table.schema))
+            with self._shown(UPSERTS, upserts), self._in_few_copies(upserts):
+                inserted, updated = upsert(self._connection, table, target, upserts.num_rows)
         if changes.tombstones.num_rows:
             with registered(self._connection, "_rhei_tombstones", changes.tombstones):
                 same = matching("t", "k", table.schema.primary_key)
@@ -115,26 +109,6 @@ class DuckDBTransaction:
                     f"delete from {target} t using _rhei_tombstones k where {same}"
                 )
         return Counts(inserted, updated, deleted)
-
-    def _upsert(self, table: Table, target: str) -> tuple[int, int]:
-        schema, key = table.schema, table.schema.primary_key
-        names = listed(schema.names)
-        # Keys alone: until it commits, a transaction holds in memory all that it ever staged.
-        self._connection.execute(
-            f"create or replace temp table _rhei_staged as"
-            f" select {listed(key, 'u')}, t.rowid as {_ROW} from _rhei_upserts u"
-            f" left join {target} t on {matching('t', 'u', key)}"
-            f" where t.rowid is null or {differs_sql(table, 't', 'u')}"
-        )
-        replaced = self._changed(
-            f"delete from {target} where rowid in"
-            f" (select {_ROW} from {_STAGED} where {_ROW} is not null)"
-        )
-        written = self._changed(
-            f"insert into {target}({names}) select {names} from _rhei_upserts u"
-            f" semi join {_STAGED} s on {matching('u', 's', key)}"
-        )
-        return written - replaced, replaced
 
     def present_rows(self, table: Table, keys: pa.Table) -> pa.Table:
         """Return the current rows of those keys."""

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 
@@ -13,6 +14,7 @@ from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.duckdb import tables, transaction
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
+from rhei_pipeline.mirrors.duckdb.upsert import upsert
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.parts import connection_of, engine_of
@@ -79,16 +81,15 @@ def test_a_large_value_leaves_the_number_of_threads_as_it_was(
     mirror = engine_of(world.htap).mirror
     assert isinstance(mirror, DuckDBMirror)
     seen = []
-    during = DuckDBTransaction._upsert
 
-    def failing(self: DuckDBTransaction, *arguments: Any) -> tuple[int, int]:
+    def failing(connection: duckdb.DuckDBPyConnection, *arguments: Any) -> tuple[int, int]:
         seen.append(told(mirror, "select current_setting('threads')"))
-        during(self, *arguments)
-        self._connection.execute("select error('the disk is full')").fetchall()
+        upsert(connection, *arguments)
+        connection.execute("select error('the disk is full')").fetchall()
         return 0, 0
 
     before = told(mirror, "select current_setting('threads')")
-    monkeypatch.setattr(DuckDBTransaction, "_upsert", failing)
+    monkeypatch.setattr(transaction, "upsert", failing)
     world.run("update t set v = 'b'")
     with pytest.raises(MirrorError, match="the disk is full"):
         world.htap.sync_now()

@@ -1,0 +1,53 @@
+"""What is written of rows that a DuckDB mirror has already, in part or as they are."""
+
+from collections.abc import Callable
+
+import pytest
+
+from rhei_pipeline.mirrors.duckdb import upsert
+from tests.support.fix_world import World
+from tests.support.parts import connection_of, engine_of
+
+
+@pytest.mark.parametrize("many", [1, 1000])
+def test_rows_are_written_where_a_number_or_a_text_differs(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    monkeypatch.setattr(upsert, "_MANY", many)
+    world = make_world(mode="destructive", tables=[{"name": "t"}])
+    world.run(
+        "create table t(id integer primary key, n integer, x real, v text, b blob)",
+        "with recursive r(i) as (select 1 union all select i + 1 from r where i < 60)"
+        " insert into t select i, i, 0.0, 'v' || i, zeroblob(3) from r",
+    )
+    world.htap.sync_now()
+    world.run(
+        "update t set n = -n where id <= 10",
+        "update t set v = null where id between 11 and 20",
+        "update t set b = x'01' where id between 16 and 25",
+        "update t set n = 0, v = 'both' where id between 26 and 30",
+        "update t set x = -0.0 where id between 31 and 35",
+        "update t set v = v where id between 36 and 45",  # logged, and equal
+        "insert into t select id + 60, n, x, v, b from t where id > 55",
+        "delete from t where id = 60",
+    )
+    report = world.htap.sync_now()
+    # SQLite keeps no sign of a zero in a column of reals.
+    assert (report.inserted, report.updated, report.deleted) == (5, 30, 1)
+    world.assert_equal("t")
+    rows = connection_of(engine_of(world.htap).mirror).execute("select count(*) from t").fetchall()
+    assert rows == [(64,)]
+
+
+def test_rows_that_are_all_equal_or_all_new_need_no_more_than_that(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(mode="destructive", tables=[{"name": "t"}])
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    world.htap.sync_now()
+    world.run("update t set v = 'a'")
+    equal = world.htap.sync_now()
+    world.run("insert into t values (2, 'b')")
+    new = world.htap.sync_now()
+    assert (equal.inserted, equal.updated, new.inserted, new.updated) == (0, 0, 1, 0)
+    world.assert_equal("t")
