@@ -1,4 +1,4 @@
-"""What was measured, and on what: as markdown for people, and as JSON for programs."""
+"""What was measured, and on what: as markdown with charts for people, as JSON for programs."""
 
 import json
 import os
@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+
+from benchmarks.charts import chart
 
 _LIBRARIES = ("rhei-pipeline", "duckdb", "datafusion", "pyarrow", "psycopg")
 
@@ -66,6 +68,8 @@ def markdown(chapters: Sequence[Chapter], told: dict[str, str]) -> str:
             lines += [f"Failed: {chapter.failure}", ""]
             continue
         lines += _table(("measured", "figure"), chapter.figures)
+        if chart(chapter.figures):
+            lines += ["", f"![{chapter.name}]({chapter.name}.svg)"]
         took = f"{chapter.cpu_seconds:,.0f} s of CPU, {chapter.wall_seconds:,.0f} s by the clock"
         lines += ["", f"In all {took}, at most {chapter.peak_megabytes:,.0f} MB of memory.", ""]
     return "\n".join(lines)
@@ -80,11 +84,15 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def write(chapters: Sequence[Chapter], directory: Path) -> tuple[Path, Path]:
-    """Write the report in both forms; return where."""
+    """Write the report in both forms, and its charts; return where the report is."""
     told = conditions()
     directory.mkdir(parents=True, exist_ok=True)
     text, data = directory / "report.md", directory / "report.json"
     text.write_text(markdown(chapters, told))
+    for chapter in chapters:
+        drawn = chart(chapter.figures)
+        if drawn:
+            (directory / f"{chapter.name}.svg").write_text(drawn)
     whole = {"conditions": told, "chapters": [asdict(chapter) for chapter in chapters]}
     data.write_text(json.dumps(whole, indent=2) + "\n")
     return text, data

@@ -3,11 +3,13 @@
 import hashlib
 import json
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import duckdb
 import pytest
 
 from benchmarks import quick, sql_logic
+from benchmarks.charts import chart
 from benchmarks.floor import Floor
 from benchmarks.orders import orders
 from benchmarks.quick import Size
@@ -61,9 +63,26 @@ def test_a_report_has_conditions_figures_and_what_failed(tmp_path: Path) -> None
     page, whole = text.read_text(), json.loads(data.read_text())
     assert "| a \\| b | 3 rows/s |" in page
     assert "at most 300 MB" in page
+    assert "![copy](copy.svg)" in page
     assert "Failed: source and mirror differ" in page
     assert whole["conditions"]["duckdb"] == duckdb.__version__
     assert [part["name"] for part in whole["chapters"]] == ["copy", "idle"]
+
+
+def test_a_chart_has_a_bar_for_each_number_to_the_scale_of_its_unit() -> None:
+    figures = [
+        ("a & b", "1,000 rows/s CPU, 3 ms"),
+        ("half", "500 rows/s CPU"),
+        ("slow", "0.25 ms against 2 ms: 0.1 x"),
+        ("told in words", "equal"),
+    ]
+    image = ET.fromstring(chart(figures))  # noqa: S314  (our own)
+    names = {"s": "http://www.w3.org/2000/svg"}
+    texts = [text.text for text in image.findall("s:text", names)]
+    bars = [int(bar.attrib["width"]) for bar in image.findall("s:rect[@x]", names)]
+    assert texts == ["rows/s CPU", "a & b", "1,000", "half", "500", "ms", "slow", "0.25"]
+    assert bars == [bars[0], bars[0] // 2, bars[0]]
+    assert not chart([("told in words", "equal")])
 
 
 #: As sqllogictest writes it: values one a line, many of them as a hash.
