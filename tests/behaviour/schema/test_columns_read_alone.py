@@ -1,5 +1,7 @@
 """A column of PostgreSQL whose values may be others by now is read alone, and not its table."""
 
+import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -205,13 +207,32 @@ def test_a_value_that_does_not_fit_its_new_column_is_named(make: MakeWorld) -> N
     world.assert_equal("t")
 
 
-def test_what_others_write_while_the_column_is_read_is_not_lost(make: MakeWorld) -> None:
-    world = make(Way("logical", None))
-    with psycopg.connect(world.dsn) as other:
-        for number in range(3):
-            world.run("alter table t alter a type bigint using a + 1")
-            other.execute("update t set a = %s where id = 1", (number,))
-            assert not world.htap.sync_now().errors
-            other.commit()
-            assert not world.htap.sync_now().errors
-            world.assert_equal("t")
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+def test_what_others_write_while_the_column_is_read_is_not_lost(make: MakeWorld, mode: str) -> None:
+    world, ended = make(Way("logical", None), mode=mode), threading.Event()
+
+    def write() -> None:
+        lot = random.Random(mode)
+        with psycopg.connect(world.dsn, autocommit=True) as other:
+            while not ended.is_set():
+                key, value = lot.randrange(1, 9), lot.randrange(1000)
+                other.execute("delete from t where id = %s", (lot.randrange(1, 9),))
+                other.execute(
+                    "insert into t (id, a) values (%s, %s) on conflict (id) do update"
+                    " set a = excluded.a, s = 1",
+                    (key, value),
+                )
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(3):
+            world.run("alter table t alter a type integer using a + 1")
+            report = world.htap.sync_now()
+            assert (report.errors, report.tables["t"].copied_rows) == ({}, 0)
+            assert world.htap.verify("t").equal
+    finally:
+        ended.set()
+        writer.join()
+    world.htap.sync_now()
+    world.assert_equal("t")
