@@ -252,8 +252,8 @@ def reshape(
 def settle(connection: duckdb.DuckDBPyConnection, table: Table, columns: str = "*") -> None:
     """Write a table's rows into another one, which takes its place; an index of somebody goes.
 
-    Of rows that are deleted in the transaction that altered their table, some come back: DuckDB
-    2.0 loses a few in a hundred of such transactions. The other table was not altered.
+    All rows of the other one are this transaction's own: DuckDB 2.0 loses some of the deletions
+    that meet such rows and earlier ones together.
     """
     target, other = mirror_table(table.schema), mirror_table(table.schema, _ALTERED)
     connection.execute(f"create table {other} as select {columns} from {target}")

@@ -18,6 +18,9 @@ from rhei_pipeline.sql.text import listed, matching
 UPSERTS = "_rhei_upserts"
 _NUMBER, _PLACE, _DIFFERS = "_rhei_number", "_rhei_place", "_rhei_differs"
 _GONE, _EQUAL, _UNDECIDED = "_rhei_gone", "_rhei_equal", "_rhei_undecided"
+#: Places from here on are of rows that this transaction wrote. DuckDB 2.0 may leave committed rows
+#: there that are deleted by their places together with such.
+_UNCOMMITTED = 36_028_797_018_960_000
 #: So many rows are compared by their numbers first: of a large table, reading texts takes most.
 _MANY = 5_000
 
@@ -49,10 +52,13 @@ def _delete(connection: duckdb.DuckDBPyConnection, table: Table, target: str, me
         # Without a table of their places: to register one takes most of a millisecond.
         same = matching("t", "u", table.schema.primary_key)
         return _changed(connection, f"delete from {target} t using {UPSERTS} u where {same}")
-    with registered(connection, _GONE, pa.table({_PLACE: met.places[met.differ]})):
-        return _changed(
-            connection, f"delete from {target} where rowid in (select {_PLACE} from {_GONE})"
-        )
+    places, count = met.places[met.differ], 0
+    for some in (places[places < _UNCOMMITTED], places[places >= _UNCOMMITTED]):
+        if len(some):
+            with registered(connection, _GONE, pa.table({_PLACE: some})):
+                statement = f"delete from {target} where rowid in (select {_PLACE} from {_GONE})"
+                count += _changed(connection, statement)
+    return count
 
 
 def _insert(
