@@ -14,6 +14,10 @@ from rhei_pipeline.mirrors.duckdb.driver_errors import translated
 from rhei_pipeline.mirrors.duckdb.housekeeping import silent
 from rhei_pipeline.mirrors.locking import Waiting
 
+#: Until a checkpoint, what was written is held in memory beside the log, in half as much again. One
+#: for each 16 MB costs no measurable time more than one for each 64 MB.
+CHECKPOINT_THRESHOLD = "16MB"
+
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
     # A query reads tables of the mirror; not files, not the network, not our Python variables.
     "enable_external_access": "false",
@@ -23,10 +27,11 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
     # What one statement set for all would change everybody's answers.
     "lock_configuration": "true",
     # Our own connections set these; readers' statements only read.
-    "allowed_configs": ["memory_limit", "threads", "enable_progress_bar"],
-    # Until a checkpoint, what was written is held in memory beside the log, in half as much again.
-    # One for each 16 MB costs no measurable time more than one for each 64 MB.
-    "checkpoint_threshold": "16MB",
+    "allowed_configs": [
+        *("memory_limit", "threads", "enable_progress_bar"),
+        *("checkpoint_threshold", "auto_checkpoint_skip_wal_threshold"),
+    ],
+    "checkpoint_threshold": CHECKPOINT_THRESHOLD,
 }
 #: Who opens the file has its lock for at least so long: reads of the file end as they see that.
 READERS_END_SECONDS = 0.5

@@ -106,6 +106,7 @@ class DuckDBMirror:
         self._lock = threading.Lock()
         self._guard = DuckDBGuard()
         self._ledger: Ledger | None = None
+        self._large_copies: set[str] = set()
         self._feeds: Mapping[str, FeedEnd] = {}
         self._may_have_letters: bool | None = None
         self._commits = 0
@@ -192,7 +193,9 @@ class DuckDBMirror:
             records = ProgressRecords(self._connection, self._ledger)
             feeds = DuckDBFeeds(self._connection, self._feeds)
             try:
-                transaction = DuckDBTransaction(self._connection, records, feeds, self._cache)
+                transaction = DuckDBTransaction(
+                    self._connection, records, feeds, self._cache, self._large_copies
+                )
                 transaction.may_have_letters = self._may_have_letters
                 yield transaction
                 if not trial:
@@ -200,8 +203,8 @@ class DuckDBMirror:
                     committed = records.ledger()
                     if self._last is not None:
                         self._last.blank()
-                transaction.give_back_freed()
-                self._connection.execute("rollback" if trial else "commit")
+                with transaction.large_rows.committing():
+                    self._connection.execute("rollback" if trial else "commit")
             except BaseException:
                 self._ledger, self._feeds, self._may_have_letters = None, {}, None
                 roll_back(self._connection)

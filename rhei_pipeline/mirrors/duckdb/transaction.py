@@ -1,7 +1,6 @@
 """One transaction of a DuckDB mirror."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from datetime import date, datetime
 
 import duckdb
@@ -11,6 +10,7 @@ from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeat
 from rhei_pipeline.mirrors.duckdb.block_cache import BlockCache
 from rhei_pipeline.mirrors.duckdb.comparison import (
     compare_digests,
+    digested_sql,
     present_sql,
     stage_differences,
     staged_differences,
@@ -19,6 +19,7 @@ from rhei_pipeline.mirrors.duckdb.drop import drop_table
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds
 from rhei_pipeline.mirrors.duckdb.forgetting import forget_rows
 from rhei_pipeline.mirrors.duckdb.housekeeping import count_reasons, write_letters, write_owner
+from rhei_pipeline.mirrors.duckdb.large_rows import LargeRows, are_large
 from rhei_pipeline.mirrors.duckdb.logical import as_kept, kept_logical
 from rhei_pipeline.mirrors.duckdb.past import write_snapshots
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
@@ -29,7 +30,6 @@ from rhei_pipeline.mirrors.duckdb.tables import (
     TableNames,
     copy_name,
     create,
-    give_back_freed,
     in_utc,
     registered,
     write_built,
@@ -37,6 +37,7 @@ from rhei_pipeline.mirrors.duckdb.tables import (
 from rhei_pipeline.mirrors.duckdb.upsert import UPSERTS, numbered, upsert
 from rhei_pipeline.model.array_texts import as_texts
 from rhei_pipeline.model.changes import (
+    SEQUENCE,
     Comparison,
     Counts,
     DeadLetter,
@@ -47,7 +48,6 @@ from rhei_pipeline.model.changes import (
     Versions,
 )
 from rhei_pipeline.model.key_span import WHOLE, KeySpan
-from rhei_pipeline.model.portions import LARGE_BYTES
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
 from rhei_pipeline.model.retention import Ageing, ExpiredHistory
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, FormerNames, Mode, Table
@@ -63,9 +63,11 @@ class DuckDBTransaction:
         records: The recorded progress; to be written before the transaction commits.
         feeds: The order in which versions of temporal tables came.
         cache: What is cached of the file; None for a mirror in memory.
+        large_copies: The tables of which a copy under way has large rows.
 
     Attributes:
         may_have_letters: Whether a dead letter may be open; None where that was not asked yet.
+        large_rows: Of which few copies are held.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class DuckDBTransaction:
         records: ProgressRecords,
         feeds: DuckDBFeeds,
         cache: BlockCache | None,
+        large_copies: set[str],
     ) -> None:
         self._connection = connection
         self._records = records
@@ -81,7 +84,7 @@ class DuckDBTransaction:
         self._cache = cache
         self._names = TableNames(connection)
         self.may_have_letters: bool | None = None
-        self._had_large_rows = False
+        self.large_rows = LargeRows(connection, self._let_go, large_copies)
 
     def ledger(self) -> Ledger:
         """Return what is recorded, as this transaction sees it."""
@@ -100,8 +103,10 @@ class DuckDBTransaction:
         inserted = updated = deleted = 0
         if changes.upserts.num_rows:
             upserts = numbered(as_kept(self._connection, changes.upserts, table.schema))
-            with self._shown(UPSERTS, upserts), self._in_few_copies(upserts):
-                inserted, updated = upsert(self._connection, table, target, upserts.num_rows)
+            with self.large_rows.shown(UPSERTS, upserts):
+                inserted, updated = upsert(
+                    self._connection, table, target, upserts.num_rows, large=are_large(upserts)
+                )
         if changes.tombstones.num_rows:
             with registered(self._connection, "_rhei_tombstones", changes.tombstones):
                 same = matching("t", "k", table.schema.primary_key)
@@ -138,10 +143,14 @@ class DuckDBTransaction:
     def open_versions(self, table: Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Return the open versions of the touched keys, and the last end of keys without one."""
         name, key = mirror_table(table.schema), table.schema.primary_key
+        compared, present = events, name
+        if are_large(events):
+            compared = self._digests(table, events)
+            present = digested_sql(table, name, f"{VALID_FROM}, {VALID_TO}, rowid, ")
         with registered(self._connection, "_rhei_keys", events.select(list(key))):
             opened = self._arrow(
                 f"select {listed(table.schema.names, 't')}, t.{VALID_FROM},"
-                f" t.rowid as {LOCATOR} from {name} t"
+                f" t.rowid as {LOCATOR} from {present} t"
                 f" semi join _rhei_keys k on {matching('t', 'k', key)} where t.{VALID_TO} is null"
             )
             with registered(self._connection, "_rhei_open", opened.select(list(key))):
@@ -151,9 +160,15 @@ class DuckDBTransaction:
                     f" on {matching('k', 'o', key)}) k on {matching('t', 'k', key)}"
                     f" group by {listed(key, 't')}"
                 )
-        same = repeated(opened, events, table.schema)
+        same = repeated(opened, compared, table.schema)
         versions = opened.select([*key, VALID_FROM, LOCATOR]).append_column(REPEATED, same)
         return versions, floors
+
+    def _digests(self, table: Table, events: pa.Table) -> pa.Table:
+        """Return events with digests instead of their texts and bytes."""
+        with self.large_rows.shown("_rhei_events", as_kept(self._connection, events, table.schema)):
+            digested = digested_sql(table, "_rhei_events", f"{SEQUENCE}, ")
+            return self._arrow(f"select {listed([SEQUENCE, *table.schema.names])} from {digested}")
 
     def supersede(self, table: Table, versions: Versions) -> None:
         """Close versions by their row ids, then append the new ones."""
@@ -174,7 +189,7 @@ class DuckDBTransaction:
         if versions.openings.num_rows:
             names = listed(versions.openings.column_names)
             openings = as_kept(self._connection, versions.openings, table.schema)
-            with self._shown("_rhei_openings", openings):
+            with self.large_rows.shown("_rhei_openings", openings):
                 self._connection.execute(
                     f"insert into {name}({names}) select {names} from _rhei_openings"
                 )
@@ -261,10 +276,11 @@ class DuckDBTransaction:
         """Append rows to the copy and record its progress."""
         if rows.num_rows:
             kept = as_kept(self._connection, rows, table.schema)
-            with self._shown("_rhei_rows", kept):
+            with self.large_rows.shown("_rhei_rows", kept):
                 self._connection.execute(
                     f"insert into {copy_name(table.schema)} select * from _rhei_rows"
                 )
+            self.large_rows.note_copied(table.name, kept)
         self._records.note_copy(progress)
 
     def drop_copy(self, table: Table) -> None:
@@ -292,7 +308,8 @@ class DuckDBTransaction:
         """
         if self._has_another_spelling(table.name):
             self._records.read_anew()  # what is recorded of that name becomes this one's
-        adopted = adopt_copy(self._connection, table, at, self._names)
+        with self.large_rows.written_again(table.name):
+            adopted = adopt_copy(self._connection, table, at, self._names)
         if adopted is not None:
             self._records.forget_copy(table.name)
         if table.mode is Mode.TEMPORAL:
@@ -385,32 +402,6 @@ class DuckDBTransaction:
     def _let_go(self) -> None:
         if self._cache is not None:
             self._cache.free_read(self._connection)
-
-    def give_back_freed(self) -> None:
-        """Give back what large rows took: DuckDB takes several times as much to commit them."""
-        if self._had_large_rows:
-            give_back_freed()
-
-    @contextmanager
-    def _shown(self, name: str, rows: pa.Table) -> Iterator[None]:
-        if rows.nbytes > LARGE_BYTES:
-            self._had_large_rows = True
-            give_back_freed()
-        with registered(self._connection, name, rows):
-            yield
-
-    @contextmanager
-    def _in_few_copies(self, rows: pa.Table) -> Iterator[None]:
-        """Let one thread alone work on rows with a large value: several hold it more often."""
-        if rows.nbytes <= LARGE_BYTES:
-            yield
-            return
-        with self._connection.cursor() as apart:  # works also once the transaction has failed
-            apart.execute("set threads = 1")
-            try:
-                yield
-            finally:
-                apart.execute("reset threads")
 
     def _changed(self, sql: str, params: Mapping[str, object] | None = None) -> int:
         """Run a writing statement; return how many rows it changed."""

@@ -7,7 +7,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from rhei_pipeline.mirrors.duckdb.comparison import differs_sql
+from rhei_pipeline.mirrors.duckdb.comparison import differs_sql, digested_sql
 from rhei_pipeline.mirrors.duckdb.tables import registered
 from rhei_pipeline.mirrors.met_rows import Flags, Places
 from rhei_pipeline.model.schema import Column, Table
@@ -31,13 +31,14 @@ def numbered(rows: pa.Table) -> pa.Table:
 
 
 def upsert(
-    connection: duckdb.DuckDBPyConnection, table: Table, target: str, count: int
+    connection: duckdb.DuckDBPyConnection, table: Table, target: str, count: int, *, large: bool
 ) -> tuple[int, int]:
     """Write those of the registered rows that differ; return how many were inserted and updated.
 
     Nothing of them is staged: until it commits, a transaction holds in memory all that it staged.
+    Large ones are compared by digests, of which a join can hold as many as it wants.
     """
-    met = _met(connection, table, target, count)
+    met = (_met_by_digests if large else _met)(connection, table, target, count)
     equal, replaced = met.numbers[~met.differ], 0
     if len(equal) < len(met.numbers):
         replaced = _delete(connection, table, target, met)
@@ -103,6 +104,14 @@ def _met(connection: duckdb.DuckDBPyConnection, table: Table, target: str, count
         np.concatenate([met.places[decided], rest.places]),
         np.concatenate([met.differ[decided], rest.differ]),
     )
+
+
+def _met_by_digests(
+    connection: duckdb.DuckDBPyConnection, table: Table, target: str, _count: int
+) -> _Met:
+    rows = digested_sql(table, UPSERTS, f"{_NUMBER}, ")
+    present = digested_sql(table, target, "rowid, ")
+    return _look_up(connection, table, present, table.schema.columns, rows)
 
 
 def _is_text(column: Column) -> bool:

@@ -4,6 +4,8 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -11,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 from rhei_pipeline.errors import MirrorError
-from rhei_pipeline.mirrors.duckdb import tables, transaction
+from rhei_pipeline.mirrors.duckdb import large_rows, tables, transaction
+from rhei_pipeline.mirrors.duckdb.large_rows import LargeRows
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
-from rhei_pipeline.mirrors.duckdb.transaction import DuckDBTransaction
 from rhei_pipeline.mirrors.duckdb.upsert import upsert
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
@@ -74,7 +76,7 @@ def test_what_a_checkpoint_wrote_does_not_stay_in_memory(make_world: Callable[..
 def test_a_large_value_leaves_the_number_of_threads_as_it_was(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "LARGE_BYTES", 0)
+    monkeypatch.setattr(large_rows, "LARGE_BYTES", 0)
     world = make_world(mode="destructive", tables=[{"name": "t"}])
     world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
     world.htap.sync_now()
@@ -82,9 +84,11 @@ def test_a_large_value_leaves_the_number_of_threads_as_it_was(
     assert isinstance(mirror, DuckDBMirror)
     seen = []
 
-    def failing(connection: duckdb.DuckDBPyConnection, *arguments: Any) -> tuple[int, int]:
+    def failing(
+        connection: duckdb.DuckDBPyConnection, *arguments: Any, large: bool
+    ) -> tuple[int, int]:
         seen.append(told(mirror, "select current_setting('threads')"))
-        upsert(connection, *arguments)
+        upsert(connection, *arguments, large=large)
         connection.execute("select error('the disk is full')").fetchall()
         return 0, 0
 
@@ -104,23 +108,71 @@ def test_a_large_value_leaves_the_number_of_threads_as_it_was(
 def test_a_large_value_is_not_held_while_duckdb_commits_it(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    for module in (tables, transaction):
+    for module in (tables, large_rows):
         monkeypatch.setattr(module, "LARGE_BYTES", MB)
     world = make_world(mode=mode, tables=[{"name": "t"}])
     world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
     world.htap.sync_now()
     held = []
-    during = DuckDBTransaction.give_back_freed
+    during = LargeRows.committing
 
-    def noted(self: DuckDBTransaction) -> None:
+    def noted(self: LargeRows) -> AbstractContextManager[None]:
         held.append(pa.total_allocated_bytes() - before)
-        during(self)
+        return during(self)
 
-    monkeypatch.setattr(DuckDBTransaction, "give_back_freed", noted)
+    monkeypatch.setattr(LargeRows, "committing", noted)
     before = pa.total_allocated_bytes()
     world.run(f"update t set v = hex(zeroblob({5 * MB}))")
     world.htap.sync_now()
     assert max(held) < MB
+    world.assert_equal("t")
+
+
+_LARGE_CHANGES = (
+    "update t set v = hex(zeroblob(9)) where id = 1",
+    "update t set v = null, b = null where id = 2",
+    "update t set v = v || '', b = x'00' where id = 3",  # only one of the two is another
+    "update t set v = v || '', d = 0.5 where id = 4",
+    "update t set v = v || '', b = b where id = 5",  # nothing is
+    "delete from t where id = 1",
+    "insert into t values (6, 'six', x'06', 0.5)",
+)
+
+
+@pytest.mark.parametrize("mode", ["destructive", "temporal"])
+@pytest.mark.parametrize("readers", [0, 1])
+def test_large_rows_are_compared_and_committed_as_others_are(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, mode: str, readers: int
+) -> None:
+    for module in (tables, large_rows):
+        monkeypatch.setattr(module, "LARGE_BYTES", 0)
+    world = make_world(mode=mode, tables=[{"name": "t"}])
+    rows = (f"({number}, 'v{number}', x'ab', 0.0)" for number in range(1, 6))
+    world.run(
+        "create table t(id integer primary key, v text, b blob, d real)",
+        f"insert into t values {', '.join(rows)}",
+    )
+    world.htap.sync_now()
+    mirror = engine_of(world.htap).mirror
+    assert isinstance(mirror, DuckDBMirror)
+    setting = "select current_setting('checkpoint_threshold')"
+    before = told(mirror, setting)
+    with ExitStack() as reading:
+        if readers:
+            reader = reading.enter_context(closing(connection_of(mirror).cursor()))
+            reader.execute("begin")
+            seen = reader.execute("select count(*) from t").fetchall()
+        for change in _LARGE_CHANGES:
+            world.run(change)
+            report = world.htap.sync_now().tables["t"]
+            assert report.updated == (change.startswith("update") and not change.endswith("= 5"))
+            world.assert_equal("t")
+        assert Path(f"{mirror.path}.wal").exists() == bool(readers)
+        if readers:
+            assert reader.execute("select count(*) from t").fetchall() == seen
+    assert told(mirror, setting) == before
+    world.crash()
+    world.htap.sync_now()
     world.assert_equal("t")
 
 

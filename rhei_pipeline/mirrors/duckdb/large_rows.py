@@ -1,0 +1,95 @@
+"""Rows with large values, of which DuckDB holds as few copies as it can."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import duckdb
+import pyarrow as pa
+
+from rhei_pipeline.mirrors.duckdb.connecting import CHECKPOINT_THRESHOLD
+from rhei_pipeline.mirrors.duckdb.tables import give_back_freed, registered
+from rhei_pipeline.model.portions import LARGE_BYTES
+
+
+class LargeRows:
+    """Shows rows to DuckDB within one transaction, and commits those that are large.
+
+    Args:
+        connection: In that transaction.
+        let_go: Frees what DuckDB caches of the file.
+        copies: The tables of which a copy under way has large rows; outlives the transaction.
+    """
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        let_go: Callable[[], None],
+        copies: set[str],
+    ) -> None:
+        self._connection = connection
+        self._let_go = let_go
+        self._copies = copies
+        self._had_some = False
+
+    @contextmanager
+    def shown(self, name: str, rows: pa.Table) -> Iterator[None]:
+        """Show rows under a name within a block, in which large ones are written."""
+        if not are_large(rows):
+            with registered(self._connection, name, rows):
+                yield
+            return
+        self._had_some = True
+        give_back_freed()
+        with registered(self._connection, name, rows), self._by_one_thread():
+            yield
+
+    def note_copied(self, table: str, rows: pa.Table) -> None:
+        """Note that a copy has large rows, if it has."""
+        if are_large(rows):
+            self._copies.add(table)
+
+    @contextmanager
+    def written_again(self, table: str) -> Iterator[None]:
+        """Write a copy's rows again within a block; those of another process count as small."""
+        if table not in self._copies:
+            yield
+            return
+        self._copies.discard(table)
+        self._had_some = True
+        with self._by_one_thread():
+            yield
+
+    @contextmanager
+    def _by_one_thread(self) -> Iterator[None]:
+        """Let one thread alone work on a large value: several hold it more often."""
+        with self._connection.cursor() as apart:  # works also once the transaction has failed
+            apart.execute("set threads = 1")
+            try:
+                yield
+            finally:
+                apart.execute("reset threads")
+
+    @contextmanager
+    def committing(self) -> Iterator[None]:
+        """Commit by a checkpoint if rows are large: DuckDB's log holds them three times more.
+
+        Where somebody reads at that time, they go through the log nonetheless.
+        """
+        if not self._had_some:
+            yield
+            return
+        give_back_freed()
+        self._let_go()
+        with self._connection.cursor() as apart:
+            apart.execute("set checkpoint_threshold = '1 B'")
+            apart.execute("set auto_checkpoint_skip_wal_threshold = 0")
+            try:
+                yield
+            finally:
+                apart.execute(f"set checkpoint_threshold = '{CHECKPOINT_THRESHOLD}'")
+                apart.execute("reset auto_checkpoint_skip_wal_threshold")
+
+
+def are_large(rows: pa.Table) -> bool:
+    """Return whether there is probably a large value among these rows."""
+    return bool(rows.nbytes > LARGE_BYTES)
