@@ -25,7 +25,10 @@ _HEADER = struct.Struct(">ii")
 #: How the line of a row begins, as its first column is null.
 _NO_PIECE = b"\\N,"
 _STORED = """
-select coalesce(sum(pg_relation_size(c.reltoastrelid)), 0) > %s from pg_class c
+select coalesce(sum(pg_relation_size(c.reltoastrelid)), 0) > %s, array(
+    select a.attname::text from pg_attribute a
+    where a.attrelid = %s::regclass and a.atttypid = 'bytea'::regtype and not a.attisdropped)
+from pg_class c
 where c.oid = %s::regclass or c.oid in (select relid from pg_partition_tree(%s::regclass))
 """
 
@@ -51,13 +54,23 @@ class LargeRow:
         return texts
 
 
-def may_be_large(connection: Connection, relation: str) -> bool:
-    """Return whether a table has a large value, as far as the bytes beside it tell."""
-    found = connection.execute(_STORED, (_LEAST_STORED, relation, relation)).fetchone()
-    return bool(found and found[0])
+def may_be_large(connection: Connection, relation: str) -> tuple[bool, tuple[str, ...]]:
+    """Return whether a table has a large value, as far as the bytes beside it tell.
+
+    And which of its columns are bytes in the server, too.
+    """
+    asked = (_LEAST_STORED, relation, relation, relation)
+    found = connection.execute(_STORED, asked).fetchone()
+    return (bool(found[0]), tuple(found[1])) if found else (False, ())
 
 
-def in_pieces(query: str, count: int, texts: Collection[int], blobs: Collection[int]) -> str:
+def in_pieces(
+    query: str,
+    count: int,
+    texts: Collection[int],
+    blobs: Collection[int],
+    sized: Collection[int] = (),
+) -> str:
     """Return SQL of a query's rows, each behind the pieces of its large values.
 
     Another column comes first: a piece, behind how many bytes all of its row are, or null.
@@ -67,13 +80,16 @@ def in_pieces(query: str, count: int, texts: Collection[int], blobs: Collection[
         count: How many columns it has.
         texts: The places of those that are read as text.
         blobs: The places of those that are read as bytes.
+        sized: Of these, those that are bytes in the server as well, which tells how many.
     """
     names = [f"c{place}" for place in range(count)]
     large = {place: _is_large_text(f"c{place}") for place in texts}
-    large |= {place: _is_large_blob(f"c{place}") for place in blobs}
+    large |= {place: _is_large_blob(f"c{place}", is_sized=place in sized) for place in blobs}
     # As a copy writes it: a cast to text would take the blanks from the end of a char(n).
     bytes_of = {place: f"convert_to(format('%s', c{place}), 'UTF8')" for place in texts}
-    bytes_of |= {place: f"c{place}::text::bytea" for place in blobs}
+    bytes_of |= {
+        place: f"c{place}::bytea" if place in sized else f"c{place}::text::bytea" for place in blobs
+    }
     values = ", ".join(
         f"({place}, case when {large[place]} then {bytes_of[place]} end)" for place in large
     )
@@ -110,9 +126,15 @@ def _is_large_text(name: str) -> str:
     )
 
 
-def _is_large_blob(name: str) -> str:
-    """Return the same of bytes; those that are far smaller where they lie come whole."""
-    return f"(pg_column_size({name}) > {LARGE_VALUE_BYTES} and pg_typeof({name})::text = 'bytea')"
+def _is_large_blob(name: str, *, is_sized: bool) -> str:
+    """Return the same of bytes; of unknown ones those that are far smaller there come whole."""
+    stored, is_bytes = f"pg_column_size({name})", f"pg_typeof({name})::text = 'bytea'"
+    if not is_sized:
+        return f"({stored} > {LARGE_VALUE_BYTES} and {is_bytes})"
+    return (
+        f"case when {stored} > {_LEAST_STORED} and {is_bytes}"
+        f" then octet_length({name}) > {LARGE_VALUE_BYTES} end"
+    )
 
 
 def put_together(lines: Iterator[bytes]) -> Iterator[bytes | LargeRow]:

@@ -57,8 +57,12 @@ def copied(
     """
     texts = stored.places(names, pa.string()) if stored else ()
     blobs = stored.places(names, pa.binary()) if stored else ()
-    if stored and (texts or blobs) and may_be_large(connection, stored.relation):
-        query = in_pieces(query, len(names), texts, blobs)
+    is_large, of_bytes = False, tuple[str, ...]()
+    if stored and (texts or blobs):
+        is_large, of_bytes = may_be_large(connection, stored.relation)
+    if is_large:
+        sized = tuple(place for place in blobs if names[place] in of_bytes)
+        query = in_pieces(query, len(names), texts, blobs, sized)
         with closing(copy_out(connection, _copy(query))) as lines:
             yield from _with_large(put_together(lines), names, limit, blobs)
         return

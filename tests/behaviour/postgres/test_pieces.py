@@ -16,6 +16,8 @@ _VALUES = (
     "(select string_agg(md5(n::text), ' ')::tsvector from generate_series(1, 5000) n)",
     "(select decode(string_agg(md5(n::text), ''), 'hex') from generate_series(1, 9000) n)",
 )
+#: Bytes that take less than a large value where they lie.
+_COMPRESSED = "decode(repeat('ab', 300000), 'hex')"
 _UPDATE = "update t set v = {}, j = {}, b = {}, at = clock_timestamp() where id % 3 = 0"
 
 
@@ -53,7 +55,9 @@ def test_a_large_value_comes_in_pieces(
     )
     world.htap.sync_now()  # the first copy
     world.assert_equal("t")
-    world.run(_UPDATE.format(_VALUES[0], "null", _VALUES[2]))
+    # A log with history has rows of a type of its own, whose bytes come whole if compressed.
+    blob = _VALUES[2] if mode == "temporal" else _COMPRESSED
+    world.run(_UPDATE.format(_VALUES[0], "null", blob))
     world.htap.sync_now()
     world.assert_equal("t")
     assert PIECE < longest[0] < LARGE
