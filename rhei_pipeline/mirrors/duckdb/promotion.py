@@ -9,7 +9,7 @@ import pyarrow as pa
 from rhei_pipeline.changes.scd2 import refuse_lost_history, refuse_unknown_key
 from rhei_pipeline.errors import SchemaDriftError
 from rhei_pipeline.mirrors.duckdb.housekeeping import rename_records
-from rhei_pipeline.mirrors.duckdb.logical import as_kept, fit_texts, kept_logical
+from rhei_pipeline.mirrors.duckdb.logical import as_kept, fit_texts, is_indexed, kept_logical
 from rhei_pipeline.mirrors.duckdb.past import note_beginning, note_columns
 from rhei_pipeline.mirrors.duckdb.tables import (
     Built,
@@ -36,7 +36,6 @@ from rhei_pipeline.model.array_texts import as_texts
 from rhei_pipeline.model.changes import Operation
 from rhei_pipeline.model.schema import (
     OPERATION,
-    RESERVED_PREFIX,
     VALID_FROM,
     VALID_TO,
     Column,
@@ -46,7 +45,6 @@ from rhei_pipeline.model.schema import (
 )
 from rhei_pipeline.sql.text import duckdb_type, listed, literal, matching, mirror_table, quote
 
-_ALTERED = f"{RESERVED_PREFIX}altered_"
 #: How many values of a column are cast at once.
 _ROWS = 65_536
 
@@ -62,11 +60,8 @@ def adopt_copy(
     target = mirror_table(table.schema)
     if names.find(table.schema) is not None:
         built = _refuse_other_table(connection, table, names)
-        before = _declared(connection, table)
         if not _is_outgrown(connection, table, built):
             fit_texts(connection, table.schema)
-            if _declared(connection, table) != before:
-                settle(connection, table)
             write_built(connection, table.schema)
             note_columns(connection, table, at)
             return None
@@ -175,11 +170,6 @@ def _types(connection: duckdb.DuckDBPyConnection, table: Table) -> Mapping[str, 
     }
 
 
-def _declared(connection: duckdb.DuckDBPyConnection, table: Table) -> list[tuple[str, str]]:
-    found = connection.sql(f"select * from {mirror_table(table.schema)} limit 0")
-    return list(zip(found.columns, map(str, found.types), strict=True))
-
-
 def _renamed_by_case(
     connection: duckdb.DuckDBPyConnection, table: Table, standing: Mapping[str, pa.DataType]
 ) -> Mapping[str, pa.DataType]:
@@ -203,18 +193,6 @@ def _versions(connection: duckdb.DuckDBPyConnection, table: Table) -> pa.Table:
     return in_utc(found.to_arrow_table())
 
 
-def add_columns(
-    connection: duckdb.DuckDBPyConnection, table: Table, values: Mapping[str, pa.Scalar]
-) -> None:
-    """Add columns behind those of a table; see `MirrorTransaction.add_columns`."""
-    standing = _types(connection, table)
-    added = [c for c in table.schema.columns if c.name in values and c.name not in standing]
-    for column in added:
-        add_column(connection, table, column, values[column.name])
-    if added:
-        settle(connection, table)
-
-
 def add_column(
     connection: duckdb.DuckDBPyConnection,
     table: Table,
@@ -236,42 +214,43 @@ def reshape(
 ) -> None:
     """Give a table fewer, renamed or wider columns; see `MirrorTransaction.reshape`."""
     _rename(connection, table, former)
-    standing = _types(connection, table)
+    standing, target = _types(connection, table), mirror_table(table.schema)
     wanted = {column.name: column.type for column in table.schema.columns}
     other = [name for name, kind in wanted.items() if not kind.equals(standing[name])]
+    gone = [name for name in standing if name not in wanted]
     if table.mode is Mode.TEMPORAL:
         note_columns(connection, table, at)
-        for name in other:
-            _retype(connection, table, name, standing[name], wanted[name])
-        if other:
-            settle(connection, table)
-    elif other or len(standing) > len(wanted):
+        gone = []
+    elif (gone or other) and is_indexed(connection, table.schema):
         _build_again(connection, table)
-
-
-def settle(connection: duckdb.DuckDBPyConnection, table: Table, columns: str = "*") -> None:
-    """Write a table's rows into another one, which takes its place; an index of somebody goes.
-
-    All rows of the other one are this transaction's own: DuckDB 2.0 loses some of the deletions
-    that meet such rows and earlier ones together.
-    """
-    target, other = mirror_table(table.schema), mirror_table(table.schema, _ALTERED)
-    connection.execute(f"create table {other} as select {columns} from {target}")
-    connection.execute(f"drop table {target}")
-    connection.execute(f"alter table {other} rename to {quote(table.schema.mirror_relation)}")
+        return
+    for name in gone:
+        connection.execute(f"alter table {target} drop column {quote(name)}")
+    for name in other:
+        _retype(connection, table, name, standing[name], wanted[name])
 
 
 def _rename(connection: duckdb.DuckDBPyConnection, table: Table, former: FormerNames) -> None:
-    standing = _types(connection, table)
-    left = [f"{quote(old)} as {quote(new)}" for new, old in former.items() if old in standing]
-    if left:
-        settle(connection, table, f"* rename ({', '.join(left)})")
-        write_built(connection, table.schema)
+    """Rename columns; where somebody's index keeps the table as it is, it is built again."""
+    standing, target = _types(connection, table), mirror_table(table.schema)
+    left = [(quote(old), quote(new)) for new, old in former.items() if old in standing]
+    if not left:
+        return
+    if is_indexed(connection, table.schema):
+        names = ", ".join(f"{old} as {new}" for old, new in left)
+        other, own = copy_name(table.schema), quote(table.schema.mirror_relation)
+        connection.execute(f"create table {other} as select * rename ({names}) from {target}")
+        connection.execute(f"drop table {target}")
+        connection.execute(f"alter table {other} rename to {own}")
+    else:
+        for old, new in left:
+            connection.execute(f"alter table {target} rename {old} to {new}")
+    write_built(connection, table.schema)
 
 
 def _build_again(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
-    """Write the rows into another table, of the columns that are wanted."""
-    target, other = mirror_table(table.schema), mirror_table(table.schema, _ALTERED)
+    """Write the rows into another table, because somebody's index keeps this one as it is."""
+    target, other = mirror_table(table.schema), copy_name(table.schema)
     kept = kept_logical(connection, table.schema)
     create(connection, other, table.schema.arrow, logical=kept)
     names = listed(table.schema.names)

@@ -23,7 +23,7 @@ from rhei_pipeline.mirrors.duckdb.large_rows import LargeRows, are_large
 from rhei_pipeline.mirrors.duckdb.logical import as_kept, kept_logical
 from rhei_pipeline.mirrors.duckdb.past import write_snapshots
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
-from rhei_pipeline.mirrors.duckdb.promotion import add_columns, adopt_copy, keep_unknown, reshape
+from rhei_pipeline.mirrors.duckdb.promotion import add_column, adopt_copy, keep_unknown, reshape
 from rhei_pipeline.mirrors.duckdb.retention import expire
 from rhei_pipeline.mirrors.duckdb.row_comparison import RowComparing
 from rhei_pipeline.mirrors.duckdb.tables import (
@@ -365,7 +365,9 @@ class DuckDBTransaction:
 
     def add_columns(self, table: Table, values: Mapping[str, pa.Scalar]) -> None:
         """Add columns behind those of a table; each row has this value in them."""
-        add_columns(self._connection, table, values)
+        for column in table.schema.columns:
+            if column.name in values:
+                add_column(self._connection, table, column, values[column.name])
 
     def reshape(self, table: Table, at: datetime, former: FormerNames) -> None:
         """Give a table fewer, renamed or wider columns; a history keeps those that are gone."""
