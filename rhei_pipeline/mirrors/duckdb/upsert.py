@@ -18,6 +18,7 @@ from rhei_pipeline.sql.text import listed, matching
 UPSERTS = "_rhei_upserts"
 _NUMBER, _PLACE, _DIFFERS = "_rhei_number", "_rhei_place", "_rhei_differs"
 _GONE, _EQUAL, _UNDECIDED = "_rhei_gone", "_rhei_equal", "_rhei_undecided"
+_DIGESTED = "_rhei_digested"
 #: Places from here on are of rows that this transaction wrote. DuckDB 2.0 may leave committed rows
 #: there that are deleted by their places together with such.
 _UNCOMMITTED = 36_028_797_018_960_000
@@ -36,20 +37,25 @@ def upsert(
     """Write those of the registered rows that differ; return how many were inserted and updated.
 
     Nothing of them is staged: until it commits, a transaction holds in memory all that it staged.
-    Large ones are compared by digests, of which a join can hold as many as it wants.
+    Large ones are only scanned, and compared by digests: a join would hold their values once more.
     """
-    met = (_met_by_digests if large else _met)(connection, table, target, count)
+    if large:
+        met = _met_by_digests(connection, table, target)
+    else:
+        met = _met(connection, table, target, count)
     equal, replaced = met.numbers[~met.differ], 0
     if len(equal) < len(met.numbers):
-        replaced = _delete(connection, table, target, met)
+        replaced = _delete(connection, table, target, met, by_keys=not large)
     if len(equal) < count:
         _insert(connection, table, target, equal)
     return count - len(each_once(met.numbers)), replaced
 
 
-def _delete(connection: duckdb.DuckDBPyConnection, table: Table, target: str, met: "_Met") -> int:
-    """Delete the rows that differ; return how many."""
-    if met.differ.all():
+def _delete(
+    connection: duckdb.DuckDBPyConnection, table: Table, target: str, met: "_Met", *, by_keys: bool
+) -> int:
+    """Delete the rows that differ, by their keys if these are all; return how many."""
+    if by_keys and met.differ.all():
         # Without a table of their places: to register one takes most of a millisecond.
         same = matching("t", "u", table.schema.primary_key)
         return _changed(connection, f"delete from {target} t using {UPSERTS} u where {same}")
@@ -106,12 +112,11 @@ def _met(connection: duckdb.DuckDBPyConnection, table: Table, target: str, count
     )
 
 
-def _met_by_digests(
-    connection: duckdb.DuckDBPyConnection, table: Table, target: str, _count: int
-) -> _Met:
-    rows = digested_sql(table, UPSERTS, f"{_NUMBER}, ")
-    present = digested_sql(table, target, "rowid, ")
-    return _look_up(connection, table, present, table.schema.columns, rows)
+def _met_by_digests(connection: duckdb.DuckDBPyConnection, table: Table, target: str) -> _Met:
+    digested = connection.execute(f"from {digested_sql(table, UPSERTS, f'{_NUMBER}, ')}")
+    with registered(connection, _DIGESTED, digested.to_arrow_table()):
+        present = digested_sql(table, target, "rowid, ")
+        return _look_up(connection, table, present, table.schema.columns, _DIGESTED)
 
 
 def _is_text(column: Column) -> bool:

@@ -66,7 +66,7 @@ with HTAP(settings) as htap:
         # As one batch, all rows were held some six times over; DuckDB holds what it writes itself.
         ("duckdb", "destructive", (20, 6 * MB), "no", 540 * MB),
         # Each of DuckDB's threads held it: eight times, and its log: four times.
-        ("duckdb", "destructive", (1, 80 * MB), "yes", 4.6 * 80 * MB),
+        ("duckdb", "destructive", (1, 80 * MB), "yes", 3.6 * 80 * MB),
         # A copy's rows were written again through the log: eight times.
         ("duckdb", "temporal", (1, 80 * MB), "no", 5 * 80 * MB),
         # A text was spread into words of eight bytes each, and its statistics copied: 17 times it.
