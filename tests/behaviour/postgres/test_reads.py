@@ -14,6 +14,7 @@ from pglast import parser
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from rhei_pipeline.errors import QueryError, QueryLimitError, RheiError, SourceBusyError
+from rhei_pipeline.sources.postgres import read_sessions
 from rhei_pipeline.sources.postgres.database import PostgresDatabase
 from rhei_pipeline.sources.postgres.functions import Functions
 from rhei_pipeline.sources.postgres.query import _batch
@@ -308,6 +309,32 @@ def test_long_queries_keep_no_short_one_waiting(
         cancel()
     for sleeper in sleepers:
         sleeper.join()
+
+
+def test_a_session_that_cannot_be_cleaned_is_lent_to_nobody(
+    open_database: Callable[..., PostgresDatabase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_session: ReadSession, *, thoroughly: bool) -> None:
+        raise psycopg.OperationalError(f"it is gone, {thoroughly}")
+
+    sessions = open_database(pool_size=4)._reader._sessions
+    with monkeypatch.context() as failing, sessions.lend("select 1") as lent:
+        failing.setattr(ReadSession, "clean", fail)
+        lent.end()
+    assert lent.session.closed
+    with sessions.lend("select 1") as another:
+        assert another.session is not lent.session
+
+
+def test_no_more_slow_statements_are_remembered_than_may_be(
+    open_database: Callable[..., PostgresDatabase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_sessions, "_REMEMBERED", 2)
+    sessions = open_database(pool_size=4)._reader._sessions
+    for number in range(4):
+        with sessions.lend(f"select {number}", is_long=True):
+            pass
+    assert list(sessions._slow) == ["select 2", "select 3"]
 
 
 def _read_slowly(database: PostgresDatabase, sql: str) -> None:
