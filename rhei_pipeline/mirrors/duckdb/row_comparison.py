@@ -66,9 +66,13 @@ class RowComparing:
         self._alike: list[KeySpan] = []
         self._alike_rows = 0
         keys = table.schema.key_columns
-        # Of another order, or of a type that Python has otherwise, no key bounds rows surely.
+        # Of another order, or of a type that Python has otherwise, no key bounds rows surely: days
+        # and instants may be beyond its range.
         self._has_spans = span is not None and orders_alike(table.schema)
-        self._has_spans &= not any(column.name in table.schema.logical for column in keys)
+        self._has_spans &= not any(
+            column.name in table.schema.logical or pa.types.is_temporal(column.type)
+            for column in keys
+        )
 
     def compare(self, rows: Iterable[pa.Table]) -> Comparison:
         """Compare; rows are taken one portion after the other."""

@@ -247,9 +247,10 @@ def test_versions_written_beside_a_migration_are_kept_by_the_log_of_postgres(
     make_postgres: MakePostgres, step: Step
 ) -> None:
     world = make_postgres(mode="temporal", capture={"method": "logical"})
-    world.run("create table t(id int primary key, a int)", "insert into t values (1, 1)")
+    world.run("create table t(id int primary key, a int, b int)", "insert into t values (1, 1)")
     world.htap.sync_now()
-    world.run("update t set a = 2", "alter table t add column c text default 'c'")
+    # Two changes at once are copied.
+    world.run("update t set a = 2", "alter table t drop column b, add column c text default 'c'")
     world.faults.do_at(step, lambda: world.run("update t set a = 3", "update t set a = 4"))
     world.htap.sync_now()
     world.htap.sync_now()

@@ -222,6 +222,7 @@ def test_mirrors_read_together_are_asked_and_told_nothing_hostile(
 _SET_BY_US = {
     *("enable_progress_bar", "memory_limit", "max_memory", "threads", "worker_threads"),
     *("schema", "search_path"),
+    *("checkpoint_threshold", "wal_autocheckpoint", "auto_checkpoint_skip_wal_threshold"),
 }
 _OUTSIDE = (
     "select * from outside",
