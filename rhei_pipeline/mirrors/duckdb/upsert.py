@@ -113,7 +113,7 @@ def _met(connection: duckdb.DuckDBPyConnection, table: Table, target: str, count
 
 
 def _met_by_digests(connection: duckdb.DuckDBPyConnection, table: Table, target: str) -> _Met:
-    digested = connection.execute(f"from {digested_sql(table, UPSERTS, f'{_NUMBER}, ')}")
+    digested = connection.sql(f"from {digested_sql(table, UPSERTS, f'{_NUMBER}, ')}")
     with registered(connection, _DIGESTED, digested.to_arrow_table()):
         present = digested_sql(table, target, "rowid, ")
         return _look_up(connection, table, present, table.schema.columns, _DIGESTED)
