@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rhei_pipeline.mirrors.duckdb.housekeeping import COPY_PREFIX
 from rhei_pipeline.model.portions import LARGE_BYTES
@@ -29,6 +30,8 @@ from rhei_pipeline.sql.text import duckdb_type, mirror_table, quote
 
 MAIN = "main"
 SNAPSHOTS = "snapshot"
+#: From here on, a place (`rowid`) is of a row that its own transaction wrote.
+OWN_PLACES = 36_028_797_018_960_000
 _HISTORY = {field.name for field in HISTORY_FIELDS}
 _TEXTS = (UUID, JSON, INTERVAL, *ARRAYS)
 #: What a text is where DuckDB keeps it as more than text, by its type there.
@@ -255,6 +258,18 @@ def registered(connection: duckdb.DuckDBPyConnection, name: str, rows: object) -
         connection.unregister(name)
         if lent is not None:
             lent.rows = None
+
+
+def apart(rows: pa.Table, places: str) -> Iterator[pa.Table]:
+    """Yield rows whose places are of committed rows, and those of this transaction's own, if any.
+
+    Once a transaction has deleted rows, DuckDB 2.0 may pass by some that a statement finds by
+    places of both kinds.
+    """
+    is_own = pc.greater_equal(rows[places], OWN_PLACES)
+    for some in (rows.filter(pc.invert(is_own)), rows.filter(is_own)):
+        if some.num_rows:
+            yield some
 
 
 def give_back_freed() -> None:

@@ -28,6 +28,7 @@ from rhei_pipeline.mirrors.duckdb.retention import expire
 from rhei_pipeline.mirrors.duckdb.row_comparison import RowComparing
 from rhei_pipeline.mirrors.duckdb.tables import (
     TableNames,
+    apart,
     copy_name,
     create,
     in_utc,
@@ -175,23 +176,27 @@ class DuckDBTransaction:
         name = mirror_table(table.schema)
         self._feeds.note(table, versions)
         if versions.closings.num_rows:
-            with registered(self._connection, "_rhei_closings", versions.closings):
-                # Two statements: changing one column is cheaper, and most closings change one.
-                for deleted, also in (
-                    ("not", ""),
-                    ("", f", {OPERATION} = {literal(Operation.DELETE)}"),
-                ):
-                    self._connection.execute(
-                        f"update {name} as t set {VALID_TO} = c.{VALID_TO}{also}"
-                        f" from (select * from _rhei_closings where {deleted} {DELETED}) c"
-                        f" where t.rowid = c.{LOCATOR}"
-                    )
+            for closings in apart(versions.closings, LOCATOR):
+                self._close(name, closings)
         if versions.openings.num_rows:
             names = listed(versions.openings.column_names)
             openings = as_kept(self._connection, versions.openings, table.schema)
             with self.large_rows.shown("_rhei_openings", openings):
                 self._connection.execute(
                     f"insert into {name}({names}) select {names} from _rhei_openings"
+                )
+
+    def _close(self, name: str, closings: pa.Table) -> None:
+        with registered(self._connection, "_rhei_closings", closings):
+            # Two statements: changing one column is cheaper, and most closings change one.
+            for deleted, also in (
+                ("not", ""),
+                ("", f", {OPERATION} = {literal(Operation.DELETE)}"),
+            ):
+                self._connection.execute(
+                    f"update {name} as t set {VALID_TO} = c.{VALID_TO}{also}"
+                    f" from (select * from _rhei_closings where {deleted} {DELETED}) c"
+                    f" where t.rowid = c.{LOCATOR}"
                 )
 
     def record(self, watermark: Watermark) -> None:
@@ -350,6 +355,7 @@ class DuckDBTransaction:
     def _end_overlapping(self, name: str, key: Collection[str]) -> int:
         """End each version where the next one of its key begins, unless it ended before."""
         order = f"order by {VALID_FROM}, {VALID_TO} nulls last, rowid"
+        # By places of both kinds, other than in `apart`: where it is called, nothing was deleted.
         return self._changed(
             f"update {name} as t set {VALID_TO} = n.began from (select rowid as place,"
             f" lead({VALID_FROM}) over (partition by {listed(key)} {order}) as began from {name}) n"

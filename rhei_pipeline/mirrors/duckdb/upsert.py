@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.comparison import differs_sql, digested_sql
-from rhei_pipeline.mirrors.duckdb.tables import registered
+from rhei_pipeline.mirrors.duckdb.tables import apart, registered
 from rhei_pipeline.mirrors.met_rows import Flags, Places
 from rhei_pipeline.model.schema import Column, Table
 from rhei_pipeline.model.selection import each_once
@@ -19,9 +19,6 @@ UPSERTS = "_rhei_upserts"
 _NUMBER, _PLACE, _DIFFERS = "_rhei_number", "_rhei_place", "_rhei_differs"
 _GONE, _EQUAL, _UNDECIDED = "_rhei_gone", "_rhei_equal", "_rhei_undecided"
 _DIGESTED = "_rhei_digested"
-#: Places from here on are of rows that this transaction wrote. DuckDB 2.0 may leave committed rows
-#: there that are deleted by their places together with such.
-_UNCOMMITTED = 36_028_797_018_960_000
 #: So many rows are compared by their numbers first: of a large table, reading texts takes most.
 _MANY = 5_000
 
@@ -60,11 +57,10 @@ def _delete(
         same = matching("t", "u", table.schema.primary_key)
         return _changed(connection, f"delete from {target} t using {UPSERTS} u where {same}")
     places, count = met.places[met.differ], 0
-    for some in (places[places < _UNCOMMITTED], places[places >= _UNCOMMITTED]):
-        if len(some):
-            with registered(connection, _GONE, pa.table({_PLACE: some})):
-                statement = f"delete from {target} where rowid in (select {_PLACE} from {_GONE})"
-                count += _changed(connection, statement)
+    for some in apart(pa.table({_PLACE: places}), _PLACE):
+        with registered(connection, _GONE, some):
+            statement = f"delete from {target} where rowid in (select {_PLACE} from {_GONE})"
+            count += _changed(connection, statement)
     return count
 
 

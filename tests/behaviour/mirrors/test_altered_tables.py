@@ -1,13 +1,15 @@
 """What is replaced in DuckDB, beside rows that the same transaction has written, is there once."""
 
 from contextlib import closing
+from dataclasses import replace
 
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from rhei_pipeline.model.changes import NetChanges
 from rhei_pipeline.model.schema import Column, Table, TableSchema
-from rhei_pipeline.testing.mirror_work import copy
+from rhei_pipeline.testing import mirror_work
+from rhei_pipeline.testing.mirror_work import HISTORY, copy
 
 #: In some of a hundred transactions DuckDB left a row there that was deleted.
 _ROUNDS = 60
@@ -52,3 +54,25 @@ def test_rows_of_this_transaction_and_of_earlier_ones_are_replaced_together() ->
                     transaction.merge(of, NetChanges(rows(of, *some), gone))
             found = mirror.query(f"select k from {name} order by k")["k"].to_pylist()
             assert found == [1, 2, 3, 5]
+
+
+def test_versions_of_this_transaction_and_of_earlier_ones_are_closed_together() -> None:
+    """Also after rows were deleted, as when a key is forgotten."""
+    with closing(DuckDBMirror(":memory:")) as mirror:
+        for number in range(_ROUNDS):
+            history = Table(replace(HISTORY.schema, name=f"h{number}"), HISTORY.mode)
+            copy(mirror, history, mirror_work.rows(a=1.0, b=2.0, c=3.0, d=4.0))
+            with mirror.transaction() as transaction:
+                mirror._connection.execute(f"delete from h{number} where k in ('a', 'b', 'd')")
+                mirror_work.apply(transaction, history, ("a", 0.0, 1), ("b", 0.0, 1))
+                mirror_work.apply(transaction, history, ("a", 5.0, 2), ("c", 5.0, 2))
+            told = [
+                (key, value, end) for key, value, _, end, _ in mirror_work.versions(mirror, history)
+            ]
+            assert told == [
+                ("a", 0.0, 2),
+                ("a", 5.0, None),
+                ("b", 0.0, None),
+                ("c", 3.0, 2),
+                ("c", 5.0, None),
+            ]

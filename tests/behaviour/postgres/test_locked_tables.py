@@ -2,17 +2,22 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
 
+from rhei_pipeline import SyncReport
 from rhei_pipeline.errors import TableFailedError
 from rhei_pipeline.sources.postgres import database as postgres_database
+from rhei_pipeline.sources.postgres.logical import copy_start
 from rhei_pipeline.sources.postgres.logical import source as logical_source
 from rhei_pipeline.sources.postgres.triggers import source as trigger_source
+from rhei_pipeline.sources.waiting import wait_until
 from tests.support.fix_postgres import CHOSEN, AnyServer, PostgresWorld, database, started
+from tests.support.parts import engine_of
 
 MakeWorld = Callable[..., PostgresWorld]
 LOCKED = "lock table locked in access exclusive mode"
@@ -198,6 +203,48 @@ def test_a_copy_that_waited_is_copied_once_though_its_process_ended(
     world.assert_equal("free", "late")
 
 
+def test_a_first_sync_waits_longer_for_an_older_transaction_than_for_a_lock(
+    make_postgres: MakeWorld, holder: psycopg.Connection[Any]
+) -> None:
+    world = _made(make_postgres, "logical")
+    holder.execute("insert into free values (100, 'older')")
+
+    def opened_and_synced() -> SyncReport:
+        return world.htap.sync_now()
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(opened_and_synced)
+        waits = "select 1 from pg_stat_activity where wait_event_type = 'Lock'"
+        waits += " and clock_timestamp() - query_start > interval '500 milliseconds'"
+        while not first.done() and not world.app.execute(waits.encode()).fetchall():
+            pass
+        holder.commit()
+        assert not first.result().errors
+    world.assert_equal("free", "locked")
+
+
+def test_only_the_first_try_of_a_copy_waits(
+    make_postgres: MakeWorld, holder: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = list[float]()
+
+    def noted(condition: Callable[[], bool], seconds: float) -> bool:
+        waited.append(seconds)
+        return wait_until(condition, seconds)
+
+    monkeypatch.setattr(copy_start, "wait_until", noted)
+    world = _made(make_postgres, "logical")
+    world.htap.sync_now()
+    _change(world, 2)
+    world.htap.sync_now()
+    waited.clear()
+    holder.execute("insert into free values (100, 'older')")
+    world.run("create table late (id int primary key)", "insert into late values (1)")
+    for _ in range(3):
+        assert set(world.htap.sync_now().errors) == {"late"}
+    assert waited == [0.1, 0.0, 0.0]
+
+
 @pytest.fixture(scope="module")
 def waiting_server() -> Iterator[AnyServer]:
     with started(CHOSEN) as server:
@@ -243,6 +290,11 @@ def test_a_commit_that_waits_for_a_standby_is_neither_shown_nor_lost(
     with _waiting_for_a_standby(world, "insert into t values (2)"):
         assert world.htap.sync_now().events == 0
         world.assert_equal("t")
+        engine = engine_of(world.htap)
+        table, mark = engine.pipeline.table("t"), engine.mirror.ledger().watermarks["t"]
+        with engine.source.snapshot() as asked, engine.source.snapshot() as looked:
+            assert looked.pending(table, mark.position) == 0
+            assert asked.head(table) == looked.head(table)
         assert world.htap.verify().equal
         if mode == "temporal":
             assert world.htap.repair("t").inserted == 0
