@@ -10,6 +10,7 @@ from rhei_pipeline import Settings
 from rhei_pipeline.errors import MirrorBusyError, MissingExtraError
 from rhei_pipeline.mirrors import locking
 from rhei_pipeline.wiring.mirror import open_mirror
+from tests.support.packages import unload
 
 
 @pytest.mark.parametrize(
@@ -28,8 +29,7 @@ def test_a_package_that_is_not_installed_is_named_with_the_command(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in [known for known in sys.modules if known.startswith("rhei_pipeline.mirrors.")]:
-        monkeypatch.delitem(sys.modules, name)
+    unload(monkeypatch, "rhei_pipeline.mirrors")
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.chdir(tmp_path)
     settings = Settings(source={"path": "a"}, mirror={"kind": "datafusion", **mirror})

@@ -35,6 +35,7 @@ from rhei_pipeline.server.serve import access_from, tls_from
 from rhei_pipeline.wiring.engine import bridge
 from tests.support.fix_object_store import Store
 from tests.support.fix_world import World
+from tests.support.packages import unload
 from tests.support.parts import engine_of
 from tests.support.refusals import filled_in, refused, rhei
 
@@ -338,14 +339,13 @@ def test_a_missing_package_is_installed(t: World, monkeypatch: pytest.MonkeyPatc
     t.crash()
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "rocksdict", None)
-        without.delitem(sys.modules, "rhei_pipeline.buffer.rocksdb", raising=False)
+        unload(without, "rhei_pipeline.buffer.rocksdb")
         t.buffered = True
         with refused("pip install 'rhei-pipeline[{}]'", MissingExtraError) as met:
             t.htap.sync_now()
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "google.protobuf", None)
-        for name in [name for name in sys.modules if name.startswith("rhei_pipeline.server")]:
-            without.delitem(sys.modules, name)
+        unload(without, "rhei_pipeline.server")
         with refused("pip install 'rhei-pipeline[{}]'", MissingExtraError) as serve:
             raise _of("serve", "--config", "any.yaml")
     with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as file:

@@ -10,6 +10,7 @@ from rhei_pipeline.sources.postgres.logical import reader as logical_log
 from rhei_pipeline.sources.postgres.logical import stream as logical_stream
 from rhei_pipeline.wiring.engine import unseen_events
 from tests.support.fix_postgres import PostgresWorld
+from tests.support.parts import engine_of
 
 MakeWorld = Callable[..., PostgresWorld]
 
@@ -49,6 +50,26 @@ def test_what_is_committed_is_streamed_and_then_forgotten(world: PostgresWorld) 
     assert found is not None
     assert found[0] < 1_000
     assert len(world.versions("t")) == 6
+
+
+def test_what_a_stream_has_confirmed_is_not_proved_though_the_server_has_not_noted_it(
+    world: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(world.htap)
+    table, before = engine.pipeline.table("t"), engine.mirror.ledger().watermarks["t"].position
+    told = logical_stream.LogicalStream._report
+
+    def reported(stream: logical_stream.LogicalStream, *, reply: bool) -> None:
+        if reply:
+            told(stream, reply=True)
+
+    monkeypatch.setattr(logical_stream.LogicalStream, "_report", reported)
+    with engine.source.snapshot() as snapshot:
+        assert snapshot.proves(table, before)
+    change(world, "c")
+    with engine.source.snapshot() as snapshot:
+        assert not snapshot.proves(table, before)
+        assert snapshot.proves(table, engine.mirror.ledger().watermarks["t"].position)
 
 
 def test_a_stream_that_breaks_off_is_read_again(world: PostgresWorld) -> None:

@@ -506,7 +506,9 @@ class LogicalSource:
         found = self._connection.execute(statement, (self._name,)).fetchone()
         if found is None:
             return None
-        return Slot(self._name, lsn_number(found[0] or "0/0"), lost=bool(found[1]))
+        # The server takes a moment to note what a stream confirms.
+        confirmed = max(lsn_number(found[0] or "0/0"), self._advanced)
+        return Slot(self._name, confirmed, lost=bool(found[1]))
 
     def _slot_that_keeps(self) -> Slot | None:
         """Return the slot; one that is lost is dropped."""
