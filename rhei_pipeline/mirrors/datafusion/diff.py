@@ -9,12 +9,13 @@ from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, key_hashes, tabl
 from rhei_pipeline.mirrors.datafusion.key_index import Numbers
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.mirrors.met_rows import Differences, MetRows, gathered
-from rhei_pipeline.model.changes import Comparison
+from rhei_pipeline.model.changes import Comparison, NetChanges
 from rhei_pipeline.model.key_span import KeySpan
+from rhei_pipeline.model.portions import PORTION_BYTES
 from rhei_pipeline.model.schema import Table, TableSchema
 
 
-def differing(standing: WriteBuffer, copy: WriteBuffer) -> tuple[Numbers, Numbers]:
+def _differing(standing: WriteBuffer, copy: WriteBuffer) -> tuple[Numbers, Numbers]:
     """Return the copy's positions that are new or differ, and the table's that are too many."""
     changed, extra = [_NONE], [_NONE]
     for hashes, digests, places in copy.entries():
@@ -24,6 +25,23 @@ def differing(standing: WriteBuffer, copy: WriteBuffer) -> tuple[Numbers, Number
     for hashes, _, places in standing.entries():
         extra.append(np.delete(places, copy.find(hashes).key_numbers))
     return np.concatenate(changed), np.concatenate(extra)
+
+
+def differences(
+    standing: WriteBuffer, copy: WriteBuffer, schema: TableSchema, limit: int
+) -> Iterator[NetChanges]:
+    """Yield the changes from a table's present rows to its copy's.
+
+    A batch has at most `limit` rows, and fewer where they have many bytes.
+    """
+    changed, extra = _differing(standing, copy)
+    gone = standing.take(extra, schema.primary_key)
+    bytes_before = np.cumsum(copy.sizes(changed))
+    batch = np.arange(len(changed)) // limit + (bytes_before // PORTION_BYTES).astype(np.int64)
+    batches = np.split(changed, np.flatnonzero(np.diff(batch)) + 1) if len(changed) else []
+    for number in range(max(len(batches), -(-len(extra) // limit))):
+        places = batches[number] if number < len(batches) else _NONE
+        yield NetChanges(copy.take(places, schema.names), gone.slice(number * limit, limit))
 
 
 def compare(

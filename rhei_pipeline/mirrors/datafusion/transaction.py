@@ -26,7 +26,7 @@ from rhei_pipeline.mirrors.datafusion.buffered_rows import (
 from rhei_pipeline.mirrors.datafusion.diff import (
     compare,
     compare_digests,
-    differing,
+    differences,
     present_repeats,
 )
 from rhei_pipeline.mirrors.datafusion.digests import key_hashes
@@ -383,12 +383,8 @@ class FileTransaction:
 
     def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
         """Yield the changes from the table's present rows to the copy's, then drop the copy."""
-        standing, copy = self._buffer(table), self._drop_copy(table)
-        differing_places, gone_places = differing(standing, copy)
-        gone = standing.take(gone_places, table.schema.primary_key)
-        for low in range(0, max(len(differing_places), len(gone_places)), limit):
-            rows = copy.take(differing_places[low : low + limit], table.schema.names)
-            yield NetChanges(rows, gone.slice(low, limit))
+        copy = self._drop_copy(table)
+        yield from differences(self._buffer(table), copy, table.schema, limit)
 
     def count(self, table: Table) -> int:
         """Return the number of current rows."""

@@ -13,11 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.mirrors.datafusion.key_index import Numbers
+from rhei_pipeline.mirrors.datafusion.manifest import VersionEndsPart
 from rhei_pipeline.model.changes import Operation
 from rhei_pipeline.model.schema import OPERATION, VALID_TO
 from rhei_pipeline.model.type_names import INSTANT
 
 _BYTES_PER_ROW = 13
+#: So many files of version ends of about one size are made one.
+_HAND = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +90,13 @@ class VersionEnds:
                 last = pc.if_else(pa.array(self.deleted), Operation.DELETE.value, rows[place])
                 rows = rows.set_column(place, field, last)
         return rows
+
+
+def full_hand(places: Sequence[VersionEndsPart], rows: int) -> list[VersionEndsPart]:
+    """Return the parts to merge with so many new version ends: few of each size remain."""
+    hand: list[VersionEndsPart] = []
+    for place in sorted(places, key=lambda each: each.rows):
+        if place.rows > _HAND * max(rows + sum(each.rows for each in hand), 1):
+            break
+        hand.append(place)
+    return hand if len(hand) >= _HAND else []

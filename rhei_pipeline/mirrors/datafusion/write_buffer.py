@@ -27,7 +27,7 @@ from rhei_pipeline.mirrors.datafusion.manifest import (
     VersionEndsPart,
 )
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, ascending, conform
-from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds
+from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds, full_hand
 from rhei_pipeline.model.schema import HISTORY_FIELDS, Column
 from rhei_pipeline.model.selection import chosen, taken
 
@@ -36,8 +36,6 @@ _POSITION_BITS = 32
 _POSITION = (1 << _POSITION_BITS) - 1
 _TOLD = {found.name for found in HISTORY_FIELDS}
 
-#: So many files of version ends of about one size are made one.
-_HAND = 8
 #: Rows, and bytes of rows, that a transaction holds in memory before it writes them; readers see
 #: them at its end.
 SPILL_ROWS = 1_000_000
@@ -81,6 +79,9 @@ class _Staged:
     def parts(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         yield self.rows.select(list(columns))
 
+    def size(self) -> int:
+        return int(self.rows.nbytes)
+
 
 class _Written:
     """Rows of a committed segment."""
@@ -110,6 +111,9 @@ class _Written:
     def parts(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         names = self._own(columns) or self.segment.schema.names[:1]
         return self._store.form.parts(self._store.content(self.segment), names)
+
+    def size(self) -> int:
+        return self.segment.size_bytes
 
     def _own(self, columns: Sequence[str]) -> list[str]:
         return [name for name in columns if name in self.segment.schema.names]
@@ -290,6 +294,14 @@ class WriteBuffer:
             order.append(where)
         return taken(pa.concat_tables(found), np.argsort(np.concatenate(order)))
 
+    def sizes(self, places: Numbers) -> npt.NDArray[np.float64]:
+        """Return about how many bytes the rows at these positions have, as they are stored."""
+        sizes = np.zeros(len(places))
+        for number, _, where in self._by_part(places):
+            rows = self._parts[number].rows
+            sizes[where] = rows.size() / rows.count
+        return sizes
+
     def entries(self) -> Iterator[tuple[KeyHashes, Words, Numbers]]:
         """Yield hashes, digests and positions of all present rows, part by part."""
         for number, part in self._numbered(past=False):
@@ -358,7 +370,7 @@ class WriteBuffer:
         merged = []
         for part in changed:
             mine = VersionEnds.merged(part.new_ends)
-            full = _full_hand(part.ended, len(mine.positions))
+            full = full_hand(part.ended, len(mine.positions))
             kept.append(tuple(place for place in part.ended if place not in full))
             merged.append(VersionEnds.merged([mine, *self._store.version_ends(full)]))
         places = self._store.write_version_ends(merged)
@@ -431,16 +443,6 @@ class WriteBuffer:
         if isinstance(part.rows, _Staged):
             return [name for name in columns if name in part.rows.rows.column_names]
         return list(columns)
-
-
-def _full_hand(places: Sequence[VersionEndsPart], rows: int) -> list[VersionEndsPart]:
-    """Return the parts to merge with so many new version ends: few of each size remain."""
-    hand: list[VersionEndsPart] = []
-    for place in sorted(places, key=lambda each: each.rows):
-        if place.rows > _HAND * max(rows + sum(each.rows for each in hand), 1):
-            break
-        hand.append(place)
-    return hand if len(hand) >= _HAND else []
 
 
 _NONE = np.zeros(0, dtype=np.int64)

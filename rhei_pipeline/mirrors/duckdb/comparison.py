@@ -6,17 +6,17 @@ import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.logical import as_kept
-from rhei_pipeline.mirrors.duckdb.tables import copy_name, create, in_utc, registered
+from rhei_pipeline.mirrors.duckdb.tables import OWN_PLACES, copy_name, create, in_utc, registered
 from rhei_pipeline.model.array_texts import as_texts
 from rhei_pipeline.model.changes import NetChanges
+from rhei_pipeline.model.portions import PORTION_BYTES
 from rhei_pipeline.model.schema import VALID_TO, Column, Mode, Table
 from rhei_pipeline.sql.text import listed, matching, mirror_table, quote
 
 _DIFFERENT = "temp._rhei_different"
-_ROW = "_rhei_row"
+_PLACE, _IS_OWN, _SIZE = "_rhei_place", "_rhei_is_own", "_rhei_size"
 _PART = "_rhei_part"
 _DIGEST = "_rhei_digest"
-_IS_GONE = "_rhei_is_gone"
 
 
 def compare_digests(
@@ -33,10 +33,13 @@ def compare_digests(
                 f"insert into temp._rhei_digests select {listed(key, 'r')}, {number},"
                 f" {_digest(table, 'r')} from _rhei_rows r"
             )
+        del part
     same, present = matching("t", "s", key), present_sql(table)
+    # Digested before they are joined, as a join would hold the values themselves, twice.
+    digested = f"(select {listed(key)}, {_digest(table, 'p')} as {_DIGEST} from {present} p)"
     stale = connection.execute(
-        f"select distinct s.{_PART} from temp._rhei_digests s left join {present} t on {same}"
-        f" where t.{quote(key[0])} is null or s.{_DIGEST} <> {_digest(table, 't')} order by 1"
+        f"select distinct s.{_PART} from temp._rhei_digests s left join {digested} t on {same}"
+        f" where t.{quote(key[0])} is null or s.{_DIGEST} <> t.{_DIGEST} order by 1"
     ).fetchall()
     extra = _arrow(
         connection,
@@ -46,33 +49,57 @@ def compare_digests(
     return [number for (number,) in stale], extra
 
 
-def stage_differences(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
-    """Stage what differs between the table's present rows and the copy's."""
-    schema, current, copy = table.schema, present_sql(table), copy_name(table.schema)
-    same = matching("t", "c", schema.primary_key)
+def stage_differences(
+    connection: duckdb.DuckDBPyConnection, table: Table, limit: int, *, large: bool
+) -> None:
+    """Stage where the copy's rows are that differ from the present ones, and what keys are gone.
+
+    Args:
+        connection: In the transaction that compares.
+        table: What is compared with its copy.
+        limit: Rows of a batch; those of many bytes are fewer.
+        large: Compare digests of texts and bytes: a join would hold their values once more.
+    """
+    schema, present, copy = table.schema, present_sql(table), copy_name(table.schema)
+    place, sized = f"rowid as {_PLACE}, ", f"{_size_sql(table)} as {_SIZE}, "
+    if large:
+        copied, kept = digested_sql(table, copy, place + sized), digested_sql(table, present)
+    else:
+        copied, kept = f"(select {place}{sized}* from {copy} r)", present
+    key, same = listed(schema.primary_key, "c"), matching("t", "c", schema.primary_key)
     connection.execute(
         f"create or replace temp table _rhei_different as"
-        f" select *, row_number() over () as {_ROW} from ("
-        f" select {listed(schema.names, 'c')}, false as {_IS_GONE} from {copy} c"
-        f" left join {current} t on {same}"
+        f" select {listed(schema.primary_key)}, {_PLACE}, {_PLACE} >= {OWN_PLACES} as {_IS_OWN},"
+        f" (row_number() over places - 1) // {limit} + sum({_SIZE}) over places // {PORTION_BYTES}"
+        f" as {_PART} from ("
+        f" select {key}, c.{_PLACE}, c.{_SIZE} from {copied} c left join {kept} t on {same}"
         f" where t.{quote(schema.primary_key[0])} is null or {differs_sql(table, 't', 'c')}"
         f" union all"
-        f" select {listed(schema.names, 't')}, true from {current} t"
+        f" select {listed(schema.primary_key, 't')}, null, 0 from {present} t"
         f" anti join {copy} c on {same})"
+        f" window places as (partition by {_PLACE} >= {OWN_PLACES} order by {_PLACE})"
     )
 
 
-def staged_differences(
-    connection: duckdb.DuckDBPyConnection, table: Table, limit: int
-) -> Iterator[NetChanges]:
-    """Yield what was staged, in batches of at most `limit` rows, then drop it."""
-    names, key = table.schema.names, table.schema.primary_key
-    (count,) = connection.execute(f"select count(*) from {_DIFFERENT}").fetchall()[0]
-    for low in range(0, count, limit):
-        part = f"from {_DIFFERENT} where {_ROW} > {low} and {_ROW} <= {low + limit}"
+def staged_differences(connection: duckdb.DuckDBPyConnection, table: Table) -> Iterator[NetChanges]:
+    """Yield what was staged, in batches."""
+    names, key, copy = table.schema.names, table.schema.primary_key, copy_name(table.schema)
+    # Places of committed rows and of own ones apart: as in `apart`.
+    parts = connection.execute(
+        f"select {_IS_OWN}, {_PART}, min({_PLACE}), max({_PLACE}), count({_PLACE})"
+        f" from {_DIFFERENT} group by all order by all"
+    ).fetchall()
+    for is_own, part, first, last, count in parts:
+        staged = f"from {_DIFFERENT} where {_PART} = {part} and {_IS_OWN}"
+        staged += " is null" if is_own is None else f" = {is_own}"
+        rows = f"select {listed(names)} from {copy} where " + (
+            f"rowid between {first} and {last}" if count else "false"
+        )
+        if count and count <= last - first:  # a join would hold a large value once more
+            rows += f" and rowid in (select {_PLACE} {staged})"
         yield NetChanges(
-            _arrow(connection, f"select {listed(names)} {part} and not {_IS_GONE}"),
-            _arrow(connection, f"select {listed(key)} {part} and {_IS_GONE}"),
+            _arrow(connection, rows),
+            _arrow(connection, f"select {listed(key)} {staged} and {_PLACE} is null"),
         )
     connection.execute(f"drop table {_DIFFERENT}")
 
@@ -139,6 +166,16 @@ def row_digest(table: Table, row: str) -> str:
 def _values(table: Table, row: str) -> list[str]:
     """Return SQL of the values outside the key; what the mirror keeps of a text is text again."""
     return _texts_or_values(table.schema.value_columns, row)
+
+
+def _size_sql(table: Table) -> str:
+    """Return SQL of the bytes of a row's texts and bytes."""
+    sizes = [
+        f"coalesce({'strlen' if pa.types.is_string(column.type) else 'octet_length'}({value}), 0)"
+        for column, value in zip(table.schema.value_columns, _values(table, "r"), strict=True)
+        if pa.types.is_string(column.type) or pa.types.is_binary(column.type)
+    ]
+    return " + ".join(["0", *sizes])
 
 
 def _texts_or_values(columns: Iterable[Column], row: str) -> list[str]:

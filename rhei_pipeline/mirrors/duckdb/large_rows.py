@@ -48,13 +48,20 @@ class LargeRows:
         if are_large(rows):
             self._copies.add(table)
 
+    def has_copied(self, table: str) -> bool:
+        """Return whether a copy has large rows; those of another process count as small."""
+        return table in self._copies
+
+    def forget_copy(self, table: str) -> None:
+        """Forget what was noted of a copy."""
+        self._copies.discard(table)
+
     @contextmanager
-    def written_again(self, table: str) -> Iterator[None]:
-        """Write a copy's rows again within a block; those of another process count as small."""
-        if table not in self._copies:
+    def read_again(self, table: str) -> Iterator[None]:
+        """Read a copy's rows within a block, and write them again."""
+        if not self.has_copied(table):
             yield
             return
-        self._copies.discard(table)
         self._had_some = True
         with self._by_one_thread():
             yield

@@ -291,7 +291,11 @@ class DuckDBTransaction:
     def drop_copy(self, table: Table) -> None:
         """Drop the running copy; the table itself is not changed."""
         self._connection.execute(f"drop table if exists {copy_name(table.schema)}")
+        self._forget_copy(table)
+
+    def _forget_copy(self, table: Table) -> None:
         self._records.forget_copy(table.name)
+        self.large_rows.forget_copy(table.name)
 
     def heal_copy(self, table: Table, changes: NetChanges) -> None:
         """Apply net changes that were made since to the copy."""
@@ -313,10 +317,10 @@ class DuckDBTransaction:
         """
         if self._has_another_spelling(table.name):
             self._records.read_anew()  # what is recorded of that name becomes this one's
-        with self.large_rows.written_again(table.name):
+        with self.large_rows.read_again(table.name):
             adopted = adopt_copy(self._connection, table, at, self._names)
         if adopted is not None:
-            self._records.forget_copy(table.name)
+            self._forget_copy(table)
         if table.mode is Mode.TEMPORAL:
             if adopted is None:
                 self._feeds.fit(table)
@@ -364,10 +368,15 @@ class DuckDBTransaction:
 
     def copy_differences(self, table: Table, limit: int) -> Iterator[NetChanges]:
         """Yield the changes from the table's present rows to the copy's, then drop the copy."""
-        stage_differences(self._connection, table)
-        self._connection.execute(f"drop table {copy_name(table.schema)}")
-        self._records.forget_copy(table.name)
-        yield from staged_differences(self._connection, table, limit)
+        with self.large_rows.read_again(table.name):
+            large = self.large_rows.has_copied(table.name)
+            stage_differences(self._connection, table, limit, large=large)
+            self._let_go()
+            for changes in staged_differences(self._connection, table):
+                self._let_go()
+                yield changes
+                del changes
+        self.drop_copy(table)
 
     def add_columns(self, table: Table, values: Mapping[str, pa.Scalar]) -> None:
         """Add columns behind those of a table; each row has this value in them."""

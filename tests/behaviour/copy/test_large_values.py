@@ -5,18 +5,25 @@ import sys
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from rhei_pipeline.mirrors.datafusion import digests, formats
+from rhei_pipeline.mirrors.datafusion import diff, digests, formats
+from rhei_pipeline.mirrors.duckdb import comparison, large_rows
 from rhei_pipeline.model import portions
+from rhei_pipeline.model.changes import Counts, NetChanges
 from rhei_pipeline.model.portions import PORTION_BYTES
+from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import Step
 from rhei_pipeline.sources.postgres import row_texts, rows
 from rhei_pipeline.sources.postgres.logical import snapshot
+from rhei_pipeline.sync import cycle
 from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+from tests.support.parts import engine_of
 
 MB = 2**20
 
@@ -195,3 +202,38 @@ def test_portions_hold_every_item_once_within_both_bounds(most: int | None) -> N
     assert all(len(portion) <= (most or len(sizes)) for portion in found)
     # A portion ends with the item that fills it; only where sizes jump are more asked for.
     assert sum(sum(portion[:-1]) > PORTION_BYTES for portion in found) <= 1
+
+
+@pytest.mark.parametrize("storage", [None, "parquet"])
+def test_what_differs_in_another_copy_is_applied_a_few_large_rows_at_a_time(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, storage: str | None
+) -> None:
+    for module in (comparison, diff):
+        monkeypatch.setattr(module, "PORTION_BYTES", 50_000)
+    monkeypatch.setattr(large_rows, "LARGE_BYTES", 100_000)
+    world = make_world(mode="destructive", storage=storage, tables=[{"name": "t"}])
+    world.run(
+        "create table t(id integer primary key, v text)",
+        "insert into t with recursive n(i) as (values (1) union all select i + 1 from n"
+        " where i < 40) select i, hex(randomblob(5000)) from n",
+    )
+    world.htap.sync_now()
+    engine = engine_of(world.htap)
+    table = engine.pipeline.table("t")
+    wrong = {"id": list(range(1, 43)), "v": [None] * 42}
+    with engine.mirror.transaction() as transaction:
+        ids = pa.table({"id": [1, 2]}, table.schema.arrow_key)
+        transaction.merge(table, NetChanges(pa.table(wrong, table.schema.arrow), ids))
+    applied = list[int]()
+
+    def noted(table: Table, changes: NetChanges, *parts: Any) -> Counts:
+        applied.append(changes.upserts.num_rows)
+        return apply_difference(table, changes, *parts)
+
+    apply_difference = cycle._apply_difference
+    monkeypatch.setattr(cycle, "_apply_difference", noted)
+    report = world.htap.initial_sync("t")
+    assert (report.inserted, report.updated, report.deleted) == (2, 38, 2)
+    assert sum(applied) == 40
+    assert max(applied) <= 10  # each has some 10,000 bytes, half as many in a file
+    world.assert_equal("t")

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
-from rhei_pipeline.model.changes import NetChanges
+from rhei_pipeline.model.changes import NetChanges, Position
+from rhei_pipeline.model.progress import CopyProgress
 from rhei_pipeline.model.schema import Column, Table, TableSchema
 from rhei_pipeline.testing import mirror_work
-from rhei_pipeline.testing.mirror_work import HISTORY, copy
+from rhei_pipeline.testing.mirror_work import HISTORY, NOW, copy
 
 #: In some of a hundred transactions DuckDB left a row there that was deleted.
 _ROUNDS = 60
@@ -76,3 +77,24 @@ def test_versions_of_this_transaction_and_of_earlier_ones_are_closed_together() 
                 ("c", 3.0, 2),
                 ("c", 5.0, None),
             ]
+
+
+def test_rows_of_a_copy_that_was_healed_in_this_transaction_are_found_together() -> None:
+    progress = CopyProgress("", Position(3, "p"), "shape", complete=True)
+    with closing(DuckDBMirror(":memory:")) as mirror:
+        for number in range(_ROUNDS):
+            name = f"c{number}"
+            of, progress = table(name, "k", "a"), replace(progress, table=name)
+            copy(mirror, of, rows(of, (1, 9), (2, 9), (3, 9), (9, 9)))
+            with mirror.transaction() as transaction:
+                transaction.begin_copy(of, progress)
+                transaction.append_copy(of, rows(of, (1, 1), (2, 2), (3, 3), (4, 4)), progress)
+            gone = rows(of, (4, 0)).select(["k"])
+            with mirror.transaction() as transaction:
+                for written in ([(1, 0)], [(2, 0)], [(5, 0)]):
+                    transaction.heal_copy(of, NetChanges(rows(of, *written), gone))
+                assert transaction.adopt_copy(of, NOW) is None
+                for changes in transaction.copy_differences(of, 100):
+                    transaction.merge(of, changes)
+            found = mirror.query(f"select k, a from {name} order by k").to_pylist()
+            assert [tuple(row.values()) for row in found] == [(1, 0), (2, 0), (3, 3), (5, 0)]
