@@ -28,7 +28,7 @@ Connection = postgres_connection.Connection
 OWN_NAMESPACE = "_rhei"
 #: PostgreSQL's names have 63 bytes; so much of the mirror's id tells our slot from others'.
 _ID_DIGITS = 16
-NUMERIC = 1700
+BYTEA, NUMERIC = 17, 1700
 _MAX_DECIMAL_DIGITS = 38
 #: Built-in types by oid; every other type is kept as the text that PostgreSQL writes for it.
 _TYPES = {

@@ -30,10 +30,12 @@ class Stored:
     Attributes:
         relation: The quoted name of the table.
         columns: Those columns of it that the query has, as they are mirrored.
+        of_bytes: Those of them that are `bytea`; None: those that the table has as such.
     """
 
     relation: str
     columns: Sequence[Column]
+    of_bytes: tuple[str, ...] | None = None
 
     def places(self, names: Sequence[str], kind: pa.DataType) -> tuple[int, ...]:
         """Return which columns of the query have values of a type."""
@@ -60,6 +62,7 @@ def copied(
     is_large, of_bytes = False, tuple[str, ...]()
     if stored and (texts or blobs):
         is_large, of_bytes = may_be_large(connection, stored.relation)
+        of_bytes = of_bytes if stored.of_bytes is None else stored.of_bytes
     if is_large:
         sized = tuple(place for place in blobs if names[place] in of_bytes)
         query = in_pieces(query, len(names), texts, blobs, sized)

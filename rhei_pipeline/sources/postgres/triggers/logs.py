@@ -12,7 +12,7 @@ from itertools import pairwise
 import pyarrow as pa
 
 from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
-from rhei_pipeline.sources.postgres.catalog import NUMERIC, arrow_type
+from rhei_pipeline.sources.postgres.catalog import BYTEA, NUMERIC, arrow_type
 from rhei_pipeline.sources.postgres.table_facts import DEFAULT_NAMESPACE
 from rhei_pipeline.sources.postgres.triggers.ddl import (
     GONE,
@@ -135,15 +135,19 @@ class LogPart:
     only: str | None = None
     left: tuple[str, ...] = ()
 
-    def versions(self, condition: str) -> list[str]:
+    def versions(self, condition: str) -> list[tuple[str, tuple[str, ...]]]:
         """Return queries of position, transaction, `live`, unfit columns and columns of entries.
 
-        Run them in this order; each returns its entries in order.
+        Run them in this order; each returns its entries in order. With each come those of its
+        columns that are `bytea`.
         """
-        cut = self.generation.cut
-        queries = [] if self._has_no_key else [self._plain(condition)]
+        cut, places = self.generation.cut, self.generation.places()
+        of_bytes = tuple(
+            w.column.name for w in self.wanted if places.get(w.attribute, ("", 0))[1] == BYTEA
+        )
+        queries = [] if self._has_no_key else [(self._plain(condition), of_bytes)]
         if cut is not None and self.late:
-            queries.append(self._mixed(f"{condition} and seq >= {cut}"))
+            queries.append((self._mixed(f"{condition} and seq >= {cut}"), ()))
         return queries
 
     def touched(self, condition: str, log: TableLog) -> list[str]:

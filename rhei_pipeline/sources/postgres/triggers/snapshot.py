@@ -237,12 +237,13 @@ class PostgresTriggerSnapshot(TableReads):
     ) -> Iterator[pa.Table]:
         """Yield the entries between two truncations, log after log."""
         for part, window in self._windows(table, after):
-            for sql in part.versions(f"{window} and {between}"):
+            for sql, of_bytes in part.versions(f"{window} and {between}"):
                 own = [SEQUENCE, XID, LIVE, _UNFIT]
+                stored = Stored(part.generation.name, table.schema.columns, of_bytes)
                 # Mapped: a loop's variable would hold the texts beside what becomes of them.
                 yield from map(
                     partial(_without_other_keys, table),
-                    self._copied(sql, own, table.schema, limit, part.generation.name),
+                    self._copied(sql, own, table.schema, limit, stored),
                 )
 
     def net_changes(self, table: Table, after: Position, limit: int) -> Iterator[ChangeBatch]:
@@ -263,7 +264,8 @@ class PostgresTriggerSnapshot(TableReads):
         if not touched:
             return
         sql = found.log.net_sql(table.schema.names, " union all ".join(touched), entries)
-        for texts in self._copied(sql, [LIVE], table.schema, limit, found.log.table):
+        stored = Stored(found.log.table, table.schema.columns)
+        for texts in self._copied(sql, [LIVE], table.schema, limit, stored):
             size = texts.num_rows
             now = pa.repeat(pa.scalar(self.clock, INSTANT), size)
             own = [pa.array(np.zeros(size, np.int64)), now]
@@ -485,9 +487,8 @@ class PostgresTriggerSnapshot(TableReads):
         return self._dated[logs]
 
     def _copied(
-        self, sql: str, own: Sequence[str], schema: TableSchema, limit: int, relation: str
+        self, sql: str, own: Sequence[str], schema: TableSchema, limit: int, stored: Stored
     ) -> Iterator[pa.Table]:
-        stored = Stored(relation, schema.columns)
         self._reading = copied(self._connection, sql, [*own, *schema.names], limit, stored)
         return self._reading
 
