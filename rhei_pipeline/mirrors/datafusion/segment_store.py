@@ -37,6 +37,9 @@ INDEX = ".index"
 _GONE = ".gone"
 _ENDED = ".ended"
 _LETTERS = ".letters"
+#: What was written of more rows is mapped from its file once it is wanted, and not held in memory:
+#: of a history that would be ever more.
+_HELD_ROWS = 65_536
 
 
 class SegmentStore:
@@ -75,7 +78,8 @@ class SegmentStore:
         if index is not None:
             encoded = index.encode()
             self._put(f"{DATA}/{name}{INDEX}", encoded)
-            self._indexes[name] = index
+            if rows.num_rows <= _HELD_ROWS:
+                self._indexes[name] = index
             size += encoded.size
         return Segment(
             name,
@@ -113,7 +117,11 @@ class SegmentStore:
             VersionEndsPart(file, int(start), len(part.positions))
             for start, part in zip(starts, version_ends, strict=False)
         ]
-        self._version_ends.update(zip(places, version_ends, strict=True))
+        self._version_ends |= {
+            place: part
+            for place, part in zip(places, version_ends, strict=True)
+            if place.rows <= _HELD_ROWS
+        }
         return places
 
     def version_ends(self, places: Sequence[VersionEndsPart]) -> list[VersionEnds]:

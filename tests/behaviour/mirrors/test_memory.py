@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import tracemalloc
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, closing
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from rhei_pipeline.errors import MirrorError
+from rhei_pipeline.mirrors.datafusion import segment_store
 from rhei_pipeline.mirrors.duckdb import large_rows, tables, transaction
 from rhei_pipeline.mirrors.duckdb.large_rows import LargeRows
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
@@ -233,3 +235,29 @@ def test_cycles_from_postgres_into_files_keep_no_objects(
     )
     assert objects < CYCLES // 4
     assert arrow == 0
+
+
+def test_the_indexes_of_a_growing_history_are_not_held(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segment_store, "_HELD_ROWS", 500)
+    world = make_world(mode="temporal", storage="ipc", tables=[{"name": "t"}])
+    world.run(
+        "create table t(id integer primary key, v integer)",
+        "with recursive s(n) as (select 1 union all select n + 1 from s where n < 2000)"
+        " insert into t select n, 0 from s",
+    )
+    held = list[int]()
+    tracemalloc.start()
+    try:
+        for _ in range(24):
+            world.run("update t set v = v + 1")
+            world.htap.sync_now()
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    versions = 12 * 2_000
+    assert min(held[12:]) - min(held[:12]) < 8 * versions  # an index has 24 bytes of each
+    world.assert_equal("t")
+    assert len(world.versions("t")) == 24 * 2_000
