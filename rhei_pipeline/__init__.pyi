@@ -76,6 +76,7 @@ from rhei_pipeline.model.schema import SchemaPolicy as SchemaPolicy
 from rhei_pipeline.model.schema import Table as Table
 from rhei_pipeline.model.schema import TableSchema as TableSchema
 from rhei_pipeline.model.schema_log import SchemaChange as SchemaChange
+from rhei_pipeline.model.snapshot_rows import SnapshotRows as SnapshotRows
 from rhei_pipeline.model.streaming import Streamed as Streamed
 from rhei_pipeline.model.type_names import parse_type as parse_type
 from rhei_pipeline.model.upkeep import DamagedFile as DamagedFile

@@ -9,7 +9,7 @@ missing: that is why the contract suites ask these same questions.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from datetime import datetime
+from datetime import date, datetime
 from functools import cache
 from types import MappingProxyType
 from typing import Protocol, TypeGuard, runtime_checkable
@@ -23,18 +23,22 @@ from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.kept_columns import KeptColumns
 from rhei_pipeline.model.key_span import orders_alike
 from rhei_pipeline.model.polling import PollOptions
+from rhei_pipeline.model.progress import AsOf
+from rhei_pipeline.model.published_state import PublishedTable
 from rhei_pipeline.model.retention import Ageing, ExpiredHistory
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
 from rhei_pipeline.model.upkeep import DamagedFile
 from rhei_pipeline.protocols import (
     ChangeSource,
     Database,
+    FindRows,
     Mirror,
     MirrorRecords,
     Rescan,
     SourcePositions,
     SourceRows,
     SourceSnapshot,
+    TableAdministration,
 )
 
 
@@ -217,6 +221,27 @@ class Expires(Protocol):
 
     def kept_since(self) -> Mapping[str, datetime]:
         """Return since when histories are kept, of the tables that have lost older versions."""
+
+
+@runtime_checkable
+class Publishes(Protocol):
+    """A mirror that publishes its tables for engines on other machines."""
+
+    def publish(self) -> None:
+        """Publish all tables as they are now, whatever the interval."""
+
+    def published(self, table: Table) -> PublishedTable | None:
+        """Return what shows a table just as it is now; None if nothing that is published does."""
+
+
+@runtime_checkable
+class TakesFoundRows(Protocol):
+    """A transaction of a mirror that takes the rows of a snapshot from elsewhere."""
+
+    def store_snapshots(
+        self, table: Table, days: Mapping[date, AsOf], find: FindRows
+    ) -> dict[date, int]:
+        """Do what `write_snapshots` does, with what `find` finds."""
 
 
 @runtime_checkable
@@ -487,6 +512,16 @@ def refuse_unless_expiring(mirror: MirrorRecords, table: Table) -> Expires:
 def kept_since(mirror: MirrorRecords) -> Mapping[str, datetime]:
     """Return since when histories are kept that lost older versions; {} where none ever does."""
     return mirror.kept_since() if _expires(mirror) else MappingProxyType({})
+
+
+def publishes(mirror: MirrorRecords) -> TypeGuard[Publishes]:
+    """Return whether a mirror publishes its tables for other engines."""
+    return _has(type(mirror), Publishes)
+
+
+def takes_found_rows(transaction: TableAdministration) -> TypeGuard[TakesFoundRows]:
+    """Return whether a transaction takes the rows of a snapshot from elsewhere."""
+    return _has(type(transaction), TakesFoundRows)
 
 
 def erase_pruned(source: ChangeSource) -> None:

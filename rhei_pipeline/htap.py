@@ -27,6 +27,7 @@ from rhei_pipeline.model.reports import (
 )
 from rhei_pipeline.model.schema import Mode, Table
 from rhei_pipeline.model.schema_log import SchemaChange
+from rhei_pipeline.model.snapshot_rows import SnapshotRows
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.model.type_names import parse_type
 from rhei_pipeline.model.upkeep import DropReport, MaintenanceReport, RepairReport
@@ -498,13 +499,15 @@ class HTAP(Closing):
         """Return the number of the mirror's current rows."""
         return self._access.answer(lambda it: it.row_count(table))
 
-    def snapshot(self, table: str, instants: Mapping[date, datetime]) -> dict[date, int]:
+    def snapshot(self, table: str, instants: Mapping[date, datetime]) -> SnapshotRows:
         """Store a temporal table's rows as of an instant for each day, in `snapshot.<table>`.
 
-        Existing days are replaced; all days are written in one transaction.
+        Existing days are replaced; all days are written in one transaction. A declared cluster
+        finds the rows; where it is not there, the mirror does.
 
         Returns:
-            How many rows each day's snapshot has.
+            How many rows each day's snapshot has. Its `engines` say who found the rows of a day,
+            its `reason` why the cluster did not.
 
         Raises:
             QueryError: The table keeps no history, or its history begins after one of the days.

@@ -73,6 +73,8 @@ class Rescan(Enum):
 
 #: Called at each step; it may raise, and then the step is where the work ended.
 OnStep = Callable[[Step], None]
+#: Finds a table's rows of a day, as of an instant and of this shape; None: the mirror finds them.
+FindRows = Callable[[date, AsOf, pa.Schema], pa.Table | None]
 
 
 class DatabaseWrites(Protocol):

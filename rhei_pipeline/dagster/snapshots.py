@@ -21,11 +21,14 @@ from rhei_pipeline.dagster.resources import OlapResource
 from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.htap import HTAP
 from rhei_pipeline.model.schema import VALID_FROM, Table
+from rhei_pipeline.model.snapshot_rows import SnapshotRows
 from rhei_pipeline.settings.model import Settings
 from rhei_pipeline.sql.text import mirror_table, quote
 
 #: The entry of a snapshot's metadata that tells since when the history is known.
 KNOWN_FROM = "history_known_from"
+#: Who found the rows of a snapshot, `cluster` or `mirror`, and why the cluster did not.
+FOUND_BY, FOUND_BY_REASON = "rows_found_by", "rows_found_by_reason"
 _TICK = timedelta(microseconds=1)
 _INSTANT = pa.timestamp("us", "UTC")
 #: Which side is asked.
@@ -172,7 +175,7 @@ class _Taking:
         )
 
     def _metadata(
-        self, windows: Sequence[SnapshotWindow], rows: Mapping[date, int], watermark: int | None
+        self, windows: Sequence[SnapshotWindow], rows: SnapshotRows, watermark: int | None
     ) -> dict[str, dict[str, Any]]:
         """Return what is told of each window, by its partition."""
         return {
@@ -180,9 +183,19 @@ class _Taking:
                 "dagster/partition_row_count": rows[window.day],
                 "versions_begun": versions,
                 "watermark": watermark or 0,
+                **self._found_by(rows, window.day),
             }
             for window, versions in zip(windows, self._versions_begun(windows), strict=True)
         }
+
+    def _found_by(self, rows: SnapshotRows, day: date) -> dict[str, str]:
+        """Return who found a day's rows, and why the cluster did not, where one is declared."""
+        if self.htap.settings.compute is None:
+            return {}
+        engine = rows.engines[day]
+        if engine == "cluster" or rows.reason is None:
+            return {FOUND_BY: engine}
+        return {FOUND_BY: engine, FOUND_BY_REASON: rows.reason}
 
     def _versions_begun(self, windows: Sequence[SnapshotWindow]) -> list[int]:
         """Count the versions that began in each window; one query for all, however many they are.

@@ -32,6 +32,7 @@ from rhei_pipeline.model.reports import (
 )
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema
 from rhei_pipeline.model.schema_log import SchemaChange
+from rhei_pipeline.model.snapshot_rows import SnapshotRows
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.model.upkeep import DropReport, MaintenanceReport, RepairReport
 from rhei_pipeline.protocols import Database, OnStep
@@ -54,6 +55,7 @@ from rhei_pipeline.sync.repair_keys import Key, RepairRange
 from rhei_pipeline.sync.reporting import summed
 from rhei_pipeline.sync.verify import broken_histories
 from rhei_pipeline.sync.verify_parts import verify_budget
+from rhei_pipeline.wiring.compute import cluster_history
 from rhei_pipeline.wiring.declarations import (
     all_tables,
     forget,
@@ -391,10 +393,10 @@ class Held:
         """Return the number of the mirror's current rows."""
         return self.engine.mirror.count(self.engine.pipeline.table(table))
 
-    def snapshot(self, table: str, instants: Mapping[date, datetime]) -> dict[date, int]:
+    def snapshot(self, table: str, instants: Mapping[date, datetime]) -> SnapshotRows:
         """Store a temporal table's rows as of an instant for each day."""
-        found = self.engine.pipeline.mirrored(table)
-        return time_travel.snapshot(found, instants, self.engine.mirror)
+        found, cluster = self.engine.pipeline.mirrored(table), cluster_history(self.settings)
+        return time_travel.snapshot(found, instants, self.engine.mirror, cluster)
 
     def forget(self, table: str, keys: Sequence[Key], *, dry_run: bool = False) -> ForgetReport:
         """Remove keys from the mirror with all their past, and search the files for them."""

@@ -5,14 +5,21 @@ from datetime import UTC, date, datetime
 
 import pyarrow as pa
 
-from rhei_pipeline.capabilities import TellsChanges, tells_changes
+from rhei_pipeline.capabilities import (
+    TellsChanges,
+    publishes,
+    takes_found_rows,
+    tells_changes,
+)
 from rhei_pipeline.changes import consume
 from rhei_pipeline.changes.consume import After, OnLost
 from rhei_pipeline.changes.history import history_of, refuse_naive
+from rhei_pipeline.compute.snapshots import ClusterHistory
 from rhei_pipeline.errors import QueryError
 from rhei_pipeline.model.change_feed import ChangeStream, TableChanges
 from rhei_pipeline.model.progress import AsOf
 from rhei_pipeline.model.schema import VALID_FROM, VALID_TO, Table
+from rhei_pipeline.model.snapshot_rows import SnapshotRows
 from rhei_pipeline.model.streaming import Begun
 from rhei_pipeline.protocols import Mirror
 from rhei_pipeline.sql.text import listed, mirror_table
@@ -48,19 +55,39 @@ def known_since(table: Table, mirror: Mirror) -> datetime:
     return history_of(table, mirror).begins_at
 
 
-def snapshot(table: Table, instants: Mapping[date, datetime], mirror: Mirror) -> dict[date, int]:
+def snapshot(
+    table: Table,
+    instants: Mapping[date, datetime],
+    mirror: Mirror,
+    elsewhere: ClusterHistory | None = None,
+) -> SnapshotRows:
     """Store a table's rows as of an instant for each day, all in one transaction.
 
+    Args:
+        table: A temporal table.
+        instants: The instants, by day.
+        mirror: Where its history is, and the snapshots are put.
+        elsewhere: Finds the rows, as far as it can, of a mirror that publishes its tables.
+
     Returns:
-        How many rows each day's snapshot has.
+        How many rows each day's snapshot has, and who has found them.
 
     Raises:
         QueryError: The table keeps no history, or its history begins after one of the days.
     """
     _known_days(table, instants, mirror)
+    if elsewhere is not None and publishes(mirror):
+        mirror.publish()
     with mirror.transaction() as transaction:
         # Once more: nobody removes versions from here on.
-        return transaction.write_snapshots(table, _known_days(table, instants, mirror))
+        days = _known_days(table, instants, mirror)
+        if elsewhere is None or not publishes(mirror) or not takes_found_rows(transaction):
+            return SnapshotRows(transaction.write_snapshots(table, days))
+        # What was committed in between is not published: then the mirror finds the rows.
+        find = elsewhere.finder(mirror.published(table))
+        rows = transaction.store_snapshots(table, days, find)
+    engines = {day: "cluster" if day in elsewhere.found else "mirror" for day in rows}
+    return SnapshotRows(rows, engines, elsewhere.reason)
 
 
 def _known_days(

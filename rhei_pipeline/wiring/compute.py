@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from rhei_pipeline.compute.judging import tables_read
+from rhei_pipeline.compute.snapshots import ClusterHistory
 from rhei_pipeline.compute.spark_connect import SparkConnect
 from rhei_pipeline.errors import (
     ComputeUnreachableError,
@@ -99,7 +100,14 @@ class Cluster:
                 "nothing was published for a cluster yet",
                 hint="sync once; 'mirror.delta.interval_seconds' says how often it is published",
             )
-        return found, mirror.url or str(mirror.path.resolve())
+        return found, _root(self._settings)
+
+
+def cluster_history(settings: Settings) -> ClusterHistory | None:
+    """Return what finds rows as of an instant in the declared cluster; None if there is none."""
+    if settings.compute is None:
+        return None
+    return ClusterHistory(_engine(settings.compute), _root(settings), query_clock(settings))
 
 
 def validate_compute(settings: Settings) -> list[Finding]:
@@ -119,6 +127,11 @@ def _engine(compute: ComputeSettings) -> SparkConnect:
     return SparkConnect(
         compute.endpoint, token, tls=compute.tls, connect_seconds=compute.connect_seconds
     )
+
+
+def _root(settings: Settings) -> str:
+    """Return where the folders of Delta tables are, as a cluster finds them."""
+    return settings.mirror.url or str(settings.mirror.path.resolve())
 
 
 def _labelled(found: pa.Table, **labels: str) -> pa.Table:

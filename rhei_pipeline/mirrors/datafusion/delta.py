@@ -99,6 +99,13 @@ class DeltaTables:
         write_state(_state(manifest, self._versions), store)
         self.pace.note_publication()
 
+    def showing(self, table: StoredTable) -> PublishedTable | None:
+        """Return the version that shows just this state of a table; None if none does."""
+        folder = _folder(table)
+        if self._published.get(folder) is not table:
+            return None
+        return PublishedTable(table.namespace, table.relation, folder, self._versions[folder])
+
     def heal(self, manifest: Manifest, name: str, store: SegmentStore) -> tuple[DamagedFile, ...]:
         """Compare a Delta table's files with what the mirror holds; delete a table that differs.
 

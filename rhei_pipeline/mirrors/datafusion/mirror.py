@@ -42,6 +42,7 @@ from rhei_pipeline.mirrors.datafusion.transaction import FileTransaction
 from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.feed_state import FeedState
 from rhei_pipeline.model.progress import Ledger, Past
+from rhei_pipeline.model.published_state import PublishedTable
 from rhei_pipeline.model.query_limits import NO_LIMITS, AnswerLimits, gathered
 from rhei_pipeline.model.retention import Ageing, ExpiredHistory
 from rhei_pipeline.model.schema import VALID_TO, Mode, Table
@@ -299,6 +300,18 @@ class DataFusionMirror:
             with self._lock:
                 self._refuse_unusable()
                 self._delta.catch_up(self._manifest, self._store)
+
+    def publish(self) -> None:
+        """Publish all tables as they are now, whatever the interval."""
+        if self._delta is not None:
+            with self._lock:
+                self._refuse_unusable()
+                self._delta.catch_up(self._manifest, self._store)
+
+    def published(self, table: Table) -> PublishedTable | None:
+        """Return what shows a table just as it is now; None if nothing that is published does."""
+        stored = self._manifest.tables.get(mirror_table(table.schema))
+        return self._delta.showing(stored) if self._delta and stored else None
 
     @property
     def not_published(self) -> RheiError | None:

@@ -20,7 +20,6 @@ from rhei_pipeline.mirrors.datafusion.buffered_rows import (
     end_overlapping,
     merge,
     open_versions,
-    rows_as_of,
     rows_of,
 )
 from rhei_pipeline.mirrors.datafusion.diff import (
@@ -54,6 +53,7 @@ from rhei_pipeline.mirrors.datafusion.segment_merge import (
     fold,
 )
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
+from rhei_pipeline.mirrors.datafusion.snapshots import DAY, add_snapshots
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.model.blame import own_fault
 from rhei_pipeline.model.changes import (
@@ -80,9 +80,8 @@ from rhei_pipeline.model.schema import (
 )
 from rhei_pipeline.model.selection import chosen
 from rhei_pipeline.model.type_names import INSTANT
+from rhei_pipeline.protocols import FindRows
 from rhei_pipeline.sql.text import mirror_table, quote
-
-_DAY = pa.field("snapshot_date", pa.date32())
 
 
 @dataclass(slots=True)
@@ -219,21 +218,17 @@ class FileTransaction:
 
     def write_snapshots(self, table: Table, days: Mapping[date, AsOf]) -> dict[date, int]:
         """Store a temporal table's rows as of each day's instant, under the day."""
+        return self.store_snapshots(table, days, lambda _day, _then, _shape: None)
+
+    def store_snapshots(
+        self, table: Table, days: Mapping[date, AsOf], find: FindRows
+    ) -> dict[date, int]:
+        """Store the same rows, as far as they are found elsewhere from there."""
         name, buffer = _snapshots(table.schema), self._buffer(table)
         if not self._stands(name):
-            empty = StoredTable(SNAPSHOTS, table.schema.snapshot_name, pa.schema([_DAY]))
+            empty = StoredTable(SNAPSHOTS, table.schema.snapshot_name, pa.schema([DAY]))
             self._tables[name] = WriteBuffer(empty, self.store)
-        target = self._named(name, table)
-        asked = dict.fromkeys(column for day in days.values() for column in day.columns)
-        new = [buffer.schema.field(n) for n in asked if n not in target.schema.names]
-        target.reshape(pa.schema([*target.schema, *new]))
-        written = {}
-        for day, then in days.items():
-            rows = rows_as_of(buffer, then)
-            dated = rows.add_column(0, _DAY, pa.repeat(pa.scalar(day), rows.num_rows))
-            target.append_tagged(dated, day.isoformat())
-            written[day] = rows.num_rows
-        return written
+        return add_snapshots(self._named(name, table), buffer, days, find)
 
     def begin_copy(self, table: Table, progress: CopyProgress) -> None:
         """Start an empty copy beside the table."""

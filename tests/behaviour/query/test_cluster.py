@@ -5,7 +5,7 @@ import random
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
 from typing import Any
 
@@ -17,20 +17,10 @@ from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.compute.judging import tables_read
 from rhei_pipeline.errors import MirrorError, MissingExtraError, QueryError, SettingsError
 from rhei_pipeline.wiring.compute import validate_compute
+from tests.support.fix_cluster import with_cluster
 from tests.support.fix_world import World
 
 NOTHING = "sc://127.0.0.1:9"  # the port of 'discard', where nothing listens
-
-
-@pytest.fixture(scope="module")
-def sail() -> Iterator[str]:
-    """Start a Sail server of this process; return its address."""
-    spark = pytest.importorskip("pysail.spark", reason="pysail is not installed")
-    server = spark.SparkConnectServer("127.0.0.1", 0)
-    server.start(background=True)
-    _, port = server.listening_address
-    yield f"sc://127.0.0.1:{port}"
-    server.stop()
 
 
 def filled(make_world: Callable[..., World]) -> World:
@@ -51,12 +41,8 @@ def filled(make_world: Callable[..., World]) -> World:
 
 
 def declared(world: World, endpoint: str, kind: str = "sail") -> Settings:
-    values = {name: getattr(world.settings, name) for name in ("source", "registry")}
-    mirror = world.settings.mirror.model_dump() | {"delta": {"interval_seconds": 0}}
     tables = [{"name": "orders", "mode": "temporal"}, {"name": "customers"}]
-    return Settings(
-        **values, mirror=mirror, tables=tables, compute={"kind": kind, "endpoint": endpoint}
-    )
+    return with_cluster(world, endpoint, tables, kind)
 
 
 def random_query(drawn: random.Random) -> str:

@@ -1,0 +1,35 @@
+"""A Sail server, and declarations that name it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rhei_pipeline import Settings
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+
+
+@pytest.fixture(scope="module")
+def sail() -> Iterator[str]:
+    """Start a Sail server of this process; return its address."""
+    spark = pytest.importorskip("pysail.spark", reason="pysail is not installed")
+    server = spark.SparkConnectServer("127.0.0.1", 0)
+    server.start(background=True)
+    _, port = server.listening_address
+    yield f"sc://127.0.0.1:{port}"
+    server.stop()
+
+
+def with_cluster(
+    world: World | PostgresWorld,
+    endpoint: str,
+    tables: list[dict[str, Any]],
+    kind: str = "sail",
+    **more: Any,
+) -> Settings:
+    """Return a world's declaration with a cluster; its Delta tables are published at once."""
+    values = {name: getattr(world.settings, name) for name in ("source", "capture", "registry")}
+    mirror = world.settings.mirror.model_dump() | {"delta": {"interval_seconds": 0}}
+    compute = {"kind": kind, "endpoint": endpoint, **more}
+    return Settings(**values, mirror=mirror, tables=tables, compute=compute)
