@@ -1,6 +1,7 @@
 """A Spark Connect endpoint: Sail, or Spark."""
 
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -18,6 +19,8 @@ from rhei_pipeline.errors import (
 )
 from rhei_pipeline.model.cancellation import Cancel
 
+#: What is imported of the client: all that looks, as it is imported, what process this is.
+_CLIENT = ("pyspark.sql", "pyspark.sql.connect.session", "pyspark.sql.connect.client.retries")
 #: The client repeats for minutes what a server that is gone does not answer: this ends it soon.
 _RETRIES = {"max_retries": 3, "max_backoff": 1000}
 #: What the client raises where the statement itself is at fault.
@@ -98,10 +101,9 @@ class SparkConnect:
     @contextmanager
     def _session(self) -> Iterator[Any]:
         self.refuse_unreachable()
-        with needs_extra("cluster", "a query of a cluster"):
+        with needs_extra("cluster", "a query of a cluster"), _as_a_program():
             # Not imported before it is asked for: it is optional, and brings pandas.
-            sql = import_module("pyspark.sql")
-            retries = import_module("pyspark.sql.connect.client.retries")
+            sql, _, retries = map(import_module, _CLIENT)
         try:
             session = sql.SparkSession.builder.remote(self._url).create()
             session.client.set_retry_policies([retries.DefaultPolicy(**_RETRIES)])
@@ -125,3 +127,20 @@ class SparkConnect:
             f"the cluster at {self.endpoint!r} failed ({kind}: {without_values(first)[:200]})",
             hint="see the server's log; whether it is there, 'rhei check' says",
         )
+
+
+@contextmanager
+def _as_a_program() -> Iterator[None]:
+    """Give the main module a file within the block, where it has none, as with `python -c`.
+
+    The client takes a process without one for its own tests, looks for Spark, and exits.
+    """
+    main = sys.modules["__main__"]
+    if getattr(main, "__file__", None) or main.__spec__ is not None:
+        yield
+        return
+    main.__file__ = "-c"
+    try:
+        yield
+    finally:
+        del main.__file__  # or processes that are spawned would look for it
