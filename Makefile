@@ -99,7 +99,8 @@ schema: $(READY) ## write config/pipeline.schema.json
 test-cluster: $(READY) ## run the tests that need a Sail server or a launcher; installs 400 MB more
 	@$(PIP) --no-compile -r requirements-cluster.lock
 	@$(BIN)/python -m tests -m cluster tests/behaviour/query/test_cluster.py \
-		tests/behaviour/query/test_cluster_snapshots.py tests/docs/test_several_machines.py
+		tests/behaviour/query/test_cluster_snapshots.py tests/behaviour/query/test_cluster_by_size.py \
+		tests/docs/test_several_machines.py
 
 docs: $(DOCS_READY) ## build the documentation as a site, in build/site
 	@NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict

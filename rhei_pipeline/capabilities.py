@@ -227,11 +227,20 @@ class Expires(Protocol):
 class Publishes(Protocol):
     """A mirror that publishes its tables for engines on other machines."""
 
-    def publish(self) -> None:
-        """Publish all tables as they are now, whatever the interval."""
+    def publish(self, *, wait: bool = True) -> None:
+        """Publish all tables as they are now, whatever the interval; or not, while it is written.
 
-    def published(self, table: Table) -> PublishedTable | None:
-        """Return what shows a table just as it is now; None if nothing that is published does."""
+        That is so without `wait`: with it, the transaction under way is waited for.
+        """
+
+    def published(self, names: Sequence[str]) -> Sequence[PublishedTable] | None:
+        """Return what shows these tables just as they are now, all at one state; None if nothing.
+
+        Tables are named as in `tables`.
+        """
+
+    def stored_rows(self, relations: Collection[str]) -> int:
+        """Return how many rows and versions the tables of these names have, in any schema."""
 
 
 @runtime_checkable

@@ -1,6 +1,6 @@
 """Finds a table's rows as of an instant in a cluster."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
@@ -40,9 +40,10 @@ class ClusterHistory:
     reason: str | None = None
 
     def finder(
-        self, table: PublishedTable | None
+        self, published: Sequence[PublishedTable] | None
     ) -> Callable[[date, AsOf, pa.Schema], pa.Table | None]:
         """Return what finds the rows of a day; None where the table is not published as it is."""
+        table = published[0] if published else None
         if table is None:
             self.reason = "the table is not published as it is now"
 

@@ -55,7 +55,7 @@ from rhei_pipeline.sync.repair_keys import Key, RepairRange
 from rhei_pipeline.sync.reporting import summed
 from rhei_pipeline.sync.verify import broken_histories
 from rhei_pipeline.sync.verify_parts import verify_budget
-from rhei_pipeline.wiring.compute import cluster_history
+from rhei_pipeline.wiring.cluster import cluster_history
 from rhei_pipeline.wiring.declarations import (
     all_tables,
     forget,

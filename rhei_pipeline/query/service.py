@@ -10,9 +10,19 @@ from typing import Any
 
 import pyarrow as pa
 
+from rhei_pipeline.capabilities import publishes
+from rhei_pipeline.compute.heavy_reads import HeavyReads
+from rhei_pipeline.compute.spark_sql import SparkQuery
 from rhei_pipeline.errors import MirrorError, MirrorMemoryError, QueryError, QueryLimitError
-from rhei_pipeline.model.query_limits import QueryClock, QueryLimits, TimedQuery, Turns
+from rhei_pipeline.model.query_limits import (
+    AnswerLimits,
+    QueryClock,
+    QueryLimits,
+    TimedQuery,
+    Turns,
+)
 from rhei_pipeline.model.schema import TableOptions
+from rhei_pipeline.model.semantics import Translated
 from rhei_pipeline.model.streaming import Begun, Streamed
 from rhei_pipeline.query import results
 from rhei_pipeline.query.completeness import Completeness
@@ -28,6 +38,7 @@ from rhei_pipeline.query.masked_tables import refuse_source
 from rhei_pipeline.query.planner import Engines, Planner, reads_single_rows
 from rhei_pipeline.query.router import Plan, Route, tables_read
 from rhei_pipeline.query.streams import ONLY_READ, MirrorStreams, Wanted, until_closed
+from rhei_pipeline.query.translation.queries import Query
 from rhei_pipeline.sql.read_only import of_log
 
 #: How new an answer of the source is.
@@ -51,6 +62,7 @@ class QueryService:
         options: What the declaration says of a table.
         freshness: What to do when the mirror is not fresh enough.
         limits: What one query may take.
+        heavy: Has a cluster answer queries of many rows; None: there is none.
     """
 
     def __init__(
@@ -59,6 +71,7 @@ class QueryService:
         options: Mapping[str, TableOptions],
         freshness: Freshness,
         limits: QueryLimits | None = None,
+        heavy: HeavyReads | None = None,
     ) -> None:
         self._engines = engines
         self._limits = limits = limits or QueryLimits()
@@ -69,6 +82,7 @@ class QueryService:
         }
         self.planner = Planner(engines, options)
         self._mirror = engines.mirror
+        self._heavy = heavy
         self._pipeline = engines.pipeline
         self._freshness = MirrorFreshness(engines.pipeline, freshness)
         self._completeness = Completeness(engines)
@@ -108,7 +122,8 @@ class QueryService:
         if plan.route.engine == "oltp":
             refuse_source(plan, reason)
             return Route("oltp", reason, _CURRENT)
-        return Route("olap", reason, self._freshness.described(needed))
+        _, side = self._chosen(plan, results.bound(plan, params))
+        return replace(side, freshness=self._freshness.described(needed))
 
     def ask(
         self,
@@ -341,8 +356,7 @@ class QueryService:
         bound = results.bound(plan, params)
         is_cut = plan.query.limit is not None
         most = self._limits.answer.with_another_row() if is_cut else self._limits.answer
-        with self._logged("olap"):
-            found = self._mirror.query(plan.query.sql, bound, begun, most)
+        found, side = self._from_mirror(plan, plan.query, bound, begun, most)
         if results.unanswered(found, plan.query):
             return None
         if is_cut:
@@ -350,10 +364,35 @@ class QueryService:
             self._limits.answer.refuse_rows(found.num_rows)
         return results.labelled(
             results.shaped(found, plan),
-            plan.route,
+            side,
             ledger,
             self._freshness.age_seconds(synced_from),
         )
+
+    def _from_mirror(
+        self, plan: Plan, query: Query, bound: Mapping[str, Any], begun: Begun, most: AnswerLimits
+    ) -> tuple[pa.Table, Route]:
+        """Return the rows of a translated query, and the side that found them."""
+        asked, side = self._chosen(plan, bound)
+        if asked is not None and self._heavy is not None and publishes(self._mirror):
+            with self._logged("cluster"):
+                found = self._heavy.answer(asked, self._mirror, begun)
+            if not isinstance(found, str):
+                most.refuse_bytes(found.nbytes)
+                most.refuse_rows(found.num_rows)
+                return found, side
+            side = Route("olap", f"{plan.route.reason}; not by the cluster: {found}")
+        with self._logged("olap"):
+            return self._mirror.query(query.sql, bound, begun, most), side
+
+    def _chosen(self, plan: Plan, bound: Mapping[str, Any]) -> tuple[SparkQuery | None, Route]:
+        """Return how the cluster is asked, and the side; None where the mirror's engine answers."""
+        sql = plan.query.sql if plan.query else None
+        if self._heavy is None or not isinstance(sql, Translated) or not publishes(self._mirror):
+            return None, plan.route
+        asked, why = self._heavy.suits(sql, bound, self._mirror, self._engines.mirror.tables())
+        reason = f"{plan.route.reason}; {why}" if why else plan.route.reason
+        return asked, Route("olap" if asked is None else "cluster", reason)
 
     def _doubt(self, plan: Plan) -> str | None:
         """Return why the mirror does not hold all that a query needs; None when it does."""

@@ -84,7 +84,7 @@ def snapshot(
         if elsewhere is None or not publishes(mirror) or not takes_found_rows(transaction):
             return SnapshotRows(transaction.write_snapshots(table, days))
         # What was committed in between is not published: then the mirror finds the rows.
-        find = elsewhere.finder(mirror.published(table))
+        find = elsewhere.finder(mirror.published([mirror_table(table.schema)]))
         rows = transaction.store_snapshots(table, days, find)
     engines = {day: "cluster" if day in elsewhere.found else "mirror" for day in rows}
     return SnapshotRows(rows, engines, elsewhere.reason)

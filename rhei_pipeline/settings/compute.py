@@ -22,3 +22,9 @@ class ComputeSettings(Section):
     )
     tls: bool = Field(default=False, description="Reach the endpoint by TLS.")
     connect_seconds: float = Field(5.0, gt=0, description="How long a connection may take.")
+    min_rows: int | None = Field(
+        50_000_000,
+        gt=0,
+        description="From how many stored rows of its tables on 'auto' has the cluster answer a"
+        " query that the mirror would answer; null: never. For kind sail alone.",
+    )

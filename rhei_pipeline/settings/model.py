@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     capture: CaptureSettings = Field(CaptureSettings(), description="How changes are captured.")
     mirror: MirrorSettings = Field(description="The analytical copy.")
     compute: ComputeSettings | None = Field(
-        None, description="A cluster that answers queries with the hint 'cluster'."
+        None, description="A cluster that answers heavy queries, and finds the rows of snapshots."
     )
     local: LocalSettings | None = Field(
         None,

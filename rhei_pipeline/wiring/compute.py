@@ -8,8 +8,6 @@ from typing import Any
 import pyarrow as pa
 
 from rhei_pipeline.compute.judging import tables_read
-from rhei_pipeline.compute.snapshots import ClusterHistory
-from rhei_pipeline.compute.spark_connect import SparkConnect
 from rhei_pipeline.errors import (
     ComputeUnreachableError,
     MirrorError,
@@ -21,8 +19,8 @@ from rhei_pipeline.model.cancellation import Cancel
 from rhei_pipeline.model.published_state import PublishedState
 from rhei_pipeline.model.reports import Finding, Severity
 from rhei_pipeline.model.streaming import Begun
-from rhei_pipeline.settings.compute import ComputeSettings
 from rhei_pipeline.settings.model import Settings
+from rhei_pipeline.wiring.cluster import cluster_engine, published_root
 from rhei_pipeline.wiring.engine import query_clock, query_limits
 from rhei_pipeline.wiring.mirror import store_access
 
@@ -40,7 +38,7 @@ class Cluster:
                 "no cluster is declared", hint="declare 'compute', or leave the hint 'cluster' out"
             )
         self._settings = settings
-        self._engine = _engine(settings.compute)
+        self._engine = cluster_engine(settings.compute)
         self._clock = query_clock(settings)
         self._limits = query_limits(settings).answer
 
@@ -100,14 +98,7 @@ class Cluster:
                 "nothing was published for a cluster yet",
                 hint="sync once; 'mirror.delta.interval_seconds' says how often it is published",
             )
-        return found, _root(self._settings)
-
-
-def cluster_history(settings: Settings) -> ClusterHistory | None:
-    """Return what finds rows as of an instant in the declared cluster; None if there is none."""
-    if settings.compute is None:
-        return None
-    return ClusterHistory(_engine(settings.compute), _root(settings), query_clock(settings))
+        return found, published_root(self._settings)
 
 
 def validate_compute(settings: Settings) -> list[Finding]:
@@ -115,23 +106,11 @@ def validate_compute(settings: Settings) -> list[Finding]:
     if settings.compute is None:
         return []
     try:
-        _engine(settings.compute).version()
+        cluster_engine(settings.compute).version()
     except (ComputeUnreachableError, MissingExtraError) as error:
         why = "queries with the hint 'cluster' are answered by the mirror until then"
         return [Finding(Severity.WARNING, error.message, why, error.hint or "")]
     return []
-
-
-def _engine(compute: ComputeSettings) -> SparkConnect:
-    token = compute.token.get_secret_value() if compute.token else None
-    return SparkConnect(
-        compute.endpoint, token, tls=compute.tls, connect_seconds=compute.connect_seconds
-    )
-
-
-def _root(settings: Settings) -> str:
-    """Return where the folders of Delta tables are, as a cluster finds them."""
-    return settings.mirror.url or str(settings.mirror.path.resolve())
 
 
 def _labelled(found: pa.Table, **labels: str) -> pa.Table:

@@ -23,6 +23,7 @@ from rhei_pipeline.sync.options import SyncOptions
 from rhei_pipeline.sync.pipeline import Pipeline, no_step
 from rhei_pipeline.sync.schema_registry import Registry, mirror_id_of
 from rhei_pipeline.wiring.adoption import claim
+from rhei_pipeline.wiring.cluster import heavy_reads
 from rhei_pipeline.wiring.declarations import all_tables
 from rhei_pipeline.wiring.discovery import declared_tables, finding_tables, may_be_empty
 from rhei_pipeline.wiring.masking import declared_masks
@@ -115,7 +116,8 @@ def open_query_service(settings: Settings, engine: Engine) -> QueryService:
         settings.queries.masked,
     )
     options = table_options(settings, engine.registry)
-    return QueryService(engines, options, freshness, query_limits(settings))
+    heavy = heavy_reads(settings)
+    return QueryService(engines, options, freshness, query_limits(settings), heavy)
 
 
 def query_limits(settings: Settings) -> QueryLimits:

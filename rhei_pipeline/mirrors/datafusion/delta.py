@@ -54,8 +54,8 @@ class DeltaTables:
     def __init__(self, interval_seconds: float = 300.0, retention_hours: int = 1) -> None:
         self.pace = PublishSchedule(interval_seconds)
         self._retention_hours = retention_hours
-        self._published: dict[str, StoredTable] = {}
-        self._versions: dict[str, int] = {}
+        #: By folder, the table that is shown, and the version that shows it.
+        self._published: dict[str, tuple[StoredTable, int]] = {}
         self._gone: list[StoredTable] = []
         kept = f"interval {max(retention_hours, 1)} hours"
         self._configuration = {
@@ -87,24 +87,25 @@ class DeltaTables:
         self._remove_gone(store)
         failed: list[RheiError] = []
         for folder, table in _tables(manifest):
-            if self._published.get(folder) is not table:
+            if self.showing(table) is None:
                 try:
                     with _translated(table, folder):
-                        self._versions[folder] = self._publish(manifest, table, store)
-                    self._published[folder] = table
+                        self._published[folder] = table, self._publish(manifest, table, store)
                 except RheiError as error:
                     failed.append(error)  # the other tables are published all the same
         if failed:
             raise failed[0]
-        write_state(_state(manifest, self._versions), store)
+        versions = {folder: version for folder, (_, version) in self._published.items()}
+        write_state(_state(manifest, versions), store)
         self.pace.note_publication()
 
     def showing(self, table: StoredTable) -> PublishedTable | None:
         """Return the version that shows just this state of a table; None if none does."""
         folder = _folder(table)
-        if self._published.get(folder) is not table:
+        shown, version = self._published.get(folder, (None, 0))
+        if shown is not table:
             return None
-        return PublishedTable(table.namespace, table.relation, folder, self._versions[folder])
+        return PublishedTable(table.namespace, table.relation, folder, version)
 
     def heal(self, manifest: Manifest, name: str, store: SegmentStore) -> tuple[DamagedFile, ...]:
         """Compare a Delta table's files with what the mirror holds; delete a table that differs.

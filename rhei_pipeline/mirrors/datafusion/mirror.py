@@ -8,7 +8,7 @@ import logging
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -301,17 +301,29 @@ class DataFusionMirror:
                 self._refuse_unusable()
                 self._delta.catch_up(self._manifest, self._store)
 
-    def publish(self) -> None:
+    def publish(self, *, wait: bool = True) -> None:
         """Publish all tables as they are now, whatever the interval."""
-        if self._delta is not None:
-            with self._lock:
+        if self._delta is not None and self._lock.acquire(blocking=wait):
+            try:
                 self._refuse_unusable()
                 self._delta.catch_up(self._manifest, self._store)
+            finally:
+                self._lock.release()
 
-    def published(self, table: Table) -> PublishedTable | None:
-        """Return what shows a table just as it is now; None if nothing that is published does."""
-        stored = self._manifest.tables.get(mirror_table(table.schema))
-        return self._delta.showing(stored) if self._delta and stored else None
+    def published(self, names: Sequence[str]) -> list[PublishedTable] | None:
+        """Return what shows these tables just as they are now, all at one state; None if nothing.
+
+        Tables are named as in `tables`.
+        """
+        tables = self._manifest.tables
+        found = [self._delta.showing(tables[n]) for n in names if self._delta and n in tables]
+        shown = [table for table in found if table is not None]
+        return shown if len(shown) == len(names) else None
+
+    def stored_rows(self, relations: Collection[str]) -> int:
+        """Return how many rows and versions the tables of these names have, in any schema."""
+        tables = [t for t in self._manifest.tables.values() if t.relation.lower() in relations]
+        return sum(part.present_rows + part.ended_rows for t in tables for part in t.segments)
 
     @property
     def not_published(self) -> RheiError | None:
