@@ -15,6 +15,7 @@ from rhei_pipeline.compute.snapshots import ClusterHistory
 from rhei_pipeline.dagster import build_definitions
 from rhei_pipeline.model.progress import AsOf
 from rhei_pipeline.testing.oracle import Row, arrow_rows
+from tests.support.damage import damage
 from tests.support.fix_cluster import with_cluster
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
@@ -184,3 +185,26 @@ def test_where_the_cluster_is_away_the_mirror_finds_the_rows_and_dagster_says_wh
     assert told["rows_found_by"].value == "mirror"
     assert "nothing answers at" in str(told["rows_found_by_reason"].value)
     assert told["dagster/partition_row_count"].value == 1
+
+
+@pytest.mark.cluster
+def test_the_cluster_reads_copies_and_sees_no_damage_of_the_mirrors_own_files(
+    make_world: Callable[..., World], sail: str
+) -> None:
+    tables = [{"name": "t"}]
+    world = make_world(storage="delta", tables=tables)
+    world.run("create table t(id integer primary key, v int)")
+    world.app.executemany("insert into t values (?, 0)", ((key,) for key in range(1000)))
+    settings = with_cluster(world, sail, tables)
+    with rhei.open(settings) as htap:
+        htap.sync_now()
+        world.run("delete from t where id < 10")  # its segment is published as a copy without them
+        htap.sync_now()
+        assert htap.verify().equal
+    segments = (world.directory / "delta" / "data").glob("*.parquet")
+    largest = max(segments, key=lambda file: file.stat().st_size)
+    assert damage(largest, "flip quarter")
+    with rhei.open(settings) as htap:
+        found = htap.query("select count(*) as n, sum(id) as s from t", hint="cluster")
+        assert found.to_pylist() == [{"n": 990, "s": sum(range(10, 1000))}]
+        assert not htap.verify().equal
