@@ -17,12 +17,17 @@ _KEPT = 3
 
 def write_state(state: PublishedState, store: SegmentStore) -> None:
     """Name the versions of a publication that is complete."""
-    files = store.files
+    files, content = store.files, state.text().encode()
     name = f"{_STATES}/{state.version:020}{_SUFFIX}"
     known = sorted(files.names(_STATES))
-    if name not in known:
-        files.create(name, state.text().encode())
-        files.delete(known[: 1 - _KEPT])
+    if name in known:
+        if files.get(name).to_pybytes() == content:
+            return
+        # Delta tables that were written again count their versions from the beginning.
+        files.delete([name])
+        known.remove(name)
+    files.create(name, content)
+    files.delete(known[: 1 - _KEPT])
 
 
 def newest_state(files: Files) -> PublishedState | None:

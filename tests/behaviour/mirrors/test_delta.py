@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from deltalake.transaction import CommitProperties, Transaction
 
 from rhei_pipeline import HTAP, Settings
 from rhei_pipeline.mirrors.datafusion.delta import DeltaTables
+from rhei_pipeline.mirrors.datafusion.delta_states import newest_state
 from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
+from rhei_pipeline.mirrors.datafusion.storages import open_files
 from rhei_pipeline.model.changes import NetChanges, Position
 from rhei_pipeline.model.progress import CopyProgress
 from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
@@ -326,3 +329,22 @@ def test_versions_that_ended_in_place_are_published_with_their_ends(make_world: 
     ended = {row["k"]: row["_rhei_operation"] for row in found if row["_rhei_valid_to"]}
     assert ended == {0: "I", 1: "I", 2: "I", 9: "D"}
     assert len(found) == 54
+
+
+def test_a_published_state_names_versions_that_are_there_though_tables_were_deleted(
+    world: World,
+) -> None:
+    filled(world)
+    for value in range(3):
+        world.run(f"update t set v = {value} where id = 1")
+        with HTAP(settings(world)) as htap:
+            htap.sync_now()
+    shutil.rmtree(world.directory / "delta" / "delta")
+    with HTAP(settings(world)) as htap:
+        htap.sync_now()  # nothing has changed
+    files = open_files("parquet", world.directory / "delta")
+    found = newest_state(files)
+    files.close()
+    assert found is not None
+    there = {table.name: delta(world, table.name).version() for table in found.tables}
+    assert {table.name: table.version for table in found.tables} == there
