@@ -119,6 +119,7 @@ class ChangeLog(Closing):
             BufferFullError: A limit is reached; nothing was appended.
         """
         with self._lock:
+            self.renew()
             self.check_age({stream: 0})
             if events.num_rows:
                 with self.writing() as writer:
@@ -264,9 +265,22 @@ class ChangeLog(Closing):
                 yield writer
                 writer.commit(sync=durably)
             except BaseException:
-                if self._rocks.is_open:
+                if self._rocks.is_open and not self._rocks.is_given_up:
                     self._sweep()
                 raise
+
+    def renew(self) -> bool:
+        """Open the directory again after a write that failed; return whether that was so.
+
+        The write may be there nonetheless: what is known of the log is to be read anew.
+        """
+        with self._lock:
+            if not self._rocks.is_given_up:
+                return False
+            self._rocks.reopen()
+            self._state = LogState()
+            self._recover()
+            return True
 
     def _recover(self) -> None:
         """Read the streams' heads, and remove what a write that was cut off left behind."""

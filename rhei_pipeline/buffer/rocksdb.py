@@ -11,16 +11,22 @@ from rhei_pipeline.errors import (
     BufferDamagedError,
     BufferFullError,
     RheiError,
+    TransientError,
     needs_extra,
 )
 
 _log = logging.getLogger(__name__)
 #: What a full disk, a full quota and a file that may not grow are called.
 _FULL = ("No space left", "Disk quota exceeded", "File too large")
+#: What a disk that fails is called, and RocksDB's refusal of all that follows.
+_FAILED = ("Input/output error", "Read-only file system", "Writer has previous error")
 
 
 class RocksDirectory:
     """A RocksDB database: keys and values as bytes, ordered by key.
+
+    Attributes:
+        is_given_up: A write has failed: RocksDB may refuse all others until it is opened again.
 
     Raises:
         MissingExtraError: RocksDB's package is not installed.
@@ -30,6 +36,7 @@ class RocksDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.is_given_up = False
         self._rocks = _package()
         self._database: Any = None
         with self._translated():
@@ -39,6 +46,13 @@ class RocksDirectory:
     def is_open(self) -> bool:
         """Whether it has not been closed yet."""
         return self._database is not None
+
+    def reopen(self) -> None:
+        """Close it, and open it again: what a failed write left is there, or is not."""
+        self.close()
+        with self._translated():
+            self._database = self._open()
+        self.is_given_up = False
 
     def close(self) -> None:
         """Close it, so that another process can open it; safe to repeat."""
@@ -82,7 +96,9 @@ class RocksDirectory:
         options = self._rocks.WriteOptions()
         options.sync = sync
         with self._translated():
-            self._opened().write(batch, options)
+            database, self.is_given_up = self._opened(), True
+            database.write(batch, options)
+            self.is_given_up = False
 
     def delete_range(self, first: bytes, end: bytes) -> None:
         """Delete the keys from `first` to before `end`."""
@@ -151,7 +167,13 @@ class RocksDirectory:
             return BufferFullError(
                 f"the disk that holds {path!r} is full", hint="free space, then try again"
             )
-        return self.damaged(text.splitlines()[0] if text else "RocksDB failed")
+        first = text.splitlines()[0] if text else "RocksDB failed"
+        if any(reason in text for reason in _FAILED):
+            return TransientError(
+                f"the disk failed under buffer {path!r}: {first}",
+                hint="check the disk and its mounts; the next sync opens the buffer again",
+            )
+        return self.damaged(first)
 
 
 def _package() -> Any:  # noqa: ANN401

@@ -91,8 +91,7 @@ class BufferedSource:
         self._log = log
         self._draining = draining or BufferOptions()
         self._on_step = on_step
-        self._bridged = {name: _bridged(form) for name, form in log.facts(_TABLES).items()}
-        self._confirmed = {name: log.watermark(_MIRROR + name) for name in self._bridged}
+        self._read_log()
         self._pruned: dict[str, Position] = {}
         self._confirmation = Confirmation(log.path, log.log_id)
         self._drifted: set[str] = set()
@@ -103,6 +102,16 @@ class BufferedSource:
         self._lifted = False
         self._failing: dict[str, PermanentError] = {}
         self._blame = Blame()
+
+    def _read_log(self) -> None:
+        facts = self._log.facts(_TABLES)
+        self._bridged = {name: _bridged(form) for name, form in facts.items()}
+        self._confirmed = {name: self._log.watermark(_MIRROR + name) for name in self._bridged}
+
+    def _renew(self) -> None:
+        """Go on after a write that failed from what the log then holds."""
+        if self._log.renew():
+            self._read_log()
 
     def describe(self, name: str) -> TableSchema:
         """Read a table's schema as it is now."""
@@ -123,6 +132,7 @@ class BufferedSource:
         starts again: no older position is proved, so the table is copied again. After a schema
         change, the changes in the former schema are drained first.
         """
+        self._renew()
         known = self._bridged.get(table.name)
         self._inner.install(table, known.read_to if known else 0)
         with self._inner.snapshot() as snapshot:
@@ -229,6 +239,7 @@ class BufferedSource:
         *,
         drains: bool,
     ) -> Iterator[BufferedSnapshot]:
+        self._renew()
         self._release()
         self._failing.clear()
         while True:
@@ -269,6 +280,7 @@ class BufferedSource:
         Raises:
             BufferFullError: The log has reached a limit, in bytes or in age.
         """
+        self._renew()
         self._log.check_age({name: self._confirmed_order(name) for name in self._bridged})
         self._release()
         self._failing.clear()

@@ -3,6 +3,8 @@
 A command imports what it works with when it runs: nobody waits for engines to read the help.
 """
 
+import errno
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -47,6 +49,10 @@ for _panel, _group in _PANELS.items():
         app.registered_commands.append(_command)
 
 
+#: How the system refuses to write an answer; a reader that has gone is dealt with already.
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
+
 def _show_version(wanted: bool) -> None:  # noqa: FBT001  (a callback of typer's)
     if wanted:
         typer.echo(f"rhei {version('rhei-pipeline')}")
@@ -76,6 +82,13 @@ def main() -> None:
         app(prog_name="rhei")
     except RheiError as error:
         print_error(str(error))
+        sys.exit(FAILED)
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        # What is held of the answer would fail once more as the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print_error(f"the answer cannot be written: {error.strerror} (write it elsewhere)")
         sys.exit(FAILED)
 
 

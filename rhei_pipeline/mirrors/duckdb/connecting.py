@@ -3,8 +3,10 @@
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 import duckdb
@@ -12,7 +14,9 @@ import duckdb
 from rhei_pipeline.errors import MirrorBusyError
 from rhei_pipeline.mirrors.duckdb.driver_errors import translated
 from rhei_pipeline.mirrors.duckdb.housekeeping import silent
+from rhei_pipeline.mirrors.duckdb.remains import delete_remains
 from rhei_pipeline.mirrors.locking import Waiting
+from rhei_pipeline.model.durable import make_durable
 
 #: Until a checkpoint, what was written is held in memory beside the log, in half as much again. One
 #: for each 16 MB costs no measurable time more than one for each 64 MB.
@@ -35,6 +39,7 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
 }
 #: Who opens the file has its lock for at least so long: reads of the file end as they see that.
 READERS_END_SECONDS = 0.5
+_BEGUN = ".begun"
 
 
 def connect_once_free(
@@ -49,6 +54,27 @@ def connect_once_free(
         except MirrorBusyError as error:
             waiting.reason = error
             waiting.pause()
+
+
+def create_whole(path: str) -> None:
+    """Create the file if it is missing, so that it is there whole or not at all.
+
+    One that a full disk or a killed process had cut off would be refused as damaged.
+    """
+    file = Path(path).resolve()
+    if file.exists():
+        return
+    delete_remains(file, _BEGUN)
+    begun = file.with_name(f"{file.name}.{uuid.uuid4().hex}{_BEGUN}")
+    try:
+        with translated(path):
+            duckdb.connect(str(begun)).close()
+        # It is of a file that is gone: DuckDB, too, removes it where it creates one.
+        Path(f"{path}.wal").unlink(missing_ok=True)
+        begun.replace(file)
+        make_durable(file.parent)
+    finally:
+        begun.unlink(missing_ok=True)
 
 
 def interrupt(cursor: duckdb.DuckDBPyConnection) -> None:

@@ -38,6 +38,20 @@ def _too_large() -> MirrorMemoryError:
     )
 
 
+def _full(path: str) -> MirrorError:
+    return MirrorError(f"the disk that holds {path!r} is full", hint="free space, then try again")
+
+
+def unusable(error: OSError, path: str) -> MirrorError:
+    """Return the error for a file beside which the system lets us create none."""
+    if any(reason in str(error) for reason in _FULL):
+        return _full(path)
+    return MirrorError(
+        f"mirror {path!r} cannot be used: {error.strerror or error}",
+        hint="give this user write access to its folder, or correct mirror.path",
+    )
+
+
 def query_error(error: Exception, path: str, *, is_empty: bool) -> RheiError:
     """Return the error for a query that failed; `is_empty`: the mirror holds no table yet."""
     # Behind the first rows it reaches us through Arrow, which keeps the text alone.
@@ -52,6 +66,12 @@ def query_error(error: Exception, path: str, *, is_empty: bool) -> RheiError:
     if isinstance(error, duckdb.DataError):
         message = without_values(message)
     return QueryError(f"DuckDB refused the query: {message}", hint=hint)
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Return whether DuckDB has given the database up: no statement works until it is reopened."""
+    # Behind the first rows it reaches us through Arrow, which keeps the text alone.
+    return isinstance(error, duckdb.FatalException) or "has been invalidated" in str(error)
 
 
 @contextmanager
@@ -91,12 +111,11 @@ def _translate(error: duckdb.Error, path: str) -> RheiError:
             hint=f"correct mirror.path, or move {path!r} away, with '{path}.wal' if it exists",
         )
     if any(reason in text for reason in _FULL):
-        return MirrorError(
-            f"the disk that holds {path!r} is full", hint="free space, then try again"
-        )
+        return _full(path)
     quotes_values = isinstance(error, duckdb.DataError | duckdb.IntegrityError)
     what = type(error).__name__ if quotes_values else first_line(error)
-    hint = "check the disk and its mounts" if isinstance(error, duckdb.IOException) else None
+    of_disk = isinstance(error, duckdb.IOException | duckdb.FatalException)
+    hint = "check the disk and its mounts" if of_disk else None
     return MirrorError(f"DuckDB failed on {path!r}: {what}", hint=hint)
 
 

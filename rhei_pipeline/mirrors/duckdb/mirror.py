@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import (
     MirrorDamagedError,
-    MirrorError,
     QueryError,
     RheiError,
     mirror_closed,
@@ -29,12 +28,19 @@ from rhei_pipeline.mirrors.duckdb.connecting import (
     CONFIG,
     READERS_END_SECONDS,
     connect_once_free,
+    create_whole,
     ended_by_signals,
     interrupt,
     roll_back,
 )
 from rhei_pipeline.mirrors.duckdb.damage import first_line
-from rhei_pipeline.mirrors.duckdb.driver_errors import keys_of_the_user, query_error, translated
+from rhei_pipeline.mirrors.duckdb.driver_errors import (
+    is_fatal,
+    keys_of_the_user,
+    query_error,
+    translated,
+    unusable,
+)
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds, instant_text, read_feed
 from rhei_pipeline.mirrors.duckdb.forgetting import Door, rewrite_file
 from rhei_pipeline.mirrors.duckdb.housekeeping import prepare, read_mirror_id, read_owner
@@ -111,7 +117,7 @@ class DuckDBMirror:
         self._may_have_letters: bool | None = None
         self._commits = 0
         self._default_namespace = (-1, False)
-        self._closed = self._is_closing = False
+        self._closed = self._is_closing = self._is_given_up = False
         self._door = Door()
         self._under_way: set[Cancel] = set()
         with ExitStack() as opened:
@@ -152,12 +158,10 @@ class DuckDBMirror:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             lock = WriterLock(lock_of_file(file), self.path, timeout_seconds)
+            opened.callback(lock.release)
+            create_whole(self.path)
         except OSError as error:
-            raise MirrorError(
-                f"mirror {self.path!r} cannot be used: {error.strerror or error}",
-                hint="give this user write access to its folder, or correct mirror.path",
-            ) from error
-        opened.callback(lock.release)
+            raise unusable(error, self.path) from error
         if self._published is not None:
             self._published.look_up(file)
 
@@ -188,7 +192,12 @@ class DuckDBMirror:
     @contextmanager
     def transaction(self, *, trial: bool = False) -> Iterator[DuckDBTransaction]:
         """Open the one writing transaction; a trial is rolled back at its end."""
-        with self._lock, translated(self.path), ended_by_signals(self._connection):
+        with (
+            self._lock,
+            translated(self.path),
+            self._reopened(),
+            ended_by_signals(self._connection),
+        ):
             self._connection.execute("begin transaction")
             records = ProgressRecords(self._connection, self._ledger)
             feeds = DuckDBFeeds(self._connection, self._feeds)
@@ -303,6 +312,7 @@ class DuckDBMirror:
                     yield batch if batch.schema.equals(shape) else batch.cast(shape)
                     cancel.refuse_cancelled()
             except (duckdb.Error, pa.ArrowException, OSError) as error:
+                self._is_given_up |= is_fatal(error)
                 if self._is_closing:
                     raise mirror_closed() from error
                 raise query_error(
@@ -432,8 +442,31 @@ class DuckDBMirror:
         try:
             rewrite_file(Path(self.path).resolve(), self._config.get("memory_limit"))
         finally:
-            deadline = time.monotonic() + REOPENED_SECONDS
-            self._connection = connect_once_free(self.path, self._config, deadline)
+            self._connect_again()
+
+    def _connect_again(self) -> None:
+        deadline = time.monotonic() + REOPENED_SECONDS
+        self._connection = connect_once_free(self.path, self._config, deadline)
+
+    @contextmanager
+    def _reopened(self) -> Iterator[None]:
+        """Open the file again before a block if DuckDB has given it up; hold the lock.
+
+        It does where the disk fails as a commit is made durable, and answers nothing any more.
+        """
+        if self._is_given_up and self.path != MEMORY:
+            with self._door.shut(self._end_queries) as is_empty:
+                if is_empty:
+                    self._connection.close()
+                    self._connect_again()
+                    self._is_given_up = False
+                    self._ledger, self._feeds, self._may_have_letters = None, {}, None
+                    self._commits += 1
+        try:
+            yield
+        except duckdb.Error as error:
+            self._is_given_up |= is_fatal(error)
+            raise
 
     def _end_queries(self) -> None:
         for cancel in [*self._under_way]:
@@ -472,6 +505,12 @@ class DuckDBMirror:
 
     @contextmanager
     def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        if self._is_given_up and self._lock.acquire(blocking=False):
+            try:
+                with self._reopened():
+                    pass
+            finally:
+                self._lock.release()
         with self._door.entered(), self._cache.in_use() if self._cache else nullcontext():
             try:
                 cursor = self._connection.cursor()
@@ -479,6 +518,9 @@ class DuckDBMirror:
                 raise mirror_closed() from error
             try:
                 yield cursor
+            except duckdb.Error as error:
+                self._is_given_up |= is_fatal(error)
+                raise
             finally:
                 cursor.close()
 

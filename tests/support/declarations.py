@@ -1,0 +1,233 @@
+"""A pipeline whose declaration changes while its source does: masks, filters, columns, people."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from hypothesis import strategies as st
+
+from rhei_pipeline.protocols import Step
+from rhei_pipeline.testing.oracle import Key, by_key
+from tests.support.fix_postgres import PostgresWorld
+from tests.support.fix_world import World
+from tests.support.masking import partial
+from tests.support.model import instant_between
+from tests.support.playing import Work
+
+CREATE = "create table people(id integer primary key, name text, age integer, city text)"
+_NAMES = ("ann", "bob", "Ann Vergessmich")
+_CITIES = ("x", "y")
+
+Row = dict[str, Any]
+_FILTERS: Mapping[str, Callable[[Row], bool]] = {
+    "age < 3": lambda row: row["age"] is not None and row["age"] < 3,
+    "city = 'x' or age is null": lambda row: row["city"] == "x" or row["age"] is None,
+}
+_MASKS: Mapping[str, Callable[[Any], Any]] = {
+    "redact": lambda value: None if value is None else "***",
+    "truncate:1": lambda value: None if value is None else value[:1],
+    "partial:2": partial(2),
+    "null": lambda _: None,
+}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """Something the application writes."""
+
+    sql: str
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What is declared of the table from now on."""
+
+    where: str | None
+    mask: str | None
+    has_city: bool
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """A key that its people want to be gone, and where the command crashes."""
+
+    key: int
+    crash_at: Step | None
+
+
+_KEYS = st.integers(1, 4)
+_AGES = st.sampled_from(["null", "1", "2", "3", "4"])
+
+
+def _text(values: tuple[str, ...]) -> st.SearchStrategy[str]:
+    return st.sampled_from(["null", *(f"'{value}'" for value in values)])
+
+
+_VALUES = st.tuples(_text(_NAMES), _AGES, _text(_CITIES))
+_inserts = st.builds(
+    lambda key, row: Statement(
+        f"insert into people values ({key}, {', '.join(row)})"
+        " on conflict (id) do update set name = excluded.name, age = excluded.age"
+    ),
+    _KEYS,
+    _VALUES,
+)
+_updates = st.builds(
+    lambda key, row, place: Statement(
+        f"update people set {('name', 'age', 'city')[place]} = {row[place]} where id = {key}"
+    ),
+    _KEYS,
+    _VALUES,
+    st.integers(0, 2),
+)
+_moves = st.builds(
+    lambda key, other: Statement(
+        f"update people set id = {other} where id = {key}"
+        f" and not exists (select 1 from people where id = {other})"
+    ),
+    _KEYS,
+    _KEYS,
+)
+_deletes = st.builds(lambda key: Statement(f"delete from people where id = {key}"), _KEYS)
+_STEPS = st.none() | st.sampled_from(list(Step))
+_works = st.builds(
+    Work,
+    st.sampled_from(["sync", "sync", "copy", "repair", "verify", "reopen"]),
+    st.just("people"),
+    _STEPS,
+    st.integers(1, 2),
+)
+_declared = st.builds(
+    Declared,
+    st.sampled_from([None, *_FILTERS]),
+    st.sampled_from([None, *_MASKS]),
+    st.booleans(),
+)
+_forgettings = st.builds(Forgetting, _KEYS, _STEPS)
+actions = st.lists(
+    _inserts | _inserts | _updates | _moves | _deletes | _works | _works | _declared | _forgettings,
+    min_size=3,
+    max_size=25,
+)
+
+
+@dataclass
+class Play:
+    """A history being played.
+
+    After each piece of work that did not crash, the mirror has the source's rows as they are
+    declared, and every state that it ever showed is still shown as of its instant, but for keys
+    that were forgotten since. A history's mask stays as it was declared first.
+    """
+
+    world: World | PostgresWorld
+    declared: Declared = field(default_factory=lambda: Declared(None, None, has_city=True))
+    noted: list[tuple[datetime, dict[Key, Row]]] = field(default_factory=list)
+    half_forgotten: set[int] = field(default_factory=set)
+
+    def run(self, played: list[Any]) -> None:
+        """Play all."""
+        self.world.run(CREATE)
+        self.world.run("insert into people values (1, 'ann', 1, 'x'), (2, 'bob', 3, 'y')")
+        first = next((it for it in played if isinstance(it, Declared)), self.declared)
+        self._declare(first)
+        for action in [Work("sync", "people", None), *played, Work("sync", "people", None)]:
+            self._play(action)
+        assert self.world.htap.verify().equal
+
+    def _play(self, action: Any) -> None:
+        self.world.faults.disarm()
+        if isinstance(action, Statement):
+            self.world.run(action.sql)
+            return
+        if isinstance(action, Declared):
+            self._declare(action)
+            return
+        if action.crash_at:
+            self.world.faults.arm(action.crash_at, getattr(action, "occurrence", 1))
+        if not self.world.surviving(lambda: self._do(action)):
+            self.world.faults.disarm()
+            self._check()
+
+    def _declare(self, declared: Declared) -> None:
+        if self.world.mode == "temporal" and self.noted:
+            declared = replace(declared, mask=self.declared.mask)
+        if declared.where and "city" in declared.where:
+            declared = replace(declared, has_city=True)  # what it compares is there
+        self.declared = declared
+        table: dict[str, Any] = {"name": "people"}
+        if declared.where:
+            table["where"] = declared.where
+        if declared.mask:
+            table["mask"] = {"name": declared.mask}
+        if not declared.has_city:
+            table["columns"] = ["id", "name", "age"]
+        self.world.crash()
+        self.world.tables = [table]
+
+    def _do(self, action: Work | Forgetting) -> None:
+        if isinstance(action, Forgetting):
+            self._forget(action.key)
+            return
+        if action.kind == "reopen":
+            self.world.crash()
+        htap = self.world.htap
+        if action.kind == "copy":
+            htap.initial_sync("people")
+        elif action.kind == "repair":
+            htap.repair("people")
+        elif action.kind == "verify":
+            htap.verify()
+        assert htap.sync_now().errors == {}
+
+    def _forget(self, key: int) -> None:
+        self.world.run(f"delete from people where id = {key}")
+        htap = self.world.htap
+        assert htap.sync_now().errors == {}
+        # From here on it may be gone, or not yet, if the command crashes.
+        for _, rows in self.noted:
+            rows.pop((key,), None)
+        self.half_forgotten.add(key)
+        htap.forget("people", [key])
+        self.half_forgotten.discard(key)
+        if self.world.mode == "temporal":
+            assert key not in {row["id"] for row in self.world.versions("people")}
+
+    def _check(self) -> None:
+        held = by_key(self._present(), ("id",))
+        assert held == self._expected()
+        if self.world.mode != "temporal" or self.world.storage == "memory":
+            return
+        for instant, rows in self.noted:
+            shown = by_key(self.world.htap.as_of("people", instant).to_pylist(), ("id",))
+            for forgotten in self.half_forgotten:
+                shown.pop((forgotten,), None)
+            assert shown.keys() == rows.keys(), (instant, shown, rows)
+            for key, row in rows.items():
+                common = row.keys() & shown[key].keys()
+                assert {n: row[n] for n in common} == {n: shown[key][n] for n in common}
+        self.noted.append((instant_between(), held))
+
+    def _present(self) -> list[Row]:
+        where = " where _rhei_valid_to is null" if self.world.mode == "temporal" else ""
+        sql = f"select {', '.join(self._columns)} from people{where}"
+        rows: list[Row] = self.world.htap.query(sql, hint="olap").to_pylist()
+        return rows
+
+    @property
+    def _columns(self) -> list[str]:
+        return ["id", "name", "age", *(["city"] if self.declared.has_city else [])]
+
+    def _expected(self) -> dict[Key, Row]:
+        names = ("id", "name", "age", "city")
+        found = self.world.app.execute(f"select {', '.join(names)} from people").fetchall()
+        kept = {}
+        for values in found:
+            row = dict(zip(names, values, strict=True))
+            if self.declared.where and not _FILTERS[self.declared.where](row):
+                continue
+            if self.declared.mask:
+                row["name"] = _MASKS[self.declared.mask](row["name"])
+            kept[row["id"],] = {name: row[name] for name in self._columns}
+        return kept
