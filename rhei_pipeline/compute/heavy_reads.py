@@ -18,6 +18,8 @@ from rhei_pipeline.model.streaming import Begun
 
 #: How long it is remembered whether the cluster is there.
 REMEMBERED_SECONDS = 30.0
+#: Two decimals of so many digits, whatever their scales, are compared in one that holds both.
+_EXACT_DIGITS = 19
 
 
 @dataclass(slots=True)
@@ -51,7 +53,7 @@ class HeavyReads:
         if rows < self.min_rows:
             return None, ""
         query = in_spark(sql, bound)
-        if query is None or not _holds_alike(query, tables):
+        if query is None or not holds_alike(query, tables):
             return None, ""
         away = self._reason_away()
         if away is not None:
@@ -91,7 +93,7 @@ class HeavyReads:
         return self._away
 
 
-def _holds_alike(query: SparkQuery, tables: Mapping[str, Table]) -> bool:
+def holds_alike(query: SparkQuery, tables: Mapping[str, Table]) -> bool:
     """Return whether the columns read are of types that both engines compare alike."""
     kinds = [
         column.type
@@ -99,7 +101,10 @@ def _holds_alike(query: SparkQuery, tables: Mapping[str, Table]) -> bool:
         for column in tables[name].schema.columns
         if column.name in query.columns
     ]
-    return not any(
-        pa.types.is_floating(kind) or pa.types.is_binary(kind) or pa.types.is_time(kind)
-        for kind in kinds
-    )
+    return all(map(_is_alike, kinds))
+
+
+def _is_alike(kind: pa.DataType) -> bool:
+    if pa.types.is_decimal(kind):
+        return int(kind.precision) <= _EXACT_DIGITS
+    return not (pa.types.is_floating(kind) or pa.types.is_binary(kind) or pa.types.is_time(kind))

@@ -12,9 +12,10 @@ import pytest
 
 import rhei_pipeline as rhei
 from rhei_pipeline import HTAP, QueryError
-from rhei_pipeline.compute.heavy_reads import REMEMBERED_SECONDS
+from rhei_pipeline.compute.heavy_reads import REMEMBERED_SECONDS, holds_alike
 from rhei_pipeline.compute.spark_connect import SparkConnect
 from rhei_pipeline.compute.spark_sql import in_spark
+from rhei_pipeline.model.schema import Column, Mode, Table, TableSchema
 from rhei_pipeline.testing.oracle import exact
 from tests.support.fix_cluster import with_cluster
 from tests.support.fix_postgres import PostgresWorld
@@ -206,6 +207,19 @@ def test_small_tables_and_states_that_nobody_has_published_are_left_to_the_mirro
 )
 def test_what_might_mean_another_thing_to_spark_is_left_to_the_mirror(sql: str) -> None:
     assert in_spark(sql, {"p1": 1}) is None
+
+
+def test_columns_that_the_engines_compare_otherwise_are_left_to_the_mirror() -> None:
+    kinds = {"f": pa.float32(), "b": pa.binary(), "c": pa.time64("us"), "d": pa.decimal128(20, 2)}
+    kinds |= {"n": pa.int64(), "s": pa.string(), "e": pa.decimal128(19, 19), "o": pa.bool_()}
+    columns = tuple(Column(name, kind) for name, kind in kinds.items())
+    tables = {'"t"': Table(TableSchema("t", columns, ("n",)), Mode.DESTRUCTIVE)}
+    suited = []
+    for name in kinds:
+        query = in_spark(f'select count(*) from "t" group by "{name}"', {})
+        assert query is not None
+        suited += [name] if holds_alike(query, tables) else []
+    assert suited == ["n", "s", "e", "o"]
 
 
 def test_parameters_are_written_where_both_read_the_same() -> None:
