@@ -11,7 +11,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo dev docs docs-update test test-cluster test-postgres combinations soak memory fuzz damage drift dagster-live lint types arrows check wheel fix bench bench-quick schema screenshots audit clean
+.PHONY: help demo dev docs docs-update test test-cluster test-workers test-postgres combinations soak memory fuzz damage drift dagster-live lint types arrows check wheel fix bench bench-quick schema screenshots audit clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1|/' | \
@@ -101,6 +101,10 @@ test-cluster: $(READY) ## run the tests that need a Sail server or a launcher; i
 	@$(BIN)/python -m tests -m cluster tests/behaviour/query/test_cluster.py \
 		tests/behaviour/query/test_cluster_snapshots.py tests/behaviour/query/test_cluster_by_size.py \
 		tests/docs/test_several_machines.py
+
+test-workers: $(READY) ## kill a worker of Celery within a copy: five minutes; installs 400 MB more
+	@$(PIP) --no-compile -r requirements-cluster.lock
+	@$(BIN)/python -m tests -m soak -o faulthandler_timeout=0 tests/dagster/test_several_workers.py
 
 docs: $(DOCS_READY) ## build the documentation as a site, in build/site
 	@NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict

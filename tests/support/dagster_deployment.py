@@ -86,7 +86,7 @@ class Deployment:
         self.start_daemon()
         if webserver:
             workspace = str(self.home / "workspace.yaml")
-            self._start(
+            self.start_process(
                 "webserver",
                 *(
                     "dagster_webserver",
@@ -100,10 +100,12 @@ class Deployment:
             )
 
     def start_daemon(self) -> None:
-        self._start("daemon", "dagster._daemon", "run", "-w", str(self.home / "workspace.yaml"))
+        self.start_process(
+            "daemon", "dagster._daemon", "run", "-w", str(self.home / "workspace.yaml")
+        )
 
     def start_code_server(self, location: Location) -> None:
-        self._start(
+        self.start_process(
             location.name,
             *("dagster", "code-server", "start", "-h", "127.0.0.1", "-p", str(location.port)),
             *("-f", str(location.file), "-d", str(PROJECT)),
@@ -142,7 +144,8 @@ class Deployment:
         except ProcessLookupError:
             return
 
-    def _start(self, name: str, module: str, *arguments: str, **environment: str) -> None:
+    def start_process(self, name: str, module: str, *arguments: str, **environment: str) -> None:
+        """Start a module as a process of that name."""
         log = (self.home / f"{name}.log").open("ab")
         self.processes[name] = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -179,9 +182,9 @@ class Deployment:
         session = self.session_process()
         return next(used for process, _, used in _processes() if process == session)
 
-    def session_process(self) -> int:
+    def session_process(self, job: str = "sync") -> int:
         """Return the process of the newest open session, as its run says."""
-        (record, *_) = self.runs("sync", dg.DagsterRunStatus.STARTED)
+        (record, *_) = self.runs(job, dg.DagsterRunStatus.STARTED)
         with self.instance as instance:
             found = instance.all_logs(
                 record.dagster_run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT

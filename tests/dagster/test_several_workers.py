@@ -1,0 +1,144 @@
+"""Runs as tasks of Celery's workers, with a code server for each shard and the mirror in a bucket.
+
+`make test-workers` runs it. Broker and results are folders, as no server for them is installed.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+import rhei_pipeline as rhei
+from rhei_pipeline import HTAP
+from rhei_pipeline.errors import RheiError
+from tests.support.dagster_deployment import PROJECT, Deployment, Location, awaited
+from tests.support.fix_object_store import Store
+from tests.support.live_worlds import ServerWorld
+
+_Found = TypeVar("_Found")
+
+QUEUE = "rhei"
+ROWS = 60_000
+#: A run without a sign of life is given up after 150 s.
+GIVEN_UP_SECONDS = 400.0
+
+CELERY = """
+broker_url = "filesystem://"
+broker_transport_options = {options!r}
+result_backend = "file://{results}"
+task_default_queue = "rhei"
+"""
+LAUNCHER = """
+run_launcher:
+  module: dagster_celery.launcher
+  class: CeleryRunLauncher
+  config:
+    default_queue: rhei
+    broker: filesystem://
+    backend: file://{results}
+    config_source: {{broker_transport_options: {options}}}
+"""
+
+
+def with_workers(home: Path, servers: list[Location]) -> Deployment:
+    """Make a deployment whose runs are tasks of Celery."""
+    folders = {name: home / "celery" / name for name in ("tasks", "control", "results")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    tasks = str(folders["tasks"])
+    options = {
+        "data_folder_in": tasks,
+        "data_folder_out": tasks,
+        "control_folder": str(folders["control"]),
+    }
+    said = {"options": options, "results": folders["results"]}
+    (home / "celery" / "dagster_celery_config.py").write_text(CELERY.format(**said))
+    paths = [str(PROJECT), str(home / "celery"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # A worker runs what any code server asks for, so it has all shards.
+    declaration = {"RHEI_CONFIG": str(servers[0].declaration)}
+    environment = {"PYTHONPATH": os.pathsep.join(paths), **declaration}
+    made = Deployment(home, servers, environment)
+    instance = home / "dagster.yaml"
+    instance.write_text(instance.read_text() + LAUNCHER.format(**said))
+    return made
+
+
+def start_worker(made: Deployment, name: str) -> None:
+    """Start a worker that takes two runs at once."""
+    app = ("-A", "dagster_celery.app", "worker", "-Q", QUEUE, "-c", "2", "-n", f"{name}@%h")
+    alone = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+    made.start_process(name, "celery", *app, *alone)
+
+
+def worker_of(made: Deployment, job: str) -> str:
+    """Return which worker has the run of a job."""
+    group = os.getpgid(made.session_process(job))
+    return next(name for name, process in made.processes.items() if process.pid == group)
+
+
+def asked(world: ServerWorld, shard: int, ask: Callable[[HTAP], _Found]) -> _Found | None:
+    """Ask a shard of the mirror; None where it does not answer."""
+    with suppress(RheiError), rhei.open(world.settings.of_shard(shard), hold=False) as htap:
+        return ask(htap)
+    return None
+
+
+def count(world: ServerWorld, shard: int, table: str) -> int:
+    """Return how many rows a table has in the mirror."""
+    return asked(world, shard, lambda htap: htap.row_count(table)) or 0
+
+
+def written(bucket: Store) -> int:
+    """Return how often the store was written to by the shard that has `orders`."""
+    return sum(
+        method == "PUT" and "shard_1" in path for method, path in map(str.split, bucket.seen)
+    )
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_a_worker_killed_within_a_copy_costs_no_row_and_another_goes_on(
+    dsn: str, tmp_path: Path, bucket: Store
+) -> None:
+    pytest.importorskip("dagster_celery")
+    world = ServerWorld.on(dsn, tmp_path / "shop")
+    stored = {"path": bucket.url, "object_store": bucket.settings | bucket.keys}
+    mirror = json.dumps({"kind": "datafusion", "storage": "parquet", **stored})
+    world.declare(
+        f"name: shop\nshards: [[orders], []]\nsource: {{kind: postgres, dsn: {dsn!r}}}\n"
+        f"capture: {{method: trigger}}\nmirror: {mirror}\n",
+        "idle_seconds: 20, report_seconds: 2",
+    )
+    declared = world.location.declaration.read_text()
+    small = declared.replace("sync: {", f"sync: {{batch_rows: {ROWS // 100}, ")
+    world.location.declaration.write_text(small)
+    world.write(
+        f"insert into orders select n, 'new' from generate_series(1, {ROWS}) n",
+        "insert into items values (1, 1)",
+    )
+    servers = [Location(f"shard_{n}", world.location.declaration, shard=n) for n in (1, 2)]
+    made = with_workers(tmp_path / "home", servers)
+    try:
+        made.start()
+        for name in ("worker_1", "worker_2"):
+            start_worker(made, name)
+        awaited("a part is copied", lambda: written(bucket) > 90)
+        killed = worker_of(made, "shop_shard_1_sync")
+        made.kill(killed)
+        assert count(world, 1, "orders") == 0
+        awaited("the copy is whole", lambda: count(world, 1, "orders") == ROWS, GIVEN_UP_SECONDS)
+        assert worker_of(made, "shop_shard_1_sync") != killed
+        world.write(
+            "update orders set status = 'sent' where id = 1", "insert into items values (2, 2)"
+        )
+        awaited("changes are applied", lambda: count(world, 2, "items") == 2)
+    finally:
+        made.stop()
+    for shard in (1, 2):
+        with rhei.open(world.settings.of_shard(shard)) as htap:
+            htap.sync_now()
+            assert htap.verify().equal
