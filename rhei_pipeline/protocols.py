@@ -406,8 +406,9 @@ class TableAdministration(Protocol):
     def reshape(self, table: Table, at: datetime, former: FormerNames) -> None:
         """Give a table fewer columns, other names, or wider types; their values are left alone.
 
-        `former`: The name that each renamed column had. A history keeps the columns that `table`
-        has no more, as left since `at`. Safe to repeat.
+        `former`: The name that each renamed column had. Columns that `table` has no more are kept
+        where it says so: by a history as left since `at`; else with their values, which rows keep
+        that are merged, and which go to the copy that is adopted. Safe to repeat.
         """
 
     def record_key(self, table: Table) -> None:

@@ -8,6 +8,12 @@ list item of the parts that promise something has one here, or a reason why it h
 #: By page, the sentence and its test.
 CLAIMS = {
     "docs/schema-changes.md": {
+        "It counts as well for one that is left out of `columns`.": "test_a_column_that_is_left_out_of_the_mirror_is_kept_or_dropped_as_well",
+        "each row keeps the value that the mirror had last, also when the row changes later.": "test_a_plain_mirror_keeps_a_dropped_column_with_the_last_values",
+        "Copies and `repair` keep the values, by the table's key;": "test_a_copy_and_a_repair_keep_what_a_plain_mirror_has_in_a_dropped_column",
+        "the column goes from all versions, from the [snapshots](temporal.md), and from the next published": "test_a_history_drops_a_column_where_that_is_said",
+        "Columns that were kept before go with the next sync, in a plain mirror by a copy.": "test_another_setting_counts_for_the_columns_that_were_kept",
+        "A column that comes back under its name is the source's again.": "test_a_kept_column_is_the_sources_again_when_it_comes_back",
         "A column is added to a destructive mirror without reading a row, however large the table is, where both are so:": "test_no_row_is_read_for_columns_whose_values_are_known",
         "So it is added to a history that follows the log of PostgreSQL, where it has no default.": "test_a_history_takes_a_column_without_default_and_keeps_each_version",
         "A default makes new versions of all rows, so the column is read for it, and its past stays as it": "test_a_history_has_a_default_as_versions_and_its_past_as_it_was",

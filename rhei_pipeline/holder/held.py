@@ -219,7 +219,9 @@ class Held:
         chosen = mode or (standing.mode if standing else self.settings.mode)
         name = asked.name if standing else said.name
         policy = said.schema_changes or self.settings.schema_changes
-        return Declared(name, chosen, mode is not None, said.mirror_name or "", policy)
+        dropped = said.dropped_columns or self.settings.dropped_columns
+        own = said.mirror_name or ""
+        return Declared(name, chosen, mode is not None, own, policy, dropped)
 
     def unregister_table(self, table: str) -> None:
         """Capture a table no more; its mirror stays as it is."""

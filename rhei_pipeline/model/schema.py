@@ -50,6 +50,13 @@ class SchemaPolicy(StrEnum):
     QUARANTINE = "quarantine"
 
 
+class DroppedColumns(StrEnum):
+    """What becomes of a mirror's column that its source has no more, or is not to be mirrored."""
+
+    KEEP = "keep"
+    DROP = "drop"
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column of a table.
@@ -245,15 +252,27 @@ def renamed(schema: TableSchema, relation: str) -> TableSchema:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A declared table: its schema, and how its mirror treats changes."""
+    """A declared table: its schema, and how its mirror treats changes.
+
+    `dropped`: What becomes of columns that the schema has no more. None: a history keeps them, and
+    another mirror drops them. It is declared, and no part of the table's identity.
+    """
 
     schema: TableSchema
     mode: Mode = Mode.DESTRUCTIVE
+    dropped: DroppedColumns | None = dataclass_field(default=None, compare=False)
 
     @property
     def name(self) -> str:
         """The table's name in the source and in the mirror."""
         return self.schema.name
+
+    @property
+    def keeps_dropped(self) -> bool:
+        """Whether its mirror keeps columns that the schema has no more."""
+        if self.dropped is None:
+            return self.mode is Mode.TEMPORAL
+        return self.dropped is DroppedColumns.KEEP
 
     @property
     def mirror_schema(self) -> pa.Schema:

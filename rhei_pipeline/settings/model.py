@@ -21,7 +21,7 @@ from pydantic_settings import SettingsError as PydanticSettingsError
 
 from rhei_pipeline.errors import SettingsError
 from rhei_pipeline.model.polling import PollOptions
-from rhei_pipeline.model.schema import Mode, SchemaPolicy, nearest
+from rhei_pipeline.model.schema import DroppedColumns, Mode, SchemaPolicy, nearest
 from rhei_pipeline.settings.compute import ComputeSettings
 from rhei_pipeline.settings.keeping import (
     DeadLetterSettings,
@@ -42,13 +42,7 @@ from rhei_pipeline.settings.sections import (
     VerifySettings,
     refuse_history_of_none,
 )
-from rhei_pipeline.settings.shards import (
-    Sharding,
-    Shards,
-    beside,
-    label,
-    plain_name_in,
-)
+from rhei_pipeline.settings.shards import Sharding, Shards, beside, label, plain_name_in
 from rhei_pipeline.settings.source import (
     METHODS,
     CaptureSettings,
@@ -119,6 +113,12 @@ class Settings(BaseSettings):
         " table. evolve: the mirror follows; freeze: the table goes on with the columns that it"
         " had, where only others were added; quarantine: the table is left out, by name, until"
         " somebody decides.",
+    )
+    dropped_columns: DroppedColumns | None = Field(
+        None,
+        description="What becomes of a column that the source has no more, or that is left out of"
+        " 'columns', default of every table. keep: it stays in the mirror, with its old values;"
+        " drop: it goes. Left out: a temporal table keeps it, a destructive one drops it.",
     )
     tables: list[TableSettings] | None = Field(
         None,

@@ -11,7 +11,7 @@ from pydantic import ByteSize, Field, SecretStr, field_validator
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.masks import LEAST_KEY_CHARACTERS, parse_rule
-from rhei_pipeline.model.schema import Mode, SchemaPolicy
+from rhei_pipeline.model.schema import DroppedColumns, Mode, SchemaPolicy
 from rhei_pipeline.model.type_names import parse_type
 from rhei_pipeline.settings.keeping import DeadLetterSettings, HistorySettings
 from rhei_pipeline.settings.section import Section
@@ -66,6 +66,9 @@ class TableSettings(Section):
     )
     schema_changes: SchemaPolicy | None = Field(
         None, description="evolve, freeze or quarantine; left out: the default."
+    )
+    dropped_columns: DroppedColumns | None = Field(
+        None, description="keep or drop; left out: the default."
     )
     polling: PollingSettings = Field(
         PollingSettings(), description="How it is polled, with the capture method polling."

@@ -76,7 +76,7 @@ def _is_only_added(known: Table, table: Table) -> bool:
 def stands_as(known: Table, table: Table, mirror: MirrorRecords) -> bool:
     """Return whether the mirror has the table with its key and columns, and not yet the new ones.
 
-    A history may have more, which its source has dropped.
+    It may have more, which its source has dropped.
     """
     found = mirror.tables().get(mirror_table(known.schema))
     if found is None or found.mode is not known.mode:
@@ -84,10 +84,12 @@ def stands_as(known: Table, table: Table, mirror: MirrorRecords) -> bool:
     if found.schema.primary_key != known.schema.primary_key:
         return False
     stands, wanted = _types(found), _types(known)
-    if known.mode is Mode.DESTRUCTIVE:
-        return [*stands.items()] == [*wanted.items()]
     added = {name.lower() for name in _types(table).keys() - wanted.keys()}
-    return wanted.items() <= stands.items() and not added & {name.lower() for name in stands}
+    is_free = not added & {name.lower() for name in stands}
+    if known.mode is Mode.DESTRUCTIVE:
+        own = {n: kind for n, kind in stands.items() if n in wanted or not table.keeps_dropped}
+        return [*own.items()] == [*wanted.items()] and (is_free or len(own) == len(stands))
+    return wanted.items() <= stands.items() and is_free
 
 
 def _types(table: Table) -> Mapping[str, pa.DataType]:

@@ -68,6 +68,7 @@ def find_alteration(
 
     `known`: The table as it was mirrored last.
     """
+    known = None if known is None else replace(known, dropped=table.dropped)
     added = find_added(table, known, source, snapshot, mirror, ledger)
     if added is not None:
         return Alteration(added)
@@ -100,7 +101,9 @@ def find_widened(
         for known in tables:
             with blame.of(known.name), suppress(SchemaError):  # it may be gone
                 now = source.describe(known.name)
-                table = Table(replace(now, mirror_name=known.schema.mirror_name), known.mode)
+                table = Table(
+                    replace(now, mirror_name=known.schema.mirror_name), known.mode, known.dropped
+                )
                 altered = find_alteration(table, known, source, snapshot, mirror, ledger)
                 if altered is not None and not altered.is_read_as_it_was:
                     found.add(known.name)

@@ -159,6 +159,8 @@ class TableCopies:
             return True
         known = self._registry.table(table.name)
         if known == table:
+            if standing is not None and _is_to_lose_columns(standing, table):
+                self.altered[table.name] = Alteration()
             return standing is not None and _has_other_columns(standing, table)
         found = find_alteration(table, known, self._source, snapshot, self._mirror, ledger)
         if found is None:
@@ -193,8 +195,19 @@ class TableCopies:
 def _has_other_columns(standing: Table, table: Table) -> bool:
     """Return whether the mirror is older than the registry: it was put back from a backup.
 
-    A history may have more: it keeps what its source has dropped.
+    One that keeps what its source has dropped may have more. So may a history, of which they are
+    dropped without a copy.
     """
-    there = {name.lower() for name in standing.schema.names}
-    wanted = {name.lower() for name in table.schema.names}
-    return not wanted <= there or (table.mode is Mode.DESTRUCTIVE and wanted != there)
+    is_more = table.mode is Mode.DESTRUCTIVE and not table.keeps_dropped
+    wanted, there = _names(table), _names(standing)
+    return not wanted <= there or (is_more and wanted != there)
+
+
+def _is_to_lose_columns(standing: Table, table: Table) -> bool:
+    """Return whether a history has columns from when it was to keep them."""
+    is_to_keep = table.keeps_dropped or table.mode is Mode.DESTRUCTIVE
+    return not is_to_keep and _names(table) < _names(standing)
+
+
+def _names(table: Table) -> set[str]:
+    return {name.lower() for name in table.schema.names}

@@ -65,7 +65,7 @@ def take_on_next_shapes(
                 shape = shape_after(snapshot, table, marks[table.name].position)
                 if shape is not None:
                     shape = replace(shape, mirror_name=table.schema.mirror_name)
-                    found.append(Table(shape, table.mode))
+                    found.append(replace(table, schema=shape))
     taken = []
     for table in found:
         with blame.of(table.name):

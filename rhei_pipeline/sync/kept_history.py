@@ -12,6 +12,7 @@ from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.progress import Ledger
 from rhei_pipeline.model.schema import (
     RESERVED_PREFIX,
+    DroppedColumns,
     Mode,
     SchemaPolicy,
     Table,
@@ -38,6 +39,7 @@ class Declared:
             history keeps it.
         mirror_name: Its own name in the mirror; left out: as in the source.
         policy: What becomes of it where its schema changes.
+        dropped: What becomes of its columns that the source has no more; None: see `Table`.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Declared:
     explicit: bool = True
     mirror_name: str = ""
     policy: SchemaPolicy = SchemaPolicy.EVOLVE
+    dropped: DroppedColumns | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +77,10 @@ def in_kept_mode(schema: TableSchema, declared: Declared, standing: Mapping[str,
     """
     found = standing.get(mirror_table(schema))
     if found is None or found.mode is Mode.DESTRUCTIVE:
-        return Table(schema, declared.mode)
+        return Table(schema, declared.mode, declared.dropped)
     if declared.explicit:
         refuse_lost_history(Table(schema, declared.mode))
-    return Table(schema, Mode.TEMPORAL)
+    return Table(schema, Mode.TEMPORAL, declared.dropped)
 
 
 def not_followed(ledger: Ledger, followed: AbstractSet[str]) -> Mapping[str, datetime]:

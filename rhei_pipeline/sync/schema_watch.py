@@ -207,8 +207,9 @@ class SchemaWatch:
         False where the source was migrated meanwhile: nothing was applied then. A table whose log
         could not be read waits, so that nothing of it is lost, until it can or is copied again.
         """
-        recorded = filter(None, map(self._registry.table, self.declared))
-        known = list({table.name: table for table in recorded}.values())
+        recorded = ((of, self._registry.table(name)) for name, of in self.declared.items())
+        found = [replace(table, dropped=of.dropped) for of, table in recorded if table is not None]
+        known = list({table.name: table for table in found}.values())
         # What a table in quarantine has in its log waits there, on both sides of the change.
         held = self.policies.held(known, self.declared)
         known = [table for table in known if table.name not in held]

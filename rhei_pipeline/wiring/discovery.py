@@ -72,6 +72,7 @@ def named_tables(settings: Settings, registry: Registry) -> list[Declared]:
             explicit or table.mode is not None,
             table.mirror_name or "",
             table.schema_changes or settings.schema_changes,
+            table.dropped_columns or settings.dropped_columns,
         )
         for table in all_tables(settings, registry)
     ]
@@ -91,7 +92,13 @@ def _all_others(names: Iterable[str], settings: Settings, registry: Registry) ->
     known = {plain(table.name) for table in registered(settings, registry)}
     known |= ignored(registry)
     return [
-        Declared(name, settings.mode, explicit, policy=settings.schema_changes)
+        Declared(
+            name,
+            settings.mode,
+            explicit,
+            policy=settings.schema_changes,
+            dropped=settings.dropped_columns,
+        )
         for name in names
         if plain(name) not in known and settings.takes(name)
     ]

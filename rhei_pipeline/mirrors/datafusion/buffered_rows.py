@@ -1,12 +1,14 @@
 """Rows and versions in a write buffer: merged, appended, ended, and found by their keys."""
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.changes.compaction import key_codes
 from rhei_pipeline.changes.scd2 import DELETED, FLOOR, LOCATOR, REPEATED, repeated
-from rhei_pipeline.mirrors.datafusion.digests import key_hashes, table_digests
+from rhei_pipeline.mirrors.datafusion.digests import Words, key_hashes, left_digests, table_digests
+from rhei_pipeline.mirrors.datafusion.left_columns import kept_fields, with_kept
 from rhei_pipeline.mirrors.datafusion.segment_store import conform
 from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds
 from rhei_pipeline.mirrors.datafusion.write_buffer import Found, WriteBuffer
@@ -26,12 +28,17 @@ def merge(buffer: WriteBuffer, table: Table, changes: NetChanges) -> Counts:
         hashes, digests = key_hashes(upserts.select(key)), table_digests(upserts, table.schema)
         found = buffer.find(hashes)
         same = found.digests_or_ends == digests[found.key_numbers]
+        if kept_fields(buffer.schema, table):  # which some digests cover
+            order = pa.array(np.arange(upserts.num_rows))
+            events = upserts.append_column(SEQUENCE, order)
+            same = _are_alike(buffer, table, events, found, digests)
         changed = np.ones(upserts.num_rows, dtype=bool)
         changed[found.key_numbers[same]] = False
         buffer.remove(found.places[~same])
         updated = int((~same).sum())
         inserted = upserts.num_rows - len(found.key_numbers)
-        buffer.append(chosen(upserts, changed), hashes.take(changed), digests[changed])
+        rows = chosen(with_kept(upserts, buffer, table, found.key_numbers, found.places), changed)
+        buffer.append(rows, hashes.take(changed), digests[changed] + left_digests(rows, table))
     if changes.tombstones.num_rows:
         ended = buffer.find(key_hashes(changes.tombstones.select(key))).places
         buffer.remove(ended)
@@ -42,7 +49,7 @@ def merge(buffer: WriteBuffer, table: Table, changes: NetChanges) -> Counts:
 def append_rows(buffer: WriteBuffer, table: Table, rows: pa.Table) -> None:
     """Append rows with their hashes and digests."""
     hashes = key_hashes(rows.select(list(table.schema.primary_key)))
-    buffer.append(rows, hashes, table_digests(rows, table.schema))
+    buffer.append(rows, hashes, table_digests(rows, table.schema) + left_digests(rows, table))
 
 
 def open_versions(buffer: WriteBuffer, table: Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -81,12 +88,20 @@ def _repeated(buffer: WriteBuffer, table: Table, firsts: pa.Table, found: Found)
 
     Its row is read only if its digest covers other columns than the present ones.
     """
-    same = found.digests_or_ends == table_digests(firsts, table.schema)[found.key_numbers]
+    digests = table_digests(firsts, table.schema)
+    return pa.array(_are_alike(buffer, table, firsts, found, digests))
+
+
+def _are_alike(
+    buffer: WriteBuffer, table: Table, events: pa.Table, found: Found, digests: Words
+) -> npt.NDArray[np.bool_]:
+    """Return which rows that were found are those of the events, of which these are the digests."""
+    same: npt.NDArray[np.bool_] = found.digests_or_ends == digests[found.key_numbers]
     unsure = np.flatnonzero(~buffer.digests_hold(found.places, table.schema.columns))
     if len(unsure):
-        rows = conform(buffer.take(found.places[unsure], table.schema.names), table.schema.arrow)
-        same[unsure] = repeated(rows, firsts, table.schema).to_numpy(zero_copy_only=False)
-    return pa.array(same)
+        held = conform(buffer.take(found.places[unsure], table.schema.names), table.schema.arrow)
+        same[unsure] = repeated(held, events, table.schema).to_numpy(zero_copy_only=False)
+    return same
 
 
 def close_versions(buffer: WriteBuffer, table: Table, closings: pa.Table) -> None:
@@ -123,7 +138,7 @@ def append_versions(buffer: WriteBuffer, table: Table, rows: pa.Table, past: boo
     if past:
         digests_or_ends = rows[VALID_TO].cast(pa.int64()).to_numpy().view(np.uint64)
     else:
-        digests_or_ends = table_digests(rows, table.schema)
+        digests_or_ends = table_digests(rows, table.schema) + left_digests(rows, table)
     buffer.append(rows, hashes, digests_or_ends, past=past)
 
 

@@ -7,7 +7,7 @@ The finaliser is splitmix64's (Steele, Lea, Flood: Fast splittable pseudorandom 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rhei_pipeline.changes.compaction import one_form
-from rhei_pipeline.model.schema import TableSchema
+from rhei_pipeline.model.schema import HISTORY_FIELDS, Column, Table, TableSchema
 
 Words = npt.NDArray[np.uint64]
 
+_HISTORY = {field.name for field in HISTORY_FIELDS}
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
@@ -66,6 +67,13 @@ def table_digests(rows: pa.Table, schema: TableSchema) -> Words:
     return digests
 
 
+def left_digests(rows: pa.Table, table: Table) -> Words:
+    """Return what columns that the source has no more add to the digests of rows that have them."""
+    told = {*table.schema.names, *_HISTORY}
+    left = [name for name in rows.column_names if name not in told]
+    return row_digests(rows.select(left)) if left else np.zeros(rows.num_rows, dtype=np.uint64)
+
+
 def row_digests(rows: pa.Table) -> Words:
     """Hash the columns given, in any order; a null counts as an absent column.
 
@@ -78,6 +86,24 @@ def row_digests(rows: pa.Table) -> Words:
             part[column.is_null().to_numpy(zero_copy_only=False)] = 0
         digests += part
     return digests
+
+
+def covers(written: pa.Schema, columns: Sequence[Column]) -> bool:
+    """Return whether digests of rows as they were written are those of these columns."""
+    known = {column.name: column.type for column in columns}
+    return all(
+        field.name in known and _digest_alike(field.type, known[field.name])
+        for field in written
+        if field.name not in _HISTORY
+    )
+
+
+def _digest_alike(old: pa.DataType, new: pa.DataType) -> bool:
+    return bool(
+        old.equals(new)
+        or (pa.types.is_integer(old) and pa.types.is_integer(new))
+        or (pa.types.is_floating(old) and pa.types.is_floating(new))
+    )
 
 
 def _seed(name: str) -> np.uint64:

@@ -11,6 +11,7 @@ from rhei_pipeline.errors import SchemaDriftError
 from rhei_pipeline.mirrors.datafusion.buffered_rows import append_rows
 from rhei_pipeline.mirrors.datafusion.constants import constant_of
 from rhei_pipeline.mirrors.datafusion.digests import key_hashes
+from rhei_pipeline.mirrors.datafusion.left_columns import kept_fields, left_names
 from rhei_pipeline.mirrors.datafusion.manifest import TableShape
 from rhei_pipeline.mirrors.datafusion.past import note_columns
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, conform
@@ -44,7 +45,9 @@ def outgrown(buffer: WriteBuffer, table: Table) -> bool:
             hint=f"rename that one with 'rhei drop-table {built.name} --keep-as NAME'",
         )
     if VALID_TO not in standing.names:
-        return not _equal(standing, table.mirror_schema) or _has_other_key(buffer, table)
+        kept = {field.name for field in kept_fields(standing, table)}
+        own = pa.schema([field for field in standing if field.name not in kept])
+        return not _equal(own, table.mirror_schema) or _has_other_key(buffer, table)
     refuse_lost_history(table)
     return False
 
@@ -64,8 +67,12 @@ def fit(buffer: WriteBuffer, table: Table, store: SegmentStore, append: Append) 
     built = buffer.table.built
     if built is not None and _has_other_key(buffer, table):
         refuse_unfit_key(table.schema, built.primary_key, _versions(buffer, table))
-    shape = _reshaped(buffer.schema, table)
-    if not _has_other_key(buffer, table) and _is_readable_as(buffer.schema, shape, table):
+    shape, gone = _reshaped(buffer.schema, table), left_names(buffer.schema, table)
+    if (
+        not gone
+        and not _has_other_key(buffer, table)
+        and _is_readable_as(buffer.schema, shape, table)
+    ):
         buffer.reshape(shape)
         buffer.build_for(_built(table))
         return buffer
@@ -110,7 +117,7 @@ def reshape(
     store: SegmentStore,
     append: Append,
 ) -> WriteBuffer:
-    """Return a table with fewer, renamed or wider columns; a history keeps those that are gone.
+    """Return a table with fewer, renamed or wider columns, and those that it keeps.
 
     Without history its files are written again: the digests in their indexes are of whole rows.
     """
@@ -119,11 +126,12 @@ def reshape(
         fitted = fit(buffer, table, store, append)
         note_columns(fitted, table, at)
         return fitted
-    if _equal(buffer.schema, table.mirror_schema):
+    if not outgrown(buffer, table):
         return buffer
-    fresh = WriteBuffer(replace(buffer.table, schema=table.mirror_schema, segments=()), store)
-    for rows, _ in buffer.scan(table.schema.names):
-        append_rows(fresh, table, conform(rows, table.mirror_schema))
+    shape = pa.schema([*table.mirror_schema, *kept_fields(buffer.schema, table)])
+    fresh = WriteBuffer(replace(buffer.table, schema=shape, segments=()), store)
+    for rows, _ in buffer.scan(shape.names):
+        append_rows(fresh, table, conform(rows, shape))
     return fresh
 
 
@@ -155,7 +163,12 @@ def _is_readable_as(standing: pa.Schema, shape: pa.Schema, table: Table) -> bool
 def _reshaped(standing: pa.Schema, table: Table) -> pa.Schema:
     wanted = table.mirror_schema
     added = [field for field in wanted if field.name not in standing.names]
-    kept = (wanted.field(f.name) if f.name in wanted.names else f for f in standing)
+    gone = left_names(standing, table)
+    kept = (
+        wanted.field(f.name) if f.name in wanted.names else f
+        for f in standing
+        if f.name not in gone
+    )
     return pa.schema([*kept, *added])
 
 

@@ -6,12 +6,20 @@ from datetime import date
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.datafusion.buffered_rows import rows_as_of
+from rhei_pipeline.mirrors.datafusion.manifest import SNAPSHOTS
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.model.progress import AsOf
+from rhei_pipeline.model.schema import TableSchema
 from rhei_pipeline.protocols import FindRows
+from rhei_pipeline.sql.text import quote
 
 #: The day that a row of a snapshot is of.
 DAY = pa.field("snapshot_date", pa.date32())
+
+
+def snapshots_of(schema: TableSchema) -> str:
+    """Return the name of a table's snapshots."""
+    return f"{SNAPSHOTS}.{quote(schema.snapshot_name)}"
 
 
 def add_snapshots(

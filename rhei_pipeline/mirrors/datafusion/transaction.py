@@ -30,6 +30,7 @@ from rhei_pipeline.mirrors.datafusion.diff import (
 )
 from rhei_pipeline.mirrors.datafusion.digests import key_hashes
 from rhei_pipeline.mirrors.datafusion.feed import FileFeeds
+from rhei_pipeline.mirrors.datafusion.left_columns import keep_left, without_others
 from rhei_pipeline.mirrors.datafusion.manifest import (
     COPY_PREFIX,
     SNAPSHOTS,
@@ -53,7 +54,7 @@ from rhei_pipeline.mirrors.datafusion.segment_merge import (
     fold,
 )
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore
-from rhei_pipeline.mirrors.datafusion.snapshots import DAY, add_snapshots
+from rhei_pipeline.mirrors.datafusion.snapshots import DAY, add_snapshots, snapshots_of
 from rhei_pipeline.mirrors.datafusion.write_buffer import WriteBuffer
 from rhei_pipeline.model.blame import own_fault
 from rhei_pipeline.model.changes import (
@@ -81,7 +82,7 @@ from rhei_pipeline.model.schema import (
 from rhei_pipeline.model.selection import chosen
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.protocols import FindRows
-from rhei_pipeline.sql.text import mirror_table, quote
+from rhei_pipeline.sql.text import mirror_table
 
 
 @dataclass(slots=True)
@@ -224,7 +225,7 @@ class FileTransaction:
         self, table: Table, days: Mapping[date, AsOf], find: FindRows
     ) -> dict[date, int]:
         """Store the same rows, as far as they are found elsewhere from there."""
-        name, buffer = _snapshots(table.schema), self._buffer(table)
+        name, buffer = snapshots_of(table.schema), self._buffer(table)
         if not self._stands(name):
             empty = StoredTable(SNAPSHOTS, table.schema.snapshot_name, pa.schema([DAY]))
             self._tables[name] = WriteBuffer(empty, self.store)
@@ -279,8 +280,11 @@ class FileTransaction:
             if not outgrown(standing, table):
                 self._tables[name] = fit(standing, table, self.store, append_versions)
                 note_columns(self._tables[name], table, at)
+                self._drop_left(table)
                 self.feeds.fit(table)
                 return None
+            own, copy = mirror_table(table.schema, COPY_PREFIX), self._buffer(table, COPY_PREFIX)
+            self._tables[own] = keep_left(standing, copy, table, self.store, append_rows)
         copy = self._drop_copy(table)
         copy.move(table.schema.namespace, table.schema.mirror_relation)
         if table.mode is Mode.TEMPORAL:
@@ -335,7 +339,14 @@ class FileTransaction:
         """Give a table fewer, renamed or wider columns; a history keeps those that are gone."""
         name, own = mirror_table(table.schema), self._buffer(table)
         self._tables[name] = reshape(own, table, at, former, self.store, append_versions)
+        self._drop_left(table)
         self.feeds.fit(table)
+
+    def _drop_left(self, table: Table) -> None:
+        days = snapshots_of(table.schema)
+        if table.mode is Mode.TEMPORAL and not table.keeps_dropped and self._stands(days):
+            own = {*self._buffer(table).schema.names, DAY.name}
+            self._tables[days] = without_others(self._named(days, table), own, self.store)
 
     def record_key(self, table: Table) -> None:
         """Record the key that the table was built for."""
@@ -350,9 +361,9 @@ class FileTransaction:
         if kept is not None:
             self._set_aside(mirror_table(schema), mirror_table(kept), table, kept)
             days = replace(kept, namespace=SNAPSHOTS)
-            self._set_aside(_snapshots(schema), _snapshots(kept), table, days)
+            self._set_aside(snapshots_of(schema), snapshots_of(kept), table, days)
         self.feeds.drop(table)
-        for name in (mirror_table(schema), _snapshots(schema), mirror_table(schema, COPY_PREFIX)):
+        for name in (mirror_table(schema), snapshots_of(schema), mirror_table(schema, COPY_PREFIX)):
             self._tables.pop(name, None)
             self._dropped.add(name)
         self._watermarks.pop(table.name, None)
@@ -435,7 +446,3 @@ class FileTransaction:
             name = self.base.letters
             self._letters = self.store.letters(name) if name else dead.LETTERS.empty_table()
         return self._letters
-
-
-def _snapshots(schema: TableSchema) -> str:
-    return f"{SNAPSHOTS}.{quote(schema.snapshot_name)}"

@@ -17,7 +17,7 @@ from rhei_pipeline.mirrors.datafusion.deletion_vectors import (
     present,
     remove,
 )
-from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, Words
+from rhei_pipeline.mirrors.datafusion.digests import KeyHashes, Words, covers
 from rhei_pipeline.mirrors.datafusion.key_index import KeyIndex, Numbers
 from rhei_pipeline.mirrors.datafusion.manifest import (
     DeletionVector,
@@ -70,8 +70,8 @@ class _Staged:
     def index(self) -> KeyIndex:
         return self._index
 
-    def digests(self, _columns: Sequence[Column]) -> bool:
-        return True
+    def digests(self, columns: Sequence[Column]) -> bool:
+        return covers(self.rows.schema, columns)
 
     def take(self, columns: Sequence[str], positions: Numbers) -> pa.Table:
         return self.rows.select(list(columns)).take(pa.array(positions))
@@ -94,12 +94,7 @@ class _Written:
         return self._store.index(self.segment)
 
     def digests(self, columns: Sequence[Column]) -> bool:
-        known = {column.name: column.type for column in columns}
-        return all(
-            field.name in known and _digest_alike(field.type, known[field.name])
-            for field in self.segment.schema
-            if field.name not in _TOLD
-        )
+        return covers(self.segment.schema, columns)
 
     def take(self, columns: Sequence[str], positions: Numbers) -> pa.Table:
         ordered, back = ascending(positions)
@@ -117,14 +112,6 @@ class _Written:
 
     def _own(self, columns: Sequence[str]) -> list[str]:
         return [name for name in columns if name in self.segment.schema.names]
-
-
-def _digest_alike(old: pa.DataType, new: pa.DataType) -> bool:
-    return bool(
-        old.equals(new)
-        or (pa.types.is_integer(old) and pa.types.is_integer(new))
-        or (pa.types.is_floating(old) and pa.types.is_floating(new))
-    )
 
 
 class _Part:

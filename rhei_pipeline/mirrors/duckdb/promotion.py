@@ -9,6 +9,12 @@ import pyarrow as pa
 from rhei_pipeline.changes.scd2 import refuse_lost_history, refuse_unknown_key
 from rhei_pipeline.errors import SchemaDriftError
 from rhei_pipeline.mirrors.duckdb.housekeeping import rename_records
+from rhei_pipeline.mirrors.duckdb.left_columns import (
+    drop_columns,
+    drop_left,
+    keep_left,
+    left_columns,
+)
 from rhei_pipeline.mirrors.duckdb.logical import as_kept, fit_texts, is_indexed, kept_logical
 from rhei_pipeline.mirrors.duckdb.past import note_beginning, note_columns
 from rhei_pipeline.mirrors.duckdb.tables import (
@@ -63,8 +69,11 @@ def adopt_copy(
         if not _is_outgrown(connection, table, built):
             fit_texts(connection, table.schema)
             write_built(connection, table.schema)
+            drop_left(connection, table)
             note_columns(connection, table, at)
             return None
+        if not _has_other_key(table, built):
+            keep_left(connection, table)
         connection.execute(f"drop table {target}")
     if table.mode is Mode.DESTRUCTIVE:
         connection.execute(
@@ -145,9 +154,11 @@ def _is_outgrown(connection: duckdb.DuckDBPyConnection, table: Table, built: Bui
     if VALID_TO in standing:
         standing = _renamed_by_case(connection, table, standing)
     wanted = {field.name: field.type for field in table.mirror_schema}
-    other_key = built is not None and built.primary_key != table.schema.primary_key
+    other_key = _has_other_key(table, built)
     if VALID_TO not in standing:
-        return other_key or list(standing.items()) != list(wanted.items())
+        kept = {*left_columns(connection, table)} if table.keeps_dropped else ()
+        own = [(name, kind) for name, kind in standing.items() if name not in kept]
+        return other_key or own != list(wanted.items())
     refuse_lost_history(table)
     refuse_unknown_key(table.schema, standing)
     if built is not None and other_key:
@@ -159,6 +170,10 @@ def _is_outgrown(connection: duckdb.DuckDBPyConnection, table: Table, built: Bui
         elif not old.equals(column.type):
             _retype(connection, table, column.name, old, column.type)
     return False
+
+
+def _has_other_key(table: Table, built: Built | None) -> bool:
+    return built is not None and built.primary_key != table.schema.primary_key
 
 
 def _types(connection: duckdb.DuckDBPyConnection, table: Table) -> Mapping[str, pa.DataType]:
@@ -214,18 +229,17 @@ def reshape(
 ) -> None:
     """Give a table fewer, renamed or wider columns; see `MirrorTransaction.reshape`."""
     _rename(connection, table, former)
-    standing, target = _types(connection, table), mirror_table(table.schema)
+    standing = _types(connection, table)
     wanted = {column.name: column.type for column in table.schema.columns}
     other = [name for name, kind in wanted.items() if not kind.equals(standing[name])]
-    gone = [name for name in standing if name not in wanted]
     if table.mode is Mode.TEMPORAL:
+        drop_left(connection, table)
         note_columns(connection, table, at)
-        gone = []
-    elif (gone or other) and is_indexed(connection, table.schema):
+    elif not table.keeps_dropped:
+        drop_columns(connection, table.schema, left_columns(connection, table))
+    if other and table.mode is Mode.DESTRUCTIVE and is_indexed(connection, table.schema):
         _build_again(connection, table)
         return
-    for name in gone:
-        connection.execute(f"alter table {target} drop column {quote(name)}")
     for name in other:
         _retype(connection, table, name, standing[name], wanted[name])
 
@@ -251,9 +265,11 @@ def _rename(connection: duckdb.DuckDBPyConnection, table: Table, former: FormerN
 def _build_again(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
     """Write the rows into another table, because somebody's index keeps this one as it is."""
     target, other = mirror_table(table.schema), copy_name(table.schema)
-    kept = kept_logical(connection, table.schema)
-    create(connection, other, table.schema.arrow, logical=kept)
-    names = listed(table.schema.names)
+    logical, left = kept_logical(connection, table.schema), left_columns(connection, table)
+    create(connection, other, table.schema.arrow, logical=logical)
+    for name, kind in left.items():
+        connection.execute(f"alter table {other} add column {quote(name)} {kind}")
+    names = listed([*table.schema.names, *left])
     connection.execute(f"insert into {other}({names}) select {names} from {target}")
     connection.execute(f"drop table {target}")
     connection.execute(f"alter table {other} rename to {quote(table.schema.mirror_relation)}")

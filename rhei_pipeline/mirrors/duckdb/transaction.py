@@ -20,6 +20,7 @@ from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds
 from rhei_pipeline.mirrors.duckdb.forgetting import forget_rows
 from rhei_pipeline.mirrors.duckdb.housekeeping import count_reasons, write_letters, write_owner
 from rhei_pipeline.mirrors.duckdb.large_rows import LargeRows, are_large
+from rhei_pipeline.mirrors.duckdb.left_columns import values_kept
 from rhei_pipeline.mirrors.duckdb.logical import as_kept, kept_logical
 from rhei_pipeline.mirrors.duckdb.past import write_snapshots
 from rhei_pipeline.mirrors.duckdb.progress import ProgressRecords
@@ -104,7 +105,8 @@ class DuckDBTransaction:
         inserted = updated = deleted = 0
         if changes.upserts.num_rows:
             upserts = numbered(as_kept(self._connection, changes.upserts, table.schema))
-            with self.large_rows.shown(UPSERTS, upserts):
+            kept = values_kept(self._connection, table, target)
+            with self.large_rows.shown(UPSERTS, upserts), kept:
                 inserted, updated = upsert(
                     self._connection, table, target, upserts.num_rows, large=are_large(upserts)
                 )
