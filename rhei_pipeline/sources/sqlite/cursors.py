@@ -3,7 +3,7 @@
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain, islice
 from sys import getsizeof
 from typing import Any
@@ -24,14 +24,21 @@ class RowCursor:
 
     Text that is not UTF-8 makes the driver fail in mid-row. The query is then run again from its
     start with a reader that keeps such text as `InvalidText`; inside one snapshot it meets the
-    same rows in the same order.
+    same rows in the same order. One that meets others each time is read so from the beginning.
     """
 
-    def __init__(self, connection: sqlite3.Connection, sql: str, params: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        sql: str,
+        params: Sequence[Any],
+        *,
+        repeats: bool = True,
+    ) -> None:
         self._connection, self._query = connection, (sql, params)
-        self._cursor = connection.execute(sql, params)
-        self._taken = 0
-        self._is_tolerant = False
+        self._is_tolerant, self._taken = not repeats, 0
+        with nullcontext() if repeats else _any_text(connection):
+            self._cursor = connection.execute(sql, params)
 
     def take(self, count: int) -> Rows:
         """Return up to so many next rows; none at the end."""

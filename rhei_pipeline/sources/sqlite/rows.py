@@ -54,7 +54,7 @@ class SqliteRowReader:
             f" from {quote(schema.name)} where {' and '.join(conditions)}"
         )
         bound = (round(share * 1_000_000_000),)
-        yield from self._batches(RowCursor(self.connection, sql, bound), limit)
+        yield from self._batches(RowCursor(self.connection, sql, bound, repeats=False), limit)
 
     def _batches(self, found: RowCursor, limit: int) -> Iterator[RowBatch]:
         schema = self.source.schema
