@@ -272,7 +272,7 @@ class ChangeLog(Closing):
     def renew(self) -> bool:
         """Open the directory again after a write that failed; return whether that was so.
 
-        The write may be there nonetheless: what is known of the log is to be read anew.
+        The write may be there nonetheless: what is known of the log is to be read again.
         """
         with self._lock:
             if not self._rocks.is_given_up:

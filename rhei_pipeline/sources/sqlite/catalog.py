@@ -125,6 +125,9 @@ class SqliteTable:
         return not self.free_key and all(name == _BINARY for name in self.key_collations)
 
 
+_WIDE = {pa.int16(): "int64", pa.int32(): "int64", pa.float32(): "float64"}
+
+
 @dataclass(frozen=True, slots=True)
 class _Info:
     name: str
@@ -191,6 +194,7 @@ def read_table(
     uniques = _uniques(connection, name)
     key = _key(name, infos, uniques, options.primary_key)
     _refuse_unknown(name, "types", list(options.types), [info.name for info in infos])
+    _refuse_narrow(name, options.types)
     given = _Given(options.types, known)
     schema = TableSchema(
         name,
@@ -292,6 +296,16 @@ def _refuse_unknown(table: str, setting: str, named: Sequence[str], known: Seque
                 f"{setting!r} names column {name!r}, which the source does not have",
                 table=table,
                 hint=nearest(name, known),
+            )
+
+
+def _refuse_narrow(table: str, types: Mapping[str, str]) -> None:
+    for column, text in types.items():
+        if (wide := _WIDE.get(named_type(text).type)) is not None:
+            raise SchemaError(
+                f"column {column!r} cannot be {text!r}: SQLite's numbers have 64 bits",
+                table=table,
+                hint=f"declare it as {wide}",
             )
 
 

@@ -291,3 +291,25 @@ def test_uuids_and_json_are_declared(make_world: MakeWorld, mode: str) -> None:
     assert (
         world.htap.explain_route(f"select count(*) from t where id > '{ids[0]}'").engine == "oltp"
     )
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide"), [("int16", "int64"), ("int32", "int64"), ("float32", "float64")]
+)
+def test_a_type_that_is_too_narrow_for_sqlite_is_refused_by_name(
+    make_world: Callable[..., World], narrow: str, wide: str
+) -> None:
+    world = make_world(tables=[{"name": "t", "types": {"a": narrow}}, {"name": "u"}])
+    world.run(
+        "create table t(id integer primary key, a numeric)",
+        "create table u(id integer primary key)",
+        "insert into t values (1, 5)",
+    )
+    errors = world.htap.sync_now().errors
+    assert errors.keys() == {"t"}
+    assert f"column 'a' cannot be '{narrow}'" in str(errors["t"])
+    assert f"declare it as {wide}" in str(errors["t"])
+    world.crash()
+    world.tables = [{"name": "t", "types": {"a": wide}}, {"name": "u"}]
+    assert world.htap.sync_now().errors == {}
+    assert [row["a"] for row in world.present("t")] == [5]
