@@ -1,6 +1,8 @@
 """A process that holds a mirror, and others beside it; each can be killed at any instant."""
 
 import json
+import signal
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -59,10 +61,25 @@ class OtherProcess:
         """Kill it with SIGKILL; safe to repeat."""
         self.process.kill()
 
+    def stop(self) -> None:
+        """Stop it with SIGSTOP, and wait until all of its threads have: one may answer before."""
+        self.process.send_signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self.process.pid}/task")
+        while threads.exists() and not all(map(_is_stopped, threads.iterdir())):
+            pass
+
     def end(self) -> int:
         """Let it end by itself; return its exit code."""
         self.process.stdin.close()
         return self.process.wait(60)
+
+
+def _is_stopped(thread: Path) -> bool:
+    try:
+        told = (thread / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return True
+    return told.rpartition(")")[2].split()[0] == "T"
 
 
 def written(settings: Settings) -> str:

@@ -258,7 +258,7 @@ def test_a_holder_killed_under_a_question_is_succeeded(temporal: World) -> None:
     settings = patient(temporal.settings)
     with holding(settings) as holder, rhei.open(settings) as guest:
         assert guest.row_count("orders") == 2
-        holder.process.send_signal(signal.SIGSTOP)
+        holder.stop()
         found: list[object] = []
         asking = threading.Thread(target=lambda: found.append(guest.row_count("orders")))
         asking.start()
@@ -348,7 +348,7 @@ def test_an_asker_that_stands_still_keeps_nobody(temporal: World, ask: str) -> N
         note = LockNote.read(temporal.directory / "mirror.duckdb.lock")
         assert note is not None
         with OtherProcess(code, str(note.socket)) as still:
-            still.process.send_signal(signal.SIGSTOP)
+            still.stop()
             if ask == "query":  # its answer needs the mirror no more
                 with rhei.open(settings) as guest:
                     assert guest.maintain().done
