@@ -95,25 +95,23 @@ class RocksDirectory:
         """
         options = self._rocks.WriteOptions()
         options.sync = sync
-        with self._translated():
-            database, self.is_given_up = self._opened(), True
+        with self._writing() as database:
             database.write(batch, options)
-            self.is_given_up = False
 
     def delete_range(self, first: bytes, end: bytes) -> None:
         """Delete the keys from `first` to before `end`."""
-        with self._translated():
-            self._opened().delete_range(first, end)
+        with self._writing() as database:
+            database.delete_range(first, end)
 
     def compact(self) -> None:
         """Free the disk space of what was deleted."""
-        with self._translated():
-            self._opened().compact_range(None, None)
+        with self._writing() as database:
+            database.compact_range(None, None)
 
     def erase(self) -> None:
         """Write again all files that hold what was deleted, and delete the logs of writes."""
-        with self._translated():
-            self._opened().flush()
+        with self._writing() as database:
+            database.flush()
         self.compact()
 
     def damaged(self, reason: str) -> BufferDamagedError:
@@ -145,6 +143,14 @@ class RocksDirectory:
         options.set_compression_type(rocks.DBCompressionType.none())  # batches come compressed
         options.set_keep_log_file_num(4)
         return rocks.Rdict(str(self.path), options)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Any]:
+        """Yield the database; where the block fails, it is given up."""
+        with self._translated():
+            database, self.is_given_up = self._opened(), True
+            yield database
+            self.is_given_up = False
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

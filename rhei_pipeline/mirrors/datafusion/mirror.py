@@ -297,9 +297,7 @@ class DataFusionMirror:
     def confirm(self) -> None:
         """Publish what is due; file mirrors need no other confirmation."""
         if self._delta is not None and self._delta.pace.due:
-            with self._lock:
-                self._refuse_unusable()
-                self._delta.catch_up(self._manifest, self._store)
+            self.publish()
 
     def publish(self, *, wait: bool = True) -> None:
         """Publish all tables as they are now, whatever the interval."""

@@ -389,12 +389,12 @@ class DuckDBMirror:
             with self.transaction():
                 pass  # an empty commit notes the state
         elif self._published is not None and self._published.pace.due:
-            with self._lock, translated(self.path):
+            with self._lock, translated(self.path), self._reopened():
                 self._publish(self._published)
 
     def maintain(self) -> MaintenanceReport:
         """Checkpoint the write-ahead log into the file; useful while nothing else runs."""
-        with self._lock, translated(self.path):
+        with self._lock, translated(self.path), self._reopened():
             before = self._bytes()
             self._connection.execute("checkpoint")
             return MaintenanceReport(1, 1, before, self._bytes())
@@ -423,7 +423,7 @@ class DuckDBMirror:
             return ()
         self.ledger()  # whoever is inside may ask for it, and could not once the door is shut
         kept = []
-        with self._lock, translated(self.path):
+        with self._lock, translated(self.path), self._reopened():
             with self._door.shut(self._end_queries) as is_empty:
                 if is_empty:
                     self._rewrite()

@@ -186,7 +186,8 @@ def test_what_was_given_up_is_opened_again_for_queries_too(
     def given_up(_self: ProgressRecords) -> None:
         raise duckdb.FatalException("fsync failed!")
 
-    for ask in (lambda: world.htap.query(counted, hint="olap"), world.htap.sync_now):
+    asked = (lambda: world.htap.query(counted, hint="olap"), world.htap.sync_now)
+    for ask in (*asked, world.htap.maintain):
         with monkeypatch.context() as patch:
             patch.setattr(ProgressRecords, "write", given_up)
             world.run("insert into t default values")
@@ -195,6 +196,7 @@ def test_what_was_given_up_is_opened_again_for_queries_too(
         given_up_on = connection_of(engine_of(world.htap).mirror)
         ask()
         assert connection_of(engine_of(world.htap).mirror) is not given_up_on
+    world.htap.sync_now()
     world.assert_equal("t")
 
 
@@ -222,6 +224,11 @@ def test_an_answer_that_cannot_be_written_is_an_error_in_one_line(tmp_path: Path
                 check=False,
             )
         assert done.returncode == 1
+        elsewhere = [*command, "--config", "pipeline.yaml"]
+        place = tmp_path / "place"
+        assert (
+            subprocess.run(elsewhere, cwd=place, capture_output=True, check=False).returncode == 0
+        )
         said = [line for line in done.stderr.splitlines() if line.startswith("error")]
         assert said == [
             "error the answer cannot be written: No space left on device (write it elsewhere)"
