@@ -27,6 +27,18 @@ def taken(rows: Rows, positions: npt.NDArray[np.int64]) -> Rows:
     return rows.take(pa.array(positions))
 
 
+def taken_apart(rows: pa.Table, positions: npt.NDArray[np.int64]) -> pa.Table:
+    """Return the rows at these positions, which keep no others in memory."""
+    if np.array_equal(positions, np.arange(rows.num_rows)):
+        return rows
+    return rows.take(pa.array(positions))
+
+
+def as_one(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array; it is copied only if it has several chunks."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def each_once(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return each number once, in their order.
 

@@ -295,9 +295,7 @@ def _add(store: SegmentStore, table: StoredTable, segment: Segment, name: str) -
         store.files.link(name, store.place(segment.name))
         size = store.files.size(name)
     else:
-        content = encoded(store.form, _shown_rows(store, table, segment))
-        store.files.put(name, content)
-        size = content.size
+        size = store.write_shown(name, _shown_rows(store, table, segment))
     stats = json.dumps({"numRecords": segment.present_rows + segment.ended_rows})
     return AddAction(name.rpartition("/")[2], size, {}, _now(), data_change=True, stats=stats)
 

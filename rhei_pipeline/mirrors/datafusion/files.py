@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Protocol
 
 import pyarrow as pa
@@ -31,6 +32,10 @@ Fill = Callable[["Sink"], None]
 
 class Sink(Protocol):
     """What takes a file's content."""
+
+    @property
+    def path(self) -> Path | None:
+        """The file itself, if it may be written by its path instead."""
 
     def write(self, piece: pa.Buffer | bytes, /) -> int | None:
         """Take the next piece, whole."""
@@ -212,11 +217,22 @@ class MemoryFiles:
         self._content.clear()
 
 
+@dataclass(frozen=True, slots=True)
+class _InMemory:
+    """A `Sink` that holds what it takes."""
+
+    path: None = None
+    held: pa.BufferOutputStream = field(default_factory=pa.BufferOutputStream)
+
+    def write(self, piece: pa.Buffer | bytes, /) -> None:
+        self.held.write(piece)
+
+
 def gathered(fill: Fill) -> pa.Buffer:
     """Return a file's content as one piece."""
-    sink = pa.BufferOutputStream()
+    sink = _InMemory()
     fill(sink)
-    return sink.getvalue()
+    return sink.held.getvalue()
 
 
 def aside(name: str) -> str:

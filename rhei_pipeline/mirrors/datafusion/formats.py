@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rhei_pipeline.mirrors.datafusion.key_index import Numbers
+from rhei_pipeline.model.selection import taken_apart
 
 #: A segment's own column: the row's number in it, by which removed rows are left out.
 ROW = "_rhei_row"
@@ -20,7 +21,12 @@ _PART_BYTES = 32 * 2**20
 #: From this length on, a text's statistics and dictionary would cost several copies of it, and
 #: serve nobody.
 _LONG = 64 * 2**10
+_CODEC = "zstd"
 _COMPRESSION_LEVEL = 1  # further levels take twice the time to save a tenth
+#: While a value is compressed, it is held once more. From this length on, that has to save a tenth
+#: of its beginning.
+_LARGE = 16 * 2**20
+_BEGINNING, _WORTH = 2**20, 0.9
 
 
 class Format(Protocol):
@@ -85,13 +91,15 @@ class Parquet:
 
     def write(self, rows: pa.Table, sink: pa.NativeFile) -> None:
         """Write a file whose row groups a query can leave out by their statistics."""
-        short = [name for name in rows.column_names if not _is_long(rows[name])]
+        short = [name for name in rows.column_names if not is_long(rows[name])]
         floating = {f.name for f in rows.schema if pa.types.is_floating(f.type)}
+        plain = {name for name in rows.column_names if _is_incompressible(rows[name])}
+        compressed = [name for name in rows.column_names if name not in plain]
         with pq.ParquetWriter(
             sink,
             rows.schema,
-            compression="zstd",
-            compression_level=_COMPRESSION_LEVEL,
+            compression=dict.fromkeys(compressed, _CODEC) | dict.fromkeys(plain, "none"),
+            compression_level=dict.fromkeys(compressed, _COMPRESSION_LEVEL),
             use_dictionary=[name for name in short if name != ROW],
             column_encoding={ROW: "DELTA_BINARY_PACKED"},
             write_page_index=True,
@@ -120,7 +128,7 @@ class Parquet:
         groups, which = np.unique(where, return_inverse=True)
         rows = file.read_row_groups(groups.tolist(), list(columns))
         read_at = _starts([counts[group] for group in groups.tolist()])
-        return rows.take(pa.array(read_at[which] + positions - starts[where]))
+        return taken_apart(rows, read_at[which] + positions - starts[where])
 
     def misleads(self, content: pa.Buffer) -> bool:
         """Return whether an older file holds a NaN, which its statistics ignore."""
@@ -168,9 +176,24 @@ def _within(starts: Numbers, positions: Numbers) -> Numbers:
     return found
 
 
-def _is_long(column: pa.ChunkedArray) -> bool:
+def is_long(column: pa.ChunkedArray) -> bool:
     """Return whether a column has long values."""
+    return _longest(column) > _LONG
+
+
+def _is_incompressible(column: pa.ChunkedArray) -> bool:
+    """Return whether a column's longest value is large, and hardly shorter when compressed."""
+    length = _longest(column)
+    if length < _LARGE:
+        return False
+    where = pc.index(pc.binary_length(column), length).as_py()
+    beginning = column[where].as_buffer()[:_BEGINNING]
+    return bool(pa.compress(beginning, codec=_CODEC).size > _WORTH * beginning.size)
+
+
+def _longest(column: pa.ChunkedArray) -> int:
+    """Return the length of a column's longest text or bytes; 0 of other types."""
     kind = column.type
     if not (pa.types.is_string(kind) or pa.types.is_binary(kind)):
-        return False
-    return (pc.max(pc.binary_length(column)).as_py() or 0) > _LONG
+        return 0
+    return int(pc.max(pc.binary_length(column)).as_py() or 0)

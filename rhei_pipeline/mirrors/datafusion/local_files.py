@@ -76,7 +76,7 @@ class LocalFiles:
         with self._translated():
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("wb", buffering=0) as opened:
-                fill(_Opened(opened.fileno()))
+                fill(OpenedFile(opened.fileno(), file))
                 mark = _mark(os.fstat(opened.fileno()))
         self._unsynced.add(file)
         self._touched.add(file.parent)
@@ -263,12 +263,14 @@ def _is_held(pin: Path) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
+class OpenedFile:
     """A `Sink`: a file that is open for writing."""
 
     descriptor: int
+    path: Path
 
     def write(self, piece: pa.Buffer | bytes, /) -> int:
+        """Write all of a piece."""
         left = memoryview(piece).cast("B")
         while left:
             left = left[os.write(self.descriptor, left) :]

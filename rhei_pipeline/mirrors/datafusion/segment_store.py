@@ -31,6 +31,7 @@ from rhei_pipeline.mirrors.datafusion.manifest import (
 )
 from rhei_pipeline.mirrors.datafusion.unchanged_parts import UnchangedParts
 from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds
+from rhei_pipeline.model.large_rows import are_large, give_back_freed
 
 DATA = "data"
 INDEX = ".index"
@@ -74,7 +75,7 @@ class SegmentStore:
         )
         place = self.place(name)
         self._written.add(place)
-        size = self.checked.write(place, lambda sink: self.form.write(numbered, sink))
+        size = self._fill(place, numbered)
         if index is not None:
             encoded = index.encode()
             self._put(f"{DATA}/{name}{INDEX}", encoded)
@@ -91,6 +92,23 @@ class SegmentStore:
             tag=tag,
             written_at=datetime.now(UTC),
         )
+
+    def _fill(self, place: str, rows: pa.Table) -> int:
+        is_large = are_large(rows)
+        if is_large:
+            give_back_freed()
+        size = self.checked.write(
+            place, lambda sink: self.form.write(rows, sink), is_large=is_large
+        )
+        if is_large:
+            give_back_freed()
+        return size
+
+    def write_shown(self, name: str, rows: pa.Table) -> int:
+        """Write rows for others to read, with no checksum to keep; return the file's bytes."""
+        size = self._fill(name, rows)
+        self.checked.forget([name])
+        return size
 
     def place(self, name: str) -> str:
         """Return the name of the file that holds a segment's rows."""

@@ -29,7 +29,7 @@ from rhei_pipeline.mirrors.datafusion.manifest import (
 from rhei_pipeline.mirrors.datafusion.segment_store import SegmentStore, ascending, conform
 from rhei_pipeline.mirrors.datafusion.version_ends import VersionEnds, full_hand
 from rhei_pipeline.model.schema import HISTORY_FIELDS, Column
-from rhei_pipeline.model.selection import chosen, taken
+from rhei_pipeline.model.selection import chosen, taken, taken_apart
 
 #: A place is the number of a part in its table, and a row's position in that part.
 _POSITION_BITS = 32
@@ -101,7 +101,7 @@ class _Written:
         names, content = self._own(columns), self._store.content(self.segment)
         if not names:
             return pa.table({"": pa.nulls(len(positions))})
-        return self._store.form.take(content, names, ordered).take(pa.array(back))
+        return taken_apart(self._store.form.take(content, names, ordered), back)
 
     def parts(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         names = self._own(columns) or self.segment.schema.names[:1]

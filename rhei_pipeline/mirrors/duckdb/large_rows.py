@@ -7,8 +7,8 @@ import duckdb
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.connecting import CHECKPOINT_THRESHOLD
-from rhei_pipeline.mirrors.duckdb.tables import give_back_freed, registered
-from rhei_pipeline.model.portions import LARGE_BYTES
+from rhei_pipeline.mirrors.duckdb.tables import registered
+from rhei_pipeline.model.large_rows import are_large, give_back_freed
 
 
 class LargeRows:
@@ -43,6 +43,17 @@ class LargeRows:
         with registered(self._connection, name, rows), self._by_one_thread():
             yield
 
+    @contextmanager
+    def read(self, rows: pa.Table) -> Iterator[None]:
+        """Read rows within a block, beside those that they are compared with."""
+        if not are_large(rows):
+            yield
+            return
+        give_back_freed()
+        self._let_go()
+        with self._by_one_thread():
+            yield
+
     def note_copied(self, table: str, rows: pa.Table) -> None:
         """Note that a copy has large rows, if it has."""
         if are_large(rows):
@@ -63,6 +74,8 @@ class LargeRows:
             yield
             return
         self._had_some = True
+        give_back_freed()
+        self._let_go()
         with self._by_one_thread():
             yield
 
@@ -95,8 +108,5 @@ class LargeRows:
             finally:
                 apart.execute(f"set checkpoint_threshold = '{CHECKPOINT_THRESHOLD}'")
                 apart.execute("reset auto_checkpoint_skip_wal_threshold")
-
-
-def are_large(rows: pa.Table) -> bool:
-    """Return whether there is probably a large value among these rows."""
-    return bool(rows.nbytes > LARGE_BYTES)
+        give_back_freed()
+        self._let_go()

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from rhei_pipeline.mirrors.duckdb.comparison import differs_sql, row_digest
+from rhei_pipeline.mirrors.duckdb.large_rows import LargeRows
 from rhei_pipeline.mirrors.duckdb.logical import as_kept
 from rhei_pipeline.mirrors.duckdb.tables import in_utc, registered
 from rhei_pipeline.mirrors.met_rows import Differences, MetRows, gathered
@@ -48,6 +49,7 @@ class RowComparing:
         table: What is compared.
         span: The keys that are; None: those of the source's rows alone.
         freed: Called after each portion: what DuckDB holds of the file may be let go.
+        large_rows: How large values among them are read.
     """
 
     def __init__(
@@ -56,10 +58,12 @@ class RowComparing:
         table: Table,
         span: KeySpan | None,
         freed: Callable[[], None],
+        large_rows: LargeRows,
     ) -> None:
         self._connection = connection
         self._table = table
         self._freed = freed
+        self._large_rows = large_rows
         self._span = span
         self._present, self._bounds = _present_sql(table, span or WHOLE)
         self._met = MetRows()
@@ -81,8 +85,9 @@ class RowComparing:
         with registered(self._connection, _ROWS, portion):
             for part in gathered(rows):
                 portion.rows = self._kept(part)
-                if not self._is_alike(part):
-                    self._add(found, part)
+                with self._large_rows.read(part):
+                    if not self._is_alike(part):
+                        self._add(found, part)
                 del part
                 self._freed()
         if self._span is None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.mirrors.duckdb.housekeeping import COPY_PREFIX
-from rhei_pipeline.model.portions import LARGE_BYTES
+from rhei_pipeline.model.large_rows import are_large
 from rhei_pipeline.model.schema import (
     HISTORY_FIELDS,
     RESERVED_PREFIX,
@@ -250,7 +250,7 @@ def registered(connection: duckdb.DuckDBPyConnection, name: str, rows: object) -
     Within a transaction DuckDB keeps what was registered until that commits, which takes memory
     of its own for each value. Large rows are lent, therefore; reading those takes some longer.
     """
-    lent = _Lent(rows) if isinstance(rows, pa.Table) and rows.nbytes > LARGE_BYTES else None
+    lent = _Lent(rows) if isinstance(rows, pa.Table) and are_large(rows) else None
     connection.register(name, rows if lent is None else lent)
     try:
         yield
@@ -270,8 +270,3 @@ def apart(rows: pa.Table, places: str) -> Iterator[pa.Table]:
     for some in (rows.filter(pc.invert(is_own)), rows.filter(is_own)):
         if some.num_rows:
             yield some
-
-
-def give_back_freed() -> None:
-    """Give memory that Arrow has freed back to the system, before DuckDB takes as much."""
-    pa.default_memory_pool().release_unused()

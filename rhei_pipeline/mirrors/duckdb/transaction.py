@@ -19,7 +19,7 @@ from rhei_pipeline.mirrors.duckdb.drop import drop_table
 from rhei_pipeline.mirrors.duckdb.feed import DuckDBFeeds
 from rhei_pipeline.mirrors.duckdb.forgetting import forget_rows
 from rhei_pipeline.mirrors.duckdb.housekeeping import count_reasons, write_letters, write_owner
-from rhei_pipeline.mirrors.duckdb.large_rows import LargeRows, are_large
+from rhei_pipeline.mirrors.duckdb.large_rows import LargeRows
 from rhei_pipeline.mirrors.duckdb.left_columns import values_kept
 from rhei_pipeline.mirrors.duckdb.logical import as_kept, kept_logical
 from rhei_pipeline.mirrors.duckdb.past import write_snapshots
@@ -50,6 +50,7 @@ from rhei_pipeline.model.changes import (
     Versions,
 )
 from rhei_pipeline.model.key_span import WHOLE, KeySpan
+from rhei_pipeline.model.large_rows import are_large
 from rhei_pipeline.model.progress import AsOf, CopyProgress, Ledger, Watermark
 from rhei_pipeline.model.retention import Ageing, ExpiredHistory
 from rhei_pipeline.model.schema import OPERATION, VALID_FROM, VALID_TO, FormerNames, Mode, Table
@@ -416,7 +417,8 @@ class DuckDBTransaction:
         self, table: Table, rows: Iterable[pa.Table], span: KeySpan | None = WHOLE
     ) -> Comparison:
         """Compare the source's rows with the table's present rows, both ways."""
-        return RowComparing(self._connection, table, span, self._let_go).compare(rows)
+        comparing = RowComparing(self._connection, table, span, self._let_go, self.large_rows)
+        return comparing.compare(rows)
 
     def _let_go(self) -> None:
         if self._cache is not None:

@@ -13,7 +13,7 @@ from psycopg import errors, pq
 from rhei_pipeline.sources.postgres.catalog import Connection
 
 _BINARY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_BINARY_END = b"\xff\xff"
+_BINARY_END = 0xFF  # where a row has the count of its values, of which there is one
 _BINARY_VALUE = 6  # behind the count of values and the length of the one
 
 
@@ -25,6 +25,12 @@ def copy_out(connection: Connection, statement: bytes) -> Generator[bytes]:
     Raises:
         psycopg.Error: The server refuses the statement, or it fails on the way.
     """
+    with closing(_copied(connection, statement)) as messages:
+        yield from map(bytes, messages)
+
+
+def _copied(connection: Connection, statement: bytes) -> Generator[memoryview]:
+    """Yield the messages where the driver received them; a large one is held no second time."""
     pgconn = connection.pgconn
     pgconn.send_query(statement)
     _refuse(_next_result(connection), pq.ExecStatus.COPY_OUT, connection)
@@ -40,31 +46,32 @@ def copy_out(connection: Connection, statement: bytes) -> Generator[bytes]:
     _drain(connection)
 
 
-def copy_out_values(connection: Connection, query: bytes) -> Generator[bytes]:
+def copy_out_values(connection: Connection, query: bytes) -> Generator[memoryview]:
     """Run a query of one column of bytes, and yield its values; as `copy_out` does."""
-    messages = copy_out(connection, b"copy (" + query + b") to stdout (format binary)")
+    messages = _copied(connection, b"copy (" + query + b") to stdout (format binary)")
     with closing(messages):
         # Mapped: a loop's variable would hold each message beside its value.
         yield from (value for value in map(_value, messages) if value is not None)
 
 
-def _value(message: bytes) -> bytes | None:
+def _value(message: memoryview) -> memoryview | None:
     """Return the value of a row of one column; None of what is no row."""
-    row = message.removeprefix(_BINARY_HEADER)
-    return row[_BINARY_VALUE:] if row and row[:2] != _BINARY_END else None
+    if message[0] == _BINARY_HEADER[0]:
+        message = message[len(_BINARY_HEADER) :]
+    return message[_BINARY_VALUE:] if message and message[0] != _BINARY_END else None
 
 
-def _messages(connection: Connection) -> Iterator[bytes]:
+def _messages(connection: Connection) -> Iterator[memoryview]:
     # In no variable: it may be large, and would be held until the next one is asked for.
     yield from iter(partial(_next_message, connection), None)
 
 
-def _next_message(connection: Connection) -> bytes | None:
+def _next_message(connection: Connection) -> memoryview | None:
     get = connection.pgconn.get_copy_data
     while True:
         count, data = get(1)
         if count > 0:
-            return bytes(data)
+            return data
         if count < 0:
             return None
         _await(connection)

@@ -8,6 +8,7 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from rhei_pipeline.model.large_rows import give_back_freed
 from rhei_pipeline.model.portions import LARGE_BYTES, portions
 from rhei_pipeline.model.schema import Column
 from rhei_pipeline.sources.postgres.catalog import Connection
@@ -140,5 +141,5 @@ def _parsed(lines: list[bytes], names: Sequence[str]) -> pa.Table:
         ),
     )
     if is_large:
-        pa.default_memory_pool().release_unused()  # the parser held it once more
+        give_back_freed()  # the parser held it once more
     return texts

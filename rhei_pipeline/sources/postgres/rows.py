@@ -13,6 +13,7 @@ from rhei_pipeline.model.changes import DeadLetter, RowBatch, key_text
 from rhei_pipeline.model.plain_values import plain_value
 from rhei_pipeline.model.portions import PORTION_BYTES
 from rhei_pipeline.model.schema import TableSchema
+from rhei_pipeline.model.selection import as_one
 from rhei_pipeline.sources.postgres.catalog import Connection, qualified
 from rhei_pipeline.sources.postgres.row_texts import Stored, copied
 from rhei_pipeline.sources.postgres.types import admit_text
@@ -193,7 +194,7 @@ def admit_rows(schema: TableSchema, texts: pa.Table) -> tuple[list[pa.Array], li
     for column in schema.columns:
         values = texts[column.name]
         if isinstance(values, pa.ChunkedArray):
-            values = values.combine_chunks()
+            values = as_one(values)
         array, misfits = admit_text(values, column)
         arrays.append(array)
         rejections += misfits

@@ -36,6 +36,7 @@ _LONGEST = np.iinfo(np.int64).max
 _LATEST_DAY = np.iinfo(np.int32).max
 #: From this length on, blobs are read one by one.
 _LONG = 64 * 2**10
+_PIECE = 2**20
 _EPOCH_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
 
@@ -154,16 +155,29 @@ def _blobs(texts: pa.Array) -> pa.Array:
 def _long_blobs(texts: pa.Array) -> pa.Array:
     """Read the same, value by value: the digits of all would be several copies of them."""
     _, offsets, characters = texts.buffers()
-    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1].tolist()
-    view, valid = memoryview(characters), texts.is_valid().to_pylist()
+    begins = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    is_there = texts.is_valid().to_numpy(zero_copy_only=False)
+    digits = np.where(is_there, np.diff(begins) - 2, 0)
+    if (digits % 2).any():
+        raise pa.ArrowInvalid
+    ends = np.concatenate([[0], np.cumsum(digits // 2)])
+    values = pa.allocate_buffer(int(ends[-1]))
     try:
-        values = [
-            unhexlify(view[begin + 2 : end]) if there else None
-            for begin, end, there in zip(ends, ends[1:], valid, strict=False)
-        ]
+        for begin, first, last in zip(
+            begins[:-1].tolist(), ends[:-1].tolist(), ends[1:].tolist(), strict=True
+        ):
+            _unhex(memoryview(characters)[begin + 2 :], memoryview(values)[first:last])
     except ValueError as error:
         raise pa.ArrowInvalid from error
-    return pa.array(values, pa.binary())
+    parts = [pa.array(is_there).buffers()[1], pa.py_buffer(ends), values]
+    return pa.Array.from_buffers(pa.large_binary(), len(texts), parts).cast(pa.binary())
+
+
+def _unhex(digits: memoryview, values: memoryview) -> None:
+    """Read as many digits as there is room for, a piece at a time."""
+    for low in range(0, len(values), _PIECE):
+        part = values[low : low + _PIECE].cast("B")
+        part[:] = unhexlify(digits[2 * low : 2 * (low + len(part))])
 
 
 def _dates(texts: pa.Array) -> pa.Array:

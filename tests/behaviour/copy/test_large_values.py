@@ -9,17 +9,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from rhei_pipeline.mirrors.datafusion import diff, digests, formats
-from rhei_pipeline.mirrors.duckdb import comparison, large_rows
-from rhei_pipeline.model import portions
+from rhei_pipeline.errors import MirrorDamagedError
+from rhei_pipeline.mirrors.datafusion import diff, digests, formats, query_proof
+from rhei_pipeline.mirrors.datafusion.mirror import DataFusionMirror
+from rhei_pipeline.mirrors.duckdb import comparison
+from rhei_pipeline.model import large_rows, portions
 from rhei_pipeline.model.changes import Counts, NetChanges
 from rhei_pipeline.model.portions import PORTION_BYTES
-from rhei_pipeline.model.schema import Table
+from rhei_pipeline.model.schema import Column, Table
 from rhei_pipeline.protocols import Step
-from rhei_pipeline.sources.postgres import row_texts, rows
-from rhei_pipeline.sources.postgres.logical import snapshot
+from rhei_pipeline.sources.postgres import row_texts, rows, types
+from rhei_pipeline.sources.postgres.logical import reader, snapshot
 from rhei_pipeline.sync import cycle
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
@@ -148,6 +151,48 @@ def test_a_large_value_of_postgres_is_held_once_when_it_is_applied(
     world.assert_equal("t")
 
 
+def test_a_large_message_of_the_log_is_held_by_its_decoder_alone(
+    make_postgres: Callable[..., PostgresWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log has bytes as text, which takes twice as much."""
+    monkeypatch.setattr(snapshot, "SPOOL_BYTES", MB)
+    monkeypatch.setattr(reader, "STREAM_BYTES", 0)
+    monkeypatch.setattr(reader, "PIECE_BYTES", MB)
+    world = make_postgres(capture={"method": "logical"}, tables=[{"name": "t"}])
+    world.run("create table t(id integer primary key, v bytea)")
+    world.htap.sync_now()
+    size = 16 * MB
+    random = f"select string_agg(md5(i::text), '') from generate_series(1, {size // 16}) i"
+    world.run(f"insert into t values (1, decode(({random}), 'hex'))")
+    monkeypatch.setattr(portions, "PORTION_BYTES", MB)
+    held = list[float]()
+    world.faults.do_at(Step.CAPTURED, lambda: held.append(tracemalloc.get_traced_memory()[1]))
+    tracemalloc.start()
+    try:
+        world.htap.sync_now()
+    finally:
+        tracemalloc.stop()
+    assert 2 * size < held[0] < 2.5 * size
+    world.assert_equal("t")
+
+
+@pytest.mark.parametrize("values", [[None, b"", b"\0", None, b"ab" * 50_000], [b"\1" * 70_000]])
+def test_long_bytes_are_read_from_their_digits(
+    values: list[bytes | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(types, "_PIECE", 4_096)
+    column = Column("v", pa.binary())
+    digits = [value if value is None else f"\\x{value.hex()}" for value in values]
+    texts = pa.array(["?", *digits], pa.large_string()).slice(1)
+    found, rejected = types.admit_text(texts, column)
+    assert found.equals(pa.array(values, pa.binary()))
+    assert not rejected
+    bad = pa.array([*digits, f"\\x{'00' * 70_000}0", "\\xzz"], pa.large_string())
+    found, rejected = types.admit_text(bad, column)
+    assert found.to_pylist() == [*values, None, None]
+    assert [one.row for one in rejected] == [len(values), len(values) + 1]
+
+
 def taken() -> int:
     """Return the bytes that Python's objects and Arrow's buffers take."""
     return tracemalloc.get_traced_memory()[0] + int(pa.total_allocated_bytes())
@@ -182,6 +227,70 @@ def test_parts_bounded_by_bytes_are_read_as_they_were_written(
     assert form.read(content, rows.column_names).equals(rows)
     positions = np.array([0, 3, 21, 22, 50, len(SOME_TEXTS) - 1])
     assert form.take(content, rows.column_names, positions).equals(rows.take(positions))
+
+
+def test_a_large_value_is_compressed_where_that_saves_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(formats, "_LARGE", 5_000)
+    random = np.random.default_rng(1)
+    columns = {
+        "random": [None, random.bytes(5_000)],
+        "digits": [None, random.bytes(2_500).hex().encode()],
+        "short": [None, random.bytes(4_999)],
+        "number": [None, 1],
+    }
+    rows = pa.table(columns | {formats.ROW: np.arange(2, dtype=np.uint32)})
+    content = formats.encoded(formats.Parquet(), rows)
+    group = pq.read_metadata(pa.BufferReader(content)).row_group(0)
+    codecs = [group.column(place).compression for place in range(len(columns))]
+    assert codecs == ["UNCOMPRESSED", "ZSTD", "ZSTD", "ZSTD"]
+    assert formats.Parquet().read(content, rows.column_names).equals(rows)
+
+
+def test_queries_are_not_asked_for_the_bounds_of_long_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(formats, "_LONG", 100)
+    parts = [pa.table({"v": ["a" * size], "n": [size]}) for size in (1, 101, 2)]
+    asked = list[str]()
+
+    def ask(sql: str) -> pa.Table:
+        asked.append(sql)
+        return pa.table({"n/count": [3], "n/min": [1], "n/max": [102]})
+
+    assert query_proof.misread_columns(parts[0].schema, "t", parts, ask) == ["n"]
+    assert len(asked) == 1
+    assert '"v"' not in asked[0]
+
+
+@pytest.mark.parametrize("storage", ["parquet", "ipc", "delta"])
+def test_a_large_file_is_written_without_a_copy_and_has_its_checksum(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, storage: str
+) -> None:
+    size = 8 * MB
+    monkeypatch.setattr(large_rows, "LARGE_BYTES", MB)
+    world = make_world(mode="temporal", storage=storage, tables=[{"name": "t"}])
+    world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
+    world.htap.sync_now()
+    mirror = engine_of(world.htap).mirror
+    assert isinstance(mirror, DataFusionMirror)
+    rows = pa.table({"id": [2], "v": ["x" * size]})
+    tracemalloc.start()
+    try:
+        segment = mirror._store.write(rows, None)
+        assert tracemalloc.get_traced_memory()[1] < size / 2
+    finally:
+        tracemalloc.stop()
+    place = mirror._store.place(segment.name)
+    mirror._store.checked.check_anew(place)
+    assert mirror.path is not None
+    written = Path(mirror.path) / place
+    with written.open("r+b") as file:
+        file.seek(written.stat().st_size // 2)
+        file.write(b"?")
+    with pytest.raises(MirrorDamagedError, match="its content is not what was written"):
+        mirror._store.checked.check_anew(place)
 
 
 @pytest.mark.parametrize("most", [None, 1_000])

@@ -15,10 +15,11 @@ import pytest
 
 from rhei_pipeline.errors import MirrorError
 from rhei_pipeline.mirrors.datafusion import segment_store
-from rhei_pipeline.mirrors.duckdb import large_rows, tables, transaction
+from rhei_pipeline.mirrors.duckdb import transaction
 from rhei_pipeline.mirrors.duckdb.large_rows import LargeRows
 from rhei_pipeline.mirrors.duckdb.mirror import DuckDBMirror
 from rhei_pipeline.mirrors.duckdb.upsert import upsert
+from rhei_pipeline.model import large_rows
 from tests.support.fix_postgres import PostgresWorld
 from tests.support.fix_world import World
 from tests.support.parts import connection_of, engine_of
@@ -110,8 +111,7 @@ def test_a_large_value_leaves_the_number_of_threads_as_it_was(
 def test_a_large_value_is_not_held_while_duckdb_commits_it(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    for module in (tables, large_rows):
-        monkeypatch.setattr(module, "LARGE_BYTES", MB)
+    monkeypatch.setattr(large_rows, "LARGE_BYTES", MB)
     world = make_world(mode=mode, tables=[{"name": "t"}])
     world.run("create table t(id integer primary key, v text)", "insert into t values (1, 'a')")
     world.htap.sync_now()
@@ -146,8 +146,7 @@ _LARGE_CHANGES = (
 def test_large_rows_are_compared_and_committed_as_others_are(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, mode: str, readers: int
 ) -> None:
-    for module in (tables, large_rows):
-        monkeypatch.setattr(module, "LARGE_BYTES", 0)
+    monkeypatch.setattr(large_rows, "LARGE_BYTES", 0)
     world = make_world(mode=mode, tables=[{"name": "t"}])
     rows = (f"({number}, 'v{number}', x'ab', 0.0)" for number in range(1, 6))
     world.run(

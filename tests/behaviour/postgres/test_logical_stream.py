@@ -1,5 +1,6 @@
 """Changes that the server sends by itself: what breaks off, what is too much, who else reads."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import psycopg
@@ -101,6 +102,22 @@ def test_more_than_memory_should_hold_is_asked_for_instead(
         world.run(f"insert into t select i, 'x' from generate_series({turn}002, {turn}999) i")
         assert world.htap.sync_now().inserted == 998
     world.assert_equal("t")
+
+
+def test_large_messages_are_asked_for_in_pieces(
+    world: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logical_log, "STREAM_BYTES", 0)
+    monkeypatch.setattr(logical_log, "PIECE_BYTES", 64)
+    monkeypatch.setattr(logical_log, "FETCH_MESSAGES", 5)
+    # Each length of a message from less than a piece to several, so that some fill their last one.
+    world.run("insert into t select i, repeat('x', i) from generate_series(2, 300) i")
+    world.run("update t set v = v || 'y' where id % 3 = 0", "delete from t where id % 7 = 0")
+    report = world.htap.sync_now()
+    assert (report.inserted, report.updated, report.deleted) == (299, 100, 42)
+    world.assert_equal("t")
+    found = Counter(row["id"] for row in world.versions("t") if row["_rhei_operation"] != "D")
+    assert [found[key] for key in (6, 7, 8)] == [2, 0, 1]
 
 
 def test_shapes_told_once_hold_for_all_that_follows(world: PostgresWorld) -> None:

@@ -11,6 +11,20 @@ from rhei_pipeline.sources.postgres.catalog import Connection
 
 
 @dataclass(frozen=True, slots=True)
+class LogPortion:
+    """Messages of the log, in order.
+
+    Attributes:
+        messages: Messages, or pieces of them.
+        piece_bytes: One that is as long is continued by the next, which may be in the next part;
+            0: all are whole.
+    """
+
+    messages: list[bytes] | list[memoryview]
+    piece_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Slot:
     """The server's description of our slot.
 

@@ -12,7 +12,7 @@ from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.model.portions import portions
 from rhei_pipeline.sources.postgres.catalog import Connection
 from rhei_pipeline.sources.postgres.copy import copy_out_values
-from rhei_pipeline.sources.postgres.logical.moment import Slot, lsn_text
+from rhei_pipeline.sources.postgres.logical.moment import LogPortion, Slot, lsn_text
 from rhei_pipeline.sources.postgres.logical.stream import LogicalStream, Replicating
 from rhei_pipeline.sources.waiting import wait_until
 from rhei_pipeline.sql.text import quote
@@ -25,9 +25,13 @@ FETCH_MESSAGES = 50_000
 STREAM_BYTES = 4 * 2**20
 _RELEASE_SECONDS = 10.0
 
+#: A larger message comes in pieces: the driver holds each as often as a value beside it.
+PIECE_BYTES = 2**23
+#: The last piece is shorter, if need be empty.
 _PEEK = """
-select data from pg_logical_slot_peek_binary_changes(
-    {}, {}::pg_lsn, null, 'proto_version', '1', 'publication_names', {})
+select substr(data, 1 + {piece} * generate_series(0, length(data) / {piece}), {piece})
+from pg_logical_slot_peek_binary_changes(
+    {slot}, {end}::pg_lsn, null, 'proto_version', '1', 'publication_names', {publication})
 """
 
 
@@ -60,18 +64,16 @@ class LogReader:
         self._publication = publication
         self._stream: LogicalStream | None = None
 
-    def read(self, slot: Slot, head: int) -> Iterator[list[bytes]]:
-        """Yield the messages of all transactions that committed before `head`, in batches.
+    def read(self, slot: Slot, head: int) -> Iterator[LogPortion]:
+        """Yield the messages of all transactions that committed before `head`, in parts.
 
-        Whoever takes a batch may clear it.
-
-        Reading again yields them again, until they are confirmed.
+        Whoever takes a part may clear it. What is not confirmed is read again the next time.
         """
         streamed = self._streamed(slot, head)
         if streamed is None:
             yield from self._peeked(slot, head)
         else:
-            yield streamed
+            yield LogPortion(streamed)
 
     def confirm(self, slot: Slot, position: int) -> None:
         """Allow the server to remove what committed before the position."""
@@ -121,7 +123,7 @@ class LogReader:
             self.end_stream()
         return messages
 
-    def _peeked(self, slot: Slot, head: int) -> Iterator[list[bytes]]:
+    def _peeked(self, slot: Slot, head: int) -> Iterator[LogPortion]:
         if head - slot.confirmed <= STREAM_BYTES:
             yield from self._peeked_by(self._connection(), slot, head)
             return
@@ -129,16 +131,21 @@ class LogReader:
         with closing(self._connect_apart()) as connection:
             yield from self._peeked_by(connection, slot, head)
 
-    def _peeked_by(self, connection: Connection, slot: Slot, head: int) -> Iterator[list[bytes]]:
-        name, end = psql.Literal(slot.name), psql.Literal(lsn_text(head))
-        published = psql.Literal(quote(self._publication or slot.name))
-        query = psql.SQL(_PEEK).format(name, end, published).as_bytes(connection)
-        with connection.atomic(), closing(copy_out_values(connection, query)) as values:
-            yield from portions(
-                lambda count: list(islice(values, count)),
-                lambda messages: sum(map(len, messages)),
+    def _peeked_by(self, connection: Connection, slot: Slot, head: int) -> Iterator[LogPortion]:
+        query = psql.SQL(_PEEK).format(
+            piece=PIECE_BYTES,
+            slot=slot.name,
+            end=lsn_text(head),
+            publication=quote(self._publication or slot.name),
+        )
+        text = query.as_bytes(connection)
+        with connection.atomic(), closing(copy_out_values(connection, text)) as values:
+            pieces = portions(
+                lambda count: list(_up_to_a_full_one(islice(values, count))),
+                lambda taken: sum(map(len, taken)),
                 FETCH_MESSAGES,
             )
+            yield from (LogPortion(portion, PIECE_BYTES) for portion in pieces)
 
     def _await_release(self, slot: str) -> None:
         """Wait until the server notices that the slot is no longer used."""
@@ -155,3 +162,11 @@ class LogReader:
             raise SourceBusyError(
                 f"slot {slot!r} is in use", hint="stop the other process that reads from it"
             )
+
+
+def _up_to_a_full_one(pieces: Iterator[memoryview]) -> Iterator[memoryview]:
+    """Yield pieces, no more than one of them large."""
+    for piece in pieces:
+        yield piece
+        if len(piece) == PIECE_BYTES:
+            return

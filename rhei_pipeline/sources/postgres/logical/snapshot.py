@@ -19,12 +19,19 @@ from rhei_pipeline.model.changes import (
     event_schema,
 )
 from rhei_pipeline.model.instants import instant
+from rhei_pipeline.model.large_rows import give_back_freed
 from rhei_pipeline.model.schema import Table, TableSchema
 from rhei_pipeline.model.selection import taken
 from rhei_pipeline.model.type_names import INSTANT
 from rhei_pipeline.sources.mended_rows import mended
 from rhei_pipeline.sources.postgres.logical import pgoutput
-from rhei_pipeline.sources.postgres.logical.moment import LogMoment, RowView, Slot, Visible
+from rhei_pipeline.sources.postgres.logical.moment import (
+    LogMoment,
+    LogPortion,
+    RowView,
+    Slot,
+    Visible,
+)
 from rhei_pipeline.sources.postgres.read_ahead import ReadAhead
 from rhei_pipeline.sources.postgres.rows import (
     PostgresRowReader,
@@ -58,6 +65,9 @@ class _Spool:
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115
         self._parts: dict[int, list[tuple[_Chunk, pgoutput.Run]]] = {}
+        #: Of the pieces behind the messages that are whole.
+        self._lengths: list[np.ndarray] = []
+        self._end = self._indexed = 0
 
     @property
     def is_empty(self) -> bool:
@@ -74,19 +84,33 @@ class _Spool:
         unseen = [run.lsn[~visible.sees(run.xid)] for run in runs]
         return min((int(found.min()) for found in unseen if len(found)), default=None)
 
-    def add(self, messages: list[bytes], first: int, context: pgoutput.DecodingContext) -> int:
-        """Take messages over, and return how many they were."""
-        buffer = b"".join(messages)
-        lengths = np.fromiter(map(len, messages), np.int64, len(messages))
-        messages.clear()
-        start = self._file.seek(0, 2)
-        if start + len(buffer) > SPOOL_BYTES:
-            self._file.rollover()  # by itself it would only do so once they are in memory
-        self._file.write(buffer)
-        chunk = _Chunk(start, len(buffer))
+    def add(self, part: LogPortion, first: int, context: pgoutput.DecodingContext) -> int:
+        """Take messages over, and return how many are whole by now."""
+        pieces = np.fromiter(map(len, part.messages), np.int64, len(part.messages))
+        self._lengths.append(pieces)
+        buffer = b"".join(part.messages)
+        part.messages.clear()
+        self._append(buffer)
+        if (pieces[-1:] == part.piece_bytes).any():
+            return 0
+        chunk = _Chunk(self._indexed, self._end - self._indexed)
+        if chunk.length > len(buffer):
+            del buffer  # else it were held beside what is read
+            give_back_freed()
+            buffer = self.read(chunk)
+        lengths = _whole(np.concatenate(self._lengths), part.piece_bytes)
+        self._lengths.clear()
+        self._indexed = self._end
         for run in pgoutput.index(buffer, lengths, first, context):
             self._parts.setdefault(run.relation.oid, []).append((chunk, run))
         return len(lengths)
+
+    def _append(self, buffer: bytes) -> None:
+        self._file.seek(self._end)
+        if self._end + len(buffer) > SPOOL_BYTES:
+            self._file.rollover()  # by itself it would only do so once they are in memory
+        self._file.write(buffer)
+        self._end += len(buffer)
 
     def read(self, chunk: _Chunk) -> bytes:
         self._file.seek(chunk.start)
@@ -96,8 +120,16 @@ class _Spool:
         self._file.close()
 
 
+def _whole(lengths: np.ndarray, piece_bytes: int) -> np.ndarray:
+    """Return the lengths of messages from those of their pieces."""
+    is_cut = lengths == piece_bytes
+    if not is_cut.any():
+        return lengths
+    return np.add.reduceat(lengths, np.flatnonzero(np.concatenate([[True], ~is_cut[:-1]])))
+
+
 #: Yields the messages behind a slot of all transactions that committed before a place.
-ReadLog = Callable[[Slot, int], Iterator[list[bytes]]]
+ReadLog = Callable[[Slot, int], Iterator[LogPortion]]
 
 
 class LogicalSnapshot(TableReads):
@@ -230,8 +262,8 @@ class LogicalSnapshot(TableReads):
 
     def _load(self, slot: Slot, spool: _Spool) -> None:
         context, first = pgoutput.DecodingContext(), 0
-        for messages in self._read(slot, self._end):
-            first += spool.add(messages, first, context)
+        for part in self._read(slot, self._end):
+            first += spool.add(part, first, context)
         if not spool.is_empty:
             unseen = spool.first_unseen(self._view.visible if self._view else self._look())
             self._head = self._end if unseen is None else unseen

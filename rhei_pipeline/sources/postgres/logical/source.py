@@ -44,6 +44,7 @@ from rhei_pipeline.sources.postgres.logical import slots
 from rhei_pipeline.sources.postgres.logical.copy_start import CopyStart
 from rhei_pipeline.sources.postgres.logical.moment import (
     LogMoment,
+    LogPortion,
     RowView,
     Slot,
     Visible,
@@ -331,7 +332,7 @@ class LogicalSource:
             if snapshot.is_silent and view is None:
                 self._silent_until = moment.head
 
-    def _read(self, slot: Slot, head: int) -> Iterator[list[bytes]]:
+    def _read(self, slot: Slot, head: int) -> Iterator[LogPortion]:
         try:
             yield from self._log.read(slot, head)
         except psycopg.errors.UndefinedObject as error:
