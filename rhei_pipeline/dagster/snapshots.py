@@ -20,6 +20,7 @@ from rhei_pipeline.dagster.names import plain_name
 from rhei_pipeline.dagster.resources import OlapResource
 from rhei_pipeline.dagster.stages import Stage
 from rhei_pipeline.htap import HTAP
+from rhei_pipeline.model.interval_texts import with_interval_texts
 from rhei_pipeline.model.schema import VALID_FROM, Table
 from rhei_pipeline.model.snapshot_rows import SnapshotRows
 from rhei_pipeline.settings.model import Settings
@@ -231,7 +232,7 @@ class _Taking:
         file = files / plain_name(name) / f"{window.key}.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_suffix(".part")
-        pq.write_table(found, beside)
+        pq.write_table(with_interval_texts(found), beside)
         beside.replace(file)
         return str(file)
 

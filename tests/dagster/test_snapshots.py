@@ -30,7 +30,7 @@ def declared(directory: Path, **schedule: Any) -> Settings:
         source={"path": directory / "app.db"},
         mirror={"path": directory / "mirror.duckdb"},
         registry={"path": directory / "registry.json"},
-        tables=[{"name": "orders", "mode": "temporal"}],
+        tables=[{"name": "orders", "mode": "temporal", "types": {"lead": "interval"}}],
         schedule={"snapshots_from": day(9), "idle_seconds": 0.2, **schedule},
     )
 
@@ -39,8 +39,8 @@ def declared(directory: Path, **schedule: Any) -> Settings:
 def settings(tmp_path: Path) -> Settings:
     """A mirror whose first row was there five days ago, and whose second is of today."""
     with sqlite3.connect(tmp_path / "app.db") as app:
-        app.execute("create table orders(id integer primary key, status text)")
-        app.execute("insert into orders values (1, 'new')")
+        app.execute("create table orders(id integer primary key, status text, lead text)")
+        app.execute("insert into orders values (1, 'new', 'P1D')")
     found = declared(tmp_path)
     with rhei.open(found) as htap:
         htap.sync_now()
@@ -48,7 +48,7 @@ def settings(tmp_path: Path) -> Settings:
         mirror.execute("update orders set _rhei_valid_from = _rhei_valid_from - interval 5 day")
         mirror.execute("update _rhei_history set noted_at = noted_at - interval 5 day")
     with sqlite3.connect(tmp_path / "app.db") as app:
-        app.execute("insert into orders values (2, 'new')")
+        app.execute("insert into orders(id, status) values (2, 'new')")
     app.close()
     return found
 
@@ -198,7 +198,8 @@ def test_a_window_may_be_a_week_and_goes_to_a_file_too(
     assert take(weekly, instance, week, week).success
     assert instance.get_materialized_partitions(KEY) == {week.isoformat()}
     found = pq.read_table(tmp_path / "out" / "orders" / f"{week}.parquet").to_pylist()
-    assert [(row["snapshot_date"], row["id"]) for row in found] == [(week, 1)]
+    # No type of Parquet is an interval of months, days and microseconds.
+    assert [(row["snapshot_date"], row["id"], row["lead"]) for row in found] == [(week, 1, "P1D")]
 
 
 @pytest.mark.parametrize(
