@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rhei_pipeline.model.interval_texts import with_interval_texts
+from rhei_pipeline.model.map_texts import map_texts_of
 from rhei_pipeline.model.type_names import ARRAYS
 
 _UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -82,10 +83,11 @@ def texts_of(lists: pa.Array) -> pa.Array:
 
 
 def as_texts(rows: pa.Table) -> pa.Table:
-    """Return rows of a mirror as everything else meets them: lists and intervals are texts."""
+    """Return rows of a mirror as everything else meets them: no lists, maps or intervals."""
     for place, field in enumerate(rows.schema):
-        if pa.types.is_list(field.type):
-            texts = [texts_of(chunk) for chunk in rows.column(place).chunks]
+        if pa.types.is_list(field.type) or pa.types.is_map(field.type):
+            written = texts_of if pa.types.is_list(field.type) else map_texts_of
+            texts = [written(chunk) for chunk in rows.column(place).chunks]
             rows = rows.set_column(place, field.name, pa.chunked_array(texts, pa.string()))
     return with_interval_texts(rows)
 

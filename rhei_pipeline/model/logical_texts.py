@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from rhei_pipeline.model.array_texts import array_form, lists_of
 from rhei_pipeline.model.interval_texts import admit_intervals
-from rhei_pipeline.model.type_names import ARRAYS, INTERVAL, JSON, UUID
+from rhei_pipeline.model.map_texts import admit_maps
+from rhei_pipeline.model.type_names import ARRAYS, INTERVAL, JSON, MAP, UUID
 
 #: The one form that both PostgreSQL and the mirrors write.
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
@@ -26,12 +27,16 @@ EXPECTED = {
     UUID: "a UUID in lower case with hyphens",
     JSON: "JSON without halves of surrogate pairs",
     INTERVAL: "an interval in ISO 8601 as PostgreSQL writes it, of at most 292 years of hours",
+    MAP: "a map of texts as PostgreSQL writes an hstore, without a key twice",
     **{
         name: f"an array of {'two' if name.endswith('[][]') else 'one'} dimension"
         f"{'s' if name.endswith('[][]') else ''}, as PostgreSQL writes it"
         for name in ARRAYS
     },
 }
+
+#: What finds that all texts of a column are of one logical type.
+_BY_COLUMN = {INTERVAL: admit_intervals, MAP: admit_maps}
 
 
 def admit_texts(texts: pa.Array, logical: str, *, trusted: bool) -> pa.Array:
@@ -49,8 +54,8 @@ def admit_texts(texts: pa.Array, logical: str, *, trusted: bool) -> pa.Array:
         if pc.all(pc.match_substring_regex(texts, f"^{_UUID}$")).as_py() is False:
             raise pa.ArrowInvalid
         return texts
-    if logical == INTERVAL:
-        admit_intervals(texts)
+    if logical in _BY_COLUMN:
+        _BY_COLUMN[logical](texts)
         return texts
     if logical in ARRAYS:
         if pc.all(pc.match_substring_regex(texts, f"^(?:{array_form(logical)})$")).as_py() is False:
@@ -69,7 +74,7 @@ def text_reader(logical: str | None, *, trusted: bool) -> Callable[[str], str]:
     """Return what takes one such text and raises ValueError at another."""
     if logical is None:
         return str
-    if logical == INTERVAL or logical in ARRAYS:
+    if logical in _BY_COLUMN or logical in ARRAYS:
         return partial(_by_column, logical=logical)
     return _uuid if logical == UUID else _json_trusted if trusted else _json
 

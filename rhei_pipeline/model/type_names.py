@@ -10,7 +10,7 @@ from rhei_pipeline.errors import SchemaError
 #: Instants are UTC with microseconds everywhere, as Python and DuckDB keep them.
 INSTANT = pa.timestamp("us", tz="UTC")
 
-UUID, JSON, INTERVAL = "uuid", "json", "interval"
+UUID, JSON, INTERVAL, MAP = "uuid", "json", "interval", "map"
 _ARRAYS: dict[str, pa.DataType] = {
     "boolean[]": pa.bool_(),
     "int16[]": pa.int16(),
@@ -24,7 +24,7 @@ _ARRAYS: dict[str, pa.DataType] = {
 ARRAYS = {**_ARRAYS, **{f"{name}[]": pa.list_(kind) for name, kind in _ARRAYS.items()}}
 
 #: Whose texts differ while DuckDB holds them equal, or for which it has no index: text in keys.
-TEXT_IN_KEYS = {INTERVAL, *ARRAYS}
+TEXT_IN_KEYS = {INTERVAL, MAP, *ARRAYS}
 
 _MAX_DECIMAL_DIGITS = 38
 _DECIMAL = re.compile(r"decimal\((\d+),\s*(\d+)\)")
@@ -36,7 +36,7 @@ class NamedType(NamedTuple):
     Attributes:
         type: The Arrow type of the values.
         epoch: The unit of integers counted from 1970, where the name implies one.
-        logical: What a text is, beyond being text: a UUID, JSON, an interval, or an array.
+        logical: What a text is, beyond being text: a UUID, JSON, an interval, a map, or an array.
     """
 
     type: pa.DataType
@@ -63,6 +63,7 @@ _NAMED_TYPES = {
     UUID: NamedType(pa.string(), logical=UUID),
     JSON: NamedType(pa.string(), logical=JSON),
     INTERVAL: NamedType(pa.string(), logical=INTERVAL),
+    MAP: NamedType(pa.string(), logical=MAP),
     **{name: NamedType(pa.string(), logical=name) for name in ARRAYS},
 }
 #: Other names for the same.

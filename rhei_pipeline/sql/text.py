@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.schema import TableSchema
-from rhei_pipeline.model.type_names import ARRAYS, UUID
+from rhei_pipeline.model.type_names import ARRAYS, MAP, UUID
 
 #: Conditions in a row before they are grouped.
 _CHAIN = 50
@@ -70,7 +70,9 @@ def duckdb_type(arrow_type: pa.DataType, logical: str | None = None) -> str:
             of = logical.removesuffix("[]")
             inner = of if of in ARRAYS or of == UUID else None
             return f"{duckdb_type(ARRAYS[logical] if inner is None else arrow_type, inner)}[]"
-        return logical  # DuckDB has both, under these names
+        if logical == MAP:
+            return "map(varchar, varchar)"
+        return logical  # DuckDB has the others under these names
     if pa.types.is_decimal(arrow_type):
         return f"decimal({arrow_type.precision}, {arrow_type.scale})"
     for known, name in _DUCKDB_TYPES:

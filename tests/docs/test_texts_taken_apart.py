@@ -8,7 +8,7 @@ from typing import Any
 from tests.support.fix_postgres import PostgresWorld
 
 _PAGE = (Path(__file__).parents[2] / "docs" / "types.md").read_text()
-_SECTION = _PAGE.partition("## Ranges, composites and hstore")[2].partition("\n## ")[0]
+_SECTION = _PAGE.partition("## Ranges and composites")[2].partition("\n## ")[0]
 _IN_SOURCE, _IN_MIRROR = re.findall(r"```sql\n(.*?)```", _SECTION, re.DOTALL)
 #: What the source itself says of each statement that DuckDB runs.
 _ORACLES = (

@@ -1,9 +1,10 @@
-"""Columns of text that DuckDB keeps as more: UUIDs, JSON, intervals and arrays.
+"""Columns of text that DuckDB keeps as more: UUIDs, JSON, intervals, maps and arrays.
 
 Everything else meets them as text, and each table keeps what it has until it is copied.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import duckdb
 import pyarrow as pa
@@ -12,14 +13,20 @@ from rhei_pipeline.mirrors.duckdb.housekeeping import COPY_PREFIX
 from rhei_pipeline.mirrors.duckdb.tables import LOGICAL, MAIN, copy_name
 from rhei_pipeline.model.array_texts import NEEDS_QUOTES, as_texts, lists_of
 from rhei_pipeline.model.interval_texts import INTERVAL_TYPE, intervals_of
+from rhei_pipeline.model.map_texts import MAP_TYPE, maps_of
 from rhei_pipeline.model.schema import TableSchema
-from rhei_pipeline.model.type_names import ARRAYS, INTERVAL, JSON
+from rhei_pipeline.model.type_names import ARRAYS, INTERVAL, JSON, MAP
 from rhei_pipeline.sql.intervals import interval_sql, interval_text_sql
+from rhei_pipeline.sql.maps import map_sql, map_text_sql
 from rhei_pipeline.sql.text import duckdb_type, literal, mirror_table, quote
 
-_TEXT, _INTERVAL = "VARCHAR", INTERVAL.upper()
+_TEXT = "VARCHAR"
+_INTERVAL, _MAP = (duckdb_type(pa.string(), of).upper() for of in (INTERVAL, MAP))
+#: What makes such a type of a text, and the text of it.
+_READ = {_INTERVAL: interval_sql, _MAP: map_sql}
+_WRITTEN = {_INTERVAL: interval_text_sql, _MAP: map_text_sql}
 #: What Arrow has otherwise than as text, or under a label.
-_CONVERTED = {JSON, INTERVAL, *ARRAYS}
+_CONVERTED = {JSON, INTERVAL, MAP, *ARRAYS}
 #: How many values of a column are compared at once.
 _ROWS = 65_536
 _JSON_LABEL = {"ARROW:extension:name": "arrow.json"}
@@ -40,7 +47,7 @@ def kept_logical(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> 
 def fit_texts(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> None:
     """Give columns of text the type that their text is by now, history included.
 
-    A column that is text stays so where one of its values would not be the same again, or where
+    A column is text where one of its values would not be the same again, and stays what it is where
     somebody has put an index on the table. The table's copy gets what the table has.
     """
     standing, copied = (_declared_types(connection, schema, copy) for copy in ("", COPY_PREFIX))
@@ -51,15 +58,17 @@ def fit_texts(connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> Non
         if old not in {_TEXT, *LOGICAL} or new not in {_TEXT, *LOGICAL} or old == new:
             continue
         target = mirror_table(schema)
-        if new != _TEXT and (stays_as_it_is or not _stays(connection, target, name, (old, new))):
+        if new != _TEXT and stays_as_it_is:
             continue
+        if new != _TEXT and not _stays(connection, target, name, (old, new)):
+            new = _TEXT
         _alter(connection, target, name, (old, new))
         if name.lower() in copied:
             _alter(connection, copy_name(schema), name, (copied[name.lower()], new))
 
 
 def as_kept(connection: duckdb.DuckDBPyConnection, rows: pa.Table, schema: TableSchema) -> pa.Table:
-    """Return rows as the mirror keeps them: arrays as lists, intervals as such, JSON unread.
+    """Return rows as the mirror keeps them: no array, map or interval is text, JSON is unread.
 
     So are rows that are to be compared with those of the mirror.
     """
@@ -68,18 +77,23 @@ def as_kept(connection: duckdb.DuckDBPyConnection, rows: pa.Table, schema: Table
         return rows
     kept = kept_logical(connection, schema)
     for place, field in enumerate(rows.schema):
-        of = kept.get(field.name)
-        values = rows.column(place)
-        if of in ARRAYS:
-            lists = [lists_of(chunk, of) for chunk in values.chunks]
-            kind = pa.list_(ARRAYS[of])
-            rows = rows.set_column(place, field.name, pa.chunked_array(lists, kind))
-        elif of == INTERVAL:
-            made = [intervals_of(chunk) for chunk in values.chunks]
-            rows = rows.set_column(place, field.name, pa.chunked_array(made, INTERVAL_TYPE))
+        of, values = kept.get(field.name), rows.column(place)
+        made = _made_of(of)
+        if made is not None:
+            kind, convert = made
+            chunks = [convert(chunk) for chunk in values.chunks]
+            rows = rows.set_column(place, field.name, pa.chunked_array(chunks, kind))
         elif of == JSON:
             rows = rows.set_column(place, field.with_metadata(_JSON_LABEL), values)
     return rows
+
+
+def _made_of(logical: str | None) -> tuple[pa.DataType, Callable[[pa.Array], pa.Array]] | None:
+    """Return what such texts are to Arrow, and what converts them; None where they stay texts."""
+    if logical in ARRAYS:
+        return pa.list_(ARRAYS[logical]), partial(lists_of, logical=logical)
+    made = {INTERVAL: (INTERVAL_TYPE, intervals_of), MAP: (MAP_TYPE, maps_of)}
+    return made.get(logical or "")
 
 
 def _stays(
@@ -108,18 +122,19 @@ def _alter(
 def _cast(name: str, old: str, new: str) -> str:
     """Return SQL that casts a column's text to another type; null where that is not possible."""
     column = quote(name)
-    if new == _INTERVAL:
-        return interval_sql(f"{column}::varchar")
-    if old == _INTERVAL:
-        return f"try_cast({interval_text_sql(column)} as {new})"
+    written = _WRITTEN.get(old)
+    text = f"{column}::varchar" if written is None else written(column)
+    read = _READ.get(new)
+    if read is not None:
+        return read(text)
     was_array, is_array = old.endswith("[]"), new.endswith("[]")
-    if new.endswith("[][]") and old == _TEXT:
-        return f"try_cast(translate({column}, '{{}}', '[]') as {new})"
     if is_array and old == _TEXT:
-        return f"try_cast('[' || {column}[2:-2] || ']' as {new})"
+        flat = f"'[' || {column}[2:-2] || ']'"
+        nested = f"translate({column}, '{{}}', '[]')"
+        return f"try_cast({nested if new.endswith('[][]') else flat} as {new})"
     if was_array and new == _TEXT:
         return _array_text(column, old)
-    return f"try_cast({column if was_array else f'{column}::varchar'} as {new})"
+    return f"try_cast({column if was_array else text} as {new})"
 
 
 def _array_text(column: str, kind: str) -> str:

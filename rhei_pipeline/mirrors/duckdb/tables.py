@@ -25,7 +25,7 @@ from rhei_pipeline.model.schema import (
     Table,
     TableSchema,
 )
-from rhei_pipeline.model.type_names import ARRAYS, INSTANT, INTERVAL, JSON, UUID
+from rhei_pipeline.model.type_names import ARRAYS, INSTANT, INTERVAL, JSON, MAP, UUID
 from rhei_pipeline.sql.text import duckdb_type, mirror_table, quote
 
 MAIN = "main"
@@ -33,7 +33,7 @@ SNAPSHOTS = "snapshot"
 #: From here on, a place (`rowid`) is of a row that its own transaction wrote.
 OWN_PLACES = 36_028_797_018_960_000
 _HISTORY = {field.name for field in HISTORY_FIELDS}
-_TEXTS = (UUID, JSON, INTERVAL, *ARRAYS)
+_TEXTS = (UUID, JSON, INTERVAL, MAP, *ARRAYS)
 #: What a text is where DuckDB keeps it as more than text, by its type there.
 LOGICAL = {duckdb_type(pa.string(), logical).upper(): logical for logical in _TEXTS}
 _DECIMAL = re.compile(r"DECIMAL\((\d+),(\d+)\)")
