@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from rhei_pipeline.capabilities import kept_columns
+from rhei_pipeline.capabilities import kept_columns, reads_wider
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.blame import Blame
 from rhei_pipeline.model.kept_columns import KeptColumns
@@ -105,7 +105,9 @@ def find_widened(
                     replace(now, mirror_name=known.schema.mirror_name), known.mode, known.dropped
                 )
                 altered = find_alteration(table, known, source, snapshot, mirror, ledger)
-                if altered is not None and not altered.is_read_as_it_was:
+                if altered is None or altered.is_read_as_it_was:
+                    continue
+                if not altered.added or reads_wider(source):
                     found.add(known.name)
     return found
 

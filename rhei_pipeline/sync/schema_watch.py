@@ -263,6 +263,7 @@ class SchemaWatch:
                 table = self.policies.settled(declared, known, table)
             with self._blame.of(declared.name):
                 self.install(table)
+                table = self._as_installed(table)
         except Exception as error:
             fault = error if isinstance(error, PermanentError) else own_fault(error, declared.name)
             if fault is None:
@@ -282,6 +283,12 @@ class SchemaWatch:
             _log.warning("table %r: its source %s, and its mirror follows", table.name, changes)
         self._tables[table.name] = table
         names.add(table)
+
+    def _as_installed(self, table: Table) -> Table:
+        """Return a table with what its source knows of its columns once capture is installed."""
+        now = self._source.describe(table.name)
+        own = replace(now, mirror_name=table.schema.mirror_name)
+        return replace(table, schema=own) if own == table.schema else table
 
     def _names(self, standing: Mapping[str, Table]) -> TakenNames:
         return TakenNames(self._tables, standing, self.declared, folds=self._mirror.folds_names)

@@ -106,9 +106,15 @@ HAS_VIEWS: list[type[can.HasViews]] = [PostgresDatabase, SqliteDatabase]
 KNOWS_ADDED: list[type[can.KnowsAdded]] = [
     LogicalSource,
     PostgresTriggerSource,
+    SqlitePollingSource,
     SqliteTriggerSource,
 ]
-KNOWS_KEPT: list[type[can.KnowsKept]] = [LogicalSource, PostgresPollingSource]
+KNOWS_KEPT: list[type[can.KnowsKept]] = [
+    LogicalSource,
+    PostgresPollingSource,
+    SqlitePollingSource,
+    SqliteTriggerSource,
+]
 READS_WIDER: list[type[can.ReadsWider]] = [LogicalSource]
 ERASES_PRUNED: list[type[can.ErasesPruned]] = [BufferedSource]
 EXPIRES: list[type[can.Expires]] = [DataFusionMirror, DuckDBMirror]

@@ -4,13 +4,13 @@
 is declared, as it would be if it had been written then.
 """
 
-import json
 import sqlite3
 from collections.abc import Mapping
 
 import pyarrow as pa
 
 from rhei_pipeline.model.schema import Column, TableSchema
+from rhei_pipeline.sources.sqlite.column_identities import ColumnState
 from rhei_pipeline.sources.sqlite.database import blank_database
 from rhei_pipeline.sources.sqlite.types import admit_column
 from rhei_pipeline.sql.text import quote
@@ -26,9 +26,10 @@ def added_values(
 
     None where one was there before and was not mirrored, or its values are computed.
     """
-    if not known.storage:
+    state = ColumnState.of(known)
+    if state is None:
         return None
-    before = set(json.loads(known.storage))
+    before = {*state.names}
     (strict,) = connection.execute(_STRICT, (schema.name,)).fetchone()
     declared = {
         name: (kind, default, hidden)

@@ -1,6 +1,5 @@
 """Reads tables from SQLite's catalogue: columns as Arrow types, keys, unique indexes."""
 
-import json
 import re
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +17,7 @@ from rhei_pipeline.model.schema import (
     refuse_reserved,
 )
 from rhei_pipeline.model.type_names import INSTANT, decimal_type, named_type
+from rhei_pipeline.sources.sqlite.column_identities import read_state
 from rhei_pipeline.sql.text import quote
 
 _BINARY = "BINARY"
@@ -188,6 +188,7 @@ def read_table(
         SchemaError: No such table, not an ordinary table, no usable key, a reserved name, an
             unknown column; says the way out.
     """
+    (version,) = connection.execute("pragma schema_version").fetchone()
     name = _ordinary_table(connection, name)
     infos = _columns(connection, name, options.columns)
     refuse_reserved(name, [info.name for info in infos])
@@ -201,7 +202,9 @@ def read_table(
         tuple(_column(connection, name, info, key=info.name in key, given=given) for info in infos),
         key,
     )
-    return _with_uniqueness(connection, schema, infos, uniques)
+    everything = [info.name for info in _columns(connection, name, None)]
+    schema = replace(schema, storage=read_state(connection, version, name, everything).text())
+    return _with_uniqueness(connection, schema, infos, uniques, everything)
 
 
 def _with_uniqueness(
@@ -209,6 +212,7 @@ def _with_uniqueness(
     schema: TableSchema,
     infos: Sequence[_Info],
     uniques: Sequence[UniqueIndex],
+    everything: Sequence[str],
 ) -> SqliteTable:
     key = schema.primary_key
     rowid_key = any(info.rowid_alias and (info.name,) == key for info in infos)
@@ -226,16 +230,9 @@ def _with_uniqueness(
     others = tuple(index for index in uniques if not (binary and index is own))
     if not rowid_key:
         others += _rowid_alias(connection, schema.name)
-    everything = [info.name for info in _columns(connection, schema.name, None)]
     unmirrored = tuple(name for name in everything if name not in schema.names)
     free_key = any(_takes_any_number(info.declared) for info in infos if info.name in key)
-    schema = replace(schema, storage=storage_of(everything))
     return SqliteTable(schema, others, collations, unmirrored, free_key)
-
-
-def storage_of(names: Collection[str]) -> str:
-    """Write which columns a table has, mirrored or not."""
-    return json.dumps([name.lower() for name in names])
 
 
 def _takes_any_number(declared: str) -> bool:

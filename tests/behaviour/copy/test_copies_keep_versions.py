@@ -137,7 +137,11 @@ def test_versions_written_while_a_changed_table_is_copied_are_kept(
     world = make_world(mode="temporal", storage=storage)
     world.run("create table t(id integer primary key, a integer)", "insert into t values (1, 1)")
     world.htap.sync_now()
-    world.run("alter table t add column c text default 'x'")
+    world.run(
+        "alter table t add column c text default 'x'",
+        "alter table t add column n integer",
+        "alter table t drop column n",
+    )
     world.faults.do_at(Step.COPY_BEGUN, lambda: _write_wide(world))
     world.htap.sync_now()
     assert [told for told in _told(world) if told[0] == 1][-3:] == ALL_TOLD[1:4]
@@ -154,24 +158,23 @@ def _write_wide(world: World) -> None:
 @MIRRORS
 @pytest.mark.parametrize("buffered", [False, True])
 @pytest.mark.parametrize(
-    "renamed",
-    [
-        ["alter table t rename column a to value"],
-        # The key: the table is left out, since its past does not have it, but loses nothing.
-        ["alter table t rename column id to ident"],
-    ],
+    ("old", "new"),
+    # The key: behind a buffer the table is left out, since its past does not have it.
+    [("a", "value"), ("id", "ident")],
 )
 def test_a_renamed_column_takes_no_pending_version_along(
-    make_world: MakeWorld, storage: str | None, renamed: list[str], *, buffered: bool
+    make_world: MakeWorld, storage: str | None, old: str, new: str, *, buffered: bool
 ) -> None:
     world = make_world(mode="temporal", storage=storage, buffered=buffered)
     world.run("create table t(id integer primary key, a integer)", "insert into t values (1, 1)")
     world.htap.sync_now()
     _write(world)
-    world.run(*renamed)
+    world.run(f"alter table t rename column {old} to {new}")
     world.htap.sync_now()
     mirror = engine_of(world.htap).mirror
-    told = mirror.query("select id, a, _rhei_operation as o from t where a is not null")
+    names = [name if buffered or name != old else new for name in ("id", "a")]
+    chosen = f"{', '.join(names)}, _rhei_operation as o"
+    told = mirror.query(f"select {chosen} from t where {names[1]} is not null")
     assert {tuple(row.values()) for row in told.to_pylist()} >= set(ALL_TOLD)
 
 

@@ -206,7 +206,10 @@ def test_a_column_that_was_there_while_its_table_was_frozen_is_read(
     world.htap.sync_now()
     world.crash()
     world.tables = [{"name": "t"}]
-    assert world.htap.sync_now().tables["t"].copied_rows == 4
+    report = world.htap.sync_now().tables["t"]
+    # SQLite's capture knows that no other column came or went, so this one is read alone.
+    assert report.copied_rows == (4 if capture == "logical" else 0)
+    assert report.updated + report.inserted == 4
     world.assert_equal("t")
 
 

@@ -25,7 +25,7 @@ from rhei_pipeline.sources.sqlite.polling.table import (
     glances,
 )
 from rhei_pipeline.sources.sqlite.rows import ReadRows, SqliteRowReader
-from rhei_pipeline.sources.sqlite.schema_objects import SchemaState
+from rhei_pipeline.sources.sqlite.schema_objects import HARMLESS, SchemaState
 from rhei_pipeline.sources.sqlite.types import decode_key, encode_key
 from rhei_pipeline.sources.table_reads import TableReads
 
@@ -122,13 +122,19 @@ class SqlitePollMemory:
         if former is not None:
             tables = {name for kind, name in state.objects if kind == "table"}
             changed = state.changed_unseen(self.schemas[former], tables)
+            state = state.after(self.schemas[former])
             self.unseen = {since: found | changed for since, found in self.unseen.items()}
         self.schemas[version], self.unseen[version] = state, set()
         for old in list(self.schemas)[:-_SCHEMAS]:
             del self.schemas[old], self.unseen[old]
 
-    def may_have_changed(self, table: str, since: int | None) -> bool:
-        """Return whether later schema changes may have changed a table's rows without an event."""
+    def may_have_changed(self, table: str, since: int | None, now: int) -> bool:
+        """Return whether later schema changes may have changed a table's rows without an event.
+
+        One statement alone adds, drops or renames a column at most.
+        """
+        if since is not None and 0 <= now - since <= HARMLESS:
+            return False
         return since not in self.unseen or table in self.unseen[since]
 
 
@@ -331,7 +337,7 @@ class SqlitePollingSnapshot(TableReads):
 
     def _may_be_rewritten(self, table: Table, keyset: Keyset) -> bool:
         """Return whether schema changes may have changed rows without new timestamps."""
-        return self._memory.may_have_changed(table.name, keyset.schema)
+        return self._memory.may_have_changed(table.name, keyset.schema, self.schema_version)
 
     def _is_orphaned(self, table: Table, after: Position, keyset: Keyset) -> bool:
         return not self._is_drained(table, after) and not self._is_witnessed(table, after, keyset)

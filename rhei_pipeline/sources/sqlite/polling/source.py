@@ -10,14 +10,20 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+
 from rhei_pipeline.errors import SchemaError
+from rhei_pipeline.model.changes import Position
+from rhei_pipeline.model.kept_columns import KeptColumns
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.reports import Finding
 from rhei_pipeline.model.schema import Table, TableOptions, TableSchema, nearest
 from rhei_pipeline.sources.catalog_cache import CatalogCache
 from rhei_pipeline.sources.polling_source import PollingSource
+from rhei_pipeline.sources.sqlite.added_columns import added_values
 from rhei_pipeline.sources.sqlite.arrow_rows import ArrowRows
 from rhei_pipeline.sources.sqlite.catalog import read_table
+from rhei_pipeline.sources.sqlite.column_identities import kept_by_count
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sources.sqlite.polling.snapshot import SqlitePollingSnapshot, SqlitePollMemory
 from rhei_pipeline.sources.sqlite.polling.table import SqlitePoll
@@ -73,6 +79,19 @@ class SqlitePollingSource(PollingSource):
         self._follow_the_file()
         with self._database.translated():
             return int(self._connection.execute("pragma schema_version").fetchone()[0])
+
+    def added_values(
+        self, table: Table, known: TableSchema, _after: Position
+    ) -> Mapping[str, pa.Scalar] | None:
+        """Return what columns that are new since are in rows that nobody has stamped since."""
+        with self._database.translated():
+            return added_values(self._connection, known, table.schema)
+
+    def kept_columns(
+        self, table: Table, known: TableSchema, _after: Position
+    ) -> KeptColumns | None:
+        """Return which columns are those that were known; see `capabilities.KnowsKept`."""
+        return kept_by_count(known, table.schema)
 
     def redeclare(self, name: str, options: TableOptions, polling: PollOptions) -> None:
         """Take what is said of a table from now on."""

@@ -54,7 +54,7 @@ def log_table(table: str) -> str:
 
 def object_names(table: str) -> tuple[list[str], list[str]]:
     """Return the names of all tables and triggers that capture of a table may have made."""
-    tables = [log_table(table), _shape_table(table), _victim_table(table)]
+    tables = [log_table(table), shape_table(table), _victim_table(table)]
     return tables, [_trigger(event, table) for event in _EVENTS]
 
 
@@ -89,7 +89,7 @@ def capture_sql(table: SqliteTable, mode: Mode) -> CaptureSql:
     tables = {log_table(name): writer.log()}
     shape = _shape_columns(table, mode)
     if shape:
-        tables[_shape_table(name)] = f"CREATE TABLE {quote(_shape_table(name))}({listed(shape)})"
+        tables[shape_table(name)] = shape_sql(name, shape)
     if table.uniques:
         tables.update(writer.victims())
     return CaptureSql(tables, dict(_triggers(table, writer)))
@@ -270,7 +270,7 @@ def _joined_shape(table: str, names: Sequence[str], *, only: bool = False) -> st
 
     With `only`, no others, of which there may be too many for one expression.
     """
-    shape = quote(_shape_table(table))
+    shape = quote(shape_table(table))
     shape = f"(select {listed(names)} from {shape})" if only else shape
     return f" natural left join {shape}"
 
@@ -439,8 +439,14 @@ def _shape_columns(table: SqliteTable, mode: Mode) -> list[str]:
     return sorted(indexed - set(table.schema.primary_key))
 
 
-def _shape_table(table: str) -> str:
+def shape_table(table: str) -> str:
+    """Return the name of the table of ours that has a table's columns, and never a row."""
     return f"_rhei_shape_{table}"
+
+
+def shape_sql(table: str, columns: Sequence[str]) -> str:
+    """Compose that table."""
+    return f"CREATE TABLE {quote(shape_table(table))}({listed(columns)})"
 
 
 def _victim_table(table: str) -> str:

@@ -22,6 +22,9 @@ _TABLE = (
     " retired text, shape text not null, primary key(tbl, first)) without rowid"
 )
 
+#: Beside a shape: those that it had with other names, the oldest first.
+_FORMERLY = "formerly"
+
 #: Table, first entry, its name once it is retired, shape.
 _Noted = tuple[str, int, str | None, str]
 
@@ -47,17 +50,24 @@ class TriggerLog:
         """The table that it was made for, as the mirror saw it that had it made."""
         return None if self.shape is None else TableSchema.from_json(json.loads(self.shape))
 
+    @property
+    def schemas(self) -> list[TableSchema]:
+        """The same, and before it those with the names that columns had earlier in this log."""
+        form = {} if self.shape is None else json.loads(self.shape)
+        former = [TableSchema.from_json(each) for each in form.get(_FORMERLY, ())]
+        return [*former, TableSchema.from_json(form)] if form else []
+
     def places(self, schema: TableSchema) -> list[str]:
         """Return where it keeps a table's columns, the key's first; `null` for one it lacks."""
         made_for = self.schema or schema
-        names = [*made_for.primary_key, *(column.name for column in made_for.value_columns)]
         parts = value_places(made_for)
         rows = ["entry"] + ["rest"] * (len(parts) - 1)
         kept = [f"entry.{place}" for place in key_places(made_for)]
         kept += [f"{row}.{place}" for row, part in zip(rows, parts, strict=False) for place in part]
-        at = dict(zip(names, kept, strict=True))
-        wanted = [*schema.primary_key, *(column.name for column in schema.value_columns)]
-        return [at.get(name, "null") for name in wanted]
+        at: dict[str, str] = {}
+        for each in self.schemas or [made_for]:  # no name was ever that of two columns
+            at |= zip(_key_first(each), kept, strict=True)
+        return [at.get(name, "null") for name in _key_first(schema)]
 
     def entries(self, schema: TableSchema) -> str:
         """Write where its places are read from: each entry, and what continues it."""
@@ -66,6 +76,10 @@ class TriggerLog:
             return f"{log} entry"
         continued = f"rest.seq = entry.seq + 1 and rest.live = {CONTINUED}"
         return f"{log} entry left join {log} rest on {continued}"
+
+
+def _key_first(schema: TableSchema) -> list[str]:
+    return [*schema.primary_key, *(column.name for column in schema.value_columns)]
 
 
 def find_logs(connection: sqlite3.Connection, table: str) -> list[TriggerLog]:
@@ -167,6 +181,14 @@ def note_log(connection: sqlite3.Connection, schema: TableSchema, first: int) ->
     """Note that a table's log was made, for which shape, and with which entry it begins."""
     shape = json.dumps(schema.to_json())
     connection.execute(f"insert into {LOGS} values(?, ?, null, ?)", (schema.name, first, shape))
+
+
+def note_renamed(connection: sqlite3.Connection, log: TriggerLog, schema: TableSchema) -> None:
+    """Note the shape with other names for which a log is written by now."""
+    former = [each.to_json() for each in log.schemas]
+    shape = json.dumps(schema.to_json() | {_FORMERLY: former})
+    where = "tbl = ? and retired is null"
+    connection.execute(f"update {LOGS} set shape = ? where {where}", (shape, schema.name))
 
 
 def drop_retired(connection: sqlite3.Connection, log: TriggerLog) -> None:

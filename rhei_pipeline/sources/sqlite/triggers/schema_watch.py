@@ -8,9 +8,18 @@ their logs asks each mirror to compare its rows whole once it has come so far.
 import logging
 import sqlite3
 from collections.abc import Mapping
+from dataclasses import replace
 
+from rhei_pipeline.sources.sqlite import column_identities
+from rhei_pipeline.sources.sqlite.column_identities import (
+    Identities,
+    carried,
+    note_identities,
+    read_identities,
+)
 from rhei_pipeline.sources.sqlite.schema_objects import SchemaState
 from rhei_pipeline.sources.sqlite.triggers.ddl import CLOCK, log_table
+from rhei_pipeline.sources.sqlite.triggers.renamed_logs import rename_in_log
 from rhei_pipeline.sql.text import quote
 
 _log = logging.getLogger(__name__)
@@ -38,13 +47,14 @@ def is_noted(connection: sqlite3.Connection) -> bool:
 def mark_changed(connection: sqlite3.Connection) -> None:
     """Mark the logged tables whose rows schema changes may have changed without an event.
 
-    Within a writing transaction, before it changes the schema itself.
+    Within a writing transaction, before it changes the schema itself. The logs of the others, and
+    their columns' identities, go on by the names that columns have now.
     """
     if is_noted(connection):
         return
-    state = SchemaState.read(connection)
-    logged = {name for kind, name in state.objects if kind == "table" and _is_logged(state, name)}
-    for name in sorted(state.changed_unseen(_noted(connection, state), logged)):
+    state, known = SchemaState.read(connection), _known_identities(connection)
+    before, logged = _noted(connection, state, known), _logged(state)
+    for name in sorted(state.changed_unseen(before, logged)):
         _log.warning(
             "table %r: a schema change may have changed rows that triggers did not log; they are "
             "compared",
@@ -54,6 +64,15 @@ def mark_changed(connection: sqlite3.Connection) -> None:
         connection.execute(f"insert into {log}(at) values({CLOCK})")
         (newest,) = connection.execute(f"select max(seq) from {log}").fetchone()
         mark(connection, name, newest)
+    kept = {name: names for name, names in state.former_names(before).items() if name in logged}
+    for name, former in kept.items():
+        rename_in_log(connection, name, {n: old for n, old in former.items() if n != old})
+    gone = state.after(before).gone
+    found = {
+        name: carried(state.columns[name], former, known.get(name, {}), gone[name])
+        for name, former in kept.items()
+    }
+    _note(connection, found)
 
 
 def mark(connection: sqlite3.Connection, table: str, entry: int) -> None:
@@ -64,11 +83,22 @@ def mark(connection: sqlite3.Connection, table: str, entry: int) -> None:
 
 def note(connection: sqlite3.Connection) -> None:
     """Note the schema as it is now, within the writing transaction that made it so."""
-    for text in _TABLES:
+    _note(connection, _known_identities(connection))
+
+
+def _note(connection: sqlite3.Connection, known: Mapping[str, Identities]) -> None:
+    """Note the schema, and which column is which; `known`: of the columns by their names now."""
+    for text in (*_TABLES, column_identities.TABLE):
         connection.execute(text)
     state = SchemaState.read(connection)
     connection.execute(f"delete from {_STATE}")
     connection.execute(f"insert into {_STATE} values(?, ?)", (state.version, state.text()))
+    identities = {}
+    for name in _logged(state):
+        own, had = state.columns[name], known.get(name, {})
+        gone = [column for column, identity in had.items() if not identity]
+        identities[name] = carried(own, {column: column for column in own}, had, gone)
+    note_identities(connection, state.version, identities)
 
 
 def marks(connection: sqlite3.Connection) -> Mapping[str, int]:
@@ -78,16 +108,33 @@ def marks(connection: sqlite3.Connection) -> Mapping[str, int]:
     return dict(connection.execute(f"select tbl, seq from {_RESCANS}").fetchall())
 
 
-def _noted(connection: sqlite3.Connection, state: SchemaState) -> SchemaState:
+def _known_identities(connection: sqlite3.Connection) -> Mapping[str, Identities]:
+    """Return which column was which when the schema was noted."""
+    if not _exists(connection, _STATE):
+        return {}
+    row = connection.execute(f"select version from {_STATE}").fetchone()
+    return {} if row is None else read_identities(connection, row[0])
+
+
+def _noted(
+    connection: sqlite3.Connection, state: SchemaState, known: Mapping[str, Identities]
+) -> SchemaState:
     if _exists(connection, _STATE):
         row = connection.execute(f"select version, objects from {_STATE}").fetchone()
         if row is not None:
-            return SchemaState.parse(*row)
+            version, text = row
+            there = {name: [n for n, of in own.items() if of] for name, own in known.items()}
+            gone = {name: {n for n, of in own.items() if not of} for name, own in known.items()}
+            return replace(SchemaState.parse(version, text, there), gone=gone)
     return SchemaState(state.version, {})  # nothing is known: every definition counts as another
 
 
-def _is_logged(state: SchemaState, table: str) -> bool:
-    return ("table", log_table(table)) in state.objects
+def _logged(state: SchemaState) -> set[str]:
+    return {
+        name
+        for kind, name in state.objects
+        if kind == "table" and ("table", log_table(name)) in state.objects
+    }
 
 
 def _exists(connection: sqlite3.Connection, table: str) -> bool:

@@ -240,8 +240,12 @@ class SqliteTriggerSnapshot(TableReads):
         )
 
     def _made_for(self, log: TriggerLog, table: Table) -> TableSchema | None:
-        """Return the table that a log was made for, as this mirror would know it."""
-        return None if log.schema is None else self._as_given(log.schema, table.schema)
+        """Return the table that a log was made for, as this mirror would know it.
+
+        By the names that the table has, if the log had them once.
+        """
+        known = [self._as_given(schema, table.schema) for schema in log.schemas]
+        return table.schema if table.schema in known else next(reversed(known), None)
 
     def _catalogue(self, name: str) -> SqliteTable:
         return self._catalogue_at(name, self.schema_version)

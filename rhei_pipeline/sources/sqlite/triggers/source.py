@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from rhei_pipeline.errors import SchemaError
 from rhei_pipeline.model.changes import Position, RowBatch
+from rhei_pipeline.model.kept_columns import KeptColumns
 from rhei_pipeline.model.polling import PollOptions
 from rhei_pipeline.model.schema import Mode, Table, TableOptions, TableSchema
 from rhei_pipeline.sources.acknowledged import Acknowledged
@@ -28,6 +29,7 @@ from rhei_pipeline.sources.sqlite.catalog import (
     read_table,
     with_columns,
 )
+from rhei_pipeline.sources.sqlite.column_identities import has_identities, kept_by_identity
 from rhei_pipeline.sources.sqlite.database import SqliteDatabase
 from rhei_pipeline.sources.sqlite.rows import ReadRows, SqliteRowReader
 from rhei_pipeline.sources.sqlite.triggers import (
@@ -141,6 +143,8 @@ class SqliteTriggerSource:
             SchemaError: Another mirror captures it by another key.
         """
         self._are_marks_known = False
+        if not has_identities(table.schema):
+            self._catalogue.forget()  # it was described before its schema change was noted
         if self._is_installed(table, least) and self._is_schema_known():
             return
         try:
@@ -154,6 +158,7 @@ class SqliteTriggerSource:
             self._lift_harm(table.name)
             raise
         self._left_at = left_at
+        self._catalogue.forget()
 
     def _schema_count(self) -> int:
         return int(self._connection.execute("pragma schema_version").fetchone()[0])
@@ -274,6 +279,12 @@ class SqliteTriggerSource:
         """Return what columns that are new since are in rows that no trigger has logged since."""
         with self._database.translated():
             return added_values(self._connection, known, table.schema)
+
+    def kept_columns(
+        self, table: Table, known: TableSchema, _after: Position
+    ) -> KeptColumns | None:
+        """Return which columns are those that were known; see `capabilities.KnowsKept`."""
+        return kept_by_identity(known, table.schema)
 
     @property
     def logs_rows(self) -> bool:
