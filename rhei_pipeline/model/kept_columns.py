@@ -11,10 +11,12 @@ class KeptColumns:
     Attributes:
         former: The name that each column had; new ones are left out.
         unknown: Those whose values are to be read: they are new, or may have other values by now.
+        tells_deletions: A row that is there no more has its deletion among the changes.
     """
 
     former: Mapping[str, str]
     unknown: frozenset[str] = frozenset()
+    tells_deletions: bool = True
 
     @property
     def renamed(self) -> dict[str, str]:

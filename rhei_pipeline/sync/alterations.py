@@ -40,6 +40,8 @@ class Alteration:
             only has fewer, or wider ones, or such of other names.
         former: The names that columns had which were renamed.
         read: The columns whose values are read again, in all rows.
+        meets_all: Each row of the mirror is to be met by then. Else it may be one whose deletion
+            no change tells, which keeps what is known of it.
         rows_read: In how many that was, once it was done.
         is_read_as_it_was: What was written before is to be read with the columns that it had: a
             history has values that its table lacks by now.
@@ -48,6 +50,7 @@ class Alteration:
     added: AddedValues = field(default_factory=lambda: MappingProxyType({}))
     former: FormerNames = field(default_factory=lambda: NOTHING_RENAMED)
     read: frozenset[str] = frozenset()
+    meets_all: bool = True
     rows_read: list[int] = field(default_factory=list, compare=False)
     is_read_as_it_was: bool = False
 
@@ -84,6 +87,7 @@ def find_alteration(
         {name: pa.scalar(None, table.schema.arrow.field(name).type) for name in news},
         former=kept.renamed,
         read=kept.unknown,
+        meets_all=kept.tells_deletions,
         is_read_as_it_was=len(kept.former) < len(known.schema.names),
     )
     return altered if _can_be_altered(known, table, altered, mirror) else None

@@ -1,6 +1,6 @@
 """Reads single columns of a table again, which may have values that no change tells of."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,13 +14,14 @@ from rhei_pipeline.errors import SourceBusyError
 from rhei_pipeline.model.changes import NetChanges, RowBatch
 from rhei_pipeline.model.schema import Table
 from rhei_pipeline.protocols import MirrorTransaction, SourceSnapshot
+from rhei_pipeline.sync.alterations import Alteration
 
 #: So many rows are compared at once.
 ROWS = 50_000
 
 
 def read_columns(
-    table: Table, names: Collection[str], snapshot: SourceSnapshot, transaction: MirrorTransaction
+    table: Table, alteration: Alteration, snapshot: SourceSnapshot, transaction: MirrorTransaction
 ) -> Iterator[tuple[RowBatch, NetChanges]]:
     """Yield what is read, and what of it leads from the mirror to the snapshot.
 
@@ -30,7 +31,7 @@ def read_columns(
     Raises:
         SourceBusyError: Rows of the mirror were not met: the table was written again meanwhile.
     """
-    own = {*table.schema.primary_key, *names}
+    own = {*table.schema.primary_key, *alteration.read}
     columns = tuple(column for column in table.schema.columns if column.name in own)
     narrow = replace(table, schema=replace(table.schema, columns=columns))
     resume, met = None, 0
@@ -42,7 +43,7 @@ def read_columns(
         others = held.filter(pc.invert(repeated(held, events, narrow.schema)))
         yield batch, _with_values(table, others, batch.rows, transaction)
         resume = batch.resume
-    if met < transaction.count(table):
+    if alteration.meets_all and met < transaction.count(table):
         raise SourceBusyError(
             f"table {table.name!r} was written again while it was read", hint="it is tried again"
         )

@@ -344,7 +344,7 @@ def _read_columns(
     """
     counts, letters = Counts(), 0
     alteration.rows_read.clear()  # of a cycle in which another table failed
-    for batch, changes in read_columns(table, alteration.read, snapshot, transaction):
+    for batch, changes in read_columns(table, alteration, snapshot, transaction):
         counts += _apply_difference(table, changes, snapshot, transaction)
         alteration.rows_read.append(batch.rows.num_rows)
         letters += len(batch.rejected)

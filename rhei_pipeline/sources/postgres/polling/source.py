@@ -7,6 +7,7 @@ what this source caches only saves reads.
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rhei_pipeline.errors import SchemaError
@@ -136,7 +137,8 @@ class PostgresPollingSource(PollingSource):
         self, table: Table, known: TableSchema, _after: Position
     ) -> KeptColumns | None:
         """Return which columns are those that were known, and hold what they held."""
-        return kept_columns(known, table.schema)
+        found = kept_columns(known, table.schema)
+        return found and replace(found, tells_deletions=False)
 
     def redeclare(self, name: str, options: TableOptions, polling: PollOptions) -> None:
         """Take what is said of a table from now on."""
